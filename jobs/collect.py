@@ -1,0 +1,77 @@
+"""Record demonstrations: scripted experts play robosuite tasks in parallel on Ray, into an episode store.
+
+    python -m jobs.collect --task Lift --episodes 100 --store data/lift
+
+The same seeds give the same episodes, so a second run only adds what is missing.
+"""
+
+import os
+import time
+
+import click
+
+from orchestrator.cli import answers_mistakes
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--task", default="Lift", show_default=True, help="A task a scripted expert can do.")
+@click.option("--episodes", type=click.IntRange(1, 1_000_000), required=True, help="How many the store shall hold of this task: seeds 0, 1, 2 ...")
+@click.option("--store", required=True, help="Folder or s3:// URI of the episode store; made if it is not there.")
+@click.option("--cameras", default="robot0_eye_in_hand", show_default=True, help="Comma-separated robosuite cameras, in the order the policy will see them.")
+@click.option("--image-size", type=click.IntRange(16, 1024), default=64, show_default=True, help="Pixels, square.")
+@click.option("--render-profile", default="fast", show_default=True, help="Rendering quality; evaluation uses the same.")
+@click.option("--disturbance", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="How far executed actions stray from the expert's.")
+@click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), help="Simulator processes; one per core by default.")
+@answers_mistakes
+def main(task: str, episodes: int, store: str, cameras: str, image_size: int, render_profile: str, disturbance: float, workers: int) -> None:
+    """Record demonstrations of TASK until the store holds EPISODES of them.
+
+    \b
+    python -m jobs.collect --task Lift --episodes 100 --store data/lift
+    python -m jobs.collect --episodes 500 --store s3://robot-data/lift --cameras agentview,robot0_eye_in_hand
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from orchestrator.cluster import connect, quiet
+    from orchestrator.collect import collect, missing
+    from orchestrator.spec import SweepError
+    from orchestrator.storage import open_storage
+    from sim_workers.demonstrate import Demonstration
+    from sim_workers.env import contract
+    from sim_workers.experts import EXPERTS
+    from sim_workers.render import PROFILES
+
+    mistakes = []
+    if task not in EXPERTS:
+        mistakes.append(f"--task: no scripted expert does {task}; there is one for {', '.join(EXPERTS)}")
+    if render_profile not in PROFILES:
+        mistakes.append(f"--render-profile: unknown profile {render_profile}; known are {', '.join(PROFILES)}")
+    if mistakes:
+        raise SweepError("jobs.collect", mistakes)
+
+    began = time.monotonic()
+    storage = open_storage(store)
+    conventions = contract(tuple(cameras.split(",")), (image_size, image_size), render_profile)
+    todo = missing(storage, [Demonstration(task, seed, disturbance) for seed in range(episodes)])
+    if len(todo) < episodes:
+        click.echo(f"{storage.uri} already holds {episodes - len(todo)} of {episodes} episodes of {task}" + ("" if todo else "; nothing to record"))
+    if not todo:
+        return
+    quiet()
+    click.echo("starting Ray")
+    connect()
+    columns = (TextColumn("recording"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    successes = steps = 0
+    with Progress(*columns) as progress:
+        bar = progress.add_task("", total=len(todo))
+        for entry in collect(storage, conventions, todo, workers):
+            successes, steps = successes + entry.success, steps + entry.length
+            progress.advance(bar)
+    click.echo(
+        f"recorded {len(todo)} episodes of {task}, {successes} successful, {steps / len(todo):.0f} steps on average, "
+        f"in {time.monotonic() - began:.0f} s, into {storage.uri}"
+    )
+
+
+if __name__ == "__main__":
+    main()

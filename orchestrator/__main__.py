@@ -1,0 +1,5 @@
+"""`python -m orchestrator` is `demoscale`."""
+
+from orchestrator.cli import main
+
+main()

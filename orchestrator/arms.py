@@ -1,0 +1,29 @@
+"""Arms: what a sweep varies, spelled out one by one."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class Arm:
+    """One policy to train: demo count x action-free ratio x seed."""
+
+    demo_count: int
+    action_free_ratio: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For people: `demos-50_ratio-1_seed-0`."""
+        return f"demos-{self.demo_count}_ratio-{self.action_free_ratio:g}_seed-{self.seed}"
+
+    def arm_id(self, protocol: str) -> str:
+        """Name and a hash of everything that shapes the trained policy: the arm and `protocol`, the fingerprint of the rest."""
+        text = json.dumps([self.demo_count, self.action_free_ratio, self.seed, protocol])
+        return f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def expand(demo_counts: tuple[int, ...], action_free_ratios: tuple[float, ...], seeds: tuple[int, ...]) -> list[Arm]:
+    """Every combination, largest training sets first: a sweep that is going to fail fails early, and the longest wait starts soonest."""
+    return sorted((Arm(n, r, s) for n in demo_counts for r in action_free_ratios for s in seeds), reverse=True)

@@ -1,0 +1,228 @@
+"""The command `demoscale`. Heavy imports happen inside the commands, so that `--help` and mistakes answer at once.
+
+Exit codes: 0 done; 1 it could not be done; 2 a mistake in what was asked for; 130 stopped by Ctrl-C, to be continued.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+SWEEP_FILE = click.argument("sweep_file", type=click.Path(dir_okay=False))
+SET = click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Override a field, e.g. --set train.steps=200. Repeatable.")
+STORAGE = click.option("--storage", default="runs", show_default=True, help="Folder or s3:// URI the sweep keeps its results in.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn the errors a person can mend into their sentence and an exit code; anything else is a bug and keeps its traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        from orchestrator.data.episodes import EpisodeError
+        from orchestrator.spec import SweepError
+        from orchestrator.storage import StorageError
+        from orchestrator.tracking import TrackingError
+
+        try:
+            command(*args, **kwargs)
+        except SweepError as error:
+            click.echo(str(error), err=True)
+            sys.exit(2)
+        except (EpisodeError, StorageError, TrackingError) as error:
+            click.echo(str(error), err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("stopped; the same command continues from here", err=True)
+            sys.exit(130)
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="demoscale")
+def main() -> None:
+    """How many demonstrations does a video-action policy need, and how many can action-free video replace?
+
+    \b
+    demoscale plan jobs/quickstart.yaml      what it would do, before anything is spent
+    demoscale run jobs/quickstart.yaml       do it; run again to continue where it stopped
+    demoscale status quickstart              how far it is
+    demoscale curve quickstart               the answer
+    demoscale doctor                         is this machine ready?
+    """
+
+
+@main.command()
+@SWEEP_FILE
+@SET
+@answers_mistakes
+def plan(sweep_file: str, overrides: tuple[str, ...]) -> None:
+    """Check SWEEP_FILE and say what it would do and cost.
+
+    \b
+    demoscale plan jobs/quickstart.yaml
+    demoscale plan jobs/quickstart.yaml --set train.steps=2000
+    """
+    from orchestrator.plan import make_plan
+    from orchestrator.spec import Sweep
+
+    click.echo(str(make_plan(Sweep.load(sweep_file, overrides))))
+
+
+@main.command()
+@SWEEP_FILE
+@SET
+@answers_mistakes
+def run(sweep_file: str, overrides: tuple[str, ...]) -> None:
+    """Run SWEEP_FILE on this machine, or on the Ray cluster RAY_ADDRESS names, to its curve.
+
+    Finished arms and finished episodes are never repeated: the same command continues a sweep that was stopped or killed.
+
+    \b
+    demoscale run jobs/quickstart.yaml
+    demoscale run jobs/quickstart.yaml --set seeds=[0,1,2]
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    from orchestrator.cluster import quiet
+    from orchestrator.plan import make_plan
+    from orchestrator.spec import Sweep
+
+    began = time.monotonic()
+    sweep = Sweep.load(sweep_file, overrides)
+    click.echo(f"{make_plan(sweep)}\n")
+    quiet()
+    from orchestrator.sweep import SweepRun
+
+    console = Console(soft_wrap=True, highlight=False)
+
+    def say(line: str) -> None:
+        console.print(f"[{_clock(time.monotonic() - began)}] {line}", markup=False)
+
+    say("opening the tracking database")
+    sweep_run = SweepRun(sweep, say)
+    say(f"tracking in {sweep_run.state.tracking_uri}; starting Ray")
+    with Live(get_renderable=sweep_run.board.table, console=console, refresh_per_second=2):
+        answer = sweep_run.run()
+    say("done")
+    _print_curve(answer)
+    _print_places(sweep_run.state, answer)
+
+
+@main.command()
+@click.argument("name")
+@STORAGE
+@JSON
+@answers_mistakes
+def status(name: str, storage: str, as_json: bool) -> None:
+    """How far the sweep NAME is: every arm's training and scores.
+
+    \b
+    demoscale status quickstart
+    demoscale status quickstart --json
+    """
+    from rich.console import Console
+
+    from orchestrator.sweep import SweepState
+
+    board = SweepState.named(name, storage).board()
+    if as_json:
+        click.echo(json.dumps(board.lines(), indent=1))
+    else:
+        Console(soft_wrap=True).print(board.table())
+
+
+@main.command()
+@click.argument("name")
+@STORAGE
+@click.option("--mlflow", help="MLflow tracking URI; the database in the storage by default.")
+@click.option("--save", type=click.Path(dir_okay=False), help="Also write the curve to a .png, .svg, .pdf or .json file.")
+@JSON
+@answers_mistakes
+def curve(name: str, storage: str, mlflow: str | None, save: str | None, as_json: bool) -> None:
+    """The sample-efficiency curve of the sweep NAME, read from MLflow alone.
+
+    \b
+    demoscale curve quickstart
+    demoscale curve quickstart --save curve.png
+    demoscale curve quickstart --json | jq .points
+    """
+    from orchestrator.cluster import quiet
+    from orchestrator.curve import Curve
+    from orchestrator.storage import open_storage
+    from orchestrator.tracking import tracking_uri
+
+    quiet()
+    answer = Curve.read(tracking_uri(mlflow or "", open_storage(storage).uri), name)
+    if save:
+        answer.save(save)
+    if as_json:
+        click.echo(json.dumps(answer.to_json(), indent=1))
+    else:
+        _print_curve(answer)
+
+
+@main.command()
+@answers_mistakes
+def doctor() -> None:
+    """Check that this machine can collect, train and score; every failure comes with its mend."""
+    from orchestrator.doctor import checks
+
+    failed = 0
+    for check in checks():
+        failed += not check.passed
+        click.echo(f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {check.finding}")
+    sys.exit(1 if failed else 0)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
+
+
+def _print_curve(answer: Any) -> None:
+    """The points with their denominators, then what may be concluded."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("demos", "action-free per demo", "success", "episodes", "95 % interval", "errors", "seeds"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for p in answer.points:
+        table.add_row(
+            f"{p.demo_count}",
+            f"{p.action_free_ratio:g}",
+            f"{p.success_rate:.2f}",
+            f"{p.successes}/{p.episodes}",
+            f"{p.low:.2f} to {p.high:.2f}",
+            f"{p.errors}",
+            f"{p.seeds}",
+        )
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    for comparison in answer.comparisons():
+        console.print(str(comparison), markup=False)
+
+
+def _print_places(state: Any, answer: Any) -> None:
+    """Where everything is and how to open it."""
+    if state.storage.uri.startswith("s3://"):
+        picture = None
+    else:
+        picture = Path(state.storage.uri) / f"{state.sweep.name}-curve.png"
+        answer.save(picture)
+        answer.save(picture.with_suffix(".svg"))
+    films = sorted(f"{state.storage.uri}/{key}" for key in state.storage.list("outcomes/") if key.endswith(".mp4"))
+    click.echo()
+    if picture:
+        click.echo(f"picture          {picture}")
+    for film in films[:8]:
+        click.echo(f"rollout video    {film}")
+    click.echo(f"MLflow           mlflow ui --backend-store-uri {state.tracking_uri}   (then open http://127.0.0.1:5000)")
+    click.echo(f"the curve again  demoscale curve {state.sweep.name} --storage {state.storage.uri}")

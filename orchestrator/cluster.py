@@ -1,0 +1,49 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+import logging
+import os
+import sys
+
+from orchestrator.provenance import CHECKOUT
+
+# Read by Ray when it is imported or a process starts, so they are set before.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the controller's next look at its workers
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops the whole sweep, not only its training
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names, or start Ray on this machine; does nothing when already connected."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return
+    # On this machine the workers import the checkout the driver runs from, whatever its working directory.
+    checkout = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH", "")]))
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS"),
+        namespace="demoscale",
+        log_to_driver="DEMOSCALE_RAY_LOGS" in os.environ,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"PYTHONPATH": checkout, "PYTHONWARNINGS": "ignore"}},
+    )
+
+
+def quiet() -> None:
+    """Keep third-party start-up chatter off the terminal of a command."""
+    for name in ("ray", "ray.train", "ray.tune", "ray.data", "mlflow"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if not sys.warnoptions:
+        import warnings
+
+        warnings.simplefilter("ignore")

@@ -1,0 +1,61 @@
+"""Recording demonstrations in parallel on Ray, into an episode store."""
+
+from collections.abc import Iterator
+
+from orchestrator.data.episodes import Episode, EpisodeEntry, commit, load_manifest, put_episode, store_exists
+from orchestrator.storage import Storage, open_storage
+from policy.interface import Contract
+from sim_workers.demonstrate import Demonstration, demonstrate
+from sim_workers.env import SimEnv
+from sim_workers.suite import TASKS
+
+COMMIT_EVERY = 50  # recordings; what is committed survives an interruption
+
+
+class Recorder:
+    """One simulator process that writes what it records straight to the store."""
+
+    def __init__(self, task: str, contract: Contract, store_uri: str) -> None:
+        self._env = SimEnv(task, contract)
+        self._storage = open_storage(store_uri)
+
+    def record(self, demonstration: Demonstration) -> EpisodeEntry:
+        """A failed demonstration is kept without its actions: worth watching, not worth imitating."""
+        recording = demonstrate(self._env, demonstration)
+        episode = Episode(
+            episode_id=demonstration.episode_id,
+            task=demonstration.task,
+            instruction=TASKS[demonstration.task],
+            frames=recording.frames,
+            proprio=recording.proprio,
+            action=recording.action if recording.success else None,
+            success=recording.success,
+            source=f"scripted expert, seed {demonstration.seed}, disturbance {demonstration.disturbance:g}",
+        )
+        return put_episode(self._storage, episode, self._env.contract.control_hz)
+
+
+def missing(storage: Storage, demonstrations: list[Demonstration]) -> list[Demonstration]:
+    """Those the store does not hold yet."""
+    have = {entry.episode_id for entry in load_manifest(storage).entries} if store_exists(storage) else set()
+    return [demonstration for demonstration in demonstrations if demonstration.episode_id not in have]
+
+
+def collect(storage: Storage, contract: Contract, demonstrations: list[Demonstration], workers: int) -> Iterator[EpisodeEntry]:
+    """Record all of one task on `workers` processes of a connected Ray cluster, yielding each as it is done, committing as it goes."""
+    import ray
+    from ray.util import ActorPool
+
+    recorder = ray.remote(Recorder).options(max_restarts=3, max_task_retries=3, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+    pool = ActorPool([recorder.remote(demonstrations[0].task, contract, storage.uri) for _ in range(min(workers, len(demonstrations)))])
+    waiting: list[EpisodeEntry] = []
+    try:
+        for entry in pool.map_unordered(lambda actor, demonstration: actor.record.remote(demonstration), demonstrations):
+            waiting.append(entry)
+            if len(waiting) >= COMMIT_EVERY:
+                commit(storage, contract, waiting)
+                waiting = []
+            yield entry
+    finally:
+        if waiting:
+            commit(storage, contract, waiting)

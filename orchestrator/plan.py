@@ -1,0 +1,57 @@
+"""What a sweep would do and cost, told before anything is spent."""
+
+from dataclasses import dataclass
+
+from orchestrator.data.episodes import load_manifest
+from orchestrator.data.subset import choose
+from orchestrator.spec import Sweep, SweepError, store_problems
+from orchestrator.storage import open_storage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """arms x checkpoints x rollouts."""
+
+    arms: int
+    checkpoints: int
+    rollouts: int
+    control_steps: int
+    """At most, if no rollout succeeded early."""
+    clips: int
+    """Training clips over all arms."""
+    bytes_per_epoch: int
+    """What an epoch of the largest arm reads from the store."""
+    store_episodes: int
+    store_bytes: int
+
+    def __str__(self) -> str:
+        lines = (
+            ("arms", f"{self.arms}"),
+            ("checkpoints", f"{self.checkpoints}, every one scored"),
+            ("rollouts", f"{self.rollouts}, at most {self.control_steps:,} control steps"),
+            ("training", f"{self.clips:,} clips; the largest arm reads {self.bytes_per_epoch / 2**20:.1f} MiB per epoch"),
+            ("episode store", f"{self.store_episodes} episodes, {self.store_bytes / 2**20:.1f} MiB"),
+        )
+        return "\n".join(f"{name:<14} {value}" for name, value in lines)
+
+
+def make_plan(sweep: Sweep) -> Plan:
+    """Count everything; SweepError with every problem if the sweep cannot run."""
+    if problems := store_problems(sweep.data, sweep.suite.tasks):
+        raise SweepError(sweep.name, problems)
+    manifest = load_manifest(open_storage(sweep.data.episodes))
+    arms = sweep.arms()
+    largest = choose(manifest.entries, max(sweep.data.demo_count), max(sweep.data.action_free_ratio), seed=sweep.seeds[0])
+    sizes = {entry.episode_id: entry.nbytes for entry in manifest.entries}
+    checkpoints = len(arms) * len(sweep.checkpoint_steps())
+    rollouts = checkpoints * sweep.suite.episodes * len(sweep.suite.tasks)
+    return Plan(
+        arms=len(arms),
+        checkpoints=checkpoints,
+        rollouts=rollouts,
+        control_steps=rollouts * sweep.suite.horizon,
+        clips=len(arms) * sweep.train.steps * sweep.train.batch_size,
+        bytes_per_epoch=sum(sizes[episode] for episode in (*largest.demos, *largest.action_free)),
+        store_episodes=len(manifest.entries),
+        store_bytes=sum(sizes.values()),
+    )

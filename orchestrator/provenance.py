@@ -1,0 +1,40 @@
+"""Where a result comes from: the code, by content, and the packages that shape it."""
+
+import hashlib
+import subprocess
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+# The files whose change means another trained policy, and another score. Anything else may change without a rerun.
+TRAINING_CODE = ("policy", "orchestrator/data", "orchestrator/train.py")
+SCORING_CODE = ("sim_workers/env.py", "sim_workers/render.py", "sim_workers/rollout.py", "sim_workers/suite.py")
+PACKAGES = ("torch", "diffusers", "ray", "robosuite", "mujoco", "numpy", "av")
+
+
+@lru_cache
+def code_fingerprint(places: tuple[str, ...]) -> str:
+    """Hash of the content of every Python file in the named files and folders of the checkout."""
+    digest = hashlib.sha256()
+    for place in places:
+        path = CHECKOUT / place
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.relative_to(CHECKOUT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+@lru_cache
+def git_commit() -> str:
+    """The checkout's commit, with `-dirty` where files differ from it; `unknown` outside git."""
+    try:
+        out = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return out.stdout.strip()
+
+
+def package_versions() -> dict[str, str]:
+    """The versions a trained policy and its score depend on."""
+    return {name: version(name) for name in PACKAGES}

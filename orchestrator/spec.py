@@ -1,0 +1,204 @@
+"""The sweep file: what a person asks for, validated whole before anything is spent. Only choices; no computation, no class paths."""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from orchestrator.arms import Arm, expand
+from orchestrator.data.episodes import EpisodeError, load_manifest
+from orchestrator.data.subset import SubsetError, choose
+from orchestrator.storage import StorageError, open_storage
+from sim_workers.suite import TASKS, Suite
+
+
+class SweepError(Exception):
+    """Everything that is wrong with a sweep, one sentence each."""
+
+    def __init__(self, where: str, problems: list[str]) -> None:
+        self.problems = problems
+        count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        super().__init__(f"{where}: {count}\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+def _known_task(task: str) -> str:
+    if task not in TASKS:
+        close = difflib.get_close_matches(task, TASKS, 1)
+        raise ValueError(f"unknown task {task}; " + (f"did you mean {close[0]}?" if close else f"known are {', '.join(TASKS)}"))
+    return task
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("each value may appear once")
+    return values
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(_Part):
+    """Which episodes, and how many of them an arm gets."""
+
+    episodes: str
+    """Episode store: a folder or an s3:// URI, written by jobs.collect."""
+    demo_count: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(_distinct)]
+    """Episodes with actions per task; a smaller count is always contained in a larger one."""
+    action_free_ratio: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1), AfterValidator(_distinct)] = (0.0,)
+    """Action-free episodes per demo."""
+
+
+class PolicyChoice(_Part):
+    """Which policy learns."""
+
+    preset: Literal["tiny"] = "tiny"
+    """`tiny` runs on one CPU core."""
+
+
+class Train(_Part):
+    """How one arm is trained. Every arm gets the same number of optimiser steps."""
+
+    mode: Literal["joint"] = "joint"
+    """`joint`: video and action losses together; the action loss reaches the video model."""
+    steps: PositiveInt
+    """Optimiser steps."""
+    batch_size: PositiveInt = 32
+    """Clips per optimiser step, over all workers."""
+    workers: PositiveInt = 1
+    """Training processes; one GPU each where there are GPUs."""
+    checkpoint_every: PositiveInt
+    """Steps between checkpoints; every checkpoint is scored, the last step always is one."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak; warmed up linearly, then a cosine down to zero at the last step."""
+    warmup_steps: NonNegativeInt = 50
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay per step of the running average of the weights that acts; 0 acts with the last weights."""
+
+
+class SuiteChoice(_Part):
+    """The evaluation episodes: the same initial states for every checkpoint of every arm."""
+
+    tasks: Annotated[tuple[Annotated[str, AfterValidator(_known_task)], ...], Field(min_length=1), AfterValidator(_distinct)]
+    episodes: PositiveInt
+    """Per task."""
+    horizon: PositiveInt
+    """Control steps until an episode counts as failed (20 steps are one second)."""
+
+
+class Sweep(_Part):
+    """One sweep file."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    """Names the runs in MLflow and the folder in `storage`: lower case, digits, `.`, `_`, `-`."""
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_distinct)] = (0,)
+    """One replicate each: a seed fixes subset order and training noise together."""
+    data: Data
+    policy: PolicyChoice = PolicyChoice()
+    train: Train
+    suite: SuiteChoice
+    rollout_actors: PositiveInt = 2
+    """Simulator processes; the scores do not depend on how many."""
+    search: Literal["grid"] = "grid"
+    """`grid`: every combination of demo count, action-free ratio and seed."""
+    storage: str = "runs"
+    """Folder or s3:// URI for checkpoints, outcomes and videos; relative to where the command runs."""
+    mlflow: str = ""
+    """MLflow tracking URI; empty: a database `mlflow.db` in `storage`."""
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "Sweep":
+        """Read a sweep file; `overrides` are `dotted.key=value`, the value in YAML. SweepError lists every mistake."""
+        where = str(path)
+        try:
+            raw = yaml.safe_load(Path(path).read_text())
+        except FileNotFoundError:
+            raise SweepError(where, ["there is no such file"]) from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SweepError(where, [f"not readable as YAML: {' '.join(str(error).split())}"]) from None
+        if not isinstance(raw, dict):
+            raise SweepError(where, ["a sweep file is a mapping of fields; see jobs/README.md"])
+        for override in overrides:
+            _override(raw, override, where)
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            raise SweepError(where, [_sentence(cls, item) for item in error.errors()] + _store_problems_of(raw)) from None
+
+    def arms(self) -> list[Arm]:
+        return expand(self.data.demo_count, self.data.action_free_ratio, self.seeds)
+
+    def to_suite(self) -> Suite:
+        return Suite(self.suite.tasks, self.suite.episodes, self.suite.horizon)
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps after which an arm is saved and scored."""
+        steps = list(range(self.train.checkpoint_every, self.train.steps + 1, self.train.checkpoint_every))
+        return steps if steps and steps[-1] == self.train.steps else [*steps, self.train.steps]
+
+    def to_yaml(self) -> str:
+        """The resolved file, itself a valid sweep file."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def training_fingerprint(self, manifest_fingerprint: str, code: str) -> str:
+        """Of everything besides the arm that shapes a trained policy."""
+        text = json.dumps([manifest_fingerprint, code, self.policy.model_dump(mode="json"), self.train.model_dump(mode="json")], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _override(raw: dict[str, Any], override: str, where: str) -> None:
+    key, separator, value = override.partition("=")
+    *parents, last = key.split(".")
+    place = raw
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise SweepError(where, [f"--set {override}: {parent} has no fields"])
+    if not separator or not last:
+        raise SweepError(where, [f"--set {override}: write it as field=value, for example --set train.steps=200"])
+    place[last] = yaml.safe_load(value)
+
+
+def _sentence(model: type[BaseModel], error: Any) -> str:
+    """A pydantic error as a person would say it."""
+    location = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        for part in error["loc"][:-1]:
+            annotation = model.model_fields[part].annotation
+            assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+            model = annotation
+        close = difflib.get_close_matches(str(error["loc"][-1]), model.model_fields, 1)
+        return f"{location}: unknown field" + (f"; did you mean {close[0]}?" if close else f"; the fields here are {', '.join(model.model_fields)}")
+    if error["type"] == "missing":
+        return f"{location}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{location}: {message[0].lower()}{message[1:]}" + ("" if error["type"] == "value_error" else f", not {error['input']!r}")
+
+
+def store_problems(data: Data, tasks: tuple[str, ...]) -> list[str]:
+    """Everything about the episode store that would stop a sweep: no store, a task nobody demonstrated, too few episodes."""
+    try:
+        manifest = load_manifest(open_storage(data.episodes))
+    except (EpisodeError, StorageError) as error:
+        return [f"data.episodes: {error}"]
+    shown = {entry.task for entry in manifest.entries}
+    problems = [f"suite.tasks: nobody demonstrated {task}; the store shows {', '.join(sorted(shown))}" for task in tasks if task not in shown]
+    try:
+        choose(manifest.entries, max(data.demo_count), max(data.action_free_ratio), seed=0)
+    except SubsetError as error:
+        problems.append(f"data: the largest arm does not fit. {error}")
+    return problems
+
+
+def _store_problems_of(raw: dict[str, Any]) -> list[str]:
+    """What is wrong with the episode store, as far as a file with mistakes elsewhere lets one tell."""
+    try:
+        data = Data.model_validate(raw.get("data"))
+        tasks = SuiteChoice.model_validate(raw.get("suite")).tasks
+    except ValidationError:
+        return []
+    return store_problems(data, tasks)

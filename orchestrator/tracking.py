@@ -1,0 +1,143 @@
+"""MLflow, the only file that speaks it: one parent run per sweep, one child per arm, scores at their checkpoint's training step.
+
+Runs are found or created by tags, so a sweep that is killed and started again continues the same runs. One process writes.
+"""
+
+import json
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.arms import Arm
+
+EXPERIMENT = "demoscale"
+# Tags. A parent's training and scoring fingerprints say which of its children belong to the sweep as it stands now.
+SWEEP, ARM, TRAINING, PROTOCOL, STEPS = (f"demoscale.{name}" for name in ("sweep", "arm", "training", "protocol", "steps"))
+
+
+class TrackingError(Exception):
+    """One sentence: what the tracking store does not know."""
+
+
+def tracking_uri(mlflow: str, storage_uri: str) -> str:
+    """Where a sweep is tracked: what its file says, or a database beside its other results."""
+    if mlflow:
+        return mlflow
+    folder = "runs" if storage_uri.startswith("s3://") else storage_uri
+    return f"sqlite:///{Path(folder).absolute() / 'mlflow.db'}"
+
+
+def _client(uri: str) -> Any:
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(uri)
+
+
+def _tagged(tags: dict[str, str]) -> str:
+    return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+
+
+class Tracker:
+    """Writes one sweep."""
+
+    def __init__(self, uri: str, sweep: str, *, training: str, protocol: str, steps: int, artifacts: str | None = None) -> None:
+        """training, protocol: fingerprints of how the arms are trained and scored; steps: of the last checkpoint.
+
+        artifacts: where an experiment created here keeps its files; a tracking server decides for itself.
+        """
+        self.uri = uri
+        self._mlflow = _client(uri)
+        experiment = self._mlflow.get_experiment_by_name(EXPERIMENT)
+        local = artifacts if uri.startswith("sqlite:") else None
+        self._experiment = experiment.experiment_id if experiment else self._mlflow.create_experiment(EXPERIMENT, artifact_location=local)
+        self._tags = {SWEEP: sweep, TRAINING: training, PROTOCOL: protocol}
+        self.parent = self._find_or_create(sweep, {SWEEP: sweep, ARM: "-"})
+        for name, value in {**self._tags, STEPS: str(steps)}.items():
+            self._mlflow.set_tag(self.parent, name, value)
+        self._children: dict[str, str] = {}
+
+    def _find_or_create(self, name: str, tags: dict[str, str]) -> str:
+        found = self._mlflow.search_runs([self._experiment], _tagged(tags), max_results=1)
+        run = found[0] if found else self._mlflow.create_run(self._experiment, run_name=name, tags=tags)
+        run_id: str = run.info.run_id
+        return run_id
+
+    def arm(self, arm_id: str, arm: Arm, facts: dict[str, str]) -> None:
+        """Open the arm's run; `facts` become tags."""
+        run = self._find_or_create(arm.name, {**self._tags, ARM: arm_id, "mlflow.parentRunId": self.parent})
+        self._children[arm_id] = run
+        for name, value in vars(arm).items():
+            self._mlflow.log_param(run, name, value)
+        for name, value in facts.items():
+            self._mlflow.set_tag(run, name, value)
+
+    def metrics(self, arm_id: str, step: int, values: dict[str, float]) -> None:
+        """Log numbers at a training step, once: what is already there from before an interruption is left alone."""
+        run = self._children[arm_id]
+        for name, value in values.items():
+            if all(logged.step != step for logged in self._mlflow.get_metric_history(run, name)):
+                self._mlflow.log_metric(run, name, value, step=step)
+
+    def artifact(self, arm_id: str | None, name: str, data: bytes) -> None:
+        """Store a file with an arm's run, or with the sweep's if there is no arm. `name` may hold folders."""
+        run = self._children[arm_id] if arm_id else self.parent
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(name).name
+            path.write_bytes(data)
+            self._mlflow.log_artifact(run, str(path), str(Path(name).parent) if "/" in name else None)
+
+    def finish(self, arm_id: str | None = None) -> None:
+        """Mark an arm's run, or the sweep's, as finished."""
+        self._mlflow.set_terminated(self._children[arm_id] if arm_id else self.parent)
+
+
+@dataclass(frozen=True)
+class ScoredArm:
+    """An arm as MLflow remembers it: its last checkpoint's complete score."""
+
+    arm: Arm
+    protocol: str
+    step: int
+    successes: int
+    episodes: int
+    errors: int
+    outcomes: dict[str, bool]
+    """Episode id -> success."""
+
+
+def read_arms(uri: str, sweep: str) -> list[ScoredArm]:
+    """The scored arms of a sweep as it stands now; TrackingError if the store knows no such sweep."""
+    mlflow = _client(uri)
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+    parents = mlflow.search_runs([experiment.experiment_id], _tagged({SWEEP: sweep, ARM: "-"})) if experiment else []
+    if not parents:
+        raise TrackingError(f"{uri}: no sweep named {sweep} is tracked here; name one that ran, or the place with --storage or --mlflow")
+    now = parents[0].data.tags
+    wanted = _tagged({"mlflow.parentRunId": parents[0].info.run_id, TRAINING: now[TRAINING], PROTOCOL: now[PROTOCOL]})
+    arms = []
+    for run in mlflow.search_runs([experiment.experiment_id], wanted, max_results=10_000):
+        step = int(now[STEPS])
+        last = {name: {m.step: m.value for m in mlflow.get_metric_history(run.info.run_id, name)}.get(step) for name in SCORE_METRICS}
+        if last["success_rate"] is None:
+            continue
+        outcomes = Path(mlflow.download_artifacts(run.info.run_id, outcomes_artifact(step))).read_text()
+        arm = Arm(int(run.data.params["demo_count"]), float(run.data.params["action_free_ratio"]), int(run.data.params["seed"]))
+        counts = (int(last[name]) for name in ("successes", "episodes", "errors"))
+        arms.append(ScoredArm(arm, now[PROTOCOL], step, *counts, outcomes=json.loads(outcomes)))
+    return sorted(arms, key=lambda scored: scored.arm)
+
+
+SCORE_METRICS = ("success_rate", "successes", "episodes", "errors", "success_low", "success_high")
+
+
+def outcomes_artifact(step: int) -> str:
+    """Name of the file with every episode's outcome at a training step."""
+    return f"outcomes/step_{step:06d}.json"

@@ -1,0 +1,35 @@
+"""Raw values <-> the range the networks work in, from the statistics of the demos the policy was given and no others.
+
+The statistics live in the checkpoint: a policy that recomputed them from whatever data is at hand would act differently.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policy.stats import Stats
+
+# Below this spread a dimension counts as constant and maps to 0 (a division by it would only blow up noise).
+CONSTANT = 1e-6
+
+
+class Normalizer:
+    """An affine map per dimension. `minmax`: the demos' range becomes [-1, 1] (the paper). `meanstd`: zero mean, unit variance."""
+
+    def __init__(self, stats: Stats, kind: Literal["minmax", "meanstd"]) -> None:
+        if kind == "minmax":
+            centre, spread = (stats.high + stats.low) / 2, (stats.high - stats.low) / 2
+        else:
+            centre, spread = stats.mean, np.sqrt(stats.m2 / stats.count)
+        constant = spread < CONSTANT
+        self.centre = torch.tensor(centre, dtype=torch.float32)
+        self.spread = torch.tensor(np.where(constant, 0.0, spread), dtype=torch.float32)
+        self.per_spread = torch.tensor(np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, spread)), dtype=torch.float32)
+
+    def normalize(self, raw: Tensor) -> Tensor:
+        return (raw - self.centre.to(raw.device)) * self.per_spread.to(raw.device)
+
+    def denormalize(self, normal: Tensor) -> Tensor:
+        return normal * self.spread.to(normal.device) + self.centre.to(normal.device)

@@ -1,0 +1,112 @@
+"""One robosuite environment, made to be asked rather than to push: it renders only when somebody looks.
+
+One environment per process: two share a GL context and quietly spoil each other's pictures.
+"""
+
+import logging
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from policy.interface import Contract, Observation
+from sim_workers.render import PROFILES, apply_profile, choose_backend, render
+from sim_workers.suite import TASKS
+
+CONTROL_HZ = 20.0
+PROPRIO_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+PROPRIO = (
+    *(f"eef_{axis}_m" for axis in "xyz"),
+    *(f"eef_quat_{axis}" for axis in "xyzw"),
+    "finger_left_m",
+    "finger_right_m",
+)
+ACTION = (
+    *(f"eef_delta_{axis}_x0.05m" for axis in "xyz"),
+    *(f"eef_delta_rot{axis}_x0.5rad" for axis in "xyz"),
+    "gripper_minus1_open_plus1_close",
+)
+
+
+def simulator_version() -> str:
+    """The versions a trajectory depends on."""
+    return f"robosuite {version('robosuite')}, mujoco {version('mujoco')}"
+
+
+def contract(cameras: tuple[str, ...], image_size: tuple[int, int], render_profile: str) -> Contract:
+    """What a Panda under robosuite's OSC_POSE controller offers and takes (robosuite 1.5 `default_panda.json`)."""
+    return Contract(cameras, image_size, render_profile, PROPRIO, ACTION, CONTROL_HZ, simulator_version())
+
+
+class SimEnv:
+    """A single-arm robosuite task.
+
+    reset(seed) puts the scene into a state that depends on the seed alone, not on what ran before; step(action) advances one
+    control step (1/20 s); look() renders the contract's cameras. `succeeded` is robosuite's own success check of the current state.
+    """
+
+    def __init__(self, task: str, contract: Contract) -> None:
+        self.task = task
+        self.contract = contract
+        profile = PROFILES[contract.render_profile]
+        choose_backend()
+        logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+        import robosuite
+
+        logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+        self._env: Any = robosuite.make(
+            task,
+            robots="Panda",
+            has_renderer=False,
+            has_offscreen_renderer=True,
+            use_camera_obs=False,
+            control_freq=CONTROL_HZ,
+            ignore_done=True,
+            hard_reset=False,  # the model and its GL context are built once; a soft reset re-samples every pose
+            renderer="mujoco",
+            seed=0,  # sizes drawn when the model is built; each episode then gets its own generator in reset()
+        )
+        # Multisampling is fixed when the GL context is built, so build it anew with the profile's.
+        self._env.sim.model.vis.quality.offsamples = profile.samples
+        self._env.sim._render_context_offscreen.update_offscreen_size(*reversed(contract.image_size))
+        apply_profile(self._env.sim, profile)
+        self._low_dim: dict[str, npt.NDArray[np.float64]] = {}
+
+    def reset(self, seed: int) -> None:
+        """Start the episode of scene `seed`."""
+        self._env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+        self._low_dim = self._env.reset()
+
+    def step(self, action: npt.NDArray[np.floating[Any]]) -> None:
+        """Apply one (A,) action for one control step; values outside [-1, 1] are clipped, as the controller does."""
+        self._low_dim, _, _, _ = self._env.step(np.clip(action, -1.0, 1.0))
+
+    @property
+    def succeeded(self) -> bool:
+        return bool(self._env._check_success())
+
+    @property
+    def state(self) -> dict[str, npt.NDArray[np.float64]]:
+        """robosuite's named low-dimensional observations: what a scripted expert may use and a policy may not."""
+        return self._low_dim
+
+    @property
+    def proprio(self) -> npt.NDArray[np.float32]:
+        """(P,) float32, laid out as PROPRIO."""
+        return np.concatenate([self._low_dim[key] for key in PROPRIO_KEYS]).astype(np.float32)
+
+    def pictures(self) -> dict[str, npt.NDArray[np.uint8]]:
+        """(H, W, 3) uint8 per camera of the contract."""
+        return {camera: self.picture(camera, self.contract.image_size) for camera in self.contract.cameras}
+
+    def picture(self, camera: str, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        """One (H, W, 3) uint8 picture of any camera of the scene, no larger than the contract's."""
+        return render(self._env.sim, camera, size)
+
+    def look(self, noise_seed: int) -> Observation:
+        """What the policy sees now."""
+        return Observation(self.pictures(), self.proprio, TASKS[self.task], noise_seed)
+
+    def close(self) -> None:
+        self._env.close()
