@@ -17,14 +17,16 @@ from orchestrator.cli import answers_mistakes
 @click.option("--task", default="Lift", show_default=True, help="A task a scripted expert can do.")
 @click.option("--episodes", type=click.IntRange(1, 1_000_000), required=True, help="How many the store shall hold of this task: seeds 0, 1, 2 ...")
 @click.option("--store", required=True, help="Folder or s3:// URI of the episode store; made if it is not there.")
-@click.option("--cameras", default="robot0_eye_in_hand", show_default=True, help="Comma-separated robosuite cameras, in the order the policy will see them.")
+@click.option(
+    "--cameras", default="robot0_eye_in_hand", show_default=True, help="Comma-separated robosuite cameras, in the order the policy will see them."
+)
 @click.option("--image-size", type=click.IntRange(16, 1024), default=64, show_default=True, help="Pixels, square.")
 @click.option("--render-profile", default="fast", show_default=True, help="Rendering quality; evaluation uses the same.")
 @click.option("--disturbance", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="How far executed actions stray from the expert's.")
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), help="Simulator processes; one per core by default.")
 @answers_mistakes
 def main(task: str, episodes: int, store: str, cameras: str, image_size: int, render_profile: str, disturbance: float, workers: int) -> None:
-    """Record demonstrations of TASK until the store holds EPISODES of them.
+    r"""Record demonstrations of TASK until the store holds EPISODES of them.
 
     \b
     python -m jobs.collect --task Lift --episodes 100 --store data/lift

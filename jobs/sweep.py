@@ -1,6 +1,6 @@
 """Run a sweep file: what a Ray job runs on the cluster's head. The same as `demoscale run`.
 
-    python -m jobs.sweep jobs/quickstart.yaml
+python -m jobs.sweep jobs/quickstart.yaml
 """
 
 from orchestrator.cli import run

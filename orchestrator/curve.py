@@ -1,6 +1,7 @@
 """Scores -> the sample-efficiency curve: success against demo count, one line per action-free ratio. Reads MLflow only."""
 
 import io
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -83,7 +84,7 @@ class Curve:
             if line[0][1] >= success_rate:
                 answer[ratio] = float(np.exp(line[0][0]))
                 continue
-            for (x0, y0), (x1, y1) in zip(line, line[1:], strict=False):
+            for (x0, y0), (x1, y1) in itertools.pairwise(line):
                 if y0 < success_rate <= y1:
                     answer[ratio] = float(np.exp(x0 + (success_rate - y0) / (y1 - y0) * (x1 - x0)))
                     break

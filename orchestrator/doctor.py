@@ -53,7 +53,8 @@ def checks() -> Iterator[Check]:
         not foreign,
         f"{CHECKOUT} at {git_commit()}"
         if not foreign
-        else "; ".join(f"`{room}` comes from {file}, not from {CHECKOUT}" for room, file in foreign.items()) + ": uninstall that package or use a fresh environment",
+        else "; ".join(f"`{room}` comes from {file}, not from {CHECKOUT}" for room, file in foreign.items())
+        + ": uninstall that package or use a fresh environment",
     )
     wrong = list(_unmet())
     yield Check("packages", not wrong, "as pinned" if not wrong else f"{', '.join(wrong)}; run `make setup`")

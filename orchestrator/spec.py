@@ -169,7 +169,8 @@ def _sentence(model: type[BaseModel], error: Any) -> str:
     if error["type"] == "extra_forbidden":
         for part in error["loc"][:-1]:
             annotation = model.model_fields[part].annotation
-            assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+            assert isinstance(annotation, type)
+            assert issubclass(annotation, BaseModel)
             model = annotation
         close = difflib.get_close_matches(str(error["loc"][-1]), model.model_fields, 1)
         return f"{location}: unknown field" + (f"; did you mean {close[0]}?" if close else f"; the fields here are {', '.join(model.model_fields)}")

@@ -72,6 +72,14 @@ class Board:
                     for step, s in sorted(arm.scores.items())
                 }
                 rows.append(
-                    {"arm": arm.name, "state": arm.state, "step": arm.step, "steps": arm.steps, "loss": arm.loss, "scores": scores, "failure": arm.failure}
+                    {
+                        "arm": arm.name,
+                        "state": arm.state,
+                        "step": arm.step,
+                        "steps": arm.steps,
+                        "loss": arm.loss,
+                        "scores": scores,
+                        "failure": arm.failure,
+                    }
                 )
         return rows

@@ -138,9 +138,13 @@ class SweepRun:
         self.board = self.state.board()
         self._say = say
         self._finished_before = {arm_id for arm_id, arm in self.board.arms.items() if arm.step == arm.steps}
-        sweep_tags = {"training": self.state.training, "protocol": self.state.protocol, "steps": sweep.train.steps}
         self._tracker = Tracker(
-            self.state.tracking_uri, sweep.name, artifacts=_uri_of(self.state.storage, "mlartifacts"), **sweep_tags  # type: ignore[arg-type]
+            self.state.tracking_uri,
+            sweep.name,
+            training=self.state.training,
+            protocol=self.state.protocol,
+            steps=sweep.train.steps,
+            artifacts=_uri_of(self.state.storage, "mlartifacts"),
         )
         self._tracker.artifact(None, "sweep.yaml", sweep.to_yaml().encode())
         for arm_id, arm in self.state.arms().items():
@@ -205,9 +209,7 @@ class SweepRun:
             .remote(1, device)
         )
         pool = RolloutPool(self.state.sweep.rollout_actors, placement.rollout_cpus)
-        return Scorer(
-            self.state.storage, self.state.sweep.to_suite(), self.state.manifest.contract, pool, server, self._on_progress, self._on_score
-        )
+        return Scorer(self.state.storage, self.state.sweep.to_suite(), self.state.manifest.contract, pool, server, self._on_progress, self._on_score)
 
     def _train(self, waiting: list[str], placement: Placement, scorer: Scorer) -> None:
         from ray import tune
@@ -298,7 +300,7 @@ def _listener(on_report: Callable[[str, dict[str, Any]], None]) -> Any:
     """A Tune callback that tells (arm id, result)."""
     from ray import tune
 
-    class Listener(tune.Callback):  # type: ignore[misc]
+    class Listener(tune.Callback):
         on_report: Callable[[str, dict[str, Any]], None]
 
         def __getstate__(self) -> dict[str, Any]:

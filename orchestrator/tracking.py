@@ -125,13 +125,22 @@ def read_arms(uri: str, sweep: str) -> list[ScoredArm]:
     arms = []
     for run in mlflow.search_runs([experiment.experiment_id], wanted, max_results=10_000):
         step = int(now[STEPS])
-        last = {name: {m.step: m.value for m in mlflow.get_metric_history(run.info.run_id, name)}.get(step) for name in SCORE_METRICS}
-        if last["success_rate"] is None:
+        last = {name: {m.step: m.value for m in mlflow.get_metric_history(run.info.run_id, name)} for name in SCORE_METRICS}
+        if step not in last["success_rate"]:
             continue
-        outcomes = Path(mlflow.download_artifacts(run.info.run_id, outcomes_artifact(step))).read_text()
-        arm = Arm(int(run.data.params["demo_count"]), float(run.data.params["action_free_ratio"]), int(run.data.params["seed"]))
-        counts = (int(last[name]) for name in ("successes", "episodes", "errors"))
-        arms.append(ScoredArm(arm, now[PROTOCOL], step, *counts, outcomes=json.loads(outcomes)))
+        outcomes = Path(mlflow.download_artifacts(run.info.run_id, outcomes_artifact(step)))
+        params = run.data.params
+        arms.append(
+            ScoredArm(
+                arm=Arm(int(params["demo_count"]), float(params["action_free_ratio"]), int(params["seed"])),
+                protocol=now[PROTOCOL],
+                step=step,
+                successes=int(last["successes"][step]),
+                episodes=int(last["episodes"][step]),
+                errors=int(last["errors"][step]),
+                outcomes=json.loads(outcomes.read_text()),
+            )
+        )
     return sorted(arms, key=lambda scored: scored.arm)
 
 

@@ -81,7 +81,9 @@ def card_of(job: ArmJob, manifest: Manifest, step: int) -> "Card":
     )
 
 
-def train(job: ArmJob, rank: int, world: int, resume: Path | None, report: Report, prepare: Callable[["VideoActionModel"], Any] | None = None) -> None:
+def train(
+    job: ArmJob, rank: int, world: int, resume: Path | None, report: Report, prepare: Callable[["VideoActionModel"], Any] | None = None
+) -> None:
     """Train the arm from its last checkpoint (or the start) to its last step.
 
     Every random draw is a function of (seed, step, rank), so stopping and resuming changes nothing. `prepare` wraps the model for
@@ -164,7 +166,7 @@ def _to_batch(arrays: dict[str, Any], proprio: Any, action: Any, device: "torch.
 
 def _trainer_state(model: "VideoActionModel", optimizer: "torch.optim.Optimizer") -> dict[str, "torch.Tensor"]:
     """The trained weights and the optimiser's moments, flat, so that they need no pickle."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
     state = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     for parameter, moments in optimizer.state.items():
         state |= {f"optimizer/{key}/{names[parameter]}": value for key, value in moments.items()}

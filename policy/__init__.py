@@ -1,0 +1,1 @@
+"""What learns: torch and diffusers, no cluster, no simulator."""

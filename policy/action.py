@@ -5,6 +5,8 @@ A 1-D convolutional U-Net over the chunk with FiLM conditioning, after Diffusion
 Shapes: B chunks; T steps; A action dimensions; C channels; D condition size.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +41,8 @@ class ActionUNet(nn.Module):
         def block(channels_in: int, channels: int) -> _ResBlock:
             return _ResBlock(channels_in, channels, dim, kernel, groups)
 
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.down: Any = nn.ModuleList()
+        self.up: Any = nn.ModuleList()
         for level, (channels_in, channels) in enumerate(zip((action_dim, *dims), dims, strict=False)):
             shrink = nn.Conv1d(channels, channels, 3, 2, 1) if level < len(dims) - 1 else nn.Identity()
             self.down.append(nn.ModuleList([block(channels_in, channels), block(channels, channels), shrink]))
@@ -54,13 +57,13 @@ class ActionUNet(nn.Module):
     def forward(self, x_BTA: Tensor, cond_BD: Tensor, embedding_BD: Tensor) -> Tensor:
         cond = torch.cat([self.time(embedding_BD), cond_BD], dim=1)
         x, skips = x_BTA.transpose(1, 2), []
-        for first, second, shrink in self.down:  # type: ignore[misc]
+        for first, second, change in self.down:
             x = second(first(x, cond), cond)
             skips.append(x)
-            x = shrink(x)
+            x = change(x)
         for block in self.mid:
             x = block(x, cond)
-        for first, second, grow in self.up:  # type: ignore[misc]
-            x = grow(second(first(torch.cat([x, skips.pop()], dim=1), cond), cond))
+        for first, second, change in self.up:
+            x = change(second(first(torch.cat([x, skips.pop()], dim=1), cond), cond))
         out: Tensor = self.out(x).transpose(1, 2)
         return out

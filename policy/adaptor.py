@@ -3,6 +3,8 @@
 Shapes: B clips; V views; K frames per view; c h w of a feature map; D time-embedding size.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -55,18 +57,21 @@ class Adaptor(nn.Module):
     def forward(self, features: list[Tensor], embedding_BD: Tensor) -> Tensor:
         """Maps (B, F, c, h, w), fine to coarse -> (B, out_dim)."""
         per_view = [self._split(feature) for feature in features]
-        views = []
-        for view, branch in enumerate(self.branches):
-            x = None
-            for maps, block in zip(per_view, branch, strict=True):
-                own = maps[:, view]
-                x = block(own if x is None else torch.cat([x, own], dim=1), embedding_BD)
-            views.append(x)
+        views = [self._look(branch, [maps[:, view] for maps in per_view], embedding_BD) for view, branch in enumerate(self.branches)]
         fused: Tensor = self.fuse(torch.cat(views, dim=1), embedding_BD)
         vector: Tensor = self.out(fused.flatten(1))
         return vector
 
+    @staticmethod
+    def _look(branch: Any, maps: list[Tensor], embedding_BD: Tensor) -> Tensor:
+        """One view's maps, fine to coarse, each joining what came of the finer ones."""
+        x = maps[0][:, :0]
+        for own, block in zip(maps, branch, strict=True):
+            x = block(torch.cat([x, own], dim=1), embedding_BD)
+        return x
+
     def _split(self, feature_BFchw: Tensor) -> Tensor:
         """(B, F, c, h, w) -> (B, V, c, K, h, w), without the pad frames in front."""
         frames = feature_BFchw[:, -self.num_views * self.frames_per_view :]
-        return frames.unflatten(1, (self.num_views, self.frames_per_view)).movedim(3, 2)
+        views: Tensor = frames.unflatten(1, (self.num_views, self.frames_per_view))
+        return views.movedim(3, 2)

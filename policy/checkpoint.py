@@ -1,8 +1,8 @@
 """A checkpoint is a folder that needs nothing else: weights, configuration, conventions, normalisation, provenance.
 
-    checkpoint.json        what the policy is and where it comes from
-    model.safetensors      the weights it acts with (their running average, when one is kept)
-    trainer.safetensors    what continuing the training needs besides; acting does not read it
+checkpoint.json        what the policy is and where it comes from
+model.safetensors      the weights it acts with (their running average, when one is kept)
+trainer.safetensors    what continuing the training needs besides; acting does not read it
 """
 
 import hashlib
@@ -100,11 +100,12 @@ def load_trainer(folder: Path) -> dict[str, Tensor]:
 
 def _tensors(file: Path) -> dict[str, Tensor]:
     try:
-        return load_file(file)
+        tensors: dict[str, Tensor] = load_file(file)
     except FileNotFoundError:
         raise CheckpointError(f"{file.parent}: {file.name} is missing; copy the whole folder") from None
     except SafetensorError as error:
         raise CheckpointError(f"{file.parent}: {file.name} is damaged or cut short ({error}); copy it again") from None
+    return tensors
 
 
 def fingerprint(folder: Path) -> str:

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 
-
 def derived_seed(*parts: int) -> int:
     """A 63-bit seed that depends on all the named numbers: every random draw of the project comes from seeds made like this."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1

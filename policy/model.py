@@ -1,8 +1,10 @@
 """The video-action model: one U-Net imagines the future of every camera, an action head reads its features and denoises the actions.
 
-Shapes: B clips; V views; K frames per view; F = pad + V*K frames on the time axis; C H W latents; T steps of a chunk; A action, P proprioceptive dimensions.
+Shapes: B clips; V views; K frames per view; F = pad + V*K frames on the time axis; C H W latents; T steps of a chunk;
+A action dimensions; P proprioceptive dimensions.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -133,7 +135,7 @@ class VideoActionModel(nn.Module):
         condition, text = self._condition(latents), self._text(instructions, latents.device)
         video, actions = noise[0] * sigmas[0], noise[1] * sigmas[0]
         clean_video, cond = video, torch.empty(0)
-        for step, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        for step, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
             sigma_B = sigma.expand(len(video))
             if together or step == 0:
                 clean_video, features = self.video(video, sigma_B, condition, text)

@@ -1,6 +1,6 @@
 """The video model: imagines the next frames of every camera, and shows the feature maps it imagines them with.
 
-Shapes: B clips; F frames on the time axis (pad + views x frames per view); V views; K frames per view; C latent channels; H W latent rows and columns.
+Shapes: B clips; F frames on the time axis (pad + views x frames per view); V views; K frames per view; C H W latent channels, rows, columns.
 """
 
 from functools import partial
@@ -21,12 +21,13 @@ ADDED_TIME_IDS = (6.0, 100.0, 0.02)
 def to_latents(frames: Tensor, patch: int) -> Tensor:
     """uint8 pictures (..., H*p, W*p, 3) -> latents (..., 3*p*p, H, W) in [-1, 1]: every p x p square becomes one position."""
     pixels = frames.movedim(-1, -3).float() / 127.5 - 1
-    return nnf.pixel_unshuffle(pixels.flatten(0, -4), patch).unflatten(0, pixels.shape[:-3])
+    latents: Tensor = nnf.pixel_unshuffle(pixels.flatten(0, -4), patch).unflatten(0, pixels.shape[:-3])
+    return latents
 
 
 def to_frames(latents: Tensor, patch: int) -> Tensor:
     """The inverse of `to_latents`, clipped to what a picture can show."""
-    pixels = nnf.pixel_shuffle(latents.flatten(0, -4), patch).unflatten(0, latents.shape[:-3])
+    pixels: Tensor = nnf.pixel_shuffle(latents.flatten(0, -4), patch).unflatten(0, latents.shape[:-3])
     return ((pixels.movedim(-3, -1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

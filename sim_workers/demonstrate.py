@@ -49,7 +49,9 @@ def demonstrate(env: SimEnv, demonstration: Demonstration) -> Recording:
     env.reset(demonstration.seed)
     expert = expert_for(demonstration.task)
     frames: dict[str, list[Any]] = {camera: [] for camera in env.contract.cameras}
-    proprio, actions, lingered = [], [], 0
+    proprio: list[Any] = []
+    actions: list[Any] = []
+    lingered = 0
     while len(actions) < HORIZON and lingered < LINGER:
         for camera, picture in env.pictures().items():
             frames[camera].append(picture)

@@ -88,7 +88,7 @@ class SimEnv:
 
     @property
     def state(self) -> dict[str, npt.NDArray[np.float64]]:
-        """robosuite's named low-dimensional observations: what a scripted expert may use and a policy may not."""
+        """Robosuite's named low-dimensional observations: what a scripted expert may use and a policy may not."""
         return self._low_dim
 
     @property

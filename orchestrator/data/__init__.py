@@ -1,0 +1,1 @@
+"""Episodes: stored, chosen, cut into clips, streamed."""

@@ -27,7 +27,8 @@ from policy.stats import Stats
 
 SCHEMA_VERSION = "1"
 # Chroma at full resolution: the object a policy looks for is a few coloured pixels. A key frame every 8 keeps random access cheap.
-CODEC = {"codec": "libx264", "pix_fmt": "yuv444p", "options": {"crf": "10", "preset": "medium", "g": "8", "bf": "0"}}
+CODEC, PIXEL_FORMAT = "libx264", "yuv444p"
+CODEC_OPTIONS = {"crf": "10", "preset": "medium", "g": "8", "bf": "0"}
 
 
 class EpisodeError(Exception):
@@ -101,9 +102,9 @@ class Manifest:
 def _encode_video(frames_LHW3: npt.NDArray[np.uint8], hz: float) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        stream: Any = container.add_stream(CODEC["codec"], rate=Fraction(hz).limit_denominator(1000), options=CODEC["options"])
+        stream: Any = container.add_stream(CODEC, rate=Fraction(hz).limit_denominator(1000), options=CODEC_OPTIONS)
         stream.height, stream.width = frames_LHW3.shape[1:3]
-        stream.pix_fmt = CODEC["pix_fmt"]
+        stream.pix_fmt = PIXEL_FORMAT
         stream.codec_context.thread_count = 1  # many workers run at once; and the bytes must not depend on the machine's cores
         for picture in frames_LHW3:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
@@ -113,9 +114,10 @@ def _encode_video(frames_LHW3: npt.NDArray[np.uint8], hz: float) -> bytes:
 
 def _decode_video(data: bytes) -> npt.NDArray[np.uint8]:
     reformatter = VideoReformatter()  # one for all frames: a new one per frame costs more than the decoding
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         container.streams.video[0].codec_context.thread_count = 1
-        return np.stack([reformatter.reformat(frame, format="rgb24").to_ndarray() for frame in container.decode(video=0)])
+        pictures = [reformatter.reformat(frame, format="rgb24").to_ndarray() for frame in container.decode(video=0)]
+    return np.stack(pictures).astype(np.uint8, copy=False)
 
 
 def _rows(array: npt.NDArray[np.float32] | None) -> list[list[float]] | None:

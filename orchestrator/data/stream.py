@@ -98,7 +98,9 @@ def _fetched(uri: str, visits: list[Visit]) -> Iterator[bytes]:
         yield row["data"]
 
 
-def clip_stream(visits: Iterator[tuple[Visit, bytes]], pool_sizes: list[tuple[int, int]], cameras: tuple[str, ...], shape: ClipShape, action_dim: int, seed: int) -> Iterator[Clip]:
+def clip_stream(
+    visits: Iterator[tuple[Visit, bytes]], pool_sizes: list[tuple[int, int]], cameras: tuple[str, ...], shape: ClipShape, action_dim: int, seed: int
+) -> Iterator[Clip]:
     """Decode, cut and mix: pool by pool, the clips in an order drawn from (seed, number of the pool's first clip)."""
     for first, size in pool_sizes:
         clips = []

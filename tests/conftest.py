@@ -1,0 +1,68 @@
+"""What many tests need: one Ray cluster, one small episode store, one S3 server."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+CAMERA = "robot0_eye_in_hand"
+
+# One native thread per process: two cores are shared by many processes, and results must not depend on how many there are.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def run(*command: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    """A command of this project in a process of its own, in the checkout."""
+    return subprocess.run([sys.executable, *command], cwd=CHECKOUT, capture_output=True, text=True, **kwargs)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Ray on this machine, for the tests that talk to it from this process."""
+    import ray
+
+    from orchestrator.cluster import connect
+
+    connect()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def lift_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six genuine episodes of Lift, recorded by the command a person would use."""
+    store = tmp_path_factory.mktemp("store") / "lift"
+    done = run("-m", "jobs.collect", "--task", "Lift", "--episodes", "6", "--store", str(store))
+    assert done.returncode == 0, done.stderr
+    return store
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The URI of an empty bucket on a moto server; the environment points every client at it."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    boto3.client("s3").create_bucket(Bucket="robot-data")
+    yield "s3://robot-data"
+    server.stop()
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name)
+        else:
+            os.environ[name] = value

@@ -1,0 +1,124 @@
+"""The main job, for real and in seconds: a sweep from episodes to curve, killed and continued, on one machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CHECKOUT, run
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim]
+
+
+def sweep_file(folder: Path, store: Path) -> str:
+    """Two arms of seconds."""
+    path = folder / "sweep.yaml"
+    path.write_text(
+        f"""
+name: seconds
+data: {{episodes: {store}, demo_count: [2, 3], action_free_ratio: [1]}}
+train: {{steps: 12, batch_size: 4, checkpoint_every: 6, warmup_steps: 2}}
+suite: {{tasks: [Lift], episodes: 3, horizon: 16}}
+rollout_actors: 2
+storage: {folder / "runs"}
+"""
+    )
+    return str(path)
+
+
+def curve(folder: Path) -> Any:
+    done = run("-m", "orchestrator", "curve", "seconds", "--storage", str(folder / "runs"), "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def outcomes(folder: Path) -> dict[str, Any]:
+    """Every outcome in the ledger without its timings, by key."""
+    found = {}
+    for file in sorted((folder / "runs" / "outcomes").rglob("*.json")):
+        outcome = json.loads(file.read_text())
+        found[str(file.relative_to(folder))] = {k: v for k, v in outcome.items() if not k.endswith("_s")}
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, lift_store: Path) -> tuple[Path, str]:
+    """A sweep that nobody interrupted: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run("-m", "orchestrator", "run", sweep_file(folder, lift_store))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
+
+
+def test_a_sweep_ends_with_a_curve_in_mlflow(undisturbed: tuple[Path, str]) -> None:
+    folder, printed = undisturbed
+    points = curve(folder)["points"]
+    assert [(p["demo_count"], p["action_free_ratio"]) for p in points] == [(2, 1.0), (3, 1.0)]
+    for point in points:
+        assert point["episodes"] == 3
+        assert point["errors"] == 0
+        assert point["low"] <= point["success_rate"] == point["successes"] / 3 <= point["high"]
+    assert "picture" in printed
+    assert (folder / "runs" / "seconds-curve.png").read_bytes().startswith(b"\x89PNG")
+    assert len(outcomes(folder)) == 2 * 2 * 3
+
+
+def test_mlflow_has_a_parent_with_children_and_scores_at_the_training_step(undisturbed: tuple[Path, str]) -> None:
+    from mlflow import MlflowClient
+
+    folder, _ = undisturbed
+    client = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("demoscale").experiment_id])
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert {run.data.params["demo_count"] for run in children} == {"2", "3"}
+    for child in children:
+        for metric in ("success_rate", "success_low", "success_high", "successes", "episodes", "errors"):
+            assert [m.step for m in client.get_metric_history(child.info.run_id, metric)] == [6, 12]
+        assert 12 in {m.step for m in client.get_metric_history(child.info.run_id, "loss_action")}
+        assert client.list_artifacts(child.info.run_id, "rollouts/step_000012")
+    assert {"curve.png", "curve.svg", "curve.json", "sweep.yaml"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
+
+
+def test_a_second_run_repeats_nothing(undisturbed: tuple[Path, str], lift_store: Path) -> None:
+    folder, _ = undisturbed
+    before = {file: file.stat().st_mtime_ns for file in (folder / "runs" / "outcomes").rglob("*.json")}
+    done = run("-m", "orchestrator", "run", str(folder / "sweep.yaml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not trained again" in done.stdout
+    assert "not played again" in done.stdout
+    assert {file: file.stat().st_mtime_ns for file in (folder / "runs" / "outcomes").rglob("*.json")} == before
+
+
+def test_a_sweep_killed_in_the_middle_and_run_again_ends_with_the_same_curve(tmp_path: Path, lift_store: Path, undisturbed: tuple[Path, str]) -> None:
+    command = [sys.executable, "-m", "orchestrator", "run", sweep_file(tmp_path, lift_store)]
+    process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while not list((tmp_path / "runs").glob("checkpoints/*/*.json")):
+        assert process.poll() is None, "the sweep ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint within four minutes"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(outcomes(tmp_path)) < 2 * 2 * 3, "killed too late to test anything"
+
+    done = run("-m", "orchestrator", "run", str(tmp_path / "sweep.yaml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    calm, _ = undisturbed
+    assert curve(tmp_path)["points"] == curve(calm)["points"]
+    # Not only the curve: every checkpoint has the same weights (they are in the key), every episode the same end.
+    assert outcomes(tmp_path) == outcomes(calm)
+
+
+def test_status_tells_how_far_a_sweep_is(undisturbed: tuple[Path, str]) -> None:
+    folder, _ = undisturbed
+    done = run("-m", "orchestrator", "status", "seconds", "--storage", str(folder / "runs"), "--json")
+    assert done.returncode == 0, done.stderr
+    for arm in json.loads(done.stdout):
+        assert arm["state"] == "scored"
+        assert arm["scores"]["12"]["episodes"] == 3
