@@ -20,9 +20,10 @@ class Normalizer:
 
     def __init__(self, stats: Stats, kind: Literal["minmax", "meanstd"]) -> None:
         if kind == "minmax":
-            centre, spread = (stats.high + stats.low) / 2, (stats.high - stats.low) / 2
+            low, high = np.array(stats.low), np.array(stats.high)
+            centre, spread = (high + low) / 2, (high - low) / 2
         else:
-            centre, spread = stats.mean, np.sqrt(stats.m2 / stats.count)
+            centre, spread = np.array(stats.mean), np.sqrt(np.array(stats.m2) / stats.count)
         constant = spread < CONSTANT
         self.centre = torch.tensor(centre, dtype=torch.float32)
         self.spread = torch.tensor(np.where(constant, 0.0, spread), dtype=torch.float32)

@@ -21,8 +21,8 @@ def run(*command: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """Ray on this machine, for the tests that talk to it from this process."""
+def ray_cluster(s3: str) -> Iterator[None]:
+    """Ray on this machine, for the tests that talk to it from this process; its workers inherit the way to the S3 server."""
     import ray
 
     from orchestrator.cluster import connect

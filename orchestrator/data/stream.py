@@ -7,6 +7,7 @@ compressed, ahead of need; the worker decodes them and cuts the clips. So the or
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from orchestrator.data.clips import Clip, cut, stack
 from orchestrator.data.episodes import EpisodeEntry, Manifest, decode, fetch
 from orchestrator.data.subset import Subset
-from orchestrator.storage import Storage, open_storage
+from orchestrator.storage import open_storage
 from policy.config import ClipShape
 
 CLIPS_PER_VISIT = 8  # clips cut out of an episode once it is decoded: decoding is the cost, and it is shared
@@ -70,16 +71,14 @@ def pools(visits: Iterator[Visit], skip_clips: int, num_clips: int) -> Iterator[
         first = after
 
 
-class _Fetch:
+_storage = lru_cache(open_storage)  # one client per process, not per block
+
+
+def _fetch_block(batch: dict[str, Any], uri: str) -> dict[str, Any]:
     """Ray Data stage: the compressed bytes of the episodes that a block of visits names."""
-
-    def __init__(self, uri: str) -> None:
-        self._storage: Storage = open_storage(uri)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        rows = zip(batch["key"], batch["sha256"], batch["episode_id"], strict=True)
-        batch["data"] = np.array([fetch(self._storage, key, sha256, episode) for key, sha256, episode in rows], dtype=object)
-        return batch
+    rows = zip(batch["key"], batch["sha256"], batch["episode_id"], strict=True)
+    data = [fetch(_storage(uri), key, sha256, episode) for key, sha256, episode in rows]
+    return {"data": np.array(data, dtype=object)}
 
 
 def _fetched(uri: str, visits: list[Visit]) -> Iterator[bytes]:
@@ -90,11 +89,9 @@ def _fetched(uri: str, visits: list[Visit]) -> Iterator[bytes]:
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     rows = [{"key": v.entry.key, "sha256": v.entry.sha256, "episode_id": v.entry.episode_id} for v in visits]
-    fetch_stage = _Fetch(uri)
-    dataset = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // POOL_VISITS)).map_batches(
-        lambda batch: fetch_stage(batch), batch_size=POOL_VISITS, num_cpus=FETCH_CPUS
-    )
-    for row in dataset.iter_rows():
+    blocks = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // POOL_VISITS))
+    fetched = blocks.map_batches(_fetch_block, fn_kwargs={"uri": uri}, batch_size=POOL_VISITS, num_cpus=FETCH_CPUS)
+    for row in fetched.iter_rows():
         yield row["data"]
 
 
