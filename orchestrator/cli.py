@@ -69,10 +69,9 @@ def plan(sweep_file: str, overrides: tuple[str, ...]) -> None:
     demoscale plan jobs/quickstart.yaml
     demoscale plan jobs/quickstart.yaml --set train.steps=2000
     """
-    from orchestrator.plan import make_plan
     from orchestrator.spec import Sweep
 
-    click.echo(str(make_plan(Sweep.load(sweep_file, overrides))))
+    click.echo(str(Sweep.load(sweep_file, overrides).plan()))
 
 
 @main.command()
@@ -92,12 +91,11 @@ def run(sweep_file: str, overrides: tuple[str, ...]) -> None:
     from rich.live import Live
 
     from orchestrator.cluster import quiet
-    from orchestrator.plan import make_plan
     from orchestrator.spec import Sweep
 
     began = time.monotonic()
     sweep = Sweep.load(sweep_file, overrides)
-    click.echo(f"{make_plan(sweep)}\n")
+    click.echo(f"{sweep.plan()}\n")
     quiet()
     from orchestrator.sweep import SweepRun
 
@@ -113,7 +111,7 @@ def run(sweep_file: str, overrides: tuple[str, ...]) -> None:
         answer = sweep_run.run()
     say("done")
     _print_curve(answer)
-    _print_places(sweep_run.state, answer)
+    _print_places(sweep_run, answer)
 
 
 @main.command()
@@ -210,19 +208,17 @@ def _print_curve(answer: Any) -> None:
         console.print(str(comparison), markup=False)
 
 
-def _print_places(state: Any, answer: Any) -> None:
+def _print_places(sweep_run: Any, answer: Any) -> None:
     """Where everything is and how to open it."""
-    if state.storage.uri.startswith("s3://"):
-        picture = None
-    else:
-        picture = Path(state.storage.uri) / f"{state.sweep.name}-curve.png"
-        answer.save(picture)
-        answer.save(picture.with_suffix(".svg"))
-    films = sorted(f"{state.storage.uri}/{key}" for key in state.storage.list("outcomes/") if key.endswith(".mp4"))
+    state = sweep_run.state
     click.echo()
-    if picture:
-        click.echo(f"picture          {picture}")
-    for film in films[:8]:
-        click.echo(f"rollout video    {film}")
+    if not state.storage.uri.startswith("s3://"):
+        for kind in ("png", "svg"):
+            picture = Path(state.storage.uri) / f"{state.sweep.name}-curve.{kind}"
+            answer.save(picture)
+            click.echo(f"picture          {picture}")
+    for arm, films in sweep_run.films().items():
+        for film in films:
+            click.echo(f"rollout video    {film}   ({arm})")
     click.echo(f"MLflow           mlflow ui --backend-store-uri {state.tracking_uri}   (then open http://127.0.0.1:5000)")
     click.echo(f"the curve again  demoscale curve {state.sweep.name} --storage {state.storage.uri}")

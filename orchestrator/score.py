@@ -238,7 +238,7 @@ class Scorer:
                     pass
                 for rollout, outcome, film in self._pool.results(timeout_s=0.2):
                     self._finish(rollout.policy, outcome, film)
-                    if not self._jobs.empty():
+                    if self._closing or not self._jobs.empty():
                         break
         except BaseException as error:
             self._failure = error

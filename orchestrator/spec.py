@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
@@ -14,6 +14,9 @@ from orchestrator.data.episodes import EpisodeError, load_manifest
 from orchestrator.data.subset import SubsetError, choose
 from orchestrator.storage import StorageError, open_storage
 from sim_workers.suite import TASKS, Suite
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Plan
 
 
 class SweepError(Exception):
@@ -39,7 +42,7 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Data(_Part):
@@ -76,6 +79,7 @@ class Train(_Part):
     learning_rate: PositiveFloat = 1e-3
     """Peak; warmed up linearly, then a cosine down to zero at the last step."""
     warmup_steps: NonNegativeInt = 50
+    """Optimiser steps until the learning rate peaks."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay per step of the running average of the weights that acts; 0 acts with the last weights."""
 
@@ -84,6 +88,7 @@ class SuiteChoice(_Part):
     """The evaluation episodes: the same initial states for every checkpoint of every arm."""
 
     tasks: Annotated[tuple[Annotated[str, AfterValidator(_known_task)], ...], Field(min_length=1), AfterValidator(_distinct)]
+    """robosuite tasks; each must be demonstrated in the episode store."""
     episodes: PositiveInt
     """Per task."""
     horizon: PositiveInt
@@ -98,9 +103,13 @@ class Sweep(_Part):
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_distinct)] = (0,)
     """One replicate each: a seed fixes subset order and training noise together."""
     data: Data
+    """Which episodes, and how many of them an arm gets."""
     policy: PolicyChoice = PolicyChoice()
+    """Which policy learns."""
     train: Train
+    """How one arm is trained. Every arm gets the same number of optimiser steps."""
     suite: SuiteChoice
+    """The evaluation episodes: the same initial states for every checkpoint of every arm."""
     rollout_actors: PositiveInt = 2
     """Simulator processes; the scores do not depend on how many."""
     search: Literal["grid"] = "grid"
@@ -128,6 +137,12 @@ class Sweep(_Part):
             return cls.model_validate(raw)
         except ValidationError as error:
             raise SweepError(where, [_sentence(cls, item) for item in error.errors()] + _store_problems_of(raw)) from None
+
+    def plan(self) -> "Plan":
+        """What the sweep would do and cost; SweepError with every problem if its store cannot serve it."""
+        from orchestrator.plan import make_plan
+
+        return make_plan(self)
 
     def arms(self) -> list[Arm]:
         return expand(self.data.demo_count, self.data.action_free_ratio, self.seeds)

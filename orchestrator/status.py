@@ -41,24 +41,21 @@ class Board:
 
     def table(self) -> Any:
         """A rich table: one row per arm."""
-        from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for title in ("arm", "state", "training", "step", "loss", "scored", "last score"):
-            table.add_column(title, no_wrap=True)
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+        for title in ("arm", "state", "steps", "loss", "played", "last score"):
+            table.add_column(title, no_wrap=True, justify="right" if title in ("steps", "loss", "played") else "left")
         with self.lock:
             for arm in self.arms.values():
                 done, listed = (sum(counts) for counts in zip(*arm.scoring.values(), strict=True)) if arm.scoring else (0, 0)
-                latest = str(arm.scores[max(arm.scores)]) if arm.scores else arm.failure
                 table.add_row(
                     arm.name,
                     arm.state,
-                    ProgressBar(total=arm.steps, completed=arm.step, width=16),
                     f"{arm.step}/{arm.steps}",
-                    "" if arm.loss is None else f"{arm.loss:.3f}",
+                    "" if arm.loss is None else f"{arm.loss:.2f}",
                     f"{done}/{listed}" if listed else "",
-                    latest,
+                    str(arm.scores[max(arm.scores)]) if arm.scores else arm.failure,
                 )
         return table
 

@@ -9,8 +9,9 @@ Everything that was finished is found in the storage and not done again, so the 
 """
 
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +20,8 @@ from orchestrator.arms import Arm
 from orchestrator.cluster import connect
 from orchestrator.curve import Curve
 from orchestrator.data.episodes import Manifest, latest_version, load_manifest
-from orchestrator.data.subset import choose
+from orchestrator.data.stream import FETCH_CPUS
+from orchestrator.data.subset import Subset, SubsetError, choose
 from orchestrator.provenance import TRAINING_CODE, code_fingerprint, git_commit
 from orchestrator.score import Ledger, PolicyServer, Score, Scorer, ScoringJob, protocol_fingerprint
 from orchestrator.spec import Sweep, SweepError
@@ -52,10 +54,10 @@ class Placement:
             raise SweepError("train.workers", [f"one arm asks for {workers} workers at once, the cluster has {kind}"])
         concurrent = max(1, min(arms, int(places // workers)))
         trainers = concurrent * workers
-        # Each arm also streams data (a quarter of a CPU per fetching task) and each rollout actor simulates.
-        share = min(1.0, cpus / (trainers + rollout_actors / 2 + concurrent / 2))
-        trainer = {"CPU": round(share, 2)} | ({"GPU": 1.0 if gpus >= 2 else 1 - server_gpus} if gpus else {})
-        return cls(concurrent, trainer, round(share / 2, 2), server_gpus)
+        # What the trainers' streams leave, a rollout actor gets half as much of as a trainer.
+        share = min(1.0, (cpus - FETCH_CPUS * trainers) / (trainers + rollout_actors / 2))
+        trainer = {"CPU": math.floor(100 * share) / 100} | ({"GPU": 1.0 if gpus >= 2 else 1 - server_gpus} if gpus else {})
+        return cls(concurrent, trainer, math.floor(50 * share) / 100, server_gpus)
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,14 @@ class SweepState:
         """By arm id."""
         return {arm.arm_id(self.training): arm for arm in self.sweep.arms()}
 
+    def subset(self, arm: Arm) -> Subset:
+        """The arm's episodes; SweepError if the version the sweep keeps to has too few."""
+        try:
+            return choose(self.manifest.entries, arm.demo_count, arm.action_free_ratio, arm.seed)
+        except SubsetError as error:
+            mend = "give the sweep another name to use the store as it is now"
+            raise SweepError(self.sweep.name, [f"it keeps to version {self.version} of {self.sweep.data.episodes}; {error}; {mend}"]) from None
+
     def checkpoints(self, arm_id: str) -> dict[int, dict[str, Any]]:
         """Whole checkpoints of an arm by step: {loss, loss_video, loss_action, checkpoint (fingerprint)}."""
         prefix = f"checkpoints/{arm_id}/"
@@ -148,7 +158,7 @@ class SweepRun:
         )
         self._tracker.artifact(None, "sweep.yaml", sweep.to_yaml().encode())
         for arm_id, arm in self.state.arms().items():
-            subset = choose(self.state.manifest.entries, arm.demo_count, arm.action_free_ratio, arm.seed)
+            subset = self.state.subset(arm)
             facts = {
                 "demoscale.data": self.state.manifest.fingerprint,
                 "demoscale.data_version": str(self.state.version),
@@ -181,15 +191,33 @@ class SweepRun:
             scorer.drain()
         finally:
             scorer.close()
-        failed = [f"{arm.name}: {arm.failure}" for arm in self.board.arms.values() if arm.failure]
-        if failed:
-            raise SweepError(sweep.name, failed)
+        if unfinished := [*self._unfinished()]:
+            raise SweepError(sweep.name, unfinished)
         curve = Curve.read(self.state.tracking_uri, sweep.name)
         for kind in ("png", "svg"):
             self._tracker.artifact(None, f"curve.{kind}", curve.draw(kind))
         self._tracker.artifact(None, "curve.json", json.dumps(curve.to_json(), indent=1).encode())
         self._tracker.finish()
         return curve
+
+    def _unfinished(self) -> Iterator[str]:
+        """Why an arm has no place on the curve, one sentence each."""
+        for arm in self.board.arms.values():
+            if arm.failure:
+                yield f"{arm.name}: {arm.failure}"
+            elif not (score := arm.scores[arm.steps]).complete:
+                messages = {outcome.message for outcome in score.outcomes if outcome.result == "error"}
+                yield f"{arm.name}: {score.errors} episodes ended in an error ({'; '.join(sorted(messages))}); run again to play them again"
+
+    def films(self) -> dict[str, list[str]]:
+        """Rollout videos of every arm's last checkpoint, by the arm's name."""
+        state, last = self.state, self.state.sweep.train.steps
+        return {
+            arm.name: [
+                _uri_of(state.storage, key) for key in Ledger(state.storage, state.checkpoints(arm_id)[last]["checkpoint"], state.protocol).films()
+            ]
+            for arm_id, arm in state.arms().items()
+        }
 
     def _scorer(self, placement: Placement) -> Scorer:
         import ray

@@ -7,7 +7,6 @@ compressed, ahead of need; the worker decodes them and cuts the clips. So the or
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +19,7 @@ from policy.config import ClipShape
 
 CLIPS_PER_VISIT = 8  # clips cut out of an episode once it is decoded: decoding is the cost, and it is shared
 POOL_VISITS = 16  # visits whose clips are mixed before they form batches
-FETCH_CPUS = 0.25  # logical CPUs of a fetching task: it mostly waits for storage
+FETCH_CPUS = 0.25  # logical CPUs of a training worker's fetching actor: it mostly waits for storage
 
 
 _T = TypeVar("_T")
@@ -71,14 +70,16 @@ def pools(visits: Iterator[Visit], skip_clips: int, num_clips: int) -> Iterator[
         first = after
 
 
-_storage = lru_cache(open_storage)  # one client per process, not per block
+class _Fetch:
+    """Ray Data stage: the compressed bytes of the episodes that a block of visits names. Lives as long as the stream, with one client."""
 
+    def __init__(self, uri: str) -> None:
+        self._storage = open_storage(uri)
 
-def _fetch_block(batch: dict[str, Any], uri: str) -> dict[str, Any]:
-    """Ray Data stage: the compressed bytes of the episodes that a block of visits names."""
-    rows = zip(batch["key"], batch["sha256"], batch["episode_id"], strict=True)
-    data = [fetch(_storage(uri), key, sha256, episode) for key, sha256, episode in rows]
-    return {"data": np.array(data, dtype=object)}
+    def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
+        rows = zip(block["key"], block["sha256"], block["episode_id"], strict=True)
+        data = [fetch(self._storage, key, sha256, episode) for key, sha256, episode in rows]
+        return {"data": np.array(data, dtype=object)}
 
 
 def _fetched(uri: str, visits: list[Visit]) -> Iterator[bytes]:
@@ -90,7 +91,10 @@ def _fetched(uri: str, visits: list[Visit]) -> Iterator[bytes]:
     context.execution_options.preserve_order = True
     rows = [{"key": v.entry.key, "sha256": v.entry.sha256, "episode_id": v.entry.episode_id} for v in visits]
     blocks = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // POOL_VISITS))
-    fetched = blocks.map_batches(_fetch_block, fn_kwargs={"uri": uri}, batch_size=POOL_VISITS, num_cpus=FETCH_CPUS)
+    # An actor, not tasks: short tasks far apart would each start a Python process anew. One, not some: a stream that grew could take
+    # the last CPU from another arm's, which would then wait for it to end.
+    actor = ray.data.ActorPoolStrategy(size=1)
+    fetched = blocks.map_batches(_Fetch, fn_constructor_args=(uri,), batch_size=POOL_VISITS, num_cpus=FETCH_CPUS, compute=actor)
     for row in fetched.iter_rows():
         yield row["data"]
 

@@ -1,0 +1,57 @@
+"""jobs/README.md, written from the sweep file's schema: `python -m orchestrator.reference > jobs/README.md`. A test keeps it true."""
+
+import typing
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from orchestrator.spec import Sweep
+
+HEAD = """# What you submit
+
+One file, one thing that can be run. All take `--help`.
+
+| file | runs |
+| --- | --- |
+| `quickstart.yaml` | a sweep file: the first command, `make demo`, runs it |
+| `quickstart.py` | `python -m jobs.quickstart`: collect demonstrations, run `quickstart.yaml`, print the curve |
+| `collect.py` | `python -m jobs.collect`: scripted demonstrations of a task into an episode store |
+| `sweep.py` | `python -m jobs.sweep FILE`: a sweep, the same as `demoscale run FILE` |
+
+## The sweep file, field by field
+
+Choices only: no computation, no class paths. Unknown fields are refused, and all mistakes are told at once. `--set train.steps=200` overrides
+a field with the same validation. A field without a default must be there.
+
+| field | default | meaning |
+| --- | --- | --- |
+"""
+
+
+def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """One table row per field, sections followed by their own."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        section = isinstance(kind, type) and issubclass(kind, BaseModel)
+        default = "" if field.default is PydanticUndefined or section else f"`{_plain(field.default)}`"
+        choices = f" One of: {', '.join(f'`{c}`' for c in typing.get_args(kind))}." if typing.get_origin(kind) is typing.Literal else ""
+        meaning = " ".join((field.description or "").split())
+        yield f"| `{prefix}{name}` | {default} | {meaning}{choices} |"
+        if section:
+            yield from rows(typing.cast(type[BaseModel], kind), f"{prefix}{name}.")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(_plain(part) for part in value)}]"
+    return f"{value:g}" if isinstance(value, float) else str(value) or "(empty)"
+
+
+def page() -> str:
+    """The whole file."""
+    return HEAD + "\n".join(rows(Sweep)) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,80 @@
+"""The command line: quick to answer, one clear message for each mistake, exit codes that mean something."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import CHECKOUT, run
+
+HEAVY = ("torch", "ray", "mlflow", "diffusers", "robosuite", "mujoco")
+
+
+@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["plan", "jobs/quickstart.yaml"]])
+def test_help_and_plan_import_nothing_heavy(command: list[str]) -> None:
+    done = run("-X", "importtime", "-m", "orchestrator", *command)
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert not imported & set(HEAVY)
+    assert "click" in imported
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "status", "curve", "doctor"])
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    done = run("-m", "orchestrator", command, "--help")
+    assert done.returncode == 0
+    assert command == "doctor" or re.search(rf"^\s+demoscale {command} ", done.stdout, re.M)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["plan", "nothing.yaml"], 2, "nothing.yaml: 1 mistake\n  - there is no such file"),
+        (["run", "nothing.yaml"], 2, "there is no such file"),
+        (["run", "jobs/quickstart.yaml", "--set", "data.episodes=/nowhere/lift"], 2, "there is no episode store here; record one with"),
+        (["status", "nobody", "--storage", "EMPTY"], 2, "no sweep named nobody ran here"),
+        (["curve", "nobody", "--storage", "EMPTY"], 1, "no sweep named nobody is tracked here"),
+    ],
+)
+def test_a_mistake_is_one_message_and_no_traceback(arguments: list[str], code: int, sentence: str, tmp_path: Path) -> None:
+    done = run("-m", "orchestrator", *(str(tmp_path) if a == "EMPTY" else a for a in arguments))
+    assert done.returncode == code
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_collect_tells_all_its_mistakes_before_it_starts_anything(tmp_path: Path) -> None:
+    done = run("-m", "jobs.collect", "--task", "Door", "--episodes", "3", "--store", str(tmp_path / "s"), "--render-profile", "pretty")
+    assert done.returncode == 2
+    assert "no scripted expert does Door" in done.stderr
+    assert "unknown profile pretty" in done.stderr
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.sim
+def test_doctor_finds_this_machine_ready() -> None:
+    done = run("-m", "orchestrator", "doctor")
+    assert done.returncode == 0, done.stdout
+    assert all(line.startswith("ok") for line in done.stdout.splitlines())
+
+
+def test_doctor_notices_a_room_that_comes_from_somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from orchestrator import doctor
+
+    (tmp_path / "policy.py").write_text("")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "policy", raising=False)
+    before = {name: module for name, module in sys.modules.items() if name == "policy" or name.startswith("policy.")}
+    try:
+        assert doctor.strangers() == {"policy": str(tmp_path / "policy.py")}
+    finally:
+        sys.modules.pop("policy", None)
+        sys.modules.update(before)
+
+
+def test_the_pinned_packages_are_the_installed_ones() -> None:
+    from importlib.metadata import version
+
+    for line in (CHECKOUT / "constraints.txt").read_text().splitlines():
+        name, _, wanted = line.partition("==")
+        if wanted:
+            assert version(name).split("+")[0] == wanted, name

@@ -1,0 +1,165 @@
+"""The simulator: an episode is a function of its seeds, in any process, whatever ran before."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import CAMERA, run
+
+from sim_workers.demonstrate import Demonstration, demonstrate
+from sim_workers.env import SimEnv, contract
+from sim_workers.experts import expert_for
+from sim_workers.rollout import Outcome, run_episode
+from sim_workers.suite import FIRST_EVALUATION_SEED, TASKS, EpisodeSpec, Suite
+
+CONTRACT = contract((CAMERA,), (64, 64), "fast")
+
+# One environment per process: the only one of this process.
+PLAY = """
+import hashlib, json, sys
+import numpy as np
+from sim_workers.env import SimEnv, contract
+env = SimEnv("Lift", contract(("robot0_eye_in_hand", "agentview"), (64, 64), "fast"))
+hashes = {}
+for seed in json.loads(sys.argv[1]):
+    env.reset(seed)
+    digest = hashlib.sha256()
+    rng = np.random.default_rng(seed)
+    for _ in range(10):
+        env.step(rng.uniform(-1, 1, 7))
+        digest.update(env.proprio.tobytes())
+    for picture in env.pictures().values():
+        digest.update(picture.tobytes())
+    hashes[seed] = digest.hexdigest()
+env.close()
+print(json.dumps(hashes))
+"""
+
+
+@pytest.mark.sim
+def test_an_episode_is_the_same_in_another_process_and_another_order() -> None:
+    one, other = run("-W", "ignore", "-c", PLAY, "[3, 1000001, 5]"), run("-W", "ignore", "-c", PLAY, "[5, 3, 5, 1000001]")
+    first, second = (json.loads(done.stdout.splitlines()[-1]) for done in (one, other))
+    assert first == second
+    assert len(set(first.values())) == 3
+
+
+@pytest.fixture(scope="module")
+def env() -> SimEnv:
+    return SimEnv("Lift", CONTRACT)
+
+
+@pytest.mark.sim
+def test_a_look_keeps_the_contract(env: SimEnv) -> None:
+    env.reset(0)
+    seen = env.look(noise_seed=7)
+    assert seen.images[CAMERA].shape == (*CONTRACT.image_size, 3)
+    assert seen.images[CAMERA].dtype == np.uint8
+    assert seen.proprio.shape == (len(CONTRACT.proprio),)
+    assert seen.instruction == TASKS["Lift"]
+    assert seen.noise_seed == 7
+
+
+@pytest.mark.sim
+def test_pictures_are_upright(env: SimEnv) -> None:
+    """The gripper is at the bottom of its own camera's picture: darker there than at the top, which shows the bright table."""
+    env.reset(0)
+    picture = env.look(0).images[CAMERA].astype(float)
+    assert picture[-8:].mean() < picture[:8].mean() - 50
+
+
+@pytest.mark.sim
+def test_a_positive_gripper_action_closes(env: SimEnv) -> None:
+    """What the contract's action layout says is what the robot does."""
+    env.reset(0)
+    before = env.proprio[-2:].copy()
+    for _ in range(5):
+        env.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))
+    assert abs(env.proprio[-2:]).sum() < abs(before).sum()
+    assert "plus1_close" in CONTRACT.action[-1]
+
+
+@pytest.mark.sim
+def test_the_scripted_expert_lifts_and_the_same_seed_gives_the_same_demonstration(env: SimEnv) -> None:
+    recordings = [demonstrate(env, Demonstration("Lift", seed, 0.3)) for seed in (0, 1, 2, 0)]
+    assert all(recording.success for recording in recordings)
+    assert np.array_equal(recordings[0].action, recordings[3].action)
+    assert np.array_equal(recordings[0].frames[CAMERA], recordings[3].frames[CAMERA])
+    assert not np.array_equal(recordings[0].proprio[0], recordings[1].proprio[0])
+
+
+def test_there_is_a_sentence_for_a_task_without_expert() -> None:
+    with pytest.raises(ValueError, match="no scripted expert demonstrates Door; there is one for Lift"):
+        expert_for("Door")
+
+
+# -- the suite ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_suite_is_the_same_list_every_time_and_never_a_demonstrated_scene() -> None:
+    suite = Suite(("Lift", "Stack"), 20, 100)
+    assert suite.episode_list() == suite.episode_list()
+    assert len(set(suite.episode_list())) == 40
+    assert all(spec.scene_seed >= FIRST_EVALUATION_SEED for spec in suite.episode_list())
+
+
+def test_blocks_share_no_scene() -> None:
+    scenes = [{spec.scene_seed for spec in Suite(("Lift",), 50, 100, block).episode_list()} for block in (0, 1)]
+    assert not scenes[0] & scenes[1]
+
+
+def test_the_fingerprint_follows_list_and_rules() -> None:
+    suite = Suite(("Lift",), 20, 100)
+    assert suite.fingerprint() == Suite(("Lift",), 20, 100).fingerprint()
+    for change in ({"tasks": ("Stack",)}, {"episodes": 21}, {"horizon": 99}, {"block": 1}):
+        assert replace(suite, **change).fingerprint() != suite.fingerprint()  # type: ignore[arg-type]
+
+
+def test_every_look_of_every_episode_has_its_own_noise() -> None:
+    seeds = {spec.chunk_seed(look) for spec in Suite(("Lift",), 20, 100).episode_list() for look in range(20)}
+    assert len(seeds) == 400
+
+
+# -- the loop of one episode --------------------------------------------------------------------------------------------------------
+
+
+class Countdown:
+    """A simulator that succeeds after `after` steps and counts how often it is looked at."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.steps, self.looks = after, 0, 0
+
+    def reset(self, seed: int) -> None:
+        self.steps = 0
+
+    def step(self, action: np.ndarray) -> None:  # type: ignore[type-arg]
+        self.steps += 1
+
+    def look(self, noise_seed: int) -> object:
+        self.looks += 1
+        return noise_seed
+
+    @property
+    def succeeded(self) -> bool:
+        return self.steps >= self.after
+
+
+class Chunk:
+    actions, execute = np.zeros((8, 7)), 4
+
+
+@pytest.mark.parametrize(
+    ("after", "horizon", "expected"),
+    [(10, 100, ("success", 10, 3)), (12, 100, ("success", 12, 3)), (100, 10, ("failure", 10, 3)), (10, 10, ("success", 10, 3))],
+)
+def test_an_episode_ends_at_success_or_horizon_and_looks_once_per_chunk(after: int, horizon: int, expected: tuple[str, int, int]) -> None:
+    env = Countdown(after)
+    outcome = run_episode(env, EpisodeSpec("Lift", 1, 1), horizon, lambda seen: Chunk)  # type: ignore[arg-type, return-value]
+    assert (outcome.result, outcome.steps, outcome.looks) == expected
+    assert env.looks == outcome.looks
+
+
+def test_an_outcome_comes_back_from_json() -> None:
+    outcome = Outcome(EpisodeSpec("Lift", 1, 2), "error", 0, 0, 0.5, 0.1, "the GL context broke")
+    assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome

@@ -1,0 +1,159 @@
+"""The sweep file: every mistake at once, each with its place and mend, before anything is spent."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import CHECKOUT
+from test_episodes import CONTRACT, episode
+
+from orchestrator.arms import Arm, expand
+from orchestrator.data.episodes import commit, put_episode
+from orchestrator.data.stream import FETCH_CPUS
+from orchestrator.spec import Sweep, SweepError
+from orchestrator.storage import open_storage
+from orchestrator.sweep import Placement
+
+GOOD = {
+    "name": "good",
+    "data": {"episodes": "STORE", "demo_count": [2, 4], "action_free_ratio": [0, 1]},
+    "train": {"steps": 100, "checkpoint_every": 40},
+    "suite": {"tasks": ["Lift"], "episodes": 10, "horizon": 50},
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    """Eight episodes of Lift."""
+    storage = open_storage(str(tmp_path / "store"))
+    commit(storage, CONTRACT, [put_episode(storage, episode(seed), 20.0) for seed in range(8)])
+    return storage.uri
+
+
+def write(folder: Path, store: str, **sections: object) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, **sections}).replace("STORE", store))
+    return path
+
+
+def test_the_resolved_file_is_itself_a_sweep_file(tmp_path: Path, store: str) -> None:
+    sweep = Sweep.load(write(tmp_path, store))
+    (tmp_path / "resolved.yaml").write_text(sweep.to_yaml())
+    assert Sweep.load(tmp_path / "resolved.yaml") == sweep
+
+
+def test_overrides_pass_the_same_validation(tmp_path: Path, store: str) -> None:
+    path = write(tmp_path, store)
+    assert Sweep.load(path, ("train.steps=200", "seeds=[0, 1]", "train.learning_rate=1e-4")).train.learning_rate == 1e-4
+    with pytest.raises(SweepError, match=r"train\.steps: input should be greater than 0, not -1"):
+        Sweep.load(path, ("train.steps=-1",))
+    with pytest.raises(SweepError, match="write it as field=value"):
+        Sweep.load(path, ("train.steps",))
+
+
+def test_a_number_yaml_takes_for_text_is_a_number(tmp_path: Path, store: str) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(write(tmp_path, store).read_text().replace("steps: 100", "steps: 100\n  learning_rate: 1e-4"))
+    assert Sweep.load(path).train.learning_rate == 1e-4
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "/nowhere/lift",
+        name="Not A Name",
+        train={"stepss": 100, "checkpoint_every": 0},
+        suite={"tasks": ["Lfit"], "episodes": 10, "horizon": 50},
+    )
+    with pytest.raises(SweepError) as caught:
+        Sweep.load(path)
+    told = "\n".join(caught.value.problems)
+    assert "name: " in told
+    assert "train.stepss: unknown field; did you mean steps?" in told
+    assert "train.steps: missing" in told
+    assert "train.checkpoint_every: input should be greater than 0, not 0" in told
+    assert "unknown task Lfit; did you mean Lift?" in told
+    assert "5 mistakes" in str(caught.value) or "6 mistakes" in str(caught.value)
+
+
+def test_mistakes_in_the_file_and_in_the_store_are_told_together(tmp_path: Path) -> None:
+    with pytest.raises(SweepError) as caught:
+        Sweep.load(write(tmp_path, "/nowhere/lift", train={"steps": 0, "checkpoint_every": 1}))
+    assert len(caught.value.problems) == 2
+    assert "there is no episode store here" in caught.value.problems[1]
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        ({"data": {"episodes": "/nowhere", "demo_count": [2]}}, "data.episodes: /nowhere: there is no episode store here"),
+        ({"data": {"episodes": "STORE", "demo_count": [6], "action_free_ratio": [1]}}, "Lift: 6 demos and 6 action-free episodes are asked for"),
+        ({"suite": {"tasks": ["Lift", "Door"], "episodes": 2, "horizon": 9}}, "suite.tasks: nobody demonstrated Door; the store shows Lift"),
+    ],
+)
+def test_a_sweep_its_store_cannot_serve_is_refused(tmp_path: Path, store: str, sections: dict[str, object], sentence: str) -> None:
+    with pytest.raises(SweepError, match=sentence.replace(".", r"\.")):
+        Sweep.load(write(tmp_path, store, **sections)).plan()
+
+
+@pytest.mark.parametrize(("text", "sentence"), [("a: [1", "not readable as YAML"), ("- a", "mapping of fields")])
+def test_what_is_no_sweep_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "sweep.yaml").write_text(text)
+    with pytest.raises(SweepError, match=sentence):
+        Sweep.load(tmp_path / "sweep.yaml")
+    with pytest.raises(SweepError, match="there is no such file"):
+        Sweep.load(tmp_path / "nothing.yaml")
+
+
+def test_the_plan_counts_everything(tmp_path: Path, store: str) -> None:
+    plan = Sweep.load(write(tmp_path, store)).plan()
+    assert (plan.arms, plan.checkpoints, plan.rollouts, plan.control_steps) == (4, 4 * 3, 4 * 3 * 10, 4 * 3 * 10 * 50)
+    assert plan.clips == 4 * 100 * 32
+    assert 0 < plan.bytes_per_epoch <= plan.store_bytes
+
+
+def test_the_last_step_is_always_a_checkpoint(tmp_path: Path, store: str) -> None:
+    assert Sweep.load(write(tmp_path, store)).checkpoint_steps() == [40, 80, 100]
+    assert Sweep.load(write(tmp_path, store), ("train.checkpoint_every=500",)).checkpoint_steps() == [100]
+
+
+def test_arms_are_every_combination_with_stable_distinct_ids() -> None:
+    arms = expand((2, 4), (0.0, 1.0), (0, 1, 2))
+    assert len(set(arms)) == 12
+    assert len({arm.arm_id("protocol") for arm in arms}) == 12
+    assert Arm(2, 0.0, 0).arm_id("protocol") != Arm(2, 0.0, 0).arm_id("another")
+    assert Arm(2, 0.0, 0).arm_id("protocol") == "demos-2_ratio-0_seed-0_" + Arm(2, 0.0, 0).arm_id("protocol")[-8:]
+
+
+def test_every_sweep_file_of_the_repository_is_valid() -> None:
+    for path in (CHECKOUT / "jobs").glob("*.yaml"):
+        Sweep.model_validate(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "workers", "arms", "concurrent"),
+    [
+        ({"CPU": 2.0}, 1, 4, 2),
+        ({"CPU": 2.0}, 2, 4, 1),
+        ({"CPU": 4.0}, 4, 4, 1),
+        ({"CPU": 64.0, "GPU": 8.0}, 2, 10, 3),
+        ({"CPU": 16.0, "GPU": 1.0}, 1, 4, 1),
+    ],
+)
+def test_a_placement_never_claims_more_than_there_is(cluster: dict[str, float], workers: int, arms: int, concurrent: int) -> None:
+    placement = Placement.fit(cluster, workers, rollout_actors=2, arms=arms)
+    assert placement.concurrent_arms == concurrent
+    trainers = concurrent * workers
+    assert trainers * (placement.trainer["CPU"] + FETCH_CPUS) + 2 * placement.rollout_cpus <= cluster["CPU"]
+    assert trainers * placement.trainer.get("GPU", 0) + placement.server_gpus <= cluster.get("GPU", 0)
+
+
+def test_a_sweep_that_can_never_fit_says_so_with_the_numbers() -> None:
+    with pytest.raises(SweepError, match="one arm asks for 4 workers at once, the cluster has 2 CPUs"):
+        Placement.fit({"CPU": 2.0}, 4, 2, 1)
+
+
+def test_the_reference_of_the_sweep_file_is_what_the_schema_says() -> None:
+    from orchestrator.reference import page
+
+    assert (CHECKOUT / "jobs" / "README.md").read_text() == page(), "run `python -m orchestrator.reference > jobs/README.md`"

@@ -1,0 +1,92 @@
+"""Training one arm: stopped and resumed it is the same run; two workers see their share and agree."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_stream import fake_fetch
+
+from orchestrator.arms import Arm
+from orchestrator.data import stream
+from orchestrator.data.episodes import load_manifest
+from orchestrator.spec import Train
+from orchestrator.storage import open_storage
+from orchestrator.train import ArmJob, fit, learning_rate_factor, train
+from policy.checkpoint import fingerprint, load, load_card, load_trainer
+
+
+def job(store: Path, steps: int = 6, workers: int = 1, ratio: float = 1.0) -> ArmJob:
+    settings = Train(steps=steps, batch_size=4, checkpoint_every=3, warmup_steps=2, workers=workers)
+    return ArmJob(Arm(3, ratio, 0), f"arm-{workers}-{steps}", str(store), 1, "tiny", settings)
+
+
+class Kept:
+    """Keeps the checkpoints a run reports, as Ray Train's storage would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.reports = folder, list[tuple[int, dict[str, Any]]]()
+
+    def __call__(self, step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        self.reports.append((step, metrics))
+        if checkpoint:
+            checkpoint.rename(self.folder / f"step_{step:06d}")
+            checkpoint.mkdir()
+
+
+@pytest.fixture
+def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain loop needs no Ray: episodes come straight from the store."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(stream, "_fetched", fake_fetch)
+
+
+@pytest.mark.sim
+@pytest.mark.usefixtures("_no_ray")
+def test_a_resumed_run_is_the_uninterrupted_run(lift_store: Path, tmp_path: Path) -> None:
+    whole, rest = Kept(tmp_path / "whole"), Kept(tmp_path / "rest")
+    for kept in (whole, rest):
+        kept.folder.mkdir()
+    train(job(lift_store), 0, 1, None, whole)
+    train(job(lift_store), 0, 1, whole.folder / "step_000003", rest)
+    assert [step for step, _ in whole.reports if step > 3] == [step for step, _ in rest.reports]
+    assert [m for step, m in whole.reports if step > 3] == [m for _, m in rest.reports]
+    ours, theirs = (load_trainer(kept.folder / "step_000006") for kept in (whole, rest))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.sim
+@pytest.mark.usefixtures("_no_ray")
+def test_a_checkpoint_says_where_it_comes_from(lift_store: Path, tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    train(job(lift_store, steps=3), 0, 1, None, kept)
+    card = load_card(tmp_path / "step_000003")
+    manifest = load_manifest(open_storage(str(lift_store)))
+    assert card.contract == manifest.contract
+    assert card.provenance["data_fingerprint"] == manifest.fingerprint
+    assert len(card.provenance["demos"]) == len(card.provenance["action_free"]) == 3
+    assert card.provenance["step"] == 3
+    assert card.action_stats.count == sum(manifest[i].length for i in card.provenance["demos"]), "statistics must come from the demos alone"
+    assert kept.reports[-1][1]["checkpoint"] == fingerprint(tmp_path / "step_000003")
+
+
+@pytest.mark.sim
+@pytest.mark.ray
+def test_two_workers_train_one_model_through_ray(lift_store: Path, tmp_path: Path, ray_cluster: None) -> None:
+    """Ray Data streams to both, gloo averages their gradients, the first one's checkpoint is whole."""
+    reported = fit(job(lift_store, workers=2), str(tmp_path), {"CPU": 0.5}, [])
+    assert [metrics["step"] for metrics in reported] == [3, 6]
+    model, card = load(tmp_path / "arm-2-6" / "step_000006")
+    assert card.provenance["step"] == 6
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    # Continued by the same call, a finished run does nothing and still tells its checkpoints.
+    assert fit(job(lift_store, workers=2), str(tmp_path), {"CPU": 0.5}, []) == reported
+
+
+def test_the_learning_rate_warms_up_and_comes_down_to_zero() -> None:
+    factors = [learning_rate_factor(step, 10, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1, rel=1e-3)
+    assert max(factors) == pytest.approx(1, abs=0.03)
+    assert factors[-1] < 0.001
+    assert learning_rate_factor(0, 0, 100) == 1
