@@ -26,7 +26,7 @@ from orchestrator.cli import answers_mistakes
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), help="Simulator processes; one per core by default.")
 @answers_mistakes
 def main(task: str, episodes: int, store: str, cameras: str, image_size: int, render_profile: str, disturbance: float, workers: int) -> None:
-    r"""Record demonstrations of TASK until the store holds EPISODES of them.
+    """Record demonstrations of TASK until the store holds EPISODES of them.
 
     \b
     python -m jobs.collect --task Lift --episodes 100 --store data/lift

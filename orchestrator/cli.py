@@ -47,7 +47,7 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="demoscale")
 def main() -> None:
-    r"""How many demonstrations does a video-action policy need, and how many can action-free video replace?
+    """How many demonstrations does a video-action policy need, and how many can action-free video replace?
 
     \b
     demoscale plan jobs/quickstart.yaml      what it would do, before anything is spent
@@ -63,7 +63,7 @@ def main() -> None:
 @SET
 @answers_mistakes
 def plan(sweep_file: str, overrides: tuple[str, ...]) -> None:
-    r"""Check SWEEP_FILE and say what it would do and cost.
+    """Check SWEEP_FILE and say what it would do and cost.
 
     \b
     demoscale plan jobs/quickstart.yaml
@@ -79,7 +79,7 @@ def plan(sweep_file: str, overrides: tuple[str, ...]) -> None:
 @SET
 @answers_mistakes
 def run(sweep_file: str, overrides: tuple[str, ...]) -> None:
-    r"""Run SWEEP_FILE on this machine, or on the Ray cluster RAY_ADDRESS names, to its curve.
+    """Run SWEEP_FILE on this machine, or on the Ray cluster RAY_ADDRESS names, to its curve.
 
     Finished arms and finished episodes are never repeated: the same command continues a sweep that was stopped or killed.
 
@@ -120,7 +120,7 @@ def run(sweep_file: str, overrides: tuple[str, ...]) -> None:
 @JSON
 @answers_mistakes
 def status(name: str, storage: str, as_json: bool) -> None:
-    r"""How far the sweep NAME is: every arm's training and scores.
+    """How far the sweep NAME is: every arm's training and scores.
 
     \b
     demoscale status quickstart
@@ -145,7 +145,7 @@ def status(name: str, storage: str, as_json: bool) -> None:
 @JSON
 @answers_mistakes
 def curve(name: str, storage: str, mlflow: str | None, save: str | None, as_json: bool) -> None:
-    r"""The sample-efficiency curve of the sweep NAME, read from MLflow alone.
+    """The sample-efficiency curve of the sweep NAME, read from MLflow alone.
 
     \b
     demoscale curve quickstart

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.sim]
 @pytest.fixture(scope="module")
 def server(ray_cluster: None) -> Any:
     import ray
+    import ray.cloudpickle
 
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import a test module
     actor = ray.remote(Wanderer).options(num_cpus=0).remote()
     yield actor
     ray.kill(actor)
