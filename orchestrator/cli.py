@@ -25,6 +25,7 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         from orchestrator.data.episodes import EpisodeError
+        from orchestrator.score import ProtocolError
         from orchestrator.spec import SweepError
         from orchestrator.storage import StorageError
         from orchestrator.tracking import TrackingError
@@ -34,7 +35,7 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
         except SweepError as error:
             click.echo(str(error), err=True)
             sys.exit(2)
-        except (EpisodeError, StorageError, TrackingError) as error:
+        except (EpisodeError, ProtocolError, StorageError, TrackingError) as error:
             click.echo(str(error), err=True)
             sys.exit(1)
         except KeyboardInterrupt:

@@ -6,6 +6,7 @@ from orchestrator.data.episodes import load_manifest
 from orchestrator.data.subset import choose
 from orchestrator.spec import Sweep, SweepError, store_problems
 from orchestrator.storage import open_storage
+from policy.config import PRESETS
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,13 @@ def make_plan(sweep: Sweep) -> Plan:
     if problems := store_problems(sweep.data, sweep.suite.tasks):
         raise SweepError(sweep.name, problems)
     manifest = load_manifest(open_storage(sweep.data.episodes))
+    config = PRESETS[sweep.policy.preset].video
+    unit = config.patch * 2 ** (len(config.block_out_channels) - 1)
+    if any(side % unit for side in manifest.contract.image_size):
+        size = "x".join(map(str, manifest.contract.image_size))
+        raise SweepError(
+            sweep.name, [f"policy.preset: {sweep.policy.preset} takes pictures whose sides are multiples of {unit}; the store's are {size}"]
+        )
     arms = sweep.arms()
     largest = choose(manifest.entries, max(sweep.data.demo_count), max(sweep.data.action_free_ratio), seed=sweep.seeds[0])
     sizes = {entry.episode_id: entry.nbytes for entry in manifest.entries}

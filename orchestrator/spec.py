@@ -13,6 +13,7 @@ from orchestrator.arms import Arm, expand
 from orchestrator.data.episodes import EpisodeError, load_manifest
 from orchestrator.data.subset import SubsetError, choose
 from orchestrator.storage import StorageError, open_storage
+from sim_workers.env import contract
 from sim_workers.suite import TASKS, Suite
 
 if TYPE_CHECKING:
@@ -201,6 +202,9 @@ def store_problems(data: Data, tasks: tuple[str, ...]) -> list[str]:
         manifest = load_manifest(open_storage(data.episodes))
     except (EpisodeError, StorageError) as error:
         return [f"data.episodes: {error}"]
+    here = contract(manifest.contract.cameras, manifest.contract.image_size, manifest.contract.render_profile)
+    if different := manifest.contract.mismatches(here):
+        return [f"data.episodes: a policy trained on {data.episodes} could not be scored here. {'; '.join(different)}"]
     shown = {entry.task for entry in manifest.entries}
     problems = [f"suite.tasks: nobody demonstrated {task}; the store shows {', '.join(sorted(shown))}" for task in tasks if task not in shown]
     try:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Tracker:
 
         artifacts: where an experiment created here keeps its files; a tracking server decides for itself.
         """
-        self.uri = uri
+        self._lock = threading.Lock()  # the sweep's thread and the scorer's both write
         self._mlflow = _client(uri)
         experiment = self._mlflow.get_experiment_by_name(EXPERIMENT)
         local = artifacts if uri.startswith("sqlite:") else None
@@ -83,21 +84,23 @@ class Tracker:
     def metrics(self, arm_id: str, step: int, values: dict[str, float]) -> None:
         """Log numbers at a training step, once: what is already there from before an interruption is left alone."""
         run = self._children[arm_id]
-        for name, value in values.items():
-            if all(logged.step != step for logged in self._mlflow.get_metric_history(run, name)):
-                self._mlflow.log_metric(run, name, value, step=step)
+        with self._lock:
+            for name, value in values.items():
+                if all(logged.step != step for logged in self._mlflow.get_metric_history(run, name)):
+                    self._mlflow.log_metric(run, name, value, step=step)
 
     def artifact(self, arm_id: str | None, name: str, data: bytes) -> None:
         """Store a file with an arm's run, or with the sweep's if there is no arm. `name` may hold folders."""
         run = self._children[arm_id] if arm_id else self.parent
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, self._lock:
             path = Path(folder) / Path(name).name
             path.write_bytes(data)
             self._mlflow.log_artifact(run, str(path), str(Path(name).parent) if "/" in name else None)
 
     def finish(self, arm_id: str | None = None) -> None:
         """Mark an arm's run, or the sweep's, as finished."""
-        self._mlflow.set_terminated(self._children[arm_id] if arm_id else self.parent)
+        with self._lock:
+            self._mlflow.set_terminated(self._children[arm_id] if arm_id else self.parent)
 
 
 @dataclass(frozen=True)

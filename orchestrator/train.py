@@ -113,7 +113,7 @@ def train(
         _restore(load_trainer(resume), model, optimizer)
     normalizers = (Normalizer(card.proprio_stats, "minmax"), Normalizer(card.action_stats, card.config.action_normalization))
     generator = torch.Generator()
-    sums = {"loss": 0.0, "loss_video": 0.0, "loss_action": 0.0}
+    sums = dict.fromkeys(("loss", "loss_video", "loss_action"), torch.zeros((), device=device))
     since = first_step
     batches = stream.batches(
         job.episodes,
@@ -137,13 +137,13 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(model)
-        for name, value in (("loss", losses.total), ("loss_video", losses.video), ("loss_action", losses.action)):
-            sums[name] += value.item()
+        for name, value in (("loss", losses.total.detach()), ("loss_video", losses.video), ("loss_action", losses.action)):
+            sums[name] = sums[name] + value  # stays on the device: reading it at every step would make the device wait
         checkpoint = step % job.train.checkpoint_every == 0 or step == job.train.steps
         if not checkpoint and step % max(1, job.train.steps // PROGRESS_REPORTS):
             continue
-        metrics: dict[str, Any] = {name: total / (step - since) for name, total in sums.items()}
-        sums, since = dict.fromkeys(sums, 0.0), step
+        metrics: dict[str, Any] = {name: total.item() / (step - since) for name, total in sums.items()}
+        sums, since = dict.fromkeys(sums, torch.zeros((), device=device)), step
         if not checkpoint or rank > 0:
             report(step, metrics, None)
             continue
@@ -201,7 +201,7 @@ def _worker_loop(config: dict[str, Any]) -> None:
 
     last = ray.train.get_checkpoint()
     with last.as_directory() if last else nullcontext() as folder:
-        train(job, context.get_world_rank(), world, Path(folder) if folder else None, report, ray.train.torch.prepare_model if world > 1 else None)
+        train(job, context.get_world_rank(), world, Path(folder) if folder else None, report, ray.train.torch.prepare_model)
 
 
 def fit(job: ArmJob, folder: str, resources: dict[str, float], callbacks: list[Any]) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ from sim_workers.render import PROFILES, apply_profile, choose_backend, render
 from sim_workers.suite import TASKS
 
 CONTROL_HZ = 20.0
+CAMERAS = ("agentview", "birdview", "frontview", "sideview", "robot0_eye_in_hand", "robot0_robotview")
+"""What every single-arm task of robosuite can be seen from."""
 PROPRIO_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 PROPRIO = (
     *(f"eef_{axis}_m" for axis in "xyz"),

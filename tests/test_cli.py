@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import CHECKOUT, run
 
 HEAVY = ("torch", "ray", "mlflow", "diffusers", "robosuite", "mujoco")
@@ -43,10 +44,13 @@ def test_a_mistake_is_one_message_and_no_traceback(arguments: list[str], code: i
 
 
 def test_collect_tells_all_its_mistakes_before_it_starts_anything(tmp_path: Path) -> None:
-    done = run("-m", "jobs.collect", "--task", "Door", "--episodes", "3", "--store", str(tmp_path / "s"), "--render-profile", "pretty")
+    done = run(
+        "-m", "jobs.collect", "--task", "Door", "--episodes", "3", "--store", str(tmp_path / "s"), "--render-profile", "pretty", "--cameras", "wrist"
+    )
     assert done.returncode == 2
     assert "no scripted expert does Door" in done.stderr
     assert "unknown profile pretty" in done.stderr
+    assert "unknown camera wrist; known are agentview" in done.stderr
     assert not (tmp_path / "s").exists()
 
 

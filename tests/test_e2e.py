@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from conftest import CHECKOUT, run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim]

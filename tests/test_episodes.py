@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import CAMERA
 
+from conftest import CAMERA
 from orchestrator.data.clips import cut
 from orchestrator.data.episodes import Episode, EpisodeError, commit, decode, encode, fetch, latest_version, load_manifest, put_episode
 from orchestrator.storage import Storage, open_storage

@@ -3,6 +3,7 @@
 import tomllib
 
 import pytest
+
 from conftest import CHECKOUT, run
 
 IMPORT_NAMES = {"pyyaml": "yaml", "mlflow": "mlflow", "types-PyYAML": None}

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CAMERA
 from diffusers import EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
+from conftest import CAMERA
 from policy import noise
 from policy.checkpoint import Card, CheckpointError, fingerprint, load, save
 from policy.config import PRESETS, PolicyConfig

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import CAMERA
 
+from conftest import CAMERA
 from orchestrator.score import Ledger, ProtocolError, Score, Scorer, ScoringJob, check_contract, protocol_fingerprint
 from orchestrator.storage import open_storage
 from policy.interface import ActionChunk, Observation

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import CAMERA, run
 
+from conftest import CAMERA, run
 from sim_workers.demonstrate import Demonstration, demonstrate
 from sim_workers.env import SimEnv, contract
 from sim_workers.experts import expert_for

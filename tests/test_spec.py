@@ -1,18 +1,20 @@
 """The sweep file: every mistake at once, each with its place and mend, before anything is spent."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import CHECKOUT
-from test_episodes import CONTRACT, episode
 
+from conftest import CHECKOUT
 from orchestrator.arms import Arm, expand
 from orchestrator.data.episodes import commit, put_episode
 from orchestrator.data.stream import FETCH_CPUS
 from orchestrator.spec import Sweep, SweepError
 from orchestrator.storage import open_storage
-from orchestrator.sweep import Placement
+from orchestrator.sweep import Placement, SweepState
+from test_episodes import CONTRACT, episode
 
 GOOD = {
     "name": "good",
@@ -103,6 +105,31 @@ def test_what_is_no_sweep_file_is_one_sentence(tmp_path: Path, text: str, senten
         Sweep.load(tmp_path / "sweep.yaml")
     with pytest.raises(SweepError, match="there is no such file"):
         Sweep.load(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"simulator": "robosuite 1.4"}, "could not be scored here. simulator: the policy was trained with robosuite 1.4, here it is robosuite 1.5"),
+        ({"image_size": (60, 60)}, "policy.preset: tiny takes pictures whose sides are multiples of 16; the store's are 60x60"),
+    ],
+)
+def test_a_store_of_other_conventions_is_refused_before_anything_starts(tmp_path: Path, change: dict[str, object], sentence: str) -> None:
+    storage = open_storage(str(tmp_path / "store"))
+    commit(storage, replace(CONTRACT, **change), [put_episode(storage, episode(seed), 20.0) for seed in range(8)])
+    with pytest.raises(SweepError, match=re.escape(sentence)):
+        Sweep.load(write(tmp_path, storage.uri)).plan()
+
+
+def test_a_sweep_keeps_to_the_data_version_it_started_with(tmp_path: Path, store: str) -> None:
+    sweep = Sweep.load(write(tmp_path, store), (f"storage={tmp_path / 'runs'}",))
+    before = SweepState.open(sweep, pin=True)
+    commit(open_storage(store), CONTRACT, [put_episode(open_storage(store), episode(99), 20.0)])
+    after = SweepState.open(sweep)
+    assert after.arms() == before.arms()
+    assert after.manifest.fingerprint == before.manifest.fingerprint
+    another = SweepState.open(sweep.model_copy(update={"name": "another"}))
+    assert another.manifest.fingerprint != before.manifest.fingerprint
 
 
 def test_the_plan_counts_everything(tmp_path: Path, store: str) -> None:

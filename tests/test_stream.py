@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_episodes import CONTRACT, episode
 
 from orchestrator.data import stream
 from orchestrator.data.episodes import Manifest, commit, load_manifest, put_episode
 from orchestrator.data.subset import Subset, choose
 from orchestrator.storage import open_storage
 from policy.config import ClipShape
+from test_episodes import CONTRACT, episode
 
 SHAPE = ClipShape(frames_per_view=2, frame_stride=2, horizon=4)
 

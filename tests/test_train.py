@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_stream import fake_fetch
 
 from orchestrator.arms import Arm
 from orchestrator.data import stream
@@ -14,6 +13,7 @@ from orchestrator.spec import Train
 from orchestrator.storage import open_storage
 from orchestrator.train import ArmJob, fit, learning_rate_factor, train
 from policy.checkpoint import fingerprint, load, load_card, load_trainer
+from test_stream import fake_fetch
 
 
 def job(store: Path, steps: int = 6, workers: int = 1, ratio: float = 1.0) -> ArmJob:
