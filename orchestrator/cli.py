@@ -129,7 +129,7 @@ def status(name: str, storage: str, as_json: bool) -> None:
     """
     from rich.console import Console
 
-    from orchestrator.sweep import SweepState
+    from orchestrator.status import SweepState
 
     board = SweepState.named(name, storage).board()
     if as_json:

@@ -1,10 +1,24 @@
-"""The state of a sweep's arms, as a table a person reads while it runs or afterwards."""
+"""A sweep as the storage has it: which arms, how far each is, what it scored; and the table that shows it.
 
+sweeps/<name>.json                        the resolved sweep and the data version it keeps to
+arms/<arm id>/step_000100/                checkpoints, written by Ray Train
+checkpoints/<arm id>/step_000100.json     a checkpoint that is whole: its losses and fingerprint
+outcomes/<checkpoint>/<protocol>/         the ledger, orchestrator/score.py
+"""
+
+import json
 import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.score import Score
+from orchestrator.arms import Arm
+from orchestrator.data.episodes import Manifest, latest_version, load_manifest
+from orchestrator.data.subset import Subset, SubsetError, choose
+from orchestrator.provenance import TRAINING_CODE, code_fingerprint
+from orchestrator.score import Ledger, Score, protocol_fingerprint
+from orchestrator.spec import Sweep, SweepError
+from orchestrator.storage import Storage, open_storage
+from orchestrator.tracking import tracking_uri
 
 
 @dataclass
@@ -80,3 +94,86 @@ class Board:
                     }
                 )
         return rows
+
+
+@dataclass(frozen=True)
+class SweepState:
+    """A sweep tied to one version of its data: what `run`, `status` and `curve` agree on."""
+
+    sweep: Sweep
+    storage: Storage
+    manifest: Manifest
+    version: int
+
+    @classmethod
+    def open(cls, sweep: Sweep, pin: bool = False) -> "SweepState":
+        """The data version is the newest one when the sweep first runs (`pin`), and that one ever after."""
+        storage = open_storage(sweep.storage)
+        key = f"sweeps/{sweep.name}.json"
+        before = json.loads(storage.get(key)) if storage.exists(key) else {}
+        same_data = before.get("sweep", {}).get("data", {}).get("episodes") == sweep.data.episodes
+        episodes = open_storage(sweep.data.episodes)
+        version = before["version"] if same_data else latest_version(episodes)
+        if pin:
+            storage.put(key, json.dumps({"sweep": sweep.model_dump(mode="json"), "version": version}, indent=1).encode())
+        return cls(sweep, storage, load_manifest(episodes, version), version)
+
+    @classmethod
+    def named(cls, name: str, storage_uri: str) -> "SweepState":
+        """A sweep that ran before; SweepError if none of that name did."""
+        storage = open_storage(storage_uri)
+        if not storage.exists(f"sweeps/{name}.json"):
+            known = [key.removeprefix("sweeps/").removesuffix(".json") for key in storage.list("sweeps/")]
+            raise SweepError(storage.uri, [f"no sweep named {name} ran here; " + (f"there are {', '.join(known)}" if known else "none did")])
+        return cls.open(Sweep.model_validate(json.loads(storage.get(f"sweeps/{name}.json"))["sweep"]))
+
+    @property
+    def training(self) -> str:
+        return self.sweep.training_fingerprint(self.manifest.fingerprint, code_fingerprint(TRAINING_CODE))
+
+    @property
+    def protocol(self) -> str:
+        return protocol_fingerprint(self.sweep.to_suite(), self.manifest.contract)
+
+    @property
+    def tracking_uri(self) -> str:
+        return tracking_uri(self.sweep.mlflow, self.storage.uri)
+
+    def arms(self) -> dict[str, Arm]:
+        """By arm id."""
+        return {arm.arm_id(self.training): arm for arm in self.sweep.arms()}
+
+    def subset(self, arm: Arm) -> Subset:
+        """The arm's episodes; SweepError if the version the sweep keeps to has too few."""
+        try:
+            return choose(self.manifest.entries, arm.demo_count, arm.action_free_ratio, arm.seed)
+        except SubsetError as error:
+            mend = "give the sweep another name to use the store as it is now"
+            raise SweepError(self.sweep.name, [f"it keeps to version {self.version} of {self.sweep.data.episodes}; {error}; {mend}"]) from None
+
+    def checkpoints(self, arm_id: str) -> dict[int, dict[str, Any]]:
+        """Whole checkpoints of an arm by step: {loss, loss_video, loss_action, checkpoint (fingerprint)}."""
+        prefix = f"checkpoints/{arm_id}/"
+        keys = self.storage.list(prefix)
+        return {int(key.removeprefix(prefix + "step_").removesuffix(".json")): json.loads(self.storage.get(key)) for key in keys}
+
+    def uri(self, key: str) -> str:
+        """Of a key of the storage, for those who open files by themselves."""
+        return f"{self.storage.uri}/{key}"
+
+    def checkpoint_uri(self, arm_id: str, step: int) -> str:
+        return f"{self.uri('arms')}/{arm_id}/step_{step:06d}"
+
+    def board(self) -> Board:
+        """The state of every arm as the storage has it."""
+        board = Board({arm_id: ArmState(arm.name, self.sweep.train.steps) for arm_id, arm in self.arms().items()})
+        listed = [spec.episode_id for spec in self.sweep.to_suite().episode_list()]
+        for arm_id, state in board.arms.items():
+            for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
+                state.step, state.loss = step, checkpoint["loss"]
+                known = Ledger(self.storage, checkpoint["checkpoint"], self.protocol).read()
+                outcomes = tuple(known[episode] for episode in listed if episode in known)
+                state.scoring[step] = len(outcomes), len(listed)
+                if len(outcomes) == len(listed):
+                    state.scores[step] = Score(outcomes, len(listed))
+        return board

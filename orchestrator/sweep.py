@@ -1,142 +1,26 @@
 """Running a sweep: Ray Tune trains the arms, a thread scores what they save, MLflow hears of both. The only file with ray.tune.
 
 Everything that was finished is found in the storage and not done again, so the same command starts, continues and completes a sweep.
-
-    sweeps/<name>.json                        the resolved sweep and the data version it keeps to
-    arms/<arm id>/step_000100/                checkpoints, written by Ray Train
-    checkpoints/<arm id>/step_000100.json     a checkpoint that is whole: its losses and fingerprint
-    outcomes/<checkpoint>/<protocol>/         the ledger, orchestrator/score.py
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from orchestrator.arms import Arm
 from orchestrator.cluster import connect
 from orchestrator.curve import Curve
-from orchestrator.data.episodes import Manifest, latest_version, load_manifest
-from orchestrator.data.stream import FETCH_CPUS
-from orchestrator.data.subset import Subset, SubsetError, choose
-from orchestrator.provenance import TRAINING_CODE, code_fingerprint, git_commit
-from orchestrator.score import Ledger, PolicyServer, Score, Scorer, ScoringJob, protocol_fingerprint
+from orchestrator.placement import Placement
+from orchestrator.provenance import git_commit
+from orchestrator.score import Ledger, PolicyServer, Score, Scorer, ScoringJob
 from orchestrator.spec import Sweep, SweepError
-from orchestrator.status import ArmState, Board
-from orchestrator.storage import Storage, open_storage
-from orchestrator.tracking import SCORE_METRICS, Tracker, outcomes_artifact, tracking_uri
+from orchestrator.status import SweepState
+from orchestrator.storage import open_storage
+from orchestrator.tracking import SCORE_METRICS, Tracker, outcomes_artifact
 from orchestrator.train import ArmJob, fit
 
 FILMED_EPISODES = 1  # of each arm's last checkpoint
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Who gets how much of the cluster. On a machine smaller than the sweep, claims shrink and the processes share its cores."""
-
-    concurrent_arms: int
-    trainer: dict[str, float]
-    """Logical resources of one training worker."""
-    rollout_cpus: float
-    server_gpus: float
-
-    @classmethod
-    def fit(cls, cluster: dict[str, float], workers: int, rollout_actors: int, arms: int) -> "Placement":
-        """SweepError, with the numbers, if one arm's workers can never run at once."""
-        cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
-        server_gpus = min(1.0, gpus / 4)
-        places = gpus - server_gpus if gpus >= 2 else (1 if gpus else cpus)
-        if workers > places:
-            kind = f"{gpus:g} GPUs, one of them for the policy server" if gpus else f"{cpus:g} CPUs"
-            raise SweepError("train.workers", [f"one arm asks for {workers} workers at once, the cluster has {kind}"])
-        concurrent = max(1, min(arms, int(places // workers)))
-        trainers = concurrent * workers
-        # What the trainers' streams leave, a rollout actor gets half as much of as a trainer.
-        share = min(1.0, (cpus - FETCH_CPUS * trainers) / (trainers + rollout_actors / 2))
-        trainer = {"CPU": math.floor(100 * share) / 100} | ({"GPU": 1.0 if gpus >= 2 else 1 - server_gpus} if gpus else {})
-        return cls(concurrent, trainer, math.floor(50 * share) / 100, server_gpus)
-
-
-@dataclass(frozen=True)
-class SweepState:
-    """A sweep tied to one version of its data: what `run`, `status` and `curve` agree on."""
-
-    sweep: Sweep
-    storage: Storage
-    manifest: Manifest
-    version: int
-
-    @classmethod
-    def open(cls, sweep: Sweep, pin: bool = False) -> "SweepState":
-        """The data version is the newest one when the sweep first runs (`pin`), and that one ever after."""
-        storage = open_storage(sweep.storage)
-        key = f"sweeps/{sweep.name}.json"
-        before = json.loads(storage.get(key)) if storage.exists(key) else {}
-        same_data = before.get("sweep", {}).get("data", {}).get("episodes") == sweep.data.episodes
-        episodes = open_storage(sweep.data.episodes)
-        version = before["version"] if same_data else latest_version(episodes)
-        if pin:
-            storage.put(key, json.dumps({"sweep": sweep.model_dump(mode="json"), "version": version}, indent=1).encode())
-        return cls(sweep, storage, load_manifest(episodes, version), version)
-
-    @classmethod
-    def named(cls, name: str, storage_uri: str) -> "SweepState":
-        """A sweep that ran before; SweepError if none of that name did."""
-        storage = open_storage(storage_uri)
-        if not storage.exists(f"sweeps/{name}.json"):
-            known = [key.removeprefix("sweeps/").removesuffix(".json") for key in storage.list("sweeps/")]
-            raise SweepError(storage.uri, [f"no sweep named {name} ran here; " + (f"there are {', '.join(known)}" if known else "none did")])
-        return cls.open(Sweep.model_validate(json.loads(storage.get(f"sweeps/{name}.json"))["sweep"]))
-
-    @property
-    def training(self) -> str:
-        return self.sweep.training_fingerprint(self.manifest.fingerprint, code_fingerprint(TRAINING_CODE))
-
-    @property
-    def protocol(self) -> str:
-        return protocol_fingerprint(self.sweep.to_suite(), self.manifest.contract)
-
-    @property
-    def tracking_uri(self) -> str:
-        return tracking_uri(self.sweep.mlflow, self.storage.uri)
-
-    def arms(self) -> dict[str, Arm]:
-        """By arm id."""
-        return {arm.arm_id(self.training): arm for arm in self.sweep.arms()}
-
-    def subset(self, arm: Arm) -> Subset:
-        """The arm's episodes; SweepError if the version the sweep keeps to has too few."""
-        try:
-            return choose(self.manifest.entries, arm.demo_count, arm.action_free_ratio, arm.seed)
-        except SubsetError as error:
-            mend = "give the sweep another name to use the store as it is now"
-            raise SweepError(self.sweep.name, [f"it keeps to version {self.version} of {self.sweep.data.episodes}; {error}; {mend}"]) from None
-
-    def checkpoints(self, arm_id: str) -> dict[int, dict[str, Any]]:
-        """Whole checkpoints of an arm by step: {loss, loss_video, loss_action, checkpoint (fingerprint)}."""
-        prefix = f"checkpoints/{arm_id}/"
-        keys = self.storage.list(prefix)
-        return {int(key.removeprefix(prefix + "step_").removesuffix(".json")): json.loads(self.storage.get(key)) for key in keys}
-
-    def checkpoint_uri(self, arm_id: str, step: int) -> str:
-        return f"{self.storage.uri}/arms/{arm_id}/step_{step:06d}"
-
-    def board(self) -> Board:
-        """The state of every arm as the storage has it."""
-        board = Board({arm_id: ArmState(arm.name, self.sweep.train.steps) for arm_id, arm in self.arms().items()})
-        listed = [spec.episode_id for spec in self.sweep.to_suite().episode_list()]
-        for arm_id, state in board.arms.items():
-            for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
-                state.step, state.loss = step, checkpoint["loss"]
-                known = Ledger(self.storage, checkpoint["checkpoint"], self.protocol).read()
-                outcomes = tuple(known[episode] for episode in listed if episode in known)
-                state.scoring[step] = len(outcomes), len(listed)
-                if len(outcomes) == len(listed):
-                    state.scores[step] = Score(outcomes, len(listed))
-        return board
 
 
 class SweepRun:
@@ -154,7 +38,7 @@ class SweepRun:
             training=self.state.training,
             protocol=self.state.protocol,
             steps=sweep.train.steps,
-            artifacts=_uri_of(self.state.storage, "mlartifacts"),
+            artifacts=self.state.uri("mlartifacts"),
         )
         self._tracker.artifact(None, "sweep.yaml", sweep.to_yaml().encode())
         for arm_id, arm in self.state.arms().items():
@@ -213,9 +97,7 @@ class SweepRun:
         """Rollout videos of every arm's last checkpoint, by the arm's name."""
         state, last = self.state, self.state.sweep.train.steps
         return {
-            arm.name: [
-                _uri_of(state.storage, key) for key in Ledger(state.storage, state.checkpoints(arm_id)[last]["checkpoint"], state.protocol).films()
-            ]
+            arm.name: [state.uri(key) for key in Ledger(state.storage, state.checkpoints(arm_id)[last]["checkpoint"], state.protocol).films()]
             for arm_id, arm in state.arms().items()
         }
 
@@ -244,7 +126,7 @@ class SweepRun:
         from ray.tune.integration.ray_train import TuneReportCallback
 
         state, sweep = self.state, self.state.sweep
-        folder, resources = _uri_of(state.storage, "arms"), placement.trainer
+        folder, resources = state.uri("arms"), placement.trainer
         jobs = {
             arm_id: ArmJob(arm, arm_id, open_storage(sweep.data.episodes).uri, state.version, sweep.policy.preset, sweep.train)
             for arm_id, arm in state.arms().items()
@@ -261,7 +143,7 @@ class SweepRun:
             tune_config=tune.TuneConfig(max_concurrent_trials=placement.concurrent_arms),
             run_config=tune.RunConfig(
                 name=f"{sweep.name}-{int(time.time())}",
-                storage_path=_uri_of(state.storage, "tune"),
+                storage_path=state.uri("tune"),
                 callbacks=[_listener(partial(self._on_report, scorer))],
                 verbose=0,
             ),
@@ -340,7 +222,3 @@ def _listener(on_report: Callable[[str, dict[str, Any]], None]) -> Any:
     listener = Listener()
     listener.on_report = on_report
     return listener
-
-
-def _uri_of(storage: Storage, folder: str) -> str:
-    return f"{storage.uri}/{folder}"

@@ -11,9 +11,10 @@ from conftest import CHECKOUT
 from orchestrator.arms import Arm, expand
 from orchestrator.data.episodes import commit, put_episode
 from orchestrator.data.stream import FETCH_CPUS
+from orchestrator.placement import Placement
 from orchestrator.spec import Sweep, SweepError
+from orchestrator.status import SweepState
 from orchestrator.storage import open_storage
-from orchestrator.sweep import Placement, SweepState
 from test_episodes import CONTRACT, episode
 
 GOOD = {
