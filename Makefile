@@ -2,10 +2,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# What must be there before pip: pip's bootstrap, and what MuJoCo and OpenCV link to.
 DEBIAN := python3-venv libegl1 libopengl0 libgl1 libgl1-mesa-dri libglib2.0-0
-EPISODES := data/lift
+LIBRARIES := libEGL.so.1 libOpenGL.so.0 libGL.so.1 libgthread-2.0.so.0
 
-.PHONY: demo test check setup bench lock clean
+.PHONY: demo test check setup debian bench lock clean
 .DELETE_ON_ERROR:
 
 demo: setup  ## collect demonstrations, run jobs/quickstart.yaml, print the curve
@@ -21,19 +22,21 @@ check: setup  ## style, types, import layers
 	$(BIN)/lint-imports --no-logo
 
 bench: setup  ## measure again and refresh bench/README.md
-	$(BIN)/python -m bench.loop
+	$(BIN)/python -m bench
 
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
-	@missing=$$(for p in $(DEBIAN); do dpkg -s $$p 2>/dev/null | grep -q '^Status: install ok' || echo $$p; done); \
-	if [ -z "$$missing" ] || ! command -v apt-get >/dev/null; then :; \
-	elif [ $$(id -u) = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
-	elif sudo -n true 2>/dev/null; then sudo apt-get update -qq && sudo apt-get install -y -qq --no-install-recommends $$missing; \
-	else echo "Debian packages are missing; run: sudo apt-get install $$missing" >&2; exit 1; fi
+	@$(PYTHON) -c "import ensurepip, ctypes; [ctypes.CDLL(name) for name in '$(LIBRARIES)'.split()]" 2>/dev/null || $(MAKE) --no-print-directory debian
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+debian:  ## the system libraries that headless rendering needs, and venv
+	@if ! command -v apt-get >/dev/null; then echo "install with your system's packages: python venv and the libraries $(LIBRARIES)" >&2; exit 1; \
+	elif [ $$(id -u) = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN); \
+	elif sudo -n true 2>/dev/null; then sudo apt-get update -qq && sudo apt-get install -y -qq --no-install-recommends $(DEBIAN); \
+	else echo "Debian packages are missing; run: sudo apt-get install --no-install-recommends $(DEBIAN)" >&2; exit 1; fi
 
 lock: setup  ## write constraints.txt from what is installed
 	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new && mv constraints.new constraints.txt

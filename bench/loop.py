@@ -75,10 +75,11 @@ class Sampler:
 @click.command()
 @click.option("--quick", is_flag=True, help="End within a minute or two.")
 @click.option("--store", default="data/lift", show_default=True, help="An episode store large enough for the quickstart; `make demo` makes it.")
-def main(quick: bool, store: str) -> None:
+@click.option("--storage", help="Keep the sweep's results in this folder, which must not hold them yet; by default they are thrown away.")
+def main(quick: bool, store: str, storage: str | None) -> None:
     """Print the split of CPU time and, last, one line of JSON."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = [f"storage={folder}/runs", f"data.episodes={Path(store).absolute()}"]
+        settings = [f"storage={Path(storage or folder).absolute()}", f"data.episodes={Path(store).absolute()}"]
         if quick:
             settings += ["data.demo_count=[2]", "data.action_free_ratio=[0]", "train.steps=20", "train.checkpoint_every=10", "suite.episodes=4"]
         command = [sys.executable, "-m", "orchestrator", "run", "jobs/quickstart.yaml", *(f"--set={setting}" for setting in settings)]

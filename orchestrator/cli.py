@@ -110,6 +110,7 @@ def run(sweep_file: str, overrides: tuple[str, ...]) -> None:
     say(f"tracking in {sweep_run.state.tracking_uri}; starting Ray")
     with Live(get_renderable=sweep_run.board.table, console=console, refresh_per_second=2):
         answer = sweep_run.run()
+    console.print()
     say("done")
     _print_curve(answer)
     _print_places(sweep_run, answer)

@@ -154,6 +154,7 @@ class Curve:
                     color=colour,
                     ha="left" if index % 2 else "right",
                     va="center",
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
                 )
             for seed in sorted({scored.arm.seed for scored in self.arms}) if line[0].seeds > 1 else ():
                 own = [s for s in self.arms if s.arm.seed == seed and s.arm.action_free_ratio == ratio]

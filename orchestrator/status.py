@@ -57,7 +57,7 @@ class Board:
         """A rich table: one row per arm."""
         from rich.table import Table
 
-        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
         for title in ("arm", "state", "steps", "loss", "played", "last score"):
             table.add_column(title, no_wrap=True, justify="right" if title in ("steps", "loss", "played") else "left")
         with self.lock:

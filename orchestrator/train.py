@@ -106,7 +106,7 @@ def train(
     wrapped: Any = prepare(model) if prepare else model
     device = next(model.parameters()).device
     average.to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=job.train.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=job.train.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)
     if resume:
         average.module.load_state_dict(load_weights(resume))
         average.n_averaged.fill_(first_step)
@@ -177,7 +177,7 @@ def _restore(state: dict[str, "torch.Tensor"], model: "VideoActionModel", optimi
     model.load_state_dict({name.removeprefix("model/"): tensor for name, tensor in state.items() if name.startswith("model/")})
     for name, parameter in model.named_parameters():
         moments = {key: state[f"optimizer/{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-        optimizer.state[parameter] = moments
+        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
 
 
 # -- the Ray Train skin ---------------------------------------------------------------------------------------------------------
