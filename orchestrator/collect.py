@@ -12,27 +12,31 @@ from sim_workers.suite import TASKS
 COMMIT_EVERY = 50  # recordings; what is committed survives an interruption
 
 
+def record(env: SimEnv, storage: Storage, demonstration: Demonstration) -> EpisodeEntry:
+    """Play a demonstration and write it to the store. A failed one is kept without its actions: worth watching, not worth imitating."""
+    recording = demonstrate(env, demonstration)
+    episode = Episode(
+        episode_id=demonstration.episode_id,
+        task=demonstration.task,
+        instruction=TASKS[demonstration.task],
+        frames=recording.frames,
+        proprio=recording.proprio,
+        action=recording.action if recording.success else None,
+        success=recording.success,
+        source=f"scripted expert, seed {demonstration.seed}, disturbance {demonstration.disturbance:g}",
+    )
+    return put_episode(storage, episode, env.contract.control_hz)
+
+
 class Recorder:
-    """One simulator process that writes what it records straight to the store."""
+    """A process with one simulator that records into a store (a Ray actor)."""
 
     def __init__(self, task: str, contract: Contract, store_uri: str) -> None:
         self._env = SimEnv(task, contract)
         self._storage = open_storage(store_uri)
 
     def record(self, demonstration: Demonstration) -> EpisodeEntry:
-        """A failed demonstration is kept without its actions: worth watching, not worth imitating."""
-        recording = demonstrate(self._env, demonstration)
-        episode = Episode(
-            episode_id=demonstration.episode_id,
-            task=demonstration.task,
-            instruction=TASKS[demonstration.task],
-            frames=recording.frames,
-            proprio=recording.proprio,
-            action=recording.action if recording.success else None,
-            success=recording.success,
-            source=f"scripted expert, seed {demonstration.seed}, disturbance {demonstration.disturbance:g}",
-        )
-        return put_episode(self._storage, episode, self._env.contract.control_hz)
+        return record(self._env, self._storage, demonstration)
 
 
 def missing(storage: Storage, demonstrations: list[Demonstration]) -> list[Demonstration]:

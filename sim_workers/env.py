@@ -103,7 +103,7 @@ class SimEnv:
         return {camera: self.picture(camera, self.contract.image_size) for camera in self.contract.cameras}
 
     def picture(self, camera: str, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-        """One (H, W, 3) uint8 picture of any camera of the scene, no larger than the contract's."""
+        """One (H, W, 3) uint8 picture of any camera of the scene, in any size: for people, not for the policy."""
         return render(self._env.sim, camera, size)
 
     def look(self, noise_seed: int) -> Observation:

@@ -18,7 +18,7 @@ from sim_workers.suite import EpisodeSpec
 from sim_workers.video import mp4
 
 ATTEMPTS = 3
-FILM_CAMERA, FILM_SIZE, FILM_EVERY = "frontview", (128, 128), 2
+FILM_CAMERA, FILM_SIZE, FILM_EVERY = "frontview", (256, 256), 2  # every second control step: 10 frames per second
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,15 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from conftest import CAMERA, run
+from orchestrator.collect import record
+from orchestrator.data.episodes import load_manifest
+from orchestrator.storage import open_storage
 from sim_workers.demonstrate import Demonstration, demonstrate
 from sim_workers.env import SimEnv, contract
 from sim_workers.experts import expert_for
@@ -87,6 +91,24 @@ def test_the_scripted_expert_lifts_and_the_same_seed_gives_the_same_demonstratio
     assert np.array_equal(recordings[0].action, recordings[3].action)
     assert np.array_equal(recordings[0].frames[CAMERA], recordings[3].frames[CAMERA])
     assert not np.array_equal(recordings[0].proprio[0], recordings[1].proprio[0])
+
+
+@pytest.mark.sim
+@pytest.mark.ray
+def test_an_episode_recorded_by_a_worker_is_the_one_recorded_here(env: SimEnv, lift_store: Path) -> None:
+    """The same seed gives the same bytes, whoever records it, in whatever order."""
+    storage = open_storage(str(lift_store))
+    for seed in (4, 1):
+        demonstration = Demonstration("Lift", seed, 0.3)
+        assert record(env, storage, demonstration) == load_manifest(storage)[demonstration.episode_id]
+
+
+@pytest.mark.sim
+@pytest.mark.ray
+def test_collecting_again_records_nothing(lift_store: Path) -> None:
+    done = run("-m", "jobs.collect", "--episodes", "6", "--store", str(lift_store))
+    assert done.returncode == 0
+    assert "already holds 6 of 6 episodes of Lift; nothing to record" in done.stdout
 
 
 def test_there_is_a_sentence_for_a_task_without_expert() -> None:
