@@ -10,14 +10,13 @@ from orchestrator.provenance import CHECKOUT
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the controller's next look at its workers
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # on one machine it only logs that there is nothing to watch
     "RAY_worker_maximum_startup_concurrency": "8",  # a sweep is many small processes; Ray warns when they outnumber the cores
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning
+    "RAY_AIR_NEW_OUTPUT": "0",  # our own table shows the sweep
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops the whole sweep, not only its training
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a simulator without a GPU of its own may still render on one
 }
 
 
