@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import CAMERA
+from conftest import CAMERA, run
 from orchestrator.data.clips import cut
 from orchestrator.data.episodes import Episode, EpisodeError, commit, decode, encode, fetch, latest_version, load_manifest, put_episode
 from orchestrator.storage import Storage, open_storage
@@ -138,6 +138,15 @@ def test_other_conventions_are_refused_in_words(storage: Storage) -> None:
     other = replace(CONTRACT, image_size=(128, 128))
     with pytest.raises(EpisodeError, match=r"other conventions \(image size .* 64, 64, here it is 128, 128"):
         commit(storage, other, [put_episode(storage, episode(1), 20.0)])
+
+
+def test_a_process_that_reads_a_manifest_and_ends_at_once_ends_well(tmp_path: Path) -> None:
+    store = open_storage(str(tmp_path / "store"))
+    commit(store, CONTRACT, [put_episode(store, episode(), 20.0)])
+    code = (
+        "import sys; from orchestrator.data.episodes import load_manifest as l; from orchestrator.storage import open_storage as o; l(o(sys.argv[1]))"
+    )
+    assert [run("-c", code, store.uri).returncode for _ in range(8)] == [0] * 8
 
 
 def test_no_store_is_one_sentence_with_the_mend(storage: Storage) -> None:

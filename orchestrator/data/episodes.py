@@ -120,6 +120,11 @@ def _decode_video(data: bytes) -> npt.NDArray[np.uint8]:
     return np.stack(pictures).astype(np.uint8, copy=False)
 
 
+def _read_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
+    """On the caller's thread: `pyarrow.parquet.read_table` starts threads that abort a process which ends soon afterwards."""
+    return pq.ParquetFile(io.BytesIO(data)).read(columns=columns, use_threads=False)
+
+
 def _rows(array: npt.NDArray[np.float32] | None) -> list[list[float]] | None:
     return None if array is None else array.astype(np.float32).tolist()
 
@@ -146,7 +151,7 @@ def encode(episode: Episode, hz: float) -> bytes:
 def decode(data: bytes, cameras: tuple[str, ...], with_actions: bool) -> Episode:
     """The episode with the named cameras. Without `with_actions` the action column is not touched."""
     columns = ["episode_id", "task", "instruction", "success", "source", "proprio", *(f"cam.{name}" for name in cameras)]
-    row = pq.read_table(io.BytesIO(data), columns=columns + ["action"] * with_actions).to_pylist()[0]
+    row = _read_parquet(data, columns + ["action"] * with_actions).to_pylist()[0]
     action = row.get("action")
     return Episode(
         episode_id=row["episode_id"],
@@ -205,7 +210,7 @@ def _manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def _manifest_from(data: bytes) -> Manifest:
-    table = pq.read_table(io.BytesIO(data))
+    table = _read_parquet(data)
     entries = []
     for row in table.to_pylist():
         stats = json.loads(row.pop("stats"))
