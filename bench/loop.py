@@ -1,6 +1,6 @@
 """Where the processor's time goes while a sweep runs: is it training and rollouts that keep the cores busy, or the machinery?
 
-    python -m bench.loop                 the quickstart (about ten minutes)
+    python -m bench.loop                 the quickstart (about thirteen minutes)
     python -m bench.loop --quick         the same sweep, cut to seconds: shows that the bench works, its share means little
 
 Samples the CPU time of every process below a running `demoscale run`, from the first clip fetched to the last score.
@@ -19,7 +19,8 @@ from pathlib import Path
 import click
 import psutil
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+from orchestrator.provenance import CHECKOUT
+
 # By process title, first match. The policy server computes the actions of rollouts, so it is part of them.
 KINDS = {
     "RayTrainWorker": "training",
@@ -43,7 +44,7 @@ def kind_of(title: str) -> str:
 
 
 class Sampler:
-    """CPU seconds by kind since `start`, of a process and everything below it."""
+    """CPU seconds by kind since the first clip was fetched, of a process and everything below it."""
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)

@@ -4,7 +4,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +53,8 @@ def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
     return warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def card_of(job: ArmJob, manifest: Manifest, step: int) -> "Card":
-    """The card of the arm's checkpoint after `step` steps. Statistics come from the arm's own demos, nothing else."""
+def card_of(job: ArmJob, manifest: Manifest) -> "Card":
+    """The card of the arm before its first step. Statistics come from the arm's own demos, nothing else."""
     from policy.checkpoint import Card
     from policy.stats import Stats
 
@@ -68,7 +68,7 @@ def card_of(job: ArmJob, manifest: Manifest, step: int) -> "Card":
         provenance={
             "arm": vars(job.arm),
             "arm_id": job.arm_id,
-            "step": step,
+            "step": 0,
             "train": job.train.model_dump(mode="json"),
             "data_fingerprint": manifest.fingerprint,
             "data_version": job.version,
@@ -96,7 +96,7 @@ def train(
     from policy.normalize import Normalizer
 
     manifest = load_manifest(open_storage(job.episodes), job.version)
-    card = card_of(job, manifest, 0)
+    card = card_of(job, manifest)
     first_step = load_card(resume).provenance["step"] if resume else 0
     if first_step == job.train.steps:
         return
@@ -149,7 +149,7 @@ def train(
             continue
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            save(folder, card_of(job, manifest, step), average.module.state_dict(), _trainer_state(model, optimizer))
+            save(folder, replace(card, provenance=card.provenance | {"step": step}), average.module.state_dict(), _trainer_state(model, optimizer))
             report(step, metrics | {"checkpoint": fingerprint(folder)}, folder)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.storage import Storage, open_storage
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 CAMERA = "robot0_eye_in_hand"
 
@@ -66,3 +68,11 @@ def s3() -> Iterator[str]:
             os.environ.pop(name)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """An empty storage of each kind."""
+    if request.param == "folder":
+        return open_storage(str(tmp_path / "objects"))
+    return open_storage(f"{request.getfixturevalue('s3')}/{tmp_path.name}")

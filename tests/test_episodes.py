@@ -28,13 +28,6 @@ def episode(seed: int = 0, length: int = 12, labelled: bool = True) -> Episode:
     )
 
 
-@pytest.fixture(params=["folder", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    if request.param == "folder":
-        return open_storage(str(tmp_path / "store"))
-    return open_storage(f"{request.getfixturevalue('s3')}/{tmp_path.name}")
-
-
 def test_an_episode_comes_back_as_it_was(storage: Storage) -> None:
     written = episode()
     entry = put_episode(storage, written, 20.0)

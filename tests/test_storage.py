@@ -9,14 +9,6 @@ import pytest
 from orchestrator.storage import Storage, StorageError, open_storage
 
 
-@pytest.fixture(params=["folder", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """An empty one of each kind."""
-    if request.param == "folder":
-        return open_storage(str(tmp_path / "objects"))
-    return open_storage(f"{request.getfixturevalue('s3')}/{tmp_path.name}")
-
-
 def test_what_was_put_is_got(storage: Storage) -> None:
     storage.put("a/b", b"one")
     storage.put("a/b", b"two")
