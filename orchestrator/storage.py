@@ -4,16 +4,63 @@ The only file that speaks boto3 or pyarrow.fs. Keys are relative, with `/` betwe
 instance role (the standard chain); endpoint from `AWS_ENDPOINT_URL`. None of them is ever stored or shown.
 """
 
+import functools
 import os
+import random
+import re
+import threading
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
+
+_FIRST_CALL = threading.Lock()  # a client takes a tenth of a second to make: many threads need not each make one
+READ_ATTEMPTS = 3  # a body that stops half-way is asked for again; requests that fail before that are repeated by botocore
+CLAIM_ATTEMPTS = 8  # S3 answers 409 when two conditional writes of a key meet: neither is done, so both ask again
+
+# What a person can do about a server's error codes and botocore's errors. A server's own words are never shown: they may repeat the
+# request, signature and all.
+_MENDS = {
+    "NoSuchBucket": "the bucket does not exist; create it or correct the URI",
+    "AccessDenied AllAccessDisabled 403": "access is denied; check the permissions of the credentials in use",
+    "ExpiredToken ExpiredTokenException RequestExpired TokenRefreshRequired TokenRetrievalError SSOTokenLoadError UnauthorizedSSOTokenError": (
+        "the credentials have expired; renew them and start again"
+    ),
+    "InvalidToken InvalidClientTokenId": "the session token is not valid; check AWS_SESSION_TOKEN",
+    "InvalidAccessKeyId": "the access key is not known to {server}; check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL",
+    "SignatureDoesNotMatch": "the secret key does not match the access key; check AWS_SECRET_ACCESS_KEY",
+    "NoCredentialsError PartialCredentialsError CredentialRetrievalError ProfileNotFound": (
+        "there are no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an AWS_PROFILE that exists, or use an instance role"
+    ),
+    "RequestTimeTooSkewed": "this machine's clock and the server's differ too much; set the clock",
+    "PermanentRedirect AuthorizationHeaderMalformed 301": "the bucket is in another region; set AWS_DEFAULT_REGION",
+    "SlowDown ServiceUnavailable InternalError 500 502 503 504": "{server} is overloaded or failing; try again later, or with fewer workers",
+    "EndpointConnectionError ConnectTimeoutError ConnectionClosedError ReadTimeoutError ProxyConnectionError": (
+        "{server} cannot be reached; check AWS_ENDPOINT_URL and the network"
+    ),
+    "SSLError": "{server} has no certificate this machine trusts; check AWS_ENDPOINT_URL and AWS_CA_BUNDLE",
+    "ResponseParserError 404 405": "{server} does not speak S3; check AWS_ENDPOINT_URL",
+    "NotImplemented 501": "{server} lacks a part of S3 that is needed, such as conditional writes; use another",
+    "ValueError HTTPClientError": "AWS_ENDPOINT_URL is not a URL that begins with http:// or https://, or the credentials hold stray characters",
+}
+_MEND_OF = {code: mend for codes, mend in _MENDS.items() for code in codes.split()}
 
 
 class StorageError(Exception):
     """One sentence: which place or object, what is wrong, and the mend."""
+
+
+class NoObject(StorageError):  # noqa: N818
+    """There is no object under that key."""
+
+
+class _RefusedError(StorageError):
+    """What a server answered instead: the sentence, and its error code."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Storage(Protocol):
@@ -22,7 +69,7 @@ class Storage(Protocol):
     uri: str
 
     def get(self, key: str) -> bytes:
-        """The object's bytes; StorageError if there is none."""
+        """The object's bytes; NoObject if there is none."""
         ...
 
     def put(self, key: str, data: bytes) -> None:
@@ -30,7 +77,7 @@ class Storage(Protocol):
         ...
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write unless the key exists; whether this call wrote it."""
+        """Write unless the key exists; whether this call wrote it. A repeated request may find the key taken by its own first try: False."""
         ...
 
     def exists(self, key: str) -> bool: ...
@@ -46,6 +93,8 @@ class Folder:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
         self.uri = str(self.root)
+        if os.path.isfile(self.root):
+            raise StorageError(f"{self.uri}: this is a file; name a folder")
 
     def _path(self, key: str) -> Path:
         path = (self.root / key).resolve()
@@ -53,11 +102,19 @@ class Folder:
             raise StorageError(f"{self.uri}: the key {key!r} points outside the store")
         return path
 
-    def get(self, key: str) -> bytes:
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
         try:
-            return self._path(key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            raise StorageError(f"{self.uri}: there is no object {key}") from None
+            yield
+        except OSError as error:
+            raise StorageError(f"{self.uri}: {key or 'the folder'} cannot be read ({error.strerror}); check its permissions and the disk") from None
+
+    def get(self, key: str) -> bytes:
+        with self._reading(key):
+            try:
+                return self._path(key).read_bytes()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                raise NoObject(f"{self.uri}: there is no object {key}") from None
 
     def put(self, key: str, data: bytes) -> None:
         with self._written(key, data) as part:
@@ -73,93 +130,126 @@ class Folder:
 
     @contextmanager
     def _written(self, key: str, data: bytes) -> Iterator[Path]:
-        """The data in a file beside its destination, so that taking its name is one atomic step."""
+        """The data in a file beside its destination, so that taking its name is one atomic step.
+
+        On disk before it gets its name: a machine that loses power may lose the object, but never leaves an empty one in its place.
+        """
         path = self._path(key)
         part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data)
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
             yield part
         except OSError as error:
             raise StorageError(f"{self.uri}: {key} cannot be written ({error.strerror}); is the folder writable and the disk not full?") from None
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
 
     def exists(self, key: str) -> bool:
-        return self._path(key).exists()
+        with self._reading(key):
+            return self._path(key).is_file()
 
     def list(self, prefix: str) -> list[str]:
-        folder = self._path(prefix.rpartition("/")[0])
-        keys = (path.relative_to(self.root.resolve()).as_posix() for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".part"))
+        def fail(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise error
+
+        root, keys = self.root.resolve(), []
+        with self._reading(prefix):
+            for folder, _, names in os.walk(self._path(prefix.rpartition("/")[0]), onerror=fail):
+                whole = (name for name in names if not (name.startswith(".") and name.endswith(".part")))  # a part: a writer was killed
+                keys += [Path(folder, name).relative_to(root).as_posix() for name in whole]
         return sorted(key for key in keys if key.startswith(prefix))
+
+
+@functools.cache
+def _client(process: int) -> Any:
+    """The S3 client of this process, for all its threads. Not boto3's own default session, which is not safe to build from many."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(retries={"total_max_attempts": 5, "mode": "standard"}, connect_timeout=10, read_timeout=60, max_pool_connections=32)
+    return boto3.session.Session().client("s3", config=config)
 
 
 class Bucket:
     """A prefix of an S3 bucket. Pickles as its URI; each process opens its own client."""
 
     def __init__(self, uri: str) -> None:
+        self._bucket, _, prefix = uri.rstrip("/").removeprefix("s3://").partition("/")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", self._bucket):
+            # What stands here may be a secret, so it is not repeated.
+            mend = "keep credentials out of it, in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if "@" in uri else "a name has 3 to 63 of a-z 0-9 . -"
+            raise StorageError(f"an S3 URI is s3://bucket/prefix, and this one names no valid bucket; {mend}")
         self.uri = uri.rstrip("/")
-        self._bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
-        self._client: Any = None
+        self.keeps_conditions = False  # not known yet
 
     def __reduce__(self) -> tuple[type["Bucket"], tuple[str]]:
         return Bucket, (self.uri,)
 
     def _call(self, method: str, **arguments: Any) -> Any:
-        import boto3
-        from botocore.config import Config
+        """What the server answers; StorageError if it refuses or cannot be asked."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            if self._client is None:
-                self._client = boto3.client("s3", config=Config(retries={"max_attempts": 5, "mode": "standard"}))
-            return getattr(self._client, method)(Bucket=self._bucket, **arguments)
+            with _FIRST_CALL:
+                client = _client(os.getpid())
+            return getattr(client, method)(Bucket=self._bucket, **arguments)
         except ClientError as error:
             code = error.response["Error"]["Code"]
-            if code in ("404", "NoSuchKey", "412", "PreconditionFailed", "409", "ConditionalRequestConflict"):
-                raise
-            mend = {
-                "NoSuchBucket": "the bucket does not exist; create it or correct the URI",
-                "AccessDenied": "access is denied; check the permissions of the credentials in use",
-                "403": "access is denied; check the permissions of the credentials in use",
-                "ExpiredToken": "the credentials have expired; renew them",
-                "InvalidAccessKeyId": "the access key is not known to this server; check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL",
-                "SignatureDoesNotMatch": "the secret key does not match; check AWS_SECRET_ACCESS_KEY",
-            }.get(code, f"the server answered {code}")
+            if code == "NoSuchKey":
+                raise NoObject(f"{self.uri}: there is no object {arguments['Key'].removeprefix(self._prefix)}") from None
+            raise _RefusedError(f"{self.uri}: {self._mend(code) or f'the server answered {code}'}", code) from None
+        except (BotoCoreError, ValueError) as error:
+            kind = type(error).__name__
+            mend = self._mend(kind) or f"no access to S3 ({kind}); check AWS_ENDPOINT_URL, region and credentials"
             raise StorageError(f"{self.uri}: {mend}") from None
-        except BotoCoreError as error:
-            raise StorageError(f"{self.uri}: no access to S3 ({type(error).__name__}); check AWS_ENDPOINT_URL, region and credentials") from None
+
+    def _mend(self, code: str) -> str:
+        mend = _MEND_OF.get(code, "")
+        if "{server}" not in mend:
+            return mend
+        address = _client(os.getpid()).meta.endpoint_url.partition("://")[2].rpartition("@")[2]
+        return mend.format(server=f"the server {address}")
 
     def get(self, key: str) -> bytes:
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import BotoCoreError
+        from urllib3.exceptions import HTTPError
 
-        try:
-            data: bytes = self._call("get_object", Key=self._prefix + key)["Body"].read()
-        except ClientError:
-            raise StorageError(f"{self.uri}: there is no object {key}") from None
-        return data
+        for attempt in range(READ_ATTEMPTS):
+            body = self._call("get_object", Key=self._prefix + key)["Body"]
+            try:
+                data: bytes = body.read()
+                return data
+            except (BotoCoreError, HTTPError):
+                _pause(attempt)
+        raise StorageError(f"{self.uri}: the connection broke {READ_ATTEMPTS} times while {key} was read; check the network and start again")
 
     def put(self, key: str, data: bytes) -> None:
         self._call("put_object", Key=self._prefix + key, Body=data)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        from botocore.exceptions import ClientError
-
-        try:
-            self._call("put_object", Key=self._prefix + key, Body=data, IfNoneMatch="*")
-        except ClientError:
-            return False
-        return True
+        for attempt in range(CLAIM_ATTEMPTS):
+            try:
+                self._call("put_object", Key=self._prefix + key, Body=data, IfNoneMatch="*")
+                return True
+            except _RefusedError as refused:
+                if refused.args[1] in ("PreconditionFailed", "412"):
+                    return False
+                if refused.args[1] not in ("ConditionalRequestConflict", "OperationAborted", "409"):
+                    raise
+                _pause(attempt)
+        raise StorageError(f"{self.uri}: {key} stayed contended for {CLAIM_ATTEMPTS} attempts; start again with fewer writers")
 
     def exists(self, key: str) -> bool:
-        from botocore.exceptions import ClientError
-
-        try:
-            self._call("head_object", Key=self._prefix + key)
-        except ClientError:
-            return False
-        return True
+        # Not HEAD: its answers have no body, so a missing bucket would look like a missing key, and an expired credential like no permission.
+        page = self._call("list_objects_v2", Prefix=self._prefix + key, MaxKeys=1)
+        return any(item["Key"] == self._prefix + key for item in page.get("Contents", ()))
 
     def list(self, prefix: str) -> list[str]:
         keys: list[str] = []
@@ -172,11 +262,30 @@ class Bucket:
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
+def _pause(attempt: int) -> None:
+    time.sleep(random.uniform(0, 0.1 * 2**attempt))  # at random, so that those who met do not meet again
+
+
 def open_storage(uri: str) -> Storage:
     """`s3://bucket/prefix`, or a folder."""
-    if "://" in uri and not uri.startswith(("s3://", "file://")):
-        raise StorageError(f"{uri}: only folders and s3:// URIs are understood")
-    return Bucket(uri) if uri.startswith("s3://") else Folder(uri.removeprefix("file://"))
+    if uri.startswith("s3://"):
+        return Bucket(uri)
+    scheme, separator, _ = uri.partition("://")
+    if separator and scheme != "file":
+        raise StorageError(f"{scheme}://: only folders and s3:// URIs are understood")
+    return Folder(uri.removeprefix("file://"))
+
+
+def check_conditional_writes(storage: Storage) -> None:
+    """StorageError if the server lets a second writer overwrite the first. Asked once per opened storage; a folder needs no asking."""
+    if not isinstance(storage, Bucket) or storage.keeps_conditions:
+        return
+    storage.put_if_absent("probe", uuid.uuid4().bytes)
+    before = storage.get("probe")
+    if storage.put_if_absent("probe", uuid.uuid4().bytes) or storage.get("probe") != before:
+        mend = "use one that honours If-None-Match, such as AWS S3 or SeaweedFS from 4.48 on, or a folder"
+        raise StorageError(f"{storage.uri}: the server ignores conditional writes, so two writers could overwrite each other; {mend}")
+    storage.keeps_conditions = True
 
 
 def download(uri: str, folder: Path, skip: tuple[str, ...] = ()) -> None:

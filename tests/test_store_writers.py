@@ -1,0 +1,101 @@
+"""Several writers of one store at once, and writers killed at any moment: nothing is lost, nothing is half visible."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+
+from conftest import CAMERA, CHECKOUT
+from orchestrator.data.episodes import decode
+from orchestrator.data.manifest import fetch, latest_version, load_manifest
+from orchestrator.storage import Storage
+
+WRITER = """
+import sys
+from orchestrator.data.manifest import commit, put_episode
+from orchestrator.storage import open_storage
+from test_episodes import CONTRACT, episode
+
+storage = open_storage(sys.argv[1])
+episodes = [episode(seed) for seed in range(int(sys.argv[2]), int(sys.argv[3]))]
+storage.list("")
+print("ready", flush=True)
+sys.stdin.readline()
+for one in episodes:
+    commit(storage, CONTRACT, [put_episode(storage, one, 20.0)])
+    print(one.episode_id, flush=True)
+"""
+
+
+def writer(storage: Storage, first: int, last: int) -> subprocess.Popen[str]:
+    """A process that writes and commits the episodes `first` to `last`, one by one, once it is told to."""
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, storage.uri, str(first), str(last)],
+        cwd=CHECKOUT,
+        env=os.environ | {"PYTHONPATH": "tests"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    """The next one it prints."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def start(*processes: subprocess.Popen[str]) -> None:
+    """Tell them all, as soon as all are ready."""
+    for process in processes:
+        assert line(process) == "ready"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+
+def seeds_in(storage: Storage) -> set[int]:
+    """What a reader sees: every version loads, holds all of the one before, and all its episodes are whole."""
+    before: set[str] = set()
+    newest = latest_version(storage)
+    assert storage.list("versions/") == [f"versions/{number:06d}.json" for number in range(1, newest + 1)]
+    for number in range(1, newest + 1):
+        ids = set(load_manifest(storage, number).episode_ids)
+        assert before < ids
+        before = ids
+    for entry in load_manifest(storage).entries if newest else ():
+        decode(fetch(storage, entry), (CAMERA,), with_actions=True)
+    return {int(episode_id.rpartition("-")[2]) for episode_id in before}
+
+
+def test_two_writers_at_once_lose_nothing(storage: Storage) -> None:
+    processes = writer(storage, 0, 8), writer(storage, 8, 16)
+    start(*processes)
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert seeds_in(storage) == set(range(16))
+    assert latest_version(storage) == 16
+
+
+def test_a_killed_writer_leaves_a_whole_store_that_another_run_completes(storage: Storage) -> None:
+    rng = random.Random(0)
+    seen: set[int] = set()
+    for _ in range(2):
+        processes = writer(storage, 0, 12), writer(storage, 6, 18)
+        start(*processes)
+        for process in processes:
+            for _ in range(rng.randrange(3)):
+                line(process)  # one more episode is in
+            time.sleep(rng.uniform(0, 0.05))
+            process.kill()
+            process.wait()
+        now = seeds_in(storage)
+        assert now >= seen
+        seen = now
+    assert 0 < len(seen) < 18
+    assert not [key for key in storage.list("") if not key.endswith((".parquet", ".json", "probe"))]
+    last = writer(storage, 0, 18)
+    start(last)
+    assert last.wait(60) == 0
+    assert seeds_in(storage) == set(range(18))
