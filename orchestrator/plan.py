@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from orchestrator.data.episodes import load_manifest
+from orchestrator.data.manifest import load_manifest
+from orchestrator.data.stream import memory_bound
 from orchestrator.data.subset import choose
 from orchestrator.spec import Sweep, SweepError, store_problems
 from orchestrator.storage import open_storage
@@ -22,6 +23,8 @@ class Plan:
     """Training clips over all arms."""
     bytes_per_epoch: int
     """What an epoch of the largest arm reads from the store."""
+    stream_bytes: int
+    """Memory that the stream of one training worker takes at most."""
     store_episodes: int
     store_bytes: int
 
@@ -31,6 +34,7 @@ class Plan:
             ("checkpoints", f"{self.checkpoints}, every one scored"),
             ("rollouts", f"{self.rollouts}, at most {self.control_steps:,} control steps"),
             ("training", f"{self.clips:,} clips; the largest arm reads {self.bytes_per_epoch / 2**20:.1f} MiB per epoch"),
+            ("memory", f"at most {self.stream_bytes / 2**20:.0f} MiB per training worker for clips on their way, beside the model's"),
             ("episode store", f"{self.store_episodes} episodes, {self.store_bytes / 2**20:.1f} MiB"),
         )
         return "\n".join(f"{name:<14} {value}" for name, value in lines)
@@ -49,8 +53,9 @@ def make_plan(sweep: Sweep) -> Plan:
             sweep.name, [f"policy.preset: {sweep.policy.preset} takes pictures whose sides are multiples of {unit}; the store's are {size}"]
         )
     arms = sweep.arms()
-    largest = choose(manifest.entries, max(sweep.data.demo_count), max(sweep.data.action_free_ratio), seed=sweep.seeds[0])
-    sizes = {entry.episode_id: entry.nbytes for entry in manifest.entries}
+    largest = choose(manifest, max(sweep.data.demo_count), max(sweep.data.action_free_ratio), seed=sweep.seeds[0])
+    entries = manifest.select((*largest.demos, *largest.action_free))
+    shape, batch_size = PRESETS[sweep.policy.preset].clip, sweep.train.batch_size // sweep.train.workers
     checkpoints = len(arms) * len(sweep.checkpoint_steps())
     rollouts = checkpoints * sweep.suite.episodes * len(sweep.suite.tasks)
     return Plan(
@@ -59,7 +64,8 @@ def make_plan(sweep: Sweep) -> Plan:
         rollouts=rollouts,
         control_steps=rollouts * sweep.suite.horizon,
         clips=len(arms) * sweep.train.steps * sweep.train.batch_size,
-        bytes_per_epoch=sum(sizes[episode] for episode in (*largest.demos, *largest.action_free)),
-        store_episodes=len(manifest.entries),
-        store_bytes=sum(sizes.values()),
+        bytes_per_epoch=sum(entry.nbytes for entry in entries),
+        stream_bytes=memory_bound(manifest.contract, shape, entries, batch_size, bool(largest.action_free)),
+        store_episodes=len(manifest),
+        store_bytes=sum(manifest.column("nbytes").to_pylist()),
     )

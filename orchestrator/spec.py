@@ -3,14 +3,28 @@
 import difflib
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from orchestrator.arms import Arm, expand
-from orchestrator.data.episodes import EpisodeError, load_manifest
+from orchestrator.data.episodes import EpisodeError
+from orchestrator.data.manifest import load_manifest
 from orchestrator.data.subset import SubsetError, choose
 from orchestrator.storage import StorageError, open_storage
 from sim_workers.env import contract
@@ -50,11 +64,14 @@ class Data(_Part):
     """Which episodes, and how many of them an arm gets."""
 
     episodes: str
-    """Episode store: a folder or an s3:// URI, written by jobs.collect."""
+    """Episode store: a folder or an s3:// URI, written by jobs.collect or jobs.ingest."""
     demo_count: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(_distinct)]
     """Episodes with actions per task; a smaller count is always contained in a larger one."""
     action_free_ratio: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1), AfterValidator(_distinct)] = (0.0,)
-    """Action-free episodes per demo."""
+    """Action-free episodes per demo. Clips of both are drawn in the same proportion, in every batch."""
+    on_corrupt: Literal["stop", "quarantine"] = "stop"
+    """A damaged episode: `stop` names it and ends; `quarantine` reads all that the sweep needs beforehand, sets damaged ones aside,
+    and the next in order take their places, so no demo count changes."""
 
 
 class PolicyChoice(_Part):
@@ -72,7 +89,7 @@ class Train(_Part):
     steps: PositiveInt
     """Optimiser steps."""
     batch_size: PositiveInt = 32
-    """Clips per optimiser step, over all workers."""
+    """Clips per optimiser step, over all workers; a multiple of their number."""
     workers: PositiveInt = 1
     """Training processes; one GPU each where there are GPUs."""
     checkpoint_every: PositiveInt
@@ -83,6 +100,14 @@ class Train(_Part):
     """Optimiser steps until the learning rate peaks."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay per step of the running average of the weights that acts; 0 acts with the last weights."""
+
+    @field_validator("workers")
+    @classmethod
+    def _share_equally(cls, workers: int, info: ValidationInfo) -> int:
+        batch_size = info.data.get("batch_size", workers)
+        if batch_size % workers:
+            raise ValueError(f"{workers} workers cannot share batch_size {batch_size} equally")
+        return workers
 
 
 class SuiteChoice(_Part):
@@ -160,9 +185,11 @@ class Sweep(_Part):
         """The resolved file, itself a valid sweep file."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
-    def training_fingerprint(self, manifest_fingerprint: str, code: str) -> str:
+    def training_fingerprint(self, manifest_fingerprint: str, quarantined: Iterable[str], code: str) -> str:
         """Of everything besides the arm that shapes a trained policy."""
-        text = json.dumps([manifest_fingerprint, code, self.policy.model_dump(mode="json"), self.train.model_dump(mode="json")], sort_keys=True)
+        text = json.dumps(
+            [manifest_fingerprint, sorted(quarantined), code, self.policy.model_dump(mode="json"), self.train.model_dump(mode="json")], sort_keys=True
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -205,10 +232,10 @@ def store_problems(data: Data, tasks: tuple[str, ...]) -> list[str]:
     here = contract(manifest.contract.cameras, manifest.contract.image_size, manifest.contract.render_profile)
     if different := manifest.contract.mismatches(here):
         return [f"data.episodes: a policy trained on {data.episodes} could not be scored here. {'; '.join(different)}"]
-    shown = {entry.task for entry in manifest.entries}
+    shown = set(manifest.tasks)
     problems = [f"suite.tasks: nobody demonstrated {task}; the store shows {', '.join(sorted(shown))}" for task in tasks if task not in shown]
     try:
-        choose(manifest.entries, max(data.demo_count), max(data.action_free_ratio), seed=0)
+        choose(manifest, max(data.demo_count), max(data.action_free_ratio), seed=0)
     except SubsetError as error:
         problems.append(f"data: the largest arm does not fit. {error}")
     return problems

@@ -1,6 +1,6 @@
 """A sweep as the storage has it: which arms, how far each is, what it scored; and the table that shows it.
 
-sweeps/<name>.json                        the resolved sweep and the data version it keeps to
+sweeps/<name>.json                        the resolved sweep, the data version it keeps to, and which of its episodes are quarantined
 arms/<arm id>/step_000100/                checkpoints, written by Ray Train
 checkpoints/<arm id>/step_000100.json     a checkpoint that is whole: its losses and fingerprint
 outcomes/<checkpoint>/<protocol>/         the ledger, orchestrator/score.py
@@ -8,11 +8,12 @@ outcomes/<checkpoint>/<protocol>/         the ledger, orchestrator/score.py
 
 import json
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.arms import Arm
-from orchestrator.data.episodes import Manifest, latest_version, load_manifest
+from orchestrator.data.manifest import Manifest, check_all, latest_version, load_manifest
 from orchestrator.data.subset import Subset, SubsetError, choose
 from orchestrator.provenance import TRAINING_CODE, code_fingerprint
 from orchestrator.score import Ledger, Score, protocol_fingerprint
@@ -104,6 +105,8 @@ class SweepState:
     storage: Storage
     manifest: Manifest
     version: int
+    quarantined: dict[str, str]
+    """Damaged episodes that no arm reads, and what is wrong with each."""
 
     @classmethod
     def open(cls, sweep: Sweep, pin: bool = False) -> "SweepState":
@@ -114,9 +117,37 @@ class SweepState:
         same_data = before.get("sweep", {}).get("data", {}).get("episodes") == sweep.data.episodes
         episodes = open_storage(sweep.data.episodes)
         version = before["version"] if same_data else latest_version(episodes)
+        quarantined = before.get("quarantined", {}) if same_data and sweep.data.on_corrupt == "quarantine" else {}
+        state = cls(sweep, storage, load_manifest(episodes, version), version, quarantined)
         if pin:
-            storage.put(key, json.dumps({"sweep": sweep.model_dump(mode="json"), "version": version}, indent=1).encode())
-        return cls(sweep, storage, load_manifest(episodes, version), version)
+            state.pin()
+        return state
+
+    def pin(self) -> None:
+        """Write down what the sweep keeps to from now on."""
+        kept = {"sweep": self.sweep.model_dump(mode="json"), "version": self.version, "quarantined": self.quarantined}
+        self.storage.put(f"sweeps/{self.sweep.name}.json", json.dumps(kept, indent=1).encode())
+
+    def without_damaged(self, on_progress: Callable[[int, int], None]) -> "SweepState":
+        """The sweep after a look at every episode its arms read: those damaged are quarantined, others take their places, until all are whole.
+
+        `on_progress` hears (episodes read, episodes to read). SweepError if too few whole ones are left.
+        """
+        state, whole = self, set[str]()
+        while True:
+            subsets = [state.subset(arm) for arm in state.sweep.arms()]
+            chosen = {episode for subset in subsets for episode in (*subset.demos, *subset.action_free)}
+            todo = state.manifest.select(sorted(chosen - whole))
+            damaged = {}
+            for done, (entry, problem) in enumerate(check_all(open_storage(state.sweep.data.episodes), todo), 1):
+                on_progress(done, len(todo))
+                if problem:
+                    damaged[entry.episode_id] = problem
+            whole |= chosen - set(damaged)
+            if not damaged:
+                return state
+            state = replace(state, quarantined=state.quarantined | damaged)
+            state.pin()
 
     @classmethod
     def named(cls, name: str, storage_uri: str) -> "SweepState":
@@ -129,7 +160,7 @@ class SweepState:
 
     @property
     def training(self) -> str:
-        return self.sweep.training_fingerprint(self.manifest.fingerprint, code_fingerprint(TRAINING_CODE))
+        return self.sweep.training_fingerprint(self.manifest.fingerprint, self.quarantined, code_fingerprint(TRAINING_CODE))
 
     @property
     def protocol(self) -> str:
@@ -146,7 +177,7 @@ class SweepState:
     def subset(self, arm: Arm) -> Subset:
         """The arm's episodes; SweepError if the version the sweep keeps to has too few."""
         try:
-            return choose(self.manifest.entries, arm.demo_count, arm.action_free_ratio, arm.seed)
+            return choose(self.manifest, arm.demo_count, arm.action_free_ratio, arm.seed, self.quarantined.keys())
         except SubsetError as error:
             mend = "give the sweep another name to use the store as it is now"
             raise SweepError(self.sweep.name, [f"it keeps to version {self.version} of {self.sweep.data.episodes}; {error}; {mend}"]) from None

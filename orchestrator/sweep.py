@@ -18,7 +18,7 @@ from orchestrator.spec import Sweep, SweepError
 from orchestrator.status import SweepState
 from orchestrator.storage import open_storage
 from orchestrator.tracking import SCORE_METRICS, Tracker, outcomes_artifact
-from orchestrator.train import ArmJob, fit
+from orchestrator.train import CONSUMED, ArmJob, fit
 
 FILMED_EPISODES = 1  # of each arm's last checkpoint
 
@@ -29,6 +29,8 @@ class SweepRun:
     def __init__(self, sweep: Sweep, say: Callable[[str], None]) -> None:
         """`say` hears one line per thing worth telling."""
         self.state = SweepState.open(sweep, pin=True)
+        if sweep.data.on_corrupt == "quarantine":
+            self.state = self._without_damaged(say)
         self.board = self.state.board()
         self._say = say
         self._finished_before = {arm_id for arm_id, arm in self.board.arms.items() if arm.step == arm.steps}
@@ -41,15 +43,27 @@ class SweepRun:
             artifacts=self.state.uri("mlartifacts"),
         )
         self._tracker.artifact(None, "sweep.yaml", sweep.to_yaml().encode())
+        self._tracker.artifact(None, "quarantined.json", json.dumps(self.state.quarantined, indent=1, sort_keys=True).encode())
         for arm_id, arm in self.state.arms().items():
             subset = self.state.subset(arm)
             facts = {
                 "demoscale.data": self.state.manifest.fingerprint,
                 "demoscale.data_version": str(self.state.version),
+                "demoscale.data_quarantined": str(len(self.state.quarantined)),
                 "demoscale.subset": subset.digest,
                 "demoscale.code": git_commit(),
             }
             self._tracker.arm(arm_id, arm, facts)
+            self._tracker.artifact(arm_id, "subset.json", json.dumps({**vars(subset), "digest": subset.digest}, indent=1).encode())
+
+    def _without_damaged(self, say: Callable[[str], None]) -> SweepState:
+        """The sweep's state after every episode it needs was read once."""
+        say("reading every episode the sweep needs, to set damaged ones aside")
+        before = self.state.quarantined
+        state = self.state.without_damaged(lambda done, todo: say(f"read {done} of {todo} episodes") if done % 1000 == 0 or done == todo else None)
+        for episode, problem in state.quarantined.items():
+            say(f"quarantined {'' if episode in before else 'now '}{episode}: {problem}")
+        return state
 
     def run(self) -> Curve:
         """Train what is not trained, score what is not scored; the curve when all is done. Raises if an arm failed."""
@@ -128,7 +142,9 @@ class SweepRun:
         state, sweep = self.state, self.state.sweep
         folder, resources = state.uri("arms"), placement.trainer
         jobs = {
-            arm_id: ArmJob(arm, arm_id, open_storage(sweep.data.episodes).uri, state.version, sweep.policy.preset, sweep.train)
+            arm_id: ArmJob(
+                arm, arm_id, open_storage(sweep.data.episodes).uri, state.version, frozenset(state.quarantined), sweep.policy.preset, sweep.train
+            )
             for arm_id, arm in state.arms().items()
         }
 
@@ -166,7 +182,7 @@ class SweepRun:
         losses = {name: float(result[name]) for name in ("loss", "loss_video", "loss_action")}
         with self.board.lock:
             arm.step, arm.loss = step, losses["loss"]
-        self._tracker.metrics(arm_id, step, losses)
+        self._tracker.metrics(arm_id, step, losses | {name: float(result[name]) for name in CONSUMED})
         if "checkpoint" in result:
             checkpoint = {**losses, "checkpoint": result["checkpoint"]}
             self.state.storage.put(f"checkpoints/{arm_id}/step_{step:06d}.json", json.dumps(checkpoint).encode())

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.arms import Arm
 from orchestrator.data import stream
-from orchestrator.data.episodes import Manifest, load_manifest
+from orchestrator.data.manifest import Manifest, load_manifest
+from orchestrator.data.order import Order
 from orchestrator.data.subset import Subset, choose
 from orchestrator.provenance import TRAINING_CODE, code_fingerprint, package_versions
 from orchestrator.spec import Train
@@ -34,14 +35,23 @@ class ArmJob:
     episodes: str
     version: int
     """Of the episode store: a sweep keeps to the one it started with."""
+    quarantined: frozenset[str]
+    """Damaged episodes that others take the places of."""
     preset: str
     train: Train
 
     def subset(self, manifest: Manifest) -> Subset:
-        return choose(manifest.entries, self.arm.demo_count, self.arm.action_free_ratio, self.arm.seed)
+        return choose(manifest, self.arm.demo_count, self.arm.action_free_ratio, self.arm.seed, self.quarantined)
+
+    def order(self, manifest: Manifest, rank: int, world: int) -> Order:
+        subset = self.subset(manifest)
+        demos, action_free = tuple(manifest.select(subset.demos)), tuple(manifest.select(subset.action_free))
+        return Order(demos, action_free, manifest.fingerprint, self.arm.seed, rank, world, self.train.batch_size // world)
 
 
 PROGRESS_REPORTS = 20  # per run, besides those at checkpoints
+CONSUMED = ("clips_with_actions", "clips_action_free", "action_free_ratio_consumed")
+"""Metrics: the clips the first worker has trained on since step 0, counted as they came, and their ratio, to hold against the one asked for."""
 
 Report = Callable[[int, dict[str, Any], Path | None], None]
 """Called now and then with (step, mean losses since the last call, None), and at a checkpoint with its folder (on the first worker)."""
@@ -59,16 +69,17 @@ def card_of(job: ArmJob, manifest: Manifest) -> "Card":
     from policy.stats import Stats
 
     subset = job.subset(manifest)
-    demos = [manifest[episode] for episode in subset.demos]
+    demos = manifest.select(subset.demos)
     return Card(
         config=PRESETS[job.preset],
         contract=manifest.contract,
         action_stats=Stats.merge(entry.action_stats for entry in demos if entry.action_stats),
-        proprio_stats=Stats.merge(entry.proprio_stats for entry in demos),
+        proprio_stats=Stats.merge(entry.proprio_stats for entry in demos if entry.proprio_stats),
         provenance={
             "arm": vars(job.arm),
             "arm_id": job.arm_id,
             "step": 0,
+            **dict.fromkeys(CONSUMED, 0),
             "train": job.train.model_dump(mode="json"),
             "data_fingerprint": manifest.fingerprint,
             "data_version": job.version,
@@ -97,9 +108,11 @@ def train(
 
     manifest = load_manifest(open_storage(job.episodes), job.version)
     card = card_of(job, manifest)
-    first_step = load_card(resume).provenance["step"] if resume else 0
+    before = load_card(resume).provenance if resume else card.provenance
+    first_step = before["step"]
     if first_step == job.train.steps:
         return
+    consumed = {name: before[name] for name in CONSUMED}
     torch.manual_seed(job.arm.seed)
     model = VideoActionModel(card.config, card.contract)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(job.train.ema_decay))
@@ -116,16 +129,7 @@ def train(
     sums = dict.fromkeys(("loss", "loss_video", "loss_action"), torch.zeros((), device=device))
     since = first_step
     batches = stream.batches(
-        job.episodes,
-        manifest,
-        job.subset(manifest),
-        card.config.clip,
-        seed=job.arm.seed,
-        rank=rank,
-        world=world,
-        batch_size=job.train.batch_size // world,
-        first_step=first_step,
-        num_steps=job.train.steps,
+        job.episodes, manifest.contract, job.order(manifest, rank, world), card.config.clip, first_step=first_step, num_steps=job.train.steps
     )
     for step, arrays in enumerate(batches, first_step + 1):
         for group in optimizer.param_groups:
@@ -139,18 +143,27 @@ def train(
         average.update_parameters(model)
         for name, value in (("loss", losses.total.detach()), ("loss_video", losses.video), ("loss_action", losses.action)):
             sums[name] = sums[name] + value  # stays on the device: reading it at every step would make the device wait
+        consumed = _count(consumed, arrays)
         checkpoint = step % job.train.checkpoint_every == 0 or step == job.train.steps
         if not checkpoint and step % max(1, job.train.steps // PROGRESS_REPORTS):
             continue
-        metrics: dict[str, Any] = {name: total.item() / (step - since) for name, total in sums.items()}
+        metrics: dict[str, Any] = {name: total.item() / (step - since) for name, total in sums.items()} | consumed
         sums, since = dict.fromkeys(sums, torch.zeros((), device=device)), step
         if not checkpoint or rank > 0:
             report(step, metrics, None)
             continue
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            save(folder, replace(card, provenance=card.provenance | {"step": step}), average.module.state_dict(), _trainer_state(model, optimizer))
+            now = replace(card, provenance=card.provenance | {"step": step} | consumed)
+            save(folder, now, average.module.state_dict(), _trainer_state(model, optimizer))
             report(step, metrics | {"checkpoint": fingerprint(folder)}, folder)
+
+
+def _count(consumed: dict[str, float], arrays: dict[str, Any]) -> dict[str, float]:
+    """CONSUMED after one more batch."""
+    labelled = int(arrays["action_mask"].any(1).sum())
+    with_actions, without = consumed["clips_with_actions"] + labelled, consumed["clips_action_free"] + len(arrays["action_mask"]) - labelled
+    return dict(zip(CONSUMED, (with_actions, without, without / max(1, with_actions)), strict=True))
 
 
 def _to_batch(arrays: dict[str, Any], proprio: Any, action: Any, device: "torch.device") -> "Batch":

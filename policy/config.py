@@ -18,6 +18,8 @@ class ClipShape(_Part):
     """Control steps between two frames."""
     horizon: PositiveInt
     """Actions in a chunk, one per control step."""
+    padding: Literal["masked", "paper"] = "masked"
+    """Past an episode's end: `masked` repeats the last frame and action and learns from neither; `paper` learns zero actions and still frames."""
 
 
 class VideoConfig(_Part):
@@ -90,7 +92,7 @@ class PolicyConfig(_Part):
     action: ActionConfig
     diffusion: DiffusionConfig
     sampler: SamplerConfig
-    action_normalization: Literal["minmax", "meanstd"]
+    action_normalization: Literal["minmax", "meanstd", "quantile"]
 
 
 PRESETS = {

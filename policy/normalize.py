@@ -16,11 +16,14 @@ CONSTANT = 1e-6
 
 
 class Normalizer:
-    """An affine map per dimension. `minmax`: the demos' range becomes [-1, 1] (the paper). `meanstd`: zero mean, unit variance."""
+    """An affine map per dimension.
 
-    def __init__(self, stats: Stats, kind: Literal["minmax", "meanstd"]) -> None:
-        if kind == "minmax":
-            low, high = np.array(stats.low), np.array(stats.high)
+    `minmax`: the demos' range becomes [-1, 1] (the paper). `meanstd`: zero mean, unit variance. `quantile`: 1 % to 99 % becomes [-1, 1].
+    """
+
+    def __init__(self, stats: Stats, kind: Literal["minmax", "meanstd", "quantile"]) -> None:
+        if kind != "meanstd":
+            low, high = (np.array(bound) for bound in ((stats.low, stats.high) if kind == "minmax" else (stats.q01, stats.q99)))
             centre, spread = (high + low) / 2, (high - low) / 2
         else:
             centre, spread = np.array(stats.mean), np.sqrt(np.array(stats.m2) / stats.count)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Vector = tuple[float, ...]
+VECTORS = ("mean", "m2", "low", "high", "q01", "q99")
 
 
 @dataclass(frozen=True)
@@ -20,32 +21,38 @@ class Stats:
     """Sum of squared distances from the mean."""
     low: Vector
     high: Vector
+    q01: Vector
+    """1 % quantile; of merged parts the mean of theirs, weighted by count: quantiles cannot be merged exactly."""
+    q99: Vector
+    """99 % quantile, likewise."""
 
     @classmethod
     def of(cls, values: npt.NDArray[np.floating[Any]]) -> "Stats":
         """Of (N, D) vectors, N >= 1."""
         data = np.asarray(values, np.float64)
         mean = data.mean(0)
-        return cls(len(data), _vector(mean), _vector(((data - mean) ** 2).sum(0)), _vector(data.min(0)), _vector(data.max(0)))
+        m2 = ((data - mean) ** 2).sum(0)
+        q01, q99 = np.quantile(data, (0.01, 0.99), axis=0)
+        return cls(len(data), *(tuple(vector.tolist()) for vector in (mean, m2, data.min(0), data.max(0), q01, q99)))
 
     @classmethod
     def merge(cls, parts: Iterable["Stats"]) -> "Stats":
         """Of all vectors of all parts (Chan et al. 1979)."""
         parts = list(parts)
         counts = np.array([part.count for part in parts], np.float64)[:, None]
-        means, m2s = np.array([part.mean for part in parts]), np.array([part.m2 for part in parts])
-        mean = (counts * means).sum(0) / counts.sum()
+        means, m2s, lows, highs, q01s, q99s = (np.array([getattr(part, name) for part in parts], np.float64) for name in VECTORS)
+
+        def weighted(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            return np.asarray((counts * vectors).sum(0) / counts.sum())
+
+        mean = weighted(means)
         m2 = (m2s + counts * (means - mean) ** 2).sum(0)
-        low, high = np.min([part.low for part in parts], axis=0), np.max([part.high for part in parts], axis=0)
-        return cls(int(counts.sum()), _vector(mean), _vector(m2), _vector(low), _vector(high))
+        merged = (mean, m2, lows.min(0), highs.max(0), weighted(q01s), weighted(q99s))
+        return cls(int(counts.sum()), *(tuple(vector.tolist()) for vector in merged))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Stats":
-        return cls(data["count"], *(tuple(data[name]) for name in ("mean", "m2", "low", "high")))
-
-
-def _vector(array: npt.NDArray[np.float64]) -> Vector:
-    return tuple(array.tolist())
+        return cls(data["count"], *(tuple(data[name]) for name in VECTORS))

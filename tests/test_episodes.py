@@ -9,7 +9,8 @@ import pytest
 
 from conftest import CAMERA, run
 from orchestrator.data.clips import cut
-from orchestrator.data.episodes import Episode, EpisodeError, commit, decode, encode, fetch, latest_version, load_manifest, put_episode
+from orchestrator.data.episodes import Episode, EpisodeError, decode, encode
+from orchestrator.data.manifest import commit, fetch, latest_version, load_manifest, put_episode
 from orchestrator.storage import Storage, open_storage
 from policy.config import ClipShape
 from sim_workers.env import contract
@@ -17,10 +18,10 @@ from sim_workers.env import contract
 CONTRACT = contract((CAMERA,), (64, 64), "fast")
 
 
-def episode(seed: int = 0, length: int = 12, labelled: bool = True) -> Episode:
+def episode(seed: int = 0, length: int = 12, labelled: bool = True, size: int = 64) -> Episode:
     """Moving gradients: as compressible as a render."""
     rng = np.random.default_rng(seed)
-    x, y, t = np.meshgrid(np.arange(64), np.arange(64), np.arange(length), indexing="ij")
+    x, y, t = np.meshgrid(np.arange(size), np.arange(size), np.arange(length), indexing="ij")
     frames = np.stack([(2 * x + t) % 256, (2 * y + 3 * seed) % 256, (x + y) % 256], -1).transpose(2, 0, 1, 3).astype(np.uint8)
     action = rng.uniform(-1, 1, (length, 7)).astype(np.float32) if labelled else None
     return Episode(
@@ -31,7 +32,7 @@ def episode(seed: int = 0, length: int = 12, labelled: bool = True) -> Episode:
 def test_an_episode_comes_back_as_it_was(storage: Storage) -> None:
     written = episode()
     entry = put_episode(storage, written, 20.0)
-    read = decode(fetch(storage, entry.key, entry.sha256, entry.episode_id), (CAMERA,), with_actions=True)
+    read = decode(fetch(storage, entry), (CAMERA,), with_actions=True)
     assert np.array_equal(read.proprio, written.proprio)
     assert read.action is not None
     assert np.array_equal(read.action, written.action)
@@ -62,13 +63,13 @@ def test_read_as_action_free_the_action_column_is_never_touched(storage: Storage
 
 
 def test_action_free_clips_have_nothing_to_learn_actions_from() -> None:
-    clip = cut(episode(labelled=False), 0, ClipShape(frames_per_view=2, frame_stride=4, horizon=8), 7)
+    clip = cut(episode(labelled=False), 0, ClipShape(frames_per_view=2, frame_stride=4, horizon=8), CONTRACT)
     assert clip.action_mask.sum() == 0
 
 
 def test_clips_past_the_end_repeat_the_last_frame_and_are_masked() -> None:
     whole = episode(length=10)
-    clip = cut(whole, 7, ClipShape(frames_per_view=3, frame_stride=2, horizon=5), 7)
+    clip = cut(whole, 7, ClipShape(frames_per_view=3, frame_stride=2, horizon=5), CONTRACT)
     assert clip.frame_mask.tolist() == [1, 1, 0]
     assert np.array_equal(clip.frames[0, 2], whole.frames[CAMERA][9])
     assert clip.action_mask.tolist() == [1, 1, 1, 0, 0]
@@ -83,7 +84,7 @@ def test_one_flipped_bit_is_noticed_and_the_episode_named(storage: Storage) -> N
     data[len(data) // 2] ^= 1
     storage.put(entry.key, bytes(data))
     with pytest.raises(EpisodeError, match="episode Lift-000000 is damaged"):
-        fetch(storage, entry.key, entry.sha256, entry.episode_id)
+        fetch(storage, entry)
 
 
 def test_episodes_are_visible_once_committed_and_statistics_survive(storage: Storage) -> None:
@@ -137,7 +138,7 @@ def test_a_process_that_reads_a_manifest_and_ends_at_once_ends_well(tmp_path: Pa
     store = open_storage(str(tmp_path / "store"))
     commit(store, CONTRACT, [put_episode(store, episode(), 20.0)])
     code = (
-        "import sys; from orchestrator.data.episodes import load_manifest as l; from orchestrator.storage import open_storage as o; l(o(sys.argv[1]))"
+        "import sys; from orchestrator.data.manifest import load_manifest as l; from orchestrator.storage import open_storage as o; l(o(sys.argv[1]))"
     )
     assert [run("-c", code, store.uri).returncode for _ in range(8)] == [0] * 8
 

@@ -9,7 +9,7 @@ import yaml
 
 from conftest import CHECKOUT
 from orchestrator.arms import Arm, expand
-from orchestrator.data.episodes import commit, put_episode
+from orchestrator.data.manifest import commit, load_manifest, put_episode
 from orchestrator.data.stream import FETCH_CPUS
 from orchestrator.placement import Placement
 from orchestrator.spec import Sweep, SweepError
@@ -117,7 +117,8 @@ def test_what_is_no_sweep_file_is_one_sentence(tmp_path: Path, text: str, senten
 )
 def test_a_store_of_other_conventions_is_refused_before_anything_starts(tmp_path: Path, change: dict[str, object], sentence: str) -> None:
     storage = open_storage(str(tmp_path / "store"))
-    commit(storage, replace(CONTRACT, **change), [put_episode(storage, episode(seed), 20.0) for seed in range(8)])
+    other = replace(CONTRACT, **change)
+    commit(storage, other, [put_episode(storage, episode(seed, size=other.image_size[0]), 20.0) for seed in range(8)])
     with pytest.raises(SweepError, match=re.escape(sentence)):
         Sweep.load(write(tmp_path, storage.uri)).plan()
 
@@ -138,6 +139,49 @@ def test_the_plan_counts_everything(tmp_path: Path, store: str) -> None:
     assert (plan.arms, plan.checkpoints, plan.rollouts, plan.control_steps) == (4, 4 * 3, 4 * 3 * 10, 4 * 3 * 10 * 50)
     assert plan.clips == 4 * 100 * 32
     assert 0 < plan.bytes_per_epoch <= plan.store_bytes
+    assert 0 < plan.stream_bytes < 2**30
+    assert "MiB per training worker" in str(plan)
+
+
+def damage(store: str, episode_id: str) -> None:
+    """One flipped bit."""
+    path = Path(store) / load_manifest(open_storage(store))[episode_id].key
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def test_damaged_episodes_are_set_aside_before_a_sweep_that_asks_for_it_and_no_count_changes(tmp_path: Path, store: str) -> None:
+    settings = (f"storage={tmp_path / 'runs'}", "data.on_corrupt=quarantine", "data.demo_count=[3]")
+    before = SweepState.open(Sweep.load(write(tmp_path, store), settings), pin=True)
+    (arm,) = before.sweep.arms()[:1]
+    victim = before.subset(arm).demos[0]
+    damage(store, victim)
+    read = []
+    after = before.without_damaged(lambda done, todo: read.append((done, todo)))
+    assert list(after.quarantined) == [victim]
+    assert "is damaged" in after.quarantined[victim]
+    assert read
+    subset = after.subset(arm)
+    assert victim not in (*subset.demos, *subset.action_free)
+    assert len(subset.demos) == 3
+    assert after.training != before.training, "arms that read other episodes are other arms"
+    # Known from now on, by whoever opens the sweep; and not read again into another choice.
+    again = SweepState.open(after.sweep)
+    assert again.quarantined == after.quarantined
+    assert again.without_damaged(lambda done, todo: None).arms() == after.arms()
+
+
+def test_too_few_whole_episodes_stop_the_sweep_before_it_trains(tmp_path: Path, store: str) -> None:
+    state = SweepState.open(Sweep.load(write(tmp_path, store), (f"storage={tmp_path / 'runs'}", "data.on_corrupt=quarantine")), pin=True)
+    for entry in state.manifest.entries:
+        damage(store, entry.episode_id)
+    with pytest.raises(SweepError, match="set aside as damaged"):
+        state.without_damaged(lambda done, todo: None)
+
+
+def test_workers_that_cannot_share_a_batch_are_refused(tmp_path: Path, store: str) -> None:
+    with pytest.raises(SweepError, match="train.workers: 3 workers cannot share batch_size 32 equally"):
+        Sweep.load(write(tmp_path, store), ("train.workers=3",))
 
 
 def test_the_last_step_is_always_a_checkpoint(tmp_path: Path, store: str) -> None:

@@ -1,124 +1,169 @@
-"""Clips on their way: every clip once per epoch, another order each epoch, the same order every time, any step to resume from."""
+"""Clips on their way through Ray Data: in the plan's order, from any step on, damage named and never decoded."""
 
-import itertools
-from collections import Counter
-from dataclasses import replace
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from orchestrator.data import stream
-from orchestrator.data.episodes import Manifest, commit, load_manifest, put_episode
-from orchestrator.data.subset import Subset, choose
+from orchestrator.data.episodes import EpisodeError
+from orchestrator.data.manifest import Manifest, commit, fetch, load_manifest, put_episode
+from orchestrator.data.order import Order
+from orchestrator.data.subset import choose
 from orchestrator.storage import open_storage
 from policy.config import ClipShape
 from test_episodes import CONTRACT, episode
 
 SHAPE = ClipShape(frames_per_view=2, frame_stride=2, horizon=4)
+Store = tuple[str, Manifest, Order]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> tuple[str, Manifest, Subset]:
+def store(tmp_path: Path) -> Store:
     """Eight short episodes in a folder, three demos and three action-free ones chosen."""
     storage = open_storage(str(tmp_path / "store"))
     manifest = commit(storage, CONTRACT, [put_episode(storage, episode(seed, length=10 + seed), 20.0) for seed in range(8)])
-    return storage.uri, manifest, choose(manifest.entries, 3, 1.0, seed=0)
+    subset = choose(manifest, 3, 1.0, seed=0)
+    order = Order(tuple(manifest.select(subset.demos)), tuple(manifest.select(subset.action_free)), manifest.fingerprint, 0, 0, 1, 5)
+    return storage.uri, manifest, order
 
 
-def clips_of(manifest: Manifest, subset: Subset, seed: int, world: int, count: int) -> list[list[tuple[str, int]]]:
-    """The first `count` clips of every worker's plan."""
-    plans = []
-    for rank in range(world):
-        visits = stream.plan(manifest, subset, seed, rank, world)
-        plans.append(list(itertools.islice(((v.entry.episode_id, start) for v in visits for start in v.starts), count)))
-    return plans
-
-
-def test_an_epoch_holds_every_clip_of_every_chosen_episode_once(store: tuple[str, Manifest, Subset]) -> None:
-    _, manifest, subset = store
-    chosen = [*subset.demos, *subset.action_free]
-    expected = {(i, start) for i in chosen for start in range(manifest[i].length)}
-    (plan,) = clips_of(manifest, subset, seed=0, world=1, count=2 * len(expected))
-    assert Counter(plan[: len(expected)]) == Counter(expected)
-    assert Counter(plan[len(expected) :]) == Counter(expected)
-    assert plan[: len(expected)] != plan[len(expected) :], "the second epoch came in the order of the first"
-
-
-def test_the_order_is_a_function_of_the_seed(store: tuple[str, Manifest, Subset]) -> None:
-    _, manifest, subset = store
-    assert clips_of(manifest, subset, 0, 1, 100) == clips_of(manifest, subset, 0, 1, 100)
-    assert clips_of(manifest, subset, 0, 1, 100) != clips_of(manifest, subset, 1, 1, 100)
-
-
-def test_workers_share_an_epoch_without_overlap(store: tuple[str, Manifest, Subset]) -> None:
-    _, manifest, subset = store
-    chosen = [*subset.demos, *subset.action_free]
-    episodes = [(manifest[i], True) for i in chosen]
-    visits = stream._epoch(episodes, 0, 0)
-    dealt = [list(itertools.islice(stream.plan(manifest, subset, 0, rank, 2), len(visits) // 2)) for rank in range(2)]
-    seen = [(v.entry.episode_id, start) for visits in dealt for v in visits for start in v.starts]
-    assert len(seen) == len(set(seen))
-
-
-def fake_fetch(uri: str, visits: list[stream.Visit]) -> Any:
+def fake_fetch(uri: str, order: Order, first_step: int, num_steps: int) -> Iterator[bytes]:
+    """What Ray Data brings, without Ray."""
     storage = open_storage(uri)
-    return (storage.get(visit.entry.key) for visit in visits)
+    for visit in stream._opened(order, first_step, num_steps):
+        yield fetch(storage, visit.entry)
 
 
-def draw(store: tuple[str, Manifest, Subset], **changes: int) -> list[dict[str, Any]]:
-    uri, manifest, subset = store
-    arguments = {"seed": 0, "rank": 0, "world": 1, "batch_size": 5, "first_step": 0, "num_steps": 40} | changes
-    return list(stream.batches(uri, manifest, subset, SHAPE, **arguments))
+def draw(store: Store, first_step: int = 0, num_steps: int = 40) -> list[dict[str, Any]]:
+    uri, manifest, order = store
+    return list(stream.batches(uri, manifest.contract, order, SHAPE, first_step=first_step, num_steps=num_steps))
 
 
-@pytest.mark.parametrize("first_step", [1, 7, 25, 26, 27, 39])
-def test_resuming_at_any_step_continues_with_the_exact_clips(
-    store: tuple[str, Manifest, Subset], first_step: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stream, "_fetched", fake_fetch)
-    whole, rest = draw(store), draw(store, first_step=first_step)
-    assert len(rest) == 40 - first_step
-    for a, b in zip(whole[first_step:], rest, strict=True):
-        for name in ("frames", "proprio", "actions", "action_mask"):
+def assert_same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        for name in ("frames", "proprio", "actions", "action_mask", "frame_mask"):
             assert np.array_equal(a[name], b[name])
 
 
-def test_batches_are_full_and_mix_labelled_with_action_free(store: tuple[str, Manifest, Subset], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("first_step", [1, 7, 25, 39])
+def test_resuming_at_any_step_continues_with_the_exact_clips(store: Store, first_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "_fetched", fake_fetch)
-    batches = draw(store)
-    assert all(len(batch["frames"]) == 5 for batch in batches)
-    labelled = np.concatenate([batch["action_mask"].any(1) for batch in batches])
-    assert 0.25 < labelled.mean() < 0.75
+    assert_same(draw(store, first_step), draw(store)[first_step:])
+
+
+def test_batches_are_full_bytes_and_hold_both_kinds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_fetched", fake_fetch)
+    for batch in draw(store):
+        assert batch["frames"].shape == (5, 1, 2, 64, 64, 3)
+        assert batch["frames"].dtype == np.uint8
+        assert 2 <= batch["action_mask"].any(1).sum() <= 3
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("kind", ["folder", "s3"])
-def test_ray_data_delivers_the_plan_in_order(store: tuple[str, Manifest, Subset], kind: str, ray_cluster: None, s3: str, tmp_path: Path) -> None:
-    uri, manifest, subset = store
+def test_ray_data_delivers_what_the_plan_says(store: Store, kind: str, ray_cluster: None, s3: str, tmp_path: Path) -> None:
+    uri, manifest, order = store
     if kind == "s3":
         source, target = open_storage(uri), open_storage(f"{s3}/{tmp_path.name}")
         for key in source.list(""):
             target.put(key, source.get(key))
         uri = target.uri
         assert load_manifest(target).fingerprint == manifest.fingerprint
-    visits = list(itertools.islice(stream.plan(manifest, subset, 0, 0, 1), 50))
-    assert list(stream._fetched(uri, visits)) == list(fake_fetch(uri, visits))
+    assert list(stream._fetched(uri, order, 3, 60)) == list(fake_fetch(uri, order, 3, 60))
 
 
 @pytest.mark.ray
-def test_a_damaged_episode_stops_the_stream_and_is_named(store: tuple[str, Manifest, Subset], ray_cluster: None) -> None:
-    uri, manifest, subset = store
-    storage = open_storage(uri)
-    victim = manifest[subset.demos[0]]
-    storage.put(victim.key, storage.get(victim.key)[:-1] + b"x")
-    with pytest.raises(Exception, match=f"episode {victim.episode_id} is damaged"):
+def test_a_killed_fetching_process_changes_nothing(store: Store, ray_cluster: None) -> None:
+    """Ray starts it anew; it makes the same visits again and goes on."""
+    uri, _, order = store
+
+    def kill() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for process in psutil.process_iter(["cmdline"]):
+                if process.info["cmdline"] and "MapWorker" in process.info["cmdline"][0]:
+                    os.kill(process.pid, signal.SIGKILL)
+                    return
+            time.sleep(0.01)
+
+    fetched = stream._fetched(uri, order, 0, 400)
+    some = [next(fetched)]
+    killer = threading.Thread(target=kill)
+    killer.start()
+    killer.join()
+    some += list(fetched)
+    assert some == list(fake_fetch(uri, order, 0, 400))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("fault", ["flipped", "short", "missing"])
+def test_a_damaged_episode_stops_the_stream_and_is_named(store: Store, ray_cluster: None, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri, _, order = store
+    victim = order.demos[0]
+    path = Path(uri) / victim.key
+    data = path.read_bytes()
+    if fault == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-1] if fault == "short" else data[:100] + bytes([data[100] ^ 4]) + data[101:])
+    decoded: list[bytes] = []
+    decode = stream.decode
+    monkeypatch.setattr(stream, "decode", lambda data, *rest: (decoded.append(data), decode(data, *rest))[1])
+    word = {"flipped": "damaged", "short": "cut short", "missing": "missing"}[fault]
+    with pytest.raises(EpisodeError, match=f"episode {victim.episode_id} is {word}.*restore {victim.key}"):
         draw(store)
+    assert data not in decoded
+    assert path.exists() is (fault != "missing")
 
 
-def test_a_subset_names_its_episodes_in_the_manifest_it_was_drawn_from(store: tuple[str, Manifest, Subset]) -> None:
-    _, manifest, subset = store
-    fewer = replace(manifest, entries=tuple(e for e in manifest.entries if e.episode_id != subset.demos[0]))
-    with pytest.raises(Exception, match=f"no episode {subset.demos[0]}"):
-        next(stream.plan(fewer, subset, 0, 0, 1))
+def test_an_error_while_making_batches_reaches_who_asks_for_them() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise EpisodeError("broken")
+
+    ahead = stream._ahead(broken(), 2)
+    assert next(ahead) == 1
+    with pytest.raises(EpisodeError, match="broken"):
+        next(ahead)
+
+
+def test_whoever_stops_asking_stops_the_making() -> None:
+    made: list[int] = []
+    ahead = stream._ahead((made.append(i) or i for i in range(10**9)), 2)
+    assert next(ahead) == 0
+    ahead.close()  # type: ignore[attr-defined]
+    count = len(made)
+    assert count < 6
+    time.sleep(0.1)
+    assert len(made) == count
+
+
+def test_the_memory_bound_holds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what the worker itself keeps: pictures of open episodes and ready batches."""
+    _, manifest, order = store
+    peak = 0
+    opened: dict[int, int] = {}
+    monkeypatch.setattr(stream, "_fetched", fake_fetch)
+    decode = stream.decode
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal peak
+        got = decode(*arguments)
+        opened[id(got)] = sum(frames.nbytes for frames in got.frames.values())
+        __import__("weakref").finalize(got, opened.pop, id(got))
+        peak = max(peak, sum(opened.values()))
+        return got
+
+    monkeypatch.setattr(stream, "decode", counted)
+    draw(store, 0, 200)
+    bound = stream.memory_bound(manifest.contract, SHAPE, [*order.demos, *order.action_free], 5, action_free=True)
+    assert 0 < peak < bound

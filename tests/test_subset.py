@@ -5,18 +5,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.data.episodes import EpisodeEntry
+from orchestrator.data.manifest import EpisodeEntry, Manifest
 from orchestrator.data.subset import SubsetError, choose, num_action_free
 from policy.stats import Stats
+from test_episodes import CONTRACT
 
 STATS = Stats.of(np.zeros((1, 2)))
 
 
 def entries(count: int, task: str = "Lift", labelled: bool = True) -> list[EpisodeEntry]:
-    kind = "" if labelled else "video-"
+    kind, action = ("", STATS) if labelled else ("video-", None)
     return [
-        EpisodeEntry(f"{task}-{kind}{i:04d}", "", 0, "", 10, task, "", labelled, True, "", STATS, STATS if labelled else None) for i in range(count)
+        EpisodeEntry(f"{task}-{kind}{i:04d}", "", 0, 0, "", 10, 20.0, ("a",), (64, 64), task, "", labelled, True, "", STATS, action)
+        for i in range(count)
     ]
+
+
+def store_of(*groups: list[EpisodeEntry]) -> Manifest:
+    return Manifest.of(CONTRACT, [entry for group in groups for entry in group])
 
 
 sizes = st.tuples(
@@ -27,7 +33,7 @@ sizes = st.tuples(
 @given(sizes)
 def test_fewer_demos_are_always_among_more(size: tuple[int, int, float, float, int]) -> None:
     a, b, r, q, seed = size
-    store = entries(60) + entries(60, "Stack")
+    store = store_of(entries(60), entries(60, "Stack"))
     small, large = choose(store, min(a, b), min(r, q), seed), choose(store, max(a, b), max(r, q), seed)
     assert set(small.demos) <= set(large.demos)
     assert set(small.action_free) <= set(large.action_free)
@@ -36,7 +42,7 @@ def test_fewer_demos_are_always_among_more(size: tuple[int, int, float, float, i
 @given(sizes)
 def test_no_episode_is_both_demo_and_action_free(size: tuple[int, int, float, float, int]) -> None:
     demos, _, ratio, _, seed = size
-    subset = choose(entries(60), demos, ratio, seed)
+    subset = choose(store_of(entries(60)), demos, ratio, seed)
     assert not set(subset.demos) & set(subset.action_free)
     assert len(subset.demos) == demos
     assert len(subset.action_free) == num_action_free(demos, ratio)
@@ -44,24 +50,24 @@ def test_no_episode_is_both_demo_and_action_free(size: tuple[int, int, float, fl
 
 @given(st.randoms(use_true_random=False), st.integers(0, 9))
 def test_the_choice_does_not_depend_on_the_order_of_the_manifest(random, seed: int) -> None:  # type: ignore[no-untyped-def]
-    store = entries(30)
-    shuffled = random.sample(store, len(store))
+    listed = entries(30)
+    store, shuffled = store_of(listed), store_of(random.sample(listed, len(listed)))
     assert choose(store, 7, 1.0, seed) == choose(shuffled, 7, 1.0, seed)
     assert choose(store, 7, 1.0, seed).digest == choose(shuffled, 7, 1.0, seed).digest
 
 
 def test_seeds_choose_differently() -> None:
-    store = entries(60)
+    store = store_of(entries(60))
     assert len({choose(store, 10, 0, seed).demos for seed in range(10)}) == 10
 
 
 def test_every_task_gets_the_same_number() -> None:
-    subset = choose(entries(20) + entries(30, "Stack"), 5, 1.0, 0)
+    subset = choose(store_of(entries(20), entries(30, "Stack")), 5, 1.0, 0)
     assert sum(i.startswith("Lift") for i in subset.demos) == sum(i.startswith("Stack") for i in subset.demos) == 5
 
 
 def test_recordings_without_actions_are_used_first_as_action_free_and_never_as_demos() -> None:
-    subset = choose(entries(10) + entries(5, labelled=False), 10, 0.5, 0)
+    subset = choose(store_of(entries(10), entries(5, labelled=False)), 10, 0.5, 0)
     assert all("video" in episode for episode in subset.action_free)
     assert not any("video" in episode for episode in subset.demos)
 
@@ -69,4 +75,25 @@ def test_recordings_without_actions_are_used_first_as_action_free_and_never_as_d
 @pytest.mark.parametrize(("demos", "ratio"), [(11, 0.0), (6, 1.0)])
 def test_a_pool_too_small_says_the_task_and_the_numbers(demos: int, ratio: float) -> None:
     with pytest.raises(SubsetError, match=f"Lift: {demos} demos .* the store has 10 episodes, 10 of them with actions"):
-        choose(entries(10), demos, ratio, 0)
+        choose(store_of(entries(10)), demos, ratio, 0)
+
+
+def test_episodes_set_aside_are_replaced_by_the_next_in_order_and_the_counts_stay() -> None:
+    store = store_of(entries(30))
+    before = choose(store, 8, 1.0, 0)
+    aside = {before.demos[0], before.action_free[0]}
+    after = choose(store, 8, 1.0, 0, aside)
+    assert len(after.demos) == len(after.action_free) == 8
+    assert not aside & {*after.demos, *after.action_free}
+    assert set(before.demos) - aside <= set(after.demos)
+    assert set(before.action_free) - aside <= set(after.action_free)
+
+
+def test_too_few_whole_episodes_say_how_many_are_set_aside() -> None:
+    with pytest.raises(SubsetError, match=r"the store has 9 episodes.*; 1 are set aside as damaged"):
+        choose(store_of(entries(10)), 10, 0, 0, {"Lift-0000"})
+
+
+def test_the_choice_stays_what_it_was() -> None:
+    """Not a property but a promise: another permutation would make every earlier arm incomparable."""
+    assert choose(store_of(entries(10)), 3, 0, 0).demos == ("Lift-0005", "Lift-0006", "Lift-0008")

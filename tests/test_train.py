@@ -8,7 +8,7 @@ import torch
 
 from orchestrator.arms import Arm
 from orchestrator.data import stream
-from orchestrator.data.episodes import load_manifest
+from orchestrator.data.manifest import load_manifest
 from orchestrator.spec import Train
 from orchestrator.storage import open_storage
 from orchestrator.train import ArmJob, fit, learning_rate_factor, train
@@ -18,7 +18,7 @@ from test_stream import fake_fetch
 
 def job(store: Path, steps: int = 6, workers: int = 1, ratio: float = 1.0) -> ArmJob:
     settings = Train(steps=steps, batch_size=4, checkpoint_every=3, warmup_steps=2, workers=workers)
-    return ArmJob(Arm(3, ratio, 0), f"arm-{workers}-{steps}", str(store), 1, "tiny", settings)
+    return ArmJob(Arm(3, ratio, 0), f"arm-{workers}-{steps}", str(store), 1, frozenset(), "tiny", settings)
 
 
 class Kept:
@@ -69,6 +69,20 @@ def test_a_checkpoint_says_where_it_comes_from(lift_store: Path, tmp_path: Path)
     assert card.provenance["step"] == 3
     assert card.action_stats.count == sum(manifest[i].length for i in card.provenance["demos"]), "statistics must come from the demos alone"
     assert kept.reports[-1][1]["checkpoint"] == fingerprint(tmp_path / "step_000003")
+
+
+@pytest.mark.sim
+@pytest.mark.usefixtures("_no_ray")
+@pytest.mark.parametrize(("ratio", "with_actions", "action_free"), [(0.0, 12, 0), (1.0, 6, 6), (1 / 3, 9, 3)])
+def test_the_clips_consumed_are_counted_and_keep_the_asked_ratio(
+    lift_store: Path, tmp_path: Path, ratio: float, with_actions: int, action_free: int
+) -> None:
+    kept = Kept(tmp_path)
+    train(job(lift_store, steps=3, ratio=ratio), 0, 1, None, kept)
+    told = kept.reports[-1][1]
+    assert (told["clips_with_actions"], told["clips_action_free"]) == (with_actions, action_free)
+    assert told["action_free_ratio_consumed"] == pytest.approx(ratio)
+    assert load_card(tmp_path / "step_000003").provenance["clips_action_free"] == action_free
 
 
 @pytest.mark.sim

@@ -12,39 +12,69 @@ import numpy.typing as npt
 
 from orchestrator.data.episodes import Episode
 from policy.config import ClipShape
+from policy.interface import Contract
+
+
+def shown_frames(starts: Sequence[int], length: int, shape: ClipShape) -> npt.NDArray[np.int64]:
+    """(len(starts), K) numbers of the frames that the clips at `starts` show; past the end the last one, again and again."""
+    seen = np.asarray(starts, np.int64)[:, None] + shape.frame_stride * np.arange(shape.frames_per_view)
+    return np.minimum(seen, length - 1)
 
 
 @dataclass(frozen=True)
 class Clip:
     """One window: what is seen at `start`, what will be seen, and what the demonstrator did from there on."""
 
-    frames: npt.NDArray[np.uint8]
-    """(V, K, H, W, 3); past the episode's end the last frame, masked."""
+    episode: Episode
+    """Where the pictures stay until a batch takes them: the clips of a visit share most of them."""
+    shown: npt.NDArray[np.int64]
+    """(K,) places of its frames among the episode's pictures."""
     proprio: npt.NDArray[np.float32]
-    """(P,) at the first frame."""
+    """(P,) at the first frame; zeros where none was recorded."""
     actions: npt.NDArray[np.float32]
-    """(T, A); past the episode's end, and in an action-free episode, masked."""
+    """(T, A); past the episode's end, and in an action-free episode, padding."""
     action_mask: npt.NDArray[np.float32]
     """(T,) 1 where there is an action to learn."""
     frame_mask: npt.NDArray[np.float32]
-    """(K,) 1 inside the episode."""
-    instruction: str
+    """(K,) 1 where there is a frame to learn."""
+
+    @property
+    def frames(self) -> npt.NDArray[np.uint8]:
+        """(V, K, H, W, 3)."""
+        return np.stack([pictures[self.shown] for pictures in self.episode.frames.values()])
 
 
-def cut(episode: Episode, start: int, shape: ClipShape, action_dim: int) -> Clip:
-    """The clip whose first frame is frame `start` (0 <= start < length)."""
+def cut(episode: Episode, start: int, shape: ClipShape, contract: Contract) -> Clip:
+    """The clip whose first frame is frame `start` (0 <= start < length).
+
+    `padding: masked` repeats the last frame and action and masks them. `padding: paper` does as the reference code: zero actions,
+    before they are normalised, and still frames, learned like any other (there: `sgm/data/video.py`).
+    """
+    last = episode.length - 1
     seen = start + shape.frame_stride * np.arange(shape.frames_per_view)
     done = start + np.arange(shape.horizon)
-    last = episode.length - 1
-    frames = np.stack([pictures[np.minimum(seen, last)] for pictures in episode.frames.values()])
+    frame_mask, action_mask = ((numbers <= last).astype(np.float32) for numbers in (seen, done))
     if episode.action is None:
-        actions, action_mask = np.zeros((shape.horizon, action_dim), np.float32), np.zeros(shape.horizon, np.float32)
+        actions, action_mask = np.zeros((shape.horizon, len(contract.action)), np.float32), np.zeros_like(action_mask)
     else:
-        actions, action_mask = episode.action[np.minimum(done, last)], (done <= last).astype(np.float32)
-    return Clip(frames, episode.proprio[start], actions, action_mask, (seen <= last).astype(np.float32), episode.instruction)
+        actions = episode.action[np.minimum(done, last)]
+        if shape.padding == "paper":
+            actions, action_mask = actions * action_mask[:, None], np.ones_like(action_mask)
+    if shape.padding == "paper":
+        frame_mask = np.ones_like(frame_mask)
+    proprio = np.zeros(len(contract.proprio), np.float32) if episode.proprio is None else episode.proprio[start]
+    shown = shown_frames([start], episode.length, shape)[0]
+    places = shown if episode.numbers is None else np.searchsorted(episode.numbers, shown)
+    return Clip(episode, places, proprio, actions, action_mask, frame_mask)
 
 
 def stack(clips: Sequence[Clip]) -> dict[str, Any]:
     """Clips as one batch: arrays with a leading B, and the list of instructions."""
-    arrays = ("frames", "proprio", "actions", "action_mask", "frame_mask")
-    return {name: np.stack([getattr(clip, name) for clip in clips]) for name in arrays} | {"instructions": [clip.instruction for clip in clips]}
+    views = [list(clip.episode.frames.values()) for clip in clips]
+    frames = np.empty((len(clips), len(views[0]), len(clips[0].shown), *views[0][0].shape[1:]), np.uint8)
+    for b, clip in enumerate(clips):
+        for v, pictures in enumerate(views[b]):
+            np.take(pictures, clip.shown, axis=0, out=frames[b, v], mode="clip")  # straight to its place, once
+    arrays = ("proprio", "actions", "action_mask", "frame_mask")
+    stacked = {name: np.stack([getattr(clip, name) for clip in clips]) for name in arrays}
+    return {"frames": frames, **stacked, "instructions": [clip.episode.instruction for clip in clips]}

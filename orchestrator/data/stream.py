@@ -1,140 +1,217 @@
 """Clips on their way: store -> Ray Data -> the training worker. The only file with ray.data.
 
-A plan, made from seeds alone, says in which order which worker sees which clips. Ray Data fetches and verifies the episodes it names,
-compressed, ahead of need; the worker decodes them and cuts the clips. So the order never depends on timing or on how many tasks fetch.
+orchestrator/data/order.py says which clips in which order. Ray Data fetches and verifies the episodes they need, compressed, ahead of
+need; the worker decodes them and cuts the clips. So the order never depends on timing or on how much is fetched at once.
 """
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import queue
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
-import numpy as np
+import pyarrow as pa
 
-from orchestrator.data.clips import Clip, cut, stack
-from orchestrator.data.episodes import EpisodeEntry, Manifest, decode, fetch
-from orchestrator.data.subset import Subset
+from orchestrator.data.clips import Clip, cut, shown_frames, stack
+from orchestrator.data.episodes import Episode, EpisodeError, decode
+from orchestrator.data.manifest import EpisodeEntry, fetch
+from orchestrator.data.order import CLIPS_PER_VISIT, POOL_VISITS, Order, Visit
 from orchestrator.storage import open_storage
 from policy.config import ClipShape
+from policy.interface import Contract
 
-CLIPS_PER_VISIT = 8  # clips cut out of an episode once it is decoded: decoding is the cost, and it is shared
-POOL_VISITS = 16  # visits whose clips are mixed before they form batches
 FETCH_CPUS = 0.25  # logical CPUs of a training worker's fetching actor: it mostly waits for storage
-
+GROUP_VISITS = 8  # fetched together
+GROUPS_AHEAD = 4  # fetched before the worker needs them
+CACHE_BYTES = 256 * 2**20  # of episodes a fetching actor keeps: an episode is visited many times per epoch
+READY_BATCHES = 2  # decoded ahead of the training step
 
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class Visit:
-    """One look into one episode: the first frames of the clips to cut."""
-
-    entry: EpisodeEntry
-    starts: tuple[int, ...]
-    with_actions: bool
-
-
-def _in_chunks(items: Iterable[_T], size: int) -> Iterator[tuple[_T, ...]]:
-    """Tuples of `size` consecutive items; the last may be shorter."""
-    iterator = iter(items)
-    while chunk := tuple(itertools.islice(iterator, size)):
-        yield chunk
-
-
-def _epoch(episodes: Sequence[tuple[EpisodeEntry, bool]], seed: int, epoch: int) -> list[Visit]:
-    """Every possible clip of every episode exactly once, in visits of CLIPS_PER_VISIT, in an order drawn from (seed, epoch)."""
-    rng = np.random.default_rng([seed, epoch])
-    visits = []
-    for entry, with_actions in episodes:
-        starts = rng.permutation(entry.length).tolist()
-        visits += [Visit(entry, tuple(chunk), with_actions) for chunk in _in_chunks(starts, CLIPS_PER_VISIT)]
-    return [visits[i] for i in rng.permutation(len(visits))]
-
-
-def plan(manifest: Manifest, subset: Subset, seed: int, rank: int, world: int) -> Iterator[Visit]:
-    """The endless visits of worker `rank` of `world`: epoch after epoch, dealt out in turn."""
-    episodes = [(manifest[i], True) for i in subset.demos] + [(manifest[i], False) for i in subset.action_free]
-    endless = itertools.chain.from_iterable(_epoch(episodes, seed, epoch) for epoch in itertools.count())
-    return itertools.islice(endless, rank, None, world)
-
-
-def pools(visits: Iterator[Visit], skip_clips: int, num_clips: int) -> Iterator[tuple[int, list[Visit]]]:
-    """The pools of POOL_VISITS that hold clips `skip_clips` to `skip_clips + num_clips` of a plan, each with the number of its first clip."""
-    first = 0
-    for pool in _in_chunks(visits, POOL_VISITS):
-        if first >= skip_clips + num_clips:
-            return
-        after = first + sum(len(visit.starts) for visit in pool)
-        if after > skip_clips:
-            yield first, list(pool)
-        first = after
+def memory_bound(contract: Contract, shape: ClipShape, entries: Sequence[EpisodeEntry], batch_size: int, action_free: bool) -> int:
+    """Bytes that one worker's stream of these episodes holds at most, with its fetching actor."""
+    frame = 3 * math.prod(contract.image_size) * len(contract.cameras)
+    visit = min(max(entry.length for entry in entries), CLIPS_PER_VISIT * shape.frames_per_view) * frame
+    opened = (POOL_VISITS + 1) * visit * (2 if action_free else 1)
+    fetched = (GROUPS_AHEAD + 1) * GROUP_VISITS * max(entry.nbytes for entry in entries)
+    cached = min(CACHE_BYTES, sum(entry.nbytes for entry in entries))
+    return cached + fetched + opened + (READY_BATCHES + 2) * batch_size * shape.frames_per_view * frame
 
 
 class _Fetch:
-    """Ray Data stage: the compressed bytes of the episodes that a block of visits names. Lives as long as the stream, with one client."""
+    """Ray Data stage: the compressed, verified bytes of the episodes that numbered groups of visits need.
 
-    def __init__(self, uri: str) -> None:
-        self._storage = open_storage(uri)
+    Lives as long as the stream, with one client. It makes the visits itself, from the same order as the worker that awaits them, and
+    stays GROUPS_AHEAD of it: held back by Ray Data instead, the executor in the training process would spin (Ray 2.60).
+    """
 
-    def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
-        rows = zip(block["key"], block["sha256"], block["episode_id"], strict=True)
-        data = [fetch(self._storage, key, sha256, episode) for key, sha256, episode in rows]
-        return {"data": np.array(data, dtype=object)}
+    def __init__(self, uri: str, order: Order, first_step: int, num_steps: int, pace: "_Pace") -> None:
+        self._storage, self._pace = open_storage(uri), pace
+        self._what = order, first_step, num_steps
+        self._next_group, self._visits = 0, _opened(*self._what)
+        self._cache: OrderedDict[str, bytes] = OrderedDict()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """One row in, the number of a group; one row out, its visits' bytes and what is wrong with them."""
+        (group,) = block["item"].to_pylist()
+        self._pace.wait_for(group - GROUPS_AHEAD)
+        data, problems = zip(*(self._fetch(visit.entry) for visit in self._group(group)), strict=True)
+        return pa.table({"data": pa.array([data], pa.list_(pa.large_binary())), "problem": pa.array([problems], pa.list_(pa.string()))})
+
+    def _group(self, group: int) -> list[Visit]:
+        if group < self._next_group:  # Ray asks again for what was lost
+            self._next_group, self._visits = 0, _opened(*self._what)
+        skipped = (group - self._next_group) * GROUP_VISITS
+        self._next_group = group + 1
+        return list(islice(self._visits, skipped, skipped + GROUP_VISITS))
+
+    def _fetch(self, entry: EpisodeEntry) -> tuple[bytes, str]:
+        """(bytes, "") or (b"", what is wrong): an error of ours travels as data, so that it arrives as it was said."""
+        if entry.sha256 not in self._cache:
+            try:
+                self._cache[entry.sha256] = fetch(self._storage, entry)
+            except EpisodeError as error:
+                return b"", str(error)
+        self._cache.move_to_end(entry.sha256)
+        data = self._cache[entry.sha256]
+        while sum(map(len, self._cache.values())) > CACHE_BYTES:
+            self._cache.popitem(last=False)
+        return data, ""
 
 
-def _fetched(uri: str, visits: list[Visit]) -> Iterator[bytes]:
-    """The visits' episodes, in order, through Ray Data."""
+@dataclass(frozen=True)
+class _Pace:
+    """How many groups the worker has taken, told to its fetching actor through the cluster's key-value store."""
+
+    key: bytes
+
+    def taken(self, groups: int) -> None:
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        _internal_kv_put(self.key, str(groups).encode())
+
+    def wait_for(self, groups: int) -> None:
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        while groups > 0 and int(_internal_kv_get(self.key) or 0) < groups:
+            time.sleep(0.05)
+
+    def forget(self) -> None:
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        _internal_kv_del(self.key)
+
+
+def _opened(order: Order, first_step: int, num_steps: int) -> Iterator[Visit]:
+    """The visits in the order in which steps `first_step` to `num_steps` first need them."""
+    clips = (num_steps - first_step) * order.batch_size
+    return (draw.visit for draw in islice(order.walk(first_step), clips) if draw.opens)
+
+
+def _fetched(uri: str, order: Order, first_step: int, num_steps: int) -> Iterator[bytes]:
+    """The bytes of the visits' episodes, as `_opened` orders them, through Ray Data; EpisodeError for the first that is not whole."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    rows = [{"key": v.entry.key, "sha256": v.entry.sha256, "episode_id": v.entry.episode_id} for v in visits]
-    blocks = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // POOL_VISITS))
+    context.target_max_block_size = 1024  # every row, a group, is passed on at once
+    groups = math.ceil(sum(1 for _ in _opened(order, first_step, num_steps)) / GROUP_VISITS)
+    numbers = ray.data.from_items(list(range(groups)), override_num_blocks=math.ceil(groups / 16))
+    pace = _Pace(f"demoscale/{uuid.uuid4().hex}".encode())
     # An actor, not tasks: short tasks far apart would each start a Python process anew. One, not some: a stream that grew could take
     # the last CPU from another arm's, which would then wait for it to end.
-    actor = ray.data.ActorPoolStrategy(size=1)
-    fetched = blocks.map_batches(_Fetch, fn_constructor_args=(uri,), batch_size=POOL_VISITS, num_cpus=FETCH_CPUS, compute=actor)
-    for row in fetched.iter_rows():
-        yield row["data"]
+    fetched = numbers.map_batches(
+        _Fetch,
+        fn_constructor_args=(uri, order, first_step, num_steps, pace),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=FETCH_CPUS,
+        compute=ray.data.ActorPoolStrategy(size=1),
+    )
+    try:
+        for group, row in enumerate(fetched.iter_batches(batch_size=1, batch_format="pyarrow"), 1):
+            for data, problem in zip(row["data"][0], row["problem"][0], strict=True):
+                if problem.as_py():
+                    raise EpisodeError(problem.as_py())
+                yield data.as_py()
+            pace.taken(group)
+    finally:
+        pace.forget()
 
 
-def clip_stream(
-    visits: Iterator[tuple[Visit, bytes]], pool_sizes: list[tuple[int, int]], cameras: tuple[str, ...], shape: ClipShape, action_dim: int, seed: int
-) -> Iterator[Clip]:
-    """Decode, cut and mix: pool by pool, the clips in an order drawn from (seed, number of the pool's first clip)."""
-    for first, size in pool_sizes:
-        clips = []
-        for visit, data in itertools.islice(visits, size):
-            episode = decode(data, cameras, visit.with_actions)
-            clips += [cut(episode, start, shape, action_dim) for start in visit.starts]
-        for i in np.random.default_rng([seed, first]).permutation(len(clips)):
-            yield clips[i]
+def _ahead(items: Iterator[_T], depth: int) -> Iterator[_T]:
+    """The same items, made by a thread that keeps up to `depth` of them ready."""
+    ready: queue.Queue[tuple[_T | None, BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: _T | None, error: BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item, None)
+                if stopped.is_set():
+                    return
+            put(None, StopIteration())
+        except BaseException as error:
+            put(None, error)
+        finally:
+            items.close()  # type: ignore[attr-defined]
+
+    thread = threading.Thread(target=work, name="clips", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join()
 
 
-def batches(
-    uri: str,
-    manifest: Manifest,
-    subset: Subset,
-    shape: ClipShape,
-    *,
-    seed: int,
-    rank: int,
-    world: int,
-    batch_size: int,
-    first_step: int,
-    num_steps: int,
-) -> Iterator[dict[str, Any]]:
-    """The training batches of one worker for steps `first_step` to `num_steps`, `batch_size` clips each.
+def clips(order: Order, first_step: int, fetched: Iterator[bytes], shape: ClipShape, contract: Contract) -> Iterator[Clip]:
+    """The order's clips from a step on, out of the episodes that are open; `fetched` brings their bytes as they are first needed."""
+    opened: dict[int, Episode] = {}
+    for draw in order.walk(first_step):
+        visit = draw.visit
+        if draw.opens:
+            wanted = shown_frames(visit.starts, visit.entry.length, shape).ravel().tolist()
+            opened[id(visit)] = decode(next(fetched), contract.cameras, visit.with_actions, wanted)
+        yield cut(opened[id(visit)], draw.start, shape, contract)
+        if draw.closes:
+            del opened[id(visit)]
 
-    A run that stops and starts again at any step sees exactly what an uninterrupted one would have.
+
+def batches(uri: str, contract: Contract, order: Order, shape: ClipShape, *, first_step: int, num_steps: int) -> Iterator[dict[str, Any]]:
+    """The training batches of one worker for steps `first_step` to `num_steps`.
+
+    A run that stops and starts again at any step sees exactly what an uninterrupted one would have. EpisodeError if an episode is
+    missing or damaged; nothing of it is decoded.
     """
-    skip, need = first_step * batch_size, (num_steps - first_step) * batch_size
-    chosen = list(pools(plan(manifest, subset, seed, rank, world), skip, need))
-    visits = [visit for _, pool in chosen for visit in pool]
-    with_bytes = zip(visits, _fetched(uri, visits), strict=True)
-    sizes = [(first, len(pool)) for first, pool in chosen]
-    clips = clip_stream(with_bytes, sizes, manifest.contract.cameras, shape, len(manifest.contract.action), seed)
-    wanted = itertools.islice(clips, skip - chosen[0][0], None)
-    for _ in range(first_step, num_steps):
-        yield stack(list(itertools.islice(wanted, batch_size)))
+
+    def made() -> Iterator[dict[str, Any]]:
+        fetched = _fetched(uri, order, first_step, num_steps)
+        endless = clips(order, first_step, fetched, shape, contract)
+        try:
+            for _ in range(first_step, num_steps):
+                yield stack([next(endless) for _ in range(order.batch_size)])
+        finally:
+            fetched.close()  # type: ignore[attr-defined]
+
+    return _ahead(made(), READY_BATCHES)

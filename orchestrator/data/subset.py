@@ -5,11 +5,14 @@ demos always contain the fewer, more action-free episodes always contain the few
 """
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Set
 from dataclasses import dataclass
+from functools import lru_cache
 
-from orchestrator.data.episodes import EpisodeEntry
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.data.manifest import Manifest
 
 
 class SubsetError(Exception):
@@ -34,34 +37,39 @@ def num_action_free(demo_count: int, action_free_ratio: float) -> int:
     return round(action_free_ratio * demo_count)
 
 
-def permutation(entries: Iterable[EpisodeEntry], seed: int) -> list[EpisodeEntry]:
-    """The order of one task's episodes: a function of their ids and the seed, not of how the manifest lists them.
+@lru_cache(maxsize=32)
+def permutation(manifest: Manifest, task: str, seed: int) -> npt.NDArray[np.int64]:
+    """The order of one task's episodes, as places among the manifest's ids: a function of the ids and the seed.
 
     Episodes recorded without actions can never be demos; they come last.
     """
+    places = manifest.tasks[task]
+    ids = manifest.episode_ids
+    digests = b"".join(hashlib.blake2b(f"{seed}|{task}|{ids[place]}".encode()).digest()[:8] for place in places.tolist())
+    order: npt.NDArray[np.int64] = places[np.lexsort((np.frombuffer(digests, ">u8"), ~manifest.labelled[places]))]
+    return order
 
-    def rank(entry: EpisodeEntry) -> tuple[bool, bytes]:
-        return not entry.labelled, hashlib.blake2b(f"{seed}|{entry.task}|{entry.episode_id}".encode()).digest()
 
-    return sorted(entries, key=rank)
+def choose(manifest: Manifest, demo_count: int, action_free_ratio: float, seed: int, without: Set[str] = frozenset()) -> Subset:
+    """The first `demo_count` demos of every task, and the last round(ratio x demo_count) episodes as action-free ones.
 
-
-def choose(entries: Iterable[EpisodeEntry], demo_count: int, action_free_ratio: float, seed: int) -> Subset:
-    """The first `demo_count` demos of every task, and the last round(ratio x demo_count) episodes as action-free ones."""
-    by_task = defaultdict(list)
-    for entry in entries:
-        by_task[entry.task].append(entry)
+    `without`: episodes that are set aside; the next in order take their places, the counts stay. SubsetError if there are too few.
+    """
+    ids = manifest.episode_ids
     free_count = num_action_free(demo_count, action_free_ratio)
     demos: list[str] = []
     action_free: list[str] = []
-    for task, episodes in sorted(by_task.items()):
-        order = permutation(episodes, seed)
-        labelled = sum(entry.labelled for entry in order)
+    for task in manifest.tasks:
+        order = permutation(manifest, task, seed)
+        if without:
+            order = order[[ids[place] not in without for place in order.tolist()]]
+        labelled = int(manifest.labelled[order].sum())
         if labelled < demo_count or len(order) < demo_count + free_count:
+            aside = f"; {len(without)} are set aside as damaged" if without else ""
             raise SubsetError(
                 f"{task}: {demo_count} demos and {free_count} action-free episodes are asked for, "
-                f"the store has {len(order)} episodes, {labelled} of them with actions"
+                f"the store has {len(order)} episodes, {labelled} of them with actions{aside}"
             )
-        demos += [entry.episode_id for entry in order[:demo_count]]
-        action_free += [entry.episode_id for entry in order[len(order) - free_count :]]
+        demos += [ids[place] for place in order[:demo_count].tolist()]
+        action_free += [ids[place] for place in order[len(order) - free_count :].tolist()]
     return Subset(tuple(sorted(demos)), tuple(sorted(action_free)))

@@ -1,0 +1,108 @@
+"""Which clips a training worker sees, in which order: a plan made of seeds alone. Pure.
+
+An episode is opened rarely and used well: a *visit* decodes it once for several clips. The clips of a visit are spread at random over
+the next POOL_VISITS visits, so that at any moment that many episodes are open and a batch holds clips of many of them.
+
+The order is a function of (data fingerprint, seed, epoch, world size, rank): not of time, not of how many processes fetch.
+"""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+
+import numpy as np
+
+from orchestrator.data.manifest import EpisodeEntry
+
+CLIPS_PER_VISIT = 8  # decoding is the cost, and the clips of a visit share it
+POOL_VISITS = 16  # visits open at a time, for demos and for action-free episodes each
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """One look into one episode: the first frames of the clips to cut."""
+
+    entry: EpisodeEntry
+    starts: tuple[int, ...]
+    with_actions: bool
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The next clip of a worker."""
+
+    visit: Visit
+    start: int
+    opens: bool
+    """Nobody drew from this visit before, since the walk began."""
+    closes: bool
+    """Nobody will draw from it again."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """The clips of worker `rank` of `world`, which takes `batch_size` of them at every step."""
+
+    demos: tuple[EpisodeEntry, ...]
+    action_free: tuple[EpisodeEntry, ...]
+    fingerprint: str
+    """Of the data the episodes come from."""
+    seed: int
+    rank: int
+    world: int
+    batch_size: int
+
+    def walk(self, first_step: int = 0) -> Iterator[Draw]:
+        """The endless clips from a step on; the same ones whether the walk began there or before."""
+        demos, action_free = (self._mixed(episodes, kind) for kind, episodes in enumerate((self.demos, self.action_free)))
+        left: dict[int, int] = {}
+        opened: set[int] = set()
+        for place in count():
+            visit, start = next(demos if self._labelled(place) else action_free)
+            key = id(visit)
+            left[key] = left.get(key, len(visit.starts)) - 1
+            if place >= first_step * self.batch_size:
+                opens = key not in opened
+                opened.add(key)
+                yield Draw(visit, start, opens, left[key] == 0)
+            if left[key] == 0:
+                del left[key]
+                opened.discard(key)
+
+    def _labelled(self, place: int) -> bool:
+        """Whether the worker's clip number `place` comes from a demo.
+
+        Over all workers, any stretch of batches holds demos and action-free clips as there are demos and action-free episodes.
+        """
+        step, within = divmod(place, self.batch_size)
+        position = (step * self.world + self.rank) * self.batch_size + within
+        demos, total = len(self.demos), len(self.demos) + len(self.action_free)
+        return (position + 1) * demos // total > position * demos // total
+
+    def _visits(self, episodes: Sequence[EpisodeEntry], kind: int) -> Iterator[Visit]:
+        """The worker's endless visits: every epoch holds every possible clip of every episode once, over all workers."""
+        return islice((visit for epoch in count() for visit in self._epoch(episodes, kind, epoch)), self.rank, None, self.world)
+
+    def _epoch(self, episodes: Sequence[EpisodeEntry], kind: int, epoch: int) -> list[Visit]:
+        rng = self._random(0, kind, epoch)
+        visits = []
+        for entry in episodes:
+            starts = rng.permutation(entry.length).tolist()
+            visits += [Visit(entry, tuple(starts[i : i + CLIPS_PER_VISIT]), with_actions=kind == 0) for i in range(0, len(starts), CLIPS_PER_VISIT)]
+        return [visits[i] for i in rng.permutation(len(visits)).tolist()]
+
+    def _random(self, purpose: int, kind: int, number: int) -> np.random.Generator:
+        return np.random.default_rng([int(self.fingerprint, 16), self.seed, purpose, kind, number])
+
+    def _mixed(self, episodes: Sequence[EpisodeEntry], kind: int) -> Iterator[tuple[Visit, int]]:
+        """Each visit's clips, delayed at random by less than POOL_VISITS visits."""
+        rng = self._random(1, kind, self.rank)
+        waiting: list[tuple[float, int, Visit, int]] = []
+        tie = count()
+        for number, visit in enumerate(self._visits(episodes, kind)):
+            for delay, start in zip(rng.random(len(visit.starts)).tolist(), visit.starts, strict=True):
+                heapq.heappush(waiting, (number + POOL_VISITS * delay, next(tie), visit, start))
+            while waiting and waiting[0][0] < number + 1:
+                _, _, late, start = heapq.heappop(waiting)
+                yield late, start
