@@ -70,7 +70,7 @@ def main(task: str, episodes: int, store: str, cameras: str, image_size: int, re
     with Progress(*columns) as progress:
         bar = progress.add_task("", total=len(todo))
         for entry in collect(storage, conventions, todo, workers):
-            successes, steps = successes + entry.success, steps + entry.length
+            successes, steps = successes + bool(entry.success), steps + entry.length
             progress.advance(bar)
     click.echo(
         f"recorded {len(todo)} episodes of {task}, {successes} successful, {steps / len(todo):.0f} steps on average, "

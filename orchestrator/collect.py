@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from orchestrator.data.episodes import Episode, EpisodeEntry, commit, load_manifest, put_episode, store_exists
+from orchestrator.data.episodes import Episode
+from orchestrator.data.manifest import EpisodeEntry, load_manifest, put_episode, store_exists
+from orchestrator.record import record_all
 from orchestrator.storage import Storage, open_storage
 from policy.interface import Contract
 from sim_workers.demonstrate import Demonstration, demonstrate
 from sim_workers.env import SimEnv
 from sim_workers.suite import TASKS
-
-COMMIT_EVERY = 50  # recordings; what is committed survives an interruption
 
 
 def record(env: SimEnv, storage: Storage, demonstration: Demonstration) -> EpisodeEntry:
@@ -41,25 +41,11 @@ class Recorder:
 
 def missing(storage: Storage, demonstrations: list[Demonstration]) -> list[Demonstration]:
     """Those the store does not hold yet."""
-    have = {entry.episode_id for entry in load_manifest(storage).entries} if store_exists(storage) else set()
+    have = set(load_manifest(storage).episode_ids) if store_exists(storage) else set()
     return [demonstration for demonstration in demonstrations if demonstration.episode_id not in have]
 
 
 def collect(storage: Storage, contract: Contract, demonstrations: list[Demonstration], workers: int) -> Iterator[EpisodeEntry]:
     """Record all of one task on `workers` processes of a connected Ray cluster, yielding each as it is done, committing as it goes."""
-    import ray
-    from ray.util import ActorPool
-
-    recorder = ray.remote(Recorder).options(max_restarts=3, max_task_retries=3, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
-    pool = ActorPool([recorder.remote(demonstrations[0].task, contract, storage.uri) for _ in range(min(workers, len(demonstrations)))])
-    waiting: list[EpisodeEntry] = []
-    try:
-        for entry in pool.map_unordered(lambda actor, demonstration: actor.record.remote(demonstration), demonstrations):
-            waiting.append(entry)
-            if len(waiting) >= COMMIT_EVERY:
-                commit(storage, contract, waiting)
-                waiting = []
-            yield entry
-    finally:
-        if waiting:
-            commit(storage, contract, waiting)
+    task = demonstrations[0].task
+    yield from record_all(storage, contract, Recorder, (task, contract, storage.uri), demonstrations, workers, f"demonstrations of {task}")
