@@ -17,7 +17,7 @@ One file, one thing that can be run. All take `--help`.
 | `quickstart.yaml` | a sweep file: the first command, `make demo`, runs it |
 | `quickstart.py` | `python -m jobs.quickstart`: collect demonstrations, run `quickstart.yaml`, print the curve |
 | `collect.py` | `python -m jobs.collect`: scripted demonstrations of a task into an episode store |
-| `ingest.py` | `python -m jobs.ingest SRC STORE`: episodes of other formats (robomimic, LIBERO, RoboCasa, LeRobot, zarr, films) into an episode store |
+| `ingest.py` | `python -m jobs.ingest SRC STORE`: episodes of other formats (robomimic, LIBERO, RoboCasa, LeRobot, zarr, films) into a store |
 | `export.py` | `python -m jobs.export STORE FOLDER`: an episode store as a LeRobot v3 data set |
 | `sweep.py` | `python -m jobs.sweep FILE`: a sweep, the same as `demoscale run FILE` |
 

@@ -180,7 +180,7 @@ def test_too_few_whole_episodes_stop_the_sweep_before_it_trains(tmp_path: Path, 
 
 
 def test_workers_that_cannot_share_a_batch_are_refused(tmp_path: Path, store: str) -> None:
-    with pytest.raises(SweepError, match="train.workers: 3 workers cannot share batch_size 32 equally"):
+    with pytest.raises(SweepError, match=r"train\.workers: 3 workers cannot share batch_size 32 equally"):
         Sweep.load(write(tmp_path, store), ("train.workers=3",))
 
 

@@ -286,7 +286,7 @@ def commit(storage: Storage, contract: Contract, entries: list[EpisodeEntry], no
             table = pa.concat_tables([old._file.read(use_threads=False), pa.Table.from_pylist([_row(entry) for entry in new.values()], SCHEMA)])
             merged = Manifest._of_table(contract, table.unify_dictionaries())
             storage.put_if_absent(f"manifests/{merged.sha256}.parquet", merged.data)
-            if not storage.put_if_absent(f"versions/{version + 1:06d}.json", _version_bytes(merged, len(new), note)):
+            if not storage.put_if_absent(f"versions/{version + 1:06d}.json", _version_bytes(version + 1, merged, len(new), note)):
                 continue
             old = merged
         if taken := [entry.episode_id for entry in entries if known.get(entry.episode_id, entry.sha256) != entry.sha256]:
@@ -317,9 +317,10 @@ def _digest(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def _version_bytes(manifest: Manifest, added: int, note: str) -> bytes:
+def _version_bytes(number: int, manifest: Manifest, added: int, note: str) -> bytes:
     fields = {
         "format": FORMAT,
+        "number": number,
         "sha256": manifest.sha256,
         "fingerprint": manifest.fingerprint,
         "episodes": len(manifest),
@@ -335,11 +336,14 @@ def read_version(storage: Storage, number: int) -> Version:
     where = f"{storage.uri}: version {number} of the store"
     try:
         fields = json.loads(storage.get(f"versions/{number:06d}.json"))
+        digest = fields.pop("digest", None)
+        if digest not in (None, _digest(fields)):
+            raise ValueError("digest")
         if fields.get("format", 1) != FORMAT:
             raise EpisodeError(f"{where} has format {fields.get('format', 1)}, this program reads {FORMAT}; record it again")
-        if fields.pop("digest") != _digest(fields):
-            raise ValueError("digest")
-        return Version(number, **{name: value for name, value in fields.items() if name != "format"})
+        if digest is None or fields["number"] != number:
+            raise ValueError("number")
+        return Version(**{name: value for name, value in fields.items() if name != "format"})
     except NoObject:
         raise EpisodeError(f"{where} is missing; restore versions/{number:06d}.json") from None
     except (ValueError, KeyError, TypeError, AttributeError):

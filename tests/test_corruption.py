@@ -1,0 +1,85 @@
+"""A thousand random injuries to a store: every one is told, with the episode it struck, and none reaches training."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from orchestrator.data.episodes import EpisodeError
+from orchestrator.data.manifest import Manifest, check_all, commit, load_manifest, put_episode
+from orchestrator.data.order import Order
+from orchestrator.data.stream import _Fetch, _Pace
+from orchestrator.storage import open_storage
+from test_episodes import CONTRACT, episode
+
+INJURIES = 1000
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    """Six episodes in two versions."""
+    folder = tmp_path_factory.mktemp("corruption") / "store"
+    storage = open_storage(str(folder))
+    entries = [put_episode(storage, episode(seed, length=9, labelled=seed % 2 == 0), 20.0) for seed in range(6)]
+    commit(storage, CONTRACT, entries[:3])
+    return folder, commit(storage, CONTRACT, entries)
+
+
+def injured(data: bytes, other: bytes, how: str, rng: random.Random) -> bytes | None:
+    """None: the file is gone."""
+    place = rng.randrange(len(data))
+    match how:
+        case "bit":
+            return data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+        case "block":
+            block = rng.randbytes(min(16, len(data) - place))
+            return data[:place] + block + data[place + len(block) :]
+        case "truncation":
+            return data[:place]
+        case "swap":
+            return other
+        case "longer":
+            return data[:place] + b"\0" + data[place:]
+    return None
+
+
+def test_every_injury_is_told_with_its_episode_and_none_reaches_training(store: tuple[Path, Manifest]) -> None:
+    folder, manifest = store
+    storage = open_storage(str(folder))
+    rng = random.Random(2508)
+    entries = list(manifest.entries)
+    objects = {entry.episode_id: folder / entry.key for entry in entries}
+    of_version = {"versions/000002.json": folder / "versions/000002.json", "manifest": folder / f"manifests/{manifest.sha256}.parquet"}
+    first = load_manifest(storage, 1)
+    older = {"versions/000002.json": storage.get("versions/000001.json"), "manifest": first.data}
+    whole = {path: path.read_bytes() for path in (*objects.values(), *of_version.values())}
+    order = Order(tuple(entries), (), manifest.fingerprint, 0, 0, 1, 4)
+    struck = dict.fromkeys(("bit", "block", "truncation", "swap", "longer", "missing"), 0)
+    while sum(struck.values()) < INJURIES:
+        target = rng.choice([*objects, *of_version])
+        path = objects.get(target) or of_version[target]
+        other = whole[rng.choice([p for p in objects.values() if p != path])] if target in objects else older[target]
+        how = rng.choice(list(struck))
+        after = injured(whole[path], other, how, rng)
+        if after == whole[path]:
+            continue
+        struck[how] += 1
+        path.unlink()
+        if after is not None:
+            path.write_bytes(after)
+        if target in objects:
+            problems = {entry.episode_id: problem for entry, problem in check_all(storage, entries, threads=1)}
+            assert {e for e, problem in problems.items() if problem} == {target}, (target, how)
+            assert f"episode {target} is " in problems[target]
+            fetching = _Fetch(str(folder), order, 0, 10, _Pace(b""))
+            for entry in entries:
+                data, problem = fetching._fetch(entry)
+                assert (data == b"") is (problem != "") is (entry.episode_id == target)
+                assert not data or data == whole[objects[entry.episode_id]]
+        else:
+            with pytest.raises(EpisodeError, match=r"version 2 .*restore (versions|manifests)/"):
+                load_manifest(storage, 2)
+            assert load_manifest(storage, 1).fingerprint == first.fingerprint, "an older version must not suffer"
+        path.write_bytes(whole[path])
+    assert all(count > INJURIES / 12 for count in struck.values())
+    assert load_manifest(storage).fingerprint == manifest.fingerprint
