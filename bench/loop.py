@@ -13,12 +13,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import click
-import psutil
 
+from bench.sampler import Sampler
 from orchestrator.provenance import CHECKOUT
 
 # By process title, first match. The policy server computes the actions of rollouts, so it is part of them.
@@ -43,36 +42,6 @@ def kind_of(title: str) -> str:
     return next((kind for word, kind in KINDS.items() if word in title), "other")
 
 
-class Sampler:
-    """CPU seconds by kind since the first clip was fetched, of a process and everything below it."""
-
-    def __init__(self, pid: int) -> None:
-        self._root = psutil.Process(pid)
-        self._before: dict[tuple[int, float], float] = {}
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.first_clip: float | None = None
-
-    def sample(self) -> None:
-        """Add what every process used since the last call."""
-        try:
-            processes = [self._root, *self._root.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return
-        for process in processes:
-            try:
-                with process.oneshot():
-                    identity, title = (process.pid, process.create_time()), " ".join(process.cmdline())
-                    used = sum(process.cpu_times()[:2])
-            except psutil.Error:
-                continue
-            kind = kind_of(title)
-            if kind.startswith("streaming") and self.first_clip is None:
-                self.first_clip = time.monotonic()
-                self.seconds.clear()
-            self.seconds[kind] += used - self._before.get(identity, 0.0)
-            self._before[identity] = used
-
-
 @click.command()
 @click.option("--quick", is_flag=True, help="End within a minute or two.")
 @click.option("--store", default="data/lift", show_default=True, help="An episode store large enough for the quickstart; `make demo` makes it.")
@@ -85,7 +54,8 @@ def main(quick: bool, store: str, storage: str | None) -> None:
             settings += ["data.demo_count=[2]", "data.action_free_ratio=[0]", "train.steps=20", "train.checkpoint_every=10", "suite.episodes=4"]
         command = [sys.executable, "-m", "orchestrator", "run", "jobs/quickstart.yaml", *(f"--set={setting}" for setting in settings)]
         process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
-        sampler, scored = Sampler(process.pid), threading.Event()
+        sampler, scored = Sampler(process.pid, kind_of), threading.Event()
+        first_clip: float | None = None
         at_last_score: tuple[float, dict[str, float]] = time.monotonic(), {}
 
         def listen() -> None:
@@ -98,14 +68,17 @@ def main(quick: bool, store: str, storage: str | None) -> None:
         threading.Thread(target=listen, daemon=True).start()
         while process.poll() is None:
             sampler.sample()
+            if first_clip is None and any(kind.startswith("streaming") for kind in sampler.seconds):
+                first_clip = time.monotonic()
+                sampler.seconds.clear()
             if scored.is_set():
                 scored.clear()
                 at_last_score = time.monotonic(), dict(sampler.seconds)
             time.sleep(0.5)
-        if process.returncode or sampler.first_clip is None or not at_last_score[1]:
+        if process.returncode or first_clip is None or not at_last_score[1]:
             sys.exit(f"the sweep did not run to its end (exit code {process.returncode})")
     end, seconds = at_last_score
-    wall, total, cores = end - sampler.first_clip, sum(seconds.values()), len(os.sched_getaffinity(0))
+    wall, total, cores = end - first_clip, sum(seconds.values()), len(os.sched_getaffinity(0))
     print(f"\n{'from first clip to last score':<42} CPU s   share of CPU time   share of {cores} cores")
     for kind, used in sorted(seconds.items(), key=lambda item: -item[1]):
         print(f"{kind:<42} {used:5.0f}   {used / total:17.1%}   {used / (wall * cores):16.1%}")

@@ -27,7 +27,7 @@ def main(store: str, dst: str, labelled_only: bool, version: int | None) -> None
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from orchestrator.data.export import export, exportable
-    from orchestrator.data.manifest import load_manifest
+    from orchestrator.data.store import load_manifest
     from orchestrator.storage import open_storage
 
     began = time.monotonic()

@@ -6,43 +6,18 @@ Exit codes: 0 done; 1 it could not be done; 2 a mistake in what was asked for; 1
 import json
 import sys
 import time
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
+from orchestrator.cli_data import data
+from orchestrator.mistakes import answers_mistakes as answers_mistakes
+
 SWEEP_FILE = click.argument("sweep_file", type=click.Path(dir_okay=False))
 SET = click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Override a field, e.g. --set train.steps=200. Repeatable.")
 STORAGE = click.option("--storage", default="runs", show_default=True, help="Folder or s3:// URI the sweep keeps its results in.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn the errors a person can mend into their sentence and an exit code; anything else is a bug and keeps its traceback."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        from orchestrator.data.episodes import EpisodeError
-        from orchestrator.score import ProtocolError
-        from orchestrator.spec import SweepError
-        from orchestrator.storage import StorageError
-        from orchestrator.tracking import TrackingError
-
-        try:
-            command(*args, **kwargs)
-        except SweepError as error:
-            click.echo(str(error), err=True)
-            sys.exit(2)
-        except (EpisodeError, ProtocolError, StorageError, TrackingError) as error:
-            click.echo(str(error), err=True)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            click.echo("stopped; the same command continues from here", err=True)
-            sys.exit(130)
-
-    return run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,6 +30,7 @@ def main() -> None:
     demoscale run jobs/quickstart.yaml       do it; run again to continue where it stopped
     demoscale status quickstart              how far it is
     demoscale curve quickstart               the answer
+    demoscale data ls data/lift              the episodes of a store, and more about it
     demoscale doctor                         is this machine ready?
     """
 
@@ -180,6 +156,9 @@ def doctor() -> None:
         failed += not check.passed
         click.echo(f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {check.finding}")
     sys.exit(1 if failed else 0)
+
+
+main.add_command(data)
 
 
 def _clock(seconds: float) -> str:

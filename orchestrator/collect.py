@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from orchestrator.data.episodes import Episode
-from orchestrator.data.manifest import EpisodeEntry, load_manifest, put_episode, store_exists
+from orchestrator.data.manifest import EpisodeEntry
+from orchestrator.data.store import load_manifest, put_episode, store_exists
 from orchestrator.record import record_all
 from orchestrator.storage import Storage, open_storage
 from policy.interface import Contract

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from orchestrator.data.episodes import EpisodeError
-from orchestrator.data.manifest import EpisodeEntry, load_manifest, put_episode, store_exists
+from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.data.sources.source import Item, Source, SourceError
+from orchestrator.data.store import load_manifest, put_episode, store_exists
 from orchestrator.record import record_all
 from orchestrator.storage import Storage, open_storage
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from orchestrator.data.manifest import load_manifest
+from orchestrator.data.store import load_manifest
 from orchestrator.data.stream import memory_bound
 from orchestrator.data.subset import choose
 from orchestrator.spec import Sweep, SweepError, store_problems

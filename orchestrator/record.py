@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from orchestrator.data.manifest import EpisodeEntry, commit
+from orchestrator.data.manifest import EpisodeEntry
+from orchestrator.data.store import commit
 from orchestrator.storage import Storage
 from policy.interface import Contract
 

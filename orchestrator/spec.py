@@ -24,7 +24,7 @@ from pydantic import (
 
 from orchestrator.arms import Arm, expand
 from orchestrator.data.episodes import EpisodeError
-from orchestrator.data.manifest import load_manifest
+from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import SubsetError, choose
 from orchestrator.storage import StorageError, open_storage
 from sim_workers.env import contract

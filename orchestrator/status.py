@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.arms import Arm
-from orchestrator.data.manifest import Manifest, check_all, latest_version, load_manifest
+from orchestrator.data.manifest import Manifest
+from orchestrator.data.store import check_all, latest_version, load_manifest
 from orchestrator.data.subset import Subset, SubsetError, choose
 from orchestrator.provenance import TRAINING_CODE, code_fingerprint
 from orchestrator.score import Ledger, Score, protocol_fingerprint

@@ -4,6 +4,7 @@ Everything that was finished is found in the storage and not done again, so the 
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -191,8 +192,9 @@ class SweepRun:
     def _on_failure(self, arm_id: str, trace: str) -> None:
         arm, key = self.board.arms[arm_id], f"failures/{arm_id}.txt"
         self.state.storage.put(key, trace.encode())
+        sentence = re.sub(r"^orchestrator[\w.]+: ", "", trace.strip().splitlines()[-1])  # an error of ours speaks for itself
         with self.board.lock:
-            arm.failure = f"{trace.strip().splitlines()[-1][:300]} (whole trace in {self.state.storage.uri}/{key})"
+            arm.failure = f"{sentence[:300]} (whole trace in {self.state.storage.uri}/{key})"
         self._say(f"FAILED {arm.name}: {arm.failure}")
 
     def _score(self, scorer: Scorer, arm_id: str, step: int, checkpoint: dict[str, Any]) -> None:

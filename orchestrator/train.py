@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.arms import Arm
 from orchestrator.data import stream
-from orchestrator.data.manifest import Manifest, load_manifest
+from orchestrator.data.manifest import Manifest
 from orchestrator.data.order import Order
+from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import Subset, choose
 from orchestrator.provenance import TRAINING_CODE, code_fingerprint, package_versions
 from orchestrator.spec import Train

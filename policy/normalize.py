@@ -9,10 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy.stats import Stats
-
-# Below this spread a dimension counts as constant and maps to 0 (a division by it would only blow up noise).
-CONSTANT = 1e-6
+from policy.stats import CONSTANT, Stats
 
 
 class Normalizer:

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 Vector = tuple[float, ...]
+# Half a range, or a deviation, below which a dimension counts as constant and is normalised to 0: dividing by it would only blow up noise.
+CONSTANT = 1e-6
 VECTORS = ("mean", "m2", "low", "high", "q01", "q99")
 
 

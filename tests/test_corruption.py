@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.data.episodes import EpisodeError
-from orchestrator.data.manifest import Manifest, check_all, commit, load_manifest, put_episode
+from orchestrator.data.manifest import Manifest
 from orchestrator.data.order import Order
+from orchestrator.data.store import check_all, commit, load_manifest, put_episode
 from orchestrator.data.stream import _Fetch, _Pace
 from orchestrator.storage import open_storage
 from test_episodes import CONTRACT, episode

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from typing import Any
 import pytest
 
 from conftest import CHECKOUT, run
+from orchestrator.data.store import load_manifest
+from orchestrator.data.subset import choose
+from orchestrator.storage import open_storage
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim]
 
@@ -83,7 +87,12 @@ def test_mlflow_has_a_parent_with_children_and_scores_at_the_training_step(undis
             assert [m.step for m in client.get_metric_history(child.info.run_id, metric)] == [6, 12]
         assert 12 in {m.step for m in client.get_metric_history(child.info.run_id, "loss_action")}
         assert client.list_artifacts(child.info.run_id, "rollouts/step_000012")
-    assert {"curve.png", "curve.svg", "curve.json", "sweep.yaml"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
+        consumed = {m.step: m.value for m in client.get_metric_history(child.info.run_id, "action_free_ratio_consumed")}
+        assert consumed[12] == float(child.data.params["action_free_ratio"]) == 1
+        subset = json.loads(Path(client.download_artifacts(child.info.run_id, "subset.json")).read_text())
+        assert len(subset["demos"]) == int(child.data.params["demo_count"])
+        assert subset["digest"] == child.data.tags["demoscale.subset"]
+    assert {"curve.png", "curve.svg", "curve.json", "sweep.yaml", "quarantined.json"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
 
 
 def test_a_second_run_repeats_nothing(undisturbed: tuple[Path, str], lift_store: Path) -> None:
@@ -123,3 +132,24 @@ def test_status_tells_how_far_a_sweep_is(undisturbed: tuple[Path, str]) -> None:
     for arm in json.loads(done.stdout):
         assert arm["state"] == "scored"
         assert arm["scores"]["12"]["episodes"] == 3
+
+
+def test_a_damaged_episode_stops_a_sweep_by_its_name_or_is_set_aside_when_asked(tmp_path: Path, lift_store: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(lift_store, store)
+    file = sweep_file(tmp_path, store)
+    settings = ["--set=data.demo_count=[2]", "--set=train.steps=3", "--set=suite.episodes=1", "--set=rollout_actors=1"]
+    manifest = load_manifest(open_storage(str(store)))
+    victims = manifest.select(choose(manifest, 2, 1.0, 0).demos)
+    for victim in victims:
+        data = (store / victim.key).read_bytes()
+        (store / victim.key).write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
+
+    stopped = run("-m", "orchestrator", "run", file, *settings)
+    assert stopped.returncode == 2
+    assert any(f"episode {victim.episode_id} is damaged; restore {victim.key}" in stopped.stderr for victim in victims)
+
+    done = run("-m", "orchestrator", "run", file, *settings, "--set=data.on_corrupt=quarantine")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(f"quarantined now {victim.episode_id}" in done.stdout for victim in victims)
+    assert [point["demo_count"] for point in curve(tmp_path)["points"]] == [2]

@@ -10,7 +10,7 @@ import pytest
 from conftest import CAMERA, run
 from orchestrator.data.clips import cut
 from orchestrator.data.episodes import Episode, EpisodeError, decode, encode
-from orchestrator.data.manifest import commit, fetch, latest_version, load_manifest, put_episode
+from orchestrator.data.store import commit, fetch, latest_version, load_manifest, put_episode
 from orchestrator.storage import Storage, open_storage
 from policy.config import ClipShape
 from sim_workers.env import contract
@@ -137,9 +137,7 @@ def test_other_conventions_are_refused_in_words(storage: Storage) -> None:
 def test_a_process_that_reads_a_manifest_and_ends_at_once_ends_well(tmp_path: Path) -> None:
     store = open_storage(str(tmp_path / "store"))
     commit(store, CONTRACT, [put_episode(store, episode(), 20.0)])
-    code = (
-        "import sys; from orchestrator.data.manifest import load_manifest as l; from orchestrator.storage import open_storage as o; l(o(sys.argv[1]))"
-    )
+    code = "import sys; from orchestrator.data.store import load_manifest as l; from orchestrator.storage import open_storage as o; l(o(sys.argv[1]))"
     assert [run("-c", code, store.uri).returncode for _ in range(8)] == [0] * 8
 
 

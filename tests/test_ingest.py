@@ -19,8 +19,9 @@ from conftest import CHECKOUT, run
 from layouts import UPRIGHT
 from orchestrator.data.episodes import EpisodeError, decode
 from orchestrator.data.export import export, exportable
-from orchestrator.data.manifest import Manifest, fetch, latest_version, load_manifest
+from orchestrator.data.manifest import Manifest
 from orchestrator.data.sources.source import Reading, SourceError, open_source
+from orchestrator.data.store import fetch, latest_version, load_manifest
 from orchestrator.ingest import Importer, LeftOut, adopted, ingest, missing
 from orchestrator.storage import Storage, open_storage
 from recordings import CAMERAS
@@ -59,7 +60,7 @@ def fill(storage: Storage, path: Path, reading: Reading) -> list[str]:
 
 def import_one(storage: Storage, path: Path, reading: Reading) -> None:
     """The first episode of a source, without Ray."""
-    from orchestrator.data.manifest import commit
+    from orchestrator.data.store import commit
 
     source = adopted(open_source(path, reading), storage)
     answer = Importer(source, storage.uri).record(missing(source, storage)[0])

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import CAMERA, run
 from orchestrator.collect import record
-from orchestrator.data.manifest import load_manifest
+from orchestrator.data.store import load_manifest
 from orchestrator.storage import open_storage
 from sim_workers.demonstrate import Demonstration, demonstrate
 from sim_workers.env import SimEnv, contract

@@ -9,7 +9,7 @@ import yaml
 
 from conftest import CHECKOUT
 from orchestrator.arms import Arm, expand
-from orchestrator.data.manifest import commit, load_manifest, put_episode
+from orchestrator.data.store import commit, load_manifest, put_episode
 from orchestrator.data.stream import FETCH_CPUS
 from orchestrator.placement import Placement
 from orchestrator.spec import Sweep, SweepError

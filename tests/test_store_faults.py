@@ -10,7 +10,7 @@ import pytest
 
 from conftest import BUCKET, run
 from fault_proxy import FaultProxy, fault_proxy
-from orchestrator.data.manifest import commit, latest_version, load_manifest, put_episode
+from orchestrator.data.store import commit, latest_version, load_manifest, put_episode
 from orchestrator.storage import CLAIM_ATTEMPTS, READ_ATTEMPTS, Storage, StorageError, check_conditional_writes, open_storage
 from test_episodes import CONTRACT, episode
 

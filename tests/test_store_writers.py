@@ -8,12 +8,12 @@ import time
 
 from conftest import CAMERA, CHECKOUT
 from orchestrator.data.episodes import decode
-from orchestrator.data.manifest import fetch, latest_version, load_manifest
+from orchestrator.data.store import fetch, latest_version, load_manifest
 from orchestrator.storage import Storage
 
 WRITER = """
 import sys
-from orchestrator.data.manifest import commit, put_episode
+from orchestrator.data.store import commit, put_episode
 from orchestrator.storage import open_storage
 from test_episodes import CONTRACT, episode
 

@@ -14,8 +14,9 @@ import pytest
 
 from orchestrator.data import stream
 from orchestrator.data.episodes import EpisodeError
-from orchestrator.data.manifest import Manifest, commit, fetch, load_manifest, put_episode
+from orchestrator.data.manifest import Manifest
 from orchestrator.data.order import Order
+from orchestrator.data.store import commit, fetch, load_manifest, put_episode
 from orchestrator.data.subset import choose
 from orchestrator.storage import open_storage
 from policy.config import ClipShape

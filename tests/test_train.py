@@ -8,7 +8,7 @@ import torch
 
 from orchestrator.arms import Arm
 from orchestrator.data import stream
-from orchestrator.data.manifest import load_manifest
+from orchestrator.data.store import load_manifest
 from orchestrator.spec import Train
 from orchestrator.storage import open_storage
 from orchestrator.train import ArmJob, fit, learning_rate_factor, train

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.data.episodes import DECODED_FORMAT, Episode, EpisodeError, decode, read_parquet
-from orchestrator.data.manifest import EpisodeEntry, Manifest, fetch
+from orchestrator.data.manifest import EpisodeEntry, Manifest
+from orchestrator.data.store import fetch
 from orchestrator.storage import Storage
 from policy.interface import Contract
 

@@ -1,20 +1,11 @@
-"""The episode store: immutable, content-addressed objects, listed by versioned manifests.
-
-    objects/<first two of sha256>/<sha256>.parquet   one episode, orchestrator/data/episodes.py
-    manifests/<sha256>.parquet                       one row per episode: where it is, how long, which task, its statistics
-    versions/000001.json                             names a manifest and its hash; claimed by a conditional write
-
-Nothing is ever changed or removed: a version, once there, names the same episodes for ever. A writer that dies leaves objects nobody names.
-"""
+"""The list of a store's episodes: a Parquet file with one row each, where it is, how long, which task, its statistics."""
 
 import hashlib
 import io
 import json
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
@@ -24,8 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.data.episodes import Episode, EpisodeError, encode
-from orchestrator.storage import NoObject, Storage, check_conditional_writes
+from orchestrator.data.episodes import EpisodeError
 from policy.interface import Contract
 from policy.stats import VECTORS, Stats
 
@@ -93,7 +83,7 @@ def _row(entry: EpisodeEntry) -> dict[str, Any]:
     return {**vars(entry), **stats}
 
 
-def _in_tuples(items: Iterable[_T], size: int) -> Iterator[tuple[_T, ...]]:
+def in_tuples(items: Iterable[_T], size: int) -> Iterator[tuple[_T, ...]]:
     """`size` consecutive items each; the last may be shorter."""
     rest = iter(items)
     while some := tuple(islice(rest, size)):
@@ -113,6 +103,16 @@ class Manifest:
     @classmethod
     def of(cls, contract: Contract, entries: Iterable[EpisodeEntry]) -> "Manifest":
         return cls._of_table(contract, pa.Table.from_pylist([_row(entry) for entry in entries], SCHEMA))
+
+    def with_entries(self, entries: Iterable[EpisodeEntry]) -> "Manifest":
+        """The same with more rows, of ids that it does not have."""
+        table = pa.concat_tables([self._file.read(use_threads=False), pa.Table.from_pylist([_row(entry) for entry in entries], SCHEMA)])
+        return self._of_table(self.contract, table.unify_dictionaries())
+
+    def groups(self, columns: Iterable[str]) -> Iterator[pa.Table]:
+        """Some columns, a few hundred rows at a time: a million episodes are listed in little memory."""
+        for group in range(self._file.num_row_groups):
+            yield self._file.read_row_group(group, columns=list(columns), use_threads=False)
 
     @classmethod
     def _of_table(cls, contract: Contract, table: pa.Table) -> "Manifest":
@@ -180,8 +180,8 @@ class Manifest:
     @property
     def entries(self) -> Iterator[EpisodeEntry]:
         """Every row; for stores one would also print."""
-        for group in range(self._file.num_row_groups):
-            yield from map(_entry, self._file.read_row_group(group, use_threads=False).to_pylist())
+        for table in self.groups(SCHEMA.names):
+            yield from map(_entry, table.to_pylist())
 
     def select(self, episode_ids: Iterable[str]) -> list[EpisodeEntry]:
         """The rows of the named episodes, in their order; EpisodeError if one is not there."""
@@ -191,7 +191,7 @@ class Manifest:
             if place == len(self.episode_ids) or self.episode_ids[place] != episode:
                 raise EpisodeError(f"the store has no episode {episode}")
         found: dict[int, EpisodeEntry] = {}
-        for groups in _in_tuples(sorted({place // ROW_GROUP for place in places}), 64):  # some at a time: a group is mostly rows nobody asked for
+        for groups in in_tuples(sorted({place // ROW_GROUP for place in places}), 64):  # some at a time: a group is mostly rows nobody asked for
             first_row = {group: i * ROW_GROUP for i, group in enumerate(groups)}
             here = sorted({place for place in places if place // ROW_GROUP in first_row})
             table = self._file.read_row_groups(list(groups), use_threads=False)
@@ -201,214 +201,3 @@ class Manifest:
 
     def __getitem__(self, episode_id: str) -> EpisodeEntry:
         return self.select([episode_id])[0]
-
-
-# -- writing --------------------------------------------------------------------------------------------------------------------
-
-
-def _check(episode: Episode) -> None:
-    """EpisodeError for a recording nobody could learn from."""
-    lengths = {f"camera {name}": len(frames) for name, frames in episode.frames.items()}
-    for name, values in (("proprioception", episode.proprio), ("actions", episode.action)):
-        if values is None:
-            continue
-        lengths[name] = len(values)
-        if not np.isfinite(values).all():
-            raise EpisodeError(f"episode {episode.episode_id}: its {name} hold a value that is not a number; leave it out or record it again")
-    if len(set(lengths.values())) != 1 or not episode.length:
-        raise EpisodeError(f"episode {episode.episode_id}: its parts differ in length ({', '.join(f'{k} {v}' for k, v in lengths.items())})")
-    if episode.action is not None and episode.proprio is None:
-        raise EpisodeError(f"episode {episode.episode_id}: it has actions but no proprioception; import it as action-free")
-
-
-def put_episode(storage: Storage, episode: Episode, hz: float) -> EpisodeEntry:
-    """Write the object (once: equal content has one key) and return its manifest row; a later `commit` makes it visible."""
-    _check(episode)
-    data = encode(episode, hz)
-    sha256 = hashlib.sha256(data).hexdigest()
-    key = f"objects/{sha256[:2]}/{sha256}.parquet"
-    storage.put_if_absent(key, data)
-    height, width = next(iter(episode.frames.values())).shape[1:3]
-    return EpisodeEntry(
-        episode_id=episode.episode_id,
-        key=key,
-        offset=0,
-        nbytes=len(data),
-        sha256=sha256,
-        length=episode.length,
-        hz=hz,
-        cameras=tuple(episode.frames),
-        image_size=(height, width),
-        task=episode.task,
-        instruction=episode.instruction,
-        labelled=episode.action is not None,
-        success=episode.success,
-        source=episode.source,
-        proprio_stats=None if episode.proprio is None else Stats.of(episode.proprio),
-        action_stats=None if episode.action is None else Stats.of(episode.action),
-    )
-
-
-def _refuse_misfits(contract: Contract, entries: list[EpisodeEntry]) -> None:
-    """EpisodeError for an episode that is not what the store's contract says."""
-    for entry in entries:
-        parts: list[tuple[str, Any, Any]] = [
-            ("cameras", entry.cameras, contract.cameras),
-            ("image size", entry.image_size, contract.image_size),
-            ("control rate in Hz", entry.hz, contract.control_hz),
-        ]
-        if entry.labelled and entry.action_stats and entry.proprio_stats:
-            parts += [
-                ("action dimensions", len(entry.action_stats.mean), len(contract.action)),
-                ("proprioceptive values", len(entry.proprio_stats.mean), len(contract.proprio)),
-            ]
-        for name, its, stores in parts:
-            if its != stores:
-                raise EpisodeError(f"episode {entry.episode_id}: {name} {its}, the store keeps {stores}")
-
-
-def commit(storage: Storage, contract: Contract, entries: list[EpisodeEntry], note: str = "") -> Manifest:
-    """Make episodes visible in a new version, beside those already there; `note` says in the store's log what wrote them.
-
-    EpisodeError if the store keeps other conventions, or another episode under one of the ids: what is there stays. The
-    entries' other episodes are committed all the same.
-    """
-    check_conditional_writes(storage)
-    while True:
-        version = latest_version(storage)
-        old = load_manifest(storage, version) if version else Manifest.of(contract, ())
-        if different := old.contract.mismatches(contract):
-            raise EpisodeError(f"{storage.uri}: the store was recorded with other conventions ({'; '.join(different)}); use another folder")
-        _refuse_misfits(contract, entries)
-        known = dict(zip(old.episode_ids, old.column("sha256").to_pylist(), strict=True))
-        new = {entry.episode_id: entry for entry in entries if entry.episode_id not in known}
-        if new:
-            table = pa.concat_tables([old._file.read(use_threads=False), pa.Table.from_pylist([_row(entry) for entry in new.values()], SCHEMA)])
-            merged = Manifest._of_table(contract, table.unify_dictionaries())
-            storage.put_if_absent(f"manifests/{merged.sha256}.parquet", merged.data)
-            if not storage.put_if_absent(f"versions/{version + 1:06d}.json", _version_bytes(version + 1, merged, len(new), note)):
-                continue
-            old = merged
-        if taken := [entry.episode_id for entry in entries if known.get(entry.episode_id, entry.sha256) != entry.sha256]:
-            some = ", ".join(taken[:3]) + (f" and {len(taken) - 3} more" if len(taken) > 3 else "")
-            raise EpisodeError(f"{storage.uri}: it already holds other episodes named {some}; they stay as they are, give the new ones other names")
-        return old
-
-
-# -- versions -------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Version:
-    """What `versions/<number>.json` says."""
-
-    number: int
-    sha256: str
-    """Of the manifest."""
-    fingerprint: str
-    episodes: int
-    added: int
-    created: str
-    """UTC, ISO 8601."""
-    note: str
-
-
-def _digest(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-
-
-def _version_bytes(number: int, manifest: Manifest, added: int, note: str) -> bytes:
-    fields = {
-        "format": FORMAT,
-        "number": number,
-        "sha256": manifest.sha256,
-        "fingerprint": manifest.fingerprint,
-        "episodes": len(manifest),
-        "added": added,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "note": note,
-    }
-    return json.dumps({**fields, "digest": _digest(fields)}, indent=1).encode()
-
-
-def read_version(storage: Storage, number: int) -> Version:
-    """One version; EpisodeError if its file is missing or damaged."""
-    where = f"{storage.uri}: version {number} of the store"
-    try:
-        fields = json.loads(storage.get(f"versions/{number:06d}.json"))
-        digest = fields.pop("digest", None)
-        if digest not in (None, _digest(fields)):
-            raise ValueError("digest")
-        if fields.get("format", 1) != FORMAT:
-            raise EpisodeError(f"{where} has format {fields.get('format', 1)}, this program reads {FORMAT}; record it again")
-        if digest is None or fields["number"] != number:
-            raise ValueError("number")
-        return Version(**{name: value for name, value in fields.items() if name != "format"})
-    except NoObject:
-        raise EpisodeError(f"{where} is missing; restore versions/{number:06d}.json") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise EpisodeError(f"{where} is damaged; restore versions/{number:06d}.json") from None
-
-
-def latest_version(storage: Storage) -> int:
-    """Number of the newest version; 0 for a store nobody committed to."""
-    versions = storage.list("versions/")
-    return int(versions[-1].removeprefix("versions/").removesuffix(".json")) if versions else 0
-
-
-def load_manifest(storage: Storage, version: int | None = None) -> Manifest:
-    """The manifest of a version (the newest by default); EpisodeError if it is not there whole."""
-    version = latest_version(storage) if version is None else version
-    if version == 0:
-        raise EpisodeError(
-            f"{storage.uri}: there is no episode store here; record one with `python -m jobs.collect`, "
-            "import one with `python -m jobs.ingest`, or correct data.episodes"
-        )
-    expected = read_version(storage, version).sha256
-    key = f"manifests/{expected}.parquet"
-    try:
-        manifest = Manifest(storage.get(key))
-    except NoObject:
-        raise EpisodeError(f"{storage.uri}: the manifest of version {version} is missing; restore {key}") from None
-    if manifest.sha256 != expected:
-        raise EpisodeError(f"{storage.uri}: the manifest of version {version} is damaged; restore {key}")
-    return manifest
-
-
-def store_exists(storage: Storage) -> bool:
-    """Whether anything was ever committed here."""
-    return latest_version(storage) > 0
-
-
-# -- reading --------------------------------------------------------------------------------------------------------------------
-
-
-def fetch(storage: Storage, entry: EpisodeEntry) -> bytes:
-    """An episode's bytes, checked: a flipped bit in a video decodes without complaint, so the hash is the only guard.
-
-    EpisodeError names the episode if its object is missing, cut short or damaged.
-    """
-    try:
-        data = storage.get(entry.key)[entry.offset : entry.offset + entry.nbytes]
-    except NoObject:
-        raise EpisodeError(f"{storage.uri}: episode {entry.episode_id} is missing; restore {entry.key}") from None
-    if len(data) < entry.nbytes:
-        raise EpisodeError(f"{storage.uri}: episode {entry.episode_id} is cut short, {len(data)} of {entry.nbytes} bytes; restore {entry.key}")
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise EpisodeError(f"{storage.uri}: episode {entry.episode_id} is damaged; restore {entry.key}")
-    return data
-
-
-def check_all(storage: Storage, entries: Iterable[EpisodeEntry], threads: int = 8) -> Iterator[tuple[EpisodeEntry, str]]:
-    """Read every entry's object: (entry, what is wrong with it or nothing), in order."""
-
-    def problem(entry: EpisodeEntry) -> str:
-        try:
-            fetch(storage, entry)
-        except EpisodeError as error:
-            return str(error)
-        return ""
-
-    with ThreadPoolExecutor(threads) as pool:
-        for some in _in_tuples(entries, 16 * threads):  # not all at once: a store may be larger than memory
-            yield from zip(some, pool.map(problem, some), strict=True)

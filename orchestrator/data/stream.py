@@ -19,8 +19,9 @@ import pyarrow as pa
 
 from orchestrator.data.clips import Clip, cut, shown_frames, stack
 from orchestrator.data.episodes import Episode, EpisodeError, decode
-from orchestrator.data.manifest import EpisodeEntry, fetch
+from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.data.order import CLIPS_PER_VISIT, POOL_VISITS, Order, Visit
+from orchestrator.data.store import fetch
 from orchestrator.storage import open_storage
 from policy.config import ClipShape
 from policy.interface import Contract

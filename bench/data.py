@@ -1,0 +1,223 @@
+"""Is the data pipeline as cheap as decoding alone, does S3 cost what a folder costs, and does it stay so in large stores?
+
+    python -m bench.data                 about ten minutes
+    python -m bench.data --quick         within a minute: one round, small stores
+
+Clips from our pipeline against a bare loop that only decodes, and against torch's DataLoader over robomimic-style HDF5: the same clips
+of the same episodes in the same sequence, in turns. CPU time is that of all processes involved, counted between two batches.
+"""
+
+import json
+import os
+import statistics
+import tempfile
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from bench import codec, corpus, peers, seaweed
+from bench.child import CONSUMER, FETCHING, RAY, Child, Mark
+from orchestrator.data.manifest import Manifest
+from orchestrator.data.store import latest_version, publish
+from orchestrator.storage import open_storage
+
+MIB = 2**20
+FOLDER, S3, BARE, GZIP, RAW = "ours, local folder", "ours, SeaweedFS", "bare loop, decoding only", "DataLoader, HDF5 gzip", "DataLoader, HDF5 raw"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    episodes: int
+    rounds: int
+    batches: dict[str, int]
+    """Counted, per peer."""
+    idle_s: float
+    first_batch_tries: int
+    selection_rows: int
+    store_mib: int
+    epochs: int
+
+
+FULL = Size(100, 3, {FOLDER: 625, S3: 625, BARE: 625, GZIP: 60, RAW: 300}, 20, 3, 1_000_000, 320, 10)
+QUICK = Size(24, 1, {FOLDER: 100, S3: 100, BARE: 100, GZIP: 8, RAW: 40}, 3, 1, 100_000, 90, 3)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one clip, in one round."""
+
+    milliseconds: dict[str, float]
+    """CPU time by kind of process, with what idle Ray takes."""
+    idle: float
+    """The part that an idle Ray would have taken in the same time, in CPU milliseconds."""
+    wall: float
+    """Clips per second."""
+
+    @property
+    def total(self) -> float:
+        return sum(self.milliseconds.values()) - self.idle
+
+
+def cost(before: Mark, after: Mark, clips: int, idle_share: float = 0.0) -> Cost:
+    wall = after.time - before.time
+    used = {kind: 1000 * seconds / clips for kind, seconds in after.since(before).items()}
+    return Cost(used, 1000 * idle_share * wall / clips, clips / wall)
+
+
+def measured(size: Size, stores: dict[str, str], files: dict[str, Path], s3: dict[str, str]) -> tuple[dict[str, list[Cost]], float, float]:
+    """Every peer's costs, round by round; an idle Ray's CPU seconds per second; bytes our pipeline read from S3 per clip."""
+    costs: dict[str, list[Cost]] = defaultdict(list)
+    sent: list[float] = []
+    with Child() as ours, Child() as alone, Child() as loader:
+        (before, after), _ = ours.run(peers.join, s3, size.idle_s)
+        idle_share = sum(after.since(before).values()) / (after.time - before.time)
+        for _ in range(size.rounds):
+            for name, batches in size.batches.items():
+                clips = batches * peers.BATCH
+                if name in stores:
+                    already = seaweed.sent_bytes(s3)
+                    marks, _ = ours.run(peers.pipeline, stores[name], batches)
+                    share = idle_share
+                elif name == BARE:
+                    (marks, _), share = alone.run(peers.bare, stores[FOLDER], batches), 0.0
+                else:
+                    (marks, _), share = loader.run(peers.hdf5, stores[FOLDER], files[name], batches), 0.0
+                if name == S3:
+                    sent.append((seaweed.sent_bytes(s3) - already) / (clips + peers.WARM_UP * peers.BATCH))
+                costs[name].append(cost(marks[-2], marks[-1], clips, share))
+    return costs, idle_share, statistics.median(sent)
+
+
+def _publish(uri: str, manifest: Manifest) -> None:
+    """Make a manifest the next version of a store; its objects need not be there."""
+    storage = open_storage(uri)
+    publish(storage, manifest, latest_version(storage) + 1, len(manifest), "bench")
+
+
+def first_batch(size: Size, uri: str, manifest: Manifest) -> tuple[float, float, float]:
+    """Seconds until manifest, choice and first batch, with 10,000 episodes that all belong to the arm."""
+    _publish(uri, corpus.many_names(manifest, 10_000))
+    with Child() as child:
+        child.run(peers.join, {}, 0)
+        tries: list[tuple[float, float, float]] = [child.run(peers.first_batch, uri)[1] for _ in range(size.first_batch_tries)]
+    return min(tries, key=lambda seconds: abs(seconds[2] - statistics.median(sorted(other[2] for other in tries))))
+
+
+def selection(size: Size, folder: Path, manifest: Manifest) -> tuple[float, float]:
+    """Seconds and GiB, in a fresh process."""
+    _publish(str(folder), corpus.many_names(manifest, size.selection_rows))
+    with Child() as child:
+        answer: tuple[float, float] = child.run(peers.selection, str(folder), 200)[1]
+    return answer
+
+
+def memory(size: Size, uri: str) -> tuple[list[float], float]:
+    """MiB that streaming takes at the most in each epoch, training side and fetching actor together; and the bound it should keep to."""
+    with Child() as child:
+        marks, bound = child.run(peers.epochs, uri, 80 * MIB, size.epochs)
+    before = marks[0].peak[CONSUMER]
+    return [(mark.peak[CONSUMER] - before + mark.peak[FETCHING]) / MIB for mark in marks[1:]], bound / MIB
+
+
+def show_costs(costs: dict[str, list[Cost]], idle_share: float) -> dict[str, float]:
+    """The table of peers, medians over rounds; CPU milliseconds per clip."""
+    print(f"{'':<28} CPU ms/clip  {'/'.join((CONSUMER, FETCHING, RAY))}, idle Ray taken off   clips/s")
+    medians = {}
+    for name, rounds in costs.items():
+        medians[name] = statistics.median(each.total for each in rounds)
+        parts = "/".join(f"{statistics.median(each.milliseconds.get(kind, 0.0) for each in rounds):.2f}" for kind in (CONSUMER, FETCHING, RAY))
+        idle = statistics.median(each.idle for each in rounds)
+        split = f"{parts}, -{idle:.2f}" if idle else ""
+        print(f"{name:<28} {medians[name]:11.2f}  {split:<58} {statistics.median(each.wall for each in rounds):9.0f}")
+    print(f"an idle Ray of the same session uses {idle_share:.3f} CPU s per second\n")
+    return medians
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="End within a minute.")
+def main(quick: bool) -> None:
+    """Print the tables and, last, one line of JSON."""
+    size = QUICK if quick else FULL
+    with ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        executor = stack.enter_context(ProcessPoolExecutor(2))
+        for name in ("recorded", "weed", "store", "many", "heavy", "named"):
+            (root / name).mkdir()
+        recorded = corpus.recorded(root / "recorded")
+        episodes = [corpus.variant(recorded, number) for number in range(size.episodes)]
+        manifest = corpus.write_store(str(root / "store"), episodes, executor)
+        files = {GZIP: root / "gzip.hdf5", RAW: root / "raw.hdf5"}
+        list(executor.map(corpus.write_hdf5, files.values(), [episodes] * 2, ["gzip", None]))
+        corpus.write_heavy_store(str(root / "heavy"), recorded[0], size.store_mib)
+        s3 = stack.enter_context(seaweed.started(root / "weed"))
+        stores = {FOLDER: str(root / "store"), S3: f"s3://{seaweed.BUCKET}/lift"}
+        os.environ.update(s3)
+        copy(*stores.values())
+        stored = sum(entry.nbytes for entry in manifest.entries)
+        raw = files[RAW].stat().st_size
+        print(f"{size.episodes} episodes of {corpus.LENGTH} steps, 2 cameras of 128x128: {stored / MIB:.1f} MiB, as raw HDF5 {raw / MIB:.0f}")
+        print(f"a clip is 9 frames of each camera; batches of {peers.BATCH}; {size.rounds} rounds in turns, medians\n")
+        costs, idle_share, sent = measured(size, stores, files, s3)
+        medians = show_costs(costs, idle_share)
+        loaded = raw_bytes(manifest, size.batches[FOLDER])
+        visited = visit_bytes(manifest, size.batches[FOLDER])
+        without = f"without the actor's cache {visited / 1024:.1f}"
+        print(f"KiB read per clip: from S3 {sent / 1024:.1f} as the server counted ({without}), raw HDF5 {loaded / 1024:.0f}\n")
+        show_codecs(codec.compare(recorded, 3 if quick else 10))
+        firsts = first_batch(size, stores[FOLDER], manifest)
+        print(f"first batch, 10,000 episodes: manifest {firsts[0]:.2f} s, chosen {firsts[1]:.2f} s, batch {firsts[2]:.2f} s")
+        selected = selection(size, root / "many", manifest)
+        print(f"selection, {size.selection_rows:,} manifest rows: {selected[0]:.2f} s, {selected[1]:.2f} GiB for the whole process")
+        peaks, bound = memory(size, str(root / "heavy"))
+        shown = " ".join(f"{peak:.0f}" for peak in peaks)
+        print(f"memory, {size.store_mib} MiB store, 80 MiB object store: at most {shown} MiB in its epochs; bound {bound:.0f}\n")
+    answers = {
+        "ratio_to_decode_limit": medians[BARE] / medians[FOLDER],
+        "ratio_to_hdf5_gzip": medians[GZIP] / medians[FOLDER],
+        "ratio_to_hdf5_raw": medians[RAW] / medians[FOLDER],
+        "bytes_ratio_to_hdf5_raw": loaded / sent,
+        "ratio_s3_to_folder": medians[FOLDER] / medians[S3],
+        "memory_growth_mib": peaks[-1] - peaks[1],
+        "memory_bound_mib": bound,
+        "first_batch_s": firsts[2],
+        "selection_s": selected[0],
+        "selection_gib": selected[1],
+    }
+    print(json.dumps({"bench": "data", **{name: round(value, 3) for name, value in answers.items()}, "quick": quick}))
+
+
+def copy(source: str, target: str) -> None:
+    """Every object of a store."""
+    old, new = open_storage(source), open_storage(target)
+    for key in old.list(""):
+        new.put(key, old.get(key))
+
+
+def raw_bytes(manifest: Manifest, batches: int) -> float:
+    """Of pictures that the HDF5 loader reads per clip, for the clips of the counted batches."""
+    frame = 3 * 128 * 128 * len(corpus.CAMERAS)
+    clips = list(peers.draws(peers.order_of(manifest), batches))
+    return sum(len(peers.read_frames(draw.start, draw.visit.entry.length)) for draw in clips) * frame / len(clips)
+
+
+def visit_bytes(manifest: Manifest, batches: int) -> float:
+    """That our pipeline would read per clip if it fetched the object anew at every visit."""
+    clips = list(peers.draws(peers.order_of(manifest), batches))
+    return sum(draw.visit.entry.nbytes for draw in clips if draw.opens) / len(clips)
+
+
+def show_codecs(compared: dict[str, codec.Kept]) -> None:
+    print(f"{'':<42} KiB/100 frames  PSNR dB  decoded frames/CPU s")
+    for name, kept in compared.items():
+        print(f"{name:<42} {kept.kib:14.0f}  {kept.psnr:7.1f}  {kept.decoded:20.0f}")
+    print()
+
+
+if __name__ == "__main__":
+    main()

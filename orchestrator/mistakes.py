@@ -1,0 +1,35 @@
+"""The errors a person can mend, answered by every command in the same way: their sentence and an exit code."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+
+def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn the errors a person can mend into their sentence and an exit code; anything else is a bug and keeps its traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        from orchestrator.data.episodes import EpisodeError
+        from orchestrator.data.sources.source import SourceError
+        from orchestrator.score import ProtocolError
+        from orchestrator.spec import SweepError
+        from orchestrator.storage import StorageError
+        from orchestrator.tracking import TrackingError
+
+        try:
+            command(*args, **kwargs)
+        except SweepError as error:
+            click.echo(str(error), err=True)
+            sys.exit(2)
+        except (EpisodeError, ProtocolError, SourceError, StorageError, TrackingError) as error:
+            click.echo(str(error), err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("stopped; the same command continues from here", err=True)
+            sys.exit(130)
+
+    return run
