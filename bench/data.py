@@ -45,7 +45,7 @@ class Size:
 
 
 FULL = Size(100, 3, {FOLDER: 625, S3: 625, BARE: 625, GZIP: 60, RAW: 300}, 20, 3, 1_000_000, 320, 10)
-QUICK = Size(24, 1, {FOLDER: 100, S3: 100, BARE: 100, GZIP: 8, RAW: 40}, 3, 1, 100_000, 90, 3)
+QUICK = Size(24, 1, {FOLDER: 60, S3: 60, BARE: 60, GZIP: 2, RAW: 20}, 3, 1, 100_000, 90, 3)
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,14 @@ def cost(before: Mark, after: Mark, clips: int, idle_share: float = 0.0) -> Cost
     return Cost(used, 1000 * idle_share * wall / clips, clips / wall)
 
 
-def measured(size: Size, stores: dict[str, str], files: dict[str, Path], s3: dict[str, str]) -> tuple[dict[str, list[Cost]], float, float]:
+Measured = tuple[dict[str, list[Cost]], float, float]
+
+
+def measured(size: Size, ours: Child, stores: dict[str, str], files: dict[str, Path], s3: dict[str, str]) -> Measured:
     """Every peer's costs, round by round; an idle Ray's CPU seconds per second; bytes our pipeline read from S3 per clip."""
     costs: dict[str, list[Cost]] = defaultdict(list)
     sent: list[float] = []
-    with Child() as ours, Child() as alone, Child() as loader:
+    with Child() as alone, Child() as loader:
         (before, after), _ = ours.run(peers.join, s3, size.idle_s)
         idle_share = sum(after.since(before).values()) / (after.time - before.time)
         for _ in range(size.rounds):
@@ -100,7 +103,7 @@ def _publish(uri: str, manifest: Manifest) -> None:
     publish(storage, manifest, latest_version(storage) + 1, len(manifest), "bench")
 
 
-def first_batch(size: Size, uri: str, manifest: Manifest) -> tuple[float, float, float]:
+def first_batch(size: Size, ours: Child, uri: str, manifest: Manifest) -> tuple[float, float, float]:
     """Seconds until manifest, choice and first batch, with 10,000 episodes that all belong to the arm."""
     _publish(uri, corpus.many_names(manifest, 10_000))
     with Child() as child:
@@ -158,19 +161,20 @@ def main(quick: bool) -> None:
         s3 = stack.enter_context(seaweed.started(root / "weed"))
         stores = {FOLDER: str(root / "store"), S3: f"s3://{seaweed.BUCKET}/lift"}
         os.environ.update(s3)
+        ours = stack.enter_context(Child())
         copy(*stores.values())
         stored = sum(entry.nbytes for entry in manifest.entries)
         raw = files[RAW].stat().st_size
         print(f"{size.episodes} episodes of {corpus.LENGTH} steps, 2 cameras of 128x128: {stored / MIB:.1f} MiB, as raw HDF5 {raw / MIB:.0f}")
         print(f"a clip is 9 frames of each camera; batches of {peers.BATCH}; {size.rounds} rounds in turns, medians\n")
-        costs, idle_share, sent = measured(size, stores, files, s3)
+        costs, idle_share, sent = measured(size, ours, stores, files, s3)
         medians = show_costs(costs, idle_share)
         loaded = raw_bytes(manifest, size.batches[FOLDER])
         visited = visit_bytes(manifest, size.batches[FOLDER])
         without = f"without the actor's cache {visited / 1024:.1f}"
         print(f"KiB read per clip: from S3 {sent / 1024:.1f} as the server counted ({without}), raw HDF5 {loaded / 1024:.0f}\n")
         show_codecs(codec.compare(recorded, 3 if quick else 10))
-        firsts = first_batch(size, stores[FOLDER], manifest)
+        firsts = first_batch(size, ours, stores[FOLDER], manifest)
         print(f"first batch, 10,000 episodes: manifest {firsts[0]:.2f} s, chosen {firsts[1]:.2f} s, batch {firsts[2]:.2f} s")
         selected = selection(size, root / "many", manifest)
         print(f"selection, {size.selection_rows:,} manifest rows: {selected[0]:.2f} s, {selected[1]:.2f} GiB for the whole process")

@@ -103,7 +103,8 @@ class Hdf5Clips:
     """A map-style data set over robomimic-style HDF5, opened once per worker, reading the frames a clip shows and no others."""
 
     def __init__(self, path: Path, clips: list[tuple[int, int]]) -> None:
-        self._path, self._clips, self._file = path, clips, None
+        self._path, self._clips = path, clips
+        self._file: Any = None
 
     def __len__(self) -> int:
         return len(self._clips)

@@ -134,7 +134,8 @@ def _fetched(uri: str, order: Order, first_step: int, num_steps: int) -> Iterato
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=FETCH_CPUS,
-        compute=ray.data.ActorPoolStrategy(size=1),
+        # One task at a time: of two, the later could come first and wait in the actor for what the earlier has yet to bring.
+        compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),
     )
     try:
         for group, row in enumerate(fetched.iter_batches(batch_size=1, batch_format="pyarrow"), 1):
