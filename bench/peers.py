@@ -35,7 +35,7 @@ Marker = Callable[[], None]
 
 
 def order_of(manifest: Manifest, demos: tuple[str, ...] | None = None) -> Order:
-    entries = tuple(manifest.select(manifest.episode_ids if demos is None else demos))
+    entries = tuple(manifest.select(manifest.episode_ids if demos is None else demos, with_stats=False))
     return Order(entries, (), manifest.fingerprint, seed=0, rank=0, world=1, batch_size=BATCH)
 
 

@@ -1,6 +1,7 @@
 """Training one arm. The only file with ray.train: a plain loop over batches, and a thin skin that gives it workers and keeps its checkpoints."""
 
 import math
+import re
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.arms import Arm
 from orchestrator.data import stream
+from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.order import Order
 from orchestrator.data.store import load_manifest
@@ -46,10 +48,11 @@ class ArmJob:
 
     def order(self, manifest: Manifest, rank: int, world: int) -> Order:
         subset = self.subset(manifest)
-        demos, action_free = tuple(manifest.select(subset.demos)), tuple(manifest.select(subset.action_free))
+        demos, action_free = (tuple(manifest.select(ids, with_stats=False)) for ids in (subset.demos, subset.action_free))
         return Order(demos, action_free, manifest.fingerprint, self.arm.seed, rank, world, self.train.batch_size // world)
 
 
+ATTEMPTS = 3  # at training an arm, should its workers fail; each goes on from the last checkpoint
 PROGRESS_REPORTS = 20  # per run, besides those at checkpoints
 CONSUMED = ("clips_with_actions", "clips_action_free", "action_free_ratio_consumed")
 """Metrics: the clips the first worker has trained on since step 0, counted as they came, and their ratio, to hold against the one asked for."""
@@ -226,15 +229,22 @@ def fit(job: ArmJob, folder: str, resources: dict[str, float], callbacks: list[A
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    result = TorchTrainer(
+    trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"job": job, "threads": max(1, int(resources["CPU"]))},
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.train.workers, use_gpu=resources.get("GPU", 0) > 0, resources_per_worker=resources, placement_strategy="PACK"
         ),
         # The name has nothing of the moment in it: that is what lets a second run find the first one's checkpoints.
-        run_config=ray.train.RunConfig(
-            name=job.arm_id, storage_path=folder, callbacks=callbacks, failure_config=ray.train.FailureConfig(max_failures=2)
-        ),
-    ).fit()
-    return [metrics for _, metrics in result.best_checkpoints or ()]
+        run_config=ray.train.RunConfig(name=job.arm_id, storage_path=folder, callbacks=callbacks),
+    )
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return [metrics for _, metrics in trainer.fit().best_checkpoints or ()]
+        except ray.train.WorkerGroupError as error:
+            for failure in error.worker_failures.values():
+                if episode := re.search(rf"{EpisodeError.__name__}: (.*)", str(failure)):
+                    raise EpisodeError(episode[1]) from None  # trying again would not mend it
+            if attempt == ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")

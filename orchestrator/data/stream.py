@@ -27,8 +27,8 @@ from policy.config import ClipShape
 from policy.interface import Contract
 
 FETCH_CPUS = 0.25  # logical CPUs of a training worker's fetching actor: it mostly waits for storage
-GROUP_VISITS = 8  # fetched together
-GROUPS_AHEAD = 4  # fetched before the worker needs them
+GROUP_VISITS = 16  # fetched together
+GROUPS_AHEAD = 3  # fetched before the worker needs them
 CACHE_BYTES = 256 * 2**20  # of episodes a fetching actor keeps: an episode is visited many times per epoch
 READY_BATCHES = 2  # decoded ahead of the training step
 
