@@ -242,9 +242,8 @@ def fit(job: ArmJob, folder: str, resources: dict[str, float], callbacks: list[A
         try:
             return [metrics for _, metrics in trainer.fit().best_checkpoints or ()]
         except ray.train.WorkerGroupError as error:
-            for failure in error.worker_failures.values():
-                if episode := re.search(rf"{EpisodeError.__name__}: (.*)", str(failure)):
-                    raise EpisodeError(episode[1]) from None  # trying again would not mend it
+            if damaged := re.search(rf"^[\w.]*{EpisodeError.__name__}: (.*)$", str(error), re.MULTILINE):
+                raise EpisodeError(damaged[1]) from None  # trying again would not mend it
             if attempt == ATTEMPTS:
                 raise
     raise AssertionError("unreachable")

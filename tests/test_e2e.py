@@ -147,12 +147,3 @@ def test_status_tells_how_far_a_sweep_is(undisturbed: tuple[Path, str]) -> None:
     for arm in json.loads(done.stdout):
         assert arm["state"] == "scored"
         assert arm["scores"]["12"]["episodes"] == 3
-
-
-def test_a_damaged_episode_stops_a_sweep_by_its_name_without_trying_again(tmp_path: Path, damaged_store: tuple[Path, str]) -> None:
-    store, victim = damaged_store
-    settings = ["data.on_corrupt=stop", "data.demo_count=[3]", "train.steps=40"]
-    done = run("-m", "orchestrator", "run", sweep_file(tmp_path, store), *(f"--set={setting}" for setting in settings))
-    assert done.returncode == 2
-    assert f"demos-3_ratio-1_seed-0: {store}: episode {victim} is damaged; restore objects/" in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr

@@ -1,5 +1,7 @@
 """Training one arm: stopped and resumed it is the same run; two workers see their share and agree."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,9 @@ import torch
 
 from orchestrator.arms import Arm
 from orchestrator.data import stream
+from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.store import load_manifest
+from orchestrator.data.subset import choose
 from orchestrator.spec import Train
 from orchestrator.storage import open_storage
 from orchestrator.train import ArmJob, fit, learning_rate_factor, train
@@ -96,6 +100,20 @@ def test_two_workers_train_one_model_through_ray(lift_store: Path, tmp_path: Pat
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     # Continued by the same call, a finished run does nothing and still tells its checkpoints.
     assert fit(job(lift_store, workers=2), str(tmp_path), {"CPU": 0.5}, []) == reported
+
+
+@pytest.mark.sim
+@pytest.mark.ray
+def test_a_damaged_episode_stops_an_arm_by_its_name_without_trying_again(lift_store: Path, tmp_path: Path, ray_cluster: None) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(lift_store, store)
+    manifest = load_manifest(open_storage(str(store)))
+    victim = manifest[choose(manifest, 1, 0, 0).demos[0]]
+    data = (store / victim.key).read_bytes()
+    (store / victim.key).write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
+    arm = replace(job(store, ratio=0), arm=Arm(1, 0, 0), arm_id="damaged")
+    with pytest.raises(EpisodeError, match=f"^{store}: episode {victim.episode_id} is damaged; restore {victim.key}$"):
+        fit(arm, str(tmp_path / "arms"), {"CPU": 0.5}, [])
 
 
 def test_the_learning_rate_warms_up_and_comes_down_to_zero() -> None:
