@@ -17,6 +17,7 @@ _SAME = {"preset": "medium", "g": "8", "bf": "0"}
 CODECS = {
     "H.264 as RGB, crf 18, fastdecode (ours)": (episodes.CODEC, episodes.PIXEL_FORMAT, episodes.CODEC_OPTIONS),
     "H.264 as RGB, crf 18": ("libx264rgb", "bgr24", {**_SAME, "crf": "18"}),
+    "H.264 yuv420p, crf 18, fastdecode": ("libx264", "yuv420p", {**_SAME, "crf": "18", "tune": "fastdecode"}),
     "H.264 yuv420p, crf 18": ("libx264", "yuv420p", {**_SAME, "crf": "18"}),
     "H.264 yuv444p, crf 10": ("libx264", "yuv444p", {**_SAME, "crf": "10"}),
 }

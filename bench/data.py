@@ -44,8 +44,8 @@ class Size:
     epochs: int
 
 
-FULL = Size(100, 3, {FOLDER: 625, S3: 625, BARE: 625, GZIP: 60, RAW: 300}, 20, 3, 1_000_000, 320, 10)
-QUICK = Size(24, 1, {FOLDER: 60, S3: 60, BARE: 60, GZIP: 2, RAW: 20}, 3, 1, 100_000, 90, 3)
+FULL = Size(100, 3, {FOLDER: 400, S3: 400, BARE: 400, GZIP: 20, RAW: 250}, 20, 3, 1_000_000, 320, 10)
+QUICK = Size(12, 1, {FOLDER: 40, S3: 40, BARE: 40, GZIP: 2, RAW: 20}, 1, 1, 20_000, 90, 2)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _publish(uri: str, manifest: Manifest) -> None:
 
 
 def first_batch(size: Size, ours: Child, uri: str, manifest: Manifest) -> tuple[float, float, float]:
-    """Seconds until manifest, choice and first batch, with 10,000 episodes that all belong to the arm."""
+    """Seconds until manifest, choice and first batch, from a manifest of 10,000 episodes."""
     _publish(uri, corpus.many_names(manifest, 10_000))
     tries: list[tuple[float, float, float]] = [ours.run(peers.first_batch, uri)[1] for _ in range(size.first_batch_tries)]
     return min(tries, key=lambda seconds: abs(seconds[2] - statistics.median(sorted(other[2] for other in tries))))
@@ -173,13 +173,15 @@ def main(quick: bool) -> None:
         print(f"KiB read per clip: from S3 {sent / 1024:.1f} as the server counted ({without}), raw HDF5 {loaded / 1024:.0f}\n")
         show_codecs(codec.compare(recorded, 3 if quick else 10))
         firsts = first_batch(size, ours, stores[FOLDER], manifest)
-        print(f"first batch, 10,000 episodes: manifest {firsts[0]:.2f} s, chosen {firsts[1]:.2f} s, batch {firsts[2]:.2f} s")
+        print(
+            f"first batch of {peers.ARM_DEMOS:,} demos out of 10,000 episodes: manifest {firsts[0]:.2f} s, chosen {firsts[1]:.2f} s, batch {firsts[2]:.2f} s"
+        )
         selected = selection(size, root / "many", manifest)
         print(f"selection, {size.selection_rows:,} manifest rows: {selected[0]:.2f} s, {selected[1]:.2f} GiB for the whole process")
         peaks, bound = memory(size, str(root / "heavy"))
         shown = " ".join(f"{peak:.0f}" for peak in peaks)
-        print(f"memory, {size.store_mib} MiB store, 80 MiB object store: at most {shown} MiB in its epochs, the fetching actor's process included")
-        print(f"(its interpreter and libraries take about 150); stream.memory_bound says {bound:.0f} for what is streamed\n")
+        print(f"memory, {size.store_mib} MiB store, 80 MiB object store: at most {shown} MiB in its epochs,")
+        print(f"the fetching actor's interpreter and libraries included; stream.memory_bound says {bound:.0f} for what is streamed\n")
     answers = {
         "ratio_to_decode_limit": medians[BARE] / medians[FOLDER],
         "ratio_to_hdf5_gzip": medians[GZIP] / medians[FOLDER],

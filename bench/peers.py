@@ -29,7 +29,7 @@ WARM_UP = 8  # batches before anything is counted
 LOADER_WARM_UP = 2  # likewise of a DataLoader: each of its workers has opened the file and made one
 BEYOND = 40  # batches that are never asked for, so that nothing runs dry while it is counted
 LOADER_WORKERS = 2
-ARM_STEPS = 20_000  # of the paper's experiments
+ARM_DEMOS, ARM_STEPS = 1_000, 20_000  # of a large arm
 
 Marker = Callable[[], None]
 
@@ -150,7 +150,7 @@ def first_batch(mark: Marker, uri: str) -> tuple[float, float, float]:
     began = time.monotonic()
     manifest = load_manifest(open_storage(uri))
     loaded = time.monotonic()
-    order = order_of(manifest, choose(manifest, len(manifest), 0, seed=0).demos)
+    order = order_of(manifest, choose(manifest, ARM_DEMOS, 0, seed=0).demos)
     chosen = time.monotonic()
     made = stream.batches(uri, manifest.contract, order, SHAPE, first_step=0, num_steps=ARM_STEPS)
     next(made)

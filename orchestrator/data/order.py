@@ -10,6 +10,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,8 +29,7 @@ class Visit:
     with_actions: bool
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):
     """The next clip of a worker."""
 
     visit: Visit
