@@ -173,9 +173,8 @@ def main(quick: bool) -> None:
         print(f"KiB read per clip: from S3 {sent / 1024:.1f} as the server counted ({without}), raw HDF5 {loaded / 1024:.0f}\n")
         show_codecs(codec.compare(recorded, 3 if quick else 10))
         firsts = first_batch(size, ours, stores[FOLDER], manifest)
-        print(
-            f"first batch of {peers.ARM_DEMOS:,} demos out of 10,000 episodes: manifest {firsts[0]:.2f} s, chosen {firsts[1]:.2f} s, batch {firsts[2]:.2f} s"
-        )
+        parts = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in zip(("manifest", "chosen", "batch"), firsts, strict=True))
+        print(f"first batch of {peers.ARM_DEMOS:,} demos out of 10,000 episodes: {parts}")
         selected = selection(size, root / "many", manifest)
         print(f"selection, {size.selection_rows:,} manifest rows: {selected[0]:.2f} s, {selected[1]:.2f} GiB for the whole process")
         peaks, bound = memory(size, str(root / "heavy"))
