@@ -168,3 +168,19 @@ def test_the_memory_bound_holds(store: Store, monkeypatch: pytest.MonkeyPatch) -
     draw(store, 0, 200)
     bound = stream.memory_bound(manifest.contract, SHAPE, [*order.demos, *order.action_free], 5, action_free=True)
     assert 0 < peak < bound
+
+
+def test_fetched_episodes_are_kept_within_a_budget_and_read_once_while_they_are(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri, _, order = store
+    entries = [*order.demos, *order.action_free]
+    reads: list[str] = []
+    fetch = stream.fetch
+    monkeypatch.setattr(stream, "fetch", lambda storage, entry: (reads.append(entry.episode_id), fetch(storage, entry))[1])
+    monkeypatch.setattr(stream, "CACHE_BYTES", entries[0].nbytes + entries[1].nbytes)
+    fetching = stream._Fetch(uri, order, 0, 10, stream._Pace(b""))
+    for entry in (entries[0], entries[0], entries[1], entries[0]):
+        assert len(fetching._fetch(entry)[0]) == entry.nbytes
+    assert reads == [entries[0].episode_id, entries[1].episode_id]
+    for entry in entries:
+        fetching._fetch(entry)
+        assert sum(map(len, fetching._cache.values())) == fetching._cached <= stream.CACHE_BYTES

@@ -57,6 +57,7 @@ class _Fetch:
         self._what = order, first_step, num_steps
         self._next_group, self._visits = 0, _opened(*self._what)
         self._cache: OrderedDict[str, bytes] = OrderedDict()
+        self._cached = 0  # bytes
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """One row in, the number of a group; one row out, its visits' bytes and what is wrong with them."""
@@ -74,15 +75,16 @@ class _Fetch:
 
     def _fetch(self, entry: EpisodeEntry) -> tuple[bytes, str]:
         """(bytes, "") or (b"", what is wrong): an error of ours travels as data, so that it arrives as it was said."""
-        if entry.sha256 not in self._cache:
+        data = self._cache.get(entry.sha256)
+        if data is None:
             try:
-                self._cache[entry.sha256] = fetch(self._storage, entry)
+                data = self._cache[entry.sha256] = fetch(self._storage, entry)
             except EpisodeError as error:
                 return b"", str(error)
+            self._cached += len(data)
         self._cache.move_to_end(entry.sha256)
-        data = self._cache[entry.sha256]
-        while sum(map(len, self._cache.values())) > CACHE_BYTES:
-            self._cache.popitem(last=False)
+        while self._cached > CACHE_BYTES:
+            self._cached -= len(self._cache.popitem(last=False)[1])
         return data, ""
 
 
