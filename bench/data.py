@@ -169,7 +169,7 @@ def main(quick: bool) -> None:
         medians = show_costs(costs, idle_share)
         loaded = raw_bytes(manifest, size.batches[FOLDER])
         visited = visit_bytes(manifest, size.batches[FOLDER])
-        without = f"without the actor's cache {visited / 1024:.1f}"
+        without = f"without the worker's cache {visited / 1024:.1f}"
         print(f"KiB read per clip: from S3 {sent / 1024:.1f} as the server counted ({without}), raw HDF5 {loaded / 1024:.0f}\n")
         show_codecs(codec.compare(recorded, 3 if quick else 10))
         firsts = first_batch(size, ours, stores[FOLDER], manifest)
@@ -180,7 +180,7 @@ def main(quick: bool) -> None:
         peaks, bound = memory(size, str(root / "heavy"))
         shown = " ".join(f"{peak:.0f}" for peak in peaks)
         print(f"memory, {size.store_mib} MiB store, 80 MiB object store: at most {shown} MiB in its epochs,")
-        print(f"the fetching actor's interpreter and libraries included; stream.memory_bound says {bound:.0f} for what is streamed\n")
+        print(f"interpreter and libraries of the fetching actor included; stream.memory_bound says {bound:.0f} for what is streamed\n")
     answers = {
         "ratio_to_decode_limit": medians[BARE] / medians[FOLDER],
         "ratio_to_hdf5_gzip": medians[GZIP] / medians[FOLDER],

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,16 @@ def store(tmp_path: Path) -> Store:
     return storage.uri, manifest, order
 
 
-def fake_fetch(uri: str, order: Order, first_step: int, num_steps: int) -> Iterator[bytes]:
+def fake_fetch(uri: str, need: stream._Need) -> Iterator[bytes]:
     """What Ray Data brings, without Ray."""
     storage = open_storage(uri)
-    for visit in stream._opened(order, first_step, num_steps):
-        yield fetch(storage, visit.entry)
+    for entry in need.episodes():
+        yield fetch(storage, entry)
 
 
-def draw(store: Store, first_step: int = 0, num_steps: int = 40) -> list[dict[str, Any]]:
+def draw(store: Store, first_step: int = 0, num_steps: int = 40, cache_bytes: int = stream.CACHE_BYTES) -> list[dict[str, Any]]:
     uri, manifest, order = store
-    return list(stream.batches(uri, manifest.contract, order, SHAPE, first_step=first_step, num_steps=num_steps))
+    return list(stream.batches(uri, manifest.contract, order, SHAPE, first_step=first_step, num_steps=num_steps, cache_bytes=cache_bytes))
 
 
 def assert_same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
@@ -79,7 +80,10 @@ def test_ray_data_delivers_what_the_plan_says(store: Store, kind: str, ray_clust
             target.put(key, source.get(key))
         uri = target.uri
         assert load_manifest(target).fingerprint == manifest.fingerprint
-    assert list(stream._fetched(uri, order, 3, 60)) == list(fake_fetch(uri, order, 3, 60))
+    need = stream._Need(order, 3, 60, cache_bytes=30_000)
+    expected = list(fake_fetch(uri, need))
+    assert len(expected) > 2 * stream.GROUP_EPISODES
+    assert list(stream._fetched(uri, need)) == expected
 
 
 @pytest.mark.ray
@@ -96,13 +100,14 @@ def test_a_killed_fetching_process_changes_nothing(store: Store, ray_cluster: No
                     return
             time.sleep(0.01)
 
-    fetched = stream._fetched(uri, order, 0, 400)
+    need = stream._Need(order, 0, 400, cache_bytes=0)
+    fetched = stream._fetched(uri, need)
     some = [next(fetched)]
     killer = threading.Thread(target=kill)
     killer.start()
     killer.join()
     some += list(fetched)
-    assert some == list(fake_fetch(uri, order, 0, 400))
+    assert some == list(fake_fetch(uri, need))
 
 
 @pytest.mark.ray
@@ -170,17 +175,19 @@ def test_the_memory_bound_holds(store: Store, monkeypatch: pytest.MonkeyPatch) -
     assert 0 < peak < bound
 
 
-def test_fetched_episodes_are_kept_within_a_budget_and_read_once_while_they_are(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri, _, order = store
-    entries = [*order.demos, *order.action_free]
-    reads: list[str] = []
-    fetch = stream.fetch
-    monkeypatch.setattr(stream, "fetch", lambda storage, entry: (reads.append(entry.episode_id), fetch(storage, entry))[1])
-    monkeypatch.setattr(stream, "CACHE_BYTES", entries[0].nbytes + entries[1].nbytes)
-    fetching = stream._Fetch(uri, order, 0, 10, stream._Pace(b""))
-    for entry in (entries[0], entries[0], entries[1], entries[0]):
-        assert len(fetching._fetch(entry)[0]) == entry.nbytes
-    assert reads == [entries[0].episode_id, entries[1].episode_id]
-    for entry in entries:
-        fetching._fetch(entry)
-        assert sum(map(len, fetching._cache.values())) == fetching._cached <= stream.CACHE_BYTES
+@pytest.mark.parametrize("kept", [0, 1, 2, 4, 6])
+def test_the_clips_do_not_depend_on_how_many_episodes_the_worker_keeps(store: Store, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_fetched", fake_fetch)
+    _, _, order = store
+    budget = kept * max(entry.nbytes for entry in (*order.demos, *order.action_free))
+    assert_same(draw(store, 5, cache_bytes=budget), draw(store)[5:])
+
+
+def test_an_episode_is_fetched_once_while_it_is_kept(store: Store) -> None:
+    _, _, order = store
+    episodes = [*order.demos, *order.action_free]
+    visits = sum(draw.opens for draw in islice(order.walk(), 500))
+    fetched = {size: [entry.sha256 for entry in stream._Need(order, 0, 100, size).episodes()] for size in (0, 30_000, 10**9)}
+    assert sorted(fetched[10**9]) == sorted(entry.sha256 for entry in episodes)
+    assert len(fetched[0]) == visits
+    assert len(episodes) < len(fetched[30_000]) < visits

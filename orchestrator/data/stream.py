@@ -20,16 +20,16 @@ import pyarrow as pa
 from orchestrator.data.clips import Clip, cut, shown_frames, stack
 from orchestrator.data.episodes import Episode, EpisodeError, decode
 from orchestrator.data.manifest import EpisodeEntry
-from orchestrator.data.order import CLIPS_PER_VISIT, POOL_VISITS, Order, Visit
+from orchestrator.data.order import CLIPS_PER_VISIT, POOL_VISITS, Order
 from orchestrator.data.store import fetch
 from orchestrator.storage import open_storage
 from policy.config import ClipShape
 from policy.interface import Contract
 
 FETCH_CPUS = 0.25  # logical CPUs of a training worker's fetching actor: it mostly waits for storage
-GROUP_VISITS = 16  # fetched together
+GROUP_EPISODES = 16  # fetched together
 GROUPS_AHEAD = 3  # fetched before the worker needs them
-CACHE_BYTES = 256 * 2**20  # of episodes a fetching actor keeps: an episode is visited many times per epoch
+CACHE_BYTES = 256 * 2**20  # of compressed episodes a worker keeps: each is visited many times per epoch
 READY_BATCHES = 2  # decoded ahead of the training step
 
 _T = TypeVar("_T")
@@ -40,52 +40,85 @@ def memory_bound(contract: Contract, shape: ClipShape, entries: Sequence[Episode
     frame = 3 * math.prod(contract.image_size) * len(contract.cameras)
     visit = min(max(entry.length for entry in entries), CLIPS_PER_VISIT * shape.frames_per_view) * frame
     opened = (POOL_VISITS + 1) * visit * (2 if action_free else 1)
-    fetched = (GROUPS_AHEAD + 1) * GROUP_VISITS * max(entry.nbytes for entry in entries)
+    fetched = (GROUPS_AHEAD + 1) * GROUP_EPISODES * max(entry.nbytes for entry in entries)
     cached = min(CACHE_BYTES, sum(entry.nbytes for entry in entries))
     return cached + fetched + opened + (READY_BATCHES + 2) * batch_size * shape.frames_per_view * frame
 
 
-class _Fetch:
-    """Ray Data stage: the compressed, verified bytes of the episodes that numbered groups of visits need.
+class _Recent:
+    """The episodes opened last, of up to so many bytes: a function of their sequence alone, so the worker and its fetching actor agree on it."""
 
-    Lives as long as the stream, with one client. It makes the visits itself, from the same order as the worker that awaits them, and
+    def __init__(self, cache_bytes: int) -> None:
+        self._left = cache_bytes
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+
+    def open(self, entry: EpisodeEntry) -> tuple[bool, list[str]]:
+        """Whether the episode was among them, and the hashes of those that no longer are."""
+        held = entry.sha256 in self._sizes
+        if not held:
+            self._sizes[entry.sha256] = entry.nbytes
+            self._left -= entry.nbytes
+        self._sizes.move_to_end(entry.sha256)
+        dropped = []
+        while self._left < 0:
+            sha256, nbytes = self._sizes.popitem(last=False)
+            self._left += nbytes
+            dropped.append(sha256)
+        return held, dropped
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What a worker needs fetched: every episode that it opens and does not hold any more."""
+
+    order: Order
+    first_step: int
+    num_steps: int
+    cache_bytes: int
+
+    def episodes(self) -> Iterator[EpisodeEntry]:
+        sizes = {entry.sha256: entry.nbytes for entry in (*self.order.demos, *self.order.action_free)}
+        all_fit = sum(sizes.values()) <= self.cache_bytes
+        recent = _Recent(self.cache_bytes)
+        for draw in islice(self.order.walk(self.first_step), (self.num_steps - self.first_step) * self.order.batch_size):
+            if draw.opens and not recent.open(draw.visit.entry)[0]:
+                yield draw.visit.entry
+                sizes.pop(draw.visit.entry.sha256, None)
+            if all_fit and not sizes:
+                return
+
+
+class _Fetch:
+    """Ray Data stage: the compressed, verified bytes of numbered groups of the episodes that a worker needs.
+
+    Lives as long as the stream, with one client. It makes the list itself, from the same order as the worker that awaits them, and
     stays GROUPS_AHEAD of it: held back by Ray Data instead, the executor in the training process would spin (Ray 2.60).
     """
 
-    def __init__(self, uri: str, order: Order, first_step: int, num_steps: int, pace: "_Pace") -> None:
-        self._storage, self._pace = open_storage(uri), pace
-        self._what = order, first_step, num_steps
-        self._next_group, self._visits = 0, _opened(*self._what)
-        self._cache: OrderedDict[str, bytes] = OrderedDict()
-        self._cached = 0  # bytes
+    def __init__(self, uri: str, need: _Need, pace: "_Pace") -> None:
+        self._storage, self._need, self._pace = open_storage(uri), need, pace
+        self._next_group, self._episodes = 0, need.episodes()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """One row in, the number of a group; one row out, its visits' bytes and what is wrong with them."""
+        """One row in, the number of a group; one row out, its episodes' bytes and what is wrong with them."""
         (group,) = block["item"].to_pylist()
         self._pace.wait_for(group - GROUPS_AHEAD)
-        data, problems = zip(*(self._fetch(visit.entry) for visit in self._group(group)), strict=True)
+        data, problems = zip(*map(self._fetch, self._group(group)), strict=True)
         return pa.table({"data": pa.array([data], pa.list_(pa.large_binary())), "problem": pa.array([problems], pa.list_(pa.string()))})
 
-    def _group(self, group: int) -> list[Visit]:
+    def _group(self, group: int) -> list[EpisodeEntry]:
         if group < self._next_group:  # Ray asks again for what was lost
-            self._next_group, self._visits = 0, _opened(*self._what)
-        skipped = (group - self._next_group) * GROUP_VISITS
+            self._next_group, self._episodes = 0, self._need.episodes()
+        skipped = (group - self._next_group) * GROUP_EPISODES
         self._next_group = group + 1
-        return list(islice(self._visits, skipped, skipped + GROUP_VISITS))
+        return list(islice(self._episodes, skipped, skipped + GROUP_EPISODES))
 
     def _fetch(self, entry: EpisodeEntry) -> tuple[bytes, str]:
         """(bytes, "") or (b"", what is wrong): an error of ours travels as data, so that it arrives as it was said."""
-        data = self._cache.get(entry.sha256)
-        if data is None:
-            try:
-                data = self._cache[entry.sha256] = fetch(self._storage, entry)
-            except EpisodeError as error:
-                return b"", str(error)
-            self._cached += len(data)
-        self._cache.move_to_end(entry.sha256)
-        while self._cached > CACHE_BYTES:
-            self._cached -= len(self._cache.popitem(last=False)[1])
-        return data, ""
+        try:
+            return fetch(self._storage, entry), ""
+        except EpisodeError as error:
+            return b"", str(error)
 
 
 @dataclass(frozen=True)
@@ -111,28 +144,22 @@ class _Pace:
         _internal_kv_del(self.key)
 
 
-def _opened(order: Order, first_step: int, num_steps: int) -> Iterator[Visit]:
-    """The visits in the order in which steps `first_step` to `num_steps` first need them."""
-    clips = (num_steps - first_step) * order.batch_size
-    return (draw.visit for draw in islice(order.walk(first_step), clips) if draw.opens)
-
-
-def _fetched(uri: str, order: Order, first_step: int, num_steps: int) -> Iterator[bytes]:
-    """The bytes of the visits' episodes, as `_opened` orders them, through Ray Data; EpisodeError for the first that is not whole."""
+def _fetched(uri: str, need: _Need) -> Iterator[bytes]:
+    """The needed episodes' bytes, in order, through Ray Data; EpisodeError for the first that is not whole."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     context.target_max_block_size = 1024  # every row, a group, is passed on at once
-    groups = math.ceil(sum(1 for _ in _opened(order, first_step, num_steps)) / GROUP_VISITS)
+    groups = math.ceil(sum(1 for _ in need.episodes()) / GROUP_EPISODES)
     numbers = ray.data.from_items(list(range(groups)), override_num_blocks=math.ceil(groups / 16))
     pace = _Pace(f"demoscale/{uuid.uuid4().hex}".encode())
     # An actor, not tasks: short tasks far apart would each start a Python process anew. One, not some: a stream that grew could take
     # the last CPU from another arm's, which would then wait for it to end.
     fetched = numbers.map_batches(
         _Fetch,
-        fn_constructor_args=(uri, order, first_step, num_steps, pace),
+        fn_constructor_args=(uri, need, pace),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=FETCH_CPUS,
@@ -189,20 +216,29 @@ def _ahead(items: Iterator[_T], depth: int) -> Iterator[_T]:
         thread.join()
 
 
-def clips(order: Order, first_step: int, fetched: Iterator[bytes], shape: ClipShape, contract: Contract) -> Iterator[Clip]:
-    """The order's clips from a step on, out of the episodes that are open; `fetched` brings their bytes as they are first needed."""
+def clips(need: _Need, fetched: Iterator[bytes], shape: ClipShape, contract: Contract) -> Iterator[Clip]:
+    """The order's clips from the first step on, out of the episodes that are open; `fetched` brings the bytes that are needed, in order."""
     opened: dict[int, Episode] = {}
-    for draw in order.walk(first_step):
+    held: dict[str, bytes] = {}
+    recent = _Recent(need.cache_bytes)
+    for draw in need.order.walk(need.first_step):
         visit = draw.visit
         if draw.opens:
+            known, dropped = recent.open(visit.entry)
+            data = held[visit.entry.sha256] if known else next(fetched)
+            held[visit.entry.sha256] = data
+            for sha256 in dropped:
+                del held[sha256]
             wanted = shown_frames(visit.starts, visit.entry.length, shape).ravel().tolist()
-            opened[id(visit)] = decode(next(fetched), contract.cameras, visit.with_actions, wanted)
+            opened[id(visit)] = decode(data, contract.cameras, visit.with_actions, wanted)
         yield cut(opened[id(visit)], draw.start, shape, contract)
         if draw.closes:
             del opened[id(visit)]
 
 
-def batches(uri: str, contract: Contract, order: Order, shape: ClipShape, *, first_step: int, num_steps: int) -> Iterator[dict[str, Any]]:
+def batches(
+    uri: str, contract: Contract, order: Order, shape: ClipShape, *, first_step: int, num_steps: int, cache_bytes: int = CACHE_BYTES
+) -> Iterator[dict[str, Any]]:
     """The training batches of one worker for steps `first_step` to `num_steps`.
 
     A run that stops and starts again at any step sees exactly what an uninterrupted one would have. EpisodeError if an episode is
@@ -210,8 +246,9 @@ def batches(uri: str, contract: Contract, order: Order, shape: ClipShape, *, fir
     """
 
     def made() -> Iterator[dict[str, Any]]:
-        fetched = _fetched(uri, order, first_step, num_steps)
-        endless = clips(order, first_step, fetched, shape, contract)
+        need = _Need(order, first_step, num_steps, cache_bytes)
+        fetched = _fetched(uri, need)
+        endless = clips(need, fetched, shape, contract)
         try:
             for _ in range(first_step, num_steps):
                 yield stack([next(endless) for _ in range(order.batch_size)])
