@@ -32,10 +32,9 @@ def main(task: str, episodes: int, store: str, cameras: str, image_size: int, re
     python -m jobs.collect --task Lift --episodes 100 --store data/lift
     python -m jobs.collect --episodes 500 --store s3://robot-data/lift --cameras agentview,robot0_eye_in_hand
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
     from orchestrator.cluster import connect, quiet
     from orchestrator.collect import collect, missing
+    from orchestrator.progress import progress_bar
     from orchestrator.spec import SweepError
     from orchestrator.storage import open_storage
     from sim_workers.demonstrate import Demonstration
@@ -65,13 +64,10 @@ def main(task: str, episodes: int, store: str, cameras: str, image_size: int, re
     quiet()
     click.echo("starting Ray")
     connect()
-    columns = (TextColumn("recording"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     successes = steps = 0
-    with Progress(*columns) as progress:
-        bar = progress.add_task("", total=len(todo))
-        for entry in collect(storage, conventions, todo, workers):
+    with progress_bar("recording") as progress:
+        for entry in progress.track(collect(storage, conventions, todo, workers), total=len(todo)):
             successes, steps = successes + bool(entry.success), steps + entry.length
-            progress.advance(bar)
     click.echo(
         f"recorded {len(todo)} episodes of {task}, {successes} successful, {steps / len(todo):.0f} steps on average, "
         f"in {time.monotonic() - began:.0f} s, into {storage.uri}"

@@ -24,17 +24,16 @@ def main(store: str, dst: str, labelled_only: bool, version: int | None) -> None
     python -m jobs.export data/lift lift-lerobot
     python -m jobs.export s3://robot-data/lift lift-lerobot --labelled-only --version 3
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
     from orchestrator.data.export import export, exportable
     from orchestrator.data.store import load_manifest
+    from orchestrator.progress import progress_bar
     from orchestrator.storage import open_storage
 
     began = time.monotonic()
     storage = open_storage(store)
     manifest = load_manifest(storage, version)
     entries = exportable(storage, manifest, labelled_only)
-    with Progress(TextColumn("exporting"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as progress:
+    with progress_bar("exporting") as progress:
         steps = sum(entry.length for entry in progress.track(export(storage, manifest.contract, entries, Path(dst)), total=len(entries)))
     left_out = len(manifest) - len(entries)
     click.echo(

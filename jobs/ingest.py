@@ -74,6 +74,7 @@ def main(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, **s
     from orchestrator.cluster import connect, quiet
     from orchestrator.data.sources.source import Reading, open_source
     from orchestrator.ingest import LeftOut, adopted, ingest, missing
+    from orchestrator.progress import progress_bar
     from orchestrator.storage import open_storage
 
     began = time.monotonic()
@@ -98,11 +99,13 @@ def main(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, **s
     connect()
     left_out: list[str] = []
     steps = 0
-    for answer in _with_progress(ingest(storage, source, todo, workers, f"import of {source.format} {Path(src).name}"), len(todo)):
-        if isinstance(answer, LeftOut):
-            left_out.append(answer.reason)
-        else:
-            steps += answer.length
+    imported = ingest(storage, source, todo, workers, f"import of {source.format} {Path(src).name}")
+    with progress_bar("importing") as progress:
+        for answer in progress.track(imported, total=len(todo)):
+            if isinstance(answer, LeftOut):
+                left_out.append(answer.reason)
+            else:
+                steps += answer.length
     click.echo(
         f"imported {len(todo) - len(left_out)} episodes, {steps} steps, in {time.monotonic() - began:.0f} s, into {storage.uri}"
         + (f"; {len(source.problems) + len(left_out)} left out" if source.problems or left_out else "")
@@ -110,13 +113,6 @@ def main(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, **s
     for reason in [*source.problems, *left_out]:
         click.echo(f"  - {reason}", err=True)
     sys.exit(1 if left_out else 0)
-
-
-def _with_progress(answers: Any, total: int) -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    with Progress(TextColumn("importing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as progress:
-        yield from progress.track(answers, total=total)
 
 
 def _understood(src: str, source: "Source") -> str:

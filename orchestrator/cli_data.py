@@ -149,11 +149,11 @@ def verify(store: str, version: int | None) -> None:
     demoscale data verify s3://robot-data/lift --version 2
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from orchestrator.data.episodes import EpisodeError
     from orchestrator.data.report_text import amount, size
     from orchestrator.data.store import check_all, load_manifest
+    from orchestrator.progress import progress_bar
     from orchestrator.storage import open_storage
 
     storage = open_storage(store)
@@ -173,9 +173,8 @@ def verify(store: str, version: int | None) -> None:
         click.echo(f"{amount(bad_versions, 'problem')}: no episode was read, as no version that lists them is whole")
         sys.exit(1)
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     nbytes = 0
-    with Progress(*columns, console=console, disable=not sys.stdout.isatty()) as progress:
+    with progress_bar("reading", console, disable=not sys.stdout.isatty()) as progress:
         for entry, problem in progress.track(check_all(storage, manifest.entries), total=len(manifest)):
             nbytes += entry.nbytes
             if problem:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from orchestrator.data.episodes import Episode
 from orchestrator.data.manifest import EpisodeEntry
-from orchestrator.data.store import load_manifest, put_episode, store_exists
+from orchestrator.data.store import newest_manifest, put_episode
 from orchestrator.record import record_all
 from orchestrator.storage import Storage, open_storage
 from policy.interface import Contract
@@ -42,7 +42,8 @@ class Recorder:
 
 def missing(storage: Storage, demonstrations: list[Demonstration]) -> list[Demonstration]:
     """Those the store does not hold yet."""
-    have = set(load_manifest(storage).episode_ids) if store_exists(storage) else set()
+    manifest = newest_manifest(storage)
+    have = set(manifest.episode_ids) if manifest else set()
     return [demonstration for demonstration in demonstrations if demonstration.episode_id not in have]
 
 

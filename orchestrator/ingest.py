@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.data.sources.source import Item, Source, SourceError
-from orchestrator.data.store import load_manifest, put_episode, store_exists
+from orchestrator.data.store import newest_manifest, put_episode
 from orchestrator.record import record_all
 from orchestrator.storage import Storage, open_storage
 
@@ -27,9 +27,10 @@ def adopted(source: Source, storage: Storage) -> Source:
     Episodes without actions take over what the store says of actions, proprioception and simulator; a source whose cameras only
     come in another order takes over theirs.
     """
-    if not store_exists(storage):
+    manifest = newest_manifest(storage)
+    if manifest is None:
         return source
-    store, offered = load_manifest(storage).contract, source.contract
+    store, offered = manifest.contract, source.contract
     if not offered.action:
         proprio = offered.proprio or store.proprio
         offered = replace(offered, proprio=proprio, action=store.action, render_profile=store.render_profile, simulator=store.simulator)
@@ -52,9 +53,9 @@ def _words(value: object) -> str:
 
 def missing(source: Source, storage: Storage) -> list[Item]:
     """The items the store does not hold yet; SourceError for one whose name another recording has."""
-    if not store_exists(storage):
+    manifest = newest_manifest(storage)
+    if manifest is None:
         return source.items
-    manifest = load_manifest(storage)
     have = set(manifest.episode_ids)
     held = [item for item in source.items if item.episode_id in have]
     for item, entry in zip(held, manifest.select(item.episode_id for item in held), strict=True):

@@ -146,7 +146,7 @@ class Manifest:
         """Equal for equal content, whatever the order of writing."""
         return self._metadata("fingerprint")
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Of the file."""
         return hashlib.sha256(self.data).hexdigest()

@@ -199,9 +199,10 @@ def load_manifest(storage: Storage, version: int | None = None) -> Manifest:
     return manifest
 
 
-def store_exists(storage: Storage) -> bool:
-    """Whether anything was ever committed here."""
-    return latest_version(storage) > 0
+def newest_manifest(storage: Storage) -> Manifest | None:
+    """The newest manifest; None where nobody committed anything yet."""
+    version = latest_version(storage)
+    return load_manifest(storage, version) if version else None
 
 
 # -- reading --------------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,9 @@ from orchestrator.data.sources.source import (
     Raw,
     Reading,
     SourceError,
+    cameras_by_name,
     chosen_cameras,
+    chosen_proprio,
     contract_of,
     finished,
     kept_frames,
@@ -34,9 +36,11 @@ from orchestrator.data.sources.source import (
     native_rate,
     orientation,
     origin,
+    rows_of,
+    width_of,
 )
 from policy.interface import Contract
-from sim_workers.env import ACTION, PROPRIO, PROPRIO_KEYS
+from sim_workers.env import ACTION, PROPRIO_KEYS
 from sim_workers.suite import TASKS
 
 PROPRIO_BY_DEFAULT = (PROPRIO_KEYS, ("ee_pos", "ee_ori", "gripper_states"))
@@ -84,7 +88,7 @@ class Hdf5:
                 keys = _pictures(group)
                 raw = Raw(
                     frames={name: group["obs"][keys[name]][()] for name in self._cameras},
-                    proprio=np.concatenate([_rows(group["obs"][key]) for key in self._proprio], 1) if self._proprio else None,
+                    proprio=np.concatenate([rows_of(group["obs"][key][()]) for key in self._proprio], 1) if self._proprio else None,
                     action=group["actions"][()][:, : len(self.contract.action)] if item.labelled else None,
                     success=_success(group),
                 )
@@ -227,15 +231,8 @@ def _action_names(path: Path, width: int, made: _Made, robocasa: bool, reading: 
 
 
 def _proprio(path: Path, obs: Any, reading: Reading) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Keys of the vectors that make up the proprioception, and a name per value."""
-    vectors = sorted(key for key in obs if obs[key].ndim in (1, 2) and obs[key].dtype.kind == "f")
-    keys = reading.proprio
-    if keys is None:
-        keys = next((keys for keys in PROPRIO_BY_DEFAULT if set(keys) <= set(vectors)), () if reading.action_free else None)
-    if keys is None or not set(keys) <= set(vectors) or not (keys or reading.action_free):
-        raise SourceError(f"{path}: say which vectors are the proprioception with --proprio; there are {', '.join(vectors)}")
-    names = names_of(keys, [_rows(obs[key]).shape[1] for key in keys])
-    return keys, PROPRIO if keys == PROPRIO_KEYS and len(names) == len(PROPRIO) else names
+    widths = {key: width_of(obs[key]) for key in obs if obs[key].ndim in (1, 2) and obs[key].dtype.kind == "f"}
+    return chosen_proprio(str(path), "vectors", widths, PROPRIO_BY_DEFAULT, reading)
 
 
 def _misfit(
@@ -266,18 +263,13 @@ def _misfit(
 def _pictures(group: Any) -> dict[str, str]:
     """Camera -> its key in `obs`."""
     keys = [key for key in group["obs"] if group["obs"][key].ndim == 4 and group["obs"][key].shape[-1] == 3 and group["obs"][key].dtype == np.uint8]
-    return {re.sub(r"_(image|rgb)$", "", key): key for key in keys}
+    return cameras_by_name(keys)
 
 
 def _success(group: Any) -> bool | None:
     """From sparse rewards; None where there are none, or shaped ones."""
     rewards = group["rewards"][()] if "rewards" in group else np.empty(0)
     return bool(rewards.any()) if rewards.size and np.isin(rewards, (0, 1)).all() else None
-
-
-def _rows(dataset: Any) -> Any:
-    values = dataset[()]
-    return values.reshape(len(values), -1)
 
 
 def _text(value: Any) -> str:

@@ -36,6 +36,7 @@ from orchestrator.data.sources.source import (
     native_rate,
     orientation,
     origin,
+    rows_of,
 )
 from policy.interface import Contract
 
@@ -236,5 +237,5 @@ def _names(key: str, feature: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _vectors(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    rows = column.to_pylist()
-    return np.asarray(rows, np.float32).reshape(len(rows), -1)
+    vectors: npt.NDArray[np.float32] = rows_of(np.asarray(column.to_pylist(), np.float32))
+    return vectors

@@ -8,7 +8,6 @@
 A folder or a zip file, zarr's format 2 or 3. It names neither task nor rate: `--task`, `--instruction` and `--hz` do.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,9 @@ from orchestrator.data.sources.source import (
     Raw,
     Reading,
     SourceError,
+    cameras_by_name,
     chosen_cameras,
+    chosen_proprio,
     contract_of,
     finished,
     kept_frames,
@@ -32,9 +33,11 @@ from orchestrator.data.sources.source import (
     native_rate,
     orientation,
     origin,
+    rows_of,
+    width_of,
 )
 from policy.interface import Contract
-from sim_workers.env import PROPRIO, PROPRIO_KEYS
+from sim_workers.env import PROPRIO_KEYS
 from sim_workers.suite import TASKS
 
 
@@ -63,7 +66,7 @@ class ReplayBuffer:
             data = _open(self.path)["data"]
             raw = Raw(
                 frames={camera: _colours(data[self._keys[camera]][first:last]) for camera in self._cameras},
-                proprio=np.concatenate([_rows(data[key][first:last]) for key in self._proprio], 1) if self._proprio else None,
+                proprio=np.concatenate([rows_of(data[key][first:last]) for key in self._proprio], 1) if self._proprio else None,
                 action=data["action"][first:last] if item.labelled else None,
                 success=None,
             )
@@ -91,20 +94,15 @@ def open_replay_buffer(path: Path, reading: Reading) -> ReplayBuffer:
             else "it is no replay buffer with data/* and meta/episode_ends"
         )
         raise SourceError(f"{path}: {mend} ({message})") from None
-    keys = {re.sub(r"_(image|rgb)$", "", name): name for name, array in arrays.items() if array.ndim == 4 and array.shape[-1] == 3}
+    keys = cameras_by_name(name for name, array in arrays.items() if array.ndim == 4 and array.shape[-1] == 3)
     cameras = chosen_cameras(where, keys, reading)
     if not cameras:
         raise SourceError(f"{path}: it has no pictures among its arrays ({', '.join(sorted(arrays))})")
     labelled = not reading.action_free
     if labelled and "action" not in arrays:
         raise SourceError(f"{path}: it has no data/action; add --action-free to import its pictures")
-    vectors = sorted(name for name, array in arrays.items() if array.ndim <= 2 and array.dtype.kind == "f" and name != "action")
-    proprio = reading.proprio
-    if proprio is None:
-        proprio = PROPRIO_KEYS if set(PROPRIO_KEYS) <= set(vectors) else () if reading.action_free else None
-    if proprio is None or not set(proprio) <= set(vectors) or not (proprio or reading.action_free):
-        raise SourceError(f"{path}: say which arrays are the proprioception with --proprio; there are {', '.join(vectors) or 'none'}")
-    names = names_of(proprio, [int(np.prod(arrays[key].shape[1:])) for key in proprio])
+    widths = {name: width_of(array) for name, array in arrays.items() if array.ndim <= 2 and array.dtype.kind == "f" and name != "action"}
+    proprio, names = chosen_proprio(where, "arrays", widths, (PROPRIO_KEYS,), reading)
     sizes = {camera: (int(arrays[keys[camera]].shape[1]), int(arrays[keys[camera]].shape[2])) for camera in cameras}
     native_hz = native_rate(where, None, reading)
     stored, questions = orientation(path.name, "upright", "", reading)
@@ -113,7 +111,6 @@ def open_replay_buffer(path: Path, reading: Reading) -> ReplayBuffer:
         questions.append(f"{path.name}: it does not name its task; say it with --task")
     if not instruction:
         questions.append(f"{path.name}: it does not say in words what is done; say it with --instruction")
-    names = PROPRIO if proprio == PROPRIO_KEYS and len(names) == len(PROPRIO) else names
     action = names_of(["action"], [int(arrays["action"].shape[1])]) if labelled else ()
     contract = contract_of(where, cameras, sizes, names, action, native_hz, "unknown", reading)
     source = ReplayBuffer(path, "diffusion-policy zarr", contract, [], [], questions, cameras, keys, proprio, stored, native_hz, {})
@@ -141,7 +138,3 @@ def _colours(pictures: Any) -> Pictures:
     if pictures.dtype == np.uint8:
         return np.asarray(pictures)
     return np.asarray(np.clip(np.round(pictures * (255 if pictures.max() <= 1 else 1)), 0, 255), np.uint8)
-
-
-def _rows(values: Any) -> Any:
-    return values.reshape(len(values), -1)

@@ -4,6 +4,7 @@
 each reads only the part of a file that belongs to the episode it is asked for.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from orchestrator.data.episodes import Episode
 from orchestrator.data.sources.pictures import TURNS, resized, turned
 from policy.interface import Contract
-from sim_workers.env import ACTION, PROPRIO
+from sim_workers.env import ACTION, PROPRIO, PROPRIO_KEYS
 
 Pictures = npt.NDArray[np.uint8]
 
@@ -196,6 +197,37 @@ def kept_frames(length: int, native_hz: float, hz: float) -> npt.NDArray[np.int6
     count = int((length - 1) * hz / native_hz + 1e-9) + 1
     nearest: npt.NDArray[np.int64] = np.round(np.arange(count) * native_hz / hz).astype(np.int64)
     return nearest.clip(max=length - 1)
+
+
+def cameras_by_name(keys: Iterable[str]) -> dict[str, str]:
+    """Camera -> its key, among keys such as `agentview_image` and `eye_in_hand_rgb`."""
+    return {re.sub(r"_(image|rgb)$", "", key): key for key in keys}
+
+
+def chosen_proprio(
+    where: str, kind: str, widths: dict[str, int], defaults: Sequence[tuple[str, ...]], reading: Reading
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Keys of the vectors that make up the proprioception, and a name per value; SourceError if nobody says which.
+
+    kind: what the source calls its vectors. widths: how many values each has. defaults: keys to look for, the first first.
+    """
+    keys = reading.proprio
+    if keys is None:
+        keys = next((keys for keys in defaults if set(keys) <= set(widths)), () if reading.action_free else None)
+    if keys is None or not set(keys) <= set(widths) or not (keys or reading.action_free):
+        raise SourceError(f"{where}: say which {kind} are the proprioception with --proprio; there are {', '.join(sorted(widths)) or 'none'}")
+    names = names_of(keys, [widths[key] for key in keys])
+    return keys, PROPRIO if keys == PROPRIO_KEYS and len(names) == len(PROPRIO) else names
+
+
+def width_of(vectors: Any) -> int:
+    """Values per row of (N, D) or (N,) vectors, of which none is read."""
+    return int(np.prod(vectors.shape[1:]))
+
+
+def rows_of(values: Any) -> Any:
+    """(N, D) from (N, D) or (N,)."""
+    return values.reshape(len(values), -1)
 
 
 def names_of(keys: Sequence[str], widths: Sequence[int]) -> tuple[str, ...]:
