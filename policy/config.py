@@ -1,8 +1,8 @@
-"""What a policy is made of, as data: one frozen description per model, saved with its weights, and the named presets."""
+"""What a policy is made of, as data: one frozen description per model, saved with its weights. The named ones: policy/presets.py."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 
 class _Part(BaseModel):
@@ -23,20 +23,28 @@ class ClipShape(_Part):
 
 
 class VideoConfig(_Part):
-    """The video U-Net: diffusers' `UNetSpatioTemporalConditionModel`, at any size."""
+    """The video U-Net: diffusers' `UNetSpatioTemporalConditionModel`, at any size (method 1.1)."""
 
-    patch: PositiveInt
-    """Side of the pixel square that becomes one latent position (pixel-unshuffle; no autoencoder)."""
+    latents: Literal["pixels", "vae"]
+    """`pixels`: every square of `patch` x `patch` pixels becomes one latent position; no download. `vae`: Stable Video Diffusion's autoencoder."""
+    patch: PositiveInt = 8
+    """Side in pixels of one latent position; the autoencoder's is 8."""
     block_out_channels: tuple[PositiveInt, ...]
     layers_per_block: PositiveInt
     num_attention_heads: tuple[PositiveInt, ...]
     cross_attention_dim: PositiveInt
+    time_id_dim: PositiveInt
+    """Size of the embedding of each micro-conditioning number."""
     attention_levels: int
     """How many of the finest levels carry attention."""
     features: tuple[str, ...]
-    """Module names inside the U-Net whose outputs the adaptor reads, fine to coarse (paper section 3.2: five decoder maps)."""
+    """Module names inside the U-Net whose outputs the adaptor reads, fine to coarse (method 1.2)."""
     pad_frames: int = 0
     """Copies of the first view's present frame before the views on the time axis (the paper: 1)."""
+    condition_noise: NonNegativeFloat = 0.0
+    """Standard deviation of the noise on the present pictures before they are encoded, in pixel units of [-1, 1]; seeded by the picture."""
+    text: Literal["words", "openclip"]
+    """`words`: fixed random vectors of words, no download. `openclip`: the text tower of OpenCLIP ViT-H-14."""
 
 
 class AdaptorConfig(_Part):
@@ -56,8 +64,17 @@ class ActionConfig(_Part):
     time_dim: PositiveInt
 
 
+class ImageConfig(_Part):
+    """The image encoder of the behaviour-cloning baseline: one residual network per camera."""
+
+    channels: tuple[PositiveInt, ...]
+    """Of each level; every level halves the picture."""
+    out_dim: PositiveInt
+    """Per camera."""
+
+
 class DiffusionConfig(_Part):
-    """Noise levels in training and in use (method: EDM preconditioning of a v-prediction, sigma_data = 1)."""
+    """Noise levels in training (method 1.5: EDM preconditioning of a v-prediction, sigma_data = 1)."""
 
     sigmas: Literal["shared", "decoupled"]
     """`shared`: one noise level for video and action, as in the paper. `decoupled`: each draws its own."""
@@ -65,53 +82,60 @@ class DiffusionConfig(_Part):
     log_sigma_std: PositiveFloat
     video_log_sigma_mean: float | None = None
     """Only with `decoupled`: centre of the video's own noise level."""
+    video_log_sigma_std: PositiveFloat | None = None
+    """Only with `decoupled`: spread of the video's own noise level."""
+    features_at: Literal["drawn", "start"] = "drawn"
+    """At which video noise the action head reads features when the video model is frozen. `drawn`: at every level, as when the video is trained.
+    `start`: from pure noise at the highest level, as one look of the policy does; its features depend on the clip alone and can be kept."""
     action_draws: PositiveInt = 1
     """Action noises denoised per video pass in training; the pass is the dear part."""
+    condition_dropout: Annotated[float, Field(ge=0, le=1 / 3)] = 0.05
+    """Share of clips that lose the sentence, of those that lose the present pictures, and of those that lose both, for guidance."""
 
 
 class SamplerConfig(_Part):
-    """How a look becomes actions. Part of a score's fingerprint: it changes the actions."""
+    """How a look becomes actions: one rung of the ladder from faithful to cheap. Part of a score's fingerprint: it changes the actions."""
 
     video_passes: PositiveInt
-    """U-Net evaluations. As many as `action_steps`: denoised together, as in the paper. 1: one pass at the highest noise, its features kept."""
+    """Noise levels at which the video is denoised. As many as `action_steps`: both come down together, as in the paper. Fewer: the video first;
+    the features of its last pass serve every action step. 1: one pass from pure noise."""
     action_steps: PositiveInt
-    sigma_min: PositiveFloat
-    sigma_max: PositiveFloat
+    guidance: PositiveFloat = 1.0
+    """Classifier-free guidance on both streams; 1: none, and half the video passes."""
+    video_sigmas: tuple[PositiveFloat, PositiveFloat]
+    """Lowest and highest noise of the video."""
+    action_sigmas: tuple[PositiveFloat, PositiveFloat]
+    """Lowest and highest noise of the actions."""
     rho: PositiveFloat = 7.0
     execute: PositiveInt
     """Actions carried out before the next look."""
 
 
 class PolicyConfig(_Part):
-    """The whole policy. `cameras` and `image_size` come from the data's contract, everything else from a preset."""
+    """The whole policy. Cameras and picture size come from the data's contract, everything else from a preset."""
 
     preset: str
     clip: ClipShape
-    video: VideoConfig
-    adaptor: AdaptorConfig
+    video: VideoConfig | None = None
+    adaptor: AdaptorConfig | None = None
+    images: ImageConfig | None = None
+    """Instead of `video` and `adaptor`: the behaviour-cloning baseline, which imagines nothing (Chi et al. 2023, arXiv 2303.04137)."""
     action: ActionConfig
     diffusion: DiffusionConfig
-    sampler: SamplerConfig
+    ladder: dict[str, SamplerConfig]
+    """The rungs this policy can be asked on, by name."""
+    rung: str
+    """The one it acts on unless told otherwise."""
     action_normalization: Literal["minmax", "meanstd", "quantile"]
 
+    @model_validator(mode="after")
+    def _whole(self) -> "PolicyConfig":
+        if (self.video is None) != (self.adaptor is None) or (self.video is None) == (self.images is None):
+            raise ValueError("a policy has `video` and `adaptor`, or `images` instead of both")
+        if self.rung not in self.ladder:
+            raise ValueError(f"rung {self.rung} is not on the ladder: {', '.join(self.ladder)}")
+        return self
 
-PRESETS = {
-    "tiny": PolicyConfig(
-        preset="tiny",
-        clip=ClipShape(frames_per_view=2, frame_stride=8, horizon=8),
-        video=VideoConfig(
-            patch=8,
-            block_out_channels=(32, 64),
-            layers_per_block=1,
-            num_attention_heads=(4, 4),
-            cross_attention_dim=64,
-            attention_levels=0,
-            features=("up_blocks.1", "up_blocks.0", "mid_block"),
-        ),
-        adaptor=AdaptorConfig(channels=32, out_dim=256, groups=8),
-        action=ActionConfig(down_dims=(64, 128), kernel_size=5, groups=8, time_dim=64),
-        diffusion=DiffusionConfig(sigmas="decoupled", log_sigma_mean=0.0, log_sigma_std=1.4, video_log_sigma_mean=2.0, action_draws=4),
-        sampler=SamplerConfig(video_passes=1, action_steps=5, sigma_min=0.02, sigma_max=10.0, execute=4),
-        action_normalization="minmax",
-    ),
-}
+    @property
+    def sampler(self) -> SamplerConfig:
+        return self.ladder[self.rung]

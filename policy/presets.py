@@ -1,0 +1,91 @@
+"""The named policies: `tiny` for one CPU core, `svd-256` at the paper's size; and the behaviour-cloning baseline beside each."""
+
+from typing import Literal
+
+from policy.config import ActionConfig, AdaptorConfig, ClipShape, DiffusionConfig, ImageConfig, PolicyConfig, SamplerConfig, VideoConfig
+
+
+def _rungs(
+    video: tuple[float, float], action: tuple[float, float], truncated: tuple[float, float], execute: int, action_steps: int
+) -> dict[str, SamplerConfig]:
+    """From faithful to cheap: 30 joint steps with guidance 2; the same without guidance; five steps that end early; one look at pure noise.
+
+    `video` and `action`: lowest and highest noise of each; `truncated`: of both, where the steps end early.
+    """
+    common = {"video_sigmas": video, "action_sigmas": action, "execute": execute}
+    return {
+        "faithful": SamplerConfig(video_passes=30, action_steps=30, guidance=2.0, **common),
+        "unguided": SamplerConfig(video_passes=30, action_steps=30, **common),
+        "truncated": SamplerConfig(video_passes=5, action_steps=5, **common | {"video_sigmas": truncated, "action_sigmas": truncated}),
+        "one_pass": SamplerConfig(video_passes=1, action_steps=action_steps, **common),
+    }
+
+
+PRESETS = {
+    "tiny": PolicyConfig(
+        preset="tiny",
+        clip=ClipShape(frames_per_view=2, frame_stride=8, horizon=8),
+        video=VideoConfig(
+            latents="pixels",
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            num_attention_heads=(4, 4),
+            cross_attention_dim=64,
+            time_id_dim=32,
+            attention_levels=0,
+            features=("up_blocks.1", "up_blocks.0", "mid_block"),
+            text="words",
+        ),
+        adaptor=AdaptorConfig(channels=32, out_dim=256, groups=8),
+        action=ActionConfig(down_dims=(64, 128), kernel_size=5, groups=8, time_dim=64),
+        diffusion=DiffusionConfig(sigmas="decoupled", log_sigma_mean=0.0, log_sigma_std=1.4, video_log_sigma_mean=2.0, action_draws=4),
+        ladder=_rungs((0.02, 10.0), (0.02, 10.0), (0.1, 10.0), execute=4, action_steps=5),
+        rung="one_pass",
+        action_normalization="minmax",
+    ),
+    "svd-256": PolicyConfig(
+        preset="svd-256",
+        clip=ClipShape(frames_per_view=8, frame_stride=4, horizon=32),
+        video=VideoConfig(
+            latents="vae",
+            block_out_channels=(320, 640, 1280, 1280),
+            layers_per_block=2,
+            num_attention_heads=(5, 10, 20, 20),
+            cross_attention_dim=1024,
+            time_id_dim=256,
+            attention_levels=3,
+            features=(
+                "up_blocks.3.attentions.1",
+                "up_blocks.2.attentions.1",
+                "up_blocks.1.attentions.1",
+                "up_blocks.0.resnets.1",
+                "down_blocks.2.downsamplers.0",
+            ),
+            pad_frames=1,
+            condition_noise=0.02,
+            text="openclip",
+        ),
+        adaptor=AdaptorConfig(channels=32, out_dim=256, groups=8),
+        action=ActionConfig(down_dims=(256, 512, 1024), kernel_size=5, groups=8, time_dim=256),
+        diffusion=DiffusionConfig(sigmas="shared", log_sigma_mean=1.0, log_sigma_std=1.6),
+        ladder=_rungs((0.002, 700.0), (0.002, 700.0), (4.0, 80.0), execute=16, action_steps=10),
+        rung="faithful",
+        action_normalization="minmax",
+    ),
+}
+"""Video-action policies."""
+
+BASELINES = {
+    "tiny": {"images": ImageConfig(channels=(32, 64, 128), out_dim=256), "action": PRESETS["tiny"].action},
+    "svd-256": {"images": ImageConfig(channels=(64, 128, 256, 512), out_dim=512), "action": PRESETS["svd-256"].action},
+}
+
+
+def policy_config(preset: str, kind: Literal["video_action", "diffusion_policy"] = "video_action") -> PolicyConfig:
+    """The preset itself, or the baseline that looks at the same pictures and denoises its actions with the same network."""
+    ours = PRESETS[preset]
+    if kind == "video_action":
+        return ours
+    one = ours.ladder["one_pass"]
+    instead = {"video": None, "adaptor": None, **BASELINES[preset], "ladder": {"one_pass": one}, "rung": "one_pass"}
+    return PolicyConfig.model_validate(dict(ours) | instead)
