@@ -4,26 +4,36 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from policy.config import PolicyKind
+
 
 @dataclass(frozen=True, order=True)
 class Arm:
-    """One policy to train: demo count x action-free ratio x seed."""
+    """One policy to train: demo count x action-free ratio x seed, and of which kind."""
 
     demo_count: int
     action_free_ratio: float
     seed: int
+    kind: PolicyKind = "video_action"
 
     @property
     def name(self) -> str:
-        """For people: `demos-50_ratio-1_seed-0`."""
-        return f"demos-{self.demo_count}_ratio-{self.action_free_ratio:g}_seed-{self.seed}"
+        """For people: `demos-50_ratio-1_seed-0`; a baseline's begins with its kind."""
+        kind = "" if self.kind == "video_action" else f"{self.kind}_"
+        return f"{kind}demos-{self.demo_count}_ratio-{self.action_free_ratio:g}_seed-{self.seed}"
 
     def arm_id(self, protocol: str) -> str:
         """Name and a hash of everything that shapes the trained policy: the arm and `protocol`, the fingerprint of the rest."""
-        text = json.dumps([self.demo_count, self.action_free_ratio, self.seed, protocol])
+        text = json.dumps([self.demo_count, self.action_free_ratio, self.seed, self.kind, protocol])
         return f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def expand(demo_counts: tuple[int, ...], action_free_ratios: tuple[float, ...], seeds: tuple[int, ...]) -> list[Arm]:
-    """Every combination, largest training sets first: a sweep that is going to fail fails early, and the longest wait starts soonest."""
-    return sorted((Arm(n, r, s) for n in demo_counts for r in action_free_ratios for s in seeds), reverse=True)
+def expand(
+    demo_counts: tuple[int, ...], action_free_ratios: tuple[float, ...], seeds: tuple[int, ...], baselines: tuple[PolicyKind, ...] = ()
+) -> list[Arm]:
+    """Every combination, largest training sets first: a sweep that is going to fail fails early, and the longest wait starts soonest.
+
+    A baseline cannot learn from action-free episodes, so it has one arm per demo count and seed.
+    """
+    ours = [Arm(n, r, s) for n in demo_counts for r in action_free_ratios for s in seeds]
+    return sorted([*ours, *(Arm(n, 0.0, s, kind) for n in demo_counts for s in seeds for kind in baselines)], reverse=True)

@@ -1,15 +1,17 @@
 """Where a result comes from: the code, by content, and the packages that shape it."""
 
 import hashlib
+import json
 import subprocess
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 # The files whose change means another trained policy, and another score. Anything else may change without a rerun.
-TRAINING_CODE = ("policy", "orchestrator/data", "orchestrator/train.py")
+TRAINING_CODE = ("policy", "orchestrator/data", "orchestrator/loop.py", "orchestrator/train.py", "orchestrator/weights.py")
 SCORING_CODE = ("sim_workers/env.py", "sim_workers/render.py", "sim_workers/rollout.py", "sim_workers/suite.py")
 PACKAGES = ("torch", "diffusers", "ray", "robosuite", "mujoco", "numpy", "av")
 
@@ -23,6 +25,21 @@ def code_fingerprint(places: tuple[str, ...]) -> str:
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.relative_to(CHECKOUT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+@lru_cache
+def weights_label(source: str) -> str:
+    """What stands for pretrained weights in a fingerprint: a folder's content, or else its hub id or URI; empty for none."""
+    folder = Path(source)
+    if not source or not folder.is_dir():
+        return source
+    files = sorted(file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json"))
+    return digest([(file.relative_to(folder).as_posix(), hashlib.sha256(file.read_bytes()).hexdigest()) for file in files])
+
+
+def digest(facts: Any) -> str:
+    """Equal for equal facts: a hash of them as JSON."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @lru_cache

@@ -26,7 +26,10 @@ from orchestrator.arms import Arm, expand
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import SubsetError, choose
+from orchestrator.provenance import weights_label
 from orchestrator.storage import StorageError, open_storage
+from policy.config import Objective, Recipe
+from policy.presets import weights_source
 from sim_workers.env import contract
 from sim_workers.suite import TASKS, Suite
 
@@ -75,31 +78,33 @@ class Data(_Part):
 
 
 class PolicyChoice(_Part):
-    """Which policy learns."""
+    """Which policy learns, and what it starts from."""
 
-    preset: Literal["tiny"] = "tiny"
-    """`tiny` runs on one CPU core."""
+    preset: Literal["tiny", "svd-256"] = "tiny"
+    """`tiny` runs on one CPU core; `svd-256` is the paper's size."""
+    weights: str = ""
+    """Where the video model starts, in diffusers' format: empty for the preset's own (`tiny`: shipped here; `svd-256`: SVD-XT from the hub),
+    `none` for random weights, or a hub id, a folder, an s3:// URI."""
+    baselines: Annotated[tuple[Literal["diffusion_policy"], ...], AfterValidator(_distinct)] = ()
+    """`diffusion_policy`: beside every demo count, a behaviour-cloning policy without video, trained for as many steps on the same demos."""
 
 
-class Train(_Part):
+class Train(Recipe):
     """How one arm is trained. Every arm gets the same number of optimiser steps."""
 
-    mode: Literal["joint"] = "joint"
-    """`joint`: video and action losses together; the action loss reaches the video model."""
+    mode: Literal["joint", "joint_detached", "two_stage", "action_only"] = "joint"
+    """`joint`: video and action losses together, the action's reaches the video model; `joint_detached`: it does not. `two_stage`: the video model
+    first, on all of the arm's episodes, then the action head on the frozen one. `action_only`: the head on the video model as it starts."""
     steps: PositiveInt
     """Optimiser steps."""
+    video_steps: PositiveInt | None = None
+    """Optimiser steps of stage 1 where `mode` is `two_stage`; empty: as many as `steps`. Arms with the same episodes share one stage 1."""
     batch_size: PositiveInt = 32
     """Clips per optimiser step, over all workers; a multiple of their number."""
     workers: PositiveInt = 1
     """Training processes; one GPU each where there are GPUs."""
     checkpoint_every: PositiveInt
     """Steps between checkpoints; every checkpoint is scored, the last step always is one."""
-    learning_rate: PositiveFloat = 1e-3
-    """Peak; warmed up linearly, then a cosine down to zero at the last step."""
-    warmup_steps: NonNegativeInt = 50
-    """Optimiser steps until the learning rate peaks."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay per step of the running average of the weights that acts; 0 acts with the last weights."""
 
     @field_validator("workers")
     @classmethod
@@ -108,6 +113,11 @@ class Train(_Part):
         if batch_size % workers:
             raise ValueError(f"{workers} workers cannot share batch_size {batch_size} equally")
         return workers
+
+    @property
+    def objective(self) -> Objective:
+        """Of the run whose checkpoints are scored."""
+        return self.mode if self.mode in ("joint", "joint_detached") else "action"
 
 
 class SuiteChoice(_Part):
@@ -119,6 +129,8 @@ class SuiteChoice(_Part):
     """Per task."""
     horizon: PositiveInt
     """Control steps until an episode counts as failed (20 steps are one second)."""
+    rung: Literal["", "faithful", "unguided", "truncated", "one_pass"] = ""
+    """How a look becomes actions, from 30 joint denoising steps with guidance down to one video pass; empty: the preset's own."""
 
 
 class Sweep(_Part):
@@ -171,7 +183,7 @@ class Sweep(_Part):
         return make_plan(self)
 
     def arms(self) -> list[Arm]:
-        return expand(self.data.demo_count, self.data.action_free_ratio, self.seeds)
+        return expand(self.data.demo_count, self.data.action_free_ratio, self.seeds, self.policy.baselines)
 
     def to_suite(self) -> Suite:
         return Suite(self.suite.tasks, self.suite.episodes, self.suite.horizon)
@@ -188,7 +200,15 @@ class Sweep(_Part):
     def training_fingerprint(self, manifest_fingerprint: str, quarantined: Iterable[str], code: str) -> str:
         """Of everything besides the arm that shapes a trained policy."""
         text = json.dumps(
-            [manifest_fingerprint, sorted(quarantined), code, self.policy.model_dump(mode="json"), self.train.model_dump(mode="json")], sort_keys=True
+            [
+                manifest_fingerprint,
+                sorted(quarantined),
+                code,
+                self.policy.model_dump(mode="json", exclude={"baselines"}),
+                weights_label(weights_source(self.policy.preset, self.policy.weights)),
+                self.train.model_dump(mode="json"),
+            ],
+            sort_keys=True,
         )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -1,77 +1,131 @@
 """The adaptor: the video model's feature maps of all views become one vector that the action U-Net is conditioned on (method 1.3).
 
-Shapes: B clips; V views; K frames per view; c h w of a feature map; D time-embedding size.
+Shapes: B clips; V views; K frames per view; F frames on the time axis, pad + V*K; c h w of a feature map; C channels; D embedding size.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from policy.config import AdaptorConfig
+from policy.config import AdaptorConfig, BranchStage, StageConfig
 
 
 class _Block(nn.Module):
-    """3-D residual block that is told the noise level."""
+    """3-D residual bottleneck that is told the noise level."""
 
-    def __init__(self, channels_in: int, channels: int, embed_dim: int, groups: int, stride: tuple[int, int, int]) -> None:
+    def __init__(self, channels_in: int, channels: int, stage: StageConfig, stride: tuple[int, int, int], embed_dim: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(channels_in, channels, 3, stride, padding=1)
-        self.norm1 = nn.GroupNorm(groups, channels)
-        self.embed = nn.Linear(embed_dim, channels)
-        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, channels)
-        self.skip = nn.Conv3d(channels_in, channels, 1, stride)
+        inner, outer_groups = channels // stage.expansion, stage.groups * stage.expansion
+        self.conv1 = nn.Conv3d(channels_in, inner, 1, bias=False)
+        self.norm1 = nn.GroupNorm(stage.groups, inner)
+        self.embed = nn.Linear(embed_dim, inner)
+        self.conv2 = nn.Conv3d(inner, inner, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(stage.groups, inner)
+        self.conv3 = nn.Conv3d(inner, channels, 1, bias=False)
+        self.norm3 = nn.GroupNorm(outer_groups, channels)
+        self.skip: nn.Module = nn.Identity()
+        if channels_in != channels or stride != (1, 1, 1):
+            self.skip = nn.Sequential(nn.Conv3d(channels_in, channels, 1, stride, bias=False), nn.GroupNorm(outer_groups, channels))
         self.act = nn.SiLU()
 
-    def forward(self, x: Tensor, embedding_BD: Tensor) -> Tensor:
-        h = self.norm1(self.conv1(x)) + self.embed(self.act(embedding_BD))[:, :, None, None, None]
-        out: Tensor = self.act(self.norm2(self.conv2(self.act(h))) + self.skip(x))
+    def forward(self, x_BCKhw: Tensor, embedding_BD: Tensor) -> Tensor:
+        # Added behind the norm, which would take part of it away again.
+        h = self.norm1(self.conv1(x_BCKhw)) + self.embed(self.act(embedding_BD))[:, :, None, None, None]
+        h = self.norm2(self.conv2(self.act(h)))
+        out: Tensor = self.act(self.norm3(self.conv3(self.act(h))) + self.skip(x_BCKhw))
         return out
 
 
-class Adaptor(nn.Module):
-    """One branch per view with weights of its own: coarser maps join on the way down; the views meet at the end.
+class _Stage(nn.Module):
+    """Blocks of one width; the first one strides."""
 
-    feature_shapes: (c, h) of each map, fine to coarse. The last block also halves the frames until one remains.
+    def __init__(self, channels_in: int, channels: int, config: StageConfig, stride: tuple[int, int, int], embed_dim: int) -> None:
+        super().__init__()
+        first = _Block(channels_in, channels, config, stride, embed_dim)
+        self.blocks = nn.ModuleList([first, *(_Block(channels, channels, config, (1, 1, 1), embed_dim) for _ in range(config.blocks - 1))])
+
+    def forward(self, x_BCKhw: Tensor, embedding_BD: Tensor) -> Tensor:
+        for block in self.blocks:
+            x_BCKhw = block(x_BCKhw, embedding_BD)
+        return x_BCKhw
+
+
+class _Branch(nn.Module):
+    """What one view's maps say: the coarser ones join on the way down."""
+
+    def __init__(self, stages: Sequence[BranchStage], shapes: Sequence[tuple[int, ...]], embed_dim: int) -> None:
+        super().__init__()
+        self.joins = [bool(stage.joins) for stage in stages]
+        if sum(self.joins) != len(shapes) - 1:
+            raise ValueError(f"{len(shapes)} feature maps for a branch that reads the finest and lets {sum(self.joins)} coarser ones join")
+        self.stages, self.joining = nn.ModuleList(), nn.ModuleList()
+        (channels, *size), coarser = shapes[0], list(shapes[1:])
+        for stage, next_joins in zip(stages, [*self.joins[1:], False], strict=True):
+            if stage.joins:
+                self.joining.append(_Stage(coarser.pop(0)[0], stage.joins, stage, (1, 1, 1), embed_dim))
+                channels += stage.joins
+            next_size = coarser[0][1:] if next_joins else size
+            self.stages.append(_Stage(channels, stage.channels, stage, _stride(size, next_size), embed_dim))
+            channels, size = stage.channels, list(next_size)
+
+    def forward(self, maps: list[Tensor], embedding_BD: Tensor) -> Tensor:
+        """(B, c, K, h, w) of one view, fine to coarse -> (B, C, K, h, w), the size of the coarsest."""
+        x, coarser = maps[0], zip(self.joining, maps[1:], strict=True)
+        for stage, joins in zip(self.stages, self.joins, strict=True):
+            if joins:
+                joining, own = next(coarser)
+                x = torch.cat([x, joining(own, embedding_BD)], dim=1)
+            x = stage(x, embedding_BD)
+        return x
+
+
+class Adaptor(nn.Module):
+    """One branch per view with weights of its own; then the views meet in a trunk, where the frames grow fewer.
+
+    feature_shapes: (c, h, w) of each map, fine to coarse; (c, h) of square ones.
     """
 
-    def __init__(self, config: AdaptorConfig, feature_shapes: list[tuple[int, int]], num_views: int, frames_per_view: int, embed_dim: int) -> None:
+    out_dim: int
+    """Size of the vector."""
+
+    def __init__(
+        self, config: AdaptorConfig, feature_shapes: Sequence[tuple[int, ...]], num_views: int, frames_per_view: int, embed_dim: int
+    ) -> None:
         super().__init__()
         self.num_views, self.frames_per_view = num_views, frames_per_view
-        width = config.channels
-        self.branches = nn.ModuleList(self._branch(config, feature_shapes, embed_dim) for _ in range(num_views))
-        self.fuse = _Block(num_views * width, width, embed_dim, config.groups, (2, 1, 1))
-        rows, frames = feature_shapes[-1][1], -(-frames_per_view // 2)
-        self.out = nn.Linear(width * frames * rows * rows, config.out_dim)
-
-    @staticmethod
-    def _branch(config: AdaptorConfig, shapes: list[tuple[int, int]], embed_dim: int) -> nn.ModuleList:
-        blocks, incoming = nn.ModuleList(), 0
-        for (channels, rows), (_, next_rows) in zip(shapes, [*shapes[1:], shapes[-1]], strict=True):
-            stride = rows // next_rows
-            blocks.append(_Block(channels + incoming, config.channels, embed_dim, config.groups, (1, stride, stride)))
-            incoming = config.channels
-        return blocks
+        shapes = [(shape[0], shape[1], shape[-1]) for shape in feature_shapes]
+        self.branches = nn.ModuleList(_Branch(config.branch, shapes, embed_dim) for _ in range(num_views))
+        self.trunk = nn.ModuleList()
+        channels, frames = num_views * config.branch[-1].channels, frames_per_view
+        for stage in config.trunk:
+            self.trunk.append(_Stage(channels, stage.channels, stage, (stage.frame_stride, 1, 1), embed_dim))
+            channels, frames = stage.channels, -(-frames // stage.frame_stride)
+        self.norm = nn.GroupNorm(config.trunk[-1].groups * config.trunk[-1].expansion, channels)
+        flat = channels * frames * shapes[-1][1] * shapes[-1][2]
+        self.out = nn.Linear(flat, config.out_dim) if config.out_dim else nn.Identity()
+        self.out_dim = config.out_dim or flat
 
     def forward(self, features: list[Tensor], embedding_BD: Tensor) -> Tensor:
         """Maps (B, F, c, h, w), fine to coarse -> (B, out_dim)."""
         per_view = [self._split(feature) for feature in features]
-        views = [self._look(branch, [maps[:, view] for maps in per_view], embedding_BD) for view, branch in enumerate(self.branches)]
-        fused: Tensor = self.fuse(torch.cat(views, dim=1), embedding_BD)
-        vector: Tensor = self.out(fused.flatten(1))
+        views = [branch([maps[:, view] for maps in per_view], embedding_BD) for view, branch in enumerate(self.branches)]
+        x = torch.cat(views, dim=1)
+        for stage in self.trunk:
+            x = stage(x, embedding_BD)
+        vector: Tensor = self.out(self.norm(x).flatten(1))
         return vector
-
-    @staticmethod
-    def _look(branch: Any, maps: list[Tensor], embedding_BD: Tensor) -> Tensor:
-        """One view's maps, fine to coarse, each joining what came of the finer ones."""
-        x = maps[0][:, :0]
-        for own, block in zip(maps, branch, strict=True):
-            x = block(torch.cat([x, own], dim=1), embedding_BD)
-        return x
 
     def _split(self, feature_BFchw: Tensor) -> Tensor:
         """(B, F, c, h, w) -> (B, V, c, K, h, w), without the pad frames in front."""
         frames = feature_BFchw[:, -self.num_views * self.frames_per_view :]
         views: Tensor = frames.unflatten(1, (self.num_views, self.frames_per_view))
         return views.movedim(3, 2)
+
+
+def _stride(size: Sequence[int], next_size: Sequence[int]) -> tuple[int, int, int]:
+    """That takes rows and columns from one map to a coarser one of the same U-Net, whose sizes are rounded upwards at every level."""
+    rows, columns = (-(-long // short) for long, short in zip(size, next_size, strict=True))
+    if [-(-size[0] // rows), -(-size[1] // columns)] != list(next_size):
+        raise ValueError(f"feature maps must go from fine to coarse; {tuple(size)} is followed by {tuple(next_size)}")
+    return 1, rows, columns

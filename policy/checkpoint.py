@@ -1,12 +1,18 @@
 """A checkpoint is a folder that needs nothing else: weights, configuration, conventions, normalisation, provenance.
 
 checkpoint.json        what the policy is and where it comes from
-model.safetensors      the weights it acts with (their running average, when one is kept)
+unet/                  the video model, as diffusers keeps it: UNetSpatioTemporalConditionModel.from_pretrained(folder, subfolder="unet")
+vae/                   the autoencoder of a policy that has one, likewise
+heads.safetensors      the rest of what acts; a video model of stage 1 has none
+text.safetensors       the vectors of the sentences it was trained with, where a download made them
 trainer.safetensors    what continuing the training needs besides; acting does not read it
+
+Weights are those that act: their running average, when one is kept.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +22,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from policy.baseline import DiffusionPolicy
 from policy.config import PolicyConfig
 from policy.interface import Contract
+from policy.latents import VaeLatents
 from policy.model import VideoActionModel
 from policy.stats import Stats
+from policy.weights import WeightsError
 
-FORMAT = 1
+FORMAT = 2
+UNET, UNET_WEIGHTS = "video.unet.", "unet/diffusion_pytorch_model.safetensors"
+Model = VideoActionModel | DiffusionPolicy
 
 
 class CheckpointError(Exception):
@@ -34,35 +45,63 @@ class Card:
 
     config: PolicyConfig
     contract: Contract
-    action_stats: Stats
-    proprio_stats: Stats
+    action_stats: Stats | None
+    """None of a video model, which meets no actions; likewise proprioception."""
+    proprio_stats: Stats | None
     provenance: dict[str, Any]
     """Arm, step, data fingerprint, exact episode ids, code version, package versions. Nothing that changes from run to run."""
 
 
-def save(folder: Path, card: Card, weights: dict[str, Tensor], trainer: dict[str, Tensor]) -> None:
-    """Write a checkpoint into an existing empty folder."""
+def new_model(
+    config: PolicyConfig, contract: Contract, weights: str | Path | None = None, known_sentences: Mapping[str, Tensor] | None = None
+) -> Model:
+    """The untrained network of a configuration; `weights` has the autoencoder and the text tower of one that needs them."""
+    return VideoActionModel(config, contract, weights, known_sentences) if config.video else DiffusionPolicy(config, contract)
+
+
+def known_sentences(folder: Path) -> dict[str, Tensor]:
+    """Sentences embedded before, if a checkpoint or a folder of weights keeps any."""
+    return _tensors(folder / "text.safetensors") if (folder / "text.safetensors").is_file() else {}
+
+
+def save(folder: Path, card: Card, model: Model, weights: dict[str, Tensor], trainer: dict[str, Tensor]) -> None:
+    """Write a checkpoint into an existing empty folder: `weights` by the model's names, whole; those of a video model may stand alone."""
     text = {
         "format": FORMAT,
         "config": card.config.model_dump(),
         "contract": card.contract.to_json(),
-        "action_stats": card.action_stats.to_json(),
-        "proprio_stats": card.proprio_stats.to_json(),
+        "action_stats": card.action_stats and card.action_stats.to_json(),
+        "proprio_stats": card.proprio_stats and card.proprio_stats.to_json(),
         "provenance": card.provenance,
     }
     (folder / "checkpoint.json").write_text(json.dumps(text, indent=1, sort_keys=True))
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors")
+    heads = {name: tensor.contiguous() for name, tensor in weights.items() if not name.startswith(UNET)}
+    if isinstance(model, VideoActionModel):
+        model.video.unet.save_config(folder / "unet")
+        unet = {name.removeprefix(UNET): tensor.contiguous() for name, tensor in weights.items() if name.startswith(UNET)}
+        save_file(unet, folder / UNET_WEIGHTS, {"format": "pt"})
+        if isinstance(model.codec, VaeLatents):
+            model.codec.vae.save_pretrained(folder / "vae")
+        if model.sentences.known:
+            save_file({sentence: token.contiguous() for sentence, token in model.sentences.known.items()}, folder / "text.safetensors")
+    if heads:
+        save_file(heads, folder / "heads.safetensors")
     save_file({name: tensor.contiguous() for name, tensor in trainer.items()}, folder / "trainer.safetensors")
 
 
-def load(folder: Path) -> tuple[VideoActionModel, Card]:
+def load(folder: Path) -> tuple[Model, Card]:
     """The model with its weights, ready to act, and its card. CheckpointError for anything that is not a whole checkpoint."""
     card = load_card(folder)
-    model = VideoActionModel(card.config, card.contract)
+    if card.provenance.get("objective") == "video":
+        raise CheckpointError(f"{folder}: a video model alone, which imagines and cannot act; train an action head on it (train.mode: two_stage)")
+    weights = load_weights(folder)
     try:
-        model.load_state_dict(load_weights(folder))
+        model = new_model(card.config, card.contract, folder, known_sentences(folder))
+        model.load_state_dict(weights)
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from None
     except RuntimeError:
-        raise CheckpointError(f"{folder}: the weights in model.safetensors do not fit the model that checkpoint.json describes") from None
+        raise CheckpointError(f"{folder}: the weights do not fit the model that checkpoint.json describes") from None
     return model.eval(), card
 
 
@@ -80,8 +119,8 @@ def load_card(folder: Path) -> Card:
         return Card(
             config=PolicyConfig.model_validate(text["config"]),
             contract=Contract.from_json(text["contract"]),
-            action_stats=Stats.from_json(text["action_stats"]),
-            proprio_stats=Stats.from_json(text["proprio_stats"]),
+            action_stats=text["action_stats"] and Stats.from_json(text["action_stats"]),
+            proprio_stats=text["proprio_stats"] and Stats.from_json(text["proprio_stats"]),
             provenance=text["provenance"],
         )
     except (KeyError, ValidationError) as error:
@@ -89,8 +128,11 @@ def load_card(folder: Path) -> Card:
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The acting weights by name."""
-    return _tensors(folder / "model.safetensors")
+    """The acting weights by name; of a video model, the U-Net's alone."""
+    card = load_card(folder)
+    weights = {} if card.config.video is None else {UNET + name: tensor for name, tensor in _tensors(folder / UNET_WEIGHTS).items()}
+    alone = card.provenance.get("objective") == "video"
+    return weights if alone else weights | _tensors(folder / "heads.safetensors")
 
 
 def load_trainer(folder: Path) -> dict[str, Tensor]:
@@ -109,8 +151,10 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Equal for policies that act equally: a hash of the card and the acting weights."""
+    """Equal for policies that act equally: a hash of everything but the trainer's own state."""
     digest = hashlib.sha256()
-    for name in ("checkpoint.json", "model.safetensors"):
-        digest.update((folder / name).read_bytes())
+    for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "trainer.safetensors"):
+        digest.update(file.relative_to(folder).as_posix().encode())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -2,11 +2,17 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+PolicyKind = Literal["video_action", "diffusion_policy"]
+
+Objective = Literal["video", "action", "joint", "joint_detached"]
+"""What a training run descends, and which weights it moves (method 2). `video`: the video's error, stage 1. `action`: the actions' error with
+the video model frozen, stage 2. `joint`: both, the actions' gradient flows into the video model. `joint_detached`: both, it does not."""
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class ClipShape(_Part):
@@ -46,13 +52,64 @@ class VideoConfig(_Part):
     text: Literal["words", "openclip"]
     """`words`: fixed random vectors of words, no download. `openclip`: the text tower of OpenCLIP ViT-H-14."""
 
+    @property
+    def latent_channels(self) -> int:
+        """Of one frame."""
+        return 4 if self.latents == "vae" else 3 * self.patch**2
 
-class AdaptorConfig(_Part):
-    """From the U-Net's feature maps to one vector per look."""
+
+class StageConfig(_Part):
+    """Residual bottleneck blocks of one width, each told the noise level."""
 
     channels: PositiveInt
-    out_dim: PositiveInt
     groups: PositiveInt
+    """Of the norms inside the bottleneck; the norm behind it has `expansion` times as many."""
+    blocks: PositiveInt = 2
+    expansion: PositiveInt = 4
+    """How many times narrower a block is inside."""
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> "StageConfig":
+        if self.channels % (self.expansion * self.groups):
+            raise ValueError(f"{self.channels} channels do not divide into {self.expansion} x {self.groups} groups")
+        return self
+
+
+class BranchStage(StageConfig):
+    """A stage that each view has for itself; it shrinks to the size of the map that the next stage takes in."""
+
+    joins: PositiveInt | None = None
+    """Channels that the next coarser feature map is brought to, by blocks like the stage's own, before it joins; None: none joins here."""
+
+    @model_validator(mode="after")
+    def _whole_joined_groups(self) -> "BranchStage":
+        if self.joins and self.joins % (self.expansion * self.groups):
+            raise ValueError(f"{self.joins} joining channels do not divide into {self.expansion} x {self.groups} groups")
+        return self
+
+
+class TrunkStage(StageConfig):
+    """A stage after the views have met."""
+
+    frame_stride: PositiveInt = 1
+    """2 halves the frames, upwards where they are odd."""
+
+
+class AdaptorConfig(_Part):
+    """From the U-Net's feature maps to one vector per look: a 3-D residual network (method 1.3)."""
+
+    branch: Annotated[tuple[BranchStage, ...], Field(min_length=1)]
+    """Of every view, with weights of its own. The first stage reads the finest feature map; as many of the others as there are maps left join one."""
+    trunk: Annotated[tuple[TrunkStage, ...], Field(min_length=1)]
+    """Of all views together, their channels side by side."""
+    out_dim: PositiveInt | None = None
+    """Size of the vector, by a linear layer. None: the trunk's last map itself, as in the paper (420 channels x 1 frame x 4 x 4)."""
+
+    @model_validator(mode="after")
+    def _starts_with_the_finest_map(self) -> "AdaptorConfig":
+        if self.branch[0].joins:
+            raise ValueError("the first stage of a branch reads the finest feature map; nothing can join it there")
+        return self
 
 
 class ActionConfig(_Part):
@@ -71,6 +128,11 @@ class ImageConfig(_Part):
     """Of each level; every level halves the picture."""
     out_dim: PositiveInt
     """Per camera."""
+    groups: PositiveInt
+    text_dim: PositiveInt
+    """Of the sentence's fixed word vectors."""
+    time_dim: PositiveInt
+    """Of the embedding of the noise level."""
 
 
 class DiffusionConfig(_Part):
@@ -139,3 +201,34 @@ class PolicyConfig(_Part):
     @property
     def sampler(self) -> SamplerConfig:
         return self.ladder[self.rung]
+
+
+class Recipe(_Part):
+    """How weights are moved, whatever they are. The paper: Adam, 1e-5 and 5 times that for the action head, constant, no average, fp16 (method 2)."""
+
+    learning_rate: PositiveFloat = 1e-3
+    """Peak, of the video model."""
+    head_learning_rate: PositiveFloat | None = None
+    """Peak, of adaptor and action U-Net; empty: the same."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: half a cosine down to zero at the last step, or the peak throughout."""
+    warmup_steps: NonNegativeInt = 50
+    """Optimiser steps until the learning rate peaks."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """Of AdamW; 0 is Adam."""
+    clip_norm: NonNegativeFloat = 1.0
+    """Gradients longer than this are shortened to it; 0: never."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay per step of the running average of the weights that acts; 0 acts with the last weights and keeps no average."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the forward pass; weights stay fp32, the autoencoder always runs in fp32."""
+    accumulate: PositiveInt = 1
+    """Parts a worker's batch is cut into, one forward and backward pass each, to save memory."""
+    gradient_checkpointing: bool = False
+    """Compute the video model's activations a second time instead of keeping them."""
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """How several workers share a model: each holds all of it, or each a part (FSDP2), where it does not fit one GPU."""
+    color_jitter: bool = False
+    """Brightness, contrast, saturation 0.2, hue 0.05 per camera of a clip (method 2), where pictures are encoded as they come."""
+    feature_cache_mb: NonNegativeInt = 256
+    """MiB per worker for the features of a frozen video model (`features_at: start`): they depend on the clip alone; 0 keeps none."""

@@ -1,145 +1,230 @@
 """The video-action model: one U-Net imagines the future of every camera, an action head reads its features and denoises the actions.
 
-Shapes: B clips; V views; K frames per view; F = pad + V*K frames on the time axis; C H W latents; T steps of a chunk;
-A action dimensions; P proprioceptive dimensions.
+Shapes: B clips; V views; K frames per view; F = pad + V*K frames on the time axis; H W pixels; S stored and C latent channels; h w latent
+rows, columns; T steps of a chunk; A action dimensions; P proprioceptive values; D size of what was seen.
 """
 
-import itertools
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from policy.action import ActionUNet
 from policy.adaptor import Adaptor
-from policy.config import PolicyConfig
+from policy.batch import BLOCK, Batch, Counts, Losses
+from policy.config import Objective, PolicyConfig, SamplerConfig
+from policy.head import ActionHead
 from policy.interface import Contract
-from policy.loss import masked_mean, mean_over_workers, per_clip_error
-from policy.noise import denoised, draw_sigma, euler_step, karras_sigmas, scale_input
-from policy.text import embed_sentences
-from policy.video import VideoModel, to_latents
+from policy.latents import latent_codec
+from policy.loss import masked_mean, per_clip_error
+from policy.noise import draw_sigma, euler_step, guided, karras_sigmas, unit_noise
+from policy.text import sentence_encoder
+from policy.video import VideoModel
 
+class FeatureCache:
+    """Feature maps of clips seen before, up to so many bytes: what is kept stays, what does not fit is computed again."""
 
-@dataclass(frozen=True)
-class Batch:
-    """Training clips on the model's device."""
+    def __init__(self, budget_bytes: int) -> None:
+        self._left = budget_bytes
+        self._kept: dict[int, list[Tensor]] = {}
 
-    frames: Tensor
-    """(B, V, K, H*p, W*p, 3) uint8."""
-    proprio: Tensor
-    """(B, P) normalised, at the first frame."""
-    actions: Tensor
-    """(B, T, A) normalised; anything where the mask is 0."""
-    action_mask: Tensor
-    """(B, T) 1 where an action may be learned from: the clip has actions and the step lies inside its episode."""
-    frame_mask: Tensor
-    """(B, K) 1 where the frame lies inside the episode."""
-    instructions: list[str]
+    def __contains__(self, seed: int) -> bool:
+        return seed in self._kept
 
+    def __getitem__(self, seed: int) -> list[Tensor]:
+        return self._kept[seed]
 
-@dataclass(frozen=True)
-class Losses:
-    """total: what to descend. video, action: its two terms, detached."""
-
-    total: Tensor
-    video: Tensor
-    action: Tensor
+    def offer(self, seed: int, features: list[Tensor]) -> None:
+        """Keep one clip's maps, each (F, c, h, w), if they fit."""
+        size = sum(feature.nbytes for feature in features)
+        if seed not in self._kept and size <= self._left:
+            self._left -= size
+            self._kept[seed] = [feature.clone() for feature in features]
 
 
 class VideoActionModel(nn.Module):
-    """Everything that learns, for the conventions of one contract."""
+    """Everything that learns, for the conventions of one contract.
 
-    def __init__(self, config: PolicyConfig, contract: Contract) -> None:
+    `weights`: a folder or hub id that has what does not learn, where the configuration asks for it: the autoencoder and the text tower.
+    """
+
+    def __init__(
+        self, config: PolicyConfig, contract: Contract, weights: str | Path | None = None, known_sentences: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__()
-        self.config = config
+        assert config.video is not None
+        assert config.adaptor is not None
+        self.config, self.contract = config, contract
+        self.objective: Objective = "joint"
         self.num_views = len(contract.cameras)
-        self.action_dim = len(contract.action)
-        self.latent_shape = (3 * config.video.patch**2, *(side // config.video.patch for side in contract.image_size))
         self.num_frames = config.video.pad_frames + self.num_views * config.clip.frames_per_view
+        rows, columns = (side // config.video.patch for side in contract.image_size)
+        self.latent_shape = (config.video.latent_channels, rows, columns)
+        self.codec = latent_codec(config.video, weights)
+        self.sentences = sentence_encoder(config.video, None, dict(known_sentences or {}))
         self.video = VideoModel(config.video, contract.image_size)
         embed_dim = 4 * config.video.block_out_channels[0]
-        self.adaptor = Adaptor(config.adaptor, self._feature_shapes(), self.num_views, config.clip.frames_per_view, embed_dim)
-        self.proprio = nn.Sequential(nn.Linear(len(contract.proprio), 64), nn.SiLU(), nn.Linear(64, 64))
-        self.action = ActionUNet(config.action, self.action_dim, config.adaptor.out_dim + 64, embed_dim)
+        self.adaptor = Adaptor(config.adaptor, self.video.feature_shapes(), self.num_views, config.clip.frames_per_view, embed_dim)
+        self.head = ActionHead(config.action, contract, self.adaptor.out_dim, embed_dim)
+        self.feature_cache = FeatureCache(0)
 
-    @torch.no_grad()
-    def _feature_shapes(self) -> list[tuple[int, int]]:
-        empty = torch.zeros(1, self.num_frames, *self.latent_shape)
-        text = torch.zeros(1, 1, self.config.video.cross_attention_dim)
-        _, features = self.video(empty, torch.ones(1), empty, text)
-        return [(feature.shape[2], feature.shape[3]) for feature in features]
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """The codec goes along, though it is no part of what learns."""
+        super().to(*args, **kwargs)
+        self.codec.to(next(self.parameters()).device)
+        return self
 
-    def _on_time_axis(self, per_view_BVKCHW: Tensor) -> Tensor:
-        """Views end to end, (B, F, C, H, W), behind `pad_frames` copies of the first view's present frame (method 1.1)."""
-        pad = per_view_BVKCHW[:, 0, :1].expand(-1, self.config.video.pad_frames, -1, -1, -1)
-        return torch.cat([pad, per_view_BVKCHW.flatten(1, 2)], dim=1)
+    def learn(self, objective: Objective) -> None:
+        """Choose what the next steps descend, and freeze what it does not move."""
+        self.objective = objective
+        self.video.requires_grad_(objective != "action")
+        for part in (self.adaptor, self.head):
+            part.requires_grad_(objective != "video")
 
-    def _condition(self, present_BVCHW: Tensor) -> Tensor:
-        """Every frame is shown its own camera's present picture."""
-        return self._on_time_axis(present_BVCHW[:, :, None].expand(-1, -1, self.config.clip.frames_per_view, -1, -1, -1))
+    def checkpoint_gradients(self) -> None:
+        """Compute the video model's activations again in the backward pass instead of keeping them."""
+        self.video.unet.enable_gradient_checkpointing()
 
-    def _text(self, instructions: list[str], device: torch.device) -> Tensor:
-        return embed_sentences(instructions, self.config.video.cross_attention_dim).to(device)
+    # -- what the video model is shown --------------------------------------------------------------------------------------------------
 
-    def _read(self, features: list[Tensor], sigma_B: Tensor, proprio_BP: Tensor) -> Tensor:
-        """(B, D) what the action U-Net is conditioned on."""
-        vector = self.adaptor(features, self.video.time_embedding(sigma_B))
-        return torch.cat([vector, self.proprio(proprio_BP)], dim=1)
+    def _on_time_axis(self, per_view_BVKChw: Tensor) -> Tensor:
+        """Views end to end, (B, F, C, h, w), behind `pad_frames` copies of the first view's present frame (method 1.1)."""
+        pad = per_view_BVKChw[:, 0, :1].expand(-1, self.num_frames - per_view_BVKChw.shape[1] * per_view_BVKChw.shape[2], -1, -1, -1)
+        return torch.cat([pad, per_view_BVKChw.flatten(1, 2)], dim=1)
 
-    def _clean_actions(self, noisy_BTA: Tensor, sigma_B: Tensor, cond_BD: Tensor) -> Tensor:
-        v = self.action(scale_input(noisy_BTA, sigma_B), cond_BD, self.video.time_embedding(sigma_B))
-        return denoised(noisy_BTA, v, sigma_B)
+    def _condition(self, present: Tensor) -> Tensor:
+        """Every frame is shown its own camera's present picture, (B, V, H, W, 3), or what is kept of it, (B, V, S, h, w)."""
+        shown = self.codec.condition(present) if present.is_floating_point() else self.codec.present(present)
+        return self._on_time_axis(shown[:, :, None].expand(-1, -1, self.config.clip.frames_per_view, -1, -1, -1))
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
-        """The `joint` loss: both streams noised, the video's error on every clip, the actions' on clips that have them.
+    def _text(self, instructions: Sequence[str], device: torch.device) -> Tensor:
+        return self.sentences.embed(list(instructions)).to(device)
+
+    def _dropped(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Per clip, 1 where the sentence and where the present pictures are kept: three events of equal probability lose one, the other, both.
+
+        Drawn per clip, so that the network meets the wholly untold case that guidance asks it for (Brooks et al. 2023, arXiv 2211.09800, 3.2.1).
+        """
+        share, drawn = self.config.diffusion.condition_dropout, torch.rand(num, generator=generator)
+        sentence, picture = drawn < 2 * share, (drawn >= share) & (drawn < 3 * share)
+        return 1 - sentence.float(), 1 - picture.float()
+
+    # -- learning ----------------------------------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch, generator: torch.Generator, counts: Counts) -> Losses:
+        """The objective's losses: both streams noised, the video's error on every clip, the actions' on clips that have them.
 
         The generator (on the CPU) draws every random number, so a step is a function of its seed.
         """
-        diffusion, device = self.config.diffusion, batch.frames.device
-        latents = to_latents(batch.frames, self.config.video.patch)
-        video = self._on_time_axis(latents)
-        num = video.shape[0]
-        shared = diffusion.sigmas == "shared"
-        mean = diffusion.log_sigma_mean if shared or diffusion.video_log_sigma_mean is None else diffusion.video_log_sigma_mean
-        sigma = draw_sigma(num, mean, diffusion.log_sigma_std, generator).to(device)
-        noise = torch.randn(video.shape, generator=generator).to(device)
-        clean, features = self.video(
-            video + sigma[:, None, None, None, None] * noise, sigma, self._condition(latents[:, :, 0]), self._text(batch.instructions, device)
-        )
-        frame_mask = torch.cat([batch.frame_mask[:, :1].expand(-1, self.config.video.pad_frames), batch.frame_mask.repeat(1, self.num_views)], dim=1)
-        video_loss = masked_mean(per_clip_error(clean, video, sigma), frame_mask, mean_over_workers(frame_mask.sum()))
-
-        draws = diffusion.action_draws
-        cond = self._read(features, sigma, batch.proprio).repeat_interleave(draws, 0)
-        actions, mask = batch.actions.repeat_interleave(draws, 0), batch.action_mask.repeat_interleave(draws, 0)
-        if shared:
-            action_sigma = sigma.repeat_interleave(draws, 0)
+        diffusion, zero = self.config.diffusion, counts.frames.new_zeros(())
+        if self.objective == "action" and diffusion.features_at == "start":
+            features, sigma = self._features_at_start(batch)
+            video_loss = zero
         else:
-            action_sigma = draw_sigma(num * draws, diffusion.log_sigma_mean, diffusion.log_sigma_std, generator).to(device)
-        noisy = actions + action_sigma[:, None, None] * torch.randn(actions.shape, generator=generator).to(device)
-        clean_actions = self._clean_actions(noisy, action_sigma, cond)
-        action_loss = masked_mean(per_clip_error(clean_actions, actions, action_sigma), mask, mean_over_workers(mask.sum()))
-        return Losses(video_loss + action_loss, video_loss.detach(), action_loss.detach())
+            with torch.set_grad_enabled(self.objective != "action"):
+                features, sigma, video_loss = self._imagine(batch, generator, counts)
+        if self.objective == "video":
+            return Losses(video_loss, video_loss.detach(), zero)
+        flows = self.objective == "joint"
+        embedding = self._embedding(sigma, flows)
+        seen = self.adaptor(features if flows else [feature.detach() for feature in features], embedding)
+        cond = self.head.condition(seen, batch.proprio)
+        shared = sigma if diffusion.sigmas == "shared" else None
+        action_loss = self.head.loss(
+            batch.actions, batch.action_mask, cond, lambda s: self._embedding(s, flows), diffusion, generator, shared, counts.actions
+        )
+        total = action_loss if self.objective == "action" else video_loss + action_loss
+        return Losses(total, video_loss.detach(), action_loss.detach())
+
+    def _embedding(self, sigma_B: Tensor, flows: bool = False) -> Tensor:
+        embedding = self.video.time_embedding(sigma_B)
+        return embedding if flows else embedding.detach()
+
+    def _imagine(self, batch: Batch, generator: torch.Generator, counts: Counts) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Feature maps, noise levels (B,) and the video's loss."""
+        diffusion, device = self.config.diffusion, batch.frames.device
+        encoded = batch.frames if batch.frames.is_floating_point() else self.codec.encode(batch.frames, conditions=False)
+        video = self._on_time_axis(self.codec.target(encoded, generator))
+        num = len(video)
+        decoupled = diffusion.sigmas == "decoupled"
+        mean = diffusion.video_log_sigma_mean if decoupled and diffusion.video_log_sigma_mean is not None else diffusion.log_sigma_mean
+        std = diffusion.video_log_sigma_std if decoupled and diffusion.video_log_sigma_std is not None else diffusion.log_sigma_std
+        sigma = draw_sigma(num, mean, std, generator).to(device)
+        noise = torch.randn(video.shape, generator=generator).to(device)
+        sentence, picture = (kept.to(device) for kept in self._dropped(num, generator))
+        clean, features = self.video(
+            video + sigma[:, None, None, None, None] * noise,
+            sigma,
+            self._condition(batch.frames[:, :, 0]) * picture[:, None, None, None, None],
+            self._text(batch.instructions, device) * sentence[:, None, None],
+        )
+        if self.objective == "action":
+            return features, sigma, counts.frames.new_zeros(())
+        pad = self.num_frames - batch.frame_mask.shape[1] * self.num_views
+        mask = torch.cat([batch.frame_mask[:, :1].expand(-1, pad), batch.frame_mask.repeat(1, self.num_views)], dim=1)
+        return features, sigma, masked_mean(per_clip_error(clean, video, sigma), mask, counts.frames * mask.shape[1] / batch.frame_mask.shape[1])
 
     @torch.no_grad()
-    def sample(self, present_BVHW3: Tensor, proprio_BP: Tensor, instructions: list[str], noise: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Imagine and act: (B, F, C, H, W) latents and (B, T, A) normalised actions, from unit noise of those shapes.
+    def _features_at_start(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
+        """Feature maps and noise levels of the first pass of a look: from pure noise at the highest level, a function of the clip alone."""
+        device = batch.frames.device
+        sigma = torch.full((BLOCK,), self.config.sampler.video_sigmas[1], device=device)
+        missing = [i for i, seed in enumerate(batch.seeds) if seed not in self.feature_cache]
+        fresh: dict[int, list[Tensor]] = {}
+        for first in range(0, len(missing), BLOCK):
+            rows = missing[first : first + BLOCK]
+            filled = rows + rows[-1:] * (BLOCK - len(rows))
+            noise = unit_noise([batch.seeds[i] for i in filled], (self.num_frames, *self.latent_shape)).to(device)
+            condition = self._condition(batch.frames[filled, :, 0])
+            text = self._text([batch.instructions[i] for i in filled], device)
+            _, maps = self.video(noise * sigma[:, None, None, None, None], sigma, condition, text)
+            for place, i in enumerate(rows):
+                fresh[i] = [feature[place] for feature in maps]
+                self.feature_cache.offer(batch.seeds[i], fresh[i])
+        clips = [fresh[i] if i in fresh else self.feature_cache[seed] for i, seed in enumerate(batch.seeds)]
+        return [torch.stack(maps) for maps in zip(*clips, strict=True)], sigma[:1].expand(len(clips))
 
-        With one video pass the video is looked at once, at the highest noise, and its features serve every action step;
-        otherwise video and actions come down the same noise levels together (method 1.5).
+    # -- acting ------------------------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self, present_BVHW3: Tensor, proprio_BP: Tensor, instructions: list[str], noise_seeds: Sequence[tuple[int, int]], sampler: SamplerConfig
+    ) -> tuple[Tensor, Tensor]:
+        """Imagine and act: (B, F, C, h, w) latents and (B, T, A) normalised actions, from each row's own noise for video and for actions.
+
+        As many video passes as action steps come down together (method 1.5); otherwise the video comes first, and the features of its last
+        pass serve every action step.
         """
-        sampler = self.config.sampler
-        sigmas = karras_sigmas(sampler.action_steps, sampler.sigma_min, sampler.sigma_max, sampler.rho).to(present_BVHW3.device)
+        device = present_BVHW3.device
+        num = len(present_BVHW3)
+        condition, text = self._condition(present_BVHW3), self._text(instructions, device)
+        guidance = sampler.guidance
+        if guidance != 1:
+            condition, text, proprio_BP = (torch.cat(pair) for pair in ((condition, condition * 0), (text, text * 0), (proprio_BP, proprio_BP)))
+        video_sigmas = karras_sigmas(sampler.video_passes, *sampler.video_sigmas, sampler.rho).to(device)
+        action_sigmas = karras_sigmas(sampler.action_steps, *sampler.action_sigmas, sampler.rho).to(device)
+        video_seeds, action_seeds = zip(*noise_seeds, strict=True)
+        video = unit_noise(video_seeds, (self.num_frames, *self.latent_shape)).to(device) * video_sigmas[0]
+        chunk = (self.config.clip.horizon, len(self.contract.action))
+        actions = unit_noise(action_seeds, chunk).to(device) * action_sigmas[0]
+        clean = video
+
+        def look(video: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+            sigma_B = sigma.expand(len(condition))
+            clean, features = self.video(torch.cat([video] * (len(condition) // num)), sigma_B, condition, text)
+            seen = self.head.condition(self.adaptor(features, self._embedding(sigma_B)), proprio_BP)
+            return clean if len(clean) == num else guided(clean, guidance), seen
+
         together = sampler.video_passes == sampler.action_steps
-        latents = to_latents(present_BVHW3, self.config.video.patch)
-        condition, text = self._condition(latents), self._text(instructions, latents.device)
-        video, actions = noise[0] * sigmas[0], noise[1] * sigmas[0]
-        clean_video, cond = video, torch.empty(0)
-        for step, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
-            sigma_B = sigma.expand(len(video))
-            if together or step == 0:
-                clean_video, features = self.video(video, sigma_B, condition, text)
-                cond = self._read(features, sigma_B, proprio_BP)
-                video = euler_step(video, clean_video, sigma, sigma_next)
-            actions = euler_step(actions, self._clean_actions(actions, sigma_B, cond), sigma, sigma_next)
-        return clean_video, actions
+        action_levels = list(pairwise(action_sigmas))
+        cond = torch.empty(0)
+        for step, (sigma, sigma_next) in enumerate(pairwise(video_sigmas)):
+            clean, cond = look(video, sigma)
+            video = euler_step(video, clean, sigma, sigma_next)
+            if together:
+                actions = self.head.step(actions, *action_levels[step], cond, self._embedding, guidance)
+        for level in [] if together else action_levels:
+            actions = self.head.step(actions, *level, cond, self._embedding, guidance)
+        return clean, actions

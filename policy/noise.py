@@ -3,6 +3,8 @@
 Karras et al. 2022 (arXiv 2206.00364) with sigma_data = 1 and Stable Video Diffusion's constants. The same formulas serve video latents and actions.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -47,3 +49,14 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float) ->
 def euler_step(x: Tensor, clean: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
     """One Euler step of the probability-flow equation from `sigma` to `sigma_next`."""
     return x + (x - clean) / sigma * (sigma_next - sigma)
+
+
+def guided(both: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance: rows of the told, then of the untold prediction, (2B, ...) -> (B, ...) untold + guidance x (told - untold)."""
+    told, untold = both.chunk(2)
+    return untold + guidance * (told - untold)
+
+
+def unit_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """(B, *shape) standard normal noise, each row from its own seed; drawn on the CPU, so that the device does not matter."""
+    return torch.stack([torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])

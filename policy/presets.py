@@ -1,8 +1,20 @@
 """The named policies: `tiny` for one CPU core, `svd-256` at the paper's size; and the behaviour-cloning baseline beside each."""
 
-from typing import Literal
+from pathlib import Path
 
-from policy.config import ActionConfig, AdaptorConfig, ClipShape, DiffusionConfig, ImageConfig, PolicyConfig, SamplerConfig, VideoConfig
+from policy.config import (
+    ActionConfig,
+    AdaptorConfig,
+    BranchStage,
+    ClipShape,
+    DiffusionConfig,
+    ImageConfig,
+    PolicyConfig,
+    PolicyKind,
+    SamplerConfig,
+    TrunkStage,
+    VideoConfig,
+)
 
 
 def _rungs(
@@ -36,7 +48,15 @@ PRESETS = {
             features=("up_blocks.1", "up_blocks.0", "mid_block"),
             text="words",
         ),
-        adaptor=AdaptorConfig(channels=32, out_dim=256, groups=8),
+        adaptor=AdaptorConfig(
+            branch=(
+                BranchStage(channels=64, groups=8, blocks=1, expansion=2),
+                BranchStage(channels=64, groups=8, blocks=1, expansion=2, joins=32),
+                BranchStage(channels=64, groups=8, blocks=1, expansion=2, joins=32),
+            ),
+            trunk=(TrunkStage(channels=64, groups=8, blocks=1, expansion=2, frame_stride=2),),
+            out_dim=256,
+        ),
         action=ActionConfig(down_dims=(64, 128), kernel_size=5, groups=8, time_dim=64),
         diffusion=DiffusionConfig(sigmas="decoupled", log_sigma_mean=0.0, log_sigma_std=1.4, video_log_sigma_mean=2.0, action_draws=4),
         ladder=_rungs((0.02, 10.0), (0.02, 10.0), (0.1, 10.0), execute=4, action_steps=5),
@@ -65,7 +85,26 @@ PRESETS = {
             condition_noise=0.02,
             text="openclip",
         ),
-        adaptor=AdaptorConfig(channels=32, out_dim=256, groups=8),
+        adaptor=AdaptorConfig(
+            branch=(
+                BranchStage(channels=320, groups=10),
+                BranchStage(channels=640, groups=10, joins=320),
+                BranchStage(channels=1280, groups=10, joins=640),
+                BranchStage(channels=1280, groups=10, joins=640),
+                BranchStage(channels=1280, groups=10, joins=640),
+                BranchStage(channels=864, groups=8),
+                BranchStage(channels=576, groups=6),
+            ),
+            trunk=(
+                TrunkStage(channels=1280, groups=10),
+                TrunkStage(channels=960, groups=8),
+                TrunkStage(channels=720, groups=6),
+                TrunkStage(channels=540, groups=5),
+                TrunkStage(channels=420, groups=5),
+                *[TrunkStage(channels=420, groups=7, expansion=2)] * 2,
+                *[TrunkStage(channels=420, groups=7, expansion=2, blocks=4, frame_stride=2)] * 3,
+            ),
+        ),
         action=ActionConfig(down_dims=(256, 512, 1024), kernel_size=5, groups=8, time_dim=256),
         diffusion=DiffusionConfig(sigmas="shared", log_sigma_mean=1.0, log_sigma_std=1.6),
         ladder=_rungs((0.002, 700.0), (0.002, 700.0), (4.0, 80.0), execute=16, action_steps=10),
@@ -75,13 +114,16 @@ PRESETS = {
 }
 """Video-action policies."""
 
+WEIGHTS = {"tiny": str(Path(__file__).parent / "pretrained/tiny"), "svd-256": "stabilityai/stable-video-diffusion-img2vid-xt"}
+"""What a preset's video model starts from: a folder shipped here, a hub id."""
+
 BASELINES = {
-    "tiny": {"images": ImageConfig(channels=(32, 64, 128), out_dim=256), "action": PRESETS["tiny"].action},
-    "svd-256": {"images": ImageConfig(channels=(64, 128, 256, 512), out_dim=512), "action": PRESETS["svd-256"].action},
+    "tiny": {"images": ImageConfig(channels=(32, 64, 128), out_dim=256, groups=8, text_dim=64, time_dim=128), "action": PRESETS["tiny"].action},
+    "svd-256": {"images": ImageConfig(channels=(64, 128, 256, 512), out_dim=512, groups=8, text_dim=64, time_dim=256), "action": PRESETS["svd-256"].action},
 }
 
 
-def policy_config(preset: str, kind: Literal["video_action", "diffusion_policy"] = "video_action") -> PolicyConfig:
+def policy_config(preset: str, kind: PolicyKind = "video_action") -> PolicyConfig:
     """The preset itself, or the baseline that looks at the same pictures and denoises its actions with the same network."""
     ours = PRESETS[preset]
     if kind == "video_action":
@@ -89,3 +131,11 @@ def policy_config(preset: str, kind: Literal["video_action", "diffusion_policy"]
     one = ours.ladder["one_pass"]
     instead = {"video": None, "adaptor": None, **BASELINES[preset], "ladder": {"one_pass": one}, "rung": "one_pass"}
     return PolicyConfig.model_validate(dict(ours) | instead)
+
+
+def weights_source(preset: str, weights: str) -> str:
+    """Where a video model starts, given what was asked for: a folder, hub id or URI; empty for random weights.
+
+    Asked for nothing, a preset starts from its own; `none` asks for random weights.
+    """
+    return "" if weights == "none" else weights or WEIGHTS[preset]

@@ -6,27 +6,28 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from policy.batch import BLOCK
 from policy.checkpoint import load
 from policy.interface import ActionChunk, Observation, derived_seed
 from policy.normalize import Normalizer
 
-# Kernels round differently at different batch sizes. So the network always sees blocks of exactly this many rows, filled up if need be;
-# in a block of this size no row's answer depends on its place or its neighbours (measured bit for bit; blocks of 2 and 3 fail it).
-BLOCK = 4
-
-
 class TrainedPolicy:
     """The `Policy` of a checkpoint folder.
 
-    Every observation brings its own noise seed and is denoised from its own noise: an answer never depends on who else asks.
+    Every observation brings its own noise seed and is denoised from its own noise, in blocks of a fixed size: an answer never depends on who
+    else asks. On CPU to the last bit; a GPU library that picks its kernels by load may round differently from one process to the next.
+
+    `rung`: where on the checkpoint's ladder to act; one it does not have, and none, mean its own.
     """
 
-    def __init__(self, folder: Path, device: str = "cpu") -> None:
+    def __init__(self, folder: Path, device: str = "cpu", rung: str = "") -> None:
         self._model, card = load(folder)
         self._model.to(device)
         self._device = device
         self.contract = card.contract
-        self._execute = card.config.sampler.execute
+        self.sampler = card.config.ladder.get(rung, card.config.sampler)
+        assert card.action_stats  # `load` refuses a video model
+        assert card.proprio_stats
         self._actions = Normalizer(card.action_stats, card.config.action_normalization)
         self._proprio = Normalizer(card.proprio_stats, "minmax")
 
@@ -39,20 +40,13 @@ class TrainedPolicy:
         return chunks
 
     def _act_block(self, observations: list[Observation]) -> list[ActionChunk]:
-        model = self._model
         pictures = np.stack([[o.images[camera] for camera in self.contract.cameras] for o in observations])
         proprio = torch.from_numpy(np.stack([o.proprio for o in observations])).to(self._device)
-        seeds = [o.noise_seed for o in observations]
-        video_noise = self._noise(seeds, (model.num_frames, *model.latent_shape))
-        action_noise = self._noise([derived_seed(seed, 1) for seed in seeds], (model.config.clip.horizon, model.action_dim))
-        _, actions = model.sample(
+        _, actions = self._model.sample(
             torch.from_numpy(pictures).to(self._device),
             self._proprio.normalize(proprio),
             [o.instruction for o in observations],
-            (video_noise, action_noise),
+            [(o.noise_seed, derived_seed(o.noise_seed, 1)) for o in observations],
+            self.sampler,
         )
-        return [ActionChunk(chunk, self._execute) for chunk in self._actions.denormalize(actions).cpu().numpy()]
-
-    def _noise(self, seeds: list[int], shape: tuple[int, ...]) -> torch.Tensor:
-        """(B, *shape) unit noise, each row from its own seed, drawn on the CPU so that the device does not matter."""
-        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(self._device)
+        return [ActionChunk(chunk, self.sampler.execute) for chunk in self._actions.denormalize(actions).cpu().numpy()]

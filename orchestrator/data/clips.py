@@ -3,6 +3,7 @@
 Shapes: B clips; V views; K frames per view; T actions; H W pixels.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,8 @@ class Clip:
     """(T,) 1 where there is an action to learn."""
     frame_mask: npt.NDArray[np.float32]
     """(K,) 1 where there is a frame to learn."""
+    seed: int
+    """Of the clip itself, the same in every run: its episode's id and first frame."""
 
     @property
     def frames(self) -> npt.NDArray[np.uint8]:
@@ -65,11 +68,12 @@ def cut(episode: Episode, start: int, shape: ClipShape, contract: Contract) -> C
     proprio = np.zeros(len(contract.proprio), np.float32) if episode.proprio is None else episode.proprio[start]
     shown = shown_frames([start], episode.length, shape)[0]
     places = shown if episode.numbers is None else np.searchsorted(episode.numbers, shown)
-    return Clip(episode, places, proprio, actions, action_mask, frame_mask)
+    seed = int.from_bytes(hashlib.blake2b(f"{episode.episode_id}|{start}".encode()).digest()[:7], "big")
+    return Clip(episode, places, proprio, actions, action_mask, frame_mask, seed)
 
 
 def stack(clips: Sequence[Clip]) -> dict[str, Any]:
-    """Clips as one batch: arrays with a leading B, and the list of instructions."""
+    """Clips as one batch: arrays with a leading B, and the lists of instructions and seeds."""
     views = [list(clip.episode.frames.values()) for clip in clips]
     frames = np.empty((len(clips), len(views[0]), len(clips[0].shown), *views[0][0].shape[1:]), np.uint8)
     for b, clip in enumerate(clips):
@@ -77,4 +81,4 @@ def stack(clips: Sequence[Clip]) -> dict[str, Any]:
             np.take(pictures, clip.shown, axis=0, out=frames[b, v], mode="clip")  # straight to its place, once
     arrays = ("proprio", "actions", "action_mask", "frame_mask")
     stacked = {name: np.stack([getattr(clip, name) for clip in clips]) for name in arrays}
-    return {"frames": frames, **stacked, "instructions": [clip.episode.instruction for clip in clips]}
+    return {"frames": frames, **stacked, "instructions": [clip.episode.instruction for clip in clips], "seeds": [clip.seed for clip in clips]}

@@ -1,0 +1,240 @@
+"""Training one arm, or the video model several arms share: a plain loop over batches. No Ray but for the stream of clips."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.arms import Arm
+from orchestrator.data import stream
+from orchestrator.data.manifest import Manifest
+from orchestrator.data.order import Order
+from orchestrator.data.store import load_manifest
+from orchestrator.data.subset import Subset, choose
+from orchestrator.provenance import TRAINING_CODE, code_fingerprint, digest, package_versions, weights_label
+from orchestrator.spec import Train
+from orchestrator.storage import download, open_storage
+from orchestrator.weights import fetch_weights
+from policy.config import ClipShape, Objective, PolicyConfig
+from policy.interface import derived_seed
+
+if TYPE_CHECKING:
+    import torch
+
+    from policy.batch import Batch
+    from policy.checkpoint import Card, Model
+
+PROGRESS_REPORTS = 20  # per run, besides those at checkpoints
+CONSUMED = ("clips_with_actions", "clips_action_free", "action_free_ratio_consumed")
+"""Metrics: the clips the first worker has trained on since step 0, counted as they came, and their ratio, to hold against the one asked for."""
+
+Report = Callable[[int, dict[str, Any], Path | None], None]
+"""Called now and then with (step, mean losses since the last call, None), and at a checkpoint with its folder (on the first worker)."""
+
+# What stage 1 does not depend on: arms that differ in nothing else share it.
+NOT_OF_THE_VIDEO = {"mode", "steps", "video_steps", "checkpoint_every", "head_learning_rate", "feature_cache_mb"}
+
+
+@dataclass(frozen=True)
+class ArmJob:
+    """All that one training run needs to know; small enough to send to every worker."""
+
+    arm: Arm
+    arm_id: str
+    """Of the arm, or of the video model where `objective` is `video`."""
+    episodes: str
+    version: int
+    """Of the episode store: a sweep keeps to the one it started with."""
+    quarantined: frozenset[str]
+    """Damaged episodes that others take the places of."""
+    config: PolicyConfig
+    train: Train
+    objective: Objective
+    weights: str = ""
+    """Where the video model starts: a hub id, a folder, an s3:// URI in diffusers' format; empty for random weights."""
+    video_model: str = ""
+    """URI of the stage-1 checkpoint that it starts from instead."""
+
+    def subset(self, manifest: Manifest) -> Subset:
+        return choose(manifest, self.arm.demo_count, self.arm.action_free_ratio, self.arm.seed, self.quarantined)
+
+    def order(self, manifest: Manifest, rank: int, world: int) -> Order:
+        """A video model learns from all episodes alike; a head on a frozen one from demos alone."""
+        subset = self.subset(manifest)
+        demos, action_free = (tuple(manifest.select(ids, with_stats=False)) for ids in (subset.demos, subset.action_free))
+        if self.objective == "video":
+            videos = sorted((*demos, *action_free), key=lambda entry: entry.episode_id)
+            demos, action_free = (), tuple(videos)
+        elif self.objective == "action":
+            action_free = ()
+        return Order(demos, action_free, manifest.fingerprint, self.arm.seed, rank, world, self.train.batch_size // world)
+
+    @property
+    def clip(self) -> ClipShape:
+        """What of an episode is read: where no video is imagined, the present frame is enough."""
+        shape, diffusion = self.config.clip, self.config.diffusion
+        present = self.config.video is None or (self.objective == "action" and diffusion.features_at == "start")
+        return shape.model_copy(update={"frames_per_view": 1}) if present else shape
+
+    def stage_one(self, manifest: Manifest) -> "ArmJob":
+        """The training of the video model that this arm's head reads, named by everything that shapes it and by nothing else."""
+        steps = self.train.video_steps or self.train.steps
+        train = self.train.model_copy(update={"steps": steps})
+        subset, config = self.subset(manifest), self.config.model_dump(mode="json", include={"clip", "video", "diffusion"})
+        shaped_by = [
+            sorted((*subset.demos, *subset.action_free)),
+            manifest.fingerprint,
+            self.arm.seed,
+            config,
+            steps,
+            train.model_dump(mode="json", exclude=NOT_OF_THE_VIDEO),
+            weights_label(self.weights),
+            code_fingerprint(TRAINING_CODE),
+        ]
+        return replace(self, arm_id=f"video-{digest(shaped_by)}", train=train, objective="video")
+
+
+def card_of(job: ArmJob, manifest: Manifest) -> "Card":
+    """The card of the run before its first step. Statistics come from the arm's own demos, nothing else."""
+    from policy.checkpoint import Card
+    from policy.stats import Stats
+
+    subset = job.subset(manifest)
+    demos = manifest.select(subset.demos)
+    videos_only = job.objective == "video"
+    chosen: dict[str, Any]
+    if videos_only:
+        chosen = {"seed": job.arm.seed, "videos": sorted((*subset.demos, *subset.action_free))}
+    else:
+        chosen = {"arm": vars(job.arm), "subset_digest": subset.digest, "demos": list(subset.demos), "action_free": list(subset.action_free)}
+    return Card(
+        config=job.config,
+        contract=manifest.contract,
+        action_stats=None if videos_only else Stats.merge(entry.action_stats for entry in demos if entry.action_stats),
+        proprio_stats=None if videos_only else Stats.merge(entry.proprio_stats for entry in demos if entry.proprio_stats),
+        provenance={
+            **chosen,
+            "arm_id": job.arm_id,
+            "objective": job.objective,
+            "starts_from": job.video_model.rpartition("/arms/")[2] or weights_label(job.weights),
+            "step": 0,
+            **dict.fromkeys(CONSUMED, 0),
+            "train": job.train.model_dump(mode="json"),
+            "data_fingerprint": manifest.fingerprint,
+            "data_version": job.version,
+            "code": code_fingerprint(TRAINING_CODE),
+            "packages": package_versions(),
+        },
+    )
+
+
+def train(
+    job: ArmJob, rank: int, world: int, resume: Path | None, report: Report, wrap: Callable[["Model"], Any] | None = None, device: str = "cpu"
+) -> None:
+    """Train from the run's last checkpoint (or the start) to its last step.
+
+    Every random draw is a function of (seed, step, rank), so stopping and resuming changes nothing. `wrap` readies the model for several workers.
+    """
+    import torch
+
+    from policy.checkpoint import fingerprint, load_card, load_trainer, load_weights, save
+    from policy.jitter import color_jitter
+    from policy.normalize import Normalizer
+    from policy.trainer import Trainer
+
+    manifest = load_manifest(open_storage(job.episodes), job.version)
+    card = card_of(job, manifest)
+    before = load_card(resume).provenance if resume else card.provenance
+    first_step = before["step"]
+    if first_step == job.train.steps:
+        return
+    consumed = {name: before[name] for name in CONSUMED}
+    torch.manual_seed(job.arm.seed)
+    with tempfile.TemporaryDirectory() as name:
+        model = _first_model(job, card, resume, Path(name))
+    model.learn(job.objective)
+    model.to(device)
+    trainer = Trainer(model, job.train, job.train.steps, wrap)
+    if resume:
+        trainer.restore(load_weights(resume), load_trainer(resume))
+    normalizers = None
+    if card.proprio_stats and card.action_stats:
+        normalizers = Normalizer(card.proprio_stats, "minmax"), Normalizer(card.action_stats, card.config.action_normalization)
+    generator = torch.Generator()
+    sums = dict.fromkeys(("loss", "loss_video", "loss_action"), torch.zeros((), device=trainer.device))
+    since = first_step
+    batches = stream.batches(
+        job.episodes, manifest.contract, job.order(manifest, rank, world), job.clip, first_step=first_step, num_steps=job.train.steps
+    )
+    for step, arrays in enumerate(batches, first_step + 1):
+        generator.manual_seed(derived_seed(job.arm.seed, step, rank))
+        batch = _to_batch(arrays, normalizers, trainer.device)
+        if job.train.color_jitter and not batch.frames.is_floating_point():
+            batch = replace(batch, frames=color_jitter(batch.frames, generator))
+        losses = trainer.step(batch, step - 1, generator)
+        for name, value in (("loss", losses.total), ("loss_video", losses.video), ("loss_action", losses.action)):
+            sums[name] = sums[name] + value  # stays on the device: reading it at every step would make the device wait
+        consumed = _count(consumed, arrays)
+        checkpoint = step % job.train.checkpoint_every == 0 or step == job.train.steps
+        if not checkpoint and step % max(1, job.train.steps // PROGRESS_REPORTS):
+            continue
+        metrics: dict[str, Any] = {name: total.item() / (step - since) for name, total in sums.items()} | consumed
+        sums, since = dict.fromkeys(sums, torch.zeros((), device=trainer.device)), step
+        if checkpoint:
+            weights, state = trainer.acting_weights(), trainer.state()  # of every worker: where weights are sharded, they are gathered
+        if not checkpoint or rank > 0:
+            report(step, metrics, None)
+            continue
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            now = replace(card, provenance=card.provenance | {"step": step} | consumed)
+            if job.objective == "video":
+                weights = {name: tensor for name, tensor in weights.items() if name.startswith("video.")}
+            save(folder, now, model, weights, state)
+            report(step, metrics | {"checkpoint": fingerprint(folder)}, folder)
+
+
+def _first_model(job: ArmJob, card: "Card", resume: Path | None, folder: Path) -> "Model":
+    """The network as training begins: its video model from stage 1, or from the weights that the sweep names, or from the checkpoint to resume."""
+    from policy.checkpoint import known_sentences, new_model
+    from policy.model import FeatureCache, VideoActionModel
+    from policy.weights import load_unet
+
+    source: str | Path = ""
+    if job.config.video:
+        if resume:
+            source = resume
+        elif job.video_model:
+            download(job.video_model, folder, skip=("trainer.safetensors",))
+            source = folder
+        elif job.weights:
+            source = fetch_weights(job.weights, folder)
+    model = new_model(card.config, card.contract, source or None, known_sentences(Path(source)) if source else None)
+    if isinstance(model, VideoActionModel):
+        model.feature_cache = FeatureCache(job.train.feature_cache_mb * 2**20)
+        if source:
+            load_unet(source, model.video.unet)
+    return model
+
+
+def _count(consumed: dict[str, float], arrays: dict[str, Any]) -> dict[str, float]:
+    """CONSUMED after one more batch."""
+    labelled = int(arrays["action_mask"].any(1).sum())
+    with_actions, without = consumed["clips_with_actions"] + labelled, consumed["clips_action_free"] + len(arrays["action_mask"]) - labelled
+    return dict(zip(CONSUMED, (with_actions, without, without / max(1, with_actions)), strict=True))
+
+
+def _to_batch(arrays: dict[str, Any], normalizers: Any, device: "torch.device") -> "Batch":
+    """A video model is not told of proprioception and actions, so nothing needs normalising."""
+    import torch
+
+    from policy.batch import Batch
+
+    lists = {name: arrays[name] for name in ("instructions", "seeds")}
+    tensors = {name: torch.from_numpy(value).to(device) for name, value in arrays.items() if name not in lists}
+    if normalizers:
+        proprio, action = normalizers
+        tensors["proprio"] = proprio.normalize(tensors["proprio"])
+        tensors["actions"] = action.normalize(tensors["actions"])
+    return Batch(**tensors, **lists)

@@ -1,0 +1,55 @@
+"""What a training step takes and gives, whichever policy learns.
+
+Shapes: B clips; V views; K frames per view; H W pixels; S stored latent channels; h w latent rows, columns; T steps of a chunk;
+A action dimensions; P proprioceptive values.
+"""
+
+from dataclasses import dataclass, fields
+from itertools import pairwise
+
+from torch import Tensor
+
+# Kernels round differently at different batch sizes. So where a row must not depend on its neighbours, the networks see blocks of exactly this
+# many rows, filled up if need be: measured bit for bit on CPU for a block of 4; blocks of 2 and 3 fail it.
+BLOCK = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training clips on the model's device."""
+
+    frames: Tensor
+    """(B, V, K, H, W, 3) uint8 pictures, or (B, V, K, S, h, w) float16 latents as `policy.latents` keeps them."""
+    proprio: Tensor
+    """(B, P) normalised, at the first frame."""
+    actions: Tensor
+    """(B, T, A) normalised; anything where the mask is 0."""
+    action_mask: Tensor
+    """(B, T) 1 where an action may be learned from: the clip has actions and the step lies inside its episode."""
+    frame_mask: Tensor
+    """(B, K) 1 where the frame lies inside the episode."""
+    instructions: list[str]
+    seeds: list[int]
+    """Of the clips themselves: what is drawn from them is the same whenever the clip is met."""
+
+    def split(self, parts: int) -> "list[Batch]":
+        """The same clips as so many batches, as equal as can be."""
+        bounds = [len(self.seeds) * i // parts for i in range(parts + 1)]
+        return [Batch(*(getattr(self, f.name)[a:b] for f in fields(self))) for a, b in pairwise(bounds) if a < b]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """total: what to descend. video, action: its two terms, detached."""
+
+    total: Tensor
+    video: Tensor
+    action: Tensor
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the errors are divided by, per training process: the global count over the number of processes (`loss.masked_mean`)."""
+
+    frames: Tensor
+    actions: Tensor

@@ -1,0 +1,56 @@
+"""Colour jitter, the only augmentation (method 2): what lamps and cameras do to colours, the same in every frame of a camera of a clip.
+
+Shapes: B clips; V views; K frames per view; H W pixels.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue look (ITU-R BT.601)
+
+
+@dataclass(frozen=True)
+class Strength:
+    """Largest change of each: factors 1 ± x of brightness, contrast and saturation; hue in turns of the colour wheel."""
+
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.05
+
+
+PAPER = Strength()
+
+
+def color_jitter(pictures_BVKHW3: Tensor, generator: torch.Generator, strength: Strength = PAPER) -> Tensor:
+    """Pictures (B, V, K, H, W, 3) uint8 under other light, same shape and device. The generator is on the CPU.
+
+    One affine map of colours per clip and camera: brightness, then contrast about the mean grey of the camera's frames, saturation, hue.
+    """
+    draws_BV4 = 2 * torch.rand(*pictures_BVKHW3.shape[:2], 4, generator=generator) - 1
+    jittered = torch.empty_like(pictures_BVKHW3)
+    for clip, changed, draws_V4 in zip(pictures_BVKHW3, jittered, draws_BV4, strict=True):  # clip by clip: in floats all would be large
+        for view, out, draw in zip(clip, changed, draws_V4.tolist(), strict=True):
+            colors = view.float()
+            matrix, contrast = _color_matrix(draw, strength)
+            grey = colors.mean((0, 1, 2)) @ colors.new_tensor(LUMA) * (1 + strength.brightness * draw[0])
+            out.copy_((colors @ matrix.T.to(view.device) + (1 - contrast) * grey).round().clamp(0, 255))
+    return jittered
+
+
+def _color_matrix(draw: list[float], strength: Strength) -> tuple[Tensor, float]:
+    """(3, 3) matrix on RGB columns without its offset, and the factor of contrast; draws in [-1, 1]."""
+    strengths = (strength.brightness, strength.contrast, strength.saturation)
+    brightness, contrast, saturation = (1 + most * share for most, share in zip(strengths, draw[:3], strict=True))
+    saturate = saturation * torch.eye(3) + (1 - saturation) * torch.tensor(LUMA).expand(3, 3)
+    return brightness * contrast * _about_grey(2 * math.pi * strength.hue * draw[3]) @ saturate, contrast
+
+
+def _about_grey(angle: float) -> Tensor:
+    """(3, 3) rotation of colours about the grey axis, which it leaves alone: a change of hue."""
+    axis = torch.ones(3, 3) / 3
+    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
+    return math.cos(angle) * torch.eye(3) + (1 - math.cos(angle)) * axis + math.sin(angle) * cross

@@ -1,0 +1,210 @@
+"""What stands between pictures and the latents a video model denoises: folded pixels, or Stable Video Diffusion's autoencoder.
+
+Shapes: ... any leading dimensions; K frames of a view; H W pixels; C latent channels; S channels as they are kept beside the data;
+h w latent rows and columns (H / patch, W / patch).
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from torch import Tensor
+from torch.nn import functional as nnf
+
+from policy.batch import BLOCK
+from policy.config import VideoConfig
+from policy.weights import WeightsError, load_vae
+
+VAE_CHANNELS = 4
+VAE_SCALE = 0.18215  # brings its latents to unit variance
+
+
+class Latents(Protocol):
+    """Pictures to latents and back, computed where the pictures are. Nothing of it learns."""
+
+    channels: int
+    """C."""
+    stored_channels: int
+    """S."""
+    patch: int
+    """Side in pixels of one latent position."""
+
+    def encode(self, pictures: Tensor, conditions: bool = True) -> Tensor:
+        """(..., H, W, 3) uint8 -> (..., S, h, w): all that training needs of each picture, and what may be kept beside a data set.
+
+        A function of each picture alone, bit for bit on one kind of machine: not of its neighbours. Without `conditions` only what
+        `target` reads may be there: for pictures that are no camera's present one.
+        """
+        ...
+
+    def present(self, pictures: Tensor) -> Tensor:
+        """(..., H, W, 3) uint8 -> (..., C, h, w): `condition(encode(pictures))` and no more, for whoever only acts."""
+        ...
+
+    def target(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
+        """(..., S, h, w) -> (..., C, h, w) float: what the video model learns to denoise towards. The generator is on the CPU."""
+        ...
+
+    def condition(self, encoded: Tensor) -> Tensor:
+        """(..., S, h, w) -> (..., C, h, w) float: what frames are shown of their camera's present picture."""
+        ...
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """(..., K, C, h, w) as `target` makes them -> (..., K, H, W, 3) uint8: for people to look at."""
+        ...
+
+    def fingerprint(self, image_size: tuple[int, int]) -> str:
+        """Equal where pictures of this size become equal latents."""
+        ...
+
+
+def to_latents(pictures: Tensor, patch: int) -> Tensor:
+    """uint8 pictures (..., H, W, 3) -> (..., 3*p*p, h, w) in [-1, 1]: every p x p square becomes one position."""
+    pixels = pictures.movedim(-1, -3).float() / 127.5 - 1
+    latents: Tensor = nnf.pixel_unshuffle(pixels, patch)
+    return latents
+
+
+def to_frames(latents: Tensor, patch: int) -> Tensor:
+    """The inverse of `to_latents`, clipped to what a picture can show."""
+    pixels: Tensor = nnf.pixel_shuffle(latents, patch)
+    return _to_pictures(pixels.movedim(-3, -1))
+
+
+def _to_pictures(pixels: Tensor) -> Tensor:
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+class PixelLatents:
+    """Pixels folded into channels: nothing is lost, nothing is downloaded."""
+
+    def __init__(self, patch: int) -> None:
+        self.patch = patch
+        self.channels = self.stored_channels = 3 * patch**2
+
+    def encode(self, pictures: Tensor, conditions: bool = True) -> Tensor:
+        return to_latents(pictures, self.patch)
+
+    def present(self, pictures: Tensor) -> Tensor:
+        return to_latents(pictures, self.patch)
+
+    def target(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
+        return encoded
+
+    def condition(self, encoded: Tensor) -> Tensor:
+        return encoded
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        return to_frames(latents, self.patch)
+
+    def fingerprint(self, image_size: tuple[int, int]) -> str:
+        return _hashed({"latents": "pixels", "patch": self.patch, "image_size": image_size})
+
+
+class VaeLatents:
+    """The autoencoder of Stable Video Diffusion, frozen and always in fp32 (method 1.1).
+
+    Kept per picture, in float16: the posterior's mean (4), its log-variance clamped as diffusers does (4), and the mean of the same
+    picture with condition noise (4). The target is a sample of the posterior times the autoencoder's scale; the condition is unscaled.
+    The noise is seeded by the picture's own bytes, so that kept and fresh latents agree and a policy's answer follows from what it sees.
+
+    Not a module: an average of a model's weights, its optimizer and its checkpoint have nothing to do with it.
+    """
+
+    patch = 8
+    channels = VAE_CHANNELS
+    stored_channels = 3 * VAE_CHANNELS
+
+    def __init__(self, vae: AutoencoderKLTemporalDecoder | None, condition_noise: float) -> None:
+        self._vae = None if vae is None else vae.requires_grad_(False).eval().float()
+        self.condition_noise = condition_noise
+
+    def __deepcopy__(self, memo: object) -> "VaeLatents":
+        return self  # frozen: copies of a model share it
+
+    def _vae_on(self, device: torch.device) -> AutoencoderKLTemporalDecoder:
+        """The autoencoder, moved there if it was not; WeightsError if there is none: kept latents alone need none."""
+        if self._vae is None:
+            raise WeightsError(
+                "pictures become latents through Stable Video Diffusion's autoencoder; say where its weights are, or train on kept latents"
+            )
+        return self._vae if self._vae.device == device else self._vae.to(device)
+
+    def encode(self, pictures: Tensor, conditions: bool = True) -> Tensor:
+        moments = self._moments(pictures, _pixels)
+        if not conditions:
+            return moments
+        return torch.cat([moments, self._moments(pictures, self._noisy)[..., : self.channels, :, :]], dim=-3)
+
+    def present(self, pictures: Tensor) -> Tensor:
+        return self._moments(pictures, self._noisy)[..., : self.channels, :, :].float()
+
+    def target(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
+        mean, log_variance = encoded.float().split(self.channels, dim=-3)[:2]
+        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+        scaled: Tensor = (mean + torch.exp(0.5 * log_variance) * noise) * VAE_SCALE
+        return scaled
+
+    def condition(self, encoded: Tensor) -> Tensor:
+        return encoded[..., -self.channels :, :, :].float()
+
+    @torch.no_grad()
+    def pictures(self, latents: Tensor) -> Tensor:
+        vae = self._vae_on(latents.device)
+        views = latents.reshape(-1, *latents.shape[-4:])
+        with torch.autocast(latents.device.type, enabled=False):
+            unscaled = views.float() / VAE_SCALE
+            # One view at a time: decoding is 2.6 passes of the video model, and as large in memory.
+            shown = torch.stack([_to_pictures(vae.decode(view, num_frames=len(view)).sample.movedim(-3, -1)) for view in unscaled])
+        return shown.reshape(*latents.shape[:-3], *shown.shape[-3:])
+
+    def fingerprint(self, image_size: tuple[int, int]) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._vae_on(torch.device("cpu")).state_dict().items()):
+            digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        return _hashed({"latents": "vae", "vae": digest.hexdigest(), "condition_noise": self.condition_noise, "image_size": image_size})
+
+    @torch.no_grad()
+    def _moments(self, pictures: Tensor, as_pixels: Callable[[Tensor], Tensor]) -> Tensor:
+        """(..., 2C, h, w) float16: mean and log-variance of each picture's posterior."""
+        vae, blocks = self._vae_on(pictures.device), []
+        with torch.autocast(pictures.device.type, enabled=False):
+            for block in pictures.reshape(-1, *pictures.shape[-3:]).split(BLOCK):
+                filled = nnf.pad(as_pixels(block), (0, 0, 0, 0, 0, 0, 0, BLOCK - len(block)))
+                posterior = vae.encode(filled).latent_dist
+                blocks.append(torch.cat([posterior.mean, posterior.logvar], dim=1)[: len(block)].half())
+        moments = torch.cat(blocks)
+        return moments.reshape(*pictures.shape[:-3], *moments.shape[1:])
+
+    def _noisy(self, pictures_NHW3: Tensor) -> Tensor:
+        noise = torch.stack([_noise_of(picture) for picture in pictures_NHW3.cpu()])
+        return _pixels(pictures_NHW3) + self.condition_noise * noise.to(pictures_NHW3.device)
+
+
+def _pixels(pictures: Tensor) -> Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) in [-1, 1]."""
+    return pictures.movedim(-1, -3).float() / 127.5 - 1
+
+
+def _noise_of(picture_HW3: Tensor) -> Tensor:
+    """(3, H, W) unit Gaussian noise that belongs to this picture."""
+    seed = int.from_bytes(hashlib.sha256(picture_HW3.contiguous().numpy().tobytes()).digest()[:8], "little") >> 1
+    height, width, _ = picture_HW3.shape
+    return torch.randn(3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def _hashed(fields: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def latent_codec(config: VideoConfig, weights: str | Path | None = None) -> PixelLatents | VaeLatents:
+    """The latents a video model is made for. `weights`, a folder or hub id in diffusers' layout, holds the autoencoder if it needs one;
+    without, it can learn from kept latents only. WeightsError if they are not there whole.
+    """
+    if config.latents == "pixels":
+        return PixelLatents(config.patch)
+    return VaeLatents(None if weights is None else load_vae(weights), config.condition_noise)

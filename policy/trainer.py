@@ -1,0 +1,148 @@
+"""One optimiser step after another: precision, accumulation, clipping, the running average, and all of it saved and restored.
+
+Works alike for one process, for DDP and for FSDP2: what is saved is always the whole model under its plain names.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
+
+from policy.config import Recipe
+from policy.loss import mean_over_workers
+from policy.model import Batch, Counts, Losses
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def learning_rate_factor(step: int, recipe: Recipe, steps: int) -> float:
+    """Of the peak, at a step counted from 0: a function of the step alone, so a resumed run continues it exactly."""
+    warm = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
+    return warm * (0.5 * (1 + math.cos(math.pi * step / steps)) if recipe.schedule == "cosine" else 1.0)
+
+
+class Average:
+    """The running average of the weights that move, kept beside them, part by part where they are sharded."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self._parameters, self._decay = parameters, decay
+        self.values = [_local(parameter).clone() for parameter in parameters]
+
+    def update(self) -> None:
+        torch._foreach_lerp_(self.values, [_local(parameter) for parameter in self._parameters], 1 - self._decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the model has the averaged weights."""
+        self.exchange()
+        try:
+            yield
+        finally:
+            self.exchange()
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Swap the average and the weights."""
+        for i, parameter in enumerate(self._parameters):
+            current = _local(parameter).clone()
+            _local(parameter).copy_(self.values[i])
+            self.values[i] = current
+
+
+def _local(parameter: Tensor) -> Tensor:
+    """This process's part of a weight."""
+    local: Tensor = parameter.detach().to_local() if isinstance(parameter, DTensor) else parameter.detach()
+    return local
+
+
+class Trainer:
+    """Moves what the model's `learn` left free. `wrap` turns the model into what several workers call (DDP or FSDP2)."""
+
+    def __init__(self, model: Any, recipe: Recipe, steps: int, wrap: Callable[[Any], Any] | None = None) -> None:
+        if recipe.gradient_checkpointing:
+            model.checkpoint_gradients()
+        self.model, self._recipe, self._steps = model, recipe, steps
+        self._wrapped = wrap(model) if wrap else model
+        free = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        peaks = {"video": recipe.learning_rate, "head": recipe.head_learning_rate or recipe.learning_rate}
+        members = {group: [p for name, p in free.items() if name.startswith("video.") == (group == "video")] for group in peaks}
+        groups = [{"params": members[group], "peak": peaks[group]} for group in peaks if members[group]]
+        self._parameters = [parameter for group in groups for parameter in group["params"]]
+        sharded = any(isinstance(parameter, DTensor) for parameter in self._parameters)
+        self.device = self._parameters[0].device
+        self._optimizer = torch.optim.AdamW(
+            groups, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay, **({"foreach": True} if sharded else {"fused": True})
+        )
+        self._average = Average(self._parameters, recipe.ema_decay) if recipe.ema_decay else None
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+
+    def step(self, batch: Batch, step: int, generator: torch.Generator) -> Losses:
+        """One optimiser step, number `step` counted from 0, on this worker's clips. The losses are of the whole batch of all workers on average."""
+        recipe = self._recipe
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak"] * learning_rate_factor(step, recipe, self._steps)
+        counts = Counts(mean_over_workers(batch.frame_mask.sum()), mean_over_workers(batch.action_mask.sum()))
+        parts = batch.split(recipe.accumulate)
+        losses = []
+        self._optimizer.zero_grad()
+        for i, part in enumerate(parts):
+            # Gradients travel between workers once per step, with the last part.
+            waits = i < len(parts) - 1 and hasattr(self._wrapped, "no_sync")
+            with self._wrapped.no_sync() if waits else nullcontext():
+                with torch.autocast(self.device.type, PRECISIONS.get(recipe.precision), enabled=recipe.precision in PRECISIONS):
+                    losses.append(self._wrapped(part, generator, counts))
+                self._scaler.scale(losses[-1].total).backward()  # type: ignore[no-untyped-call]
+        self._scaler.unscale_(self._optimizer)
+        if recipe.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self._parameters, recipe.clip_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self._average:
+            self._average.update()
+        return Losses(*(torch.stack([getattr(loss, name).detach() for loss in losses]).sum() for name in ("total", "video", "action")))
+
+    # -- saved and restored ------------------------------------------------------------------------------------------------------------
+
+    def acting_weights(self) -> dict[str, Tensor]:
+        """The whole model as it should act, by name. Every worker must call it; where weights are sharded, the first one gets them."""
+        with self._average.applied() if self._average else nullcontext():
+            return {name: tensor.clone() for name, tensor in get_model_state_dict(self.model, options=WHOLE).items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """What continuing needs besides the acting weights: weights that move, optimiser, scaler; flat, so that they need no pickle."""
+        free = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        weights = {f"model/{name}": tensor for name, tensor in get_model_state_dict(self.model, options=WHOLE).items() if name in free}
+        moments = get_optimizer_state_dict(self.model, self._optimizer, options=WHOLE).get("state", {})
+        for name, values in moments.items():
+            weights |= {f"optimizer/{key}/{name}": torch.as_tensor(value) for key, value in values.items()}
+        return weights | {f"scaler/{key}": torch.tensor(float(value)) for key, value in self._scaler.state_dict().items()}
+
+    def restore(self, acting: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+        """Go on from what `acting_weights` and `state` gave."""
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        if self._average:
+            set_model_state_dict(self.model, acting, options=options)
+            self._average.values = [_local(parameter).clone() for parameter in self._parameters]
+        mine = {name.removeprefix("model/"): tensor for name, tensor in state.items() if name.startswith("model/")}
+        set_model_state_dict(self.model, acting | mine, options=options)
+        moments: dict[str, dict[str, Tensor]] = {}
+        for place, tensor in state.items():
+            if place.startswith("optimizer/"):
+                _, key, name = place.split("/", 2)
+                moments.setdefault(name, {})[key] = tensor
+        current = get_optimizer_state_dict(self.model, self._optimizer, options=StateDictOptions(full_state_dict=True))
+        set_optimizer_state_dict(self.model, self._optimizer, {"state": moments, "param_groups": current["param_groups"]}, options=options)
+        if scaler := {name.removeprefix("scaler/"): value.item() for name, value in state.items() if name.startswith("scaler/")}:
+            self._scaler.load_state_dict(scaler | {"growth_interval": int(scaler["growth_interval"]), "_growth_tracker": int(scaler["_growth_tracker"])})

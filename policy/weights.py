@@ -1,0 +1,196 @@
+"""Pretrained weights in diffusers' layout: a folder with `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, or the id of such a repository.
+
+Reads them into what is already built, and says in one sentence what does not fit or is not there.
+"""
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+VIDEO = ("unet", "vae")
+TEXT = ("text_encoder", "tokenizer")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+STEM = "diffusion_pytorch_model"
+# What decides a U-Net's weights; the rest of its configuration (picture size, number of frames) is free.
+ARCHITECTURE = (
+    "in_channels",
+    "out_channels",
+    "block_out_channels",
+    "layers_per_block",
+    "down_block_types",
+    "up_block_types",
+    "num_attention_heads",
+    "cross_attention_dim",
+    "transformer_layers_per_block",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+)
+_PER_LEVEL = ("layers_per_block", "num_attention_heads", "cross_attention_dim", "transformer_layers_per_block")
+# Of a repository, only what is read: plain weights where there are any, else half-precision ones; never both.
+_SMALL = ("*.json", "merges.txt", "*/merges.txt")
+_WEIGHTS = (
+    (f"{STEM}.safetensors", f"{STEM}-*.safetensors", "model.safetensors", "model-*.safetensors"),
+    (f"{STEM}.fp16.safetensors", f"{STEM}.fp16-*.safetensors", "model.fp16.safetensors"),
+    ("pytorch_model.bin", "pytorch_model-*.bin"),
+)
+
+
+class WeightsError(Exception):
+    """One sentence: which weights, what is wrong, and the mend."""
+
+
+def local_folder(source: str | Path, parts: tuple[str, ...] = VIDEO) -> Path:
+    """The folder itself, or where a hub repository's `parts` (or, if it has none of them, its own model) now lie on this machine.
+
+    WeightsError if there is no such folder, no such repository, or no way to it.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if not HUB_ID.fullmatch(str(source)):
+        raise WeightsError(f"{source}: there is no such folder; correct the path, or name a repository of the Hugging Face hub as owner/name")
+    for weights in _WEIGHTS:
+        patterns = [*_SMALL, *weights, *(f"{part}/{name}" for part in parts for name in weights)]
+        found = _snapshot(str(source), patterns)
+        if any(path for place in ("", *parts) for name in weights for path in (found / place).glob(name)):
+            return found
+    raise WeightsError(f"{source}: this repository holds no weights for {' or '.join(parts)}; name another")
+
+
+def _snapshot(repository: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except GatedRepoError:
+        mend = "accept its licence on huggingface.co, and set HF_TOKEN to a token of that account"
+    except RepositoryNotFoundError:
+        mend = "there is no such folder here and no such public repository on the Hugging Face hub; correct the name, or set HF_TOKEN"
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError):
+        mend = "it is neither a folder nor in this machine's Hugging Face cache, and the hub cannot be reached; name a folder that holds the weights"
+    except Exception as error:
+        mend = f"the Hugging Face hub did not deliver it ({type(error).__name__}); try again, or name a folder that holds the weights"
+    raise WeightsError(f"{repository}: {mend}")
+
+
+def part_folder(folder: Path, part: str) -> Path:
+    """Where a part's `config.json` lies: in the subfolder of that name, or in the folder itself; WeightsError if in neither."""
+    for place in (folder / part, folder):
+        if (place / "config.json").is_file():
+            return place
+    raise WeightsError(f"{folder}: there is no {part}/config.json here; name a folder in diffusers' layout, or copy what is missing")
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Whatever a reader of weights stumbles over, as one sentence."""
+    try:
+        yield
+    except WeightsError:
+        raise
+    except FileNotFoundError as error:
+        raise WeightsError(f"{folder}: {Path(error.filename or 'a file').name} is missing; copy the folder again") from None
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        said = " ".join(str(error).split())[:120]
+        raise WeightsError(f"{folder}: its files are cut short or damaged ({said}); copy the folder again") from None
+
+
+def _config(folder: Path, wanted: type) -> dict[str, Any]:
+    with reading(folder / "config.json"):
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    if config.get("_class_name") != wanted.__name__:
+        raise WeightsError(f"{folder}: it holds a {config.get('_class_name', 'model of another kind')}, a {wanted.__name__} is wanted; name another")
+    return config
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: plain or in half precision, whole or in shards."""
+    for stem in (STEM, f"{STEM}.fp16"):
+        if (folder / f"{stem}.safetensors").is_file():
+            return [folder / f"{stem}.safetensors"]
+        if shards := sorted(folder.glob(f"{stem}-*-of-*.safetensors")):
+            missing = int(shards[0].stem.rpartition("-of-")[2]) - len(shards)
+            if missing:
+                raise WeightsError(f"{folder}: {missing} of the files {stem}-*.safetensors are missing; copy the folder again")
+            return shards
+    raise WeightsError(f"{folder}: there is no {STEM}.safetensors here; copy the folder again")
+
+
+@torch.no_grad()
+def _fill(module: nn.Module, folder: Path) -> None:
+    """Every weight of a module from a folder's files, one tensor in memory at a time, at the module's own precision."""
+    state = module.state_dict()
+    left = set(state)
+    for file in _weight_files(folder):
+        with reading(file), safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  not a dictionary
+                if name not in state:
+                    raise WeightsError(f"{file}: it holds {name}, which the model does not have; name weights of this architecture")
+                shape = tuple(opened.get_slice(name).get_shape())
+                if shape != tuple(state[name].shape):
+                    raise WeightsError(f"{file}: {name} has shape {shape}, the model's has {tuple(state[name].shape)}; name weights that fit")
+                state[name].copy_(opened.get_tensor(name))
+                left.discard(name)
+    if left:
+        raise WeightsError(f"{folder}: its weights lack {min(left)}; copy the folder again")
+
+
+def load_unet(source: str | Path, unet: UNetSpatioTemporalConditionModel) -> None:
+    """Pretrained weights into a video U-Net that is already built; WeightsError if its architecture is another, or a file is not whole."""
+    folder = part_folder(local_folder(source, ("unet",)), "unet")
+    saved, built = _config(folder, UNetSpatioTemporalConditionModel), dict(unet.config)
+    defaults = {name: value.default for name, value in inspect.signature(UNetSpatioTemporalConditionModel.__init__).parameters.items()}
+    for name in ARCHITECTURE:
+        levels = len(saved.get("block_out_channels", defaults["block_out_channels"]))
+        its = _spelled_out(name, saved.get(name, defaults[name]), levels)
+        ours = _spelled_out(name, built[name], len(built["block_out_channels"]))
+        if its != ours:
+            raise WeightsError(f"{folder}: {name} is {its}, the model's is {ours}; name weights of this architecture, or change the preset")
+    _fill(unet, folder)
+
+
+def _spelled_out(name: str, value: Any, levels: int) -> Any:
+    """One spelling of a field: lists as tuples, and one number for all levels as one for each."""
+    value = tuple(value) if isinstance(value, list | tuple) else value
+    return (value,) * levels if name in _PER_LEVEL and not isinstance(value, tuple) else value
+
+
+def load_vae(source: str | Path) -> AutoencoderKLTemporalDecoder:
+    """A pretrained autoencoder in fp32; WeightsError if it is not one that makes a latent of every 8 x 8 pixels, or a file is not whole."""
+    folder = part_folder(local_folder(source, ("vae",)), "vae")
+    config = _config(folder, AutoencoderKLTemporalDecoder)
+    wanted = {"in_channels": 3, "latent_channels": 4, "scaling_factor": 0.18215}
+    for name, value in wanted.items():
+        if config.get(name, value) != value:
+            raise WeightsError(f"{folder}: {name} is {config[name]}, Stable Video Diffusion's is {value}; name its autoencoder")
+    side = 2 ** (len(config.get("block_out_channels", (0,))) - 1)
+    if side != 8:
+        raise WeightsError(
+            f"{folder}: it makes a latent of every {side} x {side} pixels, 8 x 8 are wanted; name Stable Video Diffusion's autoencoder"
+        )
+    vae: AutoencoderKLTemporalDecoder = AutoencoderKLTemporalDecoder.from_config(config)
+    _fill(vae, folder)
+    return vae.eval()
+
+
+def weights_fingerprint(folder: str | Path, parts: tuple[str, ...] = VIDEO) -> str:
+    """A hash of every configuration and weight file of a folder's parts: equal for equal files, wherever they lie."""
+    digest = hashlib.sha256()
+    for part in parts:
+        place = Path(folder) / part if (Path(folder) / part).is_dir() else Path(folder)
+        files = sorted(path for path in place.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".bin"))
+        for path in files:
+            with reading(path), path.open("rb") as file:
+                digest.update(f"{part}/{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
