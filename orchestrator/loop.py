@@ -231,8 +231,8 @@ def _to_batch(arrays: dict[str, Any], normalizers: Any, device: "torch.device") 
 
     from policy.batch import Batch
 
-    lists = {name: arrays[name] for name in ("instructions", "seeds")}
-    tensors = {name: torch.from_numpy(value).to(device) for name, value in arrays.items() if name not in lists}
+    lists: dict[str, Any] = {name: arrays[name] for name in ("instructions", "seeds")}
+    tensors: dict[str, Any] = {name: torch.from_numpy(value).to(device) for name, value in arrays.items() if name not in lists}
     if normalizers:
         proprio, action = normalizers
         tensors["proprio"] = proprio.normalize(tensors["proprio"])

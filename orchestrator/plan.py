@@ -7,7 +7,7 @@ from orchestrator.data.stream import memory_bound
 from orchestrator.data.subset import choose
 from orchestrator.spec import Sweep, SweepError, store_problems
 from orchestrator.storage import open_storage
-from policy.config import PRESETS
+from policy.presets import PRESETS
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ def make_plan(sweep: Sweep) -> Plan:
     if problems := store_problems(sweep.data, sweep.suite.tasks):
         raise SweepError(sweep.name, problems)
     manifest = load_manifest(open_storage(sweep.data.episodes))
-    config = PRESETS[sweep.policy.preset].video
-    unit = config.patch * 2 ** (len(config.block_out_channels) - 1)
+    preset = PRESETS[sweep.policy.preset]
+    assert preset.video
+    unit = preset.video.patch * 2 ** (len(preset.video.block_out_channels) - 1)
     if any(side % unit for side in manifest.contract.image_size):
         size = "x".join(map(str, manifest.contract.image_size))
         raise SweepError(
@@ -55,7 +56,7 @@ def make_plan(sweep: Sweep) -> Plan:
     arms = sweep.arms()
     largest = choose(manifest, max(sweep.data.demo_count), max(sweep.data.action_free_ratio), seed=sweep.seeds[0])
     entries = manifest.select((*largest.demos, *largest.action_free))
-    shape, batch_size = PRESETS[sweep.policy.preset].clip, sweep.train.batch_size // sweep.train.workers
+    shape, batch_size = preset.clip, sweep.train.batch_size // sweep.train.workers
     checkpoints = len(arms) * len(sweep.checkpoint_steps())
     rollouts = checkpoints * sweep.suite.episodes * len(sweep.suite.tasks)
     return Plan(

@@ -8,13 +8,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from orchestrator.provenance import SCORING_CODE, code_fingerprint
+from orchestrator.provenance import SCORING_CODE, code_fingerprint, digest
 from orchestrator.stats import wilson
 from orchestrator.storage import Storage, download
+from policy.config import SamplerConfig
 from policy.interface import ActionChunk, Contract, Observation
 from sim_workers.env import contract as contract_of_env
 from sim_workers.rollout import Outcome
@@ -66,10 +66,9 @@ class Score:
         return f"{self.successes}/{self.episodes} = {self.success_rate:.2f} [{low:.2f}, {high:.2f}]{errors}{partial}"
 
 
-def protocol_fingerprint(suite: Suite, contract: Contract) -> str:
-    """Of everything besides the policy that shapes an outcome: episode list, rules, conventions, simulator versions and code."""
-    text = json.dumps([suite.fingerprint(), contract.to_json(), code_fingerprint(SCORING_CODE)], sort_keys=True)
-    return sha256(text.encode()).hexdigest()[:16]
+def protocol_fingerprint(suite: Suite, contract: Contract, sampler: SamplerConfig) -> str:
+    """Of everything besides the weights that shapes an outcome: episodes, rules, conventions, how looks become actions, simulator and its code."""
+    return digest([suite.fingerprint(), contract.to_json(), sampler.model_dump(mode="json"), code_fingerprint(SCORING_CODE)])
 
 
 def check_contract(policy: Contract) -> None:
@@ -113,11 +112,12 @@ class PolicyServer:
 
     KEPT = 2  # policies kept loaded: the one that finishes and the one that begins
 
-    def __init__(self, num_threads: int, device: str) -> None:
+    def __init__(self, num_threads: int, device: str, rung: str = "") -> None:
+        """rung: of the policies' ladder, on which all of them act."""
         import torch
 
         torch.set_num_threads(num_threads)
-        self._device = device
+        self._device, self._rung = device, rung
         self._policies: OrderedDict[str, Any] = OrderedDict()
         self._waiting: dict[str, list[tuple[Observation, asyncio.Future[ActionChunk]]]] = {}
         self._serving: asyncio.Task[None] | None = None
@@ -149,7 +149,7 @@ class PolicyServer:
         if checkpoint not in self._policies:
             with tempfile.TemporaryDirectory() as folder:
                 download(checkpoint, Path(folder), skip=("trainer.safetensors",))
-                self._policies[checkpoint] = TrainedPolicy(Path(folder), self._device)
+                self._policies[checkpoint] = TrainedPolicy(Path(folder), self._device, self._rung)
             while len(self._policies) > self.KEPT:
                 self._policies.popitem(last=False)
         self._policies.move_to_end(checkpoint)
@@ -192,11 +192,12 @@ class Scorer:
         server: Any,
         on_progress: Callable[[ScoringJob, int, int], None],
         on_score: Callable[[ScoringJob, Score], None],
+        protocol: str,
     ) -> None:
         check_contract(contract)
         self._storage, self._suite, self._contract, self._pool, self._server = storage, suite, contract, pool, server
         self._on_progress, self._on_score = on_progress, on_score
-        self._protocol = protocol_fingerprint(suite, contract)
+        self._protocol = protocol
         self._jobs: queue.Queue[ScoringJob | None] = queue.Queue()
         self._open: dict[str, _Open] = {}  # by checkpoint URI
         self._failure: BaseException | None = None

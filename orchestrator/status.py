@@ -21,6 +21,7 @@ from orchestrator.score import Ledger, Score, protocol_fingerprint
 from orchestrator.spec import Sweep, SweepError
 from orchestrator.storage import Storage, open_storage
 from orchestrator.tracking import tracking_uri
+from policy.presets import policy_config
 
 
 @dataclass
@@ -31,6 +32,8 @@ class ArmState:
     steps: int
     """Optimiser steps it is to make."""
     step: int = 0
+    video_step: int = 0
+    """Of the video model it waits for, where that is trained apart."""
     loss: float | None = None
     scoring: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Checkpoint step -> (episodes with an outcome, episodes listed)."""
@@ -43,7 +46,7 @@ class ArmState:
         if self.failure:
             return "failed"
         if self.step < self.steps:
-            return "training" if self.step else "waiting"
+            return "training" if self.step else "stage 1" if self.video_step else "waiting"
         return "scored" if self.steps in self.scores else "scoring"
 
 
@@ -165,7 +168,9 @@ class SweepState:
 
     @property
     def protocol(self) -> str:
-        return protocol_fingerprint(self.sweep.to_suite(), self.manifest.contract)
+        preset = policy_config(self.sweep.policy.preset)
+        sampler = preset.ladder[self.sweep.suite.rung or preset.rung]
+        return protocol_fingerprint(self.sweep.to_suite(), self.manifest.contract, sampler)
 
     @property
     def tracking_uri(self) -> str:

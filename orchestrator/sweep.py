@@ -7,11 +7,13 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from orchestrator.cluster import connect
 from orchestrator.curve import Curve
+from orchestrator.loop import CONSUMED, ArmJob
 from orchestrator.placement import Placement
 from orchestrator.provenance import git_commit
 from orchestrator.score import Ledger, PolicyServer, Score, Scorer, ScoringJob
@@ -19,7 +21,8 @@ from orchestrator.spec import Sweep, SweepError
 from orchestrator.status import SweepState
 from orchestrator.storage import open_storage
 from orchestrator.tracking import SCORE_METRICS, Tracker, outcomes_artifact
-from orchestrator.train import CONSUMED, ArmJob, fit
+from orchestrator.train import fit
+from policy.presets import policy_config, weights_source
 
 FILMED_EPISODES = 1  # of each arm's last checkpoint
 
@@ -34,6 +37,8 @@ class SweepRun:
             self.state = self._without_damaged(say)
         self.board = self.state.board()
         self._say = say
+        self._video_models: dict[str, list[str]] = {}
+        """Arms by the video model they share."""
         self._finished_before = {arm_id for arm_id, arm in self.board.arms.items() if arm.step == arm.steps}
         self._tracker = Tracker(
             self.state.tracking_uri,
@@ -131,23 +136,59 @@ class SweepRun:
                 max_concurrency=1000,
                 runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
             )
-            .remote(1, device)
+            .remote(1, device, self.state.sweep.suite.rung)
         )
         pool = RolloutPool(self.state.sweep.rollout_actors, placement.rollout_cpus)
-        return Scorer(self.state.storage, self.state.sweep.to_suite(), self.state.manifest.contract, pool, server, self._on_progress, self._on_score)
+        state = self.state
+        told = self._on_progress, self._on_score
+        return Scorer(state.storage, state.sweep.to_suite(), state.manifest.contract, pool, server, *told, state.protocol)
 
-    def _train(self, waiting: list[str], placement: Placement, scorer: Scorer) -> None:
-        from ray import tune
-        from ray.tune.integration.ray_train import TuneReportCallback
-
+    def _jobs(self) -> dict[str, ArmJob]:
+        """The training of every arm, by arm id."""
         state, sweep = self.state, self.state.sweep
-        folder, resources = state.uri("arms"), placement.trainer
-        jobs = {
+        return {
             arm_id: ArmJob(
-                arm, arm_id, open_storage(sweep.data.episodes).uri, state.version, frozenset(state.quarantined), sweep.policy.preset, sweep.train
+                arm=arm,
+                arm_id=arm_id,
+                episodes=open_storage(sweep.data.episodes).uri,
+                version=state.version,
+                quarantined=frozenset(state.quarantined),
+                config=policy_config(sweep.policy.preset, arm.kind),
+                train=sweep.train,
+                objective=sweep.train.objective if arm.kind == "video_action" else "action",
+                weights=weights_source(sweep.policy.preset, sweep.policy.weights),
             )
             for arm_id, arm in state.arms().items()
         }
+
+    def _train(self, waiting: list[str], placement: Placement, scorer: Scorer) -> None:
+        """The arms, after the video models that their action heads read: each of those once, however many arms share it."""
+        jobs = {arm_id: job for arm_id, job in self._jobs().items() if arm_id in waiting}
+        if self.state.sweep.train.mode == "two_stage":
+            stage_one = {arm_id: job.stage_one(self.state.manifest) for arm_id, job in jobs.items() if job.config.video}
+            videos = {job.arm_id: job for job in stage_one.values()}
+            self._video_models = {video: [arm for arm, job in stage_one.items() if job.arm_id == video] for video in videos}
+            todo = {video: job for video, job in videos.items() if job.train.steps not in self.state.checkpoints(video)}
+            self._say(
+                f"{len(videos)} video models for {len(stage_one)} arms"
+                + (f", {len(videos) - len(todo)} of them trained before" if len(todo) < len(videos) else "")
+            )
+            if todo:
+                self._tune("video", todo, placement, scorer)
+            for arm_id, video in stage_one.items():
+                jobs[arm_id] = replace(jobs[arm_id], video_model=self.state.checkpoint_uri(video.arm_id, video.train.steps))
+                if failure := self.board.arms[arm_id].failure:
+                    del jobs[arm_id]
+                    self._say(f"not trained: {self.board.arms[arm_id].name}, {failure}")
+        if jobs:
+            self._tune("arms", jobs, placement, scorer)
+
+    def _tune(self, what: str, jobs: dict[str, ArmJob], placement: Placement, scorer: Scorer) -> None:
+        """Train them all, as many at once as there is room for."""
+        from ray import tune
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        folder, resources = self.state.uri("arms"), placement.trainer
 
         def train_arm(config: dict[str, Any]) -> None:
             checkpoints = fit(jobs[config["arm"]], folder, resources, [TuneReportCallback()])
@@ -156,11 +197,11 @@ class SweepRun:
         results = tune.Tuner(
             # The trial only waits for its workers: it takes a sliver of the head node and no CPU from them.
             tune.with_resources(train_arm, {"node:__internal_head__": 0.001}),
-            param_space={"arm": tune.grid_search(waiting)},
+            param_space={"arm": tune.grid_search(list(jobs))},
             tune_config=tune.TuneConfig(max_concurrent_trials=placement.concurrent_arms),
             run_config=tune.RunConfig(
-                name=f"{sweep.name}-{int(time.time())}",
-                storage_path=state.uri("tune"),
+                name=f"{self.state.sweep.name}-{what}-{int(time.time())}",
+                storage_path=self.state.uri("tune"),
                 callbacks=[_listener(partial(self._on_report, scorer))],
                 verbose=0,
             ),
@@ -170,32 +211,49 @@ class SweepRun:
                 self._on_failure(result.config["arm"], str(result.error))
 
     def _on_report(self, scorer: Scorer, arm_id: str, result: dict[str, Any]) -> None:
-        arm = self.board.arms[arm_id]
         if "trained" in result:
             # Checkpoints that an earlier run was killed before hearing of.
             known = self.state.checkpoints(arm_id)
             for checkpoint in json.loads(result["trained"]):
                 if checkpoint["step"] not in known:
                     self._on_report(scorer, arm_id, checkpoint)
-            self._say(f"trained {arm.name}")
+            self._say(f"trained {self._names(arm_id)}")
             return
         step = int(result["step"])
         losses = {name: float(result[name]) for name in ("loss", "loss_video", "loss_action")}
+        shared_by = self._video_models.get(arm_id)
         with self.board.lock:
-            arm.step, arm.loss = step, losses["loss"]
-        self._tracker.metrics(arm_id, step, losses | {name: float(result[name]) for name in CONSUMED})
+            for state in [self.board.arms[arm] for arm in shared_by or [arm_id]]:
+                if shared_by:
+                    state.video_step = step
+                else:
+                    state.step = step
+                state.loss = losses["loss"]
+        if not shared_by:
+            self._tracker.metrics(arm_id, step, losses | {name: float(result[name]) for name in CONSUMED})
+        for arm in shared_by or []:
+            self._tracker.metrics(arm, step, {"stage1_loss_video": losses["loss_video"]})
         if "checkpoint" in result:
             checkpoint = {**losses, "checkpoint": result["checkpoint"]}
             self.state.storage.put(f"checkpoints/{arm_id}/step_{step:06d}.json", json.dumps(checkpoint).encode())
-            self._score(scorer, arm_id, step, checkpoint)
+            if not shared_by:
+                self._score(scorer, arm_id, step, checkpoint)
+
+    def _names(self, arm_id: str) -> str:
+        """An arm, or a video model with the arms that share it, for people."""
+        if arm_id in self._video_models:
+            return f"the video model of {', '.join(self.board.arms[arm].name for arm in self._video_models[arm_id])}"
+        return self.board.arms[arm_id].name
 
     def _on_failure(self, arm_id: str, trace: str) -> None:
-        arm, key = self.board.arms[arm_id], f"failures/{arm_id}.txt"
+        key = f"failures/{arm_id}.txt"
         self.state.storage.put(key, trace.encode())
         sentence = re.sub(r"^orchestrator[\w.]+: ", "", trace.strip().splitlines()[-1])  # an error of ours speaks for itself
+        failure = f"{sentence[:300]} (whole trace in {self.state.storage.uri}/{key})"
         with self.board.lock:
-            arm.failure = f"{sentence[:300]} (whole trace in {self.state.storage.uri}/{key})"
-        self._say(f"FAILED {arm.name}: {arm.failure}")
+            for arm in self._video_models.get(arm_id, [arm_id]):
+                self.board.arms[arm].failure = failure
+        self._say(f"FAILED {self._names(arm_id)}: {failure}")
 
     def _score(self, scorer: Scorer, arm_id: str, step: int, checkpoint: dict[str, Any]) -> None:
         last = step == self.state.sweep.train.steps

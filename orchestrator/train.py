@@ -10,6 +10,7 @@ from orchestrator.loop import ArmJob, train
 
 ATTEMPTS = 3  # at a training run, should its workers fail; each goes on from the last checkpoint
 
+
 def _worker_loop(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs."""
     import ray.train

@@ -9,6 +9,8 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from policy.loss import mean_over_workers
+
 # Kernels round differently at different batch sizes. So where a row must not depend on its neighbours, the networks see blocks of exactly this
 # many rows, filled up if need be: measured bit for bit on CPU for a block of 4; blocks of 2 and 3 fail it.
 BLOCK = 4
@@ -53,3 +55,8 @@ class Counts:
 
     frames: Tensor
     actions: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Counts":
+        """Of a step's whole batch on this worker, and of all other workers' beside it."""
+        return cls(mean_over_workers(batch.frame_mask.sum()), mean_over_workers(batch.action_mask.sum()))

@@ -80,7 +80,7 @@ def save(folder: Path, card: Card, model: Model, weights: dict[str, Tensor], tra
         model.video.unet.save_config(folder / "unet")
         unet = {name.removeprefix(UNET): tensor.contiguous() for name, tensor in weights.items() if name.startswith(UNET)}
         save_file(unet, folder / UNET_WEIGHTS, {"format": "pt"})
-        if isinstance(model.codec, VaeLatents):
+        if isinstance(model.codec, VaeLatents) and model.codec.vae:
             model.codec.vae.save_pretrained(folder / "vae")
         if model.sentences.known:
             save_file({sentence: token.contiguous() for sentence, token in model.sentences.known.items()}, folder / "text.safetensors")

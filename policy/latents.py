@@ -120,7 +120,7 @@ class VaeLatents:
     stored_channels = 3 * VAE_CHANNELS
 
     def __init__(self, vae: AutoencoderKLTemporalDecoder | None, condition_noise: float) -> None:
-        self._vae = None if vae is None else vae.requires_grad_(False).eval().float()
+        self.vae = None if vae is None else vae.requires_grad_(False).eval().float()
         self.condition_noise = condition_noise
 
     def __deepcopy__(self, memo: object) -> "VaeLatents":
@@ -128,11 +128,11 @@ class VaeLatents:
 
     def _vae_on(self, device: torch.device) -> AutoencoderKLTemporalDecoder:
         """The autoencoder, moved there if it was not; WeightsError if there is none: kept latents alone need none."""
-        if self._vae is None:
+        if self.vae is None:
             raise WeightsError(
                 "pictures become latents through Stable Video Diffusion's autoencoder; say where its weights are, or train on kept latents"
             )
-        return self._vae if self._vae.device == device else self._vae.to(device)
+        return self.vae if self.vae.device == device else self.vae.to(device)
 
     def encode(self, pictures: Tensor, conditions: bool = True) -> Tensor:
         moments = self._moments(pictures, _pixels)
@@ -173,6 +173,7 @@ class VaeLatents:
         """(..., 2C, h, w) float16: mean and log-variance of each picture's posterior."""
         vae, blocks = self._vae_on(pictures.device), []
         with torch.autocast(pictures.device.type, enabled=False):
+            # In blocks of one size, always: kernels round differently at different batch sizes, and a picture's latents must be its own.
             for block in pictures.reshape(-1, *pictures.shape[-3:]).split(BLOCK):
                 filled = nnf.pad(as_pixels(block), (0, 0, 0, 0, 0, 0, 0, BLOCK - len(block)))
                 posterior = vae.encode(filled).latent_dist

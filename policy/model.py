@@ -7,7 +7,6 @@ rows, columns; T steps of a chunk; A action dimensions; P proprioceptive values;
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from policy.loss import masked_mean, per_clip_error
 from policy.noise import draw_sigma, euler_step, guided, karras_sigmas, unit_noise
 from policy.text import sentence_encoder
 from policy.video import VideoModel
+
 
 class FeatureCache:
     """Feature maps of clips seen before, up to so many bytes: what is kept stays, what does not fit is computed again."""
@@ -69,12 +69,6 @@ class VideoActionModel(nn.Module):
         self.adaptor = Adaptor(config.adaptor, self.video.feature_shapes(), self.num_views, config.clip.frames_per_view, embed_dim)
         self.head = ActionHead(config.action, contract, self.adaptor.out_dim, embed_dim)
         self.feature_cache = FeatureCache(0)
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """The codec goes along, though it is no part of what learns."""
-        super().to(*args, **kwargs)
-        self.codec.to(next(self.parameters()).device)
-        return self
 
     def learn(self, objective: Objective) -> None:
         """Choose what the next steps descend, and freeze what it does not move."""

@@ -24,12 +24,12 @@ def _rungs(
 
     `video` and `action`: lowest and highest noise of each; `truncated`: of both, where the steps end early.
     """
-    common = {"video_sigmas": video, "action_sigmas": action, "execute": execute}
+    faithful = SamplerConfig(video_passes=30, action_steps=30, guidance=2.0, video_sigmas=video, action_sigmas=action, execute=execute)
     return {
-        "faithful": SamplerConfig(video_passes=30, action_steps=30, guidance=2.0, **common),
-        "unguided": SamplerConfig(video_passes=30, action_steps=30, **common),
-        "truncated": SamplerConfig(video_passes=5, action_steps=5, **common | {"video_sigmas": truncated, "action_sigmas": truncated}),
-        "one_pass": SamplerConfig(video_passes=1, action_steps=action_steps, **common),
+        "faithful": faithful,
+        "unguided": faithful.model_copy(update={"guidance": 1.0}),
+        "truncated": SamplerConfig(video_passes=5, action_steps=5, video_sigmas=truncated, action_sigmas=truncated, execute=execute),
+        "one_pass": faithful.model_copy(update={"guidance": 1.0, "video_passes": 1, "action_steps": action_steps}),
     }
 
 
@@ -119,7 +119,10 @@ WEIGHTS = {"tiny": str(Path(__file__).parent / "pretrained/tiny"), "svd-256": "s
 
 BASELINES = {
     "tiny": {"images": ImageConfig(channels=(32, 64, 128), out_dim=256, groups=8, text_dim=64, time_dim=128), "action": PRESETS["tiny"].action},
-    "svd-256": {"images": ImageConfig(channels=(64, 128, 256, 512), out_dim=512, groups=8, text_dim=64, time_dim=256), "action": PRESETS["svd-256"].action},
+    "svd-256": {
+        "images": ImageConfig(channels=(64, 128, 256, 512), out_dim=512, groups=8, text_dim=64, time_dim=256),
+        "action": PRESETS["svd-256"].action,
+    },
 }
 
 

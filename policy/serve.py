@@ -11,6 +11,7 @@ from policy.checkpoint import load
 from policy.interface import ActionChunk, Observation, derived_seed
 from policy.normalize import Normalizer
 
+
 class TrainedPolicy:
     """The `Policy` of a checkpoint folder.
 

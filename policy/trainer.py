@@ -19,9 +19,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
+from policy.batch import Batch, Counts, Losses
 from policy.config import Recipe
-from policy.loss import mean_over_workers
-from policy.model import Batch, Counts, Losses
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -62,9 +61,8 @@ class Average:
 
 
 def _local(parameter: Tensor) -> Tensor:
-    """This process's part of a weight."""
-    local: Tensor = parameter.detach().to_local() if isinstance(parameter, DTensor) else parameter.detach()
-    return local
+    """The part of a weight that this process holds."""
+    return parameter.to_local().detach() if isinstance(parameter, DTensor) else parameter.detach()
 
 
 class Trainer:
@@ -78,12 +76,12 @@ class Trainer:
         free = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         peaks = {"video": recipe.learning_rate, "head": recipe.head_learning_rate or recipe.learning_rate}
         members = {group: [p for name, p in free.items() if name.startswith("video.") == (group == "video")] for group in peaks}
-        groups = [{"params": members[group], "peak": peaks[group]} for group in peaks if members[group]]
-        self._parameters = [parameter for group in groups for parameter in group["params"]]
-        sharded = any(isinstance(parameter, DTensor) for parameter in self._parameters)
+        groups: list[dict[str, Any]] = [{"params": members[group], "peak": peaks[group]} for group in peaks if members[group]]
+        self._parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
         self.device = self._parameters[0].device
+        sharded = any(isinstance(parameter, DTensor) for parameter in self._parameters)
         self._optimizer = torch.optim.AdamW(
-            groups, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay, **({"foreach": True} if sharded else {"fused": True})
+            groups, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay, fused=not sharded, foreach=sharded or None
         )
         self._average = Average(self._parameters, recipe.ema_decay) if recipe.ema_decay else None
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
@@ -93,7 +91,7 @@ class Trainer:
         recipe = self._recipe
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate_factor(step, recipe, self._steps)
-        counts = Counts(mean_over_workers(batch.frame_mask.sum()), mean_over_workers(batch.action_mask.sum()))
+        counts = Counts.of(batch)
         parts = batch.split(recipe.accumulate)
         losses = []
         self._optimizer.zero_grad()
@@ -103,7 +101,7 @@ class Trainer:
             with self._wrapped.no_sync() if waits else nullcontext():
                 with torch.autocast(self.device.type, PRECISIONS.get(recipe.precision), enabled=recipe.precision in PRECISIONS):
                     losses.append(self._wrapped(part, generator, counts))
-                self._scaler.scale(losses[-1].total).backward()  # type: ignore[no-untyped-call]
+                self._scaler.scale(losses[-1].total).backward()
         self._scaler.unscale_(self._optimizer)
         if recipe.clip_norm:
             torch.nn.utils.clip_grad_norm_(self._parameters, recipe.clip_norm)
@@ -118,31 +116,41 @@ class Trainer:
     def acting_weights(self) -> dict[str, Tensor]:
         """The whole model as it should act, by name. Every worker must call it; where weights are sharded, the first one gets them."""
         with self._average.applied() if self._average else nullcontext():
-            return {name: tensor.clone() for name, tensor in get_model_state_dict(self.model, options=WHOLE).items()}
+            return {name: tensor.clone() for name, tensor in self._whole_model().items()}
 
     def state(self) -> dict[str, Tensor]:
         """What continuing needs besides the acting weights: weights that move, optimiser, scaler; flat, so that they need no pickle."""
         free = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        weights = {f"model/{name}": tensor for name, tensor in get_model_state_dict(self.model, options=WHOLE).items() if name in free}
-        moments = get_optimizer_state_dict(self.model, self._optimizer, options=WHOLE).get("state", {})
+        state = {f"model/{name}": tensor for name, tensor in self._whole_model().items() if name in free}
+        moments: Any = get_optimizer_state_dict(self.model, self._optimizer, options=WHOLE).get("state", {})
         for name, values in moments.items():
-            weights |= {f"optimizer/{key}/{name}": torch.as_tensor(value) for key, value in values.items()}
-        return weights | {f"scaler/{key}": torch.tensor(float(value)) for key, value in self._scaler.state_dict().items()}
+            state |= {f"optimizer/{key}/{name}": torch.as_tensor(value) for key, value in values.items()}
+        return state | {f"scaler/{key}": torch.tensor(float(value)) for key, value in self._scaler.state_dict().items()}
+
+    def _whole_model(self) -> dict[str, Tensor]:
+        whole: Any = get_model_state_dict(self.model, options=WHOLE)
+        return dict(whole)
 
     def restore(self, acting: dict[str, Tensor], state: dict[str, Tensor]) -> None:
         """Go on from what `acting_weights` and `state` gave."""
         options = StateDictOptions(full_state_dict=True, strict=False)
+
+        def fill(weights: dict[str, Any]) -> None:
+            set_model_state_dict(self.model, weights, options=options)
+
         if self._average:
-            set_model_state_dict(self.model, acting, options=options)
+            fill(acting)
             self._average.values = [_local(parameter).clone() for parameter in self._parameters]
-        mine = {name.removeprefix("model/"): tensor for name, tensor in state.items() if name.startswith("model/")}
-        set_model_state_dict(self.model, acting | mine, options=options)
-        moments: dict[str, dict[str, Tensor]] = {}
+        fill(acting | {name.removeprefix("model/"): tensor for name, tensor in state.items() if name.startswith("model/")})
+        moments: dict[str, Any] = {}
         for place, tensor in state.items():
             if place.startswith("optimizer/"):
                 _, key, name = place.split("/", 2)
                 moments.setdefault(name, {})[key] = tensor
-        current = get_optimizer_state_dict(self.model, self._optimizer, options=StateDictOptions(full_state_dict=True))
-        set_optimizer_state_dict(self.model, self._optimizer, {"state": moments, "param_groups": current["param_groups"]}, options=options)
+        # Groups and their settings are those of the optimiser just built; only the moments come from before.
+        groups = get_optimizer_state_dict(self.model, self._optimizer, options=StateDictOptions(full_state_dict=True))["param_groups"]
+        set_optimizer_state_dict(self.model, self._optimizer, {"state": moments, "param_groups": groups}, options=options)
         if scaler := {name.removeprefix("scaler/"): value.item() for name, value in state.items() if name.startswith("scaler/")}:
-            self._scaler.load_state_dict(scaler | {"growth_interval": int(scaler["growth_interval"]), "_growth_tracker": int(scaler["_growth_tracker"])})
+            self._scaler.load_state_dict(
+                {name: int(value) if "growth_" in name and "factor" not in name else value for name, value in scaler.items()}
+            )

@@ -187,10 +187,9 @@ def load_vae(source: str | Path) -> AutoencoderKLTemporalDecoder:
 def weights_fingerprint(folder: str | Path, parts: tuple[str, ...] = VIDEO) -> str:
     """A hash of every configuration and weight file of a folder's parts: equal for equal files, wherever they lie."""
     digest = hashlib.sha256()
-    for part in parts:
-        place = Path(folder) / part if (Path(folder) / part).is_dir() else Path(folder)
+    for place in dict.fromkeys(Path(folder) / part if (Path(folder) / part).is_dir() else Path(folder) for part in parts):
         files = sorted(path for path in place.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".bin"))
         for path in files:
             with reading(path), path.open("rb") as file:
-                digest.update(f"{part}/{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()[:16]

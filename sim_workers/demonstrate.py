@@ -9,7 +9,6 @@ import numpy.typing as npt
 from sim_workers.env import SimEnv
 from sim_workers.experts import expert_for
 
-HORIZON = 150  # control steps after which a demonstration has failed; the scripted experts need about 35 for Lift
 LINGER = 4  # steps recorded after the first success, so that the film ends on it
 
 
@@ -52,7 +51,7 @@ def demonstrate(env: SimEnv, demonstration: Demonstration) -> Recording:
     proprio: list[Any] = []
     actions: list[Any] = []
     lingered = 0
-    while len(actions) < HORIZON and lingered < LINGER:
+    while len(actions) < expert.horizon and lingered < LINGER:
         for camera, picture in env.pictures().items():
             frames[camera].append(picture)
         proprio.append(env.proprio)

@@ -13,22 +13,23 @@ Array = npt.NDArray[np.float64]
 OPEN, CLOSE = -1.0, 1.0
 METRES_PER_UNIT = 0.05  # OSC_POSE: an action of 1 asks for 5 cm
 RADIANS_PER_UNIT = 0.5
+DOWN = np.array([0.0, 0.0, -1.0])
 GAIN = 1.2  # the arm lags behind its target; asking for a little more than the remaining way settles fastest
 
-# Robosuite 1.5.2's own constants, where an expert needs what is not among the observations (metres, world).
-HALF_CUBES = 0.045  # from the middle of Stack's lower cube to that of the upper (environments/manipulation/stack.py)
-CAN_BIN = np.array([0.155, 0.36, 0.89])  # over the can's quarter of bin2 (environments/manipulation/pick_place.py, target_bin_placements)
-SQUARE_PEG = np.array([0.23, 0.1, 0.935])  # peg1, just below its top (models/assets/arenas/pegs_arena.xml)
-LATCH = np.array([-0.175, -0.1, -0.025])  # the lever's pivot in the door's frame: right, back, up (models/assets/objects/door_lock.xml)
-LEVER = 0.125  # from the pivot to handle_pos (models/assets/objects/door_lock.xml)
-NUT_HANDLE = 0.054  # from the middle of the nut to that of its handle (models/assets/objects/square-nut.xml)
-
-DOWN = np.array([0.0, 0.0, -1.0])
-LEAN, REACH, DEPTH = 1.0, 0.11, 0.015
+# What is not among robosuite's observations: constants of its model, version 1.5.2 (metres).
+STACKED = 0.045  # from the middle of the lower cube to that of the upper (environments/manipulation/stack.py: cubeA, cubeB)
+CAN_BIN = np.array([0.155, 0.36, 0.89])  # over the can's quarter of bin2, on the robot's side (environments/manipulation/pick_place.py: not_in_bin)
+SQUARE_PEG = np.array([0.23, 0.1, 0.935])  # just below the top of peg1 (models/assets/arenas/pegs_arena.xml)
+NUT_HANDLE = 0.054  # from the middle of the nut to that of its handle (models/assets/objects/square-nut.xml: handle_site)
+LATCH = np.array([-0.175, -0.1, -0.025])  # where the lever turns, in the door's frame (models/assets/objects/door_lock.xml: latch, handle)
+LEVER = 0.125  # from there to handle_pos (models/assets/objects/door_lock.xml: handle)
 
 
 class Expert(Protocol):
     """Demonstrates one episode; made anew for each."""
+
+    horizon: int
+    """Control steps after which it has failed."""
 
     def act(self, state: dict[str, Array]) -> Array:
         """(7,) action for the named observations of the moment."""
@@ -49,14 +50,40 @@ def _yaw(quat_xyzw: Array) -> float:
     return float(np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)))
 
 
+def _half_turn(state: dict[str, Array], yaw: float) -> float:
+    """Smallest turn that lines the fingers up with a bar, which looks the same every half turn."""
+    return float((yaw - _yaw(state["robot0_eef_quat"]) + np.pi / 2) % np.pi - np.pi / 2)
+
+
 def _square_turn(state: dict[str, Array], cube_quat: Array) -> float:
     """Smallest turn that lines the fingers up with a face of a cube, which looks the same every quarter turn."""
     turn = _yaw(cube_quat) - _yaw(state["robot0_eef_quat"])
     return float((turn + np.pi / 4) % (np.pi / 2) - np.pi / 4)
 
 
+def _reach(state: dict[str, Array], target: Array, turn: float, gripper: float, pointing: Array = DOWN) -> Array:
+    """Like _towards, and swing the hand until its fingers point along `pointing` (unit vector, world)."""
+    action = _towards(state, target, turn, gripper)
+    x, y, z, w = state["robot0_eef_quat"]
+    fingers = np.array([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)])
+    action[3:6] += np.cross(fingers, pointing) / RADIANS_PER_UNIT
+    return np.clip(action, -1.0, 1.0)
+
+
+def _bring(state: dict[str, Array], thing: Array, goal: Array, turn: float, gripper: float, clearance: float) -> Array:
+    """Bring `thing`, the hand or what it holds, to `goal` from above: rise where it is, go across, sink while coming over the goal."""
+    off = float(np.hypot(*(thing - goal)[:2]))
+    above = clearance if abs(turn) > 0.15 else min(clearance, 3 * max(off - 0.008, 0.0))
+    way = goal - above * DOWN - thing
+    if off > 0.03 and way[2] > 0.02:
+        way[:2] = 0.0
+    return _reach(state, state["robot0_eef_pos"] + way, turn, gripper)
+
+
 class LiftExpert:
     """Above the cube, down, close, up."""
+
+    horizon = 150
 
     def __init__(self) -> None:
         self._closed_for = 0
@@ -80,30 +107,12 @@ class LiftExpert:
         return _towards(state, hand + np.array([0.0, 0.0, 0.06]), 0.0, CLOSE)
 
 
-def _reach(state: dict[str, Array], target: Array, turn: float, gripper: float, pointing: Array = DOWN) -> Array:
-    """Like _towards, and swing the hand until its fingers point along `pointing` (unit vector)."""
-    action = _towards(state, target, turn, gripper)
-    x, y, z, w = state["robot0_eef_quat"]
-    fingers = np.array([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)])
-    action[3:6] += np.cross(fingers, pointing) / RADIANS_PER_UNIT
-    return np.clip(action, -1.0, 1.0)
-
-
-def _bring(state: dict[str, Array], thing: Array, goal: Array, turn: float, gripper: float, clearance: float) -> Array:
-    """Bring `thing`, the hand or what it holds, to `goal` from above: rise where it is, go across, sink while it comes over the goal."""
-    off = float(np.linalg.norm(thing[:2] - goal[:2]))
-    above = clearance if abs(turn) > 0.15 else min(clearance, 3 * max(off - 0.008, 0.0))
-    way = goal + np.array([0.0, 0.0, above]) - thing
-    if off > 0.03 and way[2] > 0.02:
-        way[:2] = 0.0
-    return _reach(state, state["robot0_eef_pos"] + way, turn, gripper)
-
-
 class PickAndPlaceExpert:
     """Above the thing, down, close; up, across, down to where it belongs; open, up. From the start again if it slipped or missed."""
 
+    horizon = 200
     clearance = 0.06
-    """How far above its goal a thing is carried (m)."""
+    """How far above its goal the thing is carried (m)."""
     precision = 0.01
     """How near to its goal, seen from above, it may be let go (m)."""
     squeeze = 4
@@ -113,26 +122,25 @@ class PickAndPlaceExpert:
         self._closed_for = self._opened_for = 0
 
     def thing(self, state: dict[str, Array]) -> Array:
-        """(3,) what is carried."""
+        """(3,) the middle of what is carried."""
         raise NotImplementedError
 
     def handle(self, state: dict[str, Array]) -> tuple[Array, float]:
-        """(3,) where the hand takes hold of it, and how far it has to turn for that."""
+        """(3,) where the fingers take hold of it, and how far the hand has to turn for that."""
         raise NotImplementedError
 
     def goal(self, state: dict[str, Array]) -> tuple[Array, float]:
-        """(3,) where the thing is let go, and how far the hand has to turn for that."""
+        """(3,) where the thing is let go, and how far it has to turn for that."""
         raise NotImplementedError
 
     def act(self, state: dict[str, Array]) -> Array:
         hand, thing, (handle, turn) = state["robot0_eef_pos"], self.thing(state), self.handle(state)
         if self._opened_for:
             self._opened_for, self._closed_for = (self._opened_for + 1) % 20, 0
-            if self._opened_for <= 6:
-                pressed = self.goal(state)[0] - np.array([0.0, 0.0, 0.01])  # fingers take a while to let go; it must not be lifted again
-                return _bring(state, thing, pressed, 0.0, OPEN, self.clearance)
+            if self._opened_for <= 6:  # the fingers take a while to let go: press it down, lest it be lifted again
+                return _bring(state, thing, self.goal(state)[0] + 0.01 * DOWN, 0.0, OPEN, self.clearance)
             return _reach(state, np.array([*handle[:2], hand[2] + 0.06]), 0.0, OPEN)
-        off, above = float(np.linalg.norm(hand[:2] - handle[:2])), hand[2] - handle[2]
+        off, above = float(np.hypot(*(hand - handle)[:2])), hand[2] - handle[2]
         if self._closed_for == 0 and (off > 0.012 or abs(turn) > 0.15 or above > 0.008):
             return _bring(state, hand, handle, turn, OPEN, 0.06)
         if off > 0.03 or abs(above) > 0.03:
@@ -142,7 +150,7 @@ class PickAndPlaceExpert:
         if self._closed_for <= self.squeeze:
             return _reach(state, handle, 0.0, CLOSE)
         goal, turn = self.goal(state)
-        if np.linalg.norm(thing[:2] - goal[:2]) < self.precision and thing[2] - goal[2] < 0.006:
+        if np.hypot(*(thing - goal)[:2]) < self.precision and thing[2] - goal[2] < 0.006:
             self._opened_for = 1
         return _bring(state, thing, goal, turn, CLOSE, self.clearance)
 
@@ -155,18 +163,18 @@ class StackExpert(PickAndPlaceExpert):
 
     def handle(self, state: dict[str, Array]) -> tuple[Array, float]:
         turn = _square_turn(state, state["cubeA_quat"])
-        way = state["cubeB_pos"] - state["cubeA_pos"]
         fingers = _yaw(state["robot0_eef_quat"]) + turn + np.pi / 2
-        if np.hypot(*way[:2]) < 0.1 and abs(np.cos(fingers) * way[0] + np.sin(fingers) * way[1]) > 0.75 * np.hypot(*way[:2]):
+        x, y, _ = state["cubeB_pos"] - state["cubeA_pos"]
+        if np.hypot(x, y) < 0.1 and abs(np.cos(fingers) * x + np.sin(fingers) * y) > 0.75 * np.hypot(x, y):
             turn -= np.copysign(np.pi / 2, turn)  # a finger would come down on the green cube: take the other two faces
         return state["cubeA_pos"], turn
 
     def goal(self, state: dict[str, Array]) -> tuple[Array, float]:
-        return state["cubeB_pos"] + np.array([0.0, 0.0, HALF_CUBES]), 0.0
+        return state["cubeB_pos"] - STACKED * DOWN, 0.0
 
 
 class PickPlaceCanExpert(PickAndPlaceExpert):
-    """The can over the bins' walls into its own."""
+    """The can over the walls of the bins into its own."""
 
     clearance = 0.1
     precision = 0.03
@@ -175,16 +183,16 @@ class PickPlaceCanExpert(PickAndPlaceExpert):
         return state["Can_pos"]
 
     def handle(self, state: dict[str, Array]) -> tuple[Array, float]:
-        return state["Can_pos"] + np.array([0.0, 0.0, 0.01]), 0.0
+        return state["Can_pos"] - 0.01 * DOWN, 0.0
 
     def goal(self, state: dict[str, Array]) -> tuple[Array, float]:
         return CAN_BIN, 0.0
 
 
 class NutAssemblySquareExpert(PickAndPlaceExpert):
-    """The square nut, by its handle, onto the square peg."""
+    """The square nut, held by its handle, over the square peg; let go once the peg is in its hole."""
 
-    clearance = 0.06
+    horizon = 300
     precision = 0.02
     squeeze = 10
 
@@ -193,50 +201,57 @@ class NutAssemblySquareExpert(PickAndPlaceExpert):
 
     def handle(self, state: dict[str, Array]) -> tuple[Array, float]:
         nut = _yaw(state["SquareNut_quat"])
-        turn = nut - _yaw(state["robot0_eef_quat"])
-        away = NUT_HANDLE * np.array([np.cos(nut), np.sin(nut), 0.0])
-        return state["SquareNut_pos"] + away, float((turn + np.pi / 2) % np.pi - np.pi / 2)
+        return state["SquareNut_pos"] + NUT_HANDLE * np.array([np.cos(nut), np.sin(nut), 0.0]), _half_turn(state, nut)
 
     def goal(self, state: dict[str, Array]) -> tuple[Array, float]:
         nut = _yaw(state["SquareNut_quat"])
-        quarter = np.round(nut / (np.pi / 2)) or np.copysign(1, nut)  # with the handle straight ahead the peg is out of the arm's reach
-        return SQUARE_PEG, float(quarter * np.pi / 2 - nut)
+        quarters = np.round(nut / (np.pi / 2)) or np.copysign(1, nut)  # not with the handle straight ahead: the arm is too short for that
+        return SQUARE_PEG, float(quarters * np.pi / 2 - nut)
 
 
 class DoorExpert:
-    """With closed, leaning fingers: above the lever's end, press it round until the latch is free, pull while pressing."""
+    """Closed fingers, leaning against the door: over the lever's end, press it round until the latch is free, pull while pressing on."""
+
+    horizon = 200
+    lean = 1.0
+    """From pointing down (0) towards pointing at the door (rad): upright, the hand would touch door or lever with its flanks."""
+    reach = 0.11
+    """Where on the lever to press: so far from where it turns (m)."""
 
     def __init__(self) -> None:
-        self._phase = 0
+        self._pressing = False
 
     def act(self, state: dict[str, Array]) -> Array:
-        hand, lever = state["robot0_eef_pos"], float(state["handle_qpos"])
-        arm = state["handle_pos"] - state["door_pos"]
-        along = LATCH[0] + LEVER * np.cos(lever)
-        door = np.arctan2(arm[1], arm[0]) - np.arctan2(LATCH[1], along)
-        right, out = np.array([np.cos(door), np.sin(door), 0.0]), np.array([np.sin(door), -np.cos(door), 0.0])
-        up = -DOWN
-        pivot = state["door_pos"] + LATCH[0] * right - LATCH[1] * out + LATCH[2] * up
-        pointing = np.cos(LEAN) * DOWN - np.sin(LEAN) * out
-        turn = float((door - _yaw(state["robot0_eef_quat"]) + np.pi / 2) % np.pi - np.pi / 2)
+        hand, angle, arm = state["robot0_eef_pos"], float(state["handle_qpos"]), state["handle_pos"] - state["door_pos"]
+        door = float(np.arctan2(arm[1], arm[0]) - np.arctan2(LATCH[1], LATCH[0] + LEVER * np.cos(angle)))  # how the door stands
+        along, out = np.array([np.cos(door), np.sin(door), 0.0]), np.array([np.sin(door), -np.cos(door), 0.0])
+        latch = state["door_pos"] + LATCH[0] * along - LATCH[1] * out - LATCH[2] * DOWN
+        turn, pointing = _half_turn(state, door), np.cos(self.lean) * DOWN - np.sin(self.lean) * out
 
-        def beside(angle: float, reach: float, gap: float) -> Array:
-            return pivot + reach * (np.cos(angle) * right - np.sin(angle) * up) + gap * (np.sin(angle) * right + np.cos(angle) * up)
+        def over(angle: float, gap: float) -> Array:
+            """So far from the lever (m), on the side from which it is pressed, when the lever stands at `angle`."""
+            place: Array = latch + self.reach * (np.cos(angle) * along + np.sin(angle) * DOWN)
+            return place + gap * (np.sin(angle) * along - np.cos(angle) * DOWN)
 
-        start = beside(lever, REACH, 0.07)
+        start = over(angle, 0.07)
         if np.linalg.norm(hand - start) < 0.025:
-            self._phase = 1
-        elif np.linalg.norm(hand - beside(lever, REACH, 0.03)) > 0.08:
-            self._phase = 0
-        if self._phase == 0:
-            aside = 0.12 if hand[2] < start[2] - 0.04 else 0.0
+            self._pressing = True
+        elif np.linalg.norm(hand - over(angle, 0.03)) > 0.08:
+            self._pressing = False  # it slipped off: try again
+        if not self._pressing:
+            aside = 0.12 if hand[2] < start[2] - 0.04 else 0.0  # rise in front of the lever, not under it
             return _reach(state, start + aside * out, turn, CLOSE, pointing)
-        pull = np.clip((lever - 1.2) / 0.2, 0.0, 1.0)
-        target = beside(min(lever + 0.4, 1.6), REACH, 0.0) + (0.06 * pull - DEPTH) * out
-        return _reach(state, target, turn, CLOSE, pointing)
+        pull = 0.06 * np.clip((angle - 1.2) / 0.2, 0.0, 1.0) - 0.015  # the latch is free at about 1.2 rad; until then a little behind the lever
+        return _reach(state, over(min(angle + 0.4, 1.6), 0.0) + pull * out, turn, CLOSE, pointing)
 
 
-EXPERTS: dict[str, type[Any]] = {"Lift": LiftExpert, "Stack": StackExpert, "PickPlaceCan": PickPlaceCanExpert, "Door": DoorExpert, "NutAssemblySquare": NutAssemblySquareExpert}
+EXPERTS: dict[str, type[Any]] = {
+    "Lift": LiftExpert,
+    "Stack": StackExpert,
+    "PickPlaceCan": PickPlaceCanExpert,
+    "Door": DoorExpert,
+    "NutAssemblySquare": NutAssemblySquareExpert,
+}
 
 
 def expert_for(task: str) -> Expert:

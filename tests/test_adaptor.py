@@ -37,8 +37,7 @@ def build(config: AdaptorConfig, shapes: list[tuple[int, ...]], views: int, fram
     return Adaptor(config, shapes, views, frames, EMBED)
 
 
-@pytest.mark.parametrize("views", [1, 2, 3, 5])
-@pytest.mark.parametrize("frames", [1, 2, 3, 8])
+@pytest.mark.parametrize(("views", "frames"), [(1, 1), (1, 3), (2, 2), (3, 8), (5, 5)])
 @pytest.mark.parametrize(
     "shapes",
     [
@@ -50,12 +49,11 @@ def build(config: AdaptorConfig, shapes: list[tuple[int, ...]], views: int, fram
         [(3, 6, 9), (5, 3, 5), (4, 2, 3)],
     ],
 )
-@pytest.mark.parametrize("out_dim", [None, 10])
-def test_any_views_frames_maps_and_sizes_become_one_vector(views: int, frames: int, shapes: list[tuple[int, ...]], out_dim: int | None) -> None:
-    adaptor = build(small(len(shapes), out_dim), shapes, views, frames)
+def test_any_views_frames_maps_and_sizes_become_one_vector(views: int, frames: int, shapes: list[tuple[int, ...]]) -> None:
+    adaptor = build(small(len(shapes)), shapes, views, frames)
     vector = adaptor(*look(shapes, views * frames))
     assert vector.shape == (2, adaptor.out_dim)
-    assert adaptor.out_dim == (out_dim or 8 * -(-frames // 4) * shapes[-1][1] * shapes[-1][-1])
+    assert adaptor.out_dim == 8 * -(-frames // 4) * shapes[-1][1] * shapes[-1][-1]
     assert torch.isfinite(vector).all()
 
 
@@ -67,7 +65,9 @@ def test_gradient_reaches_every_parameter_and_every_input(out_dim: int | None) -
     adaptor = build(small(3, out_dim, blocks=2), SHAPES, 2, 3)
     maps, embedding = look(SHAPES, 6)
     inputs = [tensor.requires_grad_() for tensor in (*maps, embedding)]
-    adaptor(maps, embedding).square().sum().backward()
+    vector = adaptor(maps, embedding)
+    assert vector.shape == (2, out_dim or 8 * 1 * 2 * 2)
+    vector.square().sum().backward()
     named = [*adaptor.named_parameters(), *((f"input {place}", tensor) for place, tensor in enumerate(inputs))]
     assert [name for name, tensor in named if tensor.grad is None or not tensor.grad.abs().sum() > 0] == []
 
@@ -104,7 +104,8 @@ def test_pad_frames_do_not_matter(pad: int) -> None:
 def test_clips_do_not_see_each_other() -> None:
     adaptor = build(small(3), SHAPES, 2, 3)
     maps, embedding = look(SHAPES, 6, batch=3)
-    torch.testing.assert_close(adaptor(maps, embedding)[1:2], adaptor([feature[1:2] for feature in maps], embedding[1:2]), rtol=1e-4, atol=1e-5)
+    alone = adaptor([feature[1:2] for feature in maps], embedding[1:2])
+    torch.testing.assert_close(adaptor(maps, embedding)[1:2], alone, rtol=1e-3, atol=1e-4)
 
 
 # -- sizes --------------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from conftest import CAMERA
-from orchestrator.score import Ledger, ProtocolError, Score, Scorer, ScoringJob, check_contract, protocol_fingerprint
+from orchestrator.score import Ledger, ProtocolError, Score, Scorer, ScoringJob, check_contract
 from orchestrator.storage import open_storage
 from policy.interface import ActionChunk, Observation
 from sim_workers.env import contract
@@ -22,6 +22,7 @@ from sim_workers.suite import EpisodeSpec, Suite
 
 CONTRACT = contract((CAMERA,), (64, 64), "fast")
 SUITE = Suite(("Lift",), 4, 24)
+PROTOCOL = "protocol"
 
 
 class Wanderer:
@@ -58,13 +59,13 @@ def score(
     storage = open_storage(str(folder))
     pool = RolloutPool(workers, num_cpus=0.1)
     scores: list[Score] = []
-    scorer = Scorer(storage, suite, CONTRACT, pool, server, lambda *_: None, lambda _, s: scores.append(s))
+    scorer = Scorer(storage, suite, CONTRACT, pool, server, lambda *_: None, lambda _, s: scores.append(s), PROTOCOL)
     scorer.submit(ScoringJob("arm", 1, policy, f"fp-{policy}"))
     if disturb:
         disturb()
     scorer.drain()
     scorer.close()
-    ledger = Ledger(storage, f"fp-{policy}", protocol_fingerprint(suite, CONTRACT)).read()
+    ledger = Ledger(storage, f"fp-{policy}", PROTOCOL).read()
     plain = {k: {f: v for f, v in outcome.to_json().items() if not f.endswith("_s")} for k, outcome in ledger.items()}
     return scores[0], plain
 

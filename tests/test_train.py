@@ -13,16 +13,20 @@ from orchestrator.data import stream
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import choose
+from orchestrator.loop import ArmJob, train
 from orchestrator.spec import Train
 from orchestrator.storage import open_storage
-from orchestrator.train import ArmJob, fit, learning_rate_factor, train
+from orchestrator.train import fit
 from policy.checkpoint import fingerprint, load, load_card, load_trainer
+from policy.config import Recipe
+from policy.presets import PRESETS
+from policy.trainer import learning_rate_factor
 from test_stream import fake_fetch
 
 
 def job(store: Path, steps: int = 6, workers: int = 1, ratio: float = 1.0) -> ArmJob:
     settings = Train(steps=steps, batch_size=4, checkpoint_every=3, warmup_steps=2, workers=workers)
-    return ArmJob(Arm(3, ratio, 0), f"arm-{workers}-{steps}", str(store), 1, frozenset(), "tiny", settings)
+    return ArmJob(Arm(3, ratio, 0), f"arm-{workers}-{steps}", str(store), 1, frozenset(), PRESETS["tiny"], settings, "joint")
 
 
 class Kept:
@@ -117,8 +121,9 @@ def test_a_damaged_episode_stops_an_arm_by_its_name_without_trying_again(lift_st
 
 
 def test_the_learning_rate_warms_up_and_comes_down_to_zero() -> None:
-    factors = [learning_rate_factor(step, 10, 100) for step in range(100)]
+    factors = [learning_rate_factor(step, Recipe(warmup_steps=10), 100) for step in range(100)]
     assert factors[0] == pytest.approx(0.1, rel=1e-3)
     assert max(factors) == pytest.approx(1, abs=0.03)
     assert factors[-1] < 0.001
-    assert learning_rate_factor(0, 0, 100) == 1
+    assert learning_rate_factor(0, Recipe(warmup_steps=0), 100) == 1
+    assert learning_rate_factor(99, Recipe(schedule="constant"), 100) == 1

@@ -1,6 +1,7 @@
 """Pretrained weights go where they belong, or one sentence says why they do not."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_shards_are_read_together_and_a_missing_one_is_noticed(spoilt: Path) -> 
     whole.unlink()
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(load_vae(spoilt).parameters(), before.parameters(), strict=True))
     whole.with_name("diffusion_pytorch_model-00001-of-00002.safetensors").unlink()
-    with pytest.raises(WeightsError, match="1 of the files .* are missing; copy the folder again"):
+    with pytest.raises(WeightsError, match=r"1 of the files .* are missing; copy the folder again"):
         load_vae(spoilt)
 
 
@@ -110,12 +111,12 @@ def test_weights_too_many_too_few_or_of_another_shape_are_named(spoilt: Path) ->
     with pytest.raises(WeightsError, match=r"quant_conv.bias has shape \(1,\), the model's has \(8,\)"):
         load_vae(spoilt)
     save_file({name: tensor for name, tensor in tensors.items() if name != "quant_conv.bias"}, path)
-    with pytest.raises(WeightsError, match="its weights lack quant_conv.bias"):
+    with pytest.raises(WeightsError, match=r"its weights lack quant_conv.bias"):
         load_vae(spoilt)
 
 
 def test_an_autoencoder_of_another_kind_is_refused(spoilt: Path) -> None:
-    with pytest.raises(WeightsError, match="it holds a UNetSpatioTemporalConditionModel, .*AutoencoderKLTemporalDecoder is wanted"):
+    with pytest.raises(WeightsError, match=r"it holds a UNetSpatioTemporalConditionModel, .*AutoencoderKLTemporalDecoder is wanted"):
         load_vae(spoilt / "unet")
     config = spoilt / "vae" / "config.json"
     fields = json.loads(config.read_text())
@@ -134,12 +135,11 @@ for load in (lambda: load_vae("stabilityai/stable-video-diffusion-img2vid-xt"), 
     except WeightsError as error:
         print(error)
 """
-    import os
-
     done = run("-W", "ignore", "-c", code, env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        f"{source}: it is neither a folder nor in this machine's Hugging Face cache, and the hub cannot be reached; name a folder that holds the weights"
+        f"{source}: it is neither a folder nor in this machine's Hugging Face cache, and the hub cannot be reached; "
+        "name a folder that holds the weights"
         for source in ("stabilityai/stable-video-diffusion-img2vid-xt", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
     ]
 

@@ -42,8 +42,8 @@ class Clip:
     """Of the clip itself, the same in every run: its episode's id and first frame."""
 
     @property
-    def frames(self) -> npt.NDArray[np.uint8]:
-        """(V, K, H, W, 3)."""
+    def frames(self) -> npt.NDArray[Any]:
+        """(V, K, H, W, 3) pictures or (V, K, S, h, w) latents."""
         return np.stack([pictures[self.shown] for pictures in self.episode.frames.values()])
 
 
@@ -75,7 +75,7 @@ def cut(episode: Episode, start: int, shape: ClipShape, contract: Contract) -> C
 def stack(clips: Sequence[Clip]) -> dict[str, Any]:
     """Clips as one batch: arrays with a leading B, and the lists of instructions and seeds."""
     views = [list(clip.episode.frames.values()) for clip in clips]
-    frames = np.empty((len(clips), len(views[0]), len(clips[0].shown), *views[0][0].shape[1:]), np.uint8)
+    frames = np.empty((len(clips), len(views[0]), len(clips[0].shown), *views[0][0].shape[1:]), views[0][0].dtype)
     for b, clip in enumerate(clips):
         for v, pictures in enumerate(views[b]):
             np.take(pictures, clip.shown, axis=0, out=frames[b, v], mode="clip")  # straight to its place, once

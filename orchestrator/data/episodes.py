@@ -3,12 +3,14 @@
     episode_id, task, instruction, success, source, length    what it is
     proprio, action                                            lists of vectors; null where nobody recorded any
     cam.<name>                                                 H.264, one frame per control step, a key frame every 8
+    latents.<name>, latents_shape, latents_digest              instead, beside a store: float16 of every frame, (S, h, w) (data/latents.py)
 
 Readable with pyarrow, pandas or duckdb. Whoever reads an episode as action-free never reads its action column.
 """
 
+import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -38,8 +40,8 @@ class Episode:
     episode_id: str
     task: str
     instruction: str
-    frames: dict[str, npt.NDArray[np.uint8]]
-    """Per camera (L, H, W, 3) RGB, upright."""
+    frames: dict[str, npt.NDArray[Any]]
+    """Per camera (L, H, W, 3) uint8 RGB, upright; or (L, S, h, w) float16 latents, as `policy.latents` makes them of such pictures."""
     proprio: npt.NDArray[np.float32] | None
     """(L, P); None in an action-free recording without any."""
     action: npt.NDArray[np.float32] | None
@@ -127,6 +129,37 @@ def _array(column: pa.ChunkedArray, length: int) -> npt.NDArray[np.float32] | No
 
 def encode(episode: Episode, hz: float) -> bytes:
     """The episode as a one-row Parquet file. Equal episodes give equal bytes."""
+    cameras = {f"cam.{name}": pa.array([_encode_video(frames, hz)], pa.binary()) for name, frames in episode.frames.items()}
+    return _file(episode, cameras, {"demoscale.hz": str(hz)})
+
+
+def encode_latents(episode: Episode) -> bytes:
+    """An episode whose `frames` are latents, all of one shape, likewise; with a digest of them (`latents_are_whole`)."""
+    latents = {f"latents.{name}": frames.astype("<f2").tobytes() for name, frames in episode.frames.items()}
+    columns = {name: pa.array([data], pa.binary()) for name, data in latents.items()}
+    columns["latents_shape"] = pa.array([next(iter(episode.frames.values())).shape[1:]], pa.list_(pa.int64()))
+    columns["latents_digest"] = pa.array([_digest(latents.values())])
+    return _file(episode, columns, {})
+
+
+def latents_are_whole(data: bytes, cameras: tuple[str, ...]) -> bool:
+    """Whether bytes are what `encode_latents` wrote: for whoever finds them without knowing their hash."""
+    try:
+        table = read_parquet(data, [*(f"latents.{name}" for name in cameras), "latents_digest"])
+        whole: bool = table["latents_digest"][0].as_py() == _digest(table[f"latents.{name}"][0].as_buffer() for name in cameras)
+        return whole
+    except (pa.ArrowException, OSError, KeyError):
+        return False
+
+
+def _digest(parts: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _file(episode: Episode, cameras: dict[str, pa.Array], metadata: dict[str, str]) -> bytes:
     columns = {
         "episode_id": pa.array([episode.episode_id]),
         "task": pa.array([episode.task]),
@@ -136,25 +169,35 @@ def encode(episode: Episode, hz: float) -> bytes:
         "length": pa.array([episode.length], pa.int64()),
         "proprio": _vectors(episode.proprio),
         "action": _vectors(episode.action),
-        **{f"cam.{name}": pa.array([_encode_video(frames, hz)], pa.binary()) for name, frames in episode.frames.items()},
+        **cameras,
     }
-    metadata = {"demoscale.schema": SCHEMA_VERSION, "demoscale.hz": str(hz)}
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), buffer, compression="none", store_schema=False)
+    table = pa.table(columns).replace_schema_metadata({"demoscale.schema": SCHEMA_VERSION, **metadata})
+    pq.write_table(table, buffer, compression="none", store_schema=False)
     return buffer.getvalue()
 
 
 def decode(data: bytes, cameras: tuple[str, ...], with_actions: bool, wanted: Sequence[int] | None = None) -> Episode:
-    """The episode with the named cameras. Without `with_actions` the action column is not touched.
+    """The episode with the named cameras, as pictures or, where those were kept, latents. Without `with_actions` the action column is not touched.
 
     With `wanted`, only the frames of those numbers, at the cost of themselves and those between them and the key frames before.
     """
-    columns = ["episode_id", "task", "instruction", "success", "source", "length", "proprio", *(f"cam.{name}" for name in cameras)]
-    table = read_parquet(data, columns + ["action"] * with_actions)
+    file = pq.ParquetFile(pa.BufferReader(data))
+    kept = ["latents_shape"] if "latents_shape" in file.schema_arrow.names else []
+    pictures = [f"latents.{name}" if kept else f"cam.{name}" for name in cameras]
+    columns = ["episode_id", "task", "instruction", "success", "source", "length", "proprio", *pictures, *kept]
+    table = file.read(columns + ["action"] * with_actions, use_threads=False)
     length = table["length"][0].as_py()
     numbers = np.arange(length) if wanted is None else np.unique(np.asarray(wanted, np.int64))
+
+    def frames(column: str) -> npt.NDArray[Any]:
+        if not kept:
+            return _decode_video(table[column][0].as_py(), numbers)
+        latents = np.frombuffer(table[column][0].as_buffer(), "<f2").reshape(length, *table["latents_shape"][0].as_py())
+        return latents[numbers]  # a copy of these alone
+
     return Episode(
-        frames={name: _decode_video(table[f"cam.{name}"][0].as_py(), numbers) for name in cameras},
+        frames={name: frames(column) for name, column in zip(cameras, pictures, strict=True)},
         numbers=None if wanted is None else numbers,
         whole_length=length,
         proprio=_array(table["proprio"], length),

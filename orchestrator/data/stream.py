@@ -35,9 +35,14 @@ READY_BATCHES = 2  # decoded ahead of the training step
 _T = TypeVar("_T")
 
 
-def memory_bound(contract: Contract, shape: ClipShape, entries: Sequence[EpisodeEntry], batch_size: int, action_free: bool) -> int:
-    """Bytes that one worker's stream of these episodes holds at most, with its fetching actor."""
-    frame = 3 * math.prod(contract.image_size) * len(contract.cameras)
+def memory_bound(
+    contract: Contract, shape: ClipShape, entries: Sequence[EpisodeEntry], batch_size: int, action_free: bool, picture_bytes: int | None = None
+) -> int:
+    """Bytes that one worker's stream of these episodes holds at most, with its fetching actor.
+
+    `picture_bytes`: of one picture of one camera, where it is kept as latents (`latents.picture_bytes`).
+    """
+    frame = (picture_bytes or 3 * math.prod(contract.image_size)) * len(contract.cameras)
     visit = min(max(entry.length for entry in entries), CLIPS_PER_VISIT * shape.frames_per_view) * frame
     opened = (POOL_VISITS + 1) * visit * (2 if action_free else 1)
     fetched = (GROUPS_AHEAD + 1) * GROUP_EPISODES * max(entry.nbytes for entry in entries)

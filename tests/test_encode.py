@@ -1,0 +1,248 @@
+"""Latents kept beside a store: the same numbers as encoding online, read like any episode, made once however often they are interrupted."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from backbones import SENTENCE_DIM, svd_config, svd_folder
+from conftest import CAMERA
+from jobs.encode import main
+from orchestrator.data import latents, stream
+from orchestrator.data.clips import cut, stack
+from orchestrator.data.episodes import EpisodeError, decode, latents_are_whole
+from orchestrator.data.latents import Kept, has_latents, keep_latents, keep_sentences, kept_sentences, latent_entries, picture_bytes, publish_index
+from orchestrator.data.manifest import Manifest
+from orchestrator.data.order import Order
+from orchestrator.data.store import commit, fetch, load_manifest, put_episode
+from orchestrator.storage import Storage, open_storage
+from policy.config import ClipShape
+from policy.latents import VaeLatents, latent_codec
+from policy.presets import PRESETS
+from policy.text import OpenClipText, sentence_encoder
+from sim_workers.env import contract
+from test_episodes import episode
+
+SIZE = 32
+CONTRACT = contract((CAMERA,), (SIZE, SIZE), "fast")
+SHAPE = ClipShape(frames_per_view=3, frame_stride=2, horizon=4)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return svd_folder(tmp_path_factory.mktemp("svd"))
+
+
+@pytest.fixture(scope="module")
+def codec(svd: Path) -> VaeLatents:
+    codec = latent_codec(svd_config(), svd)
+    assert isinstance(codec, VaeLatents)
+    return codec
+
+
+def put(storage: Storage, seeds: range) -> Manifest:
+    """Episodes of 5 frames and more; every other one without actions, and another instruction."""
+    episodes = [replace(episode(seed, length=5 + seed, labelled=seed % 2 == 0, size=SIZE), instruction=f"task {seed % 2}") for seed in seeds]
+    return commit(storage, CONTRACT, [put_episode(storage, one, 20.0) for one in episodes])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Storage:
+    storage = open_storage(str(tmp_path / "store"))
+    put(storage, range(4))
+    return storage
+
+
+def keep(storage: Storage, codec: VaeLatents) -> str:
+    """What the job does; the codec's fingerprint."""
+    manifest, fingerprint = load_manifest(storage), codec.fingerprint((SIZE, SIZE))
+    rows = [answer for answer in keep_latents(storage, manifest, codec, fingerprint, CPU) if isinstance(answer, Kept)]
+    publish_index(storage, manifest, fingerprint, rows)
+    return fingerprint
+
+
+def test_kept_latents_are_those_encoded_online(storage: Storage, codec: VaeLatents) -> None:
+    manifest = put(storage, range(2))
+    fingerprint = keep(storage, codec)
+    for entry, kept in zip(manifest.entries, latent_entries(storage, manifest, fingerprint, manifest.entries), strict=True):
+        pictures = decode(fetch(storage, entry), (CAMERA,), entry.labelled)
+        read = decode(fetch(storage, kept), (CAMERA,), entry.labelled)
+        assert read.frames[CAMERA].dtype == np.float16
+        assert np.array_equal(read.frames[CAMERA], codec.encode(torch.from_numpy(pictures.frames[CAMERA])).numpy())
+        assert read.frames[CAMERA].nbytes == entry.length * picture_bytes(codec, (SIZE, SIZE))
+        assert np.array_equal(read.proprio, pictures.proprio)
+        assert (read.action is None) == (not entry.labelled)
+        assert (read.episode_id, read.task, read.instruction, read.length) == (entry.episode_id, entry.task, entry.instruction, entry.length)
+        some = decode(fetch(storage, kept), (CAMERA,), False, [4, 1])
+        assert np.array_equal(some.frames[CAMERA], read.frames[CAMERA][[1, 4]])
+        assert some.action is None
+
+
+def orders(storage: Storage, fingerprint: str) -> tuple[Order, Order]:
+    """The same plan over pictures and over latents."""
+    manifest = load_manifest(storage)
+    demos, action_free = ([entry for entry in manifest.entries if entry.labelled == labelled] for labelled in (True, False))
+
+    def order(*kinds: list[object]) -> Order:
+        first, second = (tuple(kind) for kind in kinds)
+        return Order(first, second, manifest.fingerprint, 0, 0, 1, 4)  # type: ignore[arg-type]
+
+    ours = (latent_entries(storage, manifest, fingerprint, kind) for kind in (demos, action_free))
+    return order(demos, action_free), order(*ours)  # type: ignore[arg-type]
+
+
+def fake_fetch(uri: str, need: stream._Need) -> Iterator[bytes]:
+    """What Ray Data brings, without Ray."""
+    for entry in need.episodes():
+        yield fetch(open_storage(uri), entry)
+
+
+def test_training_clips_of_kept_latents_are_those_of_pictures_encoded_online(
+    store: Storage, codec: VaeLatents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_fetched", fake_fetch)
+    shown, kept = (list(stream.batches(store.uri, CONTRACT, order, SHAPE, first_step=2, num_steps=8)) for order in orders(store, keep(store, codec)))
+    for pictures, latent in zip(shown, kept, strict=True):
+        assert latent["frames"].shape == (4, 1, 3, 12, 4, 4)
+        assert np.array_equal(latent["frames"], codec.encode(torch.from_numpy(pictures["frames"])).numpy())
+        assert latent["instructions"] == pictures["instructions"]
+        for name in ("proprio", "actions", "action_mask", "frame_mask"):
+            assert np.array_equal(latent[name], pictures[name])
+
+
+def test_the_memory_bound_counts_latents_as_they_are(store: Storage, codec: VaeLatents) -> None:
+    _, order = orders(store, keep(store, codec))
+    entries = [*order.demos, *order.action_free]
+    bounds = [stream.memory_bound(CONTRACT, SHAPE, entries, 4, True, picture_bytes=size) for size in (None, 3 * SIZE**2, 6 * SIZE**2)]
+    assert bounds[0] == bounds[1] < bounds[2]
+    clips = [cut(decode(fetch(store, entries[0]), (CAMERA,), True), 0, SHAPE, CONTRACT)] * 4
+    assert stack(clips)["frames"].nbytes == 4 * SHAPE.frames_per_view * picture_bytes(codec, (SIZE, SIZE))
+
+
+def test_what_is_there_is_not_made_again(store: Storage, codec: VaeLatents, monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprint = codec.fingerprint((SIZE, SIZE))
+    encoded: list[str] = []
+    encode = latents._encoded
+    monkeypatch.setattr(latents, "_encoded", lambda one, *rest: encoded.append(one.episode_id) or encode(one, *rest))
+    killed = keep_latents(store, load_manifest(store), codec, fingerprint, CPU)
+    assert len(list(islice(killed, 2))) == len(encoded) == 2
+    killed.close()  # type: ignore[attr-defined]
+    with pytest.raises(EpisodeError, match=r"not encoded yet, or not by these weights; run `python -m jobs.encode` again"):
+        latent_entries(store, load_manifest(store), fingerprint, [])
+    assert not has_latents(store, load_manifest(store), fingerprint)
+    keep(store, codec)
+    assert sorted(encoded) == [f"Lift-{seed:06d}" for seed in range(4)]
+    keys = store.list("latents/")
+    keep(store, codec)
+    assert len(encoded) == 4
+    put(store, range(6))
+    monkeypatch.setattr(latents, "_found", lambda *_: None)  # nor read again, where an index names it
+    keep(store, codec)
+    assert sorted(encoded[4:]) == ["Lift-000004", "Lift-000005"]
+    assert len(store.list("latents/")) == len(keys) + 3
+    assert has_latents(store, load_manifest(store), fingerprint)
+    assert has_latents(store, load_manifest(store, 1), fingerprint)
+
+
+def test_latents_that_no_index_names_are_made_again_if_damaged(store: Storage, codec: VaeLatents) -> None:
+    fingerprint = codec.fingerprint((SIZE, SIZE))
+    first, second, *_ = keep_latents(store, load_manifest(store), codec, fingerprint, CPU)
+    assert isinstance(first, Kept)
+    assert isinstance(second, Kept)
+    whole = store.get(first.key)
+    flipped = bytearray(whole)
+    flipped[whole.find(b"PAR1") + len(whole) // 2] ^= 1
+    store.put(first.key, bytes(flipped))
+    store.put(second.key, b"")
+    assert not latents_are_whole(b"", (CAMERA,))
+    rows = {row.key: row for row in keep_latents(store, load_manifest(store), codec, fingerprint, CPU) if isinstance(row, Kept)}
+    assert (rows[first.key], rows[second.key]) == (first, second)
+    assert store.get(first.key) == whole
+
+
+def test_damaged_latents_and_a_damaged_index_are_refused_by_name(store: Storage, codec: VaeLatents) -> None:
+    fingerprint, manifest = keep(store, codec), load_manifest(store)
+    entry = latent_entries(store, manifest, fingerprint, manifest.entries)[1]
+    data = bytearray(store.get(entry.key))
+    data[len(data) // 2] ^= 1
+    store.put(entry.key, bytes(data))
+    with pytest.raises(EpisodeError, match=f"episode Lift-000001 is damaged; restore {entry.key}"):
+        fetch(store, entry)
+    (index,) = store.list(f"latents/{fingerprint}/index/")
+    whole = store.get(index)
+    for damage in (b"", whole[:-30], whole[:60] + bytes([whole[60] ^ 1]) + whole[61:]):
+        store.put(index, damage)
+        with pytest.raises(EpisodeError, match=f"the index of latents is damaged; delete {index} and run `python -m jobs.encode` again"):
+            latent_entries(store, manifest, fingerprint, manifest.entries)
+
+
+def test_sentences_are_embedded_once_and_spare_the_tower(store: Storage, svd: Path) -> None:
+    encoder = OpenClipText(SENTENCE_DIM, svd)
+    assert kept_sentences(store, load_manifest(store)) == {}
+    assert keep_sentences(store, load_manifest(store), encoder, "one") == 2
+    kept = kept_sentences(store, load_manifest(store))
+    assert torch.equal(sentence_encoder(svd_config(), "/nowhere", kept).embed(["task 1", "task 0"]), encoder.embed(["task 1", "task 0"]))
+    put(store, range(6))  # no new sentence: no tower
+    assert keep_sentences(store, load_manifest(store), OpenClipText(SENTENCE_DIM, "/nowhere"), "one") == 2
+    keep_sentences(store, load_manifest(store), encoder, "other")
+    with pytest.raises(EpisodeError, match="several encoders; say by which"):
+        kept_sentences(store, load_manifest(store))
+    assert kept_sentences(store, load_manifest(store), "other").keys() == {"task 0", "task 1"}
+    (key,) = store.list(f"text/other/{load_manifest(store).fingerprint}")
+    store.put(key, store.get(key)[:-1])
+    with pytest.raises(EpisodeError, match=f"the kept sentences are damaged; delete {key}"):
+        kept_sentences(store, load_manifest(store), "other")
+
+
+# -- the command ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "svd-256", PRESETS["svd-256"].model_copy(update={"video": svd_config()}))
+
+
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(main, [*arguments, "--device", "cpu"])
+
+
+def test_the_command_says_what_it_kept_and_a_second_run_keeps_nothing_new(store: Storage, svd: Path, codec: VaeLatents) -> None:
+    first = command(store.uri, "--weights", str(svd))
+    assert first.exit_code == 0, first.output
+    assert "2 sentences of 4 episodes are kept" in first.output
+    assert f"4 episodes, 0.1 MiB of latents {codec.fingerprint((SIZE, SIZE))}" in first.output
+    keys = store.list("")
+    assert command(store.uri, "--weights", str(svd)).exit_code == 0
+    assert store.list("") == keys
+    assert has_latents(store, load_manifest(store), codec.fingerprint((SIZE, SIZE)))
+
+
+def test_the_command_names_damaged_episodes_and_keeps_the_others(store: Storage, svd: Path, codec: VaeLatents) -> None:
+    manifest = load_manifest(store)
+    whole = store.get(manifest["Lift-000002"].key)
+    store.put(manifest["Lift-000002"].key, whole[:-9])
+    done = command(store.uri, "--weights", str(svd))
+    assert done.exit_code == 1
+    assert "episode Lift-000002 is cut short" in done.output
+    assert "1 of 4 episodes cannot be read; the others are kept" in done.output
+    assert not has_latents(store, manifest, codec.fingerprint((SIZE, SIZE)))
+    store.put(manifest["Lift-000002"].key, whole)
+    assert command(store.uri, "--weights", str(svd)).exit_code == 0
+
+
+def test_the_command_answers_mistakes_in_a_sentence(store: Storage, svd: Path, tmp_path: Path) -> None:
+    missing = command(store.uri, "--weights", str(tmp_path / "nothing"))
+    assert (missing.exit_code, missing.output.count("\n")) == (1, 1)
+    assert "there is no such folder" in missing.output
+    folded = command(store.uri, "--weights", str(svd), "--preset", "tiny")
+    assert folded.exit_code == 2
+    assert "there is nothing to keep" in folded.output
+    empty = command(str(tmp_path / "empty"), "--weights", str(svd))
+    assert empty.exit_code == 1
+    assert "there is no episode store here" in empty.output
