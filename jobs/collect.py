@@ -14,7 +14,7 @@ from orchestrator.cli import answers_mistakes
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--task", default="Lift", show_default=True, help="A task a scripted expert can do.")
+@click.option("--task", default="Lift", show_default=True, help="Lift, Stack, PickPlaceCan, Door or NutAssemblySquare.")
 @click.option("--episodes", type=click.IntRange(1, 1_000_000), required=True, help="How many the store shall hold of this task: seeds 0, 1, 2 ...")
 @click.option("--store", required=True, help="Folder or s3:// URI of the episode store; made if it is not there.")
 @click.option(

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator.arms import Arm
 from orchestrator.data import stream
@@ -55,6 +55,8 @@ class ArmJob:
     """Where the video model starts: a hub id, a folder, an s3:// URI in diffusers' format; empty for random weights."""
     video_model: str = ""
     """URI of the stage-1 checkpoint that it starts from instead."""
+    views_apart: ClassVar[bool] = False
+    """Whether every camera of a clip is a clip of its own."""
 
     def subset(self, manifest: Manifest) -> Subset:
         return choose(manifest, self.arm.demo_count, self.arm.action_free_ratio, self.arm.seed, self.quarantined)
@@ -103,6 +105,7 @@ def card_of(job: ArmJob, manifest: Manifest) -> "Card":
     subset = job.subset(manifest)
     demos = manifest.select(subset.demos)
     videos_only = job.objective == "video"
+    contract = replace(manifest.contract, cameras=("any",)) if job.views_apart else manifest.contract
     chosen: dict[str, Any]
     if videos_only:
         chosen = {"seed": job.arm.seed, "videos": sorted((*subset.demos, *subset.action_free))}
@@ -110,7 +113,7 @@ def card_of(job: ArmJob, manifest: Manifest) -> "Card":
         chosen = {"arm": vars(job.arm), "subset_digest": subset.digest, "demos": list(subset.demos), "action_free": list(subset.action_free)}
     return Card(
         config=job.config,
-        contract=manifest.contract,
+        contract=contract,
         action_stats=None if videos_only else Stats.merge(entry.action_stats for entry in demos if entry.action_stats),
         proprio_stats=None if videos_only else Stats.merge(entry.proprio_stats for entry in demos if entry.proprio_stats),
         provenance={
@@ -170,6 +173,8 @@ def train(
     for step, arrays in enumerate(batches, first_step + 1):
         generator.manual_seed(derived_seed(job.arm.seed, step, rank))
         batch = _to_batch(arrays, normalizers, trainer.device)
+        if job.views_apart:
+            batch = batch.views_apart()
         if job.train.color_jitter and not batch.frames.is_floating_point():
             batch = replace(batch, frames=color_jitter(batch.frames, generator))
         losses = trainer.step(batch, step - 1, generator)

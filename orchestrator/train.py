@@ -1,6 +1,7 @@
 """Training on Ray. The only file with ray.train: a thin skin that gives the plain loop its workers and keeps its checkpoints."""
 
 import re
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,17 @@ def _sharded(device: Any) -> Any:
         return fully_shard(model, mesh=mesh)
 
     return wrap
+
+
+def telling(on_step: Callable[[int, float], None]) -> Any:
+    """A Ray Train callback that tells (optimiser step, loss) of the first worker, in the process that controls the training."""
+    import ray.train
+
+    class Telling(ray.train.UserCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            on_step(int(metrics[0]["step"]), float(metrics[0]["loss"]))
+
+    return Telling()
 
 
 def fit(job: ArmJob, folder: str, resources: dict[str, float], callbacks: list[Any]) -> list[dict[str, Any]]:

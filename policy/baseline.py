@@ -33,7 +33,7 @@ class ImageEncoder(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 5, 2, 2)]
         for before, width in zip((widths[0], *widths), widths, strict=False):
             layers += [ResnetBlock2D(in_channels=before, out_channels=width, temb_channels=None, groups=config.groups, eps=1e-5)]
-            layers += [Downsample2D(width, use_conv=True)] if width != widths[-1] else []
+            layers += [Downsample2D(width, use_conv=True, name="op")] if width != widths[-1] else []
         self.levels = nn.ModuleList(layers)
         self.out = nn.Linear(2 * widths[-1], config.out_dim)
 

@@ -39,6 +39,14 @@ class Batch:
         bounds = [len(self.seeds) * i // parts for i in range(parts + 1)]
         return [Batch(*(getattr(self, f.name)[a:b] for f in fields(self))) for a, b in pairwise(bounds) if a < b]
 
+    def views_apart(self) -> "Batch":
+        """Every view of every clip as a clip of its own."""
+        views = self.frames.shape[1]
+        tensors = (getattr(self, name).repeat_interleave(views, 0) for name in ("proprio", "actions", "action_mask", "frame_mask"))
+        instructions, seeds = ([value for value in values for _ in range(views)] for values in (self.instructions, self.seeds))
+        proprio, actions, action_mask, frame_mask = tensors
+        return Batch(self.frames.flatten(0, 1).unsqueeze(1), proprio, actions, action_mask, frame_mask, instructions, seeds)
+
 
 @dataclass(frozen=True)
 class Losses:

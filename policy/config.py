@@ -221,7 +221,7 @@ class Recipe(_Part):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay per step of the running average of the weights that acts; 0 acts with the last weights and keeps no average."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the forward pass; weights stay fp32, the autoencoder always runs in fp32."""
+    """Of the forward pass on a GPU; weights stay fp32, and so do the autoencoder and everything on a CPU."""
     accumulate: PositiveInt = 1
     """Parts a worker's batch is cut into, one forward and backward pass each, to save memory."""
     gradient_checkpointing: bool = False

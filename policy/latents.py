@@ -126,13 +126,13 @@ class VaeLatents:
     def __deepcopy__(self, memo: object) -> "VaeLatents":
         return self  # frozen: copies of a model share it
 
-    def _vae_on(self, device: torch.device) -> AutoencoderKLTemporalDecoder:
-        """The autoencoder, moved there if it was not; WeightsError if there is none: kept latents alone need none."""
+    def _vae_on(self, device: torch.device | None = None) -> AutoencoderKLTemporalDecoder:
+        """The autoencoder, moved there if it was elsewhere; WeightsError if there is none: kept latents alone need none."""
         if self.vae is None:
             raise WeightsError(
                 "pictures become latents through Stable Video Diffusion's autoencoder; say where its weights are, or train on kept latents"
             )
-        return self.vae if self.vae.device == device else self.vae.to(device)
+        return self.vae if device in (None, self.vae.device) else self.vae.to(device)
 
     def encode(self, pictures: Tensor, conditions: bool = True) -> Tensor:
         moments = self._moments(pictures, _pixels)
@@ -164,8 +164,8 @@ class VaeLatents:
 
     def fingerprint(self, image_size: tuple[int, int]) -> str:
         digest = hashlib.sha256()
-        for name, tensor in sorted(self._vae_on(torch.device("cpu")).state_dict().items()):
-            digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        for name, tensor in sorted(self._vae_on().state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         return _hashed({"latents": "vae", "vae": digest.hexdigest(), "condition_noise": self.condition_noise, "image_size": image_size})
 
     @torch.no_grad()

@@ -84,7 +84,9 @@ class Trainer:
             groups, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay, fused=not sharded, foreach=sharded or None
         )
         self._average = Average(self._parameters, recipe.ema_decay) if recipe.ema_decay else None
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        # In bf16, torch 2.13's 3-D convolutions on a CPU give weight gradients that are not numbers.
+        self._precision = PRECISIONS.get(recipe.precision) if self.device.type == "cuda" else None
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._precision == torch.float16)
 
     def step(self, batch: Batch, step: int, generator: torch.Generator) -> Losses:
         """One optimiser step, number `step` counted from 0, on this worker's clips. The losses are of the whole batch of all workers on average."""
@@ -99,7 +101,7 @@ class Trainer:
             # Gradients travel between workers once per step, with the last part.
             waits = i < len(parts) - 1 and hasattr(self._wrapped, "no_sync")
             with self._wrapped.no_sync() if waits else nullcontext():
-                with torch.autocast(self.device.type, PRECISIONS.get(recipe.precision), enabled=recipe.precision in PRECISIONS):
+                with torch.autocast(self.device.type, self._precision, enabled=self._precision is not None):
                     losses.append(self._wrapped(part, generator, counts))
                 self._scaler.scale(losses[-1].total).backward()
         self._scaler.unscale_(self._optimizer)

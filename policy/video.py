@@ -71,14 +71,14 @@ class VideoModel(nn.Module):
         return denoised(noisy_BFCHW, v.float(), sigma_B), features
 
     @torch.no_grad()
-    def feature_shapes(self) -> list[tuple[int, int]]:
-        """(channels, rows) of each feature map, in the order of the config."""
+    def feature_shapes(self) -> list[tuple[int, int, int]]:
+        """(channels, rows, columns) of each feature map, in the order of the config."""
         with torch.device("meta"):
             twin = VideoModel(self.config, self._image_size).to("meta")  # the mixing factors are made on the CPU all the same
             channels, rows, columns = self.config.latent_channels, *(side // self.config.patch for side in self._image_size)
             empty, text = torch.empty(1, 1, channels, rows, columns), torch.empty(1, 1, self.config.cross_attention_dim)
             _, features = twin(empty, torch.ones(1), empty, text)
-        return [(feature.shape[2], feature.shape[3]) for feature in features]
+        return [tuple(feature.shape[2:]) for feature in features]
 
     def time_embedding(self, sigma_B: Tensor) -> Tensor:
         """(B, 4 x first block) embedding of the noise level; adaptor and action U-Net read the video model's own (method 1.3)."""

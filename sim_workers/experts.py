@@ -115,7 +115,7 @@ class PickAndPlaceExpert:
     """How far above its goal the thing is carried (m)."""
     precision = 0.01
     """How near to its goal, seen from above, it may be let go (m)."""
-    squeeze = 4
+    squeeze = 7
     """Control steps that the fingers need to close on it."""
 
     def __init__(self) -> None:
@@ -137,8 +137,8 @@ class PickAndPlaceExpert:
         hand, thing, (handle, turn) = state["robot0_eef_pos"], self.thing(state), self.handle(state)
         if self._opened_for:
             self._opened_for, self._closed_for = (self._opened_for + 1) % 20, 0
-            if self._opened_for <= 6:  # the fingers take a while to let go: press it down, lest it be lifted again
-                return _bring(state, thing, self.goal(state)[0] + 0.01 * DOWN, 0.0, OPEN, self.clearance)
+            if self._opened_for <= 6:  # the fingers take a while to let go
+                return _bring(state, thing, self.goal(state)[0], 0.0, OPEN, self.clearance)
             return _reach(state, np.array([*handle[:2], hand[2] + 0.06]), 0.0, OPEN)
         off, above = float(np.hypot(*(hand - handle)[:2])), hand[2] - handle[2]
         if self._closed_for == 0 and (off > 0.012 or abs(turn) > 0.15 or above > 0.008):
@@ -230,8 +230,9 @@ class DoorExpert:
 
         def over(angle: float, gap: float) -> Array:
             """So far from the lever (m), on the side from which it is pressed, when the lever stands at `angle`."""
-            place: Array = latch + self.reach * (np.cos(angle) * along + np.sin(angle) * DOWN)
-            return place + gap * (np.sin(angle) * along - np.cos(angle) * DOWN)
+            ahead, below = self.reach * np.cos(angle) + gap * np.sin(angle), self.reach * np.sin(angle) - gap * np.cos(angle)
+            place: Array = latch + ahead * along + below * DOWN
+            return place
 
         start = over(angle, 0.07)
         if np.linalg.norm(hand - start) < 0.025:

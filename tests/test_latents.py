@@ -71,7 +71,7 @@ def test_the_condition_is_the_unscaled_latent_of_a_slightly_noisy_picture(vae: V
     encoded = vae.encode(shown)
     difference = vae.condition(encoded) - encoded[:, :4].float()
     assert 0 < difference.abs().max() < 0.2
-    silent = VaeLatents(vae._vae, condition_noise=0.0)
+    silent = VaeLatents(vae.vae, condition_noise=0.0)
     assert torch.equal(silent.condition(silent.encode(shown)), encoded[:, :4].float())
 
 
@@ -84,9 +84,9 @@ def test_latents_become_pictures_a_view_at_a_time(vae: VaeLatents) -> None:
 
 def test_a_fingerprint_covers_weights_noise_and_size(vae: VaeLatents, tmp_path: Path) -> None:
     other = latent_codec(svd_config(), svd_folder(tmp_path, seed=1))
-    prints = {codec.fingerprint(size) for codec in (vae, other, VaeLatents(vae._vae, 0.5), PixelLatents(8)) for size in ((32, 32), (64, 64))}
+    prints = {codec.fingerprint(size) for codec in (vae, other, VaeLatents(vae.vae, 0.5), PixelLatents(8)) for size in ((32, 32), (64, 64))}
     assert len(prints) == 8
-    assert VaeLatents(copy.deepcopy(vae._vae), 0.02).fingerprint((32, 32)) == vae.fingerprint((32, 32))
+    assert VaeLatents(copy.deepcopy(vae.vae), 0.02).fingerprint((32, 32)) == vae.fingerprint((32, 32))
 
 
 def test_copies_of_a_model_share_the_frozen_autoencoder_and_kept_latents_need_none(vae: VaeLatents) -> None:

@@ -8,25 +8,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
 from safetensors.torch import load_file, save_file
 
 from conftest import CAMERA
 from policy import noise
-from policy.checkpoint import Card, CheckpointError, fingerprint, load, save
-from policy.config import PRESETS, PolicyConfig
+from policy.baseline import DiffusionPolicy
+from policy.batch import Batch, Counts, Losses
+from policy.checkpoint import Card, CheckpointError, Model, fingerprint, load, new_model, save
+from policy.config import PolicyConfig, PolicyKind
 from policy.interface import Observation
 from policy.loss import masked_mean, per_clip_error
-from policy.model import Batch, VideoActionModel
+from policy.model import FeatureCache, VideoActionModel
 from policy.normalize import Normalizer
+from policy.presets import PRESETS, policy_config
 from policy.serve import TrainedPolicy
 from policy.stats import Stats
-from policy.text import embed_sentences
-from policy.video import to_frames, to_latents
 from sim_workers.env import contract
 
 TINY = PRESETS["tiny"]
 CONTRACT = contract((CAMERA,), (64, 64), "fast")
+HEADS, UNET = "heads.safetensors", "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,13 @@ def batch(size: int = 3, views: int = 1) -> Batch:
         action_mask=torch.ones(size, t),
         frame_mask=torch.ones(size, k),
         instructions=["lift the red cube"] * size,
+        seeds=list(range(size)),
     )
+
+
+def losses_of(net: Model, clips: Batch, seed: int = 1) -> Losses:
+    losses: Losses = net(clips, torch.Generator().manual_seed(seed), Counts.of(clips))
+    return losses
 
 
 # -- diffusion ----------------------------------------------------------------------------------------------------------------------
@@ -110,7 +118,7 @@ def test_action_free_clips_teach_the_video_and_not_the_actions(model: VideoActio
     labelled = batch()
     hidden = replace(labelled, action_mask=torch.zeros_like(labelled.action_mask))
     other = replace(hidden, actions=hidden.actions + 5)
-    losses = [model(b, torch.Generator().manual_seed(1)) for b in (labelled, hidden, other)]
+    losses = [losses_of(model, b) for b in (labelled, hidden, other)]
     assert losses[0].action > 0
     assert losses[1].action == losses[2].action == 0
     assert losses[0].video == losses[1].video
@@ -122,54 +130,129 @@ def test_frames_past_the_end_teach_nothing(model: VideoActionModel) -> None:
     mask = whole.frame_mask.clone()
     mask[:, -1] = 0
     cut = replace(whole, frame_mask=mask)
-    assert model(cut, torch.Generator().manual_seed(1)).video != model(whole, torch.Generator().manual_seed(1)).video
-    assert torch.isfinite(model(cut, torch.Generator().manual_seed(1)).total)
+    assert losses_of(model, cut).video != losses_of(model, whole).video
+    assert torch.isfinite(losses_of(model, cut).total)
 
 
-def test_the_action_loss_reaches_the_video_model() -> None:
+@pytest.mark.parametrize(("objective", "flows"), [("joint", True), ("joint_detached", False)])
+def test_the_action_loss_reaches_the_video_model_only_where_it_may(objective: str, flows: bool) -> None:
     torch.manual_seed(0)
     fresh = VideoActionModel(TINY, CONTRACT)
+    fresh.learn(objective)  # type: ignore[arg-type]
     whole = batch()
-    fresh(replace(whole, frame_mask=torch.zeros_like(whole.frame_mask)), torch.Generator().manual_seed(0)).total.backward()
-    weight = fresh.video.unet.conv_in.weight.grad
-    assert weight is not None
-    assert weight.abs().sum() > 0
+    losses_of(fresh, replace(whole, frame_mask=torch.zeros_like(whole.frame_mask))).total.backward()
+    reached = {name for name, p in fresh.video.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert bool(reached) == flows
+
+
+def test_each_objective_moves_its_own_weights_and_computes_only_its_own_loss() -> None:
+    net = VideoActionModel(TINY, CONTRACT)
+    for objective, moved, losses in (("video", {"video"}, "v"), ("action", {"adaptor", "head"}, "a"), ("joint", {"video", "adaptor", "head"}, "va")):
+        net.learn(objective)  # type: ignore[arg-type]
+        told = losses_of(net, batch())
+        told.total.backward()
+        assert {name.partition(".")[0] for name, p in net.named_parameters() if p.grad is not None} == moved
+        assert (told.video > 0, told.action > 0) == ("v" in losses, "a" in losses)
+        net.zero_grad()
+
+
+def test_conditions_are_dropped_per_clip_in_three_equal_kinds(model: VideoActionModel) -> None:
+    num, share = 20_000, TINY.diffusion.condition_dropout
+    sentence, picture = model._dropped(num, torch.Generator().manual_seed(0))
+    for kind in (((1 - sentence) * picture), (sentence * (1 - picture)), ((1 - sentence) * (1 - picture))):
+        assert kind.mean().item() == pytest.approx(share, abs=0.006)
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    grads = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        net = VideoActionModel(TINY, CONTRACT)
+        if again:
+            net.checkpoint_gradients()
+            net.train()
+        losses_of(net, batch()).total.backward()
+        assert not net.video._seen
+        grads.append([p.grad for p in net.parameters()])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("sigmas", ["shared", "decoupled"])
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("rung", ["faithful", "one_pass", "video first"])
 @pytest.mark.parametrize(("cameras", "frames", "pad"), [(1, 2, 0), (2, 3, 1)])
-def test_any_number_of_views_frames_and_noise_settings_trains_and_acts(sigmas: str, together: bool, cameras: int, frames: int, pad: int) -> None:
+def test_any_number_of_views_frames_and_noise_settings_trains_and_acts(sigmas: str, rung: str, cameras: int, frames: int, pad: int) -> None:
     raw = TINY.model_dump()
     raw["clip"]["frames_per_view"], raw["video"]["pad_frames"], raw["diffusion"]["sigmas"] = frames, pad, sigmas
-    raw["sampler"]["video_passes"] = raw["sampler"]["action_steps"] if together else 1
+    raw["ladder"]["faithful"] |= {"video_passes": 3, "action_steps": 3}
+    raw["ladder"]["video first"] = raw["ladder"]["faithful"] | {"video_passes": 2}
     config = PolicyConfig.model_validate(raw)
     views = tuple(f"camera{i}" for i in range(cameras))
     net = VideoActionModel(config, replace(CONTRACT, cameras=views))
     clips = batch(2, cameras)
     clips = replace(clips, frames=clips.frames[:, :, :1].expand(-1, -1, frames, -1, -1, -1), frame_mask=torch.ones(2, frames))
-    assert torch.isfinite(net(clips, torch.Generator().manual_seed(0)).total)
-    unit = torch.randn(2, net.num_frames, *net.latent_shape), torch.randn(2, 8, 7)
-    video, actions = net.sample(clips.frames[:, :, 0], clips.proprio, clips.instructions, unit)
+    assert torch.isfinite(losses_of(net, clips).total)
+    video, actions = net.sample(clips.frames[:, :, 0], clips.proprio, clips.instructions, [(0, 1), (2, 3)], config.ladder[rung])
     assert video.shape == (2, pad + cameras * frames, 192, 8, 8)
     assert actions.shape == (2, 8, 7)
 
 
+def test_guidance_of_one_is_no_guidance_and_more_goes_further_the_same_way() -> None:
+    told, untold = torch.randn(3, 4), torch.randn(3, 4)
+    both = torch.cat([told, untold])
+    torch.testing.assert_close(noise.guided(both, 1.0), told)
+    torch.testing.assert_close(noise.guided(both, 2.0), told + (told - untold))
+
+
+def at_start(cache: int = 0) -> VideoActionModel:
+    """A policy whose head reads a frozen video model's first pass."""
+    torch.manual_seed(0)
+    diffusion = TINY.diffusion.model_copy(update={"features_at": "start"})
+    net = VideoActionModel(TINY.model_copy(update={"diffusion": diffusion}), CONTRACT)
+    net.learn("action")
+    net.feature_cache = FeatureCache(cache)
+    return net
+
+
+def test_kept_features_change_nothing_not_even_when_only_some_fit() -> None:
+    some = 3 * sum(feature.nbytes for feature in at_start()._features_at_start(batch(1))[0])
+    losses = []
+    for budget in (0, some, 2**30):
+        net = at_start(budget)
+        clips = batch(7)
+        told = [losses_of(net, clips), losses_of(net, replace(clips, seeds=clips.seeds)), losses_of(net, clips)]
+        kept = sum(seed in net.feature_cache for seed in clips.seeds)
+        assert kept == {0: 0, some: 3, 2**30: 7}[budget]
+        losses.append([loss.action for loss in told])
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_the_features_of_the_start_are_those_a_look_sees() -> None:
+    net = at_start().eval()
+    clips = batch(4)
+    seen: list[torch.Tensor] = []
+    net.adaptor.register_forward_hook(lambda _module, arguments, _output: seen.append(arguments[0][0]))
+    losses_of(net, clips)
+    net.sample(clips.frames[:, :, 0], clips.proprio, clips.instructions, [(seed, 99) for seed in clips.seeds], TINY.ladder["one_pass"])
+    assert torch.equal(*seen)
+
+
+def test_the_baseline_looks_at_the_present_only_and_learns_from_actions_only() -> None:
+    net = DiffusionPolicy(policy_config("tiny", "diffusion_policy"), CONTRACT)
+    net.learn("action")
+    clips = batch()
+    future = clips.frames.clone()
+    future[:, :, 1:] = 0
+    assert losses_of(net, clips).action == losses_of(net, replace(clips, frames=future)).action
+    assert losses_of(net, replace(clips, action_mask=clips.action_mask * 0)).total == 0
+    present = clips.frames.clone()
+    present[:, :, 0] = 0
+    assert losses_of(net, clips).action != losses_of(net, replace(clips, frames=present)).action
+    with pytest.raises(ValueError, match="no video model"):
+        net.learn("joint")
+
+
 # -- parts --------------------------------------------------------------------------------------------------------------------------
-
-
-def test_latents_are_pictures_and_back() -> None:
-    frames = torch.randint(0, 256, (2, 3, 64, 64, 3), dtype=torch.uint8)
-    latents = to_latents(frames, 8)
-    assert latents.shape == (2, 3, 192, 8, 8)
-    assert latents.abs().max() <= 1
-    assert torch.equal(to_frames(latents, 8), frames)
-
-
-def test_sentences_differ_by_their_words_and_are_the_same_everywhere() -> None:
-    a, b = embed_sentences(["lift the cube", "open the door"], 64)
-    assert torch.equal(a, embed_sentences(["Lift the cube"], 64)[0])
-    assert torch.cosine_similarity(a, b).item() < 0.9
 
 
 def test_statistics_of_parts_merge_to_those_of_the_whole() -> None:
@@ -196,21 +279,33 @@ def test_normalising_is_undone_and_a_constant_dimension_stays_constant(kind: str
 
 def test_a_copy_of_the_model_reads_its_own_features(model: VideoActionModel) -> None:
     copied = copy.deepcopy(model)
-    a, b = (m(batch(), torch.Generator().manual_seed(0)).total for m in (model, copied))
+    a, b = (losses_of(m, batch()).total for m in (model, copied))
     assert a == b
 
 
 # -- checkpoints --------------------------------------------------------------------------------------------------------------------
 
 
-def card() -> Card:
+def card(kind: PolicyKind = "video_action") -> Card:
     stats = Stats.of(np.random.default_rng(0).normal(size=(20, 7)))
-    return Card(TINY, CONTRACT, stats, Stats.of(np.random.default_rng(1).normal(size=(20, 9))), {"step": 3, "demos": ["a"]})
+    config = policy_config("tiny", kind)
+    return Card(config, CONTRACT, stats, Stats.of(np.random.default_rng(1).normal(size=(20, 9))), {"step": 3, "demos": ["a"]})
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, model: VideoActionModel) -> Path:
-    save(tmp_path, card(), model.state_dict(), {"x": torch.zeros(1)})
+    save(tmp_path, card(), model, model.state_dict(), {"x": torch.zeros(1)})
+    return tmp_path
+
+
+@pytest.fixture(params=["video_action", "diffusion_policy"])
+def any_checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A checkpoint of each kind of policy."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    told = card(request.param)
+    net = new_model(told.config, CONTRACT)
+    save(tmp_path, told, net, net.state_dict(), {"x": torch.zeros(1)})
     return tmp_path
 
 
@@ -226,9 +321,16 @@ def test_a_checkpoint_comes_back_whole(checkpoint: Path, model: VideoActionModel
         assert torch.equal(loaded.state_dict()[name], tensor)
 
 
-def test_an_answer_does_not_depend_on_the_batch_it_came_in(checkpoint: Path) -> None:
-    torch.set_num_threads(1)
-    policy = TrainedPolicy(checkpoint)
+def test_diffusers_opens_the_video_model_by_itself(checkpoint: Path, model: VideoActionModel) -> None:
+    opened = UNetSpatioTemporalConditionModel.from_pretrained(checkpoint, subfolder="unet")
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.video.unet.parameters(), opened.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("rung", ["one_pass", "truncated", "faithful"])
+def test_an_answer_does_not_depend_on_the_batch_it_came_in(any_checkpoint: Path, rung: str) -> None:
+    policy = TrainedPolicy(any_checkpoint, rung=rung)
+    if policy.sampler.video_passes > 5:
+        policy.sampler = policy.sampler.model_copy(update={"video_passes": 3, "action_steps": 3})
     looks = [look(seed) for seed in range(5)]
     alone = [policy.act([one])[0].actions for one in looks]
     together = [chunk.actions for chunk in policy.act(looks)]
@@ -248,19 +350,24 @@ def test_the_fingerprint_follows_what_the_policy_does(checkpoint: Path) -> None:
     before = fingerprint(checkpoint)
     save_file({"x": torch.ones(1)}, checkpoint / "trainer.safetensors")
     assert fingerprint(checkpoint) == before
-    weights = load_file(checkpoint / "model.safetensors")
+    weights = load_file(checkpoint / HEADS)
     next(iter(weights.values())).view(-1)[0] += 1
-    save_file(weights, checkpoint / "model.safetensors")
+    save_file(weights, checkpoint / HEADS)
     assert fingerprint(checkpoint) != before
 
 
 def _truncate(folder: Path) -> None:
-    data = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    data = (folder / UNET).read_bytes()
+    (folder / UNET).write_bytes(data[: len(data) // 2])
 
 
 def _other_weights(folder: Path) -> None:
-    save_file({"something": torch.zeros(3)}, folder / "model.safetensors")
+    save_file({"something": torch.zeros(3)}, folder / HEADS)
+
+
+def _video_alone(folder: Path) -> None:
+    text = json.loads((folder / "checkpoint.json").read_text())
+    (folder / "checkpoint.json").write_text(json.dumps(text | {"provenance": {"objective": "video"}}))
 
 
 def _other_format(folder: Path) -> None:
@@ -277,11 +384,13 @@ def _no_field(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (_truncate, "model.safetensors is damaged or cut short"),
+        (_truncate, "diffusion_pytorch_model.safetensors is damaged or cut short"),
+        (_video_alone, "a video model alone, which imagines and cannot act"),
         (_other_weights, "do not fit the model"),
         (_other_format, "checkpoint format 99, this version reads"),
         (_no_field, "lacks or misstates a field"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda folder: (folder / HEADS).unlink(), "heads.safetensors is missing"),
+        (lambda folder: (folder / UNET).unlink(), "diffusion_pytorch_model.safetensors is missing"),
         (lambda folder: (folder / "checkpoint.json").unlink(), "not a checkpoint of ours"),
         (lambda folder: (folder / "checkpoint.json").write_text("{"), "checkpoint.json is damaged"),
     ],

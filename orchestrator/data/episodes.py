@@ -3,14 +3,13 @@
     episode_id, task, instruction, success, source, length    what it is
     proprio, action                                            lists of vectors; null where nobody recorded any
     cam.<name>                                                 H.264, one frame per control step, a key frame every 8
-    latents.<name>, latents_shape, latents_digest              instead, beside a store: float16 of every frame, (S, h, w) (data/latents.py)
+    latents.<name>, latents_shape                              instead, beside a store: float16 of every frame, (S, h, w) (data/latents.py)
 
 Readable with pyarrow, pandas or duckdb. Whoever reads an episode as action-free never reads its action column.
 """
 
-import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -134,29 +133,10 @@ def encode(episode: Episode, hz: float) -> bytes:
 
 
 def encode_latents(episode: Episode) -> bytes:
-    """An episode whose `frames` are latents, all of one shape, likewise; with a digest of them (`latents_are_whole`)."""
-    latents = {f"latents.{name}": frames.astype("<f2").tobytes() for name, frames in episode.frames.items()}
-    columns = {name: pa.array([data], pa.binary()) for name, data in latents.items()}
-    columns["latents_shape"] = pa.array([next(iter(episode.frames.values())).shape[1:]], pa.list_(pa.int64()))
-    columns["latents_digest"] = pa.array([_digest(latents.values())])
-    return _file(episode, columns, {})
-
-
-def latents_are_whole(data: bytes, cameras: tuple[str, ...]) -> bool:
-    """Whether bytes are what `encode_latents` wrote: for whoever finds them without knowing their hash."""
-    try:
-        table = read_parquet(data, [*(f"latents.{name}" for name in cameras), "latents_digest"])
-        whole: bool = table["latents_digest"][0].as_py() == _digest(table[f"latents.{name}"][0].as_buffer() for name in cameras)
-        return whole
-    except (pa.ArrowException, OSError, KeyError):
-        return False
-
-
-def _digest(parts: Iterable[Any]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+    """Likewise an episode whose `frames` are latents, all of one shape."""
+    columns = {f"latents.{name}": pa.array([frames.astype("<f2").tobytes()], pa.binary()) for name, frames in episode.frames.items()}
+    shape = next(iter(episode.frames.values())).shape[1:]
+    return _file(episode, {**columns, "latents_shape": pa.array([shape], pa.list_(pa.int64()))}, {})
 
 
 def _file(episode: Episode, cameras: dict[str, pa.Array], metadata: dict[str, str]) -> bytes:

@@ -1,11 +1,12 @@
 """What a frozen encoder makes of a store's episodes, made once and kept beside them.
 
-    latents/<codec>/<sha256 of an episode>.parquet        the episode with latents in place of pictures, orchestrator/data/episodes.py
-    latents/<codec>/index/<manifest>.parquet              one row per episode of a manifest: key, nbytes, sha256; written last
-    text/<encoder>/<manifest>-<sha256>.safetensors        every sentence of a manifest as the token a video model attends to
+    latents/<codec>/<episode's sha256>/<sha256>.parquet    the episode with latents in place of pictures, orchestrator/data/episodes.py
+    latents/<codec>/index/<manifest>.parquet               one row per episode of a manifest: key, nbytes, sha256; written last
+    text/<encoder>/<manifest>-<sha256>.safetensors         every sentence of a manifest as the token a video model attends to
 
 <codec> and <encoder> are fingerprints of the weights, <manifest> is the manifest's. Nothing is ever changed: all of it follows from what its
-name says. Several processes may fill one store; killed, they are started again.
+name says. Several processes may fill one store; killed, they are started again. (An episode may then have two objects, where two kinds of GPU
+rounded differently; an index names one.)
 """
 
 import hashlib
@@ -20,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.data.episodes import Episode, EpisodeError, decode, encode_latents, latents_are_whole, read_parquet
+from orchestrator.data.episodes import Episode, EpisodeError, decode, encode_latents, read_parquet
 from orchestrator.data.manifest import EpisodeEntry, Manifest
 from orchestrator.data.store import fetch
 from orchestrator.storage import NoObject, Storage, check_conditional_writes
@@ -64,14 +65,12 @@ def keep_latents(storage: Storage, manifest: Manifest, codec: "Latents", fingerp
     known = {row.episode: row for key in storage.list(f"latents/{fingerprint}/index/") for row in _rows(storage, key)}
     entries = list(manifest.entries)
     random.shuffle(entries)  # processes that run side by side meet seldom
-    cameras = manifest.contract.cameras
 
     def source(entry: EpisodeEntry) -> Kept | Episode | EpisodeError:
         """The episode's latents if they are there whole, else its pictures."""
         try:
-            return (
-                known.get(entry.sha256) or _found(storage, _key(fingerprint, entry), entry, cameras) or decode(fetch(storage, entry), cameras, True)
-            )
+            found = known.get(entry.sha256) or _found(storage, fingerprint, entry)
+            return found or decode(fetch(storage, entry), manifest.contract.cameras, with_actions=entry.labelled)
         except EpisodeError as error:
             return error
 
@@ -82,25 +81,23 @@ def keep_latents(storage: Storage, manifest: Manifest, codec: "Latents", fingerp
             found = following.result()
             following = ahead.submit(source, entries[i + 1]) if i + 1 < len(entries) else None
             if isinstance(found, Episode):
-                yield _write(storage, _key(fingerprint, entry), entry, _encoded(found, codec, device))
+                yield _write(storage, fingerprint, entry, _encoded(found, codec, device))
             else:
                 yield found
 
 
-def _key(fingerprint: str, entry: EpisodeEntry) -> str:
-    return f"latents/{fingerprint}/{entry.sha256}.parquet"
+def _found(storage: Storage, fingerprint: str, entry: EpisodeEntry) -> Kept | None:
+    """The row of an object that a killed or a neighbouring process wrote, if there is a whole one."""
+    for key in storage.list(f"latents/{fingerprint}/{entry.sha256}/"):
+        data = storage.get(key)
+        if _row(fingerprint, entry, data).key == key:
+            return _row(fingerprint, entry, data)
+    return None
 
 
-def _found(storage: Storage, key: str, entry: EpisodeEntry, cameras: tuple[str, ...]) -> Kept | None:
-    """The row of an object that a killed or a neighbouring process wrote, if it is whole."""
-    if not storage.exists(key):
-        return None
-    data = storage.get(key)
-    return _row(key, entry, data) if latents_are_whole(data, cameras) else None
-
-
-def _row(key: str, entry: EpisodeEntry, data: bytes) -> Kept:
-    return Kept(entry.sha256, key, len(data), hashlib.sha256(data).hexdigest())
+def _row(fingerprint: str, entry: EpisodeEntry, data: bytes) -> Kept:
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Kept(entry.sha256, f"latents/{fingerprint}/{entry.sha256}/{sha256}.parquet", len(data), sha256)
 
 
 def _encoded(episode: Episode, codec: "Latents", device: "torch.device") -> bytes:
@@ -115,15 +112,11 @@ def _latents(pictures_LHW3: npt.NDArray[np.uint8], codec: "Latents", device: "to
     return latents
 
 
-def _write(storage: Storage, key: str, entry: EpisodeEntry, data: bytes) -> Kept:
-    """Write the object; where another process was faster its object counts, unless that is damaged: no index names it, so it is replaced."""
-    if not storage.put_if_absent(key, data):
-        theirs = storage.get(key)
-        if latents_are_whole(theirs, entry.cameras):
-            data = theirs
-        else:
-            storage.put(key, data)
-    return _row(key, entry, data)
+def _write(storage: Storage, fingerprint: str, entry: EpisodeEntry, data: bytes) -> Kept:
+    row = _row(fingerprint, entry, data)
+    if not storage.put_if_absent(row.key, data) and storage.get(row.key) != data:
+        storage.put(row.key, data)  # what was there is damaged
+    return row
 
 
 def publish_index(storage: Storage, manifest: Manifest, fingerprint: str, rows: Iterable[Kept]) -> None:

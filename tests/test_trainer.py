@@ -1,0 +1,108 @@
+"""The optimiser step: what is averaged, accumulated and restored."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from policy.checkpoint import new_model
+from policy.config import Recipe
+from policy.presets import policy_config
+from policy.trainer import Average, Trainer
+from test_policy import CONTRACT, batch
+
+STEPS = 6
+
+
+def trainer(**recipe: Any) -> Trainer:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = new_model(policy_config("tiny"), CONTRACT)
+    model.learn(recipe.pop("objective", "joint"))
+    model.to(recipe.pop("device", "cpu"))
+    return Trainer(model, Recipe(warmup_steps=2, **recipe), STEPS)
+
+
+def run(of: Trainer, first: int, last: int) -> list[float]:
+    clips = batch(4)
+    clips = type(clips)(*(value.to(of.device) if isinstance(value, torch.Tensor) else value for value in vars(clips).values()))
+    return [of.step(clips, step, torch.Generator().manual_seed(step)).total.item() for step in range(first, last)]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [{}, {"ema_decay": 0.0}, {"objective": "action"}, {"objective": "video"}, {"accumulate": 2, "head_learning_rate": 2e-4}],
+    ids=str,
+)
+def test_a_restored_trainer_goes_on_bit_for_bit(recipe: dict[str, Any]) -> None:
+    whole, begun = trainer(**recipe), trainer(**recipe)
+    losses = run(whole, 0, STEPS)
+    assert run(begun, 0, 3) == losses[:3]
+    acting, state = begun.acting_weights(), begun.state()
+    resumed = trainer(**recipe)
+    resumed.restore({name: tensor.clone() for name, tensor in acting.items()}, {name: tensor.clone() for name, tensor in state.items()})
+    assert run(resumed, 3, STEPS) == losses[3:]
+    for ours, theirs in ((whole.acting_weights(), resumed.acting_weights()), (whole.state(), resumed.state())):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_average_acts_and_the_weights_go_on_learning() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    average = Average([parameter], 0.9)
+    with torch.no_grad():
+        parameter += 1
+    average.update()
+    with average.applied():
+        torch.testing.assert_close(parameter.detach(), torch.full((3,), 0.1))
+    torch.testing.assert_close(parameter.detach(), torch.ones(3))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_on_a_gpu(precision: str) -> None:
+    of = trainer(precision=precision, device="cuda")
+    losses = run(of, 0, STEPS)
+    assert losses[-1] < losses[0]
+    assert all(parameter.dtype == torch.float32 for parameter in of.model.parameters())
+
+
+def test_frozen_weights_stay() -> None:
+    of = trainer(objective="action")
+    before = copy.deepcopy(of.model.video.state_dict())
+    run(of, 0, 2)
+    assert all(torch.equal(before[name], tensor) for name, tensor in of.model.video.state_dict().items())
+
+
+def gradients(of: Trainer, change: Callable[[Any], Any], parts: int) -> list[torch.Tensor]:
+    """Of one step on a batch whose clips are alike, so that what is drawn for each is the only difference there can be."""
+    drawn = of.model.forward
+
+    def same_draws(part: Any, generator: torch.Generator, counts: Any) -> Any:
+        return drawn(part, torch.Generator().manual_seed(7), counts)
+
+    of.model.forward = same_draws
+    clips = batch(1)
+    twice = (value.repeat(2, *[1] * (value.ndim - 1)) if isinstance(value, torch.Tensor) else value * 2 for value in vars(clips).values())
+    many = type(clips)(*twice)
+    of.step(change(many), 0, torch.Generator())
+    return [parameter.grad.clone() for parameter in of.model.parameters()]
+
+
+def test_parts_of_a_batch_add_up_to_its_gradient() -> None:
+    """Two parts of one clip each, with the same noise: the sum is the gradient of the one clip alone."""
+    one = trainer(clip_norm=0.0, accumulate=1)
+    two = trainer(clip_norm=0.0, accumulate=2)
+    halved = gradients(two, lambda clips: clips, 2)
+    whole = gradients(one, lambda clips: clips.split(2)[0], 1)
+    for a, b in zip(halved, whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_head_and_video_model_have_learning_rates_of_their_own() -> None:
+    of = trainer(learning_rate=1e-5, head_learning_rate=5e-5, schedule="constant", weight_decay=0.0)
+    run(of, 0, 3)
+    assert {group["peak"] for group in of._optimizer.param_groups} == {1e-5, 5e-5}
+    assert {group["lr"] for group in of._optimizer.param_groups} == {1e-5, 5e-5}
