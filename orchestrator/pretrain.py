@@ -1,7 +1,6 @@
 """Pretraining a video model on all videos of an episode store: what a sweep's policies start from, as the paper's start from SVD."""
 
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,14 +36,14 @@ def pretrain(
 
     `on_step` hears (optimiser step, video loss) now and then.
     """
-    os.environ["RAY_TRAIN_RUN_CONTROLLER_AS_ACTOR"] = "0"  # in this process, so that it can tell
     data = open_storage(store)
     version = latest_version(data)
     manifest = load_manifest(data, version)
     named = digest([manifest.fingerprint, config.model_dump(mode="json"), seed, train.model_dump(mode="json"), code_fingerprint(TRAINING_CODE)])
     job = PretrainJob(Arm(0, 0.0, seed), f"pretrain-{named}", data.uri, version, frozenset(), config, train, "video")
     folder = f"{open_storage(storage).uri}/arms"
-    last = fit(job, folder, resources, [telling(on_step)])[-1]
+    with telling(on_step) as callback:
+        last = fit(job, folder, resources, [callback])[-1]
     recipe = {
         "preset": config.preset,
         "data_fingerprint": manifest.fingerprint,
@@ -63,8 +62,11 @@ def ship(checkpoint: str, recipe: dict[str, Any], out: Path) -> None:
     """The video model of a checkpoint as diffusers keeps it, in half precision, and its recipe beside it."""
     from diffusers import UNetSpatioTemporalConditionModel
 
+    from policy.weights import load_unet
+
     with tempfile.TemporaryDirectory() as name:
         download(checkpoint, Path(name), skip=("trainer.safetensors",))
-        unet = UNetSpatioTemporalConditionModel.from_pretrained(name, subfolder="unet")
+        unet = UNetSpatioTemporalConditionModel.from_config(UNetSpatioTemporalConditionModel.load_config(name, subfolder="unet"))
+        load_unet(name, unet)
     unet.half().save_pretrained(out / "unet")
     (out / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")

@@ -1,8 +1,9 @@
 """Training on Ray. The only file with ray.train: a thin skin that gives the plain loop its workers and keeps its checkpoints."""
 
 import re
-from collections.abc import Callable
-from contextlib import nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,30 @@ def _sharded(device: Any) -> Any:
     return wrap
 
 
-def telling(on_step: Callable[[int, float], None]) -> Any:
-    """A Ray Train callback that tells (optimiser step, loss) of the first worker, in the process that controls the training."""
+@contextmanager
+def telling(on_step: Callable[[int, float], None]) -> Iterator[Any]:
+    """A Ray Train callback; while it is open, `on_step` hears (optimiser step, loss) of the first worker, in a thread of this process."""
     import ray.train
+    from ray.util.queue import Queue
+
+    told = Queue(actor_options={"num_cpus": 0})
 
     class Telling(ray.train.UserCallback):
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            on_step(int(metrics[0]["step"]), float(metrics[0]["loss"]))
+            told.put((int(metrics[0]["step"]), float(metrics[0]["loss"])))
 
-    return Telling()
+    def listen() -> None:
+        while news := told.get():
+            on_step(*news)
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield Telling()
+    finally:
+        told.put(None)
+        thread.join()
+        told.shutdown()
 
 
 def fit(job: ArmJob, folder: str, resources: dict[str, float], callbacks: list[Any]) -> list[dict[str, Any]]:

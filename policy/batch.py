@@ -43,7 +43,7 @@ class Batch:
         """Every view of every clip as a clip of its own."""
         views = self.frames.shape[1]
         tensors = (getattr(self, name).repeat_interleave(views, 0) for name in ("proprio", "actions", "action_mask", "frame_mask"))
-        instructions, seeds = ([value for value in values for _ in range(views)] for values in (self.instructions, self.seeds))
+        instructions, seeds = [text for text in self.instructions for _ in range(views)], [seed for seed in self.seeds for _ in range(views)]
         proprio, actions, action_mask, frame_mask = tensors
         return Batch(self.frames.flatten(0, 1).unsqueeze(1), proprio, actions, action_mask, frame_mask, instructions, seeds)
 

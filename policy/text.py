@@ -119,8 +119,3 @@ def sentence_encoder(config: VideoConfig, source: str | Path | None = None, know
     if config.text == "words":
         return WordVectors(config.cross_attention_dim)
     return OpenClipText(config.cross_attention_dim, source or OPENCLIP, known)
-
-
-def embed_sentences(sentences: list[str], dim: int) -> Tensor:
-    """(B, 1, dim): what `WordVectors` makes of them."""
-    return WordVectors(dim).embed(sentences)
