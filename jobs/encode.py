@@ -32,16 +32,6 @@ def main(store: str, weights: str, text: str | None, preset: str, version: int |
     python -m jobs.encode data/lift --weights weights/svd
     python -m jobs.encode s3://robot-data/lift --weights stabilityai/stable-video-diffusion-img2vid-xt
     """
-    from policy.weights import WeightsError
-
-    try:
-        _encode(store, weights, text, preset, version, device, Path(downloads).expanduser())
-    except WeightsError as error:
-        click.echo(str(error), err=True)
-        sys.exit(1)
-
-
-def _encode(store: str, weights: str, text: str | None, preset: str, version: int | None, device: str | None, downloads: Path) -> None:
     import torch
 
     from orchestrator.data.episodes import EpisodeError
@@ -55,7 +45,7 @@ def _encode(store: str, weights: str, text: str | None, preset: str, version: in
     from policy.text import OPENCLIP, sentence_encoder
     from policy.weights import TEXT, local_folder, weights_fingerprint
 
-    began = time.monotonic()
+    began, kept_here = time.monotonic(), Path(downloads).expanduser()
     if preset not in PRESETS:
         raise click.BadParameter(f"there is no preset {preset}; there are {', '.join(PRESETS)}", param_hint="--preset")
     video = PRESETS[preset].video
@@ -63,12 +53,12 @@ def _encode(store: str, weights: str, text: str | None, preset: str, version: in
         raise click.BadParameter(f"{preset} folds pixels into latents, which costs nothing: there is nothing to keep", param_hint="--preset")
     storage = open_storage(store)
     manifest = load_manifest(storage, version)
-    folder = fetch_weights(weights, downloads)
+    folder = fetch_weights(weights, kept_here)
     codec = latent_codec(video, folder)
     fingerprint = codec.fingerprint(manifest.contract.image_size)
     if video.text == "openclip":
         its_own = (folder / "text_encoder").is_dir()
-        tower = local_folder(fetch_weights(text, downloads) if text else folder if its_own else OPENCLIP, TEXT)
+        tower = local_folder(fetch_weights(text, kept_here) if text else folder if its_own else OPENCLIP, TEXT)
         num = keep_sentences(storage, manifest, sentence_encoder(video, tower), weights_fingerprint(tower, TEXT))
         click.echo(f"{num} sentences of {len(manifest)} episodes are kept")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

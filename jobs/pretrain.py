@@ -30,7 +30,8 @@ def main(store: str, out: str, preset: str, steps: int, batch_size: int, learnin
     python -m jobs.pretrain data/pretrain --out policy/pretrained/tiny
     python -m jobs.pretrain s3://robot-data/kitchen --out weights/kitchen --steps 50000
     """
-    from orchestrator.cluster import connect, quiet
+    from orchestrator.cluster import connect, quiet, resources
+    from orchestrator.placement import Placement
     from orchestrator.pretrain import pretrain, ship
     from orchestrator.progress import progress_bar
     from orchestrator.spec import SweepError, Train
@@ -49,17 +50,12 @@ def main(store: str, out: str, preset: str, steps: int, batch_size: int, learnin
     quiet()
     click.echo("starting Ray")
     connect()
-
-    import ray
-
-    from orchestrator.placement import Placement
-
     began = time.monotonic()
-    resources = Placement.fit(ray.cluster_resources(), 1, 1, 1).trainer
+    share = Placement.fit(resources(), 1, 1, 1).trainer
     with progress_bar("pretraining") as progress:
         task = progress.add_task("pretraining", total=steps)
         checkpoint, recipe = pretrain(
-            store, policy_config(preset), train, seed, storage, resources, lambda step, loss: progress.update(task, completed=step)
+            store, policy_config(preset), train, seed, storage, share, lambda step, loss: progress.update(task, completed=step)
         )
     ship(checkpoint, recipe, Path(out))
     click.echo(f"video loss {recipe['loss_video']:.4f} after {steps} steps of {batch_size} clips, {time.monotonic() - began:.0f} s; weights in {out}")

@@ -170,11 +170,16 @@ def _print_curve(answer: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    points = answer.points
+    several = any(p.policy != "video_action" for p in points)
     table = Table(box=None, header_style="bold", pad_edge=False)
+    if several:
+        table.add_column("policy", no_wrap=True)
     for title in ("demos", "action-free per demo", "success", "episodes", "95 % interval", "errors", "seeds"):
         table.add_column(title, justify="right", no_wrap=True)
-    for p in answer.points:
+    for p in points:
         table.add_row(
+            *([p.policy] if several else []),
             f"{p.demo_count}",
             f"{p.action_free_ratio:g}",
             f"{p.success_rate:.2f}",

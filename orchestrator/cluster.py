@@ -39,6 +39,14 @@ def connect() -> None:
     )
 
 
+def resources() -> dict[str, float]:
+    """What the connected cluster has of each resource."""
+    import ray
+
+    total: dict[str, float] = ray.cluster_resources()
+    return total
+
+
 def quiet() -> None:
     """Keep third-party start-up chatter off the terminal of a command."""
     for name in ("ray", "ray.train", "ray.tune", "ray.data", "mlflow"):

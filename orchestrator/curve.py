@@ -1,22 +1,47 @@
-"""Scores -> the sample-efficiency curve: success against demo count, one line per action-free ratio. Reads MLflow only."""
+"""Scores -> the sample-efficiency curve: success against demo count, one line per action-free ratio and one per baseline. Reads MLflow only."""
 
 import io
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.stats import PairedComparison, paired_comparison, wilson
 from orchestrator.tracking import ScoredArm, TrackingError, read_arms
+from policy.config import PolicyKind
+
+WITHOUT_VIDEO: dict[PolicyKind, str] = {"diffusion_policy": "diffusion policy"}
+"""The baselines, for people."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the points of one line share."""
+
+    policy: PolicyKind
+    action_free_ratio: float
+
+    @property
+    def label(self) -> str:
+        """In the legend."""
+        if self.policy in WITHOUT_VIDEO:
+            return f"{WITHOUT_VIDEO[self.policy]} (no video)"
+        return f"+ {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else "demos only"
+
+    def words(self, demo_count: int) -> str:
+        """One of its points, in a sentence."""
+        if self.policy in WITHOUT_VIDEO:
+            return f"{demo_count} demos without video ({WITHOUT_VIDEO[self.policy]})"
+        return f"{demo_count} demos" + (f" + {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else "")
 
 
 @dataclass(frozen=True)
 class Point:
     """One place on the curve, all replicates together."""
 
+    policy: PolicyKind
     demo_count: int
     action_free_ratio: float
     success_rate: float
@@ -35,6 +60,8 @@ class Comparison:
 
     first: str
     second: str
+    first_policy: PolicyKind
+    second_policy: PolicyKind
     result: PairedComparison
 
     def __str__(self) -> str:
@@ -61,54 +88,72 @@ class Curve:
         return cls(name, tuple(arms))
 
     @property
+    def lines(self) -> list[Line]:
+        """Ours by ratio, then the baselines."""
+        return sorted({_line(scored) for scored in self.arms}, key=lambda line: (line.policy in WITHOUT_VIDEO, line.policy, line.action_free_ratio))
+
+    @property
     def points(self) -> list[Point]:
-        """By ratio, then demo count."""
-        groups: dict[tuple[float, int], list[ScoredArm]] = defaultdict(list)
+        """Line by line, each by demo count."""
+        groups: dict[tuple[Line, int], list[ScoredArm]] = defaultdict(list)
         for scored in self.arms:
-            groups[scored.arm.action_free_ratio, scored.arm.demo_count].append(scored)
+            groups[_line(scored), scored.arm.demo_count].append(scored)
         points = []
-        for (ratio, demos), arms in sorted(groups.items()):
-            successes, episodes = sum(a.successes for a in arms), sum(a.episodes for a in arms)
-            low, high = wilson(successes, episodes)
-            points.append(Point(demos, ratio, successes / episodes, successes, episodes, sum(a.errors for a in arms), low, high, len(arms)))
+        for line in self.lines:
+            for demos, arms in sorted((demos, arms) for (own, demos), arms in groups.items() if own == line):
+                successes, episodes = sum(a.successes for a in arms), sum(a.episodes for a in arms)
+                rate, errors = successes / episodes, sum(a.errors for a in arms)
+                points.append(
+                    Point(line.policy, demos, line.action_free_ratio, rate, successes, episodes, errors, *wilson(successes, episodes), len(arms))
+                )
         return points
 
-    def demos_to_reach(self, success_rate: float) -> dict[float, float | str]:
-        """Per ratio, the demo count at which the line first reaches a success rate (linear in log demos), or "not reached"."""
+    def demos_to_reach(self, success_rate: float) -> dict[float | str, float | str]:
+        """The demo count at which each line first reaches a success rate (linear in log demos), or "not reached".
+
+        Ours by their ratio, a baseline, which has none, by its name: {0.0: 31.5, 1.0: 12.0, "diffusion_policy": "not reached"}.
+        """
         import numpy as np
 
-        answer: dict[float, float | str] = {}
-        for ratio in sorted({point.action_free_ratio for point in self.points}):
-            line = [(np.log(point.demo_count), point.success_rate) for point in self.points if point.action_free_ratio == ratio]
-            answer[ratio] = "not reached"
-            if line[0][1] >= success_rate:
-                answer[ratio] = float(np.exp(line[0][0]))
+        answer: dict[float | str, float | str] = {}
+        for line in self.lines:
+            key = line.policy if line.policy in WITHOUT_VIDEO else line.action_free_ratio
+            reached = [(np.log(point.demo_count), point.success_rate) for point in self._points_of(line)]
+            answer[key] = "not reached"
+            if reached[0][1] >= success_rate:
+                answer[key] = float(np.exp(reached[0][0]))
                 continue
-            for (x0, y0), (x1, y1) in itertools.pairwise(line):
+            for (x0, y0), (x1, y1) in itertools.pairwise(reached):
                 if y0 < success_rate <= y1:
-                    answer[ratio] = float(np.exp(x0 + (success_rate - y0) / (y1 - y0) * (x1 - x0)))
+                    answer[key] = float(np.exp(x0 + (success_rate - y0) / (y1 - y0) * (x1 - x0)))
                     break
         return answer
 
     def comparisons(self) -> list[Comparison]:
-        """Most demos against fewest at every ratio, and every ratio against the lowest at every demo count."""
+        """Most demos against fewest on every line; at every demo count, every ratio against the lowest and against every baseline."""
         counts = sorted({scored.arm.demo_count for scored in self.arms})
-        ratios = sorted({scored.arm.action_free_ratio for scored in self.arms})
-        pairs = [((counts[-1], ratio), (counts[0], ratio)) for ratio in ratios if len(counts) > 1]
-        pairs += [((count, ratio), (count, ratios[0])) for count in counts for ratio in ratios[1:]]
+        ours = [line for line in self.lines if line.policy not in WITHOUT_VIDEO]
+        baselines = [line for line in self.lines if line.policy in WITHOUT_VIDEO]
+        pairs = [((line, counts[-1]), (line, counts[0])) for line in self.lines if len(counts) > 1]
+        pairs += [((line, count), (ours[0], count)) for count in counts for line in ours[1:]]
+        pairs += [((line, count), (baseline, count)) for count in counts for line in ours for baseline in baselines]
         comparisons = []
-        for first, second in pairs:
-            ours, theirs = self._outcomes(*first), self._outcomes(*second)
-            if ours.keys() & theirs.keys():
-                comparisons.append(Comparison(_arm_words(*first), _arm_words(*second), paired_comparison(ours, theirs)))
+        for (line, count), (other, other_count) in pairs:
+            first, second = self._outcomes(line, count), self._outcomes(other, other_count)
+            if first.keys() & second.keys():
+                words = line.words(count) + (" with video" if line.policy != other.policy else "")
+                comparisons.append(Comparison(words, other.words(other_count), line.policy, other.policy, paired_comparison(first, second)))
         return comparisons
 
-    def _outcomes(self, demo_count: int, ratio: float) -> dict[str, bool]:
+    def _points_of(self, line: Line) -> list[Point]:
+        return [point for point in self.points if (point.policy, point.action_free_ratio) == (line.policy, line.action_free_ratio)]
+
+    def _outcomes(self, line: Line, demo_count: int) -> dict[str, bool]:
         """Outcomes by seed and episode: replicates pair with the replicate of the same seed."""
         return {
             f"{scored.arm.seed}/{episode}": success
             for scored in self.arms
-            if (scored.arm.demo_count, scored.arm.action_free_ratio) == (demo_count, ratio)
+            if _line(scored) == line and scored.arm.demo_count == demo_count
             for episode, success in scored.outcomes.items()
         }
 
@@ -118,7 +163,12 @@ class Curve:
             "protocol": self.arms[0].protocol,
             "points": [asdict(point) for point in self.points],
             "comparisons": [
-                {"first": c.first, "second": c.second, "difference": c.result.difference, **asdict(c.result), "verdict": c.result.verdict}
+                {
+                    **{name: value for name, value in vars(c).items() if name != "result"},
+                    "difference": c.result.difference,
+                    **asdict(c.result),
+                    "verdict": c.result.verdict,
+                }
                 for c in self.comparisons()
             ],
         }
@@ -135,15 +185,14 @@ class Curve:
         figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
         axes = figure.add_subplot()
         counts = sorted({point.demo_count for point in self.points})
-        ratios = sorted({point.action_free_ratio for point in self.points})
-        for index, ratio in enumerate(ratios):
-            line: Sequence[Point] = [point for point in self.points if point.action_free_ratio == ratio]
-            colour, nudge = f"C{index}", 1.025 ** (2 * index - len(ratios) + 1)
-            x, y = [point.demo_count * nudge for point in line], [point.success_rate for point in line]
-            spread = [[p.success_rate - p.low for p in line], [p.high - p.success_rate for p in line]]
-            label = "demos only" if ratio == 0 else f"+ {ratio:g} action-free per demo"
-            axes.errorbar(x, y, spread, fmt="o-", color=colour, capsize=4, label=label)
-            for point, place in zip(line, x, strict=True):
+        for index, line in enumerate(self.lines):
+            points, baseline = self._points_of(line), line.policy in WITHOUT_VIDEO
+            colour, nudge = "0.35" if baseline else f"C{index}", 1.025 ** (2 * index - len(self.lines) + 1)
+            x, y = [point.demo_count * nudge for point in points], [point.success_rate for point in points]
+            spread = [[p.success_rate - p.low for p in points], [p.high - p.success_rate for p in points]]
+            style = {"fmt": "s--", "markerfacecolor": "white"} if baseline else {"fmt": "o-"}
+            axes.errorbar(x, y, spread, color=colour, capsize=4, label=line.label, **style)
+            for point, place in zip(points, x, strict=True):
                 beside = (7 if index % 2 else -7, 0)
                 axes.annotate(
                     f"{point.successes}/{point.episodes}",
@@ -156,9 +205,10 @@ class Curve:
                     va="center",
                     bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
                 )
-            for seed in sorted({scored.arm.seed for scored in self.arms}) if line[0].seeds > 1 else ():
-                own = [s for s in self.arms if s.arm.seed == seed and s.arm.action_free_ratio == ratio]
-                axes.plot([s.arm.demo_count * nudge for s in own], [s.successes / s.episodes for s in own], color=colour, lw=0.6, alpha=0.6)
+            for seed in sorted({scored.arm.seed for scored in self.arms}) if points[0].seeds > 1 else ():
+                own = [s for s in self.arms if s.arm.seed == seed and _line(s) == line]
+                dashes = "--" if baseline else "-"
+                axes.plot([s.arm.demo_count * nudge for s in own], [s.successes / s.episodes for s in own], dashes, color=colour, lw=0.6, alpha=0.6)
         axes.set_xscale("log")
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.minorticks_off()
@@ -175,5 +225,5 @@ class Curve:
         return buffer.getvalue()
 
 
-def _arm_words(demo_count: int, ratio: float) -> str:
-    return f"{demo_count} demos" + (f" + {ratio:g} action-free per demo" if ratio else "")
+def _line(scored: ScoredArm) -> Line:
+    return Line(scored.arm.kind, scored.arm.action_free_ratio)

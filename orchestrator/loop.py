@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator.arms import Arm
 from orchestrator.data import stream
+from orchestrator.data.latents import has_latents, kept_sentences, latent_entries
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.order import Order
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import Subset, choose
 from orchestrator.provenance import TRAINING_CODE, code_fingerprint, digest, package_versions, weights_label
 from orchestrator.spec import Train
-from orchestrator.storage import download, open_storage
+from orchestrator.storage import Storage, download, open_storage
 from orchestrator.weights import fetch_weights
 from policy.config import ClipShape, Objective, PolicyConfig
 from policy.interface import derived_seed
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from policy.batch import Batch
     from policy.checkpoint import Card, Model
+    from policy.model import VideoActionModel
 
 PROGRESS_REPORTS = 20  # per run, besides those at checkpoints
 CONSUMED = ("clips_with_actions", "clips_action_free", "action_free_ratio_consumed")
@@ -143,10 +145,12 @@ def train(
 
     from policy.checkpoint import fingerprint, load_card, load_trainer, load_weights, save
     from policy.jitter import color_jitter
+    from policy.model import VideoActionModel
     from policy.normalize import Normalizer
     from policy.trainer import Trainer
 
-    manifest = load_manifest(open_storage(job.episodes), job.version)
+    storage = open_storage(job.episodes)
+    manifest = load_manifest(storage, job.version)
     card = card_of(job, manifest)
     before = load_card(resume).provenance if resume else card.provenance
     first_step = before["step"]
@@ -155,7 +159,7 @@ def train(
     consumed = {name: before[name] for name in CONSUMED}
     torch.manual_seed(job.arm.seed)
     with tempfile.TemporaryDirectory() as name:
-        model = _first_model(job, card, resume, Path(name))
+        model = _first_model(job, card, resume, kept_sentences(storage, manifest), Path(name))
     model.learn(job.objective)
     model.to(device)
     trainer = Trainer(model, job.train, job.train.steps, wrap)
@@ -167,9 +171,10 @@ def train(
     generator = torch.Generator()
     sums = dict.fromkeys(("loss", "loss_video", "loss_action"), torch.zeros((), device=trainer.device))
     since = first_step
-    batches = stream.batches(
-        job.episodes, manifest.contract, job.order(manifest, rank, world), job.clip, first_step=first_step, num_steps=job.train.steps
-    )
+    order = job.order(manifest, rank, world)
+    if isinstance(model, VideoActionModel) and not job.train.color_jitter:  # what is kept was encoded as it was
+        order = _kept(order, storage, manifest, model)
+    batches = stream.batches(job.episodes, manifest.contract, order, job.clip, first_step=first_step, num_steps=job.train.steps)
     for step, arrays in enumerate(batches, first_step + 1):
         generator.manual_seed(derived_seed(job.arm.seed, step, rank))
         batch = _to_batch(arrays, normalizers, trainer.device)
@@ -200,7 +205,18 @@ def train(
             report(step, metrics | {"checkpoint": fingerprint(folder)}, folder)
 
 
-def _first_model(job: ArmJob, card: "Card", resume: Path | None, folder: Path) -> "Model":
+def _kept(order: Order, storage: Storage, manifest: Manifest, model: "VideoActionModel") -> Order:
+    """The same clips out of latents, where `jobs.encode` keeps those of this model's autoencoder beside the episodes."""
+    if model.codec.stored_channels == model.codec.channels:  # folded pixels: nothing to keep
+        return order
+    fingerprint = model.codec.fingerprint(manifest.contract.image_size)
+    if not has_latents(storage, manifest, fingerprint):
+        return order
+    demos, action_free = (tuple(latent_entries(storage, manifest, fingerprint, entries)) for entries in (order.demos, order.action_free))
+    return replace(order, demos=demos, action_free=action_free)
+
+
+def _first_model(job: ArmJob, card: "Card", resume: Path | None, sentences: dict[str, "torch.Tensor"], folder: Path) -> "Model":
     """The network as training begins: its video model from stage 1, or from the weights that the sweep names, or from the checkpoint to resume."""
     from policy.checkpoint import known_sentences, new_model
     from policy.model import FeatureCache, VideoActionModel
@@ -215,7 +231,9 @@ def _first_model(job: ArmJob, card: "Card", resume: Path | None, folder: Path) -
             source = folder
         elif job.weights:
             source = fetch_weights(job.weights, folder)
-    model = new_model(card.config, card.contract, source or None, known_sentences(Path(source)) if source else None)
+    if isinstance(source, Path) and source.is_dir():
+        sentences = known_sentences(source) | sentences
+    model = new_model(card.config, card.contract, source or None, sentences)
     if isinstance(model, VideoActionModel):
         model.feature_cache = FeatureCache(job.train.feature_cache_mb * 2**20)
         if source:

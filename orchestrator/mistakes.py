@@ -25,7 +25,9 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
         except SweepError as error:
             click.echo(str(error), err=True)
             sys.exit(2)
-        except (EpisodeError, ProtocolError, SourceError, StorageError, TrackingError) as error:
+        except Exception as error:
+            if not isinstance(error, (EpisodeError, ProtocolError, SourceError, StorageError, TrackingError, *_of_weights())):
+                raise
             click.echo(str(error), err=True)
             sys.exit(1)
         except KeyboardInterrupt:
@@ -33,3 +35,9 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
             sys.exit(130)
 
     return run
+
+
+def _of_weights() -> list[type[Exception]]:
+    """Errors of modules that import torch; nobody raised one who did not import them before."""
+    known = (("policy.weights", "WeightsError"), ("policy.checkpoint", "CheckpointError"))
+    return [getattr(sys.modules[module], name) for module, name in known if module in sys.modules]

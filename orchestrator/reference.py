@@ -19,6 +19,8 @@ One file, one thing that can be run. All take `--help`.
 | `collect.py` | `python -m jobs.collect`: scripted demonstrations of a task into an episode store |
 | `ingest.py` | `python -m jobs.ingest SRC STORE`: episodes of other formats (robomimic, LIBERO, RoboCasa, LeRobot, zarr, films) into a store |
 | `export.py` | `python -m jobs.export STORE FOLDER`: an episode store as a LeRobot v3 data set |
+| `encode.py` | `python -m jobs.encode STORE --weights W`: latents of all pictures and tokens of all sentences, kept beside a store for `svd-256` |
+| `pretrain.py` | `python -m jobs.pretrain STORE --out FOLDER`: a video model of the `tiny` preset pretrained on a store's videos |
 | `sweep.py` | `python -m jobs.sweep FILE`: a sweep, the same as `demoscale run FILE` |
 
 ## The sweep file, field by field

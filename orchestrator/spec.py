@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -86,6 +87,14 @@ class PolicyChoice(_Part):
     `none` for random weights, or a hub id, a folder, an s3:// URI."""
     baselines: Annotated[tuple[Literal["diffusion_policy"], ...], AfterValidator(_distinct)] = ()
     """`diffusion_policy`: beside every demo count, a behaviour-cloning policy without video, trained for as many steps on the same demos."""
+
+    @field_validator("weights")
+    @classmethod
+    def _there(cls, weights: str) -> str:
+        named_elsewhere = weights in ("", "none") or weights.startswith("s3://") or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", weights)
+        if not named_elsewhere and not Path(weights).is_dir():
+            raise ValueError(f"there is no folder {weights}; write a folder, a hub id (owner/name), an s3:// URI, or none")
+        return weights
 
 
 class Train(Recipe):

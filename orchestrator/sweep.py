@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from orchestrator.cluster import connect
+from orchestrator.cluster import connect, resources
 from orchestrator.curve import Curve
 from orchestrator.loop import CONSUMED, ArmJob
 from orchestrator.placement import Placement
@@ -73,8 +73,6 @@ class SweepRun:
 
     def run(self) -> Curve:
         """Train what is not trained, score what is not scored; the curve when all is done. Raises if an arm failed."""
-        import ray
-
         sweep, arms = self.state.sweep, self.state.arms()
         reused = [arms[arm_id].name for arm_id in self._finished_before]
         if reused:
@@ -83,7 +81,7 @@ class SweepRun:
         if scored:
             self._say(f"already scored, not played again: {scored} checkpoints")
         connect()
-        placement = Placement.fit(ray.cluster_resources(), sweep.train.workers, sweep.rollout_actors, len(arms))
+        placement = Placement.fit(resources(), sweep.train.workers, sweep.rollout_actors, len(arms))
         scorer = self._scorer(placement)
         try:
             for arm_id in arms:
@@ -188,10 +186,10 @@ class SweepRun:
         from ray import tune
         from ray.tune.integration.ray_train import TuneReportCallback
 
-        folder, resources = self.state.uri("arms"), placement.trainer
+        folder = self.state.uri("arms")
 
         def train_arm(config: dict[str, Any]) -> None:
-            checkpoints = fit(jobs[config["arm"]], folder, resources, [TuneReportCallback()])
+            checkpoints = fit(jobs[config["arm"]], folder, placement.trainer, [TuneReportCallback()])
             tune.report({"trained": json.dumps(checkpoints)})
 
         results = tune.Tuner(

@@ -10,9 +10,10 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from orchestrator.arms import Arm
+from policy.config import PolicyKind
 
 EXPERIMENT = "demoscale"
 # Tags. A parent's training and scoring fingerprints say which of its children belong to the sweep as it stands now.
@@ -76,7 +77,7 @@ class Tracker:
         """Open the arm's run; `facts` become tags."""
         run = self._find_or_create(arm.name, {**self._tags, ARM: arm_id, "mlflow.parentRunId": self.parent})
         self._children[arm_id] = run
-        for name, value in vars(arm).items():
+        for name, value in _params(arm).items():
             self._mlflow.log_param(run, name, value)
         for name, value in facts.items():
             self._mlflow.set_tag(run, name, value)
@@ -133,10 +134,9 @@ def read_arms(uri: str, sweep: str) -> list[ScoredArm]:
         if step not in last["success_rate"]:
             continue
         outcomes = Path(mlflow.download_artifacts(run.info.run_id, outcomes_artifact(step)))
-        params = run.data.params
         arms.append(
             ScoredArm(
-                arm=Arm(int(params["demo_count"]), float(params["action_free_ratio"]), int(params["seed"])),
+                arm=_arm(run.data.params),
                 protocol=now[PROTOCOL],
                 step=step,
                 successes=int(last["successes"][step]),
@@ -146,6 +146,17 @@ def read_arms(uri: str, sweep: str) -> list[ScoredArm]:
             )
         )
     return sorted(arms, key=lambda scored: scored.arm)
+
+
+def _params(arm: Arm) -> dict[str, str | int | float]:
+    """An arm as its run's params, by the words of the sweep file."""
+    return {"policy": arm.kind, "demo_count": arm.demo_count, "action_free_ratio": arm.action_free_ratio, "seed": arm.seed}
+
+
+def _arm(params: dict[str, str]) -> Arm:
+    """Back again. Runs that name no policy are older than the baselines."""
+    policy = cast(PolicyKind, params.get("policy", "video_action"))
+    return Arm(int(params["demo_count"]), float(params["action_free_ratio"]), int(params["seed"]), policy)
 
 
 SCORE_METRICS = ("success_rate", "successes", "episodes", "errors", "success_low", "success_high")

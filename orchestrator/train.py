@@ -100,8 +100,17 @@ def fit(job: ArmJob, folder: str, resources: dict[str, float], callbacks: list[A
         try:
             return [metrics for _, metrics in trainer.fit().best_checkpoints or ()]
         except ray.train.WorkerGroupError as error:
-            if damaged := re.search(rf"^[\w.]*{EpisodeError.__name__}: (.*)$", str(error), re.MULTILINE):
-                raise EpisodeError(damaged[1]) from None  # trying again would not mend it
+            _raise_what_trying_again_would_not_mend(str(error))
             if attempt == ATTEMPTS:
                 raise
     raise AssertionError("unreachable")
+
+
+def _raise_what_trying_again_would_not_mend(trace: str) -> None:
+    """Raise a worker's error here, if it was one of a person's to mend: damaged episodes, weights that are not there or do not fit."""
+    from policy.checkpoint import CheckpointError
+    from policy.weights import WeightsError
+
+    for kind in (EpisodeError, WeightsError, CheckpointError):
+        if told := re.search(rf"^[\w.]*\b{kind.__name__}: (.*)$", trace, re.MULTILINE):
+            raise kind(told[1]) from None

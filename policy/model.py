@@ -63,7 +63,8 @@ class VideoActionModel(nn.Module):
         rows, columns = (side // config.video.patch for side in contract.image_size)
         self.latent_shape = (config.video.latent_channels, rows, columns)
         self.codec = latent_codec(config.video, weights)
-        self.sentences = sentence_encoder(config.video, None, dict(known_sentences or {}))
+        tower = weights if weights and (Path(weights) / "text_encoder").is_dir() else None
+        self.sentences = sentence_encoder(config.video, tower, dict(known_sentences or {}))
         self.video = VideoModel(config.video, contract.image_size)
         embed_dim = 4 * config.video.block_out_channels[0]
         self.adaptor = Adaptor(config.adaptor, self.video.feature_shapes(), self.num_views, config.clip.frames_per_view, embed_dim)

@@ -45,10 +45,10 @@ def test_a_mistake_is_one_message_and_no_traceback(arguments: list[str], code: i
 
 def test_collect_tells_all_its_mistakes_before_it_starts_anything(tmp_path: Path) -> None:
     done = run(
-        "-m", "jobs.collect", "--task", "Door", "--episodes", "3", "--store", str(tmp_path / "s"), "--render-profile", "pretty", "--cameras", "wrist"
+        "-m", "jobs.collect", "--task", "Wipe", "--episodes", "3", "--store", str(tmp_path / "s"), "--render-profile", "pretty", "--cameras", "wrist"
     )
     assert done.returncode == 2
-    assert "no scripted expert does Door" in done.stderr
+    assert "no scripted expert does Wipe" in done.stderr
     assert "unknown profile pretty" in done.stderr
     assert "unknown camera wrist; known are agentview" in done.stderr
     assert not (tmp_path / "s").exists()

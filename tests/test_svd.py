@@ -1,0 +1,141 @@
+"""The paper's kind of model in miniature: an autoencoder, a text tower, five feature maps, three views, two stages."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+
+from backbones import svd_config, svd_folder
+from orchestrator.arms import Arm
+from orchestrator.data import stream
+from orchestrator.data.latents import keep_latents, keep_sentences, publish_index
+from orchestrator.data.store import load_manifest
+from orchestrator.loop import ArmJob, train
+from orchestrator.spec import Train
+from orchestrator.storage import open_storage
+from policy.checkpoint import CheckpointError, load, load_weights
+from policy.config import BranchStage, PolicyConfig, TrunkStage
+from policy.interface import Observation
+from policy.latents import latent_codec
+from policy.presets import PRESETS
+from policy.serve import TrainedPolicy
+from policy.text import sentence_encoder
+from test_stream import fake_fetch
+from test_train import Kept
+
+pytestmark = pytest.mark.sim
+
+
+def small() -> PolicyConfig:
+    """`svd-256` with few channels, three frames per view."""
+    full = PRESETS["svd-256"]
+    assert full.adaptor is not None
+    stages = [stage.model_copy(update={"channels": 16, "groups": 4, "blocks": 1, "expansion": 2}) for stage in full.adaptor.branch]
+    branch = tuple(BranchStage(**stage.model_dump() | ({"joins": 16} if stage.joins else {})) for stage in stages)
+    trunk = (TrunkStage(channels=16, groups=4, blocks=1, expansion=2, frame_stride=2),)
+    raw = full.model_dump() | {
+        "video": svd_config().model_dump(),
+        "adaptor": full.adaptor.model_copy(update={"branch": branch, "trunk": trunk}).model_dump(),
+        "action": full.action.model_copy(update={"down_dims": (16, 32), "time_dim": 16}).model_dump(),
+        "clip": full.clip.model_copy(update={"frames_per_view": 3, "horizon": 8}).model_dump(),
+    }
+    raw["ladder"]["faithful"] |= {"video_passes": 2, "action_steps": 2}
+    return PolicyConfig.model_validate(raw)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return svd_folder(tmp_path / "svd")
+
+
+def job(store: Path, weights: Path, **changes: Any) -> ArmJob:
+    settings = Train(steps=2, batch_size=2, checkpoint_every=1, warmup_steps=0, ema_decay=0.5, mode="two_stage", video_steps=2)
+    made = ArmJob(Arm(2, 1.0, 0), "arm", str(store), 1, frozenset(), small(), settings, "joint", str(weights))
+    return replace(made, **changes)
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(stream, "_fetched", fake_fetch)
+
+
+def trained(job: ArmJob, folder: Path) -> Path:
+    """The last checkpoint of a run."""
+    folder.mkdir()
+    train(job, 0, 1, None, Kept(folder))
+    return folder / "step_000002"
+
+
+def look(seed: int = 0) -> Observation:
+    rng = np.random.default_rng(seed)
+    picture = rng.integers(0, 256, (64, 64, 3), np.uint8)
+    return Observation({"robot0_eye_in_hand": picture}, rng.normal(size=9).astype(np.float32), "lift the red cube", seed)
+
+
+def test_a_checkpoint_acts_without_the_dataset_and_without_the_weights_it_began_with(lift_store: Path, weights: Path, tmp_path: Path) -> None:
+    store, begun_with = tmp_path / "store", tmp_path / "weights"
+    shutil.copytree(lift_store, store)
+    shutil.copytree(weights, begun_with)
+    checkpoint = trained(job(store, begun_with), tmp_path / "run")
+    for rung in ("faithful", "one_pass"):
+        before = TrainedPolicy(checkpoint, rung=rung).act([look()])[0].actions
+        assert np.isfinite(before).all()
+    shutil.rmtree(store)
+    shutil.rmtree(begun_with)
+    assert np.array_equal(TrainedPolicy(checkpoint, rung="one_pass").act([look()])[0].actions, before)
+    UNetSpatioTemporalConditionModel.from_pretrained(checkpoint, subfolder="unet")
+    AutoencoderKLTemporalDecoder.from_pretrained(checkpoint, subfolder="vae")
+
+
+def test_training_on_kept_latents_is_training_on_pictures(lift_store: Path, weights: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(lift_store, store)
+    online = load_weights(trained(job(store, weights), tmp_path / "online"))
+    storage = open_storage(str(store))
+    manifest = load_manifest(storage)
+    codec = latent_codec(svd_config(), weights)
+    fingerprint = codec.fingerprint(manifest.contract.image_size)
+    publish_index(storage, manifest, fingerprint, list(keep_latents(storage, manifest, codec, fingerprint, torch.device("cpu"))))  # type: ignore[arg-type]
+    keep_sentences(storage, manifest, sentence_encoder(svd_config(), weights), "tower")
+    for entry in manifest.select(manifest.episode_ids):
+        (store / entry.key).unlink()  # without its videos the store still trains
+    shutil.rmtree(weights / "text_encoder")
+    kept = load_weights(trained(job(store, weights), tmp_path / "kept"))
+    assert online.keys() == kept.keys()
+    assert all(torch.equal(online[name], kept[name]) for name in online)
+
+
+def test_stage_two_moves_the_head_alone_and_starts_from_stage_one(lift_store: Path, weights: Path, tmp_path: Path) -> None:
+    arm = job(lift_store, weights, objective="action")
+    first = arm.stage_one(load_manifest(open_storage(str(lift_store))))
+    video = trained(first, tmp_path / "arms")
+    with pytest.raises(CheckpointError, match="a video model alone"):
+        load(video)
+    second = trained(replace(arm, video_model=str(video)), tmp_path / "second")
+    one, two = load_weights(video), load_weights(second)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    started = UNetSpatioTemporalConditionModel.from_pretrained(weights, subfolder="unet").state_dict()
+    assert any(not torch.equal(one[f"video.unet.{name}"], tensor) for name, tensor in started.items())
+
+
+def test_stage_one_is_shared_by_arms_that_differ_in_the_head_alone(lift_store: Path, weights: Path) -> None:
+    manifest = load_manifest(open_storage(str(lift_store)))
+    arm = job(lift_store, weights, objective="action")
+
+    def video(**train: Any) -> str:
+        return replace(arm, train=arm.train.model_copy(update=train)).stage_one(manifest).arm_id
+
+    same = arm.stage_one(manifest).arm_id
+    assert video(steps=9, head_learning_rate=1e-4, checkpoint_every=7) == same
+    assert len({same, video(video_steps=3), video(learning_rate=1e-5), video(batch_size=4)}) == 4
+    other_videos = replace(arm, arm=Arm(2, 0.5, 0)).stage_one(manifest).arm_id
+    other_seed = replace(arm, arm=Arm(2, 1.0, 1)).stage_one(manifest).arm_id
+    assert len({same, other_videos, other_seed}) == 3
+    # Three demos and three action-free episodes are all six, and so are six demos: the same films, told apart only by the head.
+    assert replace(arm, arm=Arm(3, 1.0, 0)).stage_one(manifest).arm_id == replace(arm, arm=Arm(6, 0.0, 0)).stage_one(manifest).arm_id
