@@ -30,13 +30,13 @@ def _worker_loop(config: dict[str, Any]) -> None:
         ray.train.report(metrics | {"step": step}, checkpoint=keep, checkpoint_dir_name=f"step_{step:06d}")
 
     device = ray.train.torch.get_device()
-    wrap = _sharded(device) if job.train.sharding == "fsdp" else ray.train.torch.prepare_model
+    wrap = sharded(device) if job.train.sharding == "fsdp" else ray.train.torch.prepare_model
     last = ray.train.get_checkpoint()
     with last.as_directory() if last else nullcontext() as folder:
         train(job, context.get_world_rank(), world, Path(folder) if folder else None, report, wrap, str(device))
 
 
-def _sharded(device: Any) -> Any:
+def sharded(device: Any) -> Any:
     """A wrap that leaves each worker a part of every weight (FSDP2), block by block, so that one block at a time is whole."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

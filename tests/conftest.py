@@ -1,6 +1,7 @@
 """What many tests need: one Ray cluster, one small episode store, two S3 servers."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,14 @@ CAMERA = "robot0_eye_in_hand"
 
 # One native thread per process: two cores are shared by many processes, and results must not depend on how many there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the GPU wait for a machine that has one."""
+    if shutil.which("nvidia-smi") is None:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no GPU here"))
 
 
 def run(*command: str, **kwargs: object) -> subprocess.CompletedProcess[str]:

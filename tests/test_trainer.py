@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from orchestrator.train import sharded
 from policy.checkpoint import new_model
 from policy.config import Recipe
 from policy.presets import policy_config
@@ -22,7 +24,8 @@ def trainer(**recipe: Any) -> Trainer:
     model = new_model(policy_config("tiny"), CONTRACT)
     model.learn(recipe.pop("objective", "joint"))
     model.to(recipe.pop("device", "cpu"))
-    return Trainer(model, Recipe(warmup_steps=2, **recipe), STEPS)
+    wrap = recipe.pop("wrap", None)
+    return Trainer(model, Recipe(warmup_steps=2, **recipe), STEPS, wrap)
 
 
 def run(of: Trainer, first: int, last: int) -> list[float]:
@@ -106,3 +109,30 @@ def test_head_and_video_model_have_learning_rates_of_their_own() -> None:
     run(of, 0, 3)
     assert {group["peak"] for group in of._optimizer.param_groups} == {1e-5, 5e-5}
     assert {group["lr"] for group in of._optimizer.param_groups} == {1e-5, 5e-5}
+
+
+def _one_of_two(rank: int, folder: str) -> None:
+    """Train on two processes, DDP and then FSDP2: three steps, and from there two more, both on and from what was saved."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    for sharding, wrap in (("ddp", torch.nn.parallel.DistributedDataParallel), ("fsdp", sharded(torch.device("cpu")))):
+        whole, resumed = (trainer(wrap=wrap) for _ in range(2))
+        for step in range(3):
+            whole.step(batch(2 + rank), step, torch.Generator().manual_seed(10 * step + rank))
+        weights, state = whole.acting_weights(), whole.state()
+        if rank == 0:
+            torch.save((weights, state), f"{folder}/{sharding}")
+        torch.distributed.barrier()
+        resumed.restore(*torch.load(f"{folder}/{sharding}"))
+        losses = [[of.step(batch(2), step, torch.Generator().manual_seed(rank)).total.item() for step in (3, 4)] for of in (whole, resumed)]
+        assert losses[0] == losses[1], sharding
+    torch.distributed.destroy_process_group()
+
+
+def test_a_model_in_parts_learns_what_a_whole_one_learns_and_is_saved_whole(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
+    (whole, whole_state), (parts, parts_state) = (torch.load(tmp_path / sharding) for sharding in ("ddp", "fsdp"))
+    alone = trainer()
+    assert whole.keys() == parts.keys() == alone.acting_weights().keys()
+    assert whole_state.keys() == parts_state.keys()
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], rtol=1e-3, atol=1e-5)

@@ -1,0 +1,287 @@
+"""Does the train loop cost more than its forward and backward passes, and does keeping a frozen video model's features pay?
+
+    python -m bench.train_step           about ten minutes
+    python -m bench.train_step --quick   within a minute: few rounds, which say little
+
+Clips per second of the whole loop, with Ray Data, decoding, metrics and everything, against a bare loop over batches in memory: model, AdamW,
+clipping, running average. In one process by turns, a block of steps each. Where there is a GPU: `svd-256` on it, too.
+"""
+
+import itertools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from bench import corpus
+from bench.turns import Cost, Pause, by_turns, ratio
+from orchestrator.arms import Arm
+from orchestrator.cluster import connect, quiet
+from orchestrator.data import stream
+from orchestrator.data.episodes import Episode
+from orchestrator.data.manifest import EpisodeEntry
+from orchestrator.data.store import commit, load_manifest, put_episode
+from orchestrator.loop import PROGRESS_REPORTS, ArmJob, train
+from orchestrator.spec import Train
+from orchestrator.storage import open_storage
+from policy.batch import Batch, Counts
+from policy.config import Objective, PolicyConfig, Recipe
+from policy.interface import Contract
+from policy.model import FeatureCache, VideoActionModel
+from policy.presets import PRESETS
+from policy.trainer import Trainer
+from sim_workers.env import contract
+
+BATCH = 16  # clips
+IN_MEMORY = 8  # batches
+LENGTH = 45  # frames of an episode, as long as the expert takes for Lift
+CONTRACT = contract(("robot0_eye_in_hand",), (64, 64), "fast")
+TINY = PRESETS["tiny"]
+AT_START = TINY.model_copy(update={"diffusion": TINY.diffusion.model_copy(update={"features_at": "start"})})
+CACHE_MB = 256
+BARE, MEMORY, WHOLE = "bare loop, batches in memory", "Trainer, batches in memory", "whole loop, clips through Ray Data"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    episodes: int
+    """Half of them demos."""
+    rounds: int
+    block: int
+    """Steps."""
+
+
+FULL = Size(40, 16, 20)
+QUICK = Size(8, 3, 4)
+
+
+# -- a store of short episodes ------------------------------------------------------------------------------------------------------
+
+
+def _shrunk(episode: Episode) -> Episode:
+    """One camera, 64 x 64, LENGTH frames."""
+    assert episode.proprio is not None
+    assert episode.action is not None
+    frames = {}
+    for camera in CONTRACT.cameras:
+        squares = episode.frames[camera][:LENGTH].reshape(LENGTH, 64, 2, 64, 2, 3)
+        frames[camera] = squares.mean((2, 4)).round().astype(np.uint8)
+    return replace(episode, frames=frames, proprio=episode.proprio[:LENGTH], action=episode.action[:LENGTH])
+
+
+def _put(uri: str, episode: Episode) -> EpisodeEntry:
+    return put_episode(open_storage(uri), episode, CONTRACT.control_hz)
+
+
+def write_store(root: Path, episodes: int) -> str:
+    """Genuine recordings of Lift, varied."""
+    (root / "recorded").mkdir()
+    recorded = corpus.recorded(root / "recorded")
+    made = [_shrunk(corpus.variant(recorded, number)) for number in range(episodes)]
+    uri = str(root / "store")
+    with ProcessPoolExecutor(2) as executor:
+        entries = list(executor.map(_put, [uri] * episodes, made))
+    commit(open_storage(uri), CONTRACT, entries)
+    return uri
+
+
+# -- the loops ----------------------------------------------------------------------------------------------------------------------
+
+
+def job_of(uri: str, size: Size, objective: Objective = "joint", cache_mb: int = 0) -> ArmJob:
+    """An arm that reports at the end of every block, without a checkpoint before its last step."""
+    steps = PROGRESS_REPORTS * size.block
+    settings = Train(steps=steps, batch_size=BATCH, checkpoint_every=steps, feature_cache_mb=cache_mb)
+    config = AT_START if objective == "action" else TINY
+    return ArmJob(Arm(size.episodes // 2, 1.0, 0), f"bench-{objective}-{cache_mb}", uri, 1, frozenset(), config, settings, objective)
+
+
+def warm_up(size: Size, objective: Objective) -> int:
+    """Blocks until nothing is new: Ray Data has brought every episode, and of a frozen video model every clip was seen."""
+    clips = size.episodes // 2 * LENGTH + 2 * 128  # clips of an epoch come up to 128 later than their turn
+    return 2 if objective == "joint" else -(-clips // (BATCH * size.block))
+
+
+def whole(job: ArmJob, warm_up: int) -> Callable[[Pause], None]:
+    """What trains an arm."""
+
+    def loop(pause: Pause) -> None:
+        blocks = itertools.count(1)
+
+        def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+            if next(blocks) >= warm_up:
+                pause()
+
+        train(job, 0, 1, None, report)
+
+    return loop
+
+
+def in_memory(job: ArmJob) -> list[Batch]:
+    """Batches of the job, as tensors. They are not normalised: time does not depend on it."""
+    manifest = load_manifest(open_storage(job.episodes), job.version)
+    arrays = stream.batches(job.episodes, manifest.contract, job.order(manifest, 0, 1), job.clip, first_step=0, num_steps=IN_MEMORY)
+    return [Batch(**{name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in batch.items()}) for batch in arrays]
+
+
+def bare(job: ArmJob, batches: list[Batch]) -> Callable[[Pause], None]:
+    """The least that training takes."""
+
+    def loop(pause: Pause) -> None:
+        recipe, generator = job.train, torch.Generator()
+        model = VideoActionModel(job.config, CONTRACT)
+        model.learn(job.objective)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, (0.9, 0.95), weight_decay=recipe.weight_decay, fused=True)
+        average = [parameter.detach().clone() for parameter in parameters]
+        for step, batch in enumerate(itertools.cycle(batches), 1):
+            losses = model(batch, generator, Counts(batch.frame_mask.sum(), batch.action_mask.sum()))
+            optimizer.zero_grad()
+            losses.total.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+            optimizer.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(average, parameters, 1 - recipe.ema_decay)
+            if step % (job.train.steps // PROGRESS_REPORTS) == 0:
+                pause()
+
+    return loop
+
+
+def trainer_alone(job: ArmJob, batches: list[Batch]) -> Callable[[Pause], None]:
+    """The loop's steps without what brings the clips."""
+
+    def loop(pause: Pause) -> None:
+        model, generator = VideoActionModel(job.config, CONTRACT), torch.Generator()
+        model.feature_cache = FeatureCache(job.train.feature_cache_mb * 2**20)
+        model.learn(job.objective)
+        trainer = Trainer(model, job.train, job.train.steps)
+        block = job.train.steps // PROGRESS_REPORTS
+        for step, batch in enumerate(itertools.cycle(batches)):
+            trainer.step(batch, min(step, job.train.steps - 1), generator)
+            if step + 1 >= IN_MEMORY and (step + 1) % block == 0:
+                pause()
+
+    return loop
+
+
+def show(title: str, size: Size, costs: dict[str, list[Cost]]) -> None:
+    """Medians over rounds."""
+    clips = size.block * BATCH
+    print(f"{title:<48} clips/s  CPU ms/clip")
+    for name, rounds in costs.items():
+        wall, cpu = (median(getattr(each, what) for each in rounds) for what in ("wall", "cpu"))
+        print(f"{name:<48} {clips / wall:7.1f}  {1000 * cpu / clips:11.2f}")
+    print()
+
+
+# -- on a GPU -----------------------------------------------------------------------------------------------------------------------
+
+
+def svd_clips(config: PolicyConfig, cameras: Contract, clips: int, device: str) -> Batch:
+    """Clips out of kept latents: no autoencoder is needed."""
+    views, frames, horizon = len(cameras.cameras), config.clip.frames_per_view, config.clip.horizon
+    rows, columns = (side // 8 for side in cameras.image_size)
+    tensors = (
+        torch.randn(clips, views, frames, 12, rows, columns).half(),
+        torch.randn(clips, len(cameras.proprio)),
+        torch.randn(clips, horizon, len(cameras.action)),
+        torch.ones(clips, horizon),
+        torch.ones(clips, frames),
+    )
+    return Batch(*(tensor.to(device) for tensor in tensors), ["lift the cube"] * clips, list(range(clips)))
+
+
+@contextmanager
+def _watched(figures: dict[str, float], passes: int) -> Iterator[None]:
+    """Adds seconds per pass and the peak of GPU memory in GiB."""
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    yield
+    torch.cuda.synchronize()
+    figures["seconds"] = (time.perf_counter() - began) / passes
+    figures["gib"] = torch.cuda.max_memory_allocated() / 2**30
+
+
+def on_gpu(config: PolicyConfig, side: int, steps: int, device: str = "cuda") -> dict[str, float]:
+    """Clips per second and memory of training from random weights, three cameras; a row is left out where memory does not suffice."""
+    cameras = contract(("agentview", "sideview", "robot0_eye_in_hand"), (side, side), "fast")
+    assert config.video
+    answers = {}
+    print(f"{torch.cuda.get_device_name()}: {config.preset}, random weights, gradient checkpointing     clips/s  peak GiB")
+    for objective, precision, clips in itertools.product(("video", "action"), ("fp16", "bf16"), (1, 4)):
+        name, figures = f"{objective}, {precision}, batch {clips}", dict[str, float]()
+        try:
+            with torch.device(device):
+                model = VideoActionModel(config, cameras, known_sentences={"lift the cube": torch.randn(config.video.cross_attention_dim)})
+            model.to(device).learn(objective)
+            trainer = Trainer(model, Recipe(precision=precision, gradient_checkpointing=True), 100)
+            batch, generator = svd_clips(config, cameras, clips, device), torch.Generator()
+            for step in range(2):
+                trainer.step(batch, step, generator)
+            with _watched(figures, steps):
+                for step in range(steps):
+                    trainer.step(batch, 2 + step, generator)
+        except torch.OutOfMemoryError:
+            print(f"{name:<60} does not fit")
+        else:
+            key = f"svd_{objective}_{precision}_{clips}"
+            answers |= {f"{key}_clips_per_s": clips / figures["seconds"], f"{key}_gib": figures["gib"]}
+            print(f"{name:<60} {clips / figures['seconds']:7.2f}  {figures['gib']:8.1f}")
+        model = trainer = batch = None  # type: ignore[assignment]
+        torch.cuda.empty_cache()
+    print()
+    return answers
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="End within a minute.")
+def main(quick: bool) -> None:
+    """Print the tables and, last, one line of JSON."""
+    size = QUICK if quick else FULL
+    torch.set_num_threads(1)
+    quiet()
+    with tempfile.TemporaryDirectory() as folder:
+        uri = write_store(Path(folder), size.episodes)
+        connect()
+        joint = job_of(uri, size)
+        batches = in_memory(joint)
+        print(f"tiny, batches of {BATCH}; {size.episodes} episodes of {LENGTH} frames, 1 camera of 64x64; {os.cpu_count()} cores, 1 torch thread;")
+        print(f"{size.rounds} rounds by turns of {size.block} steps, medians\n")
+        loops = {WHOLE: whole(joint, warm_up(size, "joint")), BARE: bare(joint, batches), MEMORY: trainer_alone(joint, batches)}
+        costs = by_turns(loops, size.rounds)
+        show("joint", size, costs)
+        stage2 = {"kept": job_of(uri, size, "action", CACHE_MB), "computed anew": job_of(uri, size, "action", 0)}
+        batches = in_memory(stage2["kept"])
+        loops = {f"{WHOLE}, {how}": whole(job, warm_up(size, "action")) for how, job in stage2.items()}
+        loops |= {f"{MEMORY}, {how}": trainer_alone(job, batches) for how, job in stage2.items()}
+        frozen = by_turns(loops, size.rounds)
+        show("action head on a frozen video model, features", size, frozen)
+    answers = {
+        "ratio_to_bare_loop": ratio(costs, WHOLE, BARE),
+        "cpu_ratio_to_bare_loop": ratio(costs, WHOLE, BARE, "cpu"),
+        "trainer_ratio_to_bare_loop": ratio(costs, MEMORY, BARE),
+        "ratio_cached_to_uncached": ratio(frozen, f"{WHOLE}, kept", f"{WHOLE}, computed anew"),
+        "trainer_ratio_cached_to_uncached": ratio(frozen, f"{MEMORY}, kept", f"{MEMORY}, computed anew"),
+    }
+    if torch.cuda.is_available():
+        answers |= on_gpu(PRESETS["svd-256"], 256, 2 if quick else 10)
+    print(json.dumps({"bench": "train_step", **{name: round(value, 3) for name, value in answers.items()}, "quick": quick}))
+
+
+if __name__ == "__main__":
+    main()
