@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-BENCHES = ("loop", "data", "sizes")
+BENCHES = ("loop", "data", "train_step", "replan", "sizes")
 HEAD = """# Benches
 
 One script per claim about speed. Each prints a table and, last, one line of JSON; `--quick` is a short look. `make bench` runs them all and
@@ -23,7 +23,7 @@ def main() -> None:
     quick = "--quick" in sys.argv[1:]
     packages = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "diffusers", "robosuite", "mujoco"))
     cores = len(os.sched_getaffinity(0))
-    page = HEAD + f"{datetime.date.today()}; {_processor()}, {cores} cores, no GPU; Python {platform.python_version()}, {packages}.\n"
+    page = HEAD + f"{datetime.date.today()}; {_processor()}, {cores} cores, {_card()}; Python {platform.python_version()}, {packages}.\n"
     for name in BENCHES:
         done = subprocess.run([sys.executable, "-m", f"bench.{name}", *["--quick"] * quick], stdout=subprocess.PIPE, text=True)
         print(done.stdout, end="", flush=True)
@@ -38,6 +38,12 @@ def main() -> None:
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _card() -> str:
+    """The GPU's name, asked in a process of its own: this one keeps none of its memory."""
+    question = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU')"
+    return subprocess.run([sys.executable, "-c", question], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

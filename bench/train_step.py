@@ -9,6 +9,7 @@ clipping, running average. In one process by turns, a block of steps each. Where
 
 import itertools
 import json
+import logging
 import os
 import tempfile
 import time
@@ -31,6 +32,7 @@ from orchestrator.cluster import connect, quiet
 from orchestrator.data import stream
 from orchestrator.data.episodes import Episode
 from orchestrator.data.manifest import EpisodeEntry
+from orchestrator.data.order import CLIPS_PER_VISIT, POOL_VISITS
 from orchestrator.data.store import commit, load_manifest, put_episode
 from orchestrator.loop import PROGRESS_REPORTS, ArmJob, train
 from orchestrator.spec import Train
@@ -65,7 +67,7 @@ class Size:
 
 
 FULL = Size(40, 16, 20)
-QUICK = Size(8, 3, 4)
+QUICK = Size(4, 3, 4)
 
 
 # -- a store of short episodes ------------------------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ def job_of(uri: str, size: Size, objective: Objective = "joint", cache_mb: int =
 
 def warm_up(size: Size, objective: Objective) -> int:
     """Blocks until nothing is new: Ray Data has brought every episode, and of a frozen video model every clip was seen."""
-    clips = size.episodes // 2 * LENGTH + 2 * 128  # clips of an epoch come up to 128 later than their turn
+    clips = size.episodes // 2 * LENGTH + POOL_VISITS * CLIPS_PER_VISIT  # those of an epoch come in disorder
     return 2 if objective == "joint" else -(-clips // (BATCH * size.block))
 
 
@@ -255,6 +257,7 @@ def main(quick: bool) -> None:
     size = QUICK if quick else FULL
     torch.set_num_threads(1)
     quiet()
+    logging.disable(logging.WARNING)  # Ray Data says anew what it does
     with tempfile.TemporaryDirectory() as folder:
         uri = write_store(Path(folder), size.episodes)
         connect()

@@ -35,7 +35,7 @@ Report = Callable[[int, dict[str, Any], Path | None], None]
 """Called now and then with (step, mean losses since the last call, None), and at a checkpoint with its folder (on the first worker)."""
 
 # What stage 1 does not depend on: arms that differ in nothing else share it.
-NOT_OF_THE_VIDEO = {"mode", "steps", "video_steps", "checkpoint_every", "head_learning_rate", "feature_cache_mb"}
+NOT_OF_THE_VIDEO = {"mode", "steps", "video_steps", "videos", "checkpoint_every", "head_learning_rate", "feature_cache_mb"}
 
 
 @dataclass(frozen=True)
@@ -57,21 +57,27 @@ class ArmJob:
     """Where the video model starts: a hub id, a folder, an s3:// URI in diffusers' format; empty for random weights."""
     video_model: str = ""
     """URI of the stage-1 checkpoint that it starts from instead."""
+    videos_of: Arm | None = None
+    """The arm whose episodes its video model learns from, where that is not its own: the sweep's largest, which contains all others'."""
     views_apart: ClassVar[bool] = False
     """Whether every camera of a clip is a clip of its own."""
 
     def subset(self, manifest: Manifest) -> Subset:
         return choose(manifest, self.arm.demo_count, self.arm.action_free_ratio, self.arm.seed, self.quarantined)
 
+    def videos(self, manifest: Manifest) -> list[str]:
+        """Ids of the episodes that the video model learns from."""
+        subset = replace(self, arm=self.videos_of or self.arm).subset(manifest)
+        return sorted((*subset.demos, *subset.action_free))
+
     def order(self, manifest: Manifest, rank: int, world: int) -> Order:
         """A video model learns from all episodes alike; a head on a frozen one from demos alone."""
         subset = self.subset(manifest)
-        demos, action_free = (tuple(manifest.select(ids, with_stats=False)) for ids in (subset.demos, subset.action_free))
-        if self.objective == "video":
-            videos = sorted((*demos, *action_free), key=lambda entry: entry.episode_id)
-            demos, action_free = (), tuple(videos)
-        elif self.objective == "action":
-            action_free = ()
+        ids = {
+            "video": ((), self.videos(manifest)),
+            "action": (subset.demos, ()),
+        }.get(self.objective, (subset.demos, subset.action_free))
+        demos, action_free = (tuple(manifest.select(chosen, with_stats=False)) for chosen in ids)
         return Order(demos, action_free, manifest.fingerprint, self.arm.seed, rank, world, self.train.batch_size // world)
 
     @property
@@ -85,9 +91,9 @@ class ArmJob:
         """The training of the video model that this arm's head reads, named by everything that shapes it and by nothing else."""
         steps = self.train.video_steps or self.train.steps
         train = self.train.model_copy(update={"steps": steps})
-        subset, config = self.subset(manifest), self.config.model_dump(mode="json", include={"clip", "video", "diffusion"})
+        config = self.config.model_dump(mode="json", include={"clip", "video", "diffusion"})
         shaped_by = [
-            sorted((*subset.demos, *subset.action_free)),
+            self.videos(manifest),
             manifest.fingerprint,
             self.arm.seed,
             config,
@@ -110,7 +116,7 @@ def card_of(job: ArmJob, manifest: Manifest) -> "Card":
     contract = replace(manifest.contract, cameras=("any",)) if job.views_apart else manifest.contract
     chosen: dict[str, Any]
     if videos_only:
-        chosen = {"seed": job.arm.seed, "videos": sorted((*subset.demos, *subset.action_free))}
+        chosen = {"seed": job.arm.seed, "videos": job.videos(manifest)}
     else:
         chosen = {"arm": vars(job.arm), "subset_digest": subset.digest, "demos": list(subset.demos), "action_free": list(subset.action_free)}
     return Card(

@@ -19,8 +19,10 @@ class Plan:
     rollouts: int
     control_steps: int
     """At most, if no rollout succeeded early."""
+    video_models: int
+    """Stage-1 trainings, each shared by the arms with the same episodes; 0 where there is no stage 1."""
     clips: int
-    """Training clips over all arms."""
+    """Training clips over all arms and video models."""
     bytes_per_epoch: int
     """What an epoch of the largest arm reads from the store."""
     stream_bytes: int
@@ -30,7 +32,7 @@ class Plan:
 
     def __str__(self) -> str:
         lines = (
-            ("arms", f"{self.arms}"),
+            ("arms", f"{self.arms}" + (f", on {self.video_models} video models trained first" if self.video_models else "")),
             ("checkpoints", f"{self.checkpoints}, every one scored"),
             ("rollouts", f"{self.rollouts}, at most {self.control_steps:,} control steps"),
             ("training", f"{self.clips:,} clips; the largest arm reads {self.bytes_per_epoch / 2**20:.1f} MiB per epoch"),
@@ -57,6 +59,14 @@ def make_plan(sweep: Sweep) -> Plan:
     largest = choose(manifest, max(sweep.data.demo_count), max(sweep.data.action_free_ratio), seed=sweep.seeds[0])
     entries = manifest.select((*largest.demos, *largest.action_free))
     shape, batch_size = preset.clip, sweep.train.batch_size // sweep.train.workers
+    ours = [arm for arm in arms if arm.kind == "video_action"]
+    video_models = 0
+    if sweep.train.mode == "two_stage" and sweep.train.videos == "sweep":
+        video_models = len(sweep.seeds)
+    elif sweep.train.mode == "two_stage":
+        subsets = [(choose(manifest, arm.demo_count, arm.action_free_ratio, arm.seed), arm.seed) for arm in ours]
+        video_models = len({(frozenset((*subset.demos, *subset.action_free)), seed) for subset, seed in subsets})
+    steps = len(arms) * sweep.train.steps + video_models * (sweep.train.video_steps or sweep.train.steps)
     checkpoints = len(arms) * len(sweep.checkpoint_steps())
     rollouts = checkpoints * sweep.suite.episodes * len(sweep.suite.tasks)
     return Plan(
@@ -64,7 +74,8 @@ def make_plan(sweep: Sweep) -> Plan:
         checkpoints=checkpoints,
         rollouts=rollouts,
         control_steps=rollouts * sweep.suite.horizon,
-        clips=len(arms) * sweep.train.steps * sweep.train.batch_size,
+        video_models=video_models,
+        clips=steps * sweep.train.batch_size,
         bytes_per_epoch=sum(entry.nbytes for entry in entries),
         stream_bytes=memory_bound(manifest.contract, shape, entries, batch_size, bool(largest.action_free)),
         store_episodes=len(manifest),

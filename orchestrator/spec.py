@@ -20,6 +20,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from orchestrator.arms import Arm, expand
@@ -106,7 +107,10 @@ class Train(Recipe):
     steps: PositiveInt
     """Optimiser steps."""
     video_steps: PositiveInt | None = None
-    """Optimiser steps of stage 1 where `mode` is `two_stage`; empty: as many as `steps`. Arms with the same episodes share one stage 1."""
+    """Optimiser steps of stage 1 where `mode` is `two_stage`; empty: as many as `steps`."""
+    videos: Literal["arm", "sweep"] = "arm"
+    """What stage 1 learns from: `arm`: the arm's own demos and action-free episodes; `sweep`: those of all arms of its seed, so that they share one
+    stage 1, and the demo count says for how many of the videos actions are known. Stage 1 is trained once for all arms it is the same for."""
     batch_size: PositiveInt = 32
     """Clips per optimiser step, over all workers; a multiple of their number."""
     workers: PositiveInt = 1
@@ -165,6 +169,12 @@ class Sweep(_Part):
     mlflow: str = ""
     """MLflow tracking URI; empty: a database `mlflow.db` in `storage`."""
 
+    @model_validator(mode="after")
+    def _no_arm_twice(self) -> "Sweep":
+        if self.train.videos == "sweep" and (self.train.mode != "two_stage" or len(self.data.action_free_ratio) > 1):
+            raise ValueError("train.videos: sweep asks for train.mode two_stage and for one data.action_free_ratio: all arms see the same videos")
+        return self
+
     @classmethod
     def load(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "Sweep":
         """Read a sweep file; `overrides` are `dotted.key=value`, the value in YAML. SweepError lists every mistake."""
@@ -214,6 +224,7 @@ class Sweep(_Part):
                 code,
                 self.policy.model_dump(mode="json", exclude={"baselines"}),
                 weights_label(weights_source(self.policy.preset, self.policy.weights)),
+                [max(self.data.demo_count), max(self.data.action_free_ratio)] if self.train.videos == "sweep" else [],
                 self.train.model_dump(mode="json"),
             ],
             sort_keys=True,
@@ -248,6 +259,8 @@ def _sentence(model: type[BaseModel], error: Any) -> str:
     if error["type"] == "missing":
         return f"{location}: missing"
     message = error["msg"].removeprefix("Value error, ")
+    if not location:  # about several fields at once; the message names them
+        return str(message)
     return f"{location}: {message[0].lower()}{message[1:]}" + ("" if error["type"] == "value_error" else f", not {error['input']!r}")
 
 

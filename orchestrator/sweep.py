@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from orchestrator.arms import Arm
 from orchestrator.cluster import connect, resources
 from orchestrator.curve import Curve
 from orchestrator.loop import CONSUMED, ArmJob
@@ -144,6 +145,7 @@ class SweepRun:
     def _jobs(self) -> dict[str, ArmJob]:
         """The training of every arm, by arm id."""
         state, sweep = self.state, self.state.sweep
+        largest = Arm(max(sweep.data.demo_count), max(sweep.data.action_free_ratio), 0) if sweep.train.videos == "sweep" else None
         return {
             arm_id: ArmJob(
                 arm=arm,
@@ -155,6 +157,7 @@ class SweepRun:
                 train=sweep.train,
                 objective=sweep.train.objective if arm.kind == "video_action" else "action",
                 weights=weights_source(sweep.policy.preset, sweep.policy.weights),
+                videos_of=largest and replace(largest, seed=arm.seed),
             )
             for arm_id, arm in state.arms().items()
         }

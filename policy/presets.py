@@ -58,7 +58,9 @@ PRESETS = {
             out_dim=256,
         ),
         action=ActionConfig(down_dims=(64, 128), kernel_size=5, groups=8, time_dim=64),
-        diffusion=DiffusionConfig(sigmas="decoupled", log_sigma_mean=0.0, log_sigma_std=1.4, video_log_sigma_mean=2.0, action_draws=4),
+        diffusion=DiffusionConfig(
+            sigmas="decoupled", log_sigma_mean=0.0, log_sigma_std=1.4, video_log_sigma_mean=2.0, features_at="start", action_draws=4
+        ),
         ladder=_rungs((0.02, 10.0), (0.02, 10.0), (0.1, 10.0), execute=4, action_steps=5),
         rung="one_pass",
         action_normalization="minmax",
