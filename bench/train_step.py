@@ -13,13 +13,12 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
@@ -52,6 +51,7 @@ CONTRACT = contract(("robot0_eye_in_hand",), (64, 64), "fast")
 TINY = PRESETS["tiny"]
 AT_START = TINY.model_copy(update={"diffusion": TINY.diffusion.model_copy(update={"features_at": "start"})})
 CACHE_MB = 256
+SENTENCE = "lift the cube"
 BARE, MEMORY, WHOLE = "bare loop, batches in memory", "Trainer, batches in memory", "whole loop, clips through Ray Data"
 
 
@@ -136,7 +136,8 @@ def in_memory(job: ArmJob) -> list[Batch]:
     """Batches of the job, as tensors. They are not normalised: time does not depend on it."""
     manifest = load_manifest(open_storage(job.episodes), job.version)
     arrays = stream.batches(job.episodes, manifest.contract, job.order(manifest, 0, 1), job.clip, first_step=0, num_steps=IN_MEMORY)
-    return [Batch(**{name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in batch.items()}) for batch in arrays]
+    tensors: list[dict[str, Any]] = [{name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in batch.items()} for batch in arrays]
+    return [Batch(**batch) for batch in tensors]
 
 
 def bare(job: ArmJob, batches: list[Batch]) -> Callable[[Pause], None]:
@@ -156,7 +157,7 @@ def bare(job: ArmJob, batches: list[Batch]) -> Callable[[Pause], None]:
             torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
             optimizer.step()
             with torch.no_grad():
-                torch._foreach_lerp_(average, parameters, 1 - recipe.ema_decay)
+                torch._foreach_lerp_(average, list[torch.Tensor](parameters), 1 - recipe.ema_decay)
             if step % (job.train.steps // PROGRESS_REPORTS) == 0:
                 pause()
 
@@ -197,55 +198,48 @@ def svd_clips(config: PolicyConfig, cameras: Contract, clips: int, device: str) 
     """Clips out of kept latents: no autoencoder is needed."""
     views, frames, horizon = len(cameras.cameras), config.clip.frames_per_view, config.clip.horizon
     rows, columns = (side // 8 for side in cameras.image_size)
-    tensors = (
-        torch.randn(clips, views, frames, 12, rows, columns).half(),
-        torch.randn(clips, len(cameras.proprio)),
-        torch.randn(clips, horizon, len(cameras.action)),
-        torch.ones(clips, horizon),
-        torch.ones(clips, frames),
-    )
-    return Batch(*(tensor.to(device) for tensor in tensors), ["lift the cube"] * clips, list(range(clips)))
+    with torch.device(device):
+        latents = torch.randn(clips, views, frames, 12, rows, columns).half()
+        proprio, actions = torch.randn(clips, len(cameras.proprio)), torch.randn(clips, horizon, len(cameras.action))
+        masks = torch.ones(clips, horizon), torch.ones(clips, frames)
+    return Batch(latents, proprio, actions, *masks, [SENTENCE] * clips, list(range(clips)))
 
 
-@contextmanager
-def _watched(figures: dict[str, float], passes: int) -> Iterator[None]:
-    """Adds seconds per pass and the peak of GPU memory in GiB."""
+def _on_gpu(model: VideoActionModel, recipe: Recipe, batch: Batch, steps: int) -> tuple[float, float]:
+    """Clips per second, and the peak of the GPU's memory in GiB: weights, moments, average and gradients included."""
+    trainer, generator, warm_up = Trainer(model, recipe, 100), torch.Generator(), 2
     torch.cuda.reset_peak_memory_stats()
+    for step in range(warm_up + steps):
+        if step == warm_up:
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+        trainer.step(batch, step, generator)
     torch.cuda.synchronize()
-    began = time.perf_counter()
-    yield
-    torch.cuda.synchronize()
-    figures["seconds"] = (time.perf_counter() - began) / passes
-    figures["gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return steps * len(batch.seeds) / (time.perf_counter() - began), torch.cuda.max_memory_allocated() / 2**30
 
 
 def on_gpu(config: PolicyConfig, side: int, steps: int, device: str = "cuda") -> dict[str, float]:
-    """Clips per second and memory of training from random weights, three cameras; a row is left out where memory does not suffice."""
+    """Training from random weights with three cameras, in every way that fits the GPU."""
     cameras = contract(("agentview", "sideview", "robot0_eye_in_hand"), (side, side), "fast")
     assert config.video
-    answers = {}
-    print(f"{torch.cuda.get_device_name()}: {config.preset}, random weights, gradient checkpointing     clips/s  peak GiB")
-    for objective, precision, clips in itertools.product(("video", "action"), ("fp16", "bf16"), (1, 4)):
-        name, figures = f"{objective}, {precision}, batch {clips}", dict[str, float]()
+    model = VideoActionModel(config, cameras, known_sentences={SENTENCE: torch.randn(config.video.cross_attention_dim)}).to(device)
+    objectives: tuple[Objective, ...] = "video", "action"
+    precisions: tuple[Literal["fp16", "bf16"], ...] = "fp16", "bf16"
+    answers: dict[str, float] = {}
+    title = f"{torch.cuda.get_device_name()}: {config.preset}, gradient checkpointing"
+    print(f"{title:<60} clips/s  peak GiB")
+    for objective, precision, clips in itertools.product(objectives, precisions, (1, 4)):
+        model.learn(objective)
+        model.zero_grad()
+        torch.cuda.empty_cache()
+        name, batch = f"{objective}, {precision}, batch of {clips}", svd_clips(config, cameras, clips, device)
         try:
-            with torch.device(device):
-                model = VideoActionModel(config, cameras, known_sentences={"lift the cube": torch.randn(config.video.cross_attention_dim)})
-            model.to(device).learn(objective)
-            trainer = Trainer(model, Recipe(precision=precision, gradient_checkpointing=True), 100)
-            batch, generator = svd_clips(config, cameras, clips, device), torch.Generator()
-            for step in range(2):
-                trainer.step(batch, step, generator)
-            with _watched(figures, steps):
-                for step in range(steps):
-                    trainer.step(batch, 2 + step, generator)
+            speed, gib = _on_gpu(model, Recipe(precision=precision, gradient_checkpointing=True), batch, steps)
         except torch.OutOfMemoryError:
             print(f"{name:<60} does not fit")
-        else:
-            key = f"svd_{objective}_{precision}_{clips}"
-            answers |= {f"{key}_clips_per_s": clips / figures["seconds"], f"{key}_gib": figures["gib"]}
-            print(f"{name:<60} {clips / figures['seconds']:7.2f}  {figures['gib']:8.1f}")
-        model = trainer = batch = None  # type: ignore[assignment]
-        torch.cuda.empty_cache()
+            continue
+        print(f"{name:<60} {speed:7.2f}  {gib:8.1f}")
+        answers |= {f"svd_{objective}_{precision}_{clips}_clips_per_s": speed, f"svd_{objective}_{precision}_{clips}_gib": gib}
     print()
     return answers
 

@@ -96,4 +96,5 @@ def by_turns(loops: dict[str, Callable[[Pause], None]], rounds: int) -> dict[str
 
 def ratio(costs: dict[str, list[Cost]], of: str, to: str, what: str = "wall") -> float:
     """How many times as fast one loop is as the other: the median over rounds."""
-    return median(getattr(slow, what) / getattr(fast, what) for fast, slow in zip(costs[of], costs[to], strict=True))
+    ratios: list[float] = [getattr(slow, what) / getattr(fast, what) for fast, slow in zip(costs[of], costs[to], strict=True)]
+    return median(ratios)

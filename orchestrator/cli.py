@@ -104,15 +104,13 @@ def status(name: str, storage: str, as_json: bool) -> None:
     demoscale status quickstart
     demoscale status quickstart --json
     """
-    from rich.console import Console
-
     from orchestrator.status import SweepState
 
     board = SweepState.named(name, storage).board()
     if as_json:
         click.echo(json.dumps(board.lines(), indent=1))
     else:
-        Console(soft_wrap=True).print(board.table())
+        _print_table(board.table())
 
 
 @main.command()
@@ -167,7 +165,6 @@ def _clock(seconds: float) -> str:
 
 def _print_curve(answer: Any) -> None:
     """The points with their denominators, then what may be concluded."""
-    from rich.console import Console
     from rich.table import Table
 
     points = answer.points
@@ -188,10 +185,16 @@ def _print_curve(answer: Any) -> None:
             f"{p.errors}",
             f"{p.seeds}",
         )
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
+    _print_table(table)
     for comparison in answer.comparisons():
-        console.print(str(comparison), markup=False)
+        click.echo(str(comparison))
+
+
+def _print_table(table: Any) -> None:
+    """At its own width: a narrow terminal folds the lines, nothing is cut off."""
+    from rich.console import Console
+
+    Console(width=1000, highlight=False).print(table)
 
 
 def _print_places(sweep_run: Any, answer: Any) -> None:

@@ -30,11 +30,11 @@ class Line:
             return f"{WITHOUT_VIDEO[self.policy]} (no video)"
         return f"+ {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else "demos only"
 
-    def words(self, demo_count: int) -> str:
-        """One of its points, in a sentence."""
+    def words(self, demo_count: int, with_video: str = "") -> str:
+        """One of its points, in a sentence; `with_video` is said of those that have it."""
         if self.policy in WITHOUT_VIDEO:
             return f"{demo_count} demos without video ({WITHOUT_VIDEO[self.policy]})"
-        return f"{demo_count} demos" + (f" + {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else "")
+        return f"{demo_count} demos{with_video}" + (f" + {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else "")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Curve:
         for (line, count), (other, other_count) in pairs:
             first, second = self._outcomes(line, count), self._outcomes(other, other_count)
             if first.keys() & second.keys():
-                words = line.words(count) + (" with video" if line.policy != other.policy else "")
+                words = line.words(count, " with video" if line.policy != other.policy else "")
                 comparisons.append(Comparison(words, other.words(other_count), line.policy, other.policy, paired_comparison(first, second)))
         return comparisons
 
@@ -185,30 +185,36 @@ class Curve:
         figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
         axes = figure.add_subplot()
         counts = sorted({point.demo_count for point in self.points})
-        for index, line in enumerate(self.lines):
+        beside: dict[tuple[int, bool], list[tuple[float, str, str]]] = defaultdict(list)
+        lines = self.lines
+        edge = 1.025 ** (len(lines) - 1)
+        for index, line in enumerate(lines):
             points, baseline = self._points_of(line), line.policy in WITHOUT_VIDEO
-            colour, nudge = "0.35" if baseline else f"C{index}", 1.025 ** (2 * index - len(self.lines) + 1)
+            colour, dashes, nudge = "0.35" if baseline else f"C{index}", "--" if baseline else "-", 1.025 ** (2 * index) / edge
             x, y = [point.demo_count * nudge for point in points], [point.success_rate for point in points]
             spread = [[p.success_rate - p.low for p in points], [p.high - p.success_rate for p in points]]
-            style = {"fmt": "s--", "markerfacecolor": "white"} if baseline else {"fmt": "o-"}
-            axes.errorbar(x, y, spread, color=colour, capsize=4, label=line.label, **style)
-            for point, place in zip(points, x, strict=True):
-                beside = (7 if index % 2 else -7, 0)
+            marker, face = ("s", "white") if baseline else ("o^Dv"[index % 4], colour)
+            axes.errorbar(x, y, spread, fmt=marker + dashes, color=colour, markerfacecolor=face, capsize=4, label=line.label)
+            for point in points:
+                right = 2 * index >= len(lines)
+                beside[point.demo_count, right].append((point.success_rate, f"{point.successes}/{point.episodes}", colour))
+            for seed in sorted({scored.arm.seed for scored in self.arms}) if points[0].seeds > 1 else ():
+                own = [s for s in self.arms if s.arm.seed == seed and _line(s) == line]
+                axes.plot([s.arm.demo_count * nudge for s in own], [s.successes / s.episodes for s in own], dashes, color=colour, lw=0.6, alpha=0.6)
+        for (count, right), labels in beside.items():
+            for place, (_, text, colour) in zip(_apart([rate for rate, _, _ in sorted(labels)], 0.045), sorted(labels), strict=True):
                 axes.annotate(
-                    f"{point.successes}/{point.episodes}",
-                    (place, point.success_rate),
-                    beside,
+                    text,
+                    (count * (edge if right else 1 / edge), place),
+                    (7 if right else -7, 0),
                     textcoords="offset points",
                     fontsize=8,
                     color=colour,
-                    ha="left" if index % 2 else "right",
+                    ha="left" if right else "right",
                     va="center",
+                    annotation_clip=False,
                     bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
                 )
-            for seed in sorted({scored.arm.seed for scored in self.arms}) if points[0].seeds > 1 else ():
-                own = [s for s in self.arms if s.arm.seed == seed and _line(s) == line]
-                dashes = "--" if baseline else "-"
-                axes.plot([s.arm.demo_count * nudge for s in own], [s.successes / s.episodes for s in own], dashes, color=colour, lw=0.6, alpha=0.6)
         axes.set_xscale("log")
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.minorticks_off()
@@ -217,7 +223,7 @@ class Curve:
         axes.set_xlabel("demonstrations per task (episodes with actions)")
         axes.set_ylabel("success rate")
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False, loc="upper left")
+        figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=9)
         errors = sum(point.errors for point in self.points)
         axes.set_title(f"{self.name}: Wilson 95 % intervals, {errors} errors, protocol {self.arms[0].protocol}", fontsize=9, loc="left")
         buffer = io.BytesIO()
@@ -227,3 +233,15 @@ class Curve:
 
 def _line(scored: ScoredArm) -> Line:
     return Line(scored.arm.kind, scored.arm.action_free_ratio)
+
+
+def _apart(places: list[float], gap: float) -> list[float]:
+    """Rising places moved as little as keeps them `gap` apart, so that labels do not cover one another."""
+    groups: list[tuple[float, int]] = []  # centre, members
+    for place in places:
+        centre, members = place, 1
+        while groups and groups[-1][0] + (groups[-1][1] + members) / 2 * gap > centre:
+            below, more = groups.pop()
+            centre, members = (below * more + centre * members) / (more + members), more + members
+        groups.append((centre, members))
+    return [centre + (i - (members - 1) / 2) * gap for centre, members in groups for i in range(members)]

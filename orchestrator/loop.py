@@ -19,6 +19,7 @@ from orchestrator.storage import Storage, download, open_storage
 from orchestrator.weights import fetch_weights
 from policy.config import ClipShape, Objective, PolicyConfig
 from policy.interface import derived_seed
+from policy.presets import weights_source
 
 if TYPE_CHECKING:
     import torch
@@ -53,8 +54,8 @@ class ArmJob:
     config: PolicyConfig
     train: Train
     objective: Objective
-    weights: str = ""
-    """Where the video model starts: a hub id, a folder, an s3:// URI in diffusers' format; empty for random weights."""
+    weights: str
+    """Where the video model starts, as a sweep file says it: empty for the preset's own, `none`, a hub id, a folder or an s3:// URI."""
     video_model: str = ""
     """URI of the stage-1 checkpoint that it starts from instead."""
     videos_of: Arm | None = None
@@ -81,6 +82,11 @@ class ArmJob:
         return Order(demos, action_free, manifest.fingerprint, self.arm.seed, rank, world, self.train.batch_size // world)
 
     @property
+    def start(self) -> str:
+        """Where the video model starts on this machine; empty for random weights."""
+        return weights_source(self.config.preset, self.weights) if self.config.video else ""
+
+    @property
     def clip(self) -> ClipShape:
         """What of an episode is read: where no video is imagined, the present frame is enough."""
         shape, diffusion = self.config.clip, self.config.diffusion
@@ -99,7 +105,7 @@ class ArmJob:
             config,
             steps,
             train.model_dump(mode="json", exclude=NOT_OF_THE_VIDEO),
-            weights_label(self.weights),
+            weights_label(self.start),
             code_fingerprint(TRAINING_CODE),
         ]
         return replace(self, arm_id=f"video-{digest(shaped_by)}", train=train, objective="video")
@@ -128,7 +134,7 @@ def card_of(job: ArmJob, manifest: Manifest) -> "Card":
             **chosen,
             "arm_id": job.arm_id,
             "objective": job.objective,
-            "starts_from": job.video_model.rpartition("/arms/")[2] or weights_label(job.weights),
+            "starts_from": job.video_model.rpartition("/arms/")[2] or weights_label(job.start),
             "step": 0,
             **dict.fromkeys(CONSUMED, 0),
             "train": job.train.model_dump(mode="json"),
@@ -235,8 +241,8 @@ def _first_model(job: ArmJob, card: "Card", resume: Path | None, sentences: dict
         elif job.video_model:
             download(job.video_model, folder, skip=("trainer.safetensors",))
             source = folder
-        elif job.weights:
-            source = fetch_weights(job.weights, folder)
+        elif job.start:
+            source = fetch_weights(job.start, folder)
     if isinstance(source, Path) and source.is_dir():
         sentences = known_sentences(source) | sentences
     model = new_model(card.config, card.contract, source or None, sentences)

@@ -40,7 +40,7 @@ def pretrain(
     version = latest_version(data)
     manifest = load_manifest(data, version)
     named = digest([manifest.fingerprint, config.model_dump(mode="json"), seed, train.model_dump(mode="json"), code_fingerprint(TRAINING_CODE)])
-    job = PretrainJob(Arm(0, 0.0, seed), f"pretrain-{named}", data.uri, version, frozenset(), config, train, "video")
+    job = PretrainJob(Arm(0, 0.0, seed), f"pretrain-{named}", data.uri, version, frozenset(), config, train, "video", "none")
     folder = f"{open_storage(storage).uri}/arms"
     with telling(on_step) as callback:
         last = fit(job, folder, resources, [callback])[-1]

@@ -23,7 +23,7 @@ from orchestrator.status import SweepState
 from orchestrator.storage import open_storage
 from orchestrator.tracking import SCORE_METRICS, Tracker, outcomes_artifact
 from orchestrator.train import fit
-from policy.presets import policy_config, weights_source
+from policy.presets import policy_config
 
 FILMED_EPISODES = 1  # of each arm's last checkpoint
 
@@ -156,7 +156,7 @@ class SweepRun:
                 config=policy_config(sweep.policy.preset, arm.kind),
                 train=sweep.train,
                 objective=sweep.train.objective if arm.kind == "video_action" else "action",
-                weights=weights_source(sweep.policy.preset, sweep.policy.weights),
+                weights=sweep.policy.weights,
                 videos_of=largest and replace(largest, seed=arm.seed),
             )
             for arm_id, arm in state.arms().items()

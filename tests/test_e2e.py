@@ -21,13 +21,14 @@ pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim]
 
 
 def sweep_file(folder: Path, store: Path) -> str:
-    """Two arms of seconds."""
+    """Two arms of seconds: an action head on a video model trained first, and a behaviour-cloning policy beside it."""
     path = folder / "sweep.yaml"
     path.write_text(
         f"""
 name: seconds
-data: {{episodes: {store}, demo_count: [1, 2], action_free_ratio: [1], on_corrupt: quarantine}}
-train: {{steps: 12, batch_size: 4, checkpoint_every: 6, warmup_steps: 2}}
+data: {{episodes: {store}, demo_count: [2], action_free_ratio: [1], on_corrupt: quarantine}}
+policy: {{baselines: [diffusion_policy]}}
+train: {{mode: two_stage, videos: sweep, video_steps: 8, steps: 12, batch_size: 4, checkpoint_every: 6, warmup_steps: 2}}
 suite: {{tasks: [Lift], episodes: 3, horizon: 16}}
 rollout_actors: 2
 storage: {folder / "runs"}
@@ -75,7 +76,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, damaged_store: tuple[P
 def test_a_sweep_ends_with_a_curve_in_mlflow(undisturbed: tuple[Path, str], damaged_store: tuple[Path, str]) -> None:
     folder, printed = undisturbed
     points = curve(folder)["points"]
-    assert [(p["demo_count"], p["action_free_ratio"]) for p in points] == [(1, 1.0), (2, 1.0)]
+    assert {(p["policy"], p["demo_count"], p["action_free_ratio"]) for p in points} == {("video_action", 2, 1.0), ("diffusion_policy", 2, 0.0)}
     for point in points:
         assert point["episodes"] == 3
         assert point["errors"] == 0
@@ -94,16 +95,19 @@ def test_mlflow_has_a_parent_with_children_and_scores_at_the_training_step(undis
     runs = client.search_runs([client.get_experiment_by_name("demoscale").experiment_id])
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert {run.data.params["demo_count"] for run in children} == {"1", "2"}
+    assert {run.data.params["policy"] for run in children} == {"video_action", "diffusion_policy"}
     for child in children:
         for metric in ("success_rate", "success_low", "success_high", "successes", "episodes", "errors"):
             assert [m.step for m in client.get_metric_history(child.info.run_id, metric)] == [6, 12]
         assert 12 in {m.step for m in client.get_metric_history(child.info.run_id, "loss_action")}
         assert client.list_artifacts(child.info.run_id, "rollouts/step_000012")
-        consumed = {m.step: m.value for m in client.get_metric_history(child.info.run_id, "action_free_ratio_consumed")}
-        assert consumed[12] == float(child.data.params["action_free_ratio"]) == 1
+        consumed = {m.step: m.value for m in client.get_metric_history(child.info.run_id, "clips_with_actions")}
+        assert consumed[12] == 12 * 4, "a head learns from demos alone"
+        of_stage_one = [m.step for m in client.get_metric_history(child.info.run_id, "stage1_loss_video")]
+        assert (8 in of_stage_one) == (child.data.params["policy"] == "video_action")
         subset = json.loads(Path(client.download_artifacts(child.info.run_id, "subset.json")).read_text())
-        assert len(subset["demos"]) == int(child.data.params["demo_count"])
+        assert len(subset["demos"]) == int(child.data.params["demo_count"]) == 2
+        assert len(subset["action_free"]) == 2 * float(child.data.params["action_free_ratio"])
         assert subset["digest"] == child.data.tags["demoscale.subset"]
     assert {"curve.png", "curve.svg", "curve.json", "sweep.yaml", "quarantined.json"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
 

@@ -79,6 +79,39 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     assert "5 mistakes" in str(caught.value) or "6 mistakes" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        ({"policy": {"weights": "./nowhere"}}, "policy.weights: there is no folder ./nowhere; write a folder, a hub id"),
+        ({"train": {"steps": 100, "checkpoint_every": 40} | {"videos": "sweep"}}, "train.videos: sweep asks for train.mode two_stage"),
+        ({"train": {"steps": 100, "checkpoint_every": 40} | {"videos": "sweep", "mode": "two_stage"}}, "and for one data.action_free_ratio"),
+        ({"policy": {"baselines": ["bc"]}}, "policy.baselines.0: input should be 'diffusion_policy', not 'bc'"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_told_with_the_mend(tmp_path: Path, store: str, sections: dict[str, object], sentence: str) -> None:
+    with pytest.raises(SweepError, match=re.escape(sentence)):
+        Sweep.load(write(tmp_path, store, **sections))
+
+
+def test_the_plan_counts_the_video_models_that_arms_share(tmp_path: Path, store: str) -> None:
+    two_stage = {"steps": 100, "video_steps": 50, "checkpoint_every": 40, "mode": "two_stage", "batch_size": 2}
+    apart = Sweep.load(write(tmp_path, store, train=two_stage)).plan()
+    assert (apart.arms, apart.video_models, apart.clips) == (4, 4, 2 * (4 * 100 + 4 * 50))
+    data = {"episodes": "STORE", "demo_count": [2, 4], "action_free_ratio": [1]}
+    shared = Sweep.load(write(tmp_path, store, data=data, seeds=[0, 1], train=two_stage | {"videos": "sweep"})).plan()
+    assert (shared.arms, shared.video_models, shared.clips) == (4, 2, 2 * (4 * 100 + 2 * 50))
+    assert "on 2 video models trained first" in str(shared)
+
+
+def test_baselines_stand_beside_every_demo_count_once(tmp_path: Path, store: str) -> None:
+    arms = Sweep.load(write(tmp_path, store, policy={"baselines": ["diffusion_policy"]})).arms()
+    assert [arm.name for arm in arms if arm.kind == "diffusion_policy"] == [
+        "diffusion_policy_demos-4_ratio-0_seed-0",
+        "diffusion_policy_demos-2_ratio-0_seed-0",
+    ]
+    assert len(arms) == 6
+
+
 def test_mistakes_in_the_file_and_in_the_store_are_told_together(tmp_path: Path) -> None:
     with pytest.raises(SweepError) as caught:
         Sweep.load(write(tmp_path, "/nowhere/lift", train={"steps": 0, "checkpoint_every": 1}))

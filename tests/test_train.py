@@ -26,7 +26,7 @@ from test_stream import fake_fetch
 
 def job(store: Path, steps: int = 6, workers: int = 1, ratio: float = 1.0) -> ArmJob:
     settings = Train(steps=steps, batch_size=4, checkpoint_every=3, warmup_steps=2, workers=workers)
-    return ArmJob(Arm(3, ratio, 0), f"arm-{workers}-{steps}", str(store), 1, frozenset(), PRESETS["tiny"], settings, "joint")
+    return ArmJob(Arm(3, ratio, 0), f"arm-{workers}-{steps}", str(store), 1, frozenset(), PRESETS["tiny"], settings, "joint", "none")
 
 
 class Kept:
