@@ -108,7 +108,7 @@ def job_of(uri: str, size: Size, objective: Objective = "joint", cache_mb: int =
     steps = PROGRESS_REPORTS * size.block
     settings = Train(steps=steps, batch_size=BATCH, checkpoint_every=steps, feature_cache_mb=cache_mb)
     config = AT_START if objective == "action" else TINY
-    return ArmJob(Arm(size.episodes // 2, 1.0, 0), f"bench-{objective}-{cache_mb}", uri, 1, frozenset(), config, settings, objective)
+    return ArmJob(Arm(size.episodes // 2, 1.0, 0), f"bench-{objective}-{cache_mb}", uri, 1, frozenset(), config, settings, objective, weights="none")
 
 
 def warm_up(size: Size, objective: Objective) -> int:

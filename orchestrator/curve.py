@@ -223,7 +223,7 @@ class Curve:
         axes.set_xlabel("demonstrations per task (episodes with actions)")
         axes.set_ylabel("success rate")
         axes.grid(alpha=0.25)
-        figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=9)
+        figure.legend(frameon=False, loc="outside lower center", ncols=3 if len(lines) <= 3 else 2, fontsize=9)
         errors = sum(point.errors for point in self.points)
         axes.set_title(f"{self.name}: Wilson 95 % intervals, {errors} errors, protocol {self.arms[0].protocol}", fontsize=9, loc="left")
         buffer = io.BytesIO()

@@ -61,10 +61,12 @@ class Losses:
 class Counts:
     """What the errors are divided by, per training process: the global count over the number of processes (`loss.masked_mean`)."""
 
+    clips: Tensor
     frames: Tensor
     actions: Tensor
 
     @classmethod
     def of(cls, batch: Batch) -> "Counts":
         """Of a step's whole batch on this worker, and of all other workers' beside it."""
-        return cls(mean_over_workers(batch.frame_mask.sum()), mean_over_workers(batch.action_mask.sum()))
+        clips = batch.frame_mask.new_tensor(float(len(batch.seeds)))
+        return cls(*(mean_over_workers(count) for count in (clips, batch.frame_mask.sum(), batch.action_mask.sum())))

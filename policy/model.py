@@ -159,7 +159,8 @@ class VideoActionModel(nn.Module):
             return features, sigma, counts.frames.new_zeros(())
         pad = self.num_frames - batch.frame_mask.shape[1] * self.num_views
         mask = torch.cat([batch.frame_mask[:, :1].expand(-1, pad), batch.frame_mask.repeat(1, self.num_views)], dim=1)
-        return features, sigma, masked_mean(per_clip_error(clean, video, sigma), mask, counts.frames * mask.shape[1] / batch.frame_mask.shape[1])
+        num_masked = pad * counts.clips + self.num_views * counts.frames
+        return features, sigma, masked_mean(per_clip_error(clean, video, sigma), mask, num_masked)
 
     @torch.no_grad()
     def _features_at_start(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
