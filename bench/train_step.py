@@ -49,7 +49,6 @@ IN_MEMORY = 8  # batches
 LENGTH = 45  # frames of an episode, as long as the expert takes for Lift
 CONTRACT = contract(("robot0_eye_in_hand",), (64, 64), "fast")
 TINY = PRESETS["tiny"]
-AT_START = TINY.model_copy(update={"diffusion": TINY.diffusion.model_copy(update={"features_at": "start"})})
 CACHE_MB = 256
 SENTENCE = "lift the cube"
 BARE, MEMORY, WHOLE = "bare loop, batches in memory", "Trainer, batches in memory", "whole loop, clips through Ray Data"
@@ -107,8 +106,7 @@ def job_of(uri: str, size: Size, objective: Objective = "joint", cache_mb: int =
     """An arm that reports at the end of every block, without a checkpoint before its last step."""
     steps = PROGRESS_REPORTS * size.block
     settings = Train(steps=steps, batch_size=BATCH, checkpoint_every=steps, feature_cache_mb=cache_mb)
-    config = AT_START if objective == "action" else TINY
-    return ArmJob(Arm(size.episodes // 2, 1.0, 0), f"bench-{objective}-{cache_mb}", uri, 1, frozenset(), config, settings, objective, weights="none")
+    return ArmJob(Arm(size.episodes // 2, 1.0, 0), f"bench-{objective}-{cache_mb}", uri, 1, frozenset(), TINY, settings, objective, weights="none")
 
 
 def warm_up(size: Size, objective: Objective) -> int:
@@ -151,7 +149,7 @@ def bare(job: ArmJob, batches: list[Batch]) -> Callable[[Pause], None]:
         optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, (0.9, 0.95), weight_decay=recipe.weight_decay, fused=True)
         average = [parameter.detach().clone() for parameter in parameters]
         for step, batch in enumerate(itertools.cycle(batches), 1):
-            losses = model(batch, generator, Counts(batch.frame_mask.sum(), batch.action_mask.sum()))
+            losses = model(batch, generator, Counts.of(batch))
             optimizer.zero_grad()
             losses.total.backward()
             torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from bench.seaweed import BUCKET, NoServerError, make_bucket, started
 from orchestrator.storage import Storage, _client, open_storage
@@ -20,11 +21,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the GPU wait for a machine that has one."""
-    if shutil.which("nvidia-smi") is None:
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no GPU here"))
+    """Side by side (`pytest -n 2 --dist loadgroup`) one process has all tests that start Ray, first; the others of a file stay together."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else item.path.name))
+        if item.get_closest_marker("gpu") and shutil.which("nvidia-smi") is None:
+            item.add_marker(pytest.mark.skip(reason="no GPU here"))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 def run(*command: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
@@ -45,11 +47,14 @@ def ray_cluster(s3: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def lift_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six genuine episodes of Lift, recorded by the command a person would use."""
-    store = tmp_path_factory.mktemp("store") / "lift"
-    done = run("-m", "jobs.collect", "--task", "Lift", "--episodes", "6", "--store", str(store))
-    assert done.returncode == 0, done.stderr
+def lift_store(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Six genuine episodes of Lift, recorded by the command a person would use; once, however many processes test."""
+    shared = tmp_path_factory.getbasetemp()
+    store = (shared if worker_id == "master" else shared.parent) / "lift"
+    with FileLock(f"{store}.lock"):
+        if not store.exists():
+            done = run("-m", "jobs.collect", "--task", "Lift", "--episodes", "6", "--store", str(store))
+            assert done.returncode == 0, done.stderr
     return store
 
 
