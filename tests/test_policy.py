@@ -80,7 +80,7 @@ def test_sampler_equals_the_euler_scheduler_of_diffusers() -> None:
         v = torch.sin(noise.scale_input(x, sigma.expand(2)))  # any network
         x = noise.euler_step(x, noise.denoised(x, v, sigma.expand(2)), sigma, sigma_next)
         theirs = scheduler.step(torch.sin(scheduler.scale_model_input(theirs, timestep)), timestep, theirs).prev_sample
-    torch.testing.assert_close(x, theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(x, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_the_loss_weight_makes_every_noise_level_count_the_error_of_v_once() -> None:
