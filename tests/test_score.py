@@ -17,7 +17,8 @@ from test_policy import CONTRACT, TINY, card, look
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    save(tmp_path, card(), VideoActionModel(TINY, CONTRACT).state_dict(), {})
+    model = VideoActionModel(TINY, CONTRACT)
+    save(tmp_path, card(), model, model.state_dict(), {})
     return tmp_path
 
 
