@@ -1,8 +1,6 @@
 """The sweep file: what a person asks for, validated whole before anything is spent. Only choices; no computation, no class paths."""
 
 import difflib
-import hashlib
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,7 +25,7 @@ from orchestrator.arms import Arm, expand
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import SubsetError, choose
-from orchestrator.provenance import weights_label
+from orchestrator.provenance import digest, weights_label
 from orchestrator.storage import StorageError, open_storage
 from policy.config import Objective, Recipe
 from policy.presets import weights_source
@@ -217,7 +215,7 @@ class Sweep(_Part):
 
     def training_fingerprint(self, manifest_fingerprint: str, quarantined: Iterable[str], code: str) -> str:
         """Of everything besides the arm that shapes a trained policy."""
-        text = json.dumps(
+        return digest(
             [
                 manifest_fingerprint,
                 sorted(quarantined),
@@ -226,10 +224,8 @@ class Sweep(_Part):
                 weights_label(weights_source(self.policy.preset, self.policy.weights)),
                 [max(self.data.demo_count), max(self.data.action_free_ratio)] if self.train.videos == "sweep" else [],
                 self.train.model_dump(mode="json"),
-            ],
-            sort_keys=True,
+            ]
         )
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _override(raw: dict[str, Any], override: str, where: str) -> None:

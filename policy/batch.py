@@ -4,16 +4,27 @@ Shapes: B clips; V views; K frames per view; H W pixels; S stored latent channel
 A action dimensions; P proprioceptive values.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import TypeVar
 
 from torch import Tensor
 
 from policy.loss import mean_over_workers
 
+T = TypeVar("T")
+
 # Kernels round differently at different batch sizes. So where a row must not depend on its neighbours, the networks see blocks of exactly this
 # many rows, filled up if need be: measured bit for bit on CPU for a block of 4; blocks of 2 and 3 fail it.
 BLOCK = 4
+
+
+def blocks(rows: Sequence[T]) -> Iterator[tuple[list[T], int]]:
+    """Rows in blocks of BLOCK, the last one filled up with its own last row, and how many of each block were asked for."""
+    for first in range(0, len(rows), BLOCK):
+        asked = list(rows[first : first + BLOCK])
+        yield asked + asked[-1:] * (BLOCK - len(asked)), len(asked)
 
 
 @dataclass(frozen=True)

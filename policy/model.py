@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from policy.adaptor import Adaptor
-from policy.batch import BLOCK, Batch, Counts, Losses
+from policy.batch import BLOCK, Batch, Counts, Losses, blocks
 from policy.config import Objective, PolicyConfig, SamplerConfig
 from policy.head import ActionHead
 from policy.interface import Contract
@@ -169,14 +169,12 @@ class VideoActionModel(nn.Module):
         sigma = torch.full((BLOCK,), self.config.sampler.video_sigmas[1], device=device)
         missing = [i for i, seed in enumerate(batch.seeds) if seed not in self.feature_cache]
         fresh: dict[int, list[Tensor]] = {}
-        for first in range(0, len(missing), BLOCK):
-            rows = missing[first : first + BLOCK]
-            filled = rows + rows[-1:] * (BLOCK - len(rows))
+        for filled, asked in blocks(missing):
             noise = unit_noise([batch.seeds[i] for i in filled], (self.num_frames, *self.latent_shape)).to(device)
             condition = self._condition(batch.frames[filled, :, 0])
             text = self._text([batch.instructions[i] for i in filled], device)
             _, maps = self.video(noise * sigma[:, None, None, None, None], sigma, condition, text)
-            for place, i in enumerate(rows):
+            for place, i in enumerate(filled[:asked]):
                 fresh[i] = [feature[place] for feature in maps]
                 self.feature_cache.offer(batch.seeds[i], fresh[i])
         clips = [fresh[i] if i in fresh else self.feature_cache[seed] for i, seed in enumerate(batch.seeds)]

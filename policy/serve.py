@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from policy.batch import BLOCK
+from policy.batch import blocks
 from policy.checkpoint import load
 from policy.interface import ActionChunk, Observation, derived_seed
 from policy.normalize import Normalizer
@@ -34,10 +34,8 @@ class TrainedPolicy:
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         chunks: list[ActionChunk] = []
-        for first in range(0, len(observations), BLOCK):
-            asked = list(observations[first : first + BLOCK])
-            filled = asked + asked[-1:] * (BLOCK - len(asked))
-            chunks += self._act_block(filled)[: len(asked)]
+        for filled, asked in blocks(observations):
+            chunks += self._act_block(filled)[:asked]
         return chunks
 
     def _act_block(self, observations: list[Observation]) -> list[ActionChunk]:
