@@ -38,9 +38,10 @@ def main(task: str, episodes: int, store: str, cameras: str, image_size: int, re
     from orchestrator.spec import SweepError
     from orchestrator.storage import open_storage
     from sim_workers.demonstrate import Demonstration
-    from sim_workers.env import CAMERAS, contract
+    from sim_workers.env import contract
     from sim_workers.experts import EXPERTS
     from sim_workers.render import PROFILES
+    from sim_workers.tasks import cameras as cameras_of
 
     mistakes = []
     if task not in EXPERTS:
@@ -48,14 +49,14 @@ def main(task: str, episodes: int, store: str, cameras: str, image_size: int, re
     if render_profile not in PROFILES:
         mistakes.append(f"--render-profile: unknown profile {render_profile}; known are {', '.join(PROFILES)}")
     views = tuple(cameras.split(","))
-    if unknown := [view for view in views if view not in CAMERAS]:
-        mistakes.append(f"--cameras: unknown camera {', '.join(unknown)}; known are {', '.join(CAMERAS)}")
+    if unknown := [view for view in views if view not in cameras_of(task)]:
+        mistakes.append(f"--cameras: unknown camera {', '.join(unknown)}; {task} has {', '.join(cameras_of(task))}")
     if mistakes:
         raise SweepError("jobs.collect", mistakes)
 
     began = time.monotonic()
     storage = open_storage(store)
-    conventions = contract(views, (image_size, image_size), render_profile)
+    conventions = contract(views, (image_size, image_size), render_profile, task)
     todo = missing(storage, [Demonstration(task, seed, disturbance) for seed in range(episodes)])
     if len(todo) < episodes:
         click.echo(f"{storage.uri} already holds {episodes - len(todo)} of {episodes} episodes of {task}" + ("" if todo else "; nothing to record"))

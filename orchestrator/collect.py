@@ -10,7 +10,7 @@ from orchestrator.storage import Storage, open_storage
 from policy.interface import Contract
 from sim_workers.demonstrate import Demonstration, demonstrate
 from sim_workers.env import SimEnv
-from sim_workers.suite import TASKS
+from sim_workers.tasks import TASKS
 
 
 def record(env: SimEnv, storage: Storage, demonstration: Demonstration) -> EpisodeEntry:

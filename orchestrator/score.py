@@ -258,7 +258,7 @@ class Scorer:
         self._open[job.uri] = entry
         for spec in specs:
             if spec.episode_id in entry.missing:
-                self._pool.submit(RolloutJob(spec, self._suite.horizon, self._contract, self._server, job.uri, film=spec.episode_id in filmed))
+                self._pool.submit(RolloutJob(spec, self._suite.rules, self._contract, self._server, job.uri, film=spec.episode_id in filmed))
         self._report(entry)
 
     def _finish(self, uri: str, outcome: Outcome, film: bytes | None) -> None:

@@ -30,7 +30,8 @@ from orchestrator.storage import StorageError, open_storage
 from policy.config import Objective, Recipe
 from policy.presets import weights_source
 from sim_workers.env import contract
-from sim_workers.suite import TASKS, Suite
+from sim_workers.suite import Rules, Suite
+from sim_workers.tasks import TASKS
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan
@@ -139,6 +140,10 @@ class SuiteChoice(_Part):
     """Per task."""
     horizon: PositiveInt
     """Control steps until an episode counts as failed (20 steps are one second)."""
+    settle: NonNegativeInt = 10
+    """Control steps that an episode goes on after the first success, to see whether it lasts."""
+    success: Literal["once", "at_end"] = "once"
+    """What counts: the task done at any step, or in the last step played. Both are recorded, and the first step it was done at."""
     rung: Literal["", "faithful", "unguided", "truncated", "one_pass"] = ""
     """How a look becomes actions, from 30 joint denoising steps with guidance down to one video pass; empty: the preset's own."""
 
@@ -202,7 +207,7 @@ class Sweep(_Part):
         return expand(self.data.demo_count, self.data.action_free_ratio, self.seeds, self.policy.baselines)
 
     def to_suite(self) -> Suite:
-        return Suite(self.suite.tasks, self.suite.episodes, self.suite.horizon)
+        return Suite(self.suite.tasks, self.suite.episodes, Rules(self.suite.horizon, self.suite.settle, self.suite.success))
 
     def checkpoint_steps(self) -> list[int]:
         """Steps after which an arm is saved and scored."""

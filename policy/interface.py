@@ -46,6 +46,16 @@ class ActionChunk:
 
 
 @dataclass(frozen=True)
+class Imagination:
+    """The future a policy expects from a look on, for people to see beside what happened."""
+
+    frames: dict[str, npt.NDArray[np.uint8]]
+    """Per camera (F, H, W, 3) RGB; the f-th shows the moment (f + 1) * stride control steps after the look."""
+    stride: int
+    """Control steps from one frame to the next."""
+
+
+@dataclass(frozen=True)
 class Contract:
     """The conventions both sides of the border must share; they are compared before the first step.
 

@@ -12,23 +12,17 @@ import numpy.typing as npt
 
 from policy.interface import Contract, Observation
 from sim_workers.render import PROFILES, apply_profile, choose_backend, render
-from sim_workers.suite import TASKS
+from sim_workers.tasks import TASKS, hands, has_fingers
 
 CONTROL_HZ = 20.0
-CAMERAS = ("agentview", "birdview", "frontview", "sideview", "robot0_eye_in_hand", "robot0_robotview")
-"""What every single-arm task of robosuite can be seen from."""
-PROPRIO_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
-PROPRIO = (
-    *(f"eef_{axis}_m" for axis in "xyz"),
-    *(f"eef_quat_{axis}" for axis in "xyzw"),
-    "finger_left_m",
-    "finger_right_m",
-)
-ACTION = (
-    *(f"eef_delta_{axis}_x0.05m" for axis in "xyz"),
-    *(f"eef_delta_rot{axis}_x0.5rad" for axis in "xyz"),
-    "gripper_minus1_open_plus1_close",
-)
+HAND_KEYS, FINGER_KEYS = ("eef_pos", "eef_quat"), ("gripper_qpos",)
+PROPRIO_KEYS = tuple(f"robot0_{key}" for key in HAND_KEYS + FINGER_KEYS)
+_HAND = (*(f"eef_{axis}_m" for axis in "xyz"), *(f"eef_quat_{axis}" for axis in "xyzw"))
+_FINGERS = ("finger_left_m", "finger_right_m")
+_MOVE = (*(f"eef_delta_{axis}_x0.05m" for axis in "xyz"), *(f"eef_delta_rot{axis}_x0.5rad" for axis in "xyz"))
+_GRIP = ("gripper_minus1_open_plus1_close",)
+PROPRIO, ACTION = _HAND + _FINGERS, _MOVE + _GRIP
+"""Of one arm with fingers."""
 
 
 def simulator_version() -> str:
@@ -36,17 +30,25 @@ def simulator_version() -> str:
     return f"robosuite {version('robosuite')}, mujoco {version('mujoco')}"
 
 
-def contract(cameras: tuple[str, ...], image_size: tuple[int, int], render_profile: str) -> Contract:
-    """What a Panda under robosuite's OSC_POSE controller offers and takes (robosuite 1.5 `default_panda.json`)."""
-    return Contract(cameras, image_size, render_profile, PROPRIO, ACTION, CONTROL_HZ, simulator_version())
+def contract(cameras: tuple[str, ...], image_size: tuple[int, int], render_profile: str, task: str = "Lift") -> Contract:
+    """What Pandas under robosuite's OSC_POSE controller offer and take (robosuite 1.5 `default_panda.json`).
+
+    The same for all tasks of one arm with fingers. Two arms stand one after the other, their values told apart by the arm's name.
+    """
+    proprio, action = (_HAND + _FINGERS, _MOVE + _GRIP) if has_fingers(task) else (_HAND, _MOVE)
+    if len(arms := hands(task)) > 1:
+        proprio, action = (tuple(f"{arm}_{name}" for arm in arms for name in names) for names in (proprio, action))
+    return Contract(cameras, image_size, render_profile, proprio, action, CONTROL_HZ, simulator_version())
 
 
 class SimEnv:
-    """A single-arm robosuite task.
+    """A robosuite task, of one arm or two.
 
     reset(seed) puts the scene into a state that depends on the seed alone, not on what ran before; step(action) advances one
     control step (1/20 s); look() renders the contract's cameras. `succeeded` is robosuite's own success check of the current state.
     """
+
+    film_camera = "frontview"
 
     def __init__(self, task: str, contract: Contract) -> None:
         self.task = task
@@ -59,7 +61,7 @@ class SimEnv:
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
         self._env: Any = robosuite.make(
             task,
-            robots="Panda",
+            robots=["Panda"] * len(hands(task)),
             has_renderer=False,
             has_offscreen_renderer=True,
             use_camera_obs=False,
@@ -73,10 +75,19 @@ class SimEnv:
         self._env.sim.model.vis.quality.offsamples = profile.samples
         self._env.sim._render_context_offscreen.update_offscreen_size(*reversed(contract.image_size))
         apply_profile(self._env.sim, profile)
+        # Where the episode draws which object is asked for, robosuite draws from a set of names, whose order changes from process to process.
+        self._draws_object = getattr(self._env, "single_object_mode", 0) == 1
+        if self._draws_object:
+            self._env.single_object_mode = 2  # the object is the one named beforehand
+        keys = HAND_KEYS + FINGER_KEYS if has_fingers(task) else HAND_KEYS
+        self._proprio_keys = [f"{arm}_{key}" for arm in hands(task) for key in keys]
         self._low_dim: dict[str, npt.NDArray[np.float64]] = {}
 
     def reset(self, seed: int) -> None:
         """Start the episode of scene `seed`."""
+        if self._draws_object:
+            ids, name = (self._env.object_to_id, "object_id") if hasattr(self._env, "object_to_id") else (self._env.nut_to_id, "nut_id")
+            setattr(self._env, name, int(np.random.default_rng([seed, 2]).choice(sorted(ids.values()))))
         self._env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
         self._low_dim = self._env.reset()
 
@@ -89,14 +100,19 @@ class SimEnv:
         return bool(self._env._check_success())
 
     @property
+    def physics(self) -> npt.NDArray[np.float64]:
+        """(N,) positions and velocities of every joint: equal for equal trajectories."""
+        return np.concatenate([self._env.sim.data.qpos, self._env.sim.data.qvel])
+
+    @property
     def state(self) -> dict[str, npt.NDArray[np.float64]]:
         """Robosuite's named low-dimensional observations: what a scripted expert may use and a policy may not."""
         return self._low_dim
 
     @property
     def proprio(self) -> npt.NDArray[np.float32]:
-        """(P,) float32, laid out as PROPRIO."""
-        return np.concatenate([self._low_dim[key] for key in PROPRIO_KEYS]).astype(np.float32)
+        """(P,) float32, laid out as the contract's `proprio`."""
+        return np.concatenate([self._low_dim[key] for key in self._proprio_keys]).astype(np.float32)
 
     def pictures(self) -> dict[str, npt.NDArray[np.uint8]]:
         """(H, W, 3) uint8 per camera of the contract."""

@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from policy.interface import ActionChunk, Contract, Observation
 from sim_workers.env import CONTROL_HZ, SimEnv
 from sim_workers.rollout import Outcome, run_episode
-from sim_workers.suite import EpisodeSpec
+from sim_workers.suite import EpisodeSpec, Rules
 from sim_workers.video import mp4
 
 ATTEMPTS = 3
@@ -26,7 +26,7 @@ class RolloutJob:
     """One episode to play, and whom to ask for actions."""
 
     spec: EpisodeSpec
-    horizon: int
+    rules: Rules
     contract: Contract
     server: Any
     """Handle of an actor with `act(policy, observation) -> ActionChunk`."""
@@ -57,7 +57,7 @@ class RolloutWorker:
             if steps % FILM_EVERY == 0:
                 frames.append(env.picture(FILM_CAMERA, FILM_SIZE))
 
-        outcome = run_episode(env, job.spec, job.horizon, act, record if job.film else None)
+        outcome = run_episode(env, job.spec, job.rules, act)
         return outcome, mp4(frames, CONTROL_HZ / FILM_EVERY) if frames else None
 
     def _env_for(self, task: str, contract: Contract) -> SimEnv:

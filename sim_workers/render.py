@@ -61,3 +61,11 @@ def render(sim: Any, camera: str, size: tuple[int, int]) -> npt.NDArray[np.uint8
     if not picture.any():
         raise RuntimeError(f"camera {camera} rendered an all-black picture: the GL context of this process is broken")
     return picture
+
+
+def driver() -> str:
+    """Who draws: the backend, the renderer and its version. Ask after the first picture, in the thread that made it."""
+    from OpenGL import GL
+
+    renderer, release = (GL.glGetString(name) for name in (GL.GL_RENDERER, GL.GL_VERSION))
+    return f"{os.environ['MUJOCO_GL']}: {renderer.decode()}, {release.decode()}"

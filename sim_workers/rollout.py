@@ -1,25 +1,45 @@
 """One evaluation episode: look, act for a chunk, look again, until success or the horizon."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from policy.interface import ActionChunk, Observation
-from sim_workers.suite import EpisodeSpec
+from policy.interface import ActionChunk, Contract, Observation
+from sim_workers.suite import EpisodeSpec, Rules
 
 
 class Env(Protocol):
-    """What an episode needs of a simulator."""
+    """A task of some simulator. What follows a reset depends on its seed and the actions alone."""
 
-    def reset(self, seed: int) -> None: ...
-    def step(self, action: npt.NDArray[np.floating[Any]]) -> None: ...
-    def look(self, noise_seed: int) -> Observation: ...
+    contract: Contract
+    film_camera: str
+    """Shows a person the whole scene."""
+
+    def reset(self, seed: int) -> None:
+        """Start the episode of scene `seed`."""
+
+    def step(self, action: npt.NDArray[np.floating[Any]]) -> None:
+        """Apply one (A,) action for one control step."""
+
+    def look(self, noise_seed: int) -> Observation:
+        """What the policy sees now, rendered now."""
+
     @property
-    def succeeded(self) -> bool: ...
+    def succeeded(self) -> bool:
+        """Whether the task is done in this very state."""
+
+    @property
+    def physics(self) -> npt.NDArray[np.float64]:
+        """(N,) everything that moves: equal for equal trajectories."""
+
+    def picture(self, camera: str, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) of any camera of the scene."""
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -37,8 +57,16 @@ class Outcome:
     """Seconds simulating and rendering."""
     policy_s: float
     """Seconds waiting for the policy."""
+    first_success: int | None = None
+    """Control steps until the task was done for the first time; None if never."""
+    success_at_end: bool = False
+    """Whether it was done in the last step played, `Rules.settle` steps after the first success at the earliest."""
     message: str = ""
     """Cause of an error, one line."""
+
+    @property
+    def success_once(self) -> bool:
+        return self.first_success is not None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -48,27 +76,47 @@ class Outcome:
         return cls(**{**data, "spec": EpisodeSpec(**data["spec"])})
 
 
-def run_episode(
-    env: Env, spec: EpisodeSpec, horizon: int, act: Callable[[Observation], ActionChunk], after_step: Callable[[int], None] | None = None
-) -> Outcome:
-    """Play one episode. Pictures are rendered only when the policy looks; success is checked after every step and ends it.
+def episode(
+    env: Env, spec: EpisodeSpec, rules: Rules, after_step: Callable[[int], None] | None = None
+) -> Generator[Observation, ActionChunk, Outcome]:
+    """Play one episode: yields what the policy sees, is sent the chunk it answers, returns the outcome.
 
-    after_step(steps done) is called after each control step, for whoever records a video.
+    Pictures are rendered only when the policy looks; success is checked after every step. after_step(steps done) is called after each control
+    step, for whoever records a film.
     """
     began, policy_s, steps, looks = time.perf_counter(), 0.0, 0, 0
     env.reset(spec.scene_seed)
-    while steps < horizon and not env.succeeded:
+    done = env.succeeded
+    first_success = 0 if done else None
+    end = min(rules.horizon, rules.settle) if done else rules.horizon
+    while steps < end:
         observation = env.look(spec.chunk_seed(looks))
         asked = time.perf_counter()
-        chunk = act(observation)
+        chunk = yield observation
         policy_s += time.perf_counter() - asked
         looks += 1
         for action in chunk.actions[: chunk.execute]:
             env.step(action)
             steps += 1
+            done = env.succeeded
             if after_step:
                 after_step(steps)
-            if env.succeeded or steps == horizon:
+            if done and first_success is None:
+                first_success, end = steps, min(rules.horizon, steps + rules.settle)
+            if steps == end:
                 break
-    result: Literal["success", "failure"] = "success" if env.succeeded else "failure"
-    return Outcome(spec, result, steps, looks, time.perf_counter() - began - policy_s, policy_s)
+    won = done if rules.success == "at_end" else first_success is not None
+    sim_s = time.perf_counter() - began - policy_s
+    return Outcome(spec, "success" if won else "failure", steps, looks, sim_s, policy_s, first_success, done)
+
+
+def run_episode(env: Env, spec: EpisodeSpec, rules: Rules, act: Callable[[Observation], ActionChunk]) -> Outcome:
+    """Play one episode with a policy at hand."""
+    playing = episode(env, spec, rules)
+    try:
+        observation = next(playing)
+        while True:
+            observation = playing.send(act(observation))
+    except StopIteration as over:
+        outcome: Outcome = over.value
+        return outcome

@@ -15,7 +15,8 @@ from sim_workers.demonstrate import Demonstration, demonstrate
 from sim_workers.env import SimEnv, contract
 from sim_workers.experts import EXPERTS, expert_for
 from sim_workers.rollout import Outcome, run_episode
-from sim_workers.suite import FIRST_EVALUATION_SEED, TASKS, EpisodeSpec, Suite
+from sim_workers.suite import FIRST_EVALUATION_SEED, EpisodeSpec, Suite
+from sim_workers.tasks import TASKS
 
 CONTRACT = contract((CAMERA,), (64, 64), "fast")
 

@@ -24,7 +24,7 @@ from orchestrator.data.sources.source import (
     origin,
 )
 from policy.interface import Contract
-from sim_workers.suite import TASKS
+from sim_workers.tasks import TASKS
 
 
 @dataclass

@@ -41,7 +41,7 @@ from orchestrator.data.sources.source import (
 )
 from policy.interface import Contract
 from sim_workers.env import ACTION, PROPRIO_KEYS
-from sim_workers.suite import TASKS
+from sim_workers.tasks import TASKS
 
 PROPRIO_BY_DEFAULT = (PROPRIO_KEYS, ("ee_pos", "ee_ori", "gripper_states"))
 ARM = len(ACTION)

@@ -38,7 +38,7 @@ from orchestrator.data.sources.source import (
 )
 from policy.interface import Contract
 from sim_workers.env import PROPRIO_KEYS
-from sim_workers.suite import TASKS
+from sim_workers.tasks import TASKS
 
 
 @dataclass

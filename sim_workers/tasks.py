@@ -1,0 +1,42 @@
+"""Every task there is: its name, its sentence, how many hands it takes and what it can be seen from. Imports no simulator."""
+
+TASKS = {
+    "Lift": "lift the red cube",
+    "Stack": "stack the red cube on the green cube",
+    "Door": "open the door",
+    "NutAssembly": "put each nut on its peg",
+    "NutAssemblySingle": "put the nut on its peg",
+    "NutAssemblySquare": "put the square nut on the square peg",
+    "NutAssemblyRound": "put the round nut on the round peg",
+    "PickPlace": "put every object into its bin",
+    "PickPlaceSingle": "put the object into its bin",
+    "PickPlaceMilk": "put the milk into its bin",
+    "PickPlaceBread": "put the bread into its bin",
+    "PickPlaceCereal": "put the cereal into its bin",
+    "PickPlaceCan": "put the can into its bin",
+    "Wipe": "wipe the marks off the table",
+    "ToolHang": "put the frame into the base and hang the tool on it",
+    "TwoArmLift": "lift the pot with both hands",
+    "TwoArmPegInHole": "put the peg into the hole",
+    "TwoArmHandover": "hand the hammer over to the other arm",
+    "TwoArmTransport": "carry the hammer to the other table and clear the bin",
+}
+"""Every task and its instruction. These are robosuite's environments by their own names."""
+
+
+def hands(task: str) -> tuple[str, ...]:
+    """Robosuite's prefix of each arm, in the order their actions stand in."""
+    return ("robot0", "robot1") if task.startswith("TwoArm") else ("robot0",)
+
+
+def has_fingers(task: str) -> bool:
+    """Whether the hands open and close; some hold a tool instead."""
+    return task not in ("Wipe", "TwoArmPegInHole")
+
+
+def cameras(task: str) -> tuple[str, ...]:
+    """What the task's scene can be seen from."""
+    side = () if task.startswith("PickPlace") else ("sideview",)
+    shoulders = ("shouldercamera0", "shouldercamera1") if task == "TwoArmTransport" else ()
+    eyes = tuple(f"{hand}_{camera}" for hand in hands(task) for camera in ("eye_in_hand", "robotview"))
+    return ("agentview", "birdview", "frontview", *side, *shoulders, *eyes)
