@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from orchestrator.data.stream import FETCH_CPUS
 from orchestrator.spec import SweepError
 
+# Rollout actors that one policy server answers: of a GPU, and of a core, which has a fraction of a GPU's speed.
+ACTORS_PER_GPU, ACTORS_PER_CORE = 32, 8
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -15,20 +18,24 @@ class Placement:
     trainer: dict[str, float]
     """Logical resources of one training worker."""
     rollout_cpus: float
+    servers: int
+    """Policy servers."""
     server_gpus: float
+    """Of each of them."""
 
     @classmethod
     def fit(cls, cluster: dict[str, float], workers: int, rollout_actors: int, arms: int) -> "Placement":
         """SweepError, with the numbers, if one arm's workers can never run at once."""
         cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
         server_gpus = min(1.0, gpus / 4)
-        places = gpus - server_gpus if gpus >= 2 else (1 if gpus else cpus)
+        servers = max(1, min(int(gpus) // 4, -(-rollout_actors // ACTORS_PER_GPU))) if gpus else -(-rollout_actors // ACTORS_PER_CORE)
+        places = gpus - servers * server_gpus if gpus >= 2 else (1 if gpus else cpus)
         if workers > places:
-            kind = f"{gpus:g} GPUs, one of them for the policy server" if gpus else f"{cpus:g} CPUs"
+            kind = f"{gpus:g} GPUs, {servers} of them for policy servers" if gpus else f"{cpus:g} CPUs"
             raise SweepError("train.workers", [f"one arm asks for {workers} workers at once, the cluster has {kind}"])
         concurrent = max(1, min(arms, int(places // workers)))
         trainers = concurrent * workers
         # What the trainers' streams leave, a rollout actor gets half as much of as a trainer.
         share = min(1.0, (cpus - FETCH_CPUS * trainers) / (trainers + rollout_actors / 2))
         trainer = {"CPU": math.floor(100 * share) / 100} | ({"GPU": 1.0 if gpus >= 2 else 1 - server_gpus} if gpus else {})
-        return cls(concurrent, trainer, math.floor(50 * share) / 100, server_gpus)
+        return cls(concurrent, trainer, math.floor(50 * share) / 100, servers, server_gpus)

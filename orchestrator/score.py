@@ -1,24 +1,23 @@
-"""Checkpoint -> policy server + rollout pool -> Score, and the ledger of episode outcomes that makes it resumable."""
+"""Checkpoint -> rollout pool -> Score. Every checkpoint meets the same list of episodes; what is finished is never played again."""
 
-import asyncio
-import json
 import queue
-import tempfile
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from orchestrator.films import episodes_to_film
+from orchestrator.ledger import Ledger
 from orchestrator.provenance import SCORING_CODE, code_fingerprint, digest
 from orchestrator.stats import wilson
-from orchestrator.storage import Storage, download
+from orchestrator.storage import Storage
 from policy.config import SamplerConfig
-from policy.interface import ActionChunk, Contract, Observation
-from sim_workers.env import contract as contract_of_env
+from policy.interface import Contract
+from sim_workers.backends import contract_of
 from sim_workers.rollout import Outcome
+from sim_workers.sources import PolicySource
 from sim_workers.suite import Suite
+from sim_workers.worker import RolloutJob
 
 
 class ProtocolError(Exception):
@@ -66,107 +65,39 @@ class Score:
         return f"{self.successes}/{self.episodes} = {self.success_rate:.2f} [{low:.2f}, {high:.2f}]{errors}{partial}"
 
 
-def protocol_fingerprint(suite: Suite, contract: Contract, sampler: SamplerConfig) -> str:
-    """Of everything besides the weights that shapes an outcome: episodes, rules, conventions, how looks become actions, simulator and its code."""
-    return digest([suite.fingerprint(), contract.to_json(), sampler.model_dump(mode="json"), code_fingerprint(SCORING_CODE)])
+def protocol_fingerprint(suite: Suite, contract: Contract, sampler: SamplerConfig, gl: str) -> str:
+    """Of everything besides the weights that shapes an outcome.
 
-
-def check_contract(policy: Contract) -> None:
-    """ProtocolError if the simulator of this machine cannot give the policy what it was trained on."""
-    offered = contract_of_env(policy.cameras, policy.image_size, policy.render_profile)
-    if different := policy.mismatches(offered):
-        raise ProtocolError("the policy cannot be scored here. " + "; ".join(different))
-
-
-class Ledger:
-    """The outcomes of one checkpoint under one protocol: an object per finished episode, written once."""
-
-    def __init__(self, storage: Storage, checkpoint: str, protocol: str) -> None:
-        self._storage = storage
-        self._prefix = f"outcomes/{checkpoint}/{protocol}/"
-
-    def read(self) -> dict[str, Outcome]:
-        """Finished episodes by id. Errors are not among them: they are tried again."""
-        keys = self._storage.list(self._prefix)
-        outcomes = (Outcome.from_json(json.loads(self._storage.get(key))) for key in keys if key.endswith(".json"))
-        return {outcome.spec.episode_id: outcome for outcome in outcomes}
-
-    def record(self, outcome: Outcome, film: bytes | None) -> None:
-        """Keep a success or failure for good; the film beside it."""
-        if outcome.result == "error":
-            return
-        if film:
-            self._storage.put_if_absent(f"{self._prefix}{outcome.spec.episode_id}.mp4", film)
-        self._storage.put_if_absent(f"{self._prefix}{outcome.spec.episode_id}.json", json.dumps(outcome.to_json()).encode())
-
-    def films(self) -> list[str]:
-        """Keys of the recorded episodes' videos."""
-        return [key for key in self._storage.list(self._prefix) if key.endswith(".mp4")]
-
-
-class PolicyServer:
-    """Checkpoints in memory, asked by many simulators at once (a Ray actor).
-
-    What arrives while a batch is computed forms the next one, so nobody waits for a timer and the batch fills itself under load.
+    Episodes, rules, conventions, how looks become actions, the GL backend, the simulator and its code.
     """
+    return digest([suite.fingerprint(), contract.to_json(), sampler.model_dump(mode="json"), gl, code_fingerprint(SCORING_CODE)])
 
-    KEPT = 2  # policies kept loaded: the one that finishes and the one that begins
 
-    def __init__(self, num_threads: int, device: str, rung: str = "") -> None:
-        """rung: of the policies' ladder, on which all of them act."""
-        import torch
-
-        torch.set_num_threads(num_threads)
-        self._device, self._rung = device, rung
-        self._policies: OrderedDict[str, Any] = OrderedDict()
-        self._waiting: dict[str, list[tuple[Observation, asyncio.Future[ActionChunk]]]] = {}
-        self._serving: asyncio.Task[None] | None = None
-
-    async def act(self, checkpoint: str, observation: Observation) -> ActionChunk:
-        """The chunk that the policy of the checkpoint (a URI) answers."""
-        answer: asyncio.Future[ActionChunk] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(checkpoint, []).append((observation, answer))
-        if self._serving is None or self._serving.done():
-            self._serving = asyncio.create_task(self._serve())
-        return await answer
-
-    async def _serve(self) -> None:
-        while self._waiting:
-            checkpoint = next(iter(self._waiting))
-            asked = self._waiting.pop(checkpoint)
-            try:
-                chunks = await asyncio.to_thread(self._answer, checkpoint, [observation for observation, _ in asked])
-            except Exception as error:  # whoever asked gets the error; the server lives on
-                for _, answer in asked:
-                    answer.set_exception(error)
-            else:
-                for (_, answer), chunk in zip(asked, chunks, strict=True):
-                    answer.set_result(chunk)
-
-    def _answer(self, checkpoint: str, observations: list[Observation]) -> list[ActionChunk]:
-        from policy.serve import TrainedPolicy
-
-        if checkpoint not in self._policies:
-            with tempfile.TemporaryDirectory() as folder:
-                download(checkpoint, Path(folder), skip=("trainer.safetensors",))
-                self._policies[checkpoint] = TrainedPolicy(Path(folder), self._device, self._rung)
-            while len(self._policies) > self.KEPT:
-                self._policies.popitem(last=False)
-        self._policies.move_to_end(checkpoint)
-        chunks: list[ActionChunk] = self._policies[checkpoint].act(observations)
-        return chunks
+def check_contract(policy: Contract, tasks: Iterable[str]) -> None:
+    """ProtocolError if a task's simulator on this machine cannot give the policy what it was trained on."""
+    for task in tasks:
+        offered = contract_of(task, policy.cameras, policy.image_size, policy.render_profile)
+        if different := policy.mismatches(offered):
+            raise ProtocolError(f"the policy cannot be scored on {task} here. " + "; ".join(different))
 
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """One checkpoint to score."""
+    """One checkpoint to score on one suite."""
 
     arm_id: str
     step: int
     uri: str
     fingerprint: str
-    film_episodes: int = 0
-    """How many of the suite's episodes to film."""
+    suite: Suite
+    protocol: str
+    source: PolicySource
+    films: bool = False
+    """Film the first success and the first failure of every task."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.uri} under {self.protocol}"
 
 
 @dataclass
@@ -175,41 +106,41 @@ class _Open:
     ledger: Ledger
     outcomes: dict[str, Outcome]
     missing: set[str] = field(default_factory=set)
+    unfilmed: set[str] = field(default_factory=set)
 
 
 class Scorer:
     """Scores checkpoints in a thread of its own, so that training never waits. Finished episodes are never played again.
 
-    on_progress(job, done, listed) and on_score(job, score) are called from that thread.
+    on_progress(job, done, listed), on_score(job, score), on_film(job, episode id, film) and say(one line) are called from that thread.
     """
 
     def __init__(
         self,
         storage: Storage,
-        suite: Suite,
         contract: Contract,
         pool: Any,
-        server: Any,
         on_progress: Callable[[ScoringJob, int, int], None],
         on_score: Callable[[ScoringJob, Score], None],
-        protocol: str,
+        on_film: Callable[[ScoringJob, str, bytes], None] = lambda *_: None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        check_contract(contract)
-        self._storage, self._suite, self._contract, self._pool, self._server = storage, suite, contract, pool, server
-        self._on_progress, self._on_score = on_progress, on_score
-        self._protocol = protocol
+        self._storage, self._contract, self._pool = storage, contract, pool
+        self._on_progress, self._on_score, self._on_film, self._say = on_progress, on_score, on_film, say
         self._jobs: queue.Queue[ScoringJob | None] = queue.Queue()
-        self._open: dict[str, _Open] = {}  # by checkpoint URI
+        self._open: dict[str, _Open] = {}  # by the job's key
         self._failure: BaseException | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
         self._thread.start()
 
     def submit(self, job: ScoringJob) -> None:
+        """ProtocolError if its policy cannot be scored on the suite here."""
+        check_contract(self._contract, job.suite.tasks)
         self._jobs.put(job)
 
     def drain(self) -> None:
-        """Wait until everything submitted is scored; raises what went wrong in the thread."""
+        """Wait until everything submitted is scored and filmed; raises what went wrong in the thread."""
         self._jobs.put(None)
         while self._thread.is_alive():
             self._thread.join(0.5)
@@ -238,39 +169,65 @@ class Scorer:
                 except queue.Empty:
                     pass
                 for rollout, outcome, film in self._pool.results(timeout_s=0.2):
-                    self._finish(rollout.policy, outcome, film)
+                    self._finish(self._open[rollout.key], rollout, outcome, film)
                     if self._closing or not self._jobs.empty():
                         break
         except BaseException as error:
             self._failure = error
 
     def _begin(self, job: ScoringJob) -> None:
-        from sim_workers.pool import RolloutJob
-
-        if job.uri in self._open:
+        if job.key in self._open:
             return
-        ledger = Ledger(self._storage, job.fingerprint, self._protocol)
-        specs = self._suite.episode_list()
+        ledger = Ledger(self._storage, job.fingerprint, job.protocol)
+        specs = job.suite.episode_list()
         known = ledger.read()
         entry = _Open(job, ledger, {spec.episode_id: known[spec.episode_id] for spec in specs if spec.episode_id in known})
-        filmed = {spec.episode_id for spec in specs[: job.film_episodes]}
         entry.missing = {spec.episode_id for spec in specs} - entry.outcomes.keys()
-        self._open[job.uri] = entry
+        self._open[job.key] = entry
         for spec in specs:
             if spec.episode_id in entry.missing:
-                self._pool.submit(RolloutJob(spec, self._suite.rules, self._contract, self._server, job.uri, film=spec.episode_id in filmed))
+                self._pool.submit(RolloutJob(spec, job.suite.rules, self._contract, job.source, job.key))
         self._report(entry)
 
-    def _finish(self, uri: str, outcome: Outcome, film: bytes | None) -> None:
-        entry = self._open[uri]
-        entry.missing.remove(outcome.spec.episode_id)
-        entry.outcomes[outcome.spec.episode_id] = outcome
-        entry.ledger.record(outcome, film)
-        self._report(entry)
+    def _finish(self, entry: _Open, rollout: RolloutJob, outcome: Outcome, film: bytes | None) -> None:
+        episode = rollout.spec.episode_id
+        if not rollout.film:
+            entry.missing.remove(episode)
+            entry.outcomes[episode] = outcome
+            entry.ledger.record(outcome)
+            self._report(entry)
+            return
+        entry.unfilmed.remove(episode)
+        if film is None:
+            self._say(f"no film of {episode}: {outcome.message}")
+        elif (outcome.result, outcome.steps) != (entry.outcomes[episode].result, entry.outcomes[episode].steps):
+            before = entry.outcomes[episode]
+            self._say(
+                f"no film of {episode}: played again it ended as a {outcome.result} after {outcome.steps} steps, not as the recorded "
+                f"{before.result} after {before.steps}; the policy does not answer the same twice"
+            )
+        else:
+            entry.ledger.keep_film(episode, film)
+            self._on_film(entry.job, episode, film)
+        self._close_if_done(entry)
 
     def _report(self, entry: _Open) -> None:
         listed = len(entry.missing) + len(entry.outcomes)
         self._on_progress(entry.job, len(entry.outcomes), listed)
-        if not entry.missing:
-            del self._open[entry.job.uri]
-            self._on_score(entry.job, Score(tuple(entry.outcomes.values()), listed))
+        if entry.missing:
+            return
+        score = Score(tuple(entry.outcomes.values()), listed)
+        self._on_score(entry.job, score)
+        if balance := self._pool.rebalance():
+            self._say(f"rollouts: {balance}" + (f"; now {self._pool.num_workers}" if self._pool.num_workers != balance.workers else ""))
+        if entry.job.films:
+            have = entry.ledger.films()
+            for spec in episodes_to_film(score.outcomes):
+                if spec.episode_id not in have:
+                    entry.unfilmed.add(spec.episode_id)
+                    self._pool.submit(RolloutJob(spec, entry.job.suite.rules, self._contract, entry.job.source, entry.job.key, film=True))
+        self._close_if_done(entry)
+
+    def _close_if_done(self, entry: _Open) -> None:
+        if not entry.missing and not entry.unfilmed:
+            self._open.pop(entry.job.key, None)

@@ -144,6 +144,10 @@ class SuiteChoice(_Part):
     """Control steps that an episode goes on after the first success, to see whether it lasts."""
     success: Literal["once", "at_end"] = "once"
     """What counts: the task done at any step, or in the last step played. Both are recorded, and the first step it was done at."""
+    shifts: Annotated[tuple[Literal["lighting", "texture", "camera", "object", "placement", "distractors"], ...], AfterValidator(_distinct)] = ()
+    """Shifted worlds that every arm's last checkpoint is scored in as well, as many episodes each: a number of its own per shift."""
+    gl: Literal["egl", "osmesa"] = "egl"
+    """What renders the pictures: EGL on a GPU or, through Mesa, on a CPU; OSMesa where there is no EGL."""
     rung: Literal["", "faithful", "unguided", "truncated", "one_pass"] = ""
     """How a look becomes actions, from 30 joint denoising steps with guidance down to one video pass; empty: the preset's own."""
 
@@ -206,8 +210,8 @@ class Sweep(_Part):
     def arms(self) -> list[Arm]:
         return expand(self.data.demo_count, self.data.action_free_ratio, self.seeds, self.policy.baselines)
 
-    def to_suite(self) -> Suite:
-        return Suite(self.suite.tasks, self.suite.episodes, Rules(self.suite.horizon, self.suite.settle, self.suite.success))
+    def to_suite(self, shift: str = "nominal") -> Suite:
+        return Suite(self.suite.tasks, self.suite.episodes, shift=shift, rules=Rules(self.suite.horizon, self.suite.settle, self.suite.success))
 
     def checkpoint_steps(self) -> list[int]:
         """Steps after which an arm is saved and scored."""

@@ -3,12 +3,12 @@
 sweeps/<name>.json                        the resolved sweep, the data version it keeps to, and which of its episodes are quarantined
 arms/<arm id>/step_000100/                checkpoints, written by Ray Train
 checkpoints/<arm id>/step_000100.json     a checkpoint that is whole: its losses and fingerprint
-outcomes/<checkpoint>/<protocol>/         the ledger, orchestrator/score.py
+outcomes/<checkpoint>/<protocol>/         the ledger, orchestrator/ledger.py
 """
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,8 +16,9 @@ from orchestrator.arms import Arm
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.store import check_all, latest_version, load_manifest
 from orchestrator.data.subset import Subset, SubsetError, choose
-from orchestrator.provenance import TRAINING_CODE, code_fingerprint
-from orchestrator.score import Ledger, Score, protocol_fingerprint
+from orchestrator.ledger import Ledger
+from orchestrator.provenance import SCORING_CODE, TRAINING_CODE, code_fingerprint, digest
+from orchestrator.score import Score, protocol_fingerprint
 from orchestrator.spec import Sweep, SweepError
 from orchestrator.storage import Storage, open_storage
 from orchestrator.tracking import tracking_uri
@@ -38,6 +39,8 @@ class ArmState:
     scoring: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Checkpoint step -> (episodes with an outcome, episodes listed)."""
     scores: dict[int, Score] = field(default_factory=dict)
+    shifted: dict[str, Score] = field(default_factory=dict)
+    """The last checkpoint's, by shift."""
     failure: str = ""
     """One line, if its training failed for good."""
 
@@ -95,6 +98,7 @@ class Board:
                         "steps": arm.steps,
                         "loss": arm.loss,
                         "scores": scores,
+                        "shifted": {shift: {"successes": s.successes, "episodes": s.episodes} for shift, s in arm.shifted.items()},
                         "failure": arm.failure,
                     }
                 )
@@ -168,9 +172,18 @@ class SweepState:
 
     @property
     def protocol(self) -> str:
+        return self.protocol_of("nominal")
+
+    def protocol_of(self, shift: str) -> str:
+        """Of how the sweep's checkpoints are scored under a shift."""
         preset = policy_config(self.sweep.policy.preset)
         sampler = preset.ladder[self.sweep.suite.rung or preset.rung]
-        return protocol_fingerprint(self.sweep.to_suite(), self.manifest.contract, sampler)
+        return protocol_fingerprint(self.sweep.to_suite(shift), self.manifest.contract, sampler, self.sweep.suite.gl)
+
+    @property
+    def simulation(self) -> str:
+        """Of what every simulator must agree on, whatever it plays."""
+        return digest([self.sweep.suite.gl, code_fingerprint(SCORING_CODE)])
 
     @property
     def tracking_uri(self) -> str:
@@ -213,4 +226,14 @@ class SweepState:
                 state.scoring[step] = len(outcomes), len(listed)
                 if len(outcomes) == len(listed):
                     state.scores[step] = Score(outcomes, len(listed))
+                if step == self.sweep.train.steps:
+                    state.shifted = dict(self._shifted(checkpoint["checkpoint"]))
         return board
+
+    def _shifted(self, checkpoint: str) -> Iterator[tuple[str, Score]]:
+        """The complete scores of a checkpoint under the sweep's shifts."""
+        for shift in self.sweep.suite.shifts:
+            known = Ledger(self.storage, checkpoint, self.protocol_of(shift)).read()
+            listed = [spec.episode_id for spec in self.sweep.to_suite(shift).episode_list()]
+            if all(episode in known for episode in listed):
+                yield shift, Score(tuple(known[episode] for episode in listed), len(listed))

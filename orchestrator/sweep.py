@@ -14,18 +14,17 @@ from typing import Any
 from orchestrator.arms import Arm
 from orchestrator.cluster import connect, resources
 from orchestrator.curve import Curve
+from orchestrator.evaluate import Evaluation
+from orchestrator.ledger import Ledger
 from orchestrator.loop import CONSUMED, ArmJob
 from orchestrator.placement import Placement
 from orchestrator.provenance import git_commit
-from orchestrator.score import Ledger, PolicyServer, Score, Scorer, ScoringJob
 from orchestrator.spec import Sweep, SweepError
 from orchestrator.status import SweepState
 from orchestrator.storage import open_storage
-from orchestrator.tracking import SCORE_METRICS, Tracker, outcomes_artifact
+from orchestrator.tracking import Tracker
 from orchestrator.train import fit
 from policy.presets import policy_config
-
-FILMED_EPISODES = 1  # of each arm's last checkpoint
 
 
 class SweepRun:
@@ -83,17 +82,17 @@ class SweepRun:
             self._say(f"already scored, not played again: {scored} checkpoints")
         connect()
         placement = Placement.fit(resources(), sweep.train.workers, sweep.rollout_actors, len(arms))
-        scorer = self._scorer(placement)
+        evaluation = Evaluation(self.state, self.board, self._tracker, placement, self._say)
         try:
             for arm_id in arms:
                 for step, checkpoint in self.state.checkpoints(arm_id).items():
-                    self._score(scorer, arm_id, step, checkpoint)
+                    evaluation.submit(arm_id, step, checkpoint["checkpoint"])
             waiting = [arm_id for arm_id in arms if arm_id not in self._finished_before]
             if waiting:
-                self._train(waiting, placement, scorer)
-            scorer.drain()
+                self._train(waiting, placement, evaluation)
+            evaluation.drain()
         finally:
-            scorer.close()
+            evaluation.close()
         if unfinished := [*self._unfinished()]:
             raise SweepError(sweep.name, unfinished)
         curve = Curve.read(self.state.tracking_uri, sweep.name)
@@ -108,39 +107,20 @@ class SweepRun:
         for arm in self.board.arms.values():
             if arm.failure:
                 yield f"{arm.name}: {arm.failure}"
-            elif not (score := arm.scores[arm.steps]).complete:
-                messages = {outcome.message for outcome in score.outcomes if outcome.result == "error"}
-                yield f"{arm.name}: {score.errors} episodes ended in an error ({'; '.join(sorted(messages))}); run again to play them again"
+                continue
+            for shift, score in {"": arm.scores[arm.steps], **arm.shifted}.items():
+                if not score.complete:
+                    causes = "; ".join(sorted({outcome.message for outcome in score.outcomes if outcome.result == "error"}))
+                    where = f" under the {shift} shift" if shift else ""
+                    yield f"{arm.name}: {score.errors} episodes{where} ended in an error ({causes}); run again to play them again"
 
     def films(self) -> dict[str, list[str]]:
         """Rollout videos of every arm's last checkpoint, by the arm's name."""
         state, last = self.state, self.state.sweep.train.steps
-        return {
-            arm.name: [state.uri(key) for key in Ledger(state.storage, state.checkpoints(arm_id)[last]["checkpoint"], state.protocol).films()]
-            for arm_id, arm in state.arms().items()
+        ledgers = {
+            arm.name: Ledger(state.storage, state.checkpoints(arm_id)[last]["checkpoint"], state.protocol) for arm_id, arm in state.arms().items()
         }
-
-    def _scorer(self, placement: Placement) -> Scorer:
-        import ray
-
-        from sim_workers.pool import RolloutPool
-
-        device = "cuda" if placement.server_gpus else "cpu"
-        server = (
-            ray.remote(PolicyServer)
-            .options(
-                num_cpus=0,
-                num_gpus=placement.server_gpus,
-                max_restarts=-1,
-                max_concurrency=1000,
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-            )
-            .remote(1, device, self.state.sweep.suite.rung)
-        )
-        pool = RolloutPool(self.state.sweep.rollout_actors, placement.rollout_cpus)
-        state = self.state
-        told = self._on_progress, self._on_score
-        return Scorer(state.storage, state.sweep.to_suite(), state.manifest.contract, pool, server, *told, state.protocol)
+        return {name: [state.uri(key) for key in ledger.films().values()] for name, ledger in ledgers.items()}
 
     def _jobs(self) -> dict[str, ArmJob]:
         """The training of every arm, by arm id."""
@@ -162,7 +142,7 @@ class SweepRun:
             for arm_id, arm in state.arms().items()
         }
 
-    def _train(self, waiting: list[str], placement: Placement, scorer: Scorer) -> None:
+    def _train(self, waiting: list[str], placement: Placement, evaluation: Evaluation) -> None:
         """The arms, after the video models that their action heads read: each of those once, however many arms share it."""
         jobs = {arm_id: job for arm_id, job in self._jobs().items() if arm_id in waiting}
         if self.state.sweep.train.mode == "two_stage":
@@ -175,16 +155,16 @@ class SweepRun:
                 + (f", {len(videos) - len(todo)} of them trained before" if len(todo) < len(videos) else "")
             )
             if todo:
-                self._tune("video", todo, placement, scorer)
+                self._tune("video", todo, placement, evaluation)
             for arm_id, video in stage_one.items():
                 jobs[arm_id] = replace(jobs[arm_id], video_model=self.state.checkpoint_uri(video.arm_id, video.train.steps))
                 if failure := self.board.arms[arm_id].failure:
                     del jobs[arm_id]
                     self._say(f"not trained: {self.board.arms[arm_id].name}, {failure}")
         if jobs:
-            self._tune("arms", jobs, placement, scorer)
+            self._tune("arms", jobs, placement, evaluation)
 
-    def _tune(self, what: str, jobs: dict[str, ArmJob], placement: Placement, scorer: Scorer) -> None:
+    def _tune(self, what: str, jobs: dict[str, ArmJob], placement: Placement, evaluation: Evaluation) -> None:
         """Train them all, as many at once as there is room for."""
         from ray import tune
         from ray.tune.integration.ray_train import TuneReportCallback
@@ -203,7 +183,7 @@ class SweepRun:
             run_config=tune.RunConfig(
                 name=f"{self.state.sweep.name}-{what}-{int(time.time())}",
                 storage_path=self.state.uri("tune"),
-                callbacks=[_listener(partial(self._on_report, scorer))],
+                callbacks=[_listener(partial(self._on_report, evaluation))],
                 verbose=0,
             ),
         ).fit()
@@ -211,13 +191,13 @@ class SweepRun:
             if result.error:
                 self._on_failure(result.config["arm"], str(result.error))
 
-    def _on_report(self, scorer: Scorer, arm_id: str, result: dict[str, Any]) -> None:
+    def _on_report(self, evaluation: Evaluation, arm_id: str, result: dict[str, Any]) -> None:
         if "trained" in result:
             # Checkpoints that an earlier run was killed before hearing of.
             known = self.state.checkpoints(arm_id)
             for checkpoint in json.loads(result["trained"]):
                 if checkpoint["step"] not in known:
-                    self._on_report(scorer, arm_id, checkpoint)
+                    self._on_report(evaluation, arm_id, checkpoint)
             self._say(f"trained {self._names(arm_id)}")
             return
         step = int(result["step"])
@@ -238,7 +218,7 @@ class SweepRun:
             checkpoint = {**losses, "checkpoint": result["checkpoint"]}
             self.state.storage.put(f"checkpoints/{arm_id}/step_{step:06d}.json", json.dumps(checkpoint).encode())
             if not shared_by:
-                self._score(scorer, arm_id, step, checkpoint)
+                evaluation.submit(arm_id, step, checkpoint["checkpoint"])
 
     def _names(self, arm_id: str) -> str:
         """An arm, or a video model with the arms that share it, for people."""
@@ -255,32 +235,6 @@ class SweepRun:
             for arm in self._video_models.get(arm_id, [arm_id]):
                 self.board.arms[arm].failure = failure
         self._say(f"FAILED {self._names(arm_id)}: {failure}")
-
-    def _score(self, scorer: Scorer, arm_id: str, step: int, checkpoint: dict[str, Any]) -> None:
-        last = step == self.state.sweep.train.steps
-        job = ScoringJob(arm_id, step, self.state.checkpoint_uri(arm_id, step), checkpoint["checkpoint"], FILMED_EPISODES if last else 0)
-        scorer.submit(job)
-
-    def _on_progress(self, job: ScoringJob, done: int, listed: int) -> None:
-        with self.board.lock:
-            self.board.arms[job.arm_id].scoring[job.step] = done, listed
-
-    def _on_score(self, job: ScoringJob, score: Score) -> None:
-        arm = self.board.arms[job.arm_id]
-        with self.board.lock:
-            arm.scores[job.step] = score
-        self._say(f"score {arm.name} after {job.step} steps: {score}")
-        if not score.complete:
-            return
-        outcomes = {outcome.spec.episode_id: outcome.result == "success" for outcome in score.outcomes}
-        self._tracker.artifact(job.arm_id, outcomes_artifact(job.step), json.dumps(outcomes, sort_keys=True).encode())
-        ledger = Ledger(self.state.storage, job.fingerprint, self.state.protocol)
-        for key in ledger.films():
-            self._tracker.artifact(job.arm_id, f"rollouts/step_{job.step:06d}/{key.rpartition('/')[2]}", self.state.storage.get(key))
-        values = (score.success_rate, score.successes, score.episodes, score.errors, *score.interval)
-        self._tracker.metrics(job.arm_id, job.step, dict(zip(SCORE_METRICS, map(float, values), strict=True)))
-        if job.step == self.state.sweep.train.steps:
-            self._tracker.finish(job.arm_id)
 
 
 def _listener(on_report: Callable[[str, dict[str, Any]], None]) -> Any:

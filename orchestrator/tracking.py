@@ -162,6 +162,6 @@ def _arm(params: dict[str, str]) -> Arm:
 SCORE_METRICS = ("success_rate", "successes", "episodes", "errors", "success_low", "success_high")
 
 
-def outcomes_artifact(step: int) -> str:
+def outcomes_artifact(step: int, shift: str = "nominal") -> str:
     """Name of the file with every episode's outcome at a training step."""
-    return f"outcomes/step_{step:06d}.json"
+    return f"outcomes/step_{step:06d}{'' if shift == 'nominal' else f'_{shift}'}.json"

@@ -1,127 +1,298 @@
 """Many simulators at once: one process each, handed one episode after another. The only file here with ray.
 
-An episode whose worker dies or fails is played again elsewhere. What fails every time becomes an error outcome, never a failure.
+An episode whose worker dies, hangs or fails is played again elsewhere. What fails every time becomes an error outcome, never a failure.
 """
 
-from collections import deque
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
-from policy.interface import ActionChunk, Contract, Observation
-from sim_workers.env import CONTROL_HZ, SimEnv
-from sim_workers.rollout import Outcome, run_episode
-from sim_workers.suite import EpisodeSpec, Rules
-from sim_workers.video import mp4
+from policy.interface import ActionChunk, Imagination, Observation
+from sim_workers import balance
+from sim_workers.balance import Balance
+from sim_workers.rollout import Outcome
+from sim_workers.selftest import Portrait
+from sim_workers.worker import Beat, Played, RolloutJob, RolloutWorker, Said, Scene, Unanswered, one_line
 
+SILENCE_S = {"making": 180.0, "playing": 20.0, "asking": 900.0}
+"""How long a worker may say nothing, by what it does, until it is taken for stuck and killed."""
 ATTEMPTS = 3
-FILM_CAMERA, FILM_SIZE, FILM_EVERY = "frontview", (256, 256), 2  # every second control step: 10 frames per second
+"""An episode may fail so often until it counts as an error: it raised, or its worker hung."""
+DEATHS = 6
+"""So often if its worker died: a machine that loses processes is no fault of an episode."""
+
+
+LOOKS_TO_GO_BY = 100
+"""A balance drawn from fewer is noise."""
+
+
+class References(Protocol):
+    """The suite's portrait of each scene, which every worker must match: kept for as long as scores are compared."""
+
+    def get(self, scene: Scene) -> Portrait | None: ...
+    def put(self, scene: Scene, portrait: Portrait) -> Portrait:
+        """Keep the first one; returns the one that is kept."""
+        ...
+
+
+class ReferencesInMemory(dict[Scene, Portrait]):
+    """For a pool that stands alone."""
+
+    def put(self, scene: Scene, portrait: Portrait) -> Portrait:
+        return self.setdefault(scene, portrait)
 
 
 @dataclass(frozen=True)
-class RolloutJob:
-    """One episode to play, and whom to ask for actions."""
+class Served:
+    """A policy of Ray actors with `act(key, observation) -> ActionChunk`; each rollout process asks one of them."""
 
-    spec: EpisodeSpec
-    rules: Rules
-    contract: Contract
-    server: Any
-    """Handle of an actor with `act(policy, observation) -> ActionChunk`."""
-    policy: str
-    """Which of the server's policies."""
-    film: bool = False
-    """Also return an MP4 of the episode."""
-    attempt: int = 1
+    servers: tuple[Any, ...]
+    key: str
+    """Which of the servers' policies."""
+    imagines: bool = False
+    """The servers have `imagine(key, observation) -> Imagination` too."""
+
+    def measure(self) -> balance.Served:
+        """What all servers together have done so far; nothing of one that is starting."""
+        done, _ = ray.wait([server.served.remote() for server in self.servers], num_returns=len(self.servers), timeout=1.0)
+        parts: list[balance.Served] = ray.get(done)
+        return balance.Served(sum(p.batches for p in parts), sum(p.rows for p in parts), sum(p.busy_s for p in parts))
+
+    def connect(self) -> "ServedAsker":
+        own = int(ray.get_runtime_context().get_actor_id() or "0", 16)
+        return ServedAsker(self.servers[own % len(self.servers)], self)
+
+    def __eq__(self, other: object) -> bool:  # handles compare by identity, and these travelled
+        return isinstance(other, Served) and self.key == other.key and [*map(str, self.servers)] == [*map(str, other.servers)]
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
 
-class RolloutWorker:
-    """A process with one simulator. Changing the task closes the old one first: two would spoil each other's pictures."""
+class ServedAsker:
+    def __init__(self, server: Any, source: Served) -> None:
+        self._server, self._key = server, source.key
+        self.imagine = self._imagine if source.imagines else None
 
-    def __init__(self) -> None:
-        self._env: SimEnv | None = None
-        self._made_for: tuple[str, Contract] | None = None
+    def act(self, observation: Observation) -> ActionChunk:
+        chunk: ActionChunk = ray.get(self._server.act.remote(self._key, observation))
+        return chunk
 
-    def play(self, job: RolloutJob) -> tuple[Outcome, bytes | None]:
-        """The outcome and, if asked for, the film."""
-        env = self._env_for(job.spec.task, job.contract)
-        frames: list[Any] = []
+    def _imagine(self, observation: Observation) -> Imagination:
+        imagination: Imagination = ray.get(self._server.imagine.remote(self._key, observation))
+        return imagination
 
-        def act(observation: Observation) -> ActionChunk:
-            chunk: ActionChunk = ray.get(job.server.act.remote(job.policy, observation))
-            return chunk
 
-        def record(steps: int) -> None:
-            if steps % FILM_EVERY == 0:
-                frames.append(env.picture(FILM_CAMERA, FILM_SIZE))
+@dataclass
+class _Entry:
+    """An episode on the list."""
 
-        outcome = run_episode(env, job.spec, job.rules, act)
-        return outcome, mp4(frames, CONTROL_HZ / FILM_EVERY) if frames else None
+    job: RolloutJob
+    attempts: int = 0
+    deaths: int = 0
 
-    def _env_for(self, task: str, contract: Contract) -> SimEnv:
-        if self._env is None or self._made_for != (task, contract):
-            if self._env is not None:
-                self._env.close()
-            self._env = SimEnv(task, contract)
-            self._made_for = (task, contract)
-        return self._env
+
+@dataclass
+class _Worker:
+    actor: Any
+    scene: Scene | None = None
+    """What its simulator is made for; None in a fresh process."""
+    entry: _Entry | None = None
+    told: Any = None
+    """The stream of what it says about the episode it plays."""
+    deadline: float = float("inf")
+    """When its silence is taken for a hang. A process that has not started yet waits for its place in the cluster."""
+    ready_since: float | None = None
+    """When its first simulator was made."""
+
+
+@dataclass
+class Usage:
+    """Where the workers' time went since each was first ready."""
+
+    sim_s: float = 0.0
+    policy_s: float = 0.0
+    looks: int = 0
+    episodes: int = 0
+    alive_s: float = 0.0
+    replaced: dict[str, int] = field(default_factory=dict)
+    """Workers, by why: died, stuck, failed, worn, other."""
 
 
 class RolloutPool:
-    """Plays jobs on `num_workers` processes of `num_cpus` logical CPUs each; outcomes do not depend on how many.
+    """Plays jobs on at most `num_workers` processes of `num_cpus` logical CPUs each; outcomes do not depend on how many.
 
-    submit() queues; results() yields what has finished. Not thread-safe: one thread owns a pool.
+    submit() queues; results() yields what has finished, each job once. `gl`: MuJoCo's GL backend, egl or osmesa. One thread owns a pool.
     """
 
-    def __init__(self, num_workers: int, num_cpus: float = 1.0) -> None:
+    def __init__(self, num_workers: int, num_cpus: float = 1.0, gl: str = "egl", references: References | None = None) -> None:
         # One native thread: the simulator uses no more, and a worker never takes a core that another one needs.
-        environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+        environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "MUJOCO_GL": gl}
         self._make = ray.remote(RolloutWorker).options(num_cpus=num_cpus, runtime_env={"env_vars": environment}).remote
-        self._idle: list[Any] = [self._make() for _ in range(num_workers)]
-        self._queue: deque[RolloutJob] = deque()
-        self._running: dict[Any, tuple[RolloutJob, Any]] = {}
+        self.references = ReferencesInMemory() if references is None else references
+        self.usage = Usage()
+        self._workers: list[_Worker] = []
+        self._waiting: dict[Scene, list[_Entry]] = {}
+        self.most_workers = num_workers
+        self._source: Served | None = None
+        self._measured: tuple[float, Usage, balance.Served] | None = None
+        self.resize(num_workers)
+
+    def resize(self, num_workers: int) -> None:
+        """Have so many workers; those beyond it leave once they have finished their episode."""
+        self.num_workers = num_workers
+        while len(self._workers) < num_workers:
+            self._workers.append(_Worker(self._make()))
+        for worker in [worker for worker in self._workers if worker.entry is None][: len(self._workers) - num_workers]:
+            self._dismiss(worker)
 
     def submit(self, job: RolloutJob) -> None:
-        self._queue.append(job)
+        self._queue(_Entry(job))
 
     @property
     def unfinished(self) -> int:
         """Jobs queued or running."""
-        return len(self._queue) + len(self._running)
+        return sum(map(len, self._waiting.values())) + sum(worker.entry is not None for worker in self._workers)
+
+    @property
+    def idle(self) -> float:
+        """Share of the ready workers' time in which they had nothing to play."""
+        alive_s = self.usage.alive_s + sum(time.monotonic() - worker.ready_since for worker in self._workers if worker.ready_since)
+        return 1 - (self.usage.sim_s + self.usage.policy_s) / alive_s if alive_s else 0.0
+
+    def cancel(self, key: str) -> None:
+        """Forget what is queued under this key; what is running finishes."""
+        self._waiting = {scene: left for scene, queue in self._waiting.items() if (left := [e for e in queue if e.job.key != key])}
 
     def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, bytes | None]]:
-        """Keep every worker busy and yield what finishes within `timeout_s` of waiting for the first; all there is if None."""
+        """Keep every worker busy and yield what finishes; ends when nothing is left, or nothing has finished for `timeout_s`."""
+        until = time.monotonic() + (timeout_s if timeout_s is not None else float("inf"))
         while self.unfinished:
-            while self._idle and self._queue:
-                worker, job = self._idle.pop(), self._queue.popleft()
-                self._running[worker.play.remote(job)] = job, worker
-            done, _ = ray.wait(list(self._running), timeout=timeout_s)
-            if not done:
+            self._dispatch()
+            streams = {worker.told: worker for worker in self._workers if worker.entry}
+            said, _ = ray.wait(list(streams), timeout=min(1.0, max(0.0, until - time.monotonic())))
+            finished = [self._hear(streams[stream]) for stream in said]
+            for worker in [worker for worker in self._workers if worker.deadline < time.monotonic()]:
+                finished.append(self._fail(worker, "stuck", "the simulator fell silent and was killed"))
+            self._dispatch()  # before whoever listens takes the time to write things down
+            for one in finished:
+                if one:
+                    yield one
+                    until = time.monotonic() + (timeout_s if timeout_s is not None else float("inf"))
+            if time.monotonic() >= until:
                 return
-            for reference in done:
-                job, worker = self._running.pop(reference)
-                try:
-                    outcome, film = ray.get(reference)
-                except RayError as error:
-                    # A worker that failed is not trusted again: its GL context or its process may be what is broken.
-                    ray.kill(worker)
-                    self._idle.append(self._make())
-                    if job.attempt < ATTEMPTS:
-                        self._queue.append(replace(job, attempt=job.attempt + 1))
-                        continue
-                    outcome, film = Outcome(job.spec, "error", 0, 0, 0.0, 0.0, _one_line(error)), None
-                else:
-                    self._idle.append(worker)
-                yield job, outcome, film
+
+    def rebalance(self) -> Balance | None:
+        """What was measured since the last time, after fitting the number of workers to it; None before there is enough to go by."""
+        sources = {worker.entry.job.source for worker in self._workers if worker.entry and isinstance(worker.entry.job.source, Served)}
+        source = next(iter(sources), self._source)
+        if source is None:
+            return None
+        now = time.monotonic(), replace(self.usage), source.measure()
+        (then, before, served), self._source = self._measured or now, source
+        looks, seconds = now[1].looks - before.looks, now[0] - then
+        if not self._measured or looks >= LOOKS_TO_GO_BY:
+            self._measured = now
+        if looks < LOOKS_TO_GO_BY:
+            return None
+        sim_s, wait_s = (now[1].sim_s - before.sim_s) / looks, (now[1].policy_s - before.policy_s) / looks
+        measured = Balance(self.num_workers, len(source.servers), seconds, looks, sim_s, wait_s, now[2].since(served))
+        self.resize(measured.wanted(self.most_workers))
+        return measured
 
     def close(self) -> None:
         """Stop every worker; what was running is lost."""
-        for worker in [*self._idle, *(worker for _, worker in self._running.values())]:
-            ray.kill(worker)
-        self._idle, self._running = [], {}
+        for worker in [*self._workers]:
+            self._dismiss(worker)
+        self._waiting = {}
 
+    def _queue(self, entry: _Entry) -> None:
+        self._waiting.setdefault(entry.job.scene, []).append(entry)
 
-def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1][:500]
+    def _dispatch(self) -> None:
+        """Hand every idle worker an episode, of the scene it is made for if there is one."""
+        for worker in [worker for worker in self._workers if worker.entry is None]:
+            if not self._waiting:
+                return
+            scene = worker.scene if worker.scene in self._waiting else next(iter(self._waiting))
+            if worker.scene not in (None, scene) and self.references.get(scene) is None:
+                worker = self._replace(worker, "other")  # only a fresh process, that never held another scene, may set a reference
+            worker.entry = self._waiting[scene].pop(0)
+            if not self._waiting[scene]:
+                del self._waiting[scene]
+            else:  # the scenes take turns
+                self._waiting[scene] = self._waiting.pop(scene)
+            worker.deadline = float("inf") if worker.scene is None else time.monotonic() + SILENCE_S["making"]
+            worker.scene = scene
+            worker.told = worker.actor.play.options(num_returns="streaming").remote(worker.entry.job)
+
+    def _hear(self, worker: _Worker) -> tuple[RolloutJob, Outcome, bytes | None] | None:
+        """What the worker says next; a finished job if that is it."""
+        assert worker.entry
+        try:
+            said: Said = ray.get(next(worker.told))
+        except RayActorError as error:
+            return self._fail(worker, "died", f"its process died: {one_line(error)}")
+        except RayError as error:
+            return self._fail(worker, "failed", one_line(error))
+        if isinstance(said, Beat):
+            worker.deadline = time.monotonic() + SILENCE_S[said.doing]
+            if said.doing == "playing":
+                worker.ready_since = worker.ready_since or time.monotonic()
+        elif isinstance(said, Portrait):
+            assert worker.scene
+            if difference := said.difference(self.references.put(worker.scene, said)):
+                return self._fail(worker, "other", f"refused to score, {difference}")
+        elif isinstance(said, Unanswered):
+            entry = self._released(worker)
+            entry.attempts += 1
+            return self._again(entry, f"the policy did not answer: {said.why}")
+        elif isinstance(said, Played):
+            entry = self._released(worker)
+            self.usage.sim_s += said.outcome.sim_s
+            self.usage.policy_s += said.outcome.policy_s
+            self.usage.looks += said.outcome.looks
+            self.usage.episodes += 1
+            if len(self._workers) > self.num_workers:
+                self._dismiss(worker)
+            elif said.worn:
+                self._replace(worker, "worn")
+            return entry.job, said.outcome, said.film
+        return None
+
+    def _fail(self, worker: _Worker, how: str, why: str) -> tuple[RolloutJob, Outcome, bytes | None] | None:
+        """Replace the worker: its GL context or its process may be what is broken. Its episode is played again, or given up."""
+        entry = self._released(worker)
+        self._replace(worker, how)
+        entry.deaths += how == "died"
+        entry.attempts += how != "died"
+        return self._again(entry, why)
+
+    def _again(self, entry: _Entry, why: str) -> tuple[RolloutJob, Outcome, bytes | None] | None:
+        if entry.attempts < ATTEMPTS and entry.deaths < DEATHS:
+            self._queue(entry)
+            return None
+        times = entry.attempts + entry.deaths
+        return entry.job, Outcome(entry.job.spec, "error", 0, 0, 0.0, 0.0, message=f"{why} (given up after {times} attempts)"), None
+
+    def _released(self, worker: _Worker) -> _Entry:
+        assert worker.entry
+        entry, worker.entry, worker.told, worker.deadline = worker.entry, None, None, float("inf")
+        return entry
+
+    def _replace(self, worker: _Worker, why: str) -> _Worker:
+        self.usage.replaced[why] = self.usage.replaced.get(why, 0) + 1
+        self._dismiss(worker)
+        fresh = _Worker(self._make())
+        self._workers.append(fresh)
+        return fresh
+
+    def _dismiss(self, worker: _Worker) -> None:
+        ray.kill(worker.actor)
+        self._workers.remove(worker)
+        if worker.ready_since:
+            self.usage.alive_s += time.monotonic() - worker.ready_since

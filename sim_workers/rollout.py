@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -76,13 +76,19 @@ class Outcome:
         return cls(**{**data, "spec": EpisodeSpec(**data["spec"])})
 
 
-def episode(
-    env: Env, spec: EpisodeSpec, rules: Rules, after_step: Callable[[int], None] | None = None
-) -> Generator[Observation, ActionChunk, Outcome]:
-    """Play one episode: yields what the policy sees, is sent the chunk it answers, returns the outcome.
+class Stepped(NamedTuple):
+    """A control step was made: a moment to film it, or to say that one is alive."""
 
-    Pictures are rendered only when the policy looks; success is checked after every step. after_step(steps done) is called after each control
-    step, for whoever records a film.
+    steps: int
+    """Control steps played so far."""
+    succeeded: bool
+    """Whether the task is done now."""
+
+
+def episode(env: Env, spec: EpisodeSpec, rules: Rules) -> Generator[Observation | Stepped, ActionChunk | None, Outcome]:
+    """Play one episode and return its outcome. It yields what the policy sees, to be sent the chunk that answers it, and Stepped in between.
+
+    Pictures are rendered only when the policy looks; success is checked after every step.
     """
     began, policy_s, steps, looks = time.perf_counter(), 0.0, 0, 0
     env.reset(spec.scene_seed)
@@ -93,16 +99,16 @@ def episode(
         observation = env.look(spec.chunk_seed(looks))
         asked = time.perf_counter()
         chunk = yield observation
+        assert chunk is not None
         policy_s += time.perf_counter() - asked
         looks += 1
         for action in chunk.actions[: chunk.execute]:
             env.step(action)
             steps += 1
             done = env.succeeded
-            if after_step:
-                after_step(steps)
             if done and first_success is None:
                 first_success, end = steps, min(rules.horizon, steps + rules.settle)
+            yield Stepped(steps, done)
             if steps == end:
                 break
     won = done if rules.success == "at_end" else first_success is not None
@@ -114,9 +120,9 @@ def run_episode(env: Env, spec: EpisodeSpec, rules: Rules, act: Callable[[Observ
     """Play one episode with a policy at hand."""
     playing = episode(env, spec, rules)
     try:
-        observation = next(playing)
+        said = next(playing)
         while True:
-            observation = playing.send(act(observation))
+            said = playing.send(None if isinstance(said, Stepped) else act(said))
     except StopIteration as over:
         outcome: Outcome = over.value
         return outcome

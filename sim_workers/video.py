@@ -22,3 +22,20 @@ def mp4(frames: Sequence[npt.NDArray[np.uint8]], fps: float) -> bytes:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     return buffer.getvalue()
+
+
+class Film:
+    """Placeholder until composed."""
+
+    def __init__(self, env: Any, imagine: Any) -> None:
+        self._env = env
+        self._frames: list[Any] = []
+
+    def looked(self, observation: Any) -> None: ...
+
+    def stepped(self, steps: int, succeeded: bool) -> None:
+        if steps % 2 == 0:
+            self._frames.append(self._env.picture(self._env.film_camera, (256, 256)))
+
+    def mp4(self) -> bytes:
+        return mp4(self._frames, 10.0)

@@ -1,10 +1,12 @@
-"""The rollout pool: real simulators in real processes, killed for real; the outcomes never change."""
+"""The rollout pool: real simulators in real processes, killed and stopped for real; the outcomes never change."""
 
 import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +15,41 @@ import psutil
 import pytest
 
 from conftest import CAMERA
-from orchestrator.score import Ledger, ProtocolError, Score, Scorer, ScoringJob, check_contract
+from orchestrator.ledger import Ledger, Portraits
+from orchestrator.score import ProtocolError, Score, Scorer, ScoringJob, check_contract
 from orchestrator.storage import open_storage
 from policy.interface import ActionChunk, Observation
+from sim_workers import pool as pool_module
+from sim_workers.balance import Served as WasServed
 from sim_workers.env import contract
 from sim_workers.rollout import Outcome
-from sim_workers.suite import EpisodeSpec, Suite
+from sim_workers.selftest import Portrait
+from sim_workers.suite import EpisodeSpec, Rules, Suite
+from sim_workers.worker import Scene
 
 CONTRACT = contract((CAMERA,), (64, 64), "fast")
-SUITE = Suite(("Lift",), 4, 24)
+SUITE = Suite(("Lift",), 4, Rules(24))
 PROTOCOL = "protocol"
+CURSED = EpisodeSpec("Lift", 1_000_002, 1_000_002)
 
 
 class Wanderer:
     """A policy server whose actions depend on picture, proprioception and noise seed, so that any difference in them shows."""
 
     def act(self, policy: str, observation: Observation) -> ActionChunk:
-        if policy == "broken":
+        if policy == "broken" or (policy == "cursed" and observation.noise_seed in {CURSED.chunk_seed(look) for look in range(9)}):
             raise RuntimeError("this policy is broken")
+        if policy == "slow":
+            time.sleep(0.3)
         seen = int(observation.images[CAMERA].sum()) + int(abs(observation.proprio).sum() * 1e6)
         rng = np.random.default_rng([seen, observation.noise_seed])
         return ActionChunk(rng.uniform(-1, 1, (8, 7)).astype(np.float32), 4)
+
+    def served(self) -> WasServed:
+        return WasServed()
+
+    def process(self) -> int:
+        return os.getpid()
 
 
 pytestmark = [pytest.mark.ray, pytest.mark.sim]
@@ -45,39 +61,72 @@ def server(ray_cluster: None) -> Any:
     import ray.cloudpickle
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import a test module
-    actor = ray.remote(Wanderer).options(num_cpus=0).remote()
+    actor = ray.remote(Wanderer).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
     yield actor
     ray.kill(actor)
 
 
-def score(
-    folder: Path, server: Any, workers: int, policy: str = "wanderer", suite: Suite = SUITE, disturb: Any = None
-) -> tuple[Score, dict[str, Any]]:
-    """The suite's score through the real scorer and pool, and its ledger without timings."""
-    from sim_workers.pool import RolloutPool
+class Heard:
+    """What the scorer said, and the pool it used."""
 
-    storage = open_storage(str(folder))
-    pool = RolloutPool(workers, num_cpus=0.1)
-    scores: list[Score] = []
-    scorer = Scorer(storage, suite, CONTRACT, pool, server, lambda *_: None, lambda _, s: scores.append(s), PROTOCOL)
-    scorer.submit(ScoringJob("arm", 1, policy, f"fp-{policy}"))
+    def __init__(self) -> None:
+        self.scores: list[Score] = []
+        self.lines: list[str] = []
+        self.films: dict[str, bytes] = {}
+        self.pool: Any = None
+
+
+def score(
+    folder: Path, server: Any, workers: int, policy: str = "wanderer", suite: Suite = SUITE, disturb: Any = None, films: bool = False
+) -> tuple[Heard, dict[str, Any]]:
+    """The suite's score through the real scorer and pool, and its ledger without timings."""
+    from sim_workers.pool import RolloutPool, Served
+
+    storage, heard = open_storage(str(folder)), Heard()
+    heard.pool = RolloutPool(workers, num_cpus=0.1, references=Portraits(storage, "simulation"))
+    scorer = Scorer(
+        storage,
+        CONTRACT,
+        heard.pool,
+        lambda *_: None,
+        lambda _, s: heard.scores.append(s),
+        lambda _, episode, film: heard.films.update({episode: film}),
+        heard.lines.append,
+    )
+    scorer.submit(ScoringJob("arm", 1, policy, f"fp-{policy}", suite, PROTOCOL, Served((server,), policy), films))
     if disturb:
         disturb()
     scorer.drain()
     scorer.close()
     ledger = Ledger(storage, f"fp-{policy}", PROTOCOL).read()
     plain = {k: {f: v for f, v in outcome.to_json().items() if not f.endswith("_s")} for k, outcome in ledger.items()}
-    return scores[0], plain
+    return heard, plain
 
 
 @pytest.fixture(scope="module")
 def reference(server: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """One worker, undisturbed."""
     folder = tmp_path_factory.mktemp("one")
-    result, ledger = score(folder, server, 1)
-    assert result.complete
-    assert result.episodes == 4
+    heard, ledger = score(folder, server, 1)
+    assert heard.scores[0].complete
+    assert heard.scores[0].episodes == 4
     return folder, ledger
+
+
+def playing() -> list[int]:
+    """Processes of the rollout workers that play right now."""
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if "ray::RolloutWorker.play" in " ".join(p.info["cmdline"] or ())]
+
+
+def after_the_first_outcome(folder: Path, injure: Callable[[], None]) -> Callable[[], None]:
+    def disturb() -> None:
+        deadline = time.monotonic() + 120
+        while not list((folder / "outcomes").rglob("*.json")) or not playing():
+            assert time.monotonic() < deadline, "no outcome within two minutes"
+            time.sleep(0.02)
+        injure()
+
+    return disturb
 
 
 def test_two_workers_give_the_outcomes_of_one(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
@@ -86,44 +135,137 @@ def test_two_workers_give_the_outcomes_of_one(reference: tuple[Path, dict[str, A
 
 
 def test_a_killed_worker_changes_nothing(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
-    def kill_one() -> None:
-        deadline = time.monotonic() + 120
-        while not list((tmp_path / "outcomes").rglob("*.json")):
-            assert time.monotonic() < deadline, "no outcome within two minutes"
-            time.sleep(0.02)
-        playing = [p.pid for p in psutil.process_iter(["cmdline"]) if "ray::RolloutWorker.play" in " ".join(p.info["cmdline"] or ())]
-        assert playing, "no rollout worker is playing"
-        os.kill(playing[0], signal.SIGKILL)
+    heard, ledger = score(tmp_path, server, 1, disturb=after_the_first_outcome(tmp_path, lambda: os.kill(playing()[0], signal.SIGKILL)))
+    assert heard.scores[0].complete
+    assert heard.pool.usage.replaced == {"died": 1}
+    assert ledger == reference[1]
 
-    result, ledger = score(tmp_path, server, 1, disturb=kill_one)
-    assert result.complete
+
+def test_a_killed_policy_server_changes_nothing_and_costs_no_worker(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
+    import ray
+
+    def kill_server() -> None:
+        os.kill(ray.get(server.process.remote()), signal.SIGKILL)
+
+    heard, ledger = score(tmp_path, server, 1, disturb=after_the_first_outcome(tmp_path, kill_server))
+    assert heard.scores[0].complete
+    assert heard.pool.usage.replaced == {}
+    assert ledger == reference[1]
+
+
+def test_a_hanging_simulator_is_replaced_within_thirty_seconds(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
+    """Stopped, so that no thread of it can say or do anything."""
+    hung: list[float] = []
+
+    def hang() -> None:
+        os.kill(playing()[0], signal.SIGSTOP)
+        hung.append(time.monotonic())
+        while len(playing()) != 1 or psutil.Process(playing()[0]).status() == psutil.STATUS_STOPPED:
+            assert time.monotonic() - hung[0] < 60, "the hanging worker was never replaced"
+            time.sleep(0.2)
+        hung.append(time.monotonic())
+
+    heard, ledger = score(tmp_path, server, 1, disturb=after_the_first_outcome(tmp_path, hang))
+    assert hung[1] - hung[0] < 30
+    assert heard.pool.usage.replaced == {"stuck": 1}
     assert ledger == reference[1]
 
 
 def test_finished_episodes_are_not_played_again(reference: tuple[Path, dict[str, Any]], server: Any) -> None:
     folder, ledger = reference
     files = {f: f.stat().st_mtime_ns for f in (folder / "outcomes").rglob("*.json")}
-    result, again = score(folder, server, 1)
-    assert result.complete
+    heard, again = score(folder, server, 1)
+    assert heard.scores[0].complete
     assert again == ledger
     assert {f: f.stat().st_mtime_ns for f in (folder / "outcomes").rglob("*.json")} == files
 
 
 def test_what_fails_every_time_is_an_error_never_a_failure(server: Any, tmp_path: Path) -> None:
-    result, ledger = score(tmp_path, server, 1, policy="broken", suite=Suite(("Lift",), 1, 24))
-    assert (result.errors, result.episodes, result.successes) == (1, 0, 0)
-    assert not result.complete
+    """The one episode that cannot be played is named; the others count, and the score is partial."""
+    heard, ledger = score(tmp_path, server, 2, policy="cursed")
+    result = heard.scores[0]
+    assert (result.errors, result.episodes, result.complete) == (1, 3, False)
     assert "PARTIAL" in str(result)
-    assert "this policy is broken" in result.outcomes[0].message
-    assert ledger == {}, "an error must be tried again by the next run"
+    error = next(outcome for outcome in result.outcomes if outcome.result == "error")
+    assert error.spec == CURSED
+    assert "the policy did not answer: RuntimeError: this policy is broken (given up after 3 attempts)" in error.message
+    assert CURSED.episode_id not in ledger, "an error must be tried again by the next run"
+    assert heard.pool.usage.replaced == {}, "the simulators were well"
+
+
+def test_a_simulator_that_draws_or_moves_otherwise_may_not_score(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
+    """The reference was made with another driver, whose pictures differ: no outcome, and the sentence says so."""
+    genuine = Portraits(open_storage(str(reference[0])), "simulation").get(Scene("Lift", CONTRACT))
+    assert genuine
+    Portraits(open_storage(str(tmp_path)), "simulation").put(Scene("Lift", CONTRACT), replace(genuine, driver="egl: another GPU", pixels="0"))
+    heard, ledger = score(tmp_path, server, 1, suite=Suite(("Lift",), 1, Rules(24)))
+    assert ledger == {}
+    message = heard.scores[0].outcomes[0].message
+    assert message.startswith(f"refused to score, driver: this worker draws with {genuine.driver}, the reference with egl: another GPU")
+
+
+def test_what_differs_in_a_portrait_is_said() -> None:
+    mine = Portrait("robosuite 1, mujoco 2", "egl: llvmpipe", "a processor", "aa", "bb")
+    assert mine.difference(mine) == ""
+    assert mine.difference(replace(mine, processor="another")) == "", "what comes out the same is the same"
+    assert mine.difference(replace(mine, driver="another")) == ""
+    assert mine.difference(replace(mine, simulator="robosuite 3")).startswith("version: this worker simulates with robosuite 1, mujoco 2")
+    assert mine.difference(replace(mine, physics="cc", processor="another")).endswith("runs on a processor, the reference on another")
+    assert mine.difference(replace(mine, pixels="cc")).startswith("contamination: other pictures")
+
+
+def test_a_film_is_the_recorded_episode_played_again(server: Any, tmp_path: Path) -> None:
+    import av
+
+    heard, ledger = score(tmp_path, server, 2, films=True)
+    assert list(heard.films) == ["Lift-1000000-1000000"], "the first failure; there is no success"
+    (path,) = [*(tmp_path / "outcomes").rglob("*.mp4")]
+    with av.open(str(path)) as film:
+        assert sum(1 for _ in film.decode(video=0)) == ledger["Lift-1000000-1000000"]["steps"] // 2
+    heard, _ = score(tmp_path, server, 1, films=True)
+    assert heard.films == {}, "what is filmed is not filmed again"
+
+
+def test_a_pool_can_shrink_and_grow_while_it_plays(reference: tuple[Path, dict[str, Any]], server: Any) -> None:
+    from sim_workers.pool import RolloutPool, Served
+    from sim_workers.worker import RolloutJob
+
+    pool = RolloutPool(2, num_cpus=0.1)
+    outcomes: dict[str, Outcome] = {}
+    for spec in SUITE.episode_list():
+        pool.submit(RolloutJob(spec, SUITE.rules, CONTRACT, Served((server,), "slow")))
+    for _, outcome, _ in pool.results():
+        outcomes[outcome.spec.episode_id] = outcome
+        pool.resize(1 if len(outcomes) < 3 else 2)
+    assert len(outcomes) == 4
+    assert pool.num_workers == 2
+    assert {episode: outcome.steps for episode, outcome in outcomes.items()} == {e: o["steps"] for e, o in reference[1].items()}
+    pool.close()
+
+
+def test_a_worn_process_is_replaced_before_it_hurts(
+    reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sim_workers import worker
+
+    monkeypatch.setattr(worker.RolloutWorker, "_worn", lambda self: self._episodes >= 2)
+    import ray.cloudpickle
+
+    ray.cloudpickle.register_pickle_by_value(worker)
+    try:
+        heard, ledger = score(tmp_path, server, 1)
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(worker)
+    assert heard.pool.usage.replaced == {"worn": 2}
+    assert ledger == reference[1]
 
 
 def test_other_conventions_are_refused_before_the_first_step() -> None:
-    from dataclasses import replace
-
-    check_contract(CONTRACT)
+    check_contract(CONTRACT, ["Lift", "Door"])
     with pytest.raises(ProtocolError, match=r"simulator: the policy was trained with robosuite 1\.4, here it is robosuite 1\.5"):
-        check_contract(replace(CONTRACT, simulator="robosuite 1.4"))
+        check_contract(replace(CONTRACT, simulator="robosuite 1.4"), ["Lift"])
+    with pytest.raises(ProtocolError, match=r"cannot be scored on TwoArmLift here\. proprioception layout"):
+        check_contract(CONTRACT, ["Lift", "TwoArmLift"])
 
 
 def test_a_score_shows_its_denominator() -> None:
@@ -133,3 +275,11 @@ def test_a_score_shows_its_denominator() -> None:
     assert text.startswith("2/3 = 0.67 [")
     assert "1 errors" in text
     assert json.dumps(outcomes[3].to_json())
+
+
+def test_nothing_of_torch_is_loaded_where_episodes_are_played() -> None:
+    from conftest import run
+
+    done = run("-c", "import sys, sim_workers.pool; print([m for m in ('torch', 'diffusers', 'mlflow', 'robosuite') if m in sys.modules])")
+    assert done.stdout.strip() == "[]"
+    assert pool_module.SILENCE_S["playing"] < 30

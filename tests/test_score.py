@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.score import PolicyServer
+from orchestrator.server import PolicyServer
 from policy.checkpoint import save
 from policy.model import VideoActionModel
 from policy.serve import TrainedPolicy

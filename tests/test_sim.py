@@ -1,7 +1,6 @@
 """The simulator: an episode is a function of its seeds, in any process, whatever ran before."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,6 @@ from orchestrator.storage import open_storage
 from sim_workers.demonstrate import Demonstration, demonstrate
 from sim_workers.env import SimEnv, contract
 from sim_workers.experts import EXPERTS, expert_for
-from sim_workers.rollout import Outcome, run_episode
-from sim_workers.suite import FIRST_EVALUATION_SEED, EpisodeSpec, Suite
 from sim_workers.tasks import TASKS
 
 CONTRACT = contract((CAMERA,), (64, 64), "fast")
@@ -139,74 +136,3 @@ def test_collecting_again_records_nothing(lift_store: Path) -> None:
 def test_there_is_a_sentence_for_a_task_without_expert() -> None:
     with pytest.raises(ValueError, match="no scripted expert demonstrates Wipe; there is one for Lift, Stack, PickPlaceCan"):
         expert_for("Wipe")
-
-
-# -- the suite ----------------------------------------------------------------------------------------------------------------------
-
-
-def test_a_suite_is_the_same_list_every_time_and_never_a_demonstrated_scene() -> None:
-    suite = Suite(("Lift", "Stack"), 20, 100)
-    assert suite.episode_list() == suite.episode_list()
-    assert len(set(suite.episode_list())) == 40
-    assert all(spec.scene_seed >= FIRST_EVALUATION_SEED for spec in suite.episode_list())
-
-
-def test_blocks_share_no_scene() -> None:
-    scenes = [{spec.scene_seed for spec in Suite(("Lift",), 50, 100, block).episode_list()} for block in (0, 1)]
-    assert not scenes[0] & scenes[1]
-
-
-def test_the_fingerprint_follows_list_and_rules() -> None:
-    suite = Suite(("Lift",), 20, 100)
-    assert suite.fingerprint() == Suite(("Lift",), 20, 100).fingerprint()
-    for change in ({"tasks": ("Stack",)}, {"episodes": 21}, {"horizon": 99}, {"block": 1}):
-        assert replace(suite, **change).fingerprint() != suite.fingerprint()  # type: ignore[arg-type]
-
-
-def test_every_look_of_every_episode_has_its_own_noise() -> None:
-    seeds = {spec.chunk_seed(look) for spec in Suite(("Lift",), 20, 100).episode_list() for look in range(20)}
-    assert len(seeds) == 400
-
-
-# -- the loop of one episode --------------------------------------------------------------------------------------------------------
-
-
-class Countdown:
-    """A simulator that succeeds after `after` steps and counts how often it is looked at."""
-
-    def __init__(self, after: int) -> None:
-        self.after, self.steps, self.looks = after, 0, 0
-
-    def reset(self, seed: int) -> None:
-        self.steps = 0
-
-    def step(self, action: np.ndarray) -> None:  # type: ignore[type-arg]
-        self.steps += 1
-
-    def look(self, noise_seed: int) -> object:
-        self.looks += 1
-        return noise_seed
-
-    @property
-    def succeeded(self) -> bool:
-        return self.steps >= self.after
-
-
-class Chunk:
-    actions, execute = np.zeros((8, 7)), 4
-
-
-@pytest.mark.parametrize(
-    ("after", "horizon", "expected"),
-    [(10, 100, ("success", 10, 3)), (12, 100, ("success", 12, 3)), (100, 10, ("failure", 10, 3)), (10, 10, ("success", 10, 3))],
-)
-def test_an_episode_ends_at_success_or_horizon_and_looks_once_per_chunk(after: int, horizon: int, expected: tuple[str, int, int]) -> None:
-    env = Countdown(after)
-    outcome = run_episode(env, EpisodeSpec("Lift", 1, 1), horizon, lambda seen: Chunk)  # type: ignore[arg-type, return-value]
-    assert (outcome.result, outcome.steps, outcome.looks) == expected
-    assert env.looks == outcome.looks
-
-
-def test_an_outcome_comes_back_from_json() -> None:
-    outcome = Outcome(EpisodeSpec("Lift", 1, 2), "error", 0, 0, 0.5, 0.1, "the GL context broke")
-    assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome

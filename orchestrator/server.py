@@ -1,0 +1,78 @@
+"""The policy server: checkpoints in memory, asked by many simulators at once."""
+
+import asyncio
+import tempfile
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from orchestrator.storage import download
+from policy.interface import ActionChunk, Observation
+from sim_workers.balance import Served
+
+
+class PolicyServer:
+    """A Ray actor. Deterministic: asked again after it died, it gives the same answer.
+
+    What arrives while a batch is computed forms the next one, so nobody waits for a timer and the batch fills itself under load. Nobody waits
+    longer than for the batches of those who asked before: policies take turns, and a batch has at most MOST_ROWS rows.
+    """
+
+    KEPT = 2  # policies kept loaded: the one that finishes and the one that begins
+    MOST_ROWS = 64
+
+    def __init__(self, num_threads: int, device: str, rung: str = "") -> None:
+        """rung: of the policies' ladder, on which all of them act."""
+        import torch
+
+        torch.set_num_threads(num_threads)
+        self._device, self._rung = device, rung
+        self._policies: OrderedDict[str, Any] = OrderedDict()
+        self._waiting: dict[str, list[tuple[Observation, asyncio.Future[ActionChunk]]]] = {}
+        self._serving: asyncio.Task[None] | None = None
+        self._served = Served()
+
+    async def act(self, checkpoint: str, observation: Observation) -> ActionChunk:
+        """The chunk that the policy of the checkpoint (a URI) answers."""
+        answer: asyncio.Future[ActionChunk] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(checkpoint, []).append((observation, answer))
+        if self._serving is None or self._serving.done():
+            self._serving = asyncio.create_task(self._serve())
+        return await answer
+
+    async def served(self) -> Served:
+        """What it has done since it started."""
+        return self._served
+
+    async def _serve(self) -> None:
+        while self._waiting:
+            checkpoint = next(iter(self._waiting))
+            asked = self._waiting.pop(checkpoint)
+            if rest := asked[self.MOST_ROWS :]:
+                self._waiting[checkpoint] = rest
+            asked = asked[: self.MOST_ROWS]
+            try:
+                policy = await asyncio.to_thread(self._loaded, checkpoint)
+                began = time.perf_counter()
+                chunks = await asyncio.to_thread(policy.act, [observation for observation, _ in asked])
+            except Exception as error:  # whoever asked gets the error; the server lives on
+                for _, answer in asked:
+                    answer.set_exception(error)
+            else:
+                spent = time.perf_counter() - began
+                self._served = Served(self._served.batches + 1, self._served.rows + len(asked), self._served.busy_s + spent)
+                for (_, answer), chunk in zip(asked, chunks, strict=True):
+                    answer.set_result(chunk)
+
+    def _loaded(self, checkpoint: str) -> Any:
+        from policy.serve import TrainedPolicy
+
+        if checkpoint not in self._policies:
+            with tempfile.TemporaryDirectory() as folder:
+                download(checkpoint, Path(folder), skip=("trainer.safetensors",))
+                self._policies[checkpoint] = TrainedPolicy(Path(folder), self._device, self._rung)
+            while len(self._policies) > self.KEPT:
+                self._policies.popitem(last=False)
+        self._policies.move_to_end(checkpoint)
+        return self._policies[checkpoint]

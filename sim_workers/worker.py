@@ -1,0 +1,158 @@
+"""The process that plays: one simulator, one policy to ask, one episode at a time."""
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from policy.interface import ActionChunk, Contract, Observation
+from sim_workers.backends import make_env
+from sim_workers.rollout import Env, Outcome, Stepped, episode
+from sim_workers.selftest import Portrait, portrait
+from sim_workers.sources import Asker, PolicySource
+from sim_workers.suite import EpisodeSpec, Rules
+from sim_workers.video import Film
+
+BEAT_S = 2.0
+"""A worker says at least so often that it is alive."""
+MOST_EPISODES = 1000
+MOST_GROWTH = 512 * 2**20
+"""A process is replaced after so many episodes, or once it has grown by so many bytes since its first one: before a leak hurts."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a simulator is made for; another scene needs another one."""
+
+    task: str
+    contract: Contract
+    shift: str = "nominal"
+    variant: int = 0
+
+
+@dataclass(frozen=True)
+class RolloutJob:
+    """One episode to play, and whom to ask for actions."""
+
+    spec: EpisodeSpec
+    rules: Rules
+    contract: Contract
+    source: PolicySource
+    key: str = ""
+    """Whoever submits it may recognise it by this."""
+    film: bool = False
+    """Also return an MP4 of the episode."""
+
+    @property
+    def scene(self) -> Scene:
+        return Scene(self.spec.task, self.contract, self.spec.shift, self.spec.variant)
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The worker is alive, and this is what it does."""
+
+    doing: Literal["making", "playing", "asking"]
+
+
+@dataclass(frozen=True)
+class Played:
+    outcome: Outcome
+    film: bytes | None
+    worn: bool
+    """The process should be replaced before it plays again."""
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """The policy failed to answer; the simulator is well."""
+
+    why: str
+
+
+Said = Beat | Portrait | Played | Unanswered
+
+
+class RolloutWorker:
+    """A process with one simulator. Changing the scene closes the old one first: two would spoil each other's pictures."""
+
+    def __init__(self) -> None:
+        self._env: Env | None = None
+        self._scene: Scene | None = None
+        self._asker: tuple[PolicySource, Asker] | None = None
+        self._asking = ThreadPoolExecutor(1)  # so that this thread, which must render, can say that it is alive while it waits
+        self._episodes = 0
+        self._first_size = 0
+
+    def process(self) -> int:
+        return os.getpid()
+
+    def play(self, job: RolloutJob) -> Iterator[Said]:
+        """What there is to tell, the last thing Played or Unanswered."""
+        yield Beat("making")
+        if self._env is None or self._scene != job.scene:
+            if self._env is not None:
+                self._env.close()
+            self._env, self._scene = make_env(job.spec.task, job.contract, job.spec.shift, job.spec.variant), job.scene
+            yield portrait(self._env)
+        try:
+            asker = self._connected(job.source)
+        except Exception as error:
+            yield Unanswered(one_line(error))
+            return
+        yield Beat("playing")
+        film = Film(self._env, getattr(asker, "imagine", None)) if job.film else None
+        beat = time.monotonic()
+        playing = episode(self._env, job.spec, job.rules)
+        try:
+            said = next(playing)
+            while True:
+                chunk: ActionChunk | None = None
+                if isinstance(said, Stepped):
+                    if film:
+                        film.stepped(*said)
+                else:
+                    answer = self._asking.submit(self._ask, asker, said, film)
+                    while not answer.done():
+                        try:
+                            answer.result(BEAT_S)
+                        except TimeoutError:
+                            yield Beat("asking")
+                            beat = 0.0
+                        except Exception:
+                            break
+                    if (failed := answer.exception()) is not None:
+                        yield Unanswered(one_line(failed))
+                        return
+                    chunk = answer.result()
+                if time.monotonic() - beat > BEAT_S:
+                    yield Beat("playing")
+                    beat = time.monotonic()
+                said = playing.send(chunk)
+        except StopIteration as over:
+            self._episodes += 1
+            yield Played(over.value, film.mp4() if film else None, self._worn())
+
+    def _ask(self, asker: Asker, observation: Observation, film: Any) -> ActionChunk:
+        if film:
+            film.looked(observation)
+        return asker.act(observation)
+
+    def _connected(self, source: PolicySource) -> Asker:
+        if self._asker is None or self._asker[0] != source:
+            self._asker = source, source.connect()
+        return self._asker[1]
+
+    def _worn(self) -> bool:
+        size = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        self._first_size = self._first_size or size
+        return self._episodes >= MOST_EPISODES or size - self._first_size > MOST_GROWTH
+
+
+def one_line(error: BaseException) -> str:
+    """The last line of what it says."""
+    lines = str(error).strip().splitlines()
+    return (lines[-1] if lines else type(error).__name__)[:500]

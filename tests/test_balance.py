@@ -1,0 +1,61 @@
+"""How many workers a policy server feeds: from measured rates, never past what was asked for."""
+
+import pytest
+
+from orchestrator.placement import Placement
+from sim_workers.balance import BUSY, Balance, Served
+
+
+def balance(workers: int, sim_s: float, wait_s: float, answer_s: float, busy: float) -> Balance:
+    """A minute in which every worker looked as often as it could."""
+    looks = int(workers * 60 / (sim_s + wait_s))
+    return Balance(workers, 1, 60.0, looks, sim_s, wait_s, Served(int(60 * busy / answer_s), looks, 60 * busy))
+
+
+def test_whoever_waits_for_two_batches_at_most_stays() -> None:
+    assert balance(8, sim_s=0.1, wait_s=0.09, answer_s=0.05, busy=0.95).wanted(8) == 8
+
+
+@pytest.mark.parametrize("workers", [8, 16, 64])
+def test_a_queue_at_the_server_is_shortened_to_what_it_can_feed(workers: int) -> None:
+    """A server that needs 0.05 s for each look feeds (0.1 + 2 x 0.05) / 0.05 = 4 workers, whoever else queues."""
+    saturated = balance(workers, sim_s=0.1, wait_s=workers * 0.05 - 0.1, answer_s=0.05, busy=1.0)
+    assert saturated.wanted(workers) == 4
+
+
+def test_servers_with_time_to_spare_get_more_up_to_what_was_asked_for() -> None:
+    spare = balance(4, sim_s=0.1, wait_s=0.02, answer_s=0.01, busy=BUSY / 2)
+    assert spare.wanted(100) == 8
+    assert spare.wanted(6) == 6
+    assert spare.wanted(1) == 1
+
+
+def test_a_server_that_died_is_measured_from_its_new_start() -> None:
+    assert Served(5, 9, 1.0).since(Served(3, 4, 0.5)) == Served(2, 5, 0.5)
+    assert Served(2, 3, 0.2).since(Served(300, 400, 5.0)) == Served(2, 3, 0.2)
+
+
+def test_the_balance_is_said_in_one_line() -> None:
+    line = str(balance(2, sim_s=0.1, wait_s=0.05, answer_s=0.05, busy=0.5))
+    assert line == (
+        "2 workers, 13.3 looks/s: each costs 0.100 s of simulation and 0.050 s of waiting for the policy; "
+        "1 policy server busy 50%, 1.3 looks per answer"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cluster", "rollout_actors", "servers", "gpus_each"),
+    [
+        ({"CPU": 2.0}, 2, 1, 0.0),
+        ({"CPU": 64.0}, 20, 3, 0.0),
+        ({"CPU": 16.0, "GPU": 1.0}, 8, 1, 0.25),
+        ({"CPU": 64.0, "GPU": 8.0}, 24, 1, 1.0),
+        ({"CPU": 256.0, "GPU": 8.0}, 200, 2, 1.0),
+    ],
+)
+def test_there_is_one_policy_server_per_group_of_cores_or_per_gpu(
+    cluster: dict[str, float], rollout_actors: int, servers: int, gpus_each: float
+) -> None:
+    placement = Placement.fit(cluster, workers=1, rollout_actors=rollout_actors, arms=4)
+    assert (placement.servers, placement.server_gpus) == (servers, gpus_each)
+    assert placement.concurrent_arms * placement.trainer.get("GPU", 0) + servers * gpus_each <= cluster.get("GPU", 0)
