@@ -38,8 +38,8 @@ Seconds = dict[tuple[str, int], float]
 """Per rung and number of observations."""
 
 
-def policy_of(config: PolicyConfig, cameras: Contract, device: str = "cpu") -> TrainedPolicy:
-    """An untrained one, from a checkpoint of its own."""
+def policy_of(config: PolicyConfig, cameras: Contract, device: str = "cpu", keep: Path | None = None) -> TrainedPolicy:
+    """An untrained one, from a checkpoint of its own; `keep`: the folder to leave that in."""
     assert config.video
     model = VideoActionModel(config, cameras, known_sentences={INSTRUCTION: torch.randn(config.video.cross_attention_dim)})
     if config.video.latents == "vae":  # at Stable Video Diffusion's widths
@@ -48,9 +48,10 @@ def policy_of(config: PolicyConfig, cameras: Contract, device: str = "cpu") -> T
         model.codec = VaeLatents(vae, config.video.condition_noise)
     rng = np.random.default_rng(0)
     action, proprio = (Stats.of(rng.uniform(-1, 1, (100, len(names))).astype(np.float32)) for names in (cameras.action, cameras.proprio))
-    with tempfile.TemporaryDirectory() as folder:
-        save(Path(folder), Card(config, cameras, action, proprio, {}), model, model.state_dict(), {})
-        return TrainedPolicy(Path(folder), device)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = keep or Path(temporary)
+        save(folder, Card(config, cameras, action, proprio, {}), model, model.state_dict(), {})
+        return TrainedPolicy(folder, device)
 
 
 def observations(cameras: Contract, number: int) -> list[Observation]:

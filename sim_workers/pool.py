@@ -16,10 +16,10 @@ from sim_workers import balance
 from sim_workers.balance import Balance
 from sim_workers.rollout import Outcome
 from sim_workers.selftest import Portrait
-from sim_workers.worker import Beat, Played, RolloutJob, RolloutWorker, Said, Scene, Unanswered, one_line
+from sim_workers.worker import MOST_EPISODES, Beat, Played, RolloutJob, RolloutWorker, Said, Scene, Unanswered, one_line
 
-SILENCE_S = {"making": 180.0, "playing": 20.0, "asking": 900.0}
-"""How long a worker may say nothing, by what it does, until it is taken for stuck and killed."""
+SILENCE_S = {"making": 120.0, "playing": 20.0, "asking": 20.0}
+"""How long a worker may say nothing, by what it does, until it is taken for stuck and killed. Building a simulator is one long silence."""
 ATTEMPTS = 3
 """An episode may fail so often until it counts as an error: it raised, or its worker hung."""
 DEATHS = 6
@@ -129,10 +129,18 @@ class RolloutPool:
     submit() queues; results() yields what has finished, each job once. `gl`: MuJoCo's GL backend, egl or osmesa. One thread owns a pool.
     """
 
-    def __init__(self, num_workers: int, num_cpus: float = 1.0, gl: str = "egl", references: References | None = None) -> None:
+    def __init__(
+        self,
+        num_workers: int,
+        num_cpus: float = 1.0,
+        gl: str = "egl",
+        references: References | None = None,
+        episodes_per_process: int = MOST_EPISODES,
+    ) -> None:
         # One native thread: the simulator uses no more, and a worker never takes a core that another one needs.
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "MUJOCO_GL": gl}
         self._make = ray.remote(RolloutWorker).options(num_cpus=num_cpus, runtime_env={"env_vars": environment}).remote
+        self._episodes_per_process = episodes_per_process
         self.references = ReferencesInMemory() if references is None else references
         self.usage = Usage()
         self._workers: list[_Worker] = []
@@ -146,7 +154,7 @@ class RolloutPool:
         """Have so many workers; those beyond it leave once they have finished their episode."""
         self.num_workers = num_workers
         while len(self._workers) < num_workers:
-            self._workers.append(_Worker(self._make()))
+            self._workers.append(_Worker(self._make(self._episodes_per_process)))
         for worker in [worker for worker in self._workers if worker.entry is None][: len(self._workers) - num_workers]:
             self._dismiss(worker)
 
@@ -287,7 +295,7 @@ class RolloutPool:
     def _replace(self, worker: _Worker, why: str) -> _Worker:
         self.usage.replaced[why] = self.usage.replaced.get(why, 0) + 1
         self._dismiss(worker)
-        fresh = _Worker(self._make())
+        fresh = _Worker(self._make(self._episodes_per_process))
         self._workers.append(fresh)
         return fresh
 

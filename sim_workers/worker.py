@@ -18,9 +18,12 @@ from sim_workers.video import Film
 
 BEAT_S = 2.0
 """A worker says at least so often that it is alive."""
-MOST_EPISODES = 1000
+ANSWER_S = 900.0
+"""A policy that takes longer for an answer has failed to give one; loading it counts."""
+MOST_EPISODES = 2000
+"""A process is replaced after so many episodes: a leak that a later driver brings cannot grow for ever."""
 MOST_GROWTH = 512 * 2**20
-"""A process is replaced after so many episodes, or once it has grown by so many bytes since its first one: before a leak hurts."""
+"""And once it has grown by so many bytes since its first one."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ Said = Beat | Portrait | Played | Unanswered
 class RolloutWorker:
     """A process with one simulator. Changing the scene closes the old one first: two would spoil each other's pictures."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_episodes: int = MOST_EPISODES) -> None:
+        self._most_episodes = most_episodes
         self._env: Env | None = None
         self._scene: Scene | None = None
         self._asker: tuple[PolicySource, Asker] | None = None
@@ -115,8 +119,12 @@ class RolloutWorker:
                     if film:
                         film.stepped(*said)
                 else:
-                    answer = self._asking.submit(self._ask, asker, said, film)
+                    answer, asked = self._asking.submit(self._ask, asker, said, film), time.monotonic()
                     while not answer.done():
+                        if time.monotonic() - asked > ANSWER_S:
+                            self._asking = ThreadPoolExecutor(1)
+                            yield Unanswered(f"no answer within {ANSWER_S:.0f} s")
+                            return
                         try:
                             answer.result(BEAT_S)
                         except TimeoutError:
@@ -149,7 +157,7 @@ class RolloutWorker:
     def _worn(self) -> bool:
         size = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         self._first_size = self._first_size or size
-        return self._episodes >= MOST_EPISODES or size - self._first_size > MOST_GROWTH
+        return self._episodes >= self._most_episodes or size - self._first_size > MOST_GROWTH
 
 
 def one_line(error: BaseException) -> str:

@@ -19,7 +19,6 @@ from orchestrator.ledger import Ledger, Portraits
 from orchestrator.score import ProtocolError, Score, Scorer, ScoringJob, check_contract
 from orchestrator.storage import open_storage
 from policy.interface import ActionChunk, Observation
-from sim_workers import pool as pool_module
 from sim_workers.balance import Served as WasServed
 from sim_workers.env import contract
 from sim_workers.rollout import Outcome
@@ -166,7 +165,7 @@ def test_a_hanging_simulator_is_replaced_within_thirty_seconds(reference: tuple[
         hung.append(time.monotonic())
 
     heard, ledger = score(tmp_path, server, 1, disturb=after_the_first_outcome(tmp_path, hang))
-    assert hung[1] - hung[0] < 30
+    assert hung[1] - hung[0] < 5 + 10
     assert heard.pool.usage.replaced == {"stuck": 1}
     assert ledger == reference[1]
 
@@ -243,21 +242,17 @@ def test_a_pool_can_shrink_and_grow_while_it_plays(reference: tuple[Path, dict[s
     pool.close()
 
 
-def test_a_worn_process_is_replaced_before_it_hurts(
-    reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sim_workers import worker
+def test_a_worn_process_is_replaced_before_it_hurts(reference: tuple[Path, dict[str, Any]], server: Any) -> None:
+    from sim_workers.pool import RolloutPool, Served
+    from sim_workers.worker import RolloutJob
 
-    monkeypatch.setattr(worker.RolloutWorker, "_worn", lambda self: self._episodes >= 2)
-    import ray.cloudpickle
-
-    ray.cloudpickle.register_pickle_by_value(worker)
-    try:
-        heard, ledger = score(tmp_path, server, 1)
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(worker)
-    assert heard.pool.usage.replaced == {"worn": 2}
-    assert ledger == reference[1]
+    pool = RolloutPool(1, num_cpus=0.1, episodes_per_process=2)
+    for spec in SUITE.episode_list():
+        pool.submit(RolloutJob(spec, SUITE.rules, CONTRACT, Served((server,), "wanderer")))
+    steps = {outcome.spec.episode_id: outcome.steps for _, outcome, _ in pool.results()}
+    assert pool.usage.replaced == {"worn": 2}
+    assert steps == {episode: outcome["steps"] for episode, outcome in reference[1].items()}
+    pool.close()
 
 
 def test_other_conventions_are_refused_before_the_first_step() -> None:
@@ -282,4 +277,3 @@ def test_nothing_of_torch_is_loaded_where_episodes_are_played() -> None:
 
     done = run("-c", "import sys, sim_workers.pool; print([m for m in ('torch', 'diffusers', 'mlflow', 'robosuite') if m in sys.modules])")
     assert done.stdout.strip() == "[]"
-    assert pool_module.SILENCE_S["playing"] < 30

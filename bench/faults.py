@@ -1,0 +1,128 @@
+"""What is lost when rollout workers and the policy server are killed again and again? Nothing may be.
+
+    python -m bench.faults                200 episodes, a kill every 10 s, one hanging simulator; about eight minutes
+    python -m bench.faults --quick        20 episodes
+
+Lift with an untrained `tiny` checkpoint behind the real policy server. First undisturbed; then `kill -9` of a worker, a worker, the server, and so
+on, and one worker stopped instead of killed. Exit code 1 if an outcome differs, is missing or came twice.
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+
+from bench.replan import policy_of
+from orchestrator.server import PolicyServer
+from sim_workers.env import contract
+from sim_workers.rollout import Outcome
+from sim_workers.suite import Rules, Suite
+
+CONTRACT = contract(("robot0_eye_in_hand",), (64, 64), "fast")
+WORKERS, KILL_EVERY_S = 2, 10.0
+
+
+def named(title: str) -> list[int]:
+    """Processes that Ray gave such a title."""
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if title in " ".join(p.info["cmdline"] or ())]
+
+
+class Killer(threading.Thread):
+    """Kills by turns until it is told to stop; stops one worker instead, and waits until that is gone."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.kills: Counter[str] = Counter()
+        self.hang_s: float | None = None
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        victims = ("ray::RolloutWorker", "ray::RolloutWorker", "ray::PolicyServer")
+        number = 0
+        while not self.over.wait(KILL_EVERY_S):
+            title = victims[number % len(victims)]
+            if number == 1:
+                self._hang()
+            elif pids := named(title):
+                os.kill(pids[number % len(pids)], signal.SIGKILL)
+                self.kills[title.removeprefix("ray::")] += 1
+            number += 1
+
+    def _hang(self) -> None:
+        if pids := named("ray::RolloutWorker.play"):
+            os.kill(pids[0], signal.SIGSTOP)
+            began = time.monotonic()
+            while psutil.pid_exists(pids[0]) and psutil.Process(pids[0]).status() == psutil.STATUS_STOPPED and not self.over.wait(0.2):
+                pass
+            self.hang_s = time.monotonic() - began
+
+
+def play(suite: Suite, checkpoint: str, killer: Killer | None = None) -> tuple[list[Outcome], dict[str, int]]:
+    """Every outcome that came, and which workers were replaced."""
+    import ray
+
+    from sim_workers.pool import RolloutPool, Served
+    from sim_workers.worker import RolloutJob
+
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
+    server = ray.remote(PolicyServer).options(**options).remote(1, "cpu")
+    pool = RolloutPool(WORKERS, num_cpus=0.1)
+    for spec in suite.episode_list():
+        pool.submit(RolloutJob(spec, suite.rules, CONTRACT, Served((server,), checkpoint)))
+    if killer:
+        killer.start()
+    outcomes = [outcome for _, outcome, _ in pool.results()]
+    if killer:
+        killer.over.set()
+        killer.join()
+    pool.close()
+    ray.kill(server)
+    return outcomes, pool.usage.replaced
+
+
+def plain(outcome: Outcome) -> dict[str, Any]:
+    return {name: value for name, value in outcome.to_json().items() if not name.endswith("_s")}
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A short look.")
+def main(quick: bool) -> None:
+    """Print what was killed and, last, one line of JSON."""
+    from orchestrator.cluster import connect, quiet
+    from policy.presets import PRESETS
+
+    quiet()
+    connect()
+    suite = Suite(("Lift",), 20 if quick else 200, Rules(48))
+    with tempfile.TemporaryDirectory() as folder:
+        policy_of(PRESETS["tiny"], CONTRACT, keep=Path(folder))
+        undisturbed, _ = play(suite, folder)
+        killer = Killer()
+        disturbed, replaced = play(suite, folder, killer)
+    came = Counter(outcome.spec.episode_id for outcome in disturbed)
+    reference = {outcome.spec.episode_id: plain(outcome) for outcome in undisturbed}
+    answers = {
+        "episodes": len(reference),
+        "lost": len(reference.keys() - came.keys()),
+        "double": sum(count - 1 for count in came.values()),
+        "different": sum(plain(outcome) != reference[outcome.spec.episode_id] for outcome in disturbed),
+        "kills": dict(killer.kills),
+        "hang_replaced_after_s": killer.hang_s and round(killer.hang_s, 1),
+        "workers_replaced": replaced,
+    }
+    print("\n".join(f"{name.replace('_', ' '):<24}{value}" for name, value in answers.items()) + "\n")
+    print(json.dumps({"bench": "faults", **answers, "quick": quick}))
+    sys.exit(bool(answers["lost"] or answers["double"] or answers["different"]))
+
+
+if __name__ == "__main__":
+    main()

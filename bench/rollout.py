@@ -1,0 +1,283 @@
+"""What does an evaluation episode cost, against robosuite stepped the usual way and against a bare loop?
+
+    python -m bench.rollout              about ten minutes
+    python -m bench.rollout --quick      within a minute or so: one round of few episodes
+
+Lift, one wrist camera of 128 pixels, a policy that looks and then acts for 16 control steps (`bench/servo.py`), the same episodes for all, on as
+many processes as there are cores, at most two, by turns. The usual way: `gymnasium.vector.AsyncVectorEnv` over robosuite's own environment, with
+its camera observation at every step. What differs from there to the pool is then changed one thing at a time.
+"""
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from statistics import median
+from typing import Any
+
+import click
+import numpy as np
+
+from bench.servo import CAMERA, CHUNK, SIZE, ServoServer, cameras, servo
+from policy.interface import Observation
+from sim_workers.rollout import Outcome, run_episode
+from sim_workers.suite import EpisodeSpec, Rules
+
+WORKERS = min(2, os.cpu_count() or 1)
+RULES = Rules(horizon=96, settle=0)
+FIRST = 1_000_000
+Results = dict[int, tuple[str, int]]
+"""Scene seed -> result and steps."""
+
+
+def spec(seed: int) -> EpisodeSpec:
+    return EpisodeSpec("Lift", seed, seed)
+
+
+class TheUsualWay:
+    """AsyncVectorEnv: every environment renders its camera at every step, and all step together."""
+
+    def __init__(self, render_profile: str) -> None:
+        from gymnasium.vector import AsyncVectorEnv
+
+        self._envs = AsyncVectorEnv([lambda: _usual(render_profile)] * WORKERS, context="spawn")
+
+    def play(self, seeds: Sequence[int]) -> Results:
+        todo = [list(seeds[i::WORKERS]) for i in range(WORKERS)]
+        at: list[int | None] = [queue.pop(0) if queue else None for queue in todo]
+        self._envs.set_attr("todo", [[s, *queue] if s is not None else [FIRST] for s, queue in zip(at, todo, strict=True)])
+        seen, _ = self._envs.reset()
+        results: Results = {}
+        chunks: list[list[Any]] = [[] for _ in at]
+        steps, looks = [0] * WORKERS, [0] * WORKERS
+        while any(seed is not None for seed in at):
+            actions = np.zeros((WORKERS, 7), np.float32)
+            for i, seed in enumerate(at):
+                if seed is None or steps[i] < 0:  # nothing to play, or about to be reset
+                    continue
+                if not chunks[i]:
+                    observation = Observation({CAMERA: seen["picture"][i]}, seen["proprio"][i], "", spec(seed).chunk_seed(looks[i]))
+                    chunks[i], looks[i] = list(servo(observation).actions), looks[i] + 1
+                actions[i] = chunks[i].pop(0)
+            seen, _, done, late, _ = self._envs.step(actions)
+            for i, seed in enumerate(at):
+                if seed is None:
+                    continue
+                if steps[i] < 0:  # this step began the next episode
+                    steps[i], looks[i], chunks[i] = 0, 0, []
+                    continue
+                steps[i] += 1
+                if done[i] or late[i]:
+                    results[seed] = ("success" if done[i] else "failure", steps[i])
+                    at[i] = todo[i].pop(0) if todo[i] else None
+                    steps[i] = -1
+        return results
+
+    def close(self) -> None:
+        self._envs.close()
+
+
+def _usual(render_profile: str) -> Any:
+    """Robosuite's environment as one would wrap it for gymnasium; it draws an episode's scene from the next seed of `todo`."""
+    import gymnasium
+    from gymnasium.spaces import Box, Dict
+
+    from sim_workers.render import PROFILES, apply_profile, choose_backend
+
+    choose_backend()
+    import robosuite
+
+    class Usual(gymnasium.Env[Any, Any]):
+        observation_space = Dict({"picture": Box(0, 255, (SIZE, SIZE, 3), np.uint8), "proprio": Box(-np.inf, np.inf, (9,), np.float32)})
+        action_space = Box(-1, 1, (7,), np.float32)
+
+        def __init__(self) -> None:
+            self.todo: list[int] = []
+            self._env = robosuite.make(
+                "Lift",
+                robots="Panda",
+                has_renderer=False,
+                has_offscreen_renderer=True,
+                use_camera_obs=True,
+                camera_names=CAMERA,
+                camera_heights=SIZE,
+                camera_widths=SIZE,
+                control_freq=20,
+                ignore_done=True,
+                hard_reset=False,
+                renderer="mujoco",
+                seed=0,
+            )
+            if render_profile != "default":
+                self._env.sim.model.vis.quality.offsamples = PROFILES[render_profile].samples
+                self._env.sim._render_context_offscreen.update_offscreen_size(SIZE, SIZE)
+                apply_profile(self._env.sim, PROFILES[render_profile])
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            scene = self.todo.pop(0) if self.todo else FIRST
+            self._env.rng.bit_generator.state = np.random.default_rng(scene).bit_generator.state
+            self._steps = 0
+            return self._seen(self._env.reset()), {}
+
+        def step(self, action: Any) -> Any:
+            seen, reward, _, _ = self._env.step(action)
+            self._steps += 1
+            done = bool(self._env._check_success())
+            return self._seen(seen), reward, done, not done and self._steps >= RULES.horizon, {}
+
+        def _seen(self, seen: Any) -> Any:
+            keys = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+            proprio = np.concatenate([seen[key] for key in keys]).astype(np.float32)
+            return {"picture": np.ascontiguousarray(seen[f"{CAMERA}_image"][::-1]), "proprio": proprio}
+
+        def close(self) -> None:
+            self._env.close()
+
+    return Usual()
+
+
+class BareLoops:
+    """One loop per process: step, and render when the policy looks; every process has its share of the episodes beforehand."""
+
+    def __init__(self, render_profile: str, fast_control: bool) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ends, self._processes = [], []
+        for _ in range(WORKERS):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_bare, args=(theirs, render_profile, fast_control), daemon=True)
+            process.start()
+            self._ends.append(ours)
+            self._processes.append(process)
+
+    def play(self, seeds: Sequence[int]) -> Results:
+        for i, end in enumerate(self._ends):
+            end.send(list(seeds[i::WORKERS]))
+        return {seed: result for end in self._ends for seed, result in end.recv().items()}
+
+    def close(self) -> None:
+        for end, process in zip(self._ends, self._processes, strict=True):
+            end.send(None)
+            process.join()
+
+
+def _bare(end: Connection, render_profile: str, fast_control: bool) -> None:
+    from sim_workers.env import SimEnv
+
+    env = SimEnv("Lift", cameras(render_profile), fast_control=fast_control)
+    while (seeds := end.recv()) is not None:
+        end.send({seed: _plain(run_episode(env, spec(seed), RULES, servo)) for seed in seeds})
+    env.close()
+
+
+class Pool:
+    """`RolloutPool` with a policy server."""
+
+    def __init__(self, render_profile: str, workers: int = WORKERS) -> None:
+        import ray
+
+        from sim_workers.pool import RolloutPool, Served
+
+        self._contract, self._server = cameras(render_profile), ray.remote(ServoServer).options(num_cpus=0).remote()
+        self._pool, self._source = RolloutPool(workers, num_cpus=0.1), Served((self._server,), "servo")
+
+    def play(self, seeds: Sequence[int]) -> Results:
+        from sim_workers.worker import RolloutJob
+
+        for seed in seeds:
+            self._pool.submit(RolloutJob(spec(seed), RULES, self._contract, self._source))
+        usage = self._pool.usage
+        before, began = usage.sim_s + usage.policy_s, time.perf_counter()
+        results = {outcome.spec.scene_seed: _plain(outcome) for _, outcome, _ in self._pool.results()}
+        self.idle = 1 - (usage.sim_s + usage.policy_s - before) / (time.perf_counter() - began) / self._pool.num_workers
+        return results
+
+    def close(self) -> None:
+        import ray
+
+        self._pool.close()
+        ray.kill(self._server)
+
+
+def _plain(outcome: Outcome) -> tuple[str, int]:
+    return outcome.result, outcome.steps
+
+
+ARMS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "usual": ("AsyncVectorEnv, camera at every step", lambda: TheUsualWay("default")),
+    "usual_fast": ("the same, fast render profile", lambda: TheUsualWay("fast")),
+    "lazy": ("bare loops: rendered when the policy looks", lambda: BareLoops("default", fast_control=False)),
+    "lazy_fast": ("bare loops: and the fast render profile", lambda: BareLoops("fast", fast_control=False)),
+    "bare": ("bare loops: and the lean control step", lambda: BareLoops("fast", fast_control=True)),
+    "pool_default": ("the pool, default render profile", lambda: Pool("default")),
+    "pool": ("the pool, fast render profile", lambda: Pool("fast")),
+    "pool_one": ("the pool, fast, one worker", lambda: Pool("fast", workers=1)),
+}
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A short look.")
+def main(quick: bool) -> None:
+    """Print the table and, last, one line of JSON."""
+    from orchestrator.cluster import connect, quiet
+
+    quiet()
+    connect()
+    rounds, episodes = (1, 2 * WORKERS) if quick else (5, 8 * WORKERS)
+    arms = {name: make() for name, (_, make) in ARMS.items()}
+    for arm in arms.values():
+        arm.play(range(FIRST - WORKERS, FIRST))  # everything is built and warm
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    idle: list[float] = []
+    played: dict[str, Results] = {name: {} for name in arms}
+    for number in range(rounds):
+        seeds = range(FIRST + number * episodes, FIRST + (number + 1) * episodes)
+        for name, arm in arms.items():
+            # The slow ones play fewer of them, so that every turn is long enough to time.
+            mine = seeds if not name.startswith("usual") else seeds[: 2 * WORKERS]
+            began = time.perf_counter()
+            played[name] |= arm.play(mine)
+            seconds[name].append((time.perf_counter() - began) / len(mine))
+            if name == "pool":
+                idle.append(arm.idle)
+    for arm in arms.values():
+        arm.close()
+    _show(seconds, played, rounds, episodes, median(idle), quick)
+
+
+def _show(seconds: dict[str, list[float]], played: dict[str, Results], rounds: int, episodes: int, idle: float, quick: bool) -> None:
+    def ratio(fast: str, slow: str) -> float:
+        return median(s / f for f, s in zip(seconds[fast], seconds[slow], strict=True))
+
+    def equal(first: str, second: str) -> bool:
+        common = played[first].keys() & played[second].keys()
+        return bool(common) and all(played[first][seed] == played[second][seed] for seed in common)
+
+    wins = sum(result == "success" for result, _ in played["pool"].values())
+    print(f"Lift, {CAMERA} {SIZE}x{SIZE}, chunk {CHUNK}, {WORKERS} processes, {rounds} rounds of {episodes} episodes by turns")
+    print(f"{wins} of {len(played['pool'])} succeed; medians over rounds\n")
+    print(f"{'':<46}{'s/episode':>10}{'times the usual':>17}")
+    for name, (words, _) in ARMS.items():
+        print(f"{words:<46}{median(seconds[name]):>10.3f}{ratio(name, 'usual'):>17.2f}")
+    answers = {
+        "ratio_to_async_vector_env": ratio("pool_default", "usual"),
+        "ratio_fast_profile": ratio("pool", "usual"),
+        "ratio_to_bare_loop": ratio("pool", "bare"),
+        "split_lazy_rendering": ratio("lazy", "usual"),
+        "split_render_profile": ratio("lazy_fast", "lazy"),
+        "split_control_step": ratio("bare", "lazy_fast"),
+        "split_scheduling": ratio("pool", "bare"),
+        "ratio_two_workers_to_one": ratio("pool", "pool_one"),
+        "idle": idle,
+    }
+    same = {
+        "equal_outcomes_default_profile": equal("usual", "pool_default") and equal("lazy", "pool_default"),
+        "equal_outcomes_fast_profile": equal("usual_fast", "pool") and equal("lazy_fast", "pool") and equal("bare", "pool"),
+        "equal_outcomes_any_number_of_workers": equal("pool", "pool_one"),
+    }
+    print(json.dumps({"bench": "rollout", **{name: round(value, 3) for name, value in answers.items()}, **same, "quick": quick}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Do memory and open files of a rollout process stay flat over thousands of episodes?
+
+    python -m bench.soak                  5,000 episodes, a quarter of an hour on two cores
+    python -m bench.soak --quick          300
+
+Two workers that are not replaced, short episodes of Lift with a policy that looks twice each. Exit code 1 if they grew.
+"""
+
+import json
+import sys
+
+import click
+import psutil
+
+from bench.servo import ServoServer, cameras
+from sim_workers.suite import EpisodeSpec, Rules
+
+WORKERS = 2
+RULES = Rules(horizon=20, settle=0)
+MOST_GROWTH_MIB, MOST_FILES = 32, 4
+
+
+def processes() -> list[psutil.Process]:
+    """The rollout workers."""
+    return [p for p in psutil.process_iter(["cmdline"]) if "ray::RolloutWorker" in " ".join(p.info["cmdline"] or ())]
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A short look.")
+def main(quick: bool) -> None:
+    """Print a line every so often and, last, one line of JSON."""
+    import ray
+
+    from orchestrator.cluster import connect, quiet
+    from sim_workers.pool import RolloutPool, Served
+    from sim_workers.worker import RolloutJob
+
+    quiet()
+    connect()
+    episodes, every = (300, 50) if quick else (5000, 250)
+    server = ray.remote(ServoServer).options(num_cpus=0).remote()
+    pool, source, contract = RolloutPool(WORKERS, num_cpus=0.1, episodes_per_process=episodes + 1), Served((server,), "servo"), cameras("fast")
+    for i in range(episodes):
+        pool.submit(RolloutJob(EpisodeSpec("Lift", i, i), RULES, contract, source))
+    print(f"{'episodes':>9}{'MiB each':>16}{'open files each':>18}")
+    seen: list[tuple[float, int]] = []
+    for number, (_, outcome, _) in enumerate(pool.results(), 1):
+        assert outcome.result != "error", outcome.message
+        if number % every == 0:
+            mib, files = [p.memory_info().rss / 2**20 for p in processes()], [p.num_fds() for p in processes()]
+            seen.append((max(mib), max(files)))
+            print(f"{number:>9}{' '.join(f'{m:.0f}' for m in mib):>16}{' '.join(map(str, files)):>18}", flush=True)
+    pool.close()
+    rss, files = seen[-1][0] - seen[0][0], seen[-1][1] - seen[0][1]
+    print(json.dumps({"bench": "soak", "episodes": episodes, "growth_mib": round(rss, 1), "growth_files": files, "quick": quick}))
+    sys.exit(rss > MOST_GROWTH_MIB or files > MOST_FILES or bool(pool.usage.replaced))
+
+
+if __name__ == "__main__":
+    main()
