@@ -4,7 +4,7 @@
     python -m bench.faults --quick        20 episodes
 
 Lift with an untrained `tiny` checkpoint behind the real policy server. First undisturbed; then `kill -9` of a worker, a worker, the server, and so
-on, and one worker stopped instead of killed. Exit code 1 if an outcome differs, is missing or came twice.
+on, after one worker was stopped so that it hangs. Exit code 1 if an outcome differs, is missing or came twice.
 """
 
 import json
@@ -37,7 +37,7 @@ def named(title: str) -> list[int]:
 
 
 class Killer(threading.Thread):
-    """Kills by turns until it is told to stop; stops one worker instead, and waits until that is gone."""
+    """Stops one worker and waits until that is gone; then kills by turns until it is told to end."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -48,11 +48,10 @@ class Killer(threading.Thread):
     def run(self) -> None:
         victims = ("ray::RolloutWorker", "ray::RolloutWorker", "ray::PolicyServer")
         number = 0
+        self._hang()
         while not self.over.wait(KILL_EVERY_S):
             title = victims[number % len(victims)]
-            if number == 1:
-                self._hang()
-            elif pids := named(title):
+            if pids := named(title):
                 os.kill(pids[number % len(pids)], signal.SIGKILL)
                 self.kills[title.removeprefix("ray::")] += 1
             number += 1
@@ -78,9 +77,11 @@ def play(suite: Suite, checkpoint: str, killer: Killer | None = None) -> tuple[l
     pool = RolloutPool(WORKERS, num_cpus=0.1)
     for spec in suite.episode_list():
         pool.submit(RolloutJob(spec, suite.rules, CONTRACT, Served((server,), checkpoint)))
-    if killer:
-        killer.start()
-    outcomes = [outcome for _, outcome, _ in pool.results()]
+    outcomes: list[Outcome] = []
+    for _, outcome, _ in pool.results():
+        outcomes.append(outcome)
+        if killer and len(outcomes) == 2 * WORKERS:  # every worker is playing by now
+            killer.start()
     if killer:
         killer.over.set()
         killer.join()
