@@ -19,6 +19,7 @@ from robosuite.environments.base import MujocoEnv
 from robosuite.environments.robot_env import RobotEnv
 from robosuite.robots.fixed_base_robot import FixedBaseRobot
 from robosuite.utils import observables
+from robosuite.utils import transform_utils as transforms
 from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
 from robosuite.utils.numba import jit_decorator
 
@@ -35,13 +36,14 @@ class FastStep:
     """Takes the place of `env.step` of one robosuite environment.
 
     What lasts between control steps stays in robosuite's own objects: goals and the gripper's opening in the controllers, the sampling clock in
-    the observables. So `env.step`, `env.reset` and this can be mixed freely. Not kept: the reward, and `robot.recent_*`, which only rewards use.
+    the observables. So `env.step`, `env.reset` and this can be mixed freely. Not kept: the reward, and `robot.recent_*` where only a reward uses
+    them.
     """
 
     def __init__(self, env: Any) -> None:
-        self._env = env
-        self._due = False
         _refuse_unknown(env)
+        self._env = env
+        self._only_a_reward = type(env).__name__ in ONLY_A_REWARD
         self._bind()
 
     def _bind(self) -> None:
@@ -51,7 +53,10 @@ class FastStep:
         self._model, self._data = env.sim.model._model, env.sim.data._data
         self._substeps = int(env.control_timestep / env.model_timestep)
         self._controllers = [robot.composite_controller for robot in env.robots]
-        self._arms = [_Arm(robot, arm) for robot in env.robots for arm in robot.arms]
+        starts = np.cumsum([0] + [robot.action_dim for robot in env.robots])
+        self._arms = [_Arm(robot, arm, int(start)) for robot, start in zip(env.robots, starts, strict=False) for arm in robot.arms]
+        self._seen = {name: observable for name, observable in env._observables.items() if observable._enabled}
+        self._looked_back_at = _looked_back_at(self._seen, env._obs_cache)
         self._due = False
 
     def __call__(self, action: npt.NDArray[np.floating[Any]]) -> None:
@@ -64,59 +69,60 @@ class FastStep:
         if len(action) != env.action_dim:
             raise ValueError(f"the action has {len(action)} values, the robots take {env.action_dim}")
         env.timestep += 1
-        at_the_end = self._sampled_at_the_end()
-        if not at_the_end:
-            self.observations()
+        if self._due:
+            self._sample(self._looked_back_at)
+        self._due = self._sampled_at_the_end()
         model, data, arms = self._model, self._data, self._arms
         for substep in range(self._substeps):
             mujoco.mj_step1(model, data)
-            for arm in arms:
-                arm.look(model, data)
             if substep == 0:
-                self._set_goals(action)
-            for arm in arms:
-                arm.push()
+                self._begin(action)
+            else:
+                for arm in arms:
+                    arm.push()
             mujoco.mj_step2(model, data)
-            if not at_the_end:
+            if not self._due:
                 env._update_observables()
         for arm in arms:
             arm.leave()
-        self._due = at_the_end
         env.cur_time += env.control_timestep
-        if type(env).__name__ in ONLY_A_REWARD:
+        if self._only_a_reward:
             env.done = env.timestep >= env.horizon and not env.ignore_done
         else:
             env._post_action(action)
 
     def observations(self) -> Any:
         """What `env.step` would have returned: robosuite's named low-dimensional observations, sampled now if nobody has asked before."""
-        env = self._env
         if self._due:
-            cache = env._obs_cache
-            for name, observable in env._observables.items():
-                if observable._enabled:
-                    seen = np.array(observable._sensor(cache))
-                    observable._current_observed_value = seen[0] if seen.shape == (1,) else seen
-                    cache[name] = np.array(observable._current_observed_value)
+            self._sample(self._seen)
             self._due = False
-        return env._get_observations()
+        return self._env._get_observations()
 
-    def _set_goals(self, action: npt.NDArray[np.floating[Any]]) -> None:
-        """Once per control step, as robosuite does it. The grippers' command does not change before the next."""
-        start = 0
-        for robot in self._env.robots:
-            robot.composite_controller.update_state()
-            robot.composite_controller.set_goal(action[start : start + robot.action_dim])
-            start += robot.action_dim
-        for arm in self._arms:
-            arm.take_goal()
+    def _sample(self, seen: dict[str, Any]) -> None:
+        """What `Observable.update` does when a plain observable is due."""
+        cache = self._env._obs_cache
+        for name, observable in seen.items():
+            value = np.array(observable._sensor(cache))
+            observable._current_observed_value = value[0] if value.shape == (1,) else value
+            cache[name] = np.array(observable._current_observed_value)
+
+    def _begin(self, action: npt.NDArray[np.floating[Any]]) -> None:
+        """Set the goals of a control step, and the first torques towards them."""
+        if self._only_a_reward and all(arm.control.new_update for arm in self._arms):
+            for arm in self._arms:
+                arm.set_goal(action)
+                arm.push()
+        else:  # the first time after a reset, robosuite's controllers go by what they saw when they were made
+            self._env._pre_action(action, policy_step=True)
+            for arm in self._arms:
+                arm.see_goal()
 
     def _sampled_at_the_end(self) -> bool:
         """Whether all observables will be sampled after the last step of physics, as they are unless somebody forces an update in between.
 
         If so, their clock is set to what it will be then. They can wait: nothing that they read changes before the next control step.
         """
-        seen = [observable for observable in self._env._observables.values() if observable._enabled]
+        seen = self._seen.values()
         clocks = {(observable._time_since_last_sample, observable._sampled, observable._sampling_timestep) for observable in seen}
         if len(clocks) != 1 or not all(map(_plain, seen)):
             return False
@@ -139,122 +145,155 @@ class FastStep:
         return True
 
 
-class _Arm:
-    """One arm under operational space control, and its gripper: the arrays that its torques are computed from."""
+class _Watched(dict[str, Any]):
+    """An observation cache that notes what is read and written."""
 
-    def __init__(self, robot: Any, arm: str) -> None:
-        sim, parts = robot.sim, robot.composite_controller.part_controllers
-        data = sim.data._data
-        self._control = control = parts[arm]
-        self._gripper = parts.get(robot.get_gripper_name(arm))
-        joints, dofs = _span(control.qpos_index), _span(control.qvel_index)
-        actuators = _span(robot._ref_actuators_indexes_dict[arm])
-        self._site = sim.model.site_name2id(control.ref_name)
-        self._pose = data.site_xpos[self._site], data.site_xmat[self._site].reshape(3, 3)
-        self._joint_pos, self._joint_vel, self._qvel = data.qpos[joints], data.qvel[dofs], data.qvel
-        self._bias = data.qfrc_bias[dofs]
+    def __init__(self, cache: dict[str, Any]) -> None:
+        super().__init__(cache)
+        self.read: set[str] = set()
+        self.written: set[str] = set()
+
+    def __contains__(self, key: object) -> bool:
+        self.read.add(str(key))
+        return super().__contains__(key)
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.written.add(key)
+        super().__setitem__(key, value)
+
+
+def _looked_back_at(seen: dict[str, Any], cache: dict[str, Any]) -> dict[str, Any]:
+    """The observables of which the next sample uses this one's values, and what these use in turn.
+
+    A sensor may read from the cache what is sampled only after it: PickPlace's way from a thing to the hand goes by where the thing was.
+    """
+    watched, reads, writers, back = _Watched(cache), dict[str, set[str]](), dict[str, set[str]](), set[str]()
+    for _ in range(2):  # from an empty cache, a sensor might not read on
+        before = set[str]()
+        for name, observable in seen.items():
+            watched.read, watched.written = set(), set()
+            watched[name] = np.array(observable._sensor(watched))
+            reads[name] = watched.read
+            for key in watched.written:
+                writers.setdefault(key, set()).add(name)
+            back |= watched.read - before
+            before |= watched.written
+    names, more = set[str](), back
+    while more:
+        new = {name for key in more for name in writers.get(key, ())} - names
+        names |= new
+        more = {key for name in new for key in reads[name]}
+    return {name: observable for name, observable in seen.items() if name in names}
+
+
+class _Arm:
+    """One arm under operational space control, and its gripper: the arrays that its torques are computed from.
+
+    `control`, robosuite's controller, keeps the goal, in the frame of the arm's base, and receives what it would hold.
+    """
+
+    def __init__(self, robot: Any, arm: str, start: int) -> None:
+        """The robot's part of an action begins at `start`."""
+        sim, parts, splits = robot.sim, robot.part_controllers, robot.composite_controller._action_split_indexes
+        data, joints, gripper = sim.data._data, _span(parts[arm].qpos_index), robot.get_gripper_name(arm)
+        self.control = control = parts[arm]
+        self._mine = slice(*(start + index for index in splits[arm]))
+        self._gripper = None
+        if gripper in parts and parts[gripper].control_dim:
+            self._gripper = _Gripper(robot, gripper, slice(*(start + index for index in splits[gripper])))
+        dofs, actuators = _span(control.qvel_index), _span(robot._ref_actuators_indexes_dict[arm])
+        self._model, self._data, self._site, self._qvel = sim.model._model, data, sim.model.site_name2id(control.ref_name), data.qvel
+        self._pos, self._ori, self._bias, self._ctrl = (
+            data.site_xpos[self._site],
+            data.site_xmat[self._site].reshape(3, 3),
+            data.qfrc_bias[dofs],
+            data.ctrl[actuators],
+        )
+        self._joint_pos, self._joint_vel = data.qpos[joints], data.qvel[dofs]
         self._low, self._high = np.ascontiguousarray(sim.model.actuator_ctrlrange[actuators].T)
-        self._ctrl = data.ctrl[actuators]
         number = len(control.qvel_index)
-        self._jacobian = np.zeros((3, sim.model.nv)), np.zeros((3, sim.model.nv))
-        self._first_dof = dofs.start
-        self._inertia, self._entries = data.qM, _mass_matrix_entries(sim)[dofs, dofs].copy()
+        self._linear, self._angular = np.zeros((3, sim.model.nv)), np.zeros((3, sim.model.nv))
         # In Fortran's order, as indexing gives it to robosuite: BLAS rounds differently for the transpose.
         self._mass = np.zeros((number, number), order="F")
         self._force, self._torque, self._wrench, self._torques = np.zeros(3), np.zeros(3), np.zeros(6), np.zeros(number)
-        if self._gripper is not None:
-            self._grip_actuators = robot._ref_actuators_indexes_dict[robot.get_gripper_name(arm)]
-            self._grip_range = sim.model.actuator_ctrlrange[self._grip_actuators].T
-        self._all_ctrl = data.ctrl
+        self._given = (
+            *(self._pos, self._ori, control.ref_pos_vel, control.ref_ori_vel, control.kp, control.kd),
+            *(data.qM, _mass_matrix_entries(sim)[dofs, dofs].copy(), self._mass, self._linear, self._angular, dofs.start),
+            *(control.J_pos, control.J_ori, control.J_full, control.initial_joint, self._joint_pos, self._joint_vel),
+        )
+        self._into_base = transforms.pose_inv(transforms.make_pose(control.origin_pos, control.origin_ori))
+        self._pose = np.eye(4)
 
-    def look(self, model: Any, data: Any) -> None:
-        """Take the hand's velocity (`Controller.update`): these products have to be numpy's."""
-        control, (linear, angular) = self._control, self._jacobian
-        self._held = not control.new_update
-        if self._held:  # the first time after a reset, robosuite's controller goes by what it saw when it was made
-            return
-        mujoco.mj_jacSite(model, data, linear, angular, self._site)
-        np.dot(linear, self._qvel, out=control.ref_pos_vel)
-        np.dot(angular, self._qvel, out=control.ref_ori_vel)
-        control.ref_pos[:], control.ref_ori_mat[:] = self._pose
-        control.new_update = False  # so that set_goal does not update it again
-
-    def take_goal(self) -> None:
-        """Take the arm's goal (in the world) from robosuite's controller, and command the gripper."""
-        control = self._control
-        if control.input_ref_frame == "base":
-            self._goal_pos = control.origin_pos + np.dot(control.origin_ori, control.goal_pos)
-            self._goal_ori = np.dot(control.origin_ori, control.goal_ori)
-        else:
-            self._goal_pos, self._goal_ori = control.goal_pos, control.goal_ori
+    def set_goal(self, action: npt.NDArray[np.floating[Any]]) -> None:
+        """Do what `OperationalSpaceController.set_goal` does: the goal is where the hand is, moved and turned by the action."""
+        control = self.control
+        delta = _scaled(control, action[self._mine])
+        self._pose[:3, :3], self._pose[:3, 3] = self._ori, self._pos
+        hand = np.dot(self._into_base, self._pose)
+        control.goal_pos = hand[:3, 3] + delta[:3]
+        control.goal_ori = np.dot(transforms.quat2mat(transforms.axisangle2quat(delta[3:])), hand[:3, :3])
         if self._gripper is not None:
-            self._all_ctrl[self._grip_actuators] = np.clip(self._gripper.run_controller(), *self._grip_range)
+            self._gripper.command(action)
+        self.see_goal()
+
+    def see_goal(self) -> None:
+        """Take over the controller's goal, in the world: it does not change before the next control step."""
+        control = self.control
+        self._goal = control.origin_pos + np.dot(control.origin_ori, control.goal_pos), np.dot(control.origin_ori, control.goal_ori)
 
     def push(self) -> None:
-        """Command the torques (`OperationalSpaceController.run_controller`)."""
-        control = self._control
-        if self._held:
-            np.minimum(np.maximum(control.run_controller(), self._low), self._high, out=self._ctrl)
-            return
-        force, torque, lambda_pos, lambda_ori, null = _towards_goal(
-            self._goal_pos,
-            self._goal_ori,
-            control.ref_pos,
-            control.ref_ori_mat,
-            control.ref_pos_vel,
-            control.ref_ori_vel,
-            control.kp,
-            control.kd,
-            self._inertia,
-            self._entries,
-            self._mass,
-            *self._jacobian,
-            self._first_dof,
-            control.J_pos,
-            control.J_ori,
-            control.J_full,
-            control.initial_joint,
-            self._joint_pos,
-            self._joint_vel,
-        )
-        np.dot(lambda_pos, force, out=self._force)
-        np.dot(lambda_ori, torque, out=self._torque)
-        np.concatenate((self._force, self._torque), out=self._wrench)
+        """Command the torques of one step of physics (`Controller.update`, `OperationalSpaceController.run_controller`)."""
+        control = self.control
+        mujoco.mj_jacSite(self._model, self._data, self._linear, self._angular, self._site)
+        np.dot(self._linear, self._qvel, out=control.ref_pos_vel)
+        np.dot(self._angular, self._qvel, out=control.ref_ori_vel)
+        force, torque, lambda_pos, lambda_ori, posture = _towards_goal(*self._goal, *self._given)
+        np.concatenate((np.dot(lambda_pos, force), np.dot(lambda_ori, torque)), out=self._wrench)
         torques = np.dot(control.J_full.T, self._wrench, out=self._torques)
         torques += self._bias
-        torques += null
+        torques += posture
         np.minimum(np.maximum(torques, self._low), self._high, out=self._ctrl)
-        control.new_update = True
 
     def leave(self) -> None:
         """Leave in robosuite's controller what it would hold after the control step."""
-        control = self._control
-        control.joint_pos, control.joint_vel = self._joint_pos.copy(), self._joint_vel.copy()
+        control = self.control
+        control.ref_pos[:], control.ref_ori_mat[:] = self._pos, self._ori
         control.mass_matrix, control.torques = self._mass.copy(order="F"), self._torques.copy()
+
+
+class _Gripper:
+    def __init__(self, robot: Any, name: str, mine: slice) -> None:
+        """Its part of the action is `mine`."""
+        self._control, self._gripper, self._mine = robot.part_controllers[name], robot.composite_controller.grippers[name], mine
+        self._actuators, self._ctrl = robot._ref_actuators_indexes_dict[name], robot.sim.data._data.ctrl
+        self._low, self._high = robot.sim.model.actuator_ctrlrange[self._actuators].T.copy()
+
+    def command(self, action: npt.NDArray[np.floating[Any]]) -> None:
+        """Do what `SimpleGripController` does with set_goal and run_controller."""
+        control = self._control
+        wanted = self._gripper.format_action(action[self._mine])
+        if control.use_action_scaling:
+            control.goal_qvel = wanted = _scaled(control, wanted)
+            low, high = control.actuator_min, control.actuator_max
+            wanted = 0.5 * (high + low) + 0.5 * (high - low) * wanted
+        self._ctrl[self._actuators] = np.minimum(np.maximum(wanted, self._low), self._high)
+
+
+def _scaled(control: Any, action: npt.NDArray[np.floating[Any]]) -> Array:
+    """What `Controller.scale_action` gives once it has been asked before, as it has in the first control step."""
+    clipped = np.minimum(np.maximum(action, control.input_min), control.input_max)
+    scaled: Array = (clipped - control.action_input_transform) * control.action_scale + control.action_output_transform
+    return scaled
 
 
 @jit_decorator
 def _towards_goal(
-    goal_pos,
-    goal_ori,
-    ref_pos,
-    ref_ori,
-    pos_vel,
-    ori_vel,
-    kp,
-    kd,
-    inertia,
-    entries,
-    mass,
-    linear,
-    angular,
-    first,
-    J_pos,
-    J_ori,
-    J_full,
-    initial_joint,
-    joint_pos,
-    joint_vel,
+    goal_pos, goal_ori, pos, ori, pos_vel, ori_vel, kp, kd, inertia, entries, mass, linear, angular, first,
+    J_pos, J_ori, J_full, initial_joint, joint_pos, joint_vel,
 ):
     """The hand's wanted force and torque (3,), their two inertias (3, 3), and the torques (J,) that keep the arm's posture.
 
@@ -269,8 +308,8 @@ def _towards_goal(
             J_ori[row, column] = angular[row, first + column]
             J_full[row, column] = linear[row, first + column]
             J_full[3 + row, column] = angular[row, first + column]
-    force = (goal_pos - ref_pos) * kp[0:3] + -pos_vel * kd[0:3]
-    torque = orientation_error(goal_ori, ref_ori) * kp[3:6] + -ori_vel * kd[3:6]
+    force = (goal_pos - pos) * kp[0:3] + -pos_vel * kd[0:3]
+    torque = orientation_error(goal_ori, ori) * kp[3:6] + -ori_vel * kd[3:6]
     _, lambda_pos, lambda_ori, nullspace = opspace_matrices(mass, J_full, J_pos, J_ori)
     return force, torque, lambda_pos, lambda_ori, nullspace_torques(mass, nullspace, initial_joint, joint_pos, joint_vel)
 
@@ -328,6 +367,8 @@ def _known_arm(robot: Any, control: Any) -> bool:
         control.use_ori
         and control.impedance_mode == "fixed"
         and control.input_type == "delta"
+        and control.input_ref_frame == "base"
+        and control._goal_update_mode == "achieved"
         and control.uncoupling
         and control.lite_physics
         and control.interpolator_pos is None
