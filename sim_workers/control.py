@@ -219,11 +219,14 @@ class _Arm:
         self._linear, self._angular = np.zeros((3, sim.model.nv)), np.zeros((3, sim.model.nv))
         # In Fortran's order, as indexing gives it to robosuite: BLAS rounds differently for the transpose.
         self._mass = np.zeros((number, number), order="F")
-        self._force, self._torque, self._wrench, self._torques = np.zeros(3), np.zeros(3), np.zeros(6), np.zeros(number)
+        self._wrench, self._torques = np.zeros(6), np.zeros(number)
+        self._force, self._torque, self._posture = np.zeros(3), np.zeros(3), np.zeros(number)
+        self._lambda_pos, self._lambda_ori = np.zeros((3, 3), order="F"), np.zeros((3, 3), order="F")
         self._given = (
             *(self._pos, self._ori, control.ref_pos_vel, control.ref_ori_vel, control.kp, control.kd),
             *(data.qM, _mass_matrix_entries(sim)[dofs, dofs].copy(), self._mass, self._linear, self._angular, dofs.start),
             *(control.J_pos, control.J_ori, control.J_full, control.initial_joint, self._joint_pos, self._joint_vel),
+            *(self._force, self._torque, self._lambda_pos, self._lambda_ori, self._posture),
         )
         self._into_base = transforms.pose_inv(transforms.make_pose(control.origin_pos, control.origin_ori))
         self._pose = np.eye(4)
@@ -247,16 +250,17 @@ class _Arm:
 
     def push(self) -> None:
         """Command the torques of one step of physics (`Controller.update`, `OperationalSpaceController.run_controller`)."""
-        control = self.control
+        control, torques = self.control, self._torques
         mujoco.mj_jacSite(self._model, self._data, self._linear, self._angular, self._site)
-        np.dot(self._linear, self._qvel, out=control.ref_pos_vel)
-        np.dot(self._angular, self._qvel, out=control.ref_ori_vel)
-        force, torque, lambda_pos, lambda_ori, posture = _towards_goal(*self._goal, *self._given)
-        np.concatenate((np.dot(lambda_pos, force), np.dot(lambda_ori, torque)), out=self._wrench)
-        torques = np.dot(control.J_full.T, self._wrench, out=self._torques)
+        self._linear.dot(self._qvel, control.ref_pos_vel)
+        self._angular.dot(self._qvel, control.ref_ori_vel)
+        _towards_goal(*self._goal, *self._given)
+        np.concatenate((self._lambda_pos.dot(self._force), self._lambda_ori.dot(self._torque)), out=self._wrench)
+        control.J_full.T.dot(self._wrench, torques)
         torques += self._bias
-        torques += posture
-        np.minimum(np.maximum(torques, self._low), self._high, out=self._ctrl)
+        torques += self._posture
+        np.maximum(torques, self._low, self._ctrl)
+        np.minimum(self._ctrl, self._high, self._ctrl)
 
     def leave(self) -> None:
         """Leave in robosuite's controller what it would hold after the control step."""
@@ -292,26 +296,29 @@ def _scaled(control: Any, action: npt.NDArray[np.floating[Any]]) -> Array:
 
 @jit_decorator
 def _towards_goal(
-    goal_pos, goal_ori, pos, ori, pos_vel, ori_vel, kp, kd, inertia, entries, mass, linear, angular, first,
-    J_pos, J_ori, J_full, initial_joint, joint_pos, joint_vel,
-):
-    """The hand's wanted force and torque (3,), their two inertias (3, 3), and the torques (J,) that keep the arm's posture.
+    goal_pos: Array, goal_ori: Array, pos: Array, ori: Array, pos_vel: Array, ori_vel: Array, kp: Array, kd: Array,
+    inertia: Array, entries: npt.NDArray[np.int64], mass: Array, linear: Array, angular: Array, first_dof: int,
+    J_pos: Array, J_ori: Array, J_full: Array, initial_joint: Array, joint_pos: Array, joint_vel: Array,
+    force: Array, torque: Array, lambda_pos: Array, lambda_ori: Array, posture: Array,
+) -> None:  # fmt: skip
+    """Fill what the rest is numpy's business with: the hand's wanted `force` and `torque` (3,), their inertias `lambda_*` (3, 3), the torques
+    `posture` (J,) that keep the arm's posture; and on the way `mass` (J, J) and the Jacobians `J_*` (3, J), (3, J), (6, J).
 
-    Only what rounds alike wherever it is computed (sums and products of single numbers), and robosuite's own compiled functions: its remaining
-    matrix products are numpy's. Fills `mass` (J, J) and the Jacobians (3, J), (3, J), (6, J). The base stands still, so its velocity is 0.
+    Only what rounds alike wherever it is computed (sums and products of single numbers), and robosuite's own compiled functions: the other matrix
+    products must stay numpy's. The base stands still: its velocity, which robosuite subtracts, is 0.
     """
     for column in range(mass.shape[1]):
         for row in range(mass.shape[0]):
             mass[row, column] = inertia[entries[row, column]]
         for row in range(3):
-            J_pos[row, column] = linear[row, first + column]
-            J_ori[row, column] = angular[row, first + column]
-            J_full[row, column] = linear[row, first + column]
-            J_full[3 + row, column] = angular[row, first + column]
-    force = (goal_pos - pos) * kp[0:3] + -pos_vel * kd[0:3]
-    torque = orientation_error(goal_ori, ori) * kp[3:6] + -ori_vel * kd[3:6]
-    _, lambda_pos, lambda_ori, nullspace = opspace_matrices(mass, J_full, J_pos, J_ori)
-    return force, torque, lambda_pos, lambda_ori, nullspace_torques(mass, nullspace, initial_joint, joint_pos, joint_vel)
+            J_pos[row, column] = linear[row, first_dof + column]
+            J_ori[row, column] = angular[row, first_dof + column]
+            J_full[row, column] = linear[row, first_dof + column]
+            J_full[3 + row, column] = angular[row, first_dof + column]
+    force[:] = (goal_pos - pos) * kp[0:3] + -pos_vel * kd[0:3]
+    torque[:] = orientation_error(goal_ori, ori) * kp[3:6] + -ori_vel * kd[3:6]
+    _, lambda_pos[:], lambda_ori[:], nullspace = opspace_matrices(mass, J_full, J_pos, J_ori)
+    posture[:] = nullspace_torques(mass, nullspace, initial_joint, joint_pos, joint_vel)
 
 
 def _mass_matrix_entries(sim: Any) -> npt.NDArray[np.int64]:
@@ -343,7 +350,9 @@ def _refuse_unknown(env: Any) -> None:
     """ValueError, one sentence, unless everything that robosuite would run in a control step is what this file stands in for."""
     kind = type(env)
     if kind.step is not MujocoEnv.step or kind._pre_action is not RobotEnv._pre_action or not env.lite_physics or env.viewer is not None:
-        raise ValueError(f"the fast control step stands in for robosuite's plain one with lite_physics and without a viewer; {kind.__name__} has another")
+        raise ValueError(
+            f"the fast control step stands in for robosuite's plain one with lite_physics and without a viewer; {kind.__name__} has another"
+        )
     for robot in env.robots:
         if type(robot) is not FixedBaseRobot or robot.composite_controller.name != "BASIC":
             raise ValueError(f"the fast control step knows robots on a fixed base under the BASIC controller, not {robot.name}'s")
