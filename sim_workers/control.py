@@ -18,10 +18,11 @@ from robosuite.controllers.parts.gripper.simple_grip import SimpleGripController
 from robosuite.environments.base import MujocoEnv
 from robosuite.environments.robot_env import RobotEnv
 from robosuite.robots.fixed_base_robot import FixedBaseRobot
-from robosuite.utils import observables
 from robosuite.utils import transform_utils as transforms
 from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
 from robosuite.utils.numba import jit_decorator
+
+from sim_workers.observables import LateObservations
 
 Array = npt.NDArray[np.float64]
 Action = npt.NDArray[np.floating[Any]]
@@ -55,9 +56,7 @@ class FastStep:
         self._model, self._data = env.sim.model._model, env.sim.data._data
         self._substeps = int(env.control_timestep / env.model_timestep)
         self._arms = _arms(env)
-        self._seen = {name: observable for name, observable in env._observables.items() if observable._enabled}
-        self._looked_back_at = _looked_back_at(self._seen, env._obs_cache)
-        self._due = False
+        self._observations = LateObservations(env)
 
     def _bound(self) -> bool:
         now = [self._env.sim, *(robot.composite_controller for robot in self._env.robots)]
@@ -72,11 +71,8 @@ class FastStep:
             raise ValueError(f"the action has {len(action)} values, the robots take {env.action_dim}")
         if not self._bound():
             self._bind()
-        if self._due:
-            self._sample(self._looked_back_at)
+        later, model, data = self._observations.postpone(self._substeps), self._model, self._data
         env.timestep += 1
-        self._due = self._sampled_at_the_end()
-        model, data = self._model, self._data
         for substep in range(self._substeps):
             mujoco.mj_step1(model, data)
             if substep == 0:
@@ -85,7 +81,7 @@ class FastStep:
                 for arm in self._arms:
                     arm.push()
             mujoco.mj_step2(model, data)
-            if not self._due:
+            if not later:
                 env._update_observables()
         for arm in self._arms:
             arm.leave()
@@ -97,9 +93,8 @@ class FastStep:
 
     def observations(self) -> Any:
         """What `env.step` would have returned: robosuite's named low-dimensional observations, sampled now if nobody has asked before."""
-        if self._due and self._bound():
-            self._sample(self._seen)
-            self._due = False
+        if self._bound():
+            self._observations.sample()
         return self._env._get_observations()
 
     def _begin(self, action: Action) -> None:
@@ -115,74 +110,6 @@ class FastStep:
             self._arms = _arms(self._env)
         for arm in self._arms:
             arm.see_goal()
-
-    def _sample(self, seen: dict[str, Any]) -> None:
-        """What `Observable.update` does when a plain observable is due."""
-        cache = self._env._obs_cache
-        for name, observable in seen.items():
-            value = np.array(observable._sensor(cache))
-            observable._current_observed_value = value[0] if value.shape == (1,) else value
-            cache[name] = np.array(observable._current_observed_value)
-
-    def _sampled_at_the_end(self) -> bool:
-        """Whether all observables will be sampled after the last step of physics, as they are unless somebody forces an update in between.
-
-        If so, their clock is set to what it will be then. They can wait: nothing that they read changes before the next control step.
-        """
-        seen = self._seen.values()
-        clocks = {(one._time_since_last_sample, one._sampled, one._sampling_timestep) for one in seen}
-        if len(clocks) != 1 or not all(map(_plain, seen)):
-            return False
-        ((clock, sampled, period),) = clocks
-        timestep, sampled_at = self._env.model_timestep, []
-        for substep in range(self._substeps):  # as Observable.update counts: sums of many 0.002 are not quite multiples of it
-            clock += timestep
-            if not sampled and period >= clock:
-                sampled_at.append(substep)
-                sampled = True
-            if clock >= period and sampled:
-                clock, sampled = clock % period, False
-        if sampled_at != [self._substeps - 1]:
-            return False
-        for observable in seen:
-            observable._time_since_last_sample, observable._sampled = clock, sampled
-        return True
-
-
-class _Watched(dict[str, Any]):
-    """An observation cache that notes what is read in it before it is written: the sample before."""
-
-    def __init__(self, cache: dict[str, Any]) -> None:
-        super().__init__(cache)
-        self.old, self.new = set[str](), set[str]()
-
-    def __contains__(self, key: object) -> bool:
-        self.old |= {str(key)} - self.new
-        return super().__contains__(key)
-
-    def __getitem__(self, key: str) -> Any:
-        self.old |= {key} - self.new
-        return super().__getitem__(key)
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self.new.add(key)
-        super().__setitem__(key, value)
-
-
-def _looked_back_at(seen: dict[str, Any], cache: dict[str, Any]) -> dict[str, Any]:
-    """The observables of which the next sample uses this one's values: they have to be sampled even if nobody asks.
-
-    A sensor may read what is sampled only after it: PickPlace's way from a thing to the hand goes by where the thing was.
-    """
-    watched = _Watched(cache)
-    for _ in range(2):  # from an empty cache, a sensor might not read on
-        watched.new.clear()
-        for name, observable in seen.items():
-            watched[name] = np.array(observable._sensor(watched))
-    back, theirs = {name: seen[name] for name in seen if name in watched.old}, _Watched(watched)
-    for observable in back.values():
-        observable._sensor(theirs)
-    return back if len(back) == len(watched.old) and not theirs.old else seen
 
 
 class _Arm:
@@ -328,12 +255,6 @@ def _span(indexes: Any) -> slice:
     if list(indexes) != list(range(start, stop)):
         raise ValueError(f"the fast control step knows joints and actuators that lie side by side, not {list(indexes)}")
     return slice(start, stop)
-
-
-def _plain(observable: Any) -> bool:
-    """Whether an observable shows what its sensor says, at once."""
-    made = (observable._corrupter, observable._filter, observable._delayer)
-    return made == (observables.NO_CORRUPTION, observables.NO_FILTER, observables.NO_DELAY) and observable._current_delay == 0.0
 
 
 def _refuse_unknown(env: Any) -> None:
