@@ -28,7 +28,8 @@ def play(seed, is_fast, asks):
         else:
             seen[step] = flat(env.step(action)[0])
         states.append(physics(env))
-    after = [env.timestep, env.cur_time, env.done, *(getattr(env, name, 0) for name in ("collisions", "f_excess")), len(getattr(env, "wiped_markers", []))]
+    counts = [getattr(env, name, 0) for name in ("collisions", "f_excess")]
+    after = [env.timestep, env.cur_time, env.done, *counts, len(getattr(env, "wiped_markers", []))]
     return np.stack(states), seen, after, bool(env._check_success())
 
 def same(one, other):
