@@ -50,7 +50,8 @@ class SimEnv:
 
     film_camera = "frontview"
 
-    def __init__(self, task: str, contract: Contract) -> None:
+    def __init__(self, task: str, contract: Contract, fast_control: bool = True) -> None:
+        """`fast_control` is faster, not different: the same states and observations to the last bit (`control.py`)."""
         self.task = task
         self.contract = contract
         profile = PROFILES[contract.render_profile]
@@ -82,6 +83,14 @@ class SimEnv:
         keys = HAND_KEYS + FINGER_KEYS if has_fingers(task) else HAND_KEYS
         self._proprio_keys = [f"{arm}_{key}" for arm in hands(task) for key in keys]
         self._low_dim: dict[str, npt.NDArray[np.float64]] = {}
+        self._fast: Any = None
+        if fast_control:
+            from sim_workers.control import FastStep  # it imports the simulator
+
+            try:
+                self._fast = FastStep(self._env)
+            except ValueError as unknown:
+                logging.getLogger(__name__).warning("%s takes robosuite's own control steps: %s", task, unknown)
 
     def reset(self, seed: int) -> None:
         """Start the episode of scene `seed`."""
@@ -93,7 +102,11 @@ class SimEnv:
 
     def step(self, action: npt.NDArray[np.floating[Any]]) -> None:
         """Apply one (A,) action for one control step; values outside [-1, 1] are clipped, as the controller does."""
-        self._low_dim, _, _, _ = self._env.step(np.clip(action, -1.0, 1.0))
+        if self._fast:
+            self._fast(np.clip(action, -1.0, 1.0))
+            self._low_dim = {}  # until somebody asks
+        else:
+            self._low_dim, _, _, _ = self._env.step(np.clip(action, -1.0, 1.0))
 
     @property
     def succeeded(self) -> bool:
@@ -107,12 +120,14 @@ class SimEnv:
     @property
     def state(self) -> dict[str, npt.NDArray[np.float64]]:
         """Robosuite's named low-dimensional observations: what a scripted expert may use and a policy may not."""
+        if not self._low_dim and self._fast:
+            self._low_dim = self._fast.observations()
         return self._low_dim
 
     @property
     def proprio(self) -> npt.NDArray[np.float32]:
         """(P,) float32, laid out as the contract's `proprio`."""
-        return np.concatenate([self._low_dim[key] for key in self._proprio_keys]).astype(np.float32)
+        return np.concatenate([self.state[key] for key in self._proprio_keys]).astype(np.float32)
 
     def pictures(self) -> dict[str, npt.NDArray[np.uint8]]:
         """(H, W, 3) uint8 per camera of the contract."""

@@ -1,0 +1,182 @@
+"""What does a control step cost, robosuite's own and ours, and do both go the same way?
+
+    python -m bench.control_step               about ten minutes
+    python -m bench.control_step --quick       within a minute: three tasks, few episodes
+
+Costs: CPU time of one process, both kinds of step by turns in the same episodes of random actions, medians over blocks. `asked` is with the
+observations of every step; without, nobody asks. The split is of ours. Ways: the scripted experts' disturbed demonstrations, played once with
+each kind of step; whatever differs in positions, velocities, controls, time or observations after any step, and whether they succeed.
+"""
+
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from statistics import median
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from sim_workers.demonstrate import Demonstration, demonstrate
+from sim_workers.env import CONTROL_HZ, SimEnv, contract
+from sim_workers.render import choose_backend
+
+TASKS = (
+    *("Lift", "Stack", "Door", "NutAssembly", "NutAssemblySingle", "NutAssemblySquare", "NutAssemblyRound", "PickPlace", "PickPlaceSingle"),
+    *("PickPlaceMilk", "PickPlaceBread", "PickPlaceCereal", "PickPlaceCan", "Wipe", "ToolHang"),
+    *("TwoArmLift", "TwoArmPegInHole", "TwoArmHandover", "TwoArmTransport"),
+)
+EPISODES = {"Lift": 400, "Stack": 50, "PickPlaceCan": 50}
+QUICK_TASKS, QUICK_EPISODES = ("Lift", "PickPlaceCan", "TwoArmLift"), {"Lift": 6, "Stack": 2, "PickPlaceCan": 2}
+BLOCK = 5  # control steps
+EPISODE = 50  # control steps of random actions
+SEED = 2_000_000  # scenes that nobody demonstrates or evaluates
+
+Array = npt.NDArray[np.float64]
+
+
+def make(task: str, **changes: Any) -> Any:
+    """A plain robosuite environment with one or two Pandas, without a GL context."""
+    choose_backend()
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    import robosuite
+
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    asked = {"robots": ["Panda"] * (2 if task.startswith("TwoArm") else 1), "control_freq": CONTROL_HZ, "hard_reset": False, "seed": 0} | changes
+    return robosuite.make(task, has_renderer=False, has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True, renderer="mujoco", **asked)
+
+
+def reset(env: Any, seed: int) -> Any:
+    """Start the scene `seed`; the observations."""
+    env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+    return env.reset()
+
+
+def physics(env: Any) -> Array:
+    """All that a trajectory consists of: positions, velocities, controls, time."""
+    data = env.sim.data
+    everything: Array = np.concatenate([data.qpos, data.qvel, data.ctrl, [data.time]])
+    return everything
+
+
+def flat(observations: dict[str, Any]) -> Array:
+    return np.concatenate([np.ravel(value) for value in observations.values()])
+
+
+def wander(rng: np.random.Generator, steps: int, values: int) -> Array:
+    """(steps, values) actions that go somewhere: a new direction every eight, and a tremor."""
+    return np.clip(np.repeat(rng.uniform(-1, 1, (-(-steps // 8), values)), 8, axis=0)[:steps] + rng.normal(0, 0.3, (steps, values)), -1, 1)
+
+
+def costs(task: str, rounds: int) -> dict[str, float]:
+    """CPU milliseconds per control step."""
+    import mujoco
+
+    from sim_workers.control import FastStep
+
+    env = make(task)
+    fast, rng, now = FastStep(env), np.random.default_rng(0), time.process_time
+    milliseconds: dict[str, list[float]] = defaultdict(list)
+
+    def asked(action: Array) -> None:
+        fast(action)
+        fast.observations()
+
+    kinds: dict[str, Callable[[Array], Any]] = {"robosuite": env.step, "ours": fast, "asked": asked}
+    for block in range(rounds):
+        if block % (EPISODE // BLOCK // len(kinds)) == 0:
+            reset(env, SEED + block)
+            fast(np.zeros(env.action_dim))  # not counted: the first after a reset looks things up
+            fast(np.zeros(env.action_dim))
+        for kind, step in kinds.items():
+            actions, began = wander(rng, BLOCK, env.action_dim), now()
+            for action in actions:
+                step(action)
+            milliseconds[kind].append(1000 * (now() - began) / BLOCK)
+        halves, spent = (mujoco.mj_step1, mujoco.mj_step2), [0.0]
+        mujoco.mj_step1, mujoco.mj_step2 = (_timed(half, spent) for half in halves)
+        for action in wander(rng, BLOCK, env.action_dim):
+            fast(action)
+        mujoco.mj_step1, mujoco.mj_step2 = halves
+        milliseconds["physics"].append(1000 * spent[0] / BLOCK)
+    return {kind: median(values) for kind, values in milliseconds.items()}
+
+
+def _timed(half: Callable[..., None], spent: list[float]) -> Callable[..., None]:
+    def timed(*args: Any) -> None:
+        began = time.thread_time()
+        half(*args)
+        spent[0] += time.thread_time() - began
+
+    return timed
+
+
+class Traced(SimEnv):
+    """Notes where every step leads."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(task, contract((), (64, 64), "fast"))
+        self.kinds = {"ours": self._fast, "robosuite": None}
+        self.trace: list[Array] = []
+
+    def play(self, kind: str, demonstration: Demonstration) -> tuple[Array, bool]:
+        """(steps, values) of one demonstration, and whether it succeeded."""
+        self._fast, self.trace = self.kinds[kind], []
+        success = demonstrate(self, demonstration).success
+        return np.stack(self.trace), success
+
+    def step(self, action: npt.NDArray[np.floating[Any]]) -> None:
+        super().step(action)
+        self.trace.append(np.concatenate([physics(self._env), flat(self.state)]))
+
+
+def ways(task: str, episodes: int) -> dict[str, Any]:
+    """How far apart both kinds of step lead, and how many episodes end alike."""
+    env = Traced(task)
+    worst, alike, steps = 0.0, 0, 0
+    for seed in range(SEED, SEED + episodes):
+        (one, success), (other, same) = (env.play(kind, Demonstration(task, seed, 0.3)) for kind in ("robosuite", "ours"))
+        worst = max(worst, float(np.abs(one - other).max()) if one.shape == other.shape else float("inf"))
+        alike, steps = alike + (success == same), steps + len(one)
+    env.close()
+    return {"max_abs_difference": worst, "alike": alike, "steps": steps}
+
+
+def in_processes(function: Callable[[str, int], dict[str, Any]], tasks: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """function(task, number) for each, one after another: one environment per process."""
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        return {task: pool.submit(function, task, number).result() for task, number in tasks.items()}
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="End within a minute.")
+def main(quick: bool) -> None:
+    """Print the tables and, last, one line of JSON."""
+    measured = in_processes(costs, dict.fromkeys(QUICK_TASKS if quick else TASKS, 20 if quick else 60))
+    print(f"{'CPU ms per control step':<24}{'robosuite':>10}{'ours':>8}{'asked':>8}  times as fast, asked   split: physics, control, observations")
+    for task, ms in measured.items():
+        split = f"{ms['physics']:.2f} {ms['ours'] - ms['physics']:5.2f} {ms['asked'] - ms['ours']:5.2f}"
+        ratios = f"{ms['robosuite'] / ms['ours']:15.2f} {ms['robosuite'] / ms['asked']:6.2f}"
+        print(f"{task:<24}{ms['robosuite']:10.2f}{ms['ours']:8.2f}{ms['asked']:8.2f}{ratios}          {split}")
+    todo = QUICK_EPISODES if quick else EPISODES
+    found = in_processes(ways, todo)
+    print(f"\n{'demonstrations':<24}{'episodes':>10}{'steps':>8}  end alike  largest difference")
+    for task, way in found.items():
+        print(f"{task:<24}{todo[task]:10}{way['steps']:8}{way['alike']:11}  {way['max_abs_difference']:g}")
+    answer = {
+        "ratio_speedup": round(median(ms["robosuite"] / ms["ours"] for ms in measured.values()), 3),
+        "ratio_speedup_lift": round(measured["Lift"]["robosuite"] / measured["Lift"]["ours"], 3),
+        "max_abs_difference": max(way["max_abs_difference"] for way in found.values()),
+        "outcomes_equal": all(way["alike"] == todo[task] for task, way in found.items()),
+        "episodes": sum(todo.values()),
+    }
+    print("\n" + json.dumps({"bench": "control_step", **answer, "quick": quick}))
+
+
+if __name__ == "__main__":
+    main()
