@@ -16,6 +16,7 @@ class Plan:
 
     arms: int
     checkpoints: int
+    shifts: int
     rollouts: int
     control_steps: int
     """At most, if no rollout succeeded early."""
@@ -33,7 +34,10 @@ class Plan:
     def __str__(self) -> str:
         lines = (
             ("arms", f"{self.arms}" + (f", on {self.video_models} video models trained first" if self.video_models else "")),
-            ("checkpoints", f"{self.checkpoints}, every one scored"),
+            (
+                "checkpoints",
+                f"{self.checkpoints}, every one scored" + (f", each arm's last one under {self.shifts} shifts too" if self.shifts else ""),
+            ),
             ("rollouts", f"{self.rollouts}, at most {self.control_steps:,} control steps"),
             ("training", f"{self.clips:,} clips; the largest arm reads {self.bytes_per_epoch / 2**20:.1f} MiB per epoch"),
             ("memory", f"at most {self.stream_bytes / 2**20:.0f} MiB per training worker for clips on their way, beside the model's"),
@@ -68,10 +72,11 @@ def make_plan(sweep: Sweep) -> Plan:
         video_models = len({(frozenset((*subset.demos, *subset.action_free)), seed) for subset, seed in subsets})
     steps = len(arms) * sweep.train.steps + video_models * (sweep.train.video_steps or sweep.train.steps)
     checkpoints = len(arms) * len(sweep.checkpoint_steps())
-    rollouts = checkpoints * sweep.suite.episodes * len(sweep.suite.tasks)
+    rollouts = (checkpoints + len(arms) * len(sweep.suite.shifts)) * sweep.suite.episodes * len(sweep.suite.tasks)
     return Plan(
         arms=len(arms),
         checkpoints=checkpoints,
+        shifts=len(sweep.suite.shifts),
         rollouts=rollouts,
         control_steps=rollouts * sweep.suite.horizon,
         video_models=video_models,

@@ -29,7 +29,7 @@ from orchestrator.provenance import digest, weights_label
 from orchestrator.storage import StorageError, open_storage
 from policy.config import Objective, Recipe
 from policy.presets import weights_source
-from sim_workers.env import contract
+from sim_workers.backends import contract_of
 from sim_workers.suite import Rules, Suite
 from sim_workers.tasks import TASKS
 
@@ -275,9 +275,10 @@ def store_problems(data: Data, tasks: tuple[str, ...]) -> list[str]:
         manifest = load_manifest(open_storage(data.episodes))
     except (EpisodeError, StorageError) as error:
         return [f"data.episodes: {error}"]
-    here = contract(manifest.contract.cameras, manifest.contract.image_size, manifest.contract.render_profile)
-    if different := manifest.contract.mismatches(here):
-        return [f"data.episodes: a policy trained on {data.episodes} could not be scored here. {'; '.join(different)}"]
+    for task in tasks:
+        made = manifest.contract
+        if different := made.mismatches(contract_of(task, made.cameras, made.image_size, made.render_profile)):
+            return [f"data.episodes: a policy trained on {data.episodes} could not be scored on {task} here. {'; '.join(different)}"]
     shown = set(manifest.tasks)
     problems = [f"suite.tasks: nobody demonstrated {task}; the store shows {', '.join(sorted(shown))}" for task in tasks if task not in shown]
     try:

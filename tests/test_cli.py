@@ -50,7 +50,7 @@ def test_collect_tells_all_its_mistakes_before_it_starts_anything(tmp_path: Path
     assert done.returncode == 2
     assert "no scripted expert does Wipe" in done.stderr
     assert "unknown profile pretty" in done.stderr
-    assert "unknown camera wrist; known are agentview" in done.stderr
+    assert "unknown camera wrist; Wipe has agentview" in done.stderr
     assert not (tmp_path / "s").exists()
 
 

@@ -144,7 +144,10 @@ def test_what_is_no_sweep_file_is_one_sentence(tmp_path: Path, text: str, senten
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"simulator": "robosuite 1.4"}, "could not be scored here. simulator: the policy was trained with robosuite 1.4, here it is robosuite 1.5"),
+        (
+            {"simulator": "robosuite 1.4"},
+            "could not be scored on Lift here. simulator: the policy was trained with robosuite 1.4, here it is robosuite 1.5",
+        ),
         ({"image_size": (60, 60)}, "policy.preset: tiny takes pictures whose sides are multiples of 16; the store's are 60x60"),
     ],
 )
