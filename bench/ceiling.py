@@ -1,0 +1,71 @@
+"""How often do the scripted experts, who see the true state, succeed on the evaluation scenes? The ceiling that a policy is measured against.
+
+    python -m bench.ceiling              100 scenes of every task, five minutes
+    python -m bench.ceiling --quick      5
+
+Undisturbed, on the first scenes of block 0, by a suite's rules: done at any step, and still done ten steps after.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from statistics import mean
+
+import click
+
+from orchestrator.stats import wilson
+from sim_workers.env import SimEnv, contract
+from sim_workers.experts import EXPERTS, expert_for
+from sim_workers.suite import Rules, Suite
+
+
+def play(task: str, episodes: int) -> list[tuple[int | None, bool]]:
+    """Per scene: the first step at which the task was done, and whether it was at the end."""
+    env = SimEnv(task, contract((), (64, 64), "fast", task))
+    suite = Suite((task,), episodes, Rules(expert_for(task).horizon))
+    played = [_one(env, task, spec.scene_seed, suite.rules) for spec in sorted(suite.episode_list())]
+    env.close()
+    return played
+
+
+def _one(env: SimEnv, task: str, seed: int, rules: Rules) -> tuple[int | None, bool]:
+    env.reset(seed)
+    expert, first, end = expert_for(task), None, rules.horizon
+    steps = 0
+    while steps < end:
+        env.step(expert.act(env.state))
+        steps += 1
+        if first is None and env.succeeded:
+            first, end = steps, min(rules.horizon, steps + rules.settle)
+    return first, env.succeeded
+
+
+def _all(episodes: int) -> Iterator[tuple[str, list[tuple[int | None, bool]]]]:
+    """Every task in a process of its own: one simulator each."""
+    with multiprocessing.get_context("spawn").Pool(min(2, os.cpu_count() or 1), maxtasksperchild=1) as pool:
+        for task, result in [(task, pool.apply_async(play, (task, episodes))) for task in EXPERTS]:
+            yield task, result.get()
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A short look.")
+def main(quick: bool) -> None:
+    """Print the table and, last, one line of JSON."""
+    episodes, answers = 5 if quick else 100, {}
+    print(f"{'task':<20}{'success':>9}{'95 % interval':>18}{'at end':>9}{'steps':>8}{'horizon':>9}")
+    for task, played in _all(episodes):
+        firsts = [first for first, _ in played if first is not None]
+        low, high = wilson(len(firsts), episodes)
+        lasting = sum(done for _, done in played)
+        print(
+            f"{task:<20}{f'{len(firsts)}/{episodes}':>9}{f'{low:.2f} to {high:.2f}':>18}{f'{lasting}/{episodes}':>9}"
+            f"{mean(firsts):>8.0f}{expert_for(task).horizon:>9}",
+            flush=True,
+        )
+        answers[task] = {"success": len(firsts), "at_end": lasting, "episodes": episodes}
+    print(json.dumps({"bench": "ceiling", **answers, "quick": quick}))
+
+
+if __name__ == "__main__":
+    main()
