@@ -32,8 +32,8 @@ WORKERS, KILL_EVERY_S = 2, 10.0
 
 
 def named(title: str) -> list[int]:
-    """Processes that Ray gave such a title."""
-    return [p.pid for p in psutil.process_iter(["cmdline"]) if title in " ".join(p.info["cmdline"] or ())]
+    """This run's processes that Ray gave such a title."""
+    return [p.pid for p in psutil.Process().children(recursive=True) if title in " ".join(p.cmdline())]
 
 
 class Killer(threading.Thread):
@@ -69,7 +69,8 @@ def play(suite: Suite, checkpoint: str, killer: Killer | None = None) -> tuple[l
     """Every outcome that came, and which workers were replaced."""
     import ray
 
-    from sim_workers.pool import RolloutPool, Served
+    from sim_workers.pool import RolloutPool
+    from sim_workers.served import Served
     from sim_workers.worker import RolloutJob
 
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}

@@ -177,7 +177,8 @@ class Pool:
     def __init__(self, render_profile: str, workers: int = WORKERS) -> None:
         import ray
 
-        from sim_workers.pool import RolloutPool, Served
+        from sim_workers.pool import RolloutPool
+        from sim_workers.served import Served
 
         self._contract, self._server = cameras(render_profile), ray.remote(ServoServer).options(num_cpus=0).remote()
         self._pool, self._source = RolloutPool(workers, num_cpus=0.1), Served((self._server,), "servo")

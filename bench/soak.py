@@ -22,7 +22,7 @@ MOST_GROWTH_MIB, MOST_FILES = 32, 4
 
 def processes() -> list[psutil.Process]:
     """The rollout workers."""
-    return [p for p in psutil.process_iter(["cmdline"]) if "ray::RolloutWorker" in " ".join(p.info["cmdline"] or ())]
+    return [p for p in psutil.Process().children(recursive=True) if "ray::RolloutWorker" in " ".join(p.cmdline())]
 
 
 @click.command()
@@ -32,7 +32,8 @@ def main(quick: bool) -> None:
     import ray
 
     from orchestrator.cluster import connect, quiet
-    from sim_workers.pool import RolloutPool, Served
+    from sim_workers.pool import RolloutPool
+    from sim_workers.served import Served
     from sim_workers.worker import RolloutJob
 
     quiet()

@@ -17,7 +17,8 @@ class Evaluation:
     def __init__(self, state: SweepState, board: Board, tracker: Tracker, placement: Placement, say: Callable[[str], None]) -> None:
         import ray
 
-        from sim_workers.pool import RolloutPool, Served
+        from sim_workers.pool import RolloutPool
+        from sim_workers.served import Served
 
         self._state, self._board, self._tracker, self._say = state, board, tracker, say
         server = ray.remote(PolicyServer).options(

@@ -1,4 +1,4 @@
-"""Many simulators at once: one process each, handed one episode after another. The only file here with ray.
+"""Many simulators at once: one process each, handed one episode after another.
 
 An episode whose worker dies, hangs or fails is played again elsewhere. What fails every time becomes an error outcome, never a failure.
 """
@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from policy.interface import ActionChunk, Imagination, Observation
 from sim_workers import balance
 from sim_workers.balance import Balance
 from sim_workers.rollout import Outcome
 from sim_workers.selftest import Portrait
+from sim_workers.served import Served
 from sim_workers.worker import MOST_EPISODES, Beat, Played, RolloutJob, RolloutWorker, Said, Scene, Unanswered, one_line
 
 SILENCE_S = {"making": 120.0, "playing": 20.0, "asking": 20.0}
@@ -44,47 +44,6 @@ class ReferencesInMemory(dict[Scene, Portrait]):
 
     def put(self, scene: Scene, portrait: Portrait) -> Portrait:
         return self.setdefault(scene, portrait)
-
-
-@dataclass(frozen=True)
-class Served:
-    """A policy of Ray actors with `act(key, observation) -> ActionChunk`; each rollout process asks one of them."""
-
-    servers: tuple[Any, ...]
-    key: str
-    """Which of the servers' policies."""
-    imagines: bool = False
-    """The servers have `imagine(key, observation) -> Imagination` too."""
-
-    def measure(self) -> balance.Served:
-        """What all servers together have done so far; nothing of one that is starting."""
-        done, _ = ray.wait([server.served.remote() for server in self.servers], num_returns=len(self.servers), timeout=1.0)
-        parts: list[balance.Served] = ray.get(done)
-        return balance.Served(sum(p.batches for p in parts), sum(p.rows for p in parts), sum(p.busy_s for p in parts))
-
-    def connect(self) -> "ServedAsker":
-        own = int(ray.get_runtime_context().get_actor_id() or "0", 16)
-        return ServedAsker(self.servers[own % len(self.servers)], self)
-
-    def __eq__(self, other: object) -> bool:  # handles compare by identity, and these travelled
-        return isinstance(other, Served) and self.key == other.key and [*map(str, self.servers)] == [*map(str, other.servers)]
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-
-class ServedAsker:
-    def __init__(self, server: Any, source: Served) -> None:
-        self._server, self._key = server, source.key
-        self.imagine = self._imagine if source.imagines else None
-
-    def act(self, observation: Observation) -> ActionChunk:
-        chunk: ActionChunk = ray.get(self._server.act.remote(self._key, observation))
-        return chunk
-
-    def _imagine(self, observation: Observation) -> Imagination:
-        imagination: Imagination = ray.get(self._server.imagine.remote(self._key, observation))
-        return imagination
 
 
 @dataclass
@@ -171,10 +130,6 @@ class RolloutPool:
         """Share of the ready workers' time in which they had nothing to play."""
         alive_s = self.usage.alive_s + sum(time.monotonic() - worker.ready_since for worker in self._workers if worker.ready_since)
         return 1 - (self.usage.sim_s + self.usage.policy_s) / alive_s if alive_s else 0.0
-
-    def cancel(self, key: str) -> None:
-        """Forget what is queued under this key; what is running finishes."""
-        self._waiting = {scene: left for scene, queue in self._waiting.items() if (left := [e for e in queue if e.job.key != key])}
 
     def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, bytes | None]]:
         """Keep every worker busy and yield what finishes; ends when nothing is left, or nothing has finished for `timeout_s`."""

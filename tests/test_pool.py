@@ -79,7 +79,8 @@ def score(
     folder: Path, server: Any, workers: int, policy: str = "wanderer", suite: Suite = SUITE, disturb: Any = None, films: bool = False
 ) -> tuple[Heard, dict[str, Any]]:
     """The suite's score through the real scorer and pool, and its ledger without timings."""
-    from sim_workers.pool import RolloutPool, Served
+    from sim_workers.pool import RolloutPool
+    from sim_workers.served import Served
 
     storage, heard = open_storage(str(folder)), Heard()
     heard.pool = RolloutPool(workers, num_cpus=0.1, references=Portraits(storage, "simulation"))
@@ -113,8 +114,9 @@ def reference(server: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 
 def playing() -> list[int]:
-    """Processes of the rollout workers that play right now."""
-    return [p.pid for p in psutil.process_iter(["cmdline"]) if "ray::RolloutWorker.play" in " ".join(p.info["cmdline"] or ())]
+    """Processes of this test's rollout workers that play right now."""
+    own = psutil.Process().children(recursive=True)
+    return [p.pid for p in own if "ray::RolloutWorker.play" in " ".join(p.cmdline())]
 
 
 def after_the_first_outcome(folder: Path, injure: Callable[[], None]) -> Callable[[], None]:
@@ -226,7 +228,8 @@ def test_a_film_is_the_recorded_episode_played_again(server: Any, tmp_path: Path
 
 
 def test_a_pool_can_shrink_and_grow_while_it_plays(reference: tuple[Path, dict[str, Any]], server: Any) -> None:
-    from sim_workers.pool import RolloutPool, Served
+    from sim_workers.pool import RolloutPool
+    from sim_workers.served import Served
     from sim_workers.worker import RolloutJob
 
     pool = RolloutPool(2, num_cpus=0.1)
@@ -243,7 +246,8 @@ def test_a_pool_can_shrink_and_grow_while_it_plays(reference: tuple[Path, dict[s
 
 
 def test_a_worn_process_is_replaced_before_it_hurts(reference: tuple[Path, dict[str, Any]], server: Any) -> None:
-    from sim_workers.pool import RolloutPool, Served
+    from sim_workers.pool import RolloutPool
+    from sim_workers.served import Served
     from sim_workers.worker import RolloutJob
 
     pool = RolloutPool(1, num_cpus=0.1, episodes_per_process=2)

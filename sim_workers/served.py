@@ -1,0 +1,50 @@
+"""A policy behind Ray actors, as rollout processes reach it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from policy.interface import ActionChunk, Imagination, Observation
+from sim_workers import balance
+
+
+@dataclass(frozen=True)
+class Served:
+    """A policy of Ray actors with `act(key, observation) -> ActionChunk`; each rollout process asks one of them."""
+
+    servers: tuple[Any, ...]
+    key: str
+    """Which of the servers' policies."""
+    imagines: bool = False
+    """The servers have `imagine(key, observation) -> Imagination` too."""
+
+    def measure(self) -> balance.Served:
+        """What all servers together have done so far; nothing of one that is starting."""
+        done, _ = ray.wait([server.served.remote() for server in self.servers], num_returns=len(self.servers), timeout=1.0)
+        parts: list[balance.Served] = ray.get(done)
+        return balance.Served(sum(p.batches for p in parts), sum(p.rows for p in parts), sum(p.busy_s for p in parts))
+
+    def connect(self) -> "ServedAsker":
+        own = int(ray.get_runtime_context().get_actor_id() or "0", 16)
+        return ServedAsker(self.servers[own % len(self.servers)], self)
+
+    def __eq__(self, other: object) -> bool:  # handles compare by identity, and these travelled
+        return isinstance(other, Served) and self.key == other.key and [*map(str, self.servers)] == [*map(str, other.servers)]
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+class ServedAsker:
+    def __init__(self, server: Any, source: Served) -> None:
+        self._server, self._key = server, source.key
+        self.imagine = self._imagine if source.imagines else None
+
+    def act(self, observation: Observation) -> ActionChunk:
+        chunk: ActionChunk = ray.get(self._server.act.remote(self._key, observation))
+        return chunk
+
+    def _imagine(self, observation: Observation) -> Imagination:
+        imagination: Imagination = ray.get(self._server.imagine.remote(self._key, observation))
+        return imagination
