@@ -84,8 +84,7 @@ def test_the_contract_and_the_answers_come_through_unchanged() -> None:
     with served(Digest()) as url:
         remote = RemotePolicy(url)
         assert remote.contract == CONTRACT
-        assert same(remote.act(looks), Digest().act(looks))
-        assert same(remote.act(looks[1:2]), Digest().act(looks[1:2]))
+        assert same(remote.act(looks) + remote.act(looks[1:2]), Digest().act([*looks, looks[1]]))
         assert remote.act([]) == []
 
 
@@ -260,12 +259,11 @@ def test_a_connection_is_kept_and_nothing_waits_for_receipts() -> None:
     with served(Digest()) as url:
         remote = RemotePolicy(url)
         remote.act([look(0)])
-        connection = remote._of_thread.connection.sock
-        began = time.monotonic()
+        socket, began = remote._of_thread.connection.sock, time.monotonic()
         for seed in range(50):
             remote.act([look(seed)])
         assert time.monotonic() - began < 50 * 0.03
-        assert remote._of_thread.connection.sock is connection
+        assert remote._of_thread.connection.sock is socket
 
 
 # -- the sources that rollout processes connect to ----------------------------------------------------------------------------------
@@ -273,9 +271,7 @@ def test_a_connection_is_kept_and_nothing_waits_for_receipts() -> None:
 
 def test_sources_travel_and_are_equal_afterwards() -> None:
     for source in (InProcess(Digest), InProcess(partial(Named, "a:b")), Named("a:b"), Remote("http://127.0.0.1:1")):
-        travelled = pickle.loads(pickle.dumps(source))
-        assert travelled == source
-        assert hash(travelled) == hash(source)
+        assert len({source, pickle.loads(pickle.dumps(source))}) == 1
     assert InProcess(partial(Digest, 1)) != InProcess(partial(Digest, 2)) != InProcess(Digest)
     assert InProcess(partial(Digest, 1, delay=2)).name == "test_remote:Digest(1, delay=2)"
     assert Named("examples.waypoints:make").name == "examples.waypoints:make"
