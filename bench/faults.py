@@ -32,7 +32,7 @@ WORKERS, KILL_EVERY_S = 2, 10.0
 
 
 def named(title: str) -> list[int]:
-    """This run's processes that Ray gave such a title."""
+    """Processes of this run that Ray gave such a title."""
     return [p.pid for p in psutil.Process().children(recursive=True) if title in " ".join(p.cmdline())]
 
 

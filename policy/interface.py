@@ -118,7 +118,8 @@ def _show(value: object) -> str:
 class Policy(Protocol):
     """Anything that turns observations into action chunks."""
 
-    contract: Contract
+    @property
+    def contract(self) -> Contract: ...
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """One chunk per observation. Each answer depends on its own observation only, never on the batch it came in."""

@@ -4,6 +4,7 @@ One environment per process: two share a GL context and quietly spoil each other
 """
 
 import logging
+import sys
 from importlib.metadata import version
 from typing import Any
 
@@ -23,6 +24,8 @@ _MOVE = (*(f"eef_delta_{axis}_x0.05m" for axis in "xyz"), *(f"eef_delta_rot{axis
 _GRIP = ("gripper_minus1_open_plus1_close",)
 PROPRIO, ACTION = _HAND + _FINGERS, _MOVE + _GRIP
 """Of one arm with fingers."""
+_alive = ""
+"""The task of this process's simulator, while there is one."""
 
 
 def simulator_version() -> str:
@@ -49,9 +52,13 @@ class SimEnv:
     """
 
     film_camera = "frontview"
+    _open = False
 
     def __init__(self, task: str, contract: Contract, fast_control: bool = True) -> None:
         """`fast_control` is faster, not different: the same states and observations to the last bit (`control.py`)."""
+        global _alive
+        if _alive:
+            raise RuntimeError(f"this process already has a simulator, of {_alive}; close that one first, because two spoil each other's pictures")
         self.task = task
         self.contract = contract
         profile = PROFILES[contract.render_profile]
@@ -72,6 +79,7 @@ class SimEnv:
             renderer="mujoco",
             seed=0,  # sizes drawn when the model is built; each episode then gets its own generator in reset()
         )
+        _alive, self._open = task, True
         # Multisampling is fixed when the GL context is built, so build it anew with the profile's.
         self._env.sim.model.vis.quality.offsamples = profile.samples
         self._env.sim._render_context_offscreen.update_offscreen_size(*reversed(contract.image_size))
@@ -142,4 +150,12 @@ class SimEnv:
         return Observation(self.pictures(), self.proprio, TASKS[self.task], noise_seed)
 
     def close(self) -> None:
-        self._env.close()
+        """Make room for another one in this process; a second time does nothing."""
+        global _alive
+        if self._open:
+            self._open, _alive = False, ""
+            self._env.close()
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            self.close()

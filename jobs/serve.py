@@ -1,0 +1,55 @@
+"""Serve a policy over HTTP, to be scored from another environment or another machine.
+
+python -m jobs.serve --policy runs/checkpoint --port 8000
+"""
+
+from pathlib import Path
+
+import click
+
+from orchestrator.mistakes import answers_mistakes
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--policy", required=True, help="A checkpoint's folder, or MODULE:FUNCTION that returns a policy.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Whom to listen to; there is no authentication.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--device", default="cpu", show_default=True, help="Of a checkpoint.")
+@click.option("--rung", default="", help="Of a checkpoint's ladder; its own by default.")
+@click.option("--join", is_flag=True, help="Answer requests that wait as one batch; needs a policy that rounds alike in every batch.")
+@answers_mistakes
+def main(policy: str, host: str, port: int, device: str, rung: str, join: bool) -> None:
+    """Answer GET /contract and POST /act with POLICY until interrupted (policy/README.md says what is sent).
+
+    \b
+    python -m jobs.serve --policy examples.waypoints:make
+    """
+    from orchestrator.spec import SweepError
+    from policy.interface import Policy
+    from policy.remote import make_server
+    from sim_workers.sources import Named
+
+    acting: Policy
+    if Path(policy).is_dir():
+        from policy.serve import TrainedPolicy
+
+        acting = TrainedPolicy(Path(policy), device, rung)
+    else:
+        try:
+            acting = Named(policy).make()
+        except ValueError as error:
+            raise SweepError("jobs.serve", [f"--policy: {error}"]) from None
+    try:
+        server = make_server(acting, host, port, join)
+    except OSError as error:
+        raise SweepError("jobs.serve", [f"--port: cannot listen on {host}:{port} ({error.strerror})"]) from None
+    with server:
+        click.echo(f"{policy} answers at http://{host}:{server.server_address[1]}; Ctrl-C ends it")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            click.echo("stopped")
+
+
+if __name__ == "__main__":
+    main()
