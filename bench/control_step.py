@@ -1,6 +1,6 @@
 """What does a control step cost, robosuite's own and ours, and do both go the same way?
 
-    python -m bench.control_step               about ten minutes
+    python -m bench.control_step               about fifteen minutes
     python -m bench.control_step --quick       within a minute: three tasks, few episodes
 
 Costs: CPU time of one process, both kinds of step by turns in the same episodes of random actions, medians over blocks. `asked` is with the
@@ -65,12 +65,15 @@ def physics(env: Any) -> Array:
 
 
 def flat(observations: dict[str, Any]) -> Array:
-    return np.concatenate([np.ravel(value) for value in observations.values()])
+    everything: Array = np.concatenate([np.ravel(value) for value in observations.values()])
+    return everything
 
 
 def wander(rng: np.random.Generator, steps: int, values: int) -> Array:
     """(steps, values) actions that go somewhere: a new direction every eight, and a tremor."""
-    return np.clip(np.repeat(rng.uniform(-1, 1, (-(-steps // 8), values)), 8, axis=0)[:steps] + rng.normal(0, 0.3, (steps, values)), -1, 1)
+    ways = np.repeat(rng.uniform(-1, 1, (-(-steps // 8), values)), 8, axis=0)[:steps]
+    actions: Array = np.clip(ways + rng.normal(0, 0.3, (steps, values)), -1, 1)
+    return actions
 
 
 def costs(task: str, rounds: int) -> dict[str, float]:
@@ -135,7 +138,7 @@ class Traced(SimEnv):
         self.trace.append(np.concatenate([physics(self._env), flat(self.state)]))
 
 
-def ways(task: str, episodes: int) -> dict[str, Any]:
+def ways_apart(task: str, episodes: int) -> dict[str, Any]:
     """How far apart both kinds of step lead, and how many episodes end alike."""
     env = Traced(task)
     worst, alike, steps = 0.0, 0, 0
@@ -164,7 +167,7 @@ def main(quick: bool) -> None:
         ratios = f"{ms['robosuite'] / ms['ours']:15.2f} {ms['robosuite'] / ms['asked']:6.2f}"
         print(f"{task:<24}{ms['robosuite']:10.2f}{ms['ours']:8.2f}{ms['asked']:8.2f}{ratios}          {split}")
     todo = QUICK_EPISODES if quick else EPISODES
-    found = in_processes(ways, todo)
+    found = in_processes(ways_apart, todo)
     print(f"\n{'demonstrations':<24}{'episodes':>10}{'steps':>8}  end alike  largest difference")
     for task, way in found.items():
         print(f"{task:<24}{todo[task]:10}{way['steps']:8}{way['alike']:11}  {way['max_abs_difference']:g}")
