@@ -5,7 +5,7 @@ python -m jobs.score --policy http://127.0.0.1:8000 --task Lift --episodes 20
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,7 +65,7 @@ def main(
     """
     from orchestrator.cluster import connect, quiet
     from orchestrator.progress import progress_bar
-    from orchestrator.score import Score
+    from orchestrator.score import Score, unfit
     from orchestrator.spec import SweepError
     from sim_workers.suite import Rules, Suite
     from sim_workers.tasks import TASKS
@@ -81,8 +81,8 @@ def main(
     sys.path.insert(0, os.getcwd())
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     try:
-        source, contract = policy_behind(policy, rung)
-        mistakes += [sentence for task in tasks if task in TASKS for sentence in unfit(contract, task)]
+        reach, contract = policy_behind(policy, rung)
+        mistakes += [f"--task {task}: {sentence}" for task in tasks if task in TASKS for sentence in unfit(contract, task)]
     except ValueError as error:
         mistakes.append(f"--policy: {error}")
     if mistakes:
@@ -99,7 +99,7 @@ def main(
     stopped = False
     try:
         with progress_bar("scoring") as progress:
-            for outcome in progress.track(play(source, contract, list(suites.values()), workers), total=listed):
+            for outcome in progress.track(play(reach(workers), contract, list(suites.values()), workers), total=listed):
                 outcomes.append(outcome)
     except KeyboardInterrupt:
         stopped = True
@@ -116,8 +116,8 @@ def main(
         sys.exit(1)
 
 
-def policy_behind(name: str, rung: str) -> tuple["PolicySource", "Contract"]:
-    """Whom to ask, and by which conventions; ValueError with a sentence if that is nobody."""
+def policy_behind(name: str, rung: str) -> tuple[Callable[[int], "PolicySource"], "Contract"]:
+    """How to reach it from so many workers, once Ray is there, and its conventions; ValueError with a sentence if there is none."""
     from policy.remote import RemoteError, RemotePolicy
     from sim_workers.sources import Named, Remote
 
@@ -126,38 +126,30 @@ def policy_behind(name: str, rung: str) -> tuple["PolicySource", "Contract"]:
     if rung:
         raise ValueError(f"only a checkpoint's folder has a ladder to take --rung {rung} from")
     if "://" not in name:
-        return Named(name), Named(name).make().contract
+        return lambda _: Named(name), Named(name).make().contract
     try:
-        return Remote(name), RemotePolicy(name, patience_s=3.0).contract
+        return lambda _: Remote(name), RemotePolicy(name, patience_s=3.0).contract
     except RemoteError as error:
         raise ValueError(str(error)) from None
 
 
-def checkpoint(folder: Path, rung: str) -> tuple["PolicySource", "Contract"]:
-    """A checkpoint of ours: loaded in every rollout process, as long as no policy server is started for it here."""
-    from functools import partial
-
+def checkpoint(folder: Path, rung: str) -> tuple[Callable[[int], "PolicySource"], "Contract"]:
+    """A checkpoint of ours, on as many policy servers as the workers need."""
+    from orchestrator.cluster import resources
+    from orchestrator.evaluate import policy_servers
+    from orchestrator.placement import Placement
     from policy.checkpoint import load_card
-    from policy.serve import TrainedPolicy
-    from sim_workers.sources import InProcess
+    from sim_workers.served import Served
 
     card = load_card(folder)
     if rung and rung not in card.config.ladder:
         raise ValueError(f"{folder} has no rung {rung}; it has {', '.join(card.config.ladder)}")
-    return InProcess(partial(TrainedPolicy, folder, "cpu", rung)), card.contract
 
+    def serve(workers: int) -> Served:
+        placement = Placement.fit(resources(), 1, workers, 1)
+        return Served(policy_servers(placement.servers, placement.server_gpus, rung), str(folder))
 
-def unfit(contract: "Contract", task: str) -> list[str]:
-    """Why a policy of these conventions cannot play the task on this machine, one sentence each."""
-    from sim_workers.backends import contract_of
-    from sim_workers.render import PROFILES
-    from sim_workers.tasks import cameras
-
-    sentences = [f"it wants the camera {camera}; there are {', '.join(cameras(task))}" for camera in contract.cameras if camera not in cameras(task)]
-    if contract.render_profile not in PROFILES:
-        sentences.append(f"it wants the render profile {contract.render_profile}; there are {', '.join(PROFILES)}")
-    sentences += contract.mismatches(contract_of(task, contract.cameras, contract.image_size, contract.render_profile))
-    return [f"--task {task}: the policy cannot play it here: {sentence}" for sentence in sentences]
+    return serve, card.contract
 
 
 def play(source: "PolicySource", contract: "Contract", suites: Sequence["Suite"], workers: int) -> Iterator["Outcome"]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 from orchestrator.ledger import Portraits
 from orchestrator.placement import Placement
@@ -11,26 +12,24 @@ from orchestrator.status import Board, SweepState
 from orchestrator.tracking import SCORE_METRICS, Tracker, outcomes_artifact
 
 
+def policy_servers(number: int, gpus: float, rung: str) -> tuple[Any, ...]:
+    """Handles of so many policy servers of a connected Ray, each with its share of a GPU; one that dies starts again and is asked again."""
+    import ray
+
+    options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
+    server = ray.remote(PolicyServer).options(**options, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+    return tuple(server.remote(1, "cuda" if gpus else "cpu", rung) for _ in range(number))
+
+
 class Evaluation:
     """Scores every checkpoint it is told of on the sweep's suite, and every arm's last one on the shifted suites too. Needs a connected Ray."""
 
     def __init__(self, state: SweepState, board: Board, tracker: Tracker, placement: Placement, say: Callable[[str], None]) -> None:
-        import ray
-
         from sim_workers.pool import RolloutPool
         from sim_workers.served import Served
 
         self._state, self._board, self._tracker, self._say = state, board, tracker, say
-        server = ray.remote(PolicyServer).options(
-            num_cpus=0,
-            num_gpus=placement.server_gpus,
-            max_restarts=-1,
-            max_task_retries=-1,
-            max_concurrency=1000,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-        )
-        device = "cuda" if placement.server_gpus else "cpu"
-        servers = tuple(server.remote(1, device, state.sweep.suite.rung) for _ in range(placement.servers))
+        servers = policy_servers(placement.servers, placement.server_gpus, state.sweep.suite.rung)
         self._source: Callable[[str, bool], Served] = lambda uri, imagines: Served(servers, uri, imagines)
         self._portraits = Portraits(state.storage, state.simulation)
         pool = RolloutPool(state.sweep.rollout_actors, placement.rollout_cpus, state.sweep.suite.gl, self._portraits)

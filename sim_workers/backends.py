@@ -1,8 +1,13 @@
 """Which simulator plays a task, and what it offers. Imports none of them until one is made."""
 
 from policy.interface import Contract
-from sim_workers import env
+from sim_workers import env, tasks
 from sim_workers.rollout import Env
+
+
+def cameras_of(task: str) -> tuple[str, ...]:
+    """What the task's scene can be seen from."""
+    return tasks.cameras(task)
 
 
 def contract_of(task: str, cameras: tuple[str, ...], image_size: tuple[int, int], render_profile: str) -> Contract:
