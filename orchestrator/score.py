@@ -6,7 +6,7 @@ import queue
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from orchestrator.provenance import SCORING_CODE, code_fingerprint, digest
 from orchestrator.stats import wilson
 from orchestrator.storage import Storage, download
 from policy.config import SamplerConfig
-from policy.interface import ActionChunk, Contract, Observation
+from policy.interface import ActionChunk, Contract, Imagination, Observation
 from sim_workers.env import contract as contract_of_env
 from sim_workers.rollout import Outcome
 from sim_workers.suite import Suite
@@ -119,31 +119,40 @@ class PolicyServer:
         torch.set_num_threads(num_threads)
         self._device, self._rung = device, rung
         self._policies: OrderedDict[str, Any] = OrderedDict()
-        self._waiting: dict[str, list[tuple[Observation, asyncio.Future[ActionChunk]]]] = {}
+        self._waiting: dict[tuple[str, str], list[tuple[Observation, asyncio.Future[Any]]]] = {}  # by checkpoint and what is asked of it
         self._serving: asyncio.Task[None] | None = None
 
     async def act(self, checkpoint: str, observation: Observation) -> ActionChunk:
         """The chunk that the policy of the checkpoint (a URI) answers."""
-        answer: asyncio.Future[ActionChunk] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(checkpoint, []).append((observation, answer))
+        chunk: ActionChunk = await self._ask(checkpoint, "act", observation)
+        return chunk
+
+    async def imagine(self, checkpoint: str, observation: Observation) -> Imagination | None:
+        """What that policy expects to see, in the same queue: a network computes one batch at a time. None of one that imagines nothing."""
+        imagination: Imagination | None = await self._ask(checkpoint, "imagine", observation)
+        return imagination
+
+    async def _ask(self, checkpoint: str, what: str, observation: Observation) -> Any:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault((checkpoint, what), []).append((observation, answer))
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
         return await answer
 
     async def _serve(self) -> None:
         while self._waiting:
-            checkpoint = next(iter(self._waiting))
-            asked = self._waiting.pop(checkpoint)
+            checkpoint, what = next(iter(self._waiting))
+            asked = self._waiting.pop((checkpoint, what))
             try:
-                chunks = await asyncio.to_thread(self._answer, checkpoint, [observation for observation, _ in asked])
+                answers = await asyncio.to_thread(self._answer, checkpoint, what, [observation for observation, _ in asked])
             except Exception as error:  # whoever asked gets the error; the server lives on
                 for _, answer in asked:
                     answer.set_exception(error)
             else:
-                for (_, answer), chunk in zip(asked, chunks, strict=True):
-                    answer.set_result(chunk)
+                for (_, answer), told in zip(asked, answers, strict=True):
+                    answer.set_result(told)
 
-    def _answer(self, checkpoint: str, observations: list[Observation]) -> list[ActionChunk]:
+    def _answer(self, checkpoint: str, what: str, observations: list[Observation]) -> Sequence[ActionChunk | Imagination | None]:
         from policy.serve import TrainedPolicy
 
         if checkpoint not in self._policies:
@@ -153,8 +162,10 @@ class PolicyServer:
             while len(self._policies) > self.KEPT:
                 self._policies.popitem(last=False)
         self._policies.move_to_end(checkpoint)
-        chunks: list[ActionChunk] = self._policies[checkpoint].act(observations)
-        return chunks
+        policy: TrainedPolicy = self._policies[checkpoint]
+        if what == "act":
+            return policy.act(observations)
+        return policy.imagine(observations) if policy.imagines else [None] * len(observations)
 
 
 @dataclass(frozen=True)
