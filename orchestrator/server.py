@@ -4,11 +4,12 @@ import asyncio
 import tempfile
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.storage import download
-from policy.interface import ActionChunk, Observation
+from policy.interface import ActionChunk, Imagination, Observation
 from sim_workers.balance import Served
 
 
@@ -29,14 +30,23 @@ class PolicyServer:
         torch.set_num_threads(num_threads)
         self._device, self._rung = device, rung
         self._policies: OrderedDict[str, Any] = OrderedDict()
-        self._waiting: dict[str, list[tuple[Observation, asyncio.Future[ActionChunk]]]] = {}
+        self._waiting: dict[tuple[str, str], list[tuple[Observation, asyncio.Future[Any]]]] = {}  # by checkpoint and what is asked of it
         self._serving: asyncio.Task[None] | None = None
         self._served = Served()
 
     async def act(self, checkpoint: str, observation: Observation) -> ActionChunk:
         """The chunk that the policy of the checkpoint (a URI) answers."""
-        answer: asyncio.Future[ActionChunk] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(checkpoint, []).append((observation, answer))
+        chunk: ActionChunk = await self._ask(checkpoint, "act", observation)
+        return chunk
+
+    async def imagine(self, checkpoint: str, observation: Observation) -> Imagination | None:
+        """What that policy expects to see, in the same queue: a network computes one batch at a time. None of one that imagines nothing."""
+        imagination: Imagination | None = await self._ask(checkpoint, "imagine", observation)
+        return imagination
+
+    async def _ask(self, checkpoint: str, what: str, observation: Observation) -> Any:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault((checkpoint, what), []).append((observation, answer))
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
         return await answer
@@ -47,23 +57,24 @@ class PolicyServer:
 
     async def _serve(self) -> None:
         while self._waiting:
-            checkpoint = next(iter(self._waiting))
-            asked = self._waiting.pop(checkpoint)
+            (checkpoint, what), asked = next(iter(self._waiting.items()))
+            del self._waiting[checkpoint, what]
             if rest := asked[self.MOST_ROWS :]:
-                self._waiting[checkpoint] = rest
+                self._waiting[checkpoint, what] = rest
             asked = asked[: self.MOST_ROWS]
             try:
                 policy = await asyncio.to_thread(self._loaded, checkpoint)
                 began = time.perf_counter()
-                chunks = await asyncio.to_thread(policy.act, [observation for observation, _ in asked])
+                answers = await asyncio.to_thread(_answers, policy, what, [observation for observation, _ in asked])
             except Exception as error:  # whoever asked gets the error; the server lives on
                 for _, answer in asked:
                     answer.set_exception(error)
             else:
                 spent = time.perf_counter() - began
-                self._served = Served(self._served.batches + 1, self._served.rows + len(asked), self._served.busy_s + spent)
-                for (_, answer), chunk in zip(asked, chunks, strict=True):
-                    answer.set_result(chunk)
+                if what == "act":
+                    self._served = Served(self._served.batches + 1, self._served.rows + len(asked), self._served.busy_s + spent)
+                for (_, answer), told in zip(asked, answers, strict=True):
+                    answer.set_result(told)
 
     def _loaded(self, checkpoint: str) -> Any:
         from policy.serve import TrainedPolicy
@@ -76,3 +87,11 @@ class PolicyServer:
                 self._policies.popitem(last=False)
         self._policies.move_to_end(checkpoint)
         return self._policies[checkpoint]
+
+
+def _answers(policy: Any, what: str, observations: list[Observation]) -> Sequence[ActionChunk | Imagination | None]:
+    if what == "act":
+        chunks: list[ActionChunk] = policy.act(observations)
+        return chunks
+    imaginations: list[Imagination] = policy.imagine(observations) if policy.imagines else []
+    return imaginations or [None] * len(observations)

@@ -94,6 +94,11 @@ class VideoActionModel(nn.Module):
         shown = self.codec.condition(present) if present.is_floating_point() else self.codec.present(present)
         return self._on_time_axis(shown[:, :, None].expand(-1, -1, self.config.clip.frames_per_view, -1, -1, -1))
 
+    def views(self, video_BFChw: Tensor) -> Tensor:
+        """What is on the time axis per view, (B, V, K, C, h, w): without the pad frames."""
+        views: Tensor = video_BFChw[:, -self.num_views * self.config.clip.frames_per_view :].unflatten(1, (self.num_views, -1))
+        return views
+
     def _text(self, instructions: Sequence[str], device: torch.device) -> Tensor:
         return self.sentences.embed(list(instructions)).to(device)
 

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from policy.batch import blocks
 from policy.checkpoint import load
-from policy.interface import ActionChunk, Observation, derived_seed
+from policy.interface import ActionChunk, Imagination, Observation, derived_seed
+from policy.model import VideoActionModel
 from policy.normalize import Normalizer
 
 
@@ -38,14 +40,39 @@ class TrainedPolicy:
             chunks += self._act_block(filled)[:asked]
         return chunks
 
+    @property
+    def imagines(self) -> bool:
+        """Whether there is a future to see: the baseline has no video model."""
+        return isinstance(self._model, VideoActionModel) and self._model.config.clip.frames_per_view > 1
+
+    def imagine(self, observations: Sequence[Observation]) -> list[Imagination]:
+        """What the video model expects to see from each observation on; only of a policy that imagines.
+
+        It is the very video that the rung's actions are read from: of one that acts after a single pass the mean of all futures it thinks
+        possible, hence blurred; of one whose passes come down together one future among them.
+        """
+        assert isinstance(self._model, VideoActionModel)
+        stride, imagined = self._model.config.clip.frame_stride, []
+        for filled, asked in blocks(observations):
+            video, _ = self._sample(filled)
+            assert video is not None
+            pictures = self._model.codec.pictures(self._model.views(video[:asked])).cpu().numpy()
+            # The first frame of each view is the present one, which everybody has seen.
+            imagined += [Imagination(dict(zip(self.contract.cameras, views[:, 1:], strict=True)), stride) for views in pictures]
+        return imagined
+
     def _act_block(self, observations: list[Observation]) -> list[ActionChunk]:
+        _, actions = self._sample(observations)
+        return [ActionChunk(chunk, self.sampler.execute) for chunk in self._actions.denormalize(actions).cpu().numpy()]
+
+    def _sample(self, observations: list[Observation]) -> tuple[Tensor | None, Tensor]:
+        """(B, F, C, h, w) latents, if the policy imagines, and (B, T, A) normalised actions."""
         pictures = np.stack([[o.images[camera] for camera in self.contract.cameras] for o in observations])
         proprio = torch.from_numpy(np.stack([o.proprio for o in observations])).to(self._device)
-        _, actions = self._model.sample(
+        return self._model.sample(
             torch.from_numpy(pictures).to(self._device),
             self._proprio.normalize(proprio),
             [o.instruction for o in observations],
             [(o.noise_seed, derived_seed(o.noise_seed, 1)) for o in observations],
             self.sampler,
         )
-        return [ActionChunk(chunk, self.sampler.execute) for chunk in self._actions.denormalize(actions).cpu().numpy()]

@@ -1,4 +1,7 @@
-"""Pictures as a film people can open."""
+"""Films of episodes: the scene and, of a policy that imagines, what its cameras saw beside what it expected to see.
+
+Shapes: H W pixels; F frames of one imagination.
+"""
 
 import io
 from collections.abc import Sequence
@@ -8,9 +11,21 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from policy.interface import Imagination
+from sim_workers.rollout import Env
+
+Picture = npt.NDArray[np.uint8]
+"""(H, W, 3) RGB."""
+
+FPS = 10
+SCENE = 256  # pixels, both sides of the scene's picture
+STRIP, GAP, BORDER = 18, 4, 4  # pixels: labels above the pictures, space between columns, frame around the scene
+GROUND, INK, DONE = (24, 24, 24), (220, 220, 220), (60, 200, 90)
 
 
-def mp4(frames: Sequence[npt.NDArray[np.uint8]], fps: float) -> bytes:
+def mp4(frames: Sequence[Picture], fps: float) -> bytes:
     """H.264 that any browser plays, from (H, W, 3) pictures with even sides."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
@@ -25,17 +40,84 @@ def mp4(frames: Sequence[npt.NDArray[np.uint8]], fps: float) -> bytes:
 
 
 class Film:
-    """Placeholder until composed."""
+    """One episode as a film, told of every look and of every control step, by the thread that renders; it changes nothing.
 
-    def __init__(self, env: Any, imagine: Any) -> None:
+    A column shows the scene, framed in green while the task is done. If the policy imagines, a second one shows what its cameras see at that
+    moment, and a third the imagined pictures of its last look that are nearest to that moment, and by how much they are ahead of it.
+    """
+
+    def __init__(self, env: Env) -> None:
         self._env = env
-        self._frames: list[Any] = []
+        self._every = max(1, round(env.contract.control_hz / FPS))
+        self._frames: list[Picture] = []
+        self._steps, self._looked_at = 0, 0
+        self._imagined: Imagination | None = None
 
-    def looked(self, observation: Any) -> None: ...
+    def looked(self, imagined: Imagination | None) -> None:
+        """The policy looked, after as many control steps as were told of, and expects this to come. The film begins with the first look."""
+        self._looked_at, self._imagined = self._steps, imagined
+        if not self._frames:
+            self._record(self._env.succeeded)
 
     def stepped(self, steps: int, succeeded: bool) -> None:
-        if steps % 2 == 0:
-            self._frames.append(self._env.picture(self._env.film_camera, (256, 256)))
+        """So many control steps are done, and the task is done in this state or is not."""
+        self._steps = steps
+        if steps % self._every == 0:
+            self._record(succeeded)
 
     def mp4(self) -> bytes:
-        return mp4(self._frames, 10.0)
+        """The film so far; of an episode that was over before anybody looked, its only state."""
+        if not self._frames:
+            self._record(self._env.succeeded)
+        return mp4(self._frames, self._env.contract.control_hz / self._every)
+
+    def _record(self, succeeded: bool) -> None:
+        env, hz = self._env, self._env.contract.control_hz
+        scene = framed(env.picture(env.film_camera, (SCENE, SCENE)), DONE if succeeded else GROUND)
+        columns = [(f"{self._steps / hz:.1f} s" + ("   done" if succeeded else ""), [scene])]
+        if self._imagined:
+            future, ahead = nearest(self._imagined, self._steps - self._looked_at)
+            side = SCENE if len(env.contract.cameras) == 1 else SCENE // 2
+            seen = [env.picture(camera, env.contract.image_size) for camera in env.contract.cameras]
+            columns.append(("seen", [sized(picture, side) for picture in seen]))
+            columns.append((f"imagined, {ahead / hz:+.1f} s" if ahead else "imagined", [sized(future[c], side) for c in env.contract.cameras]))
+        self._frames.append(side_by_side(columns))
+
+
+def nearest(imagined: Imagination, steps: int) -> tuple[dict[str, Picture], int]:
+    """Of an imagination, per camera the frame nearest to `steps` control steps after its look, and how many steps that frame is ahead."""
+    count = len(next(iter(imagined.frames.values())))
+    frame = min(range(count), key=lambda f: abs((f + 1) * imagined.stride - steps))
+    return {camera: frames[frame] for camera, frames in imagined.frames.items()}, (frame + 1) * imagined.stride - steps
+
+
+def sized(picture: Picture, height: int) -> Picture:
+    """The same picture, `height` pixels high: larger in whole squares, so that nothing is made up, smaller by averages."""
+    shown = Image.fromarray(picture)
+    width = round(height * shown.width / shown.height)
+    return np.asarray(shown.resize((width, height), Image.Resampling.NEAREST if height >= shown.height else Image.Resampling.BOX))
+
+
+def framed(picture: Picture, colour: tuple[int, int, int]) -> Picture:
+    """The same picture, its outermost pixels in one colour."""
+    copy = np.full_like(picture, colour)
+    copy[BORDER:-BORDER, BORDER:-BORDER] = picture[BORDER:-BORDER, BORDER:-BORDER]
+    return copy
+
+
+def side_by_side(columns: Sequence[tuple[str, Sequence[Picture]]]) -> Picture:
+    """One picture with even sides: each column a label and its pictures below one another."""
+    widths = [max(picture.shape[1] for picture in pictures) for _, pictures in columns]
+    height = STRIP + max(sum(len(picture) + GAP for picture in pictures) - GAP for _, pictures in columns)
+    width = sum(widths) + GAP * (len(columns) - 1)
+    sheet = Image.new("RGB", (width + width % 2, height + height % 2), GROUND)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    x = 0
+    for (label, pictures), column in zip(columns, widths, strict=True):
+        draw.text((x + BORDER, 1), label, fill=INK, font=font)
+        y = STRIP
+        for picture in pictures:
+            sheet.paste(Image.fromarray(picture), (x, y))
+            y += len(picture) + GAP
+        x += column + GAP
+    return np.asarray(sheet)

@@ -2,13 +2,13 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from policy.interface import ActionChunk, Contract, Observation
+from policy.interface import ActionChunk, Contract, Imagination, Observation
 from sim_workers.backends import make_env
 from sim_workers.rollout import Env, Outcome, Stepped, episode
 from sim_workers.selftest import Portrait, portrait
@@ -108,7 +108,8 @@ class RolloutWorker:
             yield Unanswered(one_line(error))
             return
         yield Beat("playing")
-        film = Film(self._env, getattr(asker, "imagine", None)) if job.film else None
+        film = Film(self._env) if job.film else None
+        imagine = getattr(asker, "imagine", None) if film else None
         beat = time.monotonic()
         playing = episode(self._env, job.spec, job.rules)
         try:
@@ -119,7 +120,7 @@ class RolloutWorker:
                     if film:
                         film.stepped(*said)
                 else:
-                    answer, asked = self._asking.submit(self._ask, asker, said, film), time.monotonic()
+                    answer, asked = self._asking.submit(_ask, asker, imagine, said), time.monotonic()
                     while not answer.done():
                         if time.monotonic() - asked > ANSWER_S:
                             self._asking = ThreadPoolExecutor(1)
@@ -135,7 +136,9 @@ class RolloutWorker:
                     if (failed := answer.exception()) is not None:
                         yield Unanswered(one_line(failed))
                         return
-                    chunk = answer.result()
+                    chunk, imagined = answer.result()
+                    if film:
+                        film.looked(imagined)
                 if time.monotonic() - beat > BEAT_S:
                     yield Beat("playing")
                     beat = time.monotonic()
@@ -143,11 +146,6 @@ class RolloutWorker:
         except StopIteration as over:
             self._episodes += 1
             yield Played(over.value, film.mp4() if film else None, self._worn())
-
-    def _ask(self, asker: Asker, observation: Observation, film: Any) -> ActionChunk:
-        if film:
-            film.looked(observation)
-        return asker.act(observation)
 
     def _connected(self, source: PolicySource) -> Asker:
         if self._asker is None or self._asker[0] != source:
@@ -158,6 +156,12 @@ class RolloutWorker:
         size = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         self._first_size = self._first_size or size
         return self._episodes >= self._most_episodes or size - self._first_size > MOST_GROWTH
+
+
+def _ask(
+    asker: Asker, imagine: Callable[[Observation], Imagination | None] | None, observation: Observation
+) -> tuple[ActionChunk, Imagination | None]:
+    return asker.act(observation), imagine(observation) if imagine else None
 
 
 def one_line(error: BaseException) -> str:
