@@ -12,7 +12,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 # The files whose change means another trained policy, and another score. Anything else may change without a rerun.
 TRAINING_CODE = ("policy", "orchestrator/data", "orchestrator/loop.py", "orchestrator/train.py", "orchestrator/weights.py")
-SCORING_CODE = ("sim_workers/env.py", "sim_workers/render.py", "sim_workers/rollout.py", "sim_workers/suite.py")
+SCORING_CODE = tuple(f"sim_workers/{name}.py" for name in ("backends", "env", "render", "rollout", "shifts", "suite", "tasks", "things"))
 PACKAGES = ("torch", "diffusers", "ray", "robosuite", "mujoco", "numpy", "av")
 
 
