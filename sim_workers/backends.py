@@ -17,4 +17,4 @@ def contract_of(task: str, cameras: tuple[str, ...], image_size: tuple[int, int]
 
 def make_env(task: str, contract: Contract, shift: str = "nominal", variant: int = 0) -> Env:
     """The task's simulator in this process, which must have no other alive. Its GL backend is chosen here, before it is imported."""
-    return env.SimEnv(task, contract)
+    return env.SimEnv(task, contract, shift, variant)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from policy.interface import Contract, Observation
+from sim_workers import shifts
 from sim_workers.render import PROFILES, apply_profile, choose_backend, render
 from sim_workers.tasks import TASKS, hands, has_fingers
 
@@ -49,12 +50,13 @@ class SimEnv:
 
     reset(seed) puts the scene into a state that depends on the seed alone, not on what ran before; step(action) advances one
     control step (1/20 s); look() renders the contract's cameras. `succeeded` is robosuite's own success check of the current state.
+    The world is the `variant`-th of a `shift` (`shifts.py`); by default the nominal one.
     """
 
     film_camera = "frontview"
     _open = False
 
-    def __init__(self, task: str, contract: Contract, fast_control: bool = True) -> None:
+    def __init__(self, task: str, contract: Contract, shift: str = "nominal", variant: int = 0, fast_control: bool = True) -> None:
         """`fast_control` is faster, not different: the same states and observations to the last bit (`control.py`)."""
         global _alive
         if _alive:
@@ -64,11 +66,13 @@ class SimEnv:
         profile = PROFILES[contract.render_profile]
         choose_backend()
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-        import robosuite
+        import robosuite  # noqa: F401, says what it has to say, which the next line silences
 
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-        self._env: Any = robosuite.make(
+        self._env: Any = shifts.build(
             task,
+            shift,
+            variant,
             robots=["Panda"] * len(hands(task)),
             has_renderer=False,
             has_offscreen_renderer=True,

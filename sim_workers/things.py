@@ -1,0 +1,206 @@
+"""What a shifted world puts in the place of the task's things, and beside them. See `shifts.py`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Of each variant of a task whose things keep their shape: the picture that covers its first material, and its tint (RGBA); the next material gets the next.
+PAINTS = (
+    ("blue-wood", "0.6 0.8 1 1"),
+    ("white-plaster", "1 0.8 0.2 1"),
+    ("metal", "0.7 0.4 0.9 1"),
+    ("clay", "1 0.6 0.5 1"),
+    ("green-wood", "0.7 1 0.6 1"),
+)
+SIZES = (1.0, 0.9, 1.0, 0.85, 1.1)
+"""Of each variant: by how much PickPlace's things are larger."""
+
+# Of each variant: shape, half extents (m; of a cylinder radius, radius and half height), picture and tint of what replaces a cube.
+Block = tuple[str, tuple[float, float, float], str, str]
+LIFT: tuple[Block, ...] = (
+    ("box", (0.026, 0.026, 0.026), "blue-wood", "0.6 0.8 1 1"),
+    ("cylinder", (0.020, 0.020, 0.020), "white-plaster", "1 0.8 0.2 1"),
+    ("box", (0.030, 0.018, 0.016), "green-wood", "0.8 1 0.7 1"),
+    ("sphere", (0.024, 0.024, 0.024), "metal", "0.7 0.4 0.9 1"),
+    ("box", (0.016, 0.016, 0.016), "dark-wood", "0.6 0.6 0.6 1"),
+)
+# The lower one is as wide as the upper, and the two together no higher than the nominal 0.09 m.
+STACK: tuple[tuple[Block, Block], ...] = (
+    (("box", (0.018, 0.018, 0.018), "blue-wood", "0.6 0.8 1 1"), ("box", (0.027, 0.027, 0.027), "white-plaster", "1 0.8 0.2 1")),
+    (("cylinder", (0.020, 0.020, 0.020), "white-plaster", "1 0.8 0.2 1"), ("cylinder", (0.030, 0.030, 0.025), "metal", "0.7 0.4 0.9 1")),
+    (("box", (0.024, 0.024, 0.014), "clay", "1 0.6 0.5 1"), ("box", (0.030, 0.030, 0.025), "dark-wood", "0.6 0.6 0.6 1")),
+    (("box", (0.022, 0.022, 0.022), "brass-ambra", "1 1 1 1"), ("box", (0.022, 0.022, 0.022), "steel-scratched", "1 1 1 1")),
+    (("cylinder", (0.022, 0.022, 0.015), "metal", "0.7 0.4 0.9 1"), ("box", (0.028, 0.028, 0.030), "blue-wood", "0.6 0.8 1 1")),
+)
+# Of each variant: what replaces the one thing of a PickPlace task, and its size; nothing: the thing itself, painted. In its own place, the can.
+SWAPS = (("Lemon", 1.0), ("Bread", 1.0), ("", 1.0), ("", 0.85), ("Bottle", 0.75))
+
+# Of each variant: what lies about. Blocks are boxes or cylinders of plain colour, none of them a cube: half extents (m) and colour.
+BLOCKS = {
+    "slab": ("box", (0.035, 0.018, 0.012), (0.95, 0.75, 0.1, 1)),
+    "pillar": ("box", (0.014, 0.014, 0.035), (0.5, 0.2, 0.7, 1)),
+    "disc": ("cylinder", (0.03, 0.012), (0.1, 0.6, 0.6, 1)),
+    "rod": ("cylinder", (0.014, 0.04), (0.15, 0.3, 0.8, 1)),
+}
+DISTRACTORS = (
+    ("Lemon", "pillar", "Can"),
+    ("Bread", "disc", "rod"),
+    ("Can", "slab", "Bread"),
+    ("Lemon", "rod", "slab", "disc"),
+    ("Bread", "Lemon", "Can", "pillar"),
+)
+GAP_M = 0.045
+"""Between a distractor and everything else at least: a finger fits in."""
+NEAR_M = 0.12
+"""At most so much farther from the nearest thing of the task than it must be: where the task is, there are distractors too."""
+DOOR_AREA = ((-0.12, 0.12), (-0.27, -0.21))
+"""Where distractors lie before the door (m, x and y, world): its table is narrow."""
+
+
+def _shape(env: Any, thing: Any, block: Block) -> None:
+    """Make a robosuite box another block."""
+    shape, size, picture, tint = block
+    extents = {"box": size, "cylinder": size[1:], "sphere": size[:1]}[shape]
+    for geom in thing.get_obj().iter("geom"):
+        geom.set("type", shape)
+        geom.set("size", " ".join(map(str, extents)))
+        if shape == "sphere":  # it would never lie still
+            geom.set("condim", "6")
+            geom.set("friction", "1 0.01 0.001")
+    thing.size = list(size)
+    _cover(env, f"{thing.name}_", picture, tint)
+
+
+def _cover(env: Any, prefix: str, picture: str, tint: str) -> None:
+    """Give every material whose name begins with `prefix` another picture and tint."""
+    textures = {texture.get("name"): texture for texture in env.model.asset.iter("texture")}
+    for material in env.model.asset.iter("material"):
+        texture = textures.get(material.get("texture"))
+        if material.get("name").startswith(prefix) and texture is not None and texture.get("file"):
+            texture.set("file", str(Path(texture.get("file")).parent / f"{picture}.png"))
+            material.set("rgba", tint)
+
+
+def _paint(env: Any, variant: int) -> None:
+    """Cover everything that belongs neither to the room nor to a robot."""
+    room = [material.get("name") for material in env.model.mujoco_arena.asset.iter("material")]
+    names = [material.get("name") for material in env.model.asset.iter("material")]
+    for index, name in enumerate(name for name in names if name not in room and not name.startswith(("robot", "gripper"))):
+        _cover(env, name, *PAINTS[(variant + index) % len(PAINTS)])
+
+
+def _shipped(kind: str, name: str) -> Any:
+    """A thing that robosuite ships."""
+    from robosuite.models import objects
+
+    thing = getattr(objects, f"{kind}Object")(name=name)
+    for texture in thing.asset.iter("texture"):
+        texture.set("type", "2d")  # the bottle's would cover the sky
+    return thing
+
+
+def unseen(base: Any, task: str, variant: int) -> dict[str, Any]:
+    """The task with things never seen: other shapes and sizes where the task allows, else other materials."""
+
+    def load(env: Any) -> None:
+        base._load_model(env)
+        if task == "Lift":
+            _shape(env, env.cube, LIFT[variant])
+        elif task == "Stack":
+            for cube, block in zip((env.cubeA, env.cubeB), STACK[variant], strict=True):
+                _shape(env, cube, block)
+        else:
+            _paint(env, variant)
+
+    def construct(env: Any) -> None:
+        base._construct_objects(env)
+        kind, size = SWAPS[variant] if env.single_object_mode == 2 else ("", SIZES[variant])
+        if kind:
+            own = env.objects[env.object_id]
+            env.objects[env.object_id] = own = _shipped(kind if type(own).__name__ != f"{kind}Object" else "Can", own.name)
+        for thing in env.objects:
+            if size != 1.0 and (not kind or thing is own):
+                thing.set_scale(size)
+
+    return {"_load_model": load, **({"_construct_objects": construct} if task.startswith("PickPlace") else {})}
+
+
+def distractors(base: Any, task: str, variant: int) -> dict[str, Any]:
+    """The task among things that do not matter: they lie loose, each episode elsewhere, clear of the task's own things."""
+
+    def load(env: Any) -> None:
+        from robosuite.models.objects import BoxObject, CylinderObject
+
+        base._load_model(env)
+        own = {type(thing).__name__ for thing in env.model.mujoco_objects}
+        env.distractors = []
+        for index, kind in enumerate(DISTRACTORS[variant]):
+            if f"{kind}Object" in own:
+                kind = list(BLOCKS)[index]
+            name = f"distractor{index}"
+            if kind in BLOCKS:
+                shape, size, colour = BLOCKS[kind]
+                thing = (BoxObject if shape == "box" else CylinderObject)(name=name, size=size, rgba=colour, density=300)
+            else:
+                thing = _shipped(kind, name)
+            env.model.merge_assets(thing)
+            env.model.worldbody.append(thing.get_obj())  # last, so that no joint of the task changes its place
+            env.distractors.append(thing)
+
+    def reset(env: Any) -> None:
+        base._reset_internal(env)
+        taken = _taken(env)
+        (x_range, y_range), height = _surface(env, task)
+        for thing in env.distractors:
+            radius = thing.horizontal_radius + 0.005
+            best, best_slack = np.zeros(2), -np.inf
+            for _ in range(300):
+                place = np.array([env.rng.uniform(*x_range), env.rng.uniform(*y_range)])
+                gaps = [np.linalg.norm(place - middle) - reach - radius - GAP_M for middle, reach, _ in taken]
+                to_task = min((gap for gap, (_, _, of_task) in zip(gaps, taken, strict=True) if of_task), default=0.0)
+                slack = min(min(gaps, default=0.0), NEAR_M - to_task)
+                if slack > best_slack:
+                    best, best_slack = place, slack
+                if slack >= 0:
+                    break
+            turn = env.rng.uniform(-np.pi, np.pi)
+            pose = [*best, height - thing.bottom_offset[2], np.cos(turn / 2), 0.0, 0.0, np.sin(turn / 2)]
+            env.sim.data.set_joint_qpos(thing.joints[0], np.array(pose))
+            taken.append((best, radius, False))
+
+    return {"_load_model": load, "_reset_internal": reset}
+
+
+def _taken(env: Any) -> list[tuple[Any, float, bool]]:
+    """Where nothing else may lie: middle (x, y), radius (m), and whether it is a thing of the task that can be approached."""
+    import mujoco
+
+    mujoco.mj_kinematics(env.sim.model._model, env.sim.data._data)  # the poses just drawn
+    taken: list[tuple[Any, float, bool]] = []
+
+    def take(body: str, radius: float) -> None:
+        place = env.sim.data.body_xpos[env.sim.model.body_name2id(body)]
+        if abs(place[0]) < 5:  # robosuite throws what it does not need far away
+            taken.append((place[:2].copy(), radius, True))
+
+    for thing in [*env.model.mujoco_objects, *getattr(env.model.mujoco_arena, "markers", [])]:
+        if thing.joints != [] or thing not in env.model.mujoco_objects:
+            take(thing.root_body, float(thing.horizontal_radius))
+    if hasattr(env, "peg1_body_id"):
+        take("peg1", 0.03)
+        take("peg2", 0.03)
+    return [] if hasattr(env, "door") else taken
+
+
+def _surface(env: Any, task: str) -> tuple[tuple[tuple[float, float], tuple[float, float]], float]:
+    """Where distractors may lie: the ranges of x and y, and the height (m, world)."""
+    if task == "Door":
+        return DOOR_AREA, float(env.table_offset[2])
+    if hasattr(env, "bin1_pos"):
+        (x, y, z), half = env.bin1_pos, (0.15, 0.2)
+        z += 0.02  # the thickness of its floor
+    else:
+        (x, y, z) = env.model.mujoco_arena.table_offset
+        half = tuple(min(size / 2 - 0.05, 0.3) for size in env.table_full_size[:2])
+    return ((x - half[0], x + half[0]), (y - half[1], y + half[1])), float(z)
