@@ -22,15 +22,17 @@ PLAY = """
 import hashlib, json, sys
 import numpy as np
 from sim_workers.env import SimEnv, contract
-env = SimEnv("Lift", contract(("robot0_eye_in_hand", "agentview"), (64, 64), "fast"))
+task = sys.argv[1]
+env = SimEnv(task, contract(("robot0_eye_in_hand", "agentview"), (64, 64), "fast", task))
 hashes = {}
-for seed in json.loads(sys.argv[1]):
+for seed in json.loads(sys.argv[2]):
     env.reset(seed)
     digest = hashlib.sha256()
     rng = np.random.default_rng(seed)
     for _ in range(10):
-        env.step(rng.uniform(-1, 1, 7))
+        env.step(rng.uniform(-1, 1, len(env.contract.action)))
         digest.update(env.proprio.tobytes())
+    assert env.proprio.shape == (len(env.contract.proprio),)
     for picture in env.pictures().values():
         digest.update(picture.tobytes())
     hashes[seed] = digest.hexdigest()
@@ -40,8 +42,10 @@ print(json.dumps(hashes))
 
 
 @pytest.mark.sim
-def test_an_episode_is_the_same_in_another_process_and_another_order() -> None:
-    one, other = run("-W", "ignore", "-c", PLAY, "[3, 1000001, 5]"), run("-W", "ignore", "-c", PLAY, "[5, 3, 5, 1000001]")
+@pytest.mark.parametrize("task", ["Lift", "PickPlaceSingle", "TwoArmPegInHole"])
+def test_an_episode_is_the_same_in_another_process_and_another_order(task: str) -> None:
+    """Of one arm with fingers, of a task that draws which object is asked for, and of two arms that hold tools."""
+    one, other = (run("-W", "ignore", "-c", PLAY, task, order) for order in ("[3, 1000001, 5]", "[5, 3, 5, 1000001]"))
     first, second = (json.loads(done.stdout.splitlines()[-1]) for done in (one, other))
     assert first == second
     assert len(set(first.values())) == 3
@@ -110,9 +114,9 @@ def test_the_scripted_experts_do_their_tasks_however_disturbed(task: str) -> Non
     assert json.loads(done.stdout.splitlines()[-1]) == [True] * 3
 
 
-def test_every_task_has_an_expert_with_a_horizon() -> None:
-    assert set(EXPERTS) == set(TASKS)
-    assert all(expert_for(task).horizon > 0 for task in TASKS)
+def test_every_expert_does_a_task_within_a_horizon() -> None:
+    assert set(EXPERTS) <= set(TASKS)
+    assert all(expert_for(task).horizon > 0 for task in EXPERTS)
 
 
 @pytest.mark.sim
