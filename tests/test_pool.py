@@ -19,6 +19,7 @@ from orchestrator.ledger import Ledger, Portraits
 from orchestrator.score import ProtocolError, Score, Scorer, ScoringJob, check_contract
 from orchestrator.storage import open_storage
 from policy.interface import ActionChunk, Observation
+from sim_workers import pool as pool_module
 from sim_workers.balance import Served as WasServed
 from sim_workers.env import contract
 from sim_workers.rollout import Outcome
