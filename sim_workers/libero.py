@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from policy.interface import Contract, Observation
 from sim_workers.env import ACTION, CONTROL_HZ, PROPRIO, SimEnv, simulator_version
-from sim_workers.render import PROFILES, apply_profile, choose_backend
+from sim_workers.render import PROFILES, build_context, choose_backend
 
 LIBERO_10 = {
     "libero_10/LIVING_ROOM_SCENE2_put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket": (
@@ -188,7 +188,6 @@ class LiberoEnv(SimEnv):
     def __init__(self, task: str, contract: Contract) -> None:
         self.task = task
         self.contract = contract
-        profile = PROFILES[contract.render_profile]
         domains = _libero()
         import robosuite
         from libero.libero.envs.bddl_utils import get_problem_info
@@ -210,9 +209,7 @@ class LiberoEnv(SimEnv):
             renderer="mujoco",
             seed=0,
         )
-        self._env.sim.model.vis.quality.offsamples = profile.samples
-        self._env.sim._render_context_offscreen.update_offscreen_size(*reversed(contract.image_size))
-        apply_profile(self._env.sim, profile)
+        build_context(self._env.sim, PROFILES[contract.render_profile], contract.image_size)
         self._low_dim: dict[str, npt.NDArray[np.float64]] = {}
 
     def reset(self, seed: int) -> None:
