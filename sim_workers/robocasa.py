@@ -1,8 +1,9 @@
 """RoboCasa-24 (arXiv 2406.02523): kitchen tasks of a Panda on a wheeled base, as "Video Generators are Robot Policies" evaluates them.
 
 What has and has not been run: RoboCasa is on no package index and its kitchens (5 GB) come from its own servers, so NO EPISODE HAS BEEN PLAYED
-on the real kitchens. The code of RoboCasa v0.2 (commit 756598a) was loaded here on robosuite 1.5.2 and MuJoCo 3.9.0, its 24 tasks and their
-horizons were compared with the tables below, and the action layout was checked on robosuite's own PandaOmron. See README.md.
+on the real kitchens. What was done once: this adapter ran the code of RoboCasa v0.2 (commit 756598a) on robosuite 1.5.2 and MuJoCo 3.9.0 with boxes
+in place of all meshes and things; its 24 tasks could be reset, stepped and looked at, their sentences, horizons and action layout are the ones below,
+and an episode was the same in another process and another order. What a box cannot show is whether the real meshes compile and how they behave.
 
 To be installed by hand, in the environment of this project (its own pins, MuJoCo 3.2.6 and numpy 1.23, are not wanted, hence --no-deps):
 
@@ -160,7 +161,8 @@ def environment_action(action: npt.NDArray[np.floating[Any]], split: Mapping[str
 
 def proprio_of(low_dim: Mapping[str, npt.NDArray[np.floating[Any]]]) -> npt.NDArray[np.float32]:
     """(9,) float32, laid out as PROPRIO."""
-    return np.concatenate([low_dim[key] for key in PROPRIO_KEYS]).astype(np.float32)
+    values: npt.NDArray[np.float32] = np.concatenate([low_dim[key] for key in PROPRIO_KEYS]).astype(np.float32)
+    return values
 
 
 def shells_as_meshes(xml: str) -> str:
