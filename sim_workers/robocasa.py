@@ -3,7 +3,7 @@
 What has and has not been run: RoboCasa is on no package index and its kitchens (5 GB) come from its own servers, so NO EPISODE HAS BEEN PLAYED
 on the real kitchens. What was done once: this adapter ran the code of RoboCasa v0.2 (commit 756598a) on robosuite 1.5.2 and MuJoCo 3.9.0 with boxes
 in place of all meshes and things; its 24 tasks could be reset, stepped and looked at, their sentences, horizons and action layout are the ones below,
-and an episode was the same in another process and another order. What a box cannot show is whether the real meshes compile and how they behave.
+and an episode (of the one task tried) was the same in another process and order. A box cannot show whether the real meshes compile and behave.
 
 To be installed by hand, in the environment of this project (its own pins, MuJoCo 3.2.6 and numpy 1.23, are not wanted, hence --no-deps):
 
