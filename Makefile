@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEBIAN := python3-venv libegl1 libopengl0 libgl1 libgl1-mesa-dri libglib2.0-0
 LIBRARIES := libEGL.so.1 libOpenGL.so.0 libGL.so.1 libgthread-2.0.so.0
 
-.PHONY: demo test check setup debian bench lock clean
+.PHONY: demo test check setup debian libero bench lock clean
 .DELETE_ON_ERROR:
 
 demo: setup  ## collect demonstrations, run jobs/quickstart.yaml, print the curve
@@ -20,6 +20,9 @@ check: setup  ## style, types, import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+libero: setup  ## also LIBERO-10: its code, tasks and meshes, 360 MB
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --constraint constraints-libero.txt --editable '.[dev,libero]'
 
 bench: setup  ## measure again and refresh bench/README.md
 	$(BIN)/python -m bench

@@ -16,6 +16,7 @@ One file, one thing that can be run. All take `--help`.
 | --- | --- |
 | `quickstart.yaml` | a sweep file: the first command, `make demo`, runs it |
 | `lift_demo_efficiency.yaml` | a sweep file: demo count x action-free ratio on Lift in two stages, three seeds, the baseline beside it |
+| `libero10.yaml`, `robocasa24.yaml` | sweep files: the paper's experiments on LIBERO-10 and RoboCasa-24, at its size; each says what it needs |
 | `quickstart.py` | `python -m jobs.quickstart`: collect demonstrations, run `quickstart.yaml`, print the curve |
 | `collect.py` | `python -m jobs.collect`: scripted demonstrations of a task into an episode store |
 | `ingest.py` | `python -m jobs.ingest SRC STORE`: episodes of other formats (robomimic, LIBERO, RoboCasa, LeRobot, zarr, films) into a store |

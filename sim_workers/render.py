@@ -54,6 +54,14 @@ def apply_profile(sim: Any, profile: RenderProfile) -> None:
     flags[mujoco.mjtRndFlag.mjRND_SHADOW] = profile.shadows
 
 
+def build_context(sim: Any, profile: RenderProfile, size: tuple[int, int]) -> None:
+    """Build the GL context of a simulation anew: multisampling is fixed when it is built. To be repeated after every hard reset."""
+    height, width = size
+    sim.model.vis.quality.offsamples = profile.samples
+    sim._render_context_offscreen.update_offscreen_size(width, height)
+    apply_profile(sim, profile)
+
+
 def render(sim: Any, camera: str, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """One upright (H, W, 3) RGB picture. An all-black one means a broken GL context and raises: never silently shown to a policy."""
     height, width = size

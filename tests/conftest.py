@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from bench.seaweed import BUCKET, NoServerError, make_bucket, started
 from orchestrator.storage import Storage, _client, open_storage
+from sim_workers.libero import LiberoMissingError, require_libero
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 CAMERA = "robot0_eye_in_hand"
@@ -26,7 +27,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else item.path.name))
         if item.get_closest_marker("gpu") and shutil.which("nvidia-smi") is None:
             item.add_marker(pytest.mark.skip(reason="no GPU here"))
+        if item.get_closest_marker("libero") and (missing := missing_libero()):
+            item.add_marker(pytest.mark.skip(reason=missing))
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+def missing_libero() -> str:
+    """Why tests of LIBERO cannot run here; empty if they can."""
+    try:
+        require_libero()
+    except LiberoMissingError as error:
+        return str(error)
+    return ""
 
 
 def run(*command: str, **kwargs: object) -> subprocess.CompletedProcess[str]:

@@ -60,7 +60,8 @@ def libero(folder: Path, path: Path, episodes: list[Recorded]) -> Path:
             demo = data.create_group(f"demo_{number}")
             demo["actions"] = episode.action
             demo["obs/ee_pos"] = episode.vectors["robot0_eef_pos"]
-            demo["obs/ee_ori"] = episode.vectors["robot0_eef_quat"][:, :3]
+            axis, cosine = episode.vectors["robot0_eef_quat"][:, :3], episode.vectors["robot0_eef_quat"][:, 3:].clip(-1, 1)
+            demo["obs/ee_ori"] = axis * 2 * np.arccos(cosine) / np.sqrt(1 - cosine**2)
             demo["obs/gripper_states"] = episode.vectors["robot0_gripper_qpos"]
             for camera, pictures in episode.frames.items():
                 demo[f"obs/{camera.removeprefix('robot0_')}_rgb"] = pictures[:, ::-1]

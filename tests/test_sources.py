@@ -5,17 +5,20 @@ import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import layouts
 import recordings
+from conftest import CHECKOUT
 from layouts import LAYOUTS, UPRIGHT, opened, psnr, refusal, written
 from orchestrator.data.sources.pictures import film, turned
 from orchestrator.data.sources.source import Reading, Source, kept_frames, open_source
 from recordings import CAMERAS, HZ, INSTRUCTION
 from sim_workers.env import ACTION, PROPRIO
+from sim_workers.libero import libero_contract
 
 pytestmark = pytest.mark.sim  # the recordings are robosuite's own
 
@@ -77,7 +80,29 @@ def test_a_controller_of_other_limits_does_not_pass_for_ours(recorded: Path, tmp
 def test_values_laid_out_as_the_simulators_can_be_given_its_names(recorded: Path) -> None:
     contract = opened(recorded, "LeRobot v3", panda=True).contract
     assert (contract.action, contract.proprio) == (ACTION, PROPRIO)
-    assert "--panda means 7 action dimensions and 9 values" in refusal(written(recorded, "LIBERO"), replace(LAYOUTS["LIBERO"].reading, panda=True))
+    reading = replace(LAYOUTS["LIBERO"].reading, panda=True, proprio=("ee_pos",))
+    assert "--panda means 7 action dimensions and 9 values of proprioception, here are 7 and 3" in refusal(written(recorded, "LIBERO"), reading)
+
+
+def test_liberos_hand_is_the_simulators(recorded: Path) -> None:
+    """LIBERO's recorder turns the quaternion into axis times angle; the store has the quaternion again, of the same sign."""
+    source = opened(recorded, "LIBERO")
+    assert (source.contract.action, source.contract.proprio) == (ACTION, PROPRIO)
+    for item, meant in zip(source.items, recordings.load(recorded), strict=True):
+        read = source.read(item).proprio
+        assert read is not None
+        assert np.abs(read - meant.proprio).max() < 1e-6
+
+
+@pytest.mark.libero
+def test_a_file_of_libero_can_be_scored_on_libero(recorded: Path) -> None:
+    """Imported as jobs/libero10.yaml says."""
+    offered = libero_contract(("robot0_eye_in_hand", "agentview"), (256, 256), "default")
+    cameras = {"eye_in_hand": "robot0_eye_in_hand", "agentview": "agentview"}
+    said: dict[str, Any] = {"images": "upside-down", "cameras": cameras, "image_size": (256, 256), "panda": True}
+    reading = Reading(**said, render_profile="default", simulator=offered.simulator)
+    assert open_source(written(recorded, "LIBERO"), reading).contract.mismatches(offered) == []
+    assert f'--simulator "{offered.simulator}"' in (CHECKOUT / "jobs" / "libero10.yaml").read_text()
 
 
 def test_an_episode_says_where_it_comes_from_and_how_it_was_turned(recorded: Path) -> None:

@@ -40,10 +40,12 @@ from orchestrator.data.sources.source import (
     width_of,
 )
 from policy.interface import Contract
-from sim_workers.env import ACTION, PROPRIO_KEYS
+from sim_workers.env import ACTION, PROPRIO, PROPRIO_KEYS
 from sim_workers.tasks import TASKS
 
-PROPRIO_BY_DEFAULT = (PROPRIO_KEYS, ("ee_pos", "ee_ori", "gripper_states"))
+LIBEROS_HAND = ("ee_pos", "ee_ori", "gripper_states")
+"""LIBERO's names for the same hand and fingers, the hand's turn as axis times angle; it is kept as the quaternion it was made from."""
+PROPRIO_BY_DEFAULT = (PROPRIO_KEYS, LIBEROS_HAND)
 ARM = len(ACTION)
 MOBILE_BASE = ("base_x", "base_y", "base_turn", "torso", "base_mode_minus1_arm_plus1_base")
 """What RoboCasa's mobile Panda takes after the arm's dimensions."""
@@ -88,7 +90,7 @@ class Hdf5:
                 keys = _pictures(group)
                 raw = Raw(
                     frames={name: group["obs"][keys[name]][()] for name in self._cameras},
-                    proprio=np.concatenate([rows_of(group["obs"][key][()]) for key in self._proprio], 1) if self._proprio else None,
+                    proprio=_values(group["obs"], self._proprio) if self._proprio else None,
                     action=group["actions"][()][:, : len(self.contract.action)] if item.labelled else None,
                     success=_success(group),
                 )
@@ -232,7 +234,17 @@ def _action_names(path: Path, width: int, made: _Made, robocasa: bool, reading: 
 
 def _proprio(path: Path, obs: Any, reading: Reading) -> tuple[tuple[str, ...], tuple[str, ...]]:
     widths = {key: width_of(obs[key]) for key in obs if obs[key].ndim in (1, 2) and obs[key].dtype.kind == "f"}
-    return chosen_proprio(str(path), "vectors", widths, PROPRIO_BY_DEFAULT, reading)
+    keys, names = chosen_proprio(str(path), "vectors", widths, PROPRIO_BY_DEFAULT, reading)
+    return keys, PROPRIO if keys == LIBEROS_HAND else names
+
+
+def _values(obs: Any, keys: tuple[str, ...]) -> Any:
+    """(L, P): the vectors side by side."""
+    rows = [rows_of(obs[key][()]) for key in keys]
+    if keys == LIBEROS_HAND:  # (L, 3) axis times angle, 0 to 2 pi, to x, y, z, w: the inverse of robosuite's `quat2axisangle`, sign included
+        angle = np.linalg.norm(rows[1], axis=1, keepdims=True)
+        rows[1] = np.concatenate([rows[1] * np.sinc(angle / (2 * np.pi)) / 2, np.cos(angle / 2)], 1)
+    return np.concatenate(rows, 1)
 
 
 def _misfit(
