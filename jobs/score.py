@@ -67,10 +67,14 @@ def main(
     from orchestrator.progress import progress_bar
     from orchestrator.score import Score, unfit
     from orchestrator.spec import SweepError
+    from sim_workers.backends import TASKS
     from sim_workers.suite import Rules, Suite
-    from sim_workers.tasks import TASKS
 
-    mistakes = [f"--task: unknown task {task}; known are {', '.join(TASKS)}" for task in tasks if task not in TASKS]
+    mistakes = [
+        f"--task: unknown task {task}; known are {', '.join(TASKS[:19])} and those of LIBERO-10 and RoboCasa-24"
+        for task in tasks
+        if task not in TASKS
+    ]
     if save and save.suffix not in (".jsonl", ".parquet"):
         mistakes.append(f"--save: {save} must end in .jsonl or .parquet")
     elif save and not save.parent.is_dir():

@@ -58,13 +58,15 @@ class ArmJob:
     """Where the video model starts, as a sweep file says it: empty for the preset's own, `none`, a hub id, a folder or an s3:// URI."""
     video_model: str = ""
     """URI of the stage-1 checkpoint that it starts from instead."""
+    labelled_tasks: tuple[str, ...] = ()
+    """Tasks that are demonstrated; all of them if empty."""
     videos_of: Arm | None = None
     """The arm whose episodes its video model learns from, where that is not its own: the sweep's largest, which contains all others'."""
     views_apart: ClassVar[bool] = False
     """Whether every camera of a clip is a clip of its own."""
 
     def subset(self, manifest: Manifest) -> Subset:
-        return choose(manifest, self.arm.demo_count, self.arm.action_free_ratio, self.arm.seed, self.quarantined)
+        return choose(manifest, self.arm.demo_count, self.arm.action_free_ratio, self.arm.seed, self.quarantined, self.labelled_tasks)
 
     def videos(self, manifest: Manifest) -> list[str]:
         """Ids of the episodes that the video model learns from."""

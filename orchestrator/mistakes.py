@@ -19,6 +19,8 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
         from orchestrator.spec import SweepError
         from orchestrator.storage import StorageError
         from orchestrator.tracking import TrackingError
+        from sim_workers.libero import LiberoMissingError
+        from sim_workers.robocasa import RobocasaError
 
         try:
             command(*args, **kwargs)
@@ -26,7 +28,8 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
             click.echo(str(error), err=True)
             sys.exit(2)
         except Exception as error:
-            if not isinstance(error, (EpisodeError, ProtocolError, SourceError, StorageError, TrackingError, *_of_weights())):
+            ours = EpisodeError, LiberoMissingError, ProtocolError, RobocasaError, SourceError, StorageError, TrackingError
+            if not isinstance(error, (*ours, *_of_weights())):
                 raise
             click.echo(str(error), err=True)
             sys.exit(1)

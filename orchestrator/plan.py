@@ -60,7 +60,8 @@ def make_plan(sweep: Sweep) -> Plan:
             sweep.name, [f"policy.preset: {sweep.policy.preset} takes pictures whose sides are multiples of {unit}; the store's are {size}"]
         )
     arms = sweep.arms()
-    largest = choose(manifest, max(sweep.data.demo_count), max(sweep.data.action_free_ratio), seed=sweep.seeds[0])
+    labelled = sweep.data.labelled_tasks
+    largest = choose(manifest, max(sweep.data.demo_count), max(sweep.data.action_free_ratio), seed=sweep.seeds[0], labelled_tasks=labelled)
     entries = manifest.select((*largest.demos, *largest.action_free))
     shape, batch_size = preset.clip, sweep.train.batch_size // sweep.train.workers
     ours = [arm for arm in arms if arm.kind == "video_action"]
@@ -68,7 +69,7 @@ def make_plan(sweep: Sweep) -> Plan:
     if sweep.train.mode == "two_stage" and sweep.train.videos == "sweep":
         video_models = len(sweep.seeds)
     elif sweep.train.mode == "two_stage":
-        subsets = [(choose(manifest, arm.demo_count, arm.action_free_ratio, arm.seed), arm.seed) for arm in ours]
+        subsets = [(choose(manifest, arm.demo_count, arm.action_free_ratio, arm.seed, labelled_tasks=labelled), arm.seed) for arm in ours]
         video_models = len({(frozenset((*subset.demos, *subset.action_free)), seed) for subset, seed in subsets})
     steps = len(arms) * sweep.train.steps + video_models * (sweep.train.video_steps or sweep.train.steps)
     checkpoints = len(arms) * len(sweep.checkpoint_steps())

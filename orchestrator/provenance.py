@@ -12,7 +12,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 # The files whose change means another trained policy, and another score. Anything else may change without a rerun.
 TRAINING_CODE = ("policy", "orchestrator/data", "orchestrator/loop.py", "orchestrator/train.py", "orchestrator/weights.py")
-_SIMULATION = ("backends", "control", "env", "observables", "render", "rollout", "shifts", "suite", "tasks", "things")
+_SIMULATION = ("backends", "control", "env", "libero", "observables", "render", "robocasa", "rollout", "shifts", "suite", "tasks", "things")
 SCORING_CODE = tuple(f"sim_workers/{name}.py" for name in _SIMULATION)
 PACKAGES = ("torch", "diffusers", "ray", "robosuite", "mujoco", "numpy", "av")
 

@@ -29,9 +29,8 @@ from orchestrator.provenance import digest, weights_label
 from orchestrator.storage import StorageError, open_storage
 from policy.config import Objective, Recipe
 from policy.presets import weights_source
-from sim_workers.backends import contract_of
+from sim_workers.backends import TASKS, contract_of
 from sim_workers.suite import Rules, Suite
-from sim_workers.tasks import TASKS
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan
@@ -49,7 +48,7 @@ class SweepError(Exception):
 def _known_task(task: str) -> str:
     if task not in TASKS:
         close = difflib.get_close_matches(task, TASKS, 1)
-        raise ValueError(f"unknown task {task}; " + (f"did you mean {close[0]}?" if close else f"known are {', '.join(TASKS)}"))
+        raise ValueError(f"unknown task {task}; " + (f"did you mean {close[0]}?" if close else "sim_workers/README.md lists them"))
     return task
 
 
@@ -72,6 +71,8 @@ class Data(_Part):
     """Episodes with actions per task; a smaller count is always contained in a larger one."""
     action_free_ratio: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1), AfterValidator(_distinct)] = (0.0,)
     """Action-free episodes per demo. Clips of both are drawn in the same proportion, in every batch."""
+    labelled_tasks: Annotated[tuple[Annotated[str, AfterValidator(_known_task)], ...], AfterValidator(_distinct)] = ()
+    """Tasks that are demonstrated; empty: all. Of every other task in the store, `demo_count` episodes are videos without actions."""
     on_corrupt: Literal["stop", "quarantine"] = "stop"
     """A damaged episode: `stop` names it and ends; `quarantine` reads all that the sweep needs beforehand, sets damaged ones aside,
     and the next in order take their places, so no demo count changes."""
@@ -228,6 +229,7 @@ class Sweep(_Part):
             [
                 manifest_fingerprint,
                 sorted(quarantined),
+                sorted(self.data.labelled_tasks),
                 code,
                 self.policy.model_dump(mode="json", exclude={"baselines"}),
                 weights_label(weights_source(self.policy.preset, self.policy.weights)),
@@ -282,7 +284,7 @@ def store_problems(data: Data, tasks: tuple[str, ...]) -> list[str]:
     shown = set(manifest.tasks)
     problems = [f"suite.tasks: nobody demonstrated {task}; the store shows {', '.join(sorted(shown))}" for task in tasks if task not in shown]
     try:
-        choose(manifest, max(data.demo_count), max(data.action_free_ratio), seed=0)
+        choose(manifest, max(data.demo_count), max(data.action_free_ratio), seed=0, labelled_tasks=data.labelled_tasks)
     except SubsetError as error:
         problems.append(f"data: the largest arm does not fit. {error}")
     return problems

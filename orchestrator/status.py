@@ -196,7 +196,8 @@ class SweepState:
     def subset(self, arm: Arm) -> Subset:
         """The arm's episodes; SweepError if the version the sweep keeps to has too few."""
         try:
-            return choose(self.manifest, arm.demo_count, arm.action_free_ratio, arm.seed, self.quarantined.keys())
+            labelled = self.sweep.data.labelled_tasks
+            return choose(self.manifest, arm.demo_count, arm.action_free_ratio, arm.seed, self.quarantined.keys(), labelled)
         except SubsetError as error:
             mend = "give the sweep another name to use the store as it is now"
             raise SweepError(self.sweep.name, [f"it keeps to version {self.version} of {self.sweep.data.episodes}; {error}; {mend}"]) from None

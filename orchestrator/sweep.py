@@ -137,6 +137,7 @@ class SweepRun:
                 train=sweep.train,
                 objective=sweep.train.objective if arm.kind == "video_action" else "action",
                 weights=sweep.policy.weights,
+                labelled_tasks=sweep.data.labelled_tasks,
                 videos_of=largest and replace(largest, seed=arm.seed),
             )
             for arm_id, arm in state.arms().items()

@@ -1,20 +1,36 @@
 """Which simulator plays a task, and what it offers. Imports none of them until one is made."""
 
 from policy.interface import Contract
-from sim_workers import env, tasks
+from sim_workers import env, libero, robocasa, tasks
 from sim_workers.rollout import Env
+
+TASKS = (*tasks.TASKS, *libero.LIBERO_10, *robocasa.ROBOCASA_24)
+"""Every task's name."""
 
 
 def cameras_of(task: str) -> tuple[str, ...]:
-    """What the task's scene can be seen from."""
-    return tasks.cameras(task)
+    """What a policy may look through."""
+    if task in libero.LIBERO_10:
+        return libero.CAMERAS
+    return robocasa.CAMERAS if task in robocasa.ROBOCASA_24 else tasks.cameras(task)
 
 
 def contract_of(task: str, cameras: tuple[str, ...], image_size: tuple[int, int], render_profile: str) -> Contract:
     """What the task's simulator offers and takes on this machine."""
+    if task in libero.LIBERO_10:
+        return libero.libero_contract(cameras, image_size, render_profile)
+    if task in robocasa.ROBOCASA_24:
+        return robocasa.robocasa_contract(cameras, image_size, render_profile)
     return env.contract(cameras, image_size, render_profile, task)
 
 
 def make_env(task: str, contract: Contract, shift: str = "nominal", variant: int = 0) -> Env:
-    """The task's simulator in this process, which must have no other alive. Its GL backend is chosen here, before it is imported."""
-    return env.SimEnv(task, contract, shift, variant)
+    """The task's simulator in this process, which must have no other alive. Its GL backend is chosen here, before it is imported.
+
+    ValueError if there is no such shift of the task, an error that names the mend if its simulator is not installed.
+    """
+    if task not in libero.LIBERO_10 and task not in robocasa.ROBOCASA_24:
+        return env.SimEnv(task, contract, shift, variant)
+    if shift != "nominal":
+        raise ValueError(f"there is no {shift} shift of {task}: shifts are made of robosuite's own tasks")
+    return libero.LiberoEnv(task, contract) if task in libero.LIBERO_10 else robocasa.RobocasaEnv(task, contract)

@@ -5,6 +5,7 @@ One environment per process: two share a GL context and quietly spoil each other
 
 import logging
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from policy.interface import Contract, Observation
 from sim_workers import shifts
-from sim_workers.render import PROFILES, apply_profile, choose_backend, render
+from sim_workers.render import PROFILES, build_context, choose_backend, render
 from sim_workers.tasks import TASKS, hands, has_fingers
 
 CONTROL_HZ = 20.0
@@ -54,22 +55,21 @@ class SimEnv:
     """
 
     film_camera = "frontview"
+    # What an environment of another simulator, made by a subclass, may leave as it is.
     _open = False
+    _env: Any = None
+    _fast: Any = None
+    _proprio_keys: Sequence[str] = PROPRIO_KEYS
 
     def __init__(self, task: str, contract: Contract, shift: str = "nominal", variant: int = 0, fast_control: bool = True) -> None:
         """`fast_control` is faster, not different: the same states and observations to the last bit (`control.py`)."""
-        global _alive
-        if _alive:
-            raise RuntimeError(f"this process already has a simulator, of {_alive}; close that one first, because two spoil each other's pictures")
-        self.task = task
-        self.contract = contract
-        profile = PROFILES[contract.render_profile]
+        self._claim(task, contract)
         choose_backend()
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
         import robosuite  # noqa: F401, says what it has to say, which the next line silences
 
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-        self._env: Any = shifts.build(
+        self._env = shifts.build(
             task,
             shift,
             variant,
@@ -83,11 +83,7 @@ class SimEnv:
             renderer="mujoco",
             seed=0,  # sizes drawn when the model is built; each episode then gets its own generator in reset()
         )
-        _alive, self._open = task, True
-        # Multisampling is fixed when the GL context is built, so build it anew with the profile's.
-        self._env.sim.model.vis.quality.offsamples = profile.samples
-        self._env.sim._render_context_offscreen.update_offscreen_size(*reversed(contract.image_size))
-        apply_profile(self._env.sim, profile)
+        build_context(self._env.sim, PROFILES[contract.render_profile], contract.image_size)
         # Where the episode draws which object is asked for, robosuite draws from a set of names, whose order changes from process to process.
         self._draws_object = getattr(self._env, "single_object_mode", 0) == 1
         if self._draws_object:
@@ -95,7 +91,6 @@ class SimEnv:
         keys = HAND_KEYS + FINGER_KEYS if has_fingers(task) else HAND_KEYS
         self._proprio_keys = [f"{arm}_{key}" for arm in hands(task) for key in keys]
         self._low_dim: dict[str, npt.NDArray[np.float64]] = {}
-        self._fast: Any = None
         if fast_control:
             from sim_workers.control import FastStep  # it imports the simulator
 
@@ -103,6 +98,13 @@ class SimEnv:
                 self._fast = FastStep(self._env)
             except ValueError as unknown:
                 logging.getLogger(__name__).warning("%s takes robosuite's own control steps: %s", task, unknown)
+
+    def _claim(self, task: str, contract: Contract) -> None:
+        """Be the process's one simulator; RuntimeError if it has another."""
+        global _alive
+        if _alive:
+            raise RuntimeError(f"this process already has a simulator, of {_alive}; close that one first, because two spoil each other's pictures")
+        _alive, self._open, self.task, self.contract = task, True, task, contract
 
     def reset(self, seed: int) -> None:
         """Start the episode of scene `seed`."""
@@ -158,7 +160,8 @@ class SimEnv:
         global _alive
         if self._open:
             self._open, _alive = False, ""
-            self._env.close()
+            if self._env is not None:
+                self._env.close()
 
     def __del__(self) -> None:
         if not sys.is_finalizing():

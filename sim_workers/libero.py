@@ -188,9 +188,10 @@ class LiberoEnv(SimEnv):
     modulo 50 are the same episode. Furniture (stove, cabinet, microwave) stands within a centimetre of its place, likewise by scene.
     """
 
+    film_camera = "agentview"
+
     def __init__(self, task: str, contract: Contract) -> None:
-        self.task = task
-        self.contract = contract
+        self._claim(task, contract)
         domains = _libero()
         import robosuite
         from libero.libero.envs.bddl_utils import get_problem_info
@@ -198,7 +199,7 @@ class LiberoEnv(SimEnv):
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
         definition = str(task_file(task))
         self._states = init_states(task)
-        self._env: Any = domains.TASK_MAPPING[get_problem_info(definition)["problem_name"]](
+        self._env = domains.TASK_MAPPING[get_problem_info(definition)["problem_name"]](
             definition,
             robots=["Panda"],
             controller_configs=robosuite.load_composite_controller_config(controller=None, robot="Panda"),

@@ -228,12 +228,13 @@ class RobocasaEnv(SimEnv):
     reset(seed) builds the kitchen `scene_of(seed)` and furnishes it by a generator that depends on the seed alone.
     """
 
+    film_camera = "robot0_agentview_left"
+
     def __init__(self, task: str, contract: Contract) -> None:
-        self.task = task
-        self.contract = contract
+        self._claim(task, contract)
         robosuite = _robosuite_with_kitchens()
         controller = robosuite.load_composite_controller_config(controller=None, robot="PandaOmron")
-        self._env: Any = robosuite.make(**environment_kwargs(task), controller_configs=controller)
+        self._env = robosuite.make(**environment_kwargs(task), controller_configs=controller)
         self._low_dim: dict[str, npt.NDArray[np.float64]] = {}
         self._split: dict[str, tuple[int, int]] = {}
         self.instruction = ""

@@ -17,7 +17,6 @@ from orchestrator.status import SweepState
 from orchestrator.storage import open_storage
 from sim_workers.libero import LIBERO_10
 from sim_workers.robocasa import ROBOCASA_12_LABELLED, ROBOCASA_24
-from sim_workers.suite import TASKS
 from test_episodes import CONTRACT, episode
 
 GOOD = {
@@ -236,9 +235,7 @@ def test_arms_are_every_combination_with_stable_distinct_ids() -> None:
     assert Arm(2, 0.0, 0).arm_id("protocol") == "demos-2_ratio-0_seed-0_" + Arm(2, 0.0, 0).arm_id("protocol")[-8:]
 
 
-def test_every_sweep_file_of_the_repository_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    for task in (*LIBERO_10, *ROBOCASA_24):
-        monkeypatch.setitem(TASKS, task, "")
+def test_every_sweep_file_of_the_repository_is_valid() -> None:
     for path in (CHECKOUT / "jobs").glob("*.yaml"):
         Sweep.model_validate(yaml.safe_load(path.read_text()))
 
@@ -251,9 +248,8 @@ def test_the_papers_sweeps_are_its_tasks_fifty_episodes_each(file: str, table: d
 
 
 def test_the_action_free_half_of_the_paper_is_named_in_its_sweep_file() -> None:
-    text = (CHECKOUT / "jobs" / "robocasa24.yaml").read_text()
-    assert re.findall(r"^    - (\S+) # labelled$", text, re.MULTILINE) == [task for task in ROBOCASA_24 if task in ROBOCASA_12_LABELLED]
-    assert tuple(re.findall(r"^#       - (\S+)$", text, re.MULTILINE)) == ROBOCASA_12_LABELLED
+    sweep = yaml.safe_load((CHECKOUT / "jobs" / "robocasa24.yaml").read_text())
+    assert tuple(sweep["data"]["labelled_tasks"]) == ROBOCASA_12_LABELLED
 
 
 @pytest.mark.parametrize(

@@ -97,3 +97,13 @@ def test_too_few_whole_episodes_say_how_many_are_set_aside() -> None:
 def test_the_choice_stays_what_it_was() -> None:
     """Not a property but a promise: another permutation would make every earlier arm incomparable."""
     assert choose(store_of(entries(10)), 3, 0, 0).demos == ("Lift-0005", "Lift-0006", "Lift-0008")
+
+
+def test_of_a_task_that_nobody_demonstrates_there_are_videos_without_actions() -> None:
+    """The paper's half of the tasks: the labelled ones keep their demos, the others give as many episodes without actions."""
+    store = store_of(entries(20), entries(30, "Stack"), entries(10, "Film", labelled=False))
+    subset = choose(store, 5, 1.0, 0, labelled_tasks=["Lift"])
+    assert subset.demos == tuple(i for i in choose(store_of(entries(20)), 5, 1.0, 0).demos)
+    assert [len([i for i in subset.action_free if i.startswith(task)]) for task in ("Lift", "Stack", "Film")] == [5, 5, 5]
+    with pytest.raises(SubsetError, match="Door: the store has no such task; it has"):
+        choose(store, 5, 0, 0, labelled_tasks=["Door"])

@@ -5,7 +5,7 @@ demos always contain the fewer, more action-free episodes always contain the few
 """
 
 import hashlib
-from collections.abc import Set
+from collections.abc import Collection, Set
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -50,16 +50,28 @@ def permutation(manifest: Manifest, task: str, seed: int) -> npt.NDArray[np.int6
     return order
 
 
-def choose(manifest: Manifest, demo_count: int, action_free_ratio: float, seed: int, without: Set[str] = frozenset()) -> Subset:
+def choose(
+    manifest: Manifest,
+    demo_count: int,
+    action_free_ratio: float,
+    seed: int,
+    without: Set[str] = frozenset(),
+    labelled_tasks: Collection[str] = (),
+) -> Subset:
     """The first `demo_count` demos of every task, and the last round(ratio x demo_count) episodes as action-free ones.
 
-    `without`: episodes that are set aside; the next in order take their places, the counts stay. SubsetError if there are too few.
+    `without`: episodes that are set aside; the next in order take their places, the counts stay. `labelled_tasks`: those that are demonstrated, all
+    of them if empty; of every other task `demo_count` episodes are videos without actions. SubsetError if there are too few.
     """
+    if unknown := sorted(set(labelled_tasks) - manifest.tasks.keys()):
+        raise SubsetError(f"{', '.join(unknown)}: the store has no such task; it has {', '.join(manifest.tasks)}")
     ids = manifest.episode_ids
-    free_count = num_action_free(demo_count, action_free_ratio)
+    all_demos = demo_count
     demos: list[str] = []
     action_free: list[str] = []
     for task in manifest.tasks:
+        shown = not labelled_tasks or task in labelled_tasks
+        demo_count, free_count = (all_demos, num_action_free(all_demos, action_free_ratio)) if shown else (0, all_demos)
         order = permutation(manifest, task, seed)
         if without:
             order = order[[ids[place] not in without for place in order.tolist()]]
