@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 from bench.seaweed import BUCKET, NoServerError, make_bucket, started
 from orchestrator.storage import Storage, _client, open_storage
@@ -19,6 +20,10 @@ CAMERA = "robot0_eye_in_hand"
 
 # One native thread per process: two cores are shared by many processes, and results must not depend on how many there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says more about what else the machine does than about the code.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
