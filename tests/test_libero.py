@@ -239,16 +239,16 @@ RANDOM_POLICY = """
 import json, sys
 import numpy as np
 from policy.interface import ActionChunk
-from policy.interface import ActionChunk
-from sim_workers.libero import CAMERAS, LiberoEnv, libero_contract
+from sim_workers.libero import CAMERAS
 from sim_workers.rollout import run_episode
-from sim_workers.suite import Suite
+from sim_workers.backends import contract_of, make_env
+from sim_workers.suite import Rules, Suite
 task = sys.argv[1]
-env = LiberoEnv(task, libero_contract(CAMERAS, (64, 64), "fast"))
+env = make_env(task, contract_of(task, CAMERAS, (64, 64), "fast"))
 def act(seen):
     assert seen.instruction and all(picture.std() > 5 for picture in seen.images.values())
     return ActionChunk(np.random.default_rng(seen.noise_seed).uniform(-1, 1, (16, 7)).astype(np.float32), 8)
-print(json.dumps([run_episode(env, spec, 40, act).to_json() for spec in Suite((task,), 2, 40).episode_list()]))
+print(json.dumps([run_episode(env, spec, Rules(40), act).to_json() for spec in Suite((task,), 2, Rules(40)).episode_list()]))
 """
 
 
