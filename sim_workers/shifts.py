@@ -40,20 +40,20 @@ TEXTURE = (
     ("gray-woodgrain", "white-bricks", "blue-wood", "clay"),
     ("clay", "wood-varnished-panels", "yellow-plaster", "gray-felt"),
     ("gray-felt", "dirt", "white-bricks", "blue-wood"),
-    ("light-wood", "green-wood", "cream-plaster", "white-plaster"),
+    ("white-bricks", "green-wood", "cream-plaster", "white-plaster"),
 )
 COVERED = {"tex-ceramic": 0, "tex-light-wood": 0, "texplane": 1, "tex-light-gray-plaster": 2, "tex-dark-wood": 3}
 """Robosuite's name of each texture of a room, and its column in TEXTURE."""
 
 # How far a camera is off, at least and at most, either way: a camera of the room goes round what it looks at, one on a robot turns and moves itself.
-ROOM_TURNS_DEG = ((8, 15), (3, 8), (1, 4))  # round the vertical, up or down, about the line of sight
-ROOM_DISTANCE = (0.04, 0.1)  # nearer or farther, of the distance to what it looks at
+ROOM_TURNS_DEG = ((6, 12), (3, 6), (1, 3))  # round the vertical, up or down, about the line of sight
+ROOM_DISTANCE = (0.03, 0.08)  # nearer or farther, of the distance to what it looks at
 ROBOT_TURNS_DEG = ((2, 5), (2, 5), (2, 5))  # about its own axes
 ROBOT_MOVES_M = (0.004, 0.012)  # along each of its own axes
-FIELD_DEG = (1, 4)  # of its field of view
+FIELD_DEG = (1, 3)  # of its field of view
 
-# Of each variant: how far the middle of the range in which things are put moves (x, y in metres; +x is away from the robot, +y to its left). The range
-# shrinks by the factor, so that no two ranges meet: every initial position lies outside the nominal ones.
+# Of each variant: how far the middle of the range in which things are put moves (m, x and y; +x is away from the robot, +y to its left). The range
+# shrinks by the factor where it is wide, so that every initial position lies outside the nominal range.
 PLACEMENT: dict[str, tuple[float, tuple[tuple[float, float], ...]]] = {
     "Lift": (1.0, ((-0.10, 0.0), (0.07, 0.07), (0.0, -0.13), (-0.07, 0.11), (0.10, -0.05))),
     "Stack": (0.6, ((-0.13, 0.0), (-0.13, 0.08), (0.0, 0.14), (0.0, -0.14), (-0.13, -0.08))),
@@ -113,7 +113,7 @@ def _lighting(env: Any, task: str, variant: int) -> None:
     way = np.array(direction) / np.linalg.norm(direction)
     model.light_dir[:] = way
     model.light_pos[:] = np.array([0.0, 0.0, 0.8]) - 3.0 * way  # matters only for a lamp, which shines from a point on the table's middle
-    model.light_diffuse[:] = sun
+    model.light_diffuse[:] = np.array(sun) / model.nlight
     model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = everywhere, camera
 
 
@@ -164,7 +164,7 @@ def _placement(env: Any, task: str, variant: int) -> None:
     shrink, moves = PLACEMENT[family]
     dx, dy = moves[variant]
     if family == "PickPlace":  # things lie all over the bin: the bin moves with them
-        env.bin1_pos = np.array(env.bin1_pos) + [dx, dy, 0.0]
+        env.bin1_pos = np.add(env.bin1_pos, (dx, dy, 0.0))
         env.placement_initializer.samplers["CollisionObjectSampler"].reference_pos = env.bin1_pos
         return
     samplers = getattr(env.placement_initializer, "samplers", {"": env.placement_initializer})

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-# Of each variant of a task whose things keep their shape: the picture that covers its first material, and its tint (RGBA); the next material gets the next.
+# Of each variant of a task whose things keep their shape: the picture that covers the first material, and its tint (RGBA); the next material
+# gets the next.
 PAINTS = (
     ("blue-wood", "0.6 0.8 1 1"),
     ("white-plaster", "1 0.8 0.2 1"),
@@ -33,8 +34,9 @@ STACK: tuple[tuple[Block, Block], ...] = (
     (("box", (0.022, 0.022, 0.022), "brass-ambra", "1 1 1 1"), ("box", (0.022, 0.022, 0.022), "steel-scratched", "1 1 1 1")),
     (("cylinder", (0.022, 0.022, 0.015), "metal", "0.7 0.4 0.9 1"), ("box", (0.028, 0.028, 0.030), "blue-wood", "0.6 0.8 1 1")),
 )
-# Of each variant: what replaces the one thing of a PickPlace task, and its size; nothing: the thing itself, painted. In its own place, the can.
-SWAPS = (("Lemon", 1.0), ("Bread", 1.0), ("", 1.0), ("", 0.85), ("Bottle", 0.75))
+# Of each variant of a PickPlace task with one thing: what replaces it, and its size; nothing: the thing itself, painted. In its own place: the can.
+# Small enough to be held from above in any direction and let go over the bin like a can.
+SWAPS = (("Milk", 0.6), ("", 1.0), ("Bottle", 0.6), ("Cereal", 0.6), ("", 0.85))
 
 # Of each variant: what lies about. Blocks are boxes or cylinders of plain colour, none of them a cube: half extents (m) and colour.
 BLOCKS = {
@@ -54,8 +56,8 @@ GAP_M = 0.045
 """Between a distractor and everything else at least: a finger fits in."""
 NEAR_M = 0.12
 """At most so much farther from the nearest thing of the task than it must be: where the task is, there are distractors too."""
-DOOR_AREA = ((-0.12, 0.12), (-0.27, -0.21))
-"""Where distractors lie before the door (m, x and y, world): its table is narrow."""
+AREAS = {"Door": ((-0.12, 0.12), (-0.27, -0.21)), "ToolHang": ((-0.3, -0.12), (-0.3, 0.1))}
+"""Where distractors lie if not in the middle of the table or the bin (m, x and y, world): before the door, behind the tools."""
 
 
 def _shape(env: Any, thing: Any, block: Block) -> None:
@@ -110,18 +112,22 @@ def unseen(base: Any, task: str, variant: int) -> dict[str, Any]:
         elif task == "Stack":
             for cube, block in zip((env.cubeA, env.cubeB), STACK[variant], strict=True):
                 _shape(env, cube, block)
-        else:
+        elif not swap(env):
             _paint(env, variant)
+
+    def swap(env: Any) -> str:
+        return SWAPS[variant][0] if getattr(env, "object_to_id", None) and env.single_object_mode == 2 else ""
 
     def construct(env: Any) -> None:
         base._construct_objects(env)
-        kind, size = SWAPS[variant] if env.single_object_mode == 2 else ("", SIZES[variant])
-        if kind:
+        if kind := swap(env):
             own = env.objects[env.object_id]
-            env.objects[env.object_id] = own = _shipped(kind if type(own).__name__ != f"{kind}Object" else "Can", own.name)
-        for thing in env.objects:
-            if size != 1.0 and (not kind or thing is own):
-                thing.set_scale(size)
+            kind, size = ("Can", 1.0) if type(own).__name__ == f"{kind}Object" else SWAPS[variant]
+            env.objects[env.object_id] = _shipped(kind, own.name)
+            env.objects[env.object_id].set_scale(size)
+        else:
+            for thing in env.objects:
+                thing.set_scale(SWAPS[variant][1] if env.single_object_mode == 2 else SIZES[variant])
 
     return {"_load_model": load, **({"_construct_objects": construct} if task.startswith("PickPlace") else {})}
 
@@ -173,34 +179,38 @@ def distractors(base: Any, task: str, variant: int) -> dict[str, Any]:
 
 
 def _taken(env: Any) -> list[tuple[Any, float, bool]]:
-    """Where nothing else may lie: middle (x, y), radius (m), and whether it is a thing of the task that can be approached."""
+    """Where nothing else may lie: middle (x, y; m, world), radius (m) and whether it is the task's, of every part of the task's things."""
     import mujoco
 
-    mujoco.mj_kinematics(env.sim.model._model, env.sim.data._data)  # the poses just drawn
-    taken: list[tuple[Any, float, bool]] = []
-
-    def take(body: str, radius: float) -> None:
-        place = env.sim.data.body_xpos[env.sim.model.body_name2id(body)]
-        if abs(place[0]) < 5:  # robosuite throws what it does not need far away
-            taken.append((place[:2].copy(), radius, True))
-
-    for thing in [*env.model.mujoco_objects, *getattr(env.model.mujoco_arena, "markers", [])]:
-        if thing.joints != [] or thing not in env.model.mujoco_objects:
-            take(thing.root_body, float(thing.horizontal_radius))
-    if hasattr(env, "peg1_body_id"):
-        take("peg1", 0.03)
-        take("peg2", 0.03)
-    return [] if hasattr(env, "door") else taken
+    if hasattr(env, "door"):
+        return []  # its area is clear
+    model, data = env.sim.model._model, env.sim.data._data
+    mujoco.mj_kinematics(model, data)  # the poses just drawn
+    own = [thing.root_body for thing in env.model.mujoco_objects if thing.joints]
+    roots = [
+        *own,
+        *(marker.root_body for marker in getattr(env.model.mujoco_arena, "markers", [])),
+        *(("peg1", "peg2") if hasattr(env, "nuts") else ()),
+    ]
+    parts = {model.body(name).id for name in roots}
+    for body in range(model.nbody):  # parents come before their children
+        if model.body_parentid[body] in parts:
+            parts.add(body)
+    middles, sizes = data.geom_xpos[:, :2], model.geom_rbound
+    # robosuite throws what it does not need far away
+    return [
+        (middles[geom].copy(), float(sizes[geom]), True) for geom in range(model.ngeom) if model.geom_bodyid[geom] in parts and middles[geom][0] < 5
+    ]
 
 
 def _surface(env: Any, task: str) -> tuple[tuple[tuple[float, float], tuple[float, float]], float]:
     """Where distractors may lie: the ranges of x and y, and the height (m, world)."""
-    if task == "Door":
-        return DOOR_AREA, float(env.table_offset[2])
+    if task in AREAS:
+        return AREAS[task], float(env.table_offset[2])
     if hasattr(env, "bin1_pos"):
         (x, y, z), half = env.bin1_pos, (0.15, 0.2)
         z += 0.02  # the thickness of its floor
     else:
         (x, y, z) = env.model.mujoco_arena.table_offset
-        half = tuple(min(size / 2 - 0.05, 0.3) for size in env.table_full_size[:2])
+        half = tuple(min(size / 2 - 0.05, 0.22) for size in env.model.mujoco_arena.table_full_size[:2])  # what most cameras see of a large table
     return ((x - half[0], x + half[0]), (y - half[1], y + half[1])), float(z)

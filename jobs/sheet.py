@@ -1,0 +1,77 @@
+"""Draw what a policy would see in the shifted worlds of a task: one row per shift and camera, one column per variant.
+
+python -m jobs.sheet --task Lift --shift lighting --save lighting.jpg
+"""
+
+from pathlib import Path
+
+import click
+
+from orchestrator.cli import answers_mistakes
+
+LABEL = 16  # pixels high
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--task", default="Lift", show_default=True, help="A robosuite task.")
+@click.option("--shift", "shifts", multiple=True, help="Which shifts; by default every one that the task has.")
+@click.option("--cameras", default="agentview,robot0_eye_in_hand", show_default=True, help="Comma-separated robosuite cameras.")
+@click.option("--seed", type=click.IntRange(0), default=1_000_000, show_default=True, help="Of the scene: the same in every world.")
+@click.option("--image-size", type=click.IntRange(16, 1024), default=160, show_default=True, help="Pixels, square.")
+@click.option("--render-profile", default="fast", show_default=True, help="Rendering quality.")
+@click.option("--save", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .png or .jpg to write.")
+@answers_mistakes
+def main(task: str, shifts: tuple[str, ...], cameras: str, seed: int, image_size: int, render_profile: str, save: Path) -> None:
+    """Write a picture of the first moment of one scene in every variant of the shifted worlds of TASK, beside the nominal one.
+
+    \b
+    python -m jobs.sheet --task Lift --shift lighting --save lighting.jpg
+    python -m jobs.sheet --task Stack --cameras agentview --save stack.jpg
+    """
+    from PIL import Image, ImageDraw
+
+    from orchestrator.spec import SweepError
+    from sim_workers.backends import contract_of, make_env
+    from sim_workers.render import PROFILES
+    from sim_workers.shifts import refusal
+    from sim_workers.suite import SHIFTS, VARIANTS
+    from sim_workers.tasks import TASKS
+    from sim_workers.tasks import cameras as cameras_of
+
+    if task not in TASKS:
+        raise SweepError("jobs.sheet", [f"--task: unknown task {task}; known are {', '.join(TASKS)}"])
+    mistakes = [f"--shift: {mistake}" for shift in shifts if (mistake := refusal(task, shift))]
+    views = tuple(cameras.split(","))
+    if unknown := [view for view in views if view not in cameras_of(task)]:
+        mistakes.append(f"--cameras: unknown camera {', '.join(unknown)}; {task} has {', '.join(cameras_of(task))}")
+    if render_profile not in PROFILES:
+        mistakes.append(f"--render-profile: unknown profile {render_profile}; known are {', '.join(PROFILES)}")
+    if save.suffix not in (".png", ".jpg"):
+        mistakes.append(f"--save: {save}: the sheet is a picture; give it a name that ends in .png or .jpg")
+    if mistakes:
+        raise SweepError("jobs.sheet", mistakes)
+
+    contract = contract_of(task, views, (image_size, image_size), render_profile)
+    drawn = shifts or tuple(shift for shift in SHIFTS if shift != "nominal" and not refusal(task, shift))
+    worlds = [("nominal", 0), *((shift, variant) for shift in drawn for variant in range(VARIANTS))]
+    pictures = {}
+    for shift, variant in worlds:
+        env = make_env(task, contract, shift, variant)
+        env.reset(seed)
+        pictures[shift, variant] = env.look(0).images
+        env.close()  # before the next is made: two in one process spoil each other's pictures
+
+    cell = image_size + LABEL
+    sheet = Image.new("RGB", ((VARIANTS + 1) * image_size, len(drawn) * len(views) * cell), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (shift, view) in enumerate((shift, view) for shift in drawn for view in views):
+        for column, (name, variant) in enumerate([("nominal", 0), *((shift, variant) for variant in range(VARIANTS))]):
+            label = f"{task}, {view}" if column == 0 else f"{name} {variant}"
+            pen.text((column * image_size + 2, row * cell + 2), label, fill="black")
+            sheet.paste(Image.fromarray(pictures[name, variant][view]), (column * image_size, row * cell + LABEL))
+    sheet.save(save, quality=85)
+    click.echo(f"drew {len(worlds)} worlds of {task}: {save}")
+
+
+if __name__ == "__main__":
+    main()
