@@ -45,9 +45,8 @@ class FastStep:
         self._env = env
         kind = type(env)
         # Of robosuite's tasks only Wipe has a _post_action of its own, and only its reward changes what lasts: it removes the dirt.
-        self._only_a_reward = kind._post_action is MujocoEnv._post_action and kind.reward.__module__.startswith(
-            "robosuite.environments.manipulation."
-        )
+        rewards = kind.reward.__module__
+        self._only_a_reward = kind._post_action is MujocoEnv._post_action and rewards.startswith("robosuite.environments.manipulation.")
         self._bind()
 
     def _bind(self) -> None:

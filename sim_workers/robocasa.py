@@ -228,7 +228,7 @@ class RobocasaEnv(SimEnv):
     reset(seed) builds the kitchen `scene_of(seed)` and furnishes it by a generator that depends on the seed alone.
     """
 
-    film_camera = "robot0_agentview_left"
+    film_camera = "robot0_frontview"
 
     def __init__(self, task: str, contract: Contract) -> None:
         self._claim(task, contract)
