@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections import Counter
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,10 @@ def test_the_benchmarks_robot_moves_its_arm_and_nothing_else() -> None:
 
 
 def test_without_robocasa_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(robocasa, "version", nowhere)
     with pytest.raises(RobocasaError, match="RoboCasa is not installed here"):
         robocasa_contract(CAMERAS, (64, 64), "fast")
     monkeypatch.setattr(robocasa, "version", lambda name: "1.0.1")
