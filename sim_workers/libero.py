@@ -222,7 +222,7 @@ class LiberoEnv(SimEnv):
         with _numpy_seeded(scene):
             self._place_furniture()
         env = self._env
-        env.sim.reset()  # also forgets the solver's warm start, which the placing left behind
+        env.sim.reset()  # the solver forgets what the placing left it to start from
         env.sim.set_state_from_flattened(self._states[scene])
         env.sim.forward()
         self._anchor_controller()
