@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEBIAN := python3-venv libegl1 libopengl0 libgl1 libgl1-mesa-dri libglib2.0-0
 LIBRARIES := libEGL.so.1 libOpenGL.so.0 libGL.so.1 libgthread-2.0.so.0
 
-.PHONY: demo test check setup debian libero bench lock clean
+.PHONY: demo test check setup debian libero bench soak lock clean
 .DELETE_ON_ERROR:
 
 demo: setup  ## collect demonstrations, run jobs/quickstart.yaml, print the curve
@@ -26,6 +26,9 @@ libero: setup  ## also LIBERO-10: its code, tasks and meshes, 360 MB
 
 bench: setup  ## measure again and refresh bench/README.md
 	$(BIN)/python -m bench
+
+soak: setup  ## 5,000 episodes: do memory and open files stay flat?
+	$(BIN)/python -m bench.soak
 
 setup: .venv/ready
 
