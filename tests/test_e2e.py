@@ -42,12 +42,13 @@ def curve(folder: Path) -> Any:
     return json.loads(done.stdout)
 
 
-def outcomes(folder: Path) -> dict[str, Any]:
+def outcomes(folder: Path, shift: str = "nominal") -> dict[str, Any]:
     """Every outcome in the ledger without its timings, by key."""
     found = {}
     for file in sorted((folder / "runs" / "outcomes").rglob("*.json")):
         outcome = json.loads(file.read_text())
-        found[str(file.relative_to(folder))] = {k: v for k, v in outcome.items() if not k.endswith("_s")}
+        if outcome["spec"]["shift"] == shift:
+            found[str(file.relative_to(folder))] = {k: v for k, v in outcome.items() if not k.endswith("_s")}
     return found
 
 
@@ -110,14 +111,22 @@ def test_mlflow_has_a_parent_with_children_and_scores_at_the_training_step(undis
     assert {"curve.png", "curve.svg", "curve.json", "sweep.yaml", "quarantined.json"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
 
 
-def test_a_second_run_repeats_nothing(undisturbed: tuple[Path, str]) -> None:
+def test_a_second_run_repeats_nothing_and_adds_the_shift_it_is_asked_for(undisturbed: tuple[Path, str]) -> None:
+    """Only the last checkpoint meets the shifted worlds, and the curve stays what it was."""
     folder, _ = undisturbed
     before = {file: file.stat().st_mtime_ns for file in (folder / "runs" / "outcomes").rglob("*.json")}
-    done = run("-m", "orchestrator", "run", str(folder / "sweep.yaml"))
+    points = curve(folder)["points"]
+    done = run("-m", "orchestrator", "run", str(folder / "sweep.yaml"), "--set", "suite.shifts=[camera]")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "not trained again" in done.stdout
     assert "not played again" in done.stdout
-    assert {file: file.stat().st_mtime_ns for file in (folder / "runs" / "outcomes").rglob("*.json")} == before
+    assert "after 12 steps, camera shifted: " in done.stdout
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert len(outcomes(folder, "camera")) == 3
+    assert len(outcomes(folder)) == 2 * 3
+    assert curve(folder)["points"] == points
+    status = json.loads(run("-m", "orchestrator", "status", "seconds", "--storage", str(folder / "runs"), "--json").stdout)
+    assert [arm["shifted"]["camera"]["episodes"] for arm in status] == [3]
 
 
 def test_a_sweep_killed_in_the_middle_and_run_again_ends_with_the_same_curve(
