@@ -65,9 +65,9 @@ def main(
     """
     from orchestrator.cluster import connect, quiet
     from orchestrator.progress import progress_bar
-    from orchestrator.score import Score, unfit
+    from orchestrator.score import Score
     from orchestrator.spec import SweepError
-    from sim_workers.backends import TASKS
+    from sim_workers.backends import TASKS, refusal, unfit
     from sim_workers.suite import Rules, Suite
 
     mistakes = [
@@ -75,6 +75,7 @@ def main(
         for task in tasks
         if task not in TASKS
     ]
+    mistakes += [f"--shift: {why}" for task in tasks for shift in shifts if shift != EVERY and task in TASKS and (why := refusal(task, shift))]
     if save and save.suffix not in (".jsonl", ".parquet"):
         mistakes.append(f"--save: {save} must end in .jsonl or .parquet")
     elif save and not save.parent.is_dir():
@@ -94,7 +95,8 @@ def main(
 
     rules = Rules(horizon, settle, success)
     chosen = SHIFTS if EVERY in shifts else tuple(dict.fromkeys(shifts))
-    suites = {(task, shift): Suite((task,), episodes, rules, block, shift) for task in dict.fromkeys(tasks) for shift in chosen}
+    pairs = [(task, shift) for task in dict.fromkeys(tasks) for shift in chosen if not refusal(task, shift)]
+    suites = {(task, shift): Suite((task,), episodes, rules, block, shift) for task, shift in pairs}
     listed = episodes * len(suites)
     quiet()
     click.echo(f"{policy}: {listed} episodes, starting Ray")

@@ -13,8 +13,7 @@ from orchestrator.stats import wilson
 from orchestrator.storage import Storage
 from policy.config import SamplerConfig
 from policy.interface import Contract
-from sim_workers.backends import cameras_of, contract_of
-from sim_workers.render import PROFILES
+from sim_workers.backends import unfit
 from sim_workers.rollout import Outcome
 from sim_workers.sources import PolicySource
 from sim_workers.suite import Suite
@@ -79,15 +78,6 @@ def check_contract(policy: Contract, tasks: Iterable[str]) -> None:
     for task in tasks:
         if different := unfit(policy, task):
             raise ProtocolError(f"the policy cannot be scored on {task} here. " + "; ".join(different))
-
-
-def unfit(policy: Contract, task: str) -> list[str]:
-    """Why a policy of these conventions cannot play the task on this machine, one sentence each."""
-    views = cameras_of(task)
-    sentences = [f"it wants the camera {camera}; there are {', '.join(views)}" for camera in policy.cameras if camera not in views]
-    if policy.render_profile not in PROFILES:
-        sentences.append(f"it wants the render profile {policy.render_profile}; there are {', '.join(PROFILES)}")
-    return sentences + policy.mismatches(contract_of(task, policy.cameras, policy.image_size, policy.render_profile))
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from orchestrator.provenance import digest, weights_label
 from orchestrator.storage import StorageError, open_storage
 from policy.config import Objective, Recipe
 from policy.presets import weights_source
-from sim_workers.backends import TASKS, contract_of
+from sim_workers.backends import TASKS, refusal, unfit
 from sim_workers.suite import Rules, Suite
 
 if TYPE_CHECKING:
@@ -178,7 +178,9 @@ class Sweep(_Part):
     """MLflow tracking URI; empty: a database `mlflow.db` in `storage`."""
 
     @model_validator(mode="after")
-    def _no_arm_twice(self) -> "Sweep":
+    def _makes_sense(self) -> "Sweep":
+        if refused := [why for task in self.suite.tasks for shift in self.suite.shifts if (why := refusal(task, shift))]:
+            raise ValueError(f"suite.shifts: {'; '.join(refused)}")
         if self.train.videos == "sweep" and (self.train.mode != "two_stage" or len(self.data.action_free_ratio) > 1):
             raise ValueError("train.videos: sweep asks for train.mode two_stage and for one data.action_free_ratio: all arms see the same videos")
         return self
@@ -277,10 +279,8 @@ def store_problems(data: Data, tasks: tuple[str, ...]) -> list[str]:
         manifest = load_manifest(open_storage(data.episodes))
     except (EpisodeError, StorageError) as error:
         return [f"data.episodes: {error}"]
-    for task in tasks:
-        made = manifest.contract
-        if different := made.mismatches(contract_of(task, made.cameras, made.image_size, made.render_profile)):
-            return [f"data.episodes: a policy trained on {data.episodes} could not be scored on {task} here. {'; '.join(different)}"]
+    if told := [f"on {task} here. {'; '.join(different)}" for task in tasks if (different := unfit(manifest.contract, task))]:
+        return [f"data.episodes: a policy trained on {data.episodes} could not be scored {told[0]}"]
     shown = set(manifest.tasks)
     problems = [f"suite.tasks: nobody demonstrated {task}; the store shows {', '.join(sorted(shown))}" for task in tasks if task not in shown]
     try:

@@ -1,7 +1,8 @@
 """Which simulator plays a task, and what it offers. Imports none of them until one is made."""
 
 from policy.interface import Contract
-from sim_workers import env, libero, robocasa, tasks
+from sim_workers import env, libero, robocasa, shifts, tasks
+from sim_workers.render import PROFILES
 from sim_workers.rollout import Env
 
 TASKS = (*tasks.TASKS, *libero.LIBERO_10, *robocasa.ROBOCASA_24)
@@ -24,13 +25,29 @@ def contract_of(task: str, cameras: tuple[str, ...], image_size: tuple[int, int]
     return env.contract(cameras, image_size, render_profile, task)
 
 
+def unfit(policy: Contract, task: str) -> list[str]:
+    """Why a policy of these conventions cannot play the task on this machine, one sentence each."""
+    views = cameras_of(task)
+    sentences = [f"it wants the camera {camera}; there are {', '.join(views)}" for camera in policy.cameras if camera not in views]
+    if policy.render_profile not in PROFILES:
+        sentences.append(f"it wants the render profile {policy.render_profile}; there are {', '.join(PROFILES)}")
+    return sentences + policy.mismatches(contract_of(task, policy.cameras, policy.image_size, policy.render_profile))
+
+
+def refusal(task: str, shift: str) -> str:
+    """Why there is no such shift of the task, as a sentence; empty if there is one."""
+    if task in tasks.TASKS or shift == "nominal":
+        return shifts.refusal(task, shift)
+    return f"there is no {shift} shift of {task}: shifts are made of robosuite's own tasks"
+
+
 def make_env(task: str, contract: Contract, shift: str = "nominal", variant: int = 0) -> Env:
     """The task's simulator in this process, which must have no other alive. Its GL backend is chosen here, before it is imported.
 
     ValueError if there is no such shift of the task, an error that names the mend if its simulator is not installed.
     """
-    if task not in libero.LIBERO_10 and task not in robocasa.ROBOCASA_24:
+    if refused := refusal(task, shift):
+        raise ValueError(refused)
+    if task in tasks.TASKS:
         return env.SimEnv(task, contract, shift, variant)
-    if shift != "nominal":
-        raise ValueError(f"there is no {shift} shift of {task}: shifts are made of robosuite's own tasks")
     return libero.LiberoEnv(task, contract) if task in libero.LIBERO_10 else robocasa.RobocasaEnv(task, contract)

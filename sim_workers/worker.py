@@ -91,9 +91,6 @@ class RolloutWorker:
         self._episodes = 0
         self._first_size = 0
 
-    def process(self) -> int:
-        return os.getpid()
-
     def play(self, job: RolloutJob) -> Iterator[Said]:
         """What there is to tell, the last thing Played or Unanswered."""
         yield Beat("making")
