@@ -141,10 +141,10 @@ def _usual(render_profile: str) -> Any:
 class BareLoops:
     """One loop per process: step, and render when the policy looks; every process has its share of the episodes beforehand."""
 
-    def __init__(self, render_profile: str, fast_control: bool) -> None:
+    def __init__(self, render_profile: str, fast_control: bool, processes: int = WORKERS) -> None:
         context = multiprocessing.get_context("spawn")
         self._ends, self._processes = [], []
-        for _ in range(WORKERS):
+        for _ in range(processes):
             ours, theirs = context.Pipe()
             process = context.Process(target=_bare, args=(theirs, render_profile, fast_control), daemon=True)
             process.start()
@@ -153,7 +153,7 @@ class BareLoops:
 
     def play(self, seeds: Sequence[int]) -> Results:
         for i, end in enumerate(self._ends):
-            end.send(list(seeds[i::WORKERS]))
+            end.send(list(seeds[i :: len(self._ends)]))
         return {seed: result for end in self._ends for seed, result in end.recv().items()}
 
     def close(self) -> None:
@@ -213,6 +213,7 @@ ARMS: dict[str, tuple[str, Callable[[], Any]]] = {
     "bare": ("bare loops: and the lean control step", lambda: BareLoops("fast", fast_control=True)),
     "pool_default": ("the pool, default render profile", lambda: Pool("default")),
     "pool": ("the pool, fast render profile", lambda: Pool("fast")),
+    "bare_one": ("bare loop, fast and lean, one process", lambda: BareLoops("fast", fast_control=True, processes=1)),
     "pool_one": ("the pool, fast, one worker", lambda: Pool("fast", workers=1)),
 }
 
@@ -269,7 +270,9 @@ def _show(seconds: dict[str, list[float]], played: dict[str, Results], rounds: i
         "split_render_profile": ratio("lazy_fast", "lazy"),
         "split_control_step": ratio("bare", "lazy_fast"),
         "split_scheduling": ratio("pool", "bare"),
+        "ratio_to_bare_robosuite_loop": ratio("pool", "lazy_fast"),
         "ratio_two_workers_to_one": ratio("pool", "pool_one"),
+        "ratio_two_bare_loops_to_one": ratio("bare", "bare_one"),
         "idle": idle,
     }
     same = {

@@ -189,7 +189,8 @@ class RolloutPool:
                 del self._waiting[scene]
             else:  # the scenes take turns
                 self._waiting[scene] = self._waiting.pop(scene)
-            worker.deadline = float("inf") if worker.scene is None else time.monotonic() + SILENCE_S["making"]
+            doing = "playing" if worker.scene == scene else "making"
+            worker.deadline = float("inf") if worker.scene is None else time.monotonic() + SILENCE_S[doing]
             worker.scene = scene
             worker.told = worker.actor.play.options(num_returns="streaming").remote(worker.entry.job)
 

@@ -93,18 +93,18 @@ class RolloutWorker:
 
     def play(self, job: RolloutJob) -> Iterator[Said]:
         """What there is to tell, the last thing Played or Unanswered."""
-        yield Beat("making")
         if self._env is None or self._scene != job.scene:
+            yield Beat("making")
             if self._env is not None:
                 self._env.close()
             self._env, self._scene = make_env(job.spec.task, job.contract, job.spec.shift, job.spec.variant), job.scene
             yield portrait(self._env)
+            yield Beat("playing")
         try:
             asker = self._connected(job.source)
         except Exception as error:
             yield Unanswered(one_line(error))
             return
-        yield Beat("playing")
         film = Film(self._env) if job.film else None
         imagine = getattr(asker, "imagine", None) if film else None
         beat = time.monotonic()
