@@ -141,12 +141,12 @@ def _usual(render_profile: str) -> Any:
 class BareLoops:
     """One loop per process: step, and render when the policy looks; every process has its share of the episodes beforehand."""
 
-    def __init__(self, render_profile: str, fast_control: bool, processes: int = WORKERS) -> None:
+    def __init__(self, render_profile: str, fast_control: bool, processes: int = WORKERS, rebuilt: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         self._ends, self._processes = [], []
         for _ in range(processes):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_bare, args=(theirs, render_profile, fast_control), daemon=True)
+            process = context.Process(target=_bare, args=(theirs, render_profile, fast_control, rebuilt), daemon=True)
             process.start()
             self._ends.append(ours)
             self._processes.append(process)
@@ -162,10 +162,18 @@ class BareLoops:
             process.join()
 
 
-def _bare(end: Connection, render_profile: str, fast_control: bool) -> None:
+def _bare(end: Connection, render_profile: str, fast_control: bool, rebuilt: bool) -> None:
+    """rebuilt: model and GL context are made anew for every episode, as robosuite does unless told otherwise. It then draws other cubes."""
     from sim_workers.env import SimEnv
+    from sim_workers.render import PROFILES, build_context
 
-    env = SimEnv("Lift", cameras(render_profile), fast_control=fast_control)
+    class Rebuilt(SimEnv):
+        def reset(self, seed: int) -> None:
+            self._env.hard_reset = True
+            super().reset(seed)
+            build_context(self._env.sim, PROFILES[render_profile], self.contract.image_size)
+
+    env = (Rebuilt if rebuilt else SimEnv)("Lift", cameras(render_profile), fast_control=fast_control)
     while (seeds := end.recv()) is not None:
         end.send({seed: _plain(run_episode(env, spec(seed), RULES, servo)) for seed in seeds})
     env.close()
@@ -211,6 +219,7 @@ ARMS: dict[str, tuple[str, Callable[[], Any]]] = {
     "lazy": ("bare loops: rendered when the policy looks", lambda: BareLoops("default", fast_control=False)),
     "lazy_fast": ("bare loops: and the fast render profile", lambda: BareLoops("fast", fast_control=False)),
     "bare": ("bare loops: and the lean control step", lambda: BareLoops("fast", fast_control=True)),
+    "rebuilt": ("the same, model and context built per episode", lambda: BareLoops("fast", fast_control=True, rebuilt=True)),
     "pool_default": ("the pool, default render profile", lambda: Pool("default")),
     "pool": ("the pool, fast render profile", lambda: Pool("fast")),
     "bare_one": ("bare loop, fast and lean, one process", lambda: BareLoops("fast", fast_control=True, processes=1)),
@@ -269,6 +278,7 @@ def _show(seconds: dict[str, list[float]], played: dict[str, Results], rounds: i
         "split_lazy_rendering": ratio("lazy", "usual"),
         "split_render_profile": ratio("lazy_fast", "lazy"),
         "split_control_step": ratio("bare", "lazy_fast"),
+        "split_reuse": ratio("bare", "rebuilt"),
         "split_scheduling": ratio("pool", "bare"),
         "ratio_to_bare_robosuite_loop": ratio("pool", "lazy_fast"),
         "ratio_two_workers_to_one": ratio("pool", "pool_one"),
