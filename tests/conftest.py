@@ -26,16 +26,15 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side (`pytest -n 2 --dist loadgroup`) one process has all tests that start Ray, first; the others of a file stay together."""
+    """Side by side (`pytest -n 2 --dist loadfile`) the files that start Ray come first: they take longest."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else item.path.name))
         if item.get_closest_marker("gpu") and shutil.which("nvidia-smi") is None:
             item.add_marker(pytest.mark.skip(reason="no GPU here"))
         if item.get_closest_marker("libero") and (missing := missing_libero()):
             item.add_marker(pytest.mark.skip(reason=missing))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    slow = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: (item.path.name != "test_e2e.py", item.path not in slow))
 
 
 def missing_libero() -> str:
