@@ -66,7 +66,7 @@ def main(task: str, shifts: tuple[str, ...], cameras: str, seed: int, image_size
     pen = ImageDraw.Draw(sheet)
     for row, (shift, view) in enumerate((shift, view) for shift in drawn for view in views):
         for column, (name, variant) in enumerate([("nominal", 0), *((shift, variant) for variant in range(VARIANTS))]):
-            label = f"{task}, {view}" if column == 0 else f"{name} {variant}"
+            label = view if column == 0 else f"{name} {variant}"
             pen.text((column * image_size + 2, row * cell + 2), label, fill="black")
             sheet.paste(Image.fromarray(pictures[name, variant][view]), (column * image_size, row * cell + LABEL))
     sheet.save(save, quality=85)

@@ -53,7 +53,7 @@ ROBOT_MOVES_M = (0.004, 0.012)  # along each of its own axes
 FIELD_DEG = (1, 3)  # of its field of view
 
 # Of each variant: how far the middle of the range in which things are put moves (m, x and y; +x is away from the robot, +y to its left). The range
-# shrinks by the factor where it is wide, so that every initial position lies outside the nominal range.
+# shrinks by the factor where it is wide, so that every initial position lies outside the nominal range; PickPlace's fills the bin, which moves too.
 PLACEMENT: dict[str, tuple[float, tuple[tuple[float, float], ...]]] = {
     "Lift": (1.0, ((-0.10, 0.0), (0.07, 0.07), (0.0, -0.13), (-0.07, 0.11), (0.10, -0.05))),
     "Stack": (0.6, ((-0.13, 0.0), (-0.13, 0.08), (0.0, 0.14), (0.0, -0.14), (-0.13, -0.08))),
