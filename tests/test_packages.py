@@ -6,7 +6,7 @@ import pytest
 
 from conftest import CHECKOUT, run
 
-IMPORT_NAMES = {"pyyaml": "yaml", "mlflow": "mlflow", "types-PyYAML": None}
+IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL"}
 
 
 @pytest.mark.sim
@@ -14,7 +14,7 @@ def test_every_dependency_imports_beside_a_running_environment() -> None:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     names = [line.split(";")[0].split("[")[0] for line in project["dependencies"]]
     packages = [name.split("==")[0].split(">=")[0].strip() for name in names]
-    imports = ", ".join(IMPORT_NAMES.get(name) or name for name in packages)
+    imports = ", ".join(IMPORT_NAMES.get(name, name) for name in packages)
     code = f"""
 from sim_workers.env import SimEnv, contract
 env = SimEnv("Lift", contract(("robot0_eye_in_hand",), (64, 64), "fast"))
