@@ -60,6 +60,7 @@ class Killer(threading.Thread):
         if pids := named("ray::RolloutWorker.play"):
             os.kill(pids[0], signal.SIGSTOP)
             began = time.monotonic()
+            time.sleep(0.5)  # a signal takes a moment
             while psutil.pid_exists(pids[0]) and psutil.Process(pids[0]).status() == psutil.STATUS_STOPPED and not self.over.wait(0.2):
                 pass
             self.hang_s = time.monotonic() - began

@@ -168,6 +168,7 @@ def test_a_hanging_simulator_is_killed_and_replaced(
         process = psutil.Process(playing()[0])
         process.suspend()
         began = time.monotonic()
+        time.sleep(0.5)  # a signal takes a moment
         while process.is_running() and process.status() == psutil.STATUS_STOPPED and time.monotonic() - began < 60:
             time.sleep(0.1)
         hung.append(time.monotonic() - began)
