@@ -23,6 +23,9 @@ One file, one thing that can be run. All take `--help`.
 | `export.py` | `python -m jobs.export STORE FOLDER`: an episode store as a LeRobot v3 data set |
 | `encode.py` | `python -m jobs.encode STORE --weights W`: latents of all pictures and tokens of all sentences, kept beside a store for `svd-256` |
 | `pretrain.py` | `python -m jobs.pretrain STORE --out FOLDER`: a video model of the `tiny` preset pretrained on a store's videos |
+| `sheet.py` | `python -m jobs.sheet --task TASK --save FILE`: what is seen in the shifted worlds of a task, on one picture |
+| `score.py` | `python -m jobs.score --policy P`: any policy's score: a Python function, a URL, a checkpoint's folder |
+| `serve.py` | `python -m jobs.serve --policy P`: a policy over HTTP |
 | `sweep.py` | `python -m jobs.sweep FILE`: a sweep, the same as `demoscale run FILE` |
 
 ## The sweep file, field by field
