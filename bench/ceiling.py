@@ -15,33 +15,26 @@ from statistics import mean
 import click
 
 from orchestrator.stats import wilson
+from policy.interface import ActionChunk
 from sim_workers.env import SimEnv, contract
 from sim_workers.experts import EXPERTS, expert_for
+from sim_workers.rollout import Outcome, run_episode
 from sim_workers.suite import Rules, Suite
 
 
-def play(task: str, episodes: int) -> list[tuple[int | None, bool]]:
-    """Per scene: the first step at which the task was done, and whether it was at the end."""
+def play(task: str, episodes: int) -> list[Outcome]:
+    """Of every scene: the expert as a policy that looks at every step, without cameras, and sees the true state."""
     env = SimEnv(task, contract((), (64, 64), "fast", task))
     suite = Suite((task,), episodes, Rules(expert_for(task).horizon))
-    played = [_one(env, task, spec.scene_seed, suite.rules) for spec in sorted(suite.episode_list())]
+    played = []
+    for spec in sorted(suite.episode_list()):
+        expert = expert_for(task)
+        played.append(run_episode(env, spec, suite.rules, lambda _, expert=expert: ActionChunk(expert.act(env.state)[None], 1)))
     env.close()
     return played
 
 
-def _one(env: SimEnv, task: str, seed: int, rules: Rules) -> tuple[int | None, bool]:
-    env.reset(seed)
-    expert, first, end = expert_for(task), None, rules.horizon
-    steps = 0
-    while steps < end:
-        env.step(expert.act(env.state))
-        steps += 1
-        if first is None and env.succeeded:
-            first, end = steps, min(rules.horizon, steps + rules.settle)
-    return first, env.succeeded
-
-
-def _all(episodes: int) -> Iterator[tuple[str, list[tuple[int | None, bool]]]]:
+def _all(episodes: int) -> Iterator[tuple[str, list[Outcome]]]:
     """Every task in a process of its own: one simulator each."""
     with multiprocessing.get_context("spawn").Pool(min(2, os.cpu_count() or 1), maxtasksperchild=1) as pool:
         for task, result in [(task, pool.apply_async(play, (task, episodes))) for task in EXPERTS]:
@@ -55,9 +48,9 @@ def main(quick: bool) -> None:
     episodes, answers = 5 if quick else 100, {}
     print(f"{'task':<20}{'success':>9}{'95 % interval':>18}{'at end':>9}{'steps':>8}{'horizon':>9}")
     for task, played in _all(episodes):
-        firsts = [first for first, _ in played if first is not None]
+        firsts = [outcome.first_success for outcome in played if outcome.first_success is not None]
         low, high = wilson(len(firsts), episodes)
-        lasting = sum(done for _, done in played)
+        lasting = sum(outcome.success_at_end for outcome in played)
         print(
             f"{task:<20}{f'{len(firsts)}/{episodes}':>9}{f'{low:.2f} to {high:.2f}':>18}{f'{lasting}/{episodes}':>9}"
             f"{mean(firsts):>8.0f}{expert_for(task).horizon:>9}",

@@ -25,12 +25,8 @@ import numpy.typing as npt
 from sim_workers.demonstrate import Demonstration, demonstrate
 from sim_workers.env import CONTROL_HZ, SimEnv, contract
 from sim_workers.render import choose_backend
+from sim_workers.tasks import TASKS, hands
 
-TASKS = (
-    *("Lift", "Stack", "Door", "NutAssembly", "NutAssemblySingle", "NutAssemblySquare", "NutAssemblyRound", "PickPlace", "PickPlaceSingle"),
-    *("PickPlaceMilk", "PickPlaceBread", "PickPlaceCereal", "PickPlaceCan", "Wipe", "ToolHang"),
-    *("TwoArmLift", "TwoArmPegInHole", "TwoArmHandover", "TwoArmTransport"),
-)
 EPISODES = {"Lift": 400, "Stack": 50, "PickPlaceCan": 50}
 QUICK_TASKS, QUICK_EPISODES = ("Lift", "PickPlaceCan", "TwoArmLift"), {"Lift": 6, "Stack": 2, "PickPlaceCan": 2}
 BLOCK = 5  # control steps
@@ -47,7 +43,7 @@ def make(task: str, **changes: Any) -> Any:
     import robosuite
 
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-    asked = {"robots": ["Panda"] * (2 if task.startswith("TwoArm") else 1), "control_freq": CONTROL_HZ, "hard_reset": False, "seed": 0} | changes
+    asked = {"robots": ["Panda"] * len(hands(task)), "control_freq": CONTROL_HZ, "hard_reset": False, "seed": 0} | changes
     return robosuite.make(task, has_renderer=False, has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True, renderer="mujoco", **asked)
 
 

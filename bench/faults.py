@@ -8,8 +8,6 @@ on, after one worker was stopped so that it hangs. Exit code 1 if an outcome dif
 """
 
 import json
-import os
-import signal
 import sys
 import tempfile
 import threading
@@ -22,6 +20,7 @@ import click
 import psutil
 
 from bench.replan import policy_of
+from bench.sampler import titled
 from orchestrator.server import PolicyServer
 from sim_workers.env import contract
 from sim_workers.rollout import Outcome
@@ -29,11 +28,6 @@ from sim_workers.suite import Rules, Suite
 
 CONTRACT = contract(("robot0_eye_in_hand",), (64, 64), "fast")
 WORKERS, KILL_EVERY_S = 2, 10.0
-
-
-def named(title: str) -> list[int]:
-    """Processes of this run that Ray gave such a title."""
-    return [p.pid for p in psutil.Process().children(recursive=True) if title in " ".join(p.cmdline())]
 
 
 class Killer(threading.Thread):
@@ -51,17 +45,17 @@ class Killer(threading.Thread):
         self._hang()
         while not self.over.wait(KILL_EVERY_S):
             title = victims[number % len(victims)]
-            if pids := named(title):
-                os.kill(pids[number % len(pids)], signal.SIGKILL)
+            if processes := titled(title):
+                processes[number % len(processes)].kill()
                 self.kills[title.removeprefix("ray::")] += 1
             number += 1
 
     def _hang(self) -> None:
-        if pids := named("ray::RolloutWorker.play"):
-            os.kill(pids[0], signal.SIGSTOP)
+        if processes := titled("ray::RolloutWorker.play"):
+            processes[0].suspend()
             began = time.monotonic()
             time.sleep(0.5)  # a signal takes a moment
-            while psutil.pid_exists(pids[0]) and psutil.Process(pids[0]).status() == psutil.STATUS_STOPPED and not self.over.wait(0.2):
+            while processes[0].is_running() and processes[0].status() == psutil.STATUS_STOPPED and not self.over.wait(0.2):
                 pass
             self.hang_s = time.monotonic() - began
 
@@ -92,10 +86,6 @@ def play(suite: Suite, checkpoint: str, killer: Killer | None = None) -> tuple[l
     return outcomes, pool.usage.replaced
 
 
-def plain(outcome: Outcome) -> dict[str, Any]:
-    return {name: value for name, value in outcome.to_json().items() if not name.endswith("_s")}
-
-
 @click.command()
 @click.option("--quick", is_flag=True, help="A short look.")
 def main(quick: bool) -> None:
@@ -112,12 +102,12 @@ def main(quick: bool) -> None:
         killer = Killer()
         disturbed, replaced = play(suite, folder, killer)
     came = Counter(outcome.spec.episode_id for outcome in disturbed)
-    reference = {outcome.spec.episode_id: plain(outcome) for outcome in undisturbed}
+    reference = {outcome.spec.episode_id: outcome.played for outcome in undisturbed}
     answers = {
         "episodes": len(reference),
         "lost": len(reference.keys() - came.keys()),
         "double": sum(count - 1 for count in came.values()),
-        "different": sum(plain(outcome) != reference[outcome.spec.episode_id] for outcome in disturbed),
+        "different": sum(outcome.played != reference[outcome.spec.episode_id] for outcome in disturbed),
         "kills": dict(killer.kills),
         "hang_replaced_after_s": killer.hang_s and round(killer.hang_s, 1),
         "workers_replaced": replaced,

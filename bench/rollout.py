@@ -84,7 +84,7 @@ def _usual(render_profile: str) -> Any:
     import gymnasium
     from gymnasium.spaces import Box, Dict
 
-    from sim_workers.render import PROFILES, apply_profile, choose_backend
+    from sim_workers.render import PROFILES, build_context, choose_backend
 
     choose_backend()
     import robosuite
@@ -111,9 +111,7 @@ def _usual(render_profile: str) -> Any:
                 seed=0,
             )
             if render_profile != "default":
-                self._env.sim.model.vis.quality.offsamples = PROFILES[render_profile].samples
-                self._env.sim._render_context_offscreen.update_offscreen_size(SIZE, SIZE)
-                apply_profile(self._env.sim, PROFILES[render_profile])
+                build_context(self._env.sim, PROFILES[render_profile], (SIZE, SIZE))
 
         def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
             scene = self.todo.pop(0) if self.todo else FIRST

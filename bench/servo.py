@@ -1,10 +1,9 @@
 """A policy that needs its camera and costs next to nothing: it sees the red cube of Lift with the wrist camera, goes there and lifts."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from policy.interface import ActionChunk, Contract, Observation
+from sim_workers.balance import Answered
 from sim_workers.env import contract
 
 CAMERA, SIZE, CHUNK = "robot0_eye_in_hand", 128, 16
@@ -12,16 +11,6 @@ CAMERA, SIZE, CHUNK = "robot0_eye_in_hand", 128, 16
 
 def cameras(render_profile: str) -> Contract:
     return contract((CAMERA,), (SIZE, SIZE), render_profile)
-
-
-class Servo:
-    """Three looks an episode: over the cube, down to it, up with it. Its noise makes it miss every third time or so."""
-
-    def __init__(self, render_profile: str) -> None:
-        self.contract = cameras(render_profile)
-
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        return [servo(observation) for observation in observations]
 
 
 def servo(seen: Observation) -> ActionChunk:
@@ -43,13 +32,8 @@ def servo(seen: Observation) -> ActionChunk:
 class ServoServer:
     """The same behind one call per chunk, as `orchestrator.server.PolicyServer` is asked."""
 
-    def __init__(self) -> None:
-        from sim_workers.balance import Served
-
-        self._served = Served()
-
     def act(self, key: str, observation: Observation) -> ActionChunk:
         return servo(observation)
 
-    def served(self) -> object:
-        return self._served
+    def answered(self) -> Answered:
+        return Answered()  # it takes no time worth balancing

@@ -10,19 +10,14 @@ import json
 import sys
 
 import click
-import psutil
 
+from bench.sampler import titled
 from bench.servo import ServoServer, cameras
 from sim_workers.suite import EpisodeSpec, Rules
 
 WORKERS = 2
 RULES = Rules(horizon=20, settle=0)
 MOST_GROWTH_MIB, MOST_FILES = 32, 4
-
-
-def processes() -> list[psutil.Process]:
-    """The rollout workers."""
-    return [p for p in psutil.Process().children(recursive=True) if "ray::RolloutWorker" in " ".join(p.cmdline())]
 
 
 @click.command()
@@ -48,7 +43,8 @@ def main(quick: bool) -> None:
     for number, (_, outcome, _) in enumerate(pool.results(), 1):
         assert outcome.result != "error", outcome.message
         if number % every == 0:
-            mib, files = [p.memory_info().rss / 2**20 for p in processes()], [p.num_fds() for p in processes()]
+            workers = titled("ray::RolloutWorker")
+            mib, files = [p.memory_info().rss / 2**20 for p in workers], [p.num_fds() for p in workers]
             seen.append((max(mib), max(files)))
             print(f"{number:>9}{' '.join(f'{m:.0f}' for m in mib):>16}{' '.join(map(str, files)):>18}", flush=True)
     pool.close()

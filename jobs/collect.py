@@ -37,20 +37,16 @@ def main(task: str, episodes: int, store: str, cameras: str, image_size: int, re
     from orchestrator.progress import progress_bar
     from orchestrator.spec import SweepError
     from orchestrator.storage import open_storage
+    from sim_workers.backends import unknown_views
     from sim_workers.demonstrate import Demonstration
     from sim_workers.env import contract
     from sim_workers.experts import EXPERTS
-    from sim_workers.render import PROFILES
-    from sim_workers.tasks import cameras as cameras_of
 
     mistakes = []
     if task not in EXPERTS:
         mistakes.append(f"--task: no scripted expert does {task}; there is one for {', '.join(EXPERTS)}")
-    if render_profile not in PROFILES:
-        mistakes.append(f"--render-profile: unknown profile {render_profile}; known are {', '.join(PROFILES)}")
     views = tuple(cameras.split(","))
-    if unknown := [view for view in views if view not in cameras_of(task)]:
-        mistakes.append(f"--cameras: unknown camera {', '.join(unknown)}; {task} has {', '.join(cameras_of(task))}")
+    mistakes += unknown_views(task, views, render_profile)
     if mistakes:
         raise SweepError("jobs.collect", mistakes)
 

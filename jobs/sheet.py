@@ -31,21 +31,15 @@ def main(task: str, shifts: tuple[str, ...], cameras: str, seed: int, image_size
     from PIL import Image, ImageDraw
 
     from orchestrator.spec import SweepError
-    from sim_workers.backends import contract_of, make_env
-    from sim_workers.render import PROFILES
-    from sim_workers.shifts import refusal
+    from sim_workers.backends import contract_of, make_env, refusal, unknown_views
     from sim_workers.suite import SHIFTS, VARIANTS
     from sim_workers.tasks import TASKS
-    from sim_workers.tasks import cameras as cameras_of
 
     if task not in TASKS:
         raise SweepError("jobs.sheet", [f"--task: unknown task {task}; known are {', '.join(TASKS)}"])
     mistakes = [f"--shift: {mistake}" for shift in shifts if (mistake := refusal(task, shift))]
     views = tuple(cameras.split(","))
-    if unknown := [view for view in views if view not in cameras_of(task)]:
-        mistakes.append(f"--cameras: unknown camera {', '.join(unknown)}; {task} has {', '.join(cameras_of(task))}")
-    if render_profile not in PROFILES:
-        mistakes.append(f"--render-profile: unknown profile {render_profile}; known are {', '.join(PROFILES)}")
+    mistakes += unknown_views(task, views, render_profile)
     if save.suffix not in (".png", ".jpg"):
         mistakes.append(f"--save: {save}: the sheet is a picture; give it a name that ends in .png or .jpg")
     if mistakes:

@@ -61,7 +61,10 @@ class Evaluation:
     def _on_score(self, job: ScoringJob, score: Score) -> None:
         arm, shift = self._board.arms[job.arm_id], job.suite.shift
         with self._board.lock:
-            (arm.scores if shift == "nominal" else arm.shifted)[job.step if shift == "nominal" else shift] = score  # type: ignore[index]
+            if shift == "nominal":
+                arm.scores[job.step] = score
+            else:
+                arm.shifted[shift] = score
         self._say(f"score {arm.name} after {job.step} steps{'' if shift == 'nominal' else f', {shift} shifted'}: {score}")
         for outcome in score.outcomes:
             if outcome.result == "error":

@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.storage import download
 from policy.interface import ActionChunk, Imagination, Observation
-from sim_workers.balance import Served
+from sim_workers.balance import Answered
 
 
 class PolicyServer:
@@ -32,7 +32,7 @@ class PolicyServer:
         self._policies: OrderedDict[str, Any] = OrderedDict()
         self._waiting: dict[tuple[str, str], list[tuple[Observation, asyncio.Future[Any]]]] = {}  # by checkpoint and what is asked of it
         self._serving: asyncio.Task[None] | None = None
-        self._served = Served()
+        self._answered = Answered()
 
     async def act(self, checkpoint: str, observation: Observation) -> ActionChunk:
         """The chunk that the policy of the checkpoint (a URI) answers."""
@@ -51,9 +51,9 @@ class PolicyServer:
             self._serving = asyncio.create_task(self._serve())
         return await answer
 
-    async def served(self) -> Served:
+    async def answered(self) -> Answered:
         """What it has done since it started."""
-        return self._served
+        return self._answered
 
     async def _serve(self) -> None:
         while self._waiting:
@@ -72,7 +72,7 @@ class PolicyServer:
             else:
                 spent = time.perf_counter() - began
                 if what == "act":
-                    self._served = Served(self._served.batches + 1, self._served.rows + len(asked), self._served.busy_s + spent)
+                    self._answered = Answered(self._answered.batches + 1, self._answered.rows + len(asked), self._answered.busy_s + spent)
                 for (_, answer), told in zip(asked, answers, strict=True):
                     answer.set_result(told)
 

@@ -8,7 +8,7 @@ outcomes/<checkpoint>/<protocol>/         the ledger, orchestrator/ledger.py
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -218,23 +218,20 @@ class SweepState:
     def board(self) -> Board:
         """The state of every arm as the storage has it."""
         board = Board({arm_id: ArmState(arm.name, self.sweep.train.steps) for arm_id, arm in self.arms().items()})
-        listed = [spec.episode_id for spec in self.sweep.to_suite().episode_list()]
         for arm_id, state in board.arms.items():
             for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
                 state.step, state.loss = step, checkpoint["loss"]
-                known = Ledger(self.storage, checkpoint["checkpoint"], self.protocol).read()
-                outcomes = tuple(known[episode] for episode in listed if episode in known)
-                state.scoring[step] = len(outcomes), len(listed)
-                if len(outcomes) == len(listed):
-                    state.scores[step] = Score(outcomes, len(listed))
+                score = self._recorded(checkpoint["checkpoint"], "nominal")
+                state.scoring[step] = score.episodes, score.listed
+                if score.complete:
+                    state.scores[step] = score
                 if step == self.sweep.train.steps:
-                    state.shifted = dict(self._shifted(checkpoint["checkpoint"]))
+                    shifted = {shift: self._recorded(checkpoint["checkpoint"], shift) for shift in self.sweep.suite.shifts}
+                    state.shifted = {shift: score for shift, score in shifted.items() if score.complete}
         return board
 
-    def _shifted(self, checkpoint: str) -> Iterator[tuple[str, Score]]:
-        """The complete scores of a checkpoint under the sweep's shifts."""
-        for shift in self.sweep.suite.shifts:
-            known = Ledger(self.storage, checkpoint, self.protocol_of(shift)).read()
-            listed = [spec.episode_id for spec in self.sweep.to_suite(shift).episode_list()]
-            if all(episode in known for episode in listed):
-                yield shift, Score(tuple(known[episode] for episode in listed), len(listed))
+    def _recorded(self, checkpoint: str, shift: str) -> Score:
+        """A checkpoint's score under a shift as far as the ledger has it."""
+        known = Ledger(self.storage, checkpoint, self.protocol_of(shift)).read()
+        listed = [spec.episode_id for spec in self.sweep.to_suite(shift).episode_list()]
+        return Score(tuple(known[episode] for episode in listed if episode in known), len(listed))

@@ -25,6 +25,16 @@ def contract_of(task: str, cameras: tuple[str, ...], image_size: tuple[int, int]
     return env.contract(cameras, image_size, render_profile, task)
 
 
+def unknown_views(task: str, cameras: tuple[str, ...], render_profile: str) -> list[str]:
+    """What a command's --cameras and --render-profile name that is not there, one sentence each."""
+    sentences = []
+    if render_profile not in PROFILES:
+        sentences.append(f"--render-profile: unknown profile {render_profile}; known are {', '.join(PROFILES)}")
+    if unknown := [camera for camera in cameras if camera not in cameras_of(task)]:
+        sentences.append(f"--cameras: unknown camera {', '.join(unknown)}; {task} has {', '.join(cameras_of(task))}")
+    return sentences
+
+
 def unfit(policy: Contract, task: str) -> list[str]:
     """Why a policy of these conventions cannot play the task on this machine, one sentence each."""
     views = cameras_of(task)

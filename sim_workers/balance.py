@@ -8,7 +8,7 @@ BUSY = 0.8
 
 
 @dataclass(frozen=True)
-class Served:
+class Answered:
     """What a policy server has done so far."""
 
     batches: int = 0
@@ -16,10 +16,10 @@ class Served:
     """Observations answered."""
     busy_s: float = 0.0
 
-    def since(self, before: "Served") -> "Served":
+    def since(self, before: "Answered") -> "Answered":
         if before.batches > self.batches:  # it died and began anew
             return self
-        return Served(self.batches - before.batches, self.rows - before.rows, self.busy_s - before.busy_s)
+        return Answered(self.batches - before.batches, self.rows - before.rows, self.busy_s - before.busy_s)
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Balance:
     """Seconds that a worker simulates and renders from one look to the next."""
     wait_s: float
     """Seconds that it waits for the answer."""
-    served: Served
+    answered: Answered
     """By all servers together."""
 
     @property
     def answer_s(self) -> float:
         """Seconds that a server computes one batch."""
-        return self.served.busy_s / max(self.served.batches, 1)
+        return self.answered.busy_s / max(self.answered.batches, 1)
 
     @property
     def busy(self) -> float:
         """Share of the time in which a server computed."""
-        return self.served.busy_s / (self.seconds * self.servers)
+        return self.answered.busy_s / (self.seconds * self.servers)
 
     def wanted(self, limit: int) -> int:
         """Workers to have from now on, at most `limit`.
@@ -65,5 +65,5 @@ class Balance:
         return (
             f"{self.workers} workers, {self.looks / self.seconds:.1f} looks/s: each costs {self.sim_s:.3f} s of simulation and {self.wait_s:.3f} s "
             f"of waiting for the policy; {self.servers} policy server{'s' if self.servers > 1 else ''} busy {self.busy:.0%}, "
-            f"{self.served.rows / max(self.served.batches, 1):.1f} looks per answer"
+            f"{self.answered.rows / max(self.answered.batches, 1):.1f} looks per answer"
         )

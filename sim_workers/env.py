@@ -63,7 +63,7 @@ class SimEnv:
 
     def __init__(self, task: str, contract: Contract, shift: str = "nominal", variant: int = 0, fast_control: bool = True) -> None:
         """`fast_control` is faster, not different: the same states and observations to the last bit (`control.py`)."""
-        self._claim(task, contract)
+        self._claim(task, contract, TASKS[task])
         choose_backend()
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
         import robosuite  # noqa: F401, says what it has to say, which the next line silences
@@ -99,12 +99,13 @@ class SimEnv:
             except ValueError as unknown:
                 logging.getLogger(__name__).warning("%s takes robosuite's own control steps: %s", task, unknown)
 
-    def _claim(self, task: str, contract: Contract) -> None:
+    def _claim(self, task: str, contract: Contract, instruction: str) -> None:
         """Be the process's one simulator; RuntimeError if it has another."""
         global _alive
         if _alive:
             raise RuntimeError(f"this process already has a simulator, of {_alive}; close that one first, because two spoil each other's pictures")
-        _alive, self._open, self.task, self.contract = task, True, task, contract
+        _alive, self._open = task, True
+        self.task, self.contract, self.instruction = task, contract, instruction
 
     def reset(self, seed: int) -> None:
         """Start the episode of scene `seed`."""
@@ -153,7 +154,7 @@ class SimEnv:
 
     def look(self, noise_seed: int) -> Observation:
         """What the policy sees now."""
-        return Observation(self.pictures(), self.proprio, TASKS[self.task], noise_seed)
+        return Observation(self.pictures(), self.proprio, self.instruction, noise_seed)
 
     def close(self) -> None:
         """Make room for another one in this process; a second time does nothing."""

@@ -3,6 +3,7 @@
 Each is a generator-free state machine over robosuite's named observations, one call per control step.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import numpy as np
@@ -107,7 +108,7 @@ class LiftExpert:
         return _towards(state, hand + np.array([0.0, 0.0, 0.06]), 0.0, CLOSE)
 
 
-class PickAndPlaceExpert:
+class PickAndPlaceExpert(ABC):
     """Above the thing, down, close; up, across, down to where it belongs; open, up. From the start again if it slipped or missed."""
 
     horizon = 200
@@ -121,17 +122,17 @@ class PickAndPlaceExpert:
     def __init__(self) -> None:
         self._closed_for = self._opened_for = 0
 
+    @abstractmethod
     def thing(self, state: dict[str, Array]) -> Array:
         """(3,) the middle of what is carried."""
-        raise NotImplementedError
 
+    @abstractmethod
     def handle(self, state: dict[str, Array]) -> tuple[Array, float]:
         """(3,) where the fingers take hold of it, and how far the hand has to turn for that."""
-        raise NotImplementedError
 
+    @abstractmethod
     def goal(self, state: dict[str, Array]) -> tuple[Array, float]:
         """(3,) where the thing is let go, and how far it has to turn for that."""
-        raise NotImplementedError
 
     def act(self, state: dict[str, Array]) -> Array:
         hand, thing, (handle, turn) = state["robot0_eef_pos"], self.thing(state), self.handle(state)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from policy.interface import Contract, Observation
+from policy.interface import Contract
 from sim_workers.env import ACTION, CONTROL_HZ, PROPRIO, SimEnv, simulator_version
 from sim_workers.render import PROFILES, build_context, choose_backend
 
@@ -191,7 +191,7 @@ class LiberoEnv(SimEnv):
     film_camera = "agentview"
 
     def __init__(self, task: str, contract: Contract) -> None:
-        self._claim(task, contract)
+        self._claim(task, contract, LIBERO_10[task])
         domains = _libero()
         import robosuite
         from libero.libero.envs.bddl_utils import get_problem_info
@@ -250,7 +250,3 @@ class LiberoEnv(SimEnv):
                 robot.gripper[arm].current_action = np.zeros(robot.gripper[arm].dof)
             robot.composite_controller.update_state()
             robot.composite_controller.reset()
-
-    def look(self, noise_seed: int) -> Observation:
-        """What the policy sees now."""
-        return Observation(self.pictures(), self.proprio, LIBERO_10[self.task], noise_seed)

@@ -11,8 +11,7 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from sim_workers import balance
-from sim_workers.balance import Balance
+from sim_workers.balance import Answered, Balance
 from sim_workers.rollout import Outcome
 from sim_workers.selftest import Portrait
 from sim_workers.served import Served
@@ -65,19 +64,15 @@ class _Worker:
     """The stream of what it says about the episode it plays."""
     deadline: float = float("inf")
     """When its silence is taken for a hang. A process that has not started yet waits for its place in the cluster."""
-    ready_since: float | None = None
-    """When its first simulator was made."""
 
 
 @dataclass
 class Usage:
-    """Where the workers' time went since each was first ready."""
+    """What the workers did with their time."""
 
     sim_s: float = 0.0
     policy_s: float = 0.0
     looks: int = 0
-    episodes: int = 0
-    alive_s: float = 0.0
     replaced: dict[str, int] = field(default_factory=dict)
     """Workers, by why: died, stuck, failed, worn, other."""
 
@@ -105,19 +100,21 @@ class RolloutPool:
         self._workers: list[_Worker] = []
         self._waiting: dict[Scene, list[_Entry]] = {}
         self.most_workers = num_workers
-        self._source: Served | None = None
-        self._measured: tuple[float, Usage, balance.Served] | None = None
+        self._source: Served | None = None  # of the job submitted last: all of a pool's have the same servers
+        self._measured: tuple[float, Usage, Answered] | None = None
         self.resize(num_workers)
 
     def resize(self, num_workers: int) -> None:
         """Have so many workers; those beyond it leave once they have finished their episode."""
         self.num_workers = num_workers
         while len(self._workers) < num_workers:
-            self._workers.append(_Worker(self._make(self._episodes_per_process)))
+            self._hire()
         for worker in [worker for worker in self._workers if worker.entry is None][: len(self._workers) - num_workers]:
             self._dismiss(worker)
 
     def submit(self, job: RolloutJob) -> None:
+        if isinstance(job.source, Served):
+            self._source = job.source
         self._queue(_Entry(job))
 
     @property
@@ -125,15 +122,10 @@ class RolloutPool:
         """Jobs queued or running."""
         return sum(map(len, self._waiting.values())) + sum(worker.entry is not None for worker in self._workers)
 
-    @property
-    def idle(self) -> float:
-        """Share of the ready workers' time in which they had nothing to play."""
-        alive_s = self.usage.alive_s + sum(time.monotonic() - worker.ready_since for worker in self._workers if worker.ready_since)
-        return 1 - (self.usage.sim_s + self.usage.policy_s) / alive_s if alive_s else 0.0
-
     def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, bytes | None]]:
         """Keep every worker busy and yield what finishes; ends when nothing is left, or nothing has finished for `timeout_s`."""
-        until = time.monotonic() + (timeout_s if timeout_s is not None else float("inf"))
+        patience = float("inf") if timeout_s is None else timeout_s
+        until = time.monotonic() + patience
         while self.unfinished:
             self._dispatch()
             streams = {worker.told: worker for worker in self._workers if worker.entry}
@@ -145,25 +137,25 @@ class RolloutPool:
             for one in finished:
                 if one:
                     yield one
-                    until = time.monotonic() + (timeout_s if timeout_s is not None else float("inf"))
+                    until = time.monotonic() + patience
             if time.monotonic() >= until:
                 return
 
     def rebalance(self) -> Balance | None:
         """What was measured since the last time, after fitting the number of workers to it; None before there is enough to go by."""
-        sources = {worker.entry.job.source for worker in self._workers if worker.entry and isinstance(worker.entry.job.source, Served)}
-        source = next(iter(sources), self._source)
-        if source is None:
+        if self._source is None:
             return None
-        now = time.monotonic(), replace(self.usage), source.measure()
-        (then, before, served), self._source = self._measured or now, source
-        looks, seconds = now[1].looks - before.looks, now[0] - then
-        if not self._measured or looks >= LOOKS_TO_GO_BY:
+        now = time.monotonic(), replace(self.usage), self._source.measure()
+        if self._measured is None:
             self._measured = now
+            return None
+        then, before, answered = self._measured
+        looks, seconds = now[1].looks - before.looks, now[0] - then
         if looks < LOOKS_TO_GO_BY:
             return None
+        self._measured = now
         sim_s, wait_s = (now[1].sim_s - before.sim_s) / looks, (now[1].policy_s - before.policy_s) / looks
-        measured = Balance(self.num_workers, len(source.servers), seconds, looks, sim_s, wait_s, now[2].since(served))
+        measured = Balance(self.num_workers, len(self._source.servers), seconds, looks, sim_s, wait_s, now[2].since(answered))
         self.resize(measured.wanted(self.most_workers))
         return measured
 
@@ -205,8 +197,6 @@ class RolloutPool:
             return self._fail(worker, "failed", one_line(error))
         if isinstance(said, Beat):
             worker.deadline = time.monotonic() + SILENCE_S[said.doing]
-            if said.doing == "playing":
-                worker.ready_since = worker.ready_since or time.monotonic()
         elif isinstance(said, Portrait):
             assert worker.scene
             if difference := said.difference(self.references.put(worker.scene, said)):
@@ -220,7 +210,6 @@ class RolloutPool:
             self.usage.sim_s += said.outcome.sim_s
             self.usage.policy_s += said.outcome.policy_s
             self.usage.looks += said.outcome.looks
-            self.usage.episodes += 1
             if len(self._workers) > self.num_workers:
                 self._dismiss(worker)
             elif said.worn:
@@ -251,12 +240,13 @@ class RolloutPool:
     def _replace(self, worker: _Worker, why: str) -> _Worker:
         self.usage.replaced[why] = self.usage.replaced.get(why, 0) + 1
         self._dismiss(worker)
-        fresh = _Worker(self._make(self._episodes_per_process))
-        self._workers.append(fresh)
-        return fresh
+        return self._hire()
+
+    def _hire(self) -> _Worker:
+        worker = _Worker(self._make(self._episodes_per_process))
+        self._workers.append(worker)
+        return worker
 
     def _dismiss(self, worker: _Worker) -> None:
         ray.kill(worker.actor)
         self._workers.remove(worker)
-        if worker.ready_since:
-            self.usage.alive_s += time.monotonic() - worker.ready_since

@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 import numpy as np
 import numpy.typing as npt
 
-from policy.interface import Contract, Observation
+from policy.interface import Contract
 from sim_workers.env import ACTION, CONTROL_HZ, SimEnv, simulator_version
 from sim_workers.render import PROFILES, build_context, choose_backend
 
@@ -231,14 +231,12 @@ class RobocasaEnv(SimEnv):
     film_camera = "robot0_frontview"
 
     def __init__(self, task: str, contract: Contract) -> None:
-        self._claim(task, contract)
+        self._claim(task, contract, "")  # the sentence is the episode's
         robosuite = _robosuite_with_kitchens()
         controller = robosuite.load_composite_controller_config(controller=None, robot="PandaOmron")
         self._env = robosuite.make(**environment_kwargs(task), controller_configs=controller)
         self._low_dim: dict[str, npt.NDArray[np.float64]] = {}
         self._split: dict[str, tuple[int, int]] = {}
-        self.instruction = ""
-        """The sentence of the episode begun last."""
 
     def reset(self, seed: int) -> None:
         """Start the episode of seed `seed`: always a new kitchen, and with it a new GL context."""
@@ -262,7 +260,3 @@ class RobocasaEnv(SimEnv):
     def proprio(self) -> npt.NDArray[np.float32]:
         """(9,) float32, laid out as PROPRIO."""
         return proprio_of(self._low_dim)
-
-    def look(self, noise_seed: int) -> Observation:
-        """What the policy sees now."""
-        return Observation(self.pictures(), self.proprio, self.instruction, noise_seed)

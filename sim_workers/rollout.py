@@ -68,6 +68,11 @@ class Outcome:
     def success_once(self) -> bool:
         return self.first_success is not None
 
+    @property
+    def played(self) -> dict[str, Any]:
+        """What is the same whoever plays the episode, and whenever: all but the seconds."""
+        return {name: value for name, value in self.to_json().items() if not name.endswith("_s")}
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

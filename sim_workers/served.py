@@ -6,12 +6,12 @@ from typing import Any
 import ray
 
 from policy.interface import ActionChunk, Imagination, Observation
-from sim_workers import balance
+from sim_workers.balance import Answered
 
 
 @dataclass(frozen=True)
 class Served:
-    """A policy of Ray actors with `act(key, observation) -> ActionChunk`; each rollout process asks one of them."""
+    """A policy of Ray actors with `act(key, observation) -> ActionChunk` and `answered() -> Answered`; each rollout process asks one of them."""
 
     servers: tuple[Any, ...]
     key: str
@@ -19,11 +19,11 @@ class Served:
     imagines: bool = False
     """The servers have `imagine(key, observation) -> Imagination` too."""
 
-    def measure(self) -> balance.Served:
+    def measure(self) -> Answered:
         """What all servers together have done so far; nothing of one that is starting."""
-        done, _ = ray.wait([server.served.remote() for server in self.servers], num_returns=len(self.servers), timeout=1.0)
-        parts: list[balance.Served] = ray.get(done)
-        return balance.Served(sum(p.batches for p in parts), sum(p.rows for p in parts), sum(p.busy_s for p in parts))
+        done, _ = ray.wait([server.answered.remote() for server in self.servers], num_returns=len(self.servers), timeout=1.0)
+        parts: list[Answered] = ray.get(done)
+        return Answered(sum(p.batches for p in parts), sum(p.rows for p in parts), sum(p.busy_s for p in parts))
 
     def connect(self) -> "ServedAsker":
         own = int(ray.get_runtime_context().get_actor_id() or "0", 16)

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -118,18 +118,13 @@ class RolloutWorker:
                         film.stepped(*said)
                 else:
                     answer, asked = self._asking.submit(_ask, asker, imagine, said), time.monotonic()
-                    while not answer.done():
+                    while not wait([answer], BEAT_S).done:
                         if time.monotonic() - asked > ANSWER_S:
                             self._asking = ThreadPoolExecutor(1)
                             yield Unanswered(f"no answer within {ANSWER_S:.0f} s")
                             return
-                        try:
-                            answer.result(BEAT_S)
-                        except TimeoutError:
-                            yield Beat("asking")
-                            beat = 0.0
-                        except Exception:
-                            break
+                        yield Beat("asking")
+                        beat = 0.0
                     if (failed := answer.exception()) is not None:
                         yield Unanswered(one_line(failed))
                         return

@@ -3,13 +3,13 @@
 import pytest
 
 from orchestrator.placement import Placement
-from sim_workers.balance import BUSY, Balance, Served
+from sim_workers.balance import BUSY, Answered, Balance
 
 
 def balance(workers: int, sim_s: float, wait_s: float, answer_s: float, busy: float) -> Balance:
     """A minute in which every worker looked as often as it could."""
     looks = int(workers * 60 / (sim_s + wait_s))
-    return Balance(workers, 1, 60.0, looks, sim_s, wait_s, Served(int(60 * busy / answer_s), looks, 60 * busy))
+    return Balance(workers, 1, 60.0, looks, sim_s, wait_s, Answered(int(60 * busy / answer_s), looks, 60 * busy))
 
 
 def test_whoever_waits_for_two_batches_at_most_stays() -> None:
@@ -31,8 +31,8 @@ def test_servers_with_time_to_spare_get_more_up_to_what_was_asked_for() -> None:
 
 
 def test_a_server_that_died_is_measured_from_its_new_start() -> None:
-    assert Served(5, 9, 1.0).since(Served(3, 4, 0.5)) == Served(2, 5, 0.5)
-    assert Served(2, 3, 0.2).since(Served(300, 400, 5.0)) == Served(2, 3, 0.2)
+    assert Answered(5, 9, 1.0).since(Answered(3, 4, 0.5)) == Answered(2, 5, 0.5)
+    assert Answered(2, 3, 0.2).since(Answered(300, 400, 5.0)) == Answered(2, 3, 0.2)
 
 
 def test_the_balance_is_said_in_one_line() -> None:

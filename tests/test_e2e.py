@@ -16,6 +16,7 @@ from conftest import CHECKOUT, run
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import choose
 from orchestrator.storage import open_storage
+from sim_workers.rollout import Outcome
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim]
 
@@ -46,9 +47,9 @@ def outcomes(folder: Path, shift: str = "nominal") -> dict[str, Any]:
     """Every outcome in the ledger without its timings, by key."""
     found = {}
     for file in sorted((folder / "runs" / "outcomes").rglob("*.json")):
-        outcome = json.loads(file.read_text())
-        if outcome["spec"]["shift"] == shift:
-            found[str(file.relative_to(folder))] = {k: v for k, v in outcome.items() if not k.endswith("_s")}
+        outcome = Outcome.from_json(json.loads(file.read_text()))
+        if outcome.spec.shift == shift:
+            found[str(file.relative_to(folder))] = outcome.played
     return found
 
 

@@ -14,13 +14,14 @@ import numpy as np
 import psutil
 import pytest
 
+from bench.sampler import titled
 from conftest import CAMERA
 from orchestrator.ledger import Ledger, Portraits
 from orchestrator.score import ProtocolError, Score, Scorer, ScoringJob, check_contract
 from orchestrator.storage import open_storage
 from policy.interface import ActionChunk, Observation
 from sim_workers import pool as pool_module
-from sim_workers.balance import Served as WasServed
+from sim_workers.balance import Answered
 from sim_workers.env import contract
 from sim_workers.rollout import Outcome
 from sim_workers.selftest import Portrait
@@ -45,8 +46,8 @@ class Wanderer:
         rng = np.random.default_rng([seen, observation.noise_seed])
         return ActionChunk(rng.uniform(-1, 1, (8, 7)).astype(np.float32), 4)
 
-    def served(self) -> WasServed:
-        return WasServed()
+    def answered(self) -> Answered:
+        return Answered()
 
     def process(self) -> int:
         return os.getpid()
@@ -100,8 +101,7 @@ def score(
     scorer.drain()
     scorer.close()
     ledger = Ledger(storage, f"fp-{policy}", PROTOCOL).read()
-    plain = {k: {f: v for f, v in outcome.to_json().items() if not f.endswith("_s")} for k, outcome in ledger.items()}
-    return heard, plain
+    return heard, {episode: outcome.played for episode, outcome in ledger.items()}
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,7 @@ def reference(server: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 def playing() -> list[int]:
     """Processes of this test's rollout workers that play right now."""
-    own = psutil.Process().children(recursive=True)
-    return [p.pid for p in own if "ray::RolloutWorker.play" in " ".join(p.cmdline())]
+    return [process.pid for process in titled("ray::RolloutWorker.play")]
 
 
 def after_the_first_outcome(folder: Path, injure: Callable[[], None]) -> Callable[[], None]:
