@@ -34,7 +34,7 @@ from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.data.order import CLIPS_PER_VISIT, POOL_VISITS
 from orchestrator.data.store import commit, load_manifest, put_episode
 from orchestrator.loop import PROGRESS_REPORTS, ArmJob, train
-from orchestrator.spec import Train
+from orchestrator.sections import Train
 from orchestrator.storage import open_storage
 from policy.batch import Batch, Counts
 from policy.config import Objective, PolicyConfig, Recipe

@@ -34,7 +34,8 @@ def main(store: str, out: str, preset: str, steps: int, batch_size: int, learnin
     from orchestrator.placement import Placement
     from orchestrator.pretrain import pretrain, ship
     from orchestrator.progress import progress_bar
-    from orchestrator.spec import SweepError, Train
+    from orchestrator.sections import Train
+    from orchestrator.spec import SweepError
     from policy.presets import policy_config
 
     if (Path(out) / "unet").exists():

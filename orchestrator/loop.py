@@ -14,7 +14,7 @@ from orchestrator.data.order import Order
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import Subset, choose
 from orchestrator.provenance import TRAINING_CODE, code_fingerprint, digest, package_versions, weights_label
-from orchestrator.spec import Train
+from orchestrator.sections import Train
 from orchestrator.storage import Storage, download, open_storage
 from orchestrator.weights import fetch_weights
 from policy.config import ClipShape, Objective, PolicyConfig

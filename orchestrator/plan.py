@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from orchestrator.arms import Arm
 from orchestrator.data.store import load_manifest
 from orchestrator.data.stream import memory_bound
 from orchestrator.data.subset import choose
+from orchestrator.sections import Optuna
 from orchestrator.spec import Sweep, SweepError, store_problems
 from orchestrator.storage import open_storage
 from policy.presets import PRESETS
@@ -59,9 +61,10 @@ def make_plan(sweep: Sweep) -> Plan:
         raise SweepError(
             sweep.name, [f"policy.preset: {sweep.policy.preset} takes pictures whose sides are multiples of {unit}; the store's are {size}"]
         )
-    arms = sweep.arms()
+    # A search proposes its arms later: until then all count as the largest.
+    arms = sweep.grid() or [Arm(sweep.data.most_demos, sweep.data.highest_ratio, sweep.seeds[0])] * (sweep.search.optuna or Optuna(trials=1)).trials
     labelled = sweep.data.labelled_tasks
-    largest = choose(manifest, max(sweep.data.demo_count), max(sweep.data.action_free_ratio), seed=sweep.seeds[0], labelled_tasks=labelled)
+    largest = choose(manifest, sweep.data.most_demos, sweep.data.highest_ratio, seed=sweep.seeds[0], labelled_tasks=labelled)
     entries = manifest.select((*largest.demos, *largest.action_free))
     shape, batch_size = preset.clip, sweep.train.batch_size // sweep.train.workers
     ours = [arm for arm in arms if arm.kind == "video_action"]

@@ -13,7 +13,7 @@ from orchestrator.data.store import latest_version, load_manifest
 from orchestrator.data.subset import Subset
 from orchestrator.loop import ArmJob
 from orchestrator.provenance import TRAINING_CODE, code_fingerprint, digest
-from orchestrator.spec import Train
+from orchestrator.sections import Train
 from orchestrator.storage import download, open_storage
 from orchestrator.train import fit, telling
 from policy.config import PolicyConfig

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from orchestrator.spec import Sweep
+from orchestrator.spec import Sweep, sections_in
 
 HEAD = """# What you submit
 
@@ -42,19 +42,20 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """One table row per field, sections followed by their own."""
     for name, field in model.model_fields.items():
         kind = field.annotation
-        section = isinstance(kind, type) and issubclass(kind, BaseModel)
+        optional = field.default is None and next(sections_in(kind), None)
+        section = optional or (kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None)
         default = "" if field.default is PydanticUndefined or section else f"`{_plain(field.default)}`"
         choices = f" One of: {', '.join(f'`{c}`' for c in typing.get_args(kind))}." if typing.get_origin(kind) is typing.Literal else ""
         meaning = " ".join((field.description or "").split())
         yield f"| `{prefix}{name}` | {default} | {meaning}{choices} |"
         if section:
-            yield from rows(typing.cast(type[BaseModel], kind), f"{prefix}{name}.")
+            yield from rows(section, f"{prefix}{name}.")
 
 
 def _plain(value: object) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(_plain(part) for part in value)}]"
-    return f"{value:g}" if isinstance(value, float) else str(value) or "(empty)"
+    return f"{value:g}" if isinstance(value, float) else "(empty)" if value is None else str(value) or "(empty)"
 
 
 def page() -> str:

@@ -143,7 +143,7 @@ class SweepState:
         """
         state, whole = self, set[str]()
         while True:
-            subsets = [state.subset(arm) for arm in state.sweep.arms()]
+            subsets = [state.subset(arm) for arm in state.sweep.grid()]
             chosen = {episode for subset in subsets for episode in (*subset.demos, *subset.action_free)}
             todo = state.manifest.select(sorted(chosen - whole))
             damaged = {}
@@ -191,7 +191,7 @@ class SweepState:
 
     def arms(self) -> dict[str, Arm]:
         """By arm id."""
-        return {arm.arm_id(self.training): arm for arm in self.sweep.arms()}
+        return {arm.arm_id(self.training): arm for arm in self.sweep.grid()}
 
     def subset(self, arm: Arm) -> Subset:
         """The arm's episodes; SweepError if the version the sweep keeps to has too few."""

@@ -125,7 +125,7 @@ class SweepRun:
     def _jobs(self) -> dict[str, ArmJob]:
         """The training of every arm, by arm id."""
         state, sweep = self.state, self.state.sweep
-        largest = Arm(max(sweep.data.demo_count), max(sweep.data.action_free_ratio), 0) if sweep.train.videos == "sweep" else None
+        largest = Arm(sweep.data.most_demos, sweep.data.highest_ratio, 0) if sweep.train.videos == "sweep" else None
         return {
             arm_id: ArmJob(
                 arm=arm,

@@ -88,11 +88,29 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         ({"train": {"steps": 100, "checkpoint_every": 40} | {"videos": "sweep"}}, "train.videos: sweep asks for train.mode two_stage"),
         ({"train": {"steps": 100, "checkpoint_every": 40} | {"videos": "sweep", "mode": "two_stage"}}, "and for one data.action_free_ratio"),
         ({"policy": {"baselines": ["bc"]}}, "policy.baselines.0: input should be 'diffusion_policy', not 'bc'"),
+        ({"search": "optuna"}, "optuna needs to know how many arms to try: write search: {optuna: {trials: 40}}"),
+        ({"search": "gird"}, "search: unknown search gird; there are grid, asha, median and optuna"),
+        ({"search": {"asha": {"rungs": 3}}}, "search.asha.rungs: unknown field; the fields here are first, reduction"),
+        ({"search": {"asha": {}, "median": {}}}, "search: asha and median are two rules for one decision; keep one of them"),
+        ({"data": {"episodes": "STORE", "demo_count": {"low": 2, "high": 4}}}, "data.demo_count: a range asks for search: {optuna: {trials: 40}}"),
+        ({"data": {"episodes": "STORE", "demo_count": {"low": 4, "high": 2}}}, "data.demo_count: low is 4 and high 2; low must be below high"),
+        ({"data": {"episodes": "STORE", "demo_count": [0]}}, "data.demo_count.0: input should be greater than 0, not 0"),
+        ({"search": {"optuna": {"trials": 4}}, "seeds": [0, 1]}, "search.optuna: its arms are tried with one seed"),
     ],
 )
 def test_a_choice_that_cannot_be_is_told_with_the_mend(tmp_path: Path, store: str, sections: dict[str, object], sentence: str) -> None:
     with pytest.raises(SweepError, match=re.escape(sentence)):
         Sweep.load(write(tmp_path, store, **sections))
+
+
+def test_a_search_is_named_alone_or_with_its_settings_and_ranges_are_values_between(tmp_path: Path, store: str) -> None:
+    assert Sweep.load(write(tmp_path, store, search="grid")) == Sweep.load(write(tmp_path, store))
+    assert Sweep.load(write(tmp_path, store, search="asha")) == Sweep.load(write(tmp_path, store, search={"asha": {"reduction": 3}}))
+    data = {"episodes": "STORE", "demo_count": {"low": 2, "high": 4}, "action_free_ratio": {"low": 0, "high": 1}}
+    sweep = Sweep.load(write(tmp_path, store, data=data, search={"optuna": {"trials": 5}, "asha": {}}))
+    assert (sweep.grid(), sweep.plan().arms) == ([], 5)
+    (tmp_path / "resolved.yaml").write_text(sweep.to_yaml())
+    assert Sweep.load(tmp_path / "resolved.yaml") == sweep
 
 
 def test_the_plan_counts_the_video_models_that_arms_share(tmp_path: Path, store: str) -> None:
@@ -106,7 +124,7 @@ def test_the_plan_counts_the_video_models_that_arms_share(tmp_path: Path, store:
 
 
 def test_baselines_stand_beside_every_demo_count_once(tmp_path: Path, store: str) -> None:
-    arms = Sweep.load(write(tmp_path, store, policy={"baselines": ["diffusion_policy"]})).arms()
+    arms = Sweep.load(write(tmp_path, store, policy={"baselines": ["diffusion_policy"]})).grid()
     assert [arm.name for arm in arms if arm.kind == "diffusion_policy"] == [
         "diffusion_policy_demos-4_ratio-0_seed-0",
         "diffusion_policy_demos-2_ratio-0_seed-0",
@@ -191,7 +209,7 @@ def damage(store: str, episode_id: str) -> None:
 def test_damaged_episodes_are_set_aside_before_a_sweep_that_asks_for_it_and_no_count_changes(tmp_path: Path, store: str) -> None:
     settings = (f"storage={tmp_path / 'runs'}", "data.on_corrupt=quarantine", "data.demo_count=[3]")
     before = SweepState.open(Sweep.load(write(tmp_path, store), settings), pin=True)
-    (arm,) = before.sweep.arms()[:1]
+    (arm,) = before.sweep.grid()[:1]
     victim = before.subset(arm).demos[0]
     damage(store, victim)
     read = []

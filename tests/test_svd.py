@@ -16,7 +16,7 @@ from orchestrator.data import stream
 from orchestrator.data.latents import keep_latents, keep_sentences, publish_index
 from orchestrator.data.store import load_manifest
 from orchestrator.loop import ArmJob, train
-from orchestrator.spec import Train
+from orchestrator.sections import Train
 from orchestrator.storage import open_storage
 from policy.checkpoint import CheckpointError, load, load_weights
 from policy.config import BranchStage, PolicyConfig, TrunkStage

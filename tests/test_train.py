@@ -14,7 +14,7 @@ from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import choose
 from orchestrator.loop import ArmJob, train
-from orchestrator.spec import Train
+from orchestrator.sections import Train
 from orchestrator.storage import open_storage
 from orchestrator.train import fit
 from policy.checkpoint import fingerprint, load, load_card, load_trainer
