@@ -1,15 +1,22 @@
 """A sweep's checkpoints on their way to scores: which suites each meets, who answers, who plays, and who hears of it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.board import Board
+from orchestrator.cost import Cost, Spending, of_outcome
 from orchestrator.ledger import Portraits
 from orchestrator.placement import Placement
-from orchestrator.score import Score, Scorer, ScoringJob
+from orchestrator.score import Score, ScoringJob
+from orchestrator.scorer import Scorer
 from orchestrator.server import PolicyServer
-from orchestrator.status import Board, SweepState
-from orchestrator.tracking import SCORE_METRICS, Tracker, outcomes_artifact
+from orchestrator.state import SweepState
+from orchestrator.views import Views
+from sim_workers.balance import Answered
+from sim_workers.rollout import Outcome
+from sim_workers.sources import PolicySource
 
 
 def policy_servers(number: int, gpus: float, rung: str) -> tuple[Any, ...]:
@@ -21,64 +28,94 @@ def policy_servers(number: int, gpus: float, rung: str) -> tuple[Any, ...]:
     return tuple(server.remote(1, "cuda" if gpus else "cpu", rung) for _ in range(number))
 
 
+@dataclass(frozen=True)
+class Players:
+    """Who plays a sweep's episodes."""
+
+    pool: Any
+    """A RolloutPool, or what behaves like one."""
+    source: Callable[[str, bool], PolicySource]
+    """The policy of a checkpoint (its URI), and whether it imagines a video."""
+    answered: Callable[[str], Answered]
+    """What was computed for a checkpoint so far."""
+    server_gpus: float = 0.0
+    """Of each policy server."""
+
+
+def players(state: SweepState, placement: Placement, portraits: Portraits) -> Players:
+    """Simulators and policy servers on a connected Ray."""
+    from sim_workers.pool import RolloutPool
+    from sim_workers.served import Served
+
+    suite = state.sweep.suite
+    servers = policy_servers(placement.servers, placement.server_gpus, suite.rung)
+    return Players(
+        pool=RolloutPool(state.sweep.rollout_actors, placement.rollout_cpus, suite.gl, portraits),
+        source=lambda uri, imagines: Served(servers, uri, imagines),
+        answered=lambda uri: Served(servers, uri).measure(uri),
+        server_gpus=placement.server_gpus,
+    )
+
+
 class Evaluation:
-    """Scores every checkpoint it is told of on the sweep's suite, and every arm's last one on the shifted suites too. Needs a connected Ray."""
+    """Scores every checkpoint it is told of on the sweep's suite, and every arm's last one on the shifted suites too."""
 
-    def __init__(self, state: SweepState, board: Board, tracker: Tracker, placement: Placement, say: Callable[[str], None]) -> None:
-        from sim_workers.pool import RolloutPool
-        from sim_workers.served import Served
-
-        self._state, self._board, self._tracker, self._say = state, board, tracker, say
-        servers = policy_servers(placement.servers, placement.server_gpus, state.sweep.suite.rung)
-        self._source: Callable[[str, bool], Served] = lambda uri, imagines: Served(servers, uri, imagines)
-        self._portraits = Portraits(state.storage, state.simulation)
-        pool = RolloutPool(state.sweep.rollout_actors, placement.rollout_cpus, state.sweep.suite.gl, self._portraits)
-        self._scorer = Scorer(state.storage, state.manifest.contract, pool, self._on_progress, self._on_score, self._on_film, say)
+    def __init__(
+        self,
+        state: SweepState,
+        board: Board,
+        views: Views,
+        spending: Spending,
+        playing: Players,
+        on_score: Callable[[str, int, Score], None],
+        decides: Callable[[int], bool],
+        say: Callable[[str], None],
+    ) -> None:
+        """on_score hears (arm id, step, complete score) of the sweep's own suite; decides: `Scorer`."""
+        self._state, self._board, self._views, self._spending, self._playing = state, board, views, spending, playing
+        self._on_score, self.say = on_score, say
+        self._cameras = len(state.manifest.contract.cameras)
+        self.scorer = Scorer(state.storage, state.manifest.contract, playing.pool, self, decides)
 
     def submit(self, arm_id: str, step: int, fingerprint: str) -> None:
         """Score the arm's checkpoint of this step, known by its fingerprint."""
         state, uri = self._state, self._state.checkpoint_uri(arm_id, step)
         last = step == state.sweep.train.steps
-        source = self._source(uri, state.arms()[arm_id].kind == "video_action")
+        source = self._playing.source(uri, self._board.arms[arm_id].arm.kind == "video_action")
         for shift in ("nominal", *(state.sweep.suite.shifts if last else ())):
             suite = state.sweep.to_suite(shift)
-            self._scorer.submit(ScoringJob(arm_id, step, uri, fingerprint, suite, state.protocol_of(shift), source, films=last))
+            self.scorer.submit(ScoringJob(arm_id, step, uri, fingerprint, suite, state.protocol_of(shift), source, films=last))
 
-    def drain(self) -> None:
-        """Wait until everything is scored and filmed."""
-        self._scorer.drain()
-        self._tracker.artifact(None, "portraits.json", json.dumps(self._portraits.all(), indent=1).encode())
+    @property
+    def workers(self) -> int:
+        """Simulators at work."""
+        number: int = self._playing.pool.num_workers
+        return number
 
-    def close(self) -> None:
-        """Stop at once."""
-        self._scorer.close()
-
-    def _on_progress(self, job: ScoringJob, done: int, listed: int) -> None:
+    def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+        for outcome in outcomes:
+            self._spending.add(job.arm_id, of_outcome(outcome, self._cameras))
         if job.suite.shift == "nominal":
             with self._board.lock:
-                self._board.arms[job.arm_id].scoring[job.step] = done, listed
+                self._board.arms[job.arm_id].scoring[job.step] = done, len(job.suite.tasks) * job.suite.episodes
 
-    def _on_score(self, job: ScoringJob, score: Score) -> None:
+    def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
         arm, shift = self._board.arms[job.arm_id], job.suite.shift
         with self._board.lock:
             if shift == "nominal":
                 arm.scores[job.step] = score
             else:
                 arm.shifted[shift] = score
-        self._say(f"score {arm.name} after {job.step} steps{'' if shift == 'nominal' else f', {shift} shifted'}: {score}")
-        for outcome in score.outcomes:
-            if outcome.result == "error":
-                self._say(f"quarantined {outcome.spec.episode_id}: {outcome.message}")
-        if not score.complete:
-            return
-        outcomes = {outcome.spec.episode_id: outcome.result == "success" for outcome in score.outcomes}
-        self._tracker.artifact(job.arm_id, outcomes_artifact(job.step, shift), json.dumps(outcomes, sort_keys=True).encode())
-        values = (score.success_rate, score.successes, score.episodes, score.errors, *score.interval)
-        metrics = dict(zip(SCORE_METRICS, map(float, values), strict=True))
-        metrics["success_once_rate"] = sum(outcome.success_once for outcome in score.outcomes) / score.episodes
-        metrics["success_at_end_rate"] = sum(outcome.success_at_end for outcome in score.outcomes) / score.episodes
-        suffix = "" if shift == "nominal" else f"_{shift}"
-        self._tracker.metrics(job.arm_id, job.step, {f"{name}{suffix}": value for name, value in metrics.items()})
+        self.say(f"score {arm.name} after {job.step} steps{'' if shift == 'nominal' else f', {shift} shifted'}: {score}")
+        for cause in score.causes:
+            self.say(f"quarantined {cause}")
+        busy_s = self._playing.answered(job.uri).busy_s
+        gpus = self._playing.server_gpus
+        self._spending.add(job.arm_id, Cost(infer_gpu_s=busy_s * gpus, infer_cpu_s=0.0 if gpus else busy_s))
+        if score.complete:
+            self._views.score(job.arm_id, job.step, shift, score, outcomes)
+            if shift == "nominal":
+                self._on_score(job.arm_id, job.step, score)
 
-    def _on_film(self, job: ScoringJob, episode: str, film: bytes) -> None:
-        self._tracker.artifact(job.arm_id, f"rollouts/step_{job.step:06d}/{episode}.mp4", film)
+    def on_film(self, job: ScoringJob, episode: str, film: bytes) -> None:
+        self._views.film(job.arm_id, job.step, episode, film)

@@ -13,6 +13,7 @@ from orchestrator.data.manifest import Manifest
 from orchestrator.data.order import Order
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import Subset, choose
+from orchestrator.desk import Wish
 from orchestrator.provenance import TRAINING_CODE, code_fingerprint, digest, package_versions, weights_label
 from orchestrator.sections import Train
 from orchestrator.storage import Storage, download, open_storage
@@ -149,9 +150,16 @@ def card_of(job: ArmJob, manifest: Manifest) -> "Card":
 
 
 def train(
-    job: ArmJob, rank: int, world: int, resume: Path | None, report: Report, wrap: Callable[["Model"], Any] | None = None, device: str = "cpu"
+    job: ArmJob,
+    rank: int,
+    world: int,
+    resume: Path | None,
+    report: Report,
+    wrap: Callable[["Model"], Any] | None = None,
+    device: str = "cpu",
+    asked: Callable[[], Wish] = lambda: "",
 ) -> None:
-    """Train from the run's last checkpoint (or the start) to its last step.
+    """Train from the run's last checkpoint (or the start) to its last step, or until it is `asked`, after any step, to pause or to stop.
 
     Every random draw is a function of (seed, step, rank), so stopping and resuming changes nothing. `wrap` readies the model for several workers.
     """
@@ -200,8 +208,9 @@ def train(
         for name, value in (("loss", losses.total), ("loss_video", losses.video), ("loss_action", losses.action)):
             sums[name] = sums[name] + value  # stays on the device: reading it at every step would make the device wait
         consumed = _count(consumed, arrays)
-        checkpoint = step % job.train.checkpoint_every == 0 or step == job.train.steps
-        if not checkpoint and step % max(1, job.train.steps // PROGRESS_REPORTS):
+        wish = asked()
+        checkpoint = step % job.train.checkpoint_every == 0 or step == job.train.steps or wish == "pause"
+        if not checkpoint and not wish and step % max(1, job.train.steps // PROGRESS_REPORTS):
             continue
         metrics: dict[str, Any] = {name: total.item() / (step - since) for name, total in sums.items()} | consumed
         sums, since = dict.fromkeys(sums, torch.zeros((), device=trainer.device)), step
@@ -209,14 +218,17 @@ def train(
             weights, state = trainer.acting_weights(), trainer.state()  # of every worker: where weights are sharded, they are gathered
         if not checkpoint or rank > 0:
             report(step, metrics, None)
-            continue
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            now = replace(card, provenance=card.provenance | {"step": step} | consumed)
-            if job.objective == "video":
-                weights = {name: tensor for name, tensor in weights.items() if name.startswith("video.")}
-            save(folder, now, model, weights, state)
-            report(step, metrics | {"checkpoint": fingerprint(folder)}, folder)
+        else:
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                now = replace(card, provenance=card.provenance | {"step": step} | consumed)
+                if job.objective == "video":
+                    weights = {name: tensor for name, tensor in weights.items() if name.startswith("video.")}
+                save(folder, now, model, weights, state)
+                report(step, metrics | {"checkpoint": fingerprint(folder)}, folder)
+        if wish:
+            batches.close()
+            return
 
 
 def _kept(order: Order, storage: Storage, manifest: Manifest, model: "VideoActionModel") -> Order:

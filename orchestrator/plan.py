@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from orchestrator.arms import Arm
 from orchestrator.data.store import load_manifest
 from orchestrator.data.stream import memory_bound
 from orchestrator.data.subset import choose
@@ -62,7 +61,7 @@ def make_plan(sweep: Sweep) -> Plan:
             sweep.name, [f"policy.preset: {sweep.policy.preset} takes pictures whose sides are multiples of {unit}; the store's are {size}"]
         )
     # A search proposes its arms later: until then all count as the largest.
-    arms = sweep.grid() or [Arm(sweep.data.most_demos, sweep.data.highest_ratio, sweep.seeds[0])] * (sweep.search.optuna or Optuna(trials=1)).trials
+    arms = sweep.grid() or [sweep.largest()] * (sweep.search.optuna or Optuna(trials=1)).trials
     labelled = sweep.data.labelled_tasks
     largest = choose(manifest, sweep.data.most_demos, sweep.data.highest_ratio, seed=sweep.seeds[0], labelled_tasks=labelled)
     entries = manifest.select((*largest.demos, *largest.action_free))

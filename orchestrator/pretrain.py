@@ -11,11 +11,12 @@ from orchestrator.arms import Arm
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.store import latest_version, load_manifest
 from orchestrator.data.subset import Subset
+from orchestrator.desk import News, desk
 from orchestrator.loop import ArmJob
 from orchestrator.provenance import TRAINING_CODE, code_fingerprint, digest
 from orchestrator.sections import Train
 from orchestrator.storage import download, open_storage
-from orchestrator.train import fit, telling
+from orchestrator.train import fit
 from policy.config import PolicyConfig
 
 
@@ -42,8 +43,12 @@ def pretrain(
     named = digest([manifest.fingerprint, config.model_dump(mode="json"), seed, train.model_dump(mode="json"), code_fingerprint(TRAINING_CODE)])
     job = PretrainJob(Arm(0, 0.0, seed), f"pretrain-{named}", data.uri, version, frozenset(), config, train, "video", "none")
     folder = f"{open_storage(storage).uri}/arms"
-    with telling(on_step) as callback:
-        last = fit(job, folder, resources, [callback])[-1]
+
+    def on_news(run: str, news: News) -> None:
+        on_step(int(news["step"]), float(news["loss"]))
+
+    with desk(on_news) as handle:
+        last = fit(job, folder, resources, handle)[-1]
     recipe = {
         "preset": config.preset,
         "data_fingerprint": manifest.fingerprint,

@@ -32,7 +32,7 @@ class PolicyServer:
         self._policies: OrderedDict[str, Any] = OrderedDict()
         self._waiting: dict[tuple[str, str], list[tuple[Observation, asyncio.Future[Any]]]] = {}  # by checkpoint and what is asked of it
         self._serving: asyncio.Task[None] | None = None
-        self._answered = Answered()
+        self._answered: dict[str, Answered] = {}  # by checkpoint; under no name: for all
 
     async def act(self, checkpoint: str, observation: Observation) -> ActionChunk:
         """The chunk that the policy of the checkpoint (a URI) answers."""
@@ -51,9 +51,9 @@ class PolicyServer:
             self._serving = asyncio.create_task(self._serve())
         return await answer
 
-    async def answered(self) -> Answered:
-        """What it has done since it started."""
-        return self._answered
+    async def answered(self, checkpoint: str = "") -> Answered:
+        """What it has done since it started, for one checkpoint or for all."""
+        return self._answered.get(checkpoint, Answered())
 
     async def _serve(self) -> None:
         while self._waiting:
@@ -72,7 +72,9 @@ class PolicyServer:
             else:
                 spent = time.perf_counter() - began
                 if what == "act":
-                    self._answered = Answered(self._answered.batches + 1, self._answered.rows + len(asked), self._answered.busy_s + spent)
+                    for name in ("", checkpoint):
+                        before = self._answered.get(name, Answered())
+                        self._answered[name] = Answered(before.batches + 1, before.rows + len(asked), before.busy_s + spent)
                 for (_, answer), told in zip(asked, answers, strict=True):
                     answer.set_result(told)
 

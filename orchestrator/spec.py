@@ -112,6 +112,10 @@ class Sweep(Section):
         assert isinstance(self.data.action_free_ratio, tuple)
         return expand(self.data.demo_count, self.data.action_free_ratio, self.seeds, self.policy.baselines)
 
+    def largest(self) -> Arm:
+        """The arm whose episodes contain every other's, of the first seed."""
+        return Arm(self.data.most_demos, self.data.highest_ratio, self.seeds[0])
+
     def to_suite(self, shift: str = "nominal") -> Suite:
         return Suite(self.suite.tasks, self.suite.episodes, shift=shift, rules=Rules(self.suite.horizon, self.suite.settle, self.suite.success))
 

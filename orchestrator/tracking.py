@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from orchestrator.arms import Arm
+from orchestrator.storage import local_folder
 from policy.config import PolicyKind
 
 EXPERIMENT = "demoscale"
@@ -28,8 +29,7 @@ def tracking_uri(mlflow: str, storage_uri: str) -> str:
     """Where a sweep is tracked: what its file says, or a database beside its other results."""
     if mlflow:
         return mlflow
-    folder = "runs" if storage_uri.startswith("s3://") else storage_uri
-    return f"sqlite:///{Path(folder).absolute() / 'mlflow.db'}"
+    return f"sqlite:///{local_folder(storage_uri) / 'mlflow.db'}"
 
 
 def _client(uri: str) -> Any:

@@ -2,15 +2,14 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from orchestrator.data.episodes import EpisodeError
-from orchestrator.loop import ArmJob, train
-
-ATTEMPTS = 3  # at a training run, should its workers fail; each goes on from the last checkpoint
+from orchestrator.desk import Wish
+from orchestrator.loop import SPENT, ArmJob, train
 
 
 def _worker_loop(config: dict[str, Any]) -> None:
@@ -33,7 +32,35 @@ def _worker_loop(config: dict[str, Any]) -> None:
     wrap = sharded(device) if job.train.sharding == "fsdp" else ray.train.torch.prepare_model
     last = ray.train.get_checkpoint()
     with last.as_directory() if last else nullcontext() as folder:
-        train(job, context.get_world_rank(), world, Path(folder) if folder else None, report, wrap, str(device))
+        resume = Path(folder) if folder else None
+        train(job, context.get_world_rank(), world, resume, report, wrap, str(device), _asked(config["desk"], job.arm_id, world))
+
+
+def _asked(desk: Any, run: str, world: int) -> Callable[[], Wish]:
+    """What is asked of the run, known without waiting; every worker gets the same answer at the same step."""
+    heard: list[Wish] = []
+
+    def listen() -> None:
+        import ray
+
+        heard.append(ray.get(desk.asked.remote(run)))
+
+    threading.Thread(target=listen, name="desk", daemon=True).start()
+    if world == 1:
+        return lambda: heard[0] if heard else ""
+
+    import torch
+    from torch import distributed
+
+    wishes: tuple[Wish, ...] = ("", "pause", "stop")
+    on_cpu = distributed.new_group(backend="gloo")  # a GPU need not wait for it
+
+    def agreed() -> Wish:
+        number = torch.tensor(wishes.index(heard[0]) if heard else 0)
+        distributed.all_reduce(number, distributed.ReduceOp.MAX, group=on_cpu)
+        return wishes[int(number)]
+
+    return agreed
 
 
 def sharded(device: Any) -> Any:
@@ -53,55 +80,36 @@ def sharded(device: Any) -> Any:
     return wrap
 
 
-@contextmanager
-def telling(on_step: Callable[[int, float], None]) -> Iterator[Any]:
-    """A Ray Train callback; while it is open, `on_step` hears (optimiser step, loss) of the first worker, in a thread of this process."""
-    import ray.train
-    from ray.util.queue import Queue
+def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attempts: int = 1) -> list[dict[str, Any]]:
+    """Train the arm with Ray Train into `folder`/<arm id>; continues there if it was interrupted, and tells the `desk` what its workers report.
 
-    told = Queue(actor_options={"num_cpus": 0})
-
-    class Telling(ray.train.UserCallback):
-        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            told.put((int(metrics[0]["step"]), float(metrics[0]["loss"])))
-
-    def listen() -> None:
-        while news := told.get():
-            on_step(*news)
-
-    thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    try:
-        yield Telling()
-    finally:
-        told.put(None)
-        thread.join()
-        told.shutdown()
-
-
-def fit(job: ArmJob, folder: str, resources: dict[str, float], callbacks: list[Any]) -> list[dict[str, Any]]:
-    """Train the arm with Ray Train into `folder`/<arm id>; continues there if it was interrupted. Raises if training fails for good.
-
-    Returns what was reported with each of its checkpoints, those of earlier runs too.
+    Returns what was reported with each of its checkpoints, those of earlier runs too. Workers that fail are started again from the last
+    checkpoint, `attempts` times in all; then it raises, or at once where trying again would not help.
     """
+    import ray
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    class Telling(ray.train.UserCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            together = {name: sum(worker[name] for worker in metrics) for name in SPENT}
+            ray.get(desk.tell.remote(job.arm_id, metrics[0] | together))
+
     trainer = TorchTrainer(
         _worker_loop,
-        train_loop_config={"job": job, "threads": max(1, int(resources["CPU"]))},
+        train_loop_config={"job": job, "threads": max(1, int(resources["CPU"])), "desk": desk},
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.train.workers, use_gpu=resources.get("GPU", 0) > 0, resources_per_worker=resources, placement_strategy="PACK"
         ),
         # The name has nothing of the moment in it: that is what lets a second run find the first one's checkpoints.
-        run_config=ray.train.RunConfig(name=job.arm_id, storage_path=folder, callbacks=callbacks),
+        run_config=ray.train.RunConfig(name=job.arm_id, storage_path=folder, callbacks=[Telling()]),
     )
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in range(1, attempts + 1):
         try:
             return [metrics for _, metrics in trainer.fit().best_checkpoints or ()]
         except ray.train.WorkerGroupError as error:
             _raise_what_trying_again_would_not_mend(str(error))
-            if attempt == ATTEMPTS:
+            if attempt == attempts:
                 raise
     raise AssertionError("unreachable")
 

@@ -4,6 +4,7 @@ An episode whose worker dies, hangs or fails is played again elsewhere. What fai
 """
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -99,6 +100,7 @@ class RolloutPool:
         self.usage = Usage()
         self._workers: list[_Worker] = []
         self._waiting: dict[Scene, list[_Entry]] = {}
+        self._finished: deque[tuple[RolloutJob, Outcome, bytes | None]] = deque()  # not yet told
         self.most_workers = num_workers
         self._source: Served | None = None  # of the job submitted last: all of a pool's have the same servers
         self._measured: tuple[float, Usage, Answered] | None = None
@@ -117,10 +119,22 @@ class RolloutPool:
             self._source = job.source
         self._queue(_Entry(job))
 
+    def withdraw(self, key: str) -> list[RolloutJob]:
+        """Take back the jobs of a key that no worker plays yet; what is being played is still told of."""
+        gone = [entry.job for entries in self._waiting.values() for entry in entries if entry.job.key == key]
+        left = {scene: [entry for entry in entries if entry.job.key != key] for scene, entries in self._waiting.items()}
+        self._waiting = {scene: entries for scene, entries in left.items() if entries}
+        return gone
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that no worker plays yet."""
+        return sum(map(len, self._waiting.values()))
+
     @property
     def unfinished(self) -> int:
-        """Jobs queued or running."""
-        return sum(map(len, self._waiting.values())) + sum(worker.entry is not None for worker in self._workers)
+        """Jobs queued, running, or finished and not yet told of."""
+        return self.waiting + len(self._finished) + sum(worker.entry is not None for worker in self._workers)
 
     def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, bytes | None]]:
         """Keep every worker busy and yield what finishes; ends when nothing is left, or nothing has finished for `timeout_s`."""
@@ -129,15 +143,16 @@ class RolloutPool:
         while self.unfinished:
             self._dispatch()
             streams = {worker.told: worker for worker in self._workers if worker.entry}
-            said, _ = ray.wait(list(streams), timeout=min(1.0, max(0.0, until - time.monotonic())))
-            finished = [self._hear(streams[stream]) for stream in said]
+            wait_s = 0.0 if self._finished else min(1.0, max(0.0, until - time.monotonic()))
+            said, _ = ray.wait(list(streams), timeout=wait_s) if streams else ([], [])
+            for stream in said:
+                self._hear(streams[stream])
             for worker in [worker for worker in self._workers if worker.deadline < time.monotonic()]:
-                finished.append(self._fail(worker, "stuck", "the simulator fell silent and was killed"))
+                self._fail(worker, "stuck", "the simulator fell silent and was killed")
             self._dispatch()  # before whoever listens takes the time to write things down
-            for one in finished:
-                if one:
-                    yield one
-                    until = time.monotonic() + patience
+            while self._finished:
+                yield self._finished.popleft()
+                until = time.monotonic() + patience
             if time.monotonic() >= until:
                 return
 
@@ -164,6 +179,7 @@ class RolloutPool:
         for worker in [*self._workers]:
             self._dismiss(worker)
         self._waiting = {}
+        self._finished.clear()
 
     def _queue(self, entry: _Entry) -> None:
         self._waiting.setdefault(entry.job.scene, []).append(entry)
@@ -186,8 +202,8 @@ class RolloutPool:
             worker.scene = scene
             worker.told = worker.actor.play.options(num_returns="streaming").remote(worker.entry.job)
 
-    def _hear(self, worker: _Worker) -> tuple[RolloutJob, Outcome, bytes | None] | None:
-        """What the worker says next; a finished job if that is it."""
+    def _hear(self, worker: _Worker) -> None:
+        """Act on what the worker says next."""
         assert worker.entry
         try:
             said: Said = ray.get(next(worker.told))
@@ -200,11 +216,11 @@ class RolloutPool:
         elif isinstance(said, Portrait):
             assert worker.scene
             if difference := said.difference(self.references.put(worker.scene, said)):
-                return self._fail(worker, "other", f"refused to score, {difference}")
+                self._fail(worker, "other", f"refused to score, {difference}")
         elif isinstance(said, Unanswered):
             entry = self._released(worker)
             entry.attempts += 1
-            return self._again(entry, f"the policy did not answer: {said.why}")
+            self._again(entry, f"the policy did not answer: {said.why}")
         elif isinstance(said, Played):
             entry = self._released(worker)
             self.usage.sim_s += said.outcome.sim_s
@@ -214,23 +230,22 @@ class RolloutPool:
                 self._dismiss(worker)
             elif said.worn:
                 self._replace(worker, "worn")
-            return entry.job, said.outcome, said.film
-        return None
+            self._finished.append((entry.job, said.outcome, said.film))
 
-    def _fail(self, worker: _Worker, how: str, why: str) -> tuple[RolloutJob, Outcome, bytes | None] | None:
+    def _fail(self, worker: _Worker, how: str, why: str) -> None:
         """Replace the worker: its GL context or its process may be what is broken. Its episode is played again, or given up."""
         entry = self._released(worker)
         self._replace(worker, how)
         entry.deaths += how == "died"
         entry.attempts += how != "died"
-        return self._again(entry, why)
+        self._again(entry, why)
 
-    def _again(self, entry: _Entry, why: str) -> tuple[RolloutJob, Outcome, bytes | None] | None:
+    def _again(self, entry: _Entry, why: str) -> None:
         if entry.attempts < ATTEMPTS and entry.deaths < DEATHS:
-            self._queue(entry)
-            return None
+            return self._queue(entry)
         times = entry.attempts + entry.deaths
-        return entry.job, Outcome(entry.job.spec, "error", 0, 0, 0.0, 0.0, message=f"{why} (given up after {times} attempts)"), None
+        error = Outcome(entry.job.spec, "error", 0, 0, 0.0, 0.0, message=f"{why} (given up after {times} attempts)")
+        self._finished.append((entry.job, error, None))
 
     def _released(self, worker: _Worker) -> _Entry:
         assert worker.entry

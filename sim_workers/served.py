@@ -11,7 +11,7 @@ from sim_workers.balance import Answered
 
 @dataclass(frozen=True)
 class Served:
-    """A policy of Ray actors with `act(key, observation) -> ActionChunk` and `answered() -> Answered`; each rollout process asks one of them."""
+    """A policy of Ray actors with `act(key, observation) -> ActionChunk` and `answered(key) -> Answered`; each rollout process asks one of them."""
 
     servers: tuple[Any, ...]
     key: str
@@ -19,9 +19,9 @@ class Served:
     imagines: bool = False
     """The servers have `imagine(key, observation) -> Imagination` too."""
 
-    def measure(self) -> Answered:
-        """What all servers together have done so far; nothing of one that is starting."""
-        done, _ = ray.wait([server.answered.remote() for server in self.servers], num_returns=len(self.servers), timeout=1.0)
+    def measure(self, key: str = "") -> Answered:
+        """What all servers together have done so far, for one policy or for all; nothing of one that is starting."""
+        done, _ = ray.wait([server.answered.remote(key) for server in self.servers], num_returns=len(self.servers), timeout=1.0)
         parts: list[Answered] = ray.get(done)
         return Answered(sum(p.batches for p in parts), sum(p.rows for p in parts), sum(p.busy_s for p in parts))
 

@@ -1,108 +1,35 @@
-"""A sweep as the storage has it: which arms, how far each is, what it scored; and the table that shows it.
+"""A sweep as the storage has it: which arms, how far each is, what it scored.
 
 sweeps/<name>.json                        the resolved sweep, the data version it keeps to, and which of its episodes are quarantined
 arms/<arm id>/step_000100/                checkpoints, written by Ray Train
 checkpoints/<arm id>/step_000100.json     a checkpoint that is whole: its losses and fingerprint
-outcomes/<checkpoint>/<protocol>/         the ledger, orchestrator/ledger.py
+outcomes/<checkpoint>/<protocol>          the ledger, orchestrator/ledger.py
+decisions/<name>/<search>/                what a search decided: which arms it proposed, which it stopped
+failures/<name>/<arm id>.json             an arm whose training failed for good
+costs/<name>/<run>.json                   what each run of the sweep spent, orchestrator/cost.py
+live/<name>.json                          how far the run in progress is
 """
 
 import json
-import threading
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.arms import Arm
+from orchestrator.board import ArmState, Board
+from orchestrator.cost import Cost, Spending
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.store import check_all, latest_version, load_manifest
 from orchestrator.data.subset import Subset, SubsetError, choose
 from orchestrator.ledger import Ledger
+from orchestrator.loop import ArmJob
 from orchestrator.provenance import SCORING_CODE, TRAINING_CODE, code_fingerprint, digest
 from orchestrator.score import Score, protocol_fingerprint
 from orchestrator.spec import Sweep, SweepError
 from orchestrator.storage import Storage, open_storage
 from orchestrator.tracking import tracking_uri
 from policy.presets import policy_config
-
-
-@dataclass
-class ArmState:
-    """How far one arm is."""
-
-    name: str
-    steps: int
-    """Optimiser steps it is to make."""
-    step: int = 0
-    video_step: int = 0
-    """Of the video model it waits for, where that is trained apart."""
-    loss: float | None = None
-    scoring: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """Checkpoint step -> (episodes with an outcome, episodes listed)."""
-    scores: dict[int, Score] = field(default_factory=dict)
-    shifted: dict[str, Score] = field(default_factory=dict)
-    """The last checkpoint's, by shift."""
-    failure: str = ""
-    """One line, if its training failed for good."""
-
-    @property
-    def state(self) -> str:
-        if self.failure:
-            return "failed"
-        if self.step < self.steps:
-            return "training" if self.step else "stage 1" if self.video_step else "waiting"
-        return "scored" if self.steps in self.scores else "scoring"
-
-
-class Board:
-    """All arms; updated from the sweep's threads, drawn by whoever looks."""
-
-    def __init__(self, arms: dict[str, ArmState]) -> None:
-        """arms: by arm id, in the order to show them."""
-        self.arms = arms
-        self.lock = threading.Lock()
-
-    def table(self) -> Any:
-        """A rich table: one row per arm."""
-        from rich.table import Table
-
-        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-        for title in ("arm", "state", "steps", "loss", "played", "last score"):
-            table.add_column(title, no_wrap=True, justify="right" if title in ("steps", "loss", "played") else "left")
-        with self.lock:
-            for arm in self.arms.values():
-                done, listed = (sum(counts) for counts in zip(*arm.scoring.values(), strict=True)) if arm.scoring else (0, 0)
-                table.add_row(
-                    arm.name,
-                    arm.state,
-                    f"{arm.step}/{arm.steps}",
-                    "" if arm.loss is None else f"{arm.loss:.2f}",
-                    f"{done}/{listed}" if listed else "",
-                    str(arm.scores[max(arm.scores)]) if arm.scores else arm.failure,
-                )
-        return table
-
-    def lines(self) -> list[dict[str, Any]]:
-        """The same as data, for `--json`."""
-        rows = []
-        with self.lock:
-            for arm in self.arms.values():
-                scores = {
-                    str(step): {"successes": s.successes, "episodes": s.episodes, "errors": s.errors, "complete": s.complete}
-                    for step, s in sorted(arm.scores.items())
-                }
-                rows.append(
-                    {
-                        "arm": arm.name,
-                        "state": arm.state,
-                        "step": arm.step,
-                        "steps": arm.steps,
-                        "loss": arm.loss,
-                        "scores": scores,
-                        "shifted": {shift: {"successes": s.successes, "episodes": s.episodes} for shift, s in arm.shifted.items()},
-                        "failure": arm.failure,
-                    }
-                )
-        return rows
 
 
 @dataclass(frozen=True)
@@ -143,7 +70,7 @@ class SweepState:
         """
         state, whole = self, set[str]()
         while True:
-            subsets = [state.subset(arm) for arm in state.sweep.grid()]
+            subsets = [state.subset(arm) for arm in state.sweep.grid() or [state.sweep.largest()]]
             chosen = {episode for subset in subsets for episode in (*subset.demos, *subset.action_free)}
             todo = state.manifest.select(sorted(chosen - whole))
             damaged = {}
@@ -190,8 +117,44 @@ class SweepState:
         return tracking_uri(self.sweep.mlflow, self.storage.uri)
 
     def arms(self) -> dict[str, Arm]:
-        """By arm id."""
-        return {arm.arm_id(self.training): arm for arm in self.sweep.grid()}
+        """By arm id: the grid's, or those proposed so far."""
+        return {arm.arm_id(self.training): arm for arm in self.sweep.grid() or self.proposed()}
+
+    @property
+    def _decisions(self) -> str:
+        """Another search decides anew."""
+        return f"decisions/{self.sweep.name}/{digest([self.sweep.search.model_dump(mode='json'), self.sweep.suite.model_dump(mode='json')])}"
+
+    def proposed(self) -> list[Arm]:
+        """The arms that a search has proposed, in order."""
+        keys = self.storage.list(f"{self._decisions}/proposed/")
+        return [Arm(**json.loads(self.storage.get(key))) for key in keys]
+
+    def propose(self, arm: Arm, number: int) -> None:
+        """Remember a proposal."""
+        self.storage.put_if_absent(f"{self._decisions}/proposed/{number:06d}.json", json.dumps(vars(arm)).encode())
+
+    def stop(self, arm_id: str, step: int) -> None:
+        """Remember that the search gave the arm up."""
+        self.storage.put_if_absent(f"{self._decisions}/stopped/{arm_id}.json", json.dumps({"step": step}).encode())
+
+    def stopped(self) -> dict[str, int]:
+        """The arms that the search gave up, and after which step."""
+        prefix = f"{self._decisions}/stopped/"
+        keys = self.storage.list(prefix)
+        return {key.removeprefix(prefix).removesuffix(".json"): json.loads(self.storage.get(key))["step"] for key in keys}
+
+    def fail(self, arm_id: str, sentence: str, trace: str) -> str:
+        """Remember that the arm's training failed for good; where that is written."""
+        key = f"failures/{self.sweep.name}/{arm_id}.json"
+        self.storage.put(key, json.dumps({"sentence": sentence, "trace": trace}, indent=1).encode())
+        return self.uri(key)
+
+    def failures(self) -> dict[str, str]:
+        """Arms whose training failed for good, and why, in a sentence."""
+        prefix = f"failures/{self.sweep.name}/"
+        keys = self.storage.list(prefix)
+        return {key.removeprefix(prefix).removesuffix(".json"): json.loads(self.storage.get(key))["sentence"] for key in keys}
 
     def subset(self, arm: Arm) -> Subset:
         """The arm's episodes; SweepError if the version the sweep keeps to has too few."""
@@ -201,6 +164,37 @@ class SweepState:
         except SubsetError as error:
             mend = "give the sweep another name to use the store as it is now"
             raise SweepError(self.sweep.name, [f"it keeps to version {self.version} of {self.sweep.data.episodes}; {error}; {mend}"]) from None
+
+    def job(self, arm: Arm) -> ArmJob:
+        """The arm's training."""
+        sweep, with_video = self.sweep, arm.kind == "video_action"
+        return ArmJob(
+            arm=arm,
+            arm_id=arm.arm_id(self.training),
+            episodes=open_storage(sweep.data.episodes).uri,
+            version=self.version,
+            quarantined=frozenset(self.quarantined),
+            config=policy_config(sweep.policy.preset, arm.kind),
+            train=sweep.train,
+            objective=sweep.train.objective if with_video else "action",
+            weights=sweep.policy.weights,
+            labelled_tasks=sweep.data.labelled_tasks,
+            videos_of=replace(sweep.largest(), seed=arm.seed) if sweep.train.videos == "sweep" else None,
+        )
+
+    def stage_one(self, arm: Arm) -> ArmJob | None:
+        """The training of the video model that the arm's head reads, shared by all arms it is the same for; None if there is none apart."""
+        if self.sweep.train.mode != "two_stage" or arm.kind != "video_action":
+            return None
+        return self.job(arm).stage_one(self.manifest)
+
+    def costs(self) -> dict[str, Cost]:
+        """What every arm has cost so far, its part of a shared video model included."""
+        spent = Spending.read(self.storage, self.sweep.name).by_arm()
+        videos = {arm_id: video.arm_id for arm_id, arm in self.arms().items() if (video := self.stage_one(arm))}
+        shared = Counter(videos.values())
+        costs = {arm_id: spent.get(arm_id, Cost()) for arm_id in self.arms()}
+        return costs | {arm_id: costs[arm_id] + spent.get(video, Cost()) / shared[video] for arm_id, video in videos.items()}
 
     def checkpoints(self, arm_id: str) -> dict[int, dict[str, Any]]:
         """Whole checkpoints of an arm by step: {loss, loss_video, loss_action, checkpoint (fingerprint)}."""
@@ -217,7 +211,8 @@ class SweepState:
 
     def board(self) -> Board:
         """The state of every arm as the storage has it."""
-        board = Board({arm_id: ArmState(arm.name, self.sweep.train.steps) for arm_id, arm in self.arms().items()})
+        board = Board({arm_id: ArmState(arm, self.sweep.train.steps) for arm_id, arm in self.arms().items()})
+        stopped, failures, costs = self.stopped(), self.failures(), self.costs()
         for arm_id, state in board.arms.items():
             for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
                 state.step, state.loss = step, checkpoint["loss"]
@@ -228,10 +223,13 @@ class SweepState:
                 if step == self.sweep.train.steps:
                     shifted = {shift: self._recorded(checkpoint["checkpoint"], shift) for shift in self.sweep.suite.shifts}
                     state.shifted = {shift: score for shift, score in shifted.items() if score.complete}
+            state.stopped = stopped.get(arm_id)
+            state.failure = failures.get(arm_id, "") if state.step < state.steps else ""
+            state.cost = costs[arm_id]
         return board
 
     def _recorded(self, checkpoint: str, shift: str) -> Score:
         """A checkpoint's score under a shift as far as the ledger has it."""
         known = Ledger(self.storage, checkpoint, self.protocol_of(shift)).read()
         listed = [spec.episode_id for spec in self.sweep.to_suite(shift).episode_list()]
-        return Score(tuple(known[episode] for episode in listed if episode in known), len(listed))
+        return Score.of((known[episode] for episode in listed if episode in known), len(listed))

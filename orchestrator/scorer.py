@@ -1,0 +1,240 @@
+"""Checkpoint -> rollout pool -> score. Every checkpoint meets the same list of episodes; what is finished is never played again."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from orchestrator.films import episodes_to_film
+from orchestrator.ledger import Ledger
+from orchestrator.score import Score, ScoringJob, check_contract
+from orchestrator.storage import Storage
+from orchestrator.urgency import Urgency
+from policy.interface import Contract
+from sim_workers.rollout import Outcome
+from sim_workers.suite import EpisodeSpec
+from sim_workers.worker import RolloutJob
+
+POLL_S = 0.2
+"""Outcomes that come within this time are written down together."""
+
+
+class Listener(Protocol):
+    """Who hears of what is scored, in the scorer's thread."""
+
+    def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+        """These were played and written down; `done` of the listed episodes have an outcome now."""
+
+    def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+        """Every listed episode has an outcome."""
+
+    def on_film(self, job: ScoringJob, episode: str, film: bytes) -> None: ...
+
+    def say(self, line: str) -> None:
+        """One line worth telling."""
+
+
+@dataclass
+class _Open:
+    """A checkpoint that has not all its outcomes, or films."""
+
+    job: ScoringJob
+    ledger: Ledger
+    outcomes: dict[str, Outcome]
+    missing: set[str]
+    specs: list[EpisodeSpec]
+    playing: bool = False
+    """Its episodes are in the pool."""
+    fresh: list[Outcome] = field(default_factory=list)
+    """Not written down yet."""
+    unfilmed: set[str] = field(default_factory=set)
+    withdrawn: bool = False
+    """Some of its episodes will not be played: there will be no score."""
+
+
+class Scorer:
+    """Scores checkpoints in a thread of its own, many at once and the most telling first, so that training never waits.
+
+    A score is told only after its outcomes are in the ledger. Finished episodes are never played again.
+    """
+
+    def __init__(self, storage: Storage, contract: Contract, pool: Any, listener: Listener, decides: Callable[[int], bool] = lambda _: False) -> None:
+        """decides: whether a decision about the arm waits for the score of its checkpoint of this step."""
+        self._storage, self._contract, self._pool, self._listener = storage, contract, pool, listener
+        self._todo: queue.Queue[Callable[[], None]] = queue.Queue()  # for the thread: it alone touches what follows
+        self._urgency = Urgency(decides)
+        self._open: dict[str, _Open] = {}  # by the job's key
+        self._dropped: set[str] = set()
+        self._accepting = True
+        self._failure: BaseException | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: ScoringJob) -> None:
+        """ProtocolError if its policy cannot be scored on the suite here."""
+        check_contract(self._contract, job.suite.tasks)
+        self._todo.put(lambda: self._begin(job))
+
+    def drop(self, arm_id: str) -> None:
+        """Play no more episodes of the arm, now or later; those being played are finished and kept."""
+        self._todo.put(lambda: self._drop(arm_id))
+
+    def use(self, workers: int) -> None:
+        """Have at most so many workers from now on."""
+        self._todo.put(lambda: self._use(workers))
+
+    def wind_down(self) -> None:
+        """Finish the episodes being played, and begin no other."""
+        self._todo.put(self._wind_down)
+
+    def drain(self) -> None:
+        """Wait until everything submitted is scored and filmed; raises what went wrong in the thread."""
+        self._todo.put(self._expect_no_more)
+        while self._thread.is_alive():
+            self._thread.join(0.5)
+        self.check()
+
+    def check(self) -> None:
+        """Raise what went wrong in the thread, if anything did."""
+        if self._failure:
+            raise self._failure
+
+    def close(self) -> None:
+        """Stop at once; what was not finished is found missing by the next run."""
+        self._closing = True
+        self._thread.join(5)
+        self._pool.close()
+
+    @property
+    def waiting(self) -> int:
+        """Episodes that are still to be played or being played."""
+        return sum(len(entry.missing) for entry in [*self._open.values()])
+
+    def _run(self) -> None:
+        try:
+            while (self._accepting or self._open) and not self._closing:
+                self._take_in(wait_s=0 if self._pool.unfinished else POLL_S)
+                self._feed()
+                self._collect()
+        except BaseException as error:
+            self._failure = error
+
+    def _take_in(self, wait_s: float) -> None:
+        try:
+            self._todo.get(timeout=wait_s or None, block=wait_s > 0)()
+            while True:
+                self._todo.get_nowait()()
+        except queue.Empty:
+            pass
+
+    def _feed(self) -> None:
+        """Give the pool the most telling checkpoint whenever a worker could soon be idle; what waits in there has been decided."""
+        while self._pool.waiting < self._pool.num_workers:
+            ready = [entry.job for entry in self._open.values() if entry.missing and not entry.playing]
+            if not ready:
+                return
+            entry = self._open[self._urgency.first(ready).key]
+            entry.playing = True
+            self._urgency.begun(entry.job)
+            for spec in entry.specs:
+                if spec.episode_id in entry.missing:
+                    self._pool.submit(RolloutJob(spec, entry.job.suite.rules, self._contract, entry.job.source, entry.job.key))
+
+    def _collect(self) -> None:
+        """Hear the pool for a moment, then write down what came and tell of it."""
+        until, heard = time.monotonic() + POLL_S, dict[str, _Open]()
+        for rollout, outcome, film in self._pool.results(timeout_s=POLL_S):
+            entry = self._open[rollout.key]
+            if rollout.film:
+                self._filmed(entry, outcome, film)
+            else:
+                entry.missing.discard(outcome.spec.episode_id)
+                entry.fresh.append(outcome)
+                heard[rollout.key] = entry
+            if self._closing or time.monotonic() > until:
+                break
+        for entry in heard.values():
+            fresh, entry.fresh = entry.fresh, []
+            entry.ledger.record(fresh)
+            entry.outcomes |= {outcome.spec.episode_id: outcome for outcome in fresh}
+            self._progress(entry, fresh)
+
+    def _begin(self, job: ScoringJob) -> None:
+        if job.key in self._open or job.arm_id in self._dropped or not self._accepting:
+            return
+        ledger, specs = Ledger(self._storage, job.fingerprint, job.protocol), job.suite.episode_list()
+        known = ledger.read()
+        outcomes = {spec.episode_id: known[spec.episode_id] for spec in specs if spec.episode_id in known}
+        entry = self._open[job.key] = _Open(job, ledger, outcomes, {spec.episode_id for spec in specs} - outcomes.keys(), specs)
+        self._urgency.opened(job)
+        if not entry.missing:
+            self._urgency.begun(job)
+        self._progress(entry, ())
+
+    def _progress(self, entry: _Open, fresh: Sequence[Outcome]) -> None:
+        self._listener.on_outcomes(entry.job, fresh, len(entry.outcomes))
+        if entry.missing or entry.withdrawn:
+            return self._close_if_done(entry)
+        outcomes = [*entry.outcomes.values()]
+        score = Score.of(outcomes, len(entry.specs))
+        if score.complete and fresh:
+            entry.ledger.seal(outcomes)
+        self._listener.on_score(entry.job, score, outcomes)
+        if balance := self._pool.rebalance():
+            self._listener.say(f"rollouts: {balance}" + (f"; now {self._pool.num_workers}" if self._pool.num_workers != balance.workers else ""))
+        if entry.job.films:
+            have = entry.ledger.films()
+            for spec in episodes_to_film(outcomes):
+                if spec.episode_id not in have:
+                    entry.unfilmed.add(spec.episode_id)
+                    self._pool.submit(RolloutJob(spec, entry.job.suite.rules, self._contract, entry.job.source, entry.job.key, film=True))
+        self._close_if_done(entry)
+
+    def _filmed(self, entry: _Open, outcome: Outcome, film: bytes | None) -> None:
+        episode, before = outcome.spec.episode_id, entry.outcomes[outcome.spec.episode_id]
+        entry.unfilmed.remove(episode)
+        if film is None:
+            self._listener.say(f"no film of {episode}: {outcome.message}")
+        elif (outcome.result, outcome.steps) != (before.result, before.steps):
+            self._listener.say(
+                f"no film of {episode}: played again it ended as a {outcome.result} after {outcome.steps} steps, not as the recorded "
+                f"{before.result} after {before.steps}; the policy does not answer the same twice"
+            )
+        else:
+            entry.ledger.keep_film(episode, film)
+            self._listener.on_film(entry.job, episode, film)
+        self._close_if_done(entry)
+
+    def _close_if_done(self, entry: _Open) -> None:
+        if not entry.missing and not entry.unfilmed:
+            self._open.pop(entry.job.key, None)
+
+    def _drop(self, arm_id: str) -> None:
+        self._dropped.add(arm_id)
+        for entry in [entry for entry in self._open.values() if entry.job.arm_id == arm_id]:
+            self._withdraw(entry)
+
+    def _withdraw(self, entry: _Open) -> None:
+        """Forget what of a checkpoint no worker plays yet."""
+        gone = self._pool.withdraw(entry.job.key)
+        entry.unfilmed -= {rollout.spec.episode_id for rollout in gone if rollout.film}
+        unplayed = {rollout.spec.episode_id for rollout in gone if not rollout.film} if entry.playing else entry.missing
+        entry.withdrawn = bool(unplayed)
+        entry.missing = entry.missing - unplayed
+        self._close_if_done(entry)
+
+    def _use(self, workers: int) -> None:
+        if workers != self._pool.most_workers:
+            self._pool.most_workers = workers
+            self._pool.resize(workers)
+
+    def _wind_down(self) -> None:
+        self._accepting = False
+        for entry in [*self._open.values()]:
+            self._withdraw(entry)
+
+    def _expect_no_more(self) -> None:
+        self._accepting = False

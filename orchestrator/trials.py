@@ -1,0 +1,92 @@
+"""Ray Tune: a trial per training run, begun when the sweep has one to give. The only file with ray.tune's Tuner."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+Fit = Callable[[Any, str, dict[str, float], Any, int], list[dict[str, Any]]]
+"""(job, folder, resources of a worker, desk, attempts) -> what was reported with each checkpoint; `orchestrator.train.fit`."""
+
+
+class Runs(Protocol):
+    """What there is to train. Asked from Tune's loop."""
+
+    def next(self) -> str | None:
+        """The run to begin now, ready on the desk; None if there is none, or no room for it."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether there will be no further one and all have ended."""
+
+    def died(self, run: str) -> None:
+        """Its trial's process died as often as it may."""
+
+
+def run_trials(runs: Runs, fit: Fit, folder: str, resources: dict[str, float], desk: Any, attempts: int) -> None:
+    """Run trials until `runs` is finished. What becomes of each is told to the desk."""
+    from ray import tune
+
+    with tempfile.TemporaryDirectory(prefix="demoscale-tune-") as scratch:  # Tune's own notes; the storage has all that matters
+        tune.Tuner(
+            # The trial only waits for its workers: it takes a sliver of the head node and no CPU from them.
+            tune.with_resources(_trainable(fit, folder, resources, desk, attempts), {"node:__internal_head__": 0.001}),
+            tune_config=tune.TuneConfig(search_alg=_searcher(runs), num_samples=-1, reuse_actors=True),
+            run_config=tune.RunConfig(
+                name=f"sweep-{int(time.time())}", storage_path=scratch, failure_config=tune.FailureConfig(max_failures=attempts - 1), verbose=0
+            ),
+        ).fit()
+
+
+def _trainable(fit: Fit, folder: str, resources: dict[str, float], desk: Any, attempts: int) -> Callable[[dict[str, Any]], None]:
+    def train_run(config: dict[str, Any]) -> None:
+        import traceback
+
+        import ray
+
+        run = config["run"]
+        try:
+            checkpoints = fit(ray.get(desk.job.remote(run)), folder, resources, desk, attempts)
+        except Exception:
+            news = {"failed": traceback.format_exc()}
+        else:
+            news = {"trained": checkpoints}
+        ray.get(desk.tell.remote(run, news))
+
+    return train_run
+
+
+def _searcher(runs: Runs) -> Any:
+    """Tune asks its search algorithm for trials: this one passes on what the sweep has to give, when it has it."""
+    from ray.tune.search import Searcher
+
+    class Passing(Searcher):
+        def __init__(self) -> None:
+            super().__init__()
+            self._runs: dict[str, str] = {}  # by Tune's id of the trial
+
+        def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+            return True
+
+        def suggest(self, trial_id: str) -> Any:
+            if runs.finished:
+                return Searcher.FINISHED
+            run = runs.next()
+            if run is None:
+                return None
+            self._runs[trial_id] = run
+            return {"run": run}
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            run = self._runs.pop(trial_id)
+            if error:
+                runs.died(run)
+
+        def save(self, checkpoint_path: str) -> None:
+            Path(checkpoint_path).write_text(json.dumps({}))  # what the sweep has to give it knows from its storage
+
+        def restore(self, checkpoint_path: str) -> None: ...
+
+    return Passing()
