@@ -193,7 +193,7 @@ class Scorer:
         if not rollout.film:
             entry.missing.remove(episode)
             entry.outcomes[episode] = outcome
-            entry.ledger.record(outcome)
+            entry.ledger.record([outcome])
             self._report(entry)
             return
         entry.unfilmed.remove(episode)
