@@ -1,32 +1,111 @@
-"""What is written down about episodes: their outcomes, their films, and the portrait every simulator must match."""
+"""What is written down about episodes: their outcomes, their films, and the portrait every simulator must match.
 
+    outcomes/<checkpoint>/<protocol>.parquet               a sealed ledger: the outcome of every listed episode
+    outcomes/<checkpoint>/<protocol>/<unique>.parquet      a part: outcomes as they were recorded, errors among them
+    outcomes/<checkpoint>/<protocol>/<episode id>.mp4      a film
+    portraits/<simulation>/<scene>.json
+
+Nothing is ever changed. A row is one outcome, in parts and sealed ledgers alike, so that whatever reads Parquet reads all complete scores as one
+table, `outcomes/*/*.parquet`:
+
+    checkpoint, protocol           fingerprints: which weights, and everything besides them that shapes an outcome
+    task, scene_seed, noise_seed, shift      the episode's line of the suite (`sim_workers.suite.EpisodeSpec`)
+    result, steps, looks           success | failure | error; control steps played; times the policy was asked
+    sim_s, policy_s                seconds simulating and rendering; seconds waiting for the policy
+    first_success, success_at_end  control steps until the task was first done, null if never; whether it was done in the last step
+    message, worker                cause of an error; host/pid of the process that played it
+    episode                        the episode's id
+    recorded                       when it was written down, UTC
+"""
+
+import io
 import json
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from typing import Any, get_type_hints
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from orchestrator.provenance import digest
-from orchestrator.storage import Storage
+from orchestrator.storage import NoObject, Storage, StorageError
 from sim_workers.rollout import Outcome
 from sim_workers.selftest import Portrait
+from sim_workers.suite import EpisodeSpec
 from sim_workers.worker import Scene
+
+_TYPES = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), int | None: pa.int64()}  # everything else is text
+_SPEC, _OUTCOME = get_type_hints(EpisodeSpec), {name: kind for name, kind in get_type_hints(Outcome).items() if name != "spec"}
+SCHEMA = pa.schema(
+    [
+        *(pa.field(name, pa.string(), nullable=False) for name in ("checkpoint", "protocol")),
+        *(pa.field(name, _TYPES.get(kind, pa.string()), nullable=kind == int | None) for name, kind in {**_SPEC, **_OUTCOME}.items()),
+        pa.field("episode", pa.string(), nullable=False),
+        pa.field("recorded", pa.timestamp("us", "UTC"), nullable=False),
+    ]
+)
+"""The columns of an outcome: the fields of its spec and its own, and what they belong to."""
+READERS = 16  # parts fetched at once
 
 
 class Ledger:
-    """The outcomes of one checkpoint under one protocol: an object per finished episode, written once."""
+    """The outcomes of one checkpoint under one protocol. Any number of processes may record: each object is written once, by one of them."""
 
     def __init__(self, storage: Storage, checkpoint: str, protocol: str) -> None:
-        self._storage = storage
+        self._storage, self._of = storage, {"checkpoint": checkpoint, "protocol": protocol}
         self._prefix = f"outcomes/{checkpoint}/{protocol}/"
+        self._sealed = f"outcomes/{checkpoint}/{protocol}.parquet"
+        self._recorded: dict[str, datetime] = {}  # when, by episode id: a sealed row keeps its time
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """Keep them for good, errors included, in one object: all or, if the writer dies, none."""
+        if not outcomes:
+            return
+        now = datetime.now(UTC)
+        self._note((outcome, now) for outcome in outcomes)
+        self._storage.put_if_absent(f"{self._prefix}{uuid4().hex}.parquet", _encode([self._row(outcome, now) for outcome in outcomes]))
 
     def read(self) -> dict[str, Outcome]:
-        """Finished episodes by id. Errors are not among them: they are tried again."""
-        keys = self._storage.list(self._prefix)
-        outcomes = (Outcome.from_json(json.loads(self._storage.get(key))) for key in keys if key.endswith(".json"))
-        return {outcome.spec.episode_id: outcome for outcome in outcomes}
+        """Finished episodes by id, each as it was recorded first. Errors are not among them: they are tried again.
 
-    def record(self, outcome: Outcome) -> None:
-        """Keep a success or failure for good."""
-        if outcome.result != "error":
-            self._storage.put_if_absent(f"{self._prefix}{outcome.spec.episode_id}.json", json.dumps(outcome.to_json()).encode())
+        StorageError names an object that is damaged.
+        """
+        try:
+            tables = [_decode(self._storage, self._sealed)]
+        except NoObject:
+            keys = [key for key in self._storage.list(self._prefix) if key.endswith(".parquet")]
+            with ThreadPoolExecutor(READERS) as readers:
+                tables = list(readers.map(lambda key: _decode(self._storage, key), keys))
+        rows = sorted((row for table in tables for row in table.to_pylist() if row["result"] != "error"), key=lambda row: row["recorded"])
+        found: dict[str, Outcome] = {}
+        for row in rows:
+            found.setdefault(row["episode"], _outcome(row))
+        self._note((found[row["episode"]], row["recorded"]) for row in rows)
+        return found
+
+    def seal(self, outcomes: Iterable[Outcome]) -> None:
+        """Every listed episode ended in a success or a failure: keep them in one object, sorted by spec, which is what is read from now on.
+
+        ValueError for an error among them: it would never be played again.
+        """
+        listed = sorted(outcomes, key=lambda outcome: outcome.spec)
+        if errors := [outcome.spec.episode_id for outcome in listed if outcome.result == "error"]:
+            raise ValueError(f"no complete score: {', '.join(errors)} ended in an error")
+        now = datetime.now(UTC)
+        rows = [self._row(outcome, self._recorded.get(outcome.spec.episode_id, now)) for outcome in listed]
+        self._storage.put_if_absent(self._sealed, _encode(rows))
+
+    def _note(self, recorded: Iterable[tuple[Outcome, datetime]]) -> None:
+        for outcome, when in recorded:
+            if outcome.result != "error":
+                self._recorded.setdefault(outcome.spec.episode_id, when)
+
+    def _row(self, outcome: Outcome, recorded: datetime) -> dict[str, Any]:
+        own = outcome.to_json()
+        return {**self._of, **own.pop("spec"), **own, "episode": outcome.spec.episode_id, "recorded": recorded}
 
     def keep_film(self, episode_id: str, film: bytes) -> None:
         self._storage.put_if_absent(f"{self._prefix}{episode_id}.mp4", film)
@@ -35,6 +114,35 @@ class Ledger:
         """Keys of the films by episode id."""
         keys = [key for key in self._storage.list(self._prefix) if key.endswith(".mp4")]
         return {key.rpartition("/")[2].removesuffix(".mp4"): key for key in keys}
+
+
+def scores(storage: Storage) -> pa.Table:
+    """The sealed ledgers of all checkpoints and protocols as one table with the columns of SCHEMA; StorageError names a damaged one."""
+    sealed = [key for key in storage.list("outcomes/") if key.count("/") == 2 and key.endswith(".parquet")]
+    with ThreadPoolExecutor(READERS) as readers:
+        return pa.concat_tables([SCHEMA.empty_table(), *readers.map(lambda key: _decode(storage, key), sealed)])
+
+
+def _encode(rows: list[dict[str, Any]]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer, compression="zstd", write_page_checksum=True)
+    return buffer.getvalue()
+
+
+def _decode(storage: Storage, key: str) -> pa.Table:
+    """One object's rows; StorageError if it is damaged."""
+    data = storage.get(key)
+    try:
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True, use_threads=False)
+        return table.select(SCHEMA.names).cast(SCHEMA)
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        again = "its parts are still there" if key.count("/") == 2 else "its episodes will be played again"
+        raise StorageError(f"{storage.uri}: {key} is damaged; restore it, or delete it: {again}") from None
+
+
+def _outcome(row: dict[str, Any]) -> Outcome:
+    spec = EpisodeSpec(**{field.name: row[field.name] for field in fields(EpisodeSpec)})
+    return Outcome(spec, **{name: row[name] for name in _OUTCOME})
 
 
 class Portraits:

@@ -63,6 +63,8 @@ class Outcome:
     """Whether it was done in the last step played, `Rules.settle` steps after the first success at the earliest."""
     message: str = ""
     """Cause of an error, one line."""
+    worker: str = ""
+    """host/pid of the process that played it; empty if none is known."""
 
     @property
     def success_once(self) -> bool:
@@ -70,8 +72,8 @@ class Outcome:
 
     @property
     def played(self) -> dict[str, Any]:
-        """What is the same whoever plays the episode, and whenever: all but the seconds."""
-        return {name: value for name, value in self.to_json().items() if not name.endswith("_s")}
+        """What is the same whoever plays the episode, and whenever: all but the seconds and the worker."""
+        return {name: value for name, value in self.to_json().items() if name != "worker" and not name.endswith("_s")}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

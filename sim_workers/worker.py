@@ -1,10 +1,11 @@
 """The process that plays: one simulator, one policy to ask, one episode at a time."""
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -137,7 +138,8 @@ class RolloutWorker:
                 said = playing.send(chunk)
         except StopIteration as over:
             self._episodes += 1
-            yield Played(over.value, film.mp4() if film else None, self._worn())
+            outcome = replace(over.value, worker=f"{socket.gethostname()}/{os.getpid()}")
+            yield Played(outcome, film.mp4() if film else None, self._worn())
 
     def _connected(self, source: PolicySource) -> Asker:
         if self._asker is None or self._asker[0] != source:

@@ -15,8 +15,8 @@ import pytest
 from conftest import CHECKOUT, run
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import choose
+from orchestrator.ledger import Ledger
 from orchestrator.storage import open_storage
-from sim_workers.rollout import Outcome
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim]
 
@@ -43,14 +43,26 @@ def curve(folder: Path) -> Any:
     return json.loads(done.stdout)
 
 
-def outcomes(folder: Path, shift: str = "nominal") -> dict[str, Any]:
-    """Every outcome in the ledger without its timings, by key."""
-    found = {}
-    for file in sorted((folder / "runs" / "outcomes").rglob("*.json")):
-        outcome = Outcome.from_json(json.loads(file.read_text()))
-        if outcome.spec.shift == shift:
-            found[str(file.relative_to(folder))] = outcome.played
+def outcomes(folder: Path, shift: str = "nominal") -> dict[tuple[str, str, str], Any]:
+    """Every finished episode of every ledger, without who played it and how fast, by checkpoint, protocol and episode."""
+    storage, found = open_storage(str(folder / "runs")), {}
+    for checkpoint, protocol in {ledger_of(file) for file in written(folder)}:
+        for episode, outcome in Ledger(storage, checkpoint, protocol).read().items():
+            if outcome.spec.shift == shift:
+                found[checkpoint, protocol, episode] = outcome.played
     return found
+
+
+def written(folder: Path) -> dict[Path, int]:
+    """The objects that hold outcomes, and when each was written."""
+    root = folder / "runs" / "outcomes"
+    return {file.relative_to(root): file.stat().st_mtime_ns for file in root.rglob("*.parquet")}
+
+
+def ledger_of(file: Path) -> tuple[str, str]:
+    """(checkpoint, protocol)."""
+    checkpoint, protocol = file.with_suffix("").parts[:2]
+    return checkpoint, protocol
 
 
 @pytest.fixture(scope="module")
@@ -115,14 +127,14 @@ def test_mlflow_has_a_parent_with_children_and_scores_at_the_training_step(undis
 def test_a_second_run_repeats_nothing_and_adds_the_shift_it_is_asked_for(undisturbed: tuple[Path, str]) -> None:
     """Only the last checkpoint meets the shifted worlds, and the curve stays what it was."""
     folder, _ = undisturbed
-    before = {file: file.stat().st_mtime_ns for file in (folder / "runs" / "outcomes").rglob("*.json")}
+    before = written(folder)
     points = curve(folder)["points"]
     done = run("-m", "orchestrator", "run", str(folder / "sweep.yaml"), "--set", "suite.shifts=[camera]")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "not trained again" in done.stdout
     assert "not played again" in done.stdout
     assert "after 12 steps, camera shifted: " in done.stdout
-    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert {file: when for file, when in written(folder).items() if ledger_of(file) in {*map(ledger_of, before)}} == before
     assert len(outcomes(folder, "camera")) == 3
     assert len(outcomes(folder)) == 2 * 3
     assert curve(folder)["points"] == points
@@ -148,7 +160,7 @@ def test_a_sweep_killed_in_the_middle_and_run_again_ends_with_the_same_curve(
     assert done.returncode == 0, done.stdout + done.stderr
     calm, _ = undisturbed
     assert curve(tmp_path)["points"] == curve(calm)["points"]
-    # Not only the curve: every checkpoint has the same weights (they are in the key), every episode the same end.
+    # Not only the curve: every checkpoint has the same weights (its fingerprint says so), every episode the same end.
     assert outcomes(tmp_path) == outcomes(calm)
 
 

@@ -61,7 +61,7 @@ def served(*options: str) -> Iterator[str]:
 
 
 def untimed(outcome: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in outcome.items() if not name.endswith("_s")}
+    return {name: value for name, value in outcome.items() if name != "worker" and not name.endswith("_s")}
 
 
 @pytest.mark.sim

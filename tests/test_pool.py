@@ -122,7 +122,7 @@ def playing() -> list[int]:
 def after_the_first_outcome(folder: Path, injure: Callable[[], None]) -> Callable[[], None]:
     def disturb() -> None:
         deadline = time.monotonic() + 120
-        while not list((folder / "outcomes").rglob("*.json")) or not playing():
+        while not list((folder / "outcomes").rglob("*.parquet")) or not playing():
             assert time.monotonic() < deadline, "no outcome within two minutes"
             time.sleep(0.02)
         injure()
@@ -180,11 +180,11 @@ def test_a_hanging_simulator_is_killed_and_replaced(
 
 def test_finished_episodes_are_not_played_again(reference: tuple[Path, dict[str, Any]], server: Any) -> None:
     folder, ledger = reference
-    files = {f: f.stat().st_mtime_ns for f in (folder / "outcomes").rglob("*.json")}
+    files = {f: f.stat().st_mtime_ns for f in (folder / "outcomes").rglob("*.parquet")}
     heard, again = score(folder, server, 1)
     assert heard.scores[0].complete
     assert again == ledger
-    assert {f: f.stat().st_mtime_ns for f in (folder / "outcomes").rglob("*.json")} == files
+    assert {f: f.stat().st_mtime_ns for f in (folder / "outcomes").rglob("*.parquet")} == files
 
 
 def test_what_fails_every_time_is_an_error_never_a_failure(server: Any, tmp_path: Path) -> None:
