@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator.arms import Arm
+from orchestrator.cost import Meter
 from orchestrator.data import stream
 from orchestrator.data.latents import has_latents, kept_sentences, latent_entries
 from orchestrator.data.manifest import Manifest
@@ -34,7 +35,7 @@ CONSUMED = ("clips_with_actions", "clips_action_free", "action_free_ratio_consum
 """Metrics: the clips the first worker has trained on since step 0, counted as they came, and their ratio, to hold against the one asked for."""
 
 Report = Callable[[int, dict[str, Any], Path | None], None]
-"""Called now and then with (step, mean losses since the last call, None), and at a checkpoint with its folder (on the first worker)."""
+"""Called now and then with (step, mean losses and `cost.SPENT` since the last call, None), and at a checkpoint with its folder (first worker)."""
 
 # What stage 1 does not depend on: arms that differ in nothing else share it.
 NOT_OF_THE_VIDEO = {"mode", "steps", "video_steps", "videos", "checkpoint_every", "head_learning_rate", "feature_cache_mb"}
@@ -158,11 +159,14 @@ def train(
     wrap: Callable[["Model"], Any] | None = None,
     device: str = "cpu",
     asked: Callable[[], Wish] = lambda: "",
+    bring: stream.Bring | None = None,
 ) -> None:
     """Train from the run's last checkpoint (or the start) to its last step, or until it is `asked`, after any step, to pause or to stop.
 
-    Every random draw is a function of (seed, step, rank), so stopping and resuming changes nothing. `wrap` readies the model for several workers.
+    Every random draw is a function of (seed, step, rank), so stopping and resuming changes nothing. `wrap` readies the model for several workers;
+    `bring` fetches episodes instead of Ray Data.
     """
+    meter = Meter()  # loading the model counts
     import torch
 
     from policy.checkpoint import fingerprint, load_card, load_trainer, load_weights, save
@@ -196,7 +200,8 @@ def train(
     order = job.order(manifest, rank, world)
     if isinstance(model, VideoActionModel) and not job.train.color_jitter:  # what is kept was encoded as it was
         order = _kept(order, storage, manifest, model)
-    batches = stream.batches(job.episodes, manifest.contract, order, job.clip, first_step=first_step, num_steps=job.train.steps)
+    steps = {"first_step": first_step, "num_steps": job.train.steps}
+    batches = stream.batches(job.episodes, manifest.contract, order, job.clip, **steps, bring=bring, on_fetched=meter.fetched)
     for step, arrays in enumerate(batches, first_step + 1):
         generator.manual_seed(derived_seed(job.arm.seed, step, rank))
         batch = _to_batch(arrays, normalizers, trainer.device)
@@ -217,7 +222,7 @@ def train(
         if checkpoint:
             weights, state = trainer.acting_weights(), trainer.state()  # of every worker: where weights are sharded, they are gathered
         if not checkpoint or rank > 0:
-            report(step, metrics, None)
+            report(step, metrics | meter.read(), None)
         else:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
@@ -225,7 +230,7 @@ def train(
                 if job.objective == "video":
                     weights = {name: tensor for name, tensor in weights.items() if name.startswith("video.")}
                 save(folder, now, model, weights, state)
-                report(step, metrics | {"checkpoint": fingerprint(folder)}, folder)
+                report(step, metrics | {"checkpoint": fingerprint(folder)} | meter.read(), folder)
         if wish:
             batches.close()
             return

@@ -7,9 +7,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cost import SPENT
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.desk import Wish
-from orchestrator.loop import SPENT, ArmJob, train
+from orchestrator.loop import ArmJob, train
 
 
 def _worker_loop(config: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """Training one arm: stopped and resumed it is the same run; two workers see their share and agree."""
 
 import shutil
+import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from orchestrator.arms import Arm
+from orchestrator.cost import SPENT
 from orchestrator.data import stream
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.store import load_manifest
@@ -27,6 +30,11 @@ from test_stream import fake_fetch
 def job(store: Path, steps: int = 6, workers: int = 1, ratio: float = 1.0) -> ArmJob:
     settings = Train(steps=steps, batch_size=4, checkpoint_every=3, warmup_steps=2, workers=workers)
     return ArmJob(Arm(3, ratio, 0), f"arm-{workers}-{steps}", str(store), 1, frozenset(), PRESETS["tiny"], settings, "joint", "none")
+
+
+def came_out(metrics: dict[str, Any]) -> dict[str, Any]:
+    """All but what it took."""
+    return {name: value for name, value in metrics.items() if name not in SPENT}
 
 
 class Kept:
@@ -58,10 +66,28 @@ def test_a_resumed_run_is_the_uninterrupted_run(lift_store: Path, tmp_path: Path
     train(job(lift_store), 0, 1, None, whole)
     train(job(lift_store), 0, 1, whole.folder / "step_000003", rest)
     assert [step for step, _ in whole.reports if step > 3] == [step for step, _ in rest.reports]
-    assert [m for step, m in whole.reports if step > 3] == [m for _, m in rest.reports]
+    assert [came_out(m) for step, m in whole.reports if step > 3] == [came_out(m) for _, m in rest.reports]
     ours, theirs = (load_trainer(kept.folder / "step_000006") for kept in (whole, rest))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.sim
+@pytest.mark.usefixtures("_no_ray")
+def test_every_report_says_what_was_spent_since_the_last_and_no_checkpoint_does(lift_store: Path, tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    cpu, wall = time.process_time(), time.perf_counter()
+    train(job(lift_store), 0, 1, None, kept)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    told = [[metrics[name] for name in SPENT] for _, metrics in kept.reports]
+    assert all(cpu_s > 0 and wall_s > 0 for cpu_s, wall_s, _ in told)
+    sums = [sum(column) for column in zip(*told, strict=True)]
+    assert 0.9 * cpu < sums[0] <= cpu
+    assert 0.9 * wall < sums[1] <= wall
+    manifest = load_manifest(open_storage(str(lift_store)))
+    opened = {draw.visit.entry.sha256 for draw in islice(job(lift_store).order(manifest, 0, 1).walk(0), 6 * 4)}
+    assert sums[2] == sum(entry.nbytes for entry in manifest.entries if entry.sha256 in opened), "each episode is fetched once"
+    assert not set(SPENT) & set(load_card(tmp_path / "step_000006").provenance)
 
 
 @pytest.mark.sim
