@@ -1,0 +1,91 @@
+"""`demoscale status`: how far a sweep is, while it runs and afterwards."""
+
+import json
+import sys
+import time
+from typing import Any
+
+import click
+
+from orchestrator.mistakes import answers_mistakes
+
+FRESH_S = 30.0
+"""A run that has written nothing for so long is not running any more."""
+
+
+@click.command()
+@click.argument("name")
+@click.option("--storage", default="runs", show_default=True, help="Folder or s3:// URI the sweep keeps its results in.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--once", is_flag=True, help="Do not follow a sweep that is running.")
+@click.option("--rebuild", is_flag=True, help="Also tell MLflow everything the storage knows, where it does not know it yet.")
+@answers_mistakes
+def status(name: str, storage: str, as_json: bool, once: bool, rebuild: bool) -> None:
+    """How far the sweep NAME is: every arm's training, scores and costs. On a terminal it follows a sweep that is running; Ctrl-C ends that.
+
+    \b
+    demoscale status quickstart
+    demoscale status quickstart --json | jq .arms
+    demoscale status quickstart --rebuild      MLflow made anew from the ledger
+    """
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    from orchestrator.board import table
+    from orchestrator.state import SweepState
+
+    state = SweepState.named(name, storage)
+    if rebuild:
+        from orchestrator.cluster import quiet
+        from orchestrator.views import republish
+
+        quiet()
+        scores = republish(state)
+        click.echo(f"{state.tracking_uri}: knows of {scores} scores", err=as_json)
+    now = _now(state)
+    if as_json:
+        return click.echo(json.dumps(now, indent=1))
+
+    def drawn() -> Any:
+        return Group(table(now["arms"]), Text(_summary(now)))
+
+    if once or not now["running"] or not sys.stdout.isatty():
+        return Console(width=1000, highlight=False).print(drawn())
+    with Live(get_renderable=drawn, refresh_per_second=1) as live:
+        while now["running"]:
+            time.sleep(2)
+            now = _now(state)
+        live.refresh()
+
+
+def _now(state: Any) -> dict[str, Any]:
+    """What the run in progress last wrote; without one, what the storage has."""
+    key = f"live/{state.sweep.name}.json"
+    live: dict[str, Any] = json.loads(state.storage.get(key)) if state.storage.exists(key) else {}
+    if live and not live["over"] and time.time() - live["written"] < FRESH_S:
+        return live | {"running": True}
+    from orchestrator.cost import Spending, added
+
+    cost = added(Spending.read(state.storage, state.sweep.name).by_arm().values())
+    return {"running": False, "arms": state.board().lines(), "cost": cost.to_json()}
+
+
+def _summary(now: dict[str, Any]) -> str:
+    """Queue, workers, cost and time in two lines."""
+    from orchestrator.cost import Cost
+
+    lines = [f"spent    {Cost.from_json(now['cost'])}"]
+    if now["running"]:
+        left = "" if now["left_s"] is None else f", about {_minutes(now['left_s'])} left if no arm is stopped"
+        ending = f"; ending: {now['ending']}" if now["ending"] else ""
+        lines = [
+            f"running  on {now['host']} (process {now['pid']}) for {_minutes(now['wall_s'])}{left}{ending}",
+            f"at work  {len(now['training'])} training runs, {now['workers']} simulators, {now['episodes_to_play']} episodes to play",
+            *lines,
+        ]
+    return "\n" + "\n".join(lines)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d} h" if seconds >= 3600 else f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
