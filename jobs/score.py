@@ -112,7 +112,7 @@ def main(
     if save and outcomes:
         write(save, outcomes)
     for task, shift in suites:
-        score = Score(tuple(o for o in outcomes if (o.spec.task, o.spec.shift) == (task, shift)), episodes)
+        score = Score.of((o for o in outcomes if (o.spec.task, o.spec.shift) == (task, shift)), episodes)
         click.echo(str(score) if len(suites) == 1 else f"{task}, {shift}: {score}")
     for message in sorted({outcome.message for outcome in outcomes if outcome.result == "error"}):
         click.echo(f"error: {message}", err=True)

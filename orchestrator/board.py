@@ -29,7 +29,7 @@ class ArmState:
     """The step after whose score the search gave it up."""
     failure: str = ""
     """One line, if its training failed for good."""
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
 
     @property
     def name(self) -> str:

@@ -1,17 +1,22 @@
 """The command `demoscale`. Heavy imports happen inside the commands, so that `--help` and mistakes answer at once.
 
-Exit codes: 0 done; 1 it could not be done; 2 a mistake in what was asked for; 130 stopped by Ctrl-C, to be continued.
+Exit codes: 0 done, or as much as its budget allows; 1 it could not be done; 2 a mistake in what was asked for; 130 stopped by Ctrl-C, to be
+continued.
 """
 
 import json
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from orchestrator.cli_data import data
+from orchestrator.cli_status import status
 from orchestrator.mistakes import answers_mistakes as answers_mistakes
 
 SWEEP_FILE = click.argument("sweep_file", type=click.Path(dir_okay=False))
@@ -54,15 +59,19 @@ def plan(sweep_file: str, overrides: tuple[str, ...]) -> None:
 @main.command()
 @SWEEP_FILE
 @SET
+@click.option("--retry-failed", is_flag=True, help="Train the arms that failed before, and no others.")
 @answers_mistakes
-def run(sweep_file: str, overrides: tuple[str, ...]) -> None:
+def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool) -> None:
     """Run SWEEP_FILE on this machine, or on the Ray cluster RAY_ADDRESS names, to its curve.
 
-    Finished arms and finished episodes are never repeated: the same command continues a sweep that was stopped or killed.
+    Finished arms and finished episodes are never repeated: the same command continues a sweep that was stopped or killed. Ctrl-C once: training
+    saves its state, episodes in progress are finished; twice: now. With `budget`, it ends there and says what it knows.
 
     \b
     demoscale run jobs/quickstart.yaml
     demoscale run jobs/quickstart.yaml --set seeds=[0,1,2]
+    demoscale run jobs/quickstart.yaml --set search=asha --set budget.max_episodes=500
+    demoscale run jobs/quickstart.yaml --retry-failed
     """
     from rich.console import Console
     from rich.live import Live
@@ -74,6 +83,7 @@ def run(sweep_file: str, overrides: tuple[str, ...]) -> None:
     sweep = Sweep.load(sweep_file, overrides)
     click.echo(f"{sweep.plan()}\n")
     quiet()
+    from orchestrator.board import table
     from orchestrator.sweep import SweepRun
 
     console = Console(soft_wrap=True, highlight=False)
@@ -82,35 +92,16 @@ def run(sweep_file: str, overrides: tuple[str, ...]) -> None:
         console.print(f"[{_clock(time.monotonic() - began)}] {line}", markup=False)
 
     say("opening the tracking database")
-    sweep_run = SweepRun(sweep, say)
+    sweep_run = SweepRun(sweep, say, retry_failed)
     say(f"tracking in {sweep_run.state.tracking_uri}; starting Ray")
-    with Live(get_renderable=sweep_run.board.table, console=console, refresh_per_second=2):
+    with Live(get_renderable=lambda: table(sweep_run.board.lines()), console=console, refresh_per_second=2), _ctrl_c(sweep_run):
         answer = sweep_run.run()
     console.print()
-    say("done")
-    _print_curve(answer)
-    _print_places(sweep_run, answer)
-
-
-@main.command()
-@click.argument("name")
-@STORAGE
-@JSON
-@answers_mistakes
-def status(name: str, storage: str, as_json: bool) -> None:
-    """How far the sweep NAME is: every arm's training and scores.
-
-    \b
-    demoscale status quickstart
-    demoscale status quickstart --json
-    """
-    from orchestrator.status import SweepState
-
-    board = SweepState.named(name, storage).board()
-    if as_json:
-        click.echo(json.dumps(board.lines(), indent=1))
-    else:
-        _print_table(board.table())
+    say(sweep_run.ending or "done")
+    if answer:
+        _print_curve(answer)
+        _print_places(sweep_run, answer)
+    click.echo(f"spent    {_spent(sweep_run.spending.total(), sweep.prices)}")
 
 
 @main.command()
@@ -157,6 +148,29 @@ def doctor() -> None:
 
 
 main.add_command(data)
+main.add_command(status)
+
+
+@contextmanager
+def _ctrl_c(sweep_run: Any) -> Iterator[None]:
+    """Ctrl-C once: end in good order; twice: KeyboardInterrupt, now."""
+
+    def interrupt(*_: Any) -> None:
+        if sweep_run.interrupted:
+            raise KeyboardInterrupt
+        sweep_run.interrupted = True
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _spent(cost: Any, prices: Any) -> str:
+    """In hours and counts, and in money where there are prices."""
+    money = cost.money(prices)
+    return f"{cost}" + (f"; {money:,.2f} at the sweep's prices" if money else "")
 
 
 def _clock(seconds: float) -> str:

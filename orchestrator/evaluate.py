@@ -1,6 +1,5 @@
 """A sweep's checkpoints on their way to scores: which suites each meets, who answers, who plays, and who hears of it."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -232,7 +232,7 @@ def train(
                 save(folder, now, model, weights, state)
                 report(step, metrics | {"checkpoint": fingerprint(folder)} | meter.read(), folder)
         if wish:
-            batches.close()
+            batches.close()  # type: ignore[attr-defined]
             return
 
 

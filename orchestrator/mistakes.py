@@ -29,7 +29,7 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
             sys.exit(2)
         except Exception as error:
             ours = EpisodeError, LiberoMissingError, ProtocolError, RobocasaError, SourceError, StorageError, TrackingError
-            if not isinstance(error, (*ours, *_of_weights())):
+            if not isinstance(error, (*ours, *_of_heavy_modules())):
                 raise
             click.echo(str(error), err=True)
             sys.exit(1)
@@ -40,7 +40,7 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _of_weights() -> list[type[Exception]]:
-    """Errors of modules that import torch; nobody raised one who did not import them before."""
-    known = (("policy.weights", "WeightsError"), ("policy.checkpoint", "CheckpointError"))
+def _of_heavy_modules() -> list[type[Exception]]:
+    """Errors of modules that import torch or Ray; nobody raised one who did not import them before."""
+    known = (("policy.weights", "WeightsError"), ("policy.checkpoint", "CheckpointError"), ("orchestrator.sweep", "UnfinishedError"))
     return [getattr(sys.modules[module], name) for module, name in known if module in sys.modules]

@@ -81,9 +81,7 @@ class SweepRun:
         placement = Placement.fit(resources(), sweep.train.workers, sweep.rollout_actors, len(self.board.arms) or 10**6)
         portraits = Portraits(self.state.storage, self.state.simulation)
         playing = self._players(self.state, placement, portraits)
-        self.evaluation = Evaluation(
-            self.state, self.board, self._views, self.spending, playing, self._on_score, self._rule.decides, self._say
-        )
+        self.evaluation = Evaluation(self.state, self.board, self._views, self.spending, playing, self._on_score, self._rule.decides, self._say)
         self.training = Training(
             self.state, self.board, self._views, self.spending, self._proposals, self.evaluation.submit, self._say, self._retry_failed
         )

@@ -50,7 +50,7 @@ def _trainable(fit: Fit, folder: str, resources: dict[str, float], desk: Any, at
         try:
             checkpoints = fit(ray.get(desk.job.remote(run)), folder, resources, desk, attempts)
         except Exception:
-            news = {"failed": traceback.format_exc()}
+            news: dict[str, Any] = {"failed": traceback.format_exc()}
         else:
             news = {"trained": checkpoints}
         ray.get(desk.tell.remote(run, news))

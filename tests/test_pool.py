@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import pytest
 from bench.sampler import titled
 from conftest import CAMERA
 from orchestrator.ledger import Ledger, Portraits
-from orchestrator.score import ProtocolError, Score, Scorer, ScoringJob, check_contract
+from orchestrator.score import ProtocolError, Score, ScoringJob, check_contract
+from orchestrator.scorer import Scorer
 from orchestrator.storage import open_storage
 from policy.interface import ActionChunk, Observation
 from sim_workers import pool as pool_module
@@ -46,7 +47,7 @@ class Wanderer:
         rng = np.random.default_rng([seen, observation.noise_seed])
         return ActionChunk(rng.uniform(-1, 1, (8, 7)).astype(np.float32), 4)
 
-    def answered(self) -> Answered:
+    def answered(self, policy: str = "") -> Answered:
         return Answered()
 
     def process(self) -> int:
@@ -72,9 +73,22 @@ class Heard:
 
     def __init__(self) -> None:
         self.scores: list[Score] = []
+        self.outcomes: list[Outcome] = []
         self.lines: list[str] = []
         self.films: dict[str, bytes] = {}
         self.pool: Any = None
+
+    def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+        self.outcomes += outcomes
+
+    def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+        self.scores.append(score)
+
+    def on_film(self, job: ScoringJob, episode: str, film: bytes) -> None:
+        self.films[episode] = film
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
 
 
 def score(
@@ -86,15 +100,7 @@ def score(
 
     storage, heard = open_storage(str(folder)), Heard()
     heard.pool = RolloutPool(workers, num_cpus=0.1, references=Portraits(storage, "simulation"))
-    scorer = Scorer(
-        storage,
-        CONTRACT,
-        heard.pool,
-        lambda *_: None,
-        lambda _, s: heard.scores.append(s),
-        lambda _, episode, film: heard.films.update({episode: film}),
-        heard.lines.append,
-    )
+    scorer = Scorer(storage, CONTRACT, heard.pool, heard)
     scorer.submit(ScoringJob("arm", 1, policy, f"fp-{policy}", suite, PROTOCOL, Served((server,), policy), films))
     if disturb:
         disturb()
@@ -193,7 +199,7 @@ def test_what_fails_every_time_is_an_error_never_a_failure(server: Any, tmp_path
     result = heard.scores[0]
     assert (result.errors, result.episodes, result.complete) == (1, 3, False)
     assert "PARTIAL" in str(result)
-    error = next(outcome for outcome in result.outcomes if outcome.result == "error")
+    error = next(outcome for outcome in heard.outcomes if outcome.result == "error")
     assert error.spec == CURSED
     assert "the policy did not answer: RuntimeError: this policy is broken (given up after 3 attempts)" in error.message
     assert CURSED.episode_id not in ledger, "an error must be tried again by the next run"
@@ -207,7 +213,7 @@ def test_a_simulator_that_draws_or_moves_otherwise_may_not_score(reference: tupl
     Portraits(open_storage(str(tmp_path)), "simulation").put(Scene("Lift", CONTRACT), replace(genuine, driver="egl: another GPU", pixels="0"))
     heard, ledger = score(tmp_path, server, 1, suite=Suite(("Lift",), 1, Rules(24)))
     assert ledger == {}
-    message = heard.scores[0].outcomes[0].message
+    message = heard.outcomes[0].message
     assert message.startswith(f"refused to score, driver: this worker draws with {genuine.driver}, the reference with egl: another GPU")
 
 

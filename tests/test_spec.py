@@ -13,7 +13,7 @@ from orchestrator.data.store import commit, load_manifest, put_episode
 from orchestrator.data.stream import FETCH_CPUS
 from orchestrator.placement import Placement
 from orchestrator.spec import Sweep, SweepError
-from orchestrator.status import SweepState
+from orchestrator.state import SweepState
 from orchestrator.storage import open_storage
 from sim_workers.libero import LIBERO_10
 from sim_workers.robocasa import ROBOCASA_12_LABELLED, ROBOCASA_24
