@@ -1,6 +1,5 @@
 """Ray Tune: a trial per training run, begun when the sweep has one to give. The only file with ray.tune's Tuner."""
 
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -63,30 +62,37 @@ def _searcher(runs: Runs) -> Any:
     from ray.tune.search import Searcher
 
     class Passing(Searcher):
+        runs: Runs
+
         def __init__(self) -> None:
             super().__init__()
-            self._runs: dict[str, str] = {}  # by Tune's id of the trial
+            self._begun: dict[str, str] = {}  # by Tune's id of the trial
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # Tune pickles it beside its own state; what the sweep has to give is known from its storage
 
         def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
             return True
 
         def suggest(self, trial_id: str) -> Any:
-            if runs.finished:
+            if self.runs.finished:
                 return Searcher.FINISHED
-            run = runs.next()
+            run = self.runs.next()
             if run is None:
                 return None
-            self._runs[trial_id] = run
+            self._begun[trial_id] = run
             return {"run": run}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            run = self._runs.pop(trial_id)
+            run = self._begun.pop(trial_id)
             if error:
-                runs.died(run)
+                self.runs.died(run)
 
         def save(self, checkpoint_path: str) -> None:
-            Path(checkpoint_path).write_text(json.dumps({}))  # what the sweep has to give it knows from its storage
+            Path(checkpoint_path).touch()
 
         def restore(self, checkpoint_path: str) -> None: ...
 
-    return Passing()
+    searcher = Passing()
+    searcher.runs = runs
+    return searcher

@@ -282,7 +282,7 @@ def test_other_conventions_are_refused_before_the_first_step() -> None:
 def test_a_score_shows_its_denominator() -> None:
     spec = EpisodeSpec("Lift", 1, 1)
     outcomes = tuple(Outcome(spec, result, 1, 1, 0, 0) for result in ("success", "success", "failure", "error"))  # type: ignore[arg-type]
-    text = str(Score(outcomes, 4))
+    text = str(Score.of(outcomes, 4))
     assert text.startswith("2/3 = 0.67 [")
     assert "1 errors" in text
     assert json.dumps(outcomes[3].to_json())
