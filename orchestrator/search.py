@@ -134,14 +134,14 @@ class Proposed:
             if isinstance(ratios, Range)
             else optuna.distributions.CategoricalDistribution(ratios),
         }
-        self._study = optuna.create_study(
+        self.study = optuna.create_study(
             study_name=sweep.name,
             storage=JournalStorage(JournalFileBackend(str(journal))),
             sampler=optuna.samplers.TPESampler(seed=self._choice.seed + len(before), constant_liar=True),  # arms run side by side
             directions=["maximize", "minimize"] if self._choice.against else ["maximize"],
             load_if_exists=True,
         )
-        self._numbers = {trial.user_attrs["arm"]: trial.number for trial in self._study.get_trials(deepcopy=False) if "arm" in trial.user_attrs}
+        self._numbers = {trial.user_attrs["arm"]: trial.number for trial in self.study.get_trials(deepcopy=False) if "arm" in trial.user_attrs}
         self._again = list(before)
         self._proposed = 0
 
@@ -150,7 +150,7 @@ class Proposed:
             self._proposed += 1
             arm = self._again.pop(0)
             if arm.name not in self._numbers:
-                self._study.enqueue_trial({"demo_count": arm.demo_count, "action_free_ratio": arm.action_free_ratio})
+                self.study.enqueue_trial({"demo_count": arm.demo_count, "action_free_ratio": arm.action_free_ratio})
                 self._ask()
             return arm
         while self._proposed < self._choice.trials:
@@ -159,13 +159,13 @@ class Proposed:
             if known is None:
                 return arm
             # Proposed before: the same arm has the same score, there is nothing to train.
-            values = self._study.get_trials(deepcopy=False)[known].values
-            self._study.tell(number, values, state=None if values else self._failed())
+            values = self.study.get_trials(deepcopy=False)[known].values
+            self.study.tell(number, values, state=None if values else self._failed())
         return None
 
     def _ask(self) -> tuple[Arm, int, int | None]:
         """A proposal, its number, and that of an equal one before it."""
-        trial = self._study.ask(self._space)
+        trial = self.study.ask(self._space)
         arm = Arm(int(trial.params["demo_count"]), round(float(trial.params["action_free_ratio"]), 2), self._seed)
         known = self._numbers.get(arm.name)
         if known is None:
@@ -177,19 +177,19 @@ class Proposed:
         from optuna.trial import TrialState
 
         number = self._numbers[arm.name]
-        trial = self._study.get_trials(deepcopy=False)[number]
+        trial = self.study.get_trials(deepcopy=False)[number]
         if trial.state.is_finished():
             return
         against = {"demo_count": float(arm.demo_count), "seconds": seconds}
         values = [success_low, *([against[self._choice.against]] if self._choice.against else [])]
         # Optuna knows no pruned trials with two objectives: there a stopped arm counts with the score it has.
         pruned = stopped_at is not None and not self._choice.against
-        self._study.tell(number, None if pruned else values, state=TrialState.PRUNED if pruned else TrialState.COMPLETE)
+        self.study.tell(number, None if pruned else values, state=TrialState.PRUNED if pruned else TrialState.COMPLETE)
 
     def failed(self, arm: Arm) -> None:
         number = self._numbers[arm.name]
-        if not self._study.get_trials(deepcopy=False)[number].state.is_finished():
-            self._study.tell(number, state=self._failed())
+        if not self.study.get_trials(deepcopy=False)[number].state.is_finished():
+            self.study.tell(number, state=self._failed())
 
     def _failed(self) -> Any:
         from optuna.trial import TrialState

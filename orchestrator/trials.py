@@ -44,6 +44,7 @@ def _trainable(fit: Fit, folder: str, resources: dict[str, float], desk: Any, at
         import traceback
 
         import ray
+        from ray import tune
 
         run = config["run"]
         try:
@@ -53,6 +54,7 @@ def _trainable(fit: Fit, folder: str, resources: dict[str, float], desk: Any, at
         else:
             news = {"trained": checkpoints}
         ray.get(desk.tell.remote(run, news))
+        tune.report({"run": run})  # without a result Tune prints that there is none
 
     return train_run
 

@@ -1,0 +1,152 @@
+"""Which arm next and which no further, which checkpoint first: decided from late scores, by Tune's and Optuna's own rules."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.arms import Arm
+from orchestrator.score import ScoringJob
+from orchestrator.search import Listed, Proposed, StoppingRule
+from orchestrator.spec import Sweep
+from orchestrator.urgency import Urgency
+from sim_workers.sources import InProcess
+from sim_workers.suite import Rules, Suite
+
+
+def sweep(search: Any, steps: int = 900, every: int = 100, **data: Any) -> Sweep:
+    return Sweep.model_validate(
+        {
+            "name": "search",
+            "data": {"episodes": "nowhere", "demo_count": [10], **data},
+            "train": {"steps": steps, "checkpoint_every": every},
+            "suite": {"tasks": ["Lift"], "episodes": 10, "horizon": 50},
+            "search": search,
+        }
+    )
+
+
+def test_a_grid_stops_nobody_and_waits_for_no_decision() -> None:
+    rule = StoppingRule(sweep("grid"))
+    assert not any(rule.decides(step) for step in range(0, 901, 100))
+    assert not any(rule.stops(f"arm {i}", 100, i / 10) for i in reversed(range(10)))
+
+
+def test_successive_halving_decides_at_its_rungs_but_not_at_the_end() -> None:
+    rule = StoppingRule(sweep({"asha": {"first": 100, "reduction": 3}}))
+    assert [step for step in range(100, 901, 100) if rule.decides(step)] == [100, 300]
+    rule = StoppingRule(sweep({"asha": {"first": 150, "reduction": 2}}))
+    assert [step for step in range(100, 901, 100) if rule.decides(step)] == [200, 300, 600], "a rung is decided at the checkpoint that reaches it"
+
+
+def test_successive_halving_lets_the_best_of_each_rung_go_on() -> None:
+    rule = StoppingRule(sweep({"asha": {"first": 100, "reduction": 3}}))
+    stopped = [arm for arm in range(9) if rule.stops(f"arm {arm}", 100, 1 - arm / 10)]
+    assert stopped == [*range(1, 9)], "each that comes later is worse than a third of those before"
+    assert not rule.stops("arm 0", 300, 0.9)
+    assert not rule.stops("arm 1", 300, 0.0), "who was stopped is not decided about again"
+
+
+def test_scores_may_come_late_and_in_any_order() -> None:
+    """The score of a later checkpoint first: the earlier one, when it comes, still counts at its rung."""
+    rule = StoppingRule(sweep({"asha": {"first": 100, "reduction": 3}}))
+    assert not rule.stops("early bird", 300, 0.9)
+    assert not rule.stops("early bird", 100, 0.8)
+    assert rule.stops("late", 100, 0.1)
+
+
+def test_the_median_rule_stops_who_never_reached_the_median_of_the_others() -> None:
+    rule = StoppingRule(sweep({"median": {"arms": 2}}))
+    for arm, low in (("a", 0.5), ("b", 0.6)):
+        assert not rule.stops(arm, 100, low)
+    assert rule.stops("c", 100, 0.2)
+    assert not rule.stops("d", 100, 0.7)
+    assert not rule.stops("c", 200, 0.9)
+
+
+def job(arm: str, step: int, shift: str = "nominal") -> ScoringJob:
+    suite = Suite(("Lift",), 2, Rules(10), shift=shift)
+    return ScoringJob(arm, step, f"{arm}/{step}", "", suite, shift, InProcess(lambda: None))  # type: ignore[arg-type, return-value]
+
+
+def drained(urgency: Urgency, jobs: list[ScoringJob]) -> list[tuple[str, int]]:
+    """The order in which they are scored."""
+    for one in jobs:
+        urgency.opened(one)
+    done = []
+    while jobs:
+        first = urgency.first(jobs)
+        urgency.begun(first)
+        jobs.remove(first)
+        done.append((first.arm_id, first.step) if first.suite.shift == "nominal" else (first.suite.shift, first.step))
+    return done
+
+
+def test_an_arm_without_a_score_comes_first_then_decisions_then_what_is_newest() -> None:
+    jobs = [job("a", 100), job("a", 200), job("a", 300), job("a", 300, "camera"), job("b", 100), job("b", 200)]
+    assert drained(Urgency(lambda step: False), jobs[:]) == [("a", 300), ("b", 200), ("a", 100), ("a", 200), ("b", 100), ("camera", 300)]
+    decided = drained(Urgency(lambda step: step == 100), jobs[:])
+    assert decided == [("a", 100), ("b", 100), ("a", 300), ("b", 200), ("a", 200), ("camera", 300)]
+
+
+def test_the_grid_is_played_in_its_order() -> None:
+    arms = [Arm(8, 1.0, 0), Arm(4, 1.0, 0)]
+    grid = Listed(arms)
+    assert [grid.next(), grid.next(), grid.next()] == [*arms, None]
+
+
+RANGES = {"demo_count": {"low": 2, "high": 200}, "action_free_ratio": {"low": 0, "high": 3}}
+
+
+def test_optuna_proposes_within_the_ranges_as_many_arms_as_asked(tmp_path: Path) -> None:
+    asked = sweep({"optuna": {"trials": 6}}, **RANGES)
+    proposed = Proposed(asked, tmp_path / "study.log", [])
+    arms = []
+    while arm := proposed.next():
+        arms.append(arm)
+        proposed.tell(arm, arm.demo_count / 200, 1.0, None)
+    assert len(arms) == len(set(arms)) == 6
+    assert all(2 <= arm.demo_count <= 200 and 0 <= arm.action_free_ratio <= 3 and arm.seed == 0 for arm in arms)
+
+
+def test_the_study_can_be_read_and_made_anew_from_the_sweeps_own_record(tmp_path: Path) -> None:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    asked = sweep({"optuna": {"trials": 4, "against": "demo_count"}}, **RANGES)
+    first = Proposed(asked, tmp_path / "study.log", [])
+    begun = [arm for arm in (first.next(), first.next()) if arm]
+    first.tell(begun[0], 0.25, 60.0, None)
+
+    for journal in ("study.log", "lost.log"):  # the same file again; and where it was lost
+        again = Proposed(asked, tmp_path / journal, begun)
+        assert [again.next(), again.next()] == begun, "what was begun is finished before anything is proposed anew"
+        if journal == "lost.log":
+            again.tell(begun[0], 0.25, 60.0, None)
+        again.tell(begun[1], 0.5, 60.0, 200)
+        assert again.next() not in (None, *begun)
+        study = optuna.load_study(study_name="search", storage=JournalStorage(JournalFileBackend(str(tmp_path / journal))))
+        assert [trial.values for trial in study.trials[:2]] == [[0.25, begun[0].demo_count], [0.5, begun[1].demo_count]]
+
+
+def test_an_arm_that_is_proposed_again_is_not_trained_again(tmp_path: Path) -> None:
+    few = sweep({"optuna": {"trials": 12}}, demo_count=[2, 4], action_free_ratio=[0])
+    proposed = Proposed(few, tmp_path / "study.log", [])
+    arms = []
+    while arm := proposed.next():
+        arms.append(arm.demo_count)
+        proposed.tell(arm, arm.demo_count / 10, 1.0, None)
+    assert sorted(arms) == [2, 4]
+
+
+@pytest.mark.parametrize("stopped_at", [None, 200])
+def test_a_stopped_arm_counts_as_pruned(tmp_path: Path, stopped_at: int | None) -> None:
+    import optuna
+
+    proposed = Proposed(sweep({"optuna": {"trials": 2}, "asha": {}}, **RANGES), tmp_path / "study.log", [])
+    arm = proposed.next()
+    assert arm
+    proposed.tell(arm, 0.5, 1.0, stopped_at)
+    state = proposed.study.trials[0].state
+    assert state == (optuna.trial.TrialState.PRUNED if stopped_at else optuna.trial.TrialState.COMPLETE)
