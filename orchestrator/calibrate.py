@@ -31,14 +31,16 @@ from policy.presets import policy_config
 
 FIRST_STEPS = 4  # until the first checkpoint: clips of as many episodes as there are, all of them to be opened
 STEPS = 20  # measured after them
-PART_S = 8.0  # on the clock; a part that takes longer ends with fewer repeats
+PART_S = 8.0  # on the clock
 MOST_ANSWERS, LEAST_ANSWERS = 20, 3
 LOOKS, EPISODES, LEAST_EPISODES = 6, 12, 3
 Say = Callable[[str], None]
 
 
-def calibrate(sweep: Sweep, say: Say) -> Calibration:
+def calibrate(sweep: Sweep, say: Say, part_s: float = PART_S) -> Calibration:
     """Measure and keep it; about a minute for `tiny` on two cores. `say` hears what is being measured.
+
+    A part that takes longer than `part_s` ends with fewer repeats, not without any.
 
     SweepError where the sweep's store cannot serve it; what the training, the policy and the simulator raise if they cannot run here.
     """
@@ -54,7 +56,7 @@ def calibrate(sweep: Sweep, say: Say) -> Calibration:
             start = None
             for name, job in jobs.items():
                 say(f"training steps: {name}")
-                began, steps[name] = process.submit(_training, job, name == KEPT, Path(folder) / name).result()
+                began, steps[name] = process.submit(_training, job, name == KEPT, Path(folder) / name, part_s).result()
                 start = start or began
             said = manifest[jobs[sweep.train.objective].subset(manifest).demos[0]].instruction
             for kind, name in {"video_action": sweep.train.objective, "diffusion_policy": "diffusion_policy"}.items():
@@ -62,14 +64,14 @@ def calibrate(sweep: Sweep, say: Say) -> Calibration:
                     continue
                 for rows in sorted({1, sweep.rollout_actors}):
                     say(f"answers: {kind}, {rows} at once")
-                    answers[f"{kind} {rows}"] = process.submit(_answering, Path(folder) / name, sweep.suite.rung, said, rows).result()
+                    answers[f"{kind} {rows}"] = process.submit(_answering, Path(folder) / name, sweep.suite.rung, said, rows, part_s / 2).result()
             if KEPT in jobs:
                 kept_clips = process.submit(_kept_clips, Path(folder) / KEPT, sweep.train.feature_cache_mb).result()
         with _a_process() as process:
             say(f"simulation: {sweep.suite.tasks[0]}")
             preset = policy_config(sweep.policy.preset)
             execute = preset.ladder[sweep.suite.rung or preset.rung].execute
-            simulated = process.submit(_simulating, sweep.suite.tasks[0], manifest.contract, sweep.suite.gl, execute).result()
+            simulated = process.submit(_simulating, sweep.suite.tasks[0], manifest.contract, sweep.suite.gl, execute, part_s).result()
     assert start is not None
     measured_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
     calibration = Calibration(this_machine(), measured_at, start, steps, kept_clips, answers, **simulated)
@@ -122,7 +124,7 @@ class _EnoughError(Exception):
     """Repeats were measured."""
 
 
-def _training(job: ArmJob, after_first: bool, folder: Path) -> tuple[Timed, Timed]:
+def _training(job: ArmJob, after_first: bool, folder: Path, part_s: float) -> tuple[Timed, Timed]:
     """Until the first step, and per step; the first checkpoint stays in `folder`. `after_first`: only steps after that count."""
     import torch
 
@@ -145,7 +147,7 @@ def _training(job: ArmJob, after_first: bool, folder: Path) -> tuple[Timed, Time
         if checkpoint and not folder.exists():
             shutil.copytree(checkpoint, folder)
         enough = late if after_first else early + late
-        if folder.exists() and len(enough) * every >= FIRST_STEPS and time.monotonic() - began > PART_S:
+        if folder.exists() and len(enough) * every >= FIRST_STEPS and time.monotonic() - began > part_s:
             raise _EnoughError
 
     with suppress(_EnoughError):
@@ -169,7 +171,7 @@ def _kept_clips(folder: Path, cache_mb: int) -> int:
     return int(cache_mb * 2**20 // (4 * floats))
 
 
-def _answering(folder: Path, rung: str, instruction: str, rows: int) -> Timed:
+def _answering(folder: Path, rung: str, instruction: str, rows: int, part_s: float) -> Timed:
     """Per batch of so many rows."""
     import torch
 
@@ -180,7 +182,7 @@ def _answering(folder: Path, rung: str, instruction: str, rows: int) -> Timed:
     policy.act(asked)
     pairs: list[tuple[float, float]] = []
     began = time.monotonic()
-    while len(pairs) < LEAST_ANSWERS or (len(pairs) < MOST_ANSWERS and time.monotonic() - began < PART_S / 2):
+    while len(pairs) < LEAST_ANSWERS or (len(pairs) < MOST_ANSWERS and time.monotonic() - began < part_s):
         wall, cpu = time.perf_counter(), time.process_time()
         policy.act(asked)  # its answer lies in the CPU's memory: a GPU is done with it, too
         pairs.append((time.perf_counter() - wall, time.process_time() - cpu))
@@ -198,7 +200,7 @@ def _observation(contract: Contract, instruction: str, seed: int) -> Observation
 # -- simulating -----------------------------------------------------------------------------------------------------------------------
 
 
-def _simulating(task: str, contract: Contract, gl: str, execute: int) -> dict[str, Spread]:
+def _simulating(task: str, contract: Contract, gl: str, execute: int, part_s: float) -> dict[str, Spread]:
     """Seconds to build, to reset, per control step and per look; of the latter two, means over short episodes of random actions."""
     os.environ |= {"MUJOCO_GL": gl, "LP_NUM_THREADS": "0"}
     import numpy as np
@@ -211,7 +213,7 @@ def _simulating(task: str, contract: Contract, gl: str, execute: int) -> dict[st
         env = make_env(task, contract)
     spans: dict[str, list[float]] = {"build": [clock() - began], "reset": [], "step": [], "look": []}
     began = clock()
-    while len(spans["reset"]) < LEAST_EPISODES or (len(spans["reset"]) < EPISODES and clock() - began < PART_S):
+    while len(spans["reset"]) < LEAST_EPISODES or (len(spans["reset"]) < EPISODES and clock() - began < part_s):
         at = clock()
         env.reset(len(spans["reset"]))
         spans["reset"].append(clock() - at)

@@ -203,7 +203,7 @@ def test_what_is_measured_here_is_what_the_next_plan_goes_by(lift_store: Path, t
     two_stage = {"steps": 100, "checkpoint_every": 50, "batch_size": 4, "mode": "two_stage"}
     small = sweep(str(lift_store), train=two_stage, data={"episodes": str(lift_store), "demo_count": [2, 4]}, storage=str(tmp_path / "runs"))
     said: list[str] = []
-    measured = calibrate(small, said.append)
+    measured = calibrate(small, said.append, part_s=1.0)
     assert said == [
         *(f"training steps: {name}" for name in ("video", "action", "action, kept")),
         *(f"answers: video_action, {rows} at once" for rows in (1, 2)),
