@@ -53,7 +53,9 @@ def calibrate(sweep: Sweep, say: Say, part_s: float = PART_S) -> Calibration:
     with tempfile.TemporaryDirectory() as folder:
         with _a_process() as process:
             jobs = _jobs(sweep, manifest, latest_version(storage))
-            start = None
+            start, began_s = None, time.monotonic()
+            process.submit(_load).result()
+            process_s = time.monotonic() - began_s
             for name, job in jobs.items():
                 say(f"training steps: {name}")
                 began, steps[name] = process.submit(_training, job, name == KEPT, Path(folder) / name, part_s).result()
@@ -74,7 +76,7 @@ def calibrate(sweep: Sweep, say: Say, part_s: float = PART_S) -> Calibration:
             simulated = process.submit(_simulating, sweep.suite.tasks[0], manifest.contract, sweep.suite.gl, execute, part_s).result()
     assert start is not None
     measured_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
-    calibration = Calibration(this_machine(), measured_at, start, steps, kept_clips, answers, **simulated)
+    calibration = Calibration(this_machine(), measured_at, process_s, start, steps, kept_clips, answers, **simulated)
     keep_calibration(sweep, calibration)
     return calibration
 
@@ -118,6 +120,11 @@ def _jobs(sweep: Sweep, manifest: Manifest, version: int) -> dict[str, ArmJob]:
     if sweep.policy.baselines:
         jobs["diffusion_policy"] = replace(job, config=policy_config(sweep.policy.preset, "diffusion_policy"), objective="action")
     return jobs
+
+
+def _load() -> None:
+    import diffusers  # noqa: F401
+    import torch  # noqa: F401
 
 
 class _EnoughError(Exception):

@@ -85,8 +85,10 @@ class Calibration:
     machine: Machine
     measured_at: str
     """UTC, to the minute."""
+    process_s: float
+    """On the clock, until a training process has loaded its libraries."""
     start: Timed
-    """From the start of a training to its first step: loading libraries and model."""
+    """From the start of a training to its first step: loading the model."""
     steps: dict[str, Timed]
     """Per optimiser step of one training worker, by objective; KEPT; and `diffusion_policy`, the baseline's."""
     kept_clips: int

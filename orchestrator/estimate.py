@@ -1,6 +1,6 @@
 """What a sweep will cost, from what its plan counts and what a calibration measured: a range, and how sure it is. Pure but for the manifest."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -107,9 +107,9 @@ class Estimate:
         measured = self.calibration.measured_at
         return (
             f"10th to 90th percentile of steps, answers and simulation measured on {measured} UTC on {self.calibration.machine}; "
-            f"{early}; scoring wholly beside training or wholly after it; "
+            f"{early}, with a core each or all processes at once on those there are; scoring wholly beside training or wholly after it; "
             + ("arms stopped as early as the search can, or none; " if self.stops_early else "")
-            + "starting processes, films and what else the machine does are not in it, and other machines differ"
+            + "starting Ray, films and what else the machine does are not in it, and other machines differ"
         )
 
 
@@ -118,8 +118,11 @@ def estimate(sweep: Sweep, calibration: Calibration) -> Estimate:
     manifest = load_manifest(open_storage(sweep.data.episodes))
     work = work_of(sweep, manifest)
     machine, at_once = calibration.machine, 0
+    processes = 0
     try:
-        at_once = Placement.fit(machine.cluster, sweep.train.workers, sweep.rollout_actors, len(work.arms)).concurrent_arms
+        placement = Placement.fit(machine.cluster, sweep.train.workers, sweep.rollout_actors, len(work.arms))
+        at_once = placement.concurrent_arms
+        processes = at_once * sweep.train.workers + sweep.rollout_actors + placement.servers
         where = f"{at_once} {'arm' if at_once == 1 else 'arms'} at once"
     except SweepError as error:
         where = f"not on this machine: {'; '.join(error.problems)}"
@@ -128,10 +131,12 @@ def estimate(sweep: Sweep, calibration: Calibration) -> Estimate:
     costs, walls = {}, {}
     for bound in BOUNDS:
         played, play_s = _playing(sweep, work, calibration, sampler, len(manifest.contract.cameras), bound)
+        if bound == "high":
+            played = _crowded(played, max(1.0, processes / machine.cores), bool(machine.gpus))
         costs[bound] = added([played, *(_training(sweep, training, calibration, bound)[0] for training in (*work.videos, *work.arms))])
         train_s = 0.0
         for stage in (work.videos, work.arms):
-            each = [_training(sweep, training, calibration, bound)[1] for training in stage]
+            each = [calibration.process_s + _training(sweep, training, calibration, bound)[1] for training in stage]
             train_s += max([sum(each) / max(1, at_once), *each])
         play_s = play_s / min(sweep.rollout_actors, machine.cores) + calibration.build.median
         # At best all cores are busy until the end; at worst scoring begins where training ends.
@@ -248,6 +253,12 @@ def _playing(sweep: Sweep, work: Work, calibration: Calibration, sampler: Sample
         episodes=rollouts,
     )
     return cost, rollouts * sim_s + wall
+
+
+def _crowded(played: Cost, crowd: float, gpu: bool) -> Cost:
+    """Simulators and policies are timed on the clock, which runs on while others have their core."""
+    infer_cpu_s = played.infer_cpu_s * (1 if gpu else crowd)
+    return replace(played, sim_cpu_s=played.sim_cpu_s * crowd, infer_cpu_s=infer_cpu_s)
 
 
 # -- in words -----------------------------------------------------------------------------------------------------------------------------

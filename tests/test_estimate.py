@@ -34,6 +34,7 @@ CORES = Machine("a processor", 4, "", 0)
 MADE_UP = Calibration(
     machine=CORES,
     measured_at="2026-01-02 03:04",
+    process_s=0.0,
     start=timed(0.0, 0.0),
     steps={"joint": timed(1.0, 2.0), "video": timed(10.0, 20.0), "action": timed(4.0, 8.0), "action, kept": timed(0.4, 0.8)},
     kept_clips=1000,
@@ -81,10 +82,11 @@ def test_rollouts_take_between_the_quickest_demonstrations_and_the_horizon(store
     cameras = len(CONTRACT.cameras)
     assert (told.low.frames, told.high.frames) == (rollouts * short // execute * cameras, rollouts * 40 // execute * cameras)
     assert told.low.sim_cpu_s == pytest.approx(rollouts * (short * 0.05 + short / execute * 0.15))
-    assert told.high.sim_cpu_s == pytest.approx(rollouts * (40 * 0.2 + 40 / execute * 0.6))
+    crowd = (2 + 2 + 1) / 4  # arms, simulators and a policy server, on four cores
+    assert told.high.sim_cpu_s == pytest.approx(crowd * rollouts * (40 * 0.2 + 40 / execute * 0.6))
     # Two at once take 0.8 CPU seconds each, one alone takes 1.
     assert told.low.infer_cpu_s == pytest.approx(rollouts * short / execute * 0.5 * 0.8)
-    assert told.high.infer_cpu_s == pytest.approx(rollouts * 40 / execute * 2 * 1.0)
+    assert told.high.infer_cpu_s == pytest.approx(crowd * rollouts * 40 / execute * 2 * 1.0)
 
 
 def test_features_are_computed_once_while_they_fit(store: str) -> None:
@@ -121,7 +123,11 @@ def test_the_clock_counts_arms_at_once_and_scoring_beside_or_after(store: str) -
     assert low >= 100 * 0.5, "no sooner than its longest arm"
     assert low >= told.low.cpu_s / 4, "no sooner than all cores can"
     assert alone.wall_s[0] >= told.low.cpu_s
-    assert alone.wall_s[1] == pytest.approx(2 * 100 * 2.0 + told.high.sim_cpu_s + told.high.infer_cpu_s * 1.0)
+    playing = 40 * (40 * 0.2 + 10 * 0.6 + 10 * 2 * 1.0)
+    assert alone.wall_s[1] == pytest.approx(2 * 100 * 2.0 + playing)
+    slow_to_start = estimate(sweep(store), replace(MADE_UP, machine=replace(CORES, cores=1), process_s=7.0))
+    assert slow_to_start.wall_s
+    assert slow_to_start.wall_s[1] == pytest.approx(alone.wall_s[1] + 2 * 7.0)
     assert low < high
 
 
