@@ -43,17 +43,32 @@ def main() -> None:
 @main.command()
 @SWEEP_FILE
 @SET
+@click.option("--calibrate", is_flag=True, help="Measure on this machine first, about a minute, what the estimate of the cost goes by.")
 @answers_mistakes
-def plan(sweep_file: str, overrides: tuple[str, ...]) -> None:
+def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
     """Check SWEEP_FILE and say what it would do and cost.
 
     \b
     demoscale plan jobs/quickstart.yaml
     demoscale plan jobs/quickstart.yaml --set train.steps=2000
+    demoscale plan jobs/quickstart.yaml --calibrate
     """
+    from orchestrator.calibration import known_calibration
+    from orchestrator.estimate import estimate
     from orchestrator.spec import Sweep
 
-    click.echo(str(Sweep.load(sweep_file, overrides).plan()))
+    sweep = Sweep.load(sweep_file, overrides)
+    click.echo(str(sweep.plan()))
+    if calibrate:
+        from orchestrator.calibrate import calibrate as measure
+
+        measured = measure(sweep, lambda line: click.echo(f"measuring {line}", err=True))
+    elif known := known_calibration(sweep):
+        measured = known
+    else:
+        click.echo(f"{'cost':<14} not known on this machine; demoscale plan {sweep_file} --calibrate measures it (about a minute)")
+        return
+    click.echo(str(estimate(sweep, measured)))
 
 
 @main.command()

@@ -58,6 +58,8 @@ class Ledger:
         self._storage, self._of = storage, {"checkpoint": checkpoint, "protocol": protocol}
         self._prefix = f"outcomes/{checkpoint}/{protocol}/"
         self._sealed = f"outcomes/{checkpoint}/{protocol}.parquet"
+        self.sealed = False
+        """As far as was read or written here."""
         self._recorded: dict[str, datetime] = {}  # when, by episode id: a sealed row keeps its time
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
@@ -75,6 +77,7 @@ class Ledger:
         """
         try:
             tables = [_decode(self._storage, self._sealed)]
+            self.sealed = True
         except NoObject:
             keys = [key for key in self._storage.list(self._prefix) if key.endswith(".parquet")]
             with ThreadPoolExecutor(READERS) as readers:
@@ -97,6 +100,7 @@ class Ledger:
         now = datetime.now(UTC)
         rows = [self._row(outcome, self._recorded.get(outcome.spec.episode_id, now)) for outcome in listed]
         self._storage.put_if_absent(self._sealed, _encode(rows))
+        self.sealed = True
 
     def _note(self, recorded: Iterable[tuple[Outcome, datetime]]) -> None:
         for outcome, when in recorded:

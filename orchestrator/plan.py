@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from orchestrator.arms import Arm
+from orchestrator.data.manifest import Manifest
 from orchestrator.data.store import load_manifest
 from orchestrator.data.stream import memory_bound
 from orchestrator.data.subset import choose
@@ -47,6 +49,25 @@ class Plan:
         return "\n".join(f"{name:<14} {value}" for name, value in lines)
 
 
+def planned_arms(sweep: Sweep) -> list[Arm]:
+    """All of them. A search proposes its arms later: until then all count as the largest."""
+    trials = (sweep.search.optuna or Optuna(trials=1)).trials
+    return sweep.grid() or [Arm(sweep.data.most_demos, sweep.data.highest_ratio, sweep.seeds[0])] * trials
+
+
+def planned_videos(sweep: Sweep, manifest: Manifest) -> list[frozenset[str]]:
+    """The episodes of every stage-1 training; those that arms share are there once."""
+    if sweep.train.mode != "two_stage":
+        return []
+    largest = [Arm(sweep.data.most_demos, sweep.data.highest_ratio, seed) for seed in sweep.seeds]
+    arms = largest if sweep.train.videos == "sweep" else [arm for arm in planned_arms(sweep) if arm.kind == "video_action"]
+    trained: dict[tuple[int, frozenset[str]], None] = {}  # in the order of the arms
+    for arm in dict.fromkeys(arms):
+        subset = choose(manifest, arm.demo_count, arm.action_free_ratio, arm.seed, labelled_tasks=sweep.data.labelled_tasks)
+        trained[arm.seed, frozenset((*subset.demos, *subset.action_free))] = None
+    return [episodes for _, episodes in trained]
+
+
 def make_plan(sweep: Sweep) -> Plan:
     """Count everything; SweepError with every problem if the sweep cannot run."""
     if problems := store_problems(sweep.data, sweep.suite.tasks):
@@ -60,19 +81,12 @@ def make_plan(sweep: Sweep) -> Plan:
         raise SweepError(
             sweep.name, [f"policy.preset: {sweep.policy.preset} takes pictures whose sides are multiples of {unit}; the store's are {size}"]
         )
-    # A search proposes its arms later: until then all count as the largest.
-    arms = sweep.grid() or [sweep.largest()] * (sweep.search.optuna or Optuna(trials=1)).trials
+    arms = planned_arms(sweep)
     labelled = sweep.data.labelled_tasks
     largest = choose(manifest, sweep.data.most_demos, sweep.data.highest_ratio, seed=sweep.seeds[0], labelled_tasks=labelled)
     entries = manifest.select((*largest.demos, *largest.action_free))
     shape, batch_size = preset.clip, sweep.train.batch_size // sweep.train.workers
-    ours = [arm for arm in arms if arm.kind == "video_action"]
-    video_models = 0
-    if sweep.train.mode == "two_stage" and sweep.train.videos == "sweep":
-        video_models = len(sweep.seeds)
-    elif sweep.train.mode == "two_stage":
-        subsets = [(choose(manifest, arm.demo_count, arm.action_free_ratio, arm.seed, labelled_tasks=labelled), arm.seed) for arm in ours]
-        video_models = len({(frozenset((*subset.demos, *subset.action_free)), seed) for subset, seed in subsets})
+    video_models = len(planned_videos(sweep, manifest))
     steps = len(arms) * sweep.train.steps + video_models * (sweep.train.video_steps or sweep.train.steps)
     checkpoints = len(arms) * len(sweep.checkpoint_steps())
     rollouts = (checkpoints + len(arms) * len(sweep.suite.shifts)) * sweep.suite.episodes * len(sweep.suite.tasks)

@@ -180,7 +180,7 @@ class Scorer:
             return self._close_if_done(entry)
         outcomes = [*entry.outcomes.values()]
         score = Score.of(outcomes, len(entry.specs))
-        if score.complete and fresh:
+        if score.complete and not entry.ledger.sealed:
             entry.ledger.seal(outcomes)
         self._listener.on_score(entry.job, score, outcomes)
         if balance := self._pool.rebalance():

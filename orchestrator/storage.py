@@ -277,11 +277,6 @@ def open_storage(uri: str) -> Storage:
     return Folder(uri.removeprefix("file://"))
 
 
-def local_folder(uri: str) -> Path:
-    """Where what must be a local file lies for a storage: in it, or in `runs` beside an S3 bucket."""
-    return Path("runs" if uri.startswith("s3://") else uri.removeprefix("file://")).absolute()
-
-
 def check_conditional_writes(storage: Storage) -> None:
     """StorageError if the server lets a second writer overwrite the first. Asked once per opened storage; a folder needs no asking."""
     if not isinstance(storage, Bucket) or storage.keeps_conditions:

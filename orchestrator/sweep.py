@@ -19,7 +19,7 @@ from orchestrator.score import Score
 from orchestrator.search import Listed, Proposals, Proposed, StoppingRule
 from orchestrator.spec import Sweep
 from orchestrator.state import SweepState
-from orchestrator.storage import local_folder
+from orchestrator.tracking import local_folder
 from orchestrator.train import fit
 from orchestrator.training import Training
 from orchestrator.trials import Fit, run_trials

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from orchestrator.arms import Arm
-from orchestrator.storage import local_folder
 from policy.config import PolicyKind
 
 EXPERIMENT = "demoscale"
@@ -23,6 +22,11 @@ SWEEP, ARM, TRAINING, PROTOCOL, STEPS = (f"demoscale.{name}" for name in ("sweep
 
 class TrackingError(Exception):
     """One sentence: what the tracking store does not know."""
+
+
+def local_folder(storage_uri: str) -> Path:
+    """Where what must be a local file lies for a storage: in it, or in `runs` beside an S3 bucket."""
+    return Path("runs" if storage_uri.startswith("s3://") else storage_uri.removeprefix("file://")).absolute()
 
 
 def tracking_uri(mlflow: str, storage_uri: str) -> str:
