@@ -1,15 +1,19 @@
 """Arms that only pretend to learn and simulators that only pretend to play, for what the engine itself costs and decides.
 
+    python -m bench.pretend sweep.yaml --step-s 0.01
+
 Training takes as long as it is told to, an episode no time. How well an arm does is a known function of its demos and steps, so that what a
 search finds can be held against the truth.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import click
 import numpy as np
 
 from orchestrator.arms import Arm
@@ -132,3 +136,20 @@ def fit_in(seconds_per_step: float) -> Callable[[ArmJob, str, dict[str, float], 
         return reported
 
     return fit
+
+
+@click.command()
+@click.argument("sweep_file")
+@click.option("--step-s", default=0.01, show_default=True, help="Seconds that an optimiser step takes.")
+def main(sweep_file: str, step_s: float) -> None:
+    """Run a sweep whose arms only pretend; prints what each became."""
+    from orchestrator.spec import Sweep
+    from orchestrator.sweep import SweepRun
+
+    run = SweepRun(Sweep.load(sweep_file), click.echo, fit=fit_in(step_s), players=players)
+    run.run()
+    click.echo(json.dumps({arm.name: arm.state for arm in run.board.arms.values()}))
+
+
+if __name__ == "__main__":
+    main()

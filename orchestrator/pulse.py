@@ -30,7 +30,7 @@ class Pulse:
         self._began, self._at_first = time.monotonic(), self._todo()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
-        self._sweeps = sweeps()
+        self._sweeps, self._present = sweeps(), 1
         self._identity = f"{run.state.storage.uri} {run.state.sweep.name}"
 
     def __enter__(self) -> "Pulse":
@@ -62,7 +62,11 @@ class Pulse:
         """Of several sweeps on one cluster each takes its part: at least one training run and one simulator."""
         import ray
 
-        present = ray.get(self._sweeps.present.remote(self._identity))
+        present: int = ray.get(self._sweeps.present.remote(self._identity))
+        if present != self._present:
+            others = f"{present - 1} other sweep{'s' if present > 2 else ''}" if present > 1 else "no other sweep any more"
+            self._run.say(f"shares the cluster with {others}")
+            self._present = present
         self._run.training.slots = max(1, self._placement.concurrent_arms // present)
         self._run.evaluation.scorer.use(max(1, self._run.state.sweep.rollout_actors // present))
 

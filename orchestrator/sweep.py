@@ -46,7 +46,7 @@ class SweepRun:
         if sweep.data.on_corrupt == "quarantine":
             self.state = self._without_damaged(say)
         self.board = self.state.board()
-        self._say, self._retry_failed, self._fit, self._players = say, retry_failed, fit, players
+        self.say, self._retry_failed, self._fit, self._players = say, retry_failed, fit, players
         self.spending = Spending(self.state.storage, sweep.name, uuid.uuid4().hex[:8])
         self._views = Views(self.state)
         self._rule = StoppingRule(sweep)
@@ -74,16 +74,16 @@ class SweepRun:
         """
         sweep = self.state.sweep
         if reused := sorted(arm.name for arm in self.board.arms.values() if arm.step == arm.steps):
-            self._say(f"already trained, not trained again: {', '.join(reused)}")
+            self.say(f"already trained, not trained again: {', '.join(reused)}")
         if scored := sum(len(arm.scores) for arm in self.board.arms.values()):
-            self._say(f"already scored, not played again: {scored} checkpoints")
+            self.say(f"already scored, not played again: {scored} checkpoints")
         connect()
         placement = Placement.fit(resources(), sweep.train.workers, sweep.rollout_actors, len(self.board.arms) or 10**6)
         portraits = Portraits(self.state.storage, self.state.simulation)
         playing = self._players(self.state, placement, portraits)
-        self.evaluation = Evaluation(self.state, self.board, self._views, self.spending, playing, self._on_score, self._rule.decides, self._say)
+        self.evaluation = Evaluation(self.state, self.board, self._views, self.spending, playing, self._on_score, self._rule.decides, self.say)
         self.training = Training(
-            self.state, self.board, self._views, self.spending, self._proposals, self.evaluation.submit, self._say, self._retry_failed
+            self.state, self.board, self._views, self.spending, self._proposals, self.evaluation.submit, self.say, self._retry_failed
         )
         self.training.slots, self.training.gpus = placement.concurrent_arms, placement.trainer.get("GPU", 0.0)
         try:
@@ -121,7 +121,7 @@ class SweepRun:
         """Begin nothing new: training runs save a checkpoint and end, episodes being played are finished. The same command continues."""
         if not self.ending:
             self.ending = why
-            self._say(f"ending: {why}; training saves its state, episodes in progress are finished")
+            self.say(f"ending: {why}; training saves its state, episodes in progress are finished")
             self.training.pause()
             self.evaluation.scorer.wind_down()
 
@@ -130,7 +130,7 @@ class SweepRun:
         if arm.stopped is None and self._rule.stops(arm_id, step, score.interval[0]):
             arm.stopped = step
             self.state.stop(arm_id, step)
-            self._say(f"stopped {arm.name} after {step} steps: it is behind at {score}")
+            self.say(f"stopped {arm.name} after {step} steps: it is behind at {score}")
             self.training.ask(arm_id, "stop")
             self.evaluation.scorer.drop(arm_id)
         if arm.stopped is not None or step == arm.steps:

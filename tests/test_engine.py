@@ -1,6 +1,9 @@
 """The sweep engine, for real but for its trainer and its simulators: Ray, Tune, the desk, the scorer, the ledger, MLflow."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +14,7 @@ import pandas as pd
 import pytest
 
 from bench.pretend import Pretended, fit_in, players, success_rate
+from conftest import CHECKOUT
 from orchestrator.cost import Spending
 from orchestrator.data.store import commit, put_episode
 from orchestrator.spec import Sweep
@@ -209,16 +213,20 @@ def test_optuna_tries_arms_between_and_its_proposals_outlive_the_run(tmp_path: P
 
 def test_two_sweeps_on_one_cluster_both_come_to_their_end(tmp_path: Path, store: str) -> None:
     """Each takes its part while the other is there."""
-    runs = [Run(sweep(tmp_path / name, store, train={"steps": 90, "checkpoint_every": 30}), fit_in(0.05)) for name in ("a", "b")]
-    slots: list[int] = []
-    threads = [threading.Thread(target=run) for run in runs]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        slots += [run.run.training.slots for run in runs if hasattr(run.run, "training")]
-        time.sleep(0.1)
-    assert all(set(run.states.values()) == {"scored"} for run in runs)
-    assert 1 in slots
+    import ray
+
+    address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    processes = []
+    for name in ("a", "b"):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(sweep(tmp_path / name, store, train={"steps": 90, "checkpoint_every": 30}).to_yaml())
+        command = [sys.executable, "-m", "bench.pretend", str(file), "--step-s", "0.1"]
+        processes.append(subprocess.Popen(command, cwd=CHECKOUT, env=os.environ | address, stdout=subprocess.PIPE, text=True))
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    for printed in said:
+        assert set(json.loads(printed.splitlines()[-1]).values()) == {"scored"}
+        assert "shares the cluster with 1 other sweep" in printed
 
 
 def test_the_views_can_be_made_anew_from_the_ledger(tmp_path: Path, store: str) -> None:
