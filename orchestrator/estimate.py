@@ -82,7 +82,7 @@ class Estimate:
             ("on the clock", f"{_clock(*self.wall_s)} on this machine, {self.where}" if self.wall_s else self.where),
         ]
         if self.prices != Prices():
-            lines.append(("money", _to(*(f"{cost.money(self.prices):,.2f}" for cost in (low, high))) + " at the prices given"))
+            lines.append(("money", _to(*(_money(cost.money(self.prices)) for cost in (low, high))) + " at the prices given"))
         lines += [("budget", sentence) for sentence in self.over_budget()]
         lines.append(("how sure", self.how_sure()))
         return "\n".join(f"{name:<14} {value}" for name, value in lines)
@@ -275,6 +275,10 @@ def _devices(gpu_s: tuple[float, float], cpu_s: tuple[float, float]) -> str:
 
 def _counts(low: int, high: int) -> str:
     return _to(f"{low:,}", f"{high:,}")
+
+
+def _money(value: float) -> str:
+    return f"{value:,.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _number(value: float) -> str:
