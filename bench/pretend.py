@@ -11,18 +11,23 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
+from bench.servo import cameras
 from orchestrator.arms import Arm
+from orchestrator.data.episodes import Episode
+from orchestrator.data.store import commit, put_episode
 from orchestrator.evaluate import Players
 from orchestrator.ledger import Portraits
 from orchestrator.loop import ArmJob
 from orchestrator.placement import Placement
 from orchestrator.provenance import digest
 from orchestrator.state import SweepState
+from orchestrator.storage import open_storage
 from policy.interface import derived_seed
 from sim_workers.balance import Answered
 from sim_workers.rollout import Outcome
@@ -36,6 +41,21 @@ def success_rate(demo_count: int, action_free_ratio: float, step: int, steps: in
     """Of a policy trained on so much for so long: rising in all, saturating, as the curves of imitation learning do."""
     worth = demo_count * (1 + 0.3 * math.log1p(action_free_ratio))
     return 0.95 * worth / (worth + HALF_WAY) * (1 - math.exp(-4 * step / steps)) / (1 - math.exp(-4))
+
+
+def store(folder: Path, episodes: int) -> str:
+    """An episode store whose episodes say nothing: pretended training does not look at them."""
+    storage, told, rng = open_storage(str(folder)), cameras("fast"), np.random.default_rng(0)
+    shape = (3, *told.image_size, 3)
+
+    def episode(number: int) -> Episode:
+        frames = {camera: np.full(shape, number % 256, np.uint8) for camera in told.cameras}
+        proprio, action = (rng.normal(size=(3, len(names))).astype(np.float32) for names in (told.proprio, told.action))
+        return Episode(f"Lift-{number:06d}", "Lift", "pretend", frames, proprio, action, True, "bench.pretend")
+
+    entries = [put_episode(storage, episode(number), 20.0) for number in range(episodes)]
+    commit(storage, told, entries)
+    return storage.uri
 
 
 @dataclass(frozen=True)
@@ -59,28 +79,28 @@ class PretendedPool:
 
     def __init__(self, play: Callable[[RolloutJob], Outcome]) -> None:
         self._play = play
-        self._queue: list[RolloutJob] = []
+        self.queue: list[RolloutJob] = []
         self.played: list[RolloutJob] = []
 
     def submit(self, job: RolloutJob) -> None:
-        self._queue.append(job)
+        self.queue.append(job)
 
     def withdraw(self, key: str) -> list[RolloutJob]:
-        gone = [job for job in self._queue if job.key == key]
-        self._queue = [job for job in self._queue if job.key != key]
+        gone = [job for job in self.queue if job.key == key]
+        self.queue = [job for job in self.queue if job.key != key]
         return gone
 
     @property
     def waiting(self) -> int:
-        return len(self._queue)
+        return len(self.queue)
 
     @property
     def unfinished(self) -> int:
-        return len(self._queue)
+        return len(self.queue)
 
     def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, bytes | None]]:
-        while self._queue:
-            job = self._queue.pop(0)
+        while self.queue:
+            job = self.queue.pop(0)
             if not job.film:
                 self.played.append(job)
             yield job, self._play(job), b"film" if job.film else None
@@ -92,7 +112,7 @@ class PretendedPool:
         self.num_workers = num_workers
 
     def close(self) -> None:
-        self._queue = []
+        self.queue = []
 
 
 def outcome(job: RolloutJob) -> Outcome:

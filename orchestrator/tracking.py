@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -70,6 +71,7 @@ class Tracker:
         for name, value in {**self._tags, STEPS: str(steps)}.items():
             self._mlflow.set_tag(self.parent, name, value)
         self._children: dict[str, str] = {}
+        self._logged: dict[str, dict[str, set[int]]] = {}  # steps, by run and metric
 
     def _find_or_create(self, name: str, tags: dict[str, str]) -> str:
         found = self._mlflow.search_runs([self._experiment], _tagged(tags), max_results=1)
@@ -88,11 +90,17 @@ class Tracker:
 
     def metrics(self, arm_id: str, step: int, values: dict[str, float]) -> None:
         """Log numbers at a training step, once: what is already there from before an interruption is left alone."""
-        run = self._children[arm_id]
+        from mlflow.entities import Metric
+
+        run, now = self._children[arm_id], int(time.time() * 1000)
         with self._lock:
-            for name, value in values.items():
-                if all(logged.step != step for logged in self._mlflow.get_metric_history(run, name)):
-                    self._mlflow.log_metric(run, name, value, step=step)
+            for name in values.keys() - self._logged.setdefault(run, {}).keys():  # asked once: nobody else writes
+                self._logged[run][name] = {logged.step for logged in self._mlflow.get_metric_history(run, name)}
+            new = [Metric(name, value, now, step) for name, value in values.items() if step not in self._logged[run][name]]
+            if new:
+                self._mlflow.log_batch(run, metrics=new)
+            for metric in new:
+                self._logged[run][metric.key].add(step)
 
     def artifact(self, arm_id: str | None, name: str, data: bytes) -> None:
         """Store a file with an arm's run, or with the sweep's if there is no arm. `name` may hold folders."""

@@ -1,0 +1,140 @@
+"""How much less does it take to find the best arm when late scores stop the others, and what does the engine cost beside Ray's own work?
+
+    python -m bench.search                 three minutes
+    python -m bench.search --quick         a third of the arms
+
+Training and episodes only pretend (`bench.pretend`): the arms' true success rates are known, the engine is the real one. The grid plays every
+checkpoint of every arm; successive halving stops arms that are behind. The sweep begins with its largest arms, as it always does, which here are
+the best; `hostile` is the other way round: every arm is better than those before it, the worst that can happen to successive halving.
+For the engine's cost the peer is Ray Tune alone, with the same trials and nobody listening: CPU seconds of the driver's process, per arm.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench import pretend
+from orchestrator.spec import Sweep
+
+DEMOS = (2, 4, 8, 16, 32, 64, 96, 128)
+RATIOS = (0, 1, 3)
+CHECKPOINTS, EPISODES = 9, 50
+ARM_S = 6.0  # that an arm pretends to train
+
+
+def a_sweep(folder: Path, store: str, name: str, search: Any, demos: tuple[int, ...]) -> Sweep:
+    return Sweep.model_validate(
+        {
+            "name": name,
+            "data": {"episodes": store, "demo_count": demos, "action_free_ratio": RATIOS},
+            "train": {"steps": CHECKPOINTS, "batch_size": 2, "checkpoint_every": 1},
+            "suite": {"tasks": ["Lift"], "episodes": EPISODES, "horizon": 100},
+            "search": search,
+            "storage": str(folder / name),
+        }
+    )
+
+
+def run(sweep: Sweep, arm_s: float) -> tuple[int, str, float, float]:
+    """Episodes played, the best arm by its final score, seconds on the clock and of the driver's processor while arms were trained."""
+    from orchestrator import sweep as engine
+
+    spent: list[float] = []
+
+    def trials(*arguments: Any) -> None:
+        wall, cpu = time.perf_counter(), time.process_time()
+        run_trials(*arguments)
+        spent.extend((time.perf_counter() - wall, time.process_time() - cpu))
+
+    run_trials, engine.run_trials = engine.run_trials, trials
+    try:
+        sweep_run = engine.SweepRun(sweep, lambda _: None, fit=pretend.fit_in(arm_s / CHECKPOINTS), players=pretend.players)
+        sweep_run.run()
+    finally:
+        engine.run_trials = run_trials
+    arms = sweep_run.board.arms.values()
+    best = max((arm for arm in arms if arm.steps in arm.scores), key=lambda arm: arm.scores[arm.steps].success_rate)
+    return sweep_run.spending.total().episodes, best.name, spent[0], spent[1]
+
+
+def tune_alone(arms: int, arm_s: float) -> tuple[float, float]:
+    """The same trials without a sweep: seconds on the clock and of the driver's processor."""
+    from ray import tune
+
+    def train(config: dict[str, Any]) -> None:
+        for step in range(1, CHECKPOINTS + 1):
+            time.sleep(arm_s / CHECKPOINTS)
+            tune.report({"step": step, "loss": 1 / step})
+
+    wall, cpu = time.perf_counter(), time.process_time()
+    with tempfile.TemporaryDirectory() as scratch:
+        tune.Tuner(
+            tune.with_resources(train, {"node:__internal_head__": 0.001}),
+            param_space={"arm": tune.grid_search(list(range(arms)))},
+            tune_config=tune.TuneConfig(max_concurrent_trials=2, reuse_actors=True),
+            run_config=tune.RunConfig(storage_path=scratch, verbose=0),
+        ).fit()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def upside_down(rate: Callable[..., float]) -> Callable[..., float]:
+    """The truth in which fewer demos are better."""
+    return lambda demos, ratio, step, steps: rate(max(DEMOS) / demos * min(DEMOS), ratio, step, steps)
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A short look.")
+def main(quick: bool) -> None:
+    """Print a table and, last, one line of JSON."""
+    from orchestrator.cluster import connect, quiet
+
+    quiet()
+    connect()
+    demos = DEMOS[2::2] if quick else DEMOS
+    arms = len(demos) * len(RATIOS)
+    rate = pretend.success_rate
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store = pretend.store(folder / "store", 4 * max(demos))
+        alone = tune_alone(arms, ARM_S)
+        grid = run(a_sweep(folder, store, "grid", "grid", demos), ARM_S)
+        asha = run(a_sweep(folder, store, "asha", "asha", demos), ARM_S)
+        pretend.success_rate = upside_down(rate)
+        hostile_grid = run(a_sweep(folder, store, "hostile-grid", "grid", demos), ARM_S / 4)
+        hostile = run(a_sweep(folder, store, "hostile", "asha", demos), ARM_S / 4)
+        pretend.success_rate = rate
+    print(f"{arms} arms of {CHECKPOINTS} checkpoints, {EPISODES} episodes each; two arms at a time, {ARM_S:g} s of training each\n")
+    print(f"{'':<32}{'episodes':>10}{'to grid':>9}{'wall s':>8}  best arm")
+    for title, found, of in (
+        ("grid", grid, grid),
+        ("asha", asha, grid),
+        ("hostile: grid", hostile_grid, hostile_grid),
+        ("hostile: asha", hostile, hostile_grid),
+    ):
+        print(f"{title:<32}{found[0]:>10,}{found[0] / of[0]:>9.2f}{found[2]:>8.0f}  {found[1]}")
+    overhead = (grid[3] - alone[1]) / arms
+    print(
+        f"\nCPU s of the driver per arm: Tune alone {alone[1] / arms:.3f}, the engine's grid {grid[3] / arms:.3f} with {CHECKPOINTS * EPISODES} outcomes"
+    )
+    print(f"wall s: Tune alone {alone[0]:.0f}, the engine's grid {grid[2]:.0f}")
+    told = {
+        "bench": "search",
+        "ratio_to_grid_episodes": round(asha[0] / grid[0], 3),
+        "same_best_arm": asha[1] == grid[1],
+        "ratio_hostile": round(hostile[0] / hostile_grid[0], 3),
+        "same_best_arm_hostile": hostile[1] == hostile_grid[1],
+        "engine_cpu_s_per_arm": round(overhead, 3),
+        "ratio_wall_to_tune_alone": round(grid[2] / alone[0], 3),
+        "arms": arms,
+        "quick": quick,
+    }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The scorer with simulators that only pretend: what is scored first, what is told when, and what is dropped."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from bench.pretend import PretendedPool
+from orchestrator.ledger import Ledger
+from orchestrator.score import Score, ScoringJob
+from orchestrator.scorer import Scorer
+from orchestrator.storage import Storage, open_storage
+from sim_workers.rollout import Outcome
+from sim_workers.sources import InProcess
+from sim_workers.suite import Rules, Suite
+from sim_workers.worker import RolloutJob
+from test_episodes import CONTRACT
+
+SUITE = Suite(("Lift",), 4, Rules(10))
+
+
+class OneAtATime(PretendedPool):
+    """A pool of one worker that plays an episode whenever it is allowed to."""
+
+    num_workers = most_workers = 1
+
+    def __init__(self) -> None:
+        super().__init__(lambda job: Outcome(job.spec, "success", 5, 1, 0.1, 0.1, 5, True))
+        self.allowed = threading.Semaphore(0)
+
+    def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, bytes | None]]:
+        if self.allowed.acquire(timeout=0.05):
+            playing = super().results()
+            yield next(playing)
+
+
+class Heard:
+    """What the scorer told, and what of it was in the ledger by then."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self.played: list[tuple[str, int]] = []
+        self.scores: dict[tuple[str, int], Score] = {}
+        self.lines: list[str] = []
+
+    def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+        self.played += [(job.arm_id, job.step)] * len(outcomes)
+
+    def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+        ledger = Ledger(self._storage, job.fingerprint, job.protocol)
+        assert {outcome.spec.episode_id for outcome in outcomes} == ledger.read().keys(), "a score was told before it was written down"
+        assert ledger.sealed
+        self.scores[job.arm_id, job.step] = score
+
+    def on_film(self, job: ScoringJob, episode: str, film: bytes) -> None: ...
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def job(arm: str, step: int, suite: Suite = SUITE) -> ScoringJob:
+    return ScoringJob(arm, step, f"{arm}/{step}", f"{arm}{step}", suite, "protocol", InProcess(lambda: None))  # type: ignore[arg-type, return-value]
+
+
+Start = Callable[..., tuple[Scorer, OneAtATime, Heard]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """A scorer, its pool, and what it tells; closed in the end."""
+    scorers = []
+
+    def make(decides: Callable[[int], bool] = lambda _: False) -> tuple[Scorer, OneAtATime, Heard]:
+        storage, pool = open_storage(str(tmp_path)), OneAtATime()
+        heard = Heard(storage)
+        scorers.append(Scorer(storage, CONTRACT, pool, heard, decides))
+        return scorers[-1], pool, heard
+
+    yield make
+    for scorer in scorers:
+        scorer.close()
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_checkpoints_that_come_later_may_be_scored_first(start: Start) -> None:
+    """While the first checkpoint is played three more come: the other arm has no score yet, then comes the decision, then the rest."""
+    scorer, pool, heard = start(decides=lambda step: step == 100)
+    scorer.submit(job("a", 300))
+    until(lambda: pool.waiting == 4)
+    for one in (job("a", 100), job("a", 200), job("b", 300)):
+        scorer.submit(one)
+    for _ in range(16):
+        pool.allowed.release()
+    scorer.drain()
+    assert [*dict.fromkeys(heard.played)] == [("a", 300), ("b", 300), ("a", 100), ("a", 200)]
+    assert all(score.complete for score in heard.scores.values())
+
+
+def test_of_an_arm_that_is_dropped_nothing_more_is_played_and_what_was_is_kept(start: Start, tmp_path: Path) -> None:
+    scorer, pool, heard = start()
+    for one in (job("a", 100), job("a", 200), job("b", 100)):
+        scorer.submit(one)
+    until(lambda: pool.waiting == 4)
+    pool.allowed.release()
+    until(lambda: len(heard.played) == 1)
+    dropped = heard.played[0][0]
+    scorer.drop(dropped)
+    scorer.submit(job(dropped, 300))
+    until(lambda: bool(pool.queue) and all(not playing.key.startswith(dropped) for playing in pool.queue))
+    for _ in range(20):
+        pool.allowed.release()
+    scorer.drain()
+    assert heard.played.count((dropped, heard.played[0][1])) == 1
+    assert {arm for arm, _ in heard.scores} == {"a", "b"} - {dropped}
+    ledger = Ledger(open_storage(str(tmp_path)), f"{dropped}{heard.played[0][1]}", "protocol")
+    assert len(ledger.read()) == 1
+    assert not ledger.sealed
+
+
+def test_winding_down_ends_with_what_is_written_and_the_next_run_plays_only_the_rest(start: Start) -> None:
+    scorer, pool, heard = start()
+    scorer.submit(job("a", 100))
+    until(lambda: pool.waiting == 4)
+    for _ in range(2):
+        pool.allowed.release()
+    until(lambda: len(heard.played) == 2)
+    scorer.wind_down()
+    scorer.drain()
+    assert heard.scores == {}
+    again, pool, heard = start()
+    again.submit(job("a", 100))
+    for _ in range(9):
+        pool.allowed.release()
+    again.drain()
+    assert len(pool.played) == 2
+    assert heard.scores["a", 100].successes == 4
+
+
+def test_a_checkpoint_played_to_the_end_by_a_run_that_died_before_sealing_is_sealed(start: Start, tmp_path: Path) -> None:
+    outcomes = [Outcome(spec, "failure", 10, 2, 0.1, 0.1) for spec in SUITE.episode_list()]
+    Ledger(open_storage(str(tmp_path)), "a100", "protocol").record(outcomes)
+    scorer, pool, heard = start()
+    scorer.submit(job("a", 100))
+    scorer.drain()
+    assert not pool.played
+    assert heard.scores["a", 100].failures == 4
+
+
+def test_what_goes_wrong_in_the_thread_is_raised_where_it_is_waited_for(start: Start) -> None:
+    scorer, _, heard = start()
+    heard.on_outcomes = lambda *_: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+    scorer.submit(job("a", 100))
+    with pytest.raises(ZeroDivisionError):
+        scorer.drain()
