@@ -1,0 +1,163 @@
+"""Does training wait for scoring? Optimiser steps with simulators at work on another core, and without.
+
+    python -m bench.stall                  five minutes
+    python -m bench.stall --quick
+
+The real training loop on one core, the real pool and policy server on the other: so what is left is what cores of one machine share.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+
+from bench.servo import cameras
+
+BLOCK = 20  # steps
+WORKERS = 2
+
+
+def train_in_blocks(pipe: Connection, store: str, steps: int, keep: str) -> None:
+    """A process of its own: trains BLOCK steps whenever it is told to and answers with seconds per step, by the clock and of its processor.
+
+    The first block is not measured: it loads the model. The checkpoint of the last of `steps` is kept in `keep`.
+    """
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    import time
+
+    import torch
+
+    from orchestrator.arms import Arm
+    from orchestrator.data import stream
+    from orchestrator.loop import ArmJob, train
+    from orchestrator.sections import Train
+    from policy.presets import PRESETS
+
+    torch.set_num_threads(1)
+    settings = Train(steps=steps, batch_size=16, checkpoint_every=steps)
+    job = ArmJob(Arm(4, 1.0, 0), "bench-stall", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none")
+    began = time.perf_counter(), time.process_time()
+
+    def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        nonlocal began
+        if checkpoint:
+            shutil.copytree(checkpoint, keep)
+        if step % BLOCK == 0:
+            pipe.send(((time.perf_counter() - began[0]) / BLOCK, (time.process_time() - began[1]) / BLOCK))
+            pipe.recv()
+            began = time.perf_counter(), time.process_time()
+
+    train(job, 0, 1, None, report, bring=stream.straight)
+
+
+class Scoring:
+    """Rollouts of a checkpoint, on all cores but the first, whenever `on` is set."""
+
+    def __init__(self, checkpoint: str) -> None:
+        os.sched_setaffinity(0, os.sched_getaffinity(0) - {min(os.sched_getaffinity(0))})  # whatever Ray starts inherits it
+        from orchestrator.cluster import connect, quiet
+        from orchestrator.evaluate import policy_servers
+        from sim_workers.pool import RolloutPool
+        from sim_workers.served import Served
+
+        quiet()
+        connect()
+        self._pool = RolloutPool(WORKERS, num_cpus=0.1)
+        self._source = Served(policy_servers(1, 0.0, ""), checkpoint)
+        self.on, self._closing, self.episodes = threading.Event(), False, 0
+        self._thread = threading.Thread(target=self._play, daemon=True)
+        self._thread.start()
+
+    def _play(self) -> None:
+        from sim_workers.suite import EpisodeSpec, Rules
+        from sim_workers.worker import RolloutJob
+
+        seed, policy = 0, cameras("fast")
+        while not self._closing:
+            while self.on.is_set() and self._pool.waiting < 2 * WORKERS:
+                self._pool.submit(RolloutJob(EpisodeSpec("Lift", seed, seed), Rules(60), policy, self._source))
+                seed += 1
+            for _, outcome, _ in self._pool.results(timeout_s=0.2):
+                assert outcome.result != "error", outcome.message
+                self.episodes += 1
+                if self.on.is_set():
+                    break
+
+    def check(self) -> None:
+        assert self._thread.is_alive(), "the rollouts ended"
+
+    def settle(self) -> None:
+        """Off, and all episodes finished."""
+        self.on.clear()
+        while self._pool.unfinished:
+            self.check()
+            threading.Event().wait(0.1)
+
+    def close(self) -> None:
+        self.settle()
+        self._closing = True
+        self._thread.join()
+        self._pool.close()
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A short look.")
+def main(quick: bool) -> None:
+    """Print a table and, last, one line of JSON."""
+    from bench import pretend
+    from orchestrator.loop import PROGRESS_REPORTS
+
+    rounds = 2 if quick else PROGRESS_REPORTS // 2 - 1
+    with tempfile.TemporaryDirectory() as name:
+        store = pretend.store(Path(name) / "store", 8)
+        spawn = multiprocessing.get_context("spawn")
+
+        def trainer(steps: int, keep: str) -> Any:
+            ours, theirs = spawn.Pipe()
+            process = spawn.Process(target=train_in_blocks, args=(theirs, store, steps, keep), daemon=True)
+            process.start()
+            ours.recv()  # the block that loads
+            return ours, process
+
+        checkpoint = str(Path(name) / "checkpoint")
+        pipe, process = trainer(BLOCK, checkpoint)
+        pipe.send("go")
+        process.join()
+        pipe, process = trainer(BLOCK * PROGRESS_REPORTS, "")
+        scoring = Scoring(checkpoint)
+        scoring.on.set()
+        while scoring.episodes < 2 * WORKERS:  # simulators and the policy are loaded
+            scoring.check()
+            threading.Event().wait(0.5)
+        steps: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+        for turn in range(2 * rounds):
+            busy = turn % 4 in (1, 2)  # off, on, on, off: what drifts with time falls on both
+            if busy:
+                scoring.on.set()
+                threading.Event().wait(1.0)
+            else:
+                scoring.settle()
+            pipe.send("go")
+            steps[busy].append(pipe.recv())
+        played = scoring.episodes
+        scoring.close()
+        process.kill()
+    (wall_off, cpu_off), (wall_on, cpu_on) = ([median(values) for values in zip(*steps[busy], strict=True)] for busy in (False, True))
+    print(f"{'ms a step, medians':<28}{'clock':>8}{'processor':>11}")
+    print(f"{'training alone':<28}{1000 * wall_off:>8.1f}{1000 * cpu_off:>11.1f}")
+    print(f"{'beside scoring':<28}{1000 * wall_on:>8.1f}{1000 * cpu_on:>11.1f}")
+    print(f"\n{rounds} rounds of {BLOCK} steps each; {played} episodes played; {len(os.sched_getaffinity(0)) + 1} cores, training on one of them")
+    told = {"ratio_step_time": round(wall_on / wall_off, 4), "cpu_ratio_step_time": round(cpu_on / cpu_off, 4)}
+    print(json.dumps({"bench": "stall", **told, "rounds": rounds, "quick": quick}))
+
+
+if __name__ == "__main__":
+    main()
