@@ -139,7 +139,7 @@ def test_a_second_run_repeats_nothing_and_adds_the_shift_it_is_asked_for(undistu
     assert len(outcomes(folder)) == 2 * 3
     assert curve(folder)["points"] == points
     status = json.loads(run("-m", "orchestrator", "status", "seconds", "--storage", str(folder / "runs"), "--json").stdout)
-    assert [arm["shifted"]["camera"]["episodes"] for arm in status] == [3]
+    assert [arm["shifted"]["camera"]["episodes"] for arm in status["arms"]] == [3]
 
 
 def test_a_sweep_killed_in_the_middle_and_run_again_ends_with_the_same_curve(
@@ -168,6 +168,9 @@ def test_status_tells_how_far_a_sweep_is(undisturbed: tuple[Path, str]) -> None:
     folder, _ = undisturbed
     done = run("-m", "orchestrator", "status", "seconds", "--storage", str(folder / "runs"), "--json")
     assert done.returncode == 0, done.stderr
-    for arm in json.loads(done.stdout):
+    told = json.loads(done.stdout)
+    assert not told["running"]
+    assert told["cost"]["episodes"] >= 2 * 3
+    for arm in told["arms"]:
         assert arm["state"] == "scored"
         assert arm["scores"]["12"]["episodes"] == 3
