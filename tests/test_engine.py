@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import threading
@@ -34,11 +36,23 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return storage.uri
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Named as a sweep may be."""
+    place = tmp_path / re.sub(r"[^a-z0-9-]", "-", tmp_path.name.lower())
+    place.mkdir()
+    return place
+
+
 def sweep(folder: Path, store: str, **sections: Any) -> Sweep:
+    """They share a tracking database: to make one takes longer than most of these sweeps."""
+    tracked = f"sqlite:///{Path(store).parent / 'mlflow.db'}"
     data = {"episodes": store, "demo_count": [1, 2, 4, 8]} | sections.pop("data", {})
     train = {"steps": 9, "batch_size": 2, "checkpoint_every": 3} | sections.pop("train", {})
     suite = {"tasks": ["Lift"], "episodes": 40, "horizon": 50}
-    return Sweep.model_validate({"name": "engine", "data": data, "train": train, "suite": suite, "storage": str(folder), **sections})
+    return Sweep.model_validate(
+        {"name": folder.name, "data": data, "train": train, "suite": suite, "storage": str(folder), "mlflow": tracked, **sections}
+    )
 
 
 class Run:
@@ -66,22 +80,29 @@ def ledger(folder: Path) -> pd.DataFrame:
     return pd.concat([pd.read_parquet(file) for file in folder.glob("outcomes/*/*/*.parquet")])
 
 
-def test_a_grid_is_trained_and_scored_whole_and_its_curve_is_the_truth(tmp_path: Path, store: str) -> None:
-    done = Run(sweep(tmp_path, store))()
+def test_a_grid_is_trained_and_scored_whole_its_curve_is_the_truth_and_mlflow_can_be_made_anew(folder: Path, store: str) -> None:
+    from orchestrator.curve import Curve
+    from orchestrator.views import republish
+
+    done = Run(sweep(folder, store))()
     assert set(done.states.values()) == {"scored"}
     assert done.curve
     for point in done.curve.points:
         truth = success_rate(point.demo_count, 0, 9, 9)
         assert point.low <= truth <= point.high, "the pretended arms' rates are known"
-    rows = ledger(tmp_path)
+    rows = ledger(folder)
     assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 4 * 3 * 40
-    sealed = pd.concat([pd.read_parquet(file) for file in tmp_path.glob("outcomes/*/*.parquet")])
+    sealed = pd.concat([pd.read_parquet(file) for file in folder.glob("outcomes/*/*.parquet")])
     assert len(sealed) == len(rows)
+    # The ledger is the truth, MLflow a view of it.
+    elsewhere = sweep(folder, store, mlflow=f"sqlite:///{folder / 'anew.db'}")
+    assert republish(SweepState.open(elsewhere)) == 4 * 3
+    assert Curve.read(elsewhere.mlflow, folder.name).points == done.curve.points
 
 
-def test_late_scores_stop_arms_their_training_and_their_episodes(tmp_path: Path, store: str) -> None:
+def test_late_scores_stop_arms_their_training_and_their_episodes(folder: Path, store: str) -> None:
     """The worst arms end at the first rung although their training is long: within seconds, for good, and without a place on the curve."""
-    halving = sweep(tmp_path, store, search={"asha": {"reduction": 2}}, train={"steps": 400, "checkpoint_every": 10})
+    halving = sweep(folder, store, search={"asha": {"reduction": 2}}, train={"steps": 400, "checkpoint_every": 10})
     began = time.monotonic()
     done = Run(halving, fit_in(0.02))()
     stopped = [demos for demos, state in done.states.items() if state == "stopped"]
@@ -93,93 +114,81 @@ def test_late_scores_stop_arms_their_training_and_their_episodes(tmp_path: Path,
         arm = next(arm for arm in done.run.board.arms.values() if arm.arm.demo_count == demos)
         assert arm.step < 400, "its training went on to the end"
         assert len(arm.scores) < 40
-    rows = ledger(tmp_path)
+    rows = ledger(folder)
     assert len(rows) < 4 * 40 * 40
     assert done.said("stopped demos-", "it is behind at")
     # Once decided, decided: another run revives nobody and plays nothing.
     again = Run(halving, fit_in(0.02))()
     assert again.states == done.states
-    assert len(ledger(tmp_path)) == len(rows)
+    assert len(ledger(folder)) == len(rows)
     assert time.monotonic() - began < 300
 
 
 def failing(broken: int, marks: Path) -> Callable[..., Any]:
-    """A trainer that fails for one demo count as long as a file says so, and notes each attempt."""
+    """A trainer that fails for one demo count as long as a file says so, dies once for another, and notes each attempt."""
 
     def fit(job: Any, folder: str, resources: dict[str, float], desk: Any, attempts: int) -> Any:
         with (marks / f"{job.arm.demo_count}.txt").open("a") as file:
             file.write("x")
         if job.arm.demo_count == broken and (marks / "broken").exists():
             raise RuntimeError("the cable is out")
+        if job.arm.demo_count == 4 and not (marks / "killed").exists():
+            (marks / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         return fit_in(0.001)(job, folder, resources, desk, attempts)
 
     return fit
 
 
-def test_a_failed_arm_is_told_the_rest_goes_on_and_only_it_is_retried(tmp_path: Path, store: str) -> None:
-    (tmp_path / "broken").touch()
-    asked, fit = sweep(tmp_path, store), failing(2, tmp_path)
+def test_a_failed_arm_is_told_the_rest_goes_on_and_only_it_is_retried(folder: Path, store: str) -> None:
+    (folder / "broken").touch()
+    asked, fit = sweep(folder, store), failing(2, folder)
 
     def attempts() -> dict[int, int]:
-        return {demos: len((tmp_path / f"{demos}.txt").read_text()) for demos in (1, 2, 4, 8)}
+        return {demos: len((folder / f"{demos}.txt").read_text()) for demos in (1, 2, 4, 8)}
 
     with pytest.raises(UnfinishedError, match="demos-2_ratio-0_seed-0: RuntimeError: the cable is out"):
         Run(asked, fit)()
-    assert SweepState.named("engine", str(tmp_path)).board().lines()[2]["state"] == "failed"
+    assert SweepState.named(folder.name, str(folder)).board().lines()[2]["state"] == "failed"
     before = attempts()
+    assert before[4] == 2, "a trial that is killed is begun again"
     with pytest.raises(UnfinishedError):  # what failed for good is not tried again unasked
         Run(asked, fit)()
     assert attempts() == before
-    (tmp_path / "broken").unlink()
+    (folder / "broken").unlink()
     done = Run(asked, fit, retry_failed=True)()
     assert attempts() == before | {2: before[2] + 1}
     assert set(done.states.values()) == {"scored"}
 
 
-def test_a_trial_that_is_killed_is_begun_again(tmp_path: Path, store: str) -> None:
-    def deadly(job: Any, folder: str, resources: dict[str, float], desk: Any, attempts: int) -> Any:
-        import os
-        import signal
-
-        mark = tmp_path / "killed"
-        if job.arm.demo_count == 4 and not mark.exists():
-            mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return fit_in(0.001)(job, folder, resources, desk, attempts)
-
-    done = Run(sweep(tmp_path, store), deadly)()
-    assert (tmp_path / "killed").exists()
-    assert set(done.states.values()) == {"scored"}
-
-
-def test_arms_on_one_video_model_wait_for_one_run_of_it(tmp_path: Path, store: str) -> None:
-    shared = sweep(tmp_path, store, train={"mode": "two_stage", "videos": "sweep", "video_steps": 6}, seeds=[0, 1])
+def test_arms_on_one_video_model_wait_for_one_run_of_it(folder: Path, store: str) -> None:
+    shared = sweep(folder, store, train={"mode": "two_stage", "videos": "sweep", "video_steps": 6}, seeds=[0, 1])
     done = Run(shared)()
     assert set(done.states.values()) == {"scored"}
-    assert len([folder for folder in (tmp_path / "checkpoints").iterdir() if folder.name.startswith("video-")]) == 2, "one per seed"
+    assert len([folder for folder in (folder / "checkpoints").iterdir() if folder.name.startswith("video-")]) == 2, "one per seed"
     assert len(done.said("trained the video model of demos-8")) == 2
     costs = done.run.state.costs()
-    own = Spending.read(done.run.state.storage, "engine").by_arm()
+    own = Spending.read(done.run.state.storage, folder.name).by_arm()
     videos = [cost for arm_id, cost in own.items() if arm_id.startswith("video-")]
     assert sum(cost.train_cpu_s for cost in costs.values()) == pytest.approx(sum(cost.train_cpu_s for cost in own.values()))
     assert all(costs[arm].train_cpu_s == pytest.approx(own[arm].train_cpu_s + videos[0].train_cpu_s / 4) for arm in costs)
 
 
-def test_a_budget_ends_the_sweep_cleanly_and_a_higher_one_goes_on(tmp_path: Path, store: str) -> None:
-    asked = sweep(tmp_path, store, train={"steps": 60, "checkpoint_every": 20})
+def test_a_budget_ends_the_sweep_cleanly_and_a_higher_one_goes_on(folder: Path, store: str) -> None:
+    asked = sweep(folder, store, train={"steps": 60, "checkpoint_every": 20})
     tight = Run(asked.model_copy(update={"budget": asked.budget.model_copy(update={"max_episodes": 100})}), fit_in(0.05))()
     assert "budget.max_episodes is 100 episodes" in tight.run.ending
-    played = len(ledger(tmp_path))
+    played = len(ledger(folder))
     assert 100 <= played < 4 * 3 * 40
     assert "scored" not in {line["state"] for line in tight.run.board.lines()} or tight.curve
     done = Run(asked, fit_in(0.01))()
     assert set(done.states.values()) == {"scored"}
-    rows = ledger(tmp_path)
+    rows = ledger(folder)
     assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 4 * 3 * 40, "nothing was played twice"
 
 
-def test_a_sweep_that_is_asked_to_end_saves_its_state_and_goes_on_later(tmp_path: Path, store: str) -> None:
-    asked = sweep(tmp_path, store, train={"steps": 200, "checkpoint_every": 50})
+def test_a_sweep_that_is_asked_to_end_saves_its_state_and_goes_on_later(folder: Path, store: str) -> None:
+    asked = sweep(folder, store, train={"steps": 200, "checkpoint_every": 50})
     first = Run(asked, fit_in(0.05))
 
     def interrupt() -> None:
@@ -193,33 +202,33 @@ def test_a_sweep_that_is_asked_to_end_saves_its_state_and_goes_on_later(tmp_path
         first()
     thread.join()
     assert "scored" not in first.states.values()
-    live = json.loads((tmp_path / "live" / "engine.json").read_text())
+    live = json.loads((folder / "live" / f"{folder.name}.json").read_text())
     assert live["over"]
     assert live["ending"] == "stopped"
     assert set(Run(asked, fit_in(0.001))().states.values()) == {"scored"}
 
 
-def test_optuna_tries_arms_between_and_its_proposals_outlive_the_run(tmp_path: Path, store: str) -> None:
+def test_optuna_tries_arms_between_and_its_proposals_outlive_the_run(folder: Path, store: str) -> None:
     data = {"demo_count": {"low": 1, "high": 8}, "action_free_ratio": {"low": 0, "high": 1}}
-    done = Run(sweep(tmp_path, store, data=data, search={"optuna": {"trials": 3}}))()
+    done = Run(sweep(folder, store, data=data, search={"optuna": {"trials": 3}}))()
     arms = done.run.state.proposed()
     assert len(arms) == 3
     assert set(done.states.values()) == {"scored"}
-    assert (tmp_path / "engine-optuna.log").exists()
-    more = Run(sweep(tmp_path, store, data=data, search={"optuna": {"trials": 3}}))()
+    assert (folder / f"{folder.name}-optuna.log").exists()
+    more = Run(sweep(folder, store, data=data, search={"optuna": {"trials": 3}}))()
     assert more.run.state.proposed() == arms
-    assert len(ledger(tmp_path)) == 3 * 3 * 40
+    assert len(ledger(folder)) == 3 * 3 * 40
 
 
-def test_two_sweeps_on_one_cluster_both_come_to_their_end(tmp_path: Path, store: str) -> None:
+def test_two_sweeps_on_one_cluster_both_come_to_their_end(folder: Path, store: str) -> None:
     """Each takes its part while the other is there."""
     import ray
 
     address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     processes = []
     for name in ("a", "b"):
-        file = tmp_path / f"{name}.yaml"
-        file.write_text(sweep(tmp_path / name, store, train={"steps": 90, "checkpoint_every": 30}).to_yaml())
+        file = folder / f"{name}.yaml"
+        file.write_text(sweep(folder / name, store, train={"steps": 90, "checkpoint_every": 30}).to_yaml())
         command = [sys.executable, "-m", "bench.pretend", str(file), "--step-s", "0.1"]
         processes.append(subprocess.Popen(command, cwd=CHECKOUT, env=os.environ | address, stdout=subprocess.PIPE, text=True))
     said = [process.communicate(timeout=240)[0] for process in processes]
@@ -229,19 +238,8 @@ def test_two_sweeps_on_one_cluster_both_come_to_their_end(tmp_path: Path, store:
         assert "shares the cluster with 1 other sweep" in printed
 
 
-def test_the_views_can_be_made_anew_from_the_ledger(tmp_path: Path, store: str) -> None:
-    from orchestrator.curve import Curve
-    from orchestrator.views import republish
-
-    done = Run(sweep(tmp_path, store))()
-    assert done.curve
-    (tmp_path / "mlflow.db").unlink()
-    assert republish(SweepState.named("engine", str(tmp_path))) == 4 * 3
-    assert Curve.read(done.run.state.tracking_uri, "engine").points == done.curve.points
-
-
-def test_the_pretended_policies_know_their_arm(tmp_path: Path, store: str) -> None:
-    state = SweepState.open(sweep(tmp_path, store))
+def test_the_pretended_policies_know_their_arm(folder: Path, store: str) -> None:
+    state = SweepState.open(sweep(folder, store))
     arms = tuple(state.arms().items())
     rates = [Pretended(state.checkpoint_uri(arm_id, 9), arms, 9).rate() for arm_id, _ in arms]
     assert rates == sorted(rates, reverse=True)
