@@ -16,6 +16,7 @@ from orchestrator.data import stream
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import choose
+from orchestrator.desk import desk
 from orchestrator.loop import ArmJob, train
 from orchestrator.sections import Train
 from orchestrator.storage import open_storage
@@ -92,6 +93,25 @@ def test_every_report_says_what_was_spent_since_the_last_and_no_checkpoint_does(
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
+def test_a_run_that_is_paused_at_any_step_goes_on_as_if_it_had_not_been(lift_store: Path, tmp_path: Path) -> None:
+    whole, paused, stopped = Kept(tmp_path / "whole"), Kept(tmp_path / "paused"), Kept(tmp_path / "stopped")
+    for kept in (whole, paused, stopped):
+        kept.folder.mkdir()
+    train(job(lift_store), 0, 1, None, whole)
+    steps = iter(["", "", "", "pause"])
+    train(job(lift_store), 0, 1, None, paused, asked=lambda: next(steps))
+    assert paused.reports[-1][0] == 4
+    train(job(lift_store), 0, 1, paused.folder / "step_000004", paused)
+    ours, theirs = (load_trainer(kept.folder / "step_000006") for kept in (whole, paused))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert fingerprint(whole.folder / "step_000006") == fingerprint(paused.folder / "step_000006")
+    train(job(lift_store), 0, 1, None, stopped, asked=lambda: "stop")
+    assert [step for step, _ in stopped.reports] == [1]
+    assert not any(stopped.folder.iterdir()), "what is not worth going on with is not worth a checkpoint"
+
+
+@pytest.mark.sim
+@pytest.mark.usefixtures("_no_ray")
 def test_a_checkpoint_says_where_it_comes_from(lift_store: Path, tmp_path: Path) -> None:
     kept = Kept(tmp_path)
     train(job(lift_store, steps=3), 0, 1, None, kept)
@@ -121,15 +141,32 @@ def test_the_clips_consumed_are_counted_and_keep_the_asked_ratio(
 
 @pytest.mark.sim
 @pytest.mark.ray
-def test_two_workers_train_one_model_through_ray(lift_store: Path, tmp_path: Path, ray_cluster: None) -> None:
-    """Ray Data streams to both, gloo averages their gradients, the first one's checkpoint is whole."""
-    reported = fit(job(lift_store, workers=2), str(tmp_path), {"CPU": 0.5}, [])
-    assert [metrics["step"] for metrics in reported] == [3, 6]
-    model, card = load(tmp_path / "arm-2-6" / "step_000006")
-    assert card.provenance["step"] == 6
-    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
-    # Continued by the same call, a finished run does nothing and still tells its checkpoints.
-    assert fit(job(lift_store, workers=2), str(tmp_path), {"CPU": 0.5}, []) == reported
+def test_two_workers_train_one_model_through_ray_and_pause_at_one_step(lift_store: Path, tmp_path: Path, ray_cluster: None) -> None:
+    """Ray Data streams to both, gloo averages their gradients, the first one's checkpoint is whole; asked to pause, both end at the same step."""
+    import ray
+
+    asked = job(lift_store, steps=40, workers=2)
+    asked = replace(asked, train=asked.train.model_copy(update={"checkpoint_every": 20}))
+    heard: list[tuple[str, dict[str, Any]]] = []
+
+    def on_news(run: str, news: dict[str, Any]) -> None:
+        heard.append((run, news))
+        if len(heard) == 1:
+            ray.get(handle.ask.remote(run, "pause"))
+
+    with desk(on_news) as handle:
+        ray.get(handle.give.remote(asked.arm_id, asked))
+        paused = fit(asked, str(tmp_path), {"CPU": 0.5}, handle)
+        assert heard[0][0] == asked.arm_id
+        assert 2 <= paused[-1]["step"] < 40, "it went on to the end"
+        ray.get(handle.give.remote(asked.arm_id, asked))  # begun again, nothing is asked of it
+        reported = fit(asked, str(tmp_path), {"CPU": 0.5}, handle)
+        assert [metrics["step"] for metrics in reported][-2:] == [20, 40]
+        model, card = load(tmp_path / asked.arm_id / "step_000040")
+        assert card.provenance["step"] == 40
+        assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+        # Continued by the same call, a finished run does nothing and still tells its checkpoints.
+        assert fit(asked, str(tmp_path), {"CPU": 0.5}, handle) == reported
 
 
 @pytest.mark.sim
@@ -142,8 +179,11 @@ def test_a_damaged_episode_stops_an_arm_by_its_name_without_trying_again(lift_st
     data = (store / victim.key).read_bytes()
     (store / victim.key).write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
     arm = replace(job(store, ratio=0), arm=Arm(1, 0, 0), arm_id="damaged")
-    with pytest.raises(EpisodeError, match=f"^{store}: episode {victim.episode_id} is damaged; restore {victim.key}$"):
-        fit(arm, str(tmp_path / "arms"), {"CPU": 0.5}, [])
+    with (
+        desk(lambda run, news: None) as handle,
+        pytest.raises(EpisodeError, match=f"^{store}: episode {victim.episode_id} is damaged; restore {victim.key}$"),
+    ):
+        fit(arm, str(tmp_path / "arms"), {"CPU": 0.5}, handle, attempts=3)
 
 
 def test_the_learning_rate_warms_up_and_comes_down_to_zero() -> None:
