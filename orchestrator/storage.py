@@ -253,11 +253,11 @@ class Bucket:
         return any(item["Key"] == self._prefix + key for item in page.get("Contents", ()))
 
     def list(self, prefix: str) -> list[str]:
-        keys: list[str] = []
-        token: dict[str, str] = {}
+        keys, token = list[str](), dict[str, str]()
         while True:
             page = self._call("list_objects_v2", Prefix=self._prefix + prefix, **token)
-            keys += [item["Key"].removeprefix(self._prefix) for item in page.get("Contents", ())]
+            found = (item["Key"] for item in page.get("Contents", ()))  # a name that ends in / is another program's empty folder
+            keys += [key.removeprefix(self._prefix) for key in found if not key.endswith("/")]
             if not page.get("IsTruncated"):
                 return sorted(keys)
             token = {"ContinuationToken": page["NextContinuationToken"]}
