@@ -17,7 +17,8 @@ from orchestrator.provenance import CHECKOUT
 
 TITLES = {"trainer": "ray::RayTrainWorker", "policy server": "ray::PolicyServer", "rollout worker": "ray::RolloutWorker"}
 KINDS = ("driver", *TITLES, "storage")
-EVERY_S = 2.0, 14.0
+AT_WORK = TITLES["trainer"], "ray::RolloutWorker.play"
+EVERY_S = 1.0, 10.0
 """Between one kill and the next, drawn evenly."""
 AWAY_S = 1.0, 5.0
 """Until a killed storage server is started again."""
@@ -155,6 +156,7 @@ class Disturbed:
                 if code is not None:
                     self._again(f"exit code {code}")
                 elif self._todo and time.monotonic() > self._next:
+                    self._next = time.monotonic() + self._rng.uniform(*EVERY_S)
                     self._strike()
                 time.sleep(0.1)
             return self.tally
@@ -171,15 +173,16 @@ class Disturbed:
         self._driver.start()
 
     def _strike(self) -> None:
-        """Kill the first of the list that is there to be killed."""
+        """Kill the first of the list that is there to be killed, while the sweep is at work: most of it would meet a start otherwise."""
+        if not any(self._driver.processes(title) for title in AT_WORK):
+            self._next = time.monotonic() + self._rng.uniform(0, 2)
+            return
         for _ in range(len(self._todo)):
             if self._kill(self._todo[0]):
                 self._note(f"killed the {self._todo[0]}")
                 self.tally.kills[self._todo.popleft()] += 1
-                self._next = time.monotonic() + self._rng.uniform(*EVERY_S)
                 return
             self._todo.rotate(-1)
-        self._next = time.monotonic() + self._rng.uniform(0, 2)  # not just as soon as one appears
 
     def _kill(self, kind: str) -> bool:
         """Whether there was one."""

@@ -12,7 +12,7 @@ from bench.seaweed import NoServerError
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim, pytest.mark.weed]
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_kills_of_every_kind_change_nothing(tmp_path: Path, lift_store: Path, s3_environment: Callable[[dict[str, str]], None]) -> None:
     try:
         answers = chaos(tmp_path, lift_store, kills=len(KINDS), seed=0, point=s3_environment)
