@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -18,8 +19,10 @@ from orchestrator.provenance import CHECKOUT
 TITLES = {"trainer": "ray::RayTrainWorker", "policy server": "ray::PolicyServer", "rollout worker": "ray::RolloutWorker"}
 KINDS = ("driver", *TITLES, "storage")
 AT_WORK = TITLES["trainer"], "ray::RolloutWorker.play"
-EVERY_S = 1.0, 10.0
-"""Between one kill and the next, drawn evenly."""
+AFTER_S = 0.0, 10.0
+"""A kill that is due comes so much later, drawn evenly."""
+SPREAD = 10
+"""All are due by the time so many of the twelve scores are told: evenly over the sweep, however fast the machine."""
 AWAY_S = 1.0, 5.0
 """Until a killed storage server is started again."""
 MOST_RESTARTS_PER_KILL = 3
@@ -141,9 +144,10 @@ class Disturbed:
         self._todo = deque(kind for _ in range(-(-kills // len(KINDS))) for kind in rng.sample(KINDS, len(KINDS)))
         while len(self._todo) > kills:
             self._todo.pop()
+        self._kills = kills
         self._most_restarts = 3 + MOST_RESTARTS_PER_KILL * kills
         self._driver = Driver(place, episodes)
-        self._next = time.monotonic() + rng.uniform(*EVERY_S)
+        self._next = time.monotonic() + rng.uniform(*AFTER_S)
         self._back = float("inf")  # when the storage server, away now, is started again
         self.tally = Tally()
 
@@ -156,8 +160,8 @@ class Disturbed:
                     self._back = float("inf")
                 if code is not None:
                     self._again(f"exit code {code}")
-                elif self._todo and time.monotonic() > self._next:
-                    self._next = time.monotonic() + self._rng.uniform(*EVERY_S)
+                elif self._todo and time.monotonic() > self._next and self._due():
+                    self._next = time.monotonic() + self._rng.uniform(*AFTER_S)
                     self._strike()
                 time.sleep(0.1)
             return self.tally
@@ -172,6 +176,11 @@ class Disturbed:
         self._driver.clean()
         self.tally.restarts += 1
         self._driver.start()
+
+    def _due(self) -> bool:
+        """Whether the sweep has come far enough for another kill; a driver tells all scores again that it finds."""
+        told = {*re.findall(r"score (\S+ after \d+ steps)", self._place.log.read_text(errors="replace"))}
+        return len(told) * self._kills >= (self._kills - len(self._todo)) * SPREAD
 
     def _strike(self) -> None:
         """Kill the first of the list that is there to be killed, while the sweep is at work: most of it would meet a start otherwise."""
