@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEBIAN := python3-venv libegl1 libopengl0 libgl1 libgl1-mesa-dri libglib2.0-0
 LIBRARIES := libEGL.so.1 libOpenGL.so.0 libGL.so.1 libgthread-2.0.so.0
 
-.PHONY: demo test check setup debian libero bench soak lock clean
+.PHONY: demo test check setup debian libero bench soak chaos lock clean
 .DELETE_ON_ERROR:
 
 demo: setup  ## collect demonstrations, run jobs/quickstart.yaml, print the curve
@@ -29,6 +29,9 @@ bench: setup  ## measure again and refresh bench/README.md
 
 soak: setup  ## 5,000 episodes: do memory and open files stay flat?
 	$(BIN)/python -m bench.soak
+
+chaos: setup  ## 30 random kills during a sweep: is anything lost or counted twice?
+	$(BIN)/python -m bench.chaos
 
 setup: .venv/ready
 

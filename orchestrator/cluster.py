@@ -5,6 +5,7 @@ import os
 import sys
 
 from orchestrator.provenance import CHECKOUT
+from orchestrator.storage import PATIENCE
 
 # Read by Ray when it is imported or a process starts, so they are set before.
 ENVIRONMENT = {
@@ -30,12 +31,14 @@ def connect() -> None:
         return
     # On this machine the workers import the checkout the driver runs from, whatever its working directory.
     checkout = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH", "")]))
+    # Whoever starts Ray has been answered by the storage, so its workers wait for one that is away even if it never answered them.
+    variables = {"PYTHONPATH": checkout, "PYTHONWARNINGS": "ignore", PATIENCE: "1"}
     ray.init(
         address=os.environ.get("RAY_ADDRESS"),
         namespace="demoscale",
         log_to_driver="DEMOSCALE_RAY_LOGS" in os.environ,
         logging_level=logging.ERROR,
-        runtime_env={"env_vars": {"PYTHONPATH": checkout, "PYTHONWARNINGS": "ignore"}},
+        runtime_env={"env_vars": variables},
     )
 
 

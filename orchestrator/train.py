@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from orchestrator.cost import SPENT
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.desk import Wish
 from orchestrator.loop import ArmJob, train
+from orchestrator.storage import StorageError, open_storage
 
 
 def _worker_loop(config: dict[str, Any]) -> None:
@@ -84,8 +85,8 @@ def sharded(device: Any) -> Any:
 def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attempts: int = 1) -> list[dict[str, Any]]:
     """Train the arm with Ray Train into `folder`/<arm id>; continues there if it was interrupted, and tells the `desk` what its workers report.
 
-    Returns what was reported with each of its checkpoints, those of earlier runs too. Workers that fail are started again from the last
-    checkpoint, `attempts` times in all; then it raises, or at once where trying again would not help.
+    Returns what was reported with each of its checkpoints, those of earlier runs too. What fails is started again from the last checkpoint,
+    `attempts` times in all; then it raises, or at once where trying again would not help.
     """
     import ray
     import ray.train
@@ -108,10 +109,12 @@ def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attemp
     for attempt in range(1, attempts + 1):
         try:
             return [metrics for _, metrics in trainer.fit().best_checkpoints or ()]
-        except ray.train.WorkerGroupError as error:
+        except (ray.train.WorkerGroupError, ray.train.ControllerError, ray.exceptions.RayError, OSError) as error:
             _raise_what_trying_again_would_not_mend(str(error))
             if attempt == attempts:
                 raise
+            with suppress(StorageError):
+                open_storage(folder).exists(job.arm_id)  # answers when a storage that was away is there again
     raise AssertionError("unreachable")
 
 

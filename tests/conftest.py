@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("libero") and (missing := missing_libero()):
             item.add_marker(pytest.mark.skip(reason=missing))
     slow = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: (item.path.name != "test_e2e.py", item.path not in slow))
+    items.sort(key=lambda item: (item.path.name not in ("test_chaos.py", "test_e2e.py"), item.path not in slow))
 
 
 def missing_libero() -> str:

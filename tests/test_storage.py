@@ -73,6 +73,17 @@ def test_list_names_every_key_below_a_prefix_and_no_other(storage: Storage) -> N
     assert storage.list("") == ["a/1", "a/2", "a/sub/3", "b/4"]
 
 
+def test_folders_that_other_programs_make_are_no_objects(storage: Storage) -> None:
+    """Ray Train writes checkpoints through pyarrow, which makes folders; on S3 a folder is an empty object whose key ends in a slash."""
+    from pyarrow.fs import FileSystem
+
+    system, path = FileSystem.from_uri(storage.uri)
+    system.create_dir(f"{path}/step_000006/weights")
+    storage.put("step_000006/weights/model", b"data")
+    assert storage.list("") == storage.list("step_000006/") == ["step_000006/weights/model"]
+    assert open_storage(f"{storage.uri}/step_000006").list("") == ["weights/model"]
+
+
 def test_list_has_no_end(storage: Storage) -> None:
     keys = [f"many/{i:04d}" for i in range(1001)]  # an S3 server names at most 1000 at a time
     with ThreadPoolExecutor(16) as pool:

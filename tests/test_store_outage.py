@@ -13,7 +13,7 @@ from bench.seaweed import running
 from conftest import BUCKET
 from fault_proxy import FaultProxy
 from orchestrator.data.store import commit, latest_version, load_manifest, put_episode
-from orchestrator.storage import OUTAGE_S, Storage, StorageError, check_conditional_writes, open_storage
+from orchestrator.storage import OUTAGE_S, PATIENCE, Storage, StorageError, check_conditional_writes, open_storage
 from test_episodes import CONTRACT, episode
 
 Point = Callable[[dict[str, str]], None]
@@ -49,6 +49,17 @@ def test_a_server_that_never_answered_is_told_within_seconds(proxy: FaultProxy, 
     with pytest.raises(StorageError, match=r"the server 127\.0\.0\.1:\d+ (is overloaded or failing|cannot be reached)"):
         bucket.get("key")
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("fault", ["SlowDown", "unanswered"])
+def test_a_process_begun_by_one_that_was_answered_waits_for_its_first_answer(
+    proxy: FaultProxy, bucket: Storage, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda backoff, context: 0)
+    monkeypatch.setenv(PATIENCE, "1")
+    proxy.will(*[fault] * 10)
+    bucket.put("key", b"data")
+    assert bucket.get("key") == b"data"
 
 
 @pytest.mark.usefixtures("s3")

@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,3 +194,25 @@ def test_the_learning_rate_warms_up_and_comes_down_to_zero() -> None:
     assert factors[-1] < 0.001
     assert learning_rate_factor(0, Recipe(warmup_steps=0), 100) == 1
     assert learning_rate_factor(99, Recipe(schedule="constant"), 100) == 1
+
+
+def test_a_controller_or_a_storage_that_fails_is_no_reason_to_give_an_arm_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.train
+    import ray.train.torch
+    from ray.exceptions import ActorDiedError
+
+    failures = [ray.train.ControllerError(OSError("it is away")), ActorDiedError(), OSError("it is away"), None]
+
+    class Trainer:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def fit(self) -> Any:
+            if failure := failures.pop(0):
+                raise failure
+            return SimpleNamespace(best_checkpoints=[(None, {"step": 6})])
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
+    assert fit(job(tmp_path), str(tmp_path), {"CPU": 0.5}, [], attempts=4) == [{"step": 6}]
+    failures += [OSError("it is away")] * 2
+    with pytest.raises(OSError, match="it is away"):
+        fit(job(tmp_path), str(tmp_path), {"CPU": 0.5}, [], attempts=2)

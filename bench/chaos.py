@@ -1,0 +1,127 @@
+"""What does a sweep lose when its processes are killed at random? Nothing may be lost, nothing counted twice, and the curve stays the same.
+
+    python -m bench.chaos                 30 kills; about a quarter of an hour on two cores
+    python -m bench.chaos --quick         five, one of each kind
+
+Six short arms trained by Ray Train and played in robosuite, everything kept in SeaweedFS: first undisturbed, then again while `kill -9` meets the
+driver, a training worker, the policy server, a rollout worker or the storage server, at moments drawn from a seed. A driver that is gone is
+started again with the same command until it ends well; the storage server comes back after a few seconds. Exit code 1 if anything differs.
+"""
+
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.disturbed import KINDS, Disturbed, Place, undisturbed
+from bench.seaweed import running
+from orchestrator.provenance import CHECKOUT
+
+
+def rows(place: Place, sealed: bool) -> Iterator[dict[str, Any]]:
+    """Every finished episode of the sealed ledgers, or of the parts they were made from, without who played it, when and how fast."""
+    import pyarrow.parquet as pq
+
+    from orchestrator.storage import open_storage
+
+    storage = open_storage(place.storage)
+    for key in storage.list("outcomes/"):
+        if key.endswith(".parquet") and (key.count("/") == 2) == sealed:
+            for row in pq.read_table(io.BytesIO(storage.get(key))).to_pylist():
+                if row["result"] != "error":
+                    yield {name: value for name, value in row.items() if name not in ("worker", "recorded") and not name.endswith("_s")}
+
+
+def checkpoints(place: Place) -> dict[tuple[str, int], str]:
+    """Fingerprints of what was trained, by arm and step."""
+    from orchestrator.state import SweepState
+
+    state = SweepState.named("chaos", place.storage)
+    return {(arm.name, step): told["checkpoint"] for arm_id, arm in state.arms().items() for step, told in state.checkpoints(arm_id).items()}
+
+
+def points(place: Place) -> list[dict[str, Any]]:
+    """Of the curve, as the command prints it."""
+    command = [sys.executable, "-m", "orchestrator", "curve", "chaos", "--storage", place.storage, "--mlflow", place.mlflow, "--json"]
+    answer: dict[str, Any] = json.loads(subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, check=True).stdout)
+    found: list[dict[str, Any]] = answer["points"]
+    return found
+
+
+def compared(calm: Place, wild: Place) -> dict[str, Any]:
+    """What became of a disturbed sweep, held against an undisturbed one."""
+
+    def episode(row: dict[str, Any]) -> tuple[str, str, str]:
+        return row["checkpoint"], row["protocol"], row["episode"]
+
+    expected = {episode(row): row for row in rows(calm, sealed=True)}
+    counted, recorded = [*rows(wild, sealed=True)], [*rows(wild, sealed=False)]
+    return {
+        "episodes": len(expected),
+        "lost": len(expected.keys() - {*map(episode, counted)}),
+        "double_counted": len(counted) - len({*map(episode, counted)}),
+        "recorded_twice": len(recorded) - len({*map(episode, recorded)}),
+        "different": sum(row != expected.get(episode(row)) for row in (*counted, *recorded)),
+        "equal_checkpoints": checkpoints(calm) == checkpoints(wild),
+        "equal_curve": points(calm) == points(wild),
+    }
+
+
+def chaos(folder: Path, episodes: Path, kills: int, seed: int, point: Callable[[dict[str, str]], None] = os.environ.update) -> dict[str, Any]:
+    """Both runs, and what they came to. `episodes`: a store with six or more of Lift; `point` sets variables that lead to an S3 server."""
+    began = time.monotonic()
+    calm, wild = Place("calm", folder), Place("wild", folder)
+    (folder / "seaweed").mkdir()
+    with running(folder / "seaweed") as server:
+        point(server.variables)
+        undisturbed(calm, episodes)
+        disturbed = time.monotonic()
+        tally = Disturbed(wild, episodes, server, kills, random.Random(seed)).run()
+        ended = time.monotonic()
+        return {
+            "arms": len({arm for arm, _ in checkpoints(calm)}),
+            "kills": sum(tally.kills.values()),
+            "kills_by_kind": {kind: tally.kills[kind] for kind in KINDS},
+            "restarts": tally.restarts,
+            **compared(calm, wild),
+            "undisturbed_s": round(disturbed - began),
+            "disturbed_s": round(ended - disturbed),
+            "wall_s": round(time.monotonic() - began),
+        }
+
+
+def harmless(answers: dict[str, Any]) -> bool:
+    """Whether nothing came of it."""
+    wrong = [answers[name] for name in ("lost", "double_counted", "different")]
+    return not any(wrong) and answers["equal_checkpoints"] and answers["equal_curve"] and answers["episodes"] > 0
+
+
+@click.command()
+@click.option("--kills", default=30, show_default=True, help="How many processes to kill.")
+@click.option("--quick", is_flag=True, help="A short look: five kills.")
+@click.option("--seed", default=0, show_default=True, help="Of what is killed, and when.")
+def main(kills: int, quick: bool, seed: int) -> None:
+    """Print what was killed and what it came to and, last, one line of JSON."""
+    kills = len(KINDS) if quick else kills
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        store = Path(folder, "lift")
+        collect = [sys.executable, "-m", "jobs.collect", "--task", "Lift", "--episodes", "6", "--store", str(store)]
+        subprocess.run(collect, cwd=CHECKOUT, stdout=subprocess.DEVNULL, check=True)
+        answers = chaos(Path(folder), store, kills, seed)
+    shown = {**answers.pop("kills_by_kind"), **answers}
+    print("\n".join(f"{name.replace('_', ' '):<24}{value}" for name, value in shown.items()) + "\n")
+    print(json.dumps({"bench": "chaos", **answers, "kills_by_kind": {kind: shown[kind] for kind in KINDS}, "seed": seed, "quick": quick}))
+    sys.exit(not harmless(answers))
+
+
+if __name__ == "__main__":
+    main()
