@@ -46,7 +46,9 @@ class Pulse:
     def _beat(self) -> None:
         shared = written = float("-inf")
         while not self._closing.wait(BEAT_S):
-            if self._run.interrupted:
+            if self._run.evaluation.scorer.failed:
+                self._run.end("scoring failed")
+            elif self._run.interrupted:
                 self._run.end("stopped")
             elif reached := exceeded(self._run.state.sweep.budget, self._run.spending):
                 self._run.end(reached)

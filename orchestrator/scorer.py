@@ -102,6 +102,10 @@ class Scorer:
         if self._failure:
             raise self._failure
 
+    @property
+    def failed(self) -> bool:
+        return self._failure is not None
+
     def close(self) -> None:
         """Stop at once; what was not finished is found missing by the next run."""
         self._closing = True

@@ -14,6 +14,7 @@ from orchestrator.desk import desk
 from orchestrator.evaluate import Evaluation, Players, players
 from orchestrator.ledger import Ledger, Portraits
 from orchestrator.placement import Placement
+from orchestrator.plan import planned_arms
 from orchestrator.pulse import Pulse
 from orchestrator.score import Score
 from orchestrator.search import Listed, Proposals, Proposed, StoppingRule
@@ -78,7 +79,7 @@ class SweepRun:
         if scored := sum(len(arm.scores) for arm in self.board.arms.values()):
             self.say(f"already scored, not played again: {scored} checkpoints")
         connect()
-        placement = Placement.fit(resources(), sweep.train.workers, sweep.rollout_actors, len(self.board.arms) or 10**6)
+        placement = Placement.fit(resources(), sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)))
         portraits = Portraits(self.state.storage, self.state.simulation)
         playing = self._players(self.state, placement, portraits)
         self.evaluation = Evaluation(self.state, self.board, self._views, self.spending, playing, self._on_score, self._rule.decides, self.say)
@@ -154,6 +155,8 @@ class SweepRun:
             if arm.failure:
                 yield f"{arm.name}: {arm.failure}"
                 continue
+            if arm.stopped is None and arm.steps not in arm.scores and not self._retry_failed:
+                yield f"{arm.name}: its last checkpoint has no score ({arm.state}, {arm.step} of {arm.steps} steps); run again to go on"
             for shift, score in {"": arm.scores.get(arm.steps), **arm.shifted}.items():
                 if score and not score.complete:
                     causes = "; ".join(sorted({cause.partition(": ")[2] for cause in score.causes}))

@@ -80,21 +80,29 @@ class Training:
         with self._lock:
             if self._ending or len(self.running) >= self.slots:
                 return None
-            job = self._ready.popleft() if self._ready else self._next_job()
+            job = self._next_ready() or self._next_job()
             if job is None:
                 return None
+            ray.get(self.desk.give.remote(job.arm_id, job))  # before anybody can ask it to end
             self.running[job.arm_id] = job
-        ray.get(self.desk.give.remote(job.arm_id, job))
-        return job.arm_id
+            return job.arm_id
 
     @property
     def finished(self) -> bool:
         with self._lock:
             nothing_left = self._ending or (self._exhausted and not self._ready and not self._sharing)
-            return self._broken is not None or (nothing_left and not self.running)
+            return nothing_left and not self.running
 
     def died(self, run: str) -> None:
         self._failed(run, "its trial's process died again and again")
+
+    def _next_ready(self) -> ArmJob | None:
+        """An arm whose video model is trained, unless the search has given it up meanwhile."""
+        while self._ready:
+            job = self._ready.popleft()
+            if self._board.arms[job.arm_id].stopped is None:
+                return job
+        return None
 
     def _next_job(self) -> ArmJob | None:
         """The next proposed arm's training, or that of the video model it needs first; arms that need the same one wait for it."""
@@ -147,8 +155,9 @@ class Training:
                     self._trained(run, news["trained"])
                 else:
                     self._reported(run, news)
-        except BaseException as error:  # Tune's loop, which asks whether all is finished, ends and raises it
+        except BaseException as error:  # raised by `check` once the other runs have saved their state
             self._broken = error
+            self.pause()
 
     def _trained(self, run: str, checkpoints: list[dict[str, Any]]) -> None:
         known = self._state.checkpoints(run)
