@@ -87,7 +87,13 @@ class Driver:
 
     def processes(self, title: str = "") -> list[psutil.Process]:
         """Of its session, by the title that Ray gave them; zombies do not count."""
-        return [process for process in _session(self._process.pid) if title in " ".join(process.cmdline())]
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, ProcessLookupError):
+                ours = os.getsid(process.pid) == self._process.pid and process.status() != psutil.STATUS_ZOMBIE
+                if ours and title in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def kill(self) -> None:
         """The command alone."""
@@ -97,21 +103,12 @@ class Driver:
     def clean(self) -> None:
         """Nothing of it is left: what does not go by itself once the command is gone is killed."""
         deadline = time.monotonic() + 5
-        while left := _session(self._process.pid):
+        while left := self.processes():
             if time.monotonic() > deadline:
                 for process in left:
                     with suppress(psutil.NoSuchProcess):
                         process.kill()
             time.sleep(0.2)
-
-
-def _session(leader: int) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, ProcessLookupError):
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
 
 
 @dataclass
@@ -207,7 +204,8 @@ class Disturbed:
             processes = self._driver.processes(TITLES[kind])
             if not processes:
                 return False
-            self._rng.choice(processes).kill()
+            with suppress(psutil.NoSuchProcess):
+                self._rng.choice(processes).kill()
         return True
 
     def _note(self, line: str) -> None:
