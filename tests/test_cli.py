@@ -1,12 +1,17 @@
 """The command line: quick to answer, one clear message for each mistake, exit codes that mean something."""
 
+import os
 import re
+import signal
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from conftest import CHECKOUT, run
+from orchestrator.cli import _ctrl_c
 
 HEAVY = ("torch", "ray", "mlflow", "diffusers", "robosuite", "mujoco")
 
@@ -82,3 +87,14 @@ def test_the_pinned_packages_are_the_installed_ones() -> None:
         name, _, wanted = line.partition("==")
         if wanted:
             assert version(name).split("+")[0] == wanted, name
+
+
+def test_ctrl_c_once_asks_the_sweep_to_end_and_twice_ends_it() -> None:
+    sweep_run = SimpleNamespace(interrupted=False)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), _ctrl_c(sweep_run):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert sweep_run.interrupted
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -17,6 +17,7 @@ import pytest
 
 from bench.pretend import Pretended, fit_in, players, success_rate
 from conftest import CHECKOUT
+from orchestrator.cli_status import _now, _summary
 from orchestrator.cost import Spending
 from orchestrator.data.store import commit, put_episode
 from orchestrator.spec import Sweep
@@ -191,9 +192,13 @@ def test_a_sweep_that_is_asked_to_end_saves_its_state_and_goes_on_later(folder: 
     asked = sweep(folder, store, train={"steps": 200, "checkpoint_every": 50})
     first = Run(asked, fit_in(0.05))
 
+    seen: list[dict[str, Any]] = []
+
     def interrupt() -> None:
-        while not any(arm.step for arm in first.run.board.arms.values()):
+        live = folder / "live" / f"{folder.name}.json"
+        while not live.exists() or not any(arm["step"] for arm in json.loads(live.read_text())["arms"]):
             time.sleep(0.1)
+        seen.append(_now(first.run.state))
         first.run.interrupted = True
 
     thread = threading.Thread(target=interrupt)
@@ -202,9 +207,14 @@ def test_a_sweep_that_is_asked_to_end_saves_its_state_and_goes_on_later(folder: 
         first()
     thread.join()
     assert "scored" not in first.states.values()
+    assert seen[0]["running"], "an onlooker sees it at work"
+    told = _summary(seen[0])
+    assert f"process {os.getpid()}" in told
+    assert f"{len(seen[0]['training'])} training runs, 64 simulators, " in told
     live = json.loads((folder / "live" / f"{folder.name}.json").read_text())
     assert live["over"]
     assert live["ending"] == "stopped"
+    assert not _now(first.run.state)["running"]
     assert set(Run(asked, fit_in(0.001))().states.values()) == {"scored"}
 
 
