@@ -1,7 +1,7 @@
 """What does a sweep lose when its processes are killed at random? Nothing may be lost, nothing counted twice, and the curve stays the same.
 
-    python -m bench.chaos                 30 kills; about a quarter of an hour on two cores
-    python -m bench.chaos --quick         five, one of each kind
+    python -m bench.chaos                 30 kills; half an hour on two busy cores
+    python -m bench.chaos --quick         five, one of each kind; a quarter of an hour there
 
 Six short arms trained by Ray Train and played in robosuite, everything kept in SeaweedFS: first undisturbed, then again while `kill -9` meets the
 driver, a training worker, the policy server, a rollout worker or the storage server, at moments drawn from a seed. A driver that is gone is
