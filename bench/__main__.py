@@ -9,7 +9,22 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-BENCHES = ["loop", "data", "train_step", "replan", "sizes", "control_step", "rollout", "ceiling", "faults", "soak", "ledger", "search", "stall", "chaos"]
+BENCHES = [
+    "loop",
+    "data",
+    "train_step",
+    "replan",
+    "sizes",
+    "control_step",
+    "rollout",
+    "ceiling",
+    "faults",
+    "soak",
+    "ledger",
+    "search",
+    "stall",
+    "chaos",
+]
 HEAD = """# Benches
 
 One script per claim about speed. Each prints a table and, last, one line of JSON; `--quick` is a short look. `make bench` runs them all and
