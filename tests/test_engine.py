@@ -210,7 +210,7 @@ def test_a_sweep_that_is_asked_to_end_saves_its_state_and_goes_on_later(folder: 
     assert seen[0]["running"], "an onlooker sees it at work"
     told = _summary(seen[0])
     assert f"process {os.getpid()}" in told
-    assert f"{len(seen[0]['training'])} training runs, 64 simulators, " in told
+    assert f"{len(seen[0]['training'])} training runs, {seen[0]['workers']} simulators, " in told
     live = json.loads((folder / "live" / f"{folder.name}.json").read_text())
     assert live["over"]
     assert live["ending"] == "stopped"
