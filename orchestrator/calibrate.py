@@ -71,9 +71,7 @@ def calibrate(sweep: Sweep, say: Say, part_s: float = PART_S) -> Calibration:
                 kept_clips = process.submit(_kept_clips, Path(folder) / KEPT, sweep.train.feature_cache_mb).result()
         with _a_process() as process:
             say(f"simulation: {sweep.suite.tasks[0]}")
-            preset = policy_config(sweep.policy.preset)
-            execute = preset.ladder[sweep.suite.rung or preset.rung].execute
-            simulated = process.submit(_simulating, sweep.suite.tasks[0], manifest.contract, sweep.suite.gl, execute, part_s).result()
+            simulated = process.submit(_simulating, sweep.suite.tasks[0], manifest.contract, sweep.suite.gl, sweep.sampler.execute, part_s).result()
     assert start is not None
     measured_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
     calibration = Calibration(this_machine(), measured_at, process_s, start, steps, kept_clips, answers, **simulated)
@@ -95,7 +93,7 @@ def _jobs(sweep: Sweep, manifest: Manifest, version: int) -> dict[str, ArmJob]:
     short = recipe.model_copy(
         update={"steps": FIRST_STEPS + STEPS, "checkpoint_every": FIRST_STEPS, "batch_size": recipe.batch_size // recipe.workers, "workers": 1}
     )
-    arm = Arm(sweep.data.most_demos, sweep.data.highest_ratio, sweep.seeds[0])
+    arm = sweep.largest()
     config, data = policy_config(sweep.policy.preset), sweep.data
     job = ArmJob(
         arm,

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from orchestrator.notes import read_notes
 from orchestrator.sections import Budget, Prices
 from orchestrator.storage import Storage, StorageError
 from sim_workers.rollout import Outcome
@@ -193,9 +194,7 @@ class Spending:
     @staticmethod
     def read(storage: Storage, sweep_name: str) -> Spent:
         """All accounts of a sweep as the storage has them: for onlookers."""
-        prefix = _prefix(sweep_name)
-        keys = {key.removeprefix(prefix).removesuffix(".json"): key for key in storage.list(prefix)}
-        return Spent({run_id: RunCost.from_json(json.loads(storage.get(key))) for run_id, key in keys.items()})
+        return Spent({run_id: RunCost.from_json(told) for run_id, told in read_notes(storage, _prefix(sweep_name)).items()})
 
     def add(self, arm_id: str, cost: Cost) -> None:
         """Put it on the arm's account."""

@@ -18,7 +18,6 @@ from orchestrator.sections import Budget, Prices
 from orchestrator.spec import Sweep, SweepError
 from orchestrator.storage import open_storage
 from policy.config import SamplerConfig
-from policy.presets import policy_config
 
 Bound = Literal["low", "high"]
 
@@ -126,11 +125,9 @@ def estimate(sweep: Sweep, calibration: Calibration) -> Estimate:
         where = f"{at_once} {'arm' if at_once == 1 else 'arms'} at once"
     except SweepError as error:
         where = f"not on this machine: {'; '.join(error.problems)}"
-    preset = policy_config(sweep.policy.preset)
-    sampler = preset.ladder[sweep.suite.rung or preset.rung]
     costs, walls = {}, {}
     for bound in BOUNDS:
-        played, play_s = _playing(sweep, work, calibration, sampler, len(manifest.contract.cameras), bound)
+        played, play_s = _playing(sweep, work, calibration, sweep.sampler, len(manifest.contract.cameras), bound)
         if bound == "high":
             played = _crowded(played, max(1.0, processes / machine.cores), bool(machine.gpus))
         costs[bound] = added([played, *(_training(sweep, training, calibration, bound)[0] for training in (*work.videos, *work.arms))])
@@ -181,11 +178,11 @@ def work_of(sweep: Sweep, manifest: Manifest) -> Work:
         trainings.append(training(sweep.train.objective if ours else arm.kind, sweep.train.steps, fewest, episodes))
     video_steps = sweep.train.video_steps or sweep.train.steps
     videos = [training("video", video_steps, video_steps, episodes) for episodes in planned_videos(sweep, manifest)]
-    listed, shifts, rollouts = sweep.suite.episodes * len(sweep.suite.tasks), len(sweep.suite.shifts), dict[Bound, int]()
+    shifts, rollouts = len(sweep.suite.shifts), dict[Bound, int]()
     for bound in BOUNDS:
         ends = [each.steps_at(bound) for each in trainings]
         scored = sum(step <= end for end in ends for step in sweep.checkpoint_steps())
-        rollouts[bound] = listed * (scored + shifts * sum(end == sweep.train.steps for end in ends))
+        rollouts[bound] = sweep.suite.listed * (scored + shifts * sum(end == sweep.train.steps for end in ends))
     shown = np.concatenate([manifest.tasks[task] for task in sweep.suite.tasks])
     quickest = int(np.quantile(lengths[shown[manifest.labelled[shown]]], 0.1)) + sweep.suite.settle
     control_steps: dict[Bound, int] = {"low": min(sweep.suite.horizon, quickest), "high": sweep.suite.horizon}

@@ -96,7 +96,7 @@ class Evaluation:
             self._spending.add(job.arm_id, of_outcome(outcome, self._cameras))
         if job.suite.shift == "nominal":
             with self._board.lock:
-                self._board.arms[job.arm_id].scoring[job.step] = done, len(job.suite.tasks) * job.suite.episodes
+                self._board.arms[job.arm_id].scoring[job.step] = done, self._state.sweep.suite.listed
 
     def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
         arm, shift = self._board.arms[job.arm_id], job.suite.shift

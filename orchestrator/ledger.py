@@ -30,6 +30,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.notes import read_notes
 from orchestrator.provenance import digest
 from orchestrator.storage import NoObject, Storage, StorageError
 from sim_workers.rollout import Outcome
@@ -171,7 +172,7 @@ class Portraits:
 
     def all(self) -> dict[str, dict[str, str]]:
         """Every portrait that is kept, by its key's last part."""
-        return {key.removeprefix(self._prefix).removesuffix(".json"): json.loads(self._storage.get(key)) for key in self._storage.list(self._prefix)}
+        return read_notes(self._storage, self._prefix)
 
     def _key(self, scene: Scene) -> str:
         world = "" if scene.shift == "nominal" else f"-{scene.shift}{scene.variant}"

@@ -52,14 +52,14 @@ class Plan:
 def planned_arms(sweep: Sweep) -> list[Arm]:
     """All of them. A search proposes its arms later: until then all count as the largest."""
     trials = (sweep.search.optuna or Optuna(trials=1)).trials
-    return sweep.grid() or [Arm(sweep.data.most_demos, sweep.data.highest_ratio, sweep.seeds[0])] * trials
+    return sweep.grid() or [sweep.largest()] * trials
 
 
 def planned_videos(sweep: Sweep, manifest: Manifest) -> list[frozenset[str]]:
     """The episodes of every stage-1 training; those that arms share are there once."""
     if sweep.train.mode != "two_stage":
         return []
-    largest = [Arm(sweep.data.most_demos, sweep.data.highest_ratio, seed) for seed in sweep.seeds]
+    largest = [sweep.largest(seed) for seed in sweep.seeds]
     arms = largest if sweep.train.videos == "sweep" else [arm for arm in planned_arms(sweep) if arm.kind == "video_action"]
     trained: dict[tuple[int, frozenset[str]], None] = {}  # in the order of the arms
     for arm in dict.fromkeys(arms):
@@ -89,7 +89,7 @@ def make_plan(sweep: Sweep) -> Plan:
     video_models = len(planned_videos(sweep, manifest))
     steps = len(arms) * sweep.train.steps + video_models * (sweep.train.video_steps or sweep.train.steps)
     checkpoints = len(arms) * len(sweep.checkpoint_steps())
-    rollouts = (checkpoints + len(arms) * len(sweep.suite.shifts)) * sweep.suite.episodes * len(sweep.suite.tasks)
+    rollouts = (checkpoints + len(arms) * len(sweep.suite.shifts)) * sweep.suite.listed
     return Plan(
         arms=len(arms),
         checkpoints=checkpoints,

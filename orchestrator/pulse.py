@@ -103,7 +103,7 @@ class Pulse:
     def _todo(self) -> tuple[int, int]:
         """Optimiser steps and episodes that are left."""
         sweep, board = self._run.state.sweep, self._run.board
-        listed = len(sweep.checkpoint_steps()) * sweep.suite.episodes * len(sweep.suite.tasks)
+        listed = len(sweep.checkpoint_steps()) * sweep.suite.listed
         with board.lock:
             going_on = [arm for arm in board.arms.values() if arm.stopped is None and not arm.failure]
             played = (sum(done for done, _ in arm.scoring.values()) for arm in going_on)

@@ -170,6 +170,11 @@ class SuiteChoice(Section):
     rung: Literal["", "faithful", "unguided", "truncated", "one_pass"] = ""
     """How a look becomes actions, from 30 joint denoising steps with guidance down to one video pass; empty: the preset's own."""
 
+    @property
+    def listed(self) -> int:
+        """Episodes that a score is made of."""
+        return self.episodes * len(self.tasks)
+
 
 class Asha(Section):
     """Asynchronous successive halving (Li et al. 2020)."""

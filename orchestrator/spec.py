@@ -16,7 +16,8 @@ from orchestrator.data.subset import SubsetError, choose
 from orchestrator.provenance import digest, weights_label
 from orchestrator.sections import Budget, Data, PolicyChoice, Prices, Range, Search, Section, SuiteChoice, Train, distinct
 from orchestrator.storage import StorageError, open_storage
-from policy.presets import weights_source
+from policy.config import SamplerConfig
+from policy.presets import policy_config, weights_source
 from sim_workers.backends import refusal, unfit
 from sim_workers.suite import Rules, Suite
 
@@ -112,9 +113,14 @@ class Sweep(Section):
         assert isinstance(self.data.action_free_ratio, tuple)
         return expand(self.data.demo_count, self.data.action_free_ratio, self.seeds, self.policy.baselines)
 
-    def largest(self) -> Arm:
-        """The arm whose episodes contain every other's, of the first seed."""
-        return Arm(self.data.most_demos, self.data.highest_ratio, self.seeds[0])
+    def largest(self, seed: int | None = None) -> Arm:
+        """The arm whose episodes contain every other's of its seed; the first seed if none is named."""
+        return Arm(self.data.most_demos, self.data.highest_ratio, self.seeds[0] if seed is None else seed)
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        """How looks become actions where checkpoints are scored."""
+        return policy_config(self.policy.preset).sampler_on(self.suite.rung)
 
     def to_suite(self, shift: str = "nominal") -> Suite:
         return Suite(self.suite.tasks, self.suite.episodes, shift=shift, rules=Rules(self.suite.horizon, self.suite.settle, self.suite.success))

@@ -24,6 +24,7 @@ from orchestrator.data.store import check_all, latest_version, load_manifest
 from orchestrator.data.subset import Subset, SubsetError, choose
 from orchestrator.ledger import Ledger
 from orchestrator.loop import ArmJob
+from orchestrator.notes import read_notes
 from orchestrator.provenance import SCORING_CODE, TRAINING_CODE, code_fingerprint, digest
 from orchestrator.score import Score, protocol_fingerprint
 from orchestrator.spec import Sweep, SweepError
@@ -103,9 +104,7 @@ class SweepState:
 
     def protocol_of(self, shift: str) -> str:
         """Of how the sweep's checkpoints are scored under a shift."""
-        preset = policy_config(self.sweep.policy.preset)
-        sampler = preset.ladder[self.sweep.suite.rung or preset.rung]
-        return protocol_fingerprint(self.sweep.to_suite(shift), self.manifest.contract, sampler, self.sweep.suite.gl)
+        return protocol_fingerprint(self.sweep.to_suite(shift), self.manifest.contract, self.sweep.sampler, self.sweep.suite.gl)
 
     @property
     def simulation(self) -> str:
@@ -127,8 +126,7 @@ class SweepState:
 
     def proposed(self) -> list[Arm]:
         """The arms that a search has proposed, in order."""
-        keys = self.storage.list(f"{self._decisions}/proposed/")
-        return [Arm(**json.loads(self.storage.get(key))) for key in keys]
+        return [Arm(**told) for told in read_notes(self.storage, f"{self._decisions}/proposed/").values()]
 
     def propose(self, arm: Arm, number: int) -> None:
         """Remember a proposal."""
@@ -140,9 +138,7 @@ class SweepState:
 
     def stopped(self) -> dict[str, int]:
         """The arms that the search gave up, and after which step."""
-        prefix = f"{self._decisions}/stopped/"
-        keys = self.storage.list(prefix)
-        return {key.removeprefix(prefix).removesuffix(".json"): json.loads(self.storage.get(key))["step"] for key in keys}
+        return {arm_id: told["step"] for arm_id, told in read_notes(self.storage, f"{self._decisions}/stopped/").items()}
 
     def fail(self, arm_id: str, sentence: str, trace: str) -> str:
         """Remember that the arm's training failed for good; where that is written."""
@@ -152,9 +148,7 @@ class SweepState:
 
     def failures(self) -> dict[str, str]:
         """Arms whose training failed for good, and why, in a sentence."""
-        prefix = f"failures/{self.sweep.name}/"
-        keys = self.storage.list(prefix)
-        return {key.removeprefix(prefix).removesuffix(".json"): json.loads(self.storage.get(key))["sentence"] for key in keys}
+        return {arm_id: told["sentence"] for arm_id, told in read_notes(self.storage, f"failures/{self.sweep.name}/").items()}
 
     def subset(self, arm: Arm) -> Subset:
         """The arm's episodes; SweepError if the version the sweep keeps to has too few."""
@@ -179,7 +173,7 @@ class SweepState:
             objective=sweep.train.objective if with_video else "action",
             weights=sweep.policy.weights,
             labelled_tasks=sweep.data.labelled_tasks,
-            videos_of=replace(sweep.largest(), seed=arm.seed) if sweep.train.videos == "sweep" else None,
+            videos_of=sweep.largest(arm.seed) if sweep.train.videos == "sweep" else None,
         )
 
     def stage_one(self, arm: Arm) -> ArmJob | None:
@@ -198,9 +192,7 @@ class SweepState:
 
     def checkpoints(self, arm_id: str) -> dict[int, dict[str, Any]]:
         """Whole checkpoints of an arm by step: {loss, loss_video, loss_action, checkpoint (fingerprint)}."""
-        prefix = f"checkpoints/{arm_id}/"
-        keys = self.storage.list(prefix)
-        return {int(key.removeprefix(prefix + "step_").removesuffix(".json")): json.loads(self.storage.get(key)) for key in keys}
+        return {int(step): told for step, told in read_notes(self.storage, f"checkpoints/{arm_id}/step_").items()}
 
     def uri(self, key: str) -> str:
         """Of a key of the storage, for those who open files by themselves."""

@@ -202,6 +202,10 @@ class PolicyConfig(_Part):
     def sampler(self) -> SamplerConfig:
         return self.ladder[self.rung]
 
+    def sampler_on(self, rung: str) -> SamplerConfig:
+        """How it acts on a rung of its ladder; one that it does not have, and none, mean its own."""
+        return self.ladder.get(rung, self.sampler)
+
 
 class Recipe(_Part):
     """How weights are moved, whatever they are. The paper: Adam, 1e-5 and 5 times that for the action head, constant, no average, fp16 (method 2)."""

@@ -28,7 +28,7 @@ class TrainedPolicy:
         self._model.to(device)
         self._device = device
         self.contract = card.contract
-        self.sampler = card.config.ladder.get(rung, card.config.sampler)
+        self.sampler = card.config.sampler_on(rung)
         assert card.action_stats  # `load` refuses a video model
         assert card.proprio_stats
         self._actions = Normalizer(card.action_stats, card.config.action_normalization)
