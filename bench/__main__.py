@@ -9,6 +9,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from sim_workers.selftest import processor_name
+
 BENCHES = [
     "loop",
     "data",
@@ -38,7 +40,7 @@ def main() -> None:
     quick = "--quick" in sys.argv[1:]
     packages = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "diffusers", "robosuite", "mujoco"))
     cores = len(os.sched_getaffinity(0))
-    page = HEAD + f"{datetime.date.today()}; {_processor()}, {cores} cores, {_card()}; Python {platform.python_version()}, {packages}.\n"
+    page = HEAD + f"{datetime.date.today()}; {processor_name()}, {cores} cores, {_card()}; Python {platform.python_version()}, {packages}.\n"
     for name in BENCHES:
         done = subprocess.run([sys.executable, "-m", f"bench.{name}", *["--quick"] * quick], stdout=subprocess.PIPE, text=True)
         print(done.stdout, end="", flush=True)
@@ -48,11 +50,6 @@ def main() -> None:
         page += f"\n## {name}\n\n{about}\n\n```\n{done.stdout.strip()}\n```\n"
     if not quick:
         (Path(__file__).parent / "README.md").write_text(page)
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _card() -> str:

@@ -139,9 +139,9 @@ def fit_in(seconds_per_step: float) -> Callable[[ArmJob, str, dict[str, float], 
     def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attempts: int) -> list[dict[str, Any]]:
         import ray
 
-        from orchestrator.train import _asked
+        from orchestrator.train import wishes_of
 
-        asked, reported, every = _asked(desk, job.arm_id, 1), [], job.train.checkpoint_every
+        asked, reported, every = wishes_of(desk, job.arm_id, 1), [], job.train.checkpoint_every
         for step in range(1, job.train.steps + 1):
             time.sleep(seconds_per_step)
             if step % every and step != job.train.steps and not asked():

@@ -1,6 +1,8 @@
 """How far every arm of a sweep is, and the table that shows it."""
 
 import threading
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +18,11 @@ class ArmState:
     arm: Arm
     steps: int
     """Optimiser steps it is to make."""
+    video: str = ""
+    """The training run of the video model its head reads, where that is trained apart."""
     step: int = 0
     video_step: int = 0
-    """Of the video model it waits for, where that is trained apart."""
+    """Of that video model, while the arm waits for it."""
     loss: float | None = None
     scoring: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Checkpoint step -> (episodes with an outcome, episodes listed)."""
@@ -30,6 +34,7 @@ class ArmState:
     failure: str = ""
     """One line, if its training failed for good."""
     cost: Cost = field(default_factory=Cost)
+    """With its part of a video model that several arms share."""
 
     @property
     def name(self) -> str:
@@ -53,6 +58,14 @@ class Board:
         """arms: by arm id, in the order to show them."""
         self.arms = arms
         self.lock = threading.Lock()
+
+    def charge(self, spent: Mapping[str, Cost]) -> None:
+        """Tell every arm what it has cost; `spent`: by training run."""
+        with self.lock:
+            sharing = Counter(arm.video for arm in self.arms.values())
+            for arm_id, arm in self.arms.items():
+                video = spent.get(arm.video, Cost()) / sharing[arm.video] if arm.video else Cost()
+                arm.cost = spent.get(arm_id, Cost()) + video
 
     def lines(self) -> list[dict[str, Any]]:
         """A line per arm, as data; `table` draws them."""

@@ -5,20 +5,19 @@ calibrations/<digest>.json     of policy, training, conventions, suite and machi
 
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from orchestrator.data.store import load_manifest
 from orchestrator.provenance import digest
 from orchestrator.spec import Sweep
 from orchestrator.storage import open_storage
+from sim_workers.selftest import processor_name
 
 NOT_OF_THE_SPEED = {"steps", "video_steps", "videos", "checkpoint_every", "learning_rate", "head_learning_rate", "schedule", "warmup_steps"}
 KEPT = "action, kept"
@@ -116,14 +115,12 @@ class Calibration:
 @lru_cache
 def this_machine() -> Machine:
     """Asks the kernel and the GPU driver's own tool, so that a plan loads no library for it."""
-    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    named = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus: list[str] = []
     if shutil.which("nvidia-smi"):
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
         gpus = re.findall(r"^GPU \d+: (.+?) \(UUID", listed.stdout, re.MULTILINE)
-    return Machine(named[1].strip() if named else platform.processor() or platform.machine(), cores, gpus[0] if gpus else "", len(gpus))
+    return Machine(processor_name(), cores, gpus[0] if gpus else "", len(gpus))
 
 
 def calibration_key(sweep: Sweep, machine: Machine) -> str:

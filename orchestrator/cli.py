@@ -15,14 +15,13 @@ from typing import Any
 
 import click
 
+from orchestrator.cli_common import JSON, STORAGE, print_wide
 from orchestrator.cli_data import data
 from orchestrator.cli_status import status
 from orchestrator.mistakes import answers_mistakes as answers_mistakes
 
 SWEEP_FILE = click.argument("sweep_file", type=click.Path(dir_okay=False))
 SET = click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Override a field, e.g. --set train.steps=200. Repeatable.")
-STORAGE = click.option("--storage", default="runs", show_default=True, help="Folder or s3:// URI the sweep keeps its results in.")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -214,16 +213,9 @@ def _print_curve(answer: Any) -> None:
             f"{p.errors}",
             f"{p.seeds}",
         )
-    _print_table(table)
+    print_wide(table)
     for comparison in answer.comparisons():
         click.echo(str(comparison))
-
-
-def _print_table(table: Any) -> None:
-    """At its own width: a narrow terminal folds the lines, nothing is cut off."""
-    from rich.console import Console
-
-    Console(width=1000, highlight=False).print(table)
 
 
 def _print_places(sweep_run: Any, answer: Any) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli_common import JSON
 from orchestrator.mistakes import answers_mistakes
 
 if TYPE_CHECKING:
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.storage import Storage
 
 SCREEN = 50  # rows shown on a terminal unless somebody asks for more
-SHEET = 60  # episodes on a contact sheet
-SHEET_COLUMNS = 6
+SHEET, SHEET_COLUMNS = 60, 6  # episodes on a contact sheet
 
 
 def _picture(_context: Any, _parameter: Any, value: str | None) -> Path | None:
@@ -97,7 +97,7 @@ def ls(store: str, version: int | None, task: str | None, limit: int | None, as_
 @click.argument("episode", required=False)
 @VERSION
 @click.option("--sheet", callback=_picture, metavar="FILE.png", help=f"Also write a picture of the first frames of up to {SHEET} episodes.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 @answers_mistakes
 def show(store: str, episode: str | None, version: int | None, sheet: Path | None, as_json: bool) -> None:
     """What STORE, a folder or s3:// URI, holds: counts, conventions, tasks, lengths, sources, statistics. Or the same of one EPISODE.

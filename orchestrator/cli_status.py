@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from orchestrator.cli_common import JSON, STORAGE, print_wide
 from orchestrator.mistakes import answers_mistakes
 
 FRESH_S = 30.0
@@ -15,8 +16,8 @@ FRESH_S = 30.0
 
 @click.command()
 @click.argument("name")
-@click.option("--storage", default="runs", show_default=True, help="Folder or s3:// URI the sweep keeps its results in.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@STORAGE
+@JSON
 @click.option("--once", is_flag=True, help="Do not follow a sweep that is running.")
 @click.option("--rebuild", is_flag=True, help="Also tell MLflow everything the storage knows, where it does not know it yet.")
 @answers_mistakes
@@ -28,7 +29,7 @@ def status(name: str, storage: str, as_json: bool, once: bool, rebuild: bool) ->
     demoscale status quickstart --json | jq .arms
     demoscale status quickstart --rebuild      MLflow made anew from the ledger
     """
-    from rich.console import Console, Group
+    from rich.console import Group
     from rich.live import Live
     from rich.text import Text
 
@@ -51,7 +52,7 @@ def status(name: str, storage: str, as_json: bool, once: bool, rebuild: bool) ->
         return Group(table(now["arms"]), Text(_summary(now)))
 
     if once or not now["running"] or not sys.stdout.isatty():
-        return Console(width=1000, highlight=False).print(drawn())
+        return print_wide(drawn())
     with Live(get_renderable=drawn, refresh_per_second=1) as live:
         while now["running"]:
             time.sleep(2)

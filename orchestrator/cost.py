@@ -180,10 +180,11 @@ class Spending:
         self._storage, self._run_id = storage, run_id
         self._key = f"{_prefix(sweep_name)}{run_id}.json"
         self._began, self._monotonic = time.time(), time.monotonic()
-        self._arms: defaultdict[str, Cost] = defaultdict(Cost)
+        self._arms: defaultdict[str, Cost] = defaultdict(Cost)  # by this run
         self._changed, self._closed = False, False
         self._news, self._writing = threading.Condition(), threading.Lock()
-        self._earlier = Spending.read(storage, sweep_name).runs
+        earlier = Spending.read(storage, sweep_name)
+        self._earlier, self._earlier_wall_s, self._total = earlier.by_arm(), earlier.wall_s, earlier.total()
         first = self._encoded(self._run())
         # A repeated request may find the key taken by its own first try.
         if not storage.put_if_absent(self._key, first) and storage.get(self._key) != first:
@@ -200,25 +201,29 @@ class Spending:
         """Put it on the arm's account."""
         with self._news:
             self._arms[arm_id] += cost
+            self._total += cost
             self._changed = True
             self._news.notify_all()
 
-    def spent(self) -> Spent:
-        """By this run up to now, and by all earlier ones."""
-        return Spent(self._earlier | {self._run_id: self._run()})
+    def of(self, arm_id: str) -> Cost:
+        """An arm's, over all runs."""
+        with self._news:
+            return self._earlier.get(arm_id, Cost()) + self._arms.get(arm_id, Cost())
 
     def by_arm(self) -> dict[str, Cost]:
         """By arm id, over all runs."""
-        return self.spent().by_arm()
+        with self._news:
+            return {arm_id: self.of(arm_id) for arm_id in {**self._earlier, **self._arms}}
 
     def total(self) -> Cost:
         """Over all arms and runs."""
-        return self.spent().total()
+        with self._news:
+            return self._total
 
     @property
     def wall_s(self) -> float:
         """On the clock, over all runs."""
-        return self.spent().wall_s
+        return self._earlier_wall_s + self.run_wall_s
 
     @property
     def run_wall_s(self) -> float:
@@ -273,15 +278,20 @@ def _prefix(sweep_name: str) -> str:
     return f"costs/{sweep_name}/"
 
 
+def limits(budget: Budget, cost: Cost, wall_s: float) -> list[tuple[str, float, float, str]]:
+    """Those that are set: the field, the limit, what the cost uses of it, and the unit."""
+    told = (
+        ("max_gpu_hours", budget.max_gpu_hours, cost.gpu_s / 3600, "GPU-hours"),
+        ("max_episodes", budget.max_episodes, cost.episodes, "episodes"),
+        ("max_wall", budget.max_wall, wall_s / 3600, "hours on the clock"),
+    )
+    return [(name, limit, used, unit) for name, limit, used, unit in told if limit is not None]
+
+
 def exceeded(budget: Budget, spending: Spending) -> str:
     """Which limit is reached, as a sentence with the numbers; empty if none is."""
-    spent = spending.total()
-    for name, limit, used, unit in (
-        ("max_gpu_hours", budget.max_gpu_hours, spent.gpu_s / 3600, "GPU-hours"),
-        ("max_episodes", budget.max_episodes, spent.episodes, "episodes"),
-        ("max_wall", budget.max_wall, spending.run_wall_s / 3600, "hours on the clock"),
-    ):
-        if limit is not None and used >= limit:
+    for name, limit, used, unit in limits(budget, spending.total(), spending.run_wall_s):
+        if used >= limit:
             return f"budget.{name} is {_number(limit)} {unit}, and {_number(used)} are spent; the same command goes on with a higher one"
     return ""
 

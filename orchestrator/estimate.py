@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from orchestrator.calibration import KEPT, Calibration, Spread
-from orchestrator.cost import Cost, added, hours, size
+from orchestrator.cost import Cost, added, hours, limits, size
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.order import CLIPS_PER_VISIT, POOL_VISITS
 from orchestrator.data.store import load_manifest
@@ -89,12 +89,9 @@ class Estimate:
     def over_budget(self) -> list[str]:
         """Which limits the sweep will, or may, reach before its end."""
         told, wall_s = [], self.wall_s or (0.0, 0.0)
-        for name, limit, low, high, unit in (
-            ("max_gpu_hours", self.budget.max_gpu_hours, self.low.gpu_s / 3600, self.high.gpu_s / 3600, "GPU-hours"),
-            ("max_episodes", self.budget.max_episodes, self.low.episodes, self.high.episodes, "episodes"),
-            ("max_wall", self.budget.max_wall, wall_s[0] / 3600, wall_s[1] / 3600, "hours on the clock"),
-        ):
-            if limit is not None and high > limit:
+        at_best, at_worst = (limits(self.budget, cost, clock) for cost, clock in zip((self.low, self.high), wall_s, strict=True))
+        for (name, limit, low, unit), (_, _, high, _) in zip(at_best, at_worst, strict=True):
+            if high > limit:
                 will, between = "will" if low > limit else "may", _to(_number(low), _number(high))
                 told.append(f"{name} is {_number(limit)} {unit}, the estimate {between}: the sweep {will} stop before its end")
         return told

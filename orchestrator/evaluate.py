@@ -106,8 +106,8 @@ class Evaluation:
             else:
                 arm.shifted[shift] = score
         self.say(f"score {arm.name} after {job.step} steps{'' if shift == 'nominal' else f', {shift} shifted'}: {score}")
-        for cause in score.causes:
-            self.say(f"quarantined {cause}")
+        for episode, cause in score.causes:
+            self.say(f"quarantined {episode}: {cause}")
         busy_s = self._playing.answered(job.uri).busy_s
         gpus = self._playing.server_gpus
         self._spending.add(job.arm_id, Cost(infer_gpu_s=busy_s * gpus, infer_cpu_s=0.0 if gpus else busy_s))

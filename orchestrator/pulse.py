@@ -75,6 +75,7 @@ class Pulse:
     def _write(self, over: bool = False) -> None:
         """For onlookers. A storage that is away for a moment is no reason to stop: whoever needs it will say so."""
         run = self._run
+        run.board.charge(run.spending.by_arm())
         news = {
             "host": socket.gethostname(),
             "pid": os.getpid(),

@@ -30,8 +30,8 @@ class Score:
     """Episodes in which the task was done at some step."""
     at_end: int
     """Episodes in which it was done in the last step played."""
-    causes: tuple[str, ...] = ()
-    """Of the errors: the episode and what happened, a line each."""
+    causes: tuple[tuple[str, str], ...] = ()
+    """Of the errors: the episode and what happened."""
 
     @classmethod
     def of(cls, outcomes: Iterable[Outcome], listed: int) -> "Score":
@@ -45,7 +45,7 @@ class Score:
             listed=listed,
             once=sum(outcome.success_once for outcome in outcomes),
             at_end=sum(outcome.success_at_end for outcome in outcomes),
-            causes=tuple(f"{outcome.spec.episode_id}: {outcome.message}" for outcome in errors),
+            causes=tuple((outcome.spec.episode_id, outcome.message) for outcome in errors),
         )
 
     @property

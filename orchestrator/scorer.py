@@ -3,6 +3,7 @@
 import queue
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -47,8 +48,6 @@ class _Open:
     specs: list[EpisodeSpec]
     playing: bool = False
     """Its episodes are in the pool."""
-    fresh: list[Outcome] = field(default_factory=list)
-    """Not written down yet."""
     unfilmed: set[str] = field(default_factory=set)
     withdrawn: bool = False
     """Some of its episodes will not be played: there will be no score."""
@@ -149,19 +148,18 @@ class Scorer:
 
     def _collect(self) -> None:
         """Hear the pool for a moment, then write down what came and tell of it."""
-        until, heard = time.monotonic() + POLL_S, dict[str, _Open]()
+        until, heard = time.monotonic() + POLL_S, defaultdict[str, list[Outcome]](list)
         for rollout, outcome, film in self._pool.results(timeout_s=POLL_S):
             entry = self._open[rollout.key]
             if rollout.film:
                 self._filmed(entry, outcome, film)
             else:
                 entry.missing.discard(outcome.spec.episode_id)
-                entry.fresh.append(outcome)
-                heard[rollout.key] = entry
+                heard[rollout.key].append(outcome)
             if self._closing or time.monotonic() > until:
                 break
-        for entry in heard.values():
-            fresh, entry.fresh = entry.fresh, []
+        for key, fresh in heard.items():
+            entry = self._open[key]
             entry.ledger.record(fresh)
             entry.outcomes |= {outcome.spec.episode_id: outcome for outcome in fresh}
             self._progress(entry, fresh)

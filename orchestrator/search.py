@@ -159,8 +159,7 @@ class Proposed:
             if known is None:
                 return arm
             # Proposed before: the same arm has the same score, there is nothing to train.
-            values = self.study.get_trials(deepcopy=False)[known].values
-            self.study.tell(number, values, state=None if values else self._failed())
+            self._end(number, self.study.get_trials(deepcopy=False)[known].values)
         return None
 
     def _ask(self) -> tuple[Arm, int, int | None]:
@@ -174,24 +173,19 @@ class Proposed:
         return arm, trial.number, known
 
     def tell(self, arm: Arm, success_low: float, seconds: float, stopped_at: int | None) -> None:
-        from optuna.trial import TrialState
-
-        number = self._numbers[arm.name]
-        trial = self.study.get_trials(deepcopy=False)[number]
-        if trial.state.is_finished():
-            return
         against = {"demo_count": float(arm.demo_count), "seconds": seconds}
         values = [success_low, *([against[self._choice.against]] if self._choice.against else [])]
         # Optuna knows no pruned trials with two objectives: there a stopped arm counts with the score it has.
-        pruned = stopped_at is not None and not self._choice.against
-        self.study.tell(number, None if pruned else values, state=TrialState.PRUNED if pruned else TrialState.COMPLETE)
+        self._end(self._numbers[arm.name], values, pruned=stopped_at is not None and not self._choice.against)
 
     def failed(self, arm: Arm) -> None:
-        number = self._numbers[arm.name]
-        if not self.study.get_trials(deepcopy=False)[number].state.is_finished():
-            self.study.tell(number, state=self._failed())
+        self._end(self._numbers[arm.name], None)
 
-    def _failed(self) -> Any:
+    def _end(self, number: int, values: Sequence[float] | None, pruned: bool = False) -> None:
+        """With its values, or failed if it has none; nothing if it has ended before."""
         from optuna.trial import TrialState
 
-        return TrialState.FAIL
+        if self.study.get_trials(deepcopy=False)[number].state.is_finished():
+            return
+        state = TrialState.PRUNED if pruned else TrialState.COMPLETE if values else TrialState.FAIL
+        self.study.tell(number, values if state is TrialState.COMPLETE else None, state=state)

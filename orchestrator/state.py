@@ -11,14 +11,13 @@ live/<name>.json                          how far the run in progress is
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.arms import Arm
 from orchestrator.board import ArmState, Board
-from orchestrator.cost import Cost, Spending
+from orchestrator.cost import Spending
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.store import check_all, latest_version, load_manifest
 from orchestrator.data.subset import Subset, SubsetError, choose
@@ -31,6 +30,7 @@ from orchestrator.spec import Sweep, SweepError
 from orchestrator.storage import Storage, open_storage
 from orchestrator.tracking import tracking_uri
 from policy.presets import policy_config
+from sim_workers.rollout import Outcome
 
 
 @dataclass(frozen=True)
@@ -140,15 +140,19 @@ class SweepState:
         """The arms that the search gave up, and after which step."""
         return {arm_id: told["step"] for arm_id, told in read_notes(self.storage, f"{self._decisions}/stopped/").items()}
 
-    def fail(self, arm_id: str, sentence: str, trace: str) -> str:
-        """Remember that the arm's training failed for good; where that is written."""
-        key = f"failures/{self.sweep.name}/{arm_id}.json"
-        self.storage.put(key, json.dumps({"sentence": sentence, "trace": trace}, indent=1).encode())
-        return self.uri(key)
+    def fail(self, arm_id: str, sentence: str, trace: str) -> None:
+        """Remember that the arm's training failed for good."""
+        self.storage.put(f"{self._failures}{arm_id}.json", json.dumps({"sentence": sentence, "trace": trace}, indent=1).encode())
 
     def failures(self) -> dict[str, str]:
-        """Arms whose training failed for good, and why, in a sentence."""
-        return {arm_id: told["sentence"] for arm_id, told in read_notes(self.storage, f"failures/{self.sweep.name}/").items()}
+        """Arms whose training failed for good: why, where the whole trace is, and the mend."""
+        place, mend = self.uri(self._failures), "demoscale run --retry-failed tries again"
+        told = read_notes(self.storage, self._failures)
+        return {arm_id: f"{failed['sentence']} (whole trace in {place}{arm_id}.json); {mend}" for arm_id, failed in told.items()}
+
+    @property
+    def _failures(self) -> str:
+        return f"failures/{self.sweep.name}/"
 
     def subset(self, arm: Arm) -> Subset:
         """The arm's episodes; SweepError if the version the sweep keeps to has too few."""
@@ -182,13 +186,10 @@ class SweepState:
             return None
         return self.job(arm).stage_one(self.manifest)
 
-    def costs(self) -> dict[str, Cost]:
-        """What every arm has cost so far, its part of a shared video model included."""
-        spent = Spending.read(self.storage, self.sweep.name).by_arm()
-        videos = {arm_id: video.arm_id for arm_id, arm in self.arms().items() if (video := self.stage_one(arm))}
-        shared = Counter(videos.values())
-        costs = {arm_id: spent.get(arm_id, Cost()) for arm_id in self.arms()}
-        return costs | {arm_id: costs[arm_id] + spent.get(video, Cost()) / shared[video] for arm_id, video in videos.items()}
+    def arm_state(self, arm: Arm) -> ArmState:
+        """Of an arm that nothing is done for yet."""
+        video = self.stage_one(arm)
+        return ArmState(arm, self.sweep.train.steps, video.arm_id if video else "")
 
     def checkpoints(self, arm_id: str) -> dict[int, dict[str, Any]]:
         """Whole checkpoints of an arm by step: {loss, loss_video, loss_action, checkpoint (fingerprint)}."""
@@ -203,25 +204,28 @@ class SweepState:
 
     def board(self) -> Board:
         """The state of every arm as the storage has it."""
-        board = Board({arm_id: ArmState(arm, self.sweep.train.steps) for arm_id, arm in self.arms().items()})
-        stopped, failures, costs = self.stopped(), self.failures(), self.costs()
+        board = Board({arm_id: self.arm_state(arm) for arm_id, arm in self.arms().items()})
+        stopped, failures = self.stopped(), self.failures()
         for arm_id, state in board.arms.items():
             for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
                 state.step, state.loss = step, checkpoint["loss"]
-                score = self._recorded(checkpoint["checkpoint"], "nominal")
+                score = self.score(checkpoint["checkpoint"], "nominal")
                 state.scoring[step] = score.episodes, score.listed
                 if score.complete:
                     state.scores[step] = score
                 if step == self.sweep.train.steps:
-                    shifted = {shift: self._recorded(checkpoint["checkpoint"], shift) for shift in self.sweep.suite.shifts}
+                    shifted = {shift: self.score(checkpoint["checkpoint"], shift) for shift in self.sweep.suite.shifts}
                     state.shifted = {shift: score for shift, score in shifted.items() if score.complete}
             state.stopped = stopped.get(arm_id)
             state.failure = failures.get(arm_id, "") if state.step < state.steps else ""
-            state.cost = costs[arm_id]
+        board.charge(Spending.read(self.storage, self.sweep.name).by_arm())
         return board
 
-    def _recorded(self, checkpoint: str, shift: str) -> Score:
-        """A checkpoint's score under a shift as far as the ledger has it."""
+    def outcomes(self, checkpoint: str, shift: str) -> list[Outcome]:
+        """Of the suite's episodes under a shift, those that the ledger has for a checkpoint, in the suite's order."""
         known = Ledger(self.storage, checkpoint, self.protocol_of(shift)).read()
-        listed = [spec.episode_id for spec in self.sweep.to_suite(shift).episode_list()]
-        return Score.of((known[episode] for episode in listed if episode in known), len(listed))
+        return [known[spec.episode_id] for spec in self.sweep.to_suite(shift).episode_list() if spec.episode_id in known]
+
+    def score(self, checkpoint: str, shift: str) -> Score:
+        """A checkpoint's score under a shift as far as the ledger has it."""
+        return Score.of(self.outcomes(checkpoint, shift), self.sweep.suite.listed)

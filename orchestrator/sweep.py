@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 from orchestrator.cluster import connect, resources
-from orchestrator.cost import Cost, Spending
+from orchestrator.cost import Spending
 from orchestrator.curve import Curve
 from orchestrator.desk import desk
 from orchestrator.evaluate import Evaluation, Players, players
@@ -97,21 +97,20 @@ class SweepRun:
             self.evaluation.scorer.close()
             self.spending.close()
         self._views.artifact("portraits.json", json.dumps(portraits.all(), indent=1).encode())
-        for arm_id, cost in self.state.costs().items():
-            self._views.cost(arm_id, cost)
-        unfinished = [*self._unfinished()]
-        self._views.finish(done=not unfinished and not self.ending)
-        return self._concluded(unfinished)
+        self.board.charge(self.spending.by_arm())
+        for arm_id, arm in self.board.arms.items():
+            self._views.cost(arm_id, arm.cost)
+        return self._concluded()
 
-    def _concluded(self, unfinished: list[str]) -> Curve | None:
-        curve = None
+    def _concluded(self) -> Curve | None:
+        curve, unfinished = None, [*self._unfinished()]
         if any(arm.steps in arm.scores and arm.scores[arm.steps].complete for arm in self.board.arms.values()):
+            self._views.flush()
             curve = Curve.read(self.state.tracking_uri, self.state.sweep.name)
-            views = Views(self.state)
             for kind in ("png", "svg"):
-                views.artifact(f"curve.{kind}", curve.draw(kind))
-            views.artifact("curve.json", json.dumps(curve.to_json(), indent=1).encode())
-            views.finish(done=False)
+                self._views.artifact(f"curve.{kind}", curve.draw(kind))
+            self._views.artifact("curve.json", json.dumps(curve.to_json(), indent=1).encode())
+        self._views.finish(done=not unfinished and not self.ending)
         if self.ending == "stopped":
             raise KeyboardInterrupt
         if unfinished and not self.ending:
@@ -135,7 +134,7 @@ class SweepRun:
             self.training.ask(arm_id, "stop")
             self.evaluation.scorer.drop(arm_id)
         if arm.stopped is not None or step == arm.steps:
-            cost = self.spending.by_arm().get(arm_id, Cost())
+            cost = self.spending.of(arm_id)
             self._proposals.tell(arm.arm, score.interval[0], cost.cpu_s + cost.gpu_s, arm.stopped)
 
     def _replay(self) -> None:
@@ -159,7 +158,7 @@ class SweepRun:
                 yield f"{arm.name}: its last checkpoint has no score ({arm.state}, {arm.step} of {arm.steps} steps); run again to go on"
             for shift, score in {"": arm.scores.get(arm.steps), **arm.shifted}.items():
                 if score and not score.complete:
-                    causes = "; ".join(sorted({cause.partition(": ")[2] for cause in score.causes}))
+                    causes = "; ".join(sorted({cause for _, cause in score.causes}))
                     where = f" under the {shift} shift" if shift else ""
                     yield f"{arm.name}: {score.errors} episodes{where} ended in an error ({causes}); run again to play them again"
 

@@ -35,10 +35,10 @@ def _worker_loop(config: dict[str, Any]) -> None:
     last = ray.train.get_checkpoint()
     with last.as_directory() if last else nullcontext() as folder:
         resume = Path(folder) if folder else None
-        train(job, context.get_world_rank(), world, resume, report, wrap, str(device), _asked(config["desk"], job.arm_id, world))
+        train(job, context.get_world_rank(), world, resume, report, wrap, str(device), wishes_of(config["desk"], job.arm_id, world))
 
 
-def _asked(desk: Any, run: str, world: int) -> Callable[[], Wish]:
+def wishes_of(desk: Any, run: str, world: int) -> Callable[[], Wish]:
     """What is asked of the run, known without waiting; every worker gets the same answer at the same step."""
     heard: list[Wish] = []
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.arms import Arm
-from orchestrator.board import ArmState, Board
+from orchestrator.board import Board
 from orchestrator.cost import Cost, Spending
 from orchestrator.desk import News, Wish
 from orchestrator.loop import CONSUMED, ArmJob
@@ -131,7 +131,7 @@ class Training:
         if arm_id not in self._board.arms:
             self._state.propose(arm, self._proposed)
             with self._board.lock:
-                self._board.arms[arm_id] = ArmState(arm, self._state.sweep.train.steps)
+                self._board.arms[arm_id] = self._state.arm_state(arm)
             self._views.arm(arm)
         self._proposed += 1
         return arm_id
@@ -213,7 +213,7 @@ class Training:
             sentence = re.sub(r"^(EpisodeError|WeightsError|CheckpointError): ", "", last)[:300]  # ours speak for themselves
             self._say(f"FAILED {self._names(run)}: {sentence}")
             for arm_id in [job.arm_id for job in self._sharing.pop(run, ())] or [run]:
-                place = self._state.fail(arm_id, sentence, trace)
+                self._state.fail(arm_id, sentence, trace)
                 with self._board.lock:
-                    self._board.arms[arm_id].failure = f"{sentence} (whole trace in {place}); demoscale run --retry-failed tries again"
+                    self._board.arms[arm_id].failure = self._state.failures()[arm_id]
                 self._proposals.failed(self._board.arms[arm_id].arm)

@@ -49,7 +49,7 @@ def _trainable(fit: Fit, folder: str, resources: dict[str, float], desk: Any, at
         run = config["run"]
         try:
             checkpoints = fit(ray.get(desk.job.remote(run)), folder, resources, desk, attempts)
-        except Exception:
+        except Exception:  # told, and not raised: `fit` has made all the attempts there are, and Tune would make them again
             news: dict[str, Any] = {"failed": traceback.format_exc()}
         else:
             news = {"trained": checkpoints}

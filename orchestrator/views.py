@@ -10,7 +10,6 @@ from typing import Any
 
 from orchestrator.arms import Arm
 from orchestrator.cost import Cost
-from orchestrator.ledger import Ledger
 from orchestrator.loop import CONSUMED
 from orchestrator.provenance import git_commit
 from orchestrator.score import Score
@@ -22,7 +21,7 @@ LOSSES = ("loss", "loss_video", "loss_action")
 
 
 class Views:
-    """Publishes one sweep. What goes wrong is raised by `finish`."""
+    """Publishes one sweep. What goes wrong is raised by `flush` and `finish`."""
 
     def __init__(self, state: SweepState) -> None:
         self._state = state
@@ -88,13 +87,17 @@ class Views:
         """A file of the whole sweep."""
         self._tell(self._tracker.artifact, None, name, data)
 
+    def flush(self) -> None:
+        """Wait until everything so far is told. Raises what went wrong."""
+        for told in self._told:
+            told.result()
+
     def finish(self, done: bool) -> None:
-        """Wait until everything is told; `done`: the sweep is complete. Raises what went wrong."""
+        """Tell nothing more; `done`: the sweep is complete. Waits as `flush` does."""
         if done:
             self._tell(self._tracker.finish)
         self._thread.shutdown()
-        for told in self._told:
-            told.result()
+        self.flush()
 
 
 def republish(state: SweepState) -> int:
@@ -104,12 +107,10 @@ def republish(state: SweepState) -> int:
         for step, checkpoint in sorted(state.checkpoints(arm_id).items()):
             views.training(arm_id, step, checkpoint)
             for shift in ("nominal", *state.sweep.suite.shifts):
-                ledger = Ledger(state.storage, checkpoint["checkpoint"], state.protocol_of(shift))
-                known = ledger.read()
-                listed = [known[spec.episode_id] for spec in state.sweep.to_suite(shift).episode_list() if spec.episode_id in known]
-                score = Score.of(listed, len(state.sweep.to_suite(shift).episode_list()))
+                outcomes = state.outcomes(checkpoint["checkpoint"], shift)
+                score = Score.of(outcomes, state.sweep.suite.listed)
                 if score.complete:
-                    views.score(arm_id, step, shift, score, listed)
+                    views.score(arm_id, step, shift, score, outcomes)
                     scores += 1
     views.finish(done=False)
     return scores

@@ -61,10 +61,10 @@ def portrait(env: Env) -> Portrait:
             for _, picture in sorted(env.look(SCENE_SEED).images.items()):
                 pixels.update(picture.tobytes())
     draws = driver() if env.contract.cameras else "nobody"
-    return Portrait(env.contract.simulator, draws, _processor(), physics.hexdigest()[:16], pixels.hexdigest()[:16])
+    return Portrait(env.contract.simulator, draws, processor_name(), physics.hexdigest()[:16], pixels.hexdigest()[:16])
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """The processor's name: kernels are chosen by it, and round differently."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "an unknown processor")

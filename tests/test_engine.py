@@ -168,7 +168,7 @@ def test_arms_on_one_video_model_wait_for_one_run_of_it(folder: Path, store: str
     assert set(done.states.values()) == {"scored"}
     assert len([folder for folder in (folder / "checkpoints").iterdir() if folder.name.startswith("video-")]) == 2, "one per seed"
     assert len(done.said("trained the video model of demos-8")) == 2
-    costs = done.run.state.costs()
+    costs = {arm_id: arm.cost for arm_id, arm in done.run.state.board().arms.items()}
     own = Spending.read(done.run.state.storage, folder.name).by_arm()
     videos = [cost for arm_id, cost in own.items() if arm_id.startswith("video-")]
     assert sum(cost.train_cpu_s for cost in costs.values()) == pytest.approx(sum(cost.train_cpu_s for cost in own.values()))

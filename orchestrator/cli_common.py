@@ -1,0 +1,15 @@
+"""What several commands share: options of one name and meaning, and how a table is printed."""
+
+from typing import Any
+
+import click
+
+STORAGE = click.option("--storage", default="runs", show_default=True, help="Folder or s3:// URI the sweep keeps its results in.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def print_wide(drawn: Any) -> None:
+    """At its own width: a narrow terminal folds the lines, nothing is cut off."""
+    from rich.console import Console
+
+    Console(width=1000, highlight=False).print(drawn)
