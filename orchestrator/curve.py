@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.stats import PairedComparison, paired_comparison, wilson
-from orchestrator.tracking import ScoredArm, TrackingError, read_arms
+from orchestrator.tracked import ScoredArm, read_arms
+from orchestrator.tracking import TrackingError
 from policy.config import PolicyKind
 
 WITHOUT_VIDEO: dict[PolicyKind, str] = {"diffusion_policy": "diffusion policy"}

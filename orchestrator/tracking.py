@@ -3,18 +3,15 @@
 Runs are found or created by tags, so a sweep that is killed and started again continues the same runs. One process writes.
 """
 
-import json
 import logging
 import os
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from orchestrator.arms import Arm
-from policy.config import PolicyKind
 
 EXPERIMENT = "demoscale"
 # Tags. A parent's training and scoring fingerprints say which of its children belong to the sweep as it stands now.
@@ -37,7 +34,8 @@ def tracking_uri(mlflow: str, storage_uri: str) -> str:
     return f"sqlite:///{local_folder(storage_uri) / 'mlflow.db'}"
 
 
-def _client(uri: str) -> Any:
+def client(uri: str) -> Any:
+    """MLflow's own, for a store's URI; a local database is made if there is none."""
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -49,7 +47,8 @@ def _client(uri: str) -> Any:
     return MlflowClient(uri)
 
 
-def _tagged(tags: dict[str, str]) -> str:
+def tagged(tags: dict[str, str]) -> str:
+    """A search filter: runs that have all of them."""
     return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
 
 
@@ -62,7 +61,7 @@ class Tracker:
         artifacts: where an experiment created here keeps its files; a tracking server decides for itself.
         """
         self._lock = threading.Lock()  # the sweep's thread and the scorer's both write
-        self._mlflow = _client(uri)
+        self._mlflow = client(uri)
         experiment = self._mlflow.get_experiment_by_name(EXPERIMENT)
         local = artifacts if uri.startswith("sqlite:") else None
         self._experiment = experiment.experiment_id if experiment else self._mlflow.create_experiment(EXPERIMENT, artifact_location=local)
@@ -74,7 +73,7 @@ class Tracker:
         self._logged: dict[str, dict[str, set[int]]] = {}  # steps, by run and metric
 
     def _find_or_create(self, name: str, tags: dict[str, str]) -> str:
-        found = self._mlflow.search_runs([self._experiment], _tagged(tags), max_results=1)
+        found = self._mlflow.search_runs([self._experiment], tagged(tags), max_results=1)
         run = found[0] if found else self._mlflow.create_run(self._experiment, run_name=name, tags=tags)
         run_id: str = run.info.run_id
         return run_id
@@ -116,59 +115,9 @@ class Tracker:
             self._mlflow.set_terminated(self._children[arm_id] if arm_id else self.parent)
 
 
-@dataclass(frozen=True)
-class ScoredArm:
-    """An arm as MLflow remembers it: its last checkpoint's complete score."""
-
-    arm: Arm
-    protocol: str
-    step: int
-    successes: int
-    episodes: int
-    errors: int
-    outcomes: dict[str, bool]
-    """Episode id -> success."""
-
-
-def read_arms(uri: str, sweep: str) -> list[ScoredArm]:
-    """The scored arms of a sweep as it stands now; TrackingError if the store knows no such sweep."""
-    mlflow = _client(uri)
-    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
-    parents = mlflow.search_runs([experiment.experiment_id], _tagged({SWEEP: sweep, ARM: "-"})) if experiment else []
-    if not parents:
-        raise TrackingError(f"{uri}: no sweep named {sweep} is tracked here; name one that ran, or the place with --storage or --mlflow")
-    now = parents[0].data.tags
-    wanted = _tagged({"mlflow.parentRunId": parents[0].info.run_id, TRAINING: now[TRAINING], PROTOCOL: now[PROTOCOL]})
-    arms = []
-    for run in mlflow.search_runs([experiment.experiment_id], wanted, max_results=10_000):
-        step = int(now[STEPS])
-        last = {name: {m.step: m.value for m in mlflow.get_metric_history(run.info.run_id, name)} for name in SCORE_METRICS}
-        if step not in last["success_rate"]:
-            continue
-        outcomes = Path(mlflow.download_artifacts(run.info.run_id, outcomes_artifact(step)))
-        arms.append(
-            ScoredArm(
-                arm=_arm(run.data.params),
-                protocol=now[PROTOCOL],
-                step=step,
-                successes=int(last["successes"][step]),
-                episodes=int(last["episodes"][step]),
-                errors=int(last["errors"][step]),
-                outcomes=json.loads(outcomes.read_text()),
-            )
-        )
-    return sorted(arms, key=lambda scored: scored.arm)
-
-
 def _params(arm: Arm) -> dict[str, str | int | float]:
     """An arm as its run's params, by the words of the sweep file."""
     return {"policy": arm.kind, "demo_count": arm.demo_count, "action_free_ratio": arm.action_free_ratio, "seed": arm.seed}
-
-
-def _arm(params: dict[str, str]) -> Arm:
-    """Back again. Runs that name no policy are older than the baselines."""
-    policy = cast(PolicyKind, params.get("policy", "video_action"))
-    return Arm(int(params["demo_count"]), float(params["action_free_ratio"]), int(params["seed"]), policy)
 
 
 SCORE_METRICS = ("success_rate", "successes", "episodes", "errors", "success_low", "success_high")

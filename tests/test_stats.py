@@ -15,7 +15,8 @@ from orchestrator.arms import Arm
 from orchestrator.cli import _print_curve, main
 from orchestrator.curve import Curve, _apart
 from orchestrator.stats import paired_comparison, wilson
-from orchestrator.tracking import SCORE_METRICS, ScoredArm, Tracker, outcomes_artifact, read_arms
+from orchestrator.tracked import ScoredArm, read_arms
+from orchestrator.tracking import SCORE_METRICS, Tracker, outcomes_artifact
 from policy.config import PolicyKind
 
 
