@@ -195,12 +195,15 @@ def _print_curve(answer: Any) -> None:
     """The points with their denominators, then what may be concluded."""
     from rich.table import Table
 
+    from orchestrator.report import answer as told
+
     points = answer.points
     several = any(p.policy != "video_action" for p in points)
     table = Table(box=None, header_style="bold", pad_edge=False)
     if several:
         table.add_column("policy", no_wrap=True)
-    for title in ("demos", "action-free per demo", "success", "episodes", "95 % interval", "errors", "seeds"):
+    seeds = [] if len(answer.seeds) == 1 else ["with seeds"]
+    for title in ("demos", "action-free per demo", "success", "episodes", "95 % interval", *seeds, "errors", "seeds"):
         table.add_column(title, justify="right", no_wrap=True)
     for p in points:
         table.add_row(
@@ -210,12 +213,13 @@ def _print_curve(answer: Any) -> None:
             f"{p.success_rate:.2f}",
             f"{p.successes}/{p.episodes}",
             f"{p.low:.2f} to {p.high:.2f}",
+            *([f"{p.band_low:.2f} to {p.band_high:.2f}"] if seeds else []),
             f"{p.errors}",
             f"{p.seeds}",
         )
     print_wide(table)
-    for comparison in answer.comparisons():
-        click.echo(str(comparison))
+    for sentence in (*told(answer), *answer.comparisons):
+        click.echo(str(sentence))
 
 
 def _print_places(sweep_run: Any, answer: Any) -> None:

@@ -1,41 +1,36 @@
 """Scores -> the sample-efficiency curve: success against demo count, one line per action-free ratio and one per baseline. Reads MLflow only."""
 
-import io
-import itertools
 import json
-from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.stats import PairedComparison, paired_comparison, wilson
-from orchestrator.tracked import ScoredArm, read_arms
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator import efficiency
+from orchestrator.cost import Cost, added
+from orchestrator.efficiency import Estimate, estimated
+from orchestrator.lines import Line
+from orchestrator.stats import (
+    VERDICT,
+    Correlation,
+    PairedComparison,
+    band,
+    hierarchical_draws,
+    holm,
+    interval_of,
+    paired_comparison,
+    rank_correlation,
+    verdict,
+    wilson,
+)
+from orchestrator.tracked import VIDEO, ScoredArm, read_sweep
 from orchestrator.tracking import TrackingError
 from policy.config import PolicyKind
-
-WITHOUT_VIDEO: dict[PolicyKind, str] = {"diffusion_policy": "diffusion policy"}
-"""The baselines, for people."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """What the points of one line share."""
-
-    policy: PolicyKind
-    action_free_ratio: float
-
-    @property
-    def label(self) -> str:
-        """In the legend."""
-        if self.policy in WITHOUT_VIDEO:
-            return f"{WITHOUT_VIDEO[self.policy]} (no video)"
-        return f"+ {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else "demos only"
-
-    def words(self, demo_count: int, with_video: str = "") -> str:
-        """One of its points, in a sentence; `with_video` is said of those that have it."""
-        if self.policy in WITHOUT_VIDEO:
-            return f"{demo_count} demos without video ({WITHOUT_VIDEO[self.policy]})"
-        return f"{demo_count} demos{with_video}" + (f" + {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else "")
+from sim_workers.suite import EpisodeSpec
 
 
 @dataclass(frozen=True)
@@ -52,24 +47,53 @@ class Point:
     low: float
     high: float
     """Wilson 95 % over the pooled episodes: what the rollouts leave open. It does not hold the spread between training seeds."""
+    band_low: float
+    band_high: float
+    """95 % with the spread between training seeds, where there are several (`stats.hierarchical_draws`)."""
     seeds: int
+    missing_seeds: tuple[int, ...]
+    """Replicates that other points of the curve have: given up by the search, failed, or not scored yet."""
+    by_task: Mapping[str, tuple[int, int]]
+    """Task -> successes, episodes."""
+    cost: Cost | None
+    """Of all its arms; None where one of them has none."""
+    early: bool
+    """An arm of it was not played to the end of the list, because it was decided before."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two arms of a curve on their common episodes."""
+    """Two points of a curve on their common episodes."""
 
     first: str
     second: str
     first_policy: PolicyKind
     second_policy: PolicyKind
     result: PairedComparison
+    low: float
+    high: float
+    """Of the difference, 95 %, with the spread between training seeds where there are several."""
+    seeds: int
+    """That both have."""
+    compared: int
+    """Comparisons that answer the same question."""
+    p_corrected: float
+    """For their number (Holm)."""
+
+    @property
+    def verdict(self) -> str:
+        """A difference is shown if the policies differ and, where there are several seeds, if the seeds bear it out."""
+        told = verdict(self.result.difference, self.p_corrected)
+        return VERDICT[0] if self.seeds > 1 and self.low <= 0 <= self.high else told
 
     def __str__(self) -> str:
         r = self.result
+        corrected = f", {self.p_corrected:.3g} corrected for {self.compared} comparisons" if self.compared > 1 else ""
+        seeds = f"; over {self.seeds} seeds" if self.seeds > 1 else ""
         return (
-            f"{self.first} against {self.second}: {r.difference:+.2f} on {r.episodes} common episodes "
-            f"({r.only_first} won only by the first, {r.only_second} only by the second), exact McNemar p = {r.p_value:.3g}: {r.verdict}"
+            f"{self.first} against {self.second}: {r.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}] on {r.episodes} common episodes "
+            f"({r.only_first} won only by the first, {r.only_second} only by the second), exact McNemar p = {r.p_value:.3g}{corrected}{seeds}: "
+            f"{self.verdict}"
         )
 
 
@@ -79,170 +103,205 @@ class Curve:
 
     name: str
     arms: tuple[ScoredArm, ...]
+    sweep: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved sweep file."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(protocols := {scored.protocol for scored in self.arms}) > 1:
+            raise ValueError(f"{self.name}: arms that were scored by different protocols ({', '.join(sorted(protocols))}) cannot be on one curve")
 
     @classmethod
     def read(cls, tracking_uri: str, name: str) -> "Curve":
         """From MLflow; TrackingError if there is no such sweep, or nothing in it is scored yet."""
-        arms = read_arms(tracking_uri, name)
-        if not arms:
+        tracked = read_sweep(tracking_uri, name)
+        if not tracked.arms:
             raise TrackingError(f"{name}: no arm's last checkpoint has a complete score yet; see `demoscale status {name}`")
-        return cls(name, tuple(arms))
+        return cls(name, tracked.arms, tracked.sweep, tracked.tags)
+
+    # -- its points
 
     @property
+    def protocol(self) -> str:
+        return self.arms[0].protocol
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({scored.arm.seed for scored in self.arms})
+
+    @property
+    def errors(self) -> int:
+        return sum(scored.errors for scored in self.arms)
+
+    @property
+    def intervals(self) -> list[tuple[float, float]]:
+        """Of every arm's success rate, in the order of `arms`."""
+        return [wilson(scored.successes, scored.episodes) for scored in self.arms]
+
+    @cached_property
     def lines(self) -> list[Line]:
         """Ours by ratio, then the baselines."""
-        return sorted({_line(scored) for scored in self.arms}, key=lambda line: (line.policy in WITHOUT_VIDEO, line.policy, line.action_free_ratio))
+        return sorted({Line.of(scored.arm) for scored in self.arms}, key=lambda line: (line.baseline, line.policy, line.action_free_ratio))
 
-    @property
+    @cached_property
+    def _cells(self) -> dict[tuple[Line, int], list[ScoredArm]]:
+        """The arms of every point, line by line, each by demo count."""
+        cells: dict[tuple[Line, int], list[ScoredArm]] = {}
+        for scored in sorted(self.arms, key=lambda scored: (self.lines.index(Line.of(scored.arm)), scored.arm)):
+            cells.setdefault((Line.of(scored.arm), scored.arm.demo_count), []).append(scored)
+        return cells
+
+    @cached_property
     def points(self) -> list[Point]:
         """Line by line, each by demo count."""
-        groups: dict[tuple[Line, int], list[ScoredArm]] = defaultdict(list)
-        for scored in self.arms:
-            groups[_line(scored), scored.arm.demo_count].append(scored)
-        points = []
-        for line in self.lines:
-            for demos, arms in sorted((demos, arms) for (own, demos), arms in groups.items() if own == line):
-                successes, episodes = sum(a.successes for a in arms), sum(a.episodes for a in arms)
-                rate, errors = successes / episodes, sum(a.errors for a in arms)
-                points.append(
-                    Point(line.policy, demos, line.action_free_ratio, rate, successes, episodes, errors, *wilson(successes, episodes), len(arms))
-                )
-        return points
+        return [self._point(line, demos, arms, draws) for ((line, demos), arms), draws in zip(self._cells.items(), self._draws.T, strict=True)]
 
-    def demos_to_reach(self, success_rate: float) -> dict[float | str, float | str]:
-        """The demo count at which each line first reaches a success rate (linear in log demos), or "not reached".
+    def _point(self, line: Line, demos: int, arms: list[ScoredArm], draws: NDArray[np.float64]) -> Point:
+        successes, episodes = sum(arm.successes for arm in arms), sum(arm.episodes for arm in arms)
+        by_task: dict[str, tuple[int, int]] = {}
+        for arm in arms:
+            for episode, success in arm.outcomes.items():
+                won, played = by_task.get(task := EpisodeSpec.task_of(episode), (0, 0))
+                by_task[task] = won + success, played + 1
+        costs = [arm.cost for arm in arms if arm.cost]
+        return Point(
+            policy=line.policy,
+            demo_count=demos,
+            action_free_ratio=line.action_free_ratio,
+            success_rate=successes / episodes,
+            successes=successes,
+            episodes=episodes,
+            errors=sum(arm.errors for arm in arms),
+            **dict(zip(("low", "high"), wilson(successes, episodes), strict=True)),
+            **dict(zip(("band_low", "band_high"), band(draws, successes, episodes), strict=True)),
+            seeds=len(arms),
+            missing_seeds=tuple(sorted(set(self.seeds) - {arm.arm.seed for arm in arms})),
+            by_task=dict(sorted(by_task.items())),
+            cost=added(costs) if len(costs) == len(arms) else None,
+            early=any(arm.early for arm in arms),
+        )
 
-        Ours by their ratio, a baseline, which has none, by its name: {0.0: 31.5, 1.0: 12.0, "diffusion_policy": "not reached"}.
+    @cached_property
+    def _draws(self) -> NDArray[np.float64]:
+        """(B, C): what the rates of all points could be, drawn together."""
+        episodes = sorted({episode for scored in self.arms for episode in scored.outcomes})
+        place = {episode: number for number, episode in enumerate(episodes)}
+        tasks = np.unique([EpisodeSpec.task_of(episode) for episode in episodes], return_inverse=True)[1]
+        outcomes = np.full((len(self._cells), len(self.seeds), len(episodes)), np.nan)
+        for cell, arms in enumerate(self._cells.values()):
+            for scored in arms:
+                row = outcomes[cell, self.seeds.index(scored.arm.seed)]
+                row[[place[episode] for episode in scored.outcomes]] = list(scored.outcomes.values())
+        return hierarchical_draws(outcomes, tasks)
+
+    def of_line(self, line: Line) -> list[Point]:
+        """The points of one line, by demo count."""
+        return [point for point, (own, _) in zip(self.points, self._cells, strict=True) if own == line]
+
+    def _rates(self, line: Line) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Demo counts (N,), rates (N,), drawn rates (B, N)."""
+        mine = [number for number, (own, _) in enumerate(self._cells) if own == line]
+        points = [self.points[number] for number in mine]
+        return np.array([float(p.demo_count) for p in points]), np.array([p.success_rate for p in points]), self._draws[:, mine]
+
+    # -- what it says
+
+    def area(self, line: Line) -> Estimate:
+        """Under the line over log demos, as a part of what could be: a line's success in one number."""
+        demos, rates, draws = self._rates(line)
+        return estimated(float(efficiency.area(demos, rates)), list(np.clip(efficiency.area(demos, draws), 0, 1)))
+
+    def reach(self, line: Line, success_rate: float) -> Estimate:
+        """Demos with which a line reaches a success rate, 0 for fewer than were tried and infinity for more (`efficiency.demos_to_reach`)."""
+        demos, rates, draws = self._rates(line)
+        value = efficiency.demos_to_reach(demos, rates, success_rate)
+        return estimated(value, [efficiency.demos_to_reach(demos, drawn, success_rate) for drawn in draws])
+
+    def demos_to_reach(self, success_rate: float) -> dict[float | str, tuple[float, float, float] | str]:
+        """The demo count at which each line reaches a success rate, with a 95 % interval, or "not reached".
+
+        Ours by their ratio, a baseline, which has none, by its name: {0.0: (31.5, 20.0, inf), 1.0: (12.0, 0.0, 18.0)}. 0 stands for fewer demos than
+        were tried, infinity for more.
         """
-        import numpy as np
-
-        answer: dict[float | str, float | str] = {}
+        answer: dict[float | str, tuple[float, float, float] | str] = {}
         for line in self.lines:
-            key = line.policy if line.policy in WITHOUT_VIDEO else line.action_free_ratio
-            reached = [(np.log(point.demo_count), point.success_rate) for point in self._points_of(line)]
-            answer[key] = "not reached"
-            if reached[0][1] >= success_rate:
-                answer[key] = float(np.exp(reached[0][0]))
-                continue
-            for (x0, y0), (x1, y1) in itertools.pairwise(reached):
-                if y0 < success_rate <= y1:
-                    answer[key] = float(np.exp(x0 + (success_rate - y0) / (y1 - y0) * (x1 - x0)))
-                    break
+            told = self.reach(line, success_rate)
+            reached = (told.value, told.low, told.high) if told.value < float("inf") else "not reached"
+            answer[line.policy if line.baseline else line.action_free_ratio] = reached
         return answer
 
+    def worth(self, line: Line) -> Estimate | None:
+        """How many times the demos the lowest ratio needs for what this one reaches; None for that one itself and for baselines."""
+        base = self.lines[0]
+        if line.baseline or base.baseline or line == base:
+            return None
+        (demos, rates, draws), (more, mixed, mixed_draws) = self._rates(base), self._rates(line)
+        value = efficiency.worth((demos, rates), (more, mixed))
+        return estimated(value, [efficiency.worth((demos, own), (more, other)) for own, other in zip(draws, mixed_draws, strict=True)])
+
+    @cached_property
     def comparisons(self) -> list[Comparison]:
-        """Most demos against fewest on every line; at every demo count, every ratio against the lowest and against every baseline."""
+        """Most demos against fewest on every line; at every demo count, every ratio against the lowest and against every baseline.
+
+        P-values are corrected within each of these questions: an answer does not depend on what else was asked.
+        """
         counts = sorted({scored.arm.demo_count for scored in self.arms})
-        ours = [line for line in self.lines if line.policy not in WITHOUT_VIDEO]
-        baselines = [line for line in self.lines if line.policy in WITHOUT_VIDEO]
-        pairs = [((line, counts[-1]), (line, counts[0])) for line in self.lines if len(counts) > 1]
-        pairs += [((line, count), (ours[0], count)) for count in counts for line in ours[1:]]
-        pairs += [((line, count), (baseline, count)) for count in counts for line in ours for baseline in baselines]
-        comparisons = []
-        for (line, count), (other, other_count) in pairs:
-            first, second = self._outcomes(line, count), self._outcomes(other, other_count)
-            if first.keys() & second.keys():
-                words = line.words(count, " with video" if line.policy != other.policy else "")
-                comparisons.append(Comparison(words, other.words(other_count), line.policy, other.policy, paired_comparison(first, second)))
-        return comparisons
+        ours = [line for line in self.lines if not line.baseline]
+        baselines = [line for line in self.lines if line.baseline]
+        families = [
+            [((line, counts[-1]), (line, counts[0])) for line in ours if len(counts) > 1],
+            [((line, count), (ours[0], count)) for count in counts for line in ours[1:]],
+            [((line, counts[-1]), (line, counts[0])) for line in baselines if len(counts) > 1],
+            [((line, count), (baseline, count)) for count in counts for line in ours for baseline in baselines],
+        ]
+        told = []
+        for pairs in families:
+            both = [(pair, result) for pair in pairs if (result := self._compared(*pair))]
+            corrected = holm([result.p_value for _, result in both])
+            told += [self._comparison(*pair, result, p, len(both)) for (pair, result), p in zip(both, corrected, strict=True)]
+        return told
 
-    def _points_of(self, line: Line) -> list[Point]:
-        return [point for point in self.points if (point.policy, point.action_free_ratio) == (line.policy, line.action_free_ratio)]
+    def _compared(self, first: tuple[Line, int], second: tuple[Line, int]) -> PairedComparison | None:
+        outcomes, others = self._outcomes(first), self._outcomes(second)
+        return paired_comparison(outcomes, others) if outcomes.keys() & others.keys() else None
 
-    def _outcomes(self, line: Line, demo_count: int) -> dict[str, bool]:
+    def _comparison(self, first: tuple[Line, int], second: tuple[Line, int], result: PairedComparison, p: float, compared: int) -> Comparison:
+        (line, count), (other, other_count) = first, second
+        words = line.words(count, " with video" if line.policy != other.policy else "")
+        cells = list(self._cells)
+        low, high = interval_of(np.clip(self._draws[:, cells.index(first)] - self._draws[:, cells.index(second)], -1, 1))
+        seeds = {scored.arm.seed for scored in self._cells[first]} & {scored.arm.seed for scored in self._cells[second]}
+        return Comparison(words, other.words(other_count), line.policy, other.policy, result, low, high, len(seeds), compared, p)
+
+    def _outcomes(self, cell: tuple[Line, int]) -> dict[str, bool]:
         """Outcomes by seed and episode: replicates pair with the replicate of the same seed."""
-        return {
-            f"{scored.arm.seed}/{episode}": success
-            for scored in self.arms
-            if _line(scored) == line and scored.arm.demo_count == demo_count
-            for episode, success in scored.outcomes.items()
-        }
+        found = self._cells.get(cell, [])
+        return {f"{scored.arm.seed}/{episode}": success for scored in found for episode, success in scored.outcomes.items()}
+
+    @property
+    def imagined(self) -> list[tuple[float, float]]:
+        """Of all checkpoints with both: how far what they imagine is from what happens (VIDEO's distance), and their success rate."""
+        return [(told[VIDEO[2]], told["success_rate"]) for scored in self.arms for told in scored.imagined.values() if VIDEO[2] in told]
+
+    def video_and_success(self) -> Correlation | None:
+        """Do checkpoints that imagine better succeed more?"""
+        return rank_correlation([-distance for distance, _ in self.imagined], [success for _, success in self.imagined])
+
+    # -- its forms
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "protocol": self.arms[0].protocol,
-            "points": [asdict(point) for point in self.points],
-            "comparisons": [
-                {
-                    **{name: value for name, value in vars(c).items() if name != "result"},
-                    "difference": c.result.difference,
-                    **asdict(c.result),
-                    "verdict": c.result.verdict,
-                }
-                for c in self.comparisons()
-            ],
-        }
+        """All that is drawn and said, as `orchestrator/report.py` spells it out."""
+        from orchestrator.report import report
+
+        return report(self)
+
+    def draw(self, kind: str) -> bytes:
+        """The picture: png, svg or pdf."""
+        from orchestrator.picture import draw
+
+        return draw(self, kind)
 
     def save(self, path: str | Path) -> None:
         """As PNG, SVG, PDF or JSON, by the file's ending."""
         path = Path(path)
         path.write_bytes(json.dumps(self.to_json(), indent=1).encode() if path.suffix == ".json" else self.draw(path.suffix.removeprefix(".")))
-
-    def draw(self, kind: str) -> bytes:
-        """The picture: points with intervals, denominators beside them, replicates as thin lines."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
-        axes = figure.add_subplot()
-        counts = sorted({point.demo_count for point in self.points})
-        beside: dict[tuple[int, bool], list[tuple[float, str, str]]] = defaultdict(list)
-        lines = self.lines
-        edge = 1.025 ** (len(lines) - 1)
-        for index, line in enumerate(lines):
-            points, baseline = self._points_of(line), line.policy in WITHOUT_VIDEO
-            colour, dashes, nudge = "0.35" if baseline else f"C{index}", "--" if baseline else "-", 1.025 ** (2 * index) / edge
-            x, y = [point.demo_count * nudge for point in points], [point.success_rate for point in points]
-            spread = [[p.success_rate - p.low for p in points], [p.high - p.success_rate for p in points]]
-            marker, face = ("s", "white") if baseline else ("o^Dv"[index % 4], colour)
-            axes.errorbar(x, y, spread, fmt=marker + dashes, color=colour, markerfacecolor=face, capsize=4, label=line.label)
-            for point in points:
-                right = 2 * index >= len(lines)
-                beside[point.demo_count, right].append((point.success_rate, f"{point.successes}/{point.episodes}", colour))
-            for seed in sorted({scored.arm.seed for scored in self.arms}) if points[0].seeds > 1 else ():
-                own = [s for s in self.arms if s.arm.seed == seed and _line(s) == line]
-                axes.plot([s.arm.demo_count * nudge for s in own], [s.successes / s.episodes for s in own], dashes, color=colour, lw=0.6, alpha=0.6)
-        for (count, right), labels in beside.items():
-            for place, (_, text, colour) in zip(_apart([rate for rate, _, _ in sorted(labels)], 0.045), sorted(labels), strict=True):
-                axes.annotate(
-                    text,
-                    (count * (edge if right else 1 / edge), place),
-                    (7 if right else -7, 0),
-                    textcoords="offset points",
-                    fontsize=8,
-                    color=colour,
-                    ha="left" if right else "right",
-                    va="center",
-                    annotation_clip=False,
-                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-                )
-        axes.set_xscale("log")
-        axes.set_xticks(counts, [str(count) for count in counts])
-        axes.minorticks_off()
-        axes.set_xlim(counts[0] / 1.6, counts[-1] * 1.6)
-        axes.set_ylim(-0.03, 1.03)
-        axes.set_xlabel("demonstrations per task (episodes with actions)")
-        axes.set_ylabel("success rate")
-        axes.grid(alpha=0.25)
-        figure.legend(frameon=False, loc="outside lower center", ncols=3 if len(lines) <= 3 else 2, fontsize=9)
-        errors = sum(point.errors for point in self.points)
-        axes.set_title(f"{self.name}: Wilson 95 % intervals, {errors} errors, protocol {self.arms[0].protocol}", fontsize=9, loc="left")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind)
-        return buffer.getvalue()
-
-
-def _line(scored: ScoredArm) -> Line:
-    return Line(scored.arm.kind, scored.arm.action_free_ratio)
-
-
-def _apart(places: list[float], gap: float) -> list[float]:
-    """Rising places moved as little as keeps them `gap` apart, so that labels do not cover one another."""
-    groups: list[tuple[float, int]] = []  # centre, members
-    for place in places:
-        centre, members = place, 1
-        while groups and groups[-1][0] + (groups[-1][1] + members) / 2 * gap > centre:
-            below, more = groups.pop()
-            centre, members = (below * more + centre * members) / (more + members), more + members
-        groups.append((centre, members))
-    return [centre + (i - (members - 1) / 2) * gap for centre, members in groups for i in range(members)]

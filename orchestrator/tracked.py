@@ -1,13 +1,23 @@
 """What MLflow remembers of a sweep: all that a curve is made from."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+
+import yaml
 
 from orchestrator.arms import Arm
-from orchestrator.tracking import ARM, EXPERIMENT, PROTOCOL, SCORE_METRICS, STEPS, SWEEP, TRAINING, TrackingError, client, outcomes_artifact, tagged
+from orchestrator.cost import Cost
+from orchestrator.tracking import ARM, EXPERIMENT, PROTOCOL, STEPS, SWEEP, TRAINING, TrackingError, client, outcomes_artifact, tagged
 from policy.config import PolicyKind
+
+AT_ONCE = 8
+"""Requests to a tracking server."""
+VIDEO = ("video_psnr", "video_ssim", "video_distance")
+"""Metrics of what a checkpoint imagines, against what happened."""
 
 
 @dataclass(frozen=True)
@@ -20,41 +30,90 @@ class ScoredArm:
     successes: int
     episodes: int
     errors: int
-    outcomes: dict[str, bool]
+    outcomes: Mapping[str, bool]
     """Episode id -> success."""
+    early: bool = False
+    """Whether scoring ended as soon as it was decided, before all listed episodes were played."""
+    cost: Cost | None = None
+    run_id: str = ""
+    imagined: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    """Checkpoint step -> success rate and VIDEO, of those that have both."""
+    films: tuple[Mapping[str, Any], ...] = ()
+    """Of every filmed episode what was noted beside the film: task, result, distances between what was imagined and what was seen."""
 
 
-def read_arms(uri: str, sweep: str) -> list[ScoredArm]:
-    """The scored arms of a sweep as it stands now; TrackingError if the store knows no such sweep."""
+@dataclass(frozen=True)
+class TrackedSweep:
+    """A sweep as it stands now."""
+
+    arms: tuple[ScoredArm, ...]
+    """In the order of their arms."""
+    sweep: Mapping[str, Any]
+    """The resolved sweep file."""
+    tags: Mapping[str, str]
+    """Of the sweep's run and of an arm's: where the data and the code come from."""
+
+
+def read_sweep(uri: str, name: str) -> TrackedSweep:
+    """The scored arms of a sweep; TrackingError if the store knows no such sweep."""
     mlflow = client(uri)
     experiment = mlflow.get_experiment_by_name(EXPERIMENT)
-    parents = mlflow.search_runs([experiment.experiment_id], tagged({SWEEP: sweep, ARM: "-"})) if experiment else []
+    parents = mlflow.search_runs([experiment.experiment_id], tagged({SWEEP: name, ARM: "-"})) if experiment else []
     if not parents:
-        raise TrackingError(f"{uri}: no sweep named {sweep} is tracked here; name one that ran, or the place with --storage or --mlflow")
-    now = parents[0].data.tags
-    wanted = tagged({"mlflow.parentRunId": parents[0].info.run_id, TRAINING: now[TRAINING], PROTOCOL: now[PROTOCOL]})
-    arms = []
-    for run in mlflow.search_runs([experiment.experiment_id], wanted, max_results=10_000):
-        step = int(now[STEPS])
-        last = {name: {m.step: m.value for m in mlflow.get_metric_history(run.info.run_id, name)} for name in SCORE_METRICS}
-        if step not in last["success_rate"]:
-            continue
-        outcomes = Path(mlflow.download_artifacts(run.info.run_id, outcomes_artifact(step)))
-        arms.append(
-            ScoredArm(
-                arm=_arm(run.data.params),
-                protocol=now[PROTOCOL],
-                step=step,
-                successes=int(last["successes"][step]),
-                episodes=int(last["episodes"][step]),
-                errors=int(last["errors"][step]),
-                outcomes=json.loads(outcomes.read_text()),
-            )
-        )
-    return sorted(arms, key=lambda scored: scored.arm)
+        raise TrackingError(f"{uri}: no sweep named {name} is tracked here; name one that ran, or the place with --storage or --mlflow")
+    parent = parents[0]
+    now = parent.data.tags
+    wanted = tagged({"mlflow.parentRunId": parent.info.run_id, TRAINING: now[TRAINING], PROTOCOL: now[PROTOCOL]})
+    runs = mlflow.search_runs([experiment.experiment_id], wanted, max_results=10_000)
+    # The latest value of a metric is that of the largest step.
+    scored = [run for run in runs if run.data.metrics.get("scored_step") == int(now[STEPS])]
+    with ThreadPoolExecutor(AT_ONCE) as requests:
+        arms = list(requests.map(lambda run: _scored_arm(mlflow, run, now), scored))
+    tags = {name: value for run in (*runs[:1], parent) for name, value in run.data.tags.items()}
+    file = _text(mlflow, parent.info.run_id, "sweep.yaml") if "sweep.yaml" in _files(mlflow, parent.info.run_id) else "{}"
+    return TrackedSweep(tuple(sorted(arms, key=lambda scored: scored.arm)), yaml.safe_load(file), tags)
+
+
+def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
+    run_id, metrics, step = run.info.run_id, run.data.metrics, int(now[STEPS])
+    files, outcomes = _files(mlflow, run_id), outcomes_artifact(step)
+    if outcomes not in _files(mlflow, run_id, "outcomes"):
+        raise TrackingError(f"run {run_id} has a score and no {outcomes}; `demoscale status {now[SWEEP]} --rebuild` tells MLflow again")
+    results: dict[str, bool] = json.loads(_text(mlflow, run_id, outcomes))
+    films = f"rollouts/step_{step:06d}"
+    notes = [name for name in _files(mlflow, run_id, films) if name.endswith(".json")] if "rollouts" in files else []
+    return ScoredArm(
+        arm=_arm(run.data.params),
+        protocol=now[PROTOCOL],
+        step=step,
+        successes=sum(results.values()),
+        episodes=len(results),
+        errors=int(metrics["errors"]),
+        outcomes=results,
+        early=bool(metrics.get("decided_early")),
+        cost=Cost.from_json(json.loads(_text(mlflow, run_id, "cost.json"))) if "cost.json" in files else None,
+        run_id=run_id,
+        imagined=_imagined(mlflow, run) if VIDEO[0] in metrics else {},
+        films=tuple(json.loads(_text(mlflow, run_id, name)) for name in notes),
+    )
+
+
+def _imagined(mlflow: Any, run: Any) -> dict[int, dict[str, float]]:
+    names = ("success_rate", *(name for name in VIDEO if name in run.data.metrics))
+    told = {name: {logged.step: logged.value for logged in mlflow.get_metric_history(run.info.run_id, name)} for name in names}
+    steps = sorted(set.intersection(*(set(values) for values in told.values())))
+    return {step: {name: told[name][step] for name in names} for step in steps}
+
+
+def _files(mlflow: Any, run_id: str, folder: str | None = None) -> list[str]:
+    return [file.path for file in mlflow.list_artifacts(run_id, folder)]
+
+
+def _text(mlflow: Any, run_id: str, name: str) -> str:
+    return Path(mlflow.download_artifacts(run_id, name)).read_text()
 
 
 def _arm(params: dict[str, str]) -> Arm:
-    """Back again. Runs that name no policy are older than the baselines."""
+    """Back again from a run's params. Runs that name no policy are older than the baselines."""
     policy = cast(PolicyKind, params.get("policy", "video_action"))
     return Arm(int(params["demo_count"]), float(params["action_free_ratio"]), int(params["seed"]), policy)

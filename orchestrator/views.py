@@ -73,6 +73,7 @@ class Views:
         values = (score.success_rate, score.successes, score.episodes, score.errors, *score.interval)
         metrics = dict(zip(SCORE_METRICS, map(float, values), strict=True))
         metrics |= {"success_once_rate": score.once / score.episodes, "success_at_end_rate": score.at_end / score.episodes}
+        metrics |= {"scored_step": float(step)} if shift == "nominal" else {}
         suffix = "" if shift == "nominal" else f"_{shift}"
         self._tell(self._tracker.metrics, arm_id, step, {f"{name}{suffix}": value for name, value in metrics.items()})
 

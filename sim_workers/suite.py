@@ -33,6 +33,11 @@ class EpisodeSpec:
         shift = "" if self.shift == "nominal" else f"{self.shift}-"
         return f"{self.task.replace('/', '.')}-{shift}{self.scene_seed}-{self.noise_seed}"
 
+    @staticmethod
+    def task_of(episode_id: str) -> str:
+        """The task in an episode's id, as it is written there; of nominal episodes."""
+        return episode_id.rsplit("-", 2)[0]
+
     @property
     def variant(self) -> int:
         """Which of the shift's worlds: the same scene seed meets the same one under every policy."""

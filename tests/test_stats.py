@@ -1,23 +1,29 @@
-"""What may be concluded: against textbook formulas, exhaustive counting, and simulation."""
+"""What may be concluded: against textbook formulas, exhaustive counting, another implementation, and simulation."""
 
-import itertools
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
-from orchestrator.arms import Arm
-from orchestrator.cli import _print_curve, main
-from orchestrator.curve import Curve, _apart
-from orchestrator.stats import paired_comparison, wilson
-from orchestrator.tracked import ScoredArm, read_arms
-from orchestrator.tracking import SCORE_METRICS, Tracker, outcomes_artifact
-from policy.config import PolicyKind
+from orchestrator.stats import (
+    band,
+    best_of_bias,
+    clopper_pearson,
+    hierarchical_draws,
+    holm,
+    interval_of,
+    paired_comparison,
+    rank_correlation,
+    unpaired_p_value,
+    wilson,
+)
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -74,157 +80,165 @@ def test_policies_without_a_common_episode_cannot_be_compared() -> None:
         paired_comparison({"a": True}, {"b": True})
 
 
-def scored(demos: int, ratio: float, wins: int, episodes: int = 10, seed: int = 0, kind: PolicyKind = "video_action") -> ScoredArm:
-    outcomes = {f"Lift-{i}": i < wins for i in range(episodes)}
-    return ScoredArm(Arm(demos, ratio, seed, kind), "protocol", 100, wins, episodes, 0, outcomes)
+counts = st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
-def beside_a_baseline() -> Curve:
-    """Two ratios of ours, and a baseline with the same demo counts and ratio 0."""
-    ours = (scored(2, 0.0, 2), scored(8, 0.0, 6), scored(2, 1.0, 8), scored(8, 1.0, 9))
-    return Curve("c", (*ours, scored(2, 0.0, 1, kind="diffusion_policy"), scored(8, 0.0, 3, kind="diffusion_policy")))
+@given(counts, st.sampled_from([0.8, 0.95, 0.99]))
+def test_intervals_are_those_of_statsmodels(counted: tuple[int, int], confidence: float) -> None:
+    for ours, theirs in ((wilson, "wilson"), (clopper_pearson, "beta")):
+        low, high = proportion_confint(*counted, alpha=1 - confidence, method=theirs)
+        assert ours(*counted, confidence) == pytest.approx((np.nan_to_num(low), 1.0 if np.isnan(high) else high), abs=1e-9)
 
 
-def test_points_pool_replicates_and_keep_their_denominators() -> None:
-    curve = Curve("c", (scored(2, 0, 3), scored(2, 0, 5, seed=1), scored(8, 0, 9)))
-    first, second = curve.points
-    assert (first.successes, first.episodes, first.seeds, second.seeds) == (8, 20, 2, 1)
-    assert first.success_rate == 0.4
+def test_the_exact_interval_covers_at_every_rate() -> None:
+    for episodes in (10, 50):
+        intervals = [clopper_pearson(k, episodes) for k in range(episodes + 1)]
+        for rate in np.linspace(0.01, 0.99, 99):
+            held = [low <= rate <= high for low, high in intervals]
+            assert scipy_stats.binom.pmf(range(episodes + 1), episodes, rate) @ held >= 0.95
 
 
-def test_demos_to_reach_interpolates_in_log_demos_or_says_not_reached() -> None:
-    curve = Curve("c", (scored(2, 0, 2), scored(8, 0, 6), scored(2, 1, 8), scored(8, 1, 9)))
-    assert curve.demos_to_reach(0.4) == {0: pytest.approx(4.0), 1: 2.0}
-    assert curve.demos_to_reach(0.7) == {0: "not reached", 1: 2.0}
+def test_wilson_covers_on_average_over_rates_what_it_promises() -> None:
+    for episodes in (20, 50, 200):
+        intervals = np.array([wilson(k, episodes) for k in range(episodes + 1)])
+        rates = np.linspace(0.05, 0.95, 181)
+        held = (intervals[:, :1] <= rates) & (rates <= intervals[:, 1:])
+        covered = (scipy_stats.binom.pmf(np.arange(episodes + 1)[:, None], episodes, rates) * held).sum(0)
+        assert covered.mean() == pytest.approx(0.95, abs=0.01)
 
 
-def test_replicates_are_compared_with_the_replicate_of_their_seed() -> None:
-    curve = Curve("c", (scored(2, 0, 0), scored(2, 0, 0, seed=1), scored(8, 0, 10), scored(8, 0, 10, seed=1)))
-    (comparison,) = curve.comparisons()
-    assert comparison.result.episodes == 20
-    assert comparison.result.only_first == 20
-    assert "20 won only by the first" in str(comparison)
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
+def test_the_paired_test_is_that_of_statsmodels(both: int, only_first: int, only_second: int) -> None:
+    first = {str(i): i < both + only_first for i in range(both + only_first + only_second + 1)}
+    second = {str(i): i < both or i >= both + only_first for i in range(both + only_first + only_second)} | {str(len(first) - 1): False}
+    first[str(len(first) - 1)] = False
+    table = [[both, only_first], [only_second, 1]]
+    assert paired_comparison(first, second).p_value == pytest.approx(mcnemar(table, exact=True).pvalue)
 
 
-def test_a_baseline_is_a_line_of_its_own() -> None:
-    curve = beside_a_baseline()
-    assert [(p.policy, p.action_free_ratio, p.demo_count, p.successes) for p in curve.points] == [
-        ("video_action", 0, 2, 2),
-        ("video_action", 0, 8, 6),
-        ("video_action", 1, 2, 8),
-        ("video_action", 1, 8, 9),
-        ("diffusion_policy", 0, 2, 1),
-        ("diffusion_policy", 0, 8, 3),
-    ]
-    assert [line.label for line in curve.lines] == ["demos only", "+ 1 action-free per demo", "diffusion policy (no video)"]
-    assert {point["policy"] for point in curve.to_json()["points"]} == {"video_action", "diffusion_policy"}
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_that_of_statsmodels(p_values: list[float]) -> None:
+    assert holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]))
+    assert all(corrected >= p for corrected, p in zip(holm(p_values), p_values, strict=True))
 
 
-def test_demos_to_reach_names_ours_by_ratio_and_a_baseline_by_its_kind() -> None:
-    assert beside_a_baseline().demos_to_reach(0.3) == {0.0: pytest.approx(2 * 2**0.5), 1.0: 2.0, "diffusion_policy": pytest.approx(8.0)}
+def test_what_the_paper_s_tables_show_and_do_not_show() -> None:
+    """RoboCasa, 24 tasks of 50 episodes: 0.63 with 50 demos, 0.66 with 300, a baseline at 0.57, and 0.58 in an independent run of what gave 0.66."""
+    of = {rate: (round(rate * 1200), 1200) for rate in (0.57, 0.58, 0.63, 0.66)}
+    assert unpaired_p_value(of[0.63], of[0.57]) == pytest.approx(0.003, abs=0.0005)
+    assert unpaired_p_value(of[0.63], of[0.66]) == pytest.approx(0.135, abs=0.005), "not shown to differ"
+    assert unpaired_p_value(of[0.66], of[0.58]) < 1e-4
 
 
-def test_with_video_is_compared_with_without_at_equal_demo_counts() -> None:
-    curve = beside_a_baseline()
-    mixed = [c for c in curve.comparisons() if c.first_policy != c.second_policy]
-    assert [(c.first, c.second, c.result.only_first, c.result.only_second) for c in mixed] == [
-        ("2 demos with video", "2 demos without video (diffusion policy)", 1, 0),
-        ("2 demos with video + 1 action-free per demo", "2 demos without video (diffusion policy)", 7, 0),
-        ("8 demos with video", "8 demos without video (diffusion policy)", 3, 0),
-        ("8 demos with video + 1 action-free per demo", "8 demos without video (diffusion policy)", 6, 0),
-    ]
-    assert {(c["first_policy"], c["second_policy"]) for c in curve.to_json()["comparisons"]} == {
-        ("video_action", "video_action"),
-        ("video_action", "diffusion_policy"),
-        ("diffusion_policy", "diffusion_policy"),
-    }
+def test_the_best_of_many_equal_policies_looks_better_than_it_is() -> None:
+    rng = np.random.default_rng(0)
+    for policies, episodes, told in ((1, 50, 0.0), (5, 50, 0.08), (10, 50, 0.105), (20, 20, 0.197)):
+        simulated = rng.binomial(episodes, 0.6, (20_000, policies)).max(1).mean() / episodes - 0.6
+        assert best_of_bias(policies, episodes, 0.6) == pytest.approx(simulated, abs=0.003)
+        assert best_of_bias(policies, episodes, 0.6) == pytest.approx(told, abs=0.002)
 
 
-def test_a_baseline_changes_nothing_that_is_said_of_ours() -> None:
-    both = beside_a_baseline()
-    ours = Curve("c", tuple(s for s in both.arms if s.arm.kind == "video_action"))
-    assert [p for p in both.points if p.policy == "video_action"] == ours.points
-    assert [str(c) for c in both.comparisons() if {c.first_policy, c.second_policy} == {"video_action"}] == [str(c) for c in ours.comparisons()]
+def test_the_rank_correlation_is_scipy_s_and_its_interval_covers() -> None:
+    rng = np.random.default_rng(0)
+    strength, number, held = 0.6, 40, 0
+    truth = 6 / math.pi * math.asin(strength / 2)  # Spearman's of a normal pair (Pearson 1907)
+    for _ in range(1000):
+        x = rng.standard_normal(number)
+        y = strength * x + math.sqrt(1 - strength**2) * rng.standard_normal(number)
+        found = rank_correlation(list(x), list(y))
+        assert found is not None
+        assert found.rho == pytest.approx(scipy_stats.spearmanr(x, y).statistic)
+        held += found.low <= truth <= found.high
+    assert held / 1000 == pytest.approx(0.95, abs=0.015)
 
 
-def test_a_baseline_alone_is_a_curve_too() -> None:
-    alone = Curve("c", tuple(s for s in beside_a_baseline().arms if s.arm.kind == "diffusion_policy"))
-    assert alone.demos_to_reach(0.5) == {"diffusion_policy": "not reached"}
-    (comparison,) = alone.comparisons()
-    assert (comparison.first, comparison.second) == ("8 demos without video (diffusion policy)", "2 demos without video (diffusion policy)")
-    assert alone.draw("png").startswith(b"\x89PNG")
+def test_too_few_or_constant_pairs_have_no_correlation() -> None:
+    assert rank_correlation([1, 2, 3], [1, 2, 3]) is None
+    assert rank_correlation([1, 2, 3, 4, 5], [1, 1, 1, 1, 1]) is None
+    perfect = rank_correlation([1, 2, 3, 4, 5], [2, 4, 6, 8, 9])
+    assert perfect is not None
+    assert (perfect.rho, perfect.low, perfect.high) == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
 
 
-def test_the_table_names_policies_only_where_there_is_a_baseline(capsys: pytest.CaptureFixture[str]) -> None:
-    both = beside_a_baseline()
-    _print_curve(both)
-    printed = capsys.readouterr().out
-    assert printed.splitlines()[0].split()[:2] == ["policy", "demos"]
-    assert "\ndiffusion_policy      8                     0     0.30      3/10" in printed
-    assert "8 demos with video against 8 demos without video (diffusion policy): +0.30 on 10 common episodes" in printed
-    _print_curve(Curve("c", both.arms[:4]))
-    printed = capsys.readouterr().out
-    assert "policy" not in printed
-    assert "with video" not in printed
+# -- the spread between trainings
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8).map(sorted))
-def test_labels_are_kept_apart_and_moved_no_further_than_that_takes(places: list[float]) -> None:
-    moved = _apart(places, 0.05)
-    assert all(after - before >= 0.05 - 1e-9 for before, after in itertools.pairwise(moved))
-    assert all(abs(new - old) <= 0.05 * (len(places) - 1) + 1e-9 for new, old in zip(moved, places, strict=True))
-    assert np.mean(moved) == pytest.approx(np.mean(places))
+def recipes(rng: np.random.Generator, ability: list[float], replicates: int, episodes: int, between: float, scenes: float) -> np.ndarray:
+    """(C, R, E) outcomes of recipes whose trainings and scenes vary, on a logit scale."""
+    shift = rng.normal(0, between, (len(ability), replicates, 1))
+    odds = np.asarray(ability)[:, None, None] + shift + rng.normal(0, scenes, (1, 1, episodes))
+    return (rng.random(odds.shape) < 1 / (1 + np.exp(-odds))).astype(float)
 
 
-@pytest.fixture(scope="module")
-def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curve]:
-    """A folder whose database has the sweep `both`: three arms recorded now, one as it was before runs named their policy."""
-    folder, curve = tmp_path_factory.mktemp("tracked"), Curve("both", beside_a_baseline().arms[2:])
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    tracker = Tracker(uri, "both", training="t", protocol="protocol", steps=100, artifacts=str(folder / "mlartifacts"))
-    with pytest.MonkeyPatch.context() as patch:
-        for index, s in enumerate(curve.arms):
-            if index == 1:
-                patch.setattr("orchestrator.tracking._params", lambda arm: {name: value for name, value in vars(arm).items() if name != "kind"})
-            tracker.arm(f"arm-{index}", s.arm, {})
-            patch.undo()
-            tracker.artifact(f"arm-{index}", outcomes_artifact(100), json.dumps(s.outcomes).encode())
-            values = (s.successes / s.episodes, s.successes, s.episodes, s.errors, 0.0, 1.0)
-            tracker.metrics(f"arm-{index}", 100, dict(zip(SCORE_METRICS, map(float, values), strict=True)))
-    return folder, curve
+def truth(ability: float, between: float, scenes: float) -> float:
+    """Success rate over trainings and scenes."""
+    places, weights = np.polynomial.hermite_e.hermegauss(64)
+    odds = ability + math.hypot(between, scenes) * places
+    return float(weights @ (1 / (1 + np.exp(-odds))) / weights.sum())
 
 
-def test_mlflow_remembers_an_arm_s_policy(tracked: tuple[Path, Curve]) -> None:
-    from mlflow import MlflowClient
-
-    folder, curve = tracked
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    assert read_arms(uri, "both") == sorted(curve.arms, key=lambda s: s.arm)
-    client = MlflowClient(uri)
-    runs = client.search_runs([client.get_experiment_by_name("demoscale").experiment_id], "tags.`demoscale.arm` != '-'")
-    policies = [run.data.params.get("policy", "not named") for run in runs]
-    assert sorted(policies) == ["diffusion_policy", "diffusion_policy", "not named", "video_action"]
-
-
-def test_the_curve_command_tells_the_policies_apart(tracked: tuple[Path, Curve]) -> None:
-    folder, curve = tracked
-    done = CliRunner().invoke(main, ["curve", "both", "--storage", str(folder), "--json", "--save", str(folder / "c.png")], catch_exceptions=False)
-    assert done.exit_code == 0
-    assert [(p["policy"], p["demo_count"], p["successes"]) for p in json.loads(done.stdout)["points"]] == [
-        (p.policy, p.demo_count, p.successes) for p in curve.points
-    ]
-    assert (folder / "c.png").read_bytes().startswith(b"\x89PNG")
+@pytest.mark.parametrize(
+    ("replicates", "episodes", "between", "scenes"),
+    [(1, 50, 0.0, 1.0), (3, 50, 0.3, 0.0), (3, 50, 0.3, 1.0), (3, 50, 0.0, 1.0), (5, 100, 0.3, 1.0), (3, 50, 0.1, 2.0)],
+)
+@pytest.mark.parametrize("ability", [0.0, 2.0])
+def test_bands_cover_what_other_trainings_on_other_scenes_would_show(
+    replicates: int, episodes: int, between: float, scenes: float, ability: float
+) -> None:
+    rng, held, tries = np.random.default_rng(0), 0, 600
+    rate, tasks = truth(ability, between, scenes), np.zeros(episodes, int)
+    for seed in range(tries):
+        outcomes = recipes(rng, [ability], replicates, episodes, between, scenes)
+        low, high = band(hierarchical_draws(outcomes, tasks, draws=400, seed=seed)[:, 0], int(outcomes.sum()), outcomes.size)
+        held += low <= rate <= high
+    error = math.sqrt(0.95 * 0.05 / tries)
+    assert held / tries >= 0.95 - 0.01 - 2 * error
 
 
-@pytest.mark.parametrize("kind", ["png", "svg"])
-def test_the_curve_draws(kind: str) -> None:
-    curve = Curve("c", tuple(scored(d, r, w, seed=s) for s in (0, 1) for d, r, w in ((2, 0, 2), (8, 0, 6), (2, 1, 8), (8, 1, 9))))
-    picture = curve.draw(kind)
-    assert picture.startswith(b"\x89PNG") if kind == "png" else b"<svg" in picture
+def test_differences_between_cells_cover_too_and_keep_their_pairing() -> None:
+    rng, held, tries, tasks = np.random.default_rng(1), 0, 400, np.zeros(100, int)
+    gap = truth(1.0, 0.3, 1.5) - truth(0.3, 0.3, 1.5)
+    widths = []
+    for seed in range(tries):
+        draws = hierarchical_draws(recipes(rng, [1.0, 0.3], 3, 100, 0.3, 1.5), tasks, draws=400, seed=seed)
+        low, high = interval_of(draws[:, 0] - draws[:, 1])
+        held += low <= gap <= high
+        widths.append((np.std(draws[:, 0] - draws[:, 1]), math.hypot(*draws.std(0))))
+    assert held / tries >= 0.92
+    alone = hierarchical_draws(np.repeat(recipes(rng, [1.0], 1, 100, 0, 2), 2, axis=0), tasks)
+    assert np.allclose(alone[:, 0], alone[:, 1]), "the same outcomes on the same scenes never differ"
 
 
-@pytest.mark.parametrize("kind", ["png", "svg"])
-def test_the_curve_draws_a_baseline_dashed(kind: str) -> None:
-    picture = beside_a_baseline().draw(kind)
-    assert picture.startswith(b"\x89PNG") if kind == "png" else b"stroke-dasharray" in picture
-    assert kind == "png" or b"diffusion policy (no video)" in picture
+def test_draws_are_centred_on_the_rates_and_one_replicate_shows_scenes_alone() -> None:
+    outcomes = recipes(np.random.default_rng(0), [0.5, -0.5], 3, 60, 0.3, 1.0)
+    draws = hierarchical_draws(outcomes, np.arange(60) % 3, draws=20_000)
+    assert np.median(draws, axis=0) == pytest.approx(outcomes.mean((1, 2)), abs=0.01)
+    one = hierarchical_draws(outcomes[:, :1], np.zeros(60, int), draws=20_000)
+    assert one.std(0) == pytest.approx(outcomes[:, 0].std(1, ddof=1) / math.sqrt(60), rel=0.03)
+
+
+def test_a_cell_without_one_of_the_replicates_keeps_its_own_rate() -> None:
+    outcomes = recipes(np.random.default_rng(0), [0.5, -0.5], 3, 60, 0.3, 1.0)
+    outcomes[1, 2] = np.nan
+    draws = hierarchical_draws(outcomes, np.zeros(60, int), draws=20_000)
+    assert np.median(draws, axis=0) == pytest.approx([outcomes[0].mean(), outcomes[1, :2].mean()], abs=0.01)
+    assert not np.isnan(draws).any()
+
+
+def test_tasks_are_those_of_the_suite_not_a_sample() -> None:
+    """One task always won, the other never: which tasks there are leaves nothing open."""
+    outcomes = np.concatenate([np.ones((1, 1, 50)), np.zeros((1, 1, 50))], axis=2)
+    assert hierarchical_draws(outcomes, np.repeat([0, 1], 50)).std() == 0
+
+
+def test_a_band_is_never_narrower_than_what_the_episodes_leave_open() -> None:
+    outcomes = np.ones((1, 3, 20))
+    draws = hierarchical_draws(outcomes, np.zeros(20, int))
+    assert band(draws[:, 0], 60, 60) == clopper_pearson(60, 60)
+
+
+def test_the_module_is_pure() -> None:
+    import orchestrator.stats
+
+    source = Path(str(orchestrator.stats.__file__)).read_text()
+    assert not any(f"import {package}" in source for package in ("ray", "mlflow", "torch", "matplotlib"))

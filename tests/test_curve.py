@@ -1,0 +1,296 @@
+"""From outcomes to the curve: its points, what it says, and how it is drawn and read back."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator import report
+from orchestrator.arms import Arm
+from orchestrator.cli import _print_curve, main
+from orchestrator.cost import Cost
+from orchestrator.curve import Curve
+from orchestrator.picture import apart
+from orchestrator.tracked import ScoredArm, read_sweep
+from orchestrator.tracking import SCORE_METRICS, Tracker, outcomes_artifact
+from policy.config import PolicyKind
+
+
+def scored(demos: int, ratio: float, wins: int, episodes: int = 10, seed: int = 0, kind: PolicyKind = "video_action") -> ScoredArm:
+    outcomes = {f"Lift-{i}-{i}": i < wins for i in range(episodes)}
+    return ScoredArm(Arm(demos, ratio, seed, kind), "protocol", 100, wins, episodes, 0, outcomes)
+
+
+def beside_a_baseline() -> Curve:
+    """Two ratios of ours, and a baseline with the same demo counts and ratio 0."""
+    ours = (scored(2, 0.0, 2), scored(8, 0.0, 6), scored(2, 1.0, 8), scored(8, 1.0, 9))
+    return Curve("c", (*ours, scored(2, 0.0, 1, kind="diffusion_policy"), scored(8, 0.0, 3, kind="diffusion_policy")))
+
+
+def test_points_pool_replicates_and_keep_their_denominators() -> None:
+    curve = Curve("c", (scored(2, 0, 3), scored(2, 0, 5, seed=1), scored(8, 0, 9)))
+    first, second = curve.points
+    assert (first.successes, first.episodes, first.seeds, second.seeds) == (8, 20, 2, 1)
+    assert first.success_rate == 0.4
+
+
+def test_demos_to_reach_interpolates_in_log_demos_or_says_not_reached() -> None:
+    curve = Curve("c", (scored(2, 0, 2), scored(8, 0, 6), scored(2, 1, 8), scored(8, 1, 9)))
+    told = curve.demos_to_reach(0.4)
+    assert told[0][0] == pytest.approx(4.0)
+    assert told[1] == (0, 0, 0), "with fewer demos than were tried, whatever the episodes leave open"
+    low, high = told[0][1:]
+    assert low <= 4 <= high
+    assert curve.demos_to_reach(0.7)[0] == "not reached"
+
+
+def test_replicates_are_compared_with_the_replicate_of_their_seed() -> None:
+    curve = Curve("c", (scored(2, 0, 0), scored(2, 0, 0, seed=1), scored(8, 0, 10), scored(8, 0, 10, seed=1)))
+    (comparison,) = curve.comparisons
+    assert comparison.result.episodes == 20
+    assert comparison.result.only_first == 20
+    assert "20 won only by the first" in str(comparison)
+
+
+def test_a_baseline_is_a_line_of_its_own() -> None:
+    curve = beside_a_baseline()
+    assert [(p.policy, p.action_free_ratio, p.demo_count, p.successes) for p in curve.points] == [
+        ("video_action", 0, 2, 2),
+        ("video_action", 0, 8, 6),
+        ("video_action", 1, 2, 8),
+        ("video_action", 1, 8, 9),
+        ("diffusion_policy", 0, 2, 1),
+        ("diffusion_policy", 0, 8, 3),
+    ]
+    assert [line.label for line in curve.lines] == ["demos only", "+ 1 action-free per demo", "diffusion policy (no video)"]
+    assert {point["policy"] for point in curve.to_json()["points"]} == {"video_action", "diffusion_policy"}
+
+
+def test_demos_to_reach_names_ours_by_ratio_and_a_baseline_by_its_kind() -> None:
+    told = beside_a_baseline().demos_to_reach(0.3)
+    assert {name: reached[0] for name, reached in told.items()} == {0.0: pytest.approx(2 * 2**0.5), 1.0: 0.0, "diffusion_policy": pytest.approx(8.0)}
+
+
+def test_with_video_is_compared_with_without_at_equal_demo_counts() -> None:
+    curve = beside_a_baseline()
+    mixed = [c for c in curve.comparisons if c.first_policy != c.second_policy]
+    assert [(c.first, c.second, c.result.only_first, c.result.only_second) for c in mixed] == [
+        ("2 demos with video", "2 demos without video (diffusion policy)", 1, 0),
+        ("2 demos with video + 1 action-free per demo", "2 demos without video (diffusion policy)", 7, 0),
+        ("8 demos with video", "8 demos without video (diffusion policy)", 3, 0),
+        ("8 demos with video + 1 action-free per demo", "8 demos without video (diffusion policy)", 6, 0),
+    ]
+    assert {(c["first_policy"], c["second_policy"]) for c in curve.to_json()["comparisons"]} == {
+        ("video_action", "video_action"),
+        ("video_action", "diffusion_policy"),
+        ("diffusion_policy", "diffusion_policy"),
+    }
+
+
+def test_a_baseline_changes_nothing_that_is_said_of_ours() -> None:
+    both = beside_a_baseline()
+    ours = Curve("c", tuple(s for s in both.arms if s.arm.kind == "video_action"))
+    assert [p for p in both.points if p.policy == "video_action"] == ours.points
+    assert [str(c) for c in both.comparisons if {c.first_policy, c.second_policy} == {"video_action"}] == [str(c) for c in ours.comparisons]
+
+
+def test_a_baseline_alone_is_a_curve_too() -> None:
+    alone = Curve("c", tuple(s for s in beside_a_baseline().arms if s.arm.kind == "diffusion_policy"))
+    assert alone.demos_to_reach(0.5) == {"diffusion_policy": "not reached"}
+    (comparison,) = alone.comparisons
+    assert (comparison.first, comparison.second) == ("8 demos without video (diffusion policy)", "2 demos without video (diffusion policy)")
+    assert alone.draw("png").startswith(b"\x89PNG")
+
+
+def test_the_table_names_policies_only_where_there_is_a_baseline(capsys: pytest.CaptureFixture[str]) -> None:
+    both = beside_a_baseline()
+    _print_curve(both)
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].split()[:2] == ["policy", "demos"]
+    assert "\ndiffusion_policy      8                     0     0.30      3/10" in printed
+    assert "8 demos with video against 8 demos without video (diffusion policy): +0.30 [+" in printed
+    _print_curve(Curve("c", both.arms[:4]))
+    printed = capsys.readouterr().out
+    assert "policy" not in printed
+    assert "with video" not in printed
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8).map(sorted))
+def test_labels_are_kept_apart_and_moved_no_further_than_that_takes(places: list[float]) -> None:
+    moved = apart(places, 0.05)
+    assert all(after - before >= 0.05 - 1e-9 for before, after in itertools.pairwise(moved))
+    assert all(abs(new - old) <= 0.05 * (len(places) - 1) + 1e-9 for new, old in zip(moved, places, strict=True))
+    assert np.mean(moved) == pytest.approx(np.mean(places))
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curve]:
+    """A folder whose database has the sweep `both`: three arms recorded now, one as it was before runs named their policy."""
+    folder, curve = tmp_path_factory.mktemp("tracked"), Curve("both", beside_a_baseline().arms[2:])
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    tracker = Tracker(uri, "both", training="t", protocol="protocol", steps=100, artifacts=str(folder / "mlartifacts"))
+    with pytest.MonkeyPatch.context() as patch:
+        for index, s in enumerate(curve.arms):
+            if index == 1:
+                patch.setattr("orchestrator.tracking._params", lambda arm: {name: value for name, value in vars(arm).items() if name != "kind"})
+            tracker.arm(f"arm-{index}", s.arm, {})
+            patch.undo()
+            tracker.artifact(f"arm-{index}", outcomes_artifact(100), json.dumps(s.outcomes).encode())
+            values = (s.successes / s.episodes, s.successes, s.episodes, s.errors, 0.0, 1.0)
+            tracker.metrics(f"arm-{index}", 100, dict(zip(SCORE_METRICS, map(float, values), strict=True)) | {"scored_step": 100.0})
+    return folder, curve
+
+
+def test_mlflow_remembers_an_arm_s_policy(tracked: tuple[Path, Curve]) -> None:
+    from mlflow import MlflowClient
+
+    folder, curve = tracked
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    assert [(s.arm, s.outcomes, s.successes, s.errors) for s in read_sweep(uri, "both").arms] == [
+        (s.arm, s.outcomes, s.successes, s.errors) for s in sorted(curve.arms, key=lambda s: s.arm)
+    ]
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("demoscale").experiment_id], "tags.`demoscale.arm` != '-'")
+    policies = [run.data.params.get("policy", "not named") for run in runs]
+    assert sorted(policies) == ["diffusion_policy", "diffusion_policy", "not named", "video_action"]
+
+
+def test_the_curve_command_tells_the_policies_apart(tracked: tuple[Path, Curve]) -> None:
+    folder, curve = tracked
+    done = CliRunner().invoke(main, ["curve", "both", "--storage", str(folder), "--json", "--save", str(folder / "c.png")], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert [(p["policy"], p["demo_count"], p["successes"]) for p in json.loads(done.stdout)["points"]] == [
+        (p.policy, p.demo_count, p.successes) for p in curve.points
+    ]
+    assert (folder / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_the_curve_draws(kind: str) -> None:
+    curve = Curve("c", tuple(scored(d, r, w, seed=s) for s in (0, 1) for d, r, w in ((2, 0, 2), (8, 0, 6), (2, 1, 8), (8, 1, 9))))
+    picture = curve.draw(kind)
+    assert picture.startswith(b"\x89PNG") if kind == "png" else b"<svg" in picture
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_the_curve_draws_a_baseline_dashed(kind: str) -> None:
+    picture = beside_a_baseline().draw(kind)
+    assert picture.startswith(b"\x89PNG") if kind == "png" else b"stroke-dasharray" in picture
+    assert kind == "png" or b"diffusion policy (no video)" in picture
+
+
+# -- what a curve of several seeds says
+
+DEMOS, SEEDS, EPISODES = (10, 20, 40, 80), (0, 1, 2), 100
+
+
+def several(gain: float, noise: float, missing: tuple[int, ...] = (), seed: int = 0) -> Curve:
+    """Two ratios; action-free video is worth `gain` doublings of the demos. noise: between trainings, on a logit scale."""
+    rng = np.random.default_rng(seed)
+    hard = rng.standard_normal(EPISODES)
+    arms = []
+    for ratio, replicate, demos in itertools.product((0.0, 1.0), SEEDS, DEMOS):
+        odds = np.log2(demos / 10) - 1.5 + gain * ratio + noise * rng.standard_normal() - hard
+        won = rng.random(EPISODES) < 1 / (1 + np.exp(-odds))
+        outcomes = {f"Lift-{10**6 + i}-{10**6 + i}": bool(own) for i, own in enumerate(won)}
+        imagined = {step: {"success_rate": won.mean() * step / 100, "video_distance": 1 - step / 100 + rng.random() / 10} for step in (50, 100)}
+        cost = Cost(sim_cpu_s=3600.0, episodes=EPISODES)
+        if not (replicate in missing and demos == 80):
+            arms.append(ScoredArm(Arm(demos, ratio, replicate), "p", 100, int(won.sum()), EPISODES, 0, outcomes, cost=cost, imagined=imagined))
+    sweep: dict[str, Any] = {
+        "policy": {"preset": "tiny"},
+        "train": {"steps": 100, "mode": "two_stage"},
+        "suite": {"tasks": ["Lift"], "episodes": EPISODES, "horizon": 100, "success": "once"},
+        "prices": {"cpu_hour": 0.5},
+    }
+    return Curve("several", tuple(sorted(arms, key=lambda arm: arm.arm)), sweep, {"demoscale.code": "abc"})
+
+
+def test_what_action_free_video_is_worth_is_found_again() -> None:
+    curve = several(gain=2.0, noise=0.05)
+    worth = curve.worth(curve.lines[1])
+    assert worth is not None
+    assert worth.low < 4 < worth.high, "two doublings"
+    assert worth.low > 1
+    told = report.answer(curve)[0]
+    assert told.startswith("An action-free ratio of 1 is worth ")
+    assert "times the demos of one of 0 (95 % interval " in told
+    assert curve.worth(curve.lines[0]) is None
+
+
+def test_that_nothing_is_shown_is_said_so() -> None:
+    curve = several(gain=0.0, noise=0.3, seed=3)
+    assert report.answer(curve)[0].startswith("No evidence that an action-free ratio of 1 replaces demos: ")
+    between = [c for c in curve.comparisons if "action-free" in c.first and "action-free" not in c.second]
+    assert {c.verdict for c in between} == {"no evidence of a difference"}
+
+
+def test_trained_policies_may_differ_where_the_seeds_do_not_bear_it_out() -> None:
+    """Two seeds that are far apart: the policies differ beyond doubt, the recipes need not."""
+    wins = {(0.0, 0): 10, (0.0, 1): 70, (1.0, 0): 90, (1.0, 1): 68}
+    curve = Curve("c", tuple(scored(8, ratio, won, episodes=100, seed=seed) for (ratio, seed), won in sorted(wins.items())))
+    (comparison,) = curve.comparisons
+    assert comparison.p_corrected < 1e-6
+    assert comparison.low < 0 < comparison.high
+    assert comparison.verdict == "no evidence of a difference"
+
+
+def test_bands_hold_the_intervals_of_the_episodes() -> None:
+    for point in several(gain=1.0, noise=0.5).points:
+        assert point.band_low <= point.low <= point.success_rate <= point.high <= point.band_high
+
+
+def test_a_point_says_which_seeds_it_lacks() -> None:
+    curve = several(gain=1.0, noise=0.1, missing=(2,))
+    assert {point.demo_count: point.missing_seeds for point in curve.points} == {10: (), 20: (), 40: (), 80: (2,)}
+    assert "2 of 8 points have fewer than 3 seeds." in report.answer(curve)
+
+
+def test_costs_are_added_up_over_the_arms_of_a_point() -> None:
+    curve = several(gain=1.0, noise=0.1)
+    told = curve.to_json()
+    assert {(point["cost"]["cpu_hours"], point["cost"]["episodes"], point["cost"]["money"]) for point in told["points"]} == {(3.0, 300, 1.5)}
+    assert {arm["cost"]["cpu_hours"] for arm in told["arms"]} == {1.0}
+    assert report.cost_axis(curve)[0] == "CPU-hours"
+
+
+def test_imagined_video_and_success_are_correlated_over_checkpoints() -> None:
+    told = several(gain=1.0, noise=0.1).to_json()["video"]
+    assert told["correlation"]["number"] == 2 * 24 == len(told["points"])
+    assert told["correlation"]["low"] > 0
+    assert "they go together" in told["text"]
+
+
+def test_the_json_holds_no_number_that_json_has_not() -> None:
+    for curve in (several(1.0, 0.2), beside_a_baseline(), Curve("c", (scored(2, 0, 0),)), Curve("c", (scored(2, 0, 10), scored(8, 0, 10)))):
+        assert json.loads(json.dumps(curve.to_json(), allow_nan=False))["caption"].endswith("Protocol " + curve.protocol + ".")
+
+
+def test_the_caption_tells_what_was_played() -> None:
+    caption = report.caption(several(1.0, 0.2))
+    for told in (
+        "100 held-out episodes per arm",
+        "at most 100 control steps",
+        "success counted at any step",
+        "trained for 100 steps",
+        "seeds 0, 1, 2",
+        "no errors",
+    ):
+        assert told in caption
+
+
+def test_arms_scored_by_different_protocols_are_refused() -> None:
+    other = ScoredArm(Arm(8, 0.0, 0), "another", 100, 5, 10, 0, {})
+    with pytest.raises(ValueError, match="different protocols"):
+        Curve("c", (scored(2, 0, 2), other))
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_the_whole_picture_draws(kind: str) -> None:
+    assert len(several(1.0, 0.2, missing=(1,)).draw(kind)) > 10_000
