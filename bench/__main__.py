@@ -26,6 +26,7 @@ BENCHES = [
     "search",
     "stall",
     "chaos",
+    "curve",
 ]
 HEAD = """# Benches
 

@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator import efficiency
-from orchestrator.cost import Cost, added
+from orchestrator.cost import added
 from orchestrator.efficiency import Estimate, estimated
-from orchestrator.lines import Line
+from orchestrator.points import Comparison, Line, Point
 from orchestrator.stats import (
-    VERDICT,
     Correlation,
     PairedComparison,
     band,
@@ -24,77 +23,11 @@ from orchestrator.stats import (
     interval_of,
     paired_comparison,
     rank_correlation,
-    verdict,
     wilson,
 )
 from orchestrator.tracked import VIDEO, ScoredArm, read_sweep
 from orchestrator.tracking import TrackingError
-from policy.config import PolicyKind
 from sim_workers.suite import EpisodeSpec
-
-
-@dataclass(frozen=True)
-class Point:
-    """One place on the curve, all replicates together."""
-
-    policy: PolicyKind
-    demo_count: int
-    action_free_ratio: float
-    success_rate: float
-    successes: int
-    episodes: int
-    errors: int
-    low: float
-    high: float
-    """Wilson 95 % over the pooled episodes: what the rollouts leave open. It does not hold the spread between training seeds."""
-    band_low: float
-    band_high: float
-    """95 % with the spread between training seeds, where there are several (`stats.hierarchical_draws`)."""
-    seeds: int
-    missing_seeds: tuple[int, ...]
-    """Replicates that other points of the curve have: given up by the search, failed, or not scored yet."""
-    by_task: Mapping[str, tuple[int, int]]
-    """Task -> successes, episodes."""
-    cost: Cost | None
-    """Of all its arms; None where one of them has none."""
-    early: bool
-    """An arm of it was not played to the end of the list, because it was decided before."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two points of a curve on their common episodes."""
-
-    first: str
-    second: str
-    first_policy: PolicyKind
-    second_policy: PolicyKind
-    result: PairedComparison
-    low: float
-    high: float
-    """Of the difference, 95 %, with the spread between training seeds where there are several."""
-    seeds: int
-    """That both have."""
-    compared: int
-    """Comparisons that answer the same question."""
-    p_corrected: float
-    """For their number (Holm)."""
-
-    @property
-    def verdict(self) -> str:
-        """A difference is shown if the policies differ and, where there are several seeds, if the seeds bear it out."""
-        told = verdict(self.result.difference, self.p_corrected)
-        return VERDICT[0] if self.seeds > 1 and self.low <= 0 <= self.high else told
-
-    def __str__(self) -> str:
-        r = self.result
-        corrected = f", {self.p_corrected:.3g} corrected for {self.compared} comparisons" if self.compared > 1 else ""
-        seeds = f"; over {self.seeds} seeds" if self.seeds > 1 else ""
-        return (
-            f"{self.first} against {self.second}: {r.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}] on {r.episodes} common episodes "
-            f"({r.only_first} won only by the first, {r.only_second} only by the second), exact McNemar p = {r.p_value:.3g}{corrected}{seeds}: "
-            f"{self.verdict}"
-        )
 
 
 @dataclass(frozen=True)
@@ -132,11 +65,6 @@ class Curve:
     @property
     def errors(self) -> int:
         return sum(scored.errors for scored in self.arms)
-
-    @property
-    def intervals(self) -> list[tuple[float, float]]:
-        """Of every arm's success rate, in the order of `arms`."""
-        return [wilson(scored.successes, scored.episodes) for scored in self.arms]
 
     @cached_property
     def lines(self) -> list[Line]:
@@ -213,9 +141,16 @@ class Curve:
 
     def reach(self, line: Line, success_rate: float) -> Estimate:
         """Demos with which a line reaches a success rate, 0 for fewer than were tried and infinity for more (`efficiency.demos_to_reach`)."""
-        demos, rates, draws = self._rates(line)
-        value = efficiency.demos_to_reach(demos, rates, success_rate)
-        return estimated(value, [efficiency.demos_to_reach(demos, drawn, success_rate) for drawn in draws])
+        if (line, success_rate) not in self._reached:
+            demos, rates, draws = self._rates(line)
+            value = efficiency.demos_to_reach(demos, rates, success_rate)
+            drawn = [efficiency.demos_to_reach(demos, own, success_rate) for own in draws]
+            self._reached[line, success_rate] = estimated(value, drawn)
+        return self._reached[line, success_rate]
+
+    @cached_property
+    def _reached(self) -> dict[tuple[Line, float], Estimate]:
+        return {}
 
     def demos_to_reach(self, success_rate: float) -> dict[float | str, tuple[float, float, float] | str]:
         """The demo count at which each line reaches a success rate, with a 95 % interval, or "not reached".
@@ -232,9 +167,14 @@ class Curve:
 
     def worth(self, line: Line) -> Estimate | None:
         """How many times the demos the lowest ratio needs for what this one reaches; None for that one itself and for baselines."""
+        return self._worth.get(line)
+
+    @cached_property
+    def _worth(self) -> dict[Line, Estimate]:
         base = self.lines[0]
-        if line.baseline or base.baseline or line == base:
-            return None
+        return {line: self._worth_of(line, base) for line in self.lines if not (line.baseline or base.baseline or line == base)}
+
+    def _worth_of(self, line: Line, base: Line) -> Estimate:
         (demos, rates, draws), (more, mixed, mixed_draws) = self._rates(base), self._rates(line)
         value = efficiency.worth((demos, rates), (more, mixed))
         return estimated(value, [efficiency.worth((demos, own), (more, other)) for own, other in zip(draws, mixed_draws, strict=True)])

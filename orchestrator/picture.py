@@ -5,7 +5,7 @@ import textwrap
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.lines import Line
+from orchestrator.points import Line
 from orchestrator.report import caption, cost_axis
 from orchestrator.tracked import VIDEO
 

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from typing import Any
 
 from orchestrator.cost import Cost
-from orchestrator.curve import Curve, Point
+from orchestrator.curve import Curve
 from orchestrator.efficiency import Estimate
-from orchestrator.lines import Line
+from orchestrator.points import Line, Point
 from orchestrator.sections import Prices
 from orchestrator.stats import wilson
-from orchestrator.tracked import VIDEO
+from orchestrator.tracked import VIDEO, ScoredArm
 
 RATES = (0.5, 0.8, 0.9)
 """Success rates whose demo counts are told."""
@@ -26,7 +26,7 @@ def report(curve: Curve) -> dict[str, Any]:
         "answer": answer(curve),
         "lines": [_line(curve, line) for line in curve.lines],
         "points": [_point(curve, point) for point in curve.points],
-        "arms": [_arm(curve, number) for number in range(len(curve.arms))],
+        "arms": [_arm(curve, scored) for scored in curve.arms],
         "comparisons": _comparisons(curve),
         "video": _video(curve),
         "protocol_facts": _protocol_facts(curve),
@@ -120,9 +120,8 @@ def _point(curve: Curve, point: Point) -> dict[str, Any]:
     return vars(point) | {"missing_seeds": list(point.missing_seeds), "by_task": tasks, "cost": _cost(curve, point.cost)}
 
 
-def _arm(curve: Curve, number: int) -> dict[str, Any]:
-    scored = curve.arms[number]
-    low, high = curve.intervals[number]
+def _arm(curve: Curve, scored: ScoredArm) -> dict[str, Any]:
+    low, high = wilson(scored.successes, scored.episodes)
     return {
         "arm": scored.arm.name,
         "policy": scored.arm.kind,

@@ -76,10 +76,10 @@ def read_sweep(uri: str, name: str) -> TrackedSweep:
 
 def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
     run_id, metrics, step = run.info.run_id, run.data.metrics, int(now[STEPS])
-    files, outcomes = _files(mlflow, run_id), outcomes_artifact(step)
-    if outcomes not in _files(mlflow, run_id, "outcomes"):
-        raise TrackingError(f"run {run_id} has a score and no {outcomes}; `demoscale status {now[SWEEP]} --rebuild` tells MLflow again")
-    results: dict[str, bool] = json.loads(_text(mlflow, run_id, outcomes))
+    files = _files(mlflow, run_id)
+    if "outcomes" not in files:
+        raise TrackingError(f"run {run_id} has a score and no outcomes; `demoscale status {now[SWEEP]} --rebuild` tells MLflow again")
+    results: dict[str, bool] = json.loads(_text(mlflow, run_id, outcomes_artifact(step)))
     films = f"rollouts/step_{step:06d}"
     notes = [name for name in _files(mlflow, run_id, films) if name.endswith(".json")] if "rollouts" in files else []
     return ScoredArm(

@@ -152,3 +152,12 @@ def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path) -> None:
 
 def test_every_shift_can_be_asked_for() -> None:
     assert all(shift in run("-m", "jobs.score", "--help").stdout for shift in (*SHIFTS, "every"))
+
+
+def test_the_published_numbers_are_judged(capfd: pytest.CaptureFixture[str]) -> None:
+    from examples.published_numbers import main
+
+    main()
+    told = capfd.readouterr().out
+    assert "0.63 (50 demos) against 0.57 (DP-VLA, the best baseline): p = 0.0062, better" in told
+    assert "0.63 (50 demos) against 0.66 (300 demos): p = 0.14, no evidence of a difference" in told
