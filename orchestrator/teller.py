@@ -18,6 +18,8 @@ from orchestrator.tracking_errors import redacted, refuses, trouble
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 """After an attempt that failed; the pauses double."""
+TELL_AFTER = 3
+"""Attempts that failed one after another before anybody hears of it."""
 LOOK_S = 1.0
 """How often an idle teller looks for what other processes have left, and one that is not alone whether it is now."""
 LONGEST_WAIT_S = 300.0
@@ -37,7 +39,7 @@ class Teller:
         self._tracker: tuple[str, Any] = "", None
         self._news = threading.Condition()
         self._over = self._urged = self._doubts = False
-        self._moved = 0
+        self._moved = self._failures = 0
         self.refused = 0
         """Notes that MLflow does not take."""
         self.problem = ""
@@ -164,23 +166,24 @@ class Teller:
                 self._say(f"MLflow refuses a {method} record, which is kept in {reading.path.parent}: {kept}")
         reading.advance(end, "" if kept else note.get("file", ""))
         self._moved += 1
-        if self.problem:
-            self.problem = ""
+        if self._failures >= TELL_AFTER:
             self._say(f"MLflow answers again; {self.left} records are still to be told")
+        self.problem, self._failures = "", 0
 
     def _tracker_of(self, about: dict[str, Any]) -> Any:
         key = json.dumps(about, sort_keys=True)
-        if self._tracker[0] != key:
-            try:
+        try:
+            if self._tracker[0] != key:
                 self._tracker = key, self._open(self._uri, **about)
-            except Exception as error:
-                raise _NotOpenError(trouble(error)) from None
+            self._tracker[1].open()
+        except Exception as error:
+            raise _NotOpenError(trouble(error)) from None
         return self._tracker[1]
 
     def _failed(self, error: Exception) -> None:
-        before, self.problem = self.problem, str(error) if isinstance(error, _NotOpenError) else trouble(error)
-        self._tracker, self._doubts = ("", None), True
-        if not before:
+        self.problem = str(error) if isinstance(error, _NotOpenError) else trouble(error)
+        self._doubts, self._failures = True, self._failures + 1
+        if self._failures == TELL_AFTER:
             self._say(f"MLflow {self.problem}; what it is to be told is kept in {self._folder} until it can be")
 
     def _tidy(self) -> None:

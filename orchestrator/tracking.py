@@ -101,7 +101,7 @@ def tagged(tags: dict[str, str]) -> str:
 
 
 class Tracker:
-    """Writes one sweep. After an error it may no longer know what MLflow has: make another."""
+    """Writes one sweep. A call that failed can be repeated: what it learnt is kept, what it may have changed is asked for again."""
 
     def __init__(self, uri: str, sweep: str, *, training: str, protocol: str, steps: int, artifacts: str | None = None) -> None:
         """training, protocol: fingerprints of how the arms are trained and scored; steps: of the last checkpoint.
@@ -110,9 +110,8 @@ class Tracker:
         """
         self._mlflow = client(uri)
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # whoever writes repeats it in his own time
-        experiment = self._mlflow.get_experiment_by_name(EXPERIMENT)
-        local = artifacts if uri.startswith("sqlite:") else None
-        self._experiment = experiment.experiment_id if experiment else self._mlflow.create_experiment(EXPERIMENT, artifact_location=local)
+        self._artifacts = artifacts if uri.startswith("sqlite:") else None
+        self._experiment, self._parent, self._current = "", "", False
         self._tags = {SWEEP: sweep, TRAINING: training, PROTOCOL: protocol}
         self._before: dict[str, set[str]] = {}  # names of metrics by run, when it was found
         self._logged: dict[str, dict[str, dict[int, Any]]] = {}  # metrics by run, name and step
@@ -120,9 +119,28 @@ class Tracker:
         self._models: dict[tuple[str, str], str] = {}  # by run and fingerprint
         self._children: dict[str, str] = {}  # by arm id
         self._stored: set[tuple[str | None, str, str]] = set()  # files by arm, name and digest
-        self._sweep_tags = {SWEEP: sweep, ARM: "-"}
-        self.parent = self._find_or_create(sweep, self._sweep_tags)
-        self.tags(None, {**self._tags, STEPS: str(steps)})
+        self._sweep_tags, self._steps = {SWEEP: sweep, ARM: "-"}, str(steps)
+
+    def open(self) -> None:
+        """Find, or make, the sweep's own run; needs to be called by nobody, and may be called often."""
+        if not self._experiment:
+            found = self._mlflow.get_experiment_by_name(EXPERIMENT)
+            self._experiment = found.experiment_id if found else self._mlflow.create_experiment(EXPERIMENT, artifact_location=self._artifacts)
+        if not self._parent:
+            self._parent = self._find_or_create(self._sweep_tags[SWEEP], self._sweep_tags)
+        if not self._current:
+            self._current = True
+            try:
+                self.tags(None, {**self._tags, STEPS: self._steps})
+            except BaseException:
+                self._current = False
+                raise
+
+    @property
+    def parent(self) -> str:
+        """The sweep's run."""
+        self.open()
+        return self._parent
 
     def _find_or_create(self, name: str, tags: dict[str, str]) -> str:
         """The run that has these tags. A request that was given up may have made a twin all the same: the one that holds less goes."""
@@ -154,12 +172,12 @@ class Tracker:
 
     def arm(self, arm_id: str, arm: Arm, facts: dict[str, str], datasets: Sequence[dict[str, str]] = ()) -> None:
         """Open the arm's run; `facts` become tags, `datasets` its inputs: {name, digest, uri, profile, context}."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
         run = self._child(arm_id)
-        facts = {REPLICATES: arm.name.removesuffix(f"_seed-{arm.seed}"), **facts}
-        self._mlflow.log_batch(run, params=[Param(name, str(value)) for name, value in _params(arm).items()], synchronous=True)
-        self.tags(arm_id, facts)
+        tags = [RunTag(name, value) for name, value in {REPLICATES: arm.name.removesuffix(f"_seed-{arm.seed}"), **facts}.items()]
+        params = [Param(name, str(value)) for name, value in _params(arm).items()]
+        self._mlflow.log_batch(run, params=params, tags=tags, synchronous=True)
         for told in datasets:
             if (told["name"], told["digest"]) not in self._inputs[run]:
                 kind, source = urlsplit(told["uri"]).scheme or "local", json.dumps({"uri": told["uri"]})
@@ -218,8 +236,14 @@ class Tracker:
                 new.append(Metric(name, value, at, step, model_id=model))
             elif model and (name, step) not in linked:  # of the same value and time it is the same metric to the run
                 new.append(Metric(name, before.value, before.timestamp, step, model_id=model))
-        if new:
-            self._mlflow.log_batch(run, metrics=new, synchronous=True)
+        try:
+            if new:
+                self._mlflow.log_batch(run, metrics=new, synchronous=True)
+        except BaseException:  # nobody knows how far it came
+            self._before[run] |= values.keys()
+            for name in values:
+                logged.pop(name)
+            raise
         for metric in new:
             logged[metric.key][step] = metric
 

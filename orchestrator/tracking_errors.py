@@ -41,6 +41,8 @@ def trouble(error: BaseException) -> str:
         return f"answers with error {status}"
     if re.search(r"time(d )?out", text, re.I):
         return "does not answer in time"
+    if re.search(r"IncompleteRead|prematurely|Connection broken", text):
+        return "breaks off its answers"
     if re.search(r"refused|resolve|resolution|unreachable|not known|reset|aborted|disconnected|Max retries|ConnectionError", text):
         return "cannot be reached"
     return f"fails ({type(error).__name__})"

@@ -198,6 +198,8 @@ class Slow:
     def __init__(self, uri: str, **about: Any) -> None:
         self.told: list[int] = about["told"]
 
+    def open(self) -> None: ...
+
     def metrics(self, step: int) -> None:
         time.sleep(0.2)
         self.told.append(step)
