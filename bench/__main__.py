@@ -25,6 +25,7 @@ BENCHES = [
     "ledger",
     "search",
     "stall",
+    "telling",
     "chaos",
     "curve",
 ]

@@ -23,7 +23,7 @@ DEMOS, RATIOS, SEEDS = (10, 20, 50, 100, 200), (0.0, 0.5, 1.0, 2.0, 3.0), (0, 1,
 
 def logged(folder: Path, episodes: int) -> str:
     """The tracking store with all of it."""
-    from orchestrator.tracking import SCORE_METRICS, Tracker, outcomes_artifact
+    from orchestrator.tracking import SCORE_METRICS, SCORED_STEP, Tracker, outcomes_artifact
 
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     tracker = Tracker(uri, "curve", training="t", protocol="p", steps=100, artifacts=str(folder / "artifacts"))
@@ -37,7 +37,7 @@ def logged(folder: Path, episodes: int) -> str:
         tracker.arm(f"arm-{number}", arm, {})
         tracker.artifact(f"arm-{number}", outcomes_artifact(100), json.dumps(outcomes).encode())
         values = (successes / episodes, successes, episodes, 0, *wilson(successes, episodes))
-        tracker.metrics(f"arm-{number}", 100, dict(zip(SCORE_METRICS, map(float, values), strict=True)) | {"scored_step": 100.0})
+        tracker.metrics(f"arm-{number}", 100, dict(zip(SCORE_METRICS, map(float, values), strict=True)) | {SCORED_STEP: 100.0})
     return uri
 
 

@@ -99,15 +99,15 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool) -> None
     quiet()
     from orchestrator.board import table
     from orchestrator.sweep import SweepRun
+    from orchestrator.tracking import shown
 
     console = Console(soft_wrap=True, highlight=False)
 
     def say(line: str) -> None:
         console.print(f"[{_clock(time.monotonic() - began)}] {line}", markup=False)
 
-    say("opening the tracking database")
     sweep_run = SweepRun(sweep, say, retry_failed)
-    say(f"tracking in {sweep_run.state.tracking_uri}; starting Ray")
+    say(f"tracking in {shown(sweep_run.state.tracking_uri)}; starting Ray")
     with Live(get_renderable=lambda: table(sweep_run.board.lines()), console=console, refresh_per_second=2), _ctrl_c(sweep_run):
         answer = sweep_run.run()
     console.print()
@@ -224,6 +224,8 @@ def _print_curve(answer: Any) -> None:
 
 def _print_places(sweep_run: Any, answer: Any) -> None:
     """Where everything is and how to open it."""
+    from orchestrator.tracking import shown
+
     state = sweep_run.state
     click.echo()
     if not state.storage.uri.startswith("s3://"):
@@ -234,5 +236,7 @@ def _print_places(sweep_run: Any, answer: Any) -> None:
     for arm, films in sweep_run.films().items():
         for film in films:
             click.echo(f"rollout video    {film}   ({arm})")
-    click.echo(f"MLflow           mlflow ui --backend-store-uri {state.tracking_uri}   (then open http://127.0.0.1:5000)")
+    uri = shown(state.tracking_uri)
+    served = uri.startswith("http")
+    click.echo(f"MLflow           {uri}" if served else f"MLflow           mlflow ui --backend-store-uri {uri}   (then open http://127.0.0.1:5000)")
     click.echo(f"the curve again  demoscale curve {state.sweep.name} --storage {state.storage.uri}")

@@ -39,11 +39,12 @@ def status(name: str, storage: str, as_json: bool, once: bool, rebuild: bool) ->
     state = SweepState.named(name, storage)
     if rebuild:
         from orchestrator.cluster import quiet
+        from orchestrator.tracking import shown
         from orchestrator.views import republish
 
         quiet()
         scores = republish(state)
-        click.echo(f"{state.tracking_uri}: knows of {scores} scores", err=as_json)
+        click.echo(f"{shown(state.tracking_uri)}: knows of {scores} scores", err=as_json)
     now = _now(state)
     if as_json:
         return click.echo(json.dumps(now, indent=1))

@@ -112,7 +112,7 @@ class Evaluation:
         gpus = self._playing.server_gpus
         self._spending.add(job.arm_id, Cost(infer_gpu_s=busy_s * gpus, infer_cpu_s=0.0 if gpus else busy_s))
         if score.complete:
-            self._views.score(job.arm_id, job.step, shift, score, outcomes)
+            self._views.score(job.arm_id, job.step, job.fingerprint, shift, score, outcomes)
             if shift == "nominal":
                 self._on_score(job.arm_id, job.step, score)
 

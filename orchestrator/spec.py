@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, field_serializer, model_validator
 
 from orchestrator.arms import Arm, expand
 from orchestrator.data.episodes import EpisodeError
@@ -16,6 +16,7 @@ from orchestrator.data.subset import SubsetError, choose
 from orchestrator.provenance import digest, weights_label
 from orchestrator.sections import Budget, Data, PolicyChoice, Prices, Range, Search, Section, SuiteChoice, Train, distinct
 from orchestrator.storage import StorageError, open_storage
+from orchestrator.tracking import shown
 from policy.config import SamplerConfig
 from policy.presets import policy_config, weights_source
 from sim_workers.backends import refusal, unfit
@@ -63,7 +64,12 @@ class Sweep(Section):
     storage: str = "runs"
     """Folder or s3:// URI for checkpoints, outcomes and videos; relative to where the command runs."""
     mlflow: str = ""
-    """MLflow tracking URI; empty: a database `mlflow.db` in `storage`."""
+    """MLflow tracking URI; empty: a database `mlflow.db` in `storage`. A server's token belongs in the environment (`MLFLOW_TRACKING_TOKEN`)."""
+
+    @field_serializer("mlflow")
+    def _without_password(self, uri: str) -> str:
+        """What is written down holds no password; it is then asked of the environment."""
+        return shown(uri)
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "Sweep":

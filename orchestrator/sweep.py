@@ -21,6 +21,7 @@ from orchestrator.search import Listed, Proposals, Proposed, StoppingRule
 from orchestrator.spec import Sweep
 from orchestrator.state import SweepState
 from orchestrator.tracking import local_folder
+from orchestrator.tracking_errors import away
 from orchestrator.train import fit
 from orchestrator.training import Training
 from orchestrator.trials import Fit, run_trials
@@ -49,7 +50,7 @@ class SweepRun:
         self.board = self.state.board()
         self.say, self._retry_failed, self._fit, self._players = say, retry_failed, fit, players
         self.spending = Spending(self.state.storage, sweep.name, uuid.uuid4().hex[:8])
-        self._views = Views(self.state)
+        self._views = Views(self.state, say)
         self._rule = StoppingRule(sweep)
         self._proposals: Proposals = Listed(sweep.grid())
         if sweep.search.optuna:
@@ -93,29 +94,44 @@ class SweepRun:
                 run_trials(self.training, self._fit, self.state.uri("arms"), placement.trainer, self.training.desk, sweep.attempts)
                 self.training.check()
                 self.evaluation.scorer.drain()
+        except BaseException:
+            if left := self._views.finish(done=False):
+                self.say(left)
+            raise
         finally:
             self.evaluation.scorer.close()
             self.spending.close()
         self._views.artifact("portraits.json", json.dumps(portraits.all(), indent=1).encode())
         self.board.charge(self.spending.by_arm())
-        for arm_id, arm in self.board.arms.items():
-            self._views.cost(arm_id, arm.cost)
+        self._views.costs({arm_id: arm.cost for arm_id, arm in self.board.arms.items()})
         return self._concluded()
 
     def _concluded(self) -> Curve | None:
         curve, unfinished = None, [*self._unfinished()]
         if any(arm.steps in arm.scores and arm.scores[arm.steps].complete for arm in self.board.arms.values()):
-            self._views.flush()
-            curve = Curve.read(self.state.tracking_uri, self.state.sweep.name)
+            curve = self._curve()
+        if curve:
             for kind in ("png", "svg"):
                 self._views.artifact(f"curve.{kind}", curve.draw(kind))
             self._views.artifact("curve.json", json.dumps(curve.to_json(), indent=1).encode())
-        self._views.finish(done=not unfinished and not self.ending)
+        if left := self._views.finish(done=not unfinished and not self.ending):
+            self.say(left)
         if self.ending == "stopped":
             raise KeyboardInterrupt
         if unfinished and not self.ending:
             raise UnfinishedError(f"{self.state.sweep.name}: not everything could be done\n" + "\n".join(f"  - {one}" for one in unfinished))
         return curve
+
+    def _curve(self) -> Curve | None:
+        """From MLflow, once it has been told everything; None if it is away."""
+        if self._views.flush():
+            try:
+                return Curve.read(self.state.tracking_uri, self.state.sweep.name)
+            except Exception as error:
+                if not away(error):
+                    raise
+        self.say(f"no curve yet: it is made from MLflow, which does not have all scores; later: demoscale curve {self.state.sweep.name}")
+        return None
 
     def end(self, why: str) -> None:
         """Begin nothing new: training runs save a checkpoint and end, episodes being played are finished. The same command continues."""

@@ -11,7 +11,7 @@ import yaml
 
 from orchestrator.arms import Arm
 from orchestrator.cost import Cost
-from orchestrator.tracking import ARM, EXPERIMENT, PROTOCOL, STEPS, SWEEP, TRAINING, TrackingError, client, outcomes_artifact, tagged
+from orchestrator.tracking import ARM, EXPERIMENT, PROTOCOL, SCORED_STEP, STEPS, SWEEP, TRAINING, TrackingError, client, outcomes_artifact, tagged
 from policy.config import PolicyKind
 
 AT_ONCE = 8
@@ -66,7 +66,7 @@ def read_sweep(uri: str, name: str) -> TrackedSweep:
     wanted = tagged({"mlflow.parentRunId": parent.info.run_id, TRAINING: now[TRAINING], PROTOCOL: now[PROTOCOL]})
     runs = mlflow.search_runs([experiment.experiment_id], wanted, max_results=10_000)
     # The latest value of a metric is that of the largest step.
-    scored = [run for run in runs if run.data.metrics.get("scored_step") == int(now[STEPS])]
+    scored = [run for run in runs if run.data.metrics.get(SCORED_STEP) == int(now[STEPS])]
     with ThreadPoolExecutor(AT_ONCE) as requests:
         arms = list(requests.map(lambda run: _scored_arm(mlflow, run, now), scored))
     tags = {name: value for run in (*runs[:1], parent) for name, value in run.data.tags.items()}

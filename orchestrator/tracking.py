@@ -1,25 +1,39 @@
 """MLflow, the only file that speaks it: one parent run per sweep, one child per arm, scores at their checkpoint's training step.
 
-Runs are found or created by tags, so a sweep that is killed and started again continues the same runs. One process writes.
+Runs are found or created by tags, checkpoints by their fingerprint, metrics by their step, so whatever is told twice is there once, and a sweep
+that is killed and started again continues the same runs. One process writes a sweep at a time (`teller.py`).
 """
 
+import fcntl
+import json
 import logging
 import os
+import re
 import tempfile
-import threading
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from orchestrator.arms import Arm
 
 EXPERIMENT = "demoscale"
 # Tags. A parent's training and scoring fingerprints say which of its children belong to the sweep as it stands now.
 SWEEP, ARM, TRAINING, PROTOCOL, STEPS = (f"demoscale.{name}" for name in ("sweep", "arm", "training", "protocol", "steps"))
+REPLICATES = "demoscale.replicates"
+"""Tag: equal for arms that differ in nothing but their seed."""
+CHECKPOINT, STEP, PLACE = (f"demoscale.{name}" for name in ("checkpoint", "step", "uri"))
+"""Tags of a logged model: the checkpoint's fingerprint, its training step, where it is."""
+SCORED_STEP = "scored_step"
+"""Metric: the step itself, for every complete score of the sweep's own suite. Its latest value is the last step scored."""
+CALL_S = 20
+"""A server that has not answered for so long does not answer."""
 
 
 class TrackingError(Exception):
-    """One sentence: what the tracking store does not know."""
+    """One sentence: what the tracking store does not know, or what is wrong with it."""
 
 
 def local_folder(storage_uri: str) -> Path:
@@ -28,23 +42,57 @@ def local_folder(storage_uri: str) -> Path:
 
 
 def tracking_uri(mlflow: str, storage_uri: str) -> str:
-    """Where a sweep is tracked: what its file says, or a database beside its other results."""
+    """Where a sweep is tracked: what its file says, or a database beside its other results. It may hold a password: see `shown`."""
     if mlflow:
         return mlflow
     return f"sqlite:///{local_folder(storage_uri) / 'mlflow.db'}"
 
 
+def shown(uri: str) -> str:
+    """A URI without its user, password and query: the form that may be written down."""
+    return re.sub(r"^([\w+.-]+://)[^/?#]*@", r"\1", uri).partition("?")[0]
+
+
 def client(uri: str) -> Any:
-    """MLflow's own, for a store's URI; a local database is made if there is none."""
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    """MLflow's own, for a store's URI; a local database is made if there is none.
+
+    Credentials in the URI go to the environment, where MLflow looks for them and nobody shows them.
+    """
+    for name, value in (
+        ("GIT_PYTHON_REFRESH", "quiet"),
+        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"),
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", str(CALL_S)),
+    ):
+        os.environ.setdefault(name, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(uri)
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https"):
+        if parts.username:
+            os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.username), unquote(parts.password or "")
+        return MlflowClient(shown(uri))
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(uri)
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(database.with_name(f"{database.name}.lock")):  # of several that make its tables at once all but one fail
+        return MlflowClient(uri)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One process at a time; where no lock can be written, nothing can be made either, and none is needed."""
+    try:
+        file = lock.open("a")
+    except OSError:
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def tagged(tags: dict[str, str]) -> str:
@@ -53,66 +101,178 @@ def tagged(tags: dict[str, str]) -> str:
 
 
 class Tracker:
-    """Writes one sweep."""
+    """Writes one sweep. A call that failed can be repeated: what it learnt is kept, what it may have changed is asked for again."""
 
     def __init__(self, uri: str, sweep: str, *, training: str, protocol: str, steps: int, artifacts: str | None = None) -> None:
         """training, protocol: fingerprints of how the arms are trained and scored; steps: of the last checkpoint.
 
         artifacts: where an experiment created here keeps its files; a tracking server decides for itself.
         """
-        self._lock = threading.Lock()  # the sweep's thread and the scorer's both write
         self._mlflow = client(uri)
-        experiment = self._mlflow.get_experiment_by_name(EXPERIMENT)
-        local = artifacts if uri.startswith("sqlite:") else None
-        self._experiment = experiment.experiment_id if experiment else self._mlflow.create_experiment(EXPERIMENT, artifact_location=local)
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # whoever writes repeats it in his own time
+        self._artifacts = artifacts if uri.startswith("sqlite:") else None
+        self._experiment, self._parent, self._current = "", "", False
         self._tags = {SWEEP: sweep, TRAINING: training, PROTOCOL: protocol}
-        self.parent = self._find_or_create(sweep, {SWEEP: sweep, ARM: "-"})
-        for name, value in {**self._tags, STEPS: str(steps)}.items():
-            self._mlflow.set_tag(self.parent, name, value)
-        self._children: dict[str, str] = {}
-        self._logged: dict[str, dict[str, set[int]]] = {}  # steps, by run and metric
+        self._before: dict[str, set[str]] = {}  # names of metrics by run, when it was found
+        self._logged: dict[str, dict[str, dict[int, Any]]] = {}  # metrics by run, name and step
+        self._inputs: dict[str, set[tuple[str, str]]] = {}  # data sets by run
+        self._models: dict[tuple[str, str], str] = {}  # by run and fingerprint
+        self._children: dict[str, str] = {}  # by arm id
+        self._stored: set[tuple[str | None, str, str]] = set()  # files by arm, name and digest
+        self._sweep_tags, self._steps = {SWEEP: sweep, ARM: "-"}, str(steps)
+
+    def open(self) -> None:
+        """Find, or make, the sweep's own run; needs to be called by nobody, and may be called often."""
+        if not self._experiment:
+            found = self._mlflow.get_experiment_by_name(EXPERIMENT)
+            self._experiment = found.experiment_id if found else self._mlflow.create_experiment(EXPERIMENT, artifact_location=self._artifacts)
+        if not self._parent:
+            self._parent = self._find_or_create(self._sweep_tags[SWEEP], self._sweep_tags)
+        if not self._current:
+            self._current = True
+            try:
+                self.tags(None, {**self._tags, STEPS: self._steps})
+            except BaseException:
+                self._current = False
+                raise
+
+    @property
+    def parent(self) -> str:
+        """The sweep's run."""
+        self.open()
+        return self._parent
 
     def _find_or_create(self, name: str, tags: dict[str, str]) -> str:
-        found = self._mlflow.search_runs([self._experiment], tagged(tags), max_results=1)
-        run = found[0] if found else self._mlflow.create_run(self._experiment, run_name=name, tags=tags)
+        """The run that has these tags. A request that was given up may have made a twin all the same: the one that holds less goes."""
+        found = self._mlflow.search_runs([self._experiment], tagged(tags), max_results=100, order_by=["attributes.start_time ASC"])
+        found = sorted(found, key=lambda run: (-len(run.data.metrics), -len(run.data.params), -len(run.data.tags)))
+        run, *twins = found or [self._mlflow.create_run(self._experiment, run_name=name, tags=tags)]
+        for twin in twins:
+            if not (twin.data.metrics or twin.data.params):
+                self._mlflow.delete_run(twin.info.run_id)
         run_id: str = run.info.run_id
+        self._before[run_id], self._logged[run_id] = set(run.data.metrics), {}
+        self._inputs[run_id] = {(told.dataset.name, told.dataset.digest) for told in (run.inputs.dataset_inputs if run.inputs else ())}
         return run_id
 
-    def arm(self, arm_id: str, arm: Arm, facts: dict[str, str]) -> None:
-        """Open the arm's run; `facts` become tags."""
-        run = self._find_or_create(arm.name, {**self._tags, ARM: arm_id, "mlflow.parentRunId": self.parent})
-        self._children[arm_id] = run
-        for name, value in _params(arm).items():
-            self._mlflow.log_param(run, name, value)
-        for name, value in facts.items():
-            self._mlflow.set_tag(run, name, value)
+    def settle(self) -> None:
+        """Look for twins once more; for when requests were given up whose end nobody knows."""
+        self._find_or_create("", self._sweep_tags)
+        for arm_id in [*self._children]:
+            self._find_or_create("", {**self._tags, ARM: arm_id, "mlflow.parentRunId": self.parent})
+        for run, fingerprint in [*self._models]:
+            del self._models[run, fingerprint]
+            self._model(run, fingerprint)
 
-    def metrics(self, arm_id: str, step: int, values: dict[str, float]) -> None:
-        """Log numbers at a training step, once: what is already there from before an interruption is left alone."""
+    def _child(self, arm_id: str) -> str:
+        if arm_id not in self._children:
+            tags = {**self._tags, ARM: arm_id, "mlflow.parentRunId": self.parent}
+            self._children[arm_id] = self._find_or_create(arm_id.rpartition("_")[0] or arm_id, tags)
+        return self._children[arm_id]
+
+    def arm(self, arm_id: str, arm: Arm, facts: dict[str, str], datasets: Sequence[dict[str, str]] = ()) -> None:
+        """Open the arm's run; `facts` become tags, `datasets` its inputs: {name, digest, uri, profile, context}."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+
+        run = self._child(arm_id)
+        tags = [RunTag(name, value) for name, value in {REPLICATES: arm.name.removesuffix(f"_seed-{arm.seed}"), **facts}.items()]
+        params = [Param(name, str(value)) for name, value in _params(arm).items()]
+        self._mlflow.log_batch(run, params=params, tags=tags, synchronous=True)
+        for told in datasets:
+            if (told["name"], told["digest"]) not in self._inputs[run]:
+                kind, source = urlsplit(told["uri"]).scheme or "local", json.dumps({"uri": told["uri"]})
+                data = Dataset(told["name"], told["digest"], kind, source, profile=told["profile"])
+                self._mlflow.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", told["context"])])])
+                self._inputs[run].add((told["name"], told["digest"]))
+
+    def tags(self, arm_id: str | None, tags: dict[str, str]) -> None:
+        """Of an arm's run, or of the sweep's."""
+        from mlflow.entities import RunTag
+
+        run = self._child(arm_id) if arm_id else self.parent
+        self._mlflow.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()], synchronous=True)
+
+    def checkpoint(self, arm_id: str, step: int, fingerprint: str, uri: str) -> None:
+        """A checkpoint that is whole becomes a logged model of its arm's run."""
+        run = self._child(arm_id)
+        if self._model(run, fingerprint):
+            return
+        name = f"{arm_id.rpartition('_')[0] or arm_id}_step-{step}".replace(".", "p")
+        tags = {CHECKPOINT: fingerprint, STEP: str(step), PLACE: uri, **self._tags, ARM: arm_id}
+        model = self._mlflow.create_logged_model(
+            self._experiment, name=name, source_run_id=run, tags=tags, params={"step": str(step)}, model_type="policy"
+        )
+        self._mlflow.finalize_logged_model(model.model_id, "READY")
+        self._models[run, fingerprint] = model.model_id
+
+    def _model(self, run: str, fingerprint: str) -> str | None:
+        if (run, fingerprint) not in self._models:
+            wanted = f"{tagged({CHECKPOINT: fingerprint})} and source_run_id = '{run}'"
+            models = sorted(self._mlflow.search_logged_models([self._experiment], wanted), key=lambda m: (not m.metrics, m.creation_timestamp))
+            if not models:
+                return None
+            for twin in models[1:]:
+                self._mlflow.delete_logged_model(twin.model_id)
+            if str(models[0].status) != "READY":
+                self._mlflow.finalize_logged_model(models[0].model_id, "READY")
+            self._models[run, fingerprint] = models[0].model_id
+        return self._models[run, fingerprint]
+
+    def metrics(self, arm_id: str, step: int, values: dict[str, float], at: int | None = None, checkpoint: str = "") -> None:
+        """Log numbers at a training step, once: what is already there from before an interruption is left alone.
+
+        at: when they were measured, in ms. checkpoint: fingerprint of the logged model that they are linked with too.
+        """
         from mlflow.entities import Metric
 
-        run, now = self._children[arm_id], int(time.time() * 1000)
-        with self._lock:
-            for name in values.keys() - self._logged.setdefault(run, {}).keys():  # asked once: nobody else writes
-                self._logged[run][name] = {logged.step for logged in self._mlflow.get_metric_history(run, name)}
-            new = [Metric(name, value, now, step) for name, value in values.items() if step not in self._logged[run][name]]
+        run, at = self._child(arm_id), int(time.time() * 1000) if at is None else at
+        logged = self._history(run, values)
+        model = self._model(run, checkpoint) if checkpoint else None
+        linked = {(m.key, m.step) for m in self._mlflow.get_logged_model(model).metrics or ()} if model else set()
+        new = []
+        for name, value in values.items():
+            before = logged[name].get(step)
+            if before is None:
+                new.append(Metric(name, value, at, step, model_id=model))
+            elif model and (name, step) not in linked:  # of the same value and time it is the same metric to the run
+                new.append(Metric(name, before.value, before.timestamp, step, model_id=model))
+        try:
             if new:
-                self._mlflow.log_batch(run, metrics=new)
-            for metric in new:
-                self._logged[run][metric.key].add(step)
+                self._mlflow.log_batch(run, metrics=new, synchronous=True)
+        except BaseException:  # nobody knows how far it came
+            self._before[run] |= values.keys()
+            for name in values:
+                logged.pop(name)
+            raise
+        for metric in new:
+            logged[metric.key][step] = metric
 
-    def artifact(self, arm_id: str | None, name: str, data: bytes) -> None:
-        """Store a file with an arm's run, or with the sweep's if there is no arm. `name` may hold folders."""
-        run = self._children[arm_id] if arm_id else self.parent
-        with tempfile.TemporaryDirectory() as folder, self._lock:
+    def _history(self, run: str, names: Iterable[str]) -> dict[str, dict[int, Any]]:
+        """Asked once: nobody else writes."""
+        logged = self._logged[run]
+        for name in names:
+            if name not in logged:
+                history = self._mlflow.get_metric_history(run, name) if name in self._before[run] else ()
+                logged[name] = {metric.step: metric for metric in history}
+        return logged
+
+    def artifact(self, arm_id: str | None, name: str, data: bytes, digest: str = "") -> None:
+        """Store a file with an arm's run, or with the sweep's if there is no arm. `name` may hold folders.
+
+        One that this tracker has stored under the name is not stored again, as far as its digest says.
+        """
+        if digest and (arm_id, name, digest) in self._stored:
+            return
+        run = self._child(arm_id) if arm_id else self.parent
+        with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / Path(name).name
             path.write_bytes(data)
             self._mlflow.log_artifact(run, str(path), str(Path(name).parent) if "/" in name else None)
+        self._stored.add((arm_id, name, digest))
 
     def finish(self, arm_id: str | None = None) -> None:
         """Mark an arm's run, or the sweep's, as finished."""
-        with self._lock:
-            self._mlflow.set_terminated(self._children[arm_id] if arm_id else self.parent)
+        self._mlflow.set_terminated(self._child(arm_id) if arm_id else self.parent)
 
 
 def _params(arm: Arm) -> dict[str, str | int | float]:

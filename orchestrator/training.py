@@ -194,6 +194,7 @@ class Training:
             key = f"checkpoints/{run}/step_{step:06d}.json"
             self._state.storage.put(key, json.dumps(facts | {"checkpoint": news["checkpoint"]}).encode())
             if not arms:
+                self._views.checkpoint(run, step, news["checkpoint"])
                 self._submit(run, step, news["checkpoint"])
 
     def _spent(self, job: ArmJob, news: News) -> Cost:

@@ -1,9 +1,10 @@
-"""An HTTP server that passes requests on to an S3 server, and does to them what networks and servers do."""
+"""An HTTP server that passes requests on to another, S3's or MLflow's, and does to them what networks and servers do."""
 
 import http.client
 import socket
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, repeat
 from threading import Thread
@@ -27,6 +28,7 @@ class FaultProxy(ThreadingHTTPServer):
 
     A code of REFUSALS: answered with that error. "unconditional": passed on without its condition. "cut": half of the answer's body
     comes back. "unanswered": passed on, and the connection is closed instead of an answer. "web page": answered as other web servers do.
+    "late": passed on only after `late_s`.
     """
 
     daemon_threads = True
@@ -36,11 +38,16 @@ class FaultProxy(ThreadingHTTPServer):
         self.upstream = urlsplit(upstream).netloc
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.requests: list[str] = []
+        self.authorization = ""
+        self.late_s = 5.0
         self._faults: Iterator[str] = repeat("")
 
     def will(self, *faults: str, always: bool = False) -> None:
         self.requests.clear()
         self._faults = repeat(*faults) if always else chain(faults, repeat(""))
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Who asked has given up meanwhile."""
 
     def next_fault(self, request: str) -> str:
         self.requests.append(request)
@@ -56,6 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.authorization = self.headers.get("Authorization", "")
         fault = self.server.next_fault(f"{self.command} {urlsplit(self.path).path}")
         if fault in REFUSALS:
             # Some servers repeat what was signed: nothing of it may reach a person.
@@ -64,15 +72,22 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "web page":
             self.reply(404, b"<!DOCTYPE html><html><p>Not found<br>")
         else:
+            if fault == "late":
+                time.sleep(self.server.late_s)
             dropped = ("expect", "if-none-match") if fault == "unconditional" else ("expect",)
             upstream = http.client.HTTPConnection(self.server.upstream)
-            upstream.request(self.command, self.path, body, {k: v for k, v in self.headers.items() if k.lower() not in dropped})
-            answer = upstream.getresponse()
-            data = answer.read()
-            upstream.close()
+            try:
+                upstream.request(self.command, self.path, body, {k: v for k, v in self.headers.items() if k.lower() not in dropped})
+                answer = upstream.getresponse()
+                data = answer.read()
+            except (OSError, http.client.HTTPException):  # the server is away
+                fault = "unanswered"
+            finally:
+                upstream.close()
             if fault == "unanswered":
-                self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
+                with suppress(OSError):
+                    self.connection.shutdown(socket.SHUT_RDWR)
             else:
                 self.reply(answer.status, data, answer.getheaders(), cut=fault == "cut")
 
@@ -86,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data[: len(data) // 2] if cut else data)
         self.close_connection = cut
 
-    do_GET = do_PUT = do_HEAD = do_POST = handle_any  # noqa: N815
+    do_GET = do_PUT = do_HEAD = do_POST = do_PATCH = do_DELETE = handle_any  # noqa: N815
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from orchestrator.cost import Cost
 from orchestrator.curve import Curve
 from orchestrator.picture import apart
 from orchestrator.tracked import ScoredArm, read_sweep
-from orchestrator.tracking import SCORE_METRICS, Tracker, outcomes_artifact
+from orchestrator.tracking import SCORE_METRICS, SCORED_STEP, Tracker, outcomes_artifact
 from policy.config import PolicyKind
 
 
@@ -143,7 +143,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curve]:
             patch.undo()
             tracker.artifact(f"arm-{index}", outcomes_artifact(100), json.dumps(s.outcomes).encode())
             values = (s.successes / s.episodes, s.successes, s.episodes, s.errors, 0.0, 1.0)
-            tracker.metrics(f"arm-{index}", 100, dict(zip(SCORE_METRICS, map(float, values), strict=True)) | {"scored_step": 100.0})
+            tracker.metrics(f"arm-{index}", 100, dict(zip(SCORE_METRICS, map(float, values), strict=True)) | {SCORED_STEP: 100.0})
     return folder, curve
 
 

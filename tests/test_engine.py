@@ -101,6 +101,27 @@ def test_a_grid_is_trained_and_scored_whole_its_curve_is_the_truth_and_mlflow_ca
     assert Curve.read(elsewhere.mlflow, folder.name).points == done.curve.points
 
 
+def test_a_sweep_without_its_mlflow_is_done_all_the_same_and_has_its_curve_when_mlflow_is_back(
+    folder: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is away here is the folder of the database."""
+    monkeypatch.setattr("orchestrator.views.PATIENCE_S", 2.0)
+    (folder / "away").write_text("a file where a folder should be")
+    asked = sweep(folder, store, mlflow=f"sqlite:///{folder / 'away' / 'mlflow.db'}")
+    first = Run(asked)()
+    assert set(first.states.values()) == {"scored"}
+    assert first.curve is None
+    assert first.said("no curve yet")
+    (sentence,) = first.said("records are not told yet")
+    assert f"demoscale status {folder.name} --storage {folder} --rebuild" in sentence
+    (folder / "away").unlink()
+    again = Run(asked)()
+    assert again.curve
+    assert {point.demo_count for point in again.curve.points} == {1, 2, 4, 8}
+    assert not again.said("not told yet")
+    assert len(ledger(folder)) == 4 * 3 * 40, "nothing was played twice"
+
+
 def test_late_scores_stop_arms_their_training_and_their_episodes(folder: Path, store: str) -> None:
     """The worst arms end at the first rung although their training is long: within seconds, for good, and without a place on the curve."""
     halving = sweep(folder, store, search={"asha": {"reduction": 2}}, train={"steps": 400, "checkpoint_every": 10})

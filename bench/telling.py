@@ -1,0 +1,131 @@
+"""What does it cost to tell MLflow, held against the training that is told of?
+
+    python -m bench.telling                two minutes
+    python -m bench.telling --quick
+
+Reports, checkpoints and scores of arms as a sweep makes them, into the database beside the results: how long whoever reports waits, and CPU
+seconds of the thread that tells. The peer is the optimiser step of the quickstart's policy: so many of them lie between two reports.
+"""
+
+import json
+import tempfile
+import threading
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+
+from bench import pretend
+
+ARMS, QUICKSTART_STEPS, QUICKSTART_CHECKPOINTS = 10, 1000, 2
+
+
+def step_s(store: str, steps: int) -> float:
+    """CPU seconds of an optimiser step at the quickstart's size, on one thread; the first ones load the model."""
+    import torch
+
+    from orchestrator.arms import Arm
+    from orchestrator.data import stream
+    from orchestrator.loop import ArmJob, train
+    from orchestrator.sections import Train
+    from policy.presets import PRESETS
+
+    torch.set_num_threads(1)
+    settings = Train(steps=steps, batch_size=16, checkpoint_every=steps)
+    job = ArmJob(Arm(4, 1.0, 0), "bench-telling", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none")
+    seen: list[tuple[int, float]] = []
+
+    def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        seen.append((step, time.thread_time()))
+
+    train(job, 0, 1, None, report, bring=stream.straight)
+    (first, began), (last, ended) = seen[len(seen) // 4], seen[-2]  # the very last one saves
+    return (ended - began) / (last - first)
+
+
+def told(folder: Path, store: str, reports: int) -> tuple[list[float], float, float]:
+    """Seconds that each report took whoever made it; CPU seconds of the telling thread per report, and per arm for all else it is told."""
+    from orchestrator import teller
+    from orchestrator.provenance import digest
+    from orchestrator.score import Score
+    from orchestrator.spec import Sweep
+    from orchestrator.state import SweepState
+    from orchestrator.views import CONSUMED, LOSSES, Views
+    from sim_workers.rollout import Outcome
+
+    asked = {
+        "name": "telling",
+        "data": {"episodes": store, "demo_count": list(range(1, ARMS + 1))},
+        "train": {"steps": QUICKSTART_STEPS, "batch_size": 16, "checkpoint_every": QUICKSTART_STEPS // QUICKSTART_CHECKPOINTS},
+        "suite": {"tasks": ["Lift"], "episodes": 25, "horizon": 100},
+        "storage": str(folder),
+    }
+    spent = {"metrics": 0.0, "else": 0.0}
+    tell = teller.Teller._tell
+
+    def measured(self: Any, reading: Any, note: dict[str, Any], end: int) -> None:
+        began = time.thread_time()
+        tell(self, reading, note, end)
+        spent["metrics" if note["do"] == "metrics" and "checkpoint" not in note else "else"] += time.thread_time() - began
+
+    state = SweepState.open(Sweep.model_validate(asked), pin=True)
+    views = Views(state)
+    assert views.flush(), "MLflow's tables are made and its modules loaded"
+    teller.Teller._tell = measured  # type: ignore[method-assign]
+    waits: list[float] = []
+    specs = state.sweep.to_suite().episode_list()
+    losses = {name: 0.5 for name in (*LOSSES, *CONSUMED)}
+
+    def arm(arm_id: str) -> None:
+        for report in range(1, reports + 1):
+            began = time.perf_counter()
+            views.training(arm_id, report, losses)
+            waits.append(time.perf_counter() - began)
+            time.sleep(0.05)
+
+    try:
+        threads = [threading.Thread(target=arm, args=(arm_id,)) for arm_id in state.arms()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for arm_id in state.arms():
+            for step in state.sweep.checkpoint_steps():
+                outcomes = [Outcome(spec, "success", 40, 5, 0.4, 0.1, 30, True) for spec in specs]
+                views.checkpoint(arm_id, step, digest([arm_id, step]))
+                views.score(arm_id, step, digest([arm_id, step]), "nominal", Score.of(outcomes, len(outcomes)), outcomes)
+        assert not views.finish(done=True)
+    finally:
+        teller.Teller._tell = tell  # type: ignore[method-assign]
+    return waits, spent["metrics"] / (reports * ARMS), spent["else"] / ARMS
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A short look.")
+def main(quick: bool) -> None:
+    """Print a table and, last, one line of JSON."""
+    from orchestrator.cluster import quiet
+    from orchestrator.loop import PROGRESS_REPORTS
+
+    quiet()
+    with tempfile.TemporaryDirectory() as name:
+        store = pretend.store(Path(name) / "store", 16)
+        step = step_s(store, 40 if quick else 120)
+        waits, report, rest = told(Path(name) / "runs", store, PROGRESS_REPORTS // 4 if quick else PROGRESS_REPORTS)
+    arm = QUICKSTART_STEPS * step
+    telling = report * (PROGRESS_REPORTS + QUICKSTART_CHECKPOINTS) + rest
+    slow = sorted(waits)[int(0.99 * len(waits))]
+    print(f"{'an optimiser step':<44}{1000 * step:>9.1f} ms of CPU")
+    print(f"{'a report: whoever reports waits, median':<44}{1000 * median(waits):>9.3f} ms, 99 % within {1000 * slow:.3f}")
+    print(f"{'a report: the thread that tells':<44}{1000 * report:>9.1f} ms of CPU")
+    print(f"{f'{QUICKSTART_CHECKPOINTS} checkpoints and scores: the same thread':<44}{1000 * rest:>9.1f} ms of CPU")
+    print(f"\n{ARMS} arms at once; an arm of {QUICKSTART_STEPS} steps trains {arm:.0f} s and is told in {telling:.2f} s: {telling / arm:.2%}")
+    told_of = {"ratio_to_training": round(telling / arm, 5), "report_waits_ms": round(1000 * median(waits), 3)}
+    told_of |= {"report_cpu_ms": round(1000 * report, 2), "step_cpu_ms": round(1000 * step, 1)}
+    print(json.dumps({"bench": "telling", **told_of, "arms": ARMS, "quick": quick}))
+
+
+if __name__ == "__main__":
+    main()

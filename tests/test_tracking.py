@@ -1,0 +1,306 @@
+"""What MLflow is told, in the database that is made beside the results: all of it, once, whoever is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench import pretend
+from conftest import CHECKOUT
+from orchestrator.spec import Sweep
+from orchestrator.spool import Journal, Reading, journals
+from orchestrator.state import SweepState
+from orchestrator.teller import Teller
+from orchestrator.tracking import EXPERIMENT, SWEEP, TrackingError, client, shown, tagged
+from orchestrator.views import Views, republish
+from reports import a_sweep, check, report, tell
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return pretend.store(tmp_path_factory.mktemp("store") / "lift", 8)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Shared by the tests that do not care: to make one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('tracked') / 'mlflow.db'}"
+
+
+def in_a_process(sweep: Sweep, folder: Path, steps: int, pause_s: float = 0.0, **variables: str) -> subprocess.Popen[str]:
+    file = folder / f"{sweep.name}.yaml"
+    file.write_text(sweep.to_yaml())
+    command = [sys.executable, str(CHECKOUT / "tests" / "reports.py"), str(file), str(steps), str(pause_s)]
+    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)} | variables
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run_of(uri: str, name: str, arm: str = "-") -> Any:
+    mlflow = client(uri)
+    (run,) = mlflow.search_runs([mlflow.get_experiment_by_name(EXPERIMENT).experiment_id], tagged({SWEEP: name, "demoscale.arm": arm}))
+    return run
+
+
+def artifact(uri: str, run: Any, name: str) -> Any:
+    return Path(client(uri).download_artifacts(run.info.run_id, name)).read_text()
+
+
+def test_ten_arms_that_report_at_once_lose_nothing_and_a_second_telling_adds_nothing(tmp_path: Path, store: str, database: str) -> None:
+    sweep = a_sweep(tmp_path, store, database, name="ten")
+    assert tell(sweep, steps=6) == ""
+    check(database, SweepState.open(sweep), steps=6)
+    assert tell(sweep, steps=6) == ""
+    check(database, SweepState.open(sweep), steps=6)
+    assert not journals(next((tmp_path / "telling").iterdir())), "what is told is not kept"
+
+
+def test_two_sweeps_that_make_the_database_at_once_both_tell_everything(tmp_path: Path, store: str) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    sweeps = [a_sweep(tmp_path, store, uri, name=name, arms=6) for name in ("one", "other")]
+    processes = [in_a_process(sweep, tmp_path, steps=4) for sweep in sweeps]
+    for process in processes:
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        assert json.loads(said.splitlines()[-1]) == "", said
+    for sweep in sweeps:
+        check(uri, SweepState.open(sweep), steps=4)
+
+
+def test_a_process_killed_while_it_tells_loses_nothing_and_repeats_nothing(tmp_path: Path, store: str, database: str) -> None:
+    """Killed three times, at other places each time; the last process tells what all of them noted."""
+    sweep = a_sweep(tmp_path, store, database, name="killed", arms=6)
+    for kill in range(3):
+        process = in_a_process(sweep, tmp_path, steps=4)
+        folder = tmp_path / "telling"
+        deadline = time.monotonic() + 120
+        while not (told := [int(file.read_text() or 0) for file in folder.glob("*/*.told")]) or max(told) < 1500 * (kill + 1):
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert sum(Reading(journal).left for journal in journals(next(folder.iterdir()))) > 10, "killed too late to test anything"
+    assert tell(sweep, steps=4) == ""
+    check(database, SweepState.open(sweep), steps=4)
+    assert not journals(next(folder.iterdir()))
+
+
+def test_what_a_killed_process_noted_is_told_by_a_process_that_has_nothing_to_tell(tmp_path: Path, store: str, database: str) -> None:
+    """`demoscale status --rebuild` is enough; here not even what it tells itself is needed."""
+    sweep = a_sweep(tmp_path, store, database, name="orphan", arms=4)
+    state = SweepState.open(sweep, pin=True)
+    views = Views(state)
+    views._teller._over = True  # noted, and nobody tells
+    views._teller._thread.join()
+    report(views, state, steps=4)
+    views._teller._journal.close()
+    heir = Views(state)
+    assert heir.finish(done=False) == ""
+    check(database, state, steps=4)
+
+
+def test_an_arm_s_run_says_what_it_was_trained_on_with_and_what_it_cost(tmp_path: Path, store: str, database: str) -> None:
+    from orchestrator.cost import Cost
+
+    sweep = a_sweep(tmp_path, store, database, name="facts", arms=4)
+    state = SweepState.open(sweep, pin=True)
+    views, arm_ids = Views(state), [*state.arms()]
+    views.costs({arm_id: Cost(episodes=index + 1) for index, arm_id in enumerate(arm_ids)})
+    views.artifact("report/answer.md", b"ten")
+    views.arm_artifact(arm_ids[0], "films/index.json", b"[]")
+    views.metrics(arm_ids[0], 5, {"video_psnr": 21.5})
+    assert views.finish(done=True) == ""
+    parent, runs = run_of(database, "facts"), [run_of(database, "facts", arm_id) for arm_id in arm_ids]
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent.info.run_id}
+    groups = [run.data.tags["demoscale.replicates"] for run in runs]
+    assert groups[0] == groups[1] == "demos-2_ratio-0" != groups[2] == groups[3]
+    (data,) = runs[0].inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("lift", state.manifest.fingerprint)
+    assert json.loads(data.dataset.source) == {"uri": store}
+    assert [(tag.key, tag.value) for tag in data.tags] == [("mlflow.data.context", "training")]
+    environment = json.loads(artifact(database, parent, "environment.json"))
+    assert {"torch", "ray", "mlflow", "robosuite"} <= environment["packages"].keys()
+    assert parent.data.tags["demoscale.version.python"] == environment["python"]
+    assert parent.info.status == "FINISHED"
+    assert Sweep.model_validate(yaml.safe_load(artifact(database, parent, "sweep.yaml"))) == sweep
+    assert json.loads(artifact(database, parent, "cost.json"))["episodes"] == 10
+    assert json.loads(artifact(database, runs[3], "cost.json"))["episodes"] == 4
+    assert "10 episodes" in parent.data.tags["demoscale.cost"]
+    assert artifact(database, parent, "report/answer.md") == "ten"
+    assert artifact(database, runs[0], "films/index.json") == "[]"
+    (metric,) = client(database).get_metric_history(runs[0].info.run_id, "video_psnr")
+    assert (metric.step, metric.value) == (5, 21.5)
+
+
+def test_a_late_score_is_linked_with_its_checkpoint_at_its_step(tmp_path: Path, store: str, database: str) -> None:
+    """Told before there were logged models, or by another process: the run's metric stays as it is, and the model gets the same."""
+    sweep = a_sweep(tmp_path, store, database, name="late", arms=2)
+    state = SweepState.open(sweep, pin=True)
+    arm_id = next(iter(state.arms()))
+    views = Views(state)
+    views.metrics(arm_id, 2, {"success_rate": 0.5})
+    assert views.flush()
+    (before,) = client(database).get_metric_history(run_of(database, "late", arm_id).info.run_id, "success_rate")
+    views.training(arm_id, 8, {"loss": 1.0})
+    report(views, state, steps=4)
+    assert views.finish(done=False) == ""
+    run = run_of(database, "late", arm_id)
+    after = client(database).get_metric_history(run.info.run_id, "success_rate")
+    assert sorted(metric.step for metric in after) == [2, 4]
+    assert before.timestamp in [metric.timestamp for metric in after if metric.step == 2]
+    models = client(database).search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    assert sorted(m.step for model in models for m in model.metrics if m.key == "success_rate") == [2, 4]
+
+
+def test_republishing_makes_mlflow_anew_from_the_storage_alone(tmp_path: Path, store: str, database: str) -> None:
+    sweep = a_sweep(tmp_path, store, database, name="anew", arms=2)
+    state = SweepState.open(sweep, pin=True)
+    assert republish(state) == 0
+    assert run_of(database, "anew")
+
+
+def test_a_record_that_mlflow_does_not_take_is_kept_and_told_of_and_the_next_ones_are_told(tmp_path: Path, store: str, database: str) -> None:
+    sweep, said = a_sweep(tmp_path, store, database, name="refused", arms=2), list[str]()
+    state = SweepState.open(sweep, pin=True)
+    arm_id, views = next(iter(state.arms())), Views(state, said.append)
+    views.metrics(arm_id, 1, {"no such name: {}": 1.0})
+    views.metrics(arm_id, 1, {"loss": 1.0})
+    assert "refused 1 record" in views.finish(done=False)
+    assert any("refuses a metrics record" in line for line in said)
+    assert run_of(database, "refused", arm_id).data.metrics == {"loss": 1.0}
+    (kept,) = (tmp_path / "telling").glob("*/*.refused")
+    assert json.loads(kept.read_text())["values"] == {"no such name: {}": 1.0}
+
+
+def test_a_run_that_somebody_deleted_in_the_middle_is_made_again(tmp_path: Path, store: str, database: str) -> None:
+    sweep = a_sweep(tmp_path, store, database, name="deleted", arms=2)
+    state = SweepState.open(sweep, pin=True)
+    arm_id, views = next(iter(state.arms())), Views(state)
+    views.metrics(arm_id, 1, {"loss": 1.0})
+    assert views.flush()
+    client(database).delete_run(run_of(database, "deleted", arm_id).info.run_id)
+    views.metrics(arm_id, 2, {"loss": 2.0})
+    assert views.finish(done=False) == ""
+    assert run_of(database, "deleted", arm_id).data.metrics == {"loss": 2.0}
+
+
+class Slow:
+    """A tracker whose every call takes its time."""
+
+    def __init__(self, uri: str, **about: Any) -> None:
+        self.told: list[int] = about["told"]
+
+    def open(self) -> None: ...
+
+    def metrics(self, step: int) -> None:
+        time.sleep(0.2)
+        self.told.append(step)
+
+
+def test_nobody_waits_for_a_slow_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    teller = Teller("", tmp_path, {}, open_tracker=lambda uri, **about: Slow(uri, told=told))
+    began = time.monotonic()
+    for step in range(100):
+        teller.note("metrics", step=step)
+    assert time.monotonic() - began < 1.0
+    monkeypatch.setattr("orchestrator.teller.LONGEST_WAIT_S", 1.0)
+    began = time.monotonic()
+    assert not teller.wait(patience_s=0.1)
+    assert 0.9 < time.monotonic() - began < 2.0
+    assert teller.left > 80
+    teller.close()
+    other = Teller("", tmp_path, {}, open_tracker=lambda uri, **about: Slow(uri, told=told))
+    monkeypatch.setattr("orchestrator.teller.LONGEST_WAIT_S", 60.0)
+    other.note("metrics", step=100)
+    assert other.wait(patience_s=0.1)
+    other.close()
+    assert sorted(set(told)) == list(range(101)), "nothing is lost"
+    assert told == sorted(told), "and everything in order"
+
+
+def test_while_one_process_tells_the_others_wait_for_it_and_what_they_note_is_told_too(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def open_slow(uri: str, **about: Any) -> Slow:
+        return Slow(uri, told=told)
+
+    first = Teller("", tmp_path, {}, open_tracker=open_slow)
+    first.note("metrics", step=1)
+    assert first.wait(5)
+    second = Teller("", tmp_path, {}, open_tracker=open_slow)
+    second.note("metrics", step=2)
+    assert second.wait(5)
+    assert (first.telling, second.telling) == (True, False)
+    first.close()
+    second.note("metrics", step=3)
+    assert second.wait(5)
+    assert second.telling
+    second.close()
+    assert told == [1, 2, 3]
+
+
+def test_many_threads_note_whole_lines_in_one_order_each(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {})
+
+    def note(thread: int) -> None:
+        for number in range(200):
+            journal.note({"do": "x", "thread": thread, "number": number}, data=b"%d" % number if number % 50 == 0 else None)
+
+    threads = [threading.Thread(target=note, args=(thread,)) for thread in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    reading, seen = Reading(journal.path), list[dict[str, Any]]()
+    assert reading.left == 2000
+    while found := reading.next():
+        seen.append(found[0])
+        reading.advance(found[1], found[0].get("file", ""))
+    assert len(seen) == 2000
+    for thread in range(10):
+        assert [note["number"] for note in seen if note["thread"] == thread] == list(range(200))
+    assert all(note["data"] == b"%d" % note["number"] for note in seen if "data" in note)
+
+
+def test_half_a_line_of_a_killed_process_is_no_note(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {})
+    journal.note({"do": "whole"})
+    journal.close()
+    with journal.path.open("ab") as file:
+        file.write(b'{"do": "ha')
+    reading = Reading(journal.path)
+    note, end = reading.next() or ({}, 0)
+    assert note == {"do": "whole"}
+    reading.advance(end)
+    assert reading.next() is None
+    assert Reading(journal.path).next() is None
+
+
+def test_a_disk_that_takes_no_notes_is_told_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrackingError, match="what MLflow is to be told cannot be written here"):
+        Journal(tmp_path / "file" / "folder", {})
+
+
+@pytest.mark.parametrize(
+    ("uri", "without"),
+    [
+        ("https://me:hunter2@mlflow.example.org/path", "https://mlflow.example.org/path"),
+        ("postgresql://me:p%40ss@db:5432/mlflow?password=hunter2", "postgresql://db:5432/mlflow"),
+        ("https://token@host", "https://host"),
+        ("sqlite:////data/a@b/mlflow.db", "sqlite:////data/a@b/mlflow.db"),
+        ("http://localhost:5000", "http://localhost:5000"),
+        ("", ""),
+    ],
+)
+def test_a_uri_is_written_down_without_its_credentials(uri: str, without: str) -> None:
+    assert shown(uri) == without
