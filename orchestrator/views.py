@@ -10,12 +10,15 @@ from typing import Any
 
 from orchestrator.arms import Arm
 from orchestrator.cost import Cost
+from orchestrator.data.subset import SubsetError
 from orchestrator.loop import CONSUMED
 from orchestrator.provenance import git_commit
 from orchestrator.score import Score
 from orchestrator.state import SweepState
 from orchestrator.tracking import SCORE_METRICS, Tracker, outcomes_artifact
+from orchestrator.video_score import VideoScore
 from sim_workers.rollout import Outcome
+from sim_workers.video import Filmed
 
 LOSSES = ("loss", "loss_video", "loss_action")
 
@@ -76,8 +79,23 @@ class Views:
         suffix = "" if shift == "nominal" else f"_{shift}"
         self._tell(self._tracker.metrics, arm_id, step, {f"{name}{suffix}": value for name, value in metrics.items()})
 
-    def film(self, arm_id: str, step: int, episode: str, film: bytes) -> None:
-        self._tell(self._tracker.artifact, arm_id, f"rollouts/step_{step:06d}/{episode}.mp4", film)
+    def film(self, arm_id: str, step: int, episode: str, film: Filmed) -> None:
+        self.arm_artifact(arm_id, f"rollouts/step_{step:06d}/{episode}.mp4", film.mp4)
+        if film.foresight:
+            self.arm_artifact(arm_id, f"rollouts/step_{step:06d}/{episode}.json", film.foresight)
+
+    def metrics(self, arm_id: str, step: int, values: dict[str, float]) -> None:
+        """Numbers of an arm at a training step."""
+        self._tell(self._tracker.metrics, arm_id, step, values)
+
+    def arm_artifact(self, arm_id: str, name: str, data: bytes) -> None:
+        """A file of an arm."""
+        self._tell(self._tracker.artifact, arm_id, name, data)
+
+    def video(self, arm_id: str, step: int, score: VideoScore) -> None:
+        """How good a checkpoint's generated video is. Of metrics the first stay; scores of other clips are files of their own."""
+        self.metrics(arm_id, step, score.metrics)
+        self.arm_artifact(arm_id, f"video/{score.digest}/step_{step:06d}.json", json.dumps(score.to_json(), indent=1).encode())
 
     def cost(self, arm_id: str, cost: Cost) -> None:
         """What the arm has cost when the sweep ends."""
@@ -103,9 +121,15 @@ class Views:
 def republish(state: SweepState) -> int:
     """Tell MLflow all that the storage knows of a sweep; how many scores that are. What it has already is left as it is."""
     views, scores = Views(state), 0
+    try:
+        test = state.video_test()
+    except SubsetError:
+        test = None
     for arm_id in state.arms():
         for step, checkpoint in sorted(state.checkpoints(arm_id).items()):
             views.training(arm_id, step, checkpoint)
+            if test and (video := test.known(state.storage, checkpoint["checkpoint"])):
+                views.video(arm_id, step, video)
             for shift in ("nominal", *state.sweep.suite.shifts):
                 outcomes = state.outcomes(checkpoint["checkpoint"], shift)
                 score = Score.of(outcomes, state.sweep.suite.listed)
