@@ -29,6 +29,7 @@ from policy.interface import Contract
 from sim_workers.rollout import Outcome
 from sim_workers.sources import InProcess
 from sim_workers.suite import Rules, Suite
+from sim_workers.video import Filmed
 from sim_workers.worker import RolloutJob
 
 EPISODES = 50  # of a checkpoint
@@ -57,7 +58,7 @@ class Accountant:
         self.scores += 1
         self.rss.append(psutil.Process().memory_info().rss / 2**20)
 
-    def on_film(self, job: ScoringJob, episode: str, film: bytes) -> None: ...
+    def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None: ...
 
     def say(self, line: str) -> None: ...
 

@@ -31,6 +31,7 @@ from orchestrator.storage import open_storage
 from policy.interface import derived_seed
 from sim_workers.balance import Answered
 from sim_workers.rollout import Outcome
+from sim_workers.video import Filmed
 from sim_workers.worker import RolloutJob
 
 HALF_WAY = 60
@@ -98,12 +99,12 @@ class PretendedPool:
     def unfinished(self) -> int:
         return len(self.queue)
 
-    def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, bytes | None]]:
+    def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, Filmed | None]]:
         while self.queue:
             job = self.queue.pop(0)
             if not job.film:
                 self.played.append(job)
-            yield job, self._play(job), b"film" if job.film else None
+            yield job, self._play(job), Filmed(b"film") if job.film else None
 
     def rebalance(self) -> None:
         return None

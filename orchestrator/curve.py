@@ -1,6 +1,7 @@
 """Scores -> the sample-efficiency curve: success against demo count, one line per action-free ratio and one per baseline. Reads MLflow only."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +26,7 @@ from orchestrator.stats import (
     rank_correlation,
     wilson,
 )
-from orchestrator.tracked import VIDEO, ScoredArm, read_sweep
+from orchestrator.tracked import CLIPS, VIDEO, ScoredArm, read_sweep
 from orchestrator.tracking import TrackingError
 from sim_workers.suite import EpisodeSpec
 
@@ -220,8 +221,13 @@ class Curve:
 
     @property
     def imagined(self) -> list[tuple[float, float]]:
-        """Of all checkpoints with both: how far what they imagine is from what happens (VIDEO's distance), and their success rate."""
-        return [(told[VIDEO[2]], told["success_rate"]) for scored in self.arms for told in scored.imagined.values() if VIDEO[2] in told]
+        """Of all checkpoints with both: how far what they imagine is from what happens (VIDEO's distance), and their success rate.
+
+        Distances on other clips are other numbers: only those on the clips that most checkpoints met are among them.
+        """
+        told = [told for scored in self.arms for told in scored.imagined.values()]
+        clips = Counter(one[CLIPS] for one in told).most_common(1)
+        return [(one[VIDEO[2]], one["success_rate"]) for one in told if one[CLIPS] == clips[0][0]]
 
     def video_and_success(self) -> Correlation | None:
         """Do checkpoints that imagine better succeed more?"""

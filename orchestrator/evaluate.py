@@ -2,20 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from orchestrator.board import Board
 from orchestrator.cost import Cost, Spending, of_outcome
+from orchestrator.judging import VideoScores
 from orchestrator.ledger import Portraits
 from orchestrator.placement import Placement
 from orchestrator.score import Score, ScoringJob
 from orchestrator.scorer import Scorer
 from orchestrator.server import PolicyServer
 from orchestrator.state import SweepState
+from orchestrator.video_score import VideoJudge, VideoScore, VideoTest
 from orchestrator.views import Views
 from sim_workers.balance import Answered
 from sim_workers.rollout import Outcome
 from sim_workers.sources import PolicySource
+from sim_workers.video import Filmed
 
 
 def policy_servers(number: int, gpus: float, rung: str) -> tuple[Any, ...]:
@@ -25,6 +29,14 @@ def policy_servers(number: int, gpus: float, rung: str) -> tuple[Any, ...]:
     options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
     server = ray.remote(PolicyServer).options(**options, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
     return tuple(server.remote(1, "cuda" if gpus else "cpu", rung) for _ in range(number))
+
+
+def video_judge() -> Any:
+    """A handle of a process of a connected Ray that measures generated video."""
+    import ray
+
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+    return ray.remote(VideoJudge).options(**options).remote()
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,8 @@ class Players:
     """What was computed for a checkpoint so far."""
     server_gpus: float = 0.0
     """Of each policy server."""
+    judge: Callable[[VideoTest, PolicySource], tuple[VideoScore, float]] | None = None
+    """The score of a policy's generated video, and the CPU seconds of measuring it. None: nobody measures."""
 
 
 def players(state: SweepState, placement: Placement, portraits: Portraits) -> Players:
@@ -48,11 +62,20 @@ def players(state: SweepState, placement: Placement, portraits: Portraits) -> Pl
 
     suite = state.sweep.suite
     servers = policy_servers(placement.servers, placement.server_gpus, suite.rung)
+    judge = lru_cache(video_judge)  # begun when first asked
+
+    def judged(test: VideoTest, source: PolicySource) -> tuple[VideoScore, float]:
+        import ray
+
+        told: tuple[VideoScore, float] = ray.get(judge().measure.remote(test, source))
+        return told
+
     return Players(
         pool=RolloutPool(state.sweep.rollout_actors, placement.rollout_cpus, suite.gl, portraits),
         source=lambda uri, imagines: Served(servers, uri, imagines),
         answered=lambda uri: Served(servers, uri).measure(uri),
         server_gpus=placement.server_gpus,
+        judge=judged,
     )
 
 
@@ -75,6 +98,7 @@ class Evaluation:
         self._on_score, self.say = on_score, say
         self._cameras = len(state.manifest.contract.cameras)
         self.scorer = Scorer(state.storage, state.manifest.contract, playing.pool, self, decides)
+        self.videos = VideoScores(state, views, self._judge, say)
 
     def submit(self, arm_id: str, step: int, fingerprint: str) -> None:
         """Score the arm's checkpoint of this step, known by its fingerprint."""
@@ -114,7 +138,19 @@ class Evaluation:
         if score.complete:
             self._views.score(job.arm_id, job.step, job.fingerprint, shift, score, outcomes)
             if shift == "nominal":
+                if self._playing.judge and arm.arm.kind == "video_action":
+                    self.videos.submit(job, arm.name)
                 self._on_score(job.arm_id, job.step, score)
 
-    def on_film(self, job: ScoringJob, episode: str, film: bytes) -> None:
+    def _judge(self, job: ScoringJob, test: VideoTest) -> VideoScore:
+        """In the video scores' thread."""
+        assert self._playing.judge
+        before = self._playing.answered(job.uri).imagined_s
+        score, cpu_s = self._playing.judge(test, job.source)
+        imagined_s = max(0.0, self._playing.answered(job.uri).imagined_s - before)
+        gpus = self._playing.server_gpus
+        self._spending.add(job.arm_id, Cost(infer_gpu_s=imagined_s * gpus, infer_cpu_s=cpu_s + (0.0 if gpus else imagined_s)))
+        return score
+
+    def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None:
         self._views.film(job.arm_id, job.step, episode, film)

@@ -3,6 +3,7 @@
     outcomes/<checkpoint>/<protocol>.parquet               a sealed ledger: the outcome of every listed episode
     outcomes/<checkpoint>/<protocol>/<unique>.parquet      a part: outcomes as they were recorded, errors among them
     outcomes/<checkpoint>/<protocol>/<episode id>.mp4      a film
+    outcomes/<checkpoint>/<protocol>/<episode id>.json     what was imagined in it, against what came (sim_workers/foresight.py)
     portraits/<simulation>/<scene>.json
 
 Nothing is ever changed. A row is one outcome, in parts and sealed ledgers alike, so that whatever reads Parquet reads all complete scores as one
@@ -36,6 +37,7 @@ from orchestrator.storage import NoObject, Storage, StorageError
 from sim_workers.rollout import Outcome
 from sim_workers.selftest import Portrait
 from sim_workers.suite import EpisodeSpec
+from sim_workers.video import Filmed
 from sim_workers.worker import Scene
 
 _TYPES = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), int | None: pa.int64()}  # everything else is text
@@ -112,8 +114,11 @@ class Ledger:
         own = outcome.to_json()
         return {**self._of, **own.pop("spec"), **own, "episode": outcome.spec.episode_id, "recorded": recorded}
 
-    def keep_film(self, episode_id: str, film: bytes) -> None:
-        self._storage.put_if_absent(f"{self._prefix}{episode_id}.mp4", film)
+    def keep_film(self, episode_id: str, film: Filmed) -> None:
+        """The film last: where there is one, its episode is not played again."""
+        if film.foresight:
+            self._storage.put_if_absent(f"{self._prefix}{episode_id}.json", film.foresight)
+        self._storage.put_if_absent(f"{self._prefix}{episode_id}.mp4", film.mp4)
 
     def films(self) -> dict[str, str]:
         """Keys of the films by episode id."""

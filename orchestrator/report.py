@@ -171,10 +171,10 @@ def _video(curve: Curve) -> dict[str, Any] | None:
     """What checkpoints imagine against what happened, and whether that goes with success."""
     points = [{"arm": s.arm.name, "step": step, **told} for s in curve.arms for step, told in s.imagined.items()]
     episodes = [
-        {"arm": s.arm.name, "episode": note["episode"], "task": note["task"], "result": note["result"], "distance": note["distance"]}
+        {"arm": s.arm.name, "episode": note["episode"], "task": note["task"], "result": note["result"], "distance": note["mean_distance"]}
         for s in curve.arms
         for note in s.films
-        if "distance" in note
+        if note["mean_distance"] is not None
     ]
     if not points and not episodes:
         return None

@@ -16,6 +16,7 @@ from orchestrator.urgency import Urgency
 from policy.interface import Contract
 from sim_workers.rollout import Outcome
 from sim_workers.suite import EpisodeSpec
+from sim_workers.video import Filmed
 from sim_workers.worker import RolloutJob
 
 POLL_S = 0.2
@@ -31,7 +32,7 @@ class Listener(Protocol):
     def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
         """Every listed episode has an outcome."""
 
-    def on_film(self, job: ScoringJob, episode: str, film: bytes) -> None: ...
+    def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None: ...
 
     def say(self, line: str) -> None:
         """One line worth telling."""
@@ -195,7 +196,7 @@ class Scorer:
                     self._pool.submit(RolloutJob(spec, entry.job.suite.rules, self._contract, entry.job.source, entry.job.key, film=True))
         self._close_if_done(entry)
 
-    def _filmed(self, entry: _Open, outcome: Outcome, film: bytes | None) -> None:
+    def _filmed(self, entry: _Open, outcome: Outcome, film: Filmed | None) -> None:
         episode, before = outcome.spec.episode_id, entry.outcomes[outcome.spec.episode_id]
         entry.unfilmed.remove(episode)
         if film is None:

@@ -170,6 +170,10 @@ class SuiteChoice(Section):
     rung: Literal["", "faithful", "unguided", "truncated", "one_pass"] = ""
     """How a look becomes actions, from 30 joint denoising steps with guidance down to one video pass; empty: the preset's own."""
 
+    video_clips: NonNegativeInt = 8
+    """Held-out clips per task on which every checkpoint's generated video is compared with what happened, as MLflow metrics; they are cut from
+    episodes that no arm trains on. 0: none. No score depends on it."""
+
     @property
     def listed(self) -> int:
         """Episodes that a score is made of."""

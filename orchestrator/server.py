@@ -71,10 +71,9 @@ class PolicyServer:
                     answer.set_exception(error)
             else:
                 spent = time.perf_counter() - began
-                if what == "act":
-                    for name in ("", checkpoint):
-                        before = self._answered.get(name, Answered())
-                        self._answered[name] = Answered(before.batches + 1, before.rows + len(asked), before.busy_s + spent)
+                done = Answered(1, len(asked), spent) if what == "act" else Answered(imagined_s=spent)
+                for name in ("", checkpoint):
+                    self._answered[name] = self._answered.get(name, Answered()) + done
                 for (_, answer), told in zip(asked, answers, strict=True):
                     answer.set_result(told)
 

@@ -4,6 +4,7 @@ sweeps/<name>.json                        the resolved sweep, the data version i
 arms/<arm id>/step_000100/                checkpoints, written by Ray Train
 checkpoints/<arm id>/step_000100.json     a checkpoint that is whole: its losses and fingerprint
 outcomes/<checkpoint>/<protocol>          the ledger, orchestrator/ledger.py
+video/<checkpoint>/<digest>.json          how good the checkpoint's generated video is, orchestrator/video_score.py
 decisions/<name>/<search>/                what a search decided: which arms it proposed, which it stopped
 failures/<name>/<arm id>.json             an arm whose training failed for good
 costs/<name>/<run>.json                   what each run of the sweep spent, orchestrator/cost.py
@@ -21,6 +22,7 @@ from orchestrator.cost import Spending
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.store import check_all, latest_version, load_manifest
 from orchestrator.data.subset import Subset, SubsetError, choose
+from orchestrator.held_out import HeldOut
 from orchestrator.ledger import Ledger
 from orchestrator.loop import ArmJob
 from orchestrator.notes import read_notes
@@ -29,6 +31,7 @@ from orchestrator.score import Score, protocol_fingerprint
 from orchestrator.spec import Sweep, SweepError
 from orchestrator.storage import Storage, open_storage
 from orchestrator.tracking import tracking_uri
+from orchestrator.video_score import VideoTest
 from policy.presets import policy_config
 from sim_workers.rollout import Outcome
 
@@ -122,7 +125,8 @@ class SweepState:
     @property
     def _decisions(self) -> str:
         """Another search decides anew."""
-        return f"decisions/{self.sweep.name}/{digest([self.sweep.search.model_dump(mode='json'), self.sweep.suite.model_dump(mode='json')])}"
+        suite = self.sweep.suite.model_dump(mode="json", exclude={"video_clips"})
+        return f"decisions/{self.sweep.name}/{digest([self.sweep.search.model_dump(mode='json'), suite])}"
 
     def proposed(self) -> list[Arm]:
         """The arms that a search has proposed, in order."""
@@ -162,6 +166,20 @@ class SweepState:
         except SubsetError as error:
             mend = "give the sweep another name to use the store as it is now"
             raise SweepError(self.sweep.name, [f"it keeps to version {self.version} of {self.sweep.data.episodes}; {error}; {mend}"]) from None
+
+    def used(self) -> frozenset[str]:
+        """Every episode that some arm may read, and those set aside: of each seed the largest arm's, which contain all others'."""
+        subsets = [self.subset(self.sweep.largest(seed)) for seed in self.sweep.seeds]
+        return frozenset(self.quarantined).union(*((*subset.demos, *subset.action_free) for subset in subsets))
+
+    def video_test(self) -> VideoTest | None:
+        """What the checkpoints' generated video is held against; None if nothing is asked for or generated. SubsetError if too few are left."""
+        sweep, shape = self.sweep, policy_config(self.sweep.policy.preset).clip
+        if not sweep.suite.video_clips or shape.frames_per_view == 1:
+            return None
+        episodes = open_storage(sweep.data.episodes).uri
+        clips = HeldOut.choose(episodes, self.manifest, sweep.suite.tasks, sweep.suite.video_clips, self.used(), shape)
+        return VideoTest(clips, sweep.sampler)
 
     def job(self, arm: Arm) -> ArmJob:
         """The arm's training."""

@@ -94,12 +94,14 @@ class SweepRun:
                 run_trials(self.training, self._fit, self.state.uri("arms"), placement.trainer, self.training.desk, sweep.attempts)
                 self.training.check()
                 self.evaluation.scorer.drain()
+                self.evaluation.videos.drain()
         except BaseException:
             if left := self._views.finish(done=False):
                 self.say(left)
             raise
         finally:
             self.evaluation.scorer.close()
+            self.evaluation.videos.wind_down()
             self.spending.close()
         self._views.artifact("portraits.json", json.dumps(portraits.all(), indent=1).encode())
         self.board.charge(self.spending.by_arm())
@@ -140,6 +142,7 @@ class SweepRun:
             self.say(f"ending: {why}; training saves its state, episodes in progress are finished")
             self.training.pause()
             self.evaluation.scorer.wind_down()
+            self.evaluation.videos.wind_down()
 
     def _on_score(self, arm_id: str, step: int, score: Score) -> None:
         arm = self.board.arms[arm_id]

@@ -18,6 +18,8 @@ AT_ONCE = 8
 """Requests to a tracking server."""
 VIDEO = ("video_psnr", "video_ssim", "video_distance")
 """Metrics of what a checkpoint imagines, against what happened."""
+CLIPS = "video_clips_id"
+"""Metric: equal where the same clips were measured in the same way."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class ScoredArm:
     cost: Cost | None = None
     run_id: str = ""
     imagined: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
-    """Checkpoint step -> success rate and VIDEO, of those that have both."""
+    """Checkpoint step -> success rate, VIDEO and CLIPS, of those that have all."""
     films: tuple[Mapping[str, Any], ...] = ()
     """Of every filmed episode what was noted beside the film: task, result, distances between what was imagined and what was seen."""
 
@@ -99,7 +101,7 @@ def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
 
 
 def _imagined(mlflow: Any, run: Any) -> dict[int, dict[str, float]]:
-    names = ("success_rate", *(name for name in VIDEO if name in run.data.metrics))
+    names = ("success_rate", *VIDEO, CLIPS)
     told = {name: {logged.step: logged.value for logged in mlflow.get_metric_history(run.info.run_id, name)} for name in names}
     steps = sorted(set.intersection(*(set(values) for values in told.values())))
     return {step: {name: told[name][step] for name in names} for step in steps}

@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.arms import Arm
 from orchestrator.cost import Cost, added
+from orchestrator.data.subset import SubsetError
 from orchestrator.loop import CONSUMED
 from orchestrator.provenance import PACKAGES, digest, git_commit
 from orchestrator.score import Score
@@ -20,7 +21,9 @@ from orchestrator.state import SweepState
 from orchestrator.storage import open_storage
 from orchestrator.teller import Teller
 from orchestrator.tracking import SCORE_METRICS, SCORED_STEP, TrackingError, local_folder, outcomes_artifact, shown
+from orchestrator.video_score import VideoScore
 from sim_workers.rollout import Outcome
+from sim_workers.video import Filmed
 
 LOSSES = ("loss", "loss_video", "loss_action")
 PATIENCE_S = 30.0
@@ -103,8 +106,15 @@ class Views:
         self.checkpoint(arm_id, step, fingerprint)
         self._tell("metrics", arm_id=arm_id, step=step, values=told, at=_now_ms(), checkpoint=fingerprint)
 
-    def film(self, arm_id: str, step: int, episode: str, film: bytes) -> None:
-        self.arm_artifact(arm_id, f"rollouts/step_{step:06d}/{episode}.mp4", film)
+    def film(self, arm_id: str, step: int, episode: str, film: Filmed) -> None:
+        self.arm_artifact(arm_id, f"rollouts/step_{step:06d}/{episode}.mp4", film.mp4)
+        if film.foresight:
+            self.arm_artifact(arm_id, f"rollouts/step_{step:06d}/{episode}.json", film.foresight)
+
+    def video(self, arm_id: str, step: int, score: VideoScore) -> None:
+        """How good a checkpoint's generated video is. Of metrics the first stay; scores of other clips are files of their own."""
+        self.metrics(arm_id, step, score.metrics)
+        self.arm_artifact(arm_id, f"video/{score.digest}/step_{step:06d}.json", json.dumps(score.to_json(), indent=1).encode())
 
     def costs(self, by_arm: dict[str, Cost]) -> None:
         """What the arms have cost when the sweep ends, and what it has cost in all."""
@@ -176,10 +186,16 @@ def republish(state: SweepState) -> int:
     TrackingError if MLflow does not take it now.
     """
     views, scores = Views(state), 0
+    try:
+        test = state.video_test()
+    except SubsetError:
+        test = None
     for arm_id in state.arms():
         for step, checkpoint in sorted(state.checkpoints(arm_id).items()):
             views.training(arm_id, step, checkpoint)
             views.checkpoint(arm_id, step, checkpoint["checkpoint"])
+            if test and (video := test.known(state.storage, checkpoint["checkpoint"])):
+                views.video(arm_id, step, video)
             for shift in ("nominal", *state.sweep.suite.shifts):
                 outcomes = state.outcomes(checkpoint["checkpoint"], shift)
                 score = Score.of(outcomes, state.sweep.suite.listed)

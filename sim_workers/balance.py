@@ -1,7 +1,7 @@
 """How many rollout workers a policy server can feed, from what both measured. Pure."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 BUSY = 0.8
 """A server busier than this makes its askers queue (the rule of vla-evaluation-harness: demand below 0.8 of what it can answer)."""
@@ -15,11 +15,16 @@ class Answered:
     rows: int = 0
     """Observations answered."""
     busy_s: float = 0.0
+    imagined_s: float = 0.0
+    """Seconds spent on showing what policies imagine: beside those busy with answers."""
+
+    def __add__(self, other: "Answered") -> "Answered":
+        return Answered(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     def since(self, before: "Answered") -> "Answered":
         if before.batches > self.batches:  # it died and began anew
             return self
-        return Answered(self.batches - before.batches, self.rows - before.rows, self.busy_s - before.busy_s)
+        return Answered(*(getattr(self, field.name) - getattr(before, field.name) for field in fields(self)))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from sim_workers.balance import Answered, Balance
 from sim_workers.rollout import Outcome
 from sim_workers.selftest import Portrait
 from sim_workers.served import Served
+from sim_workers.video import Filmed
 from sim_workers.worker import MOST_EPISODES, Beat, Played, RolloutJob, RolloutWorker, Said, Scene, Unanswered, one_line
 
 SILENCE_S = {"making": 120.0, "playing": 20.0, "asking": 20.0}
@@ -100,7 +101,7 @@ class RolloutPool:
         self.usage = Usage()
         self._workers: list[_Worker] = []
         self._waiting: dict[Scene, list[_Entry]] = {}
-        self._finished: deque[tuple[RolloutJob, Outcome, bytes | None]] = deque()  # not yet told
+        self._finished: deque[tuple[RolloutJob, Outcome, Filmed | None]] = deque()  # not yet told
         self.most_workers = num_workers
         self._source: Served | None = None  # of the job submitted last: all of a pool's have the same servers
         self._measured: tuple[float, Usage, Answered] | None = None
@@ -136,7 +137,7 @@ class RolloutPool:
         """Jobs queued, running, or finished and not yet told of."""
         return self.waiting + len(self._finished) + sum(worker.entry is not None for worker in self._workers)
 
-    def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, bytes | None]]:
+    def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, Filmed | None]]:
         """Keep every worker busy and yield what finishes; ends when nothing is left, or nothing has finished for `timeout_s`."""
         patience = float("inf") if timeout_s is None else timeout_s
         until = time.monotonic() + patience

@@ -4,20 +4,19 @@ Shapes: H W pixels; F frames of one imagination.
 """
 
 import io
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from policy.interface import Imagination
-from sim_workers.rollout import Env
-
-Picture = npt.NDArray[np.uint8]
-"""(H, W, 3) RGB."""
+from sim_workers.foresight import Foresight, Picture
+from sim_workers.rollout import Env, Outcome
 
 FPS = 10
 SCENE = 256  # pixels, both sides of the scene's picture
@@ -39,6 +38,15 @@ def mp4(frames: Sequence[Picture], fps: float) -> bytes:
     return buffer.getvalue()
 
 
+@dataclass(frozen=True)
+class Filmed:
+    """What is kept of a filmed episode."""
+
+    mp4: bytes
+    foresight: bytes | None = None
+    """`Foresight.to_json`, of a policy that imagines."""
+
+
 class Film:
     """One episode as a film, told of every look and of every control step, by the thread that renders; it changes nothing.
 
@@ -52,16 +60,21 @@ class Film:
         self._frames: list[Picture] = []
         self._steps, self._looked_at = 0, 0
         self._imagined: Imagination | None = None
+        self._foresight = Foresight()
 
     def looked(self, imagined: Imagination | None) -> None:
         """The policy looked, after as many control steps as were told of, and expects this to come. The film begins with the first look."""
         self._looked_at, self._imagined = self._steps, imagined
+        if imagined:
+            self._foresight.looked(self._steps, imagined, self._seen())
         if not self._frames:
             self._record(self._env.succeeded)
 
     def stepped(self, steps: int, succeeded: bool) -> None:
         """So many control steps are done, and the task is done in this state or is not."""
         self._steps = steps
+        if self._foresight.expects(steps):
+            self._foresight.saw(steps, self._seen())
         if steps % self._every == 0:
             self._record(succeeded)
 
@@ -71,6 +84,15 @@ class Film:
             self._record(self._env.succeeded)
         return mp4(self._frames, self._env.contract.control_hz / self._every)
 
+    def done(self, outcome: Outcome) -> Filmed:
+        """Of the whole episode, which ended so."""
+        told = self._foresight.to_json(outcome)
+        return Filmed(self.mp4(), json.dumps(told, indent=1).encode() if told else None)
+
+    def _seen(self) -> dict[str, Picture]:
+        """What the policy's cameras see now."""
+        return {camera: self._env.picture(camera, self._env.contract.image_size) for camera in self._env.contract.cameras}
+
     def _record(self, succeeded: bool) -> None:
         env, hz = self._env, self._env.contract.control_hz
         scene = framed(env.picture(env.film_camera, (SCENE, SCENE)), DONE if succeeded else GROUND)
@@ -78,8 +100,7 @@ class Film:
         if self._imagined:
             future, ahead = nearest(self._imagined, self._steps - self._looked_at)
             side = SCENE if len(env.contract.cameras) == 1 else SCENE // 2
-            seen = [env.picture(camera, env.contract.image_size) for camera in env.contract.cameras]
-            columns.append(("seen", [sized(picture, side) for picture in seen]))
+            columns.append(("seen", [sized(picture, side) for picture in self._seen().values()]))
             columns.append((f"imagined, {ahead / hz:+.1f} s" if ahead else "imagined", [sized(future[c], side) for c in env.contract.cameras]))
         self._frames.append(side_by_side(columns))
 

@@ -15,7 +15,7 @@ from sim_workers.rollout import Env, Outcome, Stepped, episode
 from sim_workers.selftest import Portrait, portrait
 from sim_workers.sources import Asker, PolicySource
 from sim_workers.suite import EpisodeSpec, Rules
-from sim_workers.video import Film
+from sim_workers.video import Film, Filmed
 
 BEAT_S = 2.0
 """A worker says at least so often that it is alive."""
@@ -48,7 +48,7 @@ class RolloutJob:
     key: str = ""
     """Whoever submits it may recognise it by this."""
     film: bool = False
-    """Also return an MP4 of the episode."""
+    """Also return a film of the episode."""
 
     @property
     def scene(self) -> Scene:
@@ -65,7 +65,7 @@ class Beat:
 @dataclass(frozen=True)
 class Played:
     outcome: Outcome
-    film: bytes | None
+    film: Filmed | None
     worn: bool
     """The process should be replaced before it plays again."""
 
@@ -139,7 +139,7 @@ class RolloutWorker:
         except StopIteration as over:
             self._episodes += 1
             outcome = replace(over.value, worker=f"{socket.gethostname()}/{os.getpid()}")
-            yield Played(outcome, film.mp4() if film else None, self._worn())
+            yield Played(outcome, film.done(outcome) if film else None, self._worn())
 
     def _connected(self, source: PolicySource) -> Asker:
         if self._asker is None or self._asker[0] != source:

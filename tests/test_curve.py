@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from orchestrator.cli import _print_curve, main
 from orchestrator.cost import Cost
 from orchestrator.curve import Curve
 from orchestrator.picture import apart
-from orchestrator.tracked import ScoredArm, read_sweep
+from orchestrator.tracked import CLIPS, ScoredArm, read_sweep
 from orchestrator.tracking import SCORE_METRICS, SCORED_STEP, Tracker, outcomes_artifact
 from policy.config import PolicyKind
 
@@ -199,7 +200,9 @@ def several(gain: float, noise: float, missing: tuple[int, ...] = (), seed: int 
         odds = np.log2(demos / 10) - 1.5 + gain * ratio + noise * rng.standard_normal() - hard
         won = rng.random(EPISODES) < 1 / (1 + np.exp(-odds))
         outcomes = {f"Lift-{10**6 + i}-{10**6 + i}": bool(own) for i, own in enumerate(won)}
-        imagined = {step: {"success_rate": won.mean() * step / 100, "video_distance": 1 - step / 100 + rng.random() / 10} for step in (50, 100)}
+        imagined = {
+            step: {"success_rate": won.mean() * step / 100, "video_distance": 1 - step / 100 + rng.random() / 10, CLIPS: 7.0} for step in (50, 100)
+        }
         cost = Cost(sim_cpu_s=3600.0, episodes=EPISODES)
         if not (replicate in missing and demos == 80):
             arms.append(ScoredArm(Arm(demos, ratio, replicate), "p", 100, int(won.sum()), EPISODES, 0, outcomes, cost=cost, imagined=imagined))
@@ -265,6 +268,14 @@ def test_imagined_video_and_success_are_correlated_over_checkpoints() -> None:
     assert told["correlation"]["number"] == 2 * 24 == len(told["points"])
     assert told["correlation"]["low"] > 0
     assert "they go together" in told["text"]
+
+
+def test_distances_on_other_clips_are_not_mixed() -> None:
+    curve = several(gain=1.0, noise=0.1)
+    first, *others = curve.arms
+    elsewhere = {step: {**told, CLIPS: 8.0} for step, told in first.imagined.items()}
+    mixed = replace(curve, arms=(replace(first, imagined=elsewhere), *others))
+    assert len(curve.imagined) - len(mixed.imagined) == len(elsewhere)
 
 
 def test_the_json_holds_no_number_that_json_has_not() -> None:

@@ -29,7 +29,7 @@ def sweep_file(folder: Path, store: Path) -> str:
 name: seconds
 data: {{episodes: {store}, demo_count: [2], action_free_ratio: [1], on_corrupt: quarantine}}
 train: {{mode: two_stage, videos: sweep, video_steps: 8, steps: 12, batch_size: 4, checkpoint_every: 6, warmup_steps: 2}}
-suite: {{tasks: [Lift], episodes: 3, horizon: 16}}
+suite: {{tasks: [Lift], episodes: 3, horizon: 16, video_clips: 1}}
 rollout_actors: 2
 storage: {folder / "runs"}
 """
@@ -95,6 +95,7 @@ def test_a_sweep_ends_with_a_curve_in_mlflow(undisturbed: tuple[Path, str], dama
         assert point["errors"] == 0
         assert point["low"] <= point["success_rate"] == point["successes"] / 3 <= point["high"]
     assert "picture" in printed
+    assert printed.count("on 1 held-out clips") == 2
     assert f"quarantined now {damaged_store[1]}" in printed
     assert (folder / "runs" / "seconds-curve.png").read_bytes().startswith(b"\x89PNG")
     assert len(outcomes(folder)) == 2 * 3
@@ -113,7 +114,18 @@ def test_mlflow_has_a_parent_with_children_and_scores_at_the_training_step(undis
         for metric in ("success_rate", "success_low", "success_high", "successes", "episodes", "errors"):
             assert [m.step for m in client.get_metric_history(child.info.run_id, metric)] == [6, 12]
         assert 12 in {m.step for m in client.get_metric_history(child.info.run_id, "loss_action")}
-        assert client.list_artifacts(child.info.run_id, "rollouts/step_000012")
+        kept = {Path(file.path).name for file in client.list_artifacts(child.info.run_id, "rollouts/step_000012")}
+        films = {name.removesuffix(".mp4") for name in kept if name.endswith(".mp4")}
+        assert films
+        assert kept == {f"{film}.{kind}" for film in films for kind in ("mp4", "json")}
+        for film in films:
+            told = json.loads(Path(client.download_artifacts(child.info.run_id, f"rollouts/step_000012/{film}.json")).read_text())
+            assert (told["episode"], told["task"], told["result"]) == (film, "Lift", "failure")
+            assert told["steps"] == [0, 4, 8], "it looks every 4 of 16 steps and imagines what comes after 8"
+            assert all(0 < value < 255 for value in (*told["distances"], *told["still"]))
+        for metric in ("video_psnr", "video_ssim", "video_distance", "video_psnr_still", "video_clips"):
+            assert [m.step for m in client.get_metric_history(child.info.run_id, metric)] == [6, 12]
+        assert len({m.value for m in client.get_metric_history(child.info.run_id, "video_psnr_still")}) == 1, "the clips are always the same"
         consumed = {m.step: m.value for m in client.get_metric_history(child.info.run_id, "clips_with_actions")}
         assert consumed[12] == 12 * 4, "a head learns from demos alone"
         assert 8 in [m.step for m in client.get_metric_history(child.info.run_id, "stage1_loss_video")]
@@ -134,6 +146,7 @@ def test_a_second_run_repeats_nothing_and_adds_the_shift_it_is_asked_for(undistu
     assert "not trained again" in done.stdout
     assert "not played again" in done.stdout
     assert "after 12 steps, camera shifted: " in done.stdout
+    assert "held-out" not in done.stdout, "no video is measured again"
     assert {file: when for file, when in written(folder).items() if ledger_of(file) in {*map(ledger_of, before)}} == before
     assert len(outcomes(folder, "camera")) == 3
     assert len(outcomes(folder)) == 2 * 3
@@ -162,6 +175,9 @@ def test_a_sweep_killed_in_the_middle_and_run_again_ends_with_the_same_curve(
     assert curve(tmp_path)["points"] == curve(calm)["points"]
     # Not only the curve: every checkpoint has the same weights (its fingerprint says so), every episode the same end.
     assert outcomes(tmp_path) == outcomes(calm)
+    videos, calm_videos = ({file.relative_to(place): file.read_text() for file in place.glob("runs/video/*/*.json")} for place in (tmp_path, calm))
+    assert len(videos) == 2
+    assert videos == calm_videos
 
 
 def test_status_tells_how_far_a_sweep_is(undisturbed: tuple[Path, str]) -> None:

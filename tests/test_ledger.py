@@ -23,6 +23,7 @@ from orchestrator.ledger import SCHEMA, Ledger, scores
 from orchestrator.storage import Storage, StorageError, open_storage
 from sim_workers.rollout import Outcome
 from sim_workers.suite import EpisodeSpec
+from sim_workers.video import Filmed
 
 
 def outcome(seed: int, result: str = "success", **fields: Any) -> Outcome:
@@ -102,7 +103,7 @@ def test_ledgers_do_not_mix(storage: Storage) -> None:
 
 def test_films_lie_beside_the_outcomes(storage: Storage) -> None:
     ledger(storage).record([outcome(0)])
-    ledger(storage).keep_film(outcome(0).spec.episode_id, b"film")
+    ledger(storage).keep_film(outcome(0).spec.episode_id, Filmed(b"film", b"{}"))
     assert ledger(storage).films() == {"Lift-lighting-0-1": "outcomes/weights/protocol/Lift-lighting-0-1.mp4"}
     assert ledger(storage).read() == by_id(outcome(0))
 

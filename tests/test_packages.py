@@ -6,7 +6,7 @@ import pytest
 
 from conftest import CHECKOUT, run
 
-IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL"}
+IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "flip-evaluator": "flip_evaluator"}
 
 
 @pytest.mark.sim

@@ -27,6 +27,7 @@ from sim_workers.env import contract
 from sim_workers.rollout import Outcome
 from sim_workers.selftest import Portrait
 from sim_workers.suite import EpisodeSpec, Rules, Suite
+from sim_workers.video import Filmed
 from sim_workers.worker import Scene
 
 CONTRACT = contract((CAMERA,), (64, 64), "fast")
@@ -75,7 +76,7 @@ class Heard:
         self.scores: list[Score] = []
         self.outcomes: list[Outcome] = []
         self.lines: list[str] = []
-        self.films: dict[str, bytes] = {}
+        self.films: dict[str, Filmed] = {}
         self.pool: Any = None
 
     def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
@@ -84,7 +85,7 @@ class Heard:
     def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
         self.scores.append(score)
 
-    def on_film(self, job: ScoringJob, episode: str, film: bytes) -> None:
+    def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None:
         self.films[episode] = film
 
     def say(self, line: str) -> None:

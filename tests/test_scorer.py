@@ -15,6 +15,7 @@ from orchestrator.storage import Storage, open_storage
 from sim_workers.rollout import Outcome
 from sim_workers.sources import InProcess
 from sim_workers.suite import Rules, Suite
+from sim_workers.video import Filmed
 from sim_workers.worker import RolloutJob
 from test_episodes import CONTRACT
 
@@ -30,7 +31,7 @@ class OneAtATime(PretendedPool):
         super().__init__(lambda job: Outcome(job.spec, "success", 5, 1, 0.1, 0.1, 5, True))
         self.allowed = threading.Semaphore(0)
 
-    def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, bytes | None]]:
+    def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, Filmed | None]]:
         if self.allowed.acquire(timeout=0.05):
             playing = super().results()
             yield next(playing)
@@ -54,7 +55,7 @@ class Heard:
         assert ledger.sealed
         self.scores[job.arm_id, job.step] = score
 
-    def on_film(self, job: ScoringJob, episode: str, film: bytes) -> None: ...
+    def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None: ...
 
     def say(self, line: str) -> None:
         self.lines.append(line)

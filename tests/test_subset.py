@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.data.manifest import EpisodeEntry, Manifest
-from orchestrator.data.subset import SubsetError, choose, num_action_free
+from orchestrator.data.subset import Subset, SubsetError, choose, held_out, num_action_free
 from policy.stats import Stats
 from test_episodes import CONTRACT
 
@@ -107,3 +107,60 @@ def test_of_a_task_that_nobody_demonstrates_there_are_videos_without_actions() -
     assert [len([i for i in subset.action_free if i.startswith(task)]) for task in ("Lift", "Stack", "Film")] == [5, 5, 5]
     with pytest.raises(SubsetError, match="Door: the store has no such task; it has"):
         choose(store, 5, 0, 0, labelled_tasks=["Door"])
+
+
+# -- what no arm takes ---------------------------------------------------------------------------------------------------------------
+
+grids = st.tuples(
+    st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    st.lists(st.sampled_from([0.0, 0.3, 0.5, 1.0, 2.0]), min_size=1, max_size=3),
+    st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),
+)
+"""Demo counts, ratios and seeds of a sweep."""
+
+
+def episodes(*subsets: Subset) -> set[str]:
+    return {episode for subset in subsets for episode in (*subset.demos, *subset.action_free)}
+
+
+@given(grids, st.integers(1, 8), st.integers(0, 9))
+def test_what_is_held_out_no_arm_of_the_sweep_takes(grid: tuple[list[int], list[float], list[int]], count: int, seed: int) -> None:
+    """Of every seed it is enough to know the largest arm."""
+    store, (demos, ratios, seeds) = store_of(entries(150), entries(40, labelled=False)), grid
+    arms = [choose(store, demo_count, ratio, s) for demo_count in demos for ratio in ratios for s in seeds]
+    used = episodes(*(choose(store, max(demos), max(ratios), s) for s in seeds))
+    assert episodes(*arms) <= used
+    chosen = held_out(store, "Lift", count, used, seed=seed)
+    assert len(set(chosen)) == count
+    assert not set(chosen) & episodes(*arms)
+
+
+@given(st.sets(st.sampled_from([f"Lift-{i:04d}" for i in range(40)]), max_size=30), st.integers(1, 10), st.integers(1, 10), st.integers(0, 9))
+def test_fewer_held_out_are_among_more_and_only_what_becomes_used_changes_them(used: set[str], a: int, b: int, seed: int) -> None:
+    store = store_of(entries(40))
+    fewer, more = held_out(store, "Lift", min(a, b), used, seed=seed), held_out(store, "Lift", max(a, b), used, seed=seed)
+    assert more[: len(fewer)] == fewer
+    others = {episode.episode_id for episode in entries(40)} - used - set(fewer)
+    assert held_out(store, "Lift", len(fewer), used | others, seed=seed) == fewer, "as long as the sweep takes none of them they stay"
+
+
+def test_what_is_held_out_is_seeded_and_does_not_depend_on_the_order_of_the_manifest() -> None:
+    listed = entries(60)
+    assert held_out(store_of(listed), "Lift", 5, set()) == held_out(store_of(listed[::-1]), "Lift", 5, set())
+    assert len({held_out(store_of(listed), "Lift", 5, set(), seed=seed) for seed in range(10)}) == 10
+    assert held_out(store_of(listed), "Lift", 2, set()) == ("Lift-0048", "Lift-0040"), "another choice would be another measurement"
+
+
+def test_a_sweep_that_adds_demos_meets_what_is_held_out_last() -> None:
+    store = store_of(entries(20))
+    chosen = held_out(store, "Lift", 5, set())
+    assert all(held_out(store, "Lift", 5, episodes(choose(store, demos, 0, 0))) == chosen for demos in range(1, 16))
+
+
+def test_recordings_with_actions_are_held_out_first_and_short_ones_never() -> None:
+    store = store_of(entries(3), entries(3, labelled=False))
+    assert ["video" in episode for episode in held_out(store, "Lift", 5, set())] == [False] * 3 + [True] * 2
+    with pytest.raises(SubsetError, match="Lift: 1 held-out episodes of at least 11 frames are asked for, 0 are left that no arm uses"):
+        held_out(store, "Lift", 1, set(), shortest=11)
+    with pytest.raises(SubsetError, match="2 held-out episodes of at least 1 frames are asked for, 1 are left"):
+        held_out(store_of(entries(3)), "Lift", 2, {"Lift-0000", "Lift-0001"})

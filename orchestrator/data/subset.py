@@ -1,7 +1,8 @@
-"""Which episodes an arm learns from: the scientific core, pure and small.
+"""Which episodes an arm learns from, and which no arm does: the scientific core, pure and small.
 
 One seeded permutation per (data set, seed, task). Demos are taken from its front, action-free episodes from its back, so that more
-demos always contain the fewer, more action-free episodes always contain the fewer, and no episode is ever both.
+demos always contain the fewer, more action-free episodes always contain the fewer, and no episode is ever both. What no arm takes
+is held out.
 """
 
 import hashlib
@@ -85,3 +86,18 @@ def choose(
         demos += [ids[place] for place in order[:demo_count].tolist()]
         action_free += [ids[place] for place in order[len(order) - free_count :].tolist()]
     return Subset(tuple(sorted(demos)), tuple(sorted(action_free)))
+
+
+def held_out(manifest: Manifest, task: str, count: int, used: Set[str], shortest: int = 1, seed: int = 0) -> tuple[str, ...]:
+    """`count` episodes of a task that are not among those `used`: the last ones of its permutation, those with actions first.
+
+    Fewer are always among more. One that becomes used is replaced, the others stay; nothing else that becomes used changes them.
+    `shortest`: frames that an episode must have. SubsetError if too few are left.
+    """
+    ids, lengths = manifest.episode_ids, manifest.column("length").to_numpy()
+    order = permutation(manifest, task, seed)[::-1]
+    order = order[np.argsort(~manifest.labelled[order], kind="stable")]
+    left = [ids[place] for place in order[lengths[order] >= shortest].tolist() if ids[place] not in used]
+    if len(left) < count:
+        raise SubsetError(f"{task}: {count} held-out episodes of at least {shortest} frames are asked for, {len(left)} are left that no arm uses")
+    return tuple(left[:count])

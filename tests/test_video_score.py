@@ -1,0 +1,388 @@
+"""The generated-video score: which clips, what is measured, and that a sweep measures every checkpoint once and tells it beside success."""
+
+import asyncio
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import CAMERA
+from orchestrator.data.store import commit, load_manifest, put_episode
+from orchestrator.data.subset import SubsetError
+from orchestrator.fidelity import Fidelity, fidelity
+from orchestrator.held_out import HeldOut
+from orchestrator.spec import Sweep
+from orchestrator.state import SweepState
+from orchestrator.storage import open_storage
+from orchestrator.video_score import VideoScore, VideoTest, first_look
+from policy.config import ClipShape
+from policy.interface import Imagination, Observation
+from policy.presets import PRESETS, policy_config
+from policy.serve import TrainedPolicy
+from test_episodes import CONTRACT, episode
+from test_film import untrained
+
+BEST = 10 * np.log10(255**2 * 12)
+STILL_LIFE = Fidelity(20.0, 0.5, 0.3)
+
+
+def pictures(seed: int = 0, count: int = 3, size: int = 64) -> np.ndarray:  # type: ignore[type-arg]
+    return np.stack([episode(seed + i, 1, size=size).frames[CAMERA][0] for i in range(count)])
+
+
+# -- the measures -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_the_same_pictures_are_as_good_as_can_be(size: int) -> None:
+    told = fidelity(pictures(size=size), pictures(size=size))
+    assert told.psnr == pytest.approx(BEST)
+    assert told.ssim == pytest.approx(1)
+    assert told.distance == pytest.approx(0, abs=1e-6)
+
+
+def test_psnr_is_its_formula_and_every_picture_counts_the_same() -> None:
+    real = np.full((2, 64, 64, 3), 100, np.uint8)
+    shown = real + np.array([5, 20], np.uint8)[:, None, None, None]
+    assert fidelity(shown, real).psnr == pytest.approx(np.mean(20 * np.log10(255 / np.array([5, 20]))), rel=1e-5)
+    each = [fidelity(shown[i : i + 1], real[i : i + 1]) for i in range(2)]
+    assert vars(fidelity(shown, real)) == pytest.approx(vars(Fidelity.mean(each)))
+
+
+def test_the_more_noise_the_worse_by_every_measure() -> None:
+    real, rng = pictures(), np.random.default_rng(0)
+    noisy = [np.clip(real + rng.normal(0, sigma, real.shape), 0, 255).astype(np.uint8) for sigma in (2, 10, 40, 120)]
+    told = [fidelity(shown, real) for shown in noisy]
+    assert [one.psnr for one in told] == sorted((one.psnr for one in told), reverse=True)
+    assert [one.ssim for one in told] == sorted((one.ssim for one in told), reverse=True)
+    assert [one.distance for one in told] == sorted(one.distance for one in told)
+    assert 0 < told[0].distance < told[-1].distance < 1
+
+
+# -- the clips ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Sixteen episodes of Lift, of 12 to 27 frames."""
+    storage = open_storage(str(tmp_path_factory.mktemp("store")))
+    commit(storage, CONTRACT, [put_episode(storage, episode(seed, 12 + seed), 20.0) for seed in range(16)])
+    return storage.uri
+
+
+def held_out(store: str, count: int = 5, used: frozenset[str] = frozenset(), shape: ClipShape = PRESETS["tiny"].clip) -> HeldOut:
+    return HeldOut.choose(store, load_manifest(open_storage(store)), ("Lift",), count, used, shape)
+
+
+def video_test(store: str, count: int = 5, rung: str = "one_pass") -> VideoTest:
+    return VideoTest(held_out(store, count), policy_config("tiny").sampler_on(rung))
+
+
+def test_a_clip_is_the_same_every_time_and_its_future_lies_within_its_episode(store: str) -> None:
+    for shape in (PRESETS["tiny"].clip, ClipShape(frames_per_view=3, frame_stride=5, horizon=8)):
+        clips = held_out(store, shape=shape)
+        assert clips == held_out(store, shape=shape)
+        span = shape.frame_stride * (shape.frames_per_view - 1)
+        assert all(clip.start >= 0 and clip.start + span < clip.episode.length for clip in clips.clips)
+        for clip in clips.clips:
+            read = clips.read(clip)
+            assert read.frame_mask.all()
+            assert read.actions.any() == False, "nobody who measures video needs actions"  # noqa: E712
+    assert len({clip.start for clip in held_out(store, 16).clips}) > 5, "not only how episodes begin"
+
+
+def test_the_digest_names_pictures_rung_and_measures(store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    test = video_test(store)
+    copied = tmp_path / "copy"
+    shutil.copytree(store.removeprefix("file://"), copied)
+    assert video_test(str(copied)).digest == test.digest, "the pictures count, not where they lie"
+    wider = replace(test, held_out=held_out(store, shape=ClipShape(frames_per_view=2, frame_stride=4, horizon=8)))
+    used = frozenset(clip.episode.episode_id for clip in test.held_out.clips)
+    elsewhere = replace(test, held_out=held_out(store, used=used))
+    digests = {one.digest for one in (test, video_test(store, 4), video_test(store, rung="truncated"), wider, elsewhere)}
+    assert len(digests) == 5
+    monkeypatch.setattr("orchestrator.video_score.MEASURES", ("flip-evaluator 99",))
+    assert test.digest not in digests
+
+
+def test_a_score_comes_back_as_it_was_kept_and_the_first_one_stays(store: str, tmp_path: Path) -> None:
+    storage, test = open_storage(str(tmp_path)), video_test(store)
+    assert test.known(storage, "weights") is None
+    first = VideoScore(Fidelity(21.0, 0.6, 0.2), STILL_LIFE, 5, test.digest)
+    test.keep(storage, "weights", first)
+    test.keep(storage, "weights", replace(first, clips=6))
+    assert test.known(storage, "weights") == first
+    assert storage.list("video/") == [f"video/weights/{test.digest}.json"]
+    assert video_test(store, 4).known(storage, "weights") is None, "a score on other clips is another one"
+
+
+# -- measuring ----------------------------------------------------------------------------------------------------------------------
+
+
+def seer(store: str, error: int = 0) -> Callable[[Observation], Imagination]:
+    """Knows the future of every held-out clip, but for so many grey levels."""
+    clips = held_out(store)
+    futures = {clip.seed: clip for clip in map(clips.read, clips.clips)}
+
+    def imagine(look: Observation) -> Imagination:
+        clip = futures[look.noise_seed]
+        assert np.array_equal(look.images[CAMERA], clip.frames[0, 0]), "it is shown the first frame"
+        assert look.instruction == "lift the red cube"
+        future = np.clip(clip.frames[0, 1:].astype(int) + error, 0, 255).astype(np.uint8)
+        return Imagination({CAMERA: future}, clips.shape.frame_stride)
+
+    return imagine
+
+
+def frozen(look: Observation) -> Imagination:
+    return Imagination({camera: picture[None] for camera, picture in look.images.items()}, 8)
+
+
+def test_who_imagines_the_truth_scores_best_and_who_imagines_no_motion_as_a_still_picture(store: str) -> None:
+    test = video_test(store)
+    perfect, off, still = (test.measure(imagine) for imagine in (seer(store), seer(store, 9), frozen))
+    assert perfect.generated.psnr == pytest.approx(BEST)
+    assert perfect.generated.ssim == pytest.approx(1)
+    assert perfect.generated.distance == pytest.approx(0, abs=1e-6)
+    assert still.generated == still.still
+    assert perfect.still == off.still == still.still, "the reference is a function of the clips alone"
+    assert perfect.generated.psnr > off.generated.psnr > 20 * np.log10(255 / 9) - 0.1
+    assert perfect.generated.distance < off.generated.distance
+    assert off.generated.psnr != still.generated.psnr
+    assert {score.clips for score in (perfect, off, still)} == {5}
+    assert perfect.metrics["video_clips_id"] == int(test.digest[:12], 16) < 2**53
+
+
+def test_a_policy_is_measured_by_what_it_imagines_when_it_acts(store: str, tmp_path: Path) -> None:
+    """Through the server, asked one clip at a time by several threads, or directly in whole batches: the same pictures, the same numbers."""
+    from orchestrator.server import PolicyServer
+
+    folder, test = untrained(tmp_path / "tiny", policy_config("tiny"), CONTRACT), video_test(store)
+    policy, clips = TrainedPolicy(folder, rung="one_pass"), [test.held_out.read(clip) for clip in test.held_out.clips]
+    together = policy.imagine([first_look(clip, (CAMERA,)) for clip in clips])
+    expected = [fidelity(told.frames[CAMERA], clip.frames[0, 1:]) for told, clip in zip(together, clips, strict=True)]
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    server = PolicyServer(1, "cpu", "one_pass")
+
+    def ask(look: Observation) -> Imagination:
+        told = asyncio.run_coroutine_threadsafe(server.imagine(str(folder), look), loop).result()
+        assert told
+        return told
+
+    score = test.measure(ask)
+    assert score.generated == Fidelity.mean(expected)
+    done = asyncio.run_coroutine_threadsafe(server.answered(str(folder)), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    assert done.imagined_s > 0
+    assert (done.batches, done.busy_s) == (0, 0.0), "imagining is no answer: simulators are not balanced by it"
+
+
+# -- of a sweep ---------------------------------------------------------------------------------------------------------------------
+
+
+def sweep(folder: Path, store: str, clips: int = 3, **sections: Any) -> Sweep:
+    data = {"episodes": store, "demo_count": [1, 2], "action_free_ratio": [0, 1]} | sections.pop("data", {})
+    suite = {"tasks": ["Lift"], "episodes": 10, "horizon": 50, "video_clips": clips}
+    train = {"steps": 6, "batch_size": 2, "checkpoint_every": 3}
+    tracked = f"sqlite:///{Path(store.removeprefix('file://')).parent / 'mlflow.db'}"
+    everything = {"data": data, "train": train, "suite": suite, "storage": str(folder), "mlflow": tracked}
+    return Sweep.model_validate({"name": folder.name, **everything, **sections})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Named as a sweep may be."""
+    place = tmp_path / re.sub(r"[^a-z0-9-]", "-", tmp_path.name.lower())
+    place.mkdir()
+    return place
+
+
+def test_no_held_out_episode_is_one_that_any_arm_reads(folder: Path, store: str) -> None:
+    state = SweepState.open(sweep(folder, store, seeds=[0, 1, 2]))
+    test = state.video_test()
+    assert test
+    chosen = {clip.episode.episode_id for clip in test.held_out.clips}
+    assert len(chosen) == 3
+    for arm in state.arms().values():
+        subset = state.subset(arm)
+        assert not chosen & {*subset.demos, *subset.action_free}
+    damaged = replace(state, quarantined={next(iter(chosen)): "a flipped bit"}).video_test()
+    assert damaged
+    assert not {clip.episode.episode_id for clip in damaged.held_out.clips} & {next(iter(chosen))}
+
+
+def test_the_field_changes_no_fingerprint_and_no_decision(folder: Path, store: str) -> None:
+    few, many = (SweepState.open(sweep(folder, store, clips)) for clips in (0, 8))
+    assert few.training == many.training
+    assert few.protocol == many.protocol
+    assert few._decisions == many._decisions
+    assert few.video_test() is None
+
+
+def test_too_few_episodes_are_a_sentence(folder: Path, store: str) -> None:
+    state = SweepState.open(sweep(folder, store, 8, data={"demo_count": [5]}))
+    with pytest.raises(SubsetError, match="Lift: 8 held-out episodes of at least 9 frames are asked for, 6 are left that no arm uses"):
+        state.video_test()
+
+
+class Judged:
+    """Stands for the process that measures: counts, and may fail or take long."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.fails = False
+        self.allowed = threading.Event()
+        self.allowed.set()
+
+    def __call__(self, test: VideoTest, source: Any) -> tuple[VideoScore, float]:
+        self.asked.append(source.uri)
+        assert self.allowed.wait(120)
+        if self.fails:
+            raise RuntimeError("the projector\nburnt down")
+        made = Fidelity(20.0 + len(source.uri.rpartition("_")[2]) + source.rate(), 0.7, 0.2)
+        return VideoScore(made, STILL_LIFE, len(test.held_out.clips), test.digest), 2.0
+
+
+@pytest.fixture
+def run_sweep(folder: Path, store: str) -> Callable[..., tuple[Any, list[str]]]:
+    """Runs one to its end with a judge; the run and what it said."""
+    from bench.pretend import fit_in, players
+    from orchestrator.sweep import SweepRun
+
+    def go(asked: Sweep, judge: Judged | None) -> tuple[Any, list[str]]:
+        lines: list[str] = []
+        run = SweepRun(asked, lines.append, fit=fit_in(0.001), players=lambda *given: replace(players(*given), judge=judge))
+        run.run()
+        return run, lines
+
+    return go
+
+
+def logged(asked: Sweep) -> dict[str, dict[str, dict[int, float]]]:
+    """By arm: metric -> step -> value, from MLflow; a step that was logged twice fails."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(asked.mlflow)
+    experiment = client.get_experiment_by_name("demoscale")
+    assert experiment
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for run in client.search_runs([experiment.experiment_id], f"tags.`demoscale.sweep` = '{asked.name}'"):
+        if (arm := run.data.tags["demoscale.arm"]) != "-":
+            histories = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+            assert all(len({one.step for one in history}) == len(history) for history in histories.values())
+            found[arm] = {name: {one.step: one.value for one in history} for name, history in histories.items()}
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_every_checkpoint_is_measured_once_and_told_beside_its_success(folder: Path, store: str, run_sweep: Any) -> None:
+    few: dict[str, Any] = {"data": {"action_free_ratio": [0]}, "policy": {"baselines": ["diffusion_policy"]}}
+    asked, judge = sweep(folder, store, **few), Judged()
+    run, lines = run_sweep(asked, judge)
+    arms = {arm_id: arm for arm_id, arm in run.board.arms.items() if arm.arm.kind == "video_action"}
+    assert len(arms) == 2
+    assert len(run.board.arms) == 4, "the baselines generate no video"
+    assert len(judge.asked) == len(set(judge.asked)) == 2 * 2
+    digest = run.state.video_test().digest
+    for arm_id, metrics in logged(asked).items():
+        told = {name for name in metrics if name.startswith("video_")}
+        assert set(metrics["success_rate"]) == {3, 6}
+        if arm_id not in arms:
+            assert not told
+            continue
+        measured = {f"video_{name}{kind}" for name in ("psnr", "ssim", "distance") for kind in ("", "_still")}
+        assert told == measured | {"video_clips", "video_clips_id"}
+        assert all(set(metrics[name]) == {3, 6} for name in told)
+        assert metrics["video_ssim"] == {3: 0.7, 6: 0.7}
+        assert metrics["video_ssim_still"] == {3: 0.5, 6: 0.5}
+        assert metrics["video_clips"] == {3: 3, 6: 3}
+        assert metrics["video_clips_id"] == {step: int(digest[:12], 16) for step in (3, 6)}
+    assert len([line for line in lines if line.startswith("video demos-") and "on 3 held-out clips" in line]) == 4
+    spent = run.spending.by_arm()
+    assert all(spent[arm_id].infer_cpu_s == pytest.approx(2 * 2.0) for arm_id in arms), "it is inference, and paid for"
+    # Once more, and MLflow made anew: nothing is measured again, everything is there.
+    again, lines = run_sweep(asked, judge)
+    assert len(judge.asked) == 4
+    assert not [line for line in lines if line.startswith("video ")]
+    assert sum(cost.infer_cpu_s for cost in again.spending.by_arm().values()) == sum(cost.infer_cpu_s for cost in spent.values())
+    from orchestrator.views import republish
+
+    elsewhere = asked.model_copy(update={"mlflow": f"sqlite:///{folder / 'anew.db'}"})
+    republish(SweepState.open(elsewhere))
+    before = logged(asked)
+    for arm_id, metrics in logged(elsewhere).items():
+        assert {name: values for name, values in metrics.items() if name.startswith("video_")} == {
+            name: values for name, values in before[arm_id].items() if name.startswith("video_")
+        }
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_no_score_waits_for_a_video_and_one_that_fails_is_tried_again_by_the_next_run(folder: Path, store: str, run_sweep: Any) -> None:
+    asked, judge = sweep(folder, store, data={"action_free_ratio": [0]}), Judged()
+    judge.allowed.clear()
+    judge.fails = True
+    ran: list[tuple[Any, list[str]]] = []
+    thread = threading.Thread(target=lambda: ran.append(run_sweep(asked, judge)))
+    thread.start()
+    sealed, deadline = [], time.monotonic() + 200
+    while len(sealed) < 4 and time.monotonic() < deadline:
+        sealed = [*folder.glob("outcomes/*/*.parquet")]
+        time.sleep(0.1)
+    assert len(sealed) == 4, "all checkpoints are scored while the first video is still being measured"
+    assert len(judge.asked) == 1
+    judge.allowed.set()
+    thread.join(200)
+    (_, lines), *_ = ran
+    assert len([line for line in lines if re.match("no video score of demos-.* after [36] steps: burnt down; the next run tries again", line)]) == 4
+    assert not [*folder.glob("video/*/*.json")]
+    judge.fails = False
+    run_sweep(asked, judge)
+    assert len(judge.asked) == 8
+    assert len([*folder.glob("video/*/*.json")]) == 4
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_without_held_out_episodes_a_sweep_says_so_once_and_does_everything_else(folder: Path, store: str, run_sweep: Any) -> None:
+    judge = Judged()
+    run, lines = run_sweep(sweep(folder, store, 16, data={"demo_count": [2], "action_free_ratio": [0]}), judge)
+    assert [line for line in lines if "video" in line] == [
+        "no video score: Lift: 16 held-out episodes of at least 9 frames are asked for, 14 are left that no arm uses; "
+        "record more episodes, or set suite.video_clips lower (0: none)"
+    ]
+    assert judge.asked == []
+    assert all(len(arm.scores) == 2 for arm in run.board.arms.values())
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_servers_and_judge_of_a_cluster_measure_what_the_policy_itself_imagines(store: str, tmp_path: Path) -> None:
+    import ray
+
+    from orchestrator.evaluate import policy_servers, video_judge
+    from sim_workers.served import Served
+
+    folder, test = untrained(tmp_path / "tiny", policy_config("tiny"), CONTRACT), video_test(store)
+    source, judge = Served(policy_servers(2, 0, "one_pass"), str(folder), imagines=True), video_judge()
+    score, cpu_s = ray.get(judge.measure.remote(test, source), timeout=300)
+    policy, turn = TrainedPolicy(folder, rung="one_pass"), threading.Lock()
+
+    def imagine(look: Observation) -> Imagination:
+        with turn:
+            return policy.imagine([look])[0]
+
+    assert score == test.measure(imagine)
+    assert cpu_s > 0
+    assert source.measure(str(folder)).imagined_s > 0
+    for actor in (judge, *source.servers):
+        ray.kill(actor)
