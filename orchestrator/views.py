@@ -30,7 +30,7 @@ class Views:
             state.tracking_uri,
             sweep.name,
             training=state.training,
-            protocol=state.protocol,
+            protocol=state.comparable,
             steps=sweep.train.steps,
             artifacts=state.uri("mlartifacts"),
         )
@@ -54,6 +54,7 @@ class Views:
             "demoscale.data_quarantined": str(len(state.quarantined)),
             "demoscale.subset": subset.digest,
             "demoscale.code": git_commit(),
+            "demoscale.decide": json.dumps(decide.model_dump(mode="json")) if (decide := state.sweep.suite.decide) else "",
         }
         self._tell(self._tracker.arm, arm_id, arm, facts)
         self._tell(self._tracker.artifact, arm_id, "subset.json", json.dumps({**vars(subset), "digest": subset.digest}, indent=1).encode())
@@ -73,6 +74,8 @@ class Views:
         values = (score.success_rate, score.successes, score.episodes, score.errors, *score.interval)
         metrics = dict(zip(SCORE_METRICS, map(float, values), strict=True))
         metrics |= {"success_once_rate": score.once / score.episodes, "success_at_end_rate": score.at_end / score.episodes}
+        if shift == "nominal":
+            metrics["decided_early"] = float(score.episodes < score.listed)
         suffix = "" if shift == "nominal" else f"_{shift}"
         self._tell(self._tracker.metrics, arm_id, step, {f"{name}{suffix}": value for name, value in metrics.items()})
 
@@ -103,12 +106,11 @@ class Views:
 def republish(state: SweepState) -> int:
     """Tell MLflow all that the storage knows of a sweep; how many scores that are. What it has already is left as it is."""
     views, scores = Views(state), 0
-    for arm_id in state.arms():
+    for arm_id, arm in state.arms().items():
         for step, checkpoint in sorted(state.checkpoints(arm_id).items()):
             views.training(arm_id, step, checkpoint)
             for shift in ("nominal", *state.sweep.suite.shifts):
-                outcomes = state.outcomes(checkpoint["checkpoint"], shift)
-                score = Score.of(outcomes, state.sweep.suite.listed)
+                score, outcomes = state.score(arm, checkpoint["checkpoint"], shift)
                 if score.complete:
                     views.score(arm_id, step, shift, score, outcomes)
                     scores += 1
