@@ -128,6 +128,7 @@ class Scorer:
                 self._take_in(wait_s=0 if self._pool.unfinished else POLL_S)
                 self._feed()
                 self._collect()
+                self._feed()  # the next block follows at once
         except BaseException as error:
             self._failure = error
 
