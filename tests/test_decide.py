@@ -1,14 +1,17 @@
 """When enough is known: the blocks of the list, the rule, the verdict, and which arm another is held against."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.anytime import anytime_interval
 from orchestrator.arms import expand, is_reference, reference_of
 from orchestrator.decide import Rule, Verdict, beginning, blocks, decide, to_play
+from orchestrator.spec import Sweep
 from sim_workers.rollout import Outcome
 from sim_workers.suite import EpisodeSpec, Rules, Suite
 
@@ -96,3 +99,40 @@ def test_an_arm_may_be_named_without_what_it_shares() -> None:
     assert against("demos-50_ratio-1_seed-1", "demos-50") is None, "nothing is held against itself"
     assert against("demos-10_ratio-1_seed-1", "demos-5") is None
     assert [arm.name for arm in arms if is_reference(arm, "demos-50_ratio-0")] == ["demos-50_ratio-0_seed-1", "demos-50_ratio-0_seed-0"]
+
+
+def sweep(decide: Any, **sections: Any) -> Sweep:
+    return Sweep.model_validate(
+        {
+            "name": "some",
+            "data": {"episodes": "nowhere", "demo_count": [10, 50], "action_free_ratio": [0, 1]},
+            "train": {"steps": 9, "checkpoint_every": 3},
+            "suite": {"tasks": ["Lift"], "episodes": 50, "horizon": 50, "decide": decide},
+            **sections,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("decide", "sections", "sentence"),
+    [
+        ({}, {}, "write what is to be decided"),
+        ({"threshold": 0.8, "against": "demos-50"}, {}, "only one of them"),
+        ({"threshold": 80}, {}, "less than 1"),
+        ({"against": "demos-40"}, {}, "no arm has demos-40 to be held against; the arms are demos-10_ratio-0_seed-0, demos-10_ratio-1_seed-0"),
+        ({"against": "demos-50"}, {"search": {"optuna": {"trials": 9}}}, "Optuna may never propose that arm"),
+    ],
+)
+def test_a_rule_that_cannot_be_is_told_with_the_mend(decide: Any, sections: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        sweep(decide, **sections)
+
+
+def test_the_fewest_episodes_of_a_score_are_those_of_the_first_look() -> None:
+    assert sweep({"threshold": 0.8}).suite.fewest == 10
+    assert sweep({"threshold": 0.8, "look_every": 80}).suite.fewest == 50
+    assert sweep(None).suite.fewest == sweep(None).suite.listed == 50
+
+
+def test_a_rule_is_no_part_of_what_shapes_an_outcome() -> None:
+    assert sweep({"threshold": 0.8}).to_suite().fingerprint() == sweep(None).to_suite().fingerprint()
