@@ -145,9 +145,7 @@ def main(quick: bool) -> None:
             f"sd {spread:g}    |{n:>22}{for_ten:>11.2f}  |{mean:>20.0f}{mean / n:>7.2f}{power:>7.3f} |{n_known:>19} |"
             f"{cap:>14}{mean_known:>6.0f}{mean_known / n_known:>7.2f}"
         )
-    print(
-        f"independent arms: {fixed_independent(LEAST, WORSE)} and {fixed_independent(BETTER, WORSE)} of each policy; scenes alike make the looks above as long"
-    )
+    print(f"independent arms: {fixed_independent(LEAST, WORSE)} and {fixed_independent(BETTER, WORSE)} of each policy")
     print(f"\nthe price, a gap of only 10 points ({LEAST:.0%} against {WORSE:.0%}): the fixed n has 80 % power; looking")
     for spread in SPREADS:
         n = fixed_pairs(LEAST, WORSE, spread)

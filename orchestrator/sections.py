@@ -162,7 +162,7 @@ class Decide(Section):
     look_every: PositiveInt = 10
     """Episodes per task between looks."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
-    """Of a verdict, over all looks together."""
+    """Of one checkpoint's verdict, over all its looks together."""
 
     @model_validator(mode="after")
     def _one_question(self) -> "Decide":
@@ -191,8 +191,9 @@ class SuiteChoice(Section):
     rung: Literal["", "faithful", "unguided", "truncated", "one_pass"] = ""
     """How a look becomes actions, from 30 joint denoising steps with guidance down to one video pass; empty: the preset's own."""
     decide: Decide | None = None
-    """Play no more of the episodes than it takes to decide something; empty: all of them. Shifted worlds are always played whole. Changing it
-    loses nothing: what was played is kept, and the rest is played when it is asked for."""
+    """Play no more of the episodes than it takes to decide something; empty: all of them. Shifted worlds are always played whole. A rate
+    that ends so leans away from what it was held against, by one to four points; its interval allows for that. Changing the rule loses nothing:
+    what was played is kept, and the rest is played when it is asked for."""
 
     @property
     def against(self) -> str:
