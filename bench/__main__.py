@@ -24,6 +24,7 @@ BENCHES = [
     "soak",
     "ledger",
     "search",
+    "decisions",
     "stall",
     "telling",
     "chaos",

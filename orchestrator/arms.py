@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from policy.config import PolicyKind
@@ -37,3 +38,19 @@ def expand(
     """
     ours = [Arm(n, r, s) for n in demo_counts for r in action_free_ratios for s in seeds]
     return sorted([*ours, *(Arm(n, 0.0, s, kind) for n in demo_counts for s in seeds for kind in baselines)], reverse=True)
+
+
+def named(arm: Arm, against: str) -> set[str]:
+    """The arms that `against` may mean for an arm: what it leaves out at the end, ratio and seed, is as in the arm itself."""
+    seed = f"_seed-{arm.seed}"
+    return {against, f"{against}{seed}", f"{against}_ratio-{arm.action_free_ratio:g}{seed}"}
+
+
+def reference_of(arm: Arm, against: str, arms: Iterable[Arm]) -> Arm | None:
+    """The arm that another is held against; None if there is none, or if it is that arm itself."""
+    return next((other for other in arms if other.name in named(arm, against) and other != arm), None)
+
+
+def is_reference(arm: Arm, against: str) -> bool:
+    """Whether others are held against it: it is played whole, and first."""
+    return bool(against) and arm.name in named(arm, against)

@@ -82,6 +82,7 @@ def _line(arm: ArmState) -> dict[str, Any]:
             "errors": score.errors,
             "interval": [round(bound, 4) for bound in score.interval],
             "complete": score.complete,
+            "decided": score.decided,
         }
         for step, score in sorted(arm.scores.items())
     }

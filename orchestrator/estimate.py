@@ -179,7 +179,8 @@ def work_of(sweep: Sweep, manifest: Manifest) -> Work:
     for bound in BOUNDS:
         ends = [each.steps_at(bound) for each in trainings]
         scored = sum(step <= end for end in ends for step in sweep.checkpoint_steps())
-        rollouts[bound] = sweep.suite.listed * (scored + shifts * sum(end == sweep.train.steps for end in ends))
+        of_each = sweep.suite.fewest if bound == "low" else sweep.suite.listed
+        rollouts[bound] = of_each * scored + sweep.suite.listed * shifts * sum(end == sweep.train.steps for end in ends)
     shown = np.concatenate([manifest.tasks[task] for task in sweep.suite.tasks])
     quickest = int(np.quantile(lengths[shown[manifest.labelled[shown]]], 0.1)) + sweep.suite.settle
     control_steps: dict[Bound, int] = {"low": min(sweep.suite.horizon, quickest), "high": sweep.suite.horizon}

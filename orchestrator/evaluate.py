@@ -103,11 +103,12 @@ class Evaluation:
     def submit(self, arm_id: str, step: int, fingerprint: str) -> None:
         """Score the arm's checkpoint of this step, known by its fingerprint."""
         state, uri = self._state, self._state.checkpoint_uri(arm_id, step)
-        last = step == state.sweep.train.steps
-        source = self._playing.source(uri, self._board.arms[arm_id].arm.kind == "video_action")
+        last, arm = step == state.sweep.train.steps, self._board.arms[arm_id].arm
+        source = self._playing.source(uri, arm.kind == "video_action")
         for shift in ("nominal", *(state.sweep.suite.shifts if last else ())):
             suite = state.sweep.to_suite(shift)
-            self.scorer.submit(ScoringJob(arm_id, step, uri, fingerprint, suite, state.protocol_of(shift), source, films=last))
+            rule, reference = (state.rule(arm), state.sweep.is_reference(arm)) if shift == "nominal" else (None, False)
+            self.scorer.submit(ScoringJob(arm_id, step, uri, fingerprint, suite, state.protocol_of(shift), source, last, rule, reference))
 
     @property
     def workers(self) -> int:
@@ -127,6 +128,8 @@ class Evaluation:
         with self._board.lock:
             if shift == "nominal":
                 arm.scores[job.step] = score
+                if score.verdict:  # nothing more is listed for it
+                    arm.scoring[job.step] = score.episodes, score.episodes
             else:
                 arm.shifted[shift] = score
         self.say(f"score {arm.name} after {job.step} steps{'' if shift == 'nominal' else f', {shift} shifted'}: {score}")

@@ -4,10 +4,14 @@
     outcomes/<checkpoint>/<protocol>/<unique>.parquet      a part: outcomes as they were recorded, errors among them
     outcomes/<checkpoint>/<protocol>/<episode id>.mp4      a film
     outcomes/<checkpoint>/<protocol>/<episode id>.json     what was imagined in it, against what came (sim_workers/foresight.py)
+    outcomes/<checkpoint>/<protocol>/decided-<rule>.json   a verdict: how much of the list was enough for a rule of orchestrator/decide.py
     portraits/<simulation>/<scene>.json
 
-Nothing is ever changed. A row is one outcome, in parts and sealed ledgers alike, so that whatever reads Parquet reads all complete scores as one
-table, `outcomes/*/*.parquet`:
+Nothing is ever changed. A ledger is sealed only when its whole list is played: a verdict leaves its outcomes in parts, to which a sweep with another
+rule, or none, adds what it misses.
+
+A row is one outcome, in parts and sealed ledgers alike, so that whatever reads Parquet reads all scores of whole lists as one table,
+`outcomes/*/*.parquet`:
 
     checkpoint, protocol           fingerprints: which weights, and everything besides them that shapes an outcome
     task, scene_seed, noise_seed, shift      the episode's line of the suite (`sim_workers.suite.EpisodeSpec`)
@@ -31,6 +35,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.decide import Verdict
 from orchestrator.notes import read_notes
 from orchestrator.provenance import digest
 from orchestrator.storage import NoObject, Storage, StorageError
@@ -104,6 +109,20 @@ class Ledger:
         rows = [self._row(outcome, self._recorded.get(outcome.spec.episode_id, now)) for outcome in listed]
         self._storage.put_if_absent(self._sealed, _encode(rows))
         self.sealed = True
+
+    def keep_verdict(self, rule: str, verdict: Verdict) -> None:
+        """How much of the list was enough for a rule, known by its key; the first one is kept."""
+        self._storage.put_if_absent(self._verdict(rule), json.dumps(asdict(verdict)).encode())
+
+    def verdict(self, rule: str) -> Verdict | None:
+        """The one that was kept."""
+        try:
+            return Verdict(**json.loads(self._storage.get(self._verdict(rule))))
+        except NoObject:
+            return None
+
+    def _verdict(self, rule: str) -> str:
+        return f"{self._prefix}decided-{rule}.json"
 
     def _note(self, recorded: Iterable[tuple[Outcome, datetime]]) -> None:
         for outcome, when in recorded:

@@ -21,6 +21,8 @@ class Plan:
     checkpoints: int
     shifts: int
     rollouts: int
+    decided: bool
+    """Scores end as soon as a rule has its verdict: there may be fewer rollouts."""
     control_steps: int
     """At most, if no rollout succeeded early."""
     video_models: int
@@ -41,7 +43,7 @@ class Plan:
                 "checkpoints",
                 f"{self.checkpoints}, every one scored" + (f", each arm's last one under {self.shifts} shifts too" if self.shifts else ""),
             ),
-            ("rollouts", f"{self.rollouts}, at most {self.control_steps:,} control steps"),
+            ("rollouts", f"{'at most ' * self.decided}{self.rollouts}, at most {self.control_steps:,} control steps"),
             ("training", f"{self.clips:,} clips; the largest arm reads {self.bytes_per_epoch / 2**20:.1f} MiB per epoch"),
             ("memory", f"at most {self.stream_bytes / 2**20:.0f} MiB per training worker for clips on their way, beside the model's"),
             ("episode store", f"{self.store_episodes} episodes, {self.store_bytes / 2**20:.1f} MiB"),
@@ -95,6 +97,7 @@ def make_plan(sweep: Sweep) -> Plan:
         checkpoints=checkpoints,
         shifts=len(sweep.suite.shifts),
         rollouts=rollouts,
+        decided=sweep.suite.decide is not None,
         control_steps=rollouts * sweep.suite.horizon,
         video_models=video_models,
         clips=steps * sweep.train.batch_size,

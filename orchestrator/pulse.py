@@ -107,5 +107,5 @@ class Pulse:
         listed = len(sweep.checkpoint_steps()) * sweep.suite.listed
         with board.lock:
             going_on = [arm for arm in board.arms.values() if arm.stopped is None and not arm.failure]
-            played = (sum(done for done, _ in arm.scoring.values()) for arm in going_on)
+            played = (sum(done + sweep.suite.listed - of for done, of in arm.scoring.values()) for arm in going_on)
             return sum(arm.steps - arm.step for arm in going_on), listed * len(going_on) - sum(played)

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from orchestrator.anytime import anytime_interval
+from orchestrator.decide import Rule, Verdict
 from orchestrator.provenance import SCORING_CODE, code_fingerprint, digest
 from orchestrator.stats import wilson
 from policy.config import SamplerConfig
@@ -19,7 +21,7 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True)
 class Score:
-    """Successes out of the suite's episodes. Complete only when every listed episode ended in success or failure."""
+    """Successes out of the suite's episodes. Complete only when every listed episode ended in success or failure, or when a rule had a verdict."""
 
     successes: int
     failures: int
@@ -32,10 +34,14 @@ class Score:
     """Episodes in which it was done in the last step played."""
     causes: tuple[tuple[str, str], ...] = ()
     """Of the errors: the episode and what happened."""
+    rule: Rule | None = None
+    """It was looked at while it came."""
+    verdict: Verdict | None = None
+    """The rule's; None while there is none."""
 
     @classmethod
-    def of(cls, outcomes: Iterable[Outcome], listed: int) -> "Score":
-        """Counted; the outcomes themselves are in the ledger."""
+    def of(cls, outcomes: Iterable[Outcome], listed: int, rule: Rule | None = None, verdict: Verdict | None = None) -> "Score":
+        """Counted; the outcomes themselves are in the ledger. Where there is a verdict: those it rests on."""
         outcomes = list(outcomes)
         errors = [outcome for outcome in outcomes if outcome.result == "error"]
         return cls(
@@ -46,6 +52,8 @@ class Score:
             once=sum(outcome.success_once for outcome in outcomes),
             at_end=sum(outcome.success_at_end for outcome in outcomes),
             causes=tuple((outcome.spec.episode_id, outcome.message) for outcome in errors),
+            rule=rule,
+            verdict=verdict,
         )
 
     @property
@@ -55,7 +63,12 @@ class Score:
 
     @property
     def complete(self) -> bool:
-        return self.episodes == self.listed
+        return self.verdict is not None if self.rule else self.episodes == self.listed
+
+    @property
+    def decided(self) -> str:
+        """`above 0.8 after 40 of 200 listed`; empty if nothing was."""
+        return f"{self.verdict.says} after {self.episodes} of {self.listed} listed" if self.verdict and self.verdict.says else ""
 
     @property
     def success_rate(self) -> float:
@@ -63,14 +76,15 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson, 95 %."""
-        return wilson(self.successes, self.episodes)
+        """95 %: Wilson, or the anytime interval if it was looked at while it came, to the end of the list or not."""
+        return (anytime_interval if self.rule else wilson)(self.successes, self.episodes)
 
     def __str__(self) -> str:
         low, high = self.interval
         errors = f", {self.errors} errors" if self.errors else ""
         partial = "" if self.complete else f" (PARTIAL: {self.listed} listed)"
-        return f"{self.successes}/{self.episodes} = {self.success_rate:.2f} [{low:.2f}, {high:.2f}]{errors}{partial}"
+        verdict = f", {self.decided or 'undecided'}" if self.verdict else ""
+        return f"{self.successes}/{self.episodes} = {self.success_rate:.2f} [{low:.2f}, {high:.2f}]{errors}{verdict}{partial}"
 
 
 def protocol_fingerprint(suite: Suite, contract: Contract, sampler: SamplerConfig, gl: str) -> str:
@@ -101,6 +115,10 @@ class ScoringJob:
     source: PolicySource
     films: bool = False
     """Film the first success and the first failure of every task."""
+    rule: Rule | None = None
+    """When to stop before the end of the list."""
+    reference: bool = False
+    """Others are held against it."""
 
     @property
     def key(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from orchestrator.decide import Verdict, beginning, blocks, decide, to_play
 from orchestrator.films import episodes_to_film
 from orchestrator.ledger import Ledger
 from orchestrator.score import Score, ScoringJob, check_contract
@@ -30,7 +31,7 @@ class Listener(Protocol):
         """These were played and written down; `done` of the listed episodes have an outcome now."""
 
     def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
-        """Every listed episode has an outcome."""
+        """Every listed episode has an outcome, or as many as the job's rule asks for. outcomes: those that the score counts."""
 
     def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None: ...
 
@@ -46,9 +47,13 @@ class _Open:
     ledger: Ledger
     outcomes: dict[str, Outcome]
     missing: set[str]
-    specs: list[EpisodeSpec]
-    playing: bool = False
-    """Its episodes are in the pool."""
+    """Listed episodes without an outcome, as far as they may still be played."""
+    cut: list[list[EpisodeSpec]]
+    """The list in the parts that are played one after another."""
+    pooled: set[str] = field(default_factory=set)
+    """Episodes in the pool, played or waiting."""
+    verdict: Verdict | None = None
+    """That an earlier run came to."""
     unfilmed: set[str] = field(default_factory=set)
     withdrawn: bool = False
     """Some of its episodes will not be played: there will be no score."""
@@ -66,6 +71,7 @@ class Scorer:
         self._todo: queue.Queue[Callable[[], None]] = queue.Queue()  # for the thread: it alone touches what follows
         self._urgency = Urgency(decides)
         self._open: dict[str, _Open] = {}  # by the job's key
+        self._references: dict[tuple[str, int], dict[str, Outcome]] = {}  # outcomes that others are held against, by arm and step
         self._dropped: set[str] = set()
         self._accepting = True
         self._failure: BaseException | None = None
@@ -123,6 +129,7 @@ class Scorer:
                 self._take_in(wait_s=0 if self._pool.unfinished else POLL_S)
                 self._feed()
                 self._collect()
+                self._feed()  # the next block follows at once
         except BaseException as error:
             self._failure = error
 
@@ -137,15 +144,18 @@ class Scorer:
     def _feed(self) -> None:
         """Give the pool the most telling checkpoint whenever a worker could soon be idle; what waits in there has been decided."""
         while self._pool.waiting < self._pool.num_workers:
-            ready = [entry.job for entry in self._open.values() if entry.missing and not entry.playing]
+            compared = {(entry.job.arm_id, entry.job.step) for entry in self._open.values() if entry.job.reference and entry.missing}
+            waiting = (entry.job for entry in self._open.values() if entry.missing and not entry.pooled)
+            ready = [job for job in waiting if not job.rule or (job.rule.against, job.step) not in compared]
             if not ready:
                 return
             entry = self._open[self._urgency.first(ready).key]
-            entry.playing = True
             self._urgency.begun(entry.job)
-            for spec in entry.specs:
-                if spec.episode_id in entry.missing:
-                    self._pool.submit(RolloutJob(spec, entry.job.suite.rules, self._contract, entry.job.source, entry.job.key))
+            if entry.job.rule and entry.job.rule.against and self._conclude(entry):  # what it is held against may have come meanwhile
+                continue
+            for spec in to_play(entry.cut, entry.outcomes):
+                entry.pooled.add(spec.episode_id)
+                self._pool.submit(RolloutJob(spec, entry.job.suite.rules, self._contract, entry.job.source, entry.job.key))
 
     def _collect(self) -> None:
         """Hear the pool for a moment, then write down what came and tell of it."""
@@ -156,6 +166,7 @@ class Scorer:
                 self._filmed(entry, outcome, film)
             else:
                 entry.missing.discard(outcome.spec.episode_id)
+                entry.pooled.discard(outcome.spec.episode_id)
                 heard[rollout.key].append(outcome)
             if self._closing or time.monotonic() > until:
                 break
@@ -171,30 +182,47 @@ class Scorer:
         ledger, specs = Ledger(self._storage, job.fingerprint, job.protocol), job.suite.episode_list()
         known = ledger.read()
         outcomes = {spec.episode_id: known[spec.episode_id] for spec in specs if spec.episode_id in known}
-        entry = self._open[job.key] = _Open(job, ledger, outcomes, {spec.episode_id for spec in specs} - outcomes.keys(), specs)
+        missing = {spec.episode_id for spec in specs} - outcomes.keys()
+        entry = self._open[job.key] = _Open(job, ledger, outcomes, missing, [specs])
+        if job.rule:
+            entry.cut, entry.verdict = blocks(specs, job.rule.look_every), ledger.verdict(job.rule.key)
+        if job.reference:
+            self._references[job.arm_id, job.step] = outcomes
         self._urgency.opened(job)
-        if not entry.missing:
-            self._urgency.begun(job)
         self._progress(entry, ())
 
     def _progress(self, entry: _Open, fresh: Sequence[Outcome]) -> None:
         self._listener.on_outcomes(entry.job, fresh, len(entry.outcomes))
-        if entry.missing or entry.withdrawn:
-            return self._close_if_done(entry)
-        outcomes = [*entry.outcomes.values()]
-        score = Score.of(outcomes, len(entry.specs))
-        if score.complete and not entry.ledger.sealed:
-            entry.ledger.seal(outcomes)
-        self._listener.on_score(entry.job, score, outcomes)
+        if entry.withdrawn or entry.pooled or not self._conclude(entry):
+            self._close_if_done(entry)
+
+    def _conclude(self, entry: _Open) -> bool:
+        """Tell the score if there is one now: no more is played then."""
+        job, rule, counted, verdict = entry.job, entry.job.rule, [*entry.outcomes.values()], None
+        if rule:
+            others = self._references.get((rule.against, job.step), {})
+            verdict = decide(rule, entry.cut, entry.outcomes, others, entry.verdict)
+        if rule and verdict:
+            counted = beginning(entry.cut, entry.outcomes, verdict.episodes)
+            entry.ledger.keep_verdict(rule.key, verdict)
+        if not verdict and to_play(entry.cut, entry.outcomes):
+            return False
+        entry.missing.clear()
+        self._urgency.begun(job)
+        score = Score.of(counted, sum(map(len, entry.cut)), rule, verdict)
+        if score.episodes == score.listed and not entry.ledger.sealed:
+            entry.ledger.seal(counted)
+        self._listener.on_score(job, score, counted)
         if balance := self._pool.rebalance():
             self._listener.say(f"rollouts: {balance}" + (f"; now {self._pool.num_workers}" if self._pool.num_workers != balance.workers else ""))
         if entry.job.films:
             have = entry.ledger.films()
-            for spec in episodes_to_film(outcomes):
+            for spec in episodes_to_film(counted):
                 if spec.episode_id not in have:
                     entry.unfilmed.add(spec.episode_id)
                     self._pool.submit(RolloutJob(spec, entry.job.suite.rules, self._contract, entry.job.source, entry.job.key, film=True))
         self._close_if_done(entry)
+        return True
 
     def _filmed(self, entry: _Open, outcome: Outcome, film: Filmed | None) -> None:
         episode, before = outcome.spec.episode_id, entry.outcomes[outcome.spec.episode_id]
@@ -224,9 +252,9 @@ class Scorer:
         """Forget what of a checkpoint no worker plays yet."""
         gone = self._pool.withdraw(entry.job.key)
         entry.unfilmed -= {rollout.spec.episode_id for rollout in gone if rollout.film}
-        unplayed = {rollout.spec.episode_id for rollout in gone if not rollout.film} if entry.playing else entry.missing
-        entry.withdrawn = bool(unplayed)
-        entry.missing = entry.missing - unplayed
+        entry.pooled -= {rollout.spec.episode_id for rollout in gone if not rollout.film}
+        entry.withdrawn |= bool(entry.missing - entry.pooled)
+        entry.missing &= entry.pooled
         self._close_if_done(entry)
 
     def _use(self, workers: int) -> None:

@@ -150,6 +150,27 @@ class Train(Recipe):
         return self.mode if self.mode in ("joint", "joint_detached") else "action"
 
 
+class Decide(Section):
+    """Looks at a score while it comes, and ends it when enough is known; only one of `threshold` and `against`."""
+
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Until the success rate is clearly above or below it."""
+    against: str = ""
+    """Until it is clear whether the checkpoint is better than that of another arm after the same step, episode by episode. An arm's name, whose
+    end may be left out: `demos-50` is the arm of 50 demos with the same ratio and seed. That arm is scored whole; without its outcomes nothing
+    is decided."""
+    look_every: PositiveInt = 10
+    """Episodes per task between looks."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    """Of one checkpoint's verdict, over all its looks together."""
+
+    @model_validator(mode="after")
+    def _one_question(self) -> "Decide":
+        if (self.threshold is None) == (not self.against):
+            raise ValueError("write what is to be decided, {threshold: 0.8} or {against: demos-50}, and only one of them")
+        return self
+
+
 class SuiteChoice(Section):
     """The evaluation episodes: the same initial states for every checkpoint of every arm."""
 
@@ -169,6 +190,20 @@ class SuiteChoice(Section):
     """What renders the pictures: EGL on a GPU or, through Mesa, on a CPU; OSMesa where there is no EGL."""
     rung: Literal["", "faithful", "unguided", "truncated", "one_pass"] = ""
     """How a look becomes actions, from 30 joint denoising steps with guidance down to one video pass; empty: the preset's own."""
+    decide: Decide | None = None
+    """Play no more of the episodes than it takes to decide something; empty: all of them. Shifted worlds are always played whole. A rate
+    that ends so leans away from what it was held against, by one to four points; its interval allows for that. Changing the rule loses nothing:
+    what was played is kept, and the rest is played when it is asked for."""
+
+    @property
+    def against(self) -> str:
+        """What names the arms that others' scores are held against; empty if none is."""
+        return self.decide.against if self.decide else ""
+
+    @property
+    def fewest(self) -> int:
+        """Episodes that a score is made of at least."""
+        return min(self.episodes, self.decide.look_every if self.decide else self.episodes) * len(self.tasks)
 
     video_clips: NonNegativeInt = 8
     """Held-out clips per task on which every checkpoint's generated video is compared with what happened, as MLflow metrics; they are cut from

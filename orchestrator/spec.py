@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, field_serializer, model_validator
 
-from orchestrator.arms import Arm, expand
+from orchestrator.arms import Arm, expand, is_reference, reference_of
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import SubsetError, choose
@@ -81,6 +81,12 @@ class Sweep(Section):
             raise ValueError(f"data.{ranges[0]}: a range asks for search: {{optuna: {{trials: 40}}}}; any other search needs a list of values")
         if self.search.optuna and (len(self.seeds) > 1 or self.policy.baselines):
             raise ValueError("search.optuna: its arms are tried with one seed and without baselines; repeat the best of them in a grid")
+        against = self.suite.against
+        if against and self.search.optuna:
+            raise ValueError("suite.decide.against: Optuna may never propose that arm; write {threshold: 0.8}, or search a grid")
+        if against and not any(reference_of(arm, against, self.grid()) for arm in self.grid()):
+            named = ", ".join(sorted(arm.name for arm in self.grid()))
+            raise ValueError(f"suite.decide.against: no arm has {against} to be held against; the arms are {named}")
         one_ratio = isinstance(self.data.action_free_ratio, tuple) and len(self.data.action_free_ratio) == 1
         if self.train.videos == "sweep" and (self.train.mode != "two_stage" or not one_ratio):
             raise ValueError("train.videos: sweep asks for train.mode two_stage and for one data.action_free_ratio: all arms see the same videos")
@@ -122,6 +128,10 @@ class Sweep(Section):
     def largest(self, seed: int | None = None) -> Arm:
         """The arm whose episodes contain every other's of its seed; the first seed if none is named."""
         return Arm(self.data.most_demos, self.data.highest_ratio, self.seeds[0] if seed is None else seed)
+
+    def is_reference(self, arm: Arm) -> bool:
+        """Whether others' scores are held against it: it is trained first and scored whole."""
+        return is_reference(arm, self.suite.against)
 
     @property
     def sampler(self) -> SamplerConfig:

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.arms import Arm
+from orchestrator.arms import Arm, reference_of
 from orchestrator.board import ArmState, Board
 from orchestrator.cost import Spending
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.store import check_all, latest_version, load_manifest
 from orchestrator.data.subset import Subset, SubsetError, choose
+from orchestrator.decide import Rule, beginning, blocks
 from orchestrator.held_out import HeldOut
 from orchestrator.ledger import Ledger
 from orchestrator.loop import ArmJob
@@ -110,6 +111,12 @@ class SweepState:
         return protocol_fingerprint(self.sweep.to_suite(shift), self.manifest.contract, self.sweep.sampler, self.sweep.suite.gl)
 
     @property
+    def comparable(self) -> str:
+        """Of what scores share that stand on one curve: the protocol, and when they end."""
+        told = self.sweep.suite.decide
+        return f"{self.protocol}+{digest(told.model_dump(mode='json'))}" if told else self.protocol
+
+    @property
     def simulation(self) -> str:
         """Of what every simulator must agree on, whatever it plays."""
         return digest([self.sweep.suite.gl, code_fingerprint(SCORING_CODE)])
@@ -125,8 +132,9 @@ class SweepState:
     @property
     def _decisions(self) -> str:
         """Another search decides anew."""
-        suite = self.sweep.suite.model_dump(mode="json", exclude={"video_clips"})
-        return f"decisions/{self.sweep.name}/{digest([self.sweep.search.model_dump(mode='json'), suite])}"
+        search = self.sweep.search.model_dump(mode="json")
+        suite = self.sweep.suite.model_dump(mode="json", exclude={"video_clips"}, exclude_none=True)
+        return f"decisions/{self.sweep.name}/{digest([search, suite])}"
 
     def proposed(self) -> list[Arm]:
         """The arms that a search has proposed, in order."""
@@ -227,23 +235,35 @@ class SweepState:
         for arm_id, state in board.arms.items():
             for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
                 state.step, state.loss = step, checkpoint["loss"]
-                score = self.score(checkpoint["checkpoint"], "nominal")
-                state.scoring[step] = score.episodes, score.listed
+                score, _ = self.score(state.arm, checkpoint["checkpoint"], "nominal")
+                state.scoring[step] = score.episodes, score.episodes if score.complete else score.listed
                 if score.complete:
                     state.scores[step] = score
                 if step == self.sweep.train.steps:
-                    shifted = {shift: self.score(checkpoint["checkpoint"], shift) for shift in self.sweep.suite.shifts}
+                    shifted = {shift: self.score(state.arm, checkpoint["checkpoint"], shift)[0] for shift in self.sweep.suite.shifts}
                     state.shifted = {shift: score for shift, score in shifted.items() if score.complete}
             state.stopped = stopped.get(arm_id)
             state.failure = failures.get(arm_id, "") if state.step < state.steps else ""
         board.charge(Spending.read(self.storage, self.sweep.name).by_arm())
         return board
 
-    def outcomes(self, checkpoint: str, shift: str) -> list[Outcome]:
-        """Of the suite's episodes under a shift, those that the ledger has for a checkpoint, in the suite's order."""
-        known = Ledger(self.storage, checkpoint, self.protocol_of(shift)).read()
-        return [known[spec.episode_id] for spec in self.sweep.to_suite(shift).episode_list() if spec.episode_id in known]
+    def rule(self, arm: Arm) -> Rule | None:
+        """What decides how much of the suite an arm's checkpoints are scored on; None: all of it."""
+        if not (told := self.sweep.suite.decide):
+            return None
+        if not told.against:
+            return Rule(told.look_every, told.confidence, told.threshold)
+        reference = reference_of(arm, told.against, self.sweep.grid())
+        return Rule(told.look_every, told.confidence, against=reference.arm_id(self.training)) if reference else None
 
-    def score(self, checkpoint: str, shift: str) -> Score:
-        """A checkpoint's score under a shift as far as the ledger has it."""
-        return Score.of(self.outcomes(checkpoint, shift), self.sweep.suite.listed)
+    def score(self, arm: Arm, checkpoint: str, shift: str) -> tuple[Score, list[Outcome]]:
+        """The score of an arm's checkpoint under a shift as far as the ledger has it, and the outcomes it counts, in the order they are played in."""
+        ledger, rule = Ledger(self.storage, checkpoint, self.protocol_of(shift)), self.rule(arm) if shift == "nominal" else None
+        known, specs = ledger.read(), self.sweep.to_suite(shift).episode_list()
+        cut = blocks(specs, rule.look_every) if rule else [specs]
+        verdict = ledger.verdict(rule.key) if rule else None
+        counted = [known[spec.episode_id] for block in cut for spec in block if spec.episode_id in known]
+        if verdict:
+            counted = beginning(cut, known, verdict.episodes)
+            verdict = verdict if len(counted) == verdict.episodes else None
+        return Score.of(counted, self.sweep.suite.listed, rule, verdict), counted

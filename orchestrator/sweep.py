@@ -52,7 +52,7 @@ class SweepRun:
         self.spending = Spending(self.state.storage, sweep.name, uuid.uuid4().hex[:8])
         self._views = Views(self.state, say)
         self._rule = StoppingRule(sweep)
-        self._proposals: Proposals = Listed(sweep.grid())
+        self._proposals: Proposals = Listed(sorted(sweep.grid(), key=lambda arm: not sweep.is_reference(arm)))
         if sweep.search.optuna:
             self._proposals = Proposed(sweep, local_folder(sweep.storage) / f"{sweep.name}-optuna.log", self.state.proposed())
         self.ending = ""
@@ -161,7 +161,7 @@ class SweepRun:
         scores = sorted((step, arm_id) for arm_id, arm in self.board.arms.items() for step in arm.scores)
         for step, arm_id in scores:
             self._rule.stops(arm_id, step, self.board.arms[arm_id].scores[step].interval[0])
-        for arm_id, arm in self.board.arms.items():
+        for arm_id, arm in sorted(self.board.arms.items(), key=lambda told: not self.state.sweep.is_reference(told[1].arm)):
             if arm.stopped is not None:
                 continue
             for step, checkpoint in self.state.checkpoints(arm_id).items():

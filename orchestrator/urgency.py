@@ -6,9 +6,9 @@ from orchestrator.score import ScoringJob
 
 
 class Urgency:
-    """An arm without any score first; then what a stop decision waits for; then the newest checkpoint of each arm; then older ones.
+    """What others are held against first; then an arm without any score; then what a stop decision waits for; then the newest checkpoint of each arm.
 
-    Shifted worlds come last: no decision waits for them. Equally urgent ones keep the order in which they came.
+    Older ones follow. Shifted worlds come last: no decision waits for them. Equally urgent ones keep the order in which they came.
     """
 
     def __init__(self, decides: Callable[[int], bool]) -> None:
@@ -33,6 +33,8 @@ class Urgency:
         decides = self._decides(job.step)
         if job.suite.shift != "nominal":
             return 5, 0
+        if job.reference:
+            return -1, job.step
         if job.arm_id not in self._begun:  # of an arm without a score, what decides; else its newest
             return (0, job.step) if decides else (1, -job.step)
         if decides:

@@ -41,7 +41,7 @@ class Views:
         about = {
             "sweep": sweep.name,
             "training": state.training,
-            "protocol": state.protocol,
+            "protocol": state.comparable,
             "steps": sweep.train.steps,
             "artifacts": state.uri("mlartifacts"),
         }
@@ -69,6 +69,7 @@ class Views:
             "demoscale.subset": subset.digest,
             "demoscale.code": git_commit(),
             "demoscale.environment": digest(self._environment),
+            "demoscale.decide": json.dumps(decide.model_dump(mode="json")) if (decide := state.sweep.suite.decide) else "",
         }
         data = {
             "name": uri.rstrip("/").rpartition("/")[2],
@@ -99,6 +100,8 @@ class Views:
         values = (score.success_rate, score.successes, score.episodes, score.errors, *score.interval)
         metrics = dict(zip(SCORE_METRICS, map(float, values), strict=True))
         metrics |= {"success_once_rate": score.once / score.episodes, "success_at_end_rate": score.at_end / score.episodes}
+        if shift == "nominal":
+            metrics["decided_early"] = float(score.episodes < score.listed)
         suffix = "" if shift == "nominal" else f"_{shift}"
         told = {f"{name}{suffix}": value for name, value in metrics.items()}
         if shift == "nominal":
@@ -190,15 +193,14 @@ def republish(state: SweepState) -> int:
         test = state.video_test()
     except SubsetError:
         test = None
-    for arm_id in state.arms():
+    for arm_id, arm in state.arms().items():
         for step, checkpoint in sorted(state.checkpoints(arm_id).items()):
             views.training(arm_id, step, checkpoint)
             views.checkpoint(arm_id, step, checkpoint["checkpoint"])
             if test and (video := test.known(state.storage, checkpoint["checkpoint"])):
                 views.video(arm_id, step, video)
             for shift in ("nominal", *state.sweep.suite.shifts):
-                outcomes = state.outcomes(checkpoint["checkpoint"], shift)
-                score = Score.of(outcomes, state.sweep.suite.listed)
+                score, outcomes = state.score(arm, checkpoint["checkpoint"], shift)
                 if score.complete:
                     views.score(arm_id, step, checkpoint["checkpoint"], shift, score, outcomes)
                     scores += 1

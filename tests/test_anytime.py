@@ -1,0 +1,146 @@
+"""What may be concluded while one looks: against the integral of the mixture, and by simulation with a look after every episode."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import quad
+from scipy.stats import beta
+
+from orchestrator.anytime import (
+    INTERVAL_PRIOR,
+    PAIRED_PRIOR,
+    PairedEvidence,
+    anytime_interval,
+    log_evidence,
+    log_paired_evidence,
+    paired_evidence,
+    side_of,
+)
+from orchestrator.stats import wilson
+
+RUNS, LONGEST = 2000, 500
+COUNTS = st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+
+
+def running(won: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """Counts after every episode: successes, episodes."""
+    return np.cumsum(won, axis=1), np.arange(1, won.shape[1] + 1)
+
+
+def mixture(prior: float, wins: int, losses: int) -> float:
+    """The mean likelihood over the prior, by numerical integration in the angle, where the prior has no poles."""
+
+    def integrand(angle: float) -> float:
+        p = math.sin(angle) ** 2
+        return beta.pdf(p, prior, prior) * p**wins * (1 - p) ** losses * 2 * math.sin(angle) * math.cos(angle)
+
+    value, _ = quad(integrand, 0, math.pi / 2, epsabs=0, epsrel=1e-9, limit=200)
+    return float(value)
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (1, 0), (3, 9), (40, 10), (0, 25), (60, 61)])
+def test_the_evidence_is_the_integral_of_the_mixture_over_the_likelihood_of_the_hypothesis(wins: int, losses: int) -> None:
+    paired = mixture(PAIRED_PRIOR, wins, losses) * 2 ** (wins + losses)
+    assert paired_evidence(wins, losses).e_value == pytest.approx(paired, rel=1e-6)
+    assert paired_evidence(wins, losses).p_value == pytest.approx(min(1, 1 / paired), rel=1e-6)
+    rate = 0.8
+    single = mixture(INTERVAL_PRIOR, wins, losses) / (rate**wins * (1 - rate) ** losses)
+    assert math.exp(log_evidence(rate, wins, wins + losses)) == pytest.approx(single, rel=1e-6)
+
+
+@given(COUNTS, st.sampled_from([0.8, 0.95, 0.99]))
+def test_the_interval_is_where_the_evidence_is_not_enough(counts: tuple[int, int], confidence: float) -> None:
+    k, n = counts
+    low, high = anytime_interval(k, n, confidence)
+    limit = math.log(1 / (1 - confidence))
+    assert 0 <= low <= k / n <= high <= 1
+    for bound, outwards in ((low, -1e-6), (high, 1e-6)):
+        if 0 < bound < 1:
+            assert log_evidence(bound, k, n) == pytest.approx(limit, abs=1e-4)
+            assert log_evidence(bound, k, n) >= limit - 1e-12, "a bound is rounded outwards"
+            assert not 0 < bound + outwards < 1 or log_evidence(bound + outwards, k, n) > limit
+
+
+@given(COUNTS)
+def test_the_interval_is_symmetric_wider_than_one_for_a_single_look_and_wider_for_more_confidence(counts: tuple[int, int]) -> None:
+    k, n = counts
+    low, high = anytime_interval(k, n)
+    assert anytime_interval(n - k, n) == pytest.approx((1 - high, 1 - low), abs=1e-9)
+    once = wilson(k, n)
+    assert high - low > once[1] - once[0]
+    sure = anytime_interval(k, n, 0.99)
+    assert sure[0] <= low
+    assert high <= sure[1]
+
+
+def test_no_episodes_no_knowledge() -> None:
+    assert anytime_interval(0, 0) == (0.0, 1.0)
+    assert paired_evidence(0, 0).p_value == 1.0
+    assert side_of(0.5, 0, 0) == paired_evidence(0, 0).better() == ""
+
+
+@given(st.integers(0, 400), st.integers(0, 400))
+def test_evidence_is_symmetric_and_grows_with_what_speaks_for_the_one_that_is_ahead(first: int, second: int) -> None:
+    evidence = paired_evidence(first, second)
+    assert evidence.e_value == pytest.approx(paired_evidence(second, first).e_value)
+    assert evidence.p_value <= 1
+    if first > second:  # the first win after a tie may as well be the other's: it tells nothing
+        more = PairedEvidence(first + 1, second)
+        assert more.e_value > evidence.e_value
+        assert more.p_value <= evidence.p_value
+
+
+def test_overwhelming_evidence_is_still_a_number() -> None:
+    assert paired_evidence(5000, 0).p_value < 1e-300
+    assert math.isfinite(paired_evidence(5000, 0).e_value)
+    assert anytime_interval(100_000, 100_000)[0] > 0.999
+
+
+def test_verdicts_follow_from_interval_and_evidence() -> None:
+    assert side_of(0.5, 40, 50) == "above"
+    assert side_of(0.5, 10, 50) == "below"
+    assert side_of(0.5, 30, 50) == ""
+    assert (paired_evidence(30, 5).better(), paired_evidence(5, 30).better(), paired_evidence(8, 5).better()) == ("first", "second", "")
+    assert paired_evidence(16, 3).p_value < 0.05 < 2 * paired_evidence(16, 3).p_value
+    assert paired_evidence(16, 3).better(0.99) == ""
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.2, 0.5, 0.8, 0.97])
+def test_looked_at_after_every_episode_all_intervals_of_a_run_hold_the_rate_in_95_of_100_runs(rate: float) -> None:
+    won, episodes = running(np.random.default_rng(round(100 * rate)).random((RUNS, LONGEST)) < rate)
+    holds = (log_evidence(rate, won, episodes) < math.log(20)).all(axis=1)
+    assert holds.mean() >= 0.95
+    # The simulation speaks of the evidence; that the interval is the same thing is seen on some of its runs.
+    for run, at in np.random.default_rng(0).integers(0, (RUNS, LONGEST), (200, 2)):
+        low, high = anytime_interval(int(won[run, at]), int(at) + 1)
+        assert (low <= rate <= high) == bool(log_evidence(rate, won[run, at], at + 1) < math.log(20) + 1e-9)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+@pytest.mark.parametrize("differ", [0.1, 0.5, 1.0])
+def test_looked_at_after_every_pair_equal_policies_are_told_apart_no_more_often_than_promised(differ: float, confidence: float) -> None:
+    """Of all pairs `differ` end differently. A plain test that is looked at so often errs several times as often."""
+    draws = np.random.default_rng(7).random((RUNS, LONGEST))
+    first, _ = running(draws < differ / 2)
+    second, _ = running((differ / 2 <= draws) & (draws < differ))
+    wrong = (log_paired_evidence(first, second) >= math.log(1 / (1 - confidence))).any(axis=1)
+    assert wrong.mean() <= 1 - confidence
+    discordant = np.maximum(1, first + second)
+    plain = (np.abs(first - second) / np.sqrt(discordant) > 1.96)[:, 20:].any(axis=1)
+    assert plain.mean() > 0.15, "this simulation would not notice a test that peeking spoils"
+
+
+def test_tasks_of_different_difficulty_only_make_it_more_careful() -> None:
+    """Four tasks from hopeless to easy, policies that differ on every task but not on average, looks after one episode of each."""
+    rates = np.tile([0.05, 0.35, 0.75, 0.95], LONGEST // 4)
+    rng = np.random.default_rng(3)
+    won, episodes = running(rng.random((RUNS, LONGEST)) < rates)
+    looks = slice(3, None, 4)
+    assert (log_evidence(rates.mean(), won, episodes)[:, looks] < math.log(20)).all(axis=1).mean() >= 0.95
+    other = np.tile([0.25, 0.15, 0.95, 0.75], LONGEST // 4)
+    a, b = rng.random((RUNS, LONGEST)) < rates, rng.random((RUNS, LONGEST)) < other
+    evidence = log_paired_evidence(running(a & ~b)[0], running(b & ~a)[0])[:, looks]
+    assert (evidence >= math.log(20)).any(axis=1).mean() <= 0.05

@@ -1,0 +1,138 @@
+"""When enough is known: the blocks of the list, the rule, the verdict, and which arm another is held against."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.anytime import anytime_interval
+from orchestrator.arms import expand, is_reference, reference_of
+from orchestrator.decide import Rule, Verdict, beginning, blocks, decide, to_play
+from orchestrator.spec import Sweep
+from sim_workers.rollout import Outcome
+from sim_workers.suite import EpisodeSpec, Rules, Suite
+
+SUITE = Suite(("Lift", "Stack"), 50, Rules(100))
+LISTED = SUITE.episode_list()
+ABOVE = Rule(look_every=5, confidence=0.95, threshold=0.5)
+CUT = blocks(LISTED, 5)
+AGAINST = Rule(look_every=5, confidence=0.95, against="demos-50_ratio-0_seed-0_12345678")
+
+
+def outcome(spec: EpisodeSpec, won: bool) -> Outcome:
+    steps = 30 if won else 100
+    return Outcome(spec, "success" if won else "failure", steps, 4, 0.1, 0.1, 20 if won else None, won)
+
+
+def played(rate: float, seed: int = 0) -> dict[str, Outcome]:
+    """The whole list, as a policy of this success rate plays it."""
+    luck = np.random.default_rng(seed).random(len(LISTED))
+    return {spec.episode_id: outcome(spec, bool(luck[i] < rate)) for i, spec in enumerate(sorted(LISTED))}
+
+
+def test_blocks_are_the_list_in_its_order_with_as_many_episodes_of_every_task() -> None:
+    assert sorted(spec for block in CUT for spec in block) == sorted(LISTED)
+    assert all(Counter(spec.task for spec in block) == {"Lift": 5, "Stack": 5} for block in CUT)
+    for task in SUITE.tasks:
+        assert [spec for block in CUT for spec in block if spec.task == task] == [spec for spec in LISTED if spec.task == task]
+    assert [len(block) for block in blocks(LISTED, 20)] == [40, 40, 20]
+
+
+@given(rate=st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9]), seed=st.integers(0, 10_000), against=st.booleans())
+def test_a_verdict_is_that_of_the_first_look_that_has_one_in_whatever_order_episodes_end(rate: float, seed: int, against: bool) -> None:
+    """Successes tend to end first. Nothing is decided but by a whole beginning of the list, and what is known beyond it changes nothing."""
+    rule, truth, others = AGAINST if against else ABOVE, played(rate, seed), played(0.5, seed + 1)
+    rng = np.random.default_rng(seed)
+    order = sorted(LISTED, key=lambda spec: rng.random() + (truth[spec.episode_id].result == "failure"))
+    final = decide(rule, CUT, truth, others)
+    assert final
+    known: dict[str, Outcome] = {}
+    needed = {spec.episode_id for spec in [spec for block in CUT for spec in block][: final.episodes]}
+    for spec in order:
+        known[spec.episode_id] = truth[spec.episode_id]
+        verdict = decide(rule, CUT, known, others)
+        assert verdict == (final if needed <= known.keys() else None)
+    counted = beginning(CUT, truth, final.episodes)
+    assert len(counted) == final.episodes
+    if final.says and not against:
+        low, high = anytime_interval(sum(o.result == "success" for o in counted), len(counted))
+        assert low > 0.5 if final.says == "above 0.5" else high < 0.5
+    assert final.says or final.episodes == len(LISTED)
+
+
+def test_without_the_other_arm_s_outcomes_nothing_is_clear_and_with_an_error_neither() -> None:
+    ours, theirs = played(0.95), played(0.3, 1)
+    verdict = decide(AGAINST, CUT, ours, theirs)
+    assert verdict
+    assert verdict.says == "better than demos-50_ratio-0_seed-0"
+    assert decide(AGAINST, CUT, theirs, ours) == Verdict("worse than demos-50_ratio-0_seed-0", verdict.episodes)
+    assert decide(AGAINST, CUT, ours, {}) == Verdict("", 100)
+    first = CUT[0][3]
+    broken = {first.episode_id: Outcome(first, "error", 0, 0, 0.0, 0.0, message="gone")}
+    assert decide(AGAINST, CUT, ours, theirs | broken) == Verdict("", 100)
+    assert decide(ABOVE, CUT, ours | broken, {}) is None
+    assert to_play(CUT, ours | broken) == [], "the error stands in the way: in this run there is nothing to be gained"
+
+
+def test_a_threshold_is_decided_wrongly_no_more_often_than_promised_however_often_one_looks() -> None:
+    """A policy exactly at the threshold, looked at after every second episode of each task."""
+    rule, cut = Rule(2, 0.9, 0.5), blocks(LISTED, 2)
+    verdicts = [decide(rule, cut, played(0.5, seed), {}) for seed in range(150)]
+    assert sum(bool(verdict and verdict.says) for verdict in verdicts) <= 15
+
+
+def test_an_arm_may_be_named_without_what_it_shares() -> None:
+    arms = expand((10, 50), (0.0, 1.0), (0, 1), ("diffusion_policy",))
+    by_name = {arm.name: arm for arm in arms}
+
+    def against(name: str, whom: str) -> str | None:
+        other = reference_of(by_name[name], whom, arms)
+        return other and other.name
+
+    assert against("demos-10_ratio-1_seed-1", "demos-50") == "demos-50_ratio-1_seed-1"
+    assert against("demos-10_ratio-1_seed-1", "demos-50_ratio-0") == "demos-50_ratio-0_seed-1"
+    assert against("demos-10_ratio-1_seed-1", "demos-50_ratio-0_seed-0") == "demos-50_ratio-0_seed-0"
+    assert against("diffusion_policy_demos-10_ratio-0_seed-0", "demos-10") == "demos-10_ratio-0_seed-0"
+    assert against("demos-50_ratio-1_seed-1", "demos-50") is None, "nothing is held against itself"
+    assert against("demos-10_ratio-1_seed-1", "demos-5") is None
+    assert [arm.name for arm in arms if is_reference(arm, "demos-50_ratio-0")] == ["demos-50_ratio-0_seed-1", "demos-50_ratio-0_seed-0"]
+
+
+def sweep(decide: Any, **sections: Any) -> Sweep:
+    return Sweep.model_validate(
+        {
+            "name": "some",
+            "data": {"episodes": "nowhere", "demo_count": [10, 50], "action_free_ratio": [0, 1]},
+            "train": {"steps": 9, "checkpoint_every": 3},
+            "suite": {"tasks": ["Lift"], "episodes": 50, "horizon": 50, "decide": decide},
+            **sections,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("decide", "sections", "sentence"),
+    [
+        ({}, {}, "write what is to be decided"),
+        ({"threshold": 0.8, "against": "demos-50"}, {}, "only one of them"),
+        ({"threshold": 80}, {}, "less than 1"),
+        ({"against": "demos-40"}, {}, "no arm has demos-40 to be held against; the arms are demos-10_ratio-0_seed-0, demos-10_ratio-1_seed-0"),
+        ({"against": "demos-50"}, {"search": {"optuna": {"trials": 9}}}, "Optuna may never propose that arm"),
+    ],
+)
+def test_a_rule_that_cannot_be_is_told_with_the_mend(decide: Any, sections: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        sweep(decide, **sections)
+
+
+def test_the_fewest_episodes_of_a_score_are_those_of_the_first_look() -> None:
+    assert sweep({"threshold": 0.8}).suite.fewest == 10
+    assert sweep({"threshold": 0.8, "look_every": 80}).suite.fewest == 50
+    assert sweep(None).suite.fewest == sweep(None).suite.listed == 50
+
+
+def test_a_rule_is_no_part_of_what_shapes_an_outcome() -> None:
+    assert sweep({"threshold": 0.8}).to_suite().fingerprint() == sweep(None).to_suite().fingerprint()
