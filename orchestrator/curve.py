@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator import efficiency
+from orchestrator.anytime import anytime_interval, paired_evidence
 from orchestrator.cost import added
 from orchestrator.efficiency import Estimate, estimated
 from orchestrator.points import Comparison, Line, Point
@@ -19,6 +20,7 @@ from orchestrator.stats import (
     Correlation,
     PairedComparison,
     band,
+    clopper_pearson,
     hierarchical_draws,
     holm,
     interval_of,
@@ -67,6 +69,15 @@ class Curve:
     def errors(self) -> int:
         return sum(scored.errors for scored in self.arms)
 
+    @property
+    def looked_at(self) -> bool:
+        """Whether scores were looked at while they came, and may have ended early (`suite.decide`): then only anytime-valid statistics hold."""
+        return bool(self.sweep.get("suite", {}).get("decide"))
+
+    def interval(self, successes: int, episodes: int) -> tuple[float, float]:
+        """95 %, of episodes of this curve: Wilson's, or an anytime-valid one."""
+        return (anytime_interval if self.looked_at else wilson)(successes, episodes)
+
     @cached_property
     def lines(self) -> list[Line]:
         """Ours by ratio, then the baselines."""
@@ -93,6 +104,7 @@ class Curve:
                 won, played = by_task.get(task := EpisodeSpec.task_of(episode), (0, 0))
                 by_task[task] = won + success, played + 1
         costs = [arm.cost for arm in arms if arm.cost]
+        widest = (anytime_interval if self.looked_at else clopper_pearson)(successes, episodes)
         return Point(
             policy=line.policy,
             demo_count=demos,
@@ -101,8 +113,8 @@ class Curve:
             successes=successes,
             episodes=episodes,
             errors=sum(arm.errors for arm in arms),
-            **dict(zip(("low", "high"), wilson(successes, episodes), strict=True)),
-            **dict(zip(("band_low", "band_high"), band(draws, successes, episodes), strict=True)),
+            **dict(zip(("low", "high"), self.interval(successes, episodes), strict=True)),
+            **dict(zip(("band_low", "band_high"), band(draws, widest), strict=True)),
             seeds=len(arms),
             missing_seeds=tuple(sorted(set(self.seeds) - {arm.arm.seed for arm in arms})),
             by_task=dict(sorted(by_task.items())),
@@ -204,7 +216,12 @@ class Curve:
 
     def _compared(self, first: tuple[Line, int], second: tuple[Line, int]) -> PairedComparison | None:
         outcomes, others = self._outcomes(first), self._outcomes(second)
-        return paired_comparison(outcomes, others) if outcomes.keys() & others.keys() else None
+        if not outcomes.keys() & others.keys():
+            return None
+        result = paired_comparison(outcomes, others)
+        if self.looked_at:
+            return replace(result, p_value=paired_evidence(result.only_first, result.only_second).p_value)
+        return result
 
     def _comparison(self, first: tuple[Line, int], second: tuple[Line, int], result: PairedComparison, p: float, compared: int) -> Comparison:
         (line, count), (other, other_count) = first, second
@@ -212,7 +229,8 @@ class Curve:
         cells = list(self._cells)
         low, high = interval_of(np.clip(self._draws[:, cells.index(first)] - self._draws[:, cells.index(second)], -1, 1))
         seeds = {scored.arm.seed for scored in self._cells[first]} & {scored.arm.seed for scored in self._cells[second]}
-        return Comparison(words, other.words(other_count), line.policy, other.policy, result, low, high, len(seeds), compared, p)
+        test = "anytime-valid" if self.looked_at else "exact McNemar"
+        return Comparison(words, other.words(other_count), line.policy, other.policy, result, low, high, len(seeds), compared, test, p)
 
     def _outcomes(self, cell: tuple[Line, int]) -> dict[str, bool]:
         """Outcomes by seed and episode: replicates pair with the replicate of the same seed."""

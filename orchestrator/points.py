@@ -54,7 +54,7 @@ class Point:
     errors: int
     low: float
     high: float
-    """Wilson 95 % over the pooled episodes: what the rollouts leave open. It does not hold the spread between training seeds."""
+    """95 % over the pooled episodes: what the rollouts leave open. It does not hold the spread between training seeds."""
     band_low: float
     band_high: float
     """95 % with the spread between training seeds, where there are several (`stats.hierarchical_draws`)."""
@@ -85,6 +85,8 @@ class Comparison:
     """That both have."""
     compared: int
     """Comparisons that answer the same question."""
+    test: str
+    """That the p-value is of."""
     p_corrected: float
     """For their number (Holm)."""
 
@@ -100,6 +102,6 @@ class Comparison:
         seeds = f"; over {self.seeds} seeds" if self.seeds > 1 else ""
         return (
             f"{self.first} against {self.second}: {r.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}] on {r.episodes} common episodes "
-            f"({r.only_first} won only by the first, {r.only_second} only by the second), exact McNemar p = {r.p_value:.3g}{corrected}{seeds}: "
+            f"({r.only_first} won only by the first, {r.only_second} only by the second), {self.test} p = {r.p_value:.3g}{corrected}{seeds}: "
             f"{self.verdict}"
         )

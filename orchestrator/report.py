@@ -10,7 +10,6 @@ from orchestrator.curve import Curve
 from orchestrator.efficiency import Estimate
 from orchestrator.points import Line, Point
 from orchestrator.sections import Prices
-from orchestrator.stats import wilson
 from orchestrator.tracked import VIDEO, ScoredArm
 
 RATES = (0.5, 0.8, 0.9)
@@ -86,7 +85,10 @@ def caption(curve: Curve) -> str:
     several = len(curve.seeds) > 1
     said.append(f"seeds {', '.join(map(str, curve.seeds))}" + (", one thin line each" if several else ""))
     said.append(f"{curve.errors} errors, none of them counted as a failure" if curve.errors else "no errors")
-    bars = "bars: Wilson 95 % intervals of the pooled episodes"
+    if curve.looked_at:
+        early = sum(scored.early for scored in curve.arms)
+        said.append(f"scored until {_words(suite['decide'])} was decided, {early} of {len(curve.arms)} arms (*) before the end of the list")
+    bars = f"bars: {'anytime-valid' if curve.looked_at else 'Wilson'} 95 % intervals of the pooled episodes"
     said.append(bars + ("; shaded: 95 % with the spread between seeds" if several else ", without the spread that other seeds would show"))
     return "; ".join(said) + f". Protocol {curve.protocol}."
 
@@ -114,14 +116,14 @@ def _line(curve: Curve, line: Line) -> dict[str, Any]:
 
 def _point(curve: Curve, point: Point) -> dict[str, Any]:
     tasks = {
-        task: {"successes": won, "episodes": played, **dict(zip(("low", "high"), wilson(won, played), strict=True))}
+        task: {"successes": won, "episodes": played, **dict(zip(("low", "high"), curve.interval(won, played), strict=True))}
         for task, (won, played) in point.by_task.items()
     }
     return vars(point) | {"missing_seeds": list(point.missing_seeds), "by_task": tasks, "cost": _cost(curve, point.cost)}
 
 
 def _arm(curve: Curve, scored: ScoredArm) -> dict[str, Any]:
-    low, high = wilson(scored.successes, scored.episodes)
+    low, high = curve.interval(scored.successes, scored.episodes)
     return {
         "arm": scored.arm.name,
         "policy": scored.arm.kind,

@@ -219,9 +219,9 @@ def _shared(values: NDArray[np.float64], played: NDArray[np.bool_]) -> float:
     return float(max(0.0, 1 - noise / table.shape[0] / scenes)) if scenes else 0.0
 
 
-def band(draws: NDArray[np.float64], successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Of one cell's draws (B,), and never narrower than what its pooled episodes alone leave open (`clopper_pearson`)."""
-    spread, counted = interval_of(np.clip(draws, 0, 1), confidence), clopper_pearson(successes, episodes, confidence)
+def band(draws: NDArray[np.float64], counted: tuple[float, float], confidence: float = 0.95) -> tuple[float, float]:
+    """Of one cell's draws (B,), and never narrower than `counted`, the interval of what its pooled episodes alone leave open."""
+    spread = interval_of(np.clip(draws, 0, 1), confidence)
     return min(spread[0], counted[0]), max(spread[1], counted[1])
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import report
+from orchestrator.anytime import anytime_interval, paired_evidence
 from orchestrator.arms import Arm
 from orchestrator.cli import _print_curve, main
 from orchestrator.cost import Cost
@@ -281,6 +282,18 @@ def test_distances_on_other_clips_are_not_mixed() -> None:
 def test_the_json_holds_no_number_that_json_has_not() -> None:
     for curve in (several(1.0, 0.2), beside_a_baseline(), Curve("c", (scored(2, 0, 0),)), Curve("c", (scored(2, 0, 10), scored(8, 0, 10)))):
         assert json.loads(json.dumps(curve.to_json(), allow_nan=False))["caption"].endswith("Protocol " + curve.protocol + ".")
+
+
+def test_scores_that_were_looked_at_have_anytime_valid_statistics() -> None:
+    plain = several(gain=1.0, noise=0.1)
+    looked = replace(plain, sweep={**plain.sweep, "suite": {**plain.sweep["suite"], "decide": {"threshold": 0.5, "look_every": 10}}})
+    for ours, theirs in zip(looked.points, plain.points, strict=True):
+        assert (ours.low, ours.high) == anytime_interval(ours.successes, ours.episodes)
+        assert ours.low < theirs.low < theirs.high < ours.high
+    for ours, theirs in zip(looked.comparisons, plain.comparisons, strict=True):
+        assert ours.result.p_value == paired_evidence(ours.result.only_first, ours.result.only_second).p_value >= theirs.result.p_value
+        assert "anytime-valid p = " in str(ours)
+    assert "scored until threshold 0.5, look_every 10 was decided, 0 of 24 arms (*) before the end of the list" in report.caption(looked)
 
 
 def test_the_caption_tells_what_was_played() -> None:
