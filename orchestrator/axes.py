@@ -16,18 +16,6 @@ class Tick:
     text: str
 
 
-def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Rising places, each moved on until it is `gap` behind the one before, and all of them back where the last would pass `high`."""
-    moved: list[float] = []
-    for place in places:
-        moved.append(max(place, moved[-1] + gap if moved else low))
-    limit = high
-    for index in reversed(range(len(moved))):
-        moved[index] = min(moved[index], limit)
-        limit = moved[index] - gap
-    return moved
-
-
 def closest(scale: Scale, counts: Sequence[int]) -> float:
     return min((scale(b) - scale(a) for a, b in itertools.pairwise(counts)), default=math.inf)
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.axes import Scale, Tick, apart, area, closest, log_scale, measure, polyline, rate_ticks, spread, unit_scale
+from orchestrator.axes import Scale, Tick, area, closest, log_scale, measure, polyline, rate_ticks, spread, unit_scale
+from orchestrator.picture import apart
 
 Row = Mapping[str, Any]
 """An object of `Curve.to_json()`: a line, a point, an arm."""
@@ -137,7 +138,7 @@ def curve_plot(data: Row, name: str, width: float, height: float, task: str = ""
         ]
         traces.append(Trace(style, tuple(dots), polyline((d.x, d.y) for d in dots), area(edges), tuple(replicates), _drop(line, target, x)))
     if labelled:
-        traces = _labels_apart(traces, top, bottom)
+        traces = _labels_apart(traces)
     what = f"Success on {task} against demonstrations" if task else "Success against demonstrations"
     return Plot(
         name,
@@ -257,7 +258,7 @@ def target_rate(lines: Sequence[Row]) -> float | None:
     return max((float(reach["rate"]) for line in lines for reach in line["reach"] if reach["demos"] is not None), default=None)
 
 
-def _labels_apart(traces: Sequence[Trace], top: float, bottom: float) -> list[Trace]:
+def _labels_apart(traces: Sequence[Trace]) -> list[Trace]:
     """Denominators beside their points: those of the first lines on the left, the others on the right, none over another."""
     placed: dict[tuple[int, int], Dot] = {}
     columns: dict[tuple[str, str], list[tuple[int, int]]] = {}
@@ -269,7 +270,7 @@ def _labels_apart(traces: Sequence[Trace], top: float, bottom: float) -> list[Tr
         members.sort(key=lambda member: traces[member[0]].dots[member[1]].y)
         dots = [traces[t].dots[d] for t, d in members]
         edge = min(dot.x for dot in dots) - 9 if side == "end" else max(dot.x for dot in dots) + 9
-        for member, dot, place in zip(members, dots, apart([dot.y for dot in dots], LABEL_GAP, top, bottom), strict=True):
+        for member, dot, place in zip(members, dots, apart([dot.y for dot in dots], LABEL_GAP), strict=True):
             placed[member] = Dot(dot.x, dot.y, dot.low, dot.high, dot.words, dot.text, edge, place + 4, side)
     return [
         Trace(t.style, tuple(placed[index, d] for d in range(len(t.dots))), t.path, t.band, t.replicates, t.drop) for index, t in enumerate(traces)

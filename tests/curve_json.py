@@ -179,7 +179,13 @@ def _video(arms: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "measure": "mean latent distance",
         "points": points,
-        "correlation": {"rho": -0.91, "low": -0.97, "high": -0.74, "number": len(points), "text": "Spearman's rho -0.91 (95 % -0.97 to -0.74), 23 checkpoints."},
+        "correlation": {
+            "rho": -0.91,
+            "low": -0.97,
+            "high": -0.74,
+            "number": len(points),
+            "text": "Spearman's rho -0.91 (95 % -0.97 to -0.74), 23 checkpoints.",
+        },
         "episodes": episodes,
         "text": "Checkpoints whose imagination lies nearer to what then happened succeed more often. More demos improve both, so this alone shows no cause.",
     }
