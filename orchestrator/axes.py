@@ -48,10 +48,10 @@ def measure(values: Sequence[float], left: float, right: float) -> tuple[Scale, 
     """An axis for measured numbers, with round ticks, and what to add to its label: logarithmic where they span much."""
     low, high = min(values), max(values)
     if low > 0 and high / low > 8:
-        x = log_scale(values, left, right)
+        place = log_scale(values, left, right)
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         rounds = [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)]
-        return x, spread(Tick(x(value), f"{value:g}") for value in rounds if low * 0.95 <= value <= high * 1.05), " (log scale)"
+        return place, spread(Tick(place(value), f"{value:g}") for value in rounds if low * 0.95 <= value <= high * 1.05), " (log scale)"
     span = (high - low) or abs(high) or 1.0
     low, high = (low - span / 2, high + span / 2) if high == low else (low, high)
     step = 10.0 ** math.floor(math.log10(span / 3))

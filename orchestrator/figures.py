@@ -140,24 +140,10 @@ def curve_plot(data: Row, name: str, width: float, height: float, task: str = ""
     if labelled:
         traces = _labels_apart(traces)
     what = f"Success on {task} against demonstrations" if task else "Success against demonstrations"
-    return Plot(
-        name,
-        what,
-        "; ".join(dot.words for trace in traces for dot in trace.dots),
-        width,
-        height,
-        left,
-        right,
-        top,
-        bottom,
-        "demonstrations per task (log scale)",
-        "success rate",
-        spread([Tick(x(count), f"{count}") for count in counts]),
-        rate_ticks(y),
-        tuple(traces),
-        Tick(y(target), f"{target:.2f}") if target is not None else None,
-        labelled,
-    )
+    words = "; ".join(dot.words for trace in traces for dot in trace.dots)
+    ticks, rule = spread([Tick(x(count), f"{count}") for count in counts]), Tick(y(target), f"{target:.2f}") if target is not None else None
+    axes = (width, height, left, right, top, bottom, "demonstrations per task (log scale)", "success rate", ticks, rate_ticks(y))
+    return Plot(name, what, words, *axes, tuple(traces), rule, labelled)
 
 
 def cost_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
@@ -175,8 +161,7 @@ def cost_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
         for point in _of(known, own):
             place, rate = x(float(point["cost"][kind])), point["success_rate"]
             said = f"{line['label']}, {point['demo_count']} demos: {rate:.2f} for {point['cost'][kind]:.3g} {unit}"
-            beside = {"text": f"{point['demo_count']}", "text_x": place + 8, "text_y": y(rate) + 14}
-            dots.append(Dot(place, y(rate), y(point["low"]), y(point["high"]), said, **beside))
+            dots.append(Dot(place, y(rate), y(point["low"]), y(point["high"]), said, f"{point['demo_count']}", place + 8, y(rate) + 14))
             words.append(said)
         traces.append(Trace(style, tuple(dots), polyline((dot.x, dot.y) for dot in dots)))
     x_label = f"{unit}{scale}; beside the points: demos"
@@ -217,7 +202,7 @@ def distance_plot(data: Row, name: str, width: float, height: float) -> Plot | N
         ]
         traces.append(Trace(style, tuple(dots), ""))
     words = f"{len(points)} checkpoints. {video['text']}"
-    x_label = f"imagined to executed: {video['measure']}{scale}"
+    x_label = _distance_axis(video, scale)
     title = "Success against the distance between imagined and executed video"
     return Plot(name, title, words, width, height, left, right, top, bottom, x_label, "success rate", ticks, rate_ticks(y), tuple(traces))
 
@@ -241,7 +226,7 @@ def outcomes_plot(data: Row, name: str, width: float, height: float) -> Plot | N
         traces.append(Trace(style, dots, "", drop=middle))
         words.append(f"{len(mine)} with {result}" + (f", median distance {mine[len(mine) // 2]['distance']:.3g}" if mine else ""))
     y_ticks = tuple(Tick(at, result) for result, at in rows.items())
-    title, x_label = "Distance of imagined from executed video, by outcome", f"imagined to executed: {video['measure']}{scale}"
+    title, x_label = "Distance of imagined from executed video, by outcome", _distance_axis(video, scale)
     return Plot(name, title, "; ".join(words), width, height, left, right, top, bottom, x_label, "", ticks, y_ticks, tuple(traces))
 
 
@@ -292,6 +277,12 @@ def _demos(row: Row) -> int:
 def _drop(line: Row, target: float | None, x: Scale) -> float | None:
     demos = [reach["demos"] for reach in line["reach"] if reach["rate"] == target and reach["demos"] is not None]
     return x(demos[0]) if demos else None
+
+
+def _distance_axis(video: Row, scale: str) -> str:
+    """No longer than the narrowest figure is wide; the page's table has the measure's full name."""
+    measure = str(video["measure"])
+    return f"distance ({measure if len(measure) <= 24 else measure[:23] + '…'}){scale}"
 
 
 def _known(value: float | None) -> bool:

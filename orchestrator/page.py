@@ -4,12 +4,15 @@ Pure: what `Curve.to_json()` says and the films go in, text comes out.
 """
 
 import base64
+import io
 import math
 import re
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+import av
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from orchestrator.figures import Plot, Row, cost_kind, cost_plot, curve_plot, distance_plot, key, outcomes_plot, styles
@@ -90,8 +93,25 @@ def _that_fit(films: Sequence[Film]) -> tuple[list[dict[str, Any]], list[Film]]:
             left_out.append(film)
             continue
         used += size
-        shown.append({**film, "uri": "data:video/mp4;base64," + base64.b64encode(film["mp4"]).decode()})
+        shown.append({**film, "uri": _uri("video/mp4", film["mp4"]), "still": _still(film["mp4"])})
     return shown, left_out
+
+
+def _still(mp4: bytes) -> str:
+    """A film's last picture, where it ended, as a data: URI, for paper and for players that show none; empty if it cannot be decoded."""
+    try:
+        with av.open(io.BytesIO(mp4), "r") as container:
+            last = deque(container.decode(video=0), maxlen=1)
+    except av.error.FFmpegError:
+        return ""
+    picture = io.BytesIO()
+    for frame in last:
+        frame.to_image().save(picture, "JPEG", quality=80)
+    return _uri("image/jpeg", picture.getvalue()) if last else ""
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _forest(comparisons: Sequence[Row]) -> list[dict[str, float] | None]:

@@ -109,7 +109,7 @@ def browsing(profile: Path) -> Iterator[Tab]:
     flags += ["--disable-background-networking", "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND"]
     flags += ["--no-sandbox"] if os.geteuid() == 0 else []
     with (profile / "browser.log").open("wb") as log:
-        process = subprocess.Popen([chromium(), *flags], stdout=log, stderr=log, preexec_fn=at_three_and_four, close_fds=False)  # noqa: PLW1509
+        process = subprocess.Popen([chromium(), *flags], stdout=log, stderr=log, preexec_fn=at_three_and_four, close_fds=False)
     os.close(to_read)
     os.close(from_write)
     try:

@@ -11,8 +11,8 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-from browser import MISSING, chromium
 from bench.seaweed import BUCKET, NoServerError, make_bucket, started
+from browser import MISSING, chromium
 from fault_proxy import FaultProxy, fault_proxy
 from orchestrator.storage import Storage, _client, open_storage
 from sim_workers.libero import LiberoMissingError, require_libero

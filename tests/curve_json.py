@@ -16,7 +16,7 @@ LINES = {
 def rich() -> dict[str, Any]:
     """Two ratios and a baseline, four demo counts, three seeds (one is missing once), two tasks, costs, films' distances."""
     arms, points = [], []
-    for (policy, ratio), (label, rates) in LINES.items():
+    for (policy, ratio), (_, rates) in LINES.items():
         for demos, rate in zip(COUNTS, rates, strict=True):
             own = []
             for seed in SEEDS:
@@ -47,7 +47,8 @@ def rich() -> dict[str, Any]:
     return {
         "name": "lift-and-can",
         "protocol": "6b82c47c0ff95b91",
-        "caption": "Markers: all seeds together, Wilson 95 % intervals over their episodes. Bands: with the spread between seeds. Thin lines: one seed each.",
+        "caption": "Success of svd-256 on Lift, PickPlaceCan; 50 held-out episodes per arm, the same for all, at most 400 control steps each; "
+        "seeds 0, 1, 2, one thin line each; bars: Wilson 95 % intervals of the pooled episodes; shaded: 95 % with the spread between seeds.",
         "answer": [
             "79 demos with one action-free video each reach 0.80; without video it takes 196.",
             "One action-free video per demo is worth 2.3 times the demos (95 % interval 1.4 to 4.0).",
@@ -187,5 +188,5 @@ def _video(arms: list[dict[str, Any]]) -> dict[str, Any]:
             "text": "Spearman's rho -0.91 (95 % -0.97 to -0.74), 23 checkpoints.",
         },
         "episodes": episodes,
-        "text": "Checkpoints whose imagination lies nearer to what then happened succeed more often. More demos improve both, so this alone shows no cause.",
+        "text": "Checkpoints whose imagination lies nearer to what then happened succeed more often.",
     }
