@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 
 import av
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from orchestrator.figures import Plot, Row, cost_kind, cost_plot, curve_plot, distance_plot, key, outcomes_plot, styles
 
@@ -106,7 +107,7 @@ def _still(mp4: bytes) -> str:
         return ""
     picture = io.BytesIO()
     for frame in last:
-        frame.to_image().save(picture, "JPEG", quality=80)
+        Image.fromarray(frame.to_ndarray(format="rgb24")).save(picture, "JPEG", quality=80)
     return _uri("image/jpeg", picture.getvalue()) if last else ""
 
 
