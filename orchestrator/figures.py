@@ -186,7 +186,7 @@ def cost_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
 def distance_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
     """Every scored checkpoint: success against how far what it imagined lies from what then happened."""
     video = data["video"]
-    points = [point for point in video["points"] if _known(point["video_distance"]) and _known(point["success_rate"])] if video else []
+    points = [point for point in video["points"] if _known(point.get("video_distance")) and _known(point["success_rate"])] if video else []
     if not points:
         return None
     left, right, top, bottom = 46.0, width - 16, 14.0, height - 46

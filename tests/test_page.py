@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markupsafe import escape
 
 import curve_json
 import orchestrator.page
 from browser import MISSING, Tab, browsing, chromium
 from orchestrator.page import page
 from sim_workers.video import mp4
+from test_curve import beside_a_baseline, several
 
 HOSTILE = """<script>window.broken = 1</script>"><img src=x onerror="window.broken=1">'{{ 7*7 }}</style></pre>"""
 SWEEP = "name: lift-and-can\nmlflow: https://reader:hunter2@mlflow.example.org\n"
@@ -222,6 +224,25 @@ def test_what_is_missing_is_said_not_drawn(pages: dict[str, Path]) -> None:
         assert sentence in text
     assert "Success against cost" not in text
     assert not re.search(r">\s*(None|nan|inf|Undefined)\s*<", text)
+
+
+def test_a_checkpoint_without_some_measure_has_a_dash_for_it() -> None:
+    data = curve_json.rich()
+    for point in data["video"]["points"][1:]:
+        del point["video_ssim"], point["video_distance"]
+    text = page(data, [], "")
+    assert "1 checkpoints" in text
+    assert text.count('<td class="number">–</td>') >= 2 * (len(data["video"]["points"]) - 1)  # noqa: RUF001
+
+
+def test_what_a_curve_says_of_itself_fits() -> None:
+    """Not made up here: two ratios and three seeds as `Curve` reports them, and a baseline beside one arm."""
+    for curve in (several(1.0, 0.3, missing=(5,)), beside_a_baseline()):
+        text = page(curve.to_json(), [], "")
+        for sentence in (*curve.to_json()["answer"], curve.to_json()["caption"]):
+            assert escape(sentence) in text
+        for point in curve.points:
+            assert f">{point.successes}/{point.episodes}<" in text
 
 
 def test_no_password_is_passed_on(pages: dict[str, Path]) -> None:
