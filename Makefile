@@ -6,13 +6,13 @@ BIN := .venv/bin
 DEBIAN := python3-venv libegl1 libopengl0 libgl1 libgl1-mesa-dri libglib2.0-0
 LIBRARIES := libEGL.so.1 libOpenGL.so.0 libGL.so.1 libgthread-2.0.so.0
 
-.PHONY: demo test check setup debian libero bench soak chaos lock clean
+.PHONY: demo test check setup debian browser libero bench soak chaos lock clean
 .DELETE_ON_ERROR:
 
 demo: setup  ## collect demonstrations, run jobs/quickstart.yaml, print the curve
 	@$(BIN)/python -m jobs.quickstart
 
-test: setup check  ## every test a machine without a GPU can run
+test: setup check browser  ## every test a machine without a GPU can run
 	$(BIN)/pytest -n 2 --dist loadfile
 
 check: setup  ## style, types, import layers
@@ -46,6 +46,10 @@ debian:  ## the system libraries that headless rendering needs, and venv
 	elif [ $$(id -u) = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN); \
 	elif sudo -n true 2>/dev/null; then sudo apt-get update -qq && sudo apt-get install -y -qq --no-install-recommends $(DEBIAN); \
 	else echo "Debian packages are missing; run: sudo apt-get install --no-install-recommends $(DEBIAN)" >&2; exit 1; fi
+
+browser:  ## Chromium, in which tests open the page; without it they are skipped, unless CI is set
+	-@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	$(MAKE) --no-print-directory debian DEBIAN=chromium
 
 lock: setup  ## write constraints.txt from what is installed
 	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new && mv constraints.new constraints.txt

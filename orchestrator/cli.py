@@ -123,14 +123,16 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool) -> None
 @STORAGE
 @click.option("--mlflow", help="MLflow tracking URI; the database in the storage by default.")
 @click.option("--save", type=click.Path(dir_okay=False), help="Also write the curve to a .png, .svg, .pdf or .json file.")
+@click.option("--html", type=click.Path(dir_okay=False), help="Also write everything as one HTML page, with films, that needs no network.")
 @JSON
 @answers_mistakes
-def curve(name: str, storage: str, mlflow: str | None, save: str | None, as_json: bool) -> None:
+def curve(name: str, storage: str, mlflow: str | None, save: str | None, html: str | None, as_json: bool) -> None:
     """The sample-efficiency curve of the sweep NAME, read from MLflow alone.
 
     \b
     demoscale curve quickstart
     demoscale curve quickstart --save curve.png
+    demoscale curve quickstart --html curve.html
     demoscale curve quickstart --json | jq .points
     """
     from orchestrator.cluster import quiet
@@ -139,9 +141,19 @@ def curve(name: str, storage: str, mlflow: str | None, save: str | None, as_json
     from orchestrator.tracking import tracking_uri
 
     quiet()
-    answer = Curve.read(tracking_uri(mlflow or "", open_storage(storage).uri), name)
+    uri = tracking_uri(mlflow or "", open_storage(storage).uri)
+    answer = Curve.read(uri, name)
     if save:
         answer.save(save)
+    if html:
+        import yaml
+
+        from orchestrator.page import page
+        from orchestrator.tracked_films import films
+
+        sweep_file = yaml.safe_dump(dict(answer.sweep), sort_keys=False) if answer.sweep else ""
+        Path(html).parent.mkdir(parents=True, exist_ok=True)
+        Path(html).write_text(page(answer.to_json(), films(uri, answer.arms), sweep_file), encoding="utf-8")
     if as_json:
         click.echo(json.dumps(answer.to_json(), indent=1))
     else:

@@ -12,6 +12,7 @@ from filelock import FileLock
 from hypothesis import settings
 
 from bench.seaweed import BUCKET, NoServerError, make_bucket, started
+from browser import MISSING, chromium
 from fault_proxy import FaultProxy, fault_proxy
 from orchestrator.storage import Storage, _client, open_storage
 from sim_workers.libero import LiberoMissingError, require_libero
@@ -32,6 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and shutil.which("nvidia-smi") is None:
             item.add_marker(pytest.mark.skip(reason="no GPU here"))
+        if item.get_closest_marker("browser") and not chromium() and not os.environ.get("CI"):
+            item.add_marker(pytest.mark.skip(reason=MISSING))
         if item.get_closest_marker("libero") and (missing := missing_libero()):
             item.add_marker(pytest.mark.skip(reason=missing))
     slow = {item.path for item in items if item.get_closest_marker("ray")}

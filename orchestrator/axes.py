@@ -1,0 +1,75 @@
+"""Axes and paths of a figure: numbers become places, places become SVG path data. Pure."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+TICK_GAP = 30.0
+Scale = Callable[[float], float]
+"""From a value to its place."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    at: float
+    text: str
+
+
+def closest(scale: Scale, counts: Sequence[int]) -> float:
+    return min((scale(b) - scale(a) for a, b in itertools.pairwise(counts)), default=math.inf)
+
+
+def spread(ticks: Iterable[Tick]) -> tuple[Tick, ...]:
+    """Without those whose words would touch the one before."""
+    kept: list[Tick] = []
+    for tick in ticks:
+        if not kept or tick.at - kept[-1].at >= TICK_GAP:
+            kept.append(tick)
+    return tuple(kept)
+
+
+def rate_ticks(y: Scale) -> tuple[Tick, ...]:
+    return tuple(Tick(y(rate / 5), f"{rate / 5:g}") for rate in range(6))
+
+
+def unit_scale(zero: float, one: float) -> Scale:
+    return lambda rate: zero + rate * (one - zero)
+
+
+def log_scale(values: Sequence[float], left: float, right: float) -> Scale:
+    first, last = math.log(min(values)), math.log(max(values))
+    if first == last:
+        return lambda value: (left + right) / 2
+    return lambda value: left + (math.log(value) - first) / (last - first) * (right - left)
+
+
+def measure(values: Sequence[float], left: float, right: float) -> tuple[Scale, tuple[Tick, ...], str]:
+    """An axis for measured numbers, with round ticks, and what to add to its label: logarithmic where they span much."""
+    low, high = min(values), max(values)
+    if low > 0 and high / low > 8:
+        place = log_scale(values, left, right)
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        rounds = [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)]
+        return place, spread(Tick(place(value), f"{value:g}") for value in rounds if low * 0.95 <= value <= high * 1.05), " (log scale)"
+    span = (high - low) or abs(high) or 1.0
+    low, high = (low - span / 2, high + span / 2) if high == low else (low, high)
+    step = 10.0 ** math.floor(math.log10(span / 3))
+    step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 5)
+    first = math.ceil(low / step)
+    scale, origin, width = unit_scale(left, right), low, high - low
+
+    def x(value: float) -> float:
+        return scale((value - origin) / width)
+
+    return x, spread(Tick(x(i * step), f"{i * step:g}") for i in range(first, math.floor(high / step) + 1)), ""
+
+
+def polyline(places: Iterable[tuple[float, float]]) -> str:
+    steps = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+    return f"M{steps}" if steps else ""
+
+
+def area(edges: Sequence[tuple[float, float, float]]) -> str:
+    """Around a band: along its lower edge and back along its upper one."""
+    return polyline([(x, low) for x, low, _ in edges] + [(x, high) for x, _, high in reversed(edges)]) + "Z" if len(edges) > 1 else ""
