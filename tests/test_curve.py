@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import escape
 
 from orchestrator import report
 from orchestrator.anytime import anytime_interval, paired_evidence
@@ -18,6 +19,7 @@ from orchestrator.arms import Arm
 from orchestrator.cli import _print_curve, main
 from orchestrator.cost import Cost
 from orchestrator.curve import Curve
+from orchestrator.page import page
 from orchestrator.picture import apart
 from orchestrator.tracked import CLIPS, ScoredArm, read_sweep
 from orchestrator.tracking import SCORE_METRICS, SCORED_STEP, Tracker, outcomes_artifact
@@ -307,6 +309,18 @@ def test_the_caption_tells_what_was_played() -> None:
         "no errors",
     ):
         assert told in caption
+
+
+def test_the_page_takes_whatever_a_curve_says() -> None:
+    for curve in (
+        several(1.0, 0.2, missing=(1,)),
+        beside_a_baseline(),
+        Curve("c", (scored(2, 0, 0),)),
+        Curve("c", (scored(2, 0, 10), scored(8, 0, 10))),
+    ):
+        text = page(curve.to_json(), [], "")
+        for sentence in report.answer(curve):
+            assert escape(sentence) in text
 
 
 def test_arms_scored_by_different_protocols_are_refused() -> None:
