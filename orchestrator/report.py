@@ -56,6 +56,11 @@ def worth_in_words(curve: Curve, line: Line) -> str:
     if math.isnan(worth.value):
         return f"{ratio} cannot be told from one of {base} in demos: both lines are flat."
     interval = f"95 % interval {_factor(worth.low)} to {_factor(worth.high)}"
+    if worth.value in (0, math.inf):
+        first, second = (line, curve.lines[0]) if worth.value else (curve.lines[0], line)
+        return (
+            f"{_title(first)} reaches more with its fewest demos than {second.label} with its most: what demos are worth is not bounded ({interval})."
+        )
     if worth.low <= 1 <= worth.high:
         return f"No evidence that {ratio[0].lower()}{ratio[1:]} replaces demos: {_times(worth.value)} the demos ({interval})."
     return f"{ratio} is worth {_times(worth.value)} the demos of one of {base} ({interval})."
