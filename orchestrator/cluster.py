@@ -34,7 +34,7 @@ def connect() -> None:
     # Whoever starts Ray has been answered by the storage, so its workers wait for one that is away even if it never answered them.
     variables = {"PYTHONPATH": checkout, "PYTHONWARNINGS": "ignore", PATIENCE: "1"}
     ray.init(
-        address=os.environ.get("RAY_ADDRESS"),
+        address=os.environ.get("RAY_ADDRESS", "local"),  # without one Ray would join whatever was started on this machine last, dead or alive
         namespace="demoscale",
         log_to_driver="DEMOSCALE_RAY_LOGS" in os.environ,
         logging_level=logging.ERROR,
