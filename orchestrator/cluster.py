@@ -19,6 +19,8 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops the whole sweep, not only its training
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a simulator without a GPU of its own may still render on one
 }
+ROLE = "demoscale-role"
+"""Ray label of nodes set apart: `rollouts` for simulators, `servers` for policy servers (deploy/)."""
 
 
 def connect() -> None:
@@ -48,6 +50,18 @@ def resources() -> dict[str, float]:
 
     total: dict[str, float] = ray.cluster_resources()
     return total
+
+
+def nodes_of(role: str, **needed: float) -> dict[str, str]:
+    """Selector of the connected cluster's nodes that are set apart for a role.
+
+    Empty, so that any node will do, if there are none, or if they have less in all than is needed, e.g. CPU=15.
+    """
+    import ray
+
+    apart = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Labels"].get(ROLE) == role]
+    enough = all(sum(has.get(kind, 0.0) for has in apart) >= amount for kind, amount in needed.items())
+    return {ROLE: role} if apart and enough else {}
 
 
 def quiet() -> None:

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from orchestrator.board import Board
+from orchestrator.cluster import nodes_of
 from orchestrator.cost import Cost, Spending, of_outcome
 from orchestrator.judging import VideoScores
 from orchestrator.ledger import Portraits
@@ -27,7 +28,8 @@ def policy_servers(number: int, gpus: float, rung: str) -> tuple[Any, ...]:
     import ray
 
     options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
-    server = ray.remote(PolicyServer).options(**options, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+    where = nodes_of("servers", GPU=number * gpus)  # kept off the trainers' GPUs, which may be dearer, and of which every one is counted on
+    server = ray.remote(PolicyServer).options(**options, label_selector=where or None, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
     return tuple(server.remote(1, "cuda" if gpus else "cpu", rung) for _ in range(number))
 
 
@@ -70,8 +72,11 @@ def players(state: SweepState, placement: Placement, portraits: Portraits) -> Pl
         told: tuple[VideoScore, float] = ray.get(judge().measure.remote(test, source))
         return told
 
+    simulators = state.sweep.rollout_actors
+    # Elsewhere they would take the cores that the next training run waits for, and a processor of another kind may draw other pictures.
+    where = nodes_of("rollouts", CPU=simulators * placement.rollout_cpus)
     return Players(
-        pool=RolloutPool(state.sweep.rollout_actors, placement.rollout_cpus, suite.gl, portraits),
+        pool=RolloutPool(simulators, placement.rollout_cpus, suite.gl, portraits, nodes=where),
         source=lambda uri, imagines: Served(servers, uri, imagines),
         answered=lambda uri: Served(servers, uri).measure(uri),
         server_gpus=placement.server_gpus,

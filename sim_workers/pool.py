@@ -82,7 +82,8 @@ class Usage:
 class RolloutPool:
     """Plays jobs on at most `num_workers` processes of `num_cpus` logical CPUs each; outcomes do not depend on how many.
 
-    submit() queues; results() yields what has finished, each job once. `gl`: MuJoCo's GL backend, egl or osmesa. One thread owns a pool.
+    submit() queues; results() yields what has finished, each job once. `gl`: MuJoCo's GL backend, egl or osmesa. `nodes`: the Ray labels of those
+    that may have its processes; any node's by default. One thread owns a pool.
     """
 
     def __init__(
@@ -92,10 +93,12 @@ class RolloutPool:
         gl: str = "egl",
         references: References | None = None,
         episodes_per_process: int = MOST_EPISODES,
+        nodes: dict[str, str] | None = None,
     ) -> None:
         # One native thread: the simulator uses no more, and a worker never takes a core that another one needs.
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "MUJOCO_GL": gl}
-        self._make = ray.remote(RolloutWorker).options(num_cpus=num_cpus, runtime_env={"env_vars": environment}).remote
+        options = {"num_cpus": num_cpus, "label_selector": nodes or None, "runtime_env": {"env_vars": environment}}
+        self._make = ray.remote(RolloutWorker).options(**options).remote
         self._episodes_per_process = episodes_per_process
         self.references = ReferencesInMemory() if references is None else references
         self.usage = Usage()

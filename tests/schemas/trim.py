@@ -1,0 +1,80 @@
+"""Writes the schemas in this folder anew, from the two projects' own files: what they say, without prose, equal parts said once.
+
+python tests/schemas/trim.py ray.io_rayjobs.yaml compose-spec.json     # where they come from: README.md
+"""
+
+import hashlib
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PROSE = {"description", "$comment", "deprecatedMessage", "x-kubernetes-map-type", "x-kubernetes-list-type", "x-kubernetes-list-map-keys"}
+SHORT = 200
+"""Characters of JSON below which a part is not worth a name."""
+
+
+def trimmed(node: Any, names: bool = False) -> Any:
+    """The schema without prose; `names`: the keys of this mapping are fields that a file may have, whatever they are called."""
+    if isinstance(node, list):
+        return [trimmed(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    fields = {"properties", "patternProperties", "definitions", "$defs"}
+    return {key: trimmed(value, not names and key in fields) for key, value in node.items() if names or key not in PROSE}
+
+
+def strict(node: Any) -> Any:
+    """As the Kubernetes API server reads a custom resource, but refusing fields that it would drop without a word."""
+    if isinstance(node, list):
+        return [strict(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    closed = isinstance(node.get("properties"), dict) and "additionalProperties" not in node and "x-kubernetes-preserve-unknown-fields" not in node
+    return {key: strict(value) for key, value in node.items()} | ({"additionalProperties": False} if closed else {})
+
+
+def shared(schema: Any) -> Any:
+    """Parts that occur more than once under `$defs`, named by their hash."""
+    counts: Counter[str] = Counter()
+
+    def count(node: Any) -> None:
+        for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            count(child)
+        if isinstance(node, dict) and node.get("type") in ("object", "array"):
+            counts[json.dumps(node, sort_keys=True)] += 1
+
+    defs: dict[str, Any] = {}
+
+    def replace(node: Any) -> Any:
+        if isinstance(node, list):
+            return [replace(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        whole = json.dumps(node, sort_keys=True)
+        parts = {key: replace(value) for key, value in node.items()}
+        if counts[whole] < 2 or len(whole) < SHORT:
+            return parts
+        name = hashlib.sha256(whole.encode()).hexdigest()[:12]
+        defs[name] = parts
+        return {"$ref": f"#/$defs/{name}"}
+
+    count(schema)
+    return replace(schema) | {"$defs": defs}
+
+
+def main(rayjobs: str, compose: str) -> None:
+    """The RayJob holds the spec of a RayCluster, so one file serves both."""
+    folder = Path(__file__).parent
+    versions = yaml.safe_load(Path(rayjobs).read_text())["spec"]["versions"]
+    whole = next(version for version in versions if version["name"] == "v1")["schema"]["openAPIV3Schema"]
+    whole["properties"].pop("status")
+    for name, schema in (("kuberay", shared(strict(trimmed(whole)))), ("compose", trimmed(json.loads(Path(compose).read_text())))):
+        (folder / f"{name}.json").write_text(json.dumps(schema, separators=(",", ":"), sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
