@@ -11,7 +11,21 @@ import yaml
 
 from orchestrator.arms import Arm
 from orchestrator.cost import Cost
-from orchestrator.tracking import ARM, EXPERIMENT, PROTOCOL, SCORED_STEP, STEPS, SWEEP, TRAINING, TrackingError, client, outcomes_artifact, tagged
+from orchestrator.tracking import (
+    ARM,
+    EXPERIMENT,
+    PROTOCOL,
+    SCORED_STEP,
+    STEPS,
+    SWEEP,
+    TRAINING,
+    TrackingError,
+    client,
+    outcomes_artifact,
+    shown,
+    tagged,
+)
+from orchestrator.tracking_errors import away, trouble
 from policy.config import PolicyKind
 
 AT_ONCE = 8
@@ -57,12 +71,20 @@ class TrackedSweep:
 
 
 def read_sweep(uri: str, name: str) -> TrackedSweep:
-    """The scored arms of a sweep; TrackingError if the store knows no such sweep."""
-    mlflow = client(uri)
+    """The scored arms of a sweep; TrackingError if the store knows no such sweep, or is away."""
+    try:
+        return _read(client(uri), uri, name)
+    except Exception as error:
+        if not away(error):
+            raise
+        raise TrackingError(f"MLflow at {shown(uri)} {trouble(error)}; try again when it is back") from None
+
+
+def _read(mlflow: Any, uri: str, name: str) -> TrackedSweep:
     experiment = mlflow.get_experiment_by_name(EXPERIMENT)
     parents = mlflow.search_runs([experiment.experiment_id], tagged({SWEEP: name, ARM: "-"})) if experiment else []
     if not parents:
-        raise TrackingError(f"{uri}: no sweep named {name} is tracked here; name one that ran, or the place with --storage or --mlflow")
+        raise TrackingError(f"{shown(uri)}: no sweep named {name} is tracked here; name one that ran, or the place with --storage or --mlflow")
     parent = parents[0]
     now = parent.data.tags
     wanted = tagged({"mlflow.parentRunId": parent.info.run_id, TRAINING: now[TRAINING], PROTOCOL: now[PROTOCOL]})
