@@ -88,13 +88,10 @@ class Head:
         return told
 
     def close(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        """At once: Ray would take half a minute to say goodbye to nobody."""
         for process in processes_in(self.folder):
             process.kill()
+        self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -214,7 +211,7 @@ def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(head: 
     third = started(said)
     assert third.endswith("-3")
     assert f"{third}: done" in said
-    assert said.count("picture          ") == 1
+    assert "the curve again" in said
     rows = pd.concat([pd.read_parquet(part) for part in (tmp_path / "runs").glob("outcomes/*/*/*.parquet")])
     played = rows[["checkpoint", "episode"]].drop_duplicates()
     assert len(played) == len(rows), "an outcome was recorded twice"
