@@ -98,7 +98,11 @@ def stop(name: str, address: str, storage: str) -> None:
     cluster = Cluster(address)
     job = cluster.running(name, storage.rstrip("/"))
     click.echo(f"asked {job.job_id} to end; it may take {STOP_WAIT_S // 60} minutes to save its state and finish what is being played")
-    click.echo(f"{job.job_id}: {_ended(cluster.stop(job))}")
+    try:
+        click.echo(f"{job.job_id}: {_ended(cluster.stop(job))}")
+    except KeyboardInterrupt:
+        click.echo("it ends without being watched", err=True)
+        sys.exit(130)
 
 
 def _sweep(arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "Sweep":

@@ -94,7 +94,7 @@ class Cluster:
 
     def __init__(self, address: str) -> None:
         self.address = without_credentials(address).rstrip("/")
-        for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         _knock(address, self.address)
         with self._answers(), _only(address):

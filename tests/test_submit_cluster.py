@@ -163,16 +163,12 @@ def live(folder: Path, name: str) -> dict[str, Any]:
     return told
 
 
-def steps_done(folder: Path, name: str) -> int:
-    return sum(arm["step"] for arm in live(folder, name).get("arms", []))
-
-
 def started(said: str) -> str:
     return next(line.split()[1] for line in said.splitlines() if line.startswith("started "))
 
 
 def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(head: Head, tmp_path: Path, store: str) -> None:
-    file = sweep_file(tmp_path, store, "laptop", 240)
+    file = sweep_file(tmp_path, store, "laptop", 180)
     code, said = demoscale(head, "submit", file)
     assert code == 0, said
     first = started(said)
@@ -187,7 +183,7 @@ def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(head: 
     assert "laptop is running already, with other settings" in said
 
     # Stopped: as Ctrl-C does it, and with time to do it.
-    until(lambda: steps_done(tmp_path, "laptop") > 0)
+    until(lambda: live(tmp_path, "laptop").get("training"))
     code, said = demoscale(head, "stop", "laptop")
     assert code == 0, said
     assert "stopped; submit the same again to continue" in said
@@ -201,7 +197,7 @@ def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(head: 
     written = live(tmp_path, "laptop")["written"]
     second = started(demoscale(head, "submit", file)[1])
     assert second.removesuffix("-2") == first.removesuffix("-1")
-    until(lambda: live(tmp_path, "laptop")["written"] > written and not live(tmp_path, "laptop")["over"])
+    until(lambda: live(tmp_path, "laptop")["written"] > written and live(tmp_path, "laptop")["training"])
     os.kill(live(tmp_path, "laptop")["pid"], signal.SIGKILL)
     until(lambda: head.jobs()[second]["status"] == "FAILED")
 
@@ -231,7 +227,7 @@ def test_two_who_submit_at_the_same_moment_start_one_and_ctrl_c_leaves_it(head: 
     file = sweep_file(tmp_path, store, "twins", 6000)
     both = [begin(head, "submit", file, "--address", head.address, "--follow") for _ in range(2)]
     mine = until(lambda: [job for job in head.jobs() if job.startswith("demoscale-twins-")])
-    until(lambda: steps_done(tmp_path, "twins") > 0)
+    until(lambda: live(tmp_path, "twins").get("training"))
     for process in both:
         process.send_signal(signal.SIGINT)
     ends = [ended(process) for process in both]
