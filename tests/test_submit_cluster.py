@@ -121,6 +121,12 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, out + err
 
 
+def told_who_runs(process: subprocess.Popen[str]) -> str:
+    """The line that says so."""
+    assert process.stdout
+    return next(line for line in process.stdout if line.startswith(("started ", "running ")))
+
+
 def demoscale(head: Head, *command: str, **kwargs: Any) -> tuple[int, str]:
     return ended(begin(head, command[0], "--address", head.address, *command[1:], **kwargs))
 
@@ -163,6 +169,12 @@ def live(folder: Path, name: str) -> dict[str, Any]:
     return told
 
 
+def outcomes(folder: Path) -> pd.DataFrame:
+    """Every row of every part of the ledger: what was recorded, double or not."""
+    parts = [pd.read_parquet(part)[["checkpoint", "episode", "recorded"]] for part in (folder / "runs").glob("outcomes/*/*/*.parquet")]
+    return pd.concat(parts) if parts else pd.DataFrame()
+
+
 def started(said: str) -> str:
     return next(line.split()[1] for line in said.splitlines() if line.startswith("started "))
 
@@ -197,9 +209,11 @@ def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(head: 
     written = live(tmp_path, "laptop")["written"]
     second = started(demoscale(head, "submit", file)[1])
     assert second.removesuffix("-2") == first.removesuffix("-1")
-    until(lambda: live(tmp_path, "laptop")["written"] > written and live(tmp_path, "laptop")["training"])
+    until(lambda: live(tmp_path, "laptop")["written"] > written and live(tmp_path, "laptop")["training"] and len(outcomes(tmp_path)))
     os.kill(live(tmp_path, "laptop")["pid"], signal.SIGKILL)
     until(lambda: head.jobs()[second]["status"] == "FAILED")
+    before = outcomes(tmp_path)
+    assert len(before) < ARMS * CHECKPOINTS * EPISODES, "killed too late to test anything"
 
     # Continued to its end, watched.
     code, said = demoscale(head, "submit", file, "--follow")
@@ -208,11 +222,9 @@ def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(head: 
     assert third.endswith("-3")
     assert f"{third}: done" in said
     assert "the curve again" in said
-    rows = pd.concat([pd.read_parquet(part) for part in (tmp_path / "runs").glob("outcomes/*/*/*.parquet")])
-    played = rows[["checkpoint", "episode"]].drop_duplicates()
-    assert len(played) == len(rows), "an outcome was recorded twice"
-    assert rows.groupby("checkpoint").size().max() == EPISODES
-    assert len(pd.concat([pd.read_parquet(part) for part in (tmp_path / "runs").glob("outcomes/*/*.parquet")])) >= ARMS * CHECKPOINTS * EPISODES
+    rows = outcomes(tmp_path)
+    assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == ARMS * CHECKPOINTS * EPISODES
+    assert len(rows.merge(before)) == len(before), "what was recorded before the kill is what counts"
 
     # What anybody may read about these jobs.
     told = head.get("/api/jobs/") + "".join(head.logs(job) for job in (first, second, third))
@@ -226,20 +238,22 @@ def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(head: 
 def test_two_who_submit_at_the_same_moment_start_one_and_ctrl_c_leaves_it(head: Head, tmp_path: Path, store: str) -> None:
     file = sweep_file(tmp_path, store, "twins", 6000)
     both = [begin(head, "submit", file, "--address", head.address, "--follow") for _ in range(2)]
-    mine = until(lambda: [job for job in head.jobs() if job.startswith("demoscale-twins-")])
-    until(lambda: live(tmp_path, "twins").get("training"))
+    heard = [told_who_runs(process) for process in both]
+    assert sorted(line.split()[0] for line in heard) == ["running", "started"]
+    mine = {line.split()[1] for line in heard}
+    assert len(mine) == 1
+    assert {job for job in head.jobs() if job.startswith("demoscale-twins-")} == mine
+    (job,) = mine
+    until(lambda: head.jobs()[job]["status"] == "RUNNING")
     for process in both:
         process.send_signal(signal.SIGINT)
     ends = [ended(process) for process in both]
     assert [code for code, _ in ends] == [130, 130], ends
-    assert sorted("started  " in said for _, said in ends) == [False, True]
-    assert sorted("runs already" in said for _, said in ends) == [False, True]
-    assert all(f"{mine[0]} goes on" in said and "Traceback" not in said for _, said in ends)
-    assert [job for job in head.jobs() if job.startswith("demoscale-twins-")] == mine
-    assert head.jobs()[mine[0]]["status"] == "RUNNING"
-    code, said = demoscale(head, "stop", mine[0])
+    assert all(f"{job} goes on" in said and "Traceback" not in said for _, said in ends)
+    assert head.jobs()[job]["status"] == "RUNNING"
+    code, said = demoscale(head, "stop", job)
     assert code == 0, said
-    assert head.jobs()[mine[0]]["status"] == "STOPPED"
+    assert head.jobs()[job]["status"] == "STOPPED"
 
 
 @pytest.mark.parametrize("environment", [{"RAY_AUTH_TOKEN": "wrong"}, {"RAY_AUTH_MODE": "disabled"}])
