@@ -6,6 +6,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from aiohttp import web
 
 from conftest import run
 from orchestrator.skew import PYTHONS
-from orchestrator.submit import Cluster, ForgottenError, SubmitError
+from orchestrator.submit import Cluster, ForgottenError, Load, SubmitError
 
 
 class Dashboard:
@@ -22,10 +24,10 @@ class Dashboard:
 
     def __init__(self) -> None:
         self.ray, self.python, self.known = ray.__version__, f"{sys.version_info[0]}.{sys.version_info[1]}.0", True
-        self.log, self.broken, self.status, self.streams = "", 0, "RUNNING", 0
+        self.log, self.status, self.streams, self.submitted = "", "RUNNING", 0, list[str]()
 
     def job(self) -> dict[str, Any]:
-        metadata = {"demoscale.kind": "sweep", "demoscale.name": "lift", "demoscale.place": "s3://a"}
+        metadata = {"demoscale.kind": "sweep", "demoscale.name": "lift", "demoscale.place": "s3://a", "demoscale.settings": "1"}
         return {"type": "SUBMISSION", "submission_id": "j-1", "status": self.status, "entrypoint": "", "metadata": metadata}
 
     async def tail(self, request: web.Request) -> web.WebSocketResponse:
@@ -43,6 +45,14 @@ class Dashboard:
         self.status = "SUCCEEDED"
         return socket
 
+    async def taken(self, request: web.Request) -> web.Response:
+        """Somebody else submitted between the look at the list and this."""
+        asked = await request.json()
+        self.submitted.append(asked["submission_id"])
+        self.known = True
+        said = f"Traceback ...\nValueError: Job with submission_id {asked['submission_id']} already exists. Please use a different submission_id.\n"
+        return web.Response(status=400, text="x" * 1000 + said)
+
     def app(self) -> web.Application:
         app = web.Application()
 
@@ -55,6 +65,8 @@ class Dashboard:
         app.router.add_get("/api/version", answer(lambda: {"version": "4", "ray_version": self.ray, "ray_commit": "", "session_name": ""}))
         app.router.add_get("/api/v0/cluster_metadata", answer(lambda: {"data": {"rayVersion": self.ray, "pythonVersion": self.python}}))
         app.router.add_get("/api/jobs/", answer(lambda: [self.job()] if self.known else []))
+        app.router.add_post("/api/jobs/", self.taken)
+        app.router.add_get("/api/packages/{protocol}/{name}", answer(dict))
         app.router.add_get("/api/jobs/j-1/logs", answer(lambda: {"logs": self.log}))
         app.router.add_get("/api/jobs/j-1/logs/tail", self.tail)
         return app
@@ -108,6 +120,18 @@ def test_a_cluster_that_forgot_the_job_is_not_waited_for(dashboard: tuple[Dashbo
     pretended.known = False
     with pytest.raises(ForgottenError, match="knows no job j-1: it was started anew; submit again, and what was finished is kept"):
         cluster.follow("j-1", lambda _: None, lambda _: None)
+
+
+def test_of_two_who_take_the_same_number_the_second_finds_the_first(dashboard: tuple[Dashboard, Cluster], tmp_path: Path) -> None:
+    pretended, cluster = dashboard
+    pretended.known = False
+    (tmp_path / "code.py").touch()
+    load = Load("sweep", "lift", "s3://a", "1", "python -m jobs.sweep sweep.yaml")
+    job, started = cluster.submit(load, tmp_path)
+    assert pretended.submitted == [f"{load.stem}-1"]
+    assert (job.job_id, started) == ("j-1", False)
+    with pytest.raises(SubmitError, match=r"lift is running already, with other settings \(j-1 at http://127.0.0.1"):
+        cluster.submit(replace(load, settings="2"), tmp_path)
 
 
 def test_another_ray_or_python_is_named_before_anything_is_sent(dashboard: tuple[Dashboard, Cluster]) -> None:
