@@ -15,13 +15,13 @@ from typing import Any
 
 import click
 
-from orchestrator.cli_common import JSON, STORAGE, print_wide
+from orchestrator.cli_common import JSON, SET, STORAGE, print_wide
 from orchestrator.cli_data import data
 from orchestrator.cli_status import status
+from orchestrator.cli_submit import stop, submit
 from orchestrator.mistakes import answers_mistakes as answers_mistakes
 
 SWEEP_FILE = click.argument("sweep_file", type=click.Path(dir_okay=False))
-SET = click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Override a field, e.g. --set train.steps=200. Repeatable.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,6 +32,7 @@ def main() -> None:
     \b
     demoscale plan jobs/quickstart.yaml      what it would do, before anything is spent
     demoscale run jobs/quickstart.yaml       do it; run again to continue where it stopped
+    demoscale submit sweep.yaml --address http://head:8265   the same on a Ray cluster; stop ends it
     demoscale status quickstart              how far it is
     demoscale curve quickstart               the answer
     demoscale data ls data/lift              the episodes of a store, and more about it
@@ -79,7 +80,7 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool) -> None
     """Run SWEEP_FILE on this machine, or on the Ray cluster RAY_ADDRESS names, to its curve.
 
     Finished arms and finished episodes are never repeated: the same command continues a sweep that was stopped or killed. Ctrl-C once: training
-    saves its state, episodes in progress are finished; twice: now. With `budget`, it ends there and says what it knows.
+    saves its state, episodes in progress are finished; twice: now. SIGTERM does the same. With `budget`, it ends there and says what it knows.
 
     \b
     demoscale run jobs/quickstart.yaml
@@ -175,22 +176,25 @@ def doctor() -> None:
 
 main.add_command(data)
 main.add_command(status)
+main.add_command(submit)
+main.add_command(stop)
 
 
 @contextmanager
 def _ctrl_c(sweep_run: Any) -> Iterator[None]:
-    """Ctrl-C once: end in good order; twice: KeyboardInterrupt, now."""
+    """Ctrl-C once, or SIGTERM, which is how clusters ask: end in good order; twice: KeyboardInterrupt, now."""
 
     def interrupt(*_: Any) -> None:
         if sweep_run.interrupted:
             raise KeyboardInterrupt
         sweep_run.interrupted = True
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _spent(cost: Any, prices: Any) -> str:

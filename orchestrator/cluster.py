@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 
 from orchestrator.provenance import CHECKOUT
 from orchestrator.storage import PATIENCE
@@ -35,6 +37,7 @@ def connect() -> None:
     checkout = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH", "")]))
     # Whoever starts Ray has been answered by the storage, so its workers wait for one that is away even if it never answered them.
     variables = {"PYTHONPATH": checkout, "PYTHONWARNINGS": "ignore", PATIENCE: "1"}
+    terminated = signal.getsignal(signal.SIGTERM)
     ray.init(
         address=os.environ.get("RAY_ADDRESS", "local"),  # without one Ray would join whatever was started on this machine last, dead or alive
         namespace="demoscale",
@@ -42,6 +45,9 @@ def connect() -> None:
         logging_level=logging.ERROR,
         runtime_env={"env_vars": variables},
     )
+    # Ray takes SIGTERM for itself; whoever had a use for it before keeps it.
+    if threading.current_thread() is threading.main_thread() and terminated not in (signal.SIG_DFL, signal.SIG_IGN, None):
+        signal.signal(signal.SIGTERM, terminated)
 
 
 def resources() -> dict[str, float]:

@@ -41,6 +41,12 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _of_heavy_modules() -> list[type[Exception]]:
-    """Errors of modules that import torch or Ray; nobody raised one who did not import them before."""
-    known = (("policy.weights", "WeightsError"), ("policy.checkpoint", "CheckpointError"), ("orchestrator.sweep", "UnfinishedError"))
+    """Errors of modules that import torch or Ray, or that few commands need; nobody raised one who did not import them before."""
+    known = (
+        ("policy.weights", "WeightsError"),
+        ("policy.checkpoint", "CheckpointError"),
+        ("orchestrator.sweep", "UnfinishedError"),
+        ("orchestrator.submit", "SubmitError"),
+        ("orchestrator.staging", "StagingError"),
+    )
     return [getattr(sys.modules[module], name) for module, name in known if module in sys.modules]

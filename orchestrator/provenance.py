@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 from functools import lru_cache
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+COMMIT = "DEMOSCALE_COMMIT"  # set in the environment of a copy of the checkout that was sent somewhere without its history
 
 # The files whose change means another trained policy, and another score. Anything else may change without a rerun.
 TRAINING_CODE = ("policy", "orchestrator/data", "orchestrator/loop.py", "orchestrator/train.py", "orchestrator/weights.py")
@@ -46,6 +48,8 @@ def digest(facts: Any) -> str:
 @lru_cache
 def git_commit() -> str:
     """The checkout's commit, with `-dirty` where files differ from it; `unknown` outside git."""
+    if COMMIT in os.environ and not (CHECKOUT / ".git").exists():
+        return os.environ[COMMIT]
     try:
         out = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

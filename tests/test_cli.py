@@ -23,7 +23,7 @@ def test_help_and_plan_import_nothing_heavy(command: list[str]) -> None:
     assert "click" in imported
 
 
-@pytest.mark.parametrize("command", ["plan", "run", "status", "curve", "doctor"])
+@pytest.mark.parametrize("command", ["plan", "run", "submit", "stop", "status", "curve", "doctor"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = run("-m", "orchestrator", command, "--help")
     assert done.returncode == 0
@@ -88,12 +88,13 @@ def test_the_pinned_packages_are_the_installed_ones() -> None:
             assert version(name).split("+")[0] == wanted, name
 
 
-def test_ctrl_c_once_asks_the_sweep_to_end_and_twice_ends_it() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_the_sweep_to_end_and_a_second_one_ends_it(number: signal.Signals) -> None:
     sweep_run = SimpleNamespace(interrupted=False)
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     with _ctrl_c(sweep_run):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         assert sweep_run.interrupted
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before

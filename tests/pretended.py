@@ -1,0 +1,28 @@
+"""`demoscale`, but its sweeps only pretend to train and to play: those that it submits do so on the cluster, too.
+
+python tests/pretended.py submit sweep.yaml --address http://head:8265
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.getcwd())
+STEP_S = 0.05
+
+if __name__ == "__main__":
+    from orchestrator import cli, cli_submit, staging
+
+    if sys.argv[1] == "sweep":  # what runs on the cluster, in place of jobs/sweep.py
+        import orchestrator.sweep as engine
+        from bench.pretend import fit_in, players
+
+        class PretendedRun(engine.SweepRun):
+            def __init__(self, *args: object, **kwargs: object) -> None:
+                super().__init__(*args, fit=fit_in(STEP_S), players=players, **kwargs)
+
+        engine.SweepRun = PretendedRun
+        cli.run(sys.argv[2:])
+    else:
+        staging.SHIPPED = (*staging.SHIPPED, "bench", "tests/pretended.py")
+        cli_submit.COMMAND = "python tests/pretended.py "
+        cli.main()
