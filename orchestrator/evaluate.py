@@ -101,6 +101,7 @@ class Evaluation:
         """on_score hears (arm id, step, complete score) of the sweep's own suite; decides: `Scorer`."""
         self._state, self._board, self._views, self._spending, self._playing = state, board, views, spending, playing
         self._on_score, self.say = on_score, say
+        self._charged: dict[str, float] = {}  # seconds of answers on an arm's account, by checkpoint
         self._cameras = len(state.manifest.contract.cameras)
         self.scorer = Scorer(state.storage, state.manifest.contract, playing.pool, self, decides)
         self.videos = VideoScores(state, views, self._judge, say)
@@ -140,7 +141,8 @@ class Evaluation:
         self.say(f"score {arm.name} after {job.step} steps{'' if shift == 'nominal' else f', {shift} shifted'}: {score}")
         for episode, cause in score.causes:
             self.say(f"quarantined {episode}: {cause}")
-        busy_s = self._playing.answered(job.uri).busy_s
+        busy_s = (answered := self._playing.answered(job.uri).busy_s) - self._charged.get(job.uri, 0.0)
+        self._charged[job.uri] = answered  # a checkpoint that meets several suites has several scores
         gpus = self._playing.server_gpus
         self._spending.add(job.arm_id, Cost(infer_gpu_s=busy_s * gpus, infer_cpu_s=0.0 if gpus else busy_s))
         if score.complete:
