@@ -13,7 +13,7 @@ demo: setup  ## collect demonstrations, run jobs/quickstart.yaml, print the curv
 	@$(BIN)/python -m jobs.quickstart
 
 test: setup check browser  ## every test a machine without a GPU can run
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup  ## style, types, import layers
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from orchestrator.views import LOSSES, Views
 from sim_workers.rollout import Outcome
 
 EPISODES = 4
-SCORED = (*SCORE_METRICS, "success_once_rate", "success_at_end_rate", SCORED_STEP)
+SCORED = (*SCORE_METRICS, "success_once_rate", "success_at_end_rate", "decided_early", SCORED_STEP)
 
 
 def a_sweep(folder: Path, store: str, mlflow: str, name: str = "reports", arms: int = 10) -> Sweep:
