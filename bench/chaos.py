@@ -50,11 +50,11 @@ def checkpoints(place: Place) -> dict[tuple[str, int], str]:
 
 
 def points(place: Place) -> list[dict[str, Any]]:
-    """Of the curve, as the command prints it."""
+    """Of the curve, as the command prints it, without what they cost: work that was lost costs too."""
     command = [sys.executable, "-m", "orchestrator", "curve", "chaos", "--storage", place.storage, "--mlflow", place.mlflow, "--json"]
     answer: dict[str, Any] = json.loads(subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, check=True).stdout)
     found: list[dict[str, Any]] = answer["points"]
-    return found
+    return [{name: value for name, value in point.items() if name != "cost"} for point in found]
 
 
 def compared(calm: Place, wild: Place) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from bench.pretend import fit_in
 from orchestrator.state import SweepState
 from orchestrator.stats import wilson
-from orchestrator.tracked import read_arms
+from orchestrator.tracked import read_sweep
 from orchestrator.tracking import client
 from test_engine import Run, folder, ledger, store, sweep
 
@@ -40,7 +40,7 @@ def test_scores_end_when_enough_is_known_and_the_same_sweep_without_the_rule_pla
     assert json.loads(arm.data.tags["demoscale.decide"])["threshold"] == 0.5
     assert arm.data.metrics["decided_early"] == 1
     assert arm.data.metrics["success_high"] > wilson(int(arm.data.metrics["successes"]), int(arm.data.metrics["episodes"]))[1]
-    assert {arm.arm.name: arm.episodes for arm in read_arms(decided.mlflow, folder.name)} == {
+    assert {arm.arm.name: arm.episodes for arm in read_sweep(decided.mlflow, folder.name).arms} == {
         name: score.episodes for (name, step), score in scores.items() if step == 9
     }
     # Without the rule: only what is missing is played, and the whole lists have runs of their own.
@@ -48,7 +48,7 @@ def test_scores_end_when_enough_is_known_and_the_same_sweep_without_the_rule_pla
     rows = ledger(folder)
     assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 4 * 3 * 40
     assert whole.said("already trained, not trained again")
-    assert {arm.episodes for arm in read_arms(decided.mlflow, folder.name)} == {40}
+    assert {arm.episodes for arm in read_sweep(decided.mlflow, folder.name).arms} == {40}
 
 
 def test_arms_are_decided_against_another_that_is_trained_first(folder: Path, store: str) -> None:
