@@ -94,18 +94,18 @@ def _read(mlflow: Any, uri: str, name: str) -> TrackedSweep:
     with ThreadPoolExecutor(AT_ONCE) as requests:
         arms = list(requests.map(lambda run: _scored_arm(mlflow, run, now), scored))
     tags = {name: value for run in (*runs[:1], parent) for name, value in run.data.tags.items()}
-    file = _text(mlflow, parent.info.run_id, "sweep.yaml") if "sweep.yaml" in _files(mlflow, parent.info.run_id) else "{}"
+    file = _text(mlflow, parent, "sweep.yaml") if "sweep.yaml" in _files(mlflow, parent) else "{}"
     return TrackedSweep(tuple(sorted(arms, key=lambda scored: scored.arm)), yaml.safe_load(file), tags)
 
 
 def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
     run_id, metrics, step = run.info.run_id, run.data.metrics, int(now[STEPS])
-    files = _files(mlflow, run_id)
+    files = _files(mlflow, run)
     if "outcomes" not in files:
         raise TrackingError(f"run {run_id} has a score and no outcomes; `demoscale status {now[SWEEP]} --rebuild` tells MLflow again")
-    results: dict[str, bool] = json.loads(_text(mlflow, run_id, outcomes_artifact(step)))
+    results: dict[str, bool] = json.loads(_text(mlflow, run, outcomes_artifact(step)))
     films = f"rollouts/step_{step:06d}"
-    notes = [name for name in _files(mlflow, run_id, films) if name.endswith(".json")] if "rollouts" in files else []
+    notes = [name for name in _files(mlflow, run, films) if name.endswith(".json")] if "rollouts" in files else []
     return ScoredArm(
         arm=_arm(run.data.params),
         protocol=now[PROTOCOL],
@@ -115,10 +115,10 @@ def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
         errors=int(metrics["errors"]),
         outcomes=results,
         early=bool(metrics.get("decided_early")),
-        cost=Cost.from_json(json.loads(_text(mlflow, run_id, "cost.json"))) if "cost.json" in files else None,
+        cost=Cost.from_json(json.loads(_text(mlflow, run, "cost.json"))) if "cost.json" in files else None,
         run_id=run_id,
         imagined=_imagined(mlflow, run) if VIDEO[0] in metrics else {},
-        films=tuple(json.loads(_text(mlflow, run_id, name)) for name in notes),
+        films=tuple(json.loads(_text(mlflow, run, name)) for name in notes),
     )
 
 
@@ -129,12 +129,22 @@ def _imagined(mlflow: Any, run: Any) -> dict[int, dict[str, float]]:
     return {step: {name: told[name][step] for name in names} for step in steps}
 
 
-def _files(mlflow: Any, run_id: str, folder: str | None = None) -> list[str]:
-    return [file.path for file in mlflow.list_artifacts(run_id, folder)]
+def _files(mlflow: Any, run: Any, folder: str = "") -> list[str]:
+    """Names of what lies in a folder of a run."""
+    if local := _folder(run):
+        return [f"{folder}/{path.name}" if folder else path.name for path in (local / folder).iterdir()] if (local / folder).is_dir() else []
+    return [file.path for file in mlflow.list_artifacts(run.info.run_id, folder or None)]
 
 
-def _text(mlflow: Any, run_id: str, name: str) -> str:
-    return Path(mlflow.download_artifacts(run_id, name)).read_text()
+def _text(mlflow: Any, run: Any, name: str) -> str:
+    local = _folder(run)
+    return ((local / name) if local else Path(mlflow.download_artifacts(run.info.run_id, name))).read_text()
+
+
+def _folder(run: Any) -> Path | None:
+    """Where a run's files are on this machine, if they are: MLflow's own way there takes 15 ms a file."""
+    place = Path(str(run.info.artifact_uri).removeprefix("file://"))
+    return place if place.is_absolute() and place.is_dir() else None
 
 
 def _arm(params: dict[str, str]) -> Arm:
