@@ -78,7 +78,11 @@ class Wanted:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("checkpoint")
-@click.option("--suite", "suite_file", help="Sweep file whose suite is played. Of the options below, those given count before it.")
+@click.option(
+    "--suite",
+    "suite_file",
+    help="Sweep file whose suite is played, to its end where it would be decided against another arm. Options below that are given count before it.",
+)
 @click.option("--task", "tasks", multiple=True, default=("Lift",), show_default=True, help="May be given several times.")
 @click.option("--episodes", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="Per task and shift.")
 @click.option("--horizon", type=click.IntRange(1), default=200, show_default=True, help="Control steps until an episode is over; 20 are one second.")
