@@ -19,6 +19,7 @@ from sim_workers.suite import SHIFTS
 if TYPE_CHECKING:
     from orchestrator.decide import Rule
     from orchestrator.scoring import Scoring
+    from orchestrator.sections import SuiteChoice
     from orchestrator.subject import Subject
     from sim_workers.suite import Suite
 
@@ -42,12 +43,10 @@ class Wanted:
     gl: Literal["egl", "osmesa"] = "egl"
     rule: "Rule | None" = None
 
-    def beside(self, file: str, given: Callable[[str], bool]) -> "Wanted":
-        """As the file says it, but for what was given on the command line. SweepError for a file with mistakes."""
+    def beside(self, suite: "SuiteChoice", given: Callable[[str], bool]) -> "Wanted":
+        """As a sweep has it, but for what was given on the command line."""
         from orchestrator.decide import Rule
-        from orchestrator.spec import load_suite
 
-        suite = load_suite(file)
         told: dict[str, Any] = {"shifts": ("nominal", *suite.shifts)}
         told |= {name: getattr(suite, name) for name in ("tasks", "episodes", "horizon", "settle", "success", "rung")}
         decide = suite.decide if suite.decide and suite.decide.threshold is not None else None  # there is no other arm to be held against
@@ -108,6 +107,7 @@ class Wanted:
     "own, a hash of its weights. What answers at a URL, or what a function returns, may be another policy tomorrow, and nothing here would "
     "notice: give it a new name whenever it changes, or the outcomes of two policies become one score.",
 )
+@click.option("--sweep", default="", help="CHECKPOINT is an arm of this sweep: its last one in the storage, on the sweep's own suite by default.")
 @click.option("--mlflow", default="", help="MLflow tracking URI that knows models:/ID; the database in the storage by default.")
 @click.option("--save", type=click.Path(path_type=Path), help="Also write every episode's outcome: .jsonl or .parquet.")
 @JSON
@@ -126,6 +126,7 @@ def score(
     workers: int | None,
     storage: str,
     fingerprint: str,
+    sweep: str,
     mlflow: str,
     save: Path | None,
     as_json: bool,
@@ -140,15 +141,16 @@ def score(
     demoscale score path/to/checkpoint --suite jobs/quickstart.yaml
     demoscale score s3://robot/runs/arms/ARM/step_002000 --storage s3://robot/runs --task Lift --episodes 200
     demoscale score models:/m-0123456789abcdef0123456789abcdef --suite jobs/quickstart.yaml --json
+    demoscale score demos-40_ratio-1_seed-0 --sweep quickstart --shift lighting
     demoscale score http://127.0.0.1:8000 --task Lift --shift every --fingerprint pi-2026-11
     demoscale score examples.waypoints:make --episodes 50 --save waypoints.parquet
     """
     from orchestrator.cluster import connect, quiet
     from orchestrator.progress import progress_bar
     from orchestrator.scoring import Scoring
-    from orchestrator.spec import SweepError
+    from orchestrator.spec import SweepError, load_suite
     from orchestrator.storage import open_storage
-    from orchestrator.subject import SubjectError, find
+    from orchestrator.subject import SubjectError, find, last_checkpoint
     from orchestrator.tracking import tracking_uri
     from sim_workers.backends import TASKS, unfit
 
@@ -160,8 +162,11 @@ def score(
     quiet()
     kept_in = open_storage(storage)
     wanted = Wanted(tasks, episodes, horizon, settle, success, shifts, rung, block)
+    if sweep:
+        checkpoint, suite = last_checkpoint(sweep, checkpoint, storage)
+        wanted = wanted.beside(suite, given)
     if suite_file:
-        wanted = wanted.beside(suite_file, given)
+        wanted = wanted.beside(load_suite(suite_file), given)
     mistakes = wanted.mistakes() + _unwritable(save)
     subject: Subject | None = None
     try:

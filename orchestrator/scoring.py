@@ -135,7 +135,7 @@ class Scoring:
 
     def save(self, file: Path) -> None:
         """A line per episode, in the order of their specs: .jsonl as `Outcome.from_json` reads it, .parquet as in the ledger."""
-        outcomes = {shift: sorted([*self._known[shift][1], *self._errors[shift]], key=lambda outcome: outcome.spec) for shift in self.suites}
+        outcomes = {shift: [*self._known[shift][1], *self._errors[shift]] for shift in self.suites}
         if file.suffix == ".jsonl":
             everything = sorted((outcome for some in outcomes.values() for outcome in some), key=lambda outcome: outcome.spec)
             file.write_text("".join(json.dumps(outcome.to_json()) + "\n" for outcome in everything))

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.sections import SuiteChoice
+from orchestrator.spec import SweepError
 from orchestrator.tracking import shown
 from policy.config import PolicyConfig, SamplerConfig
 from policy.interface import Contract
@@ -53,6 +55,22 @@ def find(name: str, rung: str = "", own_rung: bool = False, fingerprint: str = "
     if fingerprint and (OURS.fullmatch(fingerprint) or not NAME.fullmatch(fingerprint)):
         raise SubjectError(f"--fingerprint {fingerprint}: write letters, digits, '.', '_' and '-', and not 16 hex digits, which name a checkpoint")
     return _served(name, fingerprint) if "://" in name else _function(name, fingerprint)
+
+
+def last_checkpoint(sweep: str, arm: str, storage: str) -> tuple[str, SuiteChoice]:
+    """The URI of an arm's last checkpoint, the arm known by name or id, and the sweep's suite. SweepError if there is none."""
+    from orchestrator.state import SweepState
+
+    state = SweepState.named(sweep, storage)
+    arms = state.arms()
+    arm_id = next((arm_id for arm_id, one in arms.items() if arm in (arm_id, one.name)), "")
+    steps = state.checkpoints(arm_id) if arm_id else {}
+    if not steps:
+        why = (
+            "has no checkpoint yet" if arm_id else f"is no arm of it; there are {', '.join(sorted(one.name for one in arms.values())) or 'none yet'}"
+        )
+        raise SweepError(f"sweep {sweep}", [f"{arm} {why}"])
+    return state.checkpoint_uri(arm_id, max(steps)), state.sweep.suite
 
 
 def _served(url: str, fingerprint: str) -> Subject:

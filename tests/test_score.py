@@ -222,6 +222,15 @@ def test_what_a_sweep_has_scored_is_found_again_and_nothing_is_played(tmp_path: 
     assert told["episodes_played"] == 0
     assert [(one["of"], one["successes"], one["listed"], one["complete"]) for one in told["scores"]] == [("Lift, nominal", 3, 4, True)]
     assert told["protocols"] == {"nominal": state.protocol}
+    (arm_id, arm) = next(iter(state.arms().items()))
+    state.pin()
+    key = f"{arm_id}/step_000100"
+    assert "has no checkpoint yet" in score(arm.name, "--sweep", sweep.name, "--storage", tmp_path / "runs").stderr
+    a_checkpoint(tmp_path / "runs" / "arms" / key, cameras("fast"))
+    state.storage.put(f"checkpoints/{key}.json", b"{}")
+    by_name = score(arm.name, "--sweep", sweep.name, "--storage", tmp_path / "runs", "--json")
+    assert json.loads(by_name.stdout)["scores"] == told["scores"], "the sweep's own suite, without its file"
+    assert "is no arm of it; there are demos-1_ratio-0_seed-0, " in score("demos-3", "--sweep", sweep.name, "--storage", tmp_path / "runs").stderr
     other = score(place, "--suite", file, "--storage", tmp_path / "runs", "--shift", "camera")
     assert isinstance(other.exception, AssertionError), "Ray would have been needed"
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,9 +16,17 @@ import pytest
 from conftest import CHECKOUT
 from orchestrator.arms import Arm
 from orchestrator.ledger import SCHEMA
+from orchestrator.scoring import Scoring
+from orchestrator.storage import open_storage
+from orchestrator.subject import Subject
 from orchestrator.tracking import Tracker, client
 from policy.checkpoint import fingerprint
+from sim_workers.rollout import Outcome
+from sim_workers.sources import InProcess
+from sim_workers.suite import Rules, Suite
+from test_episodes import CONTRACT
 from test_score import a_checkpoint, score
+from test_scorer import OneAtATime
 
 # -- a model in MLflow --------------------------------------------------------------------------------------------------------------
 
@@ -73,6 +82,66 @@ def test_a_logged_model_is_played_and_known_from_then_on_by_its_weights(checkpoi
     again = score(checkpoint, "--suite", file, "--storage", storage)
     assert again.exit_code == 0, again.output
     assert "nothing to play" in again.stdout
+
+
+# -- what is left for the next run -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[OneAtATime], Scoring]:
+    """A policy known as `mine` on four episodes and four more in other light, with simulators that pretend."""
+    monkeypatch.setattr("orchestrator.cluster.resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr("orchestrator.cluster.nodes_of", lambda role, **needed: {})
+    subject = Subject("mine", CONTRACT, "mine", None, lambda workers: InProcess(lambda: None))  # type: ignore[arg-type, return-value]
+    suites = [Suite(("Lift",), 4, Rules(10), shift=shift) for shift in ("nominal", "lighting")]
+
+    def make(pool: OneAtATime) -> Scoring:
+        monkeypatch.setattr("sim_workers.pool.RolloutPool", lambda *arguments, **options: pool)
+        return Scoring(subject, suites, "egl", None, open_storage(str(tmp_path)))
+
+    return make
+
+
+def test_an_interrupted_run_keeps_what_it_played_and_the_next_one_plays_the_rest(scoring: Callable[[OneAtATime], Scoring]) -> None:
+    pool = OneAtATime()
+    one = scoring(pool)
+
+    def heard(more: int) -> None:
+        one.interrupted = one.played == 2
+
+    pool.allowed.release(2)
+    one.play(None, heard)
+    assert [(of, score.episodes, score.complete) for of, score in one.lines()] == [("Lift, nominal", 2, False), ("Lift, lighting", 0, False)]
+    pool = OneAtATime()
+    pool.allowed.release(6)
+    other = scoring(pool)
+    assert (other.counted, other.listed) == (2, 8)
+    other.play(None, lambda more: None)
+    assert len(pool.played) == other.played == 6
+    assert other.complete
+    assert scoring(pool).complete
+
+
+def test_an_error_is_told_not_counted_and_tried_again(scoring: Callable[[OneAtATime], Scoring], tmp_path: Path) -> None:
+    """Also in the files: it is a row of the ledger's own columns, whose first success is null in every row."""
+    pool = OneAtATime()
+    pool._play = lambda job: Outcome(job.spec, "error", 0, 0, 0.0, 0.0, message="the GPU fell off the bus")
+    pool.allowed.release(8)
+    broken = scoring(pool)
+    broken.play(None, lambda more: None)
+    assert broken.causes == ["the GPU fell off the bus"]
+    assert [str(score) for _, score in broken.lines()] == ["0/0 = nan [0.00, 1.00], 4 errors (PARTIAL: 4 listed)"] * 2
+    assert {told["success_rate"] for told in broken.to_json()["scores"]} == {None}
+    broken.save(tmp_path / "saved.parquet")
+    saved = pq.read_table(tmp_path / "saved.parquet")
+    assert saved.schema.equals(SCHEMA)
+    assert saved["first_success"].null_count == saved.num_rows == 8
+    pool = OneAtATime()
+    pool.allowed.release(8)
+    again = scoring(pool)
+    assert again.counted == 0
+    again.play(None, lambda more: None)
+    assert [score.successes for _, score in again.lines()] == [4, 4]
 
 
 # -- stopped and killed -------------------------------------------------------------------------------------------------------------
