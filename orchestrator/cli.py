@@ -5,18 +5,16 @@ continued.
 """
 
 import json
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from orchestrator.cli_common import JSON, SET, STORAGE, print_wide
+from orchestrator.cli_common import JSON, SET, STORAGE, ctrl_c, print_wide
 from orchestrator.cli_data import data
+from orchestrator.cli_score import score
 from orchestrator.cli_status import status
 from orchestrator.cli_submit import stop, submit
 from orchestrator.mistakes import answers_mistakes as answers_mistakes
@@ -35,6 +33,7 @@ def main() -> None:
     demoscale submit sweep.yaml --address http://head:8265   the same on a Ray cluster; stop ends it
     demoscale status quickstart              how far it is
     demoscale curve quickstart               the answer
+    demoscale score path/to/checkpoint       any policy on any suite, without a sweep
     demoscale data ls data/lift              the episodes of a store, and more about it
     demoscale doctor                         is this machine ready?
     """
@@ -109,7 +108,7 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool) -> None
 
     sweep_run = SweepRun(sweep, say, retry_failed)
     say(f"tracking in {shown(sweep_run.state.tracking_uri)}; starting Ray")
-    with Live(get_renderable=lambda: table(sweep_run.board.lines()), console=console, refresh_per_second=2), _ctrl_c(sweep_run):
+    with Live(get_renderable=lambda: table(sweep_run.board.lines()), console=console, refresh_per_second=2), ctrl_c(sweep_run):
         answer = sweep_run.run()
     console.print()
     say(sweep_run.ending or "done")
@@ -175,26 +174,10 @@ def doctor() -> None:
 
 
 main.add_command(data)
+main.add_command(score)
 main.add_command(status)
 main.add_command(submit)
 main.add_command(stop)
-
-
-@contextmanager
-def _ctrl_c(sweep_run: Any) -> Iterator[None]:
-    """Ctrl-C once, or SIGTERM, which is how clusters ask: end in good order; twice: KeyboardInterrupt, now."""
-
-    def interrupt(*_: Any) -> None:
-        if sweep_run.interrupted:
-            raise KeyboardInterrupt
-        sweep_run.interrupted = True
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _spent(cost: Any, prices: Any) -> str:

@@ -1,5 +1,8 @@
-"""What several commands share: options of one name and meaning, and how a table is printed."""
+"""What several commands share: options of one name and meaning, how a table is printed, and what Ctrl-C means."""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -14,3 +17,20 @@ def print_wide(drawn: Any) -> None:
     from rich.console import Console
 
     Console(width=1000, highlight=False).print(drawn)
+
+
+@contextmanager
+def ctrl_c(work: Any) -> Iterator[None]:
+    """Ctrl-C once, or SIGTERM, which is how clusters ask: `work.interrupted` asks it to end in good order; twice: KeyboardInterrupt, now."""
+
+    def interrupt(*_: Any) -> None:
+        if work.interrupted:
+            raise KeyboardInterrupt
+        work.interrupted = True
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

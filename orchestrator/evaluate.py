@@ -33,6 +33,19 @@ def policy_servers(number: int, gpus: float, rung: str) -> tuple[Any, ...]:
     return tuple(server.remote(1, "cuda" if gpus else "cpu", rung) for _ in range(number))
 
 
+def serving(servers: tuple[Any, ...], uri: str) -> PolicySource:
+    """The policy of one checkpoint behind such servers, loaded by the first of them: raises what is wrong with it before anybody asks."""
+    import ray
+
+    from sim_workers.served import Served
+
+    try:
+        ray.get(servers[0].load.remote(uri))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    return Served(servers, uri)
+
+
 def video_judge() -> Any:
     """A handle of a process of a connected Ray that measures generated video."""
     import ray

@@ -110,6 +110,11 @@ class Ledger:
         self._storage.put_if_absent(self._sealed, _encode(rows))
         self.sealed = True
 
+    def table(self, outcomes: Sequence[Outcome]) -> pa.Table:
+        """They as the ledger has them, with the columns of SCHEMA; those it has not are as recorded now."""
+        now = datetime.now(UTC)
+        return pa.Table.from_pylist([self._row(outcome, self._recorded.get(outcome.spec.episode_id, now)) for outcome in outcomes], SCHEMA)
+
     def keep_verdict(self, rule: str, verdict: Verdict) -> None:
         """How much of the list was enough for a rule, known by its key; the first one is kept."""
         self._storage.put_if_absent(self._verdict(rule), json.dumps(asdict(verdict)).encode())

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from orchestrator.anytime import anytime_interval
-from orchestrator.decide import Rule, Verdict
+from orchestrator.decide import Rule, Verdict, beginning, blocks
+from orchestrator.ledger import Ledger
 from orchestrator.provenance import SCORING_CODE, code_fingerprint, digest
 from orchestrator.stats import wilson
 from policy.config import SamplerConfig
@@ -87,12 +88,29 @@ class Score:
         return f"{self.successes}/{self.episodes} = {self.success_rate:.2f} [{low:.2f}, {high:.2f}]{errors}{verdict}{partial}"
 
 
-def protocol_fingerprint(suite: Suite, contract: Contract, sampler: SamplerConfig, gl: str) -> str:
+def score_so_far(ledger: Ledger, suite: Suite, rule: Rule | None) -> tuple[Score, list[Outcome]]:
+    """The score as far as the ledger has it, and the outcomes it counts, in the order they are played in."""
+    known, specs = ledger.read(), suite.episode_list()
+    cut = blocks(specs, rule.look_every) if rule else [specs]
+    verdict = ledger.verdict(rule.key) if rule else None
+    counted = [known[spec.episode_id] for block in cut for spec in block if spec.episode_id in known]
+    if verdict:
+        counted = beginning(cut, known, verdict.episodes)
+        verdict = verdict if len(counted) == verdict.episodes else None
+    return Score.of(counted, len(specs), rule, verdict), counted
+
+
+def protocol_fingerprint(suite: Suite, contract: Contract, sampler: SamplerConfig | None, gl: str) -> str:
     """Of everything besides the weights that shapes an outcome.
 
-    Episodes, rules, conventions, how looks become actions, the GL backend, the simulator and its code.
+    Episodes, rules, conventions, how looks become actions (None: a policy that is not ours), the GL backend, the simulator and its code.
     """
-    return digest([suite.fingerprint(), contract.to_json(), sampler.model_dump(mode="json"), gl, code_fingerprint(SCORING_CODE)])
+    return digest([suite.fingerprint(), contract.to_json(), sampler and sampler.model_dump(mode="json"), gl, code_fingerprint(SCORING_CODE)])
+
+
+def simulation_fingerprint(gl: str) -> str:
+    """Of what every simulator must agree on, whatever it plays."""
+    return digest([gl, code_fingerprint(SCORING_CODE)])
 
 
 def check_contract(policy: Contract, tasks: Iterable[str]) -> None:

@@ -1,14 +1,12 @@
 """The policy server: checkpoints in memory, asked by many simulators at once."""
 
 import asyncio
-import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from orchestrator.storage import download
+from orchestrator.checkpoints import at_hand
 from policy.interface import ActionChunk, Imagination, Observation
 from sim_workers.balance import Answered
 
@@ -51,6 +49,10 @@ class PolicyServer:
             self._serving = asyncio.create_task(self._serve())
         return await answer
 
+    async def load(self, checkpoint: str) -> None:
+        """Have it ready; raises what is wrong with it."""
+        await asyncio.to_thread(self._loaded, checkpoint)
+
     async def answered(self, checkpoint: str = "") -> Answered:
         """What it has done since it started, for one checkpoint or for all."""
         return self._answered.get(checkpoint, Answered())
@@ -81,9 +83,8 @@ class PolicyServer:
         from policy.serve import TrainedPolicy
 
         if checkpoint not in self._policies:
-            with tempfile.TemporaryDirectory() as folder:
-                download(checkpoint, Path(folder), skip=("trainer.safetensors",))
-                self._policies[checkpoint] = TrainedPolicy(Path(folder), self._device, self._rung)
+            with at_hand(checkpoint) as folder:
+                self._policies[checkpoint] = TrainedPolicy(folder, self._device, self._rung)
             while len(self._policies) > self.KEPT:
                 self._policies.popitem(last=False)
         self._policies.move_to_end(checkpoint)

@@ -95,15 +95,7 @@ class Sweep(Section):
     @classmethod
     def load(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "Sweep":
         """Read a sweep file; `overrides` are `dotted.key=value`, the value in YAML. SweepError lists every mistake."""
-        where = str(path)
-        try:
-            raw = yaml.safe_load(Path(path).read_text())
-        except FileNotFoundError:
-            raise SweepError(where, ["there is no such file"]) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SweepError(where, [f"not readable as YAML: {' '.join(str(error).split())}"]) from None
-        if not isinstance(raw, dict):
-            raise SweepError(where, ["a sweep file is a mapping of fields; see jobs/README.md"])
+        where, raw = str(path), _read(path)
         for override in overrides:
             _override(raw, override, where)
         try:
@@ -164,6 +156,35 @@ class Sweep(Section):
                 self.train.model_dump(mode="json"),
             ]
         )
+
+
+class _WithSuite(BaseModel):
+    """A sweep file of which only the suite is wanted."""
+
+    suite: SuiteChoice
+
+
+def load_suite(path: str | Path) -> SuiteChoice:
+    """The suite of a sweep file, whatever else the file holds; SweepError lists every mistake in it."""
+    try:
+        return _WithSuite.model_validate(_read(path)).suite
+    except ValidationError as error:
+        raise SweepError(str(path), [_sentence(_WithSuite, item) for item in error.errors()]) from None
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    where = str(path)
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise SweepError(where, ["there is no such file"]) from None
+    except OSError as error:
+        raise SweepError(where, [f"cannot be read ({error.strerror})"]) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SweepError(where, [f"not readable as YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(raw, dict):
+        raise SweepError(where, ["a sweep file is a mapping of fields; see jobs/README.md"])
+    return raw
 
 
 def _override(raw: dict[str, Any], override: str, where: str) -> None:

@@ -22,13 +22,13 @@ from orchestrator.cost import Spending
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.store import check_all, latest_version, load_manifest
 from orchestrator.data.subset import Subset, SubsetError, choose
-from orchestrator.decide import Rule, beginning, blocks
+from orchestrator.decide import Rule
 from orchestrator.held_out import HeldOut
 from orchestrator.ledger import Ledger
 from orchestrator.loop import ArmJob
 from orchestrator.notes import read_notes
-from orchestrator.provenance import SCORING_CODE, TRAINING_CODE, code_fingerprint, digest
-from orchestrator.score import Score, protocol_fingerprint
+from orchestrator.provenance import TRAINING_CODE, code_fingerprint, digest
+from orchestrator.score import Score, protocol_fingerprint, score_so_far, simulation_fingerprint
 from orchestrator.spec import Sweep, SweepError
 from orchestrator.storage import Storage, open_storage
 from orchestrator.tracking import tracking_uri
@@ -119,7 +119,7 @@ class SweepState:
     @property
     def simulation(self) -> str:
         """Of what every simulator must agree on, whatever it plays."""
-        return digest([self.sweep.suite.gl, code_fingerprint(SCORING_CODE)])
+        return simulation_fingerprint(self.sweep.suite.gl)
 
     @property
     def tracking_uri(self) -> str:
@@ -258,12 +258,5 @@ class SweepState:
 
     def score(self, arm: Arm, checkpoint: str, shift: str) -> tuple[Score, list[Outcome]]:
         """The score of an arm's checkpoint under a shift as far as the ledger has it, and the outcomes it counts, in the order they are played in."""
-        ledger, rule = Ledger(self.storage, checkpoint, self.protocol_of(shift)), self.rule(arm) if shift == "nominal" else None
-        known, specs = ledger.read(), self.sweep.to_suite(shift).episode_list()
-        cut = blocks(specs, rule.look_every) if rule else [specs]
-        verdict = ledger.verdict(rule.key) if rule else None
-        counted = [known[spec.episode_id] for block in cut for spec in block if spec.episode_id in known]
-        if verdict:
-            counted = beginning(cut, known, verdict.episodes)
-            verdict = verdict if len(counted) == verdict.episodes else None
-        return Score.of(counted, self.sweep.suite.listed, rule, verdict), counted
+        rule = self.rule(arm) if shift == "nominal" else None
+        return score_so_far(Ledger(self.storage, checkpoint, self.protocol_of(shift)), self.sweep.to_suite(shift), rule)

@@ -13,7 +13,9 @@ from orchestrator.arms import Arm
 from orchestrator.cost import Cost
 from orchestrator.tracking import (
     ARM,
+    CHECKPOINT,
     EXPERIMENT,
+    PLACE,
     PROTOCOL,
     SCORED_STEP,
     STEPS,
@@ -25,7 +27,7 @@ from orchestrator.tracking import (
     shown,
     tagged,
 )
-from orchestrator.tracking_errors import away, trouble
+from orchestrator.tracking_errors import away, status_of, trouble
 from policy.config import PolicyKind
 
 AT_ONCE = 8
@@ -78,6 +80,27 @@ def read_sweep(uri: str, name: str) -> TrackedSweep:
         if not away(error):
             raise
         raise TrackingError(f"MLflow at {shown(uri)} {trouble(error)}; try again when it is back") from None
+
+
+def logged_checkpoint(uri: str, model: str) -> tuple[str, str]:
+    """Where the checkpoint of a logged model is (a URI), and its fingerprint. model: `models:/ID`, or the id alone.
+
+    TrackingError if the store at `uri` knows no such model, or is away, or if the model is no checkpoint of ours.
+    """
+    model_id = model.removeprefix("models:").strip("/")
+    if "/" in model_id or "@" in model_id:
+        raise TrackingError(f"{model}: a registered model says less than a logged one; name the logged model it was made of, models:/m-...")
+    try:
+        tags = client(uri).get_logged_model(model_id).tags
+    except Exception as error:
+        if status_of(error) == 404:
+            raise TrackingError(f"{shown(uri)}: there is no logged model {model_id} here; name another, or the place with --mlflow") from None
+        if not away(error):
+            raise
+        raise TrackingError(f"MLflow at {shown(uri)} {trouble(error)}; try again when it is back") from None
+    if PLACE not in tags or CHECKPOINT not in tags:
+        raise TrackingError(f"{shown(uri)}: the logged model {model_id} is no checkpoint of ours: it has no tags {PLACE} and {CHECKPOINT}")
+    return tags[PLACE], tags[CHECKPOINT]
 
 
 def _read(mlflow: Any, uri: str, name: str) -> TrackedSweep:

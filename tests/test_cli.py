@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import CHECKOUT, run
-from orchestrator.cli import _ctrl_c
+from orchestrator.cli_common import ctrl_c
 
 HEAVY = ("torch", "ray", "mlflow", "diffusers", "robosuite", "mujoco")
 
 
-@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["plan", "jobs/quickstart.yaml"]])
+@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["score", "--help"], ["plan", "jobs/quickstart.yaml"]])
 def test_help_and_plan_import_nothing_heavy(command: list[str]) -> None:
     done = run("-X", "importtime", "-m", "orchestrator", *command)
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")}
@@ -23,7 +23,7 @@ def test_help_and_plan_import_nothing_heavy(command: list[str]) -> None:
     assert "click" in imported
 
 
-@pytest.mark.parametrize("command", ["plan", "run", "submit", "stop", "status", "curve", "doctor"])
+@pytest.mark.parametrize("command", ["plan", "run", "submit", "stop", "status", "curve", "score", "doctor"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = run("-m", "orchestrator", command, "--help")
     assert done.returncode == 0
@@ -92,7 +92,7 @@ def test_the_pinned_packages_are_the_installed_ones() -> None:
 def test_a_signal_asks_the_sweep_to_end_and_a_second_one_ends_it(number: signal.Signals) -> None:
     sweep_run = SimpleNamespace(interrupted=False)
     before = signal.getsignal(number)
-    with _ctrl_c(sweep_run):
+    with ctrl_c(sweep_run):
         os.kill(os.getpid(), number)
         assert sweep_run.interrupted
         with pytest.raises(KeyboardInterrupt):

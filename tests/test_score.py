@@ -1,25 +1,67 @@
-"""The policy server: many askers, one network, and nobody's answer depends on the others."""
+"""`demoscale score`: any policy on any suite, played once, and the policy server that checkpoints act through."""
 
 import asyncio
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 
+from bench import pretend
+from bench.servo import cameras
+from orchestrator.cli import main
+from orchestrator.ledger import Ledger
+from orchestrator.score import protocol_fingerprint
 from orchestrator.server import PolicyServer
-from policy.checkpoint import save
+from orchestrator.state import SweepState
+from orchestrator.storage import StorageError, download, open_storage
+from orchestrator.subject import _sampler
+from policy.checkpoint import fingerprint, save
 from policy.model import VideoActionModel
+from policy.presets import policy_config
 from policy.serve import TrainedPolicy
+from reports import a_sweep
+from sim_workers.rollout import Outcome
+from sim_workers.suite import Rules, Suite
 from test_policy import CONTRACT, TINY, card, look
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
+    return a_checkpoint(tmp_path / "checkpoint")
+
+
+def a_checkpoint(folder: Path, contract: Any = CONTRACT) -> Path:
+    """An untrained policy of the tiny preset; it acts like any other."""
     torch.manual_seed(0)
-    model = VideoActionModel(TINY, CONTRACT)
-    save(tmp_path, card(), model, model.state_dict(), {})
-    return tmp_path
+    model = VideoActionModel(TINY, contract)
+    folder.mkdir(parents=True)
+    save(folder, replace(card(), contract=contract), model, model.state_dict(), {})
+    return folder
+
+
+def score(*arguments: str | Path) -> Result:
+    """The command, in this process, for what needs no Ray."""
+    return CliRunner().invoke(main, ["score", *map(str, arguments)])
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect() -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("orchestrator.cluster.connect", connect)
+
+
+# -- the policy server --------------------------------------------------------------------------------------------------------------
 
 
 def test_askers_at_once_share_a_batch_and_get_the_answers_they_would_get_alone(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,3 +89,189 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_to_whoever_asked_and_the_ser
         assert (await server.act(str(checkpoint), look(0))).actions.shape == (8, 7)
 
     asyncio.run(ask())
+
+
+# -- a stranger's checkpoint --------------------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """Whoever unpickles it leaves a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, ...]]:
+        return os.system, (f"touch {self._mark}",)
+
+
+PICKLES = ("heads.pt", "pytorch_model.bin", "policy.pkl", "unet/diffusion_pytorch_model.bin", "vae/config.pkl", "text_encoder/pytorch_model.bin")
+watched: list[str] = []
+"""Every file that was opened, while somebody watches."""
+watching = False
+sys.addaudithook(lambda event, arguments: watched.append(str(arguments[0])) if watching and event == "open" else None)
+
+
+@pytest.mark.parametrize("lacking", ["", "heads.safetensors", "unet/diffusion_pytorch_model.safetensors"])
+def test_a_pickle_in_a_checkpoint_is_never_opened(checkpoint: Path, tmp_path: Path, lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where the weights are missing that it could stand for; and the policy is known by the same fingerprint with it and without."""
+    mark, before = tmp_path / "mark", fingerprint(checkpoint)
+    for name in PICKLES:
+        (checkpoint / name).parent.mkdir(exist_ok=True)
+        (checkpoint / name).write_bytes(pickle.dumps(Bomb(mark)))
+    if lacking:
+        (checkpoint / lacking).unlink()
+    monkeypatch.setattr(sys.modules[__name__], "watching", True)
+    watched.clear()
+    from orchestrator.checkpoints import card_of
+
+    known = card_of(str(checkpoint))[1]
+
+    async def act() -> None:
+        await PolicyServer(1, "cpu").act(str(checkpoint), look(0))
+
+    if lacking:
+        with pytest.raises(Exception, match=f"^{(checkpoint / lacking).parent}: {Path(lacking).name} is missing; copy the whole folder$"):
+            asyncio.run(act())
+    else:
+        asyncio.run(act())
+        assert known == before
+    monkeypatch.undo()
+    assert any(file.endswith("checkpoint.json") for file in watched), "nobody watched"
+    assert not [file for file in watched if Path(file).suffix in (".pt", ".bin", ".pkl")]
+    assert not mark.exists()
+
+
+def test_a_file_that_leads_out_of_the_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    heads, elsewhere = checkpoint / "heads.safetensors", tmp_path / "elsewhere"
+    heads.rename(elsewhere)
+    heads.symlink_to(elsewhere)
+    done = score(checkpoint, "--storage", tmp_path / "runs")
+    assert done.exit_code == 1
+    assert done.stderr == f"{checkpoint}: heads.safetensors leads out of the folder, to {elsewhere}; put the file itself there\n"
+
+
+def test_keys_of_a_bucket_cannot_lead_out_of_the_folder_they_are_copied_to(s3: str, tmp_path: Path) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    for number, key in enumerate(("../evil", f"/{tmp_path}/evil", "unet/../../evil")):
+        open_storage(f"{s3}/escape{number}").put(key, b"evil")
+        with pytest.raises(StorageError, match="points outside the store"):
+            download(f"{s3}/escape{number}", inside)
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    ("card_says", "sentence"),
+    [
+        ("[]", "checkpoint.json lacks or misstates a field (AttributeError: "),
+        ("{", "checkpoint.json is damaged; copy it again"),
+        ('{"model_type": "act"}', "checkpoint format None, this version reads 2"),
+        ({"contract": 3}, "checkpoint.json lacks or misstates a field (TypeError: "),
+        ({"config": {}}, "checkpoint.json lacks or misstates a field (ValidationError: "),
+        ({"provenance": {"objective": "video"}}, "a video model alone, which imagines and cannot act"),
+    ],
+)
+def test_a_damaged_or_foreign_checkpoint_is_told_in_a_sentence(
+    checkpoint: Path, tmp_path: Path, no_ray: None, card_says: str | dict[str, Any], sentence: str
+) -> None:
+    file = checkpoint / "checkpoint.json"
+    file.write_text(card_says if isinstance(card_says, str) else json.dumps(json.loads(file.read_text()) | card_says))
+    done = score(checkpoint, "--storage", tmp_path / "runs")
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"{checkpoint}: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("CHECKPOINT", "--fingerprint", "mine"), "CHECKPOINT: a checkpoint is known by its own fingerprint; leave out --fingerprint"),
+        (("CHECKPOINT", "--rung", "quick"), "has no rung quick; it has faithful, one_pass, truncated, unguided"),
+        (("CHECKPOINT", "--suite", "nothing.yaml"), "nothing.yaml: 1 mistake\n  - there is no such file"),
+        (("CHECKPOINT", "--suite", "SUITE"), "suite.tasks.0: unknown task Juggle"),
+        (("runs/nobody/step_1",), "CHECKPOINT: there is no folder runs/nobody/step_1"),
+        (("examples.waypoints:make", "--fingerprint", "../up"), "CHECKPOINT: --fingerprint ../up: write letters"),
+        (("examples.waypoints:make", "--fingerprint", "0123456789abcdef"), "and not 16 hex digits, which name a checkpoint"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_started(
+    checkpoint: Path, tmp_path: Path, no_ray: None, arguments: tuple[str, ...], sentence: str
+) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("suite: {tasks: [Juggle], episodes: 2, horizon: 5}\n")
+    known = {"CHECKPOINT": str(checkpoint), "SUITE": str(suite)}
+    done = score(*(known.get(word, word) for word in arguments), "--storage", tmp_path / "runs")
+    assert done.exit_code == 2
+    assert sentence in done.stderr
+
+
+# -- what is known is not played again ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_sweep_has_scored_is_found_again_and_nothing_is_played(tmp_path: Path, no_ray: None) -> None:
+    """Through the sweep's file and storage, without Ray; of a shift that the sweep was not asked for nothing is known."""
+    sweep = a_sweep(tmp_path / "runs", pretend.store(tmp_path / "store", 8), "", arms=2)
+    file, place = tmp_path / "sweep.yaml", a_checkpoint(tmp_path / "checkpoint", cameras("fast"))
+    file.write_text(sweep.to_yaml())
+    state = SweepState.open(sweep)
+    known = played(sweep.to_suite(), won=3)
+    Ledger(state.storage, fingerprint(place), state.protocol).record(known)
+    done = score(place, "--suite", file, "--storage", tmp_path / "runs", "--json")
+    assert done.exit_code == 0, done.output
+    assert "nothing to play" in done.stderr
+    told = json.loads(done.stdout)
+    assert told["episodes_played"] == 0
+    assert [(one["of"], one["successes"], one["listed"], one["complete"]) for one in told["scores"]] == [("Lift, nominal", 3, 4, True)]
+    assert told["protocols"] == {"nominal": state.protocol}
+    (arm_id, arm) = next(iter(state.arms().items()))
+    state.pin()
+    key = f"{arm_id}/step_000100"
+    assert "has no checkpoint yet" in score(arm.name, "--sweep", sweep.name, "--storage", tmp_path / "runs").stderr
+    a_checkpoint(tmp_path / "runs" / "arms" / key, cameras("fast"))
+    state.storage.put(f"checkpoints/{key}.json", b"{}")
+    by_name = score(arm.name, "--sweep", sweep.name, "--storage", tmp_path / "runs", "--json")
+    assert json.loads(by_name.stdout)["scores"] == told["scores"], "the sweep's own suite, without its file"
+    assert "is no arm of it; there are demos-1_ratio-0_seed-0, " in score("demos-3", "--sweep", sweep.name, "--storage", tmp_path / "runs").stderr
+    other = score(place, "--suite", file, "--storage", tmp_path / "runs", "--shift", "camera")
+    assert isinstance(other.exception, AssertionError), "Ray would have been needed"
+
+
+def test_a_file_s_suite_stands_but_for_what_is_given_beside_it(checkpoint: Path, tmp_path: Path, no_ray: None) -> None:
+    """A file may hold a suite alone. An option whose value happens to be the default counts too, if it is given."""
+    file, storage = tmp_path / "suite.yaml", open_storage(str(tmp_path / "runs"))
+    file.write_text("suite: {tasks: [Lift, Stack], episodes: 7, horizon: 90, settle: 3, rung: truncated}\n")
+    suite = Suite(("Lift", "Stack"), 20, Rules(90, 3))
+    protocol = protocol_fingerprint(suite, CONTRACT, TINY.ladder["truncated"], "egl")
+    Ledger(storage, fingerprint(checkpoint), protocol).record(played(suite, won=11))
+    done = score(checkpoint, "--suite", file, "--episodes", "20", "--storage", storage.uri)
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()[1:]
+    assert [line.split(":")[0] for line in lines] == ["Lift, nominal", "Stack, nominal"]
+    assert sum(int(line.split(": ")[1].split("/")[0]) for line in lines) == 11
+
+
+def test_a_baseline_is_known_by_the_protocol_of_its_sweep() -> None:
+    for preset in ("tiny", "svd-256"):
+        for rung in ("", "unguided"):
+            assert _sampler(policy_config(preset, "diffusion_policy"), rung) == policy_config(preset).sampler_on(rung)
+
+
+def test_a_rule_s_verdict_is_enough(checkpoint: Path, tmp_path: Path, no_ray: None) -> None:
+    """Twenty failures say that the rate is below 0.8: the other hundred and eighty are not played."""
+    file, storage = tmp_path / "suite.yaml", open_storage(str(tmp_path / "runs"))
+    file.write_text("suite: {tasks: [Lift], episodes: 200, horizon: 50, decide: {threshold: 0.8}}\n")
+    from orchestrator.decide import Rule, Verdict
+
+    suite, rule = Suite(("Lift",), 200, Rules(50)), Rule(10, 0.95, 0.8)
+    ledger = Ledger(storage, fingerprint(checkpoint), protocol_fingerprint(suite, CONTRACT, TINY.sampler, "egl"))
+    ledger.record(played(suite, won=0)[:20])
+    ledger.keep_verdict(rule.key, Verdict("below 0.8", 20))
+    done = score(checkpoint, "--suite", file, "--storage", storage.uri)
+    assert done.exit_code == 0, done.output
+    assert "below 0.8 after 20 of 200 listed" in done.stdout
+
+
+def played(suite: Suite, won: int) -> list[Outcome]:
+    return [
+        Outcome(spec, "success" if number < won else "failure", 9, 1, 0.1, 0.1, 9 if number < won else None, number < won)
+        for number, spec in enumerate(suite.episode_list())
+    ]

@@ -1,0 +1,64 @@
+"""A checkpoint wherever it is, a folder or an s3:// prefix, as files that can be read here.
+
+Whoever made it may be a stranger. Only the files that a checkpoint is made of are taken from the place, JSON and safetensors, which hold data and
+no code: a pickle beside them is not so much as opened, and nothing outside the place is read or written.
+"""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.storage import Folder, StorageError, open_storage
+
+if TYPE_CHECKING:
+    from policy.checkpoint import Card
+
+PARTS = re.compile(r"checkpoint\.json|(heads|text)\.safetensors|(unet|vae)/[\w.-]+\.(json|safetensors)")
+"""What acting reads, of all that `policy/checkpoint.py` writes."""
+
+
+@contextmanager
+def at_hand(uri: str) -> Iterator[Path]:
+    """A folder with the checkpoint's files and no others, while it is open; what `policy.checkpoint` says about it names the `uri`.
+
+    StorageError if the place cannot be read, or a file leads out of it; CheckpointError if there is no checkpoint.
+    """
+    from policy.checkpoint import CheckpointError
+
+    storage = open_storage(uri)
+    if not storage.exists("checkpoint.json"):
+        raise CheckpointError(f"{uri}: no checkpoint.json, so this is not a checkpoint of ours")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for key in filter(PARTS.fullmatch, storage.list("")):
+            target = folder / key
+            target.parent.mkdir(exist_ok=True)
+            if isinstance(storage, Folder):
+                target.symlink_to(_inside(storage, key))
+            else:
+                target.write_bytes(storage.get(key))
+        try:
+            yield folder
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(name, uri)) from None
+
+
+def card_of(uri: str) -> tuple["Card", str]:
+    """What the policy is, and its fingerprint, by which a sweep's ledger knows it. CheckpointError if it is damaged or not one of ours."""
+    from policy.checkpoint import CheckpointError, fingerprint, load_card
+
+    with at_hand(uri) as folder:
+        try:
+            return load_card(folder), fingerprint(folder)
+        except (AttributeError, IndexError, TypeError, ValueError) as error:  # JSON, but not of this form
+            raise CheckpointError(f"{uri}: checkpoint.json lacks or misstates a field ({type(error).__name__}: {error})") from None
+
+
+def _inside(place: Folder, key: str) -> Path:
+    file = (place.root / key).resolve()
+    if not file.is_relative_to(place.root.resolve()):
+        raise StorageError(f"{place.uri}: {key} leads out of the folder, to {file}; put the file itself there")
+    return file

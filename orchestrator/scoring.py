@@ -1,0 +1,162 @@
+"""Scoring one policy, without a sweep: what the ledger has is not played again, what is played is in the ledger at once."""
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.decide import Rule
+from orchestrator.ledger import Ledger, Portraits
+from orchestrator.score import Score, ScoringJob, protocol_fingerprint, score_so_far, simulation_fingerprint
+from orchestrator.scorer import Scorer
+from orchestrator.storage import Storage, check_conditional_writes
+from orchestrator.subject import Subject
+from sim_workers.rollout import Outcome
+from sim_workers.suite import EpisodeSpec, Suite
+from sim_workers.video import Filmed
+
+POLL_S = 0.1
+ORDER = tuple(field.name for field in fields(EpisodeSpec))
+
+
+class Scoring:
+    """A policy on a list of suites, one per shift, each a score of its own; a sweep's listener and driver in one, for a single checkpoint."""
+
+    def __init__(self, subject: Subject, suites: Sequence[Suite], gl: str, rule: Rule | None, storage: Storage) -> None:
+        """rule: when the nominal suite has been played enough; shifted ones are always played whole.
+
+        storage: where the outcomes are, by the policy's fingerprint (or its name) and the protocol's, as a sweep's are. StorageError if what is
+        there is damaged.
+        """
+        self.subject, self._gl, self._storage = subject, gl, storage
+        self.suites = {suite.shift: suite for suite in suites}
+        self.protocols = {suite.shift: protocol_fingerprint(suite, subject.contract, subject.sampler, gl) for suite in suites}
+        self.rules = {suite.shift: rule if suite.shift == "nominal" else None for suite in suites}
+        self.checkpoint = subject.fingerprint or re.sub(r"[^\w.:-]+", "_", subject.name)[-100:]
+        self._ledgers = {shift: Ledger(storage, self.checkpoint, protocol) for shift, protocol in self.protocols.items()}
+        self.interrupted = False
+        """Set it to have the episodes in progress finished and no other begun."""
+        self.played = 0
+        """Episodes, by this object."""
+        self._errors: dict[str, list[Outcome]] = {suite.shift: [] for suite in suites}
+        self._read()
+
+    def _read(self) -> None:
+        self._known = {shift: score_so_far(self._ledgers[shift], suite, self.rules[shift]) for shift, suite in self.suites.items()}
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is left to play."""
+        return all(score.complete for score, _ in self._known.values())
+
+    @property
+    def listed(self) -> int:
+        """Episodes, of all suites."""
+        return sum(score.listed for score, _ in self._known.values())
+
+    @property
+    def counted(self) -> int:
+        """Those of them that the scores count now."""
+        return sum(score.episodes for score, _ in self._known.values())
+
+    @property
+    def causes(self) -> list[str]:
+        """Why episodes ended in an error in this run, each cause once."""
+        return sorted({outcome.message for errors in self._errors.values() for outcome in errors})
+
+    def lines(self) -> list[tuple[str, Score]]:
+        """The scores a person wants to see, and what of: every task under every shift; all tasks together where a rule judged them together."""
+        told = []
+        for shift, suite in self.suites.items():
+            score, counted = self._known[shift]
+            outcomes = [*counted, *self._errors[shift]]
+            if score.rule:
+                told.append((f"{', '.join(suite.tasks)}, {shift}", Score.of(outcomes, score.listed, score.rule, score.verdict)))
+                continue
+            for task in suite.tasks:
+                told.append((f"{task}, {shift}", Score.of((o for o in outcomes if o.spec.task == task), suite.episodes)))
+        return told
+
+    def play(self, workers: int | None, on_progress: Callable[[int], None]) -> None:
+        """Play what is missing on a connected Ray: on so many simulators, one per core by default. on_progress hears of every few more episodes.
+
+        Returns when every episode has its outcome, or when interrupted; either way, what was played is in the ledger. ProtocolError if the
+        policy cannot be scored here.
+        """
+        from orchestrator.cluster import nodes_of, resources
+        from sim_workers.pool import RolloutPool
+
+        check_conditional_writes(self._storage)
+        cpus = resources().get("CPU", 1.0)
+        workers = workers or max(1, int(cpus))
+        # More of them than cores share the cores; half their share, so that they fit nodes of any size.
+        share = 1.0 if workers <= cpus else math.floor(50 * cpus / workers) / 100
+        source = self.subject.reach(workers)
+        portraits = Portraits(self._storage, simulation_fingerprint(self._gl))
+        pool = RolloutPool(workers, share, self._gl, portraits, nodes=nodes_of("rollouts", CPU=workers * share))
+        self._on_progress, self._over = on_progress, set[str]()
+        scorer = Scorer(self._storage, self.subject.contract, pool, self)
+        try:
+            for shift, suite in self.suites.items():
+                name, protocol = self.subject.name, self.protocols[shift]
+                scorer.submit(ScoringJob(name, 0, name, self.checkpoint, suite, protocol, source, rule=self.rules[shift]))
+            while len(self._over) < len(self.suites) and not scorer.failed and not self.interrupted:
+                time.sleep(POLL_S)
+            if self.interrupted:
+                scorer.wind_down()
+            scorer.drain()
+        finally:
+            scorer.close()
+        self._read()
+
+    # -- what the scorer tells, in its thread -------------------------------------------------------------------------------------------
+
+    def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+        self._errors[job.suite.shift] += [outcome for outcome in outcomes if outcome.result == "error"]
+        self.played += len(outcomes)
+        if outcomes:
+            self._on_progress(len(outcomes))
+
+    def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+        self._over.add(job.suite.shift)
+
+    def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+    # -- what is handed on --------------------------------------------------------------------------------------------------------------
+
+    def save(self, file: Path) -> None:
+        """A line per episode, in the order of their specs: .jsonl as `Outcome.from_json` reads it, .parquet as in the ledger."""
+        outcomes = {shift: [*self._known[shift][1], *self._errors[shift]] for shift in self.suites}
+        if file.suffix == ".jsonl":
+            everything = sorted((outcome for some in outcomes.values() for outcome in some), key=lambda outcome: outcome.spec)
+            file.write_text("".join(json.dumps(outcome.to_json()) + "\n" for outcome in everything))
+        else:
+            tables = [self._ledgers[shift].table(some) for shift, some in outcomes.items()]
+            pq.write_table(pa.concat_tables(tables).sort_by([(name, "ascending") for name in ORDER]), file)
+
+    def to_json(self) -> dict[str, Any]:
+        """The scores, and what they are known by."""
+        return {
+            "policy": self.subject.name,
+            "fingerprint": self.subject.fingerprint,
+            "protocols": self.protocols,
+            "episodes_played": self.played,
+            "scores": [{"of": of, **_told(score)} for of, score in self.lines()],
+        }
+
+
+def _told(score: Score) -> dict[str, Any]:
+    """Counts, and a rate that is null where there is no episode to go by."""
+    low, high = score.interval
+    rate = score.success_rate if score.episodes else None
+    counts = {"successes": score.successes, "failures": score.failures, "errors": score.errors, "listed": score.listed}
+    return counts | {"success_rate": rate, "low": low, "high": high, "complete": score.complete, "decided": score.decided}
