@@ -9,7 +9,8 @@ from typing import Any, Literal
 Wish = Literal["", "pause", "stop"]
 """What is asked of a training run: `pause`: save a checkpoint and end, to be continued; `stop`: end, it is not worth going on."""
 News = dict[str, Any]
-"""What a run reported: metrics with their `step`; or `trained`, all its checkpoints; or `failed`, the trace."""
+"""What a run reported: metrics with their `step`; or `retried`, the trace of what it is begun again after;
+or `trained`, all its checkpoints; or `failed`, the trace."""
 
 PATIENCE_S = 1.0
 
