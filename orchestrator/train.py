@@ -113,7 +113,7 @@ def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attemp
             _raise_what_trying_again_would_not_mend(str(error))
             if attempt == attempts:
                 raise
-            ray.get(desk.tell.remote(job.arm_id, {"retried": str(error)}))
+            desk.tell.remote(job.arm_id, {"retried": str(error).strip() or type(error).__name__})
             with suppress(StorageError):
                 open_storage(folder).exists(job.arm_id)  # answers when a storage that was away is there again
     raise AssertionError("unreachable")

@@ -211,7 +211,11 @@ def test_a_controller_or_a_storage_that_fails_is_no_reason_to_give_an_arm_up(tmp
             return SimpleNamespace(best_checkpoints=[(None, {"step": 6})])
 
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
-    assert fit(job(tmp_path), str(tmp_path), {"CPU": 0.5}, [], attempts=4) == [{"step": 6}]
+    told: list[Any] = []
+    handle = SimpleNamespace(tell=SimpleNamespace(remote=lambda run, news: told.append((run, [*news], news["retried"].splitlines()[-1]))))
+    assert fit(job(tmp_path), str(tmp_path), {"CPU": 0.5}, handle, attempts=4) == [{"step": 6}]
+    assert [(run, kind) for run, kind, _ in told] == 3 * [(job(tmp_path).arm_id, ["retried"])]
+    assert "it is away" in told[2][2]
     failures += [OSError("it is away")] * 2
     with pytest.raises(OSError, match="it is away"):
-        fit(job(tmp_path), str(tmp_path), {"CPU": 0.5}, [], attempts=2)
+        fit(job(tmp_path), str(tmp_path), {"CPU": 0.5}, handle, attempts=2)
