@@ -212,6 +212,8 @@ class Training:
         return f"the video model of {', '.join(job.arm.name for job in self._sharing[run])}"
 
     def _retried(self, run: str, trace: str) -> None:
+        if run not in self.running:  # it had ended, and its process died after
+            return
         RETRIES.record(1, self._state.sweep.name, kind="training")
         self._say(f"training {self._names(run)} again: {_sentence(trace)}")
 
