@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import psutil
 from bench.pretend import PretendedPool
 from bench.seaweed import BUCKET, NoServerError, started
 from bench.servo import cameras
+from orchestrator import metrics
 from orchestrator.cost import Spending, of_outcome
 from orchestrator.ledger import Ledger
 from orchestrator.score import Score, ScoringJob
@@ -49,6 +51,8 @@ class Accountant:
         self.rss: list[float] = []
 
     def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+        for (task, result), number in Counter((outcome.spec.task, outcome.result) for outcome in outcomes).items():
+            metrics.EPISODES.record(number, "bench", task=task, result=result)
         for outcome in outcomes:
             self._spending.add(job.arm_id, of_outcome(outcome, 1))
         self.heard += len(outcomes)

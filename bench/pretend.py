@@ -150,6 +150,7 @@ def fit_in(seconds_per_step: float) -> Callable[[ArmJob, str, dict[str, float], 
             news = {"step": step, "loss": 1 / step, "loss_video": 0.0, "loss_action": 1 / step, "checkpoint": digest([job.arm_id, step])}
             news |= {"clips_with_actions": step, "clips_action_free": 0, "action_free_ratio_consumed": 0.0}
             news |= {"cpu_s": seconds_per_step * every, "wall_s": seconds_per_step * every, "bytes_read": 0}
+            news |= {"clips": job.train.batch_size * every, "steps": every, "step_s": seconds_per_step * every, "stall_s": 0.001 * every}
             ray.get(desk.tell.remote(job.arm_id, news))
             reported.append(news)
             if asked():

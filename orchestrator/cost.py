@@ -20,8 +20,6 @@ WRITE_S = 2.0
 """An account is written at most so often, and what is added is written so soon: all that a killed run loses of it."""
 IDLE_S = 30.0
 """And so often where nothing is added, for the time on the clock."""
-SPENT = ("cpu_s", "wall_s", "bytes_read")
-"""Metrics of a training worker since its last report: CPU seconds of its process, seconds on the clock, bytes of episodes it fetched."""
 
 
 @dataclass(frozen=True)
@@ -99,25 +97,6 @@ def of_outcome(outcome: Outcome, cameras: int) -> Cost:
         frames=outcome.looks * cameras,
         episodes=int(outcome.result != "error"),
     )
-
-
-class Meter:
-    """SPENT in this process, since it was made or last asked."""
-
-    def __init__(self) -> None:
-        self._bytes = 0
-        self._before = self._now()
-
-    def fetched(self, nbytes: int) -> None:
-        """Count bytes; for the one thread that fetches."""
-        self._bytes += nbytes
-
-    def read(self) -> dict[str, float]:
-        before, self._before = self._before, self._now()
-        return {name: now - then for name, then, now in zip(SPENT, before, self._before, strict=True)}
-
-    def _now(self) -> tuple[float, float, int]:
-        return time.process_time(), time.perf_counter(), self._bytes
 
 
 @dataclass(frozen=True)

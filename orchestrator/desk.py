@@ -9,7 +9,8 @@ from typing import Any, Literal
 Wish = Literal["", "pause", "stop"]
 """What is asked of a training run: `pause`: save a checkpoint and end, to be continued; `stop`: end, it is not worth going on."""
 News = dict[str, Any]
-"""What a run reported: metrics with their `step`; or `trained`, all its checkpoints; or `failed`, the trace."""
+"""What a run reported: metrics with their `step`; or `retried`, the trace of what it is begun again after;
+or `trained`, all its checkpoints; or `failed`, the trace."""
 
 PATIENCE_S = 1.0
 
@@ -19,6 +20,7 @@ class Desk:
 
     def __init__(self) -> None:
         self._jobs: dict[str, Any] = {}
+        self._taken: set[str] = set()
         self._wishes: dict[str, Wish] = {}
         self._news: list[tuple[str, News]] = []
         self._changed = asyncio.Condition()
@@ -26,9 +28,14 @@ class Desk:
     async def give(self, run: str, job: Any) -> None:
         """Have a job ready for whoever runs it; nothing is asked of it any more."""
         self._jobs[run] = job
+        self._taken.discard(run)
         self._wishes.pop(run, None)
 
     async def job(self, run: str) -> Any:
+        """For whoever runs it; asked for a second time, whoever did first has died."""
+        if run in self._taken:
+            await self.tell(run, {"retried": "its trial's process died"})
+        self._taken.add(run)
         return self._jobs[run]
 
     async def ask(self, run: str, wish: Wish) -> None:

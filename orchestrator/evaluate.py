@@ -1,5 +1,6 @@
 """A sweep's checkpoints on their way to scores: which suites each meets, who answers, who plays, and who hears of it."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +11,7 @@ from orchestrator.cluster import nodes_of
 from orchestrator.cost import Cost, Spending, of_outcome
 from orchestrator.judging import VideoScores
 from orchestrator.ledger import Portraits
+from orchestrator.metrics import EPISODES, RETRIES
 from orchestrator.placement import Placement
 from orchestrator.score import Score, ScoringJob
 from orchestrator.scorer import Scorer
@@ -21,16 +23,17 @@ from sim_workers.balance import Answered
 from sim_workers.rollout import Outcome
 from sim_workers.sources import PolicySource
 from sim_workers.video import Filmed
+from sim_workers.worker import RolloutJob
 
 
-def policy_servers(number: int, gpus: float, rung: str) -> tuple[Any, ...]:
+def policy_servers(number: int, gpus: float, rung: str, sweep: str = "") -> tuple[Any, ...]:
     """Handles of so many policy servers of a connected Ray, each with its share of a GPU; one that dies starts again and is asked again."""
     import ray
 
     options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
     where = nodes_of("servers", GPU=number * gpus)  # kept off the trainers' GPUs, which may be dearer, and of which every one is counted on
     server = ray.remote(PolicyServer).options(**options, label_selector=where or None, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
-    return tuple(server.remote(1, "cuda" if gpus else "cpu", rung) for _ in range(number))
+    return tuple(server.remote(1, "cuda" if gpus else "cpu", rung, sweep) for _ in range(number))
 
 
 def serving(servers: tuple[Any, ...], uri: str) -> PolicySource:
@@ -76,7 +79,7 @@ def players(state: SweepState, placement: Placement, portraits: Portraits) -> Pl
     from sim_workers.served import Served
 
     suite = state.sweep.suite
-    servers = policy_servers(placement.servers, placement.server_gpus, suite.rung)
+    servers = policy_servers(placement.servers, placement.server_gpus, suite.rung, state.sweep.name)
     judge = lru_cache(video_judge)  # begun when first asked
 
     def judged(test: VideoTest, source: PolicySource) -> tuple[VideoScore, float]:
@@ -89,7 +92,7 @@ def players(state: SweepState, placement: Placement, portraits: Portraits) -> Pl
     # Elsewhere they would take the cores that the next training run waits for, and a processor of another kind may draw other pictures.
     where = nodes_of("rollouts", CPU=simulators * placement.rollout_cpus)
     return Players(
-        pool=RolloutPool(simulators, placement.rollout_cpus, suite.gl, portraits, nodes=where),
+        pool=RolloutPool(simulators, placement.rollout_cpus, suite.gl, portraits, nodes=where, label=state.sweep.name),
         source=lambda uri, imagines: Served(servers, uri, imagines),
         answered=lambda uri: Served(servers, uri).measure(uri),
         server_gpus=placement.server_gpus,
@@ -116,6 +119,7 @@ class Evaluation:
         self._on_score, self.say = on_score, say
         self._charged: dict[str, float] = {}  # seconds of answers on an arm's account, by checkpoint
         self._cameras = len(state.manifest.contract.cameras)
+        playing.pool.on_retry = self._on_retry
         self.scorer = Scorer(state.storage, state.manifest.contract, playing.pool, self, decides)
         self.videos = VideoScores(state, views, self._judge, say)
 
@@ -127,7 +131,8 @@ class Evaluation:
         for shift in ("nominal", *(state.sweep.suite.shifts if last else ())):
             suite = state.sweep.to_suite(shift)
             rule, reference = (state.rule(arm), state.sweep.is_reference(arm)) if shift == "nominal" else (None, False)
-            self.scorer.submit(ScoringJob(arm_id, step, uri, fingerprint, suite, state.protocol_of(shift), source, last, rule, reference))
+            protocol, name = state.protocol_of(shift), self._board.arms[arm_id].name
+            self.scorer.submit(ScoringJob(arm_id, step, uri, fingerprint, suite, protocol, source, last, rule, reference, name))
 
     @property
     def workers(self) -> int:
@@ -135,7 +140,14 @@ class Evaluation:
         number: int = self._playing.pool.num_workers
         return number
 
+    def _on_retry(self, kind: str, rollout: RolloutJob, why: str) -> None:
+        RETRIES.record(1, self._state.sweep.name, kind=kind)
+        if kind == "episode":
+            self.say(f"playing {rollout} again: {why}")
+
     def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+        for (task, result), number in Counter((outcome.spec.task, outcome.result) for outcome in outcomes).items():
+            EPISODES.record(number, self._state.sweep.name, task=task, result=result)
         for outcome in outcomes:
             self._spending.add(job.arm_id, of_outcome(outcome, self._cameras))
         if job.suite.shift == "nominal":
@@ -151,9 +163,9 @@ class Evaluation:
                     arm.scoring[job.step] = score.episodes, score.episodes
             else:
                 arm.shifted[shift] = score
-        self.say(f"score {arm.name} after {job.step} steps{'' if shift == 'nominal' else f', {shift} shifted'}: {score}")
+        self.say(f"score {job}: {score}")
         for episode, cause in score.causes:
-            self.say(f"quarantined {episode}: {cause}")
+            self.say(f"quarantined {episode} of {job}: {cause}")
         busy_s = (answered := self._playing.answered(job.uri).busy_s) - self._charged.get(job.uri, 0.0)
         self._charged[job.uri] = answered  # a checkpoint that meets several suites has several scores
         gpus = self._playing.server_gpus

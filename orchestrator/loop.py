@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator.arms import Arm
-from orchestrator.cost import Meter
 from orchestrator.data import stream
 from orchestrator.data.latents import has_latents, kept_sentences, latent_entries
 from orchestrator.data.manifest import Manifest
@@ -15,6 +14,7 @@ from orchestrator.data.order import Order
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import Subset, choose
 from orchestrator.desk import Wish
+from orchestrator.meter import Meter
 from orchestrator.provenance import TRAINING_CODE, code_fingerprint, digest, package_versions, weights_label
 from orchestrator.sections import Train
 from orchestrator.storage import Storage, download, open_storage
@@ -35,7 +35,7 @@ CONSUMED = ("clips_with_actions", "clips_action_free", "action_free_ratio_consum
 """Metrics: the clips the first worker has trained on since step 0, counted as they came, and their ratio, to hold against the one asked for."""
 
 Report = Callable[[int, dict[str, Any], Path | None], None]
-"""Called now and then with (step, mean losses and `cost.SPENT` since the last call, None), and at a checkpoint with its folder (first worker)."""
+"""Called now and then with (step, mean losses and `meter.SPENT` since the last call, None), and at a checkpoint with its folder (first worker)."""
 
 # What stage 1 does not depend on: arms that differ in nothing else share it.
 NOT_OF_THE_VIDEO = {"mode", "steps", "video_steps", "videos", "checkpoint_every", "head_learning_rate", "feature_cache_mb"}
@@ -202,7 +202,7 @@ def train(
         order = _kept(order, storage, manifest, model)
     steps = {"first_step": first_step, "num_steps": job.train.steps}
     batches = stream.batches(job.episodes, manifest.contract, order, job.clip, **steps, bring=bring, on_fetched=meter.fetched)
-    for step, arrays in enumerate(batches, first_step + 1):
+    for step, arrays in enumerate(meter.steps_of(batches, order.batch_size), first_step + 1):
         generator.manual_seed(derived_seed(job.arm.seed, step, rank))
         batch = _to_batch(arrays, normalizers, trainer.device)
         if job.views_apart:
@@ -218,6 +218,7 @@ def train(
         if not checkpoint and not wish and step % max(1, job.train.steps // PROGRESS_REPORTS):
             continue
         metrics: dict[str, Any] = {name: total.item() / (step - since) for name, total in sums.items()} | consumed
+        meter.stepped(order.batch_size)
         sums, since = dict.fromkeys(sums, torch.zeros((), device=trainer.device)), step
         if checkpoint:
             weights, state = trainer.acting_weights(), trainer.state()  # of every worker: where weights are sharded, they are gathered

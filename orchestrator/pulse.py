@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cost import exceeded
+from orchestrator.metrics import QUEUED_EPISODES, ROLLOUT_WORKERS, UNSCORED_CHECKPOINTS, UNTOLD_RECORDS
 from orchestrator.placement import Placement
 from orchestrator.sharing import sweeps
 from orchestrator.storage import StorageError
@@ -72,9 +73,19 @@ class Pulse:
         self._run.training.slots = max(1, self._placement.concurrent_arms // present)
         self._run.evaluation.scorer.use(max(1, self._run.state.sweep.rollout_actors // present))
 
+    def _measure(self, over: bool) -> None:
+        """Of a run that is over nobody waits for anything any more."""
+        run, name = self._run, self._run.state.sweep.name
+        scorer = run.evaluation.scorer
+        for metric, value in ((QUEUED_EPISODES, scorer.waiting), (UNSCORED_CHECKPOINTS, scorer.unscored), (ROLLOUT_WORKERS, run.evaluation.workers)):
+            metric.record(0 if over else value, name)
+        with suppress(OSError, ValueError):  # journals come and go
+            UNTOLD_RECORDS.record(run.untold, name)
+
     def _write(self, over: bool = False) -> None:
         """For onlookers. A storage that is away for a moment is no reason to stop: whoever needs it will say so."""
         run = self._run
+        self._measure(over)
         run.board.charge(run.spending.by_arm())
         news = {
             "host": socket.gethostname(),

@@ -137,6 +137,13 @@ class ScoringJob:
     """When to stop before the end of the list."""
     reference: bool = False
     """Others are held against it."""
+    arm: str = ""
+    """The arm's name, for people."""
+
+    def __str__(self) -> str:
+        """For people: the checkpoint, and the shift it meets."""
+        shifted = "" if self.suite.shift == "nominal" else f", {self.suite.shift} shifted"
+        return f"{self.arm or self.arm_id} after {self.step} steps{shifted}"
 
     @property
     def key(self) -> str:

@@ -123,6 +123,11 @@ class Scorer:
         """Episodes that are still to be played or being played."""
         return sum(len(entry.missing) for entry in [*self._open.values()])
 
+    @property
+    def unscored(self) -> int:
+        """Checkpoints that wait for a score, of the nominal suite or a shifted one."""
+        return len({entry.job.uri for entry in [*self._open.values()] if entry.missing})
+
     def _run(self) -> None:
         try:
             while (self._accepting or self._open) and not self._closing:
@@ -155,7 +160,7 @@ class Scorer:
                 continue
             for spec in to_play(entry.cut, entry.outcomes):
                 entry.pooled.add(spec.episode_id)
-                self._pool.submit(RolloutJob(spec, entry.job.suite.rules, self._contract, entry.job.source, entry.job.key))
+                self._pool.submit(_rollout(entry.job, spec, self._contract))
 
     def _collect(self) -> None:
         """Hear the pool for a moment, then write down what came and tell of it."""
@@ -220,7 +225,7 @@ class Scorer:
             for spec in episodes_to_film(counted):
                 if spec.episode_id not in have:
                     entry.unfilmed.add(spec.episode_id)
-                    self._pool.submit(RolloutJob(spec, entry.job.suite.rules, self._contract, entry.job.source, entry.job.key, film=True))
+                    self._pool.submit(_rollout(entry.job, spec, self._contract, film=True))
         self._close_if_done(entry)
         return True
 
@@ -228,10 +233,10 @@ class Scorer:
         episode, before = outcome.spec.episode_id, entry.outcomes[outcome.spec.episode_id]
         entry.unfilmed.remove(episode)
         if film is None:
-            self._listener.say(f"no film of {episode}: {outcome.message}")
+            self._listener.say(f"no film of {episode} of {entry.job}: {outcome.message}")
         elif (outcome.result, outcome.steps) != (before.result, before.steps):
             self._listener.say(
-                f"no film of {episode}: played again it ended as a {outcome.result} after {outcome.steps} steps, not as the recorded "
+                f"no film of {episode} of {entry.job}: played again it ended as a {outcome.result} after {outcome.steps} steps, not as the recorded "
                 f"{before.result} after {before.steps}; the policy does not answer the same twice"
             )
         else:
@@ -269,3 +274,7 @@ class Scorer:
 
     def _expect_no_more(self) -> None:
         self._accepting = False
+
+
+def _rollout(job: ScoringJob, spec: EpisodeSpec, contract: Contract, film: bool = False) -> RolloutJob:
+    return RolloutJob(spec, job.suite.rules, contract, job.source, job.key, film, str(job))

@@ -1,14 +1,25 @@
 """The policy server: checkpoints in memory, asked by many simulators at once."""
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.checkpoints import at_hand
+from orchestrator.metrics import BATCH_FILL, REPLAN_LATENCY
 from policy.interface import ActionChunk, Imagination, Observation
 from sim_workers.balance import Answered
+
+_log = logging.getLogger(__name__)
+
+
+class _Asked(NamedTuple):
+    observation: Observation
+    answer: asyncio.Future[Any]
+    since: float
+    """By `time.perf_counter`."""
 
 
 class PolicyServer:
@@ -21,16 +32,19 @@ class PolicyServer:
     KEPT = 2  # policies kept loaded: the one that finishes and the one that begins
     MOST_ROWS = 64
 
-    def __init__(self, num_threads: int, device: str, rung: str = "") -> None:
-        """rung: of the policies' ladder, on which all of them act."""
+    def __init__(self, num_threads: int, device: str, rung: str = "", sweep: str = "") -> None:
+        """rung: of the policies' ladder, on which all of them act. sweep: whose they are, for metrics and logs."""
         import torch
 
         torch.set_num_threads(num_threads)
-        self._device, self._rung = device, rung
+        self._device, self._rung, self._sweep = device, rung, sweep
         self._policies: OrderedDict[str, Any] = OrderedDict()
-        self._waiting: dict[tuple[str, str], list[tuple[Observation, asyncio.Future[Any]]]] = {}  # by checkpoint and what is asked of it
+        self._waiting: dict[tuple[str, str], list[_Asked]] = {}  # by checkpoint and what is asked of it
         self._serving: asyncio.Task[None] | None = None
         self._answered: dict[str, Answered] = {}  # by checkpoint; under no name: for all
+
+    def __repr__(self) -> str:
+        return f"PolicyServer({self._sweep})"
 
     async def act(self, checkpoint: str, observation: Observation) -> ActionChunk:
         """The chunk that the policy of the checkpoint (a URI) answers."""
@@ -44,7 +58,7 @@ class PolicyServer:
 
     async def _ask(self, checkpoint: str, what: str, observation: Observation) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault((checkpoint, what), []).append((observation, answer))
+        self._waiting.setdefault((checkpoint, what), []).append(_Asked(observation, answer, time.perf_counter()))
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
         return await answer
@@ -67,17 +81,26 @@ class PolicyServer:
             try:
                 policy = await asyncio.to_thread(self._loaded, checkpoint)
                 began = time.perf_counter()
-                answers = await asyncio.to_thread(_answers, policy, what, [observation for observation, _ in asked])
+                answers = await asyncio.to_thread(_answers, policy, what, [one.observation for one in asked])
             except Exception as error:  # whoever asked gets the error; the server lives on
-                for _, answer in asked:
-                    answer.set_exception(error)
+                _log.exception("%s did not answer %d observations", _short(checkpoint), len(asked))
+                for one in asked:
+                    one.answer.set_exception(error)
             else:
                 spent = time.perf_counter() - began
                 done = Answered(1, len(asked), spent) if what == "act" else Answered(imagined_s=spent)
                 for name in ("", checkpoint):
                     self._answered[name] = self._answered.get(name, Answered()) + done
-                for (_, answer), told in zip(asked, answers, strict=True):
-                    answer.set_result(told)
+                for one, told in zip(asked, answers, strict=True):
+                    one.answer.set_result(told)
+                if what == "act":
+                    self._measured(asked)
+
+    def _measured(self, answered: list["_Asked"]) -> None:
+        BATCH_FILL.record(len(answered) / self.MOST_ROWS, self._sweep)
+        now = time.perf_counter()
+        for one in answered:
+            REPLAN_LATENCY.record(now - one.since, self._sweep)
 
     def _loaded(self, checkpoint: str) -> Any:
         from policy.serve import TrainedPolicy
@@ -89,6 +112,11 @@ class PolicyServer:
                 self._policies.popitem(last=False)
         self._policies.move_to_end(checkpoint)
         return self._policies[checkpoint]
+
+
+def _short(checkpoint: str) -> str:
+    """Arm and step: what a sweep's URIs end in."""
+    return checkpoint.rpartition("/arms/")[2]
 
 
 def _answers(policy: Any, what: str, observations: list[Observation]) -> Sequence[ActionChunk | Imagination | None]:

@@ -149,6 +149,11 @@ class SweepRun:
             self.evaluation.scorer.wind_down()
             self.evaluation.videos.wind_down()
 
+    @property
+    def untold(self) -> int:
+        """Records that MLflow has not been told yet."""
+        return self._views.untold
+
     def _on_score(self, arm_id: str, step: int, score: Score) -> None:
         arm = self.board.arms[arm_id]
         if arm.stopped is None and self._rule.stops(arm_id, step, score.interval[0]):

@@ -7,10 +7,10 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cost import SPENT
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.desk import Wish
 from orchestrator.loop import ArmJob, train
+from orchestrator.meter import SPENT
 from orchestrator.storage import StorageError, open_storage
 
 
@@ -113,6 +113,7 @@ def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attemp
             _raise_what_trying_again_would_not_mend(str(error))
             if attempt == attempts:
                 raise
+            desk.tell.remote(job.arm_id, {"retried": str(error).strip() or type(error).__name__})
             with suppress(StorageError):
                 open_storage(folder).exists(job.arm_id)  # answers when a storage that was away is there again
     raise AssertionError("unreachable")

@@ -16,6 +16,7 @@ from orchestrator.board import Board
 from orchestrator.cost import Cost, Spending
 from orchestrator.desk import News, Wish
 from orchestrator.loop import CONSUMED, ArmJob
+from orchestrator.metrics import CLIPS, LOADER_STALL_S, OPTIMISER_STEP_S, OPTIMISER_STEPS, RETRIES
 from orchestrator.search import Proposals
 from orchestrator.state import SweepState
 from orchestrator.views import LOSSES, Views
@@ -151,6 +152,8 @@ class Training:
             with self._lock:
                 if "failed" in news:
                     self._failed(run, news["failed"])
+                elif "retried" in news:
+                    self._retried(run, news["retried"])
                 elif "trained" in news:
                     self._trained(run, news["trained"])
                 else:
@@ -184,6 +187,8 @@ class Training:
                 state.loss = losses["loss"]
         if not again:
             self._spending.add(run, self._spent(job, news))
+            for metric, spent in ((CLIPS, "clips"), (OPTIMISER_STEPS, "steps"), (OPTIMISER_STEP_S, "step_s"), (LOADER_STALL_S, "stall_s")):
+                metric.record(news[spent], self._state.sweep.name)
         for arm_id in arms:
             self._views.stage_one(arm_id, step, losses["loss_video"])
         facts = losses | {name: news[name] for name in CONSUMED}
@@ -206,15 +211,26 @@ class Training:
             return self._board.arms[run].name
         return f"the video model of {', '.join(job.arm.name for job in self._sharing[run])}"
 
+    def _retried(self, run: str, trace: str) -> None:
+        if run not in self.running:  # it had ended, and its process died after
+            return
+        RETRIES.record(1, self._state.sweep.name, kind="training")
+        self._say(f"training {self._names(run)} again: {_sentence(trace)}")
+
     def _failed(self, run: str, trace: str) -> None:
         with self._lock:
             if self.running.pop(run, None) is None:
                 return
-            last = re.sub(r"^[\w.]+\.(?=[A-Z]\w*: )", "", trace.strip().splitlines()[-1])  # the error without its module
-            sentence = re.sub(r"^(EpisodeError|WeightsError|CheckpointError): ", "", last)[:300]  # ours speak for themselves
+            sentence = _sentence(trace)
             self._say(f"FAILED {self._names(run)}: {sentence}")
             for arm_id in [job.arm_id for job in self._sharing.pop(run, ())] or [run]:
                 self._state.fail(arm_id, sentence, trace)
                 with self._board.lock:
                     self._board.arms[arm_id].failure = self._state.failures()[arm_id]
                 self._proposals.failed(self._board.arms[arm_id].arm)
+
+
+def _sentence(trace: str) -> str:
+    """The error at a trace's end, without its module; ours speak for themselves."""
+    last = re.sub(r"^[\w.]+\.(?=[A-Z]\w*: )", "", trace.strip().splitlines()[-1])
+    return re.sub(r"^(EpisodeError|WeightsError|CheckpointError): ", "", last)[:300]

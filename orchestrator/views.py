@@ -140,6 +140,11 @@ class Views:
     def _artifact(self, arm_id: str | None, name: str, data: bytes) -> None:
         self._tell("artifact", data, arm_id=arm_id, name=name, digest=hashlib.sha256(data).hexdigest())
 
+    @property
+    def untold(self) -> int:
+        """Records that MLflow has not been told yet."""
+        return self._teller.left
+
     def flush(self) -> bool:
         """Wait until everything so far is told; False if MLflow is away: what is not told stays on disk, and a later run tells it."""
         self._away = not self._teller.wait(1.0 if self._away else PATIENCE_S)

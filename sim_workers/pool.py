@@ -5,7 +5,7 @@ An episode whose worker dies, hangs or fails is played again elsewhere. What fai
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -83,7 +83,7 @@ class RolloutPool:
     """Plays jobs on at most `num_workers` processes of `num_cpus` logical CPUs each; outcomes do not depend on how many.
 
     submit() queues; results() yields what has finished, each job once. `gl`: MuJoCo's GL backend, egl or osmesa. `nodes`: the Ray labels of those
-    that may have its processes; any node's by default. One thread owns a pool.
+    that may have its processes; any node's by default. `label`: of those processes in Ray's logs. One thread owns a pool.
     """
 
     def __init__(
@@ -94,18 +94,21 @@ class RolloutPool:
         references: References | None = None,
         episodes_per_process: int = MOST_EPISODES,
         nodes: dict[str, str] | None = None,
+        label: str = "",
     ) -> None:
         # One native thread: the simulator uses no more, and a worker never takes a core that another one needs.
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "MUJOCO_GL": gl}
         options = {"num_cpus": num_cpus, "label_selector": nodes or None, "runtime_env": {"env_vars": environment}}
         self._make = ray.remote(RolloutWorker).options(**options).remote
-        self._episodes_per_process = episodes_per_process
+        self._episodes_per_process, self._label = episodes_per_process, label
         self.references = ReferencesInMemory() if references is None else references
         self.usage = Usage()
         self._workers: list[_Worker] = []
         self._waiting: dict[Scene, list[_Entry]] = {}
         self._finished: deque[tuple[RolloutJob, Outcome, Filmed | None]] = deque()  # not yet told
         self.most_workers = num_workers
+        self.on_retry: Callable[[str, RolloutJob, str], None] = lambda kind, job, why: None
+        """Hears of a job that is to be played again (`episode`) and of a process that was replaced for it (`worker`), and why."""
         self._source: Served | None = None  # of the job submitted last: all of a pool's have the same servers
         self._measured: tuple[float, Usage, Answered] | None = None
         self.resize(num_workers)
@@ -240,12 +243,14 @@ class RolloutPool:
         """Replace the worker: its GL context or its process may be what is broken. Its episode is played again, or given up."""
         entry = self._released(worker)
         self._replace(worker, how)
+        self.on_retry("worker", entry.job, why)
         entry.deaths += how == "died"
         entry.attempts += how != "died"
         self._again(entry, why)
 
     def _again(self, entry: _Entry, why: str) -> None:
         if entry.attempts < ATTEMPTS and entry.deaths < DEATHS:
+            self.on_retry("episode", entry.job, why)
             return self._queue(entry)
         times = entry.attempts + entry.deaths
         error = Outcome(entry.job.spec, "error", 0, 0, 0.0, 0.0, message=f"{why} (given up after {times} attempts)")
@@ -262,7 +267,7 @@ class RolloutPool:
         return self._hire()
 
     def _hire(self) -> _Worker:
-        worker = _Worker(self._make(self._episodes_per_process))
+        worker = _Worker(self._make(self._episodes_per_process, self._label))
         self._workers.append(worker)
         return worker
 

@@ -1,5 +1,6 @@
 """The process that plays: one simulator, one policy to ask, one episode at a time."""
 
+import logging
 import os
 import socket
 import time
@@ -16,6 +17,8 @@ from sim_workers.selftest import Portrait, portrait
 from sim_workers.sources import Asker, PolicySource
 from sim_workers.suite import EpisodeSpec, Rules
 from sim_workers.video import Film, Filmed
+
+_log = logging.getLogger(__name__)
 
 BEAT_S = 2.0
 """A worker says at least so often that it is alive."""
@@ -49,6 +52,11 @@ class RolloutJob:
     """Whoever submits it may recognise it by this."""
     film: bool = False
     """Also return a film of the episode."""
+    checkpoint: str = ""
+    """Whose policy plays, for people."""
+
+    def __str__(self) -> str:
+        return f"{self.spec.episode_id} of {self.checkpoint}" if self.checkpoint else self.spec.episode_id
 
     @property
     def scene(self) -> Scene:
@@ -83,8 +91,9 @@ Said = Beat | Portrait | Played | Unanswered
 class RolloutWorker:
     """A process with one simulator. Changing the scene closes the old one first: two would spoil each other's pictures."""
 
-    def __init__(self, most_episodes: int = MOST_EPISODES) -> None:
-        self._most_episodes = most_episodes
+    def __init__(self, most_episodes: int = MOST_EPISODES, label: str = "") -> None:
+        """label: what Ray's logs call it besides, such as the sweep."""
+        self._most_episodes, self._label = most_episodes, label
         self._env: Env | None = None
         self._scene: Scene | None = None
         self._asker: tuple[PolicySource, Asker] | None = None
@@ -92,8 +101,21 @@ class RolloutWorker:
         self._episodes = 0
         self._first_size = 0
 
+    def __repr__(self) -> str:
+        return f"RolloutWorker({self._label})"
+
     def play(self, job: RolloutJob) -> Iterator[Said]:
-        """What there is to tell, the last thing Played or Unanswered."""
+        """What there is to tell, the last thing Played or Unanswered. What goes wrong is logged with the episode's name."""
+        try:
+            for said in self._play(job):
+                if isinstance(said, Unanswered):
+                    _log.warning("%s: the policy did not answer: %s", job, said.why)
+                yield said
+        except Exception:
+            _log.exception("%s: the simulator failed", job)
+            raise
+
+    def _play(self, job: RolloutJob) -> Iterator[Said]:
         if self._env is None or self._scene != job.scene:
             yield Beat("making")
             if self._env is not None:

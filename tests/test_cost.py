@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 
 from conftest import CHECKOUT
 from orchestrator import cost
-from orchestrator.cost import Cost, Meter, Spending, added, exceeded, of_outcome
+from orchestrator.cost import Cost, Spending, added, exceeded, of_outcome
+from orchestrator.meter import Meter
 from orchestrator.sections import Budget, Prices
 from orchestrator.storage import Storage, StorageError, open_storage
 from sim_workers.rollout import Outcome
@@ -98,6 +100,25 @@ def test_a_meter_tells_what_came_since_it_was_last_asked() -> None:
     assert first["wall_s"] >= 0.05
     assert second["bytes_read"] == 0
     assert second["cpu_s"] < 0.05
+
+
+def test_a_meter_tells_steps_from_waiting_for_their_batches_and_from_what_follows_them() -> None:
+    def batches() -> Iterator[int]:
+        for number in range(3):
+            time.sleep(0.05)
+            yield number
+
+    meter = Meter()
+    for _ in meter.steps_of(batches(), clips=4):
+        time.sleep(0.02)
+        meter.stepped(4)
+        time.sleep(0.1)  # a checkpoint is saved
+        meter.stepped(4)  # nothing more: the step is over
+    told = meter.read()
+    assert (told["clips"], told["steps"]) == (12, 3)
+    assert told["step_s"] >= 0.06
+    assert told["stall_s"] >= 0.15
+    assert told["step_s"] + told["stall_s"] <= told["wall_s"] - 0.3
 
 
 # -- the account of a sweep -----------------------------------------------------------------------------------------------------------

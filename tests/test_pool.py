@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -77,6 +78,7 @@ class Heard:
         self.outcomes: list[Outcome] = []
         self.lines: list[str] = []
         self.films: dict[str, Filmed] = {}
+        self.retries: list[tuple[str, str, str]] = []
         self.pool: Any = None
 
     def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
@@ -101,6 +103,7 @@ def score(
 
     storage, heard = open_storage(str(folder)), Heard()
     heard.pool = RolloutPool(workers, num_cpus=0.1, references=Portraits(storage, "simulation"))
+    heard.pool.on_retry = lambda kind, job, why: heard.retries.append((kind, str(job), why))
     scorer = Scorer(storage, CONTRACT, heard.pool, heard)
     scorer.submit(ScoringJob("arm", 1, policy, f"fp-{policy}", suite, PROTOCOL, Served((server,), policy), films))
     if disturb:
@@ -146,6 +149,10 @@ def test_a_killed_worker_changes_nothing(reference: tuple[Path, dict[str, Any]],
     heard, ledger = score(tmp_path, server, 1, disturb=after_the_first_outcome(tmp_path, lambda: os.kill(playing()[0], signal.SIGKILL)))
     assert heard.scores[0].complete
     assert heard.pool.usage.replaced == {"died": 1}
+    assert [kind for kind, _, _ in heard.retries] == ["worker", "episode"]
+    for _, job, why in heard.retries:
+        assert re.fullmatch(r"Lift-\d+-\d+ of arm after 1 steps", job)
+        assert why.startswith("its process died: ")
     assert ledger == reference[1]
 
 
@@ -205,6 +212,8 @@ def test_what_fails_every_time_is_an_error_never_a_failure(server: Any, tmp_path
     assert "the policy did not answer: RuntimeError: this policy is broken (given up after 3 attempts)" in error.message
     assert CURSED.episode_id not in ledger, "an error must be tried again by the next run"
     assert heard.pool.usage.replaced == {}, "the simulators were well"
+    why = "the policy did not answer: RuntimeError: this policy is broken"
+    assert heard.retries == 2 * [("episode", f"{CURSED.episode_id} of arm after 1 steps", why)]
 
 
 def test_a_simulator_that_draws_or_moves_otherwise_may_not_score(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from orchestrator.arms import Arm
-from orchestrator.cost import SPENT
 from orchestrator.data import stream
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import choose
 from orchestrator.desk import desk
 from orchestrator.loop import ArmJob, train
+from orchestrator.meter import SPENT
 from orchestrator.sections import Train
 from orchestrator.storage import open_storage
 from orchestrator.train import fit
@@ -82,13 +82,17 @@ def test_every_report_says_what_was_spent_since_the_last_and_no_checkpoint_does(
     train(job(lift_store), 0, 1, None, kept)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     told = [[metrics[name] for name in SPENT] for _, metrics in kept.reports]
-    assert all(cpu_s > 0 and wall_s > 0 for cpu_s, wall_s, _ in told)
+    assert all(cpu_s > 0 and wall_s > 0 for cpu_s, wall_s, *_ in told)
     sums = [sum(column) for column in zip(*told, strict=True)]
     assert 0.9 * cpu < sums[0] <= cpu
     assert 0.9 * wall < sums[1] <= wall
     manifest = load_manifest(open_storage(str(lift_store)))
     opened = {draw.visit.entry.sha256 for draw in islice(job(lift_store).order(manifest, 0, 1).walk(0), 6 * 4)}
     assert sums[2] == sum(entry.nbytes for entry in manifest.entries if entry.sha256 in opened), "each episode is fetched once"
+    clips, steps, step_s, stall_s = sums[3:]
+    assert (clips, steps) == (6 * 4, 6)
+    assert 0 < step_s < wall
+    assert 0 < stall_s < wall - step_s
     assert not set(SPENT) & set(load_card(tmp_path / "step_000006").provenance)
 
 
@@ -207,7 +211,11 @@ def test_a_controller_or_a_storage_that_fails_is_no_reason_to_give_an_arm_up(tmp
             return SimpleNamespace(best_checkpoints=[(None, {"step": 6})])
 
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
-    assert fit(job(tmp_path), str(tmp_path), {"CPU": 0.5}, [], attempts=4) == [{"step": 6}]
+    told: list[Any] = []
+    handle = SimpleNamespace(tell=SimpleNamespace(remote=lambda run, news: told.append((run, [*news], news["retried"].splitlines()[-1]))))
+    assert fit(job(tmp_path), str(tmp_path), {"CPU": 0.5}, handle, attempts=4) == [{"step": 6}]
+    assert [(run, kind) for run, kind, _ in told] == 3 * [(job(tmp_path).arm_id, ["retried"])]
+    assert "it is away" in told[2][2]
     failures += [OSError("it is away")] * 2
     with pytest.raises(OSError, match="it is away"):
-        fit(job(tmp_path), str(tmp_path), {"CPU": 0.5}, [], attempts=2)
+        fit(job(tmp_path), str(tmp_path), {"CPU": 0.5}, handle, attempts=2)

@@ -1,0 +1,99 @@
+"""What a running sweep tells Prometheus, through Ray: every metric, declared once.
+
+Ray exports them on each node's metrics port, with `ray_` before the name and its own labels (node, process) beside the tags; deploy/README.md says
+how they are scraped, deploy/grafana/demoscale.json draws them. They are for watching: what counts is in the ledger and in MLflow.
+
+Of a histogram Ray keeps how many values fell between two bounds, and no exact sum: quantiles are as good as the bounds, the mean is not.
+"""
+
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+_made: dict[str, Any] = {}
+"""What this process has recorded, by name: Ray's own objects."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    kind: Literal["Counter", "Gauge", "Histogram"]
+    name: str
+    description: str
+    unit: str
+    tags: tuple[str, ...] = ()
+    """Besides `sweep`."""
+    bounds: tuple[float, ...] = field(default=())
+    """Upper ones, of a histogram's buckets."""
+
+    def record(self, value: float, sweep: str, **tags: str) -> None:
+        """Add to the counter, set the gauge or put the value into its bucket.
+
+        Cheap, and never an error: where no Ray runs nothing happens, and a metric that Ray does not take is lost.
+        """
+        ray = sys.modules.get("ray")
+        if ray is None or not ray.is_initialized() or (self.kind == "Counter" and value <= 0):
+            return
+        with suppress(Exception):  # nothing that is only watched may end a run
+            record = _made.get(self.name) or self._make()
+            record(value, {"sweep": sweep, **tags})
+
+    def _make(self) -> Any:
+        from ray.util import metrics
+
+        told = {"description": f"{self.description} ({self.unit})", "tag_keys": ("sweep", *self.tags)}
+        if self.kind == "Histogram":
+            record = metrics.Histogram(self.name, boundaries=[*self.bounds], **told).observe
+        else:
+            record = metrics.Counter(self.name, **told).inc if self.kind == "Counter" else metrics.Gauge(self.name, **told).set
+        return _made.setdefault(self.name, record)
+
+
+# Scoring.
+EPISODES = Metric("Counter", "demoscale_episodes_total", "Episodes with an outcome that is written down", "episodes", ("task", "result"))
+QUEUED_EPISODES = Metric("Gauge", "demoscale_queued_episodes", "Episodes to play or being played", "episodes")
+UNSCORED_CHECKPOINTS = Metric("Gauge", "demoscale_unscored_checkpoints", "Checkpoints that wait for a score", "checkpoints")
+ROLLOUT_WORKERS = Metric("Gauge", "demoscale_rollout_workers", "Simulators at work", "processes")
+BATCH_FILL = Metric(
+    "Histogram",
+    "demoscale_policy_batch_fill_ratio",
+    "Rows of a policy server's batch over the most it takes",
+    "ratio",
+    bounds=(1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0),
+)
+REPLAN_LATENCY = Metric(
+    "Histogram",
+    "demoscale_replan_latency_seconds",
+    "From a simulator's asking a policy server to the answer: waiting for its turn, computing",
+    "seconds",
+    bounds=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0),
+)
+
+# Training. Each worker counts its own steps and seconds, so their quotient is a mean over steps and workers.
+CLIPS = Metric("Counter", "demoscale_clips_total", "Clips trained on, by all workers", "clips")
+OPTIMISER_STEPS = Metric("Counter", "demoscale_optimiser_steps_total", "Optimiser steps, of every worker", "steps")
+OPTIMISER_STEP_S = Metric(
+    "Counter", "demoscale_optimiser_step_seconds_total", "Time in optimiser steps, with the batch at hand, of every worker", "seconds"
+)
+LOADER_STALL_S = Metric("Counter", "demoscale_loader_stall_seconds_total", "Time in which a step waited for data, of every worker", "seconds")
+
+# Both.
+RETRIES = Metric(
+    "Counter", "demoscale_retries_total", "Begun again after a failure: an episode, a simulator (worker), a training", "attempts", ("kind",)
+)
+UNTOLD_RECORDS = Metric("Gauge", "demoscale_mlflow_untold_records", "Records on disk that MLflow has not been told yet", "records")
+
+METRICS = (
+    EPISODES,
+    QUEUED_EPISODES,
+    UNSCORED_CHECKPOINTS,
+    ROLLOUT_WORKERS,
+    BATCH_FILL,
+    REPLAN_LATENCY,
+    CLIPS,
+    OPTIMISER_STEPS,
+    OPTIMISER_STEP_S,
+    LOADER_STALL_S,
+    RETRIES,
+    UNTOLD_RECORDS,
+)
