@@ -92,6 +92,10 @@ class PretendedPool:
         return gone
 
     @property
+    def placed(self) -> int:
+        return self.num_workers
+
+    @property
     def waiting(self) -> int:
         return len(self.queue)
 

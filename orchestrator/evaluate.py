@@ -27,7 +27,7 @@ def policy_servers(number: int, gpus: float, rung: str) -> tuple[Any, ...]:
     """Handles of so many policy servers of a connected Ray, each with its share of a GPU; one that dies starts again and is asked again."""
     import ray
 
-    options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
+    options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000, "scheduling_strategy": "SPREAD"}
     where = nodes_of("servers", GPU=number * gpus)  # kept off the trainers' GPUs, which may be dearer, and of which every one is counted on
     server = ray.remote(PolicyServer).options(**options, label_selector=where or None, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
     return tuple(server.remote(1, "cuda" if gpus else "cpu", rung) for _ in range(number))
@@ -74,7 +74,7 @@ def players(state: SweepState, placement: Placement, portraits: Portraits) -> Pl
 
     simulators = state.sweep.rollout_actors
     # Elsewhere they would take the cores that the next training run waits for, and a processor of another kind may draw other pictures.
-    where = nodes_of("rollouts", CPU=simulators * placement.rollout_cpus)
+    where = nodes_of("rollouts", CPU=placement.rollout_cpus * (1 if placement.apart else simulators))
     return Players(
         pool=RolloutPool(simulators, placement.rollout_cpus, suite.gl, portraits, nodes=where),
         source=lambda uri, imagines: Served(servers, uri, imagines),
@@ -117,8 +117,8 @@ class Evaluation:
 
     @property
     def workers(self) -> int:
-        """Simulators at work."""
-        number: int = self._playing.pool.num_workers
+        """Simulators that have a place in the cluster."""
+        number: int = self._playing.pool.placed
         return number
 
     def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
