@@ -13,7 +13,7 @@ from orchestrator.ledger import Portraits
 from orchestrator.placement import Placement
 from orchestrator.score import Score, ScoringJob
 from orchestrator.scorer import Scorer
-from orchestrator.server import PolicyServer
+from orchestrator.server import PolicyServer, policy_of
 from orchestrator.state import SweepState
 from orchestrator.video_score import VideoJudge, VideoScore, VideoTest
 from orchestrator.views import Views
@@ -48,9 +48,9 @@ class Players:
     pool: Any
     """A RolloutPool, or what behaves like one."""
     source: Callable[[str, bool], PolicySource]
-    """The policy of a checkpoint (its URI), and whether it imagines a video."""
+    """The policy of a checkpoint (as `policy_of` names it), and whether it imagines a video."""
     answered: Callable[[str], Answered]
-    """What was computed for a checkpoint so far."""
+    """What was computed for such a checkpoint so far."""
     server_gpus: float = 0.0
     """Of each policy server."""
     judge: Callable[[VideoTest, PolicySource], tuple[VideoScore, float]] | None = None
@@ -109,7 +109,7 @@ class Evaluation:
         """Score the arm's checkpoint of this step, known by its fingerprint."""
         state, uri = self._state, self._state.checkpoint_uri(arm_id, step)
         last, arm = step == state.sweep.train.steps, self._board.arms[arm_id].arm
-        source = self._playing.source(uri, arm.kind == "video_action")
+        source = self._playing.source(policy_of(uri, fingerprint), arm.kind == "video_action")
         for shift in ("nominal", *(state.sweep.suite.shifts if last else ())):
             suite = state.sweep.to_suite(shift)
             rule, reference = (state.rule(arm), state.sweep.is_reference(arm)) if shift == "nominal" else (None, False)
@@ -140,7 +140,7 @@ class Evaluation:
         self.say(f"score {arm.name} after {job.step} steps{'' if shift == 'nominal' else f', {shift} shifted'}: {score}")
         for episode, cause in score.causes:
             self.say(f"quarantined {episode}: {cause}")
-        busy_s = self._playing.answered(job.uri).busy_s
+        busy_s = self._playing.answered(policy_of(job.uri, job.fingerprint)).busy_s
         gpus = self._playing.server_gpus
         self._spending.add(job.arm_id, Cost(infer_gpu_s=busy_s * gpus, infer_cpu_s=0.0 if gpus else busy_s))
         if score.complete:
@@ -153,9 +153,9 @@ class Evaluation:
     def _judge(self, job: ScoringJob, test: VideoTest) -> VideoScore:
         """In the video scores' thread."""
         assert self._playing.judge
-        before = self._playing.answered(job.uri).imagined_s
+        before = self._playing.answered(policy_of(job.uri, job.fingerprint)).imagined_s
         score, cpu_s = self._playing.judge(test, job.source)
-        imagined_s = max(0.0, self._playing.answered(job.uri).imagined_s - before)
+        imagined_s = max(0.0, self._playing.answered(policy_of(job.uri, job.fingerprint)).imagined_s - before)
         gpus = self._playing.server_gpus
         self._spending.add(job.arm_id, Cost(infer_gpu_s=imagined_s * gpus, infer_cpu_s=cpu_s + (0.0 if gpus else imagined_s)))
         return score

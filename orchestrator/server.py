@@ -12,6 +12,14 @@ from orchestrator.storage import download
 from policy.interface import ActionChunk, Imagination, Observation
 from sim_workers.balance import Answered
 
+FINGERPRINT = "#checkpoint="
+"""Between a checkpoint's URI and its fingerprint."""
+
+
+def policy_of(uri: str, fingerprint: str) -> str:
+    """How a server is asked for the policy of a checkpoint that must have this fingerprint."""
+    return f"{uri}{FINGERPRINT}{fingerprint}"
+
 
 class PolicyServer:
     """A Ray actor. Deterministic: asked again after it died, it gives the same answer.
@@ -35,7 +43,7 @@ class PolicyServer:
         self._answered: dict[str, Answered] = {}  # by checkpoint; under no name: for all
 
     async def act(self, checkpoint: str, observation: Observation) -> ActionChunk:
-        """The chunk that the policy of the checkpoint (a URI) answers."""
+        """The chunk that the policy of the checkpoint answers: `policy_of`, fetched once per node, or a URI alone."""
         chunk: ActionChunk = await self._ask(checkpoint, "act", observation)
         return chunk
 
@@ -78,12 +86,15 @@ class PolicyServer:
                     answer.set_result(told)
 
     def _loaded(self, checkpoint: str) -> Any:
+        from orchestrator.checkpoint_cache import UNREAD, kept
         from policy.serve import TrainedPolicy
 
         if checkpoint not in self._policies:
+            uri, _, fingerprint = checkpoint.rpartition(FINGERPRINT)
             with tempfile.TemporaryDirectory() as folder:
-                download(checkpoint, Path(folder), skip=("trainer.safetensors",))
-                self._policies[checkpoint] = TrainedPolicy(Path(folder), self._device, self._rung)
+                if not uri:
+                    download(checkpoint, Path(folder), skip=UNREAD)
+                self._policies[checkpoint] = TrainedPolicy(kept(uri, fingerprint) if uri else Path(folder), self._device, self._rung)
             while len(self._policies) > self.KEPT:
                 self._policies.popitem(last=False)
         self._policies.move_to_end(checkpoint)

@@ -155,12 +155,14 @@ class RolloutPool:
         """Every so often: which nodes are about to go, and where the policy servers are."""
         if time.monotonic() < self._next_look:
             return
-        self._next_look = time.monotonic() + LOOK_AROUND_S
-        self._leaving = leaving()
+        self._leaving, pause_s = leaving(), LOOK_AROUND_S
         if self._servers:
             self._servers.look()
+            if "" in self._servers.nodes:  # nobody asks near by before it is known what is near
+                pause_s /= 10
             for worker in [worker for worker in self._workers if worker.entry and worker.server in self._servers.away]:
                 self._fail(worker, "unserved", "its policy server is away")
+        self._next_look = time.monotonic() + pause_s
 
     def _dispatch(self) -> None:
         """Hand every idle worker an episode, of the scene it is made for if there is one."""

@@ -128,13 +128,13 @@ def places(outcomes: list[Outcome]) -> Counter[str]:
 def spread(servers: tuple[Any, ...]) -> dict[str, Any]:
     """Three workers that would fit on two nodes, and a policy server on every node."""
     pool = RolloutPool(3, num_cpus=1)
-    outcomes = play(pool, servers, 30)
+    outcomes = play(pool, servers, 60)
     pool.close()
     asked = [json.loads(outcome.message) for outcome in outcomes]
     return {
         "nodes": len(places(outcomes)),
         "server_nodes": len({ray.get(server.where.remote()) for server in servers}),
-        "asked_near": sum(node == server for node, server in asked[6:]) / len(asked[6:]),
+        "asked_near": sum(node == server for node, server in asked[30:]) / len(asked[30:]),
     }
 
 
