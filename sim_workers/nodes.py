@@ -1,7 +1,8 @@
-"""Which nodes of the Ray cluster are about to go, and which policy server a worker should ask."""
+"""Which nodes of the Ray cluster may have workers, and which policy server a worker should ask."""
 
 import math
 import time
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,45 @@ def _node(_: object) -> str:
 def leaving() -> frozenset[str]:
     """Ids of the nodes that were given notice, e.g. of preemption: Ray places nothing there any more. Asked as Ray Train's own watcher asks."""
     return frozenset(ray._private.state.state.get_draining_nodes())
+
+
+REFUSALS = 2
+"""A node on which so many workers had to refuse, and none has played, gets no more of them while others play elsewhere."""
+
+
+class Nodes:
+    """What a pool has learnt of the nodes that its workers run on, by their ids."""
+
+    def __init__(self, labels: dict[str, str]) -> None:
+        """labels: of the nodes that may have workers."""
+        self._labels = labels
+        self._leaving: frozenset[str] = frozenset()
+        self._refusals = Counter[str]()
+        self._played: set[str] = set()
+
+    def look(self) -> None:
+        self._leaving = leaving()
+
+    def refused(self, node: str) -> None:
+        """A worker there cannot simulate, or does not draw or move as the reference does."""
+        self._refusals[node] += 1
+
+    def played(self, node: str) -> None:
+        self._played.add(node)
+
+    @property
+    def unfit(self) -> set[str]:
+        """None before one has played: if all are alike, what is wrong must come to light as errors."""
+        return {node for node, times in self._refusals.items() if times >= REFUSALS} - self._played if self._played else set()
+
+    def goes(self, node: str) -> bool:
+        """Whether no further episode may begin there."""
+        return node in self._leaving or node in self.unfit
+
+    def selector(self) -> dict[str, str] | None:
+        """Ray labels of the nodes on which a new worker may start; Ray itself leaves out those that are about to go."""
+        unfit = {"ray.io/node-id": f"!in({','.join(sorted(self.unfit))})"} if self.unfit else {}
+        return self._labels | unfit or None
 
 
 def nearest(node: str, own: int | None, servers: Sequence[str], away: Container[int | None], asked: Sequence[int], most: int) -> int:

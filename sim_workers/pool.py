@@ -12,14 +12,14 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from sim_workers.balance import Answered, Balance
-from sim_workers.nodes import Whereabouts, leaving, node_of
+from sim_workers.nodes import Nodes, Whereabouts, node_of
 from sim_workers.references import References, ReferencesInMemory
 from sim_workers.rollout import Outcome
 from sim_workers.roster import Entry, Usage, Worker
 from sim_workers.selftest import Portrait
 from sim_workers.served import Served
 from sim_workers.video import Filmed
-from sim_workers.worker import MOST_EPISODES, Beat, Played, RolloutJob, RolloutWorker, Said, Scene, Unanswered, one_line
+from sim_workers.worker import MOST_EPISODES, Beat, Played, RolloutJob, RolloutWorker, Said, Scene, Unanswered, Unfit, one_line
 
 SILENCE_S = {"making": 120.0, "playing": 20.0, "asking": 20.0}
 """How long a worker may say nothing, by what it does, until it is taken for stuck and killed. Building a simulator is one long silence."""
@@ -52,8 +52,9 @@ class RolloutPool:
     ) -> None:
         # One native thread: the simulator uses no more, and a worker never takes a core that another one needs.
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "MUJOCO_GL": gl}
-        options = {"num_cpus": num_cpus, "label_selector": nodes or None, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": environment}}
-        self._make = ray.remote(RolloutWorker).options(**options).remote
+        options = {"num_cpus": num_cpus, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": environment}}
+        self._class = ray.remote(**options)(RolloutWorker)
+        self._nodes = Nodes(nodes or {})
         self._episodes_per_process = episodes_per_process
         self.references = ReferencesInMemory() if references is None else references
         self.usage = Usage()
@@ -63,7 +64,6 @@ class RolloutPool:
         self.most_workers = num_workers
         self._source: Served | None = None  # of the job submitted last: all of a pool's have the same servers
         self._servers: Whereabouts | None = None
-        self._leaving: frozenset[str] = frozenset()
         self._next_look = 0.0
         self._measured: tuple[float, Usage, Answered] | None = None
         self.resize(num_workers)
@@ -155,7 +155,8 @@ class RolloutPool:
         """Every so often: which nodes are about to go, and where the policy servers are."""
         if time.monotonic() < self._next_look:
             return
-        self._leaving, pause_s = leaving(), LOOK_AROUND_S
+        self._nodes.look()
+        pause_s = LOOK_AROUND_S
         if self._servers:
             self._servers.look()
             if "" in self._servers.nodes:  # nobody asks near by before it is known what is near
@@ -169,7 +170,7 @@ class RolloutPool:
         for worker in [worker for worker in self._workers if worker.idle]:
             if not self._waiting:
                 return
-            if worker.node in self._leaving:
+            if self._nodes.goes(worker.node):
                 self._replace(worker, "leaving")
                 continue
             scene = worker.scene if worker.scene in self._waiting else next(iter(self._waiting))
@@ -225,13 +226,19 @@ class RolloutPool:
         elif isinstance(said, Portrait):
             assert worker.scene
             if difference := said.difference(self.references.put(worker.scene, said)):
+                if not difference.startswith("contamination"):  # which is this process', not the node's
+                    self._nodes.refused(worker.node)
                 self._fail(worker, "other", f"refused to score, {difference}")
+        elif isinstance(said, Unfit):
+            self._nodes.refused(worker.node)
+            self._fail(worker, "failed", said.why)
         elif isinstance(said, Unanswered):
             entry = self._released(worker)
             entry.attempts += 1
             self._again(entry, f"the policy did not answer: {said.why}")
         elif isinstance(said, Played):
             entry = self._released(worker)
+            self._nodes.played(worker.node)
             self.usage.sim_s += said.outcome.sim_s
             self.usage.policy_s += said.outcome.policy_s
             self.usage.looks += said.outcome.looks
@@ -272,7 +279,7 @@ class RolloutPool:
         self._hire()
 
     def _hire(self) -> None:
-        actor = self._make(self._episodes_per_process)
+        actor = self._class.options(label_selector=self._nodes.selector()).remote(self._episodes_per_process)
         self._workers.append(Worker(actor, node_of(actor)))
 
     def _dismiss(self, worker: Worker) -> None:

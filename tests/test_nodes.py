@@ -10,7 +10,7 @@ import pytest
 
 from conftest import CHECKOUT
 from orchestrator.placement import Placement
-from sim_workers.nodes import nearest
+from sim_workers.nodes import Nodes, nearest
 
 
 def told(*arguments: str) -> dict[str, Any]:
@@ -61,15 +61,48 @@ class TestThreeNodes:
         assert pretended["slow_listener"] == {"outcomes": 16, "replaced": {}}
 
 
+@pytest.fixture(scope="module")
+def real() -> dict[str, Any]:
+    """With real simulators of Lift."""
+    return told("real")
+
+
 @pytest.mark.ray
 @pytest.mark.sim
 @pytest.mark.timeout(900)
-def test_lift_on_three_nodes_of_which_one_dies_has_the_outcomes_of_one_worker() -> None:
-    facts = told("real")["real"]
+def test_lift_on_three_nodes_of_which_one_dies_has_the_outcomes_of_one_worker(real: dict[str, Any]) -> None:
+    facts = real["real"]
     assert facts["complete"]
     assert facts["replaced"]["died"] >= 1, "nobody was hurt, so nothing was shown"
     assert facts["rows"] == facts["listed"]
     assert facts["same"]
+
+
+@pytest.mark.ray
+@pytest.mark.sim
+@pytest.mark.timeout(900)
+def test_nodes_that_cannot_draw_or_draw_otherwise_refuse_and_the_others_play(real: dict[str, Any]) -> None:
+    """One has no EGL; one has another driver than the one the reference was drawn with."""
+    facts = real["unfit"]
+    assert (facts["complete"], facts["rows"]) == (True, 12)
+    blind, otherwise = facts["refusals"]
+    assert "cannot simulate Lift, drawing with egl: " in blind
+    assert otherwise.startswith("refused to score, driver: this worker draws with egl: softpipe")
+
+
+class TestUnfitNodes:
+    def test_one_that_refused_twice_gets_no_more_workers_while_others_play(self) -> None:
+        nodes = Nodes({"demoscale-role": "rollouts"})
+        for node in ("good", "good", "bad", "bad", "unlucky"):
+            nodes.refused(node)
+        assert nodes.selector() == {"demoscale-role": "rollouts"}, "nobody has played: perhaps all are like that"
+        nodes.played("good")
+        assert nodes.unfit == {"bad"}
+        assert [nodes.goes(node) for node in ("good", "bad", "unlucky")] == [False, True, False]
+        assert nodes.selector() == {"demoscale-role": "rollouts", "ray.io/node-id": "!in(bad)"}
+
+    def test_any_node_will_do_where_nothing_is_known(self) -> None:
+        assert Nodes({}).selector() is None
 
 
 class TestNearest:

@@ -4,6 +4,7 @@ Run by test_nodes.py in a process of its own, since Ray joins one cluster per pr
 """
 
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -68,8 +69,12 @@ class Nodes:
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": {"health_check_failure_threshold": 20}})
         self._nodes: dict[str, Any] = {}
 
-    def add(self, cpus: float = 2) -> str:
+    def add(self, cpus: float = 2, **variables: str) -> str:
+        """A node whose processes have these environment variables; its id."""
+        os.environ.update(variables)
         node = self._cluster.add_node(num_cpus=cpus)
+        for name in variables:
+            del os.environ[name]
         self._nodes[node.node_id] = node
         return str(node.node_id)
 
@@ -180,13 +185,13 @@ def scored(storage: Storage, source: Served, workers: int, suite: Suite, num_cpu
     """A suite's score by the real scorer, while `disturb` does what it does; rows as they were written, before anybody looks for doubles."""
     heard, pool = Rows(), RolloutPool(workers, num_cpus=num_cpus, references=Portraits(storage, "simulation"))
     scorer = Scorer(storage, CONTRACT, pool, heard)
-    scorer.submit(ScoringJob("arm", 1, source.key, "checkpoint", suite, "protocol", source))
+    scorer.submit(ScoringJob("arm", 1, source.key, source.key, suite, "protocol", source))
     disturbing = threading.Thread(target=disturb, args=(heard,))
     disturbing.start()
     scorer.drain()
     disturbing.join()
     scorer.close()
-    parts = [key for key in storage.list("outcomes/checkpoint/protocol/") if key.endswith(".parquet")]
+    parts = [key for key in storage.list(f"outcomes/{source.key}/protocol/") if key.endswith(".parquet")]
     rows = [row for key in parts for row in pq.read_table(f"{storage.uri}/{key}").to_pylist()]
     untimed = {"sim_s", "policy_s", "message", "worker", "recorded"}
     outcomes = {row["episode"]: {name: value for name, value in row.items() if name not in untimed} for row in rows}
@@ -215,6 +220,25 @@ def coming_and_going(nodes: Nodes, folder: Path, real: bool, servers: tuple[Any,
     }
 
 
+def unfit(nodes: Nodes, folder: Path, servers: tuple[Any, ...]) -> dict[str, Any]:
+    """Two nodes come before anything is played: one cannot draw with EGL, one draws with another driver than the reference."""
+    nodes.add(__EGL_VENDOR_LIBRARY_FILENAMES="/nowhere")
+    nodes.add(GALLIUM_DRIVER="softpipe")
+    storage, suite = open_storage(str(folder / "peaceful")), Suite(("Lift",), 12, Rules(24))
+    lines: list[str] = []
+    fail = RolloutPool._fail
+
+    def noted(pool: RolloutPool, worker: Any, how: str, why: str) -> None:
+        lines.append(why)
+        fail(pool, worker, how, why)
+
+    RolloutPool._fail = noted  # type: ignore[method-assign]
+    until(lambda: len(ray.nodes()) >= 5)
+    facts = scored(storage, Served(servers, "beside-unfit-nodes"), 5, suite, 0.6, lambda _: None)
+    RolloutPool._fail = fail  # type: ignore[method-assign]
+    return {"complete": facts["complete"], "rows": facts["rows"], "refusals": sorted(set(lines))}
+
+
 def slow_listener(servers: tuple[Any, ...]) -> dict[str, Any]:
     """Whoever takes the outcomes is away for longer than any silence that is borne."""
     sim_workers.pool.SILENCE_S |= {"playing": 2.0, "asking": 2.0, "making": 2.0}
@@ -238,7 +262,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if "real" in sys.argv[1:]:
             policy = ray.remote(Wanderer).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
-            told["real"] = coming_and_going(nodes, Path(folder), True, tuple(policy.remote() for _ in range(3)), first[0])
+            servers = tuple(policy.remote() for _ in range(3))
+            told["real"] = coming_and_going(nodes, Path(folder), True, servers, first[0])
+            told["unfit"] = unfit(nodes, Path(folder), servers)
         else:
             sim_workers.pool.RolloutWorker = PretendedWorker  # type: ignore[misc, assignment]
             servers = pretended_servers(3)
