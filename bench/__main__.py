@@ -19,6 +19,7 @@ BENCHES = [
     "sizes",
     "control_step",
     "rollout",
+    "nodes",
     "ceiling",
     "faults",
     "soak",

@@ -26,6 +26,7 @@ from orchestrator.ledger import Portraits
 from orchestrator.loop import ArmJob
 from orchestrator.placement import Placement
 from orchestrator.provenance import digest
+from orchestrator.server import FINGERPRINT
 from orchestrator.state import SweepState
 from orchestrator.storage import open_storage
 from policy.interface import derived_seed
@@ -61,14 +62,14 @@ def store(folder: Path, episodes: int) -> str:
 
 @dataclass(frozen=True)
 class Pretended:
-    """The policy of a checkpoint: known by its URI, which ends in the arm's id and the step."""
+    """The policy of a checkpoint: known by its URI, which ends in the arm's id and the step, and its fingerprint."""
 
     uri: str
     arms: tuple[tuple[str, Arm], ...]
     steps: int
 
     def rate(self) -> float:
-        *_, arm_id, step = self.uri.split("/")
+        *_, arm_id, step = self.uri.partition(FINGERPRINT)[0].split("/")
         arm = dict(self.arms)[arm_id]
         return success_rate(arm.demo_count, arm.action_free_ratio, int(step.removeprefix("step_")), self.steps)
 
@@ -90,6 +91,10 @@ class PretendedPool:
         gone = [job for job in self.queue if job.key == key]
         self.queue = [job for job in self.queue if job.key != key]
         return gone
+
+    @property
+    def placed(self) -> int:
+        return self.num_workers
 
     @property
     def waiting(self) -> int:

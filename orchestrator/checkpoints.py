@@ -5,6 +5,7 @@ no code: a pickle beside them is not so much as opened, and nothing outside the 
 """
 
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,22 +29,30 @@ def at_hand(uri: str) -> Iterator[Path]:
     """
     from policy.checkpoint import CheckpointError
 
+    with tempfile.TemporaryDirectory() as name:
+        fetch(uri, Path(name), link=True)
+        try:
+            yield Path(name)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(name, uri)) from None
+
+
+def fetch(uri: str, folder: Path, link: bool = False) -> None:
+    """The checkpoint's files, put into the folder; `link`: as links where they are files already. Errors as `at_hand`."""
+    from policy.checkpoint import CheckpointError
+
     storage = open_storage(uri)
     if not storage.exists("checkpoint.json"):
         raise CheckpointError(f"{uri}: no checkpoint.json, so this is not a checkpoint of ours")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for key in filter(PARTS.fullmatch, storage.list("")):
-            target = folder / key
-            target.parent.mkdir(exist_ok=True)
-            if isinstance(storage, Folder):
-                target.symlink_to(_inside(storage, key))
-            else:
-                target.write_bytes(storage.get(key))
-        try:
-            yield folder
-        except CheckpointError as error:
-            raise CheckpointError(str(error).replace(name, uri)) from None
+    for key in filter(PARTS.fullmatch, storage.list("")):
+        target = folder / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not isinstance(storage, Folder):
+            target.write_bytes(storage.get(key))
+        elif link:
+            target.symlink_to(_inside(storage, key))
+        else:
+            shutil.copyfile(_inside(storage, key), target)
 
 
 def card_of(uri: str) -> tuple["Card", str]:

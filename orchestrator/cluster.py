@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 
 from orchestrator.provenance import CHECKOUT
 from orchestrator.storage import PATIENCE
@@ -63,11 +64,16 @@ def nodes_of(role: str, **needed: float) -> dict[str, str]:
 
     Empty, so that any node will do, if there are none, or if they have less in all than is needed, e.g. CPU=15.
     """
+    apart = set_apart(role)
+    return {ROLE: role} if apart and all(apart.get(kind, 0.0) >= amount for kind, amount in needed.items()) else {}
+
+
+def set_apart(role: str) -> dict[str, float]:
+    """What the connected cluster's nodes that are set apart for a role have of each resource, in all; empty if there are none."""
     import ray
 
-    apart = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Labels"].get(ROLE) == role]
-    enough = all(sum(has.get(kind, 0.0) for has in apart) >= amount for kind, amount in needed.items())
-    return {ROLE: role} if apart and enough else {}
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"] and node["Labels"].get(ROLE) == role)
+    return dict(sum((Counter(has) for has in nodes), Counter()))
 
 
 def quiet() -> None:

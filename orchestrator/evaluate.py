@@ -15,7 +15,7 @@ from orchestrator.metrics import EPISODES, RETRIES
 from orchestrator.placement import Placement
 from orchestrator.score import Score, ScoringJob
 from orchestrator.scorer import Scorer
-from orchestrator.server import PolicyServer
+from orchestrator.server import PolicyServer, policy_of
 from orchestrator.state import SweepState
 from orchestrator.video_score import VideoJudge, VideoScore, VideoTest
 from orchestrator.views import Views
@@ -30,7 +30,7 @@ def policy_servers(number: int, gpus: float, rung: str, sweep: str = "") -> tupl
     """Handles of so many policy servers of a connected Ray, each with its share of a GPU; one that dies starts again and is asked again."""
     import ray
 
-    options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
+    options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000, "scheduling_strategy": "SPREAD"}
     where = nodes_of("servers", GPU=number * gpus)  # kept off the trainers' GPUs, which may be dearer, and of which every one is counted on
     server = ray.remote(PolicyServer).options(**options, label_selector=where or None, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
     return tuple(server.remote(1, "cuda" if gpus else "cpu", rung, sweep) for _ in range(number))
@@ -64,9 +64,9 @@ class Players:
     pool: Any
     """A RolloutPool, or what behaves like one."""
     source: Callable[[str, bool], PolicySource]
-    """The policy of a checkpoint (its URI), and whether it imagines a video."""
+    """The policy of a checkpoint (as `policy_of` names it), and whether it imagines a video."""
     answered: Callable[[str], Answered]
-    """What was computed for a checkpoint so far."""
+    """What was computed for such a checkpoint so far."""
     server_gpus: float = 0.0
     """Of each policy server."""
     judge: Callable[[VideoTest, PolicySource], tuple[VideoScore, float]] | None = None
@@ -90,7 +90,7 @@ def players(state: SweepState, placement: Placement, portraits: Portraits) -> Pl
 
     simulators = state.sweep.rollout_actors
     # Elsewhere they would take the cores that the next training run waits for, and a processor of another kind may draw other pictures.
-    where = nodes_of("rollouts", CPU=simulators * placement.rollout_cpus)
+    where = nodes_of("rollouts", CPU=placement.rollout_cpus * (1 if placement.apart else simulators))
     return Players(
         pool=RolloutPool(simulators, placement.rollout_cpus, suite.gl, portraits, nodes=where, label=state.sweep.name),
         source=lambda uri, imagines: Served(servers, uri, imagines),
@@ -127,7 +127,7 @@ class Evaluation:
         """Score the arm's checkpoint of this step, known by its fingerprint."""
         state, uri = self._state, self._state.checkpoint_uri(arm_id, step)
         last, arm = step == state.sweep.train.steps, self._board.arms[arm_id].arm
-        source = self._playing.source(uri, arm.kind == "video_action")
+        source = self._playing.source(policy_of(uri, fingerprint), arm.kind == "video_action")
         for shift in ("nominal", *(state.sweep.suite.shifts if last else ())):
             suite = state.sweep.to_suite(shift)
             rule, reference = (state.rule(arm), state.sweep.is_reference(arm)) if shift == "nominal" else (None, False)
@@ -136,8 +136,8 @@ class Evaluation:
 
     @property
     def workers(self) -> int:
-        """Simulators at work."""
-        number: int = self._playing.pool.num_workers
+        """Simulators that have a place in the cluster."""
+        number: int = self._playing.pool.placed
         return number
 
     def _on_retry(self, kind: str, rollout: RolloutJob, why: str) -> None:
@@ -166,8 +166,9 @@ class Evaluation:
         self.say(f"score {job}: {score}")
         for episode, cause in score.causes:
             self.say(f"quarantined {episode} of {job}: {cause}")
-        busy_s = (answered := self._playing.answered(job.uri).busy_s) - self._charged.get(job.uri, 0.0)
-        self._charged[job.uri] = answered  # a checkpoint that meets several suites has several scores
+        policy = policy_of(job.uri, job.fingerprint)
+        busy_s = (answered := self._playing.answered(policy).busy_s) - self._charged.get(policy, 0.0)
+        self._charged[policy] = answered  # a checkpoint that meets several suites has several scores
         gpus = self._playing.server_gpus
         self._spending.add(job.arm_id, Cost(infer_gpu_s=busy_s * gpus, infer_cpu_s=0.0 if gpus else busy_s))
         if score.complete:
@@ -180,9 +181,9 @@ class Evaluation:
     def _judge(self, job: ScoringJob, test: VideoTest) -> VideoScore:
         """In the video scores' thread."""
         assert self._playing.judge
-        before = self._playing.answered(job.uri).imagined_s
+        before = self._playing.answered(policy_of(job.uri, job.fingerprint)).imagined_s
         score, cpu_s = self._playing.judge(test, job.source)
-        imagined_s = max(0.0, self._playing.answered(job.uri).imagined_s - before)
+        imagined_s = max(0.0, self._playing.answered(policy_of(job.uri, job.fingerprint)).imagined_s - before)
         gpus = self._playing.server_gpus
         self._spending.add(job.arm_id, Cost(infer_gpu_s=imagined_s * gpus, infer_cpu_s=cpu_s + (0.0 if gpus else imagined_s)))
         return score

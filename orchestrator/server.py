@@ -5,6 +5,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from orchestrator.checkpoints import at_hand
@@ -13,6 +14,14 @@ from policy.interface import ActionChunk, Imagination, Observation
 from sim_workers.balance import Answered
 
 _log = logging.getLogger(__name__)
+
+FINGERPRINT = "#checkpoint="
+"""Between a checkpoint's URI and its fingerprint."""
+
+
+def policy_of(uri: str, fingerprint: str) -> str:
+    """How a server is asked for the policy of a checkpoint that must have this fingerprint."""
+    return f"{uri}{FINGERPRINT}{fingerprint}"
 
 
 class _Asked(NamedTuple):
@@ -47,7 +56,7 @@ class PolicyServer:
         return f"PolicyServer({self._sweep})"
 
     async def act(self, checkpoint: str, observation: Observation) -> ActionChunk:
-        """The chunk that the policy of the checkpoint (a URI) answers."""
+        """The chunk that the policy of the checkpoint answers: `policy_of`, fetched once per node, or a URI alone."""
         chunk: ActionChunk = await self._ask(checkpoint, "act", observation)
         return chunk
 
@@ -103,10 +112,12 @@ class PolicyServer:
             REPLAN_LATENCY.record(now - one.since, self._sweep)
 
     def _loaded(self, checkpoint: str) -> Any:
+        from orchestrator.checkpoint_cache import kept
         from policy.serve import TrainedPolicy
 
         if checkpoint not in self._policies:
-            with at_hand(checkpoint) as folder:
+            uri, _, fingerprint = checkpoint.rpartition(FINGERPRINT)
+            with nullcontext(kept(uri, fingerprint)) if uri else at_hand(checkpoint) as folder:
                 self._policies[checkpoint] = TrainedPolicy(folder, self._device, self._rung)
             while len(self._policies) > self.KEPT:
                 self._policies.popitem(last=False)
@@ -116,7 +127,7 @@ class PolicyServer:
 
 def _short(checkpoint: str) -> str:
     """Arm and step: what a sweep's URIs end in."""
-    return checkpoint.rpartition("/arms/")[2]
+    return checkpoint.rpartition("/arms/")[2].partition(FINGERPRINT)[0]
 
 
 def _answers(policy: Any, what: str, observations: list[Observation]) -> Sequence[ActionChunk | Imagination | None]:

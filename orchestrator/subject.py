@@ -122,9 +122,10 @@ def _checkpoint(name: str, rung: str, own_rung: bool, tracking: str) -> Subject:
         from orchestrator.cluster import resources
         from orchestrator.evaluate import policy_servers, serving
         from orchestrator.placement import Placement
+        from orchestrator.server import policy_of
 
         placement = Placement.fit(resources(), 1, workers, 1)
-        return serving(policy_servers(placement.servers, placement.server_gpus, rung), uri)
+        return serving(policy_servers(placement.servers, placement.server_gpus, rung), policy_of(uri, fingerprint))
 
     return Subject(name, card.contract, fingerprint, _sampler(card.config, rung), reach)
 

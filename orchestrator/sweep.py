@@ -7,7 +7,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator
 
-from orchestrator.cluster import connect, resources
+from orchestrator.cluster import connect, resources, set_apart
 from orchestrator.cost import Spending
 from orchestrator.curve import Curve
 from orchestrator.desk import desk
@@ -82,7 +82,8 @@ class SweepRun:
         if scored := sum(len(arm.scores) for arm in self.board.arms.values()):
             self.say(f"already scored, not played again: {scored} checkpoints")
         connect()
-        placement = Placement.fit(resources(), sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)))
+        cpus_apart = set_apart("rollouts").get("CPU", 0.0)
+        placement = Placement.fit(resources(), sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)), cpus_apart)
         portraits = Portraits(self.state.storage, self.state.simulation)
         playing = self._players(self.state, placement, portraits)
         self.evaluation = Evaluation(self.state, self.board, self._views, self.spending, playing, self._on_score, self._rule.decides, self.say)

@@ -4,20 +4,22 @@ An episode whose worker dies, hangs or fails is played again elsewhere. What fai
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import replace
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
 from sim_workers.balance import Answered, Balance
+from sim_workers.nodes import Nodes, Whereabouts, node_of
+from sim_workers.references import References, ReferencesInMemory
 from sim_workers.rollout import Outcome
+from sim_workers.roster import Entry, Usage, Worker
 from sim_workers.selftest import Portrait
 from sim_workers.served import Served
 from sim_workers.video import Filmed
-from sim_workers.worker import MOST_EPISODES, Beat, Played, RolloutJob, RolloutWorker, Said, Scene, Unanswered, one_line
+from sim_workers.worker import MOST_EPISODES, Beat, Played, RolloutJob, RolloutWorker, Said, Scene, Unanswered, Unfit, one_line
 
 SILENCE_S = {"making": 120.0, "playing": 20.0, "asking": 20.0}
 """How long a worker may say nothing, by what it does, until it is taken for stuck and killed. Building a simulator is one long silence."""
@@ -25,65 +27,19 @@ ATTEMPTS = 3
 """An episode may fail so often until it counts as an error: it raised, or its worker hung."""
 DEATHS = 6
 """So often if its worker died: a machine that loses processes is no fault of an episode."""
-
-
 LOOKS_TO_GO_BY = 100
 """A balance drawn from fewer is noise."""
-
-
-class References(Protocol):
-    """The suite's portrait of each scene, which every worker must match: kept for as long as scores are compared."""
-
-    def get(self, scene: Scene) -> Portrait | None: ...
-    def put(self, scene: Scene, portrait: Portrait) -> Portrait:
-        """Keep the first one; returns the one that is kept."""
-        ...
-
-
-class ReferencesInMemory(dict[Scene, Portrait]):
-    """For a pool that stands alone."""
-
-    def put(self, scene: Scene, portrait: Portrait) -> Portrait:
-        return self.setdefault(scene, portrait)
-
-
-@dataclass
-class _Entry:
-    """An episode on the list."""
-
-    job: RolloutJob
-    attempts: int = 0
-    deaths: int = 0
-
-
-@dataclass
-class _Worker:
-    actor: Any
-    scene: Scene | None = None
-    """What its simulator is made for; None in a fresh process."""
-    entry: _Entry | None = None
-    told: Any = None
-    """The stream of what it says about the episode it plays."""
-    deadline: float = float("inf")
-    """When its silence is taken for a hang. A process that has not started yet waits for its place in the cluster."""
-
-
-@dataclass
-class Usage:
-    """What the workers did with their time."""
-
-    sim_s: float = 0.0
-    policy_s: float = 0.0
-    looks: int = 0
-    replaced: dict[str, int] = field(default_factory=dict)
-    """Workers, by why: died, stuck, failed, worn, other."""
+LOOK_AROUND_S = 2.0
+"""Which nodes are about to go, and where the policy servers are, is asked so often."""
 
 
 class RolloutPool:
     """Plays jobs on at most `num_workers` processes of `num_cpus` logical CPUs each; outcomes do not depend on how many.
 
     submit() queues; results() yields what has finished, each job once. `gl`: MuJoCo's GL backend, egl or osmesa. `nodes`: the Ray labels of those
-    that may have its processes; any node's by default. `label`: of those processes in Ray's logs. One thread owns a pool.
+    that may have its processes, which are spread over them; any node's by default. A process for which there is no room has no episode and holds
+    nobody up: it starts when a node comes. One whose node is about to go gets no further episode. `label`: of those processes in Ray's logs. One
+    thread owns a pool.
     """
 
     def __init__(
@@ -98,33 +54,44 @@ class RolloutPool:
     ) -> None:
         # One native thread: the simulator uses no more, and a worker never takes a core that another one needs.
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "MUJOCO_GL": gl}
-        options = {"num_cpus": num_cpus, "label_selector": nodes or None, "runtime_env": {"env_vars": environment}}
-        self._make = ray.remote(RolloutWorker).options(**options).remote
+        options = {"num_cpus": num_cpus, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": environment}}
+        self._class = ray.remote(**options)(RolloutWorker)
+        self._nodes = Nodes(nodes or {})
         self._episodes_per_process, self._label = episodes_per_process, label
         self.references = ReferencesInMemory() if references is None else references
         self.usage = Usage()
-        self._workers: list[_Worker] = []
-        self._waiting: dict[Scene, list[_Entry]] = {}
+        self._workers: list[Worker] = []
+        self._waiting: dict[Scene, list[Entry]] = {}
         self._finished: deque[tuple[RolloutJob, Outcome, Filmed | None]] = deque()  # not yet told
         self.most_workers = num_workers
         self.on_retry: Callable[[str, RolloutJob, str], None] = lambda kind, job, why: None
         """Hears of a job that is to be played again (`episode`) and of a process that was replaced for it (`worker`), and why."""
         self._source: Served | None = None  # of the job submitted last: all of a pool's have the same servers
+        self._servers: Whereabouts | None = None
+        self._next_look = 0.0
         self._measured: tuple[float, Usage, Answered] | None = None
         self.resize(num_workers)
 
     def resize(self, num_workers: int) -> None:
-        """Have so many workers; those beyond it leave once they have finished their episode."""
+        """Have so many workers; those beyond it leave once they have finished their episode, first those that never began."""
         self.num_workers = num_workers
         while len(self._workers) < num_workers:
             self._hire()
-        for worker in [worker for worker in self._workers if worker.entry is None][: len(self._workers) - num_workers]:
+        unneeded = sorted((worker for worker in self._workers if worker.entry is None), key=lambda worker: worker.node != "")
+        for worker in unneeded[: max(0, len(self._workers) - num_workers)]:
             self._dismiss(worker)
+
+    @property
+    def placed(self) -> int:
+        """Workers that have a place in the cluster."""
+        return sum(worker.node != "" for worker in self._workers)
 
     def submit(self, job: RolloutJob) -> None:
         if isinstance(job.source, Served):
             self._source = job.source
-        self._queue(_Entry(job))
+            if self._servers is None or self._servers.servers != job.source.servers:
+                self._servers = Whereabouts(job.source.servers)
+        self._queue(Entry(job))
 
     def withdraw(self, key: str) -> list[RolloutJob]:
         """Take back the jobs of a key that no worker plays yet; what is being played is still told of."""
@@ -148,12 +115,9 @@ class RolloutPool:
         patience = float("inf") if timeout_s is None else timeout_s
         until = time.monotonic() + patience
         while self.unfinished:
+            self._look_around()
             self._dispatch()
-            streams = {worker.told: worker for worker in self._workers if worker.entry}
-            wait_s = 0.0 if self._finished else min(1.0, max(0.0, until - time.monotonic()))
-            said, _ = ray.wait(list(streams), timeout=wait_s) if streams else ([], [])
-            for stream in said:
-                self._hear(streams[stream])
+            self._listen(0.0 if self._finished else min(1.0, max(0.0, until - time.monotonic())))
             for worker in [worker for worker in self._workers if worker.deadline < time.monotonic()]:
                 self._fail(worker, "stuck", "the simulator fell silent and was killed")
             self._dispatch()  # before whoever listens takes the time to write things down
@@ -188,31 +152,74 @@ class RolloutPool:
         self._waiting = {}
         self._finished.clear()
 
-    def _queue(self, entry: _Entry) -> None:
+    def _queue(self, entry: Entry) -> None:
         self._waiting.setdefault(entry.job.scene, []).append(entry)
+
+    def _look_around(self) -> None:
+        """Every so often: which nodes are about to go, and where the policy servers are."""
+        if time.monotonic() < self._next_look:
+            return
+        self._nodes.look()
+        pause_s = LOOK_AROUND_S
+        if self._servers:
+            self._servers.look()
+            if "" in self._servers.nodes:  # nobody asks near by before it is known what is near
+                pause_s /= 10
+            for worker in [worker for worker in self._workers if worker.entry and worker.server in self._servers.away]:
+                self._fail(worker, "unserved", "its policy server is away")
+        self._next_look = time.monotonic() + pause_s
 
     def _dispatch(self) -> None:
         """Hand every idle worker an episode, of the scene it is made for if there is one."""
-        for worker in [worker for worker in self._workers if worker.entry is None]:
+        for worker in [worker for worker in self._workers if worker.idle]:
             if not self._waiting:
                 return
+            if self._nodes.goes(worker.node):
+                self._replace(worker, "leaving")
+                continue
             scene = worker.scene if worker.scene in self._waiting else next(iter(self._waiting))
             if worker.scene not in (None, scene) and self.references.get(scene) is None:
-                worker = self._replace(worker, "other")  # only a fresh process, that never held another scene, may set a reference
-            worker.entry = self._waiting[scene].pop(0)
-            if not self._waiting[scene]:
-                del self._waiting[scene]
-            else:  # the scenes take turns
-                self._waiting[scene] = self._waiting.pop(scene)
-            doing = "playing" if worker.scene == scene else "making"
-            worker.deadline = float("inf") if worker.scene is None else time.monotonic() + SILENCE_S[doing]
+                self._replace(worker, "other")  # only a fresh process, that never held another scene, may set a reference
+                continue
+            worker.entry = self._next(scene)
+            worker.deadline = time.monotonic() + SILENCE_S["playing" if worker.scene == scene else "making"]
             worker.scene = scene
-            worker.told = worker.actor.play.options(num_returns="streaming").remote(worker.entry.job)
+            worker.told = worker.actor.play.options(num_returns="streaming").remote(self._addressed(worker, worker.entry.job))
 
-    def _hear(self, worker: _Worker) -> None:
+    def _next(self, scene: Scene) -> Entry:
+        entry = self._waiting[scene].pop(0)
+        if not self._waiting[scene]:
+            del self._waiting[scene]
+        else:  # the scenes take turns
+            self._waiting[scene] = self._waiting.pop(scene)
+        return entry
+
+    def _addressed(self, worker: Worker, job: RolloutJob) -> RolloutJob:
+        """The job with the one policy server that this worker should ask."""
+        if not isinstance(job.source, Served) or not self._servers:
+            return job
+        others = Counter(other.server for other in self._workers if other is not worker)
+        worker.server = self._servers.choose(worker.node, worker.server, others, self.num_workers)
+        return replace(job, source=replace(job.source, servers=(self._servers.servers[worker.server],)))
+
+    def _listen(self, wait_s: float) -> None:
+        """Hear of everybody who has something to tell. Nobody is silent who was not listened to."""
+        told = {worker.told: worker for worker in self._workers if worker.told is not None}
+        if not told:
+            return
+        first, _ = ray.wait([*told], timeout=wait_s)
+        said, _ = ray.wait([*told], num_returns=len(told), timeout=0) if first else ([], [])
+        overdue = [stream for stream, worker in told.items() if worker.deadline < time.monotonic()]
+        late, _ = ray.wait(overdue, num_returns=len(overdue), timeout=1.0) if overdue else ([], [])
+        for stream in {*first, *said, *late}:
+            self._hear(told[stream])
+
+    def _hear(self, worker: Worker) -> None:
         """Act on what the worker says next."""
-        assert worker.entry
         try:
+            if not worker.node:
+                worker.node, worker.told = ray.get(worker.told), None
+                return None
             said: Said = ray.get(next(worker.told))
         except RayActorError as error:
             return self._fail(worker, "died", f"its process died: {one_line(error)}")
@@ -223,13 +230,19 @@ class RolloutPool:
         elif isinstance(said, Portrait):
             assert worker.scene
             if difference := said.difference(self.references.put(worker.scene, said)):
+                if not difference.startswith("contamination"):  # which is this process', not the node's
+                    self._nodes.refused(worker.node)
                 self._fail(worker, "other", f"refused to score, {difference}")
+        elif isinstance(said, Unfit):
+            self._nodes.refused(worker.node)
+            self._fail(worker, "failed", said.why)
         elif isinstance(said, Unanswered):
             entry = self._released(worker)
             entry.attempts += 1
             self._again(entry, f"the policy did not answer: {said.why}")
         elif isinstance(said, Played):
             entry = self._released(worker)
+            self._nodes.played(worker.node)
             self.usage.sim_s += said.outcome.sim_s
             self.usage.policy_s += said.outcome.policy_s
             self.usage.looks += said.outcome.looks
@@ -239,16 +252,21 @@ class RolloutPool:
                 self._replace(worker, "worn")
             self._finished.append((entry.job, said.outcome, said.film))
 
-    def _fail(self, worker: _Worker, how: str, why: str) -> None:
-        """Replace the worker: its GL context or its process may be what is broken. Its episode is played again, or given up."""
-        entry = self._released(worker)
-        self._replace(worker, how)
-        self.on_retry("worker", entry.job, why)
-        entry.deaths += how == "died"
-        entry.attempts += how != "died"
-        self._again(entry, why)
+    def _fail(self, worker: Worker, how: str, why: str) -> None:
+        """Replace the worker: its GL context or its process may be what is broken. Its episode is played again, or given up.
 
-    def _again(self, entry: _Entry, why: str) -> None:
+        Of a process that did not even start the next episode bears it, so that a cluster on which none starts comes to an end.
+        """
+        entry = self._released(worker) if worker.entry else self._next(next(iter(self._waiting))) if self._waiting else None
+        self._replace(worker, how)
+        if entry:
+            self.on_retry("worker", entry.job, why)
+            deadly = how in ("died", "unserved")
+            entry.deaths += deadly
+            entry.attempts += not deadly
+            self._again(entry, why)
+
+    def _again(self, entry: Entry, why: str) -> None:
         if entry.attempts < ATTEMPTS and entry.deaths < DEATHS:
             self.on_retry("episode", entry.job, why)
             return self._queue(entry)
@@ -256,21 +274,20 @@ class RolloutPool:
         error = Outcome(entry.job.spec, "error", 0, 0, 0.0, 0.0, message=f"{why} (given up after {times} attempts)")
         self._finished.append((entry.job, error, None))
 
-    def _released(self, worker: _Worker) -> _Entry:
+    def _released(self, worker: Worker) -> Entry:
         assert worker.entry
         entry, worker.entry, worker.told, worker.deadline = worker.entry, None, None, float("inf")
         return entry
 
-    def _replace(self, worker: _Worker, why: str) -> _Worker:
+    def _replace(self, worker: Worker, why: str) -> None:
         self.usage.replaced[why] = self.usage.replaced.get(why, 0) + 1
         self._dismiss(worker)
-        return self._hire()
+        self._hire()
 
-    def _hire(self) -> _Worker:
-        worker = _Worker(self._make(self._episodes_per_process, self._label))
-        self._workers.append(worker)
-        return worker
+    def _hire(self) -> None:
+        actor = self._class.options(label_selector=self._nodes.selector()).remote(self._episodes_per_process, self._label)
+        self._workers.append(Worker(actor, node_of(actor)))
 
-    def _dismiss(self, worker: _Worker) -> None:
+    def _dismiss(self, worker: Worker) -> None:
         ray.kill(worker.actor)
         self._workers.remove(worker)

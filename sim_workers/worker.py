@@ -85,7 +85,14 @@ class Unanswered:
     why: str
 
 
-Said = Beat | Portrait | Played | Unanswered
+@dataclass(frozen=True)
+class Unfit:
+    """No simulator can be made in this process, or it cannot draw."""
+
+    why: str
+
+
+Said = Beat | Portrait | Played | Unanswered | Unfit
 
 
 class RolloutWorker:
@@ -120,8 +127,14 @@ class RolloutWorker:
             yield Beat("making")
             if self._env is not None:
                 self._env.close()
-            self._env, self._scene = make_env(job.spec.task, job.contract, job.spec.shift, job.spec.variant), job.scene
-            yield portrait(self._env)
+            try:
+                self._env, self._scene = make_env(job.spec.task, job.contract, job.spec.shift, job.spec.variant), job.scene
+                drawn = portrait(self._env)
+            except Exception as error:
+                drawing = f", drawing with {os.environ.get('MUJOCO_GL')}" if job.contract.cameras else ""
+                yield Unfit(f"{socket.gethostname()} cannot simulate {job.spec.task}{drawing}: {one_line(error)}")
+                return
+            yield drawn
             yield Beat("playing")
         try:
             asker = self._connected(job.source)

@@ -245,7 +245,9 @@ class TestSizes:
         total = {"CPU": float(sum(group.nodes * group.cpus for group in groups.values()))}
         total["GPU"] = float(sum(group.nodes * group.gpus for group in groups.values()))
         sweep = self.SWEEP
-        placement = Placement.fit(total, sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)))
+        apart = float(groups["rollouts"].nodes * groups["rollouts"].cpus)
+        placement = Placement.fit(total, sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)), apart)
+        assert placement.apart
         assert (placement.trainer, placement.rollout_cpus) == ({"CPU": 1.0, "GPU": 1.0}, 0.5)
         trainers, servers, rollouts = groups["trainers"], groups["servers"], groups["rollouts"]
         # Every policy server finds its GPU among those set apart, so every other GPU trains.

@@ -1,0 +1,278 @@
+"""Do two nodes score twice as fast as one, and where does the pool bend on the way to 1,000 workers?
+
+    python -m bench.nodes                about five minutes
+    python -m bench.nodes --quick        fewer rounds, 1 to 100 workers
+
+First real simulators: Ray nodes of one core each, to which everything the node runs is pinned, and the same episodes of Lift on one of them and on
+both. The driver shares these cores, so two nodes are measured too low, not too high. Then the real scorer, pool and ledger with workers that only
+pretend to play: they share a few processes, and every episode takes its time asleep. Messages, streams and waiting are Ray's own.
+"""
+
+import json
+import math
+import os
+import random
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import click
+import psutil
+
+from bench.servo import ServoServer, cameras
+from orchestrator.ledger import Ledger, Portraits
+from orchestrator.score import Score, ScoringJob
+from orchestrator.scorer import Scorer
+from orchestrator.storage import open_storage
+from sim_workers.pool import RolloutPool
+from sim_workers.rollout import Outcome
+from sim_workers.roster import Worker
+from sim_workers.selftest import Portrait
+from sim_workers.served import Served
+from sim_workers.suite import EpisodeSpec, Rules, Suite
+from sim_workers.worker import BEAT_S, Beat, Played, RolloutJob, Said
+
+RULES = Rules(horizon=96, settle=0)
+SITE = "bench-site"
+STAGES = 4
+"""Processes in which pretended workers live."""
+LISTED = 50
+"""Episodes of a checkpoint."""
+
+
+def cluster_of_cores(cores: Sequence[int]) -> Any:
+    """A Ray cluster with a node on each of these cores; a node's processes inherit where it may run. The head has no room."""
+    from ray.cluster_utils import Cluster
+
+    everywhere = os.sched_getaffinity(0)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for number, core in enumerate(cores):
+        os.sched_setaffinity(0, {core})
+        cluster.add_node(num_cpus=1, labels={SITE: str(number)})
+    os.sched_setaffinity(0, everywhere)
+    return cluster
+
+
+class OnNodes:
+    """A pool with one simulator and one policy server per node, on some nodes or all."""
+
+    def __init__(self, nodes: int) -> None:
+        import ray
+
+        sites = [{SITE: str(number)} for number in range(nodes)]
+        self._servers = tuple(ray.remote(ServoServer).options(num_cpus=0, label_selector=site).remote() for site in sites)
+        self._pool = RolloutPool(nodes, num_cpus=1, nodes=sites[0] if nodes == 1 else None)
+
+    def play(self, specs: Sequence[EpisodeSpec]) -> float:
+        """Seconds that these episodes took."""
+        began = time.perf_counter()
+        for spec in specs:
+            self._pool.submit(RolloutJob(spec, RULES, cameras("fast"), Served(self._servers, "servo")))
+        results = [outcome.result for _, outcome, _ in self._pool.results()]
+        assert len(results) == len(specs)
+        assert "error" not in results
+        return time.perf_counter() - began
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+def two_to_one(quick: bool) -> dict[str, Any]:
+    """Episodes a second on one node and on two, by turns; one pool at a time, since each wants the whole node."""
+    rounds, number = (1, 16) if quick else (5, 48)
+    specs = Suite(("Lift",), number, RULES).episode_list()
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for nodes in seconds:
+            pool = OnNodes(nodes)
+            pool.play(specs[: 4 * nodes])  # built and warm
+            seconds[nodes].append(pool.play(specs))
+            pool.close()
+    ratio = median(one / two for one, two in zip(seconds[1], seconds[2], strict=True))
+    print(f"Lift, one simulator on a node of one core; {rounds} rounds of the same {number} episodes, medians\n")
+    for nodes, took in seconds.items():
+        print(f"{nodes} node{'s' if nodes > 1 else ' '}  {number / median(took):6.2f} episodes/s")
+    print(f"two to one: {ratio:.2f}\n")
+    return {"ratio_two_to_one": round(ratio, 3), "episodes_per_s": {nodes: round(number / median(took), 2) for nodes, took in seconds.items()}}
+
+
+class Stage:
+    """A process in which many workers pretend: an episode is as long as its seed says, and its worker says so often that it is alive."""
+
+    def __init__(self, episode_s: float) -> None:
+        self._episode_s = episode_s
+
+    async def play(self, job: RolloutJob, fresh: bool) -> AsyncIterator[Said]:
+        import asyncio
+
+        if fresh:
+            yield Portrait("pretended", "nobody", "none", "same", "same")
+        left = self._episode_s * random.Random(job.spec.scene_seed).uniform(0.6, 1.4)
+        while left > 0:
+            yield Beat("playing")
+            await asyncio.sleep(min(left, BEAT_S))
+            left -= BEAT_S
+        won = job.spec.scene_seed % 3 > 0
+        yield Played(Outcome(job.spec, "success" if won else "failure", 100, 7, 0.4, 0.1, 30 if won else None, won, worker="node/1"), None, False)
+
+
+@dataclass
+class Pretended:
+    """One of them, as the pool knows a worker: `play.options(...).remote(job)` returns the stream of what it says."""
+
+    stage: Any
+    fresh: bool = True
+
+    @property
+    def play(self) -> "Pretended":
+        return self
+
+    def options(self, **_: Any) -> "Pretended":
+        return self
+
+    def remote(self, job: RolloutJob) -> Any:
+        fresh, self.fresh = self.fresh, False
+        return self.stage.play.options(num_returns="streaming").remote(job, fresh)
+
+
+class PretendedPool(RolloutPool):
+    """The real pool; only its workers are of another kind."""
+
+    def __init__(self, workers: int, stages: Sequence[Any], references: Portraits) -> None:
+        self._stages, self._hired = stages, 0
+        super().__init__(workers, references=references)
+
+    def _hire(self) -> None:
+        import ray
+
+        self._hired += 1
+        # Sixteen to a node.
+        self._workers.append(Worker(Pretended(self._stages[self._hired % len(self._stages)]), ray.put(f"node-{self._hired // 16}")))
+
+    def _dismiss(self, worker: Worker) -> None:
+        self._workers.remove(worker)
+
+
+class Watch:
+    """Hears the scorer, and when outcomes were written down."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[float, int]] = []
+        self.replaced: dict[str, int] = {}
+
+    def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+        self.heard.append((time.monotonic(), len(outcomes)))
+
+    def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+        assert score.complete
+
+    def on_film(self, *_: Any) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A while of scoring with all workers at work; shares are of one core."""
+
+    workers: int
+    episode_s: float
+    per_s: float
+    of_ideal: float
+    scorer: float
+    driver: float
+    """The driver's other threads, which are Ray's."""
+    stages: float
+    replaced: int
+
+
+def _cpu(process: psutil.Process, thread: int | None = None) -> float:
+    """Seconds of a process, or of one of its threads."""
+    if thread is None:
+        return float(sum(process.cpu_times()[:2]))
+    return next(float(told.user_time + told.system_time) for told in process.threads() if told.id == thread)
+
+
+def stretch(workers: int, episode_s: float, seconds: float) -> Stretch:
+    """Score checkpoint after checkpoint, and measure once the pool is warm."""
+    import ray
+
+    make = ray.remote(Stage).options(num_cpus=0, max_concurrency=1000)
+    stages = [make.remote(episode_s) for _ in range(min(STAGES, workers))]
+    pids = ray.get([stage.__ray_call__.remote(_pid) for stage in stages])
+    servers = tuple(stages[i % len(stages)] for i in range(math.ceil(workers / 32)))
+    with tempfile.TemporaryDirectory() as folder:
+        storage, watch = open_storage(folder), Watch()
+        pool = PretendedPool(workers, stages, Portraits(storage, "pretended"))
+        scorer = Scorer(storage, cameras("fast"), pool, watch)
+        suite, warm_s = Suite(("Lift",), LISTED, RULES), 2 * episode_s
+        for number in range(math.ceil(workers / episode_s * (warm_s + seconds) * 1.2 / LISTED) + math.ceil(2 * workers / LISTED)):
+            scorer.submit(ScoringJob("arm", number, f"arms/{number}", f"checkpoint{number}", suite, "protocol", Served(servers, "policy")))
+        time.sleep(warm_s)
+        me, others, thread = psutil.Process(), [psutil.Process(pid) for pid in pids], scorer._thread.native_id
+        before = time.monotonic(), _cpu(me, thread), _cpu(me), sum(map(_cpu, others))
+        time.sleep(seconds)
+        assert scorer.waiting > workers, "the list was too short to keep all at work"
+        after = time.monotonic(), _cpu(me, thread), _cpu(me), sum(map(_cpu, others))
+        scorer.close()
+        scorer.check()
+        assert len(Ledger(storage, "checkpoint0", "protocol").read()) == LISTED
+    for stage in stages:
+        ray.kill(stage)
+    wall, by_scorer, by_driver, by_stages = (b - a for a, b in zip(before, after, strict=True))
+    per_s = sum(number for when, number in watch.heard if before[0] < when <= after[0]) / wall
+    replaced = sum(pool.usage.replaced.values())
+    of_ideal, rays = per_s * episode_s / workers, by_driver - by_scorer
+    return Stretch(workers, episode_s, per_s, of_ideal, by_scorer / wall, rays / wall, by_stages / wall, replaced)
+
+
+def _pid(_: object) -> int:
+    return os.getpid()
+
+
+def to_a_thousand(quick: bool) -> dict[str, Any]:
+    """A table over workers and the length of an episode."""
+    plan: list[tuple[int, float]] = [(1, 2.0), (10, 2.0), (100, 2.0)]
+    if not quick:
+        plan += [(300, 2.0), (1000, 2.0), (100, 10.0), (1000, 10.0)]
+    print("pretended workers; ideal: as many episodes as workers that lose no moment; shares of one core\n")
+    print(f"{'workers':>8}{'episode, s':>12}{'episodes/s':>12}{'of ideal':>10}{'scorer':>9}{'driver, Ray':>13}{'pretenders':>12}{'replaced':>10}")
+    told = []
+    for workers, episode_s in plan:
+        one = stretch(workers, episode_s, 8.0 if quick else max(20.0, 3 * episode_s, 50 * episode_s / workers))
+        print(
+            f"{workers:>8}{episode_s:>12g}{one.per_s:>12.1f}{one.of_ideal:>10.0%}{one.scorer:>9.0%}{one.driver:>13.0%}{one.stages:>12.0%}"
+            f"{one.replaced:>10}",
+            flush=True,
+        )
+        told.append(one)
+    answers = {f"of_ideal_{one.workers}_{one.episode_s:g}s": round(one.of_ideal, 3) for one in told}
+    return answers | {"most_episodes_per_s": round(max(one.per_s for one in told), 1), "replaced": sum(one.replaced for one in told)}
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A short look.")
+def main(quick: bool) -> None:
+    """Print the tables and, last, one line of JSON."""
+    import ray
+
+    from orchestrator.cluster import ENVIRONMENT, quiet
+
+    quiet()
+    os.environ |= ENVIRONMENT | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.getcwd()}
+    cores = sorted(os.sched_getaffinity(0))
+    cluster = cluster_of_cores([cores[0], cores[1 % len(cores)]])
+    ray.init(address=cluster.address, namespace="demoscale", log_to_driver=False)
+    cluster.wait_for_nodes()
+    answers = two_to_one(quick)
+    answers |= to_a_thousand(quick)
+    ray.shutdown()
+    cluster.shutdown()
+    print(json.dumps({"bench": "nodes", **answers, "cores": len(cores), "quick": quick}))
+
+
+if __name__ == "__main__":
+    main()

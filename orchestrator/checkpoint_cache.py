@@ -1,0 +1,61 @@
+"""Checkpoints on a node's own disk: fetched once per node, however many policy servers run there."""
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from filelock import FileLock
+
+from orchestrator.checkpoints import fetch
+from policy.checkpoint import CheckpointError, fingerprint
+
+MOST_BYTES = 20 * 2**30
+"""What the folder holds at most; the checkpoint used longest ago goes first."""
+SPARE_S = 600.0
+"""One that was asked for so recently may still be being loaded, and stays."""
+
+
+def folder_of_node() -> Path:
+    """Where this user's processes on this node keep checkpoints: below TMPDIR."""
+    return Path(tempfile.gettempdir()) / f"demoscale-{os.getuid()}" / "checkpoints"
+
+
+def kept(uri: str, expected: str, root: Path | None = None) -> Path:
+    """Folder with the checkpoint at `uri`, known by its fingerprint; whoever comes first on a node fetches it, others wait for that.
+
+    CheckpointError if there are other weights than those of the fingerprint.
+    """
+    root = root or folder_of_node()
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = root / expected
+    with FileLock(root / f"{expected}.lock"):
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=root, prefix=".part-") as part:
+                fetched = Path(part) / expected
+                fetch(uri, fetched)
+                if (found := fingerprint(fetched)) != expected:
+                    raise CheckpointError(f"{uri}: the checkpoint there is {found}, not {expected}, which is to be scored: replaced, or damaged")
+                os.replace(fetched, folder)
+        os.utime(folder)
+    _make_room(root)
+    return folder
+
+
+def _make_room(root: Path) -> None:
+    """Others may do so at the same time: what is gone is gone."""
+    ages: list[tuple[float, int, Path]] = []
+    for folder in (folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")):
+        try:
+            ages.append((folder.stat().st_mtime, sum(file.stat().st_size for file in folder.rglob("*")), folder))
+        except FileNotFoundError:
+            continue
+    total = sum(size for _, size, _ in ages)
+    for used, size, folder in sorted(ages):
+        if total <= MOST_BYTES or time.time() - used < SPARE_S:
+            return
+        with FileLock(root / f"{folder.name}.lock"):
+            if folder.is_dir() and folder.stat().st_mtime == used:
+                shutil.rmtree(folder, ignore_errors=True)
+        total -= size

@@ -1,0 +1,94 @@
+"""Checkpoints on a node's own disk: fetched once, whole or not at all, and the oldest go."""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from orchestrator import checkpoint_cache
+from orchestrator.checkpoint_cache import kept
+from orchestrator.storage import download
+from policy.checkpoint import CheckpointError, fingerprint
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Callable[[str], tuple[str, str]]:
+    """Makes the folder of a checkpoint, of 10 kB that act and 20 kB that do not; its URI and fingerprint."""
+
+    def make(name: str) -> tuple[str, str]:
+        folder = tmp_path / "arms" / name
+        (folder / "unet").mkdir(parents=True)
+        (folder / "checkpoint.json").write_text(name)
+        (folder / "unet" / "weights").write_bytes(os.urandom(10_000 - len(name)))
+        (folder / "trainer.safetensors").write_bytes(bytes(20_000))
+        return str(folder), fingerprint(folder)
+
+    return make
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of every fetch, which takes its time."""
+    sizes: list[int] = []
+
+    def slow(uri: str, folder: Path, skip: tuple[str, ...]) -> None:
+        download(uri, folder, skip)
+        time.sleep(0.2)
+        sizes.append(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
+
+    monkeypatch.setattr(checkpoint_cache, "download", slow)
+    return sizes
+
+
+def test_eight_servers_of_a_node_fetch_once_what_acts(checkpoint: Callable[[str], tuple[str, str]], fetched: list[int], tmp_path: Path) -> None:
+    uri, expected = checkpoint("one")
+    with ThreadPoolExecutor(8) as servers:
+        folders = {*servers.map(lambda _: kept(uri, expected, tmp_path / "node"), range(8))}
+    (folder,) = folders
+    assert fetched == [10_000], "without this: 80,000 bytes"
+    assert fingerprint(folder) == expected
+    kept(uri, expected, tmp_path / "another")
+    assert len(fetched) == 2
+
+
+def test_other_weights_than_those_to_be_scored_are_refused(checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:
+    uri, expected = checkpoint("one")
+    Path(uri, "unet", "weights").write_bytes(b"trained again")
+    sentence = f"{re.escape(uri)}: the checkpoint there is {fingerprint(Path(uri))}, not {expected}, which is to be scored: replaced, or damaged"
+    with pytest.raises(CheckpointError, match=sentence):
+        kept(uri, expected, tmp_path / "node")
+    assert not (tmp_path / "node" / expected).exists()
+
+
+def test_a_fetch_that_breaks_off_leaves_nothing_that_is_taken_for_whole(
+    checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, expected = checkpoint("one")
+
+    def breaks(uri: str, folder: Path, skip: tuple[str, ...]) -> None:
+        download(uri, folder, (*skip, "unet/weights"))
+        raise ConnectionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_cache, "download", breaks)
+        with pytest.raises(ConnectionError):
+            kept(uri, expected, tmp_path / "node")
+    assert fingerprint(kept(uri, expected, tmp_path / "node")) == expected
+
+
+def test_the_one_used_longest_ago_goes_and_one_in_use_stays(
+    checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_cache, "MOST_BYTES", 25_000)
+    node, made = tmp_path / "node", [checkpoint(name) for name in ("one", "two", "three", "four")]
+    folders = [kept(*one, node) for one in made[:2]]
+    for folder, age_s in zip(folders, (5000, 4000), strict=True):
+        os.utime(folder, (time.time() - age_s,) * 2)
+    folders += [kept(*one, node) for one in made[2:]]
+    assert [folder.is_dir() for folder in folders] == [False, False, True, True]
+    folders.append(kept(*made[0], node))
+    assert all(folder.is_dir() for folder in folders[2:]), "all three were asked for within ten minutes"

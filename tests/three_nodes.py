@@ -1,0 +1,281 @@
+"""A Ray cluster of three nodes that come and go while the real pool and the real scorer play: prints what happened as JSON.
+
+Run by test_nodes.py in a process of its own, since Ray joins one cluster per process.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import ray
+from ray._raylet import GcsClient
+from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+import sim_workers.pool
+from orchestrator.ledger import Portraits
+from orchestrator.score import ScoringJob
+from orchestrator.scorer import Scorer
+from orchestrator.storage import Storage, open_storage
+from sim_workers.balance import Answered
+from sim_workers.pool import RolloutPool
+from sim_workers.rollout import Outcome
+from sim_workers.served import Served
+from sim_workers.suite import EpisodeSpec, Rules, Suite
+from sim_workers.worker import Beat, Played, RolloutJob, Said
+from test_pool import CONTRACT, Heard, Wanderer
+
+EPISODE_S = 0.4
+PATIENCE_S = 120.0
+ROLE = "three-nodes"
+
+
+class PretendedWorker:
+    """Plays an episode in a moment. Whether it is won follows from its seed; the message tells where it was played and which server was asked."""
+
+    def __init__(self, most_episodes: int) -> None: ...
+
+    def play(self, job: RolloutJob) -> Iterator[Said]:
+        yield Beat("playing")
+        time.sleep(EPISODE_S)
+        assert isinstance(job.source, Served)
+        asked = [ray.get(server.where.remote()) for server in job.source.servers]
+        won = job.spec.scene_seed % 3 > 0
+        told = json.dumps([ray.get_runtime_context().get_node_id(), *asked])
+        yield Played(Outcome(job.spec, "success" if won else "failure", 40, 5, 0.4, 0.1, 30 if won else None, won, message=told), None, False)
+
+
+class PretendedServer:
+    def where(self) -> str:
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
+
+    def answered(self, key: str = "") -> Answered:
+        return Answered()
+
+
+class Nodes:
+    """A cluster whose head has no room, so that every node may go."""
+
+    def __init__(self) -> None:
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": {"health_check_failure_threshold": 20}})
+        self._nodes: dict[str, Any] = {}
+
+    def add(self, cpus: float = 2, **variables: str) -> str:
+        """A node whose processes have these environment variables; its id."""
+        os.environ.update(variables)
+        node = self._cluster.add_node(num_cpus=cpus)
+        for name in variables:
+            del os.environ[name]
+        self._nodes[node.node_id] = node
+        return str(node.node_id)
+
+    def connect(self) -> None:
+        ray.init(address=self._cluster.address, namespace="demoscale", log_to_driver=False)
+        self._cluster.wait_for_nodes()
+
+    def kill(self, node: str) -> None:
+        """The machine is gone, without a word."""
+        self._cluster.remove_node(self._nodes.pop(node), allow_graceful=False)
+
+    def give_notice(self, node: str) -> None:
+        """What a cloud's preemption notice becomes."""
+        reason, deadline = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), int(time.time() * 1000) + 600_000
+        accepted, why = GcsClient(address=self._cluster.address).drain_node(node, reason, "preemption", deadline)
+        assert accepted, why
+
+    def close(self) -> None:
+        ray.shutdown()
+        self._cluster.shutdown()
+
+
+def episodes(number: int) -> list[EpisodeSpec]:
+    return Suite(("Lift",), number, Rules(40)).episode_list()
+
+
+def until(true: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def pretended_servers(number: int) -> tuple[Any, ...]:
+    make = ray.remote(PretendedServer).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD").remote
+    servers = tuple(make() for _ in range(number))
+    ray.get([server.where.remote() for server in servers])
+    return servers
+
+
+def play(pool: RolloutPool, servers: tuple[Any, ...], number: int, heard: Callable[[int, Outcome], None] = lambda *_: None) -> list[Outcome]:
+    """All outcomes, in the order in which they came; `heard` is told of each one."""
+    for spec in episodes(number):
+        pool.submit(RolloutJob(spec, Rules(40), CONTRACT, Served(servers, "policy")))
+    outcomes: list[Outcome] = []
+    for _, outcome, _ in pool.results():
+        outcomes.append(outcome)
+        heard(len(outcomes), outcome)
+    return outcomes
+
+
+def places(outcomes: list[Outcome]) -> Counter[str]:
+    return Counter(json.loads(outcome.message)[0] for outcome in outcomes)
+
+
+def spread(servers: tuple[Any, ...]) -> dict[str, Any]:
+    """Three workers that would fit on two nodes, and a policy server on every node."""
+    pool = RolloutPool(3, num_cpus=1)
+    outcomes = play(pool, servers, 60)
+    pool.close()
+    asked = [json.loads(outcome.message) for outcome in outcomes]
+    return {
+        "nodes": len(places(outcomes)),
+        "server_nodes": len({ray.get(server.where.remote()) for server in servers}),
+        "asked_near": sum(node == server for node, server in asked[30:]) / len(asked[30:]),
+    }
+
+
+def too_small(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
+    """Eight workers where six have room, until a node comes."""
+    pool, placed, came = RolloutPool(8, num_cpus=1), [], []
+
+    def heard(number: int, _: Outcome) -> None:
+        placed.append(pool.placed)
+        if number == 20:
+            came.append(nodes.add())
+
+    before = play(pool, servers, 20, heard)
+    until(lambda: len(ray.nodes()) == 5)
+    after: list[Outcome] = []
+    until(lambda: after.extend(play(pool, servers, 16)) or pool.placed == 8)
+    after += play(pool, servers, 48)
+    pool.close()
+    return {"before": len(before), "placed_before": max(placed), "new_node_played": places(after)[came[0]], "node": came[0]}
+
+
+def with_notice(nodes: Nodes, servers: tuple[Any, ...], node: str) -> dict[str, Any]:
+    """A node is given notice while it plays."""
+    pool, told = RolloutPool(8, num_cpus=0.5), []
+    before = play(pool, servers, 24)
+    nodes.give_notice(node)
+    time.sleep(2 * sim_workers.pool.LOOK_AROUND_S)
+    after = play(pool, servers, 40, lambda *_: told.append(sorted({worker.node for worker in pool._workers})))
+    replaced = dict(pool.usage.replaced)
+    pool.close()
+    return {"before": places(before)[node], "after": places(after)[node], "replaced": replaced, "outcomes": len({o.spec for o in after})}
+
+
+class Rows(Heard):
+    """Counts every outcome that the scorer writes down."""
+
+    def on_outcomes(self, job: ScoringJob, outcomes: Any, done: int) -> None:
+        super().on_outcomes(job, outcomes, done)
+        self.done = done
+
+
+def scored(storage: Storage, source: Served, workers: int, suite: Suite, num_cpus: float, disturb: Callable[[Rows], None]) -> dict[str, Any]:
+    """A suite's score by the real scorer, while `disturb` does what it does; rows as they were written, before anybody looks for doubles."""
+    heard, pool = Rows(), RolloutPool(workers, num_cpus=num_cpus, references=Portraits(storage, "simulation"))
+    scorer = Scorer(storage, CONTRACT, pool, heard)
+    scorer.submit(ScoringJob("arm", 1, source.key, source.key, suite, "protocol", source))
+    disturbing = threading.Thread(target=disturb, args=(heard,))
+    disturbing.start()
+    scorer.drain()
+    disturbing.join()
+    scorer.close()
+    parts = [key for key in storage.list(f"outcomes/{source.key}/protocol/") if key.endswith(".parquet")]
+    rows = [row for key in parts for row in pq.read_table(f"{storage.uri}/{key}").to_pylist()]
+    untimed = {"sim_s", "policy_s", "message", "worker", "recorded"}
+    outcomes = {row["episode"]: {name: value for name, value in row.items() if name not in untimed} for row in rows}
+    return {"rows": len(rows), "outcomes": outcomes, "complete": heard.scores[0].complete, "replaced": pool.usage.replaced}
+
+
+def coming_and_going(nodes: Nodes, folder: Path, real: bool, servers: tuple[Any, ...], going: str) -> dict[str, Any]:
+    """The same suite on three nodes in peace, and while one of them dies and another comes."""
+    suite = Suite(("Lift",), 8, Rules(24)) if real else Suite(("Lift",), 60, Rules(40))
+    source, workers, enough = Served(servers, "wanderer"), 3 if real else 6, 2 if real else 12
+
+    def disturb(heard: Rows) -> None:
+        until(lambda: len(heard.outcomes) >= enough)
+        nodes.kill(going)
+        nodes.add()
+
+    disturbed = scored(open_storage(str(folder / "disturbed")), source, workers, suite, 0.6 if real else 1, disturb)
+    peaceful = scored(open_storage(str(folder / "peaceful")), source, 1 if real else workers, suite, 0.6 if real else 1, lambda _: None)
+    return {
+        "listed": len(suite.episode_list()),
+        "rows": disturbed["rows"],
+        "complete": disturbed["complete"],
+        "replaced": disturbed["replaced"],
+        "same": disturbed["outcomes"] == peaceful["outcomes"],
+        "peaceful_rows": peaceful["rows"],
+    }
+
+
+def unfit(nodes: Nodes, folder: Path, servers: tuple[Any, ...]) -> dict[str, Any]:
+    """Two nodes come before anything is played: one cannot draw with EGL, one draws with another driver than the reference."""
+    nodes.add(__EGL_VENDOR_LIBRARY_FILENAMES="/nowhere")
+    nodes.add(GALLIUM_DRIVER="softpipe")
+    storage, suite = open_storage(str(folder / "peaceful")), Suite(("Lift",), 12, Rules(24))
+    lines: list[str] = []
+    fail = RolloutPool._fail
+
+    def noted(pool: RolloutPool, worker: Any, how: str, why: str) -> None:
+        lines.append(why)
+        fail(pool, worker, how, why)
+
+    RolloutPool._fail = noted  # type: ignore[method-assign]
+    until(lambda: len(ray.nodes()) >= 5)
+    facts = scored(storage, Served(servers, "beside-unfit-nodes"), 5, suite, 0.6, lambda _: None)
+    RolloutPool._fail = fail  # type: ignore[method-assign]
+    return {"complete": facts["complete"], "rows": facts["rows"], "refusals": sorted(set(lines))}
+
+
+def slow_listener(servers: tuple[Any, ...]) -> dict[str, Any]:
+    """Whoever takes the outcomes is away for longer than any silence that is borne."""
+    sim_workers.pool.SILENCE_S |= {"playing": 2.0, "asking": 2.0, "making": 2.0}
+    pool, slept = RolloutPool(4, num_cpus=0.5), []
+
+    def heard(number: int, _: Outcome) -> None:
+        if number == 4:
+            slept.append(time.sleep(6.0))
+
+    outcomes = play(pool, servers, 16, heard)
+    replaced = dict(pool.usage.replaced)
+    pool.close()
+    return {"outcomes": len(outcomes), "replaced": replaced}
+
+
+def main() -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules["test_pool"])
+    nodes, told = Nodes(), {}
+    first = [nodes.add() for _ in range(3)]
+    nodes.connect()
+    with tempfile.TemporaryDirectory() as folder:
+        if "real" in sys.argv[1:]:
+            policy = ray.remote(Wanderer).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
+            servers = tuple(policy.remote() for _ in range(3))
+            told["real"] = coming_and_going(nodes, Path(folder), True, servers, first[0])
+            told["unfit"] = unfit(nodes, Path(folder), servers)
+        else:
+            sim_workers.pool.RolloutWorker = PretendedWorker  # type: ignore[misc, assignment]
+            servers = pretended_servers(3)
+            told["spread"] = spread(servers)
+            told["too_small"] = too_small(nodes, servers)
+            told["with_notice"] = with_notice(nodes, servers, told["too_small"]["node"])
+            told["coming_and_going"] = coming_and_going(nodes, Path(folder), False, servers, first[0])
+            told["slow_listener"] = slow_listener(servers)
+    nodes.close()
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
