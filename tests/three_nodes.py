@@ -41,7 +41,7 @@ ROLE = "three-nodes"
 class PretendedWorker:
     """Plays an episode in a moment. Whether it is won follows from its seed; the message tells where it was played and which server was asked."""
 
-    def __init__(self, most_episodes: int) -> None: ...
+    def __init__(self, most_episodes: int, label: str) -> None: ...
 
     def play(self, job: RolloutJob) -> Iterator[Said]:
         yield Beat("playing")
