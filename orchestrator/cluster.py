@@ -68,6 +68,14 @@ def nodes_of(role: str, **needed: float) -> dict[str, str]:
     return {ROLE: role} if apart and all(apart.get(kind, 0.0) >= amount for kind, amount in needed.items()) else {}
 
 
+def nodes_with_cores() -> dict[str, str]:
+    """Selector of the connected cluster's nodes that have CPUs; a head that is to do no work has none. Empty if all have some."""
+    import ray
+
+    bare = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"] and not node["Resources"].get("CPU"))
+    return {"ray.io/node-id": f"!in({','.join(bare)})"} if bare else {}
+
+
 def set_apart(role: str) -> dict[str, float]:
     """What the connected cluster's nodes that are set apart for a role have of each resource, in all; empty if there are none."""
     import ray

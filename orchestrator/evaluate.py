@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from orchestrator.board import Board
-from orchestrator.cluster import nodes_of
+from orchestrator.cluster import nodes_of, nodes_with_cores
 from orchestrator.cost import Cost, Spending, of_outcome
 from orchestrator.judging import VideoScores
 from orchestrator.ledger import Portraits
@@ -30,10 +30,17 @@ def policy_servers(number: int, gpus: float, rung: str, sweep: str = "") -> tupl
     """Handles of so many policy servers of a connected Ray, each with its share of a GPU; one that dies starts again and is asked again."""
     import ray
 
-    options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000, "scheduling_strategy": "SPREAD"}
-    where = nodes_of("servers", GPU=number * gpus)  # kept off the trainers' GPUs, which may be dearer, and of which every one is counted on
-    server = ray.remote(PolicyServer).options(**options, label_selector=where or None, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+    server = ray.remote(PolicyServer).options(**server_options(number, gpus), runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
     return tuple(server.remote(1, "cuda" if gpus else "cpu", rung, sweep) for _ in range(number))
+
+
+def server_options(number: int, gpus: float) -> dict[str, Any]:
+    """Ray's options of each of so many policy servers: evenly over the nodes that may have them, and never given up."""
+    # Kept off the trainers' GPUs, which may be dearer, and of which every one is counted on.
+    where = nodes_of("servers", GPU=number * gpus) | ({} if gpus else nodes_with_cores())
+    # Of actors that claim nothing at all, Ray puts several on one node and none on another; a byte is enough.
+    spread = {"num_cpus": 0, "num_gpus": gpus, "memory": 1, "scheduling_strategy": "SPREAD", "label_selector": where or None}
+    return spread | {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
 
 
 def serving(servers: tuple[Any, ...], uri: str) -> PolicySource:

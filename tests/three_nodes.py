@@ -21,6 +21,7 @@ from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 import sim_workers.pool
+from orchestrator.evaluate import server_options
 from orchestrator.ledger import Portraits
 from orchestrator.score import ScoringJob
 from orchestrator.scorer import Scorer
@@ -109,7 +110,7 @@ def until(true: Callable[[], Any]) -> None:
 
 
 def pretended_servers(number: int) -> tuple[Any, ...]:
-    make = ray.remote(PretendedServer).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD").remote
+    make = ray.remote(PretendedServer).options(**server_options(number, 0.0)).remote
     servers = tuple(make() for _ in range(number))
     ray.get([server.where.remote() for server in servers])
     return servers
@@ -261,7 +262,7 @@ def main() -> None:
     nodes.connect()
     with tempfile.TemporaryDirectory() as folder:
         if "real" in sys.argv[1:]:
-            policy = ray.remote(Wanderer).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
+            policy = ray.remote(Wanderer).options(**server_options(3, 0.0))
             servers = tuple(policy.remote() for _ in range(3))
             told["real"] = coming_and_going(nodes, Path(folder), True, servers, first[0])
             told["unfit"] = unfit(nodes, Path(folder), servers)
