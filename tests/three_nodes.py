@@ -201,7 +201,7 @@ def scored(storage: Storage, source: Served, workers: int, suite: Suite, num_cpu
 
 def coming_and_going(nodes: Nodes, folder: Path, real: bool, servers: tuple[Any, ...], going: str) -> dict[str, Any]:
     """The same suite on three nodes in peace, and while one of them dies and another comes."""
-    suite = Suite(("Lift",), 8, Rules(24)) if real else Suite(("Lift",), 60, Rules(40))
+    suite = Suite(("Lift",), 24, Rules(24)) if real else Suite(("Lift",), 60, Rules(40))
     source, workers, enough = Served(servers, "wanderer"), 3 if real else 6, 2 if real else 12
 
     def disturb(heard: Rows) -> None:
@@ -237,7 +237,7 @@ def unfit(nodes: Nodes, folder: Path, servers: tuple[Any, ...]) -> dict[str, Any
     until(lambda: len(ray.nodes()) >= 5)
     facts = scored(storage, Served(servers, "beside-unfit-nodes"), 5, suite, 0.6, lambda _: None)
     RolloutPool._fail = fail  # type: ignore[method-assign]
-    return {"complete": facts["complete"], "rows": facts["rows"], "refusals": sorted(set(lines))}
+    return {"complete": facts["complete"], "rows": facts["rows"], "failures": sorted(set(lines))}
 
 
 def slow_listener(servers: tuple[Any, ...]) -> dict[str, Any]:
