@@ -226,7 +226,7 @@ def test_a_sweep_is_seen_on_the_metrics_port_while_it_runs_and_when_it_is_done(f
         try:
             until(lambda: scraped.value("ray_demoscale_queued_episodes") == 4 * 3 * 40)
             assert scraped.value("ray_demoscale_unscored_checkpoints") == 4 * 3
-            assert scraped.value("ray_demoscale_rollout_workers") == 64
+            until(lambda: scraped.value("ray_demoscale_rollout_workers") == asked.run.state.sweep.rollout_actors)
             assert not scraped.values("ray_demoscale_episodes_total")
         except BaseException as error:
             failure.append(error)
