@@ -209,7 +209,8 @@ def stretch(workers: int, episode_s: float, seconds: float) -> Stretch:
         pool = PretendedPool(workers, stages, Portraits(storage, "pretended"))
         scorer = Scorer(storage, cameras("fast"), pool, watch)
         suite, warm_s = Suite(("Lift",), LISTED, RULES), 2 * episode_s
-        for number in range(math.ceil(workers / episode_s * (warm_s + seconds) * 1.2 / LISTED) + math.ceil(2 * workers / LISTED)):
+        checkpoints = math.ceil(workers / episode_s * (warm_s + seconds) * 1.2 / LISTED) + math.ceil(2 * workers / LISTED)
+        for number in range(checkpoints):
             scorer.submit(ScoringJob("arm", number, f"arms/{number}", f"checkpoint{number}", suite, "protocol", Served(servers, "policy")))
         time.sleep(warm_s)
         me, others, thread = psutil.Process(), [psutil.Process(pid) for pid in pids], scorer._thread.native_id
@@ -219,7 +220,8 @@ def stretch(workers: int, episode_s: float, seconds: float) -> Stretch:
         after = time.monotonic(), _cpu(me, thread), _cpu(me), sum(map(_cpu, others))
         scorer.close()
         scorer.check()
-        assert len(Ledger(storage, "checkpoint0", "protocol").read()) == LISTED
+        recorded = sum(len(Ledger(storage, f"checkpoint{number}", "protocol").read()) for number in range(checkpoints))
+        assert recorded == sum(number for _, number in watch.heard), "what was told is what is written down"
     for stage in stages:
         ray.kill(stage)
     wall, by_scorer, by_driver, by_stages = (b - a for a, b in zip(before, after, strict=True))
