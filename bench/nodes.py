@@ -27,6 +27,7 @@ from orchestrator.ledger import Ledger, Portraits
 from orchestrator.score import Score, ScoringJob
 from orchestrator.scorer import Scorer
 from orchestrator.storage import open_storage
+from sim_workers.balance import Answered
 from sim_workers.pool import RolloutPool
 from sim_workers.rollout import Outcome
 from sim_workers.roster import Worker
@@ -104,6 +105,10 @@ class Stage:
 
     def __init__(self, episode_s: float) -> None:
         self._episode_s = episode_s
+
+    async def answered(self, checkpoint: str = "") -> Answered:
+        """As a policy server that nobody had to wait for."""
+        return Answered()
 
     async def play(self, job: RolloutJob, fresh: bool) -> AsyncIterator[Said]:
         import asyncio
