@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator import efficiency
-from orchestrator.anytime import anytime_interval, paired_evidence
+from orchestrator.anytime import PairedEvidence, anytime_interval
 from orchestrator.cost import added
 from orchestrator.efficiency import Estimate, estimated
 from orchestrator.points import Comparison, Line, Point
@@ -220,7 +220,7 @@ class Curve:
             return None
         result = paired_comparison(outcomes, others)
         if self.looked_at:
-            return replace(result, p_value=paired_evidence(result.only_first, result.only_second).p_value)
+            return replace(result, p_value=PairedEvidence(result.only_first, result.only_second).p_value)
         return result
 
     def _comparison(self, first: tuple[Line, int], second: tuple[Line, int], result: PairedComparison, p: float, compared: int) -> Comparison:
