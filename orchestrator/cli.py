@@ -98,8 +98,8 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool) -> None
     click.echo(f"{sweep.plan()}\n")
     quiet()
     from orchestrator.board import table
+    from orchestrator.credentials import shown
     from orchestrator.sweep import SweepRun
-    from orchestrator.tracking import shown
 
     console = Console(soft_wrap=True, highlight=False)
 
@@ -223,7 +223,7 @@ def _print_curve(answer: Any) -> None:
 
 def _print_places(sweep_run: Any, answer: Any) -> None:
     """Where everything is and how to open it."""
-    from orchestrator.tracking import shown
+    from orchestrator.credentials import shown
 
     state = sweep_run.state
     click.echo()

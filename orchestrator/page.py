@@ -6,7 +6,6 @@ Pure: what `Curve.to_json()` says and the films go in, text comes out.
 import base64
 import io
 import math
-import re
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import av
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from orchestrator.credentials import without_credentials
 from orchestrator.figures import Plot, Row, cost_kind, cost_plot, curve_plot, distance_plot, key, outcomes_plot, styles
 
 FILMS_BYTES = 20_000_000
@@ -77,7 +77,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"rate": _rate, "amount": _amount, "p": _p, "without_passwords": _without_passwords}
+    environment.filters |= {"rate": _rate, "amount": _amount, "p": _p, "without_credentials": without_credentials}
     return environment
 
 
@@ -141,8 +141,3 @@ def _p(value: float | None) -> str:
     if value is None:
         return "–"  # noqa: RUF001 - a dash where there is no number
     return "< 0.001" if value < 0.001 else f"{value:.2g}"
-
-
-def _without_passwords(text: object) -> str:
-    """A page is passed on: what stands before the @ of an address stays here."""
-    return re.sub(r"(\w://)[^/\s@\"']+@", r"\1***@", str(text))
