@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.axes import Scale, Tick, area, closest, log_scale, measure, polyline, rate_ticks, spread, unit_scale
 from orchestrator.picture import apart
+from orchestrator.report import cost_axis
 
 Row = Mapping[str, Any]
 """An object of `Curve.to_json()`: a line, a point, an arm."""
@@ -148,7 +149,7 @@ def curve_plot(data: Row, name: str, width: float, height: float, task: str = ""
 
 def cost_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
     """Success against what the points cost; None where nothing is known of it. Demo counts stand beside the points."""
-    kind, unit = cost_kind(data["points"])
+    kind, unit = cost_axis([point["cost"] for point in data["points"]])
     if not kind:
         return None
     known = [point for point in data["points"] if point["cost"]]
@@ -228,14 +229,6 @@ def outcomes_plot(data: Row, name: str, width: float, height: float) -> Plot | N
     y_ticks = tuple(Tick(at, result) for result, at in rows.items())
     title, x_label = "Distance of imagined from executed video, by outcome", _distance_axis(video, scale)
     return Plot(name, title, "; ".join(words), width, height, left, right, top, bottom, x_label, "", ticks, y_ticks, tuple(traces))
-
-
-def cost_kind(points: Sequence[Row]) -> tuple[str, str]:
-    """The cost that tells most, and its unit: money where there are prices, else GPU-hours, else CPU-hours; empty where nothing was spent."""
-    for kind, unit in (("money", "money at the sweep's prices"), ("gpu_hours", "GPU-hours"), ("cpu_hours", "CPU-hours")):
-        if any(point["cost"] and point["cost"].get(kind) for point in points):
-            return kind, unit
-    return "", ""
 
 
 def target_rate(lines: Sequence[Row]) -> float | None:

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from orchestrator.credentials import without_credentials
-from orchestrator.figures import Plot, Row, cost_kind, cost_plot, curve_plot, distance_plot, key, outcomes_plot, styles
+from orchestrator.figures import Plot, Row, cost_plot, curve_plot, distance_plot, key, outcomes_plot, styles
 
 FILMS_BYTES = 20_000_000
 """The most that films add to a page, as they stand in it (base64); those that do not fit are named."""
@@ -42,7 +42,6 @@ def page(data: Row, films: Sequence[Film], sweep_yaml: str) -> str:
     shown, left_out = _that_fit(films)
     lines = [{**line, "style": style} for line, style in zip(data["lines"], styles(data["lines"]).values(), strict=True)]
     by_key = {key(line): line for line in lines}
-    kind, unit = cost_kind(data["points"])
     cost = cost_plot(data, "cost-wide", 430, 392)
     tasks = sorted({task for point in data["points"] for task in point["by_task"]})
     return (
@@ -60,7 +59,6 @@ def page(data: Row, films: Sequence[Film], sweep_yaml: str) -> str:
             outcomes=_both(outcomes_plot(data, "outcomes-wide", 540, 340), outcomes_plot(data, "outcomes-narrow", 344, 260)),
             forest=_forest(data["comparisons"]),
             looks=LOOKS,
-            cost_unit=unit if kind else "",
             costs=[
                 (name, words) for name, words in COSTS.items() if any(row["cost"] and row["cost"].get(name) for row in data["arms"] or data["points"])
             ],
