@@ -5,7 +5,7 @@ Lengths are SVG user units, which are pixels where a figure is shown at its own 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.axes import Scale, Tick, area, closest, log_scale, measure, polyline, rate_ticks, spread, unit_scale
@@ -119,7 +119,7 @@ def curve_plot(data: Row, name: str, width: float, height: float, task: str = ""
     target = None if task else target_rate(data["lines"])
     traces = []
     for index, (line, (own, style)) in enumerate(zip(data["lines"], looks.items(), strict=True)):
-        nudge = (index - (len(looks) - 1) / 2) * 2 * NUDGE
+        nudge = _nudge(index, len(looks))
         dots, edges = [], []
         for point in _of(data["points"], own):
             counted = point["by_task"].get(task) if task else point
@@ -243,20 +243,19 @@ def _labels_apart(traces: Sequence[Trace]) -> list[Trace]:
     for t, trace in enumerate(traces):
         for d, dot in enumerate(trace.dots):
             side = "end" if 2 * t + 1 < len(traces) or len(traces) == 1 else "start"
-            columns.setdefault((f"{dot.x - _offset(t, traces):.1f}", side), []).append((t, d))
+            columns.setdefault((f"{dot.x - _nudge(t, len(traces)):.1f}", side), []).append((t, d))
     for (_, side), members in columns.items():
         members.sort(key=lambda member: traces[member[0]].dots[member[1]].y)
         dots = [traces[t].dots[d] for t, d in members]
         edge = min(dot.x for dot in dots) - 9 if side == "end" else max(dot.x for dot in dots) + 9
         for member, dot, place in zip(members, dots, apart([dot.y for dot in dots], LABEL_GAP), strict=True):
-            placed[member] = Dot(dot.x, dot.y, dot.low, dot.high, dot.words, dot.text, edge, place + 4, side)
-    return [
-        Trace(t.style, tuple(placed[index, d] for d in range(len(t.dots))), t.path, t.band, t.replicates, t.drop) for index, t in enumerate(traces)
-    ]
+            placed[member] = replace(dot, text_x=edge, text_y=place + 4, anchor=side)
+    return [replace(trace, dots=tuple(placed[t, d] for d in range(len(trace.dots)))) for t, trace in enumerate(traces)]
 
 
-def _offset(index: int, traces: Sequence[Trace]) -> float:
-    return (index - (len(traces) - 1) / 2) * 2 * NUDGE
+def _nudge(index: int, lines: int) -> float:
+    """How far one of so many lines stands to the right of its demo counts, so that intervals do not cover one another."""
+    return (index - (lines - 1) / 2) * 2 * NUDGE
 
 
 def _of(rows: Sequence[Row], own: Key) -> list[Row]:
