@@ -146,14 +146,8 @@ def curve(name: str, storage: str, mlflow: str | None, save: str | None, html: s
     if save:
         answer.save(save)
     if html:
-        import yaml
-
-        from orchestrator.page import page
-        from orchestrator.tracked_films import films
-
-        sweep_file = yaml.safe_dump(dict(answer.sweep), sort_keys=False) if answer.sweep else ""
         Path(html).parent.mkdir(parents=True, exist_ok=True)
-        Path(html).write_text(page(answer.to_json(), films(uri, answer.arms), sweep_file), encoding="utf-8")
+        Path(html).write_text(answer.page(uri), encoding="utf-8")
     if as_json:
         click.echo(json.dumps(answer.to_json(), indent=1))
     else:

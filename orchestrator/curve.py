@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from orchestrator import efficiency
@@ -264,6 +265,14 @@ class Curve:
         from orchestrator.picture import draw
 
         return draw(self, kind)
+
+    def page(self, tracking_uri: str) -> str:
+        """All of it as one HTML page, with the films that MLflow keeps of its arms."""
+        from orchestrator.page import page
+        from orchestrator.tracked_films import films
+
+        sweep_file = yaml.safe_dump(dict(self.sweep), sort_keys=False) if self.sweep else ""
+        return page(self.to_json(), films(tracking_uri, self.arms), sweep_file)
 
     def save(self, path: str | Path) -> None:
         """As PNG, SVG, PDF or JSON, by the file's ending."""
