@@ -78,26 +78,12 @@ class PairedEvidence:
     only_second: int
 
     @property
-    def e_value(self) -> float:
-        """Evidence against "neither is better": above 20 with a probability of 5 % at most, at all looks together, if that is true."""
-        return exp(min(700.0, self._log))
-
-    @property
     def p_value(self) -> float:
         """Two-sided; the probability that evidence so strong is ever seen is no greater where neither is better (Ville 1939)."""
-        return exp(min(0.0, -self._log))
+        return exp(min(0.0, -float(log_paired_evidence(self.only_first, self.only_second))))
 
     def better(self, confidence: float = 0.95) -> Literal["first", "second", ""]:
         """Which is better, or empty while that is open."""
         if self.p_value > 1 - confidence:
             return ""
         return "first" if self.only_first > self.only_second else "second"
-
-    @property
-    def _log(self) -> float:
-        return float(log_paired_evidence(self.only_first, self.only_second))
-
-
-def paired_evidence(only_first: int, only_second: int) -> PairedEvidence:
-    """Anytime-valid evidence from the episodes that only one of two policies won."""
-    return PairedEvidence(only_first, only_second)

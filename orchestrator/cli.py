@@ -98,8 +98,8 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool) -> None
     click.echo(f"{sweep.plan()}\n")
     quiet()
     from orchestrator.board import table
+    from orchestrator.credentials import shown
     from orchestrator.sweep import SweepRun
-    from orchestrator.tracking import shown
 
     console = Console(soft_wrap=True, highlight=False)
 
@@ -146,14 +146,8 @@ def curve(name: str, storage: str, mlflow: str | None, save: str | None, html: s
     if save:
         answer.save(save)
     if html:
-        import yaml
-
-        from orchestrator.page import page
-        from orchestrator.tracked_films import films
-
-        sweep_file = yaml.safe_dump(dict(answer.sweep), sort_keys=False) if answer.sweep else ""
         Path(html).parent.mkdir(parents=True, exist_ok=True)
-        Path(html).write_text(page(answer.to_json(), films(uri, answer.arms), sweep_file), encoding="utf-8")
+        Path(html).write_text(answer.page(uri), encoding="utf-8")
     if as_json:
         click.echo(json.dumps(answer.to_json(), indent=1))
     else:
@@ -223,7 +217,7 @@ def _print_curve(answer: Any) -> None:
 
 def _print_places(sweep_run: Any, answer: Any) -> None:
     """Where everything is and how to open it."""
-    from orchestrator.tracking import shown
+    from orchestrator.credentials import shown
 
     state = sweep_run.state
     click.echo()

@@ -39,7 +39,7 @@ def status(name: str, storage: str, as_json: bool, once: bool, rebuild: bool) ->
     state = SweepState.named(name, storage)
     if rebuild:
         from orchestrator.cluster import quiet
-        from orchestrator.tracking import shown
+        from orchestrator.credentials import shown
         from orchestrator.views import republish
 
         quiet()

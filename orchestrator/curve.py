@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from orchestrator import efficiency
-from orchestrator.anytime import anytime_interval, paired_evidence
+from orchestrator.anytime import PairedEvidence, anytime_interval
 from orchestrator.cost import added
 from orchestrator.efficiency import Estimate, estimated
 from orchestrator.points import Comparison, Line, Point
@@ -220,7 +221,7 @@ class Curve:
             return None
         result = paired_comparison(outcomes, others)
         if self.looked_at:
-            return replace(result, p_value=paired_evidence(result.only_first, result.only_second).p_value)
+            return replace(result, p_value=PairedEvidence(result.only_first, result.only_second).p_value)
         return result
 
     def _comparison(self, first: tuple[Line, int], second: tuple[Line, int], result: PairedComparison, p: float, compared: int) -> Comparison:
@@ -264,6 +265,14 @@ class Curve:
         from orchestrator.picture import draw
 
         return draw(self, kind)
+
+    def page(self, tracking_uri: str) -> str:
+        """All of it as one HTML page, with the films that MLflow keeps of its arms."""
+        from orchestrator.page import page
+        from orchestrator.tracked_films import films
+
+        sweep_file = yaml.safe_dump(dict(self.sweep), sort_keys=False) if self.sweep else ""
+        return page(self.to_json(), films(tracking_uri, self.arms), sweep_file)
 
     def save(self, path: str | Path) -> None:
         """As PNG, SVG, PDF or JSON, by the file's ending."""

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
-from orchestrator.anytime import paired_evidence, side_of
+from orchestrator.anytime import PairedEvidence, side_of
 from orchestrator.provenance import digest
 from sim_workers.rollout import Outcome
 from sim_workers.suite import EpisodeSpec
@@ -55,7 +55,7 @@ class Rule:
         if not all(_tells(outcome) for outcome in theirs):
             return ""
         pairs = Counter(zip(won, (outcome is not None and outcome.result == "success" for outcome in theirs), strict=True))
-        better = paired_evidence(pairs[True, False], pairs[False, True]).better(self.confidence)
+        better = PairedEvidence(pairs[True, False], pairs[False, True]).better(self.confidence)
         return better and f"{'better' if better == 'first' else 'worse'} than {self.against.rpartition('_')[0]}{level}"
 
 

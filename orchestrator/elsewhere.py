@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from orchestrator.credentials import credentials_in
 from orchestrator.provenance import CHECKOUT
 from orchestrator.spec import Sweep
 from orchestrator.staging import SHIPPED
-
-# A password before the host; a user name or a token before a web server's; a secret among the parameters.
-_PASSWORD = re.compile(r"(?<=://)[^@\s]*:[^@\s]*@|(?<=http://)[^/@\s]+@|(?<=https://)[^/@\s]+@", re.I)
-_PARAMETER = re.compile(r"([?&][^=&\s]*(?:passw|pwd|secret|token|signature|credential|apikey|api_key)[^=&\s]*=)[^&\s]*", re.I)
 
 # Options of jobs/* that name where something is read or written.
 _PLACES = ("--store", "--storage")
@@ -21,16 +18,6 @@ _FOLDERS = ("--out", "--save", "--downloads")
 _WORDS = ("--task", "--preset", "--cameras", "--instruction", "--label", "--rung", "--shift", "--mask", "--simulator")
 # A default that is a folder beside the job, which a cluster throws away.
 _MUST_SAY = {"pretrain": "--storage"}
-
-
-def credentials_in(text: str) -> bool:
-    """Whether a URI in it carries a password, a token or a signed key."""
-    return bool(_PASSWORD.search(text) or _PARAMETER.search(text))
-
-
-def without_credentials(text: str) -> str:
-    """The same, fit to be shown."""
-    return _PARAMETER.sub(r"\1***", _PASSWORD.sub("***@", text))
 
 
 def _keep_out(field: str) -> str:

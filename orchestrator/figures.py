@@ -5,11 +5,12 @@ Lengths are SVG user units, which are pixels where a figure is shown at its own 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.axes import Scale, Tick, area, closest, log_scale, measure, polyline, rate_ticks, spread, unit_scale
 from orchestrator.picture import apart
+from orchestrator.report import cost_axis
 
 Row = Mapping[str, Any]
 """An object of `Curve.to_json()`: a line, a point, an arm."""
@@ -62,18 +63,28 @@ class Trace:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """A drawing's size, and the edges of what its axes enclose."""
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float = 14.0
+
+    @property
+    def bottom(self) -> float:
+        return self.height - 46
+
+
+@dataclass(frozen=True)
 class Plot:
     """One drawing: its frame, axes and traces, and its words for those who do not see it."""
 
     name: str
     title: str
     words: str
-    width: float
-    height: float
-    left: float
-    right: float
-    top: float
-    bottom: float
+    frame: Frame
     x_label: str
     y_label: str
     x_ticks: tuple[Tick, ...]
@@ -108,17 +119,17 @@ def curve_plot(data: Row, name: str, width: float, height: float, task: str = ""
 
     task: only its episodes, without bands and replicates, which nobody counted by task; empty: all.
     """
-    left, right, top, bottom = 46.0, width - 10, 14.0, height - 46
+    frame = Frame(width, height, 46.0, width - 10)
     counts = sorted({point["demo_count"] for point in data["points"]})
     looks = styles(data["lines"])
     room = 12.0 + NUDGE * len(looks)
-    labelled = not task and closest(log_scale(counts, left + room, right - room), counts) >= LABELLED
+    labelled = not task and closest(log_scale(counts, frame.left + room, frame.right - room), counts) >= LABELLED
     room += 36.0 if labelled else 0.0
-    x, y = log_scale(counts, left + room, right - room), unit_scale(bottom, top)
+    x, y = log_scale(counts, frame.left + room, frame.right - room), unit_scale(frame.bottom, frame.top)
     target = None if task else target_rate(data["lines"])
     traces = []
     for index, (line, (own, style)) in enumerate(zip(data["lines"], looks.items(), strict=True)):
-        nudge = (index - (len(looks) - 1) / 2) * 2 * NUDGE
+        nudge = _nudge(index, len(looks))
         dots, edges = [], []
         for point in _of(data["points"], own):
             counted = point["by_task"].get(task) if task else point
@@ -142,19 +153,19 @@ def curve_plot(data: Row, name: str, width: float, height: float, task: str = ""
     what = f"Success on {task} against demonstrations" if task else "Success against demonstrations"
     words = "; ".join(dot.words for trace in traces for dot in trace.dots)
     ticks, rule = spread([Tick(x(count), f"{count}") for count in counts]), Tick(y(target), f"{target:.2f}") if target is not None else None
-    axes = (width, height, left, right, top, bottom, "demonstrations per task (log scale)", "success rate", ticks, rate_ticks(y))
-    return Plot(name, what, words, *axes, tuple(traces), rule, labelled)
+    x_label = "demonstrations per task (log scale)"
+    return Plot(name, what, words, frame, x_label, "success rate", ticks, rate_ticks(y), tuple(traces), rule, labelled)
 
 
 def cost_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
     """Success against what the points cost; None where nothing is known of it. Demo counts stand beside the points."""
-    kind, unit = cost_kind(data["points"])
+    kind, unit = cost_axis([point["cost"] for point in data["points"]])
     if not kind:
         return None
     known = [point for point in data["points"] if point["cost"]]
-    left, right, top, bottom = 46.0, width - 16, 14.0, height - 46
-    x, ticks, scale = measure([float(point["cost"][kind]) for point in known], left + 16, right - 20)
-    y = unit_scale(bottom, top)
+    frame = Frame(width, height, 46.0, width - 16)
+    x, ticks, scale = measure([float(point["cost"][kind]) for point in known], frame.left + 16, frame.right - 20)
+    y = unit_scale(frame.bottom, frame.top)
     traces, words = [], []
     for line, (own, style) in zip(data["lines"], styles(data["lines"]).items(), strict=True):
         dots = []
@@ -165,22 +176,7 @@ def cost_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
             words.append(said)
         traces.append(Trace(style, tuple(dots), polyline((dot.x, dot.y) for dot in dots)))
     x_label = f"{unit}{scale}; beside the points: demos"
-    return Plot(
-        name,
-        "Success against cost",
-        "; ".join(words),
-        width,
-        height,
-        left,
-        right,
-        top,
-        bottom,
-        x_label,
-        "success rate",
-        ticks,
-        rate_ticks(y),
-        tuple(traces),
-    )
+    return Plot(name, "Success against cost", "; ".join(words), frame, x_label, "success rate", ticks, rate_ticks(y), tuple(traces))
 
 
 def distance_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
@@ -189,9 +185,9 @@ def distance_plot(data: Row, name: str, width: float, height: float) -> Plot | N
     points = [point for point in video["points"] if _known(point.get("video_distance")) and _known(point["success_rate"])] if video else []
     if not points:
         return None
-    left, right, top, bottom = 46.0, width - 16, 14.0, height - 46
-    x, ticks, scale = measure([point["video_distance"] for point in points], left + 14, right - 14)
-    y = unit_scale(bottom, top)
+    frame = Frame(width, height, 46.0, width - 16)
+    x, ticks, scale = measure([point["video_distance"] for point in points], frame.left + 14, frame.right - 14)
+    y = unit_scale(frame.bottom, frame.top)
     of_arm = {arm["arm"]: key(arm) for arm in data["arms"]}
     traces = []
     for own, style in styles(data["lines"]).items():
@@ -204,7 +200,7 @@ def distance_plot(data: Row, name: str, width: float, height: float) -> Plot | N
     words = f"{len(points)} checkpoints. {video['text']}"
     x_label = _distance_axis(video, scale)
     title = "Success against the distance between imagined and executed video"
-    return Plot(name, title, words, width, height, left, right, top, bottom, x_label, "success rate", ticks, rate_ticks(y), tuple(traces))
+    return Plot(name, title, words, frame, x_label, "success rate", ticks, rate_ticks(y), tuple(traces))
 
 
 def outcomes_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
@@ -213,29 +209,22 @@ def outcomes_plot(data: Row, name: str, width: float, height: float) -> Plot | N
     episodes = [episode for episode in video["episodes"] if _known(episode["distance"])] if video else []
     if not episodes:
         return None
-    left, right, top, bottom = 66.0, width - 16, 14.0, height - 46
-    x, ticks, scale = measure([episode["distance"] for episode in episodes], left + 14, right - 14)
-    rows = {"success": top + (bottom - top) * 0.27, "failure": top + (bottom - top) * 0.73}
+    frame = Frame(width, height, 66.0, width - 16)
+    x, ticks, scale = measure([episode["distance"] for episode in episodes], frame.left + 14, frame.right - 14)
+    tall = frame.bottom - frame.top
+    rows = {"success": frame.top + tall * 0.27, "failure": frame.top + tall * 0.73}
     traces, words = [], []
     for result, style in (("success", Style("good", "circle", "")), ("failure", Style("bad", "cross", ""))):
         mine = sorted((episode for episode in episodes if episode["result"] == result), key=lambda episode: episode["distance"])
         # Spread within the row by a fixed sequence, so that equal distances do not hide one another and the page is the same every time.
-        places = [rows[result] + ((index * 0.618034) % 1 - 0.5) * (bottom - top) * 0.36 for index in range(len(mine))]
+        places = [rows[result] + ((index * 0.618034) % 1 - 0.5) * tall * 0.36 for index in range(len(mine))]
         dots = tuple(Dot(x(e["distance"]), at, at, at, f"{e['episode']}, {e['arm']}") for e, at in zip(mine, places, strict=True))
         middle = x(mine[len(mine) // 2]["distance"]) if mine else None
         traces.append(Trace(style, dots, "", drop=middle))
         words.append(f"{len(mine)} with {result}" + (f", median distance {mine[len(mine) // 2]['distance']:.3g}" if mine else ""))
     y_ticks = tuple(Tick(at, result) for result, at in rows.items())
     title, x_label = "Distance of imagined from executed video, by outcome", _distance_axis(video, scale)
-    return Plot(name, title, "; ".join(words), width, height, left, right, top, bottom, x_label, "", ticks, y_ticks, tuple(traces))
-
-
-def cost_kind(points: Sequence[Row]) -> tuple[str, str]:
-    """The cost that tells most, and its unit: money where there are prices, else GPU-hours, else CPU-hours; empty where nothing was spent."""
-    for kind, unit in (("money", "money at the sweep's prices"), ("gpu_hours", "GPU-hours"), ("cpu_hours", "CPU-hours")):
-        if any(point["cost"] and point["cost"].get(kind) for point in points):
-            return kind, unit
-    return "", ""
+    return Plot(name, title, "; ".join(words), frame, x_label, "", ticks, y_ticks, tuple(traces))
 
 
 def target_rate(lines: Sequence[Row]) -> float | None:
@@ -250,20 +239,19 @@ def _labels_apart(traces: Sequence[Trace]) -> list[Trace]:
     for t, trace in enumerate(traces):
         for d, dot in enumerate(trace.dots):
             side = "end" if 2 * t + 1 < len(traces) or len(traces) == 1 else "start"
-            columns.setdefault((f"{dot.x - _offset(t, traces):.1f}", side), []).append((t, d))
+            columns.setdefault((f"{dot.x - _nudge(t, len(traces)):.1f}", side), []).append((t, d))
     for (_, side), members in columns.items():
         members.sort(key=lambda member: traces[member[0]].dots[member[1]].y)
         dots = [traces[t].dots[d] for t, d in members]
         edge = min(dot.x for dot in dots) - 9 if side == "end" else max(dot.x for dot in dots) + 9
         for member, dot, place in zip(members, dots, apart([dot.y for dot in dots], LABEL_GAP), strict=True):
-            placed[member] = Dot(dot.x, dot.y, dot.low, dot.high, dot.words, dot.text, edge, place + 4, side)
-    return [
-        Trace(t.style, tuple(placed[index, d] for d in range(len(t.dots))), t.path, t.band, t.replicates, t.drop) for index, t in enumerate(traces)
-    ]
+            placed[member] = replace(dot, text_x=edge, text_y=place + 4, anchor=side)
+    return [replace(trace, dots=tuple(placed[t, d] for d in range(len(trace.dots)))) for t, trace in enumerate(traces)]
 
 
-def _offset(index: int, traces: Sequence[Trace]) -> float:
-    return (index - (len(traces) - 1) / 2) * 2 * NUDGE
+def _nudge(index: int, lines: int) -> float:
+    """How far one of so many lines stands to the right of its demo counts, so that intervals do not cover one another."""
+    return (index - (lines - 1) / 2) * 2 * NUDGE
 
 
 def _of(rows: Sequence[Row], own: Key) -> list[Row]:

@@ -6,7 +6,6 @@ Pure: what `Curve.to_json()` says and the films go in, text comes out.
 import base64
 import io
 import math
-import re
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ import av
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from orchestrator.figures import Plot, Row, cost_kind, cost_plot, curve_plot, distance_plot, key, outcomes_plot, styles
+from orchestrator.credentials import without_credentials
+from orchestrator.figures import Plot, Row, cost_plot, curve_plot, distance_plot, key, outcomes_plot, styles
 
 FILMS_BYTES = 20_000_000
 """The most that films add to a page, as they stand in it (base64); those that do not fit are named."""
@@ -42,7 +42,6 @@ def page(data: Row, films: Sequence[Film], sweep_yaml: str) -> str:
     shown, left_out = _that_fit(films)
     lines = [{**line, "style": style} for line, style in zip(data["lines"], styles(data["lines"]).values(), strict=True)]
     by_key = {key(line): line for line in lines}
-    kind, unit = cost_kind(data["points"])
     cost = cost_plot(data, "cost-wide", 430, 392)
     tasks = sorted({task for point in data["points"] for task in point["by_task"]})
     return (
@@ -60,7 +59,6 @@ def page(data: Row, films: Sequence[Film], sweep_yaml: str) -> str:
             outcomes=_both(outcomes_plot(data, "outcomes-wide", 540, 340), outcomes_plot(data, "outcomes-narrow", 344, 260)),
             forest=_forest(data["comparisons"]),
             looks=LOOKS,
-            cost_unit=unit if kind else "",
             costs=[
                 (name, words) for name, words in COSTS.items() if any(row["cost"] and row["cost"].get(name) for row in data["arms"] or data["points"])
             ],
@@ -77,7 +75,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"rate": _rate, "amount": _amount, "p": _p, "without_passwords": _without_passwords}
+    environment.filters |= {"rate": _rate, "amount": _amount, "p": _p, "without_credentials": without_credentials}
     return environment
 
 
@@ -141,8 +139,3 @@ def _p(value: float | None) -> str:
     if value is None:
         return "–"  # noqa: RUF001 - a dash where there is no number
     return "< 0.001" if value < 0.001 else f"{value:.2g}"
-
-
-def _without_passwords(text: object) -> str:
-    """A page is passed on: what stands before the @ of an address stays here."""
-    return re.sub(r"(\w://)[^/\s@\"']+@", r"\1***@", str(text))

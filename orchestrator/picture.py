@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.points import Line
-from orchestrator.report import caption, cost_axis
+from orchestrator.report import HOURS, caption, cost_axis, cost_in_numbers
 from orchestrator.tracked import VIDEO
 
 if TYPE_CHECKING:
@@ -20,16 +20,17 @@ def draw(curve: "Curve", kind: str) -> bytes:
     """png, svg or pdf."""
     from matplotlib.figure import Figure
 
-    cost, imagined = cost_axis(curve), curve.imagined
-    panels = 1 + any(value for value in cost[1]) + bool(imagined)
+    costs, imagined = [cost_in_numbers(curve, point.cost) for point in curve.points], curve.imagined
+    spent, unit = cost_axis(costs, HOURS)
+    panels = 1 + bool(spent) + bool(imagined)
     figure = Figure(figsize=(7 + 3.6 * (panels - 1), 5), dpi=150, layout="constrained")
     axes = figure.subplots(1, panels, width_ratios=[1.9, *[1.0] * (panels - 1)], squeeze=False)[0]
     _against_demos(axes[0], curve)
     for panel in axes[1:]:
         panel.set_ylim(-0.03, 1.03)
         panel.grid(alpha=0.25)
-    if any(value for value in cost[1]):
-        _against_cost(axes[1], curve, *cost)
+    if spent:
+        _against_cost(axes[1], curve, unit, [None if cost is None else cost[spent] for cost in costs])
     if imagined:
         axes[-1].plot([distance for distance, _ in imagined], [rate for _, rate in imagined], "o", color=GREY, alpha=0.7)
         axes[-1].set_xlabel(VIDEO[2].replace("_", " ") + ", every checkpoint")

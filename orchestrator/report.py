@@ -1,7 +1,7 @@
 """A curve in numbers and sentences: what the page, the JSON file and the command line show. Pure."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +14,9 @@ from orchestrator.tracked import VIDEO, ScoredArm
 
 RATES = (0.5, 0.8, 0.9)
 """Success rates whose demo counts are told."""
+HOURS = {"gpu_hours": "GPU-hours", "cpu_hours": "CPU-hours"}
+COST_AXES = {"money": "money at the sweep's prices"} | HOURS
+"""What success may be drawn against beside demos, with its unit; what tells most comes first."""
 
 
 def report(curve: Curve) -> dict[str, Any]:
@@ -98,6 +101,26 @@ def caption(curve: Curve) -> str:
     return "; ".join(said) + f". Protocol {curve.protocol}."
 
 
+def cost_in_numbers(curve: Curve, cost: Cost | None) -> dict[str, Any] | None:
+    """Hours, counts, and money where there are prices."""
+    if cost is None:
+        return None
+    money = cost.money(Prices(**curve.sweep.get("prices", {})))
+    return {
+        "gpu_hours": cost.gpu_s / 3600,
+        "cpu_hours": cost.cpu_s / 3600,
+        "episodes": cost.episodes,
+        "control_steps": cost.control_steps,
+        "money": money or None,
+        "text": str(cost),
+    }
+
+
+def cost_axis(costs: Sequence[Mapping[str, Any] | None], among: Mapping[str, str] = COST_AXES) -> tuple[str, str]:
+    """Which of the points' costs in numbers success is drawn against, and its unit: the first that anything was spent of, empty if none is."""
+    return next(((kind, unit) for kind, unit in among.items() if any(cost and cost.get(kind) for cost in costs)), ("", ""))
+
+
 # -- parts ------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -124,7 +147,7 @@ def _point(curve: Curve, point: Point) -> dict[str, Any]:
         task: {"successes": won, "episodes": played, **dict(zip(("low", "high"), curve.interval(won, played), strict=True))}
         for task, (won, played) in point.by_task.items()
     }
-    return vars(point) | {"missing_seeds": list(point.missing_seeds), "by_task": tasks, "cost": _cost(curve, point.cost)}
+    return vars(point) | {"missing_seeds": list(point.missing_seeds), "by_task": tasks, "cost": cost_in_numbers(curve, point.cost)}
 
 
 def _arm(curve: Curve, scored: ScoredArm) -> dict[str, Any]:
@@ -141,7 +164,7 @@ def _arm(curve: Curve, scored: ScoredArm) -> dict[str, Any]:
         "errors": scored.errors,
         "low": low,
         "high": high,
-        "cost": _cost(curve, scored.cost),
+        "cost": cost_in_numbers(curve, scored.cost),
         "run_id": scored.run_id,
         "early": scored.early,
     }
@@ -158,20 +181,6 @@ def _comparisons(curve: Curve) -> list[dict[str, Any]]:
         }
         for c in curve.comparisons
     ]
-
-
-def _cost(curve: Curve, cost: Cost | None) -> dict[str, Any] | None:
-    if cost is None:
-        return None
-    money = cost.money(Prices(**curve.sweep.get("prices", {})))
-    return {
-        "gpu_hours": cost.gpu_s / 3600,
-        "cpu_hours": cost.cpu_s / 3600,
-        "episodes": cost.episodes,
-        "control_steps": cost.control_steps,
-        "money": money or None,
-        "text": str(cost),
-    }
 
 
 def _video(curve: Curve) -> dict[str, Any] | None:
@@ -248,10 +257,3 @@ def _words(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_words(own)}" for name, own in value.items() if own is not None) or "none"
     return ", ".join(map(_words, value)) if isinstance(value, list) else str(value)
-
-
-def cost_axis(curve: Curve) -> tuple[str, list[float | None]]:
-    """What to draw success against beside demos: its name, and each point's; GPU-hours where there are any, CPU-hours elsewhere."""
-    costs = [point.cost for point in curve.points]
-    gpu = any(cost and cost.gpu_s for cost in costs)
-    return ("GPU-hours" if gpu else "CPU-hours"), [None if cost is None else (cost.gpu_s if gpu else cost.cpu_s) / 3600 for cost in costs]

@@ -10,13 +10,13 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, field_serializer, model_validator
 
 from orchestrator.arms import Arm, expand, is_reference, reference_of
+from orchestrator.credentials import shown
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import SubsetError, choose
 from orchestrator.provenance import digest, weights_label
 from orchestrator.sections import Budget, Data, PolicyChoice, Prices, Range, Search, Section, SuiteChoice, Train, distinct
 from orchestrator.storage import StorageError, open_storage
-from orchestrator.tracking import shown
 from policy.config import SamplerConfig
 from policy.presets import policy_config, weights_source
 from sim_workers.backends import refusal, unfit

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.credentials import shown
 from orchestrator.sections import SuiteChoice
 from orchestrator.spec import SweepError
-from orchestrator.tracking import shown
 from policy.config import PolicyConfig, SamplerConfig
 from policy.interface import Contract
 from sim_workers.sources import PolicySource

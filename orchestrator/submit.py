@@ -23,7 +23,7 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from orchestrator.elsewhere import without_credentials
+from orchestrator.credentials import without_credentials
 from orchestrator.provenance import COMMIT, digest, git_commit
 from orchestrator.skew import PYTHONS, to_install
 

@@ -13,7 +13,6 @@ from orchestrator.curve import Curve
 from orchestrator.desk import desk
 from orchestrator.evaluate import Evaluation, Players, players
 from orchestrator.ledger import Ledger, Portraits
-from orchestrator.page import page
 from orchestrator.placement import Placement
 from orchestrator.plan import planned_arms
 from orchestrator.pulse import Pulse
@@ -21,7 +20,6 @@ from orchestrator.score import Score
 from orchestrator.search import Listed, Proposals, Proposed, StoppingRule
 from orchestrator.spec import Sweep
 from orchestrator.state import SweepState
-from orchestrator.tracked_films import films
 from orchestrator.tracking import local_folder
 from orchestrator.tracking_errors import away
 from orchestrator.train import fit
@@ -118,10 +116,8 @@ class SweepRun:
         if curve:
             for kind in ("png", "svg"):
                 self._views.artifact(f"curve.{kind}", curve.draw(kind))
-            told = curve.to_json()
-            self._views.artifact("curve.json", json.dumps(told, indent=1).encode())
-            page_html = page(told, films(self.state.tracking_uri, curve.arms), self.state.sweep.to_yaml())
-            self._views.artifact("curve.html", page_html.encode())
+            self._views.artifact("curve.json", json.dumps(curve.to_json(), indent=1).encode())
+            self._views.artifact("curve.html", curve.page(self.state.tracking_uri).encode())
         if left := self._views.finish(done=not unfinished and not self.ending):
             self.say(left)
         if self.ending == "stopped":

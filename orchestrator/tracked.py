@@ -11,6 +11,7 @@ import yaml
 
 from orchestrator.arms import Arm
 from orchestrator.cost import Cost
+from orchestrator.credentials import shown
 from orchestrator.tracking import (
     ARM,
     CHECKPOINT,
@@ -24,7 +25,6 @@ from orchestrator.tracking import (
     TrackingError,
     client,
     outcomes_artifact,
-    shown,
     tagged,
 )
 from orchestrator.tracking_errors import away, status_of, trouble

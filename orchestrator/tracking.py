@@ -8,7 +8,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.arms import Arm
+from orchestrator.credentials import shown
 
 EXPERIMENT = "demoscale"
 # Tags. A parent's training and scoring fingerprints say which of its children belong to the sweep as it stands now.
@@ -46,11 +46,6 @@ def tracking_uri(mlflow: str, storage_uri: str) -> str:
     if mlflow:
         return mlflow
     return f"sqlite:///{local_folder(storage_uri) / 'mlflow.db'}"
-
-
-def shown(uri: str) -> str:
-    """A URI without its user, password and query: the form that may be written down."""
-    return re.sub(r"^([\w+.-]+://)[^/?#]*@", r"\1", uri).partition("?")[0]
 
 
 def client(uri: str) -> Any:

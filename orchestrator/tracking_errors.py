@@ -4,6 +4,8 @@ import base64
 import os
 import re
 
+from orchestrator.credentials import without_credentials
+
 SECRETS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
 _PASSES = (401, 403, 408, 425, 429)
 """Codes that speak of the moment, or of who asks, and not of what is told."""
@@ -49,9 +51,9 @@ def trouble(error: BaseException) -> str:
 
 
 def redacted(text: str) -> str:
-    """Without the credentials of the environment, and short."""
+    """Without credentials, those of the environment among them, and short."""
     user, values = os.environ.get("MLFLOW_TRACKING_USERNAME", ""), [os.environ[name] for name in SECRETS if os.environ.get(name)]
     values += [base64.b64encode(f"{user}:{value}".encode()).decode() for value in values]
     for value in values:
         text = text.replace(value, "***")
-    return re.sub(r"://[^/\s@]*@", "://***@", " ".join(text.split()))[:300]
+    return without_credentials(" ".join(text.split()))[:300]

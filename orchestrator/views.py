@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.arms import Arm
 from orchestrator.cost import Cost, added
+from orchestrator.credentials import shown
 from orchestrator.data.subset import SubsetError
 from orchestrator.loop import CONSUMED
 from orchestrator.provenance import PACKAGES, digest, git_commit
@@ -20,7 +21,7 @@ from orchestrator.score import Score
 from orchestrator.state import SweepState
 from orchestrator.storage import open_storage
 from orchestrator.teller import Teller
-from orchestrator.tracking import SCORE_METRICS, SCORED_STEP, TrackingError, local_folder, outcomes_artifact, shown
+from orchestrator.tracking import SCORE_METRICS, SCORED_STEP, TrackingError, local_folder, outcomes_artifact
 from orchestrator.video_score import VideoScore
 from sim_workers.rollout import Outcome
 from sim_workers.video import Filmed

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from markupsafe import escape
 
 from orchestrator import report
-from orchestrator.anytime import anytime_interval, paired_evidence
+from orchestrator.anytime import PairedEvidence, anytime_interval
 from orchestrator.arms import Arm
 from orchestrator.cli import _print_curve, main
 from orchestrator.cost import Cost
@@ -263,7 +263,8 @@ def test_costs_are_added_up_over_the_arms_of_a_point() -> None:
     told = curve.to_json()
     assert {(point["cost"]["cpu_hours"], point["cost"]["episodes"], point["cost"]["money"]) for point in told["points"]} == {(3.0, 300, 1.5)}
     assert {arm["cost"]["cpu_hours"] for arm in told["arms"]} == {1.0}
-    assert report.cost_axis(curve)[0] == "CPU-hours"
+    costs = [point["cost"] for point in told["points"]]
+    assert (report.cost_axis(costs)[0], report.cost_axis(costs, report.HOURS)[1]) == ("money", "CPU-hours")
 
 
 def test_imagined_video_and_success_are_correlated_over_checkpoints() -> None:
@@ -293,7 +294,7 @@ def test_scores_that_were_looked_at_have_anytime_valid_statistics() -> None:
         assert (ours.low, ours.high) == anytime_interval(ours.successes, ours.episodes)
         assert ours.low < theirs.low < theirs.high < ours.high
     for ours, theirs in zip(looked.comparisons, plain.comparisons, strict=True):
-        assert ours.result.p_value == paired_evidence(ours.result.only_first, ours.result.only_second).p_value >= theirs.result.p_value
+        assert ours.result.p_value == PairedEvidence(ours.result.only_first, ours.result.only_second).p_value >= theirs.result.p_value
         assert "anytime-valid p = " in str(ours)
     assert "scored until threshold 0.5, look_every 10 was decided, 0 of 24 arms (*) before the end of the list" in report.caption(looked)
 

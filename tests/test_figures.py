@@ -22,9 +22,10 @@ def test_points_lie_where_their_numbers_say() -> None:
     data = curve_json.rich()
     plot = curve_plot(data, "curve", 740, 400)
     dots = [dot for trace in plot.traces for dot in trace.dots]
-    rates = [(plot.bottom - dot.y) / (plot.bottom - plot.top) for dot in dots]
+    bottom, height = plot.frame.bottom, plot.frame.bottom - plot.frame.top
+    rates = [(bottom - dot.y) / height for dot in dots]
     assert rates == pytest.approx([point["success_rate"] for point in data["points"]])
-    assert [(plot.bottom - dot.low) / (plot.bottom - plot.top) for dot in dots] == pytest.approx([point["low"] for point in data["points"]])
+    assert [(bottom - dot.low) / height for dot in dots] == pytest.approx([point["low"] for point in data["points"]])
     ten, thirty, hundred, _ = (tick.at for tick in plot.x_ticks)
     assert (thirty - ten) / (hundred - ten) == pytest.approx(np.log(3) / np.log(10))
     assert plot.target is not None

@@ -1,10 +1,7 @@
 """The ledger of outcomes: nothing recorded is lost, counted twice or half there, whoever writes at the same time and whenever it dies."""
 
 import io
-import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +15,12 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import CHECKOUT
 from orchestrator.ledger import SCHEMA, Ledger, scores
 from orchestrator.storage import Storage, StorageError, open_storage
 from sim_workers.rollout import Outcome
 from sim_workers.suite import EpisodeSpec
 from sim_workers.video import Filmed
+from writers import start, writer
 
 
 def outcome(seed: int, result: str = "success", **fields: Any) -> Outcome:
@@ -228,31 +225,9 @@ for first in range(int(sys.argv[2]), int(sys.argv[3]), 4):
 """
 
 
-def writer(storage: Storage, first: int, last: int) -> subprocess.Popen[str]:
-    """A process that is ready to record the outcomes `first` to `last`, four at a time."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, storage.uri, str(first), str(last)],
-        cwd=CHECKOUT,
-        env=os.environ | {"PYTHONPATH": "tests"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def start(process: subprocess.Popen[str]) -> None:
-    assert process.stdin
-    process.stdin.write("\n")
-    process.stdin.flush()
-
-
 def test_processes_that_record_at_once_lose_nothing(storage: Storage) -> None:
-    processes = [writer(storage, 0, 60), writer(storage, 40, 100)]
-    for process in processes:
-        start(process)
+    processes = [writer(WRITER, storage, 0, 60), writer(WRITER, storage, 40, 100)]
+    start(*processes)
     assert [process.wait(60) for process in processes] == [0, 0]
     assert ledger(storage).read() == by_id(*map(outcome, range(100)))
     assert len(rows(storage)) == 120
@@ -269,7 +244,7 @@ def test_a_killed_writer_leaves_whole_rows_and_all_it_said_were_kept(storage: St
     rng = random.Random(0)
     most = 0
     for kill in range(3):
-        process = writer(storage, kill * 10_000, (kill + 1) * 10_000)
+        process = writer(WRITER, storage, kill * 10_000, (kill + 1) * 10_000)
         start(process)
         time.sleep(rng.uniform(0.05, 0.15))
         process.kill()

@@ -1,15 +1,13 @@
 """Several writers of one store at once, and writers killed at any moment: nothing is lost, nothing is half visible."""
 
-import os
 import random
-import subprocess
-import sys
 import time
 
-from conftest import CAMERA, CHECKOUT
+from conftest import CAMERA
 from orchestrator.data.episodes import decode
 from orchestrator.data.store import fetch, latest_version, load_manifest
 from orchestrator.storage import Storage
+from writers import line, start, writer
 
 WRITER = """
 import sys
@@ -28,34 +26,6 @@ for one in episodes:
 """
 
 
-def writer(storage: Storage, first: int, last: int) -> subprocess.Popen[str]:
-    """A process that writes and commits the episodes `first` to `last`, one by one, once it is told to."""
-    return subprocess.Popen(
-        [sys.executable, "-c", WRITER, storage.uri, str(first), str(last)],
-        cwd=CHECKOUT,
-        env=os.environ | {"PYTHONPATH": "tests"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def line(process: subprocess.Popen[str]) -> str:
-    """The next one it prints."""
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def start(*processes: subprocess.Popen[str]) -> None:
-    """Tell them all, as soon as all are ready."""
-    for process in processes:
-        assert line(process) == "ready"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-
-
 def seeds_in(storage: Storage) -> set[int]:
     """What a reader sees: every version loads, holds all of the one before, and all its episodes are whole."""
     before: set[str] = set()
@@ -71,7 +41,7 @@ def seeds_in(storage: Storage) -> set[int]:
 
 
 def test_two_writers_at_once_lose_nothing(storage: Storage) -> None:
-    processes = writer(storage, 0, 8), writer(storage, 8, 16)
+    processes = writer(WRITER, storage, 0, 8), writer(WRITER, storage, 8, 16)
     start(*processes)
     assert [process.wait(60) for process in processes] == [0, 0]
     assert seeds_in(storage) == set(range(16))
@@ -82,7 +52,7 @@ def test_a_killed_writer_leaves_a_whole_store_that_another_run_completes(storage
     rng = random.Random(0)
     seen: set[int] = set()
     for _ in range(2):
-        processes = writer(storage, 0, 12), writer(storage, 6, 18)
+        processes = writer(WRITER, storage, 0, 12), writer(WRITER, storage, 6, 18)
         start(*processes)
         for process in processes:
             for _ in range(rng.randrange(3)):
@@ -95,7 +65,7 @@ def test_a_killed_writer_leaves_a_whole_store_that_another_run_completes(storage
         seen = now
     assert 0 < len(seen) < 18
     assert not [key for key in storage.list("") if not key.endswith((".parquet", ".json", "probe"))]
-    last = writer(storage, 0, 18)
+    last = writer(WRITER, storage, 0, 18)
     start(last)
     assert last.wait(60) == 0
     assert seeds_in(storage) == set(range(18))

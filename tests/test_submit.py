@@ -11,7 +11,8 @@ import ray
 
 from conftest import CHECKOUT
 from orchestrator import provenance, staging
-from orchestrator.elsewhere import credentials_in, notes_on, unfit_arguments, unfit_sweep, without_credentials
+from orchestrator.credentials import without_credentials
+from orchestrator.elsewhere import notes_on, unfit_arguments, unfit_sweep
 from orchestrator.skew import PYTHONS, differing, pins, to_install
 from orchestrator.spec import Sweep
 from orchestrator.staging import StagingError, shipped_files, staged
@@ -67,12 +68,6 @@ def test_credentials_are_refused_and_not_repeated(override: str) -> None:
     assert problem.startswith(override.partition("=")[0] + ": it holds credentials")
     assert SECRET not in problem
     assert SECRET not in without_credentials(override)
-
-
-@pytest.mark.parametrize("uri", ["https://mlflow.example.org:5000", "s3://results/a", "postgresql://me@db/mlflow", "sqlite:////shared/a@b.db", "a:b"])
-def test_a_uri_without_credentials_is_left_alone(uri: str) -> None:
-    assert not credentials_in(uri)
-    assert without_credentials(uri) == uri
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from orchestrator.spec import Sweep
 from orchestrator.spool import Journal, Reading, journals
 from orchestrator.state import SweepState
 from orchestrator.teller import Teller
-from orchestrator.tracking import EXPERIMENT, SWEEP, TrackingError, client, shown, tagged
+from orchestrator.tracking import EXPERIMENT, SWEEP, TrackingError, client, tagged
 from orchestrator.views import Views, republish
 from reports import a_sweep, check, report, tell
 
@@ -289,18 +289,3 @@ def test_a_disk_that_takes_no_notes_is_told_in_a_sentence(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(TrackingError, match="what MLflow is to be told cannot be written here"):
         Journal(tmp_path / "file" / "folder", {})
-
-
-@pytest.mark.parametrize(
-    ("uri", "without"),
-    [
-        ("https://me:hunter2@mlflow.example.org/path", "https://mlflow.example.org/path"),
-        ("postgresql://me:p%40ss@db:5432/mlflow?password=hunter2", "postgresql://db:5432/mlflow"),
-        ("https://token@host", "https://host"),
-        ("sqlite:////data/a@b/mlflow.db", "sqlite:////data/a@b/mlflow.db"),
-        ("http://localhost:5000", "http://localhost:5000"),
-        ("", ""),
-    ],
-)
-def test_a_uri_is_written_down_without_its_credentials(uri: str, without: str) -> None:
-    assert shown(uri) == without

@@ -1,0 +1,51 @@
+"""Addresses are told without what opens them."""
+
+import pytest
+
+from orchestrator.credentials import credentials_in, shown, without_credentials
+from orchestrator.tracking_errors import redacted
+
+
+@pytest.mark.parametrize(
+    ("uri", "without"),
+    [
+        ("https://me:hunter2@mlflow.example.org/path", "https://mlflow.example.org/path"),
+        ("postgresql://me:p%40ss@db:5432/mlflow?password=hunter2", "postgresql://db:5432/mlflow"),
+        ("https://token@host", "https://host"),
+        ("sqlite:////data/a@b/mlflow.db", "sqlite:////data/a@b/mlflow.db"),
+        ("http://localhost:5000", "http://localhost:5000"),
+        ("", ""),
+    ],
+)
+def test_a_uri_is_written_down_without_its_credentials(uri: str, without: str) -> None:
+    assert shown(uri) == without
+
+
+@pytest.mark.parametrize("uri", ["https://mlflow.example.org:5000", "s3://results/a", "sqlite:////shared/a@b.db", "a:b"])
+def test_a_uri_without_credentials_is_left_alone(uri: str) -> None:
+    assert not credentials_in(uri)
+    assert without_credentials(uri) == uri
+
+
+def test_a_user_name_alone_opens_nothing_and_is_not_passed_on() -> None:
+    assert not credentials_in("postgresql://me@db/mlflow")
+    assert without_credentials("postgresql://me@db/mlflow") == "postgresql://***@db/mlflow"
+
+
+@pytest.mark.parametrize(
+    ("said", "without"),
+    [
+        ("mlflow: https://me:hunter2@host/path, and more", "mlflow: https://***@host/path, and more"),
+        ("https://hunter2@host and postgresql://me:hunter2@db", "https://***@host and postgresql://***@db"),
+        ("GET https://host/?user=me&X-Amz-Signature=hunter2&day=1 failed", "GET https://host/?user=me&X-Amz-Signature=***&day=1 failed"),
+    ],
+)
+def test_a_text_is_shown_without_the_credentials_in_it(said: str, without: str) -> None:
+    assert credentials_in(said)
+    assert without_credentials(said) == redacted(said) == without
+
+
+def test_an_error_is_told_without_the_credentials_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    assert redacted("with hunter2:\n  Basic bWU6aHVudGVyMg== was refused") == "with ***: Basic *** was refused"
