@@ -162,7 +162,7 @@ def cost_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
     kind, unit = cost_axis([point["cost"] for point in data["points"]])
     if not kind:
         return None
-    known = [point for point in data["points"] if point["cost"]]
+    known = [point for point in data["points"] if point["cost"] and _known(point["cost"].get(kind))]  # money is, where all that was used has a price
     frame = Frame(width, height, 46.0, width - 16)
     x, ticks, scale = measure([float(point["cost"][kind]) for point in known], frame.left + 16, frame.right - 20)
     y = unit_scale(frame.bottom, frame.top)

@@ -51,6 +51,10 @@ def test_the_cost_axis_is_what_tells_most() -> None:
     for point in data["points"]:
         point["cost"]["money"] = 12.0 * point["demo_count"]
     assert cost_plot(data, "cost", 430, 400).x_label == "money at the sweep's prices (log scale); beside the points: demos"  # type: ignore[union-attr]
+    data["points"][0]["cost"]["money"] = None
+    plot = cost_plot(data, "cost", 430, 400)
+    assert plot, "what one point used has no price; the others stand"
+    assert sum(len(trace.dots) for trace in plot.traces) == len(data["points"]) - 1
     for point in data["points"]:
         point["cost"] = None
     assert cost_plot(data, "cost", 430, 400) is None
