@@ -1,6 +1,6 @@
 """A checkpoint in another library's layout, scored here: LeRobot's config.json, model.safetensors and the processors' statistics beside them.
 
-    python -m jobs.score --policy examples.foreign_checkpoint:make --task Lift --episodes 20
+    python -m jobs.score examples.foreign_checkpoint:make --task Lift --episodes 20
 
 What is LeRobot's: the files, their names and keys, and what they mean. What is not: the network, an MLP of type "waypoint_mlp" that nobody
 trained. `write` makes it in closed form, from `examples/waypoints.py`, so that there is something to load without a download. For a real one

@@ -1,6 +1,6 @@
 """A policy as a plain function: it never looks, but goes where the red cube of Lift usually lies, closes its fingers and rises.
 
-    python -m jobs.score --policy examples.waypoints:make --task Lift --episodes 20
+    python -m jobs.score examples.waypoints:make --task Lift --episodes 20
 
 It shows the smallest thing that can be scored. The cube lies within 3 cm of the middle, turned at random, so it is caught sometimes.
 """

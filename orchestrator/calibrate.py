@@ -207,7 +207,9 @@ def _observation(contract: Contract, instruction: str, seed: int) -> Observation
 
 def _simulating(task: str, contract: Contract, gl: str, execute: int, part_s: float) -> dict[str, Spread]:
     """Seconds to build, to reset, per control step and per look; of the latter two, means over short episodes of random actions."""
-    os.environ |= {"MUJOCO_GL": gl, "LP_NUM_THREADS": "0"}
+    from sim_workers.render import backend_of
+
+    os.environ |= {"MUJOCO_GL": backend_of(gl), "LP_NUM_THREADS": "0"}
     import numpy as np
 
     from sim_workers.backends import make_env

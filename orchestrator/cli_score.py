@@ -40,7 +40,7 @@ class Wanted:
     shifts: tuple[str, ...]
     rung: str
     block: int
-    gl: Literal["egl", "osmesa"] = "egl"
+    gl: Literal["egl", "osmesa", "mixed"] = "egl"
     rule: "Rule | None" = None
 
     def beside(self, suite: "SuiteChoice", given: Callable[[str], bool]) -> "Wanted":

@@ -17,7 +17,7 @@ _FOLDERS = ("--out", "--save", "--downloads")
 # Whose values are words, whatever files are called here.
 _WORDS = ("--task", "--preset", "--cameras", "--instruction", "--label", "--rung", "--shift", "--mask", "--simulator")
 # A default that is a folder beside the job, which a cluster throws away.
-_MUST_SAY = {"pretrain": "--storage"}
+_MUST_SAY = {"pretrain": "--storage", "score": "--storage"}
 
 
 def _keep_out(field: str) -> str:

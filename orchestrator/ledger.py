@@ -27,7 +27,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from typing import Any, get_type_hints
 from uuid import uuid4
@@ -182,27 +182,41 @@ def _outcome(row: dict[str, Any]) -> Outcome:
 class Portraits:
     """The first portrait of every scene (`sim_workers.selftest`): whoever scores later, anywhere, must match it."""
 
-    def __init__(self, storage: Storage, simulation: str) -> None:
-        """simulation: fingerprint of the simulators' code and GL backend; another one begins anew."""
-        self._storage, self._prefix = storage, f"portraits/{simulation}/"
-        self._known: dict[Scene, Portrait] = {}
+    def __init__(self, storage: Storage, simulation: str, mixed: bool = False) -> None:
+        """simulation: fingerprint of the simulators' code and GL backend; another one begins anew. mixed: pictures are held against the first
+        ones of the same driver; how things move, still against the first of all.
+        """
+        self._storage, self._prefix, self._mixed = storage, f"portraits/{simulation}/", mixed
+        self._known: dict[str, Portrait] = {}
 
     def get(self, scene: Scene) -> Portrait | None:
-        if scene not in self._known and self._storage.exists(self._key(scene)):
-            self._known[scene] = Portrait(**json.loads(self._storage.get(self._key(scene))))
-        return self._known.get(scene)
+        """None where it depends on the driver, which is not known before something was drawn."""
+        return None if self._mixed else self._read(self._key(scene))
 
     def put(self, scene: Scene, portrait: Portrait) -> Portrait:
-        """Keep the first one; returns the one that is kept."""
-        if known := self.get(scene):
+        """Keep the first one; returns the one that is kept, and must be matched."""
+        first = self._keep(self._key(scene), portrait)
+        if not self._mixed:
+            return first
+        own = self._keep(self._key(scene, portrait.driver), portrait)
+        return replace(first, driver=own.driver, pixels=own.pixels)
+
+    def _keep(self, key: str, portrait: Portrait) -> Portrait:
+        if known := self._read(key):
             return known
-        self._storage.put_if_absent(self._key(scene), json.dumps(asdict(portrait), indent=1).encode())
-        return self.get(scene) or portrait
+        self._storage.put_if_absent(key, json.dumps(asdict(portrait), indent=1).encode())
+        return self._read(key) or portrait
+
+    def _read(self, key: str) -> Portrait | None:
+        if key not in self._known and self._storage.exists(key):
+            self._known[key] = Portrait(**json.loads(self._storage.get(key)))
+        return self._known.get(key)
 
     def all(self) -> dict[str, dict[str, str]]:
         """Every portrait that is kept, by its key's last part."""
         return read_notes(self._storage, self._prefix)
 
-    def _key(self, scene: Scene) -> str:
+    def _key(self, scene: Scene, driver: str = "") -> str:
         world = "" if scene.shift == "nominal" else f"-{scene.shift}{scene.variant}"
-        return f"{self._prefix}{scene.task.replace('/', '.')}{world}-{digest(scene.contract.to_json())}.json"
+        drawn = f"-{digest(driver)}" if driver else ""
+        return f"{self._prefix}{scene.task.replace('/', '.')}{world}-{digest(scene.contract.to_json())}{drawn}.json"

@@ -24,7 +24,7 @@ One file, one thing that can be run. All take `--help`.
 | `encode.py` | `python -m jobs.encode STORE --weights W`: latents of all pictures and tokens of all sentences, kept beside a store for `svd-256` |
 | `pretrain.py` | `python -m jobs.pretrain STORE --out FOLDER`: a video model of the `tiny` preset pretrained on a store's videos |
 | `sheet.py` | `python -m jobs.sheet --task TASK --save FILE`: what is seen in the shifted worlds of a task, on one picture |
-| `score.py` | `python -m jobs.score --policy P`: `demoscale score P` by another name: the score of any policy, without a sweep |
+| `score.py` | `python -m jobs.score P`: `demoscale score P` by another name: the score of any policy, without a sweep |
 | `serve.py` | `python -m jobs.serve --policy P`: a policy over HTTP |
 | `sweep.py` | `python -m jobs.sweep FILE`: a sweep, the same as `demoscale run FILE` |
 

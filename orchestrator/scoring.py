@@ -92,6 +92,7 @@ class Scoring:
         """
         from orchestrator.cluster import nodes_of, resources
         from sim_workers.pool import RolloutPool
+        from sim_workers.render import MIXED
 
         check_conditional_writes(self._storage)
         cpus = resources().get("CPU", 1.0)
@@ -99,7 +100,7 @@ class Scoring:
         # More of them than cores share the cores; half their share, so that they fit nodes of any size.
         share = 1.0 if workers <= cpus else math.floor(50 * cpus / workers) / 100
         source = self.subject.reach(workers)
-        portraits = Portraits(self._storage, simulation_fingerprint(self._gl))
+        portraits = Portraits(self._storage, simulation_fingerprint(self._gl), self._gl == MIXED)
         pool = RolloutPool(workers, share, self._gl, portraits, nodes=nodes_of("rollouts", CPU=workers * share))
         self._on_progress, self._over = on_progress, set[str]()
         scorer = Scorer(self._storage, self.subject.contract, pool, self)

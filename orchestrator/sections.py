@@ -186,8 +186,9 @@ class SuiteChoice(Section):
     """What counts: the task done at any step, or in the last step played. Both are recorded, and the first step it was done at."""
     shifts: Annotated[tuple[Literal["lighting", "texture", "camera", "object", "placement", "distractors"], ...], AfterValidator(distinct)] = ()
     """Shifted worlds that every arm's last checkpoint is scored in as well, as many episodes each: a number of its own per shift."""
-    gl: Literal["egl", "osmesa"] = "egl"
-    """What renders the pictures: EGL on a GPU or, through Mesa, on a CPU; OSMesa where there is no EGL."""
+    gl: Literal["egl", "osmesa", "mixed"] = "egl"
+    """What renders the pictures: EGL on a GPU or, through Mesa, on a CPU; OSMesa where there is no EGL. Workers whose driver draws otherwise
+    than the first one did refuse. mixed: they play too, each with its own EGL; `bench/drivers.py` measures how much pictures then differ."""
     rung: Literal["", "faithful", "unguided", "truncated", "one_pass"] = ""
     """How a look becomes actions, from 30 joint denoising steps with guidance down to one video pass; empty: the preset's own."""
     decide: Decide | None = None

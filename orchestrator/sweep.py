@@ -26,6 +26,7 @@ from orchestrator.train import fit
 from orchestrator.training import Training
 from orchestrator.trials import Fit, run_trials
 from orchestrator.views import Views
+from sim_workers.render import MIXED
 
 
 class UnfinishedError(Exception):
@@ -82,7 +83,7 @@ class SweepRun:
         connect()
         cpus_apart = set_apart("rollouts").get("CPU", 0.0)
         placement = Placement.fit(resources(), sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)), cpus_apart)
-        portraits = Portraits(self.state.storage, self.state.simulation)
+        portraits = Portraits(self.state.storage, self.state.simulation, sweep.suite.gl == MIXED)
         playing = self._players(self.state, placement, portraits)
         self.evaluation = Evaluation(self.state, self.board, self._views, self.spending, playing, self._on_score, self._rule.decides, self.say)
         self.training = Training(

@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError, RayError
 from sim_workers.balance import Answered, Balance
 from sim_workers.nodes import Nodes, Whereabouts, node_of
 from sim_workers.references import References, ReferencesInMemory
+from sim_workers.render import backend_of
 from sim_workers.rollout import Outcome
 from sim_workers.roster import Entry, Usage, Worker
 from sim_workers.selftest import Portrait
@@ -36,7 +37,7 @@ LOOK_AROUND_S = 2.0
 class RolloutPool:
     """Plays jobs on at most `num_workers` processes of `num_cpus` logical CPUs each; outcomes do not depend on how many.
 
-    submit() queues; results() yields what has finished, each job once. `gl`: MuJoCo's GL backend, egl or osmesa. `nodes`: the Ray labels of those
+    submit() queues; results() yields what has finished, each job once. `gl`: what draws, egl, osmesa or mixed. `nodes`: the Ray labels of those
     that may have its processes, which are spread over them; any node's by default. A process for which there is no room has no episode and holds
     nobody up: it starts when a node comes. One whose node is about to go gets no further episode. `label`: of those processes in Ray's logs. One
     thread owns a pool.
@@ -53,7 +54,7 @@ class RolloutPool:
         label: str = "",
     ) -> None:
         # One native thread: the simulator uses no more, and a worker never takes a core that another one needs.
-        environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "MUJOCO_GL": gl}
+        environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "MUJOCO_GL": backend_of(gl)}
         options = {"num_cpus": num_cpus, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": environment}}
         self._class = ray.remote(**options)(RolloutWorker)
         self._nodes = Nodes(nodes or {})

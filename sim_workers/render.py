@@ -27,6 +27,15 @@ PROFILES = {
 }
 
 
+MIXED = "mixed"
+"""Of a suite whose pictures may come from several EGL drivers, each worker's own; otherwise all must draw as the first one did."""
+
+
+def backend_of(gl: str) -> str:
+    """MuJoCo's name of what a suite asks for: egl, osmesa or MIXED."""
+    return "egl" if gl == MIXED else gl
+
+
 def choose_backend() -> str:
     """Fix the process's GL environment and return the backend's name. Call before `mujoco` or `robosuite` is imported.
 

@@ -84,8 +84,8 @@ def test_scoring_from_the_command_line(tmp_path: Path) -> None:
     name, lines, table = EXAMPLES[0], tmp_path / "far.jsonl", tmp_path / "near.parquet"
     options = ("--task", "Lift", "--episodes", "6", "--horizon", "70", "--settle", "0")
     with served("--policy", name) as url:
-        far = run("-m", "jobs.score", "--policy", url, *options, "--workers", "1", "--save", str(lines))
-    near = run("-m", "jobs.score", "--policy", name, *options, "--workers", "2", "--save", str(table))
+        far = run("-m", "jobs.score", url, *options, "--workers", "1", "--save", str(lines))
+    near = run("-m", "jobs.score", name, *options, "--workers", "2", "--save", str(table))
     for done in (far, near):
         assert done.returncode == 0, done.stderr
     outcomes = [Outcome.from_json(json.loads(line)) for line in lines.read_text().splitlines()]
@@ -115,7 +115,7 @@ def test_a_policy_that_fails_to_answer_is_an_error_and_an_exit_code(tmp_path: Pa
         "    return Broken(waypoints().contract)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    command = [sys.executable, "-m", "jobs.score", "--policy", "own_policy:make", "--episodes", "1", "--horizon", "20", "--workers", "1"]
+    command = [sys.executable, "-m", "jobs.score", "own_policy:make", "--episodes", "1", "--horizon", "20", "--workers", "1"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "0/0 = nan [0.00, 1.00], 1 errors (PARTIAL: 1 listed)" in done.stdout
@@ -133,10 +133,10 @@ def test_a_policy_that_fails_to_answer_is_an_error_and_an_exit_code(tmp_path: Pa
             ["--task Wipe: proprioception layout: the policy was trained with"],
         ),
         (
-            ("--policy", EXAMPLES[0], "--task", "Juggle", "--save", "out.csv"),
+            (EXAMPLES[0], "--task", "Juggle", "--save", "out.csv"),
             ["2 mistakes", "--task: unknown task Juggle; known are Lift", "--save: out.csv must end in .jsonl or .parquet"],
         ),
-        (("--policy", EXAMPLES[0], "--save", "no/out.jsonl"), ["--save: there is no folder no"]),
+        ((EXAMPLES[0], "--save", "no/out.jsonl"), ["--save: there is no folder no"]),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_played(options: tuple[str, ...], sentences: list[str]) -> None:
@@ -148,8 +148,8 @@ def test_what_is_wrong_is_told_before_anything_is_played(options: tuple[str, ...
 
 
 def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path) -> None:
-    for job in ("jobs.score", "jobs.serve"):
-        done = run("-m", job, "--policy", str(tmp_path))
+    for command in (("jobs.score",), ("jobs.serve", "--policy")):
+        done = run("-m", *command, str(tmp_path))
         assert (done.returncode, done.stderr) == (1, f"{tmp_path}: no checkpoint.json, so this is not a checkpoint of ours\n")
 
 

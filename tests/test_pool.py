@@ -95,14 +95,21 @@ class Heard:
 
 
 def score(
-    folder: Path, server: Any, workers: int, policy: str = "wanderer", suite: Suite = SUITE, disturb: Any = None, films: bool = False
+    folder: Path,
+    server: Any,
+    workers: int,
+    policy: str = "wanderer",
+    suite: Suite = SUITE,
+    disturb: Any = None,
+    films: bool = False,
+    mixed: bool = False,
 ) -> tuple[Heard, dict[str, Any]]:
     """The suite's score through the real scorer and pool, and its ledger without timings."""
     from sim_workers.pool import RolloutPool
     from sim_workers.served import Served
 
     storage, heard = open_storage(str(folder)), Heard()
-    heard.pool = RolloutPool(workers, num_cpus=0.1, references=Portraits(storage, "simulation"))
+    heard.pool = RolloutPool(workers, num_cpus=0.1, references=Portraits(storage, "simulation", mixed))
     heard.pool.on_retry = lambda kind, job, why: heard.retries.append((kind, str(job), why))
     scorer = Scorer(storage, CONTRACT, heard.pool, heard)
     scorer.submit(ScoringJob("arm", 1, policy, f"fp-{policy}", suite, PROTOCOL, Served((server,), policy), films))
@@ -225,6 +232,22 @@ def test_a_simulator_that_draws_or_moves_otherwise_may_not_score(reference: tupl
     assert ledger == {}
     message = heard.outcomes[0].message
     assert message.startswith(f"refused to score, driver: this worker draws with {genuine.driver}, the reference with egl: another GPU")
+
+
+def test_where_drivers_may_be_mixed_each_must_draw_as_it_first_did(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
+    genuine = Portraits(open_storage(str(reference[0])), "simulation").get(Scene("Lift", CONTRACT))
+    assert genuine
+    other, scene = replace(genuine, driver="egl: another GPU", pixels="0"), Scene("Lift", CONTRACT)
+    portraits = Portraits(open_storage(str(tmp_path)), "simulation", mixed=True)
+    assert other.difference(portraits.put(scene, other)) == ""
+    _, ledger = score(tmp_path, server, 1, suite=Suite(("Lift",), 1, Rules(24)), mixed=True)
+    assert len(ledger) == 1, "a driver of its own is no reason to refuse"
+    for driver in (genuine, other):
+        assert driver.difference(portraits.put(scene, driver)) == ""
+        spoiled = replace(driver, pixels="1")
+        assert spoiled.difference(portraits.put(scene, spoiled)).startswith("contamination")
+    moved = replace(genuine, driver="egl: a third", physics="0")
+    assert moved.difference(portraits.put(scene, moved)).startswith("physics"), "how things move is no matter of drivers"
 
 
 def test_what_differs_in_a_portrait_is_said() -> None:
