@@ -174,8 +174,7 @@ def score(
         known = [task for task in wanted.tasks if task in TASKS]
         mistakes += [f"--task {task}: {sentence}" for task in known for sentence in unfit(subject.contract, task)]
     except SubjectError as error:
-        named = next(param for param in context.command.params if param.name == "checkpoint")
-        mistakes.append(f"{named.opts[0] if isinstance(named, click.Option) else 'CHECKPOINT'}: {error}")
+        mistakes.append(f"CHECKPOINT: {error}")
     if mistakes or subject is None:
         raise SweepError(context.command_path, mistakes)
 

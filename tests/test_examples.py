@@ -125,11 +125,11 @@ def test_a_policy_that_fails_to_answer_is_an_error_and_an_exit_code(tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "sentences"),
     [
-        (("--policy", "nowhere"), ["--policy: nowhere names no policy: it must look like package.module:function"]),
-        (("--policy", "http://127.0.0.1:9"), ["--policy: no policy server answers at http://127.0.0.1:9; is it running?"]),
-        (("--policy", EXAMPLES[0], "--rung", "faithful"), ["--policy: only a checkpoint's folder has a ladder to take --rung faithful from"]),
+        (("nowhere",), ["CHECKPOINT: nowhere names no policy: it must look like package.module:function"]),
+        (("http://127.0.0.1:9",), ["CHECKPOINT: no policy server answers at http://127.0.0.1:9; is it running?"]),
+        ((EXAMPLES[0], "--rung", "faithful"), ["CHECKPOINT: only a checkpoint's folder has a ladder to take --rung faithful from"]),
         (
-            ("--policy", EXAMPLES[0], "--task", "Wipe"),
+            (EXAMPLES[0], "--task", "Wipe"),
             ["--task Wipe: proprioception layout: the policy was trained with"],
         ),
         (
