@@ -250,9 +250,18 @@ def to_a_thousand(quick: bool) -> dict[str, Any]:
     if not quick:
         plan += [(300, 2.0), (1000, 2.0), (100, 10.0), (1000, 10.0)]
     print("pretended workers; ideal: as many episodes as workers that lose no moment; shares of one core, the machine's of all\n")
-    print(
-        f"{'workers':>8}{'episode, s':>12}{'episodes/s':>12}{'of ideal':>10}{'scorer':>9}{'driver, Ray':>13}{'pretenders':>12}{'machine':>9}{'replaced':>10}"
-    )
+    titles = {
+        "workers": 8,
+        "episode, s": 12,
+        "episodes/s": 12,
+        "of ideal": 10,
+        "scorer": 9,
+        "driver, Ray": 13,
+        "pretenders": 12,
+        "machine": 9,
+        "replaced": 10,
+    }
+    print("".join(f"{title:>{width}}" for title, width in titles.items()))
     told = []
     for workers, episode_s in plan:
         one = stretch(workers, episode_s, 8.0 if quick else max(20.0, 3 * episode_s, 50 * episode_s / workers))

@@ -12,12 +12,9 @@ from orchestrator.mistakes import answers_mistakes
 
 if TYPE_CHECKING:
     from orchestrator.spec import Sweep
-    from orchestrator.submit import Cluster, Job, Load
+    from orchestrator.submit import Cluster, Load
 
 JOBS = ("collect", "ingest", "score", "pretrain", "encode", "export")
-SWEEP_FILE = "sweep.yaml"
-CHECK = "python -m orchestrator.skew"
-COMMAND = "python -m jobs."
 
 
 def _address(_context: Any, _parameter: Any, value: str | None) -> str:
@@ -49,22 +46,22 @@ def submit(arguments: tuple[str, ...], address: str, overrides: tuple[str, ...],
     demoscale submit sweep.yaml --address http://head:8265 --set storage=s3://results/lift --follow
     demoscale submit --job collect --address http://head:8265 -- --task Lift --episodes 500 --store s3://robot-data/lift
     """
+    from orchestrator.provenance import git_commit
+    from orchestrator.submit import Cluster
+    from orchestrator.submitted import send, sweep_load
+
     if job:
-        load, texts, status = _job_load(job, arguments, overrides), {}, ""
+        load, texts, status = _job_load(job, arguments, overrides), dict[str, str](), ""
     else:
         sweep = _sweep(arguments, overrides)
-        load, texts = _sweep_load(sweep), {SWEEP_FILE: sweep.to_yaml()}
+        load, texts = sweep_load(sweep)
         status = f"demoscale status {load.name} --storage {load.place}"
-    from orchestrator.provenance import git_commit
-    from orchestrator.staging import staged
-    from orchestrator.submit import Cluster
 
     cluster = Cluster(address)
     if told := cluster.check_versions():
         click.echo(f"note     {told}")
-    with staged(texts) as sent:
-        found, started = cluster.submit(load, sent.folder, pip)
-    if started:
+    found, sent = send(load, texts, cluster, pip)
+    if sent:
         click.echo(
             f"sent     {sent.nbytes / 2**20:.1f} MiB, {sent.files} files: this checkout at {git_commit()}" + (", and the sweep" if texts else "")
         )
@@ -94,12 +91,13 @@ def stop(name: str, address: str, storage: str) -> None:
     demoscale stop lift-demo-efficiency --address http://head:8265
     """
     from orchestrator.submit import STOP_WAIT_S, Cluster
+    from orchestrator.submitted import ended
 
     cluster = Cluster(address)
     job = cluster.running(name, storage.rstrip("/"))
     click.echo(f"asked {job.job_id} to end; it may take {STOP_WAIT_S // 60} minutes to save its state and finish what is being played")
     try:
-        click.echo(f"{job.job_id}: {_ended(cluster.stop(job))}")
+        click.echo(f"{job.job_id}: {ended(cluster.stop(job))}")
     except KeyboardInterrupt:
         click.echo("it ends without being watched", err=True)
         sys.exit(130)
@@ -129,19 +127,12 @@ def _sweep(arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "Sweep":
     return sweep
 
 
-def _sweep_load(sweep: "Sweep") -> "Load":
-    from orchestrator.provenance import digest
-    from orchestrator.storage import open_storage
-    from orchestrator.submit import Load
-
-    return Load("sweep", sweep.name, open_storage(sweep.storage).uri, digest(sweep.to_yaml()), f"{CHECK} && {COMMAND}sweep {SWEEP_FILE}")
-
-
 def _job_load(job: str, arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "Load":
     from orchestrator.elsewhere import unfit_arguments
     from orchestrator.provenance import digest
     from orchestrator.spec import SweepError
     from orchestrator.submit import Load
+    from orchestrator.submitted import CHECK, COMMAND
 
     if overrides:
         raise click.UsageError(f"--set is for sweeps; give jobs.{job} its own options after --")
@@ -160,15 +151,12 @@ def _follow_command(load: "Load", arguments: tuple[str, ...], overrides: tuple[s
 
 def _followed(cluster: "Cluster", job_id: str, again: str, end: str) -> int:
     """Until it ends; the exit code."""
+    from orchestrator.submitted import ended
+
     try:
         job = cluster.follow(job_id, lambda text: click.echo(text, nl=False), lambda line: click.echo(line, err=True))
     except KeyboardInterrupt:
         click.echo(f"\n{job_id} goes on\nfollow   {again}\nstop     {end}", err=True)
         return 130
-    click.echo(f"{job_id}: {_ended(job)}", err=True)
+    click.echo(f"{job_id}: {ended(job)}", err=True)
     return {"SUCCEEDED": 0, "STOPPED": 130}.get(job.status, 1)
-
-
-def _ended(job: "Job") -> str:
-    told = {"SUCCEEDED": "done", "STOPPED": "stopped; submit the same again to continue"}
-    return told.get(job.status) or f"failed; submit the same again to continue. {job.message.splitlines()[0] if job.message else ''}".rstrip()

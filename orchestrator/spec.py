@@ -24,6 +24,7 @@ from sim_workers.suite import Rules, Suite
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan
+    from orchestrator.submitted import Submitted
 
 
 class SweepError(Exception):
@@ -108,6 +109,22 @@ class Sweep(Section):
         from orchestrator.plan import make_plan
 
         return make_plan(self)
+
+    def submit(self, address: str, pip: bool = False) -> "Submitted":
+        """Run it on the Ray cluster whose dashboard is at `address`, http://head:8265, or find it running: what is finished is not done again.
+
+        pip: Ray installs the pinned packages on every node first. SweepError if it cannot work on other machines, SubmitError if the cluster
+        cannot run it or runs it with other settings.
+        """
+        from orchestrator.elsewhere import unfit_sweep
+        from orchestrator.submit import Cluster
+        from orchestrator.submitted import Submitted, send, sweep_load
+
+        if problems := unfit_sweep(self):
+            raise SweepError(self.name, problems)
+        cluster = Cluster(address)
+        cluster.check_versions()
+        return Submitted(self, cluster, *send(*sweep_load(self), cluster, pip))
 
     def grid(self) -> list[Arm]:
         """Every combination of what the file lists; none where a search proposes the arms."""

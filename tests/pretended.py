@@ -1,6 +1,7 @@
 """`demoscale`, but its sweeps only pretend to train and to play: those that it submits do so on the cluster, too.
 
 python tests/pretended.py submit sweep.yaml --address http://head:8265
+python tests/pretended.py -c "..."    a program that does the same from Python
 """
 
 import os
@@ -10,7 +11,7 @@ sys.path.insert(0, os.getcwd())
 STEP_S = 0.05
 
 if __name__ == "__main__":
-    from orchestrator import cli, cli_submit, staging
+    from orchestrator import cli, staging, submitted
 
     if sys.argv[1] == "sweep":  # what runs on the cluster, in place of jobs/sweep.py
         import orchestrator.sweep as engine
@@ -24,5 +25,5 @@ if __name__ == "__main__":
         cli.run(sys.argv[2:])
     else:
         staging.SHIPPED = (*staging.SHIPPED, "bench", "tests/pretended.py")
-        cli_submit.COMMAND = "python tests/pretended.py "
-        cli.main()
+        submitted.COMMAND = "python tests/pretended.py "
+        exec(sys.argv[2]) if sys.argv[1] == "-c" else cli.main()

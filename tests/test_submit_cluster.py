@@ -226,6 +226,16 @@ def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(head: 
     assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == ARMS * CHECKPOINTS * EPISODES
     assert len(rows.merge(before)) == len(before), "what was recorded before the kill is what counts"
 
+    # Once more, from Python: nothing is left to do.
+    program = f"from orchestrator import Sweep; sent = Sweep.load({file!r}).submit({head.address!r}); print(sent.job.job_id)"
+    program += "; print([arm['episodes'] for arm in sent.wait().curve().to_json()['arms']])"
+    code, said = ended(begin(head, "-c", program))
+    assert code == 0, said
+    fourth, counts = said.splitlines()
+    assert fourth.endswith("-4")
+    assert json.loads(counts) == ARMS * [EPISODES]
+    assert len(outcomes(tmp_path)) == len(rows)
+
     # What anybody may read about these jobs.
     told = head.get("/api/jobs/") + "".join(head.logs(job) for job in (first, second, third))
     assert str(tmp_path) in told
