@@ -20,6 +20,7 @@ BENCHES = [
     "control_step",
     "rollout",
     "nodes",
+    "drivers",
     "ceiling",
     "faults",
     "soak",

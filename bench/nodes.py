@@ -4,7 +4,8 @@
     python -m bench.nodes --quick        fewer rounds, 1 to 100 workers
 
 First real simulators: Ray nodes of one core each, to which everything the node runs is pinned, and the same episodes of Lift on one of them and on
-both. The driver shares these cores, so two nodes are measured too low, not too high. Then the real scorer, pool and ledger with workers that only
+both; beside it loops without Ray, which tell what a second core is worth here. Where there are but two, the driver and Ray's head have the second one
+for themselves while one node plays and share both while two do, so two nodes are measured too low. Then the real scorer, pool and ledger with workers that only
 pretend to play: they share a few processes, and every episode takes its time asleep. Messages, streams and waiting are Ray's own.
 """
 
@@ -14,7 +15,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import click
 import psutil
 
+from bench.rollout import BareLoops
 from bench.servo import ServoServer, cameras
 from orchestrator.ledger import Ledger, Portraits
 from orchestrator.score import Score, ScoringJob
@@ -83,21 +85,45 @@ class OnNodes:
         self._pool.close()
 
 
-def two_to_one(render_profile: str, quick: bool) -> tuple[float, dict[int, float]]:
-    """How many times faster two nodes are than one, and episodes a second on each; by turns, one pool at a time, since each wants the whole node."""
-    rounds, number = (1, 16) if quick else (5, 48)
+class Loops:
+    """Without Ray, the most that these cores can do: one process per core, each with its share of the episodes beforehand."""
+
+    def __init__(self, cores: Sequence[int], render_profile: str) -> None:
+        self._loops = BareLoops(render_profile, fast_control=True, processes=len(cores))
+        for process, core in zip(self._loops.processes, cores, strict=True):
+            assert process.pid
+            os.sched_setaffinity(process.pid, {core})
+
+    def play(self, specs: Sequence[EpisodeSpec]) -> float:
+        """Seconds that these episodes took."""
+        began = time.perf_counter()
+        self._loops.play([spec.scene_seed for spec in specs])
+        return time.perf_counter() - began
+
+    def close(self) -> None:
+        self._loops.close()
+
+
+def two_to_one(render_profile: str, cores: Sequence[int], quick: bool) -> dict[str, float]:
+    """Episodes a second on one core and on two, by turns; one thing at a time, since each wants the whole core."""
+    rounds, number = (1, 16) if quick else (3, 48)
     specs = Suite(("Lift",), number, RULES).episode_list()
-    seconds: dict[int, list[float]] = {1: [], 2: []}
+    ways: dict[str, Callable[[int], OnNodes | Loops]] = {
+        "nodes": lambda count: OnNodes(count, render_profile),
+        "loops": lambda count: Loops(cores[:count], render_profile),
+    }
+    seconds: dict[tuple[str, int], list[float]] = {(way, count): [] for way in ways for count in (1, 2)}
     for _ in range(rounds):
-        for nodes in seconds:
-            pool = OnNodes(nodes, render_profile)
-            pool.play(specs[: 4 * nodes])  # built and warm
-            seconds[nodes].append(pool.play(specs))
-            pool.close()
-    ratio = median(one / two for one, two in zip(seconds[1], seconds[2], strict=True))
-    per_s = {nodes: round(number / median(took), 2) for nodes, took in seconds.items()}
-    print(f"{render_profile:>15}{per_s[1]:>20.2f}{per_s[2]:>22.2f}{ratio:>12.2f}", flush=True)
-    return ratio, per_s
+        for (way, count), took in seconds.items():
+            player = ways[way](count)
+            player.play(specs[: 4 * count])  # built and warm
+            took.append(player.play(specs))
+            player.close()
+    ratio = {way: median(one / two for one, two in zip(seconds[way, 1], seconds[way, 2], strict=True)) for way in ways}
+    for way in ways:
+        one, two = (number / median(seconds[way, count]) for count in (1, 2))
+        print(f"{render_profile:>15}{way:>8}{one:>12.2f}{two:>12.2f}{ratio[way]:>12.2f}", flush=True)
+    return ratio
 
 
 class Stage:
@@ -286,14 +312,17 @@ def main(quick: bool) -> None:
     quiet()
     os.environ |= ENVIRONMENT | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.getcwd()}
     cores = sorted(os.sched_getaffinity(0))
-    cluster = cluster_of_cores([cores[0], cores[1 % len(cores)]])
+    both = [cores[0], cores[1 % len(cores)]]
+    cluster = cluster_of_cores(both)
     ray.init(address=cluster.address, namespace="demoscale", log_to_driver=False)
     cluster.wait_for_nodes()
-    print("Lift, one simulator on a node of one core; five rounds of the same 48 episodes, medians; --quick: one of 16\n")
-    print(f"{'render profile':>15}{'one node, ep/s':>20}{'two nodes, ep/s':>22}{'two to one':>12}")
-    ratios = {profile: two_to_one(profile, quick) for profile in ("default", "fast")}
+    print("Lift, one simulator on each core, the same episodes on one core and on two: nodes of a Ray cluster, and loops without Ray; episodes/s\n")
+    print(f"{'render profile':>15}{'':>8}{'one':>12}{'two':>12}{'two to one':>12}")
+    answers: dict[str, Any] = {}
+    for profile, name in (("default", ""), ("fast", "_fast")):
+        ratio = two_to_one(profile, both, quick)
+        answers |= {f"ratio_two_to_one{name}": round(ratio["nodes"], 3), f"two_to_one_without_ray{name}": round(ratio["loops"], 3)}
     print()
-    answers = {"ratio_two_to_one": round(ratios["default"][0], 3), "ratio_two_to_one_fast": round(ratios["fast"][0], 3)}
     answers |= to_a_thousand(quick)
     ray.shutdown()
     cluster.shutdown()

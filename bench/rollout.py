@@ -141,13 +141,13 @@ class BareLoops:
 
     def __init__(self, render_profile: str, fast_control: bool, processes: int = WORKERS, rebuilt: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
-        self._ends, self._processes = [], []
+        self._ends, self.processes = [], []
         for _ in range(processes):
             ours, theirs = context.Pipe()
             process = context.Process(target=_bare, args=(theirs, render_profile, fast_control, rebuilt), daemon=True)
             process.start()
             self._ends.append(ours)
-            self._processes.append(process)
+            self.processes.append(process)
 
     def play(self, seeds: Sequence[int]) -> Results:
         for i, end in enumerate(self._ends):
@@ -155,7 +155,7 @@ class BareLoops:
         return {seed: result for end in self._ends for seed, result in end.recv().items()}
 
     def close(self) -> None:
-        for end, process in zip(self._ends, self._processes, strict=True):
+        for end, process in zip(self._ends, self.processes, strict=True):
             end.send(None)
             process.join()
 
