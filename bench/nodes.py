@@ -1,12 +1,12 @@
 """Do two nodes score twice as fast as one, and where does the pool bend on the way to 1,000 workers?
 
-    python -m bench.nodes                about five minutes
+    python -m bench.nodes                about ten minutes
     python -m bench.nodes --quick        fewer rounds, 1 to 100 workers
 
 First real simulators: Ray nodes of one core each, to which everything the node runs is pinned, and the same episodes of Lift on one of them and on
 both; beside it loops without Ray, which tell what a second core is worth here. Where there are but two, the driver and Ray's head have the second one
-for themselves while one node plays and share both while two do, so two nodes are measured too low. Then the real scorer, pool and ledger with workers that only
-pretend to play: they share a few processes, and every episode takes its time asleep. Messages, streams and waiting are Ray's own.
+for themselves while one node plays and share both while two do, so two nodes are measured too low. Then the real scorer, pool and ledger with
+workers that only pretend to play: they share a few processes, and every episode takes its time asleep. Messages, streams and waiting are Ray's own.
 """
 
 import json
