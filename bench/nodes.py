@@ -106,7 +106,7 @@ class Loops:
 
 def two_to_one(render_profile: str, cores: Sequence[int], quick: bool) -> dict[str, float]:
     """Episodes a second on one core and on two, by turns; one thing at a time, since each wants the whole core."""
-    rounds, number = (1, 16) if quick else (3, 48)
+    rounds, number = (1, 16) if quick else (5, 48)
     specs = Suite(("Lift",), number, RULES).episode_list()
     ways: dict[str, Callable[[int], OnNodes | Loops]] = {
         "nodes": lambda count: OnNodes(count, render_profile),
