@@ -12,9 +12,11 @@ from orchestrator.checkpoints import fetch
 from policy.checkpoint import CheckpointError, fingerprint
 
 MOST_BYTES = 20 * 2**30
-"""What the folder holds at most; the checkpoint used longest ago goes first."""
+"""What the folder holds at most, and no more than half of what the disk has to spare; the checkpoint used longest ago goes first."""
 SPARE_S = 600.0
-"""One that was asked for so recently may still be being loaded, and stays."""
+"""One that was asked for so recently may still be being loaded, and stays; likewise what is being fetched."""
+HIDDEN = ".part-"
+"""Begins the names of what is being fetched or deleted."""
 
 
 def folder_of_node() -> Path:
@@ -25,37 +27,46 @@ def folder_of_node() -> Path:
 def kept(uri: str, expected: str, root: Path | None = None) -> Path:
     """Folder with the checkpoint at `uri`, known by its fingerprint; whoever comes first on a node fetches it, others wait for that.
 
-    CheckpointError if there are other weights than those of the fingerprint.
+    CheckpointError if there are other weights than those of the fingerprint, or the folder for them belongs to somebody else.
     """
     root = root or folder_of_node()
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if (owner := root.stat().st_uid) != os.getuid():
+        raise CheckpointError(f"{root} belongs to user {owner}, who could put other weights there; remove it, or set TMPDIR")
+    _make_room(root)
     folder = root / expected
     with FileLock(root / f"{expected}.lock"):
         if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=root, prefix=".part-") as part:
+            with tempfile.TemporaryDirectory(dir=root, prefix=HIDDEN) as part:
                 fetched = Path(part) / expected
                 fetch(uri, fetched)
                 if (found := fingerprint(fetched)) != expected:
                     raise CheckpointError(f"{uri}: the checkpoint there is {found}, not {expected}, which is to be scored: replaced, or damaged")
                 os.replace(fetched, folder)
         os.utime(folder)
-    _make_room(root)
     return folder
 
 
 def _make_room(root: Path) -> None:
-    """Others may do so at the same time: what is gone is gone."""
+    """For one more. Others may do so at the same time: what is gone is gone."""
     ages: list[tuple[float, int, Path]] = []
-    for folder in (folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")):
+    for folder in (folder for folder in root.iterdir() if folder.is_dir()):
         try:
-            ages.append((folder.stat().st_mtime, sum(file.stat().st_size for file in folder.rglob("*")), folder))
+            used = folder.stat().st_mtime
+            if not folder.name.startswith(HIDDEN):
+                ages.append((used, sum(file.stat().st_size for file in folder.rglob("*")), folder))
+            elif time.time() - used > SPARE_S:  # whoever fetched or deleted it was killed
+                shutil.rmtree(folder, ignore_errors=True)
         except FileNotFoundError:
             continue
     total = sum(size for _, size, _ in ages)
+    most = min(MOST_BYTES, (shutil.disk_usage(root).free + total) // 2)
     for used, size, folder in sorted(ages):
-        if total <= MOST_BYTES or time.time() - used < SPARE_S:
+        if total <= most or time.time() - used < SPARE_S:
             return
         with FileLock(root / f"{folder.name}.lock"):
             if folder.is_dir() and folder.stat().st_mtime == used:
-                shutil.rmtree(folder, ignore_errors=True)
+                going = root / f"{HIDDEN}{folder.name}"  # first out of sight: half of it must not be taken for it
+                os.replace(folder, going)
+                shutil.rmtree(going, ignore_errors=True)
         total -= size

@@ -3,14 +3,14 @@
 import re
 
 # A password before the host; a user name or a token before a web server's; a secret among the parameters.
-_PASSWORD = re.compile(r"(?<=://)[^@\s]*:[^@\s]*@|(?<=http://)[^/@\s]+@|(?<=https://)[^/@\s]+@", re.I)
-_USER = re.compile(r"(?<=://)[^/@\s]+@")
-_PARAMETER = re.compile(r"([?&][^=&\s]*(?:passw|pwd|secret|token|signature|credential|apikey|api_key)[^=&\s]*=)[^&\s]*", re.I)
+_PASSWORD = re.compile(r"(?<=://)[^@/\s]*:(?!\d+/)\S*@|(?<=http://)[^/\s]+@|(?<=https://)[^/\s]+@", re.I)
+_USER = re.compile(r"(?<=://)[^/\s]+@")
+_PARAMETER = re.compile(r"([?&][^=&\s]*(?:passw|pwd|secret|token|signature|credential|apikey|api_key|access_?key|\bsig\b)[^=&\s]*=)[^&\s]*", re.I)
 
 
 def shown(uri: str) -> str:
     """A URI without its user, password and query: the form that may be written down, and still leads there."""
-    return re.sub(r"^([\w+.-]+://)[^/?#]*@", r"\1", uri).partition("?")[0]
+    return _USER.sub("", _PASSWORD.sub("", uri)).partition("?")[0]
 
 
 def credentials_in(text: str) -> bool:

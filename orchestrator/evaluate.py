@@ -13,7 +13,7 @@ from orchestrator.judging import VideoScores
 from orchestrator.ledger import Portraits
 from orchestrator.metrics import EPISODES, RETRIES
 from orchestrator.placement import Placement
-from orchestrator.score import Score, ScoringJob
+from orchestrator.score import ProtocolError, Score, ScoringJob
 from orchestrator.scorer import Scorer
 from orchestrator.server import PolicyServer, policy_of
 from orchestrator.state import SweepState
@@ -23,7 +23,7 @@ from sim_workers.balance import Answered
 from sim_workers.rollout import Outcome
 from sim_workers.sources import PolicySource
 from sim_workers.video import Filmed
-from sim_workers.worker import RolloutJob
+from sim_workers.worker import RolloutJob, one_line
 
 
 def policy_servers(number: int, gpus: float, rung: str, sweep: str = "") -> tuple[Any, ...]:
@@ -44,7 +44,10 @@ def server_options(number: int, gpus: float) -> dict[str, Any]:
 
 
 def serving(servers: tuple[Any, ...], uri: str) -> PolicySource:
-    """The policy of one checkpoint behind such servers, loaded by the first of them: raises what is wrong with it before anybody asks."""
+    """The policy of one checkpoint behind such servers, loaded by the first of them: raises what is wrong with it before anybody asks.
+
+    ProtocolError if the server itself cannot start.
+    """
     import ray
 
     from sim_workers.served import Served
@@ -53,6 +56,8 @@ def serving(servers: tuple[Any, ...], uri: str) -> PolicySource:
         ray.get(servers[0].load.remote(uri))
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+    except ray.exceptions.RayActorError as error:
+        raise ProtocolError(f"no policy server starts: {one_line(error)}") from None
     return Served(servers, uri)
 
 
@@ -174,8 +179,9 @@ class Evaluation:
         for episode, cause in score.causes:
             self.say(f"quarantined {episode} of {job}: {cause}")
         policy = policy_of(job.uri, job.fingerprint)
-        busy_s = (answered := self._playing.answered(policy).busy_s) - self._charged.get(policy, 0.0)
-        self._charged[policy] = answered  # a checkpoint that meets several suites has several scores
+        charged = self._charged.get(policy, 0.0)  # a checkpoint that meets several suites has several scores
+        self._charged[policy] = max(charged, self._playing.answered(policy).busy_s)  # less than before: a server that starts anew forgets
+        busy_s = self._charged[policy] - charged
         gpus = self._playing.server_gpus
         self._spending.add(job.arm_id, Cost(infer_gpu_s=busy_s * gpus, infer_cpu_s=0.0 if gpus else busy_s))
         if score.complete:

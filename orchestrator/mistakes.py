@@ -34,7 +34,7 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
             click.echo(str(error), err=True)
             sys.exit(1)
         except KeyboardInterrupt:
-            click.echo("stopped; the same command continues from here", err=True)
+            click.echo("stopped; what was kept is kept, and the same command continues from it", err=True)
             sys.exit(130)
 
     return run

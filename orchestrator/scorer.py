@@ -148,7 +148,7 @@ class Scorer:
 
     def _feed(self) -> None:
         """Give the pool the most telling checkpoint whenever a worker could soon be idle; what waits in there has been decided."""
-        while self._pool.waiting < self._pool.num_workers:
+        while self._pool.waiting < max(1, self._pool.placed):
             compared = {(entry.job.arm_id, entry.job.step) for entry in self._open.values() if entry.job.reference and entry.missing}
             waiting = (entry.job for entry in self._open.values() if entry.missing and not entry.pooled)
             ready = [job for job in waiting if not job.rule or (job.rule.against, job.step) not in compared]

@@ -90,12 +90,12 @@ class Scoring:
         Returns when every episode has its outcome, or when interrupted; either way, what was played is in the ledger. ProtocolError if the
         policy cannot be scored here.
         """
-        from orchestrator.cluster import nodes_of, resources
+        from orchestrator.cluster import nodes_of, resources, set_apart
         from sim_workers.pool import RolloutPool
         from sim_workers.render import MIXED
 
         check_conditional_writes(self._storage)
-        cpus = resources().get("CPU", 1.0)
+        cpus = set_apart("rollouts").get("CPU") or resources().get("CPU", 1.0)
         workers = workers or max(1, int(cpus))
         # More of them than cores share the cores; half their share, so that they fit nodes of any size.
         share = 1.0 if workers <= cpus else math.floor(50 * cpus / workers) / 100

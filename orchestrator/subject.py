@@ -77,11 +77,12 @@ def _served(url: str, fingerprint: str) -> Subject:
     from policy.remote import RemoteError, RemotePolicy
     from sim_workers.sources import Remote
 
+    url = shown(url)  # a policy server asks nobody who they are, and what is said of one may be written down
     try:
         contract = RemotePolicy(url, patience_s=3.0).contract
     except RemoteError as error:
         raise SubjectError(str(error)) from None
-    return Subject(shown(url), contract, fingerprint, None, lambda _: Remote(url))
+    return Subject(url, contract, fingerprint, None, lambda _: Remote(url))
 
 
 def _function(name: str, fingerprint: str) -> Subject:

@@ -21,9 +21,10 @@ class Answered:
     def __add__(self, other: "Answered") -> "Answered":
         return Answered(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
-    def since(self, before: "Answered") -> "Answered":
-        if before.batches > self.batches:  # it died and began anew
-            return self
+    def since(self, before: "Answered") -> "Answered | None":
+        """None if it is less than before: a server that began anew has forgotten what it did, and one that is away does not tell."""
+        if before.batches > self.batches:
+            return None
         return Answered(*(getattr(self, field.name) - getattr(before, field.name) for field in fields(self)))
 
 

@@ -29,7 +29,7 @@ def leaving() -> frozenset[str]:
 
 
 REFUSALS = 2
-"""A node on which so many workers had to refuse, and none has played, gets no more of them while others play elsewhere."""
+"""A node on which so many workers had to refuse, and none was fit, gets no more of them while others elsewhere are."""
 
 
 class Nodes:
@@ -40,22 +40,25 @@ class Nodes:
         self._labels = labels
         self._leaving: frozenset[str] = frozenset()
         self._refusals = Counter[str]()
-        self._played: set[str] = set()
+        self._fit: set[str] = set()
 
     def look(self) -> None:
+        """Which are about to go, and which are gone: those say nothing of the others any more."""
         self._leaving = leaving()
+        self._fit &= {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
     def refused(self, node: str) -> None:
         """A worker there cannot simulate, or does not draw or move as the reference does."""
         self._refusals[node] += 1
 
-    def played(self, node: str) -> None:
-        self._played.add(node)
+    def fits(self, node: str) -> None:
+        """A worker there simulates as the reference does."""
+        self._fit.add(node)
 
     @property
     def unfit(self) -> set[str]:
-        """None before one has played: if all are alike, what is wrong must come to light as errors."""
-        return {node for node, times in self._refusals.items() if times >= REFUSALS} - self._played if self._played else set()
+        """None where none is fit: if all are alike, what is wrong must come to light as errors."""
+        return {node for node, times in self._refusals.items() if times >= REFUSALS} - self._fit if self._fit else set()
 
     def goes(self, node: str) -> bool:
         """Whether no further episode may begin there."""
@@ -82,7 +85,7 @@ class Whereabouts:
     def __init__(self, servers: tuple[Any, ...]) -> None:
         self.servers = servers
         self.nodes = [""] * len(servers)
-        """Of each; empty of one that is starting."""
+        """Of each, where it was last; empty of one that has not started or is away."""
         self.away: frozenset[int | None] = frozenset()
         """Those that do not answer while others do."""
         self._asked = [node_of(server) for server in servers]
@@ -104,5 +107,8 @@ class Whereabouts:
                     self.nodes[i], self._since[i] = ray.get(answer), now
                 except RayError:  # it is gone for good
                     continue
+        for i, since in enumerate(self._since):
+            if now - since > AWAY_S:
+                self.nodes[i] = ""
         silent = frozenset(i for i, since in enumerate(self._since) if now - since > AWAY_S)
         self.away = silent if len(silent) < len(self.servers) else frozenset()

@@ -70,14 +70,14 @@ class RolloutPool:
         self._source: Served | None = None  # of the job submitted last: all of a pool's have the same servers
         self._servers: Whereabouts | None = None
         self._next_look = 0.0
+        self._selector = self._nodes.selector()
         self._measured: tuple[float, Usage, Answered] | None = None
         self.resize(num_workers)
 
     def resize(self, num_workers: int) -> None:
         """Have so many workers; those beyond it leave once they have finished their episode, first those that never began."""
         self.num_workers = num_workers
-        while len(self._workers) < num_workers:
-            self._hire()
+        self._fill()
         unneeded = sorted((worker for worker in self._workers if worker.entry is None), key=lambda worker: worker.node != "")
         for worker in unneeded[: max(0, len(self._workers) - num_workers)]:
             self._dismiss(worker)
@@ -141,8 +141,10 @@ class RolloutPool:
         if looks < LOOKS_TO_GO_BY:
             return None
         self._measured = now
+        if (done := now[2].since(answered)) is None:
+            return None
         sim_s, wait_s = (now[1].sim_s - before.sim_s) / looks, (now[1].policy_s - before.policy_s) / looks
-        measured = Balance(self.num_workers, len(self._source.servers), seconds, looks, sim_s, wait_s, now[2].since(answered))
+        measured = Balance(self.num_workers, len(self._source.servers), seconds, looks, sim_s, wait_s, done)
         self.resize(measured.wanted(self.most_workers))
         return measured
 
@@ -161,6 +163,11 @@ class RolloutPool:
         if time.monotonic() < self._next_look:
             return
         self._nodes.look()
+        if (selector := self._nodes.selector()) != self._selector:  # who waits for a place waits for one that is right now
+            self._selector = selector
+            for worker in [worker for worker in self._workers if not worker.node]:
+                self._dismiss(worker)
+        self._fill()
         pause_s = LOOK_AROUND_S
         if self._servers:
             self._servers.look()
@@ -234,6 +241,8 @@ class RolloutPool:
                 if not difference.startswith("contamination"):  # which is this process', not the node's
                     self._nodes.refused(worker.node)
                 self._fail(worker, "other", f"refused to score, {difference}")
+            else:
+                self._nodes.fits(worker.node)
         elif isinstance(said, Unfit):
             self._nodes.refused(worker.node)
             self._fail(worker, "failed", said.why)
@@ -243,7 +252,6 @@ class RolloutPool:
             self._again(entry, f"the policy did not answer: {said.why}")
         elif isinstance(said, Played):
             entry = self._released(worker)
-            self._nodes.played(worker.node)
             self.usage.sim_s += said.outcome.sim_s
             self.usage.policy_s += said.outcome.policy_s
             self.usage.looks += said.outcome.looks
@@ -256,8 +264,12 @@ class RolloutPool:
     def _fail(self, worker: Worker, how: str, why: str) -> None:
         """Replace the worker: its GL context or its process may be what is broken. Its episode is played again, or given up.
 
-        Of a process that did not even start the next episode bears it, so that a cluster on which none starts comes to an end.
+        Of a process that did not even start, where no other has, the next episode bears it, so that a cluster on which none starts comes to an
+        end. Where others play nobody bears it, and another process is tried when the pool looks around next.
         """
+        if worker.entry is None and self.placed:
+            self.usage.replace(how)
+            return self._dismiss(worker)
         entry = self._released(worker) if worker.entry else self._next(next(iter(self._waiting))) if self._waiting else None
         self._replace(worker, how)
         if entry:
@@ -281,9 +293,13 @@ class RolloutPool:
         return entry
 
     def _replace(self, worker: Worker, why: str) -> None:
-        self.usage.replaced[why] = self.usage.replaced.get(why, 0) + 1
+        self.usage.replace(why)
         self._dismiss(worker)
-        self._hire()
+        self._fill()
+
+    def _fill(self) -> None:
+        while len(self._workers) < self.num_workers:
+            self._hire()
 
     def _hire(self) -> None:
         actor = self._class.options(label_selector=self._nodes.selector()).remote(self._episodes_per_process, self._label)

@@ -44,3 +44,6 @@ class Usage:
     looks: int = 0
     replaced: dict[str, int] = field(default_factory=dict)
     """Workers, by why: died, stuck, failed, worn, leaving (its node), unserved (its policy server was away), other."""
+
+    def replace(self, why: str) -> None:
+        self.replaced[why] = self.replaced.get(why, 0) + 1

@@ -1,9 +1,11 @@
 """A policy behind Ray actors, as rollout processes reach it."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from policy.interface import ActionChunk, Imagination, Observation
 from sim_workers.balance import Answered
@@ -20,10 +22,13 @@ class Served:
     """The servers have `imagine(key, observation) -> Imagination` too."""
 
     def measure(self, key: str = "") -> Answered:
-        """What all servers together have done so far, for one policy or for all; nothing of one that is starting."""
+        """What all servers together have done so far, for one policy or for all; nothing of one that is starting or cannot."""
         done, _ = ray.wait([server.answered.remote(key) for server in self.servers], num_returns=len(self.servers), timeout=1.0)
-        parts: list[Answered] = ray.get(done)
-        return sum(parts, Answered())
+        total = Answered()
+        for part in done:
+            with suppress(RayActorError):
+                total += ray.get(part)
+        return total
 
     def connect(self) -> "ServedAsker":
         own = int(ray.get_runtime_context().get_actor_id() or "0", 16)

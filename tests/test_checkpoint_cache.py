@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator import checkpoint_cache
 from orchestrator.checkpoint_cache import kept
-from orchestrator.storage import download
+from orchestrator.checkpoints import fetch
 from policy.checkpoint import CheckpointError, fingerprint
 
 
@@ -23,7 +23,7 @@ def checkpoint(tmp_path: Path) -> Callable[[str], tuple[str, str]]:
         folder = tmp_path / "arms" / name
         (folder / "unet").mkdir(parents=True)
         (folder / "checkpoint.json").write_text(name)
-        (folder / "unet" / "weights").write_bytes(os.urandom(10_000 - len(name)))
+        (folder / "unet" / "w.safetensors").write_bytes(os.urandom(10_000 - len(name)))
         (folder / "trainer.safetensors").write_bytes(bytes(20_000))
         return str(folder), fingerprint(folder)
 
@@ -35,12 +35,12 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Bytes of every fetch, which takes its time."""
     sizes: list[int] = []
 
-    def slow(uri: str, folder: Path, skip: tuple[str, ...]) -> None:
-        download(uri, folder, skip)
+    def slow(uri: str, folder: Path) -> None:
+        fetch(uri, folder)
         time.sleep(0.2)
         sizes.append(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
 
-    monkeypatch.setattr(checkpoint_cache, "download", slow)
+    monkeypatch.setattr(checkpoint_cache, "fetch", slow)
     return sizes
 
 
@@ -57,7 +57,7 @@ def test_eight_servers_of_a_node_fetch_once_what_acts(checkpoint: Callable[[str]
 
 def test_other_weights_than_those_to_be_scored_are_refused(checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:
     uri, expected = checkpoint("one")
-    Path(uri, "unet", "weights").write_bytes(b"trained again")
+    Path(uri, "unet", "w.safetensors").write_bytes(b"trained again")
     sentence = f"{re.escape(uri)}: the checkpoint there is {fingerprint(Path(uri))}, not {expected}, which is to be scored: replaced, or damaged"
     with pytest.raises(CheckpointError, match=sentence):
         kept(uri, expected, tmp_path / "node")
@@ -69,26 +69,57 @@ def test_a_fetch_that_breaks_off_leaves_nothing_that_is_taken_for_whole(
 ) -> None:
     uri, expected = checkpoint("one")
 
-    def breaks(uri: str, folder: Path, skip: tuple[str, ...]) -> None:
-        download(uri, folder, (*skip, "unet/weights"))
+    def breaks(uri: str, folder: Path) -> None:
+        fetch(uri, folder)
+        (folder / "unet" / "w.safetensors").unlink()
         raise ConnectionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_cache, "download", breaks)
+        patch.setattr(checkpoint_cache, "fetch", breaks)
         with pytest.raises(ConnectionError):
             kept(uri, expected, tmp_path / "node")
     assert fingerprint(kept(uri, expected, tmp_path / "node")) == expected
 
 
+def used(folder: Path, ago_s: float) -> None:
+    os.utime(folder, (time.time() - ago_s,) * 2)
+
+
 def test_the_one_used_longest_ago_goes_and_one_in_use_stays(
     checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_cache, "MOST_BYTES", 25_000)
+    monkeypatch.setattr(checkpoint_cache, "MOST_BYTES", 15_000)
     node, made = tmp_path / "node", [checkpoint(name) for name in ("one", "two", "three", "four")]
     folders = [kept(*one, node) for one in made[:2]]
-    for folder, age_s in zip(folders, (5000, 4000), strict=True):
-        os.utime(folder, (time.time() - age_s,) * 2)
+    used(folders[0], 5000)
+    used(folders[1], 4000)
     folders += [kept(*one, node) for one in made[2:]]
-    assert [folder.is_dir() for folder in folders] == [False, False, True, True]
+    assert [folder.is_dir() for folder in folders] == [False, False, True, True], "one had to go for three, another for four"
     folders.append(kept(*made[0], node))
     assert all(folder.is_dir() for folder in folders[2:]), "all three were asked for within ten minutes"
+
+
+def test_what_a_killed_process_left_half_done_goes(checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:
+    node = tmp_path / "node"
+    for name in (".part-fetched", ".part-deleted"):
+        (node / name).mkdir(parents=True)
+    used(node / ".part-fetched", 5000)
+    kept(*checkpoint("one"), node)
+    assert [(node / name).is_dir() for name in (".part-fetched", ".part-deleted")] == [False, True], "one may be at work still"
+
+
+def test_a_disk_that_is_nearly_full_keeps_fewer(
+    checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5_000}))
+    node = tmp_path / "node"
+    first = kept(*checkpoint("one"), node)
+    used(first, 5000)
+    assert kept(*checkpoint("two"), node).is_dir()
+    assert not first.is_dir()
+
+
+def test_a_folder_of_somebody_else_is_refused(checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_cache.os, "getuid", lambda: 12345)
+    with pytest.raises(CheckpointError, match="belongs to user"):
+        kept(*checkpoint("one"), tmp_path / "node")

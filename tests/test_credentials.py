@@ -12,6 +12,7 @@ from orchestrator.tracking_errors import redacted
         ("https://me:hunter2@mlflow.example.org/path", "https://mlflow.example.org/path"),
         ("postgresql://me:p%40ss@db:5432/mlflow?password=hunter2", "postgresql://db:5432/mlflow"),
         ("https://token@host", "https://host"),
+        ("postgresql://me:hunter/2@db/mlflow", "postgresql://db/mlflow"),
         ("sqlite:////data/a@b/mlflow.db", "sqlite:////data/a@b/mlflow.db"),
         ("http://localhost:5000", "http://localhost:5000"),
         ("", ""),
@@ -21,7 +22,7 @@ def test_a_uri_is_written_down_without_its_credentials(uri: str, without: str) -
     assert shown(uri) == without
 
 
-@pytest.mark.parametrize("uri", ["https://mlflow.example.org:5000", "s3://results/a", "sqlite:////shared/a@b.db", "a:b"])
+@pytest.mark.parametrize("uri", ["https://mlflow.example.org:5000", "s3://results/a", "sqlite:////shared/a@b.db", "a:b", "http://head:8265/@me"])
 def test_a_uri_without_credentials_is_left_alone(uri: str) -> None:
     assert not credentials_in(uri)
     assert without_credentials(uri) == uri
@@ -36,6 +37,8 @@ def test_a_user_name_alone_opens_nothing_and_is_not_passed_on() -> None:
     ("said", "without"),
     [
         ("mlflow: https://me:hunter2@host/path, and more", "mlflow: https://***@host/path, and more"),
+        ("http://me:hunter@2@host", "http://***@host"),
+        ("az://store/a?sv=1&sig=hunter2", "az://store/a?sv=1&sig=***"),
         ("https://hunter2@host and postgresql://me:hunter2@db", "https://***@host and postgresql://***@db"),
         ("GET https://host/?user=me&X-Amz-Signature=hunter2&day=1 failed", "GET https://host/?user=me&X-Amz-Signature=***&day=1 failed"),
     ],

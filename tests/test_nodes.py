@@ -57,6 +57,12 @@ class TestThreeNodes:
         assert facts["rows"] == facts["listed"] == facts["peaceful_rows"]
         assert facts["same"]
 
+    def test_a_node_on_which_no_worker_starts_costs_no_episode(self, pretended: dict[str, Any]) -> None:
+        facts = pretended["cannot_start"]
+        assert facts["results"] == ["failure", "success"], "and no error"
+        assert facts["replaced"]["died"] >= 1, "no worker was sent there, so nothing was shown"
+        assert facts["retried"] == []
+
     def test_nobody_is_taken_for_stuck_while_nobody_listened(self, pretended: dict[str, Any]) -> None:
         assert pretended["slow_listener"] == {"outcomes": 16, "replaced": {}}
 
@@ -90,12 +96,12 @@ def test_nodes_that_cannot_draw_or_draw_otherwise_refuse_and_the_others_play(rea
 
 
 class TestUnfitNodes:
-    def test_one_that_refused_twice_gets_no_more_workers_while_others_play(self) -> None:
+    def test_one_that_refused_twice_gets_no_more_workers_while_others_are_fit(self) -> None:
         nodes = Nodes({"demoscale-role": "rollouts"})
         for node in ("good", "good", "bad", "bad", "unlucky"):
             nodes.refused(node)
-        assert nodes.selector() == {"demoscale-role": "rollouts"}, "nobody has played: perhaps all are like that"
-        nodes.played("good")
+        assert nodes.selector() == {"demoscale-role": "rollouts"}, "none is fit: perhaps all are like that"
+        nodes.fits("good")
         assert nodes.unfit == {"bad"}
         assert [nodes.goes(node) for node in ("good", "bad", "unlucky")] == [False, True, False]
         assert nodes.selector() == {"demoscale-role": "rollouts", "ray.io/node-id": "!in(bad)"}

@@ -42,7 +42,9 @@ ROLE = "three-nodes"
 class PretendedWorker:
     """Plays an episode in a moment. Whether it is won follows from its seed; the message tells where it was played and which server was asked."""
 
-    def __init__(self, most_episodes: int, label: str) -> None: ...
+    def __init__(self, most_episodes: int, label: str) -> None:
+        if "NO_WORKER_STARTS" in os.environ:
+            raise OSError("something is missing here")
 
     def play(self, job: RolloutJob) -> Iterator[Said]:
         yield Beat("playing")
@@ -240,6 +242,21 @@ def unfit(nodes: Nodes, folder: Path, servers: tuple[Any, ...]) -> dict[str, Any
     return {"complete": facts["complete"], "rows": facts["rows"], "failures": sorted(set(lines))}
 
 
+def cannot_start(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
+    """A node has more room than all others, and no worker starts on it."""
+    node = nodes.add(4, NO_WORKER_STARTS="1")
+    until(lambda: any(told["NodeID"] == node and told["Alive"] for told in ray.nodes()))
+    pool, retried = RolloutPool(8, num_cpus=1), []
+    pool.on_retry = lambda kind, job, why: retried.append(kind)
+    until(lambda: play(pool, servers, 4) and pool.placed)
+    retried.clear()  # before any worker has a place, an episode bears what goes wrong
+    outcomes = play(pool, servers, 40)
+    replaced = dict(pool.usage.replaced)
+    pool.close()
+    nodes.kill(node)
+    return {"results": sorted({outcome.result for outcome in outcomes}), "replaced": replaced, "retried": retried}
+
+
 def slow_listener(servers: tuple[Any, ...]) -> dict[str, Any]:
     """Whoever takes the outcomes is away for longer than any silence that is borne."""
     sim_workers.pool.SILENCE_S |= {"playing": 2.0, "asking": 2.0, "making": 2.0}
@@ -273,6 +290,7 @@ def main() -> None:
             told["too_small"] = too_small(nodes, servers)
             told["with_notice"] = with_notice(nodes, servers, told["too_small"]["node"])
             told["coming_and_going"] = coming_and_going(nodes, Path(folder), False, servers, first[0])
+            told["cannot_start"] = cannot_start(nodes, servers)
             told["slow_listener"] = slow_listener(servers)
     nodes.close()
     print(json.dumps(told))
