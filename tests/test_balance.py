@@ -30,7 +30,7 @@ def test_servers_with_time_to_spare_get_more_up_to_what_was_asked_for() -> None:
     assert spare.wanted(1) == 1
 
 
-def test_a_server_that_died_is_measured_from_its_new_start() -> None:
+def test_a_stretch_in_which_a_server_began_anew_tells_nothing() -> None:
     assert Answered(5, 9, 1.0).since(Answered(3, 4, 0.5)) == Answered(2, 5, 0.5)
     assert Answered(2, 3, 0.2).since(Answered(300, 400, 5.0)) is None, "a server began anew, or did not tell"
 

@@ -253,13 +253,13 @@ def cannot_start(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
     outcomes = play(pool, servers, 40)
     replaced = dict(pool.usage.replaced)
     pool.close()
-    nodes.kill(node)
     return {"results": sorted({outcome.result for outcome in outcomes}), "replaced": replaced, "retried": retried}
 
 
 def slow_listener(servers: tuple[Any, ...]) -> dict[str, Any]:
     """Whoever takes the outcomes is away for longer than any silence that is borne."""
-    sim_workers.pool.SILENCE_S |= {"playing": 2.0, "asking": 2.0, "making": 2.0}
+    usual = dict(sim_workers.pool.SILENCE_S)
+    sim_workers.pool.SILENCE_S |= dict.fromkeys(usual, 2.0)
     pool, slept = RolloutPool(4, num_cpus=0.5), []
 
     def heard(number: int, _: Outcome) -> None:
@@ -269,6 +269,7 @@ def slow_listener(servers: tuple[Any, ...]) -> dict[str, Any]:
     outcomes = play(pool, servers, 16, heard)
     replaced = dict(pool.usage.replaced)
     pool.close()
+    sim_workers.pool.SILENCE_S |= usual
     return {"outcomes": len(outcomes), "replaced": replaced}
 
 
@@ -290,8 +291,8 @@ def main() -> None:
             told["too_small"] = too_small(nodes, servers)
             told["with_notice"] = with_notice(nodes, servers, told["too_small"]["node"])
             told["coming_and_going"] = coming_and_going(nodes, Path(folder), False, servers, first[0])
-            told["cannot_start"] = cannot_start(nodes, servers)
             told["slow_listener"] = slow_listener(servers)
+            told["cannot_start"] = cannot_start(nodes, servers)
     nodes.close()
     print(json.dumps(told))
 
