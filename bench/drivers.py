@@ -1,6 +1,6 @@
 """The same scenes drawn by different drivers: how much do pictures differ, and what becomes of the episodes?
 
-    python -m bench.drivers              about two minutes
+    python -m bench.drivers              about four minutes
     python -m bench.drivers --quick      fewer episodes
 
 Every driver that this machine has draws in a process of its own: Mesa's two software rasterisers through EGL, OSMesa, and a GPU's EGL. The first
@@ -94,7 +94,7 @@ def main(quick: bool, drawing: tuple[Path, str, int] | None) -> None:
     """Print the table and, last, one line of JSON."""
     if drawing:
         return draw(*drawing)
-    episodes = 10 if quick else 100
+    episodes = 3 if quick else 10
     print(f"Lift, wrist camera of 128 pixels; {episodes} scenes, {LOOKS} pictures and one episode of each; levels of 0 to 255\n")
     print(f"{'profile':>9}  {'driver':<24}{'pixels differ':>12}{'mean':>9}{'99.9 %':>8}{'most':>6}{'success':>10}{'ends otherwise':>17}   what draws")
     answers: dict[str, Any] = {}
