@@ -180,11 +180,13 @@ def test_arms_are_held_against_another_that_is_played_first_and_whole(tmp_path: 
     rates = {"best": 0.95, "worst-arm": 0.05, REFERENCE: 0.5}
     pool = Shuffled(rates)
     everything, there = pool.results, threading.Event()
-    pool.results = lambda timeout_s=None: everything() if there.wait(20) else iter(())  # type: ignore[method-assign, assignment]
+    pool.results = lambda timeout_s=None: everything() if there.wait(0.01) else iter(())  # type: ignore[method-assign, assignment]
     heard = Heard()
     scorer = Scorer(open_storage(str(tmp_path)), CONTRACT, pool, heard)
     for one in (job("best", AGAINST), job("worst-arm", AGAINST), job(REFERENCE, None, reference=True)):
         scorer.submit(one)
+    while scorer.unscored < 3:
+        time.sleep(0.01)
     there.set()
     scorer.drain()
     scorer.close()
