@@ -93,14 +93,10 @@ def hosts(tmp_path: Path) -> Iterator[dict[str, Host]]:
 
 
 def until(host: Host, environment: dict[str, str], told: str) -> None:
-    ray = str(Path(sys.executable).parent / "ray")
+    """`ray status` there says so."""
+    asking = host.command(str(Path(sys.executable).parent / "ray"), "status", "--address", f"{host.address}:{PORT}")
     deadline = time.monotonic() + 240
-    while (
-        told
-        not in subprocess.run(
-            host.command(ray, "status", "--address", f"{host.address}:{PORT}"), env=environment, capture_output=True, text=True
-        ).stdout
-    ):
+    while told not in subprocess.run(asking, env=environment, capture_output=True, text=True).stdout:
         assert time.monotonic() < deadline, "the hosts did not come together"
         time.sleep(1)
 
