@@ -194,9 +194,10 @@ class Evaluation:
     def _judge(self, job: ScoringJob, test: VideoTest) -> VideoScore:
         """In the video scores' thread."""
         assert self._playing.judge
-        before = self._playing.answered(policy_of(job.uri, job.fingerprint)).imagined_s
+        policy = policy_of(job.uri, job.fingerprint)
+        before = self._playing.answered(policy).imagined_s
         score, cpu_s = self._playing.judge(test, job.source)
-        imagined_s = max(0.0, self._playing.answered(policy_of(job.uri, job.fingerprint)).imagined_s - before)
+        imagined_s = max(0.0, self._playing.answered(policy).imagined_s - before)
         gpus = self._playing.server_gpus
         self._spending.add(job.arm_id, Cost(infer_gpu_s=imagined_s * gpus, infer_cpu_s=cpu_s + (0.0 if gpus else imagined_s)))
         return score

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 from orchestrator.anytime import anytime_interval
 from orchestrator.decide import Rule, Verdict, beginning, blocks
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, Portraits
 from orchestrator.provenance import SCORING_CODE, code_fingerprint, digest
 from orchestrator.stats import wilson
+from orchestrator.storage import Storage
 from policy.config import SamplerConfig
 from policy.interface import Contract
 from sim_workers.backends import unfit
+from sim_workers.render import MIXED
 from sim_workers.rollout import Outcome
 from sim_workers.sources import PolicySource
 from sim_workers.suite import Suite
@@ -108,9 +110,9 @@ def protocol_fingerprint(suite: Suite, contract: Contract, sampler: SamplerConfi
     return digest([suite.fingerprint(), contract.to_json(), sampler and sampler.model_dump(mode="json"), gl, code_fingerprint(SCORING_CODE)])
 
 
-def simulation_fingerprint(gl: str) -> str:
-    """Of what every simulator must agree on, whatever it plays."""
-    return digest([gl, code_fingerprint(SCORING_CODE)])
+def portraits_of(storage: Storage, gl: str) -> Portraits:
+    """What every simulator that draws with this backend and runs this code must match, whatever it plays; `gl`: `suite.gl`."""
+    return Portraits(storage, digest([gl, code_fingerprint(SCORING_CODE)]), gl == MIXED)
 
 
 def check_contract(policy: Contract, tasks: Iterable[str]) -> None:

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.decide import Rule
-from orchestrator.ledger import Ledger, Portraits
-from orchestrator.score import Score, ScoringJob, protocol_fingerprint, score_so_far, simulation_fingerprint
+from orchestrator.ledger import Ledger
+from orchestrator.score import Score, ScoringJob, portraits_of, protocol_fingerprint, score_so_far
 from orchestrator.scorer import Scorer
 from orchestrator.storage import Storage, check_conditional_writes
 from orchestrator.subject import Subject
@@ -92,7 +92,6 @@ class Scoring:
         """
         from orchestrator.cluster import nodes_of, resources, set_apart
         from sim_workers.pool import RolloutPool
-        from sim_workers.render import MIXED
 
         check_conditional_writes(self._storage)
         cpus = set_apart("rollouts").get("CPU") or resources().get("CPU", 1.0)
@@ -100,7 +99,7 @@ class Scoring:
         # More of them than cores share the cores; half their share, so that they fit nodes of any size.
         share = 1.0 if workers <= cpus else math.floor(50 * cpus / workers) / 100
         source = self.subject.reach(workers)
-        portraits = Portraits(self._storage, simulation_fingerprint(self._gl), self._gl == MIXED)
+        portraits = portraits_of(self._storage, self._gl)
         pool = RolloutPool(workers, share, self._gl, portraits, nodes=nodes_of("rollouts", CPU=workers * share))
         self._on_progress, self._over = on_progress, set[str]()
         scorer = Scorer(self._storage, self.subject.contract, pool, self)

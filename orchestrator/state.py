@@ -28,7 +28,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.loop import ArmJob
 from orchestrator.notes import read_notes
 from orchestrator.provenance import TRAINING_CODE, code_fingerprint, digest
-from orchestrator.score import Score, protocol_fingerprint, score_so_far, simulation_fingerprint
+from orchestrator.score import Score, protocol_fingerprint, score_so_far
 from orchestrator.spec import Sweep, SweepError
 from orchestrator.storage import Storage, open_storage
 from orchestrator.tracking import tracking_uri
@@ -115,11 +115,6 @@ class SweepState:
         """Of what scores share that stand on one curve: the protocol, and when they end."""
         told = self.sweep.suite.decide
         return f"{self.protocol}+{digest(told.model_dump(mode='json'))}" if told else self.protocol
-
-    @property
-    def simulation(self) -> str:
-        """Of what every simulator must agree on, whatever it plays."""
-        return simulation_fingerprint(self.sweep.suite.gl)
 
     @property
     def tracking_uri(self) -> str:

@@ -16,7 +16,7 @@ from orchestrator.ledger import Ledger, Portraits
 from orchestrator.placement import Placement
 from orchestrator.plan import planned_arms
 from orchestrator.pulse import Pulse
-from orchestrator.score import Score
+from orchestrator.score import Score, portraits_of
 from orchestrator.search import Listed, Proposals, Proposed, StoppingRule
 from orchestrator.spec import Sweep
 from orchestrator.state import SweepState
@@ -26,7 +26,6 @@ from orchestrator.train import fit
 from orchestrator.training import Training
 from orchestrator.trials import Fit, run_trials
 from orchestrator.views import Views
-from sim_workers.render import MIXED
 
 
 class UnfinishedError(Exception):
@@ -83,7 +82,7 @@ class SweepRun:
         connect()
         cpus_apart = set_apart("rollouts").get("CPU", 0.0)
         placement = Placement.fit(resources(), sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)), cpus_apart)
-        portraits = Portraits(self.state.storage, self.state.simulation, sweep.suite.gl == MIXED)
+        portraits = portraits_of(self.state.storage, sweep.suite.gl)
         playing = self._players(self.state, placement, portraits)
         self.evaluation = Evaluation(self.state, self.board, self._views, self.spending, playing, self._on_score, self._rule.decides, self.say)
         self.training = Training(
