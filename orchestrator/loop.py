@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator.arms import Arm
+from orchestrator.checkpoints import fetch
 from orchestrator.data import stream
 from orchestrator.data.latents import has_latents, kept_sentences, latent_entries
 from orchestrator.data.manifest import Manifest
@@ -17,7 +18,7 @@ from orchestrator.desk import Wish
 from orchestrator.meter import Meter
 from orchestrator.provenance import TRAINING_CODE, code_fingerprint, digest, package_versions, weights_label
 from orchestrator.sections import Train
-from orchestrator.storage import Storage, download, open_storage
+from orchestrator.storage import Storage, open_storage
 from orchestrator.weights import fetch_weights
 from policy.config import ClipShape, Objective, PolicyConfig
 from policy.interface import derived_seed
@@ -259,7 +260,7 @@ def _first_model(job: ArmJob, card: "Card", resume: Path | None, sentences: dict
         if resume:
             source = resume
         elif job.video_model:
-            download(job.video_model, folder, skip=("trainer.safetensors",))
+            fetch(job.video_model, folder)
             source = folder
         elif job.start:
             source = fetch_weights(job.start, folder)

@@ -1,13 +1,13 @@
 """Pretraining a video model on all videos of an episode store: what a sweep's policies start from, as the paper's start from SVD."""
 
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from orchestrator.arms import Arm
+from orchestrator.checkpoints import at_hand
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.store import latest_version, load_manifest
 from orchestrator.data.subset import Subset
@@ -15,7 +15,7 @@ from orchestrator.desk import News, desk
 from orchestrator.loop import ArmJob
 from orchestrator.provenance import TRAINING_CODE, code_fingerprint, digest
 from orchestrator.sections import Train
-from orchestrator.storage import download, open_storage
+from orchestrator.storage import open_storage
 from orchestrator.train import fit
 from policy.config import PolicyConfig
 
@@ -69,9 +69,8 @@ def ship(checkpoint: str, recipe: dict[str, Any], out: Path) -> None:
 
     from policy.weights import load_unet
 
-    with tempfile.TemporaryDirectory() as name:
-        download(checkpoint, Path(name), skip=("trainer.safetensors",))
-        unet = UNetSpatioTemporalConditionModel.from_config(UNetSpatioTemporalConditionModel.load_config(name, subfolder="unet"))
-        load_unet(name, unet)
+    with at_hand(checkpoint) as folder:
+        unet = UNetSpatioTemporalConditionModel.from_config(UNetSpatioTemporalConditionModel.load_config(folder, subfolder="unet"))
+        load_unet(folder, unet)
     unet.half().save_pretrained(out / "unet")
     (out / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")

@@ -290,10 +290,10 @@ def check_conditional_writes(storage: Storage) -> None:
     storage.keeps_conditions = True
 
 
-def download(uri: str, folder: Path, skip: tuple[str, ...] = ()) -> None:
-    """Copy every object below `uri`, but those named in `skip`, into `folder`, keeping relative names; StorageError for one that leads out of it."""
+def download(uri: str, folder: Path) -> None:
+    """Copy every object below `uri` into `folder`, keeping relative names; StorageError for one that leads out of it."""
     storage, inside = open_storage(uri), Folder(folder)
-    for key in (key for key in storage.list("") if key not in skip):
+    for key in storage.list(""):
         target = inside._path(key)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(storage.get(key))

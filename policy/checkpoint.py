@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -113,9 +112,9 @@ def load_card(folder: Path) -> Card:
         raise CheckpointError(f"{folder}: no checkpoint.json, so this is not a checkpoint of ours") from None
     except ValueError:
         raise CheckpointError(f"{folder}: checkpoint.json is damaged; copy it again") from None
-    if text.get("format") != FORMAT:
-        raise CheckpointError(f"{folder}: checkpoint format {text.get('format')}, this version reads {FORMAT}")
     try:
+        if text.get("format") != FORMAT:
+            raise CheckpointError(f"{folder}: checkpoint format {text.get('format')}, this version reads {FORMAT}")
         return Card(
             config=PolicyConfig.model_validate(text["config"]),
             contract=Contract.from_json(text["contract"]),
@@ -123,7 +122,7 @@ def load_card(folder: Path) -> Card:
             proprio_stats=text["proprio_stats"] and Stats.from_json(text["proprio_stats"]),
             provenance=text["provenance"],
         )
-    except (KeyError, ValidationError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # JSON, but not of this form
         raise CheckpointError(f"{folder}: checkpoint.json lacks or misstates a field ({type(error).__name__}: {error})") from None
 
 

@@ -92,6 +92,7 @@ def scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[OneAtA
     """A policy known as `mine` on four episodes and four more in other light, with simulators that pretend."""
     monkeypatch.setattr("orchestrator.cluster.resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr("orchestrator.cluster.nodes_of", lambda role, **needed: {})
+    monkeypatch.setattr("orchestrator.cluster.set_apart", lambda role: {})
     subject = Subject("mine", CONTRACT, "mine", None, lambda workers: InProcess(lambda: None))  # type: ignore[arg-type, return-value]
     suites = [Suite(("Lift",), 4, Rules(10), shift=shift) for shift in ("nominal", "lighting")]
 
