@@ -10,40 +10,23 @@ workers that only pretend to play: they share a few processes, and every episode
 """
 
 import json
-import math
 import os
-import random
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
 import click
-import psutil
 
-from bench.rollout import BareLoops
+from bench.crowd import to_a_thousand
+from bench.rollout import RULES, BareLoops
 from bench.servo import ServoServer, cameras
-from orchestrator.ledger import Ledger, Portraits
-from orchestrator.score import Score, ScoringJob
-from orchestrator.scorer import Scorer
-from orchestrator.storage import open_storage
-from sim_workers.balance import Answered
 from sim_workers.pool import RolloutPool
-from sim_workers.rollout import Outcome
-from sim_workers.roster import Worker
-from sim_workers.selftest import Portrait
 from sim_workers.served import Served
-from sim_workers.suite import EpisodeSpec, Rules, Suite
-from sim_workers.worker import BEAT_S, Beat, Played, RolloutJob, Said
+from sim_workers.suite import EpisodeSpec, Suite
+from sim_workers.worker import RolloutJob
 
-RULES = Rules(horizon=96, settle=0)
 SITE = "bench-site"
-STAGES = 4
-"""Processes in which pretended workers live."""
-LISTED = 50
-"""Episodes of a checkpoint."""
 
 
 def cluster_of_cores(cores: Sequence[int]) -> Any:
@@ -124,181 +107,6 @@ def two_to_one(render_profile: str, cores: Sequence[int], quick: bool) -> dict[s
         one, two = (number / median(seconds[way, count]) for count in (1, 2))
         print(f"{render_profile:>15}{way:>8}{one:>12.2f}{two:>12.2f}{ratio[way]:>12.2f}", flush=True)
     return ratio
-
-
-class Stage:
-    """A process in which many workers pretend: an episode is as long as its seed says, and its worker says so often that it is alive."""
-
-    def __init__(self, episode_s: float) -> None:
-        self._episode_s = episode_s
-
-    async def answered(self, checkpoint: str = "") -> Answered:
-        """As a policy server that nobody had to wait for."""
-        return Answered()
-
-    async def play(self, job: RolloutJob, fresh: bool) -> AsyncIterator[Said]:
-        import asyncio
-
-        if fresh:
-            yield Portrait("pretended", "nobody", "none", "same", "same")
-        left = self._episode_s * random.Random(job.spec.scene_seed).uniform(0.6, 1.4)
-        while left > 0:
-            yield Beat("playing")
-            await asyncio.sleep(min(left, BEAT_S))
-            left -= BEAT_S
-        won = job.spec.scene_seed % 3 > 0
-        yield Played(Outcome(job.spec, "success" if won else "failure", 100, 7, 0.4, 0.1, 30 if won else None, won, worker="node/1"), None, False)
-
-
-@dataclass
-class Pretended:
-    """One of them, as the pool knows a worker: `play.options(...).remote(job)` returns the stream of what it says."""
-
-    stage: Any
-    fresh: bool = True
-
-    @property
-    def play(self) -> "Pretended":
-        return self
-
-    def options(self, **_: Any) -> "Pretended":
-        return self
-
-    def remote(self, job: RolloutJob) -> Any:
-        fresh, self.fresh = self.fresh, False
-        return self.stage.play.options(num_returns="streaming").remote(job, fresh)
-
-
-class PretendedPool(RolloutPool):
-    """The real pool; only its workers are of another kind."""
-
-    def __init__(self, workers: int, stages: Sequence[Any], references: Portraits) -> None:
-        self._stages, self._hired = stages, 0
-        super().__init__(workers, references=references)
-
-    def _hire(self) -> None:
-        import ray
-
-        self._hired += 1
-        # Sixteen to a node.
-        self._workers.append(Worker(Pretended(self._stages[self._hired % len(self._stages)]), ray.put(f"node-{self._hired // 16}")))
-
-    def _dismiss(self, worker: Worker) -> None:
-        self._workers.remove(worker)
-
-
-class Watch:
-    """Hears the scorer, and when outcomes were written down."""
-
-    def __init__(self) -> None:
-        self.heard: list[tuple[float, int]] = []
-        self.replaced: dict[str, int] = {}
-
-    def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
-        self.heard.append((time.monotonic(), len(outcomes)))
-
-    def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
-        assert score.complete
-
-    def on_film(self, *_: Any) -> None: ...
-
-    def say(self, line: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """A while of scoring with all workers at work; shares are of one core."""
-
-    workers: int
-    episode_s: float
-    per_s: float
-    of_ideal: float
-    scorer: float
-    driver: float
-    """The driver's other threads, which are Ray's."""
-    stages: float
-    machine: float
-    """Of all its cores: what is left is what nobody could use."""
-    replaced: int
-
-
-def _cpu(process: psutil.Process, thread: int | None = None) -> float:
-    """Seconds of a process, or of one of its threads."""
-    if thread is None:
-        return float(sum(process.cpu_times()[:2]))
-    return next(float(told.user_time + told.system_time) for told in process.threads() if told.id == thread)
-
-
-def stretch(workers: int, episode_s: float, seconds: float) -> Stretch:
-    """Score checkpoint after checkpoint, and measure once the pool is warm."""
-    import ray
-
-    make = ray.remote(Stage).options(num_cpus=0, max_concurrency=1000)
-    stages = [make.remote(episode_s) for _ in range(min(STAGES, workers))]
-    pids = ray.get([stage.__ray_call__.remote(_pid) for stage in stages])
-    servers = tuple(stages[i % len(stages)] for i in range(math.ceil(workers / 32)))
-    with tempfile.TemporaryDirectory() as folder:
-        storage, watch = open_storage(folder), Watch()
-        pool = PretendedPool(workers, stages, Portraits(storage, "pretended"))
-        scorer = Scorer(storage, cameras("fast"), pool, watch)
-        suite, warm_s = Suite(("Lift",), LISTED, RULES), 2 * episode_s
-        checkpoints = math.ceil(workers / episode_s * (warm_s + seconds) * 1.2 / LISTED) + math.ceil(2 * workers / LISTED)
-        for number in range(checkpoints):
-            scorer.submit(ScoringJob("arm", number, f"arms/{number}", f"checkpoint{number}", suite, "protocol", Served(servers, "policy")))
-        time.sleep(warm_s)
-        me, others, thread = psutil.Process(), [psutil.Process(pid) for pid in pids], scorer._thread.native_id
-        before = time.monotonic(), _cpu(me, thread), _cpu(me), sum(map(_cpu, others))
-        psutil.cpu_percent()
-        time.sleep(seconds)
-        machine = psutil.cpu_percent() / 100
-        assert scorer.waiting > workers, "the list was too short to keep all at work"
-        after = time.monotonic(), _cpu(me, thread), _cpu(me), sum(map(_cpu, others))
-        scorer.close()
-        scorer.check()
-        recorded = sum(len(Ledger(storage, f"checkpoint{number}", "protocol").read()) for number in range(checkpoints))
-        assert recorded == sum(number for _, number in watch.heard), "what was told is what is written down"
-    for stage in stages:
-        ray.kill(stage)
-    wall, by_scorer, by_driver, by_stages = (b - a for a, b in zip(before, after, strict=True))
-    per_s = sum(number for when, number in watch.heard if before[0] < when <= after[0]) / wall
-    replaced = sum(pool.usage.replaced.values())
-    of_ideal, rays = per_s * episode_s / workers, by_driver - by_scorer
-    return Stretch(workers, episode_s, per_s, of_ideal, by_scorer / wall, rays / wall, by_stages / wall, machine, replaced)
-
-
-def _pid(_: object) -> int:
-    return os.getpid()
-
-
-def to_a_thousand(quick: bool) -> dict[str, Any]:
-    """A table over workers and the length of an episode."""
-    plan: list[tuple[int, float]] = [(1, 2.0), (10, 2.0), (100, 2.0)]
-    if not quick:
-        plan += [(300, 2.0), (1000, 2.0), (100, 10.0), (1000, 10.0)]
-    print("pretended workers; ideal: as many episodes as workers that lose no moment; shares of one core, the machine's of all\n")
-    titles = {
-        "workers": 8,
-        "episode, s": 12,
-        "episodes/s": 12,
-        "of ideal": 10,
-        "scorer": 9,
-        "driver, Ray": 13,
-        "pretenders": 12,
-        "machine": 9,
-        "replaced": 10,
-    }
-    print("".join(f"{title:>{width}}" for title, width in titles.items()))
-    told = []
-    for workers, episode_s in plan:
-        one = stretch(workers, episode_s, 8.0 if quick else max(20.0, 3 * episode_s, 50 * episode_s / workers))
-        print(
-            f"{workers:>8}{episode_s:>12g}{one.per_s:>12.1f}{one.of_ideal:>10.0%}{one.scorer:>9.0%}{one.driver:>13.0%}{one.stages:>12.0%}"
-            f"{one.machine:>9.0%}{one.replaced:>10}",
-            flush=True,
-        )
-        told.append(one)
-    answers = {f"of_ideal_{one.workers}_{one.episode_s:g}s": round(one.of_ideal, 3) for one in told}
-    return answers | {"most_episodes_per_s": round(max(one.per_s for one in told), 1), "replaced": sum(one.replaced for one in told)}
 
 
 @click.command()

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pandas as pd
 import pytest
 
 from conftest import CHECKOUT
+from waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.sim, pytest.mark.timeout(600)]
 
@@ -92,13 +92,10 @@ def hosts(tmp_path: Path) -> Iterator[dict[str, Host]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def until(host: Host, environment: dict[str, str], told: str) -> None:
+def until_status(host: Host, environment: dict[str, str], told: str) -> None:
     """`ray status` there says so."""
     asking = host.command(str(Path(sys.executable).parent / "ray"), "status", "--address", f"{host.address}:{PORT}")
-    deadline = time.monotonic() + 240
-    while told not in subprocess.run(asking, env=environment, capture_output=True, text=True).stdout:
-        assert time.monotonic() < deadline, "the hosts did not come together"
-        time.sleep(1)
+    until(lambda: told in subprocess.run(asking, env=environment, capture_output=True, text=True).stdout, pause_s=1)
 
 
 def score(host: Host, environment: dict[str, str], folder: Path) -> "subprocess.Popen[str]":
@@ -125,9 +122,9 @@ def test_two_hosts_score_together_and_one_whose_cable_is_cut_is_done_without(hos
     environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
     head, other = hosts["a"], hosts["b"]
     head.start(environment, "--head", f"--port={PORT}")
-    until(head, environment, "/1.0 CPU")
+    until_status(head, environment, "/1.0 CPU")
     other.start(environment, f"--address={head.address}:{PORT}")
-    until(head, environment, "/2.0 CPU")
+    until_status(head, environment, "/2.0 CPU")
 
     said, _ = score(head, environment, tmp_path / "peace").communicate(timeout=240)
     table = pd.read_parquet(tmp_path / "peace" / "outcomes.parquet")
@@ -135,10 +132,7 @@ def test_two_hosts_score_together_and_one_whose_cable_is_cut_is_done_without(hos
     assert {worker.partition("/")[0] for worker in table.worker} == {head.name, other.name}
 
     scoring = score(head, environment, tmp_path / "cut")
-    deadline = time.monotonic() + 240
-    while not any(worker.startswith(other.name) for worker in played(tmp_path / "cut").worker):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    until(lambda: any(worker.startswith(other.name) for worker in played(tmp_path / "cut").worker))
     other.cut()
     cut = pd.Timestamp.now("UTC")
     said, _ = scoring.communicate(timeout=240)

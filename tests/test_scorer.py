@@ -1,8 +1,8 @@
 """The scorer with simulators that only pretend: what is scored first, what is told when, and what is dropped."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,9 @@ from sim_workers.suite import Rules, Suite
 from sim_workers.video import Filmed
 from sim_workers.worker import RolloutJob
 from test_episodes import CONTRACT
+from waiting import until as until_within
+
+until = partial(until_within, seconds=20.0)
 
 SUITE = Suite(("Lift",), 4, Rules(10))
 
@@ -82,13 +85,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield make
     for scorer in scorers:
         scorer.close()
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_checkpoints_that_come_later_may_be_scored_first(start: Start) -> None:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from conftest import CHECKOUT
 from orchestrator.data.store import commit, put_episode
 from orchestrator.storage import open_storage
 from test_episodes import CONTRACT, episode
+from waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -150,14 +151,6 @@ storage: {folder / "runs"}
 """
     )
     return str(path)
-
-
-def until(what: Callable[[], Any], seconds: float = 240) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.2)
-    return found
 
 
 def live(folder: Path, name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,11 @@ from sim_workers.served import Served
 from sim_workers.suite import EpisodeSpec, Rules, Suite
 from sim_workers.worker import Beat, Played, RolloutJob, Said
 from test_pool import CONTRACT, Heard, Wanderer
+from waiting import until as until_within
+
+until = partial(until_within, seconds=120.0)
 
 EPISODE_S = 0.4
-PATIENCE_S = 120.0
 ROLE = "three-nodes"
 
 
@@ -102,13 +105,6 @@ class Nodes:
 
 def episodes(number: int) -> list[EpisodeSpec]:
     return Suite(("Lift",), number, Rules(40)).episode_list()
-
-
-def until(true: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 def pretended_servers(number: int) -> tuple[Any, ...]:
