@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 
 from orchestrator.storage import download
-from policy.weights import WeightsError
 
 
 def fetch_weights(source: str | Path, folder: Path) -> Path:
@@ -27,6 +26,9 @@ def fetch_weights(source: str | Path, folder: Path) -> Path:
     try:
         download(uri, part)
         if not any(part.iterdir()):
+            # Here, not above: it brings torch and diffusers, 4 CPU seconds in every process that only passes training jobs on.
+            from policy.weights import WeightsError
+
             raise WeightsError(f"{uri}: there is nothing under this prefix; correct it, or copy the weights there")
         try:
             os.replace(part, target)
