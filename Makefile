@@ -6,14 +6,22 @@ BIN := .venv/bin
 DEBIAN := python3-venv libegl1 libopengl0 libgl1 libgl1-mesa-dri libglib2.0-0
 LIBRARIES := libEGL.so.1 libOpenGL.so.0 libGL.so.1 libgthread-2.0.so.0
 
-.PHONY: demo test check setup debian browser libero bench soak chaos lock clean
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: demo test test-full stress check setup debian browser libero bench lock clean
 .DELETE_ON_ERROR:
 
 demo: setup  ## collect demonstrations, run jobs/quickstart.yaml, print the curve
 	@$(BIN)/python -m jobs.quickstart
 
-test: setup check browser  ## every test a machine without a GPU can run
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: setup check  ## the checks and the fast tests: under eight minutes on two cores
+	$(PYTEST)
+
+test-full: test browser libero  ## the rest as well: kills, network namespaces, three nodes, LIBERO, the browser, every bench in short
+	$(PYTEST) -m full
+
+stress: setup  ## 30 random kills during a sweep, 200 during episodes, 5,000 episodes of one pool
+	$(BIN)/pytest -m stress
 
 check: setup  ## style, types, import layers
 	$(BIN)/ruff check .
@@ -26,12 +34,6 @@ libero: setup  ## also LIBERO-10: its code, tasks and meshes, 360 MB
 
 bench: setup  ## measure again and refresh bench/README.md
 	$(BIN)/python -m bench
-
-soak: setup  ## 5,000 episodes: do memory and open files stay flat?
-	$(BIN)/python -m bench.soak
-
-chaos: setup  ## 30 random kills during a sweep: is anything lost or counted twice?
-	$(BIN)/python -m bench.chaos
 
 setup: .venv/ready
 

@@ -32,17 +32,38 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 
+FULL = ("bench", "browser", "libero")
+"""Markers of tests that belong to the full round: they take long, or need more than a bare machine has."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side (`pytest -n 2 --dist loadfile`) the files that start Ray come first: they take longest."""
+    """Put each test into its round, skip what cannot run here, and order the tests for `pytest -n 2 --dist loadgroup`.
+
+    Tests that share the session's Ray cluster are one group, so that it is started once; every other file is a group of its own.
+    The groups that take longest come first.
+    """
     for item in items:
+        if any(item.get_closest_marker(name) for name in FULL):
+            item.add_marker(pytest.mark.full)
+        if item.get_closest_marker("full") and item.get_closest_marker("stress"):
+            raise pytest.UsageError(f"{item.nodeid}: a test belongs to one round, not to `full` and to `stress`")
         if item.get_closest_marker("gpu") and shutil.which("nvidia-smi") is None:
             item.add_marker(pytest.mark.skip(reason="no GPU here"))
         if item.get_closest_marker("browser") and not chromium() and not os.environ.get("CI"):
             item.add_marker(pytest.mark.skip(reason=MISSING))
         if item.get_closest_marker("libero") and (missing := missing_libero()):
             item.add_marker(pytest.mark.skip(reason=missing))
-    slow = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: (item.path.name not in ("test_chaos.py", "test_e2e.py"), item.path not in slow))
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    starts_ray = {_group(item) for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: (_group(item) not in LONGEST, _group(item) not in starts_ray, _group(item)))
+
+
+LONGEST = ("test_chaos", "ray_cluster", "test_e2e")
+
+
+def _group(item: pytest.Item) -> str:
+    return "ray_cluster" if "ray_cluster" in getattr(item, "fixturenames", ()) else item.path.stem
 
 
 def missing_libero() -> str:

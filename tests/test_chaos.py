@@ -9,7 +9,7 @@ from bench.chaos import chaos, harmless
 from bench.disturbed import KINDS
 from bench.seaweed import NoServerError
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim, pytest.mark.weed]
+pytestmark = [pytest.mark.full, pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim, pytest.mark.weed]
 
 
 @pytest.mark.timeout(1800)

@@ -141,6 +141,7 @@ def test_mlflow_has_a_parent_with_children_and_scores_at_the_training_step(undis
     assert {"curve.png", "curve.svg", "curve.json", "sweep.yaml", "quarantined.json"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
 
 
+@pytest.mark.full
 def test_a_second_run_repeats_nothing_and_adds_the_shift_it_is_asked_for(undisturbed: tuple[Path, str]) -> None:
     """Only the last checkpoint meets the shifted worlds, and the curve stays what it was."""
     folder, _ = undisturbed

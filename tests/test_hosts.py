@@ -15,7 +15,7 @@ import pytest
 from conftest import CHECKOUT
 from waiting import until
 
-pytestmark = [pytest.mark.ray, pytest.mark.sim, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full, pytest.mark.ray, pytest.mark.sim, pytest.mark.timeout(600)]
 
 SUBNET = "10.77.0"
 PORT = 6379

@@ -30,6 +30,7 @@ def pretended() -> dict[str, Any]:
     return told("pretended")
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 class TestThreeNodes:
@@ -73,6 +74,7 @@ def real() -> dict[str, Any]:
     return told("real")
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.sim
 @pytest.mark.timeout(900)
@@ -84,6 +86,7 @@ def test_lift_on_three_nodes_of_which_one_dies_has_the_outcomes_of_one_worker(re
     assert facts["same"]
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.sim
 @pytest.mark.timeout(900)

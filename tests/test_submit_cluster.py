@@ -172,6 +172,23 @@ def started(said: str) -> str:
     return next(line.split()[1] for line in said.splitlines() if line.startswith("started "))
 
 
+def test_submit_followed_ends_with_the_curve(head: Head, tmp_path: Path, store: str) -> None:
+    file = sweep_file(tmp_path, store, "watched", 30)
+    code, said = demoscale(head, "submit", file, "--follow")
+    assert code == 0, said
+    job = started(said)
+    assert job.startswith("demoscale-watched-")
+    assert f"{job}: done" in said
+    assert "the curve again" in said
+    rows = outcomes(tmp_path)
+    assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == ARMS * CHECKPOINTS * EPISODES
+    readable_by_all = head.get("/api/jobs/") + head.logs(job)
+    assert str(tmp_path) in readable_by_all
+    for secret in (TOKEN, *SECRETS.values()):
+        assert secret not in readable_by_all
+
+
+@pytest.mark.full
 def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(head: Head, tmp_path: Path, store: str) -> None:
     file = sweep_file(tmp_path, store, "laptop", 180)
     code, said = demoscale(head, "submit", file)
@@ -238,6 +255,7 @@ def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(head: 
     assert "unknown" not in commits
 
 
+@pytest.mark.full
 def test_two_who_submit_at_the_same_moment_start_one_and_ctrl_c_leaves_it(head: Head, tmp_path: Path, store: str) -> None:
     file = sweep_file(tmp_path, store, "twins", 6000)
     both = [begin(head, "submit", file, "--address", head.address, "--follow") for _ in range(2)]
@@ -268,6 +286,7 @@ def test_a_wrong_token_is_one_sentence(head: Head, environment: dict[str, str]) 
     assert TOKEN not in said
 
 
+@pytest.mark.full
 @pytest.mark.sim
 def test_another_job_runs_with_the_code_of_this_checkout(head: Head, tmp_path: Path) -> None:
     """For real: two demonstrations of Lift, recorded by the cluster's workers."""
