@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
@@ -12,7 +13,7 @@ from orchestrator.checkpoints import fetch
 from policy.checkpoint import CheckpointError, fingerprint
 
 MOST_BYTES = 20 * 2**30
-"""What the folder holds at most, and no more than half of what the disk has to spare; the checkpoint used longest ago goes first."""
+"""Size limit of the cache, in bytes; half of the disk's free space is a second one. The least recently used checkpoint is evicted first."""
 SPARE_S = 600.0
 """One that was asked for so recently may still be being loaded, and stays; likewise what is being fetched."""
 HIDDEN = ".part-"
@@ -24,16 +25,17 @@ def folder_of_node() -> Path:
     return Path(tempfile.gettempdir()) / f"demoscale-{os.getuid()}" / "checkpoints"
 
 
-def kept(uri: str, expected: str, root: Path | None = None) -> Path:
-    """Folder with the checkpoint at `uri`, known by its fingerprint; whoever comes first on a node fetches it, others wait for that.
+def kept(uri: str, expected: str, root: Path | None = None, most_bytes: int = MOST_BYTES, fetch: Callable[[str, Path], None] = fetch) -> Path:
+    """Return the folder with the checkpoint at `uri`, known by its fingerprint; the first process of a node fetches it, others wait for that.
 
-    CheckpointError if there are other weights than those of the fingerprint, or the folder for them belongs to somebody else.
+    CheckpointError if the weights there have another fingerprint, or the cache belongs to another user. fetch: copies a checkpoint from its URI
+    into a folder.
     """
     root = root or folder_of_node()
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     if (owner := root.stat().st_uid) != os.getuid():
         raise CheckpointError(f"{root} belongs to user {owner}, who could put other weights there; remove it, or set TMPDIR")
-    _make_room(root)
+    _make_room(root, most_bytes)
     folder = root / expected
     with FileLock(root / f"{expected}.lock"):
         if not folder.is_dir():
@@ -47,7 +49,7 @@ def kept(uri: str, expected: str, root: Path | None = None) -> Path:
     return folder
 
 
-def _make_room(root: Path) -> None:
+def _make_room(root: Path, most_bytes: int) -> None:
     """For one more. Others may do so at the same time: what is gone is gone."""
     ages: list[tuple[float, int, Path]] = []
     for folder in (folder for folder in root.iterdir() if folder.is_dir()):
@@ -60,7 +62,7 @@ def _make_room(root: Path) -> None:
         except FileNotFoundError:
             continue
     total = sum(size for _, size, _ in ages)
-    most = min(MOST_BYTES, (shutil.disk_usage(root).free + total) // 2)
+    most = min(most_bytes, (shutil.disk_usage(root).free + total) // 2)
     for used, size, folder in sorted(ages):
         if total <= most or time.time() - used < SPARE_S:
             return

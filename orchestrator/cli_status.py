@@ -20,8 +20,9 @@ FRESH_S = 30.0
 @JSON
 @click.option("--once", is_flag=True, help="Do not follow a sweep that is running.")
 @click.option("--rebuild", is_flag=True, help="Also tell MLflow everything the storage knows, where it does not know it yet.")
+@click.pass_context
 @answers_mistakes
-def status(name: str, storage: str, as_json: bool, once: bool, rebuild: bool) -> None:
+def status(context: click.Context, name: str, storage: str, as_json: bool, once: bool, rebuild: bool) -> None:
     """How far the sweep NAME is: every arm's training, scores and costs. On a terminal it follows a sweep that is running; Ctrl-C ends that.
 
     \b
@@ -40,10 +41,11 @@ def status(name: str, storage: str, as_json: bool, once: bool, rebuild: bool) ->
     if rebuild:
         from orchestrator.cluster import quiet
         from orchestrator.credentials import shown
+        from orchestrator.teller import DEFAULT_OUTBOX, OutboxSettings
         from orchestrator.views import republish
 
         quiet()
-        scores = republish(state)
+        scores = republish(state, context.find_object(OutboxSettings) or DEFAULT_OUTBOX)
         click.echo(f"{shown(state.tracking_uri)}: knows of {scores} scores", err=as_json)
     now = _now(state)
     if as_json:

@@ -16,10 +16,8 @@ from orchestrator.sections import Budget, Prices
 from orchestrator.storage import Storage, StorageError
 from sim_workers.rollout import Outcome
 
-WRITE_S = 2.0
-"""An account is written at most so often, and what is added is written so soon: all that a killed run loses of it."""
 IDLE_S = 30.0
-"""And so often where nothing is added, for the time on the clock."""
+"""Seconds between two writes of an account to which nothing is added: its wall-clock time still grows."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +152,12 @@ def added(costs: Iterable[Cost]) -> Cost:
 class Spending:
     """The account of a run that spends, and those of all earlier runs of its sweep. Safe for many threads; to be closed."""
 
-    def __init__(self, storage: Storage, sweep_name: str, run_id: str) -> None:
-        """ValueError if a run of this id has an account already: no run may overwrite another's."""
-        self._storage, self._run_id = storage, run_id
+    def __init__(self, storage: Storage, sweep_name: str, run_id: str, write_s: float = 2.0) -> None:
+        """Open the run's account. ValueError if a run of this id has one already: no run may overwrite another's.
+
+        write_s: minimum seconds between two writes, and so the most that a killed run loses.
+        """
+        self._storage, self._run_id, self._write_s = storage, run_id, write_s
         self._key = f"{_prefix(sweep_name)}{run_id}.json"
         self._began, self._monotonic = time.time(), time.monotonic()
         self._arms: defaultdict[str, Cost] = defaultdict(Cost)  # by this run
@@ -239,11 +240,11 @@ class Spending:
         return json.dumps(run.to_json(), indent=1).encode()
 
     def _write_often(self) -> None:
-        written = time.monotonic() - WRITE_S
+        written = time.monotonic() - self._write_s
         while True:
             with self._news:
                 self._news.wait_for(lambda: self._changed or self._closed, IDLE_S)
-                self._news.wait_for(lambda: self._closed, written + WRITE_S - time.monotonic())
+                self._news.wait_for(lambda: self._closed, written + self._write_s - time.monotonic())
                 if self._closed:
                     return
             written = time.monotonic()

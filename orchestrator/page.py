@@ -19,7 +19,7 @@ from orchestrator.credentials import without_credentials
 from orchestrator.figures import Plot, Row, cost_plot, curve_plot, distance_plot, key, outcomes_plot, styles
 
 FILMS_BYTES = 20_000_000
-"""The most that films add to a page, as they stand in it (base64); those that do not fit are named."""
+"""Size limit of the films of a page, in bytes of base64; those beyond it are listed by name."""
 COSTS = {"money": "money", "gpu_hours": "GPU-hours", "cpu_hours": "CPU-hours", "episodes": "episodes", "control_steps": "control steps"}
 LOOKS = {"better": ("▲", "good"), "worse": ("▼", "bad")}
 """A verdict's sign and tone: never colour alone."""
@@ -37,9 +37,9 @@ class Film(TypedDict):
     """What the scene showed, the cameras saw and the policy imagined, side by side."""
 
 
-def page(data: Row, films: Sequence[Film], sweep_yaml: str) -> str:
-    """The whole page as UTF-8 text. data: `Curve.to_json()`; sweep_yaml: the resolved sweep file, empty if it is not known."""
-    shown, left_out = _that_fit(films)
+def page(data: Row, films: Sequence[Film], sweep_yaml: str, films_bytes: int = FILMS_BYTES) -> str:
+    """Render the whole page as UTF-8 text. data: `Curve.to_json()`; sweep_yaml: the resolved sweep file, empty if it is not known."""
+    shown, left_out = _that_fit(films, films_bytes)
     lines = [{**line, "style": style} for line, style in zip(data["lines"], styles(data["lines"]).values(), strict=True)]
     by_key = {key(line): line for line in lines}
     cost = cost_plot(data, "cost-wide", 430, 392)
@@ -64,7 +64,7 @@ def page(data: Row, films: Sequence[Film], sweep_yaml: str) -> str:
             ],
             films=shown,
             left_out=left_out,
-            films_mb=FILMS_BYTES // 1_000_000,
+            films_mb=films_bytes // 1_000_000,
             early=any(row["early"] for row in [*data["points"], *data["arms"]]),
             sweep_yaml=sweep_yaml,
         )
@@ -83,12 +83,12 @@ def _both(wide: Plot | None, narrow: Plot | None) -> list[Plot]:
     return [plot for plot in (wide, narrow) if plot]
 
 
-def _that_fit(films: Sequence[Film]) -> tuple[list[dict[str, Any]], list[Film]]:
+def _that_fit(films: Sequence[Film], films_bytes: int) -> tuple[list[dict[str, Any]], list[Film]]:
     """Films as data: URIs, in their order, and those for which there is no room."""
     shown, left_out, used = [], [], 0
     for film in films:
         size = (len(film["mp4"]) + 2) // 3 * 4
-        if used + size > FILMS_BYTES:
+        if used + size > films_bytes:
             left_out.append(film)
             continue
         used += size

@@ -5,15 +5,15 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.decide import Rule
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, Portraits
 from orchestrator.score import Score, ScoringJob, portraits_of, protocol_fingerprint, score_so_far
 from orchestrator.scorer import Scorer
 from orchestrator.storage import Storage, check_conditional_writes
@@ -22,20 +22,64 @@ from sim_workers.rollout import Outcome
 from sim_workers.suite import EpisodeSpec, Suite
 from sim_workers.video import Filmed
 
+if TYPE_CHECKING:
+    from sim_workers.pool import RolloutPool
+
 POLL_S = 0.1
 ORDER = tuple(field.name for field in fields(EpisodeSpec))
+
+
+@dataclass(frozen=True)
+class Simulators:
+    """How many simulators a run has, and the logical CPUs of each."""
+
+    number: int
+    cpus: float
+
+    @classmethod
+    def fit(cls, cpus: float, number: int | None = None) -> "Simulators":
+        """Return `number` simulators on `cpus` logical CPUs; one per CPU by default."""
+        number = number or max(1, int(cpus))
+        # More of them than cores share the cores; half their share, so that they fit nodes of any size.
+        return cls(number, 1.0 if number <= cpus else math.floor(50 * cpus / number) / 100)
+
+
+def rollout_cpus() -> float:
+    """Return the logical CPUs that simulators may use on the connected Ray."""
+    from orchestrator.cluster import resources, set_apart
+
+    return set_apart("rollouts").get("CPU") or resources().get("CPU", 1.0)
+
+
+def rollout_pool(simulators: Simulators, gl: str, portraits: Portraits) -> "RolloutPool":
+    """Return a pool of these simulators on the connected Ray."""
+    from orchestrator.cluster import nodes_of
+    from sim_workers.pool import RolloutPool
+
+    nodes = nodes_of("rollouts", CPU=simulators.number * simulators.cpus)
+    return RolloutPool(simulators.number, simulators.cpus, gl, portraits, nodes=nodes)
 
 
 class Scoring:
     """A policy on a list of suites, one per shift, each a score of its own; a sweep's listener and driver in one, for a single checkpoint."""
 
-    def __init__(self, subject: Subject, suites: Sequence[Suite], gl: str, rule: Rule | None, storage: Storage) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        suites: Sequence[Suite],
+        gl: str,
+        rule: Rule | None,
+        storage: Storage,
+        cpus: Callable[[], float] = rollout_cpus,
+        make_pool: Callable[[Simulators, str, Portraits], "RolloutPool"] = rollout_pool,
+    ) -> None:
         """rule: when the nominal suite has been played enough; shifted ones are always played whole.
 
         storage: where the outcomes are, by the policy's fingerprint (or its name) and the protocol's, as a sweep's are. StorageError if what is
-        there is damaged.
+        there is damaged. cpus and make_pool: called by `play`, for the CPUs that simulators may use and for the pool that plays.
         """
         self.subject, self._gl, self._storage = subject, gl, storage
+        self._cpus, self._make_pool = cpus, make_pool
         self.suites = {suite.shift: suite for suite in suites}
         self.protocols = {suite.shift: protocol_fingerprint(suite, subject.contract, subject.sampler, gl) for suite in suites}
         self.rules = {suite.shift: rule if suite.shift == "nominal" else None for suite in suites}
@@ -90,17 +134,10 @@ class Scoring:
         Returns when every episode has its outcome, or when interrupted; either way, what was played is in the ledger. ProtocolError if the
         policy cannot be scored here.
         """
-        from orchestrator.cluster import nodes_of, resources, set_apart
-        from sim_workers.pool import RolloutPool
-
         check_conditional_writes(self._storage)
-        cpus = set_apart("rollouts").get("CPU") or resources().get("CPU", 1.0)
-        workers = workers or max(1, int(cpus))
-        # More of them than cores share the cores; half their share, so that they fit nodes of any size.
-        share = 1.0 if workers <= cpus else math.floor(50 * cpus / workers) / 100
-        source = self.subject.reach(workers)
-        portraits = portraits_of(self._storage, self._gl)
-        pool = RolloutPool(workers, share, self._gl, portraits, nodes=nodes_of("rollouts", CPU=workers * share))
+        simulators = Simulators.fit(self._cpus(), workers)
+        source = self.subject.reach(simulators.number)
+        pool = self._make_pool(simulators, self._gl, portraits_of(self._storage, self._gl))
         self._on_progress, self._over = on_progress, set[str]()
         scorer = Scorer(self._storage, self.subject.contract, pool, self)
         try:

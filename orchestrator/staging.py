@@ -14,7 +14,7 @@ from orchestrator.provenance import CHECKOUT
 SHIPPED: tuple[str, ...] = ("jobs", "orchestrator", "policy", "sim_workers", "examples", "pyproject.toml", "constraints.txt")
 """Of the checkout. Data, videos, results, caches and environments stay where they are."""
 LIMIT_BYTES = 100 * 2**20
-"""What a Ray head accepts in one request."""
+"""Bytes that a Ray head accepts in one request."""
 
 
 class StagingError(Exception):
@@ -29,8 +29,8 @@ class Staged:
 
 
 @contextmanager
-def staged(texts: Mapping[str, str], checkout: Path = CHECKOUT) -> Iterator[Staged]:
-    """A temporary folder with what travels, and `texts` by their file names beside it. StagingError if a head would not take it."""
+def staged(texts: Mapping[str, str], checkout: Path = CHECKOUT, limit_bytes: int = LIMIT_BYTES) -> Iterator[Staged]:
+    """Copy what travels, and `texts` by their file names, into a temporary folder. StagingError if that is more than `limit_bytes`."""
     with tempfile.TemporaryDirectory(prefix="demoscale-") as name:
         folder, files = Path(name), list(shipped_files(checkout))
         for file in files:
@@ -39,10 +39,10 @@ def staged(texts: Mapping[str, str], checkout: Path = CHECKOUT) -> Iterator[Stag
         for file_name, text in texts.items():
             (folder / file_name).write_text(text)
         sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
-        if sum(sizes.values()) > LIMIT_BYTES:
+        if sum(sizes.values()) > limit_bytes:
             largest = max(sizes, key=lambda name: sizes[name])
             raise StagingError(
-                f"{sum(sizes.values()) / 2**20:.0f} MiB would be sent, and a Ray head takes {LIMIT_BYTES / 2**20:.0f} MiB; the largest file is "
+                f"{sum(sizes.values()) / 2**20:.0f} MiB would be sent, and a Ray head takes {limit_bytes / 2**20:.0f} MiB; the largest file is "
                 f"{largest} ({sizes[largest] / 2**20:.0f} MiB): keep data and weights in s3:// or on a file system that all nodes share"
             )
         yield Staged(folder, len(sizes), sum(sizes.values()))

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -24,8 +25,6 @@ _FIRST_CALL = threading.Lock()  # a client takes a tenth of a second to make: ma
 READ_ATTEMPTS = 3  # a body that stops half-way is asked for again; requests that fail before that are repeated by botocore
 FIRST_PAUSE, LONGEST_PAUSE = 3, 6  # attempts that waiting for a server counts from and to: up to 0.8 s, and 6.4 s
 CLAIM_ATTEMPTS = 8  # S3 answers 409 when two conditional writes of a key meet: neither is done, so both ask again
-OUTAGE_S = 60.0
-"""A server that has answered before may be away, or failing, for so long before that is an error."""
 _ANSWERED: WeakSet[Any] = WeakSet()  # clients whose server has answered them; one that never has is more likely misspelt than away
 PATIENCE = "DEMOSCALE_STORAGE_ANSWERED"  # set in the environment of processes that are begun once the server has answered
 
@@ -47,6 +46,16 @@ class _RefusedError(StorageError):
 
 class _AwayError(StorageError):
     """A server cannot be reached or is failing, and may be well again in a moment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageSettings:
+    """Timeouts of an S3 storage; a folder has none."""
+
+    outage_s: float = 60.0
+    """Seconds for which requests to a server that has answered before are retried while it is unreachable or failing, before StorageError."""
+    retry_delay_s: float = 0.1
+    """Upper bound, in seconds, of the random pause before the first retry; doubled for each further one."""
 
 
 class Storage(Protocol):
@@ -163,9 +172,9 @@ def _client(process: int) -> Any:
 
 
 class Bucket:
-    """A prefix of an S3 bucket. Pickles as its URI; each process opens its own client."""
+    """A prefix of an S3 bucket. Pickles as its URI and settings; each process opens its own client."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, settings: StorageSettings = StorageSettings()) -> None:
         self._bucket, _, prefix = uri.rstrip("/").removeprefix("s3://").partition("/")
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", self._bucket):
             # What stands here may be a secret, so it is not repeated.
@@ -173,21 +182,22 @@ class Bucket:
             raise StorageError(f"an S3 URI is s3://bucket/prefix, and this one names no valid bucket; {mend}")
         self.uri = uri.rstrip("/")
         self._prefix = f"{prefix}/" if prefix else ""
+        self._settings = settings
         self.keeps_conditions = False  # not known yet
 
-    def __reduce__(self) -> tuple[type["Bucket"], tuple[str]]:
-        return Bucket, (self.uri,)
+    def __reduce__(self) -> tuple[type["Bucket"], tuple[str, StorageSettings]]:
+        return Bucket, (self.uri, self._settings)
 
     def _call(self, method: str, **arguments: Any) -> Any:
-        """What the server answers; StorageError if it refuses, or stays away for OUTAGE_S. One that never answered is asked once."""
-        deadline = time.monotonic() + OUTAGE_S
+        """What the server answers; StorageError if it refuses, or stays away for `outage_s`. One that never answered is asked once."""
+        deadline = time.monotonic() + self._settings.outage_s
         for attempt in itertools.count(FIRST_PAUSE):
             try:
                 return self._ask(method, **arguments)
             except _AwayError:
                 if (_client(os.getpid()) not in _ANSWERED and PATIENCE not in os.environ) or time.monotonic() > deadline:
                     raise
-            _pause(min(attempt, LONGEST_PAUSE))
+            self._pause(min(attempt, LONGEST_PAUSE))
 
     def _ask(self, method: str, **arguments: Any) -> Any:
         from botocore.exceptions import BotoCoreError, ClientError
@@ -219,6 +229,9 @@ class Bucket:
         address = _client(os.getpid()).meta.endpoint_url.partition("://")[2].rpartition("@")[2]
         return mend.format(server=f"the server {address}")
 
+    def _pause(self, attempt: int) -> None:
+        time.sleep(random.uniform(0, self._settings.retry_delay_s * 2**attempt))  # random, so that writers that collided do not collide again
+
     def get(self, key: str) -> bytes:
         from botocore.exceptions import BotoCoreError
         from urllib3.exceptions import HTTPError
@@ -229,7 +242,7 @@ class Bucket:
                 data: bytes = body.read()
                 return data
             except (BotoCoreError, HTTPError):
-                _pause(attempt)
+                self._pause(attempt)
         raise StorageError(f"{self.uri}: the connection broke {READ_ATTEMPTS} times while {key} was read; check the network and start again")
 
     def put(self, key: str, data: bytes) -> None:
@@ -245,7 +258,7 @@ class Bucket:
                     return False
                 if refused.args[1] not in ("ConditionalRequestConflict", "OperationAborted", "409"):
                     raise
-                _pause(attempt)
+                self._pause(attempt)
         raise StorageError(f"{self.uri}: {key} stayed contended for {CLAIM_ATTEMPTS} attempts; start again with fewer writers")
 
     def exists(self, key: str) -> bool:
@@ -264,14 +277,10 @@ class Bucket:
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def _pause(attempt: int) -> None:
-    time.sleep(random.uniform(0, 0.1 * 2**attempt))  # at random, so that those who met do not meet again
-
-
-def open_storage(uri: str) -> Storage:
-    """`s3://bucket/prefix`, or a folder."""
+def open_storage(uri: str, settings: StorageSettings = StorageSettings()) -> Storage:
+    """Open `s3://bucket/prefix`, or a folder."""
     if uri.startswith("s3://"):
-        return Bucket(uri)
+        return Bucket(uri, settings)
     scheme, separator, _ = uri.partition("://")
     if separator and scheme != "file":
         raise StorageError(f"{scheme}://: only folders and s3:// URIs are understood")

@@ -33,7 +33,6 @@ STOP_WAIT_S = 600
 QUIET_S, LONGEST_QUIET_S = 20.0, 600.0  # without a word: ask how the job is; begin the stream anew
 RECONNECT_S = 600.0
 """How long a cluster that stopped answering is waited for."""
-PAUSE_S = 2.0
 
 _KIND, _NAME, _PLACE, _SETTINGS, _CODE = (f"demoscale.{name}" for name in ("kind", "name", "place", "settings", "code"))
 _LOST = (OSError, RuntimeError, aiohttp.ClientError, ValueError)  # what Ray's client says of a connection that broke, or of half an answer
@@ -92,8 +91,9 @@ class Job:
 class Cluster:
     """A Ray cluster, by its dashboard's address; SubmitError if it cannot be spoken to."""
 
-    def __init__(self, address: str) -> None:
-        self.address = without_credentials(address).rstrip("/")
+    def __init__(self, address: str, poll_s: float = 2.0) -> None:
+        """poll_s: seconds between two attempts to follow a job; half of it between two polls of one that is being stopped."""
+        self.address, self._poll_s = without_credentials(address).rstrip("/"), poll_s
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         _knock(address, self.address)
@@ -197,7 +197,7 @@ class Cluster:
         while (job := self.job(job.job_id)).going:
             if time.monotonic() > deadline:
                 raise SubmitError(f"{job.job_id} was asked to end and has not for {STOP_WAIT_S + 60} s; look at it at {self.address}/#/jobs")
-            time.sleep(PAUSE_S / 2)
+            time.sleep(self._poll_s / 2)
         return job
 
     def follow(self, job_id: str, echo: Callable[[str], None], say: Callable[[str], None]) -> Job:
@@ -223,7 +223,7 @@ class Cluster:
                 elif time.monotonic() - lost > RECONNECT_S:
                     waited = f"{self.address} has not answered for {RECONNECT_S / 60:.0f} minutes"
                     raise SubmitError(f"{waited}; the job may go on, and the same command follows it again") from None
-            time.sleep(PAUSE_S)
+            time.sleep(self._poll_s)
 
     async def _stream(self, job_id: str, seen: "_Seen") -> None:
         """What the job prints, until the stream ends or is silent for suspiciously long."""

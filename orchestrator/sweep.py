@@ -20,6 +20,7 @@ from orchestrator.score import Score, portraits_of
 from orchestrator.search import Listed, Proposals, Proposed, StoppingRule
 from orchestrator.spec import Sweep
 from orchestrator.state import SweepState
+from orchestrator.teller import DEFAULT_OUTBOX, OutboxSettings
 from orchestrator.tracking import local_folder
 from orchestrator.tracking_errors import away
 from orchestrator.train import fit
@@ -42,15 +43,19 @@ class SweepRun:
         retry_failed: bool = False,
         fit: Fit = fit,
         players: Callable[[SweepState, Placement, Portraits], Players] = players,
+        outbox: OutboxSettings = DEFAULT_OUTBOX,
     ) -> None:
-        """`say` hears one line per thing worth telling. retry_failed: train the arms that failed before, and no others."""
+        """`say` hears one line per thing worth telling. retry_failed: train the arms that failed before, and no others.
+
+        outbox: how long the end of the run waits for MLflow.
+        """
         self.state = SweepState.open(sweep, pin=True)
         if sweep.data.on_corrupt == "quarantine":
             self.state = self._without_damaged(say)
         self.board = self.state.board()
         self.say, self._retry_failed, self._fit, self._players = say, retry_failed, fit, players
         self.spending = Spending(self.state.storage, sweep.name, uuid.uuid4().hex[:8])
-        self._views = Views(self.state, say)
+        self._views = Views(self.state, say, settings=outbox)
         self._rule = StoppingRule(sweep)
         self._proposals: Proposals = Listed(sorted(sweep.grid(), key=lambda arm: not sweep.is_reference(arm)))
         if sweep.search.optuna:

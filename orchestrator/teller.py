@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,18 +23,35 @@ TELL_AFTER = 3
 """Attempts that failed one after another before anybody hears of it."""
 LOOK_S = 1.0
 """How often an idle teller looks for what other processes have left, and one that is not alone whether it is now."""
-LONGEST_WAIT_S = 300.0
-"""For everything to be told at the end of a run, however slowly it goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutboxSettings:
+    """How long the end of a run waits until the outbox is empty."""
+
+    patience_s: float = 30.0
+    """Seconds without a delivered record after which the wait ends, if MLflow fails or another process delivers."""
+    longest_wait_s: float = 300.0
+    """Seconds after which the wait ends in any case, however slowly records are delivered."""
+
+
+DEFAULT_OUTBOX = OutboxSettings()
 
 
 class Teller:
     """One process's way to MLflow. `note` returns at once and can be called by any thread; to be closed."""
 
     def __init__(
-        self, uri: str, folder: Path, about: dict[str, Any], say: Callable[[str], None] = lambda _: None, open_tracker: Callable[..., Any] = Tracker
+        self,
+        uri: str,
+        folder: Path,
+        about: dict[str, Any],
+        say: Callable[[str], None] = lambda _: None,
+        open_tracker: Callable[..., Any] = Tracker,
+        settings: OutboxSettings = DEFAULT_OUTBOX,
     ) -> None:
         """about: arguments of a Tracker besides the URI. `say` hears when MLflow cannot be told, and when it can again."""
-        self._uri, self._folder, self._say, self._open = uri, folder, say, open_tracker
+        self._uri, self._folder, self._say, self._open, self._settings = uri, folder, say, open_tracker, settings
         self._journal = Journal(folder, about)
         self._readings: dict[Path, Reading] = {}
         self._tracker: tuple[str, Any] = "", None
@@ -66,8 +84,12 @@ class Teller:
                 continue
         return number
 
-    def wait(self, patience_s: float) -> bool:
-        """Until all that was noted before is told. False once MLflow has failed, with nothing told, for so long, or after LONGEST_WAIT_S."""
+    def wait(self, patience_s: float | None = None) -> bool:
+        """Wait until all records noted before are delivered; False once a limit of the settings is reached.
+
+        patience_s: replaces the settings' own.
+        """
+        patience_s = self._settings.patience_s if patience_s is None else patience_s
         goal, began = self._journal.size, time.monotonic()
         moved_at, before = began, (-1, -1)
         with self._news:
@@ -78,7 +100,7 @@ class Teller:
             if moved != before:
                 moved_at, before = now, moved
             stuck = bool(self.problem) or not self.telling
-            if not self._thread.is_alive() or (stuck and now - moved_at > patience_s) or now - began > LONGEST_WAIT_S:
+            if not self._thread.is_alive() or (stuck and now - moved_at > patience_s) or now - began > self._settings.longest_wait_s:
                 return False
             time.sleep(0.02)
         return True

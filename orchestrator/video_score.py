@@ -70,7 +70,11 @@ class VideoTest:
 
     @property
     def digest(self) -> str:
-        return digest([self.held_out.digest, self.sampler.model_dump(mode="json"), MEASURES])
+        return self.digest_with(MEASURES)
+
+    def digest_with(self, measures: tuple[str, ...]) -> str:
+        """Return the digest that scores have whose measures come from these package versions, as `fidelity.MEASURES` lists them."""
+        return digest([self.held_out.digest, self.sampler.model_dump(mode="json"), measures])
 
     def known(self, storage: Storage, checkpoint: str) -> VideoScore | None:
         """What was measured before for a checkpoint (its fingerprint)."""

@@ -20,22 +20,29 @@ from orchestrator.provenance import PACKAGES, digest, git_commit
 from orchestrator.score import Score
 from orchestrator.state import SweepState
 from orchestrator.storage import open_storage
-from orchestrator.teller import Teller
-from orchestrator.tracking import SCORE_METRICS, SCORED_STEP, TrackingError, local_folder, outcomes_artifact
+from orchestrator.teller import DEFAULT_OUTBOX, OutboxSettings, Teller
+from orchestrator.tracking import SCORE_METRICS, SCORED_STEP, Tracker, TrackingError, local_folder, outcomes_artifact
 from orchestrator.video_score import VideoScore
 from sim_workers.rollout import Outcome
 from sim_workers.video import Filmed
 
 LOSSES = ("loss", "loss_video", "loss_action")
-PATIENCE_S = 30.0
-"""That an MLflow which fails is waited for at the end of a run, if it did not fail before."""
 
 
 class Views:
     """Publishes one sweep. The methods return at once; `flush` and `finish` wait, for a bounded time."""
 
-    def __init__(self, state: SweepState, say: Callable[[str], None] = lambda _: None) -> None:
-        """`say` hears when MLflow cannot be told, and when it can again. TrackingError if this machine's disk takes no notes."""
+    def __init__(
+        self,
+        state: SweepState,
+        say: Callable[[str], None] = lambda _: None,
+        open_tracker: Callable[..., Any] = Tracker,
+        settings: OutboxSettings = DEFAULT_OUTBOX,
+    ) -> None:
+        """Open the sweep's outbox and start its delivery. TrackingError if this machine's disk cannot be written.
+
+        say: called when MLflow cannot be reached, and when it can again. open_tracker: makes the writer to MLflow, as Tracker.
+        """
         self._state = state
         sweep = state.sweep
         place = digest([state.storage.uri, shown(state.tracking_uri)])[:8]
@@ -46,7 +53,8 @@ class Views:
             "steps": sweep.train.steps,
             "artifacts": state.uri("mlartifacts"),
         }
-        self._teller = Teller(state.tracking_uri, local_folder(state.storage.uri) / "telling" / f"{sweep.name}-{place}", about, say)
+        folder = local_folder(state.storage.uri) / "telling" / f"{sweep.name}-{place}"
+        self._teller = Teller(state.tracking_uri, folder, about, say, open_tracker, settings)
         self._away = False
         self._environment = environment()
         self.artifact("sweep.yaml", sweep.to_yaml().encode())
@@ -148,7 +156,7 @@ class Views:
 
     def flush(self) -> bool:
         """Wait until everything so far is told; False if MLflow is away: what is not told stays on disk, and a later run tells it."""
-        self._away = not self._teller.wait(1.0 if self._away else PATIENCE_S)
+        self._away = not self._teller.wait(1.0 if self._away else None)
         return not self._away
 
     def finish(self, done: bool) -> str:
@@ -189,12 +197,12 @@ def _now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def republish(state: SweepState) -> int:
-    """Tell MLflow all that the storage knows of a sweep; how many scores that are. What it has already is left as it is.
+def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX) -> int:
+    """Publish all that the storage knows of a sweep to MLflow and return the number of scores; what MLflow has is left as it is.
 
     TrackingError if MLflow does not take it now.
     """
-    views, scores = Views(state), 0
+    views, scores = Views(state, settings=settings), 0
     try:
         test = state.video_test()
     except SubsetError:

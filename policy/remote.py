@@ -84,11 +84,11 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-def make_server(policy: Policy, host: str = "127.0.0.1", port: int = 8000, join: bool = False) -> ThreadingHTTPServer:
+def make_server(policy: Policy, host: str = "127.0.0.1", port: int = 8000, join: bool = False, most_bytes: int = MOST_BYTES) -> ThreadingHTTPServer:
     """Ready to serve_forever(); port 0 takes a free one, `server_address` says which.
 
     join: requests that wait for the policy are answered as one batch. Faster where a batch costs little more than one observation; answers
-    then depend on who else asks, unless the policy rounds alike in every batch.
+    then depend on who else asks, unless the policy rounds alike in every batch. most_bytes: size limit of a request, packed or unpacked.
     """
     turns = _OneAtATime(policy, join)
 
@@ -105,16 +105,16 @@ def make_server(policy: Policy, host: str = "127.0.0.1", port: int = 8000, join:
 
         def do_POST(self) -> None:
             size = self.headers.get("Content-Length", "")
-            if not size.isdigit() or int(size) > MOST_BYTES:
+            if not size.isdigit() or int(size) > most_bytes:
                 self.close_connection = True  # what follows is not read
-                self._say(413, f"the body must say its Content-Length, of at most {MOST_BYTES}")
+                self._say(413, f"the body must say its Content-Length, of at most {most_bytes}")
                 return
             body = self.rfile.read(int(size))
             if not self.path.rstrip("/").endswith("/act"):
                 self._say(404, "there are GET /contract and POST /act")
                 return
             try:
-                observations = unpack_observations(body, policy.contract)
+                observations = unpack_observations(body, policy.contract, most_bytes)
             except RemoteError as error:
                 self._say(400, str(error))
                 return

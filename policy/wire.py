@@ -23,7 +23,7 @@ import numpy.typing as npt
 from policy.interface import ActionChunk, Contract, Observation
 
 MOST_BYTES = 1 << 30
-"""Of a body, packed or unpacked."""
+"""Size limit of a body in bytes, packed or unpacked."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -39,17 +39,17 @@ def pack(arrays: Arrays) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(body: bytes) -> Arrays:
-    """The arrays of an .npz; RemoteError if it is none, is too large, or holds anything but plain values."""
+def unpack(body: bytes, most_bytes: int = MOST_BYTES) -> Arrays:
+    """Return the arrays of an .npz; RemoteError if it is none, unpacks to more than `most_bytes`, or holds anything but plain values."""
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
             size = sum(member.file_size for member in archive.infolist())
-        if size <= MOST_BYTES:
+        if size <= most_bytes:
             with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
     except Exception as error:  # whatever a hostile body makes zipfile and numpy raise
         raise RemoteError(f"the body is not an .npz of plain arrays: {one_line(error)}") from None
-    raise RemoteError(f"the arrays are larger than {MOST_BYTES} bytes")
+    raise RemoteError(f"the arrays are larger than {most_bytes} bytes")
 
 
 def pack_observations(observations: Sequence[Observation], cameras: Sequence[str]) -> bytes:
@@ -64,9 +64,9 @@ def pack_observations(observations: Sequence[Observation], cameras: Sequence[str
     return pack({**pictures, "proprio": proprio, "noise_seeds": seeds, "instructions": sentences})
 
 
-def unpack_observations(body: bytes, contract: Contract) -> list[Observation]:
-    """What POST /act was sent; RemoteError if it is not what the contract says."""
-    arrays = unpack(body)
+def unpack_observations(body: bytes, contract: Contract, most_bytes: int = MOST_BYTES) -> list[Observation]:
+    """Return the observations in the body of POST /act; RemoteError if they do not match the contract, or unpack to more than `most_bytes`."""
+    arrays = unpack(body, most_bytes)
     names = {f"images/{camera}": camera for camera in contract.cameras}
     wanted = {*names, "proprio", "noise_seeds", "instructions"}
     if arrays.keys() != wanted:

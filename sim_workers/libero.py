@@ -122,9 +122,12 @@ class _ArraysOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def init_states(task: str) -> npt.NDArray[np.float64]:
-    """(50, D): time, joint positions and velocities of the benchmark's fixed scenes. The file is torch's, but holds a plain numpy array."""
-    with zipfile.ZipFile(package_folder() / "init_files" / f"{task}.pruned_init") as archive:
+def init_states(task: str, package: Path | None = None) -> npt.NDArray[np.float64]:
+    """(50, D): time, joint positions and velocities of the benchmark's fixed scenes. The file is torch's, but holds a plain numpy array.
+
+    package: the folder with `init_files`; `package_folder()` by default.
+    """
+    with zipfile.ZipFile((package or package_folder()) / "init_files" / f"{task}.pruned_init") as archive:
         states: npt.NDArray[np.float64] = _ArraysOnly(io.BytesIO(archive.read("archive/data.pkl"))).load()
     return states
 

@@ -6,7 +6,8 @@ An episode whose worker dies, hangs or fails is played again elsewhere. What fai
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -20,18 +21,35 @@ from sim_workers.roster import Entry, Usage, Worker
 from sim_workers.selftest import Portrait
 from sim_workers.served import Served
 from sim_workers.video import Filmed
-from sim_workers.worker import MOST_EPISODES, Beat, Played, RolloutJob, RolloutWorker, Said, Scene, Unanswered, Unfit, one_line
+from sim_workers.worker import MOST_EPISODES, Beat, Doing, Played, RolloutJob, RolloutWorker, Said, Scene, Unanswered, Unfit, one_line
 
-SILENCE_S = {"making": 120.0, "playing": 20.0, "asking": 20.0}
-"""How long a worker may say nothing, by what it does, until it is taken for stuck and killed. Building a simulator is one long silence."""
 ATTEMPTS = 3
 """An episode may fail so often until it counts as an error: it raised, or its worker hung."""
 DEATHS = 6
 """So often if its worker died: a machine that loses processes is no fault of an episode."""
 LOOKS_TO_GO_BY = 100
 """A balance drawn from fewer is noise."""
-LOOK_AROUND_S = 2.0
-"""Which nodes are about to go, and where the policy servers are, is asked so often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSettings:
+    """Timeouts and polling interval of a pool.
+
+    A worker that sends no message for longer than its timeout, which depends on what it does, counts as stuck and is killed.
+    """
+
+    making_timeout_s: float = 120.0
+    """Timeout, in seconds, while a worker builds its simulator, during which it sends no message at all."""
+    playing_timeout_s: float = 20.0
+    """Timeout, in seconds, while a worker steps its simulator."""
+    asking_timeout_s: float = 20.0
+    """Timeout, in seconds, while a worker waits for a policy server; its heartbeats continue meanwhile."""
+    look_around_s: float = 2.0
+    """Seconds between two queries of the draining nodes and of the policy servers' places."""
+
+    def silence_s(self, doing: Doing) -> float:
+        """Return the timeout of a worker that does this."""
+        return {"making": self.making_timeout_s, "playing": self.playing_timeout_s, "asking": self.asking_timeout_s}[doing]
 
 
 class RolloutPool:
@@ -39,8 +57,8 @@ class RolloutPool:
 
     submit() queues; results() yields what has finished, each job once. `gl`: what draws, egl, osmesa or mixed. `nodes`: the Ray labels of those
     that may have its processes, which are spread over them; any node's by default. A process for which there is no room has no episode and holds
-    nobody up: it starts when a node comes. One whose node is about to go gets no further episode. `label`: of those processes in Ray's logs. One
-    thread owns a pool.
+    nobody up: it starts when a node comes. One whose node is about to go gets no further episode. `label`: of those processes in Ray's logs.
+    `worker`: the class of the processes' actors, constructed and called as RolloutWorker. One thread owns a pool.
     """
 
     def __init__(
@@ -52,13 +70,15 @@ class RolloutPool:
         episodes_per_process: int = MOST_EPISODES,
         nodes: dict[str, str] | None = None,
         label: str = "",
+        settings: PoolSettings = PoolSettings(),
+        worker: type[Any] = RolloutWorker,
     ) -> None:
         # One native thread: the simulator uses no more, and a worker never takes a core that another one needs.
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "MUJOCO_GL": backend_of(gl)}
         options = {"num_cpus": num_cpus, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": environment}}
-        self._class = ray.remote(**options)(RolloutWorker)
+        self._class = ray.remote(**options)(worker)
         self._nodes = Nodes(nodes or {})
-        self._episodes_per_process, self._label = episodes_per_process, label
+        self._episodes_per_process, self._label, self._settings = episodes_per_process, label, settings
         self.references = ReferencesInMemory() if references is None else references
         self.usage = Usage()
         self._workers: list[Worker] = []
@@ -67,6 +87,8 @@ class RolloutPool:
         self.most_workers = num_workers
         self.on_retry: Callable[[str, RolloutJob, str], None] = lambda kind, job, why: None
         """Hears of a job that is to be played again (`episode`) and of a process that was replaced for it (`worker`), and why."""
+        self.on_failure: Callable[[str, str], None] = lambda how, why: None
+        """Called with the kind (a key of `Usage.replaced`) and the cause of every worker that failed, whether or not it had an episode."""
         self._source: Served | None = None  # of the job submitted last: all of a pool's have the same servers
         self._servers: Whereabouts | None = None
         self._next_look = 0.0
@@ -168,7 +190,7 @@ class RolloutPool:
             for worker in [worker for worker in self._workers if not worker.node]:
                 self._dismiss(worker)
         self._fill()
-        pause_s = LOOK_AROUND_S
+        pause_s = self._settings.look_around_s
         if self._servers:
             self._servers.look()
             if "" in self._servers.nodes:  # nobody asks near by before it is known what is near
@@ -190,7 +212,7 @@ class RolloutPool:
                 self._replace(worker, "other")  # only a fresh process, that never held another scene, may set a reference
                 continue
             worker.entry = self._next(scene)
-            worker.deadline = time.monotonic() + SILENCE_S["playing" if worker.scene == scene else "making"]
+            worker.deadline = time.monotonic() + self._settings.silence_s("playing" if worker.scene == scene else "making")
             worker.scene = scene
             worker.told = worker.actor.play.options(num_returns="streaming").remote(self._addressed(worker, worker.entry.job))
 
@@ -234,7 +256,7 @@ class RolloutPool:
         except RayError as error:
             return self._fail(worker, "failed", one_line(error))
         if isinstance(said, Beat):
-            worker.deadline = time.monotonic() + SILENCE_S[said.doing]
+            worker.deadline = time.monotonic() + self._settings.silence_s(said.doing)
         elif isinstance(said, Portrait):
             assert worker.scene
             if difference := said.difference(self.references.put(worker.scene, said)):
@@ -267,6 +289,7 @@ class RolloutPool:
         Of a process that did not even start, where no other has, the next episode bears it, so that a cluster on which none starts comes to an
         end. Where others play nobody bears it, and another process is tried when the pool looks around next.
         """
+        self.on_failure(how, why)
         if worker.entry is None and self.placed:
             self.usage.replace(how)
             return self._dismiss(worker)

@@ -230,9 +230,10 @@ class RobocasaEnv(SimEnv):
 
     film_camera = "robot0_frontview"
 
-    def __init__(self, task: str, contract: Contract) -> None:
+    def __init__(self, task: str, contract: Contract, robosuite: Any = None) -> None:
+        """robosuite: the module with RoboCasa's tasks; by default the installed one, in which RoboCasa registers them."""
         self._claim(task, contract, "")  # the sentence is the episode's
-        robosuite = _robosuite_with_kitchens()
+        robosuite = robosuite or _robosuite_with_kitchens()
         controller = robosuite.load_composite_controller_config(controller=None, robot="PandaOmron")
         self._env = robosuite.make(**environment_kwargs(task), controller_configs=controller)
         self._low_dim: dict[str, npt.NDArray[np.float64]] = {}

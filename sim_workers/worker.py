@@ -30,6 +30,10 @@ MOST_GROWTH = 512 * 2**20
 """And once it has grown by so many bytes since its first one."""
 
 
+Doing = Literal["making", "playing", "asking"]
+"""What a worker does: build a simulator, step it, or wait for a policy."""
+
+
 @dataclass(frozen=True)
 class Scene:
     """What a simulator is made for; another scene needs another one."""
@@ -67,7 +71,7 @@ class RolloutJob:
 class Beat:
     """The worker is alive, and this is what it does."""
 
-    doing: Literal["making", "playing", "asking"]
+    doing: Doing
 
 
 @dataclass(frozen=True)

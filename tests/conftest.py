@@ -15,7 +15,7 @@ from hypothesis import settings
 from bench.seaweed import BUCKET, NoServerError, make_bucket, started
 from browser import MISSING, chromium
 from fault_proxy import FaultProxy, fault_proxy
-from orchestrator.storage import Storage, _client, open_storage
+from orchestrator.storage import Storage, StorageSettings, _client, open_storage
 from sim_workers.libero import LiberoMissingError, require_libero
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -184,8 +184,15 @@ def bucket(proxy: FaultProxy, tmp_path: Path) -> Storage:
 
 
 @pytest.fixture
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repeated attempts come at once, and nobody waits for a server to come back."""
-    monkeypatch.setattr("orchestrator.storage.OUTAGE_S", 0.0)
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The S3 client retries at once; botocore has no setting for its pauses."""
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda backoff, context: 0)
-    monkeypatch.setattr("orchestrator.storage._pause", lambda attempt: None)
+
+
+IMPATIENT = StorageSettings(outage_s=0.0, retry_delay_s=0.0)
+"""Retries come at once, and no request waits for a server to come back."""
+
+
+@pytest.fixture
+def impatient_bucket(bucket: Storage, no_backoff: None) -> Storage:
+    return open_storage(bucket.uri, IMPATIENT)

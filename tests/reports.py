@@ -18,6 +18,7 @@ from orchestrator.provenance import digest
 from orchestrator.score import Score
 from orchestrator.spec import Sweep
 from orchestrator.state import SweepState
+from orchestrator.teller import DEFAULT_OUTBOX, OutboxSettings
 from orchestrator.tracking import ARM, CHECKPOINT, EXPERIMENT, SCORE_METRICS, SCORED_STEP, SWEEP, client, tagged
 from orchestrator.views import LOSSES, Views
 from sim_workers.rollout import Outcome
@@ -96,10 +97,10 @@ def check(uri: str, state: SweepState, steps: int) -> None:
         assert outcomes == {f"outcomes/step_{step:06d}.json" for step in scored}
 
 
-def tell(sweep: Sweep, steps: int, pause_s: float = 0.0, say: Any = print) -> str:
+def tell(sweep: Sweep, steps: int, pause_s: float = 0.0, say: Any = print, settings: OutboxSettings = DEFAULT_OUTBOX) -> str:
     """Report everything; what is left to tell, in a sentence or none."""
     state = SweepState.open(sweep, pin=True)
-    views = Views(state, say)
+    views = Views(state, say, settings=settings)
     report(views, state, steps, pause_s)
     return views.finish(done=True)
 

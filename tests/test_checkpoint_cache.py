@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import checkpoint_cache
 from orchestrator.checkpoint_cache import kept
 from orchestrator.checkpoints import fetch
 from policy.checkpoint import CheckpointError, fingerprint
@@ -30,28 +30,21 @@ def checkpoint(tmp_path: Path) -> Callable[[str], tuple[str, str]]:
     return make
 
 
-@pytest.fixture
-def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Bytes of every fetch, which takes its time."""
-    sizes: list[int] = []
+def test_eight_servers_of_a_node_fetch_once_what_acts(checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:
+    uri, expected = checkpoint("one")
+    fetched: list[int] = []
 
     def slow(uri: str, folder: Path) -> None:
         fetch(uri, folder)
         time.sleep(0.2)
-        sizes.append(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
+        fetched.append(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
 
-    monkeypatch.setattr(checkpoint_cache, "fetch", slow)
-    return sizes
-
-
-def test_eight_servers_of_a_node_fetch_once_what_acts(checkpoint: Callable[[str], tuple[str, str]], fetched: list[int], tmp_path: Path) -> None:
-    uri, expected = checkpoint("one")
     with ThreadPoolExecutor(8) as servers:
-        folders = {*servers.map(lambda _: kept(uri, expected, tmp_path / "node"), range(8))}
+        folders = {*servers.map(lambda _: kept(uri, expected, tmp_path / "node", fetch=slow), range(8))}
     (folder,) = folders
     assert fetched == [10_000], "without this: 80,000 bytes"
     assert fingerprint(folder) == expected
-    kept(uri, expected, tmp_path / "another")
+    kept(uri, expected, tmp_path / "another", fetch=slow)
     assert len(fetched) == 2
 
 
@@ -64,9 +57,7 @@ def test_other_weights_than_those_to_be_scored_are_refused(checkpoint: Callable[
     assert not (tmp_path / "node" / expected).exists()
 
 
-def test_a_fetch_that_breaks_off_leaves_nothing_that_is_taken_for_whole(
-    checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fetch_that_breaks_off_leaves_nothing_that_is_taken_for_whole(checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:
     uri, expected = checkpoint("one")
 
     def breaks(uri: str, folder: Path) -> None:
@@ -74,10 +65,8 @@ def test_a_fetch_that_breaks_off_leaves_nothing_that_is_taken_for_whole(
         (folder / "unet" / "w.safetensors").unlink()
         raise ConnectionError
 
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_cache, "fetch", breaks)
-        with pytest.raises(ConnectionError):
-            kept(uri, expected, tmp_path / "node")
+    with pytest.raises(ConnectionError):
+        kept(uri, expected, tmp_path / "node", fetch=breaks)
     assert fingerprint(kept(uri, expected, tmp_path / "node")) == expected
 
 
@@ -85,17 +74,14 @@ def used(folder: Path, ago_s: float) -> None:
     os.utime(folder, (time.time() - ago_s,) * 2)
 
 
-def test_the_one_used_longest_ago_goes_and_one_in_use_stays(
-    checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoint_cache, "MOST_BYTES", 15_000)
+def test_the_one_used_longest_ago_goes_and_one_in_use_stays(checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:
     node, made = tmp_path / "node", [checkpoint(name) for name in ("one", "two", "three", "four")]
-    folders = [kept(*one, node) for one in made[:2]]
+    folders = [kept(*one, node, most_bytes=15_000) for one in made[:2]]
     used(folders[0], 5000)
     used(folders[1], 4000)
-    folders += [kept(*one, node) for one in made[2:]]
+    folders += [kept(*one, node, most_bytes=15_000) for one in made[2:]]
     assert [folder.is_dir() for folder in folders] == [False, False, True, True], "one had to go for three, another for four"
-    folders.append(kept(*made[0], node))
+    folders.append(kept(*made[0], node, most_bytes=15_000))
     assert all(folder.is_dir() for folder in folders[2:]), "all three were asked for within ten minutes"
 
 
@@ -111,7 +97,7 @@ def test_what_a_killed_process_left_half_done_goes(checkpoint: Callable[[str], t
 def test_a_disk_that_is_nearly_full_keeps_fewer(
     checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5_000}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5_000}))
     node = tmp_path / "node"
     first = kept(*checkpoint("one"), node)
     used(first, 5000)
@@ -120,6 +106,6 @@ def test_a_disk_that_is_nearly_full_keeps_fewer(
 
 
 def test_a_folder_of_somebody_else_is_refused(checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_cache.os, "getuid", lambda: 12345)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(CheckpointError, match="belongs to user"):
         kept(*checkpoint("one"), tmp_path / "node")

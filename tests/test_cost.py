@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CHECKOUT
-from orchestrator import cost
 from orchestrator.cost import Cost, Spending, added, exceeded, of_outcome
 from orchestrator.meter import Meter
 from orchestrator.sections import Budget, Prices
@@ -183,9 +182,8 @@ def test_the_clock_runs_over_every_run_and_of_this_one(tmp_path: Path) -> None:
 
 
 def test_an_account_is_written_at_most_every_two_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "WRITE_S", 0.5)
     storage = open_storage(str(tmp_path))
-    spending = Spending(storage, "lift", "run")
+    spending = Spending(storage, "lift", "run", write_s=0.5)
     written = []
     monkeypatch.setattr(storage, "put", lambda key, data: written.append(time.monotonic()))
     end = time.monotonic() + 1.6
@@ -199,9 +197,8 @@ def test_an_account_is_written_at_most_every_two_seconds(tmp_path: Path, monkeyp
 
 
 def test_a_storage_that_fails_for_a_while_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "WRITE_S", 0.1)
     storage = open_storage(str(tmp_path))
-    spending = Spending(storage, "lift", "run")
+    spending = Spending(storage, "lift", "run", write_s=0.1)
 
     def fail(key: str, data: bytes) -> None:
         raise StorageError("the disk is full")

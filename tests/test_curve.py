@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from orchestrator.curve import Curve
 from orchestrator.page import page
 from orchestrator.picture import apart
 from orchestrator.tracked import CLIPS, ScoredArm, read_sweep
-from orchestrator.tracking import SCORE_METRICS, SCORED_STEP, Tracker, outcomes_artifact
+from orchestrator.tracking import ARM, SCORE_METRICS, SCORED_STEP, Tracker, outcomes_artifact
 from policy.config import PolicyKind
 
 
@@ -139,16 +141,21 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curve]:
     folder, curve = tmp_path_factory.mktemp("tracked"), Curve("both", beside_a_baseline().arms[2:])
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     tracker = Tracker(uri, "both", training="t", protocol="protocol", steps=100, artifacts=str(folder / "mlartifacts"))
-    with pytest.MonkeyPatch.context() as patch:
-        for index, s in enumerate(curve.arms):
-            if index == 1:
-                patch.setattr("orchestrator.tracking._params", lambda arm: {name: value for name, value in vars(arm).items() if name != "kind"})
-            tracker.arm(f"arm-{index}", s.arm, {})
-            patch.undo()
-            tracker.artifact(f"arm-{index}", outcomes_artifact(100), json.dumps(s.outcomes).encode())
-            values = (s.successes / s.episodes, s.successes, s.episodes, s.errors, 0.0, 1.0)
-            tracker.metrics(f"arm-{index}", 100, dict(zip(SCORE_METRICS, map(float, values), strict=True)) | {SCORED_STEP: 100.0})
+    for index, s in enumerate(curve.arms):
+        tracker.arm(f"arm-{index}", s.arm, {})
+        tracker.artifact(f"arm-{index}", outcomes_artifact(100), json.dumps(s.outcomes).encode())
+        values = (s.successes / s.episodes, s.successes, s.episodes, s.errors, 0.0, 1.0)
+        tracker.metrics(f"arm-{index}", 100, dict(zip(SCORE_METRICS, map(float, values), strict=True)) | {SCORED_STEP: 100.0})
+    forget_the_policy(folder / "mlflow.db", "arm-1")
     return folder, curve
+
+
+def forget_the_policy(database: Path, arm_id: str) -> None:
+    """Remove what a run of an earlier version did not record; MLflow itself keeps a param for good."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        run = "SELECT run_uuid FROM tags WHERE key = ? AND value = ?"
+        deleted = connection.execute(f"DELETE FROM params WHERE key = 'policy' AND run_uuid IN ({run})", (ARM, arm_id))
+        assert deleted.rowcount == 1
 
 
 def test_mlflow_remembers_an_arm_s_policy(tracked: tuple[Path, Curve]) -> None:

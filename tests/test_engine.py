@@ -24,6 +24,7 @@ from orchestrator.spec import Sweep
 from orchestrator.state import SweepState
 from orchestrator.storage import open_storage
 from orchestrator.sweep import SweepRun, UnfinishedError
+from orchestrator.teller import OutboxSettings
 from test_episodes import CONTRACT, episode
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -59,7 +60,7 @@ def sweep(folder: Path, store: str, **sections: Any) -> Sweep:
 class Run:
     """A run of a sweep and what it said."""
 
-    def __init__(self, sweep: Sweep, fit: Any = None, **kwargs: Any) -> None:
+    def __init__(self, sweep: Sweep, fit: Any = None, players: Any = players, **kwargs: Any) -> None:
         self.lines: list[str] = []
         self.run = SweepRun(sweep, self.lines.append, fit=fit or fit_in(0.01), players=players, **kwargs)
 
@@ -101,14 +102,11 @@ def test_a_grid_is_trained_and_scored_whole_its_curve_is_the_truth_and_mlflow_ca
     assert Curve.read(elsewhere.mlflow, folder.name).points == done.curve.points
 
 
-def test_a_sweep_without_its_mlflow_is_done_all_the_same_and_has_its_curve_when_mlflow_is_back(
-    folder: Path, store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_without_its_mlflow_is_done_all_the_same_and_has_its_curve_when_mlflow_is_back(folder: Path, store: str) -> None:
     """What is away here is the folder of the database."""
-    monkeypatch.setattr("orchestrator.views.PATIENCE_S", 2.0)
     (folder / "away").write_text("a file where a folder should be")
     asked = sweep(folder, store, mlflow=f"sqlite:///{folder / 'away' / 'mlflow.db'}")
-    first = Run(asked)()
+    first = Run(asked, outbox=OutboxSettings(patience_s=2.0))()
     assert set(first.states.values()) == {"scored"}
     assert first.curve is None
     assert first.said("no curve yet")

@@ -216,8 +216,7 @@ def test_a_sweep_is_seen_on_the_metrics_port_while_it_runs_and_when_it_is_done(f
             os.kill(os.getpid(), signal.SIGKILL)
         return fit_in(0.001)(job, place, resources, desk, attempts)
 
-    asked = Run(sweep(folder, store), fit)
-    asked.run._players = players
+    asked = Run(sweep(folder, store), fit, players)
     scraped = Scraped(folder.name)
     failure: list[BaseException] = []
 

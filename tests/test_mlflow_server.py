@@ -22,6 +22,7 @@ from fault_proxy import FaultProxy, fault_proxy
 from orchestrator.cli import main
 from orchestrator.spool import Reading, journals
 from orchestrator.state import SweepState
+from orchestrator.teller import OutboxSettings
 from orchestrator.tracking import client
 from orchestrator.views import Views
 from reports import a_sweep, check, report, tell
@@ -170,7 +171,6 @@ def test_a_server_that_stays_away_stalls_nothing_and_is_told_later(
 ) -> None:
     """Failing, stalling, or not there; then the command that the sentence names tells it all."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.setattr("orchestrator.views.PATIENCE_S", 3.0)
     if fault:
         proxy.will(fault, always=True)
     else:
@@ -178,9 +178,10 @@ def test_a_server_that_stays_away_stalls_nothing_and_is_told_later(
     proxy.late_s = 3.0
     name = f"away-{words.split()[-1]}"
     sweep, said = a_sweep(tmp_path, store, proxy.url, name=name, arms=4), list[str]()
+    settings = OutboxSettings(patience_s=3.0)
     began = time.monotonic()
     state = SweepState.open(sweep, pin=True)
-    views = Views(state, said.append)
+    views = Views(state, said.append, settings=settings)
     report(views, state, steps=2)
     assert time.monotonic() - began < 5.0, "reporting waited for the server"
     sentence = views.finish(done=True)
@@ -189,13 +190,13 @@ def test_a_server_that_stays_away_stalls_nothing_and_is_told_later(
     assert f"demoscale status {name} --storage {tmp_path} --rebuild" in sentence
     assert len(said) <= 1, "told once, not at every attempt"
     rebuild = ["status", name, "--storage", str(tmp_path), "--rebuild"]
-    still = CliRunner().invoke(main, rebuild)
+    still = CliRunner().invoke(main, rebuild, obj=settings)
     assert still.exit_code == 1
     assert "records are not told yet" in still.output
     assert "Traceback" not in still.output
     proxy.will()
     proxy.upstream = server.url.removeprefix("http://")
-    told = CliRunner().invoke(main, rebuild, catch_exceptions=False)
+    told = CliRunner().invoke(main, rebuild, obj=settings, catch_exceptions=False)
     assert told.exit_code == 0, told.output
     time.sleep(proxy.late_s if fault == "late" else 0)
     check(server.url, state, steps=2)
@@ -204,37 +205,35 @@ def test_a_server_that_stays_away_stalls_nothing_and_is_told_later(
 def test_a_server_that_asks_for_a_token_is_given_it_and_nobody_else_is(
     tmp_path: Path, store: str, server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.views.PATIENCE_S", 2.0)
+    settings = OutboxSettings(patience_s=2.0)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
     proxy.will("AccessDenied", always=True)
     sweep, said = a_sweep(tmp_path, store, proxy.url, name="token", arms=2), list[str]()
-    said.append(tell(sweep, steps=2, say=said.append))
+    said.append(tell(sweep, steps=2, say=said.append, settings=settings))
     assert "refuses the credentials (403); set MLFLOW_TRACKING_TOKEN" in said[-1]
     assert proxy.authorization == f"Bearer {SECRET}"
     nowhere(SECRET, tmp_path, server, said)
     proxy.will()
-    said.append(tell(sweep, steps=2, say=said.append))
+    said.append(tell(sweep, steps=2, say=said.append, settings=settings))
     assert said[-1] == ""
     check(server.url, SweepState.open(sweep), steps=2)
     nowhere(SECRET, tmp_path, server, said)
 
 
-def test_a_password_in_the_uri_is_used_and_written_down_nowhere(
-    tmp_path: Path, store: str, server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("orchestrator.views.PATIENCE_S", 2.0)
+def test_a_password_in_the_uri_is_used_and_written_down_nowhere(tmp_path: Path, store: str, server: Server, proxy: FaultProxy) -> None:
+    settings = OutboxSettings(patience_s=2.0)
     uri = proxy.url.replace("//", f"//me:{SECRET}@")
     proxy.will("SlowDown", always=True)
     sweep, said = a_sweep(tmp_path, store, uri, name="password", arms=2), list[str]()
-    said.append(tell(sweep, steps=2, say=said.append))
+    said.append(tell(sweep, steps=2, say=said.append, settings=settings))
     assert "answers with error 503" in said[-1]
     assert proxy.authorization.startswith("Basic ")
     proxy.upstream = "127.0.0.1:1"
-    said.append(tell(sweep, steps=2, say=said.append))
+    said.append(tell(sweep, steps=2, say=said.append, settings=settings))
     nowhere(SECRET, tmp_path, server, said)
     proxy.upstream = server.url.removeprefix("http://")
     proxy.will()
-    said.append(tell(sweep, steps=2, say=said.append))
+    said.append(tell(sweep, steps=2, say=said.append, settings=settings))
     assert said[-1] == ""
     check(server.url, SweepState.open(sweep), steps=2)
     environment = os.environ | {"MLFLOW_TRACKING_TOKEN": SECRET}

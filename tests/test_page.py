@@ -12,7 +12,6 @@ import pytest
 from markupsafe import escape
 
 import curve_json
-import orchestrator.page
 from browser import MISSING, Tab, browsing, chromium
 from orchestrator.page import page
 from sim_workers.video import mp4
@@ -251,10 +250,9 @@ def test_no_password_is_passed_on(pages: dict[str, Path]) -> None:
     assert text.count("https://***@mlflow.example.org") == 2
 
 
-def test_films_that_do_not_fit_are_named(film: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_films_that_do_not_fit_are_named(film: bytes) -> None:
     all_four = curve_json.films(film)
-    monkeypatch.setattr(orchestrator.page, "FILMS_BYTES", 3 * ((len(film) + 2) // 3 * 4))
-    text = page(curve_json.rich(), all_four, "")
+    text = page(curve_json.rich(), all_four, "", films_bytes=3 * ((len(film) + 2) // 3 * 4))
     assert text.count("data:video/mp4") == 3
     assert f"{all_four[3]['arm']}, episode {all_four[3]['episode']} (failure)." in text
 

@@ -22,9 +22,9 @@ from orchestrator.score import ProtocolError, Score, ScoringJob, check_contract
 from orchestrator.scorer import Scorer
 from orchestrator.storage import open_storage
 from policy.interface import ActionChunk, Observation
-from sim_workers import pool as pool_module
 from sim_workers.balance import Answered
 from sim_workers.env import contract
+from sim_workers.pool import PoolSettings
 from sim_workers.rollout import Outcome
 from sim_workers.selftest import Portrait
 from sim_workers.suite import EpisodeSpec, Rules, Suite
@@ -103,13 +103,14 @@ def score(
     disturb: Any = None,
     films: bool = False,
     mixed: bool = False,
+    settings: PoolSettings | None = None,
 ) -> tuple[Heard, dict[str, Any]]:
     """The suite's score through the real scorer and pool, and its ledger without timings."""
     from sim_workers.pool import RolloutPool
     from sim_workers.served import Served
 
     storage, heard = open_storage(str(folder)), Heard()
-    heard.pool = RolloutPool(workers, num_cpus=0.1, references=Portraits(storage, "simulation", mixed))
+    heard.pool = RolloutPool(workers, num_cpus=0.1, references=Portraits(storage, "simulation", mixed), settings=settings or PoolSettings())
     heard.pool.on_retry = lambda kind, job, why: heard.retries.append((kind, str(job), why))
     scorer = Scorer(storage, CONTRACT, heard.pool, heard)
     scorer.submit(ScoringJob("arm", 1, policy, f"fp-{policy}", suite, PROTOCOL, Served((server,), policy), films))
@@ -175,13 +176,10 @@ def test_a_killed_policy_server_changes_nothing_and_costs_no_worker(reference: t
     assert ledger == reference[1]
 
 
-def test_a_hanging_simulator_is_killed_and_replaced(
-    reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hanging_simulator_is_killed_and_replaced(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
     """Stopped, so that no thread of it can say or do anything; gone within ten seconds of the longest silence that is borne."""
-    assert pool_module.SILENCE_S["playing"] + 10 <= 30
-    monkeypatch.setitem(pool_module.SILENCE_S, "playing", 5.0)
-    monkeypatch.setitem(pool_module.SILENCE_S, "asking", 5.0)
+    assert PoolSettings().playing_timeout_s + 10 <= 30
+    settings = PoolSettings(playing_timeout_s=5.0, asking_timeout_s=5.0)
     hung: list[float] = []
 
     def hang() -> None:
@@ -193,7 +191,7 @@ def test_a_hanging_simulator_is_killed_and_replaced(
             time.sleep(0.1)
         hung.append(time.monotonic() - began)
 
-    heard, ledger = score(tmp_path, server, 1, disturb=after_the_first_outcome(tmp_path, hang))
+    heard, ledger = score(tmp_path, server, 1, disturb=after_the_first_outcome(tmp_path, hang), settings=settings)
     assert hung[0] < 5 + 10
     assert heard.pool.usage.replaced == {"stuck": 1}
     assert ledger == reference[1]

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mujoco
@@ -235,13 +236,28 @@ def test_a_hollow_thing_is_hollow_for_a_newer_mujoco_too() -> None:
 # -- the adapter --------------------------------------------------------------------------------------------------------------------
 
 
+class Simulation:
+    """What `sim_workers.render` asks of robosuite's simulation; every picture is white."""
+
+    def __init__(self) -> None:
+        self.flags = np.zeros(mujoco.mjtRndFlag.mjNRNDFLAG)
+        self.sizes: list[tuple[int, int]] = []
+        self.model = SimpleNamespace(vis=SimpleNamespace(quality=SimpleNamespace(offsamples=None)))
+        context = SimpleNamespace(scn=SimpleNamespace(flags=self.flags))
+        context.update_offscreen_size = lambda width, height: self.sizes.append((width, height))
+        self._render_context_offscreen = context
+
+    def render(self, camera_name: str, height: int, width: int) -> Any:
+        return np.full((height, width, 3), 255, np.uint8)
+
+
 class Kitchen:
     """What RobocasaEnv asks of robosuite's environment; it keeps what it was told."""
 
     action_dim = 12
 
     def __init__(self, ep_meta: dict[str, Any], **kwargs: Any) -> None:
-        self.kwargs, self.ep_meta, self.rng, self.sim = kwargs, ep_meta, np.random.default_rng(kwargs["seed"]), object()
+        self.kwargs, self.ep_meta, self.rng, self.sim = kwargs, ep_meta, np.random.default_rng(kwargs["seed"]), Simulation()
         self.layout_and_style_ids: Any = kwargs["layout_and_style_ids"]
         self.done: list[Any] = []
         controller = type("Controller", (), {"_action_split_indexes": KITCHEN_SPLIT})
@@ -267,17 +283,15 @@ def env(monkeypatch: pytest.MonkeyPatch, ep_meta: dict[str, Any]) -> RobocasaEnv
         load_composite_controller_config = staticmethod(lambda controller, robot: {"type": "HYBRID_MOBILE_BASE"})
         make = staticmethod(lambda **kwargs: Kitchen(ep_meta, **kwargs))
 
-    monkeypatch.setattr(robocasa, "_robosuite_with_kitchens", lambda: Robosuite)
-    monkeypatch.setattr(robocasa, "build_context", lambda sim, profile, size: None)
-    monkeypatch.setattr("sim_workers.env.render", lambda sim, camera, size: np.zeros((*size, 3), np.uint8))
     monkeypatch.setattr(robocasa, "version", lambda name: "0.2.0")
-    return RobocasaEnv("robocasa/OpenDrawer", robocasa_contract(CAMERAS, (64, 64), "fast"))
+    return RobocasaEnv("robocasa/OpenDrawer", robocasa_contract(CAMERAS, (64, 64), "fast"), Robosuite)
 
 
 def test_the_adapter_keeps_the_contract(env: RobocasaEnv) -> None:
     env.reset(12)
     seen = env.look(noise_seed=7)
     assert list(seen.images) == list(env.contract.cameras)
+    assert env._env.sim.sizes == [(64, 64)], "each new kitchen gets a GL context of the contract's size"
     assert seen.proprio.shape == (len(env.contract.proprio),)
     assert env.contract.action == ACTION
     assert seen.instruction.startswith("open drawer 0.")

@@ -55,10 +55,11 @@ def score(*arguments: str | Path) -> Result:
 
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def connect() -> None:
+    def init(*arguments: Any, **options: Any) -> None:
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr("orchestrator.cluster.connect", connect)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
 
 
 # -- the policy server --------------------------------------------------------------------------------------------------------------

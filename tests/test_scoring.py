@@ -9,14 +9,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from conftest import CHECKOUT
 from orchestrator.arms import Arm
-from orchestrator.ledger import SCHEMA
-from orchestrator.scoring import Scoring
+from orchestrator.ledger import SCHEMA, Portraits
+from orchestrator.scoring import Scoring, Simulators
 from orchestrator.storage import open_storage
 from orchestrator.subject import Subject
 from orchestrator.tracking import Tracker, client
@@ -88,19 +89,34 @@ def test_a_logged_model_is_played_and_known_from_then_on_by_its_weights(checkpoi
 
 
 @pytest.fixture
-def scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[OneAtATime], Scoring]:
+def scoring(tmp_path: Path) -> Callable[[OneAtATime], Scoring]:
     """A policy known as `mine` on four episodes and four more in other light, with simulators that pretend."""
-    monkeypatch.setattr("orchestrator.cluster.resources", lambda: {"CPU": 2.0})
-    monkeypatch.setattr("orchestrator.cluster.nodes_of", lambda role, **needed: {})
-    monkeypatch.setattr("orchestrator.cluster.set_apart", lambda role: {})
     subject = Subject("mine", CONTRACT, "mine", None, lambda workers: InProcess(lambda: None))  # type: ignore[arg-type, return-value]
     suites = [Suite(("Lift",), 4, Rules(10), shift=shift) for shift in ("nominal", "lighting")]
 
     def make(pool: OneAtATime) -> Scoring:
-        monkeypatch.setattr("sim_workers.pool.RolloutPool", lambda *arguments, **options: pool)
-        return Scoring(subject, suites, "egl", None, open_storage(str(tmp_path)))
+        def make_pool(simulators: Simulators, gl: str, portraits: Portraits) -> Any:
+            assert (simulators, gl) == (Simulators(2, 1.0), "egl"), "a simulator per CPU"
+            return pool
+
+        return Scoring(subject, suites, "egl", None, open_storage(str(tmp_path)), cpus=lambda: 2.0, make_pool=make_pool)
 
     return make
+
+
+def test_simulators_by_default_are_one_per_core() -> None:
+    assert Simulators.fit(4.0) == Simulators(4, 1.0)
+    assert Simulators.fit(0.5) == Simulators(1, 0.25)
+
+
+def test_simulators_not_more_than_cores_have_one_each() -> None:
+    assert Simulators.fit(4.0, 3) == Simulators(3, 1.0)
+
+
+def test_simulators_more_than_cores_claim_half_of_their_share() -> None:
+    shared = Simulators.fit(4.0, 6)
+    assert shared == Simulators(6, 0.33)
+    assert shared.number * shared.cpus <= 4.0 / 2
 
 
 def test_an_interrupted_run_keeps_what_it_played_and_the_next_one_plays_the_rest(scoring: Callable[[OneAtATime], Scoring]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from conftest import BUCKET, run
+from conftest import BUCKET, IMPATIENT, run
 from fault_proxy import FaultProxy
 from orchestrator.data.store import commit, latest_version, load_manifest, put_episode
 from orchestrator.storage import CLAIM_ATTEMPTS, READ_ATTEMPTS, Storage, StorageError, check_conditional_writes, open_storage
@@ -40,39 +40,36 @@ def test_a_server_is_asked_once(proxy: FaultProxy, bucket: Storage) -> None:
     assert proxy.requests == []
 
 
-@pytest.mark.usefixtures("no_waiting")
-def test_a_body_cut_short_is_asked_for_again(proxy: FaultProxy, bucket: Storage) -> None:
+def test_a_body_cut_short_is_asked_for_again(proxy: FaultProxy, impatient_bucket: Storage) -> None:
     data = bytes(range(256)) * 400
-    bucket.put("key", data)
+    impatient_bucket.put("key", data)
     proxy.will(*["cut"] * (READ_ATTEMPTS - 1))
-    assert bucket.get("key") == data
+    assert impatient_bucket.get("key") == data
     assert len(proxy.requests) == READ_ATTEMPTS
     proxy.will("cut", always=True)
     with pytest.raises(StorageError, match=rf"the connection broke {READ_ATTEMPTS} times while key was read; check the network"):
-        bucket.get("key")
+        impatient_bucket.get("key")
 
 
-@pytest.mark.usefixtures("no_waiting")
-def test_conflicting_claims_are_made_again(proxy: FaultProxy, bucket: Storage) -> None:
+def test_conflicting_claims_are_made_again(proxy: FaultProxy, impatient_bucket: Storage) -> None:
     proxy.will("ConditionalRequestConflict")
-    assert bucket.put_if_absent("key", b"first")
+    assert impatient_bucket.put_if_absent("key", b"first")
     proxy.will("ConditionalRequestConflict")
-    assert not bucket.put_if_absent("key", b"second")
+    assert not impatient_bucket.put_if_absent("key", b"second")
     proxy.will("ConditionalRequestConflict", always=True)
     with pytest.raises(StorageError, match=rf"other stayed contended for {CLAIM_ATTEMPTS} attempts; start again with fewer writers"):
-        bucket.put_if_absent("other", b"")
+        impatient_bucket.put_if_absent("other", b"")
 
 
-@pytest.mark.usefixtures("no_waiting")
-def test_a_write_whose_answer_is_lost_is_neither_lost_nor_made_twice(proxy: FaultProxy, bucket: Storage) -> None:
-    entry = put_episode(bucket, episode(), 20.0)
-    check_conditional_writes(bucket)
+def test_a_write_whose_answer_is_lost_is_neither_lost_nor_made_twice(proxy: FaultProxy, impatient_bucket: Storage) -> None:
+    entry = put_episode(impatient_bucket, episode(), 20.0)
+    check_conditional_writes(impatient_bucket)
     proxy.will("", "", "unanswered")  # a list, the manifest, and the claim of the version
-    commit(bucket, CONTRACT, [entry])
+    commit(impatient_bucket, CONTRACT, [entry])
     claims = [request for request in proxy.requests if request.endswith("versions/000001.json") and request.startswith("PUT")]
     assert len(claims) == 2
-    assert latest_version(bucket) == 1
-    assert load_manifest(bucket).episode_ids == [entry.episode_id]
+    assert latest_version(impatient_bucket) == 1
+    assert load_manifest(impatient_bucket).episode_ids == [entry.episode_id]
 
 
 def test_credentials_that_expire_at_any_request_of_a_commit_leave_a_whole_store(proxy: FaultProxy, bucket: Storage) -> None:
@@ -88,15 +85,13 @@ def test_credentials_that_expire_at_any_request_of_a_commit_leave_a_whole_store(
     assert load_manifest(bucket).episode_ids == ["Lift-000000", "Lift-000001"]
 
 
-@pytest.mark.usefixtures("no_waiting")
-def test_a_short_overload_is_waited_out(proxy: FaultProxy, bucket: Storage) -> None:
+def test_a_short_overload_is_waited_out(proxy: FaultProxy, impatient_bucket: Storage) -> None:
     proxy.will("SlowDown", "SlowDown")
-    bucket.put("key", b"data")
+    impatient_bucket.put("key", b"data")
     proxy.will("SlowDown", "unanswered")
-    assert bucket.get("key") == b"data"
+    assert impatient_bucket.get("key") == b"data"
 
 
-@pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
@@ -110,19 +105,19 @@ def test_a_short_overload_is_waited_out(proxy: FaultProxy, bucket: Storage) -> N
         ("unanswered", "the server 127.0.0.1:PORT cannot be reached; check AWS_ENDPOINT_URL and the network"),
     ],
 )
-def test_each_refusal_is_one_sentence(proxy: FaultProxy, bucket: Storage, fault: str, sentence: str) -> None:
-    bucket.put("key", b"data")
+def test_each_refusal_is_one_sentence(proxy: FaultProxy, impatient_bucket: Storage, fault: str, sentence: str) -> None:
+    impatient_bucket.put("key", b"data")
     proxy.will(fault, always=True)
     for use in (
-        lambda: bucket.get("key"),
-        lambda: bucket.put("key", b"other"),
-        lambda: bucket.put_if_absent("new", b""),
-        lambda: bucket.exists("key"),
-        lambda: bucket.list(""),
+        lambda: impatient_bucket.get("key"),
+        lambda: impatient_bucket.put("key", b"other"),
+        lambda: impatient_bucket.put_if_absent("new", b""),
+        lambda: impatient_bucket.exists("key"),
+        lambda: impatient_bucket.list(""),
     ):
         with pytest.raises(StorageError) as raised:
             use()
-        assert str(raised.value) == f"{bucket.uri}: {sentence.replace('PORT', str(proxy.server_port))}"
+        assert str(raised.value) == f"{impatient_bucket.uri}: {sentence.replace('PORT', str(proxy.server_port))}"
         assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
         assert "Signature" not in "".join(traceback.format_exception(raised.value))
 
@@ -139,7 +134,7 @@ KEY, SECRET = "AKIDNOTTOBESHOWN", "sEcReT+not=to+be+shown"
 NO_FILES = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
 
 
-@pytest.mark.usefixtures("no_waiting", "s3")
+@pytest.mark.usefixtures("no_backoff", "s3")
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
@@ -158,7 +153,7 @@ NO_FILES = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.dev
 def test_each_wrong_setting_is_one_sentence(s3_environment: Point, variables: dict[str, str], sentence: str) -> None:
     s3_environment(variables)
     with pytest.raises(StorageError) as raised:
-        open_storage(f"s3://{BUCKET}").list("")
+        open_storage(f"s3://{BUCKET}", IMPATIENT).list("")
     shown = "".join(traceback.format_exception(raised.value))
     assert sentence in str(raised.value)
     assert KEY not in shown

@@ -1,5 +1,6 @@
 """A storage server that is away for a moment: whoever has reached it before waits, and loses nothing."""
 
+import pickle
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,24 +14,35 @@ from bench.seaweed import running
 from conftest import BUCKET
 from fault_proxy import FaultProxy
 from orchestrator.data.store import commit, latest_version, load_manifest, put_episode
-from orchestrator.storage import OUTAGE_S, PATIENCE, Storage, StorageError, check_conditional_writes, open_storage
+from orchestrator.storage import PATIENCE, Storage, StorageError, StorageSettings, check_conditional_writes, open_storage
 from test_episodes import CONTRACT, episode
 
 Point = Callable[[dict[str, str]], None]
 
 
+@pytest.mark.usefixtures("no_backoff")
 @pytest.mark.parametrize("fault", ["SlowDown", "unanswered"])
-def test_a_server_that_has_answered_is_waited_for(proxy: FaultProxy, bucket: Storage, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda backoff, context: 0)
+def test_a_server_that_has_answered_is_waited_for(proxy: FaultProxy, bucket: Storage, fault: str) -> None:
     bucket.put("key", b"data")
     proxy.will(*[fault] * 10)  # more than a client repeats by itself
     assert bucket.get("key") == b"data"
-    monkeypatch.setattr("orchestrator.storage.OUTAGE_S", 1.0)
+    impatient = open_storage(bucket.uri, StorageSettings(outage_s=1.0))
     proxy.will(fault, always=True)
     began = time.monotonic()
     with pytest.raises(StorageError, match=r"the server 127\.0\.0\.1:\d+ (is overloaded or failing|cannot be reached)"):
-        bucket.get("key")
+        impatient.get("key")
     assert 1 < time.monotonic() - began < 10
+
+
+@pytest.mark.usefixtures("no_backoff")
+def test_bucket_pickled_keeps_its_settings(proxy: FaultProxy, bucket: Storage) -> None:
+    bucket.put("key", b"data")
+    travelled = pickle.loads(pickle.dumps(open_storage(bucket.uri, StorageSettings(outage_s=0.0, retry_delay_s=0.0))))
+    proxy.will("SlowDown", always=True)
+    began = time.monotonic()
+    with pytest.raises(StorageError, match="is overloaded or failing"):
+        travelled.get("key")
+    assert time.monotonic() - began < 10, "the default is to wait for a minute"
 
 
 @pytest.mark.parametrize("fault", ["AccessDenied", "ExpiredToken", "NotImplemented"])
@@ -51,11 +63,11 @@ def test_a_server_that_never_answered_is_told_within_seconds(proxy: FaultProxy, 
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.usefixtures("no_backoff")
 @pytest.mark.parametrize("fault", ["SlowDown", "unanswered"])
 def test_a_process_begun_by_one_that_was_answered_waits_for_its_first_answer(
     proxy: FaultProxy, bucket: Storage, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda backoff, context: 0)
     monkeypatch.setenv(PATIENCE, "1")
     proxy.will(*[fault] * 10)
     bucket.put("key", b"data")
@@ -71,9 +83,9 @@ def test_an_endpoint_where_nobody_listens_is_told_within_seconds(s3_environment:
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.usefixtures("no_waiting")
-def test_a_claim_whose_answer_is_lost_in_an_outage_finds_its_own_object(proxy: FaultProxy, bucket: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.storage.OUTAGE_S", 30.0)
+@pytest.mark.usefixtures("no_backoff")
+def test_a_claim_whose_answer_is_lost_in_an_outage_finds_its_own_object(proxy: FaultProxy, bucket: Storage) -> None:
+    bucket = open_storage(bucket.uri, StorageSettings(outage_s=30.0, retry_delay_s=0.0))
     bucket.put("key", b"data")
     proxy.will(*["unanswered"] * 4)
     assert not bucket.put_if_absent("claimed", b"first")
@@ -106,7 +118,7 @@ def test_writers_do_not_notice_that_a_server_is_killed_and_started_again(tmp_pat
                 assert storage.get(written[number // 2]) == written[number // 2].encode() * 20_000
 
         def wait_for(more: int) -> None:
-            enough, deadline = len(written) + more, time.monotonic() + OUTAGE_S
+            enough, deadline = len(written) + more, time.monotonic() + StorageSettings().outage_s
             while len(written) < enough and not any(future.done() for future in writers):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)

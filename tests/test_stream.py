@@ -14,10 +14,11 @@ import psutil
 import pytest
 
 from orchestrator.data import stream
-from orchestrator.data.episodes import EpisodeError
+from orchestrator.data.clips import stack
+from orchestrator.data.episodes import EpisodeError, decode
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.order import Order
-from orchestrator.data.store import commit, fetch, load_manifest, put_episode
+from orchestrator.data.store import commit, load_manifest, put_episode
 from orchestrator.data.subset import choose
 from orchestrator.storage import open_storage
 from policy.config import ClipShape
@@ -37,16 +38,12 @@ def store(tmp_path: Path) -> Store:
     return storage.uri, manifest, order
 
 
-def fake_fetch(uri: str, need: stream._Need) -> Iterator[bytes]:
-    """What Ray Data brings, without Ray."""
-    storage = open_storage(uri)
-    for entry in need.episodes():
-        yield fetch(storage, entry)
-
-
-def draw(store: Store, first_step: int = 0, num_steps: int = 40, cache_bytes: int = stream.CACHE_BYTES) -> list[dict[str, Any]]:
+def draw(
+    store: Store, first_step: int = 0, num_steps: int = 40, cache_bytes: int = stream.CACHE_BYTES, bring: stream.Bring = stream.straight
+) -> list[dict[str, Any]]:
     uri, manifest, order = store
-    return list(stream.batches(uri, manifest.contract, order, SHAPE, first_step=first_step, num_steps=num_steps, cache_bytes=cache_bytes))
+    steps = {"first_step": first_step, "num_steps": num_steps}
+    return list(stream.batches(uri, manifest.contract, order, SHAPE, **steps, cache_bytes=cache_bytes, bring=bring))
 
 
 def assert_same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
@@ -57,13 +54,11 @@ def assert_same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Non
 
 
 @pytest.mark.parametrize("first_step", [1, 7, 25, 39])
-def test_resuming_at_any_step_continues_with_the_exact_clips(store: Store, first_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "_fetched", fake_fetch)
+def test_resuming_at_any_step_continues_with_the_exact_clips(store: Store, first_step: int) -> None:
     assert_same(draw(store, first_step), draw(store)[first_step:])
 
 
-def test_batches_are_full_bytes_and_hold_both_kinds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "_fetched", fake_fetch)
+def test_batches_are_full_bytes_and_hold_both_kinds(store: Store) -> None:
     for batch in draw(store):
         assert batch["frames"].shape == (5, 1, 2, 64, 64, 3)
         assert batch["frames"].dtype == np.uint8
@@ -81,7 +76,7 @@ def test_ray_data_delivers_what_the_plan_says(store: Store, kind: str, ray_clust
         uri = target.uri
         assert load_manifest(target).fingerprint == manifest.fingerprint
     need = stream._Need(order, 3, 60, cache_bytes=30_000)
-    expected = list(fake_fetch(uri, need))
+    expected = list(stream.straight(uri, need))
     assert len(expected) > 2 * stream.GROUP_EPISODES
     assert list(stream._fetched(uri, need)) == expected
 
@@ -107,12 +102,12 @@ def test_a_killed_fetching_process_changes_nothing(store: Store, ray_cluster: No
     killer.start()
     killer.join()
     some += list(fetched)
-    assert some == list(fake_fetch(uri, need))
+    assert some == list(stream.straight(uri, need))
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("fault", ["flipped", "short", "missing"])
-def test_a_damaged_episode_stops_the_stream_and_is_named(store: Store, ray_cluster: None, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_episode_stops_the_stream_and_is_named(store: Store, ray_cluster: None, fault: str) -> None:
     uri, _, order = store
     victim = order.demos[0]
     path = Path(uri) / victim.key
@@ -121,13 +116,18 @@ def test_a_damaged_episode_stops_the_stream_and_is_named(store: Store, ray_clust
         path.unlink()
     else:
         path.write_bytes(data[:-1] if fault == "short" else data[:100] + bytes([data[100] ^ 4]) + data[101:])
-    decoded: list[bytes] = []
-    decode = stream.decode
-    monkeypatch.setattr(stream, "decode", lambda data, *rest: (decoded.append(data), decode(data, *rest))[1])
+    damaged = b"" if fault == "missing" else path.read_bytes()
+    brought: list[bytes] = []
+
+    def recorded(uri: str, need: Any) -> Iterator[bytes]:
+        for fetched in stream._fetched(uri, need):
+            brought.append(fetched)
+            yield fetched
+
     word = {"flipped": "damaged", "short": "cut short", "missing": "missing"}[fault]
     with pytest.raises(EpisodeError, match=f"episode {victim.episode_id} is {word}.*restore {victim.key}"):
-        draw(store)
-    assert data not in decoded
+        draw(store, bring=recorded)
+    assert not {data, damaged} & {*brought}, "what is not brought is not decoded"
     assert path.exists() is (fault != "missing")
 
 
@@ -153,13 +153,11 @@ def test_whoever_stops_asking_stops_the_making() -> None:
     assert len(made) == count
 
 
-def test_the_memory_bound_holds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_bound_holds(store: Store) -> None:
     """Of what the worker itself keeps: pictures of open episodes and ready batches."""
-    _, manifest, order = store
+    uri, manifest, order = store
     peak = 0
     opened: dict[int, int] = {}
-    monkeypatch.setattr(stream, "_fetched", fake_fetch)
-    decode = stream.decode
 
     def counted(*arguments: Any) -> Any:
         nonlocal peak
@@ -169,15 +167,16 @@ def test_the_memory_bound_holds(store: Store, monkeypatch: pytest.MonkeyPatch) -
         peak = max(peak, sum(opened.values()))
         return got
 
-    monkeypatch.setattr(stream, "decode", counted)
-    draw(store, 0, 200)
+    need = stream._Need(order, 0, 200, stream.CACHE_BYTES)
+    clips = stream.clips(need, stream.straight(uri, need), SHAPE, manifest.contract, decode=counted)
+    for _ in range(200):
+        stack(list(islice(clips, order.batch_size)))
     bound = stream.memory_bound(manifest.contract, SHAPE, [*order.demos, *order.action_free], 5, action_free=True)
     assert 0 < peak < bound
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 4, 6])
-def test_the_clips_do_not_depend_on_how_many_episodes_the_worker_keeps(store: Store, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "_fetched", fake_fetch)
+def test_the_clips_do_not_depend_on_how_many_episodes_the_worker_keeps(store: Store, kept: int) -> None:
     _, _, order = store
     budget = kept * max(entry.nbytes for entry in (*order.demos, *order.action_free))
     assert_same(draw(store, 5, cache_bytes=budget), draw(store)[5:])

@@ -151,10 +151,10 @@ def test_without_git_caches_and_hidden_files_stay(checkout: Path) -> None:
     ]
 
 
-def test_too_much_is_refused_by_the_name_of_the_largest(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "LIMIT_BYTES", 2**20)
+def test_too_much_is_refused_by_the_name_of_the_largest(checkout: Path) -> None:
     (checkout / "jobs" / "big.py").write_bytes(bytes(2**21))
-    with pytest.raises(StagingError, match=r"2 MiB would be sent.*the largest file is jobs/big.py \(2 MiB\)"), staged({}, checkout):
+    sentence = r"2 MiB would be sent.*the largest file is jobs/big.py \(2 MiB\)"
+    with pytest.raises(StagingError, match=sentence), staged({}, checkout, limit_bytes=2**20):
         pass
 
 

@@ -96,11 +96,10 @@ def serving(app: web.Application) -> Iterator[str]:
 
 @pytest.fixture
 def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Dashboard, Cluster]]:
-    monkeypatch.setattr("orchestrator.submit.PAUSE_S", 0.05)
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # Ray's client would go there instead
     pretended = Dashboard()
     with serving(pretended.app()) as address:
-        yield pretended, Cluster(address)
+        yield pretended, Cluster(address, poll_s=0.05)
 
 
 def test_a_connection_that_breaks_is_made_again_and_each_character_comes_once(dashboard: tuple[Dashboard, Cluster]) -> None:

@@ -25,7 +25,6 @@ from policy.latents import latent_codec
 from policy.presets import PRESETS
 from policy.serve import TrainedPolicy
 from policy.text import sentence_encoder
-from test_stream import fake_fetch
 from test_train import Kept
 
 pytestmark = pytest.mark.sim
@@ -60,15 +59,14 @@ def job(store: Path, weights: Path, **changes: Any) -> ArmJob:
 
 
 @pytest.fixture(autouse=True)
-def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+def _one_thread() -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr(stream, "_fetched", fake_fetch)
 
 
 def trained(job: ArmJob, folder: Path) -> Path:
     """The last checkpoint of a run."""
     folder.mkdir()
-    train(job, 0, 1, None, Kept(folder))
+    train(job, 0, 1, None, Kept(folder), bring=stream.straight)
     return folder / "step_000002"
 
 

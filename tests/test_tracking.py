@@ -18,8 +18,8 @@ from conftest import CHECKOUT
 from orchestrator.spec import Sweep
 from orchestrator.spool import Journal, Reading, journals
 from orchestrator.state import SweepState
-from orchestrator.teller import Teller
-from orchestrator.tracking import EXPERIMENT, SWEEP, TrackingError, client, tagged
+from orchestrator.teller import OutboxSettings, Teller
+from orchestrator.tracking import EXPERIMENT, SWEEP, Tracker, TrackingError, client, tagged
 from orchestrator.views import Views, republish
 from reports import a_sweep, check, report, tell
 
@@ -97,11 +97,16 @@ def test_what_a_killed_process_noted_is_told_by_a_process_that_has_nothing_to_te
     """`demoscale status --rebuild` is enough; here not even what it tells itself is needed."""
     sweep = a_sweep(tmp_path, store, database, name="orphan", arms=4)
     state = SweepState.open(sweep, pin=True)
-    views = Views(state)
-    views._teller._over = True  # noted, and nobody tells
-    views._teller._thread.join()
+
+    def unreachable(uri: str, **about: Any) -> Tracker:
+        raise ConnectionError("MLflow is away")
+
+    views = Views(state, open_tracker=unreachable)
     report(views, state, steps=4)
-    views._teller._journal.close()
+    noted = views.untold
+    assert noted > 4 * 4, "every record is noted, and none delivered"
+    views.close()
+    assert views.untold == noted
     heir = Views(state)
     assert heir.finish(done=False) == ""
     check(database, state, steps=4)
@@ -205,21 +210,21 @@ class Slow:
         self.told.append(step)
 
 
-def test_nobody_waits_for_a_slow_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_for_a_slow_server(tmp_path: Path) -> None:
     told: list[int] = []
-    teller = Teller("", tmp_path, {}, open_tracker=lambda uri, **about: Slow(uri, told=told))
+    settings = OutboxSettings(patience_s=0.1, longest_wait_s=1.0)
+    teller = Teller("", tmp_path, {}, open_tracker=lambda uri, **about: Slow(uri, told=told), settings=settings)
     began = time.monotonic()
     for step in range(100):
         teller.note("metrics", step=step)
     assert time.monotonic() - began < 1.0
-    monkeypatch.setattr("orchestrator.teller.LONGEST_WAIT_S", 1.0)
     began = time.monotonic()
-    assert not teller.wait(patience_s=0.1)
+    assert not teller.wait()
     assert 0.9 < time.monotonic() - began < 2.0
     assert teller.left > 80
     teller.close()
-    other = Teller("", tmp_path, {}, open_tracker=lambda uri, **about: Slow(uri, told=told))
-    monkeypatch.setattr("orchestrator.teller.LONGEST_WAIT_S", 60.0)
+    settings = OutboxSettings(longest_wait_s=60.0)
+    other = Teller("", tmp_path, {}, open_tracker=lambda uri, **about: Slow(uri, told=told), settings=settings)
     other.note("metrics", step=100)
     assert other.wait(patience_s=0.1)
     other.close()

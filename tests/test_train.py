@@ -3,6 +3,7 @@
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator import loop
 from orchestrator.arms import Arm
 from orchestrator.data import stream
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import choose
 from orchestrator.desk import desk
-from orchestrator.loop import ArmJob, train
+from orchestrator.loop import ArmJob
 from orchestrator.meter import SPENT
 from orchestrator.sections import Train
 from orchestrator.storage import open_storage
@@ -26,7 +28,6 @@ from policy.checkpoint import fingerprint, load, load_card, load_trainer
 from policy.config import Recipe
 from policy.presets import PRESETS
 from policy.trainer import learning_rate_factor
-from test_stream import fake_fetch
 
 
 def job(store: Path, steps: int = 6, workers: int = 1, ratio: float = 1.0) -> ArmJob:
@@ -53,10 +54,12 @@ class Kept:
 
 
 @pytest.fixture
-def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plain loop needs no Ray: episodes come straight from the store."""
+def _no_ray() -> None:
+    """The plain loop needs no Ray: `train` fetches straight from the store."""
     torch.set_num_threads(1)
-    monkeypatch.setattr(stream, "_fetched", fake_fetch)
+
+
+train = partial(loop.train, bring=stream.straight)
 
 
 @pytest.mark.sim

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import CAMERA
 from orchestrator.data.store import commit, load_manifest, put_episode
-from orchestrator.fidelity import Fidelity, fidelity
+from orchestrator.fidelity import MEASURES, Fidelity, fidelity
 from orchestrator.held_out import HeldOut
 from orchestrator.storage import open_storage
 from orchestrator.video_score import VideoScore, VideoTest, first_look
@@ -92,7 +92,7 @@ def test_a_clip_is_the_same_every_time_and_its_future_lies_within_its_episode(st
     assert len({clip.start for clip in held_out(store, 16).clips}) > 5, "not only how episodes begin"
 
 
-def test_the_digest_names_pictures_rung_and_measures(store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_digest_names_pictures_rung_and_measures(store: str, tmp_path: Path) -> None:
     test = video_test(store)
     copied = tmp_path / "copy"
     shutil.copytree(store.removeprefix("file://"), copied)
@@ -102,8 +102,8 @@ def test_the_digest_names_pictures_rung_and_measures(store: str, monkeypatch: py
     elsewhere = replace(test, held_out=held_out(store, used=used))
     digests = {one.digest for one in (test, video_test(store, 4), video_test(store, rung="truncated"), wider, elsewhere)}
     assert len(digests) == 5
-    monkeypatch.setattr("orchestrator.video_score.MEASURES", ("flip-evaluator 99",))
-    assert test.digest not in digests
+    assert test.digest == test.digest_with(MEASURES)
+    assert test.digest_with((*MEASURES[:-1], "flip-evaluator 99")) not in digests
 
 
 def test_a_score_comes_back_as_it_was_kept_and_the_first_one_stays(store: str, tmp_path: Path) -> None:

@@ -21,18 +21,17 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-import sim_workers.pool
 from orchestrator.evaluate import server_options
 from orchestrator.ledger import Portraits
 from orchestrator.score import ScoringJob
 from orchestrator.scorer import Scorer
 from orchestrator.storage import Storage, open_storage
 from sim_workers.balance import Answered
-from sim_workers.pool import RolloutPool
+from sim_workers.pool import PoolSettings, RolloutPool
 from sim_workers.rollout import Outcome
 from sim_workers.served import Served
 from sim_workers.suite import EpisodeSpec, Rules, Suite
-from sim_workers.worker import Beat, Played, RolloutJob, Said
+from sim_workers.worker import Beat, Played, RolloutJob, RolloutWorker, Said
 from test_pool import CONTRACT, Heard, Wanderer
 from waiting import until as until_within
 
@@ -131,7 +130,7 @@ def places(outcomes: list[Outcome]) -> Counter[str]:
 
 def spread(servers: tuple[Any, ...]) -> dict[str, Any]:
     """Three workers that would fit on two nodes, and a policy server on every node."""
-    pool = RolloutPool(3, num_cpus=1)
+    pool = RolloutPool(3, num_cpus=1, worker=PretendedWorker)
     outcomes = play(pool, servers, 60)
     pool.close()
     asked = [json.loads(outcome.message) for outcome in outcomes]
@@ -144,7 +143,7 @@ def spread(servers: tuple[Any, ...]) -> dict[str, Any]:
 
 def too_small(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
     """Eight workers where six have room, until a node comes."""
-    pool, placed, came = RolloutPool(8, num_cpus=1), [], []
+    pool, placed, came = RolloutPool(8, num_cpus=1, worker=PretendedWorker), [], []
 
     def heard(number: int, _: Outcome) -> None:
         placed.append(pool.placed)
@@ -162,10 +161,10 @@ def too_small(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
 
 def with_notice(nodes: Nodes, servers: tuple[Any, ...], node: str) -> dict[str, Any]:
     """A node is given notice while it plays."""
-    pool, told = RolloutPool(8, num_cpus=0.5), []
+    pool, told = RolloutPool(8, num_cpus=0.5, worker=PretendedWorker), []
     before = play(pool, servers, 24)
     nodes.give_notice(node)
-    time.sleep(2 * sim_workers.pool.LOOK_AROUND_S)
+    time.sleep(2 * PoolSettings().look_around_s)
     after = play(pool, servers, 40, lambda *_: told.append(sorted({worker.node for worker in pool._workers})))
     replaced = dict(pool.usage.replaced)
     pool.close()
@@ -180,9 +179,19 @@ class Rows(Heard):
         self.done = done
 
 
-def scored(storage: Storage, source: Served, workers: int, suite: Suite, num_cpus: float, disturb: Callable[[Rows], None]) -> dict[str, Any]:
+def scored(
+    storage: Storage,
+    source: Served,
+    workers: int,
+    suite: Suite,
+    num_cpus: float,
+    disturb: Callable[[Rows], None],
+    worker: type[Any] = RolloutWorker,
+    on_failure: Callable[[str, str], None] = lambda how, why: None,
+) -> dict[str, Any]:
     """A suite's score by the real scorer, while `disturb` does what it does; rows as they were written, before anybody looks for doubles."""
-    heard, pool = Rows(), RolloutPool(workers, num_cpus=num_cpus, references=Portraits(storage, "simulation"))
+    heard, pool = Rows(), RolloutPool(workers, num_cpus=num_cpus, references=Portraits(storage, "simulation"), worker=worker)
+    pool.on_failure = on_failure
     scorer = Scorer(storage, CONTRACT, pool, heard)
     scorer.submit(ScoringJob("arm", 1, source.key, source.key, suite, "protocol", source))
     disturbing = threading.Thread(target=disturb, args=(heard,))
@@ -201,14 +210,15 @@ def coming_and_going(nodes: Nodes, folder: Path, real: bool, servers: tuple[Any,
     """The same suite on three nodes in peace, and while one of them dies and another comes."""
     suite = Suite(("Lift",), 24, Rules(24)) if real else Suite(("Lift",), 60, Rules(40))
     source, workers, enough = Served(servers, "wanderer"), 3 if real else 6, 2 if real else 12
+    worker: type[Any] = RolloutWorker if real else PretendedWorker
 
     def disturb(heard: Rows) -> None:
         until(lambda: len(heard.outcomes) >= enough)
         nodes.kill(going)
         nodes.add()
 
-    disturbed = scored(open_storage(str(folder / "disturbed")), source, workers, suite, 0.6 if real else 1, disturb)
-    peaceful = scored(open_storage(str(folder / "peaceful")), source, 1 if real else workers, suite, 0.6 if real else 1, lambda _: None)
+    disturbed = scored(open_storage(str(folder / "disturbed")), source, workers, suite, 0.6 if real else 1, disturb, worker)
+    peaceful = scored(open_storage(str(folder / "peaceful")), source, 1 if real else workers, suite, 0.6 if real else 1, lambda _: None, worker)
     return {
         "listed": len(suite.episode_list()),
         "rows": disturbed["rows"],
@@ -225,16 +235,9 @@ def unfit(nodes: Nodes, folder: Path, servers: tuple[Any, ...]) -> dict[str, Any
     nodes.add(GALLIUM_DRIVER="softpipe")
     storage, suite = open_storage(str(folder / "peaceful")), Suite(("Lift",), 12, Rules(24))
     lines: list[str] = []
-    fail = RolloutPool._fail
-
-    def noted(pool: RolloutPool, worker: Any, how: str, why: str) -> None:
-        lines.append(why)
-        fail(pool, worker, how, why)
-
-    RolloutPool._fail = noted  # type: ignore[method-assign]
     until(lambda: len(ray.nodes()) >= 5)
-    facts = scored(storage, Served(servers, "beside-unfit-nodes"), 5, suite, 0.6, lambda _: None)
-    RolloutPool._fail = fail  # type: ignore[method-assign]
+    source = Served(servers, "beside-unfit-nodes")
+    facts = scored(storage, source, 5, suite, 0.6, lambda _: None, on_failure=lambda how, why: lines.append(why))
     return {"complete": facts["complete"], "rows": facts["rows"], "failures": sorted(set(lines))}
 
 
@@ -242,7 +245,7 @@ def cannot_start(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
     """A node has more room than all others, and no worker starts on it."""
     node = nodes.add(4, NO_WORKER_STARTS="1")
     until(lambda: any(told["NodeID"] == node and told["Alive"] for told in ray.nodes()))
-    pool, retried = RolloutPool(8, num_cpus=1), []
+    pool, retried = RolloutPool(8, num_cpus=1, worker=PretendedWorker), []
     pool.on_retry = lambda kind, job, why: retried.append(kind)
     until(lambda: play(pool, servers, 4) and pool.placed)
     retried.clear()  # before any worker has a place, an episode bears what goes wrong
@@ -254,9 +257,8 @@ def cannot_start(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
 
 def slow_listener(servers: tuple[Any, ...]) -> dict[str, Any]:
     """Whoever takes the outcomes is away for longer than any silence that is borne."""
-    usual = dict(sim_workers.pool.SILENCE_S)
-    sim_workers.pool.SILENCE_S |= dict.fromkeys(usual, 2.0)
-    pool, slept = RolloutPool(4, num_cpus=0.5), []
+    settings = PoolSettings(making_timeout_s=2.0, playing_timeout_s=2.0, asking_timeout_s=2.0)
+    pool, slept = RolloutPool(4, num_cpus=0.5, settings=settings, worker=PretendedWorker), []
 
     def heard(number: int, _: Outcome) -> None:
         if number == 4:
@@ -265,7 +267,6 @@ def slow_listener(servers: tuple[Any, ...]) -> dict[str, Any]:
     outcomes = play(pool, servers, 16, heard)
     replaced = dict(pool.usage.replaced)
     pool.close()
-    sim_workers.pool.SILENCE_S |= usual
     return {"outcomes": len(outcomes), "replaced": replaced}
 
 
@@ -281,7 +282,6 @@ def main() -> None:
             told["real"] = coming_and_going(nodes, Path(folder), True, servers, first[0])
             told["unfit"] = unfit(nodes, Path(folder), servers)
         else:
-            sim_workers.pool.RolloutWorker = PretendedWorker  # type: ignore[misc, assignment]
             servers = pretended_servers(3)
             told["spread"] = spread(servers)
             told["too_small"] = too_small(nodes, servers)

@@ -231,8 +231,11 @@ def _ahead(items: Iterator[_T], depth: int) -> Iterator[_T]:
         thread.join()
 
 
-def clips(need: _Need, fetched: Iterator[bytes], shape: ClipShape, contract: Contract) -> Iterator[Clip]:
-    """The order's clips from the first step on, out of the episodes that are open; `fetched` brings the bytes that are needed, in order."""
+def clips(need: _Need, fetched: Iterator[bytes], shape: ClipShape, contract: Contract, decode: Callable[..., Episode] = decode) -> Iterator[Clip]:
+    """The order's clips from the first step on, out of the episodes that are open; `fetched` brings the bytes that are needed, in order.
+
+    decode: called as `episodes.decode`.
+    """
     opened: dict[int, Episode] = {}
     held: dict[str, bytes] = {}
     recent = _Recent(need.cache_bytes)
