@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from bench.seaweed import BUCKET, NoServerError, make_bucket, started
 from filelock import FileLock
 from hypothesis import settings
 
-from bench.seaweed import BUCKET, NoServerError, make_bucket, started
 from browser import MISSING, chromium
 from fault_proxy import FaultProxy, fault_proxy
 from orchestrator.storage import Storage, _client, open_storage

@@ -14,8 +14,9 @@ if __name__ == "__main__":
     from orchestrator import cli, staging, submitted
 
     if sys.argv[1] == "sweep":  # what runs on the cluster, in place of jobs/sweep.py
-        import orchestrator.sweep as engine
         from bench.pretend import fit_in, players
+
+        import orchestrator.sweep as engine
 
         class PretendedRun(engine.SweepRun):
             def __init__(self, *args: object, **kwargs: object) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from bench.pretend import fit_in
+
 from orchestrator.state import SweepState
 from orchestrator.stats import wilson
 from orchestrator.tracked import read_sweep

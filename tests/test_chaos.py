@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from bench.chaos import chaos, harmless
 from bench.disturbed import KINDS
 from bench.seaweed import NoServerError

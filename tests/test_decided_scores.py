@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bench.pretend import PretendedPool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.pretend import PretendedPool
 from orchestrator.anytime import anytime_interval
 from orchestrator.decide import Rule, beginning, decide
 from orchestrator.ledger import Ledger, scores

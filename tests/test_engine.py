@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-
 from bench.pretend import Pretended, fit_in, players, success_rate
+
 from conftest import CHECKOUT
 from orchestrator.cli_status import _now, _summary
 from orchestrator.cost import Spending

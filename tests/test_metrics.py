@@ -16,11 +16,11 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from bench.pretend import PretendedPool, fit_in, outcome
+from bench.pretend import players as pretended
 from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.pretend import PretendedPool, fit_in, outcome
-from bench.pretend import players as pretended
 from conftest import CHECKOUT, run
 from orchestrator import metrics
 from orchestrator.metrics import METRICS, Metric

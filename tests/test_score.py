@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bench.servo import cameras
 from click.testing import CliRunner, Result
 
 from bench import pretend
-from bench.servo import cameras
 from orchestrator.cli import main
 from orchestrator.ledger import Ledger
 from orchestrator.score import protocol_fingerprint

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-
 from bench.pretend import PretendedPool
+
 from orchestrator.ledger import Ledger
 from orchestrator.score import Score, ScoringJob
 from orchestrator.scorer import Scorer

@@ -8,8 +8,8 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-
 from bench.seaweed import running
+
 from conftest import BUCKET
 from fault_proxy import FaultProxy
 from orchestrator.data.store import commit, latest_version, load_manifest, put_episode

@@ -97,6 +97,7 @@ class Judged:
 def run_sweep(folder: Path, store: str) -> Callable[..., tuple[Any, list[str]]]:
     """Runs one to its end with a judge; the run and what it said."""
     from bench.pretend import fit_in, players
+
     from orchestrator.sweep import SweepRun
 
     def go(asked: Sweep, judge: Judged | None) -> tuple[Any, list[str]]:
