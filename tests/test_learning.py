@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import CAMERA
 from orchestrator.arms import Arm
 from orchestrator.collect import record
 from orchestrator.data.store import commit
@@ -16,6 +15,7 @@ from orchestrator.data.stream import straight
 from orchestrator.loop import ArmJob, train
 from orchestrator.sections import Train
 from orchestrator.storage import open_storage
+from orchestrator.testing.episodes import CAMERA
 from policy.presets import PRESETS
 from policy.serve import TrainedPolicy
 from sim_workers.demonstrate import Demonstration
