@@ -76,10 +76,15 @@ def compared(calm: Place, wild: Place) -> dict[str, Any]:
     }
 
 
-def chaos(folder: Path, episodes: Path, kills: int, seed: int, point: Callable[[dict[str, str]], None] = os.environ.update) -> dict[str, Any]:
-    """Both runs, and what they came to. `episodes`: a store with six or more of Lift; `point` sets variables that lead to an S3 server."""
+def chaos(
+    folder: Path, episodes: Path, kills: int, seed: int, point: Callable[[dict[str, str]], None] = os.environ.update, seeds: int = 3
+) -> dict[str, Any]:
+    """Run the sweep undisturbed and disturbed, and compare. A sweep has two arms per training seed.
+
+    episodes: a store with six or more episodes of Lift. point: sets the variables that lead to an S3 server.
+    """
     began = time.monotonic()
-    calm, wild = Place("calm", folder), Place("wild", folder)
+    calm, wild = Place("calm", folder, seeds), Place("wild", folder, seeds)
     (folder / "seaweed").mkdir()
     with running(folder / "seaweed") as server:
         point(server.variables)

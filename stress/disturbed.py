@@ -21,15 +21,15 @@ KINDS = ("driver", *TITLES, "storage")
 AT_WORK = TITLES["trainer"], "ray::RolloutWorker.play"
 AFTER_S = 0.0, 10.0
 """A kill that is due comes so much later, drawn evenly."""
-SPREAD = 10
-"""All are due by the time so many of the twelve scores are told: evenly over the sweep, however fast the machine."""
+SPREAD = 10 / 12
+"""Share of the sweep's scores that are reported when the last kill is due: kills are spread evenly over the sweep, however fast the machine."""
 AWAY_S = 1.0, 5.0
 """Until a killed storage server is started again."""
 MOST_RESTARTS_PER_KILL = 3
 """A sweep that has to be started again more often does not get anywhere."""
 SWEEP = """
 name: chaos
-seeds: [0, 1, 2]
+seeds: {seeds}
 data: {{episodes: {episodes}, demo_count: [1, 2], action_free_ratio: [1]}}
 train: {{mode: action_only, steps: 12, batch_size: 4, checkpoint_every: 6, warmup_steps: 2}}
 suite: {{tasks: [Lift], episodes: 3, horizon: 16}}
@@ -46,6 +46,13 @@ class Place:
 
     name: str
     folder: Path
+    seeds: int = 3
+    """Training seeds, of two arms each."""
+
+    @property
+    def scores(self) -> int:
+        """Of its arms' two checkpoints each."""
+        return self.seeds * 2 * 2
 
     @property
     def storage(self) -> str:
@@ -61,7 +68,7 @@ class Place:
 
     def sweep_file(self, episodes: Path) -> Path:
         path = self.folder / f"{self.name}.yaml"
-        path.write_text(SWEEP.format(episodes=episodes, storage=self.storage, mlflow=self.mlflow))
+        path.write_text(SWEEP.format(seeds=[*range(self.seeds)], episodes=episodes, storage=self.storage, mlflow=self.mlflow))
         return path
 
 
@@ -177,7 +184,7 @@ class Disturbed:
     def _due(self) -> bool:
         """Whether the sweep has come far enough for another kill; a driver tells all scores again that it finds."""
         told = {*re.findall(r"score (\S+ after \d+ steps)", self._place.log.read_text(errors="replace"))}
-        return len(told) * self._kills >= (self._kills - len(self._todo)) * SPREAD
+        return len(told) * self._kills >= (self._kills - len(self._todo)) * SPREAD * self._place.scores
 
     def _strike(self) -> None:
         """Kill the first of the list that is there to be killed, while the sweep is at work: most of it would meet a start otherwise."""

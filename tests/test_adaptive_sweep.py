@@ -17,6 +17,7 @@ from sweep_runs import Run, ledger, sweep
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
+@pytest.mark.full
 def test_scores_end_when_enough_is_known_and_the_same_sweep_without_the_rule_plays_the_rest(folder: Path, store: str) -> None:
     """The arms' true rates are 0.02 to 0.11. MLflow keeps the scores of the two rules apart, each with its own curve."""
     suite = {"tasks": ["Lift"], "episodes": 40, "horizon": 50, "decide": {"threshold": 0.5, "look_every": 5}}
@@ -50,6 +51,7 @@ def test_scores_end_when_enough_is_known_and_the_same_sweep_without_the_rule_pla
     assert {arm.episodes for arm in read_sweep(decided.mlflow, folder.name).arms} == {40}
 
 
+@pytest.mark.full
 def test_arms_are_decided_against_another_that_is_trained_first(folder: Path, store: str) -> None:
     """The other arm's trainer begins when that one is scored: were it begun later, this would never end."""
 

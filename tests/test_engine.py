@@ -47,6 +47,7 @@ def test_a_grid_is_trained_and_scored_whole_its_curve_is_the_truth_and_mlflow_ca
     assert Curve.read(elsewhere.mlflow, folder.name).points == done.curve.points
 
 
+@pytest.mark.full
 def test_a_sweep_without_its_mlflow_is_done_all_the_same_and_has_its_curve_when_mlflow_is_back(folder: Path, store: str) -> None:
     """What is away here is the folder of the database."""
     (folder / "away").write_text("a file where a folder should be")
@@ -65,6 +66,7 @@ def test_a_sweep_without_its_mlflow_is_done_all_the_same_and_has_its_curve_when_
     assert len(ledger(folder)) == 4 * 3 * 40, "nothing was played twice"
 
 
+@pytest.mark.full
 def test_late_scores_stop_arms_their_training_and_their_episodes(folder: Path, store: str) -> None:
     """The worst arms end at the first rung although their training is long: within seconds, for good, and without a place on the curve."""
     halving = sweep(folder, store, search={"asha": {"reduction": 2}}, train={"steps": 400, "checkpoint_every": 10})
@@ -126,6 +128,7 @@ def test_a_failed_arm_is_told_the_rest_goes_on_and_only_it_is_retried(folder: Pa
     assert set(done.states.values()) == {"scored"}
 
 
+@pytest.mark.full
 def test_arms_on_one_video_model_wait_for_one_run_of_it(folder: Path, store: str) -> None:
     shared = sweep(folder, store, train={"mode": "two_stage", "videos": "sweep", "video_steps": 6}, seeds=[0, 1])
     done = Run(shared)()
@@ -139,6 +142,7 @@ def test_arms_on_one_video_model_wait_for_one_run_of_it(folder: Path, store: str
     assert all(costs[arm].train_cpu_s == pytest.approx(own[arm].train_cpu_s + videos[0].train_cpu_s / 4) for arm in costs)
 
 
+@pytest.mark.full
 def test_a_budget_ends_the_sweep_cleanly_and_a_higher_one_goes_on(folder: Path, store: str) -> None:
     asked = sweep(folder, store, train={"steps": 60, "checkpoint_every": 20})
     tight = Run(asked.model_copy(update={"budget": asked.budget.model_copy(update={"max_episodes": 100})}), FakeTrainer(0.05))()
@@ -182,6 +186,7 @@ def test_a_sweep_that_is_asked_to_end_saves_its_state_and_goes_on_later(folder: 
     assert set(Run(asked, FakeTrainer(0.001))().states.values()) == {"scored"}
 
 
+@pytest.mark.full
 def test_optuna_tries_arms_between_and_its_proposals_outlive_the_run(folder: Path, store: str) -> None:
     data = {"demo_count": {"low": 1, "high": 8}, "action_free_ratio": {"low": 0, "high": 1}}
     done = Run(sweep(folder, store, data=data, search={"optuna": {"trials": 3}}))()
@@ -194,6 +199,7 @@ def test_optuna_tries_arms_between_and_its_proposals_outlive_the_run(folder: Pat
     assert len(ledger(folder)) == 3 * 3 * 40
 
 
+@pytest.mark.full
 def test_two_sweeps_on_one_cluster_both_come_to_their_end(folder: Path, store: str) -> None:
     """Each takes its part while the other is there."""
     import ray

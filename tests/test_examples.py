@@ -77,6 +77,7 @@ def test_an_example_succeeds_sometimes_and_plays_the_same_over_http(name: str) -
     assert 0 < results.count("success") < len(results), results
 
 
+@pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.ray
 def test_scoring_from_the_command_line(tmp_path: Path) -> None:

@@ -158,6 +158,7 @@ def until(true: Any) -> None:
     raise AssertionError("it never came")
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.timeout(600)

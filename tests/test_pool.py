@@ -125,6 +125,7 @@ def test_a_killed_policy_server_changes_nothing_and_costs_no_worker(reference: t
     assert ledger == reference[1]
 
 
+@pytest.mark.full
 def test_a_hanging_simulator_is_killed_and_replaced(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
     """Stopped, so that no thread of it can say or do anything; gone within ten seconds of the longest silence that is borne."""
     assert PoolSettings().playing_timeout_s + 10 <= 30
@@ -170,6 +171,7 @@ def test_what_fails_every_time_is_an_error_never_a_failure(server: Any, tmp_path
     assert heard.retries == 2 * [("episode", f"{CURSED.episode_id} of arm after 1 steps", why)]
 
 
+@pytest.mark.full
 def test_a_simulator_that_draws_or_moves_otherwise_may_not_score(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
     """The reference was made with another driver, whose pictures differ: no outcome, and the sentence says so."""
     genuine = Portraits(open_storage(str(reference[0])), "simulation").get(Scene("Lift", CONTRACT))
@@ -181,6 +183,7 @@ def test_a_simulator_that_draws_or_moves_otherwise_may_not_score(reference: tupl
     assert message.startswith(f"refused to score, driver: this worker draws with {genuine.driver}, the reference with egl: another GPU")
 
 
+@pytest.mark.full
 def test_where_drivers_may_be_mixed_each_must_draw_as_it_first_did(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
     genuine = Portraits(open_storage(str(reference[0])), "simulation").get(Scene("Lift", CONTRACT))
     assert genuine
@@ -219,6 +222,7 @@ def test_a_film_is_the_recorded_episode_played_again(server: Any, tmp_path: Path
     assert heard.films == {}, "what is filmed is not filmed again"
 
 
+@pytest.mark.full
 def test_a_pool_can_shrink_and_grow_while_it_plays(reference: tuple[Path, dict[str, Any]], server: Any) -> None:
     from sim_workers.pool import RolloutPool
     from sim_workers.served import Served
@@ -237,6 +241,7 @@ def test_a_pool_can_shrink_and_grow_while_it_plays(reference: tuple[Path, dict[s
     pool.close()
 
 
+@pytest.mark.full
 def test_a_worn_process_is_replaced_before_it_hurts(reference: tuple[Path, dict[str, Any]], server: Any) -> None:
     from sim_workers.pool import RolloutPool
     from sim_workers.served import Served

@@ -135,6 +135,7 @@ def test_the_clips_consumed_are_counted_and_keep_the_asked_ratio(
     assert load_card(tmp_path / "step_000003").provenance["clips_action_free"] == action_free
 
 
+@pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.ray
 def test_two_workers_train_one_model_through_ray_and_pause_at_one_step(lift_store: Path, tmp_path: Path, ray_cluster: None) -> None:
@@ -160,6 +161,7 @@ def test_two_workers_train_one_model_through_ray_and_pause_at_one_step(lift_stor
         assert fit(asked, str(tmp_path), {"CPU": 0.5}, handle) == reported
 
 
+@pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.ray
 def test_a_damaged_episode_stops_an_arm_by_its_name_without_trying_again(lift_store: Path, tmp_path: Path, ray_cluster: None) -> None:

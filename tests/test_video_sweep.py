@@ -118,6 +118,7 @@ def logged(asked: Sweep) -> dict[str, dict[str, dict[int, float]]]:
     return found
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_every_checkpoint_is_measured_once_and_told_beside_its_success(folder: Path, store: str, run_sweep: Any) -> None:
@@ -161,6 +162,7 @@ def test_every_checkpoint_is_measured_once_and_told_beside_its_success(folder: P
         }
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_no_score_waits_for_a_video_and_one_that_fails_is_tried_again_by_the_next_run(folder: Path, store: str, run_sweep: Any) -> None:
@@ -187,6 +189,7 @@ def test_no_score_waits_for_a_video_and_one_that_fails_is_tried_again_by_the_nex
     assert len([*folder.glob("video/*/*.json")]) == 4
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_without_held_out_episodes_a_sweep_says_so_once_and_does_everything_else(folder: Path, store: str, run_sweep: Any) -> None:
