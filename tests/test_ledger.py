@@ -211,6 +211,7 @@ def test_a_damaged_object_is_one_sentence_or_its_rows_are_whole(tmp_path: Path, 
 
 WRITER = """
 import sys
+import pandas  # pyarrow imports it with the first table, which takes longer than the writer may live
 from orchestrator.ledger import Ledger
 from orchestrator.storage import open_storage
 from orchestrator.testing.outcomes import make_outcome
