@@ -3,7 +3,7 @@
     python -m bench.search                 three minutes
     python -m bench.search --quick         a third of the arms
 
-Training and episodes only pretend (`bench.pretend`): the arms' true success rates are known, the engine is the real one. The grid plays every
+Training and episodes only pretend (`orchestrator.testing`): the arms' true success rates are known, the engine is the real one. The grid plays every
 checkpoint of every arm; successive halving stops arms that are behind. The sweep begins with its largest arms, as it always does, which here are
 the best; `hostile` is the other way round: every arm is better than those before it, the worst that can happen to successive halving.
 For the engine's cost the peer is Ray Tune alone, with the same trials and nobody listening: CPU seconds of the driver's process, per arm.
