@@ -22,14 +22,11 @@ BENCHES = [
     "nodes",
     "drivers",
     "ceiling",
-    "faults",
-    "soak",
     "ledger",
     "search",
     "decisions",
     "stall",
     "telling",
-    "chaos",
     "curve",
 ]
 HEAD = """# Benches

@@ -9,7 +9,6 @@ each kind of step; whatever differs in positions, velocities, controls, time or 
 """
 
 import json
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -20,56 +19,16 @@ from typing import Any
 
 import click
 import numpy as np
-import numpy.typing as npt
 
-from sim_workers.demonstrate import Demonstration, demonstrate
-from sim_workers.env import CONTROL_HZ, SimEnv, contract
-from sim_workers.render import choose_backend
-from sim_workers.tasks import TASKS, hands
+from orchestrator.testing.control import Array, TracedEnv, make_robosuite, random_actions, reset_scene
+from sim_workers.demonstrate import Demonstration
+from sim_workers.tasks import TASKS
 
 EPISODES = {"Lift": 400, "Stack": 50, "PickPlaceCan": 50}
 QUICK_TASKS, QUICK_EPISODES = ("Lift", "PickPlaceCan", "TwoArmLift"), {"Lift": 6, "Stack": 2, "PickPlaceCan": 2}
 BLOCK = 5  # control steps
 EPISODE = 50  # control steps of random actions
 SEED = 2_000_000  # scenes that nobody demonstrates or evaluates
-
-Array = npt.NDArray[np.float64]
-
-
-def make(task: str, **changes: Any) -> Any:
-    """A plain robosuite environment with one or two Pandas, without a GL context."""
-    choose_backend()
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-    import robosuite
-
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-    asked = {"robots": ["Panda"] * len(hands(task)), "control_freq": CONTROL_HZ, "hard_reset": False, "seed": 0} | changes
-    return robosuite.make(task, has_renderer=False, has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True, renderer="mujoco", **asked)
-
-
-def reset(env: Any, seed: int) -> Any:
-    """Start the scene `seed`; the observations."""
-    env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
-    return env.reset()
-
-
-def physics(env: Any) -> Array:
-    """All that a trajectory consists of: positions, velocities, controls, time."""
-    data = env.sim.data
-    everything: Array = np.concatenate([data.qpos, data.qvel, data.ctrl, [data.time]])
-    return everything
-
-
-def flat(observations: dict[str, Any]) -> Array:
-    everything: Array = np.concatenate([np.ravel(value) for value in observations.values()])
-    return everything
-
-
-def wander(rng: np.random.Generator, steps: int, values: int) -> Array:
-    """(steps, values) actions that go somewhere: a new direction every eight, and a tremor."""
-    ways = np.repeat(rng.uniform(-1, 1, (-(-steps // 8), values)), 8, axis=0)[:steps]
-    actions: Array = np.clip(ways + rng.normal(0, 0.3, (steps, values)), -1, 1)
-    return actions
 
 
 def costs(task: str, rounds: int) -> dict[str, float]:
@@ -78,7 +37,7 @@ def costs(task: str, rounds: int) -> dict[str, float]:
 
     from sim_workers.control import FastStep
 
-    env = make(task)
+    env = make_robosuite(task)
     fast, rng, now = FastStep(env), np.random.default_rng(0), time.process_time
     milliseconds: dict[str, list[float]] = defaultdict(list)
 
@@ -89,17 +48,17 @@ def costs(task: str, rounds: int) -> dict[str, float]:
     kinds: dict[str, Callable[[Array], Any]] = {"robosuite": env.step, "ours": fast, "asked": asked}
     for block in range(rounds):
         if block % (EPISODE // BLOCK // len(kinds)) == 0:
-            reset(env, SEED + block)
+            reset_scene(env, SEED + block)
             fast(np.zeros(env.action_dim))  # not counted: the first after a reset looks things up
             fast(np.zeros(env.action_dim))
         for kind, step in kinds.items():
-            actions, began = wander(rng, BLOCK, env.action_dim), now()
+            actions, began = random_actions(rng, BLOCK, env.action_dim), now()
             for action in actions:
                 step(action)
             milliseconds[kind].append(1000 * (now() - began) / BLOCK)
         halves, spent = (mujoco.mj_step1, mujoco.mj_step2), [0.0]
         mujoco.mj_step1, mujoco.mj_step2 = (_timed(half, spent) for half in halves)
-        for action in wander(rng, BLOCK, env.action_dim):
+        for action in random_actions(rng, BLOCK, env.action_dim):
             fast(action)
         mujoco.mj_step1, mujoco.mj_step2 = halves
         milliseconds["physics"].append(1000 * spent[0] / BLOCK)
@@ -115,28 +74,9 @@ def _timed(half: Callable[..., None], spent: list[float]) -> Callable[..., None]
     return timed
 
 
-class Traced(SimEnv):
-    """Notes where every step leads."""
-
-    def __init__(self, task: str) -> None:
-        super().__init__(task, contract((), (64, 64), "fast"))
-        self.kinds = {"ours": self._fast, "robosuite": None}
-        self.trace: list[Array] = []
-
-    def play(self, kind: str, demonstration: Demonstration) -> tuple[Array, bool]:
-        """(steps, values) of one demonstration, and whether it succeeded."""
-        self._fast, self.trace = self.kinds[kind], []
-        success = demonstrate(self, demonstration).success
-        return np.stack(self.trace), success
-
-    def step(self, action: npt.NDArray[np.floating[Any]]) -> None:
-        super().step(action)
-        self.trace.append(np.concatenate([physics(self._env), flat(self.state)]))
-
-
 def ways_apart(task: str, episodes: int) -> dict[str, Any]:
     """How far apart both kinds of step lead, and how many episodes end alike."""
-    env = Traced(task)
+    env = TracedEnv(task)
     worst, alike, steps = 0.0, 0, 0
     for seed in range(SEED, SEED + episodes):
         (one, success), (other, same) = (env.play(kind, Demonstration(task, seed, 0.3)) for kind in ("robosuite", "ours"))

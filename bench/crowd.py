@@ -15,11 +15,11 @@ from typing import Any
 import psutil
 
 from bench.rollout import RULES
-from bench.servo import cameras
 from orchestrator.ledger import Ledger, Portraits
 from orchestrator.score import Score, ScoringJob
 from orchestrator.scorer import Scorer
 from orchestrator.storage import open_storage
+from orchestrator.testing.servo import cameras
 from sim_workers.balance import Answered
 from sim_workers.pool import RolloutPool
 from sim_workers.rollout import Outcome

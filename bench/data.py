@@ -19,11 +19,12 @@ from pathlib import Path
 
 import click
 
-from bench import codec, corpus, peers, seaweed
+from bench import codec, corpus, peers
 from bench.child import CONSUMER, FETCHING, RAY, Child, Mark
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.store import latest_version, publish
 from orchestrator.storage import open_storage
+from orchestrator.testing import seaweedfs
 
 MIB = 2**20
 FOLDER, S3, BARE, GZIP, RAW = "ours, local folder", "ours, SeaweedFS", "bare loop, decoding only", "DataLoader, HDF5 gzip", "DataLoader, HDF5 raw"
@@ -84,7 +85,7 @@ def measured(size: Size, ours: Child, stores: dict[str, str], files: dict[str, P
             for name, batches in size.batches.items():
                 clips = batches * peers.BATCH
                 if name in stores:
-                    already = seaweed.sent_bytes(s3)
+                    already = seaweedfs.sent_bytes(s3)
                     marks, _ = ours.run(peers.pipeline, stores[name], batches)
                     share = idle_share
                 elif name == BARE:
@@ -92,7 +93,7 @@ def measured(size: Size, ours: Child, stores: dict[str, str], files: dict[str, P
                 else:
                     (marks, _), share = loader.run(peers.hdf5, stores[FOLDER], files[name], batches), 0.0
                 if name == S3:
-                    sent.append((seaweed.sent_bytes(s3) - already) / (clips + peers.WARM_UP * peers.BATCH))
+                    sent.append((seaweedfs.sent_bytes(s3) - already) / (clips + peers.WARM_UP * peers.BATCH))
                 costs[name].append(cost(marks[-2], marks[-1], clips, share))
     return costs, idle_share, statistics.median(sent)
 
@@ -156,8 +157,8 @@ def main(quick: bool) -> None:
         files = {GZIP: root / "gzip.hdf5", RAW: root / "raw.hdf5"}
         list(executor.map(corpus.write_hdf5, files.values(), [episodes] * 2, ["gzip", None]))
         corpus.write_heavy_store(str(root / "heavy"), recorded[0], size.store_mib)
-        s3 = stack.enter_context(seaweed.started(root / "weed"))
-        stores = {FOLDER: str(root / "store"), S3: f"s3://{seaweed.BUCKET}/lift"}
+        s3 = stack.enter_context(seaweedfs.started(root / "weed"))
+        stores = {FOLDER: str(root / "store"), S3: f"s3://{seaweedfs.BUCKET}/lift"}
         os.environ.update(s3)
         ours = stack.enter_context(Child())
         copy(*stores.values())

@@ -20,7 +20,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from bench.servo import cameras, servo
+from orchestrator.testing.servo import cameras, servo
 
 SOFTWARE = {"__EGL_VENDOR_LIBRARY_FILENAMES": "/usr/share/glvnd/egl_vendor.d/50_mesa.json", "CUDA_VISIBLE_DEVICES": "-1"}
 DRIVERS = {

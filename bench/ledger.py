@@ -18,15 +18,15 @@ from pathlib import Path
 import click
 import psutil
 
-from bench.pretend import PretendedPool
-from bench.seaweed import BUCKET, NoServerError, started
-from bench.servo import cameras
 from orchestrator import metrics
 from orchestrator.cost import Spending, of_outcome
 from orchestrator.ledger import Ledger
 from orchestrator.score import Score, ScoringJob
 from orchestrator.scorer import Scorer
 from orchestrator.storage import Storage, open_storage
+from orchestrator.testing.rollout_pool import FakeRolloutPool
+from orchestrator.testing.seaweedfs import BUCKET, NoServerError, started
+from orchestrator.testing.servo import cameras
 from policy.interface import Contract
 from sim_workers.rollout import Outcome
 from sim_workers.sources import InProcess
@@ -72,7 +72,7 @@ def through_the_engine(storage: Storage, policy: Contract, outcomes: int) -> tup
     suite = Suite(("Lift",), EPISODES, Rules(100))
     spending = Spending(storage, "bench", "run")
     accountant = Accountant(spending)
-    scorer = Scorer(storage, policy, PretendedPool(play), accountant)
+    scorer = Scorer(storage, policy, FakeRolloutPool(play), accountant)
     began = time.perf_counter()
     for i in range(outcomes // EPISODES):
         scorer.submit(ScoringJob(f"arm-{i % 100}", i, f"arms/{i}", f"checkpoint{i}", suite, "protocol", InProcess(lambda: None)))  # type: ignore[arg-type, return-value]

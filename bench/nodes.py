@@ -20,7 +20,8 @@ import click
 
 from bench.crowd import to_a_thousand
 from bench.rollout import RULES, BareLoops
-from bench.servo import ServoServer, cameras
+from orchestrator.testing.policy_server import FakePolicyServer
+from orchestrator.testing.servo import cameras, servo
 from sim_workers.pool import RolloutPool
 from sim_workers.served import Served
 from sim_workers.suite import EpisodeSpec, Suite
@@ -51,7 +52,7 @@ class OnNodes:
         self._contract = cameras(render_profile)
 
         sites = [{SITE: str(number)} for number in range(nodes)]
-        self._servers = tuple(ray.remote(ServoServer).options(num_cpus=0, label_selector=site).remote() for site in sites)
+        self._servers = tuple(ray.remote(FakePolicyServer).options(num_cpus=0, label_selector=site).remote(servo) for site in sites)
         self._pool = RolloutPool(nodes, num_cpus=1, nodes=sites[0] if nodes == 1 else None)
 
     def play(self, specs: Sequence[EpisodeSpec]) -> float:

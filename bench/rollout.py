@@ -3,9 +3,9 @@
     python -m bench.rollout              about ten minutes
     python -m bench.rollout --quick      within a minute or so: one round of few episodes
 
-Lift, one wrist camera of 128 pixels, a policy that looks and then acts for 16 control steps (`bench/servo.py`), the same episodes for all, on as
-many processes as there are cores, at most two, by turns. The usual way: `gymnasium.vector.AsyncVectorEnv` over robosuite's own environment, with
-its camera observation at every step. What differs from there to the pool is then changed one thing at a time.
+Lift, one wrist camera of 128 pixels, a policy that looks and then acts for 16 control steps (`orchestrator.testing.servo`), the same episodes for
+all, on as many processes as there are cores, at most two, by turns. The usual way: `gymnasium.vector.AsyncVectorEnv` over robosuite's own
+environment, with its camera observation at every step. What differs from there to the pool is then changed one thing at a time.
 """
 
 import json
@@ -20,7 +20,8 @@ from typing import Any
 import click
 import numpy as np
 
-from bench.servo import CAMERA, CHUNK, SIZE, ServoServer, cameras, servo
+from orchestrator.testing.policy_server import FakePolicyServer
+from orchestrator.testing.servo import CAMERA, CHUNK, SIZE, cameras, servo
 from policy.interface import Observation
 from sim_workers.rollout import Outcome, run_episode
 from sim_workers.suite import EpisodeSpec, Rules
@@ -186,7 +187,7 @@ class Pool:
         from sim_workers.pool import RolloutPool
         from sim_workers.served import Served
 
-        self._contract, self._server = cameras(render_profile), ray.remote(ServoServer).options(num_cpus=0).remote()
+        self._contract, self._server = cameras(render_profile), ray.remote(FakePolicyServer).options(num_cpus=0).remote(servo)
         self._pool, self._source = RolloutPool(workers, num_cpus=0.1), Served((self._server,), "servo")
 
     def play(self, seeds: Sequence[int]) -> Results:

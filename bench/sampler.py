@@ -6,11 +6,6 @@ from collections.abc import Callable
 import psutil
 
 
-def titled(title: str) -> list[psutil.Process]:
-    """Processes below this one whose command line has the title that Ray gave it."""
-    return [process for process in psutil.Process().children(recursive=True) if title in " ".join(process.cmdline())]
-
-
 class Sampler:
     """A process and everything below it, by kind of process. Whoever holds it may clear `seconds` and `peak` to count from then on."""
 

@@ -3,7 +3,7 @@
     python -m bench.search                 three minutes
     python -m bench.search --quick         a third of the arms
 
-Training and episodes only pretend (`bench.pretend`): the arms' true success rates are known, the engine is the real one. The grid plays every
+Training and episodes only pretend (`orchestrator.testing`): the arms' true success rates are known, the engine is the real one. The grid plays every
 checkpoint of every arm; successive halving stops arms that are behind. The sweep begins with its largest arms, as it always does, which here are
 the best; `hostile` is the other way round: every arm is better than those before it, the worst that can happen to successive halving.
 For the engine's cost the peer is Ray Tune alone, with the same trials and nobody listening: CPU seconds of the driver's process, per arm.
@@ -12,14 +12,16 @@ For the engine's cost the peer is Ray Tune alone, with the same trials and nobod
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from bench import pretend
 from orchestrator.spec import Sweep
+from orchestrator.testing.episodes import make_episode_store
+from orchestrator.testing.outcomes import SuccessRate, success_rate
+from orchestrator.testing.players import FakePlayers
+from orchestrator.testing.trainer import FakeTrainer
 
 DEMOS = (2, 4, 8, 16, 32, 64, 96, 128)
 RATIOS = (0, 1, 3)
@@ -40,7 +42,7 @@ def a_sweep(folder: Path, store: str, name: str, search: Any, demos: tuple[int, 
     )
 
 
-def run(sweep: Sweep, arm_s: float) -> tuple[int, str, float, float]:
+def run(sweep: Sweep, arm_s: float, model: SuccessRate = success_rate) -> tuple[int, str, float, float]:
     """Episodes played, the best arm by its final score, seconds on the clock and of the driver's processor while arms were trained."""
     from orchestrator import sweep as engine
 
@@ -53,7 +55,7 @@ def run(sweep: Sweep, arm_s: float) -> tuple[int, str, float, float]:
 
     run_trials, engine.run_trials = engine.run_trials, trials
     try:
-        sweep_run = engine.SweepRun(sweep, lambda _: None, fit=pretend.fit_in(arm_s / CHECKPOINTS), players=pretend.players)
+        sweep_run = engine.SweepRun(sweep, lambda _: None, fit=FakeTrainer(arm_s / CHECKPOINTS), players=FakePlayers(model))
         sweep_run.run()
     finally:
         engine.run_trials = run_trials
@@ -82,9 +84,9 @@ def tune_alone(arms: int, arm_s: float) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def upside_down(rate: Callable[..., float]) -> Callable[..., float]:
+def upside_down(demos: float, ratio: float, step: int, steps: int) -> float:
     """The truth in which fewer demos are better."""
-    return lambda demos, ratio, step, steps: rate(max(DEMOS) / demos * min(DEMOS), ratio, step, steps)
+    return success_rate(max(DEMOS) / demos * min(DEMOS), ratio, step, steps)
 
 
 @click.command()
@@ -97,17 +99,14 @@ def main(quick: bool) -> None:
     connect()
     demos = DEMOS[2::2] if quick else DEMOS
     arms = len(demos) * len(RATIOS)
-    rate = pretend.success_rate
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        store = pretend.store(folder / "store", 4 * max(demos))
+        store = make_episode_store(folder / "store", 4 * max(demos), length=3, size=128)
         alone = tune_alone(arms, ARM_S)
         grid = run(a_sweep(folder, store, "grid", "grid", demos), ARM_S)
         asha = run(a_sweep(folder, store, "asha", "asha", demos), ARM_S)
-        pretend.success_rate = upside_down(rate)
-        hostile_grid = run(a_sweep(folder, store, "hostile-grid", "grid", demos), ARM_S / 4)
-        hostile = run(a_sweep(folder, store, "hostile", "asha", demos), ARM_S / 4)
-        pretend.success_rate = rate
+        hostile_grid = run(a_sweep(folder, store, "hostile-grid", "grid", demos), ARM_S / 4, upside_down)
+        hostile = run(a_sweep(folder, store, "hostile", "asha", demos), ARM_S / 4, upside_down)
     print(f"{arms} arms of {CHECKPOINTS} checkpoints, {EPISODES} episodes each; two arms at a time, {ARM_S:g} s of training each\n")
     print(f"{'':<32}{'episodes':>10}{'to grid':>9}{'wall s':>8}  best arm")
     for title, found, of in (

@@ -19,7 +19,8 @@ from typing import Any
 
 import click
 
-from bench.servo import cameras
+from orchestrator.testing.episodes import make_episode_store
+from orchestrator.testing.servo import cameras
 
 BLOCK = 20  # steps
 WORKERS = 2
@@ -112,12 +113,11 @@ class Scoring:
 @click.option("--quick", is_flag=True, help="A short look.")
 def main(quick: bool) -> None:
     """Print a table and, last, one line of JSON."""
-    from bench import pretend
     from orchestrator.loop import PROGRESS_REPORTS
 
     rounds = 2 if quick else PROGRESS_REPORTS // 2 - 1
     with tempfile.TemporaryDirectory() as name:
-        store = pretend.store(Path(name) / "store", 8)
+        store = make_episode_store(Path(name) / "store", 8, length=3, size=128)
         spawn = multiprocessing.get_context("spawn")
 
         def trainer(steps: int, keep: str) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from bench import pretend
+from orchestrator.testing.episodes import make_episode_store
 
 ARMS, QUICKSTART_STEPS, QUICKSTART_CHECKPOINTS = 10, 1000, 2
 
@@ -111,7 +111,7 @@ def main(quick: bool) -> None:
 
     quiet()
     with tempfile.TemporaryDirectory() as name:
-        store = pretend.store(Path(name) / "store", 16)
+        store = make_episode_store(Path(name) / "store", 16, length=3, size=128)
         step = step_s(store, 40 if quick else 120)
         waits, report, rest = told(Path(name) / "runs", store, PROGRESS_REPORTS // 4 if quick else PROGRESS_REPORTS)
     arm = QUICKSTART_STEPS * step

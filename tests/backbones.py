@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 
-from policy.config import VideoConfig
+from policy.config import BranchStage, PolicyConfig, TrunkStage, VideoConfig
 from policy.presets import PRESETS
 
 SENTENCE_DIM = 32
@@ -75,3 +75,20 @@ def svd_folder(path: Path, seed: int = 0, variant: str | None = None) -> Path:
         for part, model in (("unet", svd_unet(svd_config())), ("vae", svd_vae())):
             (model.half() if variant == "fp16" else model).save_pretrained(path / part, variant=variant)
     return text_folder(path, seed)
+
+
+def svd_policy() -> PolicyConfig:
+    """Return the configuration `svd-256` with few channels and three frames per view."""
+    full = PRESETS["svd-256"]
+    assert full.adaptor is not None
+    stages = [stage.model_copy(update={"channels": 16, "groups": 4, "blocks": 1, "expansion": 2}) for stage in full.adaptor.branch]
+    branch = tuple(BranchStage(**stage.model_dump() | ({"joins": 16} if stage.joins else {})) for stage in stages)
+    trunk = (TrunkStage(channels=16, groups=4, blocks=1, expansion=2, frame_stride=2),)
+    raw = full.model_dump() | {
+        "video": svd_config().model_dump(),
+        "adaptor": full.adaptor.model_copy(update={"branch": branch, "trunk": trunk}).model_dump(),
+        "action": full.action.model_copy(update={"down_dims": (16, 32), "time_dim": 16}).model_dump(),
+        "clip": full.clip.model_copy(update={"frames_per_view": 3, "horizon": 8}).model_dump(),
+    }
+    raw["ladder"]["faithful"] |= {"video_passes": 2, "action_steps": 2}
+    return PolicyConfig.model_validate(raw)

@@ -1,6 +1,7 @@
 """What many tests need: one Ray cluster, one small episode store, two S3 servers."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,14 +13,14 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-from bench.seaweed import BUCKET, NoServerError, make_bucket, started
 from browser import MISSING, chromium
 from fault_proxy import FaultProxy, fault_proxy
 from orchestrator.storage import Storage, _client, open_storage
+from orchestrator.testing.episodes import make_episode_store
+from orchestrator.testing.seaweedfs import BUCKET, NoServerError, make_bucket, started
 from sim_workers.libero import LiberoMissingError, require_libero
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-CAMERA = "robot0_eye_in_hand"
 
 # One native thread per process: two cores are shared by many processes, and results must not depend on how many there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -81,6 +82,20 @@ def lift_store(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path
             done = run("-m", "jobs.collect", "--task", "Lift", "--episodes", "6", "--store", str(store))
             assert done.returncode == 0, done.stderr
     return store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of an episode store with sixteen episodes of Lift."""
+    return make_episode_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder whose name may be a sweep's."""
+    place = tmp_path / re.sub(r"[^a-z0-9-]", "-", tmp_path.name.lower())
+    place.mkdir()
+    return place
 
 
 @pytest.fixture(scope="session")

@@ -15,15 +15,16 @@ if __name__ == "__main__":
 
     if sys.argv[1] == "sweep":  # what runs on the cluster, in place of jobs/sweep.py
         import orchestrator.sweep as engine
-        from bench.pretend import fit_in, players
+        from orchestrator.testing.players import FakePlayers
+        from orchestrator.testing.trainer import FakeTrainer
 
         class PretendedRun(engine.SweepRun):
             def __init__(self, *args: object, **kwargs: object) -> None:
-                super().__init__(*args, fit=fit_in(STEP_S), players=players, **kwargs)
+                super().__init__(*args, fit=FakeTrainer(STEP_S), players=FakePlayers(), **kwargs)
 
         engine.SweepRun = PretendedRun
         cli.run(sys.argv[2:])
     else:
-        staging.SHIPPED = (*staging.SHIPPED, "bench", "tests/pretended.py")
+        staging.SHIPPED = (*staging.SHIPPED, "tests/pretended.py")
         submitted.COMMAND = "python tests/pretended.py "
         exec(sys.argv[2]) if sys.argv[1] == "-c" else cli.main()

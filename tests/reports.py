@@ -6,6 +6,8 @@ All arms report at once, from threads, through one Views; the last line says wha
 """
 
 import json
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -102,6 +104,15 @@ def tell(sweep: Sweep, steps: int, pause_s: float = 0.0, say: Any = print) -> st
     views = Views(state, say)
     report(views, state, steps, pause_s)
     return views.finish(done=True)
+
+
+def in_a_process(sweep: Sweep, folder: Path, steps: int, pause_s: float = 0.0, **variables: str) -> subprocess.Popen[str]:
+    """Start this module as a program, in `folder`; `variables` are added to its environment."""
+    file = folder / f"{sweep.name}.yaml"
+    file.write_text(sweep.to_yaml())
+    command = [sys.executable, str(Path(__file__).resolve()), str(file), str(steps), str(pause_s)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)} | variables
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
-from bench.pretend import fit_in
 from orchestrator.state import SweepState
 from orchestrator.stats import wilson
+from orchestrator.testing.trainer import FakeTrainer
 from orchestrator.tracked import read_sweep
 from orchestrator.tracking import client
-from test_engine import Run, folder, ledger, store, sweep
+from sweep_runs import Run, ledger, sweep
 
-__all__ = ["folder", "store"]
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
@@ -59,7 +58,7 @@ def test_arms_are_decided_against_another_that_is_trained_first(folder: Path, st
         while job.arm.demo_count == 16 and len(list(folder.glob("outcomes/*/*.parquet"))) < 3:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        return fit_in(0.01)(job, place, resources, desk, attempts)
+        return FakeTrainer(0.01)(job, place, resources, desk, attempts)
 
     suite = {"tasks": ["Lift"], "episodes": 60, "horizon": 50, "decide": {"against": "demos-1", "look_every": 5}}
     done = Run(sweep(folder, store, data={"demo_count": [1, 16]}, suite=suite), fit)()

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.chaos import chaos, harmless
-from bench.disturbed import KINDS
-from bench.seaweed import NoServerError
+from orchestrator.testing.seaweedfs import NoServerError
+from stress.chaos import chaos, harmless
+from stress.disturbed import KINDS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim, pytest.mark.weed]
 

@@ -7,14 +7,14 @@ import pytest
 
 from orchestrator.data.clips import cut, shown_frames, stack
 from orchestrator.data.episodes import decode, encode
+from orchestrator.testing.episodes import CONTRACT, make_episode
 from policy.config import ClipShape
-from test_episodes import CONTRACT, episode
 
 SHAPE = ClipShape(frames_per_view=3, frame_stride=2, horizon=5)
 
 
 def test_past_the_end_the_last_frame_and_action_repeat_and_nothing_is_learned() -> None:
-    whole = episode(length=10)
+    whole = make_episode(length=10)
     clip = cut(whole, 7, SHAPE, CONTRACT)
     assert whole.action is not None
     assert whole.proprio is not None
@@ -26,7 +26,7 @@ def test_past_the_end_the_last_frame_and_action_repeat_and_nothing_is_learned() 
 
 
 def test_the_papers_padding_learns_zero_actions_and_still_frames() -> None:
-    whole = episode(length=10)
+    whole = make_episode(length=10)
     clip = cut(whole, 7, SHAPE.model_copy(update={"padding": "paper"}), CONTRACT)
     assert whole.action is not None
     assert clip.frame_mask.tolist() == [1, 1, 1]
@@ -37,19 +37,19 @@ def test_the_papers_padding_learns_zero_actions_and_still_frames() -> None:
 
 def test_an_action_free_clip_has_nothing_to_learn_actions_from_even_with_the_papers_padding() -> None:
     for shape in (SHAPE, SHAPE.model_copy(update={"padding": "paper"})):
-        clip = cut(episode(labelled=False), 11, shape, CONTRACT)
+        clip = cut(make_episode(labelled=False), 11, shape, CONTRACT)
         assert not clip.action_mask.any()
         assert clip.actions.shape == (5, 7)
 
 
 def test_a_film_without_proprioception_gives_zeros() -> None:
-    clip = cut(replace(episode(labelled=False), proprio=None), 0, SHAPE, CONTRACT)
+    clip = cut(replace(make_episode(labelled=False), proprio=None), 0, SHAPE, CONTRACT)
     assert clip.proprio.tolist() == [0] * len(CONTRACT.proprio)
 
 
 @pytest.mark.parametrize("starts", [(0,), (9, 3), (11, 0, 5, 7)])
 def test_clips_of_a_partly_decoded_episode_are_those_of_the_whole(starts: tuple[int, ...]) -> None:
-    data = encode(episode(length=12), 20.0)
+    data = encode(make_episode(length=12), 20.0)
     whole = decode(data, CONTRACT.cameras, with_actions=True)
     part = decode(data, CONTRACT.cameras, with_actions=True, wanted=shown_frames(starts, 12, SHAPE).ravel().tolist())
     assert len(part.frames[CONTRACT.cameras[0]]) < 12 or len(starts) > 3
@@ -60,7 +60,7 @@ def test_clips_of_a_partly_decoded_episode_are_those_of_the_whole(starts: tuple[
 
 
 def test_a_batch_keeps_views_apart_and_pictures_bytes() -> None:
-    two = replace(episode(), frames={"left": episode(1).frames[CONTRACT.cameras[0]], "right": episode(2).frames[CONTRACT.cameras[0]]})
+    two = replace(make_episode(), frames={"left": make_episode(1).frames[CONTRACT.cameras[0]], "right": make_episode(2).frames[CONTRACT.cameras[0]]})
     batch = stack([cut(two, start, SHAPE, CONTRACT) for start in (0, 4)])
     assert batch["frames"].shape == (2, 2, 3, 64, 64, 3)
     assert batch["frames"].dtype == np.uint8

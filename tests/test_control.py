@@ -11,23 +11,23 @@ from conftest import run
 WANDER = """
 import json, sys
 import numpy as np
-from bench.control_step import flat, make, physics, reset, wander
+from orchestrator.testing.control import flatten_observations, make_robosuite, physics_state, random_actions, reset_scene
 from sim_workers.control import FastStep
 
 task, steps = sys.argv[1], int(sys.argv[2])
-env = make(task)
+env = make_robosuite(task)
 fast, chance = FastStep(env), np.random.default_rng(1)
 
 def play(seed, is_fast, asks):
-    states, seen = [], {-1: flat(reset(env, seed))}
-    for step, action in enumerate(wander(np.random.default_rng(seed), steps, env.action_dim)):
+    states, seen = [], {-1: flatten_observations(reset_scene(env, seed))}
+    for step, action in enumerate(random_actions(np.random.default_rng(seed), steps, env.action_dim)):
         if is_fast():
             fast(action)
             if asks(step):
-                seen[step] = flat(fast.observations())
+                seen[step] = flatten_observations(fast.observations())
         else:
-            seen[step] = flat(env.step(action)[0])
-        states.append(physics(env))
+            seen[step] = flatten_observations(env.step(action)[0])
+        states.append(physics_state(env))
     counts = [getattr(env, name, 0) for name in ("collisions", "f_excess")]
     after = [env.timestep, env.cur_time, env.done, *counts, len(getattr(env, "wiped_markers", []))]
     return np.stack(states), seen, after, bool(env._check_success())
@@ -62,9 +62,9 @@ def test_random_actions_lead_where_robosuite_leads(task: str) -> None:
 DEMONSTRATE = """
 import json, sys
 import numpy as np
-from bench.control_step import Traced
+from orchestrator.testing.control import TracedEnv
 from sim_workers.demonstrate import Demonstration
-env = Traced(sys.argv[1])
+env = TracedEnv(sys.argv[1])
 answers = {}
 for seed in json.loads(sys.argv[2]):
     (one, success), (other, same) = (env.play(kind, Demonstration(sys.argv[1], seed, 0.3)) for kind in ("robosuite", "ours"))
@@ -88,14 +88,14 @@ def test_demonstrations_rich_in_contact_are_the_same(task: str, seeds: list[int]
 ODD = """
 import json
 import numpy as np
-from bench.control_step import flat, make, physics, reset, wander
+from orchestrator.testing.control import flatten_observations, make_robosuite, physics_state, random_actions, reset_scene
 from sim_workers.control import FastStep
 from robosuite.controllers import load_composite_controller_config
 from robosuite.utils.observables import create_deterministic_corrupter
 
 def refusal(**changes):
     try:
-        FastStep(make("Lift", **changes))
+        FastStep(make_robosuite("Lift", **changes))
     except ValueError as refused:
         return str(refused)
 
@@ -111,19 +111,19 @@ answers = {
     "old physics": refusal(lite_physics=False),
 }
 
-env = make("Lift")
+env = make_robosuite("Lift")
 fast = FastStep(env)
 
 def play(step, ask):
-    reset(env, 5)
+    reset_scene(env, 5)
     states = []
-    for number, action in enumerate(wander(np.random.default_rng(5), 12, 7)):
+    for number, action in enumerate(random_actions(np.random.default_rng(5), 12, 7)):
         if number == 4:
             env._get_observations(force_update=True)  # from now on the observables are sampled at another moment
         if number == 8:
             env.robots[0].part_controllers["right"].update_initial_joints(env.sim.data.qpos[:7])
         seen = step(action)
-        states.append(np.concatenate([physics(env), flat(ask(seen))]))
+        states.append(np.concatenate([physics_state(env), flatten_observations(ask(seen))]))
     return np.stack(states)
 
 def both():
@@ -133,7 +133,7 @@ answers["forced"] = both()
 env._observables["cube_pos"].set_corrupter(create_deterministic_corrupter(0.01))
 answers["corrupted"] = both()
 
-limited = make("Lift", hard_reset=True, horizon=2)
+limited = make_robosuite("Lift", hard_reset=True, horizon=2)
 limited.ignore_done = False
 fast = FastStep(limited)
 limited.reset()  # makes a new simulation

@@ -11,7 +11,7 @@ from orchestrator.data.order import Order
 from orchestrator.data.store import check_all, commit, load_manifest, put_episode
 from orchestrator.data.stream import _Fetch, _Need, _Pace
 from orchestrator.storage import open_storage
-from test_episodes import CONTRACT, episode
+from orchestrator.testing.episodes import CONTRACT, make_episode
 
 INJURIES = 1000
 
@@ -21,7 +21,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     """Six episodes in two versions."""
     folder = tmp_path_factory.mktemp("corruption") / "store"
     storage = open_storage(str(folder))
-    entries = [put_episode(storage, episode(seed, length=9, labelled=seed % 2 == 0), 20.0) for seed in range(6)]
+    entries = [put_episode(storage, make_episode(seed, length=9, labelled=seed % 2 == 0), 20.0) for seed in range(6)]
     commit(storage, CONTRACT, entries[:3])
     return folder, commit(storage, CONTRACT, entries)
 

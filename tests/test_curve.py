@@ -4,7 +4,6 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,28 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
 
+from made_curves import beside_a_baseline, scored, several
 from orchestrator import report
 from orchestrator.anytime import PairedEvidence, anytime_interval
 from orchestrator.arms import Arm
 from orchestrator.cli import _print_curve, main
-from orchestrator.cost import Cost
 from orchestrator.curve import Curve
 from orchestrator.page import page
 from orchestrator.picture import apart
 from orchestrator.tracked import CLIPS, ScoredArm, read_sweep
 from orchestrator.tracking import SCORE_METRICS, SCORED_STEP, Tracker, outcomes_artifact
-from policy.config import PolicyKind
-
-
-def scored(demos: int, ratio: float, wins: int, episodes: int = 10, seed: int = 0, kind: PolicyKind = "video_action") -> ScoredArm:
-    outcomes = {f"Lift-{i}-{i}": i < wins for i in range(episodes)}
-    return ScoredArm(Arm(demos, ratio, seed, kind), "protocol", 100, wins, episodes, 0, outcomes)
-
-
-def beside_a_baseline() -> Curve:
-    """Two ratios of ours, and a baseline with the same demo counts and ratio 0."""
-    ours = (scored(2, 0.0, 2), scored(8, 0.0, 6), scored(2, 1.0, 8), scored(8, 1.0, 9))
-    return Curve("c", (*ours, scored(2, 0.0, 1, kind="diffusion_policy"), scored(8, 0.0, 3, kind="diffusion_policy")))
 
 
 def test_points_pool_replicates_and_keep_their_denominators() -> None:
@@ -190,32 +177,6 @@ def test_the_curve_draws_a_baseline_dashed(kind: str) -> None:
 
 
 # -- what a curve of several seeds says
-
-DEMOS, SEEDS, EPISODES = (10, 20, 40, 80), (0, 1, 2), 100
-
-
-def several(gain: float, noise: float, missing: tuple[int, ...] = (), seed: int = 0) -> Curve:
-    """Two ratios; action-free video is worth `gain` doublings of the demos. noise: between trainings, on a logit scale."""
-    rng = np.random.default_rng(seed)
-    hard = rng.standard_normal(EPISODES)
-    arms = []
-    for ratio, replicate, demos in itertools.product((0.0, 1.0), SEEDS, DEMOS):
-        odds = np.log2(demos / 10) - 1.5 + gain * ratio + noise * rng.standard_normal() - hard
-        won = rng.random(EPISODES) < 1 / (1 + np.exp(-odds))
-        outcomes = {f"Lift-{10**6 + i}-{10**6 + i}": bool(own) for i, own in enumerate(won)}
-        imagined = {
-            step: {"success_rate": won.mean() * step / 100, "video_distance": 1 - step / 100 + rng.random() / 10, CLIPS: 7.0} for step in (50, 100)
-        }
-        cost = Cost(sim_cpu_s=3600.0, episodes=EPISODES)
-        if not (replicate in missing and demos == 80):
-            arms.append(ScoredArm(Arm(demos, ratio, replicate), "p", 100, int(won.sum()), EPISODES, 0, outcomes, cost=cost, imagined=imagined))
-    sweep: dict[str, Any] = {
-        "policy": {"preset": "tiny"},
-        "train": {"steps": 100, "mode": "two_stage"},
-        "suite": {"tasks": ["Lift"], "episodes": EPISODES, "horizon": 100, "success": "once"},
-        "prices": {"cpu_hour": 0.5},
-    }
-    return Curve("several", tuple(sorted(arms, key=lambda arm: arm.arm)), sweep, {"demoscale.code": "abc"})
 
 
 def test_what_action_free_video_is_worth_is_found_again() -> None:

@@ -17,14 +17,14 @@ from click.testing import CliRunner, Result
 from matplotlib.image import imread
 
 from conftest import CHECKOUT, run
+from imported_packages import HEAVY, imported_packages
 from orchestrator.cli import main
 from orchestrator.data.episodes import Episode
 from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.data.report import grouped
 from orchestrator.data.store import commit, load_manifest, put_episode
 from orchestrator.storage import Storage, open_storage
-from test_cli import HEAVY
-from test_episodes import CONTRACT, episode
+from orchestrator.testing.episodes import CONTRACT, make_episode
 
 FOLDER_AND_S3 = pytest.mark.parametrize("storage", ["folder", "moto"], indirect=True)
 TITLES = ["episode", "task", "frames", "seconds", "kind", "success", "KiB", "cameras", "source"]
@@ -53,14 +53,16 @@ def fill(storage: Storage, episodes: Iterable[Episode], note: str = "") -> list[
 
 def fill_many(storage: Storage, count: int) -> None:
     """Commit one episode under many names."""
-    entry = put_episode(storage, episode(), 20.0)
+    entry = put_episode(storage, make_episode(), 20.0)
     commit(storage, CONTRACT, [replace(entry, episode_id=f"Lift-{i:06d}") for i in range(count)])
 
 
 def mixed() -> list[Episode]:
     """Two tasks, lengths 10 to 15, every fourth without actions, success in all its three values."""
     episodes = [
-        replace(episode(seed, 10 + seed, labelled=seed != 3), success=(True, False, None)[seed % 3], source=f"expert, seed {seed}, disturbance 0.3")
+        replace(
+            make_episode(seed, 10 + seed, labelled=seed != 3), success=(True, False, None)[seed % 3], source=f"expert, seed {seed}, disturbance 0.3"
+        )
         for seed in range(6)
     ]
     return [*episodes[:4], *(replace(e, episode_id=f"Stack-{i}", task="Stack", instruction="stack them") for i, e in enumerate(episodes[4:]))]
@@ -97,7 +99,7 @@ def test_piped_every_episode_is_a_row_of_fields(storage: Storage) -> None:
 
 
 def test_nothing_in_a_name_breaks_a_row_or_commands_a_terminal(folder: Storage) -> None:
-    fill(folder, [replace(episode(), task="Li\tft", source="one\ntwo\x1b[31m [bold]three")])
+    fill(folder, [replace(make_episode(), task="Li\tft", source="one\ntwo\x1b[31m [bold]three")])
     (row,) = tsv(ask("ls", folder.uri).stdout)
     assert (row["task"], row["source"]) == ("Li ft", "one two [31m [bold]three")
     assert "one two [31m [bold]three" in ask("show", folder.uri).stdout
@@ -197,7 +199,7 @@ def test_a_person_reads_the_same(folder: Storage) -> None:
 
 
 def test_a_store_without_demonstrations_has_no_statistics_of_them(folder: Storage) -> None:
-    fill(folder, [replace(episode(labelled=False), proprio=None)])
+    fill(folder, [replace(make_episode(labelled=False), proprio=None)])
     assert json.loads(ask("show", folder.uri, "--json").stdout)["statistics"] == {"action": [], "proprio": []}
     assert "0 labelled, 1 action-free" in ask("show", folder.uri).stdout
     assert "instruction" in ask("show", folder.uri, "Lift-000000").stdout
@@ -216,7 +218,7 @@ def test_one_episode_is_shown_with_its_own_statistics(folder: Storage) -> None:
 @FOLDER_AND_S3
 def test_the_sheet_shows_first_frames(storage: Storage, tmp_path: Path) -> None:
     colours = {"Lift-000000": (200, 0, 0), "Lift-000001": (0, 0, 200)}
-    episodes = [replace(e, frames={name: np.zeros_like(f) for name, f in e.frames.items()}) for e in (episode(0), episode(1))]
+    episodes = [replace(e, frames={name: np.zeros_like(f) for name, f in e.frames.items()}) for e in (make_episode(0), make_episode(1))]
     for one in episodes:
         for frames in one.frames.values():
             frames[0] = colours[one.episode_id]
@@ -247,7 +249,7 @@ def test_sources_that_differ_in_numbers_are_one() -> None:
 
 @FOLDER_AND_S3
 def test_verify_names_every_bad_episode_and_counts_them(storage: Storage) -> None:
-    entries = fill(storage, (episode(seed) for seed in range(5)))
+    entries = fill(storage, (make_episode(seed) for seed in range(5)))
     whole = ask("verify", storage.uri)
     assert (whole.exit_code, whole.stdout.count("\n")) == (0, 1)
     assert whole.stdout.startswith("read 5 episodes of version 1, ")
@@ -269,7 +271,7 @@ def test_verify_names_every_bad_episode_and_counts_them(storage: Storage) -> Non
 
 def test_verify_reads_every_version_too(folder: Storage) -> None:
     for seed in range(4):
-        fill(folder, [episode(seed)])
+        fill(folder, [make_episode(seed)])
     flip(folder, f"manifests/{load_manifest(folder, 1).sha256}.parquet")
     folder.put("versions/000002.json", folder.get("versions/000002.json")[:-9])
     Path(folder.uri, "versions/000003.json").unlink()
@@ -284,8 +286,8 @@ def test_verify_reads_every_version_too(folder: Storage) -> None:
 
 
 def test_verify_reads_what_it_can_when_the_newest_version_is_damaged(folder: Storage) -> None:
-    fill(folder, [episode(0)])
-    fill(folder, [episode(1)])
+    fill(folder, [make_episode(0)])
+    fill(folder, [make_episode(1)])
     flip(folder, f"manifests/{load_manifest(folder, 2).sha256}.parquet")
     damaged, last = ask("verify", folder.uri).stdout.splitlines()
     assert "the manifest of version 2 is damaged" in damaged
@@ -301,8 +303,8 @@ def test_verify_reads_what_it_can_when_the_newest_version_is_damaged(folder: Sto
 
 @FOLDER_AND_S3
 def test_the_log_lists_versions_newest_first(storage: Storage) -> None:
-    fill(storage, [episode(0)], "first")
-    fill(storage, [episode(1), episode(2)], "second")
+    fill(storage, [make_episode(0)], "first")
+    fill(storage, [make_episode(1), make_episode(2)], "second")
     rows = tsv(ask("log", storage.uri).stdout)
     assert [(row["version"], row["episodes"], row["added"], row["note"]) for row in rows] == [("2", "3", "2", "second"), ("1", "1", "1", "first")]
     assert rows[0]["fingerprint"] == load_manifest(storage, 2).fingerprint
@@ -312,7 +314,7 @@ def test_the_log_lists_versions_newest_first(storage: Storage) -> None:
 
 def test_the_log_shows_what_it_can_and_says_what_is_damaged(folder: Storage) -> None:
     for seed in range(3):
-        fill(folder, [episode(seed)])
+        fill(folder, [make_episode(seed)])
     flip(folder, "versions/000002.json")
     result = ask("log", folder.uri)
     assert [row["version"] for row in tsv(result.stdout)] == ["3", "1"]
@@ -354,9 +356,8 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 
 
 def test_a_listing_imports_nothing_heavy(folder: Storage) -> None:
-    fill(folder, [episode()])
+    fill(folder, [make_episode()])
     done = run("-X", "importtime", "-m", "orchestrator", "data", "ls", folder.uri)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(tsv(done.stdout)) == 1
-    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert not imported & set(HEAVY)
+    assert not imported_packages(done) & HEAVY

@@ -8,29 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from listed_outcomes import ABOVE, AGAINST, CUT, LISTED, SUITE, played
 from orchestrator.anytime import anytime_interval
 from orchestrator.arms import expand, is_reference, reference_of
 from orchestrator.decide import Rule, Verdict, beginning, blocks, decide, to_play
 from orchestrator.spec import Sweep
 from sim_workers.rollout import Outcome
-from sim_workers.suite import EpisodeSpec, Rules, Suite
-
-SUITE = Suite(("Lift", "Stack"), 50, Rules(100))
-LISTED = SUITE.episode_list()
-ABOVE = Rule(look_every=5, confidence=0.95, threshold=0.5)
-CUT = blocks(LISTED, 5)
-AGAINST = Rule(look_every=5, confidence=0.95, against="demos-50_ratio-0_seed-0_12345678")
-
-
-def outcome(spec: EpisodeSpec, won: bool) -> Outcome:
-    steps = 30 if won else 100
-    return Outcome(spec, "success" if won else "failure", steps, 4, 0.1, 0.1, 20 if won else None, won)
-
-
-def played(rate: float, seed: int = 0) -> dict[str, Outcome]:
-    """The whole list, as a policy of this success rate plays it."""
-    luck = np.random.default_rng(seed).random(len(LISTED))
-    return {spec.episode_id: outcome(spec, bool(luck[i] < rate)) for i, spec in enumerate(sorted(LISTED))}
 
 
 def test_blocks_are_the_list_in_its_order_with_as_many_episodes_of_every_task() -> None:

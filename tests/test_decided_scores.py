@@ -1,8 +1,7 @@
 """Scores that end when enough is known: the real scorer and ledger, with simulators that only pretend."""
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.pretend import PretendedPool
+from listed_outcomes import ABOVE, AGAINST, CUT, SUITE, played
 from orchestrator.anytime import anytime_interval
 from orchestrator.decide import Rule, beginning, decide
 from orchestrator.ledger import Ledger, scores
@@ -18,31 +17,26 @@ from orchestrator.score import Score, ScoringJob
 from orchestrator.scorer import Scorer
 from orchestrator.stats import wilson
 from orchestrator.storage import open_storage
+from orchestrator.testing.episodes import CONTRACT
+from orchestrator.testing.outcomes import make_error
+from orchestrator.testing.rollout_pool import FakeRolloutPool
 from sim_workers.rollout import Outcome
 from sim_workers.sources import InProcess
+from sim_workers.suite import EpisodeSpec
 from sim_workers.worker import RolloutJob
-from test_decide import ABOVE, AGAINST, CUT, SUITE, played
-from test_episodes import CONTRACT
 
 
-class Shuffled(PretendedPool):
-    """Simulators that end their episodes in any order, successes sooner, and what they play."""
+def shuffled(rates: dict[str, float], seed: int = 0, cursed: EpisodeSpec | None = None, paused: bool = False) -> FakeRolloutPool:
+    """Seven simulators whose episodes end in random order, successes sooner; `rates`: success rate by arm; `cursed` is an error."""
+    outcomes = {arm: played(rate, seed=len(arm)) for arm, rate in rates.items()}
+    rng = np.random.default_rng(seed)
 
-    num_workers = most_workers = 7
+    def play(job: RolloutJob) -> Outcome:
+        if job.spec == cursed:
+            return make_error(job.spec, "the driver is gone (given up after 3 attempts)")
+        return outcomes[job.key.partition("/")[0]][job.spec.episode_id]
 
-    def __init__(self, rates: dict[str, float], seed: int = 0, fails: Callable[[RolloutJob], bool] = lambda _: False) -> None:
-        super().__init__(self._ends)
-        self._outcomes = {arm: played(rate, seed=len(arm)) for arm, rate in rates.items()}
-        self._rng, self._fails = np.random.default_rng(seed), fails
-
-    def _ends(self, job: RolloutJob) -> Outcome:
-        if self._fails(job):
-            return Outcome(job.spec, "error", 0, 0, 0.0, 0.0, message="the driver is gone (given up after 3 attempts)")
-        return self._outcomes[job.key.partition("/")[0]][job.spec.episode_id]
-
-    def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, bytes | None]]:
-        self.queue.sort(key=lambda job: self._rng.random() + (self._ends(job).result == "failure"))
-        yield from super().results()
+    return FakeRolloutPool(play, num_workers=7, order=lambda job: rng.random() + (play(job).result == "failure"), paused=paused)
 
 
 class Heard:
@@ -66,7 +60,7 @@ def job(arm: str, rule: Rule | None = ABOVE, step: int = 100, reference: bool = 
     return ScoringJob(arm, step, f"{arm}/{step}", f"{arm}{step}", SUITE, "protocol", source, rule=rule, reference=reference)
 
 
-def score(folder: Path, pool: PretendedPool, *jobs: ScoringJob) -> Heard:
+def score(folder: Path, pool: FakeRolloutPool, *jobs: ScoringJob) -> Heard:
     """What one run of the scorer comes to."""
     heard = Heard()
     scorer = Scorer(open_storage(str(folder)), CONTRACT, pool, heard)
@@ -87,7 +81,7 @@ def test_in_whatever_order_simulators_end_the_score_is_the_same_and_nothing_beyo
     tmp_path_factory: pytest.TempPathFactory, seed: int, rate: float
 ) -> None:
     folder = tmp_path_factory.mktemp("ledger")
-    pool = Shuffled({"a": rate}, seed)
+    pool = shuffled({"a": rate}, seed)
     heard = score(folder, pool, job("a"))
     verdict = decide(ABOVE, CUT, played(rate, seed=1), {})
     assert verdict
@@ -99,7 +93,7 @@ def test_in_whatever_order_simulators_end_the_score_is_the_same_and_nothing_beyo
 
 
 def test_a_decided_score_says_so_and_its_interval_holds_for_whoever_looked_all_the_time(tmp_path: Path) -> None:
-    told = score(tmp_path, Shuffled({"a": 0.9}), job("a")).scores["a", 100]
+    told = score(tmp_path, shuffled({"a": 0.9}), job("a")).scores["a", 100]
     assert told.episodes < 100
     assert told.decided == f"above 0.5 after {told.episodes} of 100 listed"
     assert told.interval == anytime_interval(told.successes, told.episodes)
@@ -109,7 +103,7 @@ def test_a_decided_score_says_so_and_its_interval_holds_for_whoever_looked_all_t
 
 
 def test_what_stays_open_is_played_to_the_end_sealed_and_keeps_the_interval_of_one_who_looked(tmp_path: Path) -> None:
-    pool = Shuffled({"a": 0.5})
+    pool = shuffled({"a": 0.5})
     told = score(tmp_path, pool, job("a")).scores["a", 100]
     assert len(pool.played) == told.episodes == 100
     assert (told.complete, told.decided) == (True, "")
@@ -119,8 +113,8 @@ def test_what_stays_open_is_played_to_the_end_sealed_and_keeps_the_interval_of_o
 
 
 def test_a_restart_finds_the_verdict_and_plays_nothing(tmp_path: Path) -> None:
-    first = score(tmp_path, Shuffled({"a": 0.9}), job("a"))
-    pool = Shuffled({"a": 0.9})
+    first = score(tmp_path, shuffled({"a": 0.9}), job("a"))
+    pool = shuffled({"a": 0.9})
     again = score(tmp_path, pool, job("a"))
     assert not pool.played
     assert again.scores == first.scores
@@ -128,19 +122,19 @@ def test_a_restart_finds_the_verdict_and_plays_nothing(tmp_path: Path) -> None:
 
 
 def test_without_a_rule_or_with_another_the_rest_is_played_and_nothing_twice(tmp_path: Path) -> None:
-    few = score(tmp_path, Shuffled({"a": 0.9}), job("a")).scores["a", 100].episodes
-    pool = Shuffled({"a": 0.9})
+    few = score(tmp_path, shuffled({"a": 0.9}), job("a")).scores["a", 100].episodes
+    pool = shuffled({"a": 0.9})
     stricter = score(tmp_path, pool, job("a", Rule(5, 0.99, 0.5))).scores["a", 100]
     assert stricter.decided.startswith("above 0.5 at 99% after")
     assert few + len(pool.played) == stricter.episodes < 100
-    pool = Shuffled({"a": 0.9})
+    pool = shuffled({"a": 0.9})
     whole = score(tmp_path, pool, job("a", None)).scores["a", 100]
     assert stricter.episodes + len(pool.played) == whole.episodes == 100
     assert whole.interval == wilson(whole.successes, 100)
     assert not whole.decided
     assert scores(open_storage(str(tmp_path))).num_rows == 100
     # And back: the first rule's score is what it was.
-    pool = Shuffled({"a": 0.9})
+    pool = shuffled({"a": 0.9})
     assert score(tmp_path, pool, job("a")).scores["a", 100].episodes == few
     assert not pool.played
 
@@ -150,7 +144,7 @@ def test_a_run_that_died_before_it_told_the_verdict_is_continued_where_it_was(tm
     truth = played(0.9, seed=1)
     known = [truth[spec.episode_id] for spec in [*CUT[0], *CUT[2][:4]]]
     Ledger(open_storage(str(tmp_path)), "a100", "protocol").record(known)
-    pool = Shuffled({"a": 0.9})
+    pool = shuffled({"a": 0.9})
     told = score(tmp_path, pool, job("a")).scores["a", 100]
     verdict = decide(ABOVE, CUT, truth, {})
     assert verdict
@@ -161,12 +155,12 @@ def test_a_run_that_died_before_it_told_the_verdict_is_continued_where_it_was(tm
 
 def test_an_error_decides_nothing_and_is_tried_again_by_the_next_run(tmp_path: Path) -> None:
     cursed = CUT[0][2]
-    pool = Shuffled({"a": 0.9}, fails=lambda job: job.spec == cursed)
+    pool = shuffled({"a": 0.9}, cursed=cursed)
     told = score(tmp_path, pool, job("a")).scores["a", 100]
     assert (told.errors, told.episodes, told.complete, told.decided) == (1, 9, False, "")
     assert "1 errors (PARTIAL: 100 listed)" in str(told)
     assert told.causes == ((cursed.episode_id, "the driver is gone (given up after 3 attempts)"),)
-    pool = Shuffled({"a": 0.9})
+    pool = shuffled({"a": 0.9})
     again = score(tmp_path, pool, job("a")).scores["a", 100]
     assert pool.played[0].spec == cursed
     assert again.verdict == decide(ABOVE, CUT, played(0.9, seed=1), {})
@@ -178,16 +172,13 @@ REFERENCE = AGAINST.against
 def test_arms_are_held_against_another_that_is_played_first_and_whole(tmp_path: Path) -> None:
     """The others wait for it however early they came, and end as soon as it is clear on the common episodes."""
     rates = {"best": 0.95, "worst-arm": 0.05, REFERENCE: 0.5}
-    pool = Shuffled(rates)
-    everything, there = pool.results, threading.Event()
-    pool.results = lambda timeout_s=None: everything() if there.wait(0.01) else iter(())  # type: ignore[method-assign, assignment]
-    heard = Heard()
+    pool, heard = shuffled(rates, paused=True), Heard()
     scorer = Scorer(open_storage(str(tmp_path)), CONTRACT, pool, heard)
     for one in (job("best", AGAINST), job("worst-arm", AGAINST), job(REFERENCE, None, reference=True)):
         scorer.submit(one)
     while scorer.unscored < 3:
         time.sleep(0.01)
-    there.set()
+    pool.resume()
     scorer.drain()
     scorer.close()
     order = [*dict.fromkeys(playing.key.partition("/")[0] for playing in pool.played)]
@@ -203,35 +194,28 @@ def test_arms_are_held_against_another_that_is_played_first_and_whole(tmp_path: 
 
 
 def test_a_verdict_against_another_arm_stands_when_that_arm_is_not_there(tmp_path: Path) -> None:
-    first = score(tmp_path, Shuffled({"best": 0.95, REFERENCE: 0.5}), job(REFERENCE, None, reference=True), job("best", AGAINST))
+    first = score(tmp_path, shuffled({"best": 0.95, REFERENCE: 0.5}), job(REFERENCE, None, reference=True), job("best", AGAINST))
     assert first.scores["best", 100].decided
-    pool = Shuffled({"best": 0.95})
+    pool = shuffled({"best": 0.95})
     alone = score(tmp_path, pool, job("best", AGAINST))
     assert alone.scores["best", 100] == first.scores["best", 100]
     assert not pool.played
 
 
 def test_without_the_other_arm_the_list_is_played_to_its_end(tmp_path: Path) -> None:
-    told = score(tmp_path, Shuffled({"best": 0.95}), job("best", AGAINST)).scores["best", 100]
+    told = score(tmp_path, shuffled({"best": 0.95}), job("best", AGAINST)).scores["best", 100]
     assert (told.episodes, told.complete, told.decided) == (100, True, "")
 
 
 def test_the_same_step_of_the_other_arm_is_what_counts(tmp_path: Path) -> None:
     jobs = job(REFERENCE, None, step=50, reference=True), job("best", AGAINST)
-    assert not score(tmp_path, Shuffled({"best": 0.95, REFERENCE: 0.1}), *jobs).scores["best", 100].decided
+    assert not score(tmp_path, shuffled({"best": 0.95, REFERENCE: 0.1}), *jobs).scores["best", 100].decided
 
 
 def test_winding_down_between_blocks_loses_nothing(tmp_path: Path) -> None:
     """Half a block was played: the next run plays the other half and goes on."""
-    pool, heard = Shuffled({"a": 0.9}), Heard()
-    allowed = threading.Semaphore(4)
-    everything = pool.results
-
-    def some(timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, bytes | None]]:
-        if allowed.acquire(timeout=0.05):
-            yield next(everything())
-
-    pool.results = some  # type: ignore[method-assign]
+    pool, heard = shuffled({"a": 0.9}, paused=True), Heard()
+    pool.release(4)
     scorer = Scorer(open_storage(str(tmp_path)), CONTRACT, pool, heard)
     scorer.submit(job("a"))
     deadline = time.monotonic() + 20
@@ -241,7 +225,7 @@ def test_winding_down_between_blocks_loses_nothing(tmp_path: Path) -> None:
     scorer.drain()
     assert heard.scores == {}
     assert len(recorded(tmp_path, "a")) == 4
-    rest = Shuffled({"a": 0.9})
+    rest = shuffled({"a": 0.9})
     told = score(tmp_path, rest, job("a")).scores["a", 100]
     assert told.decided
     assert len(rest.played) == told.episodes - 4

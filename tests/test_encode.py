@@ -11,7 +11,6 @@ import torch
 from click.testing import CliRunner, Result
 
 from backbones import SENTENCE_DIM, svd_config, svd_folder
-from conftest import CAMERA
 from jobs.encode import main
 from orchestrator.data import latents, stream
 from orchestrator.data.clips import cut, stack
@@ -21,12 +20,12 @@ from orchestrator.data.manifest import Manifest
 from orchestrator.data.order import Order
 from orchestrator.data.store import commit, fetch, load_manifest, put_episode
 from orchestrator.storage import Storage, open_storage
+from orchestrator.testing.episodes import CAMERA, make_episode
 from policy.config import ClipShape
 from policy.latents import VaeLatents, latent_codec
 from policy.presets import PRESETS
 from policy.text import OpenClipText, sentence_encoder
 from sim_workers.env import contract
-from test_episodes import episode
 
 SIZE = 32
 CONTRACT = contract((CAMERA,), (SIZE, SIZE), "fast")
@@ -48,7 +47,7 @@ def codec(svd: Path) -> VaeLatents:
 
 def put(storage: Storage, seeds: range) -> Manifest:
     """Episodes of 5 frames and more; every other one without actions, and another instruction."""
-    episodes = [replace(episode(seed, length=5 + seed, labelled=seed % 2 == 0, size=SIZE), instruction=f"task {seed % 2}") for seed in seeds]
+    episodes = [replace(make_episode(seed, length=5 + seed, labelled=seed % 2 == 0, size=SIZE), instruction=f"task {seed % 2}") for seed in seeds]
     return commit(storage, CONTRACT, [put_episode(storage, one, 20.0) for one in episodes])
 
 

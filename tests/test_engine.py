@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,70 +14,16 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench.pretend import Pretended, fit_in, players, success_rate
 from conftest import CHECKOUT
 from orchestrator.cli_status import _now, _summary
 from orchestrator.cost import Spending
-from orchestrator.data.store import commit, put_episode
-from orchestrator.spec import Sweep
 from orchestrator.state import SweepState
-from orchestrator.storage import open_storage
-from orchestrator.sweep import SweepRun, UnfinishedError
-from test_episodes import CONTRACT, episode
+from orchestrator.sweep import UnfinishedError
+from orchestrator.testing.outcomes import FakePolicy, success_rate
+from orchestrator.testing.trainer import FakeTrainer
+from sweep_runs import Run, ledger, sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Sixteen episodes of Lift."""
-    storage = open_storage(str(tmp_path_factory.mktemp("store")))
-    commit(storage, CONTRACT, [put_episode(storage, episode(seed), 20.0) for seed in range(16)])
-    return storage.uri
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Named as a sweep may be."""
-    place = tmp_path / re.sub(r"[^a-z0-9-]", "-", tmp_path.name.lower())
-    place.mkdir()
-    return place
-
-
-def sweep(folder: Path, store: str, **sections: Any) -> Sweep:
-    """They share a tracking database: to make one takes longer than most of these sweeps."""
-    tracked = f"sqlite:///{Path(store).parent / 'mlflow.db'}"
-    data = {"episodes": store, "demo_count": [1, 2, 4, 8]} | sections.pop("data", {})
-    train = {"steps": 9, "batch_size": 2, "checkpoint_every": 3} | sections.pop("train", {})
-    suite = {"tasks": ["Lift"], "episodes": 40, "horizon": 50}
-    return Sweep.model_validate(
-        {"name": folder.name, "data": data, "train": train, "suite": suite, "storage": str(folder), "mlflow": tracked, **sections}
-    )
-
-
-class Run:
-    """A run of a sweep and what it said."""
-
-    def __init__(self, sweep: Sweep, fit: Any = None, **kwargs: Any) -> None:
-        self.lines: list[str] = []
-        self.run = SweepRun(sweep, self.lines.append, fit=fit or fit_in(0.01), players=players, **kwargs)
-
-    def __call__(self) -> "Run":
-        self.curve = self.run.run()
-        return self
-
-    def said(self, *words: str) -> list[str]:
-        return [line for line in self.lines if all(word in line for word in words)]
-
-    @property
-    def states(self) -> dict[int, str]:
-        """By demo count."""
-        return {arm.arm.demo_count: arm.state for arm in self.run.board.arms.values()}
-
-
-def ledger(folder: Path) -> pd.DataFrame:
-    """Every row of every part: what was recorded, double or not."""
-    return pd.concat([pd.read_parquet(file) for file in folder.glob("outcomes/*/*/*.parquet")])
 
 
 def test_a_grid_is_trained_and_scored_whole_its_curve_is_the_truth_and_mlflow_can_be_made_anew(folder: Path, store: str) -> None:
@@ -126,7 +71,7 @@ def test_late_scores_stop_arms_their_training_and_their_episodes(folder: Path, s
     """The worst arms end at the first rung although their training is long: within seconds, for good, and without a place on the curve."""
     halving = sweep(folder, store, search={"asha": {"reduction": 2}}, train={"steps": 400, "checkpoint_every": 10})
     began = time.monotonic()
-    done = Run(halving, fit_in(0.02))()
+    done = Run(halving, FakeTrainer(0.02))()
     stopped = [demos for demos, state in done.states.items() if state == "stopped"]
     assert 8 not in stopped
     assert stopped
@@ -140,7 +85,7 @@ def test_late_scores_stop_arms_their_training_and_their_episodes(folder: Path, s
     assert len(rows) < 4 * 40 * 40
     assert done.said("stopped demos-", "it is behind at")
     # Once decided, decided: another run revives nobody and plays nothing.
-    again = Run(halving, fit_in(0.02))()
+    again = Run(halving, FakeTrainer(0.02))()
     assert again.states == done.states
     assert len(ledger(folder)) == len(rows)
     assert time.monotonic() - began < 300
@@ -157,7 +102,7 @@ def failing(broken: int, marks: Path) -> Callable[..., Any]:
         if job.arm.demo_count == 4 and not (marks / "killed").exists():
             (marks / "killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return fit_in(0.001)(job, folder, resources, desk, attempts)
+        return FakeTrainer(0.001)(job, folder, resources, desk, attempts)
 
     return fit
 
@@ -198,12 +143,12 @@ def test_arms_on_one_video_model_wait_for_one_run_of_it(folder: Path, store: str
 
 def test_a_budget_ends_the_sweep_cleanly_and_a_higher_one_goes_on(folder: Path, store: str) -> None:
     asked = sweep(folder, store, train={"steps": 60, "checkpoint_every": 20})
-    tight = Run(asked.model_copy(update={"budget": asked.budget.model_copy(update={"max_episodes": 100})}), fit_in(0.05))()
+    tight = Run(asked.model_copy(update={"budget": asked.budget.model_copy(update={"max_episodes": 100})}), FakeTrainer(0.05))()
     assert "budget.max_episodes is 100 episodes" in tight.run.ending
     played = len(ledger(folder))
     assert 100 <= played < 4 * 3 * 40
     assert "scored" not in {line["state"] for line in tight.run.board.lines()} or tight.curve
-    done = Run(asked, fit_in(0.01))()
+    done = Run(asked, FakeTrainer(0.01))()
     assert set(done.states.values()) == {"scored"}
     rows = ledger(folder)
     assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 4 * 3 * 40, "nothing was played twice"
@@ -211,7 +156,7 @@ def test_a_budget_ends_the_sweep_cleanly_and_a_higher_one_goes_on(folder: Path, 
 
 def test_a_sweep_that_is_asked_to_end_saves_its_state_and_goes_on_later(folder: Path, store: str) -> None:
     asked = sweep(folder, store, train={"steps": 200, "checkpoint_every": 50})
-    first = Run(asked, fit_in(0.05))
+    first = Run(asked, FakeTrainer(0.05))
 
     seen: list[dict[str, Any]] = []
 
@@ -236,7 +181,7 @@ def test_a_sweep_that_is_asked_to_end_saves_its_state_and_goes_on_later(folder: 
     assert live["over"]
     assert live["ending"] == "stopped"
     assert not _now(first.run.state)["running"]
-    assert set(Run(asked, fit_in(0.001))().states.values()) == {"scored"}
+    assert set(Run(asked, FakeTrainer(0.001))().states.values()) == {"scored"}
 
 
 def test_optuna_tries_arms_between_and_its_proposals_outlive_the_run(folder: Path, store: str) -> None:
@@ -260,7 +205,7 @@ def test_two_sweeps_on_one_cluster_both_come_to_their_end(folder: Path, store: s
     for name in ("a", "b"):
         file = folder / f"{name}.yaml"
         file.write_text(sweep(folder / name, store, train={"steps": 90, "checkpoint_every": 30}).to_yaml())
-        command = [sys.executable, "-m", "bench.pretend", str(file), "--step-s", "0.1"]
+        command = [sys.executable, "-m", "orchestrator.testing", str(file), "--step-s", "0.1"]
         processes.append(subprocess.Popen(command, cwd=CHECKOUT, env=os.environ | address, stdout=subprocess.PIPE, text=True))
     said = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
@@ -272,6 +217,6 @@ def test_two_sweeps_on_one_cluster_both_come_to_their_end(folder: Path, store: s
 def test_the_pretended_policies_know_their_arm(folder: Path, store: str) -> None:
     state = SweepState.open(sweep(folder, store))
     arms = tuple(state.arms().items())
-    rates = [Pretended(state.checkpoint_uri(arm_id, 9), arms, 9).rate() for arm_id, _ in arms]
+    rates = [FakePolicy(state.checkpoint_uri(arm_id, 9), arms, 9).rate() for arm_id, _ in arms]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] == success_rate(8, 0, 9, 9)

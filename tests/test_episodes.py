@@ -7,30 +7,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import CAMERA, run
+from conftest import run
 from orchestrator.data.clips import cut
-from orchestrator.data.episodes import Episode, EpisodeError, decode, encode
+from orchestrator.data.episodes import EpisodeError, decode, encode
 from orchestrator.data.store import commit, fetch, latest_version, load_manifest, put_episode
 from orchestrator.storage import Storage, open_storage
+from orchestrator.testing.episodes import CAMERA, CONTRACT, make_episode
 from policy.config import ClipShape
-from sim_workers.env import contract
-
-CONTRACT = contract((CAMERA,), (64, 64), "fast")
-
-
-def episode(seed: int = 0, length: int = 12, labelled: bool = True, size: int = 64) -> Episode:
-    """Moving gradients: as compressible as a render."""
-    rng = np.random.default_rng(seed)
-    x, y, t = np.meshgrid(np.arange(size), np.arange(size), np.arange(length), indexing="ij")
-    frames = np.stack([(2 * x + t) % 256, (2 * y + 3 * seed) % 256, (x + y) % 256], -1).transpose(2, 0, 1, 3).astype(np.uint8)
-    action = rng.uniform(-1, 1, (length, 7)).astype(np.float32) if labelled else None
-    return Episode(
-        f"Lift-{seed:06d}", "Lift", "lift the red cube", {CAMERA: frames}, rng.normal(size=(length, 9)).astype(np.float32), action, True, "test"
-    )
 
 
 def test_an_episode_comes_back_as_it_was(storage: Storage) -> None:
-    written = episode()
+    written = make_episode()
     entry = put_episode(storage, written, 20.0)
     read = decode(fetch(storage, entry), (CAMERA,), with_actions=True)
     assert np.array_equal(read.proprio, written.proprio)
@@ -42,13 +29,13 @@ def test_an_episode_comes_back_as_it_was(storage: Storage) -> None:
 
 
 def test_equal_episodes_have_equal_bytes_and_one_object(storage: Storage) -> None:
-    assert encode(episode(), 20.0) == encode(episode(), 20.0)
-    assert put_episode(storage, episode(), 20.0) == put_episode(storage, episode(), 20.0)
+    assert encode(make_episode(), 20.0) == encode(make_episode(), 20.0)
+    assert put_episode(storage, make_episode(), 20.0) == put_episode(storage, make_episode(), 20.0)
     assert len(storage.list("objects/")) == 1
 
 
 def test_read_as_action_free_the_action_column_is_never_touched(storage: Storage) -> None:
-    data = bytearray(encode(episode(), 20.0))
+    data = bytearray(encode(make_episode(), 20.0))
     metadata = pq.ParquetFile(__import__("io").BytesIO(bytes(data))).metadata.row_group(0)
     for i in range(metadata.num_columns):
         column = metadata.column(i)
@@ -63,12 +50,12 @@ def test_read_as_action_free_the_action_column_is_never_touched(storage: Storage
 
 
 def test_action_free_clips_have_nothing_to_learn_actions_from() -> None:
-    clip = cut(episode(labelled=False), 0, ClipShape(frames_per_view=2, frame_stride=4, horizon=8), CONTRACT)
+    clip = cut(make_episode(labelled=False), 0, ClipShape(frames_per_view=2, frame_stride=4, horizon=8), CONTRACT)
     assert clip.action_mask.sum() == 0
 
 
 def test_clips_past_the_end_repeat_the_last_frame_and_are_masked() -> None:
-    whole = episode(length=10)
+    whole = make_episode(length=10)
     clip = cut(whole, 7, ClipShape(frames_per_view=3, frame_stride=2, horizon=5), CONTRACT)
     assert clip.frame_mask.tolist() == [1, 1, 0]
     assert np.array_equal(clip.frames[0, 2], whole.frames[CAMERA][9])
@@ -79,7 +66,7 @@ def test_clips_past_the_end_repeat_the_last_frame_and_are_masked() -> None:
 
 
 def test_one_flipped_bit_is_noticed_and_the_episode_named(storage: Storage) -> None:
-    entry = put_episode(storage, episode(), 20.0)
+    entry = put_episode(storage, make_episode(), 20.0)
     data = bytearray(storage.get(entry.key))
     data[len(data) // 2] ^= 1
     storage.put(entry.key, bytes(data))
@@ -88,10 +75,10 @@ def test_one_flipped_bit_is_noticed_and_the_episode_named(storage: Storage) -> N
 
 
 def test_episodes_are_visible_once_committed_and_statistics_survive(storage: Storage) -> None:
-    first = put_episode(storage, episode(0), 20.0)
+    first = put_episode(storage, make_episode(0), 20.0)
     assert latest_version(storage) == 0
     commit(storage, CONTRACT, [first])
-    second = put_episode(storage, episode(1, labelled=False), 20.0)
+    second = put_episode(storage, make_episode(1, labelled=False), 20.0)
     manifest = commit(storage, CONTRACT, [second])
     assert latest_version(storage) == 2
     read = load_manifest(storage)
@@ -104,14 +91,14 @@ def test_episodes_are_visible_once_committed_and_statistics_survive(storage: Sto
 
 
 def test_committing_what_is_there_makes_no_version(storage: Storage) -> None:
-    entry = put_episode(storage, episode(), 20.0)
+    entry = put_episode(storage, make_episode(), 20.0)
     commit(storage, CONTRACT, [entry])
     commit(storage, CONTRACT, [entry])
     assert latest_version(storage) == 1
 
 
 def test_a_writer_that_lost_the_race_for_a_version_takes_the_next(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs = put_episode(storage, episode(0), 20.0), put_episode(storage, episode(1), 20.0)
+    ours, theirs = put_episode(storage, make_episode(0), 20.0), put_episode(storage, make_episode(1), 20.0)
     claim = type(storage).put_if_absent
     raced = False
 
@@ -128,15 +115,15 @@ def test_a_writer_that_lost_the_race_for_a_version_takes_the_next(storage: Stora
 
 
 def test_other_conventions_are_refused_in_words(storage: Storage) -> None:
-    commit(storage, CONTRACT, [put_episode(storage, episode(), 20.0)])
+    commit(storage, CONTRACT, [put_episode(storage, make_episode(), 20.0)])
     other = replace(CONTRACT, image_size=(128, 128))
     with pytest.raises(EpisodeError, match=r"other conventions \(image size .* 64, 64, here it is 128, 128"):
-        commit(storage, other, [put_episode(storage, episode(1), 20.0)])
+        commit(storage, other, [put_episode(storage, make_episode(1), 20.0)])
 
 
 def test_a_process_that_reads_a_manifest_and_ends_at_once_ends_well(tmp_path: Path) -> None:
     store = open_storage(str(tmp_path / "store"))
-    commit(store, CONTRACT, [put_episode(store, episode(), 20.0)])
+    commit(store, CONTRACT, [put_episode(store, make_episode(), 20.0)])
     code = "import sys; from orchestrator.data.store import load_manifest as l; from orchestrator.storage import open_storage as o; l(o(sys.argv[1]))"
     assert [run("-c", code, store.uri).returncode for _ in range(8)] == [0] * 8
 

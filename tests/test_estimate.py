@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from conftest import run
+from imported_packages import HEAVY, imported_packages
 from orchestrator.calibrate import calibrate
 from orchestrator.calibration import Calibration, Machine, Spread, Timed, calibration_key, keep_calibration, known_calibration, this_machine
 from orchestrator.cost import Cost
@@ -16,8 +17,7 @@ from orchestrator.data.store import commit, load_manifest, put_episode
 from orchestrator.estimate import estimate, work_of
 from orchestrator.spec import Sweep
 from orchestrator.storage import open_storage
-from test_cli import HEAVY
-from test_episodes import CONTRACT, episode
+from orchestrator.testing.episodes import CONTRACT, make_episode
 
 LENGTH = 16
 
@@ -50,7 +50,7 @@ MADE_UP = Calibration(
 def store(tmp_path: Path) -> str:
     """Eight episodes of Lift, equally long."""
     storage = open_storage(str(tmp_path / "store"))
-    commit(storage, CONTRACT, [put_episode(storage, episode(seed, length=LENGTH), 20.0) for seed in range(8)])
+    commit(storage, CONTRACT, [put_episode(storage, make_episode(seed, length=LENGTH), 20.0) for seed in range(8)])
     return storage.uri
 
 
@@ -226,6 +226,5 @@ def test_what_is_measured_here_is_what_the_next_plan_goes_by(lift_store: Path, t
     done = run("-X", "importtime", "-m", "orchestrator", "plan", str(tmp_path / "sweep.yaml"))
     assert done.returncode == 0, done.stderr
     assert str(estimate(small, measured)) in done.stdout
-    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert not imported & set(HEAVY)
+    assert not imported_packages(done) & HEAVY
     assert estimate(small, measured).low != Cost()

@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise, permutations
 from pathlib import Path
@@ -13,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from backbones import SENTENCE_DIM, svd_folder
-from conftest import CAMERA, run
+from backbones import SENTENCE_DIM, svd_folder, svd_policy
+from conftest import run
+from film_stage import Stage, filmed
 from orchestrator.films import episodes_to_film
 from orchestrator.server import PolicyServer
-from policy.checkpoint import Card, new_model, save
-from policy.config import PolicyConfig
-from policy.interface import Contract, Imagination, Observation
+from orchestrator.testing.checkpoints import make_checkpoint, make_observation
+from orchestrator.testing.episodes import CAMERA
+from policy.interface import Imagination, Observation
 from policy.latents import to_frames
 from policy.model import VideoActionModel
 from policy.presets import policy_config
@@ -28,31 +28,18 @@ from sim_workers.env import contract
 from sim_workers.rollout import Outcome
 from sim_workers.suite import EpisodeSpec
 from sim_workers.video import BORDER, DONE, GAP, SCENE, STRIP, Film, nearest
-from test_policy import CONTRACT, card, look
-from test_svd import small
 
 SENTENCE = "lift the red cube"
 
 
-def untrained(folder: Path, config: PolicyConfig, cameras: Contract, weights: Path | None = None) -> Path:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    sentences = {SENTENCE: torch.randn(SENTENCE_DIM)} if weights else None
-    model = new_model(config, cameras, weights, sentences)
-    told = card()
-    folder.mkdir()
-    save(folder, Card(config, cameras, told.action_stats, told.proprio_stats, {}), model, model.state_dict(), {})
-    return folder
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained(tmp_path_factory.mktemp("film") / "tiny", policy_config("tiny"), CONTRACT)
+    return make_checkpoint(tmp_path_factory.mktemp("film") / "tiny")
 
 
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained(tmp_path_factory.mktemp("film") / "baseline", policy_config("tiny", "diffusion_policy"), CONTRACT)
+    return make_checkpoint(tmp_path_factory.mktemp("film") / "baseline", policy_config("tiny", "diffusion_policy"))
 
 
 def same(one: Imagination, other: Imagination) -> bool:
@@ -65,7 +52,7 @@ def same(one: Imagination, other: Imagination) -> bool:
 @pytest.mark.parametrize("rung", ["one_pass", "truncated"])
 def test_what_is_imagined_is_the_video_the_actions_are_read_from(checkpoint: Path, rung: str) -> None:
     policy = TrainedPolicy(checkpoint, rung=rung)
-    looks = [look(seed) for seed in range(4)]
+    looks = [make_observation(seed) for seed in range(4)]
     video, actions = policy._sample(looks)
     assert video is not None
     for i, (told, chunk) in enumerate(zip(policy.imagine(looks), policy.act(looks), strict=True)):
@@ -78,7 +65,7 @@ def test_what_is_imagined_is_the_video_the_actions_are_read_from(checkpoint: Pat
 
 def test_an_imagination_does_not_depend_on_the_batch_it_came_in_and_follows_the_noise_seed(checkpoint: Path) -> None:
     policy = TrainedPolicy(checkpoint, rung="truncated")
-    looks = [look(seed) for seed in range(5)]
+    looks = [make_observation(seed) for seed in range(5)]
     together, backwards = policy.imagine(looks), policy.imagine(looks[::-1])[::-1]
     for one, a, b in zip(looks, together, backwards, strict=True):
         assert same(a, policy.imagine([one])[0])
@@ -88,7 +75,8 @@ def test_an_imagination_does_not_depend_on_the_batch_it_came_in_and_follows_the_
 
 def test_every_camera_imagines_all_frames_after_the_present_one_through_the_autoencoder(tmp_path: Path) -> None:
     cameras = contract(("agentview", "sideview", CAMERA), (64, 64), "fast")
-    policy = TrainedPolicy(untrained(tmp_path / "svd", small(), cameras, svd_folder(tmp_path / "weights")))
+    weights, sentences = svd_folder(tmp_path / "weights"), {SENTENCE: torch.randn(SENTENCE_DIM)}
+    policy = TrainedPolicy(make_checkpoint(tmp_path / "svd", svd_policy(), cameras, weights, sentences))
     rng = np.random.default_rng(0)
     seen = Observation({c: rng.integers(0, 256, (64, 64, 3), np.uint8) for c in cameras.cameras}, np.zeros(9, np.float32), SENTENCE, 0)
     (told,) = policy.imagine([seen])
@@ -102,7 +90,7 @@ def test_every_camera_imagines_all_frames_after_the_present_one_through_the_auto
 
 
 def test_the_server_imagines_in_the_queue_it_acts_in(checkpoint: Path, baseline: Path) -> None:
-    looks = [look(seed) for seed in range(3)]
+    looks = [make_observation(seed) for seed in range(3)]
 
     async def ask() -> tuple[list[object], list[object], object]:
         server = PolicyServer(1, "cpu", "truncated")
@@ -120,31 +108,6 @@ def test_the_server_imagines_in_the_queue_it_acts_in(checkpoint: Path, baseline:
 
 
 # -- films --------------------------------------------------------------------------------------------------------------------------
-
-
-class Stage:
-    """A simulator without physics: every picture is of one grey, which tells the camera and the time."""
-
-    film_camera = "front"
-    succeeded = False
-
-    def __init__(self, cameras: int) -> None:
-        self.contract = replace(CONTRACT, cameras=tuple(f"camera{i}" for i in range(cameras)))
-        self.steps = 0
-
-    def picture(self, camera: str, size: tuple[int, int]) -> np.ndarray:  # type: ignore[type-arg]
-        first = 10 if camera == self.film_camera else 50 + 50 * self.contract.cameras.index(camera)
-        return np.full((*size, 3), first + self.steps, np.uint8)
-
-
-def filmed(stage: Stage, imagine: Callable[[Observation], Imagination | None] | None, steps: int, execute: int = 4, won_at: int = 10**9) -> Film:
-    film = Film(stage)  # type: ignore[arg-type]
-    for step in range(1, steps + 1):
-        if (step - 1) % execute == 0:
-            film.looked(imagine(look(step)) if imagine else None)
-        stage.steps = step
-        film.stepped(step, step >= won_at)
-    return film
 
 
 def decoded(film: bytes) -> tuple[list[np.ndarray], float]:  # type: ignore[type-arg]

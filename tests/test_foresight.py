@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from film_stage import Stage, filmed
 from policy.interface import Imagination
 from sim_workers.foresight import Foresight, distance
 from sim_workers.rollout import Outcome
 from sim_workers.suite import EpisodeSpec
-from test_film import Stage, filmed
 
 CAMERAS = ("a", "b")
 

@@ -17,6 +17,7 @@ import pytest
 
 from orchestrator.ledger import SCHEMA, Ledger, scores
 from orchestrator.storage import Storage, StorageError, open_storage
+from orchestrator.testing.outcomes import make_outcome
 from sim_workers.rollout import Outcome
 from sim_workers.suite import EpisodeSpec
 from sim_workers.video import Filmed
@@ -24,8 +25,7 @@ from writers import start, writer
 
 
 def outcome(seed: int, result: str = "success", **fields: Any) -> Outcome:
-    first = 17 if result == "success" else None
-    return Outcome(EpisodeSpec("Lift", seed, seed + 1, "lighting"), result, 30, 4, 1.25, 0.5, first, **fields)  # type: ignore[arg-type]
+    return replace(make_outcome(EpisodeSpec("Lift", seed, seed + 1, "lighting"), result == "success"), result=result, **fields)  # type: ignore[arg-type]
 
 
 def by_id(*outcomes: Outcome) -> dict[str, Outcome]:
@@ -211,16 +211,18 @@ def test_a_damaged_object_is_one_sentence_or_its_rows_are_whole(tmp_path: Path, 
 
 WRITER = """
 import sys
+import pandas  # pyarrow imports it with the first table, which takes longer than the writer may live
 from orchestrator.ledger import Ledger
 from orchestrator.storage import open_storage
-from test_ledger import outcome
+from orchestrator.testing.outcomes import make_outcome
+from sim_workers.suite import EpisodeSpec
 
 ledger = Ledger(open_storage(sys.argv[1]), "weights", "protocol")
 ledger.read()
 print("ready", flush=True)
 sys.stdin.readline()
 for first in range(int(sys.argv[2]), int(sys.argv[3]), 4):
-    ledger.record([outcome(seed) for seed in range(first, first + 4)])
+    ledger.record([make_outcome(EpisodeSpec("Lift", seed, seed + 1, "lighting")) for seed in range(first, first + 4)])
     print(first, flush=True)
 """
 

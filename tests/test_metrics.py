@@ -4,12 +4,12 @@ import json
 import os
 import re
 import signal
-import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -19,18 +19,19 @@ import pytest
 from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.pretend import PretendedPool, fit_in, outcome
-from bench.pretend import players as pretended
 from conftest import CHECKOUT, run
 from orchestrator import metrics
 from orchestrator.metrics import METRICS, Metric
-from orchestrator.server import PolicyServer
-from policy.interface import ActionChunk, Observation
+from orchestrator.testing.outcomes import simulated_outcome
+from orchestrator.testing.players import FakePlayers
+from orchestrator.testing.policy_server import PolicyServerWithoutCheckpoints
+from orchestrator.testing.rollout_pool import FakeRolloutPool
+from orchestrator.testing.trainer import FakeTrainer
+from policy.interface import Observation
 from sim_workers.rollout import Outcome
 from sim_workers.worker import RolloutJob
-from test_engine import Run, folder, store, sweep
+from sweep_runs import Run, sweep
 
-__all__ = ["folder", "store"]
 DASHBOARD = json.loads((CHECKOUT / "deploy/grafana/demoscale.json").read_text())
 BY_NAME = {f"ray_{metric.name}": metric for metric in METRICS}
 PATIENCE_S = 120.0
@@ -119,20 +120,6 @@ def test_where_no_ray_runs_a_metric_does_nothing_and_imports_nothing() -> None:
 # -- the real thing -----------------------------------------------------------------------------------------------------------------------
 
 
-class Standing:
-    """A policy that stands still."""
-
-    def act(self, observations: list[Observation]) -> list[ActionChunk]:
-        return [ActionChunk(np.zeros((4, 7), np.float32), 4) for _ in observations]
-
-
-class StandingServer(PolicyServer):
-    """The policy server, spared the loading."""
-
-    def _loaded(self, checkpoint: str) -> Any:
-        return Standing()
-
-
 class Scraped:
     """What stands on the node's metrics port."""
 
@@ -177,47 +164,35 @@ def until(true: Any) -> None:
 def test_a_sweep_is_seen_on_the_metrics_port_while_it_runs_and_when_it_is_done(folder: Path, store: str) -> None:
     """Trainer and simulators pretend; the policy server, the scorer, the desk, MLflow and the scraping are real."""
     import ray
-    import ray.cloudpickle
 
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import a test module
-    seen = threading.Event()
     looks: list[Observation] = []
 
-    class Waiting(PretendedPool):
-        """Begins to play once its queue was seen, asks the real policy server, and says that it failed now and then."""
+    servers: list[Any] = []
 
-        on_retry: Any
+    def ask(job: RolloutJob) -> Outcome:
+        """Ask the real policy server eight times, and report one retry of each kind."""
+        if len(looks) < 8:
+            looks.append(Observation({}, np.zeros(9, np.float32), "lift", 0))
+            ray.get(servers[0].act.remote("arms/one/step_000003", looks[-1]))
+        if len(looks) == 3:
+            pool.on_retry("worker", job, "its process died")
+            pool.on_retry("episode", job, "its process died")
+        return simulated_outcome(job)
 
-        def __init__(self, server: Any) -> None:
-            super().__init__(self._ask)
-            self._server = server
-
-        def results(self, timeout_s: float | None = None) -> Any:
-            if seen.wait(0.1):
-                yield from super().results()
-
-        def _ask(self, job: RolloutJob) -> Outcome:
-            if len(looks) < 8:
-                looks.append(Observation({}, np.zeros(9, np.float32), "lift", 0))
-                ray.get(self._server.act.remote("arms/one/step_000003", looks[-1]))
-            if len(looks) == 3:
-                self.on_retry("worker", job, "its process died")
-                self.on_retry("episode", job, "its process died")
-            return outcome(job)
+    pool = FakeRolloutPool(ask, paused=True)  # until its queue was seen
 
     def players(state: Any, placement: Any, portraits: Any) -> Any:
-        server = ray.remote(StandingServer).options(num_cpus=0, max_concurrency=10).remote(1, "cpu", "", state.sweep.name)
-        told = pretended(state, placement, portraits)
-        return type(told)(Waiting(server), told.source, told.answered)
+        server = ray.remote(PolicyServerWithoutCheckpoints).options(num_cpus=0, max_concurrency=10)
+        servers.append(server.remote(1, "cpu", "", state.sweep.name))
+        return replace(FakePlayers()(state, placement, portraits), pool=pool)
 
     def fit(job: Any, place: str, resources: dict[str, float], desk: Any, attempts: int) -> Any:
         if job.arm.demo_count == 4 and not (folder / "killed").exists():
             (folder / "killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return fit_in(0.001)(job, place, resources, desk, attempts)
+        return FakeTrainer(0.001)(job, place, resources, desk, attempts)
 
-    asked = Run(sweep(folder, store), fit)
-    asked.run._players = players
+    asked = Run(sweep(folder, store), fit, players)
     scraped = Scraped(folder.name)
     failure: list[BaseException] = []
 
@@ -231,7 +206,7 @@ def test_a_sweep_is_seen_on_the_metrics_port_while_it_runs_and_when_it_is_done(f
         except BaseException as error:
             failure.append(error)
         finally:
-            seen.set()
+            pool.resume()
 
     looking = threading.Thread(target=look)
     looking.start()

@@ -16,16 +16,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench import pretend
 from conftest import run
 from fault_proxy import FaultProxy, fault_proxy
 from orchestrator.cli import main
 from orchestrator.spool import Reading, journals
 from orchestrator.state import SweepState
+from orchestrator.testing.episodes import make_episode_store
 from orchestrator.tracking import client
 from orchestrator.views import Views
-from reports import a_sweep, check, report, tell
-from test_tracking import in_a_process
+from reports import a_sweep, check, in_a_process, report, tell
 
 SECRET = "hunter2-the-secret-of-the-tests"
 
@@ -93,7 +92,7 @@ def proxy(server: Server) -> Iterator[FaultProxy]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return pretend.store(tmp_path_factory.mktemp("store") / "lift", 8)
+    return make_episode_store(tmp_path_factory.mktemp("store") / "lift", 8)
 
 
 def test_ten_arms_at_once_tell_a_server_that_is_killed_in_the_middle_everything(tmp_path: Path, store: str, server: Server) -> None:

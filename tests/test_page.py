@@ -14,9 +14,9 @@ from markupsafe import escape
 import curve_json
 import orchestrator.page
 from browser import MISSING, Tab, browsing, chromium
+from made_curves import beside_a_baseline, several
 from orchestrator.page import page
 from sim_workers.video import mp4
-from test_curve import beside_a_baseline, several
 
 HOSTILE = """<script>window.broken = 1</script>"><img src=x onerror="window.broken=1">'{{ 7*7 }}</style></pre>"""
 SWEEP = "name: lift-and-can\nmlflow: https://reader:hunter2@mlflow.example.org\n"

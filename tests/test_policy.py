@@ -11,23 +11,20 @@ import torch
 from diffusers import EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
 from safetensors.torch import load_file, save_file
 
-from conftest import CAMERA
+from orchestrator.testing.checkpoints import TINY, make_batch, make_card, make_observation
+from orchestrator.testing.episodes import CONTRACT
 from policy import noise
 from policy.baseline import DiffusionPolicy
 from policy.batch import Batch, Counts, Losses
-from policy.checkpoint import Card, CheckpointError, Model, fingerprint, load, new_model, save
-from policy.config import PolicyConfig, PolicyKind
-from policy.interface import Observation
+from policy.checkpoint import CheckpointError, Model, fingerprint, load, new_model, save
+from policy.config import PolicyConfig
 from policy.loss import masked_mean, per_clip_error
 from policy.model import FeatureCache, VideoActionModel
 from policy.normalize import Normalizer
-from policy.presets import PRESETS, policy_config
+from policy.presets import policy_config
 from policy.serve import TrainedPolicy
 from policy.stats import Stats
-from sim_workers.env import contract
 
-TINY = PRESETS["tiny"]
-CONTRACT = contract((CAMERA,), (64, 64), "fast")
 HEADS, UNET = "heads.safetensors", "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -36,20 +33,6 @@ def model() -> VideoActionModel:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     return VideoActionModel(TINY, CONTRACT).eval()
-
-
-def batch(size: int = 3, views: int = 1) -> Batch:
-    generator = torch.Generator().manual_seed(size)
-    k, t = TINY.clip.frames_per_view, TINY.clip.horizon
-    return Batch(
-        frames=torch.randint(0, 256, (size, views, k, 64, 64, 3), generator=generator, dtype=torch.uint8),
-        proprio=torch.randn(size, 9, generator=generator),
-        actions=torch.randn(size, t, 7, generator=generator),
-        action_mask=torch.ones(size, t),
-        frame_mask=torch.ones(size, k),
-        instructions=["lift the red cube"] * size,
-        seeds=list(range(size)),
-    )
 
 
 def losses_of(net: Model, clips: Batch, seed: int = 1) -> Losses:
@@ -115,7 +98,7 @@ def test_error_is_a_mean_over_everything_but_clip_and_time() -> None:
 
 
 def test_action_free_clips_teach_the_video_and_not_the_actions(model: VideoActionModel) -> None:
-    labelled = batch()
+    labelled = make_batch()
     hidden = replace(labelled, action_mask=torch.zeros_like(labelled.action_mask))
     other = replace(hidden, actions=hidden.actions + 5)
     losses = [losses_of(model, b) for b in (labelled, hidden, other)]
@@ -126,7 +109,7 @@ def test_action_free_clips_teach_the_video_and_not_the_actions(model: VideoActio
 
 
 def test_frames_past_the_end_teach_nothing(model: VideoActionModel) -> None:
-    whole = batch()
+    whole = make_batch()
     mask = whole.frame_mask.clone()
     mask[:, -1] = 0
     cut = replace(whole, frame_mask=mask)
@@ -139,7 +122,7 @@ def test_the_action_loss_reaches_the_video_model_only_where_it_may(objective: st
     torch.manual_seed(0)
     fresh = VideoActionModel(TINY, CONTRACT)
     fresh.learn(objective)  # type: ignore[arg-type]
-    whole = batch()
+    whole = make_batch()
     losses_of(fresh, replace(whole, frame_mask=torch.zeros_like(whole.frame_mask))).total.backward()
     reached = {name for name, p in fresh.video.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert bool(reached) == flows
@@ -149,7 +132,7 @@ def test_each_objective_moves_its_own_weights_and_computes_only_its_own_loss() -
     net = VideoActionModel(TINY, CONTRACT)
     for objective, moved, losses in (("video", {"video"}, "v"), ("action", {"adaptor", "head"}, "a"), ("joint", {"video", "adaptor", "head"}, "va")):
         net.learn(objective)  # type: ignore[arg-type]
-        told = losses_of(net, batch())
+        told = losses_of(net, make_batch())
         told.total.backward()
         assert {name.partition(".")[0] for name, p in net.named_parameters() if p.grad is not None} == moved
         assert (told.video > 0, told.action > 0) == ("v" in losses, "a" in losses)
@@ -171,7 +154,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
         if again:
             net.checkpoint_gradients()
             net.train()
-        losses_of(net, batch()).total.backward()
+        losses_of(net, make_batch()).total.backward()
         assert not net.video._seen
         grads.append([p.grad for p in net.parameters()])
     for one, other in zip(*grads, strict=True):
@@ -189,7 +172,7 @@ def test_any_number_of_views_frames_and_noise_settings_trains_and_acts(sigmas: s
     config = PolicyConfig.model_validate(raw)
     views = tuple(f"camera{i}" for i in range(cameras))
     net = VideoActionModel(config, replace(CONTRACT, cameras=views))
-    clips = batch(2, cameras)
+    clips = make_batch(2, cameras)
     clips = replace(clips, frames=clips.frames[:, :, :1].expand(-1, -1, frames, -1, -1, -1), frame_mask=torch.ones(2, frames))
     assert torch.isfinite(losses_of(net, clips).total)
     video, actions = net.sample(clips.frames[:, :, 0], clips.proprio, clips.instructions, [(0, 1), (2, 3)], config.ladder[rung])
@@ -215,11 +198,11 @@ def at_start(cache: int = 0) -> VideoActionModel:
 
 
 def test_kept_features_change_nothing_not_even_when_only_some_fit() -> None:
-    some = 3 * sum(feature.nbytes for feature in at_start()._features_at_start(batch(1))[0])
+    some = 3 * sum(feature.nbytes for feature in at_start()._features_at_start(make_batch(1))[0])
     losses = []
     for budget in (0, some, 2**30):
         net = at_start(budget)
-        clips = batch(7)
+        clips = make_batch(7)
         told = [losses_of(net, clips), losses_of(net, replace(clips, seeds=clips.seeds)), losses_of(net, clips)]
         kept = sum(seed in net.feature_cache for seed in clips.seeds)
         assert kept == {0: 0, some: 3, 2**30: 7}[budget]
@@ -229,7 +212,7 @@ def test_kept_features_change_nothing_not_even_when_only_some_fit() -> None:
 
 def test_the_features_of_the_start_are_those_a_look_sees() -> None:
     net = at_start().eval()
-    clips = batch(4)
+    clips = make_batch(4)
     seen: list[torch.Tensor] = []
     net.adaptor.register_forward_hook(lambda _module, arguments, _output: seen.append(arguments[0][0]))
     losses_of(net, clips)
@@ -240,7 +223,7 @@ def test_the_features_of_the_start_are_those_a_look_sees() -> None:
 def test_the_baseline_looks_at_the_present_only_and_learns_from_actions_only() -> None:
     net = DiffusionPolicy(policy_config("tiny", "diffusion_policy"), CONTRACT)
     net.learn("action")
-    clips = batch()
+    clips = make_batch()
     future = clips.frames.clone()
     future[:, :, 1:] = 0
     assert losses_of(net, clips).action == losses_of(net, replace(clips, frames=future)).action
@@ -279,22 +262,16 @@ def test_normalising_is_undone_and_a_constant_dimension_stays_constant(kind: str
 
 def test_a_copy_of_the_model_reads_its_own_features(model: VideoActionModel) -> None:
     copied = copy.deepcopy(model)
-    a, b = (losses_of(m, batch()).total for m in (model, copied))
+    a, b = (losses_of(m, make_batch()).total for m in (model, copied))
     assert a == b
 
 
 # -- checkpoints --------------------------------------------------------------------------------------------------------------------
 
 
-def card(kind: PolicyKind = "video_action") -> Card:
-    stats = Stats.of(np.random.default_rng(0).normal(size=(20, 7)))
-    config = policy_config("tiny", kind)
-    return Card(config, CONTRACT, stats, Stats.of(np.random.default_rng(1).normal(size=(20, 9))), {"step": 3, "demos": ["a"]})
-
-
 @pytest.fixture
 def checkpoint(tmp_path: Path, model: VideoActionModel) -> Path:
-    save(tmp_path, card(), model, model.state_dict(), {"x": torch.zeros(1)})
+    save(tmp_path, make_card(), model, model.state_dict(), {"x": torch.zeros(1)})
     return tmp_path
 
 
@@ -303,20 +280,15 @@ def any_checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A checkpoint of each kind of policy."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    told = card(request.param)
+    told = make_card(request.param)
     net = new_model(told.config, CONTRACT)
     save(tmp_path, told, net, net.state_dict(), {"x": torch.zeros(1)})
     return tmp_path
 
 
-def look(seed: int) -> Observation:
-    rng = np.random.default_rng(seed)
-    return Observation({CAMERA: rng.integers(0, 256, (64, 64, 3), np.uint8)}, rng.normal(size=9).astype(np.float32), "lift the red cube", seed)
-
-
 def test_a_checkpoint_comes_back_whole(checkpoint: Path, model: VideoActionModel) -> None:
     loaded, read = load(checkpoint)
-    assert read == card()
+    assert read == make_card()
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
 
@@ -331,7 +303,7 @@ def test_an_answer_does_not_depend_on_the_batch_it_came_in(any_checkpoint: Path,
     policy = TrainedPolicy(any_checkpoint, rung=rung)
     if policy.sampler.video_passes > 5:
         policy.sampler = policy.sampler.model_copy(update={"video_passes": 3, "action_steps": 3})
-    looks = [look(seed) for seed in range(5)]
+    looks = [make_observation(seed) for seed in range(5)]
     alone = [policy.act([one])[0].actions for one in looks]
     together = [chunk.actions for chunk in policy.act(looks)]
     backwards = [chunk.actions for chunk in policy.act(looks[::-1])][::-1]
@@ -342,7 +314,7 @@ def test_an_answer_does_not_depend_on_the_batch_it_came_in(any_checkpoint: Path,
 
 def test_another_noise_seed_gives_another_action(checkpoint: Path) -> None:
     policy = TrainedPolicy(checkpoint)
-    one = look(0)
+    one = make_observation(0)
     assert not np.array_equal(policy.act([one])[0].actions, policy.act([replace(one, noise_seed=99)])[0].actions)
 
 

@@ -4,56 +4,31 @@ import json
 import os
 import re
 import signal
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 
-from bench.sampler import titled
-from conftest import CAMERA
 from orchestrator.ledger import Ledger, Portraits
 from orchestrator.score import ProtocolError, Score, ScoringJob, check_contract
 from orchestrator.scorer import Scorer
 from orchestrator.storage import open_storage
-from policy.interface import ActionChunk, Observation
+from orchestrator.testing.episodes import CONTRACT
+from orchestrator.testing.processes import titled_processes
+from scoring_listener import Heard
 from sim_workers import pool as pool_module
-from sim_workers.balance import Answered
-from sim_workers.env import contract
 from sim_workers.rollout import Outcome
 from sim_workers.selftest import Portrait
 from sim_workers.suite import EpisodeSpec, Rules, Suite
-from sim_workers.video import Filmed
 from sim_workers.worker import Scene
+from wanderer import CURSED, start_wanderer
 
-CONTRACT = contract((CAMERA,), (64, 64), "fast")
 SUITE = Suite(("Lift",), 4, Rules(24))
 PROTOCOL = "protocol"
-CURSED = EpisodeSpec("Lift", 1_000_002, 1_000_002)
-
-
-class Wanderer:
-    """A policy server whose actions depend on picture, proprioception and noise seed, so that any difference in them shows."""
-
-    def act(self, policy: str, observation: Observation) -> ActionChunk:
-        if policy == "broken" or (policy == "cursed" and observation.noise_seed in {CURSED.chunk_seed(look) for look in range(9)}):
-            raise RuntimeError("this policy is broken")
-        if policy == "slow":
-            time.sleep(0.3)
-        seen = int(observation.images[CAMERA].sum()) + int(abs(observation.proprio).sum() * 1e6)
-        rng = np.random.default_rng([seen, observation.noise_seed])
-        return ActionChunk(rng.uniform(-1, 1, (8, 7)).astype(np.float32), 4)
-
-    def answered(self, policy: str = "") -> Answered:
-        return Answered()
-
-    def process(self) -> int:
-        return os.getpid()
 
 
 pytestmark = [pytest.mark.ray, pytest.mark.sim]
@@ -62,36 +37,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.sim]
 @pytest.fixture(scope="module")
 def server(ray_cluster: None) -> Any:
     import ray
-    import ray.cloudpickle
 
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import a test module
-    actor = ray.remote(Wanderer).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    actor = start_wanderer(num_cpus=0, max_restarts=-1, max_task_retries=-1)
     yield actor
     ray.kill(actor)
-
-
-class Heard:
-    """What the scorer said, and the pool it used."""
-
-    def __init__(self) -> None:
-        self.scores: list[Score] = []
-        self.outcomes: list[Outcome] = []
-        self.lines: list[str] = []
-        self.films: dict[str, Filmed] = {}
-        self.retries: list[tuple[str, str, str]] = []
-        self.pool: Any = None
-
-    def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
-        self.outcomes += outcomes
-
-    def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
-        self.scores.append(score)
-
-    def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None:
-        self.films[episode] = film
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def score(
@@ -133,7 +82,7 @@ def reference(server: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 def playing() -> list[int]:
     """Processes of this test's rollout workers that play right now."""
-    return [process.pid for process in titled("ray::RolloutWorker.play")]
+    return [process.pid for process in titled_processes("ray::RolloutWorker.play")]
 
 
 def after_the_first_outcome(folder: Path, injure: Callable[[], None]) -> Callable[[], None]:
@@ -167,7 +116,7 @@ def test_a_killed_policy_server_changes_nothing_and_costs_no_worker(reference: t
     import ray
 
     def kill_server() -> None:
-        os.kill(ray.get(server.process.remote()), signal.SIGKILL)
+        os.kill(ray.get(server.process_id.remote()), signal.SIGKILL)
 
     heard, ledger = score(tmp_path, server, 1, disturb=after_the_first_outcome(tmp_path, kill_server))
     assert heard.scores[0].complete

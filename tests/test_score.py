@@ -6,51 +6,32 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from click.testing import CliRunner, Result
 
-from bench import pretend
-from bench.servo import cameras
-from orchestrator.cli import main
 from orchestrator.ledger import Ledger
 from orchestrator.score import protocol_fingerprint
 from orchestrator.server import PolicyServer
 from orchestrator.state import SweepState
 from orchestrator.storage import StorageError, download, open_storage
 from orchestrator.subject import _sampler
-from policy.checkpoint import fingerprint, save
-from policy.model import VideoActionModel
+from orchestrator.testing.checkpoints import TINY, make_checkpoint, make_observation
+from orchestrator.testing.episodes import CONTRACT, make_episode_store
+from policy.checkpoint import fingerprint
 from policy.presets import policy_config
 from policy.serve import TrainedPolicy
 from reports import a_sweep
+from score_command import score
 from sim_workers.rollout import Outcome
 from sim_workers.suite import Rules, Suite
-from test_policy import CONTRACT, TINY, card, look
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    return a_checkpoint(tmp_path / "checkpoint")
-
-
-def a_checkpoint(folder: Path, contract: Any = CONTRACT) -> Path:
-    """An untrained policy of the tiny preset; it acts like any other."""
-    torch.manual_seed(0)
-    model = VideoActionModel(TINY, contract)
-    folder.mkdir(parents=True)
-    save(folder, replace(card(), contract=contract), model, model.state_dict(), {})
-    return folder
-
-
-def score(*arguments: str | Path) -> Result:
-    """The command, in this process, for what needs no Ray."""
-    return CliRunner().invoke(main, ["score", *map(str, arguments)])
+    return make_checkpoint(tmp_path / "checkpoint")
 
 
 @pytest.fixture
@@ -68,7 +49,7 @@ def test_askers_at_once_share_a_batch_and_get_the_answers_they_would_get_alone(c
     sizes = []
     act = TrainedPolicy.act
     monkeypatch.setattr(TrainedPolicy, "act", lambda self, observations: sizes.append(len(observations)) or act(self, observations))
-    looks = [look(seed) for seed in range(6)]
+    looks = [make_observation(seed) for seed in range(6)]
 
     async def ask() -> list[np.ndarray]:  # type: ignore[type-arg]
         server = PolicyServer(1, "cpu")
@@ -85,8 +66,8 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_to_whoever_asked_and_the_ser
     async def ask() -> None:
         server = PolicyServer(1, "cpu")
         with pytest.raises(Exception, match="not a checkpoint of ours"):
-            await server.act(str(tmp_path / "nothing"), look(0))
-        assert (await server.act(str(checkpoint), look(0))).actions.shape == (8, 7)
+            await server.act(str(tmp_path / "nothing"), make_observation(0))
+        assert (await server.act(str(checkpoint), make_observation(0))).actions.shape == (8, 7)
 
     asyncio.run(ask())
 
@@ -127,7 +108,7 @@ def test_a_pickle_in_a_checkpoint_is_never_opened(checkpoint: Path, tmp_path: Pa
     known = card_of(str(checkpoint))[1]
 
     async def act() -> None:
-        await PolicyServer(1, "cpu").act(str(checkpoint), look(0))
+        await PolicyServer(1, "cpu").act(str(checkpoint), make_observation(0))
 
     if lacking:
         with pytest.raises(Exception, match=f"^{(checkpoint / lacking).parent}: {Path(lacking).name} is missing; copy the whole folder$"):
@@ -209,8 +190,8 @@ def test_a_mistake_is_told_before_anything_is_started(
 
 def test_what_a_sweep_has_scored_is_found_again_and_nothing_is_played(tmp_path: Path, no_ray: None) -> None:
     """Through the sweep's file and storage, without Ray; of a shift that the sweep was not asked for nothing is known."""
-    sweep = a_sweep(tmp_path / "runs", pretend.store(tmp_path / "store", 8), "", arms=2)
-    file, place = tmp_path / "sweep.yaml", a_checkpoint(tmp_path / "checkpoint", cameras("fast"))
+    sweep = a_sweep(tmp_path / "runs", make_episode_store(tmp_path / "store", 8), "", arms=2)
+    file, place = tmp_path / "sweep.yaml", make_checkpoint(tmp_path / "checkpoint")
     file.write_text(sweep.to_yaml())
     state = SweepState.open(sweep)
     known = played(sweep.to_suite(), won=3)
@@ -226,7 +207,7 @@ def test_what_a_sweep_has_scored_is_found_again_and_nothing_is_played(tmp_path: 
     state.pin()
     key = f"{arm_id}/step_000100"
     assert "has no checkpoint yet" in score(arm.name, "--sweep", sweep.name, "--storage", tmp_path / "runs").stderr
-    a_checkpoint(tmp_path / "runs" / "arms" / key, cameras("fast"))
+    make_checkpoint(tmp_path / "runs" / "arms" / key)
     state.storage.put(f"checkpoints/{key}.json", b"{}")
     by_name = score(arm.name, "--sweep", sweep.name, "--storage", tmp_path / "runs", "--json")
     assert json.loads(by_name.stdout)["scores"] == told["scores"], "the sweep's own suite, without its file"

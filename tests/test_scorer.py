@@ -1,43 +1,27 @@
 """The scorer with simulators that only pretend: what is scored first, what is told when, and what is dropped."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from bench.pretend import PretendedPool
 from orchestrator.ledger import Ledger
 from orchestrator.score import Score, ScoringJob
 from orchestrator.scorer import Scorer
 from orchestrator.storage import Storage, open_storage
+from orchestrator.testing.episodes import CONTRACT
+from orchestrator.testing.outcomes import make_outcome
+from orchestrator.testing.rollout_pool import FakeRolloutPool
 from sim_workers.rollout import Outcome
 from sim_workers.sources import InProcess
 from sim_workers.suite import Rules, Suite
 from sim_workers.video import Filmed
-from sim_workers.worker import RolloutJob
-from test_episodes import CONTRACT
 from waiting import until as until_within
 
 until = partial(until_within, seconds=20.0)
 
 SUITE = Suite(("Lift",), 4, Rules(10))
-
-
-class OneAtATime(PretendedPool):
-    """A pool of one worker that plays an episode whenever it is allowed to."""
-
-    num_workers = most_workers = 1
-
-    def __init__(self) -> None:
-        super().__init__(lambda job: Outcome(job.spec, "success", 5, 1, 0.1, 0.1, 5, True))
-        self.allowed = threading.Semaphore(0)
-
-    def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, Filmed | None]]:
-        if self.allowed.acquire(timeout=0.05):
-            playing = super().results()
-            yield next(playing)
 
 
 class Heard:
@@ -68,7 +52,7 @@ def job(arm: str, step: int, suite: Suite = SUITE) -> ScoringJob:
     return ScoringJob(arm, step, f"{arm}/{step}", f"{arm}{step}", suite, "protocol", InProcess(lambda: None))  # type: ignore[arg-type, return-value]
 
 
-Start = Callable[..., tuple[Scorer, OneAtATime, Heard]]
+Start = Callable[..., tuple[Scorer, FakeRolloutPool, Heard]]
 
 
 @pytest.fixture
@@ -76,8 +60,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """A scorer, its pool, and what it tells; closed in the end."""
     scorers = []
 
-    def make(decides: Callable[[int], bool] = lambda _: False) -> tuple[Scorer, OneAtATime, Heard]:
-        storage, pool = open_storage(str(tmp_path)), OneAtATime()
+    def make(decides: Callable[[int], bool] = lambda _: False) -> tuple[Scorer, FakeRolloutPool, Heard]:
+        storage, pool = open_storage(str(tmp_path)), FakeRolloutPool(lambda job: make_outcome(job.spec), num_workers=1, paused=True)
         heard = Heard(storage)
         scorers.append(Scorer(storage, CONTRACT, pool, heard, decides))
         return scorers[-1], pool, heard
@@ -95,7 +79,7 @@ def test_checkpoints_that_come_later_may_be_scored_first(start: Start) -> None:
     for one in (job("a", 100), job("a", 200), job("b", 300)):
         scorer.submit(one)
     for _ in range(16):
-        pool.allowed.release()
+        pool.release()
     scorer.drain()
     assert [*dict.fromkeys(heard.played)] == [("a", 300), ("b", 300), ("a", 100), ("a", 200)]
     assert all(score.complete for score in heard.scores.values())
@@ -106,14 +90,14 @@ def test_of_an_arm_that_is_dropped_nothing_more_is_played_and_what_was_is_kept(s
     for one in (job("a", 100), job("a", 200), job("b", 100)):
         scorer.submit(one)
     until(lambda: pool.waiting == 4)
-    pool.allowed.release()
+    pool.release()
     until(lambda: len(heard.played) == 1)
     dropped = heard.played[0][0]
     scorer.drop(dropped)
     scorer.submit(job(dropped, 300))
     until(lambda: bool(pool.queue) and all(not playing.key.startswith(dropped) for playing in pool.queue))
     for _ in range(20):
-        pool.allowed.release()
+        pool.release()
     scorer.drain()
     assert heard.played.count((dropped, heard.played[0][1])) == 1
     assert {arm for arm, _ in heard.scores} == {"a", "b"} - {dropped}
@@ -127,7 +111,7 @@ def test_winding_down_ends_with_what_is_written_and_the_next_run_plays_only_the_
     scorer.submit(job("a", 100))
     until(lambda: pool.waiting == 4)
     for _ in range(2):
-        pool.allowed.release()
+        pool.release()
     until(lambda: len(heard.played) == 2)
     scorer.wind_down()
     scorer.drain()
@@ -135,7 +119,7 @@ def test_winding_down_ends_with_what_is_written_and_the_next_run_plays_only_the_
     again, pool, heard = start()
     again.submit(job("a", 100))
     for _ in range(9):
-        pool.allowed.release()
+        pool.release()
     again.drain()
     assert len(pool.played) == 2
     assert heard.scores["a", 100].successes == 4

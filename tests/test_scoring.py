@@ -19,21 +19,24 @@ from orchestrator.ledger import SCHEMA
 from orchestrator.scoring import Scoring
 from orchestrator.storage import open_storage
 from orchestrator.subject import Subject
+from orchestrator.testing.checkpoints import make_checkpoint
+from orchestrator.testing.episodes import CONTRACT
+from orchestrator.testing.outcomes import make_error, make_outcome
+from orchestrator.testing.rollout_pool import FakeRolloutPool
 from orchestrator.tracking import Tracker, client
 from policy.checkpoint import fingerprint
+from score_command import score
 from sim_workers.rollout import Outcome
 from sim_workers.sources import InProcess
 from sim_workers.suite import Rules, Suite
-from test_episodes import CONTRACT
-from test_score import a_checkpoint, score
-from test_scorer import OneAtATime
+from sim_workers.worker import RolloutJob
 
 # -- a model in MLflow --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    return a_checkpoint(tmp_path / "checkpoint")
+    return make_checkpoint(tmp_path / "checkpoint")
 
 
 @pytest.fixture
@@ -87,8 +90,13 @@ def test_a_logged_model_is_played_and_known_from_then_on_by_its_weights(checkpoi
 # -- what is left for the next run -----------------------------------------------------------------------------------------------------
 
 
+def one_worker(play: Callable[[RolloutJob], Outcome]) -> FakeRolloutPool:
+    """A pool that plays one episode for each that the test releases."""
+    return FakeRolloutPool(play, num_workers=1, paused=True)
+
+
 @pytest.fixture
-def scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[OneAtATime], Scoring]:
+def scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeRolloutPool], Scoring]:
     """A policy known as `mine` on four episodes and four more in other light, with simulators that pretend."""
     monkeypatch.setattr("orchestrator.cluster.resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr("orchestrator.cluster.nodes_of", lambda role, **needed: {})
@@ -96,25 +104,25 @@ def scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[OneAtA
     subject = Subject("mine", CONTRACT, "mine", None, lambda workers: InProcess(lambda: None))  # type: ignore[arg-type, return-value]
     suites = [Suite(("Lift",), 4, Rules(10), shift=shift) for shift in ("nominal", "lighting")]
 
-    def make(pool: OneAtATime) -> Scoring:
+    def make(pool: FakeRolloutPool) -> Scoring:
         monkeypatch.setattr("sim_workers.pool.RolloutPool", lambda *arguments, **options: pool)
         return Scoring(subject, suites, "egl", None, open_storage(str(tmp_path)))
 
     return make
 
 
-def test_an_interrupted_run_keeps_what_it_played_and_the_next_one_plays_the_rest(scoring: Callable[[OneAtATime], Scoring]) -> None:
-    pool = OneAtATime()
+def test_an_interrupted_run_keeps_what_it_played_and_the_next_one_plays_the_rest(scoring: Callable[[FakeRolloutPool], Scoring]) -> None:
+    pool = one_worker(lambda job: make_outcome(job.spec))
     one = scoring(pool)
 
     def heard(more: int) -> None:
         one.interrupted = one.played == 2
 
-    pool.allowed.release(2)
+    pool.release(2)
     one.play(None, heard)
     assert [(of, score.episodes, score.complete) for of, score in one.lines()] == [("Lift, nominal", 2, False), ("Lift, lighting", 0, False)]
-    pool = OneAtATime()
-    pool.allowed.release(6)
+    pool = one_worker(lambda job: make_outcome(job.spec))
+    pool.release(6)
     other = scoring(pool)
     assert (other.counted, other.listed) == (2, 8)
     other.play(None, lambda more: None)
@@ -123,11 +131,10 @@ def test_an_interrupted_run_keeps_what_it_played_and_the_next_one_plays_the_rest
     assert scoring(pool).complete
 
 
-def test_an_error_is_told_not_counted_and_tried_again(scoring: Callable[[OneAtATime], Scoring], tmp_path: Path) -> None:
+def test_an_error_is_told_not_counted_and_tried_again(scoring: Callable[[FakeRolloutPool], Scoring], tmp_path: Path) -> None:
     """Also in the files: it is a row of the ledger's own columns, whose first success is null in every row."""
-    pool = OneAtATime()
-    pool._play = lambda job: Outcome(job.spec, "error", 0, 0, 0.0, 0.0, message="the GPU fell off the bus")
-    pool.allowed.release(8)
+    pool = one_worker(lambda job: make_error(job.spec, "the GPU fell off the bus"))
+    pool.release(8)
     broken = scoring(pool)
     broken.play(None, lambda more: None)
     assert broken.causes == ["the GPU fell off the bus"]
@@ -137,8 +144,8 @@ def test_an_error_is_told_not_counted_and_tried_again(scoring: Callable[[OneAtAT
     saved = pq.read_table(tmp_path / "saved.parquet")
     assert saved.schema.equals(SCHEMA)
     assert saved["first_success"].null_count == saved.num_rows == 8
-    pool = OneAtATime()
-    pool.allowed.release(8)
+    pool = one_worker(lambda job: make_outcome(job.spec))
+    pool.release(8)
     again = scoring(pool)
     assert again.counted == 0
     again.play(None, lambda more: None)

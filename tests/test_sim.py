@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import CAMERA, run
+from conftest import run
 from orchestrator.collect import record
 from orchestrator.data.store import load_manifest
 from orchestrator.storage import open_storage
+from orchestrator.testing.episodes import CAMERA
 from sim_workers.demonstrate import Demonstration, demonstrate
 from sim_workers.env import SimEnv, contract
 from sim_workers.experts import EXPERTS, expert_for

@@ -15,9 +15,9 @@ from orchestrator.placement import Placement
 from orchestrator.spec import Sweep, SweepError
 from orchestrator.state import SweepState
 from orchestrator.storage import open_storage
+from orchestrator.testing.episodes import CONTRACT, make_episode
 from sim_workers.libero import LIBERO_10
 from sim_workers.robocasa import ROBOCASA_12_LABELLED, ROBOCASA_24
-from test_episodes import CONTRACT, episode
 
 GOOD = {
     "name": "good",
@@ -31,7 +31,7 @@ GOOD = {
 def store(tmp_path: Path) -> str:
     """Eight episodes of Lift."""
     storage = open_storage(str(tmp_path / "store"))
-    commit(storage, CONTRACT, [put_episode(storage, episode(seed), 20.0) for seed in range(8)])
+    commit(storage, CONTRACT, [put_episode(storage, make_episode(seed), 20.0) for seed in range(8)])
     return storage.uri
 
 
@@ -174,7 +174,7 @@ def test_what_is_no_sweep_file_is_one_sentence(tmp_path: Path, text: str, senten
 def test_a_store_of_other_conventions_is_refused_before_anything_starts(tmp_path: Path, change: dict[str, object], sentence: str) -> None:
     storage = open_storage(str(tmp_path / "store"))
     other = replace(CONTRACT, **change)
-    commit(storage, other, [put_episode(storage, episode(seed, size=other.image_size[0]), 20.0) for seed in range(8)])
+    commit(storage, other, [put_episode(storage, make_episode(seed, size=other.image_size[0]), 20.0) for seed in range(8)])
     with pytest.raises(SweepError, match=re.escape(sentence)):
         Sweep.load(write(tmp_path, storage.uri)).plan()
 
@@ -182,7 +182,7 @@ def test_a_store_of_other_conventions_is_refused_before_anything_starts(tmp_path
 def test_a_sweep_keeps_to_the_data_version_it_started_with(tmp_path: Path, store: str) -> None:
     sweep = Sweep.load(write(tmp_path, store), (f"storage={tmp_path / 'runs'}",))
     before = SweepState.open(sweep, pin=True)
-    commit(open_storage(store), CONTRACT, [put_episode(open_storage(store), episode(99), 20.0)])
+    commit(open_storage(store), CONTRACT, [put_episode(open_storage(store), make_episode(99), 20.0)])
     after = SweepState.open(sweep)
     assert after.arms() == before.arms()
     assert after.manifest.fingerprint == before.manifest.fingerprint

@@ -11,7 +11,7 @@ from conftest import BUCKET, run
 from fault_proxy import FaultProxy
 from orchestrator.data.store import commit, latest_version, load_manifest, put_episode
 from orchestrator.storage import CLAIM_ATTEMPTS, READ_ATTEMPTS, Storage, StorageError, check_conditional_writes, open_storage
-from test_episodes import CONTRACT, episode
+from orchestrator.testing.episodes import CONTRACT, make_episode
 
 Point = Callable[[dict[str, str]], None]
 
@@ -22,7 +22,7 @@ Point = Callable[[dict[str, str]], None]
 def test_a_server_that_ignores_conditions_is_found_out_before_a_version_is_claimed(proxy: FaultProxy, bucket: Storage) -> None:
     proxy.will("unconditional", always=True)
     with pytest.raises(StorageError, match=r"the server ignores conditional writes, so two writers could overwrite each other; use one that"):
-        commit(bucket, CONTRACT, [put_episode(bucket, episode(), 20.0)])
+        commit(bucket, CONTRACT, [put_episode(bucket, make_episode(), 20.0)])
     assert latest_version(bucket) == 0
 
 
@@ -65,7 +65,7 @@ def test_conflicting_claims_are_made_again(proxy: FaultProxy, bucket: Storage) -
 
 @pytest.mark.usefixtures("no_waiting")
 def test_a_write_whose_answer_is_lost_is_neither_lost_nor_made_twice(proxy: FaultProxy, bucket: Storage) -> None:
-    entry = put_episode(bucket, episode(), 20.0)
+    entry = put_episode(bucket, make_episode(), 20.0)
     check_conditional_writes(bucket)
     proxy.will("", "", "unanswered")  # a list, the manifest, and the claim of the version
     commit(bucket, CONTRACT, [entry])
@@ -78,13 +78,13 @@ def test_a_write_whose_answer_is_lost_is_neither_lost_nor_made_twice(proxy: Faul
 def test_credentials_that_expire_at_any_request_of_a_commit_leave_a_whole_store(proxy: FaultProxy, bucket: Storage) -> None:
     check_conditional_writes(bucket)
     proxy.requests.clear()
-    commit(bucket, CONTRACT, [put_episode(bucket, episode(0), 20.0)])
+    commit(bucket, CONTRACT, [put_episode(bucket, make_episode(0), 20.0)])
     for before in range(len(proxy.requests)):
         proxy.will(*[""] * before, "ExpiredToken")
         with pytest.raises(StorageError, match="the credentials have expired"):
-            commit(bucket, CONTRACT, [put_episode(bucket, episode(1), 20.0)])
+            commit(bucket, CONTRACT, [put_episode(bucket, make_episode(1), 20.0)])
         assert load_manifest(bucket).episode_ids == ["Lift-000000"]
-    commit(bucket, CONTRACT, [put_episode(bucket, episode(1), 20.0)])
+    commit(bucket, CONTRACT, [put_episode(bucket, make_episode(1), 20.0)])
     assert load_manifest(bucket).episode_ids == ["Lift-000000", "Lift-000001"]
 
 

@@ -9,12 +9,12 @@ from threading import Event
 
 import pytest
 
-from bench.seaweed import running
 from conftest import BUCKET
 from fault_proxy import FaultProxy
 from orchestrator.data.store import commit, latest_version, load_manifest, put_episode
 from orchestrator.storage import OUTAGE_S, PATIENCE, Storage, StorageError, check_conditional_writes, open_storage
-from test_episodes import CONTRACT, episode
+from orchestrator.testing.episodes import CONTRACT, make_episode
+from orchestrator.testing.seaweedfs import running
 
 Point = Callable[[dict[str, str]], None]
 
@@ -79,7 +79,7 @@ def test_a_claim_whose_answer_is_lost_in_an_outage_finds_its_own_object(proxy: F
     assert not bucket.put_if_absent("claimed", b"first")
     assert len(proxy.requests) == 5
     assert bucket.get("claimed") == b"first"
-    entry = put_episode(bucket, episode(), 20.0)
+    entry = put_episode(bucket, make_episode(), 20.0)
     check_conditional_writes(bucket)
     proxy.will("", "", *["unanswered"] * 4)  # a list, the manifest, and the claim of the version
     commit(bucket, CONTRACT, [entry])

@@ -3,20 +3,20 @@
 import random
 import time
 
-from conftest import CAMERA
 from orchestrator.data.episodes import decode
 from orchestrator.data.store import fetch, latest_version, load_manifest
 from orchestrator.storage import Storage
+from orchestrator.testing.episodes import CAMERA
 from writers import line, start, writer
 
 WRITER = """
 import sys
 from orchestrator.data.store import commit, put_episode
 from orchestrator.storage import open_storage
-from test_episodes import CONTRACT, episode
+from orchestrator.testing.episodes import CONTRACT, make_episode
 
 storage = open_storage(sys.argv[1])
-episodes = [episode(seed) for seed in range(int(sys.argv[2]), int(sys.argv[3]))]
+episodes = [make_episode(seed) for seed in range(int(sys.argv[2]), int(sys.argv[3]))]
 storage.list("")
 print("ready", flush=True)
 sys.stdin.readline()

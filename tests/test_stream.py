@@ -13,15 +13,16 @@ import numpy as np
 import psutil
 import pytest
 
+from fetch_without_ray import fake_fetch
 from orchestrator.data import stream
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.order import Order
-from orchestrator.data.store import commit, fetch, load_manifest, put_episode
+from orchestrator.data.store import commit, load_manifest, put_episode
 from orchestrator.data.subset import choose
 from orchestrator.storage import open_storage
+from orchestrator.testing.episodes import CONTRACT, make_episode
 from policy.config import ClipShape
-from test_episodes import CONTRACT, episode
 
 SHAPE = ClipShape(frames_per_view=2, frame_stride=2, horizon=4)
 Store = tuple[str, Manifest, Order]
@@ -31,17 +32,10 @@ Store = tuple[str, Manifest, Order]
 def store(tmp_path: Path) -> Store:
     """Eight short episodes in a folder, three demos and three action-free ones chosen."""
     storage = open_storage(str(tmp_path / "store"))
-    manifest = commit(storage, CONTRACT, [put_episode(storage, episode(seed, length=10 + seed), 20.0) for seed in range(8)])
+    manifest = commit(storage, CONTRACT, [put_episode(storage, make_episode(seed, length=10 + seed), 20.0) for seed in range(8)])
     subset = choose(manifest, 3, 1.0, seed=0)
     order = Order(tuple(manifest.select(subset.demos)), tuple(manifest.select(subset.action_free)), manifest.fingerprint, 0, 0, 1, 5)
     return storage.uri, manifest, order
-
-
-def fake_fetch(uri: str, need: stream._Need) -> Iterator[bytes]:
-    """What Ray Data brings, without Ray."""
-    storage = open_storage(uri)
-    for entry in need.episodes():
-        yield fetch(storage, entry)
 
 
 def draw(store: Store, first_step: int = 0, num_steps: int = 40, cache_bytes: int = stream.CACHE_BYTES) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ import pytest
 from conftest import CHECKOUT
 from orchestrator.data.store import commit, put_episode
 from orchestrator.storage import open_storage
-from test_episodes import CONTRACT, episode
+from orchestrator.testing.episodes import CONTRACT, make_episode
 from waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -135,7 +135,7 @@ def demoscale(head: Head, *command: str, **kwargs: Any) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     storage = open_storage(str(tmp_path_factory.mktemp("store")))
-    commit(storage, CONTRACT, [put_episode(storage, episode(seed), 20.0) for seed in range(8)])
+    commit(storage, CONTRACT, [put_episode(storage, make_episode(seed), 20.0) for seed in range(8)])
     return storage.uri
 
 

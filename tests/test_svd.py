@@ -10,7 +10,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 
-from backbones import svd_config, svd_folder
+from backbones import svd_config, svd_folder, svd_policy
+from fetch_without_ray import fake_fetch
+from kept_checkpoints import Kept
 from orchestrator.arms import Arm
 from orchestrator.data import stream
 from orchestrator.data.latents import keep_latents, keep_sentences, publish_index
@@ -19,33 +21,12 @@ from orchestrator.loop import ArmJob, train
 from orchestrator.sections import Train
 from orchestrator.storage import open_storage
 from policy.checkpoint import CheckpointError, load, load_weights
-from policy.config import BranchStage, PolicyConfig, TrunkStage
 from policy.interface import Observation
 from policy.latents import latent_codec
-from policy.presets import PRESETS
 from policy.serve import TrainedPolicy
 from policy.text import sentence_encoder
-from test_stream import fake_fetch
-from test_train import Kept
 
 pytestmark = pytest.mark.sim
-
-
-def small() -> PolicyConfig:
-    """`svd-256` with few channels, three frames per view."""
-    full = PRESETS["svd-256"]
-    assert full.adaptor is not None
-    stages = [stage.model_copy(update={"channels": 16, "groups": 4, "blocks": 1, "expansion": 2}) for stage in full.adaptor.branch]
-    branch = tuple(BranchStage(**stage.model_dump() | ({"joins": 16} if stage.joins else {})) for stage in stages)
-    trunk = (TrunkStage(channels=16, groups=4, blocks=1, expansion=2, frame_stride=2),)
-    raw = full.model_dump() | {
-        "video": svd_config().model_dump(),
-        "adaptor": full.adaptor.model_copy(update={"branch": branch, "trunk": trunk}).model_dump(),
-        "action": full.action.model_copy(update={"down_dims": (16, 32), "time_dim": 16}).model_dump(),
-        "clip": full.clip.model_copy(update={"frames_per_view": 3, "horizon": 8}).model_dump(),
-    }
-    raw["ladder"]["faithful"] |= {"video_passes": 2, "action_steps": 2}
-    return PolicyConfig.model_validate(raw)
 
 
 @pytest.fixture
@@ -55,7 +36,7 @@ def weights(tmp_path: Path) -> Path:
 
 def job(store: Path, weights: Path, **changes: Any) -> ArmJob:
     settings = Train(steps=2, batch_size=2, checkpoint_every=1, warmup_steps=0, ema_decay=0.5, mode="two_stage", video_steps=2)
-    made = ArmJob(Arm(2, 1.0, 0), "arm", str(store), 1, frozenset(), small(), settings, "joint", str(weights))
+    made = ArmJob(Arm(2, 1.0, 0), "arm", str(store), 1, frozenset(), svd_policy(), settings, "joint", str(weights))
     return replace(made, **changes)
 
 

@@ -1,10 +1,7 @@
 """What MLflow is told, in the database that is made beside the results: all of it, once, whoever is killed."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,34 +10,25 @@ from typing import Any
 import pytest
 import yaml
 
-from bench import pretend
-from conftest import CHECKOUT
 from orchestrator.spec import Sweep
 from orchestrator.spool import Journal, Reading, journals
 from orchestrator.state import SweepState
 from orchestrator.teller import Teller
+from orchestrator.testing.episodes import make_episode_store
 from orchestrator.tracking import EXPERIMENT, SWEEP, TrackingError, client, tagged
 from orchestrator.views import Views, republish
-from reports import a_sweep, check, report, tell
+from reports import a_sweep, check, in_a_process, report, tell
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return pretend.store(tmp_path_factory.mktemp("store") / "lift", 8)
+    return make_episode_store(tmp_path_factory.mktemp("store") / "lift", 8)
 
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Shared by the tests that do not care: to make one takes seconds."""
     return f"sqlite:///{tmp_path_factory.mktemp('tracked') / 'mlflow.db'}"
-
-
-def in_a_process(sweep: Sweep, folder: Path, steps: int, pause_s: float = 0.0, **variables: str) -> subprocess.Popen[str]:
-    file = folder / f"{sweep.name}.yaml"
-    file.write_text(sweep.to_yaml())
-    command = [sys.executable, str(CHECKOUT / "tests" / "reports.py"), str(file), str(steps), str(pause_s)]
-    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)} | variables
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def run_of(uri: str, name: str, arm: str = "-") -> Any:

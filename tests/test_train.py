@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from fetch_without_ray import fake_fetch
+from kept_checkpoints import Kept
 from orchestrator.arms import Arm
 from orchestrator.data import stream
 from orchestrator.data.episodes import EpisodeError
@@ -26,7 +28,6 @@ from policy.checkpoint import fingerprint, load, load_card, load_trainer
 from policy.config import Recipe
 from policy.presets import PRESETS
 from policy.trainer import learning_rate_factor
-from test_stream import fake_fetch
 
 
 def job(store: Path, steps: int = 6, workers: int = 1, ratio: float = 1.0) -> ArmJob:
@@ -37,19 +38,6 @@ def job(store: Path, steps: int = 6, workers: int = 1, ratio: float = 1.0) -> Ar
 def came_out(metrics: dict[str, Any]) -> dict[str, Any]:
     """All but what it took."""
     return {name: value for name, value in metrics.items() if name not in SPENT}
-
-
-class Kept:
-    """Keeps the checkpoints a run reports, as Ray Train's storage would."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.reports = folder, list[tuple[int, dict[str, Any]]]()
-
-    def __call__(self, step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
-        self.reports.append((step, metrics))
-        if checkpoint:
-            checkpoint.rename(self.folder / f"step_{step:06d}")
-            checkpoint.mkdir()
 
 
 @pytest.fixture

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.testing.checkpoints import make_batch
+from orchestrator.testing.episodes import CONTRACT
 from orchestrator.train import sharded
 from policy.checkpoint import new_model
 from policy.config import Recipe
 from policy.presets import policy_config
 from policy.trainer import Average, Trainer
-from test_policy import CONTRACT, batch
 
 STEPS = 6
 
@@ -29,7 +30,7 @@ def trainer(**recipe: Any) -> Trainer:
 
 
 def run(of: Trainer, first: int, last: int) -> list[float]:
-    clips = batch(4)
+    clips = make_batch(4)
     clips = type(clips)(*(value.to(of.device) if isinstance(value, torch.Tensor) else value for value in vars(clips).values()))
     return [of.step(clips, step, torch.Generator().manual_seed(step)).total.item() for step in range(first, last)]
 
@@ -87,7 +88,7 @@ def gradients(of: Trainer, change: Callable[[Any], Any], parts: int) -> list[tor
         return drawn(part, torch.Generator().manual_seed(7), counts)
 
     of.model.forward = same_draws
-    clips = batch(1)
+    clips = make_batch(1)
     twice = (value.repeat(2, *[1] * (value.ndim - 1)) if isinstance(value, torch.Tensor) else value * 2 for value in vars(clips).values())
     many = type(clips)(*twice)
     of.step(change(many), 0, torch.Generator())
@@ -117,13 +118,13 @@ def _one_of_two(rank: int, folder: str) -> None:
     for sharding, wrap in (("ddp", torch.nn.parallel.DistributedDataParallel), ("fsdp", sharded(torch.device("cpu")))):
         whole, resumed = (trainer(wrap=wrap) for _ in range(2))
         for step in range(3):
-            whole.step(batch(2 + rank), step, torch.Generator().manual_seed(10 * step + rank))
+            whole.step(make_batch(2 + rank), step, torch.Generator().manual_seed(10 * step + rank))
         weights, state = whole.acting_weights(), whole.state()
         if rank == 0:
             torch.save((weights, state), f"{folder}/{sharding}")
         torch.distributed.barrier()
         resumed.restore(*torch.load(f"{folder}/{sharding}"))
-        losses = [[of.step(batch(2), step, torch.Generator().manual_seed(rank)).total.item() for step in (3, 4)] for of in (whole, resumed)]
+        losses = [[of.step(make_batch(2), step, torch.Generator().manual_seed(rank)).total.item() for step in (3, 4)] for of in (whole, resumed)]
         assert losses[0] == losses[1], sharding
     torch.distributed.destroy_process_group()
 

@@ -10,25 +10,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import CAMERA
 from orchestrator.data.store import commit, load_manifest, put_episode
 from orchestrator.fidelity import Fidelity, fidelity
 from orchestrator.held_out import HeldOut
 from orchestrator.storage import open_storage
+from orchestrator.testing.checkpoints import make_checkpoint
+from orchestrator.testing.episodes import CAMERA, CONTRACT, make_episode
 from orchestrator.video_score import VideoScore, VideoTest, first_look
 from policy.config import ClipShape
 from policy.interface import Imagination, Observation
 from policy.presets import PRESETS, policy_config
 from policy.serve import TrainedPolicy
-from test_episodes import CONTRACT, episode
-from test_film import untrained
 
 BEST = 10 * np.log10(255**2 * 12)
 STILL_LIFE = Fidelity(20.0, 0.5, 0.3)
 
 
 def pictures(seed: int = 0, count: int = 3, size: int = 64) -> np.ndarray:  # type: ignore[type-arg]
-    return np.stack([episode(seed + i, 1, size=size).frames[CAMERA][0] for i in range(count)])
+    return np.stack([make_episode(seed + i, 1, size=size).frames[CAMERA][0] for i in range(count)])
 
 
 # -- the measures -------------------------------------------------------------------------------------------------------------------
@@ -67,7 +66,7 @@ def test_the_more_noise_the_worse_by_every_measure() -> None:
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Sixteen episodes of Lift, of 12 to 27 frames."""
     storage = open_storage(str(tmp_path_factory.mktemp("store")))
-    commit(storage, CONTRACT, [put_episode(storage, episode(seed, 12 + seed), 20.0) for seed in range(16)])
+    commit(storage, CONTRACT, [put_episode(storage, make_episode(seed, 12 + seed), 20.0) for seed in range(16)])
     return storage.uri
 
 
@@ -158,7 +157,7 @@ def test_a_policy_is_measured_by_what_it_imagines_when_it_acts(store: str, tmp_p
     """Through the server, asked one clip at a time by several threads, or directly in whole batches: the same pictures, the same numbers."""
     from orchestrator.server import PolicyServer
 
-    folder, test = untrained(tmp_path / "tiny", policy_config("tiny"), CONTRACT), video_test(store)
+    folder, test = make_checkpoint(tmp_path / "tiny"), video_test(store)
     policy, clips = TrainedPolicy(folder, rung="one_pass"), [test.held_out.read(clip) for clip in test.held_out.clips]
     together = policy.imagine([first_look(clip, (CAMERA,)) for clip in clips])
     expected = [fidelity(told.frames[CAMERA], clip.frames[0, 1:]) for told, clip in zip(together, clips, strict=True)]
@@ -187,7 +186,7 @@ def test_servers_and_judge_of_a_cluster_measure_what_the_policy_itself_imagines(
     from orchestrator.evaluate import policy_servers, video_judge
     from sim_workers.served import Served
 
-    folder, test = untrained(tmp_path / "tiny", policy_config("tiny"), CONTRACT), video_test(store)
+    folder, test = make_checkpoint(tmp_path / "tiny"), video_test(store)
     source, judge = Served(policy_servers(2, 0, "one_pass"), str(folder), imagines=True), video_judge()
     score, cpu_s = ray.get(judge.measure.remote(test, source), timeout=300)
     policy, turn = TrainedPolicy(folder, rung="one_pass"), threading.Lock()

@@ -16,8 +16,8 @@ from orchestrator.fidelity import Fidelity
 from orchestrator.spec import Sweep
 from orchestrator.state import SweepState
 from orchestrator.storage import open_storage
+from orchestrator.testing.episodes import CONTRACT, make_episode
 from orchestrator.video_score import VideoScore, VideoTest
-from test_episodes import CONTRACT, episode
 
 STILL_LIFE = Fidelity(20.0, 0.5, 0.3)
 
@@ -26,7 +26,7 @@ STILL_LIFE = Fidelity(20.0, 0.5, 0.3)
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Sixteen episodes of Lift, of 12 to 27 frames."""
     storage = open_storage(str(tmp_path_factory.mktemp("store")))
-    commit(storage, CONTRACT, [put_episode(storage, episode(seed, 12 + seed), 20.0) for seed in range(16)])
+    commit(storage, CONTRACT, [put_episode(storage, make_episode(seed, 12 + seed), 20.0) for seed in range(16)])
     return storage.uri
 
 
@@ -37,14 +37,6 @@ def sweep(folder: Path, store: str, clips: int = 3, **sections: Any) -> Sweep:
     tracked = f"sqlite:///{Path(store.removeprefix('file://')).parent / 'mlflow.db'}"
     everything = {"data": data, "train": train, "suite": suite, "storage": str(folder), "mlflow": tracked}
     return Sweep.model_validate({"name": folder.name, **everything, **sections})
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Named as a sweep may be."""
-    place = tmp_path / re.sub(r"[^a-z0-9-]", "-", tmp_path.name.lower())
-    place.mkdir()
-    return place
 
 
 def test_no_held_out_episode_is_one_that_any_arm_reads(folder: Path, store: str) -> None:
@@ -96,12 +88,14 @@ class Judged:
 @pytest.fixture
 def run_sweep(folder: Path, store: str) -> Callable[..., tuple[Any, list[str]]]:
     """Runs one to its end with a judge; the run and what it said."""
-    from bench.pretend import fit_in, players
+
     from orchestrator.sweep import SweepRun
+    from orchestrator.testing.players import FakePlayers
+    from orchestrator.testing.trainer import FakeTrainer
 
     def go(asked: Sweep, judge: Judged | None) -> tuple[Any, list[str]]:
         lines: list[str] = []
-        run = SweepRun(asked, lines.append, fit=fit_in(0.001), players=lambda *given: replace(players(*given), judge=judge))
+        run = SweepRun(asked, lines.append, fit=FakeTrainer(0.001), players=lambda *given: replace(FakePlayers()(*given), judge=judge))
         run.run()
         return run, lines
 

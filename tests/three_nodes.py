@@ -27,14 +27,16 @@ from orchestrator.ledger import Portraits
 from orchestrator.score import ScoringJob
 from orchestrator.scorer import Scorer
 from orchestrator.storage import Storage, open_storage
-from sim_workers.balance import Answered
+from orchestrator.testing.episodes import CONTRACT
+from orchestrator.testing.policy_server import FakePolicyServer
+from scoring_listener import Heard
 from sim_workers.pool import RolloutPool
 from sim_workers.rollout import Outcome
 from sim_workers.served import Served
 from sim_workers.suite import EpisodeSpec, Rules, Suite
 from sim_workers.worker import Beat, Played, RolloutJob, Said
-from test_pool import CONTRACT, Heard, Wanderer
 from waiting import until as until_within
+from wanderer import start_wanderer
 
 until = partial(until_within, seconds=120.0)
 
@@ -53,19 +55,10 @@ class PretendedWorker:
         yield Beat("playing")
         time.sleep(EPISODE_S)
         assert isinstance(job.source, Served)
-        asked = [ray.get(server.where.remote()) for server in job.source.servers]
+        asked = [ray.get(server.node_id.remote()) for server in job.source.servers]
         won = job.spec.scene_seed % 3 > 0
         told = json.dumps([ray.get_runtime_context().get_node_id(), *asked])
         yield Played(Outcome(job.spec, "success" if won else "failure", 40, 5, 0.4, 0.1, 30 if won else None, won, message=told), None, False)
-
-
-class PretendedServer:
-    def where(self) -> str:
-        node: str = ray.get_runtime_context().get_node_id()
-        return node
-
-    def answered(self, key: str = "") -> Answered:
-        return Answered()
 
 
 class Nodes:
@@ -108,9 +101,9 @@ def episodes(number: int) -> list[EpisodeSpec]:
 
 
 def pretended_servers(number: int) -> tuple[Any, ...]:
-    make = ray.remote(PretendedServer).options(**server_options(number, 0.0)).remote
+    make = ray.remote(FakePolicyServer).options(**server_options(number, 0.0)).remote
     servers = tuple(make() for _ in range(number))
-    ray.get([server.where.remote() for server in servers])
+    ray.get([server.node_id.remote() for server in servers])
     return servers
 
 
@@ -137,7 +130,7 @@ def spread(servers: tuple[Any, ...]) -> dict[str, Any]:
     asked = [json.loads(outcome.message) for outcome in outcomes]
     return {
         "nodes": len(places(outcomes)),
-        "server_nodes": len({ray.get(server.where.remote()) for server in servers}),
+        "server_nodes": len({ray.get(server.node_id.remote()) for server in servers}),
         "asked_near": sum(node == server for node, server in asked[30:]) / len(asked[30:]),
     }
 
@@ -270,14 +263,12 @@ def slow_listener(servers: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def main() -> None:
-    ray.cloudpickle.register_pickle_by_value(sys.modules["test_pool"])
     nodes, told = Nodes(), {}
     first = [nodes.add() for _ in range(3)]
     nodes.connect()
     with tempfile.TemporaryDirectory() as folder:
         if "real" in sys.argv[1:]:
-            policy = ray.remote(Wanderer).options(**server_options(3, 0.0))
-            servers = tuple(policy.remote() for _ in range(3))
+            servers = tuple(start_wanderer(**server_options(3, 0.0)) for _ in range(3))
             told["real"] = coming_and_going(nodes, Path(folder), True, servers, first[0])
             told["unfit"] = unfit(nodes, Path(folder), servers)
         else:

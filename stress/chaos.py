@@ -1,7 +1,7 @@
 """What does a sweep lose when its processes are killed at random? Nothing may be lost, nothing counted twice, and the curve stays the same.
 
-    python -m bench.chaos                 30 kills; half an hour on two busy cores
-    python -m bench.chaos --quick         five, one of each kind; a quarter of an hour there
+    python -m stress.chaos                30 kills; half an hour on two busy cores
+    python -m stress.chaos --quick        five, one of each kind; a quarter of an hour there
 
 Six short arms trained by Ray Train and played in robosuite, everything kept in SeaweedFS: first undisturbed, then again while `kill -9` meets the
 driver, a training worker, the policy server, a rollout worker or the storage server, at moments drawn from a seed. A driver that is gone is
@@ -22,9 +22,9 @@ from typing import Any
 
 import click
 
-from bench.disturbed import KINDS, Disturbed, Place, undisturbed
-from bench.seaweed import running
 from orchestrator.provenance import CHECKOUT
+from orchestrator.testing.seaweedfs import running
+from stress.disturbed import KINDS, Disturbed, Place, undisturbed
 
 
 def rows(place: Place, sealed: bool) -> Iterator[dict[str, Any]]:

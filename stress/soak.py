@@ -1,7 +1,7 @@
 """Do memory and open files of a rollout process stay flat over thousands of episodes?
 
-    python -m bench.soak                  5,000 episodes, a quarter of an hour on two cores
-    python -m bench.soak --quick          300
+    python -m stress.soak                 5,000 episodes, a quarter of an hour on two cores
+    python -m stress.soak --quick         300
 
 Two workers that are not replaced, short episodes of Lift with a policy that looks twice each. Exit code 1 if they grew.
 """
@@ -11,8 +11,9 @@ import sys
 
 import click
 
-from bench.sampler import titled
-from bench.servo import ServoServer, cameras
+from orchestrator.testing.policy_server import FakePolicyServer
+from orchestrator.testing.processes import titled_processes
+from orchestrator.testing.servo import cameras, servo
 from sim_workers.suite import EpisodeSpec, Rules
 
 WORKERS = 2
@@ -34,7 +35,7 @@ def main(quick: bool) -> None:
     quiet()
     connect()
     episodes, every = (300, 50) if quick else (5000, 250)
-    server = ray.remote(ServoServer).options(num_cpus=0).remote()
+    server = ray.remote(FakePolicyServer).options(num_cpus=0).remote(servo)
     pool, source, contract = RolloutPool(WORKERS, num_cpus=0.1, episodes_per_process=episodes + 1), Served((server,), "servo"), cameras("fast")
     for i in range(episodes):
         pool.submit(RolloutJob(EpisodeSpec("Lift", i, i), RULES, contract, source))
@@ -43,10 +44,10 @@ def main(quick: bool) -> None:
     for number, (_, outcome, _) in enumerate(pool.results(), 1):
         assert outcome.result != "error", outcome.message
         if number % every == 0:
-            workers = titled("ray::RolloutWorker")
-            mib, files = [p.memory_info().rss / 2**20 for p in workers], [p.num_fds() for p in workers]
-            seen.append((max(mib), max(files)))
-            print(f"{number:>9}{' '.join(f'{m:.0f}' for m in mib):>16}{' '.join(map(str, files)):>18}", flush=True)
+            workers = titled_processes("ray::RolloutWorker")
+            mib, opened = [p.memory_info().rss / 2**20 for p in workers], [p.num_fds() for p in workers]
+            seen.append((max(mib), max(opened)))
+            print(f"{number:>9}{' '.join(f'{m:.0f}' for m in mib):>16}{' '.join(map(str, opened)):>18}", flush=True)
     pool.close()
     rss, files = seen[-1][0] - seen[0][0], seen[-1][1] - seen[0][1]
     print(json.dumps({"bench": "soak", "episodes": episodes, "growth_mib": round(rss, 1), "growth_files": files, "quick": quick}))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from bench.seaweed import BUCKET, SeaweedFS
 from orchestrator.provenance import CHECKOUT
+from orchestrator.testing.seaweedfs import BUCKET, SeaweedFS
 
 TITLES = {"trainer": "ray::RayTrainWorker", "policy server": "ray::PolicyServer", "rollout worker": "ray::RolloutWorker"}
 KINDS = ("driver", *TITLES, "storage")

@@ -1,7 +1,7 @@
 """What is lost when rollout workers and the policy server are killed again and again? Nothing may be.
 
-    python -m bench.faults                200 episodes, a kill every 10 s, one hanging simulator; about eight minutes
-    python -m bench.faults --quick        20 episodes
+    python -m stress.faults               200 episodes, a kill every 10 s, one hanging simulator; about eight minutes
+    python -m stress.faults --quick       20 episodes
 
 Lift with an untrained `tiny` checkpoint behind the real policy server. First undisturbed; then `kill -9` of a worker, a worker, the server, and so
 on, after one worker was stopped so that it hangs. Exit code 1 if an outcome differs, is missing or came twice.
@@ -19,14 +19,13 @@ from typing import Any
 import click
 import psutil
 
-from bench.replan import policy_of
-from bench.sampler import titled
 from orchestrator.server import PolicyServer
-from sim_workers.env import contract
+from orchestrator.testing.checkpoints import make_checkpoint
+from orchestrator.testing.episodes import CONTRACT
+from orchestrator.testing.processes import titled_processes
 from sim_workers.rollout import Outcome
 from sim_workers.suite import Rules, Suite
 
-CONTRACT = contract(("robot0_eye_in_hand",), (64, 64), "fast")
 WORKERS, KILL_EVERY_S = 2, 10.0
 
 
@@ -45,13 +44,13 @@ class Killer(threading.Thread):
         self._hang()
         while not self.over.wait(KILL_EVERY_S):
             title = victims[number % len(victims)]
-            if processes := titled(title):
+            if processes := titled_processes(title):
                 processes[number % len(processes)].kill()
                 self.kills[title.removeprefix("ray::")] += 1
             number += 1
 
     def _hang(self) -> None:
-        if processes := titled("ray::RolloutWorker.play"):
+        if processes := titled_processes("ray::RolloutWorker.play"):
             processes[0].suspend()
             began = time.monotonic()
             time.sleep(0.5)  # a signal takes a moment
@@ -91,16 +90,15 @@ def play(suite: Suite, checkpoint: str, killer: Killer | None = None) -> tuple[l
 def main(quick: bool) -> None:
     """Print what was killed and, last, one line of JSON."""
     from orchestrator.cluster import connect, quiet
-    from policy.presets import PRESETS
 
     quiet()
     connect()
     suite = Suite(("Lift",), 20 if quick else 200, Rules(48))
     with tempfile.TemporaryDirectory() as folder:
-        policy_of(PRESETS["tiny"], CONTRACT, keep=Path(folder))
-        undisturbed, _ = play(suite, folder)
+        checkpoint = str(make_checkpoint(Path(folder) / "checkpoint"))
+        undisturbed, _ = play(suite, checkpoint)
         killer = Killer()
-        disturbed, replaced = play(suite, folder, killer)
+        disturbed, replaced = play(suite, checkpoint, killer)
     came = Counter(outcome.spec.episode_id for outcome in disturbed)
     reference = {outcome.spec.episode_id: outcome.played for outcome in undisturbed}
     answers = {

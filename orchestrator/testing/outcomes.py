@@ -1,0 +1,81 @@
+"""Outcomes of episodes, and policies whose success rate is a known function of their training data."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.arms import Arm
+from orchestrator.server import FINGERPRINT
+from policy.interface import ActionChunk, Observation, derived_seed
+from sim_workers.rollout import Outcome
+from sim_workers.sources import Asker
+from sim_workers.suite import EpisodeSpec
+from sim_workers.worker import RolloutJob
+
+HALF_WAY = 60
+"""Demos with which half of the highest success rate is reached."""
+
+SuccessRate = Callable[[float, float, int, int], float]
+"""(demo count, action-free ratio, step, last step) -> success rate in [0, 1]."""
+
+
+def success_rate(demo_count: float, action_free_ratio: float, step: int, steps: int) -> float:
+    """Return the success rate of a fake policy: increasing in every argument but the last, saturating below 0.95."""
+    worth = demo_count * (1 + 0.3 * math.log1p(action_free_ratio))
+    return 0.95 * worth / (worth + HALF_WAY) * (1 - math.exp(-4 * step / steps)) / (1 - math.exp(-4))
+
+
+def stand_still(observation: Observation) -> ActionChunk:
+    """Answer with four zero actions of seven dimensions, all of them to be executed."""
+    return ActionChunk(np.zeros((4, 7), np.float32), 4)
+
+
+@dataclass(frozen=True)
+class FakePolicy:
+    """The policy source of one checkpoint of a sweep, without weights: it has a success rate and stands still."""
+
+    uri: str
+    """The checkpoint's, which ends in `<arm id>/step_<step>`; a fingerprint may follow, as `orchestrator.server.policy_of` adds it."""
+    arms: tuple[tuple[str, Arm], ...]
+    """(arm id, arm) of every arm of the sweep."""
+    steps: int
+    """Optimiser steps of a whole training run."""
+    model: SuccessRate = success_rate
+
+    def rate(self) -> float:
+        """Return the success rate; KeyError if the URI names none of the arms."""
+        *_, arm_id, step = self.uri.partition(FINGERPRINT)[0].split("/")
+        arm = dict(self.arms)[arm_id]
+        return self.model(arm.demo_count, arm.action_free_ratio, int(step.removeprefix("step_")), self.steps)
+
+    def connect(self) -> Asker:
+        """Return a policy that stands still."""
+        return _Still()
+
+
+class _Still:
+    def act(self, observation: Observation) -> ActionChunk:
+        return stand_still(observation)
+
+
+def make_outcome(spec: EpisodeSpec, won: bool = True, steps: int = 40) -> Outcome:
+    """Make a success or a failure of `steps` control steps; a success is first seen ten steps before the end."""
+    return Outcome(spec, "success" if won else "failure", steps, steps // 8, 0.4, 0.1, max(0, steps - 10) if won else None, won)
+
+
+def make_error(spec: EpisodeSpec, cause: str = "the driver is gone") -> Outcome:
+    """Make the outcome of an episode that the machinery failed to play."""
+    return Outcome(spec, "error", 0, 0, 0.0, 0.0, message=cause)
+
+
+def simulated_outcome(job: RolloutJob) -> Outcome:
+    """Draw the outcome of a `FakePolicy`, as often a success as its rate says.
+
+    The draw depends on the episode alone: of two policies, the better one succeeds on every episode on which the worse one does.
+    """
+    assert isinstance(job.source, FakePolicy)
+    luck = np.random.default_rng(derived_seed(job.spec.noise_seed, job.spec.scene_seed)).random()
+    won = bool(luck < job.source.rate())
+    return make_outcome(job.spec, won, steps=40 if won else job.rules.horizon)

@@ -1,0 +1,27 @@
+"""A sweep's simulators and policies, all fake."""
+
+from dataclasses import dataclass
+
+from orchestrator.evaluate import Players
+from orchestrator.ledger import Portraits
+from orchestrator.placement import Placement
+from orchestrator.state import SweepState
+from orchestrator.testing.outcomes import FakePolicy, SuccessRate, simulated_outcome, success_rate
+from orchestrator.testing.rollout_pool import FakeRolloutPool
+from sim_workers.balance import Answered
+from sim_workers.sources import PolicySource
+
+
+@dataclass(frozen=True)
+class FakePlayers:
+    """The `players` argument of `SweepRun`: episodes take no time, and every arm's success rate is known."""
+
+    model: SuccessRate = success_rate
+
+    def __call__(self, state: SweepState, placement: Placement, portraits: Portraits) -> Players:
+        arms, steps = tuple(state.arms().items()), state.sweep.train.steps
+
+        def source(uri: str, imagines: bool) -> PolicySource:
+            return FakePolicy(uri, arms, steps, self.model)
+
+        return Players(FakeRolloutPool(simulated_outcome), source, lambda uri: Answered())

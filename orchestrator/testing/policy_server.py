@@ -1,0 +1,65 @@
+"""Policy servers that load no checkpoint."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from orchestrator.server import PolicyServer
+from orchestrator.testing.outcomes import stand_still
+from policy.interface import ActionChunk, Imagination, Observation
+from sim_workers.balance import Answered
+
+Act = Callable[[Observation], ActionChunk]
+
+
+class FakePolicyServer:
+    """The calls of `orchestrator.server.PolicyServer`, answered by functions; a Ray actor, or an object in the caller's process.
+
+    It reports no computing time, so a pool that asks it keeps its number of workers.
+    """
+
+    def __init__(self, policy: Act = stand_still, others: Mapping[str, Act] | None = None) -> None:
+        """Create a server.
+
+        Args:
+            policy: answers for every checkpoint that `others` does not name.
+            others: policies by checkpoint.
+        """
+        self._policy, self._others = policy, others or {}
+
+    def act(self, checkpoint: str, observation: Observation) -> ActionChunk:
+        return self._others.get(checkpoint, self._policy)(observation)
+
+    def imagine(self, checkpoint: str, observation: Observation) -> Imagination | None:
+        """Imagine nothing."""
+        return None
+
+    def load(self, checkpoint: str) -> None:
+        """Accept any checkpoint."""
+
+    def answered(self, checkpoint: str = "") -> Answered:
+        return Answered()
+
+    def node_id(self) -> str:
+        """Return the id of the Ray node on which this actor runs."""
+        import ray
+
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
+
+    def process_id(self) -> int:
+        return os.getpid()
+
+
+class PolicyServerWithoutCheckpoints(PolicyServer):
+    """The real policy server, whose policies all stand still: queue, batches and metrics are the real ones."""
+
+    def _loaded(self, checkpoint: str) -> Any:
+        return _Still()
+
+
+class _Still:
+    imagines = False
+
+    def act(self, observations: list[Observation]) -> list[ActionChunk]:
+        return [stand_still(observation) for observation in observations]

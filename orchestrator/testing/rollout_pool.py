@@ -1,0 +1,103 @@
+"""A rollout pool that plays in the caller's thread."""
+
+import threading
+from collections.abc import Callable, Iterator
+
+from sim_workers.balance import Balance
+from sim_workers.references import References, ReferencesInMemory
+from sim_workers.rollout import Outcome
+from sim_workers.roster import Usage
+from sim_workers.video import Filmed
+from sim_workers.worker import RolloutJob
+
+PERMIT_WAIT_S = 0.05
+"""Longest time that results() of a paused pool waits for release() or resume()."""
+
+
+class FakeRolloutPool:
+    """The calls of `sim_workers.pool.RolloutPool`, without processes: `play` says how each episode ends.
+
+    As with the real pool, one thread owns it; release() and resume() may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        play: Callable[[RolloutJob], Outcome],
+        num_workers: int = 64,
+        order: Callable[[RolloutJob], float] | None = None,
+        paused: bool = False,
+    ) -> None:
+        """Create a pool that has no jobs.
+
+        Args:
+            play: returns the outcome of a job; called in results(), so it may block.
+            num_workers: how many workers the pool reports; it plays one episode after another.
+            order: sort key of the queued jobs, applied whenever results() begins; None: jobs end in the order of their submission.
+            paused: whether results() plays nothing until release() or resume().
+        """
+        self.play, self.num_workers, self.most_workers = play, num_workers, num_workers
+        self._order = order
+        self._permits = threading.Semaphore(0)
+        self._running = threading.Event()
+        if not paused:
+            self._running.set()
+        self.queue: list[RolloutJob] = []
+        """Jobs that are not played yet."""
+        self.played: list[RolloutJob] = []
+        """Jobs whose outcome was returned, without those that only made a film."""
+        self.references: References = ReferencesInMemory()
+        self.usage = Usage()
+        self.on_retry: Callable[[str, RolloutJob, str], None] = lambda kind, job, why: None
+
+    def release(self, episodes: int = 1) -> None:
+        """Let a paused pool play this many further episodes, at most one in each call of results()."""
+        self._permits.release(episodes)
+
+    def resume(self) -> None:
+        """Let a paused pool play everything from now on."""
+        self._running.set()
+
+    def submit(self, job: RolloutJob) -> None:
+        self.queue.append(job)
+
+    def withdraw(self, key: str) -> list[RolloutJob]:
+        gone = [job for job in self.queue if job.key == key]
+        self.queue = [job for job in self.queue if job.key != key]
+        return gone
+
+    @property
+    def placed(self) -> int:
+        return self.num_workers
+
+    @property
+    def waiting(self) -> int:
+        return len(self.queue)
+
+    @property
+    def unfinished(self) -> int:
+        return len(self.queue)
+
+    def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, Filmed | None]]:
+        """Play what is queued; a paused pool waits `PERMIT_WAIT_S`, whatever `timeout_s` is, and plays one released episode at most."""
+        paused = not self._running.is_set()
+        if not self.queue or (paused and not (self._permits.acquire(timeout=PERMIT_WAIT_S) or self._running.is_set())):
+            return
+        if self._order:
+            self.queue.sort(key=self._order)
+        while self.queue:
+            job = self.queue.pop(0)
+            if not job.film:
+                self.played.append(job)
+            yield job, self.play(job), Filmed(b"film") if job.film else None
+            if paused:
+                return
+
+    def rebalance(self) -> Balance | None:
+        """Measure nothing."""
+        return None
+
+    def resize(self, num_workers: int) -> None:
+        self.num_workers = num_workers
+
+    def close(self) -> None:
+        self.queue = []

@@ -1,0 +1,32 @@
+"""A listener of the scorer that records every call."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.score import Score, ScoringJob
+from sim_workers.rollout import Outcome
+from sim_workers.video import Filmed
+
+
+class Heard:
+    """Records what the scorer reports, and the pool that a test gives it."""
+
+    def __init__(self) -> None:
+        self.scores: list[Score] = []
+        self.outcomes: list[Outcome] = []
+        self.lines: list[str] = []
+        self.films: dict[str, Filmed] = {}
+        self.retries: list[tuple[str, str, str]] = []
+        self.pool: Any = None
+
+    def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+        self.outcomes += outcomes
+
+    def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+        self.scores.append(score)
+
+    def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None:
+        self.films[episode] = film
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)

@@ -1,0 +1,53 @@
+"""Whole sweeps with a fake trainer and fake simulators; fixtures `store` and `folder` (conftest) are their arguments."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from orchestrator.evaluate import Players
+from orchestrator.spec import Sweep
+from orchestrator.sweep import SweepRun
+from orchestrator.testing.players import FakePlayers
+from orchestrator.testing.trainer import FakeTrainer
+from orchestrator.trials import Fit
+
+TRAINER, PLAYERS = FakeTrainer(0.01), FakePlayers()
+
+
+def sweep(folder: Path, store: str, **sections: Any) -> Sweep:
+    """A sweep of four demo counts in `folder`; sweeps share a tracking database, which takes longer to create than most of them to run."""
+    tracked = f"sqlite:///{Path(store).parent / 'mlflow.db'}"
+    data = {"episodes": store, "demo_count": [1, 2, 4, 8]} | sections.pop("data", {})
+    train = {"steps": 9, "batch_size": 2, "checkpoint_every": 3} | sections.pop("train", {})
+    suite = {"tasks": ["Lift"], "episodes": 40, "horizon": 50}
+    return Sweep.model_validate(
+        {"name": folder.name, "data": data, "train": train, "suite": suite, "storage": str(folder), "mlflow": tracked, **sections}
+    )
+
+
+class Run:
+    """One run of a sweep and the lines that it logged; `Run(sweep)()` runs it to its end."""
+
+    def __init__(self, sweep: Sweep, fit: Fit = TRAINER, players: Callable[..., Players] = PLAYERS, retry_failed: bool = False) -> None:
+        self.lines: list[str] = []
+        self.run = SweepRun(sweep, self.lines.append, retry_failed, fit, players)
+
+    def __call__(self) -> "Run":
+        self.curve = self.run.run()
+        return self
+
+    def said(self, *words: str) -> list[str]:
+        """List the logged lines that contain all of these."""
+        return [line for line in self.lines if all(word in line for word in words)]
+
+    @property
+    def states(self) -> dict[int, str]:
+        """State of the arm, by demo count."""
+        return {arm.arm.demo_count: arm.state for arm in self.run.board.arms.values()}
+
+
+def ledger(folder: Path) -> pd.DataFrame:
+    """Every recorded outcome, duplicates included."""
+    return pd.concat([pd.read_parquet(file) for file in folder.glob("outcomes/*/*/*.parquet")])
