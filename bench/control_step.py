@@ -22,6 +22,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from bench import harness
 from sim_workers.demonstrate import Demonstration, demonstrate
 from sim_workers.env import CONTROL_HZ, SimEnv, contract
 from sim_workers.render import choose_backend
@@ -178,4 +179,4 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from bench import harness
 from orchestrator.arms import expand
 from orchestrator.stats import wilson
 
@@ -79,4 +80,4 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 
-from bench import codec, corpus, peers, seaweed
+from bench import codec, corpus, harness, peers, seaweed
 from bench.child import CONSUMER, FETCHING, RAY, Child, Mark
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.store import latest_version, publish
@@ -224,4 +224,4 @@ def show_codecs(compared: dict[str, codec.Kept]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

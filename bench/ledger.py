@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 import psutil
 
+from bench import harness
 from bench.pretend import PretendedPool
 from bench.seaweed import BUCKET, NoServerError, started
 from bench.servo import cameras
@@ -127,4 +128,4 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

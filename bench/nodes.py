@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 
+from bench import harness
 from bench.crowd import to_a_thousand
 from bench.rollout import RULES, BareLoops
 from bench.servo import ServoServer, cameras
@@ -138,4 +139,4 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

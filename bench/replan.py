@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
+from bench import harness
 from policy.checkpoint import Card, save
 from policy.config import PolicyConfig, SamplerConfig
 from policy.interface import Contract, Observation
@@ -131,4 +132,4 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

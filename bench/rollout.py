@@ -20,6 +20,7 @@ from typing import Any
 import click
 import numpy as np
 
+from bench import harness
 from bench.servo import CAMERA, CHUNK, SIZE, ServoServer, cameras, servo
 from policy.interface import Observation
 from sim_workers.rollout import Outcome, run_episode
@@ -292,4 +293,4 @@ def _show(seconds: dict[str, list[float]], played: dict[str, Results], rounds: i
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from bench import pretend
+from bench import harness, pretend
 from orchestrator.spec import Sweep
 
 DEMOS = (2, 4, 8, 16, 32, 64, 96, 128)
@@ -138,4 +138,4 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -19,6 +19,7 @@ from typing import Any
 
 import click
 
+from bench import harness
 from bench.servo import cameras
 
 BLOCK = 20  # steps
@@ -160,4 +161,4 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from bench import pretend
+from bench import harness, pretend
 
 ARMS, QUICKSTART_STEPS, QUICKSTART_CHECKPOINTS = 10, 1000, 2
 
@@ -128,4 +128,4 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -24,7 +24,7 @@ import click
 import numpy as np
 import torch
 
-from bench import corpus
+from bench import corpus, harness
 from bench.turns import Cost, Pause, by_turns, ratio
 from orchestrator.arms import Arm
 from orchestrator.cluster import connect, quiet
@@ -279,4 +279,4 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)
