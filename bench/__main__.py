@@ -1,9 +1,9 @@
 """Run benches, store their results in bench/results/ and render bench/README.md from all that is stored.
 
-    python -m bench                      every bench
-    python -m bench data rollout         those named
-    python -m bench --quick              a short run of each; stores nothing unless --save is given
-    python -m bench --page               render the page only, e.g. after a change of bench/notes/
+python -m bench                      every bench
+python -m bench data rollout         those named
+python -m bench --quick              a short run of each; stores nothing unless --save is given
+python -m bench --page               render the page only, e.g. after a change of bench/notes/
 """
 
 import subprocess

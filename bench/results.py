@@ -1,8 +1,8 @@
 """Results of the benches, one JSON file each, and the page that is rendered from them.
 
-    bench/results/NAME.json    what a run printed, when and where
-    bench/notes/NAME.md        optional, written by hand: what the figures do not say
-    bench/README.md            `render()` of both
+bench/results/NAME.json    what a run printed, when and where
+bench/notes/NAME.md        optional, written by hand: what the figures do not say
+bench/README.md            `render()` of both
 """
 
 import ast
