@@ -16,7 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench.harness import interleaved, median_ratio
 from bench.results import FOLDER, PAGE, Result, benches, purpose, render, sections, stored
+from bench.suite import Phase, Round, markers, seconds_by_marker
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 MARK = "DEMOSCALE_BENCH_TEST"
@@ -196,3 +198,38 @@ def test_result_is_stored_and_loaded_unchanged(tmp_path: Path, monkeypatch: pyte
     result.save("x")
     assert Result.load("x") == result
     assert stored() == ["x"]
+
+
+def test_interleaved_rounds_alternate_in_direction() -> None:
+    called: list[str] = []
+
+    def arm(name: str) -> Callable[[], int]:
+        def call() -> int:
+            called.append(name)
+            return len(called)
+
+        return call
+
+    answers = interleaved({name: arm(name) for name in "abc"}, 3)
+    assert "".join(called) == "abc" + "cba" + "abc"
+    assert answers == {"a": [1, 6, 7], "b": [2, 5, 8], "c": [3, 4, 9]}
+
+
+def test_median_ratio_of_a_machine_that_slows_down_is_the_ratio_of_each_round() -> None:
+    speeds = [1.0, 1.5, 4.0, 40.0]
+    assert median_ratio([2 * speed for speed in speeds], speeds) == 2
+    with pytest.raises(ValueError, match="longer"):
+        median_ratio([1.0], [1.0, 2.0])
+
+
+def test_suite_sums_the_phases_of_each_marker() -> None:
+    phases = [Phase("a", "setup", 1.0, ["ray", "sim"]), Phase("a", "call", 2.0, ["ray", "sim"]), Phase("b", "call", 4.0, ["sim"])]
+    rounds = [Round(5.0, 0, phases), Round(1.0, 0, [Phase("c", "call", 8.0, ["ray", "full"])])]
+    assert seconds_by_marker(rounds, ["gpu", "ray", "sim"]) == {"gpu": 0.0, "ray": 11.0, "sim": 7.0}
+    assert rounds[0].tests == 2
+
+
+def test_suite_markers_are_those_of_pyproject_that_select_no_round(pytestconfig: pytest.Config) -> None:
+    declared = {line.partition(":")[0].partition("(")[0] for line in pytestconfig.getini("markers")}
+    assert {"ray", "sim", "gpu"} <= set(markers()) <= declared
+    assert not {"full", "stress"} & set(markers())
