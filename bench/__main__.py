@@ -1,64 +1,40 @@
-"""Run every bench and write what it printed to bench/README.md: `make bench`, or `python -m bench --quick` for a look without writing."""
+"""Run benches, store their results in bench/results/ and render bench/README.md from all that is stored.
 
-import datetime
-import importlib
-import os
-import platform
-import subprocess
-import sys
-from importlib.metadata import version
-from pathlib import Path
-
-from sim_workers.selftest import processor_name
-
-BENCHES = [
-    "loop",
-    "data",
-    "train_step",
-    "replan",
-    "sizes",
-    "control_step",
-    "rollout",
-    "nodes",
-    "drivers",
-    "ceiling",
-    "ledger",
-    "search",
-    "decisions",
-    "stall",
-    "telling",
-    "curve",
-]
-HEAD = """# Benches
-
-One script per claim about speed. Each prints a table and, last, one line of JSON; `--quick` is a short look. `make bench` runs them all and
-writes this page. Read the ratios: they are taken within one run.
-
+python -m bench                      every bench
+python -m bench data rollout         those named
+python -m bench --quick              a short run of each; stores nothing unless --save is given
+python -m bench --page               render the page only, e.g. after a change of bench/notes/
 """
 
+import subprocess
+import sys
 
-def main() -> None:
-    """Stops at the first bench that fails."""
-    quick = "--quick" in sys.argv[1:]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "diffusers", "robosuite", "mujoco"))
-    cores = len(os.sched_getaffinity(0))
-    page = HEAD + f"{datetime.date.today()}; {processor_name()}, {cores} cores, {_card()}; Python {platform.python_version()}, {packages}.\n"
-    for name in BENCHES:
-        done = subprocess.run([sys.executable, "-m", f"bench.{name}", *["--quick"] * quick], stdout=subprocess.PIPE, text=True)
-        print(done.stdout, end="", flush=True)
+import click
+
+from bench import harness
+from bench.results import PAGE, Result, benches, render
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--quick", "short", is_flag=True, help="Make a short run of each bench and store nothing.")
+@click.option("--save", is_flag=True, help="Store the results of short runs as well.")
+@click.option("--page", is_flag=True, help="Measure nothing: render bench/README.md from what is stored.")
+def main(names: tuple[str, ...], short: bool, save: bool, page: bool) -> None:
+    """Run the benches NAME, by default all. Stops at the first that fails; what was measured before it stays stored."""
+    if unknown := set(names) - set(benches()):
+        raise click.BadParameter(f"no such bench: {', '.join(sorted(unknown))}; there are {', '.join(benches())}")
+    for name in () if page else names or benches():
+        done = subprocess.run([sys.executable, "-m", f"bench.{name}", *["--quick"] * short], stdout=subprocess.PIPE, text=True)
+        click.echo(done.stdout, nl=False)
         if done.returncode:
             sys.exit(done.returncode)
-        about = (importlib.import_module(f"bench.{name}").__doc__ or "").splitlines()[0]
-        page += f"\n## {name}\n\n{about}\n\n```\n{done.stdout.strip()}\n```\n"
-    if not quick:
-        (Path(__file__).parent / "README.md").write_text(page)
-
-
-def _card() -> str:
-    """The GPU's name, asked in a process of its own: this one keeps none of its memory."""
-    question = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU')"
-    return subprocess.run([sys.executable, "-c", question], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+        if save or not short:
+            Result.of(done.stdout, short).save(name)
+            PAGE.write_text(render())
+    if page:
+        PAGE.write_text(render())
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -14,6 +14,7 @@ from statistics import mean
 
 import click
 
+from bench import harness
 from orchestrator.stats import wilson
 from policy.interface import ActionChunk
 from sim_workers.env import SimEnv, contract
@@ -61,4 +62,4 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -20,6 +20,7 @@ from typing import Any
 import click
 import numpy as np
 
+from bench import harness
 from orchestrator.testing.control import Array, TracedEnv, make_robosuite, random_actions, reset_scene
 from sim_workers.demonstrate import Demonstration
 from sim_workers.tasks import TASKS
@@ -118,4 +119,4 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -1,7 +1,7 @@
 """Is the data pipeline as cheap as decoding alone, does S3 cost what a folder costs, and does it stay so in large stores?
 
     python -m bench.data                 about ten minutes
-    python -m bench.data --quick         within a minute: one round, small stores
+    python -m bench.data --quick         in a minute or two: few rounds, small stores
 
 Clips from our pipeline against a bare loop that only decodes, and against torch's DataLoader over robomimic-style HDF5: the same clips
 of the same episodes in the same sequence, in turns. CPU time is that of all processes involved, counted between two batches.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 
-from bench import codec, corpus, peers
+from bench import codec, corpus, harness, peers
 from bench.child import CONSUMER, FETCHING, RAY, Child, Mark
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.store import latest_version, publish
@@ -46,7 +46,7 @@ class Size:
 
 
 FULL = Size(100, 3, {FOLDER: 400, S3: 400, BARE: 400, GZIP: 20, RAW: 250}, 20, 3, 1_000_000, 320, 10)
-QUICK = Size(12, 1, {FOLDER: 40, S3: 40, BARE: 40, GZIP: 2, RAW: 20}, 1, 1, 20_000, 90, 2)
+QUICK = Size(12, 3, {FOLDER: 40, S3: 40, BARE: 40, GZIP: 2, RAW: 40}, 4, 1, 20_000, 90, 2)
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def measured(size: Size, ours: Child, stores: dict[str, str], files: dict[str, P
     with Child() as alone, Child() as loader:
         (before, after), _ = ours.run(peers.join, s3, size.idle_s)
         idle_share = sum(after.since(before).values()) / (after.time - before.time)
-        for _ in range(size.rounds):
-            for name, batches in size.batches.items():
+        for number in range(size.rounds):
+            for name, batches in list(size.batches.items())[:: -1 if number % 2 else 1]:  # drift meets all alike
                 clips = batches * peers.BATCH
                 if name in stores:
                     already = seaweedfs.sent_bytes(s3)
@@ -127,18 +127,21 @@ def memory(size: Size, uri: str) -> tuple[list[float], float]:
     return [(mark.peak[CONSUMER] - before + mark.peak[FETCHING]) / MIB for mark in marks[1:]], bound / MIB
 
 
-def show_costs(costs: dict[str, list[Cost]], idle_share: float) -> dict[str, float]:
+def show_costs(costs: dict[str, list[Cost]], idle_share: float) -> None:
     """The table of peers, medians over rounds; CPU milliseconds per clip."""
     print(f"{'':<28} CPU ms/clip  {'/'.join((CONSUMER, FETCHING, RAY))}, idle Ray taken off   clips/s")
-    medians = {}
     for name, rounds in costs.items():
-        medians[name] = statistics.median(each.total for each in rounds)
+        total = statistics.median(each.total for each in rounds)
         parts = "/".join(f"{statistics.median(each.milliseconds.get(kind, 0.0) for each in rounds):.2f}" for kind in (CONSUMER, FETCHING, RAY))
         idle = statistics.median(each.idle for each in rounds)
         split = f"{parts}, -{idle:.2f}" if idle else ""
-        print(f"{name:<28} {medians[name]:11.2f}  {split:<58} {statistics.median(each.wall for each in rounds):9.0f}")
+        print(f"{name:<28} {total:11.2f}  {split:<58} {statistics.median(each.wall for each in rounds):9.0f}")
     print(f"an idle Ray of the same session uses {idle_share:.3f} CPU s per second\n")
-    return medians
+
+
+def ratio(costs: dict[str, list[Cost]], above: str, below: str) -> float:
+    """Median over rounds of the ratio of two peers' CPU time per clip."""
+    return harness.median_ratio([cost.total for cost in costs[above]], [cost.total for cost in costs[below]])
 
 
 @click.command()
@@ -167,7 +170,7 @@ def main(quick: bool) -> None:
         print(f"{size.episodes} episodes of {corpus.LENGTH} steps, 2 cameras of 128x128: {stored / MIB:.1f} MiB, as raw HDF5 {raw / MIB:.0f}")
         print(f"a clip is 9 frames of each camera; batches of {peers.BATCH}; {size.rounds} rounds in turns, medians\n")
         costs, idle_share, sent = measured(size, ours, stores, files, s3)
-        medians = show_costs(costs, idle_share)
+        show_costs(costs, idle_share)
         loaded = raw_bytes(manifest, size.batches[FOLDER])
         visited = visit_bytes(manifest, size.batches[FOLDER])
         without = f"without the worker's cache {visited / 1024:.1f}"
@@ -183,11 +186,11 @@ def main(quick: bool) -> None:
         print(f"memory, {size.store_mib} MiB store, 80 MiB object store: at most {shown} MiB in its epochs,")
         print(f"interpreter and libraries of the fetching actor included; stream.memory_bound says {bound:.0f} for what is streamed\n")
     answers = {
-        "ratio_to_decode_limit": medians[BARE] / medians[FOLDER],
-        "ratio_to_hdf5_gzip": medians[GZIP] / medians[FOLDER],
-        "ratio_to_hdf5_raw": medians[RAW] / medians[FOLDER],
+        "ratio_to_decode_limit": ratio(costs, BARE, FOLDER),
+        "ratio_to_hdf5_gzip": ratio(costs, GZIP, FOLDER),
+        "ratio_to_hdf5_raw": ratio(costs, RAW, FOLDER),
         "bytes_ratio_to_hdf5_raw": loaded / sent,
-        "ratio_s3_to_folder": medians[FOLDER] / medians[S3],
+        "ratio_s3_to_folder": ratio(costs, FOLDER, S3),
         "memory_growth_mib": peaks[-1] - peaks[1],
         "memory_bound_mib": bound,
         "first_batch_s": firsts[2],
@@ -225,4 +228,4 @@ def show_codecs(compared: dict[str, codec.Kept]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -26,6 +26,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from scipy.stats import binom, norm
 
+from bench import harness
 from orchestrator.anytime import log_evidence, log_paired_evidence
 
 Array = npt.NDArray[Any]
@@ -183,4 +184,4 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

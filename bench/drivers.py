@@ -20,6 +20,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from bench import harness
 from orchestrator.testing.servo import cameras, servo
 
 SOFTWARE = {"__EGL_VENDOR_LIBRARY_FILENAMES": "/usr/share/glvnd/egl_vendor.d/50_mesa.json", "CUDA_VISIBLE_DEVICES": "-1"}
@@ -104,4 +105,4 @@ def main(quick: bool, drawing: tuple[Path, str, int] | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -4,20 +4,25 @@
     python -m bench.ledger --quick         10,000 and 2,000
 
 Episodes take no time here: what is left is the scorer, the ledger and the account of costs. The peer is the disk: as many outcomes as Parquet
-objects of the same size, written one after another by a bare loop.
+objects of the same size, written one after another by a bare loop. Both by turns, a slice of checkpoints each.
 """
 
 import json
 import os
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
+from statistics import median
 
 import click
 import psutil
 
+from bench import harness
 from orchestrator import metrics
 from orchestrator.cost import Spending, of_outcome
 from orchestrator.ledger import Ledger
@@ -35,6 +40,7 @@ from sim_workers.video import Filmed
 from sim_workers.worker import RolloutJob
 
 EPISODES = 50  # of a checkpoint
+SLICE = 4  # checkpoints
 
 
 def play(job: RolloutJob) -> Outcome:
@@ -43,12 +49,13 @@ def play(job: RolloutJob) -> Outcome:
 
 
 class Accountant:
-    """Hears the scorer and keeps the account, as a sweep does; looks at the memory now and then."""
+    """Listener of the scorer that keeps the account, as a sweep does, and reads the process' memory at every score."""
 
     def __init__(self, spending: Spending) -> None:
         self._spending = spending
         self.heard, self.scores = 0, 0
         self.rss: list[float] = []
+        self._scored = threading.Condition()
 
     def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
         for (task, result), number in Counter((outcome.spec.task, outcome.result) for outcome in outcomes).items():
@@ -59,43 +66,68 @@ class Accountant:
 
     def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
         assert score.complete
-        self.scores += 1
-        self.rss.append(psutil.Process().memory_info().rss / 2**20)
+        with self._scored:
+            self.scores += 1
+            self.rss.append(psutil.Process().memory_info().rss / 2**20)
+            self._scored.notify()
+
+    def wait(self, scorer: Scorer, scores: int) -> None:
+        """Until so many scores have come; raises what went wrong in the scorer's thread."""
+        with self._scored:
+            while self.scores < scores:
+                self._scored.wait(1.0)
+                scorer.check()
 
     def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None: ...
 
     def say(self, line: str) -> None: ...
 
 
-def through_the_engine(storage: Storage, policy: Contract, outcomes: int) -> tuple[float, list[float]]:
-    """Outcomes a second, and the process' MiB after every score."""
+@dataclass(frozen=True)
+class Rates:
+    """Outcomes a second."""
+
+    engine: float
+    writing: float
+    ratio: float
+    """Engine to writing: median over slices that follow each other."""
+    rss: list[float]
+    """MiB of the process after every score."""
+
+
+def measured(storage: Storage, policy: Contract, outcomes: int) -> Rates:
+    """So many outcomes through the engine, and as many only written."""
     suite = Suite(("Lift",), EPISODES, Rules(100))
     spending = Spending(storage, "bench", "run")
     accountant = Accountant(spending)
     scorer = Scorer(storage, policy, FakeRolloutPool(play), accountant)
-    began = time.perf_counter()
-    for i in range(outcomes // EPISODES):
-        scorer.submit(ScoringJob(f"arm-{i % 100}", i, f"arms/{i}", f"checkpoint{i}", suite, "protocol", InProcess(lambda: None)))  # type: ignore[arg-type, return-value]
+    played = [play(RolloutJob(spec, suite.rules, policy, InProcess(lambda: None))) for spec in suite.episode_list()]  # type: ignore[arg-type, return-value]
+    scored, written = count(), count()
+
+    def through_the_engine() -> float:
+        began = time.perf_counter()
+        for i in islice(scored, SLICE):
+            scorer.submit(ScoringJob(f"arm-{i % 100}", i, f"arms/{i}", f"checkpoint{i}", suite, "protocol", InProcess(lambda: None)))  # type: ignore[arg-type, return-value]
+        accountant.wait(scorer, i + 1)
+        return time.perf_counter() - began
+
+    def writing() -> float:
+        """A part and a sealed object per checkpoint."""
+        began = time.perf_counter()
+        for i in islice(written, SLICE):
+            ledger = Ledger(storage, f"bare{i}", "protocol")
+            ledger.record(played)
+            ledger.seal(played)
+        return time.perf_counter() - began
+
+    seconds = harness.interleaved({"engine": through_the_engine, "writing": writing}, outcomes // EPISODES // SLICE)
     scorer.drain()
-    seconds = time.perf_counter() - began
     scorer.close()
     spending.close()
     assert accountant.heard == outcomes
     assert len(Ledger(storage, "checkpoint0", "protocol").read()) == EPISODES
-    return outcomes / seconds, accountant.rss
-
-
-def bare(storage: Storage, outcomes: int) -> float:
-    """Outcomes a second of a loop that only writes: a part and a sealed object per checkpoint."""
-    suite = Suite(("Lift",), EPISODES, Rules(100))
-    policy = cameras("fast")
-    played = [play(RolloutJob(spec, suite.rules, policy, InProcess(lambda: None))) for spec in suite.episode_list()]  # type: ignore[arg-type, return-value]
-    began = time.perf_counter()
-    for i in range(outcomes // EPISODES):
-        ledger = Ledger(storage, f"bare{i}", "protocol")
-        ledger.record(played)
-        ledger.seal(played)
-    return outcomes / (time.perf_counter() - began)
+    engine, only_writing = (SLICE * EPISODES / median(seconds[name]) for name in ("engine", "writing"))
+    return Rates(engine, only_writing, harness.median_ratio(seconds["writing"], seconds["engine"]), accountant.rss)
 
 
 @click.command()
@@ -105,26 +137,25 @@ def main(quick: bool) -> None:
     number, far = (10_000, 2_000) if quick else (100_000, 10_000)
     policy = cameras("fast")
     with tempfile.TemporaryDirectory() as name:
-        storage = open_storage(name)
-        limit = bare(storage, far)
-        rate, rss = through_the_engine(storage, policy, number)
+        here = measured(open_storage(name), policy, number)
+    rss = here.rss
     warm = rss[len(rss) // 10]
     print(f"{'outcomes/s':<32}{'engine':>10}{'only writing':>14}")
-    print(f"{f'folder, {number:,} outcomes':<32}{rate:>10.0f}{limit:>14.0f}")
-    told = {"bench": "ledger", "outcomes_per_s": round(rate, 1), "ratio_to_writing": round(rate / limit, 3)}
+    print(f"{f'folder, {number:,} outcomes':<32}{here.engine:>10.0f}{here.writing:>14.0f}")
+    answer: dict[str, object] = {"bench": "ledger", "outcomes_per_s": round(here.engine, 1), "ratio_to_writing": round(here.ratio, 3)}
+    answer |= {"s3_outcomes_per_s": None, "s3_ratio_to_writing": None}
     try:
         with tempfile.TemporaryDirectory() as name, started(Path(name)) as variables:
             os.environ.update(variables)
-            storage = open_storage(f"s3://{BUCKET}/bench")
-            limit, (rate, _) = bare(storage, far), through_the_engine(storage, policy, far)
-        print(f"{f'SeaweedFS, {far:,} outcomes':<32}{rate:>10.0f}{limit:>14.0f}")
-        told |= {"s3_outcomes_per_s": round(rate, 1), "s3_ratio_to_writing": round(rate / limit, 3)}
+            there = measured(open_storage(f"s3://{BUCKET}/bench"), policy, far)
+        print(f"{f'SeaweedFS, {far:,} outcomes':<32}{there.engine:>10.0f}{there.writing:>14.0f}")
+        answer |= {"s3_outcomes_per_s": round(there.engine, 1), "s3_ratio_to_writing": round(there.ratio, 3)}
     except NoServerError as error:
         print(f"SeaweedFS: {error}")
     growth = rss[-1] - warm
     print(f"\nmemory {warm:.0f} MiB after a tenth of the outcomes, {rss[-1]:.0f} MiB in the end, at most {max(rss):.0f}")
-    print(json.dumps(told | {"growth_mib": round(growth, 1), "outcomes": number, "quick": quick}))
+    print(json.dumps(answer | {"growth_mib": round(growth, 1), "outcomes": number, "quick": quick}))
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

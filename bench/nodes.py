@@ -5,19 +5,22 @@
 
 First real simulators: Ray nodes of one core each, to which everything the node runs is pinned, and the same episodes of Lift on one of them and on
 both; beside it loops without Ray, which tell what a second core is worth here. Where there are but two, the driver and Ray's head have the second one
-for themselves while one node plays and share both while two do, so two nodes are measured too low. Then the real scorer, pool and ledger with
-workers that only pretend to play: they share a few processes, and every episode takes its time asleep. Messages, streams and waiting are Ray's own.
+for themselves while one node plays and share both while two do, so two nodes are measured too low. All take turns, a few episodes each. Then the
+real scorer, pool and ledger with workers that only pretend to play: they share a few processes, and every episode takes its time asleep. Messages,
+streams and waiting are Ray's own.
 """
 
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
 import click
 
+from bench import harness
 from bench.crowd import to_a_thousand
 from bench.rollout import RULES, BareLoops
 from orchestrator.testing.policy_server import FakePolicyServer
@@ -28,6 +31,9 @@ from sim_workers.suite import EpisodeSpec, Suite
 from sim_workers.worker import RolloutJob
 
 SITE = "bench-site"
+NODE_CPUS = 2
+WORKER_CPUS = {2: 1.1, 1: 0.9}
+"""Ray CPUs per simulator, by nodes of its pool: such that two of the one pool share no node, and one of each do."""
 
 
 def cluster_of_cores(cores: Sequence[int]) -> Any:
@@ -38,7 +44,7 @@ def cluster_of_cores(cores: Sequence[int]) -> Any:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for number, core in enumerate(cores):
         os.sched_setaffinity(0, {core})
-        cluster.add_node(num_cpus=1, labels={SITE: str(number)})
+        cluster.add_node(num_cpus=NODE_CPUS, labels={SITE: str(number)})
     os.sched_setaffinity(0, everywhere)
     return cluster
 
@@ -53,7 +59,7 @@ class OnNodes:
 
         sites = [{SITE: str(number)} for number in range(nodes)]
         self._servers = tuple(ray.remote(FakePolicyServer).options(num_cpus=0, label_selector=site).remote(servo) for site in sites)
-        self._pool = RolloutPool(nodes, num_cpus=1, nodes=sites[0] if nodes == 1 else None)
+        self._pool = RolloutPool(nodes, num_cpus=WORKER_CPUS[nodes], nodes=sites[0] if nodes == 1 else None)
 
     def play(self, specs: Sequence[EpisodeSpec]) -> float:
         """Seconds that these episodes took."""
@@ -89,23 +95,19 @@ class Loops:
 
 
 def two_to_one(render_profile: str, cores: Sequence[int], quick: bool) -> dict[str, float]:
-    """Episodes a second on one core and on two, by turns; one thing at a time, since each wants the whole core."""
-    rounds, number = (1, 16) if quick else (5, 48)
+    """Episodes a second on one core and on two, by turns; one player at a time, since each wants the whole core."""
+    rounds, number = (3, 12) if quick else (15, 16)
     specs = Suite(("Lift",), number, RULES).episode_list()
-    ways: dict[str, Callable[[int], OnNodes | Loops]] = {
-        "nodes": lambda count: OnNodes(count, render_profile),
-        "loops": lambda count: Loops(cores[:count], render_profile),
-    }
-    seconds: dict[tuple[str, int], list[float]] = {(way, count): [] for way in ways for count in (1, 2)}
-    for _ in range(rounds):
-        for (way, count), took in seconds.items():
-            player = ways[way](count)
-            player.play(specs[: 4 * count])  # built and warm
-            took.append(player.play(specs))
-            player.close()
-    ratio = {way: median(one / two for one, two in zip(seconds[way, 1], seconds[way, 2], strict=True)) for way in ways}
-    for way in ways:
-        one, two = (number / median(seconds[way, count]) for count in (1, 2))
+    players: dict[str, OnNodes | Loops] = {f"nodes {count}": OnNodes(count, render_profile) for count in (2, 1)}
+    players |= {f"loops {count}": Loops(cores[:count], render_profile) for count in (2, 1)}
+    for name, player in players.items():
+        player.play(specs[: 4 * int(name[-1])])  # built and warm
+    seconds = harness.interleaved({name: partial(player.play, specs) for name, player in players.items()}, rounds)
+    for player in players.values():
+        player.close()
+    ratio = {way: harness.median_ratio(seconds[f"{way} 1"], seconds[f"{way} 2"]) for way in ("nodes", "loops")}
+    for way in ratio:
+        one, two = (number / median(seconds[f"{way} {count}"]) for count in (1, 2))
         print(f"{render_profile:>15}{way:>8}{one:>12.2f}{two:>12.2f}{ratio[way]:>12.2f}", flush=True)
     return ratio
 
@@ -139,4 +141,4 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -77,7 +77,7 @@ def pipeline(mark: Marker, uri: str, batches: int) -> None:
     manifest = load_manifest(open_storage(uri))
     mark()
     made = stream.batches(uri, manifest.contract, order_of(manifest), SHAPE, first_step=0, num_steps=WARM_UP + batches + BEYOND)
-    _counted(({name: torch.from_numpy(v) for name, v in batch.items() if name != "instructions"} for batch in made), mark, WARM_UP, batches)
+    _counted(({name: torch.from_numpy(v) for name, v in batch.items() if isinstance(v, np.ndarray)} for batch in made), mark, WARM_UP, batches)
     made.close()  # type: ignore[attr-defined]
 
 

@@ -1,11 +1,12 @@
 """What does an evaluation episode cost, against robosuite stepped the usual way and against a bare loop?
 
     python -m bench.rollout              about ten minutes
-    python -m bench.rollout --quick      within a minute or so: one round of few episodes
+    python -m bench.rollout --quick      a minute and a half: rounds of few episodes, the slow arms in some of them
 
 Lift, one wrist camera of 128 pixels, a policy that looks and then acts for 16 control steps (`orchestrator.testing.servo`), the same episodes for
 all, on as many processes as there are cores, at most two, by turns. The usual way: `gymnasium.vector.AsyncVectorEnv` over robosuite's own
-environment, with its camera observation at every step. What differs from there to the pool is then changed one thing at a time.
+environment, with its camera observation at every step. What differs from there to the pool is then changed one thing at a time. Ratios are of
+seconds per control step within one round, since arms may play different episodes in it.
 """
 
 import json
@@ -13,6 +14,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 import click
 import numpy as np
 
+from bench import harness
 from orchestrator.testing.policy_server import FakePolicyServer
 from orchestrator.testing.servo import CAMERA, CHUNK, SIZE, cameras, servo
 from policy.interface import Observation
@@ -226,6 +229,36 @@ ARMS: dict[str, tuple[str, Callable[[], Any]]] = {
 }
 
 
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int
+    episodes: int
+    """Per slice."""
+    slow_episodes: int
+    """Per slice of an arm in SLOW."""
+    slow_every: int
+    """Rounds from one slice of an arm in SLOW to the next."""
+
+
+FULL, QUICK = Size(5, 8 * WORKERS, 2 * WORKERS, 1), Size(6, 2 * WORKERS, WORKERS, 3)
+SLOW = ("usual", "usual_fast", "rebuilt")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What one arm played in one round."""
+
+    seconds: float
+    episodes: int
+    steps: int
+
+
+Slices = dict[str, dict[int, Slice]]
+"""Arm -> round -> slice."""
+
+
 @click.command()
 @click.option("--quick", is_flag=True, help="A short look.")
 def main(quick: bool) -> None:
@@ -234,42 +267,47 @@ def main(quick: bool) -> None:
 
     quiet()
     connect()
-    rounds, episodes = (1, 2 * WORKERS) if quick else (5, 8 * WORKERS)
+    size = QUICK if quick else FULL
     arms = {name: make() for name, (_, make) in ARMS.items()}
     for arm in arms.values():
         arm.play(range(FIRST - WORKERS, FIRST))  # everything is built and warm
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    slices: Slices = {name: {} for name in arms}
     idle: list[float] = []
     played: dict[str, Results] = {name: {} for name in arms}
-    for number in range(rounds):
-        seeds = range(FIRST + number * episodes, FIRST + (number + 1) * episodes)
-        for name, arm in arms.items():
-            # The slow ones play fewer of them, so that every turn is long enough to time.
-            mine = seeds if not name.startswith("usual") else seeds[: 2 * WORKERS]
+    for number in range(size.rounds):
+        seeds = range(FIRST + number * size.episodes, FIRST + (number + 1) * size.episodes)
+        for name in list(arms)[:: -1 if number % 2 else 1]:  # drift meets all alike
+            if name in SLOW and number % size.slow_every:
+                continue
+            own = seeds[: size.slow_episodes] if name in SLOW else seeds
             began = time.perf_counter()
-            played[name] |= arm.play(mine)
-            seconds[name].append((time.perf_counter() - began) / len(mine))
+            results = arms[name].play(own)
+            slices[name][number] = Slice(time.perf_counter() - began, len(own), sum(steps for _, steps in results.values()))
+            played[name] |= results
             if name == "pool":
-                idle.append(arm.idle)
+                idle.append(arms[name].idle)
     for arm in arms.values():
         arm.close()
-    _show(seconds, played, rounds, episodes, median(idle), quick)
+    _show(slices, played, size, median(idle), quick)
 
 
-def _show(seconds: dict[str, list[float]], played: dict[str, Results], rounds: int, episodes: int, idle: float, quick: bool) -> None:
+def _show(slices: Slices, played: dict[str, Results], size: Size, idle: float, quick: bool) -> None:
     def ratio(fast: str, slow: str) -> float:
-        return median(s / f for f, s in zip(seconds[fast], seconds[slow], strict=True))
+        rounds = sorted(slices[fast].keys() & slices[slow].keys())
+        per_step = ([slices[name][number].seconds / slices[name][number].steps for number in rounds] for name in (slow, fast))
+        return harness.median_ratio(*per_step)
 
     def equal(first: str, second: str) -> bool:
         common = played[first].keys() & played[second].keys()
         return bool(common) and all(played[first][seed] == played[second][seed] for seed in common)
 
     wins = sum(result == "success" for result, _ in played["pool"].values())
-    print(f"Lift, {CAMERA} {SIZE}x{SIZE}, chunk {CHUNK}, {WORKERS} processes, {rounds} rounds of {episodes} episodes by turns")
+    print(f"Lift, {CAMERA} {SIZE}x{SIZE}, chunk {CHUNK}, {WORKERS} processes, {size.rounds} rounds of {size.episodes} episodes by turns")
     print(f"{wins} of {len(played['pool'])} succeed; medians over rounds\n")
     print(f"{'':<46}{'s/episode':>10}{'times the usual':>17}")
     for name, (words, _) in ARMS.items():
-        print(f"{words:<46}{median(seconds[name]):>10.3f}{ratio(name, 'usual'):>17.2f}")
+        seconds = median(slice_.seconds / slice_.episodes for slice_ in slices[name].values())
+        print(f"{words:<46}{seconds:>10.3f}{ratio(name, 'usual'):>17.2f}")
     answers = {
         "ratio_to_async_vector_env": ratio("pool_default", "usual"),
         "ratio_fast_profile": ratio("pool", "usual"),
@@ -293,4 +331,4 @@ def _show(seconds: dict[str, list[float]], played: dict[str, Results], rounds: i
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

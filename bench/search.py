@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from bench import harness
 from orchestrator.spec import Sweep
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.testing.outcomes import SuccessRate, success_rate
@@ -137,4 +138,4 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -17,6 +17,7 @@ from diffusers import AutoencoderKLTemporalDecoder
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import harness
 from policy.action import ActionUNet
 from policy.adaptor import Adaptor
 from policy.config import PolicyConfig
@@ -122,4 +123,4 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

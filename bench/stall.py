@@ -19,15 +19,16 @@ from typing import Any
 
 import click
 
+from bench import harness
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.testing.servo import cameras
 
-BLOCK = 20  # steps
+BLOCK, QUICK_BLOCK = 20, 4  # steps
 WORKERS = 2
 
 
-def train_in_blocks(pipe: Connection, store: str, steps: int, keep: str) -> None:
-    """A process of its own: trains BLOCK steps whenever it is told to and answers with seconds per step, by the clock and of its processor.
+def train_in_blocks(pipe: Connection, store: str, block: int, steps: int, keep: str) -> None:
+    """In a process of its own, train `block` steps per message and answer with seconds per step: wall clock and CPU time.
 
     The first block is not measured: it loads the model. The checkpoint of the last of `steps` is kept in `keep`.
     """
@@ -51,8 +52,8 @@ def train_in_blocks(pipe: Connection, store: str, steps: int, keep: str) -> None
         nonlocal began
         if checkpoint:
             shutil.copytree(checkpoint, keep)
-        if step % BLOCK == 0:
-            pipe.send(((time.perf_counter() - began[0]) / BLOCK, (time.process_time() - began[1]) / BLOCK))
+        if step % block == 0:
+            pipe.send(((time.perf_counter() - began[0]) / block, (time.process_time() - began[1]) / block))
             pipe.recv()
             began = time.perf_counter(), time.process_time()
 
@@ -115,23 +116,23 @@ def main(quick: bool) -> None:
     """Print a table and, last, one line of JSON."""
     from orchestrator.loop import PROGRESS_REPORTS
 
-    rounds = 2 if quick else PROGRESS_REPORTS // 2 - 1
+    rounds, block = PROGRESS_REPORTS // 2 - 1, QUICK_BLOCK if quick else BLOCK
     with tempfile.TemporaryDirectory() as name:
         store = make_episode_store(Path(name) / "store", 8, length=3, size=128)
         spawn = multiprocessing.get_context("spawn")
 
         def trainer(steps: int, keep: str) -> Any:
             ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=train_in_blocks, args=(theirs, store, steps, keep), daemon=True)
+            process = spawn.Process(target=train_in_blocks, args=(theirs, store, block, steps, keep), daemon=True)
             process.start()
             ours.recv()  # the block that loads
             return ours, process
 
         checkpoint = str(Path(name) / "checkpoint")
-        pipe, process = trainer(BLOCK, checkpoint)
+        pipe, process = trainer(block, checkpoint)
         pipe.send("go")
         process.join()
-        pipe, process = trainer(BLOCK * PROGRESS_REPORTS, "")
+        pipe, process = trainer(block * PROGRESS_REPORTS, "")
         scoring = Scoring(checkpoint)
         scoring.on.set()
         while scoring.episodes < 2 * WORKERS:  # simulators and the policy are loaded
@@ -154,10 +155,13 @@ def main(quick: bool) -> None:
     print(f"{'ms a step, medians':<28}{'clock':>8}{'processor':>11}")
     print(f"{'training alone':<28}{1000 * wall_off:>8.1f}{1000 * cpu_off:>11.1f}")
     print(f"{'beside scoring':<28}{1000 * wall_on:>8.1f}{1000 * cpu_on:>11.1f}")
-    print(f"\n{rounds} rounds of {BLOCK} steps each; {played} episodes played; {len(os.sched_getaffinity(0)) + 1} cores, training on one of them")
-    told = {"ratio_step_time": round(wall_on / wall_off, 4), "cpu_ratio_step_time": round(cpu_on / cpu_off, 4)}
+    print(f"\n{rounds} rounds of {block} steps each; {played} episodes played; {len(os.sched_getaffinity(0)) + 1} cores, training on one of them")
+    wall_ratio, cpu_ratio = (  # of turns that follow each other
+        harness.median_ratio(on, off) for on, off in zip(zip(*steps[True], strict=True), zip(*steps[False], strict=True), strict=True)
+    )
+    told = {"ratio_step_time": round(wall_ratio, 4), "cpu_ratio_step_time": round(cpu_ratio, 4)}
     print(json.dumps({"bench": "stall", **told, "rounds": rounds, "quick": quick}))
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

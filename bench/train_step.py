@@ -24,7 +24,7 @@ import click
 import numpy as np
 import torch
 
-from bench import corpus
+from bench import corpus, harness
 from bench.turns import Cost, Pause, by_turns, ratio
 from orchestrator.arms import Arm
 from orchestrator.cluster import connect, quiet
@@ -66,7 +66,7 @@ class Size:
 
 
 FULL = Size(40, 16, 20)
-QUICK = Size(4, 3, 4)
+QUICK = Size(4, 8, 2)
 
 
 # -- a store of short episodes ------------------------------------------------------------------------------------------------------
@@ -279,4 +279,4 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main)

@@ -4,9 +4,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 
 import torch
+
+from bench.harness import interleaved, median_ratio
 
 Pause = Callable[[], None]
 """A loop calls it when it has warmed up and after every block of steps; it returns when it is the loop's turn again."""
@@ -84,11 +85,7 @@ def by_turns(loops: dict[str, Callable[[Pause], None]], rounds: int) -> dict[str
         for loop in running.values():
             loop.start()
             loop.turn()
-        costs: dict[str, list[Cost]] = {name: [] for name in loops}
-        for _ in range(rounds):
-            for name, loop in running.items():
-                costs[name].append(loop.turn())
-        return costs
+        return interleaved({name: loop.turn for name, loop in running.items()}, rounds)
     finally:
         for loop in running.values():
             loop.end()
@@ -96,5 +93,4 @@ def by_turns(loops: dict[str, Callable[[Pause], None]], rounds: int) -> dict[str
 
 def ratio(costs: dict[str, list[Cost]], of: str, to: str, what: str = "wall") -> float:
     """How many times as fast one loop is as the other: the median over rounds."""
-    ratios: list[float] = [getattr(slow, what) / getattr(fast, what) for fast, slow in zip(costs[of], costs[to], strict=True)]
-    return median(ratios)
+    return median_ratio([getattr(cost, what) for cost in costs[to]], [getattr(cost, what) for cost in costs[of]])

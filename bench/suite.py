@@ -1,0 +1,112 @@
+"""How long do the project's own tests take, per round and per marker?
+
+    python -m bench.suite                  `make test` and the rest of `make test-full`
+    python -m bench.suite --quick          one small test file: shows that the command works, its figures mean little
+
+Seconds of a round are wall-clock time with two tests at a time; `seconds_full` is both rounds together. Seconds of a marker are summed over its
+tests, set-up and teardown included; a fixture that several tests share counts where it was built. The markers `full` and `stress` select rounds and
+are not among them. Ends with exit code 1 if a test fails.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from bench import harness
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+ROUNDS = {"make test": "not full and not stress", "rest of make test-full": "full"}
+SELECTING = {"full", "stress"}
+QUICK = "tests/test_subset.py"
+NO_TESTS = 5  # pytest's exit code
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Set-up, call or teardown of one test."""
+
+    nodeid: str
+    when: str
+    seconds: float
+    markers: list[str]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One call of pytest."""
+
+    seconds: float
+    status: int
+    """Pytest's exit code."""
+    phases: list[Phase]
+
+    @property
+    def tests(self) -> int:
+        return len({phase.nodeid for phase in self.phases})
+
+    @property
+    def passed(self) -> bool:
+        return self.status in (0, NO_TESTS)
+
+
+def play(expression: str, paths: list[str]) -> Round:
+    """Run the tests that a marker expression selects; their output goes to stderr."""
+    with tempfile.TemporaryDirectory() as folder:
+        times = Path(folder) / "times"
+        times.touch()
+        command = [sys.executable, "-m", "pytest", "-p", "bench.test_times", "--test-times", str(times), "-p", "no:cacheprovider", "-m", expression]
+        command += ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *paths]
+        began = time.perf_counter()
+        status = subprocess.run(command, cwd=CHECKOUT, stdout=sys.stderr).returncode
+        seconds = time.perf_counter() - began
+        return Round(seconds, status, [Phase(**json.loads(line)) for line in times.read_text().splitlines()])
+
+
+def markers() -> list[str]:
+    """The markers that pyproject.toml declares, without those that select rounds."""
+    declared = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
+    return sorted({line.partition(":")[0].partition("(")[0].strip() for line in declared} - SELECTING)
+
+
+def seconds_by_marker(rounds: list[Round], names: list[str]) -> dict[str, float]:
+    """Seconds of all phases of the tests that carry a marker; 0 if no such test ran."""
+    seconds: dict[str, float] = defaultdict(float)
+    for one in rounds:
+        for phase in one.phases:
+            for marker in phase.markers:
+                seconds[marker] += phase.seconds
+    return {name: seconds[name] for name in names}
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Run one small test file only.")
+def main(quick: bool) -> None:
+    """Print a table and, last, one line of JSON."""
+    rounds = {title: play(expression, [QUICK] if quick else []) for title, expression in ROUNDS.items()}
+    by_marker = seconds_by_marker(list(rounds.values()), markers())
+    print(f"{'round':<28}{'tests':>7}{'wall s':>9}")
+    for title, one in rounds.items():
+        print(f"{title:<28}{one.tests:>7}{one.seconds:>9.1f}{'' if one.passed else f'   failed, exit code {one.status}'}")
+    print(f"\n{'marker':<28}{'tests':>7}{'s of its tests':>16}")
+    for name, seconds in by_marker.items():
+        marked = {phase.nodeid for one in rounds.values() for phase in one.phases if name in phase.markers}
+        print(f"{name:<28}{len(marked):>7}{seconds:>16.1f}")
+    fast, rest = rounds.values()
+    answer: dict[str, object] = {"bench": "suite", "seconds_fast": round(fast.seconds, 1), "seconds_full": round(fast.seconds + rest.seconds, 1)}
+    answer |= {f"seconds_{name}": round(seconds, 1) for name, seconds in by_marker.items()}
+    answer |= {"tests": fast.tests + rest.tests, "passed": fast.passed and rest.passed, "quick": quick}
+    print("\n" + json.dumps(answer))
+    if not (fast.passed and rest.passed):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    harness.run(main)
