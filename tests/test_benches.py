@@ -22,7 +22,6 @@ from bench.suite import Phase, Round, markers, seconds_by_marker
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 MARK = "DEMOSCALE_BENCH_TEST"
-STRESS = {"chaos", "faults", "soak"}  # a quarter of an hour each; correctness, which other tests cover
 ENDS_WITHIN_S = 15.0  # bench.harness.GRACE_S, and what the kernel takes on a busy machine
 QUICK_WITHIN_S = 540.0
 
@@ -84,7 +83,7 @@ def bench_of() -> Iterator[Callable[[str], Bench]]:
         assert not [name for name in os.listdir(folder) if not name.startswith("torchinductor_")]  # torch's cache, made by its import
 
 
-@pytest.mark.parametrize("name", [name for name in benches() if name not in STRESS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(f"bench {name}")) for name in benches()])
 def test_bench_quick_run_prints_the_keys_of_its_page(name: str, bench_of: Callable[[str], Bench]) -> None:
     process = bench_of(name).start()
     printed, errors = process.communicate(timeout=QUICK_WITHIN_S)
