@@ -25,7 +25,7 @@ HEAD = """# Benches
 
 One script per claim about speed. Each prints a table and, last, one line of JSON; `--quick` makes a short run. `python -m bench` runs all of
 them, `python -m bench NAME ...` those named; results are stored in `bench/results/`, notes in `bench/notes/`, and this page is rendered from both.
-Read the ratios: both sides of a ratio are measured by turns within one run.
+Read the ratios: both sides of a ratio are measured within one run.
 """
 PACKAGES = ("ray", "torch", "diffusers", "robosuite", "mujoco")
 
