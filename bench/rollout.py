@@ -9,6 +9,7 @@ environment, with its camera observation at every step. What differs from there 
 seconds per control step within one round, since arms may play different episodes in it.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -234,6 +235,7 @@ class Size:
     """How much is measured."""
 
     rounds: int
+    """Per stage."""
     episodes: int
     """Per slice."""
     slow_episodes: int
@@ -242,8 +244,13 @@ class Size:
     """Rounds from one slice of an arm in SLOW to the next."""
 
 
-FULL, QUICK = Size(5, 8 * WORKERS, 2 * WORKERS, 1), Size(6, 2 * WORKERS, WORKERS, 3)
+FULL, QUICK = Size(5, 8 * WORKERS, 2 * WORKERS, 1), Size(5, 2 * WORKERS, WORKERS, 2)
 SLOW = ("usual", "usual_fast", "rebuilt")
+STAGES = (
+    ("usual", "usual_fast", "lazy", "lazy_fast", "pool_default", "pool"),
+    ("bare", "bare_one", "lazy_fast", "rebuilt", "pool", "pool_one"),
+)
+"""Arms that run by turns. Two stages, since a simulator takes a GiB of memory; each ratio is taken within one of them."""
 
 
 @dataclass(frozen=True)
@@ -268,24 +275,31 @@ def main(quick: bool) -> None:
     quiet()
     connect()
     size = QUICK if quick else FULL
-    arms = {name: make() for name, (_, make) in ARMS.items()}
-    for arm in arms.values():
-        arm.play(range(FIRST - WORKERS, FIRST))  # everything is built and warm
-    slices: Slices = {name: {} for name in arms}
+    arms: dict[str, Any] = {}
+    slices: Slices = {name: {} for name in ARMS}
     idle: list[float] = []
-    played: dict[str, Results] = {name: {} for name in arms}
-    for number in range(size.rounds):
-        seeds = range(FIRST + number * size.episodes, FIRST + (number + 1) * size.episodes)
-        for name in list(arms)[:: -1 if number % 2 else 1]:  # drift meets all alike
-            if name in SLOW and number % size.slow_every:
-                continue
-            own = seeds[: size.slow_episodes] if name in SLOW else seeds
-            began = time.perf_counter()
-            results = arms[name].play(own)
-            slices[name][number] = Slice(time.perf_counter() - began, len(own), sum(steps for _, steps in results.values()))
-            played[name] |= results
-            if name == "pool":
-                idle.append(arms[name].idle)
+    played: dict[str, Results] = {name: {} for name in ARMS}
+    rounds = itertools.count()
+    for stage in STAGES:
+        for name in arms.keys() - stage:
+            arms.pop(name).close()
+        for name in stage:
+            if name not in arms:
+                arms[name] = ARMS[name][1]()
+        for arm in arms.values():
+            arm.play(range(FIRST - WORKERS, FIRST))  # everything is built and warm
+        for turn, number in zip(range(size.rounds), rounds, strict=False):
+            seeds = range(FIRST + number * size.episodes, FIRST + (number + 1) * size.episodes)
+            for name in stage[:: -1 if turn % 2 else 1]:  # drift meets all alike
+                if name in SLOW and turn % size.slow_every:
+                    continue
+                own = seeds[: size.slow_episodes] if name in SLOW else seeds
+                began = time.perf_counter()
+                results = arms[name].play(own)
+                slices[name][number] = Slice(time.perf_counter() - began, len(own), sum(steps for _, steps in results.values()))
+                played[name] |= results
+                if name == "pool":
+                    idle.append(arms[name].idle)
     for arm in arms.values():
         arm.close()
     _show(slices, played, size, median(idle), quick)
@@ -297,17 +311,22 @@ def _show(slices: Slices, played: dict[str, Results], size: Size, idle: float, q
         per_step = ([slices[name][number].seconds / slices[name][number].steps for number in rounds] for name in (slow, fast))
         return harness.median_ratio(*per_step)
 
+    def times_the_usual(name: str) -> float:
+        together = slices[name].keys() & slices["usual"].keys()
+        return ratio(name, "usual") if together else ratio(name, "pool") * ratio("pool", "usual")
+
     def equal(first: str, second: str) -> bool:
         common = played[first].keys() & played[second].keys()
         return bool(common) and all(played[first][seed] == played[second][seed] for seed in common)
 
     wins = sum(result == "success" for result, _ in played["pool"].values())
-    print(f"Lift, {CAMERA} {SIZE}x{SIZE}, chunk {CHUNK}, {WORKERS} processes, {size.rounds} rounds of {size.episodes} episodes by turns")
+    print(f"Lift, {CAMERA} {SIZE}x{SIZE}, chunk {CHUNK}, {WORKERS} processes")
+    print(f"{len(STAGES)} times {size.rounds} rounds of {size.episodes} episodes by turns")
     print(f"{wins} of {len(played['pool'])} succeed; medians over rounds\n")
     print(f"{'':<46}{'s/episode':>10}{'times the usual':>17}")
     for name, (words, _) in ARMS.items():
         seconds = median(slice_.seconds / slice_.episodes for slice_ in slices[name].values())
-        print(f"{words:<46}{seconds:>10.3f}{ratio(name, 'usual'):>17.2f}")
+        print(f"{words:<46}{seconds:>10.3f}{times_the_usual(name):>17.2f}")
     answers = {
         "ratio_to_async_vector_env": ratio("pool_default", "usual"),
         "ratio_fast_profile": ratio("pool", "usual"),
