@@ -62,7 +62,7 @@ def play(expression: str, paths: list[str]) -> Round:
     with tempfile.TemporaryDirectory() as folder:
         times = Path(folder) / "times"
         times.touch()
-        command = [sys.executable, "-m", "pytest", "-p", "bench.test_times", "--test-times", str(times), "-p", "no:cacheprovider", "-m", expression]
+        command = [sys.executable, "-m", "pytest", "-p", "bench.test_times", f"--test-times={times}", "-p", "no:cacheprovider", "-m", expression]
         command += ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder", *paths]
         began = time.perf_counter()
         status = subprocess.run(command, cwd=CHECKOUT, stdout=sys.stderr).returncode

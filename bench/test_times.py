@@ -1,6 +1,6 @@
 """Pytest plugin that records how long each phase of each test takes, and the markers of the test. Works with pytest-xdist.
 
-python -m pytest -p bench.test_times --test-times FILE      one JSON object per line: nodeid, when, seconds, markers
+python -m pytest -p bench.test_times --test-times=FILE      one JSON object per line: nodeid, when, seconds, markers
 """
 
 import json
