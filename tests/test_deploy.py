@@ -294,6 +294,7 @@ print(started(nodes_of("rollouts"), 200), started({}, 200), started({ROLE: "else
 """
 
 
+@pytest.mark.full
 @pytest.mark.ray
 def test_simulators_start_on_nodes_set_apart_for_them_and_on_any_where_none_are() -> None:
     """Ray takes one cluster per process, so in another one."""

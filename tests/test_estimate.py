@@ -203,6 +203,7 @@ def test_without_a_calibration_a_plan_says_how_to_get_one(store: str, tmp_path: 
     assert f"demoscale plan {tmp_path / 'sweep.yaml'} --calibrate measures it (about a minute)" in done.stdout
 
 
+@pytest.mark.full
 @pytest.mark.sim
 def test_what_is_measured_here_is_what_the_next_plan_goes_by(lift_store: Path, tmp_path: Path) -> None:
     """Every part of it, with the sweep's own policy, clips and simulator; the plan after it loads nothing heavy."""

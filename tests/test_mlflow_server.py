@@ -114,6 +114,7 @@ def test_ten_arms_at_once_tell_a_server_that_is_killed_in_the_middle_everything(
     assert [line for line in said if "MLflow answers again" in line]
 
 
+@pytest.mark.full
 def test_two_sweeps_at_once_tell_one_server_everything(tmp_path: Path, store: str, server: Server) -> None:
     sweeps = [a_sweep(tmp_path, store, server.url, name=name, arms=6) for name in ("one", "other")]
     processes = [in_a_process(sweep, tmp_path, steps=4) for sweep in sweeps]
@@ -140,6 +141,7 @@ def test_a_process_killed_while_it_tells_a_server_loses_nothing_and_repeats_noth
     check(server.url, SweepState.open(sweep), steps=4)
 
 
+@pytest.mark.full
 def test_answers_that_are_lost_cut_or_errors_repeat_nothing(tmp_path: Path, store: str, server: Server, proxy: FaultProxy) -> None:
     """Every fifth request fails in one of the ways; three in four of these were carried out all the same."""
     faults = [fault for kind in ("unanswered", "SlowDown", "unanswered", "cut") for fault in ("", "", "", "", kind)] * 200
@@ -150,6 +152,7 @@ def test_answers_that_are_lost_cut_or_errors_repeat_nothing(tmp_path: Path, stor
     check(server.url, SweepState.open(sweep), steps=2)
 
 
+@pytest.mark.full
 def test_requests_that_arrive_after_they_were_given_up_make_no_twins(
     tmp_path: Path, store: str, server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +167,14 @@ def test_requests_that_arrive_after_they_were_given_up_make_no_twins(
     check(server.url, SweepState.open(sweep), steps=2)
 
 
-@pytest.mark.parametrize(("fault", "words"), [("SlowDown", "answers with error 503"), ("late", "does not answer in time"), ("", "cannot be reached")])
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        pytest.param("SlowDown", "answers with error 503", marks=pytest.mark.full),
+        pytest.param("late", "does not answer in time", marks=pytest.mark.full),
+        ("", "cannot be reached"),
+    ],
+)
 def test_a_server_that_stays_away_stalls_nothing_and_is_told_later(
     tmp_path: Path, store: str, server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, fault: str, words: str
 ) -> None:

@@ -67,6 +67,7 @@ def test_a_logged_model_that_is_not_what_was_logged_is_refused(checkpoint: Path,
     assert done.stderr.startswith(f"{checkpoint}: not the checkpoint that {model} names: it was logged with the fingerprint ")
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.sim
 def test_a_logged_model_is_played_and_known_from_then_on_by_its_weights(checkpoint: Path, logged: tuple[str, str], tmp_path: Path) -> None:
@@ -171,6 +172,7 @@ def test_an_error_is_told_not_counted_and_tried_again(scoring: Callable[[FakeRol
 # -- stopped and killed -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.sim
 def test_a_run_that_is_stopped_and_killed_plays_every_episode_once(tmp_path: Path) -> None:

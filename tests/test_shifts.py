@@ -70,6 +70,7 @@ def lift() -> dict[str, Any]:
     return play([("Lift", "nominal", 0, 7), *(("Lift", shift, variant, 7) for shift in SHIFTED for variant in (0, 3))])
 
 
+@pytest.mark.full
 @pytest.mark.sim
 def test_a_world_is_the_same_in_another_process_and_another_order(lift: dict[str, Any]) -> None:
     again = play([*(("Lift", shift, 0, 7) for shift in reversed(SHIFTED)), ("Lift", "nominal", 0, 7)])

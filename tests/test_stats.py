@@ -179,6 +179,7 @@ def truth(ability: float, between: float, scenes: float) -> float:
     return float(weights @ (1 / (1 + np.exp(-odds))) / weights.sum())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("replicates", "episodes", "between", "scenes"),
     [(1, 50, 0.0, 1.0), (3, 50, 0.3, 0.0), (3, 50, 0.3, 1.0), (3, 50, 0.0, 1.0), (5, 100, 0.3, 1.0), (3, 50, 0.1, 2.0)],
@@ -197,6 +198,7 @@ def test_bands_cover_what_other_trainings_on_other_scenes_would_show(
     assert held / tries >= 0.95 - 0.01 - 2 * error
 
 
+@pytest.mark.full
 def test_differences_between_cells_cover_too_and_keep_their_pairing() -> None:
     rng, held, tries, tasks = np.random.default_rng(1), 0, 400, np.zeros(100, int)
     gap = truth(1.0, 0.3, 1.5) - truth(0.3, 0.3, 1.5)

@@ -99,6 +99,7 @@ def test_a_claim_whose_answer_is_lost_in_an_outage_finds_its_own_object(proxy: F
     assert load_manifest(bucket).episode_ids == [entry.episode_id]
 
 
+@pytest.mark.full
 @pytest.mark.weed
 @pytest.mark.usefixtures("weed")  # skips where it is not installed
 def test_writers_do_not_notice_that_a_server_is_killed_and_started_again(tmp_path: Path, s3_environment: Point) -> None:

@@ -129,6 +129,7 @@ def _one_of_two(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.full
 def test_a_model_in_parts_learns_what_a_whole_one_learns_and_is_saved_whole(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
     (whole, whole_state), (parts, parts_state) = (torch.load(tmp_path / sharding) for sharding in ("ddp", "fsdp"))

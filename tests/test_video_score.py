@@ -178,6 +178,7 @@ def test_a_policy_is_measured_by_what_it_imagines_when_it_acts(store: str, tmp_p
     assert (done.batches, done.busy_s) == (0, 0.0), "imagining is no answer: simulators are not balanced by it"
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_servers_and_judge_of_a_cluster_measure_what_the_policy_itself_imagines(store: str, tmp_path: Path) -> None:
