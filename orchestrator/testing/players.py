@@ -19,9 +19,8 @@ class FakePlayers:
     model: SuccessRate = success_rate
 
     def __call__(self, state: SweepState, placement: Placement, portraits: Portraits) -> Players:
-        arms, steps = tuple(state.arms().items()), state.sweep.train.steps
-
         def source(uri: str, imagines: bool) -> PolicySource:
-            return FakePolicy(uri, arms, steps, self.model)
+            arms = tuple(state.arms().items())  # now, not before: a search proposes arms while the sweep runs
+            return FakePolicy(uri, arms, state.sweep.train.steps, self.model)
 
         return Players(FakeRolloutPool(simulated_outcome), source, lambda uri: Answered())
