@@ -14,8 +14,8 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 demo: setup  ## collect demonstrations, run jobs/quickstart.yaml, print the curve
 	@$(BIN)/python -m jobs.quickstart
 
-test: setup check  ## the checks and the fast tests: under eight minutes on two cores
-	$(PYTEST)
+test: setup check  ## the checks and the fast tests, with their line coverage: under eight minutes on two cores
+	$(PYTEST) --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 test-full: test browser libero  ## the rest as well: kills, network namespaces, three nodes, LIBERO, the browser, every bench in short
 	$(PYTEST) -m full
