@@ -72,7 +72,7 @@ class Accountant:
             self._scored.notify()
 
     def wait(self, scorer: Scorer, scores: int) -> None:
-        """Until so many scores have come; raises what went wrong in the scorer's thread."""
+        """Wait until `scores` scores have come; raise what went wrong in the scorer's thread."""
         with self._scored:
             while self.scores < scores:
                 self._scored.wait(1.0)
@@ -96,7 +96,7 @@ class Rates:
 
 
 def measured(storage: Storage, policy: Contract, outcomes: int) -> Rates:
-    """So many outcomes through the engine, and as many only written."""
+    """Measure `outcomes` outcomes through the engine, and as many that are only written."""
     suite = Suite(("Lift",), EPISODES, Rules(100))
     spending = Spending(storage, "bench", "run")
     accountant = Accountant(spending)

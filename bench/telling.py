@@ -1,4 +1,4 @@
-"""What does it cost to tell MLflow, held against the training that is told of?
+"""What does publishing to MLflow cost, compared with the training that is published?
 
     python -m bench.telling                two minutes
     python -m bench.telling --quick

@@ -45,7 +45,7 @@ class SweepRun:
         players: Callable[[SweepState, Placement, Portraits], Players] = players,
         outbox: OutboxSettings = DEFAULT_OUTBOX,
     ) -> None:
-        """`say` hears one line per thing worth telling. retry_failed: train the arms that failed before, and no others.
+        """say: called with one line per event. retry_failed: train the arms that failed before, and no others.
 
         outbox: how long the end of the run waits for MLflow.
         """
