@@ -98,17 +98,17 @@ def main(quick: bool) -> None:
 
     quiet()
     connect()
-    demos = DEMOS[2::2] if quick else DEMOS
+    demos, arm_s = (DEMOS[2::2], ARM_S / 2) if quick else (DEMOS, ARM_S)
     arms = len(demos) * len(RATIOS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = make_episode_store(folder / "store", 4 * max(demos), length=3, size=128)
-        alone = tune_alone(arms, ARM_S)
-        grid = run(a_sweep(folder, store, "grid", "grid", demos), ARM_S)
-        asha = run(a_sweep(folder, store, "asha", "asha", demos), ARM_S)
-        hostile_grid = run(a_sweep(folder, store, "hostile-grid", "grid", demos), ARM_S / 4, upside_down)
-        hostile = run(a_sweep(folder, store, "hostile", "asha", demos), ARM_S / 4, upside_down)
-    print(f"{arms} arms of {CHECKPOINTS} checkpoints, {EPISODES} episodes each; two arms at a time, {ARM_S:g} s of training each\n")
+        alone = tune_alone(arms, arm_s)
+        grid = run(a_sweep(folder, store, "grid", "grid", demos), arm_s)
+        asha = run(a_sweep(folder, store, "asha", "asha", demos), arm_s)
+        hostile_grid = run(a_sweep(folder, store, "hostile-grid", "grid", demos), arm_s / 4, upside_down)
+        hostile = run(a_sweep(folder, store, "hostile", "asha", demos), arm_s / 4, upside_down)
+    print(f"{arms} arms of {CHECKPOINTS} checkpoints, {EPISODES} episodes each; two arms at a time, {arm_s:g} s of training each\n")
     print(f"{'':<32}{'episodes':>10}{'to grid':>9}{'wall s':>8}  best arm")
     for title, found, of in (
         ("grid", grid, grid),
