@@ -107,6 +107,7 @@ def failing(broken: int, marks: Path) -> Callable[..., Any]:
     return fit
 
 
+@pytest.mark.full
 def test_a_failed_arm_is_told_the_rest_goes_on_and_only_it_is_retried(folder: Path, store: str) -> None:
     (folder / "broken").touch()
     asked, fit = sweep(folder, store), failing(2, folder)

@@ -202,6 +202,7 @@ print(json.dumps(played))
 """
 
 
+@pytest.mark.full
 @pytest.mark.sim
 def test_the_camera_changes_nothing(checkpoint: Path, baseline: Path, tmp_path: Path) -> None:
     done = run("-W", "ignore", "-c", FILMED, str(tmp_path), str(checkpoint), str(baseline))

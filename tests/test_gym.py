@@ -96,6 +96,7 @@ def test_gymnasium_finds_nothing_wrong_and_a_second_simulator_is_refused(chunk: 
     assert "this process already has a simulator, of Lift; close that one first" in done.stdout
 
 
+@pytest.mark.full
 @pytest.mark.sim
 def test_seeds_scenes_and_chunks() -> None:
     single, chunked = play(None), play(8)
@@ -110,6 +111,7 @@ def test_seeds_scenes_and_chunks() -> None:
     assert (single["renders"], chunked["renders"]) == (24 * 2, 3 * 2), "two cameras, drawn once per step"
 
 
+@pytest.mark.full
 @pytest.mark.sim
 def test_the_first_success_is_rewarded_and_ends_the_episode_even_within_a_chunk() -> None:
     done = run("-W", "ignore", "-c", SUCCEED)

@@ -85,6 +85,7 @@ def test_what_was_imported_is_what_was_recorded(imported: Storage, recorded: Pat
         assert read.frames[CAMERAS[0]].shape == meant[number % 3].frames[CAMERAS[0]].shape
 
 
+@pytest.mark.full
 @pytest.mark.ray
 def test_an_import_killed_half_way_and_run_again_ends_as_if_never_disturbed(lift: Path, imported: Storage, tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path / "store"))

@@ -229,6 +229,7 @@ def test_a_server_that_asks_for_a_token_is_given_it_and_nobody_else_is(
     nowhere(SECRET, tmp_path, server, said)
 
 
+@pytest.mark.full
 def test_a_password_in_the_uri_is_used_and_written_down_nowhere(tmp_path: Path, store: str, server: Server, proxy: FaultProxy) -> None:
     settings = OutboxSettings(patience_s=2.0)
     uri = proxy.url.replace("//", f"//me:{SECRET}@")

@@ -115,6 +115,7 @@ def test_placement_begins_outside_of_the_nominal_range(lift: dict[str, Any]) -> 
         assert robot == lift["Lift/nominal/0"]["start"][:-7]
 
 
+@pytest.mark.full
 @pytest.mark.sim
 def test_the_scripted_expert_lifts_under_every_shift() -> None:
     done = run("-W", "ignore", "-c", SOLVE, json.dumps(SHIFTED))
@@ -122,6 +123,7 @@ def test_the_scripted_expert_lifts_under_every_shift() -> None:
     assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(SHIFTED, True)
 
 
+@pytest.mark.full
 @pytest.mark.sim
 def test_other_tasks_have_shifted_worlds_too() -> None:
     """One of each kind of scene: bins, a door, two arms; what is drawn by the episode is drawn as ever."""

@@ -43,7 +43,7 @@ print(json.dumps(hashes))
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize("task", ["Lift", "PickPlaceSingle", "TwoArmPegInHole"])
+@pytest.mark.parametrize("task", ["Lift", *(pytest.param(task, marks=pytest.mark.full) for task in ("PickPlaceSingle", "TwoArmPegInHole"))])
 def test_an_episode_is_the_same_in_another_process_and_another_order(task: str) -> None:
     """Of one arm with fingers, of a task that draws which object is asked for, and of two arms that hold tools."""
     one, other = (run("-W", "ignore", "-c", PLAY, task, order) for order in ("[3, 1000001, 5]", "[5, 3, 5, 1000001]"))

@@ -57,6 +57,7 @@ def look(seed: int = 0) -> Observation:
     return Observation({"robot0_eye_in_hand": picture}, rng.normal(size=9).astype(np.float32), "lift the red cube", seed)
 
 
+@pytest.mark.full
 def test_a_checkpoint_acts_without_the_dataset_and_without_the_weights_it_began_with(lift_store: Path, weights: Path, tmp_path: Path) -> None:
     store, begun_with = tmp_path / "store", tmp_path / "weights"
     shutil.copytree(lift_store, store)
@@ -72,6 +73,7 @@ def test_a_checkpoint_acts_without_the_dataset_and_without_the_weights_it_began_
     AutoencoderKLTemporalDecoder.from_pretrained(checkpoint, subfolder="vae")
 
 
+@pytest.mark.full
 def test_training_on_kept_latents_is_training_on_pictures(lift_store: Path, weights: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(lift_store, store)

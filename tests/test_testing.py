@@ -45,8 +45,9 @@ def public(kind: type) -> dict[str, Any]:
 
 
 def parameters(function: Any) -> list[tuple[str, Any, Any]]:
-    """Name, default and kind of every parameter."""
-    return [(one.name, one.default, one.kind) for one in inspect.signature(function).parameters.values()]
+    """Name, default and kind of every parameter, without the one that Ray adds to the methods of a class once it is an actor's."""
+    every = inspect.signature(function).parameters.values()
+    return [(one.name, one.default, one.kind) for one in every if one.name != "_ray_trace_ctx"]
 
 
 def assert_same_calls(real: type, fake: type) -> None:

@@ -50,6 +50,7 @@ def test_ten_arms_that_report_at_once_lose_nothing_and_a_second_telling_adds_not
     assert not journals(next((tmp_path / "telling").iterdir())), "what is told is not kept"
 
 
+@pytest.mark.full
 def test_two_sweeps_that_make_the_database_at_once_both_tell_everything(tmp_path: Path, store: str) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     sweeps = [a_sweep(tmp_path, store, uri, name=name, arms=6) for name in ("one", "other")]
@@ -198,6 +199,7 @@ class Slow:
         self.told.append(step)
 
 
+@pytest.mark.full
 def test_nobody_waits_for_a_slow_server(tmp_path: Path) -> None:
     told: list[int] = []
     settings = OutboxSettings(patience_s=0.1, longest_wait_s=1.0)
