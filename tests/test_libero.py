@@ -88,8 +88,8 @@ def test_a_file_of_scenes_that_holds_code_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "init_files" / "libero_10" / "evil.pruned_init"
     file.parent.mkdir(parents=True)
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(print))
-    with pytest.raises(pickle.UnpicklingError, match=r"holds arrays, not builtins\.print"):
+        archive.writestr("archive/data.pkl", pickle.dumps(eval))
+    with pytest.raises(pickle.UnpicklingError, match=r"holds arrays, not builtins\.eval"):
         init_states("libero_10/evil", tmp_path)
 
 
