@@ -74,6 +74,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.parametrize(("task", "seeds"), [("Stack", [2, 3]), ("NutAssemblySquare", [2])])
 def test_demonstrations_rich_in_contact_are_the_same(task: str, seeds: list[int]) -> None:

@@ -157,6 +157,7 @@ def test_a_budget_ends_the_sweep_cleanly_and_a_higher_one_goes_on(folder: Path, 
     assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 4 * 3 * 40, "nothing was played twice"
 
 
+@pytest.mark.full
 def test_a_sweep_that_is_asked_to_end_saves_its_state_and_goes_on_later(folder: Path, store: str) -> None:
     asked = sweep(folder, store, train={"steps": 200, "checkpoint_every": 50})
     first = Run(asked, FakeTrainer(0.05))

@@ -134,11 +134,11 @@ def test_no_store_is_one_sentence_with_the_mend(storage: Storage) -> None:
         load_manifest(storage)
 
 
-@pytest.mark.parametrize("size", [32, 64, 84, 96])
+@pytest.mark.parametrize("size", [32, 96])
 def test_encode_of_one_episode_has_one_hash_whatever_the_memory_held(size: int) -> None:
     """x264 has read uninitialised memory: the heap is filled with noise between two encodings."""
     rng, noise, hashes = np.random.default_rng(0), [b""] * 20, set[tuple[int, bytes]]()
-    for number in range(600):
+    for number in range(400):
         noise[number % 20] = rng.bytes(int(rng.integers(1, 200_000)))
         hashes.add((number % 6, hashlib.sha256(encode(make_episode(number % 6, length=5 + number % 6, size=size), 20.0)).digest()))
     assert len(hashes) == 6

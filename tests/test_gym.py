@@ -89,7 +89,7 @@ def play(chunk: int | None) -> dict[str, object]:
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize("chunk", ["", "chunk=4"])
+@pytest.mark.parametrize("chunk", [pytest.param("", marks=pytest.mark.full), "chunk=4"])
 def test_gymnasium_finds_nothing_wrong_and_a_second_simulator_is_refused(chunk: str) -> None:
     done = run("-c", CHECK.replace("CHUNK", chunk))
     assert done.returncode == 0, done.stderr

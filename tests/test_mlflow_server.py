@@ -125,6 +125,7 @@ def test_two_sweeps_at_once_tell_one_server_everything(tmp_path: Path, store: st
         check(server.url, SweepState.open(sweep), steps=4)
 
 
+@pytest.mark.full
 def test_a_process_killed_while_it_tells_a_server_loses_nothing_and_repeats_nothing(tmp_path: Path, store: str, server: Server) -> None:
     sweep = a_sweep(tmp_path, store, server.url, name="killed-driver", arms=4)
     for kill in range(2):
@@ -167,14 +168,8 @@ def test_requests_that_arrive_after_they_were_given_up_make_no_twins(
     check(server.url, SweepState.open(sweep), steps=2)
 
 
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        pytest.param("SlowDown", "answers with error 503", marks=pytest.mark.full),
-        pytest.param("late", "does not answer in time", marks=pytest.mark.full),
-        ("", "cannot be reached"),
-    ],
-)
+@pytest.mark.full
+@pytest.mark.parametrize(("fault", "words"), [("SlowDown", "answers with error 503"), ("late", "does not answer in time"), ("", "cannot be reached")])
 def test_a_server_that_stays_away_stalls_nothing_and_is_told_later(
     tmp_path: Path, store: str, server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, fault: str, words: str
 ) -> None:

@@ -9,6 +9,7 @@ from conftest import CHECKOUT, run
 IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "flip-evaluator": "flip_evaluator"}
 
 
+@pytest.mark.full
 @pytest.mark.sim
 def test_every_dependency_imports_beside_a_running_environment() -> None:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]

@@ -210,6 +210,7 @@ def test_what_differs_in_a_portrait_is_said() -> None:
     assert mine.difference(replace(mine, pixels="cc")).startswith("contamination: other pictures")
 
 
+@pytest.mark.full
 def test_a_film_is_the_recorded_episode_played_again(server: Any, tmp_path: Path) -> None:
     import av
 

@@ -77,17 +77,20 @@ def test_a_world_is_the_same_in_another_process_and_another_order(lift: dict[str
     assert again == {name: lift[name] for name in again}
 
 
+@pytest.mark.full
 @pytest.mark.sim
 def test_the_nominal_world_is_robosuites_own(lift: dict[str, Any]) -> None:
     assert lift["Lift/nominal/0"]["class"] == "Lift"
 
 
+@pytest.mark.full
 @pytest.mark.sim
 def test_every_world_looks_different(lift: dict[str, Any]) -> None:
     for camera in (0, 1):
         assert len({world["pictures"][camera] for world in lift.values()}) == len(lift)
 
 
+@pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.parametrize("shift", ["lighting", "texture", "camera", "distractors"])
 def test_the_task_starts_as_in_the_nominal_world(lift: dict[str, Any], shift: str) -> None:
@@ -99,6 +102,7 @@ def test_the_task_starts_as_in_the_nominal_world(lift: dict[str, Any], shift: st
         assert world["bodies"] == nominal["bodies"]
 
 
+@pytest.mark.full
 @pytest.mark.sim
 def test_another_object_lies_where_the_nominal_one_does(lift: dict[str, Any]) -> None:
     nominal = np.array(lift["Lift/nominal/0"]["start"])
@@ -107,6 +111,7 @@ def test_another_object_lies_where_the_nominal_one_does(lift: dict[str, Any]) ->
         assert difference.tolist() == [len(nominal) - 5]  # its height only, for it is not as high
 
 
+@pytest.mark.full
 @pytest.mark.sim
 def test_placement_begins_outside_of_the_nominal_range(lift: dict[str, Any]) -> None:
     for variant in (0, 3):

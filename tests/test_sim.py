@@ -107,6 +107,7 @@ print(json.dumps([demonstrate(env, Demonstration(task, seed, 0.3)).success for s
 """
 
 
+@pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.parametrize("task", sorted(set(EXPERTS) - {"Lift"}))
 def test_the_scripted_experts_do_their_tasks_however_disturbed(task: str) -> None:

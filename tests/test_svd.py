@@ -92,6 +92,7 @@ def test_training_on_kept_latents_is_training_on_pictures(lift_store: Path, weig
     assert all(torch.equal(online[name], kept[name]) for name in online)
 
 
+@pytest.mark.full
 def test_stage_two_moves_the_head_alone_and_starts_from_stage_one(lift_store: Path, weights: Path, tmp_path: Path) -> None:
     arm = job(lift_store, weights, objective="action")
     first = arm.stage_one(load_manifest(open_storage(str(lift_store))))
