@@ -55,18 +55,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=MISSING))
         if item.get_closest_marker("libero") and (missing := missing_libero()):
             item.add_marker(pytest.mark.skip(reason=missing))
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
     starts_ray = {_group(item) for item in items if item.get_closest_marker("ray")}
     items.sort(key=lambda item: (_group(item) not in LONGEST, _group(item) not in starts_ray, _group(item)))
 
 
-LONGEST = ("test_chaos", "ray_cluster", "test_e2e", "test_learning")
+LONGEST = ("test_benches", "test_chaos", "ray_cluster", "test_e2e", "test_learning")
 
 
 def _group(item: pytest.Item) -> str:
-    if own := item.get_closest_marker("xdist_group"):
-        return str(own.args[0])
     return "ray_cluster" if "ray_cluster" in getattr(item, "fixturenames", ()) else item.path.stem
 
 

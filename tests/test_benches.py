@@ -83,7 +83,7 @@ def bench_of() -> Iterator[Callable[[str], Bench]]:
         assert not [name for name in os.listdir(folder) if not name.startswith("torchinductor_")]  # torch's cache, made by its import
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(f"bench {name}")) for name in benches()])
+@pytest.mark.parametrize("name", benches())
 def test_bench_quick_run_prints_the_keys_of_its_page(name: str, bench_of: Callable[[str], Bench]) -> None:
     process = bench_of(name).start()
     printed, errors = process.communicate(timeout=QUICK_WITHIN_S)
