@@ -148,10 +148,10 @@ def test_what_is_wrong_is_told_before_anything_is_played(options: tuple[str, ...
     assert "Traceback" not in done.stderr
 
 
-def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path) -> None:
-    for command in (("jobs.score",), ("jobs.serve", "--policy")):
-        done = run("-m", *command, str(tmp_path))
-        assert (done.returncode, done.stderr) == (1, f"{tmp_path}: no checkpoint.json, so this is not a checkpoint of ours\n")
+@pytest.mark.parametrize("command", [("jobs.score",), pytest.param(("jobs.serve", "--policy"), marks=pytest.mark.full)])
+def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path, command: tuple[str, ...]) -> None:
+    done = run("-m", *command, str(tmp_path))
+    assert (done.returncode, done.stderr) == (1, f"{tmp_path}: no checkpoint.json, so this is not a checkpoint of ours\n")
 
 
 def test_every_shift_can_be_asked_for() -> None:

@@ -96,6 +96,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_episode_store(tmp_path_factory.mktemp("store") / "lift", 8)
 
 
+@pytest.mark.full
 def test_ten_arms_at_once_tell_a_server_that_is_killed_in_the_middle_everything(tmp_path: Path, store: str, server: Server) -> None:
     sweep, said = a_sweep(tmp_path, store, server.url, name="killed-server"), list[str]()
     state = SweepState.open(sweep, pin=True)

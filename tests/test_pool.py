@@ -102,6 +102,7 @@ def test_two_workers_give_the_outcomes_of_one(reference: tuple[Path, dict[str, A
     assert ledger == reference[1]
 
 
+@pytest.mark.full
 def test_a_killed_worker_changes_nothing(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
     heard, ledger = score(tmp_path, server, 1, disturb=after_the_first_outcome(tmp_path, lambda: os.kill(playing()[0], signal.SIGKILL)))
     assert heard.scores[0].complete

@@ -19,14 +19,17 @@ from orchestrator.testing.seaweedfs import running
 
 Point = Callable[[dict[str, str]], None]
 
+SOON = StorageSettings(retry_delay_s=0.01)
+"""A minute's patience, as by default, with short pauses between requests."""
+
 
 @pytest.mark.usefixtures("no_backoff")
 @pytest.mark.parametrize("fault", ["SlowDown", "unanswered"])
 def test_a_server_that_has_answered_is_waited_for(proxy: FaultProxy, bucket: Storage, fault: str) -> None:
     bucket.put("key", b"data")
     proxy.will(*[fault] * 10)  # more than a client repeats by itself
-    assert bucket.get("key") == b"data"
-    impatient = open_storage(bucket.uri, StorageSettings(outage_s=1.0))
+    assert open_storage(bucket.uri, SOON).get("key") == b"data"
+    impatient = open_storage(bucket.uri, StorageSettings(outage_s=1.0, retry_delay_s=0.01))
     proxy.will(fault, always=True)
     began = time.monotonic()
     with pytest.raises(StorageError, match=r"the server 127\.0\.0\.1:\d+ (is overloaded or failing|cannot be reached)"):
@@ -69,6 +72,7 @@ def test_a_process_begun_by_one_that_was_answered_waits_for_its_first_answer(
     proxy: FaultProxy, bucket: Storage, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     monkeypatch.setenv(PATIENCE, "1")
+    bucket = open_storage(bucket.uri, SOON)
     proxy.will(*[fault] * 10)
     bucket.put("key", b"data")
     assert bucket.get("key") == b"data"
