@@ -173,7 +173,12 @@ def s3_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[s
         _client.cache_clear()
 
 
-@pytest.fixture(params=["folder", "moto", pytest.param("weed", marks=pytest.mark.weed)])
+STORAGES = ("folder", "moto", pytest.param("weed", marks=pytest.mark.weed))
+STORAGES_OF_KILLED_WRITERS = ("folder", pytest.param("moto", marks=pytest.mark.full), pytest.param("weed", marks=pytest.mark.weed))
+"""The fast round kills writers to a folder and to the real S3 server."""
+
+
+@pytest.fixture(params=STORAGES)
 def storage(request: pytest.FixtureRequest, tmp_path: Path, s3_environment: Callable[[dict[str, str]], None]) -> Storage:
     """An empty storage of each kind: a folder, an S3 server in this process, a real S3 server."""
     if request.param == "folder":

@@ -104,6 +104,7 @@ def test_scoring_from_the_command_line(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.ray
 def test_a_policy_that_fails_to_answer_is_an_error_and_an_exit_code(tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ def test_a_killed_worker_changes_nothing(reference: tuple[Path, dict[str, Any]],
     assert ledger == reference[1]
 
 
+@pytest.mark.full
 def test_a_killed_policy_server_changes_nothing_and_costs_no_worker(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
     import ray
 

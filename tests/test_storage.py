@@ -142,7 +142,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     ids=["get", "exists", "list", "list all", "put", "put below a file"],
 )
 def test_a_folder_that_is_closed_to_us_is_one_sentence(use: Callable[[Storage], object], sentence: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # `nobody` must reach it, and TMPDIR may be closed to others
         store = open_storage(folder)
         store.put("closed/key", b"")
         store.put("file", b"")

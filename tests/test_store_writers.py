@@ -3,6 +3,9 @@
 import random
 import time
 
+import pytest
+
+from conftest import STORAGES_OF_KILLED_WRITERS
 from orchestrator.data.episodes import decode
 from orchestrator.data.store import fetch, latest_version, load_manifest
 from orchestrator.storage import Storage
@@ -48,6 +51,7 @@ def test_two_writers_at_once_lose_nothing(storage: Storage) -> None:
     assert latest_version(storage) == 16
 
 
+@pytest.mark.parametrize("storage", STORAGES_OF_KILLED_WRITERS, indirect=True)
 def test_a_killed_writer_leaves_a_whole_store_that_another_run_completes(storage: Storage) -> None:
     rng = random.Random(0)
     seen: set[int] = set()

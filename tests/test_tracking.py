@@ -63,6 +63,7 @@ def test_two_sweeps_that_make_the_database_at_once_both_tell_everything(tmp_path
         check(uri, SweepState.open(sweep), steps=4)
 
 
+@pytest.mark.full
 def test_a_process_killed_while_it_tells_loses_nothing_and_repeats_nothing(tmp_path: Path, store: str, database: str) -> None:
     """Killed three times, at other places each time; the last process tells what all of them noted."""
     sweep = a_sweep(tmp_path, store, database, name="killed", arms=6)
