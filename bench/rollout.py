@@ -244,7 +244,7 @@ class Size:
     """Rounds from one slice of an arm in SLOW to the next."""
 
 
-FULL, QUICK = Size(5, 8 * WORKERS, 2 * WORKERS, 1), Size(5, 2 * WORKERS, WORKERS, 2)
+FULL, QUICK = Size(5, 8 * WORKERS, 2 * WORKERS, 1), Size(4, 2 * WORKERS, WORKERS, 2)
 SLOW = ("usual", "usual_fast", "rebuilt")
 STAGES = (
     ("usual", "usual_fast", "lazy", "lazy_fast", "pool_default", "pool"),

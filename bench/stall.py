@@ -23,7 +23,7 @@ from bench import harness
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.testing.servo import cameras
 
-BLOCK, QUICK_BLOCK = 20, 4  # steps
+BLOCK, QUICK_BLOCK = 20, 3  # steps
 WORKERS = 2
 
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from bench.harness import interleaved, median_ratio
+from bench import harness
 from bench.results import FOLDER, PAGE, Result, benches, purpose, render, sections, stored
 from bench.suite import Phase, Round, markers, seconds_by_marker
 
@@ -39,7 +40,8 @@ class Bench:
 
     def start(self) -> "subprocess.Popen[str]":
         # No GPU: with one, some benches print more keys than the page shows.
-        environment = os.environ | {MARK: self.mark, "TMPDIR": self.folder, "CUDA_VISIBLE_DEVICES": ""}
+        environment = {name: value for name, value in os.environ.items() if name != harness.FOLDER}  # set where bench.suite runs the tests
+        environment |= {MARK: self.mark, "TMPDIR": self.folder, "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, "-m", f"bench.{self.name}", "--quick"]
         self.started.append(subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         return self.started[-1]
