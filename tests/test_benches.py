@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.harness import interleaved, median_ratio
 from bench import harness
+from bench.harness import interleaved, median_ratio
 from bench.results import FOLDER, PAGE, Result, benches, purpose, render, sections, stored
 from bench.suite import Phase, Round, markers, seconds_by_marker
 
