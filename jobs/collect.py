@@ -46,6 +46,8 @@ def main(task: str, episodes: int, store: str, cameras: str, image_size: int, re
     if task not in EXPERTS:
         mistakes.append(f"--task: no scripted expert does {task}; there is one for {', '.join(EXPERTS)}")
     views = tuple(cameras.split(","))
+    if twice := sorted({view for view in views if views.count(view) > 1}):
+        mistakes.append(f"--cameras: {', '.join(twice)} is named twice; name each camera once")
     mistakes += unknown_views(task, views, render_profile)
     if mistakes:
         raise SweepError("jobs.collect", mistakes)

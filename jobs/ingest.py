@@ -3,7 +3,7 @@
     python -m jobs.ingest demo.hdf5 data/lift --dry-run --sheet sheet.png
     python -m jobs.ingest demo.hdf5 data/lift --images upside-down
 
-Episodes already there are skipped, so the same command continues an import that was stopped.
+Episodes already there are skipped, so the same command continues an import that was stopped. Exit code 1: something was left out; it is listed.
 """
 
 import os
@@ -55,7 +55,12 @@ def _keys(_context: Any, _parameter: Any, value: str | None) -> tuple[str, ...] 
 @click.option("--action-free", is_flag=True, help="Leave the actions behind.")
 @click.option("--panda", is_flag=True, help="Actions and proprioception are laid out as the simulator's here: 7 OSC_POSE deltas, hand pose, fingers.")
 @click.option("--arm-only", is_flag=True, help="RoboCasa: keep the arm's 7 action dimensions, leave out episodes in which the base moves.")
-@click.option("--mask", help="HDF5: only the demonstrations that this filter lists.")
+@click.option("--mask", help="HDF5: only the demonstrations that this filter lists. LeRobot: only this split of meta/info.json.")
+@click.option("--action", help="Which vector is the action, where the format's usual name is another; `actions_abs`, for example.")
+@click.option(
+    "--deltas/--absolute", default=None, help="Whether actions are displacements in [-1, 1] or poses, where a file and its values contradict."
+)
+@click.option("--picture-range", help="What black and white are where pictures are no bytes: 0..1, 0..255, -1..1 or 0..65535.")
 @click.option("--render-profile", help="How pictures were rendered, if they match a profile of the simulator here.")
 @click.option("--simulator", help="Versions of what recorded them, if the source does not say.")
 @click.option("--label", help="Episode ids begin with it; the source's name by default.")
@@ -73,7 +78,7 @@ def main(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, **s
     """
     from orchestrator.cluster import connect, quiet
     from orchestrator.data.sources.source import Reading, open_source
-    from orchestrator.ingest import LeftOut, adopted, ingest, missing
+    from orchestrator.ingest import LeftOut, adopted, ingest, memory_mib, missing
     from orchestrator.progress import progress_bar
     from orchestrator.storage import open_storage
 
@@ -89,7 +94,9 @@ def main(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, **s
             sys.exit(2)
     source = adopted(source, storage)
     todo = missing(source, storage)
-    click.echo(f"{'store':<14} {storage.uri}: {len(todo)} episodes to import, {len(source.items) - len(todo)} already there")
+    usable = [item for item in source.items if not item.problem]
+    click.echo(f"{'store':<14} {storage.uri}: {len(todo)} episodes to import, {len(usable) - len(todo)} already there")
+    click.echo(f"{'memory':<14} {memory_mib(source):.0f} MiB in each of {workers} processes, for the longest episode")
     if todo and not source.contract.action:
         click.echo("this store will hold episodes without actions only; if demonstrations shall stand beside them, import those first")
     if dry_run or not todo:
@@ -108,16 +115,16 @@ def main(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, **s
                 steps += answer.length
     click.echo(
         f"imported {len(todo) - len(left_out)} episodes, {steps} steps, in {time.monotonic() - began:.0f} s, into {storage.uri}"
-        + (f"; {len(source.problems) + len(left_out)} left out" if source.problems or left_out else "")
+        + (f"; {len(source.problems) + len(left_out)} left out:" if source.problems or left_out else "")
     )
     for reason in [*source.problems, *left_out]:
-        click.echo(f"  - {reason}", err=True)
-    sys.exit(1 if left_out else 0)
+        click.echo(f"  - {reason.removesuffix('; left out')}", err=True)
+    sys.exit(1 if source.problems or left_out else 0)
 
 
 def _understood(src: str, source: "Source") -> str:
     """What a source offers, as lines for a person."""
-    contract, items = source.contract, source.items
+    contract, items = source.contract, [item for item in source.items if not item.problem]
     lines = [(src, source.format)]
     labelled = sum(item.labelled for item in items)
     lines.append(("episodes", f"{labelled} with actions, {len(items) - labelled} without; {_lengths(items)}"))
@@ -148,7 +155,8 @@ def _lengths(items: "list[Item]") -> str:
 def _write_sheet(source: "Source", path: Path) -> None:
     from orchestrator.data.sheet import contact_sheet
 
-    pictures = [(f"{item.name}, {camera or 'film'}", p) for item in source.items[:SHEET] for camera, p in source.first_pictures(item).items()]
+    usable = [item for item in source.items if not item.problem]
+    pictures = [(f"{item.name}, {camera or 'film'}", p) for item in usable[:SHEET] for camera, p in source.first_pictures(item).items()]
     if pictures:
         path.write_bytes(contact_sheet(pictures))
         click.echo(f"first pictures, as they are stored: {path}")

@@ -1,14 +1,20 @@
 """Importing recordings of other people's formats into an episode store, in parallel on Ray, from wherever a run before this one got to."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.manifest import EpisodeEntry
-from orchestrator.data.sources.source import Item, Source, SourceError
+from orchestrator.data.sources.pictures import BLOCK
+from orchestrator.data.sources.source import Item, Source, SourceError, cause
 from orchestrator.data.store import newest_manifest, put_episode
 from orchestrator.record import record_all
 from orchestrator.storage import Storage, open_storage
+
+STORED_BYTES = 1920 * 1080 * 3
+"""Of a stored picture; larger ones take more."""
+_CONTENT = re.compile(r"; content [0-9a-f]{12}$")
 
 _MENDS = {
     "cameras": "choose and name them with --cameras",
@@ -53,18 +59,35 @@ def _words(value: object) -> str:
 
 def missing(source: Source, storage: Storage) -> list[Item]:
     """The items the store does not hold yet; SourceError for one whose name another recording has."""
+    items = [item for item in source.items if not item.problem]
     manifest = newest_manifest(storage)
     if manifest is None:
-        return source.items
+        return items
     have = set(manifest.episode_ids)
-    held = [item for item in source.items if item.episode_id in have]
-    for item, entry in zip(held, manifest.select(item.episode_id for item in held), strict=True):
-        if (entry.source, entry.length, entry.labelled) != (item.origin, item.length, item.labelled):
+    held = [item for item in items if item.episode_id in have]
+    for item, entry in zip(held, manifest.select((item.episode_id for item in held), with_stats=False), strict=True):
+        if different := _difference(item, entry):
             raise SourceError(
-                f"{storage.uri}: episode {item.episode_id} is already there from another recording ({entry.source}, {entry.length} frames); "
-                "give these another name with --label"
+                f"{storage.uri}: episode {item.episode_id} is already there from another recording or import ({different}); "
+                "what is there stays: give these another name with --label, or use another store"
             )
-    return [item for item in source.items if item.episode_id not in have]
+    return [item for item in items if item.episode_id not in have]
+
+
+def _difference(item: Item, entry: EpisodeEntry) -> str:
+    """In what a stored episode is not the item of its name; empty if it is. What was imported before content was noted is compared by its words."""
+    noted = _CONTENT.search(entry.source)
+    origin = item.origin if noted else _CONTENT.sub("", item.origin)
+    ours = {"source": entry.source, "frames": entry.length, "actions": entry.labelled, "task": entry.task, "instruction": entry.instruction}
+    its = {"source": origin, "frames": item.length, "actions": item.labelled, "task": item.task, "instruction": item.instruction}
+    return "; ".join(f"{name} there: {ours[name]}, here: {its[name]}" for name in ours if ours[name] != its[name])
+
+
+def memory_mib(source: Source) -> float:
+    """What a process holds of the longest episode: its pictures as the store keeps them, once to read and once to encode, and a block as stored."""
+    height, width = source.contract.image_size
+    longest = max((item.length for item in source.items), default=0)
+    return (2 * longest * len(source.contract.cameras) * height * width * 3 + BLOCK * STORED_BYTES) / 2**20
 
 
 @dataclass(frozen=True)
@@ -83,9 +106,16 @@ class Importer:
         self._storage = open_storage(store_uri)
 
     def record(self, item: Item) -> EpisodeEntry | LeftOut:
+        """Read and store one episode. Whatever is wrong with it leaves it out; a storage that cannot be written to ends the import."""
         try:
-            return put_episode(self._storage, self._source.read(item), self._source.contract.control_hz)
-        except (SourceError, EpisodeError) as error:
+            episode = self._source.read(item)
+        except SourceError as error:
+            return LeftOut(str(error))
+        except Exception as error:
+            return LeftOut(f"{item.origin}: {cause(error)}; repair it or leave it out")
+        try:
+            return put_episode(self._storage, episode, self._source.contract.control_hz)
+        except EpisodeError as error:
             return LeftOut(str(error))
 
 
@@ -97,4 +127,8 @@ def ingest(storage: Storage, source: Source, items: list[Item], workers: int, no
     if source.questions:
         raise SourceError("\n".join(source.questions))
     if items:
-        yield from record_all(storage, source.contract, Importer, (source, storage.uri), items, workers, note)
+        yield from record_all(storage, source.contract, Importer, (source, storage.uri), items, workers, note, _lost)
+
+
+def _lost(item: Item) -> LeftOut:
+    return LeftOut(f"{item.origin}: every process that read it died; does it fit into memory? leave it out, or scale it with --image-size")

@@ -9,6 +9,7 @@ Nothing is ever changed or removed: a version, once there, names the same episod
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from orchestrator.data.manifest import FORMAT, EpisodeEntry, Manifest, in_tuples
 from orchestrator.storage import NoObject, Storage, check_conditional_writes
 from policy.interface import Contract
 from policy.stats import Stats
+
+_VERSION = re.compile(r"versions/(\d+)\.json")
+"""Other files of that folder (a file manager's, a person's notes) are passed over."""
 
 # -- writing --------------------------------------------------------------------------------------------------------------------
 
@@ -176,8 +180,8 @@ def read_version(storage: Storage, number: int) -> Version:
 
 def latest_version(storage: Storage) -> int:
     """Number of the newest version; 0 for a store nobody committed to."""
-    versions = storage.list("versions/")
-    return int(versions[-1].removeprefix("versions/").removesuffix(".json")) if versions else 0
+    numbers = [int(match[1]) for key in storage.list("versions/") if (match := _VERSION.fullmatch(key))]
+    return max(numbers, default=0)
 
 
 def load_manifest(storage: Storage, version: int | None = None) -> Manifest:

@@ -1,18 +1,37 @@
-"""Pictures of other people's recordings: turned upright, scaled, taken out of videos and image files."""
+"""Pictures of other people's recordings: read by their moment or row, turned upright, scaled, a block of frames at a time."""
 
 import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import av
 import numpy as np
 import numpy.typing as npt
+from av.sidedata.sidedata import Type
 from av.video.reformatter import VideoReformatter
 
 Pictures = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.int64]
+Seconds = npt.NDArray[np.float64]
 
 TURNS = ("upright", "upside-down", "rotated")
 """How pictures are stored: as people see them, rows reversed (OpenGL's order), or turned by 180 degrees."""
+BLOCK = 32
+"""Frames of an array that are read and scaled at once."""
+MOST_PIXELS = 1 << 26
+"""Of one picture; a file that announces more is not decoded."""
+FAR = 64
+"""Frames; a film is decoded through shorter gaps, and seeks across longer ones."""
+LARGEST_BIAS = 0.25
+"""Of a film's frame period: pictures that are off by more on average, and always to the same side, belong to other rows."""
+
+
+# -- one shape for all ----------------------------------------------------------------------------------------------------------------
 
 
 def turned(pictures_LHW3: Pictures, stored: str) -> Pictures:
@@ -37,47 +56,245 @@ def resized(pictures_LHW3: Pictures, size: tuple[int, int]) -> Pictures:
     return np.stack([frame.to_ndarray(format="rgb24") for frame in scaled])
 
 
-def image(data: bytes) -> Pictures:
-    """(H, W, 3) from a PNG or JPEG file."""
-    with av.open(io.BytesIO(data), "r") as container:
-        return next(container.decode(video=0)).to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+def in_blocks(read: Callable[[int, int], Pictures], rows: Numbers, stored: str, size: tuple[int, int]) -> Pictures:
+    """(len(rows), H, W, 3): the pictures of those rows, ascending, upright and scaled.
 
-
-def film(path: Path, start_s: float = 0.0, count: int | None = None, hz: float = 0.0) -> Pictures:
-    """(L, H, W, 3): `count` frames of a video from `start_s` on, or all. ValueError if there are fewer, or a video is not readable.
-
-    `hz` tells the frame at `start_s` from the one before it. A rotation that a phone wrote beside the pictures is carried out.
+    read: gives the pictures (K, h, w, 3) of rows `first` to `last`, the last excluded. It is asked for BLOCK of them at a time.
     """
-    pictures: list[Any] = []
-    reformatter = VideoReformatter()
+    shaped = np.empty((len(rows), *size, 3), np.uint8)
+    for block, members in groupby(range(len(rows)), key=lambda i: int(rows[i]) // BLOCK):
+        places = list(members)
+        first, last = int(rows[places[0]]), int(rows[places[-1]]) + 1
+        pictures = read(first, last)
+        if len(pictures) != last - first:
+            raise ValueError(f"rows {first} to {last} of its pictures are not there (block {block})")
+        shaped[places] = resized(turned(pictures[rows[places] - first], stored), size)
+    return shaped
+
+
+# -- the range of values ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Range:
+    """What black and white are in the numbers of a source."""
+
+    black: float
+    white: float
+
+    def pictures(self, values: npt.NDArray[Any]) -> Pictures:
+        """Bytes from values of this range; ValueError for one that is not a number."""
+        if values.dtype == np.uint8 and (self.black, self.white) == (0, 255):
+            return values
+        scaled = (np.asarray(values, np.float64) - self.black) * (255 / (self.white - self.black))
+        if not np.isfinite(scaled).all():
+            raise ValueError("its pictures hold a value that is not a number")
+        pictures: Pictures = np.clip(np.round(scaled), 0, 255).astype(np.uint8)
+        return pictures
+
+
+RANGES = {"0..255": Range(0, 255), "0..1": Range(0, 1), "-1..1": Range(-1, 1), "0..65535": Range(0, 65535)}
+
+
+def range_of(dtype: np.dtype[Any], lowest: float, highest: float) -> str:
+    """One of RANGES, from the number type and from the extreme values of all pictures of a source; ValueError if none fits.
+
+    A resize may overshoot a range by a few percent.
+    """
+    if dtype == np.uint8:
+        return "0..255"
+    if dtype.kind in "ui":
+        if lowest < 0 or highest > 65535:
+            raise ValueError(f"its pictures are {dtype} from {lowest:g} to {highest:g}")
+        return "0..255" if highest <= 255 else "0..65535"
+    if dtype.kind != "f":
+        raise ValueError(f"its pictures are {dtype}")
+    if lowest >= -0.05 and highest <= 1.05:
+        return "0..1"
+    if lowest >= -1.05 and highest <= 1.05:
+        return "-1..1"
+    if lowest >= -13 and highest <= 268 and highest > 2:
+        return "0..255"
+    raise ValueError(f"its pictures are {dtype} from {lowest:g} to {highest:g}")
+
+
+# -- image files ------------------------------------------------------------------------------------------------------------------------
+
+
+def image(data: bytes) -> Pictures:
+    """(H, W, 3) from a PNG or JPEG file; ValueError if it is none."""
+    try:
+        with av.open(io.BytesIO(data), "r") as container:
+            _refuse_size(container.streams.video[0])
+            return next(container.decode(video=0)).to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+    except (av.FFmpegError, IndexError, StopIteration) as error:
+        raise ValueError(f"a picture of {len(data)} bytes cannot be read ({type(error).__name__})") from None
+
+
+def _refuse_size(stream: Any) -> None:
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"its pictures have {width}x{height} pixels, more than {MOST_PIXELS} in all")
+
+
+# -- films ------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FilmIndex:
+    """The N frames that a player shows of a film, in the order of their moments; nothing is decoded for it."""
+
+    size: tuple[int, int]
+    """(H, W) as stored, before the display matrix turns it."""
+    times: Seconds
+    """(N,) when each is shown."""
+    packet_bytes: Numbers
+    """(N,) how long each is, encoded."""
+    packet_sums: Numbers
+    """(N,) checksum of each, encoded: equal films have equal sums."""
+    rate: float
+    """Frames per second: of the shortest usual distance between two."""
+    _pts: Numbers
+    _seek: Numbers
+    """(N,) where the decoder must begin to show a frame: the decoding time of the key frame before it."""
+    _timed: bool
+    """False where packets carry no moments (AVI): frames are counted."""
+
+    @property
+    def period(self) -> float:
+        """Seconds from a frame to the next."""
+        return 1 / self.rate
+
+    def nearest(self, moments: Seconds, tolerance_s: float) -> Numbers:
+        """The frame nearest to each moment; ValueError if one is further away than the tolerance, or all are off to one side."""
+        after = np.searchsorted(self.times, moments).clip(1, max(1, len(self.times) - 1))
+        before = after - 1
+        after = after.clip(max=len(self.times) - 1)
+        chosen = np.where(moments - self.times[before] <= self.times[after] - moments, before, after)
+        off = self.times[chosen] - moments
+        if (far := int(np.abs(off).argmax())) >= 0 and abs(off[far]) > tolerance_s:
+            raise ValueError(
+                f"no picture at second {moments[far]:.3f}: the nearest is {abs(off[far]):.3f} s away, more than half a step ({tolerance_s:.3f} s)"
+            )
+        if abs(off.mean()) > LARGEST_BIAS * self.period + 1e-6:
+            side = "after" if off.mean() > 0 else "before"
+            raise ValueError(
+                f"its pictures are {1000 * abs(off.mean()):.0f} ms {side} their rows on average, of {1000 * self.period:.0f} from one to the next"
+            )
+        return np.asarray(chosen, np.int64)
+
+
+def film_index(path: Path) -> FilmIndex:
+    """When the frames of a film are shown; ValueError if it is none."""
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise ValueError(f"the video {path.name} cannot be read ({type(error).__name__})") from None
+    return _film_index(path, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _film_index(path: Path, _size: int, _changed: int) -> FilmIndex:
+    try:
+        with av.open(str(path), "r") as container:
+            stream = container.streams.video[0]
+            _refuse_size(stream)
+            packets: list[Any] = [
+                (p.pts, p.dts, p.is_keyframe, p.size, p.is_discard, crc32(p))
+                for p in container.demux(stream)
+                if p.size and (p.pts is not None or p.dts is not None)
+            ]
+            if not packets:
+                raise ValueError(f"the video {path.name} has no frames")
+            size, base = (stream.codec_context.height, stream.codec_context.width), float(stream.time_base or 1)
+            average = float(stream.average_rate or stream.guessed_rate or 0)
+            timed = all(pts is not None for pts, *_ in packets) and container.format.name != "avi"  # AVI numbers its frames as they are decoded
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"the video {path.name} cannot be read ({type(error).__name__})") from None
+    shown = sorted((pts if timed else i, nbytes, checksum) for i, (pts, _, _, nbytes, discard, checksum) in enumerate(packets) if not discard)
+    pts = np.asarray([row[0] for row in shown], np.int64)
+    times = pts * base if timed else pts / (average or 1)
+    steps = np.diff(times)
+    rate = float(1 / np.median(steps)) if len(steps) and np.median(steps) > 0 else average
+    rate = average if average and abs(rate / average - 1) < 0.05 else rate  # moments are rounded to the container's clock
+    keys = [(pts, dts if dts is not None else pts) for pts, dts, key, *_ in sorted(packets, key=lambda row: row[0] if timed else 0) if key]
+    first_keys = np.asarray([pts for pts, _ in keys] if timed and keys else [pts[0]], np.int64)
+    starts = np.asarray([dts for _, dts in keys] if timed and keys else [pts[0]], np.int64)
+    seek = starts[(np.searchsorted(first_keys, pts, side="right") - 1).clip(min=0)]
+    lengths, sums = (np.asarray([row[i] for row in shown], np.int64) for i in (1, 2))
+    return FilmIndex(size, times, lengths, sums, rate or 1.0, pts, seek, timed)
+
+
+def film_frames(path: Path, numbers: Sequence[int] | Numbers) -> Iterator[Pictures]:
+    """The frames of those numbers, ascending, as a player shows them: (H, W, 3) each. ValueError if one does not come out."""
+    index = film_index(path)
     try:
         with av.open(str(path), "r") as container:
             stream: Any = container.streams.video[0]
             stream.codec_context.thread_count = 1  # many of these run at once
-            first = start_s - (0.5 / hz if hz else 0)
-            if start_s:
-                container.seek(int(start_s / stream.time_base), stream=stream)
-            for frame in container.decode(stream):
-                if count is not None and len(pictures) == count:
-                    break
-                if start_s and frame.time < first:
-                    continue
-                picture = reformatter.reformat(frame, format="rgb24").to_ndarray()
-                pictures.append(np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture)
+            frames, decoded, current = container.decode(stream), -1, None
+            for number in (int(number) for number in numbers):
+                while current is None or decoded < number:
+                    if index._timed and number - decoded > FAR and index._seek[number] > index._seek[max(decoded, 0)]:
+                        container.seek(int(index._seek[number]), stream=stream)
+                        frames = container.decode(stream)
+                        decoded = number - 1
+                    current = next(frames, None)
+                    if current is None:
+                        raise ValueError(f"the video {path.name} ends before its frame {number} of {len(index.times)}")
+                    decoded = _number(index, current, decoded)
+                if decoded != number and index._timed:  # the seek was inexact, or a frame is damaged: from the beginning, once
+                    current = _from_the_beginning(path, int(index._pts[number]))
+                yield _upright(current)
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"the video {path.name} cannot be read ({type(error).__name__})") from None
-    if not pictures or (count is not None and len(pictures) < count):
-        raise ValueError(f"the video {path.name} has {len(pictures)} frames where {count or 'some'} were expected")
-    stacked: Pictures = np.stack(pictures)
-    return stacked
 
 
-def film_facts(path: Path) -> tuple[int, float]:
-    """(frames, frames per second) of a video, without decoding it; ValueError if it is none."""
-    try:
-        with av.open(str(path), "r") as container:
-            stream = container.streams.video[0]
-            frames = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
-            return frames, float(stream.average_rate or 0)
-    except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"the video {path.name} cannot be read ({type(error).__name__})") from None
+def _number(index: FilmIndex, frame: Any, before: int) -> int:
+    """Which of the film's frames this is, or the next one where moments are unknown; less than any where it is not shown."""
+    if not index._timed:
+        return before + 1
+    place = int(np.searchsorted(index._pts, frame.pts)) if frame.pts is not None else before + 1
+    return place if place < len(index._pts) and index._pts[place] == frame.pts else min(place, len(index._pts)) - 1
+
+
+def _from_the_beginning(path: Path, pts: int) -> Any:
+    with av.open(str(path), "r") as container:
+        stream: Any = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        for frame in container.decode(stream):
+            if frame.pts == pts:
+                return frame
+    raise ValueError(f"the video {path.name} does not show its frame at {pts}; it is damaged")
+
+
+_REFORMATTER = VideoReformatter()
+
+
+def _upright(frame: Any) -> Pictures:
+    """The picture as players show it: with the rotation or reflection that a camera wrote beside it."""
+    picture: Any = _REFORMATTER.reformat(frame, format="rgb24").to_ndarray()
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return np.asarray(picture)
+    a, b, _, c, d, *_ = np.frombuffer(matrix, "<i4").tolist()
+    if abs(b) > abs(a):  # x' = c y, y' = b x
+        picture, across, down = picture.swapaxes(0, 1), c, b
+    else:  # x' = a x, y' = d y
+        across, down = a, d
+    upright: Pictures = np.ascontiguousarray(picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
+    return upright
+
+
+def film_at(path: Path, numbers: Numbers, stored: str, size: tuple[int, int]) -> Pictures:
+    """(len(numbers), H, W, 3): the frames of those numbers, ascending and possibly repeated, turned and scaled as they are decoded."""
+    distinct, places = np.unique(numbers, return_inverse=True)
+    shaped = np.empty((len(distinct), *size, 3), np.uint8)
+    for i, picture in enumerate(film_frames(path, distinct)):
+        shaped[i] = resized(turned(picture[None], stored), size)[0]
+    return shaped if len(distinct) == len(numbers) else shaped[places]
+
+
+def film(path: Path) -> Pictures:
+    """(N, H, W, 3): every frame of a film as a player shows it. ValueError if it is none. For short films: all are in memory at once."""
+    return np.stack(list(film_frames(path, range(len(film_index(path).times)))))

@@ -4,21 +4,30 @@
 each reads only the part of a file that belongs to the episode it is asked for.
 """
 
+import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.data.episodes import Episode
-from orchestrator.data.sources.pictures import TURNS, resized, turned
+from orchestrator.data.sources.pictures import RANGES, TURNS
 from policy.interface import Contract
 from sim_workers.env import ACTION, PROPRIO, PROPRIO_KEYS
 
 Pictures = npt.NDArray[np.uint8]
+
+MOST_BYTES = 8 << 30
+"""Of one episode's pictures in memory, as the store keeps them."""
+LARGEST_DELTA = 1.001
+"""Of an action that is called a displacement in [-1, 1], rounding included."""
+POINTER = b"version https://git-lfs"
+"""What git-LFS leaves in place of a file that was not downloaded."""
 
 
 class SourceError(Exception):
@@ -54,7 +63,13 @@ class Reading:
     arm_only: bool = False
     """Of RoboCasa's 12 action dimensions keep the arm's 7; demonstrations in which the base moves are left out."""
     mask: str | None = None
-    """HDF5: only the demonstrations that `mask/<name>` lists."""
+    """HDF5: only the demonstrations that `mask/<name>` lists; LeRobot: only those of this split of meta/info.json."""
+    action: str | None = None
+    """Which of the source's vectors is the action, where it is not called as its format calls it."""
+    picture_range: str | None = None
+    """What black and white are where pictures are no bytes: one of `pictures.RANGES`."""
+    deltas: bool | None = None
+    """True: actions are displacements in [-1, 1] although some reach further. False: they are absolute although the file says displacements."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,8 @@ class Item:
     labelled: bool
     origin: str
     """Where it comes from and what is done to its pictures; becomes the episode's `source`."""
+    problem: str = ""
+    """Why it will not be imported, as a sentence; it stands among the source's problems too."""
 
 
 class Source(Protocol):
@@ -80,8 +97,9 @@ class Source(Protocol):
     format: str
     contract: Contract
     items: list[Item]
+    """Every episode, those with a problem included."""
     problems: list[str]
-    """What was left out and why, one sentence each."""
+    """What is left out and why, one sentence each."""
     questions: list[str]
     """What a person must say before anything can be read, one sentence each."""
 
@@ -95,31 +113,156 @@ class Source(Protocol):
 
 
 def open_source(path: str | Path, reading: Reading) -> Source:
-    """Look at a file or folder, tell its format and list what it offers; SourceError if it is none that is understood."""
+    """Look at a file or folder, tell its format and list what it offers.
+
+    SourceError if it is none that is understood, or if the reading asks for what cannot be done with the format.
+    """
     path = Path(path)
     path = path if path.name else path.resolve()  # "." has no name to call episodes by
     if not path.exists():
         raise SourceError(f"{path}: there is no such file or folder")
-    if path.suffix in (".hdf5", ".h5") or any(path.glob("*.hdf5")):
+    if path.is_file():
+        refuse_pointer(path)
+    if reading.picture_range and reading.picture_range not in RANGES:
+        raise SourceError(f"--picture-range {reading.picture_range}: it is one of {', '.join(RANGES)}")
+    if path.suffix.lower() in HDF5_SUFFIXES or (path.is_dir() and any(visible(path, HDF5_SUFFIXES, depth=1))):
         from orchestrator.data.sources.hdf5 import open_hdf5
 
+        refuse_options(path, reading, "HDF5", ())
         return open_hdf5(path, reading)
     if (path / "meta" / "info.json").is_file():
         from orchestrator.data.sources.lerobot import open_lerobot
 
+        refuse_options(path, reading, "LeRobot data", ("picture_range",))
         return open_lerobot(path, reading)
-    if path.suffix == ".zip" or (path / ".zgroup").is_file() or (path / "meta" / "episode_ends").is_dir():
+    from orchestrator.data.sources.rlds import is_rlds, open_rlds
+
+    if is_rlds(path):
+        refuse_options(path, reading, "RLDS", ("mask", "arm_only", "picture_range"))
+        return open_rlds(path, reading)
+    buffer = zarr_folder(path)
+    if buffer or path.suffix.lower() == ".zip":
         from orchestrator.data.sources.replay_buffer import open_replay_buffer
 
-        return open_replay_buffer(path, reading)
-    if any(path.glob("*.mp4")) or any(path.glob("*/*.mp4")):
+        refuse_options(path, reading, "a zarr replay buffer", ("mask", "arm_only"))
+        return open_replay_buffer(buffer or path, reading)
+    if path.suffix.lower() in FILM_SUFFIXES or (path.is_dir() and any(visible(path, FILM_SUFFIXES))):
         from orchestrator.data.sources.films import open_films
 
+        refuse_options(path, reading, "films", ("mask", "arm_only", "proprio", "panda", "action", "picture_range", "deltas"))
         return open_films(path, reading)
     raise SourceError(
-        f"{path}: neither robomimic-style HDF5 (.hdf5), a LeRobot dataset (meta/info.json), a diffusion-policy zarr (.zarr, .zarr.zip) "
-        "nor a folder of .mp4 films"
+        f"{path}: neither robomimic-style HDF5 (.hdf5, .h5), a LeRobot dataset (meta/info.json), RLDS (features.json), "
+        "a diffusion-policy zarr (.zarr, .zarr.zip) "
+        f"nor a film or a folder of films ({', '.join(FILM_SUFFIXES)})"
     )
+
+
+HDF5_SUFFIXES = (".hdf5", ".h5")
+FILM_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm")
+
+
+def visible(root: Path, suffixes: Sequence[str], depth: int = 8) -> Iterator[Path]:
+    """Files below a folder that end in one of the suffixes, in capitals too, sorted; not those that are hidden or in a hidden folder."""
+    for path in sorted(root.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and depth > 1:
+            yield from visible(path, suffixes, depth - 1)
+        elif path.suffix.lower() in suffixes and path.is_file():
+            yield path
+
+
+def zarr_folder(path: Path) -> Path | None:
+    """The folder itself, or the one in it, that is a zarr replay buffer."""
+    folders = [path, *sorted(path.glob("*.zarr"))] if path.is_dir() else []
+    return next((folder for folder in folders if (folder / ".zgroup").is_file() or (folder / "meta" / "episode_ends").is_dir()), None)
+
+
+OPTIONS = {name: f"--{name.replace('_', '-')}" for name in ("mask", "arm_only", "proprio", "panda", "action", "picture_range", "deltas")}
+
+
+def refuse_options(path: Path, reading: Reading, kind: str, without: Iterable[str]) -> None:
+    """SourceError for a choice that means nothing for a format: silence would look like consent. `--proprio none` asks for nothing."""
+    if asked := [OPTIONS[name] for name in without if getattr(reading, name)]:
+        raise SourceError(f"{path}: {', '.join(asked)} cannot be applied to {kind}; leave it out")
+
+
+def refuse_pointer(path: Path) -> None:
+    """SourceError for a file whose content git-LFS did not download."""
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise SourceError(f"{path}: it is a git-LFS pointer, not the file itself; run `git lfs pull` where it was cloned")
+
+
+def contained(root: Path, relative: str) -> Path:
+    """The path of a file that a data set names; SourceError if it leads out of the data set's folder.
+
+    Hugging Face keeps a snapshot's files as links into `blobs` beside its snapshots.
+    """
+    named = PurePosixPath(relative)
+    if named.is_absolute() or ".." in named.parts:
+        raise SourceError(f"{root}: it names the file {relative}, which is not inside its folder")
+    path = root / named
+    allowed = [root.resolve(), *([root.resolve().parent.parent / "blobs"] if root.resolve().parent.name == "snapshots" else [])]
+    if path.exists() and not any(path.resolve().is_relative_to(folder) for folder in allowed):
+        raise SourceError(f"{root}: {relative} is a link to a file outside its folder")
+    return path
+
+
+def unusable(name: str, length: int, labelled: bool, problem: str) -> Item:
+    """An episode of a source that cannot be imported."""
+    return Item(name, "", "", "", length, labelled, "", problem)
+
+
+@contextmanager
+def leaving_out(where: str, problems: list[str]) -> Iterator[None]:
+    """Whatever goes wrong with one episode leaves that one out, and says so."""
+    try:
+        yield
+    except Exception as error:
+        problems.append(f"{where}: {cause(error)}; left out")
+
+
+def cause(error: BaseException) -> str:
+    """What went wrong, as part of a sentence."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, (SourceError, ValueError)) and said else f"it cannot be read ({type(error).__name__}{f': {said}' * bool(said)})"
+
+
+def identity(*parts: object) -> str:
+    """A short hash of an episode's content: numbers, bytes, words. Equal for equal content, whatever its file is called."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(repr((part.dtype.str, part.shape)).encode() + np.ascontiguousarray(part).tobytes())
+        else:
+            digest.update(part if isinstance(part, bytes) else repr(part).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:12]
+
+
+def refuse_bulk(length: int, cameras: int, size: tuple[int, int]) -> None:
+    """ValueError for an episode whose pictures would not fit into memory."""
+    if (nbytes := length * cameras * size[0] * size[1] * 3) > MOST_BYTES:
+        raise ValueError(
+            f"its pictures would take {nbytes / 2**30:.0f} GiB of memory, more than {MOST_BYTES >> 30}; scale them with --image-size, or divide it"
+        )
+
+
+def action_names(where: str, action: tuple[str, ...], largest: float, reading: Reading) -> tuple[tuple[str, ...], list[str]]:
+    """The names that actions deserve, and what must be asked: displacements in [-1, 1] do not reach further.
+
+    largest: of all absolute values but the gripper's. diffusion_policy's `image_abs.hdf5` holds absolute poses under a controller of displacements.
+    """
+    if reading.deltas is False:
+        return tuple(name.replace("delta", "absolute") for name in action), []
+    if action != ACTION or largest <= LARGEST_DELTA or reading.deltas:
+        return action, []
+    return names_of(["action"], [len(action)]), [
+        f"{where}: its actions reach {largest:.3g}, but displacements as the file describes them stay within [-1, 1]; "
+        "say --absolute if they are poses (as in diffusion_policy's image_abs.hdf5), --deltas if they are displacements all the same"
+    ]
 
 
 # -- what the formats have in common --------------------------------------------------------------------------------------------------
@@ -235,8 +378,8 @@ def names_of(keys: Sequence[str], widths: Sequence[int]) -> tuple[str, ...]:
     return tuple(name for key, width in zip(keys, widths, strict=True) for name in ([key] if width == 1 else [f"{key}_{i}" for i in range(width)]))
 
 
-def origin(where: str, stored: str, native_size: tuple[int, int], native_hz: float, contract: Contract) -> str:
-    """The sentence an episode keeps about where it comes from."""
+def origin(where: str, stored: str, native_size: tuple[int, int], native_hz: float, contract: Contract, content: str = "") -> str:
+    """The sentence an episode keeps about where it comes from. `content`: its `identity`, by which a later import knows it again."""
     parts = [where]
     if stored != "upright":
         parts.append(f"stored {stored}, turned upright")
@@ -244,39 +387,51 @@ def origin(where: str, stored: str, native_size: tuple[int, int], native_hz: flo
         parts.append("scaled from {}x{}".format(*native_size))
     if native_hz != contract.control_hz:
         parts.append(f"resampled from {native_hz:g} per second")
+    if content:
+        parts.append(f"content {content}")
     return "; ".join(parts)
 
 
 @dataclass(frozen=True)
 class Raw:
-    """An episode as its file has it: L frames per camera of the source."""
+    """An episode out of its file, pictures already upright and scaled."""
 
     frames: dict[str, Pictures]
-    """Per camera of the source, (L, H, W, 3) as stored."""
+    """Per camera of the source, (L, H, W, 3) as the store keeps them, of the frames it keeps."""
     proprio: npt.NDArray[Any] | None
+    """(N, P) of all N rows of the file."""
     action: npt.NDArray[Any] | None
+    """(N, A)"""
     success: bool | None
+    rows: int
+    """N."""
 
 
-def finished(item: Item, raw: Raw, contract: Contract, cameras: dict[str, str], stored: str, native_hz: float) -> Episode:
-    """What the store keeps of a raw episode: pictures turned upright and scaled, frames resampled; SourceError if its parts disagree."""
+def finished(item: Item, raw: Raw, contract: Contract, cameras: dict[str, str], native_hz: float) -> Episode:
+    """What the store keeps of a raw episode: frames resampled, cameras by their new names; SourceError if its parts disagree."""
+    kept = kept_frames(raw.rows, native_hz, contract.control_hz)
     lengths = {f"camera {name}": len(frames) for name, frames in raw.frames.items()}
-    lengths |= {name: len(rows) for name, rows in (("proprioception", raw.proprio), ("actions", raw.action)) if rows is not None}
-    if len(set(lengths.values())) > 1:
-        raise SourceError(
-            f"{item.origin}: its parts differ in length ({', '.join(f'{k} {v}' for k, v in lengths.items())}); repair it or leave it out"
-        )
-    kept = kept_frames(next(iter(lengths.values())), native_hz, contract.control_hz)
-    if len(kept) != item.length:
-        raise SourceError(f"{item.origin}: {len(kept)} frames were read where {item.length} were announced; repair it or leave it out")
-    frames = {cameras[name]: resized(turned(pictures[kept], stored), contract.image_size) for name, pictures in raw.frames.items()}
+    if len({*lengths.values(), len(kept), item.length}) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise SourceError(f"{item.origin}: it has other frames than announced ({listed}, announced {item.length}); repair it or leave it out")
+    vectors: dict[str, npt.NDArray[np.float32] | None] = {}
+    for name, values, width in (("proprioception", raw.proprio, len(contract.proprio)), ("actions", raw.action, len(contract.action))):
+        vectors[name] = None
+        if values is None:
+            continue
+        if len(values) != raw.rows:
+            raise SourceError(f"{item.origin}: its parts differ in length ({raw.rows} frames, {name} {len(values)}); repair it or leave it out")
+        if values.shape[1:] != (width,):
+            raise SourceError(f"{item.origin}: its {name} have {values.shape[-1]} values, those of the others {width}; leave it out")
+        vectors[name] = np.asarray(values, np.float32)[kept]
+    frames = {cameras[name]: pictures for name, pictures in raw.frames.items()}
     return Episode(
         episode_id=item.episode_id,
         task=item.task,
         instruction=item.instruction,
         frames={name: frames[name] for name in contract.cameras},
-        proprio=None if raw.proprio is None else np.asarray(raw.proprio, np.float32)[kept],
-        action=None if raw.action is None else np.asarray(raw.action, np.float32)[kept],
+        proprio=vectors["proprioception"],
+        action=vectors["actions"],
         success=raw.success,
         source=item.origin,
     )

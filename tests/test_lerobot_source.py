@@ -1,0 +1,397 @@
+"""LeRobot datasets as people have them: pictures by their moment, sentences by their row, files wherever they are."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from numbered import KEY, SENTENCES, Dataset, imported, numbered, numbers_of, write_film
+from orchestrator.data.sources.pictures import image
+from orchestrator.data.sources.source import Reading, SourceError, open_source
+from orchestrator.ingest import Importer, LeftOut, missing
+from orchestrator.storage import open_storage
+
+SPANS = ((0, 10), (10, 22), (22, 33))
+"""The frames of the three episodes of a Dataset."""
+
+
+def shown(root: Path, **said: Any) -> dict[str, list[int]]:
+    """Episode -> the numbers on its pictures."""
+    _, episodes, _ = imported(root, root.parent / f"store-{root.name}", **said)
+    return {name: numbers_of(next(iter(episode.frames.values()))) for name, episode in episodes.items()}
+
+
+def expected(*episodes: int) -> dict[str, list[int]]:
+    return {f"episode_{i:06d}": list(range(*SPANS[i])) for i in episodes}
+
+
+def said_of(root: Path, episode: int) -> str:
+    """Why an episode is left out."""
+    return next(item.problem for item in open_source(root, Reading()).items if item.name == f"episode_{episode:06d}")
+
+
+# -- moments ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", {"g": "10"}),
+        ("libx264", {"x264-params": "open-gop=1:keyint=10:bframes=3"}),
+        ("libx265", {"g": "2", "x265-params": "log-level=none"}),
+        ("libx265", {"x265-params": "log-level=none:keyint=12:min-keyint=12"}),
+        ("mpeg4", {"g": "12", "bf": "2", "q": "2"}),
+        ("mpeg2video", {"g": "12", "bf": "2", "q": "2"}),
+        ("libsvtav1", {"g": "2", "crf": "20", "preset": "12"}),
+    ],
+)
+def test_every_episode_of_a_shared_film_has_its_own_pictures(tmp_path: Path, codec: str, options: dict[str, str]) -> None:
+    hz = 25.0  # MPEG-2 knows few rates
+    root = Dataset(hz=hz, film=lambda path, pictures, rate: write_film(path, pictures, rate, codec, options)).write(tmp_path / "data")
+    assert shown(root) == expected(0, 1, 2)
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize("times", [2, 3])
+def test_film_at_another_rate_than_the_rows_shows_the_picture_of_each_row(tmp_path: Path, version: str, times: int) -> None:
+    film = lambda path, pictures, hz: write_film(path, np.repeat(pictures, times, axis=0), times * hz)  # noqa: E731
+    assert shown(Dataset(version=version, film=film).write(tmp_path / "data")) == expected(0, 1, 2)
+
+
+def test_film_of_uneven_rate_shows_the_nearest_picture(tmp_path: Path) -> None:
+    late = lambda path, pictures, hz: write_film(path, pictures, 10 * hz, moments=[10 * i + (3 if i % 3 == 1 else 0) for i in range(len(pictures))])  # noqa: E731
+    assert shown(Dataset(film=late).write(tmp_path / "data")) == expected(0, 1, 2)
+
+
+def test_rows_of_a_trimmed_episode_have_the_pictures_of_their_timestamps(tmp_path: Path) -> None:
+    lead = numbered([200, 201, 202])
+    dataset = Dataset(
+        version="v2.1",
+        film=lambda path, pictures, hz: write_film(path, np.concatenate([lead, pictures]), hz),
+        row=lambda i, columns: columns | {"timestamp": pa.array((np.arange(len(columns["index"])) + 3) / 10, pa.float32())},
+    )
+    assert shown(dataset.write(tmp_path / "data")) == expected(0, 1, 2)
+
+
+def test_episode_whose_film_lacks_a_picture_is_left_out_by_name(tmp_path: Path) -> None:
+    def film(path: Path, pictures: np.ndarray, hz: float) -> None:
+        kept = [i for i in range(len(pictures)) if i != 14]
+        write_film(path, pictures[kept], hz, moments=kept)
+
+    root = Dataset(film=film).write(tmp_path / "data")
+    assert shown(root) == expected(0, 2)
+    assert said_of(root, 1).startswith("data, episode_000001: no picture at second 1.400: the nearest is 0.100 s away")
+
+
+def test_episode_with_fewer_pictures_than_rows_is_left_out(tmp_path: Path) -> None:
+    """Recorder and metadata agree that two pictures are missing; every later film span begins earlier."""
+    starts, ends = (0.0, 1.0, 2.0), (1.0, 2.0, 3.1)
+    dataset = Dataset(
+        film=lambda path, pictures, hz: write_film(path, np.delete(pictures, (13, 14), axis=0), hz),
+        line=lambda i, line: line | {f"videos/{KEY}/from_timestamp": starts[i], f"videos/{KEY}/to_timestamp": ends[i]},
+    )
+    root = dataset.write(tmp_path / "data")
+    assert shown(root) == expected(0, 2)
+    assert "its video lasts 1.000 s by its metadata, its 12 rows 1.200 s" in said_of(root, 1)
+
+
+@pytest.mark.parametrize("drift_s", [0.035, 0.06, -0.04])
+def test_episode_whose_start_has_drifted_is_left_out(tmp_path: Path, drift_s: float) -> None:
+    moved = lambda i, line: (  # noqa: E731
+        line | {f"videos/{KEY}/{end}": line[f"videos/{KEY}/{end}"] + drift_s * (i == 1) for end in ("from_timestamp", "to_timestamp")}
+    )
+    root = Dataset(line=moved).write(tmp_path / "data")
+    assert shown(root) == expected(0, 2)
+    assert "their rows on average" in said_of(root, 1)
+
+
+def test_rows_that_contradict_the_stated_rate_are_told_until_somebody_says_the_rate(tmp_path: Path) -> None:
+    slow = Dataset(
+        version="v2.1",
+        film=lambda path, pictures, hz: write_film(path, pictures, 5),
+        row=lambda i, columns: columns | {"timestamp": pa.array(np.arange(len(columns["index"])) / 5, pa.float32())},
+    )
+    root = slow.write(tmp_path / "data")
+    assert shown(root) == {}
+    assert "its rows are 0.200 s apart, meta/info.json says 10 a second" in said_of(root, 0)
+    assert shown(root, hz=5.0) == expected(0, 1, 2)
+    with pytest.raises(SourceError, match="not 7; leave --hz out"):
+        open_source(root, Reading(hz=7.0))
+
+
+def test_rows_that_are_missing_in_the_middle_leave_the_episode_out(tmp_path: Path) -> None:
+    def gap(episode: int, columns: dict[str, Any]) -> dict[str, Any]:
+        moments = np.arange(len(columns["index"])) / 10
+        moments[5:] += 0.3 * (episode == 2)
+        return columns | {"timestamp": pa.array(moments, pa.float32())}
+
+    root = Dataset(row=gap, version="v2.1").write(tmp_path / "data")
+    assert "between rows 4 and 5 pass 0.400 s" in said_of(root, 2)
+
+
+# -- sentences ------------------------------------------------------------------------------------------------------------------------------
+
+
+def task_index(numbers: dict[int, list[int]]) -> Any:
+    return lambda i, columns: columns | {"task_index": pa.array([numbers[i][k % len(numbers[i])] for k in range(len(columns["index"]))])}
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_the_sentence_is_the_one_that_the_rows_name(tmp_path: Path, version: str) -> None:
+    dataset = Dataset(version=version, row=task_index({0: [1], 1: [2], 2: [0]}), line=lambda i, line: line | {"tasks": ["valid", *SENTENCES]})
+    items = open_source(dataset.write(tmp_path / "data"), Reading()).items
+    assert [item.instruction for item in items] == [SENTENCES[1], SENTENCES[2], SENTENCES[0]]
+
+
+def test_several_sentences_in_one_episode_are_not_one_of_them(tmp_path: Path) -> None:
+    root = Dataset(row=task_index({0: [1], 1: [0, 2], 2: [0]})).write(tmp_path / "data")
+    assert "its rows name 2 sentences (close it; lift the cube)" in said_of(root, 1)
+    assert [item.instruction for item in open_source(root, Reading(instruction="tidy up")).items] == ["tidy up"] * 3
+
+
+@pytest.mark.parametrize("tasks", ["put the cup in", ["", "put the cup in"], ["put the cup in", "put the cup in"]])
+def test_a_sentence_that_the_table_does_not_know_is_the_metadatas(tmp_path: Path, tasks: Any) -> None:
+    root = Dataset(version="v2.1", line=lambda i, line: line | {"tasks": tasks}).write(tmp_path / "data")
+    assert {item.instruction for item in open_source(root, Reading()).items} == {"put the cup in"}
+
+
+# -- rows and files -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_found_in_whatever_file_they_are(tmp_path: Path) -> None:
+    """The metadata points at the first file; as after an edit of the dataset. Numbers are floats, as pandas leaves them."""
+    stale = lambda i, line: {k: float(v) if k.endswith(("chunk_index", "file_index")) else v for k, v in line.items()}  # noqa: E731
+    root = Dataset(rows_per_file=(1, 1, 1), line=stale).write(tmp_path / "data")
+    assert shown(root) == expected(0, 1, 2)
+
+
+def test_an_episode_over_two_files_is_whole(tmp_path: Path) -> None:
+    root = Dataset(lengths=(10, 12, 11)).write(tmp_path / "data")
+    path = root / "data/chunk-000/file-000.parquet"
+    table = pa.parquet.read_table(path)
+    pa.parquet.write_table(table.slice(0, 15), path)
+    pa.parquet.write_table(table.slice(15), root / "data/chunk-000/file-001.parquet")
+    _, episodes, _ = imported(root, tmp_path / "store")
+    assert numbers_of(episodes["episode_000001"].frames["top"]) == list(range(10, 22))
+    action = episodes["episode_000001"].action
+    assert action is not None
+    assert np.allclose(action, np.sin(np.arange(12)[:, None] + np.arange(7) + 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda c: c | {"action": pa.array([*c["action"].to_pylist()[:-1], None])}, "a row of action is missing"),
+        (lambda c: c | {"action": pa.array([*c["action"].to_pylist()[:-1], [0.0] * 6])}, "rows of action have 6 to 7 values"),
+        (lambda c: c | {"action": pa.array([[0.0] * 8] * len(c["index"]))}, "it has 8 action values, the others 7"),
+        (lambda c: c | {"action": pa.array(["left"] * len(c["index"]))}, "action holds values that are no numbers"),
+        (lambda c: c | {"action": pa.array([[float("nan")] * 7] * len(c["index"]))}, "a value that is not a number"),
+        (lambda c: {k: v for k, v in c.items() if k != "action"}, "it has no column action"),
+        (lambda c: {k: v for k, v in c.items() if k != "episode_index"}, "has no column episode_index"),
+        (lambda c: c | {"episode_index": pa.array([0] * len(c["index"]))}, "has rows of episode 0"),
+        (lambda c: c | {"timestamp": pa.array([0.0] * len(c["index"]), pa.float32())}, "its timestamps do not rise"),
+    ],
+)
+def test_one_bad_episode_is_left_out_by_name(tmp_path: Path, change: Any, problem: str) -> None:
+    root = Dataset(version="v2.1", row=lambda i, columns: change(columns) if i == 1 else columns).write(tmp_path / "data")
+    assert shown(root) == expected(0, 2)
+    assert problem in said_of(root, 1)
+
+
+def test_metadata_with_blank_lines_a_bom_and_line_separators_is_read(tmp_path: Path) -> None:
+    root = Dataset(version="v2.1", line=lambda i, line: line | {"tasks": ["lift\u2028it"]}).write(tmp_path / "data")
+    for name in ("episodes.jsonl", "info.json"):
+        path = root / "meta" / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\n\n")
+    assert shown(root) == expected(0, 1, 2)
+
+
+def test_an_episode_listed_twice_is_announced_once(tmp_path: Path) -> None:
+    root = Dataset(version="v2.1").write(tmp_path / "data")
+    path = root / "meta/episodes.jsonl"
+    path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
+    source = open_source(root, Reading())
+    assert [item.name for item in source.items] == [f"episode_{i:06d}" for i in range(3)]
+    assert source.problems == ["data, episode 1: it is listed twice; the second is; left out"]
+
+
+# -- conventions ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_openpis_names_are_understood_and_others_can_be_said(tmp_path: Path) -> None:
+    renamed = {"observation.state": "state", "action": "actions"}
+    features = {"state": {"dtype": "float32", "shape": [5], "names": None}, "actions": {"dtype": "float32", "shape": [7], "names": None}}
+    dataset = Dataset(version="v2.1", row=lambda i, columns: {renamed.get(k, k): v for k, v in columns.items()}, features=features)
+    root = dataset.write(tmp_path / "data")
+    facts = json.loads((root / "meta/info.json").read_text())
+    facts["features"] = {k: v for k, v in facts["features"].items() if k not in renamed}
+    (root / "meta/info.json").write_text(json.dumps(facts))
+    assert shown(root) == expected(0, 1, 2)
+    assert open_source(root, Reading(action="actions", proprio=("state",))).contract.action == tuple(f"actions_{i}" for i in range(7))
+
+
+def test_lists_in_lists_and_modality_name_the_values(tmp_path: Path) -> None:
+    names = [f"joint_{i}" for i in range(7)]
+    root = Dataset(features={"action": {"dtype": "float32", "shape": [7], "names": [names]}}).write(tmp_path / "data")
+    assert open_source(root, Reading()).contract.action == tuple(names)
+    parts = {"base_motion": (0, 1), "end_effector_position": (1, 3), "end_effector_rotation": (3, 5), "gripper_close": (5, 7)}
+    said = {"action": {name: {"start": a, "end": b} for name, (a, b) in parts.items()}}
+    root = Dataset().write(tmp_path / "parts")
+    (root / "meta/modality.json").write_text(json.dumps(said))
+    assert open_source(root, Reading()).contract.action[:3] == ("base_motion", "end_effector_position_0", "end_effector_position_1")
+    source, _, _ = imported(root, tmp_path / "store", arm_only=True)
+    assert len(source.contract.action) == 6
+    assert all("the base moves" in problem for problem in source.problems)
+    with pytest.raises(SourceError, match="--arm-only is for RoboCasa's actions"):
+        open_source(Dataset().write(tmp_path / "plain"), Reading(arm_only=True))
+
+
+def test_exchanged_width_and_height_are_those_of_the_film(tmp_path: Path) -> None:
+    root = Dataset(features={KEY: {"dtype": "video", "shape": [64, 32, 3], "names": ["width", "height", "channels"]}}).write(tmp_path / "data")
+    assert open_source(root, Reading()).contract.image_size == (32, 64)
+
+
+def test_a_split_is_what_mask_names(tmp_path: Path) -> None:
+    root = Dataset(info={"splits": {"train": "0:2", "test": "2:3"}}).write(tmp_path / "data")
+    assert shown(root, mask="test") == expected(2)
+    with pytest.raises(SourceError, match=r"there is no split valid in meta/info.json; --mask can choose from train, test"):
+        open_source(root, Reading(mask="valid"))
+
+
+def test_displacements_beyond_one_are_not_called_so_without_a_word(tmp_path: Path) -> None:
+    far = lambda i, columns: columns | {"action": pa.array([[1.4] * 7] * len(columns["index"]))}  # noqa: E731
+    nine = {"observation.state": {"dtype": "float32", "shape": [9], "names": None}}
+
+    def rows(i: int, columns: dict[str, Any]) -> dict[str, Any]:
+        return far(i, columns) | {"observation.state": pa.array([[0.1 * k for k in range(9)]] * len(columns["index"]))}
+
+    root = Dataset(row=rows, features=nine).write(tmp_path / "data")
+    source = open_source(root, Reading(panda=True))
+    assert "its actions reach 1.4" in source.questions[0]
+    assert not source.contract.action[0].startswith("eef")
+    assert open_source(root, Reading(panda=True, deltas=True)).questions == []
+
+
+# -- what a downloaded dataset may not do ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"data_path": "../elsewhere/{episode_index}.parquet"},
+        {"data_path": "/etc/passwd"},
+        {"video_path": "../{video_key}.mp4"},
+    ],
+)
+def test_paths_that_lead_out_of_the_folder_are_refused(tmp_path: Path, info: dict[str, Any]) -> None:
+    source = open_source(Dataset(version="v2.1", info=info).write(tmp_path / "data"), Reading())
+    assert len(source.problems) == 3
+    assert all("is not inside its folder" in problem for problem in source.problems)
+    assert all(item.problem for item in source.items)
+
+
+@pytest.mark.parametrize("template", ["{video_key.__class__}", "{video_key:9999999}", "{video_key!r}"])
+def test_templates_name_nothing_but_their_values(tmp_path: Path, template: str) -> None:
+    root = Dataset(version="v2.1", info={"video_path": template}).write(tmp_path / "data")
+    with pytest.raises(SourceError, match=r"in meta/info.json is not understood"):
+        open_source(root, Reading())
+
+
+def test_links_out_of_the_folder_are_refused_and_hugging_faces_are_followed(tmp_path: Path) -> None:
+    root = Dataset(version="v2.1").write(tmp_path / "hub/datasets--x/snapshots/main")
+    for path in list((root / "data").rglob("*.parquet")):
+        blob = tmp_path / "hub/datasets--x/blobs" / path.name
+        blob.parent.mkdir(exist_ok=True)
+        path.rename(blob)
+        path.symlink_to(blob)
+    assert len(imported(root, tmp_path / "store")[1]) == 3
+    secret = tmp_path / "secret.parquet"
+    victim = root / "data/chunk-000/episode_000001.parquet"
+    victim.resolve().rename(secret)
+    victim.unlink()
+    victim.symlink_to(secret)
+    assert "is a link to a file outside its folder" in said_of(root, 1)
+
+
+def test_a_git_lfs_pointer_is_called_one(tmp_path: Path) -> None:
+    root = Dataset(version="v2.1").write(tmp_path / "data")
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (root / f"videos/chunk-000/{KEY}/episode_000001.mp4").write_bytes(pointer)
+    assert "run `git lfs pull`" in said_of(root, 1)
+    (root / "meta/info.json").write_bytes(pointer)
+    with pytest.raises(SourceError, match="git-LFS pointer"):
+        open_source(root, Reading())
+
+
+# -- identity -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_equal_import_is_already_there_and_another_of_the_same_name_is_not(tmp_path: Path) -> None:
+    root, store = Dataset().write(tmp_path / "a/pick"), tmp_path / "store"
+    imported(root, store)
+    storage = open_storage(str(store))
+    assert missing(open_source(root, Reading()), storage) == []
+    other = Dataset(film=lambda path, pictures, hz: write_film(path, 255 - pictures, hz)).write(tmp_path / "b/pick")
+    for source in (open_source(other, Reading()), open_source(root, Reading(instruction="another"))):
+        with pytest.raises(SourceError, match=r"episode pick-episode_000000 is already there from another recording or import \("):
+            missing(source, storage)
+
+
+def test_a_dataset_that_grew_keeps_what_is_there(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    imported(Dataset(lengths=(10, 12), version="v2.1").write(tmp_path / "a/pick"), store)
+    grown = open_source(Dataset(lengths=(10, 12, 11), version="v2.1").write(tmp_path / "b/pick"), Reading())
+    assert [item.name for item in missing(grown, open_storage(str(store)))] == ["episode_000002"]
+
+
+# -- the dry run ----------------------------------------------------------------------------------------------------------------------------
+
+
+def floats(rows: list[list[float]]) -> pa.Array:
+    return pa.array(rows, pa.list_(pa.float32()))
+
+
+FAULTS: dict[str, Any] = {
+    "none": lambda columns: columns,
+    "nan": lambda columns: columns | {"action": floats([[float("nan")] * 7] * len(columns["index"]))},
+    "width": lambda columns: columns | {"action": floats([[0.0] * 6] * len(columns["index"]))},
+    "late": lambda columns: columns | {"timestamp": pa.array(np.arange(len(columns["index"])) / 10 + 0.5, pa.float32())},
+    "gap": lambda columns: columns | {"timestamp": pa.array(np.arange(len(columns["index"])) / 4, pa.float32())},
+    "sentences": lambda columns: columns | {"task_index": pa.array([i % 2 for i in range(len(columns["index"]))])},
+}
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.integers(1, 14), min_size=1, max_size=4),
+    faults=st.lists(st.sampled_from(sorted(FAULTS)), min_size=4, max_size=4),
+    version=st.sampled_from(["v2.0", "v2.1", "v3.0"]),
+    times=st.sampled_from([1, 2]),
+)
+def test_a_dry_run_says_exactly_what_the_import_does(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], faults: list[str], version: str, times: int
+) -> None:
+    folder = tmp_path_factory.mktemp("layout")
+    columns = lambda i, columns: FAULTS[faults[i]](columns)  # noqa: E731
+    film = lambda path, pictures, hz: write_film(path, np.repeat(pictures, times, axis=0), times * hz)  # noqa: E731
+    root = replace(Dataset(), lengths=tuple(lengths), version=version, row=columns, film=film).write(folder / "data")
+    storage = open_storage(str(folder / "store"))
+    source = open_source(root, Reading())
+    importer = Importer(source, storage.uri)
+    announced = {item.name: item for item in missing(source, storage)}
+    answers = {name: importer.record(item) for name, item in announced.items()}
+    assert not [answer for answer in answers.values() if isinstance(answer, LeftOut)]
+    assert {name: answer.length for name, answer in answers.items()} == {name: item.length for name, item in announced.items()}  # type: ignore[union-attr]
+    assert len(announced) + len(source.problems) == len(lengths)
+
+
+def test_a_picture_that_announces_a_gigapixel_is_not_decoded() -> None:
+    header = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + b"IHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00" + b"\0" * 4
+    with pytest.raises(ValueError, match=r"60000x60000 pixels|cannot be read"):
+        image(header + b"\0" * 64)
