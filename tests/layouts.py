@@ -275,6 +275,11 @@ def opened(recorded: Path, name: str, **said: Any) -> Source:
     return open_source(written(recorded, name), replace(LAYOUTS[name].reading, **said))
 
 
+def usable(source: Source) -> list[str]:
+    """The names of the episodes that would be imported."""
+    return [item.name for item in source.items if not item.problem]
+
+
 def refusal(path: Path, reading: Reading) -> str:
     with pytest.raises(SourceError) as error:
         open_source(path, reading)

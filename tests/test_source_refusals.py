@@ -11,7 +11,7 @@ import pytest
 
 import layouts
 import recordings
-from layouts import RENAMED, UPRIGHT, ZARR, damaged, opened, psnr, refusal, written
+from layouts import RENAMED, UPRIGHT, ZARR, damaged, opened, psnr, refusal, usable, written
 from orchestrator.data.sheet import contact_sheet
 from orchestrator.data.sources.pictures import image
 from orchestrator.data.sources.source import Reading, SourceError, open_source
@@ -89,7 +89,7 @@ def test_a_demonstration_unlike_the_others_is_left_out_and_named(recorded: Path,
         del file["data/demo_0/obs"]
         del file["data/demo_2/obs/robot0_eef_pos"]
     source = open_source(path, UPRIGHT)
-    assert [item.name for item in source.items] == ["demo_1"]
+    assert usable(source) == ["demo_1"]
     assert source.problems == ["lift.hdf5, demo_0: it has no pictures; left out", "lift.hdf5, demo_2: obs has no robot0_eef_pos; left out"]
 
 
@@ -120,14 +120,15 @@ def test_a_dataset_cut_short_is_noticed(recorded: Path, tmp_path: Path) -> None:
     path = damaged(recorded, "LeRobot v3", tmp_path)
     (path / "videos/observation.images.robot0_eye_in_hand/chunk-000/file-001.mp4").unlink()
     source = open_source(path, Reading())
-    assert [item.name for item in source.items] == ["episode_000000", "episode_000001"]
-    assert "episode_000002: there is no file videos/observation.images.robot0_eye_in_hand" in source.problems[0]
+    assert usable(source) == ["episode_000000", "episode_000001"]
+    assert "episode 2: there is no file videos/observation.images.robot0_eye_in_hand" in source.problems[0]
     video = path / "videos/observation.images.robot0_eye_in_hand/chunk-000/file-000.mp4"
     shutil.copy(video.parent.parent.parent / "observation.images.agentview/chunk-000/file-000.mp4", video)  # longer: all three episodes
     assert source.read(source.items[1]).length == source.items[1].length
     (path / "videos/observation.images.agentview/chunk-000/file-000.mp4").write_bytes(b"")
-    with pytest.raises(SourceError, match=r"episode_000001: it cannot be read .*restore its files"):
+    with pytest.raises(ValueError, match=r"the video file-000.mp4 cannot be read \("):
         source.read(source.items[1])
+    assert usable(open_source(path, Reading())) == []
 
 
 def test_a_version_nobody_knows_is_refused(recorded: Path, tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_the_sentences_of_a_damaged_zarr(recorded: Path, tmp_path: Path) -> None
     assert "say which arrays are the proprioception" in refusal(path, ZARR)
     assert open_source(path, replace(ZARR, proprio=("robot0_eef_pos",))).contract.proprio == tuple(f"robot0_eef_pos_{i}" for i in range(3))
     shutil.rmtree(path / "data/action")
-    assert "it has no data/action; add --action-free" in refusal(path, ZARR)
+    assert "it has no data/action; name the action with --action, or add --action-free" in refusal(path, ZARR)
     assert open_source(path, replace(ZARR, action_free=True)).contract.action == ()
     shutil.rmtree(path / "meta/episode_ends")
     assert "it is no replay buffer" in refusal(path, ZARR)

@@ -153,7 +153,7 @@ class FilmIndex:
     packet_sums: Numbers
     """(N,) checksum of each, encoded: equal films have equal sums."""
     rate: float
-    """Frames per second: of the shortest usual distance between two."""
+    """Frames per second: of the usual distance between two."""
     _pts: Numbers
     _seek: Numbers
     """(N,) where the decoder must begin to show a frame: the decoding time of the key frame before it."""
@@ -215,7 +215,8 @@ def _film_index(path: Path, _size: int, _changed: int) -> FilmIndex:
     pts = np.asarray([row[0] for row in shown], np.int64)
     times = pts * base if timed else pts / (average or 1)
     steps = np.diff(times)
-    rate = float(1 / np.median(steps)) if len(steps) and np.median(steps) > 0 else average
+    usual = steps[(steps > 0) & (steps < 1.5 * np.median(steps))] if len(steps) else steps  # moments may jitter, and frames may be missing
+    rate = float(1 / usual.mean()) if len(usual) else average
     rate = average if average and abs(rate / average - 1) < 0.05 else rate  # moments are rounded to the container's clock
     keys = [(pts, dts if dts is not None else pts) for pts, dts, key, *_ in sorted(packets, key=lambda row: row[0] if timed else 0) if key]
     first_keys = np.asarray([pts for pts, _ in keys] if timed and keys else [pts[0]], np.int64)
