@@ -1,4 +1,4 @@
-"""Import recordings: HDF5 (robomimic, MimicGen, RoboCasa, LIBERO), LeRobot, diffusion-policy zarr, or films, into an episode store.
+"""Import recordings: HDF5 (robomimic, MimicGen, RoboCasa, LIBERO), LeRobot, RLDS, diffusion-policy zarr, or films, into an episode store.
 
     python -m jobs.ingest demo.hdf5 data/lift --dry-run --sheet sheet.png
     python -m jobs.ingest demo.hdf5 data/lift --images upside-down

@@ -2,10 +2,12 @@
 
 The stored videos are copied byte for byte, one file per episode and camera. Layout as in Hugging Face's `lerobot`
 (src/lerobot/datasets, version 3.0): meta/info.json, meta/stats.json, meta/tasks.parquet, meta/episodes/, data/, videos/.
+The store's contract is kept whole in meta/info.json, under `demoscale`; what only this project knows of an episode in
+meta/episodes, in columns demoscale/<name>. `orchestrator/data/export_robomimic.py` writes the other format.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +27,69 @@ EPISODES_PER_FILE = 1000  # rows of so many episodes share a Parquet file
 SAMPLED_FRAMES = 50  # per episode and camera, for the statistics of pixels
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+LEROBOT, ROBOMIMIC = "LeRobot", "robomimic"
+NAMED = 10  # episodes named in a sentence
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 Statistics = dict[str, npt.NDArray[Any]]
 
 
-def exportable(storage: Storage, manifest: Manifest, labelled_only: bool) -> list[EpisodeEntry]:
-    """The episodes a LeRobot dataset can hold; EpisodeError for a rate or episodes it cannot express."""
-    if manifest.contract.control_hz % 1:
+def exportable(storage: Storage, manifest: Manifest, labelled_only: bool, kind: str = LEROBOT) -> list[EpisodeEntry]:
+    """Select the episodes that a data set of that kind can hold; EpisodeError for a rate or episodes that it cannot express."""
+    if kind == LEROBOT and manifest.contract.control_hz % 1:
         raise EpisodeError(f"{storage.uri}: LeRobot's fps is a whole number, the store has {manifest.contract.control_hz:g} steps per second")
     entries = list(manifest.entries)
     labelled = [entry for entry in entries if entry.labelled]
+    if not labelled:
+        raise EpisodeError(f"{storage.uri}: no episode has actions, and {kind} cannot express one without")
     if len(labelled) < len(entries) and not labelled_only:
         raise EpisodeError(
-            f"{storage.uri}: {len(entries) - len(labelled)} of {len(entries)} episodes have no actions, which LeRobot cannot express; "
-            "leave them out with --labelled-only"
+            f"{storage.uri}: {len(entries) - len(labelled)} of {len(entries)} episodes have no actions, which {kind} cannot express; "
+            f"leave them out with --labelled-only ({named(entry.episode_id for entry in entries if not entry.labelled)})"
         )
-    if not labelled:
-        raise EpisodeError(f"{storage.uri}: no episode has actions, and LeRobot cannot express one without")
     return labelled
 
 
-def export(storage: Storage, contract: Contract, entries: list[EpisodeEntry], folder: Path) -> Iterator[EpisodeEntry]:
+def named(episodes: Iterable[str]) -> str:
+    """List episodes in a sentence, the first ones by name."""
+    ids = list(episodes)
+    return ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
+
+
+def contract_of_export(path: Path | str) -> Contract:
+    """Read the conventions that an export carries, from a LeRobot folder or a robomimic file; EpisodeError if it carries none.
+
+    A policy trained elsewhere on the export has these for its `contract`, so that it can be scored here:
+    `contract = contract_of_export("lift.hdf5")` in what `MODULE:FUNCTION` returns, for `demoscale score` and `jobs.serve`. A policy
+    server in another language answers GET /contract with what `python -m jobs.export --contract-of lift.hdf5` prints.
+    """
+    path = Path(path)
+    info = path / "meta" / "info.json"
+    if not (path.is_file() or info.is_file()):
+        raise EpisodeError(f"{path}: there is no export here; name a folder with meta/info.json, or an HDF5 file, that `jobs.export` wrote")
+    try:
+        stated = _stated_in_hdf5(path) if path.is_file() else json.loads(info.read_text()).get("demoscale", {}).get("contract")
+    except (OSError, ValueError, AttributeError, KeyError, RuntimeError) as error:
+        raise EpisodeError(f"{path}: it cannot be read ({' '.join(str(error).split())}); was it copied whole?") from None
+    if stated is None:
+        raise EpisodeError(f"{path}: it does not state the conventions of a store, as what `jobs.export` writes does; export the store again")
+    try:
+        return Contract.from_json(stated)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise EpisodeError(f"{path}: the conventions it states are damaged ({type(error).__name__}: {error}); export the store again") from None
+
+
+def _stated_in_hdf5(path: Path) -> Any:
+    """The contract as JSON; None if the file has none."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        if not isinstance(file.get("data", getlink=True), h5py.HardLink):  # a link could lead into another file
+            return None
+        text = file["data"].attrs.get("demoscale.contract")
+    return None if text is None else json.loads(text)
+
+
+def export(storage: Storage, contract: Contract, entries: list[EpisodeEntry], folder: Path) -> Generator[EpisodeEntry, None, None]:
     """Write the labelled episodes to an empty or new folder, yielding each as it is done; meta/info.json, last, makes it a dataset."""
     if folder.exists() and any(folder.iterdir()):
         raise EpisodeError(f"{folder}: it is not empty; export into a new folder, or empty it first")
@@ -62,7 +106,7 @@ def export(storage: Storage, contract: Contract, entries: list[EpisodeEntry], fo
         columns = _columns(episode, index, first, instructions.index(entry.instruction), contract.control_hz)
         statistics.append({name: _statistics(values) for name, values in columns.items()})
         for camera in contract.cameras:
-            statistics[-1][_video_key(camera)] = _pixel_statistics(episode.frames[camera][sampled])
+            statistics[-1][_video_key(camera)] = _pixel_statistics(episode.frames[camera])
             place = {"chunk_index": index // FILES_PER_CHUNK, "file_index": index % FILES_PER_CHUNK}
             _write_bytes(folder / VIDEO_PATH.format(video_key=_video_key(camera), **place), read_parquet(data, [f"cam.{camera}"])[0][0].as_py())
         rows.append(_table(columns))
@@ -148,6 +192,7 @@ def _info(contract: Contract, episodes: int, frames: int, tasks: int) -> dict[st
         "data_path": DATA_PATH,
         "video_path": VIDEO_PATH,
         "features": features,
+        "demoscale": {"contract": contract.to_json()},
     }
 
 
