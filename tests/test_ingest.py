@@ -120,7 +120,11 @@ def test_a_damaged_demonstration_is_left_out_and_the_others_are_imported(recorde
     with h5py.File(path, "a") as file:
         file["data/demo_0/actions"][3] = np.nan
     storage = open_storage(str(tmp_path / "store"))
-    assert fill(storage, path, UPRIGHT) == ["episode lift-demo_0: its actions hold a value that is not a number; leave it out or record it again"]
+    assert fill(storage, path, UPRIGHT) == [], "it is left out before anything is read"
+    problems = open_source(path, UPRIGHT).problems
+    assert len(problems) == 1
+    assert "demo_0: " in problems[0]
+    assert "not a number" in problems[0]
     assert load_manifest(storage).episode_ids == ["lift-demo_1", "lift-demo_2"]
 
 
