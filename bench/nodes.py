@@ -38,6 +38,10 @@ WORKER_CPUS = {2: 1.1, 1: 0.9}
 """Ray CPUs per simulator, by nodes of its pool: such that two of the one pool share no node, and one of each do."""
 
 
+LASTING: Any = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+"""Options of policy servers. On a busy machine Ray may take a request that it lost for the end of an actor that has not started yet."""
+
+
 def cluster_of_cores(cores: Sequence[int]) -> Any:
     """A Ray cluster with a node on each of these cores; a node's processes inherit where it may run. The head has no room."""
     from ray.cluster_utils import Cluster
@@ -60,7 +64,7 @@ class OnNodes:
         self._contract = cameras(render_profile)
 
         sites = [{SITE: str(number)} for number in range(nodes)]
-        self._servers = tuple(ray.remote(FakePolicyServer).options(num_cpus=0, label_selector=site).remote(servo) for site in sites)
+        self._servers = tuple(ray.remote(FakePolicyServer).options(label_selector=site, **LASTING).remote(servo) for site in sites)
         self._pool = RolloutPool(nodes, num_cpus=WORKER_CPUS[nodes], nodes=sites[0] if nodes == 1 else None)
 
     def warm_up(self, specs: Sequence[EpisodeSpec]) -> None:

@@ -251,12 +251,13 @@ def cannot_start(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
 
 def slow_listener(servers: tuple[Any, ...]) -> dict[str, Any]:
     """Whoever takes the outcomes is away for longer than any silence that is borne."""
-    settings = PoolSettings(making_timeout_s=2.0, playing_timeout_s=2.0, asking_timeout_s=2.0)
+    borne_s = 6.0  # a busy machine stops a process for a second or two
+    settings = PoolSettings(making_timeout_s=60.0, playing_timeout_s=borne_s, asking_timeout_s=borne_s)
     pool, slept = RolloutPool(4, num_cpus=0.5, settings=settings, worker=PretendedWorker), []
 
     def heard(number: int, _: Outcome) -> None:
         if number == 4:
-            slept.append(time.sleep(6.0))
+            slept.append(time.sleep(2 * borne_s))
 
     outcomes = play(pool, servers, 16, heard)
     replaced = dict(pool.usage.replaced)
