@@ -12,18 +12,15 @@ import os
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import click
 
-from bench import codec, corpus, harness, importing, peers
+from bench import codec, corpus, harness, peers
 from bench.child import CONSUMER, FETCHING, RAY, Child, Mark
-from orchestrator.data.episodes import Episode
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.store import latest_version, publish
 from orchestrator.storage import open_storage
@@ -46,11 +43,10 @@ class Size:
     selection_rows: int
     store_mib: int
     epochs: int
-    film_s: int
 
 
-FULL = Size(100, 3, {FOLDER: 400, S3: 400, BARE: 400, GZIP: 20, RAW: 250}, 20, 3, 1_000_000, 320, 10, 40)
-QUICK = Size(12, 3, {FOLDER: 40, S3: 40, BARE: 40, GZIP: 2, RAW: 40}, 4, 1, 20_000, 90, 2, 8)
+FULL = Size(100, 3, {FOLDER: 400, S3: 400, BARE: 400, GZIP: 20, RAW: 250}, 20, 3, 1_000_000, 320, 10)
+QUICK = Size(12, 3, {FOLDER: 40, S3: 40, BARE: 40, GZIP: 2, RAW: 40}, 4, 1, 20_000, 90, 2)
 
 
 @dataclass(frozen=True)
@@ -131,35 +127,6 @@ def memory(size: Size, uri: str) -> tuple[list[float], float]:
     return [(mark.peak[CONSUMER] - before + mark.peak[FETCHING]) / MIB for mark in marks[1:]], bound / MIB
 
 
-def imported(size: Size, root: Path, store: str, episodes: list[Episode]) -> tuple[float, float]:
-    """Seconds per episode, averaged over layouts; and how many times as long as encoding the same episodes alone."""
-    (root / "layouts").mkdir()
-    paths = importing.write_layouts(root / "layouts", store, episodes)
-    ways: dict[str, Callable[[], float]] = {"encoding": partial(importing.seconds_of_encoding, episodes)}
-    for number, (layout, path) in enumerate(paths.items()):
-        ways[layout] = partial(importing.seconds_of_import, path, layout, str(root / f"imported-{number}"))
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(size.rounds):
-        for name in list(ways)[:: -1 if number % 2 else 1]:
-            seconds[name].append(ways[name]())
-    each = {name: statistics.median(took) / len(episodes) for name, took in seconds.items()}
-    print("seconds per episode: " + ", ".join(f"{name} {took:.3f}" for name, took in each.items()))
-    layouts = [statistics.mean(took) for took in zip(*(seconds[name] for name in paths), strict=True)]
-    return statistics.median(layouts) / len(episodes), harness.median_ratio(layouts, seconds["encoding"])
-
-
-def peak_of_1080p(root: Path, film_s: int) -> tuple[float, float]:
-    """MiB that reading a film of 1080p takes: of a quarter of these seconds, and of all."""
-    peaks = []
-    for seconds in (film_s // 4, film_s):
-        path = root / f"films-{seconds}" / "a.mp4"
-        importing.write_1080p(path, seconds)
-        with Child() as child:
-            peaks.append(float(child.run(importing.peak_mib, path)[1]))
-    print(f"importing a film of 1080p: {peaks[0]:.0f} MiB for {film_s // 4} s, {peaks[1]:.0f} MiB for {film_s} s")
-    return peaks[0], peaks[1]
-
-
 def show_costs(costs: dict[str, list[Cost]], idle_share: float) -> None:
     """The table of peers, medians over rounds; CPU milliseconds per clip."""
     print(f"{'':<28} CPU ms/clip  {'/'.join((CONSUMER, FETCHING, RAY))}, idle Ray taken off   clips/s")
@@ -209,8 +176,6 @@ def main(quick: bool) -> None:
         without = f"without the worker's cache {visited / 1024:.1f}"
         print(f"KiB read per clip: from S3 {sent / 1024:.1f} as the server counted ({without}), raw HDF5 {loaded / 1024:.0f}\n")
         show_codecs(codec.compare(recorded, 3 if quick else 10))
-        imports, to_encoding = imported(size, root, stores[FOLDER], episodes)
-        short, long = peak_of_1080p(root, size.film_s)
         firsts = first_batch(size, ours, stores[FOLDER], manifest)
         parts = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in zip(("manifest", "chosen", "batch"), firsts, strict=True))
         print(f"first batch of {peers.ARM_DEMOS:,} demos out of 10,000 episodes: {parts}")
@@ -231,10 +196,6 @@ def main(quick: bool) -> None:
         "first_batch_s": firsts[2],
         "selection_s": selected[0],
         "selection_gib": selected[1],
-        "import_s_per_episode": imports,
-        "import_ratio_to_encoding": to_encoding,
-        "import_mib_1080p": long,
-        "import_mib_1080p_of_a_quarter": short,
     }
     print(json.dumps({"bench": "data", **{name: round(value, 3) for name, value in answers.items()}, "quick": quick}))
 

@@ -17,12 +17,14 @@ from orchestrator.cli_common import JSON
 from orchestrator.mistakes import answers_mistakes
 
 if TYPE_CHECKING:
+    from orchestrator.data.check import Checked, Finding
     from orchestrator.data.manifest import EpisodeEntry, Manifest
     from orchestrator.data.report_text import Part
     from orchestrator.storage import Storage
 
 SCREEN = 50  # rows shown on a terminal unless somebody asks for more
 SHEET, SHEET_COLUMNS = 60, 6  # episodes on a contact sheet
+CHECK_SHEET = 30  # episodes on that of `check`
 
 
 def _picture(_context: Any, _parameter: Any, value: str | None) -> Path | None:
@@ -49,6 +51,7 @@ def data() -> None:
     demoscale data ls data/lift                          its episodes
     demoscale data show data/lift --sheet sheet.png      counts, lengths, statistics, first pictures
     demoscale data verify data/lift                      reads everything and names what is damaged
+    demoscale data check data/lift                       looks for odd demonstrations: frozen cameras, jumps, duplicates
     demoscale data log data/lift                         its versions
     """
 
@@ -188,6 +191,88 @@ def verify(store: str, version: int | None) -> None:
     sys.exit(1)
 
 
+def _kinds(_context: Any, _parameter: Any, values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values:
+        return ()
+    from orchestrator.data.check import KINDS
+    from orchestrator.data.report import nearest
+
+    for value in values:
+        if value not in KINDS:
+            raise click.BadParameter(f"{value}: there is no such finding; {nearest(value, KINDS, 'there are ' + ', '.join(KINDS))}")
+    return values
+
+
+@data.command(short_help="Look for odd demonstrations before training on them.")
+@STORE
+@VERSION
+@click.option("--episodes", type=click.IntRange(1), metavar="N", help="Check only N episodes, evenly spread over the store; all by default.")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Threads; one per core by default.")
+@click.option("--ignore", "ignored", multiple=True, callback=_kinds, metavar="FINDING", help="Leave out findings of this kind. Repeatable.")
+@click.option("--sheet", callback=_picture, metavar="FILE.png", help=f"Also write a picture of up to {CHECK_SHEET} episodes with findings.")
+@JSON
+@answers_mistakes
+def check(
+    store: str, version: int | None, episodes: int | None, workers: int | None, ignored: tuple[str, ...], sheet: Path | None, as_json: bool
+) -> None:
+    """Look for what is odd in the demonstrations of STORE, a folder or s3:// URI, before GPU-hours go into them.
+
+    Decodes every episode once and names the episode, the camera or dimension, a number and what it means. Changes nothing in the store.
+    Exits with 0 without findings, 1 with findings, 2 if the check cannot be made.
+
+    \b
+    high     unreadable, blank-camera, frozen-camera, frozen-proprio, same-camera, lag
+    medium   gripper, jump, quaternion, beyond, saturated, repeated, duplicate, constant
+    low      clipped, length, idle, far, instruction
+
+    \b
+    demoscale data check data/lift
+    demoscale data check data/lift --sheet odd.png
+    demoscale data check data/lift --ignore idle --ignore constant
+    demoscale data check s3://robot-data/lift --episodes 100 --workers 8
+    demoscale data check data/lift --json | jq '.findings[] | select(.severity == "high")'
+    """
+    import os
+    import time
+
+    from rich.console import Console
+
+    from orchestrator.data.check import check as checked
+    from orchestrator.data.episodes import EpisodeError
+    from orchestrator.data.report import spread_out
+    from orchestrator.progress import progress_bar
+    from orchestrator.storage import StorageError
+
+    started = time.perf_counter()
+    threads = workers or os.cpu_count() or 1
+    console = Console(stderr=True)
+    try:
+        storage, number, manifest = _opened(store, version)
+        total = len(manifest) if episodes is None else min(episodes, len(manifest))
+        chosen = manifest.entries if total == len(manifest) else iter(spread_out(manifest, total))
+        with progress_bar("checking", console, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("", total=total)
+            result = checked(storage, manifest, chosen, workers=threads, ignored=ignored, done=lambda: progress.advance(bar))
+    except (EpisodeError, StorageError) as error:  # 1 would say that there are findings
+        click.echo(str(error), err=True)
+        sys.exit(2)
+    seconds = time.perf_counter() - started
+    if as_json:
+        findings = [finding.to_json() for finding in result.findings]
+        facts = {name: value for name, value in vars(result).items() if name != "findings"}
+        wall = {"store": storage.uri, "version": number, "of": len(manifest), **facts, "seconds": round(seconds, 3), "workers": threads}
+        click.echo(json.dumps({**wall, "findings": findings}, indent=1))
+    else:
+        if result.findings:
+            _print_findings(result.findings)
+        click.echo(_summary(result, len(manifest), seconds, threads))
+    if sheet:
+        pictured = _write_findings(storage, manifest, result.findings, sheet) if result.findings else 0
+        said = f"episodes with findings, {pictured} of them: {sheet}" if pictured else f"no episode has findings: {sheet} is not written"
+        click.echo(said, err=as_json)
+    sys.exit(1 if result.findings else 0)
+
+
 @data.command(short_help="The versions, newest first.")
 @STORE
 @JSON_LINES
@@ -298,3 +383,54 @@ def _write_sheet(storage: "Storage", entries: "list[EpisodeEntry]", path: Path) 
         path.write_bytes(contact_sheet(pictures, cameras * max(1, SHEET_COLUMNS // cameras)))
     except OSError as error:
         raise click.FileError(str(path), error.strerror) from None
+
+
+def _print_findings(findings: "list[Finding]") -> None:
+    """A row per finding; on a terminal sentences are folded, not cut."""
+    from orchestrator.data.report import one_line
+
+    titles = ("severity", "finding", "episode", "where", "value", "what")
+    rows = [tuple(map(one_line, (f.severity, f.kind, f.scope, f.where, f"{f.value:.4g} {f.unit}".strip(), f.sentence))) for f in findings]
+    if not sys.stdout.isatty():
+        _print_rows(titles, rows, numbers=("value",), shortened=())
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    colours = {"high": "red", "medium": "yellow", "low": ""}
+    for title in titles:
+        table.add_column(title, justify="right" if title == "value" else "left", overflow="fold", ratio=1 if title == "what" else None)
+    for severity, *cells in rows:
+        table.add_row(Text(severity, style=colours[severity]), *map(Text, cells))
+    Console(highlight=False).print(table)
+
+
+def _summary(result: "Checked", total: int, seconds: float, threads: int) -> str:
+    """What was read, what was found, how long it took."""
+    from orchestrator.data.report_text import amount, time_of
+
+    some = "" if result.episodes == total else f" of {total}"
+    flags = ", ".join(f"{count} {'without a success flag' if word == 'unknown' else word}" for word, count in result.successes.items() if count)
+    counts = {severity: sum(f.severity == severity for f in result.findings) for severity in ("high", "medium", "low")}
+    by_severity = ", ".join(f"{count} {severity}" for severity, count in counts.items() if count)
+    found = f"{amount(len(result.findings), 'finding')} ({by_severity})" if result.findings else "nothing found"
+    cpu = f"decoding {result.decoding_s:.1f} s, looking {result.looking_s:.1f} s of CPU"
+    read = f"checked {amount(result.episodes, 'episode')}{some}, {amount(result.frames, 'frame')} ({flags or 'none'})"
+    return f"{read}: {found}; {time_of(seconds)} with {amount(threads, 'thread')}, {cpu}"
+
+
+def _write_findings(storage: "Storage", manifest: "Manifest", findings: "list[Finding]", path: Path) -> int:
+    """A row of the sheet per episode; how many there are."""
+    from orchestrator.data.check import concerned, findings_sheet, pictured
+
+    chosen = concerned(findings, CHECK_SHEET)
+    if not chosen:
+        return 0
+    entries = manifest.select(chosen, with_stats=False)
+    try:
+        path.write_bytes(findings_sheet([pictured(storage, entry, chosen[entry.episode_id]) for entry in entries]))
+    except OSError as error:
+        raise click.FileError(str(path), error.strerror) from None
+    return len(entries)

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from numbered import imported, numbered, numbers_of, write_film
-from orchestrator.data.sources.pictures import film_index
+from orchestrator.data.sources.pictures import film_frames, film_index
 from orchestrator.data.sources.source import Reading, SourceError, open_source
 from orchestrator.ingest import missing
 from orchestrator.storage import open_storage
@@ -112,3 +113,12 @@ def test_pictures_are_scaled_as_they_are_decoded(tmp_path: Path) -> None:
     _, episodes, _ = imported(tmp_path / "films", tmp_path / "store", image_size=(32, 64), **F)
     assert episodes["a"].frames["front"].shape == (6, 32, 64, 3)
     assert numbers_of(episodes["a"].frames["front"]) == list(range(6))
+
+
+def test_reading_a_film_keeps_none_of_its_frames_in_memory(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "a.mp4", numbered(range(60), 720, 1280), 30)
+    process = psutil.Process()
+    for number, _ in enumerate(film_frames(path, range(60))):
+        if number == 10:
+            before = process.memory_info().rss
+    assert process.memory_info().rss - before < 20 * 720 * 1280 * 1.5, "of fifty frames"

@@ -234,6 +234,7 @@ def film_frames(path: Path, numbers: Sequence[int] | Numbers) -> Iterator[Pictur
             stream: Any = container.streams.video[0]
             stream.codec_context.thread_count = 1  # many of these run at once
             frames, decoded, current = container.decode(stream), -1, None
+            first, matrix = True, None  # the matrix belongs to the stream
             for number in (int(number) for number in numbers):
                 while current is None or decoded < number:
                     if index._timed and number - decoded > FAR and index._seek[number] > index._seek[max(decoded, 0)]:
@@ -246,7 +247,9 @@ def film_frames(path: Path, numbers: Sequence[int] | Numbers) -> Iterator[Pictur
                     decoded = _number(index, current, decoded)
                 if decoded != number and index._timed:  # the seek was inexact, or a frame is damaged: from the beginning, once
                     current = _from_the_beginning(path, int(index._pts[number]))
-                yield _upright(current)
+                matrix = _display_matrix(current) if first else matrix
+                first = False
+                yield _upright(current, matrix)
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"the video {path.name} cannot be read ({type(error).__name__})") from None
 
@@ -272,13 +275,22 @@ def _from_the_beginning(path: Path, pts: int) -> Any:
 _REFORMATTER = VideoReformatter()
 
 
-def _upright(frame: Any) -> Pictures:
-    """The picture as players show it: with the rotation or reflection that a camera wrote beside it."""
+def _display_matrix(frame: Any) -> tuple[int, ...] | None:
+    """The rotation or reflection with which players show a film's frames, as FFmpeg keeps it.
+
+    PyAV 18 never frees a frame whose side data were looked at; a tiny copy has them too.
+    """
+    tiny: Any = _REFORMATTER.reformat(frame, width=16, height=16, format="gray")
+    matrix = tiny.side_data.get(Type.DISPLAYMATRIX)
+    return None if matrix is None else tuple(np.frombuffer(matrix, "<i4").tolist())
+
+
+def _upright(frame: Any, matrix: tuple[int, ...] | None) -> Pictures:
+    """The picture as players show it."""
     picture: Any = _REFORMATTER.reformat(frame, format="rgb24").to_ndarray()
-    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
     if matrix is None:
         return np.asarray(picture)
-    a, b, _, c, d, *_ = np.frombuffer(matrix, "<i4").tolist()
+    a, b, _, c, d, *_ = matrix
     if abs(b) > abs(a):  # x' = c y, y' = b x
         picture, across, down = picture.swapaxes(0, 1), c, b
     else:  # x' = a x, y' = d y

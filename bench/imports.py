@@ -1,19 +1,30 @@
-"""What importing costs: seconds per episode of each layout, beside encoding the same episodes, and the memory that a film of 1080p takes."""
+"""Does importing cost little more than encoding what it stores, and is its memory independent of how long a film is?
+
+    python -m bench.imports              two minutes
+    python -m bench.imports --quick
+
+The same episodes in four layouts, imported in one process by turns with encoding them alone; and a film of 1080p of a quarter of the length.
+"""
 
 import json
-import resource
+import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import av
+import click
 import h5py
 import numpy as np
 import zarr
 
-from bench import corpus
+from bench import corpus, harness
+from bench.child import Child
 from orchestrator.data.episodes import Episode, encode
 from orchestrator.data.export import export
 from orchestrator.data.sources.source import Reading, open_source
@@ -71,9 +82,15 @@ def write_1080p(path: Path, seconds: int) -> None:
 def peak_mib(mark: Callable[[], None], path: Path) -> float:
     """How much more memory a process takes at the most while it reads the film, 10 pictures of 64x64 a second."""
     source = open_source(path, Reading(cameras={"front": "front"}, task="Lift", image_size=(64, 64), resample_hz=10.0))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    before = _peak_kib()
     source.read(source.items[0])
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_peak_kib() - before) / 1024
+
+
+def _peak_kib() -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1])
 
 
 def _write_robomimic(path: Path, episodes: list[Episode]) -> None:
@@ -108,3 +125,55 @@ def _write_film(path: Path, frames: Any, hz: float = HZ, options: dict[str, str]
                 stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "yuv420p"
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
         container.mux(stream.encode(None))
+
+
+def per_episode(root: Path, episodes: list[Episode], rounds: int) -> tuple[dict[str, float], float]:
+    """Seconds per episode of each way, and how many times as long an import takes as encoding alone."""
+    for name in ("store", "layouts"):
+        (root / name).mkdir()
+    with ProcessPoolExecutor(2) as executor:
+        corpus.write_store(str(root / "store"), episodes, executor)
+    ways: dict[str, Callable[[], float]] = {"encoding": partial(seconds_of_encoding, episodes)}
+    for layout, path in write_layouts(root / "layouts", str(root / "store"), episodes).items():
+        ways[layout] = partial(seconds_of_import, path, layout, str(root / f"imported-{path.stem}"))
+    seconds = harness.interleaved(ways, rounds)
+    imports = [statistics.mean(took) for took in zip(*(seconds[layout] for layout in READINGS), strict=True)]
+    each = {name: statistics.median(took) / len(episodes) for name, took in seconds.items()}
+    return each | {"import": statistics.median(imports) / len(episodes)}, harness.median_ratio(imports, seconds["encoding"])
+
+
+def peak_of_film(root: Path, seconds: int) -> float:
+    """MiB that reading a film of 1080p takes, in a process of its own."""
+    path = root / f"film-{seconds}" / "a.front.mp4"
+    write_1080p(path, seconds)
+    with Child() as child:
+        return float(child.run(peak_mib, path.parent)[1])
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A short look.")
+def main(quick: bool) -> None:
+    """Print a table and, last, one line of JSON."""
+    count, rounds, film_s = (4, 3, 8) if quick else (10, 5, 40)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        (root / "recorded").mkdir()
+        recorded = corpus.recorded(root / "recorded")
+        seconds, ratio = per_episode(root, [corpus.variant(recorded, number) for number in range(count)], rounds)
+        short, long = peak_of_film(root, film_s // 4), peak_of_film(root, film_s)
+    print(f"{count} episodes of {corpus.LENGTH} steps, 2 cameras of 128x128; {rounds} rounds by turns, medians\n")
+    print(f"{'':<20}{'s per episode':>14}")
+    for way, took in seconds.items():
+        print(f"{way:<20}{took:>14.3f}")
+    print(f"\na film of 1080p, kept at 64x64: {short:.0f} MiB for {film_s // 4} s of it, {long:.0f} MiB for {film_s} s")
+    answers = {
+        "import_s_per_episode": seconds["import"],
+        "import_ratio_to_encoding": ratio,
+        "import_mib_1080p": long,
+        "import_mib_growth_1080p": long - short,
+    }
+    print("\n" + json.dumps({"bench": "imports", **{name: round(value, 3) for name, value in answers.items()}, "quick": quick}))
+
+
+if __name__ == "__main__":
+    harness.run(main)
