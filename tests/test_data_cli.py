@@ -350,7 +350,7 @@ def test_a_mistake_is_a_sentence_with_its_mend(s3: str, folder: Storage, argumen
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("command", ["ls", "show", "verify", "log"])
+@pytest.mark.parametrize("command", ["ls", "show", "verify", "check", "log"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     assert f"\n  demoscale data {command} data/lift\n" in ask(command, "--help").stdout
 
