@@ -1,5 +1,6 @@
 """LeRobot datasets as people have them: pictures by their moment, sentences by their row, files wherever they are."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from numbered import KEY, SENTENCES, Dataset, imported, numbered, numbers_of, write_film
 from orchestrator.data.sources.pictures import image
@@ -327,6 +329,53 @@ def test_a_git_lfs_pointer_is_called_one(tmp_path: Path) -> None:
     (root / "meta/info.json").write_bytes(pointer)
     with pytest.raises(SourceError, match="git-LFS pointer"):
         open_source(root, Reading())
+
+
+def image_dataset(root: Path, cells: Any = None, first: int = 0) -> Path:
+    """Pictures as PNG files in the rows, for a camera `wrist` beside the film."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+    def rows(episode: int, columns: dict[str, Any]) -> dict[str, Any]:
+        pictures = numbered(range(first + SPANS[episode][0], first + SPANS[episode][1]))
+        stored = [{"bytes": png(picture), "path": None} for picture in pictures]
+        return columns | {"observation.images.wrist": pa.array(cells(stored) if cells and episode == 1 else stored, kind)}
+
+    features = {"observation.images.wrist": {"dtype": "image", "shape": [32, 64, 3], "names": ["height", "width", "channels"]}}
+    return Dataset(row=rows, features=features).write(root)
+
+
+def png(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_cameras_kept_as_films_and_as_images_stand_side_by_side(tmp_path: Path) -> None:
+    _, episodes, _ = imported(image_dataset(tmp_path / "data", first=100), tmp_path / "store")
+    assert numbers_of(episodes["episode_000001"].frames["top"]) == list(range(10, 22))
+    assert numbers_of(episodes["episode_000001"].frames["wrist"]) == list(range(110, 122))
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        lambda stored: [*stored[:-1], None],
+        lambda stored: [*stored[:-1], {"bytes": b"", "path": None}],
+        lambda stored: [*stored[:-1], {"bytes": None, "path": None}],
+        lambda stored: [*stored[:-1], {"bytes": None, "path": "../../secret.png"}],
+        lambda stored: [*stored[:-1], {"bytes": None, "path": "images/gone.png"}],
+    ],
+)
+def test_an_image_that_is_not_there_is_known_before_anything_is_imported(tmp_path: Path, cells: Any) -> None:
+    source, episodes, left_out = imported(image_dataset(tmp_path / "data", cells), tmp_path / "store")
+    assert (sorted(episodes), left_out) == (["episode_000000", "episode_000002"], [])
+    assert source.problems[0].startswith("data, episode_000001: ")
+
+
+def test_other_images_under_equal_rows_are_another_recording(tmp_path: Path) -> None:
+    imported(image_dataset(tmp_path / "a/pick"), tmp_path / "store")
+    with pytest.raises(SourceError, match="is already there from another recording"):
+        missing(open_source(image_dataset(tmp_path / "b/pick", first=50), Reading()), open_storage(str(tmp_path / "store")))
 
 
 # -- identity -------------------------------------------------------------------------------------------------------------------------------

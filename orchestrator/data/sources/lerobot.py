@@ -19,6 +19,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -247,6 +248,9 @@ def _take(source: LeRobot, line: dict[str, Any], place: _Place, tasks: dict[int,
                     raise ValueError(f"its pictures of {camera} are {found}, those of the others {usual}")
                 numbers = source._film_numbers(place, feature, moments)
                 shown.append(index_of_film.packet_sums[numbers])
+            else:
+                cells = _span(root, place, [feature], 0, place.length)[feature].to_pylist()
+                shown.append(np.asarray([crc32(_image_file(root, cell)) for cell in cells], np.int64))
         instruction = reading.instruction or _instruction(table, tasks, line)
         if not instruction and not any("--instruction" in question for question in source.questions):
             source.questions.append(f"{root.name}: episodes have no task; say in words what is done with --instruction")
