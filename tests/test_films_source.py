@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import psutil
 import pytest
@@ -122,3 +123,95 @@ def test_reading_a_film_keeps_none_of_its_frames_in_memory(tmp_path: Path) -> No
         if number == 10:
             before = process.memory_info().rss
     assert process.memory_info().rss - before < 20 * 720 * 1280 * 1.5, "of fifty frames"
+
+
+@pytest.mark.parametrize("stems", [("cut 10.22.31 AM", "cut 10.22.45 AM"), ("take.v1", "take.v2"), ("a.0001 (1)", "a.0001 (2)")])
+def test_times_and_numbers_are_no_cameras(tmp_path: Path, stems: tuple[str, ...]) -> None:
+    root = films(tmp_path / "films", *(f"{stem}.mp4" for stem in stems))
+    with pytest.raises(SourceError, match="its films do not name their camera"):
+        open_source(root, Reading(task="pick"))
+    assert names(root) == list(stems)
+    assert open_source(root, Reading(**F)).problems == []
+
+
+def test_films_that_name_other_cameras_are_never_taken_for_the_one_that_was_meant(tmp_path: Path) -> None:
+    root = films(tmp_path / "films", "a.front.mp4", "a.wrist.mp4", "b.front.mp4", "b.wrist.mp4")
+    with pytest.raises(SourceError, match="there is no film of camera side; --cameras can choose from front, wrist"):
+        open_source(root, Reading(cameras={"side": "side"}, task="pick"))
+    source = open_source(films(tmp_path / "two", "take.red.mp4", "take.blue.mp4"), Reading(**F))
+    assert [item.name for item in source.items] == ["take.blue", "take.red"]
+    assert "look like one scene filmed by blue, red" in source.problems[0]
+
+
+def test_films_beside_a_scene_are_told(tmp_path: Path) -> None:
+    root = films(
+        tmp_path / "films", *(f"{scene}.{camera}.mp4" for scene in "abc" for camera in ("front", "wrist")), "a.mp4", "b.side.mp4", "b.front.mov"
+    )
+    source = open_source(root, Reading(task="pick"))
+    assert [item.name for item in source.items if not item.problem] == ["a", "c"]
+    assert source.problems == [
+        "films, a.mp4: it names none of the cameras front, wrist; left out",
+        "films, b: camera front has several films (b.front.mov, b.front.mp4), remove all but one; left out",
+        "films, b.side.mp4: it names none of the cameras front, wrist; left out",
+        "films, b: there is no film of camera front; left out",
+    ]
+
+
+def test_a_film_cut_short_is_left_out_by_name(tmp_path: Path) -> None:
+    root = films(tmp_path / "films", "a.mp4")
+    write_film(tmp_path / "whole.mp4", np.random.default_rng(0).integers(0, 256, (60, 32, 64, 3), np.uint8), 10)
+    with av.open(str(tmp_path / "whole.mp4")) as old, av.open(str(tmp_path / "fast.mp4"), "w", options={"movflags": "faststart"}) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    whole = (tmp_path / "fast.mp4").read_bytes()
+    (root / "b.mp4").write_bytes(whole[: len(whole) * 2 // 3])
+    source = open_source(root, Reading(**F))
+    assert [item.name for item in source.items if not item.problem] == ["a"]
+    assert "b.mp4 tells a length of 6.00 s, but its pictures end after" in source.problems[0]
+
+
+def test_cameras_of_two_rates_are_one_episode_once_a_rate_is_chosen(tmp_path: Path) -> None:
+    write_film(tmp_path / "films/a.front.mp4", numbered(range(20)), 10)
+    write_film(tmp_path / "films/a.wrist.mp4", numbered(range(40)), 20)
+    with pytest.raises(SourceError, match=r"differ in frames per second.*--resample-hz"):
+        open_source(tmp_path / "films", Reading(task="pick"))
+    _, episodes, _ = imported(tmp_path / "films", tmp_path / "store", task="pick", resample_hz=5.0)
+    assert numbers_of(episodes["a"].frames["front"]) == list(range(0, 20, 2))
+    assert numbers_of(episodes["a"].frames["wrist"]) == list(range(0, 40, 4))
+
+
+def test_resampled_pictures_of_a_film_with_jitter_are_those_nearest_to_the_moments_of_the_store(tmp_path: Path) -> None:
+    moments = [0, 33, 70, 98, 131, 168, 201, 233, 265, 301, 334, 365]
+    write_film(tmp_path / "films/a.mp4", numbered(range(12)), 1000, moments=moments)
+    _, episodes, _ = imported(tmp_path / "films", tmp_path / "store", resample_hz=12.0, **F)
+    assert numbers_of(episodes["a"].frames["front"]) == [int(np.abs(np.asarray(moments) - k * 1000 / 12).argmin()) for k in range(5)]
+
+
+def test_a_rate_that_was_rounded_by_a_person_is_the_films(tmp_path: Path) -> None:
+    write_film(tmp_path / "films/a.mp4", numbered(range(8)), 29.97)
+    assert len(names(tmp_path / "films", hz=29.97)) == 1
+    with pytest.raises(SourceError, match="it was recorded at"):
+        open_source(tmp_path / "films", Reading(hz=25.0, **F))
+
+
+def test_an_avi_with_frames_left_out_is_left_out(tmp_path: Path) -> None:
+    root = films(tmp_path / "films", "a.avi")
+    write_film(root / "b.avi", numbered(range(17)), 10, moments=[*range(8), *range(11, 20)])
+    source = open_source(root, Reading(**F))
+    assert [item.name for item in source.items if not item.problem] == ["a"]
+
+
+def test_a_film_turned_by_its_header_alone_is_another_recording(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "day1/a.mp4", numbered(range(8)), 10)
+    content = path.read_bytes()
+    upright = b"".join(number.to_bytes(4, "big") for number in (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30))
+    turned = b"".join((number % (1 << 32)).to_bytes(4, "big") for number in (-(1 << 16), 0, 0, 0, -(1 << 16), 0, 64 << 16, 32 << 16, 1 << 30))
+    place = content.index(upright, content.index(b"tkhd"))
+    (tmp_path / "day2").mkdir()
+    (tmp_path / "day2/a.mp4").write_bytes(content[:place] + turned + content[place + 36 :])
+    first, second = (open_source(tmp_path / day, Reading(label="x", **F)) for day in ("day1", "day2"))
+    assert np.array_equal(first.first_pictures(first.items[0])[""][::-1, ::-1], second.first_pictures(second.items[0])[""])
+    assert first.items[0].origin.partition("content ")[2] != second.items[0].origin.partition("content ")[2]

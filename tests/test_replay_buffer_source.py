@@ -1,10 +1,12 @@
 """zarr replay buffers as people have them."""
 
+import json
 import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
 import zarr
@@ -16,15 +18,26 @@ SAID: dict[str, Any] = {"hz": 10.0, "task": "PushT", "instruction": "push the T"
 LENGTHS = (10, 12, 8)
 
 
-def buffer(root: Path, pictures: np.ndarray | None = None, chunk: int = 5, form: Any = 2, **arrays: np.ndarray) -> Path:
+def buffer(
+    root: Path, pictures: np.ndarray | None = None, chunk: int = 5, form: Any = 2, shards: Any = None, compressors: Any = "auto", **arrays: np.ndarray
+) -> Path:
     rows = sum(LENGTHS)
     vectors = np.sin(np.arange(rows)[:, None] + np.arange(3) + 1).astype(np.float32)
     group = zarr.open_group(str(root), mode="w", zarr_format=form)
     everything = {"img": numbered(range(rows)) if pictures is None else pictures, "state": vectors, "action": vectors[:, :2]} | arrays
     for name, values in everything.items():
-        group.create_array(f"data/{name}", data=values, chunks=(chunk, *values.shape[1:]))
+        how = {"shards": shards, "compressors": compressors} if name == "img" else {}
+        group.create_array(f"data/{name}", data=values, chunks=(chunk, *values.shape[1:]), **how)
     group.create_array("meta/episode_ends", data=np.cumsum(LENGTHS))
     return root
+
+
+def zip_of(root: Path, path: Path, start: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(root.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(start).as_posix())
+    return path
 
 
 def shown(path: Path, store: Path, **said: Any) -> dict[str, list[int]]:
@@ -47,11 +60,7 @@ def test_a_buffer_is_read_wherever_it_is(tmp_path: Path, form: int) -> None:
     assert shown(root, tmp_path / "s1") == whole()
     assert shown(tmp_path / "around", tmp_path / "s2") == whole()
     for name, start in (("plain.zarr.zip", root), ("wrapped.zarr.zip", root.parent)):
-        with zipfile.ZipFile(tmp_path / name, "w") as archive:
-            for file in sorted(root.rglob("*")):
-                if file.is_file():
-                    archive.write(file, file.relative_to(start).as_posix())
-        assert shown(tmp_path / name, tmp_path / f"store-{name}") == whole()
+        assert shown(zip_of(root, tmp_path / name, start), tmp_path / f"store-{name}") == whole()
 
 
 @pytest.mark.parametrize(
@@ -117,11 +126,101 @@ def test_a_chunk_cut_short_leaves_its_episode_out(tmp_path: Path) -> None:
     assert sorted(shown(root, tmp_path / "store")) == ["episode_000000", "episode_000002"]
 
 
-def test_ends_that_the_arrays_do_not_have_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kept", "left"), [(0.5, {0, 2}), (0.9999, {0, 2})])
+def test_a_blosc_chunk_cut_short_is_noticed_although_its_decoder_reads_on(tmp_path: Path, kept: float, left: set[int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (30, 32, 64, 3), np.uint8)  # Blosc stores it uncompressed
+    noise[:, :16] = numbered(range(30))[:, :16]
+    root = buffer(tmp_path / "a.zarr", noise, compressors=numcodecs.Blosc("lz4", 5, 1))
+    chunk = root / "data/img/3.0.0.0"
+    chunk.write_bytes(chunk.read_bytes()[: int(kept * chunk.stat().st_size)])
+    assert [item.name for item in open_source(root, Reading(**SAID)).items if not item.problem] == [f"episode_{i:06d}" for i in sorted(left)]
+    assert "the chunk of data/img with rows 15 to 20 is cut short" in problems(root)[0]
+    zipped = zip_of(root, tmp_path / "a.zarr.zip", root)
+    assert len(problems(zipped)) == 1
+
+
+@pytest.mark.parametrize("compressors", ["auto", zarr.codecs.BloscCodec()])
+@pytest.mark.parametrize("location", ["start", "end"])
+def test_chunks_that_a_shard_does_not_hold_leave_their_episodes_out(tmp_path: Path, compressors: Any, location: Any) -> None:
+    layout = {"shape": (20, 32, 64, 3), "index_location": location}
+    pictures = numbered(range(30))
+    root = buffer(tmp_path / "a.zarr", pictures, chunk=2, form=3, shards=layout, compressors=compressors)
+    assert shown(root, tmp_path / "s1") == whole()
+    pictures[13:16] = 0  # the chunk of rows 14 and 15 is black, and not stored
+    root = buffer(tmp_path / "b.zarr", pictures, chunk=2, form=3, shards=layout, compressors=compressors)
+    assert sorted(shown(root, tmp_path / "s2")) == ["episode_000000", "episode_000002"]
+    assert "the chunk of data/img with rows 14 to 16 is not stored" in problems(root)[0]
+    (root / "data/img/c/1/0/0/0").unlink()
+    assert sorted(shown(root, tmp_path / "s3")) == ["episode_000000"]
+
+
+def test_a_chunk_of_episode_ends_that_is_lost_ends_the_import(tmp_path: Path) -> None:
     root = buffer(tmp_path / "a.zarr")
     shutil.rmtree(root / "meta/episode_ends")
-    zarr.open_group(str(root), mode="a").create_array("meta/episode_ends", data=np.asarray([10, 8, 40]))
-    assert [problem.partition(" says ")[2] for problem in problems(root)[:2]] == [
-        "rows 10 to 8, which are not there; left out",
-        "rows 8 to 40, which are not there; left out",
-    ]
+    zarr.open_group(str(root), mode="a").create_array("meta/episode_ends", data=np.cumsum(LENGTHS), chunks=(1,))
+    assert shown(root, tmp_path / "store") == whole()
+    (root / "meta/episode_ends/1").unlink()
+    with pytest.raises(SourceError, match="the chunk of meta/episode_ends with rows 1 to 2 is not stored"):
+        open_source(root, Reading(**SAID))
+
+
+def test_a_zip_of_macos_is_one_buffer(tmp_path: Path) -> None:
+    root = buffer(tmp_path / "pusht.zarr")
+    path = zip_of(root, tmp_path / "pusht.zarr.zip", tmp_path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("__MACOSX/pusht.zarr/meta/episode_ends/._0", b"\0\5\26\7")
+    assert shown(path, tmp_path / "store") == whole()
+
+
+def test_two_buffers_in_a_zip_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        buffer(tmp_path / f"both/{name}.zarr")
+    with pytest.raises(SourceError, match=r"it holds 2 buffers \(a.zarr, b.zarr\)"):
+        open_source(zip_of(tmp_path / "both", tmp_path / "both.zip", tmp_path / "both"), Reading(**SAID))
+
+
+@pytest.mark.parametrize(("name", "shape"), [("meta/episode_ends", [1 << 40]), ("data/action", [1 << 40, 2]), ("data/state", [1 << 40, 3])])
+def test_arrays_that_announce_terabytes_are_refused(tmp_path: Path, name: str, shape: list[int]) -> None:
+    root = buffer(tmp_path / "a.zarr")
+    metadata = root / name / ".zarray"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"shape": shape}))
+    with pytest.raises(SourceError, match="it is no array of vectors"):
+        open_source(root, Reading(**SAID))
+
+
+def test_a_picture_range_for_bytes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"--picture-range 0\.\.1 cannot be applied to pictures that are bytes"):
+        open_source(buffer(tmp_path / "a.zarr"), Reading(picture_range="0..1", **SAID))
+
+
+def test_two_arrays_of_one_camera_name_keep_their_own(tmp_path: Path) -> None:
+    root = buffer(tmp_path / "a.zarr", front_rgb=numbered(range(30)), front_image=numbered(range(1, 31)))
+    assert sorted(open_source(root, Reading(**SAID)).contract.cameras) == ["front_image", "front_rgb", "img"]
+
+
+def test_a_codec_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    root = buffer(tmp_path / "a.zarr")
+    metadata = root / "data/img/.zarray"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"compressor": {"id": "of_nobody"}}))
+    with pytest.raises(SourceError, match=r"a codec that is not installed; run `pip install imagecodecs` if it is UMI's.*of_nobody"):
+        open_source(root, Reading(**SAID))
+
+
+@pytest.mark.parametrize(
+    ("ends", "left"),
+    [
+        ([10, 8, 40], set()),
+        ([10, 20, 0, 30], {0}),
+        ([10, 25, 20, 22, 30], {0, 4}),
+        ([10, 10, 30], {0, 2}),
+        ([10, 20, 31], {0, 1}),
+        ([-5, 10, 30], {2}),
+    ],
+)
+def test_episodes_whose_ends_are_uncertain_are_left_out(tmp_path: Path, ends: list[int], left: set[int]) -> None:
+    root = buffer(tmp_path / "a.zarr")
+    shutil.rmtree(root / "meta/episode_ends")
+    zarr.open_group(str(root), mode="a").create_array("meta/episode_ends", data=np.asarray(ends))
+    source = open_source(root, Reading(**SAID))
+    assert {int(item.name[-6:]) for item in source.items} == left
+    assert len(source.problems) == len(ends) - len(left)

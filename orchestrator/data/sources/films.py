@@ -7,11 +7,15 @@ The pictures of an episode are those at equal steps from the film's first frame 
 """
 
 import re
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
+from av.sidedata.sidedata import Type
+from av.video.reformatter import VideoReformatter
 
 from orchestrator.data.episodes import Episode
 from orchestrator.data.sources.pictures import FilmIndex, Numbers, film_at, film_frames, film_index
@@ -39,8 +43,14 @@ from orchestrator.data.sources.source import (
 from policy.interface import Contract
 from sim_workers.tasks import TASKS
 
-NO_CAMERA = re.compile(r"[\d\s_.:T-]*")
-"""Dotted endings that number takes, or tell a time: `take.1.mp4`, `2024-05-01 10.22.31.mp4`."""
+NO_CAMERA = re.compile(r"(?:v?[\d\s_.:()T+Z-]*|(?=\d)[\d\s_.:()-]+[ap]\.?m\.?[\d\s_()-]*)", re.IGNORECASE)
+"""Dotted endings that number takes, or tell a time: `take.1.mp4`, `take.v2.mp4`, `2024-05-01 10.22.31 PM (2).mp4`."""
+SHORTER = 0.5
+"""Seconds by which a film's pictures may end before the length that its header tells."""
+SAME_RATE = 1e-3
+"""Relative difference of two rates that are one, measured twice."""
+MOST_SAID = 5
+"""Problems in one error sentence."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +60,13 @@ class _Scene:
     films: dict[str, Path]
     """Per camera of the source."""
     rate: float
-    """Of the films, frames per second."""
+    """Of the films, frames per second; of the first camera's where they differ."""
     rows: int
     """Steps at that rate."""
     size: tuple[int, int]
     """(H, W), upright."""
+    turns: tuple[bytes, ...]
+    """Per camera, how players turn it."""
 
 
 @dataclass
@@ -73,71 +85,85 @@ class Films:
     """By item."""
 
     def read(self, item: Item) -> Episode:
-        scene, size = self._scenes[item.name], self.contract.image_size
-        kept = kept_frames(scene.rows, scene.rate, self.contract.control_hz)
-        frames = {camera: film_at(path, shown(film_index(path), scene, kept), self._stored, size) for camera, path in scene.films.items()}
-        return finished(item, Raw(frames, None, None, None, scene.rows), self.contract, self._cameras, scene.rate)
+        scene, contract = self._scenes[item.name], self.contract
+        frames = {
+            camera: film_at(path, shown(film_index(path), scene, item.length, contract.control_hz), self._stored, contract.image_size)
+            for camera, path in scene.films.items()
+        }
+        return finished(item, Raw(frames, None, None, None, scene.rows), contract, self._cameras, scene.rate)
 
     def first_pictures(self, item: Item) -> dict[str, Pictures]:
         return {camera: next(film_frames(path, [0])) for camera, path in self._scenes[item.name].films.items()}
 
 
-def shown(index: FilmIndex, scene: _Scene, kept: Numbers) -> Numbers:
-    """The frame of a film at each kept step; ValueError if the film shows none within half a step of one of them."""
-    moments = index.times[0] + kept / scene.rate
-    longest = max(1 / scene.rate, float(kept[1] - kept[0]) / scene.rate if len(kept) > 1 else 0.0)
-    try:
-        return index.nearest(moments, longest / 2 + 1e-4)
-    except ValueError as error:
-        raise ValueError(f"its frames come at uneven moments ({error}); make them even with `ffmpeg -i FILM -vf fps={scene.rate:g} NEW`") from None
+def shown(index: FilmIndex, scene: _Scene, length: int, hz: float) -> Numbers:
+    """The frame of a film at each step; ValueError if the film shows none within half a step, of the store or of the film, of one of them."""
+    moments = np.arange(length) / hz
+    times = index.times - index.times[0]
+    nearest = np.searchsorted((times[1:] + times[:-1]) / 2, moments - 1e-9)
+    off = np.abs(times[nearest] - moments)
+    tolerance_s = max(1 / hz, index.period) / 2 + 1e-4
+    if off.max() > tolerance_s:
+        worst = int(off.argmax())
+        raise ValueError(
+            f"its frames come at uneven moments: the nearest to second {moments[worst]:.3f} is {off[worst]:.3f} s away, "
+            f"more than half a step ({tolerance_s:.3f} s); make them even with `ffmpeg -i FILM -vf fps={scene.rate:g} NEW`, "
+            "or choose longer steps with --resample-hz"
+        )
+    return np.asarray(nearest, np.int64)
 
 
 def open_films(root: Path, reading: Reading) -> Films:
     """Look at every film; SourceError if nobody says which camera filmed it, or the films' rates differ."""
-    grouped, cameras = _grouped(root, reading)
+    grouped, cameras, problems = _grouped(root, reading)
     stored, questions = orientation(root.name, "upright", "", reading)
-    source = Films(root, "films", Contract((), (0, 0), "", (), (), 0.0, ""), [], [], questions, cameras, stored)
+    source = Films(root, "films", Contract((), (0, 0), "", (), (), 0.0, ""), [], problems, questions, cameras, stored)
+    indices: dict[str, dict[str, FilmIndex]] = {}  # every film is demultiplexed once
     for name, films in grouped.items():
-        with leaving_out(f"{root.name}, {name}", source.problems):
-            source._scenes[name] = _scene(root, name, films, cameras, reading)
+        with leaving_out(f"{root.name}, {name}", problems):
+            source._scenes[name], indices[name] = _scene(root, name, films, cameras, reading)
             continue
-        source.items.append(unusable(name, 0, False, source.problems[-1]))
+        source.items.append(unusable(name, 0, False, problems[-1]))
     if not source._scenes:
-        raise SourceError(f"{root}: none of its films can be used. {'; '.join(source.problems)}")
-    rates = sorted({round(scene.rate, 3): name for name, scene in source._scenes.items()}.items())
-    if len(rates) > 1 and not reading.resample_hz:
-        some = ", ".join(f"{name} {rate:g}" for rate, name in rates[:3])
-        raise SourceError(f"{root}: the films differ in frames per second ({some}); choose one rate with --resample-hz")
+        more = f"; and {len(problems) - MOST_SAID} more" * (len(problems) > MOST_SAID)
+        raise SourceError(f"{root}: none of its films can be used. {'; '.join(problems[:MOST_SAID])}{more}")
     native_hz = next(iter(source._scenes.values())).rate
+    if not reading.resample_hz:
+        rates = {name: scene.rate for name, scene in source._scenes.items()}
+        if max(rates.values()) > (1 + SAME_RATE) * min(rates.values()):
+            listed = sorted({round(rate, 3): name for name, rate in rates.items()}.items())
+            some = ", ".join(f"{name} {rate:g}" for rate, name in (listed[0], listed[-1]))
+            raise SourceError(f"{root}: the films differ in frames per second ({some}); choose one rate with --resample-hz")
+        source._scenes = {name: replace(scene, rate=native_hz) for name, scene in source._scenes.items()}
     sizes = {size: name for name, size in ((name, scene.size) for name, scene in source._scenes.items())}
     source.contract = contract_of(str(root), cameras, {name: size for size, name in sizes.items()}, (), (), native_hz, "unknown", reading)
     ids = _ids(label_of(root, reading), list(source._scenes))
     for name, scene in list(source._scenes.items()):
-        with leaving_out(f"{root.name}, {name}", source.problems):
-            source.items.append(_item(source, name, scene, ids[name], reading))
+        with leaving_out(f"{root.name}, {name}", problems):
+            source.items.append(_item(source, name, scene, indices[name], ids[name], reading))
             continue
         del source._scenes[name]
-        source.items.append(unusable(name, scene.rows, False, source.problems[-1]))
+        source.items.append(unusable(name, scene.rows, False, problems[-1]))
     source.items.sort(key=lambda item: item.name)
     return source
 
 
-def _item(source: Films, name: str, scene: _Scene, episode_id: str, reading: Reading) -> Item:
+def _item(source: Films, name: str, scene: _Scene, indices: dict[str, FilmIndex], episode_id: str, reading: Reading) -> Item:
     """An episode, once every one of its pictures is known to be there."""
     root, contract = source.root, source.contract
-    kept = kept_frames(scene.rows, scene.rate, contract.control_hz)
-    refuse_bulk(len(kept), len(source._cameras), contract.image_size)
-    sums = [film_index(path).packet_sums[shown(film_index(path), scene, kept)] for path in scene.films.values()]
+    length = len(kept_frames(scene.rows, scene.rate, contract.control_hz))
+    refuse_bulk(length, len(source._cameras), contract.image_size)
+    sums = [index.packet_sums[shown(index, scene, length, contract.control_hz)] for index in indices.values()]
     task = reading.task or (name.split("/")[0] if "/" in name else "")
     instruction = reading.instruction or TASKS.get(task) or task.replace("_", " ")
     if not task and not source.questions:
         source.questions = [f"{root.name}: films outside a folder named like their task have none; say it with --task"]
-    content = identity(*sums, list(source._cameras.items()), source._stored, contract.image_size, task, instruction)
+    content = identity(*sums, scene.turns, list(source._cameras.items()), source._stored, contract.image_size, task, instruction)
     said = origin(f"{root.name}, {name}", source._stored, scene.size, scene.rate, contract, content)
-    return Item(name, episode_id, task, instruction, len(kept), False, said)
+    return Item(name, episode_id, task, instruction, length, False, said)
 
 
-def _scene(root: Path, name: str, films: dict[str, Path], cameras: dict[str, str], reading: Reading) -> _Scene:
+def _scene(root: Path, name: str, films: dict[str, Path], cameras: dict[str, str], reading: Reading) -> tuple[_Scene, dict[str, FilmIndex]]:
     """Facts of an episode's films; ValueError if one is not there, cannot be read, or is longer than the others."""
     if absent := [camera for camera in cameras if camera not in films]:
         raise ValueError(f"there is no film of camera {', '.join(absent)}")
@@ -148,15 +174,48 @@ def _scene(root: Path, name: str, films: dict[str, Path], cameras: dict[str, str
     rates = {camera: index.rate for camera, index in indices.items()}
     durations = {camera: float(index.times[-1] - index.times[0]) for camera, index in indices.items()}
     rate = next(iter(rates.values()))
-    if max(rates.values()) > 1.001 * min(rates.values()) or max(durations.values()) - min(durations.values()) > 1.5 / rate:
+    if max(rates.values()) > (1 + SAME_RATE) * min(rates.values()) and not reading.resample_hz:
+        listed = ", ".join(f"{camera} {value:g}" for camera, value in rates.items())
+        raise ValueError(f"its cameras' films differ in frames per second ({listed}); choose one rate with --resample-hz")
+    step = max(1 / min(rates.values()), 1 / (reading.resample_hz or rate))
+    if max(durations.values()) - min(durations.values()) > 1.5 * step:
         raise ValueError("its cameras' films differ in length or rate")
+    headers = {camera: _header(path) for camera, path in films.items()}
+    for camera, (announced_s, _) in headers.items():
+        period = indices[camera].period
+        last_s = durations[camera] + period
+        counted = films[camera].suffix.lower() == ".avi"  # it says nothing of moments, so that frames left out of it shift those after them
+        if announced_s - last_s > (1.5 * period if counted else max(SHORTER, 3 * period)):
+            raise ValueError(
+                f"{films[camera].name} tells a length of {announced_s:.2f} s, but its pictures end after {last_s:.2f} s; copy it again if it was "
+                f"not copied whole, otherwise write it again with `ffmpeg -i FILM -vf fps=N NEW`"
+            )
     pictures = {camera: next(film_frames(path, [0])).shape[:2] for camera, path in films.items()}
     if len(set(pictures.values())) > 1 and not reading.image_size:
         listed = ", ".join(f"{camera} {height}x{width}" for camera, (height, width) in pictures.items())
         raise ValueError(f"its cameras' pictures differ in size ({listed}); choose one with --image-size")
     height, width = next(iter(pictures.values()))
     rows = int(np.floor(min(durations.values()) * rate + 0.25)) + 1
-    return _Scene(films, native_rate(f"{root}, {name}", rate, reading), rows, (int(height), int(width)))
+    stated = replace(reading, hz=None) if reading.hz and abs(reading.hz / rate - 1) < SAME_RATE else reading
+    turns = tuple(matrix for _, matrix in headers.values())
+    return _Scene(films, native_rate(f"{root}, {name}", rate, stated), rows, (int(height), int(width)), turns), indices
+
+
+def _header(path: Path) -> tuple[float, bytes]:
+    """Seconds that a film tells to have, 0 where it does not tell; and the display matrix with which players turn it.
+
+    A film that was turned by its matrix alone has the packets that it had before.
+    """
+    with av.open(str(path), "r") as container:
+        stream: Any = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        announced_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
+        if not announced_s and len(container.streams) == 1:  # Matroska; of several streams another may be the longer one
+            announced_s = (container.duration or 0) / av.time_base
+        # PyAV 18 never frees a frame whose side data were looked at; a tiny copy has them too.
+        tiny: Any = VideoReformatter().reformat(next(container.decode(stream)), width=16, height=16, format="gray")
+        matrix = tiny.side_data.get(Type.DISPLAYMATRIX)
+        return announced_s, b"" if matrix is None else bytes(matrix)
 
 
 def _ids(label: str, names: list[str]) -> dict[str, str]:
@@ -167,31 +226,48 @@ def _ids(label: str, names: list[str]) -> dict[str, str]:
     return {name: episode_id if len(same) == 1 else f"{episode_id}-{identity(name)[:6]}" for episode_id, same in plain.items() for name in same}
 
 
-def _grouped(root: Path, reading: Reading) -> tuple[dict[str, dict[str, Path]], dict[str, str]]:
-    """Episode -> film per camera of the source; and camera of the source -> name in the store. The one camera of films that name none is ''."""
+def _grouped(root: Path, reading: Reading) -> tuple[dict[str, dict[str, Path]], dict[str, str], list[str]]:
+    """Episode -> film per camera of the source; camera of the source -> name in the store; and what is passed over, one sentence each.
+
+    The one camera of films that name none is ''.
+    """
     paths = [root] if root.is_file() else list(visible(root, FILM_SUFFIXES))
     names = {path: path.name if root.is_file() else path.relative_to(root).as_posix() for path in paths}
     stems = {path: name[: -len(path.suffix)] for path, name in names.items()}
     endings = {path: _ending(stem, reading) for path, stem in stems.items()}
     found = sorted(set(endings.values()) - {""})
-    by_scene: dict[str, dict[str, Path]] = defaultdict(dict)
+    by_scene: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for path, stem in stems.items():
-        by_scene[stem[: -len(endings[path]) - 1] if endings[path] else stem][endings[path]] = path
-    several = bool(found) and any(len(films) > 1 for films in by_scene.values())
+        by_scene[stem[: -len(endings[path]) - 1] if endings[path] else stem][endings[path]].append(path)
+    sets = Counter(frozenset(films) - {""} for films in by_scene.values())
+    several = max((s for s in sets if len(s) > 1), key=lambda s: (sets[s], len(s), sorted(s)), default=frozenset[str]())
     if reading.cameras and (unknown := [camera for camera in reading.cameras if camera not in found]):
-        if len(reading.cameras) == 1 and not (set(reading.cameras) & set(found)):
-            return _one_camera(stems), {"": next(iter(reading.cameras.values()))}
+        sure = len(several) > 1 and sets[several] > 1 and 2 * sets[several] > len(by_scene)  # more than names that happen to be alike
+        if len(reading.cameras) == 1 and not sure:
+            looks = f"{root.name}: its films look like one scene filmed by {', '.join(sorted(several))}, which --cameras does not name"
+            said = [f"{looks}; each is an episode of its own"] if several else []
+            return _one_camera(stems), {"": next(iter(reading.cameras.values()))}, said
         raise SourceError(f"{root}: there is no film of camera {', '.join(unknown)}; --cameras can choose from {', '.join(found) or 'none'}")
-    if reading.cameras:
-        return dict(by_scene), reading.cameras
-    if several:
-        return dict(by_scene), {camera: camera for camera in found}
-    raise SourceError(f"{root}: its films do not name their camera; say what the store calls it with --cameras NAME")
+    cameras = reading.cameras or {camera: camera for camera in sorted(several)}
+    if not cameras:
+        raise SourceError(f"{root}: its films do not name their camera; say what the store calls it with --cameras NAME")
+    problems, grouped = [], dict[str, dict[str, Path]]()
+    for name, films in by_scene.items():
+        for camera, same in films.items():
+            if len(same) > 1 and camera in cameras:
+                listed = ", ".join(path.name for path in same)
+                problems.append(f"{root.name}, {name}: camera {camera} has several films ({listed}), remove all but one; left out")
+            elif camera not in cameras and set(films) & set(cameras) and (not camera or not reading.cameras):
+                problems.append(f"{root.name}, {names[same[0]]}: it names none of the cameras {', '.join(cameras)}; left out")
+        grouped[name] = {camera: same[0] for camera, same in films.items() if len(same) == 1}
+    return grouped, cameras, problems
 
 
 def _ending(stem: str, reading: Reading) -> str:
     """The camera that a film's name ends in, or ''."""
-    camera = stem.rpartition("/")[2].rpartition(".")[2] if "." in stem.rpartition("/")[2] else ""
+    before, dot, camera = stem.rpartition("/")[2].rpartition(".")
+    if not (dot and before):
+        return ""
     return "" if camera not in reading.cameras and NO_CAMERA.fullmatch(camera) else camera
 
 

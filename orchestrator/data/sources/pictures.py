@@ -197,6 +197,8 @@ def film_index(path: Path) -> FilmIndex:
 def _film_index(path: Path, _size: int, _changed: int) -> FilmIndex:
     try:
         with av.open(str(path), "r") as container:
+            if not container.streams.video:
+                raise ValueError(f"the video {path.name} has no pictures")
             stream = container.streams.video[0]
             _refuse_size(stream)
             packets: list[Any] = [

@@ -174,9 +174,12 @@ def visible(root: Path, suffixes: Sequence[str], depth: int = 8) -> Iterator[Pat
 
 
 def zarr_folder(path: Path) -> Path | None:
-    """The folder itself, or the one in it, that is a zarr replay buffer."""
+    """The folder itself, or the one in it, that is a zarr replay buffer; SourceError if there are several."""
     folders = [path, *sorted(path.glob("*.zarr"))] if path.is_dir() else []
-    return next((folder for folder in folders if (folder / ".zgroup").is_file() or (folder / "meta" / "episode_ends").is_dir()), None)
+    found = [folder for folder in folders if (folder / ".zgroup").is_file() or (folder / "meta" / "episode_ends").is_dir()]
+    if len(found) > 1 and found[0] != path:
+        raise SourceError(f"{path}: it holds {len(found)} replay buffers ({', '.join(folder.name for folder in found)}); import them one by one")
+    return found[0] if found else None
 
 
 OPTIONS = {name: f"--{name.replace('_', '-')}" for name in ("mask", "arm_only", "proprio", "panda", "action", "picture_range", "deltas")}
