@@ -14,11 +14,9 @@ from typing import Any
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type
-from av.video.reformatter import VideoReformatter
 
 from orchestrator.data.episodes import Episode
-from orchestrator.data.sources.pictures import FilmIndex, Numbers, film_at, film_frames, film_index
+from orchestrator.data.sources.pictures import FilmIndex, Numbers, display_matrix, film_at, film_frames, film_index
 from orchestrator.data.sources.source import (
     FILM_SUFFIXES,
     Item,
@@ -65,7 +63,7 @@ class _Scene:
     """Steps at that rate."""
     size: tuple[int, int]
     """(H, W), upright."""
-    turns: tuple[bytes, ...]
+    turns: tuple[tuple[int, ...], ...]
     """Per camera, how players turn it."""
 
 
@@ -201,7 +199,7 @@ def _scene(root: Path, name: str, films: dict[str, Path], cameras: dict[str, str
     return _Scene(films, native_rate(f"{root}, {name}", rate, stated), rows, (int(height), int(width)), turns), indices
 
 
-def _header(path: Path) -> tuple[float, bytes]:
+def _header(path: Path) -> tuple[float, tuple[int, ...]]:
     """Seconds that a film tells to have, 0 where it does not tell; and the display matrix with which players turn it.
 
     A film that was turned by its matrix alone has the packets that it had before.
@@ -212,10 +210,7 @@ def _header(path: Path) -> tuple[float, bytes]:
         announced_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
         if not announced_s and len(container.streams) == 1:  # Matroska; of several streams another may be the longer one
             announced_s = (container.duration or 0) / av.time_base
-        # PyAV 18 never frees a frame whose side data were looked at; a tiny copy has them too.
-        tiny: Any = VideoReformatter().reformat(next(container.decode(stream)), width=16, height=16, format="gray")
-        matrix = tiny.side_data.get(Type.DISPLAYMATRIX)
-        return announced_s, b"" if matrix is None else bytes(matrix)
+        return announced_s, display_matrix(next(container.decode(stream))) or ()
 
 
 def _ids(label: str, names: list[str]) -> dict[str, str]:

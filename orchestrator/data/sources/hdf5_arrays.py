@@ -15,19 +15,15 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.data.sources.pictures import BLOCK, MOST_PIXELS
+from orchestrator.data.sources.pictures import BLOCK, MOST_PIXELS, MOST_VECTOR_BYTES, SMALLEST
 
 with suppress(ImportError):
     importlib.import_module("hdf5plugin")  # makes its filters known to HDF5
 
 CHUNK_CACHE = 64 << 20
 """Bytes per open dataset: a chunk that spans several blocks of frames is decompressed once."""
-MOST_VECTOR_BYTES = 1 << 30
-"""Of one dataset of vectors, which is read whole."""
 MOST_LINKS = 16
 """Soft links followed one after the other."""
-SMALLEST = 16
-"""Pixels a side of pictures that are not plain (H, W, 3) bytes; poses of objects have such shapes too."""
 
 FILTERS = {
     305: "lzo",

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.data.episodes import Episode
-from orchestrator.data.sources.pictures import film_at, film_frames, film_index, image, in_blocks
+from orchestrator.data.sources.pictures import film_at, film_frames, film_index, image, images, in_blocks
 from orchestrator.data.sources.source import (
     Item,
     Pictures,
@@ -146,10 +146,7 @@ class LeRobot:
 
         def read(first: int, last: int) -> Pictures:
             cells = _span(self.root, place, [feature], first, last)[feature].to_pylist()
-            pictures = [image(_image_file(self.root, cell)) for cell in cells]
-            if different := next((p.shape[:2] for p in pictures if p.shape[:2] != size), None):
-                raise ValueError(f"its pictures are {different[0]}x{different[1]}, those of the others {size[0]}x{size[1]}")
-            return np.stack(pictures)
+            return images((_image_file(self.root, cell) for cell in cells), size)
 
         return read
 

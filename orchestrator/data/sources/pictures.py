@@ -1,7 +1,7 @@
 """Pictures of other people's recordings: read by their moment or row, turned upright, scaled, a block of frames at a time."""
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -25,6 +25,10 @@ BLOCK = 32
 """Frames of an array that are read and scaled at once."""
 MOST_PIXELS = 1 << 26
 """Of one picture; a file that announces more is not decoded."""
+SMALLEST = 16
+"""Pixels a side of pictures in arrays that could hold something else: poses of objects have such shapes too."""
+MOST_VECTOR_BYTES = 1 << 30
+"""Of one array of vectors, which is read whole."""
 FAR = 64
 """Frames; a film is decoded through shorter gaps, and seeks across longer ones."""
 LARGEST_BIAS = 0.25
@@ -131,6 +135,14 @@ def image(data: bytes) -> Pictures:
         raise ValueError(f"a picture of {len(data)} bytes cannot be read ({type(error).__name__})") from None
 
 
+def images(files: Iterable[bytes], size: tuple[int, int]) -> Pictures:
+    """(L, H, W, 3) from image files; ValueError if one is none, or is not of the size (H, W) of the others."""
+    pictures = [image(data) for data in files]
+    if different := next((picture.shape[:2] for picture in pictures if picture.shape[:2] != size), None):
+        raise ValueError("its pictures are {}x{}, those of the others {}x{}".format(*different, *size))
+    return np.stack(pictures)
+
+
 def _refuse_size(stream: Any) -> None:
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > MOST_PIXELS:
@@ -148,8 +160,6 @@ class FilmIndex:
     """(H, W) as stored, before the display matrix turns it."""
     times: Seconds
     """(N,) when each is shown."""
-    packet_bytes: Numbers
-    """(N,) how long each is, encoded."""
     packet_sums: Numbers
     """(N,) checksum of each, encoded: equal films have equal sums."""
     rate: float
@@ -202,7 +212,7 @@ def _film_index(path: Path, _size: int, _changed: int) -> FilmIndex:
             stream = container.streams.video[0]
             _refuse_size(stream)
             packets: list[Any] = [
-                (p.pts, p.dts, p.is_keyframe, p.size, p.is_discard, crc32(p))
+                (p.pts, p.dts, p.is_keyframe, p.is_discard, crc32(p))
                 for p in container.demux(stream)
                 if p.size and (p.pts is not None or p.dts is not None)
             ]
@@ -213,8 +223,8 @@ def _film_index(path: Path, _size: int, _changed: int) -> FilmIndex:
             timed = all(pts is not None for pts, *_ in packets) and container.format.name != "avi"  # AVI numbers its frames as they are decoded
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"the video {path.name} cannot be read ({type(error).__name__})") from None
-    shown = sorted((pts if timed else i, nbytes, checksum) for i, (pts, _, _, nbytes, discard, checksum) in enumerate(packets) if not discard)
-    pts = np.asarray([row[0] for row in shown], np.int64)
+    shown = sorted((pts if timed else i, checksum) for i, (pts, _, _, discard, checksum) in enumerate(packets) if not discard)
+    pts, sums = (np.asarray([row[i] for row in shown], np.int64) for i in (0, 1))
     times = pts * base if timed else pts / (average or 1)
     steps = np.diff(times)
     usual = steps[(steps > 0) & (steps < 1.5 * np.median(steps))] if len(steps) else steps  # moments may jitter, and frames may be missing
@@ -224,8 +234,7 @@ def _film_index(path: Path, _size: int, _changed: int) -> FilmIndex:
     first_keys = np.asarray([pts for pts, _ in keys] if timed and keys else [pts[0]], np.int64)
     starts = np.asarray([dts for _, dts in keys] if timed and keys else [pts[0]], np.int64)
     seek = starts[(np.searchsorted(first_keys, pts, side="right") - 1).clip(min=0)]
-    lengths, sums = (np.asarray([row[i] for row in shown], np.int64) for i in (1, 2))
-    return FilmIndex(size, times, lengths, sums, rate or 1.0, pts, seek, timed)
+    return FilmIndex(size, times, sums, rate or 1.0, pts, seek, timed)
 
 
 def film_frames(path: Path, numbers: Sequence[int] | Numbers) -> Iterator[Pictures]:
@@ -249,7 +258,7 @@ def film_frames(path: Path, numbers: Sequence[int] | Numbers) -> Iterator[Pictur
                     decoded = _number(index, current, decoded)
                 if decoded != number and index._timed:  # the seek was inexact, or a frame is damaged: from the beginning, once
                     current = _from_the_beginning(path, int(index._pts[number]))
-                matrix = _display_matrix(current) if first else matrix
+                matrix = display_matrix(current) if first else matrix
                 first = False
                 yield _upright(current, matrix)
     except (av.FFmpegError, IndexError) as error:
@@ -277,7 +286,7 @@ def _from_the_beginning(path: Path, pts: int) -> Any:
 _REFORMATTER = VideoReformatter()
 
 
-def _display_matrix(frame: Any) -> tuple[int, ...] | None:
+def display_matrix(frame: Any) -> tuple[int, ...] | None:
     """The rotation or reflection with which players show a film's frames, as FFmpeg keeps it.
 
     PyAV 18 never frees a frame whose side data were looked at; a tiny copy has them too.

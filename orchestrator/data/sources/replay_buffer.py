@@ -24,7 +24,7 @@ import numpy.typing as npt
 import zarr
 
 from orchestrator.data.episodes import Episode
-from orchestrator.data.sources.pictures import MOST_PIXELS, RANGES, Range, in_blocks, range_of
+from orchestrator.data.sources.pictures import MOST_PIXELS, MOST_VECTOR_BYTES, RANGES, SMALLEST, Range, in_blocks, range_of
 from orchestrator.data.sources.source import (
     Item,
     Pictures,
@@ -54,14 +54,10 @@ from policy.interface import Contract
 from sim_workers.env import PROPRIO_KEYS
 from sim_workers.tasks import TASKS
 
-MOST_VECTOR_BYTES = 1 << 30
-"""Of one array of vectors, which is read whole."""
 MOST_CHUNK_BYTES = 2 << 30
 """Of one chunk, or of one member of a zip file."""
 ABSENT = 2**64 - 1
 """The length that a shard's index gives for a chunk that is not stored."""
-SMALLEST = 16
-"""Pixels a side of channels-first pictures; other arrays have such shapes too."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.data.episodes import Episode
-from orchestrator.data.sources.pictures import MOST_PIXELS, image, in_blocks
+from orchestrator.data.sources.pictures import MOST_PIXELS, image, images, in_blocks
 from orchestrator.data.sources.source import (
     Item,
     Pictures,
@@ -111,13 +111,7 @@ class Rlds:
     def _pictures(self, values: Any, camera: str) -> Any:
         cells = values[OBSERVATION + camera].bytes_list.value
 
-        def read(first: int, last: int) -> Pictures:
-            pictures = [image(cell) for cell in cells[first:last]]
-            if different := next((p.shape[:2] for p in pictures if p.shape[:2] != self._size), None):
-                raise ValueError("its pictures are {}x{}, those of the others {}x{}".format(*different, *self._size))
-            return np.stack(pictures)
-
-        return read
+        return lambda first, last: images(cells[first:last], self._size)
 
     def _vectors(self, values: Any, names: tuple[str, ...], rows: int) -> npt.NDArray[np.float32]:
         return np.concatenate([_vector(values, name, self._features[name])[:rows] for name in names], 1)
