@@ -44,6 +44,7 @@ from orchestrator.data.sources.source import (
     label_of,
     leaving_out,
     names_of,
+    only_sentence,
     orientation,
     origin,
     refuse_bulk,
@@ -416,11 +417,9 @@ def _instruction(table: pa.Table, tasks: dict[int, str], line: dict[str, Any]) -
     listed = sorted({text.strip() for text in ([said] if isinstance(said, str) else said) if isinstance(text, str) and text.strip()})
     if "task_index" in table.column_names:
         numbers = [number for number in table["task_index"].unique().to_pylist() if number is not None]
-        sentences = sorted({tasks[number].strip() for number in numbers if tasks.get(number, "").strip()})
-        if len(sentences) > 1:
-            raise ValueError(f"its rows name {len(sentences)} sentences ({'; '.join(sentences)}); say which holds with --instruction")
-        if sentences and (len(listed) != 1 or listed[0] in tasks.values()):
-            return sentences[0]
+        sentence = only_sentence((tasks.get(number, "") for number in numbers), "rows")
+        if sentence and (len(listed) != 1 or listed[0] in tasks.values()):
+            return sentence
     if len(listed) > 1:
         raise ValueError(f"its metadata names {len(listed)} sentences and its rows none; say which holds with --instruction")
     return listed[0] if listed else ""

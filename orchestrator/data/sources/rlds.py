@@ -37,6 +37,7 @@ from orchestrator.data.sources.source import (
     leaving_out,
     names_of,
     native_rate,
+    only_sentence,
     orientation,
     origin,
     refuse_bulk,
@@ -344,10 +345,7 @@ def _vector(values: Any, name: str, feature: _Feature) -> npt.NDArray[np.float32
 def _instruction(values: Any) -> str:
     """The sentence of an episode's steps; ValueError if they have several."""
     for name in INSTRUCTIONS:
-        if name in values:
-            sentences: list[str] = sorted({text.decode("utf-8", "replace").strip() for text in values[name].bytes_list.value} - {""})
-            if len(sentences) > 1:
-                raise ValueError(f"its steps name {len(sentences)} sentences ({'; '.join(sentences)}); say which holds with --instruction")
-            if sentences:
-                return sentences[0]
+        texts = values[name].bytes_list.value if name in values else ()
+        if sentence := only_sentence((text.decode("utf-8", "replace") for text in texts), "steps"):
+            return sentence
     return ""

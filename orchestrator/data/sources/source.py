@@ -253,6 +253,14 @@ def refuse_bulk(length: int, cameras: int, size: tuple[int, int]) -> None:
         )
 
 
+def only_sentence(sentences: Iterable[str], parts: str) -> str:
+    """The one sentence that an episode's parts (rows, steps) name, '' if they name none; ValueError if they name several."""
+    named = sorted({sentence.strip() for sentence in sentences} - {""})
+    if len(named) > 1:
+        raise ValueError(f"its {parts} name {len(named)} sentences ({'; '.join(named)}); say which holds with --instruction")
+    return named[0] if named else ""
+
+
 def action_names(where: str, action: tuple[str, ...], largest: float, reading: Reading) -> tuple[tuple[str, ...], list[str]]:
     """The names that actions deserve, and what must be asked: displacements in [-1, 1] do not reach further.
 
