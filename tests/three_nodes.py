@@ -154,9 +154,9 @@ def too_small(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
 
 def with_notice(nodes: Nodes, servers: tuple[Any, ...], node: str) -> dict[str, Any]:
     """A node is given notice while it plays."""
-    pool, told = RolloutPool(8, num_cpus=0.5, worker=PretendedWorker), []
+    pool, told = RolloutPool(8, num_cpus=1, worker=PretendedWorker), []  # as many as all four nodes have room for
     before: list[Outcome] = []
-    until(lambda: before.extend(play(pool, servers, 24)) or places(before)[node])  # its worker may be the last to start
+    until(lambda: before.extend(play(pool, servers, 24)) or places(before)[node])  # its workers may be the last to start
     nodes.give_notice(node)
     time.sleep(2 * PoolSettings().look_around_s)
     after = play(pool, servers, 40, lambda *_: told.append(sorted({worker.node for worker in pool._workers})))
