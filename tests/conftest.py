@@ -174,8 +174,8 @@ def s3_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[s
 
 
 STORAGES = ("folder", "moto", pytest.param("weed", marks=pytest.mark.weed))
-STORAGES_OF_KILLED_WRITERS = ("folder", pytest.param("moto", marks=pytest.mark.full), pytest.param("weed", marks=pytest.mark.weed))
-"""The fast round kills writers to a folder and to the real S3 server."""
+LONG_STORAGES = ("folder", pytest.param("moto", marks=pytest.mark.full), pytest.param("weed", marks=pytest.mark.weed))
+"""Of tests that take seconds: the fast round runs them on a folder and on the real S3 server."""
 
 
 @pytest.fixture(params=STORAGES)

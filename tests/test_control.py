@@ -50,7 +50,9 @@ print(json.dumps({**answers, "moved": bool(moved > 0.1)}))
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize("task", ["Lift", "PickPlaceSingle", "Wipe", "TwoArmHandover", "TwoArmPegInHole"])
+@pytest.mark.parametrize(
+    "task", ["Lift", *(pytest.param(task, marks=pytest.mark.full) for task in ("PickPlaceSingle", "Wipe", "TwoArmHandover", "TwoArmPegInHole"))]
+)
 def test_random_actions_lead_where_robosuite_leads(task: str) -> None:
     """With a gripper, with observations that look back at the last, with a task that keeps count, with two arms, without grippers."""
     done = run("-W", "ignore", "-c", WANDER, task, "24")

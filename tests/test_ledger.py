@@ -15,7 +15,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import STORAGES_OF_KILLED_WRITERS
+from conftest import LONG_STORAGES
 from orchestrator.ledger import SCHEMA, Ledger, scores
 from orchestrator.storage import Storage, StorageError, open_storage
 from orchestrator.testing.outcomes import make_outcome
@@ -228,6 +228,7 @@ for first in range(int(sys.argv[2]), int(sys.argv[3]), 4):
 """
 
 
+@pytest.mark.parametrize("storage", LONG_STORAGES, indirect=True)
 def test_processes_that_record_at_once_lose_nothing(storage: Storage) -> None:
     processes = [writer(WRITER, storage, 0, 60), writer(WRITER, storage, 40, 100)]
     start(*processes)
@@ -243,7 +244,7 @@ def test_threads_that_share_a_ledger_lose_nothing(storage: Storage) -> None:
     assert shared.read() == by_id(*map(outcome, range(64)))
 
 
-@pytest.mark.parametrize("storage", STORAGES_OF_KILLED_WRITERS, indirect=True)
+@pytest.mark.parametrize("storage", LONG_STORAGES, indirect=True)
 def test_a_killed_writer_leaves_whole_rows_and_all_it_said_were_kept(storage: Storage) -> None:
     rng = random.Random(0)
     most = 0

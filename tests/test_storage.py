@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import LONG_STORAGES
 from orchestrator.storage import NoObject, Storage, StorageError, check_conditional_writes, open_storage
 
 
@@ -84,6 +85,7 @@ def test_folders_that_other_programs_make_are_no_objects(storage: Storage) -> No
     assert open_storage(f"{storage.uri}/step_000006").list("") == ["weights/model"]
 
 
+@pytest.mark.parametrize("storage", LONG_STORAGES, indirect=True)
 def test_list_has_no_end(storage: Storage) -> None:
     keys = [f"many/{i:04d}" for i in range(1001)]  # an S3 server names at most 1000 at a time
     with ThreadPoolExecutor(16) as pool:

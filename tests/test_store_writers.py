@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from conftest import STORAGES_OF_KILLED_WRITERS
+from conftest import LONG_STORAGES
 from orchestrator.data.episodes import decode
 from orchestrator.data.store import fetch, latest_version, load_manifest
 from orchestrator.storage import Storage
@@ -43,6 +43,7 @@ def seeds_in(storage: Storage) -> set[int]:
     return {int(episode_id.rpartition("-")[2]) for episode_id in before}
 
 
+@pytest.mark.parametrize("storage", LONG_STORAGES, indirect=True)
 def test_two_writers_at_once_lose_nothing(storage: Storage) -> None:
     processes = writer(WRITER, storage, 0, 8), writer(WRITER, storage, 8, 16)
     start(*processes)
@@ -51,7 +52,7 @@ def test_two_writers_at_once_lose_nothing(storage: Storage) -> None:
     assert latest_version(storage) == 16
 
 
-@pytest.mark.parametrize("storage", STORAGES_OF_KILLED_WRITERS, indirect=True)
+@pytest.mark.parametrize("storage", LONG_STORAGES, indirect=True)
 def test_a_killed_writer_leaves_a_whole_store_that_another_run_completes(storage: Storage) -> None:
     rng = random.Random(0)
     seen: set[int] = set()

@@ -81,6 +81,7 @@ def test_ray_data_delivers_what_the_plan_says(store: Store, kind: str, ray_clust
     assert list(stream._fetched(uri, need)) == expected
 
 
+@pytest.mark.full
 @pytest.mark.ray
 def test_a_killed_fetching_process_changes_nothing(store: Store, ray_cluster: None) -> None:
     """Ray starts it anew; it makes the same visits again and goes on."""

@@ -125,6 +125,7 @@ def test_an_autoencoder_of_another_kind_is_refused(spoilt: Path) -> None:
         load_vae(spoilt)
 
 
+@pytest.mark.full
 def test_without_a_network_the_sentence_says_what_to_do() -> None:
     code = """
 from policy.weights import WeightsError, load_vae
