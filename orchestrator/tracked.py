@@ -28,6 +28,7 @@ from orchestrator.tracking import (
     tagged,
 )
 from orchestrator.tracking_errors import away, status_of, trouble
+from orchestrator.yaml_text import read_yaml
 from policy.config import PolicyKind
 
 AT_ONCE = 8
@@ -118,7 +119,11 @@ def _read(mlflow: Any, uri: str, name: str) -> TrackedSweep:
         arms = list(requests.map(lambda run: _scored_arm(mlflow, run, now), scored))
     tags = {name: value for run in (*runs[:1], parent) for name, value in run.data.tags.items()}
     file = _text(mlflow, parent, "sweep.yaml") if "sweep.yaml" in _files(mlflow, parent) else "{}"
-    return TrackedSweep(tuple(sorted(arms, key=lambda scored: scored.arm)), yaml.safe_load(file), tags)
+    try:
+        sweep = read_yaml(file)
+    except yaml.YAMLError as error:
+        raise TrackingError(f"{shown(uri)}: the sweep.yaml kept with {name} cannot be read ({' '.join(str(error).split())[:200]})") from None
+    return TrackedSweep(tuple(sorted(arms, key=lambda scored: scored.arm)), sweep, tags)
 
 
 def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:

@@ -12,6 +12,8 @@ MOST_DEPTH = 32
 MOST_VALUES = 20_000
 """Values of one file, each alias counted as all that it stands for."""
 
+DIGITS = 60
+
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which also refuses a field that stands twice in a mapping (YAML 1.2.2, 3.2.1.3) and what exceeds the bounds."""
@@ -45,6 +47,17 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, "a field stands twice in one mapping", key.start_mark)
             seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
+
+
+def _whole_number(loader: Any, node: Any) -> int:
+    """As PyYAML, for numbers of at most DIGITS characters: it computes sexagesimal ones (`1:59:59`) of any length, which Python cannot print."""
+    if len(node.value) > DIGITS:
+        raise yaml.constructor.ConstructorError(None, None, f"a number has more than {DIGITS} digits", node.start_mark)
+    number: int = loader.construct_yaml_int(node)
+    return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def _count(node: Any, known: dict[int, int], open_: set[int]) -> int:

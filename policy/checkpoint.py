@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,9 +29,12 @@ from policy.interface import Contract
 from policy.latents import VaeLatents
 from policy.model import VideoActionModel
 from policy.stats import Stats
+from policy.untrusted import printable, read_json
 from policy.weights import WeightsError
 
 FORMAT = 2
+CARD_BYTES = 32 << 20
+"""Size limit of checkpoint.json; the ids of a million episodes fit."""
 UNET, UNET_WEIGHTS = "video.unet.", "unet/diffusion_pytorch_model.safetensors"
 Model = VideoActionModel | DiffusionPolicy
 
@@ -93,7 +98,10 @@ def load(folder: Path) -> tuple[Model, Card]:
     card = load_card(folder)
     if card.provenance.get("objective") == "video":
         raise CheckpointError(f"{folder}: a video model alone, which imagines and cannot act; train an action head on it (train.mode: two_stage)")
+    _refuse_misfit(folder, card)
     weights = load_weights(folder)
+    if odd := next((name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()), None):
+        raise CheckpointError(f"{folder}: the weights of {odd} hold a value that is not finite; train the policy again")
     try:
         model = new_model(card.config, card.contract, folder, known_sentences(folder))
         model.load_state_dict(weights)
@@ -104,26 +112,92 @@ def load(folder: Path) -> tuple[Model, Card]:
     return model.eval(), card
 
 
-def load_card(folder: Path) -> Card:
-    """The card alone, without the weights."""
+def _refuse_misfit(folder: Path, card: Card) -> None:
+    """CheckpointError if the weights have other names or shapes than the configured model; before memory is allocated for either.
+
+    The shapes come from the headers of the weight files, whose sizes safetensors compares with those of the files, and from a model on the
+    meta device, which has shapes and no values. Its layers are counted first: each takes memory even there.
+    """
+    announced = _announced(folder / "heads.safetensors")
+    if card.config.video is not None:
+        announced |= {UNET + name: shape for name, shape in _announced(folder / UNET_WEIGHTS).items()}
+    unfit = f"{folder}: the weights do not fit the model that checkpoint.json describes"
+    if (layers := _layers(card)) > len(announced):
+        raise CheckpointError(f"{unfit}: it has {layers} layers or more, the weights {len(announced)} tensors")
     try:
-        text = json.loads((folder / "checkpoint.json").read_text())
-    except FileNotFoundError:
+        with torch.device("meta"):
+            wanted = {name: tuple(tensor.shape) for name, tensor in new_model(card.config, card.contract).state_dict().items()}
+    except Exception as error:  # what diffusers and torch say of widths that cannot be connected
+        said = printable(" ".join(str(error).split()), 200)
+        raise CheckpointError(f"{folder}: no model can be built as checkpoint.json describes it ({type(error).__name__}: {said})") from None
+    if lacking := wanted.keys() - announced.keys():
+        raise CheckpointError(f"{unfit}: {min(lacking)} is missing")
+    if unknown := announced.keys() - wanted.keys():
+        raise CheckpointError(f"{unfit}: it has no {printable(min(unknown), 100)}")
+    if odd := next((name for name, shape in wanted.items() if shape != announced[name]), None):
+        raise CheckpointError(f"{unfit}: {odd} is {announced[odd]}, the model's is {wanted[odd]}")
+
+
+def _layers(card: Card) -> int:
+    """A lower bound of the number of a model's layers that have weights; arithmetic alone."""
+    config, cameras = card.config, len(card.contract.cameras)
+    layers = len(config.action.down_dims)
+    if config.images:
+        layers += cameras * len(config.images.channels)
+    if config.adaptor:
+        layers += cameras * sum(stage.blocks * (2 if stage.joins else 1) for stage in config.adaptor.branch)
+        layers += sum(stage.blocks for stage in config.adaptor.trunk)
+    if config.video:
+        layers += len(config.video.block_out_channels) * config.video.layers_per_block
+    return layers
+
+
+def load_card(folder: Path) -> Card:
+    """The card alone, without the weights; CheckpointError if it is not whole, or holds what no policy of this project has."""
+    try:
+        with (folder / "checkpoint.json").open("rb") as file:
+            text = read_json(file.read(CARD_BYTES + 1), CARD_BYTES)
+    except (FileNotFoundError, IsADirectoryError):
         raise CheckpointError(f"{folder}: no checkpoint.json, so this is not a checkpoint of ours") from None
-    except ValueError:
-        raise CheckpointError(f"{folder}: checkpoint.json is damaged; copy it again") from None
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: checkpoint.json is damaged; copy it again ({error})") from None
     try:
         if text.get("format") != FORMAT:
-            raise CheckpointError(f"{folder}: checkpoint format {text.get('format')}, this version reads {FORMAT}")
-        return Card(
+            raise CheckpointError(f"{folder}: checkpoint format {printable(str(text.get('format')), 40)}, this version reads {FORMAT}")
+        card = Card(
             config=PolicyConfig.model_validate(text["config"]),
             contract=Contract.from_json(text["contract"]),
-            action_stats=text["action_stats"] and Stats.from_json(text["action_stats"]),
-            proprio_stats=text["proprio_stats"] and Stats.from_json(text["proprio_stats"]),
+            action_stats=None if text["action_stats"] is None else Stats.from_json(text["action_stats"]),
+            proprio_stats=None if text["proprio_stats"] is None else Stats.from_json(text["proprio_stats"]),
             provenance=text["provenance"],
         )
+        if problem := _problem(card):
+            raise ValueError(problem)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        said = printable(f"config.{'.'.join(map(str, first['loc']))}: {first['msg']}", 300)
+        raise CheckpointError(f"{folder}: checkpoint.json lacks or misstates a field (ValidationError: {said})") from None
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # JSON, but not of this form
-        raise CheckpointError(f"{folder}: checkpoint.json lacks or misstates a field ({type(error).__name__}: {error})") from None
+        said = printable(str(error), 300)
+        raise CheckpointError(f"{folder}: checkpoint.json lacks or misstates a field ({type(error).__name__}: {said})") from None
+    return card
+
+
+def _problem(card: Card) -> str:
+    """What of a card contradicts the rest of it; empty if nothing does."""
+    if not isinstance(card.provenance, dict):
+        return "provenance must be an object"
+    if not card.contract.action:
+        return "contract.action is empty"
+    if not card.contract.cameras:
+        return "contract.cameras is empty; a policy sees at least one"
+    for name, stats, layout in (("action", card.action_stats, card.contract.action), ("proprio", card.proprio_stats, card.contract.proprio)):
+        if stats is None:
+            if card.provenance.get("objective") != "video":
+                return f"{name}_stats is missing; only a video model alone has none"
+        elif len(stats.mean) != len(layout):
+            return f"{name}_stats has {len(stats.mean)} dimensions, contract.{name} {len(layout)}"
+    return ""
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
@@ -137,6 +211,17 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
 def load_trainer(folder: Path) -> dict[str, Tensor]:
     """What `save` was given as `trainer`."""
     return _tensors(folder / "trainer.safetensors")
+
+
+def _announced(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes that a file of weights announces, by name; no values are read."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  not a dictionary
+    except FileNotFoundError:
+        raise CheckpointError(f"{file.parent}: {file.name} is missing; copy the whole folder") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{file.parent}: {file.name} is damaged or cut short ({error}); copy it again") from None
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

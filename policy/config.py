@@ -2,7 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from policy.interface import MOST_STEPS
 
 PolicyKind = Literal["video_action", "diffusion_policy"]
 
@@ -11,18 +13,42 @@ Objective = Literal["video", "action", "joint", "joint_detached"]
 the video model frozen, stage 2. `joint`: both, the actions' gradient flows into the video model. `joint_detached`: both, it does not."""
 
 
+# Bounds of what a network is built from: a configuration may come with a stranger's checkpoint, and each is far above what any policy needs.
+Width = Annotated[int, Field(gt=0, le=65_536)]
+"""Channels, or size of a vector."""
+Depth = Annotated[int, Field(gt=0, le=64)]
+"""Layers of one stage."""
+Frames = Annotated[int, Field(gt=0, le=1024)]
+Steps = Annotated[int, Field(gt=0, le=MOST_STEPS)]
+"""Control steps."""
+Passes = Annotated[int, Field(gt=0, le=1000)]
+"""Passes of a network in one look."""
+Name = Annotated[str, Field(max_length=200)]
+Widths = Annotated[tuple[Width, ...], Field(min_length=1, max_length=16)]
+
+
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def _rising(sigmas: tuple[float, float]) -> tuple[float, float]:
+    if sigmas[0] > sigmas[1]:
+        raise ValueError(f"the lowest noise, {sigmas[0]:g}, exceeds the highest, {sigmas[1]:g}")
+    return sigmas
+
+
+Sigmas = Annotated[tuple[Annotated[PositiveFloat, Field(le=1e6)], Annotated[PositiveFloat, Field(le=1e6)]], AfterValidator(_rising)]
+"""Lowest and highest noise level."""
 
 
 class ClipShape(_Part):
     """What one training clip holds and what one look of the policy must imagine."""
 
-    frames_per_view: PositiveInt
+    frames_per_view: Frames
     """Frames of each camera, the first being the present one."""
-    frame_stride: PositiveInt
+    frame_stride: Steps
     """Control steps between two frames."""
-    horizon: PositiveInt
+    horizon: Steps
     """Actions in a chunk, one per control step."""
     padding: Literal["masked", "paper"] = "masked"
     """Past an episode's end: `masked` repeats the last frame and action and learns from neither; `paper` learns zero actions and still frames."""
@@ -33,19 +59,19 @@ class VideoConfig(_Part):
 
     latents: Literal["pixels", "vae"]
     """`pixels`: every square of `patch` x `patch` pixels becomes one latent position; no download. `vae`: Stable Video Diffusion's autoencoder."""
-    patch: PositiveInt = 8
+    patch: Annotated[int, Field(gt=0, le=64)] = 8
     """Side in pixels of one latent position; the autoencoder's is 8."""
-    block_out_channels: tuple[PositiveInt, ...]
-    layers_per_block: PositiveInt
-    num_attention_heads: tuple[PositiveInt, ...]
-    cross_attention_dim: PositiveInt
-    time_id_dim: PositiveInt
+    block_out_channels: Widths
+    layers_per_block: Depth
+    num_attention_heads: Widths
+    cross_attention_dim: Width
+    time_id_dim: Width
     """Size of the embedding of each micro-conditioning number."""
-    attention_levels: int
+    attention_levels: Annotated[int, Field(ge=0, le=16)]
     """How many of the finest levels carry attention."""
-    features: tuple[str, ...]
+    features: Annotated[tuple[Name, ...], Field(min_length=1, max_length=64)]
     """Module names inside the U-Net whose outputs the adaptor reads, fine to coarse (method 1.2)."""
-    pad_frames: int = 0
+    pad_frames: Annotated[int, Field(ge=0, le=1024)] = 0
     """Copies of the first view's present frame before the views on the time axis (the paper: 1)."""
     condition_noise: NonNegativeFloat = 0.0
     """Standard deviation of the noise on the present pictures before they are encoded, in pixel units of [-1, 1]; seeded by the picture."""
@@ -61,11 +87,11 @@ class VideoConfig(_Part):
 class StageConfig(_Part):
     """Residual bottleneck blocks of one width, each told the noise level."""
 
-    channels: PositiveInt
-    groups: PositiveInt
+    channels: Width
+    groups: Width
     """Of the norms inside the bottleneck; the norm behind it has `expansion` times as many."""
-    blocks: PositiveInt = 2
-    expansion: PositiveInt = 4
+    blocks: Depth = 2
+    expansion: Width = 4
     """How many times narrower a block is inside."""
 
     @model_validator(mode="after")
@@ -78,7 +104,7 @@ class StageConfig(_Part):
 class BranchStage(StageConfig):
     """A stage that each view has for itself; it shrinks to the size of the map that the next stage takes in."""
 
-    joins: PositiveInt | None = None
+    joins: Width | None = None
     """Channels that the next coarser feature map is brought to, by blocks like the stage's own, before it joins; None: none joins here."""
 
     @model_validator(mode="after")
@@ -91,18 +117,18 @@ class BranchStage(StageConfig):
 class TrunkStage(StageConfig):
     """A stage after the views have met."""
 
-    frame_stride: PositiveInt = 1
+    frame_stride: Frames = 1
     """2 halves the frames, upwards where they are odd."""
 
 
 class AdaptorConfig(_Part):
     """From the U-Net's feature maps to one vector per look: a 3-D residual network (method 1.3)."""
 
-    branch: Annotated[tuple[BranchStage, ...], Field(min_length=1)]
+    branch: Annotated[tuple[BranchStage, ...], Field(min_length=1, max_length=64)]
     """Of every view, with weights of its own. The first stage reads the finest feature map; as many of the others as there are maps left join one."""
-    trunk: Annotated[tuple[TrunkStage, ...], Field(min_length=1)]
+    trunk: Annotated[tuple[TrunkStage, ...], Field(min_length=1, max_length=64)]
     """Of all views together, their channels side by side."""
-    out_dim: PositiveInt | None = None
+    out_dim: Width | None = None
     """Size of the vector, by a linear layer. None: the trunk's last map itself, as in the paper (420 channels x 1 frame x 4 x 4)."""
 
     @model_validator(mode="after")
@@ -115,23 +141,23 @@ class AdaptorConfig(_Part):
 class ActionConfig(_Part):
     """The 1-D U-Net that denoises an action chunk."""
 
-    down_dims: tuple[PositiveInt, ...]
-    kernel_size: PositiveInt
-    groups: PositiveInt
-    time_dim: PositiveInt
+    down_dims: Widths
+    kernel_size: Annotated[int, Field(gt=0, le=1024)]
+    groups: Width
+    time_dim: Width
 
 
 class ImageConfig(_Part):
     """The image encoder of the behaviour-cloning baseline: one residual network per camera."""
 
-    channels: tuple[PositiveInt, ...]
+    channels: Widths
     """Of each level; every level halves the picture."""
-    out_dim: PositiveInt
+    out_dim: Width
     """Per camera."""
-    groups: PositiveInt
-    text_dim: PositiveInt
+    groups: Width
+    text_dim: Width
     """Of the sentence's fixed word vectors."""
-    time_dim: PositiveInt
+    time_dim: Width
     """Of the embedding of the noise level."""
 
 
@@ -149,7 +175,7 @@ class DiffusionConfig(_Part):
     features_at: Literal["drawn", "start"] = "drawn"
     """At which video noise the action head reads features when the video model is frozen. `drawn`: at every level, as when the video is trained.
     `start`: from pure noise at the highest level, as one look of the policy does; its features depend on the clip alone and can be kept."""
-    action_draws: PositiveInt = 1
+    action_draws: Passes = 1
     """Action noises denoised per video pass in training; the pass is the dear part."""
     condition_dropout: Annotated[float, Field(ge=0, le=1 / 3)] = 0.05
     """Share of clips that lose the sentence, of those that lose the present pictures, and of those that lose both, for guidance."""
@@ -158,25 +184,25 @@ class DiffusionConfig(_Part):
 class SamplerConfig(_Part):
     """How a look becomes actions: one rung of the ladder from faithful to cheap. Part of a score's fingerprint: it changes the actions."""
 
-    video_passes: PositiveInt
+    video_passes: Passes
     """Noise levels at which the video is denoised. As many as `action_steps`: both come down together, as in the paper. Fewer: the video first;
     the features of its last pass serve every action step. 1: one pass from pure noise."""
-    action_steps: PositiveInt
+    action_steps: Passes
     guidance: PositiveFloat = 1.0
     """Classifier-free guidance on both streams; 1: none, and half the video passes."""
-    video_sigmas: tuple[PositiveFloat, PositiveFloat]
+    video_sigmas: Sigmas
     """Lowest and highest noise of the video."""
-    action_sigmas: tuple[PositiveFloat, PositiveFloat]
+    action_sigmas: Sigmas
     """Lowest and highest noise of the actions."""
     rho: PositiveFloat = 7.0
-    execute: PositiveInt
+    execute: Steps
     """Actions carried out before the next look."""
 
 
 class PolicyConfig(_Part):
     """The whole policy. Cameras and picture size come from the data's contract, everything else from a preset."""
 
-    preset: str
+    preset: Name
     clip: ClipShape
     video: VideoConfig | None = None
     adaptor: AdaptorConfig | None = None
@@ -184,9 +210,9 @@ class PolicyConfig(_Part):
     """Instead of `video` and `adaptor`: the behaviour-cloning baseline, which imagines nothing (Chi et al. 2023, arXiv 2303.04137)."""
     action: ActionConfig
     diffusion: DiffusionConfig
-    ladder: dict[str, SamplerConfig]
+    ladder: Annotated[dict[Name, SamplerConfig], Field(min_length=1, max_length=64)]
     """The rungs this policy can be asked on, by name."""
-    rung: str
+    rung: Name
     """The one it acts on unless told otherwise."""
     action_normalization: Literal["minmax", "meanstd", "quantile"]
 
@@ -196,6 +222,9 @@ class PolicyConfig(_Part):
             raise ValueError("a policy has `video` and `adaptor`, or `images` instead of both")
         if self.rung not in self.ladder:
             raise ValueError(f"rung {self.rung} is not on the ladder: {', '.join(self.ladder)}")
+        for rung, sampler in self.ladder.items():
+            if sampler.execute > self.clip.horizon:
+                raise ValueError(f"rung {rung} executes {sampler.execute} actions of a chunk that has {self.clip.horizon}")
         return self
 
     @property

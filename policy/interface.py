@@ -1,16 +1,31 @@
 """Where policy and simulator meet: an observation goes in, a chunk of actions comes out.
 
-The one module every room may import, so it needs numpy and nothing else.
+The one module every room may import, so it needs numpy and `policy.untrusted`, which needs the standard library alone.
 
 Shapes: H, W pixels; P proprioceptive values; T steps of a chunk; A action dimensions.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from policy.untrusted import clean_text, printable
+
+MOST_NAMES = {"cameras": 64, "proprio": 4096, "action": 1024}
+"""How many names each layout of a contract may have."""
+MOST_SIDE = 8192
+"""Rows or columns of a picture."""
+MOST_HZ = 100_000.0
+MOST_PICTURES_BYTES = 1 << 30
+"""Size of the pictures of one observation."""
+NAME_LENGTH, VERSIONS_LENGTH = 500, 4000
+"""Characters of a camera's or value's name, and of the simulator's name with its versions."""
+MOST_STEPS = 4096
+"""Control steps of one chunk."""
 
 
 def derived_seed(*parts: int) -> int:
@@ -39,10 +54,22 @@ class ActionChunk:
     """The policy's answer: the next T actions, of which the first `execute` are meant to be carried out before it looks again.
 
     actions: (T, A) float32 in the units the simulator takes (robosuite OSC_POSE: each dimension in [-1, 1]).
+
+    ValueError, one sentence, for a chunk without a step and for an `execute` outside 1 to T. Values that are not finite are refused where
+    an answer is received (`policy.wire`) and where an action is carried out (`sim_workers.faults`).
     """
 
     actions: npt.NDArray[np.float32]
     execute: int
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.actions)
+        if len(shape) != 2:
+            raise ValueError(f"the actions of a chunk have the shape {shape}; they must be (steps, action dimensions)")
+        if 0 in shape:
+            raise ValueError(f"a chunk of actions is empty: it has {shape[0]} steps of {shape[1]} dimensions")
+        if isinstance(self.execute, bool) or not isinstance(self.execute, (int, np.integer)) or not 1 <= self.execute <= shape[0]:
+            raise ValueError(f"execute is {printable(repr(self.execute), 40)}; execute must lie between 1 and the {shape[0]} steps of a chunk")
 
 
 @dataclass(frozen=True)
@@ -79,15 +106,30 @@ class Contract:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Contract":
+    def from_json(cls, data: Any) -> "Contract":
+        """Return the contract that `to_json` wrote.
+
+        TypeError for what is no JSON object; ValueError, one sentence that names the field, for a field that is missing, of another type or
+        absurdly large.
+        """
+        if not isinstance(data, dict):
+            raise TypeError(f"a contract is a JSON object, not {printable(repr(data), 40)}")
+        if lacking := [name for name in _MEANING if name not in data]:
+            raise ValueError(f"the contract lacks {', '.join(lacking)}")
+        layouts = {name: _names(data[name], name) for name in MOST_NAMES}
+        if len(set(layouts["cameras"])) != len(layouts["cameras"]):
+            raise ValueError("cameras holds a name twice")
+        image_size = _image_size(data["image_size"])
+        if (size := len(layouts["cameras"]) * math.prod(image_size) * 3) > MOST_PICTURES_BYTES:
+            raise ValueError(f"the pictures of one observation would have {size} bytes; at most {MOST_PICTURES_BYTES} are allowed")
         return cls(
-            cameras=tuple(data["cameras"]),
-            image_size=(int(data["image_size"][0]), int(data["image_size"][1])),
-            render_profile=data["render_profile"],
-            proprio=tuple(data["proprio"]),
-            action=tuple(data["action"]),
-            control_hz=float(data["control_hz"]),
-            simulator=data["simulator"],
+            cameras=layouts["cameras"],
+            image_size=image_size,
+            render_profile=clean_text(data["render_profile"], "render_profile", NAME_LENGTH),
+            proprio=layouts["proprio"],
+            action=layouts["action"],
+            control_hz=_hz(data["control_hz"]),
+            simulator=clean_text(data["simulator"], "simulator", VERSIONS_LENGTH),
         )
 
     def mismatches(self, offered: "Contract") -> list[str]:
@@ -113,6 +155,29 @@ _MEANING = {
 
 def _show(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _names(value: Any, field: str) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{field} must be a list of names, not {printable(repr(value), 40)}")
+    if len(value) > MOST_NAMES[field]:
+        raise ValueError(f"{field} has {len(value)} names; at most {MOST_NAMES[field]} are allowed")
+    return tuple(clean_text(name, f"{field}[{i}]", NAME_LENGTH) for i, name in enumerate(value))
+
+
+def _image_size(value: Any) -> tuple[int, int]:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError(f"image_size must be two numbers, rows and columns, not {printable(repr(value), 40)}")
+    for side in value:
+        if isinstance(side, bool) or not isinstance(side, (int, float)) or not 1 <= side <= MOST_SIDE or side != int(side):
+            raise ValueError(f"image_size holds {printable(repr(side), 40)}; rows and columns are whole numbers between 1 and {MOST_SIDE}")
+    return int(value[0]), int(value[1])
+
+
+def _hz(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MOST_HZ:
+        raise ValueError(f"control_hz is {printable(repr(value), 40)}; it is a number above 0 and at most {MOST_HZ:g}")
+    return float(value)
 
 
 class Policy(Protocol):

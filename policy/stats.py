@@ -11,6 +11,9 @@ Vector = tuple[float, ...]
 # Half a range, or a deviation, below which a dimension counts as constant and is normalised to 0: dividing by it would only blow up noise.
 CONSTANT = 1e-6
 VECTORS = ("mean", "m2", "low", "high", "q01", "q99")
+MOST_DIMENSIONS = 4096
+MOST = 1e37
+"""Largest magnitude of a number in a file of statistics: twice as much is still a finite float32, in which networks compute."""
 
 
 @dataclass(frozen=True)
@@ -56,5 +59,32 @@ class Stats:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Stats":
-        return cls(data["count"], *(tuple(data[name]) for name in VECTORS))
+    def from_json(cls, data: Any) -> "Stats":
+        """Return the statistics that `to_json` wrote; ValueError, one sentence that names the field, for anything else.
+
+        Every number must be finite and every vector as wide as the others.
+        """
+        if not isinstance(data, dict):
+            raise ValueError("statistics are a JSON object")
+        if lacking := [name for name in ("count", *VECTORS) if name not in data]:
+            raise ValueError(f"the statistics lack {', '.join(lacking)}")
+        count, vectors = data["count"], {name: _vector(data[name], name) for name in VECTORS}
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError("count of the statistics must be a whole number of at least 1")
+        widths = {name: len(vector) for name, vector in vectors.items()}
+        if len(set(widths.values())) > 1:
+            raise ValueError(f"the vectors of the statistics differ in width ({', '.join(f'{name} {width}' for name, width in widths.items())})")
+        if any(low > high for low, high in zip(vectors["low"], vectors["high"], strict=True)):
+            raise ValueError("low of the statistics exceeds high")
+        if any(value < 0 for value in vectors["m2"]):
+            raise ValueError("m2 of the statistics, a sum of squares, is negative")
+        return cls(count, *vectors.values())
+
+
+def _vector(value: Any, name: str) -> Vector:
+    if not isinstance(value, (list, tuple)) or len(value) > MOST_DIMENSIONS:
+        raise ValueError(f"{name} of the statistics must be a list of at most {MOST_DIMENSIONS} numbers")
+    for number in value:
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) <= MOST:
+            raise ValueError(f"{name} of the statistics holds a value that is not a number, not finite or larger than {MOST:g}")
+    return tuple(value)

@@ -5,7 +5,6 @@ Reads them into what is already built, and says in one sentence what does not fi
 
 import hashlib
 import inspect
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +16,12 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from policy.untrusted import read_json
+
 VIDEO = ("unet", "vae")
 TEXT = ("text_encoder", "tokenizer")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+CONFIG_BYTES = 1 << 20
 STEM = "diffusion_pytorch_model"
 # What decides a U-Net's weights; the rest of its configuration (picture size, number of frames) is free.
 ARCHITECTURE = (
@@ -107,8 +109,10 @@ def reading(folder: Path) -> Iterator[None]:
 
 
 def _config(folder: Path, wanted: type) -> dict[str, Any]:
-    with reading(folder / "config.json"):
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    with reading(folder / "config.json"), (folder / "config.json").open("rb") as file:
+        config: dict[str, Any] = read_json(file.read(CONFIG_BYTES + 1), CONFIG_BYTES)
+        if not isinstance(config, dict):
+            raise ValueError("config.json is not a JSON object")
     if config.get("_class_name") != wanted.__name__:
         raise WeightsError(f"{folder}: it holds a {config.get('_class_name', 'model of another kind')}, a {wanted.__name__} is wanted; name another")
     return config
@@ -127,9 +131,8 @@ def _weight_files(folder: Path) -> list[Path]:
     raise WeightsError(f"{folder}: there is no {STEM}.safetensors here; copy the folder again")
 
 
-@torch.no_grad()
-def _fill(module: nn.Module, folder: Path) -> None:
-    """Every weight of a module from a folder's files, one tensor in memory at a time, at the module's own precision."""
+def _refuse_misfit(module: nn.Module, folder: Path) -> None:
+    """WeightsError if a folder's files have other names or shapes than a module, which may be on the meta device; no values are read."""
     state = module.state_dict()
     left = set(state)
     for file in _weight_files(folder):
@@ -140,10 +143,20 @@ def _fill(module: nn.Module, folder: Path) -> None:
                 shape = tuple(opened.get_slice(name).get_shape())
                 if shape != tuple(state[name].shape):
                     raise WeightsError(f"{file}: {name} has shape {shape}, the model's has {tuple(state[name].shape)}; name weights that fit")
-                state[name].copy_(opened.get_tensor(name))
                 left.discard(name)
     if left:
         raise WeightsError(f"{folder}: its weights lack {min(left)}; copy the folder again")
+
+
+@torch.no_grad()
+def _fill(module: nn.Module, folder: Path) -> None:
+    """Every weight of a module from a folder's files, one tensor in memory at a time, at the module's own precision."""
+    _refuse_misfit(module, folder)
+    state = module.state_dict()
+    for file in _weight_files(folder):
+        with reading(file), safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                state[name].copy_(opened.get_tensor(name))
 
 
 def load_unet(source: str | Path, unet: UNetSpatioTemporalConditionModel) -> None:
@@ -166,6 +179,14 @@ def _spelled_out(name: str, value: Any, levels: int) -> Any:
     return (value,) * levels if name in _PER_LEVEL and not isinstance(value, tuple) else value
 
 
+def _bound_vae(config: dict[str, Any]) -> None:
+    """ValueError for an autoencoder of more layers, or wider ones, than any has: each layer takes memory, even on the meta device."""
+    numbers = {"layers_per_block": (16, config.get("layers_per_block", 1)), "block_out_channels": (1 << 16, config.get("block_out_channels", 1))}
+    for name, (most, value) in numbers.items():
+        if not all(isinstance(one, int) and 0 < one <= most for one in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"{name} must be whole numbers between 1 and {most}")
+
+
 def load_vae(source: str | Path) -> AutoencoderKLTemporalDecoder:
     """A pretrained autoencoder in fp32; WeightsError if it is not one that makes a latent of every 8 x 8 pixels, or a file is not whole."""
     folder = part_folder(local_folder(source, ("vae",)), "vae")
@@ -179,6 +200,11 @@ def load_vae(source: str | Path) -> AutoencoderKLTemporalDecoder:
         raise WeightsError(
             f"{folder}: it makes a latent of every {side} x {side} pixels, 8 x 8 are wanted; name Stable Video Diffusion's autoencoder"
         )
+    with reading(folder / "config.json"):
+        _bound_vae(config)
+        with torch.device("meta"):
+            planned = AutoencoderKLTemporalDecoder.from_config(config)
+    _refuse_misfit(planned, folder)  # before memory is allocated for widths that a stranger may have chosen
     vae: AutoencoderKLTemporalDecoder = AutoencoderKLTemporalDecoder.from_config(config)
     _fill(vae, folder)
     return vae.eval()

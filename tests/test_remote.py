@@ -71,9 +71,12 @@ def same(chunks: list[ActionChunk], others: list[ActionChunk]) -> bool:
     )
 
 
+BYTES = {"Content-Type": "application/octet-stream"}
+
+
 def post(url: str, body: bytes) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(f"{url}/act", body)) as answer:
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/act", body, BYTES)) as answer:
             return answer.status, ""
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -100,7 +103,7 @@ def test_another_language_needs_only_http_json_and_npz() -> None:
     }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    with served(Digest()) as url, urllib.request.urlopen(urllib.request.Request(f"{url}/act", buffer.getvalue())) as answer:
+    with served(Digest()) as url, urllib.request.urlopen(urllib.request.Request(f"{url}/act", buffer.getvalue(), BYTES)) as answer:
         told = np.load(io.BytesIO(answer.read()))
     expected = Digest().act([seen])[0]
     assert np.array_equal(told["actions"][0], expected.actions)

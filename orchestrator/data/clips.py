@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.data.episodes import Episode
+from orchestrator.data.episodes import Episode, EpisodeError
 from policy.config import ClipShape
 from policy.interface import Contract
 
@@ -73,8 +73,15 @@ def cut(episode: Episode, start: int, shape: ClipShape, contract: Contract) -> C
 
 
 def stack(clips: Sequence[Clip]) -> dict[str, Any]:
-    """Clips as one batch: arrays with a leading B, and the lists of instructions and seeds."""
+    """Clips as one batch: arrays with a leading B, and the lists of instructions and seeds.
+
+    EpisodeError for an episode without one of the pictures: its part of the batch would stay as the memory was.
+    """
     views = [list(clip.episode.frames.values()) for clip in clips]
+    for clip, cameras in zip(clips, views, strict=True):
+        short = any(pictures.shape[1:] != views[0][0].shape[1:] or clip.shown.max() >= len(pictures) for pictures in cameras)
+        if short or len(cameras) != len(views[0]) or len(clip.shown) != len(clips[0].shown):
+            raise EpisodeError(f"episode {clip.episode.episode_id}: it lacks pictures that its clip shows; restore its file, or record it again")
     frames = np.empty((len(clips), len(views[0]), len(clips[0].shown), *views[0][0].shape[1:]), views[0][0].dtype)
     for b, clip in enumerate(clips):
         for v, pictures in enumerate(views[b]):

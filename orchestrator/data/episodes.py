@@ -30,6 +30,10 @@ CODEC_OPTIONS = {"crf": "18", "preset": "medium", "tune": "fastdecode", "g": "8"
 WITHOUT_TREE = {"mbtree": "0"}
 
 
+MOST_FRAMES = 10_000_000
+"""Frames of one episode; at 20 a second, six days."""
+
+
 class EpisodeError(Exception):
     """One sentence: which episode of which store, what is wrong, and the mend."""
 
@@ -87,27 +91,41 @@ def _needed(packets: list[Any], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np
     return np.flatnonzero(needed)
 
 
-def _decode_video(data: bytes, wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """(len(wanted), H, W, 3): the frames of those numbers, ascending and distinct."""
+def _decode_video(data: bytes, wanted: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.uint8]:
+    """(len(wanted), H, W, 3): the frames of those numbers, ascending and distinct, of a film of `length` frames.
+
+    ValueError if the film has another number of frames, or if one that is wanted is not in it or differs in size: the array is allocated
+    before it is filled, and a part that stays as it is would show whatever the memory held.
+    """
     reformatter = VideoReformatter()  # one for all frames: a new one per frame costs more than the decoding
     with av.open(io.BytesIO(data), "r") as container:
         decoder: Any = container.streams.video[0].codec_context
         decoder.thread_count = 1
         packets = [packet for packet in container.demux(video=0) if packet.size]
+        if len(packets) != length:
+            raise ValueError(f"its film has {len(packets)} frames and not {length}")
+        if not packets[0].is_keyframe:
+            raise ValueError("its film does not begin with a key frame")
         number = {packet.pts: i for i, packet in enumerate(packets)}
         height, width = decoder.height, decoder.width
+        missing = set(wanted.tolist())
         frames = np.empty((len(wanted), height, width, 3), np.uint8)
         place = {number: i for i, number in enumerate(wanted.tolist())}
         for packet in [*(packets[i] for i in _needed(packets, wanted)), None]:
             for frame in decoder.decode(packet):
-                i = place.get(number[frame.pts])
+                i = place.get(number.get(frame.pts, -1))
                 if i is None:
                     continue
+                if (frame.height, frame.width) != (height, width):
+                    raise ValueError(f"its film has a frame of {frame.height} x {frame.width} pixels among those of {height} x {width}")
+                missing.discard(number[frame.pts])
                 if frame.format.name == DECODED_FORMAT:
                     for channel, plane in zip((1, 2, 0), frame.planes, strict=True):
                         frames[i, :, :, channel] = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, :width]
                 else:
                     frames[i] = reformatter.reformat(frame, format="rgb24").to_ndarray()
+    if missing:
+        raise ValueError(f"its film does not show frame {min(missing)}")
     return frames
 
 
@@ -122,11 +140,14 @@ def _vectors(array: npt.NDArray[np.float32] | None) -> pa.Array:
 
 
 def _array(column: pa.ChunkedArray, length: int) -> npt.NDArray[np.float32] | None:
-    """The (length, D) vectors of a one-row column."""
+    """The (length, D) vectors of a one-row column; ValueError if there are more or fewer."""
     (rows,) = column.chunks
     if rows.null_count:
         return None
-    values: npt.NDArray[np.float32] = rows.flatten().flatten().to_numpy()
+    vectors = rows.flatten()
+    if len(vectors) != length or vectors.null_count:
+        raise ValueError(f"it has {len(vectors) - vectors.null_count} vectors for {length} frames")
+    values: npt.NDArray[np.float32] = vectors.flatten().to_numpy()
     return values.reshape(length, -1).copy()
 
 
@@ -164,24 +185,38 @@ def _file(episode: Episode, cameras: dict[str, pa.Array], metadata: dict[str, st
 def decode(data: bytes, cameras: tuple[str, ...], with_actions: bool, wanted: Sequence[int] | None = None) -> Episode:
     """The episode with the named cameras, as pictures or, where those were kept, latents. Without `with_actions` the action column is not touched.
 
-    With `wanted`, only the frames of those numbers, at the cost of themselves and those between them and the key frames before.
+    With `wanted`, only the frames of those numbers, at the cost of themselves and those between them and the key frames before. EpisodeError,
+    which names the episode, if its parts are not as long as it says, or cannot be decoded.
     """
     file = pq.ParquetFile(pa.BufferReader(data))
     kept = ["latents_shape"] if "latents_shape" in file.schema_arrow.names else []
     pictures = [f"latents.{name}" if kept else f"cam.{name}" for name in cameras]
     columns = ["episode_id", "task", "instruction", "success", "source", "length", "proprio", *pictures, *kept]
     table = file.read(columns + ["action"] * with_actions, use_threads=False)
+    try:
+        return _episode(table, dict(zip(cameras, pictures, strict=True)), bool(kept), with_actions, wanted)
+    except (ValueError, IndexError, TypeError, av.FFmpegError) as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise EpisodeError(f"episode {table['episode_id'][0].as_py()} cannot be decoded ({said}); restore its file, or record it again") from None
+
+
+def _episode(table: pa.Table, columns: dict[str, str], latents: bool, with_actions: bool, wanted: Sequence[int] | None) -> Episode:
+    """`columns`: those of the pictures, by camera. ValueError and others for parts that do not fit together."""
     length = table["length"][0].as_py()
+    if not isinstance(length, int) or not 0 < length <= MOST_FRAMES:
+        raise ValueError(f"its length is {length}; an episode has between 1 and {MOST_FRAMES} frames")
     numbers = np.arange(length) if wanted is None else np.unique(np.asarray(wanted, np.int64))
+    if len(numbers) and not 0 <= numbers[0] <= numbers[-1] < length:
+        raise ValueError(f"frames {numbers[0]} to {numbers[-1]} of {length} are asked for")
 
     def frames(column: str) -> npt.NDArray[Any]:
-        if not kept:
-            return _decode_video(table[column][0].as_py(), numbers)
-        latents = np.frombuffer(table[column][0].as_buffer(), "<f2").reshape(length, *table["latents_shape"][0].as_py())
-        return latents[numbers]  # a copy of these alone
+        if not latents:
+            return _decode_video(table[column][0].as_py(), numbers, length)
+        kept = np.frombuffer(table[column][0].as_buffer(), "<f2").reshape(length, *table["latents_shape"][0].as_py())
+        return kept[numbers]  # a copy of these alone
 
     return Episode(
-        frames={name: frames(column) for name, column in zip(cameras, pictures, strict=True)},
+        frames={name: frames(column) for name, column in columns.items()},
         numbers=None if wanted is None else numbers,
         whole_length=length,
         proprio=_array(table["proprio"], length),

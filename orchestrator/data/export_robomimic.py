@@ -199,7 +199,7 @@ def env_args(contract: Contract, entries: Sequence[EpisodeEntry]) -> dict[str, A
 
     A file has one environment: of several tasks the most frequent one (each demonstration has its own in demoscale.task).
     """
-    versions = re.fullmatch(r"robosuite ((\d+)\.(\d+)\S*), mujoco \S+", contract.simulator)
+    versions = re.fullmatch(r"robosuite ((\d++)\.(\d++)\S*), mujoco \S+", contract.simulator)
     arms = _arms(contract.action)
     if not (versions and arms and (int(versions[2]), int(versions[3])) >= (1, 5)):
         return None
