@@ -1,6 +1,6 @@
-"""Writes the schemas in this folder anew, from the two projects' own files: what they say, without prose, equal parts said once.
+"""Write the schemas in this folder from the projects' own files: what they say, without prose, equal parts said once.
 
-python tests/schemas/trim.py ray.io_rayjobs.yaml compose-spec.json     # where they come from: README.md
+python tests/schemas/trim.py ray.io_rayjobs.yaml compose-spec.json v1.37.0-local-strict     # where they come from: README.md
 """
 
 import hashlib
@@ -66,13 +66,40 @@ def shared(schema: Any) -> Any:
     return replace(schema) | {"$defs": defs}
 
 
-def main(rayjobs: str, compose: str) -> None:
+def resolved(node: Any, file: Path) -> Any:
+    """The part of this file's schema with every reference replaced by what it names."""
+    if isinstance(node, list):
+        return [resolved(item, file) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if isinstance(node.get("$ref"), str):
+        name, _, path = node["$ref"].partition("#")
+        named = file.with_name(Path(name).name) if name else file
+        found = json.loads(named.read_text())
+        for part in path.strip("/").split("/") if path else ():
+            found = found[part]
+        return resolved(found, named)
+    return {key: resolved(value, file) for key, value in node.items()}
+
+
+def kubernetes(folder: Path) -> Any:
+    """The kinds of deploy/kuberay/namespace.yaml, each under its name."""
+    files = {"Namespace": "namespace-v1", "ServiceAccount": "serviceaccount-v1", "NetworkPolicy": "networkpolicy-networking-v1"}
+    files = {kind: folder / f"{name}.json" for kind, name in files.items()}
+    return {kind: trimmed(resolved(json.loads(file.read_text()), file)) for kind, file in files.items()}
+
+
+def main(rayjobs: str, compose: str, kubernetes_schemas: str) -> None:
     """The RayJob holds the spec of a RayCluster, so one file serves both."""
     folder = Path(__file__).parent
     versions = yaml.safe_load(Path(rayjobs).read_text())["spec"]["versions"]
     whole = next(version for version in versions if version["name"] == "v1")["schema"]["openAPIV3Schema"]
     whole["properties"].pop("status")
-    for name, schema in (("kuberay", shared(strict(trimmed(whole)))), ("compose", trimmed(json.loads(Path(compose).read_text())))):
+    for name, schema in (
+        ("kuberay", shared(strict(trimmed(whole)))),
+        ("compose", trimmed(json.loads(Path(compose).read_text()))),
+        ("kubernetes", kubernetes(Path(kubernetes_schemas))),
+    ):
         (folder / f"{name}.json").write_text(json.dumps(schema, separators=(",", ":"), sort_keys=True) + "\n")
 
 
