@@ -314,38 +314,34 @@ def test_a_disk_that_is_full_or_a_folder_that_is_synced_says_so(tmp_path: Path) 
     storage.sync("nothing/")
 
 
-def noted(trouble: Callable[[], None], at: Path) -> Callable[..., Any]:
-    """A trainer that meets trouble once, in the middle of a run."""
+FULL_DISK = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/arms/x")
+AWAY = StorageError("s3://bucket: the server cannot be reached")
+
+
+def meeting(trouble: Exception, marks: Path) -> Callable[..., Any]:
+    """A trainer that meets trouble once, after it has trained."""
 
     def fit(job: Any, folder: str, resources: dict[str, float], desk: Any, attempts: int) -> Any:
         reported = FakeTrainer(0.001)(job, folder, resources, desk, attempts)
-        if not at.exists():
-            at.touch()
-            trouble()
+        if not (marks / "trouble").exists():
+            (marks / "trouble").touch()
+            raise trouble
         return reported
 
     return fit
 
 
-def out_of_space() -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/arms/x")
-
-
-def out_of_reach() -> None:
-    raise StorageError("s3://bucket: the server cannot be reached")
-
-
 @pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize(("trouble", "said"), [(out_of_space, "the disk is full"), (out_of_reach, "the server cannot be reached")])
-def test_a_full_disk_or_a_storage_that_is_away_pauses_the_sweep(folder: Path, store: str, trouble: Callable[[], None], said: str) -> None:
+@pytest.mark.parametrize(("trouble", "said"), [(FULL_DISK, "the disk is full"), (AWAY, "the server cannot be reached")])
+def test_a_full_disk_or_a_storage_that_is_away_pauses_the_sweep(folder: Path, store: str, trouble: Exception, said: str) -> None:
     asked = sweep(folder, store)
-    first = Run(asked, noted(trouble, folder / "trouble"))
+    first = Run(asked, meeting(trouble, folder))
     with pytest.raises(InfrastructureError, match=said):
         first()
     assert "failed" not in first.states.values()
-    assert not list((folder / "failures").rglob("*.json")) if (folder / "failures").exists() else True
+    assert not list(folder.glob("failures/**/*.json"))
     done = Run(asked)()
     assert set(done.states.values()) == {"scored"}
     rows = ledger(folder)
