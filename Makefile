@@ -8,7 +8,11 @@ LIBRARIES := libEGL.so.1 libOpenGL.so.0 libGL.so.1 libgthread-2.0.so.0
 
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-full stress check setup debian browser libero bench lock clean
+# `make lerobot`: LeRobot takes no other Python here, and PyPI's torch for Linux brings 3 GB of CUDA with it.
+PYTHON312 ?= python3.12
+TORCH_CPU ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test test-full stress check setup debian browser libero lerobot bench lock image-lock clean
 .DELETE_ON_ERROR:
 
 demo: setup  ## collect demonstrations, run jobs/quickstart.yaml, print the curve
@@ -31,6 +35,15 @@ check: setup  ## style, types, import layers
 
 libero: setup  ## also LIBERO-10: its code, tasks and meshes, 360 MB
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --constraint constraints-libero.txt --editable '.[dev,libero]'
+
+lerobot: .venv-lerobot/ready  ## Hugging Face's LeRobot, with which tests compare imports and exports: an environment of its own, with Python 3.12
+
+.venv-lerobot/ready: constraints-lerobot.txt
+	@$(PYTHON312) -c "import sys; sys.exit(sys.version_info[:2] != (3, 12))" 2>/dev/null || \
+	{ echo "LeRobot needs Python 3.12, and $(PYTHON312) is none; install it, or name one: make lerobot PYTHON312=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON312) -m venv .venv-lerobot
+	.venv-lerobot/bin/pip install --quiet --disable-pip-version-check --extra-index-url $(TORCH_CPU) --constraint constraints-lerobot.txt 'lerobot[dataset]'
+	@touch $@
 
 bench: setup  ## measure again and refresh bench/README.md
 	$(BIN)/python -m bench
@@ -56,5 +69,13 @@ browser:  ## Chromium, in which tests open the page; without it they are skipped
 lock: setup  ## write constraints.txt from what is installed
 	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new && mv constraints.new constraints.txt
 
+# By PyPI's hashes: wheels alone, but for evdev, which has none. The same uv each time, so that the same constraints give the same files.
+HASHED := .venv/uv/bin/uv pip compile --quiet --no-config --default-index https://pypi.org/simple --generate-hashes --no-annotate --no-header \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_36 --only-binary :all:
+image-lock: setup  ## write deploy/requirements*.txt, the image's packages by hash, from constraints.txt
+	$(PYTHON) -m venv .venv/uv && .venv/uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.8
+	$(HASHED) --no-binary evdev --constraint constraints.txt --output-file deploy/requirements.txt pyproject.toml
+	echo setuptools | $(HASHED) --constraint deploy/requirements.txt --output-file deploy/requirements-build.txt -
+
 clean:  ## remove the environment, the demo's data and its results
-	rm -rf .venv data runs
+	rm -rf .venv .venv-lerobot data runs

@@ -1,4 +1,4 @@
-"""Import recordings: HDF5 (robomimic, MimicGen, RoboCasa, LIBERO), LeRobot, RLDS, diffusion-policy zarr, or films, into an episode store.
+"""Import recordings: HDF5 (robomimic, MimicGen, RoboCasa, LIBERO), LeRobot, RLDS, MCAP, diffusion-policy zarr, or films, into an episode store.
 
     python -m jobs.ingest demo.hdf5 data/lift --dry-run --sheet sheet.png
     python -m jobs.ingest demo.hdf5 data/lift --images upside-down
@@ -74,6 +74,7 @@ def main(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, **s
     python -m jobs.ingest demo.hdf5 data/lift --images upside-down
     python -m jobs.ingest lerobot/pick data/pick --cameras top=agentview,wrist --image-size 64
     python -m jobs.ingest pusht.zarr data/pusht --hz 10 --task PushT --instruction "push the T" --proprio state
+    python -m jobs.ingest bags data/pick --hz 10 --task pick --instruction "pick it up" --proprio /joint_states --action /command
     python -m jobs.ingest films data/lift --cameras agentview --resample-hz 20  action-free, beside demonstrations
     """
     from orchestrator.cluster import connect, quiet

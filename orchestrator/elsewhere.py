@@ -1,14 +1,13 @@
 """What of a sweep, or of a job's arguments, cannot work on a cluster: its machines see neither this one's folders nor its secrets."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrator.credentials import credentials_in
 from orchestrator.provenance import CHECKOUT
-from orchestrator.spec import Sweep
+from orchestrator.spec import Sweep, credential_problems
 from orchestrator.staging import SHIPPED
 
 # Options of jobs/* that name where something is read or written.
@@ -30,8 +29,7 @@ def _keep_out(field: str) -> str:
 def unfit_sweep(sweep: Sweep) -> list[str]:
     """Why the sweep could not run on other machines, one sentence each with the mend; nothing secret is repeated."""
     as_written = {**sweep.model_dump(mode="json"), "mlflow": sweep.mlflow}  # a sweep that is written down shows no credentials
-    problems = [_keep_out(field) for field, text in _texts(as_written) if credentials_in(text)]
-    if problems:
+    if problems := credential_problems(as_written):  # of a sweep that was changed after it was validated
         return problems
     for field, place in (("data.episodes", sweep.data.episodes), ("storage", sweep.storage)):
         if _local(place) == "relative":
@@ -78,7 +76,7 @@ def unfit_arguments(job: str, arguments: Sequence[str]) -> list[str]:
             continue
         field, value = (name, value) if argument.startswith("--") else (option, argument)
         option = ""
-        if credentials_in(value):
+        if credentials_in(value) or credentials_in(f"{field}={value}"):
             problems.append(_keep_out(field or f"--job {job}"))
         elif field in _FOLDERS and _local(value) != "absolute":
             problems.append(f"{field}: {value} would be lost with the job; name an absolute path that all nodes share")
@@ -90,15 +88,6 @@ def unfit_arguments(job: str, arguments: Sequence[str]) -> list[str]:
     if must and not any(argument.partition("=")[0] == must for argument in arguments):
         problems.append(f"{must}: missing, and by default a folder beside the job, which the cluster throws away; name s3://bucket/prefix")
     return problems
-
-
-def _texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
-    """Every text of a sweep, with the name of its field."""
-    if isinstance(value, str):
-        yield field, value
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, part in parts:
-        yield from _texts(part, f"{field}.{name}".lstrip("."))
 
 
 def _local(place: str) -> str:

@@ -35,6 +35,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.credentials import redacted
 from orchestrator.decide import Verdict
 from orchestrator.notes import read_notes
 from orchestrator.provenance import digest
@@ -136,6 +137,7 @@ class Ledger:
 
     def _row(self, outcome: Outcome, recorded: datetime) -> dict[str, Any]:
         own = outcome.to_json()
+        own["message"] = redacted(own["message"]) if own["message"] else ""
         return {**self._of, **own.pop("spec"), **own, "episode": outcome.spec.episode_id, "recorded": recorded}
 
     def keep_film(self, episode_id: str, film: Filmed) -> None:

@@ -1,15 +1,19 @@
 """The errors a person can mend, answered by every command in the same way: their sentence and an exit code."""
 
 import sys
+import threading
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 import click
 
+from orchestrator.credentials import redacted
+
 
 def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn the errors a person can mend into their sentence and an exit code; anything else is a bug and keeps its traceback."""
+    """Turn the errors a person can mend into their sentence and an exit code; anything else is a bug and keeps its traceback, without secrets."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -23,10 +27,14 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
         from sim_workers.libero import LiberoMissingError
         from sim_workers.robocasa import RobocasaError
 
+        redact_tracebacks()
         try:
             command(*args, **kwargs)
+        except click.ClickException as error:
+            error.message = redacted(error.message)  # type: ignore[misc]  # what click prints
+            raise
         except SweepError as error:
-            click.echo(str(error), err=True)
+            click.echo(redacted(error), err=True)
             sys.exit(2)
         except InfrastructureError as error:
             click.echo(str(error), err=True)
@@ -35,7 +43,7 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
             ours = EpisodeError, LiberoMissingError, ProtocolError, RobocasaError, SourceError, StorageError, TrackingError
             if not isinstance(error, (*ours, *_of_heavy_modules())):
                 raise
-            click.echo(str(error), err=True)
+            click.echo(redacted(error), err=True)
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("stopped; what was kept is kept, and the same command continues from it", err=True)
@@ -44,11 +52,27 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def redact_tracebacks() -> None:
+    """From now on this process prints tracebacks of errors that nobody catches, in any thread, without secrets. Hooks that others set stay."""
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = lambda _kind, error, _trace: _print(error)
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = lambda failed: _print(failed.exc_value, failed.thread)
+
+
+def _print(error: BaseException | None, thread: threading.Thread | None = None) -> None:
+    if error is None or (thread and isinstance(error, SystemExit)):
+        return
+    where = f"Exception in thread {thread.name}:\n" if thread else ""
+    sys.stderr.write(redacted(where + "".join(traceback.format_exception(error))))
+
+
 def _of_heavy_modules() -> list[type[Exception]]:
     """Errors of modules that import torch or Ray, or that few commands need; nobody raised one who did not import them before."""
     known = (
         ("policy.weights", "WeightsError"),
         ("policy.checkpoint", "CheckpointError"),
+        ("policy.finite", "NotFiniteError"),
         ("orchestrator.sweep", "UnfinishedError"),
         ("orchestrator.submit", "SubmitError"),
         ("orchestrator.staging", "StagingError"),

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cost import exceeded
+from orchestrator.credentials import redacted_in
 from orchestrator.infrastructure import cause_of
 from orchestrator.metrics import QUEUED_EPISODES, ROLLOUT_WORKERS, UNSCORED_CHECKPOINTS, UNTOLD_RECORDS
 from orchestrator.placement import Placement
@@ -125,7 +126,7 @@ class Pulse:
             "left_s": self._left_s(),
         }
         with suppress(StorageError):
-            run.state.storage.put(f"live/{run.state.sweep.name}.json", json.dumps(news).encode())
+            run.state.storage.put(f"live/{run.state.sweep.name}.json", json.dumps(redacted_in(news)).encode())
 
     def _left_s(self) -> float | None:
         """How long it will take at the pace so far, if no arm is stopped; None before there is a pace."""

@@ -19,7 +19,7 @@ One file, one thing that can be run. All take `--help`.
 | `libero10.yaml`, `robocasa24.yaml` | sweep files: the paper's experiments on LIBERO-10 and RoboCasa-24, at its size; each says what it needs |
 | `quickstart.py` | `python -m jobs.quickstart`: collect demonstrations, run `quickstart.yaml`, print the curve |
 | `collect.py` | `python -m jobs.collect`: scripted demonstrations of a task into an episode store |
-| `ingest.py` | `python -m jobs.ingest SRC STORE`: episodes of other formats (robomimic, LIBERO, RoboCasa, LeRobot, RLDS, zarr, films) into a store |
+| `ingest.py` | `python -m jobs.ingest SRC STORE`: other formats (robomimic, LIBERO, RoboCasa, LeRobot, RLDS, MCAP, zarr, films) into a store |
 | `export.py` | `python -m jobs.export STORE PATH`: an episode store as a LeRobot v3 data set or a robomimic file |
 | `encode.py` | `python -m jobs.encode STORE --weights W`: latents of all pictures and tokens of all sentences, kept beside a store for `svd-256` |
 | `pretrain.py` | `python -m jobs.pretrain STORE --out FOLDER`: a video model of the `tiny` preset pretrained on a store's videos |

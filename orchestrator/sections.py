@@ -41,7 +41,7 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 class Section(BaseModel):
     """Choices only; unknown fields are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
 
 class Range(Section):

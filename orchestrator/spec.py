@@ -10,13 +10,15 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, field_serializer, model_validator
 
 from orchestrator.arms import Arm, expand, is_reference, reference_of
-from orchestrator.credentials import shown
+from orchestrator.credentials import fields_with_credentials, redacted, shown
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import SubsetError, choose
 from orchestrator.provenance import digest, weights_label
 from orchestrator.sections import Budget, Data, PolicyChoice, Prices, Range, Search, Section, SuiteChoice, Train, distinct
 from orchestrator.storage import StorageError, open_storage
+from orchestrator.yaml_text import MOST_BYTES as YAML_BYTES
+from orchestrator.yaml_text import read_yaml
 from policy.config import SamplerConfig
 from policy.presets import policy_config, weights_source
 from sim_workers.backends import refusal, unfit
@@ -28,12 +30,12 @@ if TYPE_CHECKING:
 
 
 class SweepError(Exception):
-    """Everything that is wrong with a sweep, one sentence each."""
+    """Everything that is wrong with a sweep, one sentence each; no secrets are repeated."""
 
     def __init__(self, where: str, problems: list[str]) -> None:
-        self.problems = problems
+        self.problems = [redacted(problem) for problem in problems]
         count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-        super().__init__(f"{where}: {count}\n" + "\n".join(f"  - {problem}" for problem in problems))
+        super().__init__(f"{redacted(where)}: {count}\n" + "\n".join(f"  - {problem}" for problem in self.problems))
 
 
 class Sweep(Section):
@@ -72,6 +74,14 @@ class Sweep(Section):
         """What is written down holds no password; it is then asked of the environment."""
         return shown(uri)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_no_credentials(cls, raw: Any) -> Any:
+        """A sweep is written down in its storage, in MLflow and on the cluster."""
+        if problems := credential_problems(raw) if isinstance(raw, dict) else []:
+            raise ValueError("; ".join(problems))
+        return raw
+
     @model_validator(mode="after")
     def _makes_sense(self) -> "Sweep":
         if refused := [why for task in self.suite.tasks for shift in self.suite.shifts if (why := refusal(task, shift))]:
@@ -99,6 +109,7 @@ class Sweep(Section):
         where, raw = str(path), _read(path)
         for override in overrides:
             _override(raw, override, where)
+        _refuse_credentials(raw, where)
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
@@ -183,25 +194,61 @@ class _WithSuite(BaseModel):
 
 def load_suite(path: str | Path) -> SuiteChoice:
     """The suite of a sweep file, whatever else the file holds; SweepError lists every mistake in it."""
+    raw = _read(path)
+    _refuse_credentials(raw, str(path))
     try:
-        return _WithSuite.model_validate(_read(path)).suite
+        return _WithSuite.model_validate(raw).suite
     except ValidationError as error:
         raise SweepError(str(path), [_sentence(_WithSuite, item) for item in error.errors()]) from None
+
+
+def credential_problems(raw: Any) -> list[str]:
+    """One sentence per field of a sweep, as it was read or as `Sweep` dumps it, that holds credentials; they are not repeated."""
+    return [
+        f"{field}: it holds credentials, which all who see its storage, MLflow or the cluster's jobs could read; leave them out and set them in "
+        f"the environment of the machines that need them: {_variables(field)}"
+        for field in fields_with_credentials(raw)
+    ]
+
+
+def _variables(field: str) -> str:
+    """What takes the place of credentials in a field."""
+    if field == "mlflow":
+        return "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; for a database PGPASSWORD or ~/.pgpass"
+    if field == "policy.weights":
+        return "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or an instance role for s3://, HF_TOKEN for the hub"
+    if field in ("storage", "data.episodes"):
+        return "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an instance role"
+    return "AWS_*, HF_TOKEN, MLFLOW_TRACKING_TOKEN"
+
+
+def _refuse_credentials(raw: dict[str, Any], where: str) -> None:
+    if problems := credential_problems(raw):
+        raise SweepError(where, problems)
 
 
 def _read(path: str | Path) -> dict[str, Any]:
     where = str(path)
     try:
-        raw = yaml.safe_load(Path(path).read_text())
+        with Path(path).open("rb") as file:
+            raw = read_yaml(file.read(YAML_BYTES + 1).decode())
     except FileNotFoundError:
         raise SweepError(where, ["there is no such file"]) from None
     except OSError as error:
         raise SweepError(where, [f"cannot be read ({error.strerror})"]) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SweepError(where, [f"not readable as YAML: {' '.join(str(error).split())}"]) from None
+        raise SweepError(where, [f"not readable as YAML: {_where_in_yaml(error)}"]) from None
     if not isinstance(raw, dict):
         raise SweepError(where, ["a sweep file is a mapping of fields; see jobs/README.md"])
     return raw
+
+
+def _where_in_yaml(error: Exception) -> str:
+    """What is wrong and where, without the lines themselves."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        said = ", ".join(filter(None, (error.context, error.problem)))
+        return f"{said}, line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 def _override(raw: dict[str, Any], override: str, where: str) -> None:
@@ -214,7 +261,10 @@ def _override(raw: dict[str, Any], override: str, where: str) -> None:
             raise SweepError(where, [f"--set {override}: {parent} has no fields"])
     if not separator or not last:
         raise SweepError(where, [f"--set {override}: write it as field=value, for example --set train.steps=200"])
-    place[last] = yaml.safe_load(value)
+    try:
+        place[last] = read_yaml(value)
+    except yaml.YAMLError as error:
+        raise SweepError(where, [f"--set {override}: not readable as YAML: {getattr(error, 'problem', None) or type(error).__name__}"]) from None
 
 
 def _sentence(model: type[BaseModel], error: Any) -> str:

@@ -20,6 +20,7 @@ from orchestrator.arms import Arm, reference_of
 from orchestrator.board import ArmState, Board
 from orchestrator.checkpoints import whole
 from orchestrator.cost import Spending
+from orchestrator.credentials import redacted, redacted_in
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.store import check_all, latest_version, load_manifest
 from orchestrator.data.subset import Subset, SubsetError, choose
@@ -83,7 +84,7 @@ class SweepState:
             for done, (entry, problem) in enumerate(check_all(open_storage(state.sweep.data.episodes), todo), 1):
                 on_progress(done, len(todo))
                 if problem:
-                    damaged[entry.episode_id] = problem
+                    damaged[entry.episode_id] = redacted(problem)
             whole |= chosen - set(damaged)
             if not damaged:
                 return state
@@ -150,7 +151,7 @@ class SweepState:
 
     def fail(self, arm_id: str, sentence: str, trace: str) -> None:
         """Remember that the arm's training failed for good."""
-        self.storage.put(f"{self._failures}{arm_id}.json", json.dumps({"sentence": sentence, "trace": trace}, indent=1).encode())
+        self.storage.put(f"{self._failures}{arm_id}.json", json.dumps(redacted_in({"sentence": sentence, "trace": trace}), indent=1).encode())
 
     def failures(self) -> dict[str, str]:
         """Arms whose training failed for good: why, where the whole trace is, and the mend."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from orchestrator.credentials import redacted
 from orchestrator.provenance import digest
 from orchestrator.spec import Sweep
 from orchestrator.staging import Staged, staged
@@ -63,5 +64,6 @@ def sweep_load(sweep: Sweep) -> tuple[Load, dict[str, str]]:
 
 def ended(job: Job) -> str:
     """How, and what to do about it."""
+    last = redacted(job.message).splitlines()[0] if job.message else ""
     told = {"SUCCEEDED": "done", "STOPPED": "stopped; submit the same again to continue"}
-    return told.get(job.status) or f"failed; submit the same again to continue. {job.message.splitlines()[0] if job.message else ''}".rstrip()
+    return told.get(job.status) or f"failed; submit the same again to continue. {last}".rstrip()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from orchestrator.cluster import connect, resources, set_apart
 from orchestrator.cost import Spending
+from orchestrator.credentials import redacting
 from orchestrator.curve import Curve
 from orchestrator.desk import desk
 from orchestrator.evaluate import Evaluation, Players, players
@@ -51,6 +52,7 @@ class SweepRun:
 
         outbox: how long the end of the run waits for MLflow.
         """
+        say = redacting(say)
         self.state = SweepState.open(sweep, pin=True)
         if sweep.data.on_corrupt == "quarantine":
             self.state = self._without_damaged(say)

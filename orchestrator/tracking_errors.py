@@ -1,12 +1,9 @@
 """What a tracking server's errors mean: which pass by themselves, and how they are told without anything secret."""
 
-import base64
-import os
 import re
 
-from orchestrator.credentials import without_credentials
+from orchestrator import credentials
 
-SECRETS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
 _PASSES = (401, 403, 408, 425, 429)
 """Codes that speak of the moment, or of who asks, and not of what is told."""
 
@@ -51,9 +48,5 @@ def trouble(error: BaseException) -> str:
 
 
 def redacted(text: str) -> str:
-    """Without credentials, those of the environment among them, and short."""
-    user, values = os.environ.get("MLFLOW_TRACKING_USERNAME", ""), [os.environ[name] for name in SECRETS if os.environ.get(name)]
-    values += [base64.b64encode(f"{user}:{value}".encode()).decode() for value in values]
-    for value in values:
-        text = text.replace(value, "***")
-    return without_credentials(" ".join(text.split()))[:300]
+    """On one line, short, and without credentials, those of the environment among them."""
+    return " ".join(credentials.redacted(text).split())[:300]

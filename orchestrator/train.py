@@ -123,10 +123,11 @@ def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attemp
 
 
 def _raise_what_trying_again_would_not_mend(trace: str) -> None:
-    """Raise a worker's error here, if it was one of a person's to mend: damaged episodes, weights that are not there or do not fit."""
+    """Raise a worker's error here, if it was one of a person's to mend: damaged episodes, weights that do not fit, training that diverges."""
     from policy.checkpoint import CheckpointError
+    from policy.finite import NotFiniteError
     from policy.weights import WeightsError
 
-    for kind in (EpisodeError, WeightsError, CheckpointError):
+    for kind in (EpisodeError, WeightsError, CheckpointError, NotFiniteError):
         if told := re.search(rf"^[\w.]*\b{kind.__name__}: (.*)$", trace, re.MULTILINE):
             raise kind(told[1]) from None

@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator.arms import Arm
 from orchestrator.board import Board
 from orchestrator.cost import Cost, Spending
+from orchestrator.credentials import redacted
 from orchestrator.desk import ANSWER_S, News, Wish
 from orchestrator.infrastructure import cause_in
 from orchestrator.loop import CONSUMED, ArmJob
@@ -274,5 +275,5 @@ class Training:
 
 def _sentence(trace: str) -> str:
     """The error at a trace's end, without its module; ours speak for themselves."""
-    last = re.sub(r"^[\w.]+\.(?=[A-Z]\w*: )", "", trace.strip().splitlines()[-1])
-    return re.sub(r"^(EpisodeError|WeightsError|CheckpointError): ", "", last)[:300]
+    last = re.sub(r"^[\w.]+\.(?=[A-Z]\w*: )", "", redacted(trace).strip().splitlines()[-1])  # before it is cut, which would hide where a secret ends
+    return re.sub(r"^(EpisodeError|WeightsError|CheckpointError|NotFiniteError): ", "", last)[:300]

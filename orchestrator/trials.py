@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from orchestrator.credentials import redacted
 from orchestrator.desk import ANSWER_S, tell
 
 Fit = Callable[[Any, str, dict[str, float], Any, int], list[dict[str, Any]]]
@@ -52,7 +53,7 @@ def _trainable(fit: Fit, folder: str, resources: dict[str, float], desk: Any, at
         try:
             checkpoints = fit(ray.get(desk.job.remote(run), timeout=ANSWER_S), folder, resources, desk, attempts)
         except Exception:  # told, and not raised: `fit` has made all the attempts there are, and Tune would make them again
-            news: dict[str, Any] = {"failed": traceback.format_exc()}
+            news: dict[str, Any] = {"failed": redacted(traceback.format_exc())}  # this process's environment has other secrets than the driver's
         else:
             news = {"trained": checkpoints}
         tell(desk, run, news)

@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.arms import Arm
 from orchestrator.cost import Cost, added
-from orchestrator.credentials import shown
+from orchestrator.credentials import redacted, redacted_in, shown
 from orchestrator.data.subset import SubsetError
 from orchestrator.loop import CONSUMED
 from orchestrator.provenance import PACKAGES, digest, git_commit
@@ -56,9 +56,9 @@ class Views:
         folder = local_folder(state.storage.uri) / "telling" / f"{sweep.name}-{place}"
         self._teller = Teller(state.tracking_uri, folder, about, say, open_tracker, settings)
         self._away = False
-        self._environment = environment()
-        self.artifact("sweep.yaml", sweep.to_yaml().encode())
-        self.artifact("quarantined.json", json.dumps(state.quarantined, indent=1, sort_keys=True).encode())
+        self._environment = redacted_in(environment())
+        self.artifact("sweep.yaml", redacted(sweep.to_yaml()).encode())
+        self.artifact("quarantined.json", json.dumps(redacted_in(state.quarantined), indent=1, sort_keys=True).encode())
         self.artifact("environment.json", json.dumps(self._environment, indent=1).encode())
         self._tell("tags", arm_id=None, tags={"demoscale.code": git_commit(), **_tags_of(self._environment)})
         for arm in state.arms().values():
@@ -70,7 +70,7 @@ class Views:
         return self._teller.failure
 
     def _tell(self, do: str, data: bytes | None = None, **arguments: Any) -> None:
-        self._teller.note(do, data, **arguments)
+        self._teller.note(do, data, **(redacted_in(arguments) if do in ("tags", "arm") else arguments))  # the others hold numbers and digests
 
     def arm(self, arm: Arm) -> None:
         """There is an arm: its run, its place in the sweep, its episodes."""

@@ -21,6 +21,8 @@ from orchestrator.testing.seaweedfs import BUCKET, NoServerError, make_bucket, s
 from sim_workers.libero import LiberoMissingError, require_libero
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+LEROBOT = CHECKOUT / ".venv-lerobot"
+"""The environment of the LeRobot package, which shares no version of Python, numpy or PyAV with this project's."""
 
 # One native thread per process: two cores are shared by many processes, and results must not depend on how many there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,7 +35,7 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 
-FULL = ("bench", "browser", "libero")
+FULL = ("bench", "browser", "lerobot", "libero")
 """Markers of tests that belong to the full round: they take long, or need more than a bare machine has."""
 
 
@@ -53,6 +55,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no GPU here"))
         if item.get_closest_marker("browser") and not chromium() and not os.environ.get("CI"):
             item.add_marker(pytest.mark.skip(reason=MISSING))
+        if item.get_closest_marker("lerobot") and not (LEROBOT / "ready").exists():
+            item.add_marker(pytest.mark.skip(reason="LeRobot is not installed here; `make lerobot` installs it"))
         if item.get_closest_marker("libero") and (missing := missing_libero()):
             item.add_marker(pytest.mark.skip(reason=missing))
         item.add_marker(pytest.mark.xdist_group(_group(item)))

@@ -13,6 +13,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bags import raw, ros2
 from numbered import numbered, write_film
 from orchestrator.data.sources.source import Reading, SourceError, open_source
 from orchestrator.ingest import Importer, LeftOut, missing
@@ -68,7 +69,21 @@ def films(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, Read
     return path, Reading(cameras={"front": "front"}, task="pick")
 
 
-@pytest.mark.parametrize("write", [hdf5, replay_buffer, films])
+def mcap(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, Reading]:
+    for number, (length, fault) in enumerate(zip(lengths, faults, strict=True)):
+        file = path / f"{number}.mcap"
+        with ros2(file) as write:
+            for i in range(length):
+                second = (i + 4 * (fault == "absent" and i > 1)) / 10
+                values = [np.nan if fault == "number" else 0.5] * (6 if fault == "width" and i == 1 else 7)
+                write("/front/image_raw", "sensor_msgs/msg/Image", raw(numbered([i])[0], second), second)
+                write("/arm", "std_msgs/msg/Float64MultiArray", {"data": values}, second)
+        if fault == "length":
+            file.write_bytes(file.read_bytes()[:-100])
+    return path, Reading(task="pick", instruction="pick it", hz=10, proprio=("/arm",), action="/arm")
+
+
+@pytest.mark.parametrize("write", [hdf5, replay_buffer, films, mcap])
 @settings(max_examples=12)
 @given(
     episodes=st.lists(st.tuples(st.integers(2, 9), st.sampled_from(["none", "none", "number", "width", "length", "absent"])), min_size=1, max_size=5)

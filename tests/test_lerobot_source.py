@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from numbered import KEY, SENTENCES, Dataset, imported, numbered, numbers_of, write_film
+from orchestrator.data.export import export
 from orchestrator.data.sources.pictures import image
 from orchestrator.data.sources.source import Reading, SourceError, open_source
+from orchestrator.data.store import load_manifest
 from orchestrator.ingest import Importer, LeftOut, missing
 from orchestrator.storage import open_storage
+from orchestrator.testing.episodes import make_episode_store
 
 SPANS = ((0, 10), (10, 22), (22, 33))
 """The frames of the three episodes of a Dataset."""
@@ -264,6 +267,17 @@ def test_a_split_is_what_mask_names(tmp_path: Path) -> None:
     assert shown(root, mask="test") == expected(2)
     with pytest.raises(SourceError, match=r"there is no split valid in meta/info.json; --mask can choose from train, test"):
         open_source(root, Reading(mask="valid"))
+
+
+def test_an_export_states_settings_with_which_lerobot_can_encode(tmp_path: Path) -> None:
+    """LeRobot's tools take codec and pixel format from meta/info.json, and its h264 encoder takes no RGB; a format left out is yuv420p."""
+    storage = open_storage(make_episode_store(tmp_path / "store", episodes=1))
+    manifest = load_manifest(storage)
+    list(export(storage, manifest.contract, list(manifest.entries), tmp_path / "lift"))
+    features = json.loads((tmp_path / "lift/meta/info.json").read_text())["features"]
+    (stated,) = [feature["info"] for feature in features.values() if feature["dtype"] == "video"]
+    assert {key: stated[f"video.{key}"] for key in ("codec", "crf", "g")} == {"codec": "h264", "crf": 18, "g": 8}
+    assert "video.pix_fmt" not in stated
 
 
 def test_displacements_beyond_one_are_not_called_so_without_a_word(tmp_path: Path) -> None:

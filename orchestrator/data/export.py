@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.data.episodes import DECODED_FORMAT, Episode, EpisodeError, decode, read_parquet
+from orchestrator.data.episodes import CODEC_OPTIONS, Episode, EpisodeError, decode, read_parquet
 from orchestrator.data.manifest import EpisodeEntry, Manifest
 from orchestrator.data.store import fetch
 from orchestrator.storage import Storage
@@ -172,7 +172,9 @@ def _info(contract: Contract, episodes: int, frames: int, tasks: int) -> dict[st
     fps = int(contract.control_hz)
     facts = {"video.height": height, "video.width": width, "video.channels": 3, "video.fps": fps, "video.codec": "h264", "has_audio": False}
     shape = {"shape": [height, width, 3], "names": ["height", "width", "channels"]}
-    video = {"dtype": "video", **shape, "info": {**facts, "video.pix_fmt": DECODED_FORMAT, "video.is_depth_map": False}}
+    # LeRobot encodes with these settings when an edit cuts a file, and its h264 encoder refuses the stored pixel format: that one is left out.
+    settings = {f"video.{name}": int(CODEC_OPTIONS[name]) for name in ("crf", "g")}
+    video = {"dtype": "video", **shape, "info": {**facts, **settings, "video.is_depth_map": False}}
     vectors = {"observation.state": contract.proprio, "action": contract.action}
     features: dict[str, Any] = {_video_key(camera): video for camera in contract.cameras}
     features |= {key: {"dtype": "float32", "shape": [len(names)], "names": list(names)} for key, names in vectors.items()}

@@ -25,6 +25,7 @@ from orchestrator.data.sources.source import (
     Reading,
     SourceError,
     contract_of,
+    episode_ids,
     finished,
     identity,
     kept_frames,
@@ -135,7 +136,7 @@ def open_films(root: Path, reading: Reading) -> Films:
         source._scenes = {name: replace(scene, rate=native_hz) for name, scene in source._scenes.items()}
     sizes = {size: name for name, size in ((name, scene.size) for name, scene in source._scenes.items())}
     source.contract = contract_of(str(root), cameras, {name: size for size, name in sizes.items()}, (), (), native_hz, "unknown", reading)
-    ids = _ids(label_of(root, reading), list(source._scenes))
+    ids = episode_ids(label_of(root, reading), list(source._scenes))
     for name, scene in list(source._scenes.items()):
         with leaving_out(f"{root.name}, {name}", problems):
             source.items.append(_item(source, name, scene, indices[name], ids[name], reading))
@@ -211,14 +212,6 @@ def _header(path: Path) -> tuple[float, tuple[int, ...]]:
         if not announced_s and len(container.streams) == 1:  # Matroska; of several streams another may be the longer one
             announced_s = (container.duration or 0) / av.time_base
         return announced_s, display_matrix(next(container.decode(stream))) or ()
-
-
-def _ids(label: str, names: list[str]) -> dict[str, str]:
-    """An id per episode: folders are written as `-`, and what would then be one id for two is told apart by a hash of the whole name."""
-    plain: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        plain[f"{label}-{name.replace('/', '-')}"].append(name)
-    return {name: episode_id if len(same) == 1 else f"{episode_id}-{identity(name)[:6]}" for episode_id, same in plain.items() for name in same}
 
 
 def _grouped(root: Path, reading: Reading) -> tuple[dict[str, dict[str, Path]], dict[str, str], list[str]]:

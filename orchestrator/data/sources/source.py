@@ -6,6 +6,7 @@ each reads only the part of a file that belongs to the episode it is asked for.
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -146,6 +147,11 @@ def open_source(path: str | Path, reading: Reading) -> Source:
 
         refuse_options(path, reading, "a zarr replay buffer", ("mask", "arm_only"))
         return open_replay_buffer(buffer or path, reading)
+    if path.suffix.lower() in MCAP_SUFFIXES or (path.is_dir() and any(visible(path, MCAP_SUFFIXES))):
+        from orchestrator.data.sources.mcap import open_mcap
+
+        refuse_options(path, reading, "MCAP", ("mask", "arm_only", "picture_range"))
+        return open_mcap(path, reading)
     if path.suffix.lower() in FILM_SUFFIXES or (path.is_dir() and any(visible(path, FILM_SUFFIXES))):
         from orchestrator.data.sources.films import open_films
 
@@ -153,12 +159,13 @@ def open_source(path: str | Path, reading: Reading) -> Source:
         return open_films(path, reading)
     raise SourceError(
         f"{path}: neither robomimic-style HDF5 (.hdf5, .h5), a LeRobot dataset (meta/info.json), RLDS (features.json), "
-        "a diffusion-policy zarr (.zarr, .zarr.zip) "
+        "a diffusion-policy zarr (.zarr, .zarr.zip), MCAP recordings (.mcap) "
         f"nor a film or a folder of films ({', '.join(FILM_SUFFIXES)})"
     )
 
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
+MCAP_SUFFIXES = (".mcap",)
 FILM_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm")
 
 
@@ -281,6 +288,14 @@ def action_names(where: str, action: tuple[str, ...], largest: float, reading: R
 
 def label_of(path: Path, reading: Reading) -> str:
     return reading.label or path.name.split(".")[0]
+
+
+def episode_ids(label: str, names: list[str]) -> dict[str, str]:
+    """An id per episode: folders are written as `-`, and what would then be one id for two is told apart by a hash of the whole name."""
+    plain: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        plain[f"{label}-{name.replace('/', '-')}"].append(name)
+    return {name: episode_id if len(same) == 1 else f"{episode_id}-{identity(name)[:6]}" for episode_id, same in plain.items() for name in same}
 
 
 def chosen_cameras(where: str, available: Iterable[str], reading: Reading) -> dict[str, str]:
