@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from orchestrator.data.episodes import Episode
+from orchestrator.data.episodes import Episode, EpisodeError
 from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.data.store import newest_manifest, put_episode
 from orchestrator.record import record_all
@@ -10,12 +10,19 @@ from orchestrator.storage import Storage, open_storage
 from policy.interface import Contract
 from sim_workers.demonstrate import Demonstration, demonstrate
 from sim_workers.env import SimEnv
+from sim_workers.faults import EpisodeFaultError
 from sim_workers.tasks import TASKS
 
 
 def record(env: SimEnv, storage: Storage, demonstration: Demonstration) -> EpisodeEntry:
-    """Play a demonstration and write it to the store. A failed one is kept without its actions: worth watching, not worth imitating."""
-    recording = demonstrate(env, demonstration)
+    """Play a demonstration and write it to the store. A failed one is kept without its actions: worth watching, not worth imitating.
+
+    EpisodeError, and nothing is written, if a value is not finite or the simulation diverges.
+    """
+    try:
+        recording = demonstrate(env, demonstration)
+    except EpisodeFaultError as fault:
+        raise EpisodeError(f"episode {demonstration.episode_id}: {fault}; nothing of it is kept, record other seeds") from fault
     episode = Episode(
         episode_id=demonstration.episode_id,
         task=demonstration.task,

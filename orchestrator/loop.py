@@ -166,11 +166,14 @@ def train(
 
     Every random draw is a function of (seed, step, rank), so stopping and resuming changes nothing. `wrap` readies the model for several workers;
     `bring` fetches episodes instead of Ray Data.
+
+    NotFiniteError if a loss, a gradient or a weight is not finite; no checkpoint is written then, and trying again gives the same.
     """
     meter = Meter()  # loading the model counts
     import torch
 
     from policy.checkpoint import fingerprint, load_card, load_trainer, load_weights, save
+    from policy.finite import NotFiniteError, not_finite
     from policy.jitter import color_jitter
     from policy.model import VideoActionModel
     from policy.normalize import Normalizer
@@ -189,9 +192,14 @@ def train(
         model = _first_model(job, card, resume, kept_sentences(storage, manifest), Path(name))
     model.learn(job.objective)
     model.to(device)
+    if not resume and (which := not_finite(model.state_dict())):
+        raise NotFiniteError(f"the weights in {job.video_model or job.start} are not finite ({which}); start training from others")
     trainer = Trainer(model, job.train, job.train.steps, wrap)
     if resume:
-        trainer.restore(load_weights(resume), load_trainer(resume))
+        acting, kept = load_weights(resume), load_trainer(resume)
+        if which := not_finite(acting) or not_finite(kept):
+            raise NotFiniteError(f"the checkpoint of step {first_step} is not finite ({which}); remove arms/{job.arm_id} to train it again")
+        trainer.restore(acting, kept)
     normalizers = None
     if card.proprio_stats and card.action_stats:
         normalizers = Normalizer(card.proprio_stats, "minmax"), Normalizer(card.action_stats, card.config.action_normalization)
@@ -218,6 +226,7 @@ def train(
         checkpoint = step % job.train.checkpoint_every == 0 or step == job.train.steps or wish == "pause"
         if not checkpoint and not wish and step % max(1, job.train.steps // PROGRESS_REPORTS):
             continue
+        trainer.check()
         metrics: dict[str, Any] = {name: total.item() / (step - since) for name, total in sums.items()} | consumed
         meter.stepped(order.batch_size)
         sums, since = dict.fromkeys(sums, torch.zeros((), device=trainer.device)), step
@@ -231,6 +240,8 @@ def train(
                 now = replace(card, provenance=card.provenance | {"step": step} | consumed)
                 if job.objective == "video":
                     weights = {name: tensor for name, tensor in weights.items() if name.startswith("video.")}
+                if which := not_finite(weights) or not_finite(state):
+                    raise NotFiniteError(f"weights are not finite at step {step} ({which}), though its losses are; lower train.learning_rate")
                 save(folder, now, model, weights, state)
                 report(step, metrics | {"checkpoint": fingerprint(folder)} | meter.read(), folder)
         if wish:

@@ -21,6 +21,9 @@ class TrainedPolicy:
     else asks. On CPU to the last bit; a GPU library that picks its kernels by load may round differently from one process to the next.
 
     `rung`: where on the checkpoint's ladder to act; one it does not have, and none, mean its own.
+
+    An answer that is not finite is given as it is: the episode that carries it out ends as an error (`sim_workers.faults`), and the other answers
+    of its batch are sound. CheckpointError, from `load`, for weights or statistics that are not finite.
     """
 
     def __init__(self, folder: Path, device: str = "cpu", rung: str = "") -> None:

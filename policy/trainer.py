@@ -6,7 +6,7 @@ Works alike for one process, for DDP and for FSDP2: what is saved is always the 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from policy.batch import Batch, Counts, Losses
 from policy.config import Recipe
+from policy.finite import NotFiniteError
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -65,6 +66,20 @@ def _local(parameter: Tensor) -> Tensor:
     return parameter.to_local().detach() if isinstance(parameter, DTensor) else parameter.detach()
 
 
+class _Watched(NamedTuple):
+    """What of a step must be finite, on its way to the CPU."""
+
+    step: int
+    """Counted from 1, as checkpoints are."""
+    values: Tensor
+    """(5,) as WATCHED; complete once `there` is."""
+    there: torch.cuda.Event | None
+    """None on a CPU."""
+
+
+WATCHED = ("loss", "loss_video", "loss_action", "gradient norm", "loss scale")
+
+
 class Trainer:
     """Moves what the model's `learn` left free. `wrap` turns the model into what several workers call (DDP or FSDP2)."""
 
@@ -87,9 +102,14 @@ class Trainer:
         # In bf16, torch 2.13's 3-D convolutions on a CPU give weight gradients that are not numbers.
         self._precision = PRECISIONS.get(recipe.precision) if self.device.type == "cuda" else None
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._precision == torch.float16)
+        self._watched: _Watched | None = None
 
     def step(self, batch: Batch, step: int, generator: torch.Generator) -> Losses:
-        """One optimiser step, number `step` counted from 0, on this worker's clips. The losses are of the whole batch of all workers on average."""
+        """One optimiser step, number `step` counted from 0, on this worker's clips. The losses are of the whole batch of all workers on average.
+
+        NotFiniteError if a loss or the gradient is not finite: on a CPU of this step, on a GPU of the step before, which has ended by then, so that
+        the check never makes the GPU wait; `check` asks for the last step's.
+        """
         recipe = self._recipe
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate_factor(step, recipe, self._steps)
@@ -106,12 +126,37 @@ class Trainer:
                 self._scaler.scale(losses[-1].total).backward()
         self._scaler.unscale_(self._optimizer)
         if recipe.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self._parameters, recipe.clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(self._parameters, recipe.clip_norm)
+        else:
+            norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
+        scale = self._scaler.scale(torch.ones((), device=self.device))
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if self._average:
             self._average.update()
-        return Losses(*(torch.stack([getattr(loss, name).detach() for loss in losses]).sum() for name in ("total", "video", "action")))
+        summed = Losses(*(torch.stack([getattr(loss, name).detach() for loss in losses]).sum() for name in ("total", "video", "action")))
+        before, self._watched = self._watched, self._watch(step + 1, summed, norm, scale)
+        _refuse(before)
+        if self.device.type == "cpu":
+            self.check()
+        return summed
+
+    def check(self) -> None:
+        """Raise NotFiniteError if a loss or the gradient of the last step is not finite; waits for that step to end."""
+        last, self._watched = self._watched, None
+        _refuse(last)
+
+    def _watch(self, step: int, losses: Losses, norm: Tensor, scale: Tensor) -> _Watched:
+        """Begin to bring what must be finite to the CPU."""
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        values = torch.stack([value.float() for value in (losses.total, losses.video, losses.action, whole, scale)])
+        if self.device.type != "cuda":
+            return _Watched(step, values, None)
+        pinned = torch.empty(len(WATCHED), pin_memory=True)
+        pinned.copy_(values, non_blocking=True)
+        there = torch.cuda.Event()
+        there.record()
+        return _Watched(step, pinned, there)
 
     # -- saved and restored ------------------------------------------------------------------------------------------------------------
 
@@ -156,3 +201,23 @@ class Trainer:
             self._scaler.load_state_dict(
                 {name: int(value) if "growth_" in name and "factor" not in name else value for name, value in scaler.items()}
             )
+
+
+def _refuse(watched: _Watched | None) -> None:
+    """Raise NotFiniteError for what is not finite.
+
+    Under fp16 a gradient that overflows is no fault while the loss scale is above 1: the scaler skips the step and lowers the scale.
+    """
+    if watched is None:
+        return
+    if watched.there is not None:
+        watched.there.synchronize()
+    values = dict(zip(WATCHED, watched.values.tolist(), strict=True))
+    scale = values.pop("loss scale")
+    bad = [name for name, value in values.items() if not math.isfinite(value) and not (name == "gradient norm" and scale > 1)]
+    if bad:
+        told, names = ", ".join(f"{name} {value:g}" for name, value in values.items()), ", ".join(bad[:-1]) + " and " * (len(bad) > 1) + bad[-1]
+        raise NotFiniteError(
+            f"{names} {'is' if len(bad) == 1 else 'are'} not finite at step {watched.step} ({told}); lower train.learning_rate or set "
+            "train.clip_norm, and look for extreme values with `demoscale data check`"
+        )

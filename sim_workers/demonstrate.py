@@ -42,7 +42,7 @@ def demonstrate(env: SimEnv, demonstration: Demonstration) -> Recording:
     """Play and record one demonstration; a function of the demonstration alone.
 
     Hand and turn are disturbed, the gripper is not. The recorded action is the expert's own, so a learner sees how to come back from
-    states that a perfect expert never meets (DART: Laskey et al. 2017, arXiv 1703.09327).
+    states that a perfect expert never meets (DART: Laskey et al. 2017, arXiv 1703.09327). EpisodeFaultError as `SimEnv.step` and `SimEnv.reset`.
     """
     rng = np.random.default_rng([demonstration.seed, 1])
     env.reset(demonstration.seed)

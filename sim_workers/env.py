@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from policy.interface import Contract, Observation
 from sim_workers import shifts
+from sim_workers.faults import DivergedError, refuse_action, refuse_divergence
 from sim_workers.render import PROFILES, build_context, choose_backend, render
 from sim_workers.tasks import TASKS, hands, has_fingers
 
@@ -108,20 +109,42 @@ class SimEnv:
         self.task, self.contract, self.instruction = task, contract, instruction
 
     def reset(self, seed: int) -> None:
-        """Start the episode of scene `seed`."""
+        """Start the episode of scene `seed`; DivergedError if the scene does not hold."""
         if self._draws_object:
             ids, name = (self._env.object_to_id, "object_id") if hasattr(self._env, "object_to_id") else (self._env.nut_to_id, "nut_id")
             setattr(self._env, name, int(np.random.default_rng([seed, 2]).choice(sorted(ids.values()))))
         self._env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
         self._low_dim = self._env.reset()
+        self._refuse_divergence()
 
     def step(self, action: npt.NDArray[np.floating[Any]]) -> None:
-        """Apply one (A,) action for one control step; values outside [-1, 1] are clipped, as the controller does."""
+        """Apply one (A,) action for one control step; values outside [-1, 1] are clipped, as the controller does.
+
+        ActionError, before anything moves, for one that holds a value that is not finite. DivergedError if the simulation diverges; it then
+        needs a reset. Any other error is the simulator's own.
+        """
+        refuse_action(action, self.contract.action)
+        try:
+            self._advance(np.clip(action, -1.0, 1.0))
+        except Exception as error:  # the controllers' linear algebra fails on a state that is not finite
+            try:
+                self._refuse_divergence()
+            except DivergedError as diverged:
+                raise diverged from error
+            raise
+        self._refuse_divergence()
+
+    def _advance(self, action: npt.NDArray[np.floating[Any]]) -> None:
+        """Make one control step with a finite (A,) action in [-1, 1]."""
         if self._fast:
-            self._fast(np.clip(action, -1.0, 1.0))
+            self._fast(action)
             self._low_dim = {}  # until somebody asks
         else:
-            self._low_dim, _, _, _ = self._env.step(np.clip(action, -1.0, 1.0))
+            self._low_dim, _, _, _ = self._env.step(action)
+
+    def _refuse_divergence(self) -> None:
+        sim = self._env.sim  # another one after a hard reset
+        refuse_divergence(sim.model._model, sim.data._data)
 
     @property
     def succeeded(self) -> bool:

@@ -17,6 +17,7 @@ from gymnasium import spaces
 
 from sim_workers.backends import contract_of, make_env
 from sim_workers.env import CONTROL_HZ
+from sim_workers.faults import refuse_action
 from sim_workers.rollout import Env
 from sim_workers.suite import FIRST_EVALUATION_SEED, EpisodeSpec
 from sim_workers.tasks import TASKS
@@ -30,6 +31,9 @@ class RolloutEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.floating[Any]]]):
     Observation: per camera (H, W, 3) uint8, upright RGB, and "proprio" (P,) float32; `contract` says what the values are.
     Action: (A,) in [-1, 1], one control step; with `chunk=T` (T, A), T control steps, and only what is seen after the last one is rendered.
     Info: "success" (done in this very state), "first_success" (control steps until then, or None), "instruction", "seed" (of the scene).
+
+    step raises ActionError (a ValueError), before anything moves, for an action that is not finite, and DivergedError (a RuntimeError) if the
+    simulation diverges; reset() then starts another episode.
 
     reset(seed=s) starts scene s, the one that a suite's episode with scene seed s has; without a seed, one that no suite holds is drawn.
     The simulator is made by the first reset, and there can be one per process: close() the first, or use gymnasium.vector.AsyncVectorEnv.
@@ -77,8 +81,10 @@ class RolloutEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.floating[Any]]]):
         env = self._running()
         if np.shape(action) != self.action_space.shape:
             raise ValueError(f"the action's shape is {np.shape(action)}; this environment takes {self.action_space.shape}")
-        reward = 0.0
-        for one in np.reshape(action, (-1, len(self.contract.action))):
+        reward, actions = 0.0, np.reshape(action, (-1, len(self.contract.action)))
+        for one in actions:
+            refuse_action(one, self.contract.action)
+        for one in actions:
             env.step(one)
             self._steps += 1
             if env.succeeded and self._first_success is None:

@@ -220,7 +220,7 @@ class LiberoEnv(SimEnv):
         self._low_dim: dict[str, npt.NDArray[np.float64]] = {}
 
     def reset(self, seed: int) -> None:
-        """Start from fixed scene `seed % 50`, settled."""
+        """Start from fixed scene `seed % 50`, settled; DivergedError if the scene does not hold."""
         scene = seed % INIT_STATES
         with _numpy_seeded(scene):
             self._place_furniture()

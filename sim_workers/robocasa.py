@@ -251,11 +251,11 @@ class RobocasaEnv(SimEnv):
         self.instruction = instruction_of(meta)
         self._split = dict(env.robots[0].composite_controller._action_split_indexes)
         build_context(env.sim, PROFILES[self.contract.render_profile], self.contract.image_size)
+        self._refuse_divergence()
 
-    def step(self, action: npt.NDArray[np.floating[Any]]) -> None:
-        """Apply one (7,) action for one control step; values outside [-1, 1] are clipped."""
-        full = environment_action(np.clip(action, -1.0, 1.0), self._split, self._env.action_dim)
-        self._low_dim, _, _, _ = self._env.step(full)
+    def _advance(self, action: npt.NDArray[np.floating[Any]]) -> None:
+        """Make one control step with a finite (7,) action in [-1, 1]."""
+        self._low_dim, _, _, _ = self._env.step(environment_action(action, self._split, self._env.action_dim))
 
     @property
     def proprio(self) -> npt.NDArray[np.float32]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from policy.interface import ActionChunk, Contract, Observation
+from sim_workers.faults import EpisodeFaultError, refuse_action
 from sim_workers.suite import EpisodeSpec, Rules
 
 
@@ -20,10 +21,10 @@ class Env(Protocol):
     """Shows a person the whole scene."""
 
     def reset(self, seed: int) -> None:
-        """Start the episode of scene `seed`."""
+        """Start the episode of scene `seed`; EpisodeFaultError if the simulation diverges."""
 
     def step(self, action: npt.NDArray[np.floating[Any]]) -> None:
-        """Apply one (A,) action for one control step."""
+        """Apply one (A,) action for one control step; EpisodeFaultError if the simulation diverges."""
 
     def look(self, noise_seed: int) -> Observation:
         """What the policy sees now, rendered now."""
@@ -48,7 +49,7 @@ class Outcome:
 
     spec: EpisodeSpec
     result: Literal["success", "failure", "error"]
-    """`error`: the machinery failed, not the policy; neither a success nor a failure."""
+    """`error`: the machinery failed, the simulation diverged or an action was not finite; neither a success nor a failure."""
     steps: int
     """Control steps played."""
     looks: int
@@ -95,10 +96,18 @@ class Stepped(NamedTuple):
 def episode(env: Env, spec: EpisodeSpec, rules: Rules) -> Generator[Observation | Stepped, ActionChunk | None, Outcome]:
     """Play one episode and return its outcome. It yields what the policy sees, to be sent the chunk that answers it, and Stepped in between.
 
-    Pictures are rendered only when the policy looks; success is checked after every step.
+    Pictures are rendered only when the policy looks; success is checked after every step. An action that is not finite, a chunk without actions
+    and a simulation that diverges end the episode as an error, whatever was reached before.
     """
     began, policy_s, steps, looks = time.perf_counter(), 0.0, 0, 0
-    env.reset(spec.scene_seed)
+
+    def error(message: str) -> Outcome:
+        return Outcome(spec, "error", steps, looks, time.perf_counter() - began - policy_s, policy_s, message=message)
+
+    try:
+        env.reset(spec.scene_seed)
+    except EpisodeFaultError as fault:
+        return error(f"before the first control step {fault}")
     done = env.succeeded
     first_success = 0 if done else None
     end = min(rules.horizon, rules.settle) if done else rules.horizon
@@ -109,8 +118,18 @@ def episode(env: Env, spec: EpisodeSpec, rules: Rules) -> Generator[Observation 
         assert chunk is not None
         policy_s += time.perf_counter() - asked
         looks += 1
-        for action in chunk.actions[: chunk.execute]:
-            env.step(action)
+        actions = chunk.actions[: chunk.execute]
+        if not len(actions):
+            return error(
+                f"in control step {steps + 1} the policy answered with a chunk of no actions; its `execute` and its actions need one at least"
+            )
+        for action in actions:
+            try:
+                if not np.isfinite(action).all():
+                    refuse_action(action, env.contract.action)
+                env.step(action)
+            except EpisodeFaultError as fault:
+                return error(f"in control step {steps + 1} {fault}")
             steps += 1
             done = env.succeeded
             if done and first_success is None:

@@ -237,12 +237,14 @@ def test_a_hollow_thing_is_hollow_for_a_newer_mujoco_too() -> None:
 
 
 class Simulation:
-    """What `sim_workers.render` asks of robosuite's simulation; every picture is white."""
+    """What `sim_workers.render` and `sim_workers.faults` ask of robosuite's simulation; every picture is white."""
 
     def __init__(self) -> None:
         self.flags = np.zeros(mujoco.mjtRndFlag.mjNRNDFLAG)
         self.sizes: list[tuple[int, int]] = []
-        self.model = SimpleNamespace(vis=SimpleNamespace(quality=SimpleNamespace(offsamples=None)))
+        model = mujoco.MjModel.from_xml_string("<mujoco/>")  # nothing that could diverge
+        self.model = SimpleNamespace(vis=SimpleNamespace(quality=SimpleNamespace(offsamples=None)), _model=model)
+        self.data = SimpleNamespace(_data=mujoco.MjData(model))
         context = SimpleNamespace(scn=SimpleNamespace(flags=self.flags))
         context.update_offscreen_size = lambda width, height: self.sizes.append((width, height))
         self._render_context_offscreen = context
