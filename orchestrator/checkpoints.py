@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.storage import Folder, StorageError, open_storage
+from orchestrator.storage import Folder, NoObject, StorageError, open_storage
 
 if TYPE_CHECKING:
     from policy.checkpoint import Card
@@ -61,6 +61,27 @@ def card_of(uri: str) -> tuple["Card", str]:
 
     with at_hand(uri) as folder:
         return load_card(folder), fingerprint(folder)
+
+
+def whole(uri: str, expected: str) -> bool:
+    """Whether the place holds the checkpoint of this fingerprint, and a trainer's state to go on from that is not cut off.
+
+    A full disk or a power failure leaves folders that are not. StorageError if the place cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from policy.checkpoint import CheckpointError, fingerprint
+
+    try:
+        with at_hand(uri) as folder:
+            if fingerprint(folder) != expected:
+                return False
+        if isinstance(place := open_storage(uri), Folder) and place.exists("trainer.safetensors"):  # an object of a bucket is whole or not there
+            with safe_open(place.root / "trainer.safetensors", "numpy"):
+                pass
+    except (CheckpointError, SafetensorError, NoObject):
+        return False
+    return True
 
 
 def _inside(place: Folder, key: str) -> Path:

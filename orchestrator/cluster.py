@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections import Counter
+from typing import Any
 
 from orchestrator.provenance import CHECKOUT
 from orchestrator.storage import PATIENCE
@@ -74,6 +75,14 @@ def nodes_with_cores() -> dict[str, str]:
 
     bare = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"] and not node["Resources"].get("CPU"))
     return {"ray.io/node-id": f"!in({','.join(bare)})"} if bare else {}
+
+
+def beside_driver() -> dict[str, Any]:
+    """Options of an actor that lives and dies with this process' node: one placed elsewhere is lost with a node that the driver outlives."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)}
 
 
 def set_apart(role: str) -> dict[str, float]:

@@ -3,8 +3,10 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
+
+from orchestrator.cluster import beside_driver
 
 Wish = Literal["", "pause", "stop"]
 """What is asked of a training run: `pause`: save a checkpoint and end, to be continued; `stop`: end, it is not worth going on."""
@@ -13,6 +15,11 @@ News = dict[str, Any]
 or `trained`, all its checkpoints; or `failed`, the trace."""
 
 PATIENCE_S = 1.0
+"""Seconds for which a request for news waits for the first."""
+WISH_S = 30.0
+"""Seconds for which a request for wishes waits for one, before it answers that there is none."""
+ANSWER_S = 60.0
+"""Seconds after which a control actor that has not answered counts as lost."""
 
 
 class Desk:
@@ -45,10 +52,11 @@ class Desk:
             self._changed.notify_all()
 
     async def asked(self, run: str) -> Wish:
-        """What is asked of the run, once something is."""
+        """What is asked of the run, as soon as something is; "" after WISH_S."""
         async with self._changed:
-            await self._changed.wait_for(lambda: run in self._wishes)
-            return self._wishes[run]
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait_for(lambda: run in self._wishes), WISH_S)
+            return self._wishes.get(run, "")
 
     async def tell(self, run: str, news: News) -> None:
         async with self._changed:
@@ -67,21 +75,30 @@ class Desk:
 
 
 @contextmanager
-def desk(on_news: Callable[[str, News], None]) -> Iterator[Any]:
-    """A desk in a connected Ray; while it is open `on_news` hears (run, news) in a thread of this process. What it raises is raised here."""
+def desk(on_news: Callable[[str, News], None], name: str = "", on_lost: Callable[[BaseException], None] | None = None) -> Iterator[Any]:
+    """A desk beside this process in a connected Ray; while it is open `on_news` hears (run, news) in a thread of this process.
+
+    name: under which Ray lists the actor. on_lost: called in that thread if the actor dies or does not answer; without it, that and what
+    `on_news` raises is raised here.
+    """
     import ray
 
-    handle = ray.remote(Desk).options(num_cpus=0, max_concurrency=100_000).remote()
+    options = beside_driver() | ({"name": name} if name else {})
+    handle = ray.remote(Desk).options(**options, max_concurrency=100_000).remote()
     closing, failures = threading.Event(), list[BaseException]()
 
     def listen() -> None:
         try:
             while True:
                 last = closing.is_set()  # what was told before it closed is still heard
-                for run, news in ray.get(handle.hear.remote()):
+                for run, news in ray.get(handle.hear.remote(), timeout=ANSWER_S):
                     on_news(run, news)
                 if last:
                     return
+        except ray.exceptions.RayError as error:
+            if on_lost:
+                return on_lost(error)
+            failures.append(error)
         except BaseException as error:
             failures.append(error)
 
@@ -95,3 +112,22 @@ def desk(on_news: Callable[[str, News], None]) -> Iterator[Any]:
         ray.kill(handle)
     if failures:
         raise failures[0]
+
+
+def wishes(desk: Any, run: str) -> Iterator[Wish]:
+    """What is asked of a run, again and again. A desk that is lost asks it to pause, since nobody hears of what it would go on with."""
+    import ray
+
+    while True:
+        try:
+            yield ray.get(desk.asked.remote(run), timeout=WISH_S + ANSWER_S)
+        except ray.exceptions.RayError:
+            yield "pause"
+
+
+def tell(desk: Any, run: str, news: News) -> None:
+    """Tell a desk; a desk that is lost is passed over, since the driver ends the sweep then and the next run finds what was saved."""
+    import ray
+
+    with suppress(ray.exceptions.RayError):
+        ray.get(desk.tell.remote(run, news), timeout=ANSWER_S)

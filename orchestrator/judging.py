@@ -23,7 +23,8 @@ class VideoScores:
         self._state, self._views, self._judge, self._say = state, views, judge, say
         self._todo: queue.Queue[tuple[ScoringJob, str] | None] = queue.Queue()  # None: there will be no more
         self._ending = False
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
+        """What ended the thread before its time."""
         self._test: VideoTest | None = None
         try:
             self._test = state.video_test()
@@ -46,8 +47,8 @@ class VideoScores:
         self._todo.put(None)
         while self._thread.is_alive():
             self._thread.join(0.5)
-        if self._failure:
-            raise self._failure
+        if self.failure:
+            raise self.failure
 
     def _run(self) -> None:
         try:
@@ -55,7 +56,7 @@ class VideoScores:
                 if self._test:
                     self._measure(self._test, *one)
         except BaseException as error:
-            self._failure = error
+            self.failure = error
 
     def _measure(self, test: VideoTest, job: ScoringJob, name: str) -> None:
         storage = self._state.storage

@@ -19,6 +19,7 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         from orchestrator.data.episodes import EpisodeError
         from orchestrator.data.sources.source import SourceError
+        from orchestrator.infrastructure import EXIT_CODE, InfrastructureError
         from orchestrator.score import ProtocolError
         from orchestrator.spec import SweepError
         from orchestrator.storage import StorageError
@@ -35,6 +36,9 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
         except SweepError as error:
             click.echo(redacted(error), err=True)
             sys.exit(2)
+        except InfrastructureError as error:
+            click.echo(str(error), err=True)
+            sys.exit(EXIT_CODE)
         except Exception as error:
             ours = EpisodeError, LiberoMissingError, ProtocolError, RobocasaError, SourceError, StorageError, TrackingError
             if not isinstance(error, (*ours, *_of_heavy_modules())):
@@ -68,6 +72,7 @@ def _of_heavy_modules() -> list[type[Exception]]:
     known = (
         ("policy.weights", "WeightsError"),
         ("policy.checkpoint", "CheckpointError"),
+        ("policy.finite", "NotFiniteError"),
         ("orchestrator.sweep", "UnfinishedError"),
         ("orchestrator.submit", "SubmitError"),
         ("orchestrator.staging", "StagingError"),

@@ -5,14 +5,16 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cost import exceeded
 from orchestrator.credentials import redacted_in
+from orchestrator.infrastructure import cause_of
 from orchestrator.metrics import QUEUED_EPISODES, ROLLOUT_WORKERS, UNSCORED_CHECKPOINTS, UNTOLD_RECORDS
 from orchestrator.placement import Placement
-from orchestrator.sharing import sweeps
+from orchestrator.sharing import present
 from orchestrator.storage import StorageError
 
 if TYPE_CHECKING:
@@ -22,57 +24,78 @@ BEAT_S = 0.5
 SHARE_S = 5.0
 WRITE_S = 3.0
 """What `demoscale status` shows of a run is at most so old."""
+PATIENCE_S = 10.0
+"""Seconds that the end of a run waits for each thread."""
 
 
 class Pulse:
-    """A thread, while the context is open."""
+    """Two threads, while the context is open.
+
+    One watches for a request to end, the budget and a scorer that failed; it needs neither Ray nor the storage. The other shares the cluster
+    and writes down how far the run is; what it cannot do it says once and tries again. One that ends unexpectedly ends the run.
+    """
 
     def __init__(self, run: "SweepRun", placement: Placement) -> None:
         self._run, self._placement = run, placement
         self._began, self._at_first = time.monotonic(), self._todo()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
-        self._sweeps, self._present = sweeps(), 1
-        self._identity = f"{run.state.storage.uri} {run.state.sweep.name}"
+        self._threads = [threading.Thread(target=self._guarded, args=one, name=f"pulse-{one[0].__name__}", daemon=True) for one in self._tasks]
+        self._present = 1
+        self._failure: BaseException | None = None
+
+    @property
+    def _tasks(self) -> tuple[tuple[Callable[[], None], float], ...]:
+        """What is done every so many seconds."""
+        return (self._watch, BEAT_S), (self._share, SHARE_S), (self._write, WRITE_S)
 
     def __enter__(self) -> "Pulse":
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> None:
         self._closing.set()
-        self._thread.join()
-        self._sweeps.gone.remote(self._identity)
-        self._write(over=True)
+        for thread in self._threads:
+            thread.join(PATIENCE_S)  # one that waits for a storage or Ray is not waited for
+        with suppress(StorageError):
+            self._write(over=True)
+        if self._failure and not kind:
+            raise self._failure
 
-    def _beat(self) -> None:
-        shared = written = float("-inf")
-        while not self._closing.wait(BEAT_S):
-            if self._run.evaluation.scorer.failed:
-                self._run.end("scoring failed")
-            elif self._run.interrupted:
-                self._run.end("stopped")
-            elif reached := exceeded(self._run.state.sweep.budget, self._run.spending):
-                self._run.end(reached)
-            now = time.monotonic()
-            if now - shared > SHARE_S:
-                self._share()
-                shared = now
-            if now - written > WRITE_S:
-                self._write()
-                written = now
+    def _guarded(self, task: Callable[[], None], pause_s: float) -> None:
+        """Do it again and again. Infrastructure that is away is said once; anything else ends the run, and is raised at its end."""
+        said, closing = "", False
+        while not closing:
+            try:
+                task()
+                said = ""
+            except BaseException as error:
+                cause = cause_of(error)
+                if not cause:
+                    self._failure = error
+                    return self._run.end(f"a fault of demoscale's own ({type(error).__name__} in {threading.current_thread().name})")
+                if cause != said:
+                    self._run.say(f"{threading.current_thread().name}: {cause}; tries again")
+                said = cause
+            closing = self._closing.wait(pause_s)
+
+    def _watch(self) -> None:
+        if name := self._run.failed_thread():
+            self._run.end(f"{name} failed")
+        elif self._run.interrupted:
+            self._run.end("stopped")
+        elif reached := exceeded(self._run.state.sweep.budget, self._run.spending):
+            self._run.end(reached)
 
     def _share(self) -> None:
         """Of several sweeps on one cluster each takes its part: at least one training run and one simulator."""
-        import ray
-
-        present: int = ray.get(self._sweeps.present.remote(self._identity))
-        if present != self._present:
-            others = f"{present - 1} other sweep{'s' if present > 2 else ''}" if present > 1 else "no other sweep any more"
+        number = max(1, present())
+        if number != self._present:
+            others = f"{number - 1} other sweep{'s' if number > 2 else ''}" if number > 1 else "no other sweep any more"
             self._run.say(f"shares the cluster with {others}")
-            self._present = present
-        self._run.training.slots = max(1, self._placement.concurrent_arms // present)
-        self._run.evaluation.scorer.use(max(1, self._run.state.sweep.rollout_actors // present))
+            self._present = number
+        self._run.training.slots = max(1, self._placement.concurrent_arms // number)
+        self._run.evaluation.scorer.use(max(1, self._run.state.sweep.rollout_actors // number))
 
     def _measure(self, over: bool) -> None:
         """Of a run that is over nobody waits for anything any more."""
@@ -84,7 +107,7 @@ class Pulse:
             UNTOLD_RECORDS.record(run.untold, name)
 
     def _write(self, over: bool = False) -> None:
-        """For onlookers. A storage that is away for a moment is no reason to stop: whoever needs it will say so."""
+        """For onlookers. A storage that is away for a moment is no reason to stop: those who need it say so."""
         run = self._run
         self._measure(over)
         run.board.charge(run.spending.by_arm())

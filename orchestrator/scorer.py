@@ -74,7 +74,8 @@ class Scorer:
         self._references: dict[tuple[str, int], dict[str, Outcome]] = {}  # outcomes that others are held against, by arm and step
         self._dropped: set[str] = set()
         self._accepting = True
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
+        """What ended the thread before its time."""
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
         self._thread.start()
@@ -105,12 +106,12 @@ class Scorer:
 
     def check(self) -> None:
         """Raise what went wrong in the thread, if anything did."""
-        if self._failure:
-            raise self._failure
+        if self.failure:
+            raise self.failure
 
     @property
     def failed(self) -> bool:
-        return self._failure is not None
+        return self.failure is not None
 
     def close(self) -> None:
         """Stop at once; what was not finished is found missing by the next run."""
@@ -136,7 +137,7 @@ class Scorer:
                 self._collect()
                 self._feed()  # the next block follows at once
         except BaseException as error:
-            self._failure = error
+            self.failure = error
 
     def _take_in(self, wait_s: float) -> None:
         try:

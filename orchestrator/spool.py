@@ -3,7 +3,8 @@
 <folder>/<time>-<process>.jsonl      a journal: what one process had to tell, a note a line, only appended to; the first line says of which sweep
 <folder>/<time>-<process>.told       how many bytes of the journal are told
 <folder>/<time>-<process>/000007     data of a note
-<folder>/<time>-<process>.refused    notes that MLflow does not take, and why
+<folder>/<time>-<process>.refused    notes that MLflow does not take or that are damaged, and why
+<folder>/<time>-<process>.damaged    a journal whose first line is: nobody knows of which sweep it is
 <folder>/telling                     locked by the one process that tells
 
 A process holds a lock on its journal while it lives; a journal that is told and left behind is removed. The system's page cache is trusted: what a
@@ -22,6 +23,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from orchestrator.tracking import TrackingError
+
+
+class DamagedJournalError(Exception):
+    """The first line of a journal is damaged, as a power failure may leave it."""
 
 
 class Journal:
@@ -84,16 +89,26 @@ class Reading:
         self._told, self._data, self._refused = path.with_suffix(".told"), path.with_suffix(""), path.with_suffix(".refused")
         self._file = path.open("rb")
         header = self._file.readline()
-        self.about: dict[str, Any] = json.loads(header)
-        self.told = max(len(header), _number(self._told))
+        about = _object(header)
+        if about is None:
+            self._file.close()
+            raise DamagedJournalError(path)
+        self.about = about
+        told = _number(self._told)
+        self.told = told if len(header) <= told <= path.stat().st_size else len(header)
 
-    def next(self) -> tuple[dict[str, Any], int] | None:
-        """The first note that is not told, and where it ends; None if there is none. Half a line is what a killed process left."""
+    def next(self) -> tuple[dict[str, Any] | None, int] | None:
+        """The first note that is not told, None for a damaged one, and where it ends; None if there is none.
+
+        Half a line is what a killed process left.
+        """
         self._file.seek(self.told)
         line = self._file.readline()
         if not line.endswith(b"\n"):
             return None
-        note: dict[str, Any] = json.loads(line)
+        note = _object(line)
+        if note is None or "do" not in note:
+            return None, self.told + len(line)
         if name := note.pop("data", ""):
             path = self._data / name
             note["data"], note["file"] = path.read_bytes() if path.exists() else None, name
@@ -127,6 +142,12 @@ class Reading:
             return True
         return False
 
+    @property
+    def cut(self) -> bool:
+        """Whether it ends in half a line."""
+        self._file.seek(self.told)
+        return bool(self._file.read().rpartition(b"\n")[2])
+
     def remove(self) -> None:
         self._file.close()
         self.path.unlink(missing_ok=True)
@@ -136,10 +157,27 @@ class Reading:
 
 
 def _number(path: Path) -> int:
+    """0 also of a damaged file: telling a note twice changes nothing."""
     try:
-        return int(path.read_text())
-    except FileNotFoundError:
+        return int(path.read_bytes())
+    except (FileNotFoundError, ValueError):
         return 0
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    """A line's JSON object; None if it is damaged."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return None
+    return told if isinstance(told, dict) else None
+
+
+def set_aside(journal: Path) -> Path:
+    """Rename a damaged journal, so that nobody reads it any more; its new path."""
+    aside = journal.with_suffix(".damaged")
+    journal.rename(aside)
+    return aside
 
 
 def told_of(journal: Path) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 
 from orchestrator.arms import Arm, reference_of
 from orchestrator.board import ArmState, Board
+from orchestrator.checkpoints import whole
 from orchestrator.cost import Spending
 from orchestrator.credentials import redacted, redacted_in
 from orchestrator.data.manifest import Manifest
@@ -27,7 +28,7 @@ from orchestrator.decide import Rule
 from orchestrator.held_out import HeldOut
 from orchestrator.ledger import Ledger
 from orchestrator.loop import ArmJob
-from orchestrator.notes import read_notes
+from orchestrator.notes import note_damaged, read_notes, read_steps
 from orchestrator.provenance import TRAINING_CODE, code_fingerprint, digest
 from orchestrator.score import Score, protocol_fingerprint, score_so_far
 from orchestrator.spec import Sweep, SweepError
@@ -215,7 +216,23 @@ class SweepState:
 
     def checkpoints(self, arm_id: str) -> dict[int, dict[str, Any]]:
         """Whole checkpoints of an arm by step: {loss, loss_video, loss_action, checkpoint (fingerprint)}."""
-        return {int(step): told for step, told in read_notes(self.storage, f"checkpoints/{arm_id}/step_").items()}
+        return read_steps(self.storage, arm_id)
+
+    def without_torn(self) -> dict[str, list[int]]:
+        """Checkpoints that a full disk or a power failure left in pieces, by arm id, of those that are not scored yet.
+
+        They count as not written from now on, so that their arms are trained again from the newest whole ones. Runs whose folder is gone are
+        left alone: somebody has removed it.
+        """
+        torn: dict[str, list[int]] = {}
+        for arm_id, arm in self.arms().items():
+            for step, told in self.checkpoints(arm_id).items():
+                scored = self.score(arm, told["checkpoint"], "nominal")[0].complete
+                if scored or whole(self.checkpoint_uri(arm_id, step), told["checkpoint"]) or not self.storage.list(f"arms/{arm_id}/"):
+                    continue
+                note_damaged(self.storage, arm_id, step)
+                torn.setdefault(arm_id, []).append(step)
+        return torn
 
     def uri(self, key: str) -> str:
         """Of a key of the storage, for those who open files by themselves."""

@@ -81,6 +81,10 @@ class Storage(Protocol):
         """Every key that starts with `prefix`, sorted."""
         ...
 
+    def sync(self, prefix: str) -> None:
+        """Return once a power failure cannot take what others have written below `prefix`, which ends in `/`."""
+        ...
+
 
 class Folder:
     """A local or shared file system."""
@@ -159,6 +163,18 @@ class Folder:
                 whole = (name for name in names if not (name.startswith(".") and name.endswith(".part")))  # a part: a writer was killed
                 keys += [Path(folder, name).relative_to(root).as_posix() for name in whole]
         return sorted(key for key in keys if key.startswith(prefix))
+
+    def sync(self, prefix: str) -> None:
+        try:
+            for folder, _, names in os.walk(self._path(prefix)):
+                for path in (folder, *(os.path.join(folder, name) for name in names)):
+                    descriptor = os.open(path, os.O_RDONLY)
+                    try:
+                        os.fsync(descriptor)
+                    finally:
+                        os.close(descriptor)
+        except OSError as error:
+            raise StorageError(f"{self.uri}: {prefix} cannot be written ({error.strerror}); is the disk not full?") from None
 
 
 @functools.cache
@@ -275,6 +291,9 @@ class Bucket:
             if not page.get("IsTruncated"):
                 return sorted(keys)
             token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def sync(self, prefix: str) -> None:
+        """What a server has answered for, it keeps."""
 
 
 def open_storage(uri: str, settings: StorageSettings = StorageSettings()) -> Storage:

@@ -13,12 +13,14 @@ from orchestrator.credentials import redacting
 from orchestrator.curve import Curve
 from orchestrator.desk import desk
 from orchestrator.evaluate import Evaluation, Players, players
+from orchestrator.infrastructure import InfrastructureError, cause_of
 from orchestrator.ledger import Ledger, Portraits
 from orchestrator.placement import Placement
 from orchestrator.plan import planned_arms
 from orchestrator.pulse import Pulse
 from orchestrator.score import Score, portraits_of
 from orchestrator.search import Listed, Proposals, Proposed, StoppingRule
+from orchestrator.sharing import presence
 from orchestrator.spec import Sweep
 from orchestrator.state import SweepState
 from orchestrator.teller import DEFAULT_OUTBOX, OutboxSettings
@@ -54,7 +56,10 @@ class SweepRun:
         self.state = SweepState.open(sweep, pin=True)
         if sweep.data.on_corrupt == "quarantine":
             self.state = self._without_damaged(say)
+        torn = self.state.without_torn()
         self.board = self.state.board()
+        for arm_id, steps in torn.items():
+            say(f"{self.board.arms[arm_id].name}: the checkpoints of steps {', '.join(map(str, steps))} are damaged; training goes on before them")
         self.say, self._retry_failed, self._fit, self._players = say, retry_failed, fit, players
         self.spending = Spending(self.state.storage, sweep.name, uuid.uuid4().hex[:8])
         self._views = Views(self.state, say, settings=outbox)
@@ -64,6 +69,8 @@ class SweepRun:
             self._proposals = Proposed(sweep, local_folder(sweep.storage) / f"{sweep.name}-optuna.log", self.state.proposed())
         self.ending = ""
         """Why nothing new is begun."""
+        self._cause = ""
+        """What failed under the sweep, if anything did."""
         self.interrupted = False
         """Somebody asks it to end; `Pulse` sees to that."""
 
@@ -79,7 +86,8 @@ class SweepRun:
     def run(self) -> Curve | None:
         """Train what is not trained, score what is not scored; the curve of what is complete, None if nothing is.
 
-        KeyboardInterrupt if it was paused; UnfinishedError if an arm failed, after all others were finished.
+        KeyboardInterrupt if it was paused; InfrastructureError if what it runs on failed; UnfinishedError if an arm failed, after all others
+        were finished.
         """
         sweep = self.state.sweep
         if reused := sorted(arm.name for arm in self.board.arms.values() if arm.step == arm.steps):
@@ -93,19 +101,23 @@ class SweepRun:
         playing = self._players(self.state, placement, portraits)
         self.evaluation = Evaluation(self.state, self.board, self._views, self.spending, playing, self._on_score, self._rule.decides, self.say)
         self.training = Training(
-            self.state, self.board, self._views, self.spending, self._proposals, self.evaluation.submit, self.say, self._retry_failed
+            self.state, self.board, self._views, self.spending, self._proposals, self.evaluation.submit, self.say, self.suspend, self._retry_failed
         )
         self.training.slots, self.training.gpus = placement.concurrent_arms, placement.trainer.get("GPU", 0.0)
         try:
             self._replay()
-            with desk(self.training.on_news) as self.training.desk, Pulse(self, placement):
+            with desk(self.training.on_news, presence(), self.training.lost) as self.training.desk, Pulse(self, placement):
                 run_trials(self.training, self._fit, self.state.uri("arms"), placement.trainer, self.training.desk, sweep.attempts)
                 self.training.check()
                 self.evaluation.scorer.drain()
                 self.evaluation.videos.drain()
-        except BaseException:
+            if failure := self._views.failure:
+                raise failure
+        except BaseException as error:
             if left := self._views.finish(done=False):
                 self.say(left)
+            if cause := self._cause or cause_of(error):
+                raise self._suspended(cause) from error
             raise
         finally:
             self.evaluation.scorer.close()
@@ -127,6 +139,8 @@ class SweepRun:
             self._views.artifact("curve.html", curve.page(self.state.tracking_uri).encode())
         if left := self._views.finish(done=not unfinished and not self.ending):
             self.say(left)
+        if self._cause:
+            raise self._suspended(self._cause)
         if self.ending == "stopped":
             raise KeyboardInterrupt
         if unfinished and not self.ending:
@@ -152,6 +166,23 @@ class SweepRun:
             self.training.pause()
             self.evaluation.scorer.wind_down()
             self.evaluation.videos.wind_down()
+
+    def suspend(self, cause: str) -> None:
+        """End in good order, since what the sweep runs on failed: no arm is to blame, and the same command goes on."""
+        self._cause = self._cause or cause
+        self.end(cause)
+
+    def _suspended(self, cause: str) -> InfrastructureError:
+        return InfrastructureError(f"{self.state.sweep.name}: {cause}; what was finished is kept, no arm failed by it, and the same command goes on")
+
+    def failed_thread(self) -> str:
+        """The name of a thread that ended before its time; empty if all are well. Its error is raised once the run has ended in good order."""
+        failures = {
+            "scoring": self.evaluation.scorer.failure,
+            "video scoring": self.evaluation.videos.failure,
+            "reporting to MLflow": self._views.failure,
+        }
+        return next((name for name, failure in failures.items() if failure), "")
 
     @property
     def untold(self) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from orchestrator.arms import Arm
-from orchestrator.spool import Journal, Reading, journals, told_of
+from orchestrator.spool import DamagedJournalError, Journal, Reading, journals, set_aside, told_of
 from orchestrator.tracking import Tracker
 from orchestrator.tracking_errors import redacted, refuses, trouble
 
@@ -23,6 +23,8 @@ TELL_AFTER = 3
 """Attempts that failed one after another before anybody hears of it."""
 LOOK_S = 1.0
 """How often an idle teller looks for what other processes have left, and one that is not alone whether it is now."""
+
+MEND = "`demoscale status NAME --rebuild` tells MLflow all of it from the storage"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,9 @@ class Teller:
         """Why the last attempt failed; empty if it did not."""
         self.telling = False
         """Whether this process is the one that tells."""
-        self._thread = threading.Thread(target=self._run, name="views", daemon=True)
+        self.failure: BaseException | None = None
+        """What ended the thread before its time."""
+        self._thread = threading.Thread(target=self._guarded, name="views", daemon=True)
         self._thread.start()
 
     def note(self, do: str, data: bytes | None = None, **arguments: Any) -> None:
@@ -80,7 +84,7 @@ class Teller:
         for path in journals(self._folder):
             try:
                 number += Reading(path).left
-            except FileNotFoundError:  # told and removed in this moment
+            except (FileNotFoundError, DamagedJournalError):  # told and removed in this moment, or about to be set aside
                 continue
         return number
 
@@ -112,6 +116,12 @@ class Teller:
             self._news.notify_all()
         self._journal.close()
         self._thread.join(1.0)
+
+    def _guarded(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self.failure = error
 
     def _run(self) -> None:
         with (self._folder / "telling").open("a") as lock:
@@ -156,15 +166,32 @@ class Teller:
         """Tell the oldest note that is not told; whether there was one."""
         for path in journals(self._folder):
             if path not in self._readings:
-                self._readings[path] = Reading(path)
+                try:
+                    self._readings[path] = Reading(path)
+                except DamagedJournalError:
+                    self._say(f"{set_aside(path)}: its first line is damaged, so its records are not told; {MEND}")
+                    continue
             reading = self._readings[path]
             if found := reading.next():
                 note, end = found
-                self._tell(reading, note, end)
+                if note is None:
+                    self._set_aside(reading, end)
+                else:
+                    self._tell(reading, note, end)
                 return True
             if path != self._journal.path and reading.deserted and not reading.next():
+                if reading.cut:
+                    self._say(f"{path}: its last record was cut off and is lost; {MEND}")
                 self._readings.pop(path).remove()
         return False
+
+    def _set_aside(self, reading: Reading, end: int) -> None:
+        """Keep a damaged record beside the journal; those after it are told."""
+        reading.refuse({"begin": reading.told, "end": end}, "damaged")
+        self.refused += 1
+        self._say(f"{reading.path}: the record at byte {reading.told} is damaged and not told; {MEND}")
+        reading.advance(end)
+        self._moved += 1
 
     def _tell(self, reading: Reading, note: dict[str, Any], end: int) -> None:
         arguments = {name: Arm(**value) if name == "arm" else value for name, value in note.items() if name not in ("do", "file")}

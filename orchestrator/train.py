@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.data.episodes import EpisodeError
-from orchestrator.desk import Wish
+from orchestrator.desk import Wish, tell
+from orchestrator.desk import wishes as asked_of
 from orchestrator.loop import ArmJob, train
 from orchestrator.meter import SPENT
+from orchestrator.notes import read_steps
 from orchestrator.storage import StorageError, open_storage
+from orchestrator.train_snapshot import mend
 
 
 def _worker_loop(config: dict[str, Any]) -> None:
@@ -43,9 +46,7 @@ def wishes_of(desk: Any, run: str, world: int) -> Callable[[], Wish]:
     heard: list[Wish] = []
 
     def listen() -> None:
-        import ray
-
-        heard.append(ray.get(desk.asked.remote(run)))
+        heard.append(next(filter(None, asked_of(desk, run))))
 
     threading.Thread(target=listen, name="desk", daemon=True).start()
     if world == 1:
@@ -95,7 +96,7 @@ def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attemp
     class Telling(ray.train.UserCallback):
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
             together = {name: sum(worker[name] for worker in metrics) for name in SPENT}
-            ray.get(desk.tell.remote(job.arm_id, metrics[0] | together))
+            tell(desk, job.arm_id, metrics[0] | together)
 
     trainer = TorchTrainer(
         _worker_loop,
@@ -107,6 +108,8 @@ def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attemp
         run_config=ray.train.RunConfig(name=job.arm_id, storage_path=folder, callbacks=[Telling()]),
     )
     for attempt in range(1, attempts + 1):
+        for problem in mend(open_storage(folder), job.arm_id, read_steps(open_storage(folder.removesuffix("/arms")), job.arm_id)):
+            tell(desk, job.arm_id, {"retried": f"{problem}; it resumes from the newest whole one"})
         try:
             return [metrics for _, metrics in trainer.fit().best_checkpoints or ()]
         except (ray.train.WorkerGroupError, ray.train.ControllerError, ray.exceptions.RayError, OSError) as error:
@@ -120,10 +123,11 @@ def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attemp
 
 
 def _raise_what_trying_again_would_not_mend(trace: str) -> None:
-    """Raise a worker's error here, if it was one of a person's to mend: damaged episodes, weights that are not there or do not fit."""
+    """Raise a worker's error here, if it was one of a person's to mend: damaged episodes, weights that do not fit, training that diverges."""
     from policy.checkpoint import CheckpointError
+    from policy.finite import NotFiniteError
     from policy.weights import WeightsError
 
-    for kind in (EpisodeError, WeightsError, CheckpointError):
+    for kind in (EpisodeError, WeightsError, CheckpointError, NotFiniteError):
         if told := re.search(rf"^[\w.]*\b{kind.__name__}: (.*)$", trace, re.MULTILINE):
             raise kind(told[1]) from None

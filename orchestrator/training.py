@@ -15,12 +15,14 @@ from orchestrator.arms import Arm
 from orchestrator.board import Board
 from orchestrator.cost import Cost, Spending
 from orchestrator.credentials import redacted
-from orchestrator.desk import News, Wish
+from orchestrator.desk import ANSWER_S, News, Wish
+from orchestrator.infrastructure import cause_in
 from orchestrator.loop import CONSUMED, ArmJob
 from orchestrator.metrics import CLIPS, LOADER_STALL_S, OPTIMISER_STEP_S, OPTIMISER_STEPS, RETRIES
 from orchestrator.search import Proposals
 from orchestrator.state import SweepState
 from orchestrator.views import LOSSES, Views
+from sim_workers.worker import one_line
 
 
 class Training:
@@ -38,11 +40,16 @@ class Training:
         proposals: Proposals,
         submit: Callable[[str, int, str], None],
         say: Callable[[str], None],
+        suspend: Callable[[str], None],
         retry_failed: bool,
     ) -> None:
-        """submit(arm id, step, fingerprint): have a checkpoint scored. retry_failed: train the arms that failed before, and no others."""
+        """submit(arm id, step, fingerprint): have a checkpoint scored. suspend(cause): end the run, since what it runs on failed.
+
+        retry_failed: train the arms that failed before, and no others.
+        """
         self._state, self._board, self._views, self._spending = state, board, views, spending
         self._proposals, self._submit, self._say, self._retry_failed = proposals, submit, say, retry_failed
+        self._suspend = suspend
         self.slots = 1
         """Runs at once."""
         self.gpus = 0.0
@@ -57,6 +64,10 @@ class Training:
         self._sharing: dict[str, list[ArmJob]] = {}
         """Arms that wait for a video model, by its training run."""
         self._broken: BaseException | None = None
+        self._over: set[str] = set()
+        """Runs whose trial is over."""
+        self._lost = False
+        """The control actor is: no further news come."""
 
     def ask(self, run: str, wish: Wish) -> None:
         """Ask a run to end, if it is in progress."""
@@ -85,7 +96,11 @@ class Training:
             job = self._next_ready() or self._next_job()
             if job is None:
                 return None
-            ray.get(self.desk.give.remote(job.arm_id, job))  # before anybody can ask it to end
+            try:
+                ray.get(self.desk.give.remote(job.arm_id, job), timeout=ANSWER_S)  # before anybody can ask it to end
+            except ray.exceptions.RayError as error:
+                self.lost(error)
+                return None
             self.running[job.arm_id] = job
             return job.arm_id
 
@@ -95,8 +110,32 @@ class Training:
             nothing_left = self._ending or (self._exhausted and not self._ready and not self._sharing)
             return nothing_left and not self.running
 
-    def died(self, run: str) -> None:
-        self._failed(run, "its trial's process died again and again")
+    def ended(self, run: str, died: bool) -> None:
+        with self._lock:
+            self._over.add(run)
+            if died:
+                self._suspended(run, "the process that starts its training died again and again")
+            elif self._lost:
+                self._leave(run)
+
+    def lost(self, error: BaseException) -> None:
+        """The control actor died, or does not answer. Its training runs save their state and end; what they saved is found by the next run."""
+        with self._lock:
+            self._lost = self._ending = True
+            for run in self._over & self.running.keys():
+                self._leave(run)
+        self._suspend(f"the control actor of the sweep is lost ({one_line(error)})")
+
+    def _leave(self, run: str) -> None:
+        self.running.pop(run, None)
+        self._sharing.pop(run, None)
+
+    def _suspended(self, run: str, cause: str) -> None:
+        """The run ended since what it runs on failed: it goes on in the next run of the sweep."""
+        if run in self.running:
+            self._say(f"paused {self._names(run)}: {cause}")
+            self._leave(run)
+            self._suspend(cause)
 
     def _next_ready(self) -> ArmJob | None:
         """An arm whose video model is trained, unless the search has given it up meanwhile."""
@@ -198,6 +237,7 @@ class Training:
         scheduled = (job.train.steps,) if arms else self._state.sweep.checkpoint_steps()
         if "checkpoint" in news and step in scheduled:
             key = f"checkpoints/{run}/step_{step:06d}.json"
+            self._state.storage.sync(f"arms/{run}/step_{step:06d}/")  # the note must not outlive what it speaks of
             self._state.storage.put(key, json.dumps(facts | {"checkpoint": news["checkpoint"]}).encode())
             if not arms:
                 self._views.checkpoint(run, step, news["checkpoint"])
@@ -220,6 +260,8 @@ class Training:
 
     def _failed(self, run: str, trace: str) -> None:
         with self._lock:
+            if cause := cause_in(trace):
+                return self._suspended(run, cause)
             if self.running.pop(run, None) is None:
                 return
             sentence = _sentence(trace)
@@ -234,4 +276,4 @@ class Training:
 def _sentence(trace: str) -> str:
     """The error at a trace's end, without its module; ours speak for themselves."""
     last = re.sub(r"^[\w.]+\.(?=[A-Z]\w*: )", "", redacted(trace).strip().splitlines()[-1])  # before it is cut, which would hide where a secret ends
-    return re.sub(r"^(EpisodeError|WeightsError|CheckpointError): ", "", last)[:300]
+    return re.sub(r"^(EpisodeError|WeightsError|CheckpointError|NotFiniteError): ", "", last)[:300]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.credentials import redacted
+from orchestrator.desk import ANSWER_S, tell
 
 Fit = Callable[[Any, str, dict[str, float], Any, int], list[dict[str, Any]]]
 """(job, folder, resources of a worker, desk, attempts) -> what was reported with each checkpoint; `orchestrator.train.fit`."""
@@ -22,8 +23,8 @@ class Runs(Protocol):
     def finished(self) -> bool:
         """Whether there will be no further one and all have ended."""
 
-    def died(self, run: str) -> None:
-        """Its trial's process died as often as it may."""
+    def ended(self, run: str, died: bool) -> None:
+        """Its trial is over. died: its process did, as often as it may."""
 
 
 def run_trials(runs: Runs, fit: Fit, folder: str, resources: dict[str, float], desk: Any, attempts: int) -> None:
@@ -50,12 +51,12 @@ def _trainable(fit: Fit, folder: str, resources: dict[str, float], desk: Any, at
 
         run = config["run"]
         try:
-            checkpoints = fit(ray.get(desk.job.remote(run)), folder, resources, desk, attempts)
+            checkpoints = fit(ray.get(desk.job.remote(run), timeout=ANSWER_S), folder, resources, desk, attempts)
         except Exception:  # told, and not raised: `fit` has made all the attempts there are, and Tune would make them again
             news: dict[str, Any] = {"failed": redacted(traceback.format_exc())}  # this process's environment has other secrets than the driver's
         else:
             news = {"trained": checkpoints}
-        ray.get(desk.tell.remote(run, news))
+        tell(desk, run, news)
         tune.report({"run": run})  # without a result Tune prints that there is none
 
     return train_run
@@ -88,9 +89,7 @@ def _searcher(runs: Runs) -> Any:
             return {"run": run}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            run = self._begun.pop(trial_id)
-            if error:
-                self.runs.died(run)
+            self.runs.ended(self._begun.pop(trial_id), died=error)
 
         def save(self, checkpoint_path: str) -> None:
             Path(checkpoint_path).touch()

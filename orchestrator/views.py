@@ -64,6 +64,11 @@ class Views:
         for arm in state.arms().values():
             self.arm(arm)
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the delivery before its time."""
+        return self._teller.failure
+
     def _tell(self, do: str, data: bytes | None = None, **arguments: Any) -> None:
         self._teller.note(do, data, **(redacted_in(arguments) if do in ("tags", "arm") else arguments))  # the others hold numbers and digests
 

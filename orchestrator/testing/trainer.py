@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.desk import tell
 from orchestrator.loop import ArmJob
 from orchestrator.provenance import digest
 
@@ -20,8 +21,6 @@ class FakeTrainer:
 
     def __call__(self, job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attempts: int = 1) -> list[dict[str, Any]]:
         """Train; the arguments and the result are those of `orchestrator.train.fit`."""
-        import ray
-
         from orchestrator.train import wishes_of
 
         asked, reported, every = wishes_of(desk, job.arm_id, 1), [], job.train.checkpoint_every
@@ -34,7 +33,7 @@ class FakeTrainer:
             news |= {"clips_with_actions": step, "clips_action_free": 0, "action_free_ratio_consumed": 0.0}
             news |= {"cpu_s": self.step_s * every, "wall_s": self.step_s * every, "bytes_read": 0}
             news |= {"clips": job.train.batch_size * every, "steps": every, "step_s": self.step_s * every, "stall_s": 0.001 * every}
-            ray.get(desk.tell.remote(job.arm_id, news))
+            tell(desk, job.arm_id, news)
             reported.append(news)
             if asked():
                 break

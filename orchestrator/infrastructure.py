@@ -1,0 +1,49 @@
+"""Failures of what a sweep runs on: its storage, its disks, the cluster's nodes, the sweep's own processes. They are no fault of an arm."""
+
+import errno
+import re
+
+from orchestrator.storage import NoObject, StorageError
+
+EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: the same command goes on once the cause is mended."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SIGNS = (
+    (r"No space left on device|\[Errno 28\]|Disk quota exceeded|\bOutOfDiskError\b", "the disk is full"),
+    (r"^[\w.]*\b(?:StorageError|_AwayError): (.*)$", ""),
+    (
+        r"AWS Error (?:NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|UNKNOWN)\b",
+        "the object storage does not answer",
+    ),
+    (r"\b(?:NodeDiedError|ObjectStoreFullError|RaySystemError|RpcError)\b", ""),
+    (r"[Tt]he (?:actor|task|worker) died because its node has died|node was (?:terminated|preempted|drained)", "a node of the cluster died"),
+)
+"""What a trace of a training run shows of such a failure, and how it is said; empty: by the group, or by the line that shows it."""
+
+
+class InfrastructureError(Exception):
+    """One sentence: what failed under the sweep. Everything finished is kept, and the same command goes on."""
+
+
+def cause_in(trace: str) -> str:
+    """What failed under a training run, as part of a sentence, by the trace of its error; empty if it was the run itself."""
+    for sign, said in SIGNS:
+        if found := re.search(sign, trace, re.MULTILINE):
+            line = trace[trace.rfind("\n", 0, found.start()) + 1 :].partition("\n")[0]
+            return (said or (found[1] if found.re.groups else line)).strip()[:300]
+    return ""
+
+
+def cause_of(error: BaseException) -> str:
+    """What failed under the driver, as part of a sentence; empty for every other error."""
+    if isinstance(error, StorageError) and not isinstance(error, NoObject):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"the disk is full ({error.filename or error.strerror})"
+    from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+    if isinstance(error, GetTimeoutError):
+        return "Ray does not answer"
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+        return " ".join(str(error).split())[:300]
+    return ""

@@ -1,0 +1,373 @@
+"""What fails under a sweep is no fault of an arm: the run ends in good order, and the same command goes on."""
+
+import errno
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from orchestrator import pulse
+from orchestrator.checkpoints import whole
+from orchestrator.cost import Cost
+from orchestrator.infrastructure import EXIT_CODE, InfrastructureError, cause_in, cause_of
+from orchestrator.mistakes import answers_mistakes
+from orchestrator.placement import Placement
+from orchestrator.pulse import Pulse
+from orchestrator.storage import NoObject, StorageError, open_storage
+from orchestrator.sweep import UnfinishedError
+from orchestrator.testing.checkpoints import make_checkpoint
+from orchestrator.testing.trainer import FakeTrainer
+from orchestrator.train_snapshot import SNAPSHOT, mend
+from policy.checkpoint import fingerprint
+from sweep_runs import Run, ledger, sweep
+from waiting import until
+
+TRACES = {
+    "Traceback\n  File x\nOSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device": "the disk is full",
+    "ray.exceptions.OutOfDiskError: Local disk is full": "the disk is full",
+    "orchestrator.storage.StorageError: s3://b/x: the server 10.0.0.1 cannot be reached": "s3://b/x: the server 10.0.0.1 cannot be reached",
+    "orchestrator.storage._AwayError: s3://b: the server answered SlowDown\n\nmore": "s3://b: the server answered SlowDown",
+    "OSError: When uploading part: AWS Error NETWORK_CONNECTION during PutObject": "the object storage does not answer",
+    "The actor died because its node has died. Node Id: 12": "a node of the cluster died",
+    "ray.exceptions.NodeDiedError: Task failed due to the node (where this task was running) was dead": "NodeDiedError",
+    "ray.exceptions.ObjectStoreFullError: Failed to put object": "ObjectStoreFullError",
+}
+OWN_FAULTS = (
+    "RuntimeError: the cable is out",
+    "ValueError: loss_action of step 7 is not finite",
+    "torch.cuda.OutOfMemoryError: CUDA out of memory",
+    "orchestrator.data.episodes.EpisodeError: s3://b: episode 3 is damaged; restore it",
+    "orchestrator.storage.NoObject: s3://b: there is no object weights",
+    "The actor died unexpectedly before finishing this task: killed by signal 11",
+)
+
+
+@pytest.mark.parametrize("trace", TRACES)
+def test_a_trace_tells_a_failure_of_what_the_sweep_runs_on(trace: str) -> None:
+    assert TRACES[trace] in cause_in(trace)
+
+
+@pytest.mark.parametrize("trace", OWN_FAULTS)
+def test_what_an_arm_does_wrong_is_its_own(trace: str) -> None:
+    assert cause_in(trace) == ""
+
+
+def test_the_drivers_errors_are_told_apart() -> None:
+    from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
+
+    assert cause_of(StorageError("s3://b: the server is away")) == "s3://b: the server is away"
+    assert "the disk is full" in cause_of(OSError(errno.ENOSPC, "No space left on device", "/data/x"))
+    assert cause_of(ActorDiedError())
+    assert cause_of(GetTimeoutError()) == "Ray does not answer"
+    assert cause_of(NoObject("nothing there")) == cause_of(RayTaskError("f", "trace", ValueError())) == cause_of(OSError(2, "no")) == ""
+
+
+def test_its_exit_code_is_its_own() -> None:
+    import click
+
+    @click.command()
+    @answers_mistakes
+    def command() -> None:
+        raise InfrastructureError("lift: the disk is full; the same command goes on")
+
+    done = CliRunner().invoke(command)
+    assert (done.exit_code, done.output) == (EXIT_CODE, "lift: the disk is full; the same command goes on\n")
+
+
+class WatchedRun:
+    """What a pulse needs of a run."""
+
+    def __init__(self) -> None:
+        self.interrupted, self.untold, self.ending, self.thread, self.cost = False, 0, "", "", Cost()
+        self.said, self.ended, self.written = list[str](), list[str](), list[float]()
+        scorer = SimpleNamespace(waiting=0, unscored=0, use=lambda number: None)
+        self.evaluation = SimpleNamespace(scorer=scorer, workers=1)
+        self.training = SimpleNamespace(running={}, slots=1)
+        self.board = SimpleNamespace(lock=threading.Lock(), arms={}, charge=lambda costs: None, lines=list)
+        self.spending = SimpleNamespace(total=lambda: self.cost, run_wall_s=1.0, by_arm=dict)
+        budget = SimpleNamespace(max_gpu_hours=None, max_episodes=100, max_wall=None)
+        suite = SimpleNamespace(listed=10)
+        named = SimpleNamespace(name="s", budget=budget, rollout_actors=2, suite=suite, checkpoint_steps=lambda: [1])
+        self.state = SimpleNamespace(sweep=named, storage=SimpleNamespace(put=lambda key, data: self.written.append(time.monotonic())))
+        self.say = self.said.append
+
+    def failed_thread(self) -> str:
+        return self.thread
+
+    def end(self, why: str) -> None:
+        self.ended.append(why)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> WatchedRun:
+    for name in ("BEAT_S", "SHARE_S", "WRITE_S", "PATIENCE_S"):
+        monkeypatch.setattr(pulse, name, 0.02)
+    monkeypatch.setattr(pulse, "present", lambda: 1)
+    return WatchedRun()
+
+
+def pulse_of(run: Any) -> Pulse:
+    return Pulse(run, Placement(1, {}, 0.5, 1, 0.0))
+
+
+def asks_to_stop(run: WatchedRun) -> None:
+    run.interrupted = True
+
+
+def spends_too_much(run: WatchedRun) -> None:
+    run.cost = Cost(episodes=1000)
+
+
+def loses_a_thread(run: WatchedRun) -> None:
+    run.thread = "scoring"
+
+
+REASONS = [(asks_to_stop, "stopped"), (spends_too_much, "budget.max_episodes is 100"), (loses_a_thread, "scoring failed")]
+
+
+@pytest.mark.parametrize(("happens", "why"), REASONS)
+@pytest.mark.parametrize("ray", ["dead", "silent"])
+def test_ctrl_c_and_the_budget_need_no_ray_and_no_storage(
+    watched: WatchedRun, monkeypatch: pytest.MonkeyPatch, ray: str, happens: Callable[[WatchedRun], None], why: str
+) -> None:
+    from ray.exceptions import ActorDiedError
+
+    forever = threading.Event()
+
+    def dead() -> int:
+        raise ActorDiedError
+
+    monkeypatch.setattr(pulse, "present", dead if ray == "dead" else forever.wait)
+    watched.state.storage.put = lambda key, data: forever.wait()
+    try:
+        with pulse_of(watched):
+            time.sleep(0.1)
+            assert not watched.ended
+            happens(watched)
+            until(lambda: watched.ended, seconds=10)
+            assert watched.ended[0].startswith(why)
+            forever.set()
+    finally:
+        forever.set()
+    assert len([line for line in watched.said if "tries again" in line]) == (ray == "dead"), "said once, not at every look"
+
+
+def test_a_thread_that_meets_a_fault_of_ours_ends_the_run_and_the_fault_is_raised(watched: WatchedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "present", lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError), pulse_of(watched):
+        until(lambda: watched.ended, seconds=10)
+    assert "ZeroDivisionError" in watched.ended[0]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "any")
+
+
+def make_run(root: Path, checkpoint: Path) -> dict[int, dict[str, Any]]:
+    """A training run's folder as Ray Train leaves it; the metrics that were reported with each checkpoint."""
+    metrics: dict[int, dict[str, Any]] = {}
+    for step in (2, 4, 6):
+        place = root / "arm" / f"step_{step:06d}"
+        shutil.copytree(checkpoint, place)
+        card = json.loads((place / "checkpoint.json").read_text())
+        card["provenance"]["step"] = step
+        (place / "checkpoint.json").write_text(json.dumps(card))
+        metrics[step] = {"step": step, "loss": 1 / step, "checkpoint": fingerprint(place)}
+    results = [{"version": 0, "checkpoint_dir_name": f"step_{step:06d}", "metrics": told} for step, told in metrics.items()]
+    lists = {"pending_training_results": [], "pending_validation_specs": [], "validated_checkpoint_dir_names": []}
+    told = {"ray_version": "any", "checkpoint_results": results, "checkpoint_report_indices": [1, 2, 3], "latest_checkpoint_result": results[-1]}
+    (root / "arm" / SNAPSHOT).write_text(json.dumps({**told, "current_report_index": 3, **lists}))
+    return metrics
+
+
+def left(root: Path) -> list[int]:
+    """Steps that Ray Train resumes from."""
+    told = json.loads((root / "arm" / SNAPSHOT).read_text())
+    steps = [one["metrics"]["step"] for one in told["checkpoint_results"]]
+    latest = told["latest_checkpoint_result"]
+    assert (latest["metrics"]["step"] if latest else None) == (steps[-1] if steps else None)
+    assert len(told["checkpoint_report_indices"]) == len(steps)
+    return steps
+
+
+def newest(root: Path) -> Path:
+    return root / "arm" / "step_000006"
+
+
+def cut_weights(root: Path) -> None:
+    file = next(newest(root).rglob("heads.safetensors"))
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def zero_weights(root: Path) -> None:
+    file = next(newest(root).rglob("heads.safetensors"))
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def cut_trainer(root: Path) -> None:
+    file = newest(root) / "trainer.safetensors"
+    file.write_bytes(file.read_bytes()[:-10] if file.exists() else b"\0" * 4)
+
+
+def empty_card(root: Path) -> None:
+    (newest(root) / "checkpoint.json").write_bytes(b"")
+
+
+def lose_folder(root: Path) -> None:
+    shutil.rmtree(newest(root))
+
+
+def lose_two(root: Path) -> None:
+    lose_folder(root)
+    (root / "arm" / "step_000004" / "checkpoint.json").unlink()
+
+
+def nothing(root: Path) -> None: ...
+
+
+def empty_list(root: Path) -> None:
+    (root / "arm" / SNAPSHOT).write_bytes(b"")
+
+
+def half_a_list(root: Path) -> None:
+    file = root / "arm" / SNAPSHOT
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def strange_list(root: Path) -> None:
+    (root / "arm" / SNAPSHOT).write_text('{"checkpoint_results": [7]}')
+
+
+def empty_list_and_cut_weights(root: Path) -> None:
+    empty_list(root)
+    cut_weights(root)
+
+
+TORN = [
+    (nothing, [2, 4, 6], 0),
+    (cut_weights, [2, 4], 1),
+    (zero_weights, [2, 4], 1),
+    (cut_trainer, [2, 4], 1),
+    (empty_card, [2, 4], 1),
+    (lose_folder, [2, 4], 1),
+    (lose_two, [2], 2),
+    (empty_list, [2, 4, 6], 1),
+    (half_a_list, [2, 4, 6], 1),
+    (strange_list, [2, 4, 6], 1),
+    (empty_list_and_cut_weights, [2, 4], 2),
+]
+
+
+@pytest.mark.parametrize(("tear", "steps", "problems"), TORN)
+def test_a_run_resumes_from_its_newest_whole_checkpoint(
+    tmp_path: Path, checkpoint: Path, tear: Callable[[Path], None], steps: list[int], problems: int
+) -> None:
+    noted = make_run(tmp_path, checkpoint)
+    tear(tmp_path)
+    storage = open_storage(str(tmp_path))
+    assert len(mend(storage, "arm", noted)) == problems
+    assert left(tmp_path) == steps
+    assert mend(storage, "arm", noted) == [], "once mended, all is well"
+
+
+def test_a_run_without_a_whole_checkpoint_or_note_begins_anew(tmp_path: Path, checkpoint: Path) -> None:
+    make_run(tmp_path, checkpoint)
+    empty_list(tmp_path)
+    assert mend(open_storage(str(tmp_path)), "arm", {})
+    assert left(tmp_path) == []
+    assert mend(open_storage(str(tmp_path / "nowhere")), "arm", {}) == []
+
+
+def test_ray_train_reads_the_list_that_was_written_anew(tmp_path: Path, checkpoint: Path) -> None:
+    """With the reader of the installed Ray: a release that changes the form fails here."""
+    from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState
+
+    noted = make_run(tmp_path, checkpoint)
+    cut_weights(tmp_path)
+    assert mend(open_storage(str(tmp_path)), "arm", noted)
+    told = _CheckpointManagerState.parse_obj(json.loads((tmp_path / "arm" / SNAPSHOT).read_text()))
+    assert {name for name in _CheckpointManagerState.__fields__} == {*json.loads((tmp_path / "arm" / SNAPSHOT).read_text())}
+    assert told.latest_checkpoint_result.checkpoint_dir_name == "step_000004"
+    assert [one.metrics["step"] for one in told.checkpoint_results] == [2, 4]
+
+
+def test_whole_is_what_has_its_fingerprint(tmp_path: Path, checkpoint: Path) -> None:
+    metrics = make_run(tmp_path, checkpoint)
+    assert whole(str(newest(tmp_path)), metrics[6]["checkpoint"])
+    assert not whole(str(newest(tmp_path)), metrics[4]["checkpoint"])
+    assert not whole(str(tmp_path / "nowhere"), metrics[6]["checkpoint"])
+
+
+def test_a_disk_that_is_full_or_a_folder_that_is_synced_says_so(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.put("a/b/c", b"x")
+    storage.sync("a/")
+    storage.sync("nothing/")
+
+
+FULL_DISK = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/arms/x")
+AWAY = StorageError("s3://bucket: the server cannot be reached")
+
+
+def meeting(trouble: Exception, marks: Path) -> Callable[..., Any]:
+    """A trainer that meets trouble once, after it has trained."""
+
+    def fit(job: Any, folder: str, resources: dict[str, float], desk: Any, attempts: int) -> Any:
+        reported = FakeTrainer(0.001)(job, folder, resources, desk, attempts)
+        if not (marks / "trouble").exists():
+            (marks / "trouble").touch()
+            raise trouble
+        return reported
+
+    return fit
+
+
+@pytest.mark.full
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(("trouble", "said"), [(FULL_DISK, "the disk is full"), (AWAY, "the server cannot be reached")])
+def test_a_full_disk_or_a_storage_that_is_away_pauses_the_sweep(folder: Path, store: str, trouble: Exception, said: str) -> None:
+    asked = sweep(folder, store)
+    first = Run(asked, meeting(trouble, folder))
+    with pytest.raises(InfrastructureError, match=said):
+        first()
+    assert "failed" not in first.states.values()
+    assert not list(folder.glob("failures/**/*.json"))
+    done = Run(asked)()
+    assert set(done.states.values()) == {"scored"}
+    rows = ledger(folder)
+    assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 4 * 3 * 40
+
+
+@pytest.mark.full
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_sweep_whose_control_actor_dies_pauses_and_goes_on_later(folder: Path, store: str) -> None:
+    import ray
+
+    asked = sweep(folder, store, train={"steps": 100, "checkpoint_every": 20})
+    first = Run(asked, FakeTrainer(0.05))
+
+    def kill() -> None:
+        until(lambda: any(arm.step for arm in first.run.board.arms.values()), seconds=120)
+        ray.kill(first.run.training.desk)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with pytest.raises(InfrastructureError, match="the control actor of the sweep is lost"):
+            first()
+    except UnfinishedError as error:
+        pytest.fail(str(error))
+    killer.join()
+    assert "failed" not in first.states.values()
+    assert set(Run(asked)().states.values()) == {"scored"}
