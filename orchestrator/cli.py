@@ -74,12 +74,16 @@ def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
 @SWEEP_FILE
 @SET
 @click.option("--retry-failed", is_flag=True, help="Train the arms that failed before, and no others.")
+@click.option("--take-over", is_flag=True, help="If another process runs the sweep, have it save its state and end, and go on from there.")
 @answers_mistakes
-def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool) -> None:
+def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_over: bool) -> None:
     """Run SWEEP_FILE on this machine, or on the Ray cluster RAY_ADDRESS names, to its curve.
 
     Finished arms and finished episodes are never repeated: the same command continues a sweep that was stopped or killed. Ctrl-C once: training
     saves its state, episodes in progress are finished; twice: now. SIGTERM does the same. With `budget`, it ends there and says what it knows.
+
+    Exit codes: 0 done, 1 something could not be done, 2 a mistake in the sweep file, 75 what it runs on failed (storage, disk, cluster) and the
+    same command goes on, 130 stopped.
 
     \b
     demoscale run jobs/quickstart.yaml
@@ -106,7 +110,7 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool) -> None
     def say(line: str) -> None:
         console.print(f"[{_clock(time.monotonic() - began)}] {line}", markup=False)
 
-    sweep_run = SweepRun(sweep, say, retry_failed)
+    sweep_run = SweepRun(sweep, say, retry_failed, take_over=take_over)
     say(f"tracking in {shown(sweep_run.state.tracking_uri)}; starting Ray")
     with Live(get_renderable=lambda: table(sweep_run.board.lines()), console=console, refresh_per_second=2), ctrl_c(sweep_run):
         answer = sweep_run.run()

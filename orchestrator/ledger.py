@@ -1,7 +1,7 @@
 """What is written down about episodes: their outcomes, their films, and the portrait every simulator must match.
 
     outcomes/<checkpoint>/<protocol>.parquet               a sealed ledger: the outcome of every listed episode
-    outcomes/<checkpoint>/<protocol>/<unique>.parquet      a part: outcomes as they were recorded, errors among them
+    outcomes/<checkpoint>/<protocol>/00000001.parquet      a part: outcomes as they were recorded, errors among them; numbered as they were claimed
     outcomes/<checkpoint>/<protocol>/<episode id>.mp4      a film
     outcomes/<checkpoint>/<protocol>/<episode id>.json     what was imagined in it, against what came (sim_workers/foresight.py)
     outcomes/<checkpoint>/<protocol>/decided-<rule>.json   a verdict: how much of the list was enough for a rule of orchestrator/decide.py
@@ -25,12 +25,12 @@ A row is one outcome, in parts and sealed ledgers alike, so that whatever reads 
 
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from typing import Any, get_type_hints
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,6 +57,8 @@ SCHEMA = pa.schema(
     ]
 )
 """The columns of an outcome: the fields of its spec and its own, and what they belong to."""
+PART = re.compile(r"/(\d{8})\.parquet$")
+"""A numbered part. Those of earlier versions have random names and come first."""
 READERS = 16  # parts fetched at once
 
 
@@ -69,6 +71,8 @@ class Ledger:
         self._sealed = f"outcomes/{checkpoint}/{protocol}.parquet"
         self.sealed = False
         """As far as was read or written here."""
+        self._next = 0
+        """Number of the next part, as far as is known here; 0 before it is."""
         self._recorded: dict[str, datetime] = {}  # when, by episode id: a sealed row keeps its time
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
@@ -77,7 +81,17 @@ class Ledger:
             return
         now = datetime.now(UTC)
         self._note((outcome, now) for outcome in outcomes)
-        self._storage.put_if_absent(f"{self._prefix}{uuid4().hex}.parquet", _encode([self._row(outcome, now) for outcome in outcomes]))
+        data = _encode([self._row(outcome, now) for outcome in outcomes])
+        self._next = self._next or max((int(found[1]) for key in self._parts() if (found := PART.search(key))), default=0) + 1
+        # A claim that is refused may be this one's own first try.
+        while not self._storage.put_if_absent(key := f"{self._prefix}{self._next:08d}.parquet", data) and self._storage.get(key) != data:
+            self._next += 1
+        self._next += 1
+
+    def _parts(self) -> list[str]:
+        """In the order in which they were claimed: of one episode's outcomes the first counts, and no machine's clock says which that is."""
+        keys = [key for key in self._storage.list(self._prefix) if key.endswith(".parquet")]
+        return sorted(keys, key=lambda key: (bool(PART.search(key)), key))
 
     def read(self) -> dict[str, Outcome]:
         """Finished episodes by id, each as it was recorded first. Errors are not among them: they are tried again.
@@ -88,10 +102,9 @@ class Ledger:
             tables = [_decode(self._storage, self._sealed)]
             self.sealed = True
         except NoObject:
-            keys = [key for key in self._storage.list(self._prefix) if key.endswith(".parquet")]
             with ThreadPoolExecutor(READERS) as readers:
-                tables = list(readers.map(lambda key: _decode(self._storage, key), keys))
-        rows = sorted((row for table in tables for row in table.to_pylist() if row["result"] != "error"), key=lambda row: row["recorded"])
+                tables = list(readers.map(lambda key: _decode(self._storage, key), self._parts()))
+        rows = [row for table in tables for row in table.to_pylist() if row["result"] != "error"]
         found: dict[str, Outcome] = {}
         for row in rows:
             found.setdefault(row["episode"], _outcome(row))
@@ -116,9 +129,10 @@ class Ledger:
         now = datetime.now(UTC)
         return pa.Table.from_pylist([self._row(outcome, self._recorded.get(outcome.spec.episode_id, now)) for outcome in outcomes], SCHEMA)
 
-    def keep_verdict(self, rule: str, verdict: Verdict) -> None:
-        """How much of the list was enough for a rule, known by its key; the first one is kept."""
+    def keep_verdict(self, rule: str, verdict: Verdict) -> Verdict:
+        """Keep how much of the list was enough for a rule, known by its key; returns the one that is kept, which is the first."""
         self._storage.put_if_absent(self._verdict(rule), json.dumps(asdict(verdict)).encode())
+        return self.verdict(rule) or verdict
 
     def verdict(self, rule: str) -> Verdict | None:
         """The one that was kept."""

@@ -20,6 +20,7 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
         from orchestrator.data.episodes import EpisodeError
         from orchestrator.data.sources.source import SourceError
         from orchestrator.infrastructure import EXIT_CODE, InfrastructureError
+        from orchestrator.lease import HeldError
         from orchestrator.score import ProtocolError
         from orchestrator.spec import SweepError
         from orchestrator.storage import StorageError
@@ -40,7 +41,7 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
             click.echo(str(error), err=True)
             sys.exit(EXIT_CODE)
         except Exception as error:
-            ours = EpisodeError, LiberoMissingError, ProtocolError, RobocasaError, SourceError, StorageError, TrackingError
+            ours = EpisodeError, HeldError, LiberoMissingError, ProtocolError, RobocasaError, SourceError, StorageError, TrackingError
             if not isinstance(error, (*ours, *_of_heavy_modules())):
                 raise
             click.echo(redacted(error), err=True)

@@ -82,6 +82,8 @@ class Pulse:
     def _watch(self) -> None:
         if name := self._run.failed_thread():
             self._run.end(f"{name} failed")
+        elif self._run.taken_over:
+            self._run.suspend(self._run.taken_over)
         elif self._run.interrupted:
             self._run.end("stopped")
         elif reached := exceeded(self._run.state.sweep.budget, self._run.spending):

@@ -209,8 +209,8 @@ class Scorer:
             others = self._references.get((rule.against, job.step), {})
             verdict = decide(rule, entry.cut, entry.outcomes, others, entry.verdict)
         if rule and verdict:
+            verdict = entry.ledger.keep_verdict(rule.key, verdict)
             counted = beginning(entry.cut, entry.outcomes, verdict.episodes)
-            entry.ledger.keep_verdict(rule.key, verdict)
         if not verdict and to_play(entry.cut, entry.outcomes):
             return False
         entry.missing.clear()

@@ -6,6 +6,7 @@ Everything that was finished is found in the storage and not done again, so the 
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 from orchestrator.cluster import connect, resources, set_apart
 from orchestrator.cost import Spending
@@ -14,6 +15,7 @@ from orchestrator.curve import Curve
 from orchestrator.desk import desk
 from orchestrator.evaluate import Evaluation, Players, players
 from orchestrator.infrastructure import InfrastructureError, cause_of
+from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger, Portraits
 from orchestrator.placement import Placement
 from orchestrator.plan import planned_arms
@@ -23,6 +25,7 @@ from orchestrator.search import Listed, Proposals, Proposed, StoppingRule
 from orchestrator.sharing import presence
 from orchestrator.spec import Sweep
 from orchestrator.state import SweepState
+from orchestrator.storage import open_storage
 from orchestrator.teller import DEFAULT_OUTBOX, OutboxSettings
 from orchestrator.tracking import local_folder
 from orchestrator.tracking_errors import away
@@ -47,32 +50,40 @@ class SweepRun:
         fit: Fit = fit,
         players: Callable[[SweepState, Placement, Portraits], Players] = players,
         outbox: OutboxSettings = DEFAULT_OUTBOX,
+        take_over: bool = False,
     ) -> None:
-        """say: called with one line per event. retry_failed: train the arms that failed before, and no others.
+        """Hold the sweep. HeldError if another driver does; take_over: have it end instead.
 
-        outbox: how long the end of the run waits for MLflow.
+        say: called with one line per event. retry_failed: train the arms that failed before, and no others. outbox: how long the end of the
+        run waits for MLflow.
         """
         say = redacting(say)
-        self.state = SweepState.open(sweep, pin=True)
-        if sweep.data.on_corrupt == "quarantine":
-            self.state = self._without_damaged(say)
-        torn = self.state.without_torn()
-        self.board = self.state.board()
-        for arm_id, steps in torn.items():
-            say(f"{self.board.arms[arm_id].name}: the checkpoints of steps {', '.join(map(str, steps))} are damaged; training goes on before them")
-        self.say, self._retry_failed, self._fit, self._players = say, retry_failed, fit, players
-        self.spending = Spending(self.state.storage, sweep.name, uuid.uuid4().hex[:8])
-        self._views = Views(self.state, say, settings=outbox)
-        self._rule = StoppingRule(sweep)
-        self._proposals: Proposals = Listed(sorted(sweep.grid(), key=lambda arm: not sweep.is_reference(arm)))
-        if sweep.search.optuna:
-            self._proposals = Proposed(sweep, local_folder(sweep.storage) / f"{sweep.name}-optuna.log", self.state.proposed())
-        self.ending = ""
-        """Why nothing new is begun."""
-        self._cause = ""
-        """What failed under the sweep, if anything did."""
+        self.ending = self._cause = ""
+        """`ending`: why nothing new is begun. `_cause`: what failed under the sweep, if anything did."""
         self.interrupted = False
         """Somebody asks it to end; `Pulse` sees to that."""
+        self.taken_over = ""
+        """Which driver asks it to end."""
+        self.say, self._retry_failed, self._fit, self._players = say, retry_failed, fit, players
+        with ExitStack() as held:
+            held.enter_context(Lease(open_storage(sweep.storage), sweep.name, self._taken_over).claim(say, take_over))
+            self.state = SweepState.open(sweep, pin=True)
+            if sweep.data.on_corrupt == "quarantine":
+                self.state = self._without_damaged(say)
+            torn = self.state.without_torn()
+            self.board = self.state.board()
+            for arm_id, steps in torn.items():
+                say(f"{self.board.arms[arm_id].name}: the checkpoints of steps {', '.join(map(str, steps))} are damaged; it trains again")
+            self.spending = Spending(self.state.storage, sweep.name, uuid.uuid4().hex[:8])
+            self._views = Views(self.state, say, settings=outbox)
+            self._rule = StoppingRule(sweep)
+            self._proposals: Proposals = Listed(sorted(sweep.grid(), key=lambda arm: not sweep.is_reference(arm)))
+            if sweep.search.optuna:
+                self._proposals = Proposed(sweep, local_folder(sweep.storage) / f"{sweep.name}-optuna.log", self.state.proposed())
+            self._held = held.pop_all()
+
+    def _taken_over(self, why: str) -> None:
+        self.taken_over = why
 
     def _without_damaged(self, say: Callable[[str], None]) -> SweepState:
         """The sweep's state after every episode it needs was read once."""
@@ -89,6 +100,10 @@ class SweepRun:
         KeyboardInterrupt if it was paused; InfrastructureError if what it runs on failed; UnfinishedError if an arm failed, after all others
         were finished.
         """
+        with self._held:
+            return self._run()
+
+    def _run(self) -> Curve | None:
         sweep = self.state.sweep
         if reused := sorted(arm.name for arm in self.board.arms.values() if arm.step == arm.steps):
             self.say(f"already trained, not trained again: {', '.join(reused)}")

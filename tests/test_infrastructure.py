@@ -86,7 +86,7 @@ class WatchedRun:
     """What a pulse needs of a run."""
 
     def __init__(self) -> None:
-        self.interrupted, self.untold, self.ending, self.thread, self.cost = False, 0, "", "", Cost()
+        self.interrupted, self.untold, self.ending, self.thread, self.taken_over, self.cost = False, 0, "", "", "", Cost()
         self.said, self.ended, self.written = list[str](), list[str](), list[float]()
         scorer = SimpleNamespace(waiting=0, unscored=0, use=lambda number: None)
         self.evaluation = SimpleNamespace(scorer=scorer, workers=1)
@@ -104,6 +104,8 @@ class WatchedRun:
 
     def end(self, why: str) -> None:
         self.ended.append(why)
+
+    suspend = end
 
 
 @pytest.fixture
@@ -130,7 +132,16 @@ def loses_a_thread(run: WatchedRun) -> None:
     run.thread = "scoring"
 
 
-REASONS = [(asks_to_stop, "stopped"), (spends_too_much, "budget.max_episodes is 100"), (loses_a_thread, "scoring failed")]
+def is_taken_over(run: WatchedRun) -> None:
+    run.taken_over = "process 7 on b takes the sweep over"
+
+
+REASONS = [
+    (is_taken_over, "process 7 on b"),
+    (asks_to_stop, "stopped"),
+    (spends_too_much, "budget.max_episodes is 100"),
+    (loses_a_thread, "scoring failed"),
+]
 
 
 @pytest.mark.parametrize(("happens", "why"), REASONS)
