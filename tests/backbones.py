@@ -90,5 +90,6 @@ def svd_policy() -> PolicyConfig:
         "action": full.action.model_copy(update={"down_dims": (16, 32), "time_dim": 16}).model_dump(),
         "clip": full.clip.model_copy(update={"frames_per_view": 3, "horizon": 8}).model_dump(),
     }
+    raw["ladder"] = {rung: sampler | {"execute": 8} for rung, sampler in raw["ladder"].items()}
     raw["ladder"]["faithful"] |= {"video_passes": 2, "action_steps": 2}
     return PolicyConfig.model_validate(raw)

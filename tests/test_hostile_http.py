@@ -127,7 +127,7 @@ def test_a_request_that_drips_ends_in_time(url: str, monkeypatch: pytest.MonkeyP
 
 def test_more_connections_than_allowed_are_refused_and_the_rest_are_answered() -> None:
     server = remote_module.make_server(Digest(), port=0, most_connections=2)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_address[1]}"
         held = [socket.create_connection(server.server_address[:2], 5) for _ in range(2)]

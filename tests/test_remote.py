@@ -58,7 +58,7 @@ def look(seed: int, instruction: str = "lift the röd cube\0") -> Observation:
 @contextmanager
 def served(policy: Policy, join: bool = False, most_bytes: int = MOST_BYTES) -> Iterator[str]:
     server = make_server(policy, port=0, join=join, most_bytes=most_bytes)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     server.server_close()

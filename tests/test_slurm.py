@@ -126,6 +126,7 @@ def test_a_signal_before_the_driver_runs_requeues_the_job_at_once(tmp_path: Path
     assert not [line for line in job.said() if line.startswith("driver")]
 
 
+@pytest.mark.full
 def test_a_driver_that_does_not_stop_does_not_cost_the_place_in_the_queue(tmp_path: Path) -> None:
     job = Job(tmp_path, "sweep.yaml", DRIVER_DEAF="1")
     job.wait_for("driver at")
@@ -171,6 +172,7 @@ def test_a_sweep_that_ends_by_itself_ends_the_job_with_its_exit_code(tmp_path: P
     assert job.said().count("ray ended") == 2
 
 
+@pytest.mark.full
 def test_a_node_that_does_not_stop_does_not_keep_the_job(tmp_path: Path) -> None:
     started = time.monotonic()
     job = Job(tmp_path, "wrong.yaml", RAY_DEAF="1")

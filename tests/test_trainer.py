@@ -37,7 +37,13 @@ def run(of: Trainer, first: int, last: int) -> list[float]:
 
 @pytest.mark.parametrize(
     "recipe",
-    [{}, {"ema_decay": 0.0}, {"objective": "action"}, {"objective": "video"}, {"accumulate": 2, "head_learning_rate": 2e-4}],
+    [
+        {},
+        pytest.param({"ema_decay": 0.0}, marks=pytest.mark.full),
+        pytest.param({"objective": "action"}, marks=pytest.mark.full),
+        pytest.param({"objective": "video"}, marks=pytest.mark.full),
+        {"accumulate": 2, "head_learning_rate": 2e-4},
+    ],
     ids=str,
 )
 def test_a_restored_trainer_goes_on_bit_for_bit(recipe: dict[str, Any]) -> None:
