@@ -16,8 +16,17 @@ import psutil
 from orchestrator.provenance import CHECKOUT
 from orchestrator.testing.seaweedfs import BUCKET, SeaweedFS
 
-TITLES = {"trainer": "ray::RayTrainWorker", "policy server": "ray::PolicyServer", "rollout worker": "ray::RolloutWorker"}
+TITLES = {
+    "trainer": "ray::RayTrainWorker",
+    "policy server": "ray::PolicyServer",
+    "rollout worker": "ray::RolloutWorker",
+    "control actor": "ray::Desk",
+    "train controller": "ray::TrainController",
+    "trial": "ray::ImplicitFunc",
+    "video judge": "ray::VideoJudge",
+}
 KINDS = ("driver", *TITLES, "storage")
+"""What is killed. A run whose control actor dies ends with the exit code of infrastructure, and is started again."""
 AT_WORK = TITLES["trainer"], "ray::RolloutWorker.play"
 AFTER_S = 0.0, 10.0
 """A kill that is due comes so much later, drawn evenly."""
@@ -32,7 +41,7 @@ name: chaos
 seeds: {seeds}
 data: {{episodes: {episodes}, demo_count: [1, 2], action_free_ratio: [1]}}
 train: {{mode: action_only, steps: 12, batch_size: 4, checkpoint_every: 6, warmup_steps: 2}}
-suite: {{tasks: [Lift], episodes: 3, horizon: 16}}
+suite: {{tasks: [Lift], episodes: 3, horizon: 16, video_clips: 1}}
 rollout_actors: 2
 attempts: 10
 storage: {storage}
@@ -143,9 +152,9 @@ def undisturbed(place: Place, episodes: Path) -> None:
 class Disturbed:
     """A sweep, and what befalls it until it is done."""
 
-    def __init__(self, place: Place, episodes: Path, server: SeaweedFS, kills: int, rng: random.Random) -> None:
+    def __init__(self, place: Place, episodes: Path, server: SeaweedFS, kills: int, rng: random.Random, kinds: tuple[str, ...] = KINDS) -> None:
         self._place, self._server, self._rng = place, server, rng
-        self._todo = deque(kind for _ in range(-(-kills // len(KINDS))) for kind in rng.sample(KINDS, len(KINDS)))
+        self._todo = deque(kind for _ in range(-(-kills // len(kinds))) for kind in rng.sample(kinds, len(kinds)))
         while len(self._todo) > kills:
             self._todo.pop()
         self._kills = kills
