@@ -118,9 +118,11 @@ class Cluster:
     def versions(self) -> tuple[str, str]:
         """(Ray, Python) of the head; empty where it does not tell."""
         with self._answers():
-            told = self._client._do_request("GET", "/api/v0/cluster_metadata")  # the client has no method for it
+            if not hasattr(self._client, "_do_request"):  # the client has no public method for it
+                return "", ""
+            told = self._client._do_request("GET", "/api/v0/cluster_metadata")
             data = told.json().get("data", {}) if told.status_code == 200 else {}
-            return data.get("rayVersion") or self._client._server_ray_version or "", data.get("pythonVersion", "")
+            return data.get("rayVersion") or getattr(self._client, "_server_ray_version", "") or "", data.get("pythonVersion", "")
 
     def check_versions(self) -> str:
         """SubmitError if the head's Ray or Python does not fit; otherwise what should be known, or nothing."""

@@ -24,8 +24,15 @@ def _node(_: object) -> str:
 
 
 def leaving() -> frozenset[str]:
-    """Ids of the nodes that were given notice, e.g. of preemption: Ray places nothing there any more. Asked as Ray Train's own watcher asks."""
-    return frozenset(ray._private.state.state.get_draining_nodes())
+    """Ids of the nodes that were given notice, e.g. of preemption: Ray places nothing there any more. Asked as Ray Train's own watcher asks.
+
+    None on a Ray that has no such function: then a node that goes is noticed once it is gone.
+    """
+    try:
+        draining = ray._private.state.state.get_draining_nodes
+    except AttributeError:
+        return frozenset()
+    return frozenset(draining())
 
 
 REFUSALS = 2

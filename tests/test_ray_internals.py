@@ -1,0 +1,56 @@
+"""What is used of Ray without being public: a release that moves one of these names fails here, with the module to change."""
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "ray.experimental.internal_kv._internal_kv_put": ("orchestrator/data/stream.py", ("key", "value")),
+    "ray.experimental.internal_kv._internal_kv_get": ("orchestrator/data/stream.py", ("key",)),
+    "ray.experimental.internal_kv._internal_kv_del": ("orchestrator/data/stream.py", ("key",)),
+    "ray._private.state.GlobalState.get_draining_nodes": ("sim_workers/nodes.py", ()),
+    "ray.job_submission.JobSubmissionClient._do_request": ("orchestrator/submit.py", ("method", "endpoint")),
+    "ray.train.v2._internal.execution.checkpoint.checkpoint_manager.CheckpointManager._save_state": ("orchestrator/train_snapshot.py", ()),
+    "ray.train.v2._internal.execution.checkpoint.checkpoint_manager.CheckpointManager._load_state": (
+        "orchestrator/train_snapshot.py",
+        ("json_state",),
+    ),
+}
+"""Name -> the one module that uses it, and the arguments that it is called with."""
+
+
+def found(name: str) -> Any:
+    """The object of a dotted name; AttributeError or ImportError if there is none."""
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        try:
+            value = import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[end:]:
+            value = getattr(value, part)
+        return value
+    raise ModuleNotFoundError(name)
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_private_name_of_ray_is_where_it_was(name: str) -> None:
+    module, arguments = PLACES[name]
+    try:
+        function: Callable[..., Any] = found(name)
+    except (AttributeError, ImportError):
+        pytest.fail(f"{name} is gone from this Ray; change {module}, the only file that uses it")
+    known = inspect.signature(function).parameters
+    assert {*arguments} <= {*known}, f"{name} takes {', '.join(known)} in this Ray; change {module}, the only file that uses it"
+
+
+def test_a_ray_without_the_list_of_draining_nodes_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from sim_workers.nodes import leaving
+
+    monkeypatch.delattr(type(ray._private.state.state), "get_draining_nodes")
+    assert leaving() == frozenset()
