@@ -26,6 +26,12 @@ from sim_workers.video import Filmed
 from sim_workers.worker import RolloutJob, one_line
 
 
+LOAD_S = 1800.0
+"""Seconds after which a policy server that has not loaded a checkpoint is given up."""
+MEASURE_S = 7200.0
+"""Seconds after which the measuring of a checkpoint's video is given up; the next run tries again."""
+
+
 def policy_servers(number: int, gpus: float, rung: str, sweep: str = "") -> tuple[Any, ...]:
     """Handles of so many policy servers of a connected Ray, each with its share of a GPU; one that dies starts again and is asked again."""
     import ray
@@ -53,11 +59,13 @@ def serving(servers: tuple[Any, ...], uri: str) -> PolicySource:
     from sim_workers.served import Served
 
     try:
-        ray.get(servers[0].load.remote(uri))
+        ray.get(servers[0].load.remote(uri), timeout=LOAD_S)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayActorError as error:
         raise ProtocolError(f"no policy server starts: {one_line(error)}") from None
+    except ray.exceptions.GetTimeoutError:
+        raise ProtocolError(f"no policy server has loaded {uri} within {LOAD_S / 60:.0f} minutes; does the cluster have room for one?") from None
     return Served(servers, uri)
 
 
@@ -97,7 +105,7 @@ def players(state: SweepState, placement: Placement, portraits: Portraits) -> Pl
     def judged(test: VideoTest, source: PolicySource) -> tuple[VideoScore, float]:
         import ray
 
-        told: tuple[VideoScore, float] = ray.get(judge().measure.remote(test, source))
+        told: tuple[VideoScore, float] = ray.get(judge().measure.remote(test, source), timeout=MEASURE_S)
         return told
 
     simulators = state.sweep.rollout_actors

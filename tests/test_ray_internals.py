@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
+MANAGER = "ray.train.v2._internal.execution.checkpoint.checkpoint_manager.CheckpointManager"
 PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ray.experimental.internal_kv._internal_kv_put": ("orchestrator/data/stream.py", ("key", "value")),
     "ray.experimental.internal_kv._internal_kv_get": ("orchestrator/data/stream.py", ("key",)),
     "ray.experimental.internal_kv._internal_kv_del": ("orchestrator/data/stream.py", ("key",)),
     "ray._private.state.GlobalState.get_draining_nodes": ("sim_workers/nodes.py", ()),
     "ray.job_submission.JobSubmissionClient._do_request": ("orchestrator/submit.py", ("method", "endpoint")),
-    "ray.train.v2._internal.execution.checkpoint.checkpoint_manager.CheckpointManager._save_state": ("orchestrator/train_snapshot.py", ()),
-    "ray.train.v2._internal.execution.checkpoint.checkpoint_manager.CheckpointManager._load_state": (
+    f"{MANAGER}._save_state": ("orchestrator/train_snapshot.py", ()),
+    f"{MANAGER}._load_state": (
         "orchestrator/train_snapshot.py",
         ("json_state",),
     ),
