@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from orchestrator.checkpoints import fetch
+from orchestrator.storage import Folder
 from policy.checkpoint import CheckpointError, fingerprint
 
 MOST_BYTES = 20 * 2**30
@@ -44,6 +45,7 @@ def kept(uri: str, expected: str, root: Path | None = None, most_bytes: int = MO
                 fetch(uri, fetched)
                 if (found := fingerprint(fetched)) != expected:
                     raise CheckpointError(f"{uri}: the checkpoint there is {found}, not {expected}, which is to be scored: replaced, or damaged")
+                Folder(fetched).sync("")  # a power failure must not leave a folder that is there and not whole
                 os.replace(fetched, folder)
         os.utime(folder)
     return folder

@@ -25,7 +25,6 @@ from sim_workers.sources import PolicySource
 from sim_workers.video import Filmed
 from sim_workers.worker import RolloutJob, one_line
 
-
 LOAD_S = 1800.0
 """Seconds after which a policy server that has not loaded a checkpoint is given up."""
 MEASURE_S = 7200.0

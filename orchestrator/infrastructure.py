@@ -4,6 +4,7 @@ import errno
 import re
 
 from orchestrator.storage import NoObject, StorageError
+from orchestrator.tracking import TrackingError
 
 EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: the same command goes on once the cause is mended."""
@@ -36,8 +37,8 @@ def cause_in(trace: str) -> str:
 
 def cause_of(error: BaseException) -> str:
     """What failed under the driver, as part of a sentence; empty for every other error."""
-    if isinstance(error, StorageError) and not isinstance(error, NoObject):
-        return str(error)
+    if isinstance(error, (StorageError, TrackingError)) and not isinstance(error, NoObject):
+        return str(error)  # a sweep that runs meets a TrackingError only where the disk does not take what MLflow is to be told
     if isinstance(error, OSError) and error.errno in FULL:
         return f"the disk is full ({error.filename or error.strerror})"
     from ray.exceptions import GetTimeoutError, RayError, RayTaskError

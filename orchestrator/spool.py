@@ -73,6 +73,7 @@ class Journal:
                 raise OSError(28, "No space left on device")
         except OSError:
             os.ftruncate(self._file.fileno(), self.size)  # no half a line before the next one
+            self._file.seek(self.size)  # nor a hole
             raise
         self.size += len(line)
 

@@ -1,0 +1,189 @@
+"""Every writer of a sweep meets a disk that is really full: what was written stays whole, and the error is the disk's, not the arm's."""
+
+import json
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.arms import Arm
+from orchestrator.checkpoint_cache import kept
+from orchestrator.checkpoints import whole
+from orchestrator.infrastructure import cause_in, cause_of
+from orchestrator.lease import Lease
+from orchestrator.ledger import Ledger
+from orchestrator.spool import Journal, Reading
+from orchestrator.storage import Storage, StorageError, open_storage
+from orchestrator.teller import Teller
+from orchestrator.testing.checkpoints import make_card, make_checkpoint
+from orchestrator.testing.outcomes import make_outcome
+from orchestrator.tracking import Tracker, TrackingError
+from policy.checkpoint import fingerprint, save
+from sim_workers.suite import EpisodeSpec
+from waiting import until
+
+MIB = 1 << 20
+
+
+class SmallDisk:
+    """A file system of a few MiB."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self._ballast = root, root / "ballast"
+
+    def fill(self) -> None:
+        with self._ballast.open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError:
+                return
+
+    def free(self) -> None:
+        self._ballast.unlink()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", place], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("a small file system needs root and CAP_SYS_ADMIN")
+    yield SmallDisk(place)
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def refused(write: Callable[[], object]) -> BaseException:
+    """The error that a write ends in."""
+    try:
+        write()
+    except Exception as error:
+        return error
+    raise AssertionError("the disk took it")
+
+
+@pytest.mark.parametrize("method", ["put", "put_if_absent"])
+def test_an_object_that_does_not_fit_leaves_what_was_there(disk: SmallDisk, method: str) -> None:
+    storage = open_storage(str(disk.root / "runs"))
+    storage.put("kept", b"before" * 100)
+    disk.fill()
+    key = "kept" if method == "put" else "another"
+    error = refused(lambda: getattr(storage, method)(key, bytes(MIB)))
+    assert isinstance(error, StorageError)
+    assert "No space left on device" in cause_of(error)
+    assert storage.get("kept") == b"before" * 100
+    assert storage.list("") == ["kept"]
+    disk.free()
+    getattr(storage, method)(key, bytes(MIB))
+    assert storage.get(key) == bytes(MIB)
+
+
+def recorded(storage: Storage) -> set[str]:
+    return {*Ledger(storage, "checkpoint", "protocol").read()}
+
+
+def test_a_ledger_keeps_what_it_had_and_goes_on(disk: SmallDisk) -> None:
+    storage = open_storage(str(disk.root / "runs"))
+    first, second = (make_outcome(EpisodeSpec("Lift", seed, seed)) for seed in (1, 2))
+    ledger = Ledger(storage, "checkpoint", "protocol")
+    ledger.record([first])
+    disk.fill()
+    assert cause_of(refused(lambda: ledger.record([second])))
+    assert recorded(storage) == {first.spec.episode_id}
+    assert cause_of(refused(lambda: ledger.seal([first])))
+    disk.free()
+    ledger.record([second])
+    assert recorded(storage) == {first.spec.episode_id, second.spec.episode_id}
+
+
+def test_a_journal_keeps_whole_notes_and_goes_on(disk: SmallDisk) -> None:
+    journal = Journal(disk.root / "telling", {"sweep": "x"})
+    journal.note({"do": "metrics", "n": 1})
+    disk.fill()
+    error = refused(lambda: [journal.note({"do": "metrics", "n": 2, "text": "x" * 4096}) for _ in range(2)])
+    assert isinstance(error, TrackingError)
+    assert "No space left on device" in cause_of(error)
+    disk.free()
+    journal.note({"do": "metrics", "n": 3})
+    reading, told = Reading(journal.path), list[int]()
+    while found := reading.next():
+        assert found[0]
+        told.append(found[0]["n"])
+        reading.advance(found[1])
+    assert told[0] == 1
+    assert told[-1] == 3
+    assert not reading.cut
+
+
+def test_a_checkpoint_that_does_not_fit_is_not_taken_for_one(disk: SmallDisk, tmp_path: Path) -> None:
+    """As a training worker writes it; the error is known by its trace, which is all that the driver gets."""
+    model = torch.nn.Linear(4, 4)
+    disk.fill()
+
+    def write() -> None:
+        save(disk.root / "checkpoint", make_card(), model, {"weights": torch.zeros(4 * MIB)}, {})  # type: ignore[arg-type]
+
+    (disk.root / "checkpoint").mkdir()
+    try:
+        write()
+    except Exception:
+        assert cause_in(traceback.format_exc()) == "the disk is full"
+    else:
+        pytest.fail("the disk took it")
+    assert not whole(str(disk.root / "checkpoint"), "any")
+
+
+def test_a_cache_that_is_full_serves_no_half_of_a_checkpoint(disk: SmallDisk, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "source")
+    name = fingerprint(source)
+    disk.fill()
+    with pytest.raises(OSError, match="No space left on device"):
+        kept(str(source), name, disk.root / "cache")
+    disk.free()
+    assert fingerprint(kept(str(source), name, disk.root / "cache")) == name
+
+
+def test_a_tracking_database_that_is_full_is_told_once_there_is_room(disk: SmallDisk, tmp_path: Path) -> None:
+    uri, arm = f"sqlite:///{disk.root / 'mlflow.db'}", Arm(4, 0.0, 0)
+    about: dict[str, Any] = {"sweep": "s", "training": "t", "protocol": "p", "steps": 9, "artifacts": str(tmp_path / "artifacts")}
+    tracker = Tracker(uri, **about)
+    tracker.open()
+    teller = Teller(uri, tmp_path / "telling", about)
+    try:
+        disk.fill()
+        teller.note("arm", arm_id="arm_1", arm=vars(arm), facts={"text": "x" * 4000}, datasets=[])
+        for step in range(40):
+            teller.note("metrics", arm_id="arm_1", step=step, values={f"m{i}": 1.0 for i in range(40)})
+        until(lambda: teller.problem or not teller.left, seconds=60)
+        assert teller.failure is None
+        if not teller.left:
+            pytest.skip("the database had room within its pages")
+        disk.free()
+        assert teller.wait(60.0)
+        assert teller.refused == 0
+    finally:
+        teller.close()
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    run = client.search_runs([client.get_experiment_by_name("demoscale").experiment_id], "tags.`demoscale.arm` = 'arm_1'")[0]
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "m7")] == [*range(40)]
+
+
+def test_a_lease_outlives_a_full_disk(disk: SmallDisk) -> None:
+    lost: list[str] = []
+    with Lease(open_storage(str(disk.root / "runs")), "lift", lost.append, beat_s=0.02, lease_s=1.0).claim():
+        disk.fill()
+        time.sleep(0.2)
+        disk.free()
+        beat = disk.root / "runs" / "leases" / "lift" / "000001.beat"
+        before = beat.read_text() if beat.exists() else ""
+        until(lambda: beat.exists() and beat.read_text() != before, seconds=10)
+    assert not lost
+    assert json.loads((disk.root / "runs" / "leases" / "lift" / "000001.json").read_text())["host"]
