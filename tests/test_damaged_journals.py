@@ -1,0 +1,122 @@
+"""What a power failure leaves of a journal to MLflow: the damaged part is set aside by name, and everything else is told."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.spool import Journal, journals
+from orchestrator.teller import Teller
+
+
+class FakeTracker:
+    """Keeps what it is told."""
+
+    def __init__(self, told: list[int]) -> None:
+        self._told = told
+
+    def open(self) -> None: ...
+
+    def settle(self) -> None: ...
+
+    def metrics(self, n: int) -> None:
+        self._told.append(n)
+
+
+def empty_count(path: Path) -> None:
+    path.with_suffix(".told").write_text("")
+
+
+def garbage_count(path: Path) -> None:
+    path.with_suffix(".told").write_bytes(b"\0\0\0\xff")
+
+
+def count_beyond_the_end(path: Path) -> None:
+    path.with_suffix(".told").write_text("99999")
+
+
+def empty_journal(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def zeros_for_a_journal(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def header_of_another_kind(path: Path) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"[1]\n" + b"".join(lines[1:]))
+
+
+def zeros_at_the_end(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:-20] + bytes(20))
+
+
+def zeros_in_the_middle(path: Path) -> None:
+    first, second, third, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + bytes(len(second) - 1) + b"\n" + third + b"".join(rest))
+
+
+def a_list_in_the_middle(path: Path) -> None:
+    first, _, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + b"[1, 2]\n" + b"".join(rest))
+
+
+def no_method_in_the_middle(path: Path) -> None:
+    first, _, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + b'{"n": 1}\n' + b"".join(rest))
+
+
+def nothing(path: Path) -> None: ...
+
+
+SPOILT: list[tuple[Callable[[Path], None], list[int], str]] = [
+    (nothing, [1, 2, 9], ""),
+    (empty_count, [1, 2, 9], ""),
+    (garbage_count, [1, 2, 9], ""),
+    (count_beyond_the_end, [1, 2, 9], ""),
+    (empty_journal, [9], "its first line is damaged"),
+    (zeros_for_a_journal, [9], "its first line is damaged"),
+    (header_of_another_kind, [9], "its first line is damaged"),
+    (zeros_at_the_end, [1, 9], "its last record was cut off"),
+    (zeros_in_the_middle, [2, 9], "is damaged and not told"),
+    (a_list_in_the_middle, [2, 9], "is damaged and not told"),
+    (no_method_in_the_middle, [2, 9], "is damaged and not told"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "heard", "sentence"), SPOILT)
+def test_a_damaged_journal_silences_nothing_but_what_is_damaged(
+    tmp_path: Path, spoil: Callable[[Path], None], heard: list[int], sentence: str
+) -> None:
+    earlier = Journal(tmp_path, {"sweep": "x"})
+    for n in (1, 2):
+        earlier.note({"do": "metrics", "n": n})
+    earlier.close()
+    spoil(earlier.path)
+    told, said = list[int](), list[str]()
+    teller = Teller("u", tmp_path, {"sweep": "x"}, said.append, lambda uri, **about: FakeTracker(told))
+    teller.note("metrics", n=9)
+    try:
+        assert teller.wait(10.0)
+        assert teller.left == 0
+        assert teller.failure is None
+    finally:
+        teller.close()
+    assert told == heard
+    assert (len(said), all(sentence in line and "--rebuild" in line and earlier.path.stem in line for line in said)) == (bool(sentence), True)
+    assert [path for path in journals(tmp_path) if path == earlier.path] == [], "what is told or set aside is read by nobody any more"
+
+
+def test_a_teller_whose_thread_meets_a_fault_of_ours_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, lock: object) -> bool:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Teller, "_alone", broken)
+    teller = Teller("u", tmp_path, {"sweep": "x"}, open_tracker=lambda uri, **about: FakeTracker([]))
+    teller.note("metrics", n=1)
+    assert not teller.wait(5.0)
+    assert isinstance(teller.failure, ZeroDivisionError)
+    teller.close()
