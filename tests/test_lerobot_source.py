@@ -223,7 +223,7 @@ def test_an_episode_listed_twice_is_announced_once(tmp_path: Path) -> None:
     path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
     source = open_source(root, Reading())
     assert [item.name for item in source.items] == [f"episode_{i:06d}" for i in range(3)]
-    assert source.problems == ["data, episode 1: it is listed twice; the second is; left out"]
+    assert source.problems == ["data, episode 1: it is listed twice; the second is left out"]
 
 
 # -- conventions ----------------------------------------------------------------------------------------------------------------------------

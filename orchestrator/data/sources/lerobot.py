@@ -35,6 +35,7 @@ from orchestrator.data.sources.source import (
     Reading,
     SourceError,
     action_names,
+    cause,
     chosen_cameras,
     contained,
     contract_of,
@@ -181,7 +182,7 @@ def _understand(root: Path, info: dict[str, Any], reading: Reading) -> LeRobot:
     all_names = _names(action, features[action], parts.get(action, [])) if labelled else ()
     columns = _arm_columns(where, action, parts.get(action, [])) if reading.arm_only and labelled else None
     episodes = list(_episodes_v3(root, info) if version.startswith("v3.") else _episodes_v2(root, info))
-    layout = _layout(root, info, version, [line for line, _ in episodes])
+    layout, unread = _layout(root, info, version, [line for line, _ in episodes])
     native_hz = _rate(root, info, layout, reading)
     stored, questions = orientation(root.name, "upright", "", reading)
     ours = _our_contract(info)
@@ -191,7 +192,7 @@ def _understand(root: Path, info: dict[str, Any], reading: Reading) -> LeRobot:
         root, f"LeRobot {version}", Contract((), (0, 0), "", (), (), native_hz, ""), [], [], questions, cameras, named, films, sizes,
         proprio, action, columns, stored, native_hz,
     )  # fmt: skip
-    candidates = _candidates(source, episodes, layout, reading, info)
+    candidates = _candidates(source, episodes, layout, unread, reading, info)
     if candidates:
         source._sizes = _true_sizes(source, candidates) or sizes
     contract = contract_of(
@@ -271,9 +272,9 @@ def _take(source: LeRobot, line: dict[str, Any], place: _Place, tasks: dict[int,
 
 def _candidates(
     source: LeRobot, episodes: list[tuple[dict[str, Any], dict[str, tuple[str, float]]]], layout: dict[int, list[tuple[str, int, int]]],
-    reading: Reading, info: dict[str, Any],
+    unread: dict[int, str], reading: Reading, info: dict[str, Any],
 ) -> list[tuple[dict[str, Any], _Place]]:  # fmt: skip
-    """The episodes that are wanted, listed once, and whose rows and films are where they should be."""
+    """The episodes that are wanted, listed once, and whose rows and films are where they should be. unread: why an episode's rows are not read."""
     root, wanted = source.root, _split(source.root, info, reading)
     found: list[tuple[dict[str, Any], _Place]] = []
     seen: set[int] = set()
@@ -281,15 +282,16 @@ def _candidates(
         index = line.get("episode_index")
         if wanted is not None and index not in wanted:
             continue
+        if index in seen:
+            source.problems.append(f"{root.name}, episode {index}: it is listed twice; the second is left out")
+            continue
         with leaving_out(f"{root.name}, episode {index}", source.problems):
             number = int(line["episode_index"])
-            if number in seen:
-                raise ValueError("it is listed twice; the second is")
             seen.add(number)
             spans = layout.get(number, [])
             rows = sum(count for _, _, count in spans)
-            if isinstance(line.get("problem"), str):
-                raise ValueError(line["problem"])
+            if number in unread:
+                raise ValueError(unread[number])
             if rows != int(line["length"]):
                 raise ValueError(f"its metadata says {line['length']} rows, {rows} are there")
             for feature in [source._features[camera] for camera in source._cameras if source._features[camera] in source._films]:
@@ -307,31 +309,34 @@ def _candidates(
                     )
             found.append((line, _Place(tuple(spans), rows, films, line.get("demoscale/success"))))
             continue
-        if isinstance(index, int) and "listed twice" not in source.problems[-1]:
+        if isinstance(index, int):
             source.items.append(unusable(f"episode_{index:06d}", 0, not reading.action_free, source.problems[-1]))
     return found
 
 
-def _layout(root: Path, info: dict[str, Any], version: str, lines: list[dict[str, Any]]) -> dict[int, list[tuple[str, int, int]]]:
-    """Episode -> where its rows are: spans of files, in order. Why a file is not read stands as `problem` in its episode's line."""
+def _layout(
+    root: Path, info: dict[str, Any], version: str, lines: list[dict[str, Any]]
+) -> tuple[dict[int, list[tuple[str, int, int]]], dict[int, str]]:
+    """Episode -> where its rows are: spans of files, in order; and episode -> why its file is not read."""
     layout: dict[int, list[tuple[str, int, int]]] = {}
+    unread: dict[int, str] = {}
     if version.startswith("v3."):
         for path in sorted((root / "data").glob("**/*.parquet")):
             if not path.name.startswith("."):
                 _add_spans(layout, root, path.relative_to(root).as_posix(), None)
-        return layout
+        return layout, unread
     for line in lines:
-        problems: list[str] = []
-        with leaving_out("", problems):
-            index = int(line["episode_index"])
+        if not isinstance(index := line.get("episode_index"), int):
+            continue
+        try:
             relative = _filled(root, info["data_path"], episode_chunk=index // int(info.get("chunks_size") or 1000), episode_index=index)
             if not contained(root, relative).is_file():
                 raise ValueError(f"there is no file {relative}")
             if index not in layout:
                 _add_spans(layout, root, relative, index)
-        if problems:
-            line["problem"] = problems[0].removeprefix(": ").removesuffix("; left out")
-    return layout
+        except Exception as error:  # whatever is wrong with one file leaves its episode out
+            unread[index] = cause(error)
+    return layout, unread
 
 
 def _add_spans(layout: dict[int, list[tuple[str, int, int]]], root: Path, relative: str, alone: int | None) -> None:
