@@ -174,9 +174,9 @@ class Tracker:
         found = self._of_this_store(tags)
         if not found:
             run = self._mlflow.create_run(self._experiment, run_name=name, tags={**tags, **({STORE: self._store} if self._store else {})})
-            # Another driver may have searched and created at the same moment.
-            created, tidy = run.info.run_id, False
-            found = self._of_this_store(tags) or [run]
+            created, tidy, found = run.info.run_id, False, [run]
+            if tags[ARM] == "-":  # another driver may have created one at the same moment; of an arm's runs `_scored_child` looks for others
+                found = self._of_this_store(tags) or [run]
         run = min(found, key=rank)
         run_id: str = run.info.run_id
         for other in found:
