@@ -133,6 +133,8 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
 def curve(name: str, storage: str, mlflow: str | None, save: str | None, html: str | None, as_json: bool) -> None:
     """The sample-efficiency curve of the sweep NAME, read from MLflow alone.
 
+    Of several sweeps of one name in one MLflow, --storage chooses: it is asked for its identity, if it can be reached, and for nothing else.
+
     \b
     demoscale curve quickstart
     demoscale curve quickstart --save curve.png
@@ -141,12 +143,14 @@ def curve(name: str, storage: str, mlflow: str | None, save: str | None, html: s
     """
     from orchestrator.cluster import quiet
     from orchestrator.curve import Curve
+    from orchestrator.identity import store_of
     from orchestrator.storage import open_storage
     from orchestrator.tracking import tracking_uri
 
     quiet()
-    uri = tracking_uri(mlflow or "", open_storage(storage).uri)
-    answer = Curve.read(uri, name)
+    place = open_storage(storage).uri
+    uri = tracking_uri(mlflow or "", place)
+    answer = Curve.read(uri, name, store_of(place, name), place)
     if save:
         answer.save(save)
     if html:

@@ -49,9 +49,12 @@ class Curve:
             raise ValueError(f"{self.name}: arms that were scored by different protocols ({', '.join(sorted(protocols))}) cannot be on one curve")
 
     @classmethod
-    def read(cls, tracking_uri: str, name: str) -> "Curve":
-        """From MLflow; TrackingError if there is no such sweep, or nothing in it is scored yet."""
-        tracked = read_sweep(tracking_uri, name)
+    def read(cls, tracking_uri: str, name: str, store: str = "", storage: str = "") -> "Curve":
+        """Read a sweep's curve from MLflow; store and storage say of which storage, see `read_sweep`.
+
+        TrackingError if there is no such sweep, if there are several, or if nothing in it is scored yet.
+        """
+        tracked = read_sweep(tracking_uri, name, store, storage)
         if not tracked.arms:
             raise TrackingError(f"{name}: no arm's last checkpoint has a complete score yet; see `demoscale status {name}`")
         return cls(name, tracked.arms, tracked.sweep, tracked.tags)

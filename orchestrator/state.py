@@ -1,5 +1,6 @@
 """A sweep as the storage has it: which arms, how far each is, what it scored.
 
+identity.json                             the storage's random id, orchestrator/identity.py
 sweeps/<name>.json                        the resolved sweep, the data version it keeps to, and which of its episodes are quarantined
 arms/<arm id>/step_000100/                checkpoints, written by Ray Train
 checkpoints/<arm id>/step_000100.json     a checkpoint that is whole: its losses and fingerprint
@@ -26,6 +27,7 @@ from orchestrator.data.store import check_all, latest_version, load_manifest
 from orchestrator.data.subset import Subset, SubsetError, choose
 from orchestrator.decide import Rule
 from orchestrator.held_out import HeldOut
+from orchestrator.identity import claim_identity, identity_of
 from orchestrator.ledger import Ledger
 from orchestrator.loop import ArmJob
 from orchestrator.notes import note_damaged, read_notes, read_steps
@@ -49,6 +51,8 @@ class SweepState:
     version: int
     quarantined: dict[str, str]
     """Damaged episodes that no arm reads, and what is wrong with each."""
+    store: str = ""
+    """The storage's identity, by which MLflow tells apart sweeps of one name. Empty for a storage that no sweep was pinned in since it has one."""
 
     @classmethod
     def open(cls, sweep: Sweep, pin: bool = False) -> "SweepState":
@@ -60,7 +64,7 @@ class SweepState:
         episodes = open_storage(sweep.data.episodes)
         version = before["version"] if same_data else latest_version(episodes)
         quarantined = before.get("quarantined", {}) if same_data and sweep.data.on_corrupt == "quarantine" else {}
-        state = cls(sweep, storage, load_manifest(episodes, version), version, quarantined)
+        state = cls(sweep, storage, load_manifest(episodes, version), version, quarantined, claim_identity(storage) if pin else identity_of(storage))
         if pin:
             state.pin()
         return state
@@ -98,7 +102,9 @@ class SweepState:
         if not storage.exists(f"sweeps/{name}.json"):
             known = [key.removeprefix("sweeps/").removesuffix(".json") for key in storage.list("sweeps/")]
             raise SweepError(storage.uri, [f"no sweep named {name} ran here; " + (f"there are {', '.join(known)}" if known else "none did")])
-        return cls.open(Sweep.model_validate(json.loads(storage.get(f"sweeps/{name}.json"))["sweep"]))
+        sweep = Sweep.model_validate(json.loads(storage.get(f"sweeps/{name}.json"))["sweep"])
+        # The path that it was begun under may be another storage by now, or on this machine.
+        return cls.open(sweep.model_copy(update={"storage": storage_uri}))
 
     @property
     def training(self) -> str:

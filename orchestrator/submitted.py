@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.credentials import redacted
+from orchestrator.identity import store_of
 from orchestrator.provenance import digest
 from orchestrator.spec import Sweep
 from orchestrator.staging import Staged, staged
@@ -45,7 +46,8 @@ class Submitted:
         """What MLflow knows of it so far."""
         from orchestrator.curve import Curve
 
-        return Curve.read(tracking_uri(self.sweep.mlflow, open_storage(self.sweep.storage).uri), self.sweep.name)
+        storage, name = open_storage(self.sweep.storage).uri, self.sweep.name
+        return Curve.read(tracking_uri(self.sweep.mlflow, storage), name, store_of(storage, name), storage)
 
 
 def send(load: Load, texts: Mapping[str, str], cluster: Cluster, pip: bool = False) -> tuple[Job, Staged | None]:

@@ -166,7 +166,7 @@ class SweepRun:
         """From MLflow, once it has been told everything; None if it is away."""
         if self._views.flush():
             try:
-                return Curve.read(self.state.tracking_uri, self.state.sweep.name)
+                return Curve.read(self.state.tracking_uri, self.state.sweep.name, self.state.store)
             except Exception as error:
                 if not away(error):
                     raise

@@ -55,6 +55,8 @@ class Teller:
         """about: arguments of a Tracker besides the URI. `say` hears when MLflow cannot be told, and when it can again."""
         self._uri, self._folder, self._say, self._open, self._settings = uri, folder, say, open_tracker, settings
         self._journal = Journal(folder, about)
+        # Journals of versions that knew no store lie in the same folder and are of the same storage.
+        self._defaults = {"store": about["store"]} if "store" in about else {}
         self._readings: dict[Path, Reading] = {}
         self._tracker: tuple[str, Any] = "", None
         self._news = threading.Condition()
@@ -220,6 +222,7 @@ class Teller:
         self.problem, self._failures = "", 0
 
     def _tracker_of(self, about: dict[str, Any]) -> Any:
+        about = self._defaults | about
         key = json.dumps(about, sort_keys=True)
         try:
             if self._tracker[0] != key:

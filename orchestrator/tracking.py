@@ -22,6 +22,10 @@ from orchestrator.credentials import shown
 EXPERIMENT = "demoscale"
 # Tags. A parent's training and scoring fingerprints say which of its children belong to the sweep as it stands now.
 SWEEP, ARM, TRAINING, PROTOCOL, STEPS = (f"demoscale.{name}" for name in ("sweep", "arm", "training", "protocol", "steps"))
+STORE, STORAGE = "demoscale.store", "demoscale.storage"
+"""Tags: the identity of the storage that the sweep keeps its results in, of a parent and its children; of a parent, a URI of that storage."""
+USER = "mlflow.user"
+"""Tag: who ran the sweep last. MLflow's own name, shown in its list of runs."""
 REPLICATES = "demoscale.replicates"
 """Tag: equal for arms that differ in nothing but their seed."""
 CHECKPOINT, STEP, PLACE = (f"demoscale.{name}" for name in ("checkpoint", "step", "uri"))
@@ -95,24 +99,47 @@ def tagged(tags: dict[str, str]) -> str:
     return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
 
 
+def rank(run: Any) -> tuple[bool, bool, bool, bool, int, str]:
+    """Sort key for several runs of one sweep, or of one arm: the first is the one that is used.
+
+    What holds a score comes before what only holds metrics, params or a driver's tags; runs that hold equally much go by their time and id, so that
+    all drivers choose the same one.
+    """
+    metrics = run.data.metrics
+    return SCORED_STEP not in metrics, not metrics, not run.data.params, not _in_use(run), run.info.start_time, run.info.run_id
+
+
+def _in_use(run: Any) -> bool:
+    """Whether a driver has written its tags to the run since it was created."""
+    return STEPS in run.data.tags or REPLICATES in run.data.tags
+
+
+def _is_empty(run: Any) -> bool:
+    return not (run.data.metrics or run.data.params or _in_use(run))
+
+
 class Tracker:
     """Writes one sweep. A call that failed can be repeated: what it learnt is kept, what it may have changed is asked for again."""
 
-    def __init__(self, uri: str, sweep: str, *, training: str, protocol: str, steps: int, artifacts: str | None = None) -> None:
+    def __init__(self, uri: str, sweep: str, *, training: str, protocol: str, steps: int, artifacts: str | None = None, store: str = "") -> None:
         """training, protocol: fingerprints of how the arms are trained and scored; steps: of the last checkpoint.
 
-        artifacts: where an experiment created here keeps its files; a tracking server decides for itself.
+        artifacts: where an experiment created here keeps its files; a tracking server decides for itself. store: the identity of the sweep's storage;
+        runs of other storages are left alone, and runs without one, written by earlier versions, become this storage's. Empty: only runs without one.
         """
         self._mlflow = client(uri)
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # whoever writes repeats it in his own time
         self._artifacts = artifacts if uri.startswith("sqlite:") else None
         self._experiment, self._parent, self._current = "", "", False
+        self._store = store
         self._tags = {SWEEP: sweep, TRAINING: training, PROTOCOL: protocol}
         self._before: dict[str, set[str]] = {}  # names of metrics by run, when it was found
         self._logged: dict[str, dict[str, dict[int, Any]]] = {}  # metrics by run, name and step
         self._inputs: dict[str, set[tuple[str, str]]] = {}  # data sets by run
         self._models: dict[tuple[str, str], str] = {}  # by run and fingerprint
         self._children: dict[str, str] = {}  # by arm id
+        self._arms: dict[str, tuple[Arm, dict[str, str], Sequence[dict[str, str]]]] = {}  # arguments of `arm` by arm id
+        self._checked: set[str] = set()  # runs for which duplicates were looked up before their first score
         self._stored: set[tuple[str | None, str, str]] = set()  # files by arm, name and digest
         self._sweep_tags, self._steps = {SWEEP: sweep, ARM: "-"}, str(steps)
 
@@ -137,39 +164,93 @@ class Tracker:
         self.open()
         return self._parent
 
-    def _find_or_create(self, name: str, tags: dict[str, str]) -> str:
-        """The run that has these tags. A request that was given up may have made a twin all the same: the one that holds less goes."""
-        found = self._mlflow.search_runs([self._experiment], tagged(tags), max_results=100, order_by=["attributes.start_time ASC"])
-        found = sorted(found, key=lambda run: (-len(run.data.metrics), -len(run.data.params), -len(run.data.tags)))
-        run, *twins = found or [self._mlflow.create_run(self._experiment, run_name=name, tags=tags)]
-        for twin in twins:
-            if not (twin.data.metrics or twin.data.params):
-                self._mlflow.delete_run(twin.info.run_id)
+    def _find_or_create(self, name: str, tags: dict[str, str], tidy: bool = True) -> str:
+        """Return the id of this storage's run with these tags.
+
+        A request that timed out, or another driver, may have created a duplicate: all drivers choose the same run by `rank`. tidy: delete duplicates
+        that hold nothing.
+        """
+        created = ""
+        found = self._of_this_store(tags)
+        if not found:
+            run = self._mlflow.create_run(self._experiment, run_name=name, tags={**tags, **({STORE: self._store} if self._store else {})})
+            created, tidy, found = run.info.run_id, False, [run]
+            if tags[ARM] == "-":  # another driver may have created one at the same moment; of an arm's runs `_scored_child` looks for others
+                found = self._of_this_store(tags) or [run]
+        run = min(found, key=rank)
         run_id: str = run.info.run_id
-        self._before[run_id], self._logged[run_id] = set(run.data.metrics), {}
-        self._inputs[run_id] = {(told.dataset.name, told.dataset.digest) for told in (run.inputs.dataset_inputs if run.inputs else ())}
+        for other in found:
+            if other.info.run_id != run_id and _is_empty(other) and (tidy or other.info.run_id == created):
+                self._mlflow.delete_run(other.info.run_id)
+        if run_id not in self._logged or len(found) > 1:
+            self._before[run_id], self._logged[run_id] = set(run.data.metrics), {}
+            self._inputs[run_id] = {(told.dataset.name, told.dataset.digest) for told in (run.inputs.dataset_inputs if run.inputs else ())}
         return run_id
+
+    def _of_this_store(self, tags: dict[str, str]) -> list[Any]:
+        """Return the runs with these tags that belong to this storage; if there are none, those without a store, the first of them now tagged."""
+        runs = self._mlflow.search_runs([self._experiment], tagged(tags), max_results=10_000)
+        own = [run for run in runs if run.data.tags.get(STORE, "") == self._store]
+        untagged = sorted((run for run in runs if STORE not in run.data.tags), key=rank)
+        if own or not untagged:
+            return own
+        self._mlflow.set_tag(untagged[0].info.run_id, STORE, self._store)
+        if self._mlflow.get_run(untagged[0].info.run_id).data.tags.get(STORE) != self._store:
+            return []  # another storage adopted it at the same moment
+        return untagged
 
     def settle(self) -> None:
         """Look for twins once more; for when requests were given up whose end nobody knows."""
-        self._find_or_create("", self._sweep_tags)
+        self._check_parent(tidy=True)
         for arm_id in [*self._children]:
-            self._find_or_create("", {**self._tags, ARM: arm_id, "mlflow.parentRunId": self.parent})
+            self._check_child(arm_id, tidy=True)
         for run, fingerprint in [*self._models]:
             del self._models[run, fingerprint]
             self._model(run, fingerprint)
 
+    def _check_parent(self, tidy: bool = False) -> None:
+        """Change to the sweep's run that all drivers choose, if that is another one by now."""
+        before = self.parent
+        self._parent = self._find_or_create(self._sweep_tags[SWEEP], self._sweep_tags, tidy)
+        if self._parent != before:
+            self._current = False
+            self.open()
+
+    def _check_child(self, arm_id: str, tidy: bool = False) -> None:
+        """The same for an arm's run. The one that is left goes, if it has no score: the arm is in the other."""
+        before = self._child(arm_id)
+        now = self._find_or_create(_named(arm_id), self._child_tags(arm_id), tidy)
+        if now != before:
+            self._children[arm_id] = now
+            if arm_id in self._arms:
+                self.arm(arm_id, *self._arms[arm_id])
+            left = self._mlflow.get_run(before)
+            if SCORED_STEP not in left.data.metrics and left.info.lifecycle_stage == "active":
+                self._mlflow.delete_run(before)
+
+    def _child_tags(self, arm_id: str) -> dict[str, str]:
+        return {**self._tags, ARM: arm_id, "mlflow.parentRunId": self.parent}
+
     def _child(self, arm_id: str) -> str:
         if arm_id not in self._children:
-            tags = {**self._tags, ARM: arm_id, "mlflow.parentRunId": self.parent}
-            self._children[arm_id] = self._find_or_create(arm_id.rpartition("_")[0] or arm_id, tags)
+            self._children[arm_id] = self._find_or_create(_named(arm_id), self._child_tags(arm_id))
         return self._children[arm_id]
+
+    def _scored_child(self, arm_id: str) -> str:
+        """Return the arm's run; before its first score, check that no other driver tells the same arm to another run."""
+        if arm_id not in self._checked:
+            if not self._checked:
+                self._check_parent()
+            self._check_child(arm_id)
+            self._checked.add(arm_id)
+        return self._child(arm_id)
 
     def arm(self, arm_id: str, arm: Arm, facts: dict[str, str], datasets: Sequence[dict[str, str]] = ()) -> None:
         """Open the arm's run; `facts` become tags, `datasets` its inputs: {name, digest, uri, profile, context}."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
         run = self._child(arm_id)
+        self._arms[arm_id] = arm, facts, datasets
         tags = [RunTag(name, value) for name, value in {REPLICATES: arm.name.removesuffix(f"_seed-{arm.seed}"), **facts}.items()]
         params = [Param(name, str(value)) for name, value in _params(arm).items()]
         self._mlflow.log_batch(run, params=params, tags=tags, synchronous=True)
@@ -192,7 +273,7 @@ class Tracker:
         run = self._child(arm_id)
         if self._model(run, fingerprint):
             return
-        name = f"{arm_id.rpartition('_')[0] or arm_id}_step-{step}".replace(".", "p")
+        name = f"{_named(arm_id)}_step-{step}".replace(".", "p")
         tags = {CHECKPOINT: fingerprint, STEP: str(step), PLACE: uri, **self._tags, ARM: arm_id}
         model = self._mlflow.create_logged_model(
             self._experiment, name=name, source_run_id=run, tags=tags, params={"step": str(step)}, model_type="policy"
@@ -220,7 +301,8 @@ class Tracker:
         """
         from mlflow.entities import Metric
 
-        run, at = self._child(arm_id), int(time.time() * 1000) if at is None else at
+        run = self._scored_child(arm_id) if SCORED_STEP in values else self._child(arm_id)
+        at = int(time.time() * 1000) if at is None else at
         logged = self._history(run, values)
         model = self._model(run, checkpoint) if checkpoint else None
         linked = {(m.key, m.step) for m in self._mlflow.get_logged_model(model).metrics or ()} if model else set()
@@ -259,6 +341,8 @@ class Tracker:
         if digest and (arm_id, name, digest) in self._stored:
             return
         run = self._child(arm_id) if arm_id else self.parent
+        if arm_id and name.startswith("outcomes/"):
+            run = self._scored_child(arm_id)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / Path(name).name
             path.write_bytes(data)
@@ -268,6 +352,11 @@ class Tracker:
     def finish(self, arm_id: str | None = None) -> None:
         """Mark an arm's run, or the sweep's, as finished."""
         self._mlflow.set_terminated(self._child(arm_id) if arm_id else self.parent)
+
+
+def _named(arm_id: str) -> str:
+    """The arm's name: its id without the fingerprint of its training."""
+    return arm_id.rpartition("_")[0] or arm_id
 
 
 def _params(arm: Arm) -> dict[str, str | int | float]:

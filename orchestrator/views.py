@@ -3,6 +3,7 @@
 The storage has everything that is shown here, so `republish` can make it anew.
 """
 
+import getpass
 import hashlib
 import json
 import platform
@@ -15,13 +16,14 @@ from orchestrator.arms import Arm
 from orchestrator.cost import Cost, added
 from orchestrator.credentials import redacted, redacted_in, shown
 from orchestrator.data.subset import SubsetError
+from orchestrator.identity import claim_identity
 from orchestrator.loop import CONSUMED
 from orchestrator.provenance import PACKAGES, digest, git_commit
 from orchestrator.score import Score
 from orchestrator.state import SweepState
 from orchestrator.storage import open_storage
 from orchestrator.teller import DEFAULT_OUTBOX, OutboxSettings, Teller
-from orchestrator.tracking import SCORE_METRICS, SCORED_STEP, Tracker, TrackingError, local_folder, outcomes_artifact
+from orchestrator.tracking import SCORE_METRICS, SCORED_STEP, STORAGE, USER, Tracker, TrackingError, local_folder, outcomes_artifact
 from orchestrator.video_score import VideoScore
 from sim_workers.rollout import Outcome
 from sim_workers.video import Filmed
@@ -48,6 +50,7 @@ class Views:
         place = digest([state.storage.uri, shown(state.tracking_uri)])[:8]
         about = {
             "sweep": sweep.name,
+            "store": state.store or claim_identity(state.storage),
             "training": state.training,
             "protocol": state.comparable,
             "steps": sweep.train.steps,
@@ -60,7 +63,8 @@ class Views:
         self.artifact("sweep.yaml", redacted(sweep.to_yaml()).encode())
         self.artifact("quarantined.json", json.dumps(redacted_in(state.quarantined), indent=1, sort_keys=True).encode())
         self.artifact("environment.json", json.dumps(self._environment, indent=1).encode())
-        self._tell("tags", arm_id=None, tags={"demoscale.code": git_commit(), **_tags_of(self._environment)})
+        owner = {STORAGE: shown(state.storage.uri), **({USER: name} if (name := user()) else {})}
+        self._tell("tags", arm_id=None, tags={"demoscale.code": git_commit(), **owner, **_tags_of(self._environment)})
         for arm in state.arms().values():
             self.arm(arm)
 
@@ -191,6 +195,14 @@ def environment() -> dict[str, Any]:
     """Where a sweep runs: Python, platform, versions of the packages that matter."""
     packages = (*PACKAGES, "transformers", "mlflow", "optuna", "pyarrow")
     return {"python": platform.python_version(), "platform": platform.platform(), "packages": {name: version(name) for name in packages}}
+
+
+def user() -> str:
+    """The user's name, empty if the system has none for the process, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
 
 
 def _tags_of(environment: dict[str, Any]) -> dict[str, str]:
