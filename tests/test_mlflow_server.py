@@ -226,11 +226,16 @@ def test_a_server_that_asks_for_a_token_is_given_it_and_nobody_else_is(
 
 
 @pytest.mark.full
-def test_a_password_in_the_uri_is_used_and_written_down_nowhere(tmp_path: Path, store: str, server: Server, proxy: FaultProxy) -> None:
+def test_a_password_of_the_environment_is_used_and_written_down_nowhere(
+    tmp_path: Path, store: str, server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
     settings = OutboxSettings(patience_s=2.0)
-    uri = proxy.url.replace("//", f"//me:{SECRET}@")
+    with pytest.raises(ValueError, match="mlflow: it holds credentials"):
+        a_sweep(tmp_path, store, proxy.url.replace("//", f"//me:{SECRET}@"), name="password", arms=2)
     proxy.will("SlowDown", always=True)
-    sweep, said = a_sweep(tmp_path, store, uri, name="password", arms=2), list[str]()
+    sweep, said = a_sweep(tmp_path, store, proxy.url, name="password", arms=2), list[str]()
     said.append(tell(sweep, steps=2, say=said.append, settings=settings))
     assert "answers with error 503" in said[-1]
     assert proxy.authorization.startswith("Basic ")
