@@ -17,7 +17,7 @@ Files = Mapping[str, str]
 """Hash of the content by file, as a path below the checkout with `/`."""
 MOST_NAMED = 3
 """Files that an error names at most."""
-_checked: dict[str, str] = {}  # files of modules that this process imported, with the hash they are known to have had
+_imported: dict[str, tuple[str, str]] = {}  # by the place of a module's file: what it is called in `Files`, and its hash when first seen
 
 
 class CodeChangedError(Exception):
@@ -50,20 +50,21 @@ def check_imported(expected: Files | None) -> None:
     """
     if not expected:
         return
-    names = [name for name in sys.modules.copy() if name.partition(".")[0] in PACKAGES]
-    places = (getattr(sys.modules.get(name), "__file__", None) for name in names)
-    files = [Path(place) for place in places if place and place.endswith(".py")]
-    changed = []
-    for file in files:
-        if not file.is_relative_to(CHECKOUT):
-            continue
-        name = file.relative_to(CHECKOUT).as_posix()
-        if name not in _checked:
-            _checked[name] = content_hash(file.read_bytes()) if file.is_file() else ""
-        if _checked[name] != expected.get(name):
-            changed.append(name)
+    modules = [module for name, module in sys.modules.copy().items() if name.partition(".")[0] in PACKAGES]
+    places = [place for module in modules if (place := getattr(module, "__file__", None)) and place.endswith(".py")]
+    for place in places:
+        if place not in _imported:
+            _imported[place] = _name_and_hash(Path(place).resolve())
+    changed = [name for name, found in map(_imported.__getitem__, places) if name and found != expected.get(name)]
     if changed:
         raise CodeChangedError(f"the checkout was edited while the run was in progress ({_listed(sorted(changed))}); start the same command again")
+
+
+def _name_and_hash(file: Path) -> tuple[str, str]:
+    """No name for a file that is no part of the checkout, no hash for one that is gone."""
+    if not file.is_relative_to(CHECKOUT):
+        return "", ""
+    return file.relative_to(CHECKOUT).as_posix(), content_hash(file.read_bytes()) if file.is_file() else ""
 
 
 def _listed(files: list[str]) -> str:

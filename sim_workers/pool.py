@@ -94,6 +94,7 @@ class RolloutPool:
         """Hears of a job that is to be played again (`episode`) and of a process that was replaced for it (`worker`), and why."""
         self.on_failure: Callable[[str, str], None] = lambda how, why: None
         """Called with the kind (a key of `Usage.replaced`) and the cause of every worker that failed, whether or not it had an episode."""
+        self._outdated = ""  # what a process says that runs other code
         self._source: Served | None = None  # of the job submitted last: all of a pool's have the same servers
         self._servers: Whereabouts | None = None
         self._next_look = 0.0
@@ -152,6 +153,8 @@ class RolloutPool:
             while self._finished:
                 yield self._finished.popleft()
                 until = time.monotonic() + patience
+            if self._outdated:
+                raise CodeChangedError(self._outdated)
             if time.monotonic() >= until:
                 return
 
@@ -274,7 +277,8 @@ class RolloutPool:
             self._nodes.refused(worker.node)
             self._fail(worker, "failed", said.why)
         elif isinstance(said, Outdated):
-            raise CodeChangedError(said.why)
+            self._outdated = said.why
+            self._queue(self._released(worker))
         elif isinstance(said, Unanswered):
             entry = self._released(worker)
             entry.attempts += 1
