@@ -144,7 +144,7 @@ def test_a_pool_raises_what_its_process_says() -> None:
     from sim_workers.pool import RolloutPool
 
     pool = RolloutPool(1, num_cpus=0.1, code=EDITED)
-    pool.submit(RolloutJob(SUITE.episode_list()[0], SUITE.rules, CONTRACT, InProcess(unasked)))  # type: ignore[arg-type]
+    pool.submit(RolloutJob(SUITE.episode_list()[0], SUITE.rules, CONTRACT, FakePolicy("uri", (), 1)))
     try:
         with pytest.raises(CodeChangedError, match=r"sim_workers/worker\.py"):
             list(pool.results())

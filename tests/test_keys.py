@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from orchestrator import provenance
 from orchestrator.cli import main
+from orchestrator.cluster import ROLE, acting_device
 from orchestrator.explain import explain
 from orchestrator.keys import Key
 from orchestrator.ledger import Ledger
@@ -169,6 +170,27 @@ def test_packages_and_the_device_are_part_of_the_score_of_a_checkpoint() -> None
     keys = {protocol(packages={**versions, name: "0.0.1"}) for name in ("torch", "diffusers", "numpy", "mujoco", "robosuite", "transformers")}
     keys |= {protocol(), protocol(device="H200"), protocol(device="A100"), protocol(device="A100+H200")}
     assert len(keys) == 10
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "device"),
+    [
+        ([("", "H200")], 0.0, "cpu"),
+        ([("", "H200"), ("", "")], 1.0, "H200"),
+        ([("", "H200"), ("", "A100")], 1.0, "A100+H200"),
+        ([("", "H200"), ("servers", "L4")], 1.0, "L4"),
+        ([("rollouts", "")], 0.25, "gpu"),
+    ],
+)
+def test_the_device_is_that_of_the_nodes_that_may_have_policy_servers(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[tuple[str, str]], gpus: float, device: str
+) -> None:
+    def node(role: str, kind: str) -> dict[str, object]:
+        resources = {"CPU": 8.0} | ({"GPU": 4.0, f"accelerator_type:{kind}": 1.0} if kind else {})
+        return {"Alive": True, "Labels": {ROLE: role} if role else {}, "Resources": resources}
+
+    monkeypatch.setattr("ray.nodes", lambda: [*(node(*one) for one in nodes), node("", "T4") | {"Alive": False}])
+    assert acting_device(gpus) == device
 
 
 def test_what_a_policy_of_others_computes_on_is_not_known_and_no_part_of_its_score() -> None:
