@@ -14,6 +14,7 @@ import click
 
 from orchestrator.cli_common import JSON, SET, STORAGE, ctrl_c, print_wide
 from orchestrator.cli_data import data
+from orchestrator.cli_explain import explain
 from orchestrator.cli_score import score
 from orchestrator.cli_status import status
 from orchestrator.cli_submit import stop, submit
@@ -33,6 +34,7 @@ def main() -> None:
     demoscale submit sweep.yaml --address http://head:8265   the same on a Ray cluster; stop ends it
     demoscale status quickstart              how far it is
     demoscale curve quickstart               the answer
+    demoscale explain quickstart ARM         why an arm would be trained or played again
     demoscale score path/to/checkpoint       any policy on any suite, without a sweep
     demoscale data ls data/lift              the episodes of a store, and more about it
     demoscale doctor                         is this machine ready?
@@ -176,6 +178,7 @@ def doctor() -> None:
 
 
 main.add_command(data)
+main.add_command(explain)
 main.add_command(score)
 main.add_command(status)
 main.add_command(submit)

@@ -1,6 +1,7 @@
 """`demoscale score`: any policy, on any suite, without a sweep. `python -m jobs.score` is the same command by another name."""
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -145,8 +146,9 @@ def score(
     demoscale score http://127.0.0.1:8000 --task Lift --shift every --fingerprint pi-2026-11
     demoscale score examples.waypoints:make --episodes 50 --save waypoints.parquet
     """
-    from orchestrator.cluster import connect, quiet
+    from orchestrator.cluster import CPU, connect, device_here, quiet
     from orchestrator.progress import progress_bar
+    from orchestrator.score import ProtocolError
     from orchestrator.scoring import Scoring
     from orchestrator.spec import SweepError, load_suite
     from orchestrator.storage import open_storage
@@ -180,7 +182,10 @@ def score(
 
     with ExitStack() as closing:
         kept = kept_in if subject.fingerprint else open_storage(closing.enter_context(tempfile.TemporaryDirectory()))
-        scoring = Scoring(subject, wanted.suites(), wanted.gl, wanted.rule, kept)
+        device = CPU
+        if subject.sampler:  # a checkpoint of ours, which policy servers of the cluster load
+            device = _device_of_cluster() if "RAY_ADDRESS" in os.environ else device_here()
+        scoring = Scoring(subject, wanted.suites(), wanted.gl, wanted.rule, kept, device=device)
         if not subject.fingerprint:
             click.echo(NAMELESS.format(name=subject.name).replace("\n", " "), err=True)
         if scoring.complete:
@@ -189,6 +194,8 @@ def score(
             found = f", {scoring.counted} of them are in {kept.uri} already" if scoring.counted else ""
             click.echo(f"{subject.name}: {scoring.listed} episodes{found}; starting Ray", err=as_json)
             connect()
+            if subject.sampler and (found := _device_of_cluster()) != device:
+                raise ProtocolError(f"the checkpoint would act on {found} and not on {device}, of which the scores are; set RAY_ADDRESS=local")
             from rich.console import Console
 
             with progress_bar("scoring", Console(stderr=True)) as progress, ctrl_c(scoring):
@@ -207,6 +214,14 @@ def score(
         sys.exit(130)
     if scoring.causes:
         sys.exit(1)
+
+
+def _device_of_cluster() -> str:
+    """The device class of policy servers on the cluster that RAY_ADDRESS names."""
+    from orchestrator.cluster import acting_device, connect, resources
+
+    connect()
+    return acting_device(resources().get("GPU", 0.0))
 
 
 def _unwritable(save: Path | None) -> list[str]:

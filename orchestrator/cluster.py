@@ -6,10 +6,11 @@ import signal
 import sys
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
-from orchestrator.provenance import CHECKOUT
 from orchestrator.storage import PATIENCE
+from sim_workers.checkout import CHECKOUT
 
 # Read by Ray when it is imported or a process starts, so they are set before.
 ENVIRONMENT = {
@@ -23,6 +24,8 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops the whole sweep, not only its training
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a simulator without a GPU of its own may still render on one
 }
+CPU = "cpu"
+"""Device class of policies that act without a GPU."""
 ROLE = "demoscale-role"
 """Ray label of nodes set apart: `rollouts` for simulators, `servers` for policy servers (deploy/)."""
 
@@ -91,6 +94,31 @@ def set_apart(role: str) -> dict[str, float]:
 
     nodes = (node["Resources"] for node in ray.nodes() if node["Alive"] and node["Labels"].get(ROLE) == role)
     return dict(sum((Counter(has) for has in nodes), Counter()))
+
+
+def acting_device(server_gpus: float) -> str:
+    """Return the device class of the connected cluster's policy servers: `cpu`, or the name by which Ray knows their GPUs, such as H200.
+
+    server_gpus: what each of them claims. GPUs of several classes are one class of their own, their names joined by `+`.
+    """
+    import ray
+
+    if not server_gpus:
+        return CPU
+    having = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    apart = [node for node in having if node["Labels"].get(ROLE) == "servers"]
+    kinds = {kind.partition(":")[2] for node in apart or having for kind in node["Resources"] if kind.startswith("accelerator_type:")}
+    return "+".join(sorted(kinds)) or "gpu"
+
+
+def device_here() -> str:
+    """Return the device class that `acting_device` would, if Ray were started on this machine."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        return CPU
+    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as Manager
+
+    visible = Manager.get_current_process_visible_accelerator_ids()
+    return Manager.get_current_node_accelerator_type() or "gpu" if visible is None or visible else CPU
 
 
 def quiet() -> None:

@@ -20,6 +20,7 @@ from orchestrator.state import SweepState
 from orchestrator.video_score import VideoJudge, VideoScore, VideoTest
 from orchestrator.views import Views
 from sim_workers.balance import Answered
+from sim_workers.checkout import file_hashes
 from sim_workers.rollout import Outcome
 from sim_workers.sources import PolicySource
 from sim_workers.video import Filmed
@@ -36,7 +37,7 @@ def policy_servers(number: int, gpus: float, rung: str, sweep: str = "") -> tupl
     import ray
 
     server = ray.remote(PolicyServer).options(**server_options(number, gpus), runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
-    return tuple(server.remote(1, "cuda" if gpus else "cpu", rung, sweep) for _ in range(number))
+    return tuple(server.remote(1, "cuda" if gpus else "cpu", rung, sweep, file_hashes()) for _ in range(number))
 
 
 def server_options(number: int, gpus: float) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def video_judge() -> Any:
     import ray
 
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
-    return ray.remote(VideoJudge).options(**options).remote()
+    return ray.remote(VideoJudge).options(**options).remote(file_hashes())
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def players(state: SweepState, placement: Placement, portraits: Portraits) -> Pl
     # Elsewhere they would take the cores that the next training run waits for, and a processor of another kind may draw other pictures.
     where = nodes_of("rollouts", CPU=placement.rollout_cpus * (1 if placement.apart else simulators))
     return Players(
-        pool=RolloutPool(simulators, placement.rollout_cpus, suite.gl, portraits, nodes=where, label=state.sweep.name),
+        pool=RolloutPool(simulators, placement.rollout_cpus, suite.gl, portraits, nodes=where, label=state.sweep.name, code=file_hashes()),
         source=lambda uri, imagines: Served(servers, uri, imagines),
         answered=lambda uri: Served(servers, uri).measure(uri),
         server_gpus=placement.server_gpus,

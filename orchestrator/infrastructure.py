@@ -5,6 +5,7 @@ import re
 
 from orchestrator.storage import NoObject, StorageError
 from orchestrator.tracking import TrackingError
+from sim_workers.checkout import CodeChangedError
 
 EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: the same command goes on once the cause is mended."""
@@ -12,6 +13,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 SIGNS = (
     (r"No space left on device|\[Errno 28\]|Disk quota exceeded|\bOutOfDiskError\b", "the disk is full"),
     (r"^[\w.]*\b(?:StorageError|_AwayError): (.*)$", ""),
+    (r"^[\w.]*\bCodeChangedError: (.*)$", ""),
     (
         r"AWS Error (?:NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|UNKNOWN)\b",
         "the object storage does not answer",
@@ -39,6 +41,8 @@ def cause_of(error: BaseException) -> str:
     """What failed under the driver, as part of a sentence; empty for every other error."""
     if isinstance(error, (StorageError, TrackingError)) and not isinstance(error, NoObject):
         return str(error)  # a sweep that runs meets a TrackingError only where the disk does not take what MLflow is to be told
+    if isinstance(error, CodeChangedError):
+        return str(error)
     if isinstance(error, OSError) and error.errno in FULL:
         return f"the disk is full ({error.filename or error.strerror})"
     from ray.exceptions import GetTimeoutError, RayError, RayTaskError

@@ -1,8 +1,8 @@
 """Training one arm, or the video model several arms share: a plain loop over batches. No Ray but for the stream of clips."""
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,13 +16,14 @@ from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import Subset, choose
 from orchestrator.desk import Wish
 from orchestrator.meter import Meter
-from orchestrator.provenance import TRAINING_CODE, code_fingerprint, digest, package_versions, weights_label
+from orchestrator.provenance import PACKAGES, TRAINING_CODE, TRAINING_PACKAGES, code_fingerprint, digest, package_versions, weights_label
 from orchestrator.sections import Train
 from orchestrator.storage import Storage, open_storage
 from orchestrator.weights import fetch_weights
 from policy.config import ClipShape, Objective, PolicyConfig
 from policy.interface import derived_seed
 from policy.presets import weights_source
+from sim_workers.checkout import check_imported
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +66,10 @@ class ArmJob:
     """Tasks that are demonstrated; all of them if empty."""
     videos_of: Arm | None = None
     """The arm whose episodes its video model learns from, where that is not its own: the sweep's largest, which contains all others'."""
+    label: str = ""
+    """The `weights_label` of those weights, where it is known already."""
+    code: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """The driver's files by content (`sim_workers.checkout`), which a process that trains must have imported; empty: not compared."""
     views_apart: ClassVar[bool] = False
     """Whether every camera of a clip is a clip of its own."""
 
@@ -92,6 +97,11 @@ class ArmJob:
         return weights_source(self.config.preset, self.weights) if self.config.video else ""
 
     @property
+    def starts_from(self) -> str:
+        """What stands for those weights in a fingerprint; empty for random ones."""
+        return (self.label or weights_label(self.start)) if self.start else ""
+
+    @property
     def clip(self) -> ClipShape:
         """What of an episode is read: where no video is imagined, the present frame is enough."""
         shape, diffusion = self.config.clip, self.config.diffusion
@@ -110,14 +120,15 @@ class ArmJob:
             config,
             steps,
             train.model_dump(mode="json", exclude=NOT_OF_THE_VIDEO),
-            weights_label(self.start),
+            self.starts_from,
             code_fingerprint(TRAINING_CODE),
+            package_versions(TRAINING_PACKAGES),
         ]
         return replace(self, arm_id=f"video-{digest(shaped_by)}", train=train, objective="video")
 
 
-def card_of(job: ArmJob, manifest: Manifest) -> "Card":
-    """The card of the run before its first step. Statistics come from the arm's own demos, nothing else."""
+def card_of(job: ArmJob, manifest: Manifest, device: str = "cpu") -> "Card":
+    """The card of the run before its first step. Statistics come from the arm's own demos, nothing else. device: what it trains on."""
     from policy.checkpoint import Card
     from policy.stats import Stats
 
@@ -139,14 +150,15 @@ def card_of(job: ArmJob, manifest: Manifest) -> "Card":
             **chosen,
             "arm_id": job.arm_id,
             "objective": job.objective,
-            "starts_from": job.video_model.rpartition("/arms/")[2] or weights_label(job.start),
+            "starts_from": job.video_model.rpartition("/arms/")[2] or job.starts_from,
             "step": 0,
             **dict.fromkeys(CONSUMED, 0),
             "train": job.train.model_dump(mode="json"),
             "data_fingerprint": manifest.fingerprint,
             "data_version": job.version,
             "code": code_fingerprint(TRAINING_CODE),
-            "packages": package_versions(),
+            "packages": package_versions(tuple(sorted({*PACKAGES, *TRAINING_PACKAGES}))),
+            "device": device,
         },
     )
 
@@ -168,6 +180,7 @@ def train(
     `bring` fetches episodes instead of Ray Data.
 
     NotFiniteError if a loss, a gradient or a weight is not finite; no checkpoint is written then, and trying again gives the same.
+    CodeChangedError if this process imported other code than the job's driver; no checkpoint is written from then on.
     """
     meter = Meter()  # loading the model counts
     import torch
@@ -179,9 +192,10 @@ def train(
     from policy.normalize import Normalizer
     from policy.trainer import Trainer
 
+    check_imported(job.code)
     storage = open_storage(job.episodes)
     manifest = load_manifest(storage, job.version)
-    card = card_of(job, manifest)
+    card = card_of(job, manifest, _device_name(device))
     before = load_card(resume).provenance if resume else card.provenance
     first_step = before["step"]
     if first_step == job.train.steps:
@@ -227,6 +241,7 @@ def train(
         if not checkpoint and not wish and step % max(1, job.train.steps // PROGRESS_REPORTS):
             continue
         trainer.check()
+        check_imported(job.code)  # of modules that training imported meanwhile
         metrics: dict[str, Any] = {name: total.item() / (step - since) for name, total in sums.items()} | consumed
         meter.stepped(order.batch_size)
         sums, since = dict.fromkeys(sums, torch.zeros((), device=trainer.device)), step
@@ -283,6 +298,13 @@ def _first_model(job: ArmJob, card: "Card", resume: Path | None, sentences: dict
         if source:
             load_unet(source, model.video.unet)
     return model
+
+
+def _device_name(device: str) -> str:
+    """`cpu`, or the GPU's name as torch has it."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def _count(consumed: dict[str, float], arrays: dict[str, Any]) -> dict[str, float]:

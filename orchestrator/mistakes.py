@@ -25,6 +25,7 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
         from orchestrator.spec import SweepError
         from orchestrator.storage import StorageError
         from orchestrator.tracking import TrackingError
+        from sim_workers.checkout import CodeChangedError
         from sim_workers.libero import LiberoMissingError
         from sim_workers.robocasa import RobocasaError
 
@@ -37,7 +38,7 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
         except SweepError as error:
             click.echo(redacted(error), err=True)
             sys.exit(2)
-        except InfrastructureError as error:
+        except (InfrastructureError, CodeChangedError) as error:
             click.echo(str(error), err=True)
             sys.exit(EXIT_CODE)
         except Exception as error:

@@ -13,11 +13,12 @@ from orchestrator.data.store import latest_version, load_manifest
 from orchestrator.data.subset import Subset
 from orchestrator.desk import News, desk
 from orchestrator.loop import ArmJob
-from orchestrator.provenance import TRAINING_CODE, code_fingerprint, digest
+from orchestrator.provenance import TRAINING_CODE, TRAINING_PACKAGES, code_fingerprint, digest, package_versions
 from orchestrator.sections import Train
 from orchestrator.storage import open_storage
 from orchestrator.train import fit
 from policy.config import PolicyConfig
+from sim_workers.checkout import file_hashes
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ def pretrain(
     data = open_storage(store)
     version = latest_version(data)
     manifest = load_manifest(data, version)
-    named = digest([manifest.fingerprint, config.model_dump(mode="json"), seed, train.model_dump(mode="json"), code_fingerprint(TRAINING_CODE)])
-    job = PretrainJob(Arm(0, 0.0, seed), f"pretrain-{named}", data.uri, version, frozenset(), config, train, "video", "none")
+    by = code_fingerprint(TRAINING_CODE), package_versions(TRAINING_PACKAGES)
+    named = digest([manifest.fingerprint, config.model_dump(mode="json"), seed, train.model_dump(mode="json"), *by])
+    job = PretrainJob(Arm(0, 0.0, seed), f"pretrain-{named}", data.uri, version, frozenset(), config, train, "video", "none", code=file_hashes())
     folder = f"{open_storage(storage).uri}/arms"
 
     def on_news(run: str, news: News) -> None:

@@ -1,12 +1,22 @@
 """What a checkpoint is worth: successes out of the suite's episodes, and what has to be equal for two scores to be compared."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 
 from orchestrator.anytime import anytime_interval
 from orchestrator.decide import Rule, Verdict, beginning, blocks
+from orchestrator.keys import Key
 from orchestrator.ledger import Ledger, Portraits
-from orchestrator.provenance import SCORING_CODE, code_fingerprint, digest
+from orchestrator.provenance import (
+    ACTING_PACKAGES,
+    SCORING_CODE,
+    SIMULATING_CODE,
+    SIMULATING_PACKAGES,
+    code_fingerprint,
+    code_hashes,
+    digest,
+    package_versions,
+)
 from orchestrator.stats import wilson
 from orchestrator.storage import Storage
 from policy.config import SamplerConfig
@@ -102,17 +112,40 @@ def score_so_far(ledger: Ledger, suite: Suite, rule: Rule | None) -> tuple[Score
     return Score.of(counted, len(specs), rule, verdict), counted
 
 
-def protocol_fingerprint(suite: Suite, contract: Contract, sampler: SamplerConfig | None, gl: str) -> str:
-    """Of everything besides the weights that shapes an outcome.
+def protocol_key(
+    suite: Suite, contract: Contract, sampler: SamplerConfig | None, gl: str, device: str = "cpu", packages: Mapping[str, str] | None = None
+) -> Key:
+    """Return everything besides the weights that shapes an outcome: episodes, rules, conventions, GL backend, code, packages, sampler, device.
 
-    Episodes, rules, conventions, how looks become actions (None: a policy that is not ours), the GL backend, the simulator and its code.
+    sampler: how observations become actions; None for a policy that is not a checkpoint of ours, whose own code, packages and device are not
+    known here. device: the class of what the policy servers compute on (`cluster.acting_device`). packages: versions by name, at least those
+    that count; the installed ones by default.
     """
-    return digest([suite.fingerprint(), contract.to_json(), sampler and sampler.model_dump(mode="json"), gl, code_fingerprint(SCORING_CODE)])
+    names = ACTING_PACKAGES if sampler else SIMULATING_PACKAGES
+    versions = package_versions(names) if packages is None else packages
+    parts = {
+        "suite": {"tasks": suite.tasks, "episodes": suite.episodes, "shift": suite.shift, "block": suite.block, **asdict(suite.rules)},
+        "episode list": suite.fingerprint(),
+        "contract": contract.to_json(),
+        "sampler": sampler and sampler.model_dump(mode="json"),
+        "GL": gl,
+        "device": device if sampler else None,
+        "packages": {name: versions[name] for name in names},
+        "code": code_hashes(SCORING_CODE if sampler else SIMULATING_CODE),
+    }
+    return Key("score", parts)
+
+
+def protocol_fingerprint(
+    suite: Suite, contract: Contract, sampler: SamplerConfig | None, gl: str, device: str = "cpu", packages: Mapping[str, str] | None = None
+) -> str:
+    """Return the fingerprint of `protocol_key`."""
+    return protocol_key(suite, contract, sampler, gl, device, packages).fingerprint
 
 
 def portraits_of(storage: Storage, gl: str) -> Portraits:
     """What every simulator that draws with this backend and runs this code must match, whatever it plays; `gl`: `suite.gl`."""
-    return Portraits(storage, digest([gl, code_fingerprint(SCORING_CODE)]), gl == MIXED)
+    return Portraits(storage, digest([gl, code_fingerprint(SIMULATING_CODE)]), gl == MIXED)
 
 
 def check_contract(policy: Contract, tasks: Iterable[str]) -> None:

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 
 from orchestrator.decide import Rule
 from orchestrator.ledger import Ledger, Portraits
-from orchestrator.score import Score, ScoringJob, portraits_of, protocol_fingerprint, score_so_far
+from orchestrator.score import Score, ScoringJob, portraits_of, protocol_key, score_so_far
 from orchestrator.scorer import Scorer
 from orchestrator.storage import Storage, check_conditional_writes
 from orchestrator.subject import Subject
+from sim_workers.checkout import file_hashes
 from sim_workers.rollout import Outcome
 from sim_workers.suite import EpisodeSpec, Suite
 from sim_workers.video import Filmed
@@ -57,7 +58,7 @@ def rollout_pool(simulators: Simulators, gl: str, portraits: Portraits) -> "Roll
     from sim_workers.pool import RolloutPool
 
     nodes = nodes_of("rollouts", CPU=simulators.number * simulators.cpus)
-    return RolloutPool(simulators.number, simulators.cpus, gl, portraits, nodes=nodes)
+    return RolloutPool(simulators.number, simulators.cpus, gl, portraits, nodes=nodes, code=file_hashes())
 
 
 class Scoring:
@@ -72,16 +73,20 @@ class Scoring:
         storage: Storage,
         cpus: Callable[[], float] = rollout_cpus,
         make_pool: Callable[[Simulators, str, Portraits], "RolloutPool"] = rollout_pool,
+        device: str = "cpu",
     ) -> None:
         """rule: when the nominal suite has been played enough; shifted ones are always played whole.
 
         storage: where the outcomes are, by the policy's fingerprint (or its name) and the protocol's, as a sweep's are. StorageError if what is
-        there is damaged. cpus and make_pool: called by `play`, for the CPUs that simulators may use and for the pool that plays.
+        there is damaged. cpus and make_pool: called by `play`, for the CPUs that simulators may use and for the pool that plays. device: the class
+        of what a checkpoint acts on, part of the protocol.
         """
         self.subject, self._gl, self._storage = subject, gl, storage
         self._cpus, self._make_pool = cpus, make_pool
         self.suites = {suite.shift: suite for suite in suites}
-        self.protocols = {suite.shift: protocol_fingerprint(suite, subject.contract, subject.sampler, gl) for suite in suites}
+        self.device = device
+        self.keys = [protocol_key(suite, subject.contract, subject.sampler, gl, device) for suite in suites]
+        self.protocols = {suite.shift: key.fingerprint for suite, key in zip(suites, self.keys, strict=True)}
         self.rules = {suite.shift: rule if suite.shift == "nominal" else None for suite in suites}
         self.checkpoint = subject.fingerprint or re.sub(r"[^\w.:-]+", "_", subject.name)[-100:]
         self._ledgers = {shift: Ledger(storage, self.checkpoint, protocol) for shift, protocol in self.protocols.items()}
@@ -135,6 +140,8 @@ class Scoring:
         policy cannot be scored here.
         """
         check_conditional_writes(self._storage)
+        for key in self.keys:
+            key.keep(self._storage)
         simulators = Simulators.fit(self._cpus(), workers)
         source = self.subject.reach(simulators.number)
         pool = self._make_pool(simulators, self._gl, portraits_of(self._storage, self._gl))

@@ -110,7 +110,7 @@ class PolicyChoice(Section):
     @field_validator("weights")
     @classmethod
     def _there(cls, weights: str) -> str:
-        named_elsewhere = weights in ("", "none") or weights.startswith("s3://") or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", weights)
+        named_elsewhere = weights in ("", "none") or weights.startswith("s3://") or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[0-9a-f]{40})?", weights)
         if not named_elsewhere and not Path(weights).is_dir():
             raise ValueError(f"there is no folder {weights}; write a folder, a hub id (owner/name), an s3:// URI, or none")
         return weights

@@ -12,6 +12,7 @@ from orchestrator.checkpoints import at_hand
 from orchestrator.metrics import BATCH_FILL, REPLAN_LATENCY
 from policy.interface import ActionChunk, Imagination, Observation
 from sim_workers.balance import Answered
+from sim_workers.checkout import Files, check_imported
 
 _log = logging.getLogger(__name__)
 
@@ -41,12 +42,15 @@ class PolicyServer:
     KEPT = 2  # policies kept loaded: the one that finishes and the one that begins
     MOST_ROWS = 64
 
-    def __init__(self, num_threads: int, device: str, rung: str = "", sweep: str = "") -> None:
-        """rung: of the policies' ladder, on which all of them act. sweep: whose they are, for metrics and logs."""
+    def __init__(self, num_threads: int, device: str, rung: str = "", sweep: str = "", code: Files | None = None) -> None:
+        """rung: of the policies' ladder, on which all of them act. sweep: whose they are, for metrics and logs.
+
+        code: the driver's files; a server that imported others answers CodeChangedError. None: not compared.
+        """
         import torch
 
         torch.set_num_threads(num_threads)
-        self._device, self._rung, self._sweep = device, rung, sweep
+        self._device, self._rung, self._sweep, self._code = device, rung, sweep, code
         self._policies: OrderedDict[str, Any] = OrderedDict()
         self._waiting: dict[tuple[str, str], list[_Asked]] = {}  # by checkpoint and what is asked of it
         self._serving: asyncio.Task[None] | None = None
@@ -118,9 +122,12 @@ class PolicyServer:
         if checkpoint not in self._policies:
             uri, _, fingerprint = checkpoint.rpartition(FINGERPRINT)
             with nullcontext(kept(uri, fingerprint)) if uri else at_hand(checkpoint) as folder:
-                self._policies[checkpoint] = TrainedPolicy(folder, self._device, self._rung)
+                policy = TrainedPolicy(folder, self._device, self._rung)
+            check_imported(self._code)
+            self._policies[checkpoint] = policy
             while len(self._policies) > self.KEPT:
                 self._policies.popitem(last=False)
+        check_imported(self._code)  # of what answers imported since
         self._policies.move_to_end(checkpoint)
         return self._policies[checkpoint]
 

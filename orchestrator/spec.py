@@ -2,7 +2,7 @@
 
 import difflib
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +14,8 @@ from orchestrator.credentials import fields_with_credentials, redacted, shown
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import SubsetError, choose
-from orchestrator.provenance import digest, weights_label
+from orchestrator.keys import Key
+from orchestrator.provenance import TRAINING_CODE, TRAINING_PACKAGES, code_hashes
 from orchestrator.sections import Budget, Data, PolicyChoice, Prices, Range, Search, Section, SuiteChoice, Train, distinct
 from orchestrator.storage import StorageError, open_storage
 from orchestrator.yaml_text import MOST_BYTES as YAML_BYTES
@@ -170,20 +171,28 @@ class Sweep(Section):
         """The resolved file, itself a valid sweep file."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
-    def training_fingerprint(self, manifest_fingerprint: str, quarantined: Iterable[str], code: str) -> str:
-        """Of everything besides the arm that shapes a trained policy."""
-        return digest(
-            [
-                manifest_fingerprint,
-                sorted(quarantined),
-                sorted(self.data.labelled_tasks),
-                code,
-                self.policy.model_dump(mode="json", exclude={"baselines"}),
-                weights_label(weights_source(self.policy.preset, self.policy.weights)),
-                [self.data.most_demos, self.data.highest_ratio] if self.train.videos == "sweep" else [],
-                self.train.model_dump(mode="json"),
-            ]
-        )
+    @property
+    def weights(self) -> str:
+        """Where the arms' video models start: a folder, hub id or URI; empty for random weights."""
+        return weights_source(self.policy.preset, self.policy.weights)
+
+    def training_key(self, manifest_fingerprint: str, quarantined: Iterable[str], weights: str, packages: Mapping[str, str]) -> Key:
+        """Return everything besides the arm that shapes a trained policy.
+
+        weights: the `weights_label` of the weights that it starts from. packages: versions by name, at least those of TRAINING_PACKAGES.
+        """
+        parts = {
+            "data": manifest_fingerprint,
+            "quarantined": sorted(quarantined),
+            "labelled tasks": sorted(self.data.labelled_tasks),
+            "policy": self.policy.model_dump(mode="json", exclude={"baselines", "weights"}),
+            "weights": weights,
+            "videos": [self.data.most_demos, self.data.highest_ratio] if self.train.videos == "sweep" else [],
+            "recipe": self.train.model_dump(mode="json"),
+            "packages": {name: packages[name] for name in TRAINING_PACKAGES},
+            "code": code_hashes(TRAINING_CODE),
+        }
+        return Key("training", parts)
 
 
 class _WithSuite(BaseModel):

@@ -1,44 +1,53 @@
 """A sweep as the storage has it: which arms, how far each is, what it scored.
 
 identity.json                             the storage's random id, orchestrator/identity.py
-sweeps/<name>.json                        the resolved sweep, the data version it keeps to, and which of its episodes are quarantined
+sweeps/<name>.json                        the resolved sweep, the data version it keeps to, which of its episodes are quarantined, and the
+                                          device class, package versions and weights of the run that wrote it last
 arms/<arm id>/step_000100/                checkpoints, written by Ray Train
 checkpoints/<arm id>/step_000100.json     a checkpoint that is whole: its losses and fingerprint
 outcomes/<checkpoint>/<protocol>          the ledger, orchestrator/ledger.py
 video/<checkpoint>/<digest>.json          how good the checkpoint's generated video is, orchestrator/video_score.py
 decisions/<name>/<search>/                what a search decided: which arms it proposed, which it stopped
+keys/<fingerprint>.json                   the parts of the keys, orchestrator/keys.py
 failures/<name>/<arm id>.json             an arm whose training failed for good
 costs/<name>/<run>.json                   what each run of the sweep spent, orchestrator/cost.py
 live/<name>.json                          how far the run in progress is
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.arms import Arm, reference_of
 from orchestrator.board import ArmState, Board
 from orchestrator.checkpoints import whole
 from orchestrator.cost import Spending
-from orchestrator.credentials import redacted, redacted_in
+from orchestrator.credentials import redacted, redacted_in, shown
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.store import check_all, latest_version, load_manifest
 from orchestrator.data.subset import Subset, SubsetError, choose
 from orchestrator.decide import Rule
 from orchestrator.held_out import HeldOut
 from orchestrator.identity import claim_identity, identity_of
+from orchestrator.keys import Key
 from orchestrator.ledger import Ledger
 from orchestrator.loop import ArmJob
 from orchestrator.notes import note_damaged, read_notes, read_steps
-from orchestrator.provenance import TRAINING_CODE, code_fingerprint, digest
-from orchestrator.score import Score, protocol_fingerprint, score_so_far
+from orchestrator.provenance import ACTING_PACKAGES, COMMIT_OF_HUB, TRAINING_PACKAGES, digest, package_versions, same_weights, weights_label
+from orchestrator.score import Score, protocol_key, score_so_far
 from orchestrator.spec import Sweep, SweepError
 from orchestrator.storage import Storage, open_storage
 from orchestrator.tracking import tracking_uri
 from orchestrator.video_score import VideoTest
 from policy.presets import policy_config
+from sim_workers.checkout import file_hashes
 from sim_workers.rollout import Outcome
+
+
+def versions_here() -> dict[str, str]:
+    """The installed versions of every package that changes numbers."""
+    return package_versions(tuple(sorted({*ACTING_PACKAGES, *TRAINING_PACKAGES})))
 
 
 @dataclass(frozen=True)
@@ -53,10 +62,20 @@ class SweepState:
     """Damaged episodes that no arm reads, and what is wrong with each."""
     store: str = ""
     """The storage's identity, by which MLflow tells apart sweeps of one name. Empty for a storage that no sweep was pinned in since it has one."""
+    device: str = ""
+    """The class of what its checkpoints act on, as the last run found it (`cluster.acting_device`); empty before the first run."""
+    packages: Mapping[str, str] = field(default_factory=versions_here)
+    """Versions of the packages that change numbers."""
+    weights: str = ""
+    """The `weights_label` of the weights that its video models start from."""
 
     @classmethod
-    def open(cls, sweep: Sweep, pin: bool = False) -> "SweepState":
-        """The data version is the newest one when the sweep first runs (`pin`), and that one ever after."""
+    def open(cls, sweep: Sweep, pin: bool = False, here: bool = False) -> "SweepState":
+        """Return the sweep with what is pinned in its storage; `pin` it.
+
+        The data version is the newest one when the sweep first runs (`pin`), and that one ever after. Package versions are those of the last run,
+        wherever this process runs; with `pin` or `here` those installed here.
+        """
         storage = open_storage(sweep.storage)
         key = f"sweeps/{sweep.name}.json"
         before = json.loads(storage.get(key)) if storage.exists(key) else {}
@@ -64,14 +83,27 @@ class SweepState:
         episodes = open_storage(sweep.data.episodes)
         version = before["version"] if same_data else latest_version(episodes)
         quarantined = before.get("quarantined", {}) if same_data and sweep.data.on_corrupt == "quarantine" else {}
-        state = cls(sweep, storage, load_manifest(episodes, version), version, quarantined, claim_identity(storage) if pin else identity_of(storage))
+        packages = versions_here() if pin or here else {**versions_here(), **before.get("packages", {})}
+        weights, known = weights_label(sweep.weights, ask=pin), before.get("weights", {})
+        if known.get("source") == sweep.weights:
+            weights = same_weights(known["label"], weights)
+        device = before.get("device", "")
+        store = claim_identity(storage) if pin else identity_of(storage)
+        state = cls(sweep, storage, load_manifest(episodes, version), version, quarantined, store, device, packages, weights)
         if pin:
             state.pin()
         return state
 
     def pin(self) -> None:
         """Write down what the sweep keeps to from now on."""
-        kept = {"sweep": self.sweep.model_dump(mode="json"), "version": self.version, "quarantined": self.quarantined}
+        kept = {
+            "sweep": self.sweep.model_dump(mode="json"),
+            "version": self.version,
+            "quarantined": self.quarantined,
+            "device": self.device,
+            "packages": dict(self.packages),
+            "weights": {"source": shown(self.sweep.weights), "label": shown(self.weights)},
+        }
         self.storage.put(f"sweeps/{self.sweep.name}.json", json.dumps(kept, indent=1).encode())
 
     def without_damaged(self, on_progress: Callable[[int, int], None]) -> "SweepState":
@@ -96,19 +128,24 @@ class SweepState:
             state.pin()
 
     @classmethod
-    def named(cls, name: str, storage_uri: str) -> "SweepState":
-        """A sweep that ran before; SweepError if none of that name did."""
+    def named(cls, name: str, storage_uri: str, here: bool = False) -> "SweepState":
+        """A sweep that ran before; SweepError if none of that name did. here: with the packages installed here."""
         storage = open_storage(storage_uri)
         if not storage.exists(f"sweeps/{name}.json"):
             known = [key.removeprefix("sweeps/").removesuffix(".json") for key in storage.list("sweeps/")]
             raise SweepError(storage.uri, [f"no sweep named {name} ran here; " + (f"there are {', '.join(known)}" if known else "none did")])
         sweep = Sweep.model_validate(json.loads(storage.get(f"sweeps/{name}.json"))["sweep"])
         # The path that it was begun under may be another storage by now, or on this machine.
-        return cls.open(sweep.model_copy(update={"storage": storage_uri}))
+        return cls.open(sweep.model_copy(update={"storage": storage_uri}), here=here)
 
     @property
     def training(self) -> str:
-        return self.sweep.training_fingerprint(self.manifest.fingerprint, self.quarantined, code_fingerprint(TRAINING_CODE))
+        return self.training_key.fingerprint
+
+    @property
+    def training_key(self) -> Key:
+        """Everything besides the arm that shapes a trained policy."""
+        return self.sweep.training_key(self.manifest.fingerprint, self.quarantined, self.weights, self.packages)
 
     @property
     def protocol(self) -> str:
@@ -116,7 +153,25 @@ class SweepState:
 
     def protocol_of(self, shift: str) -> str:
         """Of how the sweep's checkpoints are scored under a shift."""
-        return protocol_fingerprint(self.sweep.to_suite(shift), self.manifest.contract, self.sweep.sampler, self.sweep.suite.gl)
+        return self.protocol_key(shift).fingerprint
+
+    def protocol_key(self, shift: str) -> Key:
+        """Everything besides the weights that shapes the outcomes under a shift."""
+        suite, gl = self.sweep.to_suite(shift), self.sweep.suite.gl
+        return protocol_key(suite, self.manifest.contract, self.sweep.sampler, gl, self.device or "cpu", self.packages)
+
+    def keep_keys(self) -> None:
+        """Write down the parts of the sweep's keys, so that a later run can say which of them differ."""
+        for key in (self.training_key, *map(self.protocol_key, ("nominal", *self.sweep.suite.shifts))):
+            key.keep(self.storage)
+
+    def on_device(self, device: str) -> "SweepState":
+        """The sweep on policy servers of this device class, which is pinned."""
+        if device == self.device:
+            return self
+        state = replace(self, device=device)
+        state.pin()
+        return state
 
     @property
     def comparable(self) -> str:
@@ -204,7 +259,9 @@ class SweepState:
             config=policy_config(sweep.policy.preset, arm.kind),
             train=sweep.train,
             objective=sweep.train.objective if with_video else "action",
-            weights=sweep.policy.weights,
+            weights=self.weights if COMMIT_OF_HUB.search(self.weights) else sweep.policy.weights,
+            label=self.weights,
+            code=file_hashes(),
             labelled_tasks=sweep.data.labelled_tasks,
             videos_of=sweep.largest(arm.seed) if sweep.train.videos == "sweep" else None,
         )

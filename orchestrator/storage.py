@@ -29,6 +29,10 @@ _ANSWERED: WeakSet[Any] = WeakSet()  # clients whose server has answered them; o
 PATIENCE = "DEMOSCALE_STORAGE_ANSWERED"  # set in the environment of processes that are begun once the server has answered
 
 
+Versions = list[tuple[str, int, str]]
+"""Keys of a bucket, each with its size in bytes and its ETag."""
+
+
 class StorageError(Exception):
     """One sentence: which place or object, what is wrong, and the mend."""
 
@@ -283,13 +287,18 @@ class Bucket:
         return any(item["Key"] == self._prefix + key for item in page.get("Contents", ()))
 
     def list(self, prefix: str) -> list[str]:
-        keys, token = list[str](), dict[str, str]()
+        return sorted(key for key, _, _ in self.versions(prefix))
+
+    def versions(self, prefix: str) -> Versions:
+        """Every key that starts with `prefix`, sorted; of another content under a key the ETag is another."""
+        found: Versions = []
+        token = dict[str, str]()
         while True:
             page = self._call("list_objects_v2", Prefix=self._prefix + prefix, **token)
-            found = (item["Key"] for item in page.get("Contents", ()))  # a name that ends in / is another program's empty folder
-            keys += [key.removeprefix(self._prefix) for key in found if not key.endswith("/")]
+            items = (item for item in page.get("Contents", ()) if not item["Key"].endswith("/"))  # which is another program's empty folder
+            found += [(item["Key"].removeprefix(self._prefix), item["Size"], item.get("ETag", "").strip('"')) for item in items]
             if not page.get("IsTruncated"):
-                return sorted(keys)
+                return sorted(found)
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def sync(self, prefix: str) -> None:

@@ -7,8 +7,9 @@ import json
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cached_property
 
-from orchestrator.cluster import connect, resources, set_apart
+from orchestrator.cluster import acting_device, connect, resources, set_apart
 from orchestrator.cost import Spending
 from orchestrator.credentials import redacting
 from orchestrator.curve import Curve
@@ -73,9 +74,9 @@ class SweepRun:
             torn = self.state.without_torn()
             self.board = self.state.board()
             for arm_id, steps in torn.items():
-                say(f"{self.board.arms[arm_id].name}: the checkpoints of steps {', '.join(map(str, steps))} are damaged; it trains again")
+                say(f"{self.board.arms[arm_id].name}: the checkpoints of steps {', '.join(map(str, steps))} are damaged; they are trained again")
             self.spending = Spending(self.state.storage, sweep.name, uuid.uuid4().hex[:8])
-            self._views = Views(self.state, say, settings=outbox)
+            self._outbox = outbox
             self._rule = StoppingRule(sweep)
             self._proposals: Proposals = Listed(sorted(sweep.grid(), key=lambda arm: not sweep.is_reference(arm)))
             if sweep.search.optuna:
@@ -84,6 +85,11 @@ class SweepRun:
 
     def _taken_over(self, why: str) -> None:
         self.taken_over = why
+
+    @cached_property
+    def _views(self) -> Views:
+        """Made when first asked for: its runs in MLflow are named by the keys, which are known once the cluster is."""
+        return Views(self.state, self.say, settings=self._outbox)
 
     def _without_damaged(self, say: Callable[[str], None]) -> SweepState:
         """The sweep's state after every episode it needs was read once."""
@@ -105,13 +111,15 @@ class SweepRun:
 
     def _run(self) -> Curve | None:
         sweep = self.state.sweep
+        connect()
+        cpus_apart = set_apart("rollouts").get("CPU", 0.0)
+        placement = Placement.fit(resources(), sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)), cpus_apart)
+        self._act_on(acting_device(placement.server_gpus))
+        self.state.keep_keys()
         if reused := sorted(arm.name for arm in self.board.arms.values() if arm.step == arm.steps):
             self.say(f"already trained, not trained again: {', '.join(reused)}")
         if scored := sum(len(arm.scores) for arm in self.board.arms.values()):
             self.say(f"already scored, not played again: {scored} checkpoints")
-        connect()
-        cpus_apart = set_apart("rollouts").get("CPU", 0.0)
-        placement = Placement.fit(resources(), sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)), cpus_apart)
         portraits = portraits_of(self.state.storage, sweep.suite.gl)
         playing = self._players(self.state, placement, portraits)
         self.evaluation = Evaluation(self.state, self.board, self._views, self.spending, playing, self._on_score, self._rule.decides, self.say)
@@ -142,6 +150,15 @@ class SweepRun:
         self.board.charge(self.spending.by_arm())
         self._views.costs({arm_id: arm.cost for arm_id, arm in self.board.arms.items()})
         return self._concluded()
+
+    def _act_on(self, device: str) -> None:
+        """Have the checkpoints act on this device class, which is part of their scores' keys."""
+        before, checkpoints = self.state.device, any(arm.step for arm in self.board.arms.values())
+        self.state = self.state.on_device(device)
+        if before != device:
+            self.board = self.state.board()
+        if before and before != device and checkpoints:
+            self.say(f"checkpoints act on {device}, earlier on {before}: scores of the two are not mixed, so they are played again on {device}")
 
     def _concluded(self) -> Curve | None:
         curve, unfinished = None, [*self._unfinished()]

@@ -15,6 +15,7 @@ from orchestrator.meter import SPENT
 from orchestrator.notes import read_steps
 from orchestrator.storage import StorageError, open_storage
 from orchestrator.train_snapshot import mend
+from sim_workers.checkout import CodeChangedError, check_imported
 
 
 def _worker_loop(config: dict[str, Any]) -> None:
@@ -98,6 +99,7 @@ def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attemp
             together = {name: sum(worker[name] for worker in metrics) for name in SPENT}
             tell(desk, job.arm_id, metrics[0] | together)
 
+    check_imported(job.code)
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"job": job, "threads": max(1, int(resources["CPU"])), "desk": desk},
@@ -123,11 +125,11 @@ def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attemp
 
 
 def _raise_what_trying_again_would_not_mend(trace: str) -> None:
-    """Raise a worker's error here, if it was one of a person's to mend: damaged episodes, weights that do not fit, training that diverges."""
+    """Raise a worker's error here, if it was one of a person's to fix: damaged episodes, weights that do not fit, training that diverges, edits."""
     from policy.checkpoint import CheckpointError
     from policy.finite import NotFiniteError
     from policy.weights import WeightsError
 
-    for kind in (EpisodeError, WeightsError, CheckpointError, NotFiniteError):
+    for kind in (EpisodeError, WeightsError, CheckpointError, NotFiniteError, CodeChangedError):
         if told := re.search(rf"^[\w.]*\b{kind.__name__}: (.*)$", trace, re.MULTILINE):
             raise kind(told[1]) from None

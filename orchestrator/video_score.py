@@ -21,6 +21,7 @@ from orchestrator.provenance import digest
 from orchestrator.storage import Storage
 from policy.config import SamplerConfig
 from policy.interface import Imagination, Observation
+from sim_workers.checkout import Files, check_imported
 from sim_workers.sources import PolicySource
 
 ASKED_AT_ONCE = 8
@@ -118,9 +119,14 @@ class VideoJudge:
     Deterministic: asked again after it died, it gives the same answer.
     """
 
+    def __init__(self, code: Files | None = None) -> None:
+        """code: the driver's files; `measure` raises CodeChangedError where this process imported others. None: not compared."""
+        self._code = code
+
     def measure(self, test: VideoTest, source: PolicySource) -> tuple[VideoScore, float]:
         """The score of the policy that the source leads to, asked as simulators ask it; and the CPU seconds that this process took for it."""
         began = time.process_time()
         asker: Any = source.connect()
         score = test.measure(asker.imagine)
+        check_imported(self._code)
         return score, time.process_time() - began

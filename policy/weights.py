@@ -20,7 +20,8 @@ from policy.untrusted import read_json
 
 VIDEO = ("unet", "vae")
 TEXT = ("text_encoder", "tokenizer")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[0-9a-f]{40})?")
+"""A repository, in its newest state or at a commit."""
 CONFIG_BYTES = 1 << 20
 STEM = "diffusion_pytorch_model"
 # What decides a U-Net's weights; the rest of its configuration (picture size, number of frames) is free.
@@ -73,8 +74,9 @@ def _snapshot(repository: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
+    name, _, commit = repository.partition("@")
     try:
-        return Path(snapshot_download(repository, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=commit or None, allow_patterns=patterns))
     except GatedRepoError:
         mend = "accept its licence on huggingface.co, and set HF_TOKEN to a token of that account"
     except RepositoryNotFoundError:

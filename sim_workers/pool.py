@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from sim_workers.balance import Answered, Balance
+from sim_workers.checkout import CodeChangedError, Files
 from sim_workers.nodes import Nodes, Whereabouts, node_of
 from sim_workers.references import References, ReferencesInMemory
 from sim_workers.render import backend_of
@@ -21,7 +22,7 @@ from sim_workers.roster import Entry, Usage, Worker
 from sim_workers.selftest import Portrait
 from sim_workers.served import Served
 from sim_workers.video import Filmed
-from sim_workers.worker import MOST_EPISODES, Beat, Doing, Played, RolloutJob, RolloutWorker, Said, Scene, Unanswered, Unfit, one_line
+from sim_workers.worker import MOST_EPISODES, Beat, Doing, Outdated, Played, RolloutJob, RolloutWorker, Said, Scene, Unanswered, Unfit, one_line
 
 ATTEMPTS = 3
 """An episode may fail so often until it counts as an error: it raised, or its worker hung."""
@@ -59,6 +60,8 @@ class RolloutPool:
     that may have its processes, which are spread over them; any node's by default. A process for which there is no room has no episode and holds
     nobody up: it starts when a node comes. One whose node is about to go gets no further episode. `label`: of those processes in Ray's logs.
     `worker`: the class of the processes' actors, constructed and called as RolloutWorker. One thread owns a pool.
+
+    `code`: the driver's files (`checkout.file_hashes`); where a process imported others, `results` raises CodeChangedError. None: not compared.
     """
 
     def __init__(
@@ -72,13 +75,15 @@ class RolloutPool:
         label: str = "",
         settings: PoolSettings = PoolSettings(),
         worker: type[Any] = RolloutWorker,
+        code: Files | None = None,
     ) -> None:
         # One native thread: the simulator uses no more, and a worker never takes a core that another one needs.
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "MUJOCO_GL": backend_of(gl)}
         options = {"num_cpus": num_cpus, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": environment}}
         self._class = ray.remote(**options)(worker)
         self._nodes = Nodes(nodes or {})
-        self._episodes_per_process, self._label, self._settings = episodes_per_process, label, settings
+        self._arguments = (episodes_per_process, label, *([code] if code else ()))
+        self._settings = settings
         self.references = ReferencesInMemory() if references is None else references
         self.usage = Usage()
         self._workers: list[Worker] = []
@@ -89,6 +94,7 @@ class RolloutPool:
         """Hears of a job that is to be played again (`episode`) and of a process that was replaced for it (`worker`), and why."""
         self.on_failure: Callable[[str, str], None] = lambda how, why: None
         """Called with the kind (a key of `Usage.replaced`) and the cause of every worker that failed, whether or not it had an episode."""
+        self._outdated = ""  # what a process says that runs other code
         self._source: Served | None = None  # of the job submitted last: all of a pool's have the same servers
         self._servers: Whereabouts | None = None
         self._next_look = 0.0
@@ -147,6 +153,8 @@ class RolloutPool:
             while self._finished:
                 yield self._finished.popleft()
                 until = time.monotonic() + patience
+            if self._outdated:
+                raise CodeChangedError(self._outdated)
             if time.monotonic() >= until:
                 return
 
@@ -268,6 +276,9 @@ class RolloutPool:
         elif isinstance(said, Unfit):
             self._nodes.refused(worker.node)
             self._fail(worker, "failed", said.why)
+        elif isinstance(said, Outdated):
+            self._outdated = said.why
+            self._queue(self._released(worker))
         elif isinstance(said, Unanswered):
             entry = self._released(worker)
             entry.attempts += 1
@@ -325,7 +336,7 @@ class RolloutPool:
             self._hire()
 
     def _hire(self) -> None:
-        actor = self._class.options(label_selector=self._nodes.selector()).remote(self._episodes_per_process, self._label)
+        actor = self._class.options(label_selector=self._nodes.selector()).remote(*self._arguments)
         self._workers.append(Worker(actor, node_of(actor)))
 
     def _dismiss(self, worker: Worker) -> None:

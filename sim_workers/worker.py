@@ -12,6 +12,7 @@ from typing import Literal
 
 from policy.interface import ActionChunk, Contract, Imagination, Observation
 from sim_workers.backends import make_env
+from sim_workers.checkout import CodeChangedError, Files, check_imported
 from sim_workers.rollout import Env, Outcome, Stepped, episode
 from sim_workers.selftest import Portrait, portrait
 from sim_workers.sources import Asker, PolicySource
@@ -96,14 +97,22 @@ class Unfit:
     why: str
 
 
-Said = Beat | Portrait | Played | Unanswered | Unfit
+@dataclass(frozen=True)
+class Outdated:
+    """The process, or the policy server that it asks, runs other code than the driver; no episode counts any more."""
+
+    why: str
+
+
+Said = Beat | Portrait | Played | Unanswered | Unfit | Outdated
 
 
 class RolloutWorker:
     """A process with one simulator. Changing the scene closes the old one first: two would spoil each other's pictures."""
 
-    def __init__(self, most_episodes: int = MOST_EPISODES, label: str = "") -> None:
-        """label: what Ray's logs call it besides, such as the sweep."""
+    def __init__(self, most_episodes: int = MOST_EPISODES, label: str = "", code: Files | None = None) -> None:
+        """label: what Ray's logs call it besides, such as the sweep. code: the driver's files; None: not compared."""
+        self._code = code
         self._most_episodes, self._label = most_episodes, label
         self._env: Env | None = None
         self._scene: Scene | None = None
@@ -116,17 +125,23 @@ class RolloutWorker:
         return f"RolloutWorker({self._label})"
 
     def play(self, job: RolloutJob) -> Iterator[Said]:
-        """What there is to tell, the last thing Played or Unanswered. What goes wrong is logged with the episode's name."""
+        """What there is to tell, the last thing Played, Unanswered, Unfit or Outdated. What goes wrong is logged with the episode's name."""
         try:
             for said in self._play(job):
+                if isinstance(said, Portrait | Played):  # by now the simulator and the episode have imported what they need
+                    check_imported(self._code)
                 if isinstance(said, Unanswered):
                     _log.warning("%s: the policy did not answer: %s", job, said.why)
                 yield said
+        except CodeChangedError as error:
+            _log.error("%s: %s", job, error)
+            yield Outdated(str(error))
         except Exception:
             _log.exception("%s: the simulator failed", job)
             raise
 
     def _play(self, job: RolloutJob) -> Iterator[Said]:
+        check_imported(self._code)
         if self._env is None or self._scene != job.scene:
             yield Beat("making")
             if self._env is not None:
@@ -165,7 +180,10 @@ class RolloutWorker:
                             return
                         yield Beat("asking")
                         beat = 0.0
-                    if (failed := answer.exception()) is not None:
+                    if isinstance(failed := answer.exception(), CodeChangedError):
+                        yield Outdated(one_line(failed))
+                        return
+                    if failed is not None:
                         yield Unanswered(one_line(failed))
                         return
                     chunk, imagined = answer.result()

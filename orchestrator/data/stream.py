@@ -25,6 +25,7 @@ from orchestrator.data.store import fetch
 from orchestrator.storage import open_storage
 from policy.config import ClipShape
 from policy.interface import Contract
+from sim_workers.checkout import Files, check_imported, file_hashes
 
 FETCH_CPUS = 0.25  # logical CPUs of a training worker's fetching actor: it mostly waits for storage
 GROUP_EPISODES = 16  # fetched together
@@ -100,7 +101,9 @@ class _Fetch:
     stays GROUPS_AHEAD of it: held back by Ray Data instead, the executor in the training process would spin (Ray 2.60).
     """
 
-    def __init__(self, uri: str, need: _Need, pace: "_Pace") -> None:
+    def __init__(self, uri: str, need: _Need, pace: "_Pace", code: Files) -> None:
+        """code: the files of the worker that awaits the episodes; CodeChangedError if this process imported others."""
+        check_imported(code)
         self._storage, self._need, self._pace = open_storage(uri), need, pace
         self._next_group, self._episodes = 0, need.episodes()
 
@@ -164,7 +167,7 @@ def _fetched(uri: str, need: _Need) -> Iterator[bytes]:
     # the last CPU from another arm's, which would then wait for it to end.
     fetched = numbers.map_batches(
         _Fetch,
-        fn_constructor_args=(uri, need, pace),
+        fn_constructor_args=(uri, need, pace, file_hashes()),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=FETCH_CPUS,

@@ -1,0 +1,152 @@
+"""A checkout that is edited while a run is in progress: processes that imported other code than the driver refuse, and no arm fails by it."""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from orchestrator import loop
+from orchestrator.arms import Arm
+from orchestrator.data import stream
+from orchestrator.infrastructure import cause_in, cause_of
+from orchestrator.loop import ArmJob
+from orchestrator.score import ScoringJob
+from orchestrator.scorer import Scorer
+from orchestrator.sections import Train
+from orchestrator.server import PolicyServer
+from orchestrator.storage import open_storage
+from orchestrator.testing.checkpoints import make_checkpoint, make_observation
+from orchestrator.testing.episodes import CONTRACT, make_episode_store
+from orchestrator.testing.outcomes import FakePolicy
+from orchestrator.testing.rollout_pool import FakeRolloutPool
+from orchestrator.train import _raise_what_trying_again_would_not_mend
+from policy.interface import Contract
+from policy.presets import PRESETS
+from sim_workers.checkout import CHECKOUT, PACKAGES, CodeChangedError, check_imported, file_hashes
+from sim_workers.rollout import Outcome
+from sim_workers.sources import InProcess
+from sim_workers.suite import Rules, Suite
+from sim_workers.worker import Outdated, RolloutJob, RolloutWorker
+
+SENTENCE = "the checkout was edited while the run was in progress (sim_workers/worker.py); start the same command again"
+EDITED = file_hashes() | {"sim_workers/worker.py": "another"}
+SUITE = Suite(("Lift",), 1, Rules(5))
+
+
+def test_only_what_was_imported_counts() -> None:
+    check_imported(file_hashes())
+    check_imported(None)
+    check_imported(file_hashes() | {"orchestrator/nowhere.py": "a file that is not imported"})
+    with pytest.raises(CodeChangedError) as caught:
+        check_imported(EDITED)
+    assert str(caught.value) == SENTENCE
+
+
+def test_a_file_that_the_driver_did_not_know_counts() -> None:
+    known = {file: told for file, told in file_hashes().items() if file != "sim_workers/worker.py"}
+    with pytest.raises(CodeChangedError, match=r"sim_workers/worker\.py"):
+        check_imported(known)
+
+
+def test_a_process_of_an_edited_checkout_names_the_file_and_one_of_another_place_does_not(tmp_path: Path) -> None:
+    for package in PACKAGES:
+        shutil.copytree(CHECKOUT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "pretrained"))
+    program = "import sys, json; from sim_workers.checkout import *; import sim_workers.tasks; check_imported(json.loads(sys.argv[1])); print('same')"
+
+    def process() -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        command = [sys.executable, "-c", program, json.dumps(file_hashes())]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert process().stdout == "same\n", "a submitted job runs a copy of the checkout"
+    tasks = tmp_path / "sim_workers/tasks.py"
+    tasks.write_text(tasks.read_text().replace("lift the red cube", "LIFT THE RED CUBE"))
+    assert "in progress (sim_workers/tasks.py); start" in process().stderr
+
+
+def test_it_is_cheap() -> None:
+    """A fraction of what a process takes to start. The bound leaves room for a busy machine."""
+    file_hashes.cache_clear()
+    began = time.process_time()
+    file_hashes()
+    check_imported(file_hashes())
+    assert time.process_time() - began < 0.1
+
+
+def unasked() -> object:
+    raise AssertionError("a policy was asked for")
+
+
+def test_a_rollout_process_plays_nothing() -> None:
+    job = RolloutJob(SUITE.episode_list()[0], SUITE.rules, CONTRACT, InProcess(unasked))  # type: ignore[arg-type]
+    assert [*RolloutWorker(code=EDITED).play(job)] == [Outdated(SENTENCE)]
+
+
+def test_a_policy_server_answers_nothing(tmp_path: Path) -> None:
+    place = str(make_checkpoint(tmp_path / "checkpoint"))
+    chunk = asyncio.run(PolicyServer(1, "cpu", code=file_hashes()).act(place, make_observation(0)))
+    assert len(chunk.actions)
+    with pytest.raises(CodeChangedError):
+        asyncio.run(PolicyServer(1, "cpu", code=EDITED).act(place, make_observation(0)))
+
+
+def test_training_refuses_and_counts_as_infrastructure(tmp_path: Path) -> None:
+    store, settings = make_episode_store(tmp_path / "store", 8), Train(steps=1, batch_size=2, checkpoint_every=1, warmup_steps=0)
+    begin = partial(ArmJob, Arm(3, 1.0, 0), "a", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none")
+    reports = list[int]()
+    with pytest.raises(CodeChangedError):
+        loop.train(begin(code=EDITED), 0, 1, None, lambda step, *_: reports.append(step), bring=stream.straight)
+    assert not reports
+    loop.train(begin(code=file_hashes()), 0, 1, None, lambda step, *_: reports.append(step), bring=stream.straight)
+    assert reports == [1]
+
+
+def test_a_trace_of_it_is_a_cause_and_no_reason_to_try_again() -> None:
+    with pytest.raises(CodeChangedError) as caught:
+        check_imported(EDITED)
+    trace = "".join(traceback.format_exception(caught.value))
+    assert cause_of(caught.value) == SENTENCE
+    assert cause_in(trace) == SENTENCE
+    with pytest.raises(CodeChangedError, match="start the same command again"):
+        _raise_what_trying_again_would_not_mend(trace)
+
+
+def test_a_scorer_whose_processes_refuse_ends_without_an_outcome(tmp_path: Path) -> None:
+    class Listener:
+        def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+            assert not outcomes
+
+    def play(job: RolloutJob) -> object:
+        raise CodeChangedError(SENTENCE)
+
+    contract: Contract = CONTRACT
+    storage = open_storage(str(tmp_path))
+    scorer = Scorer(storage, contract, FakeRolloutPool(play), Listener())  # type: ignore[arg-type]
+    scorer.submit(ScoringJob("a", 1, "uri", "f", SUITE, "p", FakePolicy("uri", (), 1)))
+    with pytest.raises(CodeChangedError):
+        scorer.drain()
+    assert not storage.list("outcomes/")
+
+
+@pytest.mark.full
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_pool_raises_what_its_process_says() -> None:
+    from sim_workers.pool import RolloutPool
+
+    pool = RolloutPool(1, num_cpus=0.1, code=EDITED)
+    pool.submit(RolloutJob(SUITE.episode_list()[0], SUITE.rules, CONTRACT, FakePolicy("uri", (), 1)))
+    try:
+        with pytest.raises(CodeChangedError, match=r"sim_workers/worker\.py"):
+            list(pool.results())
+    finally:
+        pool.close()

@@ -1,0 +1,386 @@
+"""What names results: the code that acts and trains, packages, device, weights by content; and what differs, part by part."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from orchestrator import provenance
+from orchestrator.cli import main
+from orchestrator.cluster import ROLE, acting_device
+from orchestrator.explain import explain
+from orchestrator.keys import Key
+from orchestrator.ledger import Ledger
+from orchestrator.provenance import SCORING_CODE, SIMULATING_CODE, TRAINING_CODE, code_fingerprint, same_weights, weights_label
+from orchestrator.score import protocol_fingerprint
+from orchestrator.spec import Sweep
+from orchestrator.state import SweepState
+from orchestrator.storage import open_storage
+from orchestrator.sweep import SweepRun
+from orchestrator.testing.checkpoints import make_checkpoint, make_observation
+from orchestrator.testing.episodes import CONTRACT, make_episode_store
+from orchestrator.testing.outcomes import make_outcome
+from policy.presets import PRESETS
+from policy.weights import WeightsError, local_folder
+from sim_workers.checkout import CHECKOUT, PACKAGES, sources
+from sim_workers.suite import Rules, Suite
+
+SUITE = Suite(("Lift",), 4, Rules(50))
+SAMPLER = PRESETS["tiny"].sampler_on("")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def protocol(**changed: object) -> str:
+    facts = {"suite": SUITE, "contract": CONTRACT, "sampler": SAMPLER, "gl": "egl"} | changed
+    return protocol_fingerprint(**facts)  # type: ignore[arg-type]
+
+
+# -- code -----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], tuple[str, str]]]:
+    """A copy of the checkout in `tmp_path`. Call it with a file for the keys (scores, training) after an edit of that file, and of it alone."""
+    for package in PACKAGES:
+        shutil.copytree(CHECKOUT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "pretrained"))
+    monkeypatch.setattr(provenance, "CHECKOUT", tmp_path)
+
+    def forget() -> None:
+        for cached in (sources, provenance.code_hashes, provenance.code_fingerprint, provenance._closure, provenance._imported):
+            cached.cache_clear()
+
+    def keys(edited: str = "") -> tuple[str, str]:
+        forget()
+        if not edited:
+            return protocol(), code_fingerprint(TRAINING_CODE)
+        before = (tmp_path / edited).read_bytes()
+        (tmp_path / edited).write_bytes(before + b"\nEDITED = True\n")
+        told = keys()
+        (tmp_path / edited).write_bytes(before)
+        return told
+
+    yield keys
+    forget()
+
+
+def test_an_edit_of_what_acts_or_trains_changes_its_key_and_no_other(copy: Callable[..., tuple[str, str]]) -> None:
+    score, training = copy()
+    acting = ("policy/noise.py", "policy/serve.py", "policy/normalize.py", "policy/interface.py", "policy/text.py", "policy/model.py")
+    acting += ("sim_workers/worker.py", "sim_workers/sources.py", "sim_workers/env.py", "sim_workers/libero.py", "sim_workers/robocasa.py")
+    for file in (*acting, "orchestrator/server.py", "sim_workers/served.py", "policy/remote.py"):
+        assert copy(file)[0] != score, file
+    for file in ("policy/trainer.py", "policy/model.py", "policy/jitter.py", "orchestrator/loop.py", "orchestrator/data/clips.py"):
+        assert copy(file)[1] != training, file
+    for file in ("policy/trainer.py", "orchestrator/loop.py", "sim_workers/experts.py", "sim_workers/pool.py"):
+        assert copy(file)[0] == score, file
+    for file in ("sim_workers/env.py", "policy/serve.py", "orchestrator/server.py"):
+        assert copy(file)[1] == training, file
+    for file in ("orchestrator/cli.py", "orchestrator/data/export.py", "orchestrator/data/sources/hdf5.py", "orchestrator/page.py"):
+        assert copy(file) == (score, training), file
+    assert copy() == (score, training), "the copy is as it was"
+
+
+def test_imports_are_followed_relative_or_not_and_inside_functions(tmp_path: Path) -> None:
+    files = {
+        "policy/__init__.py": "",
+        "policy/a.py": "import json\ndef f():\n    from policy import b, VALUE\n",
+        "policy/b.py": "from . import c\nfrom .d import x\nfrom .sub.e import y\n",
+        "policy/c.py": "import sim_workers.f as g\n",
+        "policy/d.py": "x = 1\n",
+        "policy/sub/__init__.py": "from .. import h\n",
+        "policy/sub/e.py": "y = 'import policy.unread'\n",
+        "policy/h.py": "",
+        "policy/unread.py": "",
+        "sim_workers/f.py": "import orchestrator.i\nimport policy.a\n",
+        "orchestrator/i.py": "import policy.unread\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = provenance._closure(("policy/a.py",), ("policy/", "sim_workers/"), tmp_path)
+    assert set(found) == files.keys() - {"policy/unread.py", "orchestrator/i.py"}
+
+
+def imported_by(program: str, *arguments: str) -> set[str]:
+    """Files of the checkout whose modules a process had imported when the program ended."""
+    told = "\nimport sys; print(*(module.__file__ for module in sys.modules.copy().values() if getattr(module, '__file__', None)), sep='\\n')"
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    command = [sys.executable, "-W", "ignore", "-c", program + told, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    files = [Path(line) for line in done.stdout.splitlines()]
+    return {file.relative_to(CHECKOUT).as_posix() for file in files if file.is_relative_to(CHECKOUT)}
+
+
+ACT = """
+import asyncio, pickle, sys
+import sim_workers.worker, sim_workers.served
+from orchestrator.server import PolicyServer
+observation = pickle.load(open(sys.argv[2], "rb"))
+chunk = asyncio.run(PolicyServer(1, "cpu").act(sys.argv[1], observation))
+assert chunk.actions.shape[1] == 7
+"""
+TRAIN = """
+import sys
+from functools import partial
+from orchestrator.arms import Arm
+from orchestrator.data import stream
+from orchestrator.loop import ArmJob, train
+from orchestrator.sections import Train
+from policy.presets import PRESETS
+settings, said = Train(steps=1, batch_size=2, checkpoint_every=1, warmup_steps=0), []
+job = ArmJob(Arm(3, 1.0, 0), "a", sys.argv[1], 1, frozenset(), PRESETS["tiny"], settings, "joint", "none")
+train(job, 0, 1, None, lambda *told: said.append(told), bring=stream.straight)
+assert said
+import orchestrator.train
+"""
+
+
+def test_what_a_process_imports_to_act_is_in_the_scores_key(tmp_path: Path) -> None:
+    place = make_checkpoint(tmp_path / "checkpoint")
+    (tmp_path / "observation").write_bytes(pickle.dumps(make_observation(0)))
+    imported = imported_by(ACT, str(place), str(tmp_path / "observation"))
+    relevant = {file for file in imported if file.startswith(("policy/", "sim_workers/"))}
+    assert {"policy/serve.py", "policy/noise.py", "sim_workers/env.py"} <= relevant, "it acted"
+    assert relevant - {"sim_workers/checkout.py"} <= set(SCORING_CODE)
+    assert set(SIMULATING_CODE) < set(SCORING_CODE)
+
+
+def test_what_a_process_imports_to_train_is_in_the_arms_key(tmp_path: Path) -> None:
+    imported = imported_by(TRAIN, make_episode_store(tmp_path / "store", 8))
+    relevant = {file for file in imported if file.startswith(("policy/", "orchestrator/data/"))}
+    assert {"policy/trainer.py", "policy/loss.py", "orchestrator/data/clips.py"} <= relevant, "it trained"
+    assert relevant <= set(TRAINING_CODE)
+
+
+# -- packages, device, weights ----------------------------------------------------------------------------------------------------------
+
+
+def test_packages_and_the_device_are_part_of_the_score_of_a_checkpoint() -> None:
+    versions = provenance.package_versions(provenance.ACTING_PACKAGES)
+    assert protocol(packages=versions) == protocol()
+    keys = {protocol(packages={**versions, name: "0.0.1"}) for name in ("torch", "diffusers", "numpy", "mujoco", "robosuite", "transformers")}
+    keys |= {protocol(), protocol(device="H200"), protocol(device="A100"), protocol(device="A100+H200")}
+    assert len(keys) == 10
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "device"),
+    [
+        ([("", "H200")], 0.0, "cpu"),
+        ([("", "H200"), ("", "")], 1.0, "H200"),
+        ([("", "H200"), ("", "A100")], 1.0, "A100+H200"),
+        ([("", "H200"), ("servers", "L4")], 1.0, "L4"),
+        ([("rollouts", "")], 0.25, "gpu"),
+    ],
+)
+def test_the_device_is_that_of_the_nodes_that_may_have_policy_servers(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[tuple[str, str]], gpus: float, device: str
+) -> None:
+    def node(role: str, kind: str) -> dict[str, object]:
+        resources = {"CPU": 8.0} | ({"GPU": 4.0, f"accelerator_type:{kind}": 1.0} if kind else {})
+        return {"Alive": True, "Labels": {ROLE: role} if role else {}, "Resources": resources}
+
+    monkeypatch.setattr("ray.nodes", lambda: [*(node(*one) for one in nodes), node("", "T4") | {"Alive": False}])
+    assert acting_device(gpus) == device
+
+
+def test_what_a_policy_of_others_computes_on_is_not_known_and_no_part_of_its_score() -> None:
+    versions = provenance.package_versions(provenance.ACTING_PACKAGES)
+    theirs = protocol(sampler=None)
+    assert theirs == protocol(sampler=None, device="H200") == protocol(sampler=None, packages={**versions, "torch": "0"})
+    assert theirs != protocol(sampler=None, packages={**versions, "mujoco": "0"})
+
+
+def test_weights_of_a_folder_count_by_content(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "unet").mkdir(parents=True)
+        (tmp_path / name / "unet/config.json").write_text("{}")
+        (tmp_path / name / "unet/w.safetensors").write_bytes(b"1")
+    assert weights_label(str(tmp_path / "a")) == weights_label(str(tmp_path / "b"))
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    (tmp_path / "c/unet/w.safetensors").write_bytes(b"2")
+    assert weights_label(str(tmp_path / "c")) != weights_label(str(tmp_path / "a"))
+    assert weights_label("") == ""
+
+
+def test_weights_of_the_hub_count_by_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    provenance._hub_revision.cache_clear()
+    assert weights_label("owner/name") == "owner/name@unresolved"
+    reference = tmp_path / "models--owner--name/refs/main"
+    reference.parent.mkdir(parents=True)
+    reference.write_text(COMMIT)
+    provenance._hub_revision.cache_clear()
+    assert weights_label("owner/name") == f"owner/name@{COMMIT}" == weights_label(f"owner/name@{COMMIT}")
+    provenance._hub_revision.cache_clear()
+
+
+def test_training_fetches_the_commit_that_its_key_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def snapshot_download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repository, revision))
+        raise OSError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    for source in (f"owner/name@{COMMIT}", "owner/name"):
+        with pytest.raises(WeightsError, match="did not deliver it"):
+            local_folder(source)
+    assert asked == [("owner/name", COMMIT), ("owner/name", None)]
+
+
+def test_weights_of_a_bucket_count_by_content(s3: str, tmp_path: Path) -> None:
+    uri = f"{s3}/{tmp_path.name}/weights"
+    place = open_storage(uri)
+
+    def label() -> str:
+        provenance._bucket_revision.cache_clear()
+        return weights_label(uri)
+
+    assert label() == f"{uri}@unresolved", "there is nothing"
+    place.put("unet/config.json", b"{}")
+    place.put("unet/w.safetensors", b"1")
+    first = label()
+    assert first == label() != f"{uri}@unresolved"
+    place.put("unet/w.safetensors", b"2")
+    assert label() != first
+    place.put("unet/w.safetensors", b"1")
+    assert label() == first
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (f"a/b@{COMMIT}", f"a/b@{COMMIT[::-1]}", f"a/b@{COMMIT}"),
+        (f"a/b@{COMMIT}", "a/b@unresolved", f"a/b@{COMMIT}"),
+        ("a/b@unresolved", f"a/b@{COMMIT}", "a/b@unresolved"),
+        ("s3://b/w@0123456789abcdef", "s3://b/w@fedcba9876543210", "s3://b/w@fedcba9876543210"),
+        ("0123456789abcdef", "fedcba9876543210", "fedcba9876543210"),
+    ],
+)
+def test_a_sweep_keeps_to_the_commit_it_began_with_and_what_is_not_known_changes_nothing(before: str, now: str, said: str) -> None:
+    assert same_weights(before, now) == said
+
+
+# -- what a sweep keeps, and what differs -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> SweepState:
+    """A sweep of one arm that a run has pinned, trained to half its steps and scored there, on a CPU."""
+    settings = {
+        "name": "one",
+        "data": {"episodes": make_episode_store(tmp_path / "store", 8), "demo_count": [2], "action_free_ratio": [0]},
+        "train": {"steps": 20, "checkpoint_every": 10, "batch_size": 2},
+        "suite": {"tasks": ["Lift"], "episodes": 4, "horizon": 50, "shifts": ["camera"]},
+        "storage": str(tmp_path / "runs"),
+    }
+    state = SweepState.open(Sweep.model_validate(settings), pin=True).on_device("cpu")
+    state.keep_keys()
+    (arm_id,) = state.arms()
+    note = {"loss": 1.0, "loss_video": 1.0, "loss_action": 0.0, "checkpoint": "0123456789abcdef"}
+    state.storage.put(f"checkpoints/{arm_id}/step_000010.json", json.dumps(note).encode())
+    outcomes = [make_outcome(spec, won=True) for spec in state.sweep.to_suite().episode_list()]
+    Ledger(state.storage, "0123456789abcdef", state.protocol).record(outcomes)
+    return state
+
+
+ARM = "demos-2_ratio-0_seed-0"
+
+
+def test_what_is_pinned_counts_wherever_the_sweep_is_looked_at(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu = state.on_device("H200")
+    assert on_gpu.protocol != state.protocol
+    monkeypatch.setattr("orchestrator.state.package_versions", lambda names: dict.fromkeys(names, "0.0.1"))
+    elsewhere = SweepState.named("one", state.storage.uri)
+    assert (elsewhere.protocol, elsewhere.training) == (on_gpu.protocol, on_gpu.training)
+    here = SweepState.named("one", state.storage.uri, here=True)
+    assert here.protocol != on_gpu.protocol
+    assert here.training != on_gpu.training
+
+
+def test_an_arm_that_goes_on_says_so(state: SweepState) -> None:
+    told = explain(state, ARM)
+    assert told.training.same
+    assert told.score.same
+    assert told.training.parts
+    assert not any(part.differs for part in told.training.parts)
+    assert (told.first_step, told.episodes) == (10, 4 + 4), "the last checkpoint, under two shifts"
+    assert told.consequence == "the arm is trained from step 10 to 20, 8 episodes are played"
+
+
+def test_the_parts_that_differ_are_named_and_no_others(state: SweepState) -> None:
+    other = replace(state, packages={**state.packages, "torch": "0.0.1"})
+    told = explain(other, ARM)
+    assert [part.part for part in told.training.parts or () if part.differs] == ["packages torch"]
+    assert [part.part for part in told.score.parts or () if part.differs] == ["packages torch"]
+    assert (told.first_step, told.episodes) == (0, 12)
+    assert told.consequence == "the arm is trained again from step 0 to 20, 12 episodes are played again"
+    assert f"differs: {state.packages['torch']} -> 0.0.1" in "\n".join(told.lines())
+    longer = replace(state, sweep=state.sweep.model_copy(update={"train": state.sweep.train.model_copy(update={"batch_size": 4})}))
+    told = explain(longer, ARM)
+    assert [(part.part, part.stored, part.now) for part in told.training.parts or () if part.differs] == [("recipe batch_size", 2, 4)]
+    assert told.score.same
+
+
+def test_on_another_device_only_scores_are_made_again(state: SweepState) -> None:
+    told = explain(state.on_device("H200"), ARM)
+    assert told.training.same
+    assert [str(part) for part in told.score.parts or () if part.part == "device"] == ["differs: cpu -> H200"]
+    assert told.consequence == "the arm is trained from step 10 to 20, 12 episodes are played again"
+
+
+def test_code_differs_by_file(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes = provenance.code_hashes
+    monkeypatch.setattr("orchestrator.score.code_hashes", lambda code: {**hashes(code), "policy/noise.py": "edited"})
+    told = explain(state, ARM)
+    assert [part.part for part in told.score.parts or () if part.differs] == ["code policy/noise.py"]
+
+
+def test_nothing_is_known_of_what_an_earlier_version_wrote(state: SweepState) -> None:
+    for key in state.storage.list("keys/"):
+        Path(state.storage.uri, key).unlink()
+    told = explain(replace(state, packages={**state.packages, "torch": "0.0.1"}), ARM)
+    assert "nothing is known of its parts" in told.training.lines()[0]
+    assert told.training.parts is None
+    assert Key.kept(state.storage, state.training) is None
+
+
+def test_the_command_explains_in_lines_and_in_json(state: SweepState) -> None:
+    done = CliRunner().invoke(main, ["explain", "one", ARM, "--storage", state.storage.uri])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1] == "the next run: the arm is trained from step 10 to 20, 8 episodes are played"
+    lines = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert {"code", "packages", "device", "data", "recipe", "weights", "suite", "sampler", "contract", "GL"} <= lines.keys()
+    assert set(lines.values()) == {"same"}
+    as_json = json.loads(CliRunner().invoke(main, ["explain", "one", ARM, "--storage", state.storage.uri, "--json"]).stdout)
+    assert (as_json["episodes"], as_json["training"]["same"]) == (8, True)
+    file = Path(state.storage.uri) / "sweep.yaml"
+    file.write_text(state.sweep.model_copy(update={"train": state.sweep.train.model_copy(update={"batch_size": 4})}).to_yaml())
+    assert "recipe batch_size  differs: 2 -> 4" in CliRunner().invoke(main, ["explain", str(file), ARM]).stdout
+    unknown = CliRunner().invoke(main, ["explain", "one", "demos-9", "--storage", state.storage.uri])
+    assert unknown.exit_code == 2
+    assert f"demos-9 is no arm of it; there are {ARM}" in unknown.stderr
+
+
+def test_a_run_on_another_device_says_that_scores_are_played_again(state: SweepState) -> None:
+    lines = list[str]()
+    run = SweepRun(state.sweep, lines.append)
+    (before,) = run.board.arms.values()
+    assert before.scores
+    run._act_on("cpu")
+    assert not lines
+    run._act_on("H200")
+    assert lines == ["checkpoints act on H200, earlier on cpu: scores of the two are not mixed, so they are played again on H200"]
+    (after,) = run.board.arms.values()
+    assert (after.step, after.scores) == (10, {})
+    assert SweepState.named("one", state.storage.uri).device == "H200"
