@@ -12,6 +12,7 @@ from orchestrator.data.store import check_all, commit, load_manifest, put_episod
 from orchestrator.data.stream import _Fetch, _Need, _Pace
 from orchestrator.storage import open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode
+from sim_workers.checkout import file_hashes
 
 INJURIES = 1000
 
@@ -72,7 +73,7 @@ def test_every_injury_is_told_with_its_episode_and_none_reaches_training(store: 
             problems = {entry.episode_id: problem for entry, problem in check_all(storage, entries, threads=1)}
             assert {e for e, problem in problems.items() if problem} == {target}, (target, how)
             assert f"episode {target} is " in problems[target]
-            fetching = _Fetch(str(folder), _Need(order, 0, 10, 0), _Pace(b""))
+            fetching = _Fetch(str(folder), _Need(order, 0, 10, 0), _Pace(b""), file_hashes())
             for entry in entries:
                 data, problem = fetching._fetch(entry)
                 assert (data == b"") is (problem != "") is (entry.episode_id == target)
