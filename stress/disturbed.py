@@ -23,7 +23,6 @@ TITLES = {
     "control actor": "ray::Desk",
     "train controller": "ray::TrainController",
     "trial": "ray::ImplicitFunc",
-    "video judge": "ray::VideoJudge",
 }
 KINDS = ("driver", *TITLES, "storage")
 """What is killed. A run whose control actor dies ends with the exit code of infrastructure, and is started again."""
@@ -41,7 +40,7 @@ name: chaos
 seeds: {seeds}
 data: {{episodes: {episodes}, demo_count: [1, 2], action_free_ratio: [1]}}
 train: {{mode: action_only, steps: 12, batch_size: 4, checkpoint_every: 6, warmup_steps: 2}}
-suite: {{tasks: [Lift], episodes: 3, horizon: 16, video_clips: 1}}
+suite: {{tasks: [Lift], episodes: 3, horizon: 16}}
 rollout_actors: 2
 attempts: 10
 storage: {storage}
