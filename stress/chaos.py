@@ -4,8 +4,9 @@
     python -m stress.chaos --quick        one of each kind; a quarter of an hour there
 
 Six short arms trained by Ray Train and played in robosuite, everything kept in SeaweedFS: first undisturbed, then again while `kill -9` meets the
-driver, a training worker, a policy server, a rollout worker, the control actor, Ray Train's controller, a trial of Ray Tune or the storage server, at moments drawn from a seed. A driver that is gone is
-started again with the same command until it ends well; the storage server comes back after a few seconds. Exit code 1 if anything differs.
+driver, a training worker, a policy server, a rollout worker, the control actor, Ray Train's controller, a trial of Ray Tune or the storage
+server, at moments drawn from a seed. A driver that is gone is started again with the same command until it ends well; the storage server comes
+back after a few seconds. Exit code 1 if anything differs.
 """
 
 import io
