@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.notes import read_notes
 from orchestrator.sections import Budget, Prices
-from orchestrator.storage import Storage, StorageError
+from orchestrator.storage import Storage, StorageError, claim
 from sim_workers.rollout import Outcome
 
 IDLE_S = 30.0
@@ -165,9 +165,7 @@ class Spending:
         self._news, self._writing = threading.Condition(), threading.Lock()
         earlier = Spending.read(storage, sweep_name)
         self._earlier, self._earlier_wall_s, self._total = earlier.by_arm(), earlier.wall_s, earlier.total()
-        first = self._encoded(self._run())
-        # A repeated request may find the key taken by its own first try.
-        if not storage.put_if_absent(self._key, first) and storage.get(self._key) != first:
+        if not claim(storage, self._key, self._encoded(self._run())):
             raise ValueError(f"{storage.uri}: a run {run_id} of {sweep_name} has an account already; every run needs an id of its own")
         self._thread = threading.Thread(target=self._write_often, name="costs", daemon=True)
         self._thread.start()

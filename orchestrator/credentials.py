@@ -25,7 +25,7 @@ MARK = "***"
 FEWEST = 6
 """Characters that a value of the environment must have to be removed wherever it appears; shorter ones would take ordinary words with them."""
 _UNBOUNDED = 12
-"""From so many characters on such a value is removed inside of other words too."""
+"""Length from which such a value is removed inside other words too."""
 
 # -- names --------------------------------------------------------------------------------------------------------------------------
 
@@ -416,12 +416,8 @@ def redacted(text: object) -> str:
     return _redacted(pattern.sub(MARK, found) if pattern else found, users=True)
 
 
-without_credentials = redacted
-"""The same, by the name that is used for addresses."""
-
-
 def redacting(say: Callable[[str], None]) -> Callable[[str], None]:
-    """`say`, which hears every line without its secrets."""
+    """Return a `say` that removes the secrets of every line first."""
     return lambda line: say(redacted(line))
 
 

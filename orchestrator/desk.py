@@ -76,7 +76,7 @@ class Desk:
 
 @contextmanager
 def desk(on_news: Callable[[str, News], None], name: str = "", on_lost: Callable[[BaseException], None] | None = None) -> Iterator[Any]:
-    """A desk beside this process in a connected Ray; while it is open `on_news` hears (run, news) in a thread of this process.
+    """Start a desk on this process' node of a connected Ray; while it is open, a thread of this process calls `on_news(run, news)`.
 
     name: under which Ray lists the actor. on_lost: called in that thread if the actor dies or does not answer; without it, that and what
     `on_news` raises is raised here.
@@ -115,7 +115,7 @@ def desk(on_news: Callable[[str, News], None], name: str = "", on_lost: Callable
 
 
 def wishes(desk: Any, run: str) -> Iterator[Wish]:
-    """What is asked of a run, again and again. A desk that is lost asks it to pause, since nobody hears of what it would go on with."""
+    """Yield what the desk asks of a run, again and again; "pause" once the desk is lost, since no driver would hear of further steps."""
     import ray
 
     while True:

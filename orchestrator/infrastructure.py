@@ -39,10 +39,8 @@ def cause_in(trace: str) -> str:
 
 def cause_of(error: BaseException) -> str:
     """What failed under the driver, as part of a sentence; empty for every other error."""
-    if isinstance(error, (StorageError, TrackingError)) and not isinstance(error, NoObject):
+    if isinstance(error, (StorageError, TrackingError, CodeChangedError)) and not isinstance(error, NoObject):
         return str(error)  # a sweep that runs meets a TrackingError only where the disk does not take what MLflow is to be told
-    if isinstance(error, CodeChangedError):
-        return str(error)
     if isinstance(error, OSError) and error.errno in FULL:
         return f"the disk is full ({error.filename or error.strerror})"
     from ray.exceptions import GetTimeoutError, RayError, RayTaskError

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.storage import NoObject, Storage, StorageError, check_conditional_writes
+from orchestrator.storage import NoObject, Storage, StorageError, check_conditional_writes, claim
 
 BEAT_S = 5.0
 """Seconds between two beats."""
@@ -77,9 +77,7 @@ class Lease:
             gone = holder is None or self._gone(number, holder, say)
             if not gone and not take_over:
                 raise HeldError(f"{self._sweep}: {holder} runs it; wait for its end, stop it there with Ctrl-C, or end it from here with --take-over")
-            claimed = json.dumps(asdict(self._holder)).encode()
-            key = self._key(number + 1)
-            if self._storage.put_if_absent(key, claimed) or self._storage.get(key) == claimed:
+            if claim(self._storage, self._key(number + 1), json.dumps(asdict(self._holder)).encode()):
                 self._number = number + 1
                 if holder and not gone:
                     say(f"takes over from {holder}, which saves its state and ends")

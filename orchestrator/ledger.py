@@ -39,7 +39,7 @@ from orchestrator.credentials import redacted
 from orchestrator.decide import Verdict
 from orchestrator.notes import read_notes
 from orchestrator.provenance import digest
-from orchestrator.storage import NoObject, Storage, StorageError
+from orchestrator.storage import NoObject, Storage, StorageError, claim
 from sim_workers.rollout import Outcome
 from sim_workers.selftest import Portrait
 from sim_workers.suite import EpisodeSpec
@@ -83,8 +83,7 @@ class Ledger:
         self._note((outcome, now) for outcome in outcomes)
         data = _encode([self._row(outcome, now) for outcome in outcomes])
         self._next = self._next or max((int(found[1]) for key in self._parts() if (found := PART.search(key))), default=0) + 1
-        # A claim that is refused may be this one's own first try.
-        while not self._storage.put_if_absent(key := f"{self._prefix}{self._next:08d}.parquet", data) and self._storage.get(key) != data:
+        while not claim(self._storage, f"{self._prefix}{self._next:08d}.parquet", data):
             self._next += 1
         self._next += 1
 

@@ -55,7 +55,7 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def redact_tracebacks() -> None:
-    """From now on this process prints tracebacks of errors that nobody catches, in any thread, without secrets. Hooks that others set stay."""
+    """Have this process print tracebacks of uncaught errors, in any thread, without secrets. Hooks that another module has set stay."""
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = lambda _kind, error, _trace: _print(error)
     if threading.excepthook is threading.__excepthook__:

@@ -18,5 +18,5 @@ def read_steps(storage: Storage, run: str) -> dict[int, dict[str, Any]]:
 
 
 def note_damaged(storage: Storage, run: str, step: int) -> None:
-    """The checkpoint of this step is not whole; the note stands until it is written anew."""
+    """Note that the checkpoint of this step is not whole, until training writes it anew."""
     storage.put(f"checkpoints/{run}/step_{step:06d}.json", json.dumps({"damaged": True}).encode())

@@ -15,7 +15,7 @@ import av
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from orchestrator.credentials import without_credentials
+from orchestrator.credentials import redacted
 from orchestrator.figures import Plot, Row, cost_plot, curve_plot, distance_plot, key, outcomes_plot, styles
 
 FILMS_BYTES = 20_000_000
@@ -75,7 +75,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"rate": _rate, "amount": _amount, "p": _p, "without_credentials": without_credentials}
+    environment.filters |= {"rate": _rate, "amount": _amount, "p": _p, "redacted": redacted}
     return environment
 
 

@@ -39,13 +39,15 @@ class Pulse:
         self._run, self._placement = run, placement
         self._began, self._at_first = time.monotonic(), self._todo()
         self._closing = threading.Event()
-        self._threads = [threading.Thread(target=self._guarded, args=one, name=f"pulse-{one[0].__name__}", daemon=True) for one in self._tasks]
+        self._threads = [
+            threading.Thread(target=self._guarded, args=one, name=f"pulse{one[0].__name__.replace('_', '-')}", daemon=True) for one in self._tasks
+        ]
         self._present = 1
         self._failure: BaseException | None = None
 
     @property
     def _tasks(self) -> tuple[tuple[Callable[[], None], float], ...]:
-        """What is done every so many seconds."""
+        """Each task and the seconds between two runs of it."""
         return (self._watch, BEAT_S), (self._share, SHARE_S), (self._write, WRITE_S)
 
     def __enter__(self) -> "Pulse":

@@ -6,7 +6,7 @@ NAME = "demoscale-sweep-"
 
 
 def presence() -> str:
-    """The name of the control actor by which other sweeps of the cluster see this run. It dies with the driver, so nobody need sign off."""
+    """The name of the control actor by which other sweeps of the cluster see this run. The actor dies with the driver."""
     return f"{NAME}{uuid.uuid4().hex[:12]}"
 
 

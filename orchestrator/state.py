@@ -281,17 +281,18 @@ class SweepState:
         """Whole checkpoints of an arm by step: {loss, loss_video, loss_action, checkpoint (fingerprint)}."""
         return read_steps(self.storage, arm_id)
 
-    def without_torn(self) -> dict[str, list[int]]:
-        """Checkpoints that a full disk or a power failure left in pieces, by arm id, of those that are not scored yet.
+    def without_torn(self, board: Board) -> dict[str, list[int]]:
+        """Checkpoints that a full disk or a power failure left in pieces, by arm id, of those that have no score on the board.
 
         They count as not written from now on, so that their arms are trained again from the newest whole ones. Runs whose folder is gone are
         left alone: somebody has removed it.
         """
         torn: dict[str, list[int]] = {}
-        for arm_id, arm in self.arms().items():
+        for arm_id, arm in board.arms.items():
+            if not (unscored := arm.scoring.keys() - arm.scores.keys()):
+                continue
             for step, told in self.checkpoints(arm_id).items():
-                scored = self.score(arm, told["checkpoint"], "nominal")[0].complete
-                if scored or whole(self.checkpoint_uri(arm_id, step), told["checkpoint"]) or not self.storage.list(f"arms/{arm_id}/"):
+                if step not in unscored or whole(self.checkpoint_uri(arm_id, step), told["checkpoint"]) or not self.storage.list(f"arms/{arm_id}/"):
                     continue
                 note_damaged(self.storage, arm_id, step)
                 torn.setdefault(arm_id, []).append(step)

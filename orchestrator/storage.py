@@ -315,6 +315,11 @@ def open_storage(uri: str, settings: StorageSettings = StorageSettings()) -> Sto
     return Folder(uri.removeprefix("file://"))
 
 
+def claim(storage: Storage, key: str, data: bytes) -> bool:
+    """Write unless the key exists; whether the key holds this call's `data`. A request that is repeated may find its own first try there."""
+    return storage.put_if_absent(key, data) or storage.get(key) == data
+
+
 def check_conditional_writes(storage: Storage) -> None:
     """StorageError if the server lets a second writer overwrite the first. Asked once per opened storage; a folder needs no asking."""
     if not isinstance(storage, Bucket) or storage.keeps_conditions:

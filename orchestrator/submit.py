@@ -23,7 +23,7 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from orchestrator.credentials import without_credentials
+from orchestrator.credentials import redacted
 from orchestrator.provenance import COMMIT, digest, git_commit
 from orchestrator.skew import PYTHONS, to_install
 
@@ -93,7 +93,7 @@ class Cluster:
 
     def __init__(self, address: str, poll_s: float = 2.0) -> None:
         """poll_s: seconds between two attempts to follow a job; half of it between two polls of one that is being stopped."""
-        self.address, self._poll_s = without_credentials(address).rstrip("/"), poll_s
+        self.address, self._poll_s = redacted(address).rstrip("/"), poll_s
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         _knock(address, self.address)
@@ -110,7 +110,7 @@ class Cluster:
             raise SubmitError(f"the cluster at {self.address} asks for a token and was not given the right one; {mend}") from None
         except _LOST as error:
             lines = [line for line in str(error).splitlines() if line.strip()]  # a server's traceback ends in what happened
-            said = without_credentials(lines[-1].strip() if lines else type(error).__name__)[:300]
+            said = redacted(lines[-1].strip() if lines else type(error).__name__)[:300]
             raise SubmitError(
                 f"what answers at {self.address} could not do it ({said}); is it a Ray dashboard (port 8265), of a head with ray[default]?"
             ) from None

@@ -71,8 +71,10 @@ class SweepRun:
             self.state = SweepState.open(sweep, pin=True)
             if sweep.data.on_corrupt == "quarantine":
                 self.state = self._without_damaged(say)
-            torn = self.state.without_torn()
             self.board = self.state.board()
+            torn = self.state.without_torn(self.board)
+            if torn:
+                self.board = self.state.board()
             for arm_id, steps in torn.items():
                 say(f"{self.board.arms[arm_id].name}: the checkpoints of steps {', '.join(map(str, steps))} are damaged; they are trained again")
             self.spending = Spending(self.state.storage, sweep.name, uuid.uuid4().hex[:8])

@@ -109,8 +109,9 @@ def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attemp
         # The name has nothing of the moment in it: that is what lets a second run find the first one's checkpoints.
         run_config=ray.train.RunConfig(name=job.arm_id, storage_path=folder, callbacks=[Telling()]),
     )
+    storage = open_storage(folder)
     for attempt in range(1, attempts + 1):
-        for problem in mend(open_storage(folder), job.arm_id, read_steps(open_storage(folder.removesuffix("/arms")), job.arm_id)):
+        for problem in mend(storage, job.arm_id, read_steps(open_storage(folder.removesuffix("/arms")), job.arm_id)):
             tell(desk, job.arm_id, {"retried": f"{problem}; it resumes from the newest whole one"})
         try:
             return [metrics for _, metrics in trainer.fit().best_checkpoints or ()]
@@ -120,7 +121,7 @@ def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attemp
                 raise
             desk.tell.remote(job.arm_id, {"retried": str(error).strip() or type(error).__name__})
             with suppress(StorageError):
-                open_storage(folder).exists(job.arm_id)  # answers when a storage that was away is there again
+                storage.exists(job.arm_id)  # answers when a storage that was away is there again
     raise AssertionError("unreachable")
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from orchestrator.credentials import credentials_in, shown, without_credentials
-from orchestrator.tracking_errors import redacted
+from orchestrator.credentials import credentials_in, redacted, shown
+from orchestrator.tracking_errors import redacted as in_one_line
 
 
 @pytest.mark.parametrize(
@@ -25,12 +25,12 @@ def test_a_uri_is_written_down_without_its_credentials(uri: str, without: str) -
 @pytest.mark.parametrize("uri", ["https://mlflow.example.org:5000", "s3://results/a", "sqlite:////shared/a@b.db", "a:b", "http://head:8265/@me"])
 def test_a_uri_without_credentials_is_left_alone(uri: str) -> None:
     assert not credentials_in(uri)
-    assert without_credentials(uri) == uri
+    assert redacted(uri) == uri
 
 
 def test_a_user_name_alone_opens_nothing_and_is_not_passed_on() -> None:
     assert not credentials_in("postgresql://me@db/mlflow")
-    assert without_credentials("postgresql://me@db/mlflow") == "postgresql://***@db/mlflow"
+    assert redacted("postgresql://me@db/mlflow") == "postgresql://***@db/mlflow"
 
 
 @pytest.mark.parametrize(
@@ -45,10 +45,10 @@ def test_a_user_name_alone_opens_nothing_and_is_not_passed_on() -> None:
 )
 def test_a_text_is_shown_without_the_credentials_in_it(said: str, without: str) -> None:
     assert credentials_in(said)
-    assert without_credentials(said) == redacted(said) == without
+    assert redacted(said) == in_one_line(said) == without
 
 
 def test_an_error_is_told_without_the_credentials_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
-    assert redacted("with hunter2:\n  Basic bWU6aHVudGVyMg== was refused") == "with ***: Basic *** was refused"
+    assert in_one_line("with hunter2:\n  Basic bWU6aHVudGVyMg== was refused") == "with ***: Basic *** was refused"

@@ -11,7 +11,7 @@ import ray
 
 from conftest import CHECKOUT
 from orchestrator import provenance, staging
-from orchestrator.credentials import without_credentials
+from orchestrator.credentials import redacted
 from orchestrator.elsewhere import notes_on, unfit_arguments, unfit_sweep
 from orchestrator.skew import PYTHONS, differing, pins, to_install
 from orchestrator.spec import Sweep, SweepError
@@ -69,7 +69,7 @@ def test_credentials_are_refused_and_not_repeated(override: str) -> None:
     (problem,) = refused.value.problems
     assert problem.startswith(override.partition("=")[0] + ": it holds credentials")
     assert SECRET not in str(refused.value)
-    assert SECRET not in without_credentials(override)
+    assert SECRET not in redacted(override)
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,7 @@ def label_of(path: Path, reading: Reading) -> str:
 
 
 def episode_ids(label: str, names: list[str]) -> dict[str, str]:
-    """An id per episode: folders are written as `-`, and what would then be one id for two is told apart by a hash of the whole name."""
+    """Return an id per name: `-` replaces the separator of folders, and a hash of the whole name tells apart two that would then be equal."""
     plain: dict[str, list[str]] = defaultdict(list)
     for name in names:
         plain[f"{label}-{name.replace('/', '-')}"].append(name)
