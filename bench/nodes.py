@@ -55,23 +55,32 @@ def cluster_of_cores(cores: Sequence[int]) -> Any:
     return cluster
 
 
+def started_server(site: dict[str, str]) -> Any:
+    """A policy server on the node with these labels, once it has loaded its policy."""
+    import ray
+
+    for _ in range(WARM_UPS):
+        server = ray.remote(FakePolicyServer).options(label_selector=site, **LASTING).remote(servo)
+        try:
+            ray.get(server.load.remote("servo"))
+        except ray.exceptions.ActorDiedError as error:  # on a busy machine Ray cancels one before it runs, for want of references that exist
+            last = error
+        else:
+            return server
+    raise last
+
+
 class OnNodes:
     """A pool with one simulator and one policy server per node, on some nodes or all."""
 
     def __init__(self, nodes: int, render_profile: str) -> None:
-        import ray
-
         self._contract = cameras(render_profile)
-
         sites = [{SITE: str(number)} for number in range(nodes)]
-        self._servers = tuple(ray.remote(FakePolicyServer).options(label_selector=site, **LASTING).remote(servo) for site in sites)
+        self._servers = tuple(started_server(site) for site in sites)
         self._pool = RolloutPool(nodes, num_cpus=WORKER_CPUS[nodes], nodes=sites[0] if nodes == 1 else None)
 
     def warm_up(self, specs: Sequence[EpisodeSpec]) -> None:
-        """Start servers and simulators. A busy machine may take longer than the pool waits, so an error is retried here, and only here."""
-        import ray
-
-        ray.get([server.load.remote("servo") for server in self._servers])
+        """Start simulators. A busy machine may take longer than the pool waits, so an error is retried here, and only here."""
         for _ in range(WARM_UPS):
             errors = [outcome.message for outcome in self._outcomes(specs) if outcome.result == "error"]
             if not errors:

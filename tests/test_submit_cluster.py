@@ -11,6 +11,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ class Head:
     def close(self) -> None:
         """At once: Ray would take half a minute to say goodbye to nobody."""
         for process in processes_in(self.folder):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                process.kill()
         self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
