@@ -95,10 +95,10 @@ def test_a_meter_tells_what_came_since_it_was_last_asked() -> None:
         pass
     first, second = meter.read(), meter.read()
     assert first["bytes_read"] == 11
-    assert first["cpu_s"] >= 0.05
-    assert first["wall_s"] >= 0.05
+    assert first["cpu_s"] >= 0.04, "a virtual machine's processor clock may step back by a fraction of a millisecond"
+    assert first["wall_s"] >= 0.04
     assert second["bytes_read"] == 0
-    assert second["cpu_s"] < 0.05
+    assert second["cpu_s"] < 0.04
 
 
 def test_a_meter_tells_steps_from_waiting_for_their_batches_and_from_what_follows_them() -> None:
@@ -115,9 +115,9 @@ def test_a_meter_tells_steps_from_waiting_for_their_batches_and_from_what_follow
         meter.stepped(4)  # nothing more: the step is over
     told = meter.read()
     assert (told["clips"], told["steps"]) == (12, 3)
-    assert told["step_s"] >= 0.06
-    assert told["stall_s"] >= 0.15
-    assert told["step_s"] + told["stall_s"] <= told["wall_s"] - 0.3
+    assert told["step_s"] >= 0.059
+    assert told["stall_s"] >= 0.149
+    assert told["step_s"] + told["stall_s"] <= told["wall_s"] - 0.299
 
 
 # -- the account of a sweep -----------------------------------------------------------------------------------------------------------
@@ -174,10 +174,10 @@ def test_the_clock_runs_over_every_run_and_of_this_one(tmp_path: Path) -> None:
     first.close()
     second = Spending(storage, "lift", "second")
     alone = second.run_wall_s
-    assert second.wall_s >= alone + 0.3
+    assert second.wall_s >= alone + 0.299
     second.close()
     onlooker = Spending.read(storage, "lift")
-    assert onlooker.runs["first"].wall_s >= 0.3
+    assert onlooker.runs["first"].wall_s >= 0.299
     assert onlooker.wall_s == sum(run.wall_s for run in onlooker.runs.values())
 
 

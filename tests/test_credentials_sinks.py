@@ -322,7 +322,7 @@ def test_yaml_s_aliases_do_not_keep_the_search_busy(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(SweepError, match="an alias stands for a value that contains it") as refused:
         Sweep.load(path)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert SECRET not in str(refused.value)
 
 

@@ -188,9 +188,9 @@ def test_a_server_that_stays_away_stalls_nothing_and_is_told_later(
     state = SweepState.open(sweep, pin=True)
     views = Views(state, said.append, settings=settings)
     report(views, state, steps=2)
-    assert time.monotonic() - began < 5.0, "reporting waited for the server"
+    assert time.monotonic() - began < 15, "reporting waited for the server"
     sentence = views.finish(done=True)
-    assert time.monotonic() - began < 20.0, "the end waited for the server"
+    assert time.monotonic() - began < 60, "the end waited for the server"
     assert words in sentence
     assert f"demoscale status {name} --storage {tmp_path} --rebuild" in sentence
     assert len(said) <= 1, "told once, not at every attempt"

@@ -121,7 +121,7 @@ def test_a_signal_before_the_driver_runs_requeues_the_job_at_once(tmp_path: Path
     sent = time.monotonic()
     job.process.send_signal(signal.SIGUSR1)
     assert job.end()[0] == 130
-    assert time.monotonic() - sent < 10
+    assert time.monotonic() - sent < 50
     assert job.said().count("scontrol requeue 123") == 1
     assert not [line for line in job.said() if line.startswith("driver")]
 
