@@ -43,7 +43,7 @@ FULL = ("bench", "browser", "lerobot", "libero")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put each test into its round, skip what cannot run here, and order the tests for `pytest -n 2 --dist loadgroup`.
 
-    Tests that share the session's Ray cluster are one group, so that it is started once; every other file is a group of its own.
+    Tests that share the session's Ray cluster are one group, so that it is started once; every bench and every other file is a group of its own.
     The groups that take longest come first.
     """
     for item in items:
@@ -61,14 +61,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=missing))
         item.add_marker(pytest.mark.xdist_group(_group(item)))
     starts_ray = {_group(item) for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: (_group(item) not in LONGEST, _group(item) not in starts_ray, _group(item)))
+    items.sort(key=lambda item: (not item.get_closest_marker("bench"), _group(item) not in LONGEST, _group(item) not in starts_ray, _group(item)))
 
 
-LONGEST = ("test_benches", "test_chaos", "ray_cluster", "test_e2e", "test_learning")
+LONGEST = ("test_chaos", "ray_cluster", "test_e2e", "test_learning")
 
 
 def _group(item: pytest.Item) -> str:
-    return "ray_cluster" if "ray_cluster" in getattr(item, "fixturenames", ()) else item.path.stem
+    if "ray_cluster" in getattr(item, "fixturenames", ()):
+        return "ray_cluster"
+    if item.get_closest_marker("bench"):
+        return item.name  # minutes each, and they share nothing
+    return item.path.stem
 
 
 def missing_libero() -> str:

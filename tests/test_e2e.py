@@ -1,4 +1,4 @@
-"""The main job, for real and in seconds: a sweep from episodes to curve, killed and continued, on one machine."""
+"""The main job, for real and in seconds: a sweep from episodes to curve, killed in its middle and continued, on one machine."""
 
 import json
 import os
@@ -93,6 +93,26 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory, damaged_store: tuple[Path, str], mode: str) -> Path:
+    """Run a sweep, kill it after its first checkpoint, run the same command again to its end; return its folder."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-m", "orchestrator", "run", sweep_file(folder, damaged_store[0], mode)]
+    process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while not list((folder / "runs").glob("checkpoints/*/*.json")):
+        assert process.poll() is None, "the sweep ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint within four minutes"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(outcomes(folder)) < 2 * 3, "killed too late to test anything"
+    done = run("-m", "orchestrator", "run", str(folder / "sweep.yaml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "picture" in done.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, damaged_store: tuple[Path, str], mode: str) -> tuple[Path, str]:
     """Run a sweep without interruption; return its folder and what it printed."""
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -101,26 +121,22 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, damaged_store: tuple[P
     return folder, done.stdout
 
 
-def test_a_sweep_ends_with_a_curve_in_mlflow(undisturbed: tuple[Path, str], damaged_store: tuple[Path, str]) -> None:
-    folder, printed = undisturbed
-    told = points(folder)
+def test_killed_sweep_run_again_ends_with_a_curve_of_every_episode(ended: Path, damaged_store: tuple[Path, str]) -> None:
+    told = points(ended)
     assert [(p["policy"], p["demo_count"], p["action_free_ratio"]) for p in told] == [("video_action", 2, 1.0)]
     for point in told:
         assert point["episodes"] == 3
         assert point["errors"] == 0
         assert point["low"] <= point["success_rate"] == point["successes"] / 3 <= point["high"]
-    assert "picture" in printed
-    assert printed.count("on 1 held-out clips") == 2
-    assert f"quarantined now {damaged_store[1]}" in printed
-    assert (folder / "runs" / "seconds-curve.png").read_bytes().startswith(b"\x89PNG")
-    assert len(outcomes(folder)) == 2 * 3
+    assert (ended / "runs" / "seconds-curve.png").read_bytes().startswith(b"\x89PNG")
+    assert len(outcomes(ended)) == 2 * 3
+    assert len(list(ended.glob("runs/video/*/*.json"))) == 2
 
 
-def test_mlflow_has_a_parent_with_children_and_scores_at_the_training_step(undisturbed: tuple[Path, str], mode: str) -> None:
+def test_mlflow_has_a_parent_with_children_and_scores_at_the_training_step(ended: Path, mode: str) -> None:
     from mlflow import MlflowClient
 
-    folder, _ = undisturbed
-    client = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    client = MlflowClient(f"sqlite:///{ended}/runs/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("demoscale").experiment_id])
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
@@ -152,54 +168,23 @@ def test_mlflow_has_a_parent_with_children_and_scores_at_the_training_step(undis
     assert {"curve.png", "curve.svg", "curve.json", "sweep.yaml", "quarantined.json"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
 
 
-def test_a_second_run_repeats_nothing_and_adds_the_shift_it_is_asked_for(undisturbed: tuple[Path, str], mode: str) -> None:
-    """Only the last checkpoint meets the shifted worlds, and the curve stays what it was."""
-    if mode == "action_only":
-        pytest.skip("the full round runs it on the sweep in two stages")
-    folder, _ = undisturbed
-    before, told = written(folder), points(folder)
-    done = run("-m", "orchestrator", "run", str(folder / "sweep.yaml"), "--set", "suite.shifts=[camera]")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "not trained again" in done.stdout
-    assert "not played again" in done.stdout
-    assert "after 12 steps, camera shifted: " in done.stdout
-    assert "held-out" not in done.stdout, "no video is measured again"
-    assert {file: when for file, when in written(folder).items() if ledger_of(file) in {*map(ledger_of, before)}} == before
-    assert len(outcomes(folder, "camera")) == 3
-    assert len(outcomes(folder)) == 2 * 3
-    assert points(folder) == told
-    status = json.loads(run("-m", "orchestrator", "status", "seconds", "--storage", str(folder / "runs"), "--json").stdout)
-    assert [arm["shifted"]["camera"]["episodes"] for arm in status["arms"]] == [3]
-
-
-def test_a_sweep_killed_in_the_middle_and_run_again_ends_with_the_same_curve(
-    tmp_path: Path, damaged_store: tuple[Path, str], undisturbed: tuple[Path, str], mode: str
+@pytest.mark.full
+def test_killed_sweep_has_the_weights_outcomes_and_curve_of_an_undisturbed_one(
+    ended: Path, undisturbed: tuple[Path, str], damaged_store: tuple[Path, str]
 ) -> None:
-    command = [sys.executable, "-m", "orchestrator", "run", sweep_file(tmp_path, damaged_store[0], mode)]
-    process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 240
-    while not list((tmp_path / "runs").glob("checkpoints/*/*.json")):
-        assert process.poll() is None, "the sweep ended before it could be killed"
-        assert time.monotonic() < deadline, "no checkpoint within four minutes"
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert len(outcomes(tmp_path)) < 2 * 3, "killed too late to test anything"
-
-    done = run("-m", "orchestrator", "run", str(tmp_path / "sweep.yaml"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    calm, _ = undisturbed
-    assert points(tmp_path) == points(calm)
+    calm, printed = undisturbed
+    assert printed.count("on 1 held-out clips") == 2
+    assert f"quarantined now {damaged_store[1]}" in printed
+    assert points(ended) == points(calm)
     # Not only the curve: every checkpoint has the same weights (its fingerprint says so), every episode the same end.
-    assert outcomes(tmp_path) == outcomes(calm)
-    videos, calm_videos = ({file.relative_to(place): file.read_text() for file in place.glob("runs/video/*/*.json")} for place in (tmp_path, calm))
+    assert outcomes(ended) == outcomes(calm)
+    videos, calm_videos = ({file.relative_to(place): file.read_text() for file in place.glob("runs/video/*/*.json")} for place in (ended, calm))
     assert len(videos) == 2
     assert videos == calm_videos
 
 
-def test_status_tells_how_far_a_sweep_is(undisturbed: tuple[Path, str]) -> None:
-    folder, _ = undisturbed
-    done = run("-m", "orchestrator", "status", "seconds", "--storage", str(folder / "runs"), "--json")
+def test_status_tells_how_far_a_sweep_is(ended: Path) -> None:
+    done = run("-m", "orchestrator", "status", "seconds", "--storage", str(ended / "runs"), "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert not told["running"]
@@ -207,3 +192,23 @@ def test_status_tells_how_far_a_sweep_is(undisturbed: tuple[Path, str]) -> None:
     for arm in told["arms"]:
         assert arm["state"] == "scored"
         assert arm["scores"]["12"]["episodes"] == 3
+
+
+@pytest.mark.full
+def test_a_second_run_repeats_nothing_and_adds_the_shift_it_is_asked_for(ended: Path, mode: str) -> None:
+    """Only the last checkpoint meets the shifted worlds, and the curve stays what it was."""
+    if mode == "action_only":
+        pytest.skip("one sweep is enough: it runs on that in two stages")
+    before, told = written(ended), points(ended)
+    done = run("-m", "orchestrator", "run", str(ended / "sweep.yaml"), "--set", "suite.shifts=[camera]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not trained again" in done.stdout
+    assert "not played again" in done.stdout
+    assert "after 12 steps, camera shifted: " in done.stdout
+    assert "held-out" not in done.stdout, "no video is measured again"
+    assert {file: when for file, when in written(ended).items() if ledger_of(file) in {*map(ledger_of, before)}} == before
+    assert len(outcomes(ended, "camera")) == 3
+    assert len(outcomes(ended)) == 2 * 3
+    assert points(ended) == told
+    status = json.loads(run("-m", "orchestrator", "status", "seconds", "--storage", str(ended / "runs"), "--json").stdout)
+    assert [arm["shifted"]["camera"]["episodes"] for arm in status["arms"]] == [3]
