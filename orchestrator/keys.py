@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from orchestrator.code_fingerprint import fingerprint_of
 from orchestrator.provenance import digest
 from orchestrator.storage import NoObject, Storage
 
@@ -26,11 +27,11 @@ class Key:
 
     kind: Kind
     parts: Mapping[str, Any]
-    """As JSON, by name. `code`: the hash of each file."""
+    """As JSON, by name. `code`: the hash of what each file means."""
 
     @cached_property
     def fingerprint(self) -> str:
-        return digest({**self.parts, CODE: digest(self.parts[CODE])})
+        return digest({**self.parts, CODE: fingerprint_of(self.parts[CODE])})
 
     def keep(self, storage: Storage) -> None:
         """Write the parts down, unless that was done before."""
@@ -86,11 +87,17 @@ def compare(stored: Key, now: Key) -> list[Difference]:
     for part in dict.fromkeys((*now.parts, *stored.parts)):
         before, after = (json.loads(json.dumps(key.parts.get(part))) for key in (stored, now))
         if isinstance(before, dict) and isinstance(after, dict) and before != after:
+            if part == CODE:  # a file that was moved is no difference
+                before, after = _without_equals(before, after), _without_equals(after, before)
             names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
             found += [Difference(f"{part} {name}", before.get(name), after.get(name)) for name in names]
         else:
             found.append(Difference(part, before, after))
     return found
+
+
+def _without_equals(hashes: dict[str, str], others: dict[str, str]) -> dict[str, str]:
+    return {file: found for file, found in hashes.items() if found not in others.values()}
 
 
 def _short(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator.arms import Arm
 from orchestrator.checkpoints import fetch
+from orchestrator.code_fingerprint import TRAINING_CODE, code_fingerprint
 from orchestrator.data import stream
 from orchestrator.data.latents import has_latents, kept_sentences, latent_entries
 from orchestrator.data.manifest import Manifest
@@ -16,7 +17,7 @@ from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import Subset, choose
 from orchestrator.desk import Wish
 from orchestrator.meter import Meter
-from orchestrator.provenance import PACKAGES, TRAINING_CODE, TRAINING_PACKAGES, code_fingerprint, digest, package_versions, weights_label
+from orchestrator.provenance import PACKAGES, TRAINING_PACKAGES, digest, package_versions, weights_label
 from orchestrator.sections import Train
 from orchestrator.storage import Storage, open_storage
 from orchestrator.weights import fetch_weights

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 from orchestrator.arms import Arm
 from orchestrator.checkpoints import at_hand
+from orchestrator.code_fingerprint import TRAINING_CODE, code_fingerprint
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.store import latest_version, load_manifest
 from orchestrator.data.subset import Subset
 from orchestrator.desk import News, desk
 from orchestrator.loop import ArmJob
-from orchestrator.provenance import TRAINING_CODE, TRAINING_PACKAGES, code_fingerprint, digest, package_versions
+from orchestrator.provenance import TRAINING_PACKAGES, digest, package_versions
 from orchestrator.sections import Train
 from orchestrator.storage import open_storage
 from orchestrator.train import fit

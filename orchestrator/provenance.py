@@ -1,22 +1,18 @@
-"""Where a result comes from: the code, by content, and the packages that shape it."""
+"""Where a result comes from: packages, weights by content, and the commit."""
 
-import ast
 import hashlib
 import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from orchestrator.storage import Bucket, StorageError, open_storage
 from sim_workers.checkout import CHECKOUT as CHECKOUT
-from sim_workers.checkout import content_hash, sources
 
 COMMIT = "DEMOSCALE_COMMIT"  # set in the environment of a copy of the checkout that was sent somewhere without its history
 PACKAGES = ("torch", "diffusers", "ray", "robosuite", "mujoco", "numpy", "av")
@@ -29,81 +25,6 @@ TRAINING_PACKAGES = ("av", "diffusers", "numpy", "torch", "transformers")
 UNRESOLVED = "@unresolved"
 """Ends the label of weights whose content is not known here."""
 COMMIT_OF_HUB = re.compile(r"@[0-9a-f]{40}$")
-
-
-@dataclass(frozen=True)
-class Code:
-    """The files of the checkout that some roots import, directly or through others, also inside functions; iterates over them."""
-
-    roots: tuple[str, ...]
-    """Files; they are part of it wherever they lie."""
-    within: tuple[str, ...]
-    """Folders, with a final `/`, and files: imports that lead elsewhere are not followed."""
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(import_closure(self.roots, self.within))
-
-
-SIMULATING_CODE = Code(("sim_workers/worker.py",), ("policy/", "sim_workers/"))
-"""What plays an episode with any policy: the simulator, the rules, and how a policy is asked. Policies know of it only their interface."""
-SCORING_CODE = Code(("sim_workers/worker.py", "sim_workers/served.py", "orchestrator/server.py", "policy/serve.py"), ("policy/", "sim_workers/"))
-"""What plays an episode with a checkpoint: besides, the policy server's batches, the networks, the sampler, and what loads weights."""
-TRAINING_CODE = Code(("orchestrator/loop.py", "orchestrator/train.py", "orchestrator/weights.py"), ("policy/", "orchestrator/data/"))
-"""What turns stored episodes into a policy. Importers and exporters of episodes, simulators and servers are no part of it: episodes count by
-content."""
-
-
-def import_closure(roots: tuple[str, ...], within: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the files that `roots` lead to by import statements, the roots among them, sorted; within: as in `Code`.
-
-    Names that are computed, `importlib.import_module(name)`, lead nowhere.
-    """
-    return _closure(roots, within, CHECKOUT)
-
-
-@lru_cache
-def _closure(roots: tuple[str, ...], within: tuple[str, ...], root: Path) -> tuple[str, ...]:
-    found, todo = set[str](), [*roots]
-    while todo:
-        file = todo.pop()
-        if file not in found:
-            found.add(file)
-            todo += (other for other in _imported(file, root) if other.startswith(within))
-    return tuple(sorted(found))
-
-
-@cache
-def _imported(file: str, root: Path) -> tuple[str, ...]:
-    """Files of the checkout that a file's import statements name: the modules, and every package that they lie in."""
-    known, package = sources(root), file.split("/")[:-1]
-    modules = set[str]()
-    for node in ast.walk(ast.parse(known[file], file)):
-        if isinstance(node, ast.Import):
-            modules.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*above, *filter(None, [node.module])])
-            modules.add(module)
-            modules.update(f"{module}.{alias.name}" for alias in node.names)  # a module of the package, or a name in it
-    parts = {tuple(module.split(".")[:length]) for module in modules for length in range(1, module.count(".") + 2)}
-    files = {name for part in parts for name in ("/".join(part) + ".py", "/".join((*part, "__init__.py")))}
-    return tuple(sorted(files & known.keys()))
-
-
-@lru_cache
-def code_hashes(places: Code | tuple[str, ...]) -> dict[str, str]:
-    """Return the hash of every Python file in the named files and folders of the checkout, by file."""
-    known, hashes = sources(CHECKOUT), dict[str, str]()
-    for place in places:
-        inside = [place] if place in known else [file for file in known if file.startswith(f"{place}/")]
-        hashes |= {file: content_hash(known[file]) for file in inside}
-    return hashes
-
-
-@lru_cache
-def code_fingerprint(places: Code | tuple[str, ...]) -> str:
-    """Hash of the content of every Python file in the named files and folders of the checkout, as it was when this process first asked."""
-    return digest(code_hashes(places))
 
 
 def weights_label(source: str, ask: bool = False) -> str:

@@ -4,16 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from orchestrator.anytime import anytime_interval
+from orchestrator.code_fingerprint import SCORING_CODE, SIMULATING_CODE, code_fingerprint, code_hashes
 from orchestrator.decide import Rule, Verdict, beginning, blocks
 from orchestrator.keys import Key
 from orchestrator.ledger import Ledger, Portraits
 from orchestrator.provenance import (
     ACTING_PACKAGES,
-    SCORING_CODE,
-    SIMULATING_CODE,
     SIMULATING_PACKAGES,
-    code_fingerprint,
-    code_hashes,
     digest,
     package_versions,
 )

@@ -10,12 +10,13 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, field_serializer, model_validator
 
 from orchestrator.arms import Arm, expand, is_reference, reference_of
+from orchestrator.code_fingerprint import TRAINING_CODE, code_hashes
 from orchestrator.credentials import fields_with_credentials, redacted, shown
 from orchestrator.data.episodes import EpisodeError
 from orchestrator.data.store import load_manifest
 from orchestrator.data.subset import SubsetError, choose
 from orchestrator.keys import Key
-from orchestrator.provenance import TRAINING_CODE, TRAINING_PACKAGES, code_hashes
+from orchestrator.provenance import TRAINING_PACKAGES
 from orchestrator.sections import Budget, Data, PolicyChoice, Prices, Range, Search, Section, SuiteChoice, Train, distinct
 from orchestrator.storage import StorageError, open_storage
 from orchestrator.yaml_text import MOST_BYTES as YAML_BYTES

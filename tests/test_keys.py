@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from orchestrator import code_fingerprint as fingerprints
 from orchestrator import provenance
 from orchestrator.cli import main
 from orchestrator.cluster import ROLE, acting_device
+from orchestrator.code_fingerprint import SCORING_CODE, SIMULATING_CODE, TRAINING_CODE, code_fingerprint
 from orchestrator.explain import explain
 from orchestrator.keys import Key
 from orchestrator.ledger import Ledger
-from orchestrator.provenance import SCORING_CODE, SIMULATING_CODE, TRAINING_CODE, code_fingerprint, same_weights, weights_label
+from orchestrator.provenance import same_weights, weights_label
 from orchestrator.score import protocol_fingerprint
 from orchestrator.spec import Sweep
 from orchestrator.state import SweepState
@@ -51,18 +53,20 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     """A copy of the checkout in `tmp_path`. Call it with a file for the keys (scores, training) after an edit of that file, and of it alone."""
     for package in PACKAGES:
         shutil.copytree(CHECKOUT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "pretrained"))
-    monkeypatch.setattr(provenance, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(fingerprints, "CHECKOUT", tmp_path)
 
     def forget() -> None:
-        for cached in (sources, provenance.code_hashes, provenance.code_fingerprint, provenance._closure, provenance._imported):
+        for cached in (sources, fingerprints.code_hashes, fingerprints.code_fingerprint, fingerprints._closure, fingerprints._imported):
             cached.cache_clear()
 
-    def keys(edited: str = "") -> tuple[str, str]:
+    def keys(edited: str = "", edit: Callable[[str], str] = lambda text: text + "\nEDITED = True\n") -> tuple[str, str]:
         forget()
         if not edited:
             return protocol(), code_fingerprint(TRAINING_CODE)
         before = (tmp_path / edited).read_bytes()
-        (tmp_path / edited).write_bytes(before + b"\nEDITED = True\n")
+        after = edit(before.decode()).encode()
+        assert after != before
+        (tmp_path / edited).write_bytes(after)
         told = keys()
         (tmp_path / edited).write_bytes(before)
         return told
@@ -88,6 +92,42 @@ def test_an_edit_of_what_acts_or_trains_changes_its_key_and_no_other(copy: Calla
     assert copy() == (score, training), "the copy is as it was"
 
 
+def test_key_after_an_edit_of_comments_docstrings_and_layout_is_the_same(copy: Callable[..., tuple[str, str]]) -> None:
+    before = copy()
+
+    def edit(text: str) -> str:
+        return "# a comment\n" + text.replace('"""', '"""Edited: ', 1).replace("\n\n\n", "\n\n# another\n\n\n")
+
+    for file in ("policy/noise.py", "policy/interface.py", "sim_workers/env.py", "orchestrator/loop.py", "orchestrator/data/subset.py"):
+        assert copy(file, edit) == before, file
+    attribute = '    steps_per_chunk: int = 1\n    """Not there before."""\n'
+    assert copy("policy/interface.py", lambda text: text + '\n"""What follows nothing."""\n') == before
+    assert copy("policy/interface.py", lambda text: f"{text}\nclass Added:\n{attribute}") != before
+
+
+def test_key_after_a_constant_an_operator_or_an_import_changed_is_another(copy: Callable[..., tuple[str, str]]) -> None:
+    score, training = copy()
+    edits = {
+        "policy/noise.py": ("(sigma**2 + 1)", "(sigma**2 + 2)"),
+        "policy/serve.py": ("from policy.batch import blocks", "from policy.model import blocks"),
+        "policy/interface.py": ("import ", "import json\nimport "),
+    }
+    for file, (old, new) in edits.items():
+        assert copy(file, lambda text, old=old, new=new: text.replace(old, new, 1))[0] != score, file
+    assert copy("policy/loss.py", lambda text: text.replace(".mean(2)", ".sum(2)"))[1] != training
+
+
+def test_key_after_a_file_was_moved_is_the_same(copy: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    before = copy()
+    (tmp_path / "policy/noise.py").rename(tmp_path / "policy/edm.py")
+    for package in PACKAGES:
+        for file in (tmp_path / package).rglob("*.py"):
+            file.write_text(file.read_text().replace("policy.noise import", "policy.edm import"))
+    assert copy() == before
+    (tmp_path / "orchestrator/loop.py").rename(tmp_path / "orchestrator/data/loop.py")
+    assert "policy/edm.py" in set(SCORING_CODE)
+
+
 def test_imports_are_followed_relative_or_not_and_inside_functions(tmp_path: Path) -> None:
     files = {
         "policy/__init__.py": "",
@@ -105,7 +145,7 @@ def test_imports_are_followed_relative_or_not_and_inside_functions(tmp_path: Pat
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    found = provenance._closure(("policy/a.py",), ("policy/", "sim_workers/"), tmp_path)
+    found = fingerprints._closure(("policy/a.py",), ("policy/", "sim_workers/"), tmp_path)
     assert set(found) == files.keys() - {"policy/unread.py", "orchestrator/i.py"}
 
 
@@ -340,7 +380,7 @@ def test_on_another_device_only_scores_are_made_again(state: SweepState) -> None
 
 
 def test_code_differs_by_file(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashes = provenance.code_hashes
+    hashes = fingerprints.code_hashes
     monkeypatch.setattr("orchestrator.score.code_hashes", lambda code: {**hashes(code), "policy/noise.py": "edited"})
     told = explain(state, ARM)
     assert [part.part for part in told.score.parts or () if part.differs] == ["code policy/noise.py"]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from conftest import run
-from orchestrator.provenance import CHECKOUT, SCORING_CODE
+from orchestrator.code_fingerprint import SCORING_CODE
+from orchestrator.provenance import CHECKOUT
 from sim_workers.shifts import PLACEMENT, REFUSED, build, refusal
 from sim_workers.suite import SHIFTS, VARIANTS, Rules, Suite
 from sim_workers.tasks import TASKS

@@ -11,6 +11,7 @@ import ray
 
 from conftest import CHECKOUT
 from orchestrator import provenance, staging
+from orchestrator.code_fingerprint import SCORING_CODE, TRAINING_CODE, code_fingerprint
 from orchestrator.credentials import redacted
 from orchestrator.elsewhere import notes_on, unfit_arguments, unfit_sweep
 from orchestrator.skew import PYTHONS, differing, pins, to_install
@@ -114,10 +115,11 @@ def test_only_the_checkout_s_packages_travel_whole_and_small() -> None:
         assert sent.files == len(there)
         assert sent.nbytes < 20 * 2**20
         assert Sweep.load(sent.folder / "sweep.yaml") == sweep, "the cluster runs what was validated here"
-        told = "from orchestrator.provenance import *; print(code_fingerprint(TRAINING_CODE), code_fingerprint(SCORING_CODE), git_commit())"
+        told = "from orchestrator.code_fingerprint import *; from orchestrator.provenance import git_commit; "
+        told += "print(code_fingerprint(TRAINING_CODE), code_fingerprint(SCORING_CODE), git_commit())"
         environment = {"PATH": os.environ["PATH"], provenance.COMMIT: "0123456789ab"}
         done = subprocess.run([sys.executable, "-c", told], cwd=sent.folder, env=environment, capture_output=True, text=True, check=True)
-    mine = [provenance.code_fingerprint(places) for places in (provenance.TRAINING_CODE, provenance.SCORING_CODE)]
+    mine = [code_fingerprint(code) for code in (TRAINING_CODE, SCORING_CODE)]
     assert done.stdout.split() == [*mine, "0123456789ab"], "a result from there is told from the same code as one from here"
     assert not sent.folder.exists()
 
