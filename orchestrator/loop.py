@@ -41,6 +41,8 @@ Report = Callable[[int, dict[str, Any], Path | None], None]
 """Called now and then with (step, mean losses and `meter.SPENT` since the last call, None), and at a checkpoint with its folder (first worker)."""
 
 # What stage 1 does not depend on: arms that differ in nothing else share it.
+STAGE_ONE = "video-"
+"""Begins the names of runs that train a video model for several arms."""
 NOT_OF_THE_VIDEO = {"mode", "steps", "video_steps", "videos", "checkpoint_every", "head_learning_rate", "feature_cache_mb"}
 
 
@@ -125,7 +127,7 @@ class ArmJob:
             code_fingerprint(TRAINING_CODE),
             package_versions(TRAINING_PACKAGES),
         ]
-        return replace(self, arm_id=f"video-{digest(shaped_by)}", train=train, objective="video")
+        return replace(self, arm_id=f"{STAGE_ONE}{digest(shaped_by)}", train=train, objective="video")
 
 
 def card_of(job: ArmJob, manifest: Manifest, device: str = "cpu") -> "Card":

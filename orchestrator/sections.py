@@ -149,6 +149,18 @@ class Train(Recipe):
         """Of the run whose checkpoints are scored."""
         return self.mode if self.mode in ("joint", "joint_detached") else "action"
 
+    def shaping(self) -> dict[str, Any]:
+        """Return the fields that shape a policy's weights after a given step.
+
+        How often a checkpoint is written and how much memory caches features do not. How many steps there are does where the learning rate falls
+        towards the last one, and where stage 1 takes as many; else training that goes on to more steps passes through the same weights.
+        """
+        shaping = self.model_dump(mode="json", exclude={"checkpoint_every", "feature_cache_mb"})
+        shaping["video_steps"] = (self.video_steps or self.steps) if self.mode == "two_stage" else None
+        if self.schedule == "constant":
+            del shaping["steps"]
+        return shaping
+
 
 class Decide(Section):
     """Looks at a score while it comes, and ends it when enough is known; only one of `threshold` and `against`."""

@@ -189,7 +189,7 @@ class Sweep(Section):
             "policy": self.policy.model_dump(mode="json", exclude={"baselines", "weights"}),
             "weights": weights,
             "videos": [self.data.most_demos, self.data.highest_ratio] if self.train.videos == "sweep" else [],
-            "recipe": self.train.model_dump(mode="json"),
+            "recipe": self.train.shaping(),
             "packages": {name: packages[name] for name in TRAINING_PACKAGES},
             "code": code_hashes(TRAINING_CODE),
         }

@@ -32,7 +32,7 @@ from orchestrator.held_out import HeldOut
 from orchestrator.identity import claim_identity, identity_of
 from orchestrator.keys import Key
 from orchestrator.ledger import Ledger
-from orchestrator.loop import ArmJob
+from orchestrator.loop import STAGE_ONE, ArmJob
 from orchestrator.notes import note_damaged, read_notes, read_steps
 from orchestrator.provenance import ACTING_PACKAGES, COMMIT_OF_HUB, TRAINING_PACKAGES, digest, package_versions, same_weights, weights_label
 from orchestrator.score import Score, protocol_key, score_so_far
@@ -91,8 +91,23 @@ class SweepState:
         store = claim_identity(storage) if pin else identity_of(storage)
         state = cls(sweep, storage, load_manifest(episodes, version), version, quarantined, store, device, packages, weights)
         if pin:
+            state._refuse_shorter(before.get("sweep", {}).get("train", {}).get("steps", 0))
             state.pin()
         return state
+
+    def _refuse_shorter(self, before: int) -> None:
+        """SweepError if an arm has a checkpoint beyond `train.steps` that this sweep asked for, or has one beyond and none of that step.
+
+        before: `train.steps` of the sweep's last run, 0 if there was none. MLflow keeps an arm's newest scores, so the curve would be of those.
+        """
+        steps, fix = self.sweep.train.steps, "give the sweep another name"
+        for arm_id, arm in self.arms().items():
+            trained = sorted(read_steps(self.storage, arm_id))
+            if (last := max(trained, default=0)) <= steps or (steps in trained and before <= steps):
+                continue
+            if steps not in trained:
+                fix = f"set train.steps to {', '.join(map(str, trained))} or more"
+            raise SweepError(self.sweep.name, [f"train.steps: {arm.name} was trained on to step {last}; {fix}"])
 
     def pin(self) -> None:
         """Write down what the sweep keeps to from now on."""
@@ -278,8 +293,12 @@ class SweepState:
         return ArmState(arm, self.sweep.train.steps, video.arm_id if video else "")
 
     def checkpoints(self, arm_id: str) -> dict[int, dict[str, Any]]:
-        """Whole checkpoints of an arm by step: {loss, loss_video, loss_action, checkpoint (fingerprint)}."""
-        return read_steps(self.storage, arm_id)
+        """Return the whole checkpoints of a training run by step: {loss, loss_video, loss_action, checkpoint (fingerprint)}.
+
+        Of an arm none beyond `train.steps`: another sweep may train the same arm for longer.
+        """
+        known = read_steps(self.storage, arm_id)
+        return known if arm_id.startswith(STAGE_ONE) else {step: told for step, told in known.items() if step <= self.sweep.train.steps}
 
     def without_torn(self, board: Board) -> dict[str, list[int]]:
         """Checkpoints that a full disk or a power failure left in pieces, by arm id, of those that have no score on the board.

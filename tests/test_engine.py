@@ -17,6 +17,7 @@ import pytest
 from conftest import CHECKOUT
 from orchestrator.cli_status import _now, _summary
 from orchestrator.cost import Spending
+from orchestrator.spec import Sweep, SweepError
 from orchestrator.state import SweepState
 from orchestrator.sweep import UnfinishedError
 from orchestrator.teller import OutboxSettings
@@ -155,6 +156,27 @@ def test_a_budget_ends_the_sweep_cleanly_and_a_higher_one_goes_on(folder: Path, 
     assert set(done.states.values()) == {"scored"}
     rows = ledger(folder)
     assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 4 * 3 * 40, "nothing was played twice"
+
+
+@pytest.mark.full
+def test_training_asked_for_more_steps_goes_on_and_for_fewer_keeps_its_scores(folder: Path, store: str) -> None:
+    def asked(steps: int) -> Sweep:
+        return sweep(folder, store, data={"demo_count": [2]}, train={"steps": steps, "checkpoint_every": 20, "schedule": "constant"})
+
+    short = Run(asked(40))()
+    long = Run(asked(80))()
+    assert long.run.board.arms.keys() == short.run.board.arms.keys()
+    (arm,) = long.run.board.arms.values()
+    assert (arm.state, [*arm.scores]) == ("scored", [20, 40, 60, 80])
+    assert len(ledger(folder)) == 4 * 40, "nothing was played twice"
+    for steps, fix in ((40, "give the sweep another name"), (50, r"set train\.steps to 20, 40, 60, 80 or more")):
+        with pytest.raises(SweepError, match=rf"train\.steps: demos-2_ratio-0_seed-0 was trained on to step 80; {fix}"):
+            Run(asked(steps))
+    again = Run(asked(40).model_copy(update={"name": f"{folder.name}-again"}))()
+    (arm,) = again.run.board.arms.values()
+    assert (arm.state, [*arm.scores]) == ("scored", [20, 40])
+    assert not again.said("trained demos")
+    assert len(ledger(folder)) == 4 * 40
 
 
 @pytest.mark.full

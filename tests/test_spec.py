@@ -12,6 +12,7 @@ from orchestrator.arms import Arm, expand
 from orchestrator.data.store import commit, load_manifest, put_episode
 from orchestrator.data.stream import FETCH_CPUS
 from orchestrator.placement import Placement
+from orchestrator.provenance import TRAINING_PACKAGES, package_versions
 from orchestrator.spec import Sweep, SweepError
 from orchestrator.state import SweepState
 from orchestrator.storage import open_storage
@@ -243,6 +244,31 @@ def test_workers_that_cannot_share_a_batch_are_refused(tmp_path: Path, store: st
 def test_the_last_step_is_always_a_checkpoint(tmp_path: Path, store: str) -> None:
     assert Sweep.load(write(tmp_path, store)).checkpoint_steps() == [40, 80, 100]
     assert Sweep.load(write(tmp_path, store), ("train.checkpoint_every=500",)).checkpoint_steps() == [100]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("", "checkpoint_every=7", True),
+        ("", "feature_cache_mb=0", True),
+        ("schedule=constant", "steps=5000", True),
+        ("schedule=constant mode=two_stage video_steps=9", "steps=5000", True),
+        ("", "video_steps=9", True),
+        ("", "steps=5000", False),
+        ("schedule=constant mode=two_stage", "steps=5000", False),
+        ("mode=two_stage video_steps=9", "video_steps=10", False),
+        ("", "workers=2", False),
+        ("", "batch_size=16", False),
+    ],
+)
+def test_arm_after_an_edit_of_train_is_the_same_unless_its_weights_change(tmp_path: Path, store: str, before: str, after: str, same: bool) -> None:
+    """Of several workers each draws noise of its own, so their number shapes the weights."""
+    settings = [f"train.{setting}" for setting in ("batch_size=32", *before.split())]
+    keys = [
+        Sweep.load(write(tmp_path, store), sets).training_key("data", (), "", package_versions(TRAINING_PACKAGES))
+        for sets in (settings, [*settings, f"train.{after}"])
+    ]
+    assert (keys[0].fingerprint == keys[1].fingerprint) is same
 
 
 def test_arms_are_every_combination_with_stable_distinct_ids() -> None:

@@ -108,6 +108,26 @@ def test_a_run_that_is_paused_at_any_step_goes_on_as_if_it_had_not_been(lift_sto
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
+def test_training_that_goes_on_to_more_steps_ends_as_one_that_was_asked_for_them_at_once(lift_store: Path, tmp_path: Path) -> None:
+    """Where the learning rate is constant; then the arm of both is the same one."""
+    once, longer = Kept(tmp_path / "once"), Kept(tmp_path / "longer")
+    for kept in (once, longer):
+        kept.folder.mkdir()
+    long = job(lift_store, steps=8)
+    long = replace(long, train=long.train.model_copy(update={"schedule": "constant"}))
+    short = replace(long, train=long.train.model_copy(update={"steps": 5, "checkpoint_every": 2, "feature_cache_mb": 0}))
+    assert short.train.shaping() == long.train.shaping()
+    train(long, 0, 1, None, once)
+    train(short, 0, 1, None, longer)
+    assert [step for step, metrics in longer.reports if "checkpoint" in metrics] == [2, 4, 5]
+    train(long, 0, 1, longer.folder / "step_000005", longer)
+    ours, theirs = (load_trainer(kept.folder / "step_000008") for kept in (once, longer))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert fingerprint(once.folder / "step_000008") == fingerprint(longer.folder / "step_000008")
+
+
+@pytest.mark.sim
+@pytest.mark.usefixtures("_no_ray")
 def test_a_checkpoint_says_where_it_comes_from(lift_store: Path, tmp_path: Path) -> None:
     kept = Kept(tmp_path)
     train(job(lift_store, steps=3), 0, 1, None, kept)
