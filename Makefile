@@ -22,7 +22,7 @@ test: setup check  ## the checks and the fast tests, with their line coverage: u
 	$(PYTEST) --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 test-full: test browser libero  ## the rest as well: kills, network namespaces, three nodes, LIBERO, the browser, every bench in short
-	$(PYTEST) -n 4 -m full
+	$(PYTEST) -m full
 
 stress: setup  ## 30 random kills during a sweep, 200 during episodes, 5,000 episodes of one pool
 	$(BIN)/pytest -m stress
