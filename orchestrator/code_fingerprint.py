@@ -126,6 +126,9 @@ def _hash(meaning: Any) -> str:
     return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:16]
 
 
+EMPTY = _read(b"")
+
+
 def _file_hash(file: str, inside: frozenset[str], root: Path) -> str:
     """The hash of a file's statements and of what it imports, without names of files.
 
@@ -144,16 +147,21 @@ def _file_hash(file: str, inside: frozenset[str], root: Path) -> str:
         if module not in places:
             imports.append([module, statement.alias, statement.names])
             continue
-        names = [(module_hash(f"{module}.{name}") or module_hash(module), name, alias) for name, alias in statement.names]
+        names = list[Any]()
+        for name, alias in statement.names:
+            if f"{module}.{name}" in places:  # a module counts by what it is called here
+                names.append([module_hash(f"{module}.{name}"), alias or name])
+            else:
+                names.append([module_hash(module), name, alias])
         imports.append([module_hash(module), statement.alias, names])
     return _hash([found.statements, sorted(imports, key=str)])
 
 
 @lru_cache
 def code_hashes(code: Code) -> dict[str, str]:
-    """Return the hash of what every file of `code` means, by file, as it was when this process first asked."""
-    inside = frozenset(code)
-    return {file: _file_hash(file, inside, CHECKOUT) for file in sorted(inside)}
+    """Return the hash of what every file of `code` means, by file, as it was when this process first asked. Files without statements are left out."""
+    inside, known = frozenset(code), sources(CHECKOUT)
+    return {file: _file_hash(file, inside, CHECKOUT) for file in sorted(inside) if _read(known[file]) != EMPTY}
 
 
 @lru_cache

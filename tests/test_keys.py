@@ -119,13 +119,20 @@ def test_key_after_a_constant_an_operator_or_an_import_changed_is_another(copy: 
 
 def test_key_after_a_file_was_moved_is_the_same(copy: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     before = copy()
-    (tmp_path / "policy/noise.py").rename(tmp_path / "policy/edm.py")
+    (tmp_path / "policy/networks").mkdir()
+    (tmp_path / "policy/networks/__init__.py").write_text('"""Networks."""\n')
+    (tmp_path / "policy/noise.py").rename(tmp_path / "policy/networks/edm.py")
+    (tmp_path / "orchestrator/data/stream.py").rename(tmp_path / "orchestrator/data/clip_stream.py")
+    moved = {
+        "policy.noise import": "policy.networks.edm import",
+        "from orchestrator.data import stream\n": "from orchestrator.data import clip_stream as stream\n",
+    }
     for package in PACKAGES:
         for file in (tmp_path / package).rglob("*.py"):
-            file.write_text(file.read_text().replace("policy.noise import", "policy.edm import"))
+            for old, new in moved.items():
+                file.write_text(file.read_text().replace(old, new))
     assert copy() == before
-    (tmp_path / "orchestrator/loop.py").rename(tmp_path / "orchestrator/data/loop.py")
-    assert "policy/edm.py" in set(SCORING_CODE)
+    assert {"policy/networks/edm.py", "policy/networks/__init__.py"} <= set(SCORING_CODE)
 
 
 def test_imports_are_followed_relative_or_not_and_inside_functions(tmp_path: Path) -> None:
