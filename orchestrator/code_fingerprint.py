@@ -147,13 +147,13 @@ def _file_hash(file: str, inside: frozenset[str], root: Path) -> str:
         if module not in places:
             imports.append([module, statement.alias, statement.names])
             continue
-        names = list[Any]()
+        if not statement.names:
+            imports.append([module_hash(module), statement.alias])
         for name, alias in statement.names:
             if f"{module}.{name}" in places:  # a module counts by what it is called here
-                names.append([module_hash(f"{module}.{name}"), alias or name])
+                imports.append([module_hash(f"{module}.{name}"), alias or name])
             else:
-                names.append([module_hash(module), name, alias])
-        imports.append([module_hash(module), statement.alias, names])
+                imports.append([module_hash(module), name, alias])
     return _hash([found.statements, sorted(imports, key=str)])
 
 

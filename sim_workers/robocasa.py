@@ -183,9 +183,9 @@ def robocasa_version() -> str:
     try:
         found = version("robocasa")
     except PackageNotFoundError:
-        raise RobocasaError("RoboCasa is not installed here; sim_workers/robocasa.py says how to install v0.2") from None
+        raise RobocasaError("RoboCasa is not installed here; the docstring of robocasa.py says how to install v0.2") from None
     if not found.startswith("0.2."):
-        raise RobocasaError(f"RoboCasa {found} is installed; the 24 tasks have these names in v0.2 only, see sim_workers/robocasa.py")
+        raise RobocasaError(f"RoboCasa {found} is installed; the 24 tasks have these names in v0.2 only, see the docstring of robocasa.py")
     return found
 
 
