@@ -3,8 +3,8 @@
 import errno
 import re
 
-from orchestrator.storage import NoObject, StorageError
-from orchestrator.tracking import TrackingError
+from orchestrator.storage.base import NoObject, StorageError
+from orchestrator.tracking.mlflow_writer import TrackingError
 from sim_workers.checkout import CodeChangedError
 
 EXIT_CODE = 75

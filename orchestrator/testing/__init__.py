@@ -17,8 +17,8 @@ This module imports none of them. A pool that decides how every episode ends:
 >>> from orchestrator.testing.episodes import CONTRACT
 >>> from orchestrator.testing.outcomes import FakePolicy, make_outcome
 >>> from orchestrator.testing.rollout_pool import FakeRolloutPool
->>> from sim_workers.suite import Rules, Suite
->>> from sim_workers.worker import RolloutJob
+>>> from sim_workers.rollout.suite import Rules, Suite
+>>> from sim_workers.rollout.worker import RolloutJob
 >>> suite = Suite(("Lift",), 3, Rules(horizon=50))
 >>> pool = FakeRolloutPool(lambda job: make_outcome(job.spec, won=job.spec.scene_seed % 2 == 0))
 >>> for spec in suite.episode_list():
