@@ -192,7 +192,7 @@ class TestImage:
         first, *lines = [line for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if not line.startswith("#")]
         allowed = {line.removeprefix("!") for line in lines if line.startswith("!")}
         assert first == "*"
-        assert {package.partition(".")[0] for package in PROJECT["tool"]["setuptools"]["packages"]} < allowed
+        assert {name.rstrip("*") for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]} < allowed
         assert {"pyproject.toml", "deploy/requirements.txt", "deploy/requirements-build.txt", "deploy/ray-start.sh"} < allowed
         assert not allowed & {"data", "runs", ".git", "deploy", "."}
 
