@@ -25,6 +25,7 @@ from torch import Tensor
 
 from policy.config import PolicyConfig
 from policy.diffusion_policy import DiffusionPolicy
+from policy.errors import DemoscaleError
 from policy.feature_stats import Stats
 from policy.interface import Contract
 from policy.latent_codec import VaeLatents
@@ -39,7 +40,7 @@ UNET, UNET_WEIGHTS = "video.unet.", "unet/diffusion_pytorch_model.safetensors"
 Model = VideoActionModel | DiffusionPolicy
 
 
-class CheckpointError(Exception):
+class CheckpointError(DemoscaleError):
     """One sentence: which checkpoint, what is wrong with it, and the mend."""
 
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from policy.errors import DemoscaleError
 from policy.interface import MOST_STEPS, ActionChunk, Contract, Observation
 from policy.untrusted import printable, read_json
 
@@ -42,7 +43,7 @@ _READ_HEADER: Any = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-class RemoteError(Exception):
+class RemoteError(DemoscaleError):
     """One sentence: what is wrong between here and the policy at the other end."""
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.provenance import CHECKOUT
+from policy.errors import DemoscaleError
 
 SHIPPED: tuple[str, ...] = ("jobs", "orchestrator", "policy", "sim_workers", "examples", "pyproject.toml", "constraints.txt")
 """Of the checkout. Data, videos, results, caches and environments stay where they are."""
@@ -17,7 +18,7 @@ LIMIT_BYTES = 100 * 2**20
 """Bytes that a Ray head accepts in one request."""
 
 
-class StagingError(Exception):
+class StagingError(DemoscaleError):
     """One sentence: why the code cannot be sent."""
 
 

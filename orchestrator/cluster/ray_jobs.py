@@ -26,6 +26,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from orchestrator.cluster.version_check import PYTHONS, to_install
 from orchestrator.provenance import COMMIT, digest, git_commit
 from orchestrator.redaction import redacted
+from policy.errors import DemoscaleError
 
 CONNECT_S = 10.0
 STOP_WAIT_S = 600
@@ -38,7 +39,7 @@ _KIND, _NAME, _PLACE, _SETTINGS, _CODE = (f"demoscale.{name}" for name in ("kind
 _LOST = (OSError, RuntimeError, aiohttp.ClientError, ValueError)  # what Ray's client says of a connection that broke, or of half an answer
 
 
-class SubmitError(Exception):
+class SubmitError(DemoscaleError):
     """One sentence: what the cluster or its Ray cannot do, and the mend."""
 
 

@@ -4,10 +4,10 @@ import difflib
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, field_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, field_serializer, model_validator
 
 from orchestrator.code_fingerprint import TRAINING_CODE, code_hashes
 from orchestrator.config.arms import Arm, expand, is_reference, reference_of
@@ -22,13 +22,16 @@ from orchestrator.provenance import TRAINING_PACKAGES
 from orchestrator.redaction import fields_with_credentials, redacted, shown
 from orchestrator.storage.base import StorageError, open_storage
 from policy.config import SamplerConfig
+from policy.errors import DemoscaleError
 from policy.presets import policy_config, weights_source
 from sim_workers.envs.registry import refusal, unfit
 from sim_workers.rollout.suite import Rules, Suite
 
 
-class SweepError(Exception):
+class SweepError(DemoscaleError):
     """Everything that is wrong with a sweep, one sentence each; no secrets are repeated."""
+
+    exit_code = 2
 
     def __init__(self, where: str, problems: list[str]) -> None:
         self.problems = [redacted(problem) for problem in problems]
@@ -82,23 +85,8 @@ class Sweep(Section):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "Sweep":
-        if refused := [why for task in self.suite.tasks for shift in self.suite.shifts if (why := refusal(task, shift))]:
-            raise ValueError(f"suite.shifts: {'; '.join(refused)}")
-        varied = {"demo_count": self.data.demo_count, "action_free_ratio": self.data.action_free_ratio}
-        ranges = [name for name, values in varied.items() if isinstance(values, Range)]
-        if ranges and not self.search.optuna:
-            raise ValueError(f"data.{ranges[0]}: a range asks for search: {{optuna: {{trials: 40}}}}; any other search needs a list of values")
-        if self.search.optuna and (len(self.seeds) > 1 or self.policy.baselines):
-            raise ValueError("search.optuna: its arms are tried with one seed and without baselines; repeat the best of them in a grid")
-        against = self.suite.against
-        if against and self.search.optuna:
-            raise ValueError("suite.decide.against: Optuna may never propose that arm; write {threshold: 0.8}, or search a grid")
-        if against and not any(reference_of(arm, against, self.grid()) for arm in self.grid()):
-            named = ", ".join(sorted(arm.name for arm in self.grid()))
-            raise ValueError(f"suite.decide.against: no arm has {against} to be held against; the arms are {named}")
-        one_ratio = isinstance(self.data.action_free_ratio, tuple) and len(self.data.action_free_ratio) == 1
-        if self.train.videos == "sweep" and (self.train.mode != "two_stage" or not one_ratio):
-            raise ValueError("train.videos: sweep asks for train.mode two_stage and for one data.action_free_ratio: all arms see the same videos")
+        if problems := list(contradictions({name: getattr(self, name) for name in type(self).model_fields})):
+            raise ValueError("\n".join(problems))
         return self
 
     @classmethod
@@ -111,7 +99,7 @@ class Sweep(Section):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            raise SweepError(where, [_sentence(cls, item) for item in error.errors()] + _store_problems_of(raw)) from None
+            raise SweepError(where, [*_mistakes(cls, raw, error), *_store_problems_of(raw)]) from None
 
     def grid(self) -> list[Arm]:
         """Every combination of what the file lists; none where a search proposes the arms."""
@@ -249,6 +237,47 @@ def _override(raw: dict[str, Any], override: str, where: str) -> None:
         place[last] = read_yaml(value)
     except yaml.YAMLError as error:
         raise SweepError(where, [f"--set {override}: not readable as YAML: {getattr(error, 'problem', None) or type(error).__name__}"]) from None
+
+
+def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one sentence per pair of fields that contradict each other. sections: the valid fields of a `Sweep`, by name; others are not read."""
+    data, suite, search, train = (sections.get(name) for name in ("data", "suite", "search", "train"))
+    if suite and (refused := [why for task in suite.tasks for shift in suite.shifts if (why := refusal(task, shift))]):
+        yield f"suite.shifts: {'; '.join(refused)}"
+    optuna = bool(search and search.optuna)
+    varied = {"demo_count": data.demo_count, "action_free_ratio": data.action_free_ratio} if data else {}
+    ranges = [name for name, values in varied.items() if isinstance(values, Range)]
+    if ranges and search and not optuna:
+        yield f"data.{ranges[0]}: a range asks for search: {{optuna: {{trials: 40}}}}; any other search needs a list of values"
+    baselines = sections["policy"].baselines if "policy" in sections else ()
+    if optuna and (len(sections.get("seeds", ())) > 1 or baselines):
+        yield "search.optuna: its arms are tried with one seed and without baselines; repeat the best of them in a grid"
+    against = suite.against if suite else ""
+    if against and optuna:
+        yield "suite.decide.against: Optuna may never propose that arm; write {threshold: 0.8}, or search a grid"
+    elif against and data and not ranges and {"policy", "seeds"} <= sections.keys():
+        grid = expand(data.demo_count, data.action_free_ratio, sections["seeds"], baselines)
+        if not any(reference_of(arm, against, grid) for arm in grid):
+            named = ", ".join(sorted(arm.name for arm in grid))
+            yield f"suite.decide.against: no arm has {against} to be held against; the arms are {named}"
+    one_ratio = data is None or (isinstance(data.action_free_ratio, tuple) and len(data.action_free_ratio) == 1)
+    if train and train.videos == "sweep" and (train.mode != "two_stage" or not one_ratio):
+        yield "train.videos: sweep asks for train.mode two_stage and for one data.action_free_ratio: all arms see the same videos"
+
+
+def _mistakes(model: type[Sweep], raw: dict[str, Any], error: ValidationError) -> list[str]:
+    """Every mistake in a sweep file: those of single fields, and contradictions between the fields that are right."""
+    errors = error.errors()
+    sentences = [sentence for item in errors for sentence in _sentence(model, item).split("\n")]
+    wrong = {item["loc"][0] for item in errors if item["loc"]}
+    if not wrong:  # contradictions alone
+        return sentences
+    valid = dict[str, Any]()
+    for name, field in model.model_fields.items():
+        if name in wrong or (name not in raw and field.is_required()):
+            continue
+        valid[name] = TypeAdapter[Any](cast(Any, field.annotation)).validate_python(raw[name]) if name in raw else field.get_default()
+    return [*sentences, *contradictions(valid)]
 
 
 def _sentence(model: type[BaseModel], error: Any) -> str:

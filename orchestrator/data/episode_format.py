@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from av.video.reformatter import VideoReformatter
 
+from policy.errors import DemoscaleError
+
 SCHEMA_VERSION = "2"
 # Coded as RGB: the object a policy looks for is a few coloured pixels, and a decoded plane is copied, not converted, which was the larger
 # half of reading (bench/data.py). `fastdecode` halves the other half. A key frame every 8 keeps the reading of single clips cheap.
@@ -34,7 +36,7 @@ MOST_FRAMES = 10_000_000
 """Frames of one episode; at 20 a second, six days."""
 
 
-class EpisodeError(Exception):
+class EpisodeError(DemoscaleError):
     """One sentence: which episode of which store, what is wrong, and the mend."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from orchestrator.redaction import shown
 from policy.config import PolicyConfig, SamplerConfig
+from policy.errors import DemoscaleError
 from policy.interface import Contract
 from sim_workers.rollout.policy_clients import PolicySource
 
@@ -18,7 +19,7 @@ OURS = re.compile(r"[0-9a-f]{16}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-class SubjectError(ValueError):
+class SubjectError(DemoscaleError):
     """One sentence: why what was named is no policy that can be scored."""
 
 

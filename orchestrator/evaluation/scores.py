@@ -17,6 +17,7 @@ from orchestrator.stats.fixed_sample import wilson
 from orchestrator.stats.sequential import anytime_interval
 from orchestrator.storage.base import Storage
 from policy.config import SamplerConfig
+from policy.errors import DemoscaleError
 from policy.interface import Contract
 from sim_workers.envs.registry import unfit
 from sim_workers.envs.render import MIXED
@@ -25,7 +26,7 @@ from sim_workers.rollout.policy_clients import PolicySource
 from sim_workers.rollout.suite import Suite
 
 
-class ProtocolError(Exception):
+class ProtocolError(DemoscaleError):
     """One sentence: the policy and the simulator disagree about a convention."""
 
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from weakref import WeakSet
 
 from orchestrator.storage.s3_errors import MEND_OF, passes
+from policy.errors import DemoscaleError
 
 _FIRST_CALL = threading.Lock()  # a client takes a tenth of a second to make: many threads need not each make one
 READ_ATTEMPTS = 3  # a body that stops half-way is asked for again; requests that fail before that are repeated by botocore
@@ -33,7 +34,7 @@ Versions = list[tuple[str, int, str]]
 """Keys of a bucket, each with its size in bytes and its ETag."""
 
 
-class StorageError(Exception):
+class StorageError(DemoscaleError):
     """One sentence: which place or object, what is wrong, and the mend."""
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.storage.base import NoObject, Storage, StorageError, check_conditional_writes, claim
+from policy.errors import DemoscaleError
 
 BEAT_S = 5.0
 """Seconds between two beats."""
@@ -28,7 +29,7 @@ LEASE_S = 30.0
 OVER = "over"
 
 
-class HeldError(Exception):
+class HeldError(DemoscaleError):
     """One sentence: who runs the sweep, and what to do."""
 
 

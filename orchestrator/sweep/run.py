@@ -34,9 +34,10 @@ from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
 from orchestrator.tracking.tracking_errors import away
 from orchestrator.training.control_channel import desk
 from orchestrator.training.ray_train import fit
+from policy.errors import DemoscaleError
 
 
-class UnfinishedError(Exception):
+class UnfinishedError(DemoscaleError):
     """Arms that have no place on the curve, a sentence each."""
 
 

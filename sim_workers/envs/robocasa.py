@@ -24,6 +24,7 @@ from xml.etree import ElementTree
 import numpy as np
 import numpy.typing as npt
 
+from policy.errors import DemoscaleError
 from policy.interface import Contract
 from sim_workers.envs.render import PROFILES, build_context, choose_backend
 from sim_workers.envs.robosuite import ACTION, CONTROL_HZ, SimEnv, simulator_version
@@ -103,7 +104,7 @@ ARM_MODE = -1.0
 """Value of the mode that lets the arm move and the base rest."""
 
 
-class RobocasaError(RuntimeError):
+class RobocasaError(DemoscaleError):
     """RoboCasa is missing here, or is not what this file was written for."""
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from orchestrator.data.episode_format import Episode
 from orchestrator.data.importers.image_ops import RANGES, TURNS
+from policy.errors import DemoscaleError
 from policy.interface import Contract
 from sim_workers.envs.robosuite import ACTION, PROPRIO, PROPRIO_KEYS
 
@@ -31,7 +32,7 @@ POINTER = b"version https://git-lfs"
 """What git-LFS leaves in place of a file that was not downloaded."""
 
 
-class SourceError(Exception):
+class SourceError(DemoscaleError):
     """One sentence: which file, field or episode, what is wrong, and the mend."""
 
 
