@@ -53,7 +53,7 @@ def test_only_what_was_imported_counts() -> None:
 
 def test_a_file_that_the_driver_did_not_know_counts() -> None:
     known = {file: told for file, told in file_hashes().items() if file != "sim_workers/rollout/worker.py"}
-    with pytest.raises(CodeChangedError, match=r"sim_workers/worker\.py"):
+    with pytest.raises(CodeChangedError, match=r"sim_workers/rollout/worker\.py"):
         check_imported(known)
 
 
@@ -148,7 +148,7 @@ def test_a_pool_raises_what_its_process_says() -> None:
     pool = RolloutPool(1, num_cpus=0.1, code=EDITED)
     pool.submit(RolloutJob(SUITE.episode_list()[0], SUITE.rules, CONTRACT, FakePolicy("uri", (), 1)))
     try:
-        with pytest.raises(CodeChangedError, match=r"sim_workers/worker\.py"):
+        with pytest.raises(CodeChangedError, match=r"sim_workers/rollout/worker\.py"):
             list(pool.results())
     finally:
         pool.close()

@@ -207,4 +207,4 @@ def test_ray_s_jobs_enter_through_one_file() -> None:
         for file in (CHECKOUT / room).rglob("*.py")
         if "ray.job_submission import" in file.read_text()
     ]
-    assert users == ["submit.py"]
+    assert users == ["ray_jobs.py"]

@@ -1,6 +1,6 @@
 """Fakes and builders for tests of code that plugs into a sweep: trainers, pools, policies, stores, schedulers.
 
-    trainer.py         FakeTrainer: a training run that reports checkpoints without a network
+    fake_trainer.py    FakeTrainer: a training run that reports checkpoints without a network
     players.py         FakePlayers: a sweep's simulators and policies, all fake
     rollout_pool.py    FakeRolloutPool: the calls of RolloutPool, without processes
     policy_server.py   FakePolicyServer: the calls of PolicyServer, answered by functions; PolicyServerWithoutCheckpoints: the real queue and batches
