@@ -15,12 +15,12 @@ from statistics import mean
 import click
 
 from bench import harness
-from orchestrator.stats import wilson
+from orchestrator.stats.fixed_sample import wilson
 from policy.interface import ActionChunk
-from sim_workers.env import SimEnv, contract
-from sim_workers.experts import EXPERTS, expert_for
-from sim_workers.rollout import Outcome, run_episode
-from sim_workers.suite import Rules, Suite
+from sim_workers.demos.experts import EXPERTS, expert_for
+from sim_workers.envs.robosuite import SimEnv, contract
+from sim_workers.rollout.episode import Outcome, run_episode
+from sim_workers.rollout.suite import Rules, Suite
 
 
 def play(task: str, episodes: int) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""What it costs to keep pictures one way or another: the codec that orchestrator/data/episodes.py writes, and its neighbours."""
+"""What it costs to keep pictures one way or another: the codec that orchestrator/data/episode_format.py writes, and its neighbours."""
 
 import io
 import time
@@ -10,8 +10,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.data import episodes
-from orchestrator.data.episodes import Episode
+from orchestrator.data import episode_format as episodes
+from orchestrator.data.episode_format import Episode
 
 _SAME = {"preset": "medium", "g": "8", "bf": "0"}
 CODECS = {

@@ -22,8 +22,8 @@ import numpy as np
 
 from bench import harness
 from orchestrator.testing.control import Array, TracedEnv, make_robosuite, random_actions, reset_scene
-from sim_workers.demonstrate import Demonstration
-from sim_workers.tasks import TASKS
+from sim_workers.demos.recorder import Demonstration
+from sim_workers.envs.tasks import TASKS
 
 EPISODES = {"Lift": 400, "Stack": 50, "PickPlaceCan": 50}
 QUICK_TASKS, QUICK_EPISODES = ("Lift", "PickPlaceCan", "TwoArmLift"), {"Lift": 6, "Stack": 2, "PickPlaceCan": 2}
@@ -36,7 +36,7 @@ def costs(task: str, rounds: int) -> dict[str, float]:
     """CPU milliseconds per control step."""
     import mujoco
 
-    from sim_workers.control import FastStep
+    from sim_workers.envs.fast_control import FastStep
 
     env = make_robosuite(task)
     fast, rng, now = FastStep(env), np.random.default_rng(0), time.process_time

@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.data.episodes import Episode, read_parquet
+from orchestrator.data.episode_format import Episode, read_parquet
+from orchestrator.data.episode_store import commit, put_episode
 from orchestrator.data.manifest import EpisodeEntry, Manifest
-from orchestrator.data.store import commit, put_episode
 from orchestrator.provenance import CHECKOUT
-from orchestrator.storage import open_storage
+from orchestrator.storage.base import open_storage
 from policy.config import ClipShape
-from sim_workers.env import contract
+from sim_workers.envs.robosuite import contract
 
 RECORDED = 5
 LENGTH = 100  # frames
@@ -33,8 +33,8 @@ SHAPE = ClipShape(frames_per_view=9, frame_stride=4, horizon=16)
 
 def record(folder: Path) -> None:
     """RECORDED episodes of Lift, one file each."""
-    from sim_workers.demonstrate import Demonstration, demonstrate
-    from sim_workers.env import SimEnv
+    from sim_workers.demos.recorder import Demonstration, demonstrate
+    from sim_workers.envs.robosuite import SimEnv
 
     env = SimEnv("Lift", CONTRACT)
     for seed in range(RECORDED):

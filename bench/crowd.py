@@ -15,19 +15,19 @@ from typing import Any
 import psutil
 
 from bench.rollout import RULES
-from orchestrator.ledger import Ledger, Portraits
-from orchestrator.score import Score, ScoringJob
-from orchestrator.scorer import Scorer
-from orchestrator.storage import open_storage
+from orchestrator.evaluation.outcome_ledger import Ledger, Portraits
+from orchestrator.evaluation.scorer import Scorer
+from orchestrator.evaluation.scores import Score, ScoringJob
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.servo import cameras
-from sim_workers.balance import Answered
-from sim_workers.pool import RolloutPool
-from sim_workers.rollout import Outcome
-from sim_workers.roster import Worker
-from sim_workers.selftest import Portrait
-from sim_workers.served import Served
-from sim_workers.suite import EpisodeSpec, Suite
-from sim_workers.worker import BEAT_S, Beat, Played, RolloutJob, Said
+from sim_workers.envs.render_check import Portrait
+from sim_workers.rollout.autoscaler import Answered
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.pool import RolloutPool
+from sim_workers.rollout.pool_state import Worker
+from sim_workers.rollout.ray_policy_client import Served
+from sim_workers.rollout.suite import EpisodeSpec, Suite
+from sim_workers.rollout.worker import BEAT_S, Beat, Played, RolloutJob, Said
 
 STAGES = 4
 """Processes in which pretended workers live."""

@@ -18,8 +18,8 @@ import click
 import numpy as np
 
 from bench import harness
-from orchestrator.arms import expand
-from orchestrator.stats import wilson
+from orchestrator.config.arms import expand
+from orchestrator.stats.fixed_sample import wilson
 
 DEMOS, RATIOS, SEEDS = (10, 20, 50, 100, 200), (0.0, 0.5, 1.0, 2.0, 3.0), (0, 1, 2, 3)
 
@@ -37,7 +37,7 @@ def timed(work: Callable[[], object], times: int = 1) -> tuple[float, float]:
 
 def logged(folder: Path, episodes: int) -> str:
     """The tracking store with all of it."""
-    from orchestrator.tracking import SCORE_METRICS, SCORED_STEP, Tracker, outcomes_artifact
+    from orchestrator.tracking.mlflow_writer import SCORE_METRICS, SCORED_STEP, Tracker, outcomes_artifact
 
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     tracker = Tracker(uri, "curve", training="t", protocol="p", steps=100, artifacts=str(folder / "artifacts"))
@@ -59,8 +59,8 @@ def logged(folder: Path, episodes: int) -> str:
 @click.option("--quick", is_flag=True, help="A short look.")
 def main(quick: bool) -> None:
     """Print a table and, last, one line of JSON."""
-    from orchestrator.cluster import quiet
-    from orchestrator.curve import Curve
+    from orchestrator.cluster.ray_runtime import quiet
+    from orchestrator.report.sample_efficiency_curve import Curve
 
     quiet()
     with tempfile.TemporaryDirectory() as name:

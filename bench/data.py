@@ -21,9 +21,9 @@ import click
 
 from bench import codec, corpus, harness, peers
 from bench.child import CONSUMER, FETCHING, RAY, Child, Mark
+from orchestrator.data.episode_store import latest_version, publish
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.store import latest_version, publish
-from orchestrator.storage import open_storage
+from orchestrator.storage.base import open_storage
 from orchestrator.testing import seaweedfs
 
 MIB = 2**20

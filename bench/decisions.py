@@ -5,7 +5,7 @@
 
 Pure statistics, no simulator. Two policies play the same episodes; how hard a scene is, is shared: the logit of an episode's success rate is normal,
 with standard deviation 0 (all alike), 1 or 2. One policy wins 70 % of all episodes, the other 50 %. They are looked at after every 10 episodes and
-end with the anytime-valid verdict of `orchestrator/anytime.py` (95 %, two-sided), or at the number that is fixed in the design beside it:
+end with the anytime-valid verdict of `orchestrator/stats/sequential.py` (95 %, two-sided), or at the number that is fixed in the design beside it:
 
   unknown gap   what has to be fixed by somebody who does not know the gap and wants to see one of 10 points (50 against 60 %) with 80 % power
   known gap     what would do if it were known beforehand that there are 20 points; there the looks end where the anytime test has 80 % power too
@@ -27,7 +27,7 @@ from scipy.special import expit
 from scipy.stats import binom, norm
 
 from bench import harness
-from orchestrator.anytime import log_evidence, log_paired_evidence
+from orchestrator.stats.sequential import log_evidence, log_paired_evidence
 
 Array = npt.NDArray[Any]
 LIMIT = log(20)

@@ -37,10 +37,10 @@ LOOKS, BETWEEN = 5, 8
 
 def draw(folder: Path, profile: str, episodes: int) -> None:
     """In a process of one driver: write its name, its pictures and how its episodes ended."""
-    from sim_workers.backends import make_env
-    from sim_workers.render import driver
-    from sim_workers.rollout import run_episode
-    from sim_workers.suite import Rules, Suite
+    from sim_workers.envs.registry import make_env
+    from sim_workers.envs.render import driver
+    from sim_workers.rollout.episode import run_episode
+    from sim_workers.rollout.suite import Rules, Suite
 
     env, rules = make_env("Lift", cameras(profile)), Rules(horizon=96, settle=0)
     pictures, ends = [], []

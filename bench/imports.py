@@ -25,11 +25,11 @@ import zarr
 
 from bench import corpus, harness
 from bench.child import Child
-from orchestrator.data.episodes import Episode, encode
-from orchestrator.data.export import export
-from orchestrator.data.sources.source import Reading, open_source
-from orchestrator.data.store import load_manifest, put_episode
-from orchestrator.storage import open_storage
+from orchestrator.data.episode_format import Episode, encode
+from orchestrator.data.episode_store import load_manifest, put_episode
+from orchestrator.data.exporters.lerobot_v3 import export
+from orchestrator.data.importers.base import Reading, open_source
+from orchestrator.storage.base import open_storage
 
 HZ = corpus.CONTRACT.control_hz
 READINGS = {

@@ -23,21 +23,21 @@ import click
 import psutil
 
 from bench import harness
-from orchestrator import metrics
+from orchestrator import prometheus as metrics
 from orchestrator.cost import Spending, of_outcome
-from orchestrator.ledger import Ledger
-from orchestrator.score import Score, ScoringJob
-from orchestrator.scorer import Scorer
-from orchestrator.storage import Storage, open_storage
+from orchestrator.evaluation.outcome_ledger import Ledger
+from orchestrator.evaluation.scorer import Scorer
+from orchestrator.evaluation.scores import Score, ScoringJob
+from orchestrator.storage.base import Storage, open_storage
 from orchestrator.testing.rollout_pool import FakeRolloutPool
 from orchestrator.testing.seaweedfs import BUCKET, NoServerError, started
 from orchestrator.testing.servo import cameras
 from policy.interface import Contract
-from sim_workers.rollout import Outcome
-from sim_workers.sources import InProcess
-from sim_workers.suite import Rules, Suite
-from sim_workers.video import Filmed
-from sim_workers.worker import RolloutJob
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.policy_clients import InProcess
+from sim_workers.rollout.rollout_video import Filmed
+from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.worker import RolloutJob
 
 EPISODES = 50  # of a checkpoint
 SLICE = 4  # checkpoints

@@ -25,11 +25,11 @@ from bench.crowd import to_a_thousand
 from bench.rollout import RULES, BareLoops
 from orchestrator.testing.policy_server import FakePolicyServer
 from orchestrator.testing.servo import cameras, servo
-from sim_workers.pool import RolloutPool
-from sim_workers.rollout import Outcome
-from sim_workers.served import Served
-from sim_workers.suite import EpisodeSpec, Suite
-from sim_workers.worker import RolloutJob
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.pool import RolloutPool
+from sim_workers.rollout.ray_policy_client import Served
+from sim_workers.rollout.suite import EpisodeSpec, Suite
+from sim_workers.rollout.worker import RolloutJob
 
 SITE = "bench-site"
 NODE_CPUS = 2
@@ -151,7 +151,7 @@ def main(quick: bool) -> None:
     """Print the tables and, last, one line of JSON."""
     import ray
 
-    from orchestrator.cluster import ENVIRONMENT, quiet
+    from orchestrator.cluster.ray_runtime import ENVIRONMENT, quiet
 
     quiet()
     os.environ |= ENVIRONMENT | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.getcwd()}

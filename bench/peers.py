@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.corpus import CAMERAS, SHAPE
-from orchestrator.data import stream
+from orchestrator.data import clip_stream as stream
+from orchestrator.data.clip_sampler import Draw, Order
 from orchestrator.data.clips import shown_frames
-from orchestrator.data.episodes import decode
+from orchestrator.data.episode_format import decode
+from orchestrator.data.episode_store import fetch, load_manifest
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.order import Draw, Order
-from orchestrator.data.store import fetch, load_manifest
 from orchestrator.data.subset import choose
-from orchestrator.storage import open_storage
+from orchestrator.storage.base import open_storage
 
 BATCH = 16  # clips
 WARM_UP = 8  # batches before anything is counted
@@ -58,7 +58,7 @@ def _counted(made: Iterator[Any], mark: Marker, warm_up: int, batches: int) -> N
 def join(mark: Marker, environment: dict[str, str], idle_s: float) -> None:
     """Start Ray as a training worker finds it; between two marks, nobody does anything."""
     os.environ.update(environment)
-    from orchestrator.cluster import connect, quiet
+    from orchestrator.cluster.ray_runtime import connect, quiet
 
     quiet()
     connect()
@@ -71,7 +71,7 @@ def join(mark: Marker, environment: dict[str, str], idle_s: float) -> None:
 
 
 def pipeline(mark: Marker, uri: str, batches: int) -> None:
-    """What orchestrator/train.py reads, as tensors."""
+    """What orchestrator/training/ray_train.py reads, as tensors."""
     import torch
 
     manifest = load_manifest(open_storage(uri))
@@ -178,7 +178,7 @@ def epochs(mark: Marker, uri: str, object_store: int, count: int) -> int:
 
     import ray
 
-    from orchestrator.cluster import ENVIRONMENT
+    from orchestrator.cluster.ray_runtime import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
     ray.init(object_store_memory=object_store, logging_level="ERROR", log_to_driver=False, include_dashboard=False)

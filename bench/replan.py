@@ -3,7 +3,7 @@
     python -m bench.replan               about five minutes
     python -m bench.replan --quick       within a minute: two rounds
 
-Through `policy.serve.TrainedPolicy.act`, as rollouts ask it, for 1 and 16 observations at once, the rungs by turns. Random weights: time does
+Through `policy.inference.TrainedPolicy.act`, as rollouts ask it, for 1 and 16 observations at once, the rungs by turns. Random weights: time does
 not depend on them. On a CPU the times are CPU time of the one thread. Where there is a GPU: `svd-256` on it, too, by the wall clock.
 """
 
@@ -23,13 +23,13 @@ from diffusers import AutoencoderKLTemporalDecoder
 from bench import harness
 from policy.checkpoint import Card, save
 from policy.config import PolicyConfig, SamplerConfig
+from policy.feature_stats import Stats
+from policy.inference import TrainedPolicy
 from policy.interface import Contract, Observation
-from policy.latents import VaeLatents
+from policy.latent_codec import VaeLatents
 from policy.model import VideoActionModel
 from policy.presets import PRESETS
-from policy.serve import TrainedPolicy
-from policy.stats import Stats
-from sim_workers.env import contract
+from sim_workers.envs.robosuite import contract
 
 ASKED = (1, 16)
 SLICE_S = 1.0  # of answers of one rung, one after another

@@ -17,7 +17,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from sim_workers.selftest import processor_name
+from sim_workers.envs.render_check import processor_name
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER / "README.md"

@@ -27,8 +27,8 @@ from bench import harness
 from orchestrator.testing.policy_server import FakePolicyServer
 from orchestrator.testing.servo import CAMERA, CHUNK, SIZE, cameras, servo
 from policy.interface import Observation
-from sim_workers.rollout import Outcome, run_episode
-from sim_workers.suite import EpisodeSpec, Rules
+from sim_workers.rollout.episode import Outcome, run_episode
+from sim_workers.rollout.suite import EpisodeSpec, Rules
 
 WORKERS = min(2, os.cpu_count() or 1)
 RULES = Rules(horizon=96, settle=0)
@@ -89,7 +89,7 @@ def _usual(render_profile: str) -> Any:
     import gymnasium
     from gymnasium.spaces import Box, Dict
 
-    from sim_workers.render import PROFILES, build_context, choose_backend
+    from sim_workers.envs.render import PROFILES, build_context, choose_backend
 
     choose_backend()
     import robosuite
@@ -167,8 +167,8 @@ class BareLoops:
 
 def _bare(end: Connection, render_profile: str, fast_control: bool, rebuilt: bool) -> None:
     """rebuilt: model and GL context are made anew for every episode, as robosuite does unless told otherwise. It then draws other cubes."""
-    from sim_workers.env import SimEnv
-    from sim_workers.render import PROFILES, build_context
+    from sim_workers.envs.render import PROFILES, build_context
+    from sim_workers.envs.robosuite import SimEnv
 
     class Rebuilt(SimEnv):
         def reset(self, seed: int) -> None:
@@ -188,14 +188,14 @@ class Pool:
     def __init__(self, render_profile: str, workers: int = WORKERS) -> None:
         import ray
 
-        from sim_workers.pool import RolloutPool
-        from sim_workers.served import Served
+        from sim_workers.rollout.pool import RolloutPool
+        from sim_workers.rollout.ray_policy_client import Served
 
         self._contract, self._server = cameras(render_profile), ray.remote(FakePolicyServer).options(num_cpus=0).remote(servo)
         self._pool, self._source = RolloutPool(workers, num_cpus=0.1), Served((self._server,), "servo")
 
     def play(self, seeds: Sequence[int]) -> Results:
-        from sim_workers.worker import RolloutJob
+        from sim_workers.rollout.worker import RolloutJob
 
         for seed in seeds:
             self._pool.submit(RolloutJob(spec(seed), RULES, self._contract, self._source))
@@ -270,7 +270,7 @@ Slices = dict[str, dict[int, Slice]]
 @click.option("--quick", is_flag=True, help="A short look.")
 def main(quick: bool) -> None:
     """Print the table and, last, one line of JSON."""
-    from orchestrator.cluster import connect, quiet
+    from orchestrator.cluster.ray_runtime import connect, quiet
 
     quiet()
     connect()

@@ -18,11 +18,11 @@ from typing import Any
 import click
 
 from bench import harness
-from orchestrator.spec import Sweep
+from orchestrator.config.sweep_config import Sweep
 from orchestrator.testing.episodes import make_episode_store
+from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.outcomes import SuccessRate, success_rate
 from orchestrator.testing.players import FakePlayers
-from orchestrator.testing.trainer import FakeTrainer
 
 DEMOS = (2, 4, 8, 16, 32, 64, 96, 128)
 RATIOS = (0, 1, 3)
@@ -45,7 +45,7 @@ def a_sweep(folder: Path, store: str, name: str, search: Any, demos: tuple[int, 
 
 def run(sweep: Sweep, arm_s: float, model: SuccessRate = success_rate) -> tuple[int, str, float, float]:
     """Episodes played, the best arm by its final score, seconds on the clock and of the driver's processor while arms were trained."""
-    from orchestrator import sweep as engine
+    from orchestrator.sweep import run as engine
 
     spent: list[float] = []
 
@@ -94,7 +94,7 @@ def upside_down(demos: float, ratio: float, step: int, steps: int) -> float:
 @click.option("--quick", is_flag=True, help="A short look.")
 def main(quick: bool) -> None:
     """Print a table and, last, one line of JSON."""
-    from orchestrator.cluster import connect, quiet
+    from orchestrator.cluster.ray_runtime import connect, quiet
 
     quiet()
     connect()

@@ -18,11 +18,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import harness
-from policy.action import ActionUNet
+from policy.action_unet import ActionUNet
 from policy.adaptor import Adaptor
 from policy.config import PolicyConfig
 from policy.presets import PRESETS
-from policy.video import VideoModel
+from policy.video_unet import VideoModel
 
 ACTION_DIM = 7
 

@@ -37,10 +37,10 @@ def train_in_blocks(pipe: Connection, store: str, block: int, steps: int, keep: 
 
     import torch
 
-    from orchestrator.arms import Arm
-    from orchestrator.data import stream
-    from orchestrator.loop import ArmJob, train
-    from orchestrator.sections import Train
+    from orchestrator.config.arms import Arm
+    from orchestrator.config.schema import Train
+    from orchestrator.data import clip_stream as stream
+    from orchestrator.training.loop import ArmJob, train
     from policy.presets import PRESETS
 
     torch.set_num_threads(1)
@@ -65,10 +65,10 @@ class Scoring:
 
     def __init__(self, checkpoint: str) -> None:
         os.sched_setaffinity(0, os.sched_getaffinity(0) - {min(os.sched_getaffinity(0))})  # whatever Ray starts inherits it
-        from orchestrator.cluster import connect, quiet
-        from orchestrator.evaluate import policy_servers
-        from sim_workers.pool import RolloutPool
-        from sim_workers.served import Served
+        from orchestrator.cluster.ray_runtime import connect, quiet
+        from orchestrator.sweep.eval_scheduler import policy_servers
+        from sim_workers.rollout.pool import RolloutPool
+        from sim_workers.rollout.ray_policy_client import Served
 
         quiet()
         connect()
@@ -79,8 +79,8 @@ class Scoring:
         self._thread.start()
 
     def _play(self) -> None:
-        from sim_workers.suite import EpisodeSpec, Rules
-        from sim_workers.worker import RolloutJob
+        from sim_workers.rollout.suite import EpisodeSpec, Rules
+        from sim_workers.rollout.worker import RolloutJob
 
         seed, policy = 0, cameras("fast")
         while not self._closing:
@@ -114,7 +114,7 @@ class Scoring:
 @click.option("--quick", is_flag=True, help="A short look.")
 def main(quick: bool) -> None:
     """Print a table and, last, one line of JSON."""
-    from orchestrator.loop import PROGRESS_REPORTS
+    from orchestrator.training.loop import PROGRESS_REPORTS
 
     rounds, block = PROGRESS_REPORTS // 2 - 1, QUICK_BLOCK if quick else BLOCK
     with tempfile.TemporaryDirectory() as name:

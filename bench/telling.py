@@ -27,10 +27,10 @@ def step_s(store: str, steps: int) -> float:
     """CPU seconds of an optimiser step at the quickstart's size, on one thread; the first ones load the model."""
     import torch
 
-    from orchestrator.arms import Arm
-    from orchestrator.data import stream
-    from orchestrator.loop import ArmJob, train
-    from orchestrator.sections import Train
+    from orchestrator.config.arms import Arm
+    from orchestrator.config.schema import Train
+    from orchestrator.data import clip_stream as stream
+    from orchestrator.training.loop import ArmJob, train
     from policy.presets import PRESETS
 
     torch.set_num_threads(1)
@@ -48,13 +48,13 @@ def step_s(store: str, steps: int) -> float:
 
 def told(folder: Path, store: str, reports: int) -> tuple[list[float], float, float]:
     """Seconds that each report took whoever made it; CPU seconds of the telling thread per report, and per arm for all else it is told."""
-    from orchestrator import teller
+    from orchestrator.config.sweep_config import Sweep
+    from orchestrator.evaluation.scores import Score
     from orchestrator.provenance import digest
-    from orchestrator.score import Score
-    from orchestrator.spec import Sweep
-    from orchestrator.state import SweepState
-    from orchestrator.views import CONSUMED, LOSSES, Views
-    from sim_workers.rollout import Outcome
+    from orchestrator.sweep.state import SweepState
+    from orchestrator.sweep.tracking_publisher import CONSUMED, LOSSES, Views
+    from orchestrator.tracking import outbox_relay as teller
+    from sim_workers.rollout.episode import Outcome
 
     asked = {
         "name": "telling",
@@ -107,8 +107,8 @@ def told(folder: Path, store: str, reports: int) -> tuple[list[float], float, fl
 @click.option("--quick", is_flag=True, help="A short look.")
 def main(quick: bool) -> None:
     """Print a table and, last, one line of JSON."""
-    from orchestrator.cluster import quiet
-    from orchestrator.loop import PROGRESS_REPORTS
+    from orchestrator.cluster.ray_runtime import quiet
+    from orchestrator.training.loop import PROGRESS_REPORTS
 
     quiet()
     with tempfile.TemporaryDirectory() as name:

@@ -26,23 +26,23 @@ import torch
 
 from bench import corpus, harness
 from bench.turns import Cost, Pause, by_turns, ratio
-from orchestrator.arms import Arm
-from orchestrator.cluster import connect, quiet
-from orchestrator.data import stream
-from orchestrator.data.episodes import Episode
+from orchestrator.cluster.ray_runtime import connect, quiet
+from orchestrator.config.arms import Arm
+from orchestrator.config.schema import Train
+from orchestrator.data import clip_stream as stream
+from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
+from orchestrator.data.episode_format import Episode
+from orchestrator.data.episode_store import commit, load_manifest, put_episode
 from orchestrator.data.manifest import EpisodeEntry
-from orchestrator.data.order import CLIPS_PER_VISIT, POOL_VISITS
-from orchestrator.data.store import commit, load_manifest, put_episode
-from orchestrator.loop import PROGRESS_REPORTS, ArmJob, train
-from orchestrator.sections import Train
-from orchestrator.storage import open_storage
+from orchestrator.storage.base import open_storage
+from orchestrator.training.loop import PROGRESS_REPORTS, ArmJob, train
 from policy.batch import Batch, Counts
 from policy.config import Objective, PolicyConfig, Recipe
 from policy.interface import Contract
 from policy.model import FeatureCache, VideoActionModel
 from policy.presets import PRESETS
 from policy.trainer import Trainer
-from sim_workers.env import contract
+from sim_workers.envs.robosuite import contract
 
 BATCH = 16  # clips
 IN_MEMORY = 8  # batches

@@ -5,7 +5,7 @@
 What is LeRobot's: the files, their names and keys, and what they mean. What is not: the network, an MLP of type "waypoint_mlp" that nobody
 trained. `write` makes it in closed form, from `examples/waypoints.py`, so that there is something to load without a download. For a real one
 keep `ForeignPolicy` and put the library's own class in the place of `Mlp`: say, `ACTPolicy.from_pretrained(folder)`, in a process of the
-environment that has LeRobot installed, behind `policy.remote.serve`.
+environment that has LeRobot installed, behind `policy.http_policy.serve`.
 
 What every such adaptor has to settle, because no file says it: which camera and which proprioceptive value each feature was, in which unit, and
 what an action does. Here they are those of `CONTRACT`.
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from examples.waypoints import LOW, STEPS, waypoint
 from policy.interface import ActionChunk, Observation
-from sim_workers.env import contract
+from sim_workers.envs.robosuite import contract
 
 CONTRACT = contract((), (64, 64), "fast")
 HIDDEN, EXAMPLES = 512, 20_000

@@ -5,7 +5,7 @@
 Each rate is of 24 tasks x 50 episodes. The papers share no episodes, so the test is Fisher's exact one, corrected for three comparisons (Holm).
 """
 
-from orchestrator.stats import holm, unpaired_p_value, verdict, wilson
+from orchestrator.stats.fixed_sample import holm, unpaired_p_value, verdict, wilson
 
 EPISODES = 24 * 50
 OURS, MORE, BASELINE, AGAIN = "50 demos", "300 demos", "DP-VLA, the best baseline", "300 demos, checkpoint run again by others"

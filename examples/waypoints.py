@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from policy.interface import ActionChunk, Contract, Observation
-from sim_workers.env import contract
+from sim_workers.envs.robosuite import contract
 
 MIDDLE = np.array([0.0, 0.0])  # of the table (m)
 LOW = 0.825  # the fingers around the cube (m)

@@ -10,7 +10,7 @@ import time
 
 import click
 
-from orchestrator.cli import answers_mistakes
+from orchestrator.cli.main import answers_mistakes
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,15 +32,15 @@ def main(task: str, episodes: int, store: str, cameras: str, image_size: int, re
     python -m jobs.collect --task Lift --episodes 100 --store data/lift
     python -m jobs.collect --episodes 500 --store s3://robot-data/lift --cameras agentview,robot0_eye_in_hand
     """
-    from orchestrator.cluster import connect, quiet
-    from orchestrator.collect import collect, missing
-    from orchestrator.progress import progress_bar
-    from orchestrator.spec import SweepError
-    from orchestrator.storage import open_storage
-    from sim_workers.backends import unknown_views
-    from sim_workers.demonstrate import Demonstration
-    from sim_workers.env import contract
-    from sim_workers.experts import EXPERTS
+    from orchestrator.cli.progress import progress_bar
+    from orchestrator.cluster.ray_runtime import connect, quiet
+    from orchestrator.config.sweep_config import SweepError
+    from orchestrator.data.collect_demos import collect, missing
+    from orchestrator.storage.base import open_storage
+    from sim_workers.demos.experts import EXPERTS
+    from sim_workers.demos.recorder import Demonstration
+    from sim_workers.envs.registry import unknown_views
+    from sim_workers.envs.robosuite import contract
 
     mistakes = []
     if task not in EXPERTS:

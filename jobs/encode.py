@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli import answers_mistakes
+from orchestrator.cli.main import answers_mistakes
 
 WEIGHTS = "~/.cache/demoscale/weights"
 
@@ -34,15 +34,15 @@ def main(store: str, weights: str, text: str | None, preset: str, version: int |
     """
     import torch
 
-    from orchestrator.data.episodes import EpisodeError
-    from orchestrator.data.latents import Kept, keep_latents, keep_sentences, publish_index
-    from orchestrator.data.store import load_manifest
-    from orchestrator.progress import progress_bar
-    from orchestrator.storage import open_storage
-    from orchestrator.weights import fetch_weights
-    from policy.latents import latent_codec
+    from orchestrator.checkpoints.pretrained_weights import fetch_weights
+    from orchestrator.cli.progress import progress_bar
+    from orchestrator.data.episode_format import EpisodeError
+    from orchestrator.data.episode_store import load_manifest
+    from orchestrator.data.latent_cache import Kept, keep_latents, keep_sentences, publish_index
+    from orchestrator.storage.base import open_storage
+    from policy.latent_codec import latent_codec
     from policy.presets import PRESETS
-    from policy.text import OPENCLIP, sentence_encoder
+    from policy.text_encoder import OPENCLIP, sentence_encoder
     from policy.weights import TEXT, local_folder, weights_fingerprint
 
     began, kept_here = time.monotonic(), Path(downloads).expanduser()

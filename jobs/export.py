@@ -12,14 +12,14 @@ from typing import Any
 
 import click
 
-from orchestrator.cli import answers_mistakes
+from orchestrator.cli.main import answers_mistakes
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 
 
 @answers_mistakes
 def _print_contract(context: click.Context, _parameter: Any, export: str | None) -> None:
-    from orchestrator.data.export import contract_of_export
+    from orchestrator.data.exporters.lerobot_v3 import contract_of_export
 
     if export:
         click.echo(json.dumps(contract_of_export(export).to_json(), indent=1))
@@ -60,10 +60,10 @@ def main(store: str, dst: str, layout: str, labelled_only: bool, train_mask: boo
     python -m jobs.export data/lift lift.hdf5 --format robomimic
     python -m jobs.export --contract-of lift.hdf5
     """
-    from orchestrator.data.export import LEROBOT, ROBOMIMIC, export, exportable, named
-    from orchestrator.data.store import load_manifest
-    from orchestrator.progress import progress_bar
-    from orchestrator.storage import open_storage
+    from orchestrator.cli.progress import progress_bar
+    from orchestrator.data.episode_store import load_manifest
+    from orchestrator.data.exporters.lerobot_v3 import LEROBOT, ROBOMIMIC, export, exportable, named
+    from orchestrator.storage.base import open_storage
 
     _check(dst, layout, train_mask)
     began = time.monotonic()
@@ -73,7 +73,7 @@ def main(store: str, dst: str, layout: str, labelled_only: bool, train_mask: boo
     if layout == "lerobot":
         written = export(storage, manifest.contract, entries, Path(dst))
     else:
-        from orchestrator.data.export_robomimic import export_robomimic
+        from orchestrator.data.exporters.robomimic import export_robomimic
 
         written = export_robomimic(storage, manifest.contract, entries, Path(dst), train_mask)
     with closing(written), progress_bar("exporting") as progress:  # closing: what is unfinished is removed however this ends

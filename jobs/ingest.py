@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli import answers_mistakes
+from orchestrator.cli.main import answers_mistakes
 
 if TYPE_CHECKING:
-    from orchestrator.data.sources.source import Item, Source
+    from orchestrator.data.importers.base import Item, Source
 
 SHEET = 24  # episodes whose first pictures are shown
 
@@ -77,11 +77,11 @@ def main(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, **s
     python -m jobs.ingest bags data/pick --hz 10 --task pick --instruction "pick it up" --proprio /joint_states --action /command
     python -m jobs.ingest films data/lift --cameras agentview --resample-hz 20  action-free, beside demonstrations
     """
-    from orchestrator.cluster import connect, quiet
-    from orchestrator.data.sources.source import Reading, open_source
-    from orchestrator.ingest import LeftOut, adopted, ingest, memory_mib, missing
-    from orchestrator.progress import progress_bar
-    from orchestrator.storage import open_storage
+    from orchestrator.cli.progress import progress_bar
+    from orchestrator.cluster.ray_runtime import connect, quiet
+    from orchestrator.data.import_episodes import LeftOut, adopted, ingest, memory_mib, missing
+    from orchestrator.data.importers.base import Reading, open_source
+    from orchestrator.storage.base import open_storage
 
     began = time.monotonic()
     storage = open_storage(dst)
@@ -154,7 +154,7 @@ def _lengths(items: "list[Item]") -> str:
 
 
 def _write_sheet(source: "Source", path: Path) -> None:
-    from orchestrator.data.sheet import contact_sheet
+    from orchestrator.data.contact_sheet import contact_sheet
 
     usable = [item for item in source.items if not item.problem]
     pictures = [(f"{item.name}, {camera or 'film'}", p) for item in usable[:SHEET] for camera, p in source.first_pictures(item).items()]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli import answers_mistakes
+from orchestrator.cli.main import answers_mistakes
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,12 +30,12 @@ def main(store: str, out: str, preset: str, steps: int, batch_size: int, learnin
     python -m jobs.pretrain data/pretrain --out policy/pretrained/tiny
     python -m jobs.pretrain s3://robot-data/kitchen --out weights/kitchen --steps 50000
     """
-    from orchestrator.cluster import connect, quiet, resources
-    from orchestrator.placement import Placement
-    from orchestrator.pretrain import pretrain, ship
-    from orchestrator.progress import progress_bar
-    from orchestrator.sections import Train
-    from orchestrator.spec import SweepError
+    from orchestrator.cli.progress import progress_bar
+    from orchestrator.cluster.placement import Placement
+    from orchestrator.cluster.ray_runtime import connect, quiet, resources
+    from orchestrator.config.schema import Train
+    from orchestrator.config.sweep_config import SweepError
+    from orchestrator.training.pretraining import pretrain, ship
     from policy.presets import policy_config
 
     if (Path(out) / "unet").exists():

@@ -3,7 +3,7 @@
 python -m jobs.score http://127.0.0.1:8000 --task Lift --episodes 20
 """
 
-from orchestrator.cli_score import score
+from orchestrator.cli.score_command import score
 
 if __name__ == "__main__":
     score()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.mistakes import answers_mistakes
+from orchestrator.cli.mistakes import answers_mistakes
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,10 +28,10 @@ def main(policy: str, host: str, port: int, device: str, rung: str, join: bool, 
     \b
     python -m jobs.serve --policy examples.waypoints:make
     """
-    from orchestrator.spec import SweepError
+    from orchestrator.config.sweep_config import SweepError
+    from policy.http_policy import TOKEN, RemoteError, make_server
     from policy.interface import Policy
-    from policy.remote import TOKEN, RemoteError, make_server
-    from sim_workers.sources import Named
+    from sim_workers.rollout.policy_clients import Named
 
     token = os.environ.get(token_env or TOKEN, "").strip()
     if token_env and not token:
@@ -40,7 +40,7 @@ def main(policy: str, host: str, port: int, device: str, rung: str, join: bool, 
         )
     acting: Policy
     if Path(policy).is_dir():
-        from policy.serve import TrainedPolicy
+        from policy.inference import TrainedPolicy
 
         acting = TrainedPolicy(Path(policy), device, rung)
     else:

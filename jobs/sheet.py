@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli import answers_mistakes
+from orchestrator.cli.main import answers_mistakes
 
 LABEL = 16  # pixels high
 
@@ -30,10 +30,10 @@ def main(task: str, shifts: tuple[str, ...], cameras: str, seed: int, image_size
     """
     from PIL import Image, ImageDraw
 
-    from orchestrator.spec import SweepError
-    from sim_workers.backends import contract_of, make_env, refusal, unknown_views
-    from sim_workers.suite import SHIFTS, VARIANTS
-    from sim_workers.tasks import TASKS
+    from orchestrator.config.sweep_config import SweepError
+    from sim_workers.envs.registry import contract_of, make_env, refusal, unknown_views
+    from sim_workers.envs.tasks import TASKS
+    from sim_workers.rollout.suite import SHIFTS, VARIANTS
 
     if task not in TASKS:
         raise SweepError("jobs.sheet", [f"--task: unknown task {task}; known are {', '.join(TASKS)}"])

@@ -4,7 +4,7 @@ a job, ends it in good order.
 python -m jobs.sweep jobs/quickstart.yaml
 """
 
-from orchestrator.cli import run
+from orchestrator.cli.main import run
 
 if __name__ == "__main__":
     run()

@@ -3,19 +3,19 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.curve import Curve
-    from orchestrator.spec import Sweep
+    from orchestrator.api import Sweep
+    from orchestrator.report.sample_efficiency_curve import Curve
 
 __all__ = ["Curve", "Sweep"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "Sweep":
-        from orchestrator.spec import Sweep
+        from orchestrator.api import Sweep
 
         return Sweep
     if name == "Curve":
-        from orchestrator.curve import Curve
+        from orchestrator.report.sample_efficiency_curve import Curve
 
         return Curve
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

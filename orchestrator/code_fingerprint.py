@@ -30,11 +30,17 @@ class Code:
         return iter(import_closure(self.roots, self.within))
 
 
-SIMULATING_CODE = Code(("sim_workers/worker.py",), ("policy/", "sim_workers/"))
+SIMULATING_CODE = Code(("sim_workers/rollout/worker.py",), ("policy/", "sim_workers/"))
 """What plays an episode with any policy: the simulator, the rules, and how a policy is asked. Policies know of it only their interface."""
-SCORING_CODE = Code(("sim_workers/worker.py", "sim_workers/served.py", "orchestrator/server.py", "policy/serve.py"), ("policy/", "sim_workers/"))
+SCORING_CODE = Code(
+    ("sim_workers/rollout/worker.py", "sim_workers/rollout/ray_policy_client.py", "orchestrator/evaluation/policy_server.py", "policy/inference.py"),
+    ("policy/", "sim_workers/"),
+)
 """What plays an episode with a checkpoint: besides, the policy server's batches, the networks, the sampler, and what loads weights."""
-TRAINING_CODE = Code(("orchestrator/loop.py", "orchestrator/train.py", "orchestrator/weights.py"), ("policy/", "orchestrator/data/"))
+TRAINING_CODE = Code(
+    ("orchestrator/training/loop.py", "orchestrator/training/ray_train.py", "orchestrator/checkpoints/pretrained_weights.py"),
+    ("policy/", "orchestrator/data/"),
+)
 """What turns stored episodes into a policy. Importers and exporters of episodes, simulators and servers are no part of it: episodes count by
 content."""
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from orchestrator.notes import read_notes
-from orchestrator.sections import Budget, Prices
-from orchestrator.storage import Storage, StorageError, claim
-from sim_workers.rollout import Outcome
+from orchestrator.config.schema import Budget, Prices
+from orchestrator.storage.base import Storage, StorageError, claim
+from orchestrator.storage.notes import read_notes
+from sim_workers.rollout.episode import Outcome
 
 IDLE_S = 30.0
 """Seconds between two writes of an account to which nothing is added: its wall-clock time still grows."""

@@ -3,8 +3,9 @@
 import errno
 import re
 
-from orchestrator.storage import NoObject, StorageError
-from orchestrator.tracking import TrackingError
+from orchestrator.storage.base import NoObject, StorageError
+from orchestrator.tracking.mlflow_writer import TrackingError
+from policy.errors import DemoscaleError
 from sim_workers.checkout import CodeChangedError
 
 EXIT_CODE = 75
@@ -24,8 +25,10 @@ SIGNS = (
 """What a trace of a training run shows of such a failure, and how it is said; empty: by the group, or by the line that shows it."""
 
 
-class InfrastructureError(Exception):
+class InfrastructureError(DemoscaleError):
     """One sentence: what failed under the sweep. Everything finished is kept, and the same command goes on."""
+
+    exit_code = EXIT_CODE
 
 
 def cause_in(trace: str) -> str:

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from orchestrator.storage import Bucket, StorageError, open_storage
+from orchestrator.storage.base import Bucket, StorageError, open_storage
 from sim_workers.checkout import CHECKOUT as CHECKOUT
 
 COMMIT = "DEMOSCALE_COMMIT"  # set in the environment of a copy of the checkout that was sent somewhere without its history

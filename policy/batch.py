@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from policy.loss import mean_over_workers
+from policy.losses import mean_over_workers
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class Batch:
     """Training clips on the model's device."""
 
     frames: Tensor
-    """(B, V, K, H, W, 3) uint8 pictures, or (B, V, K, S, h, w) float16 latents as `policy.latents` keeps them."""
+    """(B, V, K, H, W, 3) uint8 pictures, or (B, V, K, S, h, w) float16 latents as `policy.latent_codec` keeps them."""
     proprio: Tensor
     """(B, P) normalised, at the first frame."""
     actions: Tensor

@@ -23,12 +23,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from policy.baseline import DiffusionPolicy
 from policy.config import PolicyConfig
+from policy.diffusion_policy import DiffusionPolicy
+from policy.errors import DemoscaleError
+from policy.feature_stats import Stats
 from policy.interface import Contract
-from policy.latents import VaeLatents
+from policy.latent_codec import VaeLatents
 from policy.model import VideoActionModel
-from policy.stats import Stats
 from policy.untrusted import printable, read_json
 from policy.weights import WeightsError
 
@@ -39,7 +40,7 @@ UNET, UNET_WEIGHTS = "video.unet.", "unet/diffusion_pytorch_model.safetensors"
 Model = VideoActionModel | DiffusionPolicy
 
 
-class CheckpointError(Exception):
+class CheckpointError(DemoscaleError):
     """One sentence: which checkpoint, what is wrong with it, and the mend."""
 
 

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from policy.errors import DemoscaleError
 
-class NotFiniteError(Exception):
+
+class NotFiniteError(DemoscaleError):
     """One sentence: which loss, gradient or weight is not finite, at which step of training, and the fix. Training again gives the same."""
 
 

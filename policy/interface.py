@@ -56,7 +56,7 @@ class ActionChunk:
     actions: (T, A) float32 in the units the simulator takes (robosuite OSC_POSE: each dimension in [-1, 1]).
 
     ValueError, one sentence, for a chunk without a step and for an `execute` outside 1 to T. Values that are not finite are refused where
-    an answer is received (`policy.wire`) and where an action is carried out (`sim_workers.faults`).
+    an answer is received (`policy.http_protocol`) and where an action is carried out (`sim_workers.rollout.divergence`).
     """
 
     actions: npt.NDArray[np.float32]
@@ -93,7 +93,7 @@ class Contract:
     image_size: tuple[int, int]
     """(H, W) in pixels, the same for every camera."""
     render_profile: str
-    """Name of the rendering quality the pictures were made with, `sim_workers.render.PROFILES`."""
+    """Name of the rendering quality the pictures were made with, `sim_workers.envs.render.PROFILES`."""
     proprio: tuple[str, ...]
     """One name per proprioceptive value, in order."""
     action: tuple[str, ...]

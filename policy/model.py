@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from policy.action_head import ActionHead
 from policy.adaptor import Adaptor
 from policy.batch import BLOCK, Batch, Counts, Losses, blocks
 from policy.config import Objective, PolicyConfig, SamplerConfig
-from policy.head import ActionHead
+from policy.edm import draw_sigma, euler_step, guided, karras_sigmas, unit_noise
 from policy.interface import Contract
-from policy.latents import latent_codec
-from policy.loss import masked_mean, per_clip_error
-from policy.noise import draw_sigma, euler_step, guided, karras_sigmas, unit_noise
-from policy.text import sentence_encoder
-from policy.video import VideoModel
+from policy.latent_codec import latent_codec
+from policy.losses import masked_mean, per_clip_error
+from policy.text_encoder import sentence_encoder
+from policy.video_unet import VideoModel
 
 
 class FeatureCache:

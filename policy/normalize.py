@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy.stats import CONSTANT, Stats
+from policy.feature_stats import CONSTANT, Stats
 
 
 class Normalizer:

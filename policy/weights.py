@@ -16,6 +16,7 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from policy.errors import DemoscaleError
 from policy.untrusted import read_json
 
 VIDEO = ("unet", "vae")
@@ -48,7 +49,7 @@ _WEIGHTS = (
 )
 
 
-class WeightsError(Exception):
+class WeightsError(DemoscaleError):
     """One sentence: which weights, what is wrong, and the mend."""
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from policy.errors import DemoscaleError
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = ("orchestrator", "policy", "sim_workers")
 """Folders of the checkout whose modules the processes of a run import."""
@@ -20,8 +22,10 @@ MOST_NAMED = 3
 _imported: dict[str, tuple[str, str]] = {}  # by the place of a module's file: what it is called in `Files`, and its hash when first seen
 
 
-class CodeChangedError(Exception):
+class CodeChangedError(DemoscaleError):
     """One sentence: which files differ from those that the run began with, and what to do."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
 
 
 def content_hash(data: bytes) -> str:

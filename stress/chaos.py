@@ -32,7 +32,7 @@ def rows(place: Place, sealed: bool) -> Iterator[dict[str, Any]]:
     """Every finished episode of the sealed ledgers, or of the parts they were made from, without who played it, when and how fast."""
     import pyarrow.parquet as pq
 
-    from orchestrator.storage import open_storage
+    from orchestrator.storage.base import open_storage
 
     storage = open_storage(place.storage)
     for key in storage.list("outcomes/"):
@@ -44,7 +44,7 @@ def rows(place: Place, sealed: bool) -> Iterator[dict[str, Any]]:
 
 def checkpoints(place: Place) -> dict[tuple[str, int], str]:
     """Fingerprints of what was trained, by arm and step."""
-    from orchestrator.state import SweepState
+    from orchestrator.sweep.state import SweepState
 
     state = SweepState.named("chaos", place.storage)
     return {(arm.name, step): told["checkpoint"] for arm_id, arm in state.arms().items() for step, told in state.checkpoints(arm_id).items()}

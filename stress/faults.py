@@ -19,12 +19,12 @@ from typing import Any
 import click
 import psutil
 
-from orchestrator.server import PolicyServer
+from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.testing.checkpoints import make_checkpoint
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.processes import titled_processes
-from sim_workers.rollout import Outcome
-from sim_workers.suite import Rules, Suite
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.suite import Rules, Suite
 
 WORKERS, KILL_EVERY_S = 2, 10.0
 
@@ -63,9 +63,9 @@ def play(suite: Suite, checkpoint: str, killer: Killer | None = None) -> tuple[l
     """Every outcome that came, and which workers were replaced."""
     import ray
 
-    from sim_workers.pool import RolloutPool
-    from sim_workers.served import Served
-    from sim_workers.worker import RolloutJob
+    from sim_workers.rollout.pool import RolloutPool
+    from sim_workers.rollout.ray_policy_client import Served
+    from sim_workers.rollout.worker import RolloutJob
 
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
     server = ray.remote(PolicyServer).options(**options).remote(1, "cpu")
@@ -89,7 +89,7 @@ def play(suite: Suite, checkpoint: str, killer: Killer | None = None) -> tuple[l
 @click.option("--quick", is_flag=True, help="A short look.")
 def main(quick: bool) -> None:
     """Print what was killed and, last, one line of JSON."""
-    from orchestrator.cluster import connect, quiet
+    from orchestrator.cluster.ray_runtime import connect, quiet
 
     quiet()
     connect()

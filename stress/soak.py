@@ -14,7 +14,7 @@ import click
 from orchestrator.testing.policy_server import FakePolicyServer
 from orchestrator.testing.processes import titled_processes
 from orchestrator.testing.servo import cameras, servo
-from sim_workers.suite import EpisodeSpec, Rules
+from sim_workers.rollout.suite import EpisodeSpec, Rules
 
 WORKERS = 2
 RULES = Rules(horizon=20, settle=0)
@@ -27,10 +27,10 @@ def main(quick: bool) -> None:
     """Print a line every so often and, last, one line of JSON."""
     import ray
 
-    from orchestrator.cluster import connect, quiet
-    from sim_workers.pool import RolloutPool
-    from sim_workers.served import Served
-    from sim_workers.worker import RolloutJob
+    from orchestrator.cluster.ray_runtime import connect, quiet
+    from sim_workers.rollout.pool import RolloutPool
+    from sim_workers.rollout.ray_policy_client import Served
+    from sim_workers.rollout.worker import RolloutJob
 
     quiet()
     connect()

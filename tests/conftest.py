@@ -15,10 +15,10 @@ from hypothesis import settings
 
 from browser import MISSING, chromium
 from fault_proxy import FaultProxy, fault_proxy
-from orchestrator.storage import Storage, StorageSettings, _client, open_storage
+from orchestrator.storage.base import Storage, StorageSettings, _client, open_storage
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.testing.seaweedfs import BUCKET, NoServerError, make_bucket, started
-from sim_workers.libero import LiberoMissingError, require_libero
+from sim_workers.envs.libero import LiberoMissingError, require_libero
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 LEROBOT = CHECKOUT / ".venv-lerobot"
@@ -94,7 +94,7 @@ def ray_cluster(s3: str) -> Iterator[None]:
     """Ray on this machine, for the tests that talk to it from this process; its workers inherit the way to the S3 server."""
     import ray
 
-    from orchestrator.cluster import connect
+    from orchestrator.cluster.ray_runtime import connect
 
     connect()
     yield

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from orchestrator.page import Film
-from orchestrator.stats import wilson
+from orchestrator.stats.fixed_sample import wilson
+from orchestrator.tracking.rollout_videos import RolloutVideo
 
 COUNTS, SEEDS, TASKS, EPISODES = (10, 30, 100, 300), (0, 1, 2), ("Lift", "PickPlaceCan"), 25
 LINES = {
@@ -106,7 +106,7 @@ def bare() -> dict[str, Any]:
     }
 
 
-def films(mp4: bytes) -> list[Film]:
+def films(mp4: bytes) -> list[RolloutVideo]:
     """A success and a failure of both tasks."""
     arm = "demos-100_ratio-1_seed-0"
     return [

@@ -8,7 +8,7 @@ import numpy as np
 from orchestrator.testing.checkpoints import make_observation
 from orchestrator.testing.episodes import CONTRACT
 from policy.interface import Imagination, Observation
-from sim_workers.video import Film
+from sim_workers.rollout.rollout_video import Film
 
 
 class Stage:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.data.sources.source import Reading, Source, SourceError, open_source
+from orchestrator.data.importers.base import Reading, Source, SourceError, open_source
 from recordings import CAMERAS, HZ, INSTRUCTION, VECTORS, Recorded, load
 
 # -- HDF5 -----------------------------------------------------------------------------------------------------------------------

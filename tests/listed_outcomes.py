@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from orchestrator.decide import Rule, blocks
+from orchestrator.evaluation.sequential_rule import Rule, blocks
 from orchestrator.testing.outcomes import make_outcome
-from sim_workers.rollout import Outcome
-from sim_workers.suite import Rules, Suite
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.suite import Rules, Suite
 
 SUITE = Suite(("Lift", "Stack"), 50, Rules(100))
 LISTED = SUITE.episode_list()

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.arms import Arm
+from orchestrator.config.arms import Arm
 from orchestrator.cost import Cost
-from orchestrator.curve import Curve
-from orchestrator.tracked import CLIPS, ScoredArm
+from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.tracking.mlflow_reader import CLIPS, ScoredArm
 from policy.config import PolicyKind
 
 DEMOS, SEEDS, EPISODES = (10, 20, 40, 80), (0, 1, 2), 100

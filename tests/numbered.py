@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.data.episodes import Episode, decode
-from orchestrator.data.sources.source import Reading, Source, open_source
-from orchestrator.data.store import commit, fetch, load_manifest
-from orchestrator.ingest import Importer, LeftOut, adopted, missing
-from orchestrator.storage import open_storage
+from orchestrator.data.episode_format import Episode, decode
+from orchestrator.data.episode_store import commit, fetch, load_manifest
+from orchestrator.data.import_episodes import Importer, LeftOut, adopted, missing
+from orchestrator.data.importers.base import Reading, Source, open_source
+from orchestrator.storage.base import open_storage
 
 BITS = 8
 

@@ -11,12 +11,14 @@ sys.path.insert(0, os.getcwd())
 STEP_S = 0.05
 
 if __name__ == "__main__":
-    from orchestrator import cli, staging, submitted
+    from orchestrator.cli import main as cli
+    from orchestrator.cluster import code_bundle as staging
+    from orchestrator.cluster import submission as submitted
 
     if sys.argv[1] == "sweep":  # what runs on the cluster, in place of jobs/sweep.py
-        import orchestrator.sweep as engine
+        import orchestrator.sweep.run as engine
+        from orchestrator.testing.fake_trainer import FakeTrainer
         from orchestrator.testing.players import FakePlayers
-        from orchestrator.testing.trainer import FakeTrainer
 
         class PretendedRun(engine.SweepRun):
             def __init__(self, *args: object, **kwargs: object) -> None:

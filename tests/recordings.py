@@ -37,8 +37,8 @@ def record(folder: Path, episodes: int = 3) -> None:
     """Play Lift with the scripted expert under robosuite's recorder, gather demo.hdf5 with robosuite's own script, then render the
     recorded states. Leaves `demo.hdf5` and `episodes.npz`. In a process of its own: a simulator is one per process.
     """
-    from sim_workers.experts import expert_for
-    from sim_workers.render import PROFILES, apply_profile, choose_backend
+    from sim_workers.demos.experts import expert_for
+    from sim_workers.envs.render import PROFILES, apply_profile, choose_backend
 
     choose_backend()
     import robosuite

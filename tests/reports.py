@@ -15,15 +15,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from orchestrator.loop import CONSUMED
+from orchestrator.config.sweep_config import Sweep
+from orchestrator.evaluation.scores import Score
 from orchestrator.provenance import digest
-from orchestrator.score import Score
-from orchestrator.spec import Sweep
-from orchestrator.state import SweepState
-from orchestrator.teller import DEFAULT_OUTBOX, OutboxSettings
-from orchestrator.tracking import ARM, CHECKPOINT, EXPERIMENT, SCORE_METRICS, SCORED_STEP, SWEEP, client, tagged
-from orchestrator.views import LOSSES, Views
-from sim_workers.rollout import Outcome
+from orchestrator.sweep.state import SweepState
+from orchestrator.sweep.tracking_publisher import LOSSES, Views
+from orchestrator.tracking.mlflow_writer import ARM, CHECKPOINT, EXPERIMENT, SCORE_METRICS, SCORED_STEP, SWEEP, client, tagged
+from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
+from orchestrator.training.loop import CONSUMED
+from sim_workers.rollout.episode import Outcome
 
 EPISODES = 4
 SCORED = (*SCORE_METRICS, "success_once_rate", "success_at_end_rate", "decided_early", SCORED_STEP)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.score import Score, ScoringJob
-from sim_workers.rollout import Outcome
-from sim_workers.video import Filmed
+from orchestrator.evaluation.scores import Score, ScoringJob
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.rollout_video import Filmed
 
 
 class Heard:

@@ -6,13 +6,13 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.evaluate import Players
-from orchestrator.spec import Sweep
-from orchestrator.sweep import SweepRun
-from orchestrator.teller import DEFAULT_OUTBOX, OutboxSettings
+from orchestrator.config.sweep_config import Sweep
+from orchestrator.sweep.eval_scheduler import Players
+from orchestrator.sweep.ray_tune import Fit
+from orchestrator.sweep.run import SweepRun
+from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.players import FakePlayers
-from orchestrator.testing.trainer import FakeTrainer
-from orchestrator.trials import Fit
+from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
 
 TRAINER, PLAYERS = FakeTrainer(0.01), FakePlayers()
 

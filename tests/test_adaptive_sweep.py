@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.state import SweepState
-from orchestrator.stats import wilson
-from orchestrator.testing.trainer import FakeTrainer
-from orchestrator.tracked import read_sweep
-from orchestrator.tracking import client
+from orchestrator.planning.plan import make_plan
+from orchestrator.stats.fixed_sample import wilson
+from orchestrator.sweep.state import SweepState
+from orchestrator.testing.fake_trainer import FakeTrainer
+from orchestrator.tracking.mlflow_reader import read_sweep
+from orchestrator.tracking.mlflow_writer import client
 from sweep_runs import Run, ledger, sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -22,7 +23,7 @@ def test_scores_end_when_enough_is_known_and_the_same_sweep_without_the_rule_pla
     """The arms' true rates are 0.02 to 0.11. MLflow keeps the scores of the two rules apart, each with its own curve."""
     suite = {"tasks": ["Lift"], "episodes": 40, "horizon": 50, "decide": {"threshold": 0.5, "look_every": 5}}
     decided = sweep(folder, store, suite=suite)
-    assert "at most 480, at most" in str(decided.plan())
+    assert "at most 480, at most" in str(make_plan(decided))
     done = Run(decided)()
     first = ledger(folder)
     scores = {(arm.name, step): score for arm in done.run.board.arms.values() for step, score in arm.scores.items()}

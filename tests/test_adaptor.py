@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from policy.action import ActionUNet
+from policy.action_unet import ActionUNet
 from policy.adaptor import Adaptor
 from policy.config import AdaptorConfig, BranchStage, TrunkStage
 from policy.presets import PRESETS

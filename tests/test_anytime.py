@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import beta
 
-from orchestrator.anytime import (
+from orchestrator.stats.fixed_sample import wilson
+from orchestrator.stats.sequential import (
     INTERVAL_PRIOR,
     PAIRED_PRIOR,
     PairedEvidence,
@@ -18,7 +19,6 @@ from orchestrator.anytime import (
     log_paired_evidence,
     side_of,
 )
-from orchestrator.stats import wilson
 
 RUNS, LONGEST = 2000, 500
 COUNTS = st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))

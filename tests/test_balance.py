@@ -2,8 +2,8 @@
 
 import pytest
 
-from orchestrator.placement import Placement
-from sim_workers.balance import BUSY, Answered, Balance
+from orchestrator.cluster.placement import Placement
+from sim_workers.rollout.autoscaler import BUSY, Answered, Balance
 
 
 def balance(workers: int, sim_s: float, wait_s: float, answer_s: float, busy: float) -> Balance:

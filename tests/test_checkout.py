@@ -14,31 +14,31 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import loop
-from orchestrator.arms import Arm
-from orchestrator.data import stream
+from orchestrator.config.arms import Arm
+from orchestrator.config.schema import Train
+from orchestrator.data import clip_stream as stream
+from orchestrator.evaluation.policy_server import PolicyServer
+from orchestrator.evaluation.scorer import Scorer
+from orchestrator.evaluation.scores import ScoringJob
 from orchestrator.infrastructure import cause_in, cause_of
-from orchestrator.loop import ArmJob
-from orchestrator.score import ScoringJob
-from orchestrator.scorer import Scorer
-from orchestrator.sections import Train
-from orchestrator.server import PolicyServer
-from orchestrator.storage import open_storage
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.checkpoints import make_checkpoint, make_observation
 from orchestrator.testing.episodes import CONTRACT, make_episode_store
 from orchestrator.testing.outcomes import FakePolicy
 from orchestrator.testing.rollout_pool import FakeRolloutPool
-from orchestrator.train import _raise_what_trying_again_would_not_mend
+from orchestrator.training import loop
+from orchestrator.training.loop import ArmJob
+from orchestrator.training.ray_train import _raise_what_trying_again_would_not_mend
 from policy.interface import Contract
 from policy.presets import PRESETS
 from sim_workers.checkout import CHECKOUT, PACKAGES, CodeChangedError, check_imported, file_hashes
-from sim_workers.rollout import Outcome
-from sim_workers.sources import InProcess
-from sim_workers.suite import Rules, Suite
-from sim_workers.worker import Outdated, RolloutJob, RolloutWorker
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.policy_clients import InProcess
+from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.worker import Outdated, RolloutJob, RolloutWorker
 
-SENTENCE = "the checkout was edited while the run was in progress (sim_workers/worker.py); start the same command again"
-EDITED = file_hashes() | {"sim_workers/worker.py": "another"}
+SENTENCE = "the checkout was edited while the run was in progress (sim_workers/rollout/worker.py); start the same command again"
+EDITED = file_hashes() | {"sim_workers/rollout/worker.py": "another"}
 SUITE = Suite(("Lift",), 1, Rules(5))
 
 
@@ -52,15 +52,17 @@ def test_only_what_was_imported_counts() -> None:
 
 
 def test_a_file_that_the_driver_did_not_know_counts() -> None:
-    known = {file: told for file, told in file_hashes().items() if file != "sim_workers/worker.py"}
-    with pytest.raises(CodeChangedError, match=r"sim_workers/worker\.py"):
+    known = {file: told for file, told in file_hashes().items() if file != "sim_workers/rollout/worker.py"}
+    with pytest.raises(CodeChangedError, match=r"sim_workers/rollout/worker\.py"):
         check_imported(known)
 
 
 def test_a_process_of_an_edited_checkout_names_the_file_and_one_of_another_place_does_not(tmp_path: Path) -> None:
     for package in PACKAGES:
         shutil.copytree(CHECKOUT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "pretrained"))
-    program = "import sys, json; from sim_workers.checkout import *; import sim_workers.tasks; check_imported(json.loads(sys.argv[1])); print('same')"
+    program = (
+        "import sys, json; from sim_workers.checkout import *; import sim_workers.envs.tasks; check_imported(json.loads(sys.argv[1])); print('same')"
+    )
 
     def process() -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -68,9 +70,9 @@ def test_a_process_of_an_edited_checkout_names_the_file_and_one_of_another_place
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     assert process().stdout == "same\n", "a submitted job runs a copy of the checkout"
-    tasks = tmp_path / "sim_workers/tasks.py"
+    tasks = tmp_path / "sim_workers/envs/tasks.py"
     tasks.write_text(tasks.read_text().replace("lift the red cube", "LIFT THE RED CUBE"))
-    assert "in progress (sim_workers/tasks.py); start" in process().stderr
+    assert "in progress (sim_workers/envs/tasks.py); start" in process().stderr
 
 
 def test_it_is_cheap() -> None:
@@ -141,12 +143,12 @@ def test_a_scorer_whose_processes_refuse_ends_without_an_outcome(tmp_path: Path)
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_pool_raises_what_its_process_says() -> None:
-    from sim_workers.pool import RolloutPool
+    from sim_workers.rollout.pool import RolloutPool
 
     pool = RolloutPool(1, num_cpus=0.1, code=EDITED)
     pool.submit(RolloutJob(SUITE.episode_list()[0], SUITE.rules, CONTRACT, FakePolicy("uri", (), 1)))
     try:
-        with pytest.raises(CodeChangedError, match=r"sim_workers/worker\.py"):
+        with pytest.raises(CodeChangedError, match=r"sim_workers/rollout/worker\.py"):
             list(pool.results())
     finally:
         pool.close()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint_cache import kept
-from orchestrator.checkpoints import fetch
+from orchestrator.checkpoints.node_cache import kept
+from orchestrator.checkpoints.reader import fetch
 from policy.checkpoint import CheckpointError, fingerprint
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from conftest import CHECKOUT, run
 from imported_packages import HEAVY, imported_packages
-from orchestrator.cli_common import ctrl_c
+from orchestrator.cli.common import ctrl_c
 
 
 @pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["score", "--help"], ["plan", "jobs/quickstart.yaml"]])
@@ -64,7 +64,7 @@ def test_doctor_finds_this_machine_ready() -> None:
 
 
 def test_doctor_notices_a_room_that_comes_from_somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator import doctor
+    from orchestrator.cli import doctor
 
     (tmp_path / "policy.py").write_text("")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])

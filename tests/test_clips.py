@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator.data.clips import cut, shown_frames, stack
-from orchestrator.data.episodes import decode, encode
+from orchestrator.data.episode_format import decode, encode
 from orchestrator.testing.episodes import CONTRACT, make_episode
 from policy.config import ClipShape
 

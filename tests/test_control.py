@@ -12,7 +12,7 @@ WANDER = """
 import json, sys
 import numpy as np
 from orchestrator.testing.control import flatten_observations, make_robosuite, physics_state, random_actions, reset_scene
-from sim_workers.control import FastStep
+from sim_workers.envs.fast_control import FastStep
 
 task, steps = sys.argv[1], int(sys.argv[2])
 env = make_robosuite(task)
@@ -65,7 +65,7 @@ DEMONSTRATE = """
 import json, sys
 import numpy as np
 from orchestrator.testing.control import TracedEnv
-from sim_workers.demonstrate import Demonstration
+from sim_workers.demos.recorder import Demonstration
 env = TracedEnv(sys.argv[1])
 answers = {}
 for seed in json.loads(sys.argv[2]):
@@ -92,7 +92,7 @@ ODD = """
 import json
 import numpy as np
 from orchestrator.testing.control import flatten_observations, make_robosuite, physics_state, random_actions, reset_scene
-from sim_workers.control import FastStep
+from sim_workers.envs.fast_control import FastStep
 from robosuite.controllers import load_composite_controller_config
 from robosuite.utils.observables import create_deterministic_corrupter
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.data.episodes import EpisodeError
+from orchestrator.data.clip_sampler import Order
+from orchestrator.data.clip_stream import _Fetch, _Need, _Pace
+from orchestrator.data.episode_format import EpisodeError
+from orchestrator.data.episode_store import check_all, commit, load_manifest, put_episode
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.order import Order
-from orchestrator.data.store import check_all, commit, load_manifest, put_episode
-from orchestrator.data.stream import _Fetch, _Need, _Pace
-from orchestrator.storage import open_storage
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode
 from sim_workers.checkout import file_hashes
 

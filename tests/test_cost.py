@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CHECKOUT
+from orchestrator.config.schema import Budget, Prices
 from orchestrator.cost import Cost, Spending, added, exceeded, of_outcome
-from orchestrator.meter import Meter
-from orchestrator.sections import Budget, Prices
-from orchestrator.storage import Storage, StorageError, open_storage
-from sim_workers.rollout import Outcome
-from sim_workers.suite import EpisodeSpec
+from orchestrator.storage.base import Storage, StorageError, open_storage
+from orchestrator.training.worker_usage import Meter
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.suite import EpisodeSpec
 
 # Whole seconds: sums of them are exact in whichever order they are made.
 SECONDS, COUNTS = st.integers(0, 10**9).map(float), st.integers(0, 10**12)
@@ -219,7 +219,7 @@ def test_a_storage_that_fails_for_a_while_loses_nothing(tmp_path: Path, monkeypa
 SPENDER = """
 import sys, time
 from orchestrator.cost import Cost, Spending
-from orchestrator.storage import open_storage
+from orchestrator.storage.base import open_storage
 spending = Spending(open_storage(sys.argv[1]), "lift", "killed")
 while True:
     spending.add("a", Cost(episodes=1))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from orchestrator.credentials import credentials_in, redacted, shown
-from orchestrator.tracking_errors import redacted as in_one_line
+from orchestrator.redaction import credentials_in, redacted, shown
+from orchestrator.tracking.tracking_errors import redacted as in_one_line
 
 
 @pytest.mark.parametrize(

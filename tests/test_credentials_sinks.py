@@ -24,27 +24,27 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from conftest import CHECKOUT
-from orchestrator.cli import main
+from orchestrator.cli.main import main
+from orchestrator.cli.mistakes import answers_mistakes
+from orchestrator.cluster.preflight import unfit_arguments, unfit_sweep
+from orchestrator.cluster.ray_jobs import Job
+from orchestrator.cluster.submission import ended
+from orchestrator.config.sweep_config import Sweep, SweepError, load_suite
 from orchestrator.cost import Spending
-from orchestrator.credentials import redacted, redacted_in
-from orchestrator.elsewhere import unfit_arguments, unfit_sweep
-from orchestrator.ledger import Ledger
-from orchestrator.mistakes import answers_mistakes
-from orchestrator.pulse import Pulse
-from orchestrator.search import Listed
-from orchestrator.spec import Sweep, SweepError, load_suite
-from orchestrator.state import SweepState
-from orchestrator.storage import StorageError
-from orchestrator.submit import Job
-from orchestrator.submitted import ended
-from orchestrator.sweep import SweepRun
-from orchestrator.teller import OutboxSettings
+from orchestrator.evaluation.outcome_ledger import Ledger
+from orchestrator.redaction import redacted, redacted_in
+from orchestrator.storage.base import StorageError
+from orchestrator.sweep.arm_search import Listed
+from orchestrator.sweep.heartbeat import Pulse
+from orchestrator.sweep.run import SweepRun
+from orchestrator.sweep.state import SweepState
+from orchestrator.sweep.tracking_publisher import Views
+from orchestrator.sweep.train_scheduler import Training
 from orchestrator.testing.outcomes import make_outcome
-from orchestrator.tracking_errors import redacted as short
-from orchestrator.training import Training
-from orchestrator.views import Views
+from orchestrator.tracking.outbox_relay import OutboxSettings
+from orchestrator.tracking.tracking_errors import redacted as short
+from policy.http_policy import TOKEN, RemoteError, RemotePolicy, make_server
 from policy.interface import ActionChunk, Contract, Observation
-from policy.remote import TOKEN, RemoteError, RemotePolicy, make_server
 from reports import a_sweep
 
 SECRET = "hunter2"
@@ -121,7 +121,7 @@ def test_the_live_status_holds_no_secrets(state: SweepState, monkeypatch: pytest
 def test_a_damaged_episode_is_set_aside_without_secrets(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
     damaged = state.manifest.select([state.subset(state.sweep.largest()).demos[0]])[0]
     whole = iter([[(damaged, SAID)], []])
-    monkeypatch.setattr("orchestrator.state.check_all", lambda *_: next(whole))
+    monkeypatch.setattr("orchestrator.sweep.state.check_all", lambda *_: next(whole))
     assert state.without_damaged(lambda *_: None).quarantined == {damaged.episode_id: LEFT}
     assert files_with(Path(state.storage.uri), SECRET) == []
 
@@ -142,7 +142,7 @@ def test_what_a_run_says_holds_no_secrets(state: SweepState) -> None:
 
 
 def test_mlflow_is_told_no_secrets(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.views.environment", lambda: {"python": SAID, "platform": "p", "packages": {}})
+    monkeypatch.setattr("orchestrator.sweep.tracking_publisher.environment", lambda: {"python": SAID, "platform": "p", "packages": {}})
     lines = list[str]()
     views = Views(replace(state, quarantined={"episode_0": SAID}), lines.append, settings=OutboxSettings(patience_s=60))
     assert views.finish(done=True) == ""
@@ -159,7 +159,7 @@ def test_a_job_s_last_words_hold_no_secrets() -> None:
 
 UNCAUGHT = """
 import threading, sys
-from orchestrator.mistakes import answers_mistakes
+from orchestrator.cli.mistakes import answers_mistakes
 @answers_mistakes
 def command():
     thread = threading.Thread(target=fail, args=("in a thread",), name="helper")

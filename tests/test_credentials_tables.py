@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from orchestrator.credentials import credentials_in, redacted
+from orchestrator.redaction import credentials_in, redacted
 
 LETTERS = "aB3dE5fG7hI9jK1lM2nO4pQ6rS8tU0vW2xY4zA6b"
 
@@ -199,7 +199,7 @@ INNOCENT = [
     "https://***@host/?token=***",
     '{"password": "***"}',
     "AssertionError: assert 1 == 2 and a.b:c == d",
-    'File "/work/policy/remote.py", line 12, in act',
+    'File "/work/policy/http_policy.py", line 12, in act',
     "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----",
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI me",
     "100%|####| 50/50 [00:10<00:00, 4.8it/s]",

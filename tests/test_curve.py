@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from markupsafe import escape
 
 from made_curves import beside_a_baseline, scored, several
-from orchestrator import report
-from orchestrator.anytime import PairedEvidence, anytime_interval
-from orchestrator.arms import Arm
-from orchestrator.cli import _print_curve, main
-from orchestrator.curve import Curve
-from orchestrator.page import page
-from orchestrator.picture import apart
-from orchestrator.tracked import CLIPS, ScoredArm, read_sweep
-from orchestrator.tracking import ARM, SCORE_METRICS, SCORED_STEP, Tracker, outcomes_artifact
+from orchestrator.cli.main import _print_curve, main
+from orchestrator.config.arms import Arm
+from orchestrator.report import summary as report
+from orchestrator.report.html import page
+from orchestrator.report.matplotlib_plot import apart
+from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.stats.sequential import PairedEvidence, anytime_interval
+from orchestrator.tracking.mlflow_reader import CLIPS, ScoredArm, read_sweep
+from orchestrator.tracking.mlflow_writer import ARM, SCORE_METRICS, SCORED_STEP, Tracker, outcomes_artifact
 
 
 def test_points_pool_replicates_and_keep_their_denominators() -> None:

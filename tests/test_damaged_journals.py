@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.spool import Journal, journals
-from orchestrator.teller import Teller
+from orchestrator.tracking.outbox import Journal, journals
+from orchestrator.tracking.outbox_relay import Teller
 
 
 class FakeTracker:

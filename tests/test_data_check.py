@@ -18,11 +18,11 @@ from click.testing import CliRunner, Result
 from matplotlib.image import imread
 
 from conftest import CHECKOUT
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.data.check import KINDS, Limits, best_lag, check, gray
-from orchestrator.data.episodes import Episode
-from orchestrator.data.store import commit, load_manifest, put_episode
-from orchestrator.storage import open_storage
+from orchestrator.data.episode_format import Episode
+from orchestrator.data.episode_store import commit, load_manifest, put_episode
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CAMERA, CONTRACT
 
 SIDE = "sideview"

@@ -18,12 +18,12 @@ from matplotlib.image import imread
 
 from conftest import CHECKOUT, run
 from imported_packages import HEAVY, imported_packages
-from orchestrator.cli import main
-from orchestrator.data.episodes import Episode
+from orchestrator.cli.main import main
+from orchestrator.data.episode_format import Episode
+from orchestrator.data.episode_store import commit, load_manifest, put_episode
 from orchestrator.data.manifest import EpisodeEntry
-from orchestrator.data.report import grouped
-from orchestrator.data.store import commit, load_manifest, put_episode
-from orchestrator.storage import Storage, open_storage
+from orchestrator.data.store_summary import grouped
+from orchestrator.storage.base import Storage, open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode
 
 FOLDER_AND_S3 = pytest.mark.parametrize("storage", ["folder", "moto"], indirect=True)

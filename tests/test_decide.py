@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listed_outcomes import ABOVE, AGAINST, CUT, LISTED, SUITE, played
-from orchestrator.anytime import anytime_interval
-from orchestrator.arms import expand, is_reference, reference_of
-from orchestrator.decide import Rule, Verdict, beginning, blocks, decide, to_play
-from orchestrator.spec import Sweep
-from sim_workers.rollout import Outcome
+from orchestrator.config.arms import expand, is_reference, reference_of
+from orchestrator.config.sweep_config import Sweep
+from orchestrator.evaluation.sequential_rule import Rule, Verdict, beginning, blocks, decide, to_play
+from orchestrator.stats.sequential import anytime_interval
+from sim_workers.rollout.episode import Outcome
 
 
 def test_blocks_are_the_list_in_its_order_with_as_many_episodes_of_every_task() -> None:

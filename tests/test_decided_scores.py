@@ -10,20 +10,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from listed_outcomes import ABOVE, AGAINST, CUT, SUITE, played
-from orchestrator.anytime import anytime_interval
-from orchestrator.decide import Rule, beginning, decide
-from orchestrator.ledger import Ledger, scores
-from orchestrator.score import Score, ScoringJob
-from orchestrator.scorer import Scorer
-from orchestrator.stats import wilson
-from orchestrator.storage import open_storage
+from orchestrator.evaluation.outcome_ledger import Ledger, scores
+from orchestrator.evaluation.scorer import Scorer
+from orchestrator.evaluation.scores import Score, ScoringJob
+from orchestrator.evaluation.sequential_rule import Rule, beginning, decide
+from orchestrator.stats.fixed_sample import wilson
+from orchestrator.stats.sequential import anytime_interval
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.outcomes import make_error
 from orchestrator.testing.rollout_pool import FakeRolloutPool
-from sim_workers.rollout import Outcome
-from sim_workers.sources import InProcess
-from sim_workers.suite import EpisodeSpec
-from sim_workers.worker import RolloutJob
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.policy_clients import InProcess
+from sim_workers.rollout.suite import EpisodeSpec
+from sim_workers.rollout.worker import RolloutJob
 
 
 def shuffled(rates: dict[str, float], seed: int = 0, cursed: EpisodeSpec | None = None, paused: bool = False) -> FakeRolloutPool:

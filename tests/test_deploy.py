@@ -20,11 +20,11 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
-from orchestrator.cluster import ROLE
-from orchestrator.data.stream import FETCH_CPUS
-from orchestrator.placement import Placement
-from orchestrator.plan import planned_arms
-from orchestrator.spec import Sweep
+from orchestrator.cluster.placement import Placement
+from orchestrator.cluster.ray_runtime import ROLE
+from orchestrator.config.sweep_config import Sweep
+from orchestrator.data.clip_stream import FETCH_CPUS
+from orchestrator.planning.plan import planned_arms
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DEPLOY = CHECKOUT / "deploy"
@@ -192,7 +192,7 @@ class TestImage:
         first, *lines = [line for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if not line.startswith("#")]
         allowed = {line.removeprefix("!") for line in lines if line.startswith("!")}
         assert first == "*"
-        assert {package.partition(".")[0] for package in PROJECT["tool"]["setuptools"]["packages"]} < allowed
+        assert {name.rstrip("*") for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]} < allowed
         assert {"pyproject.toml", "deploy/requirements.txt", "deploy/requirements-build.txt", "deploy/ray-start.sh"} < allowed
         assert not allowed & {"data", "runs", ".git", "deploy", "."}
 
@@ -285,8 +285,8 @@ class TestSizes:
 
 SET_APART = """
 import ray
-from orchestrator.cluster import ENVIRONMENT, ROLE, nodes_of
-from sim_workers.pool import RolloutPool
+from orchestrator.cluster.ray_runtime import ENVIRONMENT, ROLE, nodes_of
+from sim_workers.rollout.pool import RolloutPool
 
 ray.init(address="local", num_cpus=2, labels={ROLE: "rollouts"}, include_dashboard=False, log_to_driver=False)
 assert nodes_of("rollouts", CPU=2) == {ROLE: "rollouts"}

@@ -183,7 +183,7 @@ class TestRolesOnAws:
         assert worker["ManagedPolicyArns"] == [{"Ref": "BucketPolicy"}]
         assert "Policies" not in worker
         statements = ROLES["BucketPolicy"]["Properties"]["PolicyDocument"]["Statement"]
-        called = set(re.findall(r'_call\(\s*"(\w+)"', (CHECKOUT / "orchestrator/storage.py").read_text()))
+        called = set(re.findall(r'_call\(\s*"(\w+)"', (CHECKOUT / "orchestrator/storage/base.py").read_text()))
         assert called
         assert {action for one in statements for action in flat(one["Action"])} == {CALLS[call] for call in called}
         bucket = "arn:${AWS::Partition}:s3:::${Bucket}"

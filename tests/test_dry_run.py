@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from bags import raw, ros2
 from numbered import numbered, write_film
-from orchestrator.data.sources.source import Reading, SourceError, open_source
-from orchestrator.ingest import Importer, LeftOut, missing
-from orchestrator.storage import open_storage
+from orchestrator.data.import_episodes import Importer, LeftOut, missing
+from orchestrator.data.importers.base import Reading, SourceError, open_source
+from orchestrator.storage.base import open_storage
 
 VECTORS = (("robot0_eef_pos", 3), ("robot0_eef_quat", 4), ("robot0_gripper_qpos", 2))
 

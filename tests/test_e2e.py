@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from conftest import CHECKOUT, run
-from orchestrator.data.store import load_manifest
+from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.subset import choose
-from orchestrator.ledger import Ledger
-from orchestrator.storage import open_storage
+from orchestrator.evaluation.outcome_ledger import Ledger
+from orchestrator.storage.base import open_storage
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim]
 

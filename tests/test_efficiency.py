@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.efficiency import area, demos_to_reach, estimated, worth
+from orchestrator.stats.sample_efficiency import area, demos_to_reach, estimated, worth
 
 COUNTS = np.array([10.0, 20.0, 40.0, 80.0])
 rising = st.lists(st.floats(0.01, 0.99), min_size=4, max_size=4, unique=True).map(lambda rates: np.array(sorted(rates)))

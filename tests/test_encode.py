@@ -11,20 +11,29 @@ from click.testing import CliRunner, Result
 
 from backbones import SENTENCE_DIM, svd_config, svd_folder
 from jobs.encode import main
-from orchestrator.data import stream
+from orchestrator.data import clip_stream as stream
+from orchestrator.data.clip_sampler import Order
 from orchestrator.data.clips import cut, stack
-from orchestrator.data.episodes import EpisodeError, decode
-from orchestrator.data.latents import Kept, has_latents, keep_latents, keep_sentences, kept_sentences, latent_entries, picture_bytes, publish_index
+from orchestrator.data.episode_format import EpisodeError, decode
+from orchestrator.data.episode_store import commit, fetch, load_manifest, put_episode
+from orchestrator.data.latent_cache import (
+    Kept,
+    has_latents,
+    keep_latents,
+    keep_sentences,
+    kept_sentences,
+    latent_entries,
+    picture_bytes,
+    publish_index,
+)
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.order import Order
-from orchestrator.data.store import commit, fetch, load_manifest, put_episode
-from orchestrator.storage import Storage, open_storage
+from orchestrator.storage.base import Storage, open_storage
 from orchestrator.testing.episodes import CAMERA, make_episode
 from policy.config import ClipShape
-from policy.latents import VaeLatents, latent_codec
+from policy.latent_codec import VaeLatents, latent_codec
 from policy.presets import PRESETS
-from policy.text import OpenClipText, sentence_encoder
-from sim_workers.env import contract
+from policy.text_encoder import OpenClipText, sentence_encoder
+from sim_workers.envs.robosuite import contract
 
 SIZE = 32
 CONTRACT = contract((CAMERA,), (SIZE, SIZE), "fast")

@@ -15,22 +15,22 @@ import pandas as pd
 import pytest
 
 from conftest import CHECKOUT
-from orchestrator.cli_status import _now, _summary
+from orchestrator.cli.status_commands import _now, _summary
+from orchestrator.config.sweep_config import Sweep, SweepError
 from orchestrator.cost import Spending
-from orchestrator.spec import Sweep, SweepError
-from orchestrator.state import SweepState
-from orchestrator.sweep import UnfinishedError
-from orchestrator.teller import OutboxSettings
+from orchestrator.sweep.run import UnfinishedError
+from orchestrator.sweep.state import SweepState
+from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.outcomes import FakePolicy, success_rate
-from orchestrator.testing.trainer import FakeTrainer
+from orchestrator.tracking.outbox_relay import OutboxSettings
 from sweep_runs import Run, ledger, sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 def test_a_grid_is_trained_and_scored_whole_its_curve_is_the_truth_and_mlflow_can_be_made_anew(folder: Path, store: str) -> None:
-    from orchestrator.curve import Curve
-    from orchestrator.views import republish
+    from orchestrator.report.sample_efficiency_curve import Curve
+    from orchestrator.sweep.tracking_publisher import republish
 
     done = Run(sweep(folder, store))()
     assert set(done.states.values()) == {"scored"}

@@ -10,9 +10,9 @@ import pytest
 
 from conftest import run
 from orchestrator.data.clips import cut
-from orchestrator.data.episodes import EpisodeError, decode, encode
-from orchestrator.data.store import commit, fetch, latest_version, load_manifest, put_episode
-from orchestrator.storage import Storage, open_storage
+from orchestrator.data.episode_format import EpisodeError, decode, encode
+from orchestrator.data.episode_store import commit, fetch, latest_version, load_manifest, put_episode
+from orchestrator.storage.base import Storage, open_storage
 from orchestrator.testing.episodes import CAMERA, CONTRACT, make_episode
 from policy.config import ClipShape
 
@@ -125,7 +125,8 @@ def test_other_conventions_are_refused_in_words(storage: Storage) -> None:
 def test_a_process_that_reads_a_manifest_and_ends_at_once_ends_well(tmp_path: Path) -> None:
     store = open_storage(str(tmp_path / "store"))
     commit(store, CONTRACT, [put_episode(store, make_episode(), 20.0)])
-    code = "import sys; from orchestrator.data.store import load_manifest as l; from orchestrator.storage import open_storage as o; l(o(sys.argv[1]))"
+    code = "import sys; from orchestrator.data.episode_store import load_manifest as l; "
+    code += "from orchestrator.storage.base import open_storage as o; l(o(sys.argv[1]))"
     assert [run("-c", code, store.uri).returncode for _ in range(8)] == [0] * 8
 
 

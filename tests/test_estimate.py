@@ -10,13 +10,14 @@ import yaml
 
 from conftest import run
 from imported_packages import HEAVY, imported_packages
-from orchestrator.calibrate import calibrate
-from orchestrator.calibration import Calibration, Machine, Spread, Timed, calibration_key, keep_calibration, known_calibration, this_machine
+from orchestrator.config.sweep_config import Sweep
 from orchestrator.cost import Cost
-from orchestrator.data.store import commit, load_manifest, put_episode
-from orchestrator.estimate import estimate, work_of
-from orchestrator.spec import Sweep
-from orchestrator.storage import open_storage
+from orchestrator.data.episode_store import commit, load_manifest, put_episode
+from orchestrator.planning.calibration import Calibration, Machine, Spread, Timed, calibration_key, keep_calibration, known_calibration, this_machine
+from orchestrator.planning.cost_estimate import estimate, work_of
+from orchestrator.planning.microbenchmark import calibrate
+from orchestrator.planning.plan import make_plan
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode
 
 LENGTH = 16
@@ -157,7 +158,7 @@ def test_baselines_train_at_their_own_speed(store: str) -> None:
 def test_shifts_are_played_by_the_last_checkpoint_alone(store: str) -> None:
     shifted = sweep(store, suite={"tasks": ["Lift"], "episodes": 10, "horizon": 40, "shifts": ["lighting", "camera"]})
     assert work_of(shifted, load_manifest(open_storage(store))).rollouts == {"low": 2 * (2 + 2) * 10, "high": 2 * (2 + 2) * 10}
-    assert shifted.plan().rollouts == 2 * (2 + 2) * 10
+    assert make_plan(shifted).rollouts == 2 * (2 + 2) * 10
 
 
 def test_what_is_told_has_ranges_money_limits_and_how_sure_it_is(store: str) -> None:

@@ -14,19 +14,19 @@ import pyarrow.parquet
 import pytest
 
 from conftest import CHECKOUT, run
-from orchestrator.ledger import SCHEMA
-from sim_workers.rollout import Outcome
-from sim_workers.suite import SHIFTS, Suite
+from orchestrator.evaluation.outcome_ledger import SCHEMA
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.suite import SHIFTS, Suite
 
 EXAMPLES = ("examples.waypoints:make", "examples.foreign_checkpoint:make")
 
 # Each episode twice: with the policy in the simulator's process, and with the one behind the URL.
 PLAY = """
 import json, sys
-from sim_workers.backends import make_env
-from sim_workers.rollout import run_episode
-from sim_workers.sources import Named, Remote
-from sim_workers.suite import Rules, Suite
+from sim_workers.envs.registry import make_env
+from sim_workers.rollout.episode import run_episode
+from sim_workers.rollout.policy_clients import Named, Remote
+from sim_workers.rollout.suite import Rules, Suite
 name, url, tasks = sys.argv[1], sys.argv[2], ("Lift",)
 rules = Rules(100)
 specs = sorted(Suite(tasks, 6, rules).episode_list())

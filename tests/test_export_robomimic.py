@@ -13,15 +13,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 from jobs.export import main
-from orchestrator.data.episodes import Episode, EpisodeError, decode
-from orchestrator.data.export import contract_of_export, export, exportable
-from orchestrator.data.export_robomimic import CONTROLLER, env_args, export_robomimic, proprio_groups
-from orchestrator.data.sources.source import Reading, open_source
-from orchestrator.data.store import commit, fetch, load_manifest, put_episode
-from orchestrator.storage import Storage, open_storage
+from orchestrator.data.episode_format import Episode, EpisodeError, decode
+from orchestrator.data.episode_store import commit, fetch, load_manifest, put_episode
+from orchestrator.data.exporters.lerobot_v3 import contract_of_export, export, exportable
+from orchestrator.data.exporters.robomimic import CONTROLLER, env_args, export_robomimic, proprio_groups
+from orchestrator.data.importers.base import Reading, open_source
+from orchestrator.storage.base import Storage, open_storage
 from orchestrator.testing.episodes import CAMERA, CONTRACT, make_episode, make_episode_store
 from policy.interface import Contract
-from sim_workers.env import ACTION, PROPRIO, PROPRIO_KEYS
+from sim_workers.envs.robosuite import ACTION, PROPRIO, PROPRIO_KEYS
 
 OURS = replace(CONTRACT, simulator="robosuite 1.5.2, mujoco 3.9.0")
 

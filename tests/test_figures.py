@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import curve_json
-from orchestrator.figures import LABEL_GAP, cost_plot, curve_plot, styles
+from orchestrator.report.svg_plots import LABEL_GAP, cost_plot, curve_plot, styles
 
 
 def test_lines_differ_in_shape_or_dash_wherever_colour_fails() -> None:

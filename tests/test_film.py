@@ -15,19 +15,19 @@ import torch
 from backbones import SENTENCE_DIM, svd_folder, svd_policy
 from conftest import run
 from film_stage import Stage, filmed
-from orchestrator.films import episodes_to_film
-from orchestrator.server import PolicyServer
+from orchestrator.evaluation.policy_server import PolicyServer
+from orchestrator.evaluation.video_selection import episodes_to_film
 from orchestrator.testing.checkpoints import make_checkpoint, make_observation
 from orchestrator.testing.episodes import CAMERA
+from policy.inference import TrainedPolicy
 from policy.interface import Imagination, Observation
-from policy.latents import to_frames
+from policy.latent_codec import to_frames
 from policy.model import VideoActionModel
 from policy.presets import policy_config
-from policy.serve import TrainedPolicy
-from sim_workers.env import contract
-from sim_workers.rollout import Outcome
-from sim_workers.suite import EpisodeSpec
-from sim_workers.video import BORDER, DONE, GAP, SCENE, STRIP, Film, nearest
+from sim_workers.envs.robosuite import contract
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.rollout_video import BORDER, DONE, GAP, SCENE, STRIP, Film, nearest
+from sim_workers.rollout.suite import EpisodeSpec
 
 SENTENCE = "lift the red cube"
 
@@ -165,11 +165,11 @@ FILMED = """
 import hashlib, json, sys
 from dataclasses import asdict
 from pathlib import Path
-from policy.serve import TrainedPolicy
-from sim_workers.env import SimEnv
-from sim_workers.rollout import Stepped, episode
-from sim_workers.suite import EpisodeSpec, Rules
-from sim_workers.video import Film
+from policy.inference import TrainedPolicy
+from sim_workers.envs.robosuite import SimEnv
+from sim_workers.rollout.episode import Stepped, episode
+from sim_workers.rollout.suite import EpisodeSpec, Rules
+from sim_workers.rollout.rollout_video import Film
 
 def play(policy, out):
     film = Film(env) if out else None

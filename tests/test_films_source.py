@@ -10,10 +10,10 @@ import psutil
 import pytest
 
 from numbered import imported, numbered, numbers_of, write_film
-from orchestrator.data.sources.pictures import film_frames, film_index
-from orchestrator.data.sources.source import Reading, SourceError, open_source
-from orchestrator.ingest import missing
-from orchestrator.storage import open_storage
+from orchestrator.data.import_episodes import missing
+from orchestrator.data.importers.base import Reading, SourceError, open_source
+from orchestrator.data.importers.image_ops import film_frames, film_index
+from orchestrator.storage.base import open_storage
 
 F: dict[str, Any] = {"cameras": {"front": "front"}, "task": "pick"}
 

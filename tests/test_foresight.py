@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from film_stage import Stage, filmed
 from policy.interface import Imagination
-from sim_workers.foresight import Foresight, distance
-from sim_workers.rollout import Outcome
-from sim_workers.suite import EpisodeSpec
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.prediction_error import Foresight, distance
+from sim_workers.rollout.suite import EpisodeSpec
 
 CAMERAS = ("a", "b")
 

@@ -11,20 +11,20 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.arms import Arm
-from orchestrator.checkpoint_cache import kept
-from orchestrator.checkpoints import whole
+from orchestrator.checkpoints.node_cache import kept
+from orchestrator.checkpoints.reader import whole
+from orchestrator.config.arms import Arm
+from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.infrastructure import cause_in, cause_of
-from orchestrator.lease import Lease
-from orchestrator.ledger import Ledger
-from orchestrator.spool import Journal, Reading
-from orchestrator.storage import Storage, StorageError, open_storage
-from orchestrator.teller import Teller
+from orchestrator.storage.base import Storage, StorageError, open_storage
+from orchestrator.sweep.driver_lease import Lease
 from orchestrator.testing.checkpoints import make_card, make_checkpoint
 from orchestrator.testing.outcomes import make_outcome
-from orchestrator.tracking import Tracker, TrackingError
+from orchestrator.tracking.mlflow_writer import Tracker, TrackingError
+from orchestrator.tracking.outbox import Journal, Reading
+from orchestrator.tracking.outbox_relay import Teller
 from policy.checkpoint import fingerprint, save
-from sim_workers.suite import EpisodeSpec
+from sim_workers.rollout.suite import EpisodeSpec
 from waiting import until
 
 MIB = 1 << 20

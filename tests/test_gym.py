@@ -14,7 +14,7 @@ warnings.filterwarnings("ignore", module="(?!gymnasium).*")
 warnings.filterwarnings("ignore", message=".*(minimum|maximum) value is -?infinity")  # metres have no bounds
 import gymnasium, numpy as np
 from gymnasium.utils.env_checker import check_env
-import sim_workers.gym
+import sim_workers.envs.gymnasium_env
 env = gymnasium.make("demoscale/Lift-v0", image_size=(48, 64), render_mode="rgb_array", CHUNK)
 check_env(env.unwrapped, skip_render_check=True, skip_close_check=True)  # these would make a second environment
 env.reset(seed=1)
@@ -33,7 +33,7 @@ other.close()
 PLAY = """
 import hashlib, json, sys
 import numpy as np
-from sim_workers.gym import RolloutEnv
+from sim_workers.envs.gymnasium_env import RolloutEnv
 chunk = json.loads(sys.argv[1])
 env = RolloutEnv("Lift", image_size=(48, 64), chunk=chunk, horizon=24)
 told = {"seeds": [], "starts": []}
@@ -61,8 +61,8 @@ print(json.dumps(told))
 SUCCEED = """
 import json
 import numpy as np
-from sim_workers.experts import expert_for
-from sim_workers.gym import RolloutEnv
+from sim_workers.demos.experts import expert_for
+from sim_workers.envs.gymnasium_env import RolloutEnv
 env = RolloutEnv("Lift", cameras=(), horizon=150)
 seen, info = env.reset(seed=0)
 expert, actions, rewards, ended = expert_for("Lift"), [], [], False
@@ -121,8 +121,8 @@ def test_the_first_success_is_rewarded_and_ends_the_episode_even_within_a_chunk(
 def test_every_task_is_registered() -> None:
     import gymnasium
 
-    from sim_workers.gym import RolloutEnv
-    from sim_workers.tasks import TASKS
+    from sim_workers.envs.gymnasium_env import RolloutEnv
+    from sim_workers.envs.tasks import TASKS
 
     for task in TASKS:
         env = gymnasium.make(f"demoscale/{task}-v0", disable_env_checker=True)  # makes no simulator yet

@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from orchestrator.data.sources import hdf5_arrays
-from orchestrator.data.sources.source import Reading, Source, SourceError, open_source
+from orchestrator.data.importers import hdf5_arrays
+from orchestrator.data.importers.base import Reading, Source, SourceError, open_source
 from policy.interface import Contract
-from sim_workers.env import ACTION, PROPRIO, PROPRIO_KEYS
+from sim_workers.envs.robosuite import ACTION, PROPRIO, PROPRIO_KEYS
 
 SIZE = 16
 LENGTHS = (3, 4, 5)
@@ -173,7 +173,7 @@ def test_links_of_the_whole_file_are_refused(path: Path, tmp_path: Path) -> None
 
 
 def test_what_is_announced_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.data.sources.source.MOST_BYTES", 4 * SIZE * SIZE * 3)
+    monkeypatch.setattr("orchestrator.data.importers.base.MOST_BYTES", 4 * SIZE * SIZE * 3)
     assert "would take" in open_source(path, UPRIGHT).problems[0]
     monkeypatch.undo()
     monkeypatch.setattr(hdf5_arrays, "MOST_VECTOR_BYTES", 4 * 7 * 8)

@@ -14,18 +14,18 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from orchestrator.data import episodes
+from orchestrator.config.sweep_config import Sweep, SweepError
+from orchestrator.config.yaml_text import read_yaml
+from orchestrator.data import episode_format as episodes
 from orchestrator.data.clips import cut, stack
-from orchestrator.data.episodes import Episode, EpisodeError, decode, encode, read_parquet
-from orchestrator.spec import Sweep, SweepError
+from orchestrator.data.episode_format import Episode, EpisodeError, decode, encode, read_parquet
 from orchestrator.testing.episodes import CAMERA, make_episode
 from orchestrator.testing.episodes import CONTRACT as STORED
-from orchestrator.yaml_text import read_yaml
 from policy.checkpoint import CARD_BYTES, Card, CheckpointError, load, load_card, new_model, save
 from policy.config import ClipShape
+from policy.feature_stats import Stats
 from policy.interface import Contract
 from policy.presets import PRESETS, policy_config
-from policy.stats import Stats
 from test_hostile_http import mutated, peak, peak_reset
 
 CONTRACT = Contract(("cam",), (64, 64), "fast", tuple(f"p{i}" for i in range(9)), tuple(f"a{i}" for i in range(7)), 20.0, "none")

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policy import remote as remote_module
+from policy import http_policy as remote_module
+from policy.http_policy import RemoteError, RemotePolicy
+from policy.http_protocol import MOST_OBSERVATIONS, pack, pack_chunks, pack_observations, request_bytes, unpack_chunks
 from policy.interface import ActionChunk, Contract, Observation
-from policy.remote import RemoteError, RemotePolicy
-from policy.wire import MOST_OBSERVATIONS, pack, pack_chunks, pack_observations, request_bytes, unpack_chunks
 from test_remote import CONTRACT, Digest, look, same, served
 
 GOOD = pack_observations([look(0)], CONTRACT.cameras)

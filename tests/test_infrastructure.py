@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from orchestrator import pulse
-from orchestrator.checkpoints import whole
+from orchestrator.checkpoints.reader import whole
+from orchestrator.cli.mistakes import answers_mistakes
+from orchestrator.cluster.placement import Placement
 from orchestrator.cost import Cost
 from orchestrator.infrastructure import EXIT_CODE, InfrastructureError, cause_in, cause_of
-from orchestrator.mistakes import answers_mistakes
-from orchestrator.placement import Placement
-from orchestrator.pulse import Pulse
-from orchestrator.storage import NoObject, StorageError, open_storage
-from orchestrator.sweep import UnfinishedError
+from orchestrator.storage.base import NoObject, StorageError, open_storage
+from orchestrator.sweep import heartbeat as pulse
+from orchestrator.sweep.heartbeat import Pulse
+from orchestrator.sweep.run import UnfinishedError
 from orchestrator.testing.checkpoints import make_checkpoint
-from orchestrator.testing.trainer import FakeTrainer
-from orchestrator.train_snapshot import SNAPSHOT, mend
+from orchestrator.testing.fake_trainer import FakeTrainer
+from orchestrator.training.train_snapshot import SNAPSHOT, mend
 from policy.checkpoint import fingerprint
 from sweep_runs import Run, ledger, sweep
 from waiting import until
@@ -33,8 +33,8 @@ from waiting import until
 TRACES = {
     "Traceback\n  File x\nOSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device": "the disk is full",
     "ray.exceptions.OutOfDiskError: Local disk is full": "the disk is full",
-    "orchestrator.storage.StorageError: s3://b/x: the server 10.0.0.1 cannot be reached": "s3://b/x: the server 10.0.0.1 cannot be reached",
-    "orchestrator.storage._AwayError: s3://b: the server answered SlowDown\n\nmore": "s3://b: the server answered SlowDown",
+    "orchestrator.storage.base.StorageError: s3://b/x: the server 10.0.0.1 cannot be reached": "s3://b/x: the server 10.0.0.1 cannot be reached",
+    "orchestrator.storage.base._AwayError: s3://b: the server answered SlowDown\n\nmore": "s3://b: the server answered SlowDown",
     "OSError: When uploading part: AWS Error NETWORK_CONNECTION during PutObject": "the object storage does not answer",
     "The actor died because its node has died. Node Id: 12": "a node of the cluster died",
     "ray.exceptions.NodeDiedError: Task failed due to the node (where this task was running) was dead": "NodeDiedError",
@@ -44,8 +44,8 @@ OWN_FAULTS = (
     "RuntimeError: the cable is out",
     "ValueError: loss_action of step 7 is not finite",
     "torch.cuda.OutOfMemoryError: CUDA out of memory",
-    "orchestrator.data.episodes.EpisodeError: s3://b: episode 3 is damaged; restore it",
-    "orchestrator.storage.NoObject: s3://b: there is no object weights",
+    "orchestrator.data.episode_format.EpisodeError: s3://b: episode 3 is damaged; restore it",
+    "orchestrator.storage.base.NoObject: s3://b: there is no object weights",
     "The actor died unexpectedly before finishing this task: killed by signal 11",
 )
 

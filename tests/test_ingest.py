@@ -17,19 +17,19 @@ import layouts
 import recordings
 from conftest import CHECKOUT, run
 from layouts import UPRIGHT
-from orchestrator.data.episodes import EpisodeError, decode
-from orchestrator.data.export import export, exportable
+from orchestrator.data.episode_format import EpisodeError, decode
+from orchestrator.data.episode_store import fetch, latest_version, load_manifest
+from orchestrator.data.exporters.lerobot_v3 import export, exportable
+from orchestrator.data.import_episodes import Importer, LeftOut, adopted, ingest, missing
+from orchestrator.data.importers.base import Reading, SourceError, open_source
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.sources.source import Reading, SourceError, open_source
-from orchestrator.data.store import fetch, latest_version, load_manifest
-from orchestrator.ingest import Importer, LeftOut, adopted, ingest, missing
-from orchestrator.storage import Storage, open_storage
+from orchestrator.storage.base import Storage, open_storage
 from recordings import CAMERAS
 
 pytestmark = pytest.mark.sim  # the recordings are robosuite's own
 
 COPIES = 6  # of the three demonstrations, so that an import can be killed half-way
-SMALL_COMMITS = "import orchestrator.record as record; record.COMMIT_EVERY = 2; from jobs.ingest import main; main()"
+SMALL_COMMITS = "import orchestrator.data.parallel_writer as record; record.COMMIT_EVERY = 2; from jobs.ingest import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def fill(storage: Storage, path: Path, reading: Reading) -> list[str]:
 
 def import_one(storage: Storage, path: Path, reading: Reading) -> None:
     """The first episode of a source, without Ray."""
-    from orchestrator.data.store import commit
+    from orchestrator.data.episode_store import commit
 
     source = adopted(open_source(path, reading), storage)
     answer = Importer(source, storage.uri).record(missing(source, storage)[0])

@@ -15,25 +15,25 @@ from click.testing import CliRunner
 
 from orchestrator import code_fingerprint as fingerprints
 from orchestrator import provenance
-from orchestrator.cli import main
-from orchestrator.cluster import ROLE, acting_device
+from orchestrator.cli.main import main
+from orchestrator.cluster.ray_runtime import ROLE, acting_device
 from orchestrator.code_fingerprint import SCORING_CODE, SIMULATING_CODE, TRAINING_CODE, code_fingerprint
-from orchestrator.explain import explain
-from orchestrator.keys import Key
-from orchestrator.ledger import Ledger
+from orchestrator.config.sweep_config import Sweep
+from orchestrator.evaluation.outcome_ledger import Ledger
+from orchestrator.evaluation.scores import protocol_fingerprint
+from orchestrator.fingerprints import Key
 from orchestrator.provenance import same_weights, weights_label
-from orchestrator.score import protocol_fingerprint
-from orchestrator.spec import Sweep
-from orchestrator.state import SweepState
-from orchestrator.storage import open_storage
-from orchestrator.sweep import SweepRun
+from orchestrator.storage.base import open_storage
+from orchestrator.sweep.explain import explain
+from orchestrator.sweep.run import SweepRun
+from orchestrator.sweep.state import SweepState
 from orchestrator.testing.checkpoints import make_checkpoint, make_observation
 from orchestrator.testing.episodes import CONTRACT, make_episode_store
 from orchestrator.testing.outcomes import make_outcome
 from policy.presets import PRESETS
 from policy.weights import WeightsError, local_folder
 from sim_workers.checkout import CHECKOUT, PACKAGES, sources
-from sim_workers.suite import Rules, Suite
+from sim_workers.rollout.suite import Rules, Suite
 
 SUITE = Suite(("Lift",), 4, Rules(50))
 SAMPLER = PRESETS["tiny"].sampler_on("")
@@ -77,17 +77,28 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 
 def test_an_edit_of_what_acts_or_trains_changes_its_key_and_no_other(copy: Callable[..., tuple[str, str]]) -> None:
     score, training = copy()
-    acting = ("policy/noise.py", "policy/serve.py", "policy/normalize.py", "policy/interface.py", "policy/text.py", "policy/model.py")
-    acting += ("sim_workers/worker.py", "sim_workers/sources.py", "sim_workers/env.py", "sim_workers/libero.py", "sim_workers/robocasa.py")
-    for file in (*acting, "orchestrator/server.py", "sim_workers/served.py", "policy/remote.py"):
+    acting = ("policy/edm.py", "policy/inference.py", "policy/normalize.py", "policy/interface.py", "policy/text_encoder.py", "policy/model.py")
+    acting += (
+        "sim_workers/rollout/worker.py",
+        "sim_workers/rollout/policy_clients.py",
+        "sim_workers/envs/robosuite.py",
+        "sim_workers/envs/libero.py",
+        "sim_workers/envs/robocasa.py",
+    )
+    for file in (*acting, "orchestrator/evaluation/policy_server.py", "sim_workers/rollout/ray_policy_client.py", "policy/http_policy.py"):
         assert copy(file)[0] != score, file
-    for file in ("policy/trainer.py", "policy/model.py", "policy/jitter.py", "orchestrator/loop.py", "orchestrator/data/clips.py"):
+    for file in ("policy/trainer.py", "policy/model.py", "policy/augmentation.py", "orchestrator/training/loop.py", "orchestrator/data/clips.py"):
         assert copy(file)[1] != training, file
-    for file in ("policy/trainer.py", "orchestrator/loop.py", "sim_workers/experts.py", "sim_workers/pool.py"):
+    for file in ("policy/trainer.py", "orchestrator/training/loop.py", "sim_workers/demos/experts.py", "sim_workers/rollout/pool.py"):
         assert copy(file)[0] == score, file
-    for file in ("sim_workers/env.py", "policy/serve.py", "orchestrator/server.py"):
+    for file in ("sim_workers/envs/robosuite.py", "policy/inference.py", "orchestrator/evaluation/policy_server.py"):
         assert copy(file)[1] == training, file
-    for file in ("orchestrator/cli.py", "orchestrator/data/export.py", "orchestrator/data/sources/hdf5.py", "orchestrator/page.py"):
+    for file in (
+        "orchestrator/cli/main.py",
+        "orchestrator/data/exporters/lerobot_v3.py",
+        "orchestrator/data/importers/robomimic_hdf5.py",
+        "orchestrator/report/html.py",
+    ):
         assert copy(file) == (score, training), file
     assert copy() == (score, training), "the copy is as it was"
 
@@ -98,7 +109,13 @@ def test_key_after_an_edit_of_comments_docstrings_and_layout_is_the_same(copy: C
     def edit(text: str) -> str:
         return "# a comment\n" + text.replace('"""', '"""Edited: ', 1).replace("\n\n\n", "\n\n# another\n\n\n")
 
-    for file in ("policy/noise.py", "policy/interface.py", "sim_workers/env.py", "orchestrator/loop.py", "orchestrator/data/subset.py"):
+    for file in (
+        "policy/edm.py",
+        "policy/interface.py",
+        "sim_workers/envs/robosuite.py",
+        "orchestrator/training/loop.py",
+        "orchestrator/data/subset.py",
+    ):
         assert copy(file, edit) == before, file
     attribute = '    steps_per_chunk: int = 1\n    """Not there before."""\n'
     assert copy("policy/interface.py", lambda text: text + '\n"""What follows nothing."""\n') == before
@@ -108,23 +125,23 @@ def test_key_after_an_edit_of_comments_docstrings_and_layout_is_the_same(copy: C
 def test_key_after_a_constant_an_operator_or_an_import_changed_is_another(copy: Callable[..., tuple[str, str]]) -> None:
     score, training = copy()
     edits = {
-        "policy/noise.py": ("(sigma**2 + 1)", "(sigma**2 + 2)"),
-        "policy/serve.py": ("from policy.batch import blocks", "from policy.model import blocks"),
+        "policy/edm.py": ("(sigma**2 + 1)", "(sigma**2 + 2)"),
+        "policy/inference.py": ("from policy.batch import blocks", "from policy.model import blocks"),
         "policy/interface.py": ("import ", "import json\nimport "),
     }
     for file, (old, new) in edits.items():
         assert copy(file, lambda text, old=old, new=new: text.replace(old, new, 1))[0] != score, file
-    assert copy("policy/loss.py", lambda text: text.replace(".mean(2)", ".sum(2)"))[1] != training
+    assert copy("policy/losses.py", lambda text: text.replace(".mean(2)", ".sum(2)"))[1] != training
 
 
 def test_key_after_a_file_was_moved_is_the_same(copy: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     before = copy()
     (tmp_path / "policy/networks").mkdir()
     (tmp_path / "policy/networks/__init__.py").write_text('"""Networks."""\n')
-    (tmp_path / "policy/noise.py").rename(tmp_path / "policy/networks/edm.py")
-    (tmp_path / "orchestrator/data/stream.py").rename(tmp_path / "orchestrator/data/clip_stream.py")
+    (tmp_path / "policy/edm.py").rename(tmp_path / "policy/networks/edm.py")
+    (tmp_path / "orchestrator/data/clip_stream.py").rename(tmp_path / "orchestrator/data/clip_stream.py")
     moved = {
-        "policy.noise import": "policy.networks.edm import",
+        "policy.edm import": "policy.networks.edm import",
         "from orchestrator.data import stream\n": "from orchestrator.data import clip_stream as stream\n",
     }
     for package in PACKAGES:
@@ -169,8 +186,8 @@ def imported_by(program: str, *arguments: str) -> set[str]:
 
 ACT = """
 import asyncio, pickle, sys
-import sim_workers.worker, sim_workers.served
-from orchestrator.server import PolicyServer
+import sim_workers.rollout.worker, sim_workers.rollout.ray_policy_client
+from orchestrator.evaluation.policy_server import PolicyServer
 observation = pickle.load(open(sys.argv[2], "rb"))
 chunk = asyncio.run(PolicyServer(1, "cpu").act(sys.argv[1], observation))
 assert chunk.actions.shape[1] == 7
@@ -178,16 +195,16 @@ assert chunk.actions.shape[1] == 7
 TRAIN = """
 import sys
 from functools import partial
-from orchestrator.arms import Arm
-from orchestrator.data import stream
-from orchestrator.loop import ArmJob, train
-from orchestrator.sections import Train
+from orchestrator.config.arms import Arm
+from orchestrator.data import clip_stream as stream
+from orchestrator.training.loop import ArmJob, train
+from orchestrator.config.schema import Train
 from policy.presets import PRESETS
 settings, said = Train(steps=1, batch_size=2, checkpoint_every=1, warmup_steps=0), []
 job = ArmJob(Arm(3, 1.0, 0), "a", sys.argv[1], 1, frozenset(), PRESETS["tiny"], settings, "joint", "none")
 train(job, 0, 1, None, lambda *told: said.append(told), bring=stream.straight)
 assert said
-import orchestrator.train
+import orchestrator.training.ray_train
 """
 
 
@@ -196,7 +213,7 @@ def test_what_a_process_imports_to_act_is_in_the_scores_key(tmp_path: Path) -> N
     (tmp_path / "observation").write_bytes(pickle.dumps(make_observation(0)))
     imported = imported_by(ACT, str(place), str(tmp_path / "observation"))
     relevant = {file for file in imported if file.startswith(("policy/", "sim_workers/"))}
-    assert {"policy/serve.py", "policy/noise.py", "sim_workers/env.py"} <= relevant, "it acted"
+    assert {"policy/inference.py", "policy/edm.py", "sim_workers/envs/robosuite.py"} <= relevant, "it acted"
     assert relevant <= set(SCORING_CODE)
     assert set(SIMULATING_CODE) < set(SCORING_CODE)
 
@@ -204,7 +221,7 @@ def test_what_a_process_imports_to_act_is_in_the_scores_key(tmp_path: Path) -> N
 def test_what_a_process_imports_to_train_is_in_the_arms_key(tmp_path: Path) -> None:
     imported = imported_by(TRAIN, make_episode_store(tmp_path / "store", 8))
     relevant = {file for file in imported if file.startswith(("policy/", "orchestrator/data/"))}
-    assert {"policy/trainer.py", "policy/loss.py", "orchestrator/data/clips.py"} <= relevant, "it trained"
+    assert {"policy/trainer.py", "policy/losses.py", "orchestrator/data/clips.py"} <= relevant, "it trained"
     assert relevant <= set(TRAINING_CODE)
 
 
@@ -347,7 +364,7 @@ ARM = "demos-2_ratio-0_seed-0"
 def test_what_is_pinned_counts_wherever_the_sweep_is_looked_at(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
     on_gpu = state.on_device("H200")
     assert on_gpu.protocol != state.protocol
-    monkeypatch.setattr("orchestrator.state.package_versions", lambda names: dict.fromkeys(names, "0.0.1"))
+    monkeypatch.setattr("orchestrator.sweep.state.package_versions", lambda names: dict.fromkeys(names, "0.0.1"))
     elsewhere = SweepState.named("one", state.storage.uri)
     assert (elsewhere.protocol, elsewhere.training) == (on_gpu.protocol, on_gpu.training)
     here = SweepState.named("one", state.storage.uri, here=True)
@@ -388,9 +405,9 @@ def test_on_another_device_only_scores_are_made_again(state: SweepState) -> None
 
 def test_code_differs_by_file(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = fingerprints.code_hashes
-    monkeypatch.setattr("orchestrator.score.code_hashes", lambda code: {**hashes(code), "policy/noise.py": "edited"})
+    monkeypatch.setattr("orchestrator.evaluation.scores.code_hashes", lambda code: {**hashes(code), "policy/edm.py": "edited"})
     told = explain(state, ARM)
-    assert [part.part for part in told.score.parts or () if part.differs] == ["code policy/noise.py"]
+    assert [part.part for part in told.score.parts or () if part.differs] == ["code policy/edm.py"]
 
 
 def test_nothing_is_known_of_what_an_earlier_version_wrote(state: SweepState) -> None:

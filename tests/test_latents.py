@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from backbones import svd_config, svd_folder
-from policy.jitter import Strength, color_jitter
-from policy.latents import BLOCK, PixelLatents, VaeLatents, latent_codec
+from policy.augmentation import Strength, color_jitter
+from policy.latent_codec import BLOCK, PixelLatents, VaeLatents, latent_codec
 from policy.weights import WeightsError
 
 

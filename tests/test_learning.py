@@ -8,21 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.arms import Arm
-from orchestrator.collect import record
-from orchestrator.data.store import commit
-from orchestrator.data.stream import straight
-from orchestrator.loop import ArmJob, train
-from orchestrator.sections import Train
-from orchestrator.storage import open_storage
+from orchestrator.config.arms import Arm
+from orchestrator.config.schema import Train
+from orchestrator.data.clip_stream import straight
+from orchestrator.data.collect_demos import record
+from orchestrator.data.episode_store import commit
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CAMERA
+from orchestrator.training.loop import ArmJob, train
+from policy.inference import TrainedPolicy
 from policy.presets import PRESETS
-from policy.serve import TrainedPolicy
-from sim_workers.demonstrate import Demonstration
-from sim_workers.env import SimEnv, contract
-from sim_workers.rollout import run_episode
-from sim_workers.sources import OneByOne
-from sim_workers.suite import Rules, Suite
+from sim_workers.demos.recorder import Demonstration
+from sim_workers.envs.robosuite import SimEnv, contract
+from sim_workers.rollout.episode import run_episode
+from sim_workers.rollout.policy_clients import OneByOne
+from sim_workers.rollout.suite import Rules, Suite
 
 DEMOS, STEPS, SEED = 24, 800, 0
 # Horizon and batch size are the quickstart's; fewer demonstrations and steps are enough here.
@@ -82,7 +82,7 @@ def test_action_head_trained_on_demonstrations_lifts_the_cube(env: SimEnv, tmp_p
     The head after its first step stands for the untrained one: warm-up and running average leave it almost where it began.
 
     On a CPU with AVX-512 the trained head succeeded on 9 scenes (8 with training seed 1), on 9 with `ATEN_CPU_CAPABILITY=default` and on 9 with AVX2
-    and `ONEDNN_MAX_CPU_ISA=SSE41`; the untrained one on none. With the action loss multiplied by zero (`masked_mean` in policy/head.py) the trained
+    and `ONEDNN_MAX_CPU_ISA=SSE41`; the untrained one on none. With the action loss multiplied by zero (`masked_mean`) the trained
     head succeeded on none, and this test failed.
     """
     record_demos(env, tmp_path / "store")

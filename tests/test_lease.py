@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from conftest import CHECKOUT
-from orchestrator.lease import OVER, HeldError, Holder, Lease
-from orchestrator.storage import Storage, StorageError, open_storage
+from orchestrator.storage.base import Storage, StorageError, open_storage
+from orchestrator.sweep.driver_lease import OVER, HeldError, Holder, Lease
 from waiting import until
 
 LEASE_S = 1.0
@@ -100,8 +100,8 @@ def test_a_driver_elsewhere_is_watched_not_timed(tmp_path: Path, monkeypatch: py
 
 HOLDS = """
 import sys, time
-from orchestrator.lease import Lease
-from orchestrator.storage import open_storage
+from orchestrator.sweep.driver_lease import Lease
+from orchestrator.storage.base import open_storage
 with Lease(open_storage(sys.argv[1]), "lift", print).claim():
     print("held", flush=True)
     time.sleep(600)

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import LONG_STORAGES
-from orchestrator.ledger import SCHEMA, Ledger, scores
-from orchestrator.storage import Storage, StorageError, open_storage
+from orchestrator.evaluation.outcome_ledger import SCHEMA, Ledger, scores
+from orchestrator.storage.base import Storage, StorageError, open_storage
 from orchestrator.testing.outcomes import make_outcome
-from sim_workers.rollout import Outcome
-from sim_workers.suite import EpisodeSpec
-from sim_workers.video import Filmed
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.rollout_video import Filmed
+from sim_workers.rollout.suite import EpisodeSpec
 from writers import start, writer
 
 
@@ -213,10 +213,10 @@ def test_a_damaged_object_is_one_sentence_or_its_rows_are_whole(tmp_path: Path, 
 WRITER = """
 import sys
 import pandas  # pyarrow imports it with the first table, which takes longer than the writer may live
-from orchestrator.ledger import Ledger
-from orchestrator.storage import open_storage
+from orchestrator.evaluation.outcome_ledger import Ledger
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.outcomes import make_outcome
-from sim_workers.suite import EpisodeSpec
+from sim_workers.rollout.suite import EpisodeSpec
 
 ledger = Ledger(open_storage(sys.argv[1]), "weights", "protocol")
 ledger.read()

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from conftest import CHECKOUT, LEROBOT
-from orchestrator.data.episodes import Episode, decode
-from orchestrator.data.export import export
-from orchestrator.data.sources.source import Reading, open_source
-from orchestrator.data.store import commit, fetch, load_manifest, put_episode
-from orchestrator.storage import open_storage
+from orchestrator.data.episode_format import Episode, decode
+from orchestrator.data.episode_store import commit, fetch, load_manifest, put_episode
+from orchestrator.data.exporters.lerobot_v3 import export
+from orchestrator.data.importers.base import Reading, open_source
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CAMERA, make_episode
-from sim_workers.env import contract
+from sim_workers.envs.robosuite import contract
 
 pytestmark = pytest.mark.lerobot
 

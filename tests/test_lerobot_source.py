@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from numbered import KEY, SENTENCES, Dataset, imported, numbered, numbers_of, write_film
-from orchestrator.data.export import export
-from orchestrator.data.sources.pictures import image
-from orchestrator.data.sources.source import Reading, SourceError, open_source
-from orchestrator.data.store import load_manifest
-from orchestrator.ingest import Importer, LeftOut, missing
-from orchestrator.storage import open_storage
+from orchestrator.data.episode_store import load_manifest
+from orchestrator.data.exporters.lerobot_v3 import export
+from orchestrator.data.import_episodes import Importer, LeftOut, missing
+from orchestrator.data.importers.base import Reading, SourceError, open_source
+from orchestrator.data.importers.image_ops import image
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import make_episode_store
 
 SPANS = ((0, 10), (10, 22), (22, 33))

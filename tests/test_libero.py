@@ -12,10 +12,20 @@ import numpy as np
 import pytest
 
 from conftest import CHECKOUT, run
-from sim_workers import libero
-from sim_workers.env import ACTION, PROPRIO
-from sim_workers.libero import CAMERAS, DISTRIBUTIONS, HORIZON, INIT_STATES, LIBERO_10, LiberoEnv, LiberoMissingError, init_states, libero_contract
-from sim_workers.suite import Suite
+from sim_workers.envs import libero
+from sim_workers.envs.libero import (
+    CAMERAS,
+    DISTRIBUTIONS,
+    HORIZON,
+    INIT_STATES,
+    LIBERO_10,
+    LiberoEnv,
+    LiberoMissingError,
+    init_states,
+    libero_contract,
+)
+from sim_workers.envs.robosuite import ACTION, PROPRIO
+from sim_workers.rollout.suite import Suite
 
 STOVE = "libero_10/KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it"
 SOUP = "libero_10/LIVING_ROOM_SCENE1_put_both_the_alphabet_soup_and_the_cream_cheese_box_in_the_basket"
@@ -24,7 +34,7 @@ SOUP = "libero_10/LIVING_ROOM_SCENE1_put_both_the_alphabet_soup_and_the_cream_ch
 
 
 def test_the_table_needs_neither_the_extra_nor_a_simulator() -> None:
-    code = "import sys; from sim_workers.libero import LIBERO_10; assert len(LIBERO_10) == 10; print([m for m in sys.modules if m in HEAVY])"
+    code = "import sys; from sim_workers.envs.libero import LIBERO_10; assert len(LIBERO_10) == 10; print([m for m in sys.modules if m in HEAVY])"
     done = run("-c", code.replace("HEAVY", "('libero', 'robosuite', 'mujoco', 'torch', 'gym')"))
     assert done.stdout.strip() == "[]", done.stderr
 
@@ -99,7 +109,7 @@ def test_a_file_of_scenes_that_holds_code_is_refused(tmp_path: Path) -> None:
 PLAY = """
 import hashlib, json, sys
 import numpy as np
-from sim_workers.libero import CAMERAS, LiberoEnv, libero_contract
+from sim_workers.envs.libero import CAMERAS, LiberoEnv, libero_contract
 hashes = {}
 for task, seeds in json.loads(sys.argv[1]):
     env = LiberoEnv(task, libero_contract(CAMERAS, (64, 64), "fast"))
@@ -237,10 +247,10 @@ RANDOM_POLICY = """
 import json, sys
 import numpy as np
 from policy.interface import ActionChunk
-from sim_workers.libero import CAMERAS
-from sim_workers.rollout import run_episode
-from sim_workers.backends import contract_of, make_env
-from sim_workers.suite import Rules, Suite
+from sim_workers.envs.libero import CAMERAS
+from sim_workers.rollout.episode import run_episode
+from sim_workers.envs.registry import contract_of, make_env
+from sim_workers.rollout.suite import Rules, Suite
 task = sys.argv[1]
 env = make_env(task, contract_of(task, CAMERAS, (64, 64), "fast"))
 def act(seen):

@@ -13,7 +13,7 @@ from mcap.writer import Writer as McapWriter
 
 from bags import JOINTS, bag, encoded, foxglove, header, joints, ns, raw, ros2
 from numbered import imported, numbered, numbers_of
-from orchestrator.data.sources.source import Reading, SourceError, open_source
+from orchestrator.data.importers.base import Reading, SourceError, open_source
 
 FREE: dict[str, Any] = {"task": "Lift", "hz": 10.0, "action_free": True}
 SAID: dict[str, Any] = {"task": "Lift", "hz": 10.0, "proprio": ("/joint_states",), "action": "/command"}

@@ -20,16 +20,16 @@ from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from conftest import CHECKOUT, run
-from orchestrator import metrics
-from orchestrator.metrics import METRICS, Metric
+from orchestrator import prometheus as metrics
+from orchestrator.prometheus import METRICS, Metric
+from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.outcomes import simulated_outcome
 from orchestrator.testing.players import FakePlayers
 from orchestrator.testing.policy_server import PolicyServerWithoutCheckpoints
 from orchestrator.testing.rollout_pool import FakeRolloutPool
-from orchestrator.testing.trainer import FakeTrainer
 from policy.interface import Observation
-from sim_workers.rollout import Outcome
-from sim_workers.worker import RolloutJob
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.worker import RolloutJob
 from sweep_runs import Run, sweep
 
 DASHBOARD = json.loads((CHECKOUT / "deploy/grafana/demoscale.json").read_text())
@@ -111,7 +111,9 @@ def rows(panel: dict[str, Any]) -> range:
 
 
 def test_where_no_ray_runs_a_metric_does_nothing_and_imports_nothing() -> None:
-    program = "import sys; from orchestrator.metrics import METRICS; [metric.record(1.0, 'lift') for metric in METRICS]; print('ray' in sys.modules)"
+    program = (
+        "import sys; from orchestrator.prometheus import METRICS; [metric.record(1.0, 'lift') for metric in METRICS]; print('ray' in sys.modules)"
+    )
     done = run("-c", program)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False"

@@ -18,13 +18,13 @@ from click.testing import CliRunner
 
 from conftest import run
 from fault_proxy import FaultProxy, fault_proxy
-from orchestrator.cli import main
-from orchestrator.spool import Reading, journals
-from orchestrator.state import SweepState
-from orchestrator.teller import OutboxSettings
+from orchestrator.cli.main import main
+from orchestrator.sweep.state import SweepState
+from orchestrator.sweep.tracking_publisher import Views
 from orchestrator.testing.episodes import make_episode_store
-from orchestrator.tracking import client
-from orchestrator.views import Views
+from orchestrator.tracking.mlflow_writer import client
+from orchestrator.tracking.outbox import Reading, journals
+from orchestrator.tracking.outbox_relay import OutboxSettings
 from reports import a_sweep, check, in_a_process, report, tell
 
 SECRET = "hunter2-the-secret-of-the-tests"

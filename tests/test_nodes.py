@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from conftest import CHECKOUT
-from orchestrator.placement import Placement
-from sim_workers.nodes import Nodes, nearest
+from orchestrator.cluster.placement import Placement
+from sim_workers.rollout.node_health import Nodes, nearest
 
 
 def told(*arguments: str) -> dict[str, Any]:

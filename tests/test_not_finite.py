@@ -16,27 +16,27 @@ from safetensors.torch import load_file, save_file
 
 from conftest import CHECKOUT, run
 from kept_checkpoints import Kept
-from orchestrator import loop
-from orchestrator.arms import Arm
-from orchestrator.collect import record
-from orchestrator.data import stream
-from orchestrator.data.episodes import EpisodeError
-from orchestrator.data.store import latest_version
-from orchestrator.loop import ArmJob
-from orchestrator.sections import Train
-from orchestrator.storage import open_storage
+from orchestrator.config.arms import Arm
+from orchestrator.config.schema import Train
+from orchestrator.data import clip_stream as stream
+from orchestrator.data.collect_demos import record
+from orchestrator.data.episode_format import EpisodeError
+from orchestrator.data.episode_store import latest_version
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.checkpoints import make_batch, make_checkpoint, make_observation
 from orchestrator.testing.episodes import CAMERA, CONTRACT
+from orchestrator.training import loop
+from orchestrator.training.loop import ArmJob
 from policy.checkpoint import CheckpointError, new_model
 from policy.config import Recipe
 from policy.finite import NotFiniteError, not_finite
+from policy.inference import TrainedPolicy
 from policy.presets import PRESETS, policy_config
-from policy.serve import TrainedPolicy
 from policy.trainer import Trainer, _refuse, _Watched
-from sim_workers.demonstrate import Demonstration
-from sim_workers.faults import ActionError, DivergedError, refuse_action, refuse_divergence
-from sim_workers.rollout import Outcome, run_episode
-from sim_workers.suite import EpisodeSpec, Rules
+from sim_workers.demos.recorder import Demonstration
+from sim_workers.rollout.divergence import ActionError, DivergedError, refuse_action, refuse_divergence
+from sim_workers.rollout.episode import Outcome, run_episode
+from sim_workers.rollout.suite import EpisodeSpec, Rules
 
 NAMES = CONTRACT.action
 
@@ -48,9 +48,9 @@ FAULTS = """
 import json, sys
 import numpy as np
 from policy.interface import ActionChunk
-from sim_workers.env import SimEnv, contract
-from sim_workers.rollout import run_episode
-from sim_workers.suite import EpisodeSpec, Rules
+from sim_workers.envs.robosuite import SimEnv, contract
+from sim_workers.rollout.episode import run_episode
+from sim_workers.rollout.suite import EpisodeSpec, Rules
 
 env = SimEnv("Lift", contract((), (64, 64), "fast"), fast_control=sys.argv[1] == "fast")
 spec, moves = EpisodeSpec("Lift", 1_000_000, 1_000_000), np.random.default_rng(0).uniform(-1, 1, (40, 7)).astype(np.float32)
@@ -241,7 +241,7 @@ def test_a_dimension_that_the_contract_does_not_name_is_numbered() -> None:
 AROUND = """
 import json
 import numpy as np
-from sim_workers.gym import RolloutEnv
+from sim_workers.envs.gymnasium_env import RolloutEnv
 gym = RolloutEnv("Lift", cameras=(), chunk=3)
 gym.reset(seed=0)
 env, told = gym._env, {}
@@ -327,7 +327,7 @@ def test_a_demonstration_that_is_not_finite_is_not_kept(
     env: Recorded, expert: float, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acting = type("Expert", (), {"horizon": 9, "act": staticmethod(lambda state: np.full(7, expert))})
-    monkeypatch.setattr("sim_workers.demonstrate.expert_for", lambda task: acting)
+    monkeypatch.setattr("sim_workers.demos.recorder.expert_for", lambda task: acting)
     storage = open_storage(str(tmp_path))
     with pytest.raises(EpisodeError, match=rf"episode Lift-000003: {what}"):
         record(env, storage, Demonstration("Lift", 3, 0.0))  # type: ignore[arg-type]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS, Draw, Order
 from orchestrator.data.manifest import EpisodeEntry
-from orchestrator.data.order import CLIPS_PER_VISIT, POOL_VISITS, Draw, Order
 
 
 def entry(number: int, length: int = 20) -> EpisodeEntry:

@@ -17,7 +17,7 @@ def test_every_dependency_imports_beside_a_running_environment() -> None:
     packages = [name.split("==")[0].split(">=")[0].strip() for name in names]
     imports = ", ".join(IMPORT_NAMES.get(name, name) for name in packages)
     code = f"""
-from sim_workers.env import SimEnv, contract
+from sim_workers.envs.robosuite import SimEnv, contract
 env = SimEnv("Lift", contract(("robot0_eye_in_hand",), (64, 64), "fast"))
 env.reset(0)
 import {imports}

@@ -14,8 +14,8 @@ from markupsafe import escape
 import curve_json
 from browser import MISSING, Tab, browsing, chromium
 from made_curves import beside_a_baseline, several
-from orchestrator.page import page
-from sim_workers.video import mp4
+from orchestrator.report.html import page
+from sim_workers.rollout.rollout_video import mp4
 
 HOSTILE = """<script>window.broken = 1</script>"><img src=x onerror="window.broken=1">'{{ 7*7 }}</style></pre>"""
 SWEEP = "name: lift-and-can\nmlflow: https://reader:hunter2@mlflow.example.org\n"

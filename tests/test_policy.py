@@ -13,17 +13,17 @@ from safetensors.torch import load_file, save_file
 
 from orchestrator.testing.checkpoints import TINY, make_batch, make_card, make_observation
 from orchestrator.testing.episodes import CONTRACT
-from policy import noise
-from policy.baseline import DiffusionPolicy
+from policy import edm as noise
 from policy.batch import Batch, Counts, Losses
 from policy.checkpoint import CheckpointError, Model, fingerprint, load, new_model, save
 from policy.config import PolicyConfig
-from policy.loss import masked_mean, per_clip_error
+from policy.diffusion_policy import DiffusionPolicy
+from policy.feature_stats import Stats
+from policy.inference import TrainedPolicy
+from policy.losses import masked_mean, per_clip_error
 from policy.model import FeatureCache, VideoActionModel
 from policy.normalize import Normalizer
 from policy.presets import policy_config
-from policy.serve import TrainedPolicy
-from policy.stats import Stats
 
 HEADS, UNET = "heads.safetensors", "unet/diffusion_pytorch_model.safetensors"
 

@@ -13,18 +13,18 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.ledger import Ledger, Portraits
-from orchestrator.score import ProtocolError, Score, ScoringJob, check_contract
-from orchestrator.scorer import Scorer
-from orchestrator.storage import open_storage
+from orchestrator.evaluation.outcome_ledger import Ledger, Portraits
+from orchestrator.evaluation.scorer import Scorer
+from orchestrator.evaluation.scores import ProtocolError, Score, ScoringJob, check_contract
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.processes import titled_processes
 from scoring_listener import Heard
-from sim_workers.pool import PoolSettings
-from sim_workers.rollout import Outcome
-from sim_workers.selftest import Portrait
-from sim_workers.suite import EpisodeSpec, Rules, Suite
-from sim_workers.worker import Scene
+from sim_workers.envs.render_check import Portrait
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.pool import PoolSettings
+from sim_workers.rollout.suite import EpisodeSpec, Rules, Suite
+from sim_workers.rollout.worker import Scene
 from wanderer import CURSED, start_wanderer
 
 SUITE = Suite(("Lift",), 4, Rules(24))
@@ -55,8 +55,8 @@ def score(
     settings: PoolSettings | None = None,
 ) -> tuple[Heard, dict[str, Any]]:
     """The suite's score through the real scorer and pool, and its ledger without timings."""
-    from sim_workers.pool import RolloutPool
-    from sim_workers.served import Served
+    from sim_workers.rollout.pool import RolloutPool
+    from sim_workers.rollout.ray_policy_client import Served
 
     storage, heard = open_storage(str(folder)), Heard()
     heard.pool = RolloutPool(workers, num_cpus=0.1, references=Portraits(storage, "simulation", mixed), settings=settings or PoolSettings())
@@ -227,9 +227,9 @@ def test_a_film_is_the_recorded_episode_played_again(server: Any, tmp_path: Path
 
 @pytest.mark.full
 def test_a_pool_can_shrink_and_grow_while_it_plays(reference: tuple[Path, dict[str, Any]], server: Any) -> None:
-    from sim_workers.pool import RolloutPool
-    from sim_workers.served import Served
-    from sim_workers.worker import RolloutJob
+    from sim_workers.rollout.pool import RolloutPool
+    from sim_workers.rollout.ray_policy_client import Served
+    from sim_workers.rollout.worker import RolloutJob
 
     pool = RolloutPool(2, num_cpus=0.1)
     outcomes: dict[str, Outcome] = {}
@@ -246,9 +246,9 @@ def test_a_pool_can_shrink_and_grow_while_it_plays(reference: tuple[Path, dict[s
 
 @pytest.mark.full
 def test_a_worn_process_is_replaced_before_it_hurts(reference: tuple[Path, dict[str, Any]], server: Any) -> None:
-    from sim_workers.pool import RolloutPool
-    from sim_workers.served import Served
-    from sim_workers.worker import RolloutJob
+    from sim_workers.rollout.pool import RolloutPool
+    from sim_workers.rollout.ray_policy_client import Served
+    from sim_workers.rollout.worker import RolloutJob
 
     pool = RolloutPool(1, num_cpus=0.1, episodes_per_process=2)
     for spec in SUITE.episode_list():
@@ -279,5 +279,5 @@ def test_a_score_shows_its_denominator() -> None:
 def test_nothing_of_torch_is_loaded_where_episodes_are_played() -> None:
     from conftest import run
 
-    done = run("-c", "import sys, sim_workers.pool; print([m for m in ('torch', 'diffusers', 'mlflow', 'robosuite') if m in sys.modules])")
+    done = run("-c", "import sys, sim_workers.rollout.pool; print([m for m in ('torch', 'diffusers', 'mlflow', 'robosuite') if m in sys.modules])")
     assert done.stdout.strip() == "[]"

@@ -9,14 +9,14 @@ import pytest
 
 MANAGER = "ray.train.v2._internal.execution.checkpoint.checkpoint_manager.CheckpointManager"
 PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "ray.experimental.internal_kv._internal_kv_put": ("orchestrator/data/stream.py", ("key", "value")),
-    "ray.experimental.internal_kv._internal_kv_get": ("orchestrator/data/stream.py", ("key",)),
-    "ray.experimental.internal_kv._internal_kv_del": ("orchestrator/data/stream.py", ("key",)),
-    "ray._private.state.GlobalState.get_draining_nodes": ("sim_workers/nodes.py", ()),
-    "ray.job_submission.JobSubmissionClient._do_request": ("orchestrator/submit.py", ("method", "endpoint")),
-    f"{MANAGER}._save_state": ("orchestrator/train_snapshot.py", ()),
+    "ray.experimental.internal_kv._internal_kv_put": ("orchestrator/data/clip_stream.py", ("key", "value")),
+    "ray.experimental.internal_kv._internal_kv_get": ("orchestrator/data/clip_stream.py", ("key",)),
+    "ray.experimental.internal_kv._internal_kv_del": ("orchestrator/data/clip_stream.py", ("key",)),
+    "ray._private.state.GlobalState.get_draining_nodes": ("sim_workers/rollout/node_health.py", ()),
+    "ray.job_submission.JobSubmissionClient._do_request": ("orchestrator/cluster/ray_jobs.py", ("method", "endpoint")),
+    f"{MANAGER}._save_state": ("orchestrator/training/train_snapshot.py", ()),
     f"{MANAGER}._load_state": (
-        "orchestrator/train_snapshot.py",
+        "orchestrator/training/train_snapshot.py",
         ("json_state",),
     ),
 }
@@ -51,7 +51,7 @@ def test_a_private_name_of_ray_is_where_it_was(name: str) -> None:
 def test_a_ray_without_the_list_of_draining_nodes_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    from sim_workers.nodes import leaving
+    from sim_workers.rollout.node_health import leaving
 
     monkeypatch.delattr(type(ray._private.state.state), "get_draining_nodes")
     assert leaving() == frozenset()

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 
 from conftest import CHECKOUT
+from policy.http_policy import RemoteError, RemotePolicy, make_server
+from policy.http_protocol import MOST_BYTES, pack, pack_observations
 from policy.interface import ActionChunk, Contract, Observation, Policy
-from policy.remote import RemoteError, RemotePolicy, make_server
-from policy.wire import MOST_BYTES, pack, pack_observations
-from sim_workers.sources import InProcess, Named, Remote
+from sim_workers.rollout.policy_clients import InProcess, Named, Remote
 
 CONTRACT = Contract(("front", "robot0/wrist"), (6, 8), "fast", ("x", "y", "z"), ("dx", "grip"), 20.0, "none")
 
@@ -228,7 +228,7 @@ def test_there_is_a_sentence_for_a_server_that_is_not_there_or_says_nothing() ->
         RemotePolicy(f"{url}/elsewhere")._ask("GET", "/nothing")
 
 
-SERVE = "import sys; from policy.remote import serve; from test_remote import Digest; serve(Digest(), port=int(sys.argv[1]))"
+SERVE = "import sys; from policy.http_policy import serve; from test_remote import Digest; serve(Digest(), port=int(sys.argv[1]))"
 
 
 def start(port: int) -> subprocess.Popen[bytes]:

@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 from numbered import imported, numbered, numbers_of
-from orchestrator.data.sources.source import Reading, SourceError, open_source
+from orchestrator.data.importers.base import Reading, SourceError, open_source
 
 SAID: dict[str, Any] = {"hz": 10.0, "task": "PushT", "instruction": "push the T", "proprio": ("state",)}
 LENGTHS = (10, 12, 8)

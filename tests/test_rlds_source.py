@@ -13,7 +13,7 @@ from PIL import Image
 from tfrecord import example_pb2
 
 from numbered import imported, numbered, numbers_of
-from orchestrator.data.sources.source import Reading, SourceError, open_source
+from orchestrator.data.importers.base import Reading, SourceError, open_source
 
 SAID: dict[str, Any] = {"task": "Lift", "hz": 5.0}
 

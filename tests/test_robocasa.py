@@ -1,4 +1,4 @@
-"""RoboCasa-24: what can be known without its kitchens, which cannot be had here. See the docstring of sim_workers/robocasa.py."""
+"""RoboCasa-24: what can be known without its kitchens, which cannot be had here. See the docstring of sim_workers/envs/robocasa.py."""
 
 import json
 import os
@@ -15,9 +15,8 @@ import pytest
 
 from conftest import run
 from robocasa_records import EP_META, KITCHEN_SPLIT, PLAIN_SPLIT, SENTENCES
-from sim_workers import robocasa
-from sim_workers.env import ACTION
-from sim_workers.robocasa import (
+from sim_workers.envs import robocasa
+from sim_workers.envs.robocasa import (
     CAMERAS,
     HORIZON,
     PROPRIO,
@@ -36,7 +35,8 @@ from sim_workers.robocasa import (
     scene_of,
     shells_as_meshes,
 )
-from sim_workers.suite import Suite
+from sim_workers.envs.robosuite import ACTION
+from sim_workers.rollout.suite import Suite
 
 
 @pytest.fixture
@@ -130,8 +130,8 @@ def test_proprioception_is_the_hand_seen_from_the_base() -> None:
 MOVE = """
 import json, sys
 import numpy as np
-from sim_workers.render import choose_backend
-from sim_workers.robocasa import environment_action, proprio_of
+from sim_workers.envs.render import choose_backend
+from sim_workers.envs.robocasa import environment_action, proprio_of
 choose_backend()
 import robosuite
 moved = []
@@ -196,7 +196,7 @@ def stand_in(folder: Path, version: str = "0.2.0") -> Path:
 
 
 LOAD = """
-from sim_workers import robocasa
+from sim_workers.envs import robocasa
 print(robocasa.robocasa_contract((), (64, 64), "fast").simulator)
 try:
     robocasa._robosuite_with_kitchens()
@@ -237,7 +237,7 @@ def test_a_hollow_thing_is_hollow_for_a_newer_mujoco_too() -> None:
 
 
 class Simulation:
-    """What `sim_workers.render` and `sim_workers.faults` ask of robosuite's simulation; every picture is white."""
+    """What `sim_workers.envs.render` and `sim_workers.rollout.divergence` ask of robosuite's simulation; every picture is white."""
 
     def __init__(self) -> None:
         self.flags = np.zeros(mujoco.mjtRndFlag.mjNRNDFLAG)

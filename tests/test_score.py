@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.ledger import Ledger
-from orchestrator.score import protocol_fingerprint
-from orchestrator.server import PolicyServer
-from orchestrator.state import SweepState
-from orchestrator.storage import StorageError, download, open_storage
-from orchestrator.subject import _sampler
+from orchestrator.evaluation.outcome_ledger import Ledger
+from orchestrator.evaluation.policy_ref import _sampler
+from orchestrator.evaluation.policy_server import PolicyServer
+from orchestrator.evaluation.scores import protocol_fingerprint
+from orchestrator.storage.base import StorageError, download, open_storage
+from orchestrator.sweep.state import SweepState
 from orchestrator.testing.checkpoints import TINY, make_checkpoint, make_observation
 from orchestrator.testing.episodes import CONTRACT, make_episode_store
 from policy.checkpoint import fingerprint
+from policy.inference import TrainedPolicy
 from policy.presets import policy_config
-from policy.serve import TrainedPolicy
 from reports import a_sweep
 from score_command import score
-from sim_workers.rollout import Outcome
-from sim_workers.suite import Rules, Suite
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.suite import Rules, Suite
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_pickle_in_a_checkpoint_is_never_opened(checkpoint: Path, tmp_path: Pa
         (checkpoint / lacking).unlink()
     monkeypatch.setattr(sys.modules[__name__], "watching", True)
     watched.clear()
-    from orchestrator.checkpoints import card_of
+    from orchestrator.checkpoints.reader import card_of
 
     known = card_of(str(checkpoint))[1]
 
@@ -241,7 +241,7 @@ def test_a_rule_s_verdict_is_enough(checkpoint: Path, tmp_path: Path, no_ray: No
     """Twenty failures say that the rate is below 0.8: the other hundred and eighty are not played."""
     file, storage = tmp_path / "suite.yaml", open_storage(str(tmp_path / "runs"))
     file.write_text("suite: {tasks: [Lift], episodes: 200, horizon: 50, decide: {threshold: 0.8}}\n")
-    from orchestrator.decide import Rule, Verdict
+    from orchestrator.evaluation.sequential_rule import Rule, Verdict
 
     suite, rule = Suite(("Lift",), 200, Rules(50)), Rule(10, 0.95, 0.8)
     ledger = Ledger(storage, fingerprint(checkpoint), protocol_fingerprint(suite, CONTRACT, TINY.sampler, "egl"))

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ledger import Ledger
-from orchestrator.score import Score, ScoringJob
-from orchestrator.scorer import Scorer
-from orchestrator.storage import Storage, open_storage
+from orchestrator.evaluation.outcome_ledger import Ledger
+from orchestrator.evaluation.scorer import Scorer
+from orchestrator.evaluation.scores import Score, ScoringJob
+from orchestrator.storage.base import Storage, open_storage
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.outcomes import make_outcome
 from orchestrator.testing.rollout_pool import FakeRolloutPool
-from sim_workers.rollout import Outcome
-from sim_workers.sources import InProcess
-from sim_workers.suite import Rules, Suite
-from sim_workers.video import Filmed
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.policy_clients import InProcess
+from sim_workers.rollout.rollout_video import Filmed
+from sim_workers.rollout.suite import Rules, Suite
 from waiting import until as until_within
 
 until = partial(until_within, seconds=20.0)

@@ -15,22 +15,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import CHECKOUT
-from orchestrator.arms import Arm
-from orchestrator.ledger import SCHEMA, Portraits
-from orchestrator.scoring import Scoring, Simulators
-from orchestrator.storage import open_storage
-from orchestrator.subject import Subject
+from orchestrator.config.arms import Arm
+from orchestrator.evaluation.outcome_ledger import SCHEMA, Portraits
+from orchestrator.evaluation.policy_ref import Subject
+from orchestrator.evaluation.standalone import Scoring, Simulators
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.checkpoints import make_checkpoint
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.outcomes import make_error, make_outcome
 from orchestrator.testing.rollout_pool import FakeRolloutPool
-from orchestrator.tracking import Tracker, client
+from orchestrator.tracking.mlflow_writer import Tracker, client
 from policy.checkpoint import fingerprint
 from score_command import score
-from sim_workers.rollout import Outcome
-from sim_workers.sources import InProcess
-from sim_workers.suite import Rules, Suite
-from sim_workers.worker import RolloutJob
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.policy_clients import InProcess
+from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.worker import RolloutJob
 
 # -- a model in MLflow --------------------------------------------------------------------------------------------------------------
 

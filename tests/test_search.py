@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.arms import Arm
-from orchestrator.score import ScoringJob
-from orchestrator.search import Listed, Proposed, StoppingRule
-from orchestrator.spec import Sweep
-from orchestrator.urgency import Urgency
-from sim_workers.sources import InProcess
-from sim_workers.suite import Rules, Suite
+from orchestrator.config.arms import Arm
+from orchestrator.config.sweep_config import Sweep
+from orchestrator.evaluation.priority import Urgency
+from orchestrator.evaluation.scores import ScoringJob
+from orchestrator.sweep.arm_search import Listed, Proposed, StoppingRule
+from sim_workers.rollout.policy_clients import InProcess
+from sim_workers.rollout.suite import Rules, Suite
 
 
 def sweep(search: Any, steps: int = 900, every: int = 100, **data: Any) -> Sweep:

@@ -10,10 +10,10 @@ import pytest
 from conftest import run
 from orchestrator.code_fingerprint import SCORING_CODE
 from orchestrator.provenance import CHECKOUT
-from sim_workers.shifts import PLACEMENT, REFUSED, build, refusal
-from sim_workers.suite import SHIFTS, VARIANTS, Rules, Suite
-from sim_workers.tasks import TASKS
-from sim_workers.things import DISTRACTORS
+from sim_workers.envs.shift_objects import DISTRACTORS
+from sim_workers.envs.shifts import PLACEMENT, REFUSED, build, refusal
+from sim_workers.envs.tasks import TASKS
+from sim_workers.rollout.suite import SHIFTS, VARIANTS, Rules, Suite
 
 SHIFTED = [shift for shift in SHIFTS if shift != "nominal"]
 
@@ -21,7 +21,7 @@ SHIFTED = [shift for shift in SHIFTS if shift != "nominal"]
 PLAY = """
 import hashlib, json, sys
 import numpy as np
-from sim_workers.env import SimEnv, contract
+from sim_workers.envs.robosuite import SimEnv, contract
 worlds = {}
 for task, shift, variant, seed in json.loads(sys.argv[1]):
     env = SimEnv(task, contract(("robot0_eye_in_hand", "agentview"), (64, 64), "fast", task), shift, variant)
@@ -42,8 +42,8 @@ print(json.dumps(worlds))
 
 SOLVE = """
 import json, sys
-from sim_workers.env import SimEnv, contract
-from sim_workers.experts import expert_for
+from sim_workers.envs.robosuite import SimEnv, contract
+from sim_workers.demos.experts import expert_for
 solved = {}
 for shift in json.loads(sys.argv[1]):
     env = SimEnv("Lift", contract((), (64, 64), "fast"), shift, 2)
@@ -168,5 +168,5 @@ def test_suites_of_other_shifts_have_other_fingerprints() -> None:
 
 
 def test_what_defines_the_worlds_is_part_of_a_scores_fingerprint() -> None:
-    assert {"sim_workers/shifts.py", "sim_workers/things.py"} <= set(SCORING_CODE)
+    assert {"sim_workers/envs/shifts.py", "sim_workers/envs/shift_objects.py"} <= set(SCORING_CODE)
     assert all((CHECKOUT / file).is_file() for file in SCORING_CODE)

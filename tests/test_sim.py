@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from conftest import run
-from orchestrator.collect import record
-from orchestrator.data.store import load_manifest
-from orchestrator.storage import open_storage
+from orchestrator.data.collect_demos import record
+from orchestrator.data.episode_store import load_manifest
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CAMERA
-from sim_workers.demonstrate import Demonstration, demonstrate
-from sim_workers.env import SimEnv, contract
-from sim_workers.experts import EXPERTS, expert_for
-from sim_workers.tasks import TASKS
+from sim_workers.demos.experts import EXPERTS, expert_for
+from sim_workers.demos.recorder import Demonstration, demonstrate
+from sim_workers.envs.robosuite import SimEnv, contract
+from sim_workers.envs.tasks import TASKS
 
 CONTRACT = contract((CAMERA,), (64, 64), "fast")
 
@@ -22,7 +22,7 @@ CONTRACT = contract((CAMERA,), (64, 64), "fast")
 PLAY = """
 import hashlib, json, sys
 import numpy as np
-from sim_workers.env import SimEnv, contract
+from sim_workers.envs.robosuite import SimEnv, contract
 task = sys.argv[1]
 env = SimEnv(task, contract(("robot0_eye_in_hand", "agentview"), (64, 64), "fast", task))
 hashes = {}
@@ -99,8 +99,8 @@ def test_the_scripted_expert_lifts_and_the_same_seed_gives_the_same_demonstratio
 # Without cameras: nothing is rendered, so that a task takes seconds.
 DEMONSTRATE = """
 import json, sys
-from sim_workers.demonstrate import Demonstration, demonstrate
-from sim_workers.env import SimEnv, contract
+from sim_workers.demos.recorder import Demonstration, demonstrate
+from sim_workers.envs.robosuite import SimEnv, contract
 task, seeds = sys.argv[1], json.loads(sys.argv[2])
 env = SimEnv(task, contract((), (64, 64), "fast"))
 print(json.dumps([demonstrate(env, Demonstration(task, seed, 0.3)).success for seed in seeds]))

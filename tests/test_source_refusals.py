@@ -12,9 +12,9 @@ import pytest
 import layouts
 import recordings
 from layouts import RENAMED, UPRIGHT, ZARR, damaged, opened, psnr, refusal, usable, written
-from orchestrator.data.sheet import contact_sheet
-from orchestrator.data.sources.pictures import image
-from orchestrator.data.sources.source import Reading, SourceError, open_source
+from orchestrator.data.contact_sheet import contact_sheet
+from orchestrator.data.importers.base import Reading, SourceError, open_source
+from orchestrator.data.importers.image_ops import image
 from recordings import CAMERAS
 
 pytestmark = pytest.mark.sim  # the recordings are robosuite's own

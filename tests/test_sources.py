@@ -15,11 +15,11 @@ import layouts
 import recordings
 from conftest import CHECKOUT
 from layouts import LAYOUTS, UPRIGHT, opened, psnr, refusal, usable, written
-from orchestrator.data.sources.pictures import film, turned
-from orchestrator.data.sources.source import Reading, Source, kept_frames, open_source
+from orchestrator.data.importers.base import Reading, Source, kept_frames, open_source
+from orchestrator.data.importers.image_ops import film, turned
 from recordings import CAMERAS, HZ, INSTRUCTION
-from sim_workers.env import ACTION, PROPRIO
-from sim_workers.libero import libero_contract
+from sim_workers.envs.libero import libero_contract
+from sim_workers.envs.robosuite import ACTION, PROPRIO
 
 pytestmark = pytest.mark.sim  # the recordings are robosuite's own
 

@@ -8,17 +8,18 @@ import pytest
 import yaml
 
 from conftest import CHECKOUT
-from orchestrator.arms import Arm, expand
-from orchestrator.data.store import commit, load_manifest, put_episode
-from orchestrator.data.stream import FETCH_CPUS
-from orchestrator.placement import Placement
+from orchestrator.api import Sweep
+from orchestrator.cluster.placement import Placement
+from orchestrator.config.arms import Arm, expand
+from orchestrator.config.sweep_config import SweepError
+from orchestrator.data.clip_stream import FETCH_CPUS
+from orchestrator.data.episode_store import commit, load_manifest, put_episode
 from orchestrator.provenance import TRAINING_PACKAGES, package_versions
-from orchestrator.spec import Sweep, SweepError
-from orchestrator.state import SweepState
-from orchestrator.storage import open_storage
+from orchestrator.storage.base import open_storage
+from orchestrator.sweep.state import SweepState
 from orchestrator.testing.episodes import CONTRACT, make_episode
-from sim_workers.libero import LIBERO_10
-from sim_workers.robocasa import ROBOCASA_12_LABELLED, ROBOCASA_24
+from sim_workers.envs.libero import LIBERO_10
+from sim_workers.envs.robocasa import ROBOCASA_12_LABELLED, ROBOCASA_24
 
 GOOD = {
     "name": "good",
@@ -320,6 +321,6 @@ def test_a_sweep_that_can_never_fit_says_so_with_the_numbers() -> None:
 
 
 def test_the_reference_of_the_sweep_file_is_what_the_schema_says() -> None:
-    from orchestrator.reference import page
+    from orchestrator.config.docs import page
 
-    assert (CHECKOUT / "jobs" / "README.md").read_text() == page(), "run `python -m orchestrator.reference > jobs/README.md`"
+    assert (CHECKOUT / "jobs" / "README.md").read_text() == page(), "run `python -m orchestrator.config.docs > jobs/README.md`"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import LONG_STORAGES
-from orchestrator.storage import NoObject, Storage, StorageError, check_conditional_writes, open_storage
+from orchestrator.storage.base import NoObject, Storage, StorageError, check_conditional_writes, open_storage
 
 
 def test_what_was_put_is_got(storage: Storage) -> None:

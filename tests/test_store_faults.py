@@ -9,8 +9,8 @@ import pytest
 
 from conftest import BUCKET, IMPATIENT, run
 from fault_proxy import FaultProxy
-from orchestrator.data.store import commit, latest_version, load_manifest, put_episode
-from orchestrator.storage import CLAIM_ATTEMPTS, READ_ATTEMPTS, Storage, StorageError, check_conditional_writes, open_storage
+from orchestrator.data.episode_store import commit, latest_version, load_manifest, put_episode
+from orchestrator.storage.base import CLAIM_ATTEMPTS, READ_ATTEMPTS, Storage, StorageError, check_conditional_writes, open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode
 
 Point = Callable[[dict[str, str]], None]

@@ -12,8 +12,8 @@ import pytest
 
 from conftest import BUCKET
 from fault_proxy import FaultProxy
-from orchestrator.data.store import commit, latest_version, load_manifest, put_episode
-from orchestrator.storage import PATIENCE, Storage, StorageError, StorageSettings, check_conditional_writes, open_storage
+from orchestrator.data.episode_store import commit, latest_version, load_manifest, put_episode
+from orchestrator.storage.base import PATIENCE, Storage, StorageError, StorageSettings, check_conditional_writes, open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode
 from orchestrator.testing.seaweedfs import running
 

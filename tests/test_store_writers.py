@@ -6,16 +6,16 @@ import time
 import pytest
 
 from conftest import LONG_STORAGES
-from orchestrator.data.episodes import decode
-from orchestrator.data.store import fetch, latest_version, load_manifest
-from orchestrator.storage import Storage
+from orchestrator.data.episode_format import decode
+from orchestrator.data.episode_store import fetch, latest_version, load_manifest
+from orchestrator.storage.base import Storage
 from orchestrator.testing.episodes import CAMERA
 from writers import line, start, writer
 
 WRITER = """
 import sys
-from orchestrator.data.store import commit, put_episode
-from orchestrator.storage import open_storage
+from orchestrator.data.episode_store import commit, put_episode
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode
 
 storage = open_storage(sys.argv[1])

@@ -13,14 +13,14 @@ import numpy as np
 import psutil
 import pytest
 
-from orchestrator.data import stream
+from orchestrator.data import clip_stream as stream
+from orchestrator.data.clip_sampler import Order
 from orchestrator.data.clips import stack
-from orchestrator.data.episodes import EpisodeError, decode
+from orchestrator.data.episode_format import EpisodeError, decode
+from orchestrator.data.episode_store import commit, load_manifest, put_episode
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.order import Order
-from orchestrator.data.store import commit, load_manifest, put_episode
 from orchestrator.data.subset import choose
-from orchestrator.storage import open_storage
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode
 from policy.config import ClipShape
 

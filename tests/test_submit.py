@@ -10,14 +10,15 @@ import pytest
 import ray
 
 from conftest import CHECKOUT
-from orchestrator import provenance, staging
+from orchestrator import provenance
+from orchestrator.cluster import code_bundle as staging
+from orchestrator.cluster.code_bundle import StagingError, shipped_files, staged
+from orchestrator.cluster.preflight import notes_on, unfit_arguments, unfit_sweep
+from orchestrator.cluster.ray_jobs import Load, _metadata, _runtime_env
+from orchestrator.cluster.version_check import PYTHONS, differing, pins, to_install
 from orchestrator.code_fingerprint import SCORING_CODE, TRAINING_CODE, code_fingerprint
-from orchestrator.credentials import redacted
-from orchestrator.elsewhere import notes_on, unfit_arguments, unfit_sweep
-from orchestrator.skew import PYTHONS, differing, pins, to_install
-from orchestrator.spec import Sweep, SweepError
-from orchestrator.staging import StagingError, shipped_files, staged
-from orchestrator.submit import Load, _metadata, _runtime_env
+from orchestrator.config.sweep_config import Sweep, SweepError
+from orchestrator.redaction import redacted
 
 REMOTE = ("data.episodes=s3://robot-data/lift", "storage=s3://results/lift", "mlflow=https://mlflow.example.org")
 
@@ -194,7 +195,7 @@ def test_a_head_without_the_pinned_packages_begins_nothing() -> None:
     with staged({}) as sent:
         project = sent.folder / "pyproject.toml"
         project.write_text(project.read_text().replace('"numpy==', '"numpy==9'))
-        done = subprocess.run([sys.executable, "-m", "orchestrator.skew"], cwd=sent.folder, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", "orchestrator.cluster.version_check"], cwd=sent.folder, capture_output=True, text=True)
     assert done.returncode == 2
     assert re.fullmatch(r"nothing was begun: the cluster has numpy \S+ instead of 9\S+; run the cluster on an image .*--pip.*\n", done.stderr)
 
@@ -206,4 +207,4 @@ def test_ray_s_jobs_enter_through_one_file() -> None:
         for file in (CHECKOUT / room).rglob("*.py")
         if "ray.job_submission import" in file.read_text()
     ]
-    assert users == ["submit.py"]
+    assert users == ["ray_jobs.py"]

@@ -15,8 +15,8 @@ import ray
 from aiohttp import web
 
 from conftest import run
-from orchestrator.skew import PYTHONS
-from orchestrator.submit import Cluster, ForgottenError, Load, SubmitError
+from orchestrator.cluster.ray_jobs import Cluster, ForgottenError, Load, SubmitError
+from orchestrator.cluster.version_check import PYTHONS
 
 
 class Dashboard:

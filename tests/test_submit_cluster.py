@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from conftest import CHECKOUT
-from orchestrator.data.store import commit, put_episode
-from orchestrator.storage import open_storage
+from orchestrator.data.episode_store import commit, put_episode
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode
 from waiting import until
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from orchestrator.data.manifest import EpisodeEntry, Manifest
 from orchestrator.data.subset import Subset, SubsetError, choose, held_out, num_action_free
 from orchestrator.testing.episodes import CONTRACT
-from policy.stats import Stats
+from policy.feature_stats import Stats
 
 STATS = Stats.of(np.zeros((1, 2)))
 

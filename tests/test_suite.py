@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sim_workers.rollout import Outcome, Stepped, episode, run_episode
-from sim_workers.suite import FIRST_EVALUATION_SEED, SHIFTS, VARIANTS, EpisodeSpec, Rules, Suite
+from sim_workers.rollout.episode import Outcome, Stepped, episode, run_episode
+from sim_workers.rollout.suite import FIRST_EVALUATION_SEED, SHIFTS, VARIANTS, EpisodeSpec, Rules, Suite
 
 
 def test_a_suite_is_the_same_list_every_time_and_never_a_demonstrated_scene() -> None:

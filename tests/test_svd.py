@@ -12,18 +12,18 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 
 from backbones import svd_config, svd_folder, svd_policy
 from kept_checkpoints import Kept
-from orchestrator.arms import Arm
-from orchestrator.data import stream
-from orchestrator.data.latents import keep_latents, keep_sentences, publish_index
-from orchestrator.data.store import load_manifest
-from orchestrator.loop import ArmJob, train
-from orchestrator.sections import Train
-from orchestrator.storage import open_storage
+from orchestrator.config.arms import Arm
+from orchestrator.config.schema import Train
+from orchestrator.data import clip_stream as stream
+from orchestrator.data.episode_store import load_manifest
+from orchestrator.data.latent_cache import keep_latents, keep_sentences, publish_index
+from orchestrator.storage.base import open_storage
+from orchestrator.training.loop import ArmJob, train
 from policy.checkpoint import CheckpointError, load, load_weights
+from policy.inference import TrainedPolicy
 from policy.interface import Observation
-from policy.latents import latent_codec
-from policy.serve import TrainedPolicy
-from policy.text import sentence_encoder
+from policy.latent_codec import latent_codec
+from policy.text_encoder import sentence_encoder
 
 pytestmark = pytest.mark.sim
 

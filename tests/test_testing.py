@@ -14,24 +14,24 @@ import pytest
 import orchestrator.testing
 from conftest import run
 from imported_packages import HEAVY
-from orchestrator.arms import Arm
-from orchestrator.data.store import load_manifest
-from orchestrator.server import PolicyServer, policy_of
-from orchestrator.storage import open_storage
+from orchestrator.config.arms import Arm
+from orchestrator.data.episode_store import load_manifest
+from orchestrator.evaluation.policy_server import PolicyServer, policy_of
+from orchestrator.storage.base import open_storage
 from orchestrator.testing import processes
 from orchestrator.testing.checkpoints import TINY, make_checkpoint, make_observation
 from orchestrator.testing.episodes import CAMERA, CONTRACT, make_episode, make_episode_store
+from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.outcomes import FakePolicy, make_error, make_outcome, simulated_outcome, stand_still, success_rate
 from orchestrator.testing.policy_server import FakePolicyServer, PolicyServerWithoutCheckpoints
 from orchestrator.testing.rollout_pool import FakeRolloutPool
 from orchestrator.testing.servo import cameras, servo
-from orchestrator.testing.trainer import FakeTrainer
 from policy.checkpoint import fingerprint
+from policy.inference import TrainedPolicy
 from policy.interface import ActionChunk, Observation
-from policy.serve import TrainedPolicy
-from sim_workers.pool import RolloutPool
-from sim_workers.suite import Rules, Suite
-from sim_workers.worker import RolloutJob
+from sim_workers.rollout.pool import RolloutPool
+from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.worker import RolloutJob
 
 SUITE = Suite(("Lift",), 4, Rules(50))
 POLICY = FakePolicy("runs/arms/a/step_000010", (("a", Arm(60, 0.0, 0)),), 10)
@@ -75,7 +75,7 @@ def test_fake_policy_server_has_every_call_of_the_real_server() -> None:
 
 
 def test_fake_trainer_takes_the_arguments_of_fit() -> None:
-    from orchestrator.train import fit
+    from orchestrator.training.ray_train import fit
 
     assert parameters(FakeTrainer(0.0)) == parameters(fit)
     assert inspect.signature(FakeTrainer.__call__).return_annotation == inspect.signature(fit).return_annotation

@@ -7,7 +7,7 @@ import torch
 
 from backbones import SENTENCE_DIM, svd_config, text_folder
 from policy.presets import PRESETS
-from policy.text import OpenClipText, WordVectors, sentence_encoder
+from policy.text_encoder import OpenClipText, WordVectors, sentence_encoder
 from policy.weights import WeightsError
 
 SENTENCES = ["lift the red cube", "open the door", ""]

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.arms import Arm
-from orchestrator.cli import main
-from orchestrator.curve import Curve
-from orchestrator.tracked_films import films
-from orchestrator.tracking import SCORE_METRICS, Tracker, outcomes_artifact
-from sim_workers.video import mp4
+from orchestrator.cli.main import main
+from orchestrator.config.arms import Arm
+from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.tracking.mlflow_writer import SCORE_METRICS, Tracker, outcomes_artifact
+from orchestrator.tracking.rollout_videos import films
+from sim_workers.rollout.rollout_video import mp4
 
 
 @pytest.fixture(scope="module")

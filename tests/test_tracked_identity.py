@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.arms import Arm
-from orchestrator.cli import main
-from orchestrator.curve import Curve
-from orchestrator.identity import KEY, NO_IDENTITY, claim_identity, identity_of, store_of
-from orchestrator.score import Score
-from orchestrator.spec import Sweep
-from orchestrator.spool import Journal, journals
-from orchestrator.state import SweepState
-from orchestrator.storage import StorageError, open_storage
+from orchestrator.cli.main import main
+from orchestrator.config.arms import Arm
+from orchestrator.config.sweep_config import Sweep
+from orchestrator.evaluation.scores import Score
+from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.storage.base import StorageError, open_storage
+from orchestrator.storage.identity import KEY, NO_IDENTITY, claim_identity, identity_of, store_of
+from orchestrator.sweep.state import SweepState
+from orchestrator.sweep.tracking_publisher import Views, republish
 from orchestrator.testing.episodes import make_episode_store
-from orchestrator.tracked import TrackedSweep, read_sweep
-from orchestrator.tracking import (
+from orchestrator.tracking.mlflow_reader import TrackedSweep, read_sweep
+from orchestrator.tracking.mlflow_writer import (
     ARM,
     EXPERIMENT,
     SCORE_METRICS,
@@ -34,9 +34,9 @@ from orchestrator.tracking import (
     outcomes_artifact,
     tagged,
 )
-from orchestrator.views import Views, republish
+from orchestrator.tracking.outbox import Journal, journals
 from reports import EPISODES, a_sweep, fingerprint
-from sim_workers.rollout import Outcome
+from sim_workers.rollout.episode import Outcome
 
 ONE = Arm(4, 0.0, 0)
 ONE_ID = ONE.arm_id("t")

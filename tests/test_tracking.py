@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.spec import Sweep
-from orchestrator.spool import Journal, Reading, journals
-from orchestrator.state import SweepState
-from orchestrator.teller import OutboxSettings, Teller
+from orchestrator.config.sweep_config import Sweep
+from orchestrator.sweep.state import SweepState
+from orchestrator.sweep.tracking_publisher import Views, republish
 from orchestrator.testing.episodes import make_episode_store
-from orchestrator.tracking import EXPERIMENT, SWEEP, Tracker, TrackingError, client, tagged
-from orchestrator.views import Views, republish
+from orchestrator.tracking.mlflow_writer import EXPERIMENT, SWEEP, Tracker, TrackingError, client, tagged
+from orchestrator.tracking.outbox import Journal, Reading, journals
+from orchestrator.tracking.outbox_relay import OutboxSettings, Teller
 from reports import a_sweep, check, in_a_process, report, tell
 
 

@@ -13,18 +13,18 @@ import pytest
 import torch
 
 from kept_checkpoints import Kept
-from orchestrator import loop
-from orchestrator.arms import Arm
-from orchestrator.data import stream
-from orchestrator.data.episodes import EpisodeError
-from orchestrator.data.store import load_manifest
+from orchestrator.config.arms import Arm
+from orchestrator.config.schema import Train
+from orchestrator.data import clip_stream as stream
+from orchestrator.data.episode_format import EpisodeError
+from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.subset import choose
-from orchestrator.desk import desk
-from orchestrator.loop import ArmJob
-from orchestrator.meter import SPENT
-from orchestrator.sections import Train
-from orchestrator.storage import open_storage
-from orchestrator.train import fit
+from orchestrator.storage.base import open_storage
+from orchestrator.training import loop
+from orchestrator.training.control_channel import desk
+from orchestrator.training.loop import ArmJob
+from orchestrator.training.ray_train import fit
+from orchestrator.training.worker_usage import SPENT
 from policy.checkpoint import fingerprint, load, load_card, load_trainer
 from policy.config import Recipe
 from policy.presets import PRESETS

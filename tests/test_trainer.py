@@ -10,7 +10,7 @@ import torch
 
 from orchestrator.testing.checkpoints import make_batch
 from orchestrator.testing.episodes import CONTRACT
-from orchestrator.train import sharded
+from orchestrator.training.ray_train import sharded
 from policy.checkpoint import new_model
 from policy.config import Recipe
 from policy.presets import policy_config

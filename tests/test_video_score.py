@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.data.store import commit, load_manifest, put_episode
-from orchestrator.fidelity import MEASURES, Fidelity, fidelity
-from orchestrator.held_out import HeldOut
-from orchestrator.storage import open_storage
+from orchestrator.data.episode_store import commit, load_manifest, put_episode
+from orchestrator.evaluation.held_out_clips import HeldOut
+from orchestrator.evaluation.image_metrics import MEASURES, Fidelity, fidelity
+from orchestrator.evaluation.video_score import VideoScore, VideoTest, first_look
+from orchestrator.storage.base import open_storage
 from orchestrator.testing.checkpoints import make_checkpoint
 from orchestrator.testing.episodes import CAMERA, CONTRACT, make_episode
-from orchestrator.video_score import VideoScore, VideoTest, first_look
 from policy.config import ClipShape
+from policy.inference import TrainedPolicy
 from policy.interface import Imagination, Observation
 from policy.presets import PRESETS, policy_config
-from policy.serve import TrainedPolicy
 
 BEST = 10 * np.log10(255**2 * 12)
 STILL_LIFE = Fidelity(20.0, 0.5, 0.3)
@@ -155,7 +155,7 @@ def test_who_imagines_the_truth_scores_best_and_who_imagines_no_motion_as_a_stil
 
 def test_a_policy_is_measured_by_what_it_imagines_when_it_acts(store: str, tmp_path: Path) -> None:
     """Through the server, asked one clip at a time by several threads, or directly in whole batches: the same pictures, the same numbers."""
-    from orchestrator.server import PolicyServer
+    from orchestrator.evaluation.policy_server import PolicyServer
 
     folder, test = make_checkpoint(tmp_path / "tiny"), video_test(store)
     policy, clips = TrainedPolicy(folder, rung="one_pass"), [test.held_out.read(clip) for clip in test.held_out.clips]
@@ -184,8 +184,8 @@ def test_a_policy_is_measured_by_what_it_imagines_when_it_acts(store: str, tmp_p
 def test_servers_and_judge_of_a_cluster_measure_what_the_policy_itself_imagines(store: str, tmp_path: Path) -> None:
     import ray
 
-    from orchestrator.evaluate import policy_servers, video_judge
-    from sim_workers.served import Served
+    from orchestrator.sweep.eval_scheduler import policy_servers, video_judge
+    from sim_workers.rollout.ray_policy_client import Served
 
     folder, test = make_checkpoint(tmp_path / "tiny"), video_test(store)
     source, judge = Served(policy_servers(2, 0, "one_pass"), str(folder), imagines=True), video_judge()

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.data.store import commit, put_episode
+from orchestrator.config.sweep_config import Sweep
+from orchestrator.data.episode_store import commit, put_episode
 from orchestrator.data.subset import SubsetError
-from orchestrator.fidelity import Fidelity
-from orchestrator.spec import Sweep
-from orchestrator.state import SweepState
-from orchestrator.storage import open_storage
+from orchestrator.evaluation.image_metrics import Fidelity
+from orchestrator.evaluation.video_score import VideoScore, VideoTest
+from orchestrator.storage.base import open_storage
+from orchestrator.sweep.state import SweepState
 from orchestrator.testing.episodes import CONTRACT, make_episode
-from orchestrator.video_score import VideoScore, VideoTest
 
 STILL_LIFE = Fidelity(20.0, 0.5, 0.3)
 
@@ -89,9 +89,9 @@ class Judged:
 def run_sweep(folder: Path, store: str) -> Callable[..., tuple[Any, list[str]]]:
     """Runs one to its end with a judge; the run and what it said."""
 
-    from orchestrator.sweep import SweepRun
+    from orchestrator.sweep.run import SweepRun
+    from orchestrator.testing.fake_trainer import FakeTrainer
     from orchestrator.testing.players import FakePlayers
-    from orchestrator.testing.trainer import FakeTrainer
 
     def go(asked: Sweep, judge: Judged | None) -> tuple[Any, list[str]]:
         lines: list[str] = []
@@ -151,7 +151,7 @@ def test_every_checkpoint_is_measured_once_and_told_beside_its_success(folder: P
     assert len(judge.asked) == 4
     assert not [line for line in lines if line.startswith("video ")]
     assert sum(cost.infer_cpu_s for cost in again.spending.by_arm().values()) == sum(cost.infer_cpu_s for cost in spent.values())
-    from orchestrator.views import republish
+    from orchestrator.sweep.tracking_publisher import republish
 
     elsewhere = asked.model_copy(update={"mlflow": f"sqlite:///{folder / 'anew.db'}"})
     republish(SweepState.open(elsewhere))

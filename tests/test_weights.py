@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from backbones import svd_config, svd_folder, svd_unet
 from conftest import run
-from orchestrator.storage import Storage
-from orchestrator.weights import fetch_weights
+from orchestrator.checkpoints.pretrained_weights import fetch_weights
+from orchestrator.storage.base import Storage
 from policy.config import VideoConfig
 from policy.weights import WeightsError, load_unet, load_vae, local_folder, weights_fingerprint
 
@@ -129,7 +129,7 @@ def test_an_autoencoder_of_another_kind_is_refused(spoilt: Path) -> None:
 def test_without_a_network_the_sentence_says_what_to_do() -> None:
     code = """
 from policy.weights import WeightsError, load_vae
-from policy.text import OpenClipText
+from policy.text_encoder import OpenClipText
 for load in (lambda: load_vae("stabilityai/stable-video-diffusion-img2vid-xt"), lambda: OpenClipText(1024).embed(["lift"])):
     try:
         load()

@@ -21,19 +21,19 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-from orchestrator.evaluate import server_options
-from orchestrator.ledger import Portraits
-from orchestrator.score import ScoringJob
-from orchestrator.scorer import Scorer
-from orchestrator.storage import Storage, open_storage
+from orchestrator.evaluation.outcome_ledger import Portraits
+from orchestrator.evaluation.scorer import Scorer
+from orchestrator.evaluation.scores import ScoringJob
+from orchestrator.storage.base import Storage, open_storage
+from orchestrator.sweep.eval_scheduler import server_options
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.policy_server import FakePolicyServer
 from scoring_listener import Heard
-from sim_workers.pool import PoolSettings, RolloutPool
-from sim_workers.rollout import Outcome
-from sim_workers.served import Served
-from sim_workers.suite import EpisodeSpec, Rules, Suite
-from sim_workers.worker import Beat, Played, RolloutJob, RolloutWorker, Said
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.pool import PoolSettings, RolloutPool
+from sim_workers.rollout.ray_policy_client import Served
+from sim_workers.rollout.suite import EpisodeSpec, Rules, Suite
+from sim_workers.rollout.worker import Beat, Played, RolloutJob, RolloutWorker, Said
 from waiting import until as until_within
 from wanderer import start_wanderer
 

@@ -11,7 +11,7 @@ import ray.cloudpickle
 from orchestrator.testing.episodes import CAMERA
 from orchestrator.testing.policy_server import FakePolicyServer
 from policy.interface import ActionChunk, Observation
-from sim_workers.suite import EpisodeSpec
+from sim_workers.rollout.suite import EpisodeSpec
 
 CURSED = EpisodeSpec("Lift", 1_000_002, 1_000_002)
 """The episode on which the policy `cursed` fails."""

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from conftest import CHECKOUT
-from orchestrator.storage import Storage
+from orchestrator.storage.base import Storage
 
 
 def writer(code: str, storage: Storage, first: int, last: int) -> subprocess.Popen[str]:

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.data.episodes import Episode, EpisodeError, decode
+from orchestrator.data.episode_format import Episode, EpisodeError, decode
+from orchestrator.data.episode_store import fetch
 from orchestrator.data.manifest import EpisodeEntry, Manifest, in_tuples
-from orchestrator.data.report import merged, one_line
-from orchestrator.data.report_text import amount
-from orchestrator.data.store import fetch
-from orchestrator.storage import Storage, StorageError
-from policy.stats import CONSTANT, Stats
+from orchestrator.data.store_summary import merged, one_line
+from orchestrator.data.store_summary_text import amount
+from orchestrator.storage.base import Storage, StorageError
+from policy.feature_stats import CONSTANT, Stats
 
 Array = npt.NDArray[Any]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.data.episodes import Episode, EpisodeError
+from orchestrator.data.episode_format import Episode, EpisodeError
 from policy.config import ClipShape
 from policy.interface import Contract
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.data.episodes import EpisodeError
+from orchestrator.data.episode_format import EpisodeError
+from policy.feature_stats import VECTORS, Stats
 from policy.interface import Contract
-from policy.stats import VECTORS, Stats
 
 FORMAT = 2
 _T = TypeVar("_T")

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.data.manifest import Manifest
+from policy.errors import DemoscaleError
 
 
-class SubsetError(Exception):
+class SubsetError(DemoscaleError):
     """One sentence: the task whose episodes do not suffice, and the numbers."""
 
 

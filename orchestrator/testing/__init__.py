@@ -1,6 +1,6 @@
 """Fakes and builders for tests of code that plugs into a sweep: trainers, pools, policies, stores, schedulers.
 
-    trainer.py         FakeTrainer: a training run that reports checkpoints without a network
+    fake_trainer.py    FakeTrainer: a training run that reports checkpoints without a network
     players.py         FakePlayers: a sweep's simulators and policies, all fake
     rollout_pool.py    FakeRolloutPool: the calls of RolloutPool, without processes
     policy_server.py   FakePolicyServer: the calls of PolicyServer, answered by functions; PolicyServerWithoutCheckpoints: the real queue and batches
@@ -17,8 +17,8 @@ This module imports none of them. A pool that decides how every episode ends:
 >>> from orchestrator.testing.episodes import CONTRACT
 >>> from orchestrator.testing.outcomes import FakePolicy, make_outcome
 >>> from orchestrator.testing.rollout_pool import FakeRolloutPool
->>> from sim_workers.suite import Rules, Suite
->>> from sim_workers.worker import RolloutJob
+>>> from sim_workers.rollout.suite import Rules, Suite
+>>> from sim_workers.rollout.worker import RolloutJob
 >>> suite = Suite(("Lift",), 3, Rules(horizon=50))
 >>> pool = FakeRolloutPool(lambda job: make_outcome(job.spec, won=job.spec.scene_seed % 2 == 0))
 >>> for spec in suite.episode_list():

@@ -11,9 +11,9 @@ from orchestrator.testing.episodes import CAMERA, CONTRACT
 from policy.batch import Batch
 from policy.checkpoint import Card, new_model, save
 from policy.config import PolicyConfig, PolicyKind
+from policy.feature_stats import Stats
 from policy.interface import Contract, Observation
 from policy.presets import PRESETS, policy_config
-from policy.stats import Stats
 
 TINY = PRESETS["tiny"]
 INSTRUCTION = "lift the red cube"

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sim_workers.demonstrate import Demonstration, demonstrate
-from sim_workers.env import CONTROL_HZ, SimEnv, contract
-from sim_workers.render import choose_backend
-from sim_workers.tasks import hands
+from sim_workers.demos.recorder import Demonstration, demonstrate
+from sim_workers.envs.render import choose_backend
+from sim_workers.envs.robosuite import CONTROL_HZ, SimEnv, contract
+from sim_workers.envs.tasks import hands
 
 Array = npt.NDArray[np.float64]
 

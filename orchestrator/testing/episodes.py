@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.data.episodes import Episode
-from orchestrator.data.store import commit, put_episode
-from orchestrator.storage import open_storage
-from sim_workers.env import contract
+from orchestrator.data.episode_format import Episode
+from orchestrator.data.episode_store import commit, put_episode
+from orchestrator.storage.base import open_storage
+from sim_workers.envs.robosuite import contract
 
 CAMERA = "robot0_eye_in_hand"
 CONTRACT = contract((CAMERA,), (64, 64), "fast")

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.arms import Arm
-from orchestrator.server import FINGERPRINT
+from orchestrator.config.arms import Arm
+from orchestrator.evaluation.policy_server import FINGERPRINT
 from policy.interface import ActionChunk, Observation, derived_seed
-from sim_workers.rollout import Outcome
-from sim_workers.sources import Asker
-from sim_workers.suite import EpisodeSpec
-from sim_workers.worker import RolloutJob
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.policy_clients import Asker
+from sim_workers.rollout.suite import EpisodeSpec
+from sim_workers.rollout.worker import RolloutJob
 
 HALF_WAY = 60
 """Demos with which half of the highest success rate is reached."""
@@ -37,7 +37,7 @@ class FakePolicy:
     """The policy source of one checkpoint of a sweep, without weights: it has a success rate and stands still."""
 
     uri: str
-    """The checkpoint's, which ends in `<arm id>/step_<step>`; a fingerprint may follow, as `orchestrator.server.policy_of` adds it."""
+    """The checkpoint's, which ends in `<arm id>/step_<step>`; a fingerprint may follow, as `policy_server.policy_of` adds it."""
     arms: tuple[tuple[str, Arm], ...]
     """(arm id, arm) of every arm of the sweep."""
     steps: int

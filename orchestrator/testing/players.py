@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from orchestrator.evaluate import Players
-from orchestrator.ledger import Portraits
-from orchestrator.placement import Placement
-from orchestrator.state import SweepState
+from orchestrator.cluster.placement import Placement
+from orchestrator.evaluation.outcome_ledger import Portraits
+from orchestrator.sweep.eval_scheduler import Players
+from orchestrator.sweep.state import SweepState
 from orchestrator.testing.outcomes import FakePolicy, SuccessRate, simulated_outcome, success_rate
 from orchestrator.testing.rollout_pool import FakeRolloutPool
-from sim_workers.balance import Answered
-from sim_workers.sources import PolicySource
+from sim_workers.rollout.autoscaler import Answered
+from sim_workers.rollout.policy_clients import PolicySource
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,16 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrator.server import PolicyServer
+from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.testing.outcomes import stand_still
 from policy.interface import ActionChunk, Imagination, Observation
-from sim_workers.balance import Answered
+from sim_workers.rollout.autoscaler import Answered
 
 Act = Callable[[Observation], ActionChunk]
 
 
 class FakePolicyServer:
-    """The calls of `orchestrator.server.PolicyServer`, answered by functions; a Ray actor, or an object in the caller's process.
+    """The calls of `orchestrator.evaluation.policy_server.PolicyServer`, answered by functions; a Ray actor, or an object in the caller's process.
 
     It reports no computing time, so a pool that asks it keeps its number of workers.
     """

@@ -3,19 +3,19 @@
 import threading
 from collections.abc import Callable, Iterator
 
-from sim_workers.balance import Balance
-from sim_workers.references import References, ReferencesInMemory
-from sim_workers.rollout import Outcome
-from sim_workers.roster import Usage
-from sim_workers.video import Filmed
-from sim_workers.worker import RolloutJob
+from sim_workers.rollout.autoscaler import Balance
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.pool_state import Usage
+from sim_workers.rollout.references import References, ReferencesInMemory
+from sim_workers.rollout.rollout_video import Filmed
+from sim_workers.rollout.worker import RolloutJob
 
 PERMIT_WAIT_S = 0.05
 """Longest time that results() of a paused pool waits for release() or resume()."""
 
 
 class FakeRolloutPool:
-    """The calls of `sim_workers.pool.RolloutPool`, without processes: `play` says how each episode ends.
+    """The calls of `sim_workers.rollout.pool.RolloutPool`, without processes: `play` says how each episode ends.
 
     As with the real pool, one thread owns it; release() and resume() may be called from any thread.
     """

@@ -3,7 +3,7 @@
 import numpy as np
 
 from policy.interface import ActionChunk, Contract, Observation
-from sim_workers.env import contract
+from sim_workers.envs.robosuite import contract
 
 CAMERA, SIZE, CHUNK = "robot0_eye_in_hand", 128, 16
 

@@ -1,0 +1,36 @@
+"""A sweep in Python: `from orchestrator import Sweep`. What a method needs is imported when it is called."""
+
+from typing import TYPE_CHECKING
+
+from orchestrator.config.sweep_config import Sweep as SweepConfig
+from orchestrator.config.sweep_config import SweepError
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.submission import Submitted
+    from orchestrator.planning.plan import Plan
+
+
+class Sweep(SweepConfig):
+    """A sweep file: `Sweep.load(path)`, then `plan()`, or `submit(address)` to a Ray cluster."""
+
+    def plan(self) -> "Plan":
+        """Return what the sweep would do and cost. SweepError with every problem if its store cannot serve it."""
+        from orchestrator.planning.plan import make_plan
+
+        return make_plan(self)
+
+    def submit(self, address: str, pip: bool = False) -> "Submitted":
+        """Run it on the Ray cluster whose dashboard is at `address`, http://head:8265, or find it running: what is finished is not done again.
+
+        pip: Ray installs the pinned packages on every node first. SweepError if it cannot work on other machines, SubmitError if the cluster
+        cannot run it or runs it with other settings.
+        """
+        from orchestrator.cluster.preflight import unfit_sweep
+        from orchestrator.cluster.ray_jobs import Cluster
+        from orchestrator.cluster.submission import Submitted, send, sweep_load
+
+        if problems := unfit_sweep(self):
+            raise SweepError(self.name, problems)
+        cluster = Cluster(address)
+        cluster.check_versions()
+        return Submitted(self, cluster, *send(*sweep_load(self), cluster, pip))

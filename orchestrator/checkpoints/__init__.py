@@ -1,0 +1,1 @@
+"""Checkpoints and pretrained weights, read as untrusted input, cached per node."""

@@ -1,0 +1,76 @@
+"""Checkpoints on a node's own disk: fetched once per node, however many policy servers run there."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from orchestrator.checkpoints.reader import fetch
+from orchestrator.storage.base import Folder
+from policy.checkpoint import CheckpointError, fingerprint
+
+MOST_BYTES = 20 * 2**30
+"""Size limit of the cache, in bytes; half of the disk's free space is a second one. The least recently used checkpoint is evicted first."""
+SPARE_S = 600.0
+"""One that was asked for so recently may still be being loaded, and stays; likewise what is being fetched."""
+HIDDEN = ".part-"
+"""Begins the names of what is being fetched or deleted."""
+
+
+def folder_of_node() -> Path:
+    """Where this user's processes on this node keep checkpoints: below TMPDIR."""
+    return Path(tempfile.gettempdir()) / f"demoscale-{os.getuid()}" / "checkpoints"
+
+
+def kept(uri: str, expected: str, root: Path | None = None, most_bytes: int = MOST_BYTES, fetch: Callable[[str, Path], None] = fetch) -> Path:
+    """Return the folder with the checkpoint at `uri`, known by its fingerprint; the first process of a node fetches it, others wait for that.
+
+    CheckpointError if the weights there have another fingerprint, or the cache belongs to another user. fetch: copies a checkpoint from its URI
+    into a folder.
+    """
+    root = root or folder_of_node()
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if (owner := root.stat().st_uid) != os.getuid():
+        raise CheckpointError(f"{root} belongs to user {owner}, who could put other weights there; remove it, or set TMPDIR")
+    _make_room(root, most_bytes)
+    folder = root / expected
+    with FileLock(root / f"{expected}.lock"):
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=root, prefix=HIDDEN) as part:
+                fetched = Path(part) / expected
+                fetch(uri, fetched)
+                if (found := fingerprint(fetched)) != expected:
+                    raise CheckpointError(f"{uri}: the checkpoint there is {found}, not {expected}, which is to be scored: replaced, or damaged")
+                Folder(fetched).sync("")  # a power failure must not leave a folder that is there and not whole
+                os.replace(fetched, folder)
+        os.utime(folder)
+    return folder
+
+
+def _make_room(root: Path, most_bytes: int) -> None:
+    """For one more. Others may do so at the same time: what is gone is gone."""
+    ages: list[tuple[float, int, Path]] = []
+    for folder in (folder for folder in root.iterdir() if folder.is_dir()):
+        try:
+            used = folder.stat().st_mtime
+            if not folder.name.startswith(HIDDEN):
+                ages.append((used, sum(file.stat().st_size for file in folder.rglob("*")), folder))
+            elif time.time() - used > SPARE_S:  # whoever fetched or deleted it was killed
+                shutil.rmtree(folder, ignore_errors=True)
+        except FileNotFoundError:
+            continue
+    total = sum(size for _, size, _ in ages)
+    most = min(most_bytes, (shutil.disk_usage(root).free + total) // 2)
+    for used, size, folder in sorted(ages):
+        if total <= most or time.time() - used < SPARE_S:
+            return
+        with FileLock(root / f"{folder.name}.lock"):
+            if folder.is_dir() and folder.stat().st_mtime == used:
+                going = root / f"{HIDDEN}{folder.name}"  # first out of sight: half of it must not be taken for it
+                os.replace(folder, going)
+                shutil.rmtree(going, ignore_errors=True)
+        total -= size

@@ -1,0 +1,91 @@
+"""A checkpoint wherever it is, a folder or an s3:// prefix, as files that can be read here.
+
+Whoever made it may be a stranger. Only the files that a checkpoint is made of are taken from the place, JSON and safetensors, which hold data and
+no code: a pickle beside them is not so much as opened, and nothing outside the place is read or written.
+"""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.storage.base import Folder, NoObject, StorageError, open_storage
+
+if TYPE_CHECKING:
+    from policy.checkpoint import Card
+
+PARTS = re.compile(r"checkpoint\.json|(heads|text)\.safetensors|(unet|vae)/[\w.-]+\.(json|safetensors)")
+"""What acting reads, of all that `policy/checkpoint.py` writes."""
+
+
+@contextmanager
+def at_hand(uri: str) -> Iterator[Path]:
+    """A folder with the checkpoint's files and no others, while it is open; what `policy.checkpoint` says about it names the `uri`.
+
+    StorageError if the place cannot be read, or a file leads out of it; CheckpointError if there is no checkpoint.
+    """
+    from policy.checkpoint import CheckpointError
+
+    with tempfile.TemporaryDirectory() as name:
+        fetch(uri, Path(name), link=True)
+        try:
+            yield Path(name)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(name, uri)) from None
+
+
+def fetch(uri: str, folder: Path, link: bool = False) -> None:
+    """The checkpoint's files, put into the folder; `link`: as links where they are files already. Errors as `at_hand`."""
+    from policy.checkpoint import CheckpointError
+
+    storage = open_storage(uri)
+    if not storage.exists("checkpoint.json"):
+        raise CheckpointError(f"{uri}: no checkpoint.json, so this is not a checkpoint of ours")
+    for key in filter(PARTS.fullmatch, storage.list("")):
+        target = folder / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not isinstance(storage, Folder):
+            target.write_bytes(storage.get(key))
+        elif link:
+            target.symlink_to(_inside(storage, key))
+        else:
+            shutil.copyfile(_inside(storage, key), target)
+
+
+def card_of(uri: str) -> tuple["Card", str]:
+    """What the policy is, and its fingerprint, by which a sweep's ledger knows it. CheckpointError if it is damaged or not one of ours."""
+    from policy.checkpoint import fingerprint, load_card
+
+    with at_hand(uri) as folder:
+        return load_card(folder), fingerprint(folder)
+
+
+def whole(uri: str, expected: str) -> bool:
+    """Whether the place holds the checkpoint of this fingerprint, and a trainer's state to go on from that is not cut off.
+
+    A full disk or a power failure leaves folders that are not. StorageError if the place cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from policy.checkpoint import CheckpointError, fingerprint
+
+    try:
+        with at_hand(uri) as folder:
+            if fingerprint(folder) != expected:
+                return False
+        if isinstance(place := open_storage(uri), Folder) and place.exists("trainer.safetensors"):  # an object of a bucket is whole or not there
+            with safe_open(place.root / "trainer.safetensors", "numpy"):
+                pass
+    except (CheckpointError, SafetensorError, NoObject):
+        return False
+    return True
+
+
+def _inside(place: Folder, key: str) -> Path:
+    file = (place.root / key).resolve()
+    if not file.is_relative_to(place.root.resolve()):
+        raise StorageError(f"{place.uri}: {key} leads out of the folder, to {file}; put the file itself there")
+    return file

@@ -1,0 +1,248 @@
+"""The command `demoscale`. Heavy imports happen inside the commands, so that `--help` and mistakes answer at once.
+
+Exit codes: 0 done, or as much as its budget allows; 1 it could not be done; 2 a mistake in what was asked for; 130 stopped by Ctrl-C, to be
+continued.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.cli.common import JSON, SET, STORAGE, ctrl_c, print_wide
+from orchestrator.cli.data_commands import data
+from orchestrator.cli.explain_command import explain
+from orchestrator.cli.mistakes import answers_mistakes as answers_mistakes
+from orchestrator.cli.score_command import score
+from orchestrator.cli.status_commands import status
+from orchestrator.cli.submit_commands import stop, submit
+
+SWEEP_FILE = click.argument("sweep_file", type=click.Path(dir_okay=False))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="demoscale")
+def main() -> None:
+    """How many demonstrations does a video-action policy need, and how many can action-free video replace?
+
+    \b
+    demoscale plan jobs/quickstart.yaml      what it would do, before anything is spent
+    demoscale run jobs/quickstart.yaml       do it; run again to continue where it stopped
+    demoscale submit sweep.yaml --address http://head:8265   the same on a Ray cluster; stop ends it
+    demoscale status quickstart              how far it is
+    demoscale curve quickstart               the answer
+    demoscale explain quickstart ARM         why an arm would be trained or played again
+    demoscale score path/to/checkpoint       any policy on any suite, without a sweep
+    demoscale data ls data/lift              the episodes of a store, and more about it
+    demoscale doctor                         is this machine ready?
+    """
+
+
+@main.command()
+@SWEEP_FILE
+@SET
+@click.option("--calibrate", is_flag=True, help="Measure on this machine first, about a minute, what the estimate of the cost goes by.")
+@answers_mistakes
+def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
+    """Check SWEEP_FILE and say what it would do and cost.
+
+    \b
+    demoscale plan jobs/quickstart.yaml
+    demoscale plan jobs/quickstart.yaml --set train.steps=2000
+    demoscale plan jobs/quickstart.yaml --calibrate
+    """
+    from orchestrator.config.sweep_config import Sweep
+    from orchestrator.planning.calibration import known_calibration
+    from orchestrator.planning.cost_estimate import estimate
+    from orchestrator.planning.plan import make_plan
+
+    sweep = Sweep.load(sweep_file, overrides)
+    click.echo(str(make_plan(sweep)))
+    if calibrate:
+        from orchestrator.planning.microbenchmark import calibrate as measure
+
+        measured = measure(sweep, lambda line: click.echo(f"measuring {line}", err=True))
+    elif known := known_calibration(sweep):
+        measured = known
+    else:
+        click.echo(f"{'cost':<14} not known on this machine; demoscale plan {sweep_file} --calibrate measures it (about a minute)")
+        return
+    click.echo(str(estimate(sweep, measured)))
+
+
+@main.command()
+@SWEEP_FILE
+@SET
+@click.option("--retry-failed", is_flag=True, help="Train the arms that failed before, and no others.")
+@click.option("--take-over", is_flag=True, help="If another process runs the sweep, have it save its state and end, and go on from there.")
+@answers_mistakes
+def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_over: bool) -> None:
+    """Run SWEEP_FILE on this machine, or on the Ray cluster RAY_ADDRESS names, to its curve.
+
+    Finished arms and finished episodes are never repeated: the same command continues a sweep that was stopped or killed. Ctrl-C once: training
+    saves its state, episodes in progress are finished; twice: now. SIGTERM does the same. With `budget`, it ends there and says what it knows.
+
+    Exit codes: 0 done, 1 something could not be done, 2 a mistake in the sweep file, 75 what it runs on failed (storage, disk, cluster) and the
+    same command goes on, 130 stopped.
+
+    \b
+    demoscale run jobs/quickstart.yaml
+    demoscale run jobs/quickstart.yaml --set seeds=[0,1,2]
+    demoscale run jobs/quickstart.yaml --set search=asha --set budget.max_episodes=500
+    demoscale run jobs/quickstart.yaml --retry-failed
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    from orchestrator.cluster.ray_runtime import quiet
+    from orchestrator.config.sweep_config import Sweep
+    from orchestrator.planning.plan import make_plan
+
+    began = time.monotonic()
+    sweep = Sweep.load(sweep_file, overrides)
+    click.echo(f"{make_plan(sweep)}\n")
+    quiet()
+    from orchestrator.redaction import shown
+    from orchestrator.sweep.run import SweepRun
+    from orchestrator.sweep.status import table
+
+    console = Console(soft_wrap=True, highlight=False)
+
+    def say(line: str) -> None:
+        console.print(f"[{_clock(time.monotonic() - began)}] {line}", markup=False)
+
+    sweep_run = SweepRun(sweep, say, retry_failed, take_over=take_over)
+    say(f"tracking in {shown(sweep_run.state.tracking_uri)}; starting Ray")
+    with Live(get_renderable=lambda: table(sweep_run.board.lines()), console=console, refresh_per_second=2), ctrl_c(sweep_run):
+        answer = sweep_run.run()
+    console.print()
+    say(sweep_run.ending or "done")
+    if answer:
+        _print_curve(answer)
+        _print_places(sweep_run, answer)
+    click.echo(f"spent    {_spent(sweep_run.spending.total(), sweep.prices)}")
+
+
+@main.command()
+@click.argument("name")
+@STORAGE
+@click.option("--mlflow", help="MLflow tracking URI; the database in the storage by default.")
+@click.option("--save", type=click.Path(dir_okay=False), help="Also write the curve to a .png, .svg, .pdf or .json file.")
+@click.option("--html", type=click.Path(dir_okay=False), help="Also write everything as one HTML page, with films, that needs no network.")
+@JSON
+@answers_mistakes
+def curve(name: str, storage: str, mlflow: str | None, save: str | None, html: str | None, as_json: bool) -> None:
+    """The sample-efficiency curve of the sweep NAME, read from MLflow alone.
+
+    Of several sweeps of one name in one MLflow, --storage chooses: it is asked for its identity, if it can be reached, and for nothing else.
+
+    \b
+    demoscale curve quickstart
+    demoscale curve quickstart --save curve.png
+    demoscale curve quickstart --html curve.html
+    demoscale curve quickstart --json | jq .points
+    """
+    from orchestrator.cluster.ray_runtime import quiet
+    from orchestrator.report.sample_efficiency_curve import Curve
+    from orchestrator.storage.base import open_storage
+    from orchestrator.storage.identity import store_of
+    from orchestrator.tracking.mlflow_writer import tracking_uri
+
+    quiet()
+    place = open_storage(storage).uri
+    uri = tracking_uri(mlflow or "", place)
+    answer = Curve.read(uri, name, store_of(place, name), place)
+    if save:
+        answer.save(save)
+    if html:
+        Path(html).parent.mkdir(parents=True, exist_ok=True)
+        Path(html).write_text(answer.page(uri), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(answer.to_json(), indent=1))
+    else:
+        _print_curve(answer)
+
+
+@main.command()
+@answers_mistakes
+def doctor() -> None:
+    """Check that this machine can collect, train and score; every failure comes with its mend."""
+    from orchestrator.cli.doctor import checks
+
+    failed = 0
+    for check in checks():
+        failed += not check.passed
+        click.echo(f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {check.finding}")
+    sys.exit(1 if failed else 0)
+
+
+main.add_command(data)
+main.add_command(explain)
+main.add_command(score)
+main.add_command(status)
+main.add_command(submit)
+main.add_command(stop)
+
+
+def _spent(cost: Any, prices: Any) -> str:
+    """In hours and counts, and in money where there are prices."""
+    money = cost.money(prices)
+    return f"{cost}" + (f"; {money:,.2f} at the sweep's prices" if money else "")
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
+
+
+def _print_curve(answer: Any) -> None:
+    """The points with their denominators, then what may be concluded."""
+    from rich.table import Table
+
+    from orchestrator.report.summary import answer as told
+
+    points = answer.points
+    several = any(p.policy != "video_action" for p in points)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    if several:
+        table.add_column("policy", no_wrap=True)
+    seeds = [] if len(answer.seeds) == 1 else ["with seeds"]
+    for title in ("demos", "action-free per demo", "success", "episodes", "95 % interval", *seeds, "errors", "seeds"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for p in points:
+        table.add_row(
+            *([p.policy] if several else []),
+            f"{p.demo_count}",
+            f"{p.action_free_ratio:g}",
+            f"{p.success_rate:.2f}",
+            f"{p.successes}/{p.episodes}",
+            f"{p.low:.2f} to {p.high:.2f}",
+            *([f"{p.band_low:.2f} to {p.band_high:.2f}"] if seeds else []),
+            f"{p.errors}",
+            f"{p.seeds}",
+        )
+    print_wide(table)
+    for sentence in (*told(answer), *answer.comparisons):
+        click.echo(str(sentence))
+
+
+def _print_places(sweep_run: Any, answer: Any) -> None:
+    """Where everything is and how to open it."""
+    from orchestrator.redaction import shown
+
+    state = sweep_run.state
+    click.echo()
+    if not state.storage.uri.startswith("s3://"):
+        for kind in ("png", "svg"):
+            picture = Path(state.storage.uri) / f"{state.sweep.name}-curve.{kind}"
+            answer.save(picture)
+            click.echo(f"picture          {picture}")
+    for arm, films in sweep_run.films().items():
+        for film in films:
+            click.echo(f"rollout video    {film}   ({arm})")
+    uri = shown(state.tracking_uri)
+    served = uri.startswith("http")
+    click.echo(f"MLflow           {uri}" if served else f"MLflow           mlflow ui --backend-store-uri {uri}   (then open http://127.0.0.1:5000)")
+    click.echo(f"the curve again  demoscale curve {state.sweep.name} --storage {state.storage.uri}")

@@ -1,0 +1,49 @@
+"""The errors a person can mend, answered by every command in the same way: their sentence and an exit code."""
+
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from orchestrator.redaction import redacted
+from policy.errors import DemoscaleError
+
+
+def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn the errors a person can mend into their sentence and an exit code; anything else is a bug and keeps its traceback, without secrets."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        redact_tracebacks()
+        try:
+            command(*args, **kwargs)
+        except click.ClickException as error:
+            error.message = redacted(error.message)  # type: ignore[misc]  # what click prints
+            raise
+        except DemoscaleError as error:
+            click.echo(redacted(error), err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("stopped; what was kept is kept, and the same command continues from it", err=True)
+            sys.exit(130)
+
+    return run
+
+
+def redact_tracebacks() -> None:
+    """Have this process print tracebacks of uncaught errors, in any thread, without secrets. Hooks that another module has set stay."""
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = lambda _kind, error, _trace: _print(error)
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = lambda failed: _print(failed.exc_value, failed.thread)
+
+
+def _print(error: BaseException | None, thread: threading.Thread | None = None) -> None:
+    if error is None or (thread and isinstance(error, SystemExit)):
+        return
+    where = f"Exception in thread {thread.name}:\n" if thread else ""
+    sys.stderr.write(redacted(where + "".join(traceback.format_exception(error))))

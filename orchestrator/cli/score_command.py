@@ -1,0 +1,242 @@
+"""`demoscale score`: any policy, on any suite, without a sweep. `python -m jobs.score` is the same command by another name."""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+from click.core import ParameterSource
+
+from orchestrator.cli.common import JSON, ctrl_c
+from orchestrator.cli.mistakes import answers_mistakes
+from sim_workers.rollout.suite import SHIFTS
+
+if TYPE_CHECKING:
+    from orchestrator.config.schema import SuiteChoice
+    from orchestrator.evaluation.policy_ref import Subject
+    from orchestrator.evaluation.sequential_rule import Rule
+    from orchestrator.evaluation.standalone import Scoring
+    from sim_workers.rollout.suite import Suite
+
+EVERY = "every"
+NAMELESS = """nothing is kept for a later run: only who runs it can say which policy {name} is; with --fingerprint NAME, a name for exactly this
+policy, a stopped run goes on where it was"""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be played: the suite of a sweep file, options given beside it, or options alone."""
+
+    tasks: tuple[str, ...]
+    episodes: int
+    horizon: int
+    settle: int
+    success: Literal["once", "at_end"]
+    shifts: tuple[str, ...]
+    rung: str
+    block: int
+    gl: Literal["egl", "osmesa", "mixed"] = "egl"
+    rule: "Rule | None" = None
+
+    def beside(self, suite: "SuiteChoice", given: Callable[[str], bool]) -> "Wanted":
+        """As a sweep has it, but for what was given on the command line."""
+        from orchestrator.evaluation.sequential_rule import Rule
+
+        told: dict[str, Any] = {"shifts": ("nominal", *suite.shifts)}
+        told |= {name: getattr(suite, name) for name in ("tasks", "episodes", "horizon", "settle", "success", "rung")}
+        decide = suite.decide if suite.decide and suite.decide.threshold is not None else None  # there is no other arm to be held against
+        rule = Rule(decide.look_every, decide.confidence, decide.threshold) if decide else None
+        return replace(self, gl=suite.gl, rule=rule, **{name: value for name, value in told.items() if not given(name)})
+
+    def mistakes(self) -> list[str]:
+        from sim_workers.envs.registry import TASKS, refusal
+
+        unknown = [
+            f"--task: unknown task {task}; known are {', '.join(TASKS[:19])} and those of LIBERO-10 and RoboCasa-24"
+            for task in self.tasks
+            if task not in TASKS
+        ]
+        pairs = [(task, shift) for task in self.tasks for shift in self.shifts if shift != EVERY and task in TASKS]
+        return unknown + [f"--shift: {why}" for task, shift in pairs if (why := refusal(task, shift))]
+
+    def suites(self) -> list["Suite"]:
+        """One per shift, the sweep's own lists, so that its scores are found again."""
+        from sim_workers.envs.registry import refusal
+        from sim_workers.rollout.suite import Rules, Suite
+
+        shifts = SHIFTS if EVERY in self.shifts else tuple(dict.fromkeys(self.shifts))
+        of_shift = {shift: tuple(task for task in dict.fromkeys(self.tasks) if not refusal(task, shift)) for shift in shifts}
+        rules = Rules(self.horizon, self.settle, self.success)
+        return [Suite(tasks, self.episodes, rules, self.block, shift) for shift, tasks in of_shift.items() if tasks]
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("checkpoint")
+@click.option(
+    "--suite",
+    "suite_file",
+    help="Sweep file whose suite is played, to its end where it would be decided against another arm. Options below that are given count before it.",
+)
+@click.option("--task", "tasks", multiple=True, default=("Lift",), show_default=True, help="May be given several times.")
+@click.option("--episodes", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="Per task and shift.")
+@click.option("--horizon", type=click.IntRange(1), default=200, show_default=True, help="Control steps until an episode is over; 20 are one second.")
+@click.option("--settle", type=click.IntRange(0), default=10, show_default=True, help="Control steps played on after the first success.")
+@click.option("--success", type=click.Choice(["once", "at_end"]), default="once", show_default=True, help="At any step, or in the last one played.")
+@click.option(
+    "--shift",
+    "shifts",
+    type=click.Choice([*SHIFTS, EVERY]),
+    multiple=True,
+    default=("nominal",),
+    show_default=True,
+    help="May be given several times.",
+)
+@click.option("--block", type=click.IntRange(0), default=0, show_default=True, help="Which block of scenes; another one shares none with it.")
+@click.option("--rung", default="", help="Of a checkpoint's ladder; its own by default.")
+@click.option("--workers", type=click.IntRange(1), help="Simulator processes; one per core by default. The score does not depend on it.")
+@click.option("--storage", default="runs", show_default=True, help="Folder or s3:// URI that keeps every outcome; a sweep's, to share its scores.")
+@click.option(
+    "--fingerprint",
+    default="",
+    help="A name for exactly this policy, where it is a URL or a function: its outcomes are kept under it. A checkpoint has a fingerprint of its "
+    "own, a hash of its weights. What answers at a URL, or what a function returns, may be another policy tomorrow, and nothing here would "
+    "notice: give it a new name whenever it changes, or the outcomes of two policies become one score.",
+)
+@click.option("--sweep", default="", help="CHECKPOINT is an arm of this sweep: its last one in the storage, on the sweep's own suite by default.")
+@click.option("--mlflow", default="", help="MLflow tracking URI that knows models:/ID; the database in the storage by default.")
+@click.option("--save", type=click.Path(path_type=Path), help="Also write every episode's outcome: .jsonl or .parquet.")
+@JSON
+@answers_mistakes
+def score(
+    checkpoint: str,
+    suite_file: str | None,
+    tasks: tuple[str, ...],
+    episodes: int,
+    horizon: int,
+    settle: int,
+    success: Literal["once", "at_end"],
+    shifts: tuple[str, ...],
+    block: int,
+    rung: str,
+    workers: int | None,
+    storage: str,
+    fingerprint: str,
+    sweep: str,
+    mlflow: str,
+    save: Path | None,
+    as_json: bool,
+) -> None:
+    """Score the policy CHECKPOINT, on this machine or on the Ray cluster RAY_ADDRESS names: successes out of the same episodes for every policy.
+
+    CHECKPOINT is a checkpoint's folder, its s3:// URI, models:/ID of a model in MLflow, http(s)://HOST:PORT of a policy server, or MODULE:FUNCTION
+    that returns a policy. A finished episode is never played again: the same command continues a run that was stopped or killed, and finds
+    what a sweep with this storage has scored. Ctrl-C once: episodes in progress are finished; twice: now.
+
+    \b
+    demoscale score path/to/checkpoint --suite jobs/quickstart.yaml
+    demoscale score s3://robot/runs/arms/ARM/step_002000 --storage s3://robot/runs --task Lift --episodes 200
+    demoscale score models:/m-0123456789abcdef0123456789abcdef --suite jobs/quickstart.yaml --json
+    demoscale score demos-40_ratio-1_seed-0 --sweep quickstart --shift lighting
+    demoscale score http://127.0.0.1:8000 --task Lift --shift every --fingerprint pi-2026-11
+    demoscale score examples.waypoints:make --episodes 50 --save waypoints.parquet
+    """
+    from orchestrator.cli.progress import progress_bar
+    from orchestrator.cluster.ray_runtime import CPU, connect, device_here, quiet
+    from orchestrator.config.sweep_config import SweepError, load_suite
+    from orchestrator.evaluation.policy_ref import SubjectError, find
+    from orchestrator.evaluation.scores import ProtocolError
+    from orchestrator.evaluation.standalone import Scoring
+    from orchestrator.storage.base import open_storage
+    from orchestrator.tracking.mlflow_writer import tracking_uri
+    from sim_workers.envs.registry import TASKS, unfit
+
+    context = click.get_current_context()
+
+    def given(name: str) -> bool:
+        return context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+
+    quiet()
+    kept_in = open_storage(storage)
+    wanted = Wanted(tasks, episodes, horizon, settle, success, shifts, rung, block)
+    if sweep:
+        from orchestrator.sweep.state import last_checkpoint
+
+        checkpoint, suite = last_checkpoint(sweep, checkpoint, storage)
+        wanted = wanted.beside(suite, given)
+    if suite_file:
+        wanted = wanted.beside(load_suite(suite_file), given)
+    mistakes = wanted.mistakes() + _unwritable(save)
+    subject: Subject | None = None
+    try:
+        subject = find(checkpoint, wanted.rung, not given("rung"), fingerprint, tracking_uri(mlflow, kept_in.uri))
+        known = [task for task in wanted.tasks if task in TASKS]
+        mistakes += [f"--task {task}: {sentence}" for task in known for sentence in unfit(subject.contract, task)]
+    except SubjectError as error:
+        mistakes.append(f"CHECKPOINT: {error}")
+    if mistakes or subject is None:
+        raise SweepError(context.command_path, mistakes)
+
+    with ExitStack() as closing:
+        kept = kept_in if subject.fingerprint else open_storage(closing.enter_context(tempfile.TemporaryDirectory()))
+        device = CPU
+        if subject.sampler:  # a checkpoint of ours, which policy servers of the cluster load
+            device = _device_of_cluster() if "RAY_ADDRESS" in os.environ else device_here()
+        scoring = Scoring(subject, wanted.suites(), wanted.gl, wanted.rule, kept, device=device)
+        if not subject.fingerprint:
+            click.echo(NAMELESS.format(name=subject.name).replace("\n", " "), err=True)
+        if scoring.complete:
+            click.echo(f"{subject.name}: nothing to play, {kept.uri} has all that is asked for", err=as_json)
+        else:
+            found = f", {scoring.counted} of them are in {kept.uri} already" if scoring.counted else ""
+            click.echo(f"{subject.name}: {scoring.listed} episodes{found}; starting Ray", err=as_json)
+            connect()
+            if subject.sampler and (found := _device_of_cluster()) != device:
+                raise ProtocolError(f"the checkpoint would act on {found} and not on {device}, of which the scores are; set RAY_ADDRESS=local")
+            from rich.console import Console
+
+            with progress_bar("scoring", Console(stderr=True)) as progress, ctrl_c(scoring):
+                task = progress.add_task("scoring", total=scoring.listed, completed=scoring.counted)
+                scoring.play(workers, lambda more: progress.advance(task, more))
+        if save:
+            scoring.save(save)
+        if as_json:
+            click.echo(json.dumps(scoring.to_json(), indent=1))
+        else:
+            _print(scoring)
+    for message in scoring.causes:
+        click.echo(f"error: {message}", err=True)
+    if scoring.interrupted and not scoring.complete:
+        click.echo("stopped" + ("; the same command continues from here" if subject.fingerprint else ""), err=True)
+        sys.exit(130)
+    if scoring.causes:
+        sys.exit(1)
+
+
+def _device_of_cluster() -> str:
+    """The device class of policy servers on the cluster that RAY_ADDRESS names."""
+    from orchestrator.cluster.ray_runtime import acting_device, connect, resources
+
+    connect()
+    return acting_device(resources().get("GPU", 0.0))
+
+
+def _unwritable(save: Path | None) -> list[str]:
+    """What is wrong with the file to write."""
+    if save and save.suffix not in (".jsonl", ".parquet"):
+        return [f"--save: {save} must end in .jsonl or .parquet"]
+    if save and not save.parent.is_dir():
+        return [f"--save: there is no folder {save.parent}"]
+    return [f"--save: {save} is there already; name another file"] if save and save.exists() else []
+
+
+def _print(scoring: "Scoring") -> None:
+    """A line per task and shift, or the only one alone."""
+    lines = scoring.lines()
+    for of, one in lines:
+        click.echo(str(one) if len(lines) == 1 else f"{of}: {one}")

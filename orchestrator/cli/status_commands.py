@@ -1,0 +1,95 @@
+"""`demoscale status`: how far a sweep is, while it runs and afterwards."""
+
+import json
+import sys
+import time
+from typing import Any
+
+import click
+
+from orchestrator.cli.common import JSON, STORAGE, print_wide
+from orchestrator.cli.mistakes import answers_mistakes
+
+FRESH_S = 30.0
+"""A run that has written nothing for so long is not running any more."""
+
+
+@click.command()
+@click.argument("name")
+@STORAGE
+@JSON
+@click.option("--once", is_flag=True, help="Do not follow a sweep that is running.")
+@click.option("--rebuild", is_flag=True, help="Also tell MLflow everything the storage knows, where it does not know it yet.")
+@click.pass_context
+@answers_mistakes
+def status(context: click.Context, name: str, storage: str, as_json: bool, once: bool, rebuild: bool) -> None:
+    """How far the sweep NAME is: every arm's training, scores and costs. On a terminal it follows a sweep that is running; Ctrl-C ends that.
+
+    \b
+    demoscale status quickstart
+    demoscale status quickstart --json | jq .arms
+    demoscale status quickstart --rebuild      MLflow made anew from the ledger
+    """
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    from orchestrator.sweep.state import SweepState
+    from orchestrator.sweep.status import table
+
+    state = SweepState.named(name, storage)
+    if rebuild:
+        from orchestrator.cluster.ray_runtime import quiet
+        from orchestrator.redaction import shown
+        from orchestrator.sweep.tracking_publisher import republish
+        from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
+
+        quiet()
+        scores = republish(state, context.find_object(OutboxSettings) or DEFAULT_OUTBOX)
+        click.echo(f"{shown(state.tracking_uri)}: knows of {scores} scores", err=as_json)
+    now = _now(state)
+    if as_json:
+        return click.echo(json.dumps(now, indent=1))
+
+    def drawn() -> Any:
+        return Group(table(now["arms"]), Text(_summary(now)))
+
+    if once or not now["running"] or not sys.stdout.isatty():
+        return print_wide(drawn())
+    with Live(get_renderable=drawn, refresh_per_second=1) as live:
+        while now["running"]:
+            time.sleep(2)
+            now = _now(state)
+        live.refresh()
+
+
+def _now(state: Any) -> dict[str, Any]:
+    """What the run in progress last wrote; without one, what the storage has."""
+    key = f"live/{state.sweep.name}.json"
+    live: dict[str, Any] = json.loads(state.storage.get(key)) if state.storage.exists(key) else {}
+    if live and not live["over"] and time.time() - live["written"] < FRESH_S:
+        return live | {"running": True}
+    from orchestrator.cost import Spending, added
+
+    cost = added(Spending.read(state.storage, state.sweep.name).by_arm().values())
+    return {"running": False, "arms": state.board().lines(), "cost": cost.to_json()}
+
+
+def _summary(now: dict[str, Any]) -> str:
+    """Queue, workers, cost and time in two lines."""
+    from orchestrator.cost import Cost
+
+    lines = [f"spent    {Cost.from_json(now['cost'])}"]
+    if now["running"]:
+        left = "" if now["left_s"] is None else f", about {_minutes(now['left_s'])} left if no arm is stopped"
+        ending = f"; ending: {now['ending']}" if now["ending"] else ""
+        lines = [
+            f"running  on {now['host']} (process {now['pid']}) for {_minutes(now['wall_s'])}{left}{ending}",
+            f"at work  {len(now['training'])} training runs, {now['workers']} simulators, {now['episodes_to_play']} episodes to play",
+            *lines,
+        ]
+    return "\n" + "\n".join(lines)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d} h" if seconds >= 3600 else f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"

@@ -1,0 +1,163 @@
+"""`demoscale submit` and `demoscale stop`: a sweep, or another job, on a Ray cluster."""
+
+import os
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli.common import SET
+from orchestrator.cli.mistakes import answers_mistakes
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.ray_jobs import Cluster, Load
+    from orchestrator.config.sweep_config import Sweep
+
+JOBS = ("collect", "ingest", "score", "pretrain", "encode", "export")
+
+
+def _address(_context: Any, _parameter: Any, value: str | None) -> str:
+    """Given, or that of the environment; the address of a Ray head (host:6379) is not one."""
+    found = value or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS", "")
+    if "://" not in found or found.startswith("ray://"):
+        raise click.BadParameter("name the cluster's dashboard, --address http://head:8265, or set RAY_API_SERVER_ADDRESS")
+    return found
+
+
+ADDRESS = click.option("--address", callback=_address, help="http://head:8265, the cluster's dashboard; RAY_API_SERVER_ADDRESS by default.")
+
+
+@click.command()
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="SWEEP_FILE | -- ARGUMENTS")
+@ADDRESS
+@SET
+@click.option("--job", type=click.Choice(JOBS), help="Run python -m jobs.JOB with the arguments after -- instead of a sweep.")
+@click.option("--follow", is_flag=True, help="Print what the job prints until it ends; Ctrl-C leaves it running.")
+@click.option("--pip", is_flag=True, help="Have Ray install the pinned packages on every node first: slow, minutes and gigabytes.")
+@answers_mistakes
+def submit(arguments: tuple[str, ...], address: str, overrides: tuple[str, ...], job: str | None, follow: bool, pip: bool) -> None:
+    """Run SWEEP_FILE on the Ray cluster at ADDRESS, with the code of this checkout.
+
+    While it runs, the same command finds it; when it was stopped or died, the same command continues it. With --follow the exit code is 0 if it
+    was done, 1 if it failed, 130 if it was stopped or Ctrl-C was pressed.
+
+    \b
+    demoscale submit sweep.yaml --address http://head:8265 --set storage=s3://results/lift --follow
+    demoscale submit --job collect --address http://head:8265 -- --task Lift --episodes 500 --store s3://robot-data/lift
+    """
+    from orchestrator.cluster.ray_jobs import Cluster
+    from orchestrator.cluster.submission import send, sweep_load
+    from orchestrator.provenance import git_commit
+
+    if job:
+        load, texts, status = _job_load(job, arguments, overrides), dict[str, str](), ""
+    else:
+        sweep = _sweep(arguments, overrides)
+        load, texts = sweep_load(sweep)
+        status = f"demoscale status {load.name} --storage {load.place}"
+
+    cluster = Cluster(address)
+    if told := cluster.check_versions():
+        click.echo(f"note     {told}")
+    found, sent = send(load, texts, cluster, pip)
+    if sent:
+        click.echo(
+            f"sent     {sent.nbytes / 2**20:.1f} MiB, {sent.files} files: this checkout at {git_commit()}" + (", and the sweep" if texts else "")
+        )
+        click.echo(f"started  {found.job_id} at {cluster.address}")
+    else:
+        click.echo(f"running  {found.job_id} at {cluster.address} runs already: nothing new was started")
+    again = _follow_command(load, arguments, overrides, cluster.address)
+    end = f"demoscale stop {load.name if status else found.job_id} --address {cluster.address}"
+    if follow:
+        sys.exit(_followed(cluster, found.job_id, again, end))
+    click.echo(f"follow   {again}")
+    if status:
+        click.echo(f"status   {status}")
+    click.echo(f"stop     {end}")
+    click.echo(f"look     {cluster.address}/#/jobs/{found.job_id}")
+
+
+@click.command()
+@click.argument("name")
+@ADDRESS
+@click.option("--storage", default="", help="The sweep's, where several of one name run.")
+@answers_mistakes
+def stop(name: str, address: str, storage: str) -> None:
+    """End the sweep NAME on the cluster at ADDRESS in good order, as Ctrl-C does: it can be continued. NAME may be a job's id.
+
+    \b
+    demoscale stop lift-demo-efficiency --address http://head:8265
+    """
+    from orchestrator.cluster.ray_jobs import STOP_WAIT_S, Cluster
+    from orchestrator.cluster.submission import ended
+
+    cluster = Cluster(address)
+    job = cluster.running(name, storage.rstrip("/"))
+    click.echo(f"asked {job.job_id} to end; it may take {STOP_WAIT_S // 60} minutes to save its state and finish what is being played")
+    try:
+        click.echo(f"{job.job_id}: {ended(cluster.stop(job))}")
+    except KeyboardInterrupt:
+        click.echo("it ends without being watched", err=True)
+        sys.exit(130)
+
+
+def _sweep(arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "Sweep":
+    """The sweep, fit to run elsewhere; its plan, or why there is none, is told."""
+    from orchestrator.cluster.preflight import notes_on, unfit_sweep
+    from orchestrator.config.sweep_config import Sweep, SweepError
+    from orchestrator.data.episode_format import EpisodeError
+    from orchestrator.data.episode_store import load_manifest
+    from orchestrator.planning.plan import make_plan
+    from orchestrator.storage.base import StorageError, open_storage
+
+    if len(arguments) != 1:
+        raise click.UsageError("name one sweep file, or a job with --job")
+    sweep = Sweep.load(arguments[0], overrides)
+    if problems := unfit_sweep(sweep):
+        raise SweepError(arguments[0], problems)
+    try:
+        load_manifest(open_storage(sweep.data.episodes))
+    except (EpisodeError, StorageError):
+        click.echo(f"note     {sweep.data.episodes} cannot be read from here: the cluster will check that it has what the sweep needs")
+    else:
+        click.echo(f"{make_plan(sweep)}\n")
+    for note in notes_on(sweep):
+        click.echo(f"note     {note}")
+    return sweep
+
+
+def _job_load(job: str, arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "Load":
+    from orchestrator.cluster.preflight import unfit_arguments
+    from orchestrator.cluster.ray_jobs import Load
+    from orchestrator.cluster.submission import CHECK, COMMAND
+    from orchestrator.config.sweep_config import SweepError
+    from orchestrator.provenance import digest
+
+    if overrides:
+        raise click.UsageError(f"--set is for sweeps; give jobs.{job} its own options after --")
+    if problems := unfit_arguments(job, arguments):
+        raise SweepError(f"jobs.{job}", problems)
+    asked = digest(arguments)
+    return Load(job, job, asked, asked, f"{CHECK} && {COMMAND}{job} {shlex.join(arguments)}")
+
+
+def _follow_command(load: "Load", arguments: tuple[str, ...], overrides: tuple[str, ...], address: str) -> str:
+    sets = [part for override in overrides for part in ("--set", override)]
+    what = [*arguments, *sets] if load.kind == "sweep" else ["--job", load.kind]
+    after = [] if load.kind == "sweep" else ["--", *arguments]
+    return shlex.join(["demoscale", "submit", *what, "--address", address, "--follow", *after])
+
+
+def _followed(cluster: "Cluster", job_id: str, again: str, end: str) -> int:
+    """Until it ends; the exit code."""
+    from orchestrator.cluster.submission import ended
+
+    try:
+        job = cluster.follow(job_id, lambda text: click.echo(text, nl=False), lambda line: click.echo(line, err=True))
+    except KeyboardInterrupt:
+        click.echo(f"\n{job_id} goes on\nfollow   {again}\nstop     {end}", err=True)
+        return 130
+    click.echo(f"{job_id}: {ended(job)}", err=True)
+    return {"SUCCEEDED": 0, "STOPPED": 130}.get(job.status, 1)

@@ -1,0 +1,1 @@
+"""Ray: runtime, placement, job submission, preflight."""

@@ -1,0 +1,78 @@
+"""What travels to a cluster: the checkout's packages and nothing else, in a folder of their own."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.provenance import CHECKOUT
+from policy.errors import DemoscaleError
+
+SHIPPED: tuple[str, ...] = ("jobs", "orchestrator", "policy", "sim_workers", "examples", "pyproject.toml", "constraints.txt")
+"""Of the checkout. Data, videos, results, caches and environments stay where they are."""
+LIMIT_BYTES = 100 * 2**20
+"""Bytes that a Ray head accepts in one request."""
+
+
+class StagingError(DemoscaleError):
+    """One sentence: why the code cannot be sent."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    folder: Path
+    files: int
+    nbytes: int
+
+
+@contextmanager
+def staged(texts: Mapping[str, str], checkout: Path = CHECKOUT, limit_bytes: int = LIMIT_BYTES) -> Iterator[Staged]:
+    """Copy what travels, and `texts` by their file names, into a temporary folder. StagingError if that is more than `limit_bytes`."""
+    with tempfile.TemporaryDirectory(prefix="demoscale-") as name:
+        folder, files = Path(name), list(shipped_files(checkout))
+        for file in files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(checkout / file, folder / file)
+        for file_name, text in texts.items():
+            (folder / file_name).write_text(text)
+        sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+        if sum(sizes.values()) > limit_bytes:
+            largest = max(sizes, key=lambda name: sizes[name])
+            raise StagingError(
+                f"{sum(sizes.values()) / 2**20:.0f} MiB would be sent, and a Ray head takes {limit_bytes / 2**20:.0f} MiB; the largest file is "
+                f"{largest} ({sizes[largest] / 2**20:.0f} MiB): keep data and weights in s3:// or on a file system that all nodes share"
+            )
+        yield Staged(folder, len(sizes), sum(sizes.values()))
+
+
+def shipped_files(checkout: Path) -> Iterator[Path]:
+    """Those that git knows of, as they are now, and Python files it was not told of yet; without git, whatever is no cache."""
+    if not (checkout / ".git").exists():
+        yield from _walked(checkout)
+        return
+    # One it was not told of may be anything, a secret too; but a module that is imported must be there.
+    modules = [f"{name}/*.py" for name in SHIPPED if "." not in name]
+    names = [*_git(checkout, "--cached", "--", *SHIPPED), *_git(checkout, "--others", "--exclude-standard", "--", *modules)]
+    yield from (Path(name) for name in sorted(set(names)) if (checkout / name).is_file())
+
+
+def _git(checkout: Path, *arguments: str) -> list[str]:
+    done = subprocess.run(["git", "ls-files", "-z", *arguments], cwd=checkout, capture_output=True, text=True)
+    if done.returncode:
+        raise StagingError(f"git cannot list the files of {checkout} ({done.stderr.strip()}); mend the checkout")
+    return [name for name in done.stdout.split("\0") if name]
+
+
+def _walked(checkout: Path) -> Iterator[Path]:
+    for name in SHIPPED:
+        if (checkout / name).is_file():
+            yield Path(name)
+        for folder, folders, files in os.walk(checkout / name):
+            folders[:] = sorted(
+                inner for inner in folders if not inner.startswith(".") and inner != "__pycache__" and not inner.endswith(".egg-info")
+            )
+            yield from (Path(folder, file).relative_to(checkout) for file in sorted(files) if not file.startswith("."))

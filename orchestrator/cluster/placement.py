@@ -1,0 +1,54 @@
+"""Who gets how much of the cluster. Pure."""
+
+import math
+from dataclasses import dataclass
+
+from orchestrator.config.sweep_config import SweepError
+from orchestrator.data.clip_stream import FETCH_CPUS
+
+# Rollout actors that one policy server answers: of a GPU, and of a core, which has a fraction of a GPU's speed.
+ACTORS_PER_GPU, ACTORS_PER_CORE = 32, 8
+ROLLOUT_CPUS = 0.5
+"""Of a simulator, where nobody is squeezed."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Who gets how much of the cluster. On a machine smaller than the sweep, claims shrink and the processes share its cores."""
+
+    concurrent_arms: int
+    trainer: dict[str, float]
+    """Logical resources of one training worker."""
+    rollout_cpus: float
+    servers: int
+    """Policy servers."""
+    server_gpus: float
+    """Of each of them."""
+    apart: bool = False
+    """Simulators keep to the nodes set apart for them; those without room there wait for more such nodes."""
+
+    @classmethod
+    def fit(cls, cluster: dict[str, float], workers: int, rollout_actors: int, arms: int, cpus_apart: float = 0.0) -> "Placement":
+        """SweepError, with the numbers, if one arm's workers can never run at once.
+
+        cpus_apart: how many of the cluster's CPUs are on nodes set apart for simulators. Where training fits on the others, simulators get all of
+        these, at full claims: nodes that come later then find simulators waiting for them.
+        """
+        cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
+        arm_cpus = workers * (1 + FETCH_CPUS)
+        if apart := cpus_apart >= ROLLOUT_CPUS and cpus - cpus_apart >= arm_cpus:
+            cpus -= cpus_apart
+            arms = min(arms, int(cpus // arm_cpus))
+        server_gpus = min(1.0, gpus / 4)
+        servers = max(1, min(int(gpus) // 4, -(-rollout_actors // ACTORS_PER_GPU))) if gpus else -(-rollout_actors // ACTORS_PER_CORE)
+        places = gpus - servers * server_gpus if gpus >= 2 else (1 if gpus else cpus)
+        if workers > places:
+            kind = f"{gpus:g} GPUs, {servers} of them for policy servers" if gpus else f"{cpus:g} CPUs"
+            raise SweepError("train.workers", [f"one arm asks for {workers} workers at once, the cluster has {kind}"])
+        concurrent = max(1, min(arms, int(places // workers)))
+        trainers = concurrent * workers
+        # What the trainers' streams leave, a rollout actor gets half as much of as a trainer.
+        share = min(1.0, (cpus - FETCH_CPUS * trainers) / (trainers + (0 if apart else rollout_actors * ROLLOUT_CPUS)))
+        trainer = {"CPU": math.floor(100 * share) / 100} | ({"GPU": 1.0 if gpus >= 2 else 1 - server_gpus} if gpus else {})
+        rollout_cpus = ROLLOUT_CPUS if apart else math.floor(100 * ROLLOUT_CPUS * share) / 100
+        return cls(concurrent, trainer, rollout_cpus, servers, server_gpus, apart)

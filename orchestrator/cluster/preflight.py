@@ -1,0 +1,105 @@
+"""What of a sweep, or of a job's arguments, cannot work on a cluster: its machines see neither this one's folders nor its secrets."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from orchestrator.cluster.code_bundle import SHIPPED
+from orchestrator.config.sweep_config import Sweep, credential_problems
+from orchestrator.provenance import CHECKOUT
+from orchestrator.redaction import credentials_in
+
+# Options of jobs/* that name where something is read or written.
+_PLACES = ("--store", "--storage")
+_FOLDERS = ("--out", "--save", "--downloads")
+# Whose values are words, whatever files are called here.
+_WORDS = ("--task", "--preset", "--cameras", "--instruction", "--label", "--rung", "--shift", "--mask", "--simulator")
+# A default that is a folder beside the job, which a cluster throws away.
+_MUST_SAY = {"pretrain": "--storage", "score": "--storage"}
+
+
+def _keep_out(field: str) -> str:
+    return (
+        f"{field}: it holds credentials, which whoever sees the cluster's jobs could read; leave them out and give them to the cluster's machines, "
+        "as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, AWS_* or an instance role"
+    )
+
+
+def unfit_sweep(sweep: Sweep) -> list[str]:
+    """Why the sweep could not run on other machines, one sentence each with the mend; nothing secret is repeated."""
+    as_written = {**sweep.model_dump(mode="json"), "mlflow": sweep.mlflow}  # a sweep that is written down shows no credentials
+    if problems := credential_problems(as_written):  # of a sweep that was changed after it was validated
+        return problems
+    for field, place in (("data.episodes", sweep.data.episodes), ("storage", sweep.storage)):
+        if _local(place) == "relative":
+            problems.append(
+                f"{field}: {place} is a folder of this machine; name s3://bucket/prefix, or the absolute path of a folder all nodes share"
+            )
+    mlflow = sweep.mlflow.removeprefix("sqlite:///") if sweep.mlflow.startswith("sqlite:") else sweep.mlflow
+    if not mlflow and sweep.storage.startswith("s3://"):
+        problems.append(
+            "mlflow: empty, so its database would lie on the disk of the cluster's head and go with it; name a tracking server, https://..., "
+            "or a database all can reach"
+        )
+    elif mlflow and mlflow != "databricks" and _local(mlflow) == "relative":
+        problems.append(
+            f"mlflow: {sweep.mlflow} is a place on this machine; name a tracking server, or the absolute path of a folder all nodes share"
+        )
+    weights = sweep.policy.weights
+    if weights not in ("", "none") and not Path(weights).is_absolute() and Path(weights).is_dir():
+        problems.append(
+            f"policy.weights: {weights} is a folder of this machine and is not sent along; copy it to s3://bucket/prefix, or leave the field empty "
+            "for the preset's own"
+        )
+    return problems
+
+
+def notes_on(sweep: Sweep) -> list[str]:
+    """What cannot be checked from here and should be known."""
+    places = {"data.episodes": sweep.data.episodes, "storage": sweep.storage, "policy.weights": sweep.policy.weights}
+    places["mlflow"] = sweep.mlflow.removeprefix("sqlite:///")
+    shared = [f"{field} ({place})" for field, place in places.items() if _local(place) == "absolute"]
+    notes = [f"{' and '.join(shared)} must be on a file system that all nodes share"] if shared else []
+    if urlsplit(sweep.mlflow).hostname in ("localhost", "127.0.0.1", "::1"):
+        notes.append(f"mlflow: {sweep.mlflow} is looked for on the cluster's head, not on this machine")
+    return notes
+
+
+def unfit_arguments(job: str, arguments: Sequence[str]) -> list[str]:
+    """The same for the arguments of `python -m jobs.<job>`, as far as it can be known without their meaning."""
+    problems, option = list[str](), ""
+    for argument in arguments:
+        name, separator, value = argument.partition("=")
+        if argument.startswith("--") and not separator:
+            option = argument
+            continue
+        field, value = (name, value) if argument.startswith("--") else (option, argument)
+        option = ""
+        if credentials_in(value) or credentials_in(f"{field}={value}"):
+            problems.append(_keep_out(field or f"--job {job}"))
+        elif field in _FOLDERS and _local(value) != "absolute":
+            problems.append(f"{field}: {value} would be lost with the job; name an absolute path that all nodes share")
+        elif _local(value) == "relative" and (field in _PLACES or (field not in _WORDS and _is_here(value))):
+            problems.append(
+                f"{field or '--job ' + job}: {value} is a place on this machine; name s3://bucket/prefix, or an absolute path that all nodes share"
+            )
+    must = _MUST_SAY.get(job)
+    if must and not any(argument.partition("=")[0] == must for argument in arguments):
+        problems.append(f"{must}: missing, and by default a folder beside the job, which the cluster throws away; name s3://bucket/prefix")
+    return problems
+
+
+def _local(place: str) -> str:
+    """`absolute` or `relative` for a path, empty for whatever a network leads to."""
+    if "://" in place and not place.startswith("file:"):
+        return ""
+    return "absolute" if Path(re.sub("^file:(//)?", "", place)).is_absolute() else "relative"
+
+
+def _is_here(value: str) -> bool:
+    """Whether it names something of this machine that is not sent along."""
+    if value.startswith(("./", "../", "~")):
+        return True
+    sent_along = value.partition("/")[0] in SHIPPED and (CHECKOUT / value).exists()
+    return Path(value).exists() and not sent_along

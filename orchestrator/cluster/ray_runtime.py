@@ -1,0 +1,131 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from orchestrator.storage.base import PATIENCE
+from sim_workers.checkout import CHECKOUT
+
+# Read by Ray when it is imported or a process starts, so they are set before.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the controller's next look at its workers
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # on one machine it only logs that there is nothing to watch
+    "RAY_worker_maximum_startup_concurrency": "8",  # a sweep is many small processes; Ray warns when they outnumber the cores
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning
+    "RAY_AIR_NEW_OUTPUT": "0",  # our own table shows the sweep
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops the whole sweep, not only its training
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a simulator without a GPU of its own may still render on one
+}
+CPU = "cpu"
+"""Device class of policies that act without a GPU."""
+ROLE = "demoscale-role"
+"""Ray label of nodes set apart: `rollouts` for simulators, `servers` for policy servers (deploy/)."""
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names, or start Ray on this machine; does nothing when already connected."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return
+    # On this machine the workers import the checkout the driver runs from, whatever its working directory.
+    checkout = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH", "")]))
+    # Whoever starts Ray has been answered by the storage, so its workers wait for one that is away even if it never answered them.
+    variables = {"PYTHONPATH": checkout, "PYTHONWARNINGS": "ignore", PATIENCE: "1"}
+    terminated = signal.getsignal(signal.SIGTERM)
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS", "local"),  # without one Ray would join whatever was started on this machine last, dead or alive
+        namespace="demoscale",
+        log_to_driver="DEMOSCALE_RAY_LOGS" in os.environ,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": variables},
+    )
+    # Ray takes SIGTERM for itself; whoever had a use for it before keeps it.
+    if threading.current_thread() is threading.main_thread() and terminated not in (signal.SIG_DFL, signal.SIG_IGN, None):
+        signal.signal(signal.SIGTERM, terminated)
+
+
+def resources() -> dict[str, float]:
+    """What the connected cluster has of each resource."""
+    import ray
+
+    total: dict[str, float] = ray.cluster_resources()
+    return total
+
+
+def nodes_of(role: str, **needed: float) -> dict[str, str]:
+    """Selector of the connected cluster's nodes that are set apart for a role.
+
+    Empty, so that any node will do, if there are none, or if they have less in all than is needed, e.g. CPU=15.
+    """
+    apart = set_apart(role)
+    return {ROLE: role} if apart and all(apart.get(kind, 0.0) >= amount for kind, amount in needed.items()) else {}
+
+
+def nodes_with_cores() -> dict[str, str]:
+    """Selector of the connected cluster's nodes that have CPUs; a head that is to do no work has none. Empty if all have some."""
+    import ray
+
+    bare = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"] and not node["Resources"].get("CPU"))
+    return {"ray.io/node-id": f"!in({','.join(bare)})"} if bare else {}
+
+
+def beside_driver() -> dict[str, Any]:
+    """Options of an actor that lives and dies with this process' node: one placed elsewhere is lost with a node that the driver outlives."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)}
+
+
+def set_apart(role: str) -> dict[str, float]:
+    """What the connected cluster's nodes that are set apart for a role have of each resource, in all; empty if there are none."""
+    import ray
+
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"] and node["Labels"].get(ROLE) == role)
+    return dict(sum((Counter(has) for has in nodes), Counter()))
+
+
+def acting_device(server_gpus: float) -> str:
+    """Return the device class of the connected cluster's policy servers: `cpu`, or the name by which Ray knows their GPUs, such as H200.
+
+    server_gpus: what each of them claims. GPUs of several classes are one class of their own, their names joined by `+`.
+    """
+    import ray
+
+    if not server_gpus:
+        return CPU
+    having = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    apart = [node for node in having if node["Labels"].get(ROLE) == "servers"]
+    kinds = {kind.partition(":")[2] for node in apart or having for kind in node["Resources"] if kind.startswith("accelerator_type:")}
+    return "+".join(sorted(kinds)) or "gpu"
+
+
+def device_here() -> str:
+    """Return the device class that `acting_device` would, if Ray were started on this machine."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        return CPU
+    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as Manager
+
+    visible = Manager.get_current_process_visible_accelerator_ids()
+    return Manager.get_current_node_accelerator_type() or "gpu" if visible is None or visible else CPU
+
+
+def quiet() -> None:
+    """Keep third-party start-up chatter off the terminal of a command."""
+    for name in ("ray", "ray.train", "ray.tune", "ray.data", "mlflow"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if not sys.warnoptions:
+        import warnings
+
+        warnings.simplefilter("ignore")

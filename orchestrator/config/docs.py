@@ -1,0 +1,67 @@
+"""jobs/README.md, written from the sweep file's schema: `python -m orchestrator.config.docs > jobs/README.md`. A test keeps it true."""
+
+import typing
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from orchestrator.config.sweep_config import Sweep, sections_in
+
+HEAD = """# What you submit
+
+One file, one thing that can be run. All take `--help`.
+
+| file | runs |
+| --- | --- |
+| `quickstart.yaml` | a sweep file: the first command, `make demo`, runs it |
+| `lift_demo_efficiency.yaml` | a sweep file: demo count x action-free ratio on Lift in two stages, three seeds, the baseline beside it |
+| `libero10.yaml`, `robocasa24.yaml` | sweep files: the paper's experiments on LIBERO-10 and RoboCasa-24, at its size; each says what it needs |
+| `quickstart.py` | `python -m jobs.quickstart`: collect demonstrations, run `quickstart.yaml`, print the curve |
+| `collect.py` | `python -m jobs.collect`: scripted demonstrations of a task into an episode store |
+| `ingest.py` | `python -m jobs.ingest SRC STORE`: other formats (robomimic, LIBERO, RoboCasa, LeRobot, RLDS, MCAP, zarr, films) into a store |
+| `export.py` | `python -m jobs.export STORE PATH`: an episode store as a LeRobot v3 data set or a robomimic file |
+| `encode.py` | `python -m jobs.encode STORE --weights W`: latents of all pictures and tokens of all sentences, kept beside a store for `svd-256` |
+| `pretrain.py` | `python -m jobs.pretrain STORE --out FOLDER`: a video model of the `tiny` preset pretrained on a store's videos |
+| `sheet.py` | `python -m jobs.sheet --task TASK --save FILE`: what is seen in the shifted worlds of a task, on one picture |
+| `score.py` | `python -m jobs.score P`: `demoscale score P` by another name: the score of any policy, without a sweep |
+| `serve.py` | `python -m jobs.serve --policy P`: a policy over HTTP |
+| `sweep.py` | `python -m jobs.sweep FILE`: a sweep, the same as `demoscale run FILE` |
+
+## The sweep file, field by field
+
+Choices only: no computation, no class paths. Unknown fields are refused, and all mistakes are told at once. `--set train.steps=200` overrides
+a field with the same validation. A field without a default must be there.
+
+| field | default | meaning |
+| --- | --- | --- |
+"""
+
+
+def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """One table row per field, sections followed by their own."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        optional = field.default is None and next(sections_in(kind), None)
+        section = optional or (kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None)
+        default = "" if field.default is PydanticUndefined or section else f"`{_plain(field.default)}`"
+        choices = f" One of: {', '.join(f'`{c}`' for c in typing.get_args(kind))}." if typing.get_origin(kind) is typing.Literal else ""
+        meaning = " ".join((field.description or "").split())
+        yield f"| `{prefix}{name}` | {default} | {meaning}{choices} |"
+        if section:
+            yield from rows(section, f"{prefix}{name}.")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(_plain(part) for part in value)}]"
+    return f"{value:g}" if isinstance(value, float) else "(empty)" if value is None else str(value) or "(empty)"
+
+
+def page() -> str:
+    """The whole file."""
+    return HEAD + "\n".join(rows(Sweep)) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

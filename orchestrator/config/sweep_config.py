@@ -1,0 +1,332 @@
+"""The sweep file: what a person asks for, validated whole before anything is spent. Only choices; no computation, no class paths."""
+
+import difflib
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import yaml
+from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, field_serializer, model_validator
+
+from orchestrator.code_fingerprint import TRAINING_CODE, code_hashes
+from orchestrator.config.arms import Arm, expand, is_reference, reference_of
+from orchestrator.config.schema import Budget, Data, PolicyChoice, Prices, Range, Search, Section, SuiteChoice, Train, distinct
+from orchestrator.config.yaml_text import MOST_BYTES as YAML_BYTES
+from orchestrator.config.yaml_text import read_yaml
+from orchestrator.data.episode_format import EpisodeError
+from orchestrator.data.episode_store import load_manifest
+from orchestrator.data.subset import SubsetError, choose
+from orchestrator.fingerprints import Key
+from orchestrator.provenance import TRAINING_PACKAGES
+from orchestrator.redaction import fields_with_credentials, redacted, shown
+from orchestrator.storage.base import StorageError, open_storage
+from policy.config import SamplerConfig
+from policy.errors import DemoscaleError
+from policy.presets import policy_config, weights_source
+from sim_workers.envs.registry import refusal, unfit
+from sim_workers.rollout.suite import Rules, Suite
+
+
+class SweepError(DemoscaleError):
+    """Everything that is wrong with a sweep, one sentence each; no secrets are repeated."""
+
+    exit_code = 2
+
+    def __init__(self, where: str, problems: list[str]) -> None:
+        self.problems = [redacted(problem) for problem in problems]
+        count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        super().__init__(f"{redacted(where)}: {count}\n" + "\n".join(f"  - {problem}" for problem in self.problems))
+
+
+class Sweep(Section):
+    """One sweep file."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    """Names the runs in MLflow and the folder in `storage`: lower case, digits, `.`, `_`, `-`."""
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(distinct)] = (0,)
+    """One replicate each: a seed fixes subset order and training noise together."""
+    data: Data
+    """Which episodes, and how many of them an arm gets."""
+    policy: PolicyChoice = PolicyChoice()
+    """Which policy learns."""
+    train: Train
+    """How one arm is trained. Every arm gets the same number of optimiser steps."""
+    suite: SuiteChoice
+    """The evaluation episodes: the same initial states for every checkpoint of every arm."""
+    rollout_actors: PositiveInt = 2
+    """Simulator processes; the scores do not depend on how many."""
+    search: Search = Search()
+    """`grid`: every combination of demo count, action-free ratio and seed, all trained to the end; or `asha`, `median`, {asha: {reduction: 3}},
+    {optuna: {trials: 40}}."""
+    attempts: PositiveInt = 3
+    """At an arm whose training fails; then it is reported, and the others go on."""
+    budget: Budget = Budget()
+    """What may be spent."""
+    prices: Prices = Prices()
+    """What things cost."""
+    storage: str = "runs"
+    """Folder or s3:// URI for checkpoints, outcomes and videos; relative to where the command runs."""
+    mlflow: str = ""
+    """MLflow tracking URI; empty: a database `mlflow.db` in `storage`. A server's token belongs in the environment (`MLFLOW_TRACKING_TOKEN`)."""
+
+    @field_serializer("mlflow")
+    def _without_password(self, uri: str) -> str:
+        """What is written down holds no password; it is then asked of the environment."""
+        return shown(uri)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_no_credentials(cls, raw: Any) -> Any:
+        """A sweep is written down in its storage, in MLflow and on the cluster."""
+        if problems := credential_problems(raw) if isinstance(raw, dict) else []:
+            raise ValueError("; ".join(problems))
+        return raw
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "Sweep":
+        if problems := list(contradictions({name: getattr(self, name) for name in type(self).model_fields})):
+            raise ValueError("\n".join(problems))
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "Sweep":
+        """Read a sweep file; `overrides` are `dotted.key=value`, the value in YAML. SweepError lists every mistake."""
+        where, raw = str(path), _read(path)
+        for override in overrides:
+            _override(raw, override, where)
+        _refuse_credentials(raw, where)
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            raise SweepError(where, [*_mistakes(cls, raw, error), *_store_problems_of(raw)]) from None
+
+    def grid(self) -> list[Arm]:
+        """Every combination of what the file lists; none where a search proposes the arms."""
+        if self.search.optuna:
+            return []
+        assert isinstance(self.data.demo_count, tuple)
+        assert isinstance(self.data.action_free_ratio, tuple)
+        return expand(self.data.demo_count, self.data.action_free_ratio, self.seeds, self.policy.baselines)
+
+    def largest(self, seed: int | None = None) -> Arm:
+        """The arm whose episodes contain every other's of its seed; the first seed if none is named."""
+        return Arm(self.data.most_demos, self.data.highest_ratio, self.seeds[0] if seed is None else seed)
+
+    def is_reference(self, arm: Arm) -> bool:
+        """Whether others' scores are held against it: it is trained first and scored whole."""
+        return is_reference(arm, self.suite.against)
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        """How looks become actions where checkpoints are scored."""
+        return policy_config(self.policy.preset).sampler_on(self.suite.rung)
+
+    def to_suite(self, shift: str = "nominal") -> Suite:
+        return Suite(self.suite.tasks, self.suite.episodes, shift=shift, rules=Rules(self.suite.horizon, self.suite.settle, self.suite.success))
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps after which an arm is saved and scored."""
+        steps = list(range(self.train.checkpoint_every, self.train.steps + 1, self.train.checkpoint_every))
+        return steps if steps and steps[-1] == self.train.steps else [*steps, self.train.steps]
+
+    def to_yaml(self) -> str:
+        """The resolved file, itself a valid sweep file."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    @property
+    def weights(self) -> str:
+        """Where the arms' video models start: a folder, hub id or URI; empty for random weights."""
+        return weights_source(self.policy.preset, self.policy.weights)
+
+    def training_key(self, manifest_fingerprint: str, quarantined: Iterable[str], weights: str, packages: Mapping[str, str]) -> Key:
+        """Return everything besides the arm that shapes a trained policy.
+
+        weights: the `weights_label` of the weights that it starts from. packages: versions by name, at least those of TRAINING_PACKAGES.
+        """
+        parts = {
+            "data": manifest_fingerprint,
+            "quarantined": sorted(quarantined),
+            "labelled tasks": sorted(self.data.labelled_tasks),
+            "policy": self.policy.model_dump(mode="json", exclude={"baselines", "weights"}),
+            "weights": weights,
+            "videos": [self.data.most_demos, self.data.highest_ratio] if self.train.videos == "sweep" else [],
+            "recipe": self.train.shaping(),
+            "packages": {name: packages[name] for name in TRAINING_PACKAGES},
+            "code": code_hashes(TRAINING_CODE),
+        }
+        return Key("training", parts)
+
+
+class _WithSuite(BaseModel):
+    """A sweep file of which only the suite is wanted."""
+
+    suite: SuiteChoice
+
+
+def load_suite(path: str | Path) -> SuiteChoice:
+    """The suite of a sweep file, whatever else the file holds; SweepError lists every mistake in it."""
+    raw = _read(path)
+    _refuse_credentials(raw, str(path))
+    try:
+        return _WithSuite.model_validate(raw).suite
+    except ValidationError as error:
+        raise SweepError(str(path), [_sentence(_WithSuite, item) for item in error.errors()]) from None
+
+
+def credential_problems(raw: Any) -> list[str]:
+    """One sentence per field of a sweep, as it was read or as `Sweep` dumps it, that holds credentials; they are not repeated."""
+    return [
+        f"{field}: it holds credentials, which all who see its storage, MLflow or the cluster's jobs could read; leave them out and set them in "
+        f"the environment of the machines that need them: {_variables(field)}"
+        for field in fields_with_credentials(raw)
+    ]
+
+
+def _variables(field: str) -> str:
+    """What takes the place of credentials in a field."""
+    if field == "mlflow":
+        return "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; for a database PGPASSWORD or ~/.pgpass"
+    if field == "policy.weights":
+        return "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or an instance role for s3://, HF_TOKEN for the hub"
+    if field in ("storage", "data.episodes"):
+        return "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an instance role"
+    return "AWS_*, HF_TOKEN, MLFLOW_TRACKING_TOKEN"
+
+
+def _refuse_credentials(raw: dict[str, Any], where: str) -> None:
+    if problems := credential_problems(raw):
+        raise SweepError(where, problems)
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    where = str(path)
+    try:
+        with Path(path).open("rb") as file:
+            raw = read_yaml(file.read(YAML_BYTES + 1).decode())
+    except FileNotFoundError:
+        raise SweepError(where, ["there is no such file"]) from None
+    except OSError as error:
+        raise SweepError(where, [f"cannot be read ({error.strerror})"]) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SweepError(where, [f"not readable as YAML: {_where_in_yaml(error)}"]) from None
+    if not isinstance(raw, dict):
+        raise SweepError(where, ["a sweep file is a mapping of fields; see jobs/README.md"])
+    return raw
+
+
+def _where_in_yaml(error: Exception) -> str:
+    """What is wrong and where, without the lines themselves."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        said = ", ".join(filter(None, (error.context, error.problem)))
+        return f"{said}, line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+    return " ".join(str(error).split())
+
+
+def _override(raw: dict[str, Any], override: str, where: str) -> None:
+    key, separator, value = override.partition("=")
+    *parents, last = key.split(".")
+    place = raw
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise SweepError(where, [f"--set {override}: {parent} has no fields"])
+    if not separator or not last:
+        raise SweepError(where, [f"--set {override}: write it as field=value, for example --set train.steps=200"])
+    try:
+        place[last] = read_yaml(value)
+    except yaml.YAMLError as error:
+        raise SweepError(where, [f"--set {override}: not readable as YAML: {getattr(error, 'problem', None) or type(error).__name__}"]) from None
+
+
+def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one sentence per pair of fields that contradict each other. sections: the valid fields of a `Sweep`, by name; others are not read."""
+    data, suite, search, train = (sections.get(name) for name in ("data", "suite", "search", "train"))
+    if suite and (refused := [why for task in suite.tasks for shift in suite.shifts if (why := refusal(task, shift))]):
+        yield f"suite.shifts: {'; '.join(refused)}"
+    optuna = bool(search and search.optuna)
+    varied = {"demo_count": data.demo_count, "action_free_ratio": data.action_free_ratio} if data else {}
+    ranges = [name for name, values in varied.items() if isinstance(values, Range)]
+    if ranges and search and not optuna:
+        yield f"data.{ranges[0]}: a range asks for search: {{optuna: {{trials: 40}}}}; any other search needs a list of values"
+    baselines = sections["policy"].baselines if "policy" in sections else ()
+    if optuna and (len(sections.get("seeds", ())) > 1 or baselines):
+        yield "search.optuna: its arms are tried with one seed and without baselines; repeat the best of them in a grid"
+    against = suite.against if suite else ""
+    if against and optuna:
+        yield "suite.decide.against: Optuna may never propose that arm; write {threshold: 0.8}, or search a grid"
+    elif against and data and not ranges and {"policy", "seeds"} <= sections.keys():
+        grid = expand(data.demo_count, data.action_free_ratio, sections["seeds"], baselines)
+        if not any(reference_of(arm, against, grid) for arm in grid):
+            named = ", ".join(sorted(arm.name for arm in grid))
+            yield f"suite.decide.against: no arm has {against} to be held against; the arms are {named}"
+    one_ratio = data is None or (isinstance(data.action_free_ratio, tuple) and len(data.action_free_ratio) == 1)
+    if train and train.videos == "sweep" and (train.mode != "two_stage" or not one_ratio):
+        yield "train.videos: sweep asks for train.mode two_stage and for one data.action_free_ratio: all arms see the same videos"
+
+
+def _mistakes(model: type[Sweep], raw: dict[str, Any], error: ValidationError) -> list[str]:
+    """Every mistake in a sweep file: those of single fields, and contradictions between the fields that are right."""
+    errors = error.errors()
+    sentences = [sentence for item in errors for sentence in _sentence(model, item).split("\n")]
+    wrong = {item["loc"][0] for item in errors if item["loc"]}
+    if not wrong:  # contradictions alone
+        return sentences
+    valid = dict[str, Any]()
+    for name, field in model.model_fields.items():
+        if name in wrong or (name not in raw and field.is_required()):
+            continue
+        valid[name] = TypeAdapter[Any](cast(Any, field.annotation)).validate_python(raw[name]) if name in raw else field.get_default()
+    return [*sentences, *contradictions(valid)]
+
+
+def _sentence(model: type[BaseModel], error: Any) -> str:
+    """A pydantic error as a person would say it."""
+    places = [part for part in error["loc"] if part not in ("list", "range")]  # which of the two forms a field has
+    location = ".".join(str(part) for part in places)
+    if error["type"] == "extra_forbidden":
+        for part in places[:-1]:
+            model = next(sections_in(model.model_fields[part].annotation))
+        close = difflib.get_close_matches(str(places[-1]), model.model_fields, 1)
+        return f"{location}: unknown field" + (f"; did you mean {close[0]}?" if close else f"; the fields here are {', '.join(model.model_fields)}")
+    if error["type"] == "missing":
+        return f"{location}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if not location:  # about several fields at once; the message names them
+        return str(message)
+    return f"{location}: {message[0].lower()}{message[1:]}" + ("" if error["type"] == "value_error" else f", not {error['input']!r}")
+
+
+def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a field may hold, alone or among other forms."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for form in typing.get_args(annotation):
+        yield from sections_in(form)
+
+
+def store_problems(data: Data, tasks: tuple[str, ...]) -> list[str]:
+    """Everything about the episode store that would stop a sweep: no store, a task nobody demonstrated, too few episodes."""
+    try:
+        manifest = load_manifest(open_storage(data.episodes))
+    except (EpisodeError, StorageError) as error:
+        return [f"data.episodes: {error}"]
+    if told := [f"on {task} here. {'; '.join(different)}" for task in tasks if (different := unfit(manifest.contract, task))]:
+        return [f"data.episodes: a policy trained on {data.episodes} could not be scored {told[0]}"]
+    shown = set(manifest.tasks)
+    problems = [f"suite.tasks: nobody demonstrated {task}; the store shows {', '.join(sorted(shown))}" for task in tasks if task not in shown]
+    try:
+        choose(manifest, data.most_demos, data.highest_ratio, seed=0, labelled_tasks=data.labelled_tasks)
+    except SubsetError as error:
+        problems.append(f"data: the largest arm does not fit. {error}")
+    return problems
+
+
+def _store_problems_of(raw: dict[str, Any]) -> list[str]:
+    """What is wrong with the episode store, as far as a file with mistakes elsewhere lets one tell."""
+    try:
+        data = Data.model_validate(raw.get("data"))
+        tasks = SuiteChoice.model_validate(raw.get("suite")).tasks
+    except ValidationError:
+        return []
+    return store_problems(data, tasks)

@@ -1,0 +1,60 @@
+"""Recording demonstrations in parallel on Ray, into an episode store."""
+
+from collections.abc import Iterator
+
+from orchestrator.data.episode_format import Episode, EpisodeError
+from orchestrator.data.episode_store import newest_manifest, put_episode
+from orchestrator.data.manifest import EpisodeEntry
+from orchestrator.data.parallel_writer import record_all
+from orchestrator.storage.base import Storage, open_storage
+from policy.interface import Contract
+from sim_workers.demos.recorder import Demonstration, demonstrate
+from sim_workers.envs.robosuite import SimEnv
+from sim_workers.envs.tasks import TASKS
+from sim_workers.rollout.divergence import EpisodeFaultError
+
+
+def record(env: SimEnv, storage: Storage, demonstration: Demonstration) -> EpisodeEntry:
+    """Play a demonstration and write it to the store. A failed one is kept without its actions: worth watching, not worth imitating.
+
+    EpisodeError, and nothing is written, if a value is not finite or the simulation diverges.
+    """
+    try:
+        recording = demonstrate(env, demonstration)
+    except EpisodeFaultError as fault:
+        raise EpisodeError(f"episode {demonstration.episode_id}: {fault}; nothing of it is kept, record other seeds") from fault
+    episode = Episode(
+        episode_id=demonstration.episode_id,
+        task=demonstration.task,
+        instruction=TASKS[demonstration.task],
+        frames=recording.frames,
+        proprio=recording.proprio,
+        action=recording.action if recording.success else None,
+        success=recording.success,
+        source=f"scripted expert, seed {demonstration.seed}, disturbance {demonstration.disturbance:g}",
+    )
+    return put_episode(storage, episode, env.contract.control_hz)
+
+
+class Recorder:
+    """A process with one simulator that records into a store (a Ray actor)."""
+
+    def __init__(self, task: str, contract: Contract, store_uri: str) -> None:
+        self._env = SimEnv(task, contract)
+        self._storage = open_storage(store_uri)
+
+    def record(self, demonstration: Demonstration) -> EpisodeEntry:
+        return record(self._env, self._storage, demonstration)
+
+
+def missing(storage: Storage, demonstrations: list[Demonstration]) -> list[Demonstration]:
+    """Those the store does not hold yet."""
+    manifest = newest_manifest(storage)
+    have = set(manifest.episode_ids) if manifest else set()
+    return [demonstration for demonstration in demonstrations if demonstration.episode_id not in have]
+
+
+def collect(storage: Storage, contract: Contract, demonstrations: list[Demonstration], workers: int) -> Iterator[EpisodeEntry]:
+    """Record all of one task on `workers` processes of a connected Ray cluster, yielding each as it is done, committing as it goes."""
+    task = demonstrations[0].task
+    yield from record_all(storage, contract, Recorder, (task, contract, storage.uri), demonstrations, workers, f"demonstrations of {task}")

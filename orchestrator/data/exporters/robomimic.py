@@ -1,0 +1,226 @@
+"""Episodes of a store as one HDF5 file laid out as robomimic's, which robomimic and `orchestrator/data/importers/robomimic_hdf5.py` read.
+
+    data                                attributes total, env_args (JSON), demoscale.contract (JSON, `Contract`), demoscale.proprio_keys (JSON)
+    data/demo_3                         attributes num_samples, demoscale.episode_id, .task, .instruction, .source, .success (where it is known)
+    data/demo_3/actions                 (L, A) float32
+    data/demo_3/rewards, dones          (L,) reward 1 in the last step of a success, done in the last step
+    data/demo_3/obs/<camera>_image      (L, H, W, 3) uint8, upright, a compressed chunk per frame
+    data/demo_3/obs/<vector>            (L, D) float32; side by side, in the order of demoscale.proprio_keys, they are the proprioception
+    mask/train                          names of all demonstrations, if asked for
+
+The pictures are those that the store's videos decode to.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from orchestrator.data.episode_format import Episode, EpisodeError, decode
+from orchestrator.data.episode_store import fetch
+from orchestrator.data.manifest import EpisodeEntry
+from orchestrator.storage.base import Storage
+from policy.interface import Contract
+from sim_workers.envs.robosuite import ACTION, FINGER_KEYS, HAND_KEYS, PROPRIO
+
+SUFFIXES = (".hdf5", ".h5")
+REST = "proprio"
+"""Vector of the values that belong to none of robosuite's."""
+PARTS = dict(zip(HAND_KEYS + FINGER_KEYS, (PROPRIO[:3], PROPRIO[3:7], PROPRIO[7:]), strict=True))
+"""Robosuite's name of a vector, without the arm's -> the simulator's names of its values."""
+GZIP_LEVEL = 1  # a rendered frame shrinks little further at higher levels, which take several times as long
+ROBOSUITE = 1  # robomimic's EnvType.ROBOSUITE_TYPE
+CONTROLLER = {
+    "type": "OSC_POSE",
+    "input_max": 1,
+    "input_min": -1,
+    "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5],
+    "output_min": [-0.05, -0.05, -0.05, -0.5, -0.5, -0.5],
+    "kp": 150,
+    "damping_ratio": 1,
+    "impedance_mode": "fixed",
+    "kp_limits": [0, 300],
+    "damping_ratio_limits": [0, 10],
+    "position_limits": None,
+    "orientation_limits": None,
+    "uncouple_pos_ori": True,
+    "input_type": "delta",
+    "input_ref_frame": "base",
+    "interpolation": None,
+    "ramp_ratio": 0.2,
+    "gripper": {"type": "GRIP"},
+}
+"""What robosuite 1.5 gives a Panda's arm by default (controllers/config/robots/default_panda.json)."""
+
+
+def export_robomimic(
+    storage: Storage, contract: Contract, entries: Sequence[EpisodeEntry], path: Path, train_mask: bool = False
+) -> Generator[EpisodeEntry, None, None]:
+    """Write the labelled episodes to a new file, yielding each as it is done; the file appears under its name when it is whole.
+
+    EpisodeError for a file that is there already, a name that robomimic would not take, and a disk that cannot take the file.
+    One episode at a time is in memory.
+    """
+    _refuse(storage, contract, path)
+    groups = proprio_groups(contract.proprio)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = h5py.File(partial, "w")
+    try:
+        for index, entry in enumerate(entries):
+            episode = decode(fetch(storage, entry), contract.cameras, with_actions=True)
+            with _writing(path):
+                _write_demo(file.create_group(f"data/demo_{index}"), episode, groups)
+            yield entry
+        with _writing(path):
+            file["data"].attrs.update(_attributes(contract, entries, groups))
+            if train_mask:
+                file["mask/train"] = np.array([f"demo_{index}" for index in range(len(entries))], "S")
+            file.close()
+            _publish(partial, path)
+    finally:
+        with suppress(OSError, RuntimeError):  # the first error is the one to tell
+            file.close()
+        partial.unlink(missing_ok=True)
+
+
+def proprio_groups(names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Key in `obs` -> first value and width, in the order of the values.
+
+    The simulator's own names (eef_x_m ..., of several arms robot1_eef_x_m ...) and numbered ones (robot0_eef_pos_0 ...) go into robosuite's
+    vectors. Those that fit none go into `proprio`; into proprio_2, proprio_3 ... where others stand between them, so that the order is kept.
+    """
+    spans: list[tuple[str, int, int]] = []
+    first = 0
+    while first < len(names):
+        key, width = _vector_at(names, first)
+        if any(key == taken for taken, _, _ in spans):
+            key, width = "", 1
+        if not key and spans and not spans[-1][0]:
+            spans[-1] = ("", spans[-1][1], spans[-1][2] + width)
+        else:
+            spans.append((key, first, width))
+        first += width
+    groups: dict[str, tuple[int, int]] = {}
+    rest = 0
+    for key, begin, width in spans:
+        rest += not key
+        groups[key or (REST if rest == 1 else f"{REST}_{rest}")] = (begin, width)
+    return groups
+
+
+def _vector_at(names: Sequence[str], first: int) -> tuple[str, int]:
+    """Robosuite's vector whose values begin there, and its width; ("", 1) if none does."""
+    arm = match[0] if (match := re.match(r"robot\d+_", names[first])) else ""
+    for part, values in PARTS.items():
+        if tuple(names[first : first + len(values)]) == tuple(arm + value for value in values):
+            return (arm or "robot0_") + part, len(values)
+    stem = names[first].removesuffix("_0")
+    if not arm or stem == names[first]:
+        return "", 1
+    width = 1
+    while first + width < len(names) and names[first + width] == f"{stem}_{width}":
+        width += 1
+    return stem, width
+
+
+def _refuse(storage: Storage, contract: Contract, path: Path) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        raise EpisodeError(f"{path}: a robomimic file ends in {' or '.join(SUFFIXES)}; name it {path.name or 'demo'}.hdf5")
+    if path.exists():
+        raise EpisodeError(f"{path}: it is there already; name another file, or remove it first")
+    if slashed := [camera for camera in contract.cameras if "/" in camera]:
+        raise EpisodeError(
+            f"{storage.uri}: camera {slashed[0]} has a slash in its name, which an HDF5 file cannot express; "
+            "import the episodes again with another name, jobs.ingest --cameras"
+        )
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say which file could not be written, and why."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise EpisodeError(f"{path}: it could not be written ({said}); is there room, and may this user write there?") from None
+
+
+def _publish(partial: Path, path: Path) -> None:
+    """Give the whole file its name, unless another process took the name meanwhile."""
+    try:
+        os.link(partial, path)  # unlike a rename, it never replaces a file
+    except FileExistsError:
+        raise EpisodeError(f"{path}: another process wrote it meanwhile, and it stays; name another file") from None
+    except OSError:  # a file system without hard links
+        partial.rename(path)
+
+
+def _write_demo(demo: Any, episode: Episode, groups: dict[str, tuple[int, int]]) -> None:
+    assert episode.proprio is not None
+    assert episode.action is not None
+    last = np.arange(episode.length) == episode.length - 1
+    demo["actions"] = episode.action
+    demo["rewards"] = (last & bool(episode.success)).astype(np.float64)
+    demo["dones"] = last.astype(np.int64)
+    obs = demo.create_group("obs")
+    for camera, frames in episode.frames.items():
+        chunk = (1, *frames.shape[1:])
+        obs.create_dataset(f"{camera}_image", data=frames, chunks=chunk, compression="gzip", compression_opts=GZIP_LEVEL)
+    for key, (first, width) in groups.items():
+        obs[key] = episode.proprio[:, first : first + width]
+    demo.attrs["num_samples"] = episode.length
+    for name in ("episode_id", "task", "instruction", "source", "success"):
+        if (value := getattr(episode, name)) is not None:
+            demo.attrs[f"demoscale.{name}"] = value
+
+
+def _attributes(contract: Contract, entries: Sequence[EpisodeEntry], groups: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    """What is said of the whole file."""
+    args = env_args(contract, entries)
+    return {
+        "total": sum(entry.length for entry in entries),
+        "demoscale.contract": json.dumps(contract.to_json()),
+        "demoscale.proprio_keys": json.dumps(list(groups)),
+        **({"env_args": json.dumps(args, indent=4)} if args else {}),
+    }
+
+
+def env_args(contract: Contract, entries: Sequence[EpisodeEntry]) -> dict[str, Any] | None:
+    """What robomimic makes its environment from; None unless the contract is that of robosuite 1.5's Pandas, as this simulator has them.
+
+    A file has one environment: of several tasks the most frequent one (each demonstration has its own in demoscale.task).
+    """
+    versions = re.fullmatch(r"robosuite ((\d++)\.(\d++)\S*), mujoco \S+", contract.simulator)
+    arms = _arms(contract.action)
+    if not (versions and arms and (int(versions[2]), int(versions[3])) >= (1, 5)):
+        return None
+    height, width = contract.image_size
+    hz = contract.control_hz
+    kwargs = {
+        "robots": ["Panda"] * arms,
+        "control_freq": int(hz) if hz == int(hz) else hz,
+        "controller_configs": {"type": "BASIC", "body_parts": {"right": CONTROLLER}},
+        "camera_names": list(contract.cameras),
+        "camera_heights": height,
+        "camera_widths": width,
+    }
+    task = Counter(entry.task for entry in entries).most_common(1)[0][0]
+    return {"env_name": task, "env_version": versions[1], "type": ROBOSUITE, "env_kwargs": kwargs}
+
+
+def _arms(action: Sequence[str]) -> int:
+    """How many of the simulator's arms take the actions; 0 if others do."""
+    for names in (ACTION, ACTION[:-1]):  # some hands hold a tool instead of a gripper
+        for arms in (("",), ("robot0_", "robot1_")):
+            if tuple(action) == tuple(arm + name for arm in arms for name in names):
+                return len(arms)
+    return 0

@@ -1,0 +1,477 @@
+"""Recordings in other people's formats, as episodes of the store.
+
+`open_source` looks at a file or folder and answers with what it offers, before any picture is read. One file per format beside this one;
+each reads only the part of a file that belongs to the episode it is asked for.
+"""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.data.episode_format import Episode
+from orchestrator.data.importers.image_ops import RANGES, TURNS
+from policy.errors import DemoscaleError
+from policy.interface import Contract
+from sim_workers.envs.robosuite import ACTION, PROPRIO, PROPRIO_KEYS
+
+Pictures = npt.NDArray[np.uint8]
+
+MOST_BYTES = 8 << 30
+"""Of one episode's pictures in memory, as the store keeps them."""
+LARGEST_DELTA = 1.001
+"""Of an action that is called a displacement in [-1, 1], rounding included."""
+POINTER = b"version https://git-lfs"
+"""What git-LFS leaves in place of a file that was not downloaded."""
+
+
+class SourceError(DemoscaleError):
+    """One sentence: which file, field or episode, what is wrong, and the mend."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read a source: what its files do not say, and what shall be made of them. Empty means: as the files say."""
+
+    images: str | None = None
+    """How pictures are stored: `upright`, `upside-down` (rows reversed) or `rotated` (by 180 degrees)."""
+    cameras: dict[str, str] = field(default_factory=dict)
+    """Camera of the source -> its name in the store, in the store's order; empty: all, under their own names."""
+    task: str | None = None
+    instruction: str | None = None
+    hz: float | None = None
+    """Steps per second the source was recorded at, where it does not say."""
+    resample_hz: float | None = None
+    """Steps per second wanted instead; the nearest frame is taken. Action-free episodes only: an action is meant for one step."""
+    action_free: bool = False
+    """Leave the actions behind."""
+    image_size: tuple[int, int] | None = None
+    """(H, W) to scale to; the aspect is not kept."""
+    proprio: tuple[str, ...] | None = None
+    """Which of the source's vectors make up the proprioception, in order; `()` for none."""
+    render_profile: str | None = None
+    simulator: str | None = None
+    label: str | None = None
+    """Episode ids begin with it; by default the name of the file or folder."""
+    panda: bool = False
+    """Actions and proprioception are laid out as the simulator's here (`sim_workers.envs.robosuite.ACTION`, `PROPRIO`), and get their names."""
+    arm_only: bool = False
+    """Of RoboCasa's 12 action dimensions keep the arm's 7; demonstrations in which the base moves are left out."""
+    mask: str | None = None
+    """HDF5: only the demonstrations that `mask/<name>` lists; LeRobot: only those of this split of meta/info.json."""
+    action: str | None = None
+    """Which of the source's vectors is the action, where it is not called as its format calls it."""
+    picture_range: str | None = None
+    """What black and white are where pictures are no bytes: one of `pictures.RANGES`."""
+    deltas: bool | None = None
+    """True: actions are displacements in [-1, 1] although some reach further. False: they are absolute although the file says displacements."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One episode of a source, known without reading its pictures."""
+
+    name: str
+    """Unique in the source."""
+    episode_id: str
+    """Its name in the store."""
+    task: str
+    instruction: str
+    length: int
+    """Frames it will have in the store."""
+    labelled: bool
+    origin: str
+    """Where it comes from and what is done to its pictures; becomes the episode's `source`."""
+    problem: str = ""
+    """Why it will not be imported, as a sentence; it stands among the source's problems too."""
+
+
+class Source(Protocol):
+    """A file or folder that holds episodes. Pickles: it keeps no file open."""
+
+    format: str
+    contract: Contract
+    items: list[Item]
+    """Every episode, those with a problem included."""
+    problems: list[str]
+    """What is left out and why, one sentence each."""
+    questions: list[str]
+    """What a person must say before anything can be read, one sentence each."""
+
+    def read(self, item: Item) -> Episode:
+        """The whole episode, pictures upright; SourceError if it is damaged."""
+        ...
+
+    def first_pictures(self, item: Item) -> dict[str, Pictures]:
+        """One (H, W, 3) picture per camera as it is stored, neither turned nor scaled: for a person to look at."""
+        ...
+
+
+def open_source(path: str | Path, reading: Reading) -> Source:
+    """Look at a file or folder, tell its format and list what it offers.
+
+    SourceError if it is none that is understood, or if the reading asks for what cannot be done with the format.
+    """
+    path = Path(path)
+    path = path if path.name else path.resolve()  # "." has no name to call episodes by
+    if not path.exists():
+        raise SourceError(f"{path}: there is no such file or folder")
+    if path.is_file():
+        refuse_pointer(path)
+    if reading.picture_range and reading.picture_range not in RANGES:
+        raise SourceError(f"--picture-range {reading.picture_range}: it is one of {', '.join(RANGES)}")
+    if path.suffix.lower() in HDF5_SUFFIXES or (path.is_dir() and any(visible(path, HDF5_SUFFIXES, depth=1))):
+        from orchestrator.data.importers.robomimic_hdf5 import open_hdf5
+
+        refuse_options(path, reading, "HDF5", ())
+        return open_hdf5(path, reading)
+    if (path / "meta" / "info.json").is_file():
+        from orchestrator.data.importers.lerobot import open_lerobot
+
+        refuse_options(path, reading, "LeRobot data", ("picture_range",))
+        return open_lerobot(path, reading)
+    from orchestrator.data.importers.rlds import is_rlds, open_rlds
+
+    if is_rlds(path):
+        refuse_options(path, reading, "RLDS", ("mask", "arm_only", "picture_range"))
+        return open_rlds(path, reading)
+    buffer = zarr_folder(path)
+    if buffer or path.suffix.lower() == ".zip":
+        from orchestrator.data.importers.diffusion_policy_zarr import open_replay_buffer
+
+        refuse_options(path, reading, "a zarr replay buffer", ("mask", "arm_only"))
+        return open_replay_buffer(buffer or path, reading)
+    if path.suffix.lower() in MCAP_SUFFIXES or (path.is_dir() and any(visible(path, MCAP_SUFFIXES))):
+        from orchestrator.data.importers.mcap import open_mcap
+
+        refuse_options(path, reading, "MCAP", ("mask", "arm_only", "picture_range"))
+        return open_mcap(path, reading)
+    if path.suffix.lower() in FILM_SUFFIXES or (path.is_dir() and any(visible(path, FILM_SUFFIXES))):
+        from orchestrator.data.importers.video_folder import open_films
+
+        refuse_options(path, reading, "films", ("mask", "arm_only", "proprio", "panda", "action", "picture_range", "deltas"))
+        return open_films(path, reading)
+    raise SourceError(
+        f"{path}: neither robomimic-style HDF5 (.hdf5, .h5), a LeRobot dataset (meta/info.json), RLDS (features.json), "
+        "a diffusion-policy zarr (.zarr, .zarr.zip), MCAP recordings (.mcap) "
+        f"nor a film or a folder of films ({', '.join(FILM_SUFFIXES)})"
+    )
+
+
+HDF5_SUFFIXES = (".hdf5", ".h5")
+MCAP_SUFFIXES = (".mcap",)
+FILM_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm")
+
+
+def visible(root: Path, suffixes: Sequence[str], depth: int = 8) -> Iterator[Path]:
+    """Files below a folder that end in one of the suffixes, in capitals too, sorted; not those that are hidden or in a hidden folder."""
+    for path in sorted(root.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and depth > 1:
+            yield from visible(path, suffixes, depth - 1)
+        elif path.suffix.lower() in suffixes and path.is_file():
+            yield path
+
+
+def zarr_folder(path: Path) -> Path | None:
+    """The folder itself, or the one in it, that is a zarr replay buffer; SourceError if there are several."""
+    folders = [path, *sorted(path.glob("*.zarr"))] if path.is_dir() else []
+    found = [folder for folder in folders if (folder / ".zgroup").is_file() or (folder / "meta" / "episode_ends").is_dir()]
+    if len(found) > 1 and found[0] != path:
+        raise SourceError(f"{path}: it holds {len(found)} replay buffers ({', '.join(folder.name for folder in found)}); import them one by one")
+    return found[0] if found else None
+
+
+OPTIONS = {name: f"--{name.replace('_', '-')}" for name in ("mask", "arm_only", "proprio", "panda", "action", "picture_range", "deltas")}
+
+
+def refuse_options(path: Path, reading: Reading, kind: str, without: Iterable[str]) -> None:
+    """SourceError for a choice that means nothing for a format: silence would look like consent. `--proprio none` asks for nothing."""
+    if asked := [OPTIONS[name] for name in without if getattr(reading, name)]:
+        raise SourceError(f"{path}: {', '.join(asked)} cannot be applied to {kind}; leave it out")
+
+
+def refuse_pointer(path: Path) -> None:
+    """SourceError for a file whose content git-LFS did not download."""
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise SourceError(f"{path}: it is a git-LFS pointer, not the file itself; run `git lfs pull` where it was cloned")
+
+
+def contained(root: Path, relative: str) -> Path:
+    """The path of a file that a data set names; SourceError if it leads out of the data set's folder.
+
+    Hugging Face keeps a snapshot's files as links into `blobs` beside its snapshots.
+    """
+    named = PurePosixPath(relative)
+    if named.is_absolute() or ".." in named.parts:
+        raise SourceError(f"{root}: it names the file {relative}, which is not inside its folder")
+    path = root / named
+    allowed = [root.resolve(), *([root.resolve().parent.parent / "blobs"] if root.resolve().parent.name == "snapshots" else [])]
+    if path.exists() and not any(path.resolve().is_relative_to(folder) for folder in allowed):
+        raise SourceError(f"{root}: {relative} is a link to a file outside its folder")
+    return path
+
+
+def unusable(name: str, length: int, labelled: bool, problem: str) -> Item:
+    """An episode of a source that cannot be imported."""
+    return Item(name, "", "", "", length, labelled, "", problem)
+
+
+@contextmanager
+def leaving_out(where: str, problems: list[str]) -> Iterator[None]:
+    """Whatever goes wrong with one episode leaves that one out, and says so."""
+    try:
+        yield
+    except Exception as error:
+        problems.append(f"{where}: {cause(error)}; left out")
+
+
+def cause(error: BaseException) -> str:
+    """What went wrong, as part of a sentence."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, (SourceError, ValueError)) and said else f"it cannot be read ({type(error).__name__}{f': {said}' * bool(said)})"
+
+
+def identity(*parts: object) -> str:
+    """A short hash of an episode's content: numbers, bytes, words. Equal for equal content, whatever its file is called."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(repr((part.dtype.str, part.shape)).encode() + np.ascontiguousarray(part).tobytes())
+        else:
+            digest.update(part if isinstance(part, bytes) else repr(part).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:12]
+
+
+def refuse_bulk(length: int, cameras: int, size: tuple[int, int]) -> None:
+    """ValueError for an episode whose pictures would not fit into memory."""
+    if (nbytes := length * cameras * size[0] * size[1] * 3) > MOST_BYTES:
+        raise ValueError(
+            f"its pictures would take {nbytes / 2**30:.0f} GiB of memory, more than {MOST_BYTES >> 30}; scale them with --image-size, or divide it"
+        )
+
+
+def only_sentence(sentences: Iterable[str], parts: str) -> str:
+    """The one sentence that an episode's parts (rows, steps) name, '' if they name none; ValueError if they name several."""
+    named = sorted({sentence.strip() for sentence in sentences} - {""})
+    if len(named) > 1:
+        raise ValueError(f"its {parts} name {len(named)} sentences ({'; '.join(named)}); say which holds with --instruction")
+    return named[0] if named else ""
+
+
+def action_names(where: str, action: tuple[str, ...], largest: float, reading: Reading) -> tuple[tuple[str, ...], list[str]]:
+    """The names that actions deserve, and what must be asked: displacements in [-1, 1] do not reach further.
+
+    largest: of all absolute values but the gripper's. diffusion_policy's `image_abs.hdf5` holds absolute poses under a controller of displacements.
+    """
+    if reading.deltas is False:
+        return tuple(name.replace("delta", "absolute") for name in action), []
+    if action != ACTION or largest <= LARGEST_DELTA or reading.deltas:
+        return action, []
+    return names_of(["action"], [len(action)]), [
+        f"{where}: its actions reach {largest:.3g}, but displacements as the file describes them stay within [-1, 1]; "
+        "say --absolute if they are poses (as in diffusion_policy's image_abs.hdf5), --deltas if they are displacements all the same"
+    ]
+
+
+# -- what the formats have in common --------------------------------------------------------------------------------------------------
+
+
+def label_of(path: Path, reading: Reading) -> str:
+    return reading.label or path.name.split(".")[0]
+
+
+def episode_ids(label: str, names: list[str]) -> dict[str, str]:
+    """Return an id per name: `-` replaces the separator of folders, and a hash of the whole name tells apart two that would then be equal."""
+    plain: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        plain[f"{label}-{name.replace('/', '-')}"].append(name)
+    return {name: episode_id if len(same) == 1 else f"{episode_id}-{identity(name)[:6]}" for episode_id, same in plain.items() for name in same}
+
+
+def chosen_cameras(where: str, available: Iterable[str], reading: Reading) -> dict[str, str]:
+    """Camera of the source -> name in the store; SourceError for one that is not there or a source without any."""
+    available = list(available)
+    if unknown := [name for name in reading.cameras if name not in available]:
+        raise SourceError(f"{where}: there is no camera {', '.join(unknown)}; --cameras can choose from {', '.join(available) or 'none'}")
+    if len(set(reading.cameras.values())) < len(reading.cameras):
+        raise SourceError(f"{where}: --cameras gives two cameras one name")
+    return reading.cameras or {name: name for name in available}
+
+
+def contract_of(
+    where: str,
+    cameras: dict[str, str],
+    sizes: dict[str, tuple[int, int]],
+    proprio: tuple[str, ...],
+    action: tuple[str, ...],
+    native_hz: float,
+    simulator: str,
+    reading: Reading,
+) -> Contract:
+    """The conventions of the episodes to be written. `sizes`: (H, W) of some pictures, by what they show; SourceError if they differ."""
+    if len(set(sizes.values())) > 1 and not reading.image_size:
+        listed = ", ".join(f"{name} {height}x{width}" for name, (height, width) in sizes.items())
+        raise SourceError(f"{where}: the pictures differ in size ({listed}); choose one with --image-size, or some of them with --cameras")
+    if reading.panda:
+        if (action and len(action) != len(ACTION)) or (proprio and len(proprio) != len(PROPRIO)):
+            raise SourceError(
+                f"{where}: --panda means {len(ACTION)} action dimensions and {len(PROPRIO)} values of proprioception, "
+                f"here are {len(action)} and {len(proprio)}; choose vectors with --proprio, or leave --panda out"
+            )
+        proprio, action = PROPRIO if proprio else (), ACTION if action else ()
+    return Contract(
+        cameras=tuple(cameras.values()),
+        image_size=reading.image_size or next(iter(sizes.values())),
+        render_profile=reading.render_profile or "imported",
+        proprio=proprio,
+        action=action,
+        control_hz=store_rate(where, native_hz, bool(action), reading),
+        simulator=reading.simulator or simulator,
+    )
+
+
+def native_rate(where: str, stated: float | None, reading: Reading) -> float:
+    """Steps per second of the recording."""
+    if stated and reading.hz and abs(stated - reading.hz) > 1e-6:
+        raise SourceError(f"{where}: it was recorded at {stated:g} steps per second, not {reading.hz:g}; leave --hz out, or mean --resample-hz")
+    if not (stated or reading.hz):
+        raise SourceError(f"{where}: it does not say how many steps a second has; say it with --hz")
+    return float(stated or reading.hz or 0)
+
+
+def store_rate(where: str, native_hz: float, labelled: bool, reading: Reading) -> float:
+    """Steps per second of the episodes to be written."""
+    if reading.resample_hz and reading.resample_hz != native_hz and labelled:
+        raise SourceError(
+            f"{where}: episodes with actions are not resampled from {native_hz:g} to {reading.resample_hz:g} per second, since an action is meant "
+            "for one step; leave --resample-hz out, or add --action-free"
+        )
+    return reading.resample_hz or native_hz
+
+
+def kept_frames(length: int, native_hz: float, hz: float) -> npt.NDArray[np.int64]:
+    """Which of `length` frames a recording at another rate consists of: at each of its moments the nearest one."""
+    if hz == native_hz:
+        return np.arange(length)
+    count = int((length - 1) * hz / native_hz + 1e-9) + 1
+    nearest: npt.NDArray[np.int64] = np.round(np.arange(count) * native_hz / hz).astype(np.int64)
+    return nearest.clip(max=length - 1)
+
+
+def cameras_by_name(keys: Iterable[str]) -> dict[str, str]:
+    """Camera -> its key, among keys such as `agentview_image` and `eye_in_hand_rgb`."""
+    return {re.sub(r"_(image|rgb)$", "", key): key for key in keys}
+
+
+def chosen_proprio(
+    where: str, kind: str, widths: dict[str, int], defaults: Sequence[tuple[str, ...]], reading: Reading
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Keys of the vectors that make up the proprioception, and a name per value; SourceError if nobody says which.
+
+    kind: what the source calls its vectors. widths: how many values each has. defaults: keys to look for, the first first.
+    """
+    keys = reading.proprio
+    if keys is None:
+        keys = next((keys for keys in defaults if set(keys) <= set(widths)), () if reading.action_free else None)
+    if keys is None or not set(keys) <= set(widths) or not (keys or reading.action_free):
+        raise SourceError(f"{where}: say which {kind} are the proprioception with --proprio; there are {', '.join(sorted(widths)) or 'none'}")
+    names = names_of(keys, [widths[key] for key in keys])
+    return keys, PROPRIO if keys == PROPRIO_KEYS and len(names) == len(PROPRIO) else names
+
+
+def width_of(vectors: Any) -> int:
+    """Values per row of (N, D) or (N,) vectors, of which none is read."""
+    return int(np.prod(vectors.shape[1:]))
+
+
+def rows_of(values: Any) -> Any:
+    """(N, D) from (N, D) or (N,)."""
+    return values.reshape(len(values), -1)
+
+
+def names_of(keys: Sequence[str], widths: Sequence[int]) -> tuple[str, ...]:
+    """A name for every value of the concatenated vectors."""
+    return tuple(name for key, width in zip(keys, widths, strict=True) for name in ([key] if width == 1 else [f"{key}_{i}" for i in range(width)]))
+
+
+def origin(where: str, stored: str, native_size: tuple[int, int], native_hz: float, contract: Contract, content: str = "") -> str:
+    """The sentence an episode keeps about where it comes from. `content`: its `identity`, by which a later import knows it again."""
+    parts = [where]
+    if stored != "upright":
+        parts.append(f"stored {stored}, turned upright")
+    if native_size != contract.image_size:
+        parts.append("scaled from {}x{}".format(*native_size))
+    if native_hz != contract.control_hz:
+        parts.append(f"resampled from {native_hz:g} per second")
+    if content:
+        parts.append(f"content {content}")
+    return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """An episode out of its file, pictures already upright and scaled."""
+
+    frames: dict[str, Pictures]
+    """Per camera of the source, (L, H, W, 3) as the store keeps them, of the frames it keeps."""
+    proprio: npt.NDArray[Any] | None
+    """(N, P) of all N rows of the file."""
+    action: npt.NDArray[Any] | None
+    """(N, A)"""
+    success: bool | None
+    rows: int
+    """N."""
+
+
+def finished(item: Item, raw: Raw, contract: Contract, cameras: dict[str, str], native_hz: float) -> Episode:
+    """What the store keeps of a raw episode: frames resampled, cameras by their new names; SourceError if its parts disagree."""
+    kept = kept_frames(raw.rows, native_hz, contract.control_hz)
+    lengths = {f"camera {name}": len(frames) for name, frames in raw.frames.items()}
+    if len({*lengths.values(), len(kept), item.length}) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise SourceError(f"{item.origin}: it has other frames than announced ({listed}, announced {item.length}); repair it or leave it out")
+    vectors: dict[str, npt.NDArray[np.float32] | None] = {}
+    for name, values, width in (("proprioception", raw.proprio, len(contract.proprio)), ("actions", raw.action, len(contract.action))):
+        vectors[name] = None
+        if values is None:
+            continue
+        if len(values) != raw.rows:
+            raise SourceError(f"{item.origin}: its parts differ in length ({raw.rows} frames, {name} {len(values)}); repair it or leave it out")
+        if values.shape[1:] != (width,):
+            raise SourceError(f"{item.origin}: its {name} have {values.shape[-1]} values, those of the others {width}; leave it out")
+        vectors[name] = np.asarray(values, np.float32)[kept]
+    frames = {cameras[name]: pictures for name, pictures in raw.frames.items()}
+    return Episode(
+        episode_id=item.episode_id,
+        task=item.task,
+        instruction=item.instruction,
+        frames={name: frames[name] for name in contract.cameras},
+        proprio=vectors["proprioception"],
+        action=vectors["actions"],
+        success=raw.success,
+        source=item.origin,
+    )
+
+
+def orientation(where: str, convention: str | None, hint: str, reading: Reading) -> tuple[str, list[str]]:
+    """How the pictures are stored, and what must be asked if neither a person nor the format's convention says."""
+    if reading.images and reading.images not in TURNS:
+        raise SourceError(f"--images {reading.images}: pictures are {', '.join(TURNS)}")
+    stored = reading.images or convention
+    if stored:
+        return stored, []
+    return "upright", [
+        f"{where}: pictures of this format are stored both ways up{hint}; look at them with --dry-run --sheet sheet.png, "
+        f"then say --images {' or '.join(TURNS)}"
+    ]

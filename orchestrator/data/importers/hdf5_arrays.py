@@ -1,0 +1,221 @@
+"""Groups and arrays of an HDF5 file of unknown origin: reached without leaving the file, and read only where something was written.
+
+An HDF5 file can name other files of this machine (external links, external storage, virtual datasets); a downloaded one must not.
+HDF5 answers with zeros for what was never written; such zeros are no pictures and no actions.
+"""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.data.importers.image_ops import BLOCK, MOST_PIXELS, MOST_VECTOR_BYTES, SMALLEST
+
+with suppress(ImportError):
+    importlib.import_module("hdf5plugin")  # makes its filters known to HDF5
+
+CHUNK_CACHE = 64 << 20
+"""Bytes per open dataset: a chunk that spans several blocks of frames is decompressed once."""
+MOST_LINKS = 16
+"""Soft links followed one after the other."""
+
+FILTERS = {
+    305: "lzo",
+    307: "bzip2",
+    32000: "lzf",
+    32001: "blosc",
+    32004: "lz4",
+    32008: "bitshuffle",
+    32012: "fpzip",
+    32013: "zfp",
+    32015: "zstd",
+    32017: "sz",
+    32018: "fcidecomp",
+    32024: "sz3",
+    32026: "blosc2",
+}
+"""Registered numbers of compressors that HDF5 itself does not bring."""
+
+
+# -- reaching -----------------------------------------------------------------------------------------------------------------------------
+
+
+def member(group: Any, path: str, followed: int = 0) -> Any:
+    """The group or dataset at a path, or None if there is none; ValueError for a link that leads nowhere or out of the file.
+
+    HDF5 opens the target of an external link as soon as it is looked up, so links are followed here, one name at a time.
+    """
+    found = group.file["/"] if path.startswith("/") else group
+    for name in filter(lambda part: part not in ("", "."), path.split("/")):
+        link = _link(found, name)
+        if link is None:
+            return None
+        _refuse_external(link, name)
+        if isinstance(link, h5py.SoftLink):
+            if followed == MOST_LINKS:
+                raise ValueError(f"its link {name} leads in a circle")
+            target = member(found, link.path, followed + 1)
+            if target is None:
+                raise ValueError(f"its link {name} leads to {link.path}, which is not there")
+            found = target
+        else:
+            found = found[name]
+    return found
+
+
+def _link(group: Any, name: str) -> Any:
+    """The link of that name; None if there is none."""
+    if not isinstance(group, h5py.Group):
+        return None
+    try:
+        return group.get(name, getlink=True)
+    except TypeError:
+        raise ValueError(f"its link {name} is of a kind that is not followed") from None
+
+
+def _refuse_external(link: Any, name: str) -> None:
+    if isinstance(link, h5py.ExternalLink):
+        raise ValueError(f"its {name} is a link into another file ({link.filename}), which is not followed; copy into the file what it links to")
+
+
+def refuse_elsewhere(group: Any) -> None:
+    """ValueError if anything in a group takes its data from another file. Soft links are not followed: `member` follows those that matter."""
+    seen, waiting = set(), [group]
+    while waiting:
+        here = waiting.pop()
+        if (address := h5py.h5o.get_info(here.id).addr) in seen:
+            continue
+        seen.add(address)
+        for name in here:
+            link = _link(here, name)
+            _refuse_external(link, name)
+            if not isinstance(link, h5py.HardLink):
+                continue
+            found = here[name]
+            if isinstance(found, h5py.Group):
+                waiting.append(found)
+            elif isinstance(found, h5py.Dataset):
+                _refuse_stored_elsewhere(found, name)
+
+
+def _refuse_stored_elsewhere(dataset: Any, name: str) -> None:
+    if dataset.external:
+        raise ValueError(f"the data of its {name} are in another file ({dataset.external[0][0]}), which is not read; copy them into the file")
+    if dataset.is_virtual:
+        raise ValueError(f"the data of its {name} are put together from other datasets, which are not read; copy them into the file")
+
+
+# -- reading ------------------------------------------------------------------------------------------------------------------------------
+
+
+def refuse_unreadable(dataset: Any, name: str) -> None:
+    """ValueError for a dataset whose values are in another file, were never written, or need a decompressor that is not installed."""
+    _refuse_stored_elsewhere(dataset, name)
+    properties = dataset.id.get_create_plist()
+    for number in range(properties.get_nfilters()):
+        code, _, _, described = properties.get_filter(number)
+        if not h5py.h5z.filter_avail(code):
+            said = FILTERS.get(code) or described.decode(errors="replace").split(";")[0].strip() or "an unknown filter"
+            raise ValueError(
+                f"the data of its {name} are compressed with {said} (HDF5 filter {code}), which is not installed here; run `pip install hdf5plugin`"
+            )
+    if not dataset.size:
+        return
+    if dataset.chunks:
+        expected = prod(-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+        if (written := dataset.id.get_num_chunks()) < expected:
+            raise ValueError(f"of its {name} only {written} of {expected} chunks were ever written; record or copy it again")
+    elif dataset.id.get_storage_size() == 0:
+        raise ValueError(f"of its {name} nothing was ever written; record or copy it again")
+
+
+def is_vectors(found: Any) -> bool:
+    """Whether it is a dataset of (N,) or (N, D) numbers."""
+    return isinstance(found, h5py.Dataset) and found.ndim in (1, 2) and found.dtype.kind in "fiu"
+
+
+def vectors(dataset: Any, name: str) -> npt.NDArray[Any]:
+    """(N, D): all of it; ValueError for what cannot be read or holds what is not a number."""
+    refuse_unreadable(dataset, name)
+    if dataset.size * dataset.dtype.itemsize > MOST_VECTOR_BYTES:
+        raise ValueError(f"the data of its {name} take {dataset.size * dataset.dtype.itemsize / 2**30:.1f} GiB, more than {MOST_VECTOR_BYTES >> 30}")
+    values = dataset[()]
+    values = values.reshape(len(values), prod(values.shape[1:]))
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(values.astype(np.float32)).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"a value of its {name} is not a number (row {int(np.argmin(finite))})")
+    return np.asarray(values)
+
+
+@dataclass(frozen=True)
+class PictureArray:
+    """N pictures of one camera, whatever their number type and the order of their axes."""
+
+    dataset: Any
+    name: str
+    channels_first: bool
+
+    @property
+    def rows(self) -> int:
+        return int(self.dataset.shape[0])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)"""
+        height, width = self.dataset.shape[2:] if self.channels_first else self.dataset.shape[1:3]
+        return int(height), int(width)
+
+    @property
+    def number(self) -> str:
+        """The name of its number type."""
+        return str(self.dataset.dtype.name)
+
+    def block(self, first: int, last: int) -> npt.NDArray[Any]:
+        """(K, H, W, 3): the pictures of rows `first` to `last`, the last excluded, their values as stored."""
+        values = self.dataset[first:last]
+        return np.ascontiguousarray(np.moveaxis(values, 1, -1)) if self.channels_first else values
+
+    def refuse_unreadable(self) -> None:
+        """ValueError for pictures that were never written, lie elsewhere, or are larger than any camera's."""
+        refuse_unreadable(self.dataset, self.name)
+        if prod(self.size) > MOST_PIXELS:
+            raise ValueError(f"its pictures have {self.size[1]}x{self.size[0]} pixels, more than {MOST_PIXELS} in all")
+
+    def extremes(self) -> tuple[float, float]:
+        """The lowest and the highest value, read a block at a time; ValueError if one is not a number."""
+        lowest, highest = np.inf, -np.inf
+        for first in range(0, self.rows, BLOCK):
+            values = self.dataset[first : first + BLOCK]
+            low, high = float(values.min()), float(values.max())
+            if not np.isfinite((low, high)).all():
+                raise ValueError("its pictures hold a value that is not a number")
+            lowest, highest = min(lowest, low), max(highest, high)
+        return lowest, highest
+
+
+def picture_array(found: Any, name: str) -> PictureArray | None:
+    """Pictures, if a dataset has their shape: (N, H, W, 3) or (N, 3, H, W) of numbers."""
+    if not isinstance(found, h5py.Dataset) or found.ndim != 4 or found.dtype.kind not in "uif":
+        return None
+    if found.dtype == np.uint8 and found.shape[3] == 3:
+        return PictureArray(found, name, False)
+    for channels_first, (channels, height, width) in ((False, (found.shape[3], *found.shape[1:3])), (True, found.shape[1:])):
+        if channels == 3 and min(height, width) >= SMALLEST:
+            return PictureArray(found, name, channels_first)
+    return None
+
+
+def shapes(group: Any) -> Iterator[str]:
+    """What could be pictures but has no shape of pictures, in words."""
+    for name in group:
+        with suppress(Exception):
+            found = member(group, name)
+            if isinstance(found, h5py.Dataset) and found.ndim >= 3:
+                yield f"{name} is {found.dtype} {tuple(found.shape[1:])}"

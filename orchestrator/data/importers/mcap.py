@@ -1,0 +1,370 @@
+"""MCAP recordings (ROS 2 bags, Foxglove) as episodes, one per recording.
+
+    SRC/<name>.mcap                        a recording
+    SRC/<name>/metadata.yaml, *.mcap       a rosbag2 folder: one recording, its files in the order that metadata.yaml lists
+
+Topics come at rates and moments of their own, so the steps are made here: `--hz` of them per second, from the first camera's first picture after
+all chosen topics have begun until one of them ends. With T seconds from a step to the next, the step at moment t has
+
+    pictures          the nearest, at most T / 2 away, or further between two pictures that are at most 1.5 T apart (a camera that drifts or jitters);
+    proprioception    the last message at or before t;
+    action            the first message in [t, t + T), or else the last one before t, which is still in force.
+
+A message that is held is older than its topic's median distance by at most 1.5 T. A recording that breaks one of these rules is left out.
+A moment is the header stamp where all chosen topics have one in every message and their stamps are of one clock, and the log time otherwise:
+never both in one recording, since two clocks may differ by any amount.
+Vectors are named by topic, or by TOPIC:FIELD (`/joint_states:velocity`, `/pose:pose.position`).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from orchestrator.data.episode_format import Episode
+from orchestrator.data.importers.base import (
+    MCAP_SUFFIXES,
+    Item,
+    Pictures,
+    Raw,
+    Reading,
+    SourceError,
+    action_names,
+    chosen_cameras,
+    contained,
+    contract_of,
+    episode_ids,
+    finished,
+    identity,
+    kept_frames,
+    label_of,
+    leaving_out,
+    native_rate,
+    orientation,
+    origin,
+    refuse_bulk,
+    store_rate,
+    unusable,
+    visible,
+)
+from orchestrator.data.importers.image_ops import Numbers, resized, turned
+from orchestrator.data.importers.mcap_messages import CAMERA_KINDS, Series, camera_name, pictures, places_of, scan
+from policy.interface import Contract
+from sim_workers.envs.tasks import TASKS
+
+LONGEST_GAP = 1.5
+"""Steps between two pictures within which the nearest may be more than half a step away; steps that a held message may be overdue."""
+ROUNDING_NS = 1000
+"""An action so little before its step belongs to it: the moments of steps are rounded."""
+CLOCKS_APART_NS = 500_000_000
+"""Between the usual delays, from stamp to log, of two topics stamped by one clock."""
+
+
+@dataclass
+class _Plan:
+    """What an episode is made of."""
+
+    files: list[Path]
+    topics: dict[str, str]
+    """Per camera of the source."""
+    pictures: dict[str, Numbers]
+    """Per camera, of each frame the picture's place among the messages of its topic."""
+    sums: dict[str, Numbers]
+    """Per camera, of each frame the picture's checksum."""
+    sizes: dict[str, tuple[int, int]]
+    proprio: npt.NDArray[np.float32] | None
+    """(N, P)"""
+    action: npt.NDArray[np.float32] | None
+    """(N, A)"""
+    names: tuple[tuple[str, ...], tuple[str, ...]]
+    """Of the values of proprioception and action."""
+    clock: str
+    rows: int
+    """N: steps at --hz."""
+
+    def shown(self, wanted: dict[str, set[int]]) -> Iterator[tuple[str, int, Pictures]]:
+        """Decode the pictures of those places, in the order of the files."""
+        sums = {camera: dict(zip(numbers.tolist(), self.sums[camera].tolist(), strict=True)) for camera, numbers in self.pictures.items()}
+        return pictures(self.files, self.topics, wanted, sums)
+
+
+@dataclass
+class Mcap:
+    """A recording, or a folder of them."""
+
+    root: Path
+    format: str
+    contract: Contract
+    items: list[Item]
+    problems: list[str]
+    questions: list[str]
+    _cameras: dict[str, str]
+    _stored: str
+    _native_hz: float
+    _plans: dict[str, _Plan] = field(default_factory=dict)
+    """By item."""
+
+    def read(self, item: Item) -> Episode:
+        plan, size = self._plans[item.name], self.contract.image_size
+        frames = {camera: np.empty((item.length, *size, 3), np.uint8) for camera in self._cameras}
+        for camera, number, picture in plan.shown({camera: set(numbers.tolist()) for camera, numbers in plan.pictures.items()}):
+            frames[camera][plan.pictures[camera] == number] = resized(turned(picture[None], self._stored), size)[0]
+        return finished(item, Raw(frames, plan.proprio, plan.action, None, plan.rows), self.contract, self._cameras, self._native_hz)
+
+    def first_pictures(self, item: Item) -> dict[str, Pictures]:
+        plan = self._plans[item.name]
+        return {camera: picture for camera, _, picture in plan.shown({camera: {int(numbers[0])} for camera, numbers in plan.pictures.items()})}
+
+
+def open_mcap(root: Path, reading: Reading) -> Mcap:
+    """Read every recording once, decoding no picture; SourceError if the reading does not say enough, or no recording can be used."""
+    try:
+        import mcap  # noqa: F401
+        import mcap_protobuf  # noqa: F401
+        import mcap_ros2  # noqa: F401
+    except ImportError:
+        raise SourceError(
+            f"{root}: MCAP is read with the packages mcap, mcap-ros2-support and mcap-protobuf-support; pip install 'demoscale[mcap]'"
+        ) from None
+    if reading.action_free:
+        reading = replace(reading, action=None)
+    reading = replace(reading, cameras={key: camera_name(name) if name == key else name for key, name in reading.cameras.items()})
+    stored, questions = orientation(root.name, "upright", "", reading)
+    native_hz = native_rate(str(root), None, reading)
+    hz = store_rate(str(root), native_hz, bool(reading.action), reading)
+    source = Mcap(root, "MCAP", Contract((), (0, 0), "", (), (), native_hz, ""), [], [], questions, {}, stored, native_hz)
+    problems, left_out = source.problems, dict[str, str]()
+    found, files = dict[str, dict[str, Series]](), dict[str, list[Path]]()
+    for name, path in _recordings(root).items():
+        with leaving_out(f"{root.name}, {name}", problems):
+            files[name] = _files(path)
+            found[name] = scan(files[name], reading)
+            continue
+        left_out[name] = problems[-1]
+    offered = {key: series for bag in reversed(found.values()) for key, series in bag.items() if not series.fault}
+    available = sorted({camera_name(key) for key, series in offered.items() if series.kind in CAMERA_KINDS})
+    for topic, fault in {(s.topic, s.fault): None for bag in found.values() for s in bag.values() if s.kind in CAMERA_KINDS and s.fault}:
+        if not reading.cameras:
+            problems.append(f"{root.name}, {topic}: {fault}; passed over")
+    if found:
+        named = [key for key in reading.cameras if key in offered and offered[key].kind in CAMERA_KINDS]
+        source._cameras = chosen_cameras(str(root), dict.fromkeys([*available, *named]), reading)
+        if not source._cameras:
+            raise SourceError(f"{root}: it has no pictures among its topics; {'; '.join(problems) or 'no topic has a type of pictures'}")
+        source.questions += _unnamed(root, offered, reading)
+    for name, bag in found.items():
+        with leaving_out(f"{root.name}, {name}", problems):
+            source._plans[name] = _plan(files[name], bag, source._cameras, reading, hz)
+            continue
+        left_out[name] = problems[-1]
+    if not source._plans:
+        raise SourceError(f"{root}: none of its recordings can be used. {'; '.join([*left_out.values()][:5]) or 'It holds none'}")
+    first = next(iter(source._plans.values()))
+    sizes = {f"{name}, {camera}": size for name, plan in source._plans.items() for camera, size in plan.sizes.items()}
+    source.contract = contract_of(str(root), source._cameras, sizes, *first.names, native_hz, "unknown", reading)
+    largest = max(float(np.abs(plan.action[:, :-1]).max(initial=0)) if plan.action is not None else 0.0 for plan in source._plans.values())
+    renamed, more = action_names(root.name, source.contract.action, largest, reading)
+    source.contract = replace(source.contract, action=renamed)
+    source.questions += more
+    ids = episode_ids(label_of(root, reading), list(source._plans))
+    for name, plan in list(source._plans.items()):
+        with leaving_out(f"{root.name}, {name}", problems):
+            source.items.append(_item(source, name, plan, first.names, ids[name], reading))
+            continue
+        left_out[name] = problems[-1]
+        del source._plans[name]
+    source.items += [unusable(name, 0, bool(reading.action), problem) for name, problem in left_out.items()]
+    source.items.sort(key=lambda item: item.name)
+    return source
+
+
+def _unnamed(root: Path, offered: dict[str, Series], reading: Reading) -> list[str]:
+    """List what must be said before anything can be imported."""
+    listed = ", ".join(f"{key} ({len(series.names)})" for key, series in sorted(offered.items()) if series.kind not in CAMERA_KINDS)
+    vectors = f"topics with vectors and their number of values: {listed or 'none'}"
+    questions = []
+    if not (reading.action or reading.action_free):
+        questions.append(f"{root.name}: say which topic is the action with --action, or add --action-free; {vectors}")
+    if not (reading.proprio or reading.action_free):
+        questions.append(f"{root.name}: say which topics are the proprioception with --proprio; {vectors}")
+    if not reading.task:
+        questions.append(f"{root.name}: MCAP does not name a task; say it with --task")
+    if not (reading.instruction or TASKS.get(reading.task or "")):
+        questions.append(f"{root.name}: it does not say in words what is done; say it with --instruction")
+    return questions
+
+
+def _item(source: Mcap, name: str, plan: _Plan, names: tuple[tuple[str, ...], tuple[str, ...]], episode_id: str, reading: Reading) -> Item:
+    """Make an episode, its vectors in the order of the first recording's names; ValueError if it has other names, or too many pictures."""
+    if plan.proprio is not None:
+        plan.proprio = plan.proprio[:, places_of(plan.names[0], names[0])]
+    if plan.action is not None:
+        plan.action = plan.action[:, places_of(plan.names[1], names[1])]
+    contract, task = source.contract, reading.task or ""
+    length = len(next(iter(plan.pictures.values())))
+    refuse_bulk(length, len(source._cameras), contract.image_size)
+    instruction = reading.instruction or TASKS.get(task, "")
+    asked = (list(source._cameras.items()), source._stored, contract.image_size, source._native_hz, contract.control_hz, names, task, instruction)
+    content = identity(*plan.pictures.values(), *plan.sums.values(), plan.proprio, plan.action, *asked)
+    said = origin(
+        f"{source.root.name}, {name}; moments by {plan.clock}", source._stored, next(iter(plan.sizes.values())), source._native_hz, contract, content
+    )
+    return Item(name, episode_id, task, instruction, length, plan.action is not None, said)
+
+
+# -- steps ------------------------------------------------------------------------------------------------------------------------------
+
+
+def _plan(files: list[Path], found: dict[str, Series], cameras: dict[str, str], reading: Reading, hz: float) -> _Plan:
+    """Choose a message of every topic for every step; ValueError if one is missing."""
+    topics = {camera: _topic(found, camera) for camera in cameras}
+    if len(set(topics.values())) < len(topics):
+        raise ValueError("--cameras names one of its topics twice")
+    vectors = [*(reading.proprio or ()), *([reading.action] if reading.action else [])]
+    for key in vectors:
+        if key not in found or found[key].kind in CAMERA_KINDS or found[key].fault:
+            listed = ", ".join(k for k, s in sorted(found.items()) if s.kind not in CAMERA_KINDS and not s.fault)
+            raise ValueError(
+                f"there is no vector {key}{': ' * (key in found)}{found[key].fault if key in found else ''}; there are {listed or 'none'}"
+            )
+    used = {key: found[key] for key in [*topics.values(), *vectors]}
+    times, clock = _clock(used)
+    first = times[next(iter(topics.values()))]
+    begin, end = max(moments[0] for moments in times.values()), min(moments[-1] for moments in times.values())
+    # the clock starts at a picture, so that a camera of its rate is not half a step away from every step
+    begin = max(begin, int(first[min(np.searchsorted(first, begin), len(first) - 1)]))
+    if end < begin:
+        late, early = max(times, key=lambda key: times[key][0]), min(times, key=lambda key: times[key][-1])
+        raise ValueError(f"its topics have no moment in common: {early} has ended before {late} and a picture have come")
+    native_hz = float(reading.hz or 0)
+    step = 1e9 / native_hz
+    rows = int((end - begin) / step + 1e-6) + 1
+    if (few := min(len(times[topic]) for topic in topics.values())) * 2 < rows * hz / native_hz - 1:
+        raise ValueError(f"a camera has {few} pictures in {(end - begin) / 1e9:.1f} s, too few for {hz:g} steps per second; say fewer with --hz")
+    moments = begin + np.round(np.arange(rows) * step).astype(np.int64)
+    shown = moments[kept_frames(rows, native_hz, hz)]
+    chosen = {camera: _nearest(topic, times[topic], shown, 1e9 / min(hz, native_hz)) for camera, topic in topics.items()}
+    facts = {camera: used[topics[camera]].values[places] for camera, places in chosen.items()}
+    sizes = {camera: sorted({(int(h), int(w)) for _, h, w in seen}) for camera, seen in facts.items()}
+    if changing := next((camera for camera in sizes if len(sizes[camera]) > 1), ""):
+        (h, w), *_, (height, width) = sizes[changing]
+        raise ValueError(f"the pictures of {topics[changing]} change their size, from {h}x{w} to {height}x{width}")
+    state = [used[key].values[_in_force(key, times[key], moments, step, False)] for key in reading.proprio or ()]
+    action = None
+    if reading.action:
+        places = _in_force(reading.action, times[reading.action], moments, step, True)
+        if reading.deltas is not False and (reading.deltas or reading.panda) and (np.diff(places) != 1).any():
+            raise ValueError(
+                f"{reading.action} does not have one message per step, so that displacements would be lost or made twice; say its rate with --hz"
+            )
+        action = used[reading.action].values[places]
+    for key, values in zip(vectors, [*state, *([] if action is None else [action])], strict=True):
+        if not np.isfinite(values).all():
+            raise ValueError(f"{key} holds a value that is not a number")
+    return _Plan(
+        files=files,
+        topics=topics,
+        pictures={camera: used[topics[camera]].order[places] for camera, places in chosen.items()},
+        sums={camera: facts[camera][:, 0] for camera in topics},
+        sizes={camera: size for camera, (size,) in sizes.items()},
+        proprio=np.concatenate(state, 1) if state else None,
+        action=action,
+        names=(_dimensions(found, reading.proprio or ()), _dimensions(found, (reading.action,) if reading.action else ())),
+        clock=clock,
+        rows=rows,
+    )
+
+
+def _clock(used: dict[str, Series]) -> tuple[dict[str, Numbers], str]:
+    """Return the moments of all messages, (M,) ns per key, and the name of their clock; ValueError for header stamps that go back."""
+    delays = [float(np.median(series.logged - series.stamped)) for series in used.values()]
+    if not all(series.stamped.all() for series in used.values()) or max(delays) - min(delays) > CLOCKS_APART_NS:
+        return {key: series.logged for key, series in used.items()}, "log time"
+    for series in used.values():
+        if (back := np.flatnonzero(np.diff(series.stamped) < 0)).size:
+            off_s = (series.stamped[back[0]] - series.stamped[back[0] + 1]) / 1e9
+            raise ValueError(f"the header stamps of {series.topic} go back by {off_s:.3f} s at its message {back[0] + 1}")
+    return {key: series.stamped for key, series in used.items()}, "header stamp"
+
+
+def _nearest(topic: str, times: Numbers, moments: Numbers, step: float) -> Numbers:
+    """Return the place of the picture nearest to each moment; ValueError for a moment without one. Times are in ns."""
+    before = np.searchsorted(times, moments, side="right") - 1
+    after = (before + 1).clip(max=len(times) - 1)
+    chosen = np.where(moments - times[before] <= np.abs(times[after] - moments), before, after)
+    off, gap = np.abs(times[chosen] - moments), times[after] - times[before]
+    if (bad := np.flatnonzero((off > step / 2 + ROUNDING_NS) & (gap > LONGEST_GAP * step))).size:
+        at = bad[0]
+        raise ValueError(
+            f"no picture of {topic} at second {(moments[at] - moments[0]) / 1e9:.3f}: the nearest is {off[at] / 1e9:.3f} s away, "
+            f"in a gap of {gap[at] / 1e9:.3f} s; half a step is {step / 2e9:.3f} s"
+        )
+    return np.asarray(chosen, np.int64)
+
+
+def _in_force(key: str, times: Numbers, moments: Numbers, step: float, ahead: bool) -> Numbers:
+    """Return the place of the message that holds at each moment; ValueError if the next is overdue there. Times are in ns.
+
+    ahead: prefer the first message within the step that begins at the moment. A command that came before the picture was decided on an earlier
+    one; a policy that learns it as the answer to this picture would repeat what is in force already.
+    """
+    places = np.searchsorted(times, moments, side="right") - 1
+    if ahead:
+        following = np.searchsorted(times, moments - ROUNDING_NS)
+        near = (following < len(times)) & (times[following.clip(max=len(times) - 1)] < moments + int(step) - ROUNDING_NS)
+        places = np.where(near, following, places)
+    age, usual = moments - times[places], float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    if (bad := np.flatnonzero(age > usual + LONGEST_GAP * step)).size:
+        at = bad[0]
+        raise ValueError(
+            f"no message of {key} for {age[at] / 1e9:.3f} s before second {(moments[at] - moments[0]) / 1e9:.3f}; "
+            f"usually one comes every {usual / 1e9:.3f} s"
+        )
+    return np.asarray(places, np.int64)
+
+
+def _dimensions(found: dict[str, Series], keys: Sequence[str]) -> tuple[str, ...]:
+    """Name every value of the concatenated vectors."""
+    return tuple(f"{key}_{name}" if name else key for key in keys for name in found[key].names)
+
+
+def _topic(found: dict[str, Series], camera: str) -> str:
+    """Return the topic of a camera; ValueError if none or several have its name."""
+    topics = [key for key, s in found.items() if s.kind in CAMERA_KINDS and not s.fault and camera in (key, camera_name(key))]
+    if len(topics) == 1 or camera in topics:
+        return camera if camera in topics else topics[0]
+    if topics:
+        raise ValueError(f"{' and '.join(topics)} would both be camera {camera}; choose with --cameras {topics[0]}={camera}")
+    raise ValueError(f"it has no pictures of camera {camera}{''.join(f'; {s.topic}: {s.fault}' for s in found.values() if s.fault)}")
+
+
+def _recordings(root: Path) -> dict[str, Path]:
+    """Find the recordings: name -> file, or rosbag2 folder."""
+    if root.is_file():
+        return {root.stem: root}
+    found: dict[str, Path] = {}
+    for path in visible(root, MCAP_SUFFIXES):
+        path = path.parent if (path.parent / "metadata.yaml").is_file() else path
+        name = path.relative_to(root).as_posix() if path != root else root.name
+        stem = name.removesuffix(path.suffix) if path.is_file() else name
+        found[stem if found.get(stem, path) == path else name] = path
+    return found
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the files of a recording in their order; ValueError or SourceError if metadata.yaml does not name those that are there."""
+    if path.is_file():
+        return [path]
+    facts = yaml.safe_load((path / "metadata.yaml").read_text("utf-8"))["rosbag2_bagfile_information"]
+    if facts.get("compression_mode"):
+        raise ValueError(
+            f"its messages or files are compressed by rosbag2 (mode {facts['compression_mode']}); write it again with `ros2 bag convert`"
+        )
+    files = [contained(path, str(name)) for name in facts["relative_file_paths"]]
+    named, there = sorted(file.name for file in files), [file.name for file in visible(path, MCAP_SUFFIXES, depth=1)]
+    if named != there:
+        raise ValueError(f"metadata.yaml names the files {', '.join(named)}, there are {', '.join(there)}")
+    return files

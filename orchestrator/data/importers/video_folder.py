@@ -1,0 +1,267 @@
+"""Films, as action-free episodes: one, or a folder of them.
+
+SRC/<name>.mp4 or SRC/<task>/.../<name>.mov            one camera, which --cameras names
+SRC/<task>/<name>.<camera>.mp4                         several cameras of one scene
+
+The pictures of an episode are those at equal steps from the film's first frame on, each the nearest within half a step.
+"""
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from orchestrator.data.episode_format import Episode
+from orchestrator.data.importers.base import (
+    FILM_SUFFIXES,
+    Item,
+    Pictures,
+    Raw,
+    Reading,
+    SourceError,
+    contract_of,
+    episode_ids,
+    finished,
+    identity,
+    kept_frames,
+    label_of,
+    leaving_out,
+    native_rate,
+    orientation,
+    origin,
+    refuse_bulk,
+    refuse_pointer,
+    unusable,
+    visible,
+)
+from orchestrator.data.importers.image_ops import FilmIndex, Numbers, display_matrix, film_at, film_frames, film_index
+from policy.interface import Contract
+from sim_workers.envs.tasks import TASKS
+
+NO_CAMERA = re.compile(r"(?:v?[\d\s_.:()T+Z-]*|(?=\d)[\d\s_.:()-]+[ap]\.?m\.?[\d\s_()-]*)", re.IGNORECASE)
+"""Dotted endings that number takes, or tell a time: `take.1.mp4`, `take.v2.mp4`, `2024-05-01 10.22.31 PM (2).mp4`."""
+SHORTER = 0.5
+"""Seconds by which a film's pictures may end before the length that its header tells."""
+SAME_RATE = 1e-3
+"""Relative difference of two rates that are one, measured twice."""
+MOST_SAID = 5
+"""Problems in one error sentence."""
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """The films of one episode."""
+
+    films: dict[str, Path]
+    """Per camera of the source."""
+    rate: float
+    """Of the films, frames per second; of the first camera's where they differ."""
+    rows: int
+    """Steps at that rate."""
+    size: tuple[int, int]
+    """(H, W), upright."""
+    turns: tuple[tuple[int, ...], ...]
+    """Per camera, how players turn it."""
+
+
+@dataclass
+class Films:
+    """A folder, or one film."""
+
+    root: Path
+    format: str
+    contract: Contract
+    items: list[Item]
+    problems: list[str]
+    questions: list[str]
+    _cameras: dict[str, str]
+    _stored: str
+    _scenes: dict[str, _Scene] = field(default_factory=dict)
+    """By item."""
+
+    def read(self, item: Item) -> Episode:
+        scene, contract = self._scenes[item.name], self.contract
+        frames = {
+            camera: film_at(path, shown(film_index(path), scene, item.length, contract.control_hz), self._stored, contract.image_size)
+            for camera, path in scene.films.items()
+        }
+        return finished(item, Raw(frames, None, None, None, scene.rows), contract, self._cameras, scene.rate)
+
+    def first_pictures(self, item: Item) -> dict[str, Pictures]:
+        return {camera: next(film_frames(path, [0])) for camera, path in self._scenes[item.name].films.items()}
+
+
+def shown(index: FilmIndex, scene: _Scene, length: int, hz: float) -> Numbers:
+    """The frame of a film at each step; ValueError if the film shows none within half a step, of the store or of the film, of one of them."""
+    moments = np.arange(length) / hz
+    times = index.times - index.times[0]
+    nearest = np.searchsorted((times[1:] + times[:-1]) / 2, moments - 1e-9)
+    off = np.abs(times[nearest] - moments)
+    tolerance_s = max(1 / hz, index.period) / 2 + 1e-4
+    if off.max() > tolerance_s:
+        worst = int(off.argmax())
+        raise ValueError(
+            f"its frames come at uneven moments: the nearest to second {moments[worst]:.3f} is {off[worst]:.3f} s away, "
+            f"more than half a step ({tolerance_s:.3f} s); make them even with `ffmpeg -i FILM -vf fps={scene.rate:g} NEW`, "
+            "or choose longer steps with --resample-hz"
+        )
+    return np.asarray(nearest, np.int64)
+
+
+def open_films(root: Path, reading: Reading) -> Films:
+    """Look at every film; SourceError if nobody says which camera filmed it, or the films' rates differ."""
+    grouped, cameras, problems = _grouped(root, reading)
+    stored, questions = orientation(root.name, "upright", "", reading)
+    source = Films(root, "films", Contract((), (0, 0), "", (), (), 0.0, ""), [], problems, questions, cameras, stored)
+    indices: dict[str, dict[str, FilmIndex]] = {}  # every film is demultiplexed once
+    for name, films in grouped.items():
+        with leaving_out(f"{root.name}, {name}", problems):
+            source._scenes[name], indices[name] = _scene(root, name, films, cameras, reading)
+            continue
+        source.items.append(unusable(name, 0, False, problems[-1]))
+    if not source._scenes:
+        more = f"; and {len(problems) - MOST_SAID} more" * (len(problems) > MOST_SAID)
+        raise SourceError(f"{root}: none of its films can be used. {'; '.join(problems[:MOST_SAID])}{more}")
+    native_hz = next(iter(source._scenes.values())).rate
+    if not reading.resample_hz:
+        rates = {name: scene.rate for name, scene in source._scenes.items()}
+        if max(rates.values()) > (1 + SAME_RATE) * min(rates.values()):
+            listed = sorted({round(rate, 3): name for name, rate in rates.items()}.items())
+            some = ", ".join(f"{name} {rate:g}" for rate, name in (listed[0], listed[-1]))
+            raise SourceError(f"{root}: the films differ in frames per second ({some}); choose one rate with --resample-hz")
+        source._scenes = {name: replace(scene, rate=native_hz) for name, scene in source._scenes.items()}
+    sizes = {size: name for name, size in ((name, scene.size) for name, scene in source._scenes.items())}
+    source.contract = contract_of(str(root), cameras, {name: size for size, name in sizes.items()}, (), (), native_hz, "unknown", reading)
+    ids = episode_ids(label_of(root, reading), list(source._scenes))
+    for name, scene in list(source._scenes.items()):
+        with leaving_out(f"{root.name}, {name}", problems):
+            source.items.append(_item(source, name, scene, indices[name], ids[name], reading))
+            continue
+        del source._scenes[name]
+        source.items.append(unusable(name, scene.rows, False, problems[-1]))
+    source.items.sort(key=lambda item: item.name)
+    return source
+
+
+def _item(source: Films, name: str, scene: _Scene, indices: dict[str, FilmIndex], episode_id: str, reading: Reading) -> Item:
+    """An episode, once every one of its pictures is known to be there."""
+    root, contract = source.root, source.contract
+    length = len(kept_frames(scene.rows, scene.rate, contract.control_hz))
+    refuse_bulk(length, len(source._cameras), contract.image_size)
+    sums = [index.packet_sums[shown(index, scene, length, contract.control_hz)] for index in indices.values()]
+    task = reading.task or (name.split("/")[0] if "/" in name else "")
+    instruction = reading.instruction or TASKS.get(task) or task.replace("_", " ")
+    if not task and not source.questions:
+        source.questions = [f"{root.name}: films outside a folder named like their task have none; say it with --task"]
+    content = identity(*sums, scene.turns, list(source._cameras.items()), source._stored, contract.image_size, task, instruction)
+    said = origin(f"{root.name}, {name}", source._stored, scene.size, scene.rate, contract, content)
+    return Item(name, episode_id, task, instruction, length, False, said)
+
+
+def _scene(root: Path, name: str, films: dict[str, Path], cameras: dict[str, str], reading: Reading) -> tuple[_Scene, dict[str, FilmIndex]]:
+    """Facts of an episode's films; ValueError if one is not there, cannot be read, or is longer than the others."""
+    if absent := [camera for camera in cameras if camera not in films]:
+        raise ValueError(f"there is no film of camera {', '.join(absent)}")
+    films = {camera: films[camera] for camera in cameras}
+    for path in films.values():
+        refuse_pointer(path)
+    indices = {camera: film_index(path) for camera, path in films.items()}
+    rates = {camera: index.rate for camera, index in indices.items()}
+    durations = {camera: float(index.times[-1] - index.times[0]) for camera, index in indices.items()}
+    rate = next(iter(rates.values()))
+    if max(rates.values()) > (1 + SAME_RATE) * min(rates.values()) and not reading.resample_hz:
+        listed = ", ".join(f"{camera} {value:g}" for camera, value in rates.items())
+        raise ValueError(f"its cameras' films differ in frames per second ({listed}); choose one rate with --resample-hz")
+    step = max(1 / min(rates.values()), 1 / (reading.resample_hz or rate))
+    if max(durations.values()) - min(durations.values()) > 1.5 * step:
+        raise ValueError("its cameras' films differ in length or rate")
+    headers = {camera: _header(path) for camera, path in films.items()}
+    for camera, (announced_s, _) in headers.items():
+        period = indices[camera].period
+        last_s = durations[camera] + period
+        counted = films[camera].suffix.lower() == ".avi"  # it says nothing of moments, so that frames left out of it shift those after them
+        if announced_s - last_s > (1.5 * period if counted else max(SHORTER, 3 * period)):
+            raise ValueError(
+                f"{films[camera].name} tells a length of {announced_s:.2f} s, but its pictures end after {last_s:.2f} s; copy it again if it was "
+                f"not copied whole, otherwise write it again with `ffmpeg -i FILM -vf fps=N NEW`"
+            )
+    pictures = {camera: next(film_frames(path, [0])).shape[:2] for camera, path in films.items()}
+    if len(set(pictures.values())) > 1 and not reading.image_size:
+        listed = ", ".join(f"{camera} {height}x{width}" for camera, (height, width) in pictures.items())
+        raise ValueError(f"its cameras' pictures differ in size ({listed}); choose one with --image-size")
+    height, width = next(iter(pictures.values()))
+    rows = int(np.floor(min(durations.values()) * rate + 0.25)) + 1
+    stated = replace(reading, hz=None) if reading.hz and abs(reading.hz / rate - 1) < SAME_RATE else reading
+    turns = tuple(matrix for _, matrix in headers.values())
+    return _Scene(films, native_rate(f"{root}, {name}", rate, stated), rows, (int(height), int(width)), turns), indices
+
+
+def _header(path: Path) -> tuple[float, tuple[int, ...]]:
+    """Seconds that a film tells to have, 0 where it does not tell; and the display matrix with which players turn it.
+
+    A film that was turned by its matrix alone has the packets that it had before.
+    """
+    with av.open(str(path), "r") as container:
+        stream: Any = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        announced_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
+        if not announced_s and len(container.streams) == 1:  # Matroska; of several streams another may be the longer one
+            announced_s = (container.duration or 0) / av.time_base
+        return announced_s, display_matrix(next(container.decode(stream))) or ()
+
+
+def _grouped(root: Path, reading: Reading) -> tuple[dict[str, dict[str, Path]], dict[str, str], list[str]]:
+    """Episode -> film per camera of the source; camera of the source -> name in the store; and what is passed over, one sentence each.
+
+    The one camera of films that name none is ''.
+    """
+    paths = [root] if root.is_file() else list(visible(root, FILM_SUFFIXES))
+    names = {path: path.name if root.is_file() else path.relative_to(root).as_posix() for path in paths}
+    stems = {path: name[: -len(path.suffix)] for path, name in names.items()}
+    endings = {path: _ending(stem, reading) for path, stem in stems.items()}
+    found = sorted(set(endings.values()) - {""})
+    by_scene: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    for path, stem in stems.items():
+        by_scene[stem[: -len(endings[path]) - 1] if endings[path] else stem][endings[path]].append(path)
+    sets = Counter(frozenset(films) - {""} for films in by_scene.values())
+    several = max((s for s in sets if len(s) > 1), key=lambda s: (sets[s], len(s), sorted(s)), default=frozenset[str]())
+    if reading.cameras and (unknown := [camera for camera in reading.cameras if camera not in found]):
+        sure = len(several) > 1 and sets[several] > 1 and 2 * sets[several] > len(by_scene)  # more than names that happen to be alike
+        if len(reading.cameras) == 1 and not sure:
+            looks = f"{root.name}: its films look like one scene filmed by {', '.join(sorted(several))}, which --cameras does not name"
+            said = [f"{looks}; each is an episode of its own"] if several else []
+            return _one_camera(stems), {"": next(iter(reading.cameras.values()))}, said
+        raise SourceError(f"{root}: there is no film of camera {', '.join(unknown)}; --cameras can choose from {', '.join(found) or 'none'}")
+    cameras = reading.cameras or {camera: camera for camera in sorted(several)}
+    if not cameras:
+        raise SourceError(f"{root}: its films do not name their camera; say what the store calls it with --cameras NAME")
+    problems, grouped = [], dict[str, dict[str, Path]]()
+    for name, films in by_scene.items():
+        for camera, same in films.items():
+            if len(same) > 1 and camera in cameras:
+                listed = ", ".join(path.name for path in same)
+                problems.append(f"{root.name}, {name}: camera {camera} has several films ({listed}), remove all but one; left out")
+            elif camera not in cameras and set(films) & set(cameras) and (not camera or not reading.cameras):
+                problems.append(f"{root.name}, {names[same[0]]}: it names none of the cameras {', '.join(cameras)}; left out")
+        grouped[name] = {camera: same[0] for camera, same in films.items() if len(same) == 1}
+    return grouped, cameras, problems
+
+
+def _ending(stem: str, reading: Reading) -> str:
+    """The camera that a film's name ends in, or ''."""
+    before, dot, camera = stem.rpartition("/")[2].rpartition(".")
+    if not (dot and before):
+        return ""
+    return "" if camera not in reading.cameras and NO_CAMERA.fullmatch(camera) else camera
+
+
+def _one_camera(stems: dict[Path, str]) -> dict[str, dict[str, Path]]:
+    """Each film is an episode; two that differ in their suffix alone keep it in their names."""
+    same: dict[str, list[Path]] = defaultdict(list)
+    for path, stem in stems.items():
+        same[stem].append(path)
+    return {stem if len(paths) == 1 else stem + path.suffix: {"": path} for stem, paths in same.items() for path in paths}

@@ -1,0 +1,215 @@
+"""What a frozen encoder makes of a store's episodes, made once and kept beside them.
+
+    latents/<codec>/<episode's sha256>/<sha256>.parquet    the episode with latents in place of pictures, orchestrator/data/episode_format.py
+    latents/<codec>/index/<manifest>.parquet               one row per episode of a manifest: key, nbytes, sha256; written last
+    text/<encoder>/<manifest>-<sha256>.safetensors         every sentence of a manifest as the token a video model attends to
+
+<codec> and <encoder> are fingerprints of the weights, <manifest> is the manifest's. Nothing is ever changed: all of it follows from what its
+name says. Several processes may fill one store; killed, they are started again. (An episode may then have two objects, where two kinds of GPU
+rounded differently; an index names one.)
+"""
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.data.episode_format import Episode, EpisodeError, decode, encode_latents, read_parquet
+from orchestrator.data.episode_store import fetch
+from orchestrator.data.manifest import EpisodeEntry, Manifest
+from orchestrator.storage.base import NoObject, Storage, check_conditional_writes
+
+if TYPE_CHECKING:
+    import torch
+
+    from policy.latent_codec import Latents
+    from policy.text_encoder import SentenceEncoder
+
+AGAIN = "run `python -m jobs.encode` again"
+PICTURES = 64  # decoded pictures sent to the device at a time
+INDEX = pa.schema([("episode", pa.string()), ("key", pa.string()), ("nbytes", pa.int64()), ("sha256", pa.string())])
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One row of an index: the latents of one episode."""
+
+    episode: str
+    """The sha256 of the episode they were made of."""
+    key: str
+    nbytes: int
+    sha256: str
+
+
+def picture_bytes(codec: "Latents", image_size: tuple[int, int]) -> int:
+    """Of one kept picture of one camera."""
+    return 2 * codec.stored_channels * (image_size[0] // codec.patch) * (image_size[1] // codec.patch)
+
+
+# -- latents: writing -----------------------------------------------------------------------------------------------------------------
+
+
+def keep_latents(storage: Storage, manifest: Manifest, codec: "Latents", fingerprint: str, device: "torch.device") -> Iterator[Kept | EpisodeError]:
+    """Encode every episode of a manifest that is not encoded yet; all frames of all cameras. One answer per episode, in any order.
+
+    An error stands for an episode that is missing or damaged. The next episode is fetched and decoded while one is encoded.
+    """
+    check_conditional_writes(storage)
+    known = {row.episode: row for key in storage.list(f"latents/{fingerprint}/index/") for row in _rows(storage, key)}
+    entries = list(manifest.entries)
+    random.shuffle(entries)  # processes that run side by side meet seldom
+
+    def source(entry: EpisodeEntry) -> Kept | Episode | EpisodeError:
+        """The episode's latents if they are there whole, else its pictures."""
+        try:
+            found = known.get(entry.sha256) or _found(storage, fingerprint, entry)
+            return found or decode(fetch(storage, entry), manifest.contract.cameras, with_actions=entry.labelled)
+        except EpisodeError as error:
+            return error
+
+    with ThreadPoolExecutor(1) as ahead:
+        following: Future[Kept | Episode | EpisodeError] | None = ahead.submit(source, entries[0]) if entries else None
+        for i, entry in enumerate(entries):
+            assert following is not None
+            found = following.result()
+            following = ahead.submit(source, entries[i + 1]) if i + 1 < len(entries) else None
+            if isinstance(found, Episode):
+                yield _write(storage, fingerprint, entry, _encoded(found, codec, device))
+            else:
+                yield found
+
+
+def _found(storage: Storage, fingerprint: str, entry: EpisodeEntry) -> Kept | None:
+    """The row of an object that a killed or a neighbouring process wrote, if there is a whole one."""
+    for key in storage.list(f"latents/{fingerprint}/{entry.sha256}/"):
+        data = storage.get(key)
+        if _row(fingerprint, entry, data).key == key:
+            return _row(fingerprint, entry, data)
+    return None
+
+
+def _row(fingerprint: str, entry: EpisodeEntry, data: bytes) -> Kept:
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Kept(entry.sha256, f"latents/{fingerprint}/{entry.sha256}/{sha256}.parquet", len(data), sha256)
+
+
+def _encoded(episode: Episode, codec: "Latents", device: "torch.device") -> bytes:
+    return encode_latents(replace(episode, frames={name: _latents(pictures, codec, device) for name, pictures in episode.frames.items()}))
+
+
+def _latents(pictures_LHW3: npt.NDArray[np.uint8], codec: "Latents", device: "torch.device") -> npt.NDArray[np.float16]:
+    import torch
+
+    some = (torch.from_numpy(pictures_LHW3[i : i + PICTURES]).to(device) for i in range(0, len(pictures_LHW3), PICTURES))
+    latents: npt.NDArray[np.float16] = np.concatenate([codec.encode(pictures).cpu().numpy() for pictures in some])
+    return latents
+
+
+def _write(storage: Storage, fingerprint: str, entry: EpisodeEntry, data: bytes) -> Kept:
+    row = _row(fingerprint, entry, data)
+    if not storage.put_if_absent(row.key, data) and storage.get(row.key) != data:
+        storage.put(row.key, data)  # what was there is damaged
+    return row
+
+
+def publish_index(storage: Storage, manifest: Manifest, fingerprint: str, rows: Iterable[Kept]) -> None:
+    """Make the latents of all of a manifest's episodes readable. An index that is there stays."""
+    table = pa.Table.from_pylist([vars(row) for row in sorted(rows, key=lambda row: row.episode)], INDEX)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({"demoscale.digest": _digest(table)}), buffer, compression="zstd")
+    storage.put_if_absent(_index_key(manifest, fingerprint), buffer.getvalue().to_pybytes())
+
+
+def _index_key(manifest: Manifest, fingerprint: str) -> str:
+    return f"latents/{fingerprint}/index/{manifest.fingerprint}.parquet"
+
+
+def _digest(table: pa.Table) -> str:
+    return hashlib.sha256("\n".join(" ".join(map(str, row.values())) for row in table.to_pylist()).encode()).hexdigest()
+
+
+# -- latents: reading -----------------------------------------------------------------------------------------------------------------
+
+
+def _rows(storage: Storage, key: str) -> list[Kept]:
+    """An index; EpisodeError if it is damaged."""
+    data = storage.get(key)
+    try:
+        table = read_parquet(data)
+        whole = pq.ParquetFile(pa.BufferReader(data)).schema_arrow.metadata[b"demoscale.digest"].decode() == _digest(table)
+    except (pa.ArrowException, OSError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise EpisodeError(f"{storage.uri}: the index of latents is damaged; delete {key} and {AGAIN}")
+    return [Kept(**row) for row in table.to_pylist()]
+
+
+def latent_entries(storage: Storage, manifest: Manifest, fingerprint: str, entries: Iterable[EpisodeEntry]) -> list[EpisodeEntry]:
+    """The same episodes as kept latents: what an order is made of and a stream reads like any episode. They keep ids and lengths.
+
+    EpisodeError if the manifest's episodes have not all been encoded by the codec of that fingerprint.
+    """
+    try:
+        rows = {row.episode: row for row in _rows(storage, _index_key(manifest, fingerprint))}
+    except NoObject:
+        raise EpisodeError(f"{storage.uri}: the pictures of this version are not encoded yet, or not by these weights; {AGAIN}") from None
+    return [replace(entry, key=row.key, offset=0, nbytes=row.nbytes, sha256=row.sha256) for entry in entries for row in [rows[entry.sha256]]]
+
+
+def has_latents(storage: Storage, manifest: Manifest, fingerprint: str) -> bool:
+    """Whether `latent_entries` will find all of them."""
+    return storage.exists(_index_key(manifest, fingerprint))
+
+
+# -- sentences ------------------------------------------------------------------------------------------------------------------------
+
+
+def keep_sentences(storage: Storage, manifest: Manifest, encoder: "SentenceEncoder", fingerprint: str) -> int:
+    """Embed every instruction of a manifest, once, and keep them all in one object; how many there are.
+
+    Sentences that were kept for another manifest are not embedded again.
+    """
+    from safetensors.torch import save
+
+    sentences = sorted(set(manifest.column("instruction").to_pylist()))
+    for key in storage.list(f"text/{fingerprint}/"):
+        encoder.known.update(_sentences(storage, key))
+    embedded = encoder.embed(sentences)[:, 0]
+    data = save({"sentences": _as_bytes("\0".join(sentences)), "tokens": embedded.contiguous()})
+    sha256 = hashlib.sha256(data).hexdigest()
+    storage.put_if_absent(f"text/{fingerprint}/{manifest.fingerprint}-{sha256}.safetensors", data)
+    return len(sentences)
+
+
+def _as_bytes(text: str) -> "torch.Tensor":
+    import torch
+
+    return torch.frombuffer(bytearray(text.encode() or b"\0"), dtype=torch.uint8)
+
+
+def _sentences(storage: Storage, key: str) -> dict[str, "torch.Tensor"]:
+    from safetensors.torch import load
+
+    data = storage.get(key)
+    if hashlib.sha256(data).hexdigest() != key.rpartition("-")[2].removesuffix(".safetensors"):
+        raise EpisodeError(f"{storage.uri}: the kept sentences are damaged; delete {key} and {AGAIN}")
+    tensors = load(data)
+    return dict(zip(bytes(tensors["sentences"].tolist()).decode().split("\0"), tensors["tokens"], strict=True))
+
+
+def kept_sentences(storage: Storage, manifest: Manifest, fingerprint: str | None = None) -> dict[str, "torch.Tensor"]:
+    """Sentence -> (dim,) of every instruction of a manifest, for `policy.text_encoder.sentence_encoder`; empty if nobody embedded them.
+
+    Without a fingerprint, of the one encoder that did; EpisodeError if there are several, or an object is damaged.
+    """
+    keys = [key for key in storage.list(f"text/{fingerprint}/" if fingerprint else "text/") if f"/{manifest.fingerprint}-" in key]
+    if len({key.split("/")[1] for key in keys}) > 1:
+        raise EpisodeError(f"{storage.uri}: sentences were embedded by several encoders; say by which, or delete text/ and {AGAIN}")
+    return _sentences(storage, keys[0]) if keys else {}

@@ -1,0 +1,1 @@
+"""Scores: scorer, outcome ledger, protocol, policy server, video metrics."""

@@ -1,0 +1,58 @@
+"""Clips of episodes that no arm of a sweep trains on: on them every checkpoint's generated video is measured."""
+
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+
+from orchestrator.data.clips import Clip, cut, shown_frames
+from orchestrator.data.episode_format import decode
+from orchestrator.data.episode_store import fetch
+from orchestrator.data.manifest import EpisodeEntry, Manifest
+from orchestrator.data.subset import held_out
+from orchestrator.provenance import digest
+from orchestrator.storage.base import open_storage
+from policy.config import ClipShape
+from policy.interface import Contract, derived_seed
+
+
+@dataclass(frozen=True)
+class HeldOutClip:
+    """Where to find one; small: it travels to whoever measures."""
+
+    episode: EpisodeEntry
+    start: int
+    """Its first frame, which is all that a policy is shown."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A fixed set of clips, the same for every checkpoint of a sweep."""
+
+    episodes: str
+    """URI of the store."""
+    contract: Contract
+    shape: ClipShape
+    clips: tuple[HeldOutClip, ...]
+
+    @classmethod
+    def choose(cls, episodes: str, manifest: Manifest, tasks: Iterable[str], per_task: int, used: Set[str], shape: ClipShape) -> "HeldOut":
+        """One clip from each of the last `per_task` episodes of every task that are not `used`; SubsetError if too few are left.
+
+        A clip's start is drawn from its episode's own hash, so that the future it shows lies within the episode.
+        """
+        span = shape.frame_stride * (shape.frames_per_view - 1)
+        ids = [episode for task in tasks for episode in held_out(manifest, task, per_task, used, shortest=span + 1)]
+        entries = manifest.select(ids, with_stats=False)
+        clips = (HeldOutClip(entry, derived_seed(int(entry.sha256[:12], 16)) % (entry.length - span)) for entry in entries)
+        return cls(episodes, manifest.contract, shape, tuple(clips))
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal pictures."""
+        shape = [self.shape.frames_per_view, self.shape.frame_stride]
+        return digest([[(clip.episode.sha256, clip.start) for clip in self.clips], self.contract.cameras, shape])
+
+    def read(self, clip: HeldOutClip) -> Clip:
+        """Its pictures, without actions. EpisodeError if the episode is missing or damaged."""
+        data = fetch(open_storage(self.episodes), clip.episode)
+        wanted = shown_frames([clip.start], clip.episode.length, self.shape)[0]
+        return cut(decode(data, self.contract.cameras, with_actions=False, wanted=wanted.tolist()), clip.start, self.shape, self.contract)

@@ -1,0 +1,237 @@
+"""What is written down about episodes: their outcomes, their films, and the portrait every simulator must match.
+
+    outcomes/<checkpoint>/<protocol>.parquet               a sealed ledger: the outcome of every listed episode
+    outcomes/<checkpoint>/<protocol>/00000001.parquet      a part: outcomes as they were recorded, errors among them; numbered as they were claimed
+    outcomes/<checkpoint>/<protocol>/<episode id>.mp4      a film
+    outcomes/<checkpoint>/<protocol>/<episode id>.json     what was imagined in it, against what came (sim_workers/rollout/prediction_error.py)
+    outcomes/<checkpoint>/<protocol>/decided-<rule>.json   a verdict: how much of the list was enough for a rule of sequential_rule.py
+    portraits/<simulation>/<scene>.json
+
+Nothing is ever changed. A ledger is sealed only when its whole list is played: a verdict leaves its outcomes in parts, to which a sweep with another
+rule, or none, adds what it misses.
+
+A row is one outcome, in parts and sealed ledgers alike, so that whatever reads Parquet reads all scores of whole lists as one table,
+`outcomes/*/*.parquet`:
+
+    checkpoint, protocol           fingerprints: which weights, and everything besides them that shapes an outcome
+    task, scene_seed, noise_seed, shift      the episode's line of the suite (`sim_workers.rollout.suite.EpisodeSpec`)
+    result, steps, looks           success | failure | error; control steps played; times the policy was asked
+    sim_s, policy_s                seconds simulating and rendering; seconds waiting for the policy
+    first_success, success_at_end  control steps until the task was first done, null if never; whether it was done in the last step
+    message, worker                cause of an error; host/pid of the process that played it
+    episode                        the episode's id
+    recorded                       when it was written down, UTC
+"""
+
+import io
+import json
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields, replace
+from datetime import UTC, datetime
+from typing import Any, get_type_hints
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.evaluation.sequential_rule import Verdict
+from orchestrator.provenance import digest
+from orchestrator.redaction import redacted
+from orchestrator.storage.base import NoObject, Storage, StorageError, claim
+from orchestrator.storage.notes import read_notes
+from sim_workers.envs.render_check import Portrait
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.rollout_video import Filmed
+from sim_workers.rollout.suite import EpisodeSpec
+from sim_workers.rollout.worker import Scene
+
+_TYPES = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), int | None: pa.int64()}  # everything else is text
+_SPEC, _OUTCOME = get_type_hints(EpisodeSpec), {name: kind for name, kind in get_type_hints(Outcome).items() if name != "spec"}
+SCHEMA = pa.schema(
+    [
+        *(pa.field(name, pa.string(), nullable=False) for name in ("checkpoint", "protocol")),
+        *(pa.field(name, _TYPES.get(kind, pa.string()), nullable=kind == int | None) for name, kind in {**_SPEC, **_OUTCOME}.items()),
+        pa.field("episode", pa.string(), nullable=False),
+        pa.field("recorded", pa.timestamp("us", "UTC"), nullable=False),
+    ]
+)
+"""The columns of an outcome: the fields of its spec and its own, and what they belong to."""
+PART = re.compile(r"/(\d{8})\.parquet$")
+"""A numbered part. Those of earlier versions have random names and come first."""
+READERS = 16  # parts fetched at once
+
+
+class Ledger:
+    """The outcomes of one checkpoint under one protocol. Any number of processes may record: each object is written once, by one of them."""
+
+    def __init__(self, storage: Storage, checkpoint: str, protocol: str) -> None:
+        self._storage, self._of = storage, {"checkpoint": checkpoint, "protocol": protocol}
+        self._prefix = f"outcomes/{checkpoint}/{protocol}/"
+        self._sealed = f"outcomes/{checkpoint}/{protocol}.parquet"
+        self.sealed = False
+        """As far as was read or written here."""
+        self._next = 0
+        """Number of the next part, as far as is known here; 0 before it is."""
+        self._recorded: dict[str, datetime] = {}  # when, by episode id: a sealed row keeps its time
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """Keep them for good, errors included, in one object: all or, if the writer dies, none."""
+        if not outcomes:
+            return
+        now = datetime.now(UTC)
+        self._note((outcome, now) for outcome in outcomes)
+        data = _encode([self._row(outcome, now) for outcome in outcomes])
+        self._next = self._next or max((int(found[1]) for key in self._parts() if (found := PART.search(key))), default=0) + 1
+        while not claim(self._storage, f"{self._prefix}{self._next:08d}.parquet", data):
+            self._next += 1
+        self._next += 1
+
+    def _parts(self) -> list[str]:
+        """In the order in which they were claimed: of one episode's outcomes the first counts, and no machine's clock says which that is."""
+        keys = [key for key in self._storage.list(self._prefix) if key.endswith(".parquet")]
+        return sorted(keys, key=lambda key: (bool(PART.search(key)), key))
+
+    def read(self) -> dict[str, Outcome]:
+        """Finished episodes by id, each as it was recorded first. Errors are not among them: they are tried again.
+
+        StorageError names an object that is damaged.
+        """
+        try:
+            tables = [_decode(self._storage, self._sealed)]
+            self.sealed = True
+        except NoObject:
+            with ThreadPoolExecutor(READERS) as readers:
+                tables = list(readers.map(lambda key: _decode(self._storage, key), self._parts()))
+        rows = [row for table in tables for row in table.to_pylist() if row["result"] != "error"]
+        found: dict[str, Outcome] = {}
+        for row in rows:
+            found.setdefault(row["episode"], _outcome(row))
+        self._note((found[row["episode"]], row["recorded"]) for row in rows)
+        return found
+
+    def seal(self, outcomes: Iterable[Outcome]) -> None:
+        """Every listed episode ended in a success or a failure: keep them in one object, sorted by spec, which is what is read from now on.
+
+        ValueError for an error among them: it would never be played again.
+        """
+        listed = sorted(outcomes, key=lambda outcome: outcome.spec)
+        if errors := [outcome.spec.episode_id for outcome in listed if outcome.result == "error"]:
+            raise ValueError(f"no complete score: {', '.join(errors)} ended in an error")
+        now = datetime.now(UTC)
+        rows = [self._row(outcome, self._recorded.get(outcome.spec.episode_id, now)) for outcome in listed]
+        self._storage.put_if_absent(self._sealed, _encode(rows))
+        self.sealed = True
+
+    def table(self, outcomes: Sequence[Outcome]) -> pa.Table:
+        """They as the ledger has them, with the columns of SCHEMA; those it has not are as recorded now."""
+        now = datetime.now(UTC)
+        return pa.Table.from_pylist([self._row(outcome, self._recorded.get(outcome.spec.episode_id, now)) for outcome in outcomes], SCHEMA)
+
+    def keep_verdict(self, rule: str, verdict: Verdict) -> Verdict:
+        """Keep how much of the list was enough for a rule, known by its key; returns the one that is kept, which is the first."""
+        self._storage.put_if_absent(self._verdict(rule), json.dumps(asdict(verdict)).encode())
+        return self.verdict(rule) or verdict
+
+    def verdict(self, rule: str) -> Verdict | None:
+        """The one that was kept."""
+        try:
+            return Verdict(**json.loads(self._storage.get(self._verdict(rule))))
+        except NoObject:
+            return None
+
+    def _verdict(self, rule: str) -> str:
+        return f"{self._prefix}decided-{rule}.json"
+
+    def _note(self, recorded: Iterable[tuple[Outcome, datetime]]) -> None:
+        for outcome, when in recorded:
+            if outcome.result != "error":
+                self._recorded.setdefault(outcome.spec.episode_id, when)
+
+    def _row(self, outcome: Outcome, recorded: datetime) -> dict[str, Any]:
+        own = outcome.to_json()
+        own["message"] = redacted(own["message"]) if own["message"] else ""
+        return {**self._of, **own.pop("spec"), **own, "episode": outcome.spec.episode_id, "recorded": recorded}
+
+    def keep_film(self, episode_id: str, film: Filmed) -> None:
+        """The film last: where there is one, its episode is not played again."""
+        if film.foresight:
+            self._storage.put_if_absent(f"{self._prefix}{episode_id}.json", film.foresight)
+        self._storage.put_if_absent(f"{self._prefix}{episode_id}.mp4", film.mp4)
+
+    def films(self) -> dict[str, str]:
+        """Keys of the films by episode id."""
+        keys = [key for key in self._storage.list(self._prefix) if key.endswith(".mp4")]
+        return {key.rpartition("/")[2].removesuffix(".mp4"): key for key in keys}
+
+
+def scores(storage: Storage) -> pa.Table:
+    """The sealed ledgers of all checkpoints and protocols as one table with the columns of SCHEMA; StorageError names a damaged one."""
+    sealed = [key for key in storage.list("outcomes/") if key.count("/") == 2 and key.endswith(".parquet")]
+    with ThreadPoolExecutor(READERS) as readers:
+        return pa.concat_tables([SCHEMA.empty_table(), *readers.map(lambda key: _decode(storage, key), sealed)])
+
+
+def _encode(rows: list[dict[str, Any]]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer, compression="zstd", write_page_checksum=True)
+    return buffer.getvalue()
+
+
+def _decode(storage: Storage, key: str) -> pa.Table:
+    """One object's rows; StorageError if it is damaged."""
+    data = storage.get(key)
+    try:
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True, use_threads=False)
+        return table.select(SCHEMA.names).cast(SCHEMA)
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        again = "its parts are still there" if key.count("/") == 2 else "its episodes will be played again"
+        raise StorageError(f"{storage.uri}: {key} is damaged; restore it, or delete it: {again}") from None
+
+
+def _outcome(row: dict[str, Any]) -> Outcome:
+    spec = EpisodeSpec(**{field.name: row[field.name] for field in fields(EpisodeSpec)})
+    return Outcome(spec, **{name: row[name] for name in _OUTCOME})
+
+
+class Portraits:
+    """The first portrait of every scene (`sim_workers.envs.render_check`): whoever scores later, anywhere, must match it."""
+
+    def __init__(self, storage: Storage, simulation: str, mixed: bool = False) -> None:
+        """simulation: fingerprint of the simulators' code and GL backend; another one begins anew. mixed: pictures are held against the first
+        ones of the same driver; how things move, still against the first of all.
+        """
+        self._storage, self._prefix, self._mixed = storage, f"portraits/{simulation}/", mixed
+        self._known: dict[str, Portrait] = {}
+
+    def get(self, scene: Scene) -> Portrait | None:
+        """None where it depends on the driver, which is not known before something was drawn."""
+        return None if self._mixed else self._read(self._key(scene))
+
+    def put(self, scene: Scene, portrait: Portrait) -> Portrait:
+        """Keep the first one; returns the one that is kept, and must be matched."""
+        first = self._keep(self._key(scene), portrait)
+        if not self._mixed:
+            return first
+        own = self._keep(self._key(scene, portrait.driver), portrait)
+        return replace(first, driver=own.driver, pixels=own.pixels)
+
+    def _keep(self, key: str, portrait: Portrait) -> Portrait:
+        if known := self._read(key):
+            return known
+        self._storage.put_if_absent(key, json.dumps(asdict(portrait), indent=1).encode())
+        return self._read(key) or portrait
+
+    def _read(self, key: str) -> Portrait | None:
+        if key not in self._known and self._storage.exists(key):
+            self._known[key] = Portrait(**json.loads(self._storage.get(key)))
+        return self._known.get(key)
+
+    def all(self) -> dict[str, dict[str, str]]:
+        """Every portrait that is kept, by its key's last part."""
+        return read_notes(self._storage, self._prefix)
+
+    def _key(self, scene: Scene, driver: str = "") -> str:
+        world = "" if scene.shift == "nominal" else f"-{scene.shift}{scene.variant}"
+        drawn = f"-{digest(driver)}" if driver else ""
+        return f"{self._prefix}{scene.task.replace('/', '.')}{world}-{digest(scene.contract.to_json())}{drawn}.json"

@@ -1,0 +1,122 @@
+"""A policy to be scored, wherever it is: a checkpoint in a folder, a bucket or MLflow, a policy server, a Python function."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.redaction import shown
+from policy.config import PolicyConfig, SamplerConfig
+from policy.errors import DemoscaleError
+from policy.interface import Contract
+from sim_workers.rollout.policy_clients import PolicySource
+
+LOGGED_MODEL = re.compile(r"models:/.+|m-[0-9a-f]{32}")
+OURS = re.compile(r"[0-9a-f]{16}")
+"""The form of a checkpoint's fingerprint."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class SubjectError(DemoscaleError):
+    """One sentence: why what was named is no policy that can be scored."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A policy that may never have been reached yet, and what its scores are known by."""
+
+    name: str
+    """As it was named, without credentials."""
+    contract: Contract
+    fingerprint: str
+    """Which policy exactly; empty where nobody knows, so that no earlier outcome can be taken for one of its own."""
+    sampler: SamplerConfig | None
+    """How it acts, of a checkpoint of ours."""
+    reach: Callable[[int], PolicySource]
+    """From so many rollout workers, once Ray is there. CheckpointError if it cannot be loaded."""
+
+
+def find(name: str, rung: str = "", own_rung: bool = False, fingerprint: str = "", tracking: str = "") -> Subject:
+    """What is named: a folder, s3://..., models:/ID, http(s)://..., or MODULE:FUNCTION.
+
+    rung: of a checkpoint's ladder; own_rung: one that does not have it acts on its own, as a sweep's baselines do. fingerprint: what the
+    user knows the policy by, where it has no fingerprint of its own. tracking: the MLflow that knows logged models. SubjectError for a
+    mistake in what was named; CheckpointError, StorageError, TrackingError for what is wrong there.
+    """
+    if name.startswith(("s3://", "file://")) or Path(name).is_dir() or LOGGED_MODEL.fullmatch(name):
+        if fingerprint:
+            raise SubjectError("a checkpoint is known by its own fingerprint; leave out --fingerprint")
+        return _checkpoint(name, rung, own_rung, tracking)
+    if rung and not own_rung:
+        raise SubjectError(f"only a checkpoint's folder has a ladder to take --rung {rung} from")
+    if fingerprint and (OURS.fullmatch(fingerprint) or not NAME.fullmatch(fingerprint)):
+        raise SubjectError(f"--fingerprint {fingerprint}: write letters, digits, '.', '_' and '-', and not 16 hex digits, which name a checkpoint")
+    return _served(name, fingerprint) if "://" in name else _function(name, fingerprint)
+
+
+def _served(url: str, fingerprint: str) -> Subject:
+    from policy.http_policy import RemoteError, RemotePolicy
+    from sim_workers.rollout.policy_clients import Remote
+
+    url = shown(url)  # a policy server asks nobody who they are, and what is said of one may be written down
+    try:
+        contract = RemotePolicy(url, patience_s=3.0).contract
+    except RemoteError as error:
+        raise SubjectError(str(error)) from None
+    return Subject(url, contract, fingerprint, None, lambda _: Remote(url))
+
+
+def _function(name: str, fingerprint: str) -> Subject:
+    from sim_workers.rollout.policy_clients import Named
+
+    if "/" in name and ":" not in name:
+        raise SubjectError(f"there is no folder {name}")
+    # Ray's processes look for modules where this one does.
+    sys.path.insert(0, os.getcwd())
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    try:
+        contract = Named(name).make().contract
+    except ValueError as error:
+        raise SubjectError(str(error)) from None
+    return Subject(name, contract, fingerprint, None, lambda _: Named(name))
+
+
+def _checkpoint(name: str, rung: str, own_rung: bool, tracking: str) -> Subject:
+    from orchestrator.checkpoints.reader import card_of
+    from policy.checkpoint import CheckpointError
+
+    place, logged = name, ""
+    if LOGGED_MODEL.fullmatch(name) and not Path(name).is_dir():
+        from orchestrator.tracking.mlflow_reader import logged_checkpoint
+
+        place, logged = logged_checkpoint(tracking, name)
+    uri = place if "://" in place else str(Path(place).resolve())
+    card, fingerprint = card_of(uri)
+    if logged not in ("", fingerprint):
+        changed = f"it was logged with the fingerprint {logged} and has {fingerprint} now"
+        raise CheckpointError(f"{uri}: not the checkpoint that {name} names: {changed}; bring back the one that was logged")
+    if card.provenance.get("objective") == "video":
+        raise CheckpointError(f"{uri}: a video model alone, which imagines and cannot act; train an action head on it (train.mode: two_stage)")
+    if rung and rung not in card.config.ladder and not (own_rung and card.config.video is None):
+        raise SubjectError(f"{name} has no rung {rung}; it has {', '.join(card.config.ladder)}")
+
+    def reach(workers: int) -> PolicySource:
+        from orchestrator.cluster.placement import Placement
+        from orchestrator.cluster.ray_runtime import resources
+        from orchestrator.evaluation.policy_server import policy_of
+        from orchestrator.evaluation.ray_actors import policy_servers, serving
+
+        placement = Placement.fit(resources(), 1, workers, 1)
+        return serving(policy_servers(placement.servers, placement.server_gpus, rung), policy_of(uri, fingerprint))
+
+    return Subject(name, card.contract, fingerprint, _sampler(card.config, rung), reach)
+
+
+def _sampler(config: PolicyConfig, rung: str) -> SamplerConfig:
+    """As a sweep says it in its protocol: of its preset on the rung, also where a baseline has but one way to act."""
+    from policy.presets import PRESETS
+
+    ours = PRESETS.get(config.preset)
+    return (ours if ours and config.video is None else config).sampler_on(rung)

@@ -1,0 +1,108 @@
+"""What names a result: every part by itself, so that a later run can say which of them differs.
+
+    keys/<fingerprint>.json     the parts of an arm's training or of a score's protocol, written once by the first run that has them
+
+A fingerprint is a hash of its parts. The code is one part: in the key as one hash, in the note by file.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from orchestrator.code_fingerprint import fingerprint_of
+from orchestrator.provenance import digest
+from orchestrator.storage.base import NoObject, Storage
+
+Kind = Literal["training", "score"]
+CODE = "code"
+FOLDER = "keys/"
+
+
+@dataclass(frozen=True)
+class Key:
+    """Everything that two results must share to be one."""
+
+    kind: Kind
+    parts: Mapping[str, Any]
+    """As JSON, by name. `code`: the hash of what each file means."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return digest({**self.parts, CODE: fingerprint_of(self.parts[CODE])})
+
+    def keep(self, storage: Storage) -> None:
+        """Write the parts down, unless that was done before."""
+        if not storage.exists(self._name(self.fingerprint)):
+            note = {"kind": self.kind, "written": time.time(), "parts": self.parts}
+            storage.put_if_absent(self._name(self.fingerprint), json.dumps(note, indent=1, sort_keys=True).encode())
+
+    @staticmethod
+    def _name(fingerprint: str) -> str:
+        return f"{FOLDER}{fingerprint}.json"
+
+    @classmethod
+    def kept(cls, storage: Storage, fingerprint: str) -> "Key | None":
+        """The key of this fingerprint; None if an earlier version, which wrote no parts down, made it."""
+        try:
+            note = json.loads(storage.get(cls._name(fingerprint)))
+        except NoObject:
+            return None
+        return cls(note["kind"], note["parts"])
+
+    @classmethod
+    def all_kept(cls, storage: Storage, kind: Kind) -> dict[str, "Key"]:
+        """Every key of a kind by its fingerprint, the one first written last first."""
+        names = [name.removeprefix(FOLDER).removesuffix(".json") for name in storage.list(FOLDER)]
+        notes = {name: json.loads(storage.get(cls._name(name))) for name in names}
+        newest = sorted((name for name in notes if notes[name]["kind"] == kind), key=lambda name: -float(notes[name]["written"]))
+        return {name: cls(kind, notes[name]["parts"]) for name in newest}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One part of two keys."""
+
+    part: str
+    stored: Any
+    now: Any
+    """None: the key does not have it."""
+
+    @property
+    def differs(self) -> bool:
+        return bool(self.stored != self.now)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"part": self.part, "differs": self.differs} | ({"stored": self.stored, "now": self.now} if self.differs else {})
+
+    def __str__(self) -> str:
+        return f"differs: {_short(self.stored)} -> {_short(self.now)}" if self.differs else "same"
+
+
+def compare(stored: Key, now: Key) -> list[Difference]:
+    """Every part of either key. Of parts that hold several values by name, such as files or packages, each that differs is a part by itself."""
+    found = []
+    for part in dict.fromkeys((*now.parts, *stored.parts)):
+        before, after = (json.loads(json.dumps(key.parts.get(part))) for key in (stored, now))
+        if isinstance(before, dict) and isinstance(after, dict) and before != after:
+            if part == CODE:  # a file that was moved is no difference
+                before, after = _without_equals(before, after), _without_equals(after, before)
+            names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+            found += [Difference(f"{part} {name}", before.get(name), after.get(name)) for name in names]
+        else:
+            found.append(Difference(part, before, after))
+    return found
+
+
+def _without_equals(hashes: dict[str, str], others: dict[str, str]) -> dict[str, str]:
+    return {file: found for file, found in hashes.items() if found not in others.values()}
+
+
+def _short(value: Any) -> str:
+    """A value in a line."""
+    if value is None:
+        return "not there"
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,286 @@
+"""What a sweep will cost, from what its plan counts and what a calibration measured: a range, and how sure it is. Pure but for the manifest."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from orchestrator.cluster.placement import Placement
+from orchestrator.config.schema import Budget, Prices
+from orchestrator.config.sweep_config import Sweep, SweepError
+from orchestrator.cost import Cost, added, hours, limits, size
+from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
+from orchestrator.data.clip_stream import CACHE_BYTES
+from orchestrator.data.episode_store import load_manifest
+from orchestrator.data.manifest import Manifest
+from orchestrator.data.subset import choose
+from orchestrator.planning.calibration import KEPT, Calibration, Spread
+from orchestrator.planning.plan import planned_arms, planned_videos
+from orchestrator.storage.base import open_storage
+from policy.config import SamplerConfig
+
+Bound = Literal["low", "high"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run of a sweep."""
+
+    kind: str
+    """Which of the calibration's steps it makes."""
+    steps: int
+    fewest: int
+    """Steps after which a search may stop it."""
+    clips: int
+    """Of an epoch: frames of its episodes."""
+    episodes: int
+    nbytes: int
+    """Of its episodes."""
+
+    def steps_at(self, bound: Bound) -> int:
+        return self.fewest if bound == "low" else self.steps
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a sweep does."""
+
+    videos: tuple[Training, ...]
+    """Stage 1, before all arms."""
+    arms: tuple[Training, ...]
+    rollouts: dict[Bound, int]
+    control_steps: dict[Bound, int]
+    """Of one rollout: low where all of them succeed as soon as the quickest demonstrations, high where none does."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A cost between two."""
+
+    low: Cost
+    high: Cost
+    wall_s: tuple[float, float] | None
+    """None where the sweep cannot run on this machine."""
+    where: str
+    """How the sweep runs on this machine, or why it cannot."""
+    calibration: Calibration
+    control_steps: dict[Bound, int]
+    prices: Prices
+    budget: Budget
+    stops_early: bool
+    """Whether a search may stop arms before their last step."""
+
+    def __str__(self) -> str:
+        low, high = self.low, self.high
+        lines = [
+            ("to train", _devices((low.train_gpu_s, high.train_gpu_s), (low.train_cpu_s, high.train_cpu_s))),
+            ("to answer", _devices((low.infer_gpu_s, high.infer_gpu_s), (low.infer_cpu_s, high.infer_cpu_s))),
+            ("to simulate", f"{_devices((0, 0), (low.sim_cpu_s, high.sim_cpu_s))}; {_counts(low.control_steps, high.control_steps)} control steps"),
+            ("to render", f"{_counts(low.frames, high.frames)} frames, in the time to simulate"),
+            ("to read", _to(size(low.bytes_read), size(high.bytes_read))),
+            ("on the clock", f"{_clock(*self.wall_s)} on this machine, {self.where}" if self.wall_s else self.where),
+        ]
+        if self.prices != Prices():
+            lines.append(("money", _to(*(_money(cost.money(self.prices)) for cost in (low, high))) + " at the prices given"))
+        lines += [("budget", sentence) for sentence in self.over_budget()]
+        lines.append(("how sure", self.how_sure()))
+        return "\n".join(f"{name:<14} {value}" for name, value in lines)
+
+    def over_budget(self) -> list[str]:
+        """Which limits the sweep will, or may, reach before its end."""
+        told, wall_s = [], self.wall_s or (0.0, 0.0)
+        at_best, at_worst = (limits(self.budget, cost, clock) for cost, clock in zip((self.low, self.high), wall_s, strict=True))
+        for (name, limit, low, unit), (_, _, high, _) in zip(at_best, at_worst, strict=True):
+            if high > limit:
+                will, between = "will" if low > limit else "may", _to(_number(low), _number(high))
+                told.append(f"{name} is {_number(limit)} {unit}, the estimate {between}: the sweep {will} stop before its end")
+        return told
+
+    def how_sure(self) -> str:
+        """What was measured, when and where, and what it does not know."""
+        shortest, longest = self.control_steps["low"], self.control_steps["high"]
+        early = f"rollouts between {shortest} control steps (all succeed as fast as the quickest demonstrations) and {longest} (none does)"
+        measured = self.calibration.measured_at
+        return (
+            f"10th to 90th percentile of steps, answers and simulation measured on {measured} UTC on {self.calibration.machine}; "
+            f"{early}, with a core each or all processes at once on those there are; scoring wholly beside training or wholly after it; "
+            + ("arms stopped as early as the search can, or none; " if self.stops_early else "")
+            + "starting Ray, films and what else the machine does are not in it, and other machines differ"
+        )
+
+
+def estimate(sweep: Sweep, calibration: Calibration) -> Estimate:
+    """What the sweep costs from its first step to its curve, if nothing of it is done yet."""
+    manifest = load_manifest(open_storage(sweep.data.episodes))
+    work = work_of(sweep, manifest)
+    machine, at_once = calibration.machine, 0
+    processes = 0
+    try:
+        placement = Placement.fit(machine.cluster, sweep.train.workers, sweep.rollout_actors, len(work.arms))
+        at_once = placement.concurrent_arms
+        processes = at_once * sweep.train.workers + sweep.rollout_actors + placement.servers
+        where = f"{at_once} {'arm' if at_once == 1 else 'arms'} at once"
+    except SweepError as error:
+        where = f"not on this machine: {'; '.join(error.problems)}"
+    costs, walls = {}, {}
+    for bound in BOUNDS:
+        played, play_s = _playing(sweep, work, calibration, sweep.sampler, len(manifest.contract.cameras), bound)
+        if bound == "high":
+            played = _crowded(played, max(1.0, processes / machine.cores), bool(machine.gpus))
+        costs[bound] = added([played, *(_training(sweep, training, calibration, bound)[0] for training in (*work.videos, *work.arms))])
+        train_s = 0.0
+        for stage in (work.videos, work.arms):
+            each = [calibration.process_s + _training(sweep, training, calibration, bound)[1] for training in stage]
+            train_s += max([sum(each) / max(1, at_once), *each])
+        play_s = play_s / min(sweep.rollout_actors, machine.cores) + calibration.build.median
+        # At best all cores are busy until the end; at worst scoring begins where training ends.
+        walls[bound] = max(train_s, play_s, costs[bound].cpu_s / machine.cores) if bound == "low" else train_s + play_s
+    return Estimate(
+        costs["low"],
+        costs["high"],
+        (walls["low"], walls["high"]) if at_once else None,
+        where,
+        calibration,
+        work.control_steps,
+        sweep.prices,
+        sweep.budget,
+        bool(sweep.search.asha or sweep.search.median),
+    )
+
+
+BOUNDS: tuple[Bound, Bound] = "low", "high"
+
+
+# -- what is to be done -----------------------------------------------------------------------------------------------------------------
+
+
+def work_of(sweep: Sweep, manifest: Manifest) -> Work:
+    """Every training and every rollout."""
+    places = {episode: place for place, episode in enumerate(manifest.episode_ids)}
+    nbytes, lengths = (manifest.column(name).to_numpy() for name in ("nbytes", "length"))
+    rule = sweep.search.asha or sweep.search.median
+    first = (rule.first or sweep.train.checkpoint_every) if rule else sweep.train.steps
+
+    def training(kind: str, steps: int, fewest: int, episodes: set[str] | frozenset[str]) -> Training:
+        rows = [places[episode] for episode in episodes]
+        return Training(kind, steps, min(steps, fewest), int(lengths[rows].sum()), len(rows), int(nbytes[rows].sum()))
+
+    arms = planned_arms(sweep)
+    trainings = []
+    for number, arm in enumerate(arms, 1):
+        subset = choose(manifest, arm.demo_count, arm.action_free_ratio, arm.seed, labelled_tasks=sweep.data.labelled_tasks)
+        ours = arm.kind == "video_action"
+        episodes = {*subset.demos, *(subset.action_free if ours and sweep.train.objective != "action" else ())}
+        fewest = sweep.train.steps if number == len(arms) else first  # one is always trained to the end
+        trainings.append(training(sweep.train.objective if ours else arm.kind, sweep.train.steps, fewest, episodes))
+    video_steps = sweep.train.video_steps or sweep.train.steps
+    videos = [training("video", video_steps, video_steps, episodes) for episodes in planned_videos(sweep, manifest)]
+    shifts, rollouts = len(sweep.suite.shifts), dict[Bound, int]()
+    for bound in BOUNDS:
+        ends = [each.steps_at(bound) for each in trainings]
+        scored = sum(step <= end for end in ends for step in sweep.checkpoint_steps())
+        of_each = sweep.suite.fewest if bound == "low" else sweep.suite.listed
+        rollouts[bound] = of_each * scored + sweep.suite.listed * shifts * sum(end == sweep.train.steps for end in ends)
+    shown = np.concatenate([manifest.tasks[task] for task in sweep.suite.tasks])
+    quickest = int(np.quantile(lengths[shown[manifest.labelled[shown]]], 0.1)) + sweep.suite.settle
+    control_steps: dict[Bound, int] = {"low": min(sweep.suite.horizon, quickest), "high": sweep.suite.horizon}
+    return Work(tuple(videos), tuple(trainings), rollouts, control_steps)
+
+
+# -- and what it takes --------------------------------------------------------------------------------------------------------------------
+
+
+def _at(spread: Spread, bound: Bound) -> float:
+    return spread.low if bound == "low" else spread.high
+
+
+def _training(sweep: Sweep, training: Training, calibration: Calibration, bound: Bound) -> tuple[Cost, float]:
+    """What it costs with all its workers, and seconds on the clock."""
+    workers, batch_size, steps = sweep.train.workers, sweep.train.batch_size, training.steps_at(bound)
+    fresh, kept = calibration.steps[training.kind], calibration.steps.get(KEPT)
+    known = 0.0  # steps on features that are kept: after the first epoch, as far as they fit
+    if kept and training.kind == "action":
+        known = max(0.0, steps - training.clips * workers / batch_size) * min(1.0, calibration.kept_clips / training.clips)
+    wall, cpu = (
+        _at(getattr(calibration.start, clock), bound)
+        + (steps - known) * _at(getattr(fresh, clock), bound)
+        + known * (_at(getattr(kept, clock), bound) if kept else 0.0)
+        for clock in ("wall", "cpu")
+    )
+    nbytes = _bytes_read(training, steps * batch_size // workers, workers, bound)
+    gpu_s = workers * wall if calibration.machine.gpus else 0.0
+    return Cost(train_gpu_s=gpu_s, train_cpu_s=workers * cpu, bytes_read=nbytes), wall
+
+
+def _bytes_read(training: Training, clips: int, workers: int, bound: Bound) -> int:
+    """By workers of so many clips each: every visit of an episode fetches it, unless the worker still holds it."""
+    visits = clips / CLIPS_PER_VISIT
+    if bound == "low":  # all that were met are held
+        missed: float = (1 - 1 / training.episodes) ** visits
+        return round(workers * training.nbytes * (1 - missed))
+    opened = min(clips, visits + 2 * (POOL_VISITS + 1))  # of demos and of action-free episodes, so many are open at once
+    fetched = opened * training.nbytes / training.episodes
+    return round(workers * (min(fetched, training.nbytes) if training.nbytes <= CACHE_BYTES else fetched))
+
+
+def _playing(sweep: Sweep, work: Work, calibration: Calibration, sampler: SamplerConfig, cameras: int, bound: Bound) -> tuple[Cost, float]:
+    """All rollouts with all answers, and their seconds if one were played after the other."""
+    rollouts, control_steps = work.rollouts[bound], work.control_steps[bound]
+    looks = -(-control_steps // sampler.execute)
+    sim_s = _at(calibration.reset, bound) + control_steps * _at(calibration.step, bound) + looks * _at(calibration.look, bound)
+    # The server answers whoever waits, together: between one simulator and all of them.
+    per_look = {
+        clock: [
+            _at(getattr(timed, clock), bound) / int(name.rpartition(" ")[2])
+            for name, timed in calibration.answers.items()
+            if name.startswith("video_action ")
+        ]
+        for clock in ("wall", "cpu")
+    }
+    pick = min if bound == "low" else max
+    wall, cpu = (rollouts * looks * pick(per_look[clock]) for clock in ("wall", "cpu"))
+    cost = Cost(
+        infer_gpu_s=wall if calibration.machine.gpus else 0.0,
+        infer_cpu_s=cpu,
+        sim_cpu_s=rollouts * sim_s,
+        control_steps=rollouts * control_steps,
+        frames=rollouts * looks * cameras,
+        episodes=rollouts,
+    )
+    return cost, rollouts * sim_s + wall
+
+
+def _crowded(played: Cost, crowd: float, gpu: bool) -> Cost:
+    """Simulators and policies are timed on the clock, which runs on while others have their core."""
+    infer_cpu_s = played.infer_cpu_s * (1 if gpu else crowd)
+    return replace(played, sim_cpu_s=played.sim_cpu_s * crowd, infer_cpu_s=infer_cpu_s)
+
+
+# -- in words -----------------------------------------------------------------------------------------------------------------------------
+
+
+def _to(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
+
+
+def _devices(gpu_s: tuple[float, float], cpu_s: tuple[float, float]) -> str:
+    gpu = [_to(*map(hours, gpu_s)) + " GPU-h"] if any(gpu_s) else []
+    return ", ".join([*gpu, _to(*map(hours, cpu_s)) + " CPU-h"])
+
+
+def _counts(low: int, high: int) -> str:
+    return _to(f"{low:,}", f"{high:,}")
+
+
+def _money(value: float) -> str:
+    return f"{value:,.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _clock(low: float, high: float) -> str:
+    """Seconds in the unit that suits the longer."""
+    unit, digits, name = (1, 0, "s") if high < 100 else (60, 0, "min") if high < 6000 else (3600, 1, "h")
+    return f"{_to(*(f'{seconds / unit:.{digits}f}' for seconds in (low, high)))} {name}"

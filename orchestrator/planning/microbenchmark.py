@@ -1,0 +1,241 @@
+"""A short measurement of what a sweep will take: training steps, answers, simulation, each as the sweep itself would do them.
+
+Training and acting are measured in one process and the simulator in another, as a sweep has them. Nothing here needs Ray.
+"""
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.arms import Arm
+from orchestrator.config.sweep_config import Sweep
+from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
+from orchestrator.data.clip_stream import straight
+from orchestrator.data.episode_store import latest_version, load_manifest
+from orchestrator.data.manifest import Manifest
+from orchestrator.planning.calibration import KEPT, Calibration, Spread, Timed, keep_calibration, this_machine
+from orchestrator.planning.plan import make_plan
+from orchestrator.storage.base import open_storage
+from orchestrator.training.loop import PROGRESS_REPORTS, ArmJob, train
+from policy.interface import Contract, Observation
+from policy.presets import policy_config
+
+FIRST_STEPS = 4  # until the first checkpoint: clips of as many episodes as there are, all of them to be opened
+STEPS = 20  # measured after them
+PART_S = 8.0  # on the clock
+MOST_ANSWERS, LEAST_ANSWERS = 20, 3
+LOOKS, EPISODES, LEAST_EPISODES = 6, 12, 3
+Say = Callable[[str], None]
+
+
+def calibrate(sweep: Sweep, say: Say, part_s: float = PART_S) -> Calibration:
+    """Measure and keep it; about a minute for `tiny` on two cores. `say` hears what is being measured.
+
+    A part that takes longer than `part_s` ends with fewer repeats, not without any.
+
+    SweepError where the sweep's store cannot serve it; what the training, the policy and the simulator raise if they cannot run here.
+    """
+    make_plan(sweep)
+    storage = open_storage(sweep.data.episodes)
+    manifest = load_manifest(storage)
+    steps: dict[str, Timed] = {}
+    answers: dict[str, Timed] = {}
+    kept_clips = 0
+    with tempfile.TemporaryDirectory() as folder:
+        with _a_process() as process:
+            jobs = _jobs(sweep, manifest, latest_version(storage))
+            start, began_s = None, time.monotonic()
+            process.submit(_load).result()
+            process_s = time.monotonic() - began_s
+            for name, job in jobs.items():
+                say(f"training steps: {name}")
+                began, steps[name] = process.submit(_training, job, name == KEPT, Path(folder) / name, part_s).result()
+                start = start or began
+            said = manifest[jobs[sweep.train.objective].subset(manifest).demos[0]].instruction
+            for kind, name in {"video_action": sweep.train.objective, "diffusion_policy": "diffusion_policy"}.items():
+                if name not in jobs:
+                    continue
+                for rows in sorted({1, sweep.rollout_actors}):
+                    say(f"answers: {kind}, {rows} at once")
+                    answers[f"{kind} {rows}"] = process.submit(_answering, Path(folder) / name, sweep.suite.rung, said, rows, part_s / 2).result()
+            if KEPT in jobs:
+                kept_clips = process.submit(_kept_clips, Path(folder) / KEPT, sweep.train.feature_cache_mb).result()
+        with _a_process() as process:
+            say(f"simulation: {sweep.suite.tasks[0]}")
+            simulated = process.submit(_simulating, sweep.suite.tasks[0], manifest.contract, sweep.suite.gl, sweep.sampler.execute, part_s).result()
+    assert start is not None
+    measured_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
+    calibration = Calibration(this_machine(), measured_at, process_s, start, steps, kept_clips, answers, **simulated)
+    keep_calibration(sweep, calibration)
+    return calibration
+
+
+def _a_process() -> ProcessPoolExecutor:
+    """One, begun afresh: a simulator wants a process of its own."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
+# -- training and acting ------------------------------------------------------------------------------------------------------------
+
+
+def _jobs(sweep: Sweep, manifest: Manifest, version: int) -> dict[str, ArmJob]:
+    """What is trained, as one worker of the largest arm would."""
+    recipe = sweep.train
+    short = recipe.model_copy(
+        update={"steps": FIRST_STEPS + STEPS, "checkpoint_every": FIRST_STEPS, "batch_size": recipe.batch_size // recipe.workers, "workers": 1}
+    )
+    arm = sweep.largest()
+    config, data = policy_config(sweep.policy.preset), sweep.data
+    job = ArmJob(
+        arm,
+        "calibration",
+        open_storage(data.episodes).uri,
+        version,
+        frozenset(),
+        config,
+        short,
+        recipe.objective,
+        sweep.policy.weights,
+        labelled_tasks=data.labelled_tasks,
+    )
+    jobs = {"video": replace(job, objective="video")} if recipe.mode == "two_stage" else {}
+    jobs[recipe.objective] = job
+    if recipe.objective == "action" and config.diffusion.features_at == "start" and recipe.feature_cache_mb:
+        task = (data.labelled_tasks or sweep.suite.tasks)[0]
+        one = replace(job, arm=Arm(1, 0.0, arm.seed), labelled_tasks=(task,))
+        clips = manifest[one.subset(manifest).demos[0]].length + POOL_VISITS * CLIPS_PER_VISIT  # those of an epoch come in disorder
+        seen = -(-clips // short.batch_size)
+        jobs[KEPT] = replace(one, train=short.model_copy(update={"steps": seen + STEPS, "checkpoint_every": seen}))
+    if sweep.policy.baselines:
+        jobs["diffusion_policy"] = replace(job, config=policy_config(sweep.policy.preset, "diffusion_policy"), objective="action")
+    return jobs
+
+
+def _load() -> None:
+    import diffusers  # noqa: F401
+    import torch  # noqa: F401
+
+
+class _EnoughError(Exception):
+    """Repeats were measured."""
+
+
+def _training(job: ArmJob, after_first: bool, folder: Path, part_s: float) -> tuple[Timed, Timed]:
+    """Until the first step, and per step; the first checkpoint stays in `folder`. `after_first`: only steps after that count."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(1)  # as a training worker has them where arms share the cores
+    every = max(1, job.train.steps // PROGRESS_REPORTS)
+    early: list[tuple[float, float]] = []
+    late: list[tuple[float, float]] = []
+    first: tuple[float, float] | None = None
+    began, before = time.monotonic(), 0
+
+    def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        nonlocal before, first
+        taken, before = step - before, step
+        seconds = metrics["wall_s"] / taken, metrics["cpu_s"] / taken
+        if first is None:
+            first = metrics["wall_s"], metrics["cpu_s"]
+        elif not checkpoint:  # writing one takes time of its own
+            (late if folder.exists() else early).append(seconds)
+        if checkpoint and not folder.exists():
+            shutil.copytree(checkpoint, folder)
+        enough = late if after_first else early + late
+        if folder.exists() and len(enough) * every >= FIRST_STEPS and time.monotonic() - began > part_s:
+            raise _EnoughError
+
+    with suppress(_EnoughError):
+        train(job, 0, 1, None, report, device=device, bring=straight)
+    assert first is not None
+    settled = late if after_first or len(late) >= FIRST_STEPS else early + late
+    step = Timed.of(settled)
+    return Timed.of([(max(0.0, first[0] - every * step.wall.median), max(0.0, first[1] - every * step.cpu.median))]), step
+
+
+def _kept_clips(folder: Path, cache_mb: int) -> int:
+    """How many clips' features fit a worker's cache."""
+    import math
+
+    from policy.checkpoint import load
+    from policy.model import VideoActionModel
+
+    model, _ = load(folder)
+    assert isinstance(model, VideoActionModel)
+    floats = model.num_frames * sum(math.prod(shape) for shape in model.video.feature_shapes())
+    return int(cache_mb * 2**20 // (4 * floats))
+
+
+def _answering(folder: Path, rung: str, instruction: str, rows: int, part_s: float) -> Timed:
+    """Per batch of so many rows."""
+    import torch
+
+    from policy.inference import TrainedPolicy
+
+    policy = TrainedPolicy(folder, "cuda" if torch.cuda.is_available() else "cpu", rung)
+    asked = [_observation(policy.contract, instruction, seed) for seed in range(rows)]
+    policy.act(asked)
+    pairs: list[tuple[float, float]] = []
+    began = time.monotonic()
+    while len(pairs) < LEAST_ANSWERS or (len(pairs) < MOST_ANSWERS and time.monotonic() - began < part_s):
+        wall, cpu = time.perf_counter(), time.process_time()
+        policy.act(asked)  # its answer lies in the CPU's memory: a GPU is done with it, too
+        pairs.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return Timed.of(pairs)
+
+
+def _observation(contract: Contract, instruction: str, seed: int) -> Observation:
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    images = {camera: rng.integers(0, 256, (*contract.image_size, 3), np.uint8) for camera in contract.cameras}
+    return Observation(images, rng.uniform(-1, 1, len(contract.proprio)).astype(np.float32), instruction, seed)
+
+
+# -- simulating -----------------------------------------------------------------------------------------------------------------------
+
+
+def _simulating(task: str, contract: Contract, gl: str, execute: int, part_s: float) -> dict[str, Spread]:
+    """Seconds to build, to reset, per control step and per look; of the latter two, means over short episodes of random actions."""
+    from sim_workers.envs.render import backend_of
+
+    os.environ |= {"MUJOCO_GL": backend_of(gl), "LP_NUM_THREADS": "0"}
+    import numpy as np
+
+    from sim_workers.envs.registry import make_env
+
+    rng, clock = np.random.default_rng(0), time.perf_counter
+    began = clock()
+    with redirect_stderr(StringIO()):  # a simulator's first words are of what it lacks and nobody needs
+        env = make_env(task, contract)
+    spans: dict[str, list[float]] = {"build": [clock() - began], "reset": [], "step": [], "look": []}
+    began = clock()
+    while len(spans["reset"]) < LEAST_EPISODES or (len(spans["reset"]) < EPISODES and clock() - began < part_s):
+        at = clock()
+        env.reset(len(spans["reset"]))
+        spans["reset"].append(clock() - at)
+        looking = stepping = 0.0
+        for look in range(LOOKS):
+            at = clock()
+            env.look(look)
+            looking += clock() - at
+            at = clock()
+            for action in rng.uniform(-1, 1, (execute, len(contract.action))):
+                env.step(action)
+                _ = env.succeeded
+            stepping += clock() - at
+        spans["look"].append(looking / LOOKS)
+        spans["step"].append(stepping / LOOKS / execute)
+    env.close()
+    return {name: Spread.of(seconds) for name, seconds in spans.items()}

@@ -1,0 +1,108 @@
+"""What a sweep would do and cost, told before anything is spent."""
+
+from dataclasses import dataclass
+
+from orchestrator.config.arms import Arm
+from orchestrator.config.schema import Optuna
+from orchestrator.config.sweep_config import Sweep, SweepError, store_problems
+from orchestrator.data.clip_stream import memory_bound
+from orchestrator.data.episode_store import load_manifest
+from orchestrator.data.manifest import Manifest
+from orchestrator.data.subset import choose
+from orchestrator.storage.base import open_storage
+from policy.presets import PRESETS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """arms x checkpoints x rollouts."""
+
+    arms: int
+    checkpoints: int
+    shifts: int
+    rollouts: int
+    decided: bool
+    """Scores end as soon as a rule has its verdict: there may be fewer rollouts."""
+    control_steps: int
+    """At most, if no rollout succeeded early."""
+    video_models: int
+    """Stage-1 trainings, each shared by the arms with the same episodes; 0 where there is no stage 1."""
+    clips: int
+    """Training clips over all arms and video models."""
+    bytes_per_epoch: int
+    """What an epoch of the largest arm reads from the store."""
+    stream_bytes: int
+    """Memory that the stream of one training worker takes at most."""
+    store_episodes: int
+    store_bytes: int
+
+    def __str__(self) -> str:
+        lines = (
+            ("arms", f"{self.arms}" + (f", on {self.video_models} video models trained first" if self.video_models else "")),
+            (
+                "checkpoints",
+                f"{self.checkpoints}, every one scored" + (f", each arm's last one under {self.shifts} shifts too" if self.shifts else ""),
+            ),
+            ("rollouts", f"{'at most ' * self.decided}{self.rollouts}, at most {self.control_steps:,} control steps"),
+            ("training", f"{self.clips:,} clips; the largest arm reads {self.bytes_per_epoch / 2**20:.1f} MiB per epoch"),
+            ("memory", f"at most {self.stream_bytes / 2**20:.0f} MiB per training worker for clips on their way, beside the model's"),
+            ("episode store", f"{self.store_episodes} episodes, {self.store_bytes / 2**20:.1f} MiB"),
+        )
+        return "\n".join(f"{name:<14} {value}" for name, value in lines)
+
+
+def planned_arms(sweep: Sweep) -> list[Arm]:
+    """All of them. A search proposes its arms later: until then all count as the largest."""
+    trials = (sweep.search.optuna or Optuna(trials=1)).trials
+    return sweep.grid() or [sweep.largest()] * trials
+
+
+def planned_videos(sweep: Sweep, manifest: Manifest) -> list[frozenset[str]]:
+    """The episodes of every stage-1 training; those that arms share are there once."""
+    if sweep.train.mode != "two_stage":
+        return []
+    largest = [sweep.largest(seed) for seed in sweep.seeds]
+    arms = largest if sweep.train.videos == "sweep" else [arm for arm in planned_arms(sweep) if arm.kind == "video_action"]
+    trained: dict[tuple[int, frozenset[str]], None] = {}  # in the order of the arms
+    for arm in dict.fromkeys(arms):
+        subset = choose(manifest, arm.demo_count, arm.action_free_ratio, arm.seed, labelled_tasks=sweep.data.labelled_tasks)
+        trained[arm.seed, frozenset((*subset.demos, *subset.action_free))] = None
+    return [episodes for _, episodes in trained]
+
+
+def make_plan(sweep: Sweep) -> Plan:
+    """Count everything; SweepError with every problem if the sweep cannot run."""
+    if problems := store_problems(sweep.data, sweep.suite.tasks):
+        raise SweepError(sweep.name, problems)
+    manifest = load_manifest(open_storage(sweep.data.episodes))
+    preset = PRESETS[sweep.policy.preset]
+    assert preset.video
+    unit = preset.video.patch * 2 ** (len(preset.video.block_out_channels) - 1)
+    if any(side % unit for side in manifest.contract.image_size):
+        size = "x".join(map(str, manifest.contract.image_size))
+        raise SweepError(
+            sweep.name, [f"policy.preset: {sweep.policy.preset} takes pictures whose sides are multiples of {unit}; the store's are {size}"]
+        )
+    arms = planned_arms(sweep)
+    labelled = sweep.data.labelled_tasks
+    largest = choose(manifest, sweep.data.most_demos, sweep.data.highest_ratio, seed=sweep.seeds[0], labelled_tasks=labelled)
+    entries = manifest.select((*largest.demos, *largest.action_free))
+    shape, batch_size = preset.clip, sweep.train.batch_size // sweep.train.workers
+    video_models = len(planned_videos(sweep, manifest))
+    steps = len(arms) * sweep.train.steps + video_models * (sweep.train.video_steps or sweep.train.steps)
+    checkpoints = len(arms) * len(sweep.checkpoint_steps())
+    rollouts = (checkpoints + len(arms) * len(sweep.suite.shifts)) * sweep.suite.listed
+    return Plan(
+        arms=len(arms),
+        checkpoints=checkpoints,
+        shifts=len(sweep.suite.shifts),
+        rollouts=rollouts,
+        decided=sweep.suite.decide is not None,
+        control_steps=rollouts * sweep.suite.horizon,
+        video_models=video_models,
+        clips=steps * sweep.train.batch_size,
+        bytes_per_epoch=sum(entry.nbytes for entry in entries),
+        stream_bytes=memory_bound(manifest.contract, shape, entries, batch_size, bool(largest.action_free)),
+        store_episodes=len(manifest),
+        store_bytes=sum(manifest.column("nbytes").to_pylist()),
+    )

@@ -1,0 +1,1 @@
+"""The curve and its forms: summary, plots, HTML."""

@@ -1,0 +1,130 @@
+"""A curve as one HTML page that needs nothing else: no network, no script. `report.html.jinja`, `plot.html.jinja` and `report.css` lay it out.
+
+Pure: what `Curve.to_json()` says and the films go in, text comes out.
+"""
+
+import base64
+import io
+import math
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from orchestrator.redaction import redacted
+from orchestrator.report.svg_plots import Plot, Row, cost_plot, curve_plot, distance_plot, key, outcomes_plot, styles
+from orchestrator.tracking.rollout_videos import RolloutVideo
+
+FILMS_BYTES = 20_000_000
+"""Size limit of the films of a page, in bytes of base64; those beyond it are listed by name."""
+COSTS = {"money": "money", "gpu_hours": "GPU-hours", "cpu_hours": "CPU-hours", "episodes": "episodes", "control_steps": "control steps"}
+LOOKS = {"better": ("▲", "good"), "worse": ("▼", "bad")}
+"""A verdict's sign and tone: never colour alone."""
+
+
+def page(data: Row, films: Sequence[RolloutVideo], sweep_yaml: str, films_bytes: int = FILMS_BYTES) -> str:
+    """Render the whole page as UTF-8 text. data: `Curve.to_json()`; sweep_yaml: the resolved sweep file, empty if it is not known."""
+    shown, left_out = _that_fit(films, films_bytes)
+    lines = [{**line, "style": style} for line, style in zip(data["lines"], styles(data["lines"]).values(), strict=True)]
+    by_key = {key(line): line for line in lines}
+    cost = cost_plot(data, "cost-wide", 430, 392)
+    tasks = sorted({task for point in data["points"] for task in point["by_task"]})
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            data=data,
+            lines=lines,
+            line_of=lambda row: by_key[key(row)],
+            tasks=tasks,
+            curve=[curve_plot(data, "curve-wide", 740 if cost else 1080, 392), curve_plot(data, "curve-narrow", 344, 340)],
+            cost=[cost, cost_plot(data, "cost-narrow", 344, 300)] if cost else [],
+            task_plots=[(task, curve_plot(data, f"task-{index}", 344, 240, task)) for index, task in enumerate(tasks)],
+            distance=_both(distance_plot(data, "distance-wide", 540, 340), distance_plot(data, "distance-narrow", 344, 300)),
+            outcomes=_both(outcomes_plot(data, "outcomes-wide", 540, 340), outcomes_plot(data, "outcomes-narrow", 344, 260)),
+            forest=_forest(data["comparisons"]),
+            looks=LOOKS,
+            costs=[
+                (name, words) for name, words in COSTS.items() if any(row["cost"] and row["cost"].get(name) for row in data["arms"] or data["points"])
+            ],
+            films=shown,
+            left_out=left_out,
+            films_mb=films_bytes // 1_000_000,
+            early=any(row["early"] for row in [*data["points"], *data["arms"]]),
+            sweep_yaml=sweep_yaml,
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"rate": _rate, "amount": _amount, "p": _p, "redacted": redacted}
+    return environment
+
+
+def _both(wide: Plot | None, narrow: Plot | None) -> list[Plot]:
+    return [plot for plot in (wide, narrow) if plot]
+
+
+def _that_fit(films: Sequence[RolloutVideo], films_bytes: int) -> tuple[list[dict[str, Any]], list[RolloutVideo]]:
+    """Films as data: URIs, in their order, and those for which there is no room."""
+    shown, left_out, used = [], [], 0
+    for film in films:
+        size = (len(film["mp4"]) + 2) // 3 * 4
+        if used + size > films_bytes:
+            left_out.append(film)
+            continue
+        used += size
+        shown.append({**film, "uri": _uri("video/mp4", film["mp4"]), "still": _still(film["mp4"])})
+    return shown, left_out
+
+
+def _still(mp4: bytes) -> str:
+    """A film's last picture, where it ended, as a data: URI, for paper and for players that show none; empty if it cannot be decoded."""
+    try:
+        with av.open(io.BytesIO(mp4), "r") as container:
+            last = deque(container.decode(video=0), maxlen=1)
+    except av.error.FFmpegError:
+        return ""
+    picture = io.BytesIO()
+    for frame in last:
+        Image.fromarray(frame.to_ndarray(format="rgb24")).save(picture, "JPEG", quality=80)
+    return _uri("image/jpeg", picture.getvalue()) if last else ""
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _forest(comparisons: Sequence[Row]) -> list[dict[str, float] | None]:
+    """Every comparison's interval on one common scale, from 0 (left) to 1 (right); no difference is 0.5."""
+    known = [abs(c[edge]) for c in comparisons for edge in ("low", "high", "difference") if c[edge] is not None]
+    reach = max([0.1, *known])
+    places = [{edge: 0.5 + c[edge] / reach / 2 for edge in ("difference", "low", "high") if c[edge] is not None} for c in comparisons]
+    return [place if len(place) == 3 else None for place in places]
+
+
+def _rate(value: float | None, sign: bool = False) -> str:
+    """0.8 -> 0.80; with a sign: a proper minus."""
+    if value is None or not math.isfinite(value):
+        return "–"  # noqa: RUF001 - a dash where there is no number
+    return f"{value:+.2f}".replace("-", "−") if sign else f"{value:.2f}"  # noqa: RUF001 - a minus that is as wide as the plus
+
+
+def _amount(value: float | None) -> str:
+    """Counts with commas, measured amounts with three digits."""
+    if value is None or not math.isfinite(value):
+        return "–"  # noqa: RUF001 - a dash where there is no number
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"  # noqa: RUF001 - a dash where there is no number
+    return "< 0.001" if value < 0.001 else f"{value:.2g}"

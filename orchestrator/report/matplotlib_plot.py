@@ -1,0 +1,123 @@
+"""The curve as a picture: success against demos, against cost, and against the quality of the imagined video, as far as there is any."""
+
+import io
+import textwrap
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.report.curve_types import Line
+from orchestrator.report.summary import HOURS, caption, cost_axis, cost_in_numbers
+from orchestrator.tracking.mlflow_reader import VIDEO
+
+if TYPE_CHECKING:
+    from orchestrator.report.sample_efficiency_curve import Curve
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind too (Okabe and Ito 2008)
+GREY = "#555555"
+
+
+def draw(curve: "Curve", kind: str) -> bytes:
+    """png, svg or pdf."""
+    from matplotlib.figure import Figure
+
+    costs, imagined = [cost_in_numbers(curve, point.cost) for point in curve.points], curve.imagined
+    spent, unit = cost_axis(costs, HOURS)
+    panels = 1 + bool(spent) + bool(imagined)
+    figure = Figure(figsize=(7 + 3.6 * (panels - 1), 5), dpi=150, layout="constrained")
+    axes = figure.subplots(1, panels, width_ratios=[1.9, *[1.0] * (panels - 1)], squeeze=False)[0]
+    _against_demos(axes[0], curve)
+    for panel in axes[1:]:
+        panel.set_ylim(-0.03, 1.03)
+        panel.grid(alpha=0.25)
+    if spent:
+        _against_cost(axes[1], curve, unit, [None if cost is None else cost[spent] for cost in costs])
+    if imagined:
+        axes[-1].plot([distance for distance, _ in imagined], [rate for _, rate in imagined], "o", color=GREY, alpha=0.7)
+        axes[-1].set_xlabel(VIDEO[2].replace("_", " ") + ", every checkpoint")
+        axes[-1].invert_xaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2 + (panels > 1), fontsize=9)
+    figure.suptitle("\n".join([curve.name, *textwrap.wrap(caption(curve), 108 if panels == 1 else 150)]), fontsize=7, x=0.01, ha="left")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind)
+    return buffer.getvalue()
+
+
+def _style(curve: "Curve", line: Line) -> dict[str, Any]:
+    """Colour, dashes and marker of a line, the same in every panel."""
+    index = curve.lines.index(line)
+    if line.baseline:
+        return {"color": GREY, "linestyle": "--", "marker": "s", "markerfacecolor": "white"}
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": "-", "marker": "o^Dv"[index % 4]}
+
+
+def _against_demos(axes: Any, curve: "Curve") -> None:
+    """Points with intervals, denominators beside them, bands with the spread between seeds, each seed as a thin line."""
+    counts = sorted({point.demo_count for point in curve.points})
+    beside: dict[tuple[int, bool], list[tuple[float, str, str]]] = defaultdict(list)
+    edge = 1.025 ** (len(curve.lines) - 1)
+    for index, line in enumerate(curve.lines):
+        points, style, nudge = curve.of_line(line), _style(curve, line), 1.025 ** (2 * index) / edge
+        x, y = [point.demo_count * nudge for point in points], [point.success_rate for point in points]
+        # An interval that was stopped early may lie to one side of the rate.
+        spread = [[max(0.0, p.success_rate - p.low) for p in points], [max(0.0, p.high - p.success_rate) for p in points]]
+        axes.errorbar(x, y, spread, capsize=4, label=line.label, **style)
+        for point in points:
+            right = 2 * index >= len(curve.lines)
+            early = "*" if point.early else ""
+            beside[point.demo_count, right].append((point.success_rate, f"{point.successes}/{point.episodes}{early}", style["color"]))
+        if max(point.seeds for point in points) > 1:
+            axes.fill_between(x, [p.band_low for p in points], [p.band_high for p in points], color=style["color"], alpha=0.1, linewidth=0)
+            for seed in curve.seeds:
+                own = [scored for scored in curve.arms if scored.arm.seed == seed and Line.of(scored.arm) == line]
+                places, rates = [s.arm.demo_count * nudge for s in own], [s.successes / s.episodes for s in own]
+                axes.plot(places, rates, color=style["color"], linestyle=style["linestyle"], lw=0.6, alpha=0.6)
+    _denominators(axes, beside, edge)
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
+    axes.set_xlim(counts[0] / 1.6, counts[-1] * 1.6)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("demonstrations per task (episodes with actions)")
+    axes.set_ylabel("success rate")
+    axes.grid(alpha=0.25)
+
+
+def _denominators(axes: Any, beside: dict[tuple[int, bool], list[tuple[float, str, str]]], edge: float) -> None:
+    for (count, right), labels in beside.items():
+        for place, (_, text, colour) in zip(apart([rate for rate, _, _ in sorted(labels)], 0.045), sorted(labels), strict=True):
+            axes.annotate(
+                text,
+                (count * (edge if right else 1 / edge), place),
+                (7 if right else -7, 0),
+                textcoords="offset points",
+                fontsize=8,
+                color=colour,
+                ha="left" if right else "right",
+                va="center",
+                annotation_clip=False,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+            )
+
+
+def _against_cost(axes: Any, curve: "Curve", name: str, costs: list[float | None]) -> None:
+    spent = dict(zip([id(point) for point in curve.points], costs, strict=True))
+    for line in curve.lines:
+        points = sorted((cost, point.success_rate) for point in curve.of_line(line) if (cost := spent[id(point)]))
+        axes.plot([cost for cost, _ in points], [rate for _, rate in points], **_style(curve, line))
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="x", which="both", labelsize=8)
+    axes.set_xlabel(f"{name} of the point's arms")
+
+
+def apart(places: list[float], gap: float) -> list[float]:
+    """Rising places moved as little as keeps them `gap` apart, so that labels do not cover one another."""
+    groups: list[tuple[float, int]] = []  # centre, members
+    for place in places:
+        centre, members = place, 1
+        while groups and groups[-1][0] + (groups[-1][1] + members) / 2 * gap > centre:
+            below, more = groups.pop()
+            centre, members = (below * more + centre * members) / (more + members), more + members
+        groups.append((centre, members))
+    return [centre + (i - (members - 1) / 2) * gap for centre, members in groups for i in range(members)]

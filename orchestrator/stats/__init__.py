@@ -1,0 +1,1 @@
+"""Statistics: fixed samples, sequential tests, sample efficiency."""

@@ -1,0 +1,76 @@
+"""Sample efficiency: what a line of success rates over demo counts says about demonstrations. Pure.
+
+Rates rise with demos, up to noise, so they are read through their isotonic fit (Barlow et al. 1972), linear in log demos between the counts
+tried. Shapes: N demo counts, B draws.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.integrate import trapezoid
+from scipy.optimize import isotonic_regression
+
+from orchestrator.stats.fixed_sample import interval_of
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with what is left open about it; infinite bounds where the demo counts tried do not bound it."""
+
+    value: float
+    low: float
+    high: float
+
+
+def area(demos: Floats, rates: Floats) -> Floats:
+    """Area under success over log demos, divided by the width: between 0 and 1. rates: (..., N); the rate itself for one demo count."""
+    if len(demos) == 1:
+        return rates[..., 0]
+    return np.asarray(trapezoid(rates, np.log(demos)) / np.log(demos[-1] / demos[0]))
+
+
+def demos_to_reach(demos: Floats, rates: Floats, rate: float) -> float:
+    """The fewest demos with which the fitted line reaches a rate: 0 if it does so with the fewest tried, infinity if it never does.
+
+    Censored on both sides: nothing is known of fewer demos than were tried, nor of more.
+    """
+    fitted = isotonic_regression(rates).x
+    reached = np.flatnonzero(fitted >= rate)
+    if not len(reached):
+        return float("inf")
+    first = int(reached[0])
+    if first == 0:
+        return 0.0
+    part = (rate - fitted[first - 1]) / (fitted[first] - fitted[first - 1])
+    return float(demos[first - 1] * (demos[first] / demos[first - 1]) ** part)
+
+
+def worth(base: tuple[Floats, Floats], mixed: tuple[Floats, Floats]) -> float:
+    """How many times the demos the base line needs for what the mixed line reaches: the data-equivalence factor. Each line: (demos, rates).
+
+    The distance between the two fitted lines along log demos, averaged over the rates both reach. Infinite if the mixed line begins above where
+    the base ends, 0 the other way round, nan if both are flat at one rate.
+    """
+    lines = [isotonic_regression(rates).x for _, rates in (base, mixed)]
+    low, high = max(line[0] for line in lines), min(line[-1] for line in lines)
+    if high <= low:
+        if lines[1][0] > lines[0][-1]:
+            return float("inf")
+        return 0.0 if lines[1][-1] < lines[0][0] else float("nan")
+    rates = low + (high - low) * (np.arange(RATES) + 0.5) / RATES
+    needed = [np.interp(rates, line, np.log(demos)) for line, (demos, _) in zip(lines, (base, mixed), strict=True)]
+    return float(np.exp(np.mean(needed[0] - needed[1])))
+
+
+RATES = 16
+"""At which two lines are compared."""
+
+
+def estimated(value: float, draws: list[float]) -> Estimate:
+    """With the middle 95 % of its draws; those that are undefined say nothing."""
+    known = np.asarray([draw for draw in draws if not np.isnan(draw)])
+    low, high = interval_of(known) if len(known) else (float("nan"), float("nan"))
+    return Estimate(value, low, high)

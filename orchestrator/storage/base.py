@@ -1,0 +1,342 @@
+"""A URI becomes a place to keep objects: a local folder or an S3 bucket, behind one small contract.
+
+The only file that speaks boto3 or pyarrow.fs. Keys are relative, with `/` between parts. Credentials come from the environment or an
+instance role (the standard chain); endpoint from `AWS_ENDPOINT_URL`. None of them is ever stored or shown.
+"""
+
+import functools
+import itertools
+import os
+import random
+import re
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from weakref import WeakSet
+
+from orchestrator.storage.s3_errors import MEND_OF, passes
+from policy.errors import DemoscaleError
+
+_FIRST_CALL = threading.Lock()  # a client takes a tenth of a second to make: many threads need not each make one
+READ_ATTEMPTS = 3  # a body that stops half-way is asked for again; requests that fail before that are repeated by botocore
+FIRST_PAUSE, LONGEST_PAUSE = 3, 6  # attempts that waiting for a server counts from and to: up to 0.8 s, and 6.4 s
+CLAIM_ATTEMPTS = 8  # S3 answers 409 when two conditional writes of a key meet: neither is done, so both ask again
+_ANSWERED: WeakSet[Any] = WeakSet()  # clients whose server has answered them; one that never has is more likely misspelt than away
+PATIENCE = "DEMOSCALE_STORAGE_ANSWERED"  # set in the environment of processes that are begun once the server has answered
+
+
+Versions = list[tuple[str, int, str]]
+"""Keys of a bucket, each with its size in bytes and its ETag."""
+
+
+class StorageError(DemoscaleError):
+    """One sentence: which place or object, what is wrong, and the mend."""
+
+
+class NoObject(StorageError):  # noqa: N818
+    """There is no object under that key."""
+
+
+class _RefusedError(StorageError):
+    """What a server answered instead: the sentence, and its error code."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class _AwayError(StorageError):
+    """A server cannot be reached or is failing, and may be well again in a moment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageSettings:
+    """Timeouts of an S3 storage; a folder has none."""
+
+    outage_s: float = 60.0
+    """Seconds for which requests to a server that has answered before are retried while it is unreachable or failing, before StorageError."""
+    retry_delay_s: float = 0.1
+    """Upper bound, in seconds, of the random pause before the first retry; doubled for each further one."""
+
+
+class Storage(Protocol):
+    """Immutable bytes under keys. Safe for many writers: of two that claim one key with `put_if_absent`, exactly one wins."""
+
+    uri: str
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes; NoObject if there is none."""
+        ...
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write, replacing what was there; readers see the old or the new bytes, never a part."""
+        ...
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write unless the key exists; whether this call wrote it. A repeated request may find the key taken by its own first try: False."""
+        ...
+
+    def exists(self, key: str) -> bool: ...
+
+    def list(self, prefix: str) -> list[str]:
+        """Every key that starts with `prefix`, sorted."""
+        ...
+
+    def sync(self, prefix: str) -> None:
+        """Return once a power failure cannot take what others have written below `prefix`, which ends in `/`."""
+        ...
+
+
+class Folder:
+    """A local or shared file system."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).absolute()
+        self.uri = str(self.root)
+        if os.path.isfile(self.root):
+            raise StorageError(f"{self.uri}: this is a file; name a folder")
+
+    def _path(self, key: str) -> Path:
+        path = (self.root / key).resolve()
+        if not path.is_relative_to(self.root.resolve()):
+            raise StorageError(f"{self.uri}: the key {key!r} points outside the store")
+        return path
+
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"{self.uri}: {key or 'the folder'} cannot be read ({error.strerror}); check its permissions and the disk") from None
+
+    def get(self, key: str) -> bytes:
+        with self._reading(key):
+            try:
+                return self._path(key).read_bytes()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                raise NoObject(f"{self.uri}: there is no object {key}") from None
+
+    def put(self, key: str, data: bytes) -> None:
+        with self._written(key, data) as part:
+            os.replace(part, self._path(key))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        with self._written(key, data) as part:
+            try:
+                os.link(part, self._path(key))
+            except FileExistsError:
+                return False
+            return True
+
+    @contextmanager
+    def _written(self, key: str, data: bytes) -> Iterator[Path]:
+        """The data in a file beside its destination, so that taking its name is one atomic step.
+
+        On disk before it gets its name: a machine that loses power may lose the object, but never leaves an empty one in its place.
+        """
+        path = self._path(key)
+        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield part
+        except OSError as error:
+            raise StorageError(f"{self.uri}: {key} cannot be written ({error.strerror}); is the folder writable and the disk not full?") from None
+        finally:
+            with suppress(OSError):
+                part.unlink()
+
+    def exists(self, key: str) -> bool:
+        with self._reading(key):
+            return self._path(key).is_file()
+
+    def list(self, prefix: str) -> list[str]:
+        def fail(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise error
+
+        root, keys = self.root.resolve(), []
+        with self._reading(prefix):
+            for folder, _, names in os.walk(self._path(prefix.rpartition("/")[0]), onerror=fail):
+                whole = (name for name in names if not (name.startswith(".") and name.endswith(".part")))  # a part: a writer was killed
+                keys += [Path(folder, name).relative_to(root).as_posix() for name in whole]
+        return sorted(key for key in keys if key.startswith(prefix))
+
+    def sync(self, prefix: str) -> None:
+        try:
+            for folder, _, names in os.walk(self._path(prefix)):
+                for path in (folder, *(os.path.join(folder, name) for name in names)):
+                    descriptor = os.open(path, os.O_RDONLY)
+                    try:
+                        os.fsync(descriptor)
+                    finally:
+                        os.close(descriptor)
+        except OSError as error:
+            raise StorageError(f"{self.uri}: {prefix} cannot be written ({error.strerror}); is the disk not full?") from None
+
+
+@functools.cache
+def _client(process: int) -> Any:
+    """The S3 client of this process, for all its threads. Not boto3's own default session, which is not safe to build from many."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(retries={"total_max_attempts": 3, "mode": "standard"}, connect_timeout=10, read_timeout=60, max_pool_connections=32)
+    return boto3.session.Session().client("s3", config=config)
+
+
+class Bucket:
+    """A prefix of an S3 bucket. Pickles as its URI and settings; each process opens its own client."""
+
+    def __init__(self, uri: str, settings: StorageSettings = StorageSettings()) -> None:
+        self._bucket, _, prefix = uri.rstrip("/").removeprefix("s3://").partition("/")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", self._bucket):
+            # What stands here may be a secret, so it is not repeated.
+            mend = "keep credentials out of it, in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if "@" in uri else "a name has 3 to 63 of a-z 0-9 . -"
+            raise StorageError(f"an S3 URI is s3://bucket/prefix, and this one names no valid bucket; {mend}")
+        self.uri = uri.rstrip("/")
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._settings = settings
+        self.keeps_conditions = False  # not known yet
+
+    def __reduce__(self) -> tuple[type["Bucket"], tuple[str, StorageSettings]]:
+        return Bucket, (self.uri, self._settings)
+
+    def _call(self, method: str, **arguments: Any) -> Any:
+        """What the server answers; StorageError if it refuses, or stays away for `outage_s`. One that never answered is asked once."""
+        deadline = time.monotonic() + self._settings.outage_s
+        for attempt in itertools.count(FIRST_PAUSE):
+            try:
+                return self._ask(method, **arguments)
+            except _AwayError:
+                if (_client(os.getpid()) not in _ANSWERED and PATIENCE not in os.environ) or time.monotonic() > deadline:
+                    raise
+            self._pause(min(attempt, LONGEST_PAUSE))
+
+    def _ask(self, method: str, **arguments: Any) -> Any:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            with _FIRST_CALL:
+                client = _client(os.getpid())
+            answer = getattr(client, method)(Bucket=self._bucket, **arguments)
+            _ANSWERED.add(client)
+            return answer
+        except ClientError as error:
+            code, status = error.response["Error"]["Code"], str(error.response["ResponseMetadata"]["HTTPStatusCode"])
+            sentence = f"{self.uri}: {self._mend(code) or f'the server answered {code}'}"
+            if passes(code, status):
+                raise _AwayError(sentence) from None
+            _ANSWERED.add(client)
+            if code == "NoSuchKey":
+                raise NoObject(f"{self.uri}: there is no object {arguments['Key'].removeprefix(self._prefix)}") from None
+            raise _RefusedError(sentence, code) from None
+        except (BotoCoreError, ValueError) as error:
+            kind = type(error).__name__
+            mend = self._mend(kind) or f"no access to S3 ({kind}); check AWS_ENDPOINT_URL, region and credentials"
+            raise (_AwayError if passes(kind) else StorageError)(f"{self.uri}: {mend}") from None
+
+    def _mend(self, code: str) -> str:
+        mend = MEND_OF.get(code, "")
+        if "{server}" not in mend:
+            return mend
+        address = _client(os.getpid()).meta.endpoint_url.partition("://")[2].rpartition("@")[2]
+        return mend.format(server=f"the server {address}")
+
+    def _pause(self, attempt: int) -> None:
+        time.sleep(random.uniform(0, self._settings.retry_delay_s * 2**attempt))  # random, so that writers that collided do not collide again
+
+    def get(self, key: str) -> bytes:
+        from botocore.exceptions import BotoCoreError
+        from urllib3.exceptions import HTTPError
+
+        for attempt in range(READ_ATTEMPTS):
+            body = self._call("get_object", Key=self._prefix + key)["Body"]
+            try:
+                data: bytes = body.read()
+                return data
+            except (BotoCoreError, HTTPError):
+                self._pause(attempt)
+        raise StorageError(f"{self.uri}: the connection broke {READ_ATTEMPTS} times while {key} was read; check the network and start again")
+
+    def put(self, key: str, data: bytes) -> None:
+        self._call("put_object", Key=self._prefix + key, Body=data)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        for attempt in range(CLAIM_ATTEMPTS):
+            try:
+                self._call("put_object", Key=self._prefix + key, Body=data, IfNoneMatch="*")
+                return True
+            except _RefusedError as refused:
+                if refused.args[1] in ("PreconditionFailed", "412"):
+                    return False
+                if refused.args[1] not in ("ConditionalRequestConflict", "OperationAborted", "409"):
+                    raise
+                self._pause(attempt)
+        raise StorageError(f"{self.uri}: {key} stayed contended for {CLAIM_ATTEMPTS} attempts; start again with fewer writers")
+
+    def exists(self, key: str) -> bool:
+        # Not HEAD: its answers have no body, so a missing bucket would look like a missing key, and an expired credential like no permission.
+        page = self._call("list_objects_v2", Prefix=self._prefix + key, MaxKeys=1)
+        return any(item["Key"] == self._prefix + key for item in page.get("Contents", ()))
+
+    def list(self, prefix: str) -> list[str]:
+        return sorted(key for key, _, _ in self.versions(prefix))
+
+    def versions(self, prefix: str) -> Versions:
+        """Every key that starts with `prefix`, sorted; of another content under a key the ETag is another."""
+        found: Versions = []
+        token = dict[str, str]()
+        while True:
+            page = self._call("list_objects_v2", Prefix=self._prefix + prefix, **token)
+            items = (item for item in page.get("Contents", ()) if not item["Key"].endswith("/"))  # which is another program's empty folder
+            found += [(item["Key"].removeprefix(self._prefix), item["Size"], item.get("ETag", "").strip('"')) for item in items]
+            if not page.get("IsTruncated"):
+                return sorted(found)
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def sync(self, prefix: str) -> None:
+        """What a server has answered for, it keeps."""
+
+
+def open_storage(uri: str, settings: StorageSettings = StorageSettings()) -> Storage:
+    """Open `s3://bucket/prefix`, or a folder."""
+    if uri.startswith("s3://"):
+        return Bucket(uri, settings)
+    scheme, separator, _ = uri.partition("://")
+    if separator and scheme != "file":
+        raise StorageError(f"{scheme}://: only folders and s3:// URIs are understood")
+    return Folder(uri.removeprefix("file://"))
+
+
+def claim(storage: Storage, key: str, data: bytes) -> bool:
+    """Write unless the key exists; whether the key holds this call's `data`. A request that is repeated may find its own first try there."""
+    return storage.put_if_absent(key, data) or storage.get(key) == data
+
+
+def check_conditional_writes(storage: Storage) -> None:
+    """StorageError if the server lets a second writer overwrite the first. Asked once per opened storage; a folder needs no asking."""
+    if not isinstance(storage, Bucket) or storage.keeps_conditions:
+        return
+    storage.put_if_absent("probe", uuid.uuid4().bytes)
+    before = storage.get("probe")
+    if storage.put_if_absent("probe", uuid.uuid4().bytes) or storage.get("probe") != before:
+        mend = "use one that honours If-None-Match, such as AWS S3 or SeaweedFS from 4.48 on, or a folder"
+        raise StorageError(f"{storage.uri}: the server ignores conditional writes, so two writers could overwrite each other; {mend}")
+    storage.keeps_conditions = True
+
+
+def download(uri: str, folder: Path) -> None:
+    """Copy every object below `uri` into `folder`, keeping relative names; StorageError for one that leads out of it."""
+    storage, inside = open_storage(uri), Folder(folder)
+    for key in storage.list(""):
+        target = inside._path(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(storage.get(key))

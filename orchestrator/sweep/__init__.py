@@ -1,0 +1,1 @@
+"""The driver: what runs a sweep, and keeps its state."""

@@ -1,0 +1,191 @@
+"""Which arm is trained next, and which no further. The only file with Optuna and with Tune's schedulers.
+
+Both hear of scores when they come, however late: a score is the lower bound of a checkpoint's success rate.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.config.arms import Arm
+from orchestrator.config.schema import Range
+from orchestrator.config.sweep_config import Sweep
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What Tune's schedulers know an arm by."""
+
+    trial_id: str
+
+
+class StoppingRule:
+    """One of Tune's schedulers, told of scores whenever they come. Without a rule in the sweep file no arm is ever stopped."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._scheduler: Any = None
+        self._stopped: set[str] = set()
+        self._known: set[str] = set()
+        self._steps = sweep.checkpoint_steps()
+        self._deciding: set[int] = set()
+        asha, median = sweep.search.asha, sweep.search.median
+        settings = {"time_attr": "step", "metric": "success_low", "mode": "max"}
+        if asha:
+            from ray.tune.schedulers import ASHAScheduler
+
+            first = asha.first or self._steps[0]
+            # The last rung is no reason to stop: whoever reaches it is trained already.
+            self._scheduler = ASHAScheduler(
+                **settings, grace_period=first, max_t=self._steps[-1], reduction_factor=asha.reduction, stop_last_trials=False
+            )
+            self._deciding = {self._reached(milestone) for milestone in _milestones(first, asha.reduction, self._steps[-1])}
+        elif median:
+            from ray.tune.schedulers import MedianStoppingRule
+
+            first = median.first or self._steps[0]
+            # An endless time slice: the rule never pauses an arm in favour of another.
+            self._scheduler = MedianStoppingRule(**settings, grace_period=first, min_samples_required=median.arms, min_time_slice=float("inf"))
+            self._deciding = {step for step in self._steps if step >= first}
+        self._deciding.discard(self._steps[-1])
+
+    def _reached(self, milestone: float) -> int:
+        """The first checkpoint that has come so far."""
+        return next(step for step in self._steps if step >= milestone)
+
+    def decides(self, step: int) -> bool:
+        """Whether a decision waits for the score of a checkpoint of this step."""
+        return step in self._deciding
+
+    def stops(self, arm_id: str, step: int, success_low: float) -> bool:
+        """Whether the arm should be trained and scored no further, now that this checkpoint's score is known."""
+        if self._scheduler is None or arm_id in self._stopped:
+            return False
+        trial = _Trial(arm_id)
+        if arm_id not in self._known:
+            self._known.add(arm_id)
+            self._scheduler.on_trial_add(None, trial)
+        decision = self._scheduler.on_trial_result(None, trial, {"step": step, "success_low": success_low})
+        if decision != "STOP":
+            return False
+        self._stopped.add(arm_id)
+        return True
+
+
+def _milestones(first: float, factor: float, last: float) -> Iterator[float]:
+    """The rungs of successive halving."""
+    while first <= last:
+        yield first
+        first *= factor
+
+
+class Proposals(Protocol):
+    """The arms of a sweep, one after another."""
+
+    def next(self) -> Arm | None:
+        """The next arm to train; None if there is no further one."""
+
+    def tell(self, arm: Arm, success_low: float, seconds: float, stopped_at: int | None) -> None:
+        """What became of it: its last score's lower bound, the seconds of computing it took, the step it was stopped after."""
+
+    def failed(self, arm: Arm) -> None:
+        """It has no score and will have none."""
+
+
+class Listed:
+    """The grid's arms, in their order."""
+
+    def __init__(self, arms: Iterable[Arm]) -> None:
+        self._arms = iter(arms)
+
+    def next(self) -> Arm | None:
+        return next(self._arms, None)
+
+    def tell(self, arm: Arm, success_low: float, seconds: float, stopped_at: int | None) -> None:
+        """The grid is what it is."""
+
+    def failed(self, arm: Arm) -> None:
+        """Nor does a failure change it."""
+
+
+class Proposed:
+    """Arms that Optuna's TPE sampler proposes, from what it has heard of the earlier ones.
+
+    The study lies in a journal file, which optuna-dashboard reads. It is a view: what it lacks is added from the sweep's own record.
+    """
+
+    def __init__(self, sweep: Sweep, journal: Path, before: Sequence[Arm]) -> None:
+        """before: the arms proposed by earlier runs of the sweep, in order; those come first again."""
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        assert sweep.search.optuna
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        self._choice = sweep.search.optuna
+        self._seed = sweep.seeds[0]
+        demos, ratios = sweep.data.demo_count, sweep.data.action_free_ratio
+        self._space: dict[str, Any] = {
+            "demo_count": optuna.distributions.IntDistribution(int(demos.low), int(demos.high), log=True)
+            if isinstance(demos, Range)
+            else optuna.distributions.CategoricalDistribution(demos),
+            "action_free_ratio": optuna.distributions.FloatDistribution(ratios.low, ratios.high)
+            if isinstance(ratios, Range)
+            else optuna.distributions.CategoricalDistribution(ratios),
+        }
+        self.study = optuna.create_study(
+            study_name=sweep.name,
+            storage=JournalStorage(JournalFileBackend(str(journal))),
+            sampler=optuna.samplers.TPESampler(seed=self._choice.seed + len(before), constant_liar=True),  # arms run side by side
+            directions=["maximize", "minimize"] if self._choice.against else ["maximize"],
+            load_if_exists=True,
+        )
+        self._numbers = {trial.user_attrs["arm"]: trial.number for trial in self.study.get_trials(deepcopy=False) if "arm" in trial.user_attrs}
+        self._again = list(before)
+        self._proposed = 0
+
+    def next(self) -> Arm | None:
+        if self._again:
+            self._proposed += 1
+            arm = self._again.pop(0)
+            if arm.name not in self._numbers:
+                self.study.enqueue_trial({"demo_count": arm.demo_count, "action_free_ratio": arm.action_free_ratio})
+                self._ask()
+            return arm
+        while self._proposed < self._choice.trials:
+            self._proposed += 1
+            arm, number, known = self._ask()
+            if known is None:
+                return arm
+            # Proposed before: the same arm has the same score, there is nothing to train.
+            self._end(number, self.study.get_trials(deepcopy=False)[known].values)
+        return None
+
+    def _ask(self) -> tuple[Arm, int, int | None]:
+        """A proposal, its number, and that of an equal one before it."""
+        trial = self.study.ask(self._space)
+        arm = Arm(int(trial.params["demo_count"]), round(float(trial.params["action_free_ratio"]), 2), self._seed)
+        known = self._numbers.get(arm.name)
+        if known is None:
+            trial.set_user_attr("arm", arm.name)
+            self._numbers[arm.name] = trial.number
+        return arm, trial.number, known
+
+    def tell(self, arm: Arm, success_low: float, seconds: float, stopped_at: int | None) -> None:
+        against = {"demo_count": float(arm.demo_count), "seconds": seconds}
+        values = [success_low, *([against[self._choice.against]] if self._choice.against else [])]
+        # Optuna knows no pruned trials with two objectives: there a stopped arm counts with the score it has.
+        self._end(self._numbers[arm.name], values, pruned=stopped_at is not None and not self._choice.against)
+
+    def failed(self, arm: Arm) -> None:
+        self._end(self._numbers[arm.name], None)
+
+    def _end(self, number: int, values: Sequence[float] | None, pruned: bool = False) -> None:
+        """With its values, or failed if it has none; nothing if it has ended before."""
+        from optuna.trial import TrialState
+
+        if self.study.get_trials(deepcopy=False)[number].state.is_finished():
+            return
+        state = TrialState.PRUNED if pruned else TrialState.COMPLETE if values else TrialState.FAIL
+        self.study.tell(number, values if state is TrialState.COMPLETE else None, state=state)

@@ -1,0 +1,168 @@
+"""A sweep's checkpoints on their way to scores: which suites each meets, who answers, who plays, and who hears of it."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from orchestrator.cluster.placement import Placement
+from orchestrator.cluster.ray_runtime import nodes_of
+from orchestrator.cost import Cost, Spending, of_outcome
+from orchestrator.evaluation.outcome_ledger import Portraits
+from orchestrator.evaluation.policy_server import policy_of
+from orchestrator.evaluation.ray_actors import policy_servers, video_judge
+from orchestrator.evaluation.scorer import Scorer
+from orchestrator.evaluation.scores import Score, ScoringJob
+from orchestrator.evaluation.video_score import VideoScore, VideoTest
+from orchestrator.prometheus import EPISODES, RETRIES
+from orchestrator.sweep.state import SweepState
+from orchestrator.sweep.status import Board
+from orchestrator.sweep.tracking_publisher import Views
+from orchestrator.sweep.video_eval_queue import VideoScores
+from sim_workers.checkout import file_hashes
+from sim_workers.rollout.autoscaler import Answered
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.policy_clients import PolicySource
+from sim_workers.rollout.rollout_video import Filmed
+from sim_workers.rollout.worker import RolloutJob
+
+MEASURE_S = 7200.0
+"""Seconds after which the measuring of a checkpoint's video is given up; the next run tries again."""
+
+
+@dataclass(frozen=True)
+class Players:
+    """Who plays a sweep's episodes."""
+
+    pool: Any
+    """A RolloutPool, or what behaves like one."""
+    source: Callable[[str, bool], PolicySource]
+    """The policy of a checkpoint (as `policy_of` names it), and whether it imagines a video."""
+    answered: Callable[[str], Answered]
+    """What was computed for such a checkpoint so far."""
+    server_gpus: float = 0.0
+    """Of each policy server."""
+    judge: Callable[[VideoTest, PolicySource], tuple[VideoScore, float]] | None = None
+    """The score of a policy's generated video, and the CPU seconds of measuring it. None: nobody measures."""
+
+
+def players(state: SweepState, placement: Placement, portraits: Portraits) -> Players:
+    """Simulators and policy servers on a connected Ray."""
+    from sim_workers.rollout.pool import RolloutPool
+    from sim_workers.rollout.ray_policy_client import Served
+
+    suite = state.sweep.suite
+    servers = policy_servers(placement.servers, placement.server_gpus, suite.rung, state.sweep.name)
+    judge = lru_cache(video_judge)  # begun when first asked
+
+    def judged(test: VideoTest, source: PolicySource) -> tuple[VideoScore, float]:
+        import ray
+
+        told: tuple[VideoScore, float] = ray.get(judge().measure.remote(test, source), timeout=MEASURE_S)
+        return told
+
+    simulators = state.sweep.rollout_actors
+    # Elsewhere they would take the cores that the next training run waits for, and a processor of another kind may draw other pictures.
+    where = nodes_of("rollouts", CPU=placement.rollout_cpus * (1 if placement.apart else simulators))
+    return Players(
+        pool=RolloutPool(simulators, placement.rollout_cpus, suite.gl, portraits, nodes=where, label=state.sweep.name, code=file_hashes()),
+        source=lambda uri, imagines: Served(servers, uri, imagines),
+        answered=lambda uri: Served(servers, uri).measure(uri),
+        server_gpus=placement.server_gpus,
+        judge=judged,
+    )
+
+
+class Evaluation:
+    """Scores every checkpoint it is told of on the sweep's suite, and every arm's last one on the shifted suites too."""
+
+    def __init__(
+        self,
+        state: SweepState,
+        board: Board,
+        views: Views,
+        spending: Spending,
+        playing: Players,
+        on_score: Callable[[str, int, Score], None],
+        decides: Callable[[int], bool],
+        say: Callable[[str], None],
+    ) -> None:
+        """on_score hears (arm id, step, complete score) of the sweep's own suite; decides: `Scorer`."""
+        self._state, self._board, self._views, self._spending, self._playing = state, board, views, spending, playing
+        self._on_score, self.say = on_score, say
+        self._charged: dict[str, float] = {}  # seconds of answers on an arm's account, by checkpoint
+        self._cameras = len(state.manifest.contract.cameras)
+        playing.pool.on_retry = self._on_retry
+        self.scorer = Scorer(state.storage, state.manifest.contract, playing.pool, self, decides)
+        self.videos = VideoScores(state, views, self._judge, say)
+
+    def submit(self, arm_id: str, step: int, fingerprint: str) -> None:
+        """Score the arm's checkpoint of this step, known by its fingerprint."""
+        state, uri = self._state, self._state.checkpoint_uri(arm_id, step)
+        last, arm = step == state.sweep.train.steps, self._board.arms[arm_id].arm
+        source = self._playing.source(policy_of(uri, fingerprint), arm.kind == "video_action")
+        for shift in ("nominal", *(state.sweep.suite.shifts if last else ())):
+            suite = state.sweep.to_suite(shift)
+            rule, reference = (state.rule(arm), state.sweep.is_reference(arm)) if shift == "nominal" else (None, False)
+            protocol, name = state.protocol_of(shift), self._board.arms[arm_id].name
+            self.scorer.submit(ScoringJob(arm_id, step, uri, fingerprint, suite, protocol, source, last, rule, reference, name))
+
+    @property
+    def workers(self) -> int:
+        """Simulators that have a place in the cluster."""
+        number: int = self._playing.pool.placed
+        return number
+
+    def _on_retry(self, kind: str, rollout: RolloutJob, why: str) -> None:
+        RETRIES.record(1, self._state.sweep.name, kind=kind)
+        if kind == "episode":
+            self.say(f"playing {rollout} again: {why}")
+
+    def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+        for (task, result), number in Counter((outcome.spec.task, outcome.result) for outcome in outcomes).items():
+            EPISODES.record(number, self._state.sweep.name, task=task, result=result)
+        for outcome in outcomes:
+            self._spending.add(job.arm_id, of_outcome(outcome, self._cameras))
+        if job.suite.shift == "nominal":
+            with self._board.lock:
+                self._board.arms[job.arm_id].scoring[job.step] = done, self._state.sweep.suite.listed
+
+    def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+        arm, shift = self._board.arms[job.arm_id], job.suite.shift
+        with self._board.lock:
+            if shift == "nominal":
+                arm.scores[job.step] = score
+                if score.verdict:  # nothing more is listed for it
+                    arm.scoring[job.step] = score.episodes, score.episodes
+            else:
+                arm.shifted[shift] = score
+        self.say(f"score {job}: {score}")
+        for episode, cause in score.causes:
+            self.say(f"quarantined {episode} of {job}: {cause}")
+        policy = policy_of(job.uri, job.fingerprint)
+        charged = self._charged.get(policy, 0.0)  # a checkpoint that meets several suites has several scores
+        self._charged[policy] = max(charged, self._playing.answered(policy).busy_s)  # less than before: a server that starts anew forgets
+        busy_s = self._charged[policy] - charged
+        gpus = self._playing.server_gpus
+        self._spending.add(job.arm_id, Cost(infer_gpu_s=busy_s * gpus, infer_cpu_s=0.0 if gpus else busy_s))
+        if score.complete:
+            self._views.score(job.arm_id, job.step, job.fingerprint, shift, score, outcomes)
+            if shift == "nominal":
+                if self._playing.judge and arm.arm.kind == "video_action":
+                    self.videos.submit(job, arm.name)
+                self._on_score(job.arm_id, job.step, score)
+
+    def _judge(self, job: ScoringJob, test: VideoTest) -> VideoScore:
+        """In the video scores' thread."""
+        assert self._playing.judge
+        policy = policy_of(job.uri, job.fingerprint)
+        before = self._playing.answered(policy).imagined_s
+        score, cpu_s = self._playing.judge(test, job.source)
+        imagined_s = max(0.0, self._playing.answered(policy).imagined_s - before)
+        gpus = self._playing.server_gpus
+        self._spending.add(job.arm_id, Cost(infer_gpu_s=imagined_s * gpus, infer_cpu_s=cpu_s + (0.0 if gpus else imagined_s)))
+        return score
+
+    def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None:
+        self._views.film(job.arm_id, job.step, episode, film)

@@ -1,0 +1,135 @@
+"""Why an arm would be trained again, or its checkpoints played again: the parts of its keys, as stored and as they are now."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.config.arms import Arm
+from orchestrator.config.sweep_config import SweepError
+from orchestrator.fingerprints import Difference, Key, Kind, compare
+from orchestrator.sweep.state import SweepState
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One key of an arm: what the storage has results under, and what the next run would look for."""
+
+    kind: Kind
+    stored: str
+    """What names the stored results: the arm's id, or the protocol; empty if there are none."""
+    now: str
+    """The same, as the next run would compute it."""
+    parts: tuple[Difference, ...] | None
+    """Every part; None where nothing is stored, or nothing is known of what is."""
+
+    @property
+    def same(self) -> bool:
+        return self.stored == self.now
+
+    def lines(self) -> list[str]:
+        """For people."""
+        if not self.stored:
+            return [f"{self.kind}: nothing is stored"]
+        if self.parts is None:
+            return [f"{self.kind}: {self.stored} is stored; an earlier version wrote it, and nothing is known of its parts"]
+        width = max(len(part.part) for part in self.parts)
+        return [f"{self.kind}: stored {self.stored}, now {self.now}", *(f"  {part.part:<{width}}  {part}" for part in self.parts)]
+
+    def to_json(self) -> dict[str, Any]:
+        parts = None if self.parts is None else [part.to_json() for part in self.parts]
+        return {"stored": self.stored, "now": self.now, "same": self.same, "parts": parts}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the next run of a sweep would do with one arm, and why."""
+
+    arm: str
+    training: Compared
+    score: Compared
+    first_step: int
+    """Optimiser step from which it would be trained."""
+    steps: int
+    """Step at which training ends; nothing is trained if that is `first_step`."""
+    episodes: int
+    """Episodes that would be played, at most."""
+
+    @property
+    def consequence(self) -> str:
+        """In a sentence."""
+        play = f"{self.episodes} episodes are played" if self.episodes else "no episode is played"
+        again = " again" if self.episodes and self.score.stored and not self.score.same else ""
+        if self.first_step == self.steps:
+            return f"nothing is trained, {play}{again}" if self.episodes else "nothing: the arm is trained and scored"
+        if self.training.stored and not self.training.same:
+            return f"the arm is trained again from step 0 to {self.steps}, {play}{again or ' again'}"
+        return f"the arm is trained from step {self.first_step} to {self.steps}, {play}{again}"
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return [self.arm, *self.training.lines(), *self.score.lines(), f"the next run: {self.consequence}"]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "arm": self.arm,
+            "training": self.training.to_json(),
+            "score": self.score.to_json(),
+            "first_step": self.first_step,
+            "steps": self.steps,
+            "episodes": self.episodes,
+            "consequence": self.consequence,
+        }
+
+
+def explain(state: SweepState, name: str) -> Explanation:
+    """Compare an arm, known by its name or id, with what the storage has of it. SweepError if it is no arm of the sweep."""
+    arms = state.arms()
+    arm = next((arm for arm_id, arm in arms.items() if name in (arm_id, arm.name)), None)
+    if arm is None:
+        there = ", ".join(sorted(arm.name for arm in arms.values())) or "none yet"
+        raise SweepError(f"sweep {state.sweep.name}", [f"{name} is no arm of it; there are {there}"])
+    training = _training(state, arm)
+    score = _score(state, training.stored)
+    done = state.checkpoints(training.now)
+    first_step = max(done, default=0)
+    return Explanation(arm.name, training, score, first_step, state.sweep.train.steps, _episodes(state, arm, done))
+
+
+def _training(state: SweepState, arm: Arm) -> Compared:
+    key = state.training_key
+    now, prefix = arm.arm_id(key.fingerprint), f"checkpoints/{arm.name}_"
+    stored = {found.split("/")[1] for found in state.storage.list(prefix)}
+    if now in stored:
+        return Compared("training", now, now, tuple(compare(key, key)))
+    for fingerprint, kept in Key.all_kept(state.storage, "training").items():
+        if (arm_id := arm.arm_id(fingerprint)) in stored:
+            return Compared("training", arm_id, now, tuple(compare(kept, key)))
+    return Compared("training", max(stored, default=""), now, None)
+
+
+def _score(state: SweepState, arm_id: str) -> Compared:
+    """Of the nominal suite on the arm's last stored checkpoint that has outcomes."""
+    key = state.protocol_key("nominal")
+    now = key.fingerprint
+    for _, checkpoint in sorted(state.checkpoints(arm_id).items(), reverse=True) if arm_id else ():
+        folder = f"outcomes/{checkpoint['checkpoint']}/"
+        stored = {name.removeprefix(folder).partition("/")[0].removesuffix(".parquet") for name in state.storage.list(folder)}
+        if now in stored:
+            return Compared("score", now, now, tuple(compare(key, key)))
+        for fingerprint, kept in Key.all_kept(state.storage, "score").items():
+            if fingerprint in stored and kept.parts["suite"]["shift"] == "nominal":
+                return Compared("score", fingerprint, now, tuple(compare(kept, key)))
+        if stored:
+            return Compared("score", max(stored), now, None)
+    return Compared("score", "", now, None)
+
+
+def _episodes(state: SweepState, arm: Arm, done: dict[int, dict[str, Any]]) -> int:
+    """Episodes that the arm's checkpoints still miss, those that are not trained yet among them."""
+    left = 0
+    for step in state.sweep.checkpoint_steps():
+        for shift in ("nominal", *(state.sweep.suite.shifts if step == state.sweep.train.steps else ())):
+            left += state.sweep.to_suite(shift).episodes * len(state.sweep.suite.tasks)
+            if step in done:
+                score, _ = state.score(arm, done[step]["checkpoint"], shift)
+                left -= score.listed if score.complete else score.episodes
+    return left

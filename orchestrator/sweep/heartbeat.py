@@ -1,0 +1,150 @@
+"""What a running sweep does every so often: share the cluster, keep to its budget, write down how far it is."""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.cluster.placement import Placement
+from orchestrator.cluster.sharing import present
+from orchestrator.cost import exceeded
+from orchestrator.infrastructure import cause_of
+from orchestrator.prometheus import QUEUED_EPISODES, ROLLOUT_WORKERS, UNSCORED_CHECKPOINTS, UNTOLD_RECORDS
+from orchestrator.redaction import redacted_in
+from orchestrator.storage.base import StorageError
+
+if TYPE_CHECKING:
+    from orchestrator.sweep.run import SweepRun
+
+BEAT_S = 0.5
+SHARE_S = 5.0
+WRITE_S = 3.0
+"""What `demoscale status` shows of a run is at most so old."""
+PATIENCE_S = 10.0
+"""Seconds that the end of a run waits for each thread."""
+
+
+class Pulse:
+    """Two threads, while the context is open.
+
+    One watches for a request to end, the budget and a scorer that failed; it needs neither Ray nor the storage. The other shares the cluster
+    and writes down how far the run is; what it cannot do it says once and tries again. One that ends unexpectedly ends the run.
+    """
+
+    def __init__(self, run: "SweepRun", placement: Placement) -> None:
+        self._run, self._placement = run, placement
+        self._began, self._at_first = time.monotonic(), self._todo()
+        self._closing = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._guarded, args=one, name=f"pulse{one[0].__name__.replace('_', '-')}", daemon=True) for one in self._tasks
+        ]
+        self._present = 1
+        self._failure: BaseException | None = None
+
+    @property
+    def _tasks(self) -> tuple[tuple[Callable[[], None], float], ...]:
+        """Each task and the seconds between two runs of it."""
+        return (self._watch, BEAT_S), (self._share, SHARE_S), (self._write, WRITE_S)
+
+    def __enter__(self) -> "Pulse":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self._closing.set()
+        for thread in self._threads:
+            thread.join(PATIENCE_S)  # one that waits for a storage or Ray is not waited for
+        with suppress(StorageError):
+            self._write(over=True)
+        if self._failure and not kind:
+            raise self._failure
+
+    def _guarded(self, task: Callable[[], None], pause_s: float) -> None:
+        """Do it again and again. Infrastructure that is away is said once; anything else ends the run, and is raised at its end."""
+        said, closing = "", False
+        while not closing:
+            try:
+                task()
+                said = ""
+            except BaseException as error:
+                cause = cause_of(error)
+                if not cause:
+                    self._failure = error
+                    return self._run.end(f"a fault of demoscale's own ({type(error).__name__} in {threading.current_thread().name})")
+                if cause != said:
+                    self._run.say(f"{threading.current_thread().name}: {cause}; tries again")
+                said = cause
+            closing = self._closing.wait(pause_s)
+
+    def _watch(self) -> None:
+        if name := self._run.failed_thread():
+            self._run.end(f"{name} failed")
+        elif self._run.taken_over:
+            self._run.suspend(self._run.taken_over)
+        elif self._run.interrupted:
+            self._run.end("stopped")
+        elif reached := exceeded(self._run.state.sweep.budget, self._run.spending):
+            self._run.end(reached)
+
+    def _share(self) -> None:
+        """Of several sweeps on one cluster each takes its part: at least one training run and one simulator."""
+        number = max(1, present())
+        if number != self._present:
+            others = f"{number - 1} other sweep{'s' if number > 2 else ''}" if number > 1 else "no other sweep any more"
+            self._run.say(f"shares the cluster with {others}")
+            self._present = number
+        self._run.training.slots = max(1, self._placement.concurrent_arms // number)
+        self._run.evaluation.scorer.use(max(1, self._run.state.sweep.rollout_actors // number))
+
+    def _measure(self, over: bool) -> None:
+        """Of a run that is over nobody waits for anything any more."""
+        run, name = self._run, self._run.state.sweep.name
+        scorer = run.evaluation.scorer
+        for metric, value in ((QUEUED_EPISODES, scorer.waiting), (UNSCORED_CHECKPOINTS, scorer.unscored), (ROLLOUT_WORKERS, run.evaluation.workers)):
+            metric.record(0 if over else value, name)
+        with suppress(OSError, ValueError):  # journals come and go
+            UNTOLD_RECORDS.record(run.untold, name)
+
+    def _write(self, over: bool = False) -> None:
+        """For onlookers. A storage that is away for a moment is no reason to stop: those who need it say so."""
+        run = self._run
+        self._measure(over)
+        run.board.charge(run.spending.by_arm())
+        news = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "written": time.time(),
+            "over": over,
+            "ending": run.ending,
+            "arms": run.board.lines(),
+            "training": sorted(run.training.running),
+            "episodes_to_play": run.evaluation.scorer.waiting,
+            "workers": run.evaluation.workers,
+            "cost": run.spending.total().to_json(),
+            "wall_s": time.monotonic() - self._began,
+            "left_s": self._left_s(),
+        }
+        with suppress(StorageError):
+            run.state.storage.put(f"live/{run.state.sweep.name}.json", json.dumps(redacted_in(news)).encode())
+
+    def _left_s(self) -> float | None:
+        """How long it will take at the pace so far, if no arm is stopped; None before there is a pace."""
+        wall_s = time.monotonic() - self._began
+        paces = [(todo, before - todo) for todo, before in zip(self._todo(), self._at_first, strict=True) if todo]
+        if any(made <= 0 for _, made in paces):
+            return None
+        return max((wall_s * todo / made for todo, made in paces), default=0.0)
+
+    def _todo(self) -> tuple[int, int]:
+        """Optimiser steps and episodes that are left."""
+        sweep, board = self._run.state.sweep, self._run.board
+        listed = len(sweep.checkpoint_steps()) * sweep.suite.listed
+        with board.lock:
+            going_on = [arm for arm in board.arms.values() if arm.stopped is None and not arm.failure]
+            played = (sum(done + sweep.suite.listed - of for done, of in arm.scoring.values()) for arm in going_on)
+            return sum(arm.steps - arm.step for arm in going_on), listed * len(going_on) - sum(played)

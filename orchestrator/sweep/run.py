@@ -1,0 +1,272 @@
+"""Running a sweep: Ray Tune trains the arms, a thread scores what they save, the search hears of every score, MLflow of everything.
+
+Everything that was finished is found in the storage and not done again, so the same command starts, continues and completes a sweep.
+"""
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cached_property
+
+from orchestrator.cluster.placement import Placement
+from orchestrator.cluster.ray_runtime import acting_device, connect, resources, set_apart
+from orchestrator.cluster.sharing import presence
+from orchestrator.config.sweep_config import Sweep
+from orchestrator.cost import Spending
+from orchestrator.evaluation.outcome_ledger import Ledger, Portraits
+from orchestrator.evaluation.scores import Score, portraits_of
+from orchestrator.infrastructure import InfrastructureError, cause_of
+from orchestrator.planning.plan import planned_arms
+from orchestrator.redaction import redacting
+from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.storage.base import open_storage
+from orchestrator.sweep.arm_search import Listed, Proposals, Proposed, StoppingRule
+from orchestrator.sweep.driver_lease import Lease
+from orchestrator.sweep.eval_scheduler import Evaluation, Players, players
+from orchestrator.sweep.heartbeat import Pulse
+from orchestrator.sweep.ray_tune import Fit, run_trials
+from orchestrator.sweep.state import SweepState
+from orchestrator.sweep.tracking_publisher import Views
+from orchestrator.sweep.train_scheduler import Training
+from orchestrator.tracking.mlflow_writer import local_folder
+from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
+from orchestrator.tracking.tracking_errors import away
+from orchestrator.training.control_channel import desk
+from orchestrator.training.ray_train import fit
+from policy.errors import DemoscaleError
+
+
+class UnfinishedError(DemoscaleError):
+    """Arms that have no place on the curve, a sentence each."""
+
+
+class SweepRun:
+    """One run of a sweep, from wherever it stands to its end."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        say: Callable[[str], None],
+        retry_failed: bool = False,
+        fit: Fit = fit,
+        players: Callable[[SweepState, Placement, Portraits], Players] = players,
+        outbox: OutboxSettings = DEFAULT_OUTBOX,
+        take_over: bool = False,
+    ) -> None:
+        """Hold the sweep. HeldError if another driver does; take_over: have it end instead.
+
+        say: called with one line per event. retry_failed: train the arms that failed before, and no others. outbox: how long the end of the
+        run waits for MLflow.
+        """
+        say = redacting(say)
+        self.ending = self._cause = ""
+        """`ending`: why nothing new is begun. `_cause`: what failed under the sweep, if anything did."""
+        self.interrupted = False
+        """Somebody asks it to end; `Pulse` sees to that."""
+        self.taken_over = ""
+        """Which driver asks it to end."""
+        self.say, self._retry_failed, self._fit, self._players = say, retry_failed, fit, players
+        with ExitStack() as held:
+            held.enter_context(Lease(open_storage(sweep.storage), sweep.name, self._taken_over).claim(say, take_over))
+            self.state = SweepState.open(sweep, pin=True)
+            if sweep.data.on_corrupt == "quarantine":
+                self.state = self._without_damaged(say)
+            self.board = self.state.board()
+            torn = self.state.without_torn(self.board)
+            if torn:
+                self.board = self.state.board()
+            for arm_id, steps in torn.items():
+                say(f"{self.board.arms[arm_id].name}: the checkpoints of steps {', '.join(map(str, steps))} are damaged; they are trained again")
+            self.spending = Spending(self.state.storage, sweep.name, uuid.uuid4().hex[:8])
+            self._outbox = outbox
+            self._rule = StoppingRule(sweep)
+            self._proposals: Proposals = Listed(sorted(sweep.grid(), key=lambda arm: not sweep.is_reference(arm)))
+            if sweep.search.optuna:
+                self._proposals = Proposed(sweep, local_folder(sweep.storage) / f"{sweep.name}-optuna.log", self.state.proposed())
+            self._held = held.pop_all()
+
+    def _taken_over(self, why: str) -> None:
+        self.taken_over = why
+
+    @cached_property
+    def _views(self) -> Views:
+        """Made when first asked for: its runs in MLflow are named by the keys, which are known once the cluster is."""
+        return Views(self.state, self.say, settings=self._outbox)
+
+    def _without_damaged(self, say: Callable[[str], None]) -> SweepState:
+        """The sweep's state after every episode it needs was read once."""
+        say("reading every episode the sweep needs, to set damaged ones aside")
+        before = self.state.quarantined
+        state = self.state.without_damaged(lambda done, todo: say(f"read {done} of {todo} episodes") if done % 1000 == 0 or done == todo else None)
+        for episode, problem in state.quarantined.items():
+            say(f"quarantined {'' if episode in before else 'now '}{episode}: {problem}")
+        return state
+
+    def run(self) -> Curve | None:
+        """Train what is not trained, score what is not scored; the curve of what is complete, None if nothing is.
+
+        KeyboardInterrupt if it was paused; InfrastructureError if what it runs on failed; UnfinishedError if an arm failed, after all others
+        were finished.
+        """
+        with self._held:
+            return self._run()
+
+    def _run(self) -> Curve | None:
+        sweep = self.state.sweep
+        connect()
+        cpus_apart = set_apart("rollouts").get("CPU", 0.0)
+        placement = Placement.fit(resources(), sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)), cpus_apart)
+        self._act_on(acting_device(placement.server_gpus))
+        self.state.keep_keys()
+        if reused := sorted(arm.name for arm in self.board.arms.values() if arm.step == arm.steps):
+            self.say(f"already trained, not trained again: {', '.join(reused)}")
+        if scored := sum(len(arm.scores) for arm in self.board.arms.values()):
+            self.say(f"already scored, not played again: {scored} checkpoints")
+        portraits = portraits_of(self.state.storage, sweep.suite.gl)
+        playing = self._players(self.state, placement, portraits)
+        self.evaluation = Evaluation(self.state, self.board, self._views, self.spending, playing, self._on_score, self._rule.decides, self.say)
+        self.training = Training(
+            self.state, self.board, self._views, self.spending, self._proposals, self.evaluation.submit, self.say, self.suspend, self._retry_failed
+        )
+        self.training.slots, self.training.gpus = placement.concurrent_arms, placement.trainer.get("GPU", 0.0)
+        try:
+            self._replay()
+            with desk(self.training.on_news, presence(), self.training.lost) as self.training.desk, Pulse(self, placement):
+                run_trials(self.training, self._fit, self.state.uri("arms"), placement.trainer, self.training.desk, sweep.attempts)
+                self.training.check()
+                self.evaluation.scorer.drain()
+                self.evaluation.videos.drain()
+            if failure := self._views.failure:
+                raise failure
+        except BaseException as error:
+            if left := self._views.finish(done=False):
+                self.say(left)
+            if cause := self._cause or cause_of(error):
+                raise self._suspended(cause) from error
+            raise
+        finally:
+            self.evaluation.scorer.close()
+            self.evaluation.videos.wind_down()
+            self.spending.close()
+        self._views.artifact("portraits.json", json.dumps(portraits.all(), indent=1).encode())
+        self.board.charge(self.spending.by_arm())
+        self._views.costs({arm_id: arm.cost for arm_id, arm in self.board.arms.items()})
+        return self._concluded()
+
+    def _act_on(self, device: str) -> None:
+        """Have the checkpoints act on this device class, which is part of their scores' keys."""
+        before, checkpoints = self.state.device, any(arm.step for arm in self.board.arms.values())
+        self.state = self.state.on_device(device)
+        if before != device:
+            self.board = self.state.board()
+        if before and before != device and checkpoints:
+            self.say(f"checkpoints act on {device}, earlier on {before}: scores of the two are not mixed, so they are played again on {device}")
+
+    def _concluded(self) -> Curve | None:
+        curve, unfinished = None, [*self._unfinished()]
+        if any(arm.steps in arm.scores and arm.scores[arm.steps].complete for arm in self.board.arms.values()):
+            curve = self._curve()
+        if curve:
+            for kind in ("png", "svg"):
+                self._views.artifact(f"curve.{kind}", curve.draw(kind))
+            self._views.artifact("curve.json", json.dumps(curve.to_json(), indent=1).encode())
+            self._views.artifact("curve.html", curve.page(self.state.tracking_uri).encode())
+        if left := self._views.finish(done=not unfinished and not self.ending):
+            self.say(left)
+        if self._cause:
+            raise self._suspended(self._cause)
+        if self.ending == "stopped":
+            raise KeyboardInterrupt
+        if unfinished and not self.ending:
+            raise UnfinishedError(f"{self.state.sweep.name}: not everything could be done\n" + "\n".join(f"  - {one}" for one in unfinished))
+        return curve
+
+    def _curve(self) -> Curve | None:
+        """From MLflow, once it has been told everything; None if it is away."""
+        if self._views.flush():
+            try:
+                return Curve.read(self.state.tracking_uri, self.state.sweep.name, self.state.store)
+            except Exception as error:
+                if not away(error):
+                    raise
+        self.say(f"no curve yet: it is made from MLflow, which does not have all scores; later: demoscale curve {self.state.sweep.name}")
+        return None
+
+    def end(self, why: str) -> None:
+        """Begin nothing new: training runs save a checkpoint and end, episodes being played are finished. The same command continues."""
+        if not self.ending:
+            self.ending = why
+            self.say(f"ending: {why}; training saves its state, episodes in progress are finished")
+            self.training.pause()
+            self.evaluation.scorer.wind_down()
+            self.evaluation.videos.wind_down()
+
+    def suspend(self, cause: str) -> None:
+        """End in good order, since what the sweep runs on failed: no arm is to blame, and the same command goes on."""
+        self._cause = self._cause or cause
+        self.end(cause)
+
+    def _suspended(self, cause: str) -> InfrastructureError:
+        return InfrastructureError(f"{self.state.sweep.name}: {cause}; what was finished is kept, no arm failed by it, and the same command goes on")
+
+    def failed_thread(self) -> str:
+        """The name of a thread that ended before its time; empty if all are well. Its error is raised once the run has ended in good order."""
+        failures = {
+            "scoring": self.evaluation.scorer.failure,
+            "video scoring": self.evaluation.videos.failure,
+            "reporting to MLflow": self._views.failure,
+        }
+        return next((name for name, failure in failures.items() if failure), "")
+
+    @property
+    def untold(self) -> int:
+        """Records that MLflow has not been told yet."""
+        return self._views.untold
+
+    def _on_score(self, arm_id: str, step: int, score: Score) -> None:
+        arm = self.board.arms[arm_id]
+        if arm.stopped is None and self._rule.stops(arm_id, step, score.interval[0]):
+            arm.stopped = step
+            self.state.stop(arm_id, step)
+            self.say(f"stopped {arm.name} after {step} steps: it is behind at {score}")
+            self.training.ask(arm_id, "stop")
+            self.evaluation.scorer.drop(arm_id)
+        if arm.stopped is not None or step == arm.steps:
+            cost = self.spending.of(arm_id)
+            self._proposals.tell(arm.arm, score.interval[0], cost.cpu_s + cost.gpu_s, arm.stopped)
+
+    def _replay(self) -> None:
+        """Tell the search of the scores that are known, in the order of their steps, and have what is not scored scored."""
+        scores = sorted((step, arm_id) for arm_id, arm in self.board.arms.items() for step in arm.scores)
+        for step, arm_id in scores:
+            self._rule.stops(arm_id, step, self.board.arms[arm_id].scores[step].interval[0])
+        for arm_id, arm in sorted(self.board.arms.items(), key=lambda told: not self.state.sweep.is_reference(told[1].arm)):
+            if arm.stopped is not None:
+                continue
+            for step, checkpoint in self.state.checkpoints(arm_id).items():
+                self.evaluation.submit(arm_id, step, checkpoint["checkpoint"])
+
+    def _unfinished(self) -> Iterator[str]:
+        """Why an arm has no place on the curve, one sentence each."""
+        for arm in self.board.arms.values():
+            if arm.failure:
+                yield f"{arm.name}: {arm.failure}"
+                continue
+            if arm.stopped is None and arm.steps not in arm.scores and not self._retry_failed:
+                yield f"{arm.name}: its last checkpoint has no score ({arm.state}, {arm.step} of {arm.steps} steps); run again to go on"
+            for shift, score in {"": arm.scores.get(arm.steps), **arm.shifted}.items():
+                if score and not score.complete:
+                    causes = "; ".join(sorted({cause for _, cause in score.causes}))
+                    where = f" under the {shift} shift" if shift else ""
+                    yield f"{arm.name}: {score.errors} episodes{where} ended in an error ({causes}); run again to play them again"
+
+    def films(self) -> dict[str, list[str]]:
+        """Rollout videos of every arm's last checkpoint, by the arm's name."""
+        state, last = self.state, self.state.sweep.train.steps
+        found = {}
+        for arm_id, arm in self.board.arms.items():
+            if checkpoint := state.checkpoints(arm_id).get(last):
+                films = Ledger(state.storage, checkpoint["checkpoint"], state.protocol).films()
+                found[arm.name] = [state.uri(key) for key in films.values()]
+        return found

@@ -1,0 +1,373 @@
+"""A sweep as the storage has it: which arms, how far each is, what it scored.
+
+identity.json                             the storage's random id, orchestrator/storage/identity.py
+sweeps/<name>.json                        the resolved sweep, the data version it keeps to, which of its episodes are quarantined, and the
+                                          device class, package versions and weights of the run that wrote it last
+arms/<arm id>/step_000100/                checkpoints, written by Ray Train
+checkpoints/<arm id>/step_000100.json     a checkpoint that is whole: its losses and fingerprint
+outcomes/<checkpoint>/<protocol>          the ledger, orchestrator/evaluation/outcome_ledger.py
+video/<checkpoint>/<digest>.json          how good the checkpoint's generated video is, orchestrator/evaluation/video_score.py
+decisions/<name>/<search>/                what a search decided: which arms it proposed, which it stopped
+keys/<fingerprint>.json                   the parts of the keys, orchestrator/fingerprints.py
+failures/<name>/<arm id>.json             an arm whose training failed for good
+costs/<name>/<run>.json                   what each run of the sweep spent, orchestrator/cost.py
+live/<name>.json                          how far the run in progress is
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from orchestrator.checkpoints.reader import whole
+from orchestrator.config.arms import Arm, reference_of
+from orchestrator.config.schema import SuiteChoice
+from orchestrator.config.sweep_config import Sweep, SweepError
+from orchestrator.cost import Spending
+from orchestrator.data.episode_store import check_all, latest_version, load_manifest
+from orchestrator.data.manifest import Manifest
+from orchestrator.data.subset import Subset, SubsetError, choose
+from orchestrator.evaluation.held_out_clips import HeldOut
+from orchestrator.evaluation.outcome_ledger import Ledger
+from orchestrator.evaluation.scores import Score, protocol_key, score_so_far
+from orchestrator.evaluation.sequential_rule import Rule
+from orchestrator.evaluation.video_score import VideoTest
+from orchestrator.fingerprints import Key
+from orchestrator.provenance import ACTING_PACKAGES, COMMIT_OF_HUB, TRAINING_PACKAGES, digest, package_versions, same_weights, weights_label
+from orchestrator.redaction import redacted, redacted_in, shown
+from orchestrator.storage.base import Storage, open_storage
+from orchestrator.storage.identity import claim_identity, identity_of
+from orchestrator.storage.notes import note_damaged, read_notes, read_steps
+from orchestrator.sweep.status import ArmState, Board
+from orchestrator.tracking.mlflow_writer import tracking_uri
+from orchestrator.training.loop import STAGE_ONE, ArmJob
+from policy.presets import policy_config
+from sim_workers.checkout import file_hashes
+from sim_workers.rollout.episode import Outcome
+
+
+def versions_here() -> dict[str, str]:
+    """The installed versions of every package that changes numbers."""
+    return package_versions(tuple(sorted({*ACTING_PACKAGES, *TRAINING_PACKAGES})))
+
+
+@dataclass(frozen=True)
+class SweepState:
+    """A sweep tied to one version of its data: what `run`, `status` and `curve` agree on."""
+
+    sweep: Sweep
+    storage: Storage
+    manifest: Manifest
+    version: int
+    quarantined: dict[str, str]
+    """Damaged episodes that no arm reads, and what is wrong with each."""
+    store: str = ""
+    """The storage's identity, by which MLflow tells apart sweeps of one name. Empty for a storage that no sweep was pinned in since it has one."""
+    device: str = ""
+    """The class of what its checkpoints act on, as the last run found it (`cluster.acting_device`); empty before the first run."""
+    packages: Mapping[str, str] = field(default_factory=versions_here)
+    """Versions of the packages that change numbers."""
+    weights: str = ""
+    """The `weights_label` of the weights that its video models start from."""
+
+    @classmethod
+    def open(cls, sweep: Sweep, pin: bool = False, here: bool = False) -> "SweepState":
+        """Return the sweep with what is pinned in its storage; `pin` it.
+
+        The data version is the newest one when the sweep first runs (`pin`), and that one ever after. Package versions are those of the last run,
+        wherever this process runs; with `pin` or `here` those installed here.
+        """
+        storage = open_storage(sweep.storage)
+        key = f"sweeps/{sweep.name}.json"
+        before = json.loads(storage.get(key)) if storage.exists(key) else {}
+        same_data = before.get("sweep", {}).get("data", {}).get("episodes") == sweep.data.episodes
+        episodes = open_storage(sweep.data.episodes)
+        version = before["version"] if same_data else latest_version(episodes)
+        quarantined = before.get("quarantined", {}) if same_data and sweep.data.on_corrupt == "quarantine" else {}
+        packages = versions_here() if pin or here else {**versions_here(), **before.get("packages", {})}
+        weights, known = weights_label(sweep.weights, ask=pin), before.get("weights", {})
+        if known.get("source") == sweep.weights:
+            weights = same_weights(known["label"], weights)
+        device = before.get("device", "")
+        store = claim_identity(storage) if pin else identity_of(storage)
+        state = cls(sweep, storage, load_manifest(episodes, version), version, quarantined, store, device, packages, weights)
+        if pin:
+            state._refuse_shorter(before.get("sweep", {}).get("train", {}).get("steps", 0))
+            state.pin()
+        return state
+
+    def _refuse_shorter(self, before: int) -> None:
+        """SweepError if an arm has a checkpoint beyond `train.steps` that this sweep asked for, or has one beyond and none of that step.
+
+        before: `train.steps` of the sweep's last run, 0 if there was none. MLflow keeps an arm's newest scores, so the curve would be of those.
+        """
+        steps, fix = self.sweep.train.steps, "give the sweep another name"
+        for arm_id, arm in self.arms().items():
+            trained = sorted(read_steps(self.storage, arm_id))
+            if (last := max(trained, default=0)) <= steps or (steps in trained and before <= steps):
+                continue
+            if steps not in trained:
+                fix = f"set train.steps to {', '.join(map(str, trained))} or more"
+            raise SweepError(self.sweep.name, [f"train.steps: {arm.name} was trained on to step {last}; {fix}"])
+
+    def pin(self) -> None:
+        """Write down what the sweep keeps to from now on."""
+        kept = {
+            "sweep": self.sweep.model_dump(mode="json"),
+            "version": self.version,
+            "quarantined": self.quarantined,
+            "device": self.device,
+            "packages": dict(self.packages),
+            "weights": {"source": shown(self.sweep.weights), "label": shown(self.weights)},
+        }
+        self.storage.put(f"sweeps/{self.sweep.name}.json", json.dumps(kept, indent=1).encode())
+
+    def without_damaged(self, on_progress: Callable[[int, int], None]) -> "SweepState":
+        """The sweep after a look at every episode its arms read: those damaged are quarantined, others take their places, until all are whole.
+
+        `on_progress` hears (episodes read, episodes to read). SweepError if too few whole ones are left.
+        """
+        state, whole = self, set[str]()
+        while True:
+            subsets = [state.subset(arm) for arm in state.sweep.grid() or [state.sweep.largest()]]
+            chosen = {episode for subset in subsets for episode in (*subset.demos, *subset.action_free)}
+            todo = state.manifest.select(sorted(chosen - whole))
+            damaged = {}
+            for done, (entry, problem) in enumerate(check_all(open_storage(state.sweep.data.episodes), todo), 1):
+                on_progress(done, len(todo))
+                if problem:
+                    damaged[entry.episode_id] = redacted(problem)
+            whole |= chosen - set(damaged)
+            if not damaged:
+                return state
+            state = replace(state, quarantined=state.quarantined | damaged)
+            state.pin()
+
+    @classmethod
+    def named(cls, name: str, storage_uri: str, here: bool = False) -> "SweepState":
+        """A sweep that ran before; SweepError if none of that name did. here: with the packages installed here."""
+        storage = open_storage(storage_uri)
+        if not storage.exists(f"sweeps/{name}.json"):
+            known = [key.removeprefix("sweeps/").removesuffix(".json") for key in storage.list("sweeps/")]
+            raise SweepError(storage.uri, [f"no sweep named {name} ran here; " + (f"there are {', '.join(known)}" if known else "none did")])
+        sweep = Sweep.model_validate(json.loads(storage.get(f"sweeps/{name}.json"))["sweep"])
+        # The path that it was begun under may be another storage by now, or on this machine.
+        return cls.open(sweep.model_copy(update={"storage": storage_uri}), here=here)
+
+    @property
+    def training(self) -> str:
+        return self.training_key.fingerprint
+
+    @property
+    def training_key(self) -> Key:
+        """Everything besides the arm that shapes a trained policy."""
+        return self.sweep.training_key(self.manifest.fingerprint, self.quarantined, self.weights, self.packages)
+
+    @property
+    def protocol(self) -> str:
+        return self.protocol_of("nominal")
+
+    def protocol_of(self, shift: str) -> str:
+        """Of how the sweep's checkpoints are scored under a shift."""
+        return self.protocol_key(shift).fingerprint
+
+    def protocol_key(self, shift: str) -> Key:
+        """Everything besides the weights that shapes the outcomes under a shift."""
+        suite, gl = self.sweep.to_suite(shift), self.sweep.suite.gl
+        return protocol_key(suite, self.manifest.contract, self.sweep.sampler, gl, self.device or "cpu", self.packages)
+
+    def keep_keys(self) -> None:
+        """Write down the parts of the sweep's keys, so that a later run can say which of them differ."""
+        for key in (self.training_key, *map(self.protocol_key, ("nominal", *self.sweep.suite.shifts))):
+            key.keep(self.storage)
+
+    def on_device(self, device: str) -> "SweepState":
+        """The sweep on policy servers of this device class, which is pinned."""
+        if device == self.device:
+            return self
+        state = replace(self, device=device)
+        state.pin()
+        return state
+
+    @property
+    def comparable(self) -> str:
+        """Of what scores share that stand on one curve: the protocol, and when they end."""
+        told = self.sweep.suite.decide
+        return f"{self.protocol}+{digest(told.model_dump(mode='json'))}" if told else self.protocol
+
+    @property
+    def tracking_uri(self) -> str:
+        return tracking_uri(self.sweep.mlflow, self.storage.uri)
+
+    def arms(self) -> dict[str, Arm]:
+        """By arm id: the grid's, or those proposed so far."""
+        return {arm.arm_id(self.training): arm for arm in self.sweep.grid() or self.proposed()}
+
+    @property
+    def _decisions(self) -> str:
+        """Another search decides anew."""
+        search = self.sweep.search.model_dump(mode="json")
+        suite = self.sweep.suite.model_dump(mode="json", exclude={"video_clips"}, exclude_none=True)
+        return f"decisions/{self.sweep.name}/{digest([search, suite])}"
+
+    def proposed(self) -> list[Arm]:
+        """The arms that a search has proposed, in order."""
+        return [Arm(**told) for told in read_notes(self.storage, f"{self._decisions}/proposed/").values()]
+
+    def propose(self, arm: Arm, number: int) -> None:
+        """Remember a proposal."""
+        self.storage.put_if_absent(f"{self._decisions}/proposed/{number:06d}.json", json.dumps(vars(arm)).encode())
+
+    def stop(self, arm_id: str, step: int) -> None:
+        """Remember that the search gave the arm up."""
+        self.storage.put_if_absent(f"{self._decisions}/stopped/{arm_id}.json", json.dumps({"step": step}).encode())
+
+    def stopped(self) -> dict[str, int]:
+        """The arms that the search gave up, and after which step."""
+        return {arm_id: told["step"] for arm_id, told in read_notes(self.storage, f"{self._decisions}/stopped/").items()}
+
+    def fail(self, arm_id: str, sentence: str, trace: str) -> None:
+        """Remember that the arm's training failed for good."""
+        self.storage.put(f"{self._failures}{arm_id}.json", json.dumps(redacted_in({"sentence": sentence, "trace": trace}), indent=1).encode())
+
+    def failures(self) -> dict[str, str]:
+        """Arms whose training failed for good: why, where the whole trace is, and the mend."""
+        place, mend = self.uri(self._failures), "demoscale run --retry-failed tries again"
+        told = read_notes(self.storage, self._failures)
+        return {arm_id: f"{failed['sentence']} (whole trace in {place}{arm_id}.json); {mend}" for arm_id, failed in told.items()}
+
+    @property
+    def _failures(self) -> str:
+        return f"failures/{self.sweep.name}/"
+
+    def subset(self, arm: Arm) -> Subset:
+        """The arm's episodes; SweepError if the version the sweep keeps to has too few."""
+        try:
+            labelled = self.sweep.data.labelled_tasks
+            return choose(self.manifest, arm.demo_count, arm.action_free_ratio, arm.seed, self.quarantined.keys(), labelled)
+        except SubsetError as error:
+            mend = "give the sweep another name to use the store as it is now"
+            raise SweepError(self.sweep.name, [f"it keeps to version {self.version} of {self.sweep.data.episodes}; {error}; {mend}"]) from None
+
+    def used(self) -> frozenset[str]:
+        """Every episode that some arm may read, and those set aside: of each seed the largest arm's, which contain all others'."""
+        subsets = [self.subset(self.sweep.largest(seed)) for seed in self.sweep.seeds]
+        return frozenset(self.quarantined).union(*((*subset.demos, *subset.action_free) for subset in subsets))
+
+    def video_test(self) -> VideoTest | None:
+        """What the checkpoints' generated video is held against; None if nothing is asked for or generated. SubsetError if too few are left."""
+        sweep, shape = self.sweep, policy_config(self.sweep.policy.preset).clip
+        if not sweep.suite.video_clips or shape.frames_per_view == 1:
+            return None
+        episodes = open_storage(sweep.data.episodes).uri
+        clips = HeldOut.choose(episodes, self.manifest, sweep.suite.tasks, sweep.suite.video_clips, self.used(), shape)
+        return VideoTest(clips, sweep.sampler)
+
+    def job(self, arm: Arm) -> ArmJob:
+        """The arm's training."""
+        sweep, with_video = self.sweep, arm.kind == "video_action"
+        return ArmJob(
+            arm=arm,
+            arm_id=arm.arm_id(self.training),
+            episodes=open_storage(sweep.data.episodes).uri,
+            version=self.version,
+            quarantined=frozenset(self.quarantined),
+            config=policy_config(sweep.policy.preset, arm.kind),
+            train=sweep.train,
+            objective=sweep.train.objective if with_video else "action",
+            weights=self.weights if COMMIT_OF_HUB.search(self.weights) else sweep.policy.weights,
+            label=self.weights,
+            code=file_hashes(),
+            labelled_tasks=sweep.data.labelled_tasks,
+            videos_of=sweep.largest(arm.seed) if sweep.train.videos == "sweep" else None,
+        )
+
+    def stage_one(self, arm: Arm) -> ArmJob | None:
+        """The training of the video model that the arm's head reads, shared by all arms it is the same for; None if there is none apart."""
+        if self.sweep.train.mode != "two_stage" or arm.kind != "video_action":
+            return None
+        return self.job(arm).stage_one(self.manifest)
+
+    def arm_state(self, arm: Arm) -> ArmState:
+        """Of an arm that nothing is done for yet."""
+        video = self.stage_one(arm)
+        return ArmState(arm, self.sweep.train.steps, video.arm_id if video else "")
+
+    def checkpoints(self, arm_id: str) -> dict[int, dict[str, Any]]:
+        """Return the whole checkpoints of a training run by step: {loss, loss_video, loss_action, checkpoint (fingerprint)}.
+
+        Of an arm none beyond `train.steps`: another sweep may train the same arm for longer.
+        """
+        known = read_steps(self.storage, arm_id)
+        return known if arm_id.startswith(STAGE_ONE) else {step: told for step, told in known.items() if step <= self.sweep.train.steps}
+
+    def without_torn(self, board: Board) -> dict[str, list[int]]:
+        """Checkpoints that a full disk or a power failure left in pieces, by arm id, of those that have no score on the board.
+
+        They count as not written from now on, so that their arms are trained again from the newest whole ones. Runs whose folder is gone are
+        left alone: somebody has removed it.
+        """
+        torn: dict[str, list[int]] = {}
+        for arm_id, arm in board.arms.items():
+            if not (unscored := arm.scoring.keys() - arm.scores.keys()):
+                continue
+            for step, told in self.checkpoints(arm_id).items():
+                if step not in unscored or whole(self.checkpoint_uri(arm_id, step), told["checkpoint"]) or not self.storage.list(f"arms/{arm_id}/"):
+                    continue
+                note_damaged(self.storage, arm_id, step)
+                torn.setdefault(arm_id, []).append(step)
+        return torn
+
+    def uri(self, key: str) -> str:
+        """Of a key of the storage, for those who open files by themselves."""
+        return f"{self.storage.uri}/{key}"
+
+    def checkpoint_uri(self, arm_id: str, step: int) -> str:
+        return f"{self.uri('arms')}/{arm_id}/step_{step:06d}"
+
+    def board(self) -> Board:
+        """The state of every arm as the storage has it."""
+        board = Board({arm_id: self.arm_state(arm) for arm_id, arm in self.arms().items()})
+        stopped, failures = self.stopped(), self.failures()
+        for arm_id, state in board.arms.items():
+            for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
+                state.step, state.loss = step, checkpoint["loss"]
+                score, _ = self.score(state.arm, checkpoint["checkpoint"], "nominal")
+                state.scoring[step] = score.episodes, score.episodes if score.complete else score.listed
+                if score.complete:
+                    state.scores[step] = score
+                if step == self.sweep.train.steps:
+                    shifted = {shift: self.score(state.arm, checkpoint["checkpoint"], shift)[0] for shift in self.sweep.suite.shifts}
+                    state.shifted = {shift: score for shift, score in shifted.items() if score.complete}
+            state.stopped = stopped.get(arm_id)
+            state.failure = failures.get(arm_id, "") if state.step < state.steps else ""
+        board.charge(Spending.read(self.storage, self.sweep.name).by_arm())
+        return board
+
+    def rule(self, arm: Arm) -> Rule | None:
+        """What decides how much of the suite an arm's checkpoints are scored on; None: all of it."""
+        if not (told := self.sweep.suite.decide):
+            return None
+        if not told.against:
+            return Rule(told.look_every, told.confidence, told.threshold)
+        reference = reference_of(arm, told.against, self.sweep.grid())
+        return Rule(told.look_every, told.confidence, against=reference.arm_id(self.training)) if reference else None
+
+    def score(self, arm: Arm, checkpoint: str, shift: str) -> tuple[Score, list[Outcome]]:
+        """The score of an arm's checkpoint under a shift as far as the ledger has it, and the outcomes it counts, in the order they are played in."""
+        rule = self.rule(arm) if shift == "nominal" else None
+        return score_so_far(Ledger(self.storage, checkpoint, self.protocol_of(shift)), self.sweep.to_suite(shift), rule)
+
+
+def last_checkpoint(sweep: str, arm: str, storage: str) -> tuple[str, SuiteChoice]:
+    """The URI of an arm's last checkpoint, the arm known by name or id, and the sweep's suite. SweepError if there is none."""
+    state = SweepState.named(sweep, storage)
+    arms = state.arms()
+    arm_id = next((arm_id for arm_id, one in arms.items() if arm in (arm_id, one.name)), "")
+    steps = state.checkpoints(arm_id) if arm_id else {}
+    if not steps:
+        why = (
+            "has no checkpoint yet" if arm_id else f"is no arm of it; there are {', '.join(sorted(one.name for one in arms.values())) or 'none yet'}"
+        )
+        raise SweepError(f"sweep {sweep}", [f"{arm} {why}"])
+    return state.checkpoint_uri(arm_id, max(steps)), state.sweep.suite

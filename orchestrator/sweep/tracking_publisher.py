@@ -1,0 +1,241 @@
+"""What MLflow is told of a sweep. Neither training nor scoring waits for it: a note on disk, and a thread that tells it (`teller.py`).
+
+The storage has everything that is shown here, so `republish` can make it anew.
+"""
+
+import getpass
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from orchestrator.config.arms import Arm
+from orchestrator.cost import Cost, added
+from orchestrator.data.subset import SubsetError
+from orchestrator.evaluation.scores import Score
+from orchestrator.evaluation.video_score import VideoScore
+from orchestrator.provenance import PACKAGES, digest, git_commit
+from orchestrator.redaction import redacted, redacted_in, shown
+from orchestrator.storage.base import open_storage
+from orchestrator.storage.identity import claim_identity
+from orchestrator.sweep.state import SweepState
+from orchestrator.tracking.mlflow_writer import SCORE_METRICS, SCORED_STEP, STORAGE, USER, Tracker, TrackingError, local_folder, outcomes_artifact
+from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings, Teller
+from orchestrator.training.loop import CONSUMED
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.rollout_video import Filmed
+
+LOSSES = ("loss", "loss_video", "loss_action")
+
+
+class Views:
+    """Publishes one sweep. The methods return at once; `flush` and `finish` wait, for a bounded time."""
+
+    def __init__(
+        self,
+        state: SweepState,
+        say: Callable[[str], None] = lambda _: None,
+        open_tracker: Callable[..., Any] = Tracker,
+        settings: OutboxSettings = DEFAULT_OUTBOX,
+    ) -> None:
+        """Open the sweep's outbox and start its delivery. TrackingError if this machine's disk cannot be written.
+
+        say: called when MLflow cannot be reached, and when it can again. open_tracker: makes the writer to MLflow, as Tracker.
+        """
+        self._state = state
+        sweep = state.sweep
+        place = digest([state.storage.uri, shown(state.tracking_uri)])[:8]
+        about = {
+            "sweep": sweep.name,
+            "store": state.store or claim_identity(state.storage),
+            "training": state.training,
+            "protocol": state.comparable,
+            "steps": sweep.train.steps,
+            "artifacts": state.uri("mlartifacts"),
+        }
+        folder = local_folder(state.storage.uri) / "telling" / f"{sweep.name}-{place}"
+        self._teller = Teller(state.tracking_uri, folder, about, say, open_tracker, settings)
+        self._away = False
+        self._environment = redacted_in(environment())
+        self.artifact("sweep.yaml", redacted(sweep.to_yaml()).encode())
+        self.artifact("quarantined.json", json.dumps(redacted_in(state.quarantined), indent=1, sort_keys=True).encode())
+        self.artifact("environment.json", json.dumps(self._environment, indent=1).encode())
+        owner = {STORAGE: shown(state.storage.uri), **({USER: name} if (name := user()) else {})}
+        self._tell("tags", arm_id=None, tags={"demoscale.code": git_commit(), **owner, **_tags_of(self._environment)})
+        for arm in state.arms().values():
+            self.arm(arm)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the delivery before its time."""
+        return self._teller.failure
+
+    def _tell(self, do: str, data: bytes | None = None, **arguments: Any) -> None:
+        self._teller.note(do, data, **(redacted_in(arguments) if do in ("tags", "arm") else arguments))  # the others hold numbers and digests
+
+    def arm(self, arm: Arm) -> None:
+        """There is an arm: its run, its place in the sweep, its episodes."""
+        state, arm_id, subset = self._state, arm.arm_id(self._state.training), self._state.subset(arm)
+        uri = shown(open_storage(state.sweep.data.episodes).uri)
+        facts = {
+            "demoscale.data": state.manifest.fingerprint,
+            "demoscale.data_version": str(state.version),
+            "demoscale.data_quarantined": str(len(state.quarantined)),
+            "demoscale.subset": subset.digest,
+            "demoscale.code": git_commit(),
+            "demoscale.environment": digest(self._environment),
+            "demoscale.decide": json.dumps(decide.model_dump(mode="json")) if (decide := state.sweep.suite.decide) else "",
+        }
+        data = {
+            "name": uri.rstrip("/").rpartition("/")[2],
+            "digest": state.manifest.fingerprint,
+            "uri": uri,
+            "profile": json.dumps({"version": state.version, "episodes": len(state.manifest)}),
+            "context": "training",
+        }
+        self._tell("arm", arm_id=arm_id, arm=vars(arm), facts=facts, datasets=[data])
+        self.arm_artifact(arm_id, "subset.json", json.dumps({**vars(subset), "digest": subset.digest}, indent=1).encode())
+
+    def training(self, arm_id: str, step: int, metrics: dict[str, Any]) -> None:
+        """What an arm reported: losses, clips consumed."""
+        self.metrics(arm_id, step, {name: float(metrics[name]) for name in (*LOSSES, *CONSUMED) if name in metrics})
+
+    def stage_one(self, arm_id: str, step: int, loss_video: float) -> None:
+        """What the video model that an arm waits for reported."""
+        self.metrics(arm_id, step, {"stage1_loss_video": loss_video})
+
+    def checkpoint(self, arm_id: str, step: int, fingerprint: str) -> None:
+        """A checkpoint is whole: a logged model of its arm's run."""
+        self._tell("checkpoint", arm_id=arm_id, step=step, fingerprint=fingerprint, uri=shown(self._state.checkpoint_uri(arm_id, step)))
+
+    def score(self, arm_id: str, step: int, fingerprint: str, shift: str, score: Score, outcomes: Sequence[Outcome]) -> None:
+        """A checkpoint's complete score, at its training step."""
+        results = {outcome.spec.episode_id: outcome.result == "success" for outcome in outcomes}
+        self.arm_artifact(arm_id, outcomes_artifact(step, shift), json.dumps(results, sort_keys=True).encode())
+        values = (score.success_rate, score.successes, score.episodes, score.errors, *score.interval)
+        metrics = dict(zip(SCORE_METRICS, map(float, values), strict=True))
+        metrics |= {"success_once_rate": score.once / score.episodes, "success_at_end_rate": score.at_end / score.episodes}
+        if shift == "nominal":
+            metrics["decided_early"] = float(score.episodes < score.listed)
+        suffix = "" if shift == "nominal" else f"_{shift}"
+        told = {f"{name}{suffix}": value for name, value in metrics.items()}
+        if shift == "nominal":
+            told[SCORED_STEP] = float(step)
+        self.checkpoint(arm_id, step, fingerprint)
+        self._tell("metrics", arm_id=arm_id, step=step, values=told, at=_now_ms(), checkpoint=fingerprint)
+
+    def film(self, arm_id: str, step: int, episode: str, film: Filmed) -> None:
+        self.arm_artifact(arm_id, f"rollouts/step_{step:06d}/{episode}.mp4", film.mp4)
+        if film.foresight:
+            self.arm_artifact(arm_id, f"rollouts/step_{step:06d}/{episode}.json", film.foresight)
+
+    def video(self, arm_id: str, step: int, score: VideoScore) -> None:
+        """How good a checkpoint's generated video is. Of metrics the first stay; scores of other clips are files of their own."""
+        self.metrics(arm_id, step, score.metrics)
+        self.arm_artifact(arm_id, f"video/{score.digest}/step_{step:06d}.json", json.dumps(score.to_json(), indent=1).encode())
+
+    def costs(self, by_arm: dict[str, Cost]) -> None:
+        """What the arms have cost when the sweep ends, and what it has cost in all."""
+        for arm_id, cost in [*by_arm.items(), (None, added(by_arm.values()))]:
+            self._artifact(arm_id, "cost.json", json.dumps(cost.to_json(), indent=1).encode())
+            self._tell("tags", arm_id=arm_id, tags={"demoscale.cost": str(cost)})
+
+    def artifact(self, name: str, data: bytes) -> None:
+        """A file of the whole sweep; `name` may hold folders, and a later file of the same name takes its place."""
+        self._artifact(None, name, data)
+
+    def arm_artifact(self, arm_id: str, name: str, data: bytes) -> None:
+        """A file of an arm's run."""
+        self._artifact(arm_id, name, data)
+
+    def metrics(self, arm_id: str, step: int, values: dict[str, float]) -> None:
+        """Numbers of an arm at a training step. The first that is told of a name and a step stays."""
+        self._tell("metrics", arm_id=arm_id, step=step, values=values, at=_now_ms())
+
+    def _artifact(self, arm_id: str | None, name: str, data: bytes) -> None:
+        self._tell("artifact", data, arm_id=arm_id, name=name, digest=hashlib.sha256(data).hexdigest())
+
+    @property
+    def untold(self) -> int:
+        """Records that MLflow has not been told yet."""
+        return self._teller.left
+
+    def flush(self) -> bool:
+        """Wait until everything so far is told; False if MLflow is away: what is not told stays on disk, and a later run tells it."""
+        self._away = not self._teller.wait(1.0 if self._away else None)
+        return not self._away
+
+    def finish(self, done: bool) -> str:
+        """Tell nothing more; `done`: the sweep is complete. Waits as `flush` does; what is not told, and how it will be, in a sentence or none."""
+        if done:
+            self._tell("finish")
+        told = self.flush()
+        left = self.close()
+        return "" if told and not self._teller.refused else left
+
+    def close(self) -> str:
+        """As `finish`, at once."""
+        state, teller = self._state, self._teller
+        left, problem = teller.left, teller.problem or "has not taken everything in time"
+        teller.close()
+        said = []
+        if left:
+            command = f"demoscale status {state.sweep.name} --storage {state.storage.uri} --rebuild"
+            where = f"MLflow at {shown(state.tracking_uri)} {problem}"
+            said.append(f"{where}: {left} records are not told yet; they are kept, and `{command}` or the same run command tells them later")
+        if teller.refused:
+            said.append(f"MLflow refused {teller.refused} records, which are kept")
+        return "; ".join(said)
+
+
+def environment() -> dict[str, Any]:
+    """Where a sweep runs: Python, platform, versions of the packages that matter."""
+    packages = (*PACKAGES, "transformers", "mlflow", "optuna", "pyarrow")
+    return {"python": platform.python_version(), "platform": platform.platform(), "packages": {name: version(name) for name in packages}}
+
+
+def user() -> str:
+    """The user's name, empty if the system has none for the process, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
+
+
+def _tags_of(environment: dict[str, Any]) -> dict[str, str]:
+    named = {"python": environment["python"], "platform": environment["platform"], **environment["packages"]}
+    return {f"demoscale.version.{name}": value for name, value in named.items()}
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX) -> int:
+    """Publish all that the storage knows of a sweep to MLflow and return the number of scores; what MLflow has is left as it is.
+
+    TrackingError if MLflow does not take it now.
+    """
+    views, scores = Views(state, settings=settings), 0
+    try:
+        test = state.video_test()
+    except SubsetError:
+        test = None
+    for arm_id, arm in state.arms().items():
+        for step, checkpoint in sorted(state.checkpoints(arm_id).items()):
+            views.training(arm_id, step, checkpoint)
+            views.checkpoint(arm_id, step, checkpoint["checkpoint"])
+            if test and (video := test.known(state.storage, checkpoint["checkpoint"])):
+                views.video(arm_id, step, video)
+            for shift in ("nominal", *state.sweep.suite.shifts):
+                score, outcomes = state.score(arm, checkpoint["checkpoint"], shift)
+                if score.complete:
+                    views.score(arm_id, step, checkpoint["checkpoint"], shift, score, outcomes)
+                    scores += 1
+    views.costs({arm_id: arm.cost for arm_id, arm in state.board().arms.items()})
+    if left := views.finish(done=False):
+        raise TrackingError(left)
+    return scores

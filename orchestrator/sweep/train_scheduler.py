@@ -1,0 +1,279 @@
+"""The training of a sweep's arms: which run is next, and what is heard of those in progress.
+
+Arms that need the same video model wait for one run of it.
+"""
+
+import json
+import re
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.config.arms import Arm
+from orchestrator.cost import Cost, Spending
+from orchestrator.infrastructure import cause_in
+from orchestrator.prometheus import CLIPS, LOADER_STALL_S, OPTIMISER_STEP_S, OPTIMISER_STEPS, RETRIES
+from orchestrator.redaction import redacted
+from orchestrator.sweep.arm_search import Proposals
+from orchestrator.sweep.state import SweepState
+from orchestrator.sweep.status import Board
+from orchestrator.sweep.tracking_publisher import LOSSES, Views
+from orchestrator.training.control_channel import ANSWER_S, News, Wish
+from orchestrator.training.loop import CONSUMED, ArmJob
+from sim_workers.rollout.worker import one_line
+
+
+class Training:
+    """What there is to train (`trials.Runs`), told by the desk how it goes. Tune's loop, the desk's thread and the scorer's all come here."""
+
+    desk: Any
+    """Where jobs are given and asked to end; set before the first run begins."""
+
+    def __init__(
+        self,
+        state: SweepState,
+        board: Board,
+        views: Views,
+        spending: Spending,
+        proposals: Proposals,
+        submit: Callable[[str, int, str], None],
+        say: Callable[[str], None],
+        suspend: Callable[[str], None],
+        retry_failed: bool,
+    ) -> None:
+        """submit(arm id, step, fingerprint): have a checkpoint scored. suspend(cause): end the run, since what it runs on failed.
+
+        retry_failed: train the arms that failed before, and no others.
+        """
+        self._state, self._board, self._views, self._spending = state, board, views, spending
+        self._proposals, self._submit, self._say, self._retry_failed = proposals, submit, say, retry_failed
+        self._suspend = suspend
+        self.slots = 1
+        """Runs at once."""
+        self.gpus = 0.0
+        """Of one worker."""
+        self.running: dict[str, ArmJob] = {}
+        self._lock = threading.RLock()
+        self._ending = False
+        self._proposed = 0
+        self._exhausted = False
+        self._ready: deque[ArmJob] = deque()
+        """Arms whose video model is trained."""
+        self._sharing: dict[str, list[ArmJob]] = {}
+        """Arms that wait for a video model, by its training run."""
+        self._broken: BaseException | None = None
+        self._over: set[str] = set()
+        """Runs whose trial is over."""
+        self._lost = False
+        """The control actor is: no further news come."""
+
+    def ask(self, run: str, wish: Wish) -> None:
+        """Ask a run to end, if it is in progress."""
+        with self._lock:
+            if run in self.running:
+                self.desk.ask.remote(run, wish)
+
+    def pause(self) -> None:
+        """Begin no other run; those in progress save a checkpoint and end."""
+        with self._lock:
+            self._ending = True
+            for run in self.running:
+                self.ask(run, "pause")
+
+    def check(self) -> None:
+        """Raise what went wrong while news were heard, if anything did."""
+        if self._broken:
+            raise self._broken
+
+    def next(self) -> str | None:
+        import ray
+
+        with self._lock:
+            if self._ending or len(self.running) >= self.slots:
+                return None
+            job = self._next_ready() or self._next_job()
+            if job is None:
+                return None
+            try:
+                ray.get(self.desk.give.remote(job.arm_id, job), timeout=ANSWER_S)  # before anybody can ask it to end
+            except ray.exceptions.RayError as error:
+                self.lost(error)
+                return None
+            self.running[job.arm_id] = job
+            return job.arm_id
+
+    @property
+    def finished(self) -> bool:
+        with self._lock:
+            nothing_left = self._ending or (self._exhausted and not self._ready and not self._sharing)
+            return nothing_left and not self.running
+
+    def ended(self, run: str, died: bool) -> None:
+        with self._lock:
+            self._over.add(run)
+            if died:
+                self._suspended(run, "the process that starts its training died again and again")
+            elif self._lost:
+                self._leave(run)
+
+    def lost(self, error: BaseException) -> None:
+        """The control actor died, or does not answer. Its training runs save their state and end; what they saved is found by the next run."""
+        with self._lock:
+            self._lost = self._ending = True
+            for run in self._over & self.running.keys():
+                self._leave(run)
+        self._suspend(f"the control actor of the sweep is lost ({one_line(error)})")
+
+    def _leave(self, run: str) -> None:
+        self.running.pop(run, None)
+        self._sharing.pop(run, None)
+
+    def _suspended(self, run: str, cause: str) -> None:
+        """The run ended since what it runs on failed: it goes on in the next run of the sweep."""
+        if run in self.running:
+            self._say(f"paused {self._names(run)}: {cause}")
+            self._leave(run)
+            self._suspend(cause)
+
+    def _next_ready(self) -> ArmJob | None:
+        """An arm whose video model is trained, unless the search has given it up meanwhile."""
+        while self._ready:
+            job = self._ready.popleft()
+            if self._board.arms[job.arm_id].stopped is None:
+                return job
+        return None
+
+    def _next_job(self) -> ArmJob | None:
+        """The next proposed arm's training, or that of the video model it needs first; arms that need the same one wait for it."""
+        while (arm := self._proposals.next()) is not None:
+            arm_id = self._admit(arm)
+            if not self._to_train(arm_id):
+                continue
+            job, video = self._state.job(arm), self._state.stage_one(arm)
+            if video is None:
+                return job
+            if video.train.steps in self._state.checkpoints(video.arm_id):
+                return self._on(job, video)
+            self._sharing.setdefault(video.arm_id, []).append(job)
+            if len(self._sharing[video.arm_id]) == 1:
+                return video
+        self._exhausted = True
+        return None
+
+    def _on(self, job: ArmJob, video: ArmJob) -> ArmJob:
+        """The arm's training on a trained video model."""
+        return replace(job, video_model=self._state.checkpoint_uri(video.arm_id, video.train.steps))
+
+    def _admit(self, arm: Arm) -> str:
+        """The arm's id, once it is on the board."""
+        arm_id = arm.arm_id(self._state.training)
+        if arm_id not in self._board.arms:
+            self._state.propose(arm, self._proposed)
+            with self._board.lock:
+                self._board.arms[arm_id] = self._state.arm_state(arm)
+            self._views.arm(arm)
+        self._proposed += 1
+        return arm_id
+
+    def _to_train(self, arm_id: str) -> bool:
+        arm = self._board.arms[arm_id]
+        if arm.step == arm.steps or arm.stopped is not None:
+            return False
+        if bool(arm.failure) != self._retry_failed:
+            return False
+        arm.failure = ""
+        return True
+
+    def on_news(self, run: str, news: News) -> None:
+        """What a run tells the desk."""
+        try:
+            with self._lock:
+                if "failed" in news:
+                    self._failed(run, news["failed"])
+                elif "retried" in news:
+                    self._retried(run, news["retried"])
+                elif "trained" in news:
+                    self._trained(run, news["trained"])
+                else:
+                    self._reported(run, news)
+        except BaseException as error:  # raised by `check` once the other runs have saved their state
+            self._broken = error
+            self.pause()
+
+    def _trained(self, run: str, checkpoints: list[dict[str, Any]]) -> None:
+        known = self._state.checkpoints(run)
+        for checkpoint in checkpoints:  # also those that an earlier run was killed before hearing of
+            if checkpoint["step"] not in known:
+                self._reported(run, checkpoint, again=True)
+        job = self.running.pop(run)
+        if not checkpoints or checkpoints[-1]["step"] < job.train.steps:
+            self._sharing.pop(run, None)  # paused or stopped
+            return
+        self._say(f"trained {self._names(run)}")
+        self._ready += [self._on(arm, job) for arm in self._sharing.pop(run, ())]
+
+    def _reported(self, run: str, news: News, again: bool = False) -> None:
+        step, losses = int(news["step"]), {name: float(news[name]) for name in LOSSES}
+        job, arms = self.running[run], [arm.arm_id for arm in self._sharing.get(run, ())]
+        with self._board.lock:
+            for arm_id in arms or [run]:
+                state = self._board.arms[arm_id]
+                if arms:
+                    state.video_step = step
+                else:
+                    state.step = max(step, state.step)
+                state.loss = losses["loss"]
+        if not again:
+            self._spending.add(run, self._spent(job, news))
+            for metric, spent in ((CLIPS, "clips"), (OPTIMISER_STEPS, "steps"), (OPTIMISER_STEP_S, "step_s"), (LOADER_STALL_S, "stall_s")):
+                metric.record(news[spent], self._state.sweep.name)
+        for arm_id in arms:
+            self._views.stage_one(arm_id, step, losses["loss_video"])
+        facts = losses | {name: news[name] for name in CONSUMED}
+        if not arms:
+            self._views.training(run, step, facts)
+        scheduled = (job.train.steps,) if arms else self._state.sweep.checkpoint_steps()
+        if "checkpoint" in news and step in scheduled:
+            key = f"checkpoints/{run}/step_{step:06d}.json"
+            self._state.storage.sync(f"arms/{run}/step_{step:06d}/")  # the note must not outlive what it speaks of
+            self._state.storage.put(key, json.dumps(facts | {"checkpoint": news["checkpoint"]}).encode())
+            if not arms:
+                self._views.checkpoint(run, step, news["checkpoint"])
+                self._submit(run, step, news["checkpoint"])
+
+    def _spent(self, job: ArmJob, news: News) -> Cost:
+        return Cost(train_gpu_s=news["wall_s"] * self.gpus, train_cpu_s=news["cpu_s"], bytes_read=int(news["bytes_read"]))
+
+    def _names(self, run: str) -> str:
+        """An arm, or a video model with the arms that wait for it, for people."""
+        if run in self._board.arms:
+            return self._board.arms[run].name
+        return f"the video model of {', '.join(job.arm.name for job in self._sharing[run])}"
+
+    def _retried(self, run: str, trace: str) -> None:
+        if run not in self.running:  # it had ended, and its process died after
+            return
+        RETRIES.record(1, self._state.sweep.name, kind="training")
+        self._say(f"training {self._names(run)} again: {_sentence(trace)}")
+
+    def _failed(self, run: str, trace: str) -> None:
+        with self._lock:
+            if cause := cause_in(trace):
+                return self._suspended(run, cause)
+            if self.running.pop(run, None) is None:
+                return
+            sentence = _sentence(trace)
+            self._say(f"FAILED {self._names(run)}: {sentence}")
+            for arm_id in [job.arm_id for job in self._sharing.pop(run, ())] or [run]:
+                self._state.fail(arm_id, sentence, trace)
+                with self._board.lock:
+                    self._board.arms[arm_id].failure = self._state.failures()[arm_id]
+                self._proposals.failed(self._board.arms[arm_id].arm)
+
+
+def _sentence(trace: str) -> str:
+    """The error at a trace's end, without its module; ours speak for themselves."""
+    last = re.sub(r"^[\w.]+\.(?=[A-Z]\w*: )", "", redacted(trace).strip().splitlines()[-1])  # before it is cut, which would hide where a secret ends
+    return re.sub(r"^(EpisodeError|WeightsError|CheckpointError|NotFiniteError): ", "", last)[:300]

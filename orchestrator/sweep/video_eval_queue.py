@@ -1,0 +1,72 @@
+"""Checkpoints on their way to video scores: measured once, beside the rollouts, and told of."""
+
+import queue
+import threading
+from collections.abc import Callable
+
+from orchestrator.data.subset import SubsetError
+from orchestrator.evaluation.scores import ScoringJob
+from orchestrator.evaluation.video_score import VideoScore, VideoTest
+from orchestrator.sweep.state import SweepState
+from orchestrator.sweep.tracking_publisher import Views
+from sim_workers.rollout.worker import one_line
+
+
+class VideoScores:
+    """Measures the generated video of checkpoints in a thread of its own, one after another: neither scores nor training wait for it.
+
+    What is measured is kept in the storage and not measured again. A measurement that fails is told, and the next run tries again.
+    """
+
+    def __init__(self, state: SweepState, views: Views, judge: Callable[[ScoringJob, VideoTest], VideoScore], say: Callable[[str], None]) -> None:
+        """judge: measures a checkpoint's video, which may take long."""
+        self._state, self._views, self._judge, self._say = state, views, judge, say
+        self._todo: queue.Queue[tuple[ScoringJob, str] | None] = queue.Queue()  # None: there will be no more
+        self._ending = False
+        self.failure: BaseException | None = None
+        """What ended the thread before its time."""
+        self._test: VideoTest | None = None
+        try:
+            self._test = state.video_test()
+        except SubsetError as error:
+            say(f"no video score: {error}; record more episodes, or set suite.video_clips lower (0: none)")
+        self._thread = threading.Thread(target=self._run, name="video", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: ScoringJob, name: str) -> None:
+        """A checkpoint is scored; it belongs to an arm of this name, whose policy generates video."""
+        self._todo.put((job, name))
+
+    def wind_down(self) -> None:
+        """Finish what is being measured, and begin no other."""
+        self._ending = True
+        self._todo.put(None)
+
+    def drain(self) -> None:
+        """Wait until everything submitted is measured; raises what went wrong in the thread."""
+        self._todo.put(None)
+        while self._thread.is_alive():
+            self._thread.join(0.5)
+        if self.failure:
+            raise self.failure
+
+    def _run(self) -> None:
+        try:
+            while (one := self._todo.get()) and not self._ending:
+                if self._test:
+                    self._measure(self._test, *one)
+        except BaseException as error:
+            self.failure = error
+
+    def _measure(self, test: VideoTest, job: ScoringJob, name: str) -> None:
+        storage = self._state.storage
+        score = test.known(storage, job.fingerprint)
+        if not score:
+            try:
+                score = self._judge(job, test)
+            except Exception as error:  # a damaged episode, a policy that does not answer: no reason to end a sweep
+                self._say(f"no video score of {name} after {job.step} steps: {one_line(error)}; the next run tries again")
+                return
+            test.keep(storage, job.fingerprint, score)
+            self._say(f"video {name} after {job.step} steps: {score}")
+        self._views.video(job.arm_id, job.step, score)

@@ -1,0 +1,1 @@
+"""MLflow: writer, reader, outbox, relay."""

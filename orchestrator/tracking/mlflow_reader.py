@@ -1,0 +1,247 @@
+"""What MLflow remembers of a sweep: all that a curve is made from."""
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from orchestrator.config.arms import Arm
+from orchestrator.config.yaml_text import read_yaml
+from orchestrator.cost import Cost
+from orchestrator.redaction import shown
+from orchestrator.tracking.mlflow_writer import (
+    ARM,
+    CHECKPOINT,
+    EXPERIMENT,
+    PLACE,
+    PROTOCOL,
+    SCORED_STEP,
+    STEPS,
+    STORAGE,
+    STORE,
+    SWEEP,
+    TRAINING,
+    USER,
+    TrackingError,
+    client,
+    outcomes_artifact,
+    rank,
+    tagged,
+)
+from orchestrator.tracking.tracking_errors import away, status_of, trouble
+from policy.config import PolicyKind
+
+AT_ONCE = 8
+"""Requests to a tracking server."""
+VIDEO = ("video_psnr", "video_ssim", "video_distance")
+"""Metrics of what a checkpoint imagines, against what happened."""
+CLIPS = "video_clips_id"
+"""Metric: equal where the same clips were measured in the same way."""
+
+
+@dataclass(frozen=True)
+class ScoredArm:
+    """An arm as MLflow remembers it: its last checkpoint's complete score."""
+
+    arm: Arm
+    protocol: str
+    step: int
+    successes: int
+    episodes: int
+    errors: int
+    outcomes: Mapping[str, bool]
+    """Episode id -> success."""
+    early: bool = False
+    """Whether scoring ended as soon as it was decided, before all listed episodes were played."""
+    cost: Cost | None = None
+    run_id: str = ""
+    imagined: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    """Checkpoint step -> success rate, VIDEO and CLIPS, of those that have all."""
+    films: tuple[Mapping[str, Any], ...] = ()
+    """Of every filmed episode what was noted beside the film: task, result, distances between what was imagined and what was seen."""
+
+
+@dataclass(frozen=True)
+class TrackedSweep:
+    """A sweep as it stands now."""
+
+    arms: tuple[ScoredArm, ...]
+    """In the order of their arms."""
+    sweep: Mapping[str, Any]
+    """The resolved sweep file."""
+    tags: Mapping[str, str]
+    """Of the sweep's run and of an arm's: where the data and the code come from."""
+
+
+def read_sweep(uri: str, name: str, store: str = "", storage: str = "") -> TrackedSweep:
+    """Return the scored arms of a sweep.
+
+    store: the identity of the storage that the sweep keeps its results in (`SweepState.store`); empty if only the name is known. storage: the URI of
+    that storage, which chooses among several sweeps of the name if `store` is empty.
+
+    TrackingError if the store at `uri` knows no such sweep, knows several, holds contradictory scores of one arm, or cannot be reached.
+    """
+    try:
+        return _read(client(uri), uri, name, store, storage)
+    except Exception as error:
+        if not away(error):
+            raise
+        raise TrackingError(f"MLflow at {shown(uri)} {trouble(error)}; try again when it is back") from None
+
+
+def logged_checkpoint(uri: str, model: str) -> tuple[str, str]:
+    """Where the checkpoint of a logged model is (a URI), and its fingerprint. model: `models:/ID`, or the id alone.
+
+    TrackingError if the store at `uri` knows no such model, or is away, or if the model is no checkpoint of ours.
+    """
+    model_id = model.removeprefix("models:").strip("/")
+    if "/" in model_id or "@" in model_id:
+        raise TrackingError(f"{model}: a registered model says less than a logged one; name the logged model it was made of, models:/m-...")
+    try:
+        tags = client(uri).get_logged_model(model_id).tags
+    except Exception as error:
+        if status_of(error) == 404:
+            raise TrackingError(f"{shown(uri)}: there is no logged model {model_id} here; name another, or the place with --mlflow") from None
+        if not away(error):
+            raise
+        raise TrackingError(f"MLflow at {shown(uri)} {trouble(error)}; try again when it is back") from None
+    if PLACE not in tags or CHECKPOINT not in tags:
+        raise TrackingError(f"{shown(uri)}: the logged model {model_id} is no checkpoint of ours: it has no tags {PLACE} and {CHECKPOINT}")
+    return tags[PLACE], tags[CHECKPOINT]
+
+
+def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> TrackedSweep:
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+    known = mlflow.search_runs([experiment.experiment_id], tagged({SWEEP: name, ARM: "-"}), max_results=10_000) if experiment else []
+    parents = _parents(uri, name, known, store, storage)
+    now = parents[0].data.tags
+    runs = []
+    for parent in parents:  # drivers that raced may have made several
+        wanted = tagged({"mlflow.parentRunId": parent.info.run_id, TRAINING: now[TRAINING], PROTOCOL: now[PROTOCOL]})
+        found = mlflow.search_runs([experiment.experiment_id], wanted, max_results=10_000)
+        runs += [run for run in found if run.data.tags.get(STORE, "") in ("", now.get(STORE, ""))]
+    # The latest value of a metric is that of the largest step.
+    scored = sorted((run for run in runs if run.data.metrics.get(SCORED_STEP) == int(now[STEPS])), key=rank)
+    with ThreadPoolExecutor(AT_ONCE) as requests:
+        arms = list(requests.map(lambda run: _scored_arm(mlflow, run, now), scored))
+    tags = {name: value for run in (*runs[:1], parents[0]) for name, value in run.data.tags.items()}
+    file = _text(mlflow, parents[0], "sweep.yaml") if "sweep.yaml" in _files(mlflow, parents[0]) else "{}"
+    try:
+        sweep = read_yaml(file)
+    except yaml.YAMLError as error:
+        raise TrackingError(f"{shown(uri)}: the sweep.yaml kept with {name} cannot be read ({' '.join(str(error).split())[:200]})") from None
+    return TrackedSweep(_one_each(arms, name), sweep, tags)
+
+
+def _parents(uri: str, name: str, known: Sequence[Any], store: str, storage: str) -> list[Any]:
+    """Return the runs, usually one, of the one sweep that is meant among all of its name; the one to go by first."""
+    by_store: dict[str, list[Any]] = {}
+    for run in sorted(known, key=rank):
+        if TRAINING in run.data.tags:  # else its driver died, or was given up, before it wrote anything
+            by_store.setdefault(run.data.tags.get(STORE, ""), []).append(run)
+    if not by_store:
+        raise TrackingError(f"{shown(uri)}: no sweep named {name} is tracked here; name one that ran, or the place with --storage or --mlflow")
+    listed = "; ".join(_described(runs[0]) for runs in by_store.values())
+    if store:
+        # Until a storage continues it, a sweep that an earlier version told has no store.
+        if found := by_store.get(store) or by_store.get(""):
+            return found
+        fix = f"`demoscale status {name} --storage STORAGE --rebuild` publishes yours, --storage with one of these shows that one"
+        raise TrackingError(f"{shown(uri)}: the sweep {name} of this storage is not tracked here, those of other storages are ({listed}); {fix}")
+    if len(by_store) > 1 and storage:
+        by_store = {key: runs for key, runs in by_store.items() if runs[0].data.tags.get(STORAGE) == shown(storage)} or by_store
+    if len(by_store) > 1:
+        fix = f'choose one with --storage, or in Python with Curve.read(..., "{name}", store=ID)'
+        raise TrackingError(f"{shown(uri)}: {len(by_store)} storages have a sweep named {name} ({listed}); {fix}")
+    (found,) = by_store.values()
+    return found
+
+
+def _described(parent: Any) -> str:
+    """Return a sweep's storage, start and user, as far as its run has them."""
+    tags, began = parent.data.tags, datetime.fromtimestamp(parent.info.start_time / 1000, UTC)
+    identity = f"ID {tags[STORE]}" if STORE in tags else "no ID, from an earlier version"
+    user = f" by {tags[USER]}" if USER in tags else ""
+    return f"{tags.get(STORAGE, 'storage unknown')}, {identity}, begun {began:%Y-%m-%d %H:%M} UTC{user}"
+
+
+def _one_each(scored: Sequence[ScoredArm], name: str) -> tuple[ScoredArm, ...]:
+    """Return one score per arm, in the order of the arms; of several runs the first. TrackingError if they hold different outcomes."""
+    chosen: dict[Arm, ScoredArm] = {}
+    for one in scored:
+        first = chosen.setdefault(one.arm, one)
+        if (first.outcomes, first.errors) != (one.outcomes, one.errors):
+            runs = f"runs {first.run_id} ({first.successes}/{first.episodes}) and {one.run_id} ({one.successes}/{one.episodes})"
+            raise TrackingError(f"{name}: {runs} hold different outcomes of the arm {one.arm.name}; {_deleting(name, first.run_id, one.run_id)}")
+    return tuple(sorted(chosen.values(), key=lambda one: one.arm))
+
+
+def _deleting(name: str, *run_ids: str) -> str:
+    deletions = " and ".join(f"`mlflow runs delete --run-id {run_id}`" for run_id in run_ids)
+    return f"{deletions}, then `demoscale status {name} --storage STORAGE --rebuild` publishes what the storage has"
+
+
+def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
+    run_id, metrics, step = run.info.run_id, run.data.metrics, int(now[STEPS])
+    files = _files(mlflow, run)
+    if "outcomes" not in files:
+        raise TrackingError(f"run {run_id} has a score and no outcomes; `demoscale status {now[SWEEP]} --rebuild` tells MLflow again")
+    if "demo_count" not in run.data.params:
+        raise TrackingError(f"run {run_id} has a score and does not say of which arm; {_deleting(now[SWEEP], run_id)}")
+    results: dict[str, bool] = json.loads(_text(mlflow, run, outcomes_artifact(step)))
+    counted = int(metrics.get("successes", -1)), int(metrics.get("episodes", -1))
+    if counted != (sum(results.values()), len(results)):
+        said = f"its metrics say {counted[0]} of {counted[1]} episodes, its outcomes {sum(results.values())} of {len(results)}"
+        raise TrackingError(f"run {run_id} has scores of two writers: {said}; {_deleting(now[SWEEP], run_id)}")
+    films = f"rollouts/step_{step:06d}"
+    notes = [name for name in _files(mlflow, run, films) if name.endswith(".json")] if "rollouts" in files else []
+    return ScoredArm(
+        arm=_arm(run.data.params),
+        protocol=now[PROTOCOL],
+        step=step,
+        successes=sum(results.values()),
+        episodes=len(results),
+        errors=int(metrics["errors"]),
+        outcomes=results,
+        early=bool(metrics.get("decided_early")),
+        cost=Cost.from_json(json.loads(_text(mlflow, run, "cost.json"))) if "cost.json" in files else None,
+        run_id=run_id,
+        imagined=_imagined(mlflow, run) if VIDEO[0] in metrics else {},
+        films=tuple(json.loads(_text(mlflow, run, name)) for name in notes),
+    )
+
+
+def _imagined(mlflow: Any, run: Any) -> dict[int, dict[str, float]]:
+    names = ("success_rate", *VIDEO, CLIPS)
+    told = {name: {logged.step: logged.value for logged in mlflow.get_metric_history(run.info.run_id, name)} for name in names}
+    steps = sorted(set.intersection(*(set(values) for values in told.values())))
+    return {step: {name: told[name][step] for name in names} for step in steps}
+
+
+def _files(mlflow: Any, run: Any, folder: str = "") -> list[str]:
+    """Names of what lies in a folder of a run."""
+    if local := _folder(run):
+        return [f"{folder}/{path.name}" if folder else path.name for path in (local / folder).iterdir()] if (local / folder).is_dir() else []
+    return [file.path for file in mlflow.list_artifacts(run.info.run_id, folder or None)]
+
+
+def _text(mlflow: Any, run: Any, name: str) -> str:
+    local = _folder(run)
+    return ((local / name) if local else Path(mlflow.download_artifacts(run.info.run_id, name))).read_text()
+
+
+def _folder(run: Any) -> Path | None:
+    """Where a run's files are on this machine, if they are: MLflow's own way there takes 15 ms a file."""
+    place = Path(str(run.info.artifact_uri).removeprefix("file://"))
+    return place if place.is_absolute() and place.is_dir() else None
+
+
+def _arm(params: dict[str, str]) -> Arm:
+    """Back again from a run's params. Runs that name no policy are older than the baselines."""
+    policy = cast(PolicyKind, params.get("policy", "video_action"))
+    return Arm(int(params["demo_count"]), float(params["action_free_ratio"]), int(params["seed"]), policy)

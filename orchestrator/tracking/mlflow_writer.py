@@ -1,0 +1,373 @@
+"""MLflow, the only file that speaks it: one parent run per sweep, one child per arm, scores at their checkpoint's training step.
+
+Runs are found or created by tags, checkpoints by their fingerprint, metrics by their step, so whatever is told twice is there once, and a sweep
+that is killed and started again continues the same runs. One process writes a sweep at a time (`teller.py`).
+"""
+
+import fcntl
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from orchestrator.config.arms import Arm
+from orchestrator.redaction import shown
+from policy.errors import DemoscaleError
+
+EXPERIMENT = "demoscale"
+# Tags. A parent's training and scoring fingerprints say which of its children belong to the sweep as it stands now.
+SWEEP, ARM, TRAINING, PROTOCOL, STEPS = (f"demoscale.{name}" for name in ("sweep", "arm", "training", "protocol", "steps"))
+STORE, STORAGE = "demoscale.store", "demoscale.storage"
+"""Tags: the identity of the storage that the sweep keeps its results in, of a parent and its children; of a parent, a URI of that storage."""
+USER = "mlflow.user"
+"""Tag: who ran the sweep last. MLflow's own name, shown in its list of runs."""
+REPLICATES = "demoscale.replicates"
+"""Tag: equal for arms that differ in nothing but their seed."""
+CHECKPOINT, STEP, PLACE = (f"demoscale.{name}" for name in ("checkpoint", "step", "uri"))
+"""Tags of a logged model: the checkpoint's fingerprint, its training step, where it is."""
+SCORED_STEP = "scored_step"
+"""Metric: the step itself, for every complete score of the sweep's own suite. Its latest value is the last step scored."""
+CALL_S = 20
+"""A server that has not answered for so long does not answer."""
+
+
+class TrackingError(DemoscaleError):
+    """One sentence: what the tracking store does not know, or what is wrong with it."""
+
+
+def local_folder(storage_uri: str) -> Path:
+    """Where what must be a local file lies for a storage: in it, or in `runs` beside an S3 bucket."""
+    return Path("runs" if storage_uri.startswith("s3://") else storage_uri.removeprefix("file://")).absolute()
+
+
+def tracking_uri(mlflow: str, storage_uri: str) -> str:
+    """Where a sweep is tracked: what its file says, or a database beside its other results. It may hold a password: see `shown`."""
+    if mlflow:
+        return mlflow
+    return f"sqlite:///{local_folder(storage_uri) / 'mlflow.db'}"
+
+
+def client(uri: str) -> Any:
+    """MLflow's own, for a store's URI; a local database is made if there is none.
+
+    Credentials in the URI go to the environment, where MLflow looks for them and nobody shows them.
+    """
+    for name, value in (
+        ("GIT_PYTHON_REFRESH", "quiet"),
+        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"),
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", str(CALL_S)),
+    ):
+        os.environ.setdefault(name, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https"):
+        if parts.username:
+            os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.username), unquote(parts.password or "")
+        return MlflowClient(shown(uri))
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(uri)
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(database.with_name(f"{database.name}.lock")):  # of several that make its tables at once all but one fail
+        return MlflowClient(uri)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One process at a time; where no lock can be written, nothing can be made either, and none is needed."""
+    try:
+        file = lock.open("a")
+    except OSError:
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def tagged(tags: dict[str, str]) -> str:
+    """A search filter: runs that have all of them."""
+    return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+
+
+def rank(run: Any) -> tuple[bool, bool, bool, bool, int, str]:
+    """Sort key for several runs of one sweep, or of one arm: the first is the one that is used.
+
+    What holds a score comes before what only holds metrics, params or a driver's tags; runs that hold equally much go by their time and id, so that
+    all drivers choose the same one.
+    """
+    metrics = run.data.metrics
+    return SCORED_STEP not in metrics, not metrics, not run.data.params, not _in_use(run), run.info.start_time, run.info.run_id
+
+
+def _in_use(run: Any) -> bool:
+    """Whether a driver has written its tags to the run since it was created."""
+    return STEPS in run.data.tags or REPLICATES in run.data.tags
+
+
+def _is_empty(run: Any) -> bool:
+    return not (run.data.metrics or run.data.params or _in_use(run))
+
+
+class Tracker:
+    """Writes one sweep. A call that failed can be repeated: what it learnt is kept, what it may have changed is asked for again."""
+
+    def __init__(self, uri: str, sweep: str, *, training: str, protocol: str, steps: int, artifacts: str | None = None, store: str = "") -> None:
+        """training, protocol: fingerprints of how the arms are trained and scored; steps: of the last checkpoint.
+
+        artifacts: where an experiment created here keeps its files; a tracking server decides for itself. store: the identity of the sweep's storage;
+        runs of other storages are left alone, and runs without one, written by earlier versions, become this storage's. Empty: only runs without one.
+        """
+        self._mlflow = client(uri)
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # whoever writes repeats it in his own time
+        self._artifacts = artifacts if uri.startswith("sqlite:") else None
+        self._experiment, self._parent, self._current = "", "", False
+        self._store = store
+        self._tags = {SWEEP: sweep, TRAINING: training, PROTOCOL: protocol}
+        self._before: dict[str, set[str]] = {}  # names of metrics by run, when it was found
+        self._logged: dict[str, dict[str, dict[int, Any]]] = {}  # metrics by run, name and step
+        self._inputs: dict[str, set[tuple[str, str]]] = {}  # data sets by run
+        self._models: dict[tuple[str, str], str] = {}  # by run and fingerprint
+        self._children: dict[str, str] = {}  # by arm id
+        self._arms: dict[str, tuple[Arm, dict[str, str], Sequence[dict[str, str]]]] = {}  # arguments of `arm` by arm id
+        self._checked: set[str] = set()  # runs for which duplicates were looked up before their first score
+        self._stored: set[tuple[str | None, str, str]] = set()  # files by arm, name and digest
+        self._sweep_tags, self._steps = {SWEEP: sweep, ARM: "-"}, str(steps)
+
+    def open(self) -> None:
+        """Find, or make, the sweep's own run; needs to be called by nobody, and may be called often."""
+        if not self._experiment:
+            found = self._mlflow.get_experiment_by_name(EXPERIMENT)
+            self._experiment = found.experiment_id if found else self._mlflow.create_experiment(EXPERIMENT, artifact_location=self._artifacts)
+        if not self._parent:
+            self._parent = self._find_or_create(self._sweep_tags[SWEEP], self._sweep_tags)
+        if not self._current:
+            self._current = True
+            try:
+                self.tags(None, {**self._tags, STEPS: self._steps})
+            except BaseException:
+                self._current = False
+                raise
+
+    @property
+    def parent(self) -> str:
+        """The sweep's run."""
+        self.open()
+        return self._parent
+
+    def _find_or_create(self, name: str, tags: dict[str, str], tidy: bool = True) -> str:
+        """Return the id of this storage's run with these tags.
+
+        A request that timed out, or another driver, may have created a duplicate: all drivers choose the same run by `rank`. tidy: delete duplicates
+        that hold nothing.
+        """
+        created = ""
+        found = self._of_this_store(tags)
+        if not found:
+            run = self._mlflow.create_run(self._experiment, run_name=name, tags={**tags, **({STORE: self._store} if self._store else {})})
+            created, tidy, found = run.info.run_id, False, [run]
+            if tags[ARM] == "-":  # another driver may have created one at the same moment; of an arm's runs `_scored_child` looks for others
+                found = self._of_this_store(tags) or [run]
+        run = min(found, key=rank)
+        run_id: str = run.info.run_id
+        for other in found:
+            if other.info.run_id != run_id and _is_empty(other) and (tidy or other.info.run_id == created):
+                self._mlflow.delete_run(other.info.run_id)
+        if run_id not in self._logged or len(found) > 1:
+            self._before[run_id], self._logged[run_id] = set(run.data.metrics), {}
+            self._inputs[run_id] = {(told.dataset.name, told.dataset.digest) for told in (run.inputs.dataset_inputs if run.inputs else ())}
+        return run_id
+
+    def _of_this_store(self, tags: dict[str, str]) -> list[Any]:
+        """Return the runs with these tags that belong to this storage; if there are none, those without a store, the first of them now tagged."""
+        runs = self._mlflow.search_runs([self._experiment], tagged(tags), max_results=10_000)
+        own = [run for run in runs if run.data.tags.get(STORE, "") == self._store]
+        untagged = sorted((run for run in runs if STORE not in run.data.tags), key=rank)
+        if own or not untagged:
+            return own
+        self._mlflow.set_tag(untagged[0].info.run_id, STORE, self._store)
+        if self._mlflow.get_run(untagged[0].info.run_id).data.tags.get(STORE) != self._store:
+            return []  # another storage adopted it at the same moment
+        return untagged
+
+    def settle(self) -> None:
+        """Look for twins once more; for when requests were given up whose end nobody knows."""
+        self._check_parent(tidy=True)
+        for arm_id in [*self._children]:
+            self._check_child(arm_id, tidy=True)
+        for run, fingerprint in [*self._models]:
+            del self._models[run, fingerprint]
+            self._model(run, fingerprint)
+
+    def _check_parent(self, tidy: bool = False) -> None:
+        """Change to the sweep's run that all drivers choose, if that is another one by now."""
+        before = self.parent
+        self._parent = self._find_or_create(self._sweep_tags[SWEEP], self._sweep_tags, tidy)
+        if self._parent != before:
+            self._current = False
+            self.open()
+
+    def _check_child(self, arm_id: str, tidy: bool = False) -> None:
+        """The same for an arm's run. The one that is left goes, if it has no score: the arm is in the other."""
+        before = self._child(arm_id)
+        now = self._find_or_create(_named(arm_id), self._child_tags(arm_id), tidy)
+        if now != before:
+            self._children[arm_id] = now
+            if arm_id in self._arms:
+                self.arm(arm_id, *self._arms[arm_id])
+            left = self._mlflow.get_run(before)
+            if SCORED_STEP not in left.data.metrics and left.info.lifecycle_stage == "active":
+                self._mlflow.delete_run(before)
+
+    def _child_tags(self, arm_id: str) -> dict[str, str]:
+        return {**self._tags, ARM: arm_id, "mlflow.parentRunId": self.parent}
+
+    def _child(self, arm_id: str) -> str:
+        if arm_id not in self._children:
+            self._children[arm_id] = self._find_or_create(_named(arm_id), self._child_tags(arm_id))
+        return self._children[arm_id]
+
+    def _scored_child(self, arm_id: str) -> str:
+        """Return the arm's run; before its first score, check that no other driver tells the same arm to another run."""
+        if arm_id not in self._checked:
+            if not self._checked:
+                self._check_parent()
+            self._check_child(arm_id)
+            self._checked.add(arm_id)
+        return self._child(arm_id)
+
+    def arm(self, arm_id: str, arm: Arm, facts: dict[str, str], datasets: Sequence[dict[str, str]] = ()) -> None:
+        """Open the arm's run; `facts` become tags, `datasets` its inputs: {name, digest, uri, profile, context}."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+
+        run = self._child(arm_id)
+        self._arms[arm_id] = arm, facts, datasets
+        tags = [RunTag(name, value) for name, value in {REPLICATES: arm.name.removesuffix(f"_seed-{arm.seed}"), **facts}.items()]
+        params = [Param(name, str(value)) for name, value in _params(arm).items()]
+        self._mlflow.log_batch(run, params=params, tags=tags, synchronous=True)
+        for told in datasets:
+            if (told["name"], told["digest"]) not in self._inputs[run]:
+                kind, source = urlsplit(told["uri"]).scheme or "local", json.dumps({"uri": told["uri"]})
+                data = Dataset(told["name"], told["digest"], kind, source, profile=told["profile"])
+                self._mlflow.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", told["context"])])])
+                self._inputs[run].add((told["name"], told["digest"]))
+
+    def tags(self, arm_id: str | None, tags: dict[str, str]) -> None:
+        """Of an arm's run, or of the sweep's."""
+        from mlflow.entities import RunTag
+
+        run = self._child(arm_id) if arm_id else self.parent
+        self._mlflow.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()], synchronous=True)
+
+    def checkpoint(self, arm_id: str, step: int, fingerprint: str, uri: str) -> None:
+        """A checkpoint that is whole becomes a logged model of its arm's run."""
+        run = self._child(arm_id)
+        if self._model(run, fingerprint):
+            return
+        name = f"{_named(arm_id)}_step-{step}".replace(".", "p")
+        tags = {CHECKPOINT: fingerprint, STEP: str(step), PLACE: uri, **self._tags, ARM: arm_id}
+        model = self._mlflow.create_logged_model(
+            self._experiment, name=name, source_run_id=run, tags=tags, params={"step": str(step)}, model_type="policy"
+        )
+        self._mlflow.finalize_logged_model(model.model_id, "READY")
+        self._models[run, fingerprint] = model.model_id
+
+    def _model(self, run: str, fingerprint: str) -> str | None:
+        if (run, fingerprint) not in self._models:
+            wanted = f"{tagged({CHECKPOINT: fingerprint})} and source_run_id = '{run}'"
+            models = sorted(self._mlflow.search_logged_models([self._experiment], wanted), key=lambda m: (not m.metrics, m.creation_timestamp))
+            if not models:
+                return None
+            for twin in models[1:]:
+                self._mlflow.delete_logged_model(twin.model_id)
+            if str(models[0].status) != "READY":
+                self._mlflow.finalize_logged_model(models[0].model_id, "READY")
+            self._models[run, fingerprint] = models[0].model_id
+        return self._models[run, fingerprint]
+
+    def metrics(self, arm_id: str, step: int, values: dict[str, float], at: int | None = None, checkpoint: str = "") -> None:
+        """Log numbers at a training step, once: what is already there from before an interruption is left alone.
+
+        at: when they were measured, in ms. checkpoint: fingerprint of the logged model that they are linked with too.
+        """
+        from mlflow.entities import Metric
+
+        run = self._scored_child(arm_id) if SCORED_STEP in values else self._child(arm_id)
+        at = int(time.time() * 1000) if at is None else at
+        logged = self._history(run, values)
+        model = self._model(run, checkpoint) if checkpoint else None
+        linked = {(m.key, m.step) for m in self._mlflow.get_logged_model(model).metrics or ()} if model else set()
+        new = []
+        for name, value in values.items():
+            before = logged[name].get(step)
+            if before is None:
+                new.append(Metric(name, value, at, step, model_id=model))
+            elif model and (name, step) not in linked:  # of the same value and time it is the same metric to the run
+                new.append(Metric(name, before.value, before.timestamp, step, model_id=model))
+        try:
+            if new:
+                self._mlflow.log_batch(run, metrics=new, synchronous=True)
+        except BaseException:  # nobody knows how far it came
+            self._before[run] |= values.keys()
+            for name in values:
+                logged.pop(name)
+            raise
+        for metric in new:
+            logged[metric.key][step] = metric
+
+    def _history(self, run: str, names: Iterable[str]) -> dict[str, dict[int, Any]]:
+        """Asked once: nobody else writes."""
+        logged = self._logged[run]
+        for name in names:
+            if name not in logged:
+                history = self._mlflow.get_metric_history(run, name) if name in self._before[run] else ()
+                logged[name] = {metric.step: metric for metric in history}
+        return logged
+
+    def artifact(self, arm_id: str | None, name: str, data: bytes, digest: str = "") -> None:
+        """Store a file with an arm's run, or with the sweep's if there is no arm. `name` may hold folders.
+
+        One that this tracker has stored under the name is not stored again, as far as its digest says.
+        """
+        if digest and (arm_id, name, digest) in self._stored:
+            return
+        run = self._child(arm_id) if arm_id else self.parent
+        if arm_id and name.startswith("outcomes/"):
+            run = self._scored_child(arm_id)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(name).name
+            path.write_bytes(data)
+            self._mlflow.log_artifact(run, str(path), str(Path(name).parent) if "/" in name else None)
+        self._stored.add((arm_id, name, digest))
+
+    def finish(self, arm_id: str | None = None) -> None:
+        """Mark an arm's run, or the sweep's, as finished."""
+        self._mlflow.set_terminated(self._child(arm_id) if arm_id else self.parent)
+
+
+def _named(arm_id: str) -> str:
+    """The arm's name: its id without the fingerprint of its training."""
+    return arm_id.rpartition("_")[0] or arm_id
+
+
+def _params(arm: Arm) -> dict[str, str | int | float]:
+    """An arm as its run's params, by the words of the sweep file."""
+    return {"policy": arm.kind, "demo_count": arm.demo_count, "action_free_ratio": arm.action_free_ratio, "seed": arm.seed}
+
+
+SCORE_METRICS = ("success_rate", "successes", "episodes", "errors", "success_low", "success_high")
+
+
+def outcomes_artifact(step: int, shift: str = "nominal") -> str:
+    """Name of the file with every episode's outcome at a training step."""
+    return f"outcomes/step_{step:06d}{'' if shift == 'nominal' else f'_{shift}'}.json"

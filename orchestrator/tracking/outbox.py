@@ -1,0 +1,191 @@
+"""What MLflow is to be told, on disk until it is told: neither a server that is away nor a killed process loses any of it.
+
+<folder>/<time>-<process>.jsonl      a journal: what one process had to tell, a note a line, only appended to; the first line says of which sweep
+<folder>/<time>-<process>.told       how many bytes of the journal are told
+<folder>/<time>-<process>/000007     data of a note
+<folder>/<time>-<process>.refused    notes that MLflow does not take or that are damaged, and why
+<folder>/<time>-<process>.damaged    a journal whose first line is: nobody knows of which sweep it is
+<folder>/telling                     locked by the one process that tells
+
+A process holds a lock on its journal while it lives; a journal that is told and left behind is removed. The system's page cache is trusted: what a
+power failure takes is in the sweep's storage, and `demoscale status NAME --rebuild` tells it again.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import threading
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from orchestrator.tracking.mlflow_writer import TrackingError
+
+
+class DamagedJournalError(Exception):
+    """The first line of a journal is damaged, as a power failure may leave it."""
+
+
+class Journal:
+    """Of this process; any number of threads may write."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        """about: the first line."""
+        self._lock, self._notes = threading.Lock(), 0
+        name = f"{time.time_ns():020d}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self.path, self._data, part = folder / f"{name}.jsonl", folder / name, folder / f"{name}.part"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file: IO[bytes] = part.open("xb", buffering=0)
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            self.size = 0
+            self._write(about)
+            self.begin = self.size
+            part.rename(self.path)  # found by others only once it is locked
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+
+    def note(self, note: dict[str, Any], data: bytes | None = None) -> None:
+        """Append; `data` goes beside it."""
+        with self._lock:
+            try:
+                if data is not None:
+                    self._data.mkdir(exist_ok=True)
+                    self._notes += 1
+                    (self._data / f"{self._notes:06d}").write_bytes(data)
+                    note = {**note, "data": f"{self._notes:06d}"}
+                self._write(note)
+            except OSError as error:
+                raise _unwritable(self.path.parent, error) from None
+
+    def close(self) -> None:
+        """It may be removed by whoever tells it."""
+        self._file.close()
+
+    def _write(self, note: dict[str, Any]) -> None:
+        line = json.dumps(note).encode() + b"\n"
+        try:
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(28, "No space left on device")
+        except OSError:
+            os.ftruncate(self._file.fileno(), self.size)  # no half a line before the next one
+            self._file.seek(self.size)  # nor a hole
+            raise
+        self.size += len(line)
+
+
+def _unwritable(folder: Path, error: OSError) -> TrackingError:
+    return TrackingError(f"{folder}: what MLflow is to be told cannot be written here ({error.strerror}); free some space or mend the permissions")
+
+
+class Reading:
+    """A journal as the one who tells it sees it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._told, self._data, self._refused = path.with_suffix(".told"), path.with_suffix(""), path.with_suffix(".refused")
+        self._file = path.open("rb")
+        header = self._file.readline()
+        about = _object(header)
+        if about is None:
+            self._file.close()
+            raise DamagedJournalError(path)
+        self.about = about
+        told = _number(self._told)
+        self.told = told if len(header) <= told <= path.stat().st_size else len(header)
+
+    def next(self) -> tuple[dict[str, Any] | None, int] | None:
+        """The first note that is not told, None for a damaged one, and where it ends; None if there is none.
+
+        Half a line is what a killed process left.
+        """
+        self._file.seek(self.told)
+        line = self._file.readline()
+        if not line.endswith(b"\n"):
+            return None
+        note = _object(line)
+        if note is None or "do" not in note:
+            return None, self.told + len(line)
+        if name := note.pop("data", ""):
+            path = self._data / name
+            note["data"], note["file"] = path.read_bytes() if path.exists() else None, name
+        return note, self.told + len(line)
+
+    def advance(self, end: int, file: str = "") -> None:
+        """Everything up to `end` is told; the note's data is not needed any more."""
+        part = self._told.with_suffix(".told-part")
+        part.write_text(str(end))
+        part.replace(self._told)
+        self.told = end
+        if file:
+            (self._data / file).unlink(missing_ok=True)
+
+    def refuse(self, note: dict[str, Any], why: str) -> None:
+        """Keep a note that cannot be told, and why."""
+        with self._refused.open("a") as refused:
+            refused.write(json.dumps({key: value for key, value in note.items() if not isinstance(value, bytes)} | {"why": why}) + "\n")
+
+    @property
+    def left(self) -> int:
+        """Notes that are not told."""
+        self._file.seek(self.told)
+        return self._file.read().count(b"\n")
+
+    @property
+    def deserted(self) -> bool:
+        """Whether no process writes it any more."""
+        with self.path.open("rb") as file, suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    @property
+    def cut(self) -> bool:
+        """Whether it ends in half a line."""
+        self._file.seek(self.told)
+        return bool(self._file.read().rpartition(b"\n")[2])
+
+    def remove(self) -> None:
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+        self._told.unlink(missing_ok=True)
+        if not self._refused.exists():
+            shutil.rmtree(self._data, ignore_errors=True)
+
+
+def _number(path: Path) -> int:
+    """0 also of a damaged file: telling a note twice changes nothing."""
+    try:
+        return int(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    """A line's JSON object; None if it is damaged."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return None
+    return told if isinstance(told, dict) else None
+
+
+def set_aside(journal: Path) -> Path:
+    """Rename a damaged journal, so that nobody reads it any more; its new path."""
+    aside = journal.with_suffix(".damaged")
+    journal.rename(aside)
+    return aside
+
+
+def told_of(journal: Path) -> int:
+    """How many bytes of a journal are told, for onlookers."""
+    return _number(journal.with_suffix(".told"))
+
+
+def journals(folder: Path) -> list[Path]:
+    """In the order in which they were begun."""
+    return sorted(folder.glob("*.jsonl"))

@@ -1,0 +1,249 @@
+"""Tells MLflow what the journals hold, in a thread of its own, in order, as often as it takes: training and scoring never wait for a server.
+
+Of several processes that run, or look after, one sweep only one tells at a time, for all of them.
+"""
+
+import fcntl
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from orchestrator.config.arms import Arm
+from orchestrator.tracking.mlflow_writer import Tracker
+from orchestrator.tracking.outbox import DamagedJournalError, Journal, Reading, journals, set_aside, told_of
+from orchestrator.tracking.tracking_errors import redacted, refuses, trouble
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+"""After an attempt that failed; the pauses double."""
+TELL_AFTER = 3
+"""Attempts that failed one after another before anybody hears of it."""
+LOOK_S = 1.0
+"""How often an idle teller looks for what other processes have left, and one that is not alone whether it is now."""
+
+MEND = "`demoscale status NAME --rebuild` tells MLflow all of it from the storage"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutboxSettings:
+    """How long the end of a run waits until the outbox is empty."""
+
+    patience_s: float = 30.0
+    """Seconds without a delivered record after which the wait ends, if MLflow fails or another process delivers."""
+    longest_wait_s: float = 300.0
+    """Seconds after which the wait ends in any case, however slowly records are delivered."""
+
+
+DEFAULT_OUTBOX = OutboxSettings()
+
+
+class Teller:
+    """One process's way to MLflow. `note` returns at once and can be called by any thread; to be closed."""
+
+    def __init__(
+        self,
+        uri: str,
+        folder: Path,
+        about: dict[str, Any],
+        say: Callable[[str], None] = lambda _: None,
+        open_tracker: Callable[..., Any] = Tracker,
+        settings: OutboxSettings = DEFAULT_OUTBOX,
+    ) -> None:
+        """about: arguments of a Tracker besides the URI. `say` hears when MLflow cannot be told, and when it can again."""
+        self._uri, self._folder, self._say, self._open, self._settings = uri, folder, say, open_tracker, settings
+        self._journal = Journal(folder, about)
+        # Journals of versions that knew no store lie in the same folder and are of the same storage.
+        self._defaults = {"store": about["store"]} if "store" in about else {}
+        self._readings: dict[Path, Reading] = {}
+        self._tracker: tuple[str, Any] = "", None
+        self._news = threading.Condition()
+        self._over = self._urged = self._doubts = False
+        self._moved = self._failures = 0
+        self.refused = 0
+        """Notes that MLflow does not take."""
+        self.problem = ""
+        """Why the last attempt failed; empty if it did not."""
+        self.telling = False
+        """Whether this process is the one that tells."""
+        self.failure: BaseException | None = None
+        """What ended the thread before its time."""
+        self._thread = threading.Thread(target=self._guarded, name="views", daemon=True)
+        self._thread.start()
+
+    def note(self, do: str, data: bytes | None = None, **arguments: Any) -> None:
+        """Have a method of Tracker called with these arguments; TrackingError if even the disk does not take it."""
+        self._journal.note({"do": do, **arguments}, data)
+        with self._news:
+            self._news.notify_all()
+
+    @property
+    def left(self) -> int:
+        """Notes in all journals that are not told."""
+        number = 0
+        for path in journals(self._folder):
+            try:
+                number += Reading(path).left
+            except (FileNotFoundError, DamagedJournalError):  # told and removed in this moment, or about to be set aside
+                continue
+        return number
+
+    def wait(self, patience_s: float | None = None) -> bool:
+        """Wait until all records noted before are delivered; False once a limit of the settings is reached.
+
+        patience_s: replaces the settings' own.
+        """
+        patience_s = self._settings.patience_s if patience_s is None else patience_s
+        goal, began = self._journal.size, time.monotonic()
+        moved_at, before = began, (-1, -1)
+        with self._news:
+            self._urged = True
+            self._news.notify_all()
+        while max(told_of(self._journal.path), self._journal.begin) < goal:
+            now, moved = time.monotonic(), (self._moved, told_of(self._journal.path))
+            if moved != before:
+                moved_at, before = now, moved
+            stuck = bool(self.problem) or not self.telling
+            if not self._thread.is_alive() or (stuck and now - moved_at > patience_s) or now - began > self._settings.longest_wait_s:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def close(self) -> None:
+        """Tell nothing more; what is not told stays on disk. Waits for a moment only: what is being told now may be told again."""
+        with self._news:
+            self._over = True
+            self._news.notify_all()
+        self._journal.close()
+        self._thread.join(1.0)
+
+    def _guarded(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self.failure = error
+
+    def _run(self) -> None:
+        with (self._folder / "telling").open("a") as lock:
+            pause = FIRST_PAUSE_S
+            while not self._over:
+                seen = self._journal.size
+                if not self._alone(lock):
+                    self._rest(LOOK_S, seen)
+                    continue
+                try:
+                    told = self._tell_next()
+                    if not told and self._doubts and self._tracker[1]:
+                        self._tracker[1].settle()
+                        self._doubts = False
+                except Exception as error:
+                    self._failed(error)
+                    self._rest(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE_S)
+                    continue
+                pause = FIRST_PAUSE_S
+                if not told:
+                    self._rest(LOOK_S, seen)
+            if self.telling:
+                self._tidy()
+
+    def _alone(self, lock: IO[str]) -> bool:
+        if not self.telling:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            self.telling = True
+        return True
+
+    def _rest(self, seconds: float, seen: int | None = None) -> None:
+        """Until the time is over, there is more than was seen, somebody waits, or it is all over."""
+        with self._news:
+            self._news.wait_for(lambda: self._over or self._urged or (seen is not None and self._journal.size > seen), seconds)
+            self._urged = False
+
+    def _tell_next(self) -> bool:
+        """Tell the oldest note that is not told; whether there was one."""
+        for path in journals(self._folder):
+            if path not in self._readings:
+                try:
+                    self._readings[path] = Reading(path)
+                except DamagedJournalError:
+                    self._say(f"{set_aside(path)}: its first line is damaged, so its records are not told; {MEND}")
+                    continue
+            reading = self._readings[path]
+            if found := reading.next():
+                note, end = found
+                if note is None:
+                    self._set_aside(reading, end)
+                else:
+                    self._tell(reading, note, end)
+                return True
+            if path != self._journal.path and reading.deserted and not reading.next():
+                if reading.cut:
+                    self._say(f"{path}: its last record was cut off and is lost; {MEND}")
+                self._readings.pop(path).remove()
+        return False
+
+    def _set_aside(self, reading: Reading, end: int) -> None:
+        """Keep a damaged record beside the journal; those after it are told."""
+        reading.refuse({"begin": reading.told, "end": end}, "damaged")
+        self.refused += 1
+        self._say(f"{reading.path}: the record at byte {reading.told} is damaged and not told; {MEND}")
+        reading.advance(end)
+        self._moved += 1
+
+    def _tell(self, reading: Reading, note: dict[str, Any], end: int) -> None:
+        arguments = {name: Arm(**value) if name == "arm" else value for name, value in note.items() if name not in ("do", "file")}
+        tracker, method = self._tracker_of(reading.about), note["do"]
+        kept = ""
+        try:
+            getattr(tracker, method)(**arguments)
+        except Exception as error:
+            if not refuses(error):
+                raise
+            # It may be that what we remember is out of date: a run that somebody deleted.
+            try:
+                self._tracker = "", None
+                getattr(self._tracker_of(reading.about), method)(**arguments)
+            except Exception as again:
+                if not refuses(again):
+                    raise
+                kept = redacted(str(again))
+                reading.refuse(note, kept)
+                self.refused += 1
+                self._say(f"MLflow refuses a {method} record, which is kept in {reading.path.parent}: {kept}")
+        reading.advance(end, "" if kept else note.get("file", ""))
+        self._moved += 1
+        if self._failures >= TELL_AFTER:
+            self._say(f"MLflow answers again; {self.left} records are still to be told")
+        self.problem, self._failures = "", 0
+
+    def _tracker_of(self, about: dict[str, Any]) -> Any:
+        about = self._defaults | about
+        key = json.dumps(about, sort_keys=True)
+        try:
+            if self._tracker[0] != key:
+                self._tracker = key, self._open(self._uri, **about)
+            self._tracker[1].open()
+        except Exception as error:
+            raise _NotOpenError(trouble(error)) from None
+        return self._tracker[1]
+
+    def _failed(self, error: Exception) -> None:
+        self.problem = str(error) if isinstance(error, _NotOpenError) else trouble(error)
+        self._doubts, self._failures = True, self._failures + 1
+        if self._failures == TELL_AFTER:
+            self._say(f"MLflow {self.problem}; what it is to be told is kept in {self._folder} until it can be")
+
+    def _tidy(self) -> None:
+        """Remove what is told."""
+        reading = self._readings.get(self._journal.path) or Reading(self._journal.path)
+        if not reading.next() and reading.told >= self._journal.size:
+            reading.remove()
+
+
+class _NotOpenError(OSError):
+    """No tracker can be opened now: nothing that is told is at fault."""

@@ -1,0 +1,52 @@
+"""What a tracking server's errors mean: which pass by themselves, and how they are told without anything secret."""
+
+import re
+
+from orchestrator import redaction as credentials
+
+_PASSES = (401, 403, 408, 425, 429)
+"""Codes that speak of the moment, or of who asks, and not of what is told."""
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status an error stands for; 0 for none."""
+    if (code := re.search(r"too many (\d{3}) error responses|failed with error code (\d{3})", str(error))) is not None:
+        return int(code[1] or code[2])
+    if (response := getattr(error, "response", None)) is not None:
+        return int(getattr(response, "status_code", 0) or 0)
+    asked = getattr(error, "get_http_status_code", None)
+    return int(asked()) if asked else 0
+
+
+def refuses(error: BaseException) -> bool:
+    """Whether what was told is at fault, and would be refused again."""
+    status = status_of(error)
+    if status:
+        return 400 <= status < 500 and status not in _PASSES
+    return isinstance(error, (TypeError, ValueError, LookupError, AttributeError)) and not isinstance(error, OSError)
+
+
+def away(error: BaseException) -> bool:
+    """Whether it is the tracking server's, and may pass."""
+    return type(error).__module__.partition(".")[0] in ("mlflow", "requests", "urllib3") and not refuses(error)
+
+
+def trouble(error: BaseException) -> str:
+    """Why MLflow cannot be told now; the words are ours, since a server's may repeat what it was sent."""
+    status, text = status_of(error), str(error)
+    if status in (401, 403):
+        return f"refuses the credentials ({status}); set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if "too many" in text or (status and status != 500):
+        return f"answers with error {status}"
+    if re.search(r"time(d )?out", text, re.I):
+        return "does not answer in time"
+    if re.search(r"IncompleteRead|prematurely|Connection broken", text):
+        return "breaks off its answers"
+    if re.search(r"refused|resolve|resolution|unreachable|not known|reset|aborted|disconnected|Max retries|ConnectionError", text):
+        return "cannot be reached"
+    return f"fails ({type(error).__name__})"
+
+
+def redacted(text: str) -> str:
+    """On one line, short, and without credentials, those of the environment among them."""
+    return " ".join(credentials.redacted(text).split())[:300]

@@ -1,0 +1,1 @@
+"""One training run: job, loop, Ray Train, control channel."""

@@ -1,0 +1,332 @@
+"""Training one arm, or the video model several arms share: a plain loop over batches. No Ray but for the stream of clips."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from orchestrator.checkpoints.pretrained_weights import fetch_weights
+from orchestrator.checkpoints.reader import fetch
+from orchestrator.code_fingerprint import TRAINING_CODE, code_fingerprint
+from orchestrator.config.arms import Arm
+from orchestrator.config.schema import Train
+from orchestrator.data import clip_stream as stream
+from orchestrator.data.clip_sampler import Order
+from orchestrator.data.episode_store import load_manifest
+from orchestrator.data.latent_cache import has_latents, kept_sentences, latent_entries
+from orchestrator.data.manifest import Manifest
+from orchestrator.data.subset import Subset, choose
+from orchestrator.provenance import PACKAGES, TRAINING_PACKAGES, digest, package_versions, weights_label
+from orchestrator.storage.base import Storage, open_storage
+from orchestrator.training.control_channel import Wish
+from orchestrator.training.worker_usage import Meter
+from policy.config import ClipShape, Objective, PolicyConfig
+from policy.interface import derived_seed
+from policy.presets import weights_source
+from sim_workers.checkout import check_imported
+
+if TYPE_CHECKING:
+    import torch
+
+    from policy.batch import Batch
+    from policy.checkpoint import Card, Model
+    from policy.model import VideoActionModel
+
+PROGRESS_REPORTS = 20  # per run, besides those at checkpoints
+CONSUMED = ("clips_with_actions", "clips_action_free", "action_free_ratio_consumed")
+"""Metrics: the clips the first worker has trained on since step 0, counted as they came, and their ratio, to hold against the one asked for."""
+
+Report = Callable[[int, dict[str, Any], Path | None], None]
+"""Called now and then with (step, mean losses and `meter.SPENT` since the last call, None), and at a checkpoint with its folder (first worker)."""
+
+# What stage 1 does not depend on: arms that differ in nothing else share it.
+STAGE_ONE = "video-"
+"""Begins the names of runs that train a video model for several arms."""
+NOT_OF_THE_VIDEO = {"mode", "steps", "video_steps", "videos", "checkpoint_every", "head_learning_rate", "feature_cache_mb"}
+
+
+@dataclass(frozen=True)
+class ArmJob:
+    """All that one training run needs to know; small enough to send to every worker."""
+
+    arm: Arm
+    arm_id: str
+    """Of the arm, or of the video model where `objective` is `video`."""
+    episodes: str
+    version: int
+    """Of the episode store: a sweep keeps to the one it started with."""
+    quarantined: frozenset[str]
+    """Damaged episodes that others take the places of."""
+    config: PolicyConfig
+    train: Train
+    objective: Objective
+    weights: str
+    """Where the video model starts, as a sweep file says it: empty for the preset's own, `none`, a hub id, a folder or an s3:// URI."""
+    video_model: str = ""
+    """URI of the stage-1 checkpoint that it starts from instead."""
+    labelled_tasks: tuple[str, ...] = ()
+    """Tasks that are demonstrated; all of them if empty."""
+    videos_of: Arm | None = None
+    """The arm whose episodes its video model learns from, where that is not its own: the sweep's largest, which contains all others'."""
+    label: str = ""
+    """The `weights_label` of those weights, where it is known already."""
+    code: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """The driver's files by content (`sim_workers.checkout`), which a process that trains must have imported; empty: not compared."""
+    views_apart: ClassVar[bool] = False
+    """Whether every camera of a clip is a clip of its own."""
+
+    def subset(self, manifest: Manifest) -> Subset:
+        return choose(manifest, self.arm.demo_count, self.arm.action_free_ratio, self.arm.seed, self.quarantined, self.labelled_tasks)
+
+    def videos(self, manifest: Manifest) -> list[str]:
+        """Ids of the episodes that the video model learns from."""
+        subset = replace(self, arm=self.videos_of or self.arm).subset(manifest)
+        return sorted((*subset.demos, *subset.action_free))
+
+    def order(self, manifest: Manifest, rank: int, world: int) -> Order:
+        """A video model learns from all episodes alike; a head on a frozen one from demos alone."""
+        subset = self.subset(manifest)
+        ids = {
+            "video": ((), self.videos(manifest)),
+            "action": (subset.demos, ()),
+        }.get(self.objective, (subset.demos, subset.action_free))
+        demos, action_free = (tuple(manifest.select(chosen, with_stats=False)) for chosen in ids)
+        return Order(demos, action_free, manifest.fingerprint, self.arm.seed, rank, world, self.train.batch_size // world)
+
+    @property
+    def start(self) -> str:
+        """Where the video model starts on this machine; empty for random weights."""
+        return weights_source(self.config.preset, self.weights) if self.config.video else ""
+
+    @property
+    def starts_from(self) -> str:
+        """What stands for those weights in a fingerprint; empty for random ones."""
+        return (self.label or weights_label(self.start)) if self.start else ""
+
+    @property
+    def clip(self) -> ClipShape:
+        """What of an episode is read: where no video is imagined, the present frame is enough."""
+        shape, diffusion = self.config.clip, self.config.diffusion
+        present = self.config.video is None or (self.objective == "action" and diffusion.features_at == "start")
+        return shape.model_copy(update={"frames_per_view": 1}) if present else shape
+
+    def stage_one(self, manifest: Manifest) -> "ArmJob":
+        """The training of the video model that this arm's head reads, named by everything that shapes it and by nothing else."""
+        steps = self.train.video_steps or self.train.steps
+        train = self.train.model_copy(update={"steps": steps})
+        config = self.config.model_dump(mode="json", include={"clip", "video", "diffusion"})
+        shaped_by = [
+            self.videos(manifest),
+            manifest.fingerprint,
+            self.arm.seed,
+            config,
+            steps,
+            train.model_dump(mode="json", exclude=NOT_OF_THE_VIDEO),
+            self.starts_from,
+            code_fingerprint(TRAINING_CODE),
+            package_versions(TRAINING_PACKAGES),
+        ]
+        return replace(self, arm_id=f"{STAGE_ONE}{digest(shaped_by)}", train=train, objective="video")
+
+
+def card_of(job: ArmJob, manifest: Manifest, device: str = "cpu") -> "Card":
+    """The card of the run before its first step. Statistics come from the arm's own demos, nothing else. device: what it trains on."""
+    from policy.checkpoint import Card
+    from policy.feature_stats import Stats
+
+    subset = job.subset(manifest)
+    demos = manifest.select(subset.demos)
+    videos_only = job.objective == "video"
+    contract = replace(manifest.contract, cameras=("any",)) if job.views_apart else manifest.contract
+    chosen: dict[str, Any]
+    if videos_only:
+        chosen = {"seed": job.arm.seed, "videos": job.videos(manifest)}
+    else:
+        chosen = {"arm": vars(job.arm), "subset_digest": subset.digest, "demos": list(subset.demos), "action_free": list(subset.action_free)}
+    return Card(
+        config=job.config,
+        contract=contract,
+        action_stats=None if videos_only else Stats.merge(entry.action_stats for entry in demos if entry.action_stats),
+        proprio_stats=None if videos_only else Stats.merge(entry.proprio_stats for entry in demos if entry.proprio_stats),
+        provenance={
+            **chosen,
+            "arm_id": job.arm_id,
+            "objective": job.objective,
+            "starts_from": job.video_model.rpartition("/arms/")[2] or job.starts_from,
+            "step": 0,
+            **dict.fromkeys(CONSUMED, 0),
+            "train": job.train.model_dump(mode="json"),
+            "data_fingerprint": manifest.fingerprint,
+            "data_version": job.version,
+            "code": code_fingerprint(TRAINING_CODE),
+            "packages": package_versions(tuple(sorted({*PACKAGES, *TRAINING_PACKAGES}))),
+            "device": device,
+        },
+    )
+
+
+def train(
+    job: ArmJob,
+    rank: int,
+    world: int,
+    resume: Path | None,
+    report: Report,
+    wrap: Callable[["Model"], Any] | None = None,
+    device: str = "cpu",
+    asked: Callable[[], Wish] = lambda: "",
+    bring: stream.Bring | None = None,
+) -> None:
+    """Train from the run's last checkpoint (or the start) to its last step, or until it is `asked`, after any step, to pause or to stop.
+
+    Every random draw is a function of (seed, step, rank), so stopping and resuming changes nothing. `wrap` readies the model for several workers;
+    `bring` fetches episodes instead of Ray Data.
+
+    NotFiniteError if a loss, a gradient or a weight is not finite; no checkpoint is written then, and trying again gives the same.
+    CodeChangedError if this process imported other code than the job's driver; no checkpoint is written from then on.
+    """
+    meter = Meter()  # loading the model counts
+    import torch
+
+    from policy.augmentation import color_jitter
+    from policy.checkpoint import fingerprint, load_card, load_trainer, load_weights, save
+    from policy.finite import NotFiniteError, not_finite
+    from policy.model import VideoActionModel
+    from policy.normalize import Normalizer
+    from policy.trainer import Trainer
+
+    check_imported(job.code)
+    storage = open_storage(job.episodes)
+    manifest = load_manifest(storage, job.version)
+    card = card_of(job, manifest, _device_name(device))
+    before = load_card(resume).provenance if resume else card.provenance
+    first_step = before["step"]
+    if first_step == job.train.steps:
+        return
+    consumed = {name: before[name] for name in CONSUMED}
+    torch.manual_seed(job.arm.seed)
+    with tempfile.TemporaryDirectory() as name:
+        model = _first_model(job, card, resume, kept_sentences(storage, manifest), Path(name))
+    model.learn(job.objective)
+    model.to(device)
+    if not resume and (which := not_finite(model.state_dict())):
+        raise NotFiniteError(f"the weights in {job.video_model or job.start} are not finite ({which}); start training from others")
+    trainer = Trainer(model, job.train, job.train.steps, wrap)
+    if resume:
+        acting, kept = load_weights(resume), load_trainer(resume)
+        if which := not_finite(acting) or not_finite(kept):
+            raise NotFiniteError(f"the checkpoint of step {first_step} is not finite ({which}); remove arms/{job.arm_id} to train it again")
+        trainer.restore(acting, kept)
+    normalizers = None
+    if card.proprio_stats and card.action_stats:
+        normalizers = Normalizer(card.proprio_stats, "minmax"), Normalizer(card.action_stats, card.config.action_normalization)
+    generator = torch.Generator()
+    sums = dict.fromkeys(("loss", "loss_video", "loss_action"), torch.zeros((), device=trainer.device))
+    since = first_step
+    order = job.order(manifest, rank, world)
+    if isinstance(model, VideoActionModel) and not job.train.color_jitter:  # what is kept was encoded as it was
+        order = _kept(order, storage, manifest, model)
+    steps = {"first_step": first_step, "num_steps": job.train.steps}
+    batches = stream.batches(job.episodes, manifest.contract, order, job.clip, **steps, bring=bring, on_fetched=meter.fetched)
+    for step, arrays in enumerate(meter.steps_of(batches, order.batch_size), first_step + 1):
+        generator.manual_seed(derived_seed(job.arm.seed, step, rank))
+        batch = _to_batch(arrays, normalizers, trainer.device)
+        if job.views_apart:
+            batch = batch.views_apart()
+        if job.train.color_jitter and not batch.frames.is_floating_point():
+            batch = replace(batch, frames=color_jitter(batch.frames, generator))
+        losses = trainer.step(batch, step - 1, generator)
+        for name, value in (("loss", losses.total), ("loss_video", losses.video), ("loss_action", losses.action)):
+            sums[name] = sums[name] + value  # stays on the device: reading it at every step would make the device wait
+        consumed = _count(consumed, arrays)
+        wish = asked()
+        checkpoint = step % job.train.checkpoint_every == 0 or step == job.train.steps or wish == "pause"
+        if not checkpoint and not wish and step % max(1, job.train.steps // PROGRESS_REPORTS):
+            continue
+        trainer.check()
+        check_imported(job.code)  # of modules that training imported meanwhile
+        metrics: dict[str, Any] = {name: total.item() / (step - since) for name, total in sums.items()} | consumed
+        meter.stepped(order.batch_size)
+        sums, since = dict.fromkeys(sums, torch.zeros((), device=trainer.device)), step
+        if checkpoint:
+            weights, state = trainer.acting_weights(), trainer.state()  # of every worker: where weights are sharded, they are gathered
+        if not checkpoint or rank > 0:
+            report(step, metrics | meter.read(), None)
+        else:
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                now = replace(card, provenance=card.provenance | {"step": step} | consumed)
+                if job.objective == "video":
+                    weights = {name: tensor for name, tensor in weights.items() if name.startswith("video.")}
+                if which := not_finite(weights) or not_finite(state):
+                    raise NotFiniteError(f"weights are not finite at step {step} ({which}), though its losses are; lower train.learning_rate")
+                save(folder, now, model, weights, state)
+                report(step, metrics | {"checkpoint": fingerprint(folder)} | meter.read(), folder)
+        if wish:
+            batches.close()  # type: ignore[attr-defined]
+            return
+
+
+def _kept(order: Order, storage: Storage, manifest: Manifest, model: "VideoActionModel") -> Order:
+    """The same clips out of latents, where `jobs.encode` keeps those of this model's autoencoder beside the episodes."""
+    if model.codec.stored_channels == model.codec.channels:  # folded pixels: nothing to keep
+        return order
+    fingerprint = model.codec.fingerprint(manifest.contract.image_size)
+    if not has_latents(storage, manifest, fingerprint):
+        return order
+    demos, action_free = (tuple(latent_entries(storage, manifest, fingerprint, entries)) for entries in (order.demos, order.action_free))
+    return replace(order, demos=demos, action_free=action_free)
+
+
+def _first_model(job: ArmJob, card: "Card", resume: Path | None, sentences: dict[str, "torch.Tensor"], folder: Path) -> "Model":
+    """The network as training begins: its video model from stage 1, or from the weights that the sweep names, or from the checkpoint to resume."""
+    from policy.checkpoint import known_sentences, new_model
+    from policy.model import FeatureCache, VideoActionModel
+    from policy.weights import load_unet
+
+    source: str | Path = ""
+    if job.config.video:
+        if resume:
+            source = resume
+        elif job.video_model:
+            fetch(job.video_model, folder)
+            source = folder
+        elif job.start:
+            source = fetch_weights(job.start, folder)
+    if isinstance(source, Path) and source.is_dir():
+        sentences = known_sentences(source) | sentences
+    model = new_model(card.config, card.contract, source or None, sentences)
+    if isinstance(model, VideoActionModel):
+        model.feature_cache = FeatureCache(job.train.feature_cache_mb * 2**20)
+        if source:
+            load_unet(source, model.video.unet)
+    return model
+
+
+def _device_name(device: str) -> str:
+    """`cpu`, or the GPU's name as torch has it."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def _count(consumed: dict[str, float], arrays: dict[str, Any]) -> dict[str, float]:
+    """CONSUMED after one more batch."""
+    labelled = int(arrays["action_mask"].any(1).sum())
+    with_actions, without = consumed["clips_with_actions"] + labelled, consumed["clips_action_free"] + len(arrays["action_mask"]) - labelled
+    return dict(zip(CONSUMED, (with_actions, without, without / max(1, with_actions)), strict=True))
+
+
+def _to_batch(arrays: dict[str, Any], normalizers: Any, device: "torch.device") -> "Batch":
+    """A video model is not told of proprioception and actions, so nothing needs normalising."""
+    import torch
+
+    from policy.batch import Batch
+
+    lists: dict[str, Any] = {name: arrays[name] for name in ("instructions", "seeds")}
+    tensors: dict[str, Any] = {name: torch.from_numpy(value).to(device) for name, value in arrays.items() if name not in lists}
+    if normalizers:
+        proprio, action = normalizers
+        tensors["proprio"] = proprio.normalize(tensors["proprio"])
+        tensors["actions"] = action.normalize(tensors["actions"])
+    return Batch(**tensors, **lists)

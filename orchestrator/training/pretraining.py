@@ -1,0 +1,79 @@
+"""Pretraining a video model on all videos of an episode store: what a sweep's policies start from, as the paper's start from SVD."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from orchestrator.checkpoints.reader import at_hand
+from orchestrator.code_fingerprint import TRAINING_CODE, code_fingerprint
+from orchestrator.config.arms import Arm
+from orchestrator.config.schema import Train
+from orchestrator.data.episode_store import latest_version, load_manifest
+from orchestrator.data.manifest import Manifest
+from orchestrator.data.subset import Subset
+from orchestrator.provenance import TRAINING_PACKAGES, digest, package_versions
+from orchestrator.storage.base import open_storage
+from orchestrator.training.control_channel import News, desk
+from orchestrator.training.loop import ArmJob
+from orchestrator.training.ray_train import fit
+from policy.config import PolicyConfig
+from sim_workers.checkout import file_hashes
+
+
+@dataclass(frozen=True)
+class PretrainJob(ArmJob):
+    """Every episode is a film without actions, and every camera of it a clip of its own: what is learned fits any number of views."""
+
+    views_apart: ClassVar[bool] = True
+
+    def subset(self, manifest: Manifest) -> Subset:
+        return Subset((), tuple(sorted(manifest.episode_ids)))
+
+
+def pretrain(
+    store: str, config: PolicyConfig, train: Train, seed: int, storage: str, resources: dict[str, float], on_step: Callable[[int, float], None]
+) -> tuple[str, dict[str, Any]]:
+    """Train, from wherever an earlier run stopped; the URI of the last checkpoint, and the recipe: all that shaped it.
+
+    `on_step` hears (optimiser step, video loss) now and then.
+    """
+    data = open_storage(store)
+    version = latest_version(data)
+    manifest = load_manifest(data, version)
+    by = code_fingerprint(TRAINING_CODE), package_versions(TRAINING_PACKAGES)
+    named = digest([manifest.fingerprint, config.model_dump(mode="json"), seed, train.model_dump(mode="json"), *by])
+    job = PretrainJob(Arm(0, 0.0, seed), f"pretrain-{named}", data.uri, version, frozenset(), config, train, "video", "none", code=file_hashes())
+    folder = f"{open_storage(storage).uri}/arms"
+
+    def on_news(run: str, news: News) -> None:
+        on_step(int(news["step"]), float(news["loss"]))
+
+    with desk(on_news) as handle:
+        last = fit(job, folder, resources, handle)[-1]
+    recipe = {
+        "preset": config.preset,
+        "data_fingerprint": manifest.fingerprint,
+        "episodes": {task: len(places) for task, places in manifest.tasks.items()},
+        "cameras": list(manifest.contract.cameras),
+        "image_size": list(manifest.contract.image_size),
+        "simulator": manifest.contract.simulator,
+        "train": train.model_dump(mode="json"),
+        "seed": seed,
+        "loss_video": round(float(last["loss_video"]), 5),
+    }
+    return f"{folder}/{job.arm_id}/step_{train.steps:06d}", recipe
+
+
+def ship(checkpoint: str, recipe: dict[str, Any], out: Path) -> None:
+    """The video model of a checkpoint as diffusers keeps it, in half precision, and its recipe beside it."""
+    from diffusers import UNetSpatioTemporalConditionModel
+
+    from policy.weights import load_unet
+
+    with at_hand(checkpoint) as folder:
+        unet = UNetSpatioTemporalConditionModel.from_config(UNetSpatioTemporalConditionModel.load_config(folder, subfolder="unet"))
+        load_unet(folder, unet)
+    unet.half().save_pretrained(out / "unet")
+    (out / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")

@@ -1,0 +1,70 @@
+"""Ray Train's own list of a run's checkpoints, mended after a full disk or a power failure. The only file that knows its form.
+
+Ray rewrites `<run>/checkpoint_manager_snapshot.json` in place and refuses a run whose list is damaged or names a checkpoint that is not there.
+"""
+
+import json
+from importlib.metadata import version
+from typing import Any
+
+from orchestrator.checkpoints.reader import whole
+from orchestrator.storage.base import NoObject, Storage
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+LISTS = (
+    "pending_training_results",
+    "pending_validation_specs",
+    "validated_checkpoint_dir_names",
+    "timed_out_validation_checkpoint_dir_names",
+    "failed_validation_checkpoint_dir_names",
+)
+"""What else the list has, empty in ours: nothing is validated."""
+
+
+def mend(storage: Storage, run: str, noted: dict[int, dict[str, Any]]) -> list[str]:
+    """Have the run resume from its newest whole checkpoint; returns what was wrong, a sentence each, nothing if all is well.
+
+    storage: in which the run is a folder. noted: the metrics of its checkpoints by step, as the sweep has written them down; they take the
+    place of a list that cannot be read. A checkpoint is whole if it has the fingerprint that was reported with it.
+    """
+    key, problems = f"{run}/{SNAPSHOT}", list[str]()
+    try:
+        stored = storage.get(key)
+    except NoObject:
+        return []
+    listed = _listed(stored)
+    if listed is None:
+        problems.append(f"{storage.uri}/{key}: Ray Train's list of checkpoints is damaged")
+        listed = [(f"step_{step:06d}", metrics | {"step": step}) for step, metrics in sorted(noted.items())]
+    there = {key.split("/")[1] for key in storage.list(f"{run}/")}  # Ray refuses a list that names a folder which is not there
+    problems += [f"{storage.uri}/{run}/{name}: the checkpoint is not there" for name, _ in listed if name not in there]
+    listed = [one for one in listed if one[0] in there]
+    while listed and not whole(place := f"{storage.uri}/{run}/{listed[-1][0]}", str(listed[-1][1].get("checkpoint"))):
+        problems.append(f"{place}: the checkpoint is damaged")
+        listed.pop()
+    if problems:
+        storage.put(key, _written(listed))
+    return problems
+
+
+def _listed(stored: bytes) -> list[tuple[str, dict[str, Any]]] | None:
+    """(folder, metrics) of every checkpoint, oldest first; None if the list is damaged."""
+    try:
+        results = json.loads(stored)["checkpoint_results"]
+        listed = [(str(one["checkpoint_dir_name"]), dict(one["metrics"])) for one in results]
+        return sorted(listed, key=lambda one: int(one[1]["step"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _written(listed: list[tuple[str, dict[str, Any]]]) -> bytes:
+    results = [{"version": 0, "checkpoint_dir_name": name, "metrics": metrics} for name, metrics in listed]
+    told = {
+        "ray_version": version("ray"),
+        "checkpoint_results": results,
+        "checkpoint_report_indices": [*range(1, len(results) + 1)],
+        "latest_checkpoint_result": results[-1] if results else None,
+        "current_report_index": len(results),
+        **{name: list[str]() for name in LISTS},
+    }
+    return json.dumps(told).encode()

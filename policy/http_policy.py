@@ -1,0 +1,527 @@
+"""Policies over HTTP: whatever learned elsewhere can be scored here, and what learned here can act elsewhere.
+
+GET /contract   -> 200, JSON: the fields of `policy.interface.Contract`.
+POST /act       observations -> 200, chunks; both as `policy/http_protocol.py` lays them out.
+Anything else   -> 400 (the request is wrong), 401 (the server has a token, and another or none was sent), 403 (a web page of another origin
+                   sent it), 404, 408 (it came too slowly), 411 (no Content-Length), 413 (too large), 415 (a Content-Type that any web page
+                   may send), 500 (the policy failed), 501 (another method), 503 (too many requests at once), with one line of plain text that
+                   says why.
+
+POST /act carries Content-Type: application/octet-stream. Connections are kept alive. There is no encryption. A server that has a token answers
+those only who send it, as `Authorization: Bearer TOKEN`; without one, every process that reaches the port may ask. A server listens to its own
+machine only by default; put a proxy that encrypts in front of it where that is not enough. Both sides bound what they read: its size by the
+contract (`policy/http_protocol.py`), its total time, its headers and its nesting.
+"""
+
+import hmac
+import http.client
+import io
+import ipaddress
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+from policy.http_protocol import (
+    MOST_BYTES,
+    MOST_OBSERVATIONS,
+    RemoteError,
+    answer_bytes,
+    checked_contract,
+    one_line,
+    pack_chunks,
+    pack_observations,
+    request_bytes,
+    unpack_chunks,
+    unpack_observations,
+)
+from policy.interface import ActionChunk, Contract, Observation, Policy
+from policy.untrusted import printable, read_json
+
+IDLE_S = 600.0
+"""Seconds until a connection without a request is closed; the client opens another."""
+HEAD_S = 10.0
+"""Seconds in which the first request must begin to arrive, and in which the head of any request must be complete."""
+BODY_S, BODY_BYTES_PER_S = 10.0, 1 << 20
+"""Seconds in which a body must be complete: so many, and one more for so many bytes."""
+SEND_S = 60.0
+"""Seconds that the client may take to receive an answer."""
+LINGER_S, LINGER_BYTES = 1.0, 64 << 20
+"""How long and how much of a refused body is read and dropped, so that the refusal arrives: closing at once would reset the connection."""
+MOST_CONNECTIONS = 512
+"""Open at once to one server."""
+CONTRACT_BYTES, REFUSAL_BYTES, HEAD_BYTES = 1 << 20, 1 << 16, 1 << 16
+"""Size limits: a contract, the text of a refusal, the head of an answer together with the lengths of its parts."""
+CUT_SHORT = 3
+"""Answers that end early before the client gives up."""
+_SAFELISTED = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
+# https://fetch.spec.whatwg.org/#cors-safelisted-request-header: what a browser sends to another origin without asking it first.
+
+TOKEN = "DEMOSCALE_POLICY_TOKEN"
+"""Environment variable with the token that a client sends; empty or unset: none."""
+
+__all__ = ["TOKEN", "RemoteError", "RemotePolicy", "make_server", "serve"]
+
+
+class _TooLargeError(Exception):
+    """More bytes came than the limit allows."""
+
+
+class _Bounded(io.RawIOBase):
+    """What comes from a socket, until a moment and up to a number of bytes; TimeoutError and _TooLargeError end it."""
+
+    def __init__(self, connection: socket.socket, until: float, left: float) -> None:
+        self._connection = connection
+        self._raw: Any = connection.makefile("rb", buffering=0)
+        self.until = until
+        """Of `time.monotonic`."""
+        self.left = left
+        """Bytes that may still come."""
+        self.received = 0
+        """Bytes that came since this was last set to 0."""
+        self.complete_s: float | None = None
+        """Seconds that are left once the first byte has come; None: what was left before."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self.left <= 0:
+            raise _TooLargeError
+        if (seconds := self.until - time.monotonic()) <= 0:
+            raise TimeoutError("timed out")
+        self._connection.settimeout(seconds)
+        size: int = self._raw.readinto(buffer)
+        if size and self.complete_s is not None:
+            self.until, self.complete_s = time.monotonic() + self.complete_s, None
+        self.left -= size
+        self.received += size
+        return size
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()
+
+
+# -- the server ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Asked:
+    observations: list[Observation]
+    answer: list[ActionChunk] | Exception | None = None
+
+
+class _OneAtATime:
+    """Lets one thread at a time ask the policy. With `join`, what waits meanwhile forms the next batch."""
+
+    def __init__(self, policy: Policy, join: bool) -> None:
+        self._policy, self._join = policy, join
+        self._waiting: list[_Asked] = []
+        self._list, self._turn = threading.Lock(), threading.Lock()
+
+    def act(self, observations: list[Observation]) -> list[ActionChunk]:
+        mine = _Asked(observations)
+        if not self._join:
+            with self._turn:
+                return self._policy.act(observations)
+        with self._list:
+            self._waiting.append(mine)
+        with self._turn:  # whoever gets it first answers all who wait; they find their answers when it is their turn
+            if mine.answer is None:
+                with self._list:
+                    together, self._waiting = self._waiting, []
+                self._answer(together)
+        if isinstance(mine.answer, Exception):
+            raise mine.answer
+        assert mine.answer is not None
+        return mine.answer
+
+    def _answer(self, together: list[_Asked]) -> None:
+        try:
+            chunks = iter(self._policy.act([observation for asked in together for observation in asked.observations]))
+            for asked in together:
+                asked.answer = [next(chunks) for _ in asked.observations]
+        except Exception as error:
+            if len(together) == 1:
+                together[0].answer = error
+            else:  # nobody shall suffer from what another one asked
+                for asked in together:
+                    self._answer([asked])
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # many simulators may begin at once
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], most_connections: int) -> None:
+        self._free = threading.BoundedSemaphore(most_connections)
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own; refuse where too many connections are open."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+            return
+        line = b"too many connections are open; try again later"
+        head = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+        with suppress(OSError):
+            request.setblocking(False)  # this thread accepts all connections, so it waits for none
+            request.send(head % len(line) + line)
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer until the connection is closed."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):  # a client that hangs up in the middle is no error of the server
+            super().handle_error(request, client_address)
+
+
+class _Room:
+    """Bytes of request bodies that may be in memory at once."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._left, self._lock = most_bytes, threading.Lock()
+
+    @contextmanager
+    def take(self, size: int) -> Iterator[bool]:
+        """Whether there is room for a body of this size; it is kept until the end of the block."""
+        with self._lock:
+            taken = size if size <= self._left else 0
+            self._left -= taken
+            granted = size <= taken
+        try:
+            yield granted
+        finally:
+            with self._lock:
+                self._left += taken
+
+
+def _foreign(origin: str, host: str) -> bool:
+    """Whether a browser's Origin is another than this server, by the Host that the browser named.
+
+    An Origin that agrees with the Host proves nothing where the Host is a name: its owner may have it lead to this machine's address.
+    """
+    if origin not in (f"http://{host}", f"https://{host}"):
+        return True
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        ipaddress.ip_address(name)
+    except ValueError:
+        return host.partition(":")[0] != "localhost"
+    return False
+
+
+def make_server(
+    policy: Policy,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    join: bool = False,
+    most_bytes: int = MOST_BYTES,
+    token: str = "",
+    most_connections: int = MOST_CONNECTIONS,
+) -> ThreadingHTTPServer:
+    """Ready to serve_forever(); port 0 takes a free one, `server_address` says which.
+
+    join: requests that wait for the policy are answered as one batch. Faster where a batch costs little more than one observation; answers
+    then depend on which requests wait together, unless the policy rounds alike in every batch. most_bytes: size limit of a request, packed or
+    unpacked, and of all that are in memory at once; the contract bounds a request further. token: what every request must send; empty:
+    nothing. RemoteError if a header cannot carry it.
+    """
+    turns, wanted = _OneAtATime(policy, join), _bearer(token).encode()
+    contract = policy.contract
+    largest, room = request_bytes(contract, most_bytes), _Room(most_bytes)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # head and body are two writes; the second would wait for the first one's receipt
+        requestline, request_version, command = "", "HTTP/1.1", ""  # so that a request that never becomes complete can be answered
+
+        def setup(self) -> None:
+            super().setup()
+            self.rfile.close()
+            self.bounded = _Bounded(self.connection, time.monotonic() + HEAD_S, HEAD_BYTES)
+            self.rfile = io.BufferedReader(self.bounded)
+            self.begins_s = HEAD_S
+
+        def handle_one_request(self) -> None:
+            """Read the head of a request, within its time and size, and answer."""
+            self.bounded.until, self.bounded.complete_s = time.monotonic() + self.begins_s, HEAD_S
+            self.bounded.left, self.bounded.received = 2 * HEAD_BYTES, 0
+            self.begins_s, self.close_connection = IDLE_S, True
+            try:
+                self.raw_requestline = self.rfile.readline(HEAD_BYTES + 1)
+                if not self.raw_requestline:
+                    return
+                if len(self.raw_requestline) > HEAD_BYTES:
+                    self._refuse(414, f"the first line of the request has more than {HEAD_BYTES} bytes")
+                elif self.parse_request() and self._may_ask():
+                    self._answer()
+            except TimeoutError:
+                if self.bounded.received:
+                    self._refuse(408, "the request was not complete in time; send it faster")
+            except _TooLargeError:
+                self._refuse(431, f"the head of the request has more than {2 * HEAD_BYTES} bytes")
+
+        def _may_ask(self) -> bool:
+            sent = self.headers.get("Authorization", "")
+            if not wanted or hmac.compare_digest(sent.encode(errors="replace"), wanted):
+                return True
+            self._refuse(401, f"this policy server asks for a token; set {TOKEN} to it where the policy is asked from")
+            return False
+
+        def _answer(self) -> None:
+            if self.command not in ("GET", "POST"):
+                self._refuse(501, "there are GET /contract and POST /act")
+            elif (origin := self.headers.get("Origin")) is not None and _foreign(origin, self.headers.get("Host", "")):
+                self._refuse(403, "a web page of another origin sent this request; only programs may")
+            elif self.command == "GET":
+                self._get()
+            else:
+                self._post()
+
+        def _get(self) -> None:
+            if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
+                self.close_connection = True  # its body is not read, and must not be taken for the next request
+            if self.path.rstrip("/").endswith("/contract"):
+                self._reply(200, json.dumps(contract.to_json()).encode(), "application/json")
+            else:
+                self._say(404, "there are GET /contract and POST /act")
+
+        def _post(self) -> None:
+            sizes = self.headers.get_all("Content-Length", [])
+            kind = self.headers.get_content_type() if "Content-Type" in self.headers else ""
+            if not self.path.rstrip("/").endswith("/act"):
+                self._refuse(404, "there are GET /contract and POST /act")
+            elif "Transfer-Encoding" in self.headers or not sizes:
+                self._refuse(411, f"the body must say its Content-Length, of at most {largest}")
+            elif len(sizes) > 1 or not (sizes[0].isascii() and sizes[0].isdecimal()):
+                self._refuse(400, "Content-Length must be one whole number")
+            elif len(sizes[0]) > 18 or int(sizes[0]) > largest:
+                self._refuse(413, f"the body must say its Content-Length, of at most {largest}")
+            elif kind in _SAFELISTED:
+                self._refuse(415, f"Content-Type is {kind}, which any web page may send; send application/octet-stream")
+            else:
+                size = int(sizes[0])
+                with room.take(size) as granted:
+                    if granted:
+                        self._act(size)
+                    else:
+                        self._refuse(503, "too many requests are being read; try again later")
+
+        def _act(self, size: int) -> None:
+            """Read the body, ask the policy and answer."""
+            self.bounded.until = time.monotonic() + BODY_S + size / BODY_BYTES_PER_S
+            self.bounded.left = float("inf")  # the size is known
+            body = self.rfile.read(size)
+            if len(body) < size:
+                self._refuse(400, f"the body ends after {len(body)} of {size} bytes")
+                return
+            try:
+                observations = unpack_observations(body, contract, most_bytes)
+            except RemoteError as error:
+                self._say(400, str(error))
+                return
+            del body
+            try:
+                answer = pack_chunks(turns.act(observations), contract, len(observations))
+            except RemoteError as error:
+                self._say(500, str(error))
+            except Exception as error:  # the policy's own: the client gets its sentence, the server lives on
+                self._say(500, one_line(error))
+            else:
+                self._reply(200, answer, "application/octet-stream")
+
+        def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+            """Refuse what `parse_request` cannot read as everything else is refused: one line, no page."""
+            self._refuse(code, printable(message or "the request is not HTTP"))
+
+        def _refuse(self, status: int, line: str) -> None:
+            """Answer without reading the rest of the request, and hang up."""
+            self.close_connection = True
+            self._say(status, line)
+            with suppress(OSError, _TooLargeError):
+                self.connection.shutdown(socket.SHUT_WR)
+                self.bounded.until, self.bounded.left = time.monotonic() + LINGER_S, LINGER_BYTES
+                dropped = memoryview(bytearray(1 << 16))
+                while self.bounded.readinto(dropped):
+                    pass
+
+        def _say(self, status: int, line: str) -> None:
+            self._reply(status, line.encode(errors="replace"), "text/plain; charset=utf-8")
+
+        def _reply(self, status: int, body: bytes, kind: str) -> None:
+            self.connection.settimeout(SEND_S)
+            self.request_version = self.protocol_version  # to one that names none, a status would not be sent
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.send_header("Content-Length", str(len(body)))
+            if self.close_connection:
+                self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    return _Server((host, port), Handler, most_connections)
+
+
+def _bearer(token: str) -> str:
+    """The value of the header that carries a token; empty for none. RemoteError, which does not repeat the token, if it cannot."""
+    if not all("!" <= letter <= "~" for letter in token):
+        raise RemoteError(f"the token of the policy server must be printable ASCII without spaces; write another one to {TOKEN}")
+    return f"Bearer {token}" if token else ""
+
+
+def serve(policy: Policy, host: str = "127.0.0.1", port: int = 8000, join: bool = False, token: str = "") -> None:
+    """Answer until interrupted."""
+    with make_server(policy, host, port, join, token=token) as server:
+        server.serve_forever()
+
+
+# -- the client ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer whose head and body come until a moment and up to a number of bytes."""
+
+    def __init__(self, connection: socket.socket, *args: Any, until: float, most_bytes: int, **keywords: Any) -> None:
+        super().__init__(connection, *args, **keywords)
+        self.fp.close()
+        # One byte more than allowed tells an answer of the largest size from a larger one.
+        self.fp = io.BufferedReader(_Bounded(connection, until, most_bytes + HEAD_BYTES + 1))
+
+
+class RemotePolicy:
+    """The `Policy` behind a URL. Usable from several threads, each over a connection of its own.
+
+    timeout_s: seconds from a request to the end of its answer. patience_s: seconds that a server may take to come back where none listens or
+    a connection is lost; asking again is harmless, because an answer is a function of the observation. token: what the server asks for;
+    None: that of the environment (`TOKEN`). Redirects are not followed.
+    """
+
+    def __init__(self, url: str, timeout_s: float = 120.0, patience_s: float = 20.0, token: str | None = None) -> None:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+            known = parts.scheme in ("http", "https") and host
+        except ValueError:  # a port that is no port, brackets that do not close
+            known = None
+        if not known or host is None:
+            raise RemoteError(f"{printable(url)} is not the address of a policy server: it must look like http://127.0.0.1:8000")
+        self.url, self._timeout_s, self._patience_s = url.rstrip("/"), timeout_s, patience_s
+        self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._host, self._port, self._path = host, port, parts.path.rstrip("/")
+        self._of_thread = threading.local()
+        bearer = _bearer(os.environ.get(TOKEN, "").strip() if token is None else token)
+        self._headers = {"Authorization": bearer} if bearer else {}
+
+    @cached_property
+    def contract(self) -> Contract:
+        """What the policy was trained with, by its own account."""
+        try:
+            return checked_contract(read_json(self._ask("GET", "/contract", CONTRACT_BYTES), CONTRACT_BYTES))
+        except (ValueError, TypeError) as error:
+            raise RemoteError(f"what {self.url} calls its contract is not one: {printable(str(error))}") from None
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        chunks: list[ActionChunk] = []
+        for first in range(0, len(observations), MOST_OBSERVATIONS):
+            chunks += self._act(observations[first : first + MOST_OBSERVATIONS])
+        return chunks
+
+    def _act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        body = pack_observations(observations, self.contract.cameras)
+        answer = self._ask("POST", "/act", answer_bytes(self.contract, len(observations)), body)
+        try:
+            return unpack_chunks(answer, len(observations), self.contract)
+        except RemoteError as error:
+            raise RemoteError(f"the policy server at {self.url} answered wrongly: {error}") from None
+
+    def close(self) -> None:
+        """Hang up, as far as the calling thread is concerned."""
+        if connection := getattr(self._of_thread, "connection", None):
+            connection.close()
+
+    def _ask(self, method: str, path: str, most_bytes: int = REFUSAL_BYTES, body: bytes | None = None) -> bytes:
+        until, pause, cut_short = time.monotonic() + self._patience_s, 0.05, 0
+        while True:
+            try:
+                status, answer = self._once(method, path, most_bytes, body)
+                if status != 503 or time.monotonic() + pause > until:
+                    break
+            except TimeoutError:
+                self.close()
+                raise RemoteError(f"the policy server at {self.url} did not answer within {self._timeout_s:g} s") from None
+            except _TooLargeError:
+                self.close()
+                raise RemoteError(f"the policy server at {self.url} answered {path} with more than {most_bytes} bytes") from None
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                cut_short += isinstance(error, http.client.IncompleteRead)
+                if not isinstance(error, (OSError, http.client.IncompleteRead)):
+                    raise RemoteError(f"what answers at {self.url} is no policy server ({one_line(error)})") from None
+                if cut_short == CUT_SHORT:
+                    raise RemoteError(f"the answers of the policy server at {self.url} end early ({one_line(error)})") from None
+                if time.monotonic() + pause > until:
+                    raise RemoteError(f"no policy server answers at {self.url}; is it running? ({one_line(error)})") from None
+            except ValueError as error:  # http.client's own, for a head that it cannot read
+                self.close()
+                raise RemoteError(f"what answers at {self.url} is no policy server ({one_line(error)})") from None
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+        if 300 <= status < 400:
+            raise RemoteError(f"the policy server at {self.url} redirects ({status}), which is not followed; name the address that answers")
+        if status != 200:
+            line = printable((answer.decode(errors="replace").strip().splitlines() or ["it says no more"])[-1])
+            raise RemoteError(f"the policy server at {self.url} refused ({status}): {line}")
+        return answer
+
+    def _once(self, method: str, path: str, most_bytes: int, body: bytes | None) -> tuple[int, bytes]:
+        until = time.monotonic() + self._timeout_s
+        connection = getattr(self._of_thread, "connection", None)
+        if connection is None:
+            connection = self._of_thread.connection = self._kind(self._host, self._port, timeout=self._timeout_s)
+        if connection.sock is not None:
+            connection.sock.settimeout(self._timeout_s)  # the last answer left what remained of its own time
+        connection.response_class = partial(_Response, until=until, most_bytes=most_bytes)
+        connection.request(method, self._path + path, body, self._headers | ({"Content-Type": "application/octet-stream"} if body else {}))
+        response = connection.getresponse()
+        if response.status == 200:
+            return 200, _read(response, most_bytes)
+        try:
+            return response.status, _read(response, REFUSAL_BYTES)
+        except (_TooLargeError, OSError, http.client.HTTPException):  # the status says enough
+            self.close()
+            return response.status, b""
+
+
+def _read(response: http.client.HTTPResponse, most_bytes: int) -> bytes:
+    """The body of an answer; _TooLargeError if it is larger, IncompleteRead if it ends before the length that was announced."""
+    if response.length is not None and response.length > most_bytes:
+        raise _TooLargeError
+    read = bytearray()
+    while some := response.read(min(1 << 16, most_bytes + 1 - len(read))):
+        read += some
+        if len(read) > most_bytes:
+            raise _TooLargeError
+    if response.length:
+        raise http.client.IncompleteRead(b"", response.length)
+    return bytes(read)

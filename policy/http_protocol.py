@@ -1,0 +1,286 @@
+"""How observations and actions travel: .npz files of plain arrays, which any language can write. Nothing is pickled.
+
+Of B observations (`policy.interface.Observation`), the body of POST /act (`policy/http_policy.py`):
+    images/CAMERA   (B, H, W, 3) uint8, one array per camera of the contract
+    proprio         (B, P) float32, finite
+    noise_seeds     (B,) int64, not negative
+    instructions    uint8: the UTF-8 bytes of a JSON list of B sentences
+Of the B chunks that answer them (`policy.interface.ActionChunk`):
+    actions         (B, T, A) float32, finite
+    execute         (B,) int64, each between 1 and T
+An .npz is a zip of .npy files, as numpy.savez writes it; compressed (deflate) ones are read too. B is at most MOST_OBSERVATIONS and T at
+most `policy.interface.MOST_STEPS`, so that the contract bounds the size of every body.
+"""
+
+import io
+import json
+import math
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from policy.errors import DemoscaleError
+from policy.interface import MOST_STEPS, ActionChunk, Contract, Observation
+from policy.untrusted import printable, read_json
+
+MOST_BYTES = 1 << 30
+"""Size limit of a body in bytes, packed or unpacked, whatever the contract."""
+MOST_OBSERVATIONS = 256
+"""Of one request."""
+SENTENCE_BYTES = 4096
+"""Size of one instruction, as JSON."""
+SPARE_BYTES = 1 << 16
+"""Room for the headers of a zip file and its arrays."""
+MOST_MEMBERS = 1024
+_MEMBER = b"PK\x01\x02"  # begins each entry of a zip file's table of contents
+
+_READ_MAGIC: Any = np.lib.format.read_magic
+_READ_HEADER: Any = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class RemoteError(DemoscaleError):
+    """One sentence: what is wrong between here and the policy at the other end."""
+
+
+class Announced(NamedTuple):
+    """What an array's header says of it, before its values are read."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran: bool
+    """Values lie column by column."""
+
+
+def pack(arrays: Arrays) -> bytes:
+    """As an .npz."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def request_bytes(contract: Contract, most_bytes: int = MOST_BYTES) -> int:
+    """Size of the largest body of POST /act that a contract allows."""
+    pictures = len(contract.cameras) * math.prod(contract.image_size) * 3
+    return min(most_bytes, MOST_OBSERVATIONS * (pictures + 8 * len(contract.proprio) + 8 + SENTENCE_BYTES) + SPARE_BYTES + _names_bytes(contract))
+
+
+def answer_bytes(contract: Contract, many: int, most_bytes: int = MOST_BYTES) -> int:
+    """Size of the largest answer to `many` observations that a contract allows."""
+    return min(most_bytes, many * (8 * MOST_STEPS * len(contract.action) + 8) + SPARE_BYTES)
+
+
+def _names_bytes(contract: Contract) -> int:
+    return sum(2 * len(camera.encode()) + 512 for camera in contract.cameras)
+
+
+def _accept(announced: Mapping[str, Announced]) -> None:
+    """Any plain arrays."""
+
+
+def unpack(body: bytes, most_bytes: int = MOST_BYTES, accept: Callable[[Mapping[str, Announced]], None] = _accept) -> Arrays:
+    """Return the arrays of an .npz; RemoteError if it is none, unpacks to more than `most_bytes`, or holds anything but plain values.
+
+    accept: raises RemoteError for names, types or shapes that are not wanted; called before any values are read, so before they take memory.
+    """
+    # zipfile makes an object per member as it opens a file, so members are counted before: each has this mark in the table of contents.
+    if (members := body.count(_MEMBER)) > MOST_MEMBERS:
+        raise RemoteError(f"the body is not an .npz of plain arrays: it has about {members} members; at most {MOST_MEMBERS} are allowed")
+    try:
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
+            infos = _members(archive)
+            if sum(info.file_size for info in infos.values()) > most_bytes:
+                raise RemoteError(f"the arrays are larger than {most_bytes} bytes")
+            headers = {name: _header(archive, info) for name, info in infos.items()}
+            accept({name: announced for name, (announced, _) in headers.items()})
+            return {name: _values(archive, infos[name], *headers[name]) for name in infos}
+    except RemoteError:
+        raise
+    except Exception as error:  # whatever a hostile body makes zipfile and numpy raise
+        raise RemoteError(f"the body is not an .npz of plain arrays: {one_line(error)}") from None
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    infos: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        name = info.filename.removesuffix(".npy")
+        if name == info.filename:
+            raise ValueError(f"its member {printable(repr(name), 80)} is no .npy file")
+        if name in infos:
+            raise ValueError(f"it has two members named {printable(repr(name), 80)}")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others may ask for gigabytes of memory to unpack a byte
+            raise ValueError(f"its member {printable(repr(name), 80)} is compressed by another method than deflate")
+        infos[name] = info
+    return infos
+
+
+def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[Announced, int]:
+    """What a member announces, and how many bytes come before its values."""
+    with archive.open(info) as member:
+        version = _READ_MAGIC(member)
+        if version not in _READ_HEADER:
+            raise ValueError(f"{printable(info.filename, 80)} is of .npy version {version}; write version (1, 0) or (2, 0)")
+        shape, fortran, dtype = _READ_HEADER[version](member)
+        before = member.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{printable(info.filename, 80)} holds Python objects, which are not read (allow_pickle=False)")
+    if dtype.kind not in "biuf":
+        raise ValueError(f"{printable(info.filename, 80)} is of type {printable(str(dtype), 40)}; only numbers are read")
+    if min(shape, default=0) < 0 or before + math.prod(shape) * dtype.itemsize != info.file_size:
+        raise ValueError(f"{printable(info.filename, 80)} announces {printable(str(shape), 80)} {dtype}, which is not the size of its values")
+    return Announced(dtype, tuple(shape), fortran), before
+
+
+def _values(archive: zipfile.ZipFile, info: zipfile.ZipInfo, announced: Announced, before: int) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = np.empty(math.prod(announced.shape), announced.dtype)
+    with archive.open(info) as member:
+        member.read(before)
+        filled, view = 0, values.view(np.uint8)
+        while filled < len(view) and (some := member.read(min(1 << 18, len(view) - filled))):
+            view[filled : filled + len(some)] = np.frombuffer(some, np.uint8)
+            filled += len(some)
+        if filled < len(view) or member.read(1):  # the read at the end also makes zipfile compare the checksum
+            raise ValueError(f"{printable(info.filename, 80)} ends early")
+    return values.reshape(announced.shape, order="F" if announced.fortran else "C")
+
+
+def pack_observations(observations: Sequence[Observation], cameras: Sequence[str]) -> bytes:
+    """The body of POST /act."""
+    try:
+        pictures = {f"images/{camera}": np.stack([o.images[camera] for o in observations]) for camera in cameras}
+        proprio = np.stack([o.proprio for o in observations])
+    except (KeyError, ValueError) as error:
+        raise RemoteError(f"these observations cannot be sent: {one_line(error)}") from None
+    seeds = np.array([o.noise_seed for o in observations], np.int64)
+    sentences = np.frombuffer(json.dumps([o.instruction for o in observations]).encode(), np.uint8)
+    return pack({**pictures, "proprio": proprio, "noise_seeds": seeds, "instructions": sentences})
+
+
+def unpack_observations(body: bytes, contract: Contract, most_bytes: int = MOST_BYTES) -> list[Observation]:
+    """Return the observations in the body of POST /act; RemoteError if they do not match the contract, or unpack to more than `most_bytes`."""
+    names = {f"images/{camera}": camera for camera in contract.cameras}
+    wanted = {*names, "proprio", "noise_seeds", "instructions"}
+
+    def accept(announced: Mapping[str, Announced]) -> None:
+        if announced.keys() != wanted:
+            raise RemoteError(f"the arrays sent are {_listed(announced)}; the policy takes {', '.join(sorted(wanted))}")
+        many = _length(announced["noise_seeds"])
+        if not many:
+            raise RemoteError("noise_seeds must have one number per observation, and there must be at least one")
+        if many > MOST_OBSERVATIONS:
+            raise RemoteError(f"the request holds {many} observations; send at most {MOST_OBSERVATIONS} at once")
+        for name in names:
+            _check(name, announced[name], np.uint8, (many, *contract.image_size, 3))
+        _check("proprio", announced["proprio"], np.floating, (many, len(contract.proprio)))
+        _check("noise_seeds", announced["noise_seeds"], np.integer, (many,))
+        if math.prod(announced["instructions"].shape) * announced["instructions"].dtype.itemsize > many * SENTENCE_BYTES:
+            raise RemoteError(f"{_wanted_sentences(many)}, of at most {SENTENCE_BYTES} bytes each")
+
+    arrays = unpack(body, request_bytes(contract, most_bytes), accept)
+    many = len(arrays["noise_seeds"])
+    sentences = _sentences(arrays["instructions"].tobytes(), many)
+    seeds = arrays["noise_seeds"].tolist()
+    if not all(0 <= seed < 1 << 63 for seed in seeds):
+        raise RemoteError("noise_seeds holds a number outside 0 to 2^63 - 1")
+    with np.errstate(over="ignore"):
+        proprio = arrays["proprio"].astype(np.float32)
+    if not np.isfinite(proprio).all():
+        raise RemoteError("proprio holds a value that is not finite")
+    return [Observation({camera: arrays[name][i] for name, camera in names.items()}, proprio[i], sentences[i], seeds[i]) for i in range(many)]
+
+
+def _wanted_sentences(many: int) -> str:
+    return f"instructions must be the UTF-8 bytes of a JSON list of {many} sentences"
+
+
+def _sentences(data: bytes, many: int) -> list[str]:
+    wanted = _wanted_sentences(many)
+    try:
+        sentences = read_json(data, len(data))
+    except ValueError as error:
+        raise RemoteError(f"{wanted}: {error}") from None
+    if not isinstance(sentences, list) or len(sentences) != many or not all(isinstance(sentence, str) for sentence in sentences):
+        raise RemoteError(wanted)
+    for sentence in sentences:
+        try:
+            sentence.encode()
+        except UnicodeEncodeError:
+            raise RemoteError(f"{wanted}: one holds half a character") from None
+    return sentences
+
+
+def pack_chunks(chunks: Sequence[ActionChunk], contract: Contract | None = None, many: int | None = None) -> bytes:
+    """The answer to POST /act; one answer's chunks must be equally long. RemoteError if they are not what the contract and `many` ask for."""
+    if many is not None and len(chunks) != many:
+        raise RemoteError(f"the policy answered {many} observations with {len(chunks)} chunks")
+    if len({chunk.actions.shape for chunk in chunks}) > 1:
+        raise RemoteError("the policy's chunks are not equally long, so they cannot be sent in one answer")
+    with np.errstate(over="ignore"):
+        actions = np.stack([chunk.actions for chunk in chunks]).astype(np.float32)
+    execute = np.array([chunk.execute for chunk in chunks], np.int64)
+    if contract is not None:
+        shape = (len(chunks), actions.shape[1] if actions.ndim > 1 else 0, len(contract.action))
+        _check("actions", Announced(actions.dtype, actions.shape, False), np.floating, shape)
+    _check_chunks(actions, execute)
+    return pack({"actions": actions, "execute": execute})
+
+
+def unpack_chunks(body: bytes, many: int, contract: Contract) -> list[ActionChunk]:
+    """What came back for `many` observations; RemoteError if it is not what was asked for."""
+
+    def accept(announced: Mapping[str, Announced]) -> None:
+        if not {"actions", "execute"} <= announced.keys():
+            raise RemoteError(f"the answer has the arrays {_listed(announced)}; it must have actions and execute")
+        steps = announced["actions"].shape[1] if len(announced["actions"].shape) > 1 else 0
+        _check("actions", announced["actions"], np.floating, (many, steps, len(contract.action)))
+        _check("execute", announced["execute"], np.integer, (many,))
+        if not 1 <= steps <= MOST_STEPS:
+            raise RemoteError(f"a chunk has {steps} steps; it must have between 1 and {MOST_STEPS}")
+
+    arrays = unpack(body, answer_bytes(contract, many), accept)
+    with np.errstate(over="ignore"):
+        actions = arrays["actions"].astype(np.float32)
+    _check_chunks(actions, arrays["execute"])
+    return [ActionChunk(chunk, int(execute)) for chunk, execute in zip(actions, arrays["execute"], strict=True)]
+
+
+def _check_chunks(actions_BTA: npt.NDArray[np.float32], execute_B: npt.NDArray[Any]) -> None:
+    steps = actions_BTA.shape[1] if actions_BTA.ndim > 1 else 0
+    if not (np.all(execute_B >= 1) and np.all(execute_B <= steps)):
+        raise RemoteError(f"execute must lie between 1 and the {steps} steps of a chunk")
+    if not np.isfinite(actions_BTA).all():
+        chunk, step, dimension = np.argwhere(~np.isfinite(actions_BTA))[0].tolist()
+        value = actions_BTA[chunk, step, dimension]
+        raise RemoteError(f"actions holds {value} in chunk {chunk}, step {step}, dimension {dimension}; every action must be finite")
+
+
+def _length(announced: Announced) -> int:
+    return announced.shape[0] if announced.shape else 0
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    shown = [printable(name, 60) for name in sorted(names)[:12]]
+    return (", ".join(shown) or "none") + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
+
+
+def _check(name: str, announced: Announced, kind: type[Any], shape: tuple[int, ...]) -> None:
+    if not np.issubdtype(announced.dtype, kind) or announced.shape != shape:
+        raise RemoteError(f"{name} is {announced.dtype} {printable(str(announced.shape), 120)}, and must be {kind.__name__} {shape}")
+
+
+def one_line(error: BaseException) -> str:
+    """What kind of error, and the last line of what it says, safe to print."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {printable(lines[-1])}" if lines else type(error).__name__
+
+
+def checked_contract(data: Any) -> Contract:
+    """The contract of a policy that acts: as `Contract.from_json`, with at least one action. ValueError or TypeError, one sentence, otherwise."""
+    contract = Contract.from_json(data)
+    if not contract.action:
+        raise ValueError("action is empty; the contract of a policy names at least one action dimension")
+    return contract

@@ -1,0 +1,1 @@
+"""Simulators: robosuite, LIBERO, RoboCasa, and their shifted worlds."""

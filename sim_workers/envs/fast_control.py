@@ -1,0 +1,281 @@
+"""One control step of robosuite without its overhead: the same floating-point operations in the same order, and little else.
+
+A control step (1/20 s) is 25 steps of physics; before each, controllers turn the goal into torques. robosuite looks everything up by name at
+500 Hz, asks every observable whether it is due, and computes a reward: several times the cost of the physics. `FastStep` does what has an effect
+on the trajectory, on MuJoCo's own arrays, and the observations when somebody asks for them.
+
+Written against robosuite 1.5.2: `environments/base.py` step, `robots/fixed_base_robot.py` control, `controllers/parts/arm/osc.py`.
+Import after `sim_workers.envs.render.choose_backend`.
+"""
+
+from typing import Any
+
+import mujoco
+import numpy as np
+import numpy.typing as npt
+from robosuite.controllers.parts.arm.osc import OperationalSpaceController
+from robosuite.controllers.parts.gripper.simple_grip import SimpleGripController
+from robosuite.environments.base import MujocoEnv
+from robosuite.environments.robot_env import RobotEnv
+from robosuite.robots.fixed_base_robot import FixedBaseRobot
+from robosuite.utils import transform_utils as transforms
+from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
+from robosuite.utils.numba import jit_decorator
+
+from sim_workers.envs.lazy_observables import LateObservations
+
+Array = npt.NDArray[np.float64]
+Action = npt.NDArray[np.floating[Any]]
+
+ARM = {
+    **{"name": "OSC_POSE", "impedance_mode": "fixed", "input_type": "delta", "input_ref_frame": "base", "_goal_update_mode": "achieved"},
+    **{"uncoupling": True, "lite_physics": True, "num_ref_sites": 1, "interpolator_pos": None, "interpolator_ori": None},
+}
+"""What this file knows an arm's controller to be like: robosuite's default for the Panda."""
+
+
+class FastStep:
+    """Takes the place of `env.step` of one robosuite environment; ValueError if something in it is not as this file knows it.
+
+    What lasts between control steps stays in robosuite's own objects: goals and the gripper's opening in the controllers, the sampling clock in
+    the observables. So `env.step`, `env.reset` and this can be mixed freely. Not kept: the reward, and `robot.recent_*` where only it uses them.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self._env = env
+        kind = type(env)
+        # Of robosuite's tasks only Wipe has a _post_action of its own, and only its reward changes what lasts: it removes the dirt.
+        rewards = kind.reward.__module__
+        self._only_a_reward = kind._post_action is MujocoEnv._post_action and rewards.startswith("robosuite.environments.manipulation.")
+        self._bind()
+
+    def _bind(self) -> None:
+        """Look up what a control step needs: a reset makes new controllers, a hard reset a new simulation, too."""
+        env = self._env
+        _refuse_unknown(env)
+        self._of = [env.sim, *(robot.composite_controller for robot in env.robots)]
+        self._model, self._data = env.sim.model._model, env.sim.data._data
+        self._substeps = int(env.control_timestep / env.model_timestep)
+        self._arms = _arms(env)
+        self._observations = LateObservations(env)
+
+    def _bound(self) -> bool:
+        now = [self._env.sim, *(robot.composite_controller for robot in self._env.robots)]
+        return all(one is other for one, other in zip(now, self._of, strict=True))
+
+    def __call__(self, action: Action) -> None:
+        """Advance one control step with one (A,) action; what it led to is in the environment and in observations()."""
+        env = self._env
+        if env.done:
+            raise ValueError("the episode is over: reset the environment before the next action")
+        if len(action) != env.action_dim:
+            raise ValueError(f"the action has {len(action)} values, the robots take {env.action_dim}")
+        if not self._bound():
+            self._bind()
+        later, model, data = self._observations.postpone(self._substeps), self._model, self._data
+        env.timestep += 1
+        for substep in range(self._substeps):
+            mujoco.mj_step1(model, data)
+            if substep == 0:
+                self._begin(action)
+            else:
+                for arm in self._arms:
+                    arm.push()
+            mujoco.mj_step2(model, data)
+            if not later:
+                env._update_observables()
+        for arm in self._arms:
+            arm.leave()
+        env.cur_time += env.control_timestep
+        if self._only_a_reward:
+            env.done = env.timestep >= env.horizon and not env.ignore_done
+        else:
+            env._post_action(action)
+
+    def observations(self) -> Any:
+        """What `env.step` would have returned: robosuite's named low-dimensional observations, sampled now if nobody has asked before."""
+        if self._bound():
+            self._observations.sample()
+        return self._env._get_observations()
+
+    def _begin(self, action: Action) -> None:
+        """Set the goals of a control step, and command the first torques towards them."""
+        up_to_date = all(arm.control.new_update for arm in self._arms)
+        if up_to_date and self._only_a_reward:
+            for arm in self._arms:
+                arm.set_goal(action)
+                arm.push()
+            return
+        self._env._pre_action(action, policy_step=True)  # Wipe's counters use robot.recent_*
+        if not up_to_date:  # the first time after a reset, robosuite's controllers go by what they saw when they were made
+            self._arms = _arms(self._env)
+        for arm in self._arms:
+            arm.see_goal()
+
+
+class _Arm:
+    """One arm under operational space control, and its gripper: the arrays that its torques are computed from.
+
+    `control`, robosuite's controller, keeps the goal, in the frame of the arm's base, and receives what it would hold.
+    """
+
+    def __init__(self, robot: Any, arm: str, start: int) -> None:
+        """The robot's part of an action begins at `start`."""
+        sim, parts, splits = robot.sim, robot.part_controllers, robot.composite_controller._action_split_indexes
+        self._model, self._data = model, data = sim.model._model, sim.data._data
+        self.control = control = parts[arm]
+        self._mine, gripper = slice(*(start + index for index in splits[arm])), robot.get_gripper_name(arm)
+        self._gripper = None
+        if gripper in parts and parts[gripper].control_dim:
+            self._gripper = _Gripper(robot, gripper, slice(*(start + index for index in splits[gripper])))
+        joints, dofs, actuators = (_span(one) for one in (control.qpos_index, control.qvel_index, robot._ref_actuators_indexes_dict[arm]))
+        self._site, self._qvel, self._bias, self._ctrl = (
+            sim.model.site_name2id(control.ref_name),
+            data.qvel,
+            data.qfrc_bias[dofs],
+            data.ctrl[actuators],
+        )
+        self._pos, self._ori = data.site_xpos[self._site], data.site_xmat[self._site].reshape(3, 3)
+        self._low, self._high = np.ascontiguousarray(model.actuator_ctrlrange[actuators].T)
+        self._into_base, self._pose = transforms.pose_inv(transforms.make_pose(control.origin_pos, control.origin_ori)), np.eye(4)
+        number = control.joint_dim
+        self._wrench, self._torques = np.zeros(6), np.zeros(number)
+        self._linear, self._angular = np.zeros((3, model.nv)), np.zeros((3, model.nv))
+        # In Fortran's order, as robosuite has them: BLAS sums in another order for a transpose.
+        self._mass = np.zeros((number, number), order="F")
+        self._lambda_pos, self._lambda_ori = np.zeros((3, 3), order="F"), np.zeros((3, 3), order="F")
+        self._force, self._torque, self._posture = np.zeros(3), np.zeros(3), np.zeros(number)
+        self._given = (
+            *(self._pos, self._ori, control.ref_pos_vel, control.ref_ori_vel, control.kp, control.kd),
+            *(data.qM, _mass_matrix_entries(model)[dofs, dofs].copy(), self._mass, self._linear, self._angular, dofs.start),
+            *(control.J_pos, control.J_ori, control.J_full, control.initial_joint, data.qpos[joints], data.qvel[dofs]),
+            *(self._force, self._torque, self._lambda_pos, self._lambda_ori, self._posture),
+        )
+
+    def set_goal(self, action: Action) -> None:
+        """Do what `OperationalSpaceController.set_goal` does: the goal is where the hand is, moved and turned by the action."""
+        control, delta = self.control, _scaled(self.control, action[self._mine])
+        self._pose[:3, :3], self._pose[:3, 3] = self._ori, self._pos
+        hand = self._into_base.dot(self._pose)
+        control.goal_pos = hand[:3, 3] + delta[:3]
+        control.goal_ori = np.dot(transforms.quat2mat(transforms.axisangle2quat(delta[3:])), hand[:3, :3])
+        self.see_goal()
+        if self._gripper is not None:
+            self._gripper.command(action)
+
+    def see_goal(self) -> None:
+        """Take over the controller's goal, in the world: it does not change before the next control step."""
+        control = self.control
+        self._goal = control.origin_pos + np.dot(control.origin_ori, control.goal_pos), np.dot(control.origin_ori, control.goal_ori)
+
+    def push(self) -> None:
+        """Command the torques of one step of physics (`Controller.update`, `OperationalSpaceController.run_controller`)."""
+        control, torques = self.control, self._torques
+        mujoco.mj_jacSite(self._model, self._data, self._linear, self._angular, self._site)
+        self._linear.dot(self._qvel, control.ref_pos_vel)
+        self._angular.dot(self._qvel, control.ref_ori_vel)
+        _towards_goal(*self._goal, *self._given)
+        np.concatenate((self._lambda_pos.dot(self._force), self._lambda_ori.dot(self._torque)), out=self._wrench)
+        control.J_full.T.dot(self._wrench, torques)
+        torques += self._bias
+        torques += self._posture
+        np.maximum(torques, self._low, self._ctrl)
+        np.minimum(self._ctrl, self._high, self._ctrl)
+
+    def leave(self) -> None:
+        """Leave in robosuite's controller what it would hold after the control step; the rest it looks up before the next."""
+        self.control.ref_pos[:], self.control.ref_ori_mat[:], self.control.torques = self._pos, self._ori, self._torques.copy()
+
+
+class _Gripper:
+    def __init__(self, robot: Any, name: str, mine: slice) -> None:
+        """Its part of the action is `mine`."""
+        self._control, self._gripper, self._mine = robot.part_controllers[name], robot.composite_controller.grippers[name], mine
+        self._actuators, self._ctrl = robot._ref_actuators_indexes_dict[name], robot.sim.data._data.ctrl
+        self._low, self._high = robot.sim.model.actuator_ctrlrange[self._actuators].T.copy()
+
+    def command(self, action: Action) -> None:
+        """Do what `SimpleGripController` does with set_goal and run_controller; its command does not change within a control step."""
+        control = self._control
+        wanted = self._gripper.format_action(action[self._mine])
+        control.goal_qvel = wanted = _scaled(control, wanted) if control.use_action_scaling else wanted
+        if control.use_action_scaling:
+            low, high = control.actuator_min, control.actuator_max
+            wanted = 0.5 * (high + low) + 0.5 * (high - low) * wanted
+        self._ctrl[self._actuators] = np.minimum(np.maximum(wanted, self._low), self._high)
+
+
+def _scaled(control: Any, action: Action) -> Array:
+    """What `Controller.scale_action` gives once it has been asked before, as it has in the first control step."""
+    clipped = np.minimum(np.maximum(action, control.input_min), control.input_max)
+    scaled: Array = (clipped - control.action_input_transform) * control.action_scale + control.action_output_transform
+    return scaled
+
+
+@jit_decorator
+def _towards_goal(
+    goal_pos: Array, goal_ori: Array, pos: Array, ori: Array, pos_vel: Array, ori_vel: Array, kp: Array, kd: Array,
+    inertia: Array, entries: npt.NDArray[np.int64], mass: Array, linear: Array, angular: Array, first_dof: int,
+    J_pos: Array, J_ori: Array, J_full: Array, initial_joint: Array, joint_pos: Array, joint_vel: Array,
+    force: Array, torque: Array, lambda_pos: Array, lambda_ori: Array, posture: Array,
+) -> None:  # fmt: skip
+    """Fill in, for one arm of J joints, the hand's wanted `force` and `torque` (3,), their inertias `lambda_*` (3, 3), and the torques that keep the
+    arm's `posture` (J,); on the way `mass` (J, J) and the Jacobians `J_*` (3, J), (3, J), (6, J).
+
+    Only what rounds alike wherever it is computed (sums and products of single numbers), and robosuite's own compiled functions. The other matrix
+    products must stay numpy's, whose BLAS is not theirs. The base stands still: its velocity, which robosuite subtracts, is 0.
+    """
+    for column in range(mass.shape[1]):
+        for row in range(mass.shape[0]):
+            mass[row, column] = inertia[entries[row, column]]
+        for row in range(3):
+            J_full[row, column] = J_pos[row, column] = linear[row, first_dof + column]
+            J_full[3 + row, column] = J_ori[row, column] = angular[row, first_dof + column]
+    force[:] = (goal_pos - pos) * kp[0:3] + -pos_vel * kd[0:3]
+    torque[:] = orientation_error(goal_ori, ori) * kp[3:6] + -ori_vel * kd[3:6]
+    _, lambda_pos[:], lambda_ori[:], nullspace = opspace_matrices(mass, J_full, J_pos, J_ori)
+    posture[:] = nullspace_torques(mass, nullspace, initial_joint, joint_pos, joint_vel)
+
+
+def _arms(env: Any) -> list[_Arm]:
+    """In the order in which robosuite drives them."""
+    starts = np.cumsum([0, *(robot.action_dim for robot in env.robots)])
+    return [_Arm(robot, arm, int(start)) for robot, start in zip(env.robots, starts, strict=False) for arm in robot.arms]
+
+
+def _mass_matrix_entries(model: Any) -> npt.NDArray[np.int64]:
+    """(V, V) where in MuJoCo's sparse `qM` each entry of the mass matrix is; -1 for the zeros that it leaves out."""
+    dense = np.zeros((model.nv, model.nv))
+    mujoco.mj_fullM(model, dense, np.arange(1.0, model.nM + 1.0))
+    return dense.astype(np.int64) - 1
+
+
+def _span(indexes: Any) -> slice:
+    """The slice that `indexes` are."""
+    start, stop = int(indexes[0]), int(indexes[-1]) + 1
+    if list(indexes) != list(range(start, stop)):
+        raise ValueError(f"the fast control step knows joints and actuators that lie side by side, not {list(indexes)}")
+    return slice(start, stop)
+
+
+def _refuse_unknown(env: Any) -> None:
+    """ValueError, one sentence, unless everything that robosuite would run in a control step is what this file stands in for."""
+    kind = type(env)
+    if kind.step is not MujocoEnv.step or kind._pre_action is not RobotEnv._pre_action or not env.lite_physics or env.viewer is not None:
+        raise ValueError(f"the fast control step knows robosuite's plain step with lite_physics and without a viewer; {kind.__name__} has another")
+    for robot in env.robots:
+        if type(robot) is not FixedBaseRobot or robot.composite_controller.name != "BASIC":
+            raise ValueError(f"the fast control step knows robots on a fixed base under the BASIC controller; {robot.name} is not one")
+        for name, control in robot.part_controllers.items():
+            if type(control) is SimpleGripController and control.interpolator is None and robot.enabled(name):
+                continue
+            if type(control) is not OperationalSpaceController:
+                raise ValueError(
+                    f"the fast control step knows arms under OSC_POSE and their grippers; {name} of {robot.name} is under {control.name}"
+                )
+            other = [f"{key} {getattr(control, key)}" for key, known in ARM.items() if getattr(control, key) != known]
+            base = env.sim.model.site_bodyid[env.sim.model.site_name2id(f"{control.naming_prefix}{control.part_name}_center")]
+            if other or env.sim.model.body_weldid[base] or not robot.enabled(name):
+                raise ValueError(
+                    f"the fast control step knows robosuite's default controller; {name} of {robot.name} has {', '.join(other) or 'not'}"
+                )

@@ -1,0 +1,70 @@
+"""Does this process draw and move as the others do? A portrait of one fixed scene, to be compared before anything is scored.
+
+Two environments in one process, another driver or another processor change pictures and trajectories without an error; a portrait shows it.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sim_workers.envs.render import driver
+from sim_workers.rollout.episode import Env
+
+SCENE_SEED = 0  # a demonstrated scene: never an evaluated one
+STEPS = 4
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """What one process makes of the fixed scene, and what it is made with."""
+
+    simulator: str
+    """Name and versions."""
+    driver: str
+    """Who draws."""
+    processor: str
+    physics: str
+    """Hash of every joint's position and velocity before and after a few steps."""
+    pixels: str
+    """Hash of what the policy's cameras see, before and after."""
+
+    def difference(self, reference: "Portrait") -> str:
+        """One sentence on what differs from the reference and why; empty if nothing does."""
+        if self.simulator != reference.simulator:
+            return f"version: this worker simulates with {self.simulator}, the reference with {reference.simulator}"
+        if self.physics != reference.physics:
+            cause = (
+                "same processor and versions, so something else in this process changes it"
+                if self.processor == reference.processor
+                else f"this worker runs on {self.processor}, the reference on {reference.processor}"
+            )
+            return f"physics: the same actions lead elsewhere than in the reference; {cause}"
+        if self.pixels == reference.pixels:
+            return ""
+        if self.driver != reference.driver:
+            return f"driver: this worker draws with {self.driver}, the reference with {reference.driver}, and the pictures differ"
+        return f"contamination: other pictures than the reference's from the same driver ({self.driver}); another environment spoiled this process"
+
+
+def portrait(env: Env) -> Portrait:
+    """Of a live environment; leaves it in need of a reset. About a tenth of a second besides its pictures."""
+    physics, pixels = hashlib.sha256(), hashlib.sha256()
+    rng = np.random.default_rng(SCENE_SEED)
+    env.reset(SCENE_SEED)
+    for step in range(STEPS + 1):
+        if step:
+            env.step(rng.uniform(-1, 1, len(env.contract.action)))
+        physics.update(env.physics.tobytes())
+        if step in (0, STEPS):
+            for _, picture in sorted(env.look(SCENE_SEED).images.items()):
+                pixels.update(picture.tobytes())
+    draws = driver() if env.contract.cameras else "nobody"
+    return Portrait(env.contract.simulator, draws, processor_name(), physics.hexdigest()[:16], pixels.hexdigest()[:16])
+
+
+def processor_name() -> str:
+    """The processor's name: kernels are chosen by it, and round differently."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "an unknown processor")

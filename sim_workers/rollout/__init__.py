@@ -1,0 +1,1 @@
+"""Episodes: suites, one episode, worker processes and their pool."""

@@ -1,0 +1,357 @@
+"""Many simulators at once: one process each, handed one episode after another.
+
+An episode whose worker dies, hangs or fails is played again elsewhere. What fails every time becomes an error outcome, never a failure.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from sim_workers.checkout import CodeChangedError, Files
+from sim_workers.envs.render import backend_of
+from sim_workers.envs.render_check import Portrait
+from sim_workers.rollout.autoscaler import Answered, Balance
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.node_health import Nodes, Whereabouts, node_of
+from sim_workers.rollout.pool_state import Entry, Usage, Worker
+from sim_workers.rollout.ray_policy_client import Served
+from sim_workers.rollout.references import References, ReferencesInMemory
+from sim_workers.rollout.rollout_video import Filmed
+from sim_workers.rollout.worker import (
+    MOST_EPISODES,
+    Beat,
+    Doing,
+    Outdated,
+    Played,
+    RolloutJob,
+    RolloutWorker,
+    Said,
+    Scene,
+    Unanswered,
+    Unfit,
+    one_line,
+)
+
+ATTEMPTS = 3
+"""An episode may fail so often until it counts as an error: it raised, or its worker hung."""
+DEATHS = 6
+"""So often if its worker died: a machine that loses processes is no fault of an episode."""
+LOOKS_TO_GO_BY = 100
+"""A balance drawn from fewer is noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSettings:
+    """Timeouts and polling interval of a pool.
+
+    A worker that sends no message for longer than its timeout, which depends on what it does, counts as stuck and is killed.
+    """
+
+    making_timeout_s: float = 120.0
+    """Timeout, in seconds, while a worker builds its simulator, during which it sends no message at all."""
+    playing_timeout_s: float = 20.0
+    """Timeout, in seconds, while a worker steps its simulator."""
+    asking_timeout_s: float = 20.0
+    """Timeout, in seconds, while a worker waits for a policy server; its heartbeats continue meanwhile."""
+    look_around_s: float = 2.0
+    """Seconds between two queries of the draining nodes and of the policy servers' places."""
+
+    def silence_s(self, doing: Doing) -> float:
+        """Return the timeout of a worker that does this."""
+        return {"making": self.making_timeout_s, "playing": self.playing_timeout_s, "asking": self.asking_timeout_s}[doing]
+
+
+class RolloutPool:
+    """Plays jobs on at most `num_workers` processes of `num_cpus` logical CPUs each; outcomes do not depend on how many.
+
+    submit() queues; results() yields what has finished, each job once. `gl`: what draws, egl, osmesa or mixed. `nodes`: the Ray labels of those
+    that may have its processes, which are spread over them; any node's by default. A process for which there is no room has no episode and holds
+    nobody up: it starts when a node comes. One whose node is about to go gets no further episode. `label`: of those processes in Ray's logs.
+    `worker`: the class of the processes' actors, constructed and called as RolloutWorker. One thread owns a pool.
+
+    `code`: the driver's files (`checkout.file_hashes`); where a process imported others, `results` raises CodeChangedError. None: not compared.
+    """
+
+    def __init__(
+        self,
+        num_workers: int,
+        num_cpus: float = 1.0,
+        gl: str = "egl",
+        references: References | None = None,
+        episodes_per_process: int = MOST_EPISODES,
+        nodes: dict[str, str] | None = None,
+        label: str = "",
+        settings: PoolSettings = PoolSettings(),
+        worker: type[Any] = RolloutWorker,
+        code: Files | None = None,
+    ) -> None:
+        # One native thread: the simulator uses no more, and a worker never takes a core that another one needs.
+        environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "MUJOCO_GL": backend_of(gl)}
+        options = {"num_cpus": num_cpus, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": environment}}
+        self._class = ray.remote(**options)(worker)
+        self._nodes = Nodes(nodes or {})
+        self._arguments = (episodes_per_process, label, *([code] if code else ()))
+        self._settings = settings
+        self.references = ReferencesInMemory() if references is None else references
+        self.usage = Usage()
+        self._workers: list[Worker] = []
+        self._waiting: dict[Scene, list[Entry]] = {}
+        self._finished: deque[tuple[RolloutJob, Outcome, Filmed | None]] = deque()  # not yet told
+        self.most_workers = num_workers
+        self.on_retry: Callable[[str, RolloutJob, str], None] = lambda kind, job, why: None
+        """Hears of a job that is to be played again (`episode`) and of a process that was replaced for it (`worker`), and why."""
+        self.on_failure: Callable[[str, str], None] = lambda how, why: None
+        """Called with the kind (a key of `Usage.replaced`) and the cause of every worker that failed, whether or not it had an episode."""
+        self._outdated = ""  # what a process says that runs other code
+        self._source: Served | None = None  # of the job submitted last: all of a pool's have the same servers
+        self._servers: Whereabouts | None = None
+        self._next_look = 0.0
+        self._selector = self._nodes.selector()
+        self._measured: tuple[float, Usage, Answered] | None = None
+        self.resize(num_workers)
+
+    def resize(self, num_workers: int) -> None:
+        """Have so many workers; those beyond it leave once they have finished their episode, first those that never began."""
+        self.num_workers = num_workers
+        self._fill()
+        unneeded = sorted((worker for worker in self._workers if worker.entry is None), key=lambda worker: worker.node != "")
+        for worker in unneeded[: max(0, len(self._workers) - num_workers)]:
+            self._dismiss(worker)
+
+    @property
+    def placed(self) -> int:
+        """Workers that have a place in the cluster."""
+        return sum(worker.node != "" for worker in self._workers)
+
+    def submit(self, job: RolloutJob) -> None:
+        if isinstance(job.source, Served):
+            self._source = job.source
+            if self._servers is None or self._servers.servers != job.source.servers:
+                self._servers = Whereabouts(job.source.servers)
+        self._queue(Entry(job))
+
+    def withdraw(self, key: str) -> list[RolloutJob]:
+        """Take back the jobs of a key that no worker plays yet; what is being played is still told of."""
+        gone = [entry.job for entries in self._waiting.values() for entry in entries if entry.job.key == key]
+        left = {scene: [entry for entry in entries if entry.job.key != key] for scene, entries in self._waiting.items()}
+        self._waiting = {scene: entries for scene, entries in left.items() if entries}
+        return gone
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that no worker plays yet."""
+        return sum(map(len, self._waiting.values()))
+
+    @property
+    def unfinished(self) -> int:
+        """Jobs queued, running, or finished and not yet told of."""
+        return self.waiting + len(self._finished) + sum(worker.entry is not None for worker in self._workers)
+
+    def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, Filmed | None]]:
+        """Keep every worker busy and yield what finishes; ends when nothing is left, or nothing has finished for `timeout_s`."""
+        patience = float("inf") if timeout_s is None else timeout_s
+        until = time.monotonic() + patience
+        while self.unfinished:
+            self._look_around()
+            self._dispatch()
+            self._listen(0.0 if self._finished else min(1.0, max(0.0, until - time.monotonic())))
+            for worker in [worker for worker in self._workers if worker.deadline < time.monotonic()]:
+                self._fail(worker, "stuck", "the simulator fell silent and was killed")
+            self._dispatch()  # before whoever listens takes the time to write things down
+            while self._finished:
+                yield self._finished.popleft()
+                until = time.monotonic() + patience
+            if self._outdated:
+                raise CodeChangedError(self._outdated)
+            if time.monotonic() >= until:
+                return
+
+    def rebalance(self) -> Balance | None:
+        """What was measured since the last time, after fitting the number of workers to it; None before there is enough to go by."""
+        if self._source is None:
+            return None
+        now = time.monotonic(), replace(self.usage), self._source.measure()
+        if self._measured is None:
+            self._measured = now
+            return None
+        then, before, answered = self._measured
+        looks, seconds = now[1].looks - before.looks, now[0] - then
+        if looks < LOOKS_TO_GO_BY:
+            return None
+        self._measured = now
+        if (done := now[2].since(answered)) is None:
+            return None
+        sim_s, wait_s = (now[1].sim_s - before.sim_s) / looks, (now[1].policy_s - before.policy_s) / looks
+        measured = Balance(self.num_workers, len(self._source.servers), seconds, looks, sim_s, wait_s, done)
+        self.resize(measured.wanted(self.most_workers))
+        return measured
+
+    def close(self) -> None:
+        """Stop every worker; what was running is lost."""
+        for worker in [*self._workers]:
+            self._dismiss(worker)
+        self._waiting = {}
+        self._finished.clear()
+
+    def _queue(self, entry: Entry) -> None:
+        self._waiting.setdefault(entry.job.scene, []).append(entry)
+
+    def _look_around(self) -> None:
+        """Every so often: which nodes are about to go, and where the policy servers are."""
+        if time.monotonic() < self._next_look:
+            return
+        self._nodes.look()
+        if (selector := self._nodes.selector()) != self._selector:  # who waits for a place waits for one that is right now
+            self._selector = selector
+            for worker in [worker for worker in self._workers if not worker.node]:
+                self._dismiss(worker)
+        self._fill()
+        pause_s = self._settings.look_around_s
+        if self._servers:
+            self._servers.look()
+            if "" in self._servers.nodes:  # nobody asks near by before it is known what is near
+                pause_s /= 10
+            for worker in [worker for worker in self._workers if worker.entry and worker.server in self._servers.away]:
+                self._fail(worker, "unserved", "its policy server is away")
+        self._next_look = time.monotonic() + pause_s
+
+    def _dispatch(self) -> None:
+        """Hand every idle worker an episode, of the scene it is made for if there is one."""
+        for worker in [worker for worker in self._workers if worker.idle]:
+            if not self._waiting:
+                return
+            if self._nodes.goes(worker.node):
+                self._replace(worker, "leaving")
+                continue
+            scene = worker.scene if worker.scene in self._waiting else next(iter(self._waiting))
+            if worker.scene not in (None, scene) and self.references.get(scene) is None:
+                self._replace(worker, "other")  # only a fresh process, that never held another scene, may set a reference
+                continue
+            worker.entry = self._next(scene)
+            worker.deadline = time.monotonic() + self._settings.silence_s("playing" if worker.scene == scene else "making")
+            worker.scene = scene
+            worker.told = worker.actor.play.options(num_returns="streaming").remote(self._addressed(worker, worker.entry.job))
+
+    def _next(self, scene: Scene) -> Entry:
+        entry = self._waiting[scene].pop(0)
+        if not self._waiting[scene]:
+            del self._waiting[scene]
+        else:  # the scenes take turns
+            self._waiting[scene] = self._waiting.pop(scene)
+        return entry
+
+    def _addressed(self, worker: Worker, job: RolloutJob) -> RolloutJob:
+        """The job with the one policy server that this worker should ask."""
+        if not isinstance(job.source, Served) or not self._servers:
+            return job
+        others = Counter(other.server for other in self._workers if other is not worker)
+        worker.server = self._servers.choose(worker.node, worker.server, others, self.num_workers)
+        return replace(job, source=replace(job.source, servers=(self._servers.servers[worker.server],)))
+
+    def _listen(self, wait_s: float) -> None:
+        """Hear of everybody who has something to tell. Nobody is silent who was not listened to."""
+        told = {worker.told: worker for worker in self._workers if worker.told is not None}
+        if not told:
+            return
+        first, _ = ray.wait([*told], timeout=wait_s)
+        said, _ = ray.wait([*told], num_returns=len(told), timeout=0) if first else ([], [])
+        overdue = [stream for stream, worker in told.items() if worker.deadline < time.monotonic()]
+        late, _ = ray.wait(overdue, num_returns=len(overdue), timeout=1.0) if overdue else ([], [])
+        for stream in {*first, *said, *late}:
+            self._hear(told[stream])
+
+    def _hear(self, worker: Worker) -> None:
+        """Act on what the worker says next."""
+        try:
+            if not worker.node:
+                worker.node, worker.told = ray.get(worker.told), None
+                return None
+            said: Said = ray.get(next(worker.told))
+        except RayActorError as error:
+            return self._fail(worker, "died", f"its process died: {one_line(error)}")
+        except RayError as error:
+            return self._fail(worker, "failed", one_line(error))
+        if isinstance(said, Beat):
+            worker.deadline = time.monotonic() + self._settings.silence_s(said.doing)
+        elif isinstance(said, Portrait):
+            assert worker.scene
+            if difference := said.difference(self.references.put(worker.scene, said)):
+                if not difference.startswith("contamination"):  # which is this process', not the node's
+                    self._nodes.refused(worker.node)
+                self._fail(worker, "other", f"refused to score, {difference}")
+            else:
+                self._nodes.fits(worker.node)
+        elif isinstance(said, Unfit):
+            self._nodes.refused(worker.node)
+            self._fail(worker, "failed", said.why)
+        elif isinstance(said, Outdated):
+            self._outdated = said.why
+            self._queue(self._released(worker))
+        elif isinstance(said, Unanswered):
+            entry = self._released(worker)
+            entry.attempts += 1
+            self._again(entry, f"the policy did not answer: {said.why}")
+        elif isinstance(said, Played):
+            entry = self._released(worker)
+            self.usage.sim_s += said.outcome.sim_s
+            self.usage.policy_s += said.outcome.policy_s
+            self.usage.looks += said.outcome.looks
+            if len(self._workers) > self.num_workers:
+                self._dismiss(worker)
+            elif said.worn:
+                self._replace(worker, "worn")
+            self._finished.append((entry.job, said.outcome, said.film))
+
+    def _fail(self, worker: Worker, how: str, why: str) -> None:
+        """Replace the worker: its GL context or its process may be what is broken. Its episode is played again, or given up.
+
+        Of a process that did not even start, where no other has, the next episode bears it, so that a cluster on which none starts comes to an
+        end. Where others play nobody bears it, and another process is tried when the pool looks around next.
+        """
+        self.on_failure(how, why)
+        if worker.entry is None and self.placed:
+            self.usage.replace(how)
+            return self._dismiss(worker)
+        entry = self._released(worker) if worker.entry else self._next(next(iter(self._waiting))) if self._waiting else None
+        self._replace(worker, how)
+        if entry:
+            self.on_retry("worker", entry.job, why)
+            deadly = how in ("died", "unserved")
+            entry.deaths += deadly
+            entry.attempts += not deadly
+            self._again(entry, why)
+
+    def _again(self, entry: Entry, why: str) -> None:
+        if entry.attempts < ATTEMPTS and entry.deaths < DEATHS:
+            self.on_retry("episode", entry.job, why)
+            return self._queue(entry)
+        times = entry.attempts + entry.deaths
+        error = Outcome(entry.job.spec, "error", 0, 0, 0.0, 0.0, message=f"{why} (given up after {times} attempts)")
+        self._finished.append((entry.job, error, None))
+
+    def _released(self, worker: Worker) -> Entry:
+        assert worker.entry
+        entry, worker.entry, worker.told, worker.deadline = worker.entry, None, None, float("inf")
+        return entry
+
+    def _replace(self, worker: Worker, why: str) -> None:
+        self.usage.replace(why)
+        self._dismiss(worker)
+        self._fill()
+
+    def _fill(self) -> None:
+        while len(self._workers) < self.num_workers:
+            self._hire()
+
+    def _hire(self) -> None:
+        actor = self._class.options(label_selector=self._nodes.selector()).remote(*self._arguments)
+        self._workers.append(Worker(actor, node_of(actor)))
+
+    def _dismiss(self, worker: Worker) -> None:
+        ray.kill(worker.actor)
+        self._workers.remove(worker)

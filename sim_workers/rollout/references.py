@@ -1,0 +1,22 @@
+"""The portraits that a pool's workers must match before they may score."""
+
+from typing import Protocol
+
+from sim_workers.envs.render_check import Portrait
+from sim_workers.rollout.worker import Scene
+
+
+class References(Protocol):
+    """The suite's portrait of each scene, which every worker must match: kept for as long as scores are compared."""
+
+    def get(self, scene: Scene) -> Portrait | None: ...
+    def put(self, scene: Scene, portrait: Portrait) -> Portrait:
+        """Keep the first one; returns the one that is kept."""
+        ...
+
+
+class ReferencesInMemory(dict[Scene, Portrait]):
+    """For a pool that stands alone."""
+
+    def put(self, scene: Scene, portrait: Portrait) -> Portrait:
+        return self.setdefault(scene, portrait)

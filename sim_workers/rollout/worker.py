@@ -1,0 +1,221 @@
+"""The process that plays: one simulator, one policy to ask, one episode at a time."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from policy.interface import ActionChunk, Contract, Imagination, Observation
+from sim_workers.checkout import CodeChangedError, Files, check_imported
+from sim_workers.envs.registry import make_env
+from sim_workers.envs.render_check import Portrait, portrait
+from sim_workers.rollout.episode import Env, Outcome, Stepped, episode
+from sim_workers.rollout.policy_clients import Asker, PolicySource
+from sim_workers.rollout.rollout_video import Film, Filmed
+from sim_workers.rollout.suite import EpisodeSpec, Rules
+
+_log = logging.getLogger(__name__)
+
+BEAT_S = 2.0
+"""A worker says at least so often that it is alive."""
+ANSWER_S = 900.0
+"""A policy that takes longer for an answer has failed to give one; loading it counts."""
+MOST_EPISODES = 2000
+"""A process is replaced after so many episodes: a leak that a later driver brings cannot grow for ever."""
+MOST_GROWTH = 512 * 2**20
+"""And once it has grown by so many bytes since its first one."""
+
+
+Doing = Literal["making", "playing", "asking"]
+"""What a worker does: build a simulator, step it, or wait for a policy."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a simulator is made for; another scene needs another one."""
+
+    task: str
+    contract: Contract
+    shift: str = "nominal"
+    variant: int = 0
+
+
+@dataclass(frozen=True)
+class RolloutJob:
+    """One episode to play, and whom to ask for actions."""
+
+    spec: EpisodeSpec
+    rules: Rules
+    contract: Contract
+    source: PolicySource
+    key: str = ""
+    """Whoever submits it may recognise it by this."""
+    film: bool = False
+    """Also return a film of the episode."""
+    checkpoint: str = ""
+    """Whose policy plays, for people."""
+
+    def __str__(self) -> str:
+        return f"{self.spec.episode_id} of {self.checkpoint}" if self.checkpoint else self.spec.episode_id
+
+    @property
+    def scene(self) -> Scene:
+        return Scene(self.spec.task, self.contract, self.spec.shift, self.spec.variant)
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The worker is alive, and this is what it does."""
+
+    doing: Doing
+
+
+@dataclass(frozen=True)
+class Played:
+    outcome: Outcome
+    film: Filmed | None
+    worn: bool
+    """The process should be replaced before it plays again."""
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """The policy failed to answer; the simulator is well."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """No simulator can be made in this process, or it cannot draw."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Outdated:
+    """The process, or the policy server that it asks, runs other code than the driver; no episode counts any more."""
+
+    why: str
+
+
+Said = Beat | Portrait | Played | Unanswered | Unfit | Outdated
+
+
+class RolloutWorker:
+    """A process with one simulator. Changing the scene closes the old one first: two would spoil each other's pictures."""
+
+    def __init__(self, most_episodes: int = MOST_EPISODES, label: str = "", code: Files | None = None) -> None:
+        """label: what Ray's logs call it besides, such as the sweep. code: the driver's files; None: not compared."""
+        self._code = code
+        self._most_episodes, self._label = most_episodes, label
+        self._env: Env | None = None
+        self._scene: Scene | None = None
+        self._asker: tuple[PolicySource, Asker] | None = None
+        self._asking = ThreadPoolExecutor(1)  # so that this thread, which must render, can say that it is alive while it waits
+        self._episodes = 0
+        self._first_size = 0
+
+    def __repr__(self) -> str:
+        return f"RolloutWorker({self._label})"
+
+    def play(self, job: RolloutJob) -> Iterator[Said]:
+        """What there is to tell, the last thing Played, Unanswered, Unfit or Outdated. What goes wrong is logged with the episode's name."""
+        try:
+            for said in self._play(job):
+                if isinstance(said, Portrait | Played):  # by now the simulator and the episode have imported what they need
+                    check_imported(self._code)
+                if isinstance(said, Unanswered):
+                    _log.warning("%s: the policy did not answer: %s", job, said.why)
+                yield said
+        except CodeChangedError as error:
+            _log.error("%s: %s", job, error)
+            yield Outdated(str(error))
+        except Exception:
+            _log.exception("%s: the simulator failed", job)
+            raise
+
+    def _play(self, job: RolloutJob) -> Iterator[Said]:
+        check_imported(self._code)
+        if self._env is None or self._scene != job.scene:
+            yield Beat("making")
+            if self._env is not None:
+                self._env.close()
+            try:
+                self._env, self._scene = make_env(job.spec.task, job.contract, job.spec.shift, job.spec.variant), job.scene
+                drawn = portrait(self._env)
+            except Exception as error:
+                drawing = f", drawing with {os.environ.get('MUJOCO_GL')}" if job.contract.cameras else ""
+                yield Unfit(f"{socket.gethostname()} cannot simulate {job.spec.task}{drawing}: {one_line(error)}")
+                return
+            yield drawn
+            yield Beat("playing")
+        try:
+            asker = self._connected(job.source)
+        except Exception as error:
+            yield Unanswered(one_line(error))
+            return
+        film = Film(self._env) if job.film else None
+        imagine = getattr(asker, "imagine", None) if film else None
+        beat = time.monotonic()
+        playing = episode(self._env, job.spec, job.rules)
+        try:
+            said = next(playing)
+            while True:
+                chunk: ActionChunk | None = None
+                if isinstance(said, Stepped):
+                    if film:
+                        film.stepped(*said)
+                else:
+                    answer, asked = self._asking.submit(_ask, asker, imagine, said), time.monotonic()
+                    while not wait([answer], BEAT_S).done:
+                        if time.monotonic() - asked > ANSWER_S:
+                            self._asking = ThreadPoolExecutor(1)
+                            yield Unanswered(f"no answer within {ANSWER_S:.0f} s")
+                            return
+                        yield Beat("asking")
+                        beat = 0.0
+                    if isinstance(failed := answer.exception(), CodeChangedError):
+                        yield Outdated(one_line(failed))
+                        return
+                    if failed is not None:
+                        yield Unanswered(one_line(failed))
+                        return
+                    chunk, imagined = answer.result()
+                    if film:
+                        film.looked(imagined)
+                if time.monotonic() - beat > BEAT_S:
+                    yield Beat("playing")
+                    beat = time.monotonic()
+                said = playing.send(chunk)
+        except StopIteration as over:
+            self._episodes += 1
+            outcome = replace(over.value, worker=f"{socket.gethostname()}/{os.getpid()}")
+            yield Played(outcome, film.done(outcome) if film else None, self._worn())
+
+    def _connected(self, source: PolicySource) -> Asker:
+        if self._asker is None or self._asker[0] != source:
+            self._asker = source, source.connect()
+        return self._asker[1]
+
+    def _worn(self) -> bool:
+        size = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        self._first_size = self._first_size or size
+        return self._episodes >= self._most_episodes or size - self._first_size > MOST_GROWTH
+
+
+def _ask(
+    asker: Asker, imagine: Callable[[Observation], Imagination | None] | None, observation: Observation
+) -> tuple[ActionChunk, Imagination | None]:
+    return asker.act(observation), imagine(observation) if imagine else None
+
+
+def one_line(error: BaseException) -> str:
+    """The last line of what it says."""
+    lines = str(error).strip().splitlines()
+    return (lines[-1] if lines else type(error).__name__)[:500]
