@@ -280,6 +280,11 @@ def test_arms_are_every_combination_with_stable_distinct_ids() -> None:
     assert Arm(2, 0.0, 0).arm_id("protocol") == "demos-2_ratio-0_seed-0_" + Arm(2, 0.0, 0).arm_id("protocol")[-8:]
 
 
+def test_sweep_file_of_the_readme_is_valid() -> None:
+    text = (CHECKOUT / "README.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    assert len(Sweep.model_validate(yaml.safe_load(text)).grid()) == 4 * 3 * 3 + 4 * 3
+
+
 def test_every_sweep_file_of_the_repository_is_valid() -> None:
     for path in (CHECKOUT / "jobs").glob("*.yaml"):
         Sweep.model_validate(yaml.safe_load(path.read_text()))
