@@ -86,7 +86,7 @@ class Proposals(Protocol):
         """Return the next arm to train; None if there is no further one."""
 
     def tell(self, arm: Arm, success_low: float, seconds: float, stopped_at: int | None) -> None:
-        """Record an arm's result: its last score's lower bound, its CPU and GPU seconds, the step it was stopped after (None: it was not)."""
+        """Record an arm's result: its last score's lower bound, its CPU plus GPU seconds, the step it was stopped after (None: it was not)."""
 
     def failed(self, arm: Arm) -> None:
         """Record that the arm failed and will have no score."""
