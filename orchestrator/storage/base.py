@@ -1,7 +1,7 @@
 """Object storage by URI: a local folder or an S3 bucket behind one small interface.
 
-The only file that uses boto3. Keys are relative, with `/` between parts. Credentials come from the environment or an instance role (the
-standard chain), the endpoint from `AWS_ENDPOINT_URL`. None of them is ever stored or shown.
+The only file outside orchestrator/testing that uses boto3. Keys are relative, with `/` between parts. Credentials come from the environment or
+an instance role (the standard chain), the endpoint from `AWS_ENDPOINT_URL`. None of them is ever stored or shown.
 """
 
 import functools
