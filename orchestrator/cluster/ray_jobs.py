@@ -63,6 +63,7 @@ class Load:
 
     @property
     def stem(self) -> str:
+        """Job id without its number."""
         return f"demoscale-{self.name}-{digest([self.kind, self.name, self.place])[:8]}"
 
 
@@ -78,6 +79,7 @@ class Job:
 
     @property
     def going(self) -> bool:
+        """Whether the job is pending or running."""
         return not JobStatus(self.status).is_terminal()
 
     @property

@@ -40,7 +40,7 @@ def claim_identity(storage: Storage) -> str:
 
 
 def store_of(storage_uri: str, sweep: str) -> str:
-    """Return the identity by which MLflow knows a sweep of this storage; writes nothing.
+    """Return the identity by which MLflow identifies a sweep of this storage; writes nothing.
 
     Empty if the storage cannot be read from this machine or has no sweep of that name: then only the name is known. NO_IDENTITY if it has the
     sweep and no identity. Raises StorageError as `identity_of` does.

@@ -120,6 +120,7 @@ class Evaluation:
             self.say(f"playing {rollout} again: {why}")
 
     def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+        """Record new outcomes as metrics, cost and progress. done: episodes of the job with an outcome so far."""
         for (task, result), number in Counter((outcome.spec.task, outcome.result) for outcome in outcomes).items():
             EPISODES.record(number, self._state.sweep.name, task=task, result=result)
         for outcome in outcomes:
@@ -129,6 +130,7 @@ class Evaluation:
                 self._board.arms[job.arm_id].scoring[job.step] = done, self._state.sweep.suite.listed
 
     def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+        """Record a checkpoint's score and its inference cost; publish a complete one and submit its video."""
         arm, shift = self._board.arms[job.arm_id], job.suite.shift
         with self._board.lock:
             if shift == "nominal":

@@ -156,6 +156,7 @@ class SweepState:
 
     @property
     def training(self) -> str:
+        """Fingerprint of `training_key`."""
         return self.training_key.fingerprint
 
     @property
@@ -165,6 +166,7 @@ class SweepState:
 
     @property
     def protocol(self) -> str:
+        """Fingerprint of the scoring protocol of the nominal suite."""
         return self.protocol_of("nominal")
 
     def protocol_of(self, shift: str) -> str:

@@ -42,6 +42,7 @@ class ArmState:
 
     @property
     def state(self) -> str:
+        """Phase of the arm: failed, stopped, waiting, stage 1, training, scoring or scored."""
         if self.failure:
             return "failed"
         if self.stopped is not None:

@@ -128,6 +128,7 @@ class Views:
         self._tell("metrics", arm_id=arm_id, step=step, values=told, at=_now_ms(), checkpoint=fingerprint)
 
     def film(self, arm_id: str, step: int, episode: str, film: Filmed) -> None:
+        """Publish a rollout video of a checkpoint, and its policy's foresight if there is one."""
         self.arm_artifact(arm_id, f"rollouts/step_{step:06d}/{episode}.mp4", film.mp4)
         if film.foresight:
             self.arm_artifact(arm_id, f"rollouts/step_{step:06d}/{episode}.json", film.foresight)

@@ -29,7 +29,7 @@ class Training:
     """Queue of training runs (`ray_tune.Runs`) that receives their news from the desk; called by Tune's loop, the desk's and the scorer's threads."""
 
     desk: Any
-    """Control actor that receives jobs and requests to end; set before the first run begins."""
+    """Control actor that receives jobs and requests to end; set before the first run starts."""
 
     def __init__(
         self,
@@ -89,6 +89,7 @@ class Training:
             raise self._broken
 
     def next(self) -> str | None:
+        """Return the run to start now, its job ready on the desk; None if there is none, or no free slot."""
         import ray
 
         with self._lock:
@@ -112,6 +113,7 @@ class Training:
             return nothing_left and not self.running
 
     def ended(self, run: str, died: bool) -> None:
+        """Record that the run's trial ended. died: its process died in every attempt, which suspends the sweep."""
         with self._lock:
             self._over.add(run)
             if died:

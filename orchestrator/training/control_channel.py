@@ -59,6 +59,7 @@ class Desk:
             return self._wishes.get(run, "")
 
     async def tell(self, run: str, news: News) -> None:
+        """Append news of a run."""
         async with self._changed:
             self._news.append((run, news))
             self._changed.notify_all()
