@@ -1,4 +1,4 @@
-"""Checkpoints on a node's own disk: fetched once per node, however many policy servers run there."""
+"""Cache of checkpoints on a node's own disk: each is fetched once per node, regardless of the number of policy servers there."""
 
 import os
 import shutil
@@ -16,21 +16,21 @@ from policy.checkpoint import CheckpointError, fingerprint
 MOST_BYTES = 20 * 2**30
 """Size limit of the cache, in bytes; half of the disk's free space is a second one. The least recently used checkpoint is evicted first."""
 SPARE_S = 600.0
-"""One that was asked for so recently may still be being loaded, and stays; likewise what is being fetched."""
+"""Seconds since its last request for which a checkpoint is not evicted, since it may be loading; also the age limit of a fetch in progress."""
 HIDDEN = ".part-"
-"""Begins the names of what is being fetched or deleted."""
+"""Name prefix of folders that are being fetched or deleted."""
 
 
 def folder_of_node() -> Path:
-    """Where this user's processes on this node keep checkpoints: below TMPDIR."""
+    """Return this user's checkpoint cache on this node, a folder below TMPDIR."""
     return Path(tempfile.gettempdir()) / f"demoscale-{os.getuid()}" / "checkpoints"
 
 
 def kept(uri: str, expected: str, root: Path | None = None, most_bytes: int = MOST_BYTES, fetch: Callable[[str, Path], None] = fetch) -> Path:
-    """Return the folder with the checkpoint at `uri`, known by its fingerprint; the first process of a node fetches it, others wait for that.
+    """Return the cached folder of the checkpoint at `uri`; the first process of a node fetches it, others wait for that.
 
-    CheckpointError if the weights there have another fingerprint, or the cache belongs to another user. fetch: copies a checkpoint from its URI
-    into a folder.
+    expected: its fingerprint. fetch: copies a checkpoint from its URI into a folder. Raises CheckpointError if the weights there have another
+    fingerprint, or the cache belongs to another user.
     """
     root = root or folder_of_node()
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -45,21 +45,21 @@ def kept(uri: str, expected: str, root: Path | None = None, most_bytes: int = MO
                 fetch(uri, fetched)
                 if (found := fingerprint(fetched)) != expected:
                     raise CheckpointError(f"{uri}: the checkpoint there is {found}, not {expected}, which is to be scored: replaced, or damaged")
-                Folder(fetched).sync("")  # a power failure must not leave a folder that is there and not whole
+                Folder(fetched).sync("")  # a power failure must not leave an incomplete folder
                 os.replace(fetched, folder)
         os.utime(folder)
     return folder
 
 
 def _make_room(root: Path, most_bytes: int) -> None:
-    """For one more. Others may do so at the same time: what is gone is gone."""
+    """Evict checkpoints until the cache is within its limits. Other processes may evict at the same time, so missing folders are skipped."""
     ages: list[tuple[float, int, Path]] = []
     for folder in (folder for folder in root.iterdir() if folder.is_dir()):
         try:
             used = folder.stat().st_mtime
             if not folder.name.startswith(HIDDEN):
                 ages.append((used, sum(file.stat().st_size for file in folder.rglob("*")), folder))
-            elif time.time() - used > SPARE_S:  # whoever fetched or deleted it was killed
+            elif time.time() - used > SPARE_S:  # the process that fetched or deleted it was killed
                 shutil.rmtree(folder, ignore_errors=True)
         except FileNotFoundError:
             continue
@@ -70,7 +70,7 @@ def _make_room(root: Path, most_bytes: int) -> None:
             return
         with FileLock(root / f"{folder.name}.lock"):
             if folder.is_dir() and folder.stat().st_mtime == used:
-                going = root / f"{HIDDEN}{folder.name}"  # first out of sight: half of it must not be taken for it
+                going = root / f"{HIDDEN}{folder.name}"  # renamed first: a partly deleted folder must not be used
                 os.replace(folder, going)
                 shutil.rmtree(going, ignore_errors=True)
         total -= size

@@ -1,4 +1,4 @@
-"""Pretrained weights from wherever a sweep names them: a bucket's become a folder here, folders and hub ids stay what they are."""
+"""Pretrained weights that a sweep names: those in a bucket are copied to a local folder, folders and hub ids are passed through."""
 
 import hashlib
 import os
@@ -10,10 +10,10 @@ from orchestrator.storage.base import download
 
 
 def fetch_weights(source: str | Path, folder: Path) -> Path:
-    """What `policy.weights` reads: of an `s3://` prefix its whole copy below `folder`, made once; anything else as it is.
+    """Return a source that `policy.weights` reads: for an `s3://` prefix, a copy below `folder`, made once; any other source unchanged.
 
-    The copy gets its name when it is whole: a fetch that was killed leaves nothing that would be taken for weights. A prefix's content
-    must not change. StorageError if the bucket cannot be read; WeightsError if there is nothing.
+    The copy gets its name when it is complete, so a killed fetch leaves nothing that would be taken for weights. A prefix's content must not
+    change. Raises StorageError if the bucket cannot be read, WeightsError if the prefix is empty.
     """
     uri = str(source).rstrip("/")
     if not uri.startswith("s3://"):
@@ -26,7 +26,7 @@ def fetch_weights(source: str | Path, folder: Path) -> Path:
     try:
         download(uri, part)
         if not any(part.iterdir()):
-            # Here, not above: it brings torch and diffusers, 4 CPU seconds in every process that only passes training jobs on.
+            # Imported here, not above: torch and diffusers cost 4 CPU seconds in every process that only forwards training jobs.
             from policy.weights import WeightsError
 
             raise WeightsError(f"{uri}: there is nothing under this prefix; correct it, or copy the weights there")

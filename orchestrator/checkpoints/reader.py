@@ -1,7 +1,7 @@
-"""A checkpoint wherever it is, a folder or an s3:// prefix, as files that can be read here.
+"""Reader of a checkpoint in a folder or below an s3:// prefix, as local files.
 
-Whoever made it may be a stranger. Only the files that a checkpoint is made of are taken from the place, JSON and safetensors, which hold data and
-no code: a pickle beside them is not so much as opened, and nothing outside the place is read or written.
+Checkpoints are untrusted input. Only the files of a checkpoint are read, JSON and safetensors, which contain data and no code: a pickle next to
+them is never opened, and nothing outside the folder or prefix is read or written.
 """
 
 import re
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from policy.checkpoint import Card
 
 PARTS = re.compile(r"checkpoint\.json|(heads|text)\.safetensors|(unet|vae)/[\w.-]+\.(json|safetensors)")
-"""What acting reads, of all that `policy/checkpoint.py` writes."""
+"""Names of the files that acting needs, of those that `policy/checkpoint.py` writes."""
 
 
 @contextmanager
 def at_hand(uri: str) -> Iterator[Path]:
-    """A folder with the checkpoint's files and no others, while it is open; what `policy.checkpoint` says about it names the `uri`.
+    """Yield a temporary folder with the checkpoint's files and no others; a CheckpointError raised meanwhile names the `uri` instead of it.
 
-    StorageError if the place cannot be read, or a file leads out of it; CheckpointError if there is no checkpoint.
+    Raises StorageError if the place cannot be read or a file leads out of it, CheckpointError if there is no checkpoint.
     """
     from policy.checkpoint import CheckpointError
 
@@ -38,7 +38,7 @@ def at_hand(uri: str) -> Iterator[Path]:
 
 
 def fetch(uri: str, folder: Path, link: bool = False) -> None:
-    """The checkpoint's files, put into the folder; `link`: as links where they are files already. Errors as `at_hand`."""
+    """Copy the checkpoint's files into the folder; `link`: symlink those that are local files already. Raises the errors of `at_hand`."""
     from policy.checkpoint import CheckpointError
 
     storage = open_storage(uri)
@@ -56,7 +56,10 @@ def fetch(uri: str, folder: Path, link: bool = False) -> None:
 
 
 def card_of(uri: str) -> tuple["Card", str]:
-    """What the policy is, and its fingerprint, by which a sweep's ledger knows it. CheckpointError if it is damaged or not one of ours."""
+    """Return the policy's card, and its fingerprint, its key in a sweep's ledger.
+
+    Raises CheckpointError if the checkpoint is damaged or not demoscale's, StorageError if it cannot be read.
+    """
     from policy.checkpoint import fingerprint, load_card
 
     with at_hand(uri) as folder:
@@ -64,9 +67,9 @@ def card_of(uri: str) -> tuple["Card", str]:
 
 
 def whole(uri: str, expected: str) -> bool:
-    """Whether the place holds the checkpoint of this fingerprint, and a trainer's state to go on from that is not cut off.
+    """Return whether the place has the checkpoint of this fingerprint, and a trainer's state, if any, that is not truncated.
 
-    A full disk or a power failure leaves folders that are not. StorageError if the place cannot be read.
+    A full disk or a power failure leaves incomplete folders. Raises StorageError if the place cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -76,7 +79,7 @@ def whole(uri: str, expected: str) -> bool:
         with at_hand(uri) as folder:
             if fingerprint(folder) != expected:
                 return False
-        if isinstance(place := open_storage(uri), Folder) and place.exists("trainer.safetensors"):  # an object of a bucket is whole or not there
+        if isinstance(place := open_storage(uri), Folder) and place.exists("trainer.safetensors"):  # an object of a bucket is complete or missing
             with safe_open(place.root / "trainer.safetensors", "numpy"):
                 pass
     except (CheckpointError, SafetensorError, NoObject):

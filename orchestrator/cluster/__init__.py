@@ -1,1 +1,1 @@
-"""Ray: runtime, placement, job submission, preflight."""
+"""Ray runtime, placement, job submission and preflight checks."""

@@ -1,4 +1,4 @@
-"""What travels to a cluster: the checkout's packages and nothing else, in a folder of their own."""
+"""Bundle of the code that is sent to a cluster: the checkout's packages and nothing else, in a temporary folder."""
 
 import os
 import shutil
@@ -13,17 +13,19 @@ from orchestrator.provenance import CHECKOUT
 from policy.errors import DemoscaleError
 
 SHIPPED: tuple[str, ...] = ("jobs", "orchestrator", "policy", "sim_workers", "examples", "pyproject.toml", "constraints.txt")
-"""Of the checkout. Data, videos, results, caches and environments stay where they are."""
+"""Paths of the checkout that are sent; data, videos, results, caches and environments are not."""
 LIMIT_BYTES = 100 * 2**20
-"""Bytes that a Ray head accepts in one request."""
+"""Limit of a Ray head for one request, in bytes."""
 
 
 class StagingError(DemoscaleError):
-    """One sentence: why the code cannot be sent."""
+    """Error if the code cannot be sent: one sentence with the reason."""
 
 
 @dataclass(frozen=True)
 class Staged:
+    """Bundle on this machine's disk: its folder, number of files and size in bytes."""
+
     folder: Path
     files: int
     nbytes: int
@@ -31,7 +33,7 @@ class Staged:
 
 @contextmanager
 def staged(texts: Mapping[str, str], checkout: Path = CHECKOUT, limit_bytes: int = LIMIT_BYTES) -> Iterator[Staged]:
-    """Copy what travels, and `texts` by their file names, into a temporary folder. StagingError if that is more than `limit_bytes`."""
+    """Copy the code, and `texts` by file name, into a temporary folder. Raises StagingError if that is more than `limit_bytes`."""
     with tempfile.TemporaryDirectory(prefix="demoscale-") as name:
         folder, files = Path(name), list(shipped_files(checkout))
         for file in files:
@@ -50,11 +52,11 @@ def staged(texts: Mapping[str, str], checkout: Path = CHECKOUT, limit_bytes: int
 
 
 def shipped_files(checkout: Path) -> Iterator[Path]:
-    """Those that git knows of, as they are now, and Python files it was not told of yet; without git, whatever is no cache."""
+    """Yield the files to send: those tracked by git, in their current state, and untracked Python modules; without git, all but caches."""
     if not (checkout / ".git").exists():
         yield from _walked(checkout)
         return
-    # One it was not told of may be anything, a secret too; but a module that is imported must be there.
+    # An untracked file may be a secret, so it is left out; an untracked module may be imported, so it is sent.
     modules = [f"{name}/*.py" for name in SHIPPED if "." not in name]
     names = [*_git(checkout, "--cached", "--", *SHIPPED), *_git(checkout, "--others", "--exclude-standard", "--", *modules)]
     yield from (Path(name) for name in sorted(set(names)) if (checkout / name).is_file())

@@ -1,4 +1,4 @@
-"""Who gets how much of the cluster. Pure."""
+"""Division of a cluster's resources among a sweep's processes, as a pure function."""
 
 import math
 from dataclasses import dataclass
@@ -6,33 +6,35 @@ from dataclasses import dataclass
 from orchestrator.config.sweep_config import SweepError
 from orchestrator.data.clip_stream import FETCH_CPUS
 
-# Rollout actors that one policy server answers: of a GPU, and of a core, which has a fraction of a GPU's speed.
+# Rollout actors per policy server: on a GPU, and on a core, which has a fraction of a GPU's speed.
 ACTORS_PER_GPU, ACTORS_PER_CORE = 32, 8
 ROLLOUT_CPUS = 0.5
-"""Of a simulator, where nobody is squeezed."""
+"""Logical CPUs of a simulator on a cluster with enough cores for every claim."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Who gets how much of the cluster. On a machine smaller than the sweep, claims shrink and the processes share its cores."""
+    """Resources of a sweep's processes. On a machine smaller than the sweep, claims shrink and the processes share its cores."""
 
     concurrent_arms: int
+    """Training runs at once."""
     trainer: dict[str, float]
     """Logical resources of one training worker."""
     rollout_cpus: float
+    """Logical CPUs of one simulator."""
     servers: int
-    """Policy servers."""
+    """Number of policy servers."""
     server_gpus: float
-    """Of each of them."""
+    """GPUs of each policy server; may be a fraction."""
     apart: bool = False
-    """Simulators keep to the nodes set apart for them; those without room there wait for more such nodes."""
+    """Whether simulators run only on their dedicated nodes; those without room there wait for more such nodes."""
 
     @classmethod
     def fit(cls, cluster: dict[str, float], workers: int, rollout_actors: int, arms: int, cpus_apart: float = 0.0) -> "Placement":
-        """SweepError, with the numbers, if one arm's workers can never run at once.
+        """Fit a sweep to a cluster. Raises SweepError, with the numbers, if one arm's workers can never run at once.
 
-        cpus_apart: how many of the cluster's CPUs are on nodes set apart for simulators. Where training fits on the others, simulators get all of
-        these, at full claims: nodes that come later then find simulators waiting for them.
+        cpus_apart: the part of the cluster's CPUs that is on nodes dedicated to simulators. Where training fits on the others, simulators get all
+        of these, at full claims, so that nodes added later find simulators waiting for them.
         """
         cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
         arm_cpus = workers * (1 + FETCH_CPUS)
@@ -47,7 +49,7 @@ class Placement:
             raise SweepError("train.workers", [f"one arm asks for {workers} workers at once, the cluster has {kind}"])
         concurrent = max(1, min(arms, int(places // workers)))
         trainers = concurrent * workers
-        # What the trainers' streams leave, a rollout actor gets half as much of as a trainer.
+        # Of the CPUs that the trainers' clip streams leave, a rollout actor gets half as much as a trainer.
         share = min(1.0, (cpus - FETCH_CPUS * trainers) / (trainers + (0 if apart else rollout_actors * ROLLOUT_CPUS)))
         trainer = {"CPU": math.floor(100 * share) / 100} | ({"GPU": 1.0 if gpus >= 2 else 1 - server_gpus} if gpus else {})
         rollout_cpus = ROLLOUT_CPUS if apart else math.floor(100 * ROLLOUT_CPUS * share) / 100

@@ -1,4 +1,4 @@
-"""What of a sweep, or of a job's arguments, cannot work on a cluster: its machines see neither this one's folders nor its secrets."""
+"""Checks of a sweep or a job's arguments before submission: a cluster's machines see neither this machine's folders nor its secrets."""
 
 import re
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from orchestrator.config.sweep_config import Sweep, credential_problems
 from orchestrator.provenance import CHECKOUT
 from orchestrator.redaction import credentials_in
 
-# Options of jobs/* that name where something is read or written.
+# Options of jobs/* that name storages and folders.
 _PLACES = ("--store", "--storage")
 _FOLDERS = ("--out", "--save", "--downloads")
-# Whose values are words, whatever files are called here.
+# Options whose values are words, even if a local file has the same name.
 _WORDS = ("--task", "--preset", "--cameras", "--instruction", "--label", "--rung", "--shift", "--mask", "--simulator")
-# A default that is a folder beside the job, which a cluster throws away.
+# Options that default to a folder next to the job, which a cluster discards.
 _MUST_SAY = {"pretrain": "--storage", "score": "--storage"}
 
 
@@ -27,9 +27,9 @@ def _keep_out(field: str) -> str:
 
 
 def unfit_sweep(sweep: Sweep) -> list[str]:
-    """Why the sweep could not run on other machines, one sentence each with the mend; nothing secret is repeated."""
-    as_written = {**sweep.model_dump(mode="json"), "mlflow": sweep.mlflow}  # a sweep that is written down shows no credentials
-    if problems := credential_problems(as_written):  # of a sweep that was changed after it was validated
+    """Return why the sweep could not run on other machines, one sentence each with the fix; secrets are not repeated."""
+    as_written = {**sweep.model_dump(mode="json"), "mlflow": sweep.mlflow}  # a dumped sweep shows no credentials
+    if problems := credential_problems(as_written):  # the sweep was changed after its validation
         return problems
     for field, place in (("data.episodes", sweep.data.episodes), ("storage", sweep.storage)):
         if _local(place) == "relative":
@@ -56,7 +56,7 @@ def unfit_sweep(sweep: Sweep) -> list[str]:
 
 
 def notes_on(sweep: Sweep) -> list[str]:
-    """What cannot be checked from here and should be known."""
+    """Return notes on assumptions that this machine cannot check, one sentence each."""
     places = {"data.episodes": sweep.data.episodes, "storage": sweep.storage, "policy.weights": sweep.policy.weights}
     places["mlflow"] = sweep.mlflow.removeprefix("sqlite:///")
     shared = [f"{field} ({place})" for field, place in places.items() if _local(place) == "absolute"]
@@ -67,7 +67,7 @@ def notes_on(sweep: Sweep) -> list[str]:
 
 
 def unfit_arguments(job: str, arguments: Sequence[str]) -> list[str]:
-    """The same for the arguments of `python -m jobs.<job>`, as far as it can be known without their meaning."""
+    """Return why the arguments of `python -m jobs.<job>` could not work on other machines, as far as that is known without their meaning."""
     problems, option = list[str](), ""
     for argument in arguments:
         name, separator, value = argument.partition("=")
@@ -91,14 +91,14 @@ def unfit_arguments(job: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _local(place: str) -> str:
-    """`absolute` or `relative` for a path, empty for whatever a network leads to."""
+    """Return `absolute` or `relative` for a path, empty for a network URI."""
     if "://" in place and not place.startswith("file:"):
         return ""
     return "absolute" if Path(re.sub("^file:(//)?", "", place)).is_absolute() else "relative"
 
 
 def _is_here(value: str) -> bool:
-    """Whether it names something of this machine that is not sent along."""
+    """Return whether the value names a file or folder of this machine that is not sent along."""
     if value.startswith(("./", "../", "~")):
         return True
     sent_along = value.partition("/")[0] in SHIPPED and (CHECKOUT / value).exists()

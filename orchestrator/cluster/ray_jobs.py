@@ -1,7 +1,7 @@
-"""From this machine to a Ray cluster: the only file with ray.job_submission.
+"""Job submission from this machine to a Ray cluster: the only file with ray.job_submission.
 
-A job is known by what is written beside it on the cluster, so that nothing has to be remembered here: whoever submits the same again, from any
-machine, meets the job that runs. Its id ends in a number that only one of two who submit at the same moment can have.
+A job is identified by its metadata on the cluster, so this machine keeps no state: submitting the same again, from any machine, finds the
+running job. Its id ends in a number, which only one of two concurrent submissions can get.
 """
 
 import asyncio
@@ -30,45 +30,46 @@ from policy.errors import DemoscaleError
 
 CONNECT_S = 10.0
 STOP_WAIT_S = 600
-"""How long a job that is asked to end may take: a large policy's state is saved, episodes in progress are played."""
-QUIET_S, LONGEST_QUIET_S = 20.0, 600.0  # without a word: ask how the job is; begin the stream anew
+"""Seconds that a job may take to end after a stop request: a large policy's state is saved, episodes in progress are played."""
+QUIET_S, LONGEST_QUIET_S = 20.0, 600.0  # seconds without output: query the job's status; reopen the stream
 RECONNECT_S = 600.0
-"""How long a cluster that stopped answering is waited for."""
+"""Seconds after which waiting for a cluster that stopped answering times out."""
 
 _KIND, _NAME, _PLACE, _SETTINGS, _CODE = (f"demoscale.{name}" for name in ("kind", "name", "place", "settings", "code"))
-_LOST = (OSError, RuntimeError, aiohttp.ClientError, ValueError)  # what Ray's client says of a connection that broke, or of half an answer
+_LOST = (OSError, RuntimeError, aiohttp.ClientError, ValueError)  # errors of Ray's client for a broken connection or a truncated answer
 
 
 class SubmitError(DemoscaleError):
-    """One sentence: what the cluster or its Ray cannot do, and the mend."""
+    """Error of a cluster or its Ray: one sentence that names the problem and the fix."""
 
 
 class ForgottenError(SubmitError):
-    """The cluster does not know a job that it was given."""
+    """Error if the cluster does not know a job."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is to run."""
+    """Work to submit."""
 
     kind: str
-    """`sweep`, or another of jobs/."""
+    """`sweep`, or another module of jobs/."""
     name: str
-    """Of the sweep; else the kind."""
+    """Name of the sweep; for other jobs the kind."""
     place: str
-    """The sweep's storage; else what tells it from others of its kind. Together with kind and name it says what counts as the same."""
+    """URI of the sweep's storage; for other jobs what distinguishes them. Jobs with equal kind, name and place count as the same."""
     settings: str
-    """Digest of all that was asked for."""
+    """Digest of all requested settings."""
     command: str
 
     @property
     def stem(self) -> str:
+        """Job id without its number."""
         return f"demoscale-{self.name}-{digest([self.kind, self.name, self.place])[:8]}"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One that was submitted before."""
+    """Submitted job."""
 
     job_id: str
     status: str
@@ -78,6 +79,7 @@ class Job:
 
     @property
     def going(self) -> bool:
+        """Whether the job is pending or running."""
         return not JobStatus(self.status).is_terminal()
 
     @property
@@ -90,10 +92,10 @@ class Job:
 
 
 class Cluster:
-    """A Ray cluster, by its dashboard's address; SubmitError if it cannot be spoken to."""
+    """Client of a Ray cluster, by its dashboard's address. Raises SubmitError if the cluster cannot be reached."""
 
     def __init__(self, address: str, poll_s: float = 2.0) -> None:
-        """poll_s: seconds between two attempts to follow a job; half of it between two polls of one that is being stopped."""
+        """Connect. poll_s: seconds between two attempts to follow a job; half of it between two polls of one that is being stopped."""
         self.address, self._poll_s = redacted(address).rstrip("/"), poll_s
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -103,21 +105,21 @@ class Cluster:
 
     @contextmanager
     def _answers(self) -> Iterator[None]:
-        """Ray's errors as a sentence."""
+        """Turn errors of Ray's client into SubmitError."""
         try:
             yield
         except AuthenticationError:
             mend = "set RAY_AUTH_MODE=token and, to the cluster's own token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             raise SubmitError(f"the cluster at {self.address} asks for a token and was not given the right one; {mend}") from None
         except _LOST as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]  # a server's traceback ends in what happened
+            lines = [line for line in str(error).splitlines() if line.strip()]  # a server's traceback ends with the error
             said = redacted(lines[-1].strip() if lines else type(error).__name__)[:300]
             raise SubmitError(
                 f"what answers at {self.address} could not do it ({said}); is it a Ray dashboard (port 8265), of a head with ray[default]?"
             ) from None
 
     def versions(self) -> tuple[str, str]:
-        """(Ray, Python) of the head; empty where it does not tell."""
+        """Return the versions (Ray, Python) of the head; empty where it does not report them."""
         with self._answers():
             if not hasattr(self._client, "_do_request"):  # the client has no public method for it
                 return "", ""
@@ -126,7 +128,7 @@ class Cluster:
             return data.get("rayVersion") or getattr(self._client, "_server_ray_version", "") or "", data.get("pythonVersion", "")
 
     def check_versions(self) -> str:
-        """SubmitError if the head's Ray or Python does not fit; otherwise what should be known, or nothing."""
+        """Return a sentence if the head's Python differs from this machine's, else nothing. Raises SubmitError if its Ray or Python does not fit."""
         there, python = self.versions()
         differ = [f"Ray {there} instead of {ray.__version__}"] if there != ray.__version__ else []
         minor = tuple(int(part) for part in python.split(".")[:2]) if python else sys.version_info[:2]
@@ -140,7 +142,7 @@ class Cluster:
         return ""
 
     def jobs(self) -> list[Job]:
-        """Those of this project that the cluster remembers, oldest first."""
+        """Return the jobs of this project that the cluster lists, oldest first."""
         with self._answers():
             found = self._client.list_jobs()
         ours = [job for job in found if job.submission_id and _KIND in (job.metadata or {})]
@@ -148,14 +150,17 @@ class Cluster:
         return [Job(job.submission_id, job.status.value, job.message or "", job.metadata) for job in ours]
 
     def job(self, job_id: str) -> Job:
-        """ForgottenError if the cluster does not know it."""
+        """Return the job of this id. Raises ForgottenError if the cluster does not know it."""
         for job in self.jobs():
             if job.job_id == job_id:
                 return job
         raise ForgottenError(f"the cluster at {self.address} knows no job {job_id}: it was started anew; submit again, and what was finished is kept")
 
     def submit(self, load: Load, folder: Path, pip: bool = False) -> tuple[Job, bool]:
-        """Start it with the code in `folder`, or find it running; whether it was started. SubmitError if it runs with other settings."""
+        """Start the load with the code in `folder`, or find it running; return its job and whether it was started.
+
+        Raises SubmitError if it runs with other settings. pip: have Ray install the required packages.
+        """
         while True:
             known = [job for job in self.jobs() if (job.told[_KIND], job.name, job.place) == (load.kind, load.name, load.place)]
             if going := [job for job in known if job.going]:
@@ -170,7 +175,7 @@ class Cluster:
                 except RuntimeError as error:
                     if "already exists" not in str(error):
                         raise
-                    continue  # somebody else was faster; it is found now
+                    continue  # a concurrent submission got the id; the next iteration finds it
             return self.job(job_id), True
 
     def _same(self, job: Job, load: Load) -> Job:
@@ -182,7 +187,7 @@ class Cluster:
         return job
 
     def running(self, name: str, place: str = "") -> Job:
-        """The job of that name, or id, that runs; SubmitError if there is none, or more than one."""
+        """Return the running job of that name or id. Raises SubmitError if there is none, or more than one."""
         jobs = [job for job in self.jobs() if name in (job.name, job.job_id) and place in ("", job.place)]
         going = [job for job in jobs if job.going]
         if len(going) > 1:
@@ -193,7 +198,7 @@ class Cluster:
         return going[0]
 
     def stop(self, job: Job) -> Job:
-        """Ask it to end in good order and wait until it has; the job as it ended. SubmitError if it takes longer than it may."""
+        """Stop the job cleanly, wait for its end and return it. Raises SubmitError if that takes longer than STOP_WAIT_S + 60 s."""
         with self._answers():
             self._client.stop_job(job.job_id)
         deadline = time.monotonic() + STOP_WAIT_S + 60
@@ -204,9 +209,10 @@ class Cluster:
         return job
 
     def follow(self, job_id: str, echo: Callable[[str], None], say: Callable[[str], None]) -> Job:
-        """Pass on all that the job prints, from its beginning, until it ends; a connection that breaks is made again.
+        """Pass on the job's output from its beginning until it ends, and return the job; a broken connection is reopened.
 
-        `echo` hears text as it comes, `say` a line about the connection. SubmitError if the cluster stays away or forgot the job.
+        `echo` receives text as it arrives, `say` lines about the connection. Raises SubmitError if the cluster does not answer for RECONNECT_S,
+        ForgottenError if it does not know the job.
         """
         seen, lost = _Seen(echo), 0.0
         while True:
@@ -229,7 +235,7 @@ class Cluster:
             time.sleep(self._poll_s)
 
     async def _stream(self, job_id: str, seen: "_Seen") -> None:
-        """What the job prints, until the stream ends or is silent for suspiciously long."""
+        """Pass on the job's output until the stream ends, the job ends, or no output arrives for LONGEST_QUIET_S."""
         lines = self._client.tail_job_logs(job_id)
         position, quiet, coming = 0, 0.0, None
         try:
@@ -255,7 +261,7 @@ class Cluster:
 
 
 class _Seen:
-    """Passes on each character of a log once, however often it is read from its beginning."""
+    """Filter that passes on each character of a log once, however often the log is read from its beginning."""
 
     def __init__(self, echo: Callable[[str], None]) -> None:
         self._echo, self._count = echo, 0
@@ -267,12 +273,12 @@ class _Seen:
 
 
 def _knock(address: str, shown: str) -> None:
-    """Ray's client would wait for minutes for an address where nobody is."""
+    """Raise SubmitError if nothing answers at the address within CONNECT_S; Ray's client would wait for minutes."""
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise SubmitError(f"{shown} is not the address of a Ray dashboard; write it as http://head:8265")
     if urllib.request.getproxies().get(parts.scheme) and not urllib.request.proxy_bypass(parts.hostname):
-        return  # only the proxy is to be reached from here
+        return  # this machine connects to the proxy only
     try:
         socket.create_connection((parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]), CONNECT_S).close()
     except OSError as error:
@@ -283,7 +289,7 @@ def _knock(address: str, shown: str) -> None:
 
 @contextmanager
 def _only(address: str) -> Iterator[None]:
-    """Ray's client prefers these variables to the address it is given."""
+    """Hide the environment variables that Ray's client prefers to the given address."""
     hidden = {name: os.environ.pop(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if name in os.environ}
     try:
         yield
@@ -296,7 +302,7 @@ def _metadata(load: Load) -> dict[str, str]:
 
 
 def _runtime_env(folder: Path, pip: bool) -> dict[str, Any]:
-    """Nothing of this machine's environment goes along."""
-    # Ray's supervisor of the job reads the second one; without it, a job has three seconds to end.
+    """Return the job's runtime environment; no variable of this machine's environment is passed on."""
+    # Ray's job supervisor reads the second variable; without it, a job has 3 s to end.
     variables = {COMMIT: git_commit(), "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
     return {"working_dir": str(folder), "env_vars": variables} | ({"pip": {"packages": to_install()}} if pip else {})

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one on this machine."""
+"""Connection to a Ray cluster, or to one started on this machine, and queries of its nodes and resources."""
 
 import logging
 import os
@@ -12,14 +12,14 @@ from typing import Any
 from orchestrator.storage.base import PATIENCE
 from sim_workers.checkout import CHECKOUT
 
-# Read by Ray when it is imported or a process starts, so they are set before.
+# Ray reads these when it is imported or a process starts, so they are set before.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the controller's next look at its workers
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the controller's next poll of its workers
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # on one machine it only logs that there is nothing to watch
     "RAY_worker_maximum_startup_concurrency": "8",  # a sweep is many small processes; Ray warns when they outnumber the cores
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning
-    "RAY_AIR_NEW_OUTPUT": "0",  # our own table shows the sweep
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths stay valid
+    "RAY_AIR_NEW_OUTPUT": "0",  # demoscale's own table shows the sweep
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops the whole sweep, not only its training
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a simulator without a GPU of its own may still render on one
@@ -27,7 +27,7 @@ ENVIRONMENT = {
 CPU = "cpu"
 """Device class of policies that act without a GPU."""
 ROLE = "demoscale-role"
-"""Ray label of nodes set apart: `rollouts` for simulators, `servers` for policy servers (deploy/)."""
+"""Ray label of dedicated nodes: `rollouts` for simulators, `servers` for policy servers (deploy/)."""
 
 
 def connect() -> None:
@@ -38,25 +38,25 @@ def connect() -> None:
 
     if ray.is_initialized():
         return
-    # On this machine the workers import the checkout the driver runs from, whatever its working directory.
+    # On this machine the workers import the driver's checkout, regardless of its working directory.
     checkout = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH", "")]))
-    # Whoever starts Ray has been answered by the storage, so its workers wait for one that is away even if it never answered them.
+    # The storage has answered the driver by now, so workers retry an unavailable storage even if it never answered them.
     variables = {"PYTHONPATH": checkout, "PYTHONWARNINGS": "ignore", PATIENCE: "1"}
     terminated = signal.getsignal(signal.SIGTERM)
     ray.init(
-        address=os.environ.get("RAY_ADDRESS", "local"),  # without one Ray would join whatever was started on this machine last, dead or alive
+        address=os.environ.get("RAY_ADDRESS", "local"),  # by default Ray would join the instance last started on this machine, dead or alive
         namespace="demoscale",
         log_to_driver="DEMOSCALE_RAY_LOGS" in os.environ,
         logging_level=logging.ERROR,
         runtime_env={"env_vars": variables},
     )
-    # Ray takes SIGTERM for itself; whoever had a use for it before keeps it.
+    # Ray replaces the SIGTERM handler; an earlier one is restored.
     if threading.current_thread() is threading.main_thread() and terminated not in (signal.SIG_DFL, signal.SIG_IGN, None):
         signal.signal(signal.SIGTERM, terminated)
 
 
 def resources() -> dict[str, float]:
-    """What the connected cluster has of each resource."""
+    """Return the connected cluster's total of each resource."""
     import ray
 
     total: dict[str, float] = ray.cluster_resources()
@@ -64,16 +64,16 @@ def resources() -> dict[str, float]:
 
 
 def nodes_of(role: str, **needed: float) -> dict[str, str]:
-    """Selector of the connected cluster's nodes that are set apart for a role.
+    """Return the label selector of the connected cluster's nodes that are dedicated to a role.
 
-    Empty, so that any node will do, if there are none, or if they have less in all than is needed, e.g. CPU=15.
+    Empty, which admits any node, if there are none, or if they have less in total than `needed`, e.g. CPU=15.
     """
     apart = set_apart(role)
     return {ROLE: role} if apart and all(apart.get(kind, 0.0) >= amount for kind, amount in needed.items()) else {}
 
 
 def nodes_with_cores() -> dict[str, str]:
-    """Selector of the connected cluster's nodes that have CPUs; a head that is to do no work has none. Empty if all have some."""
+    """Return the label selector of the connected cluster's nodes with CPUs, empty if all have some; a head without work has none."""
     import ray
 
     bare = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"] and not node["Resources"].get("CPU"))
@@ -81,7 +81,7 @@ def nodes_with_cores() -> dict[str, str]:
 
 
 def beside_driver() -> dict[str, Any]:
-    """Options of an actor that lives and dies with this process' node: one placed elsewhere is lost with a node that the driver outlives."""
+    """Return the options of an actor on this process' node: placed elsewhere, it could be lost with a node that the driver outlives."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -89,7 +89,7 @@ def beside_driver() -> dict[str, Any]:
 
 
 def set_apart(role: str) -> dict[str, float]:
-    """What the connected cluster's nodes that are set apart for a role have of each resource, in all; empty if there are none."""
+    """Return the total of each resource on the connected cluster's nodes dedicated to a role; empty if there are none."""
     import ray
 
     nodes = (node["Resources"] for node in ray.nodes() if node["Alive"] and node["Labels"].get(ROLE) == role)
@@ -97,9 +97,9 @@ def set_apart(role: str) -> dict[str, float]:
 
 
 def acting_device(server_gpus: float) -> str:
-    """Return the device class of the connected cluster's policy servers: `cpu`, or the name by which Ray knows their GPUs, such as H200.
+    """Return the device class of the connected cluster's policy servers: `cpu`, or Ray's name of their GPUs, such as H200.
 
-    server_gpus: what each of them claims. GPUs of several classes are one class of their own, their names joined by `+`.
+    server_gpus: GPUs that each of them claims. GPUs of several classes form a class of their own, their names joined by `+`.
     """
     import ray
 
@@ -122,7 +122,7 @@ def device_here() -> str:
 
 
 def quiet() -> None:
-    """Keep third-party start-up chatter off the terminal of a command."""
+    """Suppress third-party start-up messages and warnings on the terminal of a command."""
     for name in ("ray", "ray.train", "ray.tune", "ray.data", "mlflow"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if not sys.warnoptions:

@@ -1,4 +1,4 @@
-"""Several sweeps on one cluster: each knows how many there are, and takes its part."""
+"""Count of the sweeps on one cluster, by which each limits itself to its share."""
 
 import uuid
 
@@ -6,12 +6,12 @@ NAME = "demoscale-sweep-"
 
 
 def presence() -> str:
-    """The name of the control actor by which other sweeps of the cluster see this run. The actor dies with the driver."""
+    """Return a unique name for this run's control actor, by which other sweeps count the run. The actor dies with the driver."""
     return f"{NAME}{uuid.uuid4().hex[:12]}"
 
 
 def present() -> int:
-    """How many runs of sweeps the connected cluster has."""
+    """Return the number of sweep runs on the connected cluster."""
     from ray.util import list_named_actors
 
     return sum(name.startswith(NAME) for name in list_named_actors())

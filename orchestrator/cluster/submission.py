@@ -1,4 +1,4 @@
-"""A sweep sent to a Ray cluster, as Python has it: `Sweep.load(...).submit("http://head:8265").wait().curve()`."""
+"""Python API of a sweep on a Ray cluster: `Sweep.load(...).submit("http://head:8265").wait().curve()`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,27 +23,30 @@ COMMAND = "python -m jobs."
 
 @dataclass(frozen=True)
 class Submitted:
-    """A sweep that a cluster runs, or has run."""
+    """Sweep that a cluster runs, or has run."""
 
     sweep: Sweep
     cluster: Cluster
     job: Job
     sent: Staged | None
-    """What travelled; None if it ran already, and nothing was started."""
+    """Bundle that was sent; None if the sweep was running already, so that nothing was started."""
 
     def wait(self, echo: Callable[[str], None] = lambda text: None) -> "Submitted":
-        """Until it is done; a connection that breaks is made again. `echo` hears what it prints. SubmitError if it was stopped or failed."""
+        """Wait until the sweep is done; a broken connection is reopened. `echo` receives its output.
+
+        Raises SubmitError if it was stopped or failed.
+        """
         job = self.cluster.follow(self.job.job_id, echo, lambda line: None)
         if job.status != "SUCCEEDED":
             raise SubmitError(f"{job.job_id} at {self.cluster.address}: {ended(job)}")
         return replace(self, job=job)
 
     def stop(self) -> "Submitted":
-        """End it in good order, as Ctrl-C does; submitted again, it continues."""
+        """Stop the sweep cleanly, as Ctrl-C does; submitted again, it resumes."""
         return replace(self, job=self.cluster.stop(self.job))
 
     def curve(self) -> "Curve":
-        """What MLflow knows of it so far."""
+        """Return the sweep's curve from MLflow so far."""
         from orchestrator.report.sample_efficiency_curve import Curve
 
         storage, name = open_storage(self.sweep.storage).uri, self.sweep.name
@@ -51,21 +54,24 @@ class Submitted:
 
 
 def send(load: Load, texts: Mapping[str, str], cluster: Cluster, pip: bool = False) -> tuple[Job, Staged | None]:
-    """Start it with the code of this checkout and these files beside it, or find it running; what travelled, None if nothing was started."""
+    """Start the load with this checkout's code and these files, or find it running.
+
+    Return its job and the bundle that was sent, None if nothing was started. Raises StagingError or SubmitError.
+    """
     with staged(texts) as sent:
         job, started = cluster.submit(load, sent.folder, pip)
         return job, sent if started else None
 
 
 def sweep_load(sweep: Sweep) -> tuple[Load, dict[str, str]]:
-    """What runs the sweep, and the files it needs besides the checkout."""
+    """Return the load that runs the sweep, and the files it needs in addition to the checkout, text by file name."""
     text = sweep.to_yaml()
     command = f"{CHECK} && {COMMAND}sweep {SWEEP_FILE}"
     return Load("sweep", sweep.name, open_storage(sweep.storage).uri, digest(text), command), {SWEEP_FILE: text}
 
 
 def ended(job: Job) -> str:
-    """How, and what to do about it."""
+    """Return how the job ended, and how to continue."""
     last = redacted(job.message).splitlines()[0] if job.message else ""
     told = {"SUCCEEDED": "done", "STOPPED": "stopped; submit the same again to continue"}
     return told.get(job.status) or f"failed; submit the same again to continue. {last}".rstrip()

@@ -1,4 +1,4 @@
-"""Does this machine have the versions that the checkout pins? Asked on the cluster's head before a job begins; needs nothing but Python.
+"""Check that this machine has the versions that the checkout pins, run on the cluster's head before a job starts; needs only Python.
 
 python -m orchestrator.cluster.version_check
 """
@@ -12,12 +12,12 @@ from pathlib import Path
 from orchestrator.provenance import CHECKOUT
 
 PYTHONS = ((3, 11), (3, 12))
-"""Those of pyproject.toml."""
+"""Python versions that pyproject.toml admits."""
 MEND = "run the cluster on an image built from this checkout (deploy/), or submit with --pip, which has Ray install them (slow)"
 
 
 def pins(checkout: Path = CHECKOUT) -> dict[str, str]:
-    """Package -> the exact version that pyproject.toml asks for."""
+    """Return the exact versions that pyproject.toml pins, by package."""
     found = {}
     for line in dependencies(checkout):
         name, pinned, wanted = line.partition("==")
@@ -27,13 +27,13 @@ def pins(checkout: Path = CHECKOUT) -> dict[str, str]:
 
 
 def dependencies(checkout: Path = CHECKOUT) -> list[str]:
-    """What pyproject.toml says the project needs to run, as pip reads it."""
+    """Return the project's dependencies in pyproject.toml, as pip requirements."""
     told: list[str] = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]["dependencies"]
     return told
 
 
 def to_install(checkout: Path = CHECKOUT) -> list[str]:
-    """For pip on the cluster: every package that is needed, at the version constraints.txt has; Ray itself is the cluster's."""
+    """Return the requirements for pip on the cluster: every dependency but Ray, at its version in constraints.txt."""
     exact = dict(re.findall(r"^([^#=\s]+)==(\S+)$", (checkout / "constraints.txt").read_text(), re.M))
     names = [re.split(r"[\[<>=;\s]", line, maxsplit=1)[0] for line in dependencies(checkout)]
     known = {_plain(name): wanted for name, wanted in exact.items()}
@@ -45,7 +45,7 @@ def _plain(name: str) -> str:
 
 
 def differing(wanted: dict[str, str]) -> list[str]:
-    """Packages that are missing here or another version, and Python where it does not fit."""
+    """Return a phrase for each package that is missing here or has another version, and for Python if it does not fit."""
     differ = [] if sys.version_info[:2] in PYTHONS else [f"Python {sys.version_info[0]}.{sys.version_info[1]} instead of 3.11 or 3.12"]
     for name, exact in wanted.items():
         try:
@@ -58,7 +58,7 @@ def differing(wanted: dict[str, str]) -> list[str]:
 
 
 def main() -> None:
-    """Exit code 2 with one sentence if something differs."""
+    """Exit with code 2 and one sentence if a version differs."""
     if differ := differing(pins()):
         print(f"nothing was begun: the cluster has {', '.join(differ)}; {MEND}", file=sys.stderr)
         sys.exit(2)

@@ -1,1 +1,1 @@
-"""Places for objects: a folder or an S3 bucket."""
+"""Object storage in a folder or an S3 bucket."""

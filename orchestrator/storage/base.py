@@ -1,7 +1,7 @@
-"""A URI becomes a place to keep objects: a local folder or an S3 bucket, behind one small contract.
+"""Object storage by URI: a local folder or an S3 bucket behind one small interface.
 
-The only file that speaks boto3 or pyarrow.fs. Keys are relative, with `/` between parts. Credentials come from the environment or an
-instance role (the standard chain); endpoint from `AWS_ENDPOINT_URL`. None of them is ever stored or shown.
+The only file outside orchestrator/testing that uses boto3. Keys are relative, with `/` between parts. Credentials come from the environment or
+an instance role (the standard chain), the endpoint from `AWS_ENDPOINT_URL`. None of them is ever stored or shown.
 """
 
 import functools
@@ -22,40 +22,40 @@ from weakref import WeakSet
 from orchestrator.storage.s3_errors import MEND_OF, passes
 from policy.errors import DemoscaleError
 
-_FIRST_CALL = threading.Lock()  # a client takes a tenth of a second to make: many threads need not each make one
-READ_ATTEMPTS = 3  # a body that stops half-way is asked for again; requests that fail before that are repeated by botocore
-FIRST_PAUSE, LONGEST_PAUSE = 3, 6  # attempts that waiting for a server counts from and to: up to 0.8 s, and 6.4 s
-CLAIM_ATTEMPTS = 8  # S3 answers 409 when two conditional writes of a key meet: neither is done, so both ask again
-_ANSWERED: WeakSet[Any] = WeakSet()  # clients whose server has answered them; one that never has is more likely misspelt than away
-PATIENCE = "DEMOSCALE_STORAGE_ANSWERED"  # set in the environment of processes that are begun once the server has answered
+_FIRST_CALL = threading.Lock()  # creating a client takes 0.1 s: concurrent threads must not each create one
+READ_ATTEMPTS = 3  # a body that breaks off is requested again; botocore retries requests that fail earlier
+FIRST_PAUSE, LONGEST_PAUSE = 3, 6  # first and last exponent of the pause while a server is unavailable: up to 0.8 s, and 6.4 s
+CLAIM_ATTEMPTS = 8  # S3 answers 409 when two conditional writes of a key collide: neither is done, so both retry
+_ANSWERED: WeakSet[Any] = WeakSet()  # clients whose server has answered; a server that never has is more likely misspelt than unavailable
+PATIENCE = "DEMOSCALE_STORAGE_ANSWERED"  # set in the environment of processes that are started after the server has answered
 
 
 Versions = list[tuple[str, int, str]]
-"""Keys of a bucket, each with its size in bytes and its ETag."""
+"""Keys of a bucket with their sizes in bytes and ETags."""
 
 
 class StorageError(DemoscaleError):
-    """One sentence: which place or object, what is wrong, and the mend."""
+    """Error of a storage: one sentence that names the place or object, the problem and the fix."""
 
 
 class NoObject(StorageError):  # noqa: N818
-    """There is no object under that key."""
+    """Error if there is no object under a key."""
 
 
 class _RefusedError(StorageError):
-    """What a server answered instead: the sentence, and its error code."""
+    """Refusal by a server: args are the sentence and the server's error code."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class _AwayError(StorageError):
-    """A server cannot be reached or is failing, and may be well again in a moment."""
+    """Error of a server that is unreachable or failing, which may be transient."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StorageSettings:
-    """Timeouts of an S3 storage; a folder has none."""
+    """Retry limits of an S3 storage; a folder has none."""
 
     outage_s: float = 60.0
     """Seconds for which requests to a server that has answered before are retried while it is unreachable or failing, before StorageError."""
@@ -64,35 +64,35 @@ class StorageSettings:
 
 
 class Storage(Protocol):
-    """Immutable bytes under keys. Safe for many writers: of two that claim one key with `put_if_absent`, exactly one wins."""
+    """Store of bytes under keys, safe for many writers: of two that claim one key with `put_if_absent`, exactly one wins."""
 
     uri: str
 
     def get(self, key: str) -> bytes:
-        """The object's bytes; NoObject if there is none."""
+        """Return the object's bytes. Raises NoObject if there is none."""
         ...
 
     def put(self, key: str, data: bytes) -> None:
-        """Write, replacing what was there; readers see the old or the new bytes, never a part."""
+        """Write an object, replacing an existing one; readers see the old or the new bytes, never a part."""
         ...
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write unless the key exists; whether this call wrote it. A repeated request may find the key taken by its own first try: False."""
+        """Write unless the key exists; return whether this call wrote it. False also if a retried request finds its own first write."""
         ...
 
     def exists(self, key: str) -> bool: ...
 
     def list(self, prefix: str) -> list[str]:
-        """Every key that starts with `prefix`, sorted."""
+        """Return every key that starts with `prefix`, sorted."""
         ...
 
     def sync(self, prefix: str) -> None:
-        """Return once a power failure cannot take what others have written below `prefix`, which ends in `/`."""
+        """Flush to disk what any process wrote below `prefix`, which ends in `/`, so that it survives a power failure."""
         ...
 
 
 class Folder:
-    """A local or shared file system."""
+    """Storage in a folder of a local or shared file system."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
@@ -134,9 +134,9 @@ class Folder:
 
     @contextmanager
     def _written(self, key: str, data: bytes) -> Iterator[Path]:
-        """The data in a file beside its destination, so that taking its name is one atomic step.
+        """Write the data to a temporary file next to its destination, so that renaming it is one atomic step.
 
-        On disk before it gets its name: a machine that loses power may lose the object, but never leaves an empty one in its place.
+        It is flushed to disk before the rename: a power failure may lose the object, but never leaves an empty one in its place.
         """
         path = self._path(key)
         part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
@@ -165,7 +165,7 @@ class Folder:
         root, keys = self.root.resolve(), []
         with self._reading(prefix):
             for folder, _, names in os.walk(self._path(prefix.rpartition("/")[0]), onerror=fail):
-                whole = (name for name in names if not (name.startswith(".") and name.endswith(".part")))  # a part: a writer was killed
+                whole = (name for name in names if not (name.startswith(".") and name.endswith(".part")))  # left by a killed writer
                 keys += [Path(folder, name).relative_to(root).as_posix() for name in whole]
         return sorted(key for key in keys if key.startswith(prefix))
 
@@ -184,7 +184,7 @@ class Folder:
 
 @functools.cache
 def _client(process: int) -> Any:
-    """The S3 client of this process, for all its threads. Not boto3's own default session, which is not safe to build from many."""
+    """Return the S3 client of this process, for all its threads. boto3's default session is not used: creating it is not thread-safe."""
     import boto3
     from botocore.config import Config
 
@@ -193,12 +193,12 @@ def _client(process: int) -> Any:
 
 
 class Bucket:
-    """A prefix of an S3 bucket. Pickles as its URI and settings; each process opens its own client."""
+    """Storage below a prefix of an S3 bucket. Pickles as its URI and settings; each process opens its own client."""
 
     def __init__(self, uri: str, settings: StorageSettings = StorageSettings()) -> None:
         self._bucket, _, prefix = uri.rstrip("/").removeprefix("s3://").partition("/")
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", self._bucket):
-            # What stands here may be a secret, so it is not repeated.
+            # The URI may contain a secret, so it is not repeated.
             mend = "keep credentials out of it, in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if "@" in uri else "a name has 3 to 63 of a-z 0-9 . -"
             raise StorageError(f"an S3 URI is s3://bucket/prefix, and this one names no valid bucket; {mend}")
         self.uri = uri.rstrip("/")
@@ -210,7 +210,10 @@ class Bucket:
         return Bucket, (self.uri, self._settings)
 
     def _call(self, method: str, **arguments: Any) -> Any:
-        """What the server answers; StorageError if it refuses, or stays away for `outage_s`. One that never answered is asked once."""
+        """Return the server's answer. A server that never answered is tried once, any other for `outage_s`.
+
+        Raises StorageError if it refuses or stays unavailable.
+        """
         deadline = time.monotonic() + self._settings.outage_s
         for attempt in itertools.count(FIRST_PAUSE):
             try:
@@ -251,7 +254,7 @@ class Bucket:
         return mend.format(server=f"the server {address}")
 
     def _pause(self, attempt: int) -> None:
-        time.sleep(random.uniform(0, self._settings.retry_delay_s * 2**attempt))  # random, so that writers that collided do not collide again
+        time.sleep(random.uniform(0, self._settings.retry_delay_s * 2**attempt))  # random, so that colliding writers do not collide again
 
     def get(self, key: str) -> bytes:
         from botocore.exceptions import BotoCoreError
@@ -283,7 +286,7 @@ class Bucket:
         raise StorageError(f"{self.uri}: {key} stayed contended for {CLAIM_ATTEMPTS} attempts; start again with fewer writers")
 
     def exists(self, key: str) -> bool:
-        # Not HEAD: its answers have no body, so a missing bucket would look like a missing key, and an expired credential like no permission.
+        # HEAD responses have no body, so a missing bucket would look like a missing key, and expired credentials like missing permission.
         page = self._call("list_objects_v2", Prefix=self._prefix + key, MaxKeys=1)
         return any(item["Key"] == self._prefix + key for item in page.get("Contents", ()))
 
@@ -291,23 +294,23 @@ class Bucket:
         return sorted(key for key, _, _ in self.versions(prefix))
 
     def versions(self, prefix: str) -> Versions:
-        """Every key that starts with `prefix`, sorted; of another content under a key the ETag is another."""
+        """Return every key that starts with `prefix`, sorted; other content under a key has another ETag."""
         found: Versions = []
         token = dict[str, str]()
         while True:
             page = self._call("list_objects_v2", Prefix=self._prefix + prefix, **token)
-            items = (item for item in page.get("Contents", ()) if not item["Key"].endswith("/"))  # which is another program's empty folder
+            items = (item for item in page.get("Contents", ()) if not item["Key"].endswith("/"))  # an empty folder of another program
             found += [(item["Key"].removeprefix(self._prefix), item["Size"], item.get("ETag", "").strip('"')) for item in items]
             if not page.get("IsTruncated"):
                 return sorted(found)
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def sync(self, prefix: str) -> None:
-        """What a server has answered for, it keeps."""
+        """Do nothing: a server keeps every write that it has acknowledged."""
 
 
 def open_storage(uri: str, settings: StorageSettings = StorageSettings()) -> Storage:
-    """Open `s3://bucket/prefix`, or a folder."""
+    """Open `s3://bucket/prefix` or a folder. Raises StorageError for any other scheme."""
     if uri.startswith("s3://"):
         return Bucket(uri, settings)
     scheme, separator, _ = uri.partition("://")
@@ -317,12 +320,12 @@ def open_storage(uri: str, settings: StorageSettings = StorageSettings()) -> Sto
 
 
 def claim(storage: Storage, key: str, data: bytes) -> bool:
-    """Write unless the key exists; whether the key holds this call's `data`. A request that is repeated may find its own first try there."""
+    """Write unless the key exists; return whether it now holds `data`, as it also does if a retried request finds its own first write."""
     return storage.put_if_absent(key, data) or storage.get(key) == data
 
 
 def check_conditional_writes(storage: Storage) -> None:
-    """StorageError if the server lets a second writer overwrite the first. Asked once per opened storage; a folder needs no asking."""
+    """Raise StorageError if the server lets a second writer overwrite the first. Checked once per opened storage; a folder needs no check."""
     if not isinstance(storage, Bucket) or storage.keeps_conditions:
         return
     storage.put_if_absent("probe", uuid.uuid4().bytes)
@@ -334,7 +337,7 @@ def check_conditional_writes(storage: Storage) -> None:
 
 
 def download(uri: str, folder: Path) -> None:
-    """Copy every object below `uri` into `folder`, keeping relative names; StorageError for one that leads out of it."""
+    """Copy every object below `uri` into `folder`, keeping relative names. Raises StorageError if a name leads out of the folder."""
     storage, inside = open_storage(uri), Folder(folder)
     for key in storage.list(""):
         target = inside._path(key)

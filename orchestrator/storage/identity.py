@@ -1,4 +1,4 @@
-"""The identity of a storage: a random id that is kept in it, the same through every mount and URI that opens it.
+"""Identity of a storage: a random id stored in it, the same through every mount and URI that opens it.
 
 MLflow files sweeps under it, so that sweeps of one name in two storages stay separate. A copy of a whole storage has the identity of its original;
 remove `identity.json` from the copy to give it another one.
@@ -11,11 +11,11 @@ from orchestrator.storage.base import NoObject, Storage, StorageError, check_con
 
 KEY = "identity.json"
 NO_IDENTITY = "-"
-"""Stands for the identity of a storage that has none, since only earlier versions wrote to it. No storage has it."""
+"""Placeholder for the identity of a storage that has none, since only earlier versions wrote to it. No storage has this value."""
 
 
 def identity_of(storage: Storage) -> str:
-    """Return the storage's id, empty if it has none. StorageError if the file that holds it is damaged or cannot be read."""
+    """Return the storage's id, empty if it has none. Raises StorageError if its file is damaged or cannot be read."""
     try:
         data = storage.get(KEY)
     except NoObject:
@@ -31,19 +31,19 @@ def identity_of(storage: Storage) -> str:
 
 
 def claim_identity(storage: Storage) -> str:
-    """Return the storage's id; write a random one if there is none. Of several processes that do so at once all return the same id."""
+    """Return the storage's id; write a random one if there is none. Concurrent processes all return the same id."""
     if identity := identity_of(storage):
         return identity
     check_conditional_writes(storage)
     storage.put_if_absent(KEY, json.dumps({"id": uuid.uuid4().hex}).encode())
-    return identity_of(storage)  # also when the write succeeded: what the storage answers is what other processes read
+    return identity_of(storage)  # read back even after a successful write: other processes read the same
 
 
 def store_of(storage_uri: str, sweep: str) -> str:
-    """Return the identity by which MLflow knows a sweep of this storage; writes nothing.
+    """Return the identity by which MLflow identifies a sweep of this storage; writes nothing.
 
-    Empty if the storage cannot be read from this machine or has no sweep of that name: then only the name is known. NO_IDENTITY if it has the sweep
-    and no identity.
+    Empty if the storage cannot be read from this machine or has no sweep of that name: then only the name is known. NO_IDENTITY if it has the
+    sweep and no identity. Raises StorageError as `identity_of` does.
     """
     try:
         storage = open_storage(storage_uri)

@@ -1,4 +1,4 @@
-"""Small JSON objects of a storage, read together by name."""
+"""Small JSON objects of a storage, read together by prefix."""
 
 import json
 from typing import Any
@@ -7,16 +7,16 @@ from orchestrator.storage.base import Storage
 
 
 def read_notes(storage: Storage, prefix: str) -> dict[str, Any]:
-    """What every `<prefix><name>.json` says, by name, in the names' order."""
+    """Return the content of every `<prefix><name>.json` by name, in the order of names."""
     return {key.removeprefix(prefix).removesuffix(".json"): json.loads(storage.get(key)) for key in storage.list(prefix)}
 
 
 def read_steps(storage: Storage, run: str) -> dict[int, dict[str, Any]]:
-    """What a sweep has written down of a training run's whole checkpoints, by step: losses and `checkpoint`, the fingerprint."""
+    """Return a sweep's notes of a training run's intact checkpoints, by step: losses and `checkpoint`, the fingerprint."""
     told = read_notes(storage, f"checkpoints/{run}/step_")
     return {int(step): note for step, note in told.items() if "damaged" not in note}
 
 
 def note_damaged(storage: Storage, run: str, step: int) -> None:
-    """Note that the checkpoint of this step is not whole, until training writes it anew."""
+    """Note that the checkpoint of this step is damaged, until training writes it again."""
     storage.put(f"checkpoints/{run}/step_{step:06d}.json", json.dumps({"damaged": True}).encode())

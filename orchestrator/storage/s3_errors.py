@@ -1,9 +1,9 @@
-"""What a person can do about the error codes of S3 servers and the errors of botocore, and which of them pass by themselves."""
+"""Fixes for the error codes of S3 servers and the exceptions of botocore, and which of them are transient."""
 
 UNREACHABLE = "EndpointConnectionError ConnectTimeoutError ConnectionClosedError ReadTimeoutError ProxyConnectionError"
 FAILING = "SlowDown ServiceUnavailable InternalError 500 502 503 504"
 
-# A server's own words are never shown: they may repeat the request, signature and all.
+# A server's message is never shown: it may repeat the request with its signature.
 _MENDS = {
     "NoSuchBucket": "the bucket does not exist; create it or correct the URI",
     "AccessDenied AllAccessDisabled 403": "access is denied; check the permissions of the credentials in use",
@@ -26,9 +26,9 @@ _MENDS = {
     "ValueError HTTPClientError": "AWS_ENDPOINT_URL is not a URL that begins with http:// or https://, or the credentials hold stray characters",
 }
 MEND_OF = {code: mend for codes, mend in _MENDS.items() for code in codes.split()}
-"""Error code or exception's name -> the rest of a sentence, in which `{server}` stands for the server's address."""
+"""Error code or exception name -> rest of a sentence, in which `{server}` is replaced by the server's address."""
 
 
 def passes(*signs: str) -> bool:
-    """Whether a server may be well again in a moment, by an error's code, HTTP status or name."""
+    """Return whether an error is transient, by its code, HTTP status or name."""
     return not {*UNREACHABLE.split(), *FAILING.split()}.isdisjoint(signs)

@@ -1,1 +1,1 @@
-"""The driver: what runs a sweep, and keeps its state."""
+"""Driver of a sweep: its run and its state."""

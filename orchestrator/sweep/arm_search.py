@@ -1,6 +1,6 @@
-"""Which arm is trained next, and which no further. The only file with Optuna and with Tune's schedulers.
+"""Search over arms: proposals and early stopping. The only file with Optuna and with Tune's schedulers.
 
-Both hear of scores when they come, however late: a score is the lower bound of a checkpoint's success rate.
+Both receive scores asynchronously, however late: a score is the lower bound of a checkpoint's success rate.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,13 +15,13 @@ from orchestrator.config.sweep_config import Sweep
 
 @dataclass(frozen=True)
 class _Trial:
-    """What Tune's schedulers know an arm by."""
+    """Stand-in for the trial by which Tune's schedulers identify an arm."""
 
     trial_id: str
 
 
 class StoppingRule:
-    """One of Tune's schedulers, told of scores whenever they come. Without a rule in the sweep file no arm is ever stopped."""
+    """Early stopping by one of Tune's schedulers, which receives scores asynchronously; without a rule in the sweep file no arm is stopped."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._scheduler: Any = None
@@ -35,7 +35,7 @@ class StoppingRule:
             from ray.tune.schedulers import ASHAScheduler
 
             first = asha.first or self._steps[0]
-            # The last rung is no reason to stop: whoever reaches it is trained already.
+            # The last rung stops no arm: an arm that reaches it is fully trained.
             self._scheduler = ASHAScheduler(
                 **settings, grace_period=first, max_t=self._steps[-1], reduction_factor=asha.reduction, stop_last_trials=False
             )
@@ -44,21 +44,21 @@ class StoppingRule:
             from ray.tune.schedulers import MedianStoppingRule
 
             first = median.first or self._steps[0]
-            # An endless time slice: the rule never pauses an arm in favour of another.
+            # With an infinite time slice the rule never pauses an arm in favour of another.
             self._scheduler = MedianStoppingRule(**settings, grace_period=first, min_samples_required=median.arms, min_time_slice=float("inf"))
             self._deciding = {step for step in self._steps if step >= first}
         self._deciding.discard(self._steps[-1])
 
     def _reached(self, milestone: float) -> int:
-        """The first checkpoint that has come so far."""
+        """Return the first checkpoint step at or after a milestone."""
         return next(step for step in self._steps if step >= milestone)
 
     def decides(self, step: int) -> bool:
-        """Whether a decision waits for the score of a checkpoint of this step."""
+        """Return whether a decision waits for the score of a checkpoint of this step."""
         return step in self._deciding
 
     def stops(self, arm_id: str, step: int, success_low: float) -> bool:
-        """Whether the arm should be trained and scored no further, now that this checkpoint's score is known."""
+        """Record a checkpoint's score and return whether to stop training and scoring the arm."""
         if self._scheduler is None or arm_id in self._stopped:
             return False
         trial = _Trial(arm_id)
@@ -73,27 +73,27 @@ class StoppingRule:
 
 
 def _milestones(first: float, factor: float, last: float) -> Iterator[float]:
-    """The rungs of successive halving."""
+    """Yield the rungs of successive halving, in steps."""
     while first <= last:
         yield first
         first *= factor
 
 
 class Proposals(Protocol):
-    """The arms of a sweep, one after another."""
+    """Source of a sweep's arms, one after another."""
 
     def next(self) -> Arm | None:
-        """The next arm to train; None if there is no further one."""
+        """Return the next arm to train; None if there is no further one."""
 
     def tell(self, arm: Arm, success_low: float, seconds: float, stopped_at: int | None) -> None:
-        """What became of it: its last score's lower bound, the seconds of computing it took, the step it was stopped after."""
+        """Record an arm's result: its last score's lower bound, its CPU plus GPU seconds, the step it was stopped after (None: it was not)."""
 
     def failed(self, arm: Arm) -> None:
-        """It has no score and will have none."""
+        """Record that the arm failed and will have no score."""
 
 
 class Listed:
-    """The grid's arms, in their order."""
+    """The arms of the grid, in order."""
 
     def __init__(self, arms: Iterable[Arm]) -> None:
         self._arms = iter(arms)
@@ -102,20 +102,20 @@ class Listed:
         return next(self._arms, None)
 
     def tell(self, arm: Arm, success_low: float, seconds: float, stopped_at: int | None) -> None:
-        """The grid is what it is."""
+        """Ignore the result: the grid is fixed."""
 
     def failed(self, arm: Arm) -> None:
-        """Nor does a failure change it."""
+        """Ignore the failure: the grid is fixed."""
 
 
 class Proposed:
-    """Arms that Optuna's TPE sampler proposes, from what it has heard of the earlier ones.
+    """Arms that Optuna's TPE sampler proposes, from the results of earlier ones.
 
-    The study lies in a journal file, which optuna-dashboard reads. It is a view: what it lacks is added from the sweep's own record.
+    The study is stored in a journal file, which optuna-dashboard reads. It is a view: missing trials are added from the sweep's own record.
     """
 
     def __init__(self, sweep: Sweep, journal: Path, before: Sequence[Arm]) -> None:
-        """before: the arms proposed by earlier runs of the sweep, in order; those come first again."""
+        """Open or create the study. before: the arms proposed by earlier runs of the sweep, in order; `next` returns those first."""
         import optuna
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
@@ -137,7 +137,7 @@ class Proposed:
         self.study = optuna.create_study(
             study_name=sweep.name,
             storage=JournalStorage(JournalFileBackend(str(journal))),
-            sampler=optuna.samplers.TPESampler(seed=self._choice.seed + len(before), constant_liar=True),  # arms run side by side
+            sampler=optuna.samplers.TPESampler(seed=self._choice.seed + len(before), constant_liar=True),  # arms run concurrently
             directions=["maximize", "minimize"] if self._choice.against else ["maximize"],
             load_if_exists=True,
         )
@@ -158,12 +158,12 @@ class Proposed:
             arm, number, known = self._ask()
             if known is None:
                 return arm
-            # Proposed before: the same arm has the same score, there is nothing to train.
+            # A duplicate of an earlier proposal has the same score, so it needs no training.
             self._end(number, self.study.get_trials(deepcopy=False)[known].values)
         return None
 
     def _ask(self) -> tuple[Arm, int, int | None]:
-        """A proposal, its number, and that of an equal one before it."""
+        """Return a proposal, its trial number, and the number of an equal earlier trial (None if there is none)."""
         trial = self.study.ask(self._space)
         arm = Arm(int(trial.params["demo_count"]), round(float(trial.params["action_free_ratio"]), 2), self._seed)
         known = self._numbers.get(arm.name)
@@ -175,14 +175,14 @@ class Proposed:
     def tell(self, arm: Arm, success_low: float, seconds: float, stopped_at: int | None) -> None:
         against = {"demo_count": float(arm.demo_count), "seconds": seconds}
         values = [success_low, *([against[self._choice.against]] if self._choice.against else [])]
-        # Optuna knows no pruned trials with two objectives: there a stopped arm counts with the score it has.
+        # Optuna does not support pruned trials with two objectives: there a stopped arm counts with its last score.
         self._end(self._numbers[arm.name], values, pruned=stopped_at is not None and not self._choice.against)
 
     def failed(self, arm: Arm) -> None:
         self._end(self._numbers[arm.name], None)
 
     def _end(self, number: int, values: Sequence[float] | None, pruned: bool = False) -> None:
-        """With its values, or failed if it has none; nothing if it has ended before."""
+        """Finish a trial with its values, or as failed if it has none; a finished trial stays unchanged."""
         from optuna.trial import TrialState
 
         if self.study.get_trials(deepcopy=False)[number].state.is_finished():

@@ -1,9 +1,9 @@
-"""One driver per sweep and storage: a second one is refused, or takes over.
+"""Lease that admits one driver per sweep and storage: a second one is refused, or takes over.
 
-leases/<sweep>/000001.json    who holds the sweep; the highest number does. Claimed with a conditional write, so of two drivers one gets it
-leases/<sweep>/000001.beat    rewritten by the holder every few seconds, and once more when it ends
+leases/<sweep>/000001.json    a driver; the highest number holds the sweep. Claimed with a conditional write, so of two drivers one gets it
+leases/<sweep>/000001.beat    rewritten by the holder every BEAT_S seconds, and once more when it ends
 
-No clock is compared with another machine's: a newcomer watches the beat, and a holder whose beat stands still for LEASE_S is gone.
+No clock is compared with another machine's: a new driver polls the beat, and a holder whose beat is unchanged for LEASE_S counts as gone.
 """
 
 import getpass
@@ -23,37 +23,37 @@ from orchestrator.storage.base import NoObject, Storage, StorageError, check_con
 from policy.errors import DemoscaleError
 
 BEAT_S = 5.0
-"""Seconds between two beats."""
+"""Seconds between two writes of the beat."""
 LEASE_S = 30.0
-"""Seconds without a beat after which a holder counts as gone."""
+"""Seconds without a new beat after which a holder counts as gone."""
 OVER = "over"
 
 
 class HeldError(DemoscaleError):
-    """One sentence: who runs the sweep, and what to do."""
+    """Error if another driver holds the sweep: one sentence that names it and the fix."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A driver."""
+    """Identity of a driver process."""
 
     run: str
     host: str
     pid: int
     place: str
-    """The machine's boot and the namespace of its process ids: equal for processes that can see each other."""
+    """Boot id of the machine and its pid namespace: equal for processes that can see each other."""
     started: str
-    """When the process began, as its machine counts: another process that got its number has begun at another time."""
+    """Start time of the process in ticks since boot, empty if unknown; distinguishes it from a later process with the same pid."""
     user: str
 
     @classmethod
     def here(cls) -> "Holder":
-        """Describe the process that asks."""
+        """Describe the calling process."""
         return cls(uuid.uuid4().hex[:12], socket.gethostname(), os.getpid(), _place(), _started(os.getpid()), _user())
 
     @property
     def dead(self) -> bool:
-        """Whether it surely is; False also where that cannot be seen from here."""
+        """Whether the process has certainly ended; False also where this machine cannot know."""
         return self.place == _place() and bool(self.started) and _started(self.pid) != self.started
 
     def __str__(self) -> str:
@@ -61,17 +61,17 @@ class Holder:
 
 
 class Lease:
-    """A driver's hold on a sweep, while the context is open."""
+    """Lease of a driver on a sweep, renewed while the context is open."""
 
     def __init__(self, storage: Storage, sweep: str, on_lost: Callable[[str], None], beat_s: float = BEAT_S, lease_s: float = LEASE_S) -> None:
-        """on_lost(why): called in a thread once another driver has taken over. beat_s, lease_s: seconds, as BEAT_S and LEASE_S."""
+        """Prepare a lease. on_lost(why): called in a thread once another driver takes over. beat_s, lease_s: seconds, as BEAT_S and LEASE_S."""
         self._storage, self._sweep, self._on_lost, self._beat_s, self._lease_s = storage, sweep, on_lost, beat_s, lease_s
         self._holder, self._number, self._beats = Holder.here(), 0, 0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def claim(self, say: Callable[[str], None] = lambda line: None, take_over: bool = False) -> "Lease":
-        """Become the sweep's driver. HeldError if another one is; take_over: it is asked to end instead, and waited for."""
+        """Become the sweep's driver. Raises HeldError if another driver holds it; take_over: have that driver end and wait for it instead."""
         check_conditional_writes(self._storage)
         while True:
             number, holder = self._latest()
@@ -94,14 +94,14 @@ class Lease:
         self._thread.join(self._beat_s)
         try:
             self._storage.put(self._key(self._number, "beat"), OVER.encode())
-        except StorageError:  # the next driver waits for the lease to run out
+        except StorageError:  # the next driver waits until the lease expires
             return
 
     def _key(self, number: int, kind: str = "json") -> str:
         return f"leases/{self._sweep}/{number:06d}.{kind}"
 
     def _latest(self) -> tuple[int, Holder | None]:
-        """The highest number that is claimed, and by which driver; (0, None) if none is."""
+        """Return the highest claimed number and its driver; (0, None) if none is claimed."""
         keys = [key for key in self._storage.list(f"leases/{self._sweep}/") if key.endswith(".json")]
         if not keys:
             return 0, None
@@ -114,7 +114,7 @@ class Lease:
             return b""
 
     def _gone(self, number: int, holder: Holder, say: Callable[[str], None]) -> bool:
-        """Whether a holder has ended; watches its beat for as long as it takes to know."""
+        """Return whether a holder has ended; polls its beat for up to LEASE_S where that is needed to know."""
         seen = self._beat_of(number)
         if seen == OVER.encode() or holder.dead:
             return True
@@ -124,12 +124,12 @@ class Lease:
         return self._stands_still(number, seen)
 
     def _wait_for(self, number: int) -> None:
-        """Return once the driver of this number has ended, or its beat stands still."""
+        """Return once the driver of this number has ended, or its beat is unchanged for LEASE_S."""
         while (seen := self._beat_of(number)) != OVER.encode() and not self._stands_still(number, seen):
             continue
 
     def _stands_still(self, number: int, seen: bytes) -> bool:
-        """Whether the beat stays what was seen for LEASE_S, or says that all is over."""
+        """Return True if the beat stays `seen` for LEASE_S or reports the end, False as soon as it changes otherwise."""
         until = time.monotonic() + self._lease_s
         while time.monotonic() < until:
             time.sleep(min(self._beat_s, self._lease_s) / 5)
@@ -145,9 +145,9 @@ class Lease:
                 if number > self._number and not lost:
                     lost = True
                     self._on_lost(f"{holder} takes the sweep over")
-                self._beats += 1  # also while it ends: the other one waits for that
+                self._beats += 1  # also while this driver ends: the other one waits for that
                 self._storage.put(self._key(self._number, "beat"), str(self._beats).encode())
-            except StorageError:  # those who need the storage say so
+            except StorageError:  # code that needs the storage reports the error
                 pass
             if self._closing.wait(self._beat_s):
                 return
@@ -163,12 +163,12 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str:
-    """Ticks from the machine's boot to the start of a process; empty if there is no such process."""
+    """Return the ticks from the machine's boot to the start of a process; empty if there is no such process."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return "" if state in "ZX" else fields[18]  # one that was killed stays listed until its parent asks how it ended
+    return "" if state in "ZX" else fields[18]  # a killed process stays listed until its parent reaps it
 
 
 def _user() -> str:

@@ -1,4 +1,4 @@
-"""A sweep's checkpoints on their way to scores: which suites each meets, who answers, who plays, and who hears of it."""
+"""Scheduler of a sweep's evaluation: the suites of each checkpoint, policy servers, simulators, and the receivers of scores."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,33 +28,33 @@ from sim_workers.rollout.rollout_video import Filmed
 from sim_workers.rollout.worker import RolloutJob
 
 MEASURE_S = 7200.0
-"""Seconds after which the measuring of a checkpoint's video is given up; the next run tries again."""
+"""Seconds after which scoring a checkpoint's video times out; the next run retries."""
 
 
 @dataclass(frozen=True)
 class Players:
-    """Who plays a sweep's episodes."""
+    """Simulators and policy servers that play a sweep's episodes."""
 
     pool: Any
-    """A RolloutPool, or what behaves like one."""
+    """A RolloutPool, or an object with its interface."""
     source: Callable[[str, bool], PolicySource]
-    """The policy of a checkpoint (as `policy_of` names it), and whether it imagines a video."""
+    """(checkpoint as `policy_of` names it, whether its policy imagines a video) -> the policy."""
     answered: Callable[[str], Answered]
-    """What was computed for such a checkpoint so far."""
+    """Checkpoint as `policy_of` names it -> the computation spent on it so far."""
     server_gpus: float = 0.0
-    """Of each policy server."""
+    """GPUs of each policy server; may be a fraction."""
     judge: Callable[[VideoTest, PolicySource], tuple[VideoScore, float]] | None = None
-    """The score of a policy's generated video, and the CPU seconds of measuring it. None: nobody measures."""
+    """Returns the score of a policy's generated video and the CPU seconds of computing it; None: video is not scored."""
 
 
 def players(state: SweepState, placement: Placement, portraits: Portraits) -> Players:
-    """Simulators and policy servers on a connected Ray."""
+    """Start simulators and policy servers on a connected Ray."""
     from sim_workers.rollout.pool import RolloutPool
     from sim_workers.rollout.ray_policy_client import Served
 
     suite = state.sweep.suite
     servers = policy_servers(placement.servers, placement.server_gpus, suite.rung, state.sweep.name)
-    judge = lru_cache(video_judge)  # begun when first asked
+    judge = lru_cache(video_judge)  # started on first use
 
     def judged(test: VideoTest, source: PolicySource) -> tuple[VideoScore, float]:
         import ray
@@ -63,7 +63,7 @@ def players(state: SweepState, placement: Placement, portraits: Portraits) -> Pl
         return told
 
     simulators = state.sweep.rollout_actors
-    # Elsewhere they would take the cores that the next training run waits for, and a processor of another kind may draw other pictures.
+    # On other nodes they would take the cores that the next training run waits for, and another CPU model may render other images.
     where = nodes_of("rollouts", CPU=placement.rollout_cpus * (1 if placement.apart else simulators))
     return Players(
         pool=RolloutPool(simulators, placement.rollout_cpus, suite.gl, portraits, nodes=where, label=state.sweep.name, code=file_hashes()),
@@ -75,7 +75,7 @@ def players(state: SweepState, placement: Placement, portraits: Portraits) -> Pl
 
 
 class Evaluation:
-    """Scores every checkpoint it is told of on the sweep's suite, and every arm's last one on the shifted suites too."""
+    """Evaluation of every submitted checkpoint on the sweep's suite, and of every arm's last one also on the shifted suites."""
 
     def __init__(
         self,
@@ -88,17 +88,17 @@ class Evaluation:
         decides: Callable[[int], bool],
         say: Callable[[str], None],
     ) -> None:
-        """on_score hears (arm id, step, complete score) of the sweep's own suite; decides: `Scorer`."""
+        """Start the scorer. on_score: receives (arm id, step, complete score) of the sweep's own suite. decides: as for `Scorer`."""
         self._state, self._board, self._views, self._spending, self._playing = state, board, views, spending, playing
         self._on_score, self.say = on_score, say
-        self._charged: dict[str, float] = {}  # seconds of answers on an arm's account, by checkpoint
+        self._charged: dict[str, float] = {}  # seconds of answers charged to an arm, by checkpoint
         self._cameras = len(state.manifest.contract.cameras)
         playing.pool.on_retry = self._on_retry
         self.scorer = Scorer(state.storage, state.manifest.contract, playing.pool, self, decides)
         self.videos = VideoScores(state, views, self._judge, say)
 
     def submit(self, arm_id: str, step: int, fingerprint: str) -> None:
-        """Score the arm's checkpoint of this step, known by its fingerprint."""
+        """Enqueue the arm's checkpoint of this step, identified by its fingerprint, for scoring."""
         state, uri = self._state, self._state.checkpoint_uri(arm_id, step)
         last, arm = step == state.sweep.train.steps, self._board.arms[arm_id].arm
         source = self._playing.source(policy_of(uri, fingerprint), arm.kind == "video_action")
@@ -110,7 +110,7 @@ class Evaluation:
 
     @property
     def workers(self) -> int:
-        """Simulators that have a place in the cluster."""
+        """Number of simulators placed in the cluster."""
         number: int = self._playing.pool.placed
         return number
 
@@ -120,6 +120,7 @@ class Evaluation:
             self.say(f"playing {rollout} again: {why}")
 
     def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+        """Record new outcomes as metrics, cost and progress. done: episodes of the job with an outcome so far."""
         for (task, result), number in Counter((outcome.spec.task, outcome.result) for outcome in outcomes).items():
             EPISODES.record(number, self._state.sweep.name, task=task, result=result)
         for outcome in outcomes:
@@ -129,11 +130,12 @@ class Evaluation:
                 self._board.arms[job.arm_id].scoring[job.step] = done, self._state.sweep.suite.listed
 
     def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+        """Record a checkpoint's score and its inference cost; publish a complete one and submit its video."""
         arm, shift = self._board.arms[job.arm_id], job.suite.shift
         with self._board.lock:
             if shift == "nominal":
                 arm.scores[job.step] = score
-                if score.verdict:  # nothing more is listed for it
+                if score.verdict:  # decided: no further episodes are listed
                     arm.scoring[job.step] = score.episodes, score.episodes
             else:
                 arm.shifted[shift] = score
@@ -141,8 +143,8 @@ class Evaluation:
         for episode, cause in score.causes:
             self.say(f"quarantined {episode} of {job}: {cause}")
         policy = policy_of(job.uri, job.fingerprint)
-        charged = self._charged.get(policy, 0.0)  # a checkpoint that meets several suites has several scores
-        self._charged[policy] = max(charged, self._playing.answered(policy).busy_s)  # less than before: a server that starts anew forgets
+        charged = self._charged.get(policy, 0.0)  # a checkpoint scored on several suites has several scores
+        self._charged[policy] = max(charged, self._playing.answered(policy).busy_s)  # a restarted server counts from zero
         busy_s = self._charged[policy] - charged
         gpus = self._playing.server_gpus
         self._spending.add(job.arm_id, Cost(infer_gpu_s=busy_s * gpus, infer_cpu_s=0.0 if gpus else busy_s))
@@ -154,7 +156,7 @@ class Evaluation:
                 self._on_score(job.arm_id, job.step, score)
 
     def _judge(self, job: ScoringJob, test: VideoTest) -> VideoScore:
-        """In the video scores' thread."""
+        """Score a checkpoint's video and charge its cost; runs in the thread of `VideoScores`."""
         assert self._playing.judge
         policy = policy_of(job.uri, job.fingerprint)
         before = self._playing.answered(policy).imagined_s

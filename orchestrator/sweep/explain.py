@@ -1,4 +1,4 @@
-"""Why an arm would be trained again, or its checkpoints played again: the parts of its keys, as stored and as they are now."""
+"""Explanation of why an arm would be trained or scored again: the parts of its keys, stored and current."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,22 +11,22 @@ from orchestrator.sweep.state import SweepState
 
 @dataclass(frozen=True)
 class Compared:
-    """One key of an arm: what the storage has results under, and what the next run would look for."""
+    """Comparison of one key of an arm: the key of the stored results, and the key that the next run would use."""
 
     kind: Kind
     stored: str
-    """What names the stored results: the arm's id, or the protocol; empty if there are none."""
+    """Name of the stored results: the arm's id, or the protocol; empty if there are none."""
     now: str
-    """The same, as the next run would compute it."""
+    """Name that the next run would compute."""
     parts: tuple[Difference, ...] | None
-    """Every part; None where nothing is stored, or nothing is known of what is."""
+    """Every part of the key; None if nothing is stored, or the parts of the stored key are unknown."""
 
     @property
     def same(self) -> bool:
         return self.stored == self.now
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the comparison as lines of text."""
         if not self.stored:
             return [f"{self.kind}: nothing is stored"]
         if self.parts is None:
@@ -41,21 +41,21 @@ class Compared:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the next run of a sweep would do with one arm, and why."""
+    """Work that the next run of a sweep would do for one arm, and its reasons."""
 
     arm: str
     training: Compared
     score: Compared
     first_step: int
-    """Optimiser step from which it would be trained."""
+    """Optimiser step from which the arm would be trained."""
     steps: int
-    """Step at which training ends; nothing is trained if that is `first_step`."""
+    """Optimiser step at which training ends; nothing is trained if it equals `first_step`."""
     episodes: int
-    """Episodes that would be played, at most."""
+    """Upper bound of the episodes that would be played."""
 
     @property
     def consequence(self) -> str:
-        """In a sentence."""
+        """Work of the next run, as part of a sentence."""
         play = f"{self.episodes} episodes are played" if self.episodes else "no episode is played"
         again = " again" if self.episodes and self.score.stored and not self.score.same else ""
         if self.first_step == self.steps:
@@ -65,7 +65,7 @@ class Explanation:
         return f"the arm is trained from step {self.first_step} to {self.steps}, {play}{again}"
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the explanation as lines of text."""
         return [self.arm, *self.training.lines(), *self.score.lines(), f"the next run: {self.consequence}"]
 
     def to_json(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Explanation:
 
 
 def explain(state: SweepState, name: str) -> Explanation:
-    """Compare an arm, known by its name or id, with what the storage has of it. SweepError if it is no arm of the sweep."""
+    """Compare an arm, given by name or id, with its stored results. Raises SweepError if it is no arm of the sweep."""
     arms = state.arms()
     arm = next((arm for arm_id, arm in arms.items() if name in (arm_id, arm.name)), None)
     if arm is None:
@@ -107,7 +107,7 @@ def _training(state: SweepState, arm: Arm) -> Compared:
 
 
 def _score(state: SweepState, arm_id: str) -> Compared:
-    """Of the nominal suite on the arm's last stored checkpoint that has outcomes."""
+    """Compare the nominal suite's protocol with that of the arm's last stored checkpoint that has outcomes."""
     key = state.protocol_key("nominal")
     now = key.fingerprint
     for _, checkpoint in sorted(state.checkpoints(arm_id).items(), reverse=True) if arm_id else ():
@@ -124,7 +124,7 @@ def _score(state: SweepState, arm_id: str) -> Compared:
 
 
 def _episodes(state: SweepState, arm: Arm, done: dict[int, dict[str, Any]]) -> int:
-    """Episodes that the arm's checkpoints still miss, those that are not trained yet among them."""
+    """Return the number of episodes that the arm's checkpoints lack, including checkpoints not trained yet."""
     left = 0
     for step in state.sweep.checkpoint_steps():
         for shift in ("nominal", *(state.sweep.suite.shifts if step == state.sweep.train.steps else ())):

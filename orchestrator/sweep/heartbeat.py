@@ -1,4 +1,4 @@
-"""What a running sweep does every so often: share the cluster, keep to its budget, write down how far it is."""
+"""Periodic work of a running sweep: share the cluster, check the budget, publish progress."""
 
 import json
 import os
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 BEAT_S = 0.5
 SHARE_S = 5.0
 WRITE_S = 3.0
-"""What `demoscale status` shows of a run is at most so old."""
+"""Seconds between two writes of the progress that `demoscale status` shows."""
 PATIENCE_S = 10.0
 """Seconds that the end of a run waits for each thread."""
 
 
 class Pulse:
-    """Two threads, while the context is open.
+    """Three threads with one periodic task each, while the context is open.
 
-    One watches for a request to end, the budget and a scorer that failed; it needs neither Ray nor the storage. The other shares the cluster
-    and writes down how far the run is; what it cannot do it says once and tries again. One that ends unexpectedly ends the run.
+    One polls for a request to end, a reached budget and failed threads; it needs neither Ray nor the storage. One shares the cluster, one
+    writes the run's progress; each reports an infrastructure failure once and retries. Any other error in a thread ends the run.
     """
 
     def __init__(self, run: "SweepRun", placement: Placement) -> None:
@@ -47,7 +47,7 @@ class Pulse:
 
     @property
     def _tasks(self) -> tuple[tuple[Callable[[], None], float], ...]:
-        """Each task and the seconds between two runs of it."""
+        """Each task and the seconds between two executions."""
         return (self._watch, BEAT_S), (self._share, SHARE_S), (self._write, WRITE_S)
 
     def __enter__(self) -> "Pulse":
@@ -58,14 +58,14 @@ class Pulse:
     def __exit__(self, kind: Any, *_: Any) -> None:
         self._closing.set()
         for thread in self._threads:
-            thread.join(PATIENCE_S)  # one that waits for a storage or Ray is not waited for
+            thread.join(PATIENCE_S)  # bounded: a thread may be blocked by a storage or Ray
         with suppress(StorageError):
             self._write(over=True)
         if self._failure and not kind:
             raise self._failure
 
     def _guarded(self, task: Callable[[], None], pause_s: float) -> None:
-        """Do it again and again. Infrastructure that is away is said once; anything else ends the run, and is raised at its end."""
+        """Repeat the task. An infrastructure failure is reported once; any other error ends the run and is raised at its end."""
         said, closing = "", False
         while not closing:
             try:
@@ -92,7 +92,7 @@ class Pulse:
             self._run.end(reached)
 
     def _share(self) -> None:
-        """Of several sweeps on one cluster each takes its part: at least one training run and one simulator."""
+        """Limit this sweep to its share of the cluster: at least one training run and one simulator."""
         number = max(1, present())
         if number != self._present:
             others = f"{number - 1} other sweep{'s' if number > 2 else ''}" if number > 1 else "no other sweep any more"
@@ -102,7 +102,7 @@ class Pulse:
         self._run.evaluation.scorer.use(max(1, self._run.state.sweep.rollout_actors // number))
 
     def _measure(self, over: bool) -> None:
-        """Of a run that is over nobody waits for anything any more."""
+        """Record the queue lengths and workers as metrics; zero when the run is over."""
         run, name = self._run, self._run.state.sweep.name
         scorer = run.evaluation.scorer
         for metric, value in ((QUEUED_EPISODES, scorer.waiting), (UNSCORED_CHECKPOINTS, scorer.unscored), (ROLLOUT_WORKERS, run.evaluation.workers)):
@@ -111,7 +111,7 @@ class Pulse:
             UNTOLD_RECORDS.record(run.untold, name)
 
     def _write(self, over: bool = False) -> None:
-        """For onlookers. A storage that is away for a moment is no reason to stop: those who need it say so."""
+        """Write the run's progress for `demoscale status`. An unavailable storage is ignored: code that needs it reports the error."""
         run = self._run
         self._measure(over)
         run.board.charge(run.spending.by_arm())
@@ -133,7 +133,7 @@ class Pulse:
             run.state.storage.put(f"live/{run.state.sweep.name}.json", json.dumps(redacted_in(news)).encode())
 
     def _left_s(self) -> float | None:
-        """How long it will take at the pace so far, if no arm is stopped; None before there is a pace."""
+        """Return the seconds left at the pace so far, if no arm is stopped; None before there is a pace."""
         wall_s = time.monotonic() - self._began
         paces = [(todo, before - todo) for todo, before in zip(self._todo(), self._at_first, strict=True) if todo]
         if any(made <= 0 for _, made in paces):
@@ -141,7 +141,7 @@ class Pulse:
         return max((wall_s * todo / made for todo, made in paces), default=0.0)
 
     def _todo(self) -> tuple[int, int]:
-        """Optimiser steps and episodes that are left."""
+        """Return the optimiser steps and the episodes that are left."""
         sweep, board = self._run.state.sweep, self._run.board
         listed = len(sweep.checkpoint_steps()) * sweep.suite.listed
         with board.lock:

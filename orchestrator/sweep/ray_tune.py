@@ -1,4 +1,4 @@
-"""Ray Tune: a trial per training run, begun when the sweep has one to give. The only file with ray.tune's Tuner."""
+"""Ray Tune: one trial per training run, started when the sweep has one ready. The only file with ray.tune's Tuner."""
 
 import tempfile
 import time
@@ -10,30 +10,30 @@ from orchestrator.redaction import redacted
 from orchestrator.training.control_channel import ANSWER_S, tell
 
 Fit = Callable[[Any, str, dict[str, float], Any, int], list[dict[str, Any]]]
-"""(job, folder, resources of a worker, desk, attempts) -> what was reported with each checkpoint; `orchestrator.training.ray_train.fit`."""
+"""(job, folder, resources of a worker, desk, attempts) -> metrics reported with each checkpoint; `orchestrator.training.ray_train.fit`."""
 
 
 class Runs(Protocol):
-    """What there is to train. Asked from Tune's loop."""
+    """Source of training runs, called from Tune's loop."""
 
     def next(self) -> str | None:
-        """The run to begin now, ready on the desk; None if there is none, or no room for it."""
+        """Return the run to start now, its job ready on the desk; None if there is none, or no free slot."""
 
     @property
     def finished(self) -> bool:
-        """Whether there will be no further one and all have ended."""
+        """Whether no further run will come and all have ended."""
 
     def ended(self, run: str, died: bool) -> None:
-        """Its trial is over. died: its process did, as often as it may."""
+        """Record that the run's trial ended. died: its process died in every attempt."""
 
 
 def run_trials(runs: Runs, fit: Fit, folder: str, resources: dict[str, float], desk: Any, attempts: int) -> None:
-    """Run trials until `runs` is finished. What becomes of each is told to the desk."""
+    """Run trials until `runs` is finished; the desk receives the result of each."""
     from ray import tune
 
-    with tempfile.TemporaryDirectory(prefix="demoscale-tune-") as scratch:  # Tune's own notes; the storage has all that matters
+    with tempfile.TemporaryDirectory(prefix="demoscale-tune-") as scratch:  # Tune's own state, not needed later: the storage has everything
         tune.Tuner(
-            # The trial only waits for its workers: it takes a sliver of the head node and no CPU from them.
+            # The trial only waits for its workers: it claims a fraction of the head node and no CPU.
             tune.with_resources(_trainable(fit, folder, resources, desk, attempts), {"node:__internal_head__": 0.001}),
             tune_config=tune.TuneConfig(search_alg=_searcher(runs), num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
@@ -52,18 +52,18 @@ def _trainable(fit: Fit, folder: str, resources: dict[str, float], desk: Any, at
         run = config["run"]
         try:
             checkpoints = fit(ray.get(desk.job.remote(run), timeout=ANSWER_S), folder, resources, desk, attempts)
-        except Exception:  # told, and not raised: `fit` has made all the attempts there are, and Tune would make them again
-            news: dict[str, Any] = {"failed": redacted(traceback.format_exc())}  # this process's environment has other secrets than the driver's
+        except Exception:  # reported, not raised: `fit` has made all attempts, and Tune would repeat them
+            news: dict[str, Any] = {"failed": redacted(traceback.format_exc())}  # this process has other secrets than the driver
         else:
             news = {"trained": checkpoints}
         tell(desk, run, news)
-        tune.report({"run": run})  # without a result Tune prints that there is none
+        tune.report({"run": run})  # without a result Tune prints a warning
 
     return train_run
 
 
 def _searcher(runs: Runs) -> Any:
-    """Tune asks its search algorithm for trials: this one passes on what the sweep has to give, when it has it."""
+    """Return a search algorithm that passes the sweep's runs to Tune as they become ready."""
     from ray.tune.search import Searcher
 
     class Passing(Searcher):
@@ -74,7 +74,7 @@ def _searcher(runs: Runs) -> Any:
             self._begun: dict[str, str] = {}  # by Tune's id of the trial
 
         def __getstate__(self) -> dict[str, Any]:
-            return {}  # Tune pickles it beside its own state; what the sweep has to give is known from its storage
+            return {}  # Tune pickles it with its own state; the sweep's runs are known from its storage
 
         def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
             return True

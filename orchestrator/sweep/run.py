@@ -1,6 +1,6 @@
-"""Running a sweep: Ray Tune trains the arms, a thread scores what they save, the search hears of every score, MLflow of everything.
+"""The run of a sweep: Ray Tune trains arms, a thread scores checkpoints, the search receives scores, MLflow receives everything.
 
-Everything that was finished is found in the storage and not done again, so the same command starts, continues and completes a sweep.
+Finished work is found in the storage and not repeated, so the same command starts, resumes and completes a sweep.
 """
 
 import json
@@ -38,11 +38,11 @@ from policy.errors import DemoscaleError
 
 
 class UnfinishedError(DemoscaleError):
-    """Arms that have no place on the curve, a sentence each."""
+    """Error that lists the arms without a place on the curve, one sentence each."""
 
 
 class SweepRun:
-    """One run of a sweep, from wherever it stands to its end."""
+    """One run of a sweep, from its stored state to its end."""
 
     def __init__(
         self,
@@ -54,18 +54,18 @@ class SweepRun:
         outbox: OutboxSettings = DEFAULT_OUTBOX,
         take_over: bool = False,
     ) -> None:
-        """Hold the sweep. HeldError if another driver does; take_over: have it end instead.
+        """Claim the sweep's lease and read its state. Raises HeldError if another driver holds it; take_over: end that driver instead.
 
         say: called with one line per event. retry_failed: train the arms that failed before, and no others. outbox: how long the end of the
         run waits for MLflow.
         """
         say = redacting(say)
         self.ending = self._cause = ""
-        """`ending`: why nothing new is begun. `_cause`: what failed under the sweep, if anything did."""
+        """`ending`: why no new work is started, empty otherwise. `_cause`: the infrastructure failure that ended the run, empty if none."""
         self.interrupted = False
-        """Somebody asks it to end; `Pulse` sees to that."""
+        """Whether the run was requested to end; `Pulse` polls it."""
         self.taken_over = ""
-        """Which driver asks it to end."""
+        """Sentence that names the driver which takes the sweep over; empty if none does."""
         self.say, self._retry_failed, self._fit, self._players = say, retry_failed, fit, players
         with ExitStack() as held:
             held.enter_context(Lease(open_storage(sweep.storage), sweep.name, self._taken_over).claim(say, take_over))
@@ -91,11 +91,11 @@ class SweepRun:
 
     @cached_property
     def _views(self) -> Views:
-        """Made when first asked for: its runs in MLflow are named by the keys, which are known once the cluster is."""
+        """Publisher to MLflow, created on first use: the keys that name its runs are known only once the cluster is connected."""
         return Views(self.state, self.say, settings=self._outbox)
 
     def _without_damaged(self, say: Callable[[str], None]) -> SweepState:
-        """The sweep's state after every episode it needs was read once."""
+        """Return the sweep's state after reading every episode it needs once."""
         say("reading every episode the sweep needs, to set damaged ones aside")
         before = self.state.quarantined
         state = self.state.without_damaged(lambda done, todo: say(f"read {done} of {todo} episodes") if done % 1000 == 0 or done == todo else None)
@@ -104,10 +104,10 @@ class SweepRun:
         return state
 
     def run(self) -> Curve | None:
-        """Train what is not trained, score what is not scored; the curve of what is complete, None if nothing is.
+        """Train and score what the storage lacks; return the curve of the complete arms, None if there is none.
 
-        KeyboardInterrupt if it was paused; InfrastructureError if what it runs on failed; UnfinishedError if an arm failed, after all others
-        were finished.
+        Raises KeyboardInterrupt if the run was paused, InfrastructureError if what it runs on failed (such as Ray or the storage), and
+        UnfinishedError if an arm failed, after all others were finished.
         """
         with self._held:
             return self._run()
@@ -155,7 +155,7 @@ class SweepRun:
         return self._concluded()
 
     def _act_on(self, device: str) -> None:
-        """Have the checkpoints act on this device class, which is part of their scores' keys."""
+        """Set the device class that checkpoints act on, which is part of their scores' keys."""
         before, checkpoints = self.state.device, any(arm.step for arm in self.board.arms.values())
         self.state = self.state.on_device(device)
         if before != device:
@@ -183,7 +183,7 @@ class SweepRun:
         return curve
 
     def _curve(self) -> Curve | None:
-        """From MLflow, once it has been told everything; None if it is away."""
+        """Return the curve from MLflow, after everything is published; None if MLflow is unavailable."""
         if self._views.flush():
             try:
                 return Curve.read(self.state.tracking_uri, self.state.sweep.name, self.state.store)
@@ -194,7 +194,7 @@ class SweepRun:
         return None
 
     def end(self, why: str) -> None:
-        """Begin nothing new: training runs save a checkpoint and end, episodes being played are finished. The same command continues."""
+        """Start no new work: training runs save a checkpoint and end, episodes in progress are finished. The same command resumes."""
         if not self.ending:
             self.ending = why
             self.say(f"ending: {why}; training saves its state, episodes in progress are finished")
@@ -203,7 +203,7 @@ class SweepRun:
             self.evaluation.videos.wind_down()
 
     def suspend(self, cause: str) -> None:
-        """End in good order, since what the sweep runs on failed: no arm is to blame, and the same command goes on."""
+        """End the run cleanly after an infrastructure failure: no arm is marked as failed, and the same command resumes."""
         self._cause = self._cause or cause
         self.end(cause)
 
@@ -211,7 +211,7 @@ class SweepRun:
         return InfrastructureError(f"{self.state.sweep.name}: {cause}; what was finished is kept, no arm failed by it, and the same command goes on")
 
     def failed_thread(self) -> str:
-        """The name of a thread that ended before its time; empty if all are well. Its error is raised once the run has ended in good order."""
+        """Return the name of a thread that failed, empty if none did. Its error is raised once the run has ended cleanly."""
         failures = {
             "scoring": self.evaluation.scorer.failure,
             "video scoring": self.evaluation.videos.failure,
@@ -221,7 +221,7 @@ class SweepRun:
 
     @property
     def untold(self) -> int:
-        """Records that MLflow has not been told yet."""
+        """Number of records not yet published to MLflow."""
         return self._views.untold
 
     def _on_score(self, arm_id: str, step: int, score: Score) -> None:
@@ -237,7 +237,7 @@ class SweepRun:
             self._proposals.tell(arm.arm, score.interval[0], cost.cpu_s + cost.gpu_s, arm.stopped)
 
     def _replay(self) -> None:
-        """Tell the search of the scores that are known, in the order of their steps, and have what is not scored scored."""
+        """Report stored scores to the stopping rule in the order of their steps, and enqueue every checkpoint of unstopped arms for scoring."""
         scores = sorted((step, arm_id) for arm_id, arm in self.board.arms.items() for step in arm.scores)
         for step, arm_id in scores:
             self._rule.stops(arm_id, step, self.board.arms[arm_id].scores[step].interval[0])
@@ -248,7 +248,7 @@ class SweepRun:
                 self.evaluation.submit(arm_id, step, checkpoint["checkpoint"])
 
     def _unfinished(self) -> Iterator[str]:
-        """Why an arm has no place on the curve, one sentence each."""
+        """Yield why arms have no place on the curve, one sentence each."""
         for arm in self.board.arms.values():
             if arm.failure:
                 yield f"{arm.name}: {arm.failure}"
@@ -262,7 +262,7 @@ class SweepRun:
                     yield f"{arm.name}: {score.errors} episodes{where} ended in an error ({causes}); run again to play them again"
 
     def films(self) -> dict[str, list[str]]:
-        """Rollout videos of every arm's last checkpoint, by the arm's name."""
+        """Return the URIs of the rollout videos of every arm's last checkpoint, by the arm's name."""
         state, last = self.state, self.state.sweep.train.steps
         found = {}
         for arm_id, arm in self.board.arms.items():

@@ -1,17 +1,17 @@
-"""A sweep as the storage has it: which arms, how far each is, what it scored.
+"""State of a sweep in its storage: its arms, their training progress and their scores.
 
 identity.json                             the storage's random id, orchestrator/storage/identity.py
-sweeps/<name>.json                        the resolved sweep, the data version it keeps to, which of its episodes are quarantined, and the
-                                          device class, package versions and weights of the run that wrote it last
+sweeps/<name>.json                        the resolved sweep, its pinned data version, its quarantined episodes, and the device class,
+                                          package versions and weights of the run that wrote it last
 arms/<arm id>/step_000100/                checkpoints, written by Ray Train
-checkpoints/<arm id>/step_000100.json     a checkpoint that is whole: its losses and fingerprint
+checkpoints/<arm id>/step_000100.json     note of a complete checkpoint: its losses and fingerprint
 outcomes/<checkpoint>/<protocol>          the ledger, orchestrator/evaluation/outcome_ledger.py
-video/<checkpoint>/<digest>.json          how good the checkpoint's generated video is, orchestrator/evaluation/video_score.py
-decisions/<name>/<search>/                what a search decided: which arms it proposed, which it stopped
-keys/<fingerprint>.json                   the parts of the keys, orchestrator/fingerprints.py
-failures/<name>/<arm id>.json             an arm whose training failed for good
-costs/<name>/<run>.json                   what each run of the sweep spent, orchestrator/cost.py
-live/<name>.json                          how far the run in progress is
+video/<checkpoint>/<digest>.json          score of the checkpoint's generated video, orchestrator/evaluation/video_score.py
+decisions/<name>/<search>/                decisions of a search: the arms it proposed, the arms it stopped
+keys/<fingerprint>.json                   parts of the keys, orchestrator/fingerprints.py
+failures/<name>/<arm id>.json             permanent failure of an arm's training
+costs/<name>/<run>.json                   cost of each run of the sweep, orchestrator/cost.py
+live/<name>.json                          progress of the current run
 """
 
 import json
@@ -47,35 +47,35 @@ from sim_workers.rollout.episode import Outcome
 
 
 def versions_here() -> dict[str, str]:
-    """The installed versions of every package that changes numbers."""
+    """Return the installed version of every package that affects numerical results."""
     return package_versions(tuple(sorted({*ACTING_PACKAGES, *TRAINING_PACKAGES})))
 
 
 @dataclass(frozen=True)
 class SweepState:
-    """A sweep tied to one version of its data: what `run`, `status` and `curve` agree on."""
+    """Sweep pinned to one version of its data, shared by `run`, `status` and `curve`."""
 
     sweep: Sweep
     storage: Storage
     manifest: Manifest
     version: int
     quarantined: dict[str, str]
-    """Damaged episodes that no arm reads, and what is wrong with each."""
+    """Damaged episodes that no arm reads: episode id -> defect."""
     store: str = ""
-    """The storage's identity, by which MLflow tells apart sweeps of one name. Empty for a storage that no sweep was pinned in since it has one."""
+    """Identity of the storage, by which MLflow distinguishes sweeps of one name; empty if no sweep was pinned since storages have identities."""
     device: str = ""
-    """The class of what its checkpoints act on, as the last run found it (`cluster.acting_device`); empty before the first run."""
+    """Device class that checkpoints act on, as the last run found it (`ray_runtime.acting_device`); empty before the first run."""
     packages: Mapping[str, str] = field(default_factory=versions_here)
-    """Versions of the packages that change numbers."""
+    """Versions of the packages that affect numerical results."""
     weights: str = ""
-    """The `weights_label` of the weights that its video models start from."""
+    """`weights_label` of the initial weights of the sweep's video models."""
 
     @classmethod
     def open(cls, sweep: Sweep, pin: bool = False, here: bool = False) -> "SweepState":
-        """Return the sweep with what is pinned in its storage; `pin` it.
+        """Return the sweep with the facts pinned in its storage; `pin`: write them.
 
-        The data version is the newest one when the sweep first runs (`pin`), and that one ever after. Package versions are those of the last run,
-        wherever this process runs; with `pin` or `here` those installed here.
+        The first run (`pin`) pins the newest data version; later runs keep it. Package versions are those of the last run, on whichever machine
+        this process runs; with `pin` or `here`, those installed on this machine. Raises SweepError if `pin` finds arms trained beyond `train.steps`.
         """
         storage = open_storage(sweep.storage)
         key = f"sweeps/{sweep.name}.json"
@@ -97,9 +97,9 @@ class SweepState:
         return state
 
     def _refuse_shorter(self, before: int) -> None:
-        """SweepError if an arm has a checkpoint beyond `train.steps` that this sweep asked for, or has one beyond and none of that step.
+        """Raise SweepError if an arm was trained beyond `train.steps` by this sweep, or beyond it with no checkpoint at that step.
 
-        before: `train.steps` of the sweep's last run, 0 if there was none. MLflow keeps an arm's newest scores, so the curve would be of those.
+        before: `train.steps` of the sweep's last run, 0 if there was none. MLflow keeps an arm's newest scores, so the curve would show those.
         """
         steps, fix = self.sweep.train.steps, "give the sweep another name"
         for arm_id, arm in self.arms().items():
@@ -111,7 +111,7 @@ class SweepState:
             raise SweepError(self.sweep.name, [f"train.steps: {arm.name} was trained on to step {last}; {fix}"])
 
     def pin(self) -> None:
-        """Write down what the sweep keeps to from now on."""
+        """Write the pinned facts to the storage."""
         kept = {
             "sweep": self.sweep.model_dump(mode="json"),
             "version": self.version,
@@ -123,9 +123,9 @@ class SweepState:
         self.storage.put(f"sweeps/{self.sweep.name}.json", json.dumps(kept, indent=1).encode())
 
     def without_damaged(self, on_progress: Callable[[int, int], None]) -> "SweepState":
-        """The sweep after a look at every episode its arms read: those damaged are quarantined, others take their places, until all are whole.
+        """Return the sweep after validating every episode its arms read; damaged ones are quarantined and replaced until all are intact.
 
-        `on_progress` hears (episodes read, episodes to read). SweepError if too few whole ones are left.
+        `on_progress` receives (episodes read, episodes to read). Raises SweepError if too few intact episodes are left.
         """
         state, whole = self, set[str]()
         while True:
@@ -145,44 +145,46 @@ class SweepState:
 
     @classmethod
     def named(cls, name: str, storage_uri: str, here: bool = False) -> "SweepState":
-        """A sweep that ran before; SweepError if none of that name did. here: with the packages installed here."""
+        """Return a sweep that ran before; here: with the packages installed on this machine. Raises SweepError if none of that name did."""
         storage = open_storage(storage_uri)
         if not storage.exists(f"sweeps/{name}.json"):
             known = [key.removeprefix("sweeps/").removesuffix(".json") for key in storage.list("sweeps/")]
             raise SweepError(storage.uri, [f"no sweep named {name} ran here; " + (f"there are {', '.join(known)}" if known else "none did")])
         sweep = Sweep.model_validate(json.loads(storage.get(f"sweeps/{name}.json"))["sweep"])
-        # The path that it was begun under may be another storage by now, or on this machine.
+        # The recorded path may name another storage by now, or on this machine.
         return cls.open(sweep.model_copy(update={"storage": storage_uri}), here=here)
 
     @property
     def training(self) -> str:
+        """Fingerprint of `training_key`."""
         return self.training_key.fingerprint
 
     @property
     def training_key(self) -> Key:
-        """Everything besides the arm that shapes a trained policy."""
+        """Key of every input to a trained policy other than the arm."""
         return self.sweep.training_key(self.manifest.fingerprint, self.quarantined, self.weights, self.packages)
 
     @property
     def protocol(self) -> str:
+        """Fingerprint of the scoring protocol of the nominal suite."""
         return self.protocol_of("nominal")
 
     def protocol_of(self, shift: str) -> str:
-        """Of how the sweep's checkpoints are scored under a shift."""
+        """Return the fingerprint of the scoring protocol under a shift."""
         return self.protocol_key(shift).fingerprint
 
     def protocol_key(self, shift: str) -> Key:
-        """Everything besides the weights that shapes the outcomes under a shift."""
+        """Return the key of every input to the outcomes under a shift other than the weights."""
         suite, gl = self.sweep.to_suite(shift), self.sweep.suite.gl
         return protocol_key(suite, self.manifest.contract, self.sweep.sampler, gl, self.device or "cpu", self.packages)
 
     def keep_keys(self) -> None:
-        """Write down the parts of the sweep's keys, so that a later run can say which of them differ."""
+        """Store the parts of the sweep's keys, so that a later run can report which of them differ."""
         for key in (self.training_key, *map(self.protocol_key, ("nominal", *self.sweep.suite.shifts))):
             key.keep(self.storage)
 
     def on_device(self, device: str) -> "SweepState":
-        """The sweep on policy servers of this device class, which is pinned."""
+        """Return the sweep with policy servers of this device class, which is pinned."""
         if device == self.device:
             return self
         state = replace(self, device=device)
@@ -191,7 +193,7 @@ class SweepState:
 
     @property
     def comparable(self) -> str:
-        """Of what scores share that stand on one curve: the protocol, and when they end."""
+        """Fingerprint shared by the scores of one curve: the protocol and the rule that ends scoring."""
         told = self.sweep.suite.decide
         return f"{self.protocol}+{digest(told.model_dump(mode='json'))}" if told else self.protocol
 
@@ -200,38 +202,38 @@ class SweepState:
         return tracking_uri(self.sweep.mlflow, self.storage.uri)
 
     def arms(self) -> dict[str, Arm]:
-        """By arm id: the grid's, or those proposed so far."""
+        """Return the arms by id: the grid's, or those proposed so far."""
         return {arm.arm_id(self.training): arm for arm in self.sweep.grid() or self.proposed()}
 
     @property
     def _decisions(self) -> str:
-        """Another search decides anew."""
+        """Key prefix of the search's decisions; a sweep with other search settings has a prefix of its own."""
         search = self.sweep.search.model_dump(mode="json")
         suite = self.sweep.suite.model_dump(mode="json", exclude={"video_clips"}, exclude_none=True)
         return f"decisions/{self.sweep.name}/{digest([search, suite])}"
 
     def proposed(self) -> list[Arm]:
-        """The arms that a search has proposed, in order."""
+        """Return the arms that a search has proposed, in order."""
         return [Arm(**told) for told in read_notes(self.storage, f"{self._decisions}/proposed/").values()]
 
     def propose(self, arm: Arm, number: int) -> None:
-        """Remember a proposal."""
+        """Store a proposal."""
         self.storage.put_if_absent(f"{self._decisions}/proposed/{number:06d}.json", json.dumps(vars(arm)).encode())
 
     def stop(self, arm_id: str, step: int) -> None:
-        """Remember that the search gave the arm up."""
+        """Store that the search stopped the arm after `step`."""
         self.storage.put_if_absent(f"{self._decisions}/stopped/{arm_id}.json", json.dumps({"step": step}).encode())
 
     def stopped(self) -> dict[str, int]:
-        """The arms that the search gave up, and after which step."""
+        """Return the arms that the search stopped: arm id -> last step."""
         return {arm_id: told["step"] for arm_id, told in read_notes(self.storage, f"{self._decisions}/stopped/").items()}
 
     def fail(self, arm_id: str, sentence: str, trace: str) -> None:
-        """Remember that the arm's training failed for good."""
+        """Store that the arm's training failed permanently."""
         self.storage.put(f"{self._failures}{arm_id}.json", json.dumps(redacted_in({"sentence": sentence, "trace": trace}), indent=1).encode())
 
     def failures(self) -> dict[str, str]:
-        """Arms whose training failed for good: why, where the whole trace is, and the mend."""
+        """Return the arms whose training failed permanently: arm id -> cause, location of the whole trace, and fix."""
         place, mend = self.uri(self._failures), "demoscale run --retry-failed tries again"
         told = read_notes(self.storage, self._failures)
         return {arm_id: f"{failed['sentence']} (whole trace in {place}{arm_id}.json); {mend}" for arm_id, failed in told.items()}
@@ -241,7 +243,7 @@ class SweepState:
         return f"failures/{self.sweep.name}/"
 
     def subset(self, arm: Arm) -> Subset:
-        """The arm's episodes; SweepError if the version the sweep keeps to has too few."""
+        """Return the arm's episodes. Raises SweepError if the pinned data version has too few."""
         try:
             labelled = self.sweep.data.labelled_tasks
             return choose(self.manifest, arm.demo_count, arm.action_free_ratio, arm.seed, self.quarantined.keys(), labelled)
@@ -250,12 +252,15 @@ class SweepState:
             raise SweepError(self.sweep.name, [f"it keeps to version {self.version} of {self.sweep.data.episodes}; {error}; {mend}"]) from None
 
     def used(self) -> frozenset[str]:
-        """Every episode that some arm may read, and those set aside: of each seed the largest arm's, which contain all others'."""
+        """Return every episode that an arm may read, and the quarantined ones; the largest arm of each seed contains all others."""
         subsets = [self.subset(self.sweep.largest(seed)) for seed in self.sweep.seeds]
         return frozenset(self.quarantined).union(*((*subset.demos, *subset.action_free) for subset in subsets))
 
     def video_test(self) -> VideoTest | None:
-        """What the checkpoints' generated video is held against; None if nothing is asked for or generated. SubsetError if too few are left."""
+        """Return the test of the checkpoints' generated video; None if none is requested or generated.
+
+        Raises SubsetError if too few held-out clips are left.
+        """
         sweep, shape = self.sweep, policy_config(self.sweep.policy.preset).clip
         if not sweep.suite.video_clips or shape.frames_per_view == 1:
             return None
@@ -264,7 +269,7 @@ class SweepState:
         return VideoTest(clips, sweep.sampler)
 
     def job(self, arm: Arm) -> ArmJob:
-        """The arm's training."""
+        """Return the arm's training job."""
         sweep, with_video = self.sweep, arm.kind == "video_action"
         return ArmJob(
             arm=arm,
@@ -283,29 +288,28 @@ class SweepState:
         )
 
     def stage_one(self, arm: Arm) -> ArmJob | None:
-        """The training of the video model that the arm's head reads, shared by all arms it is the same for; None if there is none apart."""
+        """Return the training job of the video model that the arm's head reads, shared by arms with the same one; None if none is separate."""
         if self.sweep.train.mode != "two_stage" or arm.kind != "video_action":
             return None
         return self.job(arm).stage_one(self.manifest)
 
     def arm_state(self, arm: Arm) -> ArmState:
-        """Of an arm that nothing is done for yet."""
+        """Return the initial state of an arm, before any training or scoring."""
         video = self.stage_one(arm)
         return ArmState(arm, self.sweep.train.steps, video.arm_id if video else "")
 
     def checkpoints(self, arm_id: str) -> dict[int, dict[str, Any]]:
-        """Return the whole checkpoints of a training run by step: {loss, loss_video, loss_action, checkpoint (fingerprint)}.
+        """Return the complete checkpoints of a training run by step: {loss, loss_video, loss_action, checkpoint (fingerprint)}.
 
-        Of an arm none beyond `train.steps`: another sweep may train the same arm for longer.
+        An arm's checkpoints beyond `train.steps` are left out: another sweep may train the same arm for longer.
         """
         known = read_steps(self.storage, arm_id)
         return known if arm_id.startswith(STAGE_ONE) else {step: told for step, told in known.items() if step <= self.sweep.train.steps}
 
     def without_torn(self, board: Board) -> dict[str, list[int]]:
-        """Checkpoints that a full disk or a power failure left in pieces, by arm id, of those that have no score on the board.
+        """Return the unscored checkpoints that a full disk or a power failure left incomplete: arm id -> steps.
 
-        They count as not written from now on, so that their arms are trained again from the newest whole ones. Runs whose folder is gone are
-        left alone: somebody has removed it.
+        They count as not written from now on, so that training resumes from the newest intact one. Runs whose folder was removed are left alone.
         """
         torn: dict[str, list[int]] = {}
         for arm_id, arm in board.arms.items():
@@ -319,14 +323,14 @@ class SweepState:
         return torn
 
     def uri(self, key: str) -> str:
-        """Of a key of the storage, for those who open files by themselves."""
+        """Return the URI of a storage key, for code that opens files without `Storage`."""
         return f"{self.storage.uri}/{key}"
 
     def checkpoint_uri(self, arm_id: str, step: int) -> str:
         return f"{self.uri('arms')}/{arm_id}/step_{step:06d}"
 
     def board(self) -> Board:
-        """The state of every arm as the storage has it."""
+        """Return the state of every arm as the storage has it."""
         board = Board({arm_id: self.arm_state(arm) for arm_id, arm in self.arms().items()})
         stopped, failures = self.stopped(), self.failures()
         for arm_id, state in board.arms.items():
@@ -345,7 +349,7 @@ class SweepState:
         return board
 
     def rule(self, arm: Arm) -> Rule | None:
-        """What decides how much of the suite an arm's checkpoints are scored on; None: all of it."""
+        """Return the rule that decides how much of the suite an arm's checkpoints are scored on; None: all of it."""
         if not (told := self.sweep.suite.decide):
             return None
         if not told.against:
@@ -354,13 +358,13 @@ class SweepState:
         return Rule(told.look_every, told.confidence, against=reference.arm_id(self.training)) if reference else None
 
     def score(self, arm: Arm, checkpoint: str, shift: str) -> tuple[Score, list[Outcome]]:
-        """The score of an arm's checkpoint under a shift as far as the ledger has it, and the outcomes it counts, in the order they are played in."""
+        """Return the score of an arm's checkpoint under a shift from the ledger so far, and the outcomes it counts, in playing order."""
         rule = self.rule(arm) if shift == "nominal" else None
         return score_so_far(Ledger(self.storage, checkpoint, self.protocol_of(shift)), self.sweep.to_suite(shift), rule)
 
 
 def last_checkpoint(sweep: str, arm: str, storage: str) -> tuple[str, SuiteChoice]:
-    """The URI of an arm's last checkpoint, the arm known by name or id, and the sweep's suite. SweepError if there is none."""
+    """Return the URI of an arm's last checkpoint (`arm`: name or id) and the sweep's suite. Raises SweepError if there is none."""
     state = SweepState.named(sweep, storage)
     arms = state.arms()
     arm_id = next((arm_id for arm_id, one in arms.items() if arm in (arm_id, one.name)), "")

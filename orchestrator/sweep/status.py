@@ -1,4 +1,4 @@
-"""How far every arm of a sweep is, and the table that shows it."""
+"""Progress of a sweep's arms, and the table that shows it."""
 
 import threading
 from collections import Counter
@@ -13,28 +13,28 @@ from orchestrator.evaluation.scores import Score
 
 @dataclass
 class ArmState:
-    """How far one arm is."""
+    """Progress of one arm."""
 
     arm: Arm
     steps: int
-    """Optimiser steps it is to make."""
+    """Optimiser step at which training ends."""
     video: str = ""
-    """The training run of the video model its head reads, where that is trained apart."""
+    """Training run of the video model that the arm's head reads; empty if it is not trained separately."""
     step: int = 0
     video_step: int = 0
-    """Of that video model, while the arm waits for it."""
+    """Last reported optimiser step of that video model; 0 until it reports."""
     loss: float | None = None
     scoring: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Checkpoint step -> (episodes with an outcome, episodes listed)."""
     scores: dict[int, Score] = field(default_factory=dict)
     shifted: dict[str, Score] = field(default_factory=dict)
-    """The last checkpoint's, by shift."""
+    """Complete scores of the last checkpoint, by shift."""
     stopped: int | None = None
-    """The step after whose score the search gave it up."""
+    """Step after whose score the search stopped the arm; None if it did not."""
     failure: str = ""
-    """One line, if its training failed for good."""
+    """One line, if training failed permanently; else empty."""
     cost: Cost = field(default_factory=Cost)
-    """With its part of a video model that several arms share."""
+    """Cost of the arm, with its share of a video model that several arms use."""
 
     @property
     def name(self) -> str:
@@ -42,6 +42,7 @@ class ArmState:
 
     @property
     def state(self) -> str:
+        """Phase of the arm: failed, stopped, waiting, stage 1, training, scoring or scored."""
         if self.failure:
             return "failed"
         if self.stopped is not None:
@@ -52,15 +53,15 @@ class ArmState:
 
 
 class Board:
-    """All arms; updated from the sweep's threads, drawn by whoever looks."""
+    """States of all arms, updated by the sweep's threads."""
 
     def __init__(self, arms: dict[str, ArmState]) -> None:
-        """arms: by arm id, in the order to show them."""
+        """Create a board. arms: by arm id, in display order."""
         self.arms = arms
         self.lock = threading.Lock()
 
     def charge(self, spent: Mapping[str, Cost]) -> None:
-        """Tell every arm what it has cost; `spent`: by training run."""
+        """Set every arm's cost; `spent`: cost by training run. The cost of a video model is divided among the arms that share it."""
         with self.lock:
             sharing = Counter(arm.video for arm in self.arms.values())
             for arm_id, arm in self.arms.items():
@@ -68,7 +69,7 @@ class Board:
                 arm.cost = spent.get(arm_id, Cost()) + video
 
     def lines(self) -> list[dict[str, Any]]:
-        """A line per arm, as data; `table` draws them."""
+        """Return one JSON-compatible dict per arm; `table` draws them."""
         with self.lock:
             return [_line(arm) for arm in self.arms.values()]
 
@@ -105,7 +106,7 @@ def _line(arm: ArmState) -> dict[str, Any]:
 
 
 def table(lines: list[dict[str, Any]]) -> Any:
-    """A rich table of a board's lines: one row per arm."""
+    """Return a rich table of a board's lines: one row per arm."""
     from rich.table import Table
 
     drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))

@@ -1,6 +1,6 @@
-"""What MLflow is told of a sweep. Neither training nor scoring waits for it: a note on disk, and a thread that tells it (`teller.py`).
+"""Publisher of a sweep to MLflow. Training and scoring never wait for it: records go to disk, a thread delivers them (`outbox_relay.py`).
 
-The storage has everything that is shown here, so `republish` can make it anew.
+The storage has everything that is published, so `republish` can restore it.
 """
 
 import getpass
@@ -32,7 +32,7 @@ LOSSES = ("loss", "loss_video", "loss_action")
 
 
 class Views:
-    """Publishes one sweep. The methods return at once; `flush` and `finish` wait, for a bounded time."""
+    """Publisher of one sweep. Methods return at once; `flush` and `finish` wait for a bounded time."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class Views:
         open_tracker: Callable[..., Any] = Tracker,
         settings: OutboxSettings = DEFAULT_OUTBOX,
     ) -> None:
-        """Open the sweep's outbox and start its delivery. TrackingError if this machine's disk cannot be written.
+        """Open the sweep's outbox and start its delivery. Raises TrackingError if this machine's disk cannot be written.
 
-        say: called when MLflow cannot be reached, and when it can again. open_tracker: makes the writer to MLflow, as Tracker.
+        say: called when MLflow becomes unreachable, and when it is reachable again. open_tracker: creates the writer to MLflow, as Tracker does.
         """
         self._state = state
         sweep = state.sweep
@@ -70,14 +70,14 @@ class Views:
 
     @property
     def failure(self) -> BaseException | None:
-        """What ended the delivery before its time."""
+        """Error that ended the delivery thread; None if there is none."""
         return self._teller.failure
 
     def _tell(self, do: str, data: bytes | None = None, **arguments: Any) -> None:
         self._teller.note(do, data, **(redacted_in(arguments) if do in ("tags", "arm") else arguments))  # the others hold numbers and digests
 
     def arm(self, arm: Arm) -> None:
-        """There is an arm: its run, its place in the sweep, its episodes."""
+        """Publish an arm: its run, its facts and its episodes."""
         state, arm_id, subset = self._state, arm.arm_id(self._state.training), self._state.subset(arm)
         uri = shown(open_storage(state.sweep.data.episodes).uri)
         facts = {
@@ -100,19 +100,19 @@ class Views:
         self.arm_artifact(arm_id, "subset.json", json.dumps({**vars(subset), "digest": subset.digest}, indent=1).encode())
 
     def training(self, arm_id: str, step: int, metrics: dict[str, Any]) -> None:
-        """What an arm reported: losses, clips consumed."""
+        """Publish the metrics that an arm reported: losses and clips consumed."""
         self.metrics(arm_id, step, {name: float(metrics[name]) for name in (*LOSSES, *CONSUMED) if name in metrics})
 
     def stage_one(self, arm_id: str, step: int, loss_video: float) -> None:
-        """What the video model that an arm waits for reported."""
+        """Publish the loss of the stage-1 video model that an arm waits for."""
         self.metrics(arm_id, step, {"stage1_loss_video": loss_video})
 
     def checkpoint(self, arm_id: str, step: int, fingerprint: str) -> None:
-        """A checkpoint is whole: a logged model of its arm's run."""
+        """Publish a complete checkpoint as a logged model of its arm's run."""
         self._tell("checkpoint", arm_id=arm_id, step=step, fingerprint=fingerprint, uri=shown(self._state.checkpoint_uri(arm_id, step)))
 
     def score(self, arm_id: str, step: int, fingerprint: str, shift: str, score: Score, outcomes: Sequence[Outcome]) -> None:
-        """A checkpoint's complete score, at its training step."""
+        """Publish a checkpoint's complete score at its training step, and its outcomes as a file."""
         results = {outcome.spec.episode_id: outcome.result == "success" for outcome in outcomes}
         self.arm_artifact(arm_id, outcomes_artifact(step, shift), json.dumps(results, sort_keys=True).encode())
         values = (score.success_rate, score.successes, score.episodes, score.errors, *score.interval)
@@ -128,31 +128,32 @@ class Views:
         self._tell("metrics", arm_id=arm_id, step=step, values=told, at=_now_ms(), checkpoint=fingerprint)
 
     def film(self, arm_id: str, step: int, episode: str, film: Filmed) -> None:
+        """Publish a rollout video of a checkpoint, and its policy's foresight if there is one."""
         self.arm_artifact(arm_id, f"rollouts/step_{step:06d}/{episode}.mp4", film.mp4)
         if film.foresight:
             self.arm_artifact(arm_id, f"rollouts/step_{step:06d}/{episode}.json", film.foresight)
 
     def video(self, arm_id: str, step: int, score: VideoScore) -> None:
-        """How good a checkpoint's generated video is. Of metrics the first stay; scores of other clips are files of their own."""
+        """Publish the score of a checkpoint's generated video. The first metrics are kept; scores on other clips become separate files."""
         self.metrics(arm_id, step, score.metrics)
         self.arm_artifact(arm_id, f"video/{score.digest}/step_{step:06d}.json", json.dumps(score.to_json(), indent=1).encode())
 
     def costs(self, by_arm: dict[str, Cost]) -> None:
-        """What the arms have cost when the sweep ends, and what it has cost in all."""
+        """Publish the cost of each arm at the end of the sweep, and their sum."""
         for arm_id, cost in [*by_arm.items(), (None, added(by_arm.values()))]:
             self._artifact(arm_id, "cost.json", json.dumps(cost.to_json(), indent=1).encode())
             self._tell("tags", arm_id=arm_id, tags={"demoscale.cost": str(cost)})
 
     def artifact(self, name: str, data: bytes) -> None:
-        """A file of the whole sweep; `name` may hold folders, and a later file of the same name takes its place."""
+        """Publish a file of the whole sweep; `name` may contain folders, and a later file of the same name replaces it."""
         self._artifact(None, name, data)
 
     def arm_artifact(self, arm_id: str, name: str, data: bytes) -> None:
-        """A file of an arm's run."""
+        """Publish a file of an arm's run."""
         self._artifact(arm_id, name, data)
 
     def metrics(self, arm_id: str, step: int, values: dict[str, float]) -> None:
-        """Numbers of an arm at a training step. The first that is told of a name and a step stays."""
+        """Publish an arm's metrics at a training step. The first value for a name and a step is kept."""
         self._tell("metrics", arm_id=arm_id, step=step, values=values, at=_now_ms())
 
     def _artifact(self, arm_id: str | None, name: str, data: bytes) -> None:
@@ -160,16 +161,16 @@ class Views:
 
     @property
     def untold(self) -> int:
-        """Records that MLflow has not been told yet."""
+        """Number of records not yet published to MLflow."""
         return self._teller.left
 
     def flush(self) -> bool:
-        """Wait until everything so far is told; False if MLflow is away: what is not told stays on disk, and a later run tells it."""
+        """Wait until all records are published; False if MLflow is unavailable: the rest stays on disk for a later run."""
         self._away = not self._teller.wait(1.0 if self._away else None)
         return not self._away
 
     def finish(self, done: bool) -> str:
-        """Tell nothing more; `done`: the sweep is complete. Waits as `flush` does; what is not told, and how it will be, in a sentence or none."""
+        """Flush and close; `done`: mark the sweep complete. Return a sentence on unpublished records and how to publish them, or nothing."""
         if done:
             self._tell("finish")
         told = self.flush()
@@ -177,7 +178,7 @@ class Views:
         return "" if told and not self._teller.refused else left
 
     def close(self) -> str:
-        """As `finish`, at once."""
+        """Close without waiting; return the sentence that `finish` does."""
         state, teller = self._state, self._teller
         left, problem = teller.left, teller.problem or "has not taken everything in time"
         teller.close()
@@ -192,13 +193,13 @@ class Views:
 
 
 def environment() -> dict[str, Any]:
-    """Where a sweep runs: Python, platform, versions of the packages that matter."""
+    """Return the environment of a sweep: Python, platform, versions of the relevant packages."""
     packages = (*PACKAGES, "transformers", "mlflow", "optuna", "pyarrow")
     return {"python": platform.python_version(), "platform": platform.platform(), "packages": {name: version(name) for name in packages}}
 
 
 def user() -> str:
-    """The user's name, empty if the system has none for the process, as in some containers."""
+    """Return the user's name, empty if the system has none for the process, as in some containers."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -215,9 +216,9 @@ def _now_ms() -> int:
 
 
 def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX) -> int:
-    """Publish all that the storage knows of a sweep to MLflow and return the number of scores; what MLflow has is left as it is.
+    """Publish everything in the storage of a sweep to MLflow and return the number of scores; records that MLflow has are left unchanged.
 
-    TrackingError if MLflow does not take it now.
+    Raises TrackingError if MLflow does not accept everything now.
     """
     views, scores = Views(state, settings=settings), 0
     try:

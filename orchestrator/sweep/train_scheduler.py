@@ -1,4 +1,4 @@
-"""The training of a sweep's arms: which run is next, and what is heard of those in progress.
+"""Scheduler of a sweep's training runs: the choice of the next run, and the news of those in progress.
 
 Arms that need the same video model wait for one run of it.
 """
@@ -26,10 +26,10 @@ from sim_workers.rollout.worker import one_line
 
 
 class Training:
-    """What there is to train (`trials.Runs`), told by the desk how it goes. Tune's loop, the desk's thread and the scorer's all come here."""
+    """Queue of training runs (`ray_tune.Runs`) that receives their news from the desk; called by Tune's loop, the desk's and the scorer's threads."""
 
     desk: Any
-    """Where jobs are given and asked to end; set before the first run begins."""
+    """Control actor that receives jobs and requests to end; set before the first run starts."""
 
     def __init__(
         self,
@@ -43,31 +43,32 @@ class Training:
         suspend: Callable[[str], None],
         retry_failed: bool,
     ) -> None:
-        """submit(arm id, step, fingerprint): have a checkpoint scored. suspend(cause): end the run, since what it runs on failed.
+        """Connect the scheduler to the sweep; no run starts yet.
 
+        submit(arm id, step, fingerprint): enqueue a checkpoint for scoring. suspend(cause): end the run after an infrastructure failure.
         retry_failed: train the arms that failed before, and no others.
         """
         self._state, self._board, self._views, self._spending = state, board, views, spending
         self._proposals, self._submit, self._say, self._retry_failed = proposals, submit, say, retry_failed
         self._suspend = suspend
         self.slots = 1
-        """Runs at once."""
+        """Limit of concurrent runs."""
         self.gpus = 0.0
-        """Of one worker."""
+        """GPUs of one worker; may be a fraction."""
         self.running: dict[str, ArmJob] = {}
         self._lock = threading.RLock()
         self._ending = False
         self._proposed = 0
         self._exhausted = False
         self._ready: deque[ArmJob] = deque()
-        """Arms whose video model is trained."""
+        """Jobs of arms whose video model is trained."""
         self._sharing: dict[str, list[ArmJob]] = {}
-        """Arms that wait for a video model, by its training run."""
+        """Jobs of arms that wait for a video model, by its training run."""
         self._broken: BaseException | None = None
         self._over: set[str] = set()
-        """Runs whose trial is over."""
+        """Runs whose trial has ended."""
         self._lost = False
-        """The control actor is: no further news come."""
+        """Whether the control actor is lost, so that no further news arrive."""
 
     def ask(self, run: str, wish: Wish) -> None:
         """Ask a run to end, if it is in progress."""
@@ -76,18 +77,19 @@ class Training:
                 self.desk.ask.remote(run, wish)
 
     def pause(self) -> None:
-        """Begin no other run; those in progress save a checkpoint and end."""
+        """Start no other run; those in progress save a checkpoint and end."""
         with self._lock:
             self._ending = True
             for run in self.running:
                 self.ask(run, "pause")
 
     def check(self) -> None:
-        """Raise what went wrong while news were heard, if anything did."""
+        """Raise the error that occurred while news were processed, if any."""
         if self._broken:
             raise self._broken
 
     def next(self) -> str | None:
+        """Return the run to start now, its job ready on the desk; None if there is none, or no free slot."""
         import ray
 
         with self._lock:
@@ -97,7 +99,7 @@ class Training:
             if job is None:
                 return None
             try:
-                ray.get(self.desk.give.remote(job.arm_id, job), timeout=ANSWER_S)  # before anybody can ask it to end
+                ray.get(self.desk.give.remote(job.arm_id, job), timeout=ANSWER_S)  # before it can be requested to end
             except ray.exceptions.RayError as error:
                 self.lost(error)
                 return None
@@ -111,6 +113,7 @@ class Training:
             return nothing_left and not self.running
 
     def ended(self, run: str, died: bool) -> None:
+        """Record that the run's trial ended. died: its process died in every attempt, which suspends the sweep."""
         with self._lock:
             self._over.add(run)
             if died:
@@ -119,7 +122,7 @@ class Training:
                 self._leave(run)
 
     def lost(self, error: BaseException) -> None:
-        """The control actor died, or does not answer. Its training runs save their state and end; what they saved is found by the next run."""
+        """Suspend the sweep: the control actor died or timed out. Training runs save their state and end; the next run resumes from it."""
         with self._lock:
             self._lost = self._ending = True
             for run in self._over & self.running.keys():
@@ -131,14 +134,14 @@ class Training:
         self._sharing.pop(run, None)
 
     def _suspended(self, run: str, cause: str) -> None:
-        """The run ended since what it runs on failed: it goes on in the next run of the sweep."""
+        """Record that an infrastructure failure ended the run; the next run of the sweep resumes it."""
         if run in self.running:
             self._say(f"paused {self._names(run)}: {cause}")
             self._leave(run)
             self._suspend(cause)
 
     def _next_ready(self) -> ArmJob | None:
-        """An arm whose video model is trained, unless the search has given it up meanwhile."""
+        """Return the next arm's job whose video model is trained, skipping arms that the search stopped meanwhile; None if there is none."""
         while self._ready:
             job = self._ready.popleft()
             if self._board.arms[job.arm_id].stopped is None:
@@ -146,7 +149,7 @@ class Training:
         return None
 
     def _next_job(self) -> ArmJob | None:
-        """The next proposed arm's training, or that of the video model it needs first; arms that need the same one wait for it."""
+        """Return the next proposed arm's job, or that of the video model it needs first, for which all arms that share it wait."""
         while (arm := self._proposals.next()) is not None:
             arm_id = self._admit(arm)
             if not self._to_train(arm_id):
@@ -163,11 +166,11 @@ class Training:
         return None
 
     def _on(self, job: ArmJob, video: ArmJob) -> ArmJob:
-        """The arm's training on a trained video model."""
+        """Return the arm's job with a trained video model."""
         return replace(job, video_model=self._state.checkpoint_uri(video.arm_id, video.train.steps))
 
     def _admit(self, arm: Arm) -> str:
-        """The arm's id, once it is on the board."""
+        """Return the arm's id; store, show and publish the arm if it is new."""
         arm_id = arm.arm_id(self._state.training)
         if arm_id not in self._board.arms:
             self._state.propose(arm, self._proposed)
@@ -187,7 +190,7 @@ class Training:
         return True
 
     def on_news(self, run: str, news: News) -> None:
-        """What a run tells the desk."""
+        """Process news that a run sent to the desk."""
         try:
             with self._lock:
                 if "failed" in news:
@@ -204,7 +207,7 @@ class Training:
 
     def _trained(self, run: str, checkpoints: list[dict[str, Any]]) -> None:
         known = self._state.checkpoints(run)
-        for checkpoint in checkpoints:  # also those that an earlier run was killed before hearing of
+        for checkpoint in checkpoints:  # also those that an earlier run was killed before receiving
             if checkpoint["step"] not in known:
                 self._reported(run, checkpoint, again=True)
         job = self.running.pop(run)
@@ -237,7 +240,7 @@ class Training:
         scheduled = (job.train.steps,) if arms else self._state.sweep.checkpoint_steps()
         if "checkpoint" in news and step in scheduled:
             key = f"checkpoints/{run}/step_{step:06d}.json"
-            self._state.storage.sync(f"arms/{run}/step_{step:06d}/")  # the note must not outlive what it speaks of
+            self._state.storage.sync(f"arms/{run}/step_{step:06d}/")  # the note must not outlive the checkpoint
             self._state.storage.put(key, json.dumps(facts | {"checkpoint": news["checkpoint"]}).encode())
             if not arms:
                 self._views.checkpoint(run, step, news["checkpoint"])
@@ -247,7 +250,7 @@ class Training:
         return Cost(train_gpu_s=news["wall_s"] * self.gpus, train_cpu_s=news["cpu_s"], bytes_read=int(news["bytes_read"]))
 
     def _names(self, run: str) -> str:
-        """An arm, or a video model with the arms that wait for it, for people."""
+        """Return the display name of an arm, or of a video model with the arms that wait for it."""
         if run in self._board.arms:
             return self._board.arms[run].name
         return f"the video model of {', '.join(job.arm.name for job in self._sharing[run])}"
@@ -274,6 +277,6 @@ class Training:
 
 
 def _sentence(trace: str) -> str:
-    """The error at a trace's end, without its module; ours speak for themselves."""
+    """Return the error at a trace's end without its module, at most 300 characters; expected demoscale errors without their class."""
     last = re.sub(r"^[\w.]+\.(?=[A-Z]\w*: )", "", redacted(trace).strip().splitlines()[-1])  # before it is cut, which would hide where a secret ends
     return re.sub(r"^(EpisodeError|WeightsError|CheckpointError|NotFiniteError): ", "", last)[:300]

@@ -1,4 +1,4 @@
-"""Checkpoints on their way to video scores: measured once, beside the rollouts, and told of."""
+"""Queue of checkpoints for video scoring: each is scored once, concurrently with the rollouts, and published."""
 
 import queue
 import threading
@@ -13,18 +13,18 @@ from sim_workers.rollout.worker import one_line
 
 
 class VideoScores:
-    """Measures the generated video of checkpoints in a thread of its own, one after another: neither scores nor training wait for it.
+    """Thread that scores the generated video of checkpoints one after another; neither rollout scores nor training wait for it.
 
-    What is measured is kept in the storage and not measured again. A measurement that fails is told, and the next run tries again.
+    Scores are kept in the storage and not computed again. A failed measurement is reported, and the next run retries it.
     """
 
     def __init__(self, state: SweepState, views: Views, judge: Callable[[ScoringJob, VideoTest], VideoScore], say: Callable[[str], None]) -> None:
-        """judge: measures a checkpoint's video, which may take long."""
+        """Start the thread. judge: scores a checkpoint's video, which may take long."""
         self._state, self._views, self._judge, self._say = state, views, judge, say
-        self._todo: queue.Queue[tuple[ScoringJob, str] | None] = queue.Queue()  # None: there will be no more
+        self._todo: queue.Queue[tuple[ScoringJob, str] | None] = queue.Queue()  # None: no more follow
         self._ending = False
         self.failure: BaseException | None = None
-        """What ended the thread before its time."""
+        """Error that ended the thread; None if there is none."""
         self._test: VideoTest | None = None
         try:
             self._test = state.video_test()
@@ -34,16 +34,16 @@ class VideoScores:
         self._thread.start()
 
     def submit(self, job: ScoringJob, name: str) -> None:
-        """A checkpoint is scored; it belongs to an arm of this name, whose policy generates video."""
+        """Enqueue a scored checkpoint of the arm of this name, whose policy generates video."""
         self._todo.put((job, name))
 
     def wind_down(self) -> None:
-        """Finish what is being measured, and begin no other."""
+        """Finish the current measurement and start no other."""
         self._ending = True
         self._todo.put(None)
 
     def drain(self) -> None:
-        """Wait until everything submitted is measured; raises what went wrong in the thread."""
+        """Wait until all submitted checkpoints are scored; raises the thread's error, if any."""
         self._todo.put(None)
         while self._thread.is_alive():
             self._thread.join(0.5)
@@ -64,7 +64,7 @@ class VideoScores:
         if not score:
             try:
                 score = self._judge(job, test)
-            except Exception as error:  # a damaged episode, a policy that does not answer: no reason to end a sweep
+            except Exception as error:  # a damaged episode or an unresponsive policy must not end the sweep
                 self._say(f"no video score of {name} after {job.step} steps: {one_line(error)}; the next run tries again")
                 return
             test.keep(storage, job.fingerprint, score)

@@ -1,1 +1,1 @@
-"""One training run: job, loop, Ray Train, control channel."""
+"""Training run: job, loop, Ray Train, control channel."""

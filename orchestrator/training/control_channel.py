@@ -1,4 +1,4 @@
-"""Between a sweep's driver and its training processes: jobs and requests to stop go down, news of training comes up."""
+"""Channel between a sweep's driver and its training processes: jobs and requests to end go down, news of training comes up."""
 
 import asyncio
 import threading
@@ -9,21 +9,21 @@ from typing import Any, Literal
 from orchestrator.cluster.ray_runtime import beside_driver
 
 Wish = Literal["", "pause", "stop"]
-"""What is asked of a training run: `pause`: save a checkpoint and end, to be continued; `stop`: end, it is not worth going on."""
+"""Request to a training run: `pause`: save a checkpoint and end, to be resumed; `stop`: end without one; empty: none."""
 News = dict[str, Any]
-"""What a run reported: metrics with their `step`; or `retried`, the trace of what it is begun again after;
+"""Report of a run: metrics with their `step`; or `retried`, the trace of the failure that it restarts after;
 or `trained`, all its checkpoints; or `failed`, the trace."""
 
 PATIENCE_S = 1.0
 """Seconds for which a request for news waits for the first."""
 WISH_S = 30.0
-"""Seconds for which a request for wishes waits for one, before it answers that there is none."""
+"""Seconds for which a request for a wish waits before it returns that there is none."""
 ANSWER_S = 60.0
 """Seconds after which a control actor that has not answered counts as lost."""
 
 
 class Desk:
-    """A Ray actor."""
+    """Ray actor that holds jobs and wishes for training runs, and their news for the driver."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, Any] = {}
@@ -33,38 +33,39 @@ class Desk:
         self._changed = asyncio.Condition()
 
     async def give(self, run: str, job: Any) -> None:
-        """Have a job ready for whoever runs it; nothing is asked of it any more."""
+        """Store a job for the trial that runs it, and clear earlier wishes for the run."""
         self._jobs[run] = job
         self._taken.discard(run)
         self._wishes.pop(run, None)
 
     async def job(self, run: str) -> Any:
-        """For whoever runs it; asked for a second time, whoever did first has died."""
+        """Return the job to the trial that runs it; a second call means that the first caller's process died, which is reported as news."""
         if run in self._taken:
             await self.tell(run, {"retried": "its trial's process died"})
         self._taken.add(run)
         return self._jobs[run]
 
     async def ask(self, run: str, wish: Wish) -> None:
-        """Ask a run to end."""
+        """Record a wish for a run."""
         async with self._changed:
             self._wishes[run] = wish
             self._changed.notify_all()
 
     async def asked(self, run: str) -> Wish:
-        """What is asked of the run, as soon as something is; "" after WISH_S."""
+        """Wait for a wish for the run and return it; "" after WISH_S."""
         async with self._changed:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait_for(lambda: run in self._wishes), WISH_S)
             return self._wishes.get(run, "")
 
     async def tell(self, run: str, news: News) -> None:
+        """Append news of a run."""
         async with self._changed:
             self._news.append((run, news))
             self._changed.notify_all()
 
     async def hear(self) -> list[tuple[str, News]]:
-        """All news since the last time, in order; waits a moment for the first."""
+        """Return all news since the last call, in order; waits up to PATIENCE_S for the first."""
         async with self._changed:
             try:
                 await asyncio.wait_for(self._changed.wait_for(lambda: self._news), PATIENCE_S)
@@ -78,8 +79,8 @@ class Desk:
 def desk(on_news: Callable[[str, News], None], name: str = "", on_lost: Callable[[BaseException], None] | None = None) -> Iterator[Any]:
     """Start a desk on this process' node of a connected Ray; while it is open, a thread of this process calls `on_news(run, news)`.
 
-    name: under which Ray lists the actor. on_lost: called in that thread if the actor dies or does not answer; without it, that and what
-    `on_news` raises is raised here.
+    name: name of the actor in Ray. on_lost: called in that thread with the RayError if the actor dies or times out; without it, that error is
+    raised when the context closes. Errors of `on_news` are raised then, too.
     """
     import ray
 
@@ -90,7 +91,7 @@ def desk(on_news: Callable[[str, News], None], name: str = "", on_lost: Callable
     def listen() -> None:
         try:
             while True:
-                last = closing.is_set()  # what was told before it closed is still heard
+                last = closing.is_set()  # news sent before the close are still delivered
                 for run, news in ray.get(handle.hear.remote(), timeout=ANSWER_S):
                     on_news(run, news)
                 if last:
@@ -115,7 +116,7 @@ def desk(on_news: Callable[[str, News], None], name: str = "", on_lost: Callable
 
 
 def wishes(desk: Any, run: str) -> Iterator[Wish]:
-    """Yield what the desk asks of a run, again and again; "pause" once the desk is lost, since no driver would hear of further steps."""
+    """Poll the desk for wishes for a run and yield each answer; "pause" once the desk is lost, since no driver would receive further steps."""
     import ray
 
     while True:
@@ -126,7 +127,7 @@ def wishes(desk: Any, run: str) -> Iterator[Wish]:
 
 
 def tell(desk: Any, run: str, news: News) -> None:
-    """Tell a desk; a desk that is lost is passed over, since the driver ends the sweep then and the next run finds what was saved."""
+    """Send news to a desk; a lost desk is ignored, since the driver then ends the sweep and the next run resumes from the saved state."""
     import ray
 
     with suppress(ray.exceptions.RayError):

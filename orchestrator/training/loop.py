@@ -1,4 +1,4 @@
-"""Training one arm, or the video model several arms share: a plain loop over batches. No Ray but for the stream of clips."""
+"""Training of one arm, or of the video model that several arms share: a plain loop over batches. Ray is used only for the stream of clips."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -35,57 +35,58 @@ if TYPE_CHECKING:
 
 PROGRESS_REPORTS = 20  # per run, besides those at checkpoints
 CONSUMED = ("clips_with_actions", "clips_action_free", "action_free_ratio_consumed")
-"""Metrics: the clips the first worker has trained on since step 0, counted as they came, and their ratio, to hold against the one asked for."""
+"""Metrics: clips with and without actions that a worker trained on since step 0, and their ratio, to compare with the requested one."""
 
 Report = Callable[[int, dict[str, Any], Path | None], None]
-"""Called now and then with (step, mean losses and `meter.SPENT` since the last call, None), and at a checkpoint with its folder (first worker)."""
+"""Called at intervals with (step, mean losses and `worker_usage.SPENT` since the last call, None); at a checkpoint with its folder (first worker)."""
 
-# What stage 1 does not depend on: arms that differ in nothing else share it.
 STAGE_ONE = "video-"
-"""Begins the names of runs that train a video model for several arms."""
+"""Prefix of the names of runs that train a video model for several arms."""
+# Fields of Train that do not affect stage 1: arms that differ in nothing else share its run.
 NOT_OF_THE_VIDEO = {"mode", "steps", "video_steps", "videos", "checkpoint_every", "head_learning_rate", "feature_cache_mb"}
 
 
 @dataclass(frozen=True)
 class ArmJob:
-    """All that one training run needs to know; small enough to send to every worker."""
+    """Complete description of one training run, small enough to send to every worker."""
 
     arm: Arm
     arm_id: str
-    """Of the arm, or of the video model where `objective` is `video`."""
+    """Id of the arm, or of the video model if `objective` is `video`."""
     episodes: str
+    """URI of the episode store."""
     version: int
-    """Of the episode store: a sweep keeps to the one it started with."""
+    """Version of the episode store: a sweep keeps the one it started with."""
     quarantined: frozenset[str]
-    """Damaged episodes that others take the places of."""
+    """Ids of damaged episodes, which other episodes replace."""
     config: PolicyConfig
     train: Train
     objective: Objective
     weights: str
-    """Where the video model starts, as a sweep file says it: empty for the preset's own, `none`, a hub id, a folder or an s3:// URI."""
+    """Initial weights of the video model, as in a sweep file: empty for the preset's own, `none`, a hub id, a folder or an s3:// URI."""
     video_model: str = ""
-    """URI of the stage-1 checkpoint that it starts from instead."""
+    """URI of the stage-1 checkpoint that the video model starts from instead; empty if there is none."""
     labelled_tasks: tuple[str, ...] = ()
-    """Tasks that are demonstrated; all of them if empty."""
+    """Tasks with demonstrations; empty: all tasks."""
     videos_of: Arm | None = None
-    """The arm whose episodes its video model learns from, where that is not its own: the sweep's largest, which contains all others'."""
+    """Arm whose episodes the video model learns from: the sweep's largest, which contains all others; None: this arm."""
     label: str = ""
-    """The `weights_label` of those weights, where it is known already."""
+    """`weights_label` of `weights`; empty if not known yet."""
     code: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
-    """The driver's files by content (`sim_workers.checkout`), which a process that trains must have imported; empty: not compared."""
+    """Content hashes of the driver's files (`sim_workers.checkout`), which a training process must have imported; empty: not compared."""
     views_apart: ClassVar[bool] = False
-    """Whether every camera of a clip is a clip of its own."""
+    """Whether every camera of a clip becomes a separate clip."""
 
     def subset(self, manifest: Manifest) -> Subset:
         return choose(manifest, self.arm.demo_count, self.arm.action_free_ratio, self.arm.seed, self.quarantined, self.labelled_tasks)
 
     def videos(self, manifest: Manifest) -> list[str]:
-        """Ids of the episodes that the video model learns from."""
+        """Return the sorted ids of the episodes that the video model learns from."""
         subset = replace(self, arm=self.videos_of or self.arm).subset(manifest)
         return sorted((*subset.demos, *subset.action_free))
 
     def order(self, manifest: Manifest, rank: int, world: int) -> Order:
-        """A video model learns from all episodes alike; a head on a frozen one from demos alone."""
+        """Return the worker's order of clips. A video model learns from all its episodes alike, a head on a frozen one from demos alone."""
         subset = self.subset(manifest)
         ids = {
             "video": ((), self.videos(manifest)),
@@ -96,23 +97,23 @@ class ArmJob:
 
     @property
     def start(self) -> str:
-        """Where the video model starts on this machine; empty for random weights."""
+        """Source of the video model's initial weights on this machine; empty for random weights."""
         return weights_source(self.config.preset, self.weights) if self.config.video else ""
 
     @property
     def starts_from(self) -> str:
-        """What stands for those weights in a fingerprint; empty for random ones."""
+        """Label of those weights in fingerprints; empty for random weights."""
         return (self.label or weights_label(self.start)) if self.start else ""
 
     @property
     def clip(self) -> ClipShape:
-        """What of an episode is read: where no video is imagined, the present frame is enough."""
+        """Shape of the clips to read: the present frame alone if training uses no later frame."""
         shape, diffusion = self.config.clip, self.config.diffusion
         present = self.config.video is None or (self.objective == "action" and diffusion.features_at == "start")
         return shape.model_copy(update={"frames_per_view": 1}) if present else shape
 
     def stage_one(self, manifest: Manifest) -> "ArmJob":
-        """The training of the video model that this arm's head reads, named by everything that shapes it and by nothing else."""
+        """Return the training job of the video model that this arm's head reads; its id is a digest of exactly the inputs that affect it."""
         steps = self.train.video_steps or self.train.steps
         train = self.train.model_copy(update={"steps": steps})
         config = self.config.model_dump(mode="json", include={"clip", "video", "diffusion"})
@@ -131,7 +132,7 @@ class ArmJob:
 
 
 def card_of(job: ArmJob, manifest: Manifest, device: str = "cpu") -> "Card":
-    """The card of the run before its first step. Statistics come from the arm's own demos, nothing else. device: what it trains on."""
+    """Return the run's card before its first step, with statistics of the arm's own demos only. device: name of the training device."""
     from policy.checkpoint import Card
     from policy.feature_stats import Stats
 
@@ -177,15 +178,15 @@ def train(
     asked: Callable[[], Wish] = lambda: "",
     bring: stream.Bring | None = None,
 ) -> None:
-    """Train from the run's last checkpoint (or the start) to its last step, or until it is `asked`, after any step, to pause or to stop.
+    """Train from the checkpoint `resume` (None: from step 0) to the last step, or until `asked`, polled after every step, returns a wish.
 
-    Every random draw is a function of (seed, step, rank), so stopping and resuming changes nothing. `wrap` readies the model for several workers;
+    Every random draw is a function of (seed, step, rank), so stopping and resuming changes nothing. `wrap` prepares the model for several workers;
     `bring` fetches episodes instead of Ray Data.
 
-    NotFiniteError if a loss, a gradient or a weight is not finite; no checkpoint is written then, and trying again gives the same.
-    CodeChangedError if this process imported other code than the job's driver; no checkpoint is written from then on.
+    Raises NotFiniteError if a loss, a gradient or a weight is not finite; no checkpoint is written then, and a retry fails likewise.
+    Raises CodeChangedError if this process imported other code than the job's driver; no checkpoint is written from then on.
     """
-    meter = Meter()  # loading the model counts
+    meter = Meter()  # created first, so that loading the model counts
     import torch
 
     from policy.augmentation import color_jitter
@@ -224,7 +225,7 @@ def train(
     sums = dict.fromkeys(("loss", "loss_video", "loss_action"), torch.zeros((), device=trainer.device))
     since = first_step
     order = job.order(manifest, rank, world)
-    if isinstance(model, VideoActionModel) and not job.train.color_jitter:  # what is kept was encoded as it was
+    if isinstance(model, VideoActionModel) and not job.train.color_jitter:  # cached latents were encoded without jitter
         order = _kept(order, storage, manifest, model)
     steps = {"first_step": first_step, "num_steps": job.train.steps}
     batches = stream.batches(job.episodes, manifest.contract, order, job.clip, **steps, bring=bring, on_fetched=meter.fetched)
@@ -244,12 +245,12 @@ def train(
         if not checkpoint and not wish and step % max(1, job.train.steps // PROGRESS_REPORTS):
             continue
         trainer.check()
-        check_imported(job.code)  # of modules that training imported meanwhile
+        check_imported(job.code)  # again, for modules that training imported meanwhile
         metrics: dict[str, Any] = {name: total.item() / (step - since) for name, total in sums.items()} | consumed
         meter.stepped(order.batch_size)
         sums, since = dict.fromkeys(sums, torch.zeros((), device=trainer.device)), step
         if checkpoint:
-            weights, state = trainer.acting_weights(), trainer.state()  # of every worker: where weights are sharded, they are gathered
+            weights, state = trainer.acting_weights(), trainer.state()  # by every worker: sharded weights are gathered
         if not checkpoint or rank > 0:
             report(step, metrics | meter.read(), None)
         else:
@@ -268,8 +269,8 @@ def train(
 
 
 def _kept(order: Order, storage: Storage, manifest: Manifest, model: "VideoActionModel") -> Order:
-    """The same clips out of latents, where `jobs.encode` keeps those of this model's autoencoder beside the episodes."""
-    if model.codec.stored_channels == model.codec.channels:  # folded pixels: nothing to keep
+    """Return the same clips read from cached latents, if `jobs.encode` stored those of this model's autoencoder next to the episodes."""
+    if model.codec.stored_channels == model.codec.channels:  # folded pixels: nothing to cache
         return order
     fingerprint = model.codec.fingerprint(manifest.contract.image_size)
     if not has_latents(storage, manifest, fingerprint):
@@ -279,7 +280,7 @@ def _kept(order: Order, storage: Storage, manifest: Manifest, model: "VideoActio
 
 
 def _first_model(job: ArmJob, card: "Card", resume: Path | None, sentences: dict[str, "torch.Tensor"], folder: Path) -> "Model":
-    """The network as training begins: its video model from stage 1, or from the weights that the sweep names, or from the checkpoint to resume."""
+    """Return the initial network, its video model from the checkpoint to resume, from stage 1, or from the weights that the sweep names."""
     from policy.checkpoint import known_sentences, new_model
     from policy.model import FeatureCache, VideoActionModel
     from policy.weights import load_unet
@@ -304,21 +305,21 @@ def _first_model(job: ArmJob, card: "Card", resume: Path | None, sentences: dict
 
 
 def _device_name(device: str) -> str:
-    """`cpu`, or the GPU's name as torch has it."""
+    """Return `cpu`, or torch's name of the GPU."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def _count(consumed: dict[str, float], arrays: dict[str, Any]) -> dict[str, float]:
-    """CONSUMED after one more batch."""
+    """Return CONSUMED after one more batch."""
     labelled = int(arrays["action_mask"].any(1).sum())
     with_actions, without = consumed["clips_with_actions"] + labelled, consumed["clips_action_free"] + len(arrays["action_mask"]) - labelled
     return dict(zip(CONSUMED, (with_actions, without, without / max(1, with_actions)), strict=True))
 
 
 def _to_batch(arrays: dict[str, Any], normalizers: Any, device: "torch.device") -> "Batch":
-    """A video model is not told of proprioception and actions, so nothing needs normalising."""
+    """Return a batch on the device, normalised; normalizers: None for a video model, which gets neither proprioception nor actions."""
     import torch
 
     from policy.batch import Batch

@@ -1,4 +1,7 @@
-"""Pretraining a video model on all videos of an episode store: what a sweep's policies start from, as the paper's start from SVD."""
+"""Pretraining of a video model on all videos of an episode store, from which a sweep's policies start.
+
+The policies of Video Generators are Robot Policies (arXiv 2508.00795) start from Stable Video Diffusion instead.
+"""
 
 import json
 from collections.abc import Callable
@@ -24,7 +27,7 @@ from sim_workers.checkout import file_hashes
 
 @dataclass(frozen=True)
 class PretrainJob(ArmJob):
-    """Every episode is a film without actions, and every camera of it a clip of its own: what is learned fits any number of views."""
+    """Training job on every episode without its actions, each camera as a separate clip, so that the model fits any number of views."""
 
     views_apart: ClassVar[bool] = True
 
@@ -35,9 +38,9 @@ class PretrainJob(ArmJob):
 def pretrain(
     store: str, config: PolicyConfig, train: Train, seed: int, storage: str, resources: dict[str, float], on_step: Callable[[int, float], None]
 ) -> tuple[str, dict[str, Any]]:
-    """Train, from wherever an earlier run stopped; the URI of the last checkpoint, and the recipe: all that shaped it.
+    """Train or resume; return the URI of the last checkpoint and its recipe: the inputs that shaped it, and its loss.
 
-    `on_step` hears (optimiser step, video loss) now and then.
+    `on_step` receives (optimiser step, video loss) at every report.
     """
     data = open_storage(store)
     version = latest_version(data)
@@ -67,7 +70,7 @@ def pretrain(
 
 
 def ship(checkpoint: str, recipe: dict[str, Any], out: Path) -> None:
-    """The video model of a checkpoint as diffusers keeps it, in half precision, and its recipe beside it."""
+    """Write a checkpoint's video model to `out`/unet in diffusers format and half precision, and its recipe to `out`/recipe.json."""
     from diffusers import UNetSpatioTemporalConditionModel
 
     from policy.weights import load_unet

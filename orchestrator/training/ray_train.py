@@ -1,4 +1,4 @@
-"""Training on Ray. The only file with ray.train: a thin skin that gives the plain loop its workers and keeps its checkpoints."""
+"""Training on Ray. The only file with ray.train: a thin adapter that gives the plain loop its workers and stores its checkpoints."""
 
 import re
 import threading
@@ -19,7 +19,7 @@ from sim_workers.checkout import CodeChangedError, check_imported
 
 
 def _worker_loop(config: dict[str, Any]) -> None:
-    """What every Ray Train worker runs."""
+    """Train on one Ray Train worker."""
     import ray.train
     import ray.train.torch
     import torch
@@ -43,7 +43,7 @@ def _worker_loop(config: dict[str, Any]) -> None:
 
 
 def wishes_of(desk: Any, run: str, world: int) -> Callable[[], Wish]:
-    """What is asked of the run, known without waiting; every worker gets the same answer at the same step."""
+    """Return a function that returns the run's wish without waiting for the desk; every worker gets the same answer at the same step."""
     heard: list[Wish] = []
 
     def listen() -> None:
@@ -68,7 +68,7 @@ def wishes_of(desk: Any, run: str, world: int) -> Callable[[], Wish]:
 
 
 def sharded(device: Any) -> Any:
-    """A wrap that leaves each worker a part of every weight (FSDP2), block by block, so that one block at a time is whole."""
+    """Return a wrap that shards every weight across the workers (FSDP2), block by block, so that one block at a time is gathered."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -85,10 +85,11 @@ def sharded(device: Any) -> Any:
 
 
 def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attempts: int = 1) -> list[dict[str, Any]]:
-    """Train the arm with Ray Train into `folder`/<arm id>; continues there if it was interrupted, and tells the `desk` what its workers report.
+    """Train the arm with Ray Train in `folder`/<arm id>, where an interrupted run resumes; workers' reports go to the `desk`.
 
-    Returns what was reported with each of its checkpoints, those of earlier runs too. What fails is started again from the last checkpoint,
-    `attempts` times in all; then it raises, or at once where trying again would not help.
+    Return the metrics reported with each of its checkpoints, also of earlier runs. A failed attempt resumes from the last checkpoint, up to
+    `attempts` attempts; then its error is raised, or at once if a retry cannot help (EpisodeError, WeightsError, CheckpointError,
+    NotFiniteError, CodeChangedError).
     """
     import ray
     import ray.train
@@ -106,7 +107,7 @@ def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attemp
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.train.workers, use_gpu=resources.get("GPU", 0) > 0, resources_per_worker=resources, placement_strategy="PACK"
         ),
-        # The name has nothing of the moment in it: that is what lets a second run find the first one's checkpoints.
+        # The name does not depend on the time, so that a second run finds the first one's checkpoints.
         run_config=ray.train.RunConfig(name=job.arm_id, storage_path=folder, callbacks=[Telling()]),
     )
     storage = open_storage(folder)
@@ -121,12 +122,12 @@ def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attemp
                 raise
             desk.tell.remote(job.arm_id, {"retried": str(error).strip() or type(error).__name__})
             with suppress(StorageError):
-                storage.exists(job.arm_id)  # answers when a storage that was away is there again
+                storage.exists(job.arm_id)  # blocks until an unavailable storage is back or its retries time out
     raise AssertionError("unreachable")
 
 
 def _raise_what_trying_again_would_not_mend(trace: str) -> None:
-    """Raise a worker's error here, if it was one of a person's to fix: damaged episodes, weights that do not fit, training that diverges, edits."""
+    """Raise a worker's error if only the user can fix it: damaged episodes, weights that do not fit, diverged training, edited code."""
     from policy.checkpoint import CheckpointError
     from policy.finite import NotFiniteError
     from policy.weights import WeightsError

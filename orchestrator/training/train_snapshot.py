@@ -1,6 +1,6 @@
-"""Ray Train's own list of a run's checkpoints, mended after a full disk or a power failure. The only file that knows its form.
+"""Repair of Ray Train's own list of a run's checkpoints after a full disk or a power failure. The only file that knows its format.
 
-Ray rewrites `<run>/checkpoint_manager_snapshot.json` in place and refuses a run whose list is damaged or names a checkpoint that is not there.
+Ray rewrites `<run>/checkpoint_manager_snapshot.json` in place and refuses a run whose list is damaged or names a missing checkpoint.
 """
 
 import json
@@ -18,14 +18,14 @@ LISTS = (
     "timed_out_validation_checkpoint_dir_names",
     "failed_validation_checkpoint_dir_names",
 )
-"""What else the list has, empty in ours: nothing is validated."""
+"""Other fields of the list, empty here: no checkpoint is validated."""
 
 
 def mend(storage: Storage, run: str, noted: dict[int, dict[str, Any]]) -> list[str]:
-    """Have the run resume from its newest whole checkpoint; returns what was wrong, a sentence each, nothing if all is well.
+    """Repair the list so that the run resumes from its newest intact checkpoint; return the problems, one sentence each, empty if none.
 
-    storage: in which the run is a folder. noted: the metrics of its checkpoints by step, as the sweep has written them down; they take the
-    place of a list that cannot be read. A checkpoint is whole if it has the fingerprint that was reported with it.
+    storage: contains the run's folder. noted: the sweep's own notes of the checkpoints' metrics, by step; they replace a list that cannot be
+    read. A checkpoint is intact if it has the fingerprint that was reported with it.
     """
     key, problems = f"{run}/{SNAPSHOT}", list[str]()
     try:
@@ -36,7 +36,7 @@ def mend(storage: Storage, run: str, noted: dict[int, dict[str, Any]]) -> list[s
     if listed is None:
         problems.append(f"{storage.uri}/{key}: Ray Train's list of checkpoints is damaged")
         listed = [(f"step_{step:06d}", metrics | {"step": step}) for step, metrics in sorted(noted.items())]
-    there = {key.split("/")[1] for key in storage.list(f"{run}/")}  # Ray refuses a list that names a folder which is not there
+    there = {key.split("/")[1] for key in storage.list(f"{run}/")}  # Ray refuses a list that names a missing folder
     problems += [f"{storage.uri}/{run}/{name}: the checkpoint is not there" for name, _ in listed if name not in there]
     listed = [one for one in listed if one[0] in there]
     while listed and not whole(place := f"{storage.uri}/{run}/{listed[-1][0]}", str(listed[-1][1].get("checkpoint"))):
@@ -48,7 +48,7 @@ def mend(storage: Storage, run: str, noted: dict[int, dict[str, Any]]) -> list[s
 
 
 def _listed(stored: bytes) -> list[tuple[str, dict[str, Any]]] | None:
-    """(folder, metrics) of every checkpoint, oldest first; None if the list is damaged."""
+    """Return (folder, metrics) of every checkpoint, oldest first; None if the list is damaged."""
     try:
         results = json.loads(stored)["checkpoint_results"]
         listed = [(str(one["checkpoint_dir_name"]), dict(one["metrics"])) for one in results]
