@@ -51,7 +51,8 @@ def pretrain(
     folder = f"{open_storage(storage).uri}/arms"
 
     def on_news(run: str, news: News) -> None:
-        on_step(int(news["step"]), float(news["loss"]))
+        if "step" in news:  # else the run is retried, or was repaired before it resumed
+            on_step(int(news["step"]), float(news["loss"]))
 
     with desk(on_news) as handle:
         last = fit(job, folder, resources, handle)[-1]
