@@ -132,7 +132,7 @@ def environment_kwargs(task: str) -> dict[str, Any]:
         "has_renderer": False,
         "has_offscreen_renderer": True,
         "ignore_done": True,
-        "renderer": "mujoco",  # the default viewer leaks over hard resets, and every episode needs one: the kitchen is sampled when the model is built
+        "renderer": "mujoco",  # the default viewer leaks over hard resets, which every episode needs: a kitchen is sampled when it is built
         "seed": 0,
     }
 
