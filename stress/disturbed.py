@@ -75,6 +75,7 @@ class Place:
         return self.folder / f"{self.name}.log"
 
     def sweep_file(self, episodes: Path) -> Path:
+        """Write the sweep file for an episode store and return its path."""
         path = self.folder / f"{self.name}.yaml"
         path.write_text(SWEEP.format(seeds=[*range(self.seeds)], episodes=episodes, storage=self.storage, mlflow=self.mlflow))
         return path
@@ -90,6 +91,7 @@ class Driver:
         self.start()
 
     def start(self) -> None:
+        """Start the command, with its output appended to the log."""
         self.starts += 1
         with self._log.open("a") as log:
             log.write(f"\n--- start {self.starts}\n")

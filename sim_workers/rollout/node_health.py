@@ -26,7 +26,7 @@ def _node(_: object) -> str:
 def leaving() -> frozenset[str]:
     """Return the ids of the draining nodes, e.g. before a preemption, on which Ray places nothing more. The query is Ray Train's own.
 
-    Empty on a Ray without that function: a node's loss is then noticed once it is gone.
+    Empty on a Ray without that function: a departing node is then noticed only when it is lost.
     """
     try:
         draining = ray._private.state.state.get_draining_nodes

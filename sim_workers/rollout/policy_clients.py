@@ -46,6 +46,7 @@ class InProcess:
 
     @property
     def name(self) -> str:
+        """MODULE:FUNCTION, with the partial's arguments in parentheses."""
         function, arguments, keywords = _parts(self.make)
         told = [*map(str, arguments), *(f"{key}={value}" for key, value in keywords.items())]
         return f"{function.__module__}:{function.__qualname__}" + (f"({', '.join(told)})" if told else "")

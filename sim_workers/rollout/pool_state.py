@@ -36,6 +36,7 @@ class Worker:
 
     @property
     def idle(self) -> bool:
+        """Whether the worker has started and plays no episode."""
         return bool(self.node) and self.entry is None
 
 
@@ -51,4 +52,5 @@ class Usage:
     """Replaced workers by cause: died, stuck, failed, worn, leaving (its node drains), unserved (its policy server is unavailable), other."""
 
     def replace(self, why: str) -> None:
+        """Count one replaced worker."""
         self.replaced[why] = self.replaced.get(why, 0) + 1
