@@ -1,14 +1,14 @@
-"""A checkpoint in another library's layout, scored here: LeRobot's config.json, model.safetensors and the processors' statistics beside them.
+"""Adapter for a checkpoint in LeRobot's layout: config.json, model.safetensors and the processors' statistics in files next to them.
 
     python -m jobs.score examples.foreign_checkpoint:make --task Lift --episodes 20
 
-What is LeRobot's: the files, their names and keys, and what they mean. What is not: the network, an MLP of type "waypoint_mlp" that nobody
-trained. `write` makes it in closed form, from `examples/waypoints.py`, so that there is something to load without a download. For a real one
-keep `ForeignPolicy` and put the library's own class in the place of `Mlp`: say, `ACTPolicy.from_pretrained(folder)`, in a process of the
-environment that has LeRobot installed, behind `policy.http_policy.serve`.
+The files, their names, keys and meaning are LeRobot's. The network is not: it is an untrained MLP of type "waypoint_mlp". `write` computes it in
+closed form from `examples/waypoints.py`, so that the example needs no download. For a real checkpoint keep `ForeignPolicy` and replace `Mlp` by the
+library's own class, such as `ACTPolicy.from_pretrained(folder)`, in a process of the environment that has LeRobot installed, behind
+`policy.http_policy.serve`.
 
-What every such adaptor has to settle, because no file says it: which camera and which proprioceptive value each feature was, in which unit, and
-what an action does. Here they are those of `CONTRACT`.
+Every such adapter must define, because no file states it: the camera and the proprioceptive value of each feature, the units, and the effect of an
+action. Here they are those of `CONTRACT`.
 """
 
 import json
@@ -30,14 +30,14 @@ HIDDEN, EXAMPLES = 512, 20_000
 
 
 class Mlp(nn.Sequential):
-    """State (B, P) to chunk (B, T * A), both normalised."""
+    """Network from state (B, P) to chunk (B, T * A), both normalised."""
 
     def __init__(self, state: int, chunk: int) -> None:
         super().__init__(nn.Linear(state, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, chunk))
 
 
 class ForeignPolicy:
-    """The `Policy` of a folder in LeRobot's layout."""
+    """`Policy` of a folder in LeRobot's layout. Raises ValueError if its dimensions are not those of CONTRACT."""
 
     contract = CONTRACT
 
@@ -50,7 +50,7 @@ class ForeignPolicy:
         self._shape, self._execute = (config["chunk_size"], action), config["n_action_steps"]
         self._model = Mlp(state, config["chunk_size"] * action)
         self._model.load_state_dict(load_file(folder / "model.safetensors"))
-        # They stand outside the model: whoever loads only the weights gets a policy that runs, and fails.
+        # The statistics are not in the model's file: a policy with the weights alone runs, but fails at the task.
         self._before = load_file(_only(folder, "policy_preprocessor_step_*_normalizer_processor.safetensors"))
         self._after = load_file(_only(folder, "policy_postprocessor_step_*_unnormalizer_processor.safetensors"))
 
@@ -65,7 +65,7 @@ class ForeignPolicy:
 
 
 def _only(folder: Path, pattern: str) -> Path:
-    """The number in the name is that of the step in the library's pipeline, and differs from policy to policy."""
+    """Return the only file of a pattern: the number in the name is the step in the library's pipeline and differs between policies."""
     found = list(folder.glob(pattern))
     if len(found) != 1:
         raise FileNotFoundError(f"{folder} has {len(found)} files {pattern}; without its statistics the policy would act on the wrong scale")
@@ -73,7 +73,7 @@ def _only(folder: Path, pattern: str) -> Path:
 
 
 def write(folder: Path) -> None:
-    """A checkpoint that does roughly what the waypoints do: random features, and the linear layer after them by least squares."""
+    """Write a checkpoint that approximates the waypoints: random features, then a linear layer fitted by least squares."""
     rng = np.random.default_rng(0)
     half = EXAMPLES // 2
     anywhere = rng.uniform([-0.2, -0.1, 0.8], [0.1, 0.1, 1.05], (half, 3))
@@ -88,7 +88,7 @@ def write(folder: Path) -> None:
     inputs = (states - before["observation.state.mean"]) / before["observation.state.std"]
     outputs = ((chunks - after["action.mean"]) / after["action.std"]).reshape(EXAMPLES, -1)
     weight, bias = rng.standard_normal((HIDDEN, states.shape[1])), rng.standard_normal(HIDDEN)
-    weight[:, 3:7] = 0.0  # how the hand is turned does not matter
+    weight[:, 3:7] = 0.0  # the hand's orientation does not matter
     features = np.column_stack([np.maximum(inputs @ weight.T + bias, 0), np.ones(EXAMPLES)])
     last = np.linalg.lstsq(features, outputs, rcond=None)[0]
 
@@ -110,7 +110,7 @@ def write(folder: Path) -> None:
 
 
 def make() -> ForeignPolicy:
-    """Of a checkpoint written for the occasion; one of your own: ForeignPolicy(Path(...))."""
+    """Return the policy of a temporary checkpoint; for an existing one use ForeignPolicy(Path(...))."""
     with TemporaryDirectory() as folder:
         write(Path(folder))
         return ForeignPolicy(Path(folder))

@@ -1,8 +1,8 @@
-"""What the paper's own tables show and do not show: success rates of "Video Generators are Robot Policies" (arXiv 2508.00795) on RoboCasa.
+"""Significance of published success rates: "Video Generators are Robot Policies" (arXiv 2508.00795) on RoboCasa.
 
     python -m examples.published_numbers
 
-Each rate is of 24 tasks x 50 episodes. The papers share no episodes, so the test is Fisher's exact one, corrected for three comparisons (Holm).
+Each rate is over 24 tasks x 50 episodes. The papers share no episodes, so the test is Fisher's exact one, corrected for three comparisons (Holm).
 """
 
 from orchestrator.stats.fixed_sample import holm, unpaired_p_value, verdict, wilson
@@ -14,7 +14,7 @@ PAIRS = (OURS, BASELINE), (OURS, MORE), (MORE, AGAIN)
 
 
 def main() -> None:
-    """Print every rate with its interval, and what may be said of each pair."""
+    """Print every rate with its interval, and the verdict on each pair."""
     counted = {name: (round(rate * EPISODES), EPISODES) for name, rate in RATES.items()}
     for name, (successes, episodes) in counted.items():
         low, high = wilson(successes, episodes)

@@ -1,8 +1,8 @@
-"""A policy as a plain function: it never looks, but goes where the red cube of Lift usually lies, closes its fingers and rises.
+"""Policy from a plain function: without cameras, it moves to the usual place of Lift's red cube, closes its fingers and rises.
 
     python -m jobs.score examples.waypoints:make --task Lift --episodes 20
 
-It shows the smallest thing that can be scored. The cube lies within 3 cm of the middle, turned at random, so it is caught sometimes.
+A minimal example of a policy that can be scored. The cube lies within 3 cm of the middle, turned at random, so the policy grasps it sometimes.
 """
 
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ import numpy as np
 from policy.interface import ActionChunk, Contract, Observation
 from sim_workers.envs.robosuite import contract
 
-MIDDLE = np.array([0.0, 0.0])  # of the table (m)
-LOW = 0.825  # the fingers around the cube (m)
+MIDDLE = np.array([0.0, 0.0])  # middle of the table (m)
+LOW = 0.825  # height of the fingers around the cube (m)
 METRES_PER_UNIT = 0.05
-STEPS = 6  # of a chunk: long enough for the fingers to close
+STEPS = 6  # control steps per chunk: enough for the fingers to close
 
 
 def waypoint(observation: Observation) -> ActionChunk:
-    """The next six steps (6, 7), from where the hand and its fingers are: proprio is position (3), quaternion (4), fingers (2)."""
+    """Return the next six actions (6, 7) from the hand's state: proprio is position (3), quaternion (4), fingers (2)."""
     hand, opening = observation.proprio[:3], observation.proprio[7] - observation.proprio[8]
     way, grip = np.zeros(3), -1.0
-    holds = opening < 0.06 and hand[2] < 0.93  # at the start, up there, the fingers are half open too
+    holds = opening < 0.06 and hand[2] < 0.93  # the height matters because the fingers are half open at the start too
     if holds or hand[2] < LOW + 0.008:
         grip = 1.0
         way[2] = 0.1 if holds else 0.0
@@ -34,7 +34,7 @@ def waypoint(observation: Observation) -> ActionChunk:
 
 
 class Waypoints:
-    """What makes a policy of a function: the conventions it keeps, and an answer per observation."""
+    """`Policy` around the function: its contract, and one answer per observation."""
 
     def __init__(self, contract: Contract) -> None:
         self.contract = contract
@@ -44,5 +44,5 @@ class Waypoints:
 
 
 def make() -> Waypoints:
-    """Without cameras nothing is rendered, so an episode takes a second."""
+    """Return the policy, without cameras: nothing is rendered, so an episode takes a second."""
     return Waypoints(contract((), (64, 64), "fast"))

@@ -1,1 +1,1 @@
-"""Where it is tested: robosuite and numpy, no torch; Ray only in pool.py."""
+"""Simulators and evaluation rollouts: robosuite and numpy, no torch; Ray only in `rollout`."""

@@ -1,4 +1,4 @@
-"""The checkout that a process runs from, file by file: what a process imported is compared with what the driver of its run read at its start.
+"""Comparison of the files that a process imported with the checkout that its run's driver read at its start.
 
 A sweep's driver names its results by the code it started with. A process that starts later would import files that were edited meanwhile.
 """
@@ -16,26 +16,26 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = ("orchestrator", "policy", "sim_workers")
 """Folders of the checkout whose modules the processes of a run import."""
 Files = Mapping[str, str]
-"""Hash of the content by file, as a path below the checkout with `/`."""
+"""Hash of each file's content, by the file's path relative to the checkout, with `/`."""
 MOST_NAMED = 3
-"""Files that an error names at most."""
-_imported: dict[str, tuple[str, str]] = {}  # by the place of a module's file: what it is called in `Files`, and its hash when first seen
+"""Largest number of files that an error names."""
+_imported: dict[str, tuple[str, str]] = {}  # by the path of a module's file: its key in `Files`, and its hash when first seen
 
 
 class CodeChangedError(DemoscaleError):
-    """One sentence: which files differ from those that the run began with, and what to do."""
+    """The checkout was edited during the run. The message, one sentence, names the files that differ and what to do."""
 
-    exit_code = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
 
 
 def content_hash(data: bytes) -> str:
-    """Return what stands for a file's content."""
+    """Return the hash that identifies a file's content, 16 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 @lru_cache
 def sources(root: Path = CHECKOUT) -> dict[str, bytes]:
-    """Return every Python file of PACKAGES with its content, as it was when this process first asked."""
+    """Return every Python file of PACKAGES with its content, as this process's first call read it."""
     found = (Path(folder, name) for package in PACKAGES for folder, _, names in os.walk(root / package) for name in names if name.endswith(".py"))
     return {file.relative_to(root).as_posix(): file.read_bytes() for file in sorted(found)}
 
@@ -47,10 +47,10 @@ def file_hashes(root: Path = CHECKOUT) -> dict[str, str]:
 
 
 def check_imported(expected: Files | None) -> None:
-    """Compare the modules that this process has imported since the last call with `expected`, the driver's `file_hashes`; None: nothing to compare.
+    """Compare the imported modules of the checkout with `expected`, the driver's `file_hashes`.
 
-    Call it after the imports that it has to see; without a new module it takes a fraction of a millisecond. CodeChangedError if a file differs
-    or was unknown to the driver.
+    None: nothing to compare. A file is hashed when it is first seen. Call it after the imports that it has to check; without a new module it
+    takes a fraction of a millisecond. Raises CodeChangedError if a file differs or was unknown to the driver.
     """
     if not expected:
         return
@@ -65,7 +65,7 @@ def check_imported(expected: Files | None) -> None:
 
 
 def _name_and_hash(file: Path) -> tuple[str, str]:
-    """No name for a file that is no part of the checkout, no hash for one that is gone."""
+    """Return a file's key in `Files` and its hash: no key outside the checkout, no hash for a deleted file."""
     if not file.is_relative_to(CHECKOUT):
         return "", ""
     return file.relative_to(CHECKOUT).as_posix(), content_hash(file.read_bytes()) if file.is_file() else ""

@@ -1,1 +1,1 @@
-"""Long runs in which processes are killed or never replaced, and nothing may be lost."""
+"""Long runs in which processes are killed or never replaced, and no result may be lost."""

@@ -1,12 +1,12 @@
-"""What does a sweep lose when its processes are killed at random? Nothing may be lost, nothing counted twice, and the curve stays the same.
+"""Test of a sweep whose processes are killed at random: no episode may be lost or counted twice, and the curve must stay the same.
 
     python -m stress.chaos                30 kills; half an hour on two busy cores
     python -m stress.chaos --quick        one of each kind; a quarter of an hour there
 
-Six short arms trained by Ray Train and played in robosuite, everything kept in SeaweedFS: first undisturbed, then again while `kill -9` meets the
-driver, a training worker, a policy server, a rollout worker, the control actor, Ray Train's controller, a trial of Ray Tune or the storage
-server, at moments drawn from a seed. A driver that is gone is started again with the same command until it ends well; the storage server comes
-back after a few seconds. Exit code 1 if anything differs.
+Six short arms trained by Ray Train and played in robosuite, all results in SeaweedFS: first undisturbed, then again under `kill -9` of the driver,
+a training worker, a policy server, a rollout worker, the control actor, Ray Train's controller, a trial of Ray Tune or the storage server, at
+moments drawn from a seed. A dead driver is restarted with the same command until it succeeds; the storage server is restarted after a few
+seconds. Exit code 1 if anything differs.
 """
 
 import io
@@ -29,7 +29,7 @@ from stress.disturbed import KINDS, Disturbed, Place, undisturbed
 
 
 def rows(place: Place, sealed: bool) -> Iterator[dict[str, Any]]:
-    """Every finished episode of the sealed ledgers, or of the parts they were made from, without who played it, when and how fast."""
+    """Yield every finished episode of the sealed ledgers, or of their parts, without its worker, time of recording and durations."""
     import pyarrow.parquet as pq
 
     from orchestrator.storage.base import open_storage
@@ -43,7 +43,7 @@ def rows(place: Place, sealed: bool) -> Iterator[dict[str, Any]]:
 
 
 def checkpoints(place: Place) -> dict[tuple[str, int], str]:
-    """Fingerprints of what was trained, by arm and step."""
+    """Return the checkpoints' fingerprints by arm and step."""
     from orchestrator.sweep.state import SweepState
 
     state = SweepState.named("chaos", place.storage)
@@ -51,7 +51,7 @@ def checkpoints(place: Place) -> dict[tuple[str, int], str]:
 
 
 def points(place: Place) -> list[dict[str, Any]]:
-    """Of the curve, as the command prints it, without what they cost: work that was lost costs too."""
+    """Return the curve's points, as the command prints them, without their cost, which includes lost work."""
     command = [sys.executable, "-m", "orchestrator", "curve", "chaos", "--storage", place.storage, "--mlflow", place.mlflow, "--json"]
     answer: dict[str, Any] = json.loads(subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, check=True).stdout)
     found: list[dict[str, Any]] = answer["points"]
@@ -59,7 +59,7 @@ def points(place: Place) -> list[dict[str, Any]]:
 
 
 def compared(calm: Place, wild: Place) -> dict[str, Any]:
-    """What became of a disturbed sweep, held against an undisturbed one."""
+    """Compare the results of a disturbed sweep with those of an undisturbed one."""
 
     def episode(row: dict[str, Any]) -> tuple[str, str, str]:
         return row["checkpoint"], row["protocol"], row["episode"]
@@ -88,7 +88,7 @@ def chaos(
 ) -> dict[str, Any]:
     """Run the sweep undisturbed and disturbed, and compare. A sweep has two arms per training seed.
 
-    episodes: a store with six or more episodes of Lift. point: sets the variables that lead to an S3 server.
+    episodes: a store with six or more episodes of Lift. point: sets the environment variables of an S3 server.
     """
     began = time.monotonic()
     calm, wild = Place("calm", folder, seeds), Place("wild", folder, seeds)
@@ -112,7 +112,7 @@ def chaos(
 
 
 def harmless(answers: dict[str, Any]) -> bool:
-    """Whether nothing came of it."""
+    """Return whether the kills had no effect on the results."""
     wrong = [answers[name] for name in ("lost", "double_counted", "different")]
     return not any(wrong) and answers["equal_checkpoints"] and answers["equal_curve"] and answers["episodes"] > 0
 

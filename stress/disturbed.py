@@ -1,4 +1,4 @@
-"""A sweep in processes of its own, whose processes and storage server are killed at random until it is done all the same."""
+"""A sweep in separate processes, which are killed at random, like its storage server, until it is done."""
 
 import os
 import random
@@ -25,16 +25,16 @@ TITLES = {
     "trial": "ray::ImplicitFunc",
 }
 KINDS = ("driver", *TITLES, "storage")
-"""What is killed. A run whose control actor dies ends with the exit code of infrastructure, and is started again."""
+"""Kinds of killed processes. A run whose control actor dies ends with the exit code of infrastructure and is restarted."""
 AT_WORK = TITLES["trainer"], "ray::RolloutWorker.play"
 AFTER_S = 0.0, 10.0
-"""A kill that is due comes so much later, drawn evenly."""
+"""Range of the delay of a due kill, in seconds, drawn uniformly."""
 SPREAD = 10 / 12
-"""Share of the sweep's scores that are reported when the last kill is due: kills are spread evenly over the sweep, however fast the machine."""
+"""Share of the sweep's scores that are reported when the last kill is due: kills are spread evenly over the sweep at any speed of the machine."""
 AWAY_S = 1.0, 5.0
-"""Until a killed storage server is started again."""
+"""Range of the delay, in seconds, before a killed storage server is restarted."""
 MOST_RESTARTS_PER_KILL = 3
-"""A sweep that has to be started again more often does not get anywhere."""
+"""Restarts per kill above which a sweep counts as making no progress."""
 SWEEP = """
 name: chaos
 seeds: {seeds}
@@ -50,16 +50,16 @@ mlflow: {mlflow}
 
 @dataclass(frozen=True)
 class Place:
-    """Where one run of the sweep keeps what it makes: results in the storage, its tracking database and its log in a folder."""
+    """Locations of one run's output: its results in the storage, its tracking database and its log in a folder."""
 
     name: str
     folder: Path
     seeds: int = 3
-    """Training seeds, of two arms each."""
+    """Number of training seeds, of two arms each."""
 
     @property
     def scores(self) -> int:
-        """Of its arms' two checkpoints each."""
+        """Number of scores: two arms per seed, two checkpoints per arm."""
         return self.seeds * 2 * 2
 
     @property
@@ -75,13 +75,14 @@ class Place:
         return self.folder / f"{self.name}.log"
 
     def sweep_file(self, episodes: Path) -> Path:
+        """Write the sweep file for an episode store and return its path."""
         path = self.folder / f"{self.name}.yaml"
         path.write_text(SWEEP.format(seeds=[*range(self.seeds)], episodes=episodes, storage=self.storage, mlflow=self.mlflow))
         return path
 
 
 class Driver:
-    """The command that runs a sweep, in a session of its own: whatever it starts belongs to that, even when its parents are dead."""
+    """Command that runs a sweep, in its own session, to which its descendants belong even when their parents are dead."""
 
     def __init__(self, place: Place, episodes: Path) -> None:
         self._command = [sys.executable, "-m", "orchestrator", "run", str(place.sweep_file(episodes))]
@@ -90,6 +91,7 @@ class Driver:
         self.start()
 
     def start(self) -> None:
+        """Start the command, with its output appended to the log."""
         self.starts += 1
         with self._log.open("a") as log:
             log.write(f"\n--- start {self.starts}\n")
@@ -97,11 +99,11 @@ class Driver:
             self._process = subprocess.Popen(self._command, cwd=CHECKOUT, stdout=log, stderr=log, start_new_session=True)
 
     def ended(self) -> int | None:
-        """The exit code, once there is one."""
+        """Return the exit code; None while the command runs."""
         return self._process.poll()
 
     def processes(self, title: str = "") -> list[psutil.Process]:
-        """Of its session, by the title that Ray gave them; zombies do not count."""
+        """Return the live processes of the session with `title`, as Ray sets it, in their command line; zombies do not count."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error, ProcessLookupError):
@@ -111,12 +113,12 @@ class Driver:
         return found
 
     def kill(self) -> None:
-        """The command alone."""
+        """Kill the command alone, and wait for its end."""
         self._process.kill()
         self._process.wait()
 
     def clean(self) -> None:
-        """Nothing of it is left: what does not go by itself once the command is gone is killed."""
+        """Wait until the session has no process left, and kill the remaining ones after 5 s."""
         deadline = time.monotonic() + 5
         while left := self.processes():
             if time.monotonic() > deadline:
@@ -128,14 +130,14 @@ class Driver:
 
 @dataclass
 class Tally:
-    """What was done to a sweep, and how often it had to be started again."""
+    """Numbers of kills, by kind, and of restarts of a sweep."""
 
     kills: Counter[str] = field(default_factory=Counter)
     restarts: int = 0
 
 
 def undisturbed(place: Place, episodes: Path) -> None:
-    """Run the sweep once; RuntimeError with the end of its log if it fails."""
+    """Run the sweep once. Raises RuntimeError, with the end of its log, if it fails."""
     driver = Driver(place, episodes)
     try:
         while driver.ended() is None:
@@ -149,7 +151,7 @@ def undisturbed(place: Place, episodes: Path) -> None:
 
 
 class Disturbed:
-    """A sweep, and what befalls it until it is done."""
+    """Sweep with scheduled kills and the restarts after them."""
 
     def __init__(self, place: Place, episodes: Path, server: SeaweedFS, kills: int, rng: random.Random, kinds: tuple[str, ...] = KINDS) -> None:
         self._place, self._server, self._rng = place, server, rng
@@ -160,11 +162,11 @@ class Disturbed:
         self._most_restarts = 3 + MOST_RESTARTS_PER_KILL * kills
         self._driver = Driver(place, episodes)
         self._next = time.monotonic() + rng.uniform(*AFTER_S)
-        self._back = float("inf")  # when the storage server, away now, is started again
+        self._back = float("inf")  # when the killed storage server is restarted; infinite while it runs
         self.tally = Tally()
 
     def run(self) -> Tally:
-        """Until the sweep has ended well. RuntimeError with the end of its log if it never does."""
+        """Kill and restart until the sweep succeeds. Raises RuntimeError, with the end of its log, after too many restarts."""
         try:
             while (code := self._driver.ended()) != 0:
                 if time.monotonic() > self._back:
@@ -190,12 +192,12 @@ class Disturbed:
         self._driver.start()
 
     def _due(self) -> bool:
-        """Whether the sweep has come far enough for another kill; a driver tells all scores again that it finds."""
+        """Return whether enough distinct scores are reported for another kill; a restarted driver reports earlier scores again."""
         told = {*re.findall(r"score (\S+ after \d+ steps)", self._place.log.read_text(errors="replace"))}
         return len(told) * self._kills >= (self._kills - len(self._todo)) * SPREAD * self._place.scores
 
     def _strike(self) -> None:
-        """Kill the first of the list that is there to be killed, while the sweep is at work: most of it would meet a start otherwise."""
+        """Kill the first listed kind that is running, while the sweep trains or plays: most kills would hit its start otherwise."""
         if not any(self._driver.processes(title) for title in AT_WORK):
             self._next = time.monotonic() + self._rng.uniform(0, 2)
             return
@@ -207,7 +209,7 @@ class Disturbed:
             self._todo.rotate(-1)
 
     def _kill(self, kind: str) -> bool:
-        """Whether there was one."""
+        """Kill a process of this kind and return whether there was one."""
         if kind == "storage":
             if self._back < float("inf"):
                 return False

@@ -1,10 +1,10 @@
-"""What is lost when rollout workers and the policy server are killed again and again? Nothing may be.
+"""Test of rollouts whose workers and policy server are killed repeatedly: no outcome may be lost, doubled or different.
 
     python -m stress.faults               200 episodes, a kill every 10 s, one hanging simulator; about eight minutes
     python -m stress.faults --quick       20 episodes
 
-Lift with an untrained `tiny` checkpoint behind the real policy server. First undisturbed; then `kill -9` of a worker, a worker, the server, and so
-on, after one worker was stopped so that it hangs. Exit code 1 if an outcome differs, is missing or came twice.
+Lift with an untrained `tiny` checkpoint behind the real policy server. First undisturbed; then one worker is suspended so that it hangs, followed
+by `kill -9` of a worker, a worker and the server in turn. Exit code 1 if an outcome differs, is missing or came twice.
 """
 
 import json
@@ -30,7 +30,7 @@ WORKERS, KILL_EVERY_S = 2, 10.0
 
 
 class Killer(threading.Thread):
-    """Stops one worker and waits until that is gone; then kills by turns until it is told to end."""
+    """Thread that suspends one worker, waits until it is gone, then kills processes in turn until `over` is set."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -60,7 +60,7 @@ class Killer(threading.Thread):
 
 
 def play(suite: Suite, checkpoint: str, killer: Killer | None = None) -> tuple[list[Outcome], dict[str, int]]:
-    """Every outcome that came, and which workers were replaced."""
+    """Play the suite and return its outcomes and the number of replaced workers by cause."""
     import ray
 
     from sim_workers.rollout.pool import RolloutPool
@@ -75,7 +75,7 @@ def play(suite: Suite, checkpoint: str, killer: Killer | None = None) -> tuple[l
     outcomes: list[Outcome] = []
     for _, outcome, _ in pool.results():
         outcomes.append(outcome)
-        if killer and len(outcomes) == 2 * WORKERS:  # every worker is playing by now
+        if killer and len(outcomes) == 2 * WORKERS:  # every worker plays now
             killer.start()
     if killer:
         killer.over.set()

@@ -1,9 +1,9 @@
-"""Do memory and open files of a rollout process stay flat over thousands of episodes?
+"""Test of a rollout process's memory and open files, which must not grow over thousands of episodes.
 
     python -m stress.soak                 5,000 episodes, a quarter of an hour on two cores
     python -m stress.soak --quick         300
 
-Two workers that are not replaced, short episodes of Lift with a policy that looks twice each. Exit code 1 if they grew.
+Two workers that are not replaced play short episodes of Lift, with two policy observations each. Exit code 1 if memory or open files grew.
 """
 
 import json

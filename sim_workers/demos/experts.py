@@ -1,6 +1,6 @@
-"""Scripted demonstrators: they see the true state of the scene, and command the same OSC_POSE actions a policy must learn.
+"""Scripted experts, which read the true state of the scene and command the OSC_POSE actions that a policy must learn.
 
-Each is a generator-free state machine over robosuite's named observations, one call per control step.
+Each is a state machine over robosuite's named observations, without generators, called once per control step.
 """
 
 from abc import ABC, abstractmethod
@@ -12,33 +12,33 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 OPEN, CLOSE = -1.0, 1.0
-METRES_PER_UNIT = 0.05  # OSC_POSE: an action of 1 asks for 5 cm
+METRES_PER_UNIT = 0.05  # OSC_POSE: an action of 1 commands 5 cm
 RADIANS_PER_UNIT = 0.5
 DOWN = np.array([0.0, 0.0, -1.0])
-GAIN = 1.2  # the arm lags behind its target; asking for a little more than the remaining way settles fastest
+GAIN = 1.2  # the arm lags behind its target; commanding slightly more than the remaining distance settles fastest
 
-# What is not among robosuite's observations: constants of its model, version 1.5.2 (metres).
+# Constants of robosuite's model, version 1.5.2, that are not among its observations (metres).
 STACKED = 0.045  # from the middle of the lower cube to that of the upper (environments/manipulation/stack.py: cubeA, cubeB)
 CAN_BIN = np.array([0.155, 0.36, 0.89])  # over the can's quarter of bin2, on the robot's side (environments/manipulation/pick_place.py: not_in_bin)
 SQUARE_PEG = np.array([0.23, 0.1, 0.935])  # just below the top of peg1 (models/assets/arenas/pegs_arena.xml)
 NUT_HANDLE = 0.054  # from the middle of the nut to that of its handle (models/assets/objects/square-nut.xml: handle_site)
-LATCH = np.array([-0.175, -0.1, -0.025])  # where the lever turns, in the door's frame (models/assets/objects/door_lock.xml: latch, handle)
+LATCH = np.array([-0.175, -0.1, -0.025])  # axis of the lever, in the door's frame (models/assets/objects/door_lock.xml: latch, handle)
 LEVER = 0.125  # from there to handle_pos (models/assets/objects/door_lock.xml: handle)
 
 
 class Expert(Protocol):
-    """Demonstrates one episode; made anew for each."""
+    """Scripted expert for one episode."""
 
     horizon: int
-    """Control steps after which it has failed."""
+    """Number of control steps after which the demonstration has failed."""
 
     def act(self, state: dict[str, Array]) -> Array:
-        """(7,) action for the named observations of the moment."""
+        """Return the (7,) action for the current named observations."""
         ...
 
 
 def _towards(state: dict[str, Array], target: Array, yaw: float, gripper: float) -> Array:
-    """Move the hand towards `target` (metres, world) while turning it by what is left of `yaw` (radians about the vertical)."""
+    """Return the action that moves the hand towards `target` (metres, world) and turns it by the remaining `yaw` (radians, vertical axis)."""
     action = np.zeros(7)
     action[:3] = GAIN * (target - state["robot0_eef_pos"]) / METRES_PER_UNIT
     action[5] = yaw / RADIANS_PER_UNIT
@@ -52,18 +52,18 @@ def _yaw(quat_xyzw: Array) -> float:
 
 
 def _half_turn(state: dict[str, Array], yaw: float) -> float:
-    """Smallest turn that lines the fingers up with a bar, which looks the same every half turn."""
+    """Return the smallest turn (rad) that aligns the fingers with a bar, which is symmetric under half turns."""
     return float((yaw - _yaw(state["robot0_eef_quat"]) + np.pi / 2) % np.pi - np.pi / 2)
 
 
 def _square_turn(state: dict[str, Array], cube_quat: Array) -> float:
-    """Smallest turn that lines the fingers up with a face of a cube, which looks the same every quarter turn."""
+    """Return the smallest turn (rad) that aligns the fingers with a face of a cube, which is symmetric under quarter turns."""
     turn = _yaw(cube_quat) - _yaw(state["robot0_eef_quat"])
     return float((turn + np.pi / 4) % (np.pi / 2) - np.pi / 4)
 
 
 def _reach(state: dict[str, Array], target: Array, turn: float, gripper: float, pointing: Array = DOWN) -> Array:
-    """Like _towards, and swing the hand until its fingers point along `pointing` (unit vector, world)."""
+    """Return the action of _towards that also tilts the hand until its fingers point along `pointing` (unit vector, world)."""
     action = _towards(state, target, turn, gripper)
     x, y, z, w = state["robot0_eef_quat"]
     fingers = np.array([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)])
@@ -72,7 +72,7 @@ def _reach(state: dict[str, Array], target: Array, turn: float, gripper: float, 
 
 
 def _bring(state: dict[str, Array], thing: Array, goal: Array, turn: float, gripper: float, clearance: float) -> Array:
-    """Bring `thing`, the hand or what it holds, to `goal` from above: rise where it is, go across, sink while coming over the goal."""
+    """Return the action that brings `thing`, the hand or its load, to `goal` from above: rise in place, move across, sink near the goal."""
     off = float(np.hypot(*(thing - goal)[:2]))
     above = clearance if abs(turn) > 0.15 else min(clearance, 3 * max(off - 0.008, 0.0))
     way = goal - above * DOWN - thing
@@ -82,7 +82,7 @@ def _bring(state: dict[str, Array], thing: Array, goal: Array, turn: float, grip
 
 
 class LiftExpert:
-    """Above the cube, down, close, up."""
+    """Expert of Lift: move above the cube, descend, close the fingers, rise."""
 
     horizon = 150
 
@@ -94,13 +94,13 @@ class LiftExpert:
         turn = _square_turn(state, state["cube_quat"])
         off = float(np.linalg.norm(hand[:2] - cube[:2]))
         if self._closed_for == 0 and (off > 0.012 or abs(turn) > 0.15) and hand[2] < cube[2] + 0.05 and off > 0.03:
-            return _towards(state, np.array([*hand[:2], cube[2] + 0.08]), turn, OPEN)  # knocked aside: rise before trying again
+            return _towards(state, np.array([*hand[:2], cube[2] + 0.08]), turn, OPEN)  # the cube was knocked aside: rise before the next attempt
         if self._closed_for == 0 and (off > 0.012 or abs(turn) > 0.15):
             return _towards(state, np.array([*cube[:2], max(cube[2] + 0.05, min(hand[2], cube[2] + 0.08))]), turn, OPEN)
         if self._closed_for == 0 and hand[2] - cube[2] > 0.008:
             return _towards(state, cube, turn, OPEN)
         if off > 0.03 or hand[2] - cube[2] > 0.03:
-            self._closed_for = 0  # it slipped out: try again
+            self._closed_for = 0  # the cube slipped out: retry
             return _towards(state, hand, 0.0, OPEN)
         self._closed_for += 1
         if self._closed_for <= 4:
@@ -109,43 +109,43 @@ class LiftExpert:
 
 
 class PickAndPlaceExpert(ABC):
-    """Above the thing, down, close; up, across, down to where it belongs; open, up. From the start again if it slipped or missed."""
+    """Expert that grasps an object from above, carries it over its goal, lowers and releases it; it retries if the object slips or misses."""
 
     horizon = 200
     clearance = 0.06
-    """How far above its goal the thing is carried (m)."""
+    """Height above its goal at which the object is carried (m)."""
     precision = 0.01
-    """How near to its goal, seen from above, it may be let go (m)."""
+    """Largest horizontal distance from its goal at which the object is released (m)."""
     squeeze = 7
-    """Control steps that the fingers need to close on it."""
+    """Number of control steps that the fingers need to close on the object."""
 
     def __init__(self) -> None:
         self._closed_for = self._opened_for = 0
 
     @abstractmethod
     def thing(self, state: dict[str, Array]) -> Array:
-        """(3,) the middle of what is carried."""
+        """Return the middle of the carried object, (3,) (m, world)."""
 
     @abstractmethod
     def handle(self, state: dict[str, Array]) -> tuple[Array, float]:
-        """(3,) where the fingers take hold of it, and how far the hand has to turn for that."""
+        """Return the point of the grasp, (3,) (m, world), and the turn of the hand for it (rad)."""
 
     @abstractmethod
     def goal(self, state: dict[str, Array]) -> tuple[Array, float]:
-        """(3,) where the thing is let go, and how far it has to turn for that."""
+        """Return the object's place of release, (3,) (m, world), and the object's turn for it (rad)."""
 
     def act(self, state: dict[str, Array]) -> Array:
         hand, thing, (handle, turn) = state["robot0_eef_pos"], self.thing(state), self.handle(state)
         if self._opened_for:
             self._opened_for, self._closed_for = (self._opened_for + 1) % 20, 0
-            if self._opened_for <= 6:  # the fingers take a while to let go
+            if self._opened_for <= 6:  # the fingers take several steps to open
                 return _bring(state, thing, self.goal(state)[0], 0.0, OPEN, self.clearance)
             return _reach(state, np.array([*handle[:2], hand[2] + 0.06]), 0.0, OPEN)
         off, above = float(np.hypot(*(hand - handle)[:2])), hand[2] - handle[2]
         if self._closed_for == 0 and (off > 0.012 or abs(turn) > 0.15 or above > 0.008):
             return _bring(state, hand, handle, turn, OPEN, 0.06)
         if off > 0.03 or abs(above) > 0.03:
-            self._closed_for = 0  # it slipped out: try again
+            self._closed_for = 0  # the object slipped out: retry
             return _reach(state, hand, 0.0, OPEN)
         self._closed_for += 1
         if self._closed_for <= self.squeeze:
@@ -157,7 +157,7 @@ class PickAndPlaceExpert(ABC):
 
 
 class StackExpert(PickAndPlaceExpert):
-    """The red cube onto the green one."""
+    """Expert of Stack: the red cube onto the green one."""
 
     def thing(self, state: dict[str, Array]) -> Array:
         return state["cubeA_pos"]
@@ -167,7 +167,7 @@ class StackExpert(PickAndPlaceExpert):
         fingers = _yaw(state["robot0_eef_quat"]) + turn + np.pi / 2
         x, y, _ = state["cubeB_pos"] - state["cubeA_pos"]
         if np.hypot(x, y) < 0.1 and abs(np.cos(fingers) * x + np.sin(fingers) * y) > 0.75 * np.hypot(x, y):
-            turn -= np.copysign(np.pi / 2, turn)  # a finger would come down on the green cube: take the other two faces
+            turn -= np.copysign(np.pi / 2, turn)  # a finger would hit the green cube: grasp the other two faces
         return state["cubeA_pos"], turn
 
     def goal(self, state: dict[str, Array]) -> tuple[Array, float]:
@@ -175,7 +175,7 @@ class StackExpert(PickAndPlaceExpert):
 
 
 class PickPlaceCanExpert(PickAndPlaceExpert):
-    """The can over the walls of the bins into its own."""
+    """Expert of PickPlaceCan: the can over the walls of the bins into its own."""
 
     clearance = 0.1
     precision = 0.03
@@ -191,7 +191,7 @@ class PickPlaceCanExpert(PickAndPlaceExpert):
 
 
 class NutAssemblySquareExpert(PickAndPlaceExpert):
-    """The square nut, held by its handle, over the square peg; let go once the peg is in its hole."""
+    """Expert of NutAssemblySquare: the square nut, held by its handle, over the square peg; released once the peg is in its hole."""
 
     horizon = 300
     precision = 0.02
@@ -211,26 +211,26 @@ class NutAssemblySquareExpert(PickAndPlaceExpert):
 
 
 class DoorExpert:
-    """Closed fingers, leaning against the door: over the lever's end, press it round until the latch is free, pull while pressing on."""
+    """Expert of Door: press the lever's end with closed fingers until the latch is free, then pull while pressing."""
 
     horizon = 200
     lean = 1.0
-    """From pointing down (0) towards pointing at the door (rad): upright, the hand would touch door or lever with its flanks."""
+    """Tilt of the hand from pointing down (0) towards the door (rad): an upright hand would touch door or lever with its flanks."""
     reach = 0.11
-    """Where on the lever to press: so far from where it turns (m)."""
+    """Distance from the lever's axis to the pressed point (m)."""
 
     def __init__(self) -> None:
         self._pressing = False
 
     def act(self, state: dict[str, Array]) -> Array:
         hand, angle, arm = state["robot0_eef_pos"], float(state["handle_qpos"]), state["handle_pos"] - state["door_pos"]
-        door = float(np.arctan2(arm[1], arm[0]) - np.arctan2(LATCH[1], LATCH[0] + LEVER * np.cos(angle)))  # how the door stands
+        door = float(np.arctan2(arm[1], arm[0]) - np.arctan2(LATCH[1], LATCH[0] + LEVER * np.cos(angle)))  # the door's angle
         along, out = np.array([np.cos(door), np.sin(door), 0.0]), np.array([np.sin(door), -np.cos(door), 0.0])
         latch = state["door_pos"] + LATCH[0] * along - LATCH[1] * out - LATCH[2] * DOWN
         turn, pointing = _half_turn(state, door), np.cos(self.lean) * DOWN - np.sin(self.lean) * out
 
         def over(angle: float, gap: float) -> Array:
-            """So far from the lever (m), on the side from which it is pressed, when the lever stands at `angle`."""
+            """Return the point at distance `gap` (m) from the lever at `angle` (rad), on the side from which it is pressed."""
             ahead, below = self.reach * np.cos(angle) + gap * np.sin(angle), self.reach * np.sin(angle) - gap * np.cos(angle)
             place: Array = latch + ahead * along + below * DOWN
             return place
@@ -239,7 +239,7 @@ class DoorExpert:
         if np.linalg.norm(hand - start) < 0.025:
             self._pressing = True
         elif np.linalg.norm(hand - over(angle, 0.03)) > 0.08:
-            self._pressing = False  # it slipped off: try again
+            self._pressing = False  # the fingers slipped off: retry
         if not self._pressing:
             aside = 0.12 if hand[2] < start[2] - 0.04 else 0.0  # rise in front of the lever, not under it
             return _reach(state, start + aside * out, turn, CLOSE, pointing)
@@ -257,7 +257,7 @@ EXPERTS: dict[str, type[Any]] = {
 
 
 def expert_for(task: str) -> Expert:
-    """A fresh demonstrator; KeyError-free: an unknown task is one sentence."""
+    """Return a new expert for one episode of the task. Raises ValueError, with one sentence, if the task has none."""
     if task not in EXPERTS:
         raise ValueError(f"no scripted expert demonstrates {task}; there is one for {', '.join(EXPERTS)}")
     expert: Expert = EXPERTS[task]()

@@ -1,4 +1,4 @@
-"""Scripted demonstrations: an expert plays a scene, disturbed, and what it saw and meant is written down."""
+"""Recording of scripted demonstrations: an expert plays a scene under disturbance; its observations and intended actions are recorded."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +9,12 @@ import numpy.typing as npt
 from sim_workers.demos.experts import expert_for
 from sim_workers.envs.robosuite import SimEnv
 
-LINGER = 4  # steps recorded after the first success, so that the film ends on it
+LINGER = 4  # control steps recorded from the first success on, so that the film shows it
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """Which scene to demonstrate, and how much the executed action strays from the expert's (standard deviation, action units)."""
+    """Scene of a demonstration, and its disturbance: standard deviation of the executed action from the expert's, in action units."""
 
     task: str
     seed: int
@@ -27,22 +27,22 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Recording:
-    """L control steps."""
+    """Demonstration of L control steps."""
 
     frames: dict[str, npt.NDArray[np.uint8]]
-    """Per camera (L, H, W, 3)."""
+    """Pictures per camera, (L, H, W, 3)."""
     proprio: npt.NDArray[np.float32]
-    """(L, P)."""
+    """Proprioceptive states, (L, P)."""
     action: npt.NDArray[np.float32]
-    """(L, A) what the expert meant."""
+    """The expert's actions before the disturbance, (L, A)."""
     success: bool
 
 
 def demonstrate(env: SimEnv, demonstration: Demonstration) -> Recording:
     """Play and record one demonstration; a function of the demonstration alone.
 
-    Hand and turn are disturbed, the gripper is not. The recorded action is the expert's own, so a learner sees how to come back from
-    states that a perfect expert never meets (DART: Laskey et al. 2017, arXiv 1703.09327). EpisodeFaultError as `SimEnv.step` and `SimEnv.reset`.
+    The hand's position and turn are disturbed, the gripper is not. The recorded action is the expert's own, so a learner sees recoveries from
+    states that a perfect expert never visits (DART: Laskey et al. 2017, arXiv 1703.09327). Raises EpisodeFaultError like `SimEnv.step` and `reset`.
     """
     rng = np.random.default_rng([demonstration.seed, 1])
     env.reset(demonstration.seed)

@@ -1,8 +1,8 @@
-"""One control step of robosuite without its overhead: the same floating-point operations in the same order, and little else.
+"""One control step of robosuite without its overhead: the same floating-point operations in the same order.
 
-A control step (1/20 s) is 25 steps of physics; before each, controllers turn the goal into torques. robosuite looks everything up by name at
-500 Hz, asks every observable whether it is due, and computes a reward: several times the cost of the physics. `FastStep` does what has an effect
-on the trajectory, on MuJoCo's own arrays, and the observations when somebody asks for them.
+A control step (1/20 s) is 25 physics steps; before each, controllers turn the goal into torques. robosuite resolves names at 500 Hz, checks for
+every observable whether it is due, and computes a reward, at several times the cost of the physics. `FastStep` does only the work that affects the
+trajectory, on MuJoCo's own arrays, and computes observations on demand.
 
 Written against robosuite 1.5.2: `environments/base.py` step, `robots/fixed_base_robot.py` control, `controllers/parts/arm/osc.py`.
 Import after `sim_workers.envs.render.choose_backend`.
@@ -31,26 +31,26 @@ ARM = {
     **{"name": "OSC_POSE", "impedance_mode": "fixed", "input_type": "delta", "input_ref_frame": "base", "_goal_update_mode": "achieved"},
     **{"uncoupling": True, "lite_physics": True, "num_ref_sites": 1, "interpolator_pos": None, "interpolator_ori": None},
 }
-"""What this file knows an arm's controller to be like: robosuite's default for the Panda."""
+"""Settings of the only supported arm controller: robosuite's default for the Panda."""
 
 
 class FastStep:
-    """Takes the place of `env.step` of one robosuite environment; ValueError if something in it is not as this file knows it.
+    """Replacement of `env.step` for one robosuite environment. Raises ValueError if the environment has a part that this file does not support.
 
-    What lasts between control steps stays in robosuite's own objects: goals and the gripper's opening in the controllers, the sampling clock in
-    the observables. So `env.step`, `env.reset` and this can be mixed freely. Not kept: the reward, and `robot.recent_*` where only it uses them.
+    State between control steps stays in robosuite's own objects: goals and the gripper's opening in the controllers, the sampling clock in the
+    observables. So `env.step`, `env.reset` and this can be mixed freely. Not kept: the reward, and `robot.recent_*` where only the reward uses them.
     """
 
     def __init__(self, env: Any) -> None:
         self._env = env
         kind = type(env)
-        # Of robosuite's tasks only Wipe has a _post_action of its own, and only its reward changes what lasts: it removes the dirt.
+        # Of robosuite's tasks only Wipe overrides _post_action, and only its reward has a side effect: it removes the dirt.
         rewards = kind.reward.__module__
         self._only_a_reward = kind._post_action is MujocoEnv._post_action and rewards.startswith("robosuite.environments.manipulation.")
         self._bind()
 
     def _bind(self) -> None:
-        """Look up what a control step needs: a reset makes new controllers, a hard reset a new simulation, too."""
+        """Look up the objects that a control step uses: a reset makes new controllers, a hard reset also a new simulation."""
         env = self._env
         _refuse_unknown(env)
         self._of = [env.sim, *(robot.composite_controller for robot in env.robots)]
@@ -64,7 +64,10 @@ class FastStep:
         return all(one is other for one, other in zip(now, self._of, strict=True))
 
     def __call__(self, action: Action) -> None:
-        """Advance one control step with one (A,) action; what it led to is in the environment and in observations()."""
+        """Advance one control step with one (A,) action; the result is in the environment and in observations().
+
+        Raises ValueError if the episode is over or the action's length is wrong.
+        """
         env = self._env
         if env.done:
             raise ValueError("the episode is over: reset the environment before the next action")
@@ -93,13 +96,13 @@ class FastStep:
             env._post_action(action)
 
     def observations(self) -> Any:
-        """What `env.step` would have returned: robosuite's named low-dimensional observations, sampled now if nobody has asked before."""
+        """Return the observations that `env.step` would have returned, robosuite's named low-dimensional ones, sampled now if not sampled yet."""
         if self._bound():
             self._observations.sample()
         return self._env._get_observations()
 
     def _begin(self, action: Action) -> None:
-        """Set the goals of a control step, and command the first torques towards them."""
+        """Set the goals of a control step and command its first torques."""
         up_to_date = all(arm.control.new_update for arm in self._arms)
         if up_to_date and self._only_a_reward:
             for arm in self._arms:
@@ -107,20 +110,20 @@ class FastStep:
                 arm.push()
             return
         self._env._pre_action(action, policy_step=True)  # Wipe's counters use robot.recent_*
-        if not up_to_date:  # the first time after a reset, robosuite's controllers go by what they saw when they were made
+        if not up_to_date:  # in the first step after a reset, robosuite's controllers use the state at their construction
             self._arms = _arms(self._env)
         for arm in self._arms:
             arm.see_goal()
 
 
 class _Arm:
-    """One arm under operational space control, and its gripper: the arrays that its torques are computed from.
+    """One arm under operational space control, and its gripper: the arrays from which its torques are computed.
 
-    `control`, robosuite's controller, keeps the goal, in the frame of the arm's base, and receives what it would hold.
+    `control`, robosuite's controller, keeps the goal, in the frame of the arm's base, and receives the values that robosuite would store in it.
     """
 
     def __init__(self, robot: Any, arm: str, start: int) -> None:
-        """The robot's part of an action begins at `start`."""
+        """start: first index of the robot's part of an action."""
         sim, parts, splits = robot.sim, robot.part_controllers, robot.composite_controller._action_split_indexes
         self._model, self._data = model, data = sim.model._model, sim.data._data
         self.control = control = parts[arm]
@@ -141,7 +144,7 @@ class _Arm:
         number = control.joint_dim
         self._wrench, self._torques = np.zeros(6), np.zeros(number)
         self._linear, self._angular = np.zeros((3, model.nv)), np.zeros((3, model.nv))
-        # In Fortran's order, as robosuite has them: BLAS sums in another order for a transpose.
+        # In Fortran order, like robosuite's: BLAS sums in another order for a transpose.
         self._mass = np.zeros((number, number), order="F")
         self._lambda_pos, self._lambda_ori = np.zeros((3, 3), order="F"), np.zeros((3, 3), order="F")
         self._force, self._torque, self._posture = np.zeros(3), np.zeros(3), np.zeros(number)
@@ -153,7 +156,7 @@ class _Arm:
         )
 
     def set_goal(self, action: Action) -> None:
-        """Do what `OperationalSpaceController.set_goal` does: the goal is where the hand is, moved and turned by the action."""
+        """Do what `OperationalSpaceController.set_goal` does: the goal is the hand's current pose, moved and turned by the action."""
         control, delta = self.control, _scaled(self.control, action[self._mine])
         self._pose[:3, :3], self._pose[:3, 3] = self._ori, self._pos
         hand = self._into_base.dot(self._pose)
@@ -164,12 +167,12 @@ class _Arm:
             self._gripper.command(action)
 
     def see_goal(self) -> None:
-        """Take over the controller's goal, in the world: it does not change before the next control step."""
+        """Cache the controller's goal in world coordinates; it does not change before the next control step."""
         control = self.control
         self._goal = control.origin_pos + np.dot(control.origin_ori, control.goal_pos), np.dot(control.origin_ori, control.goal_ori)
 
     def push(self) -> None:
-        """Command the torques of one step of physics (`Controller.update`, `OperationalSpaceController.run_controller`)."""
+        """Command the torques of one physics step (`Controller.update`, `OperationalSpaceController.run_controller`)."""
         control, torques = self.control, self._torques
         mujoco.mj_jacSite(self._model, self._data, self._linear, self._angular, self._site)
         self._linear.dot(self._qvel, control.ref_pos_vel)
@@ -183,19 +186,19 @@ class _Arm:
         np.minimum(self._ctrl, self._high, self._ctrl)
 
     def leave(self) -> None:
-        """Leave in robosuite's controller what it would hold after the control step; the rest it looks up before the next."""
+        """Store in robosuite's controller its values after the control step; it looks the others up before the next."""
         self.control.ref_pos[:], self.control.ref_ori_mat[:], self.control.torques = self._pos, self._ori, self._torques.copy()
 
 
 class _Gripper:
     def __init__(self, robot: Any, name: str, mine: slice) -> None:
-        """Its part of the action is `mine`."""
+        """mine: the gripper's part of an action."""
         self._control, self._gripper, self._mine = robot.part_controllers[name], robot.composite_controller.grippers[name], mine
         self._actuators, self._ctrl = robot._ref_actuators_indexes_dict[name], robot.sim.data._data.ctrl
         self._low, self._high = robot.sim.model.actuator_ctrlrange[self._actuators].T.copy()
 
     def command(self, action: Action) -> None:
-        """Do what `SimpleGripController` does with set_goal and run_controller; its command does not change within a control step."""
+        """Do what `SimpleGripController.set_goal` and `run_controller` do; the command does not change within a control step."""
         control = self._control
         wanted = self._gripper.format_action(action[self._mine])
         control.goal_qvel = wanted = _scaled(control, wanted) if control.use_action_scaling else wanted
@@ -206,7 +209,7 @@ class _Gripper:
 
 
 def _scaled(control: Any, action: Action) -> Array:
-    """What `Controller.scale_action` gives once it has been asked before, as it has in the first control step."""
+    """Return the result of `Controller.scale_action` for every call but the first, which the first control step has made."""
     clipped = np.minimum(np.maximum(action, control.input_min), control.input_max)
     scaled: Array = (clipped - control.action_input_transform) * control.action_scale + control.action_output_transform
     return scaled
@@ -220,10 +223,10 @@ def _towards_goal(
     force: Array, torque: Array, lambda_pos: Array, lambda_ori: Array, posture: Array,
 ) -> None:  # fmt: skip
     """Fill in, for one arm of J joints, the hand's wanted `force` and `torque` (3,), their inertias `lambda_*` (3, 3), and the torques that keep the
-    arm's `posture` (J,); on the way `mass` (J, J) and the Jacobians `J_*` (3, J), (3, J), (6, J).
+    arm's `posture` (J,); as intermediate results `mass` (J, J) and the Jacobians `J_*` (3, J), (3, J), (6, J).
 
-    Only what rounds alike wherever it is computed (sums and products of single numbers), and robosuite's own compiled functions. The other matrix
-    products must stay numpy's, whose BLAS is not theirs. The base stands still: its velocity, which robosuite subtracts, is 0.
+    Contains only operations that round the same everywhere (sums and products of scalars) and robosuite's own compiled functions. The other matrix
+    products must stay numpy's, because compiled code uses another BLAS. The base is at rest: its velocity, which robosuite subtracts, is 0.
     """
     for column in range(mass.shape[1]):
         for row in range(mass.shape[0]):
@@ -238,20 +241,20 @@ def _towards_goal(
 
 
 def _arms(env: Any) -> list[_Arm]:
-    """In the order in which robosuite drives them."""
+    """Return the arms in the order in which robosuite runs their controllers."""
     starts = np.cumsum([0, *(robot.action_dim for robot in env.robots)])
     return [_Arm(robot, arm, int(start)) for robot, start in zip(env.robots, starts, strict=False) for arm in robot.arms]
 
 
 def _mass_matrix_entries(model: Any) -> npt.NDArray[np.int64]:
-    """(V, V) where in MuJoCo's sparse `qM` each entry of the mass matrix is; -1 for the zeros that it leaves out."""
+    """Return, as (V, V), the index in MuJoCo's sparse `qM` of each entry of the mass matrix; -1 for the omitted zeros."""
     dense = np.zeros((model.nv, model.nv))
     mujoco.mj_fullM(model, dense, np.arange(1.0, model.nM + 1.0))
     return dense.astype(np.int64) - 1
 
 
 def _span(indexes: Any) -> slice:
-    """The slice that `indexes` are."""
+    """Return consecutive `indexes` as a slice. Raises ValueError if they are not consecutive."""
     start, stop = int(indexes[0]), int(indexes[-1]) + 1
     if list(indexes) != list(range(start, stop)):
         raise ValueError(f"the fast control step knows joints and actuators that lie side by side, not {list(indexes)}")
@@ -259,7 +262,7 @@ def _span(indexes: Any) -> slice:
 
 
 def _refuse_unknown(env: Any) -> None:
-    """ValueError, one sentence, unless everything that robosuite would run in a control step is what this file stands in for."""
+    """Raise ValueError, with one sentence, unless this file replaces everything that robosuite would run in a control step."""
     kind = type(env)
     if kind.step is not MujocoEnv.step or kind._pre_action is not RobotEnv._pre_action or not env.lite_physics or env.viewer is not None:
         raise ValueError(f"the fast control step knows robosuite's plain step with lite_physics and without a viewer; {kind.__name__} has another")

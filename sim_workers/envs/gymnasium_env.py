@@ -1,4 +1,4 @@
-"""The tasks as gymnasium environments, for whoever brings a loop of their own. Needs the extra `gym`.
+"""The tasks as gymnasium environments, for other libraries' loops. Needs the extra `gym`.
 
     import gymnasium
     import sim_workers.envs.gymnasium_env
@@ -26,17 +26,17 @@ FILM_SIZE = (256, 256)
 
 
 class RolloutEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.floating[Any]]]):
-    """One task, played by the project's rules: reward 1 at the first success, which ends the episode; cut off after `horizon` control steps.
+    """Environment of one task: reward 1 at the first success, which terminates the episode; truncated after `horizon` control steps.
 
-    Observation: per camera (H, W, 3) uint8, upright RGB, and "proprio" (P,) float32; `contract` says what the values are.
-    Action: (A,) in [-1, 1], one control step; with `chunk=T` (T, A), T control steps, and only what is seen after the last one is rendered.
-    Info: "success" (done in this very state), "first_success" (control steps until then, or None), "instruction", "seed" (of the scene).
+    Observation: per camera (H, W, 3) uint8, upright RGB, and "proprio" (P,) float32; `contract` names the values.
+    Action: (A,) in [-1, 1], one control step; with `chunk=T` (T, A), T control steps, of which only the state after the last is rendered.
+    Info: "success" (in the current state), "first_success" (control steps until then, or None), "instruction", "seed" (of the scene).
 
     step raises ActionError (a ValueError), before anything moves, for an action that is not finite, and DivergedError (a RuntimeError) if the
     simulation diverges; reset() then starts another episode.
 
-    reset(seed=s) starts scene s, the one that a suite's episode with scene seed s has; without a seed, one that no suite holds is drawn.
-    The simulator is made by the first reset, and there can be one per process: close() the first, or use gymnasium.vector.AsyncVectorEnv.
+    reset(seed=s) starts scene s, the scene of a suite's episode with scene seed s; without a seed, it draws a scene that no suite holds.
+    The first reset makes the simulator. A process can have only one: close() the first, or use gymnasium.vector.AsyncVectorEnv.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012 - gymnasium's own declaration
@@ -68,7 +68,7 @@ class RolloutEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.floating[Any]]]):
         self._first_success: int | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start an episode; there are no options."""
+        """Start an episode; `options` are ignored."""
         super().reset(seed=seed)
         self._seed = int(self.np_random.integers(FIRST_EVALUATION_SEED)) if seed is None else seed
         env = self._env_for(EpisodeSpec(self._task, self._seed, self._seed, self._shift).variant)
@@ -77,7 +77,7 @@ class RolloutEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.floating[Any]]]):
         return self._seen(env), self._info(env)
 
     def step(self, action: npt.NDArray[np.floating[Any]]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Carry out the action or the chunk, to its end or that of the episode."""
+        """Play the action or the chunk, until its end or that of the episode."""
         env = self._running()
         if np.shape(action) != self.action_space.shape:
             raise ValueError(f"the action's shape is {np.shape(action)}; this environment takes {self.action_space.shape}")
@@ -95,7 +95,7 @@ class RolloutEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.floating[Any]]]):
         return self._seen(env), reward, won, not won and self._steps >= self._horizon, self._info(env)
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """(256, 256, 3) for a person, from the camera that shows the whole scene."""
+        """Return a (256, 256, 3) picture from the camera that shows the whole scene; None without a render mode."""
         env = self._running()
         return env.picture(env.film_camera, FILM_SIZE) if self.render_mode == "rgb_array" else None
 
@@ -110,7 +110,7 @@ class RolloutEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.floating[Any]]]):
         return self._env
 
     def _env_for(self, variant: int) -> Env:
-        """The simulator of this variant of the shifted world; of another one than before, it is made anew."""
+        """Return the simulator of a variant of the shifted world, rebuilt if the variant has changed."""
         if self._env is None or variant != self._variant:
             self.close()
             self._env, self._variant = make_env(self._task, self.contract, self._shift, variant), variant
@@ -125,7 +125,7 @@ class RolloutEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.floating[Any]]]):
 
 
 def register() -> None:
-    """Make every task known to gymnasium.make as demoscale/TASK-v0; importing this module does it."""
+    """Register every task with gymnasium as demoscale/TASK-v0; importing this module calls it."""
     for task in TASKS:
         name = f"demoscale/{task.replace('/', '.')}-v0"
         if name not in gymnasium.registry:

@@ -1,7 +1,7 @@
-"""robosuite's observables, sampled when somebody asks rather than twenty times a second.
+"""robosuite's observables, sampled on demand instead of twenty times a second.
 
-robosuite asks every observable at 500 Hz whether it is due. As robosuite makes them they all are after the last step of physics of each control
-step, and nothing that they read changes until the next: so they can wait, and most of the time nobody asks.
+robosuite checks every observable at 500 Hz for whether it is due. By default all are due after the last physics step of each control step, and
+nothing that they read changes until the next one. So sampling can wait for a read, and most samples are never read.
 
 Written against robosuite 1.5.2: `utils/observables.py`.
 """
@@ -13,9 +13,9 @@ from robosuite.utils import observables
 
 
 class LateObservations:
-    """The observations of one robosuite environment, from one reset to the next. Values and clock stay in robosuite's own objects.
+    """Observations of one robosuite environment, from one reset to the next. Values and clock stay in robosuite's own objects.
 
-    Who forces robosuite to an update has to ask for what is due before.
+    A caller that forces an update of robosuite must call sample() first.
     """
 
     def __init__(self, env: Any) -> None:
@@ -23,12 +23,13 @@ class LateObservations:
         self._seen = {name: observable for name, observable in env._observables.items() if observable._enabled}
         self._looked_back_at = _looked_back_at(self._seen, env._obs_cache)
         self._due_in = -1
-        """The control step that the newest values, not sampled yet, belong to; if `env.step` has done another since, it has sampled them itself."""
+        """Control step whose values are not sampled yet; -1 if there is none. If `env.step` has made another step since, it has sampled them."""
 
     def postpone(self, substeps: int) -> bool:
-        """Whether the observables can wait until the control step that begins now, of so many steps of physics, is over.
+        """Return whether sampling can wait for the end of the control step that begins now, of `substeps` physics steps.
 
-        If not, because somebody forced an update in between or made them otherwise, `env._update_observables()` has to be called after each.
+        If not, because an update was forced in between or an observable is not a default one, the caller must call `env._update_observables()`
+        after each physics step.
         """
         if self._due_in == self._env.timestep:
             self._sample(self._looked_back_at)
@@ -37,13 +38,13 @@ class LateObservations:
         return later
 
     def sample(self) -> None:
-        """Have the newest values, if nobody has asked before."""
+        """Sample the newest values unless that has been done."""
         if self._due_in == self._env.timestep:
             self._sample(self._seen)
             self._due_in = -1
 
     def _sample(self, seen: dict[str, Any]) -> None:
-        """What `Observable.update` does when a plain observable is due."""
+        """Do what `Observable.update` does when a plain observable is due."""
         cache = self._env._obs_cache
         for name, observable in seen.items():
             value = np.array(observable._sensor(cache))
@@ -51,7 +52,7 @@ class LateObservations:
             cache[name] = np.array(observable._current_observed_value)
 
     def _sampled_at_the_end(self, substeps: int) -> bool:
-        """Whether all observables are due after the last step of physics; if so, their clock is set to what it will be then."""
+        """Return whether all observables are due after the last physics step; if so, set their clock to its value then."""
         seen = self._seen.values()
         clocks = {(one._time_since_last_sample, one._sampled, one._sampling_timestep) for one in seen}
         if len(clocks) != 1 or not all(map(_plain, seen)):
@@ -73,7 +74,7 @@ class LateObservations:
 
 
 class _Watched(dict[str, Any]):
-    """An observation cache that notes what is read in it before it is written: the sample before."""
+    """Observation cache that records the keys read before they are written, which are values of the previous sample."""
 
     def __init__(self, cache: dict[str, Any]) -> None:
         super().__init__(cache)
@@ -93,12 +94,12 @@ class _Watched(dict[str, Any]):
 
 
 def _looked_back_at(seen: dict[str, Any], cache: dict[str, Any]) -> dict[str, Any]:
-    """The observables of which the next sample uses this one's values: they have to be sampled even if nobody asks.
+    """Return the observables whose values the next sample uses: they must be sampled even without a read.
 
-    A sensor may read what is sampled only after it: PickPlace's way from a thing to the hand goes by where the thing was.
+    A sensor may read a value that is sampled only after it: PickPlace's vector from an object to the hand uses the object's previous pose.
     """
     watched = _Watched(cache)
-    for _ in range(2):  # from an empty cache, a sensor might not read on
+    for _ in range(2):  # with an empty cache, a sensor might stop reading early
         watched.new.clear()
         for name, observable in seen.items():
             watched[name] = np.array(observable._sensor(watched))
@@ -109,6 +110,6 @@ def _looked_back_at(seen: dict[str, Any], cache: dict[str, Any]) -> dict[str, An
 
 
 def _plain(observable: Any) -> bool:
-    """Whether an observable shows what its sensor says, at once."""
+    """Return whether an observable is its sensor's value, without corruption, filter or delay."""
     made = (observable._corrupter, observable._filter, observable._delayer)
     return made == (observables.NO_CORRUPTION, observables.NO_FILTER, observables.NO_DELAY) and observable._current_delay == 0.0

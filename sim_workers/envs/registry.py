@@ -1,4 +1,4 @@
-"""Which simulator plays a task, and what it offers. Imports none of them until one is made."""
+"""Registry of the tasks and their simulators. Imports no simulator until one is made."""
 
 from policy.interface import Contract
 from sim_workers.envs import libero, robocasa, shifts, tasks
@@ -7,18 +7,18 @@ from sim_workers.envs.render import PROFILES
 from sim_workers.rollout.episode import Env
 
 TASKS = (*tasks.TASKS, *libero.LIBERO_10, *robocasa.ROBOCASA_24)
-"""Every task's name."""
+"""Names of all tasks."""
 
 
 def cameras_of(task: str) -> tuple[str, ...]:
-    """What a policy may look through."""
+    """Return the cameras that a policy of the task may use."""
     if task in libero.LIBERO_10:
         return libero.CAMERAS
     return robocasa.CAMERAS if task in robocasa.ROBOCASA_24 else tasks.cameras(task)
 
 
 def contract_of(task: str, cameras: tuple[str, ...], image_size: tuple[int, int], render_profile: str) -> Contract:
-    """What the task's simulator offers and takes on this machine."""
+    """Return the contract of the task's simulator on this machine. Raises DemoscaleError if the simulator is not installed."""
     if task in libero.LIBERO_10:
         return libero.libero_contract(cameras, image_size, render_profile)
     if task in robocasa.ROBOCASA_24:
@@ -27,7 +27,7 @@ def contract_of(task: str, cameras: tuple[str, ...], image_size: tuple[int, int]
 
 
 def unknown_views(task: str, cameras: tuple[str, ...], render_profile: str) -> list[str]:
-    """What a command's --cameras and --render-profile name that is not there, one sentence each."""
+    """Return one sentence for each of a command's --cameras and --render-profile with an unknown name."""
     sentences = []
     if render_profile not in PROFILES:
         sentences.append(f"--render-profile: unknown profile {render_profile}; known are {', '.join(PROFILES)}")
@@ -37,7 +37,7 @@ def unknown_views(task: str, cameras: tuple[str, ...], render_profile: str) -> l
 
 
 def unfit(policy: Contract, task: str) -> list[str]:
-    """Why a policy of these conventions cannot play the task on this machine, one sentence each."""
+    """Return the reasons why a policy with this contract cannot play the task on this machine, one sentence each."""
     views = cameras_of(task)
     sentences = [f"it wants the camera {camera}; there are {', '.join(views)}" for camera in policy.cameras if camera not in views]
     if policy.render_profile not in PROFILES:
@@ -46,16 +46,16 @@ def unfit(policy: Contract, task: str) -> list[str]:
 
 
 def refusal(task: str, shift: str) -> str:
-    """Why there is no such shift of the task, as a sentence; empty if there is one."""
+    """Return why the task has no such shift, as one sentence; empty if it has one."""
     if task in tasks.TASKS or shift == "nominal":
         return shifts.refusal(task, shift)
     return f"there is no {shift} shift of {task}: shifts are made of robosuite's own tasks"
 
 
 def make_env(task: str, contract: Contract, shift: str = "nominal", variant: int = 0) -> Env:
-    """The task's simulator in this process, which must have no other alive. Its GL backend is chosen here, before it is imported.
+    """Return the task's simulator in this process, which must have no other open one. The GL backend is chosen before the simulator is imported.
 
-    ValueError if there is no such shift of the task, an error that names the mend if its simulator is not installed.
+    Raises ValueError if the task has no such shift, DemoscaleError with the remedy if its simulator is not installed.
     """
     if refused := refusal(task, shift):
         raise ValueError(refused)

@@ -1,7 +1,7 @@
-"""How pictures are made: the GL backend, chosen before the simulator is imported, and the declared render profiles.
+"""Rendering: the GL backend, chosen before the simulator is imported, and the declared render profiles.
 
-A profile changes pixels, so it is part of the contract: training data and evaluation use the same one or refuse.
-Cost on a CPU renderer is per vertex, not per pixel: a reflection or a shadow draws the whole scene again.
+A profile changes pixels, so it is part of the contract: training data and evaluation must use the same one.
+The cost on a CPU renderer is per vertex, not per pixel: a reflection or a shadow draws the whole scene again.
 """
 
 import os
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class RenderProfile:
-    """What the renderer draws. `reflections` and `shadows` each cost another pass over the scene; `samples` is multisampling per pixel."""
+    """Settings of the renderer. `reflections` and `shadows` each cost another pass over the scene; `samples`: samples per pixel (multisampling)."""
 
     reflections: bool
     shadows: bool
@@ -28,19 +28,19 @@ PROFILES = {
 
 
 MIXED = "mixed"
-"""Of a suite whose pictures may come from several EGL drivers, each worker's own; otherwise all must draw as the first one did."""
+"""Value of `gl` for a suite whose workers may have different EGL drivers; otherwise every worker must draw like the first one."""
 
 
 def backend_of(gl: str) -> str:
-    """MuJoCo's name of what a suite asks for: egl, osmesa or MIXED."""
+    """Return MuJoCo's name of the backend for a suite's `gl`: egl, osmesa or MIXED."""
     return "egl" if gl == MIXED else gl
 
 
 def choose_backend() -> str:
-    """Fix the process's GL environment and return the backend's name. Call before `mujoco` or `robosuite` is imported.
+    """Fix the process's GL environment and return the backend's name. Call it before `mujoco` or `robosuite` is imported.
 
-    EGL serves a GPU and, through Mesa, a bare CPU. llvmpipe without threads of its own is deterministic in its thread count and
-    costs the same CPU time. A scheduler may leave `CUDA_VISIBLE_DEVICES` in a form the EGL loader cannot parse; it then gets a plain index.
+    EGL renders on a GPU and, through Mesa, on a CPU alone. llvmpipe without threads of its own is deterministic in its thread count at the
+    same CPU time. A scheduler may set `CUDA_VISIBLE_DEVICES` to a form that the EGL loader cannot parse; the loader then gets a plain index.
     """
     backend = os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("PYOPENGL_PLATFORM", backend)
@@ -55,7 +55,7 @@ def choose_backend() -> str:
 
 
 def apply_profile(sim: Any, profile: RenderProfile) -> None:
-    """Switch a live robosuite simulation to `profile`; to be repeated after every hard reset, which makes a new GL context."""
+    """Switch a live robosuite simulation to `profile`. Repeat it after every hard reset, which makes a new GL context."""
     import mujoco
 
     flags = sim._render_context_offscreen.scn.flags
@@ -64,7 +64,7 @@ def apply_profile(sim: Any, profile: RenderProfile) -> None:
 
 
 def build_context(sim: Any, profile: RenderProfile, size: tuple[int, int]) -> None:
-    """Build the GL context of a simulation anew: multisampling is fixed when it is built. To be repeated after every hard reset."""
+    """Rebuild a simulation's GL context, because its multisampling is fixed at construction. Repeat it after every hard reset."""
     height, width = size
     sim.model.vis.quality.offsamples = profile.samples
     sim._render_context_offscreen.update_offscreen_size(width, height)
@@ -72,7 +72,7 @@ def build_context(sim: Any, profile: RenderProfile, size: tuple[int, int]) -> No
 
 
 def render(sim: Any, camera: str, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """One upright (H, W, 3) RGB picture. An all-black one means a broken GL context and raises: never silently shown to a policy."""
+    """Return one upright (H, W, 3) RGB picture. Raises RuntimeError if it is all black, which means a broken GL context."""
     height, width = size
     picture: npt.NDArray[np.uint8] = np.ascontiguousarray(sim.render(camera_name=camera, height=height, width=width)[::-1])
     if not picture.any():
@@ -81,7 +81,7 @@ def render(sim: Any, camera: str, size: tuple[int, int]) -> npt.NDArray[np.uint8
 
 
 def driver() -> str:
-    """Who draws: the backend, the renderer and its version. Ask after the first picture, in the thread that made it."""
+    """Return the backend, the renderer and its version. Call it after the first picture, in the thread that rendered it."""
     from OpenGL import GL
 
     renderer, release = (GL.glGetString(name) for name in (GL.GL_RENDERER, GL.GL_VERSION))

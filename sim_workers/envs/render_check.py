@@ -1,4 +1,4 @@
-"""Does this process draw and move as the others do? A portrait of one fixed scene, to be compared before anything is scored.
+"""Portrait of one fixed scene, compared between processes before they score, to detect differences in pictures or physics.
 
 Two environments in one process, another driver or another processor change pictures and trajectories without an error; a portrait shows it.
 """
@@ -18,20 +18,20 @@ STEPS = 4
 
 @dataclass(frozen=True)
 class Portrait:
-    """What one process makes of the fixed scene, and what it is made with."""
+    """Hashes of one process's trajectory and pictures of the fixed scene, with the software and hardware that made them."""
 
     simulator: str
     """Name and versions."""
     driver: str
-    """Who draws."""
+    """GL backend, renderer and version; see `driver`."""
     processor: str
     physics: str
-    """Hash of every joint's position and velocity before and after a few steps."""
+    """Hash of every joint's position and velocity at the start and after each of STEPS steps."""
     pixels: str
-    """Hash of what the policy's cameras see, before and after."""
+    """Hash of the policy's camera pictures at the start and after the last step."""
 
     def difference(self, reference: "Portrait") -> str:
-        """One sentence on what differs from the reference and why; empty if nothing does."""
+        """Return one sentence on the first difference from the reference and its cause; empty if there is none."""
         if self.simulator != reference.simulator:
             return f"version: this worker simulates with {self.simulator}, the reference with {reference.simulator}"
         if self.physics != reference.physics:
@@ -49,7 +49,7 @@ class Portrait:
 
 
 def portrait(env: Env) -> Portrait:
-    """Of a live environment; leaves it in need of a reset. About a tenth of a second besides its pictures."""
+    """Return the portrait of a live environment, which needs a reset afterwards. Takes about a tenth of a second, rendering not included."""
     physics, pixels = hashlib.sha256(), hashlib.sha256()
     rng = np.random.default_rng(SCENE_SEED)
     env.reset(SCENE_SEED)
@@ -65,6 +65,6 @@ def portrait(env: Env) -> Portrait:
 
 
 def processor_name() -> str:
-    """The processor's name: kernels are chosen by it, and round differently."""
+    """Return the processor's name: numerical libraries choose their kernels by it, and these round differently."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "an unknown processor")

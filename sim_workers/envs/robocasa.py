@@ -1,11 +1,11 @@
 """RoboCasa-24 (arXiv 2406.02523): kitchen tasks of a Panda on a wheeled base, as "Video Generators are Robot Policies" evaluates them.
 
-What has and has not been run: RoboCasa is on no package index and its kitchens (5 GB) come from its own servers, so NO EPISODE HAS BEEN PLAYED
-on the real kitchens. What was done once: this adapter ran the code of RoboCasa v0.2 (commit 756598a) on robosuite 1.5.2 and MuJoCo 3.9.0 with boxes
-in place of all meshes and things; its 24 tasks could be reset, stepped and looked at, their sentences, horizons and action layout are the ones below,
-and an episode (of the one task tried) was the same in another process and order. A box cannot show whether the real meshes compile and behave.
+Test status: RoboCasa is on no package index and its kitchens (5 GB) come from its own servers, so NO EPISODE HAS BEEN PLAYED on the real kitchens.
+Tested once: this adapter with the code of RoboCasa v0.2 (commit 756598a) on robosuite 1.5.2 and MuJoCo 3.9.0, with boxes in place of all meshes and
+objects. The 24 tasks could be reset, stepped and rendered; their sentences, horizons and action layout are the ones below; an episode (of the one
+task tried) was the same in another process and order. The boxes do not show whether the real meshes compile and behave.
 
-To be installed by hand, in the environment of this project (its own pins, MuJoCo 3.2.6 and numpy 1.23, are not wanted, hence --no-deps):
+Manual installation, in the environment of this project (--no-deps, because RoboCasa's own pins, MuJoCo 3.2.6 and numpy 1.23, do not apply):
 
     git clone --branch v0.2 https://github.com/robocasa/robocasa && pip install --no-deps -e robocasa && pip install lxml termcolor
     python -m robocasa.scripts.download_kitchen_assets
@@ -55,7 +55,7 @@ ROBOCASA_24 = {
     "robocasa/TurnOnMicrowave": "press the start button on the microwave",
     "robocasa/TurnOffMicrowave": "press the stop button on the microwave",
 }
-"""Every task and the pattern of its sentences. What a policy is told is the episode's own sentence, in which the braces are filled."""
+"""Every task and the pattern of its sentences. A policy receives the episode's own sentence, with the braces filled in."""
 
 ROBOCASA_12_LABELLED = tuple(
     f"robocasa/{task}"
@@ -74,10 +74,10 @@ ROBOCASA_12_LABELLED = tuple(
         "OpenDrawer",
     )
 )
-"""The paper's action-free experiment: these tasks' demonstrations have actions, the other twelve are videos only (its Fig. 4, named as trained)."""
+"""Tasks whose demonstrations have actions in the paper's action-free experiment; those of the other twelve are videos only (its Fig. 4)."""
 
 HORIZON = 1000
-"""Control steps per episode in the paper's script, for every task (`max_traj_len`; it plays 62 chunks of 16, that is 992)."""
+"""Control steps per episode in the paper's script, for every task (`max_traj_len`; the script plays 62 chunks of 16, that is 992)."""
 REGISTERED_HORIZONS = dict.fromkeys(ROBOCASA_24, 500) | {
     "robocasa/PnPCounterToSink": 700,
     "robocasa/PnPCounterToMicrowave": 600,
@@ -93,35 +93,35 @@ SCENES = ((1, 1), (2, 2), (4, 4), (6, 9), (7, 10))
 """(layout, style) of the evaluation kitchens; styles 9 and 10 are in no demonstration."""
 EPISODES_PER_SCENE = 10
 CAMERAS = ("robot0_eye_in_hand", "robot0_agentview_left", "robot0_agentview_right")
-"""In the order in which the paper's video model takes them."""
+"""Cameras of the policy, in the input order of the paper's video model."""
 PROPRIO_KEYS = {"robot0_base_to_eef_pos": 3, "robot0_base_to_eef_quat": 4, "robot0_gripper_qpos": 2}
-"""Observations and their widths. The hand as seen from the base (m; quaternion x, y, z, w): in the world it says mostly where the kitchen is."""
+"""Observations and their widths. Hand pose relative to the base (m; quaternion x, y, z, w): its world pose depends mostly on the kitchen's place."""
 PROPRIO = tuple(f"{key}_{i}" for key, width in PROPRIO_KEYS.items() for i in range(width))
-"""As `python -m jobs.ingest --proprio` names them, so that a store of RoboCasa's demonstrations and this simulator agree."""
+"""Proprioceptive names as `python -m jobs.ingest --proprio` writes them, so that a store of RoboCasa's demonstrations matches this simulator."""
 PARTS = {"right": 6, "right_gripper": 1, "base": 3, "torso": 1}
 """Widths of the parts of an action; one last dimension, the mode, follows them."""
 ARM_MODE = -1.0
-"""Value of the mode that lets the arm move and the base rest."""
+"""Value of the mode in which the arm moves and the base rests."""
 
 
 class RobocasaError(DemoscaleError):
-    """RoboCasa is missing here, or is not what this file was written for."""
+    """RoboCasa is not installed, or differs from the version that this file supports."""
 
 
 def scene_of(seed: int) -> tuple[int, int]:
-    """(layout, style) of an episode: ten consecutive seeds in each kitchen, over and over; fifty in a row are the paper's list."""
+    """Return an episode's (layout, style): ten consecutive seeds per kitchen, cyclically; any fifty consecutive seeds cover the paper's list."""
     return SCENES[seed % (len(SCENES) * EPISODES_PER_SCENE) // EPISODES_PER_SCENE]
 
 
 def environment_kwargs(task: str) -> dict[str, Any]:
-    """What RoboCasa is asked for: its own `eval_utils.py`, without cameras, which are rendered when the policy looks.
+    """Return the arguments of RoboCasa's own `eval_utils.py`, without cameras, which are rendered per observation instead.
 
-    The robot is v0.1's PandaMobile under the name it has had since robosuite 1.5.
+    The robot is v0.1's PandaMobile under its name since robosuite 1.5.
     """
     return {
         "env_name": task.removeprefix("robocasa/"),
         "robots": "PandaOmron",
-        "obj_instance_split": "B",  # things no demonstration showed
+        "obj_instance_split": "B",  # object instances that are in no demonstration
         "generative_textures": None,
         "randomize_cameras": False,
         "translucent_robot": False,
@@ -132,13 +132,13 @@ def environment_kwargs(task: str) -> dict[str, Any]:
         "has_renderer": False,
         "has_offscreen_renderer": True,
         "ignore_done": True,
-        "renderer": "mujoco",  # the default viewer leaks over hard resets, and every episode is one: a kitchen is drawn when it is built
+        "renderer": "mujoco",  # the default viewer leaks over hard resets, which every episode needs: a kitchen is sampled when it is built
         "seed": 0,
     }
 
 
 def instruction_of(ep_meta: Mapping[str, Any]) -> str:
-    """The episode's sentence, from `env.get_ep_meta()` or from a demonstration's attribute `ep_meta`."""
+    """Return the episode's sentence, from `env.get_ep_meta()` or a demonstration's `ep_meta`. Raises RobocasaError if there is none."""
     sentence = str(ep_meta.get("lang") or "").strip()
     if not sentence:
         raise RobocasaError("RoboCasa gave this episode no sentence (`lang` in its ep_meta)")
@@ -146,10 +146,11 @@ def instruction_of(ep_meta: Mapping[str, Any]) -> str:
 
 
 def environment_action(action: npt.NDArray[np.floating[Any]], split: Mapping[str, tuple[int, int]], width: int) -> npt.NDArray[np.float64]:
-    """(width,) for the environment from the policy's (7,): six of the arm, one of the gripper; base and torso rest, the mode is the arm's.
+    """Return the environment's (width,) action for the policy's (7,), six of the arm and one of the gripper; base and torso rest in ARM_MODE.
 
-    split: part -> (first, last + 1), the environment's own. RoboCasa orders arm, gripper, base, torso, so that the arm's seven are followed by
-    0, 0, 0, 0, -1; a plain robosuite PandaOmron has the torso where RoboCasa has the gripper, hence nothing is assumed.
+    split: part -> (first, last + 1), the environment's own. RoboCasa's order is arm, gripper, base, torso, so the seven values are followed by
+    0, 0, 0, 0, -1. A plain robosuite PandaOmron has the torso in the gripper's place, so the order is read, not assumed. Raises RobocasaError
+    for other parts.
     """
     if {part: last - first for part, (first, last) in split.items()} != PARTS or width != sum(PARTS.values()) + 1:
         raise RobocasaError(f"the robot's action is not arm, gripper, base, torso and a mode: {dict(split)} of {width} dimensions")
@@ -161,13 +162,13 @@ def environment_action(action: npt.NDArray[np.floating[Any]], split: Mapping[str
 
 
 def proprio_of(low_dim: Mapping[str, npt.NDArray[np.floating[Any]]]) -> npt.NDArray[np.float32]:
-    """(9,) float32, laid out as PROPRIO."""
+    """Return (9,) float32, laid out as PROPRIO."""
     values: npt.NDArray[np.float32] = np.concatenate([low_dim[key] for key in PROPRIO_KEYS]).astype(np.float32)
     return values
 
 
 def shells_as_meshes(xml: str) -> str:
-    """A model with hollow things as MuJoCo 3.9 wants them: a property of the mesh, no longer of the geom that shows it (one microwave of v0.2)."""
+    """Return a model for MuJoCo 3.9, where shell inertia is an attribute of the mesh and not of its geom (one microwave of v0.2 needs it)."""
     root = ElementTree.fromstring(xml)
     hollow = set()
     for geom in root.iter("geom"):
@@ -180,7 +181,7 @@ def shells_as_meshes(xml: str) -> str:
 
 
 def robocasa_version() -> str:
-    """RobocasaError, with the mend, if there is none or one of the versions that renamed the tasks."""
+    """Return RoboCasa's version. Raises RobocasaError, with the remedy, if it is missing or a version with other task names."""
     try:
         found = version("robocasa")
     except PackageNotFoundError:
@@ -191,14 +192,14 @@ def robocasa_version() -> str:
 
 
 def robocasa_contract(cameras: tuple[str, ...], image_size: tuple[int, int], render_profile: str) -> Contract:
-    """What RoboCasa's robot offers and takes while its base rests: our arm's deltas, relative to the base."""
+    """Return the contract of RoboCasa's robot with a resting base: the arm deltas of `robosuite.py`, relative to the base."""
     simulator = f"robocasa {robocasa_version()}, {simulator_version()}"
     return Contract(cameras, image_size, render_profile, PROPRIO, ACTION, CONTROL_HZ, simulator)
 
 
 @cache
 def _robosuite_with_kitchens() -> Any:
-    """robosuite, after RoboCasa has registered its tasks there."""
+    """Return the robosuite module after RoboCasa has registered its tasks in it. Raises RobocasaError if RoboCasa or its assets are missing."""
     robocasa_version()
     choose_backend()
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
@@ -209,7 +210,7 @@ def _robosuite_with_kitchens() -> Any:
     assert spec.origin is not None
     if not (Path(spec.origin).parent / "models/assets/objects").is_dir():
         raise RobocasaError("RoboCasa's kitchens are missing; `python -m robocasa.scripts.download_kitchen_assets` downloads them (5 GB)")
-    # Its __init__ asserts one MuJoCo and one numpy, other than the ones robosuite 1.5.2 runs on here. The contract names what is used instead.
+    # Its __init__ asserts versions of MuJoCo and numpy other than the installed ones; optimize=1 skips the asserts. The contract names the versions.
     module = sys.modules["robocasa"] = module_from_spec(spec)
     try:
         exec(compile(Path(spec.origin).read_text(), spec.origin, "exec", optimize=1), module.__dict__)
@@ -224,16 +225,16 @@ def _robosuite_with_kitchens() -> Any:
 
 
 class RobocasaEnv(SimEnv):
-    """A task of RoboCasa-24, with the methods of SimEnv.
+    """Task of RoboCasa-24, with the methods of SimEnv.
 
-    reset(seed) builds the kitchen `scene_of(seed)` and furnishes it by a generator that depends on the seed alone.
+    reset(seed) builds the kitchen `scene_of(seed)` and furnishes it with a generator that depends on the seed alone.
     """
 
     film_camera = "robot0_frontview"
 
     def __init__(self, task: str, contract: Contract, robosuite: Any = None) -> None:
         """robosuite: the module with RoboCasa's tasks; by default the installed one, in which RoboCasa registers them."""
-        self._claim(task, contract, "")  # the sentence is the episode's
+        self._claim(task, contract, "")  # each episode has its own sentence
         robosuite = robosuite or _robosuite_with_kitchens()
         controller = robosuite.load_composite_controller_config(controller=None, robot="PandaOmron")
         self._env = robosuite.make(**environment_kwargs(task), controller_configs=controller)
@@ -241,7 +242,10 @@ class RobocasaEnv(SimEnv):
         self._split: dict[str, tuple[int, int]] = {}
 
     def reset(self, seed: int) -> None:
-        """Start the episode of seed `seed`: always a new kitchen, and with it a new GL context."""
+        """Start the episode of seed `seed` in a newly built kitchen with a new GL context.
+
+        Raises RobocasaError if RoboCasa built another kitchen, DivergedError if the scene is unstable.
+        """
         env = self._env
         env.layout_and_style_ids = [scene_of(seed)]
         env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
@@ -260,5 +264,5 @@ class RobocasaEnv(SimEnv):
 
     @property
     def proprio(self) -> npt.NDArray[np.float32]:
-        """(9,) float32, laid out as PROPRIO."""
+        """Proprioceptive state, (9,) float32, laid out as PROPRIO."""
         return proprio_of(self._low_dim)

@@ -1,12 +1,11 @@
-"""What a shifted world puts in the place of the task's things, and beside them. See `shifts.py`."""
+"""Objects of shifted worlds: replacements of a task's objects, and distractors. See `shifts.py`."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-# Of each variant of a task whose things keep their shape: the picture that covers the first material, and its tint (RGBA); the next material
-# gets the next.
+# Per variant of a task whose objects keep their shape: texture and tint (RGBA) of the first material; each further material gets the next entry.
 PAINTS = (
     ("blue-wood", "0.6 0.8 1 1"),
     ("white-plaster", "1 0.8 0.2 1"),
@@ -15,9 +14,9 @@ PAINTS = (
     ("green-wood", "0.7 1 0.6 1"),
 )
 SIZES = (1.0, 0.9, 1.0, 0.85, 1.1)
-"""Of each variant: by how much PickPlace's things are larger."""
+"""Scale of PickPlace's objects, per variant."""
 
-# Of each variant: shape, half extents (m; of a cylinder radius, radius and half height), picture and tint of what replaces a cube.
+# Per variant: shape, half extents (m; of a cylinder radius, radius and half height), texture and tint of the object that replaces a cube.
 Block = tuple[str, tuple[float, float, float], str, str]
 LIFT: tuple[Block, ...] = (
     ("box", (0.026, 0.026, 0.026), "blue-wood", "0.6 0.8 1 1"),
@@ -26,7 +25,7 @@ LIFT: tuple[Block, ...] = (
     ("sphere", (0.024, 0.024, 0.024), "metal", "0.7 0.4 0.9 1"),
     ("box", (0.016, 0.016, 0.016), "dark-wood", "0.6 0.6 0.6 1"),
 )
-# The lower one is as wide as the upper, and the two together no higher than the nominal 0.09 m.
+# The lower object is at least as wide as the upper, and the two together are no higher than the nominal 0.09 m.
 STACK: tuple[tuple[Block, Block], ...] = (
     (("box", (0.018, 0.018, 0.018), "blue-wood", "0.6 0.8 1 1"), ("box", (0.027, 0.027, 0.027), "white-plaster", "1 0.8 0.2 1")),
     (("cylinder", (0.020, 0.020, 0.020), "white-plaster", "1 0.8 0.2 1"), ("cylinder", (0.030, 0.030, 0.025), "metal", "0.7 0.4 0.9 1")),
@@ -34,11 +33,11 @@ STACK: tuple[tuple[Block, Block], ...] = (
     (("box", (0.022, 0.022, 0.022), "brass-ambra", "1 1 1 1"), ("box", (0.022, 0.022, 0.022), "steel-scratched", "1 1 1 1")),
     (("cylinder", (0.022, 0.022, 0.015), "metal", "0.7 0.4 0.9 1"), ("box", (0.028, 0.028, 0.030), "blue-wood", "0.6 0.8 1 1")),
 )
-# Of each variant of a PickPlace task with one thing: what replaces it, and its size; nothing: the thing itself, painted. In its own place: the can.
-# Small enough to be held from above in any direction and let go over the bin like a can.
+# Per variant of a PickPlace task with one object: the object that replaces it, and its scale; "" keeps the object, with other materials. An object
+# that would replace itself becomes the can. All are small enough to be grasped from above in any direction and released over the bin like a can.
 SWAPS = (("Milk", 0.6), ("", 1.0), ("Bottle", 0.6), ("Cereal", 0.6), ("", 0.85))
 
-# Of each variant: what lies about. Blocks are boxes or cylinders of plain colour, none of them a cube: half extents (m) and colour.
+# Distractors by name; half extents (m) and colour (RGBA). Boxes or cylinders of plain colour, none of them a cube.
 BLOCKS = {
     "slab": ("box", (0.035, 0.018, 0.012), (0.95, 0.75, 0.1, 1)),
     "pillar": ("box", (0.014, 0.014, 0.035), (0.5, 0.2, 0.7, 1)),
@@ -53,21 +52,21 @@ DISTRACTORS = (
     ("Bread", "Lemon", "Can", "pillar"),
 )
 GAP_M = 0.045
-"""Between a distractor and everything else at least: a finger fits in."""
+"""Smallest gap between a distractor and any other object, in metres: a finger fits in."""
 NEAR_M = 0.12
-"""At most so much farther from the nearest thing of the task than it must be: where the task is, there are distractors too."""
+"""Largest excess over GAP_M of a distractor's gap to the nearest task object, in metres: distractors lie close to the task."""
 AREAS = {"Door": ((-0.12, 0.12), (-0.27, -0.21)), "ToolHang": ((-0.3, -0.12), (-0.3, 0.1))}
-"""Where distractors lie if not in the middle of the table or the bin (m, x and y, world): before the door, behind the tools."""
+"""Areas of the distractors in tasks without a free table or bin middle (m, x and y, world): before the door, behind the tools."""
 
 
 def _shape(env: Any, thing: Any, block: Block) -> None:
-    """Make a robosuite box another block."""
+    """Replace a robosuite box by another block."""
     shape, size, picture, tint = block
     extents = {"box": size, "cylinder": size[1:], "sphere": size[:1]}[shape]
     for geom in thing.get_obj().iter("geom"):
         geom.set("type", shape)
         geom.set("size", " ".join(map(str, extents)))
-        if shape == "sphere":  # it would never lie still
+        if shape == "sphere":  # rolling friction, without which a sphere never comes to rest
             geom.set("condim", "6")
             geom.set("friction", "1 0.01 0.001")
     thing.size = list(size)
@@ -75,7 +74,7 @@ def _shape(env: Any, thing: Any, block: Block) -> None:
 
 
 def _cover(env: Any, prefix: str, picture: str, tint: str) -> None:
-    """Give every material whose name begins with `prefix` another picture and tint."""
+    """Give every textured material whose name begins with `prefix` another texture and tint."""
     textures = {texture.get("name"): texture for texture in env.model.asset.iter("texture")}
     for material in env.model.asset.iter("material"):
         texture = textures.get(material.get("texture"))
@@ -85,7 +84,7 @@ def _cover(env: Any, prefix: str, picture: str, tint: str) -> None:
 
 
 def _paint(env: Any, variant: int) -> None:
-    """Cover everything that belongs neither to the room nor to a robot."""
+    """Give every material that belongs neither to the room nor to a robot another texture and tint."""
     room = [material.get("name") for material in env.model.mujoco_arena.asset.iter("material")]
     names = [material.get("name") for material in env.model.asset.iter("material")]
     for index, name in enumerate(name for name in names if name not in room and not name.startswith(("robot", "gripper"))):
@@ -93,17 +92,17 @@ def _paint(env: Any, variant: int) -> None:
 
 
 def _shipped(kind: str, name: str) -> Any:
-    """A thing that robosuite ships."""
+    """Return an object that robosuite ships."""
     from robosuite.models import objects
 
     thing = getattr(objects, f"{kind}Object")(name=name)
     for texture in thing.asset.iter("texture"):
-        texture.set("type", "2d")  # the bottle's would cover the sky
+        texture.set("type", "2d")  # the bottle's texture would be used for the sky
     return thing
 
 
 def unseen(base: Any, task: str, variant: int) -> dict[str, Any]:
-    """The task with things never seen: other shapes and sizes where the task allows, else other materials."""
+    """Return overrides for the task with undemonstrated objects: other shapes and sizes where the task allows, else other materials."""
 
     def load(env: Any) -> None:
         base._load_model(env)
@@ -133,7 +132,7 @@ def unseen(base: Any, task: str, variant: int) -> dict[str, Any]:
 
 
 def distractors(base: Any, task: str, variant: int) -> dict[str, Any]:
-    """The task among things that do not matter: they lie loose, each episode elsewhere, clear of the task's own things."""
+    """Return overrides for the task with distractors: loose objects at other places in each episode, clear of the task's own objects."""
 
     def load(env: Any) -> None:
         from robosuite.models.objects import BoxObject, CylinderObject
@@ -151,7 +150,7 @@ def distractors(base: Any, task: str, variant: int) -> dict[str, Any]:
             else:
                 thing = _shipped(kind, name)
             env.model.merge_assets(thing)
-            env.model.worldbody.append(thing.get_obj())  # last, so that no joint of the task changes its place
+            env.model.worldbody.append(thing.get_obj())  # last, so that the task's joints keep their indices
             env.distractors.append(thing)
 
     def reset(env: Any) -> None:
@@ -179,7 +178,7 @@ def distractors(base: Any, task: str, variant: int) -> dict[str, Any]:
 
 
 def _taken(env: Any) -> list[tuple[Any, float, bool]]:
-    """Where nothing else may lie: middle (x, y; m, world), radius (m) and whether it is the task's, of every part of the task's things."""
+    """Return the occupied places: middle (x, y; m, world), radius (m) and True (part of the task) for every part of the task's objects."""
     import mujoco
 
     if hasattr(env, "door"):
@@ -197,14 +196,14 @@ def _taken(env: Any) -> list[tuple[Any, float, bool]]:
         if model.body_parentid[body] in parts:
             parts.add(body)
     middles, sizes = data.geom_xpos[:, :2], model.geom_rbound
-    # robosuite throws what it does not need far away
+    # robosuite moves unused objects far out of the scene
     return [
         (middles[geom].copy(), float(sizes[geom]), True) for geom in range(model.ngeom) if model.geom_bodyid[geom] in parts and middles[geom][0] < 5
     ]
 
 
 def _surface(env: Any, task: str) -> tuple[tuple[tuple[float, float], tuple[float, float]], float]:
-    """Where distractors may lie: the ranges of x and y, and the height (m, world)."""
+    """Return where distractors may lie: the ranges of x and y, and the height (m, world)."""
     if task in AREAS:
         return AREAS[task], float(env.table_offset[2])
     if hasattr(env, "bin1_pos"):
@@ -212,5 +211,5 @@ def _surface(env: Any, task: str) -> tuple[tuple[tuple[float, float], tuple[floa
         z += 0.02  # the thickness of its floor
     else:
         (x, y, z) = env.model.mujoco_arena.table_offset
-        half = tuple(min(size / 2 - 0.05, 0.22) for size in env.model.mujoco_arena.table_full_size[:2])  # what most cameras see of a large table
+        half = tuple(min(size / 2 - 0.05, 0.22) for size in env.model.mujoco_arena.table_full_size[:2])  # the part that most cameras show
     return ((x - half[0], x + half[0]), (y - half[1], y + half[1])), float(z)

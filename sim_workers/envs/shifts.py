@@ -1,8 +1,8 @@
-"""Worlds that differ from the demonstrated one in exactly one way, to see how far a policy carries.
+"""Worlds that differ from the demonstrated one in exactly one way, to measure a policy's generalisation.
 
-A world is a function of (task, shift, variant) alone, and an episode in it of that and its scene seed. What differs is written here and in
-`things.py`, as numbers: their content is part of an evaluation's fingerprint. Under lighting, texture, camera and distractors the task itself
-starts as it does in the nominal world of the same seed.
+A world is a function of (task, shift, variant) alone, and an episode in it of that and its scene seed. The differences are numbers in this file
+and in `shift_objects.py`, whose content is part of an evaluation's fingerprint. Under lighting, texture, camera and distractors the task itself
+starts as in the nominal world of the same seed.
 """
 
 import zlib
@@ -22,10 +22,10 @@ REFUSED = {
     ("TwoArmPegInHole", "distractors"): "it has no table to put them on",
     ("TwoArmTransport", "distractors"): "its bins leave no room on the tables",
 }
-"""The pairs of task and shift that make no sense, and why."""
+"""Reason of every refused pair of task and shift."""
 
-# Of each variant: how the sun travels (unit-free direction, world; +y is to the robot's left), its colour, and what is added from everywhere and from
-# the camera (RGB, 0..1). Nominal: (-0.2, -0.2, -1), 0.7, 0.1 and 0.4.
+# Per variant: direction of the sunlight (unit-free, world; +y is to the robot's left), its colour, and the ambient light and the camera's own light
+# (RGB, 0..1). Nominal: (-0.2, -0.2, -1), 0.7, 0.1 and 0.4.
 LIGHTING = (
     ("dim", (-0.2, -0.2, -1.0), (0.2, 0.2, 0.2), (0.06, 0.06, 0.06), (0.15, 0.15, 0.15)),
     ("pink from the front", (-0.8, 0.0, -0.6), (1.0, 0.5, 0.7), (0.2, 0.12, 0.16), (0.4, 0.25, 0.3)),
@@ -34,7 +34,7 @@ LIGHTING = (
     ("from behind the robot", (0.8, 0.0, -0.6), (1.0, 1.0, 1.0), (0.03, 0.03, 0.03), (0.1, 0.1, 0.1)),
 )
 
-# Of each variant: what covers the table (of PickPlace: the first bin), the floor, the walls and PickPlace's second bin. Robosuite's pictures.
+# Per variant: robosuite's textures of the table (of PickPlace: the first bin), the floor, the walls and PickPlace's second bin.
 TEXTURE = (
     ("wood-tiles", "dark-wood", "pink-plaster", "steel-brushed"),
     ("gray-woodgrain", "white-bricks", "blue-wood", "clay"),
@@ -43,17 +43,17 @@ TEXTURE = (
     ("white-bricks", "green-wood", "cream-plaster", "white-plaster"),
 )
 COVERED = {"tex-ceramic": 0, "tex-light-wood": 0, "texplane": 1, "tex-light-gray-plaster": 2, "tex-dark-wood": 3}
-"""Robosuite's name of each texture of a room, and its column in TEXTURE."""
+"""Column in TEXTURE of each texture of a room, by robosuite's name."""
 
-# How far a camera is off, at least and at most, either way: a camera of the room goes round what it looks at, one on a robot turns and moves itself.
+# Smallest and largest offset of a camera, either way: a camera of the room orbits the point it views, one on a robot turns and moves in place.
 ROOM_TURNS_DEG = ((6, 12), (3, 6), (1, 3))  # round the vertical, up or down, about the line of sight
-ROOM_DISTANCE = (0.03, 0.08)  # nearer or farther, of the distance to what it looks at
+ROOM_DISTANCE = (0.03, 0.08)  # nearer or farther, as a share of the distance to the viewed point
 ROBOT_TURNS_DEG = ((2, 5), (2, 5), (2, 5))  # about its own axes
 ROBOT_MOVES_M = (0.004, 0.012)  # along each of its own axes
 FIELD_DEG = (1, 3)  # of its field of view
 
-# Of each variant: how far the middle of the range in which things are put moves (m, x and y; +x is away from the robot, +y to its left). The range
-# shrinks by the factor where it is wide, so that every initial position lies outside the nominal range; PickPlace's fills the bin, which moves too.
+# Per variant: shift of the middle of the objects' initial range (m, x and y; +x points forward from the robot, +y to its left). The factor
+# shrinks wide ranges, so that every initial position lies outside the nominal range. PickPlace's range fills the bin, which moves with it.
 PLACEMENT: dict[str, tuple[float, tuple[tuple[float, float], ...]]] = {
     "Lift": (1.0, ((-0.10, 0.0), (0.07, 0.07), (0.0, -0.13), (-0.07, 0.11), (0.10, -0.05))),
     "Stack": (0.6, ((-0.13, 0.0), (-0.13, 0.08), (0.0, 0.14), (0.0, -0.14), (-0.13, -0.08))),
@@ -66,11 +66,11 @@ PLACEMENT: dict[str, tuple[float, tuple[tuple[float, float], ...]]] = {
     "TwoArmTransport": (1.0, ((-0.03, 0.0), (0.03, 0.0), (0.0, 0.03), (0.0, -0.03), (0.03, 0.03))),
 }
 DOOR_TURNS = (-0.25, 0.1, -0.25, 0.1, 0.1)
-"""Of each variant: by how much the door stands turned beside the nominal range (rad), which is 0.25 wide."""
+"""Width and side (sign) of the door's range of angles, adjacent to the nominal range, per variant (rad); the nominal range is 0.25 wide."""
 
 
 def refusal(task: str, shift: str) -> str:
-    """Why there is no such world, as a sentence; empty if there is one."""
+    """Return why the task has no such shift, as one sentence; empty if it has one."""
     if shift not in SHIFTS:
         return f"there is no shift {shift} of {task}; there are {', '.join(SHIFTS)}"
     reason = REFUSED.get((task, shift))
@@ -78,7 +78,10 @@ def refusal(task: str, shift: str) -> str:
 
 
 def build(task: str, shift: str, variant: int, **options: Any) -> Any:
-    """Robosuite's environment of the task in the shifted world. Takes robosuite's own options."""
+    """Return robosuite's environment of the task in the shifted world. Takes robosuite's own options.
+
+    Raises ValueError if there is no such shift or variant.
+    """
     import robosuite
     from robosuite.environments.base import REGISTERED_ENVS
 
@@ -89,7 +92,7 @@ def build(task: str, shift: str, variant: int, **options: Any) -> Any:
     if shift == "nominal":
         return robosuite.make(task, **options)
     base = REGISTERED_ENVS[task]
-    # Robosuite builds its model in the constructor; only a subclass can change it before it is compiled.
+    # Robosuite builds and compiles its model in the constructor, so only a subclass can change it in between.
     env = type(base)("Shifted", (base,), BUILT[shift](base, task, variant))(**options) if shift in BUILT else robosuite.make(task, **options)
     if shift in CHANGED:
         CHANGED[shift](env, task, variant)
@@ -112,7 +115,7 @@ def _lighting(env: Any, task: str, variant: int) -> None:
     _, direction, sun, everywhere, camera = LIGHTING[variant]
     way = np.array(direction) / np.linalg.norm(direction)
     model.light_dir[:] = way
-    model.light_pos[:] = np.array([0.0, 0.0, 0.8]) - 3.0 * way  # matters only for a lamp, which shines from a point on the table's middle
+    model.light_pos[:] = np.array([0.0, 0.0, 0.8]) - 3.0 * way  # used only by a positional light, which is aimed at the table's middle
     model.light_diffuse[:] = np.array(sun) / model.nlight
     model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = everywhere, camera
 
@@ -151,7 +154,7 @@ def _camera(env: Any, task: str, variant: int) -> None:
             place += moved([off(*ROBOT_MOVES_M) for _ in range(3)], quat)
         else:
             sight, across = moved([0, 0, -1], quat), moved([1, 0, 0], quat)
-            far = (0.8 - place[2]) / sight[2] if sight[2] < -0.2 else 1.5  # to the table's height, or so
+            far = (0.8 - place[2]) / sight[2] if sight[2] < -0.2 else 1.5  # roughly to the table's height
             around, up, roll = (off(*turn) for turn in ROOM_TURNS_DEG)
             turn = after(turned(across, up), turned([0, 0, 1], around))
             place = place + far * sight - moved(far * sight, turn) * (1 + off(*ROOM_DISTANCE))
@@ -163,7 +166,7 @@ def _placement(env: Any, task: str, variant: int) -> None:
     family = next(name for name in PLACEMENT if task.startswith(name))
     shrink, moves = PLACEMENT[family]
     dx, dy = moves[variant]
-    if family == "PickPlace":  # things lie all over the bin: the bin moves with them
+    if family == "PickPlace":  # its objects fill the bin, so the bin moves with them
         env.bin1_pos = np.add(env.bin1_pos, (dx, dy, 0.0))
         env.placement_initializer.samplers["CollisionObjectSampler"].reference_pos = env.bin1_pos
         return
@@ -181,6 +184,6 @@ def _placement(env: Any, task: str, variant: int) -> None:
 
 
 BUILT: dict[str, Callable[[Any, str, int], dict[str, Any]]] = {"texture": _texture, "object": things.unseen, "distractors": things.distractors}
-"""Shifts of what is compiled: (robosuite's class, task, variant) to the methods of it to replace."""
+"""Shifts that change the model before compilation: (robosuite's class, task, variant) to the overridden methods of the class."""
 CHANGED: dict[str, Callable[[Any, str, int], None]] = {"lighting": _lighting, "camera": _camera, "placement": _placement}
-"""Shifts of what can be changed in a live environment."""
+"""Shifts that change a live environment: (environment, task, variant) to None."""

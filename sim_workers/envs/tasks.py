@@ -1,4 +1,4 @@
-"""Every task there is: its name, its sentence, how many hands it takes and what it can be seen from. Imports no simulator."""
+"""robosuite's tasks: names, instructions, arms and cameras. Imports no simulator."""
 
 TASKS = {
     "Lift": "lift the red cube",
@@ -21,21 +21,21 @@ TASKS = {
     "TwoArmHandover": "hand the hammer over to the other arm",
     "TwoArmTransport": "carry the hammer to the other table and clear the bin",
 }
-"""Every task and its instruction. These are robosuite's environments by their own names."""
+"""Instruction of every task, by the name of its robosuite environment."""
 
 
 def hands(task: str) -> tuple[str, ...]:
-    """Robosuite's prefix of each arm, in the order their actions stand in."""
+    """Return robosuite's prefix of each arm, in the order of their actions."""
     return ("robot0", "robot1") if task.startswith("TwoArm") else ("robot0",)
 
 
 def has_fingers(task: str) -> bool:
-    """Whether the hands open and close; some hold a tool instead."""
+    """Return whether the hands are grippers; in some tasks they hold a tool instead."""
     return task not in ("Wipe", "TwoArmPegInHole")
 
 
 def cameras(task: str) -> tuple[str, ...]:
-    """What the task's scene can be seen from."""
+    """Return the names of the cameras of the task's scene."""
     side = () if task.startswith("PickPlace") else ("sideview",)
     shoulders = ("shouldercamera0", "shouldercamera1") if task == "TwoArmTransport" else ()
     eyes = tuple(f"{hand}_{camera}" for hand in hands(task) for camera in ("eye_in_hand", "robotview"))

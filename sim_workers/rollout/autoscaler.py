@@ -1,28 +1,29 @@
-"""How many rollout workers a policy server can feed, from what both measured. Pure."""
+"""Number of rollout workers that the policy servers can serve, from measurements of both. Pure functions."""
 
 import math
 from dataclasses import dataclass, fields
 
 BUSY = 0.8
-"""A server busier than this makes its askers queue (the rule of vla-evaluation-harness: demand below 0.8 of what it can answer)."""
+"""Utilisation of a server above which workers queue (the rule of vla-evaluation-harness: demand below 0.8 of the server's capacity)."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What a policy server has done so far."""
+    """Work that a policy server has done so far."""
 
     batches: int = 0
     rows: int = 0
-    """Observations answered."""
+    """Number of observations answered."""
     busy_s: float = 0.0
+    """Seconds spent on answers."""
     imagined_s: float = 0.0
-    """Seconds spent on showing what policies imagine: beside those busy with answers."""
+    """Seconds spent on the policies' imaginations, not included in `busy_s`."""
 
     def __add__(self, other: "Answered") -> "Answered":
         return Answered(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     def since(self, before: "Answered") -> "Answered | None":
-        """None if it is less than before: a server that began anew has forgotten what it did, and one that is away does not tell."""
+        """Return the work since `before`; None if there is less now: a restarted server counts from zero, an unavailable one reports none."""
         if before.batches > self.batches:
             return None
         return Answered(*(getattr(self, field.name) - getattr(before, field.name) for field in fields(self)))
@@ -30,35 +31,36 @@ class Answered:
 
 @dataclass(frozen=True)
 class Balance:
-    """A stretch of scoring: what a look cost the workers, and how busy the servers were."""
+    """Measurements of one interval of scoring: the cost of an observation to the workers, and the servers' utilisation."""
 
     workers: int
     servers: int
     seconds: float
-    """Wall time of the stretch."""
+    """Seconds of wall-clock time of the interval."""
     looks: int
+    """Number of policy observations."""
     sim_s: float
-    """Seconds that a worker simulates and renders from one look to the next."""
+    """Seconds that a worker simulates and renders from one observation to the next."""
     wait_s: float
-    """Seconds that it waits for the answer."""
+    """Seconds that a worker waits for an answer."""
     answered: Answered
-    """By all servers together."""
+    """Work of all servers together."""
 
     @property
     def answer_s(self) -> float:
-        """Seconds that a server computes one batch."""
+        """Seconds that a server takes to compute one batch."""
         return self.answered.busy_s / max(self.answered.batches, 1)
 
     @property
     def busy(self) -> float:
-        """Share of the time in which a server computed."""
+        """Share of the interval in which a server computed, averaged over the servers."""
         return self.answered.busy_s / (self.seconds * self.servers)
 
     def wanted(self, limit: int) -> int:
-        """Workers to have from now on, at most `limit`.
+        """Return the number of workers for the next interval, at most `limit`.
 
-        Whoever asks waits for the batch in progress and then for its own: for two at most. Longer waits are a queue that a smaller pool would
-        not have, and its answers come no faster for it (Little's law). Servers with time to spare get more workers.
+        A worker waits at most for two batches, the one in progress and its own. A longer wait is a queue that a smaller pool would not have, and
+        that does not raise the throughput (Little's law). Servers with spare capacity get more workers.
         """
         if self.wait_s > 2 * self.answer_s and self.busy > BUSY:
             needed = math.ceil(self.looks / self.seconds * (self.sim_s + 2 * self.answer_s) - 1e-9)

@@ -1,7 +1,7 @@
-"""What ends an episode as an error: an action that is not finite, or a simulation that diverges. Neither measures the policy's skill.
+"""Checks that end an episode as an error: an action that is not finite, or a simulation that diverges. Neither measures the policy's skill.
 
 MuJoCo replaces a control that is not a number by zero, and resets a state that is not finite or huge to the model's start pose, each with a
-warning and no error. So an episode would silently go on, as a robot that rests or as one that starts again in the middle.
+warning and no error. Without the checks an episode would continue silently, with a robot at rest or from the start pose.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 MOST = 1e10
-"""Largest magnitude of a position, a velocity, an acceleration or a control that MuJoCo takes for sound (`mjMAXVAL`); metres, radians, seconds."""
+"""Largest magnitude of a position, velocity, acceleration or control that MuJoCo accepts (`mjMAXVAL`); metres, radians, seconds."""
 
 
 class EpisodeFaultError(RuntimeError):
-    """The episode cannot go on; the clause says why. A reset starts the next one, unaffected."""
+    """The episode cannot continue; the message is a clause with the cause. A reset starts the next episode, unaffected."""
 
 
 class ActionError(EpisodeFaultError, ValueError):
@@ -24,11 +24,11 @@ class ActionError(EpisodeFaultError, ValueError):
 
 
 class DivergedError(EpisodeFaultError):
-    """The simulation left the range in which it means anything."""
+    """The simulation left the range of values that MuJoCo accepts."""
 
 
 def refuse_action(action: npt.NDArray[np.floating[Any]], names: Sequence[str]) -> None:
-    """Raise ActionError if a value of an (A,) action is not finite; `names` are the contract's for its dimensions."""
+    """Raise ActionError if a value of an (A,) action is not finite; `names` are the contract's names of the dimensions."""
     if np.isfinite(action).all():
         return
     held: dict[str, list[str]] = {}
@@ -39,10 +39,10 @@ def refuse_action(action: npt.NDArray[np.floating[Any]], names: Sequence[str]) -
 
 
 def refuse_divergence(model: Any, data: Any) -> None:
-    """Raise DivergedError if MuJoCo has warned since the last reset, or if the state is one that it would warn of in its next step.
+    """Raise DivergedError if MuJoCo has warned since the last reset, or would warn of the current state in its next step.
 
-    model, data: MuJoCo's own. Once per control step is enough: a warning is counted until the next reset, and the reset that a warning brings
-    about counts it too. Costs 4 microseconds.
+    model, data: MuJoCo's own. One call per control step is enough: a warning stays counted until the next reset, even after the reset that the
+    warning itself causes. Costs 4 microseconds.
     """
     if data.warning.number[_warnings()].any():
         raise DivergedError(f"the simulation diverged: {_reported(model, data)}; check the actions before it and the scene")
@@ -55,15 +55,15 @@ def refuse_divergence(model: Any, data: Any) -> None:
 
 @cache
 def _warnings() -> slice:
-    """Where MuJoCo counts the warnings of a state or a control that is not finite or huge; the four stand side by side in `mjtWarning`."""
-    import mujoco  # it settles how pictures are drawn, so not before `sim_workers.envs.render.choose_backend`
+    """Return the indices of the warnings of a state or control that is not finite or huge; the four are adjacent in `mjtWarning`."""
+    import mujoco  # the import fixes the GL backend, so not before `sim_workers.envs.render.choose_backend`
 
     kinds = mujoco.mjtWarning
     return slice(int(kinds.mjWARN_BADQPOS), int(kinds.mjWARN_BADCTRL) + 1)
 
 
 def _reported(model: Any, data: Any) -> str:
-    """The first of the warnings with the joint or the actuator that it is about."""
+    """Describe the first of the warnings, with its joint or actuator."""
     import mujoco
 
     first = _warnings().start + int(np.flatnonzero(data.warning.number[_warnings()])[0])

@@ -1,4 +1,4 @@
-"""One evaluation episode: look, act for a chunk, look again, until success or the horizon."""
+"""One evaluation episode: observe, act for a chunk, observe again, until success or the horizon."""
 
 import time
 from collections.abc import Callable, Generator
@@ -14,58 +14,58 @@ from sim_workers.rollout.suite import EpisodeSpec, Rules
 
 
 class Env(Protocol):
-    """A task of some simulator. What follows a reset depends on its seed and the actions alone."""
+    """Task of a simulator. The states after a reset depend on its seed and the actions alone."""
 
     contract: Contract
     film_camera: str
-    """Shows a person the whole scene."""
+    """Name of the camera that shows the whole scene, for films."""
 
     def reset(self, seed: int) -> None:
-        """Start the episode of scene `seed`; EpisodeFaultError if the simulation diverges."""
+        """Start the episode of scene `seed`. Raises EpisodeFaultError if the simulation diverges."""
 
     def step(self, action: npt.NDArray[np.floating[Any]]) -> None:
-        """Apply one (A,) action for one control step; EpisodeFaultError if the simulation diverges."""
+        """Apply one (A,) action for one control step. Raises EpisodeFaultError if the simulation diverges."""
 
     def look(self, noise_seed: int) -> Observation:
-        """What the policy sees now, rendered now."""
+        """Return the policy's observation of the current state, rendered by this call."""
 
     @property
     def succeeded(self) -> bool:
-        """Whether the task is done in this very state."""
+        """Whether the task is done in the current state."""
 
     @property
     def physics(self) -> npt.NDArray[np.float64]:
-        """(N,) everything that moves: equal for equal trajectories."""
+        """State of everything that moves, (N,): equal for equal trajectories."""
 
     def picture(self, camera: str, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-        """(H, W, 3) of any camera of the scene."""
+        """Return an (H, W, 3) picture of the current state from any camera of the scene."""
 
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one listed episode."""
+    """Result of one listed episode."""
 
     spec: EpisodeSpec
     result: Literal["success", "failure", "error"]
-    """`error`: the machinery failed, the simulation diverged or an action was not finite; neither a success nor a failure."""
+    """`error`: a component failed, the simulation diverged or an action was not finite; neither a success nor a failure."""
     steps: int
-    """Control steps played."""
+    """Number of control steps played."""
     looks: int
-    """Times the policy was asked."""
+    """Number of policy observations."""
     sim_s: float
-    """Seconds simulating and rendering."""
+    """Seconds of simulation and rendering."""
     policy_s: float
-    """Seconds waiting for the policy."""
+    """Seconds of waiting for the policy."""
     first_success: int | None = None
-    """Control steps until the task was done for the first time; None if never."""
+    """Number of control steps until the task was done for the first time; None if never."""
     success_at_end: bool = False
-    """Whether it was done in the last step played, `Rules.settle` steps after the first success at the earliest."""
+    """Whether the task was done in the last step played, `Rules.settle` steps after the first success at the earliest."""
     message: str = ""
-    """Cause of an error, one line."""
+    """Cause of an error, one line; empty otherwise."""
     worker: str = ""
-    """host/pid of the process that played it; empty if none is known."""
+    """host/pid of the process that played it; empty if unknown."""
 
     @property
     def success_once(self) -> bool:
@@ -73,7 +73,7 @@ class Outcome:
 
     @property
     def played(self) -> dict[str, Any]:
-        """What is the same whoever plays the episode, and whenever: all but the seconds and the worker."""
+        """Fields that do not depend on the worker or the time of play: all but the seconds and the worker."""
         return {name: value for name, value in self.to_json().items() if name != "worker" and not name.endswith("_s")}
 
     def to_json(self) -> dict[str, Any]:
@@ -85,19 +85,19 @@ class Outcome:
 
 
 class Stepped(NamedTuple):
-    """A control step was made: a moment to film it, or to say that one is alive."""
+    """Report of a control step, at which the caller may film or send a heartbeat."""
 
     steps: int
-    """Control steps played so far."""
+    """Number of control steps played so far."""
     succeeded: bool
     """Whether the task is done now."""
 
 
 def episode(env: Env, spec: EpisodeSpec, rules: Rules) -> Generator[Observation | Stepped, ActionChunk | None, Outcome]:
-    """Play one episode and return its outcome. It yields what the policy sees, to be sent the chunk that answers it, and Stepped in between.
+    """Play one episode and return its outcome. It yields observations, each answered by sending a chunk, and Stepped after every control step.
 
-    Pictures are rendered only when the policy looks; success is checked after every step. An action that is not finite, a chunk without actions
-    and a simulation that diverges end the episode as an error, whatever was reached before.
+    Pictures are rendered only for observations; success is checked after every step. An action that is not finite, a chunk without actions and a
+    simulation that diverges end the episode as an error, even after a success.
     """
     began, policy_s, steps, looks = time.perf_counter(), 0.0, 0, 0
 
@@ -143,7 +143,7 @@ def episode(env: Env, spec: EpisodeSpec, rules: Rules) -> Generator[Observation 
 
 
 def run_episode(env: Env, spec: EpisodeSpec, rules: Rules, act: Callable[[Observation], ActionChunk]) -> Outcome:
-    """Play one episode with a policy at hand."""
+    """Play one episode with the policy `act` and return its outcome."""
     playing = episode(env, spec, rules)
     try:
         said = next(playing)

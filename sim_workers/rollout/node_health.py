@@ -1,4 +1,4 @@
-"""Which nodes of the Ray cluster may have workers, and which policy server a worker should ask."""
+"""Choice of the Ray nodes that may run workers, and of the policy server that a worker queries."""
 
 import math
 import time
@@ -10,11 +10,11 @@ import ray
 from ray.exceptions import RayError
 
 AWAY_S = 30.0
-"""A policy server that does not say for so long where it is has died and waits for a place, or has not found one yet."""
+"""Seconds without an answer after which a policy server counts as unavailable: it died, or has not been placed on a node."""
 
 
 def node_of(actor: Any) -> Any:
-    """A reference to the id of the node that the actor runs on; ready once it runs, an error if it never will."""
+    """Return a reference to the id of the actor's node; ready once the actor runs, an error if it never will."""
     return actor.__ray_call__.remote(_node)
 
 
@@ -24,9 +24,9 @@ def _node(_: object) -> str:
 
 
 def leaving() -> frozenset[str]:
-    """Ids of the nodes that were given notice, e.g. of preemption: Ray places nothing there any more. Asked as Ray Train's own watcher asks.
+    """Return the ids of the draining nodes, e.g. before a preemption, on which Ray places nothing more. The query is Ray Train's own.
 
-    None on a Ray that has no such function: then a node that goes is noticed once it is gone.
+    Empty on a Ray without that function: a departing node is then noticed only when it is lost.
     """
     try:
         draining = ray._private.state.state.get_draining_nodes
@@ -36,75 +36,75 @@ def leaving() -> frozenset[str]:
 
 
 REFUSALS = 2
-"""A node on which so many workers had to refuse, and none was fit, gets no more of them while others elsewhere are."""
+"""Refusals of workers after which a node without a fit worker gets no more workers while another node has a fit one."""
 
 
 class Nodes:
-    """What a pool has learnt of the nodes that its workers run on, by their ids."""
+    """Health of the nodes that a pool's workers run on, by node id."""
 
     def __init__(self, labels: dict[str, str]) -> None:
-        """labels: of the nodes that may have workers."""
+        """labels: Ray labels of the nodes that may run workers."""
         self._labels = labels
         self._leaving: frozenset[str] = frozenset()
         self._refusals = Counter[str]()
         self._fit: set[str] = set()
 
     def look(self) -> None:
-        """Which are about to go, and which are gone: those say nothing of the others any more."""
+        """Query the draining and the dead nodes; a dead node no longer counts as fit, so no other node is excluded because of it."""
         self._leaving = leaving()
         self._fit &= {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
     def refused(self, node: str) -> None:
-        """A worker there cannot simulate, or does not draw or move as the reference does."""
+        """Record that a worker on the node cannot simulate, or differs from the reference in pictures or physics."""
         self._refusals[node] += 1
 
     def fits(self, node: str) -> None:
-        """A worker there simulates as the reference does."""
+        """Record that a worker on the node matches the reference."""
         self._fit.add(node)
 
     @property
     def unfit(self) -> set[str]:
-        """None where none is fit: if all are alike, what is wrong must come to light as errors."""
+        """Ids of the nodes to exclude. Empty while no node is fit: a fault that all nodes share must surface as errors."""
         return {node for node, times in self._refusals.items() if times >= REFUSALS} - self._fit if self._fit else set()
 
     def goes(self, node: str) -> bool:
-        """Whether no further episode may begin there."""
+        """Return whether no further episode may start on the node, because it drains or is unfit."""
         return node in self._leaving or node in self.unfit
 
     def selector(self) -> dict[str, str] | None:
-        """Ray labels of the nodes on which a new worker may start; Ray itself leaves out those that are about to go."""
+        """Return the label selector of the nodes on which a new worker may start; Ray itself excludes the draining ones."""
         unfit = {"ray.io/node-id": f"!in({','.join(sorted(self.unfit))})"} if self.unfit else {}
         return self._labels | unfit or None
 
 
 def nearest(node: str, own: int | None, servers: Sequence[str], away: Container[int | None], asked: Sequence[int], most: int) -> int:
-    """Index of the server that a worker on `node` should ask, `own` being the one it asked last.
+    """Return the index of the server that a worker on `node` should query; `own` is the one it queried last.
 
-    servers: the node of each. asked: how many other workers ask each. One that is not away, then one with fewer than `most` askers, then one on
-    the same node, then the one it knows, then the one with fewest askers. Pure.
+    servers: the node of each server. asked: the number of other workers that query each. Preferred in this order: an available server, one with
+    fewer than `most` workers, one on the same node, the worker's last one, the one with the fewest workers. Pure.
     """
     return min(range(len(servers)), key=lambda i: (i in away, asked[i] >= most, servers[i] != node, i != own, asked[i]))
 
 
 class Whereabouts:
-    """Where a pool's policy servers are, asked again and again: one that dies starts anew on any node."""
+    """Nodes of a pool's policy servers, queried repeatedly, because a server that dies restarts on any node."""
 
     def __init__(self, servers: tuple[Any, ...]) -> None:
         self.servers = servers
         self.nodes = [""] * len(servers)
-        """Of each, where it was last; empty of one that has not started or is away."""
+        """Last known node id of each server; empty for a server that has not started or is unavailable."""
         self.away: frozenset[int | None] = frozenset()
-        """Those that do not answer while others do."""
+        """Indices of the servers that do not answer while others do."""
         self._asked = [node_of(server) for server in servers]
         self._since = [time.monotonic()] * len(servers)
 
     def choose(self, node: str, own: int | None, others: Mapping[int | None, int], workers: int) -> int:
-        """Index of the server that one of so many workers should ask. others: by server, how many other workers ask it."""
+        """Return the index of the server that one of `workers` workers should query. others: number of other workers per server."""
         asked = [others.get(i, 0) for i in range(len(self.servers))]
         return nearest(node, own, self.nodes, self.away, asked, math.ceil(workers / len(asked)))
 
     def look(self) -> None:
-        """Hear what they say, and ask again."""
+        """Collect the servers' answers without waiting, and query each answering server again."""
         now = time.monotonic()
         said, _ = ray.wait(self._asked, num_returns=len(self._asked), timeout=0)
         for i, answer in enumerate(self._asked):
@@ -112,7 +112,7 @@ class Whereabouts:
                 self._asked[i] = node_of(self.servers[i])
                 try:
                     self.nodes[i], self._since[i] = ray.get(answer), now
-                except RayError:  # it is gone for good
+                except RayError:  # the actor is dead and will not be restarted
                     continue
         for i, since in enumerate(self._since):
             if now - since > AWAY_S:

@@ -1,4 +1,4 @@
-"""Whom a rollout process asks for actions."""
+"""Policy sources of a rollout process: a function, a named function, or a URL."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -11,13 +11,13 @@ from policy.interface import ActionChunk, Observation, Policy
 
 
 class Asker(Protocol):
-    """A policy within reach of one rollout process. It may have `imagine(observation) -> Imagination` too."""
+    """Policy client of one rollout process. It may also have `imagine(observation) -> Imagination`."""
 
     def act(self, observation: Observation) -> ActionChunk: ...
 
 
 class PolicySource(Protocol):
-    """How a rollout process comes to its policy; small and picklable: it travels with every episode.
+    """Description from which a rollout process connects to its policy; small and picklable, because every job carries it.
 
     Equal sources lead to the same policy, so that a process connects once and not for every episode.
     """
@@ -27,7 +27,7 @@ class PolicySource(Protocol):
 
 @dataclass(frozen=True)
 class OneByOne:
-    """Asks a policy about one observation at a time."""
+    """Client that queries a policy with one observation at a time."""
 
     policy: Policy
 
@@ -37,15 +37,16 @@ class OneByOne:
 
 @dataclass(frozen=True, eq=False)
 class InProcess:
-    """A policy built by `make()` in every rollout process; it shares the simulator's one core.
+    """Policy that `make()` builds in every rollout process; it shares the simulator's one core.
 
-    make: picklable, so a function of a module, or functools.partial of one. Sources are equal if these are.
+    make: picklable, so a module's function, or functools.partial of one. Sources are equal if these are.
     """
 
     make: Callable[[], Policy]
 
     @property
     def name(self) -> str:
+        """MODULE:FUNCTION, with the partial's arguments in parentheses."""
         function, arguments, keywords = _parts(self.make)
         told = [*map(str, arguments), *(f"{key}={value}" for key, value in keywords.items())]
         return f"{function.__module__}:{function.__qualname__}" + (f"({', '.join(told)})" if told else "")
@@ -53,7 +54,7 @@ class InProcess:
     def connect(self) -> OneByOne:
         return OneByOne(self.make())
 
-    def __eq__(self, other: object) -> bool:  # a partial that travelled is equal to no other one
+    def __eq__(self, other: object) -> bool:  # an unpickled partial equals no other one
         return isinstance(other, InProcess) and _parts(self.make) == _parts(other.make)
 
     def __hash__(self) -> int:
@@ -62,12 +63,12 @@ class InProcess:
 
 @dataclass(frozen=True)
 class Named:
-    """The policy that a function of a module returns, called in every rollout process: `name` is MODULE:FUNCTION."""
+    """Policy returned by a module's function, which every rollout process calls: `name` is MODULE:FUNCTION."""
 
     name: str
 
     def make(self) -> Policy:
-        """ValueError with a sentence if there is none."""
+        """Import and call the function. Raises ValueError, with one sentence, if there is none or it returns no policy."""
         module, _, function = self.name.partition(":")
         if not module or not function.isidentifier():
             raise ValueError(f"{self.name} names no policy: it must look like package.module:function")
@@ -88,7 +89,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Remote:
-    """The policy behind a URL, as `policy/http_policy.py` serves it."""
+    """Policy at a URL, served by `policy/http_policy.py`."""
 
     url: str
 

@@ -1,6 +1,6 @@
-"""Many simulators at once: one process each, handed one episode after another.
+"""Pool of simulator processes, each of which plays one episode at a time.
 
-An episode whose worker dies, hangs or fails is played again elsewhere. What fails every time becomes an error outcome, never a failure.
+An episode whose worker dies, hangs or fails is retried on another worker. One that fails on every attempt gets an error outcome, never a failure.
 """
 
 import time
@@ -38,43 +38,43 @@ from sim_workers.rollout.worker import (
 )
 
 ATTEMPTS = 3
-"""An episode may fail so often until it counts as an error: it raised, or its worker hung."""
+"""Failed attempts (it raised, or its worker hung) after which an episode counts as an error."""
 DEATHS = 6
-"""So often if its worker died: a machine that loses processes is no fault of an episode."""
+"""Deaths of its worker after which an episode counts as an error: more than ATTEMPTS, because the machine may be the cause."""
 LOOKS_TO_GO_BY = 100
-"""A balance drawn from fewer is noise."""
+"""Smallest number of policy observations for a balance; fewer give a noisy estimate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSettings:
     """Timeouts and polling interval of a pool.
 
-    A worker that sends no message for longer than its timeout, which depends on what it does, counts as stuck and is killed.
+    A worker that sends no message for longer than the timeout of its current activity counts as stuck and is killed.
     """
 
     making_timeout_s: float = 120.0
-    """Timeout, in seconds, while a worker builds its simulator, during which it sends no message at all."""
+    """Timeout, in seconds, while a worker builds its simulator, during which it sends no message."""
     playing_timeout_s: float = 20.0
     """Timeout, in seconds, while a worker steps its simulator."""
     asking_timeout_s: float = 20.0
     """Timeout, in seconds, while a worker waits for a policy server; its heartbeats continue meanwhile."""
     look_around_s: float = 2.0
-    """Seconds between two queries of the draining nodes and of the policy servers' places."""
+    """Seconds between two queries of the draining nodes and of the policy servers' nodes."""
 
     def silence_s(self, doing: Doing) -> float:
-        """Return the timeout of a worker that does this."""
+        """Return the timeout, in seconds, of an activity."""
         return {"making": self.making_timeout_s, "playing": self.playing_timeout_s, "asking": self.asking_timeout_s}[doing]
 
 
 class RolloutPool:
-    """Plays jobs on at most `num_workers` processes of `num_cpus` logical CPUs each; outcomes do not depend on how many.
+    """Pool that plays jobs on at most `num_workers` processes of `num_cpus` logical CPUs each; outcomes do not depend on their number.
 
-    submit() queues; results() yields what has finished, each job once. `gl`: what draws, egl, osmesa or mixed. `nodes`: the Ray labels of those
-    that may have its processes, which are spread over them; any node's by default. A process for which there is no room has no episode and holds
-    nobody up: it starts when a node comes. One whose node is about to go gets no further episode. `label`: of those processes in Ray's logs.
-    `worker`: the class of the processes' actors, constructed and called as RolloutWorker. One thread owns a pool.
+    submit() enqueues; results() yields the finished jobs, each once. `gl`: the renderer, egl, osmesa or mixed. `nodes`: Ray labels of the nodes
+    over which the processes are spread; any node by default. A process that does not fit in the cluster is assigned no episode and blocks no
+    other: it starts when a node joins. A process on a draining node gets no further episode. `label`: name of the processes in Ray's logs.
+    `worker`: class of the processes' actors, constructed and called like RolloutWorker. A pool must be used from one thread.
 
-    `code`: the driver's files (`checkout.file_hashes`); where a process imported others, `results` raises CodeChangedError. None: not compared.
+    `code`: the driver's files (`checkout.file_hashes`); `results` raises CodeChangedError if a process imported others. None: not compared.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class RolloutPool:
         worker: type[Any] = RolloutWorker,
         code: Files | None = None,
     ) -> None:
-        # One native thread: the simulator uses no more, and a worker never takes a core that another one needs.
+        # One native thread: the simulator uses no more, and a worker must not take a core that another one needs.
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "MUJOCO_GL": backend_of(gl)}
         options = {"num_cpus": num_cpus, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": environment}}
         self._class = ray.remote(**options)(worker)
@@ -101,14 +101,14 @@ class RolloutPool:
         self.usage = Usage()
         self._workers: list[Worker] = []
         self._waiting: dict[Scene, list[Entry]] = {}
-        self._finished: deque[tuple[RolloutJob, Outcome, Filmed | None]] = deque()  # not yet told
+        self._finished: deque[tuple[RolloutJob, Outcome, Filmed | None]] = deque()  # not yet yielded
         self.most_workers = num_workers
         self.on_retry: Callable[[str, RolloutJob, str], None] = lambda kind, job, why: None
-        """Hears of a job that is to be played again (`episode`) and of a process that was replaced for it (`worker`), and why."""
+        """Called for a job that is retried (kind `episode`) and for a job whose process was replaced (kind `worker`), with the cause."""
         self.on_failure: Callable[[str, str], None] = lambda how, why: None
-        """Called with the kind (a key of `Usage.replaced`) and the cause of every worker that failed, whether or not it had an episode."""
-        self._outdated = ""  # what a process says that runs other code
-        self._source: Served | None = None  # of the job submitted last: all of a pool's have the same servers
+        """Called with the kind (a key of `Usage.replaced`) and the cause of every worker that failed, with or without an episode."""
+        self._outdated = ""  # the message of a process that runs other code than the driver
+        self._source: Served | None = None  # source of the job submitted last: all jobs of a pool have the same servers
         self._servers: Whereabouts | None = None
         self._next_look = 0.0
         self._selector = self._nodes.selector()
@@ -116,7 +116,7 @@ class RolloutPool:
         self.resize(num_workers)
 
     def resize(self, num_workers: int) -> None:
-        """Have so many workers; those beyond it leave once they have finished their episode, first those that never began."""
+        """Set the number of workers. Surplus workers are dismissed: idle ones now, unplaced ones first, the others after their episode."""
         self.num_workers = num_workers
         self._fill()
         unneeded = sorted((worker for worker in self._workers if worker.entry is None), key=lambda worker: worker.node != "")
@@ -125,10 +125,11 @@ class RolloutPool:
 
     @property
     def placed(self) -> int:
-        """Workers that have a place in the cluster."""
+        """Number of workers that run on a node of the cluster."""
         return sum(worker.node != "" for worker in self._workers)
 
     def submit(self, job: RolloutJob) -> None:
+        """Enqueue a job."""
         if isinstance(job.source, Served):
             self._source = job.source
             if self._servers is None or self._servers.servers != job.source.servers:
@@ -136,7 +137,7 @@ class RolloutPool:
         self._queue(Entry(job))
 
     def withdraw(self, key: str) -> list[RolloutJob]:
-        """Take back the jobs of a key that no worker plays yet; what is being played is still told of."""
+        """Remove and return the waiting jobs of a key; results() still yields those that are being played."""
         gone = [entry.job for entries in self._waiting.values() for entry in entries if entry.job.key == key]
         left = {scene: [entry for entry in entries if entry.job.key != key] for scene, entries in self._waiting.items()}
         self._waiting = {scene: entries for scene, entries in left.items() if entries}
@@ -144,16 +145,19 @@ class RolloutPool:
 
     @property
     def waiting(self) -> int:
-        """Jobs that no worker plays yet."""
+        """Number of jobs that no worker plays yet."""
         return sum(map(len, self._waiting.values()))
 
     @property
     def unfinished(self) -> int:
-        """Jobs queued, running, or finished and not yet told of."""
+        """Number of jobs waiting, running, or finished and not yet yielded."""
         return self.waiting + len(self._finished) + sum(worker.entry is not None for worker in self._workers)
 
     def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, Filmed | None]]:
-        """Keep every worker busy and yield what finishes; ends when nothing is left, or nothing has finished for `timeout_s`."""
+        """Keep every worker busy and yield finished jobs until none is left or none has finished for `timeout_s` seconds.
+
+        Raises CodeChangedError if a process runs other code than the driver.
+        """
         patience = float("inf") if timeout_s is None else timeout_s
         until = time.monotonic() + patience
         while self.unfinished:
@@ -162,7 +166,7 @@ class RolloutPool:
             self._listen(0.0 if self._finished else min(1.0, max(0.0, until - time.monotonic())))
             for worker in [worker for worker in self._workers if worker.deadline < time.monotonic()]:
                 self._fail(worker, "stuck", "the simulator fell silent and was killed")
-            self._dispatch()  # before whoever listens takes the time to write things down
+            self._dispatch()  # before the caller spends time on recording the results
             while self._finished:
                 yield self._finished.popleft()
                 until = time.monotonic() + patience
@@ -172,7 +176,7 @@ class RolloutPool:
                 return
 
     def rebalance(self) -> Balance | None:
-        """What was measured since the last time, after fitting the number of workers to it; None before there is enough to go by."""
+        """Resize the pool by the measurements since the last balance and return them; None if there are too few (LOOKS_TO_GO_BY)."""
         if self._source is None:
             return None
         now = time.monotonic(), replace(self.usage), self._source.measure()
@@ -192,7 +196,7 @@ class RolloutPool:
         return measured
 
     def close(self) -> None:
-        """Stop every worker; what was running is lost."""
+        """Stop every worker; running and waiting jobs and results not yet yielded are lost."""
         for worker in [*self._workers]:
             self._dismiss(worker)
         self._waiting = {}
@@ -202,11 +206,11 @@ class RolloutPool:
         self._waiting.setdefault(entry.job.scene, []).append(entry)
 
     def _look_around(self) -> None:
-        """Every so often: which nodes are about to go, and where the policy servers are."""
+        """Query the draining nodes and the policy servers' nodes, every `look_around_s` seconds at most; fail the workers of unavailable servers."""
         if time.monotonic() < self._next_look:
             return
         self._nodes.look()
-        if (selector := self._nodes.selector()) != self._selector:  # who waits for a place waits for one that is right now
+        if (selector := self._nodes.selector()) != self._selector:  # a pending worker must wait for a node that matches the current selector
             self._selector = selector
             for worker in [worker for worker in self._workers if not worker.node]:
                 self._dismiss(worker)
@@ -214,14 +218,14 @@ class RolloutPool:
         pause_s = self._settings.look_around_s
         if self._servers:
             self._servers.look()
-            if "" in self._servers.nodes:  # nobody asks near by before it is known what is near
+            if "" in self._servers.nodes:  # a worker cannot choose the nearest server before every server's node is known
                 pause_s /= 10
             for worker in [worker for worker in self._workers if worker.entry and worker.server in self._servers.away]:
                 self._fail(worker, "unserved", "its policy server is away")
         self._next_look = time.monotonic() + pause_s
 
     def _dispatch(self) -> None:
-        """Hand every idle worker an episode, of the scene it is made for if there is one."""
+        """Assign every idle worker an episode, of its simulator's scene if one is waiting."""
         for worker in [worker for worker in self._workers if worker.idle]:
             if not self._waiting:
                 return
@@ -230,7 +234,7 @@ class RolloutPool:
                 continue
             scene = worker.scene if worker.scene in self._waiting else next(iter(self._waiting))
             if worker.scene not in (None, scene) and self.references.get(scene) is None:
-                self._replace(worker, "other")  # only a fresh process, that never held another scene, may set a reference
+                self._replace(worker, "other")  # only a fresh process, which never built another scene, may set a reference
                 continue
             worker.entry = self._next(scene)
             worker.deadline = time.monotonic() + self._settings.silence_s("playing" if worker.scene == scene else "making")
@@ -246,7 +250,7 @@ class RolloutPool:
         return entry
 
     def _addressed(self, worker: Worker, job: RolloutJob) -> RolloutJob:
-        """The job with the one policy server that this worker should ask."""
+        """Return the job with the one policy server that this worker should query."""
         if not isinstance(job.source, Served) or not self._servers:
             return job
         others = Counter(other.server for other in self._workers if other is not worker)
@@ -254,7 +258,10 @@ class RolloutPool:
         return replace(job, source=replace(job.source, servers=(self._servers.servers[worker.server],)))
 
     def _listen(self, wait_s: float) -> None:
-        """Hear of everybody who has something to tell. Nobody is silent who was not listened to."""
+        """Handle one message of every worker that has one, waiting at most `wait_s` seconds for the first.
+
+        Workers past their deadline are polled for up to 1 s more, so that none counts as stuck while a message of it is unread.
+        """
         told = {worker.told: worker for worker in self._workers if worker.told is not None}
         if not told:
             return
@@ -266,7 +273,7 @@ class RolloutPool:
             self._hear(told[stream])
 
     def _hear(self, worker: Worker) -> None:
-        """Act on what the worker says next."""
+        """Handle the worker's next message."""
         try:
             if not worker.node:
                 worker.node, worker.told = ray.get(worker.told), None
@@ -281,7 +288,7 @@ class RolloutPool:
         elif isinstance(said, Portrait):
             assert worker.scene
             if difference := said.difference(self.references.put(worker.scene, said)):
-                if not difference.startswith("contamination"):  # which is this process', not the node's
+                if not difference.startswith("contamination"):  # a fault of this process, not of its node
                     self._nodes.refused(worker.node)
                 self._fail(worker, "other", f"refused to score, {difference}")
             else:
@@ -308,10 +315,10 @@ class RolloutPool:
             self._finished.append((entry.job, said.outcome, said.film))
 
     def _fail(self, worker: Worker, how: str, why: str) -> None:
-        """Replace the worker: its GL context or its process may be what is broken. Its episode is played again, or given up.
+        """Replace the worker, because its GL context or its process may be broken, and retry or give up its episode.
 
-        Of a process that did not even start, where no other has, the next episode bears it, so that a cluster on which none starts comes to an
-        end. Where others play nobody bears it, and another process is tried when the pool looks around next.
+        If the worker has no episode and no worker is placed, the failure counts for the next waiting episode, so that a pool on a cluster where
+        no process starts terminates. If a worker is placed, it counts for no episode, and `_look_around` starts another process.
         """
         self.on_failure(how, why)
         if worker.entry is None and self.placed:

@@ -1,4 +1,4 @@
-"""What a pool knows of its episodes and of its workers."""
+"""A pool's records of its episodes and workers."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,42 +8,49 @@ from sim_workers.rollout.worker import RolloutJob, Scene
 
 @dataclass
 class Entry:
-    """An episode on the list."""
+    """Queued or running episode."""
 
     job: RolloutJob
     attempts: int = 0
+    """Number of failed attempts, without deaths."""
     deaths: int = 0
+    """Number of attempts that ended with the worker's death or the loss of its policy server."""
 
 
 @dataclass
 class Worker:
+    """Worker process of a pool, as its driver sees it."""
+
     actor: Any
     told: Any
-    """What is heard of it next: where it is, once it has started, or the stream about the episode it plays. None while it is idle."""
+    """Reference to the node id until the worker has started, then the stream of its episode's messages; None while it is idle."""
     node: str = ""
-    """Id of the node it runs on; empty as long as it waits for a place in the cluster, or starts."""
+    """Id of the worker's node; empty while the worker waits for a node or starts."""
     scene: Scene | None = None
-    """What its simulator is made for; None in a fresh process."""
+    """Scene of its simulator; None in a fresh process."""
     entry: Entry | None = None
     server: int | None = None
-    """Which of the policy servers it asks."""
+    """Index of the policy server that it queries; None before the first query."""
     deadline: float = float("inf")
-    """When its silence is taken for a hang."""
+    """`time.monotonic()` after which silence counts as a hang; infinite while it is idle."""
 
     @property
     def idle(self) -> bool:
+        """Whether the worker has started and plays no episode."""
         return bool(self.node) and self.entry is None
 
 
 @dataclass
 class Usage:
-    """What the workers did with their time."""
+    """Totals over all episodes of a pool."""
 
     sim_s: float = 0.0
     policy_s: float = 0.0
     looks: int = 0
+    """Number of policy observations."""
     replaced: dict[str, int] = field(default_factory=dict)
-    """Workers, by why: died, stuck, failed, worn, leaving (its node), unserved (its policy server was away), other."""
+    """Replaced workers by cause: died, stuck, failed, worn, leaving (its node drains), unserved (its policy server is unavailable), other."""
 
     def replace(self, why: str) -> None:
+        """Count one replaced worker."""
         self.replaced[why] = self.replaced.get(why, 0) + 1

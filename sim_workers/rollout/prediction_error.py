@@ -1,7 +1,7 @@
-"""How far what a policy imagined is from what its cameras then saw, look by look of one episode.
+"""Distance between a policy's imagined pictures and its cameras' later pictures, per observation of one episode.
 
-The distance is the root mean square error of a picture in grey levels (0 to 255), over all cameras: 255 / 10^(PSNR / 20). Beside it stands
-the distance of the picture that the policy had before it when it looked, repeated: who imagined that nothing moves would have got that.
+The distance is the root mean square error of a picture in grey levels (0 to 255), over all cameras: 255 / 10^(PSNR / 20). Its baseline, `still`,
+is the distance of the observation's own picture: the error of an imagination in which nothing moves.
 
 Shapes: H W pixels; F frames of one imagination.
 """
@@ -21,24 +21,25 @@ Picture = npt.NDArray[np.uint8]
 
 @dataclass
 class _Look:
+    """One observation, its imagination, and the distances measured since."""
+
     step: int
     imagined: Imagination
     seen: dict[str, Picture]
     distances: list[float] = field(default_factory=list)
-    """Of the imagined frames whose moments came."""
+    """Grey levels; one value per imagined frame whose moment came."""
     still: list[float] = field(default_factory=list)
 
     def frame_at(self, step: int) -> int | None:
-        """Which of the imagined frames shows the moment after so many control steps."""
+        """Return the index of the imagined frame for the moment after `step` control steps; None if there is none."""
         frame, rest = divmod(step - self.step, self.imagined.stride)
         return frame - 1 if not rest and 1 <= frame <= _length(self.imagined) else None
 
 
 class Foresight:
-    """Told of every look and of what the cameras see at the moments that were imagined.
+    """Comparison of an episode's imagined frames with the camera pictures at the imagined moments.
 
-    Every imagined frame is compared whose moment comes before the episode ends, also where the policy has looked again since, and may have
-    changed its mind.
+    Every imagined frame is compared whose moment comes before the episode ends, even after a later observation with a new imagination.
     """
 
     def __init__(self) -> None:
@@ -46,27 +47,27 @@ class Foresight:
         self._open: list[_Look] = []
 
     def looked(self, step: int, imagined: Imagination, seen: dict[str, Picture]) -> None:
-        """After so many control steps the policy saw this, and expects that."""
+        """Record an observation after `step` control steps: the pictures `seen` and the imagination that follows them."""
         self._open = [look for look in self._open if step < look.step + look.imagined.stride * _length(look.imagined)]
         self._looks.append(look := _Look(step, imagined, seen))
         self._open.append(look)
 
     def expects(self, step: int) -> bool:
-        """Whether somebody imagined the moment after so many control steps."""
+        """Return whether an imagined frame shows the moment after `step` control steps."""
         return any(look.frame_at(step) is not None for look in self._open)
 
     def saw(self, step: int, seen: dict[str, Picture]) -> None:
-        """What the cameras see after so many control steps."""
+        """Compare the camera pictures after `step` control steps with every frame imagined for that moment."""
         for look in self._open:
             if (frame := look.frame_at(step)) is not None:
                 look.distances.append(distance({camera: frames[frame] for camera, frames in look.imagined.frames.items()}, seen))
                 look.still.append(distance(look.seen, seen))
 
     def to_json(self, outcome: Outcome) -> dict[str, Any] | None:
-        """{episode, task, result, steps, distances, still, mean_distance, mean_still}, of an episode that ended so; None if nothing was imagined.
+        """Return {episode, task, result, steps, distances, still, mean_distance, mean_still} of the ended episode; None without imaginations.
 
-        steps: of every look at least one of whose moments came, the control steps before it. distances, still: likewise, means over those
-        moments. mean_*: over these looks; null if the episode was over before any moment came.
+        steps: control steps before each observation with at least one imagined moment that came. distances, still: means over these moments, per
+        such observation, in grey levels. mean_*: means over these observations; null if the episode ended before any moment came.
         """
         if not self._looks:
             return None
@@ -85,10 +86,10 @@ class Foresight:
 
 
 def _length(imagined: Imagination) -> int:
-    """F."""
+    """Return F."""
     return len(next(iter(imagined.frames.values())))
 
 
 def distance(one: dict[str, Picture], other: dict[str, Picture]) -> float:
-    """Root mean square over the pictures of all cameras, in grey levels."""
+    """Return the root mean square error over the pictures of all cameras, in grey levels."""
     return float(np.sqrt(np.mean([np.mean((one[camera].astype(np.float64) - other[camera]) ** 2) for camera in one])))

@@ -1,4 +1,4 @@
-"""A policy behind Ray actors, as rollout processes reach it."""
+"""Client of a policy that Ray actors serve, for rollout processes."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,16 +13,22 @@ from sim_workers.rollout.autoscaler import Answered
 
 @dataclass(frozen=True)
 class Served:
-    """A policy of Ray actors with `act(key, observation) -> ActionChunk` and `answered(key) -> Answered`; each rollout process asks one of them."""
+    """Policy served by Ray actors with `act(key, observation) -> ActionChunk` and `answered(key) -> Answered`.
+
+    Each rollout process queries one of them.
+    """
 
     servers: tuple[Any, ...]
     key: str
-    """Which of the servers' policies."""
+    """Identifier of the policy on the servers."""
     imagines: bool = False
-    """The servers have `imagine(key, observation) -> Imagination` too."""
+    """Whether the servers also have `imagine(key, observation) -> Imagination`."""
 
     def measure(self, key: str = "") -> Answered:
-        """What all servers together have done so far, for one policy or for all; nothing of one that is starting or cannot."""
+        """Return the sum of all servers' work so far, for one policy or, by default, for all.
+
+        A server that is starting, dead, or silent for 1 s adds nothing.
+        """
         done, _ = ray.wait([server.answered.remote(key) for server in self.servers], num_returns=len(self.servers), timeout=1.0)
         total = Answered()
         for part in done:
@@ -31,10 +37,11 @@ class Served:
         return total
 
     def connect(self) -> "ServedAsker":
+        """Return a client of one server, chosen by the id of the calling actor."""
         own = int(ray.get_runtime_context().get_actor_id() or "0", 16)
         return ServedAsker(self.servers[own % len(self.servers)], self)
 
-    def __eq__(self, other: object) -> bool:  # handles compare by identity, and these travelled
+    def __eq__(self, other: object) -> bool:  # handles compare by identity, which pickling does not keep
         return isinstance(other, Served) and self.key == other.key and [*map(str, self.servers)] == [*map(str, other.servers)]
 
     def __hash__(self) -> int:
@@ -42,6 +49,8 @@ class Served:
 
 
 class ServedAsker:
+    """Client of one policy on one server."""
+
     def __init__(self, server: Any, source: Served) -> None:
         self._server, self._key = server, source.key
         self.imagine = self._imagine if source.imagines else None

@@ -1,4 +1,4 @@
-"""The portraits that a pool's workers must match before they may score."""
+"""Reference portraits that a pool's workers must match before they may score."""
 
 from typing import Protocol
 
@@ -9,14 +9,17 @@ from sim_workers.rollout.worker import Scene
 class References(Protocol):
     """The suite's portrait of each scene, which every worker must match: kept for as long as scores are compared."""
 
-    def get(self, scene: Scene) -> Portrait | None: ...
+    def get(self, scene: Scene) -> Portrait | None:
+        """Return the scene's portrait; None before the first put()."""
+        ...
+
     def put(self, scene: Scene, portrait: Portrait) -> Portrait:
-        """Keep the first one; returns the one that is kept."""
+        """Keep the scene's first portrait and return the one that is kept."""
         ...
 
 
 class ReferencesInMemory(dict[Scene, Portrait]):
-    """For a pool that stands alone."""
+    """References of one pool that shares them with no other process."""
 
     def put(self, scene: Scene, portrait: Portrait) -> Portrait:
         return self.setdefault(scene, portrait)

@@ -1,4 +1,4 @@
-"""Films of episodes: the scene and, of a policy that imagines, what its cameras saw beside what it expected to see.
+"""Films of episodes: the scene and, for a policy that imagines, the camera pictures next to the imagined ones.
 
 Shapes: H W pixels; F frames of one imagination.
 """
@@ -25,7 +25,7 @@ GROUND, INK, DONE = (24, 24, 24), (220, 220, 220), (60, 200, 90)
 
 
 def mp4(frames: Sequence[Picture], fps: float) -> bytes:
-    """H.264 that any browser plays, from (H, W, 3) pictures with even sides."""
+    """Return an H.264 film that any browser plays, from (H, W, 3) pictures with even sides."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream: Any = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "20"})
@@ -40,18 +40,18 @@ def mp4(frames: Sequence[Picture], fps: float) -> bytes:
 
 @dataclass(frozen=True)
 class Filmed:
-    """What is kept of a filmed episode."""
+    """Film and foresight of one episode."""
 
     mp4: bytes
     foresight: bytes | None = None
-    """`Foresight.to_json`, of a policy that imagines."""
+    """`Foresight.to_json` as encoded JSON; None if the policy imagined nothing."""
 
 
 class Film:
-    """One episode as a film, told of every look and of every control step, by the thread that renders; it changes nothing.
+    """Recorder of one episode's film. The rendering thread reports every observation and control step; recording has no effect on the episode.
 
-    A column shows the scene, framed in green while the task is done. If the policy imagines, a second one shows what its cameras see at that
-    moment, and a third the imagined pictures of its last look that are nearest to that moment, and by how much they are ahead of it.
+    A column shows the scene, framed in green while the task is done. If the policy imagines, a second column shows the pictures of its cameras
+    at that moment, and a third the imagined pictures of its last observation that are nearest to that moment, with their lead in seconds.
     """
 
     def __init__(self, env: Env) -> None:
@@ -63,7 +63,7 @@ class Film:
         self._foresight = Foresight()
 
     def looked(self, imagined: Imagination | None) -> None:
-        """The policy looked, after as many control steps as were told of, and expects this to come. The film begins with the first look."""
+        """Record a policy observation after the last reported control step, with the policy's imagination. The first one starts the film."""
         self._looked_at, self._imagined = self._steps, imagined
         if imagined:
             self._foresight.looked(self._steps, imagined, self._seen())
@@ -71,7 +71,7 @@ class Film:
             self._record(self._env.succeeded)
 
     def stepped(self, steps: int, succeeded: bool) -> None:
-        """So many control steps are done, and the task is done in this state or is not."""
+        """Record the state after `steps` control steps, and whether the task is done in it."""
         self._steps = steps
         if self._foresight.expects(steps):
             self._foresight.saw(steps, self._seen())
@@ -79,18 +79,18 @@ class Film:
             self._record(succeeded)
 
     def mp4(self) -> bytes:
-        """The film so far; of an episode that was over before anybody looked, its only state."""
+        """Return the film so far; for an episode that ended before the first observation, its current state."""
         if not self._frames:
             self._record(self._env.succeeded)
         return mp4(self._frames, self._env.contract.control_hz / self._every)
 
     def done(self, outcome: Outcome) -> Filmed:
-        """Of the whole episode, which ended so."""
+        """Return the film and the foresight of the episode, which ended with `outcome`."""
         told = self._foresight.to_json(outcome)
         return Filmed(self.mp4(), json.dumps(told, indent=1).encode() if told else None)
 
     def _seen(self) -> dict[str, Picture]:
-        """What the policy's cameras see now."""
+        """Return the current picture of each of the policy's cameras."""
         return {camera: self._env.picture(camera, self._env.contract.image_size) for camera in self._env.contract.cameras}
 
     def _record(self, succeeded: bool) -> None:
@@ -106,28 +106,28 @@ class Film:
 
 
 def nearest(imagined: Imagination, steps: int) -> tuple[dict[str, Picture], int]:
-    """Of an imagination, per camera the frame nearest to `steps` control steps after its look, and how many steps that frame is ahead."""
+    """Return, per camera, the imagined frame nearest to `steps` control steps after the observation, and that frame's lead in control steps."""
     count = len(next(iter(imagined.frames.values())))
     frame = min(range(count), key=lambda f: abs((f + 1) * imagined.stride - steps))
     return {camera: frames[frame] for camera, frames in imagined.frames.items()}, (frame + 1) * imagined.stride - steps
 
 
 def sized(picture: Picture, height: int) -> Picture:
-    """The same picture, `height` pixels high: larger in whole squares, so that nothing is made up, smaller by averages."""
+    """Return the picture scaled to `height` pixels: enlarged by nearest neighbour, which invents no detail, reduced by averaging."""
     shown = Image.fromarray(picture)
     width = round(height * shown.width / shown.height)
     return np.asarray(shown.resize((width, height), Image.Resampling.NEAREST if height >= shown.height else Image.Resampling.BOX))
 
 
 def framed(picture: Picture, colour: tuple[int, int, int]) -> Picture:
-    """The same picture, its outermost pixels in one colour."""
+    """Return the picture with its outermost BORDER pixels in one colour."""
     copy = np.full_like(picture, colour)
     copy[BORDER:-BORDER, BORDER:-BORDER] = picture[BORDER:-BORDER, BORDER:-BORDER]
     return copy
 
 
 def side_by_side(columns: Sequence[tuple[str, Sequence[Picture]]]) -> Picture:
-    """One picture with even sides: each column a label and its pictures below one another."""
+    """Return one picture with even sides: each column is a label above its pictures."""
     widths = [max(picture.shape[1] for picture in pictures) for _, pictures in columns]
     height = STRIP + max(sum(len(picture) + GAP for picture in pictures) - GAP for _, pictures in columns)
     width = sum(widths) + GAP * (len(columns) - 1)

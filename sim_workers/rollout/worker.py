@@ -1,4 +1,4 @@
-"""The process that plays: one simulator, one policy to ask, one episode at a time."""
+"""Rollout worker process: one simulator, one policy client, one episode at a time."""
 
 import logging
 import os
@@ -22,22 +22,22 @@ from sim_workers.rollout.suite import EpisodeSpec, Rules
 _log = logging.getLogger(__name__)
 
 BEAT_S = 2.0
-"""A worker says at least so often that it is alive."""
+"""Seconds between two heartbeats of a worker while it waits for the policy or plays."""
 ANSWER_S = 900.0
-"""A policy that takes longer for an answer has failed to give one; loading it counts."""
+"""Timeout, in seconds, of one policy answer, including the time to load the policy."""
 MOST_EPISODES = 2000
-"""A process is replaced after so many episodes: a leak that a later driver brings cannot grow for ever."""
+"""Episodes after which a process is replaced, which bounds a memory leak of a GL driver."""
 MOST_GROWTH = 512 * 2**20
-"""And once it has grown by so many bytes since its first one."""
+"""Growth of a process since its first episode, in bytes, after which it is replaced."""
 
 
 Doing = Literal["making", "playing", "asking"]
-"""What a worker does: build a simulator, step it, or wait for a policy."""
+"""Activity of a worker: it builds a simulator, steps it, or waits for a policy."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a simulator is made for; another scene needs another one."""
+    """Configuration that a simulator is built for; another scene needs another simulator."""
 
     task: str
     contract: Contract
@@ -47,18 +47,18 @@ class Scene:
 
 @dataclass(frozen=True)
 class RolloutJob:
-    """One episode to play, and whom to ask for actions."""
+    """One episode to play, and the source of its policy."""
 
     spec: EpisodeSpec
     rules: Rules
     contract: Contract
     source: PolicySource
     key: str = ""
-    """Whoever submits it may recognise it by this."""
+    """Identifier chosen by the caller; several jobs may share one."""
     film: bool = False
-    """Also return a film of the episode."""
+    """Whether to return a film of the episode too."""
     checkpoint: str = ""
-    """Whose policy plays, for people."""
+    """Name of the policy's checkpoint, for messages."""
 
     def __str__(self) -> str:
         return f"{self.spec.episode_id} of {self.checkpoint}" if self.checkpoint else self.spec.episode_id
@@ -70,36 +70,38 @@ class RolloutJob:
 
 @dataclass(frozen=True)
 class Beat:
-    """The worker is alive, and this is what it does."""
+    """Heartbeat of a worker with its current activity."""
 
     doing: Doing
 
 
 @dataclass(frozen=True)
 class Played:
+    """Result of a finished episode."""
+
     outcome: Outcome
     film: Filmed | None
     worn: bool
-    """The process should be replaced before it plays again."""
+    """Whether the process should be replaced before it plays again."""
 
 
 @dataclass(frozen=True)
 class Unanswered:
-    """The policy failed to answer; the simulator is well."""
+    """Failure of the policy to answer; the simulator remains usable."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class Unfit:
-    """No simulator can be made in this process, or it cannot draw."""
+    """Failure to build a simulator in this process, or to render with it."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class Outdated:
-    """The process, or the policy server that it asks, runs other code than the driver; no episode counts any more."""
+    """Report that the process, or its policy server, runs other code than the driver; no further episode counts."""
 
     why: str
 
@@ -108,16 +110,16 @@ Said = Beat | Portrait | Played | Unanswered | Unfit | Outdated
 
 
 class RolloutWorker:
-    """A process with one simulator. Changing the scene closes the old one first: two would spoil each other's pictures."""
+    """Process with one simulator. A change of scene closes the old simulator first: two would corrupt each other's pictures."""
 
     def __init__(self, most_episodes: int = MOST_EPISODES, label: str = "", code: Files | None = None) -> None:
-        """label: what Ray's logs call it besides, such as the sweep. code: the driver's files; None: not compared."""
+        """label: its name in Ray's logs, such as the sweep's. code: the driver's files; None: not compared."""
         self._code = code
         self._most_episodes, self._label = most_episodes, label
         self._env: Env | None = None
         self._scene: Scene | None = None
         self._asker: tuple[PolicySource, Asker] | None = None
-        self._asking = ThreadPoolExecutor(1)  # so that this thread, which must render, can say that it is alive while it waits
+        self._asking = ThreadPoolExecutor(1)  # so that this thread, which must render, can send heartbeats while it waits
         self._episodes = 0
         self._first_size = 0
 
@@ -125,10 +127,13 @@ class RolloutWorker:
         return f"RolloutWorker({self._label})"
 
     def play(self, job: RolloutJob) -> Iterator[Said]:
-        """What there is to tell, the last thing Played, Unanswered, Unfit or Outdated. What goes wrong is logged with the episode's name."""
+        """Play one episode and yield messages, the last one Played, Unanswered, Unfit or Outdated.
+
+        Errors are logged with the episode's name; an error of the simulator is raised.
+        """
         try:
             for said in self._play(job):
-                if isinstance(said, Portrait | Played):  # by now the simulator and the episode have imported what they need
+                if isinstance(said, Portrait | Played):  # the simulator and the episode have imported their modules now
                     check_imported(self._code)
                 if isinstance(said, Unanswered):
                     _log.warning("%s: the policy did not answer: %s", job, said.why)
@@ -216,6 +221,6 @@ def _ask(
 
 
 def one_line(error: BaseException) -> str:
-    """The last line of what it says."""
+    """Return the last line of the error's message, or its type if it has none; at most 500 characters."""
     lines = str(error).strip().splitlines()
     return (lines[-1] if lines else type(error).__name__)[:500]
