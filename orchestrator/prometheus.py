@@ -31,7 +31,7 @@ class Metric:
     def record(self, value: float, sweep: str, **tags: str) -> None:
         """Add to the counter, set the gauge or observe the value in the histogram.
 
-        Never raises: it does nothing without a connected Ray, and drops a value that Ray refuses.
+        Cheap, and never raises: it does nothing without a connected Ray, and drops a value that Ray refuses.
         """
         ray = sys.modules.get("ray")
         if ray is None or not ray.is_initialized() or (self.kind == "Counter" and value <= 0):

@@ -115,7 +115,7 @@ def score_so_far(ledger: Ledger, suite: Suite, rule: Rule | None) -> tuple[Score
 def protocol_key(
     suite: Suite, contract: Contract, sampler: SamplerConfig | None, gl: str, device: str = "cpu", packages: Mapping[str, str] | None = None
 ) -> Key:
-    """Return everything besides the weights that shapes an outcome: episodes, rules, conventions, GL backend, code, packages, sampler, device.
+    """Return everything except the weights that shapes an outcome: episodes, rules, conventions, GL backend, code, packages, sampler, device.
 
     sampler: how observations become actions; None for a policy that is not a demoscale checkpoint, whose own code, packages and device are
     unknown. device: device class of the policy servers (`cluster.ray_runtime.acting_device`). packages: versions by name, including at least

@@ -34,6 +34,7 @@ class Spread:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> "Spread":
+        """Return the percentiles of measured seconds."""
         import numpy as np
 
         return cls(*(float(value) for value in np.quantile(seconds, (0.1, 0.5, 0.9))))

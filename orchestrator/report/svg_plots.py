@@ -93,7 +93,7 @@ class Plot:
     target: Tick | None = None
     """Success rate with a horizontal rule across the figure; None for none."""
     labelled: bool = False
-    """Whether denominators stand beside the points."""
+    """Whether denominators stand next to the points."""
 
 
 def styles(lines: Sequence[Row]) -> dict[Key, Style]:

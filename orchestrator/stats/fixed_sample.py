@@ -20,9 +20,10 @@ VERDICT = "no evidence of a difference", "better", "worse"
 
 
 def wilson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson score interval of a success rate (Wilson 1927), for display: its nominal coverage holds approximately, on average over rates.
+    """Return the Wilson score interval of a success rate (Wilson 1927), for display.
 
-    Assumes independent episodes of one policy, their number fixed beforehand. (0, 1) without episodes.
+    Its nominal coverage holds approximately, on average over rates. Assumes independent episodes of one policy, their number fixed
+    beforehand. (0, 1) without episodes.
     """
     return _interval(successes, episodes, confidence, "wilson")
 

@@ -177,7 +177,7 @@ class Tracker:
         if not found:
             run = self._mlflow.create_run(self._experiment, run_name=name, tags={**tags, **({STORE: self._store} if self._store else {})})
             created, tidy, found = run.info.run_id, False, [run]
-            if tags[ARM] == "-":  # another driver may have created one at the same moment; of an arm's runs `_scored_child` looks for others
+            if tags[ARM] == "-":  # another driver may have created one concurrently; for an arm's run, `_scored_child` checks that
                 found = self._of_this_store(tags) or [run]
         run = min(found, key=rank)
         run_id: str = run.info.run_id

@@ -52,7 +52,7 @@ class Teller:
         open_tracker: Callable[..., Any] = Tracker,
         settings: OutboxSettings = DEFAULT_OUTBOX,
     ) -> None:
-        """about: arguments of a Tracker besides the URI. say: receives a line on each outage, recovery, and refused or damaged record."""
+        """about: arguments of a Tracker, without the URI. say: receives a line on each outage, recovery, and refused or damaged record."""
         self._uri, self._folder, self._say, self._open, self._settings = uri, folder, say, open_tracker, settings
         self._journal = Journal(folder, about)
         # Journals of versions without a store lie in the same folder and belong to the same storage.
