@@ -1,4 +1,4 @@
-"""A sweep in Python: `from orchestrator import Sweep`. What a method needs is imported when it is called."""
+"""The Python interface to sweeps: `from orchestrator import Sweep`. Methods import their dependencies when called."""
 
 from typing import TYPE_CHECKING
 
@@ -14,16 +14,16 @@ class Sweep(SweepConfig):
     """A sweep file: `Sweep.load(path)`, then `plan()`, or `submit(address)` to a Ray cluster."""
 
     def plan(self) -> "Plan":
-        """Return what the sweep would do and cost. SweepError with every problem if its store cannot serve it."""
+        """Return what the sweep would do and cost. Raises SweepError with every problem if its store cannot serve it."""
         from orchestrator.planning.plan import make_plan
 
         return make_plan(self)
 
     def submit(self, address: str, pip: bool = False) -> "Submitted":
-        """Run it on the Ray cluster whose dashboard is at `address`, http://head:8265, or find it running: what is finished is not done again.
+        """Submit the sweep to the Ray cluster with the dashboard `address`, http://head:8265, or find it running; finished work is reused.
 
-        pip: Ray installs the pinned packages on every node first. SweepError if it cannot work on other machines, SubmitError if the cluster
-        cannot run it or runs it with other settings.
+        pip: have Ray install the pinned packages on every node first. Raises SweepError if the sweep cannot work on other machines, SubmitError
+        if the cluster cannot run it or runs it with other settings.
         """
         from orchestrator.cluster.preflight import unfit_sweep
         from orchestrator.cluster.ray_jobs import Cluster

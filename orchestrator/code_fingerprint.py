@@ -1,7 +1,7 @@
-"""Fingerprints of the code that trains, acts and scores: equal for files that mean the same.
+"""Fingerprints of the code that trains, acts and scores: equal for files with the same meaning.
 
-A file counts by its syntax tree, without comments, docstrings, layout and names of files. So editing a comment or moving a file leaves every
-fingerprint as it was, and editing the sampler does not.
+A file's meaning is its syntax tree, without comments, docstrings, layout and names of files. So editing a comment or moving a file changes no
+fingerprint, whereas editing the sampler does.
 """
 
 import ast
@@ -19,36 +19,36 @@ from sim_workers.checkout import CHECKOUT, sources
 
 @dataclass(frozen=True)
 class Code:
-    """The files of the checkout that some roots import, directly or through others, also inside functions; iterates over them."""
+    """Files of the checkout that the roots import, directly or indirectly, also inside functions; iterates over them."""
 
     roots: tuple[str, ...]
-    """Files; they are part of it wherever they lie."""
+    """Files, included even if they are outside `within`."""
     within: tuple[str, ...]
-    """Folders, with a final `/`, and files: imports that lead elsewhere are not followed."""
+    """Folders, with a final `/`, and files: other imports are not followed."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(import_closure(self.roots, self.within))
 
 
 SIMULATING_CODE = Code(("sim_workers/rollout/worker.py",), ("policy/", "sim_workers/"))
-"""What plays an episode with any policy: the simulator, the rules, and how a policy is asked. Policies know of it only their interface."""
+"""Code that plays an episode with any policy: simulator, rules, and queries of the policy through its interface."""
 SCORING_CODE = Code(
     ("sim_workers/rollout/worker.py", "sim_workers/rollout/ray_policy_client.py", "orchestrator/evaluation/policy_server.py", "policy/inference.py"),
     ("policy/", "sim_workers/"),
 )
-"""What plays an episode with a checkpoint: besides, the policy server's batches, the networks, the sampler, and what loads weights."""
+"""Code that plays an episode with a checkpoint: in addition, the policy server's batches, networks, sampler and loading of weights."""
 TRAINING_CODE = Code(
     ("orchestrator/training/loop.py", "orchestrator/training/ray_train.py", "orchestrator/checkpoints/pretrained_weights.py"),
     ("policy/", "orchestrator/data/"),
 )
-"""What turns stored episodes into a policy. Importers and exporters of episodes, simulators and servers are no part of it: episodes count by
+"""Code that turns stored episodes into a policy. Importers and exporters of episodes, simulators and servers are not part of it: episodes count by
 content."""
 
 
 def import_closure(roots: tuple[str, ...], within: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the files that `roots` lead to by import statements, the roots among them, sorted; within: as in `Code`.
+    """Return the files that `roots` import, directly or indirectly, including the roots, sorted; within: as in `Code`.
 
-    Names that are computed, `importlib.import_module(name)`, lead nowhere.
+    Computed names, `importlib.import_module(name)`, are not followed.
     """
     return _closure(roots, within, CHECKOUT)
 
@@ -66,7 +66,7 @@ def _closure(roots: tuple[str, ...], within: tuple[str, ...], root: Path) -> tup
 
 @cache
 def _imported(file: str, root: Path) -> tuple[str, ...]:
-    """Files of the checkout that a file's import statements name: the modules, and every package that they lie in."""
+    """Return the files of the checkout that a file's import statements name: the modules and all their packages."""
     known, modules = sources(root), set[str]()
     for statement in _read(known[file]).imports:
         module = statement.module_in(file)
@@ -83,11 +83,11 @@ class Import:
     module: str
     level: int
     names: tuple[tuple[str, str | None], ...]
-    """Each name, and what it is called here if that is another."""
+    """Imported names, each with its alias or None."""
     alias: str | None = None
 
     def module_in(self, file: str) -> str:
-        """The module, where a file of the checkout imports it."""
+        """Return the absolute module name if `file` of the checkout imports it."""
         package = file.split("/")[:-1]
         above = package[: len(package) - self.level + 1] if self.level else []
         return ".".join([*above, *filter(None, [self.module])])
@@ -95,7 +95,7 @@ class Import:
 
 @dataclass(frozen=True)
 class Source:
-    """What a file says."""
+    """Imports and statements of a file."""
 
     imports: tuple[Import, ...]
     statements: str
@@ -114,7 +114,7 @@ def _read(source: bytes) -> Source:
 
 
 def _meaning(node: Any) -> Any:
-    """Return a syntax tree as JSON, without docstrings and imports; the same in each version of Python, so what is empty is left out."""
+    """Return a syntax tree as JSON, without docstrings and imports; empty fields are left out, so that it is the same in each version of Python."""
     if isinstance(node, ast.AST):
         fields = {name: _meaning(value) for name, value in ast.iter_fields(node) if name not in ("kind", "type_comment", "type_ignores")}
         return [type(node).__name__, {name: value for name, value in fields.items() if value not in (None, [])}]
@@ -136,10 +136,10 @@ EMPTY = _read(b"")
 
 
 def _file_hash(file: str, inside: frozenset[str], root: Path) -> str:
-    """The hash of a file's statements and of what it imports, without names of files.
+    """Return the hash of a file's statements and imports, without names of files.
 
-    What stands for a module of `inside` is the hash of its own statements. Of other modules of the checkout, whose code does not count, only the
-    imported names do.
+    A module of `inside` is represented by the hash of its own statements. Other modules of the checkout, whose code does not count, are
+    represented by the imported names only.
     """
     known = sources(root)
     places = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in known}
@@ -156,7 +156,7 @@ def _file_hash(file: str, inside: frozenset[str], root: Path) -> str:
         if not statement.names:
             imports.append([module_hash(module), statement.alias])
         for name, alias in statement.names:
-            if f"{module}.{name}" in places:  # a module counts by what it is called here
+            if f"{module}.{name}" in places:  # a module counts by its local name
                 imports.append([module_hash(f"{module}.{name}"), alias or name])
             else:
                 imports.append([module_hash(module), name, alias])
@@ -165,17 +165,17 @@ def _file_hash(file: str, inside: frozenset[str], root: Path) -> str:
 
 @lru_cache
 def code_hashes(code: Code) -> dict[str, str]:
-    """Return the hash of what every file of `code` means, by file, as it was when this process first asked. Files without statements are left out."""
+    """Return the hash of every file's meaning, by file, as of this process's first read. Files without statements are left out."""
     inside, known = frozenset(code), sources(CHECKOUT)
     return {file: _file_hash(file, inside, CHECKOUT) for file in sorted(inside) if _read(known[file]) != EMPTY}
 
 
 @lru_cache
 def code_fingerprint(code: Code) -> str:
-    """Hash of what the files of `code` mean, however they are called and wherever they lie."""
+    """Return the hash of the files' meanings, independent of their names and folders."""
     return fingerprint_of(code_hashes(code))
 
 
 def fingerprint_of(hashes: dict[str, str]) -> str:
-    """Hash of `code_hashes`, without the names of files."""
+    """Return the hash of `code_hashes`, without the names of files."""
     return digest(sorted(hashes.values()))

@@ -1,6 +1,6 @@
-"""What a sweep spends: added up by arm, kept beside its results, told in hours, bytes and money, and held against its budget.
+"""Accounting of a sweep's cost: summed by arm, kept with its results, reported in hours, bytes and money, and compared with its budget.
 
-costs/<sweep>/<run id>.json     what one run spent by arm, and when; written by that run alone
+costs/<sweep>/<run id>.json     cost of one run by arm, with its times; written by that run alone
 """
 
 import json
@@ -17,45 +17,47 @@ from orchestrator.storage.notes import read_notes
 from sim_workers.rollout.episode import Outcome
 
 IDLE_S = 30.0
-"""Seconds between two writes of an account to which nothing is added: its wall-clock time still grows."""
+"""Seconds between two writes of an unchanged account, whose wall-clock time still grows."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of devices and counts of work; costs add up."""
+    """Device seconds and counts of work; costs can be added."""
 
     train_gpu_s: float = 0.0
     train_cpu_s: float = 0.0
     infer_gpu_s: float = 0.0
-    """Of policies that answer."""
+    """GPU seconds of the policy servers."""
     infer_cpu_s: float = 0.0
     sim_cpu_s: float = 0.0
-    """Simulating and rendering."""
+    """CPU seconds of simulating and rendering."""
     control_steps: int = 0
     frames: int = 0
-    """Pictures rendered for policies, of all cameras."""
+    """Number of pictures rendered for policies, over all cameras."""
     bytes_read: int = 0
-    """From the episode store, by training."""
+    """Bytes that training read from the episode store."""
     episodes: int = 0
-    """Rollouts that ended in success or failure."""
+    """Number of rollouts that ended in success or failure."""
 
     @property
     def gpu_s(self) -> float:
+        """GPU seconds of training and inference."""
         return self.train_gpu_s + self.infer_gpu_s
 
     @property
     def cpu_s(self) -> float:
+        """CPU seconds of training, inference and simulation."""
         return self.train_cpu_s + self.infer_cpu_s + self.sim_cpu_s
 
     def money(self, prices: Prices) -> float:
-        """In the currency of the prices."""
+        """Return the cost in the currency of the prices."""
         return self.gpu_s / 3600 * prices.gpu_hour + self.cpu_s / 3600 * prices.cpu_hour + self.bytes_read / 2**30 * prices.gib_read
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     def __truediv__(self, parts: float) -> "Cost":
-        """One of so many equal parts; counts are rounded."""
+        """Return one of `parts` equal shares; counts are rounded."""
         shares = {name: value / parts for name, value in asdict(self).items()}
         return Cost(**{name: round(share) if isinstance(getattr(self, name), int) else share for name, share in shares.items()})
 
@@ -74,20 +76,20 @@ class Cost:
 
 
 def hours(seconds: float) -> str:
-    """Seconds in hours, with the digits that matter."""
+    """Return seconds as a number of hours: 0 to 3 decimals, by magnitude."""
     value = seconds / 3600
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
 
 
 def size(nbytes: float) -> str:
-    """Bytes in the unit that suits them."""
+    """Return bytes in MiB or GiB, with unit."""
     return f"{nbytes / 2**30:,.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.1f} MiB"
 
 
 def of_outcome(outcome: Outcome, cameras: int) -> Cost:
-    """What playing an episode took. An error counts as no episode; its seconds count.
+    """Return the cost of playing an episode. An error counts its seconds, but not as an episode.
 
-    Waiting for the policy is not in it: the policy server knows what its answers took.
+    Time waiting for the policy is left out: the policy server accounts for its answers.
     """
     return Cost(
         sim_cpu_s=outcome.sim_s,
@@ -99,17 +101,18 @@ def of_outcome(outcome: Outcome, cameras: int) -> Cost:
 
 @dataclass(frozen=True)
 class RunCost:
-    """What one run of a sweep spent."""
+    """Cost of one run of a sweep."""
 
     began: float
-    """Unix time, in seconds."""
+    """Start of the run, Unix time in seconds."""
     last: float
-    """When it last wrote so."""
+    """Last write of the account, Unix time in seconds."""
     arms: dict[str, Cost]
-    """By arm id."""
+    """Cost by arm id."""
 
     @property
     def wall_s(self) -> float:
+        """Seconds of wall-clock time."""
         return self.last - self.began
 
     def to_json(self) -> dict[str, Any]:
@@ -122,13 +125,13 @@ class RunCost:
 
 @dataclass(frozen=True)
 class Spent:
-    """What all runs of a sweep spent, up to some moment."""
+    """Cost of all runs of a sweep, as of the time of reading."""
 
     runs: dict[str, RunCost]
-    """By run id."""
+    """Cost of every run, by run id."""
 
     def by_arm(self) -> dict[str, Cost]:
-        """By arm id, over all runs."""
+        """Return the cost by arm id, over all runs."""
         sums: defaultdict[str, Cost] = defaultdict(Cost)
         for run in self.runs.values():
             for arm_id, cost in run.arms.items():
@@ -136,24 +139,25 @@ class Spent:
         return dict(sums)
 
     def total(self) -> Cost:
-        """Over all arms and runs."""
+        """Return the cost over all arms and runs."""
         return added(cost for run in self.runs.values() for cost in run.arms.values())
 
     @property
     def wall_s(self) -> float:
-        """On the clock, over all runs."""
+        """Seconds of wall-clock time, over all runs."""
         return sum(run.wall_s for run in self.runs.values())
 
 
 def added(costs: Iterable[Cost]) -> Cost:
+    """Return the sum of costs."""
     return sum(costs, Cost())
 
 
 class Spending:
-    """The account of a run that spends, and those of all earlier runs of its sweep. Safe for many threads; to be closed."""
+    """The account of the current run, and the sums of all earlier runs of its sweep. Thread-safe; must be closed."""
 
     def __init__(self, storage: Storage, sweep_name: str, run_id: str, write_s: float = 2.0) -> None:
-        """Open the run's account. ValueError if a run of this id has one already: no run may overwrite another's.
+        """Open the run's account. Raises ValueError if a run of this id has one already: no run may overwrite another's.
 
         write_s: minimum seconds between two writes, and so the most that a killed run loses.
         """
@@ -172,11 +176,11 @@ class Spending:
 
     @staticmethod
     def read(storage: Storage, sweep_name: str) -> Spent:
-        """All accounts of a sweep as the storage has them: for onlookers."""
+        """Read all accounts of a sweep from the storage, for processes other than its driver."""
         return Spent({run_id: RunCost.from_json(told) for run_id, told in read_notes(storage, _prefix(sweep_name)).items()})
 
     def add(self, arm_id: str, cost: Cost) -> None:
-        """Put it on the arm's account."""
+        """Add a cost to the arm's account."""
         with self._news:
             self._arms[arm_id] += cost
             self._total += cost
@@ -184,32 +188,32 @@ class Spending:
             self._news.notify_all()
 
     def of(self, arm_id: str) -> Cost:
-        """An arm's, over all runs."""
+        """Return an arm's cost over all runs."""
         with self._news:
             return self._earlier.get(arm_id, Cost()) + self._arms.get(arm_id, Cost())
 
     def by_arm(self) -> dict[str, Cost]:
-        """By arm id, over all runs."""
+        """Return the cost by arm id, over all runs."""
         with self._news:
             return {arm_id: self.of(arm_id) for arm_id in {**self._earlier, **self._arms}}
 
     def total(self) -> Cost:
-        """Over all arms and runs."""
+        """Return the cost over all arms and runs."""
         with self._news:
             return self._total
 
     @property
     def wall_s(self) -> float:
-        """On the clock, over all runs."""
+        """Seconds of wall-clock time, over all runs."""
         return self._earlier_wall_s + self.run_wall_s
 
     @property
     def run_wall_s(self) -> float:
-        """On the clock, of this run."""
+        """Seconds of wall-clock time of this run."""
         return time.monotonic() - self._monotonic
 
     def flush(self) -> None:
-        """Write now; StorageError if it cannot be written."""
+        """Write the account now. Raises StorageError if it cannot be written."""
         with self._writing:
             with self._news:
                 self._changed = False
@@ -221,7 +225,7 @@ class Spending:
                 raise
 
     def close(self) -> None:
-        """Write for the last time; a second time does nothing."""
+        """Stop the thread and write the account. Idempotent. Raises StorageError if it cannot be written."""
         with self._news:
             if self._closed:
                 return
@@ -248,7 +252,7 @@ class Spending:
             written = time.monotonic()
             try:
                 self.flush()
-            except StorageError:  # it may come back; `close` tells if it does not
+            except StorageError:  # retried; `close` raises if the storage stays unavailable
                 continue
 
 
@@ -257,7 +261,7 @@ def _prefix(sweep_name: str) -> str:
 
 
 def limits(budget: Budget, cost: Cost, wall_s: float) -> list[tuple[str, float, float, str]]:
-    """Those that are set: the field, the limit, what the cost uses of it, and the unit."""
+    """Return the limits that are set: field, limit, amount used, and unit."""
     told = (
         ("max_gpu_hours", budget.max_gpu_hours, cost.gpu_s / 3600, "GPU-hours"),
         ("max_episodes", budget.max_episodes, cost.episodes, "episodes"),
@@ -267,7 +271,7 @@ def limits(budget: Budget, cost: Cost, wall_s: float) -> list[tuple[str, float, 
 
 
 def exceeded(budget: Budget, spending: Spending) -> str:
-    """Which limit is reached, as a sentence with the numbers; empty if none is."""
+    """Return one sentence with the numbers of the limit that is reached; empty if none is."""
     for name, limit, used, unit in limits(budget, spending.total(), spending.run_wall_s):
         if used >= limit:
             return f"budget.{name} is {_number(limit)} {unit}, and {_number(used)} are spent; the same command goes on with a higher one"

@@ -1,8 +1,8 @@
-"""What names a result: every part by itself, so that a later run can say which of them differs.
+"""Keys of results, stored part by part, so that a later run can report which parts differ.
 
     keys/<fingerprint>.json     the parts of an arm's training or of a score's protocol, written once by the first run that has them
 
-A fingerprint is a hash of its parts. The code is one part: in the key as one hash, in the note by file.
+A fingerprint is a hash of its parts. The code is one part: one hash in the fingerprint, a hash per file in the stored key.
 """
 
 import json
@@ -23,18 +23,19 @@ FOLDER = "keys/"
 
 @dataclass(frozen=True)
 class Key:
-    """Everything that two results must share to be one."""
+    """All inputs that two results must share to be interchangeable."""
 
     kind: Kind
     parts: Mapping[str, Any]
-    """As JSON, by name. `code`: the hash of what each file means."""
+    """JSON values by name; `code` has the hash of every file's meaning (`code_fingerprint`)."""
 
     @cached_property
     def fingerprint(self) -> str:
+        """Hash of the parts, independent of the names of code files."""
         return digest({**self.parts, CODE: fingerprint_of(self.parts[CODE])})
 
     def keep(self, storage: Storage) -> None:
-        """Write the parts down, unless that was done before."""
+        """Write the parts to the storage unless they are there."""
         if not storage.exists(self._name(self.fingerprint)):
             note = {"kind": self.kind, "written": time.time(), "parts": self.parts}
             storage.put_if_absent(self._name(self.fingerprint), json.dumps(note, indent=1, sort_keys=True).encode())
@@ -45,7 +46,7 @@ class Key:
 
     @classmethod
     def kept(cls, storage: Storage, fingerprint: str) -> "Key | None":
-        """The key of this fingerprint; None if an earlier version, which wrote no parts down, made it."""
+        """Return the stored key of a fingerprint; None if there is none, as for fingerprints of earlier versions."""
         try:
             note = json.loads(storage.get(cls._name(fingerprint)))
         except NoObject:
@@ -54,7 +55,7 @@ class Key:
 
     @classmethod
     def all_kept(cls, storage: Storage, kind: Kind) -> dict[str, "Key"]:
-        """Every key of a kind by its fingerprint, the one first written last first."""
+        """Return the stored keys of a kind by fingerprint, the most recently written first."""
         names = [name.removeprefix(FOLDER).removesuffix(".json") for name in storage.list(FOLDER)]
         notes = {name: json.loads(storage.get(cls._name(name))) for name in names}
         newest = sorted((name for name in notes if notes[name]["kind"] == kind), key=lambda name: -float(notes[name]["written"]))
@@ -68,7 +69,7 @@ class Difference:
     part: str
     stored: Any
     now: Any
-    """None: the key does not have it."""
+    """Value in the current key; None in either field: that key lacks the part."""
 
     @property
     def differs(self) -> bool:
@@ -82,12 +83,12 @@ class Difference:
 
 
 def compare(stored: Key, now: Key) -> list[Difference]:
-    """Every part of either key. Of parts that hold several values by name, such as files or packages, each that differs is a part by itself."""
+    """Compare all parts of two keys. In parts of several named values, such as files or packages, every differing value is one difference."""
     found = []
     for part in dict.fromkeys((*now.parts, *stored.parts)):
         before, after = (json.loads(json.dumps(key.parts.get(part))) for key in (stored, now))
         if isinstance(before, dict) and isinstance(after, dict) and before != after:
-            if part == CODE:  # a file that was moved is no difference
+            if part == CODE:  # a file that was only moved is not a difference
                 before, after = _without_equals(before, after), _without_equals(after, before)
             names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
             found += [Difference(f"{part} {name}", before.get(name), after.get(name)) for name in names]
@@ -101,7 +102,7 @@ def _without_equals(hashes: dict[str, str], others: dict[str, str]) -> dict[str,
 
 
 def _short(value: Any) -> str:
-    """A value in a line."""
+    """Return a value on one line, cut to 60 characters."""
     if value is None:
         return "not there"
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Failures of what a sweep runs on: its storage, its disks, the cluster's nodes, the sweep's own processes. They are no fault of an arm."""
+"""Infrastructure failures of a sweep: storage, disks, the cluster's nodes, the sweep's own processes. They are not failures of an arm."""
 
 import errno
 import re
@@ -9,7 +9,7 @@ from policy.errors import DemoscaleError
 from sim_workers.checkout import CodeChangedError
 
 EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: the same command goes on once the cause is mended."""
+"""EX_TEMPFAIL of sysexits.h: the same command resumes the sweep once the cause is fixed."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SIGNS = (
     (r"No space left on device|\[Errno 28\]|Disk quota exceeded|\bOutOfDiskError\b", "the disk is full"),
@@ -22,17 +22,17 @@ SIGNS = (
     (r"\b(?:NodeDiedError|ObjectStoreFullError|RaySystemError|RpcError)\b", ""),
     (r"[Tt]he (?:actor|task|worker) died because its node has died|node was (?:terminated|preempted|drained)", "a node of the cluster died"),
 )
-"""What a trace of a training run shows of such a failure, and how it is said; empty: by the group, or by the line that shows it."""
+"""Patterns of such failures in a training run's trace, with their text; if empty, the pattern's group or else the matching line."""
 
 
 class InfrastructureError(DemoscaleError):
-    """One sentence: what failed under the sweep. Everything finished is kept, and the same command goes on."""
+    """Error of one sentence: which infrastructure failed. Finished work is kept, and the same command resumes the sweep."""
 
     exit_code = EXIT_CODE
 
 
 def cause_in(trace: str) -> str:
-    """What failed under a training run, as part of a sentence, by the trace of its error; empty if it was the run itself."""
+    """Return the infrastructure failure in a training run's trace, as part of a sentence; empty if the run itself failed."""
     for sign, said in SIGNS:
         if found := re.search(sign, trace, re.MULTILINE):
             line = trace[trace.rfind("\n", 0, found.start()) + 1 :].partition("\n")[0]
@@ -41,9 +41,9 @@ def cause_in(trace: str) -> str:
 
 
 def cause_of(error: BaseException) -> str:
-    """What failed under the driver, as part of a sentence; empty for every other error."""
+    """Return the infrastructure failure behind a driver's error, as part of a sentence; empty for every other error."""
     if isinstance(error, (StorageError, TrackingError, CodeChangedError)) and not isinstance(error, NoObject):
-        return str(error)  # a sweep that runs meets a TrackingError only where the disk does not take what MLflow is to be told
+        return str(error)  # in a running sweep, a TrackingError means that the disk of the outbox cannot be written
     if isinstance(error, OSError) and error.errno in FULL:
         return f"the disk is full ({error.filename or error.strerror})"
     from ray.exceptions import GetTimeoutError, RayError, RayTaskError

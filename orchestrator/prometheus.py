@@ -1,9 +1,9 @@
-"""What a running sweep tells Prometheus, through Ray: every metric, declared once.
+"""The Prometheus metrics of a running sweep, exported through Ray.
 
-Ray exports them on each node's metrics port, with `ray_` before the name and its own labels (node, process) beside the tags; deploy/README.md says
-how they are scraped, deploy/grafana/demoscale.json draws them. They are for watching: what counts is in the ledger and in MLflow.
+Ray exports them on each node's metrics port, with the prefix `ray_` and its own labels (node, process) in addition to the tags; deploy/README.md
+describes the scraping, and deploy/grafana/demoscale.json plots them. They are for monitoring only: results are in the ledger and in MLflow.
 
-Of a histogram Ray keeps how many values fell between two bounds, and no exact sum: quantiles are as good as the bounds, the mean is not.
+Ray keeps a histogram's counts per bucket, but no exact sum: quantiles are as precise as the bounds, the mean is less so.
 """
 
 import sys
@@ -12,29 +12,31 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 _made: dict[str, Any] = {}
-"""What this process has recorded, by name: Ray's own objects."""
+"""Recording methods of Ray's metric objects in this process, by name."""
 
 
 @dataclass(frozen=True)
 class Metric:
+    """Declaration of one metric."""
+
     kind: Literal["Counter", "Gauge", "Histogram"]
     name: str
     description: str
     unit: str
     tags: tuple[str, ...] = ()
-    """Besides `sweep`."""
+    """Tags in addition to `sweep`."""
     bounds: tuple[float, ...] = field(default=())
-    """Upper ones, of a histogram's buckets."""
+    """Upper bounds of a histogram's buckets."""
 
     def record(self, value: float, sweep: str, **tags: str) -> None:
-        """Add to the counter, set the gauge or put the value into its bucket.
+        """Add to the counter, set the gauge or observe the value in the histogram.
 
-        Cheap, and never an error: where no Ray runs nothing happens, and a metric that Ray does not take is lost.
+        Cheap, and never raises: it does nothing without a connected Ray, and drops a value that Ray refuses.
         """
         ray = sys.modules.get("ray")
         if ray is None or not ray.is_initialized() or (self.kind == "Counter" and value <= 0):
             return
-        with suppress(Exception):  # nothing that is only watched may end a run
+        with suppress(Exception):  # a failure of monitoring must not end a run
             record = _made.get(self.name) or self._make()
             record(value, {"sweep": sweep, **tags})
 
@@ -69,7 +71,7 @@ REPLAN_LATENCY = Metric(
     bounds=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0),
 )
 
-# Training. Each worker counts its own steps and seconds, so their quotient is a mean over steps and workers.
+# Training. Each worker counts its own steps and seconds, so seconds over steps is a mean over steps and workers.
 CLIPS = Metric("Counter", "demoscale_clips_total", "Clips trained on, by all workers", "clips")
 OPTIMISER_STEPS = Metric("Counter", "demoscale_optimiser_steps_total", "Optimiser steps, of every worker", "steps")
 OPTIMISER_STEP_S = Metric(

@@ -1,4 +1,4 @@
-"""Where a result comes from: packages, weights by content, and the commit."""
+"""Provenance of a result: package versions, weights by content, and the commit."""
 
 import hashlib
 import json
@@ -14,24 +14,25 @@ from typing import Any
 from orchestrator.storage.base import Bucket, StorageError, open_storage
 from sim_workers.checkout import CHECKOUT as CHECKOUT
 
-COMMIT = "DEMOSCALE_COMMIT"  # set in the environment of a copy of the checkout that was sent somewhere without its history
+COMMIT = "DEMOSCALE_COMMIT"  # environment variable, set for a copy of the checkout that was sent to a cluster without its history
 PACKAGES = ("torch", "diffusers", "ray", "robosuite", "mujoco", "numpy", "av")
 SIMULATING_PACKAGES = ("mujoco", "numpy", "robosuite")
 """Packages whose version changes what a simulator computes."""
 ACTING_PACKAGES = (*SIMULATING_PACKAGES, "diffusers", "torch", "transformers")
-"""Packages whose version changes how a checkpoint acts in a simulator: pictures to noise to actions, and the encoded instruction."""
+"""Packages whose version changes how a checkpoint acts in a simulator: rendering, sampling, and the encoded instruction."""
 TRAINING_PACKAGES = ("av", "diffusers", "numpy", "torch", "transformers")
-"""Packages whose version changes a trained policy: decoded pictures, the encoded instruction, and the training itself."""
+"""Packages whose version changes a trained policy: decoded pictures, encoded instruction, and training itself."""
 UNRESOLVED = "@unresolved"
-"""Ends the label of weights whose content is not known here."""
+"""Suffix of the label of weights whose content is unknown here."""
 COMMIT_OF_HUB = re.compile(r"@[0-9a-f]{40}$")
 
 
 def weights_label(source: str, ask: bool = False) -> str:
-    """What stands for pretrained weights in a fingerprint; empty for none.
+    """Return the label of pretrained weights in a fingerprint; empty for none.
 
-    A folder's content. Of a hub id the commit, ID@COMMIT, that this machine's Hugging Face cache has under `main`, or the hub if `ask`. Of an
-    s3:// prefix a hash of its keys with their sizes and ETags, which change with the bytes. UNRESOLVED stands in place of what is not known.
+    For a folder a hash of its content. For a hub id the commit, ID@COMMIT, that this machine's Hugging Face cache has under `main`, or the hub's
+    if `ask`. For an s3:// prefix a hash of its keys with their sizes and ETags, which change with the bytes. It ends in UNRESOLVED if the content
+    is unknown.
     """
     folder = Path(source).expanduser()
     if not source or COMMIT_OF_HUB.search(source):
@@ -42,9 +43,9 @@ def weights_label(source: str, ask: bool = False) -> str:
 
 
 def same_weights(before: str, now: str) -> str:
-    """Return the label to go by, given the one that was pinned for the same source and the one found now.
+    """Return the label to use, given the pinned label of the same source and the current one.
 
-    A commit of the hub stays the pinned one, which training then fetches; content that is not known, then or now, counts as unchanged.
+    A pinned commit of the hub is kept, and training fetches it; unknown content, pinned or current, counts as unchanged.
     """
     unknown = UNRESOLVED in (before[-len(UNRESOLVED) :], now[-len(UNRESOLVED) :])
     return before if unknown or COMMIT_OF_HUB.search(before) else now
@@ -63,12 +64,12 @@ def _file_hash(file: Path) -> str:
 
 @lru_cache
 def _hub_revision(repository: str, ask: bool) -> str:
-    """The commit of `main`; the bytes of every file hang on it."""
+    """Return the commit of `main`, which determines the bytes of every file."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 
     if ask and not HF_HUB_OFFLINE:
-        with suppress(Exception):  # no network, no permission, no such repository: training says so where it needs the weights
+        with suppress(Exception):  # no network, permission or repository: training reports it when it needs the weights
             return str(HfApi().model_info(repository, timeout=10).sha)
     reference = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "refs/main"
     with suppress(OSError):
@@ -87,13 +88,13 @@ def _bucket_revision(uri: str) -> str:
 
 
 def digest(facts: Any) -> str:
-    """Equal for equal facts: a hash of them as JSON."""
+    """Return a hash of 16 hex digits of facts as JSON, equal for equal facts."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @lru_cache
 def git_commit() -> str:
-    """The checkout's commit, with `-dirty` where files differ from it; `unknown` outside git."""
+    """Return the checkout's commit, with `-dirty` if files differ from it; `unknown` outside git."""
     if COMMIT in os.environ and not (CHECKOUT / ".git").exists():
         return os.environ[COMMIT]
     try:
@@ -104,7 +105,7 @@ def git_commit() -> str:
 
 
 def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """The installed versions; `none` of a package that is not installed."""
+    """Return the installed versions by package; `none` if one is not installed."""
     return {name: _version(name) for name in packages}
 
 

@@ -1,12 +1,12 @@
-r"""Credentials: the one module that decides what a secret looks like, and that removes secrets from whatever is written down or passed on.
+r"""Detection and redaction of credentials in everything that is logged, stored or passed on.
 
 `redacted` replaces each secret in a text by ***: the user part of a URI, the value of a name such as `password` or `X-Amz-Signature` (a parameter
 of a URI, a key of JSON or YAML, a keyword argument, an assignment, a header, an option of a command), a token known by its form (`hf_...`, a
-private key), and the values of this process's own environment variables whose names are those of secrets. What is escaped or encoded for JSON,
-HTML or a URI is recognised as well. `credentials_in` is the test behind it, for what is refused before anything is spent.
+private key), and the values of this process's own environment variables with names of secrets. Secrets that are escaped or encoded for JSON,
+HTML or a URI are recognised as well. `credentials_in` tests a text for secrets, to refuse it before anything is spent.
 
-A name decides by its words (`_is_secret_name`), not by a substring: `max_tokens`, `tokenizer`, `RAY_AUTH_MODE` and `sort_key` hold no secrets.
-Every expression reads a text once: quantifiers are possessive or bounded, so that no text makes them slow.
+A name is judged by its words (`_is_secret_name`), not by substrings: `max_tokens`, `tokenizer`, `RAY_AUTH_MODE` and `sort_key` hold no secrets.
+Quantifiers are possessive or bounded, so that every expression reads a text once and none is slow on any text.
 """
 
 import base64
@@ -21,26 +21,26 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
 MARK = "***"
-"""Stands where a secret stood."""
+"""Replacement of a secret."""
 FEWEST = 6
-"""Characters that a value of the environment must have to be removed wherever it appears; shorter ones would take ordinary words with them."""
+"""Minimum length of a value of the environment that is removed wherever it appears; shorter ones may be ordinary words."""
 _UNBOUNDED = 12
 """Length from which such a value is removed inside other words too."""
 
 # -- names --------------------------------------------------------------------------------------------------------------------------
 
-# Words that make a name that of a secret, alone or among others.
+# Words that mark a name as a secret's, alone or among other words.
 _WORDS = re.compile(
     r"(?:password|passwd|passphrase|passwort|pwd|passcode|secret|secrets|token|apikey|credential|credentials|jwt|authorization|cookie"
     r"|accesskey|accountkey|privatekey|secretkey|sessionkey|signature|sas|dsn)$"
 )
-# The same words without anything between them, as in PGPASSWORD or secretaccesskey.
+# The same words joined, as in PGPASSWORD or secretaccesskey.
 _JOINED = re.compile(
     r"passw(?:or)?d|passphrase|apikey|api_key|secretkey|(?:secret)?access_?key(?:id)?$|accountkey|privatekey|private_key|sharedkey|signingkey"
     r"|encryptionkey|masterkey|subscriptionkey|(?:auth|access|refresh|bearer|id|csrf|xsrf|session|security|hf|github|api|bot|deploy)token$"
     r"|clientsecret|^pw$|^auth$|authkey|keypairid$"
 )
-# Words at a name's end that make it speak about a secret: where it is, how long it lasts, which one it is.
+# Last words of names that describe a secret instead of holding it: its place, lifetime or identity.
 _ABOUT = re.compile(
     r"(?:file|path|dir|folder|url|uri|endpoint|mode|type|kind|ttl|expires|expiry|expiration|length|len|count|size|env|name|names|id|ids"
     r"|limit|budget|rate|policy|version|method|field|header|prefix|enabled|required|provider|helper|algorithm|index|idx|sock|scope"
@@ -69,7 +69,7 @@ _IN_URI = frozenset(
         "jsessionid",
     )
 )
-# Names that say the same of a text, and that only an equals sign makes secrets of ("signature: (self, x)" is a function's).
+# Names that are a secret's only before an equals sign, since prose has them too ("signature: (self, x)" is a function's).
 _ONLY_ASSIGNED = frozenset(("signature", "sas", "dsn", "credential", "credentials", "secrets"))
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _WORD = re.compile(r"[A-Za-z]+")
@@ -82,7 +82,7 @@ def _words(name: str) -> tuple[str, ...]:
 
 @lru_cache(4096)
 def _is_secret_name(name: str) -> bool:
-    """Whether a name is that of a secret, wherever it stands."""
+    """Return whether a name is a secret's in any context."""
     words = _words(name[-200:])
     if not words:
         return False
@@ -95,7 +95,7 @@ def _is_secret_name(name: str) -> bool:
 
 
 def _is_parameter_name(name: str) -> bool:
-    """Whether a parameter of a URI is a secret."""
+    """Return whether a parameter of a URI is a secret, by its name."""
     words = _words(name[-200:])
     return _is_secret_name(name) or "".join(words) in _IN_URI or "signature" in words or words[-1:] == ("sig",)
 
@@ -124,7 +124,7 @@ _FOLDER = re.compile(r"[\"']?(?:/|~|\$|[A-Za-z]:\\)")
 
 
 def _values(text: str) -> Iterator[tuple[int, int]]:
-    """Where the values of secret names stand, in order."""
+    """Yield the (begin, end) of the values of secret names, in order."""
     reached = 0
     for key in _KEY.finditer(text):
         if key.start() < reached:
@@ -153,14 +153,14 @@ def _holds_a_secret(text: str, start: int, name: str, quoted: bool, parameter: b
 
 
 def _option_values(text: str) -> Iterator[tuple[int, int]]:
-    """Where the values of a command's options stand that are secrets: --password hunter2."""
+    """Yield the (begin, end) of the values of a command's secret options: --password hunter2."""
     for option in _OPTION.finditer(text):
         if _is_secret_name(option[1]) and (found := _value(text, option.end(), option[1], strict=True)):
             yield found
 
 
 def _value(text: str, start: int, name: str, strict: bool) -> tuple[int, int] | None:
-    """Where the value that begins at `start` stands, if it is a secret. Not strict: after a colon, which prose has as well."""
+    """Return the (begin, end) of the value at `start`, None if it is no secret. Not strict: after a colon, which prose has as well."""
     for skipped in (_ANNOTATION, _BLOCK, _WRAPPED):
         if found := skipped.match(text, start):
             start = found.end()
@@ -175,7 +175,7 @@ def _value(text: str, start: int, name: str, strict: bool) -> tuple[int, int] | 
             return None if _ORDINARY.match(text[start : min(end, start + 200)]) else (start, end)
         start, strict = (scheme.end(), True) if scheme else (start, strict)
     if text.startswith("{", start) and (brace := text.find("}", start, start + 200)) > 0 and text[brace + 1 : brace + 2] in ("", ";", "\n", " "):
-        return start, brace + 1  # how ODBC quotes
+        return start, brace + 1  # ODBC's quotes
     bare = _BARE.match(text, start)
     if bare is None:
         return None
@@ -184,7 +184,7 @@ def _value(text: str, start: int, name: str, strict: bool) -> tuple[int, int] | 
     if not value or _ORDINARY.match(value) or value == name or value.endswith("("):
         return None
     if kind in ("token", "pass") and re.fullmatch(r"[\d.,:]{1,7}", value):
-        return None  # a number of tokens, or a position among them
+        return None  # a number of tokens, or a position in a text
     alone = not text[end : min(_line_end(text, end), end + 80)].strip(" \t,;}])\r.\"'")
     if not (strict or alone or _TELLING.match(value)):
         return None
@@ -194,7 +194,7 @@ def _value(text: str, start: int, name: str, strict: bool) -> tuple[int, int] | 
 
 
 def _closing(text: str, start: int, opening: str, mark: str) -> int:
-    """Where a quoted value ends: at a mark that is escaped as the opening one is, or with the line."""
+    """Return the end of a quoted value: at a mark with the escapes of the opening one, or at the end of the line."""
     end = _line_end(text, start)
     place = start
     while (place := text.find(mark, place, end)) >= 0:
@@ -222,16 +222,16 @@ _HOST = re.compile(r"(?:[A-Za-z0-9][\w\-]{0,62}+\.)+[A-Za-z]{2,}+(?![\w.])|local
 _NAME = re.compile(r"[A-Za-z][\w.\-]{0,62}+(?=[:/\s'\",;)\]]|$)")
 _WEB = frozenset(("http", "https", "ws", "wss", "ray", "grpc", "grpcs", "tcp", "udp"))
 _NO_USERS = frozenset(("http", "https", "ws", "wss", "s3", "s3a", "s3n", "gs", "gcs", "az", "abfs", "abfss", "wasb", "wasbs", "hf"))
-"""Schemes whose URIs need no user, so that what stands there is a key or a token."""
+"""Schemes whose URIs need no user, so that a user part is a key or a token."""
 _CONTAINERS = frozenset(("az", "abfs", "abfss", "wasb", "wasbs"))
-"""Schemes in which a container stands before the host: abfss://container@account.dfs.core.windows.net/path."""
+"""Schemes with a container before the host: abfss://container@account.dfs.core.windows.net/path."""
 
 
 def _user_part(text: str, separator: re.Match[str], strictly: bool = False) -> tuple[int, bool] | None:
-    """(end of the user part with its @, whether it opens anything) of the URI whose `://` is `separator`; None if it has none.
+    """Return (end of the user part with its @, whether it is a credential) of the URI whose `://` is `separator`; None without a user part.
 
-    An unescaped / or ? in a password is allowed for, so the part reaches to the last @ that can end it; `strictly`: to the one that ends it by
-    RFC 3986, if there is one.
+    A password may hold an unescaped / or ?, so the part reaches to the last @ that can end it; `strictly`: to the one that ends it by RFC 3986, if
+    there is one.
     """
     start = separator.end()
     head = text[max(0, separator.start() - 24) : separator.start()]
@@ -271,7 +271,7 @@ def _user_part(text: str, separator: re.Match[str], strictly: bool = False) -> t
 
 
 def _without_users(text: str, users: bool) -> str:
-    """users: also names of users that open nothing by themselves."""
+    """Replace the user parts of URIs. users: also those of user names alone, which are no credentials."""
     parts, reached = list[str](), 0
     for separator in _SEPARATOR.finditer(text):
         if separator.start() < reached:
@@ -333,7 +333,7 @@ def _bearer(found: re.Match[str]) -> str:
 
 
 def _database(found: re.Match[str]) -> str:
-    """user:password@host without a scheme."""
+    """Redact user:password@host without a scheme."""
     user, password, host = found[0].partition(":")[0].lower(), found[1], found[2]
     mark = f"{found[0].partition(':')[0]}:{MARK}@"
     if _DIGEST.match(host) or password.startswith(("//", "\\")) or password.endswith(MARK):
@@ -355,7 +355,7 @@ def _spans(text: str, find: Callable[[str], Iterator[tuple[int, int]]]) -> str:
 
 
 def _plain(text: str, users: bool) -> str:
-    """Without the secrets that are not encoded in any way."""
+    """Redact the secrets that are not encoded."""
     text = _PRIVATE_KEY.sub(lambda key: f"{key[1]}{MARK}{key[2] or ''}", text)
     text = _HOOK.sub(rf"\1{MARK}", _TOKENS.sub(MARK, text))
     if "://" in text or ":\\" in text:
@@ -381,7 +381,7 @@ _URI_PASSWORD = re.compile(r"[A-Za-z][\w+.\-]{1,40}://[^/@\s:]{0,64}:([^@/\s]{1,
 
 
 def _of_environment(environment: Mapping[str, str]) -> list[str]:
-    """Values of its secret variables and passwords in its URIs, as they are and as headers, JSON, HTML and URIs spell them; longest first."""
+    """Return its secret variables and its URIs' passwords, plain and as encoded in headers, JSON, HTML and URIs; longest first."""
     values = dict[str, None]()
     for name, value in environment.items():
         if _is_secret_name(name) and name not in ("PWD", "OLDPWD"):
@@ -402,7 +402,7 @@ def _pattern(values: tuple[str, ...]) -> re.Pattern[str] | None:
     return re.compile("|".join(spelled)) if values else None
 
 
-# -- what others use ----------------------------------------------------------------------------------------------------------------
+# -- public functions ---------------------------------------------------------------------------------------------------------------
 
 _ENCODED = re.compile(r"%(?:25)*+(?:3[aAdDfF]|40|2[fF6]|5[cC])")
 _ENTITY = re.compile(r"&(?:amp|quot|apos|colon|sol|commat|equals|#\d{2,3}|#x[0-9A-Fa-f]{2});")
@@ -410,19 +410,19 @@ _UNICODE = re.compile(r"\\u00([0-7][0-9A-Fa-f])")
 
 
 def redacted(text: object) -> str:
-    """A text, fit to be written down or passed on: *** for every secret in it, and for names of users before the host of a URI."""
+    """Return a text with *** for every secret in it, and for user names before the host of a URI."""
     found = str(text)
     pattern = _pattern(tuple(_of_environment(os.environ)))
     return _redacted(pattern.sub(MARK, found) if pattern else found, users=True)
 
 
 def redacting(say: Callable[[str], None]) -> Callable[[str], None]:
-    """Return a `say` that removes the secrets of every line first."""
+    """Return a `say` that redacts every line first."""
     return lambda line: say(redacted(line))
 
 
 def redacted_in(value: Any) -> Any:
-    """The same for every text in dicts, lists and tuples, as JSON has them; keys that name secrets lose their values."""
+    """Redact every text in nested dicts, lists and tuples; text values of keys that name secrets become ***."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, Mapping):
@@ -434,17 +434,17 @@ def redacted_in(value: Any) -> Any:
 
 
 def credentials_in(text: str) -> bool:
-    """Whether it holds a password, a token or a signed key; a user's name alone is none."""
+    """Return whether a text holds a password, a token or a signed key; a user name alone is none."""
     pattern = _pattern(tuple(_of_environment(os.environ)))
     return bool(pattern and pattern.search(text)) or _redacted(text, users=False) != text
 
 
 def fields_with_credentials(value: Any, field: str = "", seen: set[int] | None = None) -> Iterator[str]:
-    """Dotted names of the fields that hold credentials, of whatever YAML or JSON was read as; a name that holds some is redacted."""
+    """Yield the dotted names of fields with credentials in parsed YAML or JSON; a name that holds credentials is redacted."""
     seen = set() if seen is None else seen
     if isinstance(value, (Mapping, list, tuple, set, frozenset)):
         if id(value) in seen:
-            return  # YAML's aliases can make it a part of many, and of itself
+            return  # by YAML's aliases, a value can occur several times, and within itself
         seen.add(id(value))
         parts = value.items() if isinstance(value, Mapping) else enumerate(value)
         for name, part in parts:
@@ -459,7 +459,7 @@ def fields_with_credentials(value: Any, field: str = "", seen: set[int] | None =
 
 
 def shown(uri: str) -> str:
-    """A URI without its user, password and query: the form that may be written down, and still leads there."""
+    """Return a URI without user, password and query: safe to write down, and still valid as an address."""
     text = html.unescape(uri) if _ENTITY.search(uri) else uri
     if (separator := _SEPARATOR.search(text)) and (found := _user_part(text, separator, strictly=text.lower().startswith(("http:", "https:")))):
         text = text[: separator.end()] + text[found[0] :]
@@ -467,7 +467,7 @@ def shown(uri: str) -> str:
 
 
 def _redacted(text: str, users: bool) -> str:
-    """Without the secrets in it, also those that are encoded for a URI, HTML or JSON; what holds none is left as it is."""
+    """Redact a text, including secrets encoded for a URI, HTML or JSON; other text is unchanged."""
     text = _plain(text, users)
     if _ENCODED.search(text):
         text = _WHOLE.sub(lambda word: _decoded(word[0], users), text)

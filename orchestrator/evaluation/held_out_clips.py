@@ -1,4 +1,4 @@
-"""Clips of episodes that no arm of a sweep trains on: on them every checkpoint's generated video is measured."""
+"""Clips of episodes that no arm of a sweep trains on; every checkpoint's generated video is measured on them."""
 
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from policy.interface import Contract, derived_seed
 
 @dataclass(frozen=True)
 class HeldOutClip:
-    """Where to find one; small: it travels to whoever measures."""
+    """Location of a clip; small, since it is pickled to the process that measures."""
 
     episode: EpisodeEntry
     start: int
-    """Its first frame, which is all that a policy is shown."""
+    """First frame within the episode, the only one that the policy observes."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,17 @@ class HeldOut:
     """A fixed set of clips, the same for every checkpoint of a sweep."""
 
     episodes: str
-    """URI of the store."""
+    """URI of the episode store."""
     contract: Contract
     shape: ClipShape
     clips: tuple[HeldOutClip, ...]
 
     @classmethod
     def choose(cls, episodes: str, manifest: Manifest, tasks: Iterable[str], per_task: int, used: Set[str], shape: ClipShape) -> "HeldOut":
-        """One clip from each of the last `per_task` episodes of every task that are not `used`; SubsetError if too few are left.
+        """Choose one clip from each of the last `per_task` episodes of every task that are not `used`.
 
-        A clip's start is drawn from its episode's own hash, so that the future it shows lies within the episode.
+        A clip's start is derived from its episode's hash, such that the whole clip lies within the episode. Raises SubsetError if too few
+        episodes are left.
         """
         span = shape.frame_stride * (shape.frames_per_view - 1)
         ids = [episode for task in tasks for episode in held_out(manifest, task, per_task, used, shortest=span + 1)]
@@ -47,12 +48,12 @@ class HeldOut:
 
     @property
     def digest(self) -> str:
-        """Equal for equal pictures."""
+        """Hash of episodes, starts, cameras and clip shape: equal for equal pictures."""
         shape = [self.shape.frames_per_view, self.shape.frame_stride]
         return digest([[(clip.episode.sha256, clip.start) for clip in self.clips], self.contract.cameras, shape])
 
     def read(self, clip: HeldOutClip) -> Clip:
-        """Its pictures, without actions. EpisodeError if the episode is missing or damaged."""
+        """Return the clip's pictures, without actions. Raises EpisodeError if the episode is missing or damaged."""
         data = fetch(open_storage(self.episodes), clip.episode)
         wanted = shown_frames([clip.start], clip.episode.length, self.shape)[0]
         return cut(decode(data, self.contract.cameras, with_actions=False, wanted=wanted.tolist()), clip.start, self.shape, self.contract)

@@ -1,14 +1,14 @@
-"""How far generated pictures are from real ones.
+"""Distances between generated and real pictures.
 
 Three measures, none of which needs a network's weights:
 
 - PSNR in dB and SSIM (Wang et al. 2004) as torchmetrics computes them: what papers on video generation report. Higher is better.
 - A perceptual distance from 0 (no visible difference) to 1: FLIP (Andersson et al. 2020, "A Difference Evaluator for Alternating Images",
-  HPG 2020, https://research.nvidia.com/publication/2020-07_FLIP) by its authors' package. It predicts the difference a person sees who flips
-  between two rendered pictures, from contrast sensitivity, colour and edges, and was made for renderings, as a simulator's pictures are.
-  LPIPS and DISTS, the usual ones, need weights from the net; HaarPSI or MDSI (`piq`) need torchvision, which must fit torch's build.
+  HPG 2020, https://research.nvidia.com/publication/2020-07_FLIP) by its authors' package. It predicts the difference that a viewer perceives
+  when flipping between two rendered pictures, from contrast sensitivity, colour and edges. It was made for renderings, such as a simulator's.
+  The common alternatives LPIPS and DISTS need downloaded weights; HaarPSI and MDSI (`piq`) need a torchvision that fits torch's build.
 
-Shapes: N pictures; H W pixels.
+Shapes: N pictures; H, W pixels.
 """
 
 from dataclasses import dataclass, fields
@@ -18,32 +18,33 @@ import numpy as np
 import numpy.typing as npt
 
 MEASURES = tuple(f"{package} {version(package)}" for package in ("torchmetrics", "flip-evaluator"))
-"""What computes them: numbers of another release are not compared."""
+"""Packages that compute the measures, with versions: numbers of different releases are not compared."""
 SHOWN = 256
-"""Pixels: pictures are judged as if shown so high, however many pixels they have, at FLIP's own distance from the screen."""
+"""Displayed height of every picture in pixels, whatever its resolution, at FLIP's default viewing distance."""
 PIXELS_PER_DEGREE = 67.0
-"""Of a screen 0.7 m away, 0.7 m wide, of 3840 pixels: FLIP's default."""
+"""FLIP's default: a screen of 3840 pixels, 0.7 m wide, at a distance of 0.7 m."""
 WHOLE_GREYS = 1 / 12
-"""Mean squared error of rounding to whole grey levels: pictures that agree to it have the highest PSNR, 58.9 dB, instead of an infinite one."""
+"""Mean squared error of rounding to whole grey levels; it caps PSNR at 58.9 dB, which is infinite for equal pictures."""
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Means over pictures."""
+    """Means of the measures over pictures."""
 
     psnr: float
-    """dB."""
+    """Peak signal-to-noise ratio in dB; higher is better."""
     ssim: float
     distance: float
-    """FLIP's mean over a picture: 0 to 1, lower is better."""
+    """FLIP's mean over a picture, 0 to 1; lower is better."""
 
     @classmethod
     def mean(cls, several: "list[Fidelity]") -> "Fidelity":
+        """Return the unweighted mean of several."""
         return cls(*(float(np.mean([getattr(one, field.name) for one in several])) for field in fields(cls)))
 
 
 def fidelity(shown_NHW3: npt.NDArray[np.uint8], real_NHW3: npt.NDArray[np.uint8]) -> Fidelity:
-    """Of pictures beside the real ones, uint8 RGB; every picture counts the same. They must have at least 11 pixels a side."""
+    """Compare pictures with the real ones, uint8 RGB, at least 11 pixels a side; every picture has the same weight."""
     import torch
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 

@@ -1,26 +1,26 @@
-"""What is written down about episodes: their outcomes, their films, and the portrait every simulator must match.
+"""The outcome ledger in the storage: outcomes, films and verdicts of episodes, and the portrait that every simulator must match.
 
-    outcomes/<checkpoint>/<protocol>.parquet               a sealed ledger: the outcome of every listed episode
-    outcomes/<checkpoint>/<protocol>/00000001.parquet      a part: outcomes as they were recorded, errors among them; numbered as they were claimed
-    outcomes/<checkpoint>/<protocol>/<episode id>.mp4      a film
-    outcomes/<checkpoint>/<protocol>/<episode id>.json     what was imagined in it, against what came (sim_workers/rollout/prediction_error.py)
-    outcomes/<checkpoint>/<protocol>/decided-<rule>.json   a verdict: how much of the list was enough for a rule of sequential_rule.py
+    outcomes/<checkpoint>/<protocol>.parquet               sealed ledger: the outcome of every listed episode
+    outcomes/<checkpoint>/<protocol>/00000001.parquet      part: outcomes in recording order, errors included; numbered in claim order
+    outcomes/<checkpoint>/<protocol>/<episode id>.mp4      film of the episode
+    outcomes/<checkpoint>/<protocol>/<episode id>.json     imagined against executed video of the film (sim_workers/rollout/prediction_error.py)
+    outcomes/<checkpoint>/<protocol>/decided-<rule>.json   verdict: the episodes that sufficed for a rule (sequential_rule.py)
     portraits/<simulation>/<scene>.json
 
-Nothing is ever changed. A ledger is sealed only when its whole list is played: a verdict leaves its outcomes in parts, to which a sweep with another
-rule, or none, adds what it misses.
+No object is overwritten. A ledger is sealed only when its whole list is played. A verdict leaves its outcomes in parts, to which a sweep with another
+rule, or none, adds the missing ones.
 
-A row is one outcome, in parts and sealed ledgers alike, so that whatever reads Parquet reads all scores of whole lists as one table,
+A row is one outcome, in parts and in sealed ledgers, so that any Parquet reader reads all scores of whole lists as one table,
 `outcomes/*/*.parquet`:
 
-    checkpoint, protocol           fingerprints: which weights, and everything besides them that shapes an outcome
+    checkpoint, protocol           fingerprints of the weights, and of everything else that shapes an outcome
     task, scene_seed, noise_seed, shift      the episode's line of the suite (`sim_workers.rollout.suite.EpisodeSpec`)
-    result, steps, looks           success | failure | error; control steps played; times the policy was asked
+    result, steps, looks           success | failure | error; control steps played; policy queries
     sim_s, policy_s                seconds simulating and rendering; seconds waiting for the policy
-    first_success, success_at_end  control steps until the task was first done, null if never; whether it was done in the last step
-    message, worker                cause of an error; host/pid of the process that played it
-    episode                        the episode's id
-    recorded                       when it was written down, UTC
+    first_success, success_at_end  control steps until the first success, null if none; success in the last step
+    message, worker                cause of an error; host/pid of the worker process
+    episode                        episode id
+    recorded                       time of recording, UTC
 """
 
 import io
@@ -46,7 +46,7 @@ from sim_workers.rollout.rollout_video import Filmed
 from sim_workers.rollout.suite import EpisodeSpec
 from sim_workers.rollout.worker import Scene
 
-_TYPES = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), int | None: pa.int64()}  # everything else is text
+_TYPES = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), int | None: pa.int64()}  # all other fields are text
 _SPEC, _OUTCOME = get_type_hints(EpisodeSpec), {name: kind for name, kind in get_type_hints(Outcome).items() if name != "spec"}
 SCHEMA = pa.schema(
     [
@@ -56,27 +56,27 @@ SCHEMA = pa.schema(
         pa.field("recorded", pa.timestamp("us", "UTC"), nullable=False),
     ]
 )
-"""The columns of an outcome: the fields of its spec and its own, and what they belong to."""
+"""Columns of an outcome: checkpoint and protocol, the fields of its spec, its own fields, episode id and time."""
 PART = re.compile(r"/(\d{8})\.parquet$")
-"""A numbered part. Those of earlier versions have random names and come first."""
-READERS = 16  # parts fetched at once
+"""Key of a numbered part. Parts of earlier versions have random names and sort first."""
+READERS = 16  # parts fetched in parallel
 
 
 class Ledger:
-    """The outcomes of one checkpoint under one protocol. Any number of processes may record: each object is written once, by one of them."""
+    """Outcomes of one checkpoint under one protocol. Any number of processes may record: each object is written once, by one process."""
 
     def __init__(self, storage: Storage, checkpoint: str, protocol: str) -> None:
         self._storage, self._of = storage, {"checkpoint": checkpoint, "protocol": protocol}
         self._prefix = f"outcomes/{checkpoint}/{protocol}/"
         self._sealed = f"outcomes/{checkpoint}/{protocol}.parquet"
         self.sealed = False
-        """As far as was read or written here."""
+        """Whether this object has read or written the sealed ledger."""
         self._next = 0
-        """Number of the next part, as far as is known here; 0 before it is."""
-        self._recorded: dict[str, datetime] = {}  # when, by episode id: a sealed row keeps its time
+        """Number of the next part to try; 0 before the parts were listed."""
+        self._recorded: dict[str, datetime] = {}  # recording time by episode id: a sealed row keeps it
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
-        """Keep them for good, errors included, in one object: all or, if the writer dies, none."""
+        """Write the outcomes, errors included, as one new part: all of them or, if the process dies, none."""
         if not outcomes:
             return
         now = datetime.now(UTC)
@@ -88,14 +88,14 @@ class Ledger:
         self._next += 1
 
     def _parts(self) -> list[str]:
-        """In the order in which they were claimed: of one episode's outcomes the first counts, and no machine's clock says which that is."""
+        """Return the keys of the parts in claim order, which no clock decides: of several outcomes of an episode the first counts."""
         keys = [key for key in self._storage.list(self._prefix) if key.endswith(".parquet")]
         return sorted(keys, key=lambda key: (bool(PART.search(key)), key))
 
     def read(self) -> dict[str, Outcome]:
-        """Finished episodes by id, each as it was recorded first. Errors are not among them: they are tried again.
+        """Return the finished outcomes by episode id, the first recorded one of each. Errors are left out: their episodes are retried.
 
-        StorageError names an object that is damaged.
+        Raises StorageError, which names the object, if one is damaged.
         """
         try:
             tables = [_decode(self._storage, self._sealed)]
@@ -111,9 +111,9 @@ class Ledger:
         return found
 
     def seal(self, outcomes: Iterable[Outcome]) -> None:
-        """Every listed episode ended in a success or a failure: keep them in one object, sorted by spec, which is what is read from now on.
+        """Write the outcomes of the whole list as one object, sorted by spec, which replaces the parts for all later reads.
 
-        ValueError for an error among them: it would never be played again.
+        Raises ValueError if an outcome is an error: its episode would never be retried.
         """
         listed = sorted(outcomes, key=lambda outcome: outcome.spec)
         if errors := [outcome.spec.episode_id for outcome in listed if outcome.result == "error"]:
@@ -124,17 +124,17 @@ class Ledger:
         self.sealed = True
 
     def table(self, outcomes: Sequence[Outcome]) -> pa.Table:
-        """They as the ledger has them, with the columns of SCHEMA; those it has not are as recorded now."""
+        """Return the outcomes as a table with the columns of SCHEMA; those that were not recorded get the current time."""
         now = datetime.now(UTC)
         return pa.Table.from_pylist([self._row(outcome, self._recorded.get(outcome.spec.episode_id, now)) for outcome in outcomes], SCHEMA)
 
     def keep_verdict(self, rule: str, verdict: Verdict) -> Verdict:
-        """Keep how much of the list was enough for a rule, known by its key; returns the one that is kept, which is the first."""
+        """Write the verdict of a rule (`Rule.key`) unless there is one; return the stored verdict, which is the first written."""
         self._storage.put_if_absent(self._verdict(rule), json.dumps(asdict(verdict)).encode())
         return self.verdict(rule) or verdict
 
     def verdict(self, rule: str) -> Verdict | None:
-        """The one that was kept."""
+        """Return the stored verdict of a rule (`Rule.key`); None if there is none."""
         try:
             return Verdict(**json.loads(self._storage.get(self._verdict(rule))))
         except NoObject:
@@ -154,19 +154,22 @@ class Ledger:
         return {**self._of, **own.pop("spec"), **own, "episode": outcome.spec.episode_id, "recorded": recorded}
 
     def keep_film(self, episode_id: str, film: Filmed) -> None:
-        """The film last: where there is one, its episode is not played again."""
+        """Write an episode's film. The MP4 is written last: an episode with an MP4 is not played again."""
         if film.foresight:
             self._storage.put_if_absent(f"{self._prefix}{episode_id}.json", film.foresight)
         self._storage.put_if_absent(f"{self._prefix}{episode_id}.mp4", film.mp4)
 
     def films(self) -> dict[str, str]:
-        """Keys of the films by episode id."""
+        """Return the keys of the films by episode id."""
         keys = [key for key in self._storage.list(self._prefix) if key.endswith(".mp4")]
         return {key.rpartition("/")[2].removesuffix(".mp4"): key for key in keys}
 
 
 def scores(storage: Storage) -> pa.Table:
-    """The sealed ledgers of all checkpoints and protocols as one table with the columns of SCHEMA; StorageError names a damaged one."""
+    """Return all sealed ledgers of the storage as one table with the columns of SCHEMA.
+
+    Raises StorageError, which names the object, if one is damaged.
+    """
     sealed = [key for key in storage.list("outcomes/") if key.count("/") == 2 and key.endswith(".parquet")]
     with ThreadPoolExecutor(READERS) as readers:
         return pa.concat_tables([SCHEMA.empty_table(), *readers.map(lambda key: _decode(storage, key), sealed)])
@@ -179,7 +182,7 @@ def _encode(rows: list[dict[str, Any]]) -> bytes:
 
 
 def _decode(storage: Storage, key: str) -> pa.Table:
-    """One object's rows; StorageError if it is damaged."""
+    """Return one object's rows. Raises StorageError if it is damaged."""
     data = storage.get(key)
     try:
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True, use_threads=False)
@@ -195,21 +198,23 @@ def _outcome(row: dict[str, Any]) -> Outcome:
 
 
 class Portraits:
-    """The first portrait of every scene (`sim_workers.envs.render_check`): whoever scores later, anywhere, must match it."""
+    """The first portrait of every scene (`sim_workers.envs.render_check`), which every later scoring process must match."""
 
     def __init__(self, storage: Storage, simulation: str, mixed: bool = False) -> None:
-        """simulation: fingerprint of the simulators' code and GL backend; another one begins anew. mixed: pictures are held against the first
-        ones of the same driver; how things move, still against the first of all.
+        """Read the portraits of one simulation.
+
+        simulation: fingerprint of the simulators' code and GL backend; each has portraits of its own. mixed: compare pixels with the first
+        portrait of the same driver, and physics with the first of all.
         """
         self._storage, self._prefix, self._mixed = storage, f"portraits/{simulation}/", mixed
         self._known: dict[str, Portrait] = {}
 
     def get(self, scene: Scene) -> Portrait | None:
-        """None where it depends on the driver, which is not known before something was drawn."""
+        """Return the scene's portrait; None if there is none, or if `mixed`: the driver is unknown before the first rendering."""
         return None if self._mixed else self._read(self._key(scene))
 
     def put(self, scene: Scene, portrait: Portrait) -> Portrait:
-        """Keep the first one; returns the one that is kept, and must be matched."""
+        """Write the scene's portrait unless there is one; return the stored portrait, which must be matched."""
         first = self._keep(self._key(scene), portrait)
         if not self._mixed:
             return first
@@ -228,7 +233,7 @@ class Portraits:
         return self._known.get(key)
 
     def all(self) -> dict[str, dict[str, str]]:
-        """Every portrait that is kept, by its key's last part."""
+        """Return all portraits by the last part of their keys."""
         return read_notes(self._storage, self._prefix)
 
     def _key(self, scene: Scene, driver: str = "") -> str:

@@ -1,4 +1,4 @@
-"""A policy to be scored, wherever it is: a checkpoint in a folder, a bucket or MLflow, a policy server, a Python function."""
+"""A policy to be scored: a checkpoint in a folder, a bucket or MLflow, a policy server, or a Python function."""
 
 import os
 import re
@@ -20,30 +20,31 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class SubjectError(DemoscaleError):
-    """One sentence: why what was named is no policy that can be scored."""
+    """Error of one sentence: why the given name is not a policy that can be scored."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A policy that may never have been reached yet, and what its scores are known by."""
+    """A policy to be scored, possibly not yet connected, and the identity of its scores."""
 
     name: str
-    """As it was named, without credentials."""
+    """Name that the user gave, without credentials."""
     contract: Contract
     fingerprint: str
-    """Which policy exactly; empty where nobody knows, so that no earlier outcome can be taken for one of its own."""
+    """Identity of the policy; empty if unknown, so that no earlier outcome is reused for it."""
     sampler: SamplerConfig | None
-    """How it acts, of a checkpoint of ours."""
+    """Sampler of a demoscale checkpoint; None for any other policy."""
     reach: Callable[[int], PolicySource]
-    """From so many rollout workers, once Ray is there. CheckpointError if it cannot be loaded."""
+    """Connects the given number of rollout workers on a connected Ray. Raises CheckpointError if the policy cannot be loaded."""
 
 
 def find(name: str, rung: str = "", own_rung: bool = False, fingerprint: str = "", tracking: str = "") -> Subject:
-    """What is named: a folder, s3://..., models:/ID, http(s)://..., or MODULE:FUNCTION.
+    """Return the policy with a name: a folder, s3://..., models:/ID, http(s)://..., or MODULE:FUNCTION.
 
-    rung: of a checkpoint's ladder; own_rung: one that does not have it acts on its own, as a sweep's baselines do. fingerprint: what the
-    user knows the policy by, where it has no fingerprint of its own. tracking: the MLflow that knows logged models. SubjectError for a
-    mistake in what was named; CheckpointError, StorageError, TrackingError for what is wrong there.
+    rung: rung of a checkpoint's ladder. own_rung: a checkpoint without that rung uses its own, as a sweep's baselines do. fingerprint: the
+    user's identifier of a policy that has no fingerprint of its own. tracking: URI of the MLflow that has the logged models.
+
+    Raises SubjectError if the arguments are wrong, and CheckpointError, StorageError or TrackingError if reading the policy fails.
     """
     if name.startswith(("s3://", "file://")) or Path(name).is_dir() or LOGGED_MODEL.fullmatch(name):
         if fingerprint:
@@ -60,7 +61,7 @@ def _served(url: str, fingerprint: str) -> Subject:
     from policy.http_policy import RemoteError, RemotePolicy
     from sim_workers.rollout.policy_clients import Remote
 
-    url = shown(url)  # a policy server asks nobody who they are, and what is said of one may be written down
+    url = shown(url)  # a policy server takes no credentials, and its URL is written to logs and results
     try:
         contract = RemotePolicy(url, patience_s=3.0).contract
     except RemoteError as error:
@@ -73,7 +74,7 @@ def _function(name: str, fingerprint: str) -> Subject:
 
     if "/" in name and ":" not in name:
         raise SubjectError(f"there is no folder {name}")
-    # Ray's processes look for modules where this one does.
+    # Ray's processes must find modules in this process's working directory too.
     sys.path.insert(0, os.getcwd())
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     try:
@@ -115,7 +116,7 @@ def _checkpoint(name: str, rung: str, own_rung: bool, tracking: str) -> Subject:
 
 
 def _sampler(config: PolicyConfig, rung: str) -> SamplerConfig:
-    """As a sweep says it in its protocol: of its preset on the rung, also where a baseline has but one way to act."""
+    """Return the sampler that a sweep has in its protocol: that of its preset on the rung, also for a baseline with a single sampler."""
     from policy.presets import PRESETS
 
     ours = PRESETS.get(config.preset)

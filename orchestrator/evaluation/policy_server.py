@@ -1,4 +1,4 @@
-"""The policy server: checkpoints in memory, asked by many simulators at once."""
+"""The policy server: a Ray actor that holds checkpoints in memory and batches the queries of many simulators."""
 
 import asyncio
 import logging
@@ -17,11 +17,11 @@ from sim_workers.rollout.autoscaler import Answered
 _log = logging.getLogger(__name__)
 
 FINGERPRINT = "#checkpoint="
-"""Between a checkpoint's URI and its fingerprint."""
+"""Separator between a checkpoint's URI and its fingerprint."""
 
 
 def policy_of(uri: str, fingerprint: str) -> str:
-    """How a server is asked for the policy of a checkpoint that must have this fingerprint."""
+    """Return the name by which a server loads the checkpoint at `uri`, which must have this fingerprint."""
     return f"{uri}{FINGERPRINT}{fingerprint}"
 
 
@@ -29,43 +29,44 @@ class _Asked(NamedTuple):
     observation: Observation
     answer: asyncio.Future[Any]
     since: float
-    """By `time.perf_counter`."""
+    """Arrival, seconds of `time.perf_counter`."""
 
 
 class PolicyServer:
-    """A Ray actor. Deterministic: asked again after it died, it gives the same answer.
+    """A Ray actor that answers queries in batches. Deterministic: a query retried after a restart gets the same answer.
 
-    What arrives while a batch is computed forms the next one, so nobody waits for a timer and the batch fills itself under load. Nobody waits
-    longer than for the batches of those who asked before: policies take turns, and a batch has at most MOST_ROWS rows.
+    Queries that arrive while a batch is computed form the next one, so no query waits for a timer and batches fill under load. A query waits at
+    most for the batches of earlier queries: policies take turns, and a batch has at most MOST_ROWS rows.
     """
 
-    KEPT = 2  # policies kept loaded: the one that finishes and the one that begins
+    KEPT = 2  # policies kept loaded: that of the checkpoint being finished and that of the next
     MOST_ROWS = 64
 
     def __init__(self, num_threads: int, device: str, rung: str = "", sweep: str = "", code: Files | None = None) -> None:
-        """rung: of the policies' ladder, on which all of them act. sweep: whose they are, for metrics and logs.
+        """Configure the server; policies are loaded at their first query.
 
-        code: the driver's files; a server that imported others answers CodeChangedError. None: not compared.
+        rung: rung of the policies' ladder that all of them use. sweep: name of the sweep, for metrics and logs. code: the driver's files; a
+        server that imported others answers CodeChangedError. None: not compared.
         """
         import torch
 
         torch.set_num_threads(num_threads)
         self._device, self._rung, self._sweep, self._code = device, rung, sweep, code
         self._policies: OrderedDict[str, Any] = OrderedDict()
-        self._waiting: dict[tuple[str, str], list[_Asked]] = {}  # by checkpoint and what is asked of it
+        self._waiting: dict[tuple[str, str], list[_Asked]] = {}  # by checkpoint and method of the policy
         self._serving: asyncio.Task[None] | None = None
-        self._answered: dict[str, Answered] = {}  # by checkpoint; under no name: for all
+        self._answered: dict[str, Answered] = {}  # by checkpoint; the empty name has the sum
 
     def __repr__(self) -> str:
         return f"PolicyServer({self._sweep})"
 
     async def act(self, checkpoint: str, observation: Observation) -> ActionChunk:
-        """The chunk that the policy of the checkpoint answers: `policy_of`, fetched once per node, or a URI alone."""
+        """Return the policy's action chunk. checkpoint: `policy_of`, fetched once per node, or a URI alone."""
         chunk: ActionChunk = await self._ask(checkpoint, "act", observation)
         return chunk
 
     async def imagine(self, checkpoint: str, observation: Observation) -> Imagination | None:
-        """What that policy expects to see, in the same queue: a network computes one batch at a time. None of one that imagines nothing."""
+        """Return the video that the policy imagines, through the same queue as `act`; None for a policy without video."""
         imagination: Imagination | None = await self._ask(checkpoint, "imagine", observation)
         return imagination
 
@@ -77,11 +78,11 @@ class PolicyServer:
         return await answer
 
     async def load(self, checkpoint: str) -> None:
-        """Have it ready; raises what is wrong with it."""
+        """Load the checkpoint's policy ahead of its first query. Raises the error of a checkpoint that cannot be loaded."""
         await asyncio.to_thread(self._loaded, checkpoint)
 
     async def answered(self, checkpoint: str = "") -> Answered:
-        """What it has done since it started, for one checkpoint or for all."""
+        """Return the work done since the server started, for one checkpoint or, with no name, for all."""
         return self._answered.get(checkpoint, Answered())
 
     async def _serve(self) -> None:
@@ -95,7 +96,7 @@ class PolicyServer:
                 policy = await asyncio.to_thread(self._loaded, checkpoint)
                 began = time.perf_counter()
                 answers = await asyncio.to_thread(_answers, policy, what, [one.observation for one in asked])
-            except Exception as error:  # whoever asked gets the error; the server lives on
+            except Exception as error:  # the callers receive the error; the server keeps running
                 _log.exception("%s did not answer %d observations", _short(checkpoint), len(asked))
                 for one in asked:
                     one.answer.set_exception(error)
@@ -127,13 +128,13 @@ class PolicyServer:
             self._policies[checkpoint] = policy
             while len(self._policies) > self.KEPT:
                 self._policies.popitem(last=False)
-        check_imported(self._code)  # of what answers imported since
+        check_imported(self._code)  # includes modules that earlier answers imported
         self._policies.move_to_end(checkpoint)
         return self._policies[checkpoint]
 
 
 def _short(checkpoint: str) -> str:
-    """Arm and step: what a sweep's URIs end in."""
+    """Return arm and step, the end of the URIs of a sweep's checkpoints."""
     return checkpoint.rpartition("/arms/")[2].partition(FINGERPRINT)[0]
 
 

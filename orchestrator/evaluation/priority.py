@@ -1,4 +1,4 @@
-"""Which checkpoint to score next: the one whose score tells most. Pure."""
+"""The order in which checkpoints are scored. Pure."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,27 +6,29 @@ from orchestrator.evaluation.scores import ScoringJob
 
 
 class Urgency:
-    """What others are held against first; then an arm without any score; then what a stop decision waits for; then the newest checkpoint of each arm.
+    """Ranks checkpoints by the urgency of their score.
 
-    Older ones follow. Shifted worlds come last: no decision waits for them. Equally urgent ones keep the order in which they came.
+    Reference checkpoints, which others are compared with, come first; then an arm without any score; then a checkpoint that a stop decision
+    waits for; then the newest checkpoint of each arm; then older ones. Shifted suites come last: no decision waits for them. Equally urgent jobs
+    keep the order of the sequence.
     """
 
     def __init__(self, decides: Callable[[int], bool]) -> None:
-        """decides: whether a decision about the arm waits for the score of its checkpoint of this step."""
+        """decides: whether a decision about an arm waits for the score of its checkpoint at the given step."""
         self._decides = decides
         self._newest: dict[str, int] = {}  # step, by arm
         self._begun: set[str] = set()
 
     def opened(self, job: ScoringJob) -> None:
-        """There is a checkpoint to score."""
+        """Record a checkpoint that is to be scored."""
         self._newest[job.arm_id] = max(job.step, self._newest.get(job.arm_id, 0))
 
     def begun(self, job: ScoringJob) -> None:
-        """The arm has a score, or is about to."""
+        """Record that the scoring of the arm has begun."""
         self._begun.add(job.arm_id)
 
     def first(self, jobs: Sequence[ScoringJob]) -> ScoringJob:
-        """The most urgent of them."""
+        """Return the most urgent job."""
         return min(jobs, key=self._rank)
 
     def _rank(self, job: ScoringJob) -> tuple[int, int]:
@@ -35,7 +37,7 @@ class Urgency:
             return 5, 0
         if job.reference:
             return -1, job.step
-        if job.arm_id not in self._begun:  # of an arm without a score, what decides; else its newest
+        if job.arm_id not in self._begun:  # arm without a score: the earliest deciding checkpoint, else the newest
             return (0, job.step) if decides else (1, -job.step)
         if decides:
             return 2, job.step

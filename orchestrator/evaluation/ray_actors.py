@@ -1,4 +1,4 @@
-"""Ray actors that a score needs besides the simulators: policy servers, and the process that measures generated video."""
+"""The Ray actors that scoring needs in addition to the simulators: policy servers, and the actor that measures generated video."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from sim_workers.rollout.policy_clients import PolicySource
 from sim_workers.rollout.worker import one_line
 
 LOAD_S = 1800.0
-"""Seconds after which a policy server that has not loaded a checkpoint is given up."""
+"""Seconds after which loading a checkpoint on a policy server times out."""
 
 
 def policy_servers(number: int, gpus: float, rung: str, sweep: str = "") -> tuple[Any, ...]:
-    """Handles of so many policy servers of a connected Ray, each with its share of a GPU; one that dies starts again and is asked again."""
+    """Start policy servers on the connected Ray, each with `gpus` GPUs; return their handles. Ray restarts a dead one and retries its calls."""
     import ray
 
     server = ray.remote(PolicyServer).options(**server_options(number, gpus), runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
@@ -23,18 +23,18 @@ def policy_servers(number: int, gpus: float, rung: str, sweep: str = "") -> tupl
 
 
 def server_options(number: int, gpus: float) -> dict[str, Any]:
-    """Ray's options of each of so many policy servers: evenly over the nodes that may have them, and never given up."""
-    # Kept off the trainers' GPUs, which may be dearer, and of which every one is counted on.
+    """Return the Ray options of each of `number` policy servers: spread over the eligible nodes, restarted and retried without limit."""
+    # Kept off the trainers' GPUs, which may be more expensive and are all planned for.
     where = nodes_of("servers", GPU=number * gpus) | ({} if gpus else nodes_with_cores())
-    # Of actors that claim nothing at all, Ray puts several on one node and none on another; a byte is enough.
+    # Ray does not spread actors that request no resource; one byte of memory is enough.
     spread = {"num_cpus": 0, "num_gpus": gpus, "memory": 1, "scheduling_strategy": "SPREAD", "label_selector": where or None}
     return spread | {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
 
 
 def serving(servers: tuple[Any, ...], uri: str) -> PolicySource:
-    """The policy of one checkpoint behind such servers, loaded by the first of them: raises what is wrong with it before anybody asks.
+    """Return the source of one checkpoint's policy on these servers, after the first of them has loaded it.
 
-    ProtocolError if the server itself cannot start.
+    Raises the error of a checkpoint that cannot be loaded, and ProtocolError if the server cannot start or does not load it within LOAD_S.
     """
     import ray
 
@@ -52,7 +52,7 @@ def serving(servers: tuple[Any, ...], uri: str) -> PolicySource:
 
 
 def video_judge() -> Any:
-    """A handle of a process of a connected Ray that measures generated video."""
+    """Start the actor that measures generated video on the connected Ray; return its handle."""
     import ray
 
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}

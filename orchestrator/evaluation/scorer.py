@@ -1,4 +1,4 @@
-"""Checkpoint -> rollout pool -> score. Every checkpoint meets the same list of episodes; what is finished is never played again."""
+"""Checkpoint -> rollout pool -> score. Every checkpoint is scored on the same list of episodes; finished episodes are never played again."""
 
 import queue
 import threading
@@ -21,112 +21,113 @@ from sim_workers.rollout.suite import EpisodeSpec
 from sim_workers.rollout.worker import RolloutJob
 
 POLL_S = 0.2
-"""Outcomes that come within this time are written down together."""
+"""Seconds over which finished outcomes are collected and then recorded as one part."""
 
 
 class Listener(Protocol):
-    """Who hears of what is scored, in the scorer's thread."""
+    """Callbacks of a scorer, called in its thread."""
 
     def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
-        """These were played and written down; `done` of the listed episodes have an outcome now."""
+        """Receive outcomes that were played and recorded; `done` of the listed episodes have an outcome now."""
 
     def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
-        """Every listed episode has an outcome, or as many as the job's rule asks for. outcomes: those that the score counts."""
+        """Receive a score: every listed episode has an outcome, or the job's rule is decided. outcomes: those that the score counts."""
 
     def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None: ...
 
     def say(self, line: str) -> None:
-        """One line worth telling."""
+        """Receive one line for the log."""
 
 
 @dataclass
 class _Open:
-    """A checkpoint that has not all its outcomes, or films."""
+    """A checkpoint with outcomes or films missing."""
 
     job: ScoringJob
     ledger: Ledger
     outcomes: dict[str, Outcome]
     missing: set[str]
-    """Listed episodes without an outcome, as far as they may still be played."""
+    """Listed episodes without an outcome that may still be played."""
     cut: list[list[EpisodeSpec]]
-    """The list in the parts that are played one after another."""
+    """The list, cut into the blocks that are played one after another."""
     pooled: set[str] = field(default_factory=set)
-    """Episodes in the pool, played or waiting."""
+    """Episodes queued or running in the pool."""
     verdict: Verdict | None = None
-    """That an earlier run came to."""
+    """Verdict of an earlier run; None if there is none."""
     unfilmed: set[str] = field(default_factory=set)
     withdrawn: bool = False
-    """Some of its episodes will not be played: there will be no score."""
+    """Whether some of its episodes will not be played, so that there will be no score."""
 
 
 class Scorer:
-    """Scores checkpoints in a thread of its own, many at once and the most telling first, so that training never waits.
+    """Scores checkpoints in a thread of its own, several at once and the most urgent first, so that training never waits.
 
-    A score is told only after its outcomes are in the ledger. Finished episodes are never played again.
+    A score is reported only after its outcomes are in the ledger. Finished episodes are never played again.
     """
 
     def __init__(self, storage: Storage, contract: Contract, pool: Any, listener: Listener, decides: Callable[[int], bool] = lambda _: False) -> None:
-        """decides: whether a decision about the arm waits for the score of its checkpoint of this step."""
+        """decides: whether a decision about an arm waits for the score of its checkpoint at the given step."""
         self._storage, self._contract, self._pool, self._listener = storage, contract, pool, listener
-        self._todo: queue.Queue[Callable[[], None]] = queue.Queue()  # for the thread: it alone touches what follows
+        self._todo: queue.Queue[Callable[[], None]] = queue.Queue()  # for the thread, which alone accesses the attributes below
         self._urgency = Urgency(decides)
         self._open: dict[str, _Open] = {}  # by the job's key
-        self._references: dict[tuple[str, int], dict[str, Outcome]] = {}  # outcomes that others are held against, by arm and step
+        self._references: dict[tuple[str, int], dict[str, Outcome]] = {}  # outcomes that others are compared with, by arm and step
         self._dropped: set[str] = set()
         self._accepting = True
         self.failure: BaseException | None = None
-        """What ended the thread before its time."""
+        """Exception that ended the thread; None while there is none."""
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
         self._thread.start()
 
     def submit(self, job: ScoringJob) -> None:
-        """ProtocolError if its policy cannot be scored on the suite here."""
+        """Enqueue a checkpoint. Raises ProtocolError if its policy cannot be scored on the suite's tasks here."""
         check_contract(self._contract, job.suite.tasks)
         self._todo.put(lambda: self._begin(job))
 
     def drop(self, arm_id: str) -> None:
-        """Play no more episodes of the arm, now or later; those being played are finished and kept."""
+        """Play no more episodes of the arm, now or later; running ones are finished and recorded."""
         self._todo.put(lambda: self._drop(arm_id))
 
     def use(self, workers: int) -> None:
-        """Have at most so many workers from now on."""
+        """Set the maximum number of rollout workers."""
         self._todo.put(lambda: self._use(workers))
 
     def wind_down(self) -> None:
-        """Finish the episodes being played, and begin no other."""
+        """Finish the running episodes and begin no other."""
         self._todo.put(self._wind_down)
 
     def drain(self) -> None:
-        """Wait until everything submitted is scored and filmed; raises what went wrong in the thread."""
+        """Wait until every submitted checkpoint is scored and filmed. Raises the exception that ended the thread, if any."""
         self._todo.put(self._expect_no_more)
         while self._thread.is_alive():
             self._thread.join(0.5)
         self.check()
 
     def check(self) -> None:
-        """Raise what went wrong in the thread, if anything did."""
+        """Raise the exception that ended the thread, if any."""
         if self.failure:
             raise self.failure
 
     @property
     def failed(self) -> bool:
+        """Whether an exception ended the thread."""
         return self.failure is not None
 
     def close(self) -> None:
-        """Stop at once; what was not finished is found missing by the next run."""
+        """Stop at once, without finishing the running episodes; the next run plays them."""
         self._closing = True
         self._thread.join(5)
         self._pool.close()
 
     @property
     def waiting(self) -> int:
-        """Episodes that are still to be played or being played."""
+        """Number of episodes queued or running."""
         return sum(len(entry.missing) for entry in [*self._open.values()])
 
     @property
     def unscored(self) -> int:
-        """Checkpoints that wait for a score, of the nominal suite or a shifted one."""
+        """Number of checkpoints without a score, on the nominal suite or a shifted one."""
         return len({entry.job.uri for entry in [*self._open.values()] if entry.missing})
 
     def _run(self) -> None:
@@ -148,7 +149,7 @@ class Scorer:
             pass
 
     def _feed(self) -> None:
-        """Give the pool the most telling checkpoint whenever a worker could soon be idle; what waits in there has been decided."""
+        """Submit the most urgent checkpoint's episodes when a worker may soon be idle; jobs in the pool are not reordered."""
         while self._pool.waiting < max(1, self._pool.placed):
             compared = {(entry.job.arm_id, entry.job.step) for entry in self._open.values() if entry.job.reference and entry.missing}
             waiting = (entry.job for entry in self._open.values() if entry.missing and not entry.pooled)
@@ -157,14 +158,14 @@ class Scorer:
                 return
             entry = self._open[self._urgency.first(ready).key]
             self._urgency.begun(entry.job)
-            if entry.job.rule and entry.job.rule.against and self._conclude(entry):  # what it is held against may have come meanwhile
+            if entry.job.rule and entry.job.rule.against and self._conclude(entry):  # the outcomes of the other arm may be complete by now
                 continue
             for spec in to_play(entry.cut, entry.outcomes):
                 entry.pooled.add(spec.episode_id)
                 self._pool.submit(_rollout(entry.job, spec, self._contract))
 
     def _collect(self) -> None:
-        """Hear the pool for a moment, then write down what came and tell of it."""
+        """Collect results from the pool for up to POLL_S, then record the outcomes and report them."""
         until, heard = time.monotonic() + POLL_S, defaultdict[str, list[Outcome]](list)
         for rollout, outcome, film in self._pool.results(timeout_s=POLL_S):
             entry = self._open[rollout.key]
@@ -203,7 +204,7 @@ class Scorer:
             self._close_if_done(entry)
 
     def _conclude(self, entry: _Open) -> bool:
-        """Tell the score if there is one now: no more is played then."""
+        """Report the score if it is complete, and play no more then; return whether it is."""
         job, rule, counted, verdict = entry.job, entry.job.rule, [*entry.outcomes.values()], None
         if rule:
             others = self._references.get((rule.against, job.step), {})
@@ -255,7 +256,7 @@ class Scorer:
             self._withdraw(entry)
 
     def _withdraw(self, entry: _Open) -> None:
-        """Forget what of a checkpoint no worker plays yet."""
+        """Remove the episodes of a checkpoint that no worker plays yet."""
         gone = self._pool.withdraw(entry.job.key)
         entry.unfilmed -= {rollout.spec.episode_id for rollout in gone if rollout.film}
         entry.pooled -= {rollout.spec.episode_id for rollout in gone if not rollout.film}

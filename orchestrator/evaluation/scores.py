@@ -1,4 +1,4 @@
-"""What a checkpoint is worth: successes out of the suite's episodes, and what has to be equal for two scores to be compared."""
+"""A checkpoint's score: successes out of the suite's episodes, and the protocol that two comparable scores share."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -27,32 +27,32 @@ from sim_workers.rollout.suite import Suite
 
 
 class ProtocolError(DemoscaleError):
-    """One sentence: the policy and the simulator disagree about a convention."""
+    """Error of one sentence: why the policy cannot be scored here."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Successes out of the suite's episodes. Complete only when every listed episode ended in success or failure, or when a rule had a verdict."""
+    """Successes out of the suite's episodes. Complete when every listed episode ended in success or failure, or the rule has a verdict."""
 
     successes: int
     failures: int
     errors: int
     listed: int
-    """Episodes in the suite."""
+    """Number of episodes in the suite."""
     once: int
-    """Episodes in which the task was done at some step."""
+    """Number of episodes in which the task was done at some step."""
     at_end: int
-    """Episodes in which it was done in the last step played."""
+    """Number of episodes in which the task was done in the last step played."""
     causes: tuple[tuple[str, str], ...] = ()
-    """Of the errors: the episode and what happened."""
+    """Episode id and message of every error."""
     rule: Rule | None = None
-    """It was looked at while it came."""
+    """Rule that checked the outcomes while episodes were played; None for a fixed sample."""
     verdict: Verdict | None = None
-    """The rule's; None while there is none."""
+    """Verdict of the rule; None until it has one."""
 
     @classmethod
     def of(cls, outcomes: Iterable[Outcome], listed: int, rule: Rule | None = None, verdict: Verdict | None = None) -> "Score":
-        """Counted; the outcomes themselves are in the ledger. Where there is a verdict: those it rests on."""
+        """Count outcomes; with a verdict, those that it rests on."""
         outcomes = list(outcomes)
         errors = [outcome for outcome in outcomes if outcome.result == "error"]
         return cls(
@@ -69,25 +69,27 @@ class Score:
 
     @property
     def episodes(self) -> int:
-        """Episodes that say something about the policy: the denominator."""
+        """Number of episodes that ended in success or failure: the denominator."""
         return self.successes + self.failures
 
     @property
     def complete(self) -> bool:
+        """Whether the rule has a verdict or, without a rule, every listed episode ended in success or failure."""
         return self.verdict is not None if self.rule else self.episodes == self.listed
 
     @property
     def decided(self) -> str:
-        """`above 0.8 after 40 of 200 listed`; empty if nothing was."""
+        """Verdict in words, such as `above 0.8 after 40 of 200 listed`; empty if nothing was decided."""
         return f"{self.verdict.says} after {self.episodes} of {self.listed} listed" if self.verdict and self.verdict.says else ""
 
     @property
     def success_rate(self) -> float:
+        """Successes over episodes; nan without episodes."""
         return self.successes / self.episodes if self.episodes else float("nan")
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %: Wilson, or the anytime interval if it was looked at while it came, to the end of the list or not."""
+        """95 % interval of the success rate: Wilson's, or the anytime-valid one if there is a rule, even if the whole list was played."""
         return (anytime_interval if self.rule else wilson)(self.successes, self.episodes)
 
     def __str__(self) -> str:
@@ -99,7 +101,7 @@ class Score:
 
 
 def score_so_far(ledger: Ledger, suite: Suite, rule: Rule | None) -> tuple[Score, list[Outcome]]:
-    """The score as far as the ledger has it, and the outcomes it counts, in the order they are played in."""
+    """Return the score of the outcomes in the ledger, and the outcomes that it counts, in playing order."""
     known, specs = ledger.read(), suite.episode_list()
     cut = blocks(specs, rule.look_every) if rule else [specs]
     verdict = ledger.verdict(rule.key) if rule else None
@@ -113,11 +115,11 @@ def score_so_far(ledger: Ledger, suite: Suite, rule: Rule | None) -> tuple[Score
 def protocol_key(
     suite: Suite, contract: Contract, sampler: SamplerConfig | None, gl: str, device: str = "cpu", packages: Mapping[str, str] | None = None
 ) -> Key:
-    """Return everything besides the weights that shapes an outcome: episodes, rules, conventions, GL backend, code, packages, sampler, device.
+    """Return everything except the weights that shapes an outcome: episodes, rules, conventions, GL backend, code, packages, sampler, device.
 
-    sampler: how observations become actions; None for a policy that is not a checkpoint of ours, whose own code, packages and device are not
-    known here. device: the class of what the policy servers compute on (`cluster.acting_device`). packages: versions by name, at least those
-    that count; the installed ones by default.
+    sampler: how observations become actions; None for a policy that is not a demoscale checkpoint, whose own code, packages and device are
+    unknown. device: device class of the policy servers (`cluster.ray_runtime.acting_device`). packages: versions by name, including at least
+    those that count; the installed ones by default.
     """
     names = ACTING_PACKAGES if sampler else SIMULATING_PACKAGES
     versions = package_versions(names) if packages is None else packages
@@ -142,12 +144,12 @@ def protocol_fingerprint(
 
 
 def portraits_of(storage: Storage, gl: str) -> Portraits:
-    """What every simulator that draws with this backend and runs this code must match, whatever it plays; `gl`: `suite.gl`."""
+    """Return the portraits that every simulator with this GL backend (`suite.gl`) and this code must match, on any suite."""
     return Portraits(storage, digest([gl, code_fingerprint(SIMULATING_CODE)]), gl == MIXED)
 
 
 def check_contract(policy: Contract, tasks: Iterable[str]) -> None:
-    """ProtocolError if a task's simulator on this machine cannot give the policy what it was trained on."""
+    """Raise ProtocolError if a task's simulator on this machine cannot provide the conventions that the policy was trained on."""
     for task in tasks:
         if different := unfit(policy, task):
             raise ProtocolError(f"the policy cannot be scored on {task} here. " + "; ".join(different))
@@ -165,19 +167,20 @@ class ScoringJob:
     protocol: str
     source: PolicySource
     films: bool = False
-    """Film the first success and the first failure of every task."""
+    """Whether to film the first success and the first failure of every task."""
     rule: Rule | None = None
-    """When to stop before the end of the list."""
+    """Rule that may stop before the end of the list; None to play all of it."""
     reference: bool = False
-    """Others are held against it."""
+    """Whether rules of other jobs compare with its outcomes."""
     arm: str = ""
-    """The arm's name, for people."""
+    """Name of the arm in messages; empty for its id."""
 
     def __str__(self) -> str:
-        """For people: the checkpoint, and the shift it meets."""
+        """Return checkpoint and shift, for messages."""
         shifted = "" if self.suite.shift == "nominal" else f", {self.suite.shift} shifted"
         return f"{self.arm or self.arm_id} after {self.step} steps{shifted}"
 
     @property
     def key(self) -> str:
+        """Identity of the job: checkpoint and protocol."""
         return f"{self.uri} under {self.protocol}"

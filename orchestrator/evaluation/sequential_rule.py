@@ -1,7 +1,7 @@
-"""When a checkpoint has been played enough: the rule, the blocks its episodes are played in, and the verdict. Pure.
+"""Early stopping of a checkpoint's scoring: the rule, the blocks in which its episodes are played, and the verdict. Pure.
 
-Successes end sooner than failures, so whoever looks at what happens to be finished sees too many of them. A verdict therefore rests on a whole
-beginning of the list: it is that of the first look at which the evidence is enough, whatever was finished in between, or is known beyond it.
+Successes end sooner than failures, so a check of the episodes that happen to be finished is biased towards success. A verdict therefore rests on a
+complete prefix of the list, up to the first block boundary at which the evidence suffices; outcomes beyond it are ignored.
 """
 
 from collections import Counter, defaultdict
@@ -16,36 +16,39 @@ from sim_workers.rollout.suite import EpisodeSpec
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why no more episodes are played."""
+    """Result of a rule, after which no more episodes are played."""
 
     says: str
-    """`above 0.8`, `better than demos-50_ratio-0_seed-0`; empty if the whole list left it open."""
+    """Decision, such as `above 0.8` or `better than demos-50_ratio-0_seed-0`; empty if the whole list did not decide."""
     episodes: int
-    """How many it rests on: the first so many of the blocks."""
+    """Number of episodes that it rests on, counted from the start of the blocks."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What has to be clear about a checkpoint: its side of a threshold, or whether it is better than the same step of another arm.
+    """The question to decide about a checkpoint: its side of a threshold, or whether it is better than another arm at the same step.
 
-    The same step, not the other's last: both have been trained equally long, neither waits for the end of the other's training, and of last
-    checkpoints it asks what the curve asks.
+    The other arm's checkpoint of the same step, not its last one: both have been trained equally long, neither waits for the end of the other's
+    training, and for last checkpoints it is the comparison of the curve.
     """
 
     look_every: int
-    """Episodes per task between looks."""
+    """Episodes per task between two checks of the evidence."""
     confidence: float
     threshold: float | None = None
     against: str = ""
-    """Arm id, where there is no threshold."""
+    """Id of the arm to compare with; empty if there is a threshold."""
 
     @property
     def key(self) -> str:
-        """Names the rule where its verdicts are kept."""
+        """Hash of the rule, part of the keys of its verdicts."""
         return digest(astuple(self))
 
     def says(self, outcomes: Sequence[Outcome], others: Mapping[str, Outcome]) -> str:
-        """What is clear at one look, empty if nothing. others: the other arm's outcomes by episode; nothing is clear while one of them is missing."""
+        """Return the decision on a prefix of outcomes, empty if it is open.
+
+        others: the other arm's outcomes by episode; the decision is open while one of them is missing.
+        """
         won = [outcome.result == "success" for outcome in outcomes]
         level = "" if self.confidence == 0.95 else f" at {self.confidence:.2%}".replace(".00%", "%")
         if self.threshold is not None:
@@ -60,7 +63,7 @@ class Rule:
 
 
 def blocks(specs: Iterable[EpisodeSpec], look_every: int) -> list[list[EpisodeSpec]]:
-    """The list cut where it is looked at: the next `look_every` episodes of every task, in the list's order."""
+    """Cut the list into blocks of the next `look_every` episodes of every task, in the list's order."""
     before, cut = Counter[str](), defaultdict[int, list[EpisodeSpec]](list)
     for spec in specs:
         cut[before[spec.task] // look_every].append(spec)
@@ -69,7 +72,10 @@ def blocks(specs: Iterable[EpisodeSpec], look_every: int) -> list[list[EpisodeSp
 
 
 def to_play(cut: Sequence[Sequence[EpisodeSpec]], outcomes: Mapping[str, Outcome]) -> list[EpisodeSpec]:
-    """What is missing of the first block that is not whole; nothing if there is none, or if an error keeps it from ever being whole in this run."""
+    """Return the episodes without an outcome of the first incomplete block.
+
+    Empty if all blocks are complete, or if that block lacks only episodes that ended in an error, which this run does not retry.
+    """
     for block in cut:
         if not all(_tells(outcomes.get(spec.episode_id)) for spec in block):
             return [spec for spec in block if spec.episode_id not in outcomes]
@@ -83,9 +89,9 @@ def decide(
     others: Mapping[str, Outcome],
     before: Verdict | None = None,
 ) -> Verdict | None:
-    """The verdict of the first look that has one, by outcomes of a whole beginning of the list; None if more has to be played.
+    """Return the verdict of the first check that has one, on a complete prefix of the list; None if more has to be played.
 
-    before: the one that is kept from an earlier run; it stands, whatever has become of the other arm since, while its outcomes are there.
+    before: the stored verdict of an earlier run. It stands, whatever the other arm's outcomes are now, as long as its own outcomes are known.
     """
     if before and len(beginning(cut, outcomes, before.episodes)) == before.episodes:
         return before
@@ -101,11 +107,11 @@ def decide(
 
 
 def beginning(cut: Sequence[Sequence[EpisodeSpec]], outcomes: Mapping[str, Outcome], episodes: int) -> list[Outcome]:
-    """Of the first so many episodes of the blocks; fewer if some have no outcome."""
+    """Return the outcomes of the first `episodes` of the blocks, without errors; fewer if some have no outcome."""
     first = [spec.episode_id for block in cut for spec in block][:episodes]
     return [outcome for episode in first if (outcome := outcomes.get(episode)) and _tells(outcome)]
 
 
 def _tells(outcome: Outcome | None) -> bool:
-    """Whether it says something about the policy."""
+    """Whether there is an outcome that is no error."""
     return outcome is not None and outcome.result != "error"

@@ -1,4 +1,4 @@
-"""Scoring one policy, without a sweep: what the ledger has is not played again, what is played is in the ledger at once."""
+"""Scoring of one policy without a sweep: outcomes in the ledger are not played again, and new ones are recorded as they come."""
 
 import json
 import math
@@ -32,7 +32,7 @@ ORDER = tuple(field.name for field in fields(EpisodeSpec))
 
 @dataclass(frozen=True)
 class Simulators:
-    """How many simulators a run has, and the logical CPUs of each."""
+    """Number of simulators of a run, and the logical CPUs of each."""
 
     number: int
     cpus: float
@@ -41,7 +41,7 @@ class Simulators:
     def fit(cls, cpus: float, number: int | None = None) -> "Simulators":
         """Return `number` simulators on `cpus` logical CPUs; one per CPU by default."""
         number = number or max(1, int(cpus))
-        # More of them than cores share the cores; half their share, so that they fit nodes of any size.
+        # More simulators than CPUs share them; half the share each, so that they fit nodes of any size.
         return cls(number, 1.0 if number <= cpus else math.floor(50 * cpus / number) / 100)
 
 
@@ -62,7 +62,7 @@ def rollout_pool(simulators: Simulators, gl: str, portraits: Portraits) -> "Roll
 
 
 class Scoring:
-    """A policy on a list of suites, one per shift, each a score of its own; a sweep's listener and driver in one, for a single checkpoint."""
+    """Scoring of one policy on a list of suites, one per shift, each with its own score; listener of its scorer."""
 
     def __init__(
         self,
@@ -75,11 +75,11 @@ class Scoring:
         make_pool: Callable[[Simulators, str, Portraits], "RolloutPool"] = rollout_pool,
         device: str = "cpu",
     ) -> None:
-        """rule: when the nominal suite has been played enough; shifted ones are always played whole.
+        """Read the outcomes in the ledger. Raises StorageError if they are damaged.
 
-        storage: where the outcomes are, by the policy's fingerprint (or its name) and the protocol's, as a sweep's are. StorageError if what is
-        there is damaged. cpus and make_pool: called by `play`, for the CPUs that simulators may use and for the pool that plays. device: the class
-        of what a checkpoint acts on, part of the protocol.
+        rule: when to stop scoring the nominal suite; shifted ones are always played whole. storage: keeps the outcomes by the policy's fingerprint
+        (or its name) and the protocol's, as a sweep's. cpus, make_pool: called by `play` for the CPUs that simulators may use and for the rollout
+        pool. device: device class of the policy servers, part of a checkpoint's protocol.
         """
         self.subject, self._gl, self._storage = subject, gl, storage
         self._cpus, self._make_pool = cpus, make_pool
@@ -91,9 +91,9 @@ class Scoring:
         self.checkpoint = subject.fingerprint or re.sub(r"[^\w.:-]+", "_", subject.name)[-100:]
         self._ledgers = {shift: Ledger(storage, self.checkpoint, protocol) for shift, protocol in self.protocols.items()}
         self.interrupted = False
-        """Set it to have the episodes in progress finished and no other begun."""
+        """Set to True to make `play` finish the running episodes and begin no other."""
         self.played = 0
-        """Episodes, by this object."""
+        """Number of episodes played by this object."""
         self._errors: dict[str, list[Outcome]] = {suite.shift: [] for suite in suites}
         self._read()
 
@@ -102,26 +102,26 @@ class Scoring:
 
     @property
     def complete(self) -> bool:
-        """Nothing is left to play."""
+        """Whether every suite has a complete score."""
         return all(score.complete for score, _ in self._known.values())
 
     @property
     def listed(self) -> int:
-        """Episodes, of all suites."""
+        """Number of episodes of all suites."""
         return sum(score.listed for score, _ in self._known.values())
 
     @property
     def counted(self) -> int:
-        """Those of them that the scores count now."""
+        """Number of episodes that the scores count now."""
         return sum(score.episodes for score, _ in self._known.values())
 
     @property
     def causes(self) -> list[str]:
-        """Why episodes ended in an error in this run, each cause once."""
+        """Distinct messages of the errors of this run, sorted."""
         return sorted({outcome.message for errors in self._errors.values() for outcome in errors})
 
     def lines(self) -> list[tuple[str, Score]]:
-        """The scores a person wants to see, and what of: every task under every shift; all tasks together where a rule judged them together."""
+        """Return scores with titles: one per task and shift; one for all tasks of a shift that a rule decided together."""
         told = []
         for shift, suite in self.suites.items():
             score, counted = self._known[shift]
@@ -134,10 +134,11 @@ class Scoring:
         return told
 
     def play(self, workers: int | None, on_progress: Callable[[int], None]) -> None:
-        """Play what is missing on a connected Ray: on so many simulators, one per core by default. on_progress hears of every few more episodes.
+        """Play the missing episodes on the connected Ray.
 
-        Returns when every episode has its outcome, or when interrupted; either way, what was played is in the ledger. ProtocolError if the
-        policy cannot be scored here.
+        workers: number of simulators; one per CPU by default. on_progress: receives the number of newly recorded episodes. Returns when every
+        suite has a score, or when interrupted; finished episodes are in the ledger in both cases. Raises ProtocolError if the policy cannot be
+        scored here.
         """
         check_conditional_writes(self._storage)
         for key in self.keys:
@@ -160,7 +161,7 @@ class Scoring:
             scorer.close()
         self._read()
 
-    # -- what the scorer tells, in its thread -------------------------------------------------------------------------------------------
+    # -- callbacks of the scorer, in its thread ------------------------------------------------------------------------------------------
 
     def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
         self._errors[job.suite.shift] += [outcome for outcome in outcomes if outcome.result == "error"]
@@ -175,10 +176,10 @@ class Scoring:
 
     def say(self, line: str) -> None: ...
 
-    # -- what is handed on --------------------------------------------------------------------------------------------------------------
+    # -- output -------------------------------------------------------------------------------------------------------------------------
 
     def save(self, file: Path) -> None:
-        """A line per episode, in the order of their specs: .jsonl as `Outcome.from_json` reads it, .parquet as in the ledger."""
+        """Write one row per episode, sorted by spec: .jsonl for `Outcome.from_json`, any other suffix as Parquet with the ledger's columns."""
         outcomes = {shift: [*self._known[shift][1], *self._errors[shift]] for shift in self.suites}
         if file.suffix == ".jsonl":
             everything = sorted((outcome for some in outcomes.values() for outcome in some), key=lambda outcome: outcome.spec)
@@ -188,7 +189,7 @@ class Scoring:
             pq.write_table(pa.concat_tables(tables).sort_by([(name, "ascending") for name in ORDER]), file)
 
     def to_json(self) -> dict[str, Any]:
-        """The scores, and what they are known by."""
+        """Return the scores with the policy's fingerprint and protocols."""
         return {
             "policy": self.subject.name,
             "fingerprint": self.subject.fingerprint,
@@ -199,7 +200,7 @@ class Scoring:
 
 
 def _told(score: Score) -> dict[str, Any]:
-    """Counts, and a rate that is null where there is no episode to go by."""
+    """Return counts, interval and success rate; the rate is None without episodes."""
     low, high = score.interval
     rate = score.success_rate if score.episodes else None
     counts = {"successes": score.successes, "failures": score.failures, "errors": score.errors, "listed": score.listed}

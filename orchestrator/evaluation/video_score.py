@@ -1,8 +1,8 @@
-"""How good the video is that a checkpoint generates: held-out clips continued from their first frame, beside what really happened.
+"""Fidelity of generated video: a checkpoint continues held-out clips from their first frame, compared with the recorded frames.
 
-video/<checkpoint>/<digest>.json     one checkpoint's score; the digest names the clips, the rung and the measures
+video/<checkpoint>/<digest>.json     one checkpoint's score; the digest covers clips, sampler and measures
 
-A score of other clips has another digest and is another number: the two are never mixed.
+Scores with different digests are not comparable and are never mixed.
 """
 
 import json
@@ -25,23 +25,23 @@ from sim_workers.checkout import Files, check_imported
 from sim_workers.rollout.policy_clients import PolicySource
 
 ASKED_AT_ONCE = 8
-"""Clips that a policy is asked about together: whole blocks, and few enough that no simulator waits long behind them."""
+"""Clips queried in parallel: a batch few enough that simulators do not wait long behind it."""
 
 
 @dataclass(frozen=True)
 class VideoScore:
-    """Means over clips, cameras and frames."""
+    """Means of the measures over clips, cameras and frames."""
 
     generated: Fidelity
     still: Fidelity
-    """Of a trivial predictor, the first frame repeated: without it no number says whether the video is good."""
+    """Baseline: the first frame repeated, without which the other numbers have no reference."""
     clips: int
     digest: str
-    """Scores with equal ones may be compared."""
+    """`VideoTest.digest`; scores with equal digests are comparable."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """As MLflow has them: video_psnr, video_psnr_still and so on. video_clips_id is the digest's first 48 bits, for metrics are numbers."""
+        """Metrics for MLflow: video_psnr, video_psnr_still and so on. video_clips_id is the digest's first 48 bits, since metrics are numbers."""
         kinds = {"": self.generated, "_still": self.still}
         values = {f"video_{name}{kind}": value for kind, measured in kinds.items() for name, value in asdict(measured).items()}
         return {**values, "video_clips": float(self.clips), "video_clips_id": float(int(self.digest[:12], 16))}
@@ -63,34 +63,35 @@ class VideoScore:
 
 @dataclass(frozen=True)
 class VideoTest:
-    """What a checkpoint's video is held against, and how it is generated and measured."""
+    """The clips, the sampler and the measures of a video score."""
 
     held_out: HeldOut
     sampler: SamplerConfig
-    """Of the rung on which the checkpoints act."""
+    """Sampler of the rung on which the checkpoints act."""
 
     @property
     def digest(self) -> str:
+        """Hash of clips, sampler and the installed versions of the measures."""
         return self.digest_with(MEASURES)
 
     def digest_with(self, measures: tuple[str, ...]) -> str:
-        """Return the digest that scores have whose measures come from these package versions, as `fidelity.MEASURES` lists them."""
+        """Return the digest of scores measured with these package versions, in the form of `image_metrics.MEASURES`."""
         return digest([self.held_out.digest, self.sampler.model_dump(mode="json"), measures])
 
     def known(self, storage: Storage, checkpoint: str) -> VideoScore | None:
-        """What was measured before for a checkpoint (its fingerprint)."""
+        """Return the stored score of a checkpoint, given its fingerprint; None if there is none."""
         key = self._key(checkpoint)
         return VideoScore.from_json(json.loads(storage.get(key))) if storage.exists(key) else None
 
     def keep(self, storage: Storage, checkpoint: str, score: VideoScore) -> None:
-        """For good: the first one stays."""
+        """Write the score of a checkpoint, given its fingerprint, unless there is one."""
         storage.put_if_absent(self._key(checkpoint), json.dumps(score.to_json(), indent=1).encode())
 
     def _key(self, checkpoint: str) -> str:
         return f"video/{checkpoint}/{self.digest}.json"
 
     def measure(self, imagine: Callable[[Observation], Imagination]) -> VideoScore:
-        """Of whatever imagines; it is asked by ASKED_AT_ONCE threads. EpisodeError for a damaged clip."""
+        """Score the video that `imagine` returns, called by ASKED_AT_ONCE threads. Raises EpisodeError if a clip is damaged."""
         made: list[Fidelity] = []
         still: list[Fidelity] = []
         cameras, places = self.held_out.contract.cameras, self.held_out.clips
@@ -108,23 +109,23 @@ class VideoTest:
 
 
 def first_look(clip: Clip, cameras: tuple[str, ...]) -> Observation:
-    """What a policy sees that stands where the clip begins; its noise is the clip's own."""
+    """Return the observation at the clip's first frame, with the clip's noise seed."""
     images = dict(zip(cameras, clip.frames[:, 0], strict=True))
     return Observation(images, clip.proprio, clip.episode.instruction, clip.seed)
 
 
 class VideoJudge:
-    """A Ray actor: decodes, asks and measures beside the policy servers, so that neither they nor the sweep's own process are held up.
+    """A Ray actor that decodes, queries and measures in a process of its own, so that it blocks neither policy servers nor the driver.
 
-    Deterministic: asked again after it died, it gives the same answer.
+    Deterministic: a call retried after a restart gets the same answer.
     """
 
     def __init__(self, code: Files | None = None) -> None:
-        """code: the driver's files; `measure` raises CodeChangedError where this process imported others. None: not compared."""
+        """code: the driver's files; `measure` raises CodeChangedError if this process imported others. None: not compared."""
         self._code = code
 
     def measure(self, test: VideoTest, source: PolicySource) -> tuple[VideoScore, float]:
-        """The score of the policy that the source leads to, asked as simulators ask it; and the CPU seconds that this process took for it."""
+        """Return the score of the source's policy, queried as simulators query it, and the CPU seconds that this process spent."""
         began = time.process_time()
         asker: Any = source.connect()
         score = test.measure(asker.imagine)

@@ -1,4 +1,4 @@
-"""Which episodes are worth a film: chosen from their outcomes, and played again for the camera."""
+"""Selection of the episodes that are played again and filmed, from their outcomes."""
 
 from collections.abc import Iterable
 
@@ -7,9 +7,9 @@ from sim_workers.rollout.suite import EpisodeSpec
 
 
 def episodes_to_film(outcomes: Iterable[Outcome]) -> list[EpisodeSpec]:
-    """Of every task the success and the failure with the lowest scene seed, in that order of scenes; errors show nothing of the policy.
+    """Return every task's success and failure with the lowest scene seed, in the order of scenes, without errors.
 
-    A function of the outcomes alone, not of the order in which they came.
+    The result depends on the set of outcomes, not on their order.
     """
     chosen: dict[tuple[str, str], EpisodeSpec] = {}
     for outcome in sorted(outcomes, key=lambda outcome: outcome.spec):

@@ -1,6 +1,6 @@
-"""How fast this machine does what a sweep asks for: measured once by `calibrate.py`, kept with the sweep's results, read by every plan after.
+"""The measured speed of this machine on a sweep: written by `microbenchmark.py` to the sweep's storage, read by every later plan.
 
-calibrations/<digest>.json     of policy, training, conventions, suite and machine: whatever else differs, the seconds are the same
+calibrations/<digest>.json     digest of policy, training, conventions, suite and machine, all that the seconds depend on
 """
 
 import json
@@ -21,12 +21,12 @@ from sim_workers.envs.render_check import processor_name
 
 NOT_OF_THE_SPEED = {"steps", "video_steps", "videos", "checkpoint_every", "learning_rate", "head_learning_rate", "schedule", "warmup_steps"}
 KEPT = "action, kept"
-"""Steps of an action head on features that were computed before."""
+"""Key of the steps of an action head on cached features."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Seconds of the same thing, measured again and again: the 10th percentile, the median, the 90th."""
+    """Seconds of repeated measurements: 10th percentile, median and 90th percentile."""
 
     low: float
     median: float
@@ -34,6 +34,7 @@ class Spread:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> "Spread":
+        """Return the percentiles of measured seconds."""
         import numpy as np
 
         return cls(*(float(value) for value in np.quantile(seconds, (0.1, 0.5, 0.9))))
@@ -41,14 +42,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds on the clock, and of CPU cores."""
+    """Seconds of wall-clock time and of CPU time."""
 
     wall: Spread
     cpu: Spread
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[float, float]]) -> "Timed":
-        """Of (wall, CPU) seconds."""
+        """Return the spreads of pairs of (wall, CPU) seconds."""
         wall, cpu = zip(*pairs, strict=True)
         return cls(Spread.of(wall), Spread.of(cpu))
 
@@ -59,13 +60,13 @@ class Timed:
 
 @dataclass(frozen=True)
 class Machine:
-    """What seconds depend on."""
+    """The hardware that the seconds depend on."""
 
     cpu: str
     cores: int
-    """That this process may use."""
+    """Number of cores that this process may use."""
     gpu: str
-    """Name; empty for none."""
+    """Name of the GPUs; empty without one."""
     gpus: int
 
     def __str__(self) -> str:
@@ -73,34 +74,35 @@ class Machine:
 
     @property
     def cluster(self) -> dict[str, float]:
-        """As Ray would see it alone."""
+        """Ray's resources of a cluster of this machine alone."""
         return {"CPU": float(self.cores), "GPU": float(self.gpus)}
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Seconds, as measured on a machine for a sweep."""
+    """Seconds measured on one machine for one sweep."""
 
     machine: Machine
     measured_at: str
-    """UTC, to the minute."""
+    """Time of measurement, UTC, to the minute."""
     process_s: float
-    """On the clock, until a training process has loaded its libraries."""
+    """Seconds of wall-clock time until a training process has imported its libraries."""
     start: Timed
-    """From the start of a training to its first step: loading the model."""
+    """Time from the start of a training to its first step: loading the model."""
     steps: dict[str, Timed]
-    """Per optimiser step of one training worker, by objective; KEPT; and `diffusion_policy`, the baseline's."""
+    """Time per optimiser step of one training worker, by objective, KEPT, or `diffusion_policy` for the baseline."""
     kept_clips: int
-    """Clips whose features a training worker keeps; 0 where none are."""
+    """Number of clips whose features a training worker caches; 0 without a cache."""
     answers: dict[str, Timed]
-    """Per batch of answers, by kind of policy and rows, such as `video_action 1`."""
+    """Time per batch of answers, by kind of policy and rows, such as `video_action 1`."""
     build: Spread
-    """Of a simulator."""
+    """Seconds to build a simulator."""
     reset: Spread
+    """Seconds to reset a simulator."""
     step: Spread
-    """Of a simulator, per control step."""
+    """Seconds of a simulator per control step."""
     look: Spread
-    """Per look through all cameras."""
+    """Seconds per observation, all cameras rendered."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -114,7 +116,7 @@ class Calibration:
 
 @lru_cache
 def this_machine() -> Machine:
-    """Asks the kernel and the GPU driver's own tool, so that a plan loads no library for it."""
+    """Return this machine, from the kernel and nvidia-smi, so that a plan imports no library for it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus: list[str] = []
     if shutil.which("nvidia-smi"):
@@ -124,7 +126,7 @@ def this_machine() -> Machine:
 
 
 def calibration_key(sweep: Sweep, machine: Machine) -> str:
-    """Of all that the seconds depend on; not of how many arms, steps and episodes there are."""
+    """Return the storage key of a calibration; the numbers of arms, steps and episodes do not change it."""
     facts = [
         sweep.policy.preset,
         sorted(sweep.policy.baselines),
@@ -137,12 +139,12 @@ def calibration_key(sweep: Sweep, machine: Machine) -> str:
 
 
 def known_calibration(sweep: Sweep) -> Calibration | None:
-    """What was measured before on a machine like this one; None if nothing was."""
+    """Return the stored calibration of the sweep for a machine like this one; None if there is none."""
     storage, key = open_storage(sweep.storage), calibration_key(sweep, this_machine())
     return Calibration.from_json(json.loads(storage.get(key))) if storage.exists(key) else None
 
 
 def keep_calibration(sweep: Sweep, calibration: Calibration) -> None:
-    """For the plans after; replaces an older one."""
+    """Write a calibration to the sweep's storage, over an older one."""
     key = calibration_key(sweep, calibration.machine)
     open_storage(sweep.storage).put(key, json.dumps(calibration.to_json(), indent=1).encode())

@@ -1,4 +1,4 @@
-"""What a sweep will cost, from what its plan counts and what a calibration measured: a range, and how sure it is. Pure but for the manifest."""
+"""A sweep's cost as a range with its uncertainty, from the counts of its plan and a calibration. Pure except for reading the manifest."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -27,42 +27,43 @@ class Training:
     """One training run of a sweep."""
 
     kind: str
-    """Which of the calibration's steps it makes."""
+    """Key of its steps in `Calibration.steps`."""
     steps: int
     fewest: int
-    """Steps after which a search may stop it."""
+    """Steps after which a search may stop it at the earliest."""
     clips: int
-    """Of an epoch: frames of its episodes."""
+    """Clips of an epoch: the frames of its episodes."""
     episodes: int
     nbytes: int
-    """Of its episodes."""
+    """Bytes of its episodes."""
 
     def steps_at(self, bound: Bound) -> int:
+        """Return `fewest` for the low bound, `steps` for the high one."""
         return self.fewest if bound == "low" else self.steps
 
 
 @dataclass(frozen=True)
 class Work:
-    """All that a sweep does."""
+    """All trainings and rollouts of a sweep."""
 
     videos: tuple[Training, ...]
-    """Stage 1, before all arms."""
+    """Stage-1 trainings, before all arms."""
     arms: tuple[Training, ...]
     rollouts: dict[Bound, int]
     control_steps: dict[Bound, int]
-    """Of one rollout: low where all of them succeed as soon as the quickest demonstrations, high where none does."""
+    """Control steps of one rollout: low if all rollouts succeed as soon as the quickest demonstrations, high if none does."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A cost between two."""
+    """A range of costs."""
 
     low: Cost
     high: Cost
     wall_s: tuple[float, float] | None
-    """None where the sweep cannot run on this machine."""
+    """Seconds of wall-clock time, low and high; None if the sweep cannot run on this machine."""
     where: str
-    """How the sweep runs on this machine, or why it cannot."""
+    """Number of concurrent arms on this machine in words, or why the sweep cannot run on it."""
     calibration: Calibration
     control_steps: dict[Bound, int]
     prices: Prices
@@ -87,7 +88,7 @@ class Estimate:
         return "\n".join(f"{name:<14} {value}" for name, value in lines)
 
     def over_budget(self) -> list[str]:
-        """Which limits the sweep will, or may, reach before its end."""
+        """Return one sentence per budget limit that the sweep will or may reach before its end."""
         told, wall_s = [], self.wall_s or (0.0, 0.0)
         at_best, at_worst = (limits(self.budget, cost, clock) for cost, clock in zip((self.low, self.high), wall_s, strict=True))
         for (name, limit, low, unit), (_, _, high, _) in zip(at_best, at_worst, strict=True):
@@ -97,7 +98,7 @@ class Estimate:
         return told
 
     def how_sure(self) -> str:
-        """What was measured, when and where, and what it does not know."""
+        """Return the sentence on what was measured, when and where, and what the estimate leaves out."""
         shortest, longest = self.control_steps["low"], self.control_steps["high"]
         early = f"rollouts between {shortest} control steps (all succeed as fast as the quickest demonstrations) and {longest} (none does)"
         measured = self.calibration.measured_at
@@ -110,7 +111,7 @@ class Estimate:
 
 
 def estimate(sweep: Sweep, calibration: Calibration) -> Estimate:
-    """What the sweep costs from its first step to its curve, if nothing of it is done yet."""
+    """Estimate the cost of the whole sweep, from the first step to the curve, with no results reused."""
     manifest = load_manifest(open_storage(sweep.data.episodes))
     work = work_of(sweep, manifest)
     machine, at_once = calibration.machine, 0
@@ -133,7 +134,7 @@ def estimate(sweep: Sweep, calibration: Calibration) -> Estimate:
             each = [calibration.process_s + _training(sweep, training, calibration, bound)[1] for training in stage]
             train_s += max([sum(each) / max(1, at_once), *each])
         play_s = play_s / min(sweep.rollout_actors, machine.cores) + calibration.build.median
-        # At best all cores are busy until the end; at worst scoring begins where training ends.
+        # At best all cores are busy until the end; at worst scoring begins after training ends.
         walls[bound] = max(train_s, play_s, costs[bound].cpu_s / machine.cores) if bound == "low" else train_s + play_s
     return Estimate(
         costs["low"],
@@ -155,7 +156,7 @@ BOUNDS: tuple[Bound, Bound] = "low", "high"
 
 
 def work_of(sweep: Sweep, manifest: Manifest) -> Work:
-    """Every training and every rollout."""
+    """Return every training and rollout of the sweep."""
     places = {episode: place for place, episode in enumerate(manifest.episode_ids)}
     nbytes, lengths = (manifest.column(name).to_numpy() for name in ("nbytes", "length"))
     rule = sweep.search.asha or sweep.search.median
@@ -171,7 +172,7 @@ def work_of(sweep: Sweep, manifest: Manifest) -> Work:
         subset = choose(manifest, arm.demo_count, arm.action_free_ratio, arm.seed, labelled_tasks=sweep.data.labelled_tasks)
         ours = arm.kind == "video_action"
         episodes = {*subset.demos, *(subset.action_free if ours and sweep.train.objective != "action" else ())}
-        fewest = sweep.train.steps if number == len(arms) else first  # one is always trained to the end
+        fewest = sweep.train.steps if number == len(arms) else first  # a search always trains one arm to the end
         trainings.append(training(sweep.train.objective if ours else arm.kind, sweep.train.steps, fewest, episodes))
     video_steps = sweep.train.video_steps or sweep.train.steps
     videos = [training("video", video_steps, video_steps, episodes) for episodes in planned_videos(sweep, manifest)]
@@ -195,10 +196,10 @@ def _at(spread: Spread, bound: Bound) -> float:
 
 
 def _training(sweep: Sweep, training: Training, calibration: Calibration, bound: Bound) -> tuple[Cost, float]:
-    """What it costs with all its workers, and seconds on the clock."""
+    """Return the cost of a training over all its workers, and its seconds of wall-clock time."""
     workers, batch_size, steps = sweep.train.workers, sweep.train.batch_size, training.steps_at(bound)
     fresh, kept = calibration.steps[training.kind], calibration.steps.get(KEPT)
-    known = 0.0  # steps on features that are kept: after the first epoch, as far as they fit
+    known = 0.0  # steps on cached features: after the first epoch, as far as they fit
     if kept and training.kind == "action":
         known = max(0.0, steps - training.clips * workers / batch_size) * min(1.0, calibration.kept_clips / training.clips)
     wall, cpu = (
@@ -213,22 +214,22 @@ def _training(sweep: Sweep, training: Training, calibration: Calibration, bound:
 
 
 def _bytes_read(training: Training, clips: int, workers: int, bound: Bound) -> int:
-    """By workers of so many clips each: every visit of an episode fetches it, unless the worker still holds it."""
+    """Return the bytes that `workers` read for `clips` each: a visit of an episode fetches it unless it is in the worker's cache."""
     visits = clips / CLIPS_PER_VISIT
-    if bound == "low":  # all that were met are held
+    if bound == "low":  # the cache holds every episode that was fetched
         missed: float = (1 - 1 / training.episodes) ** visits
         return round(workers * training.nbytes * (1 - missed))
-    opened = min(clips, visits + 2 * (POOL_VISITS + 1))  # of demos and of action-free episodes, so many are open at once
+    opened = min(clips, visits + 2 * (POOL_VISITS + 1))  # POOL_VISITS demos and as many action-free episodes are open at once
     fetched = opened * training.nbytes / training.episodes
     return round(workers * (min(fetched, training.nbytes) if training.nbytes <= CACHE_BYTES else fetched))
 
 
 def _playing(sweep: Sweep, work: Work, calibration: Calibration, sampler: SamplerConfig, cameras: int, bound: Bound) -> tuple[Cost, float]:
-    """All rollouts with all answers, and their seconds if one were played after the other."""
+    """Return the cost of all rollouts and answers, and their seconds of wall-clock time in sequence."""
     rollouts, control_steps = work.rollouts[bound], work.control_steps[bound]
     looks = -(-control_steps // sampler.execute)
     sim_s = _at(calibration.reset, bound) + control_steps * _at(calibration.step, bound) + looks * _at(calibration.look, bound)
-    # The server answers whoever waits, together: between one simulator and all of them.
+    # The server batches the waiting queries: between one simulator's and all of them.
     per_look = {
         clock: [
             _at(getattr(timed, clock), bound) / int(name.rpartition(" ")[2])
@@ -251,7 +252,7 @@ def _playing(sweep: Sweep, work: Work, calibration: Calibration, sampler: Sample
 
 
 def _crowded(played: Cost, crowd: float, gpu: bool) -> Cost:
-    """Simulators and policies are timed on the clock, which runs on while others have their core."""
+    """Scale CPU seconds for shared cores: simulators and policies are timed by wall-clock time, which includes waiting for a core."""
     infer_cpu_s = played.infer_cpu_s * (1 if gpu else crowd)
     return replace(played, sim_cpu_s=played.sim_cpu_s * crowd, infer_cpu_s=infer_cpu_s)
 
@@ -281,6 +282,6 @@ def _number(value: float) -> str:
 
 
 def _clock(low: float, high: float) -> str:
-    """Seconds in the unit that suits the longer."""
+    """Return a range of seconds in s, min or h, chosen by the high bound."""
     unit, digits, name = (1, 0, "s") if high < 100 else (60, 0, "min") if high < 6000 else (3600, 1, "h")
     return f"{_to(*(f'{seconds / unit:.{digits}f}' for seconds in (low, high)))} {name}"

@@ -1,6 +1,6 @@
-"""A short measurement of what a sweep will take: training steps, answers, simulation, each as the sweep itself would do them.
+"""A short benchmark of a sweep's training steps, answers and simulation, each in the sweep's own configuration.
 
-Training and acting are measured in one process and the simulator in another, as a sweep has them. Nothing here needs Ray.
+Training and acting run in one process and the simulator in another, as in a sweep. Nothing here needs Ray.
 """
 
 import multiprocessing
@@ -30,20 +30,20 @@ from orchestrator.training.loop import PROGRESS_REPORTS, ArmJob, train
 from policy.interface import Contract, Observation
 from policy.presets import policy_config
 
-FIRST_STEPS = 4  # until the first checkpoint: clips of as many episodes as there are, all of them to be opened
-STEPS = 20  # measured after them
-PART_S = 8.0  # on the clock
+FIRST_STEPS = 4  # until the first checkpoint; their clips are of episodes that are all opened for the first time
+STEPS = 20  # measured after those
+PART_S = 8.0  # seconds of wall-clock time
 MOST_ANSWERS, LEAST_ANSWERS = 20, 3
 LOOKS, EPISODES, LEAST_EPISODES = 6, 12, 3
 Say = Callable[[str], None]
 
 
 def calibrate(sweep: Sweep, say: Say, part_s: float = PART_S) -> Calibration:
-    """Measure and keep it; about a minute for `tiny` on two cores. `say` hears what is being measured.
+    """Measure a sweep on this machine and store the calibration; about a minute for `tiny` on two cores.
 
-    A part that takes longer than `part_s` ends with fewer repeats, not without any.
+    say: receives the name of each part. part_s: seconds after which a part ends with fewer repeats, but not without any.
 
-    SweepError where the sweep's store cannot serve it; what the training, the policy and the simulator raise if they cannot run here.
+    Raises SweepError if the sweep's store cannot serve it, and the errors of training, policy and simulator if they cannot run here.
     """
     make_plan(sweep)
     storage = open_storage(sweep.data.episodes)
@@ -81,7 +81,7 @@ def calibrate(sweep: Sweep, say: Say, part_s: float = PART_S) -> Calibration:
 
 
 def _a_process() -> ProcessPoolExecutor:
-    """One, begun afresh: a simulator wants a process of its own."""
+    """Return an executor of one spawned process: a simulator needs a process of its own."""
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
@@ -89,7 +89,7 @@ def _a_process() -> ProcessPoolExecutor:
 
 
 def _jobs(sweep: Sweep, manifest: Manifest, version: int) -> dict[str, ArmJob]:
-    """What is trained, as one worker of the largest arm would."""
+    """Return the trainings to measure, by name, each as one worker of the largest arm would run it."""
     recipe = sweep.train
     short = recipe.model_copy(
         update={"steps": FIRST_STEPS + STEPS, "checkpoint_every": FIRST_STEPS, "batch_size": recipe.batch_size // recipe.workers, "workers": 1}
@@ -113,7 +113,7 @@ def _jobs(sweep: Sweep, manifest: Manifest, version: int) -> dict[str, ArmJob]:
     if recipe.objective == "action" and config.diffusion.features_at == "start" and recipe.feature_cache_mb:
         task = (data.labelled_tasks or sweep.suite.tasks)[0]
         one = replace(job, arm=Arm(1, 0.0, arm.seed), labelled_tasks=(task,))
-        clips = manifest[one.subset(manifest).demos[0]].length + POOL_VISITS * CLIPS_PER_VISIT  # those of an epoch come in disorder
+        clips = manifest[one.subset(manifest).demos[0]].length + POOL_VISITS * CLIPS_PER_VISIT  # the clips of an epoch are shuffled
         seen = -(-clips // short.batch_size)
         jobs[KEPT] = replace(one, train=short.model_copy(update={"steps": seen + STEPS, "checkpoint_every": seen}))
     if sweep.policy.baselines:
@@ -127,15 +127,15 @@ def _load() -> None:
 
 
 class _EnoughError(Exception):
-    """Repeats were measured."""
+    """Ends a training after enough repeats."""
 
 
 def _training(job: ArmJob, after_first: bool, folder: Path, part_s: float) -> tuple[Timed, Timed]:
-    """Until the first step, and per step; the first checkpoint stays in `folder`. `after_first`: only steps after that count."""
+    """Time a training: until the first step, and per step. Copies the first checkpoint to `folder`. after_first: count only later steps."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(1)  # as a training worker has them where arms share the cores
+    torch.set_num_threads(1)  # as in a training worker when arms share the cores
     every = max(1, job.train.steps // PROGRESS_REPORTS)
     early: list[tuple[float, float]] = []
     late: list[tuple[float, float]] = []
@@ -148,7 +148,7 @@ def _training(job: ArmJob, after_first: bool, folder: Path, part_s: float) -> tu
         seconds = metrics["wall_s"] / taken, metrics["cpu_s"] / taken
         if first is None:
             first = metrics["wall_s"], metrics["cpu_s"]
-        elif not checkpoint:  # writing one takes time of its own
+        elif not checkpoint:  # a report with a checkpoint includes writing it
             (late if folder.exists() else early).append(seconds)
         if checkpoint and not folder.exists():
             shutil.copytree(checkpoint, folder)
@@ -165,7 +165,7 @@ def _training(job: ArmJob, after_first: bool, folder: Path, part_s: float) -> tu
 
 
 def _kept_clips(folder: Path, cache_mb: int) -> int:
-    """How many clips' features fit a worker's cache."""
+    """Return the number of clips whose features fit into a cache of `cache_mb` MiB."""
     import math
 
     from policy.checkpoint import load
@@ -178,7 +178,7 @@ def _kept_clips(folder: Path, cache_mb: int) -> int:
 
 
 def _answering(folder: Path, rung: str, instruction: str, rows: int, part_s: float) -> Timed:
-    """Per batch of so many rows."""
+    """Time a batch of `rows` queries."""
     import torch
 
     from policy.inference import TrainedPolicy
@@ -190,7 +190,7 @@ def _answering(folder: Path, rung: str, instruction: str, rows: int, part_s: flo
     began = time.monotonic()
     while len(pairs) < LEAST_ANSWERS or (len(pairs) < MOST_ANSWERS and time.monotonic() - began < part_s):
         wall, cpu = time.perf_counter(), time.process_time()
-        policy.act(asked)  # its answer lies in the CPU's memory: a GPU is done with it, too
+        policy.act(asked)  # the answer is in CPU memory, so the GPU has finished too
         pairs.append((time.perf_counter() - wall, time.process_time() - cpu))
     return Timed.of(pairs)
 
@@ -207,7 +207,7 @@ def _observation(contract: Contract, instruction: str, seed: int) -> Observation
 
 
 def _simulating(task: str, contract: Contract, gl: str, execute: int, part_s: float) -> dict[str, Spread]:
-    """Seconds to build, to reset, per control step and per look; of the latter two, means over short episodes of random actions."""
+    """Time build, reset, control step and observation; the latter two are means over short episodes of random actions."""
     from sim_workers.envs.render import backend_of
 
     os.environ |= {"MUJOCO_GL": backend_of(gl), "LP_NUM_THREADS": "0"}
@@ -217,7 +217,7 @@ def _simulating(task: str, contract: Contract, gl: str, execute: int, part_s: fl
 
     rng, clock = np.random.default_rng(0), time.perf_counter
     began = clock()
-    with redirect_stderr(StringIO()):  # a simulator's first words are of what it lacks and nobody needs
+    with redirect_stderr(StringIO()):  # a simulator warns of missing optional parts when built
         env = make_env(task, contract)
     spans: dict[str, list[float]] = {"build": [clock() - began], "reset": [], "step": [], "look": []}
     began = clock()

@@ -1,4 +1,4 @@
-"""What a sweep would do and cost, told before anything is spent."""
+"""The plan of a sweep: what it would do and read, counted before it runs."""
 
 from dataclasses import dataclass
 
@@ -15,24 +15,24 @@ from policy.presets import PRESETS
 
 @dataclass(frozen=True)
 class Plan:
-    """arms x checkpoints x rollouts."""
+    """Counts of a sweep: arms x checkpoints x rollouts, and the data that they read."""
 
     arms: int
     checkpoints: int
     shifts: int
     rollouts: int
     decided: bool
-    """Scores end as soon as a rule has its verdict: there may be fewer rollouts."""
+    """Whether a rule (`suite.decide`) may end scores early, so that there are fewer rollouts."""
     control_steps: int
-    """At most, if no rollout succeeded early."""
+    """Upper bound, for rollouts that never end early."""
     video_models: int
-    """Stage-1 trainings, each shared by the arms with the same episodes; 0 where there is no stage 1."""
+    """Number of stage-1 trainings, each shared by the arms with the same episodes; 0 without stage 1."""
     clips: int
-    """Training clips over all arms and video models."""
+    """Number of training clips over all arms and video models."""
     bytes_per_epoch: int
-    """What an epoch of the largest arm reads from the store."""
+    """Bytes that an epoch of the largest arm reads from the store."""
     stream_bytes: int
-    """Memory that the stream of one training worker takes at most."""
+    """Maximum memory in bytes of the clip stream of one training worker."""
     store_episodes: int
     store_bytes: int
 
@@ -52,13 +52,13 @@ class Plan:
 
 
 def planned_arms(sweep: Sweep) -> list[Arm]:
-    """All of them. A search proposes its arms later: until then all count as the largest."""
+    """Return all arms. A search proposes its arms later: until then each trial counts as the largest arm."""
     trials = (sweep.search.optuna or Optuna(trials=1)).trials
     return sweep.grid() or [sweep.largest()] * trials
 
 
 def planned_videos(sweep: Sweep, manifest: Manifest) -> list[frozenset[str]]:
-    """The episodes of every stage-1 training; those that arms share are there once."""
+    """Return the episodes of every stage-1 training; one shared by several arms is listed once."""
     if sweep.train.mode != "two_stage":
         return []
     largest = [sweep.largest(seed) for seed in sweep.seeds]
@@ -71,7 +71,7 @@ def planned_videos(sweep: Sweep, manifest: Manifest) -> list[frozenset[str]]:
 
 
 def make_plan(sweep: Sweep) -> Plan:
-    """Count everything; SweepError with every problem if the sweep cannot run."""
+    """Count what the sweep would do. Raises SweepError with every problem if it cannot run."""
     if problems := store_problems(sweep.data, sweep.suite.tasks):
         raise SweepError(sweep.name, problems)
     manifest = load_manifest(open_storage(sweep.data.episodes))

@@ -1,4 +1,4 @@
-"""What a curve is made of: lines, their points, and comparisons of points."""
+"""Parts of a curve: lines, their points, and comparisons of points."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from orchestrator.stats.fixed_sample import VERDICT, PairedComparison, verdict
 from policy.config import PolicyKind
 
 WITHOUT_VIDEO: dict[PolicyKind, str] = {"diffusion_policy": "diffusion policy"}
-"""The baselines, for people."""
+"""Display names of the baselines."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """What the points of one line share."""
+    """Policy and action-free ratio, which the points of one line share."""
 
     policy: PolicyKind
     action_free_ratio: float
@@ -25,17 +25,18 @@ class Line:
 
     @property
     def baseline(self) -> bool:
+        """Whether the policy is a baseline without video."""
         return self.policy in WITHOUT_VIDEO
 
     @property
     def label(self) -> str:
-        """In the legend."""
+        """Name of the line in legends."""
         if self.baseline:
             return f"{WITHOUT_VIDEO[self.policy]} (no video)"
         return f"+ {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else "demos only"
 
     def words(self, demo_count: int, with_video: str = "") -> str:
-        """One of its points, in a sentence; `with_video` is said of those that have it."""
+        """Return one of its points in words; `with_video` is appended for policies with video."""
         if self.baseline:
             return f"{demo_count} demos without video ({WITHOUT_VIDEO[self.policy]})"
         return f"{demo_count} demos{with_video}" + (f" + {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else "")
@@ -43,7 +44,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """One place on the curve, all replicates together."""
+    """One point of the curve, pooled over replicates."""
 
     policy: PolicyKind
     demo_count: int
@@ -54,19 +55,19 @@ class Point:
     errors: int
     low: float
     high: float
-    """95 % over the pooled episodes: what the rollouts leave open. It does not hold the spread between training seeds."""
+    """Bounds of the 95 % interval over the pooled episodes, without the spread between training seeds."""
     band_low: float
     band_high: float
-    """95 % with the spread between training seeds, where there are several (`stats.hierarchical_draws`)."""
+    """Bounds of the 95 % interval with the spread between training seeds, if there are several (`hierarchical_draws`)."""
     seeds: int
     missing_seeds: tuple[int, ...]
-    """Replicates that other points of the curve have: given up by the search, failed, or not scored yet."""
+    """Seeds that only other points of the curve have: pruned by the search, failed, or not scored yet."""
     by_task: Mapping[str, tuple[int, int]]
     """Task -> successes, episodes."""
     cost: Cost | None
-    """Of all its arms; None where one of them has none."""
+    """Cost of all its arms; None if the cost of one is unknown."""
     early: bool
-    """An arm of it was not played to the end of the list, because it was decided before."""
+    """Whether a rule decided one of its arms before the end of the list."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +81,19 @@ class Comparison:
     result: PairedComparison
     low: float
     high: float
-    """Of the difference, 95 %, with the spread between training seeds where there are several."""
+    """Bounds of the 95 % interval of the difference, with the spread between training seeds if there are several."""
     seeds: int
-    """That both have."""
+    """Number of seeds that both points have."""
     compared: int
-    """Comparisons that answer the same question."""
+    """Number of comparisons of the same question."""
     test: str
-    """That the p-value is of."""
+    """Name of the test of the p-value."""
     p_corrected: float
-    """For their number (Holm)."""
+    """P-value corrected for the number of comparisons (Holm)."""
 
     @property
     def verdict(self) -> str:
-        """A difference is shown if the policies differ and, where there are several seeds, if the seeds bear it out."""
+        """Verdict on the corrected p-value; with several seeds, no difference unless the interval excludes 0 too."""
         told = verdict(self.result.difference, self.p_corrected)
         return VERDICT[0] if self.seeds > 1 and self.low <= 0 <= self.high else told
 

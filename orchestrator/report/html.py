@@ -1,6 +1,6 @@
-"""A curve as one HTML page that needs nothing else: no network, no script. `report.html.jinja`, `plot.html.jinja` and `report.css` lay it out.
+"""A curve as one self-contained HTML page without scripts. `report.html.jinja`, `plot.html.jinja` and `report.css` lay it out.
 
-Pure: what `Curve.to_json()` says and the films go in, text comes out.
+Pure: a function of `Curve.to_json()`, the films and the sweep file.
 """
 
 import base64
@@ -20,10 +20,10 @@ from orchestrator.report.svg_plots import Plot, Row, cost_plot, curve_plot, dist
 from orchestrator.tracking.rollout_videos import RolloutVideo
 
 FILMS_BYTES = 20_000_000
-"""Size limit of the films of a page, in bytes of base64; those beyond it are listed by name."""
+"""Size limit of a page's films in bytes of base64; films beyond it are listed by name."""
 COSTS = {"money": "money", "gpu_hours": "GPU-hours", "cpu_hours": "CPU-hours", "episodes": "episodes", "control_steps": "control steps"}
 LOOKS = {"better": ("▲", "good"), "worse": ("▼", "bad")}
-"""A verdict's sign and tone: never colour alone."""
+"""Sign and tone of a verdict, so that colour is never the only difference."""
 
 
 def page(data: Row, films: Sequence[RolloutVideo], sweep_yaml: str, films_bytes: int = FILMS_BYTES) -> str:
@@ -73,7 +73,7 @@ def _both(wide: Plot | None, narrow: Plot | None) -> list[Plot]:
 
 
 def _that_fit(films: Sequence[RolloutVideo], films_bytes: int) -> tuple[list[dict[str, Any]], list[RolloutVideo]]:
-    """Films as data: URIs, in their order, and those for which there is no room."""
+    """Return the films that fit, with data: URIs, and those that do not, each in order."""
     shown, left_out, used = [], [], 0
     for film in films:
         size = (len(film["mp4"]) + 2) // 3 * 4
@@ -86,7 +86,7 @@ def _that_fit(films: Sequence[RolloutVideo], films_bytes: int) -> tuple[list[dic
 
 
 def _still(mp4: bytes) -> str:
-    """A film's last picture, where it ended, as a data: URI, for paper and for players that show none; empty if it cannot be decoded."""
+    """Return a film's last picture as a data: URI, for print and for players without a preview; empty if it cannot be decoded."""
     try:
         with av.open(io.BytesIO(mp4), "r") as container:
             last = deque(container.decode(video=0), maxlen=1)
@@ -103,7 +103,7 @@ def _uri(kind: str, data: bytes) -> str:
 
 
 def _forest(comparisons: Sequence[Row]) -> list[dict[str, float] | None]:
-    """Every comparison's interval on one common scale, from 0 (left) to 1 (right); no difference is 0.5."""
+    """Return every comparison's interval on one common scale, 0 (left) to 1 (right); no difference is 0.5. None without numbers."""
     known = [abs(c[edge]) for c in comparisons for edge in ("low", "high", "difference") if c[edge] is not None]
     reach = max([0.1, *known])
     places = [{edge: 0.5 + c[edge] / reach / 2 for edge in ("difference", "low", "high") if c[edge] is not None} for c in comparisons]
@@ -111,14 +111,14 @@ def _forest(comparisons: Sequence[Row]) -> list[dict[str, float] | None]:
 
 
 def _rate(value: float | None, sign: bool = False) -> str:
-    """0.8 -> 0.80; with a sign: a proper minus."""
+    """Return 0.8 as 0.80; with a sign, as +0.80, or with a typographic minus."""
     if value is None or not math.isfinite(value):
         return "–"  # noqa: RUF001 - a dash where there is no number
     return f"{value:+.2f}".replace("-", "−") if sign else f"{value:.2f}"  # noqa: RUF001 - a minus that is as wide as the plus
 
 
 def _amount(value: float | None) -> str:
-    """Counts with commas, measured amounts with three digits."""
+    """Return a count with commas, a measured amount with three digits."""
     if value is None or not math.isfinite(value):
         return "–"  # noqa: RUF001 - a dash where there is no number
     return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""The curve as a picture: success against demos, against cost, and against the quality of the imagined video, as far as there is any."""
+"""The curve as a figure: success against demos, and where known against cost and the distance of imagined video."""
 
 import io
 import textwrap
@@ -12,12 +12,12 @@ from orchestrator.tracking.mlflow_reader import VIDEO
 if TYPE_CHECKING:
     from orchestrator.report.sample_efficiency_curve import Curve
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind too (Okabe and Ito 2008)
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # safe for colour-blind readers (Okabe and Ito 2008)
 GREY = "#555555"
 
 
 def draw(curve: "Curve", kind: str) -> bytes:
-    """png, svg or pdf."""
+    """Return the figure as bytes; kind: png, svg or pdf."""
     from matplotlib.figure import Figure
 
     costs, imagined = [cost_in_numbers(curve, point.cost) for point in curve.points], curve.imagined
@@ -43,7 +43,7 @@ def draw(curve: "Curve", kind: str) -> bytes:
 
 
 def _style(curve: "Curve", line: Line) -> dict[str, Any]:
-    """Colour, dashes and marker of a line, the same in every panel."""
+    """Return colour, dashes and marker of a line, the same in every panel."""
     index = curve.lines.index(line)
     if line.baseline:
         return {"color": GREY, "linestyle": "--", "marker": "s", "markerfacecolor": "white"}
@@ -51,7 +51,7 @@ def _style(curve: "Curve", line: Line) -> dict[str, Any]:
 
 
 def _against_demos(axes: Any, curve: "Curve") -> None:
-    """Points with intervals, denominators beside them, bands with the spread between seeds, each seed as a thin line."""
+    """Draw points with intervals and denominators, bands with the spread between seeds, and each seed as a thin line."""
     counts = sorted({point.demo_count for point in curve.points})
     beside: dict[tuple[int, bool], list[tuple[float, str, str]]] = defaultdict(list)
     edge = 1.025 ** (len(curve.lines) - 1)
@@ -112,7 +112,7 @@ def _against_cost(axes: Any, curve: "Curve", name: str, costs: list[float | None
 
 
 def apart(places: list[float], gap: float) -> list[float]:
-    """Rising places moved as little as keeps them `gap` apart, so that labels do not cover one another."""
+    """Return sorted places, moved as little as needed to be `gap` apart, so that labels do not overlap."""
     groups: list[tuple[float, int]] = []  # centre, members
     for place in places:
         centre, members = place, 1

@@ -1,4 +1,4 @@
-"""Scores -> the sample-efficiency curve: success against demo count, one line per action-free ratio and one per baseline. Reads MLflow only."""
+"""Scores -> sample-efficiency curve: success over demo count, one line per action-free ratio and per baseline. Reads MLflow only."""
 
 import json
 from collections import Counter
@@ -36,7 +36,7 @@ from sim_workers.rollout.suite import EpisodeSpec
 
 @dataclass(frozen=True)
 class Curve:
-    """The answer of a sweep."""
+    """The result of a sweep: its scored arms, and the points, measures and comparisons computed from them."""
 
     name: str
     arms: tuple[ScoredArm, ...]
@@ -50,19 +50,20 @@ class Curve:
 
     @classmethod
     def read(cls, tracking_uri: str, name: str, store: str = "", storage: str = "") -> "Curve":
-        """Read a sweep's curve from MLflow; store and storage say of which storage, see `read_sweep`.
+        """Read a sweep's curve from MLflow. store, storage: select the sweep's storage, see `read_sweep`.
 
-        TrackingError if there is no such sweep, if there are several, or if nothing in it is scored yet.
+        Raises TrackingError if there is no such sweep, if there are several, or if no arm of it is scored yet.
         """
         tracked = read_sweep(tracking_uri, name, store, storage)
         if not tracked.arms:
             raise TrackingError(f"{name}: no arm's last checkpoint has a complete score yet; see `demoscale status {name}`")
         return cls(name, tracked.arms, tracked.sweep, tracked.tags)
 
-    # -- its points
+    # -- points
 
     @property
     def protocol(self) -> str:
+        """Fingerprint of the protocol that all scores share."""
         return self.arms[0].protocol
 
     @property
@@ -71,25 +72,26 @@ class Curve:
 
     @property
     def errors(self) -> int:
+        """Number of episodes that ended in an error."""
         return sum(scored.errors for scored in self.arms)
 
     @property
     def looked_at(self) -> bool:
-        """Whether scores were looked at while they came, and may have ended early (`suite.decide`): then only anytime-valid statistics hold."""
+        """Whether a rule (`suite.decide`) could end scores early, so that only anytime-valid statistics hold."""
         return bool(self.sweep.get("suite", {}).get("decide"))
 
     def interval(self, successes: int, episodes: int) -> tuple[float, float]:
-        """95 %, of episodes of this curve: Wilson's, or an anytime-valid one."""
+        """Return the 95 % interval of a success rate of this curve: Wilson's, or the anytime-valid one if `looked_at`."""
         return (anytime_interval if self.looked_at else wilson)(successes, episodes)
 
     @cached_property
     def lines(self) -> list[Line]:
-        """Ours by ratio, then the baselines."""
+        """Lines with video by ratio, then the baselines."""
         return sorted({Line.of(scored.arm) for scored in self.arms}, key=lambda line: (line.baseline, line.policy, line.action_free_ratio))
 
     @cached_property
     def _cells(self) -> dict[tuple[Line, int], list[ScoredArm]]:
-        """The arms of every point, line by line, each by demo count."""
+        """Arms of every point, line by line, each by demo count."""
         cells: dict[tuple[Line, int], list[ScoredArm]] = {}
         for scored in sorted(self.arms, key=lambda scored: (self.lines.index(Line.of(scored.arm)), scored.arm)):
             cells.setdefault((Line.of(scored.arm), scored.arm.demo_count), []).append(scored)
@@ -97,7 +99,7 @@ class Curve:
 
     @cached_property
     def points(self) -> list[Point]:
-        """Line by line, each by demo count."""
+        """Points, line by line, each by demo count."""
         return [self._point(line, demos, arms, draws) for ((line, demos), arms), draws in zip(self._cells.items(), self._draws.T, strict=True)]
 
     def _point(self, line: Line, demos: int, arms: list[ScoredArm], draws: NDArray[np.float64]) -> Point:
@@ -128,7 +130,7 @@ class Curve:
 
     @cached_property
     def _draws(self) -> NDArray[np.float64]:
-        """(B, C): what the rates of all points could be, drawn together."""
+        """Joint draws of the success rates of all points, (B, C), by `hierarchical_draws`."""
         episodes = sorted({episode for scored in self.arms for episode in scored.outcomes})
         place = {episode: number for number, episode in enumerate(episodes)}
         tasks = np.unique([EpisodeSpec.task_of(episode) for episode in episodes], return_inverse=True)[1]
@@ -140,24 +142,24 @@ class Curve:
         return hierarchical_draws(outcomes, tasks)
 
     def of_line(self, line: Line) -> list[Point]:
-        """The points of one line, by demo count."""
+        """Return the points of one line, by demo count."""
         return [point for point, (own, _) in zip(self.points, self._cells, strict=True) if own == line]
 
     def _rates(self, line: Line) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Demo counts (N,), rates (N,), drawn rates (B, N)."""
+        """Return a line's demo counts (N,), rates (N,) and drawn rates (B, N)."""
         mine = [number for number, (own, _) in enumerate(self._cells) if own == line]
         points = [self.points[number] for number in mine]
         return np.array([float(p.demo_count) for p in points]), np.array([p.success_rate for p in points]), self._draws[:, mine]
 
-    # -- what it says
+    # -- measures and comparisons
 
     def area(self, line: Line) -> Estimate:
-        """Under the line over log demos, as a part of what could be: a line's success in one number."""
+        """Return the area under a line over log demos, as a fraction of the largest possible."""
         demos, rates, draws = self._rates(line)
         return estimated(float(efficiency.area(demos, rates)), list(np.clip(efficiency.area(demos, draws), 0, 1)))
 
     def reach(self, line: Line, success_rate: float) -> Estimate:
-        """Demos with which a line reaches a success rate, 0 for fewer than were tried and infinity for more (`efficiency.demos_to_reach`)."""
+        """Return the demos with which a line reaches a success rate; 0: at most the fewest tried, infinity: more than were tried."""
         if (line, success_rate) not in self._reached:
             demos, rates, draws = self._rates(line)
             value = efficiency.demos_to_reach(demos, rates, success_rate)
@@ -170,10 +172,10 @@ class Curve:
         return {}
 
     def demos_to_reach(self, success_rate: float) -> dict[float | str, tuple[float, float, float] | str]:
-        """The demo count at which each line reaches a success rate, with a 95 % interval, or "not reached".
+        """Return the demo count at which each line reaches a success rate, with a 95 % interval, or "not reached".
 
-        Ours by their ratio, a baseline, which has none, by its name: {0.0: (31.5, 20.0, inf), 1.0: (12.0, 0.0, 18.0)}. 0 stands for fewer demos than
-        were tried, infinity for more.
+        Lines with video have their ratio as key, baselines their policy's name: {0.0: (31.5, 20.0, inf), 1.0: (12.0, 0.0, 18.0)}. 0 means that the
+        fewest demos tried suffice, infinity that more than were tried are needed.
         """
         answer: dict[float | str, tuple[float, float, float] | str] = {}
         for line in self.lines:
@@ -183,7 +185,7 @@ class Curve:
         return answer
 
     def worth(self, line: Line) -> Estimate | None:
-        """How many times the demos the lowest ratio needs for what this one reaches; None for that one itself and for baselines."""
+        """Return how many times as many demos the lowest ratio needs as this line; None for that ratio itself and for baselines."""
         return self._worth.get(line)
 
     @cached_property
@@ -198,9 +200,9 @@ class Curve:
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """Most demos against fewest on every line; at every demo count, every ratio against the lowest and against every baseline.
+        """Comparisons of most demos with fewest on every line; and at every demo count, of every ratio with the lowest and every baseline.
 
-        P-values are corrected within each of these questions: an answer does not depend on what else was asked.
+        P-values are corrected within each of these questions, so that one does not depend on the others.
         """
         counts = sorted({scored.arm.demo_count for scored in self.arms})
         ours = [line for line in self.lines if not line.baseline]
@@ -237,40 +239,40 @@ class Curve:
         return Comparison(words, other.words(other_count), line.policy, other.policy, result, low, high, len(seeds), compared, test, p)
 
     def _outcomes(self, cell: tuple[Line, int]) -> dict[str, bool]:
-        """Outcomes by seed and episode: replicates pair with the replicate of the same seed."""
+        """Return outcomes by seed and episode, so that replicates are paired by seed."""
         found = self._cells.get(cell, [])
         return {f"{scored.arm.seed}/{episode}": success for scored in found for episode, success in scored.outcomes.items()}
 
     @property
     def imagined(self) -> list[tuple[float, float]]:
-        """Of all checkpoints with both: how far what they imagine is from what happens (VIDEO's distance), and their success rate.
+        """Pairs of video distance (`VIDEO`) and success rate, of every checkpoint with both.
 
-        Distances on other clips are other numbers: only those on the clips that most checkpoints met are among them.
+        Distances on different clips are not comparable: only checkpoints with the most frequent set of clips are included.
         """
         told = [told for scored in self.arms for told in scored.imagined.values()]
         clips = Counter(one[CLIPS] for one in told).most_common(1)
         return [(one[VIDEO[2]], one["success_rate"]) for one in told if one[CLIPS] == clips[0][0]]
 
     def video_and_success(self) -> Correlation | None:
-        """Do checkpoints that imagine better succeed more?"""
+        """Return the rank correlation of video quality (negative distance) and success rate; None if undefined."""
         return rank_correlation([-distance for distance, _ in self.imagined], [success for _, success in self.imagined])
 
-    # -- its forms
+    # -- output
 
     def to_json(self) -> dict[str, Any]:
-        """All that is drawn and said, as `orchestrator/report/summary.py` spells it out."""
+        """Return the whole report as JSON, see `orchestrator/report/summary.py`."""
         from orchestrator.report.summary import report
 
         return report(self)
 
     def draw(self, kind: str) -> bytes:
-        """The picture: png, svg or pdf."""
+        """Return the figure as bytes; kind: png, svg or pdf."""
         from orchestrator.report.matplotlib_plot import draw
 
         return draw(self, kind)
 
     def page(self, tracking_uri: str) -> str:
-        """All of it as one HTML page, with the films that MLflow keeps of its arms."""
+        """Return the report as one HTML page, with the films of its arms in MLflow."""
         from orchestrator.report.html import page
         from orchestrator.tracking.rollout_videos import films
 
@@ -278,6 +280,6 @@ class Curve:
         return page(self.to_json(), films(tracking_uri, self.arms), sweep_file)
 
     def save(self, path: str | Path) -> None:
-        """As PNG, SVG, PDF or JSON, by the file's ending."""
+        """Write the curve as PNG, SVG, PDF or JSON, by the file's suffix."""
         path = Path(path)
         path.write_bytes(json.dumps(self.to_json(), indent=1).encode() if path.suffix == ".json" else self.draw(path.suffix.removeprefix(".")))

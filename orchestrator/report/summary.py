@@ -1,4 +1,4 @@
-"""A curve in numbers and sentences: what the page, the JSON file and the command line show. Pure."""
+"""A curve in numbers and sentences, for the page, the JSON file and the command line. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from orchestrator.stats.sample_efficiency import Estimate
 from orchestrator.tracking.mlflow_reader import VIDEO, ScoredArm
 
 RATES = (0.5, 0.8, 0.9)
-"""Success rates whose demo counts are told."""
+"""Success rates whose demo counts are reported."""
 HOURS = {"gpu_hours": "GPU-hours", "cpu_hours": "CPU-hours"}
 COST_AXES = {"money": "money at the sweep's prices"} | HOURS
-"""What success may be drawn against beside demos, with its unit; what tells most comes first."""
+"""Cost axes of success plots with their units, in order of preference."""
 
 
 def report(curve: Curve) -> dict[str, Any]:
-    """All of it, as JSON can hold it: what is not bounded is null, and said in the words beside it."""
+    """Return the report as JSON: unbounded numbers are null, and the text next to them says so."""
     return {
         "name": curve.name,
         "protocol": curve.protocol,
@@ -37,7 +37,7 @@ def report(curve: Curve) -> dict[str, Any]:
 
 
 def answer(curve: Curve) -> list[str]:
-    """What the sweep was made for, in sentences, the most telling first."""
+    """Return the sweep's main results in sentences: the worth of action-free video, demos to reach a rate, seeds."""
     told = [sentence for line in curve.lines if (sentence := worth_in_words(curve, line))]
     for line in curve.lines:
         rates = [rate for rate in RATES if rate <= max(point.success_rate for point in curve.of_line(line))]
@@ -50,7 +50,7 @@ def answer(curve: Curve) -> list[str]:
 
 
 def worth_in_words(curve: Curve, line: Line) -> str:
-    """How many demos action-free video replaces, or that nothing is shown; empty for lines without."""
+    """Return the sentence on how many demos action-free video replaces, or that there is no evidence; empty for lines without `worth`."""
     worth = curve.worth(line)
     if worth is None:
         return ""
@@ -70,7 +70,7 @@ def worth_in_words(curve: Curve, line: Line) -> str:
 
 
 def reach_in_words(curve: Curve, line: Line, rate: float) -> str:
-    """With how many demos a line reaches a rate."""
+    """Return the sentence on the number of demos with which a line reaches a rate."""
     told, counts = curve.reach(line, rate), [point.demo_count for point in curve.of_line(line)]
     if told.value == math.inf:
         least = "" if told.low == math.inf else f"; at best {_demos(told.low, counts)} demos"
@@ -79,7 +79,7 @@ def reach_in_words(curve: Curve, line: Line, rate: float) -> str:
 
 
 def caption(curve: Curve) -> str:
-    """Of the picture: what was played, by whom, and what the intervals hold."""
+    """Return the figure's caption: policy, tasks, episodes, training, seeds, errors and the kind of intervals."""
     sweep, suite = curve.sweep, curve.sweep.get("suite", {})
     counted = sorted({scored.episodes for scored in curve.arms})
     each = f"{counted[0]}" if len(counted) == 1 else f"{counted[0]} to {counted[-1]}"
@@ -102,7 +102,7 @@ def caption(curve: Curve) -> str:
 
 
 def cost_in_numbers(curve: Curve, cost: Cost | None) -> dict[str, Any] | None:
-    """Hours, counts, and money where there are prices."""
+    """Return a cost as hours, counts, and money; money is None without prices."""
     if cost is None:
         return None
     money = cost.money(Prices(**curve.sweep.get("prices", {})))
@@ -117,7 +117,7 @@ def cost_in_numbers(curve: Curve, cost: Cost | None) -> dict[str, Any] | None:
 
 
 def cost_axis(costs: Sequence[Mapping[str, Any] | None], among: Mapping[str, str] = COST_AXES) -> tuple[str, str]:
-    """Which of the points' costs in numbers success is drawn against, and its unit: the first that anything was spent of, empty if none is."""
+    """Return the first kind of cost that any point has spent, with its unit; empty strings if none."""
     return next(((kind, unit) for kind, unit in among.items() if any(cost and cost.get(kind) for cost in costs)), ("", ""))
 
 
@@ -184,7 +184,7 @@ def _comparisons(curve: Curve) -> list[dict[str, Any]]:
 
 
 def _video(curve: Curve) -> dict[str, Any] | None:
-    """What checkpoints imagine against what happened, and whether that goes with success."""
+    """Return the distances between imagined and executed video, and their correlation with success; None without any."""
     points = [{"arm": s.arm.name, "step": step, **told} for s in curve.arms for step, told in s.imagined.items()]
     episodes = [
         {"arm": s.arm.name, "episode": note["episode"], "task": note["task"], "result": note["result"], "distance": note["mean_distance"]}
@@ -236,12 +236,12 @@ def _times(value: float) -> str:
 
 
 def _factor(value: float) -> str:
-    """Or that the demo counts tried do not bound it."""
+    """Return a factor with two digits, or `unbounded`."""
     return "unbounded" if value == math.inf else f"{value:.2g}"
 
 
 def _demos(value: float, counts: list[int]) -> str:
-    """A demo count, or which side of those tried it lies on."""
+    """Return a demo count in words, or on which side of the counts tried it lies."""
     return f"{counts[0]} or fewer" if value == 0 else f"more than {counts[-1]}" if value == math.inf else f"{value:.0f}"
 
 

@@ -1,4 +1,4 @@
-"""Axes and paths of a figure: numbers become places, places become SVG path data. Pure."""
+"""Axes and paths of a figure: scales from numbers to coordinates, and SVG path data. Pure."""
 
 import itertools
 import math
@@ -7,21 +7,24 @@ from dataclasses import dataclass
 
 TICK_GAP = 30.0
 Scale = Callable[[float], float]
-"""From a value to its place."""
+"""Function from a value to its coordinate."""
 
 
 @dataclass(frozen=True)
 class Tick:
+    """Coordinate and text of an axis tick."""
+
     at: float
     text: str
 
 
 def closest(scale: Scale, counts: Sequence[int]) -> float:
+    """Return the smallest distance between adjacent counts; infinity for fewer than two."""
     return min((scale(b) - scale(a) for a, b in itertools.pairwise(counts)), default=math.inf)
 
 
 def spread(ticks: Iterable[Tick]) -> tuple[Tick, ...]:
-    """Without those whose words would touch the one before."""
+    """Return the ticks at least TICK_GAP after the one kept before, so that their texts do not touch."""
     kept: list[Tick] = []
     for tick in ticks:
         if not kept or tick.at - kept[-1].at >= TICK_GAP:
@@ -45,7 +48,7 @@ def log_scale(values: Sequence[float], left: float, right: float) -> Scale:
 
 
 def measure(values: Sequence[float], left: float, right: float) -> tuple[Scale, tuple[Tick, ...], str]:
-    """An axis for measured numbers, with round ticks, and what to add to its label: logarithmic where they span much."""
+    """Return scale, round ticks and label suffix of an axis for measured numbers; logarithmic if they span more than a factor of 8."""
     low, high = min(values), max(values)
     if low > 0 and high / low > 8:
         place = log_scale(values, left, right)
@@ -71,5 +74,5 @@ def polyline(places: Iterable[tuple[float, float]]) -> str:
 
 
 def area(edges: Sequence[tuple[float, float, float]]) -> str:
-    """Around a band: along its lower edge and back along its upper one."""
+    """Return the closed path around a band of (x, low, high): along its lower edge and back along its upper one."""
     return polyline([(x, low) for x, low, _ in edges] + [(x, high) for x, _, high in reversed(edges)]) + "Z" if len(edges) > 1 else ""

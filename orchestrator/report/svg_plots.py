@@ -1,4 +1,4 @@
-"""The figures of a curve's page, as geometry: which line, marker and label lies where. `plot.html.jinja` draws them.
+"""The figures of a curve's page as geometry: coordinates of lines, markers and labels, which `plot.html.jinja` draws.
 
 Lengths are SVG user units, which are pixels where a figure is shown at its own width; y grows downwards. Pure.
 """
@@ -15,18 +15,18 @@ from orchestrator.report.svg_axes import Scale, Tick, area, closest, log_scale, 
 Row = Mapping[str, Any]
 """An object of `Curve.to_json()`: a line, a point, an arm."""
 Key = tuple[str, float]
-"""Policy and action-free ratio: what names a line."""
+"""Policy and action-free ratio, which identify a line."""
 
-# Of the lines with video, then of the baselines: `report.css` gives the tones their colours. Two lines differ in shape and dash where colour fails.
+# Styles of lines with video, then of baselines. `report.css` colours the tones; shape and dash distinguish lines without colour.
 TONES, SHAPES, DASHES = ("1", "2", "3", "4"), ("circle", "triangle", "diamond", "wedge"), ("", "9 3", "2 3", "9 3 2 3")
 BASELINE_SHAPES, BASELINE_DASHES = ("square", "hexagon"), ("5 4", "1 4")
 LABEL_GAP, NUDGE = 13.0, 5.0
-LABELLED = 92.0  # between two demo counts: below it, denominators beside the points would cover the neighbours
+LABELLED = 92.0  # distance of two demo counts below which denominators would overlap the neighbouring points
 
 
 @dataclass(frozen=True)
 class Style:
-    """How one line differs from the others."""
+    """Tone, marker shape and dash pattern of a line."""
 
     tone: str
     shape: str
@@ -35,14 +35,14 @@ class Style:
 
 @dataclass(frozen=True)
 class Dot:
-    """One marker, its interval, and what is written beside it."""
+    """One marker with its interval and label."""
 
     x: float
     y: float
     low: float
     high: float
     words: str
-    """All of it in a sentence, for whoever points at it."""
+    """Tooltip of the marker."""
     text: str = ""
     text_x: float = 0.0
     text_y: float = 0.0
@@ -59,12 +59,12 @@ class Trace:
     band: str = ""
     replicates: tuple[str, ...] = ()
     drop: float | None = None
-    """Where it reaches the figure's target."""
+    """x coordinate at which the line reaches the figure's target; None if it does not."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A drawing's size, and the edges of what its axes enclose."""
+    """Size of a drawing and edges of its plot area."""
 
     width: float
     height: float
@@ -79,7 +79,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Plot:
-    """One drawing: its frame, axes and traces, and its words for those who do not see it."""
+    """One drawing: frame, axes, traces, and a text alternative."""
 
     name: str
     title: str
@@ -91,13 +91,13 @@ class Plot:
     y_ticks: tuple[Tick, ...]
     traces: tuple[Trace, ...]
     target: Tick | None = None
-    """A success rate worth a rule across the figure."""
+    """Success rate with a horizontal rule across the figure; None for none."""
     labelled: bool = False
-    """Whether denominators stand beside the points."""
+    """Whether denominators stand next to the points."""
 
 
 def styles(lines: Sequence[Row]) -> dict[Key, Style]:
-    """Every line's own look, in the order of the lines."""
+    """Return the style of every line, in the order of the lines."""
     looks: dict[Key, Style] = {}
     ours = baselines = 0
     for line in lines:
@@ -111,13 +111,14 @@ def styles(lines: Sequence[Row]) -> dict[Key, Style]:
 
 
 def key(row: Row) -> Key:
+    """Return the key of the line that a row belongs to."""
     return row["policy"], float(row["action_free_ratio"])
 
 
 def curve_plot(data: Row, name: str, width: float, height: float, task: str = "") -> Plot:
-    """Success against demos on a log axis: bands, intervals, replicates, and denominators where there is room for them.
+    """Plot success against demos on a log axis: bands, intervals, replicates, and denominators if there is room for them.
 
-    task: only its episodes, without bands and replicates, which nobody counted by task; empty: all.
+    task: only its episodes, without bands and replicates, which are not counted by task; empty: all.
     """
     frame = Frame(width, height, 46.0, width - 10)
     counts = sorted({point["demo_count"] for point in data["points"]})
@@ -158,11 +159,13 @@ def curve_plot(data: Row, name: str, width: float, height: float, task: str = ""
 
 
 def cost_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
-    """Success against what the points cost; None where nothing is known of it. Demo counts stand beside the points."""
+    """Plot success against the points' cost, labelled with demo counts; None if no cost is known."""
     kind, unit = cost_axis([point["cost"] for point in data["points"]])
     if not kind:
         return None
-    known = [point for point in data["points"] if point["cost"] and _known(point["cost"].get(kind))]  # money is, where all that was used has a price
+    known = [
+        point for point in data["points"] if point["cost"] and _known(point["cost"].get(kind))
+    ]  # money is known if all resources used have a price
     frame = Frame(width, height, 46.0, width - 16)
     x, ticks, scale = measure([float(point["cost"][kind]) for point in known], frame.left + 16, frame.right - 20)
     y = unit_scale(frame.bottom, frame.top)
@@ -180,7 +183,7 @@ def cost_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
 
 
 def distance_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
-    """Every scored checkpoint: success against how far what it imagined lies from what then happened."""
+    """Plot success against the distance of imagined from executed video, for every scored checkpoint; None without any."""
     video = data["video"]
     points = [point for point in video["points"] if _known(point.get("video_distance")) and _known(point["success_rate"])] if video else []
     if not points:
@@ -204,7 +207,7 @@ def distance_plot(data: Row, name: str, width: float, height: float) -> Plot | N
 
 
 def outcomes_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
-    """Every episode's distance, successes above failures: do they lie apart?"""
+    """Plot every filmed episode's video distance, successes above failures; None without any."""
     video = data["video"]
     episodes = [episode for episode in video["episodes"] if _known(episode["distance"])] if video else []
     if not episodes:
@@ -216,7 +219,7 @@ def outcomes_plot(data: Row, name: str, width: float, height: float) -> Plot | N
     traces, words = [], []
     for result, style in (("success", Style("good", "circle", "")), ("failure", Style("bad", "cross", ""))):
         mine = sorted((episode for episode in episodes if episode["result"] == result), key=lambda episode: episode["distance"])
-        # Spread within the row by a fixed sequence, so that equal distances do not hide one another and the page is the same every time.
+        # Spread within the row by a fixed sequence, so that equal distances stay visible and the page is reproducible.
         places = [rows[result] + ((index * 0.618034) % 1 - 0.5) * tall * 0.36 for index in range(len(mine))]
         dots = tuple(Dot(x(e["distance"]), at, at, at, f"{e['episode']}, {e['arm']}") for e, at in zip(mine, places, strict=True))
         middle = x(mine[len(mine) // 2]["distance"]) if mine else None
@@ -228,12 +231,12 @@ def outcomes_plot(data: Row, name: str, width: float, height: float) -> Plot | N
 
 
 def target_rate(lines: Sequence[Row]) -> float | None:
-    """The highest success rate that some line is known to reach."""
+    """Return the highest reported success rate that any line reaches; None if none does."""
     return max((float(reach["rate"]) for line in lines for reach in line["reach"] if reach["demos"] is not None), default=None)
 
 
 def _labels_apart(traces: Sequence[Trace]) -> list[Trace]:
-    """Denominators beside their points: those of the first lines on the left, the others on the right, none over another."""
+    """Place denominators next to their points without overlap: those of the first lines on the left, the others on the right."""
     placed: dict[tuple[int, int], Dot] = {}
     columns: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for t, trace in enumerate(traces):
@@ -250,7 +253,7 @@ def _labels_apart(traces: Sequence[Trace]) -> list[Trace]:
 
 
 def _nudge(index: int, lines: int) -> float:
-    """How far one of so many lines stands to the right of its demo counts, so that intervals do not cover one another."""
+    """Return the horizontal offset of a line from its demo counts, so that the intervals of `lines` lines do not overlap."""
     return (index - (lines - 1) / 2) * 2 * NUDGE
 
 
@@ -268,7 +271,7 @@ def _drop(line: Row, target: float | None, x: Scale) -> float | None:
 
 
 def _distance_axis(video: Row, scale: str) -> str:
-    """No longer than the narrowest figure is wide; the page's table has the measure's full name."""
+    """Return the axis label, short enough for the narrowest figure; the page's table has the measure's full name."""
     measure = str(video["measure"])
     return f"distance ({measure if len(measure) <= 24 else measure[:23] + '…'}){scale}"
 

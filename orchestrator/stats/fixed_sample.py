@@ -1,4 +1,4 @@
-"""What may be concluded from counted outcomes, once they are all there. Pure. What may be concluded while one still looks: anytime.py.
+"""Inference from a fixed number of outcomes, after all of them are counted. Pure. Valid while outcomes still come: sequential.py.
 
 Shapes: C cells (points of a curve), R replicates (seeds), E episodes of the suite, B draws.
 """
@@ -12,7 +12,7 @@ from scipy import stats as scipy_stats
 from scipy.stats import binom, binomtest
 
 LEVEL = 0.05
-"""Of every verdict."""
+"""Significance level of every verdict."""
 VERDICT = "no evidence of a difference", "better", "worse"
 
 
@@ -20,17 +20,18 @@ VERDICT = "no evidence of a difference", "better", "worse"
 
 
 def wilson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a success rate (Wilson 1927): for display; covers about what it promises on average over rates.
+    """Return the Wilson score interval of a success rate (Wilson 1927), for display.
 
-    Assumes independent episodes of one policy, as many as were fixed beforehand. No episodes, no knowledge: (0, 1).
+    Its nominal coverage holds approximately, on average over rates. Assumes independent episodes of one policy, their number fixed
+    beforehand. (0, 1) without episodes.
     """
     return _interval(successes, episodes, confidence, "wilson")
 
 
 def clopper_pearson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Exact interval of a success rate (Clopper and Pearson 1934): for claims; covers at least what it promises at every rate.
+    """Return the exact interval of a success rate (Clopper and Pearson 1934), for claims: it covers at least its nominal level at every rate.
 
-    Assumes what `wilson` does.
+    Assumptions as for `wilson`.
     """
     return _interval(successes, episodes, confidence, "exact")
 
@@ -38,13 +39,13 @@ def clopper_pearson(successes: int, episodes: int, confidence: float = 0.95) -> 
 def _interval(successes: int, episodes: int, confidence: float, method: str) -> tuple[float, float]:
     if episodes == 0:
         return 0.0, 1.0
-    tested = binomtest(successes, episodes, successes / episodes)  # a rate whose p-value, which nobody asks for, takes no search
+    tested = binomtest(successes, episodes, successes / episodes)  # the observed rate: its p-value is not needed and takes no search
     interval = tested.proportion_ci(confidence, method=method)
     return float(interval.low), float(interval.high)
 
 
 def best_of_bias(policies: int, episodes: int, success_rate: float) -> float:
-    """By how much the best observed rate of so many equally good policies exceeds their true rate, in expectation (the winner's curse).
+    """Return the expected excess of the best observed rate of equally good policies over their true rate (the winner's curse).
 
     Exact, from the distribution of the largest of independent binomial counts; on common episodes the bias is smaller.
     """
@@ -57,11 +58,11 @@ def best_of_bias(policies: int, episodes: int, success_rate: float) -> float:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Two policies on the episodes both were scored on."""
+    """Two policies on the episodes that both were scored on."""
 
     episodes: int
     only_first: int
-    """Episodes that only the first policy won."""
+    """Number of episodes that only the first policy won."""
     only_second: int
     p_value: float
     """Two-sided; small if the policies differ."""
@@ -73,15 +74,15 @@ class PairedComparison:
 
     @property
     def verdict(self) -> str:
-        """In words, at the 5 % level."""
+        """Verdict in words, at the 5 % level."""
         return verdict(self.difference, self.p_value)
 
 
 def paired_comparison(first: Mapping[str, bool], second: Mapping[str, bool]) -> PairedComparison:
-    """Exact McNemar test (McNemar 1947, exact binomial form) on common episodes: only episodes the two end differently tell anything.
+    """Test two policies on their common episodes by the exact McNemar test (McNemar 1947, exact binomial form).
 
-    first, second: episode id -> success. Assumes the episodes to be independent given the policies, and their number to have been fixed
-    beforehand. ValueError without a common episode.
+    Only episodes that the two end differently carry evidence. first, second: episode id -> success. Assumes episodes independent given the
+    policies, their number fixed beforehand. Raises ValueError without a common episode.
     """
     common = first.keys() & second.keys()
     if not common:
@@ -94,18 +95,18 @@ def paired_comparison(first: Mapping[str, bool], second: Mapping[str, bool]) -> 
 
 
 def unpaired_p_value(first: tuple[int, int], second: tuple[int, int]) -> float:
-    """Fisher's exact test (Fisher 1934), two-sided, of two (successes, episodes) that share no episode, such as numbers from two papers.
+    """Return the two-sided p-value of Fisher's exact test (Fisher 1934) of two (successes, episodes) without common episodes.
 
-    Assumes independent episodes, their numbers fixed beforehand; conservative.
+    For numbers from two papers, for example. Assumes independent episodes, their numbers fixed beforehand; conservative.
     """
     table = [[successes, episodes - successes] for successes, episodes in (first, second)]
     return float(scipy_stats.fisher_exact(table).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number, in the order given (Holm 1979): the chance that any true null is rejected stays below the level.
+    """Return the p-values corrected for their number (Holm 1979), in the given order.
 
-    Assumes nothing about how the tests depend on one another.
+    Controls the probability of rejecting any true null at the level. Assumes nothing about the dependence between the tests.
     """
     order = np.argsort(p_values, kind="stable")
     raised = np.asarray(p_values, float)[order] * np.arange(len(p_values), 0, -1)
@@ -115,7 +116,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(difference: float, p_value: float) -> str:
-    """Of a first against a second, at the 5 % level; that nothing is shown is a verdict too."""
+    """Return the verdict on a first against a second at the 5 % level: one of VERDICT."""
     return VERDICT[0] if p_value >= LEVEL or difference == 0 else VERDICT[1] if difference > 0 else VERDICT[2]
 
 
@@ -127,13 +128,14 @@ class Correlation:
     low: float
     high: float
     number: int
-    """Pairs."""
+    """Number of pairs."""
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> Correlation | None:
-    """Spearman's, with the interval of Bonett and Wright (2000); None for fewer than five pairs, or where one side never changes.
+    """Return Spearman's rank correlation with the interval of Bonett and Wright (2000).
 
-    Assumes independent pairs. Checkpoints of one training are not quite: read the interval as the narrowest it can be.
+    None for fewer than five pairs, or if one side is constant. Assumes independent pairs; checkpoints of one training are not quite
+    independent, so the interval's width is then a lower bound.
     """
     if len(x) < 5 or len(set(x)) < 2 or len(set(y)) < 2:
         return None
@@ -149,19 +151,19 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], confidence: float =
 
 
 def hierarchical_draws(outcomes: NDArray[np.float64], tasks: NDArray[np.int64], draws: int = 2000, seed: int = 0) -> NDArray[np.float64]:
-    """What the success rates of a recipe could be, given what some trainings and some scenes showed: (B, C), all cells drawn together.
+    """Draw plausible success rates of a recipe from the observed trainings and scenes: (B, C), jointly over all cells.
 
     outcomes: (C, R, E), 1 success, 0 failure, nan not played; cells share replicates (seeds) and episodes, so that differences between
-    cells keep their pairing. tasks: (E,), which task an episode belongs to.
+    cells keep their pairing. tasks: (E,), the index of each episode's task.
 
     Replicate, then task, then episode, after the hierarchical bootstrap (Davison and Hinkley 1997, 3.8; rliable, Agarwal et al. 2021), with
-    two changes, each because the plain one covers too little with the three to five seeds that people can pay for:
-    - trainings: instead of resampling R replicates, whose spread comes out (R - 1) / R too small and whose tails are those of a handful of
-      combinations, their mean is drawn from a Student t with R - 1 degrees of freedom (jointly over cells), which is exact for normal means;
-    - scenes: all replicates meet the same episodes, so scenes are resampled once for all of them, within their task, and by so much as
-      replicates agree about which scenes are hard (two-way analysis of variance; Owen 2007): the rest is in the spread between them already.
+    two changes, since the plain one has too little coverage with the usual three to five seeds:
+    - trainings: resampling R replicates gives a variance too small by (R - 1) / R and tails of few combinations; instead their mean is drawn
+      from a Student t with R - 1 degrees of freedom (jointly over cells), which is exact for normal means;
+    - scenes: all replicates have the same episodes, so scenes are resampled once for all replicates, within their task, and scaled by how far
+      replicates agree about which scenes are hard (two-way analysis of variance; Owen 2007): the rest is already in the spread between them.
 
-    The tasks are those of the suite, not a sample of tasks. A cell with one replicate has nothing of the spread between trainings.
+    The tasks are those of the suite, not a sample of tasks. A cell with one replicate has no spread between trainings.
     """
     rng = np.random.default_rng(seed)
     played = ~np.isnan(outcomes)
@@ -181,7 +183,7 @@ def _trainings(
     apart = np.where(there, replicates - centre[:, None], 0.0) / np.sqrt(number * freedom)[:, None]
     normal = rng.standard_normal((draws, replicates.shape[1])) @ apart.T
     tails = np.empty_like(normal)
-    uniform = rng.random(draws)  # the same for all cells: a wide draw is wide everywhere
+    uniform = rng.random(draws)  # shared by all cells, so that a draw from the tails is one in every cell
     for own in np.unique(freedom):
         tails[:, freedom == own] = np.sqrt(own / scipy_stats.chi2.ppf(uniform, own))[:, None]
     return np.asarray(normal * tails, float)
@@ -190,7 +192,7 @@ def _trainings(
 def _scenes(
     values: NDArray[np.float64], played: NDArray[np.bool_], tasks: NDArray[np.int64], draws: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    met = played.sum(1)  # (C, E): by how many replicates
+    met = played.sum(1)  # (C, E): number of replicates that played the episode
     means = values.sum(1) / np.maximum(met, 1)
     moved = np.zeros((draws, len(values)))
     share = np.sqrt([_shared(own, there) for own, there in zip(values, played, strict=True)])
@@ -201,13 +203,13 @@ def _scenes(
         weight = (met[:, mine] > 0).astype(float)
         drawn = (times @ (means[:, mine] * weight).T) / np.maximum(times @ weight.T, 1)
         plain = (means[:, mine] * weight).sum(1) / np.maximum(weight.sum(1), 1)
-        # A resampled mean spreads (size - 1) / size too little.
+        # The variance of a resampled mean is too small by (size - 1) / size.
         moved += (drawn - plain) * np.sqrt(size / max(size - 1, 1)) * weight.sum(1) / np.maximum((met > 0).sum(1), 1)
     return np.asarray(moved * share, float)
 
 
 def _shared(values: NDArray[np.float64], played: NDArray[np.bool_]) -> float:
-    """Of the variance of scenes' means over replicates, the part that is the scenes' own: 1 for one replicate, whose noise nothing else shows."""
+    """Return the share of the scenes in the variance of their means over replicates; 1 for one replicate, whose noise cannot be separated."""
     rows = played.any(1)
     both = played[rows].all(0)
     if rows.sum() < 2 or both.sum() < 2:
@@ -220,12 +222,12 @@ def _shared(values: NDArray[np.float64], played: NDArray[np.bool_]) -> float:
 
 
 def band(draws: NDArray[np.float64], counted: tuple[float, float], confidence: float = 0.95) -> tuple[float, float]:
-    """Of one cell's draws (B,), and never narrower than `counted`, the interval of what its pooled episodes alone leave open."""
+    """Return the interval of one cell's draws (B,), never narrower than `counted`, the interval from its pooled episodes alone."""
     spread = interval_of(np.clip(draws, 0, 1), confidence)
     return min(spread[0], counted[0]), max(spread[1], counted[1])
 
 
 def interval_of(draws: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float]:
-    """The middle part of draws, which may hold infinities."""
+    """Return the central interval of draws, which may be infinite."""
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], method="inverted_cdf")
     return float(low), float(high)

@@ -1,7 +1,7 @@
-"""Sample efficiency: what a line of success rates over demo counts says about demonstrations. Pure.
+"""Sample efficiency: measures of a line of success rates over demo counts. Pure.
 
-Rates rise with demos, up to noise, so they are read through their isotonic fit (Barlow et al. 1972), linear in log demos between the counts
-tried. Shapes: N demo counts, B draws.
+Rates are assumed to rise with demos, up to noise, so all measures but `area` use their isotonic fit (Barlow et al. 1972), linear in log demos
+between the counts tried. Shapes: N demo counts, B draws.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with what is left open about it; infinite bounds where the demo counts tried do not bound it."""
+    """A number with its interval; infinite bounds where the demo counts tried do not bound it."""
 
     value: float
     low: float
@@ -26,16 +26,16 @@ class Estimate:
 
 
 def area(demos: Floats, rates: Floats) -> Floats:
-    """Area under success over log demos, divided by the width: between 0 and 1. rates: (..., N); the rate itself for one demo count."""
+    """Return the area under success over log demos divided by its width, 0 to 1; for one demo count its rate. rates: (..., N)."""
     if len(demos) == 1:
         return rates[..., 0]
     return np.asarray(trapezoid(rates, np.log(demos)) / np.log(demos[-1] / demos[0]))
 
 
 def demos_to_reach(demos: Floats, rates: Floats, rate: float) -> float:
-    """The fewest demos with which the fitted line reaches a rate: 0 if it does so with the fewest tried, infinity if it never does.
+    """Return the fewest demos with which the fitted line reaches a rate: 0 if the fewest tried suffice, infinity if it never does.
 
-    Censored on both sides: nothing is known of fewer demos than were tried, nor of more.
+    Censored on both sides: nothing is known about fewer or more demos than were tried.
     """
     fitted = isotonic_regression(rates).x
     reached = np.flatnonzero(fitted >= rate)
@@ -49,10 +49,10 @@ def demos_to_reach(demos: Floats, rates: Floats, rate: float) -> float:
 
 
 def worth(base: tuple[Floats, Floats], mixed: tuple[Floats, Floats]) -> float:
-    """How many times the demos the base line needs for what the mixed line reaches: the data-equivalence factor. Each line: (demos, rates).
+    """Return the data-equivalence factor: how many times as many demos the base line needs as the mixed line. Each line: (demos, rates).
 
-    The distance between the two fitted lines along log demos, averaged over the rates both reach. Infinite if the mixed line begins above where
-    the base ends, 0 the other way round, nan if both are flat at one rate.
+    The distance between the two fitted lines along log demos, averaged over the rates that both reach. Infinite if the mixed line begins above
+    the end of the base line, 0 in the opposite case, nan if both are flat at one rate.
     """
     lines = [isotonic_regression(rates).x for _, rates in (base, mixed)]
     low, high = max(line[0] for line in lines), min(line[-1] for line in lines)
@@ -66,11 +66,11 @@ def worth(base: tuple[Floats, Floats], mixed: tuple[Floats, Floats]) -> float:
 
 
 RATES = 16
-"""At which two lines are compared."""
+"""Number of success rates at which two lines are compared."""
 
 
 def estimated(value: float, draws: list[float]) -> Estimate:
-    """With the middle 95 % of its draws; those that are undefined say nothing."""
+    """Return the value with the central 95 % of its draws; nan draws are ignored."""
     known = np.asarray([draw for draw in draws if not np.isnan(draw)])
     low, high = interval_of(known) if len(known) else (float("nan"), float("nan"))
     return Estimate(value, low, high)

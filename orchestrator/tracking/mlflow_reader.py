@@ -1,4 +1,4 @@
-"""What MLflow remembers of a sweep: all that a curve is made from."""
+"""Reader of a sweep in MLflow: all data of a curve."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -37,16 +37,16 @@ from orchestrator.tracking.tracking_errors import away, status_of, trouble
 from policy.config import PolicyKind
 
 AT_ONCE = 8
-"""Requests to a tracking server."""
+"""Number of parallel requests to a tracking server."""
 VIDEO = ("video_psnr", "video_ssim", "video_distance")
-"""Metrics of what a checkpoint imagines, against what happened."""
+"""Metrics of a checkpoint's generated video against the recorded one."""
 CLIPS = "video_clips_id"
-"""Metric: equal where the same clips were measured in the same way."""
+"""Metric: equal where the same clips were measured in the same way (`VideoScore.metrics`)."""
 
 
 @dataclass(frozen=True)
 class ScoredArm:
-    """An arm as MLflow remembers it: its last checkpoint's complete score."""
+    """An arm in MLflow with the complete score of its last checkpoint."""
 
     arm: Arm
     protocol: str
@@ -61,30 +61,30 @@ class ScoredArm:
     cost: Cost | None = None
     run_id: str = ""
     imagined: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
-    """Checkpoint step -> success rate, VIDEO and CLIPS, of those that have all."""
+    """Checkpoint step -> success rate, VIDEO and CLIPS, for checkpoints that have all of them."""
     films: tuple[Mapping[str, Any], ...] = ()
-    """Of every filmed episode what was noted beside the film: task, result, distances between what was imagined and what was seen."""
+    """Notes of the filmed episodes: task, result, distances between imagined and executed video."""
 
 
 @dataclass(frozen=True)
 class TrackedSweep:
-    """A sweep as it stands now."""
+    """The scored arms, the sweep file and the tags of a sweep."""
 
     arms: tuple[ScoredArm, ...]
-    """In the order of their arms."""
+    """Scored arms, sorted by arm."""
     sweep: Mapping[str, Any]
     """The resolved sweep file."""
     tags: Mapping[str, str]
-    """Of the sweep's run and of an arm's: where the data and the code come from."""
+    """Tags of the sweep's run and of an arm's: origin of data and code."""
 
 
 def read_sweep(uri: str, name: str, store: str = "", storage: str = "") -> TrackedSweep:
     """Return the scored arms of a sweep.
 
-    store: the identity of the storage that the sweep keeps its results in (`SweepState.store`); empty if only the name is known. storage: the URI of
-    that storage, which chooses among several sweeps of the name if `store` is empty.
+    store: identity of the sweep's storage (`SweepState.store`); empty if only the name is known. storage: URI of that storage, which chooses among
+    several sweeps of the name if `store` is empty.
 
-    TrackingError if the store at `uri` knows no such sweep, knows several, holds contradictory scores of one arm, or cannot be reached.
+    Raises TrackingError if the store at `uri` has no such sweep, has several, holds contradictory scores of one arm, or cannot be reached.
     """
     try:
         return _read(client(uri), uri, name, store, storage)
@@ -95,9 +95,9 @@ def read_sweep(uri: str, name: str, store: str = "", storage: str = "") -> Track
 
 
 def logged_checkpoint(uri: str, model: str) -> tuple[str, str]:
-    """Where the checkpoint of a logged model is (a URI), and its fingerprint. model: `models:/ID`, or the id alone.
+    """Return URI and fingerprint of a logged model's checkpoint. model: `models:/ID`, or the id alone.
 
-    TrackingError if the store at `uri` knows no such model, or is away, or if the model is no checkpoint of ours.
+    Raises TrackingError if the store at `uri` has no such model or is unavailable, or if the model is not a demoscale checkpoint.
     """
     model_id = model.removeprefix("models:").strip("/")
     if "/" in model_id or "@" in model_id:
@@ -121,7 +121,7 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
     parents = _parents(uri, name, known, store, storage)
     now = parents[0].data.tags
     runs = []
-    for parent in parents:  # drivers that raced may have made several
+    for parent in parents:  # concurrent drivers may have created several
         wanted = tagged({"mlflow.parentRunId": parent.info.run_id, TRAINING: now[TRAINING], PROTOCOL: now[PROTOCOL]})
         found = mlflow.search_runs([experiment.experiment_id], wanted, max_results=10_000)
         runs += [run for run in found if run.data.tags.get(STORE, "") in ("", now.get(STORE, ""))]
@@ -139,16 +139,16 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
 
 
 def _parents(uri: str, name: str, known: Sequence[Any], store: str, storage: str) -> list[Any]:
-    """Return the runs, usually one, of the one sweep that is meant among all of its name; the one to go by first."""
+    """Return the runs, usually one, of the requested sweep among all of its name; the authoritative one comes first."""
     by_store: dict[str, list[Any]] = {}
     for run in sorted(known, key=rank):
-        if TRAINING in run.data.tags:  # else its driver died, or was given up, before it wrote anything
+        if TRAINING in run.data.tags:  # without it, the driver ended before it wrote anything
             by_store.setdefault(run.data.tags.get(STORE, ""), []).append(run)
     if not by_store:
         raise TrackingError(f"{shown(uri)}: no sweep named {name} is tracked here; name one that ran, or the place with --storage or --mlflow")
     listed = "; ".join(_described(runs[0]) for runs in by_store.values())
     if store:
-        # Until a storage continues it, a sweep that an earlier version told has no store.
+        # A sweep published by an earlier version has no store until a storage continues it.
         if found := by_store.get(store) or by_store.get(""):
             return found
         fix = f"`demoscale status {name} --storage STORAGE --rebuild` publishes yours, --storage with one of these shows that one"
@@ -171,7 +171,7 @@ def _described(parent: Any) -> str:
 
 
 def _one_each(scored: Sequence[ScoredArm], name: str) -> tuple[ScoredArm, ...]:
-    """Return one score per arm, in the order of the arms; of several runs the first. TrackingError if they hold different outcomes."""
+    """Return one score per arm, in the order of the arms; of several runs the first. Raises TrackingError if they hold different outcomes."""
     chosen: dict[Arm, ScoredArm] = {}
     for one in scored:
         first = chosen.setdefault(one.arm, one)
@@ -224,7 +224,7 @@ def _imagined(mlflow: Any, run: Any) -> dict[int, dict[str, float]]:
 
 
 def _files(mlflow: Any, run: Any, folder: str = "") -> list[str]:
-    """Names of what lies in a folder of a run."""
+    """Return the paths of the files and folders in a folder of a run."""
     if local := _folder(run):
         return [f"{folder}/{path.name}" if folder else path.name for path in (local / folder).iterdir()] if (local / folder).is_dir() else []
     return [file.path for file in mlflow.list_artifacts(run.info.run_id, folder or None)]
@@ -236,12 +236,12 @@ def _text(mlflow: Any, run: Any, name: str) -> str:
 
 
 def _folder(run: Any) -> Path | None:
-    """Where a run's files are on this machine, if they are: MLflow's own way there takes 15 ms a file."""
+    """Return the folder of a run's files if it is on this machine; reading it directly saves MLflow's 15 ms per file."""
     place = Path(str(run.info.artifact_uri).removeprefix("file://"))
     return place if place.is_absolute() and place.is_dir() else None
 
 
 def _arm(params: dict[str, str]) -> Arm:
-    """Back again from a run's params. Runs that name no policy are older than the baselines."""
+    """Return the arm of a run's params. Runs without a policy are older than the baselines."""
     policy = cast(PolicyKind, params.get("policy", "video_action"))
     return Arm(int(params["demo_count"]), float(params["action_free_ratio"]), int(params["seed"]), policy)

@@ -1,7 +1,7 @@
-"""MLflow, the only file that speaks it: one parent run per sweep, one child per arm, scores at their checkpoint's training step.
+"""Writer of a sweep to MLflow: one parent run per sweep, one child per arm, scores at their checkpoint's training step.
 
-Runs are found or created by tags, checkpoints by their fingerprint, metrics by their step, so whatever is told twice is there once, and a sweep
-that is killed and started again continues the same runs. One process writes a sweep at a time (`teller.py`).
+Runs are found or created by tags, checkpoints by their fingerprint, metrics by their step. So a record that is published twice is stored once, and
+a sweep that is killed and restarted continues the same runs. One process writes a sweep at a time (`outbox_relay.py`).
 """
 
 import fcntl
@@ -21,42 +21,42 @@ from orchestrator.redaction import shown
 from policy.errors import DemoscaleError
 
 EXPERIMENT = "demoscale"
-# Tags. A parent's training and scoring fingerprints say which of its children belong to the sweep as it stands now.
+# Tags. A parent's training and scoring fingerprints select the children that belong to the current sweep.
 SWEEP, ARM, TRAINING, PROTOCOL, STEPS = (f"demoscale.{name}" for name in ("sweep", "arm", "training", "protocol", "steps"))
 STORE, STORAGE = "demoscale.store", "demoscale.storage"
-"""Tags: the identity of the storage that the sweep keeps its results in, of a parent and its children; of a parent, a URI of that storage."""
+"""Tags: identity of the sweep's storage, on a parent and its children; a URI of that storage, on a parent."""
 USER = "mlflow.user"
-"""Tag: who ran the sweep last. MLflow's own name, shown in its list of runs."""
+"""Tag: user of the sweep's last run. MLflow's own name, shown in its list of runs."""
 REPLICATES = "demoscale.replicates"
-"""Tag: equal for arms that differ in nothing but their seed."""
+"""Tag: equal for arms that differ only in their seed."""
 CHECKPOINT, STEP, PLACE = (f"demoscale.{name}" for name in ("checkpoint", "step", "uri"))
-"""Tags of a logged model: the checkpoint's fingerprint, its training step, where it is."""
+"""Tags of a logged model: the checkpoint's fingerprint, training step and URI."""
 SCORED_STEP = "scored_step"
-"""Metric: the step itself, for every complete score of the sweep's own suite. Its latest value is the last step scored."""
+"""Metric: training step of every complete score on the sweep's own suite; its latest value is the last step scored."""
 CALL_S = 20
-"""A server that has not answered for so long does not answer."""
+"""Seconds after which a request to a tracking server times out."""
 
 
 class TrackingError(DemoscaleError):
-    """One sentence: what the tracking store does not know, or what is wrong with it."""
+    """Error of one sentence: what the tracking store lacks, or why it cannot be used."""
 
 
 def local_folder(storage_uri: str) -> Path:
-    """Where what must be a local file lies for a storage: in it, or in `runs` beside an S3 bucket."""
+    """Return the folder of a storage's local files: the storage itself, or `runs` in the working directory for an S3 bucket."""
     return Path("runs" if storage_uri.startswith("s3://") else storage_uri.removeprefix("file://")).absolute()
 
 
 def tracking_uri(mlflow: str, storage_uri: str) -> str:
-    """Where a sweep is tracked: what its file says, or a database beside its other results. It may hold a password: see `shown`."""
+    """Return the sweep file's tracking URI, by default a database next to the other results. It may hold a password: see `shown`."""
     if mlflow:
         return mlflow
     return f"sqlite:///{local_folder(storage_uri) / 'mlflow.db'}"
 
 
 def client(uri: str) -> Any:
-    """MLflow's own, for a store's URI; a local database is made if there is none.
+    """Return an MlflowClient for a store's URI; create a local database if there is none.
 
-    Credentials in the URI go to the environment, where MLflow looks for them and nobody shows them.
+    Credentials in the URI are moved to the environment variables that MLflow reads, so that no message shows them.
     """
     for name, value in (
         ("GIT_PYTHON_REFRESH", "quiet"),
@@ -78,13 +78,13 @@ def client(uri: str) -> Any:
         return MlflowClient(uri)
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(database.with_name(f"{database.name}.lock")):  # of several that make its tables at once all but one fail
+    with _alone(database.with_name(f"{database.name}.lock")):  # if several processes create its tables at once, all but one fail
         return MlflowClient(uri)
 
 
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """One process at a time; where no lock can be written, nothing can be made either, and none is needed."""
+    """Hold an exclusive file lock; none if the lock file cannot be opened: no database can be created there either."""
     try:
         file = lock.open("a")
     except OSError:
@@ -96,22 +96,22 @@ def _alone(lock: Path) -> Iterator[None]:
 
 
 def tagged(tags: dict[str, str]) -> str:
-    """A search filter: runs that have all of them."""
+    """Return MLflow's search filter for all of the tags."""
     return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
 
 
 def rank(run: Any) -> tuple[bool, bool, bool, bool, int, str]:
-    """Sort key for several runs of one sweep, or of one arm: the first is the one that is used.
+    """Return the sort key for several runs of one sweep, or of one arm, of which the first is used.
 
-    What holds a score comes before what only holds metrics, params or a driver's tags; runs that hold equally much go by their time and id, so that
-    all drivers choose the same one.
+    Runs with a score come before runs with only metrics, params or a driver's tags; ties are broken by start time and id, so that all drivers choose
+    the same run.
     """
     metrics = run.data.metrics
     return SCORED_STEP not in metrics, not metrics, not run.data.params, not _in_use(run), run.info.start_time, run.info.run_id
 
 
 def _in_use(run: Any) -> bool:
-    """Whether a driver has written its tags to the run since it was created."""
+    """Return whether a driver has written its tags to the run since it was created."""
     return STEPS in run.data.tags or REPLICATES in run.data.tags
 
 
@@ -120,32 +120,33 @@ def _is_empty(run: Any) -> bool:
 
 
 class Tracker:
-    """Writes one sweep. A call that failed can be repeated: what it learnt is kept, what it may have changed is asked for again."""
+    """Writes one sweep to MLflow. A failed call can be retried: state that it may have changed is read again."""
 
     def __init__(self, uri: str, sweep: str, *, training: str, protocol: str, steps: int, artifacts: str | None = None, store: str = "") -> None:
-        """training, protocol: fingerprints of how the arms are trained and scored; steps: of the last checkpoint.
+        """Connect to the store at `uri`.
 
-        artifacts: where an experiment created here keeps its files; a tracking server decides for itself. store: the identity of the sweep's storage;
-        runs of other storages are left alone, and runs without one, written by earlier versions, become this storage's. Empty: only runs without one.
+        training, protocol: fingerprints of the arms' training and scoring. steps: training step of the last checkpoint. artifacts: location of the
+        files of an experiment created here; only for a local database. store: identity of the sweep's storage. Runs of other storages are left
+        alone; runs without an identity, written by earlier versions, are adopted. Empty: only runs without one.
         """
         self._mlflow = client(uri)
-        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # whoever writes repeats it in his own time
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # the caller retries at its own pace
         self._artifacts = artifacts if uri.startswith("sqlite:") else None
         self._experiment, self._parent, self._current = "", "", False
         self._store = store
         self._tags = {SWEEP: sweep, TRAINING: training, PROTOCOL: protocol}
-        self._before: dict[str, set[str]] = {}  # names of metrics by run, when it was found
+        self._before: dict[str, set[str]] = {}  # names of metrics by run, as of the time it was found
         self._logged: dict[str, dict[str, dict[int, Any]]] = {}  # metrics by run, name and step
-        self._inputs: dict[str, set[tuple[str, str]]] = {}  # data sets by run
+        self._inputs: dict[str, set[tuple[str, str]]] = {}  # datasets by run
         self._models: dict[tuple[str, str], str] = {}  # by run and fingerprint
         self._children: dict[str, str] = {}  # by arm id
         self._arms: dict[str, tuple[Arm, dict[str, str], Sequence[dict[str, str]]]] = {}  # arguments of `arm` by arm id
-        self._checked: set[str] = set()  # runs for which duplicates were looked up before their first score
+        self._checked: set[str] = set()  # arm ids whose runs were checked for duplicates before their first score
         self._stored: set[tuple[str | None, str, str]] = set()  # files by arm, name and digest
         self._sweep_tags, self._steps = {SWEEP: sweep, ARM: "-"}, str(steps)
 
     def open(self) -> None:
-        """Find, or make, the sweep's own run; needs to be called by nobody, and may be called often."""
+        """Find or create the sweep's own run. Idempotent; every other method calls it as needed."""
         if not self._experiment:
             found = self._mlflow.get_experiment_by_name(EXPERIMENT)
             self._experiment = found.experiment_id if found else self._mlflow.create_experiment(EXPERIMENT, artifact_location=self._artifacts)
@@ -161,7 +162,7 @@ class Tracker:
 
     @property
     def parent(self) -> str:
-        """The sweep's run."""
+        """Id of the sweep's run."""
         self.open()
         return self._parent
 
@@ -176,7 +177,7 @@ class Tracker:
         if not found:
             run = self._mlflow.create_run(self._experiment, run_name=name, tags={**tags, **({STORE: self._store} if self._store else {})})
             created, tidy, found = run.info.run_id, False, [run]
-            if tags[ARM] == "-":  # another driver may have created one at the same moment; of an arm's runs `_scored_child` looks for others
+            if tags[ARM] == "-":  # another driver may have created one concurrently; for an arm's run, `_scored_child` checks that
                 found = self._of_this_store(tags) or [run]
         run = min(found, key=rank)
         run_id: str = run.info.run_id
@@ -201,7 +202,7 @@ class Tracker:
         return untagged
 
     def settle(self) -> None:
-        """Look for twins once more; for when requests were given up whose end nobody knows."""
+        """Resolve duplicate runs and models that requests with an unknown outcome may have created."""
         self._check_parent(tidy=True)
         for arm_id in [*self._children]:
             self._check_child(arm_id, tidy=True)
@@ -210,7 +211,7 @@ class Tracker:
             self._model(run, fingerprint)
 
     def _check_parent(self, tidy: bool = False) -> None:
-        """Change to the sweep's run that all drivers choose, if that is another one by now."""
+        """Switch to the sweep's run that all drivers choose, if it has changed."""
         before = self.parent
         self._parent = self._find_or_create(self._sweep_tags[SWEEP], self._sweep_tags, tidy)
         if self._parent != before:
@@ -218,7 +219,7 @@ class Tracker:
             self.open()
 
     def _check_child(self, arm_id: str, tidy: bool = False) -> None:
-        """The same for an arm's run. The one that is left goes, if it has no score: the arm is in the other."""
+        """Switch to the arm's run that all drivers choose, if it has changed; delete the previous one if it has no score."""
         before = self._child(arm_id)
         now = self._find_or_create(_named(arm_id), self._child_tags(arm_id), tidy)
         if now != before:
@@ -238,7 +239,7 @@ class Tracker:
         return self._children[arm_id]
 
     def _scored_child(self, arm_id: str) -> str:
-        """Return the arm's run; before its first score, check that no other driver tells the same arm to another run."""
+        """Return the arm's run; before its first score, check that no other driver writes the same arm to another run."""
         if arm_id not in self._checked:
             if not self._checked:
                 self._check_parent()
@@ -247,7 +248,7 @@ class Tracker:
         return self._child(arm_id)
 
     def arm(self, arm_id: str, arm: Arm, facts: dict[str, str], datasets: Sequence[dict[str, str]] = ()) -> None:
-        """Open the arm's run; `facts` become tags, `datasets` its inputs: {name, digest, uri, profile, context}."""
+        """Write an arm's run: params, `facts` as tags, `datasets` as inputs with the keys name, digest, uri, profile and context."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
         run = self._child(arm_id)
@@ -263,14 +264,14 @@ class Tracker:
                 self._inputs[run].add((told["name"], told["digest"]))
 
     def tags(self, arm_id: str | None, tags: dict[str, str]) -> None:
-        """Of an arm's run, or of the sweep's."""
+        """Set tags of an arm's run, or of the sweep's if there is no arm."""
         from mlflow.entities import RunTag
 
         run = self._child(arm_id) if arm_id else self.parent
         self._mlflow.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()], synchronous=True)
 
     def checkpoint(self, arm_id: str, step: int, fingerprint: str, uri: str) -> None:
-        """A checkpoint that is whole becomes a logged model of its arm's run."""
+        """Log a complete checkpoint as a logged model of its arm's run."""
         run = self._child(arm_id)
         if self._model(run, fingerprint):
             return
@@ -296,9 +297,9 @@ class Tracker:
         return self._models[run, fingerprint]
 
     def metrics(self, arm_id: str, step: int, values: dict[str, float], at: int | None = None, checkpoint: str = "") -> None:
-        """Log numbers at a training step, once: what is already there from before an interruption is left alone.
+        """Log metrics at a training step; values that the run already has at the step are left alone.
 
-        at: when they were measured, in ms. checkpoint: fingerprint of the logged model that they are linked with too.
+        at: Unix time of measurement in ms, by default now. checkpoint: fingerprint of the logged model to link them with.
         """
         from mlflow.entities import Metric
 
@@ -312,12 +313,12 @@ class Tracker:
             before = logged[name].get(step)
             if before is None:
                 new.append(Metric(name, value, at, step, model_id=model))
-            elif model and (name, step) not in linked:  # of the same value and time it is the same metric to the run
+            elif model and (name, step) not in linked:  # with equal value and time the run does not store it twice
                 new.append(Metric(name, before.value, before.timestamp, step, model_id=model))
         try:
             if new:
                 self._mlflow.log_batch(run, metrics=new, synchronous=True)
-        except BaseException:  # nobody knows how far it came
+        except BaseException:  # it is unknown which metrics were written
             self._before[run] |= values.keys()
             for name in values:
                 logged.pop(name)
@@ -326,7 +327,7 @@ class Tracker:
             logged[metric.key][step] = metric
 
     def _history(self, run: str, names: Iterable[str]) -> dict[str, dict[int, Any]]:
-        """Asked once: nobody else writes."""
+        """Return logged metrics by name and step; each is queried once, since no other process writes."""
         logged = self._logged[run]
         for name in names:
             if name not in logged:
@@ -337,7 +338,7 @@ class Tracker:
     def artifact(self, arm_id: str | None, name: str, data: bytes, digest: str = "") -> None:
         """Store a file with an arm's run, or with the sweep's if there is no arm. `name` may hold folders.
 
-        One that this tracker has stored under the name is not stored again, as far as its digest says.
+        A file that this tracker has stored under the same name and digest is skipped.
         """
         if digest and (arm_id, name, digest) in self._stored:
             return
@@ -356,12 +357,12 @@ class Tracker:
 
 
 def _named(arm_id: str) -> str:
-    """The arm's name: its id without the fingerprint of its training."""
+    """Return the arm's name: its id without the fingerprint of its training."""
     return arm_id.rpartition("_")[0] or arm_id
 
 
 def _params(arm: Arm) -> dict[str, str | int | float]:
-    """An arm as its run's params, by the words of the sweep file."""
+    """Return an arm as its run's params, with the names of the sweep file."""
     return {"policy": arm.kind, "demo_count": arm.demo_count, "action_free_ratio": arm.action_free_ratio, "seed": arm.seed}
 
 
@@ -369,5 +370,5 @@ SCORE_METRICS = ("success_rate", "successes", "episodes", "errors", "success_low
 
 
 def outcomes_artifact(step: int, shift: str = "nominal") -> str:
-    """Name of the file with every episode's outcome at a training step."""
+    """Return the name of the file with every episode's outcome at a training step."""
     return f"outcomes/step_{step:06d}{'' if shift == 'nominal' else f'_{shift}'}.json"

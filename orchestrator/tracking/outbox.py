@@ -1,14 +1,14 @@
-"""What MLflow is to be told, on disk until it is told: neither a server that is away nor a killed process loses any of it.
+"""The outbox: records for MLflow, kept on disk until they are published, so that neither an outage nor a killed process loses one.
 
-<folder>/<time>-<process>.jsonl      a journal: what one process had to tell, a note a line, only appended to; the first line says of which sweep
-<folder>/<time>-<process>.told       how many bytes of the journal are told
-<folder>/<time>-<process>/000007     data of a note
-<folder>/<time>-<process>.refused    notes that MLflow does not take or that are damaged, and why
-<folder>/<time>-<process>.damaged    a journal whose first line is: nobody knows of which sweep it is
-<folder>/telling                     locked by the one process that tells
+<folder>/<time>-<process>.jsonl      journal of one process: a record per line, append-only; the first line has the sweep's Tracker arguments
+<folder>/<time>-<process>.told       number of bytes of the journal that are published
+<folder>/<time>-<process>/000007     data of a record
+<folder>/<time>-<process>.refused    records that are damaged or that MLflow refuses, with the reason
+<folder>/<time>-<process>.damaged    journal whose first line is damaged, so that its sweep is unknown
+<folder>/telling                     locked by the one process that publishes
 
-A process holds a lock on its journal while it lives; a journal that is told and left behind is removed. The system's page cache is trusted: what a
-power failure takes is in the sweep's storage, and `demoscale status NAME --rebuild` tells it again.
+A process holds a lock on its journal while it lives; a published journal without a process is removed. Writes rely on the system's page cache:
+records lost in a power failure are in the sweep's storage, and `demoscale status NAME --rebuild` publishes them again.
 """
 
 import fcntl
@@ -30,10 +30,10 @@ class DamagedJournalError(Exception):
 
 
 class Journal:
-    """Of this process; any number of threads may write."""
+    """The journal of this process; any number of threads may write."""
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        """about: the first line."""
+        """Create and lock the journal. about: its first line. Raises TrackingError if the disk cannot be written."""
         self._lock, self._notes = threading.Lock(), 0
         name = f"{time.time_ns():020d}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.path, self._data, part = folder / f"{name}.jsonl", folder / name, folder / f"{name}.part"
@@ -49,7 +49,7 @@ class Journal:
             raise _unwritable(folder, error) from None
 
     def note(self, note: dict[str, Any], data: bytes | None = None) -> None:
-        """Append; `data` goes beside it."""
+        """Append a record, with `data` in a file of its own. Raises TrackingError if the disk cannot be written."""
         with self._lock:
             try:
                 if data is not None:
@@ -62,7 +62,7 @@ class Journal:
                 raise _unwritable(self.path.parent, error) from None
 
     def close(self) -> None:
-        """It may be removed by whoever tells it."""
+        """Release the lock: the publishing process may remove the journal."""
         self._file.close()
 
     def _write(self, note: dict[str, Any]) -> None:
@@ -72,8 +72,8 @@ class Journal:
             if written != len(line):
                 raise OSError(28, "No space left on device")
         except OSError:
-            os.ftruncate(self._file.fileno(), self.size)  # no half a line before the next one
-            self._file.seek(self.size)  # nor a hole
+            os.ftruncate(self._file.fileno(), self.size)  # no partial line before the next one
+            self._file.seek(self.size)  # and no hole
             raise
         self.size += len(line)
 
@@ -83,7 +83,7 @@ def _unwritable(folder: Path, error: OSError) -> TrackingError:
 
 
 class Reading:
-    """A journal as the one who tells it sees it."""
+    """A journal as read by the publishing process; the constructor raises DamagedJournalError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -99,9 +99,9 @@ class Reading:
         self.told = told if len(header) <= told <= path.stat().st_size else len(header)
 
     def next(self) -> tuple[dict[str, Any] | None, int] | None:
-        """The first note that is not told, None for a damaged one, and where it ends; None if there is none.
+        """Return the first unpublished record, None for a damaged one, with its end in bytes; None if there is no complete record.
 
-        Half a line is what a killed process left.
+        A killed process may leave a partial last line, which is skipped.
         """
         self._file.seek(self.told)
         line = self._file.readline()
@@ -116,7 +116,7 @@ class Reading:
         return note, self.told + len(line)
 
     def advance(self, end: int, file: str = "") -> None:
-        """Everything up to `end` is told; the note's data is not needed any more."""
+        """Mark everything up to byte `end` as published, and delete the record's data file."""
         part = self._told.with_suffix(".told-part")
         part.write_text(str(end))
         part.replace(self._told)
@@ -125,19 +125,19 @@ class Reading:
             (self._data / file).unlink(missing_ok=True)
 
     def refuse(self, note: dict[str, Any], why: str) -> None:
-        """Keep a note that cannot be told, and why."""
+        """Write a record that cannot be published to the `.refused` file, with the reason."""
         with self._refused.open("a") as refused:
             refused.write(json.dumps({key: value for key, value in note.items() if not isinstance(value, bytes)} | {"why": why}) + "\n")
 
     @property
     def left(self) -> int:
-        """Notes that are not told."""
+        """Number of unpublished records."""
         self._file.seek(self.told)
         return self._file.read().count(b"\n")
 
     @property
     def deserted(self) -> bool:
-        """Whether no process writes it any more."""
+        """Whether no process holds the journal's lock."""
         with self.path.open("rb") as file, suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
@@ -145,11 +145,12 @@ class Reading:
 
     @property
     def cut(self) -> bool:
-        """Whether it ends in half a line."""
+        """Whether the journal ends in a partial line."""
         self._file.seek(self.told)
         return bool(self._file.read().rpartition(b"\n")[2])
 
     def remove(self) -> None:
+        """Delete the journal with its data; the data stays if there are refused records."""
         self._file.close()
         self.path.unlink(missing_ok=True)
         self._told.unlink(missing_ok=True)
@@ -158,7 +159,7 @@ class Reading:
 
 
 def _number(path: Path) -> int:
-    """0 also of a damaged file: telling a note twice changes nothing."""
+    """Return the number in a file; 0 if it is missing or damaged, since publishing a record twice changes nothing."""
     try:
         return int(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -166,7 +167,7 @@ def _number(path: Path) -> int:
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
-    """A line's JSON object; None if it is damaged."""
+    """Return a line's JSON object; None if it is damaged."""
     try:
         told = json.loads(line)
     except ValueError:
@@ -175,17 +176,17 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 
 def set_aside(journal: Path) -> Path:
-    """Rename a damaged journal, so that nobody reads it any more; its new path."""
+    """Rename a damaged journal so that it is not read again; return its new path."""
     aside = journal.with_suffix(".damaged")
     journal.rename(aside)
     return aside
 
 
 def told_of(journal: Path) -> int:
-    """How many bytes of a journal are told, for onlookers."""
+    """Return the number of published bytes of a journal, for other processes."""
     return _number(journal.with_suffix(".told"))
 
 
 def journals(folder: Path) -> list[Path]:
-    """In the order in which they were begun."""
+    """Return the paths of the folder's journals in the order of their creation."""
     return sorted(folder.glob("*.jsonl"))

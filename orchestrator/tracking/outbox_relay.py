@@ -1,6 +1,6 @@
-"""Tells MLflow what the journals hold, in a thread of its own, in order, as often as it takes: training and scoring never wait for a server.
+"""Publishes the journals to MLflow in a thread of its own, in order, with retries: training and scoring never wait for a server.
 
-Of several processes that run, or look after, one sweep only one tells at a time, for all of them.
+If several processes run or inspect one sweep, one of them at a time publishes for all.
 """
 
 import fcntl
@@ -18,11 +18,11 @@ from orchestrator.tracking.outbox import DamagedJournalError, Journal, Reading, 
 from orchestrator.tracking.tracking_errors import redacted, refuses, trouble
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-"""After an attempt that failed; the pauses double."""
+"""Seconds of pause after the first failed attempt, and at most; the pause doubles with every failure."""
 TELL_AFTER = 3
-"""Attempts that failed one after another before anybody hears of it."""
+"""Consecutive failed attempts after which an outage is reported."""
 LOOK_S = 1.0
-"""How often an idle teller looks for what other processes have left, and one that is not alone whether it is now."""
+"""Seconds between two checks: of an idle publisher for other processes' records, of any other for the publisher's lock."""
 
 MEND = "`demoscale status NAME --rebuild` tells MLflow all of it from the storage"
 
@@ -41,7 +41,7 @@ DEFAULT_OUTBOX = OutboxSettings()
 
 
 class Teller:
-    """One process's way to MLflow. `note` returns at once and can be called by any thread; to be closed."""
+    """A process's publisher to MLflow. `note` returns at once and may be called by any thread; must be closed."""
 
     def __init__(
         self,
@@ -52,10 +52,10 @@ class Teller:
         open_tracker: Callable[..., Any] = Tracker,
         settings: OutboxSettings = DEFAULT_OUTBOX,
     ) -> None:
-        """about: arguments of a Tracker besides the URI. `say` hears when MLflow cannot be told, and when it can again."""
+        """about: arguments of a Tracker, without the URI. say: receives a line on each outage, recovery, and refused or damaged record."""
         self._uri, self._folder, self._say, self._open, self._settings = uri, folder, say, open_tracker, settings
         self._journal = Journal(folder, about)
-        # Journals of versions that knew no store lie in the same folder and are of the same storage.
+        # Journals of versions without a store lie in the same folder and belong to the same storage.
         self._defaults = {"store": about["store"]} if "store" in about else {}
         self._readings: dict[Path, Reading] = {}
         self._tracker: tuple[str, Any] = "", None
@@ -63,37 +63,37 @@ class Teller:
         self._over = self._urged = self._doubts = False
         self._moved = self._failures = 0
         self.refused = 0
-        """Notes that MLflow does not take."""
+        """Number of records that are damaged or that MLflow refuses."""
         self.problem = ""
-        """Why the last attempt failed; empty if it did not."""
+        """Cause of the last attempt's failure; empty if it succeeded."""
         self.telling = False
-        """Whether this process is the one that tells."""
+        """Whether this process holds the publisher's lock."""
         self.failure: BaseException | None = None
-        """What ended the thread before its time."""
+        """Exception that ended the thread; None while there is none."""
         self._thread = threading.Thread(target=self._guarded, name="views", daemon=True)
         self._thread.start()
 
     def note(self, do: str, data: bytes | None = None, **arguments: Any) -> None:
-        """Have a method of Tracker called with these arguments; TrackingError if even the disk does not take it."""
+        """Enqueue a call of a Tracker method. Raises TrackingError if the journal cannot be written."""
         self._journal.note({"do": do, **arguments}, data)
         with self._news:
             self._news.notify_all()
 
     @property
     def left(self) -> int:
-        """Notes in all journals that are not told."""
+        """Number of unpublished records in all journals."""
         number = 0
         for path in journals(self._folder):
             try:
                 number += Reading(path).left
-            except (FileNotFoundError, DamagedJournalError):  # told and removed in this moment, or about to be set aside
+            except (FileNotFoundError, DamagedJournalError):  # published and removed just now, or about to be set aside
                 continue
         return number
 
     def wait(self, patience_s: float | None = None) -> bool:
-        """Wait until all records noted before are delivered; False once a limit of the settings is reached.
+        """Wait until all earlier records are delivered; return False if a limit of the settings is reached.
 
-        patience_s: replaces the settings' own.
+        patience_s: overrides the setting.
         """
         patience_s = self._settings.patience_s if patience_s is None else patience_s
         goal, began = self._journal.size, time.monotonic()
@@ -112,7 +112,7 @@ class Teller:
         return True
 
     def close(self) -> None:
-        """Tell nothing more; what is not told stays on disk. Waits for a moment only: what is being told now may be told again."""
+        """Stop publishing; unpublished records stay on disk. Waits for 1 s at most, so the current record may be published again later."""
         with self._news:
             self._over = True
             self._news.notify_all()
@@ -159,13 +159,13 @@ class Teller:
         return True
 
     def _rest(self, seconds: float, seen: int | None = None) -> None:
-        """Until the time is over, there is more than was seen, somebody waits, or it is all over."""
+        """Sleep for `seconds`; return early on `close`, on `wait`, or once the own journal is larger than `seen`."""
         with self._news:
             self._news.wait_for(lambda: self._over or self._urged or (seen is not None and self._journal.size > seen), seconds)
             self._urged = False
 
     def _tell_next(self) -> bool:
-        """Tell the oldest note that is not told; whether there was one."""
+        """Publish the oldest unpublished record; return whether there was one."""
         for path in journals(self._folder):
             if path not in self._readings:
                 try:
@@ -188,7 +188,7 @@ class Teller:
         return False
 
     def _set_aside(self, reading: Reading, end: int) -> None:
-        """Keep a damaged record beside the journal; those after it are told."""
+        """Note a damaged record in the `.refused` file and continue after it."""
         reading.refuse({"begin": reading.told, "end": end}, "damaged")
         self.refused += 1
         self._say(f"{reading.path}: the record at byte {reading.told} is damaged and not told; {MEND}")
@@ -204,7 +204,7 @@ class Teller:
         except Exception as error:
             if not refuses(error):
                 raise
-            # It may be that what we remember is out of date: a run that somebody deleted.
+            # The tracker's state may be outdated, for example if a user deleted a run: retry with a new one.
             try:
                 self._tracker = "", None
                 getattr(self._tracker_of(reading.about), method)(**arguments)
@@ -239,11 +239,11 @@ class Teller:
             self._say(f"MLflow {self.problem}; what it is to be told is kept in {self._folder} until it can be")
 
     def _tidy(self) -> None:
-        """Remove what is told."""
+        """Remove the own journal if it is published."""
         reading = self._readings.get(self._journal.path) or Reading(self._journal.path)
         if not reading.next() and reading.told >= self._journal.size:
             reading.remove()
 
 
 class _NotOpenError(OSError):
-    """No tracker can be opened now: nothing that is told is at fault."""
+    """No tracker can be opened now; the record is not at fault."""

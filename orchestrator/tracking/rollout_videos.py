@@ -1,4 +1,4 @@
-"""The films that MLflow keeps of a curve's arms, for its page."""
+"""Reader of the films of a curve's arms in MLflow, for the curve's page."""
 
 import tempfile
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from sim_workers.rollout.suite import EpisodeSpec
 
 
 class RolloutVideo(TypedDict):
-    """One rollout as MLflow keeps it."""
+    """One filmed rollout from MLflow."""
 
     arm: str
     episode: str
@@ -20,11 +20,11 @@ class RolloutVideo(TypedDict):
     """success | failure"""
     caption: str
     mp4: bytes
-    """What the scene showed, the cameras saw and the policy imagined, side by side."""
+    """Side by side: the scene, the cameras' pictures and the imagined ones."""
 
 
 def films(tracking_uri: str, arms: Sequence[ScoredArm]) -> list[RolloutVideo]:
-    """Arm by arm those of its last checkpoint, successes before failures; without those whose episode has no recorded outcome."""
+    """Return the films of every arm's last checkpoint, successes before failures; films of episodes without an outcome are skipped."""
     mlflow = client(tracking_uri)
     with ThreadPoolExecutor(AT_ONCE) as requests:
         return [film for of_arm in requests.map(lambda scored: _of_arm(mlflow, scored), arms) for film in of_arm]

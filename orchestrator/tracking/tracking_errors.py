@@ -1,15 +1,15 @@
-"""What a tracking server's errors mean: which pass by themselves, and how they are told without anything secret."""
+"""Classification of a tracking server's errors: which are transient, and messages for them without credentials."""
 
 import re
 
 from orchestrator import redaction as credentials
 
 _PASSES = (401, 403, 408, 425, 429)
-"""Codes that speak of the moment, or of who asks, and not of what is told."""
+"""HTTP codes that depend on time or credentials, and not on the record."""
 
 
 def status_of(error: BaseException) -> int:
-    """The HTTP status an error stands for; 0 for none."""
+    """Return the HTTP status of an error; 0 for none."""
     if (code := re.search(r"too many (\d{3}) error responses|failed with error code (\d{3})", str(error))) is not None:
         return int(code[1] or code[2])
     if (response := getattr(error, "response", None)) is not None:
@@ -19,7 +19,7 @@ def status_of(error: BaseException) -> int:
 
 
 def refuses(error: BaseException) -> bool:
-    """Whether what was told is at fault, and would be refused again."""
+    """Return whether the record is at fault and would be refused again."""
     status = status_of(error)
     if status:
         return 400 <= status < 500 and status not in _PASSES
@@ -27,12 +27,12 @@ def refuses(error: BaseException) -> bool:
 
 
 def away(error: BaseException) -> bool:
-    """Whether it is the tracking server's, and may pass."""
+    """Return whether the error is the tracking server's and may be transient."""
     return type(error).__module__.partition(".")[0] in ("mlflow", "requests", "urllib3") and not refuses(error)
 
 
 def trouble(error: BaseException) -> str:
-    """Why MLflow cannot be told now; the words are ours, since a server's may repeat what it was sent."""
+    """Return why MLflow cannot be written now, in fixed words, since a server's may repeat what it was sent."""
     status, text = status_of(error), str(error)
     if status in (401, 403):
         return f"refuses the credentials ({status}); set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -48,5 +48,5 @@ def trouble(error: BaseException) -> str:
 
 
 def redacted(text: str) -> str:
-    """On one line, short, and without credentials, those of the environment among them."""
+    """Return a text on one line of at most 300 characters, without credentials, including those of the environment."""
     return " ".join(credentials.redacted(text).split())[:300]
