@@ -2,7 +2,7 @@
 
     python -m bench.sizes                under a minute; `--quick` is the same
 
-The modules of policy/ themselves, on the meta device; the paper's figures are counts of its published code (method 1.8). Its operations are
+The modules of policy/ themselves, on the meta device; the paper's figures are counts of its published code (arXiv 2508.00795). Its operations are
 those of convolutions and linear layers; what attention multiplies besides (queries by keys, the result by values) has a column of its own.
 """
 

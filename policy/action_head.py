@@ -30,7 +30,7 @@ class ActionHead(nn.Module):
         self.unet = ActionUNet(config, len(contract.action), seen_dim + (PROPRIO_DIM if values else 0), embed_dim)
 
     def condition(self, seen_BD: Tensor, proprio_BP: Tensor) -> Tensor:
-        """Everything the action U-Net is told besides the noise level."""
+        """All conditioning of the action U-Net besides the noise level."""
         return seen_BD if self.proprio is None else torch.cat([seen_BD, self.proprio(proprio_BP).to(seen_BD.dtype)], dim=1)
 
     def clean(self, noisy_BTA: Tensor, sigma_B: Tensor, cond_BD: Tensor, embed: Embed) -> Tensor:

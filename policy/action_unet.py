@@ -1,4 +1,4 @@
-"""The action U-Net: denoises a chunk of actions, told by one vector what the video model sees and imagines (method 1.4).
+"""The action U-Net: denoises a chunk of actions, told by one vector what the video model sees and imagines (arXiv 2508.00795).
 
 A 1-D convolutional U-Net over the chunk with FiLM conditioning, after Diffusion Policy (Chi et al. 2023, arXiv 2303.04137).
 

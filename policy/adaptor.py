@@ -1,4 +1,4 @@
-"""The adaptor: the video model's feature maps of all views become one vector that the action U-Net is conditioned on (method 1.3).
+"""The adaptor: the video model's feature maps of all views become one vector that the action U-Net is conditioned on (arXiv 2508.00795).
 
 Shapes: B clips; V views; K frames per view; F frames on the time axis, pad + V*K; c h w of a feature map; C channels; D embedding size.
 """
@@ -12,7 +12,7 @@ from policy.config import AdaptorConfig, BranchStage, StageConfig
 
 
 class _Block(nn.Module):
-    """3-D residual bottleneck that is told the noise level."""
+    """3-D residual bottleneck conditioned on the noise level."""
 
     def __init__(self, channels_in: int, channels: int, stage: StageConfig, stride: tuple[int, int, int], embed_dim: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Colour jitter, the only augmentation (method 2): what lamps and cameras do to colours, the same in every frame of a camera of a clip.
+"""Colour jitter, the only augmentation (arXiv 2508.00795): what lamps and cameras do to colours, the same in every frame of a camera of a clip.
 
 Shapes: B clips; V views; K frames per view; H W pixels.
 """

@@ -41,7 +41,7 @@ Model = VideoActionModel | DiffusionPolicy
 
 
 class CheckpointError(DemoscaleError):
-    """One sentence: which checkpoint, what is wrong with it, and the mend."""
+    """One sentence: which checkpoint, what is wrong with it, and the fix."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from policy.interface import MOST_STEPS
 PolicyKind = Literal["video_action", "diffusion_policy"]
 
 Objective = Literal["video", "action", "joint", "joint_detached"]
-"""What a training run descends, and which weights it moves (method 2). `video`: the video's error, stage 1. `action`: the actions' error with
+"""What a training run descends, and which weights it moves (arXiv 2508.00795). `video`: the video's error, stage 1. `action`: the actions' error with
 the video model frozen, stage 2. `joint`: both, the actions' gradient flows into the video model. `joint_detached`: both, it does not."""
 
 
@@ -55,7 +55,7 @@ class ClipShape(_Part):
 
 
 class VideoConfig(_Part):
-    """The video U-Net: diffusers' `UNetSpatioTemporalConditionModel`, at any size (method 1.1)."""
+    """The video U-Net: diffusers' `UNetSpatioTemporalConditionModel`, at any size (arXiv 2508.00795)."""
 
     latents: Literal["pixels", "vae"]
     """`pixels`: every square of `patch` x `patch` pixels becomes one latent position; no download. `vae`: Stable Video Diffusion's autoencoder."""
@@ -70,7 +70,7 @@ class VideoConfig(_Part):
     attention_levels: Annotated[int, Field(ge=0, le=16)]
     """How many of the finest levels carry attention."""
     features: Annotated[tuple[Name, ...], Field(min_length=1, max_length=64)]
-    """Module names inside the U-Net whose outputs the adaptor reads, fine to coarse (method 1.2)."""
+    """Module names inside the U-Net whose outputs the adaptor reads, fine to coarse (arXiv 2508.00795)."""
     pad_frames: Annotated[int, Field(ge=0, le=1024)] = 0
     """Copies of the first view's present frame before the views on the time axis (the paper: 1)."""
     condition_noise: NonNegativeFloat = 0.0
@@ -122,7 +122,7 @@ class TrunkStage(StageConfig):
 
 
 class AdaptorConfig(_Part):
-    """From the U-Net's feature maps to one vector per look: a 3-D residual network (method 1.3)."""
+    """From the U-Net's feature maps to one vector per look: a 3-D residual network (arXiv 2508.00795)."""
 
     branch: Annotated[tuple[BranchStage, ...], Field(min_length=1, max_length=64)]
     """Of every view, with weights of its own. The first stage reads the finest feature map; as many of the others as there are maps left join one."""
@@ -162,7 +162,7 @@ class ImageConfig(_Part):
 
 
 class DiffusionConfig(_Part):
-    """Noise levels in training (method 1.5: EDM preconditioning of a v-prediction, sigma_data = 1)."""
+    """Noise levels in training (arXiv 2508.00795: EDM preconditioning of a v-prediction, sigma_data = 1)."""
 
     sigmas: Literal["shared", "decoupled"]
     """`shared`: one noise level for video and action, as in the paper. `decoupled`: each draws its own."""
@@ -237,7 +237,7 @@ class PolicyConfig(_Part):
 
 
 class Recipe(_Part):
-    """How weights are moved, whatever they are. The paper: Adam, 1e-5 and 5 times that for the action head, constant, no average, fp16 (method 2)."""
+    """How weights are moved, whatever they are. arXiv 2508.00795: Adam, 1e-5 and 5 times that for the action head, constant, no average, fp16."""
 
     learning_rate: PositiveFloat = 1e-3
     """Peak, of the video model."""
@@ -262,6 +262,6 @@ class Recipe(_Part):
     sharding: Literal["ddp", "fsdp"] = "ddp"
     """How several workers share a model: each holds all of it, or each a part (FSDP2), where it does not fit one GPU."""
     color_jitter: bool = False
-    """Brightness, contrast, saturation 0.2, hue 0.05 per camera of a clip (method 2), where pictures are encoded as they come."""
+    """Brightness, contrast, saturation 0.2, hue 0.05 per camera of a clip (arXiv 2508.00795), where pictures are encoded as they come."""
     feature_cache_mb: NonNegativeInt = 256
     """MiB per worker for the features of a frozen video model (`features_at: start`): they depend on the clip alone; 0 keeps none."""

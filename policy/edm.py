@@ -19,7 +19,7 @@ def scale_input(x: Tensor, sigma_B: Tensor) -> Tensor:
 
 
 def noise_label(sigma_B: Tensor) -> Tensor:
-    """c_noise = ln(sigma) / 4, what the networks are told of the noise level."""
+    """Return c_noise = ln(sigma) / 4, the noise level as input of the networks."""
     return 0.25 * sigma_B.log()
 
 

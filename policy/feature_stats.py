@@ -1,4 +1,4 @@
-"""Sufficient statistics of vectors, for normalisation: numpy only, so that whoever writes episodes need not load torch."""
+"""Sufficient statistics of vectors, for normalisation: numpy only, so that processes that write episodes need not load torch."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass

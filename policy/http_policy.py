@@ -137,7 +137,7 @@ class _OneAtATime:
                 return self._policy.act(observations)
         with self._list:
             self._waiting.append(mine)
-        with self._turn:  # whoever gets it first answers all who wait; they find their answers when it is their turn
+        with self._turn:  # the first thread to hold it answers all that wait; they find their answers when they get it
             if mine.answer is None:
                 with self._list:
                     together, self._waiting = self._waiting, []
@@ -155,7 +155,7 @@ class _OneAtATime:
         except Exception as error:
             if len(together) == 1:
                 together[0].answer = error
-            else:  # nobody shall suffer from what another one asked
+            else:  # isolate the failing request: retry each one alone
                 for asked in together:
                     self._answer([asked])
 

@@ -60,7 +60,7 @@ class TrainedPolicy:
             video, _ = self._sample(filled)
             assert video is not None
             pictures = self._model.codec.pictures(self._model.views(video[:asked])).cpu().numpy()
-            # The first frame of each view is the present one, which everybody has seen.
+            # The first frame of each view is the present one, which the caller has already.
             imagined += [Imagination(dict(zip(self.contract.cameras, views[:, 1:], strict=True)), stride) for views in pictures]
         return imagined
 

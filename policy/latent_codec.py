@@ -42,7 +42,7 @@ class Latents(Protocol):
         ...
 
     def present(self, pictures: Tensor) -> Tensor:
-        """(..., H, W, 3) uint8 -> (..., C, h, w): `condition(encode(pictures))` and no more, for whoever only acts."""
+        """(..., H, W, 3) uint8 -> (..., C, h, w): `condition(encode(pictures))` and no more, for policies that only act."""
         ...
 
     def target(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
@@ -106,7 +106,7 @@ class PixelLatents:
 
 
 class VaeLatents:
-    """The autoencoder of Stable Video Diffusion, frozen and always in fp32 (method 1.1).
+    """The autoencoder of Stable Video Diffusion, frozen and always in fp32 (arXiv 2508.00795).
 
     Kept per picture, in float16: the posterior's mean (4), its log-variance clamped as diffusers does (4), and the mean of the same
     picture with condition noise (4). The target is a sample of the posterior times the autoencoder's scale; the condition is unscaled.

@@ -1,4 +1,4 @@
-"""The two losses and how they add up when only some clips carry actions (method 2)."""
+"""The two losses and how they add up when only some clips carry actions (arXiv 2508.00795)."""
 
 import torch
 from torch import Tensor

@@ -85,7 +85,7 @@ class VideoActionModel(nn.Module):
     # -- what the video model is shown --------------------------------------------------------------------------------------------------
 
     def _on_time_axis(self, per_view_BVKChw: Tensor) -> Tensor:
-        """Views end to end, (B, F, C, h, w), behind `pad_frames` copies of the first view's present frame (method 1.1)."""
+        """Views end to end, (B, F, C, h, w), behind `pad_frames` copies of the first view's present frame (arXiv 2508.00795)."""
         pad = per_view_BVKChw[:, 0, :1].expand(-1, self.num_frames - per_view_BVKChw.shape[1] * per_view_BVKChw.shape[2], -1, -1, -1)
         return torch.cat([pad, per_view_BVKChw.flatten(1, 2)], dim=1)
 
@@ -193,7 +193,7 @@ class VideoActionModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Imagine and act: (B, F, C, h, w) latents and (B, T, A) normalised actions, from each row's own noise for video and for actions.
 
-        As many video passes as action steps come down together (method 1.5); otherwise the video comes first, and the features of its last
+        As many video passes as action steps come down together (arXiv 2508.00795); otherwise the video comes first, and the features of its last
         pass serve every action step.
         """
         device = present_BVHW3.device

@@ -20,7 +20,7 @@ class SentenceEncoder(Protocol):
 
     dim: int
     known: dict[str, Tensor]
-    """Sentence -> (dim,), where that is worth keeping: saved beside a model, it spares whoever loads it the encoder."""
+    """Sentence -> (dim,), where that is worth keeping: saved with a model, it makes the encoder unnecessary where the model is loaded."""
 
     def embed(self, sentences: Sequence[str]) -> Tensor:
         """(B, 1, dim) float32 on the CPU. A sentence's token does not depend on the others."""
@@ -49,7 +49,7 @@ class WordVectors:
 
 
 class OpenClipText:
-    """The text-projected embedding of a sentence's last token, not normalised (method 1.1).
+    """The text-projected embedding of a sentence's last token, not normalised (arXiv 2508.00795).
 
     The tower is loaded when the first sentence comes that is not known, from a hub id or a folder: either the tower's own, or one with
     `text_encoder/` and `tokenizer/`. WeightsError, then, if it is not there whole.

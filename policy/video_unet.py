@@ -20,7 +20,7 @@ ADDED_TIME_IDS = (6.0, 100.0, 0.02)
 class VideoModel(nn.Module):
     """diffusers' spatio-temporal U-Net over all cameras at once, views laid end to end on the time axis.
 
-    Each frame carries its own camera's present picture as extra input channels; that is all that tells the views apart (method 1.1).
+    Each frame carries its own camera's present picture as extra input channels; that is all that tells the views apart (arXiv 2508.00795).
     """
 
     def __init__(self, config: VideoConfig, image_size: tuple[int, int]) -> None:
@@ -50,7 +50,7 @@ class VideoModel(nn.Module):
             self.unet.get_submodule(name).register_forward_hook(partial(self._remember, name))
 
     def _remember(self, name: str, _module: nn.Module, _args: Any, output: Any) -> None:
-        if self._looking:  # gradient checkpointing runs modules again during the backward pass: those maps belong to nobody
+        if self._looking:  # gradient checkpointing runs modules again during the backward pass: those maps are discarded
             self._seen[name] = output[0] if isinstance(output, tuple) else output
 
     def forward(self, noisy_BFCHW: Tensor, sigma_B: Tensor, cond_BFCHW: Tensor, text_B1D: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -81,6 +81,6 @@ class VideoModel(nn.Module):
         return [tuple(feature.shape[2:]) for feature in features]
 
     def time_embedding(self, sigma_B: Tensor) -> Tensor:
-        """(B, 4 x first block) embedding of the noise level; adaptor and action U-Net read the video model's own (method 1.3)."""
+        """(B, 4 x first block) embedding of the noise level; adaptor and action U-Net read the video model's own (arXiv 2508.00795)."""
         embedding: Tensor = self.unet.time_embedding(self.unet.time_proj(noise_label(sigma_B)))
         return embedding

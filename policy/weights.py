@@ -50,7 +50,7 @@ _WEIGHTS = (
 
 
 class WeightsError(DemoscaleError):
-    """One sentence: which weights, what is wrong, and the mend."""
+    """One sentence: which weights, what is wrong, and the fix."""
 
 
 def local_folder(source: str | Path, parts: tuple[str, ...] = VIDEO) -> Path:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.data.store_summary_text import Part
     from orchestrator.storage.base import Storage
 
-SCREEN = 50  # rows shown on a terminal unless somebody asks for more
+SCREEN = 50  # rows shown on a terminal by default
 SHEET, SHEET_COLUMNS = 60, 6  # episodes on a contact sheet
 CHECK_SHEET = 30  # episodes on that of `check`
 
@@ -317,7 +317,7 @@ def log(store: str, as_json: bool) -> None:
 
 
 def _newest(storage: "Storage", asked: int | None) -> int:
-    """Number of the newest version; EpisodeError if there is no store or not the version somebody asks for."""
+    """Number of the newest version; EpisodeError if there is no store or no such version."""
     from orchestrator.data.episode_format import EpisodeError
     from orchestrator.data.episode_store import latest_version, load_manifest
 

@@ -1,4 +1,4 @@
-"""Is this machine ready? Each check says what it found and, if it failed, the mend."""
+"""Checks of this machine. Each says what it found and, if it failed, how to fix it."""
 
 import importlib
 import os

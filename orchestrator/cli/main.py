@@ -169,7 +169,7 @@ def curve(name: str, storage: str, mlflow: str | None, save: str | None, html: s
 @main.command()
 @answers_mistakes
 def doctor() -> None:
-    """Check that this machine can collect, train and score; every failure comes with its mend."""
+    """Check that this machine can collect, train and score; every failure comes with its fix."""
     from orchestrator.cli.doctor import checks
 
     failed = 0

@@ -1,4 +1,4 @@
-"""The errors a person can mend, answered by every command in the same way: their sentence and an exit code."""
+"""User errors, reported by every command in the same way: the message and an exit code."""
 
 import sys
 import threading
@@ -14,7 +14,7 @@ from policy.errors import DemoscaleError
 
 
 def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn the errors a person can mend into their sentence and an exit code; anything else is a bug and keeps its traceback, without secrets."""
+    """Print the message of a DemoscaleError and exit with its code. Other errors are bugs: they keep their traceback, without secrets."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:

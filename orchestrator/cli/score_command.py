@@ -50,7 +50,7 @@ class Wanted:
 
         told: dict[str, Any] = {"shifts": ("nominal", *suite.shifts)}
         told |= {name: getattr(suite, name) for name in ("tasks", "episodes", "horizon", "settle", "success", "rung")}
-        decide = suite.decide if suite.decide and suite.decide.threshold is not None else None  # there is no other arm to be held against
+        decide = suite.decide if suite.decide and suite.decide.threshold is not None else None  # there is no other arm to compare with
         rule = Rule(decide.look_every, decide.confidence, decide.threshold) if decide else None
         return replace(self, gl=suite.gl, rule=rule, **{name: value for name, value in told.items() if not given(name)})
 

@@ -28,7 +28,7 @@ def status(context: click.Context, name: str, storage: str, as_json: bool, once:
     \b
     demoscale status quickstart
     demoscale status quickstart --json | jq .arms
-    demoscale status quickstart --rebuild      MLflow made anew from the ledger
+    demoscale status quickstart --rebuild      publish MLflow again from the ledger
     """
     from rich.console import Group
     from rich.live import Live

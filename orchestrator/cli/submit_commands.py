@@ -104,7 +104,7 @@ def stop(name: str, address: str, storage: str) -> None:
 
 
 def _sweep(arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "Sweep":
-    """The sweep, fit to run elsewhere; its plan, or why there is none, is told."""
+    """Return the sweep if it can run on other machines; print its plan, or why there is none."""
     from orchestrator.cluster.preflight import notes_on, unfit_sweep
     from orchestrator.config.sweep_config import Sweep, SweepError
     from orchestrator.data.episode_format import EpisodeError

@@ -47,10 +47,10 @@ def named(arm: Arm, against: str) -> set[str]:
 
 
 def reference_of(arm: Arm, against: str, arms: Iterable[Arm]) -> Arm | None:
-    """The arm that another is held against; None if there is none, or if it is that arm itself."""
+    """Return the arm that another is compared with; None if there is none, or if it is that arm itself."""
     return next((other for other in arms if other.name in named(arm, against) and other != arm), None)
 
 
 def is_reference(arm: Arm, against: str) -> bool:
-    """Whether others are held against it: it is played whole, and first."""
+    """Whether other arms are compared with it: it is played whole, and first."""
     return bool(against) and arm.name in named(arm, against)

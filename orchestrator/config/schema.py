@@ -205,12 +205,12 @@ class SuiteChoice(Section):
     """How a look becomes actions, from 30 joint denoising steps with guidance down to one video pass; empty: the preset's own."""
     decide: Decide | None = None
     """Play no more of the episodes than it takes to decide something; empty: all of them. Shifted worlds are always played whole. A rate
-    that ends so leans away from what it was held against, by one to four points; its interval allows for that. Changing the rule loses nothing:
+    that ends early is biased away from its threshold or reference by one to four points; its interval accounts for that. Changing the rule loses nothing:
     what was played is kept, and the rest is played when it is asked for."""
 
     @property
     def against(self) -> str:
-        """What names the arms that others' scores are held against; empty if none is."""
+        """Name of the arms that others' scores are compared with; empty if there are none."""
         return self.decide.against if self.decide else ""
 
     @property
@@ -298,7 +298,7 @@ class Budget(Section):
 
 
 class Prices(Section):
-    """What things cost, in any one currency; with prices, costs are told in money too."""
+    """What things cost, in any one currency; with prices, costs are reported in money too."""
 
     gpu_hour: NonNegativeFloat = 0.0
     """One GPU for an hour."""

@@ -114,7 +114,7 @@ class Sweep(Section):
         return Arm(self.data.most_demos, self.data.highest_ratio, self.seeds[0] if seed is None else seed)
 
     def is_reference(self, arm: Arm) -> bool:
-        """Whether others' scores are held against it: it is trained first and scored whole."""
+        """Whether other arms' scores are compared with it: it is trained first and scored whole."""
         return is_reference(arm, self.suite.against)
 
     @property
@@ -306,7 +306,7 @@ def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def store_problems(data: Data, tasks: tuple[str, ...]) -> list[str]:
-    """Everything about the episode store that would stop a sweep: no store, a task nobody demonstrated, too few episodes."""
+    """Return all problems of the episode store that would stop a sweep: no store, a task without demonstrations, too few episodes."""
     try:
         manifest = load_manifest(open_storage(data.episodes))
     except (EpisodeError, StorageError) as error:
