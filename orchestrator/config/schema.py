@@ -205,8 +205,8 @@ class SuiteChoice(Section):
     """How a look becomes actions, from 30 joint denoising steps with guidance down to one video pass; empty: the preset's own."""
     decide: Decide | None = None
     """Play no more of the episodes than it takes to decide something; empty: all of them. Shifted worlds are always played whole. A rate
-    that ends early is biased away from its threshold or reference by one to four points; its interval accounts for that. Changing the rule loses nothing:
-    what was played is kept, and the rest is played when it is asked for."""
+    that ends early is biased away from its threshold or reference by one to four points; its interval accounts for that. Changing the rule loses
+    nothing: what was played is kept, and the rest is played when it is asked for."""
 
     @property
     def against(self) -> str:
