@@ -23,7 +23,7 @@ import click
 from bench import harness
 from bench.crowd import to_a_thousand
 from bench.rollout import RULES, BareLoops
-from orchestrator.testing.policy_server import FakePolicyServer
+from orchestrator.testing.fake_policy_server import FakePolicyServer
 from orchestrator.testing.servo import cameras, servo
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.pool import RolloutPool

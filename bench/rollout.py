@@ -24,7 +24,7 @@ import click
 import numpy as np
 
 from bench import harness
-from orchestrator.testing.policy_server import FakePolicyServer
+from orchestrator.testing.fake_policy_server import FakePolicyServer
 from orchestrator.testing.servo import CAMERA, CHUNK, SIZE, cameras, servo
 from policy.interface import Observation
 from sim_workers.rollout.episode import Outcome, run_episode

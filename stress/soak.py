@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from orchestrator.testing.policy_server import FakePolicyServer
+from orchestrator.testing.fake_policy_server import FakePolicyServer
 from orchestrator.testing.processes import titled_processes
 from orchestrator.testing.servo import cameras, servo
 from sim_workers.rollout.suite import EpisodeSpec, Rules

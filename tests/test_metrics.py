@@ -22,10 +22,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from conftest import CHECKOUT, run
 from orchestrator import prometheus as metrics
 from orchestrator.prometheus import METRICS, Metric
+from orchestrator.testing.fake_policy_server import PolicyServerWithoutCheckpoints
 from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.outcomes import simulated_outcome
 from orchestrator.testing.players import FakePlayers
-from orchestrator.testing.policy_server import PolicyServerWithoutCheckpoints
 from orchestrator.testing.rollout_pool import FakeRolloutPool
 from policy.interface import Observation
 from sim_workers.rollout.episode import Outcome

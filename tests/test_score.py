@@ -24,7 +24,7 @@ from policy.checkpoint import fingerprint
 from policy.inference import TrainedPolicy
 from policy.presets import policy_config
 from reports import a_sweep
-from score_command import score
+from score_cli import score
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.suite import Rules, Suite
 

@@ -26,7 +26,7 @@ from orchestrator.testing.outcomes import make_error, make_outcome
 from orchestrator.testing.rollout_pool import FakeRolloutPool
 from orchestrator.tracking.mlflow_writer import Tracker, client
 from policy.checkpoint import fingerprint
-from score_command import score
+from score_cli import score
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import InProcess
 from sim_workers.rollout.suite import Rules, Suite

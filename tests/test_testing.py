@@ -21,9 +21,9 @@ from orchestrator.storage.base import open_storage
 from orchestrator.testing import processes
 from orchestrator.testing.checkpoints import TINY, make_checkpoint, make_observation
 from orchestrator.testing.episodes import CAMERA, CONTRACT, make_episode, make_episode_store
+from orchestrator.testing.fake_policy_server import FakePolicyServer, PolicyServerWithoutCheckpoints
 from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.outcomes import FakePolicy, make_error, make_outcome, simulated_outcome, stand_still, success_rate
-from orchestrator.testing.policy_server import FakePolicyServer, PolicyServerWithoutCheckpoints
 from orchestrator.testing.rollout_pool import FakeRolloutPool
 from orchestrator.testing.servo import cameras, servo
 from policy.checkpoint import fingerprint

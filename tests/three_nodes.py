@@ -27,7 +27,7 @@ from orchestrator.evaluation.scores import ScoringJob
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.sweep.eval_scheduler import server_options
 from orchestrator.testing.episodes import CONTRACT
-from orchestrator.testing.policy_server import FakePolicyServer
+from orchestrator.testing.fake_policy_server import FakePolicyServer
 from scoring_listener import Heard
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.pool import PoolSettings, RolloutPool

@@ -9,7 +9,7 @@ import ray
 import ray.cloudpickle
 
 from orchestrator.testing.episodes import CAMERA
-from orchestrator.testing.policy_server import FakePolicyServer
+from orchestrator.testing.fake_policy_server import FakePolicyServer
 from policy.interface import ActionChunk, Observation
 from sim_workers.rollout.suite import EpisodeSpec
 
