@@ -62,6 +62,24 @@ class Key:
         return {name: cls(kind, notes[name]["parts"]) for name in newest}
 
 
+def stored_like(storage: Storage, key: Key) -> str:
+    """Return the fingerprint of the newest stored key that differs from `key` in code at most; its own if there is none.
+
+    For `status` and `curve` of a sweep that an earlier version ran. A stored recipe may have fields that a key no longer holds.
+    """
+    if storage.exists(Key._name(key.fingerprint)):
+        return key.fingerprint
+    now = json.loads(json.dumps(key.parts))
+    for fingerprint, stored in Key.all_kept(storage, key.kind).items():
+        parts = {**stored.parts, CODE: now[CODE]}
+        if isinstance(recipe := parts.get("recipe"), dict):
+            steps = {"video_steps": recipe.get("video_steps") or recipe.get("steps")} if recipe.get("mode") == "two_stage" else {}
+            parts["recipe"] = {name: value for name, value in (recipe | steps).items() if name in now["recipe"]}
+        if parts == now:
+            return fingerprint
+    return key.fingerprint
+
+
 @dataclass(frozen=True)
 class Difference:
     """One part of two keys."""

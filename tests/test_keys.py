@@ -410,6 +410,23 @@ def test_code_differs_by_file(state: SweepState, monkeypatch: pytest.MonkeyPatch
     assert [part.part for part in told.score.parts or () if part.differs] == ["code policy/edm.py"]
 
 
+def test_status_of_a_sweep_that_an_earlier_version_ran_is_what_it_was(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = SweepState.named("one", state.storage.uri).board()
+    hashes = fingerprints.code_hashes
+    for place in ("orchestrator.evaluation.scores.code_hashes", "orchestrator.config.sweep_config.code_hashes"):
+        monkeypatch.setattr(place, lambda code: {**hashes(code), "policy/edm.py": "edited"})
+    (key,) = [name for name in state.storage.list("keys/") if json.loads(state.storage.get(name))["kind"] == "training"]
+    note = json.loads(state.storage.get(key))
+    note["parts"]["recipe"] = state.sweep.train.model_dump(mode="json")  # an earlier version's: every field
+    state.storage.put(key, json.dumps(note).encode())
+    now = SweepState.named("one", state.storage.uri)
+    assert now.board().lines() == before.lines()
+    (arm,) = now.board().arms.values()
+    assert (arm.step, [*arm.scoring]) == (10, [10])
+    (arm,) = SweepState.named("one", state.storage.uri, here=True).board().arms.values()
+    assert arm.step == 0, "the next run goes by the code of today"
+
+
 def test_nothing_is_known_of_what_an_earlier_version_wrote(state: SweepState) -> None:
     for key in state.storage.list("keys/"):
         Path(state.storage.uri, key).unlink()

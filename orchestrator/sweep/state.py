@@ -32,7 +32,7 @@ from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.scores import Score, protocol_key, score_so_far
 from orchestrator.evaluation.sequential_rule import Rule
 from orchestrator.evaluation.video_score import VideoTest
-from orchestrator.fingerprints import Key
+from orchestrator.fingerprints import Key, stored_like
 from orchestrator.provenance import ACTING_PACKAGES, COMMIT_OF_HUB, TRAINING_PACKAGES, digest, package_versions, same_weights, weights_label
 from orchestrator.redaction import redacted, redacted_in, shown
 from orchestrator.storage.base import Storage, open_storage
@@ -69,6 +69,8 @@ class SweepState:
     """Versions of the packages that affect numerical results."""
     weights: str = ""
     """`weights_label` of the initial weights of the sweep's video models."""
+    stored: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints under which an earlier version stored results, by what they would be today; empty for a run, which goes by today's code."""
 
     @classmethod
     def open(cls, sweep: Sweep, pin: bool = False, here: bool = False) -> "SweepState":
@@ -152,12 +154,16 @@ class SweepState:
             raise SweepError(storage.uri, [f"no sweep named {name} ran here; " + (f"there are {', '.join(known)}" if known else "none did")])
         sweep = Sweep.model_validate(json.loads(storage.get(f"sweeps/{name}.json"))["sweep"])
         # The recorded path may name another storage by now, or on this machine.
-        return cls.open(sweep.model_copy(update={"storage": storage_uri}), here=here)
+        state = cls.open(sweep.model_copy(update={"storage": storage_uri}), here=here)
+        return state if here else replace(state, stored={key.fingerprint: stored_like(storage, key) for key in state.all_keys()})
 
     @property
     def training(self) -> str:
         """Fingerprint of `training_key`."""
-        return self.training_key.fingerprint
+        return self._stored_as(self.training_key)
+
+    def _stored_as(self, key: Key) -> str:
+        return self.stored.get(key.fingerprint, key.fingerprint)
 
     @property
     def training_key(self) -> Key:
@@ -171,7 +177,7 @@ class SweepState:
 
     def protocol_of(self, shift: str) -> str:
         """Return the fingerprint of the scoring protocol under a shift."""
-        return self.protocol_key(shift).fingerprint
+        return self._stored_as(self.protocol_key(shift))
 
     def protocol_key(self, shift: str) -> Key:
         """Return the key of every input to the outcomes under a shift other than the weights."""
@@ -180,8 +186,12 @@ class SweepState:
 
     def keep_keys(self) -> None:
         """Store the parts of the sweep's keys, so that a later run can report which of them differ."""
-        for key in (self.training_key, *map(self.protocol_key, ("nominal", *self.sweep.suite.shifts))):
+        for key in self.all_keys():
             key.keep(self.storage)
+
+    def all_keys(self) -> tuple[Key, ...]:
+        """Return the keys of the training and of every suite."""
+        return (self.training_key, *map(self.protocol_key, ("nominal", *self.sweep.suite.shifts)))
 
     def on_device(self, device: str) -> "SweepState":
         """Return the sweep with policy servers of this device class, which is pinned."""
