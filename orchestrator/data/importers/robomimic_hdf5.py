@@ -544,7 +544,7 @@ def _action_names(path: Path, width: int, made: _Made, robocasa: bool, stated: _
 
 
 def _content(group: Any, shape: _Shape, plan: _Plan, contract: Contract, native_hz: float, reading: Reading) -> _Content:
-    """Read a demonstration except for most pictures. Raises ValueError if it differs from the file's others or is damaged."""
+    """Check a demonstration and hash its content. Raises ValueError if it differs from the file's others or is damaged."""
     obs = member(group, "obs")
     missing = [name for name in plan.cameras if name not in shape.cameras]
     missing += [key for key in plan.proprio if key not in shape.widths]
