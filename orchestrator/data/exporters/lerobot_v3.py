@@ -24,7 +24,7 @@ from policy.interface import Contract
 
 FILES_PER_CHUNK = 1000
 EPISODES_PER_FILE = 1000  # episodes whose rows share a Parquet file
-SAMPLED_FRAMES = 50  # approximate number per episode and camera, for the statistics of pixels
+SAMPLED_FRAMES = 50  # minimum per episode and camera (fewer in shorter episodes), for the statistics of pixels
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 LEROBOT, ROBOMIMIC = "LeRobot", "robomimic"

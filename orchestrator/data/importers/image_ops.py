@@ -63,7 +63,7 @@ def resized(pictures_LHW3: Pictures, size: tuple[int, int]) -> Pictures:
 def in_blocks(read: Callable[[int, int], Pictures], rows: Numbers, stored: str, size: tuple[int, int]) -> Pictures:
     """Return the pictures of ascending rows, upright and scaled, (len(rows), H, W, 3).
 
-    read: returns the pictures (K, h, w, 3) of rows `first` to `last` (excluded), at most BLOCK at a time. Raises ValueError if it returns fewer.
+    read: returns the pictures (K, h, w, 3) of rows `first` to `last` (excluded), at most BLOCK at a time. ValueError if it returns another number.
     """
     shaped = np.empty((len(rows), *size, 3), np.uint8)
     for block, members in groupby(range(len(rows)), key=lambda i: int(rows[i]) // BLOCK):
