@@ -174,7 +174,7 @@ def _fetched(uri: str, need: _Need) -> Iterator[bytes]:
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=FETCH_CPUS,
-        # One task at a time: of two, the later could run first and block the actor, waiting for the pace that needs the earlier one.
+        # One task at a time: of two, the later could run first and wait for the worker to take a group that the earlier one must fetch.
         compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),
     )
     try:
