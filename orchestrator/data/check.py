@@ -171,6 +171,7 @@ class Scale:
 
     @classmethod
     def of(cls, stats: Stats | None, names: tuple[str, ...]) -> "Scale | None":
+        """Return the ranges of merged statistics; None without statistics. Names of another number are replaced by numbers."""
         if stats is None:
             return None
         low, high = np.array(stats.low), np.array(stats.high)
@@ -203,9 +204,9 @@ class Camera:
     lag: tuple[int, float, float] | None
     """(best lag in steps, its correlation, correlation without lag); None where it cannot be measured."""
     picture: Array
-    """The mean picture, coarse."""
+    """Mean picture of the episode, at half the grid's resolution."""
     film: Array
-    """Coarse pictures spread over the episode, uint8."""
+    """HASH_FRAMES such pictures spread over the episode, uint8."""
 
 
 @dataclass

@@ -30,7 +30,7 @@ class Visit:
 
 
 class Draw(NamedTuple):
-    """The next clip of a worker."""
+    """Next clip of a worker."""
 
     visit: Visit
     start: int

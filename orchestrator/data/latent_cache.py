@@ -152,7 +152,7 @@ def _rows(storage: Storage, key: str) -> list[Kept]:
 
 
 def latent_entries(storage: Storage, manifest: Manifest, fingerprint: str, entries: Iterable[EpisodeEntry]) -> list[EpisodeEntry]:
-    """Return the entries with the objects of their latents, which an order and a stream use like any episode; ids and lengths stay.
+    """Return the entries with the objects of their latents, which orders and streams accept as episodes; ids and lengths stay.
 
     Raises EpisodeError if the manifest has no index for the codec of that fingerprint, or a damaged one.
     """

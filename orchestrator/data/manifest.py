@@ -102,6 +102,7 @@ class Manifest:
 
     @classmethod
     def of(cls, contract: Contract, entries: Iterable[EpisodeEntry]) -> "Manifest":
+        """Build a manifest of episodes recorded under a contract."""
         return cls._of_table(contract, pa.Table.from_pylist([_row(entry) for entry in entries], SCHEMA))
 
     def with_entries(self, entries: Iterable[EpisodeEntry]) -> "Manifest":

@@ -30,6 +30,7 @@ class Subset:
 
     @property
     def digest(self) -> str:
+        """First 16 hexadecimal digits of a SHA-256 of the ids and their roles."""
         text = "\n".join((*self.demos, "--", *self.action_free))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

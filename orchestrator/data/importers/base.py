@@ -49,7 +49,7 @@ class Reading:
     hz: float | None = None
     """Steps per second of the recording, where the source does not state them."""
     resample_hz: float | None = None
-    """Steps per second to resample to; the nearest frame is taken. Action-free episodes only: an action is meant for one step."""
+    """Steps per second to resample to; the nearest frame is taken. Action-free episodes only: an action applies to one step."""
     action_free: bool = False
     """Whether actions are dropped."""
     image_size: tuple[int, int] | None = None
@@ -289,6 +289,7 @@ def action_names(where: str, action: tuple[str, ...], largest: float, reading: R
 
 
 def label_of(path: Path, reading: Reading) -> str:
+    """Return the prefix of episode ids: the reading's label, or the path's name up to its first dot."""
     return reading.label or path.name.split(".")[0]
 
 

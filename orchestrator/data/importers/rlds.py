@@ -119,6 +119,7 @@ class Rlds:
 
 
 def is_rlds(path: Path) -> bool:
+    """Return whether a folder has the metadata files of an RLDS data set."""
     return (path / "features.json").is_file() and (path / "dataset_info.json").is_file()
 
 
