@@ -1,1 +1,1 @@
-"""Episodes: stored, chosen, cut into clips, streamed."""
+"""Episodes: storage, selection, clips and streaming."""

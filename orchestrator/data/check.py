@@ -1,7 +1,7 @@
-"""What a careful person looks for in demonstrations before spending GPU-hours on them: `demoscale data check`.
+"""Quality checks of demonstrations before GPU-hours are spent on them: `demoscale data check`.
 
-Each episode is fetched and decoded once, in a thread, and becomes `Traits`: a few kilobytes, measured on downsampled gray pictures. `judge`
-compares the traits of all episodes with each other and with `Limits`, and answers with findings. Nothing is written.
+Each episode is fetched and decoded once, in a thread, and reduced to `Traits`: a few kilobytes, measured on downsampled gray pictures. `judge`
+compares the traits of all episodes with each other and with `Limits`, and returns findings. Nothing is written.
 """
 
 import io
@@ -49,98 +49,98 @@ KINDS = {
     "far": ("low", "an episode unlike the others of its task"),
     "instruction": ("low", "an episode without an instruction"),
 }
-"""Kind of finding -> its severity and what it means."""
+"""Kind of finding -> (severity, meaning)."""
 SEVERITIES = ("high", "medium", "low")
 GRID = 32
-"""Side of a downsampled picture."""
-POINTS, HASH_SIDE, HASH_FRAMES = 16, 16, 8  # of a motion's signature; of a film's
+"""Side of a downsampled picture, in cells."""
+POINTS, HASH_SIDE, HASH_FRAMES = 16, 16, 8  # times in a motion's signature; side in cells and number of frames of a film's
 SCALED = re.compile(r"_x[\d.]+(m|rad)$|minus1")
 """Names of action dimensions that are scaled to [-1, 1]."""
 FINGERS = re.compile(r"gripper|finger")
-QUANTILES = 33  # kept of an episode's steps
-TOP_JUMPS = 5  # candidates kept of each dimension and episode
+QUANTILES = 33  # quantiles kept of an episode's step sizes
+TOP_JUMPS = 5  # jump candidates kept per dimension and episode
 
 
 @dataclass(frozen=True)
 class Limits:
-    """From where on something is a finding. Shares are of 1; ranges are those of a dimension over the whole store."""
+    """Thresholds of the findings. Shares are fractions of 1; ranges are those of a dimension over the whole store."""
 
     frozen_s: float = 1.0
     """Seconds without change from which a camera or a proprioception counts as frozen."""
     same_level: float = 1.0
-    """Gray levels, of 255, that every part of a picture stays within where nothing changed,"""
+    """Gray levels, of 255: largest change of any part of an unchanged picture."""
     coded_level: float = 5.0
-    """and that it stays within where a key frame codes the same picture anew, every eighth frame."""
+    """Gray levels: the same limit where a key frame encodes an unchanged picture again, every eighth frame."""
     same_share: float = 0.6
-    """Share of the steps of a frozen stretch that are no key frames, at least."""
+    """Minimum share of a frozen stretch's steps that stay within `same_level`, which key frames may exceed."""
     moving_proprio: float = 0.15
-    """Share of its range that a proprioceptive value covers where the robot moves; a gripper alone is hardly seen."""
+    """Share of its range that a proprioceptive value covers where the robot moves; a gripper alone is hardly visible."""
     moving_action: float = 0.25
-    """Likewise an action."""
+    """Share of its range that an action covers where the robot moves."""
     blank_level: float = 2.5
     """Standard deviation in gray levels below which a picture is of one colour."""
     blank_share: float = 0.05
-    """Share of an episode's pictures that are, from which it is a finding."""
+    """Share of an episode's pictures from which pictures of one colour are a finding."""
     repeated_share: float = 0.3
-    """Share of the faster half of the steps without a new picture."""
+    """Share of the faster half of the steps that bring no new picture, from which it is a finding."""
     same_camera_level: float = 1.0
     """Mean difference in gray levels below which two cameras show the same."""
     lag_steps: int = 2
-    """Steps that pictures may not be late or early."""
+    """Steps of delay or advance from which a lag is a finding."""
     lag_correlation: float = 0.7
-    """Correlation of picture change and speed from which a lag is believed."""
+    """Minimum correlation of picture change and speed at the lag."""
     lag_gain: float = 0.15
-    """How much better than without lag that correlation must be."""
+    """Minimum gain of that correlation over the one without lag."""
     lag_reach_s: float = 1.0
-    """The longest lag that is tried, in seconds."""
+    """Longest lag that is tried, in seconds."""
     saturated_share: float = 0.5
-    """Share of an episode's steps in which a dimension is at its limit."""
+    """Share of an episode's steps at a limit from which a dimension is saturated."""
     clipped_share: float = 0.25
-    """Share of the store's steps in which it is."""
+    """Share of the store's steps at one limit from which a dimension is clipped."""
     two_valued_share: float = 0.9
     """Share of steps at either limit from which a dimension is a switch, such as a gripper, which is at its limits by design."""
     constant_elsewhere: float = 0.25
-    """A dimension that is constant in more than this share of the episodes is no finding in one of them."""
+    """Share of the episodes above which a dimension's being constant is no finding in one of them."""
     gripper_share: float = 0.1
-    """Share of its range that a gripper covers at least."""
+    """Minimum share of its range that a moving gripper covers."""
     jump_deviations: float = 8.0
-    """Median absolute deviations beyond the usual step of the store from which a step is a jump."""
+    """Scaled median absolute deviations beyond the store's usual step from which a step is a jump."""
     jump_neighbours: float = 5.0
-    """How many times the steps around it a jump is."""
+    """Minimum ratio of a jump to the steps around it."""
     jump_range: float = 0.05
-    """Share of the range that a jump covers at least."""
+    """Minimum share of the range that a jump covers."""
     quaternion_norm: float = 0.05
-    """How far from 1 the length of an orientation may be."""
+    """Largest deviation from 1 of an orientation's length."""
     duplicate_motion: float = 0.01
     """Root mean square difference, in ranges, below which two motions are the same."""
     duplicate_level: float = 1.5
-    """Likewise of two action-free films, in gray levels."""
+    """Root mean square difference, in gray levels, below which two action-free films are the same."""
     shortest_steps: int = 8
-    """Steps that an episode has at least."""
+    """Minimum steps of an episode."""
     length_ratio: float = 3.0
-    """How many times longer or shorter than the median of its task an episode may be."""
+    """Largest ratio, either way, of an episode's length to the median of its task."""
     idle_step: float = 0.001
-    """Share of its range that a value moves in one step where the robot stands still, at most."""
+    """Largest share of its range that a value moves in one step where the robot stands still."""
     idle_s: float = 2.0
-    """Seconds of standing still from which it may be a finding,"""
+    """Minimum seconds of standing still that are a finding, if they are also `idle_share` of the episode."""
     idle_share: float = 0.4
-    """if they are this share of the episode."""
+    """Minimum share of the episode that is spent standing still, for a finding."""
     far_deviations: float = 8.0
     """Scaled median absolute deviations from the median of the task from which an episode is far from the others."""
     fewest: int = 8
     """Episodes of a task below which its episodes are not compared with each other."""
     systematic: float = 0.5
-    """Share of the episodes from which the same finding in all of them is said once."""
+    """Share of the episodes above which a finding that they have in common is reported once."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to look at."""
+    """One problem found by a check."""
 
     severity: str
     kind: str
     episodes: tuple[str, ...]
-    """Those concerned; empty for the whole store."""
+    """Ids of the episodes concerned; empty for the whole store."""
     where: str
     """Name of the camera or dimension, or empty."""
     value: float
@@ -149,19 +149,19 @@ class Finding:
 
     @property
     def scope(self) -> str:
-        """The episode's id, or how many there are."""
+        """Id of the only episode, or the number of episodes."""
         return self.episodes[0] if len(self.episodes) == 1 else amount(len(self.episodes), "episode") if self.episodes else "whole store"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"episode": self.episodes[0] if len(self.episodes) == 1 else None}
 
 
-# -- what an episode is like ----------------------------------------------------------------------------------------------------
+# -- measuring one episode -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What the manifest says of a kind of vector over the whole store, before any episode is read."""
+    """Ranges of one kind of vector over the whole store, from the manifest, before any episode is read."""
 
     names: tuple[str, ...]
     low: Array
@@ -171,6 +171,7 @@ class Scale:
 
     @classmethod
     def of(cls, stats: Stats | None, names: tuple[str, ...]) -> "Scale | None":
+        """Return the ranges of merged statistics; None without statistics. Names of another number are replaced by numbers."""
         if stats is None:
             return None
         low, high = np.array(stats.low), np.array(stats.high)
@@ -180,79 +181,80 @@ class Scale:
 
     @property
     def arm(self) -> list[int]:
-        """Places of all but the gripper."""
+        """Indices of all dimensions but the gripper's."""
         return [i for i, name in enumerate(self.names) if not FINGERS.search(name.lower())]
 
     def ranges(self, values: Array) -> Array:
-        """Vectors in units of the span; constant dimensions become 0."""
+        """Return vectors in units of the span; constant dimensions become 0."""
         return np.divide(values, self.span, out=np.zeros(values.shape), where=self.span > 0)
 
 
 @dataclass
 class Camera:
-    """One camera over one episode."""
+    """Measurements of one camera over one episode."""
 
     brightness: float
     blank: Array
-    """Numbers of the frames of one colour."""
+    """Indices of the frames of one colour."""
     blank_brightness: float
     frozen: list[tuple[int, int]]
     """(first, last) frame of each stretch in which nothing changes."""
     repeated: float
-    """Share of the faster half of the steps without a new picture; 0 where the picture stays away for long."""
+    """Share of the faster half of the steps without a new picture; 0 where the repeats do not alternate with new pictures."""
     lag: tuple[int, float, float] | None
-    """(best lag in steps, its correlation, that without lag)."""
+    """(best lag in steps, its correlation, correlation without lag); None where it cannot be measured."""
     picture: Array
-    """The mean picture, coarse."""
+    """Mean picture of the episode, at half the grid's resolution."""
     film: Array
-    """Coarse pictures spread over the episode, uint8."""
+    """HASH_FRAMES such pictures spread over the episode, uint8."""
 
 
 @dataclass
 class Vectors:
-    """The actions or the proprioception of one episode, one number per dimension."""
+    """Measurements of the actions or the proprioception of one episode, one number per dimension."""
 
     low: Array
     high: Array
     mean: Array
     std: Array
     at_low: Array
-    """Steps at the store's lowest value."""
+    """Number of steps at the store's lowest value."""
     at_high: Array
+    """Number of steps at the store's highest value."""
     path: float
     """Sum of all steps, in ranges."""
     steps: Array
-    """(quantiles, D) of the steps of each dimension that are more than noise."""
+    """(QUANTILES, D): quantiles of each dimension's step sizes, without those that are noise."""
     jumps: list[tuple[int, int, float]]
-    """(dimension, step, size) of steps many times those around them."""
+    """(dimension, step, size) of steps many times larger than those around them."""
     signature: Array
-    """(POINTS, D) in ranges."""
+    """(POINTS, D): values spread over the episode, in ranges."""
 
 
 @dataclass
 class Traits:
-    """What is kept of one episode."""
+    """Measurements kept of one episode."""
 
     entry: EpisodeEntry
     problem: str = ""
     cameras: dict[str, Camera] = field(default_factory=dict)
     vectors: dict[str, Vectors] = field(default_factory=dict)
-    """Of `action` and `proprio`, where recorded in the store's layout."""
+    """`action` and `proprio` -> measurements, where recorded in the store's layout."""
     same_cameras: list[tuple[str, str, float]] = field(default_factory=list)
     frozen_proprio: list[tuple[int, int]] = field(default_factory=list)
     idle: tuple[int, int] | None = None
     """(first, last) step of the longest stretch in which nothing moves."""
     sign_changes: Array = field(default_factory=lambda: np.zeros(0, int))
     quaternion_norm: float = 1.0
-    """The length of an orientation that is the furthest from 1."""
+    """Length of the orientation that is furthest from 1."""
     seconds: tuple[float, float] = (0.0, 0.0)
-    """CPU time of decoding and of looking."""
+    """CPU seconds of (decoding, measuring)."""
 
 
 def gray(frames_LHW3: Array) -> Array:
-    """Means of the parts of each picture, (L, h, w) float32 with h, w <= GRID.
+    """Return the mean of each part of each picture, (L, h, w) float32 with h, w <= GRID.
 
-    Of large pictures four pixels of each part are read: looking must not cost more than decoding.
+    Only four pixels of each part of a large picture are read, so that measuring does not cost more than decoding.
     """
     height, width = frames_LHW3.shape[1:3]
     rows, columns = min(GRID, height), min(GRID, width)
@@ -268,15 +270,15 @@ def gray(frames_LHW3: Array) -> Array:
 
 
 def _runs(flags: Array) -> list[tuple[int, int]]:
-    """(first, last) of each stretch of True."""
+    """Return (first, last) of each stretch of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
     return [(int(first), int(last) - 1) for first, last in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _unchanged(pictures: Array, change: Array, window: int, limits: Limits) -> list[tuple[int, int]]:
-    """Stretches of at least `window` steps in which each picture is the one before, and the last the first."""
+    """Return the stretches of at least `window` steps in which each picture equals the one before, without drift over a window."""
     stretches = []
-    for first, last in _runs(change < limits.coded_level):  # change[i] is that from frame i to frame i + 1
+    for first, last in _runs(change < limits.coded_level):  # change[i] is the change from frame i to frame i + 1
         if last + 1 - first < window:
             continue
         drift = np.abs(pictures[first + window : last + 2] - pictures[first : last + 2 - window]).max((1, 2))
@@ -287,7 +289,7 @@ def _unchanged(pictures: Array, change: Array, window: int, limits: Limits) -> l
 
 
 def _coherent(values: Array, scale: Scale) -> float:
-    """How far the values move, in ranges of the dimension that moves most; noise about one place is no motion."""
+    """Return how far the values move, in ranges of the dimension that moves most; noise about one value is no motion."""
     extent = np.ptp(values, axis=0)
     path = np.abs(np.diff(values, axis=0)).sum(0)
     smooth = path < max(2.0, len(values) / 5) * extent
@@ -295,18 +297,18 @@ def _coherent(values: Array, scale: Scale) -> float:
 
 
 def _moves(episode: Episode, scales: dict[str, Scale], limits: Limits, first: int, last: int) -> bool:
-    """Whether the robot moves from one frame to another."""
+    """Return whether the robot moves between frames `first` and `last`."""
     proprio, action = episode.proprio, episode.action
     if proprio is not None and "proprio" in scales and np.ptp(proprio[first : last + 1], axis=0).any():
         return _coherent(proprio[first : last + 1], scales["proprio"]) >= limits.moving_proprio
-    # Without a live proprioception the actions are what there is; beside one they say less: a hand that brakes or grasps has them too.
+    # Actions are the fallback where the proprioception is missing or constant; they are weaker evidence: a hand that brakes or grasps has them too.
     return action is not None and "action" in scales and _coherent(action[first : last + 1], scales["action"]) >= limits.moving_action
 
 
 def _speed(episode: Episode, scales: dict[str, Scale]) -> Array | None:
-    """How fast the robot moves in each step, (L - 1,); of the proprioception, or else how large the actions are.
+    """Return the robot's speed in each step, (L - 1,), from the proprioception, or else the size of the actions; None without either.
 
-    A dimension counts the more the more smoothly it moves, so that one which only holds noise does not drown the others.
+    Dimensions are weighted by how smoothly they move, so that one that only holds noise does not dominate.
     """
     values = episode.proprio
     if values is None or len(values) < 2:
@@ -328,7 +330,10 @@ def _speed(episode: Episode, scales: dict[str, Scale]) -> Array | None:
 
 
 def best_lag(change: Array, speed: Array, reach: int) -> tuple[int, float, float] | None:
-    """The lag in steps at which picture change follows speed best, its correlation, and that without lag. Positive: pictures are late."""
+    """Return (lag in steps at which picture change follows speed best, its correlation, correlation without lag).
+
+    A positive lag means that pictures are late. None for fewer than 24 steps, a reach below one step, or pictures or a speed that do not vary.
+    """
     reach = min(reach, len(speed) // 3)
     if len(speed) < 24 or reach < 1:
         return None
@@ -339,7 +344,7 @@ def best_lag(change: Array, speed: Array, reach: int) -> tuple[int, float, float
     overlap = length - np.abs(lags)
 
     def moments(values: Array, first: Array) -> tuple[Array, Array]:
-        """Mean and deviation of the part that overlaps, per lag."""
+        """Return mean and standard deviation of the overlapping part, per lag."""
         sums, squares = (np.concatenate([[0.0], np.cumsum(values**power)]) for power in (1, 2))
         mean = (sums[first + overlap] - sums[first]) / overlap
         return mean, np.sqrt(np.maximum((squares[first + overlap] - squares[first]) / overlap - mean**2, 1e-12))
@@ -354,12 +359,12 @@ def best_lag(change: Array, speed: Array, reach: int) -> tuple[int, float, float
 def _camera(pictures: Array, speed: Array | None, hz: float, limits: Limits) -> Camera:
     steps = np.abs(np.diff(pictures, axis=0))
     largest = steps.max((1, 2), initial=0)
-    change = np.maximum(steps - 2 * limits.same_level, 0).mean((1, 2))  # every eighth frame is coded anew, which changes all parts a little
+    change = np.maximum(steps - 2 * limits.same_level, 0).mean((1, 2))  # every eighth frame is a key frame, which changes all parts a little
     means = pictures.mean((1, 2))
     blank = np.flatnonzero(pictures.std((1, 2)) < limits.blank_level)
     repeated = 0.0
     if speed is not None and len(steps) > 1:
-        fast = speed > np.median(speed)  # in slow motion two pictures may well be the same
+        fast = speed > np.median(speed)  # in slow motion two pictures may be equal
         still = largest < limits.same_level
         if fast.any() and (fast & still).any() and (fast & ~still).any():
             as_fast = speed[fast & still].mean() > 0.5 * speed[fast & ~still].mean()
@@ -416,7 +421,7 @@ def _vectors(values: Array, scale: Scale, limits: Limits, jumpy: bool) -> Vector
 
 
 def _quaternions(names: Sequence[str]) -> list[list[int]]:
-    """Places of each four values in a row that are called an orientation."""
+    """Return the indices of each group of four successive values whose names contain "quat"."""
     places = [i for i, name in enumerate(names) if "quat" in name.lower()]
     return [places[i : i + 4] for i in range(0, len(places) - 3, 4)] if len(places) % 4 == 0 else []
 
@@ -466,14 +471,17 @@ def examine(episode: Episode, entry: EpisodeEntry, scales: dict[str, Scale], lim
 
 
 def scales_of(manifest: Manifest) -> dict[str, Scale]:
-    """The ranges of actions and proprioception over the whole store, from the manifest alone."""
+    """Return the ranges of actions and proprioception over the whole store, from the manifest alone."""
     contract = manifest.contract
     found = {name: Scale.of(merged(manifest, name), getattr(contract, name)) for name in ("action", "proprio")}
     return {name: scale for name, scale in found.items() if scale is not None}
 
 
 def look(storage: Storage, entries: Iterable[EpisodeEntry], scales: dict[str, Scale], limits: Limits, workers: int) -> Iterator[Traits]:
-    """Fetch, decode and measure every episode once, in threads; in order. An episode that cannot be read keeps its problem."""
+    """Fetch, decode and measure every episode once, in threads, and yield its traits in order.
+
+    An episode that cannot be read or decoded yields traits with a `problem`. Raises StorageError.
+    """
 
     def one(entry: EpisodeEntry) -> Traits:
         started = time.thread_time()
@@ -485,19 +493,19 @@ def look(storage: Storage, entries: Iterable[EpisodeEntry], scales: dict[str, Sc
             return Traits(entry, problem=str(error))
         except StorageError:  # it concerns all episodes
             raise
-        except Exception as error:  # whatever a decoder raises concerns this episode alone
+        except Exception as error:  # any error of a decoder concerns this episode alone
             return Traits(entry, problem=f"episode {entry.episode_id} cannot be decoded ({type(error).__name__}: {one_line(str(error))})")
         traits.seconds = decoded - started, time.thread_time() - decoded
         return traits
 
     with ThreadPoolExecutor(workers) as pool:
-        for some in in_tuples(entries, 16 * workers):  # not all at once: a store may be larger than memory
+        for some in in_tuples(entries, 16 * workers):  # in batches: a store may be larger than memory
             yield from pool.map(one, some)
 
 
 @dataclass
 class _Report:
-    """Findings as they are made."""
+    """Collector of findings."""
 
     limits: Limits
     found: list[Finding] = field(default_factory=list)
@@ -507,7 +515,7 @@ class _Report:
         self.found.append(Finding(severity or KINDS[kind][0], kind, episodes, where, round(float(value), 4), unit, sentence))
 
     def sorted(self, episodes: int) -> list[Finding]:
-        """By severity; what most episodes have in common is said once."""
+        """Return the findings by severity; one that most episodes share is reported once."""
         groups: dict[tuple[str, str, bool], list[Finding]] = defaultdict(list)
         for finding in self.found:
             groups[finding.kind, finding.where, not finding.episodes].append(finding)
@@ -525,7 +533,7 @@ class _Report:
 
 
 def judge(seen: Sequence[Traits], scales: dict[str, Scale], limits: Limits) -> list[Finding]:
-    """Findings about the episodes, the most severe first."""
+    """Return findings about the measured episodes, the most severe first."""
     report = _Report(limits)
     whole = [traits for traits in seen if not traits.problem]
     for traits in seen:
@@ -591,7 +599,7 @@ def _judge_motion(report: _Report, traits: Traits) -> None:
 
 
 def _judge_dimensions(report: _Report, whole: list[Traits], kind: str, scale: Scale) -> None:
-    """Constant, saturated, clipped and too large."""
+    """Report dimensions that are constant, saturated, clipped or out of range."""
     limits, having = report.limits, [traits for traits in whole if kind in traits.vectors]
     if not having:
         return
@@ -626,7 +634,7 @@ def _judge_dimensions(report: _Report, whole: list[Traits], kind: str, scale: Sc
         ends = [(bound, at) for bound, at in ((scale.low[d], at_low[:, d]), (scale.high[d], at_high[:, d])) if abs(bound) > 1e-9]
         total = (at_low[:, d] + at_high[:, d]).sum() / lengths.sum()
         if total >= limits.two_valued_share and at_low[:, d].any() and at_high[:, d].any():
-            continue  # a switch
+            continue  # a switch, at its limits by design
         at_end: Array = np.sum([at for _, at in ends], axis=0) * ~still[:, d] if ends else np.zeros(len(having))
         share = at_end / lengths
         for i in np.flatnonzero(share >= limits.saturated_share):
@@ -688,24 +696,24 @@ def _by_episode(jumps: dict[tuple[int, int], list[tuple[float, str, float]]]) ->
     return grouped
 
 
-# -- against each other ---------------------------------------------------------------------------------------------------------
+# -- comparing episodes ---------------------------------------------------------------------------------------------------------
 
 
 def _close(points: Array, tolerance: float) -> list[tuple[int, int]]:
-    """Pairs of rows whose root mean square difference is below the tolerance."""
+    """Return the pairs of rows whose root mean square difference is at most the tolerance."""
     from scipy.spatial import cKDTree
 
     if len(points) < 2:
         return []
     width = points.shape[1]
-    few = np.linalg.qr(np.random.default_rng(0).normal(size=(width, min(8, width))))[0]  # projections bring nothing further apart
+    few = np.linalg.qr(np.random.default_rng(0).normal(size=(width, min(8, width))))[0]  # a projection never increases a distance
     radius = tolerance * math.sqrt(width)
     pairs = cKDTree(points @ few).query_pairs(radius)
     return sorted((i, j) for i, j in pairs if np.linalg.norm(points[i] - points[j]) <= radius)
 
 
 def _judge_duplicates(report: _Report, whole: list[Traits]) -> None:
-    """Near-equal motions of labelled episodes, near-equal films of the others. Each is named once, beside the first of its kind."""
+    """Report near-equal motions of labelled episodes and near-equal films of the others, each once, with the first episode like it."""
     limits = report.limits
     groups: dict[Any, list[tuple[Traits, Array]]] = defaultdict(list)
     for traits in whole:
@@ -773,7 +781,7 @@ def _judge_lengths_and_distances(report: _Report, whole: list[Traits], scales: d
 
 
 def _features(members: list[Traits], scales: dict[str, Scale]) -> dict[str, tuple[Array, float]]:
-    """Feature -> (its value in each episode, NaN where there is none; the least deviation that counts, negative as a share of the median)."""
+    """Return feature -> (value per episode, NaN where missing; least deviation that counts, negative: as a share of the median)."""
     features: dict[str, tuple[Array, float]] = {"length": (np.array([float(traits.entry.length) for traits in members]), -0.1)}
     if "action" in scales:
         scale = scales["action"]
@@ -799,17 +807,17 @@ def _features(members: list[Traits], scales: dict[str, Scale]) -> dict[str, tupl
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found and what it took."""
+    """Findings and cost of a check."""
 
     findings: list[Finding]
     episodes: int
     frames: int
     successes: dict[str, int]
-    """Episodes by their success flag: `succeeded`, `failed`, `unknown`."""
+    """Number of episodes by success flag: `succeeded`, `failed`, `unknown`."""
     decoding_s: float
-    """CPU seconds."""
+    """CPU seconds of decoding."""
     looking_s: float
-    """CPU seconds of measuring and comparing, on top of decoding."""
+    """CPU seconds of measuring and comparing, in addition to decoding."""
 
 
 def check(
@@ -821,16 +829,18 @@ def check(
     ignored: Iterable[str] = (),
     done: Callable[[], None] = lambda: None,
 ) -> Checked:
-    """Read some episodes of a store and say what is odd about them.
+    """Check some episodes of a store for problems.
 
     Args:
-        storage: where they are; it is only read.
-        manifest: the version they belong to; ranges of dimensions are taken from all of its episodes.
-        entries: which are read.
-        limits: from where on something is a finding.
-        workers: threads.
+        storage: storage of the episodes; it is only read.
+        manifest: version of the store that the episodes belong to; ranges of dimensions are those of all its episodes.
+        entries: episodes to check.
+        limits: thresholds of the findings; None for the defaults.
+        workers: number of threads.
         ignored: kinds of findings, of `KINDS`, that are left out.
         done: called after each episode.
+
+    Raises StorageError if the storage fails.
     """
     limits, scales, seen = limits or Limits(), scales_of(manifest), []
     for traits in look(storage, entries, scales, limits, workers):
@@ -848,7 +858,10 @@ def check(
 
 
 def concerned(findings: Sequence[Finding], most: int) -> dict[str, list[Finding]]:
-    """The first `most` episodes with findings, the most severe first, and what was found in each. Of a finding in many episodes, three are named."""
+    """Return the first `most` episodes with findings, the most severe first, and their findings.
+
+    A finding in many episodes counts for its first three.
+    """
     chosen: dict[str, list[Finding]] = {}
     for finding in findings:
         for episode in finding.episodes[:3]:
@@ -858,7 +871,7 @@ def concerned(findings: Sequence[Finding], most: int) -> dict[str, list[Finding]
 
 
 def findings_sheet(rows: Sequence[tuple[str, list[Array], str]], columns: int = 2) -> bytes:
-    """A PNG of (title, pictures, text): the pictures of each side by side, the text under them."""
+    """Return a PNG with a panel per (title, pictures, text): the pictures side by side, the text under them."""
     from matplotlib.figure import Figure
 
     columns = min(columns, len(rows))
@@ -878,11 +891,11 @@ def findings_sheet(rows: Sequence[tuple[str, list[Array], str]], columns: int = 
 
 
 def pictured(storage: Storage, entry: EpisodeEntry, findings: Sequence[Finding]) -> tuple[str, list[Array], str]:
-    """The first, middle and last frame of an episode as a row of the sheet, of the camera that its most severe finding is about."""
+    """Return an episode's first, middle and last frame as a row of the sheet, of the camera that its most severe finding is about."""
     camera = next((finding.where for finding in findings if finding.where in entry.cameras), entry.cameras[0])
     try:
         frames = decode(fetch(storage, entry), (camera,), with_actions=False, wanted=sorted({0, entry.length // 2, entry.length - 1})).frames[camera]
-    except Exception:  # it is unreadable, which is what is found
+    except Exception:  # an unreadable episode has a finding of its own
         frames = np.zeros((1, *entry.image_size, 3), np.uint8)
     text = "\n".join(f"{finding.kind} {finding.where}: {finding.sentence}" for finding in findings)
     return f"{entry.episode_id}, {camera}", list(frames), text

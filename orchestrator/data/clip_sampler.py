@@ -1,9 +1,9 @@
-"""Which clips a training worker sees, in which order: a plan made of seeds alone. Pure.
+"""Order of the clips of a training worker, determined by seeds alone. Pure.
 
-An episode is opened rarely and used well: a *visit* decodes it once for several clips. The clips of a visit are spread at random over
-the next POOL_VISITS visits, so that at any moment that many episodes are open and a batch holds clips of many of them.
+Decoding is amortised: a *visit* decodes an episode once for several clips. The clips of a visit are spread at random over the next
+POOL_VISITS visits, so that about that many episodes are open at any time and a batch holds clips of many of them.
 
-The order is a function of (data fingerprint, seed, epoch, world size, rank): not of time, not of how many processes fetch.
+The order is a function of (data fingerprint, seed, epoch, world size, rank), and independent of timing and of the number of fetching processes.
 """
 
 import heapq
@@ -16,13 +16,13 @@ import numpy as np
 
 from orchestrator.data.manifest import EpisodeEntry
 
-CLIPS_PER_VISIT = 8  # decoding is the cost, and the clips of a visit share it
+CLIPS_PER_VISIT = 8  # clips that share the cost of decoding an episode
 POOL_VISITS = 16  # visits open at a time, for demos and for action-free episodes each
 
 
 @dataclass(frozen=True, eq=False)
 class Visit:
-    """One look into one episode: the first frames of the clips to cut."""
+    """One decoding of one episode, with the first frames of the clips to cut."""
 
     entry: EpisodeEntry
     starts: tuple[int, ...]
@@ -30,31 +30,31 @@ class Visit:
 
 
 class Draw(NamedTuple):
-    """The next clip of a worker."""
+    """Next clip of a worker."""
 
     visit: Visit
     start: int
     opens: bool
-    """Nobody drew from this visit before, since the walk began."""
+    """True for the first draw from this visit since the walk began."""
     closes: bool
-    """Nobody will draw from it again."""
+    """True for the last draw from this visit."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """The clips of worker `rank` of `world`, which takes `batch_size` of them at every step."""
+    """Order of the clips of worker `rank` of `world`, which takes `batch_size` of them at every step."""
 
     demos: tuple[EpisodeEntry, ...]
     action_free: tuple[EpisodeEntry, ...]
     fingerprint: str
-    """Of the data the episodes come from."""
+    """Fingerprint of the data from which the episodes are taken, hexadecimal."""
     seed: int
     rank: int
     world: int
     batch_size: int
 
     def walk(self, first_step: int = 0) -> Iterator[Draw]:
-        """The endless clips from a step on; the same ones whether the walk began there or before."""
+        """Yield clips from a step on, without end; they do not depend on the step at which the walk begins."""
         demos, action_free = (self._mixed(episodes, kind) for kind, episodes in enumerate((self.demos, self.action_free)))
         left: dict[int, int] = {}
         opened: set[int] = set()
@@ -71,9 +71,9 @@ class Order:
                 opened.discard(key)
 
     def _labelled(self, place: int) -> bool:
-        """Whether the worker's clip number `place` comes from a demo.
+        """Return whether the worker's clip number `place` comes from a demo.
 
-        Over all workers, any stretch of batches holds demos and action-free clips as there are demos and action-free episodes.
+        Over all workers, any stretch of batches holds demos and action-free clips in the ratio of demos to action-free episodes.
         """
         step, within = divmod(place, self.batch_size)
         position = (step * self.world + self.rank) * self.batch_size + within
@@ -81,7 +81,7 @@ class Order:
         return (position + 1) * demos // total > position * demos // total
 
     def _visits(self, episodes: Sequence[EpisodeEntry], kind: int) -> Iterator[Visit]:
-        """The worker's endless visits: every epoch holds every possible clip of every episode once, over all workers."""
+        """Yield the worker's visits without end; over all workers, an epoch holds every possible clip of every episode once."""
         return islice((visit for epoch in count() for visit in self._epoch(episodes, kind, epoch)), self.rank, None, self.world)
 
     def _epoch(self, episodes: Sequence[EpisodeEntry], kind: int, epoch: int) -> list[Visit]:
@@ -96,7 +96,7 @@ class Order:
         return np.random.default_rng([int(self.fingerprint, 16), self.seed, purpose, kind, number])
 
     def _mixed(self, episodes: Sequence[EpisodeEntry], kind: int) -> Iterator[tuple[Visit, int]]:
-        """Each visit's clips, delayed at random by less than POOL_VISITS visits."""
+        """Yield each visit's clips, delayed at random by less than POOL_VISITS visits."""
         rng = self._random(1, kind, self.rank)
         waiting: list[tuple[float, int, Visit, int]] = []
         tie = count()

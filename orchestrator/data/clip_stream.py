@@ -1,7 +1,7 @@
-"""Clips on their way: store -> Ray Data -> the training worker. The only file with ray.data.
+"""Stream of clips: store -> Ray Data -> training worker. The only module that uses ray.data.
 
-orchestrator/data/clip_sampler.py says which clips in which order. Ray Data fetches and verifies the episodes they need, compressed, ahead of
-need; the worker decodes them and cuts the clips. So the order never depends on timing or on how much is fetched at once.
+orchestrator/data/clip_sampler.py defines the clips and their order. Ray Data prefetches and verifies the compressed episodes that they need;
+the worker decodes them and cuts the clips. So the order never depends on timing or on how much is fetched at once.
 """
 
 import math
@@ -27,11 +27,11 @@ from policy.config import ClipShape
 from policy.interface import Contract
 from sim_workers.checkout import Files, check_imported, file_hashes
 
-FETCH_CPUS = 0.25  # logical CPUs of a training worker's fetching actor: it mostly waits for storage
-GROUP_EPISODES = 16  # fetched together
-GROUPS_AHEAD = 3  # fetched before the worker needs them
-CACHE_BYTES = 256 * 2**20  # of compressed episodes a worker keeps: each is visited many times per epoch
-READY_BATCHES = 2  # decoded ahead of the training step
+FETCH_CPUS = 0.25  # logical CPUs of a training worker's fetching actor, which mostly waits for storage
+GROUP_EPISODES = 16  # episodes fetched together
+GROUPS_AHEAD = 3  # groups fetched before the worker needs them
+CACHE_BYTES = 256 * 2**20  # compressed episodes that a worker caches, since each is visited many times per epoch
+READY_BATCHES = 2  # batches decoded ahead of the training step
 
 _T = TypeVar("_T")
 
@@ -39,9 +39,9 @@ _T = TypeVar("_T")
 def memory_bound(
     contract: Contract, shape: ClipShape, entries: Sequence[EpisodeEntry], batch_size: int, action_free: bool, picture_bytes: int | None = None
 ) -> int:
-    """Bytes that one worker's stream of these episodes holds at most, with its fetching actor.
+    """Return the maximum bytes that one worker's stream of these episodes holds, its fetching actor included.
 
-    `picture_bytes`: of one picture of one camera, where it is kept as latents (`latents.picture_bytes`).
+    `picture_bytes`: bytes of one picture of one camera, if kept as latents (`latent_cache.picture_bytes`); None for RGB.
     """
     frame = (picture_bytes or 3 * math.prod(contract.image_size)) * len(contract.cameras)
     visit = min(max(entry.length for entry in entries), CLIPS_PER_VISIT * shape.frames_per_view) * frame
@@ -52,14 +52,17 @@ def memory_bound(
 
 
 class _Recent:
-    """The episodes opened last, of up to so many bytes: a function of their sequence alone, so the worker and its fetching actor agree on it."""
+    """LRU cache's bookkeeping of opened episodes, up to `cache_bytes`.
+
+    It depends only on the sequence of episodes, so that the worker and its fetching actor agree on it.
+    """
 
     def __init__(self, cache_bytes: int) -> None:
         self._left = cache_bytes
         self._sizes: OrderedDict[str, int] = OrderedDict()
 
     def open(self, entry: EpisodeEntry) -> tuple[bool, list[str]]:
-        """Whether the episode was among them, and the hashes of those that no longer are."""
+        """Mark an episode as used; return whether it was cached, and the hashes of the episodes that it evicts."""
         held = entry.sha256 in self._sizes
         if not held:
             self._sizes[entry.sha256] = entry.nbytes
@@ -75,7 +78,7 @@ class _Recent:
 
 @dataclass(frozen=True)
 class _Need:
-    """What a worker needs fetched: every episode that it opens and does not hold any more."""
+    """Episodes that a worker needs fetched: those that it opens and does not have in its cache."""
 
     order: Order
     first_step: int
@@ -95,34 +98,34 @@ class _Need:
 
 
 class _Fetch:
-    """Ray Data stage: the compressed, verified bytes of numbered groups of the episodes that a worker needs.
+    """Ray Data stage that returns the compressed, verified bytes of numbered groups of the episodes that a worker needs.
 
-    Lives as long as the stream, with one client. It makes the list itself, from the same order as the worker that awaits them, and
-    stays GROUPS_AHEAD of it: held back by Ray Data instead, the executor in the training process would spin (Ray 2.60).
+    Lives as long as the stream, with one storage client. It derives the list from the worker's order, and stays at most GROUPS_AHEAD of
+    the worker: with Ray Data's own backpressure, the executor in the training process would spin (Ray 2.60).
     """
 
     def __init__(self, uri: str, need: _Need, pace: "_Pace", code: Files) -> None:
-        """code: the files of the worker that awaits the episodes; CodeChangedError if this process imported others."""
+        """`code`: file hashes of the worker that awaits the episodes. Raises CodeChangedError if this process imported other code."""
         check_imported(code)
         self._storage, self._need, self._pace = open_storage(uri), need, pace
         self._next_group, self._episodes = 0, need.episodes()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """One row in, the number of a group; one row out, its episodes' bytes and what is wrong with them."""
+        """Fetch the group whose number is the input's only row; return one row with its episodes' bytes and problems."""
         (group,) = block["item"].to_pylist()
         self._pace.wait_for(group - GROUPS_AHEAD)
         data, problems = zip(*map(self._fetch, self._group(group)), strict=True)
         return pa.table({"data": pa.array([data], pa.list_(pa.large_binary())), "problem": pa.array([problems], pa.list_(pa.string()))})
 
     def _group(self, group: int) -> list[EpisodeEntry]:
-        if group < self._next_group:  # Ray asks again for what was lost
+        if group < self._next_group:  # Ray retries a group whose result was lost
             self._next_group, self._episodes = 0, self._need.episodes()
         skipped = (group - self._next_group) * GROUP_EPISODES
         self._next_group = group + 1
         return list(islice(self._episodes, skipped, skipped + GROUP_EPISODES))
 
     def _fetch(self, entry: EpisodeEntry) -> tuple[bytes, str]:
-        """(bytes, "") or (b"", what is wrong): an error of ours travels as data, so that it arrives as it was said."""
+        """Return (bytes, "") or (b"", problem): an EpisodeError is passed as data, so that its message arrives unchanged."""
         try:
             return fetch(self._storage, entry), ""
         except EpisodeError as error:
@@ -131,7 +134,7 @@ class _Fetch:
 
 @dataclass(frozen=True)
 class _Pace:
-    """How many groups the worker has taken, told to its fetching actor through the cluster's key-value store."""
+    """Number of groups that the worker has taken, published to its fetching actor through the cluster's key-value store."""
 
     key: bytes
 
@@ -153,25 +156,25 @@ class _Pace:
 
 
 def _fetched(uri: str, need: _Need) -> Iterator[bytes]:
-    """The needed episodes' bytes, in order, through Ray Data; EpisodeError for the first that is not whole."""
+    """Yield the needed episodes' bytes, in order, through Ray Data. Raises EpisodeError for the first missing or damaged one."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    context.target_max_block_size = 1024  # every row, a group, is passed on at once
+    context.target_max_block_size = 1024  # pass every row (a group) on immediately
     groups = math.ceil(sum(1 for _ in need.episodes()) / GROUP_EPISODES)
     numbers = ray.data.from_items(list(range(groups)), override_num_blocks=math.ceil(groups / 16))
     pace = _Pace(f"demoscale/{uuid.uuid4().hex}".encode())
-    # An actor, not tasks: short tasks far apart would each start a Python process anew. One, not some: a stream that grew could take
-    # the last CPU from another arm's, which would then wait for it to end.
+    # An actor, not tasks: short tasks far apart would each start a Python process. One actor only: a pool that grew could take the last
+    # CPU from another arm's stream, which would then wait for this one to end.
     fetched = numbers.map_batches(
         _Fetch,
         fn_constructor_args=(uri, need, pace, file_hashes()),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=FETCH_CPUS,
-        # One task at a time: of two, the later could come first and wait in the actor for what the earlier has yet to bring.
+        # One task at a time: of two, the later could run first and wait for the worker to take a group that the earlier one must fetch.
         compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),
     )
     try:
@@ -186,7 +189,7 @@ def _fetched(uri: str, need: _Need) -> Iterator[bytes]:
 
 
 Bring = Callable[[str, _Need], Iterator[bytes]]
-"""Brings the bytes of the episodes that a worker needs, in order."""
+"""Function that yields the bytes of the episodes that a worker needs, in order."""
 
 
 def _told(fetched: Iterator[bytes], on_fetched: Callable[[int], None]) -> Iterator[bytes]:
@@ -196,7 +199,7 @@ def _told(fetched: Iterator[bytes], on_fetched: Callable[[int], None]) -> Iterat
 
 
 def _ahead(items: Iterator[_T], depth: int) -> Iterator[_T]:
-    """The same items, made by a thread that keeps up to `depth` of them ready."""
+    """Yield the same items, prefetched by a thread that keeps up to `depth` of them ready."""
     ready: queue.Queue[tuple[_T | None, BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
 
@@ -235,9 +238,9 @@ def _ahead(items: Iterator[_T], depth: int) -> Iterator[_T]:
 
 
 def clips(need: _Need, fetched: Iterator[bytes], shape: ClipShape, contract: Contract, decode: Callable[..., Episode] = decode) -> Iterator[Clip]:
-    """The order's clips from the first step on, out of the episodes that are open; `fetched` brings the bytes that are needed, in order.
+    """Yield the order's clips from the first step on; `fetched` yields the needed episodes' bytes, in order.
 
-    decode: called as `episodes.decode`.
+    decode: function with the signature of `episode_format.decode`.
     """
     opened: dict[int, Episode] = {}
     held: dict[str, bytes] = {}
@@ -258,7 +261,7 @@ def clips(need: _Need, fetched: Iterator[bytes], shape: ClipShape, contract: Con
 
 
 def straight(uri: str, need: _Need) -> Iterator[bytes]:
-    """What `_fetched` brings, one episode after another and without Ray: for short looks."""
+    """Yield the same bytes as `_fetched`, one episode after another and without Ray: for reading a few batches."""
     storage = open_storage(uri)
     for entry in need.episodes():
         yield fetch(storage, entry)
@@ -276,11 +279,11 @@ def batches(
     bring: Bring | None = None,
     on_fetched: Callable[[int], None] = lambda nbytes: None,
 ) -> Iterator[dict[str, Any]]:
-    """The training batches of one worker for steps `first_step` to `num_steps`.
+    """Yield the training batches of one worker for steps `first_step` to `num_steps` (excluded).
 
-    A run that stops and starts again at any step sees exactly what an uninterrupted one would have. EpisodeError if an episode is
-    missing or damaged; nothing of it is decoded. `bring`: instead of Ray Data. `on_fetched` hears the bytes of each episode that was
-    fetched, in the thread that works ahead.
+    A run that resumes at any step receives the same batches as an uninterrupted one. Raises EpisodeError if an episode is missing or
+    damaged; nothing of it is decoded. `bring`: replaces Ray Data. `on_fetched`: called with the bytes of each fetched episode, in
+    the prefetching thread.
     """
 
     def made() -> Iterator[dict[str, Any]]:

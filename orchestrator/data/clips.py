@@ -1,4 +1,4 @@
-"""An episode cut into training clips: windows, padding and masks. Pure numpy.
+"""Training clips of an episode: windows, padding and masks. Pure numpy.
 
 Shapes: B clips; V views; K frames per view; T actions; H W pixels.
 """
@@ -17,29 +17,29 @@ from policy.interface import Contract
 
 
 def shown_frames(starts: Sequence[int], length: int, shape: ClipShape) -> npt.NDArray[np.int64]:
-    """(len(starts), K) numbers of the frames that the clips at `starts` show; past the end the last one, again and again."""
+    """Return the indices of the frames of the clips at `starts`, (len(starts), K); past the end, the last frame is repeated."""
     seen = np.asarray(starts, np.int64)[:, None] + shape.frame_stride * np.arange(shape.frames_per_view)
     return np.minimum(seen, length - 1)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One window: what is seen at `start`, what will be seen, and what the demonstrator did from there on."""
+    """Window of an episode: the frame at `start`, the frames after it, and the demonstrator's actions from there on."""
 
     episode: Episode
-    """Where the pictures stay until a batch takes them: the clips of a visit share most of them."""
+    """Owner of the pictures, which are copied only into a batch: the clips of a visit share most of them."""
     shown: npt.NDArray[np.int64]
-    """(K,) places of its frames among the episode's pictures."""
+    """(K,) indices of its frames among the episode's pictures."""
     proprio: npt.NDArray[np.float32]
-    """(P,) at the first frame; zeros where none was recorded."""
+    """(P,) proprioception at the first frame; zeros where none was recorded."""
     actions: npt.NDArray[np.float32]
-    """(T, A); past the episode's end, and in an action-free episode, padding."""
+    """(T, A) actions; padding past the episode's end and in an action-free episode."""
     action_mask: npt.NDArray[np.float32]
-    """(T,) 1 where there is an action to learn."""
+    """(T,) 1 where there is an action to learn, else 0."""
     frame_mask: npt.NDArray[np.float32]
-    """(K,) 1 where there is a frame to learn."""
+    """(K,) 1 where there is a frame to learn, else 0."""
     seed: int
-    """Of the clip itself, the same in every run: its episode's id and first frame."""
+    """Seed of the clip, the same in every run: a hash of its episode's id and first frame."""
 
     @property
     def frames(self) -> npt.NDArray[Any]:
@@ -48,10 +48,10 @@ class Clip:
 
 
 def cut(episode: Episode, start: int, shape: ClipShape, contract: Contract) -> Clip:
-    """The clip whose first frame is frame `start` (0 <= start < length).
+    """Cut the clip whose first frame is frame `start` (0 <= start < length).
 
-    `padding: masked` repeats the last frame and action and masks them. `padding: paper` does as the reference code: zero actions,
-    before they are normalised, and still frames, learned like any other (there: `sgm/data/video.py`).
+    `padding: masked` repeats the last frame and action and masks them. `padding: paper` follows the reference code
+    (`sgm/data/video.py`): zero actions, before they are normalised, and repeated frames, both without a mask.
     """
     last = episode.length - 1
     seen = start + shape.frame_stride * np.arange(shape.frames_per_view)
@@ -73,9 +73,9 @@ def cut(episode: Episode, start: int, shape: ClipShape, contract: Contract) -> C
 
 
 def stack(clips: Sequence[Clip]) -> dict[str, Any]:
-    """Clips as one batch: arrays with a leading B, and the lists of instructions and seeds.
+    """Return clips as one batch: arrays with a leading axis B, and the lists of instructions and seeds.
 
-    EpisodeError for an episode without one of the pictures: its part of the batch would stay as the memory was.
+    Raises EpisodeError for an episode that lacks a picture of its clip, since its part of the batch would be uninitialised memory.
     """
     views = [list(clip.episode.frames.values()) for clip in clips]
     for clip, cameras in zip(clips, views, strict=True):
@@ -85,7 +85,7 @@ def stack(clips: Sequence[Clip]) -> dict[str, Any]:
     frames = np.empty((len(clips), len(views[0]), len(clips[0].shown), *views[0][0].shape[1:]), views[0][0].dtype)
     for b, clip in enumerate(clips):
         for v, pictures in enumerate(views[b]):
-            np.take(pictures, clip.shown, axis=0, out=frames[b, v], mode="clip")  # straight to its place, once
+            np.take(pictures, clip.shown, axis=0, out=frames[b, v], mode="clip")  # directly into the batch, without another copy
     arrays = ("proprio", "actions", "action_mask", "frame_mask")
     stacked = {name: np.stack([getattr(clip, name) for clip in clips]) for name in arrays}
     return {"frames": frames, **stacked, "instructions": [clip.episode.instruction for clip in clips], "seeds": [clip.seed for clip in clips]}

@@ -1,4 +1,4 @@
-"""Recording demonstrations in parallel on Ray, into an episode store."""
+"""Parallel recording of demonstrations on Ray into an episode store."""
 
 from collections.abc import Iterator
 
@@ -15,9 +15,9 @@ from sim_workers.rollout.divergence import EpisodeFaultError
 
 
 def record(env: SimEnv, storage: Storage, demonstration: Demonstration) -> EpisodeEntry:
-    """Play a demonstration and write it to the store. A failed one is kept without its actions: worth watching, not worth imitating.
+    """Play a demonstration and write it to the store; a failed one is stored without actions, as an action-free episode.
 
-    EpisodeError, and nothing is written, if a value is not finite or the simulation diverges.
+    Raises EpisodeError, and writes nothing, if a value is not finite or the simulation diverges.
     """
     try:
         recording = demonstrate(env, demonstration)
@@ -37,7 +37,7 @@ def record(env: SimEnv, storage: Storage, demonstration: Demonstration) -> Episo
 
 
 class Recorder:
-    """A process with one simulator that records into a store (a Ray actor)."""
+    """Ray actor with one simulator that records into a store."""
 
     def __init__(self, task: str, contract: Contract, store_uri: str) -> None:
         self._env = SimEnv(task, contract)
@@ -48,13 +48,13 @@ class Recorder:
 
 
 def missing(storage: Storage, demonstrations: list[Demonstration]) -> list[Demonstration]:
-    """Those the store does not hold yet."""
+    """Return the demonstrations that the store does not hold yet."""
     manifest = newest_manifest(storage)
     have = set(manifest.episode_ids) if manifest else set()
     return [demonstration for demonstration in demonstrations if demonstration.episode_id not in have]
 
 
 def collect(storage: Storage, contract: Contract, demonstrations: list[Demonstration], workers: int) -> Iterator[EpisodeEntry]:
-    """Record all of one task on `workers` processes of a connected Ray cluster, yielding each as it is done, committing as it goes."""
+    """Record demonstrations of one task on `workers` actors of a connected Ray cluster; yield each when stored, and commit in batches."""
     task = demonstrations[0].task
     yield from record_all(storage, contract, Recorder, (task, contract, storage.uri), demonstrations, workers, f"demonstrations of {task}")

@@ -1,4 +1,4 @@
-"""Pictures side by side on one sheet, for a person to look at."""
+"""Contact sheet: labelled pictures side by side, for visual inspection."""
 
 import io
 import math
@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 
 def contact_sheet(pictures: list[tuple[str, npt.NDArray[np.uint8]]], columns: int = 6) -> bytes:
-    """A PNG of labelled (H, W, 3) pictures, row by row, each in its own size."""
+    """Return a PNG of labelled (H, W, 3) pictures, row by row; their sizes may differ."""
     from matplotlib.figure import Figure
 
     columns = min(columns, len(pictures))

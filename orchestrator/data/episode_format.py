@@ -1,11 +1,11 @@
-"""One episode and the bytes it is kept as: a Parquet file of one row, with an MP4 per camera.
+"""File format of an episode: a Parquet file of one row, with an MP4 per camera.
 
-    episode_id, task, instruction, success, source, length    what it is
-    proprio, action                                            lists of vectors; null where nobody recorded any
+    episode_id, task, instruction, success, source, length    metadata
+    proprio, action                                            lists of vectors; null where none were recorded
     cam.<name>                                                 H.264, one frame per control step, a key frame every 8
-    latents.<name>, latents_shape                              instead, beside a store: float16 of every frame, (S, h, w) (data/latents.py)
+    latents.<name>, latents_shape                              instead of cam in the latent cache: float16 (S, h, w) per frame (latent_cache.py)
 
-Readable with pyarrow, pandas or duckdb. Whoever reads an episode as action-free never reads its action column.
+Readable with pyarrow, pandas or duckdb. The action column is never read where an episode is used as action-free.
 """
 
 import io
@@ -24,20 +24,20 @@ from av.video.reformatter import VideoReformatter
 from policy.errors import DemoscaleError
 
 SCHEMA_VERSION = "2"
-# Coded as RGB: the object a policy looks for is a few coloured pixels, and a decoded plane is copied, not converted, which was the larger
-# half of reading (bench/data.py). `fastdecode` halves the other half. A key frame every 8 keeps the reading of single clips cheap.
+# Encoded as RGB: the object of a task may be a few coloured pixels; and decoded planes are copied, not converted, which was the larger
+# half of the time of reading (bench/data.py). `fastdecode` halves the other half. A key frame every 8 keeps reading single clips cheap.
 CODEC, PIXEL_FORMAT, DECODED_FORMAT = "libx264rgb", "bgr24", "gbrp"
 CODEC_OPTIONS = {"crf": "18", "preset": "medium", "tune": "fastdecode", "g": "8", "bf": "0"}
-# x264's macroblock tree reads uninitialised memory where the width is no multiple of 64: 1 encoding in 100 had other bytes, so another hash.
+# x264's macroblock tree reads uninitialised memory if the width is no multiple of 64: 1 encoding in 100 had different bytes and a different hash.
 WITHOUT_TREE = {"mbtree": "0"}
 
 
 MOST_FRAMES = 10_000_000
-"""Frames of one episode; at 20 a second, six days."""
+"""Maximum frames of one episode: six days at 20 per second."""
 
 
 class EpisodeError(DemoscaleError):
-    """One sentence: which episode of which store, what is wrong, and the mend."""
+    """Error of an episode, in one sentence: which episode of which store, what is wrong, and the fix."""
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,23 @@ class Episode:
     task: str
     instruction: str
     frames: dict[str, npt.NDArray[Any]]
-    """Per camera (L, H, W, 3) uint8 RGB, upright; or (L, S, h, w) float16 latents, as `policy.latent_codec` makes them of such pictures."""
+    """Camera -> (L, H, W, 3) uint8 RGB pictures, upright; or (L, S, h, w) float16 latents that `policy.latent_codec` makes of them."""
     proprio: npt.NDArray[np.float32] | None
-    """(L, P); None in an action-free recording without any."""
+    """(L, P) proprioception; None in an action-free recording without any."""
     action: npt.NDArray[np.float32] | None
-    """(L, A): the demonstrator's action at each frame; None when nobody recorded any, or nobody may see it."""
+    """(L, A) demonstrator's action at each frame; None if none was recorded, or if the episode is used as action-free."""
     success: bool | None
-    """None where nobody said."""
+    """Whether the task was achieved; None if unknown."""
     source: str
-    """What made it: the command or file, with its seed."""
+    """Origin: the command or file, with its seed."""
     numbers: npt.NDArray[np.int64] | None = None
-    """Where `frames` holds only some of the frames: which, ascending."""
+    """Ascending indices of the frames in `frames`; None if it holds all of them."""
     whole_length: int = 0
-    """Likewise: L."""
+    """L, where `frames` may hold only some of the frames; 0 otherwise."""
 
     @property
     def length(self) -> int:
-        """L."""
+        """Number of frames L of the whole episode."""
         return self.whole_length or len(next(iter(self.frames.values())))
 
 
@@ -76,7 +76,7 @@ def _encode_video(frames_LHW3: npt.NDArray[np.uint8], hz: float) -> bytes:
         stream: Any = container.add_stream(CODEC, rate=Fraction(hz).limit_denominator(1000), options=options)
         stream.height, stream.width = height, width
         stream.pix_fmt = PIXEL_FORMAT
-        stream.codec_context.thread_count = 1  # many workers run at once; and the bytes must not depend on the machine's cores
+        stream.codec_context.thread_count = 1  # several workers run at once, and the bytes must not depend on the number of cores
         for picture in frames_LHW3:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
         container.mux(stream.encode(None))
@@ -84,7 +84,7 @@ def _encode_video(frames_LHW3: npt.NDArray[np.uint8], hz: float) -> bytes:
 
 
 def _needed(packets: list[Any], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The packets that decoding the wanted frames takes: from the key frame before each up to the frame itself. One packet is one frame."""
+    """Return the indices of the packets to decode: from the key frame before each wanted frame to the frame. One packet is one frame."""
     keys = np.flatnonzero([packet.is_keyframe for packet in packets])
     before = keys[np.searchsorted(keys, wanted, side="right") - 1]
     needed = np.zeros(len(packets), bool)
@@ -94,10 +94,10 @@ def _needed(packets: list[Any], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np
 
 
 def _decode_video(data: bytes, wanted: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.uint8]:
-    """(len(wanted), H, W, 3): the frames of those numbers, ascending and distinct, of a film of `length` frames.
+    """Decode the frames of ascending, distinct indices of a film of `length` frames, (len(wanted), H, W, 3).
 
-    ValueError if the film has another number of frames, or if one that is wanted is not in it or differs in size: the array is allocated
-    before it is filled, and a part that stays as it is would show whatever the memory held.
+    Raises ValueError if the film has another number of frames, or if a wanted frame is missing or differs in size: the array is allocated
+    uninitialised, so a part that is not filled would hold arbitrary memory.
     """
     reformatter = VideoReformatter()  # one for all frames: a new one per frame costs more than the decoding
     with av.open(io.BytesIO(data), "r") as container:
@@ -132,7 +132,7 @@ def _decode_video(data: bytes, wanted: npt.NDArray[np.int64], length: int) -> np
 
 
 def read_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
-    """On the caller's thread: `pyarrow.parquet.read_table` starts threads that abort a process which ends soon afterwards."""
+    """Read a table on the caller's thread; `pyarrow.parquet.read_table` starts threads that abort a process that exits soon afterwards."""
     return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
 
 
@@ -142,7 +142,7 @@ def _vectors(array: npt.NDArray[np.float32] | None) -> pa.Array:
 
 
 def _array(column: pa.ChunkedArray, length: int) -> npt.NDArray[np.float32] | None:
-    """The (length, D) vectors of a one-row column; ValueError if there are more or fewer."""
+    """Return the (length, D) vectors of a one-row column, None for null. Raises ValueError if there are more or fewer."""
     (rows,) = column.chunks
     if rows.null_count:
         return None
@@ -154,13 +154,13 @@ def _array(column: pa.ChunkedArray, length: int) -> npt.NDArray[np.float32] | No
 
 
 def encode(episode: Episode, hz: float) -> bytes:
-    """The episode as a one-row Parquet file. Equal episodes give equal bytes."""
+    """Encode an episode as a one-row Parquet file. Equal episodes give equal bytes."""
     cameras = {f"cam.{name}": pa.array([_encode_video(frames, hz)], pa.binary()) for name, frames in episode.frames.items()}
     return _file(episode, cameras, {"demoscale.hz": str(hz)})
 
 
 def encode_latents(episode: Episode) -> bytes:
-    """Likewise an episode whose `frames` are latents, all of one shape."""
+    """Encode an episode whose `frames` are latents, all of one shape, as a one-row Parquet file."""
     columns = {f"latents.{name}": pa.array([frames.astype("<f2").tobytes()], pa.binary()) for name, frames in episode.frames.items()}
     shape = next(iter(episode.frames.values())).shape[1:]
     return _file(episode, {**columns, "latents_shape": pa.array([shape], pa.list_(pa.int64()))}, {})
@@ -185,10 +185,10 @@ def _file(episode: Episode, cameras: dict[str, pa.Array], metadata: dict[str, st
 
 
 def decode(data: bytes, cameras: tuple[str, ...], with_actions: bool, wanted: Sequence[int] | None = None) -> Episode:
-    """The episode with the named cameras, as pictures or, where those were kept, latents. Without `with_actions` the action column is not touched.
+    """Decode an episode with the named cameras, as pictures, or as latents if the file holds those.
 
-    With `wanted`, only the frames of those numbers, at the cost of themselves and those between them and the key frames before. EpisodeError,
-    which names the episode, if its parts are not as long as it says, or cannot be decoded.
+    Without `with_actions` the action column is not read. With `wanted`, only the frames of those indices are decoded, and those between them
+    and the preceding key frames. Raises EpisodeError, which names the episode, if its parts differ from its length or cannot be decoded.
     """
     file = pq.ParquetFile(pa.BufferReader(data))
     kept = ["latents_shape"] if "latents_shape" in file.schema_arrow.names else []
@@ -203,7 +203,7 @@ def decode(data: bytes, cameras: tuple[str, ...], with_actions: bool, wanted: Se
 
 
 def _episode(table: pa.Table, columns: dict[str, str], latents: bool, with_actions: bool, wanted: Sequence[int] | None) -> Episode:
-    """`columns`: those of the pictures, by camera. ValueError and others for parts that do not fit together."""
+    """Return the episode of a table. `columns`: camera -> column. Raises ValueError and others for parts that do not fit together."""
     length = table["length"][0].as_py()
     if not isinstance(length, int) or not 0 < length <= MOST_FRAMES:
         raise ValueError(f"its length is {length}; an episode has between 1 and {MOST_FRAMES} frames")
@@ -215,7 +215,7 @@ def _episode(table: pa.Table, columns: dict[str, str], latents: bool, with_actio
         if not latents:
             return _decode_video(table[column][0].as_py(), numbers, length)
         kept = np.frombuffer(table[column][0].as_buffer(), "<f2").reshape(length, *table["latents_shape"][0].as_py())
-        return kept[numbers]  # a copy of these alone
+        return kept[numbers]  # a copy, so that the other frames can be freed
 
     return Episode(
         frames={name: frames(column) for name, column in columns.items()},

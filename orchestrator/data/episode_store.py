@@ -1,10 +1,10 @@
-"""The episode store: immutable, content-addressed objects, listed by versioned manifests.
+"""Episode store: immutable, content-addressed objects, listed by versioned manifests.
 
     objects/<first two of sha256>/<sha256>.parquet   one episode, orchestrator/data/episode_format.py
     manifests/<sha256>.parquet                       one row per episode, orchestrator/data/manifest.py
     versions/000001.json                             names a manifest and its hash; claimed by a conditional write
 
-Nothing is ever changed or removed: a version, once there, names the same episodes for ever. A writer that dies leaves objects nobody names.
+Nothing is ever changed or removed: a version always names the same episodes. A writer that dies leaves objects that no version names.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ from policy.feature_stats import Stats
 from policy.interface import Contract
 
 _VERSION = re.compile(r"versions/(\d+)\.json")
-"""Other files of that folder (a file manager's, a person's notes) are passed over."""
+"""Name of a version's file; other files of that folder (a file manager's, notes) are ignored."""
 
 # -- writing --------------------------------------------------------------------------------------------------------------------
 
 
 def _check(episode: Episode) -> None:
-    """EpisodeError for a recording nobody could learn from."""
+    """Raise EpisodeError for values that are not finite, parts of unequal or no length, or actions without proprioception."""
     lengths = {f"camera {name}": len(frames) for name, frames in episode.frames.items()}
     for name, values in (("proprioception", episode.proprio), ("actions", episode.action)):
         if values is None:
@@ -46,7 +46,10 @@ def _check(episode: Episode) -> None:
 
 
 def put_episode(storage: Storage, episode: Episode, hz: float) -> EpisodeEntry:
-    """Write the object (once: equal content has one key) and return its manifest row; a later `commit` makes it visible."""
+    """Write an episode's object and return its manifest row; a later `commit` makes it visible.
+
+    Equal content has one key and is written once. Raises EpisodeError for an unusable recording.
+    """
     _check(episode)
     data = encode(episode, hz)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -74,7 +77,7 @@ def put_episode(storage: Storage, episode: Episode, hz: float) -> EpisodeEntry:
 
 
 def _refuse_misfits(contract: Contract, entries: list[EpisodeEntry]) -> None:
-    """EpisodeError for an episode that is not what the store's contract says."""
+    """Raise EpisodeError for an episode that does not match the store's contract."""
     for entry in entries:
         parts: list[tuple[str, Any, Any]] = [
             ("cameras", entry.cameras, contract.cameras),
@@ -92,10 +95,10 @@ def _refuse_misfits(contract: Contract, entries: list[EpisodeEntry]) -> None:
 
 
 def commit(storage: Storage, contract: Contract, entries: list[EpisodeEntry], note: str = "") -> Manifest:
-    """Make episodes visible in a new version, beside those already there; `note` says in the store's log what wrote them.
+    """Publish episodes in a new version, in addition to those of the newest; `note` names their writer in the store's log.
 
-    EpisodeError if the store keeps other conventions, or another episode under one of the ids: what is there stays. The
-    entries' other episodes are committed all the same.
+    Raises EpisodeError if the store keeps other conventions, or if one of the ids already names another episode: the stored episode
+    stays, and the other entries are committed nevertheless.
     """
     check_conditional_writes(storage)
     while True:
@@ -109,7 +112,7 @@ def commit(storage: Storage, contract: Contract, entries: list[EpisodeEntry], no
         if new:
             merged = old.with_entries(new.values())
             if not publish(storage, merged, version + 1, len(new), note):
-                continue  # somebody else was faster: begin again with what they wrote
+                continue  # another writer took the version: retry on top of its episodes
             old = merged
         if taken := [entry.episode_id for entry in entries if known.get(entry.episode_id, entry.sha256) != entry.sha256]:
             some = ", ".join(taken[:3]) + (f" and {len(taken) - 3} more" if len(taken) > 3 else "")
@@ -118,7 +121,7 @@ def commit(storage: Storage, contract: Contract, entries: list[EpisodeEntry], no
 
 
 def publish(storage: Storage, manifest: Manifest, number: int, added: int, note: str) -> bool:
-    """Make a manifest version `number` of the store; False if that version is taken."""
+    """Publish a manifest as version `number` of the store; return False if that version is taken."""
     storage.put_if_absent(f"manifests/{manifest.sha256}.parquet", manifest.data)
     return storage.put_if_absent(f"versions/{number:06d}.json", _version_bytes(number, manifest, added, note))
 
@@ -128,16 +131,16 @@ def publish(storage: Storage, manifest: Manifest, number: int, added: int, note:
 
 @dataclass(frozen=True)
 class Version:
-    """What `versions/<number>.json` says."""
+    """Content of `versions/<number>.json`."""
 
     number: int
     sha256: str
-    """Of the manifest."""
+    """SHA-256 of the manifest's file."""
     fingerprint: str
     episodes: int
     added: int
     created: str
-    """UTC, ISO 8601."""
+    """Time of writing, UTC, ISO 8601."""
     note: str
 
 
@@ -160,7 +163,7 @@ def _version_bytes(number: int, manifest: Manifest, added: int, note: str) -> by
 
 
 def read_version(storage: Storage, number: int) -> Version:
-    """One version; EpisodeError if its file is missing or damaged."""
+    """Return one version. Raises EpisodeError if its file is missing, damaged or of another format."""
     where = f"{storage.uri}: version {number} of the store"
     try:
         fields = json.loads(storage.get(f"versions/{number:06d}.json"))
@@ -179,13 +182,13 @@ def read_version(storage: Storage, number: int) -> Version:
 
 
 def latest_version(storage: Storage) -> int:
-    """Number of the newest version; 0 for a store nobody committed to."""
+    """Return the number of the newest version; 0 for a store without commits."""
     numbers = [int(match[1]) for key in storage.list("versions/") if (match := _VERSION.fullmatch(key))]
     return max(numbers, default=0)
 
 
 def load_manifest(storage: Storage, version: int | None = None) -> Manifest:
-    """The manifest of a version (the newest by default); EpisodeError if it is not there whole."""
+    """Return the manifest of a version (the newest by default). Raises EpisodeError if it is missing or damaged."""
     version = latest_version(storage) if version is None else version
     if version == 0:
         raise EpisodeError(
@@ -204,7 +207,7 @@ def load_manifest(storage: Storage, version: int | None = None) -> Manifest:
 
 
 def newest_manifest(storage: Storage) -> Manifest | None:
-    """The newest manifest; None where nobody committed anything yet."""
+    """Return the newest manifest; None for a store without commits."""
     version = latest_version(storage)
     return load_manifest(storage, version) if version else None
 
@@ -213,9 +216,9 @@ def newest_manifest(storage: Storage) -> Manifest | None:
 
 
 def fetch(storage: Storage, entry: EpisodeEntry) -> bytes:
-    """An episode's bytes, checked: a flipped bit in a video decodes without complaint, so the hash is the only guard.
+    """Return an episode's bytes after a check of their hash, since a video with a flipped bit decodes without an error.
 
-    EpisodeError names the episode if its object is missing, cut short or damaged.
+    Raises EpisodeError, which names the episode, if its object is missing, cut short or damaged.
     """
     try:
         data = storage.get(entry.key)[entry.offset : entry.offset + entry.nbytes]
@@ -229,7 +232,7 @@ def fetch(storage: Storage, entry: EpisodeEntry) -> bytes:
 
 
 def check_all(storage: Storage, entries: Iterable[EpisodeEntry], threads: int = 8) -> Iterator[tuple[EpisodeEntry, str]]:
-    """Read every entry's object: (entry, what is wrong with it or nothing), in order."""
+    """Read every entry's object and yield (entry, problem or ''), in order."""
 
     def problem(entry: EpisodeEntry) -> str:
         try:
@@ -239,5 +242,5 @@ def check_all(storage: Storage, entries: Iterable[EpisodeEntry], threads: int = 
         return ""
 
     with ThreadPoolExecutor(threads) as pool:
-        for some in in_tuples(entries, 16 * threads):  # not all at once: a store may be larger than memory
+        for some in in_tuples(entries, 16 * threads):  # in batches: a store may be larger than memory
             yield from zip(some, pool.map(problem, some), strict=True)

@@ -1,4 +1,4 @@
-"""Importing recordings of other people's formats into an episode store, in parallel on Ray, from wherever a run before this one got to."""
+"""Parallel, resumable import of recordings in third-party formats into an episode store, on Ray."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from orchestrator.data.parallel_writer import record_all
 from orchestrator.storage.base import Storage, open_storage
 
 STORED_BYTES = 1920 * 1080 * 3
-"""Of a stored picture; larger ones take more."""
+"""Assumed bytes of a picture as stored in the source; larger ones take more."""
 _CONTENT = re.compile(r"; content [0-9a-f]{12}$")
 
 _MENDS = {
@@ -28,10 +28,10 @@ _MENDS = {
 
 
 def adopted(source: Source, storage: Storage) -> Source:
-    """The source with the conventions of the store it goes into; SourceError if the two cannot be brought together.
+    """Return the source with the conventions of the store. Raises SourceError if the two are incompatible.
 
-    Episodes without actions take over what the store says of actions, proprioception and simulator; a source whose cameras only
-    come in another order takes over theirs.
+    Episodes without actions adopt the store's actions, render profile and simulator, and its proprioception if they have none; a source
+    whose cameras differ only in order adopts the store's order.
     """
     manifest = newest_manifest(storage)
     if manifest is None:
@@ -58,7 +58,7 @@ def _words(value: object) -> str:
 
 
 def missing(source: Source, storage: Storage) -> list[Item]:
-    """The items the store does not hold yet; SourceError for one whose name another recording has."""
+    """Return the items that the store does not hold yet. Raises SourceError if another recording has the id of one."""
     items = [item for item in source.items if not item.problem]
     manifest = newest_manifest(storage)
     if manifest is None:
@@ -75,7 +75,10 @@ def missing(source: Source, storage: Storage) -> list[Item]:
 
 
 def _difference(item: Item, entry: EpisodeEntry) -> str:
-    """In what a stored episode is not the item of its name; empty if it is. What was imported before content was noted is compared by its words."""
+    """Return the differences between a stored episode and the item of its id; empty if there are none.
+
+    Hashes of the content are compared only if the stored episode has one.
+    """
     noted = _CONTENT.search(entry.source)
     origin = item.origin if noted else _CONTENT.sub("", item.origin)
     ours = {"source": entry.source, "frames": entry.length, "actions": entry.labelled, "task": entry.task, "instruction": entry.instruction}
@@ -84,7 +87,7 @@ def _difference(item: Item, entry: EpisodeEntry) -> str:
 
 
 def memory_mib(source: Source) -> float:
-    """What a process holds of the longest episode: its pictures as the store keeps them, once to read and once to encode, and a block as stored."""
+    """Return the MiB that a process needs for the longest episode: its pictures twice, to read and to encode, and a block as stored."""
     height, width = source.contract.image_size
     longest = max((item.length for item in source.items), default=0)
     return (2 * longest * len(source.contract.cameras) * height * width * 3 + BLOCK * STORED_BYTES) / 2**20
@@ -92,21 +95,21 @@ def memory_mib(source: Source) -> float:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An episode that could not be read or stored."""
+    """Result for an episode that could not be read or stored."""
 
     reason: str
-    """A sentence that names it."""
+    """Sentence that names the episode and the cause."""
 
 
 class Importer:
-    """A process that reads episodes of one source and writes them to a store (a Ray actor)."""
+    """Ray actor that reads episodes of one source and writes them to a store."""
 
     def __init__(self, source: Source, store_uri: str) -> None:
         self._source = source
         self._storage = open_storage(store_uri)
 
     def record(self, item: Item) -> EpisodeEntry | LeftOut:
-        """Read and store one episode. Whatever is wrong with it leaves it out; a storage that cannot be written to ends the import."""
+        """Read and store one episode; return LeftOut for any fault of the episode. An error of the storage ends the import."""
         try:
             episode = self._source.read(item)
         except SourceError as error:
@@ -120,9 +123,9 @@ class Importer:
 
 
 def ingest(storage: Storage, source: Source, items: list[Item], workers: int, note: str) -> Iterator[EpisodeEntry | LeftOut]:
-    """Import the items on `workers` processes of a connected Ray cluster, yielding each as it is done, committing as it goes.
+    """Import the items on `workers` actors of a connected Ray cluster; yield each result when it is done, and commit in batches.
 
-    SourceError if there are questions only a person can answer. An episode that cannot be read is left out and the others go on.
+    An episode that cannot be read is left out and the others continue. Raises SourceError if the source has open questions.
     """
     if source.questions:
         raise SourceError("\n".join(source.questions))

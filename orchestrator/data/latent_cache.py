@@ -1,11 +1,11 @@
-"""What a frozen encoder makes of a store's episodes, made once and kept beside them.
+"""Cache of a frozen encoder's outputs for a store's episodes, computed once and kept in the store.
 
     latents/<codec>/<episode's sha256>/<sha256>.parquet    the episode with latents in place of pictures, orchestrator/data/episode_format.py
     latents/<codec>/index/<manifest>.parquet               one row per episode of a manifest: key, nbytes, sha256; written last
-    text/<encoder>/<manifest>-<sha256>.safetensors         every sentence of a manifest as the token a video model attends to
+    text/<encoder>/<manifest>-<sha256>.safetensors         every sentence of a manifest as the token that a video model attends to
 
-<codec> and <encoder> are fingerprints of the weights, <manifest> is the manifest's. Nothing is ever changed: all of it follows from what its
-name says. Several processes may fill one store; killed, they are started again. (An episode may then have two objects, where two kinds of GPU
+<codec> and <encoder> are fingerprints of the weights, <manifest> is the manifest's. Valid objects never change: their content is determined by
+their names. Several processes may fill one store, and a killed one can be restarted. (An episode may then have two objects, if two kinds of GPU
 rounded differently; an index names one.)
 """
 
@@ -39,17 +39,17 @@ INDEX = pa.schema([("episode", pa.string()), ("key", pa.string()), ("nbytes", pa
 
 @dataclass(frozen=True)
 class Kept:
-    """One row of an index: the latents of one episode."""
+    """Row of an index: the latents of one episode."""
 
     episode: str
-    """The sha256 of the episode they were made of."""
+    """SHA-256 of the episode that was encoded."""
     key: str
     nbytes: int
     sha256: str
 
 
 def picture_bytes(codec: "Latents", image_size: tuple[int, int]) -> int:
-    """Of one kept picture of one camera."""
+    """Return the bytes of the latents of one picture of one camera."""
     return 2 * codec.stored_channels * (image_size[0] // codec.patch) * (image_size[1] // codec.patch)
 
 
@@ -57,17 +57,17 @@ def picture_bytes(codec: "Latents", image_size: tuple[int, int]) -> int:
 
 
 def keep_latents(storage: Storage, manifest: Manifest, codec: "Latents", fingerprint: str, device: "torch.device") -> Iterator[Kept | EpisodeError]:
-    """Encode every episode of a manifest that is not encoded yet; all frames of all cameras. One answer per episode, in any order.
+    """Encode all frames and cameras of every episode of a manifest that is not encoded yet; yield one result per episode, in any order.
 
-    An error stands for an episode that is missing or damaged. The next episode is fetched and decoded while one is encoded.
+    The result is an EpisodeError for an episode that is missing or damaged. The next episode is fetched and decoded while one is encoded.
     """
     check_conditional_writes(storage)
     known = {row.episode: row for key in storage.list(f"latents/{fingerprint}/index/") for row in _rows(storage, key)}
     entries = list(manifest.entries)
-    random.shuffle(entries)  # processes that run side by side meet seldom
+    random.shuffle(entries)  # so that concurrent processes rarely encode the same episode
 
     def source(entry: EpisodeEntry) -> Kept | Episode | EpisodeError:
-        """The episode's latents if they are there whole, else its pictures."""
+        """Return the episode's latents if they are complete, else its pictures, else the error."""
         try:
             found = known.get(entry.sha256) or _found(storage, fingerprint, entry)
             return found or decode(fetch(storage, entry), manifest.contract.cameras, with_actions=entry.labelled)
@@ -87,7 +87,7 @@ def keep_latents(storage: Storage, manifest: Manifest, codec: "Latents", fingerp
 
 
 def _found(storage: Storage, fingerprint: str, entry: EpisodeEntry) -> Kept | None:
-    """The row of an object that a killed or a neighbouring process wrote, if there is a whole one."""
+    """Return the row of a complete object that a killed or a concurrent process wrote; None without one."""
     for key in storage.list(f"latents/{fingerprint}/{entry.sha256}/"):
         data = storage.get(key)
         if _row(fingerprint, entry, data).key == key:
@@ -115,12 +115,12 @@ def _latents(pictures_LHW3: npt.NDArray[np.uint8], codec: "Latents", device: "to
 def _write(storage: Storage, fingerprint: str, entry: EpisodeEntry, data: bytes) -> Kept:
     row = _row(fingerprint, entry, data)
     if not storage.put_if_absent(row.key, data) and storage.get(row.key) != data:
-        storage.put(row.key, data)  # what was there is damaged
+        storage.put(row.key, data)  # the existing object is damaged
     return row
 
 
 def publish_index(storage: Storage, manifest: Manifest, fingerprint: str, rows: Iterable[Kept]) -> None:
-    """Make the latents of all of a manifest's episodes readable. An index that is there stays."""
+    """Publish the index of the latents of all of a manifest's episodes. An existing index stays."""
     table = pa.Table.from_pylist([vars(row) for row in sorted(rows, key=lambda row: row.episode)], INDEX)
     buffer = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({"demoscale.digest": _digest(table)}), buffer, compression="zstd")
@@ -139,7 +139,7 @@ def _digest(table: pa.Table) -> str:
 
 
 def _rows(storage: Storage, key: str) -> list[Kept]:
-    """An index; EpisodeError if it is damaged."""
+    """Return the rows of an index. Raises EpisodeError if it is damaged."""
     data = storage.get(key)
     try:
         table = read_parquet(data)
@@ -152,9 +152,9 @@ def _rows(storage: Storage, key: str) -> list[Kept]:
 
 
 def latent_entries(storage: Storage, manifest: Manifest, fingerprint: str, entries: Iterable[EpisodeEntry]) -> list[EpisodeEntry]:
-    """The same episodes as kept latents: what an order is made of and a stream reads like any episode. They keep ids and lengths.
+    """Return the entries with the objects of their latents, which orders and streams accept as episodes; ids and lengths stay.
 
-    EpisodeError if the manifest's episodes have not all been encoded by the codec of that fingerprint.
+    Raises EpisodeError if the manifest has no index for the codec of that fingerprint, or a damaged one.
     """
     try:
         rows = {row.episode: row for row in _rows(storage, _index_key(manifest, fingerprint))}
@@ -164,7 +164,7 @@ def latent_entries(storage: Storage, manifest: Manifest, fingerprint: str, entri
 
 
 def has_latents(storage: Storage, manifest: Manifest, fingerprint: str) -> bool:
-    """Whether `latent_entries` will find all of them."""
+    """Return whether the latents of all of a manifest's episodes are published."""
     return storage.exists(_index_key(manifest, fingerprint))
 
 
@@ -172,9 +172,9 @@ def has_latents(storage: Storage, manifest: Manifest, fingerprint: str) -> bool:
 
 
 def keep_sentences(storage: Storage, manifest: Manifest, encoder: "SentenceEncoder", fingerprint: str) -> int:
-    """Embed every instruction of a manifest, once, and keep them all in one object; how many there are.
+    """Embed every distinct instruction of a manifest, store them in one object, and return their number.
 
-    Sentences that were kept for another manifest are not embedded again.
+    Sentences that are cached for another manifest are not embedded again.
     """
     from safetensors.torch import save
 
@@ -205,9 +205,9 @@ def _sentences(storage: Storage, key: str) -> dict[str, "torch.Tensor"]:
 
 
 def kept_sentences(storage: Storage, manifest: Manifest, fingerprint: str | None = None) -> dict[str, "torch.Tensor"]:
-    """Sentence -> (dim,) of every instruction of a manifest, for `policy.text_encoder.sentence_encoder`; empty if nobody embedded them.
+    """Return sentence -> (dim,) for every instruction of a manifest, for `policy.text_encoder.sentence_encoder`; empty if not embedded.
 
-    Without a fingerprint, of the one encoder that did; EpisodeError if there are several, or an object is damaged.
+    Without a fingerprint, those of the only encoder. Raises EpisodeError if there are several encoders, or an object is damaged.
     """
     keys = [key for key in storage.list(f"text/{fingerprint}/" if fingerprint else "text/") if f"/{manifest.fingerprint}-" in key]
     if len({key.split("/")[1] for key in keys}) > 1:

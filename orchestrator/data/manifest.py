@@ -1,4 +1,4 @@
-"""The list of a store's episodes: a Parquet file with one row each, where it is, how long, which task, its statistics."""
+"""Manifest of a store's episodes: a Parquet file with a row per episode (location, length, task, statistics)."""
 
 import hashlib
 import io
@@ -21,22 +21,22 @@ from policy.interface import Contract
 
 FORMAT = 2
 _T = TypeVar("_T")
-ROW_GROUP = 256  # rows decoded to look one episode up
+ROW_GROUP = 256  # rows decoded to find one episode
 
 
 @dataclass(frozen=True)
 class EpisodeEntry:
-    """One row of the manifest."""
+    """Row of the manifest."""
 
     episode_id: str
     key: str
     offset: int
-    """Of the episode's first byte in its object: 0, until somebody packs small episodes together."""
+    """Offset of the episode's first byte in its object; 0 while every object holds one episode."""
     nbytes: int
     sha256: str
-    """Of the episode's bytes."""
+    """SHA-256 of the episode's bytes."""
     length: int
-    """Frames, one per control step."""
+    """Number of frames, one per control step."""
     hz: float
     """Control steps per second."""
     cameras: tuple[str, ...]
@@ -84,7 +84,7 @@ def _row(entry: EpisodeEntry) -> dict[str, Any]:
 
 
 def in_tuples(items: Iterable[_T], size: int) -> Iterator[tuple[_T, ...]]:
-    """`size` consecutive items each; the last may be shorter."""
+    """Yield tuples of `size` consecutive items; the last may be shorter."""
     rest = iter(items)
     while some := tuple(islice(rest, size)):
         yield some
@@ -92,25 +92,26 @@ def in_tuples(items: Iterable[_T], size: int) -> Iterator[tuple[_T, ...]]:
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """A version of a store: which episodes it holds and under which conventions they were recorded.
+    """Version of a store: its episodes and the conventions under which they were recorded.
 
-    Kept as the Parquet file it is stored as, and read column by column as somebody asks: a million rows are mostly statistics,
-    of which an arm needs a few hundred.
+    It is kept as its Parquet file and read column by column on demand: a million rows are mostly statistics, of which an arm needs
+    a few hundred.
     """
 
     data: bytes
 
     @classmethod
     def of(cls, contract: Contract, entries: Iterable[EpisodeEntry]) -> "Manifest":
+        """Build a manifest of episodes recorded under a contract."""
         return cls._of_table(contract, pa.Table.from_pylist([_row(entry) for entry in entries], SCHEMA))
 
     def with_entries(self, entries: Iterable[EpisodeEntry]) -> "Manifest":
-        """The same with more rows, of ids that it does not have."""
+        """Return a manifest with additional rows; their ids must be new."""
         table = pa.concat_tables([self._file.read(use_threads=False), pa.Table.from_pylist([_row(entry) for entry in entries], SCHEMA)])
         return self._of_table(self.contract, table.unify_dictionaries())
 
     def groups(self, columns: Iterable[str]) -> Iterator[pa.Table]:
-        """Some columns, a few hundred rows at a time: a million episodes are listed in little memory."""
+        """Yield some columns, a row group at a time, so that a million episodes can be listed in little memory."""
         for group in range(self._file.num_row_groups):
             yield self._file.read_row_group(group, columns=list(columns), use_threads=False)
 
@@ -143,12 +144,12 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for equal content, whatever the order of writing."""
+        """Hash of contract, ids, contents, lengths and labels, equal for any order of writing."""
         return self._metadata("fingerprint")
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file."""
+        """SHA-256 of the file."""
         return hashlib.sha256(self.data).hexdigest()
 
     def __len__(self) -> int:
@@ -156,35 +157,35 @@ class Manifest:
         return rows
 
     def column(self, name: str) -> pa.Array:
-        """One column, in the order of the ids."""
+        """Return one column, in the order of the ids."""
         return self._file.read(columns=[name], use_threads=False).unify_dictionaries()[name].combine_chunks()
 
     @cached_property
     def episode_ids(self) -> list[str]:
-        """Sorted."""
+        """Ids of all episodes, sorted."""
         ids: list[str] = self.column("episode_id").to_pylist()
         return ids
 
     @cached_property
     def labelled(self) -> npt.NDArray[np.bool_]:
-        """(N,) whether each episode was recorded with actions."""
+        """(N,) True for each episode that was recorded with actions."""
         return np.asarray(self.column("labelled").to_numpy(zero_copy_only=False))
 
     @cached_property
     def tasks(self) -> dict[str, npt.NDArray[np.int64]]:
-        """Task -> places of its episodes among the ids."""
+        """Task -> indices of its episodes among the ids."""
         column = self.column("task")
         codes = column.indices.to_numpy()
         return {task: np.flatnonzero(codes == code) for code, task in sorted(enumerate(column.dictionary.to_pylist()), key=lambda item: item[1])}
 
     @property
     def entries(self) -> Iterator[EpisodeEntry]:
-        """Every row; for stores one would also print."""
+        """Every row with its statistics; slow for large stores."""
         for table in self.groups(SCHEMA.names):
             yield from map(_entry, table.to_pylist())
 
     def select(self, episode_ids: Iterable[str], with_stats: bool = True) -> list[EpisodeEntry]:
-        """The rows of the named episodes, in their order, with their statistics if wanted; EpisodeError if one is not there."""
+        """Return the rows of the named episodes, in that order, optionally without statistics. Raises EpisodeError for an unknown id."""
         wanted = list(episode_ids)
         places = [bisect_left(self.episode_ids, episode) for episode in wanted]
         for episode, place in zip(wanted, places, strict=True):
@@ -192,7 +193,7 @@ class Manifest:
                 raise EpisodeError(f"the store has no episode {episode}")
         found: dict[int, EpisodeEntry] = {}
         columns = [name for name in SCHEMA.names if with_stats or not name.endswith("_stats")]
-        for groups in in_tuples(sorted({place // ROW_GROUP for place in places}), 64):  # some at a time: a group is mostly rows nobody asked for
+        for groups in in_tuples(sorted({place // ROW_GROUP for place in places}), 64):  # in batches: most rows of a group are not requested
             first_row = {group: i * ROW_GROUP for i, group in enumerate(groups)}
             here = sorted({place for place in places if place // ROW_GROUP in first_row})
             table = self._file.read_row_groups(list(groups), columns, use_threads=False)

@@ -1,4 +1,4 @@
-"""Filling an episode store: processes of a Ray cluster write episodes in parallel, and what they wrote is committed as they go."""
+"""Parallel writing to an episode store: Ray actors write episodes, and the driver commits them in batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -9,7 +9,7 @@ from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.storage.base import Storage
 from policy.interface import Contract
 
-COMMIT_EVERY = 50  # episodes; what is committed survives an interruption
+COMMIT_EVERY = 50  # episodes; committed ones survive an interruption
 
 
 def record_all(
@@ -22,10 +22,10 @@ def record_all(
     note: str,
     lost: Callable[[Any], Any] | None = None,
 ) -> Iterator[Any]:
-    """Have `recorder(*arguments).record(job)` called for every job on `workers` actors of a connected cluster; yield each answer as it comes.
+    """Call `recorder(*arguments).record(job)` for every job on `workers` actors of a connected cluster; yield each result when it arrives.
 
-    An answer that is an EpisodeEntry is committed, `note` saying what wrote it; any other is only passed on. A job whose process dies each
-    time it is tried is answered by `lost(job)`, if there is such a function. Whatever ends the loop, the entries already yielded are committed.
+    A result that is an EpisodeEntry is committed with `note` as its writer; any other is only passed on. If a job's process dies at every
+    retry, its result is `lost(job)`, or the Ray error is raised without `lost`. However the loop ends, all entries received are committed.
     """
     import ray
     from ray.exceptions import ActorDiedError, ActorUnavailableError

@@ -1,4 +1,4 @@
-"""What there is to say about the episodes of a store, from its manifest alone: rows, counts, lengths, statistics."""
+"""Summary of the episodes of a store, from its manifest alone: rows, counts, lengths, statistics."""
 
 import math
 import re
@@ -19,8 +19,8 @@ from policy.interface import Contract
 ROW = ("episode_id", "task", "length", "hz", "labelled", "success", "nbytes", "cameras", "source")
 """Columns of the manifest that a listing shows."""
 CELLS = ("episode", "task", "frames", "seconds", "kind", "success", "KiB", "cameras", "source")
-"""What they are called there."""
-BARS = 10  # of the histogram of lengths
+"""Titles of the listing's columns."""
+BARS = 10  # maximum bars of the histogram of lengths
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 
 
@@ -28,13 +28,13 @@ _NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 
 
 def rows(manifest: Manifest, task: str | None = None) -> Iterator[dict[str, Any]]:
-    """A row per episode, of one task or all, in the order of their ids; as soon as it is read."""
+    """Yield a row per episode, of one task or all, in the order of their ids, without reading all rows first."""
     for table in manifest.groups(ROW):
         yield from (row for row in table.to_pylist() if task in (None, row["task"]))
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """A row as words, one per `CELLS`; none holds a tab, a line break or another control character."""
+    """Return a row as texts, one per `CELLS`, without tabs, line breaks or other control characters."""
     texts = (
         row["episode_id"],
         row["task"],
@@ -50,12 +50,12 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def as_json(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with exact values, for programs."""
+    """Return a row with exact values, for JSON output."""
     return {**row, "seconds": row["length"] / row["hz"]}
 
 
 def one_line(text: str) -> str:
-    """The text with spaces for whatever would break a line of a listing or command a terminal."""
+    """Return the text with a space for every unprintable character, such as line breaks and terminal escapes."""
     return text if text.isprintable() else "".join(character if character.isprintable() else " " for character in text)
 
 
@@ -64,23 +64,23 @@ def _success(success: bool | None) -> str:
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
-    """The question whether one of the known names was meant; `otherwise` if none comes close."""
+    """Return a question that suggests similar known names; `otherwise` if none is similar."""
     close = get_close_matches(name, known, 3)
     return f"did you mean {' or '.join(close)}?" if close else otherwise
 
 
 def find(manifest: Manifest, episode_id: str, where: str) -> EpisodeEntry:
-    """One episode; EpisodeError offers those whose names come close."""
+    """Return one episode. Raises EpisodeError, which suggests similar ids, if it does not exist."""
     ids = manifest.episode_ids
     place = bisect_left(ids, episode_id)
     if ids[place : place + 1] == [episode_id]:
         return manifest[episode_id]
-    neighbours = ids[max(0, place - 1000) : place + 1000]  # not all: each comparison takes its time
+    neighbours = ids[max(0, place - 1000) : place + 1000]  # not all, since comparisons are slow
     raise EpisodeError(f"{where}: there is no episode {episode_id}; {nearest(episode_id, neighbours, f'`demoscale data ls {where}` lists them')}")
 
 
 def spread_out(manifest: Manifest, count: int) -> list[EpisodeEntry]:
-    """At most `count` episodes, evenly over the store, so that every part of it is seen."""
+    """Return at most `count` episodes, evenly spaced over the store's ids."""
     total = len(manifest)
     return manifest.select(manifest.episode_ids[i * total // min(count, total)] for i in range(min(count, total)))
 
@@ -90,26 +90,26 @@ def spread_out(manifest: Manifest, count: int) -> list[EpisodeEntry]:
 
 @dataclass
 class Task:
-    """The episodes of one task."""
+    """Counts of the episodes of one task."""
 
     task: str
     instruction: str
-    """Of its first episode."""
+    """Instruction of its first episode."""
     instructions: int = 0
-    """How many different ones."""
+    """Number of distinct instructions."""
     episodes: int = 0
     labelled: int = 0
     action_free: int = 0
     succeeded: int = 0
     failed: int = 0
     unknown: int = 0
-    """Nobody said whether they succeeded."""
+    """Number of episodes without a success flag."""
     frames: int = 0
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long episodes are, in frames."""
+    """Distribution of the lengths of episodes, in frames."""
 
     low: int
     q25: float
@@ -118,12 +118,12 @@ class Lengths:
     high: int
     total: int
     histogram: list[tuple[int, int, int]]
-    """(first length, last length, episodes) of each bar."""
+    """(lowest length, highest length, episodes) of each bar."""
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One dimension of action or proprioception, over all frames."""
+    """Statistics of one dimension of action or proprioception, over all frames."""
 
     name: str
     low: float
@@ -137,7 +137,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a version of a store holds."""
+    """Summary of a version of a store."""
 
     fingerprint: str
     contract: dict[str, Any]
@@ -148,13 +148,13 @@ class Summary:
     tasks: list[Task]
     lengths: Lengths | None
     sources: list[tuple[str, int]]
-    """What made how many, the most first; equal but for their numbers counts as one."""
+    """(source, number of episodes), the most frequent first; sources that differ only in numbers count as one."""
     statistics: dict[str, list[Dimension]]
-    """Of action and proprioception, over the labelled episodes."""
+    """`action` and `proprio` -> statistics over the labelled episodes."""
 
 
 def summarise(manifest: Manifest) -> Summary:
-    """Read the manifest once."""
+    """Return the summary of a manifest."""
     tasks: dict[str, Task] = {}
     instructions: dict[str, set[str]] = {}
     sources: Counter[str] = Counter()
@@ -199,7 +199,7 @@ def _lengths(lengths: Any) -> Lengths | None:
 
 
 def grouped(sources: dict[str, int]) -> list[tuple[str, int]]:
-    """Sources that differ only in numbers as one, each number as its range: `seed 0..99`."""
+    """Merge sources that differ only in numbers, and write each number as its range: `seed 0..99`; the most frequent first."""
     groups: dict[tuple[str, ...], tuple[int, list[tuple[str, str]]]] = {}
     for source, count in sources.items():
         words, numbers = tuple(_NUMBER.split(source)[::2]), _NUMBER.findall(source)
@@ -214,7 +214,7 @@ def grouped(sources: dict[str, int]) -> list[tuple[str, int]]:
 
 
 def merged(manifest: Manifest, kind: str) -> Stats | None:
-    """Statistics of all labelled episodes; None if there is none."""
+    """Return the merged statistics of all labelled episodes; None without any."""
     parts = []
     for table in manifest.groups(("labelled", f"{kind}_stats")):
         if stats := table.filter(table["labelled"])[f"{kind}_stats"].drop_null().to_pylist():
@@ -223,7 +223,7 @@ def merged(manifest: Manifest, kind: str) -> Stats | None:
 
 
 def dimensions(stats: Stats | None, names: tuple[str, ...]) -> list[Dimension]:
-    """One per dimension, with its name in the contract."""
+    """Return the statistics of each dimension, with its name in the contract."""
     if stats is None:
         return []
     if len(names) != len(stats.mean):  # an action-free episode may have a proprioception of its own
@@ -235,7 +235,7 @@ def dimensions(stats: Stats | None, names: tuple[str, ...]) -> list[Dimension]:
 
 
 def statistics_of(entry: EpisodeEntry, contract: Contract) -> dict[str, list[Dimension]]:
-    """Those of one episode."""
+    """Return the statistics of one episode's action and proprioception."""
     return {
         "action": dimensions(entry.action_stats, contract.action),
         "proprio": dimensions(entry.proprio_stats, contract.proprio),

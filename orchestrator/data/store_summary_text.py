@@ -1,4 +1,4 @@
-"""What there is to say about the episodes of a store, as lines for a person."""
+"""Text output of the summary of a store or an episode."""
 
 import math
 from collections.abc import Collection, Iterable, Sequence
@@ -10,37 +10,37 @@ from policy.interface import Contract
 
 SPREAD = ("low", "q01", "mean", "std", "q99", "high")
 BAR_WIDTH = 40  # characters
-GROUPS = 12  # of sources, shown to a person
+GROUPS = 12  # maximum number of groups of sources shown
 Part = tuple[str, list[str]]
-"""A title and its lines."""
+"""(title, lines)."""
 
 
 def amount(count: int, noun: str) -> str:
-    """`1 episode`, `2 episodes`."""
+    """Return a count with its noun: `1 episode`, `2 episodes`."""
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def size(nbytes: float) -> str:
-    """Bytes for a person."""
+    """Return bytes as text, in KiB to TiB."""
     units = ("KiB", "MiB", "GiB", "TiB")
     power = max(1, min(len(units), int(math.log2(max(nbytes, 1)) // 10)))
     return f"{nbytes / 1024**power:.1f} {units[power - 1]}"
 
 
 def time_of(seconds: float) -> str:
-    """Seconds for a person."""
+    """Return seconds as text, in s, min or h."""
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def aligned(table: Sequence[tuple[str, ...]], left: Collection[int] = (0,)) -> list[str]:
-    """Lines of equal columns: those in `left` begin at the left, the others end at the right."""
+    """Return the lines of a table with aligned columns: those in `left` to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     padded = ([cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))] for row in table)
     return ["  ".join(row).rstrip() for row in padded]
 
 
 def fitted(table: list[tuple[str, ...]], shortened: Collection[int], width: int) -> list[tuple[str, ...]]:
-    """The table with the cells of some columns cut, the widest first, until its aligned lines are no longer than `width` if they can be."""
+    """Cut cells of the `shortened` columns, the widest first, until aligned lines are at most `width` long, if possible."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     while sum(widths) + 2 * (len(widths) - 1) > width:
         widest = max(shortened, key=lambda i: widths[i])
@@ -51,12 +51,12 @@ def fitted(table: list[tuple[str, ...]], shortened: Collection[int], width: int)
 
 
 def fields(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """Lines of a name and what it is."""
+    """Return a line for each (name, value)."""
     return [f"{name:<12} {one_line(text)}" for name, text in pairs]
 
 
 def contract_lines(contract: Contract) -> list[str]:
-    """The conventions all episodes share."""
+    """Return the lines of the conventions that all episodes share."""
     height, width = contract.image_size
     return fields(
         [
@@ -70,7 +70,7 @@ def contract_lines(contract: Contract) -> list[str]:
 
 
 def task_lines(summary: Summary) -> list[str]:
-    """A table of tasks, each with its instruction."""
+    """Return a table of tasks, each with its instruction and counts."""
     table: list[tuple[str, ...]] = [("task", "instruction", "episodes", "labelled", "action-free", "succeeded", "failed", "unknown", "frames")]
     for t in summary.tasks:
         said = one_line(t.instruction) + (f" (and {amount(t.instructions - 1, 'other')})" if t.instructions > 1 else "")
@@ -80,7 +80,7 @@ def task_lines(summary: Summary) -> list[str]:
 
 
 def length_lines(lengths: Lengths, hz: float) -> list[str]:
-    """Quartiles in frames and seconds, and a histogram."""
+    """Return quartiles in frames and seconds, and a histogram."""
     names = (("shortest", lengths.low), ("25 %", lengths.q25), ("median", lengths.median), ("75 %", lengths.q75), ("longest", lengths.high))
     lines = aligned([("length", "frames", "seconds"), *((name, f"{frames:g}", f"{frames / hz:.2f}") for name, frames in names)])
     most = max(count for _, _, count in lengths.histogram)
@@ -91,14 +91,14 @@ def length_lines(lengths: Lengths, hz: float) -> list[str]:
 
 
 def source_lines(summary: Summary) -> list[str]:
-    """What made the episodes."""
+    """Return the sources of the episodes and their counts."""
     shown, rest = summary.sources[:GROUPS], summary.sources[GROUPS:]
     lines = [f"{line}  {one_line(name)}" for line, (name, _) in zip(aligned([(str(n),) for _, n in shown], left=()), shown, strict=True)]
     return [*lines, f"and {sum(n for _, n in rest)} from {amount(len(rest), 'other source')}"] if rest else lines
 
 
 def statistics_lines(dims: list[Dimension]) -> list[str]:
-    """A table of dimensions; those that never change are marked."""
+    """Return a table of dimensions; constant ones are marked."""
     rows = [(d.name, *(_number(getattr(d, name)) for name in SPREAD), "constant" if d.constant else "") for d in dims]
     return aligned([("", *SPREAD, ""), *rows])
 
@@ -111,7 +111,7 @@ def _number(value: float) -> str:
 
 
 def of_store(uri: str, version: Version, contract: Contract, summary: Summary) -> list[Part]:
-    """What a version of a store holds."""
+    """Return the parts of the text about a version of a store."""
     lengths, count = summary.lengths, summary.episodes
     facts = [
         ("store", uri),
@@ -129,6 +129,6 @@ def of_store(uri: str, version: Version, contract: Contract, summary: Summary) -
 
 
 def of_episode(entry: EpisodeEntry, statistics: dict[str, list[Dimension]]) -> list[Part]:
-    """One episode."""
+    """Return the parts of the text about one episode."""
     facts = [*zip(CELLS, cells(vars(entry)), strict=True), ("instruction", entry.instruction), ("object", entry.key)]
     return [("", fields(facts)), *((kind, statistics_lines(dims)) for kind, dims in statistics.items() if dims)]

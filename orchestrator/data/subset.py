@@ -1,8 +1,8 @@
-"""Which episodes an arm learns from, and which no arm does: the scientific core, pure and small.
+"""Choice of the episodes that an arm learns from, and of those held out from every arm. Pure.
 
-One seeded permutation per (data set, seed, task). Demos are taken from its front, action-free episodes from its back, so that more
-demos always contain the fewer, more action-free episodes always contain the fewer, and no episode is ever both. What no arm takes
-is held out.
+One seeded permutation per (data set, seed, task). Demos are taken from its front, action-free episodes from its back, so that a larger
+set of demos contains every smaller one, likewise for action-free episodes, and no episode is both. Episodes that no arm takes are
+held out.
 """
 
 import hashlib
@@ -18,32 +18,33 @@ from policy.errors import DemoscaleError
 
 
 class SubsetError(DemoscaleError):
-    """One sentence: the task whose episodes do not suffice, and the numbers."""
+    """Error of a choice, in one sentence: the task whose episodes do not suffice, and the numbers."""
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Episode ids, sorted. `demos` are read with their actions, `action_free` without."""
+    """Sorted ids of the chosen episodes: `demos` are read with their actions, `action_free` without."""
 
     demos: tuple[str, ...]
     action_free: tuple[str, ...]
 
     @property
     def digest(self) -> str:
+        """First 16 hexadecimal digits of a SHA-256 of the ids and their roles."""
         text = "\n".join((*self.demos, "--", *self.action_free))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def num_action_free(demo_count: int, action_free_ratio: float) -> int:
-    """Action-free episodes per task that a ratio means."""
+    """Return the number of action-free episodes per task for a ratio to the demos."""
     return round(action_free_ratio * demo_count)
 
 
 @lru_cache(maxsize=32)
 def permutation(manifest: Manifest, task: str, seed: int) -> npt.NDArray[np.int64]:
-    """The order of one task's episodes, as places among the manifest's ids: a function of the ids and the seed.
+    """Return the order of one task's episodes, as indices into the manifest's ids: a function of task, ids, labels and seed.
 
-    Episodes recorded without actions can never be demos; they come last.
+    Episodes recorded without actions cannot be demos; they come last.
     """
     places = manifest.tasks[task]
     ids = manifest.episode_ids
@@ -60,10 +61,10 @@ def choose(
     without: Set[str] = frozenset(),
     labelled_tasks: Collection[str] = (),
 ) -> Subset:
-    """The first `demo_count` demos of every task, and the last round(ratio x demo_count) episodes as action-free ones.
+    """Choose the first `demo_count` episodes of every task as demos, and the last round(ratio x demo_count) as action-free ones.
 
-    `without`: episodes that are set aside; the next in order take their places, the counts stay. `labelled_tasks`: those that are demonstrated, all
-    of them if empty; of every other task `demo_count` episodes are videos without actions. SubsetError if there are too few.
+    `without`: episodes to exclude; the next in order replace them, the counts stay. `labelled_tasks`: tasks with demos, all if empty; of
+    every other task, `demo_count` episodes are taken as action-free ones. Raises SubsetError for an unknown task or too few episodes.
     """
     if unknown := sorted(set(labelled_tasks) - manifest.tasks.keys()):
         raise SubsetError(f"{', '.join(unknown)}: the store has no such task; it has {', '.join(manifest.tasks)}")
@@ -90,10 +91,10 @@ def choose(
 
 
 def held_out(manifest: Manifest, task: str, count: int, used: Set[str], shortest: int = 1, seed: int = 0) -> tuple[str, ...]:
-    """`count` episodes of a task that are not among those `used`: the last ones of its permutation, those with actions first.
+    """Return `count` episodes of a task that are not `used`: the last ones of its permutation, those with actions first.
 
-    Fewer are always among more. One that becomes used is replaced, the others stay; nothing else that becomes used changes them.
-    `shortest`: frames that an episode must have. SubsetError if too few are left.
+    A smaller set is a subset of a larger one. If one of them becomes used, only that one is replaced; other used episodes change nothing.
+    `shortest`: minimum frames of an episode. Raises SubsetError if too few are left.
     """
     ids, lengths = manifest.episode_ids, manifest.column("length").to_numpy()
     order = permutation(manifest, task, seed)[::-1]

@@ -1,1 +1,1 @@
-"""Episodes in other formats."""
+"""Exporters of episodes to other formats."""

@@ -1,9 +1,9 @@
-"""Episodes of a store as a LeRobot dataset, version 3.0, which `lerobot` and `orchestrator/data/importers/lerobot.py` read.
+"""Exporter of a store's episodes to a LeRobot dataset, version 3.0, which `lerobot` and `orchestrator/data/importers/lerobot.py` read.
 
 The stored videos are copied byte for byte, one file per episode and camera. Layout as in Hugging Face's `lerobot`
 (src/lerobot/datasets, version 3.0): meta/info.json, meta/stats.json, meta/tasks.parquet, meta/episodes/, data/, videos/.
-The store's contract is kept whole in meta/info.json, under `demoscale`; what only this project knows of an episode in
-meta/episodes, in columns demoscale/<name>. `orchestrator/data/exporters/robomimic.py` writes the other format.
+The store's contract is kept whole in meta/info.json, under `demoscale`; fields of an episode that LeRobot does not have are in
+columns demoscale/<name> of meta/episodes. `orchestrator/data/exporters/robomimic.py` writes the other format.
 """
 
 import json
@@ -23,18 +23,18 @@ from orchestrator.storage.base import Storage
 from policy.interface import Contract
 
 FILES_PER_CHUNK = 1000
-EPISODES_PER_FILE = 1000  # rows of so many episodes share a Parquet file
-SAMPLED_FRAMES = 50  # per episode and camera, for the statistics of pixels
+EPISODES_PER_FILE = 1000  # episodes whose rows share a Parquet file
+SAMPLED_FRAMES = 50  # minimum per episode and camera (fewer in shorter episodes), for the statistics of pixels
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 LEROBOT, ROBOMIMIC = "LeRobot", "robomimic"
-NAMED = 10  # episodes named in a sentence
+NAMED = 10  # maximum number of episodes named in a sentence
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 Statistics = dict[str, npt.NDArray[Any]]
 
 
 def exportable(storage: Storage, manifest: Manifest, labelled_only: bool, kind: str = LEROBOT) -> list[EpisodeEntry]:
-    """Select the episodes that a data set of that kind can hold; EpisodeError for a rate or episodes that it cannot express."""
+    """Return the episodes that a data set of that kind can hold. Raises EpisodeError for a rate or episodes that it cannot express."""
     if kind == LEROBOT and manifest.contract.control_hz % 1:
         raise EpisodeError(f"{storage.uri}: LeRobot's fps is a whole number, the store has {manifest.contract.control_hz:g} steps per second")
     entries = list(manifest.entries)
@@ -50,17 +50,18 @@ def exportable(storage: Storage, manifest: Manifest, labelled_only: bool, kind: 
 
 
 def named(episodes: Iterable[str]) -> str:
-    """List episodes in a sentence, the first ones by name."""
+    """Return a list of episodes for a sentence, with the first NAMED by name."""
     ids = list(episodes)
     return ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
 
 
 def contract_of_export(path: Path | str) -> Contract:
-    """Read the conventions that an export carries, from a LeRobot folder or a robomimic file; EpisodeError if it carries none.
+    """Read the conventions that an export carries, from a LeRobot folder or a robomimic file.
 
-    A policy trained elsewhere on the export has these for its `contract`, so that it can be scored here:
-    `contract = contract_of_export("lift.hdf5")` in what `MODULE:FUNCTION` returns, for `demoscale score` and `jobs.serve`. A policy
-    server in another language answers GET /contract with what `python -m jobs.export --contract-of lift.hdf5` prints.
+    A policy trained on the export by another program uses them as its `contract`, so that it can be scored here:
+    `contract = contract_of_export("lift.hdf5")` in the policy that `MODULE:FUNCTION` returns, for `demoscale score` and `jobs.serve`. A policy
+    server in another language answers GET /contract with the output of `python -m jobs.export --contract-of lift.hdf5`.
+    Raises EpisodeError if the export is missing, unreadable, or carries no conventions.
     """
     path = Path(path)
     info = path / "meta" / "info.json"
@@ -79,7 +80,7 @@ def contract_of_export(path: Path | str) -> Contract:
 
 
 def _stated_in_hdf5(path: Path) -> Any:
-    """The contract as JSON; None if the file has none."""
+    """Return the contract as JSON; None if the file has none."""
     import h5py
 
     with h5py.File(path, "r") as file:
@@ -90,7 +91,10 @@ def _stated_in_hdf5(path: Path) -> Any:
 
 
 def export(storage: Storage, contract: Contract, entries: list[EpisodeEntry], folder: Path) -> Generator[EpisodeEntry, None, None]:
-    """Write the labelled episodes to an empty or new folder, yielding each as it is done; meta/info.json, last, makes it a dataset."""
+    """Write the labelled episodes to an empty or new folder, yielding each when it is written.
+
+    meta/info.json, which makes the folder a dataset, is written last. Raises EpisodeError if the folder is not empty.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise EpisodeError(f"{folder}: it is not empty; export into a new folder, or empty it first")
     instructions = sorted({entry.instruction for entry in entries})
@@ -134,7 +138,7 @@ def _rows_place(index: int) -> dict[str, int]:
 
 
 def _columns(episode: Episode, index: int, first: int, task: int, hz: float) -> dict[str, npt.NDArray[Any]]:
-    """A row per frame. `index` counts frames over the whole dataset."""
+    """Return the columns of the data file, with a row per frame. Column `index` counts frames over the whole dataset."""
     assert episode.proprio is not None
     assert episode.action is not None
     counted = np.arange(episode.length)
@@ -154,7 +158,7 @@ def _table(columns: dict[str, npt.NDArray[Any]]) -> pa.Table:
 
 
 def _line(entry: EpisodeEntry, index: int, first: int, contract: Contract) -> dict[str, Any]:
-    """What meta/episodes says of an episode; what only this project knows of it comes under a name of its own."""
+    """Return an episode's row of meta/episodes; fields that LeRobot does not have are named demoscale/<name>."""
     line: dict[str, Any] = {"episode_index": index, "tasks": [entry.instruction], "length": entry.length}
     line |= {"dataset_from_index": first, "dataset_to_index": first + entry.length}
     line |= {f"data/{name}": value for name, value in _rows_place(index).items()}
@@ -172,7 +176,7 @@ def _info(contract: Contract, episodes: int, frames: int, tasks: int) -> dict[st
     fps = int(contract.control_hz)
     facts = {"video.height": height, "video.width": width, "video.channels": 3, "video.fps": fps, "video.codec": "h264", "has_audio": False}
     shape = {"shape": [height, width, 3], "names": ["height", "width", "channels"]}
-    # LeRobot encodes with these settings when an edit cuts a file, and its h264 encoder refuses the stored pixel format: that one is left out.
+    # LeRobot encodes with these settings when an edit cuts a file. The pixel format is omitted, since its h264 encoder refuses the stored one.
     settings = {f"video.{name}": int(CODEC_OPTIONS[name]) for name in ("crf", "g")}
     video = {"dtype": "video", **shape, "info": {**facts, **settings, "video.is_depth_map": False}}
     vectors = {"observation.state": contract.proprio, "action": contract.action}
@@ -199,7 +203,7 @@ def _info(contract: Contract, episodes: int, frames: int, tasks: int) -> dict[st
 
 
 def _tasks(instructions: list[str]) -> pa.Table:
-    """LeRobot reads it with pandas and looks tasks up by the index, so the table says which column that is."""
+    """Return the table of tasks, with metadata that mark the index column: LeRobot reads it with pandas and looks tasks up by the index."""
     described = [
         {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
         {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object", "metadata": None},
@@ -210,21 +214,21 @@ def _tasks(instructions: list[str]) -> pa.Table:
 
 
 def _statistics(values: npt.NDArray[Any]) -> Statistics:
-    """Of (N, D) rows or (N,) numbers, per dimension."""
+    """Return statistics per dimension of (N, D) rows or (N,) numbers."""
     rows = values.reshape(len(values), -1).astype(np.float64)
     quantiles = {name: np.quantile(rows, q, axis=0) for name, q in QUANTILES.items()}
     return {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0), "count": np.array([len(rows)]), **quantiles}
 
 
 def _pixel_statistics(frames: npt.NDArray[np.uint8]) -> Statistics:
-    """Per channel, (3, 1, 1), of values from 0 to 1; `count` is of frames."""
+    """Return statistics per channel, (3, 1, 1), of pixel values scaled to 0 to 1; `count` is the number of frames."""
     statistics = _statistics(frames.reshape(-1, 3) / 255)
     shaped = {name: value.reshape(3, 1, 1) for name, value in statistics.items() if name != "count"}
     return {**shaped, "count": np.array([len(frames)])}
 
 
 def _merged(parts: list[Statistics]) -> Statistics:
-    """Of all episodes together. Quantiles are means of the episodes' quantiles, as LeRobot merges them."""
+    """Return statistics over all episodes. Quantiles are means of the episodes' quantiles, as LeRobot merges them."""
     counts = np.array([part["count"][0] for part in parts], float)
 
     def mean(values: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

@@ -1,14 +1,14 @@
-"""Episodes of a store as one HDF5 file laid out as robomimic's, which robomimic and `orchestrator/data/importers/robomimic_hdf5.py` read.
+"""Exporter of a store's episodes to one HDF5 file in robomimic's layout, which robomimic and `orchestrator/data/importers/robomimic_hdf5.py` read.
 
     data                                attributes total, env_args (JSON), demoscale.contract (JSON, `Contract`), demoscale.proprio_keys (JSON)
-    data/demo_3                         attributes num_samples, demoscale.episode_id, .task, .instruction, .source, .success (where it is known)
+    data/demo_3                         attributes num_samples, demoscale.episode_id, .task, .instruction, .source, .success (if known)
     data/demo_3/actions                 (L, A) float32
     data/demo_3/rewards, dones          (L,) reward 1 in the last step of a success, done in the last step
     data/demo_3/obs/<camera>_image      (L, H, W, 3) uint8, upright, a compressed chunk per frame
-    data/demo_3/obs/<vector>            (L, D) float32; side by side, in the order of demoscale.proprio_keys, they are the proprioception
-    mask/train                          names of all demonstrations, if asked for
+    data/demo_3/obs/<vector>            (L, D) float32; concatenated in the order of demoscale.proprio_keys, they are the proprioception
+    mask/train                          names of all demonstrations, if requested
 
-The pictures are those that the store's videos decode to.
+The pictures are the decoded frames of the store's videos.
 """
 
 import json
@@ -32,10 +32,10 @@ from sim_workers.envs.robosuite import ACTION, FINGER_KEYS, HAND_KEYS, PROPRIO
 
 SUFFIXES = (".hdf5", ".h5")
 REST = "proprio"
-"""Vector of the values that belong to none of robosuite's."""
+"""Name of the vector for values that belong to none of robosuite's vectors."""
 PARTS = dict(zip(HAND_KEYS + FINGER_KEYS, (PROPRIO[:3], PROPRIO[3:7], PROPRIO[7:]), strict=True))
 """Robosuite's name of a vector, without the arm's -> the simulator's names of its values."""
-GZIP_LEVEL = 1  # a rendered frame shrinks little further at higher levels, which take several times as long
+GZIP_LEVEL = 1  # higher levels take several times as long and shrink a rendered frame little further
 ROBOSUITE = 1  # robomimic's EnvType.ROBOSUITE_TYPE
 CONTROLLER = {
     "type": "OSC_POSE",
@@ -57,16 +57,15 @@ CONTROLLER = {
     "ramp_ratio": 0.2,
     "gripper": {"type": "GRIP"},
 }
-"""What robosuite 1.5 gives a Panda's arm by default (controllers/config/robots/default_panda.json)."""
+"""Default controller of a Panda's arm in robosuite 1.5 (controllers/config/robots/default_panda.json)."""
 
 
 def export_robomimic(
     storage: Storage, contract: Contract, entries: Sequence[EpisodeEntry], path: Path, train_mask: bool = False
 ) -> Generator[EpisodeEntry, None, None]:
-    """Write the labelled episodes to a new file, yielding each as it is done; the file appears under its name when it is whole.
+    """Write the labelled episodes to a new file, yielding each when it is written; the file gets its name when it is complete.
 
-    EpisodeError for a file that is there already, a name that robomimic would not take, and a disk that cannot take the file.
-    One episode at a time is in memory.
+    One episode at a time is in memory. Raises EpisodeError for an existing file, a name that robomimic does not accept, or a failed write.
     """
     _refuse(storage, contract, path)
     groups = proprio_groups(contract.proprio)
@@ -87,16 +86,16 @@ def export_robomimic(
             file.close()
             _publish(partial, path)
     finally:
-        with suppress(OSError, RuntimeError):  # the first error is the one to tell
+        with suppress(OSError, RuntimeError):  # report the first error, not a consequence of it
             file.close()
         partial.unlink(missing_ok=True)
 
 
 def proprio_groups(names: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Key in `obs` -> first value and width, in the order of the values.
+    """Return key in `obs` -> (index of its first value, width), in the order of the values.
 
     The simulator's own names (eef_x_m ..., of several arms robot1_eef_x_m ...) and numbered ones (robot0_eef_pos_0 ...) go into robosuite's
-    vectors. Those that fit none go into `proprio`; into proprio_2, proprio_3 ... where others stand between them, so that the order is kept.
+    vectors. Other values go into `proprio`, and into proprio_2, proprio_3 ... where vectors lie between them, so that the order is kept.
     """
     spans: list[tuple[str, int, int]] = []
     first = 0
@@ -118,7 +117,7 @@ def proprio_groups(names: Sequence[str]) -> dict[str, tuple[int, int]]:
 
 
 def _vector_at(names: Sequence[str], first: int) -> tuple[str, int]:
-    """Robosuite's vector whose values begin there, and its width; ("", 1) if none does."""
+    """Return robosuite's vector whose values begin at index `first`, and its width; ("", 1) if there is none."""
     arm = match[0] if (match := re.match(r"robot\d+_", names[first])) else ""
     for part, values in PARTS.items():
         if tuple(names[first : first + len(values)]) == tuple(arm + value for value in values):
@@ -146,7 +145,7 @@ def _refuse(storage: Storage, contract: Contract, path: Path) -> None:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Say which file could not be written, and why."""
+    """Convert errors of writing the file to EpisodeError."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -155,7 +154,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _publish(partial: Path, path: Path) -> None:
-    """Give the whole file its name, unless another process took the name meanwhile."""
+    """Give the complete file its name. Raises EpisodeError if another process took the name in the meantime."""
     try:
         os.link(partial, path)  # unlike a rename, it never replaces a file
     except FileExistsError:
@@ -184,7 +183,7 @@ def _write_demo(demo: Any, episode: Episode, groups: dict[str, tuple[int, int]])
 
 
 def _attributes(contract: Contract, entries: Sequence[EpisodeEntry], groups: dict[str, tuple[int, int]]) -> dict[str, Any]:
-    """What is said of the whole file."""
+    """Return the attributes of the whole file."""
     args = env_args(contract, entries)
     return {
         "total": sum(entry.length for entry in entries),
@@ -195,9 +194,9 @@ def _attributes(contract: Contract, entries: Sequence[EpisodeEntry], groups: dic
 
 
 def env_args(contract: Contract, entries: Sequence[EpisodeEntry]) -> dict[str, Any] | None:
-    """What robomimic makes its environment from; None unless the contract is that of robosuite 1.5's Pandas, as this simulator has them.
+    """Return the arguments of robomimic's environment; None unless the contract is that of this simulator's Pandas in robosuite 1.5 or later.
 
-    A file has one environment: of several tasks the most frequent one (each demonstration has its own in demoscale.task).
+    A file has one environment: that of the most frequent task (each demonstration has its own in demoscale.task).
     """
     versions = re.fullmatch(r"robosuite ((\d++)\.(\d++)\S*), mujoco \S+", contract.simulator)
     arms = _arms(contract.action)
@@ -218,7 +217,7 @@ def env_args(contract: Contract, entries: Sequence[EpisodeEntry]) -> dict[str, A
 
 
 def _arms(action: Sequence[str]) -> int:
-    """How many of the simulator's arms take the actions; 0 if others do."""
+    """Return the number of the simulator's arms that take the actions; 0 if the names are others."""
     for names in (ACTION, ACTION[:-1]):  # some hands hold a tool instead of a gripper
         for arms in (("",), ("robot0_", "robot1_")):
             if tuple(action) == tuple(arm + name for arm in arms for name in names):

@@ -1,1 +1,1 @@
-"""One file per format that is read."""
+"""Importers, one module per file format."""

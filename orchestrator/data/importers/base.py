@@ -1,7 +1,7 @@
-"""Recordings in other people's formats, as episodes of the store.
+"""Common part of the importers, which read recordings in third-party formats as episodes of the store.
 
-`open_source` looks at a file or folder and answers with what it offers, before any picture is read. One file per format beside this one;
-each reads only the part of a file that belongs to the episode it is asked for.
+`open_source` inspects a file or folder and lists its episodes before any picture is read. Each format has a module of its own in this
+package, which reads only the part of a file that belongs to the requested episode.
 """
 
 import hashlib
@@ -25,102 +25,102 @@ from sim_workers.envs.robosuite import ACTION, PROPRIO, PROPRIO_KEYS
 Pictures = npt.NDArray[np.uint8]
 
 MOST_BYTES = 8 << 30
-"""Of one episode's pictures in memory, as the store keeps them."""
+"""Maximum bytes of one episode's pictures in memory, as the store keeps them."""
 LARGEST_DELTA = 1.001
-"""Of an action that is called a displacement in [-1, 1], rounding included."""
+"""Largest absolute value of an action that is named a displacement in [-1, 1], rounding included."""
 POINTER = b"version https://git-lfs"
-"""What git-LFS leaves in place of a file that was not downloaded."""
+"""First bytes of the file that git-LFS leaves in place of one that was not downloaded."""
 
 
 class SourceError(DemoscaleError):
-    """One sentence: which file, field or episode, what is wrong, and the mend."""
+    """Error of a source, in one sentence: which file, field or episode, what is wrong, and the fix."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read a source: what its files do not say, and what shall be made of them. Empty means: as the files say."""
+    """Options for reading a source: facts that its files do not state, and conversions. An empty option means: as the files state."""
 
     images: str | None = None
-    """How pictures are stored: `upright`, `upside-down` (rows reversed) or `rotated` (by 180 degrees)."""
+    """Orientation of stored pictures: `upright`, `upside-down` (rows reversed) or `rotated` (by 180 degrees)."""
     cameras: dict[str, str] = field(default_factory=dict)
     """Camera of the source -> its name in the store, in the store's order; empty: all, under their own names."""
     task: str | None = None
     instruction: str | None = None
     hz: float | None = None
-    """Steps per second the source was recorded at, where it does not say."""
+    """Steps per second of the recording, where the source does not state them."""
     resample_hz: float | None = None
-    """Steps per second wanted instead; the nearest frame is taken. Action-free episodes only: an action is meant for one step."""
+    """Steps per second to resample to; the nearest frame is taken. Action-free episodes only: an action applies to one step."""
     action_free: bool = False
-    """Leave the actions behind."""
+    """Whether actions are dropped."""
     image_size: tuple[int, int] | None = None
-    """(H, W) to scale to; the aspect is not kept."""
+    """(H, W) to scale to; the aspect ratio is not kept."""
     proprio: tuple[str, ...] | None = None
-    """Which of the source's vectors make up the proprioception, in order; `()` for none."""
+    """Vectors of the source that make up the proprioception, in order; `()` for none."""
     render_profile: str | None = None
     simulator: str | None = None
     label: str | None = None
-    """Episode ids begin with it; by default the name of the file or folder."""
+    """Prefix of episode ids; by default the name of the file or folder."""
     panda: bool = False
-    """Actions and proprioception are laid out as the simulator's here (`sim_workers.envs.robosuite.ACTION`, `PROPRIO`), and get their names."""
+    """Whether actions and proprioception have the simulator's layout (`sim_workers.envs.robosuite.ACTION`, `PROPRIO`), and get its names."""
     arm_only: bool = False
-    """Of RoboCasa's 12 action dimensions keep the arm's 7; demonstrations in which the base moves are left out."""
+    """Whether only the arm's 7 of RoboCasa's 12 action dimensions are kept; demonstrations in which the base moves are left out."""
     mask: str | None = None
     """HDF5: only the demonstrations that `mask/<name>` lists; LeRobot: only those of this split of meta/info.json."""
     action: str | None = None
-    """Which of the source's vectors is the action, where it is not called as its format calls it."""
+    """Vector of the source that is the action, where it does not have the format's usual name."""
     picture_range: str | None = None
-    """What black and white are where pictures are no bytes: one of `pictures.RANGES`."""
+    """Values of black and white where pictures are not bytes: one of `image_ops.RANGES`."""
     deltas: bool | None = None
-    """True: actions are displacements in [-1, 1] although some reach further. False: they are absolute although the file says displacements."""
+    """True: actions are displacements in [-1, 1] although some reach further. False: absolute although the file says displacements."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One episode of a source, known without reading its pictures."""
+    """Description of one episode of a source, made without reading its pictures."""
 
     name: str
-    """Unique in the source."""
+    """Name, unique in the source."""
     episode_id: str
-    """Its name in the store."""
+    """Id in the store."""
     task: str
     instruction: str
     length: int
-    """Frames it will have in the store."""
+    """Number of frames in the store."""
     labelled: bool
     origin: str
-    """Where it comes from and what is done to its pictures; becomes the episode's `source`."""
+    """Origin of the episode and conversions of its pictures; becomes the episode's `source`."""
     problem: str = ""
-    """Why it will not be imported, as a sentence; it stands among the source's problems too."""
+    """Reason why it is not imported, as a sentence, which is also among the source's problems; empty if it is imported."""
 
 
 class Source(Protocol):
-    """A file or folder that holds episodes. Pickles: it keeps no file open."""
+    """File or folder that holds episodes. It can be pickled: it keeps no file open."""
 
     format: str
     contract: Contract
     items: list[Item]
     """Every episode, those with a problem included."""
     problems: list[str]
-    """What is left out and why, one sentence each."""
+    """Omissions and their reasons, one sentence each."""
     questions: list[str]
-    """What a person must say before anything can be read, one sentence each."""
+    """Options that the user must give before anything can be read, one sentence each."""
 
     def read(self, item: Item) -> Episode:
-        """The whole episode, pictures upright; SourceError if it is damaged."""
+        """Return the whole episode, pictures upright. Raises SourceError if it is damaged."""
         ...
 
     def first_pictures(self, item: Item) -> dict[str, Pictures]:
-        """One (H, W, 3) picture per camera as it is stored, neither turned nor scaled: for a person to look at."""
+        """Return one (H, W, 3) picture per camera as stored, neither turned nor scaled, for visual inspection."""
         ...
 
 
 def open_source(path: str | Path, reading: Reading) -> Source:
-    """Look at a file or folder, tell its format and list what it offers.
+    """Detect the format of a file or folder and list its episodes.
 
-    SourceError if it is none that is understood, or if the reading asks for what cannot be done with the format.
+    Raises SourceError if the format is unknown, or if the reading has an option that does not apply to the format.
     """
     path = Path(path)
-    path = path if path.name else path.resolve()  # "." has no name to call episodes by
+    path = path if path.name else path.resolve()  # "." has no name for episode ids
     if not path.exists():
         raise SourceError(f"{path}: there is no such file or folder")
     if path.is_file():
@@ -171,7 +171,7 @@ FILM_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm")
 
 
 def visible(root: Path, suffixes: Sequence[str], depth: int = 8) -> Iterator[Path]:
-    """Files below a folder that end in one of the suffixes, in capitals too, sorted; not those that are hidden or in a hidden folder."""
+    """Yield the files below a folder that end in one of the suffixes (in capitals too), sorted, without hidden files and folders."""
     for path in sorted(root.iterdir()):
         if path.name.startswith("."):
             continue
@@ -182,7 +182,7 @@ def visible(root: Path, suffixes: Sequence[str], depth: int = 8) -> Iterator[Pat
 
 
 def zarr_folder(path: Path) -> Path | None:
-    """The folder itself, or the one in it, that is a zarr replay buffer; SourceError if there are several."""
+    """Return the folder, or the one in it, that is a zarr replay buffer; None without one. Raises SourceError if it holds several."""
     folders = [path, *sorted(path.glob("*.zarr"))] if path.is_dir() else []
     found = [folder for folder in folders if (folder / ".zgroup").is_file() or (folder / "meta" / "episode_ends").is_dir()]
     if len(found) > 1 and found[0] != path:
@@ -194,22 +194,22 @@ OPTIONS = {name: f"--{name.replace('_', '-')}" for name in ("mask", "arm_only", 
 
 
 def refuse_options(path: Path, reading: Reading, kind: str, without: Iterable[str]) -> None:
-    """SourceError for a choice that means nothing for a format: silence would look like consent. `--proprio none` asks for nothing."""
+    """Raise SourceError for an option that does not apply to a format and would be ignored. `--proprio none` is allowed."""
     if asked := [OPTIONS[name] for name in without if getattr(reading, name)]:
         raise SourceError(f"{path}: {', '.join(asked)} cannot be applied to {kind}; leave it out")
 
 
 def refuse_pointer(path: Path) -> None:
-    """SourceError for a file whose content git-LFS did not download."""
+    """Raise SourceError for a file whose content git-LFS did not download."""
     with path.open("rb") as file:
         if file.read(len(POINTER)) == POINTER:
             raise SourceError(f"{path}: it is a git-LFS pointer, not the file itself; run `git lfs pull` where it was cloned")
 
 
 def contained(root: Path, relative: str) -> Path:
-    """The path of a file that a data set names; SourceError if it leads out of the data set's folder.
+    """Return the path of a file that a data set names. Raises SourceError if it leads out of the data set's folder.
 
-    Hugging Face keeps a snapshot's files as links into `blobs` beside its snapshots.
+    Links into `blobs` next to `snapshots` are allowed: Hugging Face keeps a snapshot's files so.
     """
     named = PurePosixPath(relative)
     if named.is_absolute() or ".." in named.parts:
@@ -222,13 +222,13 @@ def contained(root: Path, relative: str) -> Path:
 
 
 def unusable(name: str, length: int, labelled: bool, problem: str) -> Item:
-    """An episode of a source that cannot be imported."""
+    """Return the item of an episode that cannot be imported."""
     return Item(name, "", "", "", length, labelled, "", problem)
 
 
 @contextmanager
 def leaving_out(where: str, problems: list[str]) -> Iterator[None]:
-    """Whatever goes wrong with one episode leaves that one out, and says so."""
+    """Catch any error of one episode, so that only this one is left out, and append it to the problems."""
     try:
         yield
     except Exception as error:
@@ -236,13 +236,13 @@ def leaving_out(where: str, problems: list[str]) -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """What went wrong, as part of a sentence."""
+    """Return the description of an error, as part of a sentence."""
     said = " ".join(str(error).split())
     return said if isinstance(error, (SourceError, ValueError)) and said else f"it cannot be read ({type(error).__name__}{f': {said}' * bool(said)})"
 
 
 def identity(*parts: object) -> str:
-    """A short hash of an episode's content: numbers, bytes, words. Equal for equal content, whatever its file is called."""
+    """Return a short hash of an episode's content (numbers, bytes, words), independent of its file's name."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -254,7 +254,7 @@ def identity(*parts: object) -> str:
 
 
 def refuse_bulk(length: int, cameras: int, size: tuple[int, int]) -> None:
-    """ValueError for an episode whose pictures would not fit into memory."""
+    """Raise ValueError for an episode whose pictures would not fit into memory."""
     if (nbytes := length * cameras * size[0] * size[1] * 3) > MOST_BYTES:
         raise ValueError(
             f"its pictures would take {nbytes / 2**30:.0f} GiB of memory, more than {MOST_BYTES >> 30}; scale them with --image-size, or divide it"
@@ -262,7 +262,7 @@ def refuse_bulk(length: int, cameras: int, size: tuple[int, int]) -> None:
 
 
 def only_sentence(sentences: Iterable[str], parts: str) -> str:
-    """The one sentence that an episode's parts (rows, steps) name, '' if they name none; ValueError if they name several."""
+    """Return the one sentence that an episode's parts (rows, steps) name, '' if none. Raises ValueError if they name several."""
     named = sorted({sentence.strip() for sentence in sentences} - {""})
     if len(named) > 1:
         raise ValueError(f"its {parts} name {len(named)} sentences ({'; '.join(named)}); say which holds with --instruction")
@@ -270,9 +270,10 @@ def only_sentence(sentences: Iterable[str], parts: str) -> str:
 
 
 def action_names(where: str, action: tuple[str, ...], largest: float, reading: Reading) -> tuple[tuple[str, ...], list[str]]:
-    """The names that actions deserve, and what must be asked: displacements in [-1, 1] do not reach further.
+    """Return the names of the action's dimensions, and a question if values named as displacements exceed [-1, 1].
 
-    largest: of all absolute values but the gripper's. diffusion_policy's `image_abs.hdf5` holds absolute poses under a controller of displacements.
+    largest: largest absolute value, the gripper's excluded. diffusion_policy's `image_abs.hdf5` holds absolute poses although its controller
+    is one of displacements.
     """
     if reading.deltas is False:
         return tuple(name.replace("delta", "absolute") for name in action), []
@@ -284,10 +285,11 @@ def action_names(where: str, action: tuple[str, ...], largest: float, reading: R
     ]
 
 
-# -- what the formats have in common --------------------------------------------------------------------------------------------------
+# -- common to several formats --------------------------------------------------------------------------------------------------
 
 
 def label_of(path: Path, reading: Reading) -> str:
+    """Return the prefix of episode ids: the reading's label, or the path's name up to its first dot."""
     return reading.label or path.name.split(".")[0]
 
 
@@ -300,7 +302,7 @@ def episode_ids(label: str, names: list[str]) -> dict[str, str]:
 
 
 def chosen_cameras(where: str, available: Iterable[str], reading: Reading) -> dict[str, str]:
-    """Camera of the source -> name in the store; SourceError for one that is not there or a source without any."""
+    """Return camera of the source -> name in the store. Raises SourceError for an unknown camera or two with one name."""
     available = list(available)
     if unknown := [name for name in reading.cameras if name not in available]:
         raise SourceError(f"{where}: there is no camera {', '.join(unknown)}; --cameras can choose from {', '.join(available) or 'none'}")
@@ -319,7 +321,10 @@ def contract_of(
     simulator: str,
     reading: Reading,
 ) -> Contract:
-    """The conventions of the episodes to be written. `sizes`: (H, W) of some pictures, by what they show; SourceError if they differ."""
+    """Return the conventions of the episodes to be written.
+
+    sizes: (H, W) of some pictures, by a name for messages. Raises SourceError if they differ, or if the dimensions do not fit `panda`.
+    """
     if len(set(sizes.values())) > 1 and not reading.image_size:
         listed = ", ".join(f"{name} {height}x{width}" for name, (height, width) in sizes.items())
         raise SourceError(f"{where}: the pictures differ in size ({listed}); choose one with --image-size, or some of them with --cameras")
@@ -342,7 +347,7 @@ def contract_of(
 
 
 def native_rate(where: str, stated: float | None, reading: Reading) -> float:
-    """Steps per second of the recording."""
+    """Return the recording's steps per second. Raises SourceError if neither the source nor the reading states them, or they differ."""
     if stated and reading.hz and abs(stated - reading.hz) > 1e-6:
         raise SourceError(f"{where}: it was recorded at {stated:g} steps per second, not {reading.hz:g}; leave --hz out, or mean --resample-hz")
     if not (stated or reading.hz):
@@ -351,7 +356,7 @@ def native_rate(where: str, stated: float | None, reading: Reading) -> float:
 
 
 def store_rate(where: str, native_hz: float, labelled: bool, reading: Reading) -> float:
-    """Steps per second of the episodes to be written."""
+    """Return the steps per second of the episodes to be written. Raises SourceError for resampling episodes with actions."""
     if reading.resample_hz and reading.resample_hz != native_hz and labelled:
         raise SourceError(
             f"{where}: episodes with actions are not resampled from {native_hz:g} to {reading.resample_hz:g} per second, since an action is meant "
@@ -361,7 +366,7 @@ def store_rate(where: str, native_hz: float, labelled: bool, reading: Reading) -
 
 
 def kept_frames(length: int, native_hz: float, hz: float) -> npt.NDArray[np.int64]:
-    """Which of `length` frames a recording at another rate consists of: at each of its moments the nearest one."""
+    """Return the indices of the frames nearest to the steps of another rate, out of `length` frames."""
     if hz == native_hz:
         return np.arange(length)
     count = int((length - 1) * hz / native_hz + 1e-9) + 1
@@ -370,16 +375,17 @@ def kept_frames(length: int, native_hz: float, hz: float) -> npt.NDArray[np.int6
 
 
 def cameras_by_name(keys: Iterable[str]) -> dict[str, str]:
-    """Camera -> its key, among keys such as `agentview_image` and `eye_in_hand_rgb`."""
+    """Return camera -> its key, among keys such as `agentview_image` and `eye_in_hand_rgb`."""
     return {re.sub(r"_(image|rgb)$", "", key): key for key in keys}
 
 
 def chosen_proprio(
     where: str, kind: str, widths: dict[str, int], defaults: Sequence[tuple[str, ...]], reading: Reading
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Keys of the vectors that make up the proprioception, and a name per value; SourceError if nobody says which.
+    """Return the keys of the vectors that make up the proprioception, and a name per value.
 
-    kind: what the source calls its vectors. widths: how many values each has. defaults: keys to look for, the first first.
+    kind: the format's word for vectors. widths: values per vector. defaults: sets of keys to try, in order of preference.
+    Raises SourceError if neither the reading nor the defaults name existing vectors.
     """
     keys = reading.proprio
     if keys is None:
@@ -391,22 +397,22 @@ def chosen_proprio(
 
 
 def width_of(vectors: Any) -> int:
-    """Values per row of (N, D) or (N,) vectors, of which none is read."""
+    """Return the values per row of (N, D) or (N,) vectors without reading any."""
     return int(np.prod(vectors.shape[1:]))
 
 
 def rows_of(values: Any) -> Any:
-    """(N, D) from (N, D) or (N,)."""
+    """Return (N, D) or (N,) values as (N, D)."""
     return values.reshape(len(values), -1)
 
 
 def names_of(keys: Sequence[str], widths: Sequence[int]) -> tuple[str, ...]:
-    """A name for every value of the concatenated vectors."""
+    """Return a name for every value of the concatenated vectors."""
     return tuple(name for key, width in zip(keys, widths, strict=True) for name in ([key] if width == 1 else [f"{key}_{i}" for i in range(width)]))
 
 
 def origin(where: str, stored: str, native_size: tuple[int, int], native_hz: float, contract: Contract, content: str = "") -> str:
-    """The sentence an episode keeps about where it comes from. `content`: its `identity`, by which a later import knows it again."""
+    """Return the sentence that an episode keeps about its origin. `content`: its `identity`, by which a later import recognises it."""
     parts = [where]
     if stored != "upright":
         parts.append(f"stored {stored}, turned upright")
@@ -421,21 +427,21 @@ def origin(where: str, stored: str, native_size: tuple[int, int], native_hz: flo
 
 @dataclass(frozen=True)
 class Raw:
-    """An episode out of its file, pictures already upright and scaled."""
+    """Episode as read from its file, pictures already upright and scaled."""
 
     frames: dict[str, Pictures]
-    """Per camera of the source, (L, H, W, 3) as the store keeps them, of the frames it keeps."""
+    """Camera of the source -> (L, H, W, 3) pictures of the L frames that the store keeps."""
     proprio: npt.NDArray[Any] | None
-    """(N, P) of all N rows of the file."""
+    """(N, P) values of all N rows of the file."""
     action: npt.NDArray[Any] | None
-    """(N, A)"""
+    """(N, A) values of all N rows of the file."""
     success: bool | None
     rows: int
-    """N."""
+    """Number of rows N."""
 
 
 def finished(item: Item, raw: Raw, contract: Contract, cameras: dict[str, str], native_hz: float) -> Episode:
-    """What the store keeps of a raw episode: frames resampled, cameras by their new names; SourceError if its parts disagree."""
+    """Return the episode to store: vectors resampled, cameras by their new names. Raises SourceError if its parts disagree."""
     kept = kept_frames(raw.rows, native_hz, contract.control_hz)
     lengths = {f"camera {name}": len(frames) for name, frames in raw.frames.items()}
     if len({*lengths.values(), len(kept), item.length}) > 1:
@@ -465,7 +471,7 @@ def finished(item: Item, raw: Raw, contract: Contract, cameras: dict[str, str], 
 
 
 def orientation(where: str, convention: str | None, hint: str, reading: Reading) -> tuple[str, list[str]]:
-    """How the pictures are stored, and what must be asked if neither a person nor the format's convention says."""
+    """Return how the pictures are stored, and a question if neither the reading nor the format's convention states it."""
     if reading.images and reading.images not in TURNS:
         raise SourceError(f"--images {reading.images}: pictures are {', '.join(TURNS)}")
     stored = reading.images or convention

@@ -1,12 +1,12 @@
-"""The zarr replay buffers of Diffusion Policy, UMI and their descendants: every episode end to end in one array per key.
+"""Importer of the zarr replay buffers of Diffusion Policy, UMI and their descendants: one array per key holds all episodes end to end.
 
     data/action                     (N, A)
     data/agentview_image, img ...   (N, H, W, 3) or (N, 3, H, W) pictures
     data/<vector>                   (N, D)
     meta/episode_ends               (E,) where each episode ends
 
-A folder or a zip file, zarr's format 2 or 3, with other folders around it or not. It names neither task nor rate: `--task`, `--instruction`
-and `--hz` do. zarr answers with the fill value for a chunk that is not there; such values are no pictures and no actions here.
+A folder or a zip file, zarr's format 2 or 3, possibly inside other folders. It states neither task nor rate: `--task`, `--instruction`
+and `--hz` do. zarr returns the fill value for a missing chunk; episodes with such values are left out.
 """
 
 import itertools
@@ -55,21 +55,21 @@ from sim_workers.envs.robosuite import PROPRIO_KEYS
 from sim_workers.envs.tasks import TASKS
 
 MOST_CHUNK_BYTES = 2 << 30
-"""Of one chunk, or of one member of a zip file."""
+"""Maximum bytes of one chunk, or of one member of a zip file."""
 ABSENT = 2**64 - 1
-"""The length that a shard's index gives for a chunk that is not stored."""
+"""Length in a shard's index of a chunk that is not stored."""
 
 
 @dataclass(frozen=True)
 class _Buffer:
-    """A buffer's folder or zip file."""
+    """Folder or zip file of a buffer."""
 
     path: Path
     inside: str
-    """Where in the zip file the buffer begins."""
+    """Folder of the buffer in the zip file; empty for its top."""
 
     def open(self) -> Any:
-        """The group with `data` and `meta`; SourceError if it is none."""
+        """Open the group with `data` and `meta`. Raises SourceError if it cannot be read as zarr."""
         with suppress(ImportError):
             from imagecodecs.numcodecs import register_codecs  # UMI's pictures are JPEG XL
 
@@ -83,7 +83,7 @@ class _Buffer:
 
     @contextmanager
     def files(self, array: Any) -> Iterator["_Files"]:
-        """The files of an array."""
+        """Provide the files of an array."""
         if not self.path.is_file():
             folder = self.path / array.path
             yield _Files({file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}, folder)
@@ -96,14 +96,14 @@ class _Buffer:
 
 @dataclass(frozen=True)
 class _Files:
-    """The files of one array: chunks, or shards of chunks."""
+    """Files of one array: chunks, or shards of chunks."""
 
     sizes: dict[str, int]
-    """Name, relative to the array -> bytes."""
+    """Name, relative to the array -> size in bytes."""
     _folder: Path | zipfile.Path
 
     def part(self, name: str, first: int, length: int) -> bytes:
-        """Some bytes of a file; fewer where it ends before."""
+        """Return `length` bytes of a file from byte `first` on; fewer where it ends before."""
         with (self._folder / name).open("rb") as file:
             file.seek(first)
             return bytes(file.read(length))
@@ -111,7 +111,7 @@ class _Files:
 
 @dataclass
 class ReplayBuffer:
-    """What a buffer offers."""
+    """Source: one replay buffer."""
 
     format: str
     contract: Contract
@@ -123,13 +123,13 @@ class ReplayBuffer:
     _keys: dict[str, str]
     """Camera of the source -> its array."""
     _ranges: dict[str, Range]
-    """Per camera of the source."""
+    """Camera of the source -> range of its values."""
     _proprio: tuple[str, ...]
     _action: str
     _stored: str
     _native_hz: float
     _spans: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Item -> its first row and the row after its last."""
+    """Item -> (first row, row after the last)."""
 
     def read(self, item: Item) -> Episode:
         first, last = self._spans[item.name]
@@ -147,7 +147,7 @@ class ReplayBuffer:
                 success=None,
                 rows=last - first,
             )
-        except Exception as error:  # decompressors raise errors of their own
+        except Exception as error:  # decompressors raise various errors
             said = " ".join(str(error).split())
             raise SourceError(
                 f"{self._buffer.path.name}, {item.name}: it cannot be read ({type(error).__name__}: {said}); restore its chunks"
@@ -161,7 +161,7 @@ class ReplayBuffer:
 
 
 def open_replay_buffer(path: Path, reading: Reading) -> ReplayBuffer:
-    """Look at a buffer's arrays; SourceError if it is none, or does not say enough."""
+    """Open a buffer and check its arrays. Raises SourceError if it is none, or if an option is missing or wrong."""
     buffer, where = _Buffer(path, _inside(path)), str(path)
     root = buffer.open()
     try:
@@ -249,7 +249,7 @@ def open_replay_buffer(path: Path, reading: Reading) -> ReplayBuffer:
 
 
 def _inside(path: Path) -> str:
-    """The folder of a zip file in which the buffer is; '' for its top. SourceError if there are several."""
+    """Return the folder of the buffer in a zip file; '' for its top or for a folder. Raises SourceError if there are several."""
     if not path.is_file():
         return ""
     try:
@@ -268,7 +268,7 @@ def _inside(path: Path) -> str:
 
 
 def _spans(path: Path, ends: list[int], rows: int) -> tuple[dict[str, tuple[int, int]], list[str]]:
-    """Episode -> its rows; and a sentence for each that the arrays do not have, or whose rows are uncertain.
+    """Return episode -> its rows, and a sentence for each whose rows are missing or uncertain.
 
     Where ends descend, either of the two may be wrong, so all episodes that begin or end at one of them are left out.
     """
@@ -298,7 +298,7 @@ def _is_pictures(array: Any) -> bool:
 
 
 def _size(path: Path, array: Any) -> tuple[int, int]:
-    """(H, W)"""
+    """Return (H, W) of an array's pictures. Raises SourceError if they have more than MOST_PIXELS pixels."""
     height, width = array.shape[1:3] if array.shape[-1] == 3 else array.shape[2:]
     if height * width > MOST_PIXELS:
         raise SourceError(f"{path}: data/{array.basename} has pictures of {height}x{width}; that is too much to be read")
@@ -306,7 +306,7 @@ def _size(path: Path, array: Any) -> tuple[int, int]:
 
 
 class _Pictures:
-    """Pictures of one array; the chunk that was read last is kept, since blocks are smaller than most chunks."""
+    """Pictures of one array; the last chunk read is cached, since blocks are smaller than most chunks."""
 
     def __init__(self, array: Any, values: Range) -> None:
         self._array, self._range = array, values
@@ -314,11 +314,11 @@ class _Pictures:
         self._first, self._window = 0, np.empty((0, *array.shape[1:]), array.dtype)
 
     def values(self, first: int, last: int) -> npt.NDArray[Any]:
-        """(K, H, W, 3): rows `first` to `last`, as stored."""
+        """Return rows `first` to `last`, (K, H, W, 3), with values as stored."""
         if first < self._first or last > self._first + len(self._window):
             begin = first // self._chunk * self._chunk
             self._window = self._array[begin : -(-last // self._chunk) * self._chunk]
-            self._first = begin  # only now: a chunk that cannot be read leaves the window as it was
+            self._first = begin  # after the read: a chunk that cannot be read leaves the cache valid
         values = self._window[first - self._first : last - self._first]
         return values if self._array.shape[-1] == 3 else np.moveaxis(values, 1, -1)
 
@@ -329,7 +329,7 @@ class _Pictures:
 def _ranges(
     path: Path, arrays: dict[str, Any], spans: dict[str, tuple[int, int]], reading: Reading
 ) -> tuple[dict[str, Range], dict[str, str], list[str]]:
-    """What black and white are, for each camera, from all its pictures; why an episode has no usable ones; and what must be asked."""
+    """Return camera -> range of its values, from all its pictures, episode -> fault of its pictures, and questions."""
     ranges, bad, questions = {}, dict[str, str](), list[str]()
     for camera, array in arrays.items():
         if array.dtype == np.uint8:
@@ -340,7 +340,7 @@ def _ranges(
         for name, (first, last) in spans.items():
             try:
                 extremes = [(float(v.min()), float(v.max())) for a in range(first, last, 32) for v in [pictures.values(a, min(a + 32, last))]]
-            except Exception as error:  # decompressors raise errors of their own
+            except Exception as error:  # decompressors raise various errors
                 bad[name] = f"its pictures of {camera} cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
                 continue
             if not np.isfinite(extremes).all():
@@ -361,16 +361,16 @@ def _ranges(
 
 @dataclass(frozen=True)
 class _Fault:
-    """Rows of an array that are not stored, or are damaged."""
+    """Range of rows of an array that are not stored, or are damaged."""
 
     first: int
     last: int
-    """The row after the last."""
+    """Row after the last."""
     sentence: str
 
 
 def _refuse_bulk(path: Path, name: str, array: Any) -> None:
-    """SourceError for an array that announces more than can be read: vectors are read whole, pictures chunk by chunk."""
+    """Raise SourceError for an array that is too large to read: vectors are read whole, pictures chunk by chunk."""
     chunk = math.prod(array.chunks) * array.dtype.itemsize
     if chunk > MOST_CHUNK_BYTES:
         raise SourceError(f"{path}: {name} has chunks of {chunk / 2**30:.1f} GiB; that is too much to be read, write it again in smaller ones")
@@ -379,12 +379,12 @@ def _refuse_bulk(path: Path, name: str, array: Any) -> None:
 
 
 def _vectors(path: Path, key: str, array: Any) -> tuple[npt.NDArray[np.float32], list[_Fault]]:
-    """(N, D), all rows; and which of them cannot be read."""
+    """Return all rows, (N, D), and faults for those that cannot be read, which are NaN. Raises SourceError if they are no numbers."""
     if array.dtype.kind not in "uif":
         raise SourceError(f"{path}: data/{key} holds {array.dtype}, no numbers; choose another with --proprio or --action")
     try:
         return np.asarray(rows_of(array[:]), np.float32), []
-    except Exception:  # a damaged chunk: the episodes beside it are still good
+    except Exception:  # a damaged chunk: read by chunk, so that the other episodes stay usable
         values, faults = np.full((array.shape[0], width_of(array)), np.nan, np.float32), []
         step = int(array.chunks[0])
         for first in range(0, array.shape[0], step):
@@ -397,7 +397,7 @@ def _vectors(path: Path, key: str, array: Any) -> tuple[npt.NDArray[np.float32],
 
 
 def _faults(buffer: _Buffer, name: str, array: Any) -> list[_Fault]:
-    """Chunks that are not stored, of which zarr would make values, or that are cut short in a way that zarr does not notice."""
+    """Return the chunks that are not stored, for which zarr returns fill values, or that are cut short without zarr's notice."""
     layout, faults = _layout(buffer, name, array), []
     outer = array.shards or array.chunks
     with buffer.files(array) as files:
@@ -416,15 +416,15 @@ def _faults(buffer: _Buffer, name: str, array: Any) -> list[_Fault]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How chunks lie in an array's files, as its metadata say."""
+    """Layout of chunks in an array's files, from its metadata."""
 
     blosc: bool
-    """Chunks begin with Blosc's header. Its decoder reads on behind the end of a chunk that was cut short."""
+    """Whether chunks begin with Blosc's header. Its decoder reads past the end of a chunk that is cut short."""
     inner: tuple[int, ...] | None = None
-    """Chunks in a shard, per axis; None where every file is a chunk."""
+    """Number of chunks in a shard, per axis; None where every file is a chunk."""
     index_first: bool = False
     checksum: int = 0
-    """Bytes behind a shard's index."""
+    """Bytes of the checksum after a shard's index."""
 
 
 def _layout(buffer: _Buffer, name: str, array: Any) -> _Layout:
@@ -449,12 +449,12 @@ def _is_blosc(codecs: Sequence[Any]) -> bool:
 
 
 def _is_whole(header: bytes, size: int) -> bool:
-    """Whether a Blosc chunk is as long as its header says."""
+    """Return whether a Blosc chunk is as long as its header says."""
     return len(header) == 16 and int.from_bytes(header[12:16], "little") == size
 
 
 def _shard_faults(name: str, array: Any, layout: _Layout, files: _Files, file: str, place: tuple[int, ...]) -> list[_Fault]:
-    """The same of the chunks in one shard, whose index has the offset and the length of each."""
+    """Return the faulty chunks of one shard, whose index has the offset and the length of each chunk."""
     assert layout.inner is not None
     size, count = files.sizes[file], math.prod(layout.inner)
     index = files.part(file, 0 if layout.index_first else max(0, size - 16 * count - layout.checksum), 16 * count)
@@ -466,7 +466,7 @@ def _shard_faults(name: str, array: Any, layout: _Layout, files: _Files, file: s
         begins = [p * outer + i * side for p, outer, i, side in zip(place, array.shards, inside, array.chunks, strict=True)]
         rows = (begins[0], begins[0] + array.chunks[0])
         if any(begin >= end for begin, end in zip(begins, array.shape, strict=True)):
-            continue  # the last shard reaches over the end
+            continue  # the last shard extends past the array's end
         if length == ABSENT:
             faults.append(_absent(name, *rows))
         elif offset + length > size or (layout.blosc and not _is_whole(files.part(file, offset, 16), length)):

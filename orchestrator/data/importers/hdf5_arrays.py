@@ -1,7 +1,7 @@
-"""Groups and arrays of an HDF5 file of unknown origin: reached without leaving the file, and read only where something was written.
+"""Safe access to the groups and arrays of an HDF5 file of unknown origin.
 
-An HDF5 file can name other files of this machine (external links, external storage, virtual datasets); a downloaded one must not.
-HDF5 answers with zeros for what was never written; such zeros are no pictures and no actions.
+An HDF5 file can name other files of this machine (external links, external storage, virtual datasets); these are refused.
+HDF5 returns zeros for data that were never written; such arrays are refused, since the zeros are neither pictures nor actions.
 """
 
 import importlib
@@ -18,12 +18,12 @@ import numpy.typing as npt
 from orchestrator.data.importers.image_ops import BLOCK, MOST_PIXELS, MOST_VECTOR_BYTES, SMALLEST
 
 with suppress(ImportError):
-    importlib.import_module("hdf5plugin")  # makes its filters known to HDF5
+    importlib.import_module("hdf5plugin")  # registers its filters with HDF5
 
 CHUNK_CACHE = 64 << 20
-"""Bytes per open dataset: a chunk that spans several blocks of frames is decompressed once."""
+"""Bytes of cache per open dataset, so that a chunk that spans several blocks of frames is decompressed once."""
 MOST_LINKS = 16
-"""Soft links followed one after the other."""
+"""Maximum length of a chain of soft links."""
 
 FILTERS = {
     305: "lzo",
@@ -40,16 +40,16 @@ FILTERS = {
     32024: "sz3",
     32026: "blosc2",
 }
-"""Registered numbers of compressors that HDF5 itself does not bring."""
+"""Registered number -> name of compressors that are not part of HDF5."""
 
 
 # -- reaching -----------------------------------------------------------------------------------------------------------------------------
 
 
 def member(group: Any, path: str, followed: int = 0) -> Any:
-    """The group or dataset at a path, or None if there is none; ValueError for a link that leads nowhere or out of the file.
+    """Return the group or dataset at a path, None if there is none. Raises ValueError for a broken, circular or external link.
 
-    HDF5 opens the target of an external link as soon as it is looked up, so links are followed here, one name at a time.
+    HDF5 opens the target of an external link on lookup, so links are followed here, one name at a time.
     """
     found = group.file["/"] if path.startswith("/") else group
     for name in filter(lambda part: part not in ("", "."), path.split("/")):
@@ -70,7 +70,7 @@ def member(group: Any, path: str, followed: int = 0) -> Any:
 
 
 def _link(group: Any, name: str) -> Any:
-    """The link of that name; None if there is none."""
+    """Return the link of that name; None if there is none."""
     if not isinstance(group, h5py.Group):
         return None
     try:
@@ -85,7 +85,10 @@ def _refuse_external(link: Any, name: str) -> None:
 
 
 def refuse_elsewhere(group: Any) -> None:
-    """ValueError if anything in a group takes its data from another file. Soft links are not followed: `member` follows those that matter."""
+    """Raise ValueError if anything in a group takes its data from another file.
+
+    Soft links are not followed here: `member` checks those that are used.
+    """
     seen, waiting = set(), [group]
     while waiting:
         here = waiting.pop()
@@ -115,7 +118,7 @@ def _refuse_stored_elsewhere(dataset: Any, name: str) -> None:
 
 
 def refuse_unreadable(dataset: Any, name: str) -> None:
-    """ValueError for a dataset whose values are in another file, were never written, or need a decompressor that is not installed."""
+    """Raise ValueError for a dataset with values in another file, never written, or of a compressor that is not installed."""
     _refuse_stored_elsewhere(dataset, name)
     properties = dataset.id.get_create_plist()
     for number in range(properties.get_nfilters()):
@@ -136,12 +139,12 @@ def refuse_unreadable(dataset: Any, name: str) -> None:
 
 
 def is_vectors(found: Any) -> bool:
-    """Whether it is a dataset of (N,) or (N, D) numbers."""
+    """Return whether it is a dataset of (N,) or (N, D) numbers."""
     return isinstance(found, h5py.Dataset) and found.ndim in (1, 2) and found.dtype.kind in "fiu"
 
 
 def vectors(dataset: Any, name: str) -> npt.NDArray[Any]:
-    """(N, D): all of it; ValueError for what cannot be read or holds what is not a number."""
+    """Return all values of a dataset, (N, D). Raises ValueError if they cannot be read, are too many, or are not finite."""
     refuse_unreadable(dataset, name)
     if dataset.size * dataset.dtype.itemsize > MOST_VECTOR_BYTES:
         raise ValueError(f"the data of its {name} take {dataset.size * dataset.dtype.itemsize / 2**30:.1f} GiB, more than {MOST_VECTOR_BYTES >> 30}")
@@ -156,7 +159,7 @@ def vectors(dataset: Any, name: str) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True)
 class PictureArray:
-    """N pictures of one camera, whatever their number type and the order of their axes."""
+    """N pictures of one camera, of any number type, channels first or last."""
 
     dataset: Any
     name: str
@@ -168,28 +171,28 @@ class PictureArray:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W)"""
+        """(H, W) in pixels."""
         height, width = self.dataset.shape[2:] if self.channels_first else self.dataset.shape[1:3]
         return int(height), int(width)
 
     @property
     def number(self) -> str:
-        """The name of its number type."""
+        """Name of its number type."""
         return str(self.dataset.dtype.name)
 
     def block(self, first: int, last: int) -> npt.NDArray[Any]:
-        """(K, H, W, 3): the pictures of rows `first` to `last`, the last excluded, their values as stored."""
+        """Return the pictures of rows `first` to `last` (excluded), (K, H, W, 3), with values as stored."""
         values = self.dataset[first:last]
         return np.ascontiguousarray(np.moveaxis(values, 1, -1)) if self.channels_first else values
 
     def refuse_unreadable(self) -> None:
-        """ValueError for pictures that were never written, lie elsewhere, or are larger than any camera's."""
+        """Raise ValueError for pictures that cannot be read (`refuse_unreadable`) or have more than MOST_PIXELS pixels."""
         refuse_unreadable(self.dataset, self.name)
         if prod(self.size) > MOST_PIXELS:
             raise ValueError(f"its pictures have {self.size[1]}x{self.size[0]} pixels, more than {MOST_PIXELS} in all")
 
     def extremes(self) -> tuple[float, float]:
-        """The lowest and the highest value, read a block at a time; ValueError if one is not a number."""
+        """Return the lowest and the highest value, read in blocks. Raises ValueError if one is not finite."""
         lowest, highest = np.inf, -np.inf
         for first in range(0, self.rows, BLOCK):
             values = self.dataset[first : first + BLOCK]
@@ -201,7 +204,7 @@ class PictureArray:
 
 
 def picture_array(found: Any, name: str) -> PictureArray | None:
-    """Pictures, if a dataset has their shape: (N, H, W, 3) or (N, 3, H, W) of numbers."""
+    """Return pictures if a dataset has their shape, (N, H, W, 3) or (N, 3, H, W) of numbers; else None."""
     if not isinstance(found, h5py.Dataset) or found.ndim != 4 or found.dtype.kind not in "uif":
         return None
     if found.dtype == np.uint8 and found.shape[3] == 3:
@@ -213,7 +216,7 @@ def picture_array(found: Any, name: str) -> PictureArray | None:
 
 
 def shapes(group: Any) -> Iterator[str]:
-    """What could be pictures but has no shape of pictures, in words."""
+    """Yield descriptions of the datasets with three or more axes, for messages about missing pictures."""
     for name in group:
         with suppress(Exception):
             found = member(group, name)

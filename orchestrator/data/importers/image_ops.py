@@ -1,4 +1,4 @@
-"""Pictures of other people's recordings: read by their moment or row, turned upright, scaled, a block of frames at a time."""
+"""Pictures of third-party recordings: read by time or row, turned upright and scaled, a block of frames at a time."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,26 +20,26 @@ Numbers = npt.NDArray[np.int64]
 Seconds = npt.NDArray[np.float64]
 
 TURNS = ("upright", "upside-down", "rotated")
-"""How pictures are stored: as people see them, rows reversed (OpenGL's order), or turned by 180 degrees."""
+"""Orientations of stored pictures: upright, rows reversed (OpenGL's order), or rotated by 180 degrees."""
 BLOCK = 32
-"""Frames of an array that are read and scaled at once."""
+"""Number of frames of an array that are read and scaled at once."""
 MOST_PIXELS = 1 << 26
-"""Of one picture; a file that announces more is not decoded."""
+"""Maximum pixels of one picture; a file that announces more is not decoded."""
 SMALLEST = 16
-"""Pixels a side of pictures in arrays that could hold something else: poses of objects have such shapes too."""
+"""Minimum pixels a side of pictures in arrays that could hold other data: poses of objects have such shapes too."""
 MOST_VECTOR_BYTES = 1 << 30
-"""Of one array of vectors, which is read whole."""
+"""Maximum bytes of one array of vectors, which is read whole."""
 FAR = 64
-"""Frames; a film is decoded through shorter gaps, and seeks across longer ones."""
+"""Number of frames above which a gap in a film is skipped by a seek; shorter gaps are decoded."""
 LARGEST_BIAS = 0.25
-"""Of a film's frame period: pictures that are off by more on average, and always to the same side, belong to other rows."""
+"""Share of a film's frame period: pictures whose mean offset from their rows is larger belong to other rows."""
 
 
-# -- one shape for all ----------------------------------------------------------------------------------------------------------------
+# -- orientation and size --------------------------------------------------------------------------------------------------------------
 
 
 def turned(pictures_LHW3: Pictures, stored: str) -> Pictures:
-    """Upright pictures from pictures stored in one of TURNS."""
+    """Return pictures that are stored in one of TURNS as upright ones."""
     if stored == "upside-down":
         return np.ascontiguousarray(pictures_LHW3[:, ::-1])
     if stored == "rotated":
@@ -48,7 +48,7 @@ def turned(pictures_LHW3: Pictures, stored: str) -> Pictures:
 
 
 def resized(pictures_LHW3: Pictures, size: tuple[int, int]) -> Pictures:
-    """Scaled to (H, W), averaging over areas; the aspect is not kept."""
+    """Return pictures scaled to (H, W) by area averaging; the aspect ratio is not kept."""
     if pictures_LHW3.shape[1:3] == size:
         return pictures_LHW3
     reformatter = VideoReformatter()
@@ -61,9 +61,9 @@ def resized(pictures_LHW3: Pictures, size: tuple[int, int]) -> Pictures:
 
 
 def in_blocks(read: Callable[[int, int], Pictures], rows: Numbers, stored: str, size: tuple[int, int]) -> Pictures:
-    """(len(rows), H, W, 3): the pictures of those rows, ascending, upright and scaled.
+    """Return the pictures of ascending rows, upright and scaled, (len(rows), H, W, 3).
 
-    read: gives the pictures (K, h, w, 3) of rows `first` to `last`, the last excluded. It is asked for BLOCK of them at a time.
+    read: returns the pictures (K, h, w, 3) of rows `first` to `last` (excluded), at most BLOCK at a time. ValueError if it returns another number.
     """
     shaped = np.empty((len(rows), *size, 3), np.uint8)
     for block, members in groupby(range(len(rows)), key=lambda i: int(rows[i]) // BLOCK):
@@ -81,13 +81,13 @@ def in_blocks(read: Callable[[int, int], Pictures], rows: Numbers, stored: str, 
 
 @dataclass(frozen=True)
 class Range:
-    """What black and white are in the numbers of a source."""
+    """Values of black and white in a source's pictures."""
 
     black: float
     white: float
 
     def pictures(self, values: npt.NDArray[Any]) -> Pictures:
-        """Bytes from values of this range; ValueError for one that is not a number."""
+        """Convert values of this range to bytes. Raises ValueError for one that is not finite."""
         if values.dtype == np.uint8 and (self.black, self.white) == (0, 255):
             return values
         scaled = (np.asarray(values, np.float64) - self.black) * (255 / (self.white - self.black))
@@ -101,9 +101,9 @@ RANGES = {"0..255": Range(0, 255), "0..1": Range(0, 1), "-1..1": Range(-1, 1), "
 
 
 def range_of(dtype: np.dtype[Any], lowest: float, highest: float) -> str:
-    """One of RANGES, from the number type and from the extreme values of all pictures of a source; ValueError if none fits.
+    """Return the name in RANGES that fits the number type and the extreme values of all pictures of a source.
 
-    A resize may overshoot a range by a few percent.
+    The limits have a margin, since a resize may overshoot a range by a few percent. Raises ValueError if no range fits.
     """
     if dtype == np.uint8:
         return "0..255"
@@ -126,7 +126,7 @@ def range_of(dtype: np.dtype[Any], lowest: float, highest: float) -> str:
 
 
 def image(data: bytes) -> Pictures:
-    """(H, W, 3) from a PNG or JPEG file; ValueError if it is none."""
+    """Return the picture of a PNG or JPEG file, (H, W, 3). Raises ValueError if it cannot be decoded."""
     try:
         with av.open(io.BytesIO(data), "r") as container:
             _refuse_size(container.streams.video[0])
@@ -136,7 +136,7 @@ def image(data: bytes) -> Pictures:
 
 
 def images(files: Iterable[bytes], size: tuple[int, int]) -> Pictures:
-    """(L, H, W, 3) from image files; ValueError if one is none, or is not of the size (H, W) of the others."""
+    """Return the pictures of image files, (L, H, W, 3). Raises ValueError if one cannot be decoded, or is not of the given size (H, W)."""
     pictures = [image(data) for data in files]
     if different := next((picture.shape[:2] for picture in pictures if picture.shape[:2] != size), None):
         raise ValueError("its pictures are {}x{}, those of the others {}x{}".format(*different, *size))
@@ -154,21 +154,21 @@ def _refuse_size(stream: Any) -> None:
 
 @dataclass(frozen=True)
 class FilmIndex:
-    """The N frames that a player shows of a film, in the order of their moments; nothing is decoded for it."""
+    """Index of the N frames that a player shows of a film, in display order; made without decoding."""
 
     size: tuple[int, int]
-    """(H, W) as stored, before the display matrix turns it."""
+    """(H, W) as stored, before the display matrix is applied."""
     times: Seconds
-    """(N,) when each is shown."""
+    """(N,) display times in seconds."""
     packet_sums: Numbers
-    """(N,) checksum of each, encoded: equal films have equal sums."""
+    """(N,) checksums of the encoded frames: equal films have equal sums."""
     rate: float
-    """Frames per second: of the usual distance between two."""
+    """Frames per second, from the usual distance between two frames."""
     _pts: Numbers
     _seek: Numbers
-    """(N,) where the decoder must begin to show a frame: the decoding time of the key frame before it."""
+    """(N,) seek targets: for each frame, the decoding time of the key frame before it."""
     _timed: bool
-    """False where packets carry no moments (AVI): frames are counted."""
+    """False where packets carry no times (AVI) and frames are counted."""
 
     @property
     def period(self) -> float:
@@ -176,7 +176,10 @@ class FilmIndex:
         return 1 / self.rate
 
     def nearest(self, moments: Seconds, tolerance_s: float) -> Numbers:
-        """The frame nearest to each moment; ValueError if one is further away than the tolerance, or all are off to one side."""
+        """Return the index of the frame nearest to each moment.
+
+        Raises ValueError if one is further off than the tolerance, or if the mean offset exceeds LARGEST_BIAS periods.
+        """
         after = np.searchsorted(self.times, moments).clip(1, max(1, len(self.times) - 1))
         before = after - 1
         after = after.clip(max=len(self.times) - 1)
@@ -195,7 +198,7 @@ class FilmIndex:
 
 
 def film_index(path: Path) -> FilmIndex:
-    """When the frames of a film are shown; ValueError if it is none."""
+    """Return the index of a film, cached by path, size and time of change. Raises ValueError if it cannot be read or has no frames."""
     try:
         facts = path.stat()
     except OSError as error:
@@ -227,9 +230,9 @@ def _film_index(path: Path, _size: int, _changed: int) -> FilmIndex:
     pts, sums = (np.asarray([row[i] for row in shown], np.int64) for i in (0, 1))
     times = pts * base if timed else pts / (average or 1)
     steps = np.diff(times)
-    usual = steps[(steps > 0) & (steps < 1.5 * np.median(steps))] if len(steps) else steps  # moments may jitter, and frames may be missing
+    usual = steps[(steps > 0) & (steps < 1.5 * np.median(steps))] if len(steps) else steps  # times may jitter, and frames may be missing
     rate = float(1 / usual.mean()) if len(usual) else average
-    rate = average if average and abs(rate / average - 1) < 0.05 else rate  # moments are rounded to the container's clock
+    rate = average if average and abs(rate / average - 1) < 0.05 else rate  # times are rounded to the container's clock
     keys = [(pts, dts if dts is not None else pts) for pts, dts, key, *_ in sorted(packets, key=lambda row: row[0] if timed else 0) if key]
     first_keys = np.asarray([pts for pts, _ in keys] if timed and keys else [pts[0]], np.int64)
     starts = np.asarray([dts for _, dts in keys] if timed and keys else [pts[0]], np.int64)
@@ -238,12 +241,12 @@ def _film_index(path: Path, _size: int, _changed: int) -> FilmIndex:
 
 
 def film_frames(path: Path, numbers: Sequence[int] | Numbers) -> Iterator[Pictures]:
-    """The frames of those numbers, ascending, as a player shows them: (H, W, 3) each. ValueError if one does not come out."""
+    """Yield the frames of ascending indices as a player shows them, (H, W, 3) each. Raises ValueError if one cannot be decoded."""
     index = film_index(path)
     try:
         with av.open(str(path), "r") as container:
             stream: Any = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # many of these run at once
+            stream.codec_context.thread_count = 1  # several processes decode at once
             frames, decoded, current = container.decode(stream), -1, None
             first, matrix = True, None  # the matrix belongs to the stream
             for number in (int(number) for number in numbers):
@@ -256,7 +259,7 @@ def film_frames(path: Path, numbers: Sequence[int] | Numbers) -> Iterator[Pictur
                     if current is None:
                         raise ValueError(f"the video {path.name} ends before its frame {number} of {len(index.times)}")
                     decoded = _number(index, current, decoded)
-                if decoded != number and index._timed:  # the seek was inexact, or a frame is damaged: from the beginning, once
+                if decoded != number and index._timed:  # the seek was inexact, or a frame is damaged: decode from the beginning, once
                     current = _from_the_beginning(path, int(index._pts[number]))
                 matrix = display_matrix(current) if first else matrix
                 first = False
@@ -266,7 +269,10 @@ def film_frames(path: Path, numbers: Sequence[int] | Numbers) -> Iterator[Pictur
 
 
 def _number(index: FilmIndex, frame: Any, before: int) -> int:
-    """Which of the film's frames this is, or the next one where moments are unknown; less than any where it is not shown."""
+    """Return the index of a decoded frame; where times are unknown, the index after `before`.
+
+    For a frame that is not shown: the index of the last frame that is shown before it, -1 if none.
+    """
     if not index._timed:
         return before + 1
     place = int(np.searchsorted(index._pts, frame.pts)) if frame.pts is not None else before + 1
@@ -287,9 +293,9 @@ _REFORMATTER = VideoReformatter()
 
 
 def display_matrix(frame: Any) -> tuple[int, ...] | None:
-    """The rotation or reflection with which players show a film's frames, as FFmpeg keeps it.
+    """Return the rotation or reflection that players apply to a film's frames, in FFmpeg's form; None without one.
 
-    PyAV 18 never frees a frame whose side data were looked at; a tiny copy has them too.
+    It is read from a small copy of the frame, since PyAV 18 never frees a frame whose side data were accessed.
     """
     tiny: Any = _REFORMATTER.reformat(frame, width=16, height=16, format="gray")
     matrix = tiny.side_data.get(Type.DISPLAYMATRIX)
@@ -297,7 +303,7 @@ def display_matrix(frame: Any) -> tuple[int, ...] | None:
 
 
 def _upright(frame: Any, matrix: tuple[int, ...] | None) -> Pictures:
-    """The picture as players show it."""
+    """Return the picture as players show it."""
     picture: Any = _REFORMATTER.reformat(frame, format="rgb24").to_ndarray()
     if matrix is None:
         return np.asarray(picture)
@@ -311,7 +317,7 @@ def _upright(frame: Any, matrix: tuple[int, ...] | None) -> Pictures:
 
 
 def film_at(path: Path, numbers: Numbers, stored: str, size: tuple[int, int]) -> Pictures:
-    """(len(numbers), H, W, 3): the frames of those numbers, ascending and possibly repeated, turned and scaled as they are decoded."""
+    """Return the frames of ascending, possibly repeated indices, (len(numbers), H, W, 3), turned and scaled while decoding."""
     distinct, places = np.unique(numbers, return_inverse=True)
     shaped = np.empty((len(distinct), *size, 3), np.uint8)
     for i, picture in enumerate(film_frames(path, distinct)):
@@ -320,5 +326,5 @@ def film_at(path: Path, numbers: Numbers, stored: str, size: tuple[int, int]) ->
 
 
 def film(path: Path) -> Pictures:
-    """(N, H, W, 3): every frame of a film as a player shows it. ValueError if it is none. For short films: all are in memory at once."""
+    """Return every frame of a film as a player shows it, (N, H, W, 3); all are in memory at once. Raises ValueError if it is no film."""
     return np.stack(list(film_frames(path, range(len(film_index(path).times)))))

@@ -1,15 +1,15 @@
-"""LeRobot datasets, version 3.0 (several episodes to a file) and 2.x (one file per episode).
+"""Importer of LeRobot datasets, version 3.0 (several episodes to a file) and 2.x (one file per episode).
 
     meta/info.json                                   version, fps, features, templates of the paths below
-    meta/tasks.jsonl, meta/tasks.parquet             the sentences that the rows' task_index numbers
-    meta/episodes/chunk-*/file-*.parquet             3.0: per episode its length, and from when to when it is shown in its videos
+    meta/tasks.jsonl, meta/tasks.parquet             sentence of each task_index
+    meta/episodes/chunk-*/file-*.parquet             3.0: per episode its length, and its first and last second in its videos
     meta/episodes.jsonl                              2.x: per episode its length
     meta/modality.json                               GR00T, RoboCasa365: names for parts of state and action
     data/**.parquet                                  a row per frame: observation.state, action, timestamp, images if they are not videos
     videos/**.mp4                                    a video per camera
 
-Rows belong to the episode that their episode_index names, whatever the metadata says of files. The picture of a row is the one that its
-video shows at the row's timestamp. What `jobs.export` wrote says more (`demoscale`), and is read back whole.
+Rows belong to the episode that their episode_index names, even if the metadata names other files. The picture of a row is the one that its
+video shows at the row's timestamp. The extra metadata of `jobs.export` (`demoscale`) is read back too.
 """
 
 import json
@@ -55,31 +55,31 @@ from orchestrator.data.importers.image_ops import film_at, film_frames, film_ind
 from policy.interface import Contract
 
 STATES, ACTIONS = ("observation.state", "state"), ("action", "actions")
-"""What the state and the action are called: by LeRobot's own recorders, and by openpi's converters."""
+"""Names of the state and of the action: those of LeRobot's own recorders, and those of openpi's converters."""
 ARM_PARTS = ("end_effector_position", "end_effector_rotation", "gripper_close")
-"""The parts of RoboCasa365's action that move the arm, in the order of robosuite's controller."""
+"""Parts of RoboCasa365's action that move the arm, in the order of robosuite's controller."""
 BASE_PART = "base_motion"
 RATE_TOLERANCE = 0.05
-"""By which part the rows' steps may differ from the stated rate."""
+"""Largest relative difference between the rows' median step and the stated rate."""
 LONGEST_GAP = 1.5
-"""Steps between two rows; longer ones are rows that are missing."""
+"""Longest distance between two rows, in steps; a longer one means that rows are missing."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an episode is."""
+    """Location of an episode."""
 
     rows: tuple[tuple[str, int, int], ...]
     """Spans of Parquet files: path, first row, number of rows."""
     length: int
     films: dict[str, tuple[str, float]]
-    """Per video feature: path, and the second of the film at which the episode's timestamp is zero."""
+    """Video feature -> path, and the film's second at which the episode's timestamp is zero."""
     success: bool | None
 
 
 @dataclass
 class LeRobot:
-    """A dataset's folder."""
+    """Source: the folder of a dataset."""
 
     root: Path
     format: str
@@ -91,13 +91,13 @@ class LeRobot:
     _features: dict[str, str]
     """Camera of the source -> its feature."""
     _films: frozenset[str]
-    """The features that are videos."""
+    """Features that are videos."""
     _sizes: dict[str, tuple[int, int]]
     """(H, W) of each camera's pictures as stored."""
     _proprio: tuple[str, ...]
     _action: str
     _columns: tuple[int, ...] | None
-    """Which values of the action are kept, in their order; None for all."""
+    """Indices of the action's values to keep, in order; None for all."""
     _stored: str
     _native_hz: float
     _places: dict[str, _Place] = field(default_factory=dict)
@@ -138,12 +138,12 @@ class LeRobot:
         return pictures
 
     def _film_numbers(self, place: _Place, feature: str, moments: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """The frame that the feature's film shows at each row; ValueError if it shows none at one of them."""
+        """Return the index of the film's frame at each row. Raises ValueError if a row has none."""
         path, start_s = place.films[feature]
         return film_index(contained(self.root, path)).nearest(moments + start_s, 0.5 / self._native_hz + 1e-4)
 
     def _images(self, place: _Place, camera: str) -> Any:
-        """Reads the pictures of rows `first` to `last` out of Parquet cells."""
+        """Return a function that reads the pictures of rows `first` to `last` from Parquet cells."""
         feature, size = self._features[camera], self._sizes[camera]
 
         def read(first: int, last: int) -> Pictures:
@@ -154,7 +154,7 @@ class LeRobot:
 
 
 def open_lerobot(root: Path, reading: Reading) -> LeRobot:
-    """Look at a dataset's metadata, rows and films; SourceError if its version is not known or a feature it needs is not there."""
+    """Open a dataset and check its metadata, rows and films. Raises SourceError for an unknown version or a missing feature."""
     refuse_pointer(root / "meta" / "info.json")
     try:
         return _understand(root, json.loads((root / "meta" / "info.json").read_text("utf-8-sig")), reading)
@@ -219,7 +219,10 @@ def _understand(root: Path, info: dict[str, Any], reading: Reading) -> LeRobot:
 
 
 def _take(source: LeRobot, line: dict[str, Any], place: _Place, tasks: dict[int, str], reading: Reading, parts: list[tuple[str, int, int]]) -> float:
-    """Add an episode to the source's items, or say in its problems why not; returns the largest displacement it asks for."""
+    """Add an episode to the source's items, or the reason against it to its problems; return its largest absolute action value.
+
+    The last dimension, the gripper's, is not counted.
+    """
     root, index = source.root, int(line["episode_index"])
     name, labelled, contract, native_hz = f"episode_{index:06d}", not reading.action_free, source.contract, source._native_hz
     with leaving_out(f"{root.name}, {name}", source.problems):
@@ -274,7 +277,10 @@ def _candidates(
     source: LeRobot, episodes: list[tuple[dict[str, Any], dict[str, tuple[str, float]]]], layout: dict[int, list[tuple[str, int, int]]],
     unread: dict[int, str], reading: Reading, info: dict[str, Any],
 ) -> list[tuple[dict[str, Any], _Place]]:  # fmt: skip
-    """The episodes that are wanted, listed once, and whose rows and films are where they should be. unread: why an episode's rows are not read."""
+    """Return the requested episodes, without duplicates, whose rows and films are complete.
+
+    unread: episode -> reason why its rows are not read.
+    """
     root, wanted = source.root, _split(source.root, info, reading)
     found: list[tuple[dict[str, Any], _Place]] = []
     seen: set[int] = set()
@@ -317,7 +323,7 @@ def _candidates(
 def _layout(
     root: Path, info: dict[str, Any], version: str, lines: list[dict[str, Any]]
 ) -> tuple[dict[int, list[tuple[str, int, int]]], dict[int, str]]:
-    """Episode -> where its rows are: spans of files, in order; and episode -> why its file is not read."""
+    """Return episode -> location of its rows (spans of files, in order), and episode -> reason why its file is not read."""
     layout: dict[int, list[tuple[str, int, int]]] = {}
     unread: dict[int, str] = {}
     if version.startswith("v3."):
@@ -334,13 +340,13 @@ def _layout(
                 raise ValueError(f"there is no file {relative}")
             if index not in layout:
                 _add_spans(layout, root, relative, index)
-        except Exception as error:  # whatever is wrong with one file leaves its episode out
+        except Exception as error:  # any error of one file leaves out its episode only
             unread[index] = cause(error)
     return layout, unread
 
 
 def _add_spans(layout: dict[int, list[tuple[str, int, int]]], root: Path, relative: str, alone: int | None) -> None:
-    """Find which rows of a file belong to which episode; `alone`: the one that a file of its own must hold."""
+    """Add the spans of a file's episodes to the layout; `alone`: the only episode that the file may hold."""
     path = contained(root, relative)
     refuse_pointer(path)
     file = pq.ParquetFile(path)
@@ -357,7 +363,7 @@ def _add_spans(layout: dict[int, list[tuple[str, int, int]]], root: Path, relati
 
 
 def _episodes_v3(root: Path, info: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, tuple[str, float]]]]:
-    """Per episode its line, and per video feature the file and the second it begins at."""
+    """Return per episode its line of metadata, and video feature -> (file, the second at which it begins)."""
     lines: list[dict[str, Any]] = []
     for path in sorted((root / "meta" / "episodes").glob("**/*.parquet")):
         file = pq.ParquetFile(path)
@@ -386,7 +392,7 @@ def _episodes_v2(root: Path, info: dict[str, Any]) -> list[tuple[dict[str, Any],
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a file with one to a line. (Not `splitlines`: a sentence may hold U+2028.)"""
+    """Return the objects of a file with one per line. (Not `splitlines`: a sentence may hold U+2028.)"""
     lines = [json.loads(text) for text in path.read_text("utf-8-sig").split("\n") if text.strip()]
     if not all(isinstance(line, dict) for line in lines):
         raise ValueError(f"{path.name}: every line must be an object")
@@ -394,7 +400,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _filled(root: Path, template: str, **values: object) -> str:
-    """A path from one of the dataset's templates, which may name nothing but the values."""
+    """Fill one of the dataset's path templates. Raises SourceError if it names anything but the values."""
     for _, name, layout, conversion in string.Formatter().parse(template):
         if name is not None and (name not in values or conversion or not re.fullmatch(r"0?\d{0,2}d?", layout or "")):
             raise SourceError(f"{root}: the path {template} in meta/info.json is not understood")
@@ -402,7 +408,7 @@ def _filled(root: Path, template: str, **values: object) -> str:
 
 
 def _tasks(root: Path) -> dict[int, str]:
-    """task_index -> sentence. LeRobot 3.0 keeps the sentences as the index of a pandas frame."""
+    """Return task_index -> sentence. LeRobot 3.0 keeps the sentences as the index of a pandas frame."""
     if (path := root / "meta" / "tasks.parquet").is_file():
         table = pq.ParquetFile(path).read(use_threads=False)
         words = "task" if "task" in table.column_names else next((f.name for f in table.schema if pa.types.is_string(f.type)), "")
@@ -414,9 +420,9 @@ def _tasks(root: Path) -> dict[int, str]:
 
 
 def _instruction(table: pa.Table, tasks: dict[int, str], line: dict[str, Any]) -> str:
-    """The sentence that the rows name; the metadata's only one where rows name none, or where the table of tasks does not know it.
+    """Return the sentence that the rows name, or the metadata's only one where rows name none or the table of tasks lacks it.
 
-    ValueError if there are several.
+    Raises ValueError if there are several.
     """
     said = line.get("tasks") or []
     listed = sorted({text.strip() for text in ([said] if isinstance(said, str) else said) if isinstance(text, str) and text.strip()})
@@ -431,7 +437,7 @@ def _instruction(table: pa.Table, tasks: dict[int, str], line: dict[str, Any]) -
 
 
 def _split(root: Path, info: dict[str, Any], reading: Reading) -> set[int] | None:
-    """The episodes of the split that --mask names; None for all."""
+    """Return the episodes of the split that --mask names; None for all."""
     if not reading.mask:
         return None
     splits = info.get("splits") or {}
@@ -442,7 +448,10 @@ def _split(root: Path, info: dict[str, Any], reading: Reading) -> set[int] | Non
 
 
 def _rate(root: Path, info: dict[str, Any], layout: dict[int, list[tuple[str, int, int]]], reading: Reading) -> float:
-    """Rows per second: what meta/info.json says, or --hz where the rows' timestamps say so too. SourceError if nobody says."""
+    """Return the rows per second of meta/info.json, or --hz where the rows' timestamps agree with it.
+
+    Raises SourceError if neither states a rate, or if the timestamps contradict --hz.
+    """
     stated = float(info.get("fps") or 0)
     if reading.hz and abs(reading.hz - stated) > 1e-6:
         steps = [step for spans in list(layout.values())[:8] if (step := _median_step(root, spans))]
@@ -463,7 +472,7 @@ def _median_step(root: Path, spans: list[tuple[str, int, int]]) -> float:
 
 
 def _our_contract(info: dict[str, Any]) -> Contract | None:
-    """The contract that this project's export wrote."""
+    """Return the contract that this project's export wrote; None without one."""
     try:
         return Contract.from_json(info["demoscale"]["contract"])
     except (KeyError, TypeError, ValueError):
@@ -471,7 +480,7 @@ def _our_contract(info: dict[str, Any]) -> Contract | None:
 
 
 def _cameras_of(features: dict[str, Any]) -> dict[str, str]:
-    """Camera -> its feature; by the whole name where short names are not unique."""
+    """Return camera -> its feature; by the whole name where short names are not unique."""
     pictures = [name for name, feature in features.items() if feature["dtype"] in ("video", "image") and _is_colour(feature)]
     short = Counter(map(_camera, pictures))
     return {_camera(name) if short[_camera(name)] == 1 else name: name for name in pictures}
@@ -482,14 +491,14 @@ def _camera(feature: str) -> str:
 
 
 def _is_colour(feature: dict[str, Any]) -> bool:
-    """Depth has one channel, or says so."""
+    """Return whether a feature is a colour picture; depth has one channel or is marked as a depth map."""
     facts = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
     shape = feature["shape"]
     return len(shape) == 3 and 3 in (shape[0], shape[-1]) and not (facts.get("is_depth_map") or facts.get("video.is_depth_map"))
 
 
 def _declared_size(feature: dict[str, Any]) -> tuple[int, int]:
-    """(H, W) by the axes' names, or by where the three channels are."""
+    """Return the declared (H, W), by the axes' names or by the position of the three channels."""
     shape, names = feature["shape"], feature.get("names")
     if isinstance(names, list) and {"height", "width"} <= set(map(str, names)):
         return int(shape[names.index("height")]), int(shape[names.index("width")])
@@ -498,7 +507,10 @@ def _declared_size(feature: dict[str, Any]) -> tuple[int, int]:
 
 
 def _true_sizes(source: LeRobot, candidates: list[tuple[dict[str, Any], _Place]]) -> dict[str, tuple[int, int]]:
-    """(H, W) of what is stored: most episodes' films, or the first picture that can be read. Metadata exchange width and height now and then."""
+    """Return the stored (H, W) per camera: of most episodes' films, or of the first readable picture.
+
+    Some datasets exchange width and height in their metadata.
+    """
     sizes = dict(source._sizes)
     for camera in source._cameras:
         feature = source._features[camera]
@@ -508,7 +520,7 @@ def _true_sizes(source: LeRobot, candidates: list[tuple[dict[str, Any], _Place]]
                 try:
                     seen[film_index(contained(source.root, place.films[feature][0])).size] += 1
                 except (ValueError, SourceError):
-                    continue  # said where the episode is taken
+                    continue  # `_take` reports it
             sizes[camera] = seen.most_common(1)[0][0] if seen else sizes[camera]
             continue
         for _, place in candidates[:8]:
@@ -526,7 +538,7 @@ def _true_sizes(source: LeRobot, candidates: list[tuple[dict[str, Any], _Place]]
 
 
 def _parts(root: Path) -> dict[str, list[tuple[str, int, int]]]:
-    """Feature -> its parts (name, first value, the value after its last), from meta/modality.json where there is one."""
+    """Return feature -> its parts (name, first index, end index), from meta/modality.json if it exists."""
     path = root / "meta" / "modality.json"
     if not path.is_file():
         return {}
@@ -539,7 +551,7 @@ def _parts(root: Path) -> dict[str, list[tuple[str, int, int]]]:
 
 
 def _arm_columns(where: str, action: str, parts: list[tuple[str, int, int]]) -> tuple[int, ...]:
-    """The values that move RoboCasa365's arm; SourceError where meta/modality.json does not name them."""
+    """Return the indices of the values that move RoboCasa365's arm. Raises SourceError if meta/modality.json does not name them."""
     places = {name: range(first, last) for name, first, last in parts}
     if not {*ARM_PARTS, BASE_PART} <= set(places):
         named = ", ".join(places) or "none"
@@ -548,7 +560,7 @@ def _arm_columns(where: str, action: str, parts: list[tuple[str, int, int]]) -> 
 
 
 def _names(key: str, feature: dict[str, Any], parts: list[tuple[str, int, int]]) -> tuple[str, ...]:
-    """One per value: LeRobot has lists, lists of lists, dictionaries of lists, or nothing; GR00T names parts."""
+    """Return a name per value. LeRobot has lists, lists of lists, dictionaries of lists, or nothing; GR00T names parts."""
     width = int(np.prod(feature["shape"]))
     names = feature.get("names")
     if isinstance(names, dict):
@@ -566,7 +578,10 @@ def _names(key: str, feature: dict[str, Any], parts: list[tuple[str, int, int]])
 
 
 def _rows(root: Path, place: _Place, columns: list[str], hz: float) -> pa.Table:
-    """All rows of an episode; ValueError if they are out of order, or further apart than the rate says. Columns that are not there are left out."""
+    """Return all rows of an episode, without columns that do not exist.
+
+    Raises ValueError if rows are out of order, missing, or not spaced by the rate.
+    """
     table = _span(root, place, columns, 0, place.length)
     if "timestamp" in table.column_names and len(table) > 1:
         steps = np.diff(table["timestamp"].to_numpy().astype(np.float64))
@@ -581,7 +596,7 @@ def _rows(root: Path, place: _Place, columns: list[str], hz: float) -> pa.Table:
 
 
 def _span(root: Path, place: _Place, columns: list[str], first: int, last: int) -> pa.Table:
-    """Rows `first` to `last` of an episode, from the row groups that hold them."""
+    """Return rows `first` to `last` of an episode, from the row groups that hold them."""
     tables, passed = [], 0
     for relative, start, count in place.rows:
         a, b = max(first - passed, 0), min(last - passed, count)
@@ -600,14 +615,14 @@ def _span(root: Path, place: _Place, columns: list[str], first: int, last: int) 
 
 
 def _moments(table: pa.Table, length: int, hz: float) -> npt.NDArray[np.float64]:
-    """(L,) the second of each row, as its timestamp says; counted where rows have none."""
+    """Return the second of each row, (L,), by its timestamp, or by its index and the rate where rows have none."""
     if "timestamp" not in table.column_names:
         return np.arange(length) / hz
     return np.asarray(table["timestamp"].to_numpy(), np.float64)
 
 
 def _vectors(table: pa.Table, key: str) -> npt.NDArray[np.float32]:
-    """(L, D) from a column of lists or numbers; ValueError for a row that is missing or of another width."""
+    """Return (L, D) values of a column of lists or numbers. Raises ValueError for a row that is missing or of another width."""
     if key not in table.column_names:
         raise ValueError(f"it has no column {key}")
     column = table[key].combine_chunks()
@@ -639,7 +654,7 @@ def _kept(actions: npt.NDArray[np.float32], columns: tuple[int, ...] | None) -> 
 
 
 def _image_file(root: Path, cell: Any) -> bytes:
-    """The image file of a cell: in it, or named by it."""
+    """Return the image file that a cell holds or names."""
     if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
         raise ValueError("a picture is missing")
     data: bytes = cell["bytes"] or contained(root, cell["path"]).read_bytes()

@@ -1,17 +1,17 @@
-"""MCAP recordings (ROS 2 bags, Foxglove) as episodes, one per recording.
+"""Importer of MCAP recordings (ROS 2 bags, Foxglove), one episode per recording.
 
     SRC/<name>.mcap                        a recording
     SRC/<name>/metadata.yaml, *.mcap       a rosbag2 folder: one recording, its files in the order that metadata.yaml lists
 
-Topics come at rates and moments of their own, so the steps are made here: `--hz` of them per second, from the first camera's first picture after
-all chosen topics have begun until one of them ends. With T seconds from a step to the next, the step at moment t has
+Topics have different rates, so messages are resampled: to `--hz` steps per second, from the first camera's first picture after all chosen
+topics have begun until one of them ends. With T seconds from a step to the next, the step at time t has
 
-    pictures          the nearest, at most T / 2 away, or further between two pictures that are at most 1.5 T apart (a camera that drifts or jitters);
+    pictures          the nearest, within T / 2, or further between two pictures that are at most 1.5 T apart (a camera that drifts or jitters);
     proprioception    the last message at or before t;
     action            the first message in [t, t + T), or else the last one before t, which is still in force.
 
-A message that is held is older than its topic's median distance by at most 1.5 T. A recording that breaks one of these rules is left out.
-A moment is the header stamp where all chosen topics have one in every message and their stamps are of one clock, and the log time otherwise:
+A held message is older than its topic's median distance by at most 1.5 T. A recording that breaks one of these rules is left out.
+Times are header stamps where all chosen topics have one in every message and their stamps are of one clock, and log times otherwise:
 never both in one recording, since two clocks may differ by any amount.
 Vectors are named by topic, or by TOPIC:FIELD (`/joint_states:velocity`, `/pose:pose.position`).
 """
@@ -56,44 +56,44 @@ from policy.interface import Contract
 from sim_workers.envs.tasks import TASKS
 
 LONGEST_GAP = 1.5
-"""Steps between two pictures within which the nearest may be more than half a step away; steps that a held message may be overdue."""
+"""Largest gap between two pictures, in steps, that allows one more than half a step off; steps that a held message may be overdue."""
 ROUNDING_NS = 1000
-"""An action so little before its step belongs to it: the moments of steps are rounded."""
+"""Nanoseconds by which an action may precede its step, since the times of steps are rounded."""
 CLOCKS_APART_NS = 500_000_000
-"""Between the usual delays, from stamp to log, of two topics stamped by one clock."""
+"""Nanoseconds between the median delays, from stamp to log, of two topics above which their clocks differ."""
 
 
 @dataclass
 class _Plan:
-    """What an episode is made of."""
+    """Messages and values of one episode."""
 
     files: list[Path]
     topics: dict[str, str]
-    """Per camera of the source."""
+    """Camera of the source -> its topic."""
     pictures: dict[str, Numbers]
-    """Per camera, of each frame the picture's place among the messages of its topic."""
+    """Camera -> per frame, the index of its picture among the messages of its topic."""
     sums: dict[str, Numbers]
-    """Per camera, of each frame the picture's checksum."""
+    """Camera -> per frame, the checksum of its picture."""
     sizes: dict[str, tuple[int, int]]
     proprio: npt.NDArray[np.float32] | None
-    """(N, P)"""
+    """(N, P) values; None without proprioception."""
     action: npt.NDArray[np.float32] | None
-    """(N, A)"""
+    """(N, A) values; None without actions."""
     names: tuple[tuple[str, ...], tuple[str, ...]]
-    """Of the values of proprioception and action."""
+    """Names of the values of (proprioception, action)."""
     clock: str
     rows: int
-    """N: steps at --hz."""
+    """Number of steps N at --hz."""
 
     def shown(self, wanted: dict[str, set[int]]) -> Iterator[tuple[str, int, Pictures]]:
-        """Decode the pictures of those places, in the order of the files."""
+        """Decode the pictures at those indices, per camera, in the order of the files."""
         sums = {camera: dict(zip(numbers.tolist(), self.sums[camera].tolist(), strict=True)) for camera, numbers in self.pictures.items()}
         return pictures(self.files, self.topics, wanted, sums)
 
 
 @dataclass
 class Mcap:
-    """A recording, or a folder of them."""
+    """Source: a recording, or a folder of them."""
 
     root: Path
     format: str
@@ -105,7 +105,7 @@ class Mcap:
     _stored: str
     _native_hz: float
     _plans: dict[str, _Plan] = field(default_factory=dict)
-    """By item."""
+    """Item -> its messages and values."""
 
     def read(self, item: Item) -> Episode:
         plan, size = self._plans[item.name], self.contract.image_size
@@ -120,7 +120,10 @@ class Mcap:
 
 
 def open_mcap(root: Path, reading: Reading) -> Mcap:
-    """Read every recording once, decoding no picture; SourceError if the reading does not say enough, or no recording can be used."""
+    """Read every recording once without decoding pictures.
+
+    Raises SourceError if an option or a package is missing, or no recording can be used.
+    """
     try:
         import mcap  # noqa: F401
         import mcap_protobuf  # noqa: F401
@@ -182,7 +185,7 @@ def open_mcap(root: Path, reading: Reading) -> Mcap:
 
 
 def _unnamed(root: Path, offered: dict[str, Series], reading: Reading) -> list[str]:
-    """List what must be said before anything can be imported."""
+    """Return a question for each missing option that an import needs."""
     listed = ", ".join(f"{key} ({len(series.names)})" for key, series in sorted(offered.items()) if series.kind not in CAMERA_KINDS)
     vectors = f"topics with vectors and their number of values: {listed or 'none'}"
     questions = []
@@ -198,7 +201,10 @@ def _unnamed(root: Path, offered: dict[str, Series], reading: Reading) -> list[s
 
 
 def _item(source: Mcap, name: str, plan: _Plan, names: tuple[tuple[str, ...], tuple[str, ...]], episode_id: str, reading: Reading) -> Item:
-    """Make an episode, its vectors in the order of the first recording's names; ValueError if it has other names, or too many pictures."""
+    """Return an item, after sorting its vectors by the first recording's names.
+
+    Raises ValueError if it has other names, or too many pictures.
+    """
     if plan.proprio is not None:
         plan.proprio = plan.proprio[:, places_of(plan.names[0], names[0])]
     if plan.action is not None:
@@ -219,7 +225,7 @@ def _item(source: Mcap, name: str, plan: _Plan, names: tuple[tuple[str, ...], tu
 
 
 def _plan(files: list[Path], found: dict[str, Series], cameras: dict[str, str], reading: Reading, hz: float) -> _Plan:
-    """Choose a message of every topic for every step; ValueError if one is missing."""
+    """Choose a message of every topic for every step. Raises ValueError if one is missing."""
     topics = {camera: _topic(found, camera) for camera in cameras}
     if len(set(topics.values())) < len(topics):
         raise ValueError("--cameras names one of its topics twice")
@@ -234,7 +240,7 @@ def _plan(files: list[Path], found: dict[str, Series], cameras: dict[str, str], 
     times, clock = _clock(used)
     first = times[next(iter(topics.values()))]
     begin, end = max(moments[0] for moments in times.values()), min(moments[-1] for moments in times.values())
-    # the clock starts at a picture, so that a camera of its rate is not half a step away from every step
+    # the first step is at a picture, so that a camera of the same rate is not half a step off at every step
     begin = max(begin, int(first[min(np.searchsorted(first, begin), len(first) - 1)]))
     if end < begin:
         late, early = max(times, key=lambda key: times[key][0]), min(times, key=lambda key: times[key][-1])
@@ -279,7 +285,7 @@ def _plan(files: list[Path], found: dict[str, Series], cameras: dict[str, str], 
 
 
 def _clock(used: dict[str, Series]) -> tuple[dict[str, Numbers], str]:
-    """Return the moments of all messages, (M,) ns per key, and the name of their clock; ValueError for header stamps that go back."""
+    """Return the times of all messages, (M,) ns per key, and the name of their clock. Raises ValueError if header stamps go back."""
     delays = [float(np.median(series.logged - series.stamped)) for series in used.values()]
     if not all(series.stamped.all() for series in used.values()) or max(delays) - min(delays) > CLOCKS_APART_NS:
         return {key: series.logged for key, series in used.items()}, "log time"
@@ -291,7 +297,7 @@ def _clock(used: dict[str, Series]) -> tuple[dict[str, Numbers], str]:
 
 
 def _nearest(topic: str, times: Numbers, moments: Numbers, step: float) -> Numbers:
-    """Return the place of the picture nearest to each moment; ValueError for a moment without one. Times are in ns."""
+    """Return the index of the picture nearest to each moment. Times are in ns. Raises ValueError for a moment without one."""
     before = np.searchsorted(times, moments, side="right") - 1
     after = (before + 1).clip(max=len(times) - 1)
     chosen = np.where(moments - times[before] <= np.abs(times[after] - moments), before, after)
@@ -306,10 +312,10 @@ def _nearest(topic: str, times: Numbers, moments: Numbers, step: float) -> Numbe
 
 
 def _in_force(key: str, times: Numbers, moments: Numbers, step: float, ahead: bool) -> Numbers:
-    """Return the place of the message that holds at each moment; ValueError if the next is overdue there. Times are in ns.
+    """Return the index of the message in force at each moment. Times are in ns. Raises ValueError if the next message is overdue there.
 
-    ahead: prefer the first message within the step that begins at the moment. A command that came before the picture was decided on an earlier
-    one; a policy that learns it as the answer to this picture would repeat what is in force already.
+    ahead: prefer the first message within the step that begins at the moment. A command from before the picture was based on an earlier
+    picture; a policy that learns it as the response to this one would repeat the command that is already in force.
     """
     places = np.searchsorted(times, moments, side="right") - 1
     if ahead:
@@ -327,12 +333,12 @@ def _in_force(key: str, times: Numbers, moments: Numbers, step: float, ahead: bo
 
 
 def _dimensions(found: dict[str, Series], keys: Sequence[str]) -> tuple[str, ...]:
-    """Name every value of the concatenated vectors."""
+    """Return a name for every value of the concatenated vectors."""
     return tuple(f"{key}_{name}" if name else key for key in keys for name in found[key].names)
 
 
 def _topic(found: dict[str, Series], camera: str) -> str:
-    """Return the topic of a camera; ValueError if none or several have its name."""
+    """Return the topic of a camera. Raises ValueError if none or several have its name."""
     topics = [key for key, s in found.items() if s.kind in CAMERA_KINDS and not s.fault and camera in (key, camera_name(key))]
     if len(topics) == 1 or camera in topics:
         return camera if camera in topics else topics[0]
@@ -342,7 +348,7 @@ def _topic(found: dict[str, Series], camera: str) -> str:
 
 
 def _recordings(root: Path) -> dict[str, Path]:
-    """Find the recordings: name -> file, or rosbag2 folder."""
+    """Return the recordings: name -> file, or rosbag2 folder."""
     if root.is_file():
         return {root.stem: root}
     found: dict[str, Path] = {}
@@ -355,7 +361,7 @@ def _recordings(root: Path) -> dict[str, Path]:
 
 
 def _files(path: Path) -> list[Path]:
-    """Return the files of a recording in their order; ValueError or SourceError if metadata.yaml does not name those that are there."""
+    """Return the files of a recording in order. Raises ValueError or SourceError if they differ from those in metadata.yaml."""
     if path.is_file():
         return [path]
     facts = yaml.safe_load((path / "metadata.yaml").read_text("utf-8"))["rosbag2_bagfile_information"]

@@ -1,4 +1,4 @@
-"""MCAP files: their records, checked, and the numbers and pictures in their messages (CDR of ROS 2, Protobuf pictures of Foxglove, JSON)."""
+"""Reader of MCAP files: checked records, and numbers and pictures of messages (CDR of ROS 2, Protobuf pictures of Foxglove, JSON)."""
 
 import base64
 import json
@@ -22,9 +22,9 @@ from orchestrator.data.importers.image_ops import MOST_PIXELS, Numbers, Pictures
 MAGIC = b"\x89MCAP0\r\n"
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 CHANNELS = {"rgb8": (3, [0, 1, 2]), "bgr8": (3, [2, 1, 0]), "rgba8": (4, [0, 1, 2]), "bgra8": (4, [2, 1, 0]), "mono8": (1, [0, 0, 0])}
-"""Encoding of a raw picture -> bytes of a pixel, and where red, green and blue are among them."""
+"""Encoding of a raw picture -> (bytes per pixel, positions of red, green and blue)."""
 DEPTH = re.compile(r"(16|32|64)[USF]|mono16", re.IGNORECASE)
-"""Beginning of a compressed picture's format where image_transport encoded more than 8 bits."""
+"""Start of a compressed picture's format where image_transport encoded more than 8 bits."""
 KINDS = {
     "sensor_msgs/Image": ("raw", ""),
     "foxglove.RawImage": ("raw", ""),
@@ -38,14 +38,14 @@ KINDS = {
     "geometry_msgs/TwistStamped": ("vector", "twist"),
     "geometry_msgs/WrenchStamped": ("vector", "wrench"),
 }
-"""Message type -> what its messages are, and the field that is meant where none is named."""
+"""Message type -> (kind of its messages, default field)."""
 CAMERA_KINDS = ("raw", "compressed", "video")
 NO_VALUES = ("header", "timestamp", "stamp", "layout")
-"""Fields of a message that describe it."""
+"""Fields of a message that are metadata, not values."""
 STREAMS = {"image", "image_raw", "image_color", "image_rect", "image_rect_color", "image_rect_raw", "compressed", "color", "rgb"}
-"""Last parts of a topic that do not tell one camera from another."""
+"""Last parts of a topic that do not distinguish cameras."""
 MOST_RECORD_BYTES = 1 << 30
-"""Of one record of a file, and of one chunk unpacked."""
+"""Maximum bytes of one record of a file, and of one decompressed chunk."""
 
 
 @dataclass
@@ -55,22 +55,22 @@ class Series:
     topic: str
     kind: str
     names: tuple[str, ...] = ()
-    """Of the D values of a vector: its joints, `position.x`, numbers."""
+    """Names of the D values of a vector: its joints, `position.x`, numbers."""
     fault: str = ""
-    """Why the topic cannot be used."""
+    """Reason why the topic cannot be used; empty if it can."""
     rows: list[tuple[int, int, tuple[float, ...]]] = field(default_factory=list)
-    """In the order of the files, until they are packed: log time and header stamp (0: none) in ns; checksum, height and width, or the values."""
+    """Messages in the order of the files, until `pack`: log time and header stamp (0: none) in ns; checksum, height and width, or values."""
     order: Numbers = field(init=False)
-    """(M,) the place of each in the order of the files."""
+    """(M,) index of each message in the order of the files."""
     logged: Numbers = field(init=False)
-    """(M,) ns"""
+    """(M,) log times in ns."""
     stamped: Numbers = field(init=False)
-    """(M,) ns"""
+    """(M,) header stamps in ns; 0 where a message has none."""
     values: npt.NDArray[Any] = field(init=False)
-    """(M, 3) int64 or (M, D) float32."""
+    """(M, 3) int64 of (checksum, height, width), or (M, D) float32 values."""
 
     def pack(self) -> None:
-        """Turn the rows into arrays."""
+        """Convert the rows to arrays."""
         logged, stamped, values = zip(*self.rows, strict=True)
         self.order = np.argsort(np.asarray(logged, np.int64), kind="stable")
         self.logged, self.stamped = (np.asarray(column, np.int64)[self.order] for column in (logged, stamped))
@@ -83,7 +83,7 @@ class Series:
 
 
 def _messages(file: Path) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield schema (or None), channel and message, in the order of the file; ValueError where it turns out to be cut or damaged."""
+    """Yield schema (or None), channel and message, in the order of the file. Raises ValueError if the file is cut or damaged."""
     from mcap.records import Channel, Chunk, Message, Schema, Statistics
     from mcap.stream_reader import StreamReader, breakup_chunk
 
@@ -116,7 +116,7 @@ def _messages(file: Path) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def _unpacked(chunk: Any) -> Any:
-    """Decompress a chunk; ValueError if it is not as large as it announces, or announces more than MOST_RECORD_BYTES."""
+    """Decompress a chunk. Raises ValueError if its size differs from the announced one, or exceeds MOST_RECORD_BYTES."""
     import lz4.frame
     import zstandard
 
@@ -138,7 +138,7 @@ def _unpacked(chunk: Any) -> Any:
 
 
 def _kind(schema: Any, channel: Any) -> tuple[str, str]:
-    """Return what a channel's messages are, as in KINDS, ('', '') for those that are not read; ValueError for ROS 1."""
+    """Return the kind of a channel's messages and their default field, ('', '') for unsupported types. Raises ValueError for ROS 1."""
     if channel.message_encoding == "ros1" or (schema and schema.encoding == "ros1msg"):
         raise ValueError("it is a ROS 1 recording; convert it to a ROS 2 bag")
     name = schema.name.replace("/msg/", "/").replace("foxglove_msgs/", "foxglove.") if schema else ""
@@ -146,7 +146,7 @@ def _kind(schema: Any, channel: Any) -> tuple[str, str]:
 
 
 def _decoder(schema: Any, channel: Any) -> Callable[[bytes], Any]:
-    """Return what makes an object with a message's fields of its bytes; ValueError for an encoding that is not read."""
+    """Return the function that decodes a message's bytes to an object with its fields. Raises ValueError for an unsupported encoding."""
     from mcap_protobuf.decoder import DecoderFactory as Protobuf
     from mcap_ros2.decoder import DecoderFactory as Ros2
 
@@ -160,9 +160,9 @@ def _decoder(schema: Any, channel: Any) -> Callable[[bytes], Any]:
 
 
 def scan(files: list[Path], reading: Reading) -> dict[str, Series]:
-    """Read what a recording holds, per topic and per TOPIC:FIELD that the reading names; one message of topics that it does not choose.
+    """Return the series of a recording, per topic and per TOPIC:FIELD that the reading names; of other topics only one message.
 
-    ValueError if a file is damaged, or a message of a chosen topic cannot be decoded.
+    Raises ValueError if a file is damaged, or a message of a chosen topic cannot be decoded.
     """
     found: dict[str, Series] = {}
     for file in files:
@@ -195,7 +195,7 @@ def scan(files: list[Path], reading: Reading) -> dict[str, Series]:
 
 
 def _wanted(schema: Any, channel: Any, found: dict[str, Series], reading: Reading) -> Iterator[tuple[Series, str, bool]]:
-    """Yield the series that a channel's messages belong to, the field that each is made of, and whether it needs all of them."""
+    """Yield (series, field that it consists of, whether it needs all messages) for each series of a channel."""
     kind, usual = _kind(schema, channel)
     topic, chosen = channel.topic, {*(reading.proprio or ()), reading.action} - {None}
     if kind in CAMERA_KINDS:
@@ -211,7 +211,7 @@ def _wanted(schema: Any, channel: Any, found: dict[str, Series], reading: Readin
 
 
 def _vector(series: Series, message: Any, path: str) -> tuple[float, ...]:
-    """Return the numbers of a message or of its field `path`, in the order of the series' names; ValueError if they have others."""
+    """Return the numbers of a message or of its field `path`, in the order of the series' names. Raises ValueError for other names."""
     whole = message
     for part in path.split(".") if path else ():
         if part not in _fields(message):
@@ -232,7 +232,7 @@ def _fields(message: Any) -> Sequence[str]:
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, float]]:
-    """Yield the numbers in a value and their paths."""
+    """Yield (path, number) for every number in a value."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         yield path, float(value)
     elif not isinstance(value, (bool, str, bytes, type(None))):
@@ -242,21 +242,21 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, float]]:
 
 
 def _stamp(message: Any) -> int:
-    """Return the header stamp in nanoseconds, 0 without one."""
+    """Return the header stamp in nanoseconds; 0 without one."""
     stamp = getattr(getattr(message, "header", None), "stamp", None) or getattr(message, "timestamp", None)
     seconds = getattr(stamp, "sec", getattr(stamp, "seconds", 0))
     return int(seconds) * 10**9 + int(getattr(stamp, "nanosec", getattr(stamp, "nsec", getattr(stamp, "nanos", 0))))
 
 
 def places_of(names: tuple[str, ...], wanted: tuple[str, ...]) -> list[int]:
-    """Return where the wanted names are among the names; ValueError if the two are not the same names."""
+    """Return the indices of the wanted names among the names. Raises ValueError if the two sets differ."""
     if len(names) != len(wanted) or set(names) != set(wanted):
         raise ValueError(f"its values are {', '.join(names)}, those before {', '.join(wanted)}")
     return [names.index(name) for name in wanted]
 
 
 def camera_name(topic: str) -> str:
-    """Name a camera after its topic, without the last words that do not tell cameras apart: `/wrist/color/image_raw` is `wrist`."""
+    """Return a camera's name: its topic without the last parts that do not distinguish cameras. `/wrist/color/image_raw` becomes `wrist`."""
     parts = [part for part in topic.split("/") if part]
     while len(parts) > 1 and parts[-1] in STREAMS:
         parts.pop()
@@ -269,9 +269,9 @@ def camera_name(topic: str) -> str:
 def pictures(
     files: list[Path], topics: dict[str, str], wanted: dict[str, set[int]], sums: dict[str, dict[int, int]]
 ) -> Iterator[tuple[str, int, Pictures]]:
-    """Decode the wanted pictures: yield camera, place among the messages of its topic, and picture (H, W, 3).
+    """Decode the wanted pictures; yield camera, index among the messages of its topic, and picture (H, W, 3).
 
-    topics: per camera. sums: per camera, place -> checksum. ValueError if the files have changed.
+    topics: camera -> topic. sums: camera -> index -> checksum. Raises ValueError if the files have changed.
     """
     cameras = {topic: camera for camera, topic in topics.items()}
     counts, left = Counter[str](), sum(map(len, wanted.values()))
@@ -296,19 +296,19 @@ def pictures(
 
 
 def _data(message: Any) -> bytes:
-    """Return the bytes of a picture, which are base64 in JSON; ValueError if there are none."""
+    """Return the bytes of a picture, which are base64 in JSON. Raises ValueError if there are none."""
     if not isinstance(message.data, (str, bytes)):
         raise ValueError(f"its picture is a {type(message.data).__name__}")
     return base64.b64decode(message.data, validate=True) if isinstance(message.data, str) else message.data
 
 
 def _checksum(message: Any) -> int:
-    """Return the CRC-32 of a picture as stored and of the name of its encoding, which tells red from blue."""
+    """Return the CRC-32 of a picture as stored and of its encoding's name, which defines the order of channels."""
     return crc32(str(getattr(message, "encoding", "") or message.format).encode(), crc32(_data(message)))
 
 
 def _no_picture(kind: str, message: Any) -> str:
-    """Say why a message shows no picture that can be read, '' if it does. Depth has the types of pictures too."""
+    """Return the reason why a message's picture cannot be read, '' if it can. Depth has the same message types as pictures."""
     if kind == "raw":
         return "" if message.encoding in CHANNELS else f"pictures in {message.encoding} are not read"
     data, form = _data(message), str(message.format)
@@ -318,7 +318,7 @@ def _no_picture(kind: str, message: Any) -> str:
 
 
 def _facts(kind: str, message: Any) -> tuple[int, int, int]:
-    """Return checksum, height and width of a picture without decoding it; ValueError if it is not whole, or is none."""
+    """Return checksum, height and width of a picture without decoding it. Raises ValueError if it is cut short, or is none."""
     data = _data(message)
     if fault := _no_picture(kind, message):
         raise ValueError(fault)
@@ -338,7 +338,7 @@ def _facts(kind: str, message: Any) -> tuple[int, int, int]:
 
 
 def _pixels(message: Any) -> Pictures:
-    """Return a raw picture (H, W, C) without the padding of its rows; ValueError if it has more or fewer bytes than it says."""
+    """Return a raw picture (H, W, C) without the padding of its rows. Raises ValueError if its number of bytes is wrong."""
     data, (depth, _) = _data(message), CHANNELS[message.encoding]
     height, width, step = int(message.height), int(message.width), int(message.step)
     if min(height, width) < 1 or step < width * depth or len(data) != height * step or height * width > MOST_PIXELS:

@@ -1,10 +1,10 @@
-"""RLDS data sets as TensorFlow Datasets stores them (Open X-Embodiment, DROID, BridgeData), read without TensorFlow.
+"""Importer of RLDS data sets as TensorFlow Datasets stores them (Open X-Embodiment, DROID, BridgeData), without TensorFlow.
 
-    dataset_info.json, features.json       name; what an episode's features are called, their shapes and number types
+    dataset_info.json, features.json       name; names, shapes and number types of an episode's features
     *.tfrecord-00000-of-00010              an episode per record: a tf.train.Example with a list per feature over all steps
 
-A step is (observation, action). The action of a last step (`is_last`) is undefined by RLDS (rlds.readthedocs, "Step format"), so that step is
-left behind where actions are read. The format names neither task nor rate: `--task` and `--hz` do.
+A step is (observation, action). RLDS leaves the action of a last step (`is_last`) undefined (rlds.readthedocs, "Step format"), so that step is
+dropped where actions are read. The format states neither task nor rate: `--task` and `--hz` do.
 """
 
 import hashlib
@@ -55,16 +55,16 @@ MOST_RECORD_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class _Feature:
-    """A leaf of features.json."""
+    """Leaf of features.json."""
 
     kind: str
-    """image, text or tensor"""
+    """`image`, `text` or `tensor`."""
     shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an episode is."""
+    """Location of an episode."""
 
     file: Path
     offset: int
@@ -73,7 +73,7 @@ class _Place:
 
 @dataclass
 class Rlds:
-    """The folder of one version of a data set."""
+    """Source: the folder of one version of a data set."""
 
     root: Path
     format: str
@@ -119,11 +119,12 @@ class Rlds:
 
 
 def is_rlds(path: Path) -> bool:
+    """Return whether a folder has the metadata files of an RLDS data set."""
     return (path / "features.json").is_file() and (path / "dataset_info.json").is_file()
 
 
 def open_rlds(root: Path, reading: Reading) -> Rlds:
-    """Look at the features and at every record; SourceError if the folder is no such data set, or says not enough."""
+    """Open a data set and check every record. Raises SourceError if it is none, lacks a feature, or tfrecord is not installed."""
     try:
         from tfrecord import example_pb2  # noqa: F401
     except ImportError:
@@ -174,7 +175,10 @@ def open_rlds(root: Path, reading: Reading) -> Rlds:
 
 
 def _take(source: Rlds, number: int, place: "_Found", name: str, reading: Reading) -> float:
-    """Add an episode to the source's items, or say in its problems why not; returns its largest displacement."""
+    """Add an episode to the source's items, or the reason against it to its problems; return its largest absolute action value.
+
+    The last dimension, the gripper's, is not counted.
+    """
     episode, labelled = f"episode_{number:06d}", not reading.action_free
     with leaving_out(f"{name}, {episode}", source.problems):
         values = _example(_record(place.file, place.offset)[0])
@@ -220,14 +224,14 @@ def _take(source: Rlds, number: int, place: "_Found", name: str, reading: Readin
 
 @dataclass(frozen=True)
 class _Found:
-    """A record."""
+    """Location of a record."""
 
     file: Path
     offset: int
 
 
 def _records(source: Rlds) -> Iterator[_Found]:
-    """Every record of every file, by file name; a file that is cut short says so among the problems."""
+    """Yield every record of every file, by file name; a file that is cut short is added to the problems."""
     for file in sorted(path for path in source.root.iterdir() if ".tfrecord" in path.name and not path.name.startswith(".")):
         refuse_pointer(file)
         end, offset = file.stat().st_size, 0
@@ -256,7 +260,7 @@ def _length(file: Path, offset: int) -> int:
 
 
 def _record(file: Path, offset: int) -> tuple[bytes, int]:
-    """The content of the record at an offset, and its length; ValueError if its checksum does not hold."""
+    """Return the content of the record at an offset, and its length. Raises ValueError if its checksum is wrong."""
     length = _length(file, offset)
     with file.open("rb") as stream:
         stream.seek(offset + 12)
@@ -267,7 +271,7 @@ def _record(file: Path, offset: int) -> tuple[bytes, int]:
 
 
 def _checksum(data: bytes) -> int:
-    """TFRecord's masked CRC-32C (tensorflow/core/lib/hash/crc32c.h)."""
+    """Return TFRecord's masked CRC-32C (tensorflow/core/lib/hash/crc32c.h)."""
     from crc32c import crc32c
 
     plain: int = crc32c(data)
@@ -289,7 +293,7 @@ def _example(data: bytes) -> Any:
 
 
 def _leaves(node: dict[str, Any], path: str) -> Iterator[tuple[str, _Feature]]:
-    """The features of features.json by their names in a record."""
+    """Yield the features of features.json with their names in a record."""
     if "featuresDict" in node:
         for name, child in node["featuresDict"]["features"].items():
             yield from _leaves(child, f"{path}/{name}" if path else name)
@@ -305,7 +309,7 @@ def _leaves(node: dict[str, Any], path: str) -> Iterator[tuple[str, _Feature]]:
 
 
 def _shape(node: dict[str, Any]) -> tuple[int, ...]:
-    """Sides that vary are written as -1; 0 here."""
+    """Return a feature's shape; sides of variable length, -1 in the file, become 0."""
     return tuple(max(0, int(side)) for side in (node.get("shape") or {}).get("dimensions", ()))
 
 
@@ -317,19 +321,19 @@ def _declared(feature: _Feature) -> tuple[int, int]:
 
 
 def _true_sizes(source: Rlds, records: list[_Found]) -> dict[str, tuple[int, int]]:
-    """(H, W) per camera of the first episode whose pictures can be read; features.json may leave them open, or exchange them."""
+    """Return (H, W) per camera of the first episode with readable pictures; features.json may leave them open, or exchange them."""
     for record in records[:8]:
         try:
             values = _example(_record(record.file, record.offset)[0])
             shapes = {camera: image(values[OBSERVATION + camera].bytes_list.value[0]).shape for camera in source._cameras}
             return {camera: (int(shape[0]), int(shape[1])) for camera, shape in shapes.items()}
         except (ValueError, IndexError):
-            continue  # said where the episode is taken
+            continue  # `_take` reports it
     return {}
 
 
 def _vector(values: Any, name: str, feature: _Feature) -> npt.NDArray[np.float32]:
-    """(L, D)"""
+    """Return a feature's values, (L, D) float32. Raises ValueError if they are missing or not rows of numbers."""
     if name not in values:
         raise ValueError(f"it has no {name}")
     kind = values[name].WhichOneof("kind")
@@ -343,7 +347,7 @@ def _vector(values: Any, name: str, feature: _Feature) -> npt.NDArray[np.float32
 
 
 def _instruction(values: Any) -> str:
-    """The sentence of an episode's steps; ValueError if they have several."""
+    """Return the sentence of an episode's steps, '' without one. Raises ValueError if they have several."""
     for name in INSTRUCTIONS:
         texts = values[name].bytes_list.value if name in values else ()
         if sentence := only_sentence((text.decode("utf-8", "replace") for text in texts), "steps"):

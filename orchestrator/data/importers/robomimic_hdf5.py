@@ -1,4 +1,4 @@
-"""HDF5 as robomimic writes it, and what descends from it: MimicGen, RoboCasa, LIBERO, Isaac Lab.
+"""Importer of robomimic's HDF5 files and their descendants: MimicGen, RoboCasa, LIBERO, Isaac Lab.
 
     data                          attributes env_args (JSON: which simulator, at which rate), LIBERO: problem_info (JSON with the instruction)
     data/demo_3/actions           (L, A)
@@ -7,10 +7,10 @@
     mask/<name>                   optional lists of demonstrations
 
 `jobs.export` adds to `data` the attribute demoscale.contract (JSON, `Contract`) and demoscale.proprio_keys, to each demonstration
-demoscale.task, demoscale.instruction and demoscale.success; such a file needs no questions.
+demoscale.task, demoscale.instruction and demoscale.success; such a file raises no questions.
 
-Demonstrations of one file are held to what most of them have: cameras, size of pictures, widths of vectors.
-Pictures are paired with actions as the file pairs them. (LIBERO's recorder takes each picture after its action, and its policies are trained so.)
+Demonstrations that differ from most others of their file in cameras, size of pictures or widths of vectors are left out.
+Pictures are paired with actions as in the file. (LIBERO's recorder takes each picture after its action, and its policies are trained so.)
 """
 
 import json
@@ -73,38 +73,38 @@ from sim_workers.envs.robosuite import ACTION, PROPRIO, PROPRIO_KEYS
 from sim_workers.envs.tasks import TASKS
 
 LIBEROS_HAND = ("ee_pos", "ee_ori", "gripper_states")
-"""LIBERO's names for the same hand and fingers, the hand's turn as axis times angle; it is kept as the quaternion it was made from."""
+"""LIBERO's names for the same hand and fingers, the hand's rotation as axis times angle; it is converted back to the original quaternion."""
 LIBEROS_WIDTHS = (3, 3, 2)
 PROPRIO_BY_DEFAULT = (PROPRIO_KEYS, LIBEROS_HAND)
 ACTIONS = "actions"
 ARM = len(ACTION)
 MOBILE_BASE = ("base_x", "base_y", "base_turn", "torso", "base_mode_minus1_arm_plus1_base")
-"""What RoboCasa's mobile Panda takes after the arm's dimensions."""
+"""Action dimensions of RoboCasa's mobile Panda, after the arm's."""
 FAULTS = (OSError, KeyError, RuntimeError, ValueError, TypeError)
-"""What h5py raises for a damaged file."""
+"""Exceptions that h5py raises for a damaged file."""
 
 
 class _NothingReadError(Exception):
-    """A file out of which nothing can be read, in a sentence: among others in a folder it is left out."""
+    """Error of a file that holds nothing readable, in a sentence; in a folder with other files, the file is left out."""
 
 
 @dataclass(frozen=True)
 class _Made:
-    """What a file says about where it comes from."""
+    """Origin of a file, by its own attributes."""
 
     task: str
     instruction: str | None
     hz: float | None
     simulator: str
     arm: tuple[str, ...] | None
-    """Names of the arm's action dimensions, where the controller is known to be ours."""
+    """Names of the arm's action dimensions, where the controller is known to be the simulator's; else None."""
     single_panda: bool
     image_convention: str
 
 
 @dataclass(frozen=True)
 class _Stated:
-    """The conventions that an export of a store states."""
+    """Conventions that an export of a store states."""
 
     contract: Contract
     proprio_keys: tuple[str, ...]
@@ -112,12 +112,12 @@ class _Stated:
 
 @dataclass(frozen=True)
 class _Shape:
-    """What one demonstration has, its values unread."""
+    """Parts of one demonstration, without their values."""
 
     cameras: dict[str, tuple[str, tuple[int, int]]]
     """Camera -> its key in `obs` and (H, W)."""
     rows: int
-    """Pictures of its first camera."""
+    """Number of pictures of its first camera."""
     widths: dict[str, int]
     """Vector in `obs` -> values per row."""
     action: int | None
@@ -126,7 +126,7 @@ class _Shape:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is read of a demonstration, and what is refused; pickles."""
+    """Parts of a demonstration to read, and their required shapes; can be pickled."""
 
     cameras: dict[str, str]
     """Camera of the source -> name in the store."""
@@ -134,9 +134,9 @@ class _Plan:
     proprio: dict[str, int]
     """Vector in `obs` -> values per row."""
     hand: bool
-    """Whether the vectors are LIBERO's, to be turned into ours."""
+    """Whether the vectors are LIBERO's and must be converted to the simulator's."""
     action: str
-    """Where the actions are in a demonstration; empty if they stay behind."""
+    """Name of the actions in a demonstration; empty if they are dropped."""
     width: int
     """Values per action in the file."""
     arm_only: bool
@@ -153,20 +153,20 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Content:
-    """A demonstration that can be imported."""
+    """Facts about a demonstration that can be imported."""
 
     rows: int
     labelled: bool
     digest: str
     largest: float
-    """Absolute value of its actions, the gripper's and a mobile base's not counted."""
+    """Largest absolute value of its actions, without the gripper's and a mobile base's."""
     extremes: dict[str, tuple[float, float]]
     """Number type of pictures -> lowest and highest value."""
 
 
 @dataclass
 class Hdf5:
-    """One file, or a folder of files with equal conventions."""
+    """Source: one file, or a folder of files with equal conventions."""
 
     format: str
     contract: Contract
@@ -221,7 +221,10 @@ class Hdf5:
 
 
 def open_hdf5(path: Path, reading: Reading) -> Hdf5:
-    """Look at a file, or at every HDF5 file of a folder; SourceError if a file is none of these, or if two files' conventions differ."""
+    """Open a file, or every HDF5 file of a folder.
+
+    Raises SourceError if no file can be read, or if two files' conventions differ.
+    """
     if path.is_file():
         try:
             return _open_file(path, reading, label_of(path, reading), "")
@@ -248,7 +251,7 @@ def open_hdf5(path: Path, reading: Reading) -> Hdf5:
 
 
 def _join(source: Hdf5, first: Path, other: Hdf5, file: Path) -> None:
-    """Add a file's demonstrations to those of the files before it."""
+    """Add a file's demonstrations to the source. Raises SourceError if the conventions differ."""
     conventions = {**source.contract.to_json(), "recorded_rate": source._native_hz}
     others = {**other.contract.to_json(), "recorded_rate": other._native_hz}
     conventions["way of storing pictures"], others["way of storing pictures"] = source._stored, other._stored
@@ -351,24 +354,24 @@ def _family(data: Any, demo: str) -> str:
     return f"{kind} HDF5"
 
 
-# -- what a file holds ------------------------------------------------------------------------------------------------------------------
+# -- contents of a file -----------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Found:
-    """The demonstrations of a file."""
+    """Demonstrations of a file."""
 
     order: list[str]
-    """Names of those that are looked at, by number."""
+    """Names of the examined demonstrations, by number."""
     shapes: dict[str, _Shape] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
-    """Demonstration -> why it is left out, as a sentence."""
+    """Demonstration -> reason why it is left out, as a sentence."""
     absent: list[str] = field(default_factory=list)
-    """A sentence for each that a mask lists and the file lacks."""
+    """A sentence for each demonstration that a mask lists and the file lacks."""
 
 
 def _looked_at(path: Path, file: Any, data: Any, reading: Reading) -> _Found:
-    """The demonstrations that have pictures, and a sentence for each that has none; SourceError if no one has."""
+    """Return the demonstrations that have pictures, and a sentence for each that has none. Raises _NothingReadError if none has."""
     names = sorted((str(name) for name in data), key=_by_number)
     found = _Found(names)
     if reading.mask:
@@ -384,7 +387,7 @@ def _looked_at(path: Path, file: Any, data: Any, reading: Reading) -> _Found:
         with leaving_out(f"{path.name}, {name}", problems):
             group = member(data, name)
             if not isinstance(group, h5py.Group) or not {ACTIONS, "obs", "states"} & set(group):
-                continue  # a count, statistics: no demonstration
+                continue  # not a demonstration: a count, statistics
             refuse_elsewhere(group)
             states = states or "states" in set(group)
             obs = member(group, "obs")
@@ -412,7 +415,7 @@ def _by_number(name: str) -> list[str | int]:
 
 
 def _masked(path: Path, file: Any, mask: str) -> set[str]:
-    """The names that a mask lists."""
+    """Return the names that a mask lists."""
     group = member(file, "mask")
     masks = [str(name) for name in group] if isinstance(group, h5py.Group) else []
     if mask not in masks:
@@ -426,7 +429,7 @@ def _masked(path: Path, file: Any, mask: str) -> set[str]:
 
 
 def _shape(group: Any, obs: Any, reading: Reading) -> _Shape | None:
-    """None if it has no pictures."""
+    """Return the shape of a demonstration; None if it has no pictures."""
     pictures = _pictures(obs)
     if not pictures:
         return None
@@ -444,19 +447,19 @@ def _shape(group: Any, obs: Any, reading: Reading) -> _Shape | None:
 
 
 def _pictures(obs: Any) -> dict[str, PictureArray]:
-    """Camera -> its pictures in `obs`. Groups in it (Isaac Lab's datagen_info) hold no pictures."""
+    """Return camera -> its pictures in `obs`. Groups in `obs` (Isaac Lab's datagen_info) hold no pictures."""
     found = {str(key): array for key in obs if (array := picture_array(member(obs, key), str(key)))}
     named = Counter(name for key in found for name in cameras_by_name([key]))
     return {(name if named[name] == 1 else key): array for key, array in found.items() for name in cameras_by_name([key])}
 
 
-# -- what is read of it -----------------------------------------------------------------------------------------------------------------
+# -- choice of its parts ----------------------------------------------------------------------------------------------------------------
 
 
 def _planned(
     path: Path, data: Any, found: dict[str, _Shape], made: _Made, stated: _Stated | None, reading: Reading
 ) -> tuple[_Plan, tuple[str, ...], tuple[str, ...]]:
-    """What most demonstrations have and a person chose; with it the names of proprioception and of actions."""
+    """Return the plan, from the reading and from what most demonstrations have, and the names of proprioception and actions."""
     cameras = _cameras(path, found.values(), stated, reading)
     sizes = {name: _most(shape.cameras[name][1] for shape in found.values() if name in shape.cameras) for name in cameras}
     proprio, names = _proprio(path, found.values(), stated, reading)
@@ -488,12 +491,12 @@ def _planned(
 
 
 def _most(values: Iterable[Any]) -> Any:
-    """The most frequent value; of equally frequent ones the first."""
+    """Return the most frequent value; of equally frequent ones the first."""
     return Counter(values).most_common(1)[0][0]
 
 
 def _cameras(path: Path, found: Iterable[_Shape], stated: _Stated | None, reading: Reading) -> dict[str, str]:
-    """Those of most demonstrations; a person may choose one that only some have."""
+    """Return the cameras of most demonstrations, or those that the reading chooses, which only some may have."""
     combinations = Counter(tuple(shape.cameras) for shape in found)
     if reading.cameras:
         return chosen_cameras(str(path), dict.fromkeys(name for names in combinations for name in names), reading)
@@ -504,7 +507,7 @@ def _cameras(path: Path, found: Iterable[_Shape], stated: _Stated | None, readin
 
 
 def _proprio(path: Path, found: Iterable[_Shape], stated: _Stated | None, reading: Reading) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Key -> width of the vectors that make up the proprioception, and a name per value."""
+    """Return key -> width of the vectors that make up the proprioception, and a name per value."""
     found = list(found)
     having = Counter(key for shape in found for key in shape.widths)
     asked = reading.proprio or (stated.proprio_keys if stated else ())
@@ -541,7 +544,7 @@ def _action_names(path: Path, width: int, made: _Made, robocasa: bool, stated: _
 
 
 def _content(group: Any, shape: _Shape, plan: _Plan, contract: Contract, native_hz: float, reading: Reading) -> _Content:
-    """Everything of a demonstration but its pictures; ValueError for what sets it apart from the file's others, or is damaged."""
+    """Check a demonstration and hash its content. Raises ValueError if it differs from the file's others or is damaged."""
     obs = member(group, "obs")
     missing = [name for name in plan.cameras if name not in shape.cameras]
     missing += [key for key in plan.proprio if key not in shape.widths]
@@ -595,7 +598,7 @@ def _refuse_different_lengths(group: Any, pictures: dict[str, PictureArray], pla
 
 
 def _ranges(path: Path, contents: Iterable[_Content], reading: Reading) -> tuple[dict[str, str], list[str]]:
-    """Number type of pictures -> one of RANGES, decided over all of the file's pictures; and what must be asked."""
+    """Return number type of pictures -> one of RANGES, decided over all of the file's pictures, and questions."""
     extremes: dict[str, tuple[float, float]] = {}
     for content in contents:
         for number, (lowest, highest) in content.extremes.items():
@@ -618,7 +621,7 @@ def _ranges(path: Path, contents: Iterable[_Content], reading: Reading) -> tuple
 
 
 def _proprio_values(obs: Any, plan: _Plan) -> npt.NDArray[Any]:
-    """(L, P): the vectors side by side."""
+    """Return the concatenated vectors, (L, P)."""
     rows = [vectors(member(obs, key), key) for key in plan.proprio]
     if plan.hand:  # (L, 3) axis times angle, 0 to 2 pi, to x, y, z, w: the inverse of robosuite's `quat2axisangle`, sign included
         angle = np.linalg.norm(rows[1], axis=1, keepdims=True)
@@ -627,7 +630,7 @@ def _proprio_values(obs: Any, plan: _Plan) -> npt.NDArray[Any]:
 
 
 def _success(group: Any, stated: bool) -> bool | None:
-    """What an export states; else from sparse rewards. None where there are none, or shaped ones, or they cannot be read."""
+    """Return the success that an export states, else that of sparse rewards; None for missing, shaped or unreadable rewards."""
     if stated:
         said = group.attrs.get("demoscale.success")
         return bool(said) if isinstance(said, (bool, np.bool_)) else None
@@ -639,11 +642,11 @@ def _success(group: Any, stated: bool) -> bool | None:
     return bool(rewards.any()) if rewards.size and np.isin(rewards, (0, 1)).all() else None
 
 
-# -- what a file says -------------------------------------------------------------------------------------------------------------------
+# -- attributes of a file ---------------------------------------------------------------------------------------------------------------
 
 
 def _stated(data: Any) -> _Stated | None:
-    """The conventions that `jobs.export` wrote; None if it is another's file."""
+    """Return the conventions that `jobs.export` wrote; None for a file of another program."""
     said = _attributes(data)
     try:
         contract = Contract.from_json(_json(said.get("demoscale.contract")))
@@ -664,7 +667,7 @@ def _made(path: Path, data: Any, reading: Reading) -> _Made:
     robots = kwargs.get("robots")
     robots = [robots] if isinstance(robots, str) else robots if isinstance(robots, list) else []
     single_panda = len(robots) == 1 and str(robots[0]).startswith("Panda")
-    # One task of LIBERO is one file; its environment's name is shared by many.
+    # LIBERO has a file per task; many tasks share an environment's name.
     named = path.stem.removesuffix("_demo") if problem else _words(args.get("env_name")) or _words(said.get("env")) or path.stem
     task = reading.task or named
     convention = _words(said.get("macros_image_convention"))
@@ -680,14 +683,14 @@ def _made(path: Path, data: Any, reading: Reading) -> _Made:
 
 
 def _isaacs_rate(args: dict[str, Any]) -> float | None:
-    """Isaac Lab says how long a step of its physics is, and how many of them an action lasts."""
+    """Return Isaac Lab's steps per second, from the duration of a physics step and the number of them per action."""
     steps = _table(args.get("sim_args"))
     seconds, count = _positive(steps.get("dt")), _positive(steps.get("decimation"))
     return _positive(round(1 / (seconds * count), 6)) if args.get("type") == 2 and seconds and count else None
 
 
 def _is_our_controller(config: Any) -> bool:
-    """Whether robosuite's controller takes hand displacements as ACTION names them; old files name the controller, new ones its parts."""
+    """Return whether robosuite's controller takes hand displacements as in ACTION; old files name the controller, new ones its parts."""
     if not isinstance(config, dict):
         return False
     if config.get("type") == "OSC_POSE":
@@ -697,7 +700,7 @@ def _is_our_controller(config: Any) -> bool:
 
 
 def _attributes(group: Any, name: str = "") -> dict[str, Any]:
-    """The attributes of a group, or of a member of it; one that cannot be read counts as missing."""
+    """Return the attributes of a group, or of a member of it; an unreadable one counts as missing."""
     found: dict[str, Any] = {}
     attributes = (member(group, name) if name else group).attrs
     for key in attributes:
@@ -715,7 +718,7 @@ def _text(value: Any) -> str:
 
 
 def _words(value: Any) -> str:
-    """A sentence or name; LIBERO has its sentences as lists of words too. Empty for anything else."""
+    """Return a sentence or name; '' for anything else. LIBERO also stores sentences as lists of words."""
     if isinstance(value, (list, np.ndarray)):
         words = [_words(word) for word in list(np.ravel(value)) if isinstance(word, (str, bytes))] if isinstance(value, np.ndarray) else value
         return " ".join(words) if all(isinstance(word, str) for word in words) else ""
@@ -723,7 +726,7 @@ def _words(value: Any) -> str:
 
 
 def _positive(value: Any) -> float | None:
-    """A finite number above zero; None for anything else."""
+    """Return a number above zero and below 1e9 as float; None for anything else."""
     plain = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e9
     return float(value) if plain else None
 

@@ -1,9 +1,9 @@
-"""Films, as action-free episodes: one, or a folder of them.
+"""Importer of films as action-free episodes: one film, or a folder of them.
 
 SRC/<name>.mp4 or SRC/<task>/.../<name>.mov            one camera, which --cameras names
 SRC/<task>/<name>.<camera>.mp4                         several cameras of one scene
 
-The pictures of an episode are those at equal steps from the film's first frame on, each the nearest within half a step.
+The pictures of an episode are taken at equal steps from the film's first frame on, each the nearest frame within half a step.
 """
 
 import re
@@ -43,34 +43,34 @@ from policy.interface import Contract
 from sim_workers.envs.tasks import TASKS
 
 NO_CAMERA = re.compile(r"(?:v?[\d\s_.:()T+Z-]*|(?=\d)[\d\s_.:()-]+[ap]\.?m\.?[\d\s_()-]*)", re.IGNORECASE)
-"""Dotted endings that number takes, or tell a time: `take.1.mp4`, `take.v2.mp4`, `2024-05-01 10.22.31 PM (2).mp4`."""
+"""Dotted endings that are take numbers or times, not cameras: `take.1.mp4`, `take.v2.mp4`, `2024-05-01 10.22.31 PM (2).mp4`."""
 SHORTER = 0.5
-"""Seconds by which a film's pictures may end before the length that its header tells."""
+"""Seconds by which a film's pictures may end before the length in its header."""
 SAME_RATE = 1e-3
-"""Relative difference of two rates that are one, measured twice."""
+"""Relative difference below which two measured rates count as equal."""
 MOST_SAID = 5
-"""Problems in one error sentence."""
+"""Maximum number of problems in one error message."""
 
 
 @dataclass(frozen=True)
 class _Scene:
-    """The films of one episode."""
+    """Films of one episode."""
 
     films: dict[str, Path]
-    """Per camera of the source."""
+    """Camera of the source -> its film."""
     rate: float
-    """Of the films, frames per second; of the first camera's where they differ."""
+    """Frames per second of the films; of the first camera's where they differ."""
     rows: int
-    """Steps at that rate."""
+    """Number of steps at that rate."""
     size: tuple[int, int]
-    """(H, W), upright."""
+    """(H, W) of the upright pictures."""
     turns: tuple[tuple[int, ...], ...]
-    """Per camera, how players turn it."""
+    """Display matrix per camera; empty where the film has none."""
 
 
 @dataclass
 class Films:
-    """A folder, or one film."""
+    """Source: a folder of films, or one film."""
 
     root: Path
     format: str
@@ -81,7 +81,7 @@ class Films:
     _cameras: dict[str, str]
     _stored: str
     _scenes: dict[str, _Scene] = field(default_factory=dict)
-    """By item."""
+    """Item -> its films."""
 
     def read(self, item: Item) -> Episode:
         scene, contract = self._scenes[item.name], self.contract
@@ -96,7 +96,10 @@ class Films:
 
 
 def shown(index: FilmIndex, scene: _Scene, length: int, hz: float) -> Numbers:
-    """The frame of a film at each step; ValueError if the film shows none within half a step, of the store or of the film, of one of them."""
+    """Return the index of the film's frame at each step.
+
+    Raises ValueError if a step has no frame within half a step, of the store's or of the film's rate, whichever is longer.
+    """
     moments = np.arange(length) / hz
     times = index.times - index.times[0]
     nearest = np.searchsorted((times[1:] + times[:-1]) / 2, moments - 1e-9)
@@ -113,11 +116,11 @@ def shown(index: FilmIndex, scene: _Scene, length: int, hz: float) -> Numbers:
 
 
 def open_films(root: Path, reading: Reading) -> Films:
-    """Look at every film; SourceError if nobody says which camera filmed it, or the films' rates differ."""
+    """Open every film. Raises SourceError if the camera is not named, the films' rates differ, or no film can be used."""
     grouped, cameras, problems = _grouped(root, reading)
     stored, questions = orientation(root.name, "upright", "", reading)
     source = Films(root, "films", Contract((), (0, 0), "", (), (), 0.0, ""), [], problems, questions, cameras, stored)
-    indices: dict[str, dict[str, FilmIndex]] = {}  # every film is demultiplexed once
+    indices: dict[str, dict[str, FilmIndex]] = {}  # kept, so that every film is demultiplexed once
     for name, films in grouped.items():
         with leaving_out(f"{root.name}, {name}", problems):
             source._scenes[name], indices[name] = _scene(root, name, films, cameras, reading)
@@ -148,7 +151,7 @@ def open_films(root: Path, reading: Reading) -> Films:
 
 
 def _item(source: Films, name: str, scene: _Scene, indices: dict[str, FilmIndex], episode_id: str, reading: Reading) -> Item:
-    """An episode, once every one of its pictures is known to be there."""
+    """Return the item of an episode, after a check that the films have a picture for every step. Raises ValueError otherwise."""
     root, contract = source.root, source.contract
     length = len(kept_frames(scene.rows, scene.rate, contract.control_hz))
     refuse_bulk(length, len(source._cameras), contract.image_size)
@@ -163,7 +166,10 @@ def _item(source: Films, name: str, scene: _Scene, indices: dict[str, FilmIndex]
 
 
 def _scene(root: Path, name: str, films: dict[str, Path], cameras: dict[str, str], reading: Reading) -> tuple[_Scene, dict[str, FilmIndex]]:
-    """Facts of an episode's films; ValueError if one is not there, cannot be read, or is longer than the others."""
+    """Return the scene of an episode and the indices of its films.
+
+    Raises ValueError if a film is missing, unreadable, cut short, or differs from the others in length, rate or size.
+    """
     if absent := [camera for camera in cameras if camera not in films]:
         raise ValueError(f"there is no film of camera {', '.join(absent)}")
     films = {camera: films[camera] for camera in cameras}
@@ -183,7 +189,7 @@ def _scene(root: Path, name: str, films: dict[str, Path], cameras: dict[str, str
     for camera, (announced_s, _) in headers.items():
         period = indices[camera].period
         last_s = durations[camera] + period
-        counted = films[camera].suffix.lower() == ".avi"  # it says nothing of moments, so that frames left out of it shift those after them
+        counted = films[camera].suffix.lower() == ".avi"  # AVI has no timestamps, so that a dropped frame shifts those after it
         if announced_s - last_s > (1.5 * period if counted else max(SHORTER, 3 * period)):
             raise ValueError(
                 f"{films[camera].name} tells a length of {announced_s:.2f} s, but its pictures end after {last_s:.2f} s; copy it again if it was "
@@ -201,9 +207,9 @@ def _scene(root: Path, name: str, films: dict[str, Path], cameras: dict[str, str
 
 
 def _header(path: Path) -> tuple[float, tuple[int, ...]]:
-    """Seconds that a film tells to have, 0 where it does not tell; and the display matrix with which players turn it.
+    """Return the length in seconds that a film's header states, 0 without one, and the display matrix that players apply.
 
-    A film that was turned by its matrix alone has the packets that it had before.
+    The matrix is part of a film's identity: a rotation by the matrix alone leaves the packets unchanged.
     """
     with av.open(str(path), "r") as container:
         stream: Any = container.streams.video[0]
@@ -215,9 +221,9 @@ def _header(path: Path) -> tuple[float, tuple[int, ...]]:
 
 
 def _grouped(root: Path, reading: Reading) -> tuple[dict[str, dict[str, Path]], dict[str, str], list[str]]:
-    """Episode -> film per camera of the source; camera of the source -> name in the store; and what is passed over, one sentence each.
+    """Return episode -> film per camera of the source, camera of the source -> name in the store, and problems, one sentence each.
 
-    The one camera of films that name none is ''.
+    The camera of films that name none is ''. Raises SourceError if --cameras is needed, or names an unknown camera.
     """
     paths = [root] if root.is_file() else list(visible(root, FILM_SUFFIXES))
     names = {path: path.name if root.is_file() else path.relative_to(root).as_posix() for path in paths}
@@ -230,7 +236,7 @@ def _grouped(root: Path, reading: Reading) -> tuple[dict[str, dict[str, Path]], 
     sets = Counter(frozenset(films) - {""} for films in by_scene.values())
     several = max((s for s in sets if len(s) > 1), key=lambda s: (sets[s], len(s), sorted(s)), default=frozenset[str]())
     if reading.cameras and (unknown := [camera for camera in reading.cameras if camera not in found]):
-        sure = len(several) > 1 and sets[several] > 1 and 2 * sets[several] > len(by_scene)  # more than names that happen to be alike
+        sure = len(several) > 1 and sets[several] > 1 and 2 * sets[several] > len(by_scene)  # not a coincidence of names
         if len(reading.cameras) == 1 and not sure:
             looks = f"{root.name}: its films look like one scene filmed by {', '.join(sorted(several))}, which --cameras does not name"
             said = [f"{looks}; each is an episode of its own"] if several else []
@@ -252,7 +258,7 @@ def _grouped(root: Path, reading: Reading) -> tuple[dict[str, dict[str, Path]], 
 
 
 def _ending(stem: str, reading: Reading) -> str:
-    """The camera that a film's name ends in, or ''."""
+    """Return the camera that a film's name ends in, or ''."""
     before, dot, camera = stem.rpartition("/")[2].rpartition(".")
     if not (dot and before):
         return ""
@@ -260,7 +266,7 @@ def _ending(stem: str, reading: Reading) -> str:
 
 
 def _one_camera(stems: dict[Path, str]) -> dict[str, dict[str, Path]]:
-    """Each film is an episode; two that differ in their suffix alone keep it in their names."""
+    """Return an episode per film; films that differ only in their suffix keep it in their names."""
     same: dict[str, list[Path]] = defaultdict(list)
     for path, stem in stems.items():
         same[stem].append(path)
