@@ -442,6 +442,7 @@ class RemotePolicy:
             raise RemoteError(f"what {self.url} calls its contract is not one: {printable(str(error))}") from None
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """Return one chunk per observation, in requests of at most MOST_OBSERVATIONS."""
         chunks: list[ActionChunk] = []
         for first in range(0, len(observations), MOST_OBSERVATIONS):
             chunks += self._act(observations[first : first + MOST_OBSERVATIONS])

@@ -41,6 +41,7 @@ class Average:
         self.values = [_local(parameter).clone() for parameter in parameters]
 
     def update(self) -> None:
+        """Move the average towards the current weights by a share of 1 - decay."""
         torch._foreach_lerp_(self.values, [_local(parameter) for parameter in self._parameters], 1 - self._decay)
 
     @contextmanager
