@@ -1,1 +1,1 @@
-"""What learns: torch and diffusers, no cluster, no simulator."""
+"""Models, their training step and their serving: torch and diffusers, no cluster, no simulator."""

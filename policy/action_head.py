@@ -1,4 +1,4 @@
-"""The action head: what was seen, as one vector, and noise become a chunk of actions. Video-action policy and baseline share it.
+"""The action head: denoises a chunk of actions, conditioned on one vector. Shared by the video-action policy and the baseline.
 
 Shapes: B chunks; D condition size; E time-embedding size; P proprioceptive values; T steps; A action dimensions; N noises per chunk.
 """
@@ -17,11 +17,11 @@ from policy.losses import masked_mean, per_clip_error
 PROPRIO_DIM = 64
 
 Embed = Callable[[Tensor], Tensor]
-"""(B,) noise levels -> (B, E)."""
+"""Embedding of noise levels, (B,) -> (B, E)."""
 
 
 class ActionHead(nn.Module):
-    """Proprioception joins what was seen; the action U-Net denoises. A contract without proprioception is what the paper has."""
+    """Embedding of proprioception, and the action U-Net. In the paper, the contract has no proprioception."""
 
     def __init__(self, config: ActionConfig, contract: Contract, seen_dim: int, embed_dim: int) -> None:
         super().__init__()
@@ -30,11 +30,11 @@ class ActionHead(nn.Module):
         self.unet = ActionUNet(config, len(contract.action), seen_dim + (PROPRIO_DIM if values else 0), embed_dim)
 
     def condition(self, seen_BD: Tensor, proprio_BP: Tensor) -> Tensor:
-        """All conditioning of the action U-Net besides the noise level."""
+        """Return the conditioning of the action U-Net except the noise level."""
         return seen_BD if self.proprio is None else torch.cat([seen_BD, self.proprio(proprio_BP).to(seen_BD.dtype)], dim=1)
 
     def clean(self, noisy_BTA: Tensor, sigma_B: Tensor, cond_BD: Tensor, embed: Embed) -> Tensor:
-        """The clean actions it believes in."""
+        """Predict the clean actions."""
         v = self.unet(scale_input(noisy_BTA, sigma_B), cond_BD, embed(sigma_B))
         return denoised(noisy_BTA, v.float(), sigma_B)
 
@@ -49,9 +49,9 @@ class ActionHead(nn.Module):
         shared_sigma_B: Tensor | None,
         world_total: Tensor,
     ) -> Tensor:
-        """Mean weighted error over the masked steps, at `action_draws` noises per chunk.
+        """Return the mean weighted error over the masked steps, at `action_draws` noises per chunk.
 
-        `shared_sigma_B`: the noise level, where it is the video's. `world_total`: masked steps per worker, see `loss.masked_mean`.
+        `shared_sigma_B`: the video's noise level, if both streams share it. `world_total`: masked steps per worker, see `losses.masked_mean`.
         """
         draws = diffusion.action_draws
         actions, mask, cond = (tensor.repeat_interleave(draws, 0) for tensor in (actions_BTA, mask_BT, cond_BD))
@@ -63,7 +63,7 @@ class ActionHead(nn.Module):
         return masked_mean(per_clip_error(self.clean(noisy, sigma, cond, embed), actions, sigma), mask, draws * world_total)
 
     def step(self, actions_BTA: Tensor, sigma: Tensor, sigma_next: Tensor, cond_BD: Tensor, embed: Embed, guidance: float) -> Tensor:
-        """One Euler step down; with guidance, `cond_BD` has twice the rows: told, then untold."""
+        """Take one Euler step to `sigma_next`; with guidance, `cond_BD` has twice the rows: conditional, then unconditional."""
         sigma_B = sigma.expand(len(cond_BD))
         if len(cond_BD) == len(actions_BTA):
             clean = self.clean(actions_BTA, sigma_B, cond_BD, embed)

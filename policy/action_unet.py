@@ -1,4 +1,4 @@
-"""The action U-Net: denoises a chunk of actions, told by one vector what the video model sees and imagines (arXiv 2508.00795).
+"""The action U-Net: denoises a chunk of actions, conditioned on one vector of the video model's features (arXiv 2508.00795).
 
 A 1-D convolutional U-Net over the chunk with FiLM conditioning, after Diffusion Policy (Chi et al. 2023, arXiv 2303.04137).
 
@@ -28,9 +28,9 @@ class _ResBlock(nn.Module):
 
 
 class ActionUNet(nn.Module):
-    """Same preconditioning as the video model; its output is a v-prediction of the normalised actions.
+    """1-D U-Net with the video model's preconditioning; its output is a v-prediction of the normalised actions.
 
-    horizon must be divisible by 2 for each level but the last.
+    The horizon must be divisible by 2 for each level but the last.
     """
 
     def __init__(self, config: ActionConfig, action_dim: int, cond_dim: int, embed_dim: int) -> None:

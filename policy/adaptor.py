@@ -1,4 +1,4 @@
-"""The adaptor: the video model's feature maps of all views become one vector that the action U-Net is conditioned on (arXiv 2508.00795).
+"""The adaptor: maps the video model's features of all views to one vector that conditions the action U-Net (arXiv 2508.00795).
 
 Shapes: B clips; V views; K frames per view; F frames on the time axis, pad + V*K; c h w of a feature map; C channels; D embedding size.
 """
@@ -30,7 +30,7 @@ class _Block(nn.Module):
         self.act = nn.SiLU()
 
     def forward(self, x_BCKhw: Tensor, embedding_BD: Tensor) -> Tensor:
-        # Added behind the norm, which would take part of it away again.
+        # Added after the norm, which would otherwise remove part of it.
         h = self.norm1(self.conv1(x_BCKhw)) + self.embed(self.act(embedding_BD))[:, :, None, None, None]
         h = self.norm2(self.conv2(self.act(h)))
         out: Tensor = self.act(self.norm3(self.conv3(self.act(h))) + self.skip(x_BCKhw))
@@ -38,7 +38,7 @@ class _Block(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Blocks of one width; the first one strides."""
+    """Blocks of one width; the first applies the stride."""
 
     def __init__(self, channels_in: int, channels: int, config: StageConfig, stride: tuple[int, int, int], embed_dim: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class _Stage(nn.Module):
 
 
 class _Branch(nn.Module):
-    """What one view's maps say: the coarser ones join on the way down."""
+    """Downsampling network of one view; the coarser feature maps join at later stages."""
 
     def __init__(self, stages: Sequence[BranchStage], shapes: Sequence[tuple[int, ...]], embed_dim: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class _Branch(nn.Module):
             channels, size = stage.channels, list(next_size)
 
     def forward(self, maps: list[Tensor], embedding_BD: Tensor) -> Tensor:
-        """(B, c, K, h, w) of one view, fine to coarse -> (B, C, K, h, w), the size of the coarsest."""
+        """Reduce the maps of one view, each (B, c, K, h, w), fine to coarse, to (B, C, K, h, w) of the size of the coarsest."""
         x, coarser = maps[0], zip(self.joining, maps[1:], strict=True)
         for stage, joins in zip(self.stages, self.joins, strict=True):
             if joins:
@@ -81,9 +81,9 @@ class _Branch(nn.Module):
 
 
 class Adaptor(nn.Module):
-    """One branch per view with weights of its own; then the views meet in a trunk, where the frames grow fewer.
+    """One branch per view with separate weights, then a trunk over all views that reduces the number of frames.
 
-    feature_shapes: (c, h, w) of each map, fine to coarse; (c, h) of square ones.
+    feature_shapes: (c, h, w) of each map, fine to coarse; (c, h) of square ones. Raises ValueError if they do not fit the configuration.
     """
 
     out_dim: int
@@ -107,7 +107,7 @@ class Adaptor(nn.Module):
         self.out_dim = config.out_dim or flat
 
     def forward(self, features: list[Tensor], embedding_BD: Tensor) -> Tensor:
-        """Maps (B, F, c, h, w), fine to coarse -> (B, out_dim)."""
+        """Map features, each (B, F, c, h, w), fine to coarse, to (B, out_dim)."""
         per_view = [self._split(feature) for feature in features]
         views = [branch([maps[:, view] for maps in per_view], embedding_BD) for view, branch in enumerate(self.branches)]
         x = torch.cat(views, dim=1)
@@ -117,14 +117,14 @@ class Adaptor(nn.Module):
         return vector
 
     def _split(self, feature_BFchw: Tensor) -> Tensor:
-        """(B, F, c, h, w) -> (B, V, c, K, h, w), without the pad frames in front."""
+        """Split (B, F, c, h, w) into views, (B, V, c, K, h, w), without the leading pad frames."""
         frames = feature_BFchw[:, -self.num_views * self.frames_per_view :]
         views: Tensor = frames.unflatten(1, (self.num_views, self.frames_per_view))
         return views.movedim(3, 2)
 
 
 def _stride(size: Sequence[int], next_size: Sequence[int]) -> tuple[int, int, int]:
-    """That takes rows and columns from one map to a coarser one of the same U-Net, whose sizes are rounded upwards at every level."""
+    """Return the stride (frames, rows, columns) from one map to a coarser one of the same U-Net, which rounds sizes up at every level."""
     rows, columns = (-(-long // short) for long, short in zip(size, next_size, strict=True))
     if [-(-size[0] // rows), -(-size[1] // columns)] != list(next_size):
         raise ValueError(f"feature maps must go from fine to coarse; {tuple(size)} is followed by {tuple(next_size)}")

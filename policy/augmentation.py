@@ -1,4 +1,4 @@
-"""Colour jitter, the only augmentation (arXiv 2508.00795): what lamps and cameras do to colours, the same in every frame of a camera of a clip.
+"""Colour jitter, the only augmentation (arXiv 2508.00795): varies lighting and camera colours, equally in all frames of a camera of a clip.
 
 Shapes: B clips; V views; K frames per view; H W pixels.
 """
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue look (ITU-R BT.601)
+LUMA = (0.299, 0.587, 0.114)  # luma weights of red, green and blue (ITU-R BT.601)
 
 
 @dataclass(frozen=True)
 class Strength:
-    """Largest change of each: factors 1 ± x of brightness, contrast and saturation; hue in turns of the colour wheel."""
+    """Largest changes: factors 1 ± x of brightness, contrast and saturation; hue in turns of the colour wheel."""
 
     brightness: float = 0.2
     contrast: float = 0.2
@@ -26,13 +26,13 @@ PAPER = Strength()
 
 
 def color_jitter(pictures_BVKHW3: Tensor, generator: torch.Generator, strength: Strength = PAPER) -> Tensor:
-    """Pictures (B, V, K, H, W, 3) uint8 under other light, same shape and device. The generator is on the CPU.
+    """Jitter the colours of pictures (B, V, K, H, W, 3) uint8; shape and device stay. The generator is on the CPU.
 
     One affine map of colours per clip and camera: brightness, then contrast about the mean grey of the camera's frames, saturation, hue.
     """
     draws_BV4 = 2 * torch.rand(*pictures_BVKHW3.shape[:2], 4, generator=generator) - 1
     jittered = torch.empty_like(pictures_BVKHW3)
-    for clip, changed, draws_V4 in zip(pictures_BVKHW3, jittered, draws_BV4, strict=True):  # clip by clip: in floats all would be large
+    for clip, changed, draws_V4 in zip(pictures_BVKHW3, jittered, draws_BV4, strict=True):  # clip by clip, to limit the memory of float copies
         for view, out, draw in zip(clip, changed, draws_V4.tolist(), strict=True):
             colors = view.float()
             matrix, contrast = _color_matrix(draw, strength)
@@ -42,7 +42,7 @@ def color_jitter(pictures_BVKHW3: Tensor, generator: torch.Generator, strength: 
 
 
 def _color_matrix(draw: list[float], strength: Strength) -> tuple[Tensor, float]:
-    """(3, 3) matrix on RGB columns without its offset, and the factor of contrast; draws in [-1, 1]."""
+    """Return the (3, 3) matrix on RGB columns without its offset, and the factor of contrast; draws in [-1, 1]."""
     strengths = (strength.brightness, strength.contrast, strength.saturation)
     brightness, contrast, saturation = (1 + most * share for most, share in zip(strengths, draw[:3], strict=True))
     saturate = saturation * torch.eye(3) + (1 - saturation) * torch.tensor(LUMA).expand(3, 3)
@@ -50,7 +50,7 @@ def _color_matrix(draw: list[float], strength: Strength) -> tuple[Tensor, float]
 
 
 def _about_grey(angle: float) -> Tensor:
-    """(3, 3) rotation of colours about the grey axis, which it leaves alone: a change of hue."""
+    """Return the (3, 3) rotation of colours about the grey axis, which changes the hue and keeps greys."""
     axis = torch.ones(3, 3) / 3
     cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
     return math.cos(angle) * torch.eye(3) + (1 - math.cos(angle)) * axis + math.sin(angle) * cross

@@ -1,4 +1,4 @@
-"""What a training step takes and gives, whichever policy learns.
+"""Inputs and outputs of a training step, common to all policies.
 
 Shapes: B clips; V views; K frames per view; H W pixels; S stored latent channels; h w latent rows, columns; T steps of a chunk;
 A action dimensions; P proprioceptive values.
@@ -15,13 +15,13 @@ from policy.losses import mean_over_workers
 
 T = TypeVar("T")
 
-# Kernels round differently at different batch sizes. So where a row must not depend on its neighbours, the networks see blocks of exactly this
-# many rows, filled up if need be: measured bit for bit on CPU for a block of 4; blocks of 2 and 3 fail it.
+# Kernels round differently at different batch sizes. Where a row must not depend on its neighbours, the networks process blocks of exactly this
+# many rows, padded if necessary: measured bit for bit on CPU for blocks of 4; blocks of 2 and 3 fail.
 BLOCK = 4
 
 
 def blocks(rows: Sequence[T]) -> Iterator[tuple[list[T], int]]:
-    """Rows in blocks of BLOCK, the last one filled up with its own last row, and how many of each block were asked for."""
+    """Yield blocks of BLOCK rows, the last padded with its own last row, and the number of rows of each block that are no padding."""
     for first in range(0, len(rows), BLOCK):
         asked = list(rows[first : first + BLOCK])
         yield asked + asked[-1:] * (BLOCK - len(asked)), len(asked)
@@ -32,26 +32,26 @@ class Batch:
     """Training clips on the model's device."""
 
     frames: Tensor
-    """(B, V, K, H, W, 3) uint8 pictures, or (B, V, K, S, h, w) float16 latents as `policy.latent_codec` keeps them."""
+    """Pictures (B, V, K, H, W, 3) uint8, or latents (B, V, K, S, h, w) float16 as encoded by `policy.latent_codec`."""
     proprio: Tensor
-    """(B, P) normalised, at the first frame."""
+    """Normalised proprioception (B, P) at the first frame."""
     actions: Tensor
-    """(B, T, A) normalised; anything where the mask is 0."""
+    """Normalised actions (B, T, A); arbitrary where the mask is 0."""
     action_mask: Tensor
-    """(B, T) 1 where an action may be learned from: the clip has actions and the step lies inside its episode."""
+    """Mask (B, T), 1 where the action counts in the loss: the clip has actions and the step lies inside its episode."""
     frame_mask: Tensor
-    """(B, K) 1 where the frame lies inside the episode."""
+    """Mask (B, K), 1 where the frame lies inside the episode."""
     instructions: list[str]
     seeds: list[int]
-    """Of the clips themselves: what is drawn from them is the same whenever the clip is met."""
+    """Seed of each clip; draws from it are the same each time that the clip is used."""
 
     def split(self, parts: int) -> "list[Batch]":
-        """The same clips as so many batches, as equal as can be."""
+        """Split the clips into at most `parts` batches of nearly equal size; empty ones are left out."""
         bounds = [len(self.seeds) * i // parts for i in range(parts + 1)]
         return [Batch(*(getattr(self, f.name)[a:b] for f in fields(self))) for a, b in pairwise(bounds) if a < b]
 
     def views_apart(self) -> "Batch":
-        """Every view of every clip as a clip of its own."""
+        """Return a batch in which every view of every clip is a separate clip."""
         views = self.frames.shape[1]
         tensors = (getattr(self, name).repeat_interleave(views, 0) for name in ("proprio", "actions", "action_mask", "frame_mask"))
         instructions, seeds = [text for text in self.instructions for _ in range(views)], [seed for seed in self.seeds for _ in range(views)]
@@ -61,7 +61,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Losses:
-    """total: what to descend. video, action: its two terms, detached."""
+    """Losses of a step. total: the loss to minimise. video, action: its two terms, detached."""
 
     total: Tensor
     video: Tensor
@@ -70,7 +70,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Counts:
-    """What the errors are divided by, per training process: the global count over the number of processes (`loss.masked_mean`)."""
+    """Denominators of the losses, per training process: the global count over the number of processes (`losses.masked_mean`)."""
 
     clips: Tensor
     frames: Tensor
@@ -78,6 +78,6 @@ class Counts:
 
     @classmethod
     def of(cls, batch: Batch) -> "Counts":
-        """Of a step's whole batch on this worker, and of all other workers' beside it."""
+        """Count the whole batch of a step, averaged over all workers; a collective call."""
         clips = batch.frame_mask.new_tensor(float(len(batch.seeds)))
         return cls(*(mean_over_workers(count) for count in (clips, batch.frame_mask.sum(), batch.action_mask.sum())))

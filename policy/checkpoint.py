@@ -1,13 +1,13 @@
-"""A checkpoint is a folder that needs nothing else: weights, configuration, conventions, normalisation, provenance.
+"""Checkpoints: self-contained folders of weights, configuration, conventions, normalisation and provenance.
 
-checkpoint.json        what the policy is and where it comes from
-unet/                  the video model, as diffusers keeps it: UNetSpatioTemporalConditionModel.from_pretrained(folder, subfolder="unet")
+checkpoint.json        configuration, contract, statistics and provenance of the policy
+unet/                  the video model in diffusers' layout: UNetSpatioTemporalConditionModel.from_pretrained(folder, subfolder="unet")
 vae/                   the autoencoder of a policy that has one, likewise
-heads.safetensors      the rest of what acts; a video model of stage 1 has none
-text.safetensors       the vectors of the sentences it was trained with, where a download made them
-trainer.safetensors    what continuing the training needs besides; acting does not read it
+heads.safetensors      the other weights needed to act; absent for a video model of stage 1
+text.safetensors       the vectors of the sentences in its training data, if a downloaded text tower computed them
+trainer.safetensors    additional state to resume training; not read for acting
 
-Weights are those that act: their running average, when one is kept.
+The weights are the ones used to act: their running average, if one is kept.
 """
 
 import hashlib
@@ -35,42 +35,46 @@ from policy.weights import WeightsError
 
 FORMAT = 2
 CARD_BYTES = 32 << 20
-"""Size limit of checkpoint.json; the ids of a million episodes fit."""
+"""Size limit of checkpoint.json in bytes; the ids of a million episodes fit."""
 UNET, UNET_WEIGHTS = "video.unet.", "unet/diffusion_pytorch_model.safetensors"
 Model = VideoActionModel | DiffusionPolicy
 
 
 class CheckpointError(DemoscaleError):
-    """One sentence: which checkpoint, what is wrong with it, and the fix."""
+    """Invalid checkpoint; the message is one sentence with the folder, the defect and the fix."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """Everything about a policy but its weights."""
+    """Content of checkpoint.json: everything about a policy except its weights."""
 
     config: PolicyConfig
     contract: Contract
     action_stats: Stats | None
-    """None of a video model, which meets no actions; likewise proprioception."""
+    """Statistics of the actions; None for a video model, which is trained without actions."""
     proprio_stats: Stats | None
+    """Statistics of proprioception; None for a video model."""
     provenance: dict[str, Any]
-    """Arm, step, data fingerprint, exact episode ids, code version, package versions. Nothing that changes from run to run."""
+    """Arm, step, data fingerprint, exact episode ids, code version, package versions. Nothing that differs between identical runs."""
 
 
 def new_model(
     config: PolicyConfig, contract: Contract, weights: str | Path | None = None, known_sentences: Mapping[str, Tensor] | None = None
 ) -> Model:
-    """The untrained network of a configuration; `weights` has the autoencoder and the text tower of one that needs them."""
+    """Return the untrained network of a configuration; `weights` has the autoencoder and the text tower, if the configuration needs them."""
     return VideoActionModel(config, contract, weights, known_sentences) if config.video else DiffusionPolicy(config, contract)
 
 
 def known_sentences(folder: Path) -> dict[str, Tensor]:
-    """Sentences embedded before, if a checkpoint or a folder of weights keeps any."""
+    """Return the sentence embeddings stored in a checkpoint or a folder of weights; empty if there are none."""
     return _tensors(folder / "text.safetensors") if (folder / "text.safetensors").is_file() else {}
 
 
 def save(folder: Path, card: Card, model: Model, weights: dict[str, Tensor], trainer: dict[str, Tensor]) -> None:
-    """Write a checkpoint into an existing empty folder: `weights` by the model's names, whole; those of a video model may stand alone."""
+    """Write a checkpoint into an existing empty folder.
+
+    weights: whole tensors by the model's names; those of the video model alone suffice. trainer: state to resume training, read by `load_trainer`.
+    """
     text = {
         "format": FORMAT,
         "config": card.config.model_dump(),
@@ -95,7 +99,7 @@ def save(folder: Path, card: Card, model: Model, weights: dict[str, Tensor], tra
 
 
 def load(folder: Path) -> tuple[Model, Card]:
-    """The model with its weights, ready to act, and its card. CheckpointError for anything that is not a whole checkpoint."""
+    """Return the model with its weights, in eval mode, and its card; raise CheckpointError unless the checkpoint is complete and can act."""
     card = load_card(folder)
     if card.provenance.get("objective") == "video":
         raise CheckpointError(f"{folder}: a video model alone, which imagines and cannot act; train an action head on it (train.mode: two_stage)")
@@ -114,10 +118,10 @@ def load(folder: Path) -> tuple[Model, Card]:
 
 
 def _refuse_misfit(folder: Path, card: Card) -> None:
-    """CheckpointError if the weights have other names or shapes than the configured model; before memory is allocated for either.
+    """Raise CheckpointError if names or shapes of the weights differ from the configured model, before memory is allocated for either.
 
-    The shapes come from the headers of the weight files, whose sizes safetensors compares with those of the files, and from a model on the
-    meta device, which has shapes and no values. Its layers are counted first: each takes memory even there.
+    The shapes come from the headers of the weight files, which safetensors validates against the file sizes, and from a model on the meta
+    device, which has shapes and no values. The layers are counted first, because each takes memory even there.
     """
     announced = _announced(folder / "heads.safetensors")
     if card.config.video is not None:
@@ -128,7 +132,7 @@ def _refuse_misfit(folder: Path, card: Card) -> None:
     try:
         with torch.device("meta"):
             wanted = {name: tuple(tensor.shape) for name, tensor in new_model(card.config, card.contract).state_dict().items()}
-    except Exception as error:  # what diffusers and torch say of widths that cannot be connected
+    except Exception as error:  # diffusers and torch raise many types for incompatible widths
         said = printable(" ".join(str(error).split()), 200)
         raise CheckpointError(f"{folder}: no model can be built as checkpoint.json describes it ({type(error).__name__}: {said})") from None
     if lacking := wanted.keys() - announced.keys():
@@ -140,7 +144,7 @@ def _refuse_misfit(folder: Path, card: Card) -> None:
 
 
 def _layers(card: Card) -> int:
-    """A lower bound of the number of a model's layers that have weights; arithmetic alone."""
+    """Return a lower bound of the number of layers with weights, computed without building the model."""
     config, cameras = card.config, len(card.contract.cameras)
     layers = len(config.action.down_dims)
     if config.images:
@@ -154,7 +158,7 @@ def _layers(card: Card) -> int:
 
 
 def load_card(folder: Path) -> Card:
-    """The card alone, without the weights; CheckpointError if it is not whole, or holds what no policy of this project has."""
+    """Return the card without loading the weights; raise CheckpointError if it is missing, damaged or invalid."""
     try:
         with (folder / "checkpoint.json").open("rb") as file:
             text = read_json(file.read(CARD_BYTES + 1), CARD_BYTES)
@@ -178,14 +182,14 @@ def load_card(folder: Path) -> Card:
         first = error.errors(include_url=False, include_input=False)[0]
         said = printable(f"config.{'.'.join(map(str, first['loc']))}: {first['msg']}", 300)
         raise CheckpointError(f"{folder}: checkpoint.json lacks or misstates a field (ValidationError: {said})") from None
-    except (AttributeError, LookupError, TypeError, ValueError) as error:  # JSON, but not of this form
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # JSON of another structure
         said = printable(str(error), 300)
         raise CheckpointError(f"{folder}: checkpoint.json lacks or misstates a field ({type(error).__name__}: {said})") from None
     return card
 
 
 def _problem(card: Card) -> str:
-    """What of a card contradicts the rest of it; empty if nothing does."""
+    """Return the first inconsistency of a card as a phrase; empty if there is none."""
     if not isinstance(card.provenance, dict):
         return "provenance must be an object"
     if not card.contract.action:
@@ -202,7 +206,7 @@ def _problem(card: Card) -> str:
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The acting weights by name; of a video model, the U-Net's alone."""
+    """Return the weights used to act, by name; for a video model, those of the U-Net only."""
     card = load_card(folder)
     weights = {} if card.config.video is None else {UNET + name: tensor for name, tensor in _tensors(folder / UNET_WEIGHTS).items()}
     alone = card.provenance.get("objective") == "video"
@@ -210,12 +214,12 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_trainer(folder: Path) -> dict[str, Tensor]:
-    """What `save` was given as `trainer`."""
+    """Return the tensors that `save` received as `trainer`."""
     return _tensors(folder / "trainer.safetensors")
 
 
 def _announced(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes that a file of weights announces, by name; no values are read."""
+    """Return the shapes in the header of a weight file, by name; no values are read."""
     try:
         with safe_open(file, "pt") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  not a dictionary
@@ -236,7 +240,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Equal for policies that act equally: a hash of everything but the trainer's own state."""
+    """Return a hash of all files except trainer.safetensors; policies with equal fingerprints act equally."""
     digest = hashlib.sha256()
     for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "trainer.safetensors"):
         digest.update(file.relative_to(folder).as_posix().encode())

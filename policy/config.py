@@ -1,4 +1,4 @@
-"""What a policy is made of, as data: one frozen description per model, saved with its weights. The named ones: policy/presets.py."""
+"""Configuration of policies: one frozen description per model, saved with its weights. Presets: policy/presets.py."""
 
 from typing import Annotated, Literal
 
@@ -9,20 +9,20 @@ from policy.interface import MOST_STEPS
 PolicyKind = Literal["video_action", "diffusion_policy"]
 
 Objective = Literal["video", "action", "joint", "joint_detached"]
-"""What a training run descends, and which weights it moves (arXiv 2508.00795). `video`: the video's error, stage 1. `action`: the actions' error with
-the video model frozen, stage 2. `joint`: both, the actions' gradient flows into the video model. `joint_detached`: both, it does not."""
+"""Loss of a training run and the weights it trains (arXiv 2508.00795). `video`: the video error, stage 1. `action`: the action error with the video
+model frozen, stage 2. `joint`: both, with the action gradient into the video model. `joint_detached`: both, without that gradient."""
 
 
-# Bounds of what a network is built from: a configuration may come with a stranger's checkpoint, and each is far above what any policy needs.
+# Bounds on network sizes: a configuration may come with an untrusted checkpoint. Each is far above the needs of any policy.
 Width = Annotated[int, Field(gt=0, le=65_536)]
-"""Channels, or size of a vector."""
+"""Number of channels, or size of a vector."""
 Depth = Annotated[int, Field(gt=0, le=64)]
-"""Layers of one stage."""
+"""Number of layers of one stage."""
 Frames = Annotated[int, Field(gt=0, le=1024)]
 Steps = Annotated[int, Field(gt=0, le=MOST_STEPS)]
-"""Control steps."""
+"""Number of control steps."""
 Passes = Annotated[int, Field(gt=0, le=1000)]
-"""Passes of a network in one look."""
+"""Number of network passes per observation."""
 Name = Annotated[str, Field(max_length=200)]
 Widths = Annotated[tuple[Width, ...], Field(min_length=1, max_length=16)]
 
@@ -42,16 +42,17 @@ Sigmas = Annotated[tuple[Annotated[PositiveFloat, Field(le=1e6)], Annotated[Posi
 
 
 class ClipShape(_Part):
-    """What one training clip holds and what one look of the policy must imagine."""
+    """Extent of a training clip, and of the prediction from one observation."""
 
     frames_per_view: Frames
-    """Frames of each camera, the first being the present one."""
+    """Frames of each camera; the first is the present one."""
     frame_stride: Steps
-    """Control steps between two frames."""
+    """Control steps from one frame to the next."""
     horizon: Steps
     """Actions in a chunk, one per control step."""
     padding: Literal["masked", "paper"] = "masked"
-    """Past an episode's end: `masked` repeats the last frame and action and learns from neither; `paper` learns zero actions and still frames."""
+    """Steps past an episode's end: `masked` repeats the last frame and action and excludes both from the loss; `paper` trains on zero actions and
+    still frames."""
 
 
 class VideoConfig(_Part):
@@ -68,11 +69,11 @@ class VideoConfig(_Part):
     time_id_dim: Width
     """Size of the embedding of each micro-conditioning number."""
     attention_levels: Annotated[int, Field(ge=0, le=16)]
-    """How many of the finest levels carry attention."""
+    """Number of levels with attention, counted from the finest."""
     features: Annotated[tuple[Name, ...], Field(min_length=1, max_length=64)]
     """Module names inside the U-Net whose outputs the adaptor reads, fine to coarse (arXiv 2508.00795)."""
     pad_frames: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Copies of the first view's present frame before the views on the time axis (the paper: 1)."""
+    """Number of copies of the first view's present frame before the views on the time axis (the paper: 1)."""
     condition_noise: NonNegativeFloat = 0.0
     """Standard deviation of the noise on the present pictures before they are encoded, in pixel units of [-1, 1]; seeded by the picture."""
     text: Literal["words", "openclip"]
@@ -80,19 +81,19 @@ class VideoConfig(_Part):
 
     @property
     def latent_channels(self) -> int:
-        """Of one frame."""
+        """Latent channels of one frame."""
         return 4 if self.latents == "vae" else 3 * self.patch**2
 
 
 class StageConfig(_Part):
-    """Residual bottleneck blocks of one width, each told the noise level."""
+    """Residual bottleneck blocks of one width, each conditioned on the noise level."""
 
     channels: Width
     groups: Width
-    """Of the norms inside the bottleneck; the norm behind it has `expansion` times as many."""
+    """Groups of the norms inside the bottleneck; the norm after it has `expansion` times as many."""
     blocks: Depth = 2
     expansion: Width = 4
-    """How many times narrower a block is inside."""
+    """Ratio of a block's outer to its inner width."""
 
     @model_validator(mode="after")
     def _whole_groups(self) -> "StageConfig":
@@ -102,10 +103,10 @@ class StageConfig(_Part):
 
 
 class BranchStage(StageConfig):
-    """A stage that each view has for itself; it shrinks to the size of the map that the next stage takes in."""
+    """A stage with separate weights per view; it downsamples to the size of the map that joins at the next stage."""
 
     joins: Width | None = None
-    """Channels that the next coarser feature map is brought to, by blocks like the stage's own, before it joins; None: none joins here."""
+    """Channels of the next coarser feature map when it joins, after blocks like the stage's own; None: no map joins here."""
 
     @model_validator(mode="after")
     def _whole_joined_groups(self) -> "BranchStage":
@@ -115,21 +116,21 @@ class BranchStage(StageConfig):
 
 
 class TrunkStage(StageConfig):
-    """A stage after the views have met."""
+    """A stage over all views together."""
 
     frame_stride: Frames = 1
-    """2 halves the frames, upwards where they are odd."""
+    """Stride over the frames; 2 halves their number, rounded up."""
 
 
 class AdaptorConfig(_Part):
-    """From the U-Net's feature maps to one vector per look: a 3-D residual network (arXiv 2508.00795)."""
+    """The 3-D residual network from the U-Net's feature maps to one vector per observation (arXiv 2508.00795)."""
 
     branch: Annotated[tuple[BranchStage, ...], Field(min_length=1, max_length=64)]
-    """Of every view, with weights of its own. The first stage reads the finest feature map; as many of the others as there are maps left join one."""
+    """Stages of every view, with separate weights. The first reads the finest feature map; each remaining map joins at one of the others."""
     trunk: Annotated[tuple[TrunkStage, ...], Field(min_length=1, max_length=64)]
-    """Of all views together, their channels side by side."""
+    """Stages over all views, whose channels are concatenated."""
     out_dim: Width | None = None
-    """Size of the vector, by a linear layer. None: the trunk's last map itself, as in the paper (420 channels x 1 frame x 4 x 4)."""
+    """Size of the vector, after a linear layer. None: the trunk's last map, flattened, as in the paper (420 channels x 1 frame x 4 x 4)."""
 
     @model_validator(mode="after")
     def _starts_with_the_finest_map(self) -> "AdaptorConfig":
@@ -151,69 +152,69 @@ class ImageConfig(_Part):
     """The image encoder of the behaviour-cloning baseline: one residual network per camera."""
 
     channels: Widths
-    """Of each level; every level halves the picture."""
+    """Channels of each level; every level halves the picture."""
     out_dim: Width
-    """Per camera."""
+    """Size of the vector of one camera."""
     groups: Width
     text_dim: Width
-    """Of the sentence's fixed word vectors."""
+    """Size of the sentence's fixed word vectors."""
     time_dim: Width
-    """Of the embedding of the noise level."""
+    """Size of the embedding of the noise level."""
 
 
 class DiffusionConfig(_Part):
     """Noise levels in training (arXiv 2508.00795: EDM preconditioning of a v-prediction, sigma_data = 1)."""
 
     sigmas: Literal["shared", "decoupled"]
-    """`shared`: one noise level for video and action, as in the paper. `decoupled`: each draws its own."""
+    """Noise levels of a clip. `shared`: one for video and action, as in the paper. `decoupled`: one for each."""
     log_sigma_mean: float
     log_sigma_std: PositiveFloat
     video_log_sigma_mean: float | None = None
-    """Only with `decoupled`: centre of the video's own noise level."""
+    """Mean of the logarithm of the video's noise level; only with `decoupled`. None: `log_sigma_mean`."""
     video_log_sigma_std: PositiveFloat | None = None
-    """Only with `decoupled`: spread of the video's own noise level."""
+    """Standard deviation of the logarithm of the video's noise level; only with `decoupled`. None: `log_sigma_std`."""
     features_at: Literal["drawn", "start"] = "drawn"
-    """At which video noise the action head reads features when the video model is frozen. `drawn`: at every level, as when the video is trained.
-    `start`: from pure noise at the highest level, as one look of the policy does; its features depend on the clip alone and can be kept."""
+    """Video noise level at which the action head reads features of a frozen video model. `drawn`: drawn as in video training. `start`: pure noise at
+    the highest level, as in the first sampling pass; these features depend on the clip alone and can be cached."""
     action_draws: Passes = 1
-    """Action noises denoised per video pass in training; the pass is the dear part."""
+    """Action noises denoised per video pass in training; the video pass dominates the cost."""
     condition_dropout: Annotated[float, Field(ge=0, le=1 / 3)] = 0.05
-    """Share of clips that lose the sentence, of those that lose the present pictures, and of those that lose both, for guidance."""
+    """Share of clips that drop only the sentence, share that drop only the present pictures, and share that drop both; for guidance."""
 
 
 class SamplerConfig(_Part):
-    """How a look becomes actions: one rung of the ladder from faithful to cheap. Part of a score's fingerprint: it changes the actions."""
+    """Sampling settings: one rung of the ladder from faithful to cheap. Part of a score's fingerprint, because they change the actions."""
 
     video_passes: Passes
-    """Noise levels at which the video is denoised. As many as `action_steps`: both come down together, as in the paper. Fewer: the video first;
+    """Noise levels at which the video is denoised. Equal to `action_steps`: both are denoised together, as in the paper. Otherwise: the video first;
     the features of its last pass serve every action step. 1: one pass from pure noise."""
     action_steps: Passes
     guidance: PositiveFloat = 1.0
-    """Classifier-free guidance on both streams; 1: none, and half the video passes."""
+    """Weight of classifier-free guidance on both streams; 1: none, at half the cost of a video pass."""
     video_sigmas: Sigmas
-    """Lowest and highest noise of the video."""
+    """Lowest and highest noise level of the video."""
     action_sigmas: Sigmas
-    """Lowest and highest noise of the actions."""
+    """Lowest and highest noise level of the actions."""
     rho: PositiveFloat = 7.0
     execute: Steps
-    """Actions carried out before the next look."""
+    """Actions executed before the next observation."""
 
 
 class PolicyConfig(_Part):
-    """The whole policy. Cameras and picture size come from the data's contract, everything else from a preset."""
+    """Configuration of a policy. Cameras and picture size come from the data's contract, everything else from a preset."""
 
     preset: Name
     clip: ClipShape
     video: VideoConfig | None = None
     adaptor: AdaptorConfig | None = None
     images: ImageConfig | None = None
-    """Instead of `video` and `adaptor`: the behaviour-cloning baseline, which imagines nothing (Chi et al. 2023, arXiv 2303.04137)."""
+    """Encoder of the behaviour-cloning baseline, which predicts no video; instead of `video` and `adaptor` (Chi et al. 2023, arXiv 2303.04137)."""
     action: ActionConfig
     diffusion: DiffusionConfig
     ladder: Annotated[dict[Name, SamplerConfig], Field(min_length=1, max_length=64)]
-    """The rungs this policy can be asked on, by name."""
+    """Rungs of this policy, by name."""
     rung: Name
-    """The one it acts on unless told otherwise."""
+    """Name of the default rung."""
     action_normalization: Literal["minmax", "meanstd", "quantile"]
 
     @model_validator(mode="after")
@@ -232,12 +233,12 @@ class PolicyConfig(_Part):
         return self.ladder[self.rung]
 
     def sampler_on(self, rung: str) -> SamplerConfig:
-        """How it acts on a rung of its ladder; one that it does not have, and none, mean its own."""
+        """Return the sampler of a rung; the default rung's if the name is empty or unknown."""
         return self.ladder.get(rung, self.sampler)
 
 
 class Recipe(_Part):
-    """How weights are moved, whatever they are. arXiv 2508.00795: Adam, 1e-5 and 5 times that for the action head, constant, no average, fp16."""
+    """Optimisation settings, for any model. arXiv 2508.00795: Adam, 1e-5 and 5 times that for the action head, constant, no average, fp16."""
 
     learning_rate: PositiveFloat = 1e-3
     """Peak, of the video model."""

@@ -1,8 +1,8 @@
 """The behaviour-cloning baseline: an image encoder per camera and the same action U-Net, no video (Chi et al. 2023, arXiv 2303.04137).
 
-It learns from demos only, and has everything else in common with the video-action policy: clips, normalisation, action head, sampler.
+It trains on demos only; clips, normalisation, action head and sampler are those of the video-action policy.
 
-Shapes: B clips; V views; H W pixels; T steps of a chunk; A action dimensions; P proprioceptive values; D size of what was seen.
+Shapes: B clips; V views; H W pixels; T steps of a chunk; A action dimensions; P proprioceptive values; D size of an encoder's output.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from policy.text_encoder import WordVectors
 
 
 class ImageEncoder(nn.Module):
-    """(B, H, W, 3) uint8 pictures of one camera -> (B, D): residual levels with group norm, each half the size of the one before.
+    """Encoder of one camera's pictures, (B, H, W, 3) uint8 -> (B, D): residual levels with group norm, each half the size of the one before.
 
-    The last map is read out as the expected place of every channel, so that where something is survives the pooling (Levine et al. 2016, 5.1).
+    Pooling is a spatial softmax, the expected position of every channel, which preserves positions (Levine et al. 2016, 5.1).
     """
 
     def __init__(self, config: ImageConfig) -> None:
@@ -49,7 +49,7 @@ class ImageEncoder(nn.Module):
 
 
 class DiffusionPolicy(nn.Module):
-    """Everything the baseline learns, for the conventions of one contract."""
+    """Image encoders and action head of the baseline, for the conventions of one contract."""
 
     def __init__(self, config: PolicyConfig, contract: Contract) -> None:
         super().__init__()
@@ -63,12 +63,12 @@ class DiffusionPolicy(nn.Module):
         self.head = ActionHead(config.action, contract, seen_dim, config.images.time_dim)
 
     def learn(self, objective: Objective) -> None:
-        """There is one thing it can learn."""
+        """Accept the objective `action`; raise ValueError for any other."""
         if objective != "action":
             raise ValueError(f"a diffusion policy has no video model: objective action, not {objective}")
 
     def checkpoint_gradients(self) -> None:
-        """Nothing here is large enough to be worth it."""
+        """Do nothing: the activations are small."""
 
     def _embed(self, sigma_B: Tensor) -> Tensor:
         embedding: Tensor = self.time_embedding(self.time_proj(noise_label(sigma_B)))
@@ -79,7 +79,7 @@ class DiffusionPolicy(nn.Module):
         return torch.cat([*views, self.sentences.embed(list(instructions))[:, 0].to(present_BVHW3.device)], dim=1)
 
     def forward(self, batch: Batch, generator: torch.Generator, counts: Counts) -> Losses:
-        """The actions' error; frames after the present one are not looked at."""
+        """Return the action error; frames after the present one are ignored."""
         cond = self.head.condition(self._seen(batch.frames[:, :, 0], batch.instructions), batch.proprio)
         loss = self.head.loss(batch.actions, batch.action_mask, cond, self._embed, self.config.diffusion, generator, None, counts.actions)
         return Losses(loss, torch.zeros_like(loss), loss.detach())
@@ -88,7 +88,7 @@ class DiffusionPolicy(nn.Module):
     def sample(
         self, present_BVHW3: Tensor, proprio_BP: Tensor, instructions: list[str], noise_seeds: Sequence[tuple[int, int]], sampler: SamplerConfig
     ) -> tuple[None, Tensor]:
-        """(B, T, A) normalised actions; there is no video."""
+        """Sample (B, T, A) normalised actions; there is no video. Only the second seed of each pair is used."""
         cond = self.head.condition(self._seen(present_BVHW3, instructions), proprio_BP)
         sigmas = karras_sigmas(sampler.action_steps, *sampler.action_sigmas, sampler.rho).to(cond.device)
         chunk = (self.config.clip.horizon, len(self.contract.action))

@@ -1,20 +1,20 @@
-"""Errors that a user can fix. A command prints the message and ends with the error's exit code; every other error is a bug with a traceback.
+"""Errors that a user can fix. A command prints the message and exits with the error's code; any other exception is a bug with a traceback.
 
 DemoscaleError
 ├── CheckpointError         policy.checkpoint                   a checkpoint cannot be read
-├── CodeChangedError        sim_workers.checkout                the checkout was edited during a run; exit code 75
+├── CodeChangedError        sim_workers.checkout                the checkout changed during a run; exit code 75
 ├── EpisodeError            orchestrator.data.episode_format    an episode or an episode store is damaged
 ├── HeldError               orchestrator.sweep.driver_lease     another driver runs the sweep
 ├── InfrastructureError     orchestrator.infrastructure         storage, a disk or a node failed; exit code 75
 ├── LiberoMissingError      sim_workers.envs.libero             LIBERO is not installed
 ├── NotFiniteError          policy.finite                       training diverged
 ├── ProtocolError           orchestrator.evaluation.scores      a policy cannot be scored on a suite
-├── RemoteError             policy.http_protocol                a policy server cannot be reached or answers nonsense
-├── RobocasaError           sim_workers.envs.robocasa           RoboCasa is missing or another version
+├── RemoteError             policy.http_protocol                a policy server cannot be reached or answers invalidly
+├── RobocasaError           sim_workers.envs.robocasa           RoboCasa is missing or has another version
 ├── SourceError             orchestrator.data.importers.base    recordings cannot be imported
 ├── StagingError            orchestrator.cluster.code_bundle    files cannot be sent to a cluster
 ├── StorageError            orchestrator.storage.base           a folder or bucket cannot be used
-├── SubjectError            orchestrator.evaluation.policy_ref  a policy's name means nothing
+├── SubjectError            orchestrator.evaluation.policy_ref  a policy's name cannot be resolved
 ├── SubmitError             orchestrator.cluster.ray_jobs       a cluster cannot run a job
 ├── SubsetError             orchestrator.data.subset            a store has too few episodes for an arm
 ├── SweepError              orchestrator.config.sweep_config    a sweep file has mistakes; exit code 2
@@ -27,10 +27,10 @@ from typing import ClassVar
 
 
 class DemoscaleError(Exception):
-    """One message for the user: what is wrong, with the file, field or episode; `hint`: what to do about it, if the message does not say."""
+    """Base of all errors that a user can fix: a message with the file, field or episode; `hint`: the fix, if the message does not name it."""
 
     exit_code: ClassVar[int] = 1
-    """Of a command that ends with this error."""
+    """Exit code of a command that ends with this error."""
 
     def __init__(self, message: str = "", hint: str = "") -> None:
         super().__init__(*filter(None, (message, hint)))
@@ -44,5 +44,5 @@ class DemoscaleError(Exception):
         return str(self.args[1]) if len(self.args) > 1 else ""
 
     def __str__(self) -> str:
-        """The message, and the hint on a line of its own."""
+        """Return the message, and the hint on a separate line."""
         return "\n".join(map(str, self.args))

@@ -1,4 +1,4 @@
-"""Sufficient statistics of vectors, for normalisation: numpy only, so that processes that write episodes need not load torch."""
+"""Sufficient statistics of vectors, for normalisation; numpy only, so that processes that write episodes need not import torch."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -8,17 +8,17 @@ import numpy as np
 import numpy.typing as npt
 
 Vector = tuple[float, ...]
-# Half a range, or a deviation, below which a dimension counts as constant and is normalised to 0: dividing by it would only blow up noise.
+# Half range, or standard deviation, below which a dimension counts as constant and is normalised to 0: division would only amplify noise.
 CONSTANT = 1e-6
 VECTORS = ("mean", "m2", "low", "high", "q01", "q99")
 MOST_DIMENSIONS = 4096
 MOST = 1e37
-"""Largest magnitude of a number in a file of statistics: twice as much is still a finite float32, in which networks compute."""
+"""Largest magnitude of a number in a file of statistics; twice that is still a finite float32, the networks' type."""
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Mergeable, so each episode carries its own and a subset's are their sum. One number per dimension."""
+    """Statistics of vectors, one number per dimension. Mergeable: each episode stores its own, and those of a subset are merged from them."""
 
     count: int
     mean: Vector
@@ -27,13 +27,13 @@ class Stats:
     low: Vector
     high: Vector
     q01: Vector
-    """1 % quantile; of merged parts the mean of theirs, weighted by count: quantiles cannot be merged exactly."""
+    """1 % quantile; after a merge the mean of the parts' quantiles, weighted by count, because quantiles cannot be merged exactly."""
     q99: Vector
     """99 % quantile, likewise."""
 
     @classmethod
     def of(cls, values: npt.NDArray[np.floating[Any]]) -> "Stats":
-        """Of (N, D) vectors, N >= 1."""
+        """Return the statistics of (N, D) vectors, N >= 1."""
         data = np.asarray(values, np.float64)
         mean = data.mean(0)
         m2 = ((data - mean) ** 2).sum(0)
@@ -42,7 +42,7 @@ class Stats:
 
     @classmethod
     def merge(cls, parts: Iterable["Stats"]) -> "Stats":
-        """Of all vectors of all parts (Chan et al. 1979)."""
+        """Return the statistics of all vectors of all parts (Chan et al. 1979)."""
         parts = list(parts)
         counts = np.array([part.count for part in parts], np.float64)[:, None]
         means, m2s, lows, highs, q01s, q99s = (np.array([getattr(part, name) for part in parts], np.float64) for name in VECTORS)
@@ -60,9 +60,9 @@ class Stats:
 
     @classmethod
     def from_json(cls, data: Any) -> "Stats":
-        """Return the statistics that `to_json` wrote; ValueError, one sentence that names the field, for anything else.
+        """Return the statistics that `to_json` wrote; raise ValueError, with one sentence that names the field, for anything else.
 
-        Every number must be finite and every vector as wide as the others.
+        Every number must be finite, and all vectors equally wide.
         """
         if not isinstance(data, dict):
             raise ValueError("statistics are a JSON object")

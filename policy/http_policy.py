@@ -1,16 +1,16 @@
-"""Policies over HTTP: whatever learned elsewhere can be scored here, and what learned here can act elsewhere.
+"""Server and client of policies over HTTP: score policies of other frameworks, and serve this project's policies to other programs.
 
 GET /contract   -> 200, JSON: the fields of `policy.interface.Contract`.
-POST /act       observations -> 200, chunks; both as `policy/http_protocol.py` lays them out.
-Anything else   -> 400 (the request is wrong), 401 (the server has a token, and another or none was sent), 403 (a web page of another origin
-                   sent it), 404, 408 (it came too slowly), 411 (no Content-Length), 413 (too large), 415 (a Content-Type that any web page
-                   may send), 500 (the policy failed), 501 (another method), 503 (too many requests at once), with one line of plain text that
-                   says why.
+POST /act       observations -> 200, chunks; `policy/http_protocol.py` defines both formats.
+Anything else   -> 400 (invalid request), 401 (wrong or missing token), 403 (sent by a web page of another origin), 404, 408 (received too
+                   slowly), 411 (no Content-Length), 413 (body too large), 414 and 431 (first line or head too large), 415 (a Content-Type
+                   that any web page may send), 500 (the policy failed), 501 (another method), 503 (too many requests at once), with one line
+                   of plain text that gives the reason.
 
-POST /act carries Content-Type: application/octet-stream. Connections are kept alive. There is no encryption. A server that has a token answers
-those only who send it, as `Authorization: Bearer TOKEN`; without one, every process that reaches the port may ask. A server listens to its own
-machine only by default; put a proxy that encrypts in front of it where that is not enough. Both sides bound what they read: its size by the
-contract (`policy/http_protocol.py`), its total time, its headers and its nesting.
+POST /act carries Content-Type: application/octet-stream. Connections are kept alive. There is no encryption. A server with a token answers only
+requests that carry `Authorization: Bearer TOKEN`; one without a token answers every process that reaches the port. By default a server listens
+on the loopback interface only; put an encrypting proxy in front of it to serve other machines. Both sides bound what they read: size by the
+contract (`policy/http_protocol.py`), total time, headers and nesting.
 """
 
 import hmac
@@ -48,23 +48,23 @@ from policy.interface import ActionChunk, Contract, Observation, Policy
 from policy.untrusted import printable, read_json
 
 IDLE_S = 600.0
-"""Seconds until a connection without a request is closed; the client opens another."""
+"""Seconds until a connection without a request is closed; the client then opens another."""
 HEAD_S = 10.0
 """Seconds in which the first request must begin to arrive, and in which the head of any request must be complete."""
 BODY_S, BODY_BYTES_PER_S = 10.0, 1 << 20
-"""Seconds in which a body must be complete: so many, and one more for so many bytes."""
+"""Time limit of a body: BODY_S seconds, and one more for every BODY_BYTES_PER_S bytes."""
 SEND_S = 60.0
 """Seconds that the client may take to receive an answer."""
 LINGER_S, LINGER_BYTES = 1.0, 64 << 20
-"""How long and how much of a refused body is read and dropped, so that the refusal arrives: closing at once would reset the connection."""
+"""Seconds and bytes for which a refused body is read and dropped: closing at once would reset the connection before the refusal arrives."""
 MOST_CONNECTIONS = 512
-"""Open at once to one server."""
+"""Maximum number of connections open at once to one server."""
 CONTRACT_BYTES, REFUSAL_BYTES, HEAD_BYTES = 1 << 20, 1 << 16, 1 << 16
-"""Size limits: a contract, the text of a refusal, the head of an answer together with the lengths of its parts."""
+"""Size limits in bytes: a contract, the text of a refusal, the head of an answer together with the lengths of its parts."""
 CUT_SHORT = 3
-"""Answers that end early before the client gives up."""
+"""Truncated answers after which the client stops retrying."""
 _SAFELISTED = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
-# https://fetch.spec.whatwg.org/#cors-safelisted-request-header: what a browser sends to another origin without asking it first.
+# https://fetch.spec.whatwg.org/#cors-safelisted-request-header: types that a browser sends to another origin without a preflight request.
 
 TOKEN = "DEMOSCALE_POLICY_TOKEN"
 """Environment variable with the token that a client sends; empty or unset: none."""
@@ -73,23 +73,23 @@ __all__ = ["TOKEN", "RemoteError", "RemotePolicy", "make_server", "serve"]
 
 
 class _TooLargeError(Exception):
-    """More bytes came than the limit allows."""
+    """The peer sent more bytes than the limit allows."""
 
 
 class _Bounded(io.RawIOBase):
-    """What comes from a socket, until a moment and up to a number of bytes; TimeoutError and _TooLargeError end it."""
+    """Raw stream of a socket with a deadline and a size limit; a read past either raises TimeoutError or _TooLargeError."""
 
     def __init__(self, connection: socket.socket, until: float, left: float) -> None:
         self._connection = connection
         self._raw: Any = connection.makefile("rb", buffering=0)
         self.until = until
-        """Of `time.monotonic`."""
+        """Deadline in seconds on the clock of `time.monotonic`."""
         self.left = left
-        """Bytes that may still come."""
+        """Bytes that may still be received."""
         self.received = 0
-        """Bytes that came since this was last set to 0."""
+        """Bytes received since this was last set to 0."""
         self.complete_s: float | None = None
-        """Seconds that are left once the first byte has come; None: what was left before."""
+        """Seconds from the next byte received to the new deadline; None: the deadline stays."""
 
     def readable(self) -> bool:
         return True
@@ -123,7 +123,7 @@ class _Asked:
 
 
 class _OneAtATime:
-    """Lets one thread at a time ask the policy. With `join`, what waits meanwhile forms the next batch."""
+    """Serialises calls of the policy. With `join`, the requests that wait meanwhile form the next batch."""
 
     def __init__(self, policy: Policy, join: bool) -> None:
         self._policy, self._join = policy, join
@@ -137,7 +137,7 @@ class _OneAtATime:
                 return self._policy.act(observations)
         with self._list:
             self._waiting.append(mine)
-        with self._turn:  # the first thread to hold it answers all that wait; they find their answers when they get it
+        with self._turn:  # the thread that acquires it first answers all waiting requests; the others find their answers set
             if mine.answer is None:
                 with self._list:
                     together, self._waiting = self._waiting, []
@@ -162,45 +162,45 @@ class _OneAtATime:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 128  # many simulators may begin at once
+    request_queue_size = 128  # many simulators may connect at once
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], most_connections: int) -> None:
         self._free = threading.BoundedSemaphore(most_connections)
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own; refuse where too many connections are open."""
+        """Serve the connection in its own thread; refuse it with 503 if too many are open."""
         if self._free.acquire(blocking=False):
             super().process_request(request, client_address)
             return
         line = b"too many connections are open; try again later"
         head = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
         with suppress(OSError):
-            request.setblocking(False)  # this thread accepts all connections, so it waits for none
+            request.setblocking(False)  # this thread accepts all connections, so it must not block on one
             request.send(head % len(line) + line)
         self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer until the connection is closed."""
+        """Serve the connection until it is closed, then free its slot."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # a client that hangs up in the middle is no error of the server
+        if not isinstance(sys.exc_info()[1], OSError):  # a client that disconnects is not a server error
             super().handle_error(request, client_address)
 
 
 class _Room:
-    """Bytes of request bodies that may be in memory at once."""
+    """Budget of bytes for the request bodies in memory at once."""
 
     def __init__(self, most_bytes: int) -> None:
         self._left, self._lock = most_bytes, threading.Lock()
 
     @contextmanager
     def take(self, size: int) -> Iterator[bool]:
-        """Whether there is room for a body of this size; it is kept until the end of the block."""
+        """Yield whether a body of this size fits; reserve its bytes until the end of the block."""
         with self._lock:
             taken = size if size <= self._left else 0
             self._left -= taken
@@ -213,9 +213,9 @@ class _Room:
 
 
 def _foreign(origin: str, host: str) -> bool:
-    """Whether a browser's Origin is another than this server, by the Host that the browser named.
+    """Return whether a browser's Origin differs from this server, named by the request's Host header.
 
-    An Origin that agrees with the Host proves nothing where the Host is a name: its owner may have it lead to this machine's address.
+    An Origin equal to the Host is no proof if the Host is a domain name: its owner may resolve it to this machine's address (DNS rebinding).
     """
     if origin not in (f"http://{host}", f"https://{host}"):
         return True
@@ -236,12 +236,12 @@ def make_server(
     token: str = "",
     most_connections: int = MOST_CONNECTIONS,
 ) -> ThreadingHTTPServer:
-    """Ready to serve_forever(); port 0 takes a free one, `server_address` says which.
+    """Return a server that is ready for serve_forever(); port 0 binds a free port, found in `server_address`.
 
-    join: requests that wait for the policy are answered as one batch. Faster where a batch costs little more than one observation; answers
-    then depend on which requests wait together, unless the policy rounds alike in every batch. most_bytes: size limit of a request, packed or
-    unpacked, and of all that are in memory at once; the contract bounds a request further. token: what every request must send; empty:
-    nothing. RemoteError if a header cannot carry it.
+    join: answer the requests that wait for the policy as one batch. Faster where a batch costs little more than one observation; answers then
+    depend on the composition of the batch, unless the policy rounds alike in every batch. most_bytes: size limit of a request, packed or
+    unpacked, and of all requests in memory at once; the contract bounds a request further. token: required in every request; empty: none.
+    Raises RemoteError if a header cannot carry the token.
     """
     turns, wanted = _OneAtATime(policy, join), _bearer(token).encode()
     contract = policy.contract
@@ -249,8 +249,8 @@ def make_server(
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # head and body are two writes; the second would wait for the first one's receipt
-        requestline, request_version, command = "", "HTTP/1.1", ""  # so that a request that never becomes complete can be answered
+        disable_nagle_algorithm = True  # head and body are two writes; the second would wait for the acknowledgement of the first
+        requestline, request_version, command = "", "HTTP/1.1", ""  # send_response reads them, even for an incomplete request
 
         def setup(self) -> None:
             super().setup()
@@ -260,7 +260,7 @@ def make_server(
             self.begins_s = HEAD_S
 
         def handle_one_request(self) -> None:
-            """Read the head of a request, within its time and size, and answer."""
+            """Read the head of a request within its time and size limits, and answer it."""
             self.bounded.until, self.bounded.complete_s = time.monotonic() + self.begins_s, HEAD_S
             self.bounded.left, self.bounded.received = 2 * HEAD_BYTES, 0
             self.begins_s, self.close_connection = IDLE_S, True
@@ -297,7 +297,7 @@ def make_server(
 
         def _get(self) -> None:
             if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
-                self.close_connection = True  # its body is not read, and must not be taken for the next request
+                self.close_connection = True  # the body is not read, and must not be parsed as the next request
             if self.path.rstrip("/").endswith("/contract"):
                 self._reply(200, json.dumps(contract.to_json()).encode(), "application/json")
             else:
@@ -325,9 +325,9 @@ def make_server(
                         self._refuse(503, "too many requests are being read; try again later")
 
         def _act(self, size: int) -> None:
-            """Read the body, ask the policy and answer."""
+            """Read the body, query the policy and answer."""
             self.bounded.until = time.monotonic() + BODY_S + size / BODY_BYTES_PER_S
-            self.bounded.left = float("inf")  # the size is known
+            self.bounded.left = float("inf")  # Content-Length bounds the body already
             body = self.rfile.read(size)
             if len(body) < size:
                 self._refuse(400, f"the body ends after {len(body)} of {size} bytes")
@@ -342,17 +342,17 @@ def make_server(
                 answer = pack_chunks(turns.act(observations), contract, len(observations))
             except RemoteError as error:
                 self._say(500, str(error))
-            except Exception as error:  # the policy's own: the client gets its sentence, the server lives on
+            except Exception as error:  # raised by the policy: report it to the client and keep serving
                 self._say(500, one_line(error))
             else:
                 self._reply(200, answer, "application/octet-stream")
 
         def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-            """Refuse what `parse_request` cannot read as everything else is refused: one line, no page."""
+            """Refuse what `parse_request` cannot read with one line of plain text instead of an HTML page."""
             self._refuse(code, printable(message or "the request is not HTTP"))
 
         def _refuse(self, status: int, line: str) -> None:
-            """Answer without reading the rest of the request, and hang up."""
+            """Answer without reading the rest of the request, and close the connection."""
             self.close_connection = True
             self._say(status, line)
             with suppress(OSError, _TooLargeError):
@@ -367,7 +367,7 @@ def make_server(
 
         def _reply(self, status: int, body: bytes, kind: str) -> None:
             self.connection.settimeout(SEND_S)
-            self.request_version = self.protocol_version  # to one that names none, a status would not be sent
+            self.request_version = self.protocol_version  # without a version (HTTP/0.9), http.server sends no status line
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("X-Content-Type-Options", "nosniff")
@@ -384,14 +384,14 @@ def make_server(
 
 
 def _bearer(token: str) -> str:
-    """The value of the header that carries a token; empty for none. RemoteError, which does not repeat the token, if it cannot."""
+    """Return the Authorization header for a token, empty for none; raise RemoteError, which does not repeat the token, if no header can carry it."""
     if not all("!" <= letter <= "~" for letter in token):
         raise RemoteError(f"the token of the policy server must be printable ASCII without spaces; write another one to {TOKEN}")
     return f"Bearer {token}" if token else ""
 
 
 def serve(policy: Policy, host: str = "127.0.0.1", port: int = 8000, join: bool = False, token: str = "") -> None:
-    """Answer until interrupted."""
+    """Serve a policy until interrupted; arguments as for `make_server`."""
     with make_server(policy, host, port, join, token=token) as server:
         server.serve_forever()
 
@@ -400,21 +400,21 @@ def serve(policy: Policy, host: str = "127.0.0.1", port: int = 8000, join: bool 
 
 
 class _Response(http.client.HTTPResponse):
-    """An answer whose head and body come until a moment and up to a number of bytes."""
+    """HTTP response with a deadline and a size limit for head and body."""
 
     def __init__(self, connection: socket.socket, *args: Any, until: float, most_bytes: int, **keywords: Any) -> None:
         super().__init__(connection, *args, **keywords)
         self.fp.close()
-        # One byte more than allowed tells an answer of the largest size from a larger one.
+        # One byte more than allowed, to distinguish an answer of the largest size from a larger one.
         self.fp = io.BufferedReader(_Bounded(connection, until, most_bytes + HEAD_BYTES + 1))
 
 
 class RemotePolicy:
-    """The `Policy` behind a URL. Usable from several threads, each over a connection of its own.
+    """The `Policy` behind a URL. Usable from several threads; each thread has its own connection.
 
-    timeout_s: seconds from a request to the end of its answer. patience_s: seconds that a server may take to come back where none listens or
-    a connection is lost; asking again is harmless, because an answer is a function of the observation. token: what the server asks for;
-    None: that of the environment (`TOKEN`). Redirects are not followed.
+    timeout_s: seconds from a request to the end of its answer. patience_s: seconds for which a request is retried while no server listens, a
+    connection is lost or the server answers 503; a retry is harmless, because an answer is a function of the observation. token: sent with
+    every request; None: that of the environment (`TOKEN`). Redirects are not followed. `contract` and `act` raise RemoteError.
     """
 
     def __init__(self, url: str, timeout_s: float = 120.0, patience_s: float = 20.0, token: str | None = None) -> None:
@@ -422,7 +422,7 @@ class RemotePolicy:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
             known = parts.scheme in ("http", "https") and host
-        except ValueError:  # a port that is no port, brackets that do not close
+        except ValueError:  # an invalid port, unbalanced brackets
             known = None
         if not known or host is None:
             raise RemoteError(f"{printable(url)} is not the address of a policy server: it must look like http://127.0.0.1:8000")
@@ -435,13 +435,14 @@ class RemotePolicy:
 
     @cached_property
     def contract(self) -> Contract:
-        """What the policy was trained with, by its own account."""
+        """Conventions that the policy was trained with, as the server reports them; queried once."""
         try:
             return checked_contract(read_json(self._ask("GET", "/contract", CONTRACT_BYTES), CONTRACT_BYTES))
         except (ValueError, TypeError) as error:
             raise RemoteError(f"what {self.url} calls its contract is not one: {printable(str(error))}") from None
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """Return one chunk per observation, in requests of at most MOST_OBSERVATIONS."""
         chunks: list[ActionChunk] = []
         for first in range(0, len(observations), MOST_OBSERVATIONS):
             chunks += self._act(observations[first : first + MOST_OBSERVATIONS])
@@ -456,7 +457,7 @@ class RemotePolicy:
             raise RemoteError(f"the policy server at {self.url} answered wrongly: {error}") from None
 
     def close(self) -> None:
-        """Hang up, as far as the calling thread is concerned."""
+        """Close the connection of the calling thread."""
         if connection := getattr(self._of_thread, "connection", None):
             connection.close()
 
@@ -482,7 +483,7 @@ class RemotePolicy:
                     raise RemoteError(f"the answers of the policy server at {self.url} end early ({one_line(error)})") from None
                 if time.monotonic() + pause > until:
                     raise RemoteError(f"no policy server answers at {self.url}; is it running? ({one_line(error)})") from None
-            except ValueError as error:  # http.client's own, for a head that it cannot read
+            except ValueError as error:  # raised by http.client for a head that it cannot parse
                 self.close()
                 raise RemoteError(f"what answers at {self.url} is no policy server ({one_line(error)})") from None
             time.sleep(pause)
@@ -500,7 +501,7 @@ class RemotePolicy:
         if connection is None:
             connection = self._of_thread.connection = self._kind(self._host, self._port, timeout=self._timeout_s)
         if connection.sock is not None:
-            connection.sock.settimeout(self._timeout_s)  # the last answer left what remained of its own time
+            connection.sock.settimeout(self._timeout_s)  # the last answer left a shorter timeout: the rest of its own
         connection.response_class = partial(_Response, until=until, most_bytes=most_bytes)
         connection.request(method, self._path + path, body, self._headers | ({"Content-Type": "application/octet-stream"} if body else {}))
         response = connection.getresponse()
@@ -508,13 +509,13 @@ class RemotePolicy:
             return 200, _read(response, most_bytes)
         try:
             return response.status, _read(response, REFUSAL_BYTES)
-        except (_TooLargeError, OSError, http.client.HTTPException):  # the status says enough
+        except (_TooLargeError, OSError, http.client.HTTPException):  # the status suffices
             self.close()
             return response.status, b""
 
 
 def _read(response: http.client.HTTPResponse, most_bytes: int) -> bytes:
-    """The body of an answer; _TooLargeError if it is larger, IncompleteRead if it ends before the length that was announced."""
+    """Return the body of an answer; raise _TooLargeError if it is larger, IncompleteRead if it ends before its Content-Length."""
     if response.length is not None and response.length > most_bytes:
         raise _TooLargeError
     read = bytearray()

@@ -1,15 +1,15 @@
-"""How observations and actions travel: .npz files of plain arrays, which any language can write. Nothing is pickled.
+"""Wire format of observations and actions: .npz files of plain arrays, which any language can write. Nothing is pickled.
 
-Of B observations (`policy.interface.Observation`), the body of POST /act (`policy/http_policy.py`):
+The body of POST /act (`policy/http_policy.py`) holds B observations (`policy.interface.Observation`):
     images/CAMERA   (B, H, W, 3) uint8, one array per camera of the contract
     proprio         (B, P) float32, finite
     noise_seeds     (B,) int64, not negative
     instructions    uint8: the UTF-8 bytes of a JSON list of B sentences
-Of the B chunks that answer them (`policy.interface.ActionChunk`):
+The answer holds B chunks (`policy.interface.ActionChunk`):
     actions         (B, T, A) float32, finite
     execute         (B,) int64, each between 1 and T
-An .npz is a zip of .npy files, as numpy.savez writes it; compressed (deflate) ones are read too. B is at most MOST_OBSERVATIONS and T at
-most `policy.interface.MOST_STEPS`, so that the contract bounds the size of every body.
+An .npz is a zip of .npy files, as numpy.savez writes it; compressed (deflate) files are read too. B is at most MOST_OBSERVATIONS and T at
+most `policy.interface.MOST_STEPS`, so the contract bounds the size of every body.
 """
 
 import io
@@ -27,13 +27,13 @@ from policy.interface import MOST_STEPS, ActionChunk, Contract, Observation
 from policy.untrusted import printable, read_json
 
 MOST_BYTES = 1 << 30
-"""Size limit of a body in bytes, packed or unpacked, whatever the contract."""
+"""Size limit of a body in bytes, packed or unpacked, under any contract."""
 MOST_OBSERVATIONS = 256
-"""Of one request."""
+"""Maximum number of observations in one request."""
 SENTENCE_BYTES = 4096
-"""Size of one instruction, as JSON."""
+"""Size limit of one instruction in bytes, as JSON; the sentences of a request share it on average."""
 SPARE_BYTES = 1 << 16
-"""Room for the headers of a zip file and its arrays."""
+"""Bytes allowed for the headers of a zip file and its arrays."""
 MOST_MEMBERS = 1024
 _MEMBER = b"PK\x01\x02"  # begins each entry of a zip file's table of contents
 
@@ -44,33 +44,33 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class RemoteError(DemoscaleError):
-    """One sentence: what is wrong between here and the policy at the other end."""
+    """Failure between the caller and a remote policy; the message is one sentence with the cause."""
 
 
 class Announced(NamedTuple):
-    """What an array's header says of it, before its values are read."""
+    """Header of an array, known before its values are read."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     fortran: bool
-    """Values lie column by column."""
+    """Whether the values are in Fortran (column-major) order."""
 
 
 def pack(arrays: Arrays) -> bytes:
-    """As an .npz."""
+    """Return the arrays as the bytes of an .npz."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 
 def request_bytes(contract: Contract, most_bytes: int = MOST_BYTES) -> int:
-    """Size of the largest body of POST /act that a contract allows."""
+    """Return the size in bytes of the largest body of POST /act that a contract allows."""
     pictures = len(contract.cameras) * math.prod(contract.image_size) * 3
     return min(most_bytes, MOST_OBSERVATIONS * (pictures + 8 * len(contract.proprio) + 8 + SENTENCE_BYTES) + SPARE_BYTES + _names_bytes(contract))
 
 
 def answer_bytes(contract: Contract, many: int, most_bytes: int = MOST_BYTES) -> int:
-    """Size of the largest answer to `many` observations that a contract allows."""
+    """Return the size in bytes of the largest answer to `many` observations that a contract allows."""
     return min(most_bytes, many * (8 * MOST_STEPS * len(contract.action) + 8) + SPARE_BYTES)
 
 
@@ -79,15 +79,16 @@ def _names_bytes(contract: Contract) -> int:
 
 
 def _accept(announced: Mapping[str, Announced]) -> None:
-    """Any plain arrays."""
+    """Accept any plain arrays."""
 
 
 def unpack(body: bytes, most_bytes: int = MOST_BYTES, accept: Callable[[Mapping[str, Announced]], None] = _accept) -> Arrays:
-    """Return the arrays of an .npz; RemoteError if it is none, unpacks to more than `most_bytes`, or holds anything but plain values.
+    """Return the arrays of an .npz.
 
-    accept: raises RemoteError for names, types or shapes that are not wanted; called before any values are read, so before they take memory.
+    Raises RemoteError if the body is no .npz, unpacks to more than `most_bytes`, or holds anything but plain values. accept: raises RemoteError
+    for unexpected names, types or shapes; called before any values are read and take memory.
     """
-    # zipfile makes an object per member as it opens a file, so members are counted before: each has this mark in the table of contents.
+    # zipfile allocates an object per member on opening, so count the members first: each has this signature in the central directory.
     if (members := body.count(_MEMBER)) > MOST_MEMBERS:
         raise RemoteError(f"the body is not an .npz of plain arrays: it has about {members} members; at most {MOST_MEMBERS} are allowed")
     try:
@@ -100,7 +101,7 @@ def unpack(body: bytes, most_bytes: int = MOST_BYTES, accept: Callable[[Mapping[
             return {name: _values(archive, infos[name], *headers[name]) for name in infos}
     except RemoteError:
         raise
-    except Exception as error:  # whatever a hostile body makes zipfile and numpy raise
+    except Exception as error:  # zipfile and numpy raise many types for a hostile body
         raise RemoteError(f"the body is not an .npz of plain arrays: {one_line(error)}") from None
 
 
@@ -112,14 +113,14 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
             raise ValueError(f"its member {printable(repr(name), 80)} is no .npy file")
         if name in infos:
             raise ValueError(f"it has two members named {printable(repr(name), 80)}")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others may ask for gigabytes of memory to unpack a byte
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # other methods may need gigabytes to unpack a byte
             raise ValueError(f"its member {printable(repr(name), 80)} is compressed by another method than deflate")
         infos[name] = info
     return infos
 
 
 def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[Announced, int]:
-    """What a member announces, and how many bytes come before its values."""
+    """Return the array header of a member, and the number of bytes before its values."""
     with archive.open(info) as member:
         version = _READ_MAGIC(member)
         if version not in _READ_HEADER:
@@ -143,13 +144,13 @@ def _values(archive: zipfile.ZipFile, info: zipfile.ZipInfo, announced: Announce
         while filled < len(view) and (some := member.read(min(1 << 18, len(view) - filled))):
             view[filled : filled + len(some)] = np.frombuffer(some, np.uint8)
             filled += len(some)
-        if filled < len(view) or member.read(1):  # the read at the end also makes zipfile compare the checksum
+        if filled < len(view) or member.read(1):  # the last read also makes zipfile verify the checksum
             raise ValueError(f"{printable(info.filename, 80)} ends early")
     return values.reshape(announced.shape, order="F" if announced.fortran else "C")
 
 
 def pack_observations(observations: Sequence[Observation], cameras: Sequence[str]) -> bytes:
-    """The body of POST /act."""
+    """Return the body of POST /act; raise RemoteError if a camera is missing or shapes differ."""
     try:
         pictures = {f"images/{camera}": np.stack([o.images[camera] for o in observations]) for camera in cameras}
         proprio = np.stack([o.proprio for o in observations])
@@ -161,7 +162,7 @@ def pack_observations(observations: Sequence[Observation], cameras: Sequence[str
 
 
 def unpack_observations(body: bytes, contract: Contract, most_bytes: int = MOST_BYTES) -> list[Observation]:
-    """Return the observations in the body of POST /act; RemoteError if they do not match the contract, or unpack to more than `most_bytes`."""
+    """Return the observations in the body of POST /act; raise RemoteError if they violate the contract or unpack to more than `most_bytes`."""
     names = {f"images/{camera}": camera for camera in contract.cameras}
     wanted = {*names, "proprio", "noise_seeds", "instructions"}
 
@@ -214,7 +215,10 @@ def _sentences(data: bytes, many: int) -> list[str]:
 
 
 def pack_chunks(chunks: Sequence[ActionChunk], contract: Contract | None = None, many: int | None = None) -> bytes:
-    """The answer to POST /act; one answer's chunks must be equally long. RemoteError if they are not what the contract and `many` ask for."""
+    """Return the answer to POST /act.
+
+    Raises RemoteError if the chunks differ in length, hold a value that is not finite, or do not match the contract and `many`.
+    """
     if many is not None and len(chunks) != many:
         raise RemoteError(f"the policy answered {many} observations with {len(chunks)} chunks")
     if len({chunk.actions.shape for chunk in chunks}) > 1:
@@ -230,7 +234,7 @@ def pack_chunks(chunks: Sequence[ActionChunk], contract: Contract | None = None,
 
 
 def unpack_chunks(body: bytes, many: int, contract: Contract) -> list[ActionChunk]:
-    """What came back for `many` observations; RemoteError if it is not what was asked for."""
+    """Return the chunks of an answer to `many` observations; raise RemoteError if they do not match the contract and `many`."""
 
     def accept(announced: Mapping[str, Announced]) -> None:
         if not {"actions", "execute"} <= announced.keys():
@@ -273,13 +277,16 @@ def _check(name: str, announced: Announced, kind: type[Any], shape: tuple[int, .
 
 
 def one_line(error: BaseException) -> str:
-    """What kind of error, and the last line of what it says, safe to print."""
+    """Return the type of an error and the last line of its message, safe to print."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {printable(lines[-1])}" if lines else type(error).__name__
 
 
 def checked_contract(data: Any) -> Contract:
-    """The contract of a policy that acts: as `Contract.from_json`, with at least one action. ValueError or TypeError, one sentence, otherwise."""
+    """Return the contract of a policy that acts: as `Contract.from_json`, with at least one action dimension.
+
+    Raises ValueError or TypeError, with one sentence, for anything else.
+    """
     contract = Contract.from_json(data)
     if not contract.action:
         raise ValueError("action is empty; the contract of a policy names at least one action dimension")

@@ -1,4 +1,4 @@
-"""A checkpoint that acts: observations in, action chunks out."""
+"""Inference with a checkpoint: observations in, action chunks out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +17,13 @@ from policy.normalize import Normalizer
 class TrainedPolicy:
     """The `Policy` of a checkpoint folder.
 
-    Every observation brings its own noise seed and is denoised from its own noise, in blocks of a fixed size: an answer never depends on who
-    else asks. On CPU to the last bit; a GPU library that picks its kernels by load may round differently from one process to the next.
+    Each observation is denoised from noise of its own seed, in blocks of a fixed size, so an answer never depends on the rest of the batch: bit for
+    bit on CPU; a GPU library that selects its kernels by load may round differently from one process to the next.
 
-    `rung`: where on the checkpoint's ladder to act; one it does not have, and none, mean its own.
+    `rung`: rung of the checkpoint's ladder; the default rung if empty or unknown.
 
-    An answer that is not finite is given as it is: the episode that carries it out ends as an error, and the other answers
-    of its batch are sound. CheckpointError, from `load`, for weights or statistics that are not finite.
+    An answer that is not finite is returned unchanged: the episode that executes it ends as an error, and the other answers of its batch are valid.
+    Raises CheckpointError if the checkpoint is invalid, or if its weights or statistics are not finite.
     """
 
     def __init__(self, folder: Path, device: str = "cpu", rung: str = "") -> None:
@@ -45,14 +45,14 @@ class TrainedPolicy:
 
     @property
     def imagines(self) -> bool:
-        """Whether there is a future to see: the baseline has no video model."""
+        """Whether `imagine` is available; the baseline has no video model."""
         return isinstance(self._model, VideoActionModel) and self._model.config.clip.frames_per_view > 1
 
     def imagine(self, observations: Sequence[Observation]) -> list[Imagination]:
-        """What the video model expects to see from each observation on; only of a policy that imagines.
+        """Return the future that the video model predicts from each observation; only if `imagines`.
 
-        It is the very video that the rung's actions are read from: of one that acts after a single pass the mean of all futures it thinks
-        possible, hence blurred; of one whose passes come down together one future among them.
+        It is the video from which the rung's actions are read: with a single pass the mean of all possible futures, hence blurred; with video and
+        actions denoised together, one sample of them.
         """
         assert isinstance(self._model, VideoActionModel)
         stride, imagined = self._model.config.clip.frame_stride, []
@@ -60,7 +60,7 @@ class TrainedPolicy:
             video, _ = self._sample(filled)
             assert video is not None
             pictures = self._model.codec.pictures(self._model.views(video[:asked])).cpu().numpy()
-            # The first frame of each view is the present one, which the caller has already.
+            # The first frame of each view is the present one, which the caller already has.
             imagined += [Imagination(dict(zip(self.contract.cameras, views[:, 1:], strict=True)), stride) for views in pictures]
         return imagined
 
@@ -69,7 +69,7 @@ class TrainedPolicy:
         return [ActionChunk(chunk, self.sampler.execute) for chunk in self._actions.denormalize(actions).cpu().numpy()]
 
     def _sample(self, observations: list[Observation]) -> tuple[Tensor | None, Tensor]:
-        """(B, F, C, h, w) latents, if the policy imagines, and (B, T, A) normalised actions."""
+        """Sample (B, F, C, h, w) latents, None for the baseline, and (B, T, A) normalised actions."""
         pictures = np.stack([[o.images[camera] for camera in self.contract.cameras] for o in observations])
         proprio = torch.from_numpy(np.stack([o.proprio for o in observations])).to(self._device)
         return self._model.sample(

@@ -1,6 +1,6 @@
-"""Where policy and simulator meet: an observation goes in, a chunk of actions comes out.
+"""The interface between policy and simulator: observations in, action chunks out.
 
-The one module every room may import, so it needs numpy and `policy.untrusted`, which needs the standard library alone.
+Every package may import this module, so it needs only numpy and `policy.untrusted`, which needs only the standard library.
 
 Shapes: H, W pixels; P proprioceptive values; T steps of a chunk; A action dimensions.
 """
@@ -16,29 +16,29 @@ import numpy.typing as npt
 from policy.untrusted import clean_text, printable
 
 MOST_NAMES = {"cameras": 64, "proprio": 4096, "action": 1024}
-"""How many names each layout of a contract may have."""
+"""Maximum number of names in each layout of a contract."""
 MOST_SIDE = 8192
-"""Rows or columns of a picture."""
+"""Maximum rows or columns of a picture, in pixels."""
 MOST_HZ = 100_000.0
 MOST_PICTURES_BYTES = 1 << 30
-"""Size of the pictures of one observation."""
+"""Size limit of the pictures of one observation, in bytes."""
 NAME_LENGTH, VERSIONS_LENGTH = 500, 4000
-"""Characters of a camera's or value's name, and of the simulator's name with its versions."""
+"""Maximum characters of a camera's or value's name, and of the simulator's name with its versions."""
 MOST_STEPS = 4096
-"""Control steps of one chunk."""
+"""Maximum control steps of one chunk."""
 
 
 def derived_seed(*parts: int) -> int:
-    """A 63-bit seed that depends on all the named numbers: every random draw of the project comes from seeds made like this."""
+    """Return a 63-bit seed that depends on all arguments; every random draw of the project comes from seeds derived in this way."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy sees when it looks: the present moment, no history.
+    """Input of a policy: the present moment, without history.
 
     images: per camera name, (H, W, 3) RGB uint8, upright (row 0 is the top of the picture).
-    proprio: (P,) float32, laid out as the contract's `proprio` says.
+    proprio: (P,) float32, in the order of the contract's `proprio`.
     instruction: the task as a sentence.
     noise_seed: seeds every random draw of this call, so that the answer is a function of the observation alone.
     """
@@ -51,12 +51,12 @@ class Observation:
 
 @dataclass(frozen=True)
 class ActionChunk:
-    """The policy's answer: the next T actions, of which the first `execute` are meant to be carried out before it looks again.
+    """The policy's answer: the next T actions, of which the first `execute` are executed before the next observation.
 
-    actions: (T, A) float32 in the units the simulator takes (robosuite OSC_POSE: each dimension in [-1, 1]).
+    actions: (T, A) float32 in the simulator's units (robosuite OSC_POSE: each dimension in [-1, 1]).
 
-    ValueError, one sentence, for a chunk without a step and for an `execute` outside 1 to T. Values that are not finite are refused where
-    an answer is received (`policy.http_protocol`) and where an action is carried out (`sim_workers.rollout.divergence`).
+    Raises ValueError, with one sentence, if `actions` is empty or not two-dimensional, or `execute` is outside 1 to T. Values that are not finite
+    are refused on receipt of an answer (`policy.http_protocol`) and on execution of an action (`sim_workers.rollout.divergence`).
     """
 
     actions: npt.NDArray[np.float32]
@@ -74,33 +74,34 @@ class ActionChunk:
 
 @dataclass(frozen=True)
 class Imagination:
-    """The future a policy expects from a look on, for people to see beside what happened."""
+    """The future that a policy predicts from an observation, for display next to the recording."""
 
     frames: dict[str, npt.NDArray[np.uint8]]
-    """Per camera (F, H, W, 3) RGB; the f-th shows the moment (f + 1) * stride control steps after the look."""
+    """Frames per camera, (F, H, W, 3) RGB; frame f (from 0) is (f + 1) * stride control steps after the observation."""
     stride: int
     """Control steps from one frame to the next."""
 
 
 @dataclass(frozen=True)
 class Contract:
-    """The conventions both sides of the border must share; they are compared before the first step.
+    """The conventions that policy and simulator must share; compared before the first step.
 
-    A wrong one rarely crashes. It quietly costs success (a flipped picture, a gripper that opens for "close"), so it is data.
+    A wrong convention rarely crashes; it lowers the success rate (a flipped picture, a gripper that opens for "close"), so it is checked as data.
     """
 
     cameras: tuple[str, ...]
     image_size: tuple[int, int]
     """(H, W) in pixels, the same for every camera."""
     render_profile: str
-    """Name of the rendering quality the pictures were made with, `sim_workers.envs.render.PROFILES`."""
+    """Name of the rendering quality of the pictures, a key of `sim_workers.envs.render.PROFILES`."""
     proprio: tuple[str, ...]
     """One name per proprioceptive value, in order."""
     action: tuple[str, ...]
     """One name per action dimension, in order; the name states unit and sign."""
     control_hz: float
+    """Control steps per second."""
     simulator: str
-    """Name and versions of what made the pictures and moved the robot."""
+    """Name and versions of the simulator that rendered the pictures and moved the robot."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -109,8 +110,8 @@ class Contract:
     def from_json(cls, data: Any) -> "Contract":
         """Return the contract that `to_json` wrote.
 
-        TypeError for what is no JSON object; ValueError, one sentence that names the field, for a field that is missing, of another type or
-        absurdly large.
+        Raises TypeError if the data is no JSON object, and ValueError, with one sentence that names the field, if a field is missing, of
+        another type or beyond its limit.
         """
         if not isinstance(data, dict):
             raise TypeError(f"a contract is a JSON object, not {printable(repr(data), 40)}")
@@ -133,7 +134,7 @@ class Contract:
         )
 
     def mismatches(self, offered: "Contract") -> list[str]:
-        """One sentence for every convention in which `offered` (a simulator, a data set) is not what this policy was trained on."""
+        """Return one sentence for every convention in which `offered` (a simulator, a data set) differs from the policy's training data."""
         sentences = []
         for name, mine in self.to_json().items():
             theirs = offered.to_json()[name]
@@ -187,5 +188,5 @@ class Policy(Protocol):
     def contract(self) -> Contract: ...
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        """One chunk per observation. Each answer depends on its own observation only, never on the batch it came in."""
+        """Return one chunk per observation. Each depends on its own observation only, never on the rest of the batch."""
         ...

@@ -1,6 +1,6 @@
-"""What stands between pictures and the latents a video model denoises: folded pixels, or Stable Video Diffusion's autoencoder.
+"""Codecs between pictures and the latents of a video model: folded pixels, or Stable Video Diffusion's autoencoder.
 
-Shapes: ... any leading dimensions; K frames of a view; H W pixels; C latent channels; S channels as they are kept beside the data;
+Shapes: ... any leading dimensions; K frames of a view; H W pixels; C latent channels; S channels as stored next to the data;
 h w latent rows and columns (H / patch, W / patch).
 """
 
@@ -20,57 +20,57 @@ from policy.config import VideoConfig
 from policy.weights import WeightsError, load_vae
 
 VAE_CHANNELS = 4
-VAE_SCALE = 0.18215  # brings its latents to unit variance
+VAE_SCALE = 0.18215  # scales the latents to unit variance
 
 
 class Latents(Protocol):
-    """Pictures to latents and back, computed where the pictures are. Nothing of it learns."""
+    """Codec from pictures to latents and back, computed on the pictures' device. It has no trainable weights."""
 
     channels: int
-    """C."""
+    """Channels of a latent, C."""
     stored_channels: int
-    """S."""
+    """Channels of a stored latent, S."""
     patch: int
     """Side in pixels of one latent position."""
 
     def encode(self, pictures: Tensor, conditions: bool = True) -> Tensor:
-        """(..., H, W, 3) uint8 -> (..., S, h, w): all that training needs of each picture, and what may be kept beside a data set.
+        """Encode (..., H, W, 3) uint8 to (..., S, h, w): all that training needs of each picture, and may be stored next to a data set.
 
-        A function of each picture alone, bit for bit on one kind of machine: not of its neighbours. Without `conditions` only what
-        `target` reads may be there: for pictures that are no camera's present one.
+        A function of each picture alone, not of its batch: bit for bit on one kind of machine. Without `conditions`, the result may contain only
+        the channels that `target` reads: for pictures that are no camera's present one.
         """
         ...
 
     def present(self, pictures: Tensor) -> Tensor:
-        """(..., H, W, 3) uint8 -> (..., C, h, w): `condition(encode(pictures))` and no more, for policies that only act."""
+        """Encode (..., H, W, 3) uint8 to (..., C, h, w): `condition(encode(pictures))` without the other channels, for policies that only act."""
         ...
 
     def target(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
-        """(..., S, h, w) -> (..., C, h, w) float: what the video model learns to denoise towards. The generator is on the CPU."""
+        """Return the denoising target of the video model, (..., S, h, w) -> (..., C, h, w) float. The generator is on the CPU."""
         ...
 
     def condition(self, encoded: Tensor) -> Tensor:
-        """(..., S, h, w) -> (..., C, h, w) float: what frames are shown of their camera's present picture."""
+        """Return the condition of frames on their camera's present picture, (..., S, h, w) -> (..., C, h, w) float."""
         ...
 
     def pictures(self, latents: Tensor) -> Tensor:
-        """(..., K, C, h, w) as `target` makes them -> (..., K, H, W, 3) uint8: for people to look at."""
+        """Decode latents, (..., K, C, h, w) as returned by `target`, to (..., K, H, W, 3) uint8 for display."""
         ...
 
     def fingerprint(self, image_size: tuple[int, int]) -> str:
-        """Equal where pictures of this size become equal latents."""
+        """Return a hash that is equal for codecs that encode pictures of this size equally."""
         ...
 
 
 def to_latents(pictures: Tensor, patch: int) -> Tensor:
-    """uint8 pictures (..., H, W, 3) -> (..., 3*p*p, h, w) in [-1, 1]: every p x p square becomes one position."""
+    """Fold uint8 pictures (..., H, W, 3) to (..., 3*p*p, h, w) in [-1, 1]: every p x p square becomes one position."""
     pixels = pictures.movedim(-1, -3).float() / 127.5 - 1
     latents: Tensor = nnf.pixel_unshuffle(pixels, patch)
     return latents
 
 
 def to_frames(latents: Tensor, patch: int) -> Tensor:
-    """The inverse of `to_latents`, clipped to what a picture can show."""
+    """Invert `to_latents`; values are clipped to the range of uint8."""
     pixels: Tensor = nnf.pixel_shuffle(latents, patch)
     return _to_pictures(pixels.movedim(-3, -1))
 
@@ -80,7 +80,7 @@ def _to_pictures(pixels: Tensor) -> Tensor:
 
 
 class PixelLatents:
-    """Pixels folded into channels: nothing is lost, nothing is downloaded."""
+    """Pixels folded into channels: lossless, without a download."""
 
     def __init__(self, patch: int) -> None:
         self.patch = patch
@@ -108,11 +108,11 @@ class PixelLatents:
 class VaeLatents:
     """The autoencoder of Stable Video Diffusion, frozen and always in fp32 (arXiv 2508.00795).
 
-    Kept per picture, in float16: the posterior's mean (4), its log-variance clamped as diffusers does (4), and the mean of the same
-    picture with condition noise (4). The target is a sample of the posterior times the autoencoder's scale; the condition is unscaled.
-    The noise is seeded by the picture's own bytes, so that kept and fresh latents agree and a policy's answer follows from what it sees.
+    Stored per picture, in float16: the posterior's mean (4), its log-variance clamped as in diffusers (4), and the mean of the same picture
+    with condition noise (4). The target is a sample of the posterior times the autoencoder's scale; the condition is unscaled. The noise is
+    seeded by the picture's bytes, so that stored and fresh latents agree and a policy's answer is a function of its observation.
 
-    Not a module: an average of a model's weights, its optimizer and its checkpoint have nothing to do with it.
+    Not an nn.Module, so that weight averages, optimisers and state dicts of the model exclude it.
     """
 
     patch = 8
@@ -127,7 +127,7 @@ class VaeLatents:
         return self  # frozen: copies of a model share it
 
     def _vae_on(self, device: torch.device | None = None) -> AutoencoderKLTemporalDecoder:
-        """The autoencoder, moved there if it was elsewhere; WeightsError if there is none: kept latents alone need none."""
+        """Return the autoencoder on a device; raise WeightsError if none was loaded (training on stored latents needs none)."""
         if self.vae is None:
             raise WeightsError(
                 "pictures become latents through Stable Video Diffusion's autoencoder; say where its weights are, or train on kept latents"
@@ -158,7 +158,7 @@ class VaeLatents:
         views = latents.reshape(-1, *latents.shape[-4:])
         with torch.autocast(latents.device.type, enabled=False):
             unscaled = views.float() / VAE_SCALE
-            # One view at a time: decoding is 2.6 passes of the video model, and as large in memory.
+            # One view at a time: decoding costs 2.6 passes of the video model, and as much memory.
             shown = torch.stack([_to_pictures(vae.decode(view, num_frames=len(view)).sample.movedim(-3, -1)) for view in unscaled])
         return shown.reshape(*latents.shape[:-3], *shown.shape[-3:])
 
@@ -170,10 +170,10 @@ class VaeLatents:
 
     @torch.no_grad()
     def _moments(self, pictures: Tensor, as_pixels: Callable[[Tensor], Tensor]) -> Tensor:
-        """(..., 2C, h, w) float16: mean and log-variance of each picture's posterior."""
+        """Return mean and log-variance of each picture's posterior, (..., 2C, h, w) float16."""
         vae, blocks = self._vae_on(pictures.device), []
         with torch.autocast(pictures.device.type, enabled=False):
-            # In blocks of one size, always: kernels round differently at different batch sizes, and a picture's latents must be its own.
+            # Always in blocks of one size: kernels round differently at different batch sizes, and latents must not depend on the batch.
             for block in pictures.reshape(-1, *pictures.shape[-3:]).split(BLOCK):
                 filled = nnf.pad(as_pixels(block), (0, 0, 0, 0, 0, 0, 0, BLOCK - len(block)))
                 posterior = vae.encode(filled).latent_dist
@@ -187,12 +187,12 @@ class VaeLatents:
 
 
 def _pixels(pictures: Tensor) -> Tensor:
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) in [-1, 1]."""
+    """Scale (N, H, W, 3) uint8 to (N, 3, H, W) in [-1, 1]."""
     return pictures.movedim(-1, -3).float() / 127.5 - 1
 
 
 def _noise_of(picture_HW3: Tensor) -> Tensor:
-    """(3, H, W) unit Gaussian noise that belongs to this picture."""
+    """Return (3, H, W) unit Gaussian noise, seeded by the picture's bytes."""
     seed = int.from_bytes(hashlib.sha256(picture_HW3.contiguous().numpy().tobytes()).digest()[:8], "little") >> 1
     height, width, _ = picture_HW3.shape
     return torch.randn(3, height, width, generator=torch.Generator().manual_seed(seed))
@@ -203,8 +203,10 @@ def _hashed(fields: dict[str, object]) -> str:
 
 
 def latent_codec(config: VideoConfig, weights: str | Path | None = None) -> PixelLatents | VaeLatents:
-    """The latents a video model is made for. `weights`, a folder or hub id in diffusers' layout, holds the autoencoder if it needs one;
-    without, it can learn from kept latents only. WeightsError if they are not there whole.
+    """Return the codec of a video model.
+
+    weights: folder or hub id in diffusers' layout with the autoencoder, if the codec needs one; None: it can train on stored latents only.
+    Raises WeightsError if the autoencoder is missing or damaged.
     """
     if config.latents == "pixels":
         return PixelLatents(config.patch)

@@ -1,7 +1,7 @@
-"""The video-action model: one U-Net imagines the future of every camera, an action head reads its features and denoises the actions.
+"""The video-action model: one U-Net predicts the future of every camera, an action head reads its features and denoises the actions.
 
 Shapes: B clips; V views; K frames per view; F = pad + V*K frames on the time axis; H W pixels; S stored and C latent channels; h w latent
-rows, columns; T steps of a chunk; A action dimensions; P proprioceptive values; D size of what was seen.
+rows, columns; T steps of a chunk; A action dimensions; P proprioceptive values; D size of the adaptor's vector.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from policy.video_unet import VideoModel
 
 
 class FeatureCache:
-    """Feature maps of clips seen before, up to so many bytes: what is kept stays, what does not fit is computed again."""
+    """Cache of feature maps by clip seed, up to `budget_bytes`; entries are never evicted, and clips that do not fit are recomputed."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._left = budget_bytes
@@ -37,7 +37,7 @@ class FeatureCache:
         return self._kept[seed]
 
     def offer(self, seed: int, features: list[Tensor]) -> None:
-        """Keep one clip's maps, each (F, c, h, w), if they fit."""
+        """Cache the maps of one clip, each (F, c, h, w), if they fit."""
         size = sum(feature.nbytes for feature in features)
         if seed not in self._kept and size <= self._left:
             self._left -= size
@@ -45,9 +45,9 @@ class FeatureCache:
 
 
 class VideoActionModel(nn.Module):
-    """Everything that learns, for the conventions of one contract.
+    """Video model, adaptor and action head, for the conventions of one contract.
 
-    `weights`: a folder or hub id that has what does not learn, where the configuration asks for it: the autoencoder and the text tower.
+    `weights`: folder or hub id of the frozen parts that the configuration needs: the autoencoder and the text tower.
     """
 
     def __init__(
@@ -72,30 +72,30 @@ class VideoActionModel(nn.Module):
         self.feature_cache = FeatureCache(0)
 
     def learn(self, objective: Objective) -> None:
-        """Choose what the next steps descend, and freeze what it does not move."""
+        """Set the objective of the next steps, and freeze the parts that it does not train."""
         self.objective = objective
         self.video.requires_grad_(objective != "action")
         for part in (self.adaptor, self.head):
             part.requires_grad_(objective != "video")
 
     def checkpoint_gradients(self) -> None:
-        """Compute the video model's activations again in the backward pass instead of keeping them."""
+        """Recompute the video model's activations in the backward pass instead of storing them."""
         self.video.unet.enable_gradient_checkpointing()
 
-    # -- what the video model is shown --------------------------------------------------------------------------------------------------
+    # -- inputs of the video model ------------------------------------------------------------------------------------------------------
 
     def _on_time_axis(self, per_view_BVKChw: Tensor) -> Tensor:
-        """Views end to end, (B, F, C, h, w), behind `pad_frames` copies of the first view's present frame (arXiv 2508.00795)."""
+        """Return the views end to end, (B, F, C, h, w), after `pad_frames` copies of the first view's present frame (arXiv 2508.00795)."""
         pad = per_view_BVKChw[:, 0, :1].expand(-1, self.num_frames - per_view_BVKChw.shape[1] * per_view_BVKChw.shape[2], -1, -1, -1)
         return torch.cat([pad, per_view_BVKChw.flatten(1, 2)], dim=1)
 
     def _condition(self, present: Tensor) -> Tensor:
-        """Every frame is shown its own camera's present picture, (B, V, H, W, 3), or what is kept of it, (B, V, S, h, w)."""
+        """Return the condition of every frame: the present picture of its camera, from pictures (B, V, H, W, 3) or stored latents (B, V, S, h, w)."""
         shown = self.codec.condition(present) if present.is_floating_point() else self.codec.present(present)
         return self._on_time_axis(shown[:, :, None].expand(-1, -1, self.config.clip.frames_per_view, -1, -1, -1))
 
     def views(self, video_BFChw: Tensor) -> Tensor:
-        """What is on the time axis per view, (B, V, K, C, h, w): without the pad frames."""
+        """Split the time axis into views, (B, V, K, C, h, w), without the pad frames."""
         views: Tensor = video_BFChw[:, -self.num_views * self.config.clip.frames_per_view :].unflatten(1, (self.num_views, -1))
         return views
 
@@ -103,18 +103,19 @@ class VideoActionModel(nn.Module):
         return self.sentences.embed(list(instructions)).to(device)
 
     def _dropped(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Per clip, 1 where the sentence and where the present pictures are kept: three events of equal probability lose one, the other, both.
+        """Draw two masks per clip, 1 where the sentence and where the present pictures are kept.
 
-        Drawn per clip, so that the network meets the wholly untold case that guidance asks it for (Brooks et al. 2023, arXiv 2211.09800, 3.2.1).
+        Three events of equal probability drop the sentence, the pictures, or both. Drawn per clip, so that the network is trained on the fully
+        unconditional case, which guidance needs (Brooks et al. 2023, arXiv 2211.09800, 3.2.1).
         """
         share, drawn = self.config.diffusion.condition_dropout, torch.rand(num, generator=generator)
         sentence, picture = drawn < 2 * share, (drawn >= share) & (drawn < 3 * share)
         return 1 - sentence.float(), 1 - picture.float()
 
-    # -- learning ----------------------------------------------------------------------------------------------------------------------
+    # -- training ----------------------------------------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch, generator: torch.Generator, counts: Counts) -> Losses:
-        """The objective's losses: both streams noised, the video's error on every clip, the actions' on clips that have them.
+        """Return the losses of the objective: both streams noised, the video error on every clip, the action error on clips with actions.
 
         The generator (on the CPU) draws every random number, so a step is a function of its seed.
         """
@@ -143,7 +144,7 @@ class VideoActionModel(nn.Module):
         return embedding if flows else embedding.detach()
 
     def _imagine(self, batch: Batch, generator: torch.Generator, counts: Counts) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Feature maps, noise levels (B,) and the video's loss."""
+        """Denoise the video at drawn noise levels; return the feature maps, the noise levels (B,) and the video loss."""
         diffusion, device = self.config.diffusion, batch.frames.device
         encoded = batch.frames if batch.frames.is_floating_point() else self.codec.encode(batch.frames, conditions=False)
         video = self._on_time_axis(self.codec.target(encoded, generator))
@@ -169,7 +170,7 @@ class VideoActionModel(nn.Module):
 
     @torch.no_grad()
     def _features_at_start(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
-        """Feature maps and noise levels of the first pass of a look: from pure noise at the highest level, a function of the clip alone."""
+        """Return the feature maps and noise levels of the first sampling pass: from pure noise at the highest level, a function of the clip alone."""
         device = batch.frames.device
         sigma = torch.full((BLOCK,), self.config.sampler.video_sigmas[1], device=device)
         missing = [i for i, seed in enumerate(batch.seeds) if seed not in self.feature_cache]
@@ -185,16 +186,16 @@ class VideoActionModel(nn.Module):
         clips = [fresh[i] if i in fresh else self.feature_cache[seed] for i, seed in enumerate(batch.seeds)]
         return [torch.stack(maps) for maps in zip(*clips, strict=True)], sigma[:1].expand(len(clips))
 
-    # -- acting ------------------------------------------------------------------------------------------------------------------------
+    # -- sampling ----------------------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def sample(
         self, present_BVHW3: Tensor, proprio_BP: Tensor, instructions: list[str], noise_seeds: Sequence[tuple[int, int]], sampler: SamplerConfig
     ) -> tuple[Tensor, Tensor]:
-        """Imagine and act: (B, F, C, h, w) latents and (B, T, A) normalised actions, from each row's own noise for video and for actions.
+        """Sample (B, F, C, h, w) latents and (B, T, A) normalised actions.
 
-        As many video passes as action steps come down together (arXiv 2508.00795); otherwise the video comes first, and the features of its last
-        pass serve every action step.
+        noise_seeds: (video, actions) seeds of each row. If there are as many video passes as action steps, both streams are denoised together
+        (arXiv 2508.00795); otherwise the video is denoised first, and the features of its last pass serve every action step.
         """
         device = present_BVHW3.device
         num = len(present_BVHW3)

@@ -1,6 +1,6 @@
-"""Raw values <-> the range the networks work in, from the statistics of the demos the policy was given and no others.
+"""Normalisation of raw values to the networks' range and back, with the statistics of the policy's own training demos only.
 
-The statistics live in the checkpoint: a policy that recomputed them from whatever data is at hand would act differently.
+The statistics are stored in the checkpoint: recomputed from other data, they would change the policy's actions.
 """
 
 from typing import Literal
@@ -13,7 +13,7 @@ from policy.feature_stats import CONSTANT, Stats
 
 
 class Normalizer:
-    """An affine map per dimension.
+    """Affine map per dimension; constant dimensions are normalised to 0.
 
     `minmax`: the demos' range becomes [-1, 1] (the paper). `meanstd`: zero mean, unit variance. `quantile`: 1 % to 99 % becomes [-1, 1].
     """

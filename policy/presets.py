@@ -1,4 +1,4 @@
-"""The named policies: `tiny` for one CPU core, `svd-256` at the paper's size; and the behaviour-cloning baseline beside each."""
+"""The named policies: `tiny` for one CPU core, `svd-256` at the paper's size; each with its behaviour-cloning baseline."""
 
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from policy.config import (
 def _rungs(
     video: tuple[float, float], action: tuple[float, float], truncated: tuple[float, float], execute: int, action_steps: int
 ) -> dict[str, SamplerConfig]:
-    """From faithful to cheap: 30 joint steps with guidance 2; the same without guidance; five steps that end early; one look at pure noise.
+    """Return the ladder from faithful to cheap: 30 joint steps with guidance 2; without guidance; 5 steps that end early; 1 pass from pure noise.
 
-    `video` and `action`: lowest and highest noise of each; `truncated`: of both, where the steps end early.
+    `video`, `action`: lowest and highest noise level of each stream; `truncated`: those of both streams on the rung that ends early.
     """
     faithful = SamplerConfig(video_passes=30, action_steps=30, guidance=2.0, video_sigmas=video, action_sigmas=action, execute=execute)
     return {
@@ -117,7 +117,7 @@ PRESETS = {
 """Video-action policies."""
 
 WEIGHTS = {"tiny": str(Path(__file__).parent / "pretrained/tiny"), "svd-256": "stabilityai/stable-video-diffusion-img2vid-xt"}
-"""What a preset's video model starts from: a folder shipped here, a hub id."""
+"""Default pretrained weights of a preset's video model: a folder in this package, or a hub id."""
 
 BASELINES = {
     "tiny": {"images": ImageConfig(channels=(32, 64, 128), out_dim=256, groups=8, text_dim=64, time_dim=128), "action": PRESETS["tiny"].action},
@@ -129,7 +129,7 @@ BASELINES = {
 
 
 def policy_config(preset: str, kind: PolicyKind = "video_action") -> PolicyConfig:
-    """The preset itself, or the baseline that looks at the same pictures and denoises its actions with the same network."""
+    """Return the preset itself, or its baseline, which takes the same pictures and denoises its actions with the same network."""
     ours = PRESETS[preset]
     if kind == "video_action":
         return ours
@@ -139,8 +139,8 @@ def policy_config(preset: str, kind: PolicyKind = "video_action") -> PolicyConfi
 
 
 def weights_source(preset: str, weights: str) -> str:
-    """Where a video model starts, given what was asked for: a folder, hub id or URI; empty for random weights.
+    """Return the initial weights of a video model: a folder, hub id or URI; empty for random weights.
 
-    Asked for nothing, a preset starts from its own; `none` asks for random weights.
+    weights: the requested source; empty: the preset's default; `none`: random weights.
     """
     return "" if weights == "none" else weights or WEIGHTS[preset]

@@ -16,14 +16,14 @@ OPENCLIP = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 class SentenceEncoder(Protocol):
-    """Sentences to the one token that every frame attends to."""
+    """Encoder of a sentence as the one token that every frame attends to."""
 
     dim: int
     known: dict[str, Tensor]
-    """Sentence -> (dim,), where that is worth keeping: saved with a model, it makes the encoder unnecessary where the model is loaded."""
+    """Cache of expensive embeddings, sentence -> (dim,); saved with a model, so that loading the model does not need the encoder."""
 
     def embed(self, sentences: Sequence[str]) -> Tensor:
-        """(B, 1, dim) float32 on the CPU. A sentence's token does not depend on the others."""
+        """Return (B, 1, dim) float32 on the CPU. A sentence's token does not depend on the others."""
         ...
 
 
@@ -34,11 +34,11 @@ def _word_vector(word: str, dim: int) -> Tensor:
 
 
 class WordVectors:
-    """The scaled sum of fixed random vectors of its words: enough to tell a sweep's tasks apart, without a download."""
+    """Scaled sum of fixed random vectors of a sentence's words: distinguishes the tasks of a sweep without a download."""
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
-        self.known: dict[str, Tensor] = {}  # nothing to keep: it costs nothing to make
+        self.known: dict[str, Tensor] = {}  # embeddings are cheap, so none is cached
 
     def embed(self, sentences: Sequence[str]) -> Tensor:
         tokens = []
@@ -49,10 +49,10 @@ class WordVectors:
 
 
 class OpenClipText:
-    """The text-projected embedding of a sentence's last token, not normalised (arXiv 2508.00795).
+    """Text-projected embedding of a sentence's last token, not normalised (arXiv 2508.00795).
 
-    The tower is loaded when the first sentence comes that is not known, from a hub id or a folder: either the tower's own, or one with
-    `text_encoder/` and `tokenizer/`. WeightsError, then, if it is not there whole.
+    The tower is loaded at the first sentence that is not in `known`, from a hub id or a folder: either the tower's own, or one with
+    `text_encoder/` and `tokenizer/`. `embed` then raises WeightsError if the tower is missing or damaged.
     """
 
     def __init__(self, dim: int, source: str | Path = OPENCLIP, known: Mapping[str, Tensor] | None = None) -> None:
@@ -70,7 +70,7 @@ class OpenClipText:
     @torch.no_grad()
     def _embed(self, sentence: str) -> Tensor:
         tokenizer, tower = self._tower
-        # Alone and without padding, so that its rounding is its own; causal attention never sees padding anyway.
+        # One sentence at a time, without padding, so that rounding does not depend on others; causal attention ignores padding anyway.
         tokens = tokenizer([sentence], truncation=True, max_length=tower.config.max_position_embeddings, return_tensors="pt")
         with torch.autocast("cpu", enabled=False):
             token: Tensor = tower(input_ids=tokens["input_ids"]).text_embeds[0]
@@ -91,7 +91,7 @@ class OpenClipText:
             tower, told = transformers.CLIPTextModelWithProjection.from_pretrained(
                 str(text), local_files_only=True, dtype=torch.float32, output_loading_info=True
             )
-        if told["missing_keys"]:  # transformers makes up what is missing
+        if told["missing_keys"]:  # transformers initialises missing weights at random
             raise WeightsError(f"{text}: its weights lack {min(told['missing_keys'])}; copy the folder again")
         if tower.config.projection_dim != self.dim:
             raise WeightsError(f"{text}: its sentences are {tower.config.projection_dim} numbers, the video model attends to {self.dim}; use another")
@@ -99,7 +99,7 @@ class OpenClipText:
 
 
 class _quiet:  # noqa: N801
-    """No progress bars and no notes on weights left aside, such as those of the image tower."""
+    """Context without transformers' progress bars and its messages about unused weights, such as those of the image tower."""
 
     def __init__(self, transformers: Any) -> None:
         self._logging = transformers.utils.logging
@@ -115,7 +115,7 @@ class _quiet:  # noqa: N801
 
 
 def sentence_encoder(config: VideoConfig, source: str | Path | None = None, known: Mapping[str, Tensor] | None = None) -> WordVectors | OpenClipText:
-    """The encoder a video model is made for. `source`: where OpenCLIP's text tower is, the hub by default; `known`: sentences already embedded."""
+    """Return the encoder of a video model. `source`: of OpenCLIP's text tower, the hub by default; `known`: embeddings by sentence."""
     if config.text == "words":
         return WordVectors(config.cross_attention_dim)
     return OpenClipText(config.cross_attention_dim, source or OPENCLIP, known)

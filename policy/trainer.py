@@ -1,6 +1,6 @@
-"""One optimiser step after another: precision, accumulation, clipping, the running average, and all of it saved and restored.
+"""The optimiser step: precision, accumulation, clipping and the running average, with save and restore of the whole state.
 
-Works alike for one process, for DDP and for FSDP2: what is saved is always the whole model under its plain names.
+Works with one process, with DDP and with FSDP2: the saved state is always the whole model under its plain names.
 """
 
 import math
@@ -28,24 +28,25 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def learning_rate_factor(step: int, recipe: Recipe, steps: int) -> float:
-    """Of the peak, at a step counted from 0: a function of the step alone, so a resumed run continues it exactly."""
+    """Return the learning rate as a share of its peak, at a step counted from 0; a function of the step alone, so a resumed run continues exactly."""
     warm = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
     return warm * (0.5 * (1 + math.cos(math.pi * step / steps)) if recipe.schedule == "cosine" else 1.0)
 
 
 class Average:
-    """The running average of the weights that move, kept beside them, part by part where they are sharded."""
+    """Running average of the trainable weights, stored per shard where the weights are sharded."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
         self._parameters, self._decay = parameters, decay
         self.values = [_local(parameter).clone() for parameter in parameters]
 
     def update(self) -> None:
+        """Move the average towards the current weights by a share of 1 - decay."""
         torch._foreach_lerp_(self.values, [_local(parameter) for parameter in self._parameters], 1 - self._decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights."""
+        """Give the model the averaged weights for the duration of the block."""
         self.exchange()
         try:
             yield
@@ -62,26 +63,26 @@ class Average:
 
 
 def _local(parameter: Tensor) -> Tensor:
-    """The part of a weight that this process holds."""
+    """Return the shard of a weight that this process holds."""
     return parameter.to_local().detach() if isinstance(parameter, DTensor) else parameter.detach()
 
 
 class _Watched(NamedTuple):
-    """What of a step must be finite, on its way to the CPU."""
+    """Values of a step that must be finite, during their copy to the CPU."""
 
     step: int
-    """Counted from 1, as checkpoints are."""
+    """Number of the step, counted from 1, as for checkpoints."""
     values: Tensor
-    """(5,) as WATCHED; complete once `there` is."""
+    """(5,) values named by WATCHED; complete once the event `there` is."""
     there: torch.cuda.Event | None
-    """None on a CPU."""
+    """Event after the copy; None on a CPU."""
 
 
 WATCHED = ("loss", "loss_video", "loss_action", "gradient norm", "loss scale")
 
 
 class Trainer:
-    """Moves what the model's `learn` left free. `wrap` turns the model into what several workers call (DDP or FSDP2)."""
+    """Trains the weights that the model's `learn` left trainable. `wrap` makes the model distributed (DDP or FSDP2)."""
 
     def __init__(self, model: Any, recipe: Recipe, steps: int, wrap: Callable[[Any], Any] | None = None) -> None:
         if recipe.gradient_checkpointing:
@@ -99,16 +100,16 @@ class Trainer:
             groups, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay, fused=not sharded, foreach=sharded or None
         )
         self._average = Average(self._parameters, recipe.ema_decay) if recipe.ema_decay else None
-        # In bf16, torch 2.13's 3-D convolutions on a CPU give weight gradients that are not numbers.
+        # In bf16, torch 2.13's 3-D convolutions on a CPU give NaN weight gradients.
         self._precision = PRECISIONS.get(recipe.precision) if self.device.type == "cuda" else None
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._precision == torch.float16)
         self._watched: _Watched | None = None
 
     def step(self, batch: Batch, step: int, generator: torch.Generator) -> Losses:
-        """One optimiser step, number `step` counted from 0, on this worker's clips. The losses are of the whole batch of all workers on average.
+        """Run optimiser step `step`, counted from 0, on this worker's clips; the mean of the losses over workers is that of the global batch.
 
-        NotFiniteError if a loss or the gradient is not finite: on a CPU of this step, on a GPU of the step before, which has ended by then, so that
-        the check never makes the GPU wait; `check` asks for the last step's.
+        Raises NotFiniteError if a loss or the gradient is not finite: on a CPU in this step, on a GPU in the step before, which has ended by then,
+        so that the check never stalls the GPU; `check` covers the last step.
         """
         recipe = self._recipe
         for group in self._optimizer.param_groups:
@@ -118,7 +119,7 @@ class Trainer:
         losses = []
         self._optimizer.zero_grad()
         for i, part in enumerate(parts):
-            # Gradients travel between workers once per step, with the last part.
+            # Workers exchange gradients once per step, with the last part.
             waits = i < len(parts) - 1 and hasattr(self._wrapped, "no_sync")
             with self._wrapped.no_sync() if waits else nullcontext():
                 with torch.autocast(self.device.type, self._precision, enabled=self._precision is not None):
@@ -142,12 +143,12 @@ class Trainer:
         return summed
 
     def check(self) -> None:
-        """Raise NotFiniteError if a loss or the gradient of the last step is not finite; waits for that step to end."""
+        """Wait for the last step to end; raise NotFiniteError if its losses or its gradient are not finite."""
         last, self._watched = self._watched, None
         _refuse(last)
 
     def _watch(self, step: int, losses: Losses, norm: Tensor, scale: Tensor) -> _Watched:
-        """Begin to bring what must be finite to the CPU."""
+        """Start an asynchronous copy of the values that must be finite to the CPU."""
         whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
         values = torch.stack([value.float() for value in (losses.total, losses.video, losses.action, whole, scale)])
         if self.device.type != "cuda":
@@ -158,15 +159,15 @@ class Trainer:
         there.record()
         return _Watched(step, pinned, there)
 
-    # -- saved and restored ------------------------------------------------------------------------------------------------------------
+    # -- save and restore --------------------------------------------------------------------------------------------------------------
 
     def acting_weights(self) -> dict[str, Tensor]:
-        """The whole model as it should act, by name. Every worker must call it; where weights are sharded, the first one gets them."""
+        """Return the weights to act with, by name. A collective call: every worker must make it; sharded weights are gathered on rank 0."""
         with self._average.applied() if self._average else nullcontext():
             return {name: tensor.clone() for name, tensor in self._whole_model().items()}
 
     def state(self) -> dict[str, Tensor]:
-        """What continuing needs besides the acting weights: weights that move, optimiser, scaler; flat, so that they need no pickle."""
+        """Return the state to resume training besides the acting weights: trainable weights, optimiser, scaler; flat, so that it needs no pickle."""
         free = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         state = {f"model/{name}": tensor for name, tensor in self._whole_model().items() if name in free}
         moments: Any = get_optimizer_state_dict(self.model, self._optimizer, options=WHOLE).get("state", {})
@@ -179,7 +180,7 @@ class Trainer:
         return dict(whole)
 
     def restore(self, acting: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-        """Go on from what `acting_weights` and `state` gave."""
+        """Resume from the results of `acting_weights` and `state`."""
         options = StateDictOptions(full_state_dict=True, strict=False)
 
         def fill(weights: dict[str, Any]) -> None:
@@ -194,7 +195,7 @@ class Trainer:
             if place.startswith("optimizer/"):
                 _, key, name = place.split("/", 2)
                 moments.setdefault(name, {})[key] = tensor
-        # Groups and their settings are those of the optimiser just built; only the moments come from before.
+        # Parameter groups and their settings are those of the new optimiser; only the moments are restored.
         groups = get_optimizer_state_dict(self.model, self._optimizer, options=StateDictOptions(full_state_dict=True))["param_groups"]
         set_optimizer_state_dict(self.model, self._optimizer, {"state": moments, "param_groups": groups}, options=options)
         if scaler := {name.removeprefix("scaler/"): value.item() for name, value in state.items() if name.startswith("scaler/")}:
@@ -204,9 +205,9 @@ class Trainer:
 
 
 def _refuse(watched: _Watched | None) -> None:
-    """Raise NotFiniteError for what is not finite.
+    """Raise NotFiniteError if a watched value is not finite.
 
-    Under fp16 a gradient that overflows is no fault while the loss scale is above 1: the scaler skips the step and lowers the scale.
+    Under fp16 a gradient overflow is no error while the loss scale is above 1: the scaler skips the step and lowers the scale.
     """
     if watched is None:
         return

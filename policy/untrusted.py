@@ -1,6 +1,6 @@
-"""Reading of text and JSON that another party wrote, within bounds of size, depth and number of values.
+"""Validation of untrusted text and JSON, within bounds of size, depth and number of values.
 
-Standard library only, because `policy.interface` needs it in every process.
+Standard library only, because `policy.interface` imports it in every process.
 """
 
 import json
@@ -9,9 +9,9 @@ import unicodedata
 from typing import Any
 
 MOST_DEPTH = 64
-"""Levels of lists and objects inside each other."""
+"""Maximum nesting of lists and objects."""
 MOST_VALUES = 1_000_000
-"""Values of one document. An empty object needs 3 bytes of text and about 90 bytes of memory, so the size of the text alone bounds little."""
+"""Maximum values of one document. An empty object needs 3 bytes of text but about 90 bytes of memory, so a limit on the text does not suffice."""
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
@@ -25,7 +25,7 @@ def printable(text: str, most: int = 500) -> str:
 
 
 def clean_text(value: object, what: str, most: int) -> str:
-    """Return the value if it is text of at most `most` characters without control characters; ValueError, which names `what`, otherwise."""
+    """Return the value if it is text of at most `most` characters without control characters; otherwise raise ValueError, which names `what`."""
     if not isinstance(value, str):
         raise ValueError(f"{what} must be text, not {printable(repr(value), 40)}")
     if len(value) > most:
@@ -36,7 +36,11 @@ def clean_text(value: object, what: str, most: int) -> str:
 
 
 def read_json(data: bytes, most_bytes: int) -> Any:
-    """Parse JSON within bounds; ValueError, one sentence, for what is larger, deeper, not finite, not JSON or has a name twice in one object."""
+    """Parse JSON within bounds.
+
+    Raises ValueError, with one sentence, if the data is too large or too deep, is not JSON, or holds a number that is not finite or an object
+    with a duplicate name.
+    """
     if len(data) > most_bytes:
         raise ValueError(f"it has more than {most_bytes} bytes")
     if sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:

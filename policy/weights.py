@@ -1,6 +1,6 @@
 """Pretrained weights in diffusers' layout: a folder with `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, or the id of such a repository.
 
-Reads them into what is already built, and says in one sentence what does not fit or is not there.
+Weights are validated and read into modules that are already built; WeightsError names what is missing or does not fit.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ from policy.untrusted import read_json
 VIDEO = ("unet", "vae")
 TEXT = ("text_encoder", "tokenizer")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[0-9a-f]{40})?")
-"""A repository, in its newest state or at a commit."""
+"""Pattern of a hub repository, at its newest commit or at a given one."""
 CONFIG_BYTES = 1 << 20
 STEM = "diffusion_pytorch_model"
-# What decides a U-Net's weights; the rest of its configuration (picture size, number of frames) is free.
+# Fields that determine the shapes of a U-Net's weights; the others (picture size, number of frames) may differ.
 ARCHITECTURE = (
     "in_channels",
     "out_channels",
@@ -40,7 +40,7 @@ ARCHITECTURE = (
     "projection_class_embeddings_input_dim",
 )
 _PER_LEVEL = ("layers_per_block", "num_attention_heads", "cross_attention_dim", "transformer_layers_per_block")
-# Of a repository, only what is read: plain weights where there are any, else half-precision ones; never both.
+# Download only the files that are read: full-precision weights if the repository has any, else half-precision ones; never both.
 _SMALL = ("*.json", "merges.txt", "*/merges.txt")
 _WEIGHTS = (
     (f"{STEM}.safetensors", f"{STEM}-*.safetensors", "model.safetensors", "model-*.safetensors"),
@@ -50,13 +50,13 @@ _WEIGHTS = (
 
 
 class WeightsError(DemoscaleError):
-    """One sentence: which weights, what is wrong, and the fix."""
+    """Unusable pretrained weights; the message is one sentence with the source, the defect and the fix."""
 
 
 def local_folder(source: str | Path, parts: tuple[str, ...] = VIDEO) -> Path:
-    """The folder itself, or where a hub repository's `parts` (or, if it has none of them, its own model) now lie on this machine.
+    """Return the folder itself, or the local cache folder with a hub repository's `parts` (or, if it has none of them, its top-level model).
 
-    WeightsError if there is no such folder, no such repository, or no way to it.
+    Raises WeightsError if there is no such folder or repository, or the hub cannot be reached.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -90,7 +90,7 @@ def _snapshot(repository: str, patterns: list[str]) -> Path:
 
 
 def part_folder(folder: Path, part: str) -> Path:
-    """Where a part's `config.json` lies: in the subfolder of that name, or in the folder itself; WeightsError if in neither."""
+    """Return the folder of a part's `config.json`: the subfolder of that name, or the folder itself; raise WeightsError if neither has one."""
     for place in (folder / part, folder):
         if (place / "config.json").is_file():
             return place
@@ -99,7 +99,7 @@ def part_folder(folder: Path, part: str) -> Path:
 
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Whatever a reader of weights stumbles over, as one sentence."""
+    """Convert the errors of readers of weight files into WeightsError."""
     try:
         yield
     except WeightsError:
@@ -122,7 +122,7 @@ def _config(folder: Path, wanted: type) -> dict[str, Any]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: plain or in half precision, whole or in shards."""
+    """Return the safetensors files of a folder: full or half precision, one file or shards."""
     for stem in (STEM, f"{STEM}.fp16"):
         if (folder / f"{stem}.safetensors").is_file():
             return [folder / f"{stem}.safetensors"]
@@ -135,7 +135,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _refuse_misfit(module: nn.Module, folder: Path) -> None:
-    """WeightsError if a folder's files have other names or shapes than a module, which may be on the meta device; no values are read."""
+    """Raise WeightsError if names or shapes in a folder's files differ from a module's, which may be on the meta device; no values are read."""
     state = module.state_dict()
     left = set(state)
     for file in _weight_files(folder):
@@ -153,7 +153,7 @@ def _refuse_misfit(module: nn.Module, folder: Path) -> None:
 
 @torch.no_grad()
 def _fill(module: nn.Module, folder: Path) -> None:
-    """Every weight of a module from a folder's files, one tensor in memory at a time, at the module's own precision."""
+    """Read every weight of a module from a folder's files, one tensor in memory at a time, at the module's own precision."""
     _refuse_misfit(module, folder)
     state = module.state_dict()
     for file in _weight_files(folder):
@@ -163,7 +163,7 @@ def _fill(module: nn.Module, folder: Path) -> None:
 
 
 def load_unet(source: str | Path, unet: UNetSpatioTemporalConditionModel) -> None:
-    """Pretrained weights into a video U-Net that is already built; WeightsError if its architecture is another, or a file is not whole."""
+    """Read pretrained weights into a video U-Net; raise WeightsError if the architectures differ, or a file is missing or damaged."""
     folder = part_folder(local_folder(source, ("unet",)), "unet")
     saved, built = _config(folder, UNetSpatioTemporalConditionModel), dict(unet.config)
     defaults = {name: value.default for name, value in inspect.signature(UNetSpatioTemporalConditionModel.__init__).parameters.items()}
@@ -177,13 +177,13 @@ def load_unet(source: str | Path, unet: UNetSpatioTemporalConditionModel) -> Non
 
 
 def _spelled_out(name: str, value: Any, levels: int) -> Any:
-    """One spelling of a field: lists as tuples, and one number for all levels as one for each."""
+    """Normalise a field: lists to tuples, and one number for all levels to one per level."""
     value = tuple(value) if isinstance(value, list | tuple) else value
     return (value,) * levels if name in _PER_LEVEL and not isinstance(value, tuple) else value
 
 
 def _bound_vae(config: dict[str, Any]) -> None:
-    """ValueError for an autoencoder of more layers, or wider ones, than any has: each layer takes memory, even on the meta device."""
+    """Raise ValueError for an autoencoder of implausibly many or wide layers: each layer takes memory, even on the meta device."""
     numbers = {"layers_per_block": (16, config.get("layers_per_block", 1)), "block_out_channels": (1 << 16, config.get("block_out_channels", 1))}
     for name, (most, value) in numbers.items():
         if not all(isinstance(one, int) and 0 < one <= most for one in (value if isinstance(value, list) else [value])):
@@ -191,7 +191,10 @@ def _bound_vae(config: dict[str, Any]) -> None:
 
 
 def load_vae(source: str | Path) -> AutoencoderKLTemporalDecoder:
-    """A pretrained autoencoder in fp32; WeightsError if it is not one that makes a latent of every 8 x 8 pixels, or a file is not whole."""
+    """Return a pretrained autoencoder in fp32.
+
+    Raises WeightsError if it is not Stable Video Diffusion's, with one latent per 8 x 8 pixels, or a file is missing or damaged.
+    """
     folder = part_folder(local_folder(source, ("vae",)), "vae")
     config = _config(folder, AutoencoderKLTemporalDecoder)
     wanted = {"in_channels": 3, "latent_channels": 4, "scaling_factor": 0.18215}
@@ -207,14 +210,14 @@ def load_vae(source: str | Path) -> AutoencoderKLTemporalDecoder:
         _bound_vae(config)
         with torch.device("meta"):
             planned = AutoencoderKLTemporalDecoder.from_config(config)
-    _refuse_misfit(planned, folder)  # before memory is allocated for widths that a stranger may have chosen
+    _refuse_misfit(planned, folder)  # before memory is allocated for widths from an untrusted file
     vae: AutoencoderKLTemporalDecoder = AutoencoderKLTemporalDecoder.from_config(config)
     _fill(vae, folder)
     return vae.eval()
 
 
 def weights_fingerprint(folder: str | Path, parts: tuple[str, ...] = VIDEO) -> str:
-    """A hash of every configuration and weight file of a folder's parts: equal for equal files, wherever they lie."""
+    """Return a hash of every configuration and weight file of a folder's parts: equal for equal files, independent of the path."""
     digest = hashlib.sha256()
     for place in dict.fromkeys(Path(folder) / part if (Path(folder) / part).is_dir() else Path(folder) for part in parts):
         files = sorted(path for path in place.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".bin"))

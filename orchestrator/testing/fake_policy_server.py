@@ -15,14 +15,14 @@ Act = Callable[[Observation], ActionChunk]
 class FakePolicyServer:
     """The calls of `orchestrator.evaluation.policy_server.PolicyServer`, answered by functions; a Ray actor, or an object in the caller's process.
 
-    It reports no computing time, so a pool that asks it keeps its number of workers.
+    It reports no computing time, so a pool that queries it keeps its number of workers.
     """
 
     def __init__(self, policy: Act = stand_still, others: Mapping[str, Act] | None = None) -> None:
         """Create a server.
 
         Args:
-            policy: answers for every checkpoint that `others` does not name.
+            policy: policy of every checkpoint that `others` does not name.
             others: policies by checkpoint.
         """
         self._policy, self._others = policy, others or {}
@@ -31,7 +31,7 @@ class FakePolicyServer:
         return self._others.get(checkpoint, self._policy)(observation)
 
     def imagine(self, checkpoint: str, observation: Observation) -> Imagination | None:
-        """Imagine nothing."""
+        """Return None: fake policies predict no video."""
         return None
 
     def load(self, checkpoint: str) -> None:
@@ -52,7 +52,7 @@ class FakePolicyServer:
 
 
 class PolicyServerWithoutCheckpoints(PolicyServer):
-    """The real policy server, whose policies all stand still: queue, batches and metrics are the real ones."""
+    """The real policy server with policies that all stand still; queue, batches and metrics are real."""
 
     def _loaded(self, checkpoint: str) -> Any:
         return _Still()

@@ -11,13 +11,13 @@ from orchestrator.training.loop import ArmJob
 
 @dataclass(frozen=True)
 class FakeTrainer:
-    """The `fit` argument of `SweepRun`: reports the steps and checkpoints of a real training run, and stops when the driver asks.
+    """The `fit` argument of `SweepRun`: reports the steps and checkpoints of a real training run, and stops at the driver's request.
 
-    It writes no checkpoint; the fingerprints that it reports are a function of arm and step. Its `stall_s` is 1 ms per step.
+    It writes no checkpoint; the reported fingerprints are a function of arm and step, and `stall_s` is 1 ms per step.
     """
 
     step_s: float = 0.0
-    """Seconds that an optimiser step takes, asleep."""
+    """Seconds of sleep per optimiser step."""
 
     def __call__(self, job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attempts: int = 1) -> list[dict[str, Any]]:
         """Train; the arguments and the result are those of `orchestrator.training.ray_train.fit`."""

@@ -15,7 +15,7 @@ from sim_workers.rollout.suite import EpisodeSpec
 from sim_workers.rollout.worker import RolloutJob
 
 HALF_WAY = 60
-"""Demos with which half of the highest success rate is reached."""
+"""Number of demos at which half of the highest success rate is reached."""
 
 SuccessRate = Callable[[float, float, int, int], float]
 """(demo count, action-free ratio, step, last step) -> success rate in [0, 1]."""
@@ -28,24 +28,24 @@ def success_rate(demo_count: float, action_free_ratio: float, step: int, steps: 
 
 
 def stand_still(observation: Observation) -> ActionChunk:
-    """Answer with four zero actions of seven dimensions, all of them to be executed."""
+    """Return a chunk of four zero actions of seven dimensions, all to be executed."""
     return ActionChunk(np.zeros((4, 7), np.float32), 4)
 
 
 @dataclass(frozen=True)
 class FakePolicy:
-    """The policy source of one checkpoint of a sweep, without weights: it has a success rate and stands still."""
+    """Policy source of one checkpoint of a sweep, without weights: it has a success rate and stands still."""
 
     uri: str
-    """The checkpoint's, which ends in `<arm id>/step_<step>`; a fingerprint may follow, as `policy_server.policy_of` adds it."""
+    """URI of the checkpoint, which ends in `<arm id>/step_<step>`, optionally with the fingerprint that `policy_server.policy_of` appends."""
     arms: tuple[tuple[str, Arm], ...]
-    """(arm id, arm) of every arm of the sweep."""
+    """Pairs (arm id, arm) of all arms of the sweep."""
     steps: int
-    """Optimiser steps of a whole training run."""
+    """Number of optimiser steps of a whole training run."""
     model: SuccessRate = success_rate
 
     def rate(self) -> float:
-        """Return the success rate; KeyError if the URI names none of the arms."""
+        """Return the success rate; raise KeyError if the URI names none of the arms."""
         *_, arm_id, step = self.uri.partition(FINGERPRINT)[0].split("/")
         arm = dict(self.arms)[arm_id]
         return self.model(arm.demo_count, arm.action_free_ratio, int(step.removeprefix("step_")), self.steps)
@@ -61,17 +61,17 @@ class _Still:
 
 
 def make_outcome(spec: EpisodeSpec, won: bool = True, steps: int = 40) -> Outcome:
-    """Make a success or a failure of `steps` control steps; a success is first seen ten steps before the end."""
+    """Return a success or a failure of `steps` control steps; a success is first detected ten steps before the end."""
     return Outcome(spec, "success" if won else "failure", steps, steps // 8, 0.4, 0.1, max(0, steps - 10) if won else None, won)
 
 
 def make_error(spec: EpisodeSpec, cause: str = "the driver is gone") -> Outcome:
-    """Make the outcome of an episode that the machinery failed to play."""
+    """Return the outcome of an episode that ended with an infrastructure error."""
     return Outcome(spec, "error", 0, 0, 0.0, 0.0, message=cause)
 
 
 def simulated_outcome(job: RolloutJob) -> Outcome:
-    """Draw the outcome of a `FakePolicy`, as often a success as its rate says.
+    """Draw the outcome of a `FakePolicy`, a success with the probability of its success rate.
 
     The draw depends on the episode alone: of two policies, the better one succeeds on every episode on which the worse one does.
     """

@@ -1,4 +1,4 @@
-"""A sweep's simulators and policies, all fake."""
+"""Fake simulators and policies of a sweep."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class FakePlayers:
 
     def __call__(self, state: SweepState, placement: Placement, portraits: Portraits) -> Players:
         def source(uri: str, imagines: bool) -> PolicySource:
-            arms = tuple(state.arms().items())  # now, not before: a search proposes arms while the sweep runs
+            arms = tuple(state.arms().items())  # evaluated per call: a search proposes arms while the sweep runs
             return FakePolicy(uri, arms, state.sweep.train.steps, self.model)
 
         return Players(FakeRolloutPool(simulated_outcome), source, lambda uri: Answered())

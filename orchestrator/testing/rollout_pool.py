@@ -11,11 +11,11 @@ from sim_workers.rollout.rollout_video import Filmed
 from sim_workers.rollout.worker import RolloutJob
 
 PERMIT_WAIT_S = 0.05
-"""Longest time that results() of a paused pool waits for release() or resume()."""
+"""Seconds that results() of a paused pool waits at most for release() or resume()."""
 
 
 class FakeRolloutPool:
-    """The calls of `sim_workers.rollout.pool.RolloutPool`, without processes: `play` says how each episode ends.
+    """The calls of `sim_workers.rollout.pool.RolloutPool`, without processes: `play` returns the outcome of each episode.
 
     As with the real pool, one thread owns it; release() and resume() may be called from any thread.
     """
@@ -27,12 +27,12 @@ class FakeRolloutPool:
         order: Callable[[RolloutJob], float] | None = None,
         paused: bool = False,
     ) -> None:
-        """Create a pool that has no jobs.
+        """Create a pool without jobs.
 
         Args:
             play: returns the outcome of a job; called in results(), so it may block.
-            num_workers: how many workers the pool reports; it plays one episode after another.
-            order: sort key of the queued jobs, applied whenever results() begins; None: jobs end in the order of their submission.
+            num_workers: number of workers that the pool reports; it plays one episode after another.
+            order: sort key of the queued jobs, applied at the start of results(); None: jobs end in the order of their submission.
             paused: whether results() plays nothing until release() or resume().
         """
         self.play, self.num_workers, self.most_workers = play, num_workers, num_workers
@@ -42,25 +42,26 @@ class FakeRolloutPool:
         if not paused:
             self._running.set()
         self.queue: list[RolloutJob] = []
-        """Jobs that are not played yet."""
+        """Jobs that have not been played yet."""
         self.played: list[RolloutJob] = []
-        """Jobs whose outcome was returned, without those that only made a film."""
+        """Jobs that were played, without those that only make a film."""
         self.references: References = ReferencesInMemory()
         self.usage = Usage()
         self.on_retry: Callable[[str, RolloutJob, str], None] = lambda kind, job, why: None
 
     def release(self, episodes: int = 1) -> None:
-        """Let a paused pool play this many further episodes, at most one in each call of results()."""
+        """Permit a paused pool to play `episodes` further episodes, at most one per call of results()."""
         self._permits.release(episodes)
 
     def resume(self) -> None:
-        """Let a paused pool play everything from now on."""
+        """Permit a paused pool to play all jobs from now on."""
         self._running.set()
 
     def submit(self, job: RolloutJob) -> None:
         self.queue.append(job)
 
     def withdraw(self, key: str) -> list[RolloutJob]:
+        """Remove the queued jobs whose key is `key`; return them."""
         gone = [job for job in self.queue if job.key == key]
         self.queue = [job for job in self.queue if job.key != key]
         return gone
@@ -78,7 +79,7 @@ class FakeRolloutPool:
         return len(self.queue)
 
     def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, Filmed | None]]:
-        """Play what is queued; a paused pool waits `PERMIT_WAIT_S`, whatever `timeout_s` is, and plays one released episode at most."""
+        """Play the queued jobs; a paused pool waits up to `PERMIT_WAIT_S`, regardless of `timeout_s`, and plays at most one released episode."""
         paused = not self._running.is_set()
         if not self.queue or (paused and not (self._permits.acquire(timeout=PERMIT_WAIT_S) or self._running.is_set())):
             return
@@ -93,7 +94,7 @@ class FakeRolloutPool:
                 return
 
     def rebalance(self) -> Balance | None:
-        """Measure nothing."""
+        """Return None: the fake pool measures nothing."""
         return None
 
     def resize(self, num_workers: int) -> None:

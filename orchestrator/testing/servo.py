@@ -1,4 +1,4 @@
-"""A scripted policy for Lift that needs its wrist camera and almost no computing time: it finds the red cube, moves there and lifts it."""
+"""Scripted policy for Lift from the wrist camera, with little computing time: it finds the red cube, moves there and lifts it."""
 
 import numpy as np
 
@@ -14,9 +14,9 @@ def cameras(render_profile: str) -> Contract:
 
 
 def servo(seen: Observation) -> ActionChunk:
-    """Answer with a chunk of 16 actions: towards the cube while it is in sight and below the gripper, then close and lift.
+    """Return a chunk of 16 actions: towards the cube while it is visible and below the gripper, then close and lift.
 
-    The constants were fitted: from the cube's pixel in the first picture to its position, and from an action to the distance the arm covers.
+    The constants were fitted: from the cube's pixel in the first picture to its position, and from an action to the arm's displacement.
     """
     picture, (_, _, z) = seen.images[CAMERA].astype(int), seen.proprio[:3]
     red = (picture[..., 0] > 70) & (picture[..., 0] > 1.6 * picture[..., 1]) & (picture[..., 0] > 1.6 * picture[..., 2])
