@@ -66,7 +66,7 @@ class Scoring:
     def __init__(self, checkpoint: str) -> None:
         os.sched_setaffinity(0, os.sched_getaffinity(0) - {min(os.sched_getaffinity(0))})  # whatever Ray starts inherits it
         from orchestrator.cluster.ray_runtime import connect, quiet
-        from orchestrator.sweep.eval_scheduler import policy_servers
+        from orchestrator.evaluation.ray_actors import policy_servers
         from sim_workers.rollout.pool import RolloutPool
         from sim_workers.rollout.ray_policy_client import Served
 

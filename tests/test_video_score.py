@@ -184,7 +184,7 @@ def test_a_policy_is_measured_by_what_it_imagines_when_it_acts(store: str, tmp_p
 def test_servers_and_judge_of_a_cluster_measure_what_the_policy_itself_imagines(store: str, tmp_path: Path) -> None:
     import ray
 
-    from orchestrator.sweep.eval_scheduler import policy_servers, video_judge
+    from orchestrator.evaluation.ray_actors import policy_servers, video_judge
     from sim_workers.rollout.ray_policy_client import Served
 
     folder, test = make_checkpoint(tmp_path / "tiny"), video_test(store)

@@ -22,10 +22,10 @@ from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from orchestrator.evaluation.outcome_ledger import Portraits
+from orchestrator.evaluation.ray_actors import server_options
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import ScoringJob
 from orchestrator.storage.base import Storage, open_storage
-from orchestrator.sweep.eval_scheduler import server_options
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.fake_policy_server import FakePolicyServer
 from scoring_listener import Heard
