@@ -127,7 +127,7 @@ def test_key_after_a_constant_an_operator_or_an_import_changed_is_another(copy: 
     edits = {
         "policy/edm.py": ("(sigma**2 + 1)", "(sigma**2 + 2)"),
         "policy/inference.py": ("from policy.batch import blocks", "from policy.model import blocks"),
-        "policy/interface.py": ("import ", "import json\nimport "),
+        "policy/interface.py": ("\nimport ", "\nimport json\nimport "),
     }
     for file, (old, new) in edits.items():
         assert copy(file, lambda text, old=old, new=new: text.replace(old, new, 1))[0] != score, file
