@@ -67,13 +67,18 @@ def _closure(roots: tuple[str, ...], within: tuple[str, ...], root: Path) -> tup
 @cache
 def _imported(file: str, root: Path) -> tuple[str, ...]:
     """Return the files of the checkout that a file's import statements name: the modules and all their packages."""
-    known, modules = sources(root), set[str]()
-    for statement in _read(known[file]).imports:
+    places, modules = _modules(root), set[str]()
+    for statement in _read(sources(root)[file]).imports:
         module = statement.module_in(file)
         modules |= {module, *(f"{module}.{name}" for name, _ in statement.names)}  # a module of the package, or a name in it
-    parts = {tuple(module.split(".")[:length]) for module in modules for length in range(1, module.count(".") + 2)}
-    files = {name for part in parts for name in ("/".join(part) + ".py", "/".join((*part, "__init__.py")))}
-    return tuple(sorted(files & known.keys()))
+    packages = {".".join(module.split(".")[:length]) for module in modules for length in range(1, module.count(".") + 2)}
+    return tuple(sorted(places[module] for module in packages & places.keys()))
+
+
+@cache
+def _modules(root: Path) -> dict[str, str]:
+    """Return the files of the checkout by module name."""
+    return {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in sources(root)}
 
 
 @dataclass(frozen=True)
@@ -141,8 +146,7 @@ def _file_hash(file: str, inside: frozenset[str], root: Path) -> str:
     A module of `inside` is represented by the hash of its own statements. Other modules of the checkout, whose code does not count, are
     represented by the imported names only.
     """
-    known = sources(root)
-    places = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in known}
+    known, places = sources(root), _modules(root)
 
     def module_hash(module: str) -> str:
         return _read(known[places[module]]).statements if places.get(module) in inside else ""

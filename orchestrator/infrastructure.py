@@ -5,11 +5,9 @@ import re
 
 from orchestrator.storage.base import NoObject, StorageError
 from orchestrator.tracking.mlflow_writer import TrackingError
-from policy.errors import DemoscaleError
+from policy.errors import RESUMABLE, DemoscaleError
 from sim_workers.checkout import CodeChangedError
 
-EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: the same command resumes the sweep once the cause is fixed."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SIGNS = (
     (r"No space left on device|\[Errno 28\]|Disk quota exceeded|\bOutOfDiskError\b", "the disk is full"),
@@ -28,7 +26,7 @@ SIGNS = (
 class InfrastructureError(DemoscaleError):
     """Error of one sentence: which infrastructure failed. Finished work is kept, and the same command resumes the sweep."""
 
-    exit_code = EXIT_CODE
+    exit_code = RESUMABLE
 
 
 def cause_in(trace: str) -> str:

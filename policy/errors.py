@@ -25,6 +25,9 @@ DemoscaleError
 
 from typing import ClassVar
 
+RESUMABLE = 75
+"""Exit code, EX_TEMPFAIL of sysexits.h: the same command resumes once the cause is fixed."""
+
 
 class DemoscaleError(Exception):
     """Base of all errors that a user can fix: a message with the file, field or episode; `hint`: the fix, if the message does not name it."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from policy.errors import DemoscaleError
+from policy.errors import RESUMABLE, DemoscaleError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = ("orchestrator", "policy", "sim_workers")
@@ -25,7 +25,7 @@ _imported: dict[str, tuple[str, str]] = {}  # by the path of a module's file: it
 class CodeChangedError(DemoscaleError):
     """The checkout was edited during the run. The message, one sentence, names the files that differ and what to do."""
 
-    exit_code = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
+    exit_code = RESUMABLE
 
 
 def content_hash(data: bytes) -> str:

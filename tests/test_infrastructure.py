@@ -18,7 +18,7 @@ from orchestrator.checkpoints.reader import whole
 from orchestrator.cli.mistakes import answers_mistakes
 from orchestrator.cluster.placement import Placement
 from orchestrator.cost import Cost
-from orchestrator.infrastructure import EXIT_CODE, InfrastructureError, cause_in, cause_of
+from orchestrator.infrastructure import InfrastructureError, cause_in, cause_of
 from orchestrator.storage.base import NoObject, StorageError, open_storage
 from orchestrator.sweep import heartbeat as pulse
 from orchestrator.sweep.heartbeat import Pulse
@@ -79,7 +79,7 @@ def test_its_exit_code_is_its_own() -> None:
         raise InfrastructureError("lift: the disk is full; the same command goes on")
 
     done = CliRunner().invoke(command)
-    assert (done.exit_code, done.output) == (EXIT_CODE, "lift: the disk is full; the same command goes on\n")
+    assert (done.exit_code, done.output) == (InfrastructureError.exit_code, "lift: the disk is full; the same command goes on\n")
 
 
 class WatchedRun:

@@ -56,7 +56,14 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     monkeypatch.setattr(fingerprints, "CHECKOUT", tmp_path)
 
     def forget() -> None:
-        for cached in (sources, fingerprints.code_hashes, fingerprints.code_fingerprint, fingerprints._closure, fingerprints._imported):
+        for cached in (
+            sources,
+            fingerprints.code_hashes,
+            fingerprints.code_fingerprint,
+            fingerprints._closure,
+            fingerprints._imported,
+            fingerprints._modules,
+        ):
             cached.cache_clear()
 
     def keys(edited: str = "", edit: Callable[[str], str] = lambda text: text + "\nEDITED = True\n") -> tuple[str, str]:
