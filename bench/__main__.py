@@ -21,11 +21,17 @@ from bench.results import PAGE, Result, benches, render
 @click.option("--save", is_flag=True, help="Store the results of short runs as well.")
 @click.option("--page", is_flag=True, help="Measure nothing: render bench/README.md from what is stored.")
 def main(names: tuple[str, ...], short: bool, save: bool, page: bool) -> None:
-    """Run the benches NAME, by default all. Stops at the first that fails; what was measured before it stays stored."""
+    """Run the benches NAME, by default all. Stops at the first that fails; what was measured before it stays
+    stored.
+    """
     if unknown := set(names) - set(benches()):
-        raise click.BadParameter(f"no such bench: {', '.join(sorted(unknown))}; there are {', '.join(benches())}")
+        raise click.BadParameter(
+            f"no such bench: {', '.join(sorted(unknown))}; there are {', '.join(benches())}"
+        )
     for name in () if page else names or benches():
-        done = subprocess.run([sys.executable, "-m", f"bench.{name}", *["--quick"] * short], stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", f"bench.{name}", *["--quick"] * short], stdout=subprocess.PIPE, text=True
+        )
         click.echo(done.stdout, nl=False)
         if done.returncode:
             sys.exit(done.returncode)

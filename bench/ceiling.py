@@ -1,9 +1,11 @@
-"""How often do the scripted experts, who see the true state, succeed on the evaluation scenes? The ceiling that a policy is measured against.
+"""How often do the scripted experts, who see the true state, succeed on the evaluation scenes? The ceiling
+that a policy is measured against.
 
     python -m bench.ceiling              100 scenes of every task, five minutes
     python -m bench.ceiling --quick      5
 
-Undisturbed, on the first scenes of block 0, by a suite's rules: done at any step, and still done ten steps after.
+Undisturbed, on the first scenes of block 0, by a suite's rules: done at any step, and still done ten steps
+after.
 """
 
 import json
@@ -24,13 +26,19 @@ from sim_workers.rollout.suite import Rules, Suite
 
 
 def play(task: str, episodes: int) -> list[Outcome]:
-    """Of every scene: the expert as a policy that looks at every step, without cameras, and sees the true state."""
+    """Of every scene: the expert as a policy that looks at every step, without cameras, and sees the true
+    state.
+    """
     env = SimEnv(task, contract((), (64, 64), "fast", task))
     suite = Suite((task,), episodes, Rules(expert_for(task).horizon))
     played = []
     for spec in sorted(suite.episode_list()):
         expert = expert_for(task)
-        played.append(run_episode(env, spec, suite.rules, lambda _, expert=expert: ActionChunk(expert.act(env.state)[None], 1)))
+        played.append(
+            run_episode(
+                env, spec, suite.rules, lambda _, expert=expert: ActionChunk(expert.act(env.state)[None], 1)
+            )
+        )
     env.close()
     return played
 
@@ -52,9 +60,11 @@ def main(quick: bool) -> None:
         firsts = [outcome.first_success for outcome in played if outcome.first_success is not None]
         low, high = wilson(len(firsts), episodes)
         lasting = sum(outcome.success_at_end for outcome in played)
+        counts = (
+            f"{f'{len(firsts)}/{episodes}':>9}{f'{low:.2f} to {high:.2f}':>18}{f'{lasting}/{episodes}':>9}"
+        )
         print(
-            f"{task:<20}{f'{len(firsts)}/{episodes}':>9}{f'{low:.2f} to {high:.2f}':>18}{f'{lasting}/{episodes}':>9}"
-            f"{mean(firsts):>8.0f}{expert_for(task).horizon:>9}",
+            f"{task:<20}{counts}{mean(firsts):>8.0f}{expert_for(task).horizon:>9}",
             flush=True,
         )
         answers[task] = {"success": len(firsts), "at_end": lasting, "episodes": episodes}

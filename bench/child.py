@@ -46,7 +46,9 @@ def _serve(parent: Connection) -> None:
 
 
 class Child:
-    """Runs one function after another. Each is called with `mark`, a function that waits until the processes were looked at."""
+    """Runs one function after another. Each is called with `mark`, a function that waits until the processes
+    were looked at.
+    """
 
     def __init__(self) -> None:
         self._pipe, theirs = _CONTEXT.Pipe()

@@ -1,4 +1,6 @@
-"""What it costs to keep pictures one way or another: the codec that orchestrator/data/episode_format.py writes, and its neighbours."""
+"""What it costs to keep pictures one way or another: the codec that orchestrator/data/episode_format.py
+writes, and its neighbours.
+"""
 
 import io
 import time
@@ -15,7 +17,11 @@ from orchestrator.data.episode_format import Episode
 
 _SAME = {"preset": "medium", "g": "8", "bf": "0"}
 CODECS = {
-    "H.264 as RGB, crf 18, fastdecode (ours)": (episodes.CODEC, episodes.PIXEL_FORMAT, episodes.CODEC_OPTIONS),
+    "H.264 as RGB, crf 18, fastdecode (ours)": (
+        episodes.CODEC,
+        episodes.PIXEL_FORMAT,
+        episodes.CODEC_OPTIONS,
+    ),
     "H.264 as RGB, crf 18": ("libx264rgb", "bgr24", {**_SAME, "crf": "18"}),
     "H.264 yuv420p, crf 18, fastdecode": ("libx264", "yuv420p", {**_SAME, "crf": "18", "tune": "fastdecode"}),
     "H.264 yuv420p, crf 18": ("libx264", "yuv420p", {**_SAME, "crf": "18"}),
@@ -35,7 +41,9 @@ class Kept:
     """Frames per CPU second, one film after another, as RGB arrays."""
 
 
-def _film(frames_LHW3: npt.NDArray[np.uint8], codec: str, pixel_format: str, options: dict[str, str]) -> bytes:
+def _film(
+    frames_LHW3: npt.NDArray[np.uint8], codec: str, pixel_format: str, options: dict[str, str]
+) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(20), options=options)
@@ -59,11 +67,20 @@ def compare(recorded: list[Episode], repeat: int) -> dict[str, Kept]:
     for turn in range(repeat):
         for name, kept in films.items():
             began = time.process_time()
-            decoded = [episodes._decode_video(film, which, len(which)) for film, which in zip(kept, numbers, strict=True)]
+            decoded = [
+                episodes._decode_video(film, which, len(which))
+                for film, which in zip(kept, numbers, strict=True)
+            ]
             fastest[name] = min(fastest[name], time.process_time() - began)
             if turn == 0:
-                squares[name] = np.mean([np.mean((a.astype(np.float32) - b) ** 2) for a, b in zip(pictures, decoded, strict=True)])
+                squares[name] = np.mean(
+                    [np.mean((a.astype(np.float32) - b) ** 2) for a, b in zip(pictures, decoded, strict=True)]
+                )
     return {
-        name: Kept(sum(map(len, kept)) / 1024 / total * 100, float(10 * np.log10(255**2 / squares[name])), total / fastest[name])
+        name: Kept(
+            sum(map(len, kept)) / 1024 / total * 100,
+            float(10 * np.log10(255**2 / squares[name])),
+            total / fastest[name],
+        )
         for name, kept in films.items()
     }

@@ -3,9 +3,10 @@
     python -m bench.control_step               about fifteen minutes
     python -m bench.control_step --quick       within a minute: three tasks, few episodes
 
-Costs: CPU time of one process, both kinds of step by turns in the same episodes of random actions, medians over blocks. `asked` is with the
-observations of every step; without, nobody asks. The split is of ours. Ways: the scripted experts' disturbed demonstrations, played once with
-each kind of step; whatever differs in positions, velocities, controls, time or observations after any step, and whether they succeed.
+Costs: CPU time of one process, both kinds of step by turns in the same episodes of random actions, medians
+over blocks. `asked` is with the observations of every step; without, nobody asks. The split is of ours. Ways:
+the scripted experts' disturbed demonstrations, played once with each kind of step; whatever differs in
+positions, velocities, controls, time or observations after any step, and whether they succeed.
 """
 
 import json
@@ -26,7 +27,14 @@ from sim_workers.demos.recorder import Demonstration
 from sim_workers.envs.tasks import TASKS
 
 EPISODES = {"Lift": 400, "Stack": 50, "PickPlaceCan": 50}
-QUICK_TASKS, QUICK_EPISODES = ("Lift", "PickPlaceCan", "TwoArmLift"), {"Lift": 6, "Stack": 2, "PickPlaceCan": 2}
+QUICK_TASKS, QUICK_EPISODES = (
+    ("Lift", "PickPlaceCan", "TwoArmLift"),
+    {
+        "Lift": 6,
+        "Stack": 2,
+        "PickPlaceCan": 2,
+    },
+)
 BLOCK = 5  # control steps
 EPISODE = 50  # control steps of random actions
 SEED = 2_000_000  # scenes that nobody demonstrates or evaluates
@@ -80,14 +88,18 @@ def ways_apart(task: str, episodes: int) -> dict[str, Any]:
     env = TracedEnv(task)
     worst, alike, steps = 0.0, 0, 0
     for seed in range(SEED, SEED + episodes):
-        (one, success), (other, same) = (env.play(kind, Demonstration(task, seed, 0.3)) for kind in ("robosuite", "ours"))
+        (one, success), (other, same) = (
+            env.play(kind, Demonstration(task, seed, 0.3)) for kind in ("robosuite", "ours")
+        )
         worst = max(worst, float(np.abs(one - other).max()) if one.shape == other.shape else float("inf"))
         alike, steps = alike + (success == same), steps + len(one)
     env.close()
     return {"max_abs_difference": worst, "alike": alike, "steps": steps}
 
 
-def in_processes(function: Callable[[str, int], dict[str, Any]], tasks: dict[str, int]) -> dict[str, dict[str, Any]]:
+def in_processes(
+    function: Callable[[str, int], dict[str, Any]], tasks: dict[str, int]
+) -> dict[str, dict[str, Any]]:
     """function(task, number) for each, one after another: one environment per process."""
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
         return {task: pool.submit(function, task, number).result() for task, number in tasks.items()}
@@ -98,11 +110,16 @@ def in_processes(function: Callable[[str, int], dict[str, Any]], tasks: dict[str
 def main(quick: bool) -> None:
     """Print the tables and, last, one line of JSON."""
     measured = in_processes(costs, dict.fromkeys(QUICK_TASKS if quick else TASKS, 20 if quick else 60))
-    print(f"{'CPU ms per control step':<24}{'robosuite':>10}{'ours':>8}{'asked':>8}  times as fast, asked   split: physics, control, observations")
+    print(
+        f"{'CPU ms per control step':<24}{'robosuite':>10}{'ours':>8}{'asked':>8}  times as fast, asked  "
+        " split: physics, control, observations"
+    )
     for task, ms in measured.items():
         split = f"{ms['physics']:.2f} {ms['ours'] - ms['physics']:5.2f} {ms['asked'] - ms['ours']:5.2f}"
         ratios = f"{ms['robosuite'] / ms['ours']:15.2f} {ms['robosuite'] / ms['asked']:6.2f}"
-        print(f"{task:<24}{ms['robosuite']:10.2f}{ms['ours']:8.2f}{ms['asked']:8.2f}{ratios}          {split}")
+        print(
+            f"{task:<24}{ms['robosuite']:10.2f}{ms['ours']:8.2f}{ms['asked']:8.2f}{ratios}          {split}"
+        )
     todo = QUICK_EPISODES if quick else EPISODES
     found = in_processes(ways_apart, todo)
     print(f"\n{'demonstrations':<24}{'episodes':>10}{'steps':>8}  end alike  largest difference")

@@ -1,6 +1,7 @@
 """What bench/data.py reads: genuine recordings of Lift, made longer and more, as our store and as HDF5.
 
-python -m bench.corpus FOLDER        record them; in a process of its own, since a simulator is one per process
+python -m bench.corpus FOLDER        record them; in a process of its own, since a simulator is one per
+                                     process
 """
 
 import hashlib
@@ -39,12 +40,19 @@ def record(folder: Path) -> None:
     env = SimEnv("Lift", CONTRACT)
     for seed in range(RECORDED):
         recording = demonstrate(env, Demonstration("Lift", seed, 0.3))
-        np.savez(folder / f"{seed}.npz", proprio=recording.proprio, action=recording.action, **recording.frames)
+        np.savez(
+            folder / f"{seed}.npz", proprio=recording.proprio, action=recording.action, **recording.frames
+        )
 
 
 def recorded(folder: Path) -> list[Episode]:
     """The recordings, LENGTH frames each: played forwards and backwards until they are that long."""
-    subprocess.run([sys.executable, "-W", "ignore", "-m", "bench.corpus", str(folder)], cwd=CHECKOUT, check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "bench.corpus", str(folder)],
+        cwd=CHECKOUT,
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
     episodes = []
     for seed in range(RECORDED):
         with np.load(folder / f"{seed}.npz") as arrays:
@@ -53,7 +61,9 @@ def recorded(folder: Path) -> list[Episode]:
             numbers = np.resize(there_and_back, LENGTH)
             frames = {camera: arrays[camera][numbers] for camera in CAMERAS}
             proprio, action = arrays["proprio"][numbers], arrays["action"][numbers]
-        episodes.append(Episode(f"Lift-{seed}", "Lift", "lift the cube", frames, proprio, action, True, "scripted expert"))
+        episodes.append(
+            Episode(f"Lift-{seed}", "Lift", "lift the cube", frames, proprio, action, True, "scripted expert")
+        )
     return episodes
 
 
@@ -81,20 +91,30 @@ def write_store(uri: str, episodes: list[Episode], executor: Executor) -> Manife
 
 
 def write_heavy_store(uri: str, episode: Episode, mib: int) -> Manifest:
-    """Episodes of a few frames and one MiB that nothing compresses, in a column no policy reads: much to fetch, little to decode."""
+    """Episodes of a few frames and one MiB that nothing compresses, in a column no policy reads: much to
+    fetch, little to decode.
+    """
     storage = open_storage(uri)
-    short = replace(episode, frames={camera: pictures[:8] for camera, pictures in episode.frames.items()}, numbers=None)
+    short = replace(
+        episode, frames={camera: pictures[:8] for camera, pictures in episode.frames.items()}, numbers=None
+    )
     short = replace(short, proprio=episode.proprio[:8], action=episode.action[:8])  # type: ignore[index]
     entry, rng = _put(uri, short), np.random.default_rng(0)
     table, entries = read_parquet(storage.get(entry.key)), []
     for number in range(mib):
         buffer = io.BytesIO()
-        pq.write_table(table.append_column("ballast", pa.array([rng.bytes(2**20)], pa.binary())), buffer, compression="none")
+        pq.write_table(
+            table.append_column("ballast", pa.array([rng.bytes(2**20)], pa.binary())),
+            buffer,
+            compression="none",
+        )
         data = buffer.getvalue()
         sha256 = hashlib.sha256(data).hexdigest()
         key = f"objects/{sha256[:2]}/{sha256}.parquet"
         storage.put(key, data)
-        entries.append(replace(entry, episode_id=f"Lift-{number:06d}", key=key, nbytes=len(data), sha256=sha256))
+        entries.append(
+            replace(entry, episode_id=f"Lift-{number:06d}", key=key, nbytes=len(data), sha256=sha256)
+        )
     return commit(storage, CONTRACT, entries)
 
 

@@ -1,6 +1,8 @@
-"""A thousand workers that pretend to play, for what the pool, the scorer and the ledger cost: of `bench.nodes`.
+"""A thousand workers that pretend to play, for what the pool, the scorer and the ledger cost: of
+`bench.nodes`.
 
-They share a few processes, and every episode takes its time asleep. Messages, streams and waiting are Ray's own.
+They share a few processes, and every episode takes its time asleep. Messages, streams and waiting are Ray's
+own.
 """
 
 import math
@@ -45,7 +47,9 @@ def length_s(spec: EpisodeSpec, episode_s: float) -> float:
 
 
 class Stage:
-    """A process in which many workers pretend: an episode is as long as its seed says, and its worker says so often that it is alive."""
+    """A process in which many workers pretend: an episode is as long as its seed says, and its worker says so
+    often that it is alive.
+    """
 
     def __init__(self, episode_s: float) -> None:
         self._episode_s = episode_s
@@ -65,12 +69,28 @@ class Stage:
             await asyncio.sleep(min(left, BEAT_S))
             left -= BEAT_S
         won = job.spec.scene_seed % 3 > 0
-        yield Played(Outcome(job.spec, "success" if won else "failure", 100, 7, 0.4, 0.1, 30 if won else None, won, worker="node/1"), None, False)
+        yield Played(
+            Outcome(
+                job.spec,
+                "success" if won else "failure",
+                100,
+                7,
+                0.4,
+                0.1,
+                30 if won else None,
+                won,
+                worker="node/1",
+            ),
+            None,
+            False,
+        )
 
 
 @dataclass
 class Pretender:
-    """One of them, as the pool knows a worker: `play.options(...).remote(job)` returns the stream of what it says."""
+    """One of them, as the pool knows a worker: `play.options(...).remote(job)` returns the stream of what it
+    says.
+    """
 
     stage: Any
     fresh: bool = True
@@ -99,7 +119,11 @@ class Crowd(RolloutPool):
 
         self._hired += 1
         # Sixteen to a node.
-        self._workers.append(Worker(Pretender(self._stages[self._hired % len(self._stages)]), ray.put(f"node-{self._hired // 16}")))
+        self._workers.append(
+            Worker(
+                Pretender(self._stages[self._hired % len(self._stages)]), ray.put(f"node-{self._hired // 16}")
+            )
+        )
 
     def _dismiss(self, worker: Worker) -> None:
         self._workers.remove(worker)
@@ -123,7 +147,13 @@ class Watch:
         self.heard: list[Heard] = []
 
     def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
-        self.heard.append(Heard(time.monotonic(), len(outcomes), sum(length_s(outcome.spec, self._episode_s) for outcome in outcomes)))
+        self.heard.append(
+            Heard(
+                time.monotonic(),
+                len(outcomes),
+                sum(length_s(outcome.spec, self._episode_s) for outcome in outcomes),
+            )
+        )
 
     def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
         assert score.complete
@@ -170,9 +200,21 @@ def stretch(workers: int, episode_s: float, seconds: float) -> Stretch:
         pool = Crowd(workers, stages, Portraits(storage, "pretended"))
         scorer = Scorer(storage, cameras("fast"), pool, watch)
         suite, warm_s = Suite(("Lift",), LISTED, RULES), 2 * episode_s
-        checkpoints = math.ceil(workers / episode_s * (warm_s + seconds) * 1.2 / LISTED) + math.ceil(2 * workers / LISTED)
+        checkpoints = math.ceil(workers / episode_s * (warm_s + seconds) * 1.2 / LISTED) + math.ceil(
+            2 * workers / LISTED
+        )
         for number in range(checkpoints):
-            scorer.submit(ScoringJob("arm", number, f"arms/{number}", f"checkpoint{number}", suite, "protocol", Served(servers, "policy")))
+            scorer.submit(
+                ScoringJob(
+                    "arm",
+                    number,
+                    f"arms/{number}",
+                    f"checkpoint{number}",
+                    suite,
+                    "protocol",
+                    Served(servers, "policy"),
+                )
+            )
         time.sleep(warm_s)
         me, others, thread = psutil.Process(), [psutil.Process(pid) for pid in pids], scorer._thread.native_id
         before = time.monotonic(), _cpu(me, thread), _cpu(me), sum(map(_cpu, others))
@@ -183,18 +225,33 @@ def stretch(workers: int, episode_s: float, seconds: float) -> Stretch:
         after = time.monotonic(), _cpu(me, thread), _cpu(me), sum(map(_cpu, others))
         scorer.close()
         scorer.check()
-        recorded = sum(len(Ledger(storage, f"checkpoint{number}", "protocol").read()) for number in range(checkpoints))
-        assert recorded == sum(heard.episodes for heard in watch.heard), "what was told is what is written down"
+        recorded = sum(
+            len(Ledger(storage, f"checkpoint{number}", "protocol").read()) for number in range(checkpoints)
+        )
+        assert recorded == sum(heard.episodes for heard in watch.heard), (
+            "what was told is what is written down"
+        )
     for stage in stages:
         ray.kill(stage)
     wall, by_scorer, by_driver, by_stages = (b - a for a, b in zip(before, after, strict=True))
     within = [heard for heard in watch.heard if before[0] < heard.time <= after[0]]
     per_s = sum(heard.episodes for heard in within) / wall
-    # Between the first outcomes and the last: few workers finish few episodes, and the window may cut one at each end.
+    # Between the first outcomes and the last: few workers finish few episodes, and the window may cut one at
+    # each end.
     of_ideal = sum(heard.busy_s for heard in within[1:]) / (within[-1].time - within[0].time) / workers
     replaced = sum(pool.usage.replaced.values())
     rays = by_driver - by_scorer
-    return Stretch(workers, episode_s, per_s, of_ideal, by_scorer / wall, rays / wall, by_stages / wall, machine, replaced)
+    return Stretch(
+        workers,
+        episode_s,
+        per_s,
+        of_ideal,
+        by_scorer / wall,
+        rays / wall,
+        by_stages / wall,
+        machine,
+        replaced,
+    )
 
 
 def _pid(_: object) -> int:
@@ -204,7 +261,10 @@ def _pid(_: object) -> int:
 def to_a_thousand(quick: bool) -> dict[str, Any]:
     """A table over workers and the length of an episode."""
     plan = PLAN[:QUICK_PLAN] if quick else PLAN
-    print("pretended workers; ideal: as many episodes as workers that lose no moment; shares of one core, the machine's of all\n")
+    print(
+        "pretended workers; ideal: as many episodes as workers that lose no moment; shares of one core, the"
+        " machine's of all\n"
+    )
     titles = {
         "workers": 8,
         "episode, s": 12,
@@ -219,13 +279,19 @@ def to_a_thousand(quick: bool) -> dict[str, Any]:
     print("".join(f"{title:>{width}}" for title, width in titles.items()))
     told = []
     for workers, episode_s in plan:
-        one = stretch(workers, episode_s, 8.0 if quick else max(20.0, 3 * episode_s, 50 * episode_s / workers))
+        one = stretch(
+            workers, episode_s, 8.0 if quick else max(20.0, 3 * episode_s, 50 * episode_s / workers)
+        )
         print(
             f"{workers:>8}{episode_s:>12g}{one.per_s:>12.1f}{one.of_ideal:>10.0%}{one.scorer:>9.0%}{one.driver:>13.0%}{one.stages:>12.0%}"
             f"{one.machine:>9.0%}{one.replaced:>10}",
             flush=True,
         )
         told.append(one)
-    answers: dict[str, Any] = {f"of_ideal_{workers}_{episode_s:g}s": None for workers, episode_s in PLAN}  # None: not in a short run
+    # None: not in a short run
+    answers: dict[str, Any] = {f"of_ideal_{workers}_{episode_s:g}s": None for workers, episode_s in PLAN}
     answers |= {f"of_ideal_{one.workers}_{one.episode_s:g}s": round(one.of_ideal, 3) for one in told}
-    return answers | {"most_episodes_per_s": round(max(one.per_s for one in told), 1), "replaced": sum(one.replaced for one in told)}
+    return answers | {
+        "most_episodes_per_s": round(max(one.per_s for one in told), 1),
+        "replaced": sum(one.replaced for one in told),
+    }

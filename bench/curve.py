@@ -3,8 +3,8 @@
     python -m bench.curve                  a minute, most of it to log them
     python -m bench.curve --quick          a tenth of the episodes
 
-Made-up outcomes in a local tracking database: 100 arms (5 ratios, 5 demo counts, 4 seeds) of 1,000 episodes. The limit is to read the same
-files and do nothing with them. Both by turns; the ratio is one of CPU times.
+Made-up outcomes in a local tracking database: 100 arms (5 ratios, 5 demo counts, 4 seeds) of 1,000 episodes.
+The limit is to read the same files and do nothing with them. Both by turns; the ratio is one of CPU times.
 """
 
 import json
@@ -40,7 +40,9 @@ def logged(folder: Path, episodes: int) -> str:
     from orchestrator.tracking.mlflow_writer import SCORE_METRICS, SCORED_STEP, Tracker, outcomes_artifact
 
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    tracker = Tracker(uri, "curve", training="t", protocol="p", steps=100, artifacts=str(folder / "artifacts"))
+    tracker = Tracker(
+        uri, "curve", training="t", protocol="p", steps=100, artifacts=str(folder / "artifacts")
+    )
     rng = np.random.default_rng(0)
     hard = rng.standard_normal(episodes)
     for number, arm in enumerate(expand(DEMOS, RATIOS, SEEDS)):
@@ -51,7 +53,11 @@ def logged(folder: Path, episodes: int) -> str:
         tracker.arm(f"arm-{number}", arm, {})
         tracker.artifact(f"arm-{number}", outcomes_artifact(100), json.dumps(outcomes).encode())
         values = (successes / episodes, successes, episodes, 0, *wilson(successes, episodes))
-        tracker.metrics(f"arm-{number}", 100, dict(zip(SCORE_METRICS, map(float, values), strict=True)) | {SCORED_STEP: 100.0})
+        tracker.metrics(
+            f"arm-{number}",
+            100,
+            dict(zip(SCORE_METRICS, map(float, values), strict=True)) | {SCORED_STEP: 100.0},
+        )
     return uri
 
 

@@ -1,10 +1,12 @@
-"""Is the data pipeline as cheap as decoding alone, does S3 cost what a folder costs, and does it stay so in large stores?
+"""Is the data pipeline as cheap as decoding alone, does S3 cost what a folder costs, and does it stay so in
+large stores?
 
     python -m bench.data                 about ten minutes
     python -m bench.data --quick         in a minute or two: few rounds, small stores
 
-Clips from our pipeline against a bare loop that only decodes, and against torch's DataLoader over robomimic-style HDF5: the same clips
-of the same episodes in the same sequence, in turns. CPU time is that of all processes involved, counted between two batches.
+Clips from our pipeline against a bare loop that only decodes, and against torch's DataLoader over
+robomimic-style HDF5: the same clips of the same episodes in the same sequence, in turns. CPU time is that of
+all processes involved, counted between two batches.
 """
 
 import json
@@ -27,7 +29,13 @@ from orchestrator.storage.base import open_storage
 from orchestrator.testing import seaweedfs
 
 MIB = 2**20
-FOLDER, S3, BARE, GZIP, RAW = "ours, local folder", "ours, SeaweedFS", "bare loop, decoding only", "DataLoader, HDF5 gzip", "DataLoader, HDF5 raw"
+FOLDER, S3, BARE, GZIP, RAW = (
+    "ours, local folder",
+    "ours, SeaweedFS",
+    "bare loop, decoding only",
+    "DataLoader, HDF5 gzip",
+    "DataLoader, HDF5 raw",
+)
 
 
 @dataclass(frozen=True)
@@ -74,15 +82,20 @@ def cost(before: Mark, after: Mark, clips: int, idle_share: float = 0.0) -> Cost
 Measured = tuple[dict[str, list[Cost]], float, float]
 
 
-def measured(size: Size, ours: Child, stores: dict[str, str], files: dict[str, Path], s3: dict[str, str]) -> Measured:
-    """Every peer's costs, round by round; an idle Ray's CPU seconds per second; bytes our pipeline read from S3 per clip."""
+def measured(
+    size: Size, ours: Child, stores: dict[str, str], files: dict[str, Path], s3: dict[str, str]
+) -> Measured:
+    """Every peer's costs, round by round; an idle Ray's CPU seconds per second; bytes our pipeline read from
+    S3 per clip.
+    """
     costs: dict[str, list[Cost]] = defaultdict(list)
     sent: list[float] = []
     with Child() as alone, Child() as loader:
         (before, after), _ = ours.run(peers.join, s3, size.idle_s)
         idle_share = sum(after.since(before).values()) / (after.time - before.time)
         for number in range(size.rounds):
-            for name, batches in list(size.batches.items())[:: -1 if number % 2 else 1]:  # drift meets all alike
+            # drift meets all alike
+            for name, batches in list(size.batches.items())[:: -1 if number % 2 else 1]:
                 clips = batches * peers.BATCH
                 if name in stores:
                     already = seaweedfs.sent_bytes(s3)
@@ -107,8 +120,12 @@ def _publish(uri: str, manifest: Manifest) -> None:
 def first_batch(size: Size, ours: Child, uri: str, manifest: Manifest) -> tuple[float, float, float]:
     """Seconds until manifest, choice and first batch, from a manifest of 10,000 episodes."""
     _publish(uri, corpus.many_names(manifest, 10_000))
-    tries: list[tuple[float, float, float]] = [ours.run(peers.first_batch, uri)[1] for _ in range(size.first_batch_tries)]
-    return min(tries, key=lambda seconds: abs(seconds[2] - statistics.median(sorted(other[2] for other in tries))))
+    tries: list[tuple[float, float, float]] = [
+        ours.run(peers.first_batch, uri)[1] for _ in range(size.first_batch_tries)
+    ]
+    return min(
+        tries, key=lambda seconds: abs(seconds[2] - statistics.median(sorted(other[2] for other in tries)))
+    )
 
 
 def selection(size: Size, folder: Path, manifest: Manifest) -> tuple[float, float]:
@@ -120,7 +137,9 @@ def selection(size: Size, folder: Path, manifest: Manifest) -> tuple[float, floa
 
 
 def memory(size: Size, uri: str) -> tuple[list[float], float]:
-    """MiB that streaming takes at the most in each epoch, training side and fetching actor together; and the bound it should keep to."""
+    """MiB that streaming takes at the most in each epoch, training side and fetching actor together; and the
+    bound it should keep to.
+    """
     with Child() as child:
         marks, bound = child.run(peers.epochs, uri, 80 * MIB, size.epochs)
     before = marks[0].peak[CONSUMER]
@@ -132,7 +151,10 @@ def show_costs(costs: dict[str, list[Cost]], idle_share: float) -> None:
     print(f"{'':<28} CPU ms/clip  {'/'.join((CONSUMER, FETCHING, RAY))}, idle Ray taken off   clips/s")
     for name, rounds in costs.items():
         total = statistics.median(each.total for each in rounds)
-        parts = "/".join(f"{statistics.median(each.milliseconds.get(kind, 0.0) for each in rounds):.2f}" for kind in (CONSUMER, FETCHING, RAY))
+        parts = "/".join(
+            f"{statistics.median(each.milliseconds.get(kind, 0.0) for each in rounds):.2f}"
+            for kind in (CONSUMER, FETCHING, RAY)
+        )
         idle = statistics.median(each.idle for each in rounds)
         split = f"{parts}, -{idle:.2f}" if idle else ""
         print(f"{name:<28} {total:11.2f}  {split:<58} {statistics.median(each.wall for each in rounds):9.0f}")
@@ -167,24 +189,42 @@ def main(quick: bool) -> None:
         copy(*stores.values())
         stored = sum(entry.nbytes for entry in manifest.entries)
         raw = files[RAW].stat().st_size
-        print(f"{size.episodes} episodes of {corpus.LENGTH} steps, 2 cameras of 128x128: {stored / MIB:.1f} MiB, as raw HDF5 {raw / MIB:.0f}")
-        print(f"a clip is 9 frames of each camera; batches of {peers.BATCH}; {size.rounds} rounds in turns, medians\n")
+        print(
+            f"{size.episodes} episodes of {corpus.LENGTH} steps, 2 cameras of 128x128: {stored / MIB:.1f}"
+            f" MiB, as raw HDF5 {raw / MIB:.0f}"
+        )
+        print(
+            f"a clip is 9 frames of each camera; batches of {peers.BATCH}; {size.rounds} rounds in turns,"
+            " medians\n"
+        )
         costs, idle_share, sent = measured(size, ours, stores, files, s3)
         show_costs(costs, idle_share)
         loaded = raw_bytes(manifest, size.batches[FOLDER])
         visited = visit_bytes(manifest, size.batches[FOLDER])
         without = f"without the worker's cache {visited / 1024:.1f}"
-        print(f"KiB read per clip: from S3 {sent / 1024:.1f} as the server counted ({without}), raw HDF5 {loaded / 1024:.0f}\n")
+        print(
+            f"KiB read per clip: from S3 {sent / 1024:.1f} as the server counted ({without}), raw HDF5"
+            f" {loaded / 1024:.0f}\n"
+        )
         show_codecs(codec.compare(recorded, 3 if quick else 10))
         firsts = first_batch(size, ours, stores[FOLDER], manifest)
-        parts = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in zip(("manifest", "chosen", "batch"), firsts, strict=True))
+        parts = ", ".join(
+            f"{what} {seconds:.2f} s"
+            for what, seconds in zip(("manifest", "chosen", "batch"), firsts, strict=True)
+        )
         print(f"first batch of {peers.ARM_DEMOS:,} demos out of 10,000 episodes: {parts}")
         selected = selection(size, root / "many", manifest)
-        print(f"selection, {size.selection_rows:,} manifest rows: {selected[0]:.2f} s, {selected[1]:.2f} GiB for the whole process")
+        print(
+            f"selection, {size.selection_rows:,} manifest rows: {selected[0]:.2f} s, {selected[1]:.2f} GiB"
+            " for the whole process"
+        )
         peaks, bound = memory(size, str(root / "heavy"))
         shown = " ".join(f"{peak:.0f}" for peak in peaks)
         print(f"memory, {size.store_mib} MiB store, 80 MiB object store: at most {shown} MiB in its epochs,")
-        print(f"interpreter and libraries of the fetching actor included; stream.memory_bound says {bound:.0f} for what is streamed\n")
+        print(
+            f"interpreter and libraries of the fetching actor included; stream.memory_bound says {bound:.0f}"
+            " for what is streamed\n"
+        )
     answers = {
         "ratio_to_decode_limit": ratio(costs, BARE, FOLDER),
         "ratio_to_hdf5_gzip": ratio(costs, GZIP, FOLDER),
@@ -197,7 +237,11 @@ def main(quick: bool) -> None:
         "selection_s": selected[0],
         "selection_gib": selected[1],
     }
-    print(json.dumps({"bench": "data", **{name: round(value, 3) for name, value in answers.items()}, "quick": quick}))
+    print(
+        json.dumps(
+            {"bench": "data", **{name: round(value, 3) for name, value in answers.items()}, "quick": quick}
+        )
+    )
 
 
 def copy(source: str, target: str) -> None:
@@ -211,7 +255,11 @@ def raw_bytes(manifest: Manifest, batches: int) -> float:
     """Of pictures that the HDF5 loader reads per clip, for the clips of the counted batches."""
     frame = 3 * 128 * 128 * len(corpus.CAMERAS)
     clips = list(peers.draws(peers.order_of(manifest), batches))
-    return sum(len(peers.read_frames(draw.start, draw.visit.entry.length)) for draw in clips) * frame / len(clips)
+    return (
+        sum(len(peers.read_frames(draw.start, draw.visit.entry.length)) for draw in clips)
+        * frame
+        / len(clips)
+    )
 
 
 def visit_bytes(manifest: Manifest, batches: int) -> float:

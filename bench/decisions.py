@@ -1,17 +1,23 @@
-"""How many episodes does it take to decide that a policy is better, looking after every block, against a number fixed beforehand?
+"""How many episodes does it take to decide that a policy is better, looking after every block, against a
+number fixed beforehand?
 
     python -m bench.decisions              a few seconds
     python -m bench.decisions --quick      a fifth of the runs
 
-Pure statistics, no simulator. Two policies play the same episodes; how hard a scene is, is shared: the logit of an episode's success rate is normal,
-with standard deviation 0 (all alike), 1 or 2. One policy wins 70 % of all episodes, the other 50 %. They are looked at after every 10 episodes and
-end with the anytime-valid verdict of `orchestrator/stats/sequential.py` (95 %, two-sided), or at the number that is fixed in the design beside it:
+Pure statistics, no simulator. Two policies play the same episodes; how hard a scene is, is shared: the logit
+of an episode's success rate is normal, with standard deviation 0 (all alike), 1 or 2. One policy wins 70 % of
+all episodes, the other 50 %. They are looked at after every 10 episodes and end with the anytime-valid
+verdict of `orchestrator/stats/sequential.py` (95 %, two-sided), or at the number that is fixed in the design
+beside it:
 
-  unknown gap   what has to be fixed by somebody who does not know the gap and wants to see one of 10 points (50 against 60 %) with 80 % power
-  known gap     what would do if it were known beforehand that there are 20 points; there the looks end where the anytime test has 80 % power too
+  unknown gap   what has to be fixed by somebody who does not know the gap and wants to see one of 10 points
+                (50 against 60 %) with 80 % power
+  known gap     what would do if it were known beforehand that there are 20 points; there the looks end where
+                the anytime test has 80 % power too
 
-Fixed designs: pairs by the exact McNemar test (their number from Connor 1987, its power summed exactly), independent arms by the two-sample z test.
-A threshold 20 points away is decided by the anytime interval, and by a binomial test of fixed size.
+Fixed designs: pairs by the exact McNemar test (their number from Connor 1987, its power summed exactly),
+independent arms by the two-sample z test. A threshold 20 points away is decided by the anytime interval, and
+by a binomial test of fixed size.
 """
 
 import json
@@ -59,7 +65,9 @@ def fixed_pairs(first: float, second: float, spread: float) -> int:
 def fixed_independent(first: float, second: float) -> int:
     """Episodes per arm for 80 % power where the arms share no episode."""
     pooled = (first + second) / 2
-    spread = Z_ALPHA * sqrt(2 * pooled * (1 - pooled)) + Z_POWER * sqrt(first * (1 - first) + second * (1 - second))
+    spread = Z_ALPHA * sqrt(2 * pooled * (1 - pooled)) + Z_POWER * sqrt(
+        first * (1 - first) + second * (1 - second)
+    )
     return ceil((spread / (first - second)) ** 2)
 
 
@@ -71,7 +79,9 @@ def fixed_threshold(rate: float, threshold: float) -> int:
 
 @dataclass(frozen=True)
 class Runs:
-    """Many runs, looked at after every block: the evidence at each look, and whether it speaks for the first (or for `above`)."""
+    """Many runs, looked at after every block: the evidence at each look, and whether it speaks for the first
+    (or for `above`).
+    """
 
     evidence: Array
     for_first: Array
@@ -84,7 +94,9 @@ class Runs:
         return np.where(decided, EVERY * (look + 1.0), np.inf), decided & self.for_first[rows, look]
 
 
-def compare(first: float, second: float, spread: float, runs: int, longest: int, rng: np.random.Generator) -> Runs:
+def compare(
+    first: float, second: float, spread: float, runs: int, longest: int, rng: np.random.Generator
+) -> Runs:
     """Two policies on common episodes."""
     scenes, draws = spread * rng.standard_normal((runs, longest)), rng.random((2, runs, longest))
     a, b = (draws[i] < expit(at(rate, spread) + scenes) for i, rate in enumerate((first, second)))
@@ -130,8 +142,14 @@ def as_powerful(runs: Runs, power: float = 0.8) -> int:
 def main(quick: bool) -> None:
     """Print a table and, last, one line of JSON."""
     runs, rng = 400 if quick else 2000, np.random.default_rng(0)
-    print(f"{BETTER:.0%} against {WORSE:.0%} on common episodes, a look after every {EVERY}; {runs} runs; episodes of each policy\n")
-    print("scenes  | unknown gap: fixed n  its power  | looks until n: mean  ratio  power | known gap: fixed n | 80 % power by  mean  ratio")
+    print(
+        f"{BETTER:.0%} against {WORSE:.0%} on common episodes, a look after every {EVERY}; {runs} runs;"
+        " episodes of each policy\n"
+    )
+    print(
+        "scenes  | unknown gap: fixed n  its power  | looks until n: mean  ratio  power | known gap: fixed n"
+        " | 80 % power by  mean  ratio"
+    )
     unknown, known, power_at_ten = [], [], []
     for spread in SPREADS:
         n, n_known = fixed_pairs(LEAST, WORSE, spread), fixed_pairs(BETTER, WORSE, spread)
@@ -143,30 +161,53 @@ def main(quick: bool) -> None:
         known.append(mean_known / n_known)
         for_ten = mcnemar_power(LEAST, WORSE, spread, n)
         print(
-            f"sd {spread:g}    |{n:>22}{for_ten:>11.2f}  |{mean:>20.0f}{mean / n:>7.2f}{power:>7.3f} |{n_known:>19} |"
-            f"{cap:>14}{mean_known:>6.0f}{mean_known / n_known:>7.2f}"
+            f"sd {spread:g}    |{n:>22}{for_ten:>11.2f}  |{mean:>20.0f}{mean / n:>7.2f}{power:>7.3f}"
+            f" |{n_known:>19} |{cap:>14}{mean_known:>6.0f}{mean_known / n_known:>7.2f}"
         )
-    print(f"independent arms: {fixed_independent(LEAST, WORSE)} and {fixed_independent(BETTER, WORSE)} of each policy")
-    print(f"\nthe price, a gap of only 10 points ({LEAST:.0%} against {WORSE:.0%}): the fixed n has 80 % power; looking")
+    print(
+        f"independent arms: {fixed_independent(LEAST, WORSE)} and {fixed_independent(BETTER, WORSE)} of each"
+        " policy"
+    )
+    print(
+        f"\nthe price, a gap of only 10 points ({LEAST:.0%} against {WORSE:.0%}): the fixed n has 80 % power;"
+        " looking"
+    )
     for spread in SPREADS:
         n = fixed_pairs(LEAST, WORSE, spread)
         found = compare(LEAST, WORSE, spread, runs, 4 * EVERY * ceil(n / EVERY), rng)
         _, power = until(found, n)
         cap = as_powerful(found)
         power_at_ten.append(power)
-        print(f"sd {spread:g}: power {power:.2f} when it ends at {n}; 80 % when it ends at {cap}, after {until(found, cap)[0]:.0f} on average")
+        print(
+            f"sd {spread:g}: power {power:.2f} when it ends at {n}; 80 % when it ends at {cap}, after"
+            f" {until(found, cap)[0]:.0f} on average"
+        )
     n, n_known = fixed_threshold(LEAST, WORSE), fixed_threshold(BETTER, WORSE)
     found = hold(BETTER, WORSE, runs, EVERY * ceil(n / EVERY), rng)
     mean, power = until(found, n)
     cap = as_powerful(found)
     mean_known = until(found, cap)[0]
-    print(f"\n{BETTER:.0%} against a threshold of {WORSE:.0%}: fixed n {n}, looks end after {mean:.0f}, ratio {mean / n:.2f}, power {power:.3f};")
-    print(f"known gap: fixed n {n_known}, looks {mean_known:.0f} on average, 80 % power by {cap}, ratio {mean_known / n_known:.2f}")
+    print(
+        f"\n{BETTER:.0%} against a threshold of {WORSE:.0%}: fixed n {n}, looks end after {mean:.0f}, ratio"
+        f" {mean / n:.2f}, power {power:.3f};"
+    )
+    print(
+        f"known gap: fixed n {n_known}, looks {mean_known:.0f} on average, 80 % power by {cap}, ratio"
+        f" {mean_known / n_known:.2f}"
+    )
     longest = 1000
-    equal = [np.isfinite(compare(WORSE, WORSE, spread, runs, longest, rng).ended()[0]).mean() for spread in SPREADS]
+    equal = [
+        np.isfinite(compare(WORSE, WORSE, spread, runs, longest, rng).ended()[0]).mean() for spread in SPREADS
+    ]
     same = [np.isfinite(hold(rate, rate, runs, longest, rng).ended()[0]).mean() for rate in (0.5, 0.8, 0.95)]
-    print(f"\nwrong verdicts in {longest} episodes, a look after every {EVERY}, 5 % promised: equal policies", end=" ")
-    print(", ".join(f"{error:.1%} (sd {spread:g})" for error, spread in zip(equal, SPREADS, strict=True)), end="; ")
+    print(
+        f"\nwrong verdicts in {longest} episodes, a look after every {EVERY}, 5 % promised: equal policies",
+        end=" ",
+    )
+    print(
+        ", ".join(f"{error:.1%} (sd {spread:g})" for error, spread in zip(equal, SPREADS, strict=True)),
+        end="; ",
+    )
     print("a threshold that is the rate " + ", ".join(f"{error:.1%}" for error in same) + "\n")
     told = {
         "bench": "decisions",

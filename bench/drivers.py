@@ -3,9 +3,9 @@
     python -m bench.drivers              about four minutes
     python -m bench.drivers --quick      fewer episodes
 
-Every driver that this machine has draws in a process of its own: Mesa's two software rasterisers through EGL, OSMesa, and a GPU's EGL. The first
-is the reference. Pictures: after the same actions, so of the same states. Episodes: of a policy that looks where the cube is, so a pixel can
-change its way.
+Every driver that this machine has draws in a process of its own: Mesa's two software rasterisers through EGL,
+OSMesa, and a GPU's EGL. The first is the reference. Pictures: after the same actions, so of the same states.
+Episodes: of a policy that looks where the cube is, so a pixel can change its way.
 """
 
 import json
@@ -23,7 +23,10 @@ import numpy.typing as npt
 from bench import harness
 from orchestrator.testing.servo import cameras, servo
 
-SOFTWARE = {"__EGL_VENDOR_LIBRARY_FILENAMES": "/usr/share/glvnd/egl_vendor.d/50_mesa.json", "CUDA_VISIBLE_DEVICES": "-1"}
+SOFTWARE = {
+    "__EGL_VENDOR_LIBRARY_FILENAMES": "/usr/share/glvnd/egl_vendor.d/50_mesa.json",
+    "CUDA_VISIBLE_DEVICES": "-1",
+}
 DRIVERS = {
     "egl, llvmpipe": SOFTWARE | {"MUJOCO_GL": "egl", "GALLIUM_DRIVER": "llvmpipe"},
     "egl, softpipe": SOFTWARE | {"MUJOCO_GL": "egl", "GALLIUM_DRIVER": "softpipe"},
@@ -59,7 +62,17 @@ def draw(folder: Path, profile: str, episodes: int) -> None:
 def drawn(name: str, profile: str, episodes: int) -> dict[str, npt.NDArray[Any]] | None:
     """What the driver made of the scenes; None where the machine does not have it."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-W", "ignore", "-m", "bench.drivers", "--draw", folder, profile, str(episodes)]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "bench.drivers",
+            "--draw",
+            folder,
+            profile,
+            str(episodes),
+        ]
         done = subprocess.run(command, env=os.environ | DRIVERS[name], capture_output=True, text=True)
         if done.returncode:
             return None
@@ -80,11 +93,17 @@ def compared(profile: str, episodes: int) -> dict[str, Any]:
         differ = (apart.max(-1) > 0).mean()
         ended_otherwise = (own["ends"] != reference["ends"]).any(-1).mean()
         print(
-            f"{profile:>9}  {name:<24}{differ:>12.2%}{apart.mean():>10.3f}{np.quantile(apart, 0.999):>8.0f}{apart.max():>6}"
-            f"{own['ends'][:, 0].mean():>10.2f}{ended_otherwise:>17.0%}   {own['driver']}",
+            f"{profile:>9} "
+            f" {name:<24}{differ:>12.2%}{apart.mean():>10.3f}"
+            f"{np.quantile(apart, 0.999):>8.0f}{apart.max():>6}"
+            f"{own['ends'][:, 0].mean():>10.2f}{ended_otherwise:>17.0%}"
+            f"   {own['driver']}",
             flush=True,
         )
-        answers[f"{profile}, {name}"] = {"pixels_differ": round(float(differ), 5), "otherwise": round(float(ended_otherwise), 3)}
+        answers[f"{profile}, {name}"] = {
+            "pixels_differ": round(float(differ), 5),
+            "otherwise": round(float(ended_otherwise), 3),
+        }
     return answers
 
 
@@ -96,12 +115,22 @@ def main(quick: bool, drawing: tuple[Path, str, int] | None) -> None:
     if drawing:
         return draw(*drawing)
     episodes = 3 if quick else 10
-    print(f"Lift, wrist camera of 128 pixels; {episodes} scenes, {LOOKS} pictures and one episode of each; levels of 0 to 255\n")
-    print(f"{'profile':>9}  {'driver':<24}{'pixels differ':>12}{'mean':>9}{'99.9 %':>8}{'most':>6}{'success':>10}{'ends otherwise':>17}   what draws")
+    print(
+        f"Lift, wrist camera of 128 pixels; {episodes} scenes, {LOOKS} pictures and one episode of each;"
+        " levels of 0 to 255\n"
+    )
+    print(
+        f"{'profile':>9} "
+        f" {'driver':<24}{'pixels differ':>12}{'mean':>9}{'99.9 %':>8}{'most':>6}"
+        f"{'success':>10}{'ends otherwise':>17}"
+        "   what draws"
+    )
     answers: dict[str, Any] = {}
     for profile in PROFILES:
         answers |= compared(profile, episodes)
-    print(json.dumps({"bench": "drivers", "against_the_first": answers, "episodes": episodes, "quick": quick}))
+    print(
+        json.dumps({"bench": "drivers", "against_the_first": answers, "episodes": episodes, "quick": quick})
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What every bench shares: its end, which leaves no process behind, and measuring by turns.
 
-Three processes run a bench: a guard that the caller started, a second guard, and the process that works. Each guard adopts the orphans
-below it and kills every descendant when the process below it has ended. The guards watch each other, so that any of the three may be
-killed with SIGKILL: the others end what is left.
+Three processes run a bench: a guard that the caller started, a second guard, and the process that works. Each
+guard adopts the orphans below it and kills every descendant when the process below it has ended. The guards
+watch each other, so that any of the three may be killed with SIGKILL: the others end what is left.
 """
 
 import ctypes
@@ -33,11 +33,13 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 T = TypeVar("T")
 
 
-# -- processes ----------------------------------------------------------------------------------------------------------------------
+# -- processes -----------------------------------------------------------------------------------------------
 
 
 def run(main: click.Command) -> None:
-    """Run the command of a bench such that it leaves neither processes nor temporary files, however it ends."""
+    """Run the command of a bench such that it leaves neither processes nor temporary files, however
+    it ends.
+    """
     contain()
     main()
 
@@ -66,7 +68,9 @@ def contain() -> None:
 
 
 def _own_folder() -> Path | None:
-    """Create the folder of temporary files, unless the process that started this one has done so; None in that case."""
+    """Create the folder of temporary files, unless the process that started this one has done so; None in
+    that case.
+    """
     if FOLDER in os.environ:
         return None
     folder = tempfile.mkdtemp(prefix="bench-")
@@ -76,7 +80,9 @@ def _own_folder() -> Path | None:
 
 
 def _guard(child: int, grace_s: int, folder: Path | None) -> int:
-    """Wait for the child, forward signals to it, then kill every descendant. Returns the exit status for this process."""
+    """Wait for the child, forward signals to it, then kill every descendant. Returns the exit status for this
+    process.
+    """
 
     def forward(signum: int, _: FrameType | None) -> None:
         with suppress(ProcessLookupError):
@@ -135,11 +141,13 @@ def _exit(signum: int, _: FrameType | None) -> None:
     raise SystemExit(128 + signum)
 
 
-# -- measuring by turns -------------------------------------------------------------------------------------------------------------
+# -- measuring by turns --------------------------------------------------------------------------------------
 
 
 def interleaved(arms: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Call every arm once per round, in every second round backwards, so that drift meets all alike. Returns the answers, round by round."""
+    """Call every arm once per round, in every second round backwards, so that drift meets all alike. Returns
+    the answers, round by round.
+    """
     answers: dict[str, list[T]] = {name: [] for name in arms}
     for number in range(rounds):
         for name in list(arms)[:: -1 if number % 2 else 1]:
@@ -148,5 +156,7 @@ def interleaved(arms: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, l
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """Median of the ratios of one round each, which a change of the machine's speed between rounds leaves as they are."""
+    """Median of the ratios of one round each, which a change of the machine's speed between rounds leaves as
+    they are.
+    """
     return median(above / below for above, below in zip(numerators, denominators, strict=True))

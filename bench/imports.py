@@ -1,9 +1,11 @@
-"""Does importing cost little more than encoding what it stores, and is its memory independent of how long a film is?
+"""Does importing cost little more than encoding what it stores, and is its memory independent of how long a
+film is?
 
     python -m bench.imports              two minutes
     python -m bench.imports --quick
 
-The same episodes in four layouts, imported in one process by turns with encoding them alone; and a film of 1080p of a quarter of the length.
+The same episodes in four layouts, imported in one process by turns with encoding them alone; and a film of
+1080p of a quarter of the length.
 """
 
 import json
@@ -76,12 +78,21 @@ def seconds_of_encoding(episodes: list[Episode]) -> float:
 def write_1080p(path: Path, seconds: int) -> None:
     """A film of noise that moves, 30 frames a second."""
     noise = np.random.default_rng(0).integers(0, 255, (1080, 1920, 3), np.uint8)
-    _write_film(path, (np.roll(noise, 8 * i, axis=1) for i in range(30 * seconds)), 30, {"preset": "ultrafast", "crf": "30"})
+    _write_film(
+        path,
+        (np.roll(noise, 8 * i, axis=1) for i in range(30 * seconds)),
+        30,
+        {"preset": "ultrafast", "crf": "30"},
+    )
 
 
 def peak_mib(mark: Callable[[], None], path: Path) -> float:
-    """How much more memory a process takes at the most while it reads the film, 10 pictures of 64x64 a second."""
-    source = open_source(path, Reading(cameras={"front": "front"}, task="Lift", image_size=(64, 64), resample_hz=10.0))
+    """How much more memory a process takes at the most while it reads the film, 10 pictures of 64x64 a
+    second.
+    """
+    source = open_source(
+        path, Reading(cameras={"front": "front"}, task="Lift", image_size=(64, 64), resample_hz=10.0)
+    )
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     before = _peak_kib()
     source.read(source.items[0])
@@ -89,28 +100,43 @@ def peak_mib(mark: Callable[[], None], path: Path) -> float:
 
 
 def _peak_kib() -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
     return int(line.split()[1])
 
 
 def _write_robomimic(path: Path, episodes: list[Episode]) -> None:
     with h5py.File(path, "w") as file:
         kwargs = {"robots": ["Panda"], "control_freq": HZ}
-        file.create_group("data").attrs["env_args"] = json.dumps({"env_name": "Lift", "env_version": "1.5.2", "type": 1, "env_kwargs": kwargs})
+        file.create_group("data").attrs["env_args"] = json.dumps(
+            {"env_name": "Lift", "env_version": "1.5.2", "type": 1, "env_kwargs": kwargs}
+        )
         for number, episode in enumerate(episodes):
             demo = file.create_group(f"data/demo_{number}")
             demo["actions"] = episode.action
             assert episode.proprio is not None
-            for key, columns in (("robot0_eef_pos", slice(0, 3)), ("robot0_eef_quat", slice(3, 7)), ("robot0_gripper_qpos", slice(7, 9))):
+            for key, columns in (
+                ("robot0_eef_pos", slice(0, 3)),
+                ("robot0_eef_quat", slice(3, 7)),
+                ("robot0_gripper_qpos", slice(7, 9)),
+            ):
                 demo[f"obs/{key}"] = episode.proprio[:, columns]
             for camera, frames in episode.frames.items():
-                demo.create_dataset(f"obs/{camera}_image", data=frames, chunks=(1, *frames.shape[1:]), compression="lzf")
+                demo.create_dataset(
+                    f"obs/{camera}_image", data=frames, chunks=(1, *frames.shape[1:]), compression="lzf"
+                )
 
 
 def _write_zarr(path: Path, episodes: list[Episode]) -> None:
     group = zarr.open_group(str(path), mode="w", zarr_format=2)
-    arrays: dict[str, Any] = {camera: np.concatenate([episode.frames[camera] for episode in episodes]) for camera in corpus.CAMERAS}
-    arrays |= {"state": np.concatenate([e.proprio for e in episodes]), "action": np.concatenate([e.action for e in episodes])}
+    arrays: dict[str, Any] = {
+        camera: np.concatenate([episode.frames[camera] for episode in episodes]) for camera in corpus.CAMERAS
+    }
+    arrays |= {
+        "state": np.concatenate([e.proprio for e in episodes]),
+        "action": np.concatenate([e.action for e in episodes]),
+    }
     for name, values in arrays.items():
         group.create_array(f"data/{name}", data=values, chunks=(160, *values.shape[1:]))
     group.create_array("meta/episode_ends", data=np.cumsum([episode.length for episode in episodes]))
@@ -119,11 +145,15 @@ def _write_zarr(path: Path, episodes: list[Episode]) -> None:
 def _write_film(path: Path, frames: Any, hz: float = HZ, options: dict[str, str] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=Fraction(hz).limit_denominator(1000), options=options or {"crf": "18"})
+        stream: Any = container.add_stream(
+            "libx264", rate=Fraction(hz).limit_denominator(1000), options=options or {"crf": "18"}
+        )
         for number, picture in enumerate(frames):
             if not number:
                 stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "yuv420p"
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24"))
+            )
         container.mux(stream.encode(None))
 
 
@@ -139,7 +169,9 @@ def per_episode(root: Path, episodes: list[Episode], rounds: int) -> tuple[dict[
     seconds = harness.interleaved(ways, rounds)
     imports = [statistics.mean(took) for took in zip(*(seconds[layout] for layout in READINGS), strict=True)]
     each = {name: statistics.median(took) / len(episodes) for name, took in seconds.items()}
-    return each | {"import": statistics.median(imports) / len(episodes)}, harness.median_ratio(imports, seconds["encoding"])
+    return each | {"import": statistics.median(imports) / len(episodes)}, harness.median_ratio(
+        imports, seconds["encoding"]
+    )
 
 
 def peak_of_film(root: Path, seconds: int) -> float:
@@ -159,20 +191,33 @@ def main(quick: bool) -> None:
         root = Path(name)
         (root / "recorded").mkdir()
         recorded = corpus.recorded(root / "recorded")
-        seconds, ratio = per_episode(root, [corpus.variant(recorded, number) for number in range(count)], rounds)
+        seconds, ratio = per_episode(
+            root, [corpus.variant(recorded, number) for number in range(count)], rounds
+        )
         short, long = peak_of_film(root, film_s // 4), peak_of_film(root, film_s)
-    print(f"{count} episodes of {corpus.LENGTH} steps, 2 cameras of 128x128; {rounds} rounds by turns, medians\n")
+    print(
+        f"{count} episodes of {corpus.LENGTH} steps, 2 cameras of 128x128; {rounds} rounds by turns,"
+        " medians\n"
+    )
     print(f"{'':<20}{'s per episode':>14}")
     for way, took in seconds.items():
         print(f"{way:<20}{took:>14.3f}")
-    print(f"\na film of 1080p, kept at 64x64: {short:.0f} MiB for {film_s // 4} s of it, {long:.0f} MiB for {film_s} s")
+    print(
+        f"\na film of 1080p, kept at 64x64: {short:.0f} MiB for {film_s // 4} s of it, {long:.0f} MiB for"
+        f" {film_s} s"
+    )
     answers = {
         "import_s_per_episode": seconds["import"],
         "import_ratio_to_encoding": ratio,
         "import_mib_1080p": long,
         "import_mib_growth_1080p": long - short,
     }
-    print("\n" + json.dumps({"bench": "imports", **{name: round(value, 3) for name, value in answers.items()}, "quick": quick}))
+    print(
+        "\n"
+        + json.dumps(
+            {"bench": "imports", **{name: round(value, 3) for name, value in answers.items()}, "quick": quick}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """How many outcomes a second can the engine take in, and does its memory stay flat?
 
-    python -m bench.ledger                 100,000 outcomes into a folder, and 10,000 into SeaweedFS where there is one
+    python -m bench.ledger                 100,000 outcomes into a folder, and 10,000 into SeaweedFS where
+                                           there is one
     python -m bench.ledger --quick         10,000 and 2,000
 
-Episodes take no time here: what is left is the scorer, the ledger and the account of costs. The peer is the disk: as many outcomes as Parquet
-objects of the same size, written one after another by a bare loop. Both by turns, a slice of checkpoints each.
+Episodes take no time here: what is left is the scorer, the ledger and the account of costs. The peer is the
+disk: as many outcomes as Parquet objects of the same size, written one after another by a bare loop. Both by
+turns, a slice of checkpoints each.
 """
 
 import json
@@ -45,11 +47,15 @@ SLICE = 4  # checkpoints
 
 def play(job: RolloutJob) -> Outcome:
     won = job.spec.scene_seed % 3 > 0
-    return Outcome(job.spec, "success" if won else "failure", 40, 5, 0.4, 0.1, 30 if won else None, won, worker="node/1")
+    return Outcome(
+        job.spec, "success" if won else "failure", 40, 5, 0.4, 0.1, 30 if won else None, won, worker="node/1"
+    )
 
 
 class Accountant:
-    """Listener of the scorer that keeps the account, as a sweep does, and reads the process' memory at every score."""
+    """Listener of the scorer that keeps the account, as a sweep does, and reads the process' memory at every
+    score.
+    """
 
     def __init__(self, spending: Spending) -> None:
         self._spending = spending
@@ -58,7 +64,9 @@ class Accountant:
         self._scored = threading.Condition()
 
     def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
-        for (task, result), number in Counter((outcome.spec.task, outcome.result) for outcome in outcomes).items():
+        for (task, result), number in Counter(
+            (outcome.spec.task, outcome.result) for outcome in outcomes
+        ).items():
             metrics.EPISODES.record(number, "bench", task=task, result=result)
         for outcome in outcomes:
             self._spending.add(job.arm_id, of_outcome(outcome, 1))
@@ -101,13 +109,25 @@ def measured(storage: Storage, policy: Contract, outcomes: int) -> Rates:
     spending = Spending(storage, "bench", "run")
     accountant = Accountant(spending)
     scorer = Scorer(storage, policy, FakeRolloutPool(play), accountant)
-    played = [play(RolloutJob(spec, suite.rules, policy, InProcess(lambda: None))) for spec in suite.episode_list()]  # type: ignore[arg-type, return-value]
+    played = [
+        play(RolloutJob(spec, suite.rules, policy, InProcess(lambda: None))) for spec in suite.episode_list()
+    ]  # type: ignore[arg-type, return-value]
     scored, written = count(), count()
 
     def through_the_engine() -> float:
         began = time.perf_counter()
         for i in islice(scored, SLICE):
-            scorer.submit(ScoringJob(f"arm-{i % 100}", i, f"arms/{i}", f"checkpoint{i}", suite, "protocol", InProcess(lambda: None)))  # type: ignore[arg-type, return-value]
+            scorer.submit(
+                ScoringJob(
+                    f"arm-{i % 100}",
+                    i,
+                    f"arms/{i}",
+                    f"checkpoint{i}",
+                    suite,
+                    "protocol",
+                    InProcess(lambda: None),
+                )
+            )  # type: ignore[arg-type, return-value]
         accountant.wait(scorer, i + 1)
         return time.perf_counter() - began
 
@@ -120,14 +140,18 @@ def measured(storage: Storage, policy: Contract, outcomes: int) -> Rates:
             ledger.seal(played)
         return time.perf_counter() - began
 
-    seconds = harness.interleaved({"engine": through_the_engine, "writing": writing}, outcomes // EPISODES // SLICE)
+    seconds = harness.interleaved(
+        {"engine": through_the_engine, "writing": writing}, outcomes // EPISODES // SLICE
+    )
     scorer.drain()
     scorer.close()
     spending.close()
     assert accountant.heard == outcomes
     assert len(Ledger(storage, "checkpoint0", "protocol").read()) == EPISODES
     engine, only_writing = (SLICE * EPISODES / median(seconds[name]) for name in ("engine", "writing"))
-    return Rates(engine, only_writing, harness.median_ratio(seconds["writing"], seconds["engine"]), accountant.rss)
+    return Rates(
+        engine, only_writing, harness.median_ratio(seconds["writing"], seconds["engine"]), accountant.rss
+    )
 
 
 @click.command()
@@ -142,7 +166,11 @@ def main(quick: bool) -> None:
     warm = rss[len(rss) // 10]
     print(f"{'outcomes/s':<32}{'engine':>10}{'only writing':>14}")
     print(f"{f'folder, {number:,} outcomes':<32}{here.engine:>10.0f}{here.writing:>14.0f}")
-    answer: dict[str, object] = {"bench": "ledger", "outcomes_per_s": round(here.engine, 1), "ratio_to_writing": round(here.ratio, 3)}
+    answer: dict[str, object] = {
+        "bench": "ledger",
+        "outcomes_per_s": round(here.engine, 1),
+        "ratio_to_writing": round(here.ratio, 3),
+    }
     answer |= {"s3_outcomes_per_s": None, "s3_ratio_to_writing": None}
     try:
         with tempfile.TemporaryDirectory() as name, started(Path(name)) as variables:
@@ -153,7 +181,10 @@ def main(quick: bool) -> None:
     except NoServerError as error:
         print(f"SeaweedFS: {error}")
     growth = rss[-1] - warm
-    print(f"\nmemory {warm:.0f} MiB after a tenth of the outcomes, {rss[-1]:.0f} MiB in the end, at most {max(rss):.0f}")
+    print(
+        f"\nmemory {warm:.0f} MiB after a tenth of the outcomes, {rss[-1]:.0f} MiB in the end, at most"
+        f" {max(rss):.0f}"
+    )
     print(json.dumps(answer | {"growth_mib": round(growth, 1), "outcomes": number, "quick": quick}))
 
 

@@ -3,11 +3,12 @@
     python -m bench.nodes                about ten minutes
     python -m bench.nodes --quick        fewer rounds, 1 to 100 workers
 
-First real simulators: Ray nodes of one core each, to which everything the node runs is pinned, and the same episodes of Lift on one of them and on
-both; beside it loops without Ray, which tell what a second core is worth here. Where there are but two, the driver and Ray's head have the second one
-for themselves while one node plays and share both while two do, so two nodes are measured too low. All take turns, a few episodes each. Then the
-real scorer, pool and ledger with workers that only pretend to play: they share a few processes, and every episode takes its time asleep. Messages,
-streams and waiting are Ray's own.
+First real simulators: Ray nodes of one core each, to which everything the node runs is pinned, and the same
+episodes of Lift on one of them and on both; beside it loops without Ray, which tell what a second core is
+worth here. Where there are but two, the driver and Ray's head have the second one for themselves while one
+node plays and share both while two do, so two nodes are measured too low. All take turns, a few episodes
+each. Then the real scorer, pool and ledger with workers that only pretend to play: they share a few
+processes, and every episode takes its time asleep. Messages, streams and waiting are Ray's own.
 """
 
 import json
@@ -35,15 +36,21 @@ SITE = "bench-site"
 NODE_CPUS = 2
 WARM_UPS = 3
 WORKER_CPUS = {2: 1.1, 1: 0.9}
-"""Ray CPUs per simulator, by nodes of its pool: such that two of the one pool share no node, and one of each do."""
+"""Ray CPUs per simulator, by nodes of its pool: such that two of the one pool share no node, and one of each
+do.
+"""
 
 
 LASTING: Any = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-"""Options of policy servers. On a busy machine Ray may take a request that it lost for the end of an actor that has not started yet."""
+"""Options of policy servers. On a busy machine Ray may take a request that it lost for the end of an actor
+that has not started yet.
+"""
 
 
 def cluster_of_cores(cores: Sequence[int]) -> Any:
-    """A Ray cluster with a node on each of these cores; a node's processes inherit where it may run. The head has no room."""
+    """A Ray cluster with a node on each of these cores; a node's processes inherit where it may run. The head
+    has no room.
+    """
     from ray.cluster_utils import Cluster
 
     everywhere = os.sched_getaffinity(0)
@@ -63,7 +70,9 @@ def started_server(site: dict[str, str]) -> Any:
         server = ray.remote(FakePolicyServer).options(label_selector=site, **LASTING).remote(servo)
         try:
             ray.get(server.load.remote("servo"))
-        except ray.exceptions.ActorDiedError as error:  # on a busy machine Ray cancels one before it runs, for want of references that exist
+        except (
+            ray.exceptions.ActorDiedError
+        ) as error:  # on a busy machine Ray cancels one before it runs, for want of references that exist
             last = error
         else:
             return server
@@ -80,7 +89,9 @@ class OnNodes:
         self._pool = RolloutPool(nodes, num_cpus=WORKER_CPUS[nodes], nodes=sites[0] if nodes == 1 else None)
 
     def warm_up(self, specs: Sequence[EpisodeSpec]) -> None:
-        """Start simulators. A busy machine may take longer than the pool waits, so an error is retried here, and only here."""
+        """Start simulators. A busy machine may take longer than the pool waits, so an error is retried here,
+        and only here.
+        """
         for _ in range(WARM_UPS):
             errors = [outcome.message for outcome in self._outcomes(specs) if outcome.result == "error"]
             if not errors:
@@ -106,7 +117,9 @@ class OnNodes:
 
 
 class Loops:
-    """Without Ray, the most that these cores can do: one process per core, each with its share of the episodes beforehand."""
+    """Without Ray, the most that these cores can do: one process per core, each with its share of the
+    episodes beforehand.
+    """
 
     def __init__(self, cores: Sequence[int], render_profile: str) -> None:
         self._loops = BareLoops(render_profile, fast_control=True, processes=len(cores))
@@ -128,17 +141,25 @@ class Loops:
 
 
 def two_to_one(render_profile: str, cores: Sequence[int], quick: bool) -> dict[str, float]:
-    """Episodes a second on one core and on two, by turns; one player at a time, since each wants the whole core."""
+    """Episodes a second on one core and on two, by turns; one player at a time, since each wants the whole
+    core.
+    """
     rounds, number = (3, 12) if quick else (15, 16)
     specs = Suite(("Lift",), number, RULES).episode_list()
-    players: dict[str, OnNodes | Loops] = {f"nodes {count}": OnNodes(count, render_profile) for count in (2, 1)}
+    players: dict[str, OnNodes | Loops] = {
+        f"nodes {count}": OnNodes(count, render_profile) for count in (2, 1)
+    }
     players |= {f"loops {count}": Loops(cores[:count], render_profile) for count in (2, 1)}
     for name, player in players.items():
         player.warm_up(specs[: 4 * int(name[-1])])
-    seconds = harness.interleaved({name: partial(player.play, specs) for name, player in players.items()}, rounds)
+    seconds = harness.interleaved(
+        {name: partial(player.play, specs) for name, player in players.items()}, rounds
+    )
     for player in players.values():
         player.close()
-    ratio = {way: harness.median_ratio(seconds[f"{way} 1"], seconds[f"{way} 2"]) for way in ("nodes", "loops")}
+    ratio = {
+        way: harness.median_ratio(seconds[f"{way} 1"], seconds[f"{way} 2"]) for way in ("nodes", "loops")
+    }
     for way in ratio:
         one, two = (number / median(seconds[f"{way} {count}"]) for count in (1, 2))
         print(f"{render_profile:>15}{way:>8}{one:>12.2f}{two:>12.2f}{ratio[way]:>12.2f}", flush=True)
@@ -160,7 +181,10 @@ def main(quick: bool) -> None:
     cluster = cluster_of_cores(both)
     ray.init(address=cluster.address, namespace="demoscale", log_to_driver=False)
     cluster.wait_for_nodes()
-    print("Lift, one simulator on each core, the same episodes on one core and on two: nodes of a Ray cluster, and loops without Ray; episodes/s\n")
+    print(
+        "Lift, one simulator on each core, the same episodes on one core and on two: nodes of a Ray cluster,"
+        " and loops without Ray; episodes/s\n"
+    )
     print(f"{'render profile':>15}{'':>8}{'one':>12}{'two':>12}{'two to one':>12}")
     answers: dict[str, Any] = {}
     for profile, name in (("default", ""), ("fast", "_fast")):
@@ -168,7 +192,10 @@ def main(quick: bool) -> None:
             answers |= {f"ratio_two_to_one{name}": None, f"two_to_one_without_ray{name}": None}
             continue
         ratio = two_to_one(profile, both, quick)
-        answers |= {f"ratio_two_to_one{name}": round(ratio["nodes"], 3), f"two_to_one_without_ray{name}": round(ratio["loops"], 3)}
+        answers |= {
+            f"ratio_two_to_one{name}": round(ratio["nodes"], 3),
+            f"two_to_one_without_ray{name}": round(ratio["loops"], 3),
+        }
     print()
     answers |= to_a_thousand(quick)
     ray.shutdown()

@@ -1,4 +1,5 @@
-"""The ways of getting clips that bench/data.py compares, and the limits it tries; each runs in a process of its own (bench/child.py).
+"""The ways of getting clips that bench/data.py compares, and the limits it tries; each runs in a process of
+its own (bench/child.py).
 
 All give the same clips in the same sequence: that of an Order over every episode of the store.
 """
@@ -52,7 +53,7 @@ def _counted(made: Iterator[Any], mark: Marker, warm_up: int, batches: int) -> N
             return
 
 
-# -- ours -----------------------------------------------------------------------------------------------------------------------
+# -- ours ----------------------------------------------------------------------------------------------------
 
 
 def join(mark: Marker, environment: dict[str, str], idle_s: float) -> None:
@@ -76,12 +77,22 @@ def pipeline(mark: Marker, uri: str, batches: int) -> None:
 
     manifest = load_manifest(open_storage(uri))
     mark()
-    made = stream.batches(uri, manifest.contract, order_of(manifest), SHAPE, first_step=0, num_steps=WARM_UP + batches + BEYOND)
-    _counted(({name: torch.from_numpy(v) for name, v in batch.items() if isinstance(v, np.ndarray)} for batch in made), mark, WARM_UP, batches)
+    made = stream.batches(
+        uri, manifest.contract, order_of(manifest), SHAPE, first_step=0, num_steps=WARM_UP + batches + BEYOND
+    )
+    _counted(
+        (
+            {name: torch.from_numpy(v) for name, v in batch.items() if isinstance(v, np.ndarray)}
+            for batch in made
+        ),
+        mark,
+        WARM_UP,
+        batches,
+    )
     made.close()  # type: ignore[attr-defined]
 
 
-# -- others ---------------------------------------------------------------------------------------------------------------------
+# -- others --------------------------------------------------------------------------------------------------
 
 
 def bare(mark: Marker, uri: str, batches: int) -> None:
@@ -100,7 +111,9 @@ def bare(mark: Marker, uri: str, batches: int) -> None:
 
 
 class Hdf5Clips:
-    """A map-style data set over robomimic-style HDF5, opened once per worker, reading the frames a clip shows and no others."""
+    """A map-style data set over robomimic-style HDF5, opened once per worker, reading the frames a clip shows
+    and no others.
+    """
 
     def __init__(self, path: Path, clips: list[tuple[int, int]]) -> None:
         self._path, self._clips = path, clips
@@ -119,7 +132,9 @@ class Hdf5Clips:
         shown = np.minimum(np.arange(SHAPE.frames_per_view), len(seen) - 1)
         actions = demo["actions"][start : start + SHAPE.horizon]
         return {
-            "frames": np.stack([demo[f"obs/{camera}_image"][seen.start : seen.stop : seen.step][shown] for camera in CAMERAS]),
+            "frames": np.stack(
+                [demo[f"obs/{camera}_image"][seen.start : seen.stop : seen.step][shown] for camera in CAMERAS]
+            ),
             "proprio": demo["obs/proprio"][start],
             "actions": actions[np.minimum(np.arange(SHAPE.horizon), len(actions) - 1)],
             "action_mask": (done < length).astype(np.float32),
@@ -137,12 +152,20 @@ def hdf5(mark: Marker, uri: str, path: Path, batches: int) -> None:
     from torch.utils.data import DataLoader
 
     order = order_of(load_manifest(open_storage(uri)))
-    clips = [(int(draw.visit.entry.episode_id.rpartition("-")[2]), draw.start) for draw in draws(order, batches + BEYOND)]
+    clips = [
+        (int(draw.visit.entry.episode_id.rpartition("-")[2]), draw.start)
+        for draw in draws(order, batches + BEYOND)
+    ]
     mark()
-    _counted(iter(DataLoader(Hdf5Clips(path, clips), batch_size=BATCH, num_workers=LOADER_WORKERS)), mark, LOADER_WARM_UP, batches)  # type: ignore[arg-type]
+    _counted(
+        iter(DataLoader(Hdf5Clips(path, clips), batch_size=BATCH, num_workers=LOADER_WORKERS)),
+        mark,
+        LOADER_WARM_UP,
+        batches,
+    )  # type: ignore[arg-type]
 
 
-# -- limits ---------------------------------------------------------------------------------------------------------------------
+# -- limits --------------------------------------------------------------------------------------------------
 
 
 def first_batch(mark: Marker, uri: str) -> tuple[float, float, float]:
@@ -160,7 +183,9 @@ def first_batch(mark: Marker, uri: str) -> tuple[float, float, float]:
 
 
 def selection(mark: Marker, uri: str, demos: int) -> tuple[float, float]:
-    """Seconds and GiB that it takes to choose an arm's episodes and to read their rows, with all that the process holds."""
+    """Seconds and GiB that it takes to choose an arm's episodes and to read their rows, with all that the
+    process holds.
+    """
     began = time.monotonic()
     manifest = load_manifest(open_storage(uri))
     subset = choose(manifest, demos, 1.0, seed=0)
@@ -173,7 +198,9 @@ def selection(mark: Marker, uri: str, demos: int) -> tuple[float, float]:
 
 
 def epochs(mark: Marker, uri: str, object_store: int, count: int) -> int:
-    """Stream a whole store so often, on a Ray of its own; a mark before the first epoch and after each. The bound it should keep to."""
+    """Stream a whole store so often, on a Ray of its own; a mark before the first epoch and after each. The
+    bound it should keep to.
+    """
     import os
 
     import ray
@@ -181,14 +208,18 @@ def epochs(mark: Marker, uri: str, object_store: int, count: int) -> int:
     from orchestrator.cluster.ray_runtime import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
-    ray.init(object_store_memory=object_store, logging_level="ERROR", log_to_driver=False, include_dashboard=False)
+    ray.init(
+        object_store_memory=object_store, logging_level="ERROR", log_to_driver=False, include_dashboard=False
+    )
     manifest = load_manifest(open_storage(uri))
     order = order_of(manifest)
     per_epoch = sum(entry.length for entry in order.demos) // BATCH
     import ray.data
 
     mark()
-    for number, _ in enumerate(stream.batches(uri, manifest.contract, order, SHAPE, first_step=0, num_steps=count * per_epoch), 1):
+    for number, _ in enumerate(
+        stream.batches(uri, manifest.contract, order, SHAPE, first_step=0, num_steps=count * per_epoch), 1
+    ):
         if number % per_epoch == 0:
             mark()
     ray.shutdown()

@@ -3,8 +3,9 @@
     python -m bench.replan               about five minutes
     python -m bench.replan --quick       within a minute: two rounds
 
-Through `policy.inference.TrainedPolicy.act`, as rollouts ask it, for 1 and 16 observations at once, the rungs by turns. Random weights: time does
-not depend on them. On a CPU the times are CPU time of the one thread. Where there is a GPU: `svd-256` on it, too, by the wall clock.
+Through `policy.inference.TrainedPolicy.act`, as rollouts ask it, for 1 and 16 observations at once, the rungs
+by turns. Random weights: time does not depend on them. On a CPU the times are CPU time of the one thread.
+Where there is a GPU: `svd-256` on it, too, by the wall clock.
 """
 
 import json
@@ -40,16 +41,25 @@ Seconds = dict[tuple[str, int], float]
 """Per rung and number of observations."""
 
 
-def policy_of(config: PolicyConfig, cameras: Contract, device: str = "cpu", keep: Path | None = None) -> TrainedPolicy:
+def policy_of(
+    config: PolicyConfig, cameras: Contract, device: str = "cpu", keep: Path | None = None
+) -> TrainedPolicy:
     """An untrained one, from a checkpoint of its own; `keep`: the folder to leave that in."""
     assert config.video
-    model = VideoActionModel(config, cameras, known_sentences={INSTRUCTION: torch.randn(config.video.cross_attention_dim)})
+    model = VideoActionModel(
+        config, cameras, known_sentences={INSTRUCTION: torch.randn(config.video.cross_attention_dim)}
+    )
     if config.video.latents == "vae":  # at Stable Video Diffusion's widths
         kinds, widths = ("DownEncoderBlock2D",) * 4, (128, 256, 512, 512)
-        vae = AutoencoderKLTemporalDecoder(down_block_types=kinds, block_out_channels=widths, layers_per_block=2, latent_channels=4)
+        vae = AutoencoderKLTemporalDecoder(
+            down_block_types=kinds, block_out_channels=widths, layers_per_block=2, latent_channels=4
+        )
         model.codec = VaeLatents(vae, config.video.condition_noise)
     rng = np.random.default_rng(0)
-    action, proprio = (Stats.of(rng.uniform(-1, 1, (100, len(names))).astype(np.float32)) for names in (cameras.action, cameras.proprio))
+    action, proprio = (
+        Stats.of(rng.uniform(-1, 1, (100, len(names))).astype(np.float32))
+        for names in (cameras.action, cameras.proprio)
+    )
     with tempfile.TemporaryDirectory() as temporary:
         folder = keep or Path(temporary)
         save(folder, Card(config, cameras, action, proprio, {}), model, model.state_dict(), {})
@@ -71,11 +81,17 @@ def observations(cameras: Contract, number: int) -> list[Observation]:
 
 
 def measured(
-    policy: TrainedPolicy, ladder: dict[str, SamplerConfig], rounds: int, answered: Callable[[str, int], None], clock: Callable[[], float]
+    policy: TrainedPolicy,
+    ladder: dict[str, SamplerConfig],
+    rounds: int,
+    answered: Callable[[str, int], None],
+    clock: Callable[[], float],
 ) -> tuple[Seconds, Seconds]:
-    """Medians over rounds of the seconds per answer and of their ratio to the rung `faithful` of the same round.
+    """Medians over rounds of the seconds per answer and of their ratio to the rung `faithful` of the same
+    round.
 
-    A first answer is not counted. `answered` is called after every one that is. A rung repeats its answer for SLICE_S at least.
+    A first answer is not counted. `answered` is called after every one that is. A rung repeats its answer for
+    SLICE_S at least.
     """
     times: dict[tuple[str, int], list[float]] = defaultdict(list)
     asked = {number: observations(policy.contract, number) for number in ASKED}
@@ -90,7 +106,10 @@ def measured(
                     answers += 1
                     answered(rung, number)
                 times[rung, number].append((clock() - began) / answers)
-    ratios = {(rung, number): harness.median_ratio(values, times["faithful", number]) for (rung, number), values in times.items()}
+    ratios = {
+        (rung, number): harness.median_ratio(values, times["faithful", number])
+        for (rung, number), values in times.items()
+    }
     return {key: median(values) for key, values in times.items()}, ratios
 
 
@@ -118,7 +137,11 @@ def on_gpu(config: PolicyConfig, cameras: Contract, rounds: int, device: str = "
         print(f"{torch.cuda.get_device_name()}: {config.preset} does not fit\n")
         return {}
     show(f"{torch.cuda.get_device_name()}: {config.preset}", seconds, ratios)
-    print("peak GiB: " + ", ".join(f"{rung} for {number} {peak:.1f}" for (rung, number), peak in gib.items()) + "\n")
+    print(
+        "peak GiB: "
+        + ", ".join(f"{rung} for {number} {peak:.1f}" for (rung, number), peak in gib.items())
+        + "\n"
+    )
     answers = {f"svd_{rung}_{number}_ms": 1000 * value for (rung, number), value in seconds.items()}
     return answers | {"svd_ratio_to_faithful": ratios["one_pass", 1], "svd_peak_gib": max(gib.values())}
 
@@ -130,14 +153,27 @@ def main(quick: bool) -> None:
     torch.set_num_threads(1)
     tiny, rounds = PRESETS["tiny"], 2 if quick else 10
     one_camera = contract(CAMERAS[-1:], (64, 64), "fast")
-    seconds, to_faithful = measured(policy_of(tiny, one_camera), tiny.ladder, rounds, lambda *_: None, time.process_time)
-    print(f"one camera of 64x64, {len(one_camera.proprio)} proprioceptive values, 1 torch thread; {rounds} rounds by turns, medians\n")
+    seconds, to_faithful = measured(
+        policy_of(tiny, one_camera), tiny.ladder, rounds, lambda *_: None, time.process_time
+    )
+    print(
+        f"one camera of 64x64, {len(one_camera.proprio)} proprioceptive values, 1 torch thread; {rounds}"
+        " rounds by turns, medians\n"
+    )
     show("tiny, CPU", seconds, to_faithful)
     answers = {f"{rung}_{number}_ms": 1000 * value for (rung, number), value in seconds.items()}
     if torch.cuda.is_available():
         answers |= on_gpu(PRESETS["svd-256"], contract(CAMERAS, (256, 256), "fast"), 1 if quick else 3)
     ratios = {f"ratio_to_faithful{'' if n == 1 else f'_{n}'}": to_faithful["one_pass", n] for n in ASKED}
-    print(json.dumps({"bench": "replan", **{name: round(value, 4) for name, value in (ratios | answers).items()}, "quick": quick}))
+    print(
+        json.dumps(
+            {
+                "bench": "replan",
+                **{name: round(value, 4) for name, value in (ratios | answers).items()},
+                "quick": quick,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

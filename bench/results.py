@@ -23,8 +23,9 @@ FOLDER = Path(__file__).parent
 PAGE = FOLDER / "README.md"
 HEAD = """# Benches
 
-One script per claim about speed. Each prints a table and, last, one line of JSON; `--quick` makes a short run. `python -m bench` runs all of
-them, `python -m bench NAME ...` those named; results are stored in `bench/results/`, notes in `bench/notes/`, and this page is rendered from both.
+One script per claim about speed. Each prints a table and, last, one line of JSON; `--quick` makes a short
+run. `python -m bench` runs all of them, `python -m bench NAME ...` those named; results are stored in
+`bench/results/`, notes in `bench/notes/`, and this page is rendered from both.
 Read the ratios: both sides of a ratio are measured within one run.
 """
 PACKAGES = ("ray", "torch", "diffusers", "robosuite", "mujoco")
@@ -32,14 +33,22 @@ PACKAGES = ("ray", "torch", "diffusers", "robosuite", "mujoco")
 
 def benches() -> list[str]:
     """Names of the modules of this folder that are benches: their command has an option `--quick`."""
-    return sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_") and _is_bench(path))
+    return sorted(
+        path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_") and _is_bench(path)
+    )
 
 
 def _is_bench(path: Path) -> bool:
     def is_quick(node: ast.AST) -> bool:
-        return isinstance(node, ast.Call) and any(isinstance(argument, ast.Constant) and argument.value == "--quick" for argument in node.args)
+        return isinstance(node, ast.Call) and any(
+            isinstance(argument, ast.Constant) and argument.value == "--quick" for argument in node.args
+        )
 
-    functions = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+    functions = [
+        node
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name == "main"
+    ]
     return any(is_quick(decorator) for function in functions for decorator in function.decorator_list)
 
 
@@ -78,14 +87,18 @@ class Result:
         return cls(**json.loads((FOLDER / "results" / f"{name}.json").read_text()))
 
     def save(self, name: str) -> None:
-        (FOLDER / "results" / f"{name}.json").write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        (FOLDER / "results" / f"{name}.json").write_text(
+            json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        )
 
 
 def machine() -> str:
     """Processor, cores and GPU of this machine."""
     question = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU')"
     # In a process of its own: this one shall hold no memory of the GPU.
-    card = subprocess.run([sys.executable, "-c", question], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    card = subprocess.run(
+        [sys.executable, "-c", question], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.strip()
     return f"{processor_name()}, {len(os.sched_getaffinity(0))} cores, {card}"
 
 
@@ -108,7 +121,10 @@ def _section(name: str, result: Result) -> Iterator[str]:
     notes = FOLDER / "notes" / f"{name}.md"
     if notes.exists():
         yield notes.read_text().strip() + "\n\n"
-    yield f"{result.date}; {result.machine}; {result.versions}{'; short run (`--quick`)' if result.quick else ''}.\n\n"
+    yield (
+        f"{result.date}; {result.machine};"
+        f" {result.versions}{'; short run (`--quick`)' if result.quick else ''}.\n\n"
+    )
     yield "```\n" + "\n".join([*result.table, json.dumps(result.answer)]) + "\n```\n"
 
 
@@ -116,5 +132,7 @@ def sections(page: str) -> dict[str, dict[str, object]]:
     """The JSON objects that a page shows, by bench."""
     answers: dict[str, dict[str, object]] = {}
     for text in page.split("\n## ")[1:]:
-        answers[text.partition("\n")[0]] = json.loads(text.rstrip().removesuffix("```").rstrip().splitlines()[-1])
+        answers[text.partition("\n")[0]] = json.loads(
+            text.rstrip().removesuffix("```").rstrip().splitlines()[-1]
+        )
     return answers

@@ -1,12 +1,14 @@
 """What does an evaluation episode cost, against robosuite stepped the usual way and against a bare loop?
 
     python -m bench.rollout              about ten minutes
-    python -m bench.rollout --quick      a minute and a half: rounds of few episodes, the slow arms in some of them
+    python -m bench.rollout --quick      a minute and a half: rounds of few episodes, the slow arms in some of
+                                         them
 
-Lift, one wrist camera of 128 pixels, a policy that looks and then acts for 16 control steps (`orchestrator.testing.servo`), the same episodes for
-all, on as many processes as there are cores, at most two, by turns. The usual way: `gymnasium.vector.AsyncVectorEnv` over robosuite's own
-environment, with its camera observation at every step. What differs from there to the pool is then changed one thing at a time. Ratios are of
-seconds per control step within one round, since arms may play different episodes in it.
+Lift, one wrist camera of 128 pixels, a policy that looks and then acts for 16 control steps
+(`orchestrator.testing.servo`), the same episodes for all, on as many processes as there are cores, at most
+two, by turns. The usual way: `gymnasium.vector.AsyncVectorEnv` over robosuite's own environment, with its
+camera observation at every step. What differs from there to the pool is then changed one thing at a time.
+Ratios are of seconds per control step within one round, since arms may play different episodes in it.
 """
 
 import itertools
@@ -52,7 +54,9 @@ class TheUsualWay:
     def play(self, seeds: Sequence[int]) -> Results:
         todo = [list(seeds[i::WORKERS]) for i in range(WORKERS)]
         at: list[int | None] = [queue.pop(0) if queue else None for queue in todo]
-        self._envs.set_attr("todo", [[s, *queue] if s is not None else [FIRST] for s, queue in zip(at, todo, strict=True)])
+        self._envs.set_attr(
+            "todo", [[s, *queue] if s is not None else [FIRST] for s, queue in zip(at, todo, strict=True)]
+        )
         seen, _ = self._envs.reset()
         results: Results = {}
         chunks: list[list[Any]] = [[] for _ in at]
@@ -63,7 +67,9 @@ class TheUsualWay:
                 if seed is None or steps[i] < 0:  # nothing to play, or about to be reset
                     continue
                 if not chunks[i]:
-                    observation = Observation({CAMERA: seen["picture"][i]}, seen["proprio"][i], "", spec(seed).chunk_seed(looks[i]))
+                    observation = Observation(
+                        {CAMERA: seen["picture"][i]}, seen["proprio"][i], "", spec(seed).chunk_seed(looks[i])
+                    )
                     chunks[i], looks[i] = list(servo(observation).actions), looks[i] + 1
                 actions[i] = chunks[i].pop(0)
             seen, _, done, late, _ = self._envs.step(actions)
@@ -85,7 +91,9 @@ class TheUsualWay:
 
 
 def _usual(render_profile: str) -> Any:
-    """Robosuite's environment as one would wrap it for gymnasium; it draws an episode's scene from the next seed of `todo`."""
+    """Robosuite's environment as one would wrap it for gymnasium; it draws an episode's scene from the next
+    seed of `todo`.
+    """
     import gymnasium
     from gymnasium.spaces import Box, Dict
 
@@ -95,7 +103,12 @@ def _usual(render_profile: str) -> Any:
     import robosuite
 
     class Usual(gymnasium.Env[Any, Any]):
-        observation_space = Dict({"picture": Box(0, 255, (SIZE, SIZE, 3), np.uint8), "proprio": Box(-np.inf, np.inf, (9,), np.float32)})
+        observation_space = Dict(
+            {
+                "picture": Box(0, 255, (SIZE, SIZE, 3), np.uint8),
+                "proprio": Box(-np.inf, np.inf, (9,), np.float32),
+            }
+        )
         action_space = Box(-1, 1, (7,), np.float32)
 
         def __init__(self) -> None:
@@ -142,14 +155,20 @@ def _usual(render_profile: str) -> Any:
 
 
 class BareLoops:
-    """One loop per process: step, and render when the policy looks; every process has its share of the episodes beforehand."""
+    """One loop per process: step, and render when the policy looks; every process has its share of the
+    episodes beforehand.
+    """
 
-    def __init__(self, render_profile: str, fast_control: bool, processes: int = WORKERS, rebuilt: bool = False) -> None:
+    def __init__(
+        self, render_profile: str, fast_control: bool, processes: int = WORKERS, rebuilt: bool = False
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._ends, self.processes = [], []
         for _ in range(processes):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_bare, args=(theirs, render_profile, fast_control, rebuilt), daemon=True)
+            process = context.Process(
+                target=_bare, args=(theirs, render_profile, fast_control, rebuilt), daemon=True
+            )
             process.start()
             self._ends.append(ours)
             self.processes.append(process)
@@ -166,7 +185,9 @@ class BareLoops:
 
 
 def _bare(end: Connection, render_profile: str, fast_control: bool, rebuilt: bool) -> None:
-    """rebuilt: model and GL context are made anew for every episode, as robosuite does unless told otherwise. It then draws other cubes."""
+    """rebuilt: model and GL context are made anew for every episode, as robosuite does unless told otherwise.
+    It then draws other cubes.
+    """
     from sim_workers.envs.render import PROFILES, build_context
     from sim_workers.envs.robosuite import SimEnv
 
@@ -191,7 +212,10 @@ class Pool:
         from sim_workers.rollout.pool import RolloutPool
         from sim_workers.rollout.ray_policy_client import Served
 
-        self._contract, self._server = cameras(render_profile), ray.remote(FakePolicyServer).options(num_cpus=0).remote(servo)
+        self._contract, self._server = (
+            cameras(render_profile),
+            ray.remote(FakePolicyServer).options(num_cpus=0).remote(servo),
+        )
         self._pool, self._source = RolloutPool(workers, num_cpus=0.1), Served((self._server,), "servo")
 
     def play(self, seeds: Sequence[int]) -> Results:
@@ -202,7 +226,10 @@ class Pool:
         usage = self._pool.usage
         before, began = usage.sim_s + usage.policy_s, time.perf_counter()
         results = {outcome.spec.scene_seed: _plain(outcome) for _, outcome, _ in self._pool.results()}
-        self.idle = 1 - (usage.sim_s + usage.policy_s - before) / (time.perf_counter() - began) / self._pool.num_workers
+        self.idle = (
+            1
+            - (usage.sim_s + usage.policy_s - before) / (time.perf_counter() - began) / self._pool.num_workers
+        )
         return results
 
     def close(self) -> None:
@@ -222,10 +249,16 @@ ARMS: dict[str, tuple[str, Callable[[], Any]]] = {
     "lazy": ("bare loops: rendered when the policy looks", lambda: BareLoops("default", fast_control=False)),
     "lazy_fast": ("bare loops: and the fast render profile", lambda: BareLoops("fast", fast_control=False)),
     "bare": ("bare loops: and the lean control step", lambda: BareLoops("fast", fast_control=True)),
-    "rebuilt": ("the same, model and context built per episode", lambda: BareLoops("fast", fast_control=True, rebuilt=True)),
+    "rebuilt": (
+        "the same, model and context built per episode",
+        lambda: BareLoops("fast", fast_control=True, rebuilt=True),
+    ),
     "pool_default": ("the pool, default render profile", lambda: Pool("default")),
     "pool": ("the pool, fast render profile", lambda: Pool("fast")),
-    "bare_one": ("bare loop, fast and lean, one process", lambda: BareLoops("fast", fast_control=True, processes=1)),
+    "bare_one": (
+        "bare loop, fast and lean, one process",
+        lambda: BareLoops("fast", fast_control=True, processes=1),
+    ),
     "pool_one": ("the pool, fast, one worker", lambda: Pool("fast", workers=1)),
 }
 
@@ -250,7 +283,9 @@ STAGES = (
     ("usual", "usual_fast", "lazy", "lazy_fast", "pool_default", "pool"),
     ("bare", "bare_one", "lazy_fast", "rebuilt", "pool", "pool_one"),
 )
-"""Arms that run by turns. Two stages, since a simulator takes a GiB of memory; each ratio is taken within one of them."""
+"""Arms that run by turns. Two stages, since a simulator takes a GiB of memory; each ratio is taken within one
+of them.
+"""
 
 
 @dataclass(frozen=True)
@@ -296,7 +331,9 @@ def main(quick: bool) -> None:
                 own = seeds[: size.slow_episodes] if name in SLOW else seeds
                 began = time.perf_counter()
                 results = arms[name].play(own)
-                slices[name][number] = Slice(time.perf_counter() - began, len(own), sum(steps for _, steps in results.values()))
+                slices[name][number] = Slice(
+                    time.perf_counter() - began, len(own), sum(steps for _, steps in results.values())
+                )
                 played[name] |= results
                 if name == "pool":
                     idle.append(arms[name].idle)
@@ -308,7 +345,10 @@ def main(quick: bool) -> None:
 def _show(slices: Slices, played: dict[str, Results], size: Size, idle: float, quick: bool) -> None:
     def ratio(fast: str, slow: str) -> float:
         rounds = sorted(slices[fast].keys() & slices[slow].keys())
-        per_step = ([slices[name][number].seconds / slices[name][number].steps for number in rounds] for name in (slow, fast))
+        per_step = (
+            [slices[name][number].seconds / slices[name][number].steps for number in rounds]
+            for name in (slow, fast)
+        )
         return harness.median_ratio(*per_step)
 
     def times_the_usual(name: str) -> float:
@@ -343,10 +383,21 @@ def _show(slices: Slices, played: dict[str, Results], size: Size, idle: float, q
     }
     same = {
         "equal_outcomes_default_profile": equal("usual", "pool_default") and equal("lazy", "pool_default"),
-        "equal_outcomes_fast_profile": equal("usual_fast", "pool") and equal("lazy_fast", "pool") and equal("bare", "pool"),
+        "equal_outcomes_fast_profile": (
+            equal("usual_fast", "pool") and equal("lazy_fast", "pool") and equal("bare", "pool")
+        ),
         "equal_outcomes_any_number_of_workers": equal("pool", "pool_one"),
     }
-    print(json.dumps({"bench": "rollout", **{name: round(value, 3) for name, value in answers.items()}, **same, "quick": quick}))
+    print(
+        json.dumps(
+            {
+                "bench": "rollout",
+                **{name: round(value, 3) for name, value in answers.items()},
+                **same,
+                "quick": quick,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

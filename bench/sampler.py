@@ -7,7 +7,9 @@ import psutil
 
 
 class Sampler:
-    """A process and everything below it, by kind of process. Whoever holds it may clear `seconds` and `peak` to count from then on."""
+    """A process and everything below it, by kind of process. Whoever holds it may clear `seconds` and `peak`
+    to count from then on.
+    """
 
     def __init__(self, pid: int, kind_of: Callable[[str], str]) -> None:
         self._root = psutil.Process(pid)
@@ -28,7 +30,10 @@ class Sampler:
         for process in processes:
             try:
                 with process.oneshot():
-                    identity, kind = (process.pid, process.create_time()), self._kind_of(" ".join(process.cmdline()))
+                    identity, kind = (
+                        (process.pid, process.create_time()),
+                        self._kind_of(" ".join(process.cmdline())),
+                    )
                     used, held = sum(process.cpu_times()[:2]), process.memory_info()
             except psutil.Error:
                 continue

@@ -1,12 +1,15 @@
-"""How much less does it take to find the best arm when late scores stop the others, and what does the engine cost beside Ray's own work?
+"""How much less does it take to find the best arm when late scores stop the others, and what does the engine
+cost beside Ray's own work?
 
     python -m bench.search                 three minutes
     python -m bench.search --quick         a quarter of the arms
 
-Training and episodes only pretend (`orchestrator.testing`): the arms' true success rates are known, the engine is the real one. The grid plays every
-checkpoint of every arm; successive halving stops arms that are behind. The sweep begins with its largest arms, as it always does, which here are
-the best; `hostile` is the other way round: every arm is better than those before it, the worst that can happen to successive halving.
-For the engine's cost the peer is Ray Tune alone, with the same trials and nobody listening: CPU seconds of the driver's process, per arm.
+Training and episodes only pretend (`orchestrator.testing`): the arms' true success rates are known, the
+engine is the real one. The grid plays every checkpoint of every arm; successive halving stops arms that are
+behind. The sweep begins with its largest arms, as it always does, which here are the best; `hostile` is the
+other way round: every arm is better than those before it, the worst that can happen to successive halving.
+For the engine's cost the peer is Ray Tune alone, with the same trials and nobody listening: CPU seconds of
+the driver's process, per arm.
 """
 
 import json
@@ -44,7 +47,9 @@ def a_sweep(folder: Path, store: str, name: str, search: Any, demos: tuple[int, 
 
 
 def run(sweep: Sweep, arm_s: float, model: SuccessRate = success_rate) -> tuple[int, str, float, float]:
-    """Episodes played, the best arm by its final score, seconds on the clock and of the driver's processor while arms were trained."""
+    """Episodes played, the best arm by its final score, seconds on the clock and of the driver's processor
+    while arms were trained.
+    """
     from orchestrator.sweep import run as engine
 
     spent: list[float] = []
@@ -56,12 +61,16 @@ def run(sweep: Sweep, arm_s: float, model: SuccessRate = success_rate) -> tuple[
 
     run_trials, engine.run_trials = engine.run_trials, trials
     try:
-        sweep_run = engine.SweepRun(sweep, lambda _: None, fit=FakeTrainer(arm_s / CHECKPOINTS), players=FakePlayers(model))
+        sweep_run = engine.SweepRun(
+            sweep, lambda _: None, fit=FakeTrainer(arm_s / CHECKPOINTS), players=FakePlayers(model)
+        )
         sweep_run.run()
     finally:
         engine.run_trials = run_trials
     arms = sweep_run.board.arms.values()
-    best = max((arm for arm in arms if arm.steps in arm.scores), key=lambda arm: arm.scores[arm.steps].success_rate)
+    best = max(
+        (arm for arm in arms if arm.steps in arm.scores), key=lambda arm: arm.scores[arm.steps].success_rate
+    )
     return sweep_run.spending.total().episodes, best.name, spent[0], spent[1]
 
 
@@ -108,7 +117,10 @@ def main(quick: bool) -> None:
         asha = run(a_sweep(folder, store, "asha", "asha", demos), arm_s)
         hostile_grid = run(a_sweep(folder, store, "hostile-grid", "grid", demos), arm_s / 4, upside_down)
         hostile = run(a_sweep(folder, store, "hostile", "asha", demos), arm_s / 4, upside_down)
-    print(f"{arms} arms of {CHECKPOINTS} checkpoints, {EPISODES} episodes each; two arms at a time, {arm_s:g} s of training each\n")
+    print(
+        f"{arms} arms of {CHECKPOINTS} checkpoints, {EPISODES} episodes each; two arms at a time, {arm_s:g} s"
+        " of training each\n"
+    )
     print(f"{'':<32}{'episodes':>10}{'to grid':>9}{'wall s':>8}  best arm")
     for title, found, of in (
         ("grid", grid, grid),
@@ -119,7 +131,10 @@ def main(quick: bool) -> None:
         print(f"{title:<32}{found[0]:>10,}{found[0] / of[0]:>9.2f}{found[2]:>8.0f}  {found[1]}")
     overhead = (grid[3] - alone[1]) / arms
     outcomes, ours, theirs = CHECKPOINTS * EPISODES, grid[3] / arms, alone[1] / arms
-    print(f"\nCPU s of the driver per arm of {outcomes} outcomes: Tune alone {theirs:.3f}, the engine's grid {ours:.3f}")
+    print(
+        f"\nCPU s of the driver per arm of {outcomes} outcomes: Tune alone {theirs:.3f}, the engine's grid"
+        f" {ours:.3f}"
+    )
     print(f"beyond Tune's: {overhead / 300:.2%} of an arm that trains for five minutes")
     print(f"wall s: Tune alone {alone[0]:.0f}, the engine's grid {grid[2]:.0f}")
     told = {

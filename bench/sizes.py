@@ -1,9 +1,11 @@
-"""Is `svd-256` as large as the paper's model? Parameters and operations of its networks, counted without memory or weights.
+"""Is `svd-256` as large as the paper's model? Parameters and operations of its networks, counted without
+memory or weights.
 
     python -m bench.sizes                under a minute; `--quick` is the same
 
-The modules of policy/ themselves, on the meta device; the paper's figures are counts of its published code (arXiv 2508.00795). Its operations are
-those of convolutions and linear layers; what attention multiplies besides (queries by keys, the result by values) has a column of its own.
+The modules of policy/ themselves, on the meta device; the paper's figures are counts of its published code
+(arXiv 2508.00795). Its operations are those of convolutions and linear layers; what attention multiplies
+besides (queries by keys, the result by values) has a column of its own.
 """
 
 import json
@@ -39,21 +41,37 @@ class Size:
     """Of attention's own products, besides."""
 
 
-PAPER = {"U-Net": Size(1524.6, 7.16), "adaptor": Size(205.8), "action U-Net": Size(161.4), "autoencoder": Size(97.7)}
+PAPER = {
+    "U-Net": Size(1524.6, 7.16),
+    "adaptor": Size(205.8),
+    "action U-Net": Size(161.4),
+    "autoencoder": Size(97.7),
+}
 
 
 def sizes(config: PolicyConfig, views: int, side: int) -> dict[str, Size]:
-    """Of a preset's networks for so many cameras of `side` x `side` pixels. As in the paper, no proprioception joins what the adaptor says."""
+    """Of a preset's networks for so many cameras of `side` x `side` pixels. As in the paper, no
+    proprioception joins what the adaptor says.
+    """
     video, adaptor, clip = config.video, config.adaptor, config.clip
     assert video
     assert adaptor
     embed_dim, rows = 4 * video.block_out_channels[0], side // video.patch
     with torch.device("meta"), torch.no_grad():
-        unet = VideoModel(video, (side, side)).to("meta")  # some of diffusers' parameters are born on the CPU all the same
-        latents = torch.empty(1, video.pad_frames + views * clip.frames_per_view, video.latent_channels, rows, rows)
+        # some of diffusers' parameters are born on the CPU all the same
+        unet = VideoModel(video, (side, side)).to("meta")
+        latents = torch.empty(
+            1, video.pad_frames + views * clip.frames_per_view, video.latent_channels, rows, rows
+        )
         text, embedding = torch.empty(1, 1, video.cross_attention_dim), torch.empty(1, embed_dim)
         unet_tflop, (_, features) = _count(lambda: unet(latents, torch.ones(1), latents, text))
-        reader = Adaptor(adaptor, [(maps.shape[2], *maps.shape[3:]) for maps in features], views, clip.frames_per_view, embed_dim)
+        reader = Adaptor(
+            adaptor,
+            [(maps.shape[2], *maps.shape[3:]) for maps in features],
+            views,
+            clip.frames_per_view,
+            embed_dim,
+        )
         reader_tflop, vector = _count(lambda: reader(features, embedding))
         action = ActionUNet(config.action, ACTION_DIM, reader.out_dim, embed_dim)
         action_tflop, _ = _count(lambda: action(torch.empty(1, clip.horizon, ACTION_DIM), vector, embedding))
@@ -65,10 +83,15 @@ def sizes(config: PolicyConfig, views: int, side: int) -> dict[str, Size]:
 
 
 def _autoencoder() -> Size:
-    """Of Stable Video Diffusion; its folder of weights says how it is built, here it is diffusers' own at the published widths."""
+    """Of Stable Video Diffusion; its folder of weights says how it is built, here it is diffusers' own at the
+    published widths.
+    """
     with torch.device("meta"):
         vae = AutoencoderKLTemporalDecoder(
-            down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
         )
     return Size(_millions(vae))
 
@@ -78,7 +101,9 @@ def _count(forward: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
     with FlopCounterMode(display=False) as counter:
         answer = forward()
     by_kernel = counter.get_flop_counts()["Global"]
-    attention = sum(flop for kernel, flop in by_kernel.items() if "bmm" in str(kernel) or "attention" in str(kernel))
+    attention = sum(
+        flop for kernel, flop in by_kernel.items() if "bmm" in str(kernel) or "attention" in str(kernel)
+    )
     return ((counter.get_total_flops() - attention) / 1e12, attention / 1e12), answer
 
 
@@ -93,7 +118,10 @@ def _table(title: str, measured: dict[str, Size], paper: dict[str, Size]) -> lis
     for name, size in measured.items():
         line = f"{name:<36}"
         reference = paper.get(name, Size(0))
-        for ours, theirs, scale, width in ((size.millions, reference.millions, 1, 13), (size.tflop, reference.tflop, 1000, 11)):
+        for ours, theirs, scale, width in (
+            (size.millions, reference.millions, 1, 13),
+            (size.tflop, reference.tflop, 1000, 11),
+        ):
             line += f"{_number(ours, scale):>{width}}"
             if ours is not None and theirs:
                 errors.append(abs(ours / theirs - 1))
@@ -115,9 +143,16 @@ def main(quick: bool) -> None:
     full = sizes(PRESETS["svd-256"], views=3, side=256)
     errors = _table("svd-256, 3 cameras of 256 x 256", full | {"autoencoder": _autoencoder()}, PAPER)
     for views in (1, 2):
-        _table(f"tiny, {views} camera{'s'[: views - 1]} of 64 x 64", sizes(PRESETS["tiny"], views, side=64), {})
+        _table(
+            f"tiny, {views} camera{'s'[: views - 1]} of 64 x 64", sizes(PRESETS["tiny"], views, side=64), {}
+        )
     unet, adaptor, action = full.values()
-    counts = {"unet_m": unet.millions, "adaptor_m": adaptor.millions, "action_m": action.millions, "unet_tflop": unet.tflop or 0.0}
+    counts = {
+        "unet_m": unet.millions,
+        "adaptor_m": adaptor.millions,
+        "action_m": action.millions,
+        "unet_tflop": unet.tflop or 0.0,
+    }
     rounded = {name: round(number, 3) for name, number in counts.items()}
     print("\n" + json.dumps({"bench": "sizes", **rounded, "max_relative_error": round(max(errors), 5)}))
 

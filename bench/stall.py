@@ -3,7 +3,8 @@
     python -m bench.stall                  five minutes
     python -m bench.stall --quick
 
-The real training loop on one core, the real pool and policy server on the other: so what is left is what cores of one machine share.
+The real training loop on one core, the real pool and policy server on the other: so what is left is what
+cores of one machine share.
 """
 
 import json
@@ -28,9 +29,11 @@ WORKERS = 2
 
 
 def train_in_blocks(pipe: Connection, store: str, block: int, steps: int, keep: str) -> None:
-    """In a process of its own, train `block` steps per message and answer with seconds per step: wall clock and CPU time.
+    """In a process of its own, train `block` steps per message and answer with seconds per step: wall clock
+    and CPU time.
 
-    The first block is not measured: it loads the model. The checkpoint of the last of `steps` is kept in `keep`.
+    The first block is not measured: it loads the model. The checkpoint of the last of `steps` is kept in
+    `keep`.
     """
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     import time
@@ -45,7 +48,9 @@ def train_in_blocks(pipe: Connection, store: str, block: int, steps: int, keep: 
 
     torch.set_num_threads(1)
     settings = Train(steps=steps, batch_size=16, checkpoint_every=steps)
-    job = ArmJob(Arm(4, 1.0, 0), "bench-stall", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none")
+    job = ArmJob(
+        Arm(4, 1.0, 0), "bench-stall", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none"
+    )
     began = time.perf_counter(), time.process_time()
 
     def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
@@ -64,7 +69,8 @@ class Scoring:
     """Rollouts of a checkpoint, on all cores but the first, whenever `on` is set."""
 
     def __init__(self, checkpoint: str) -> None:
-        os.sched_setaffinity(0, os.sched_getaffinity(0) - {min(os.sched_getaffinity(0))})  # whatever Ray starts inherits it
+        # whatever Ray starts inherits it
+        os.sched_setaffinity(0, os.sched_getaffinity(0) - {min(os.sched_getaffinity(0))})
         from orchestrator.cluster.ray_runtime import connect, quiet
         from orchestrator.evaluation.ray_actors import policy_servers
         from sim_workers.rollout.pool import RolloutPool
@@ -85,7 +91,9 @@ class Scoring:
         seed, policy = 0, cameras("fast")
         while not self._closing:
             while self.on.is_set() and self._pool.waiting < 2 * WORKERS:
-                self._pool.submit(RolloutJob(EpisodeSpec("Lift", seed, seed), Rules(60), policy, self._source))
+                self._pool.submit(
+                    RolloutJob(EpisodeSpec("Lift", seed, seed), Rules(60), policy, self._source)
+                )
                 seed += 1
             for _, outcome, _ in self._pool.results(timeout_s=0.2):
                 assert outcome.result != "error", outcome.message
@@ -123,7 +131,9 @@ def main(quick: bool) -> None:
 
         def trainer(steps: int, keep: str) -> Any:
             ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=train_in_blocks, args=(theirs, store, block, steps, keep), daemon=True)
+            process = spawn.Process(
+                target=train_in_blocks, args=(theirs, store, block, steps, keep), daemon=True
+            )
             process.start()
             ours.recv()  # the block that loads
             return ours, process
@@ -151,13 +161,19 @@ def main(quick: bool) -> None:
         played = scoring.episodes
         scoring.close()
         process.kill()
-    (wall_off, cpu_off), (wall_on, cpu_on) = ([median(values) for values in zip(*steps[busy], strict=True)] for busy in (False, True))
+    (wall_off, cpu_off), (wall_on, cpu_on) = (
+        [median(values) for values in zip(*steps[busy], strict=True)] for busy in (False, True)
+    )
     print(f"{'ms a step, medians':<28}{'clock':>8}{'processor':>11}")
     print(f"{'training alone':<28}{1000 * wall_off:>8.1f}{1000 * cpu_off:>11.1f}")
     print(f"{'beside scoring':<28}{1000 * wall_on:>8.1f}{1000 * cpu_on:>11.1f}")
-    print(f"\n{rounds} rounds of {block} steps each; {played} episodes played; {len(os.sched_getaffinity(0)) + 1} cores, training on one of them")
+    print(
+        f"\n{rounds} rounds of {block} steps each; {played} episodes played;"
+        f" {len(os.sched_getaffinity(0)) + 1} cores, training on one of them"
+    )
     wall_ratio, cpu_ratio = (  # of turns that follow each other
-        harness.median_ratio(on, off) for on, off in zip(zip(*steps[True], strict=True), zip(*steps[False], strict=True), strict=True)
+        harness.median_ratio(on, off)
+        for on, off in zip(zip(*steps[True], strict=True), zip(*steps[False], strict=True), strict=True)
     )
     told = {"ratio_step_time": round(wall_ratio, 4), "cpu_ratio_step_time": round(cpu_ratio, 4)}
     print(json.dumps({"bench": "stall", **told, "rounds": rounds, "quick": quick}))

@@ -1,11 +1,13 @@
 """How long do the project's own tests take, per round and per marker?
 
     python -m bench.suite                  `make test` and the rest of `make test-full`
-    python -m bench.suite --quick          one small test file: shows that the command works, its figures mean little
+    python -m bench.suite --quick          one small test file: shows that the command works, its figures mean
+                                           little
 
-Seconds of a round are wall-clock time with two tests at a time; `seconds_full` is both rounds together. Seconds of a marker are summed over its
-tests, set-up and teardown included; a fixture that several tests share counts where it was built. The markers `full` and `stress` select rounds and
-are not among them. Ends with exit code 1 if a test fails.
+Seconds of a round are wall-clock time with two tests at a time; `seconds_full` is both rounds together.
+Seconds of a marker are summed over its tests, set-up and teardown included; a fixture that several tests
+share counts where it was built. The markers `full` and `stress` select rounds and are not among them. Ends
+with exit code 1 if a test fails.
 """
 
 import json
@@ -62,7 +64,18 @@ def play(expression: str, paths: list[str]) -> Round:
     with tempfile.TemporaryDirectory() as folder:
         times = Path(folder) / "times"
         times.touch()
-        command = [sys.executable, "-m", "pytest", "-p", "bench.test_times", f"--test-times={times}", "-p", "no:cacheprovider", "-m", expression]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "bench.test_times",
+            f"--test-times={times}",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            expression,
+        ]
         command += ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder", *paths]
         began = time.perf_counter()
         status = subprocess.run(command, cwd=CHECKOUT, stdout=sys.stderr).returncode
@@ -72,7 +85,9 @@ def play(expression: str, paths: list[str]) -> Round:
 
 def markers() -> list[str]:
     """The markers that pyproject.toml declares, without those that select rounds."""
-    declared = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
+    declared = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"][
+        "markers"
+    ]
     return sorted({line.partition(":")[0].partition("(")[0].strip() for line in declared} - SELECTING)
 
 
@@ -94,13 +109,18 @@ def main(quick: bool) -> None:
     by_marker = seconds_by_marker(list(rounds.values()), markers())
     print(f"{'round':<28}{'tests':>7}{'wall s':>9}")
     for title, one in rounds.items():
-        print(f"{title:<28}{one.tests:>7}{one.seconds:>9.1f}{'' if one.passed else f'   failed, exit code {one.status}'}")
+        failed = "" if one.passed else f"   failed, exit code {one.status}"
+        print(f"{title:<28}{one.tests:>7}{one.seconds:>9.1f}{failed}")
     print(f"\n{'marker':<28}{'tests':>7}{'s of its tests':>16}")
     for name, seconds in by_marker.items():
         marked = {phase.nodeid for one in rounds.values() for phase in one.phases if name in phase.markers}
         print(f"{name:<28}{len(marked):>7}{seconds:>16.1f}")
     fast, rest = rounds.values()
-    answer: dict[str, object] = {"bench": "suite", "seconds_fast": round(fast.seconds, 1), "seconds_full": round(fast.seconds + rest.seconds, 1)}
+    answer: dict[str, object] = {
+        "bench": "suite",
+        "seconds_fast": round(fast.seconds, 1),
+        "seconds_full": round(fast.seconds + rest.seconds, 1),
+    }
     answer |= {f"seconds_{name}": round(seconds, 1) for name, seconds in by_marker.items()}
     answer |= {"tests": fast.tests + rest.tests, "passed": fast.passed and rest.passed, "quick": quick}
     print("\n" + json.dumps(answer))

@@ -3,8 +3,9 @@
     python -m bench.telling                two minutes
     python -m bench.telling --quick
 
-Reports, checkpoints and scores of arms as a sweep makes them, into the database beside the results: how long whoever reports waits, and CPU
-seconds of the thread that tells. The peer is the optimiser step of the quickstart's policy: so many of them lie between two reports.
+Reports, checkpoints and scores of arms as a sweep makes them, into the database beside the results: how long
+whoever reports waits, and CPU seconds of the thread that tells. The peer is the optimiser step of the
+quickstart's policy: so many of them lie between two reports.
 """
 
 import json
@@ -24,7 +25,9 @@ ARMS, QUICKSTART_STEPS, QUICKSTART_CHECKPOINTS = 10, 1000, 2
 
 
 def step_s(store: str, steps: int) -> float:
-    """CPU seconds of an optimiser step at the quickstart's size, on one thread; the first ones load the model."""
+    """CPU seconds of an optimiser step at the quickstart's size, on one thread; the first ones load the
+    model.
+    """
     import torch
 
     from orchestrator.config.arms import Arm
@@ -35,7 +38,9 @@ def step_s(store: str, steps: int) -> float:
 
     torch.set_num_threads(1)
     settings = Train(steps=steps, batch_size=16, checkpoint_every=steps)
-    job = ArmJob(Arm(4, 1.0, 0), "bench-telling", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none")
+    job = ArmJob(
+        Arm(4, 1.0, 0), "bench-telling", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none"
+    )
     seen: list[tuple[int, float]] = []
 
     def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
@@ -47,7 +52,9 @@ def step_s(store: str, steps: int) -> float:
 
 
 def told(folder: Path, store: str, reports: int) -> tuple[list[float], float, float]:
-    """Seconds that each report took whoever made it; CPU seconds of the telling thread per report, and per arm for all else it is told."""
+    """Seconds that each report took whoever made it; CPU seconds of the telling thread per report, and per
+    arm for all else it is told.
+    """
     from orchestrator.config.sweep_config import Sweep
     from orchestrator.evaluation.scores import Score
     from orchestrator.provenance import digest
@@ -59,7 +66,11 @@ def told(folder: Path, store: str, reports: int) -> tuple[list[float], float, fl
     asked = {
         "name": "telling",
         "data": {"episodes": store, "demo_count": list(range(1, ARMS + 1))},
-        "train": {"steps": QUICKSTART_STEPS, "batch_size": 16, "checkpoint_every": QUICKSTART_STEPS // QUICKSTART_CHECKPOINTS},
+        "train": {
+            "steps": QUICKSTART_STEPS,
+            "batch_size": 16,
+            "checkpoint_every": QUICKSTART_STEPS // QUICKSTART_CHECKPOINTS,
+        },
         "suite": {"tasks": ["Lift"], "episodes": 25, "horizon": 100},
         "storage": str(folder),
     }
@@ -69,7 +80,9 @@ def told(folder: Path, store: str, reports: int) -> tuple[list[float], float, fl
     def measured(self: Any, reading: Any, note: dict[str, Any], end: int) -> None:
         began = time.thread_time()
         tell(self, reading, note, end)
-        spent["metrics" if note["do"] == "metrics" and "checkpoint" not in note else "else"] += time.thread_time() - began
+        spent["metrics" if note["do"] == "metrics" and "checkpoint" not in note else "else"] += (
+            time.thread_time() - began
+        )
 
     state = SweepState.open(Sweep.model_validate(asked), pin=True)
     views = Views(state)
@@ -96,7 +109,14 @@ def told(folder: Path, store: str, reports: int) -> tuple[list[float], float, fl
             for step in state.sweep.checkpoint_steps():
                 outcomes = [Outcome(spec, "success", 40, 5, 0.4, 0.1, 30, True) for spec in specs]
                 views.checkpoint(arm_id, step, digest([arm_id, step]))
-                views.score(arm_id, step, digest([arm_id, step]), "nominal", Score.of(outcomes, len(outcomes)), outcomes)
+                views.score(
+                    arm_id,
+                    step,
+                    digest([arm_id, step]),
+                    "nominal",
+                    Score.of(outcomes, len(outcomes)),
+                    outcomes,
+                )
         assert not views.finish(done=True)
     finally:
         teller.Teller._tell = tell  # type: ignore[method-assign]
@@ -121,11 +141,23 @@ def main(quick: bool) -> None:
     telling = report * (PROGRESS_REPORTS + QUICKSTART_CHECKPOINTS) + rest
     slow = sorted(waits)[int(0.99 * len(waits))]
     print(f"{'an optimiser step':<44}{1000 * step:>9.1f} ms of CPU")
-    print(f"{'a report: whoever reports waits, median':<44}{1000 * median(waits):>9.3f} ms, 99 % within {1000 * slow:.3f}")
+    print(
+        f"{'a report: whoever reports waits, median':<44}{1000 * median(waits):>9.3f} ms, 99 % within"
+        f" {1000 * slow:.3f}"
+    )
     print(f"{'a report: the thread that tells':<44}{1000 * report:>9.1f} ms of CPU")
-    print(f"{f'{QUICKSTART_CHECKPOINTS} checkpoints and scores: the same thread':<44}{1000 * rest:>9.1f} ms of CPU")
-    print(f"\n{ARMS} arms at once; an arm of {QUICKSTART_STEPS} steps trains {arm:.0f} s and is told in {telling:.2f} s: {telling / arm:.2%}")
-    told_of = {"ratio_to_training": round(telling / arm, 5), "report_waits_ms": round(1000 * median(waits), 3)}
+    print(
+        f"{f'{QUICKSTART_CHECKPOINTS} checkpoints and scores: the same thread':<44}{1000 * rest:>9.1f} ms"
+        " of CPU"
+    )
+    print(
+        f"\n{ARMS} arms at once; an arm of {QUICKSTART_STEPS} steps trains {arm:.0f} s and is told in"
+        f" {telling:.2f} s: {telling / arm:.2%}"
+    )
+    told_of = {
+        "ratio_to_training": round(telling / arm, 5),
+        "report_waits_ms": round(1000 * median(waits), 3),
+    }
     told_of |= {"report_cpu_ms": round(1000 * report, 2), "step_cpu_ms": round(1000 * step, 1)}
     print(json.dumps({"bench": "telling", **told_of, "arms": ARMS, "quick": quick}))
 

@@ -1,6 +1,8 @@
-"""Pytest plugin that records how long each phase of each test takes, and the markers of the test. Works with pytest-xdist.
+"""Pytest plugin that records how long each phase of each test takes, and the markers of the test. Works with
+pytest-xdist.
 
-python -m pytest -p bench.test_times --test-times=FILE      one JSON object per line: nodeid, when, seconds, markers
+python -m pytest -p bench.test_times --test-times=FILE      one JSON object per line: nodeid, when, seconds,
+                                                            markers
 """
 
 import json
@@ -9,18 +11,27 @@ from pathlib import Path
 import pytest
 
 MARKERS = "markers"
-"""Name of the user property that carries a test's markers from the process that ran it to the one that writes the file."""
+"""Name of the user property that carries a test's markers from the process that ran it to the one that writes
+the file.
+"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--test-times", type=Path, metavar="FILE", help="Append one JSON object per phase of each test to FILE.")
+    parser.addoption(
+        "--test-times",
+        type=Path,
+        metavar="FILE",
+        help="Append one JSON object per phase of each test to FILE.",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for marker in ("full", "stress"):
-        config.addinivalue_line("markers", f"{marker}: selects a round of tests")  # an expression with an undeclared marker is an error
+        # an expression with an undeclared marker is an error
+        config.addinivalue_line("markers", f"{marker}: selects a round of tests")
     path: Path | None = config.getoption("--test-times")
-    if path and not hasattr(config, "workerinput"):  # workers of pytest-xdist report to the process that started them
+    # workers of pytest-xdist report to the process that started them
+    if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Recorder(path))
 
 
@@ -33,6 +44,11 @@ class _Recorder:
         self._path = path
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        line = {"nodeid": report.nodeid, "when": report.when, "seconds": report.duration, "markers": dict(report.user_properties)[MARKERS]}
+        line = {
+            "nodeid": report.nodeid,
+            "when": report.when,
+            "seconds": report.duration,
+            "markers": dict(report.user_properties)[MARKERS],
+        }
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -1,10 +1,12 @@
-"""Does the train loop cost more than its forward and backward passes, and does keeping a frozen video model's features pay?
+"""Does the train loop cost more than its forward and backward passes, and does keeping a frozen video model's
+features pay?
 
     python -m bench.train_step           about ten minutes
     python -m bench.train_step --quick   within a minute: few rounds, which say little
 
-Clips per second of the whole loop, with Ray Data, decoding, metrics and everything, against a bare loop over batches in memory: model, AdamW,
-clipping, running average. In one process by turns, a block of steps each. Where there is a GPU: `svd-256` on it, too.
+Clips per second of the whole loop, with Ray Data, decoding, metrics and everything, against a bare loop over
+batches in memory: model, AdamW, clipping, running average. In one process by turns, a block of steps each.
+Where there is a GPU: `svd-256` on it, too.
 """
 
 import itertools
@@ -51,7 +53,11 @@ CONTRACT = contract(("robot0_eye_in_hand",), (64, 64), "fast")
 TINY = PRESETS["tiny"]
 CACHE_MB = 256
 SENTENCE = "lift the cube"
-BARE, MEMORY, WHOLE = "bare loop, batches in memory", "Trainer, batches in memory", "whole loop, clips through Ray Data"
+BARE, MEMORY, WHOLE = (
+    "bare loop, batches in memory",
+    "Trainer, batches in memory",
+    "whole loop, clips through Ray Data",
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ FULL = Size(40, 16, 20)
 QUICK = Size(4, 8, 2)
 
 
-# -- a store of short episodes ------------------------------------------------------------------------------------------------------
+# -- a store of short episodes -------------------------------------------------------------------------------
 
 
 def _shrunk(episode: Episode) -> Episode:
@@ -99,18 +105,30 @@ def write_store(root: Path, episodes: int) -> str:
     return uri
 
 
-# -- the loops ----------------------------------------------------------------------------------------------------------------------
+# -- the loops -----------------------------------------------------------------------------------------------
 
 
 def job_of(uri: str, size: Size, objective: Objective = "joint", cache_mb: int = 0) -> ArmJob:
     """An arm that reports at the end of every block, without a checkpoint before its last step."""
     steps = PROGRESS_REPORTS * size.block
     settings = Train(steps=steps, batch_size=BATCH, checkpoint_every=steps, feature_cache_mb=cache_mb)
-    return ArmJob(Arm(size.episodes // 2, 1.0, 0), f"bench-{objective}-{cache_mb}", uri, 1, frozenset(), TINY, settings, objective, weights="none")
+    return ArmJob(
+        Arm(size.episodes // 2, 1.0, 0),
+        f"bench-{objective}-{cache_mb}",
+        uri,
+        1,
+        frozenset(),
+        TINY,
+        settings,
+        objective,
+        weights="none",
+    )
 
 
 def warm_up(size: Size, objective: Objective) -> int:
-    """Blocks until nothing is new: Ray Data has brought every episode, and of a frozen video model every clip was seen."""
+    """Blocks until nothing is new: Ray Data has brought every episode, and of a frozen video model every clip
+    was seen.
+    """
     clips = size.episodes // 2 * LENGTH + POOL_VISITS * CLIPS_PER_VISIT  # those of an epoch come in disorder
     return 2 if objective == "joint" else -(-clips // (BATCH * size.block))
 
@@ -133,8 +151,18 @@ def whole(job: ArmJob, warm_up: int) -> Callable[[Pause], None]:
 def in_memory(job: ArmJob) -> list[Batch]:
     """Batches of the job, as tensors. They are not normalised: time does not depend on it."""
     manifest = load_manifest(open_storage(job.episodes), job.version)
-    arrays = stream.batches(job.episodes, manifest.contract, job.order(manifest, 0, 1), job.clip, first_step=0, num_steps=IN_MEMORY)
-    tensors: list[dict[str, Any]] = [{name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in batch.items()} for batch in arrays]
+    arrays = stream.batches(
+        job.episodes,
+        manifest.contract,
+        job.order(manifest, 0, 1),
+        job.clip,
+        first_step=0,
+        num_steps=IN_MEMORY,
+    )
+    tensors: list[dict[str, Any]] = [
+        {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in batch.items()}
+        for batch in arrays
+    ]
     return [Batch(**batch) for batch in tensors]
 
 
@@ -146,7 +174,9 @@ def bare(job: ArmJob, batches: list[Batch]) -> Callable[[Pause], None]:
         model = VideoActionModel(job.config, CONTRACT)
         model.learn(job.objective)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, (0.9, 0.95), weight_decay=recipe.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(
+            parameters, recipe.learning_rate, (0.9, 0.95), weight_decay=recipe.weight_decay, fused=True
+        )
         average = [parameter.detach().clone() for parameter in parameters]
         for step, batch in enumerate(itertools.cycle(batches), 1):
             losses = model(batch, generator, Counts.of(batch))
@@ -189,7 +219,7 @@ def show(title: str, size: Size, costs: dict[str, list[Cost]]) -> None:
     print()
 
 
-# -- on a GPU -----------------------------------------------------------------------------------------------------------------------
+# -- on a GPU ------------------------------------------------------------------------------------------------
 
 
 def svd_clips(config: PolicyConfig, cameras: Contract, clips: int, device: str) -> Batch:
@@ -198,13 +228,18 @@ def svd_clips(config: PolicyConfig, cameras: Contract, clips: int, device: str) 
     rows, columns = (side // 8 for side in cameras.image_size)
     with torch.device(device):
         latents = torch.randn(clips, views, frames, 12, rows, columns).half()
-        proprio, actions = torch.randn(clips, len(cameras.proprio)), torch.randn(clips, horizon, len(cameras.action))
+        proprio, actions = (
+            torch.randn(clips, len(cameras.proprio)),
+            torch.randn(clips, horizon, len(cameras.action)),
+        )
         masks = torch.ones(clips, horizon), torch.ones(clips, frames)
     return Batch(latents, proprio, actions, *masks, [SENTENCE] * clips, list(range(clips)))
 
 
 def _on_gpu(model: VideoActionModel, recipe: Recipe, batch: Batch, steps: int) -> tuple[float, float]:
-    """Clips per second, and the peak of the GPU's memory in GiB: weights, moments, average and gradients included."""
+    """Clips per second, and the peak of the GPU's memory in GiB: weights, moments, average and gradients
+    included.
+    """
     trainer, generator, warm_up = Trainer(model, recipe, 100), torch.Generator(), 2
     torch.cuda.reset_peak_memory_stats()
     for step in range(warm_up + steps):
@@ -220,7 +255,9 @@ def on_gpu(config: PolicyConfig, side: int, steps: int, device: str = "cuda") ->
     """Training from random weights with three cameras, in every way that fits the GPU."""
     cameras = contract(("agentview", "sideview", "robot0_eye_in_hand"), (side, side), "fast")
     assert config.video
-    model = VideoActionModel(config, cameras, known_sentences={SENTENCE: torch.randn(config.video.cross_attention_dim)}).to(device)
+    model = VideoActionModel(
+        config, cameras, known_sentences={SENTENCE: torch.randn(config.video.cross_attention_dim)}
+    ).to(device)
     objectives: tuple[Objective, ...] = "video", "action"
     precisions: tuple[Literal["fp16", "bf16"], ...] = "fp16", "bf16"
     answers: dict[str, float] = {}
@@ -232,12 +269,17 @@ def on_gpu(config: PolicyConfig, side: int, steps: int, device: str = "cuda") ->
         torch.cuda.empty_cache()
         name, batch = f"{objective}, {precision}, batch of {clips}", svd_clips(config, cameras, clips, device)
         try:
-            speed, gib = _on_gpu(model, Recipe(precision=precision, gradient_checkpointing=True), batch, steps)
+            speed, gib = _on_gpu(
+                model, Recipe(precision=precision, gradient_checkpointing=True), batch, steps
+            )
         except torch.OutOfMemoryError:
             print(f"{name:<60} does not fit")
             continue
         print(f"{name:<60} {speed:7.2f}  {gib:8.1f}")
-        answers |= {f"svd_{objective}_{precision}_{clips}_clips_per_s": speed, f"svd_{objective}_{precision}_{clips}_gib": gib}
+        answers |= {
+            f"svd_{objective}_{precision}_{clips}_clips_per_s": speed,
+            f"svd_{objective}_{precision}_{clips}_gib": gib,
+        }
     print()
     return answers
 
@@ -255,12 +297,22 @@ def main(quick: bool) -> None:
         connect()
         joint = job_of(uri, size)
         batches = in_memory(joint)
-        print(f"tiny, batches of {BATCH}; {size.episodes} episodes of {LENGTH} frames, 1 camera of 64x64; {os.cpu_count()} cores, 1 torch thread;")
+        print(
+            f"tiny, batches of {BATCH}; {size.episodes} episodes of {LENGTH} frames, 1 camera of 64x64;"
+            f" {os.cpu_count()} cores, 1 torch thread;"
+        )
         print(f"{size.rounds} rounds by turns of {size.block} steps, medians\n")
-        loops = {WHOLE: whole(joint, warm_up(size, "joint")), BARE: bare(joint, batches), MEMORY: trainer_alone(joint, batches)}
+        loops = {
+            WHOLE: whole(joint, warm_up(size, "joint")),
+            BARE: bare(joint, batches),
+            MEMORY: trainer_alone(joint, batches),
+        }
         costs = by_turns(loops, size.rounds)
         show("joint", size, costs)
-        stage2 = {"kept": job_of(uri, size, "action", CACHE_MB), "computed anew": job_of(uri, size, "action", 0)}
+        stage2 = {
+            "kept": job_of(uri, size, "action", CACHE_MB),
+            "computed anew": job_of(uri, size, "action", 0),
+        }
         batches = in_memory(stage2["kept"])
         loops = {f"{WHOLE}, {how}": whole(job, warm_up(size, "action")) for how, job in stage2.items()}
         loops |= {f"{MEMORY}, {how}": trainer_alone(job, batches) for how, job in stage2.items()}
@@ -275,7 +327,15 @@ def main(quick: bool) -> None:
     }
     if torch.cuda.is_available():
         answers |= on_gpu(PRESETS["svd-256"], 256, 2 if quick else 10)
-    print(json.dumps({"bench": "train_step", **{name: round(value, 3) for name, value in answers.items()}, "quick": quick}))
+    print(
+        json.dumps(
+            {
+                "bench": "train_step",
+                **{name: round(value, 3) for name, value in answers.items()},
+                "quick": quick,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Loops that run in one process by turns, a block of steps each, so that what else the machine does meets them all alike."""
+"""Loops that run in one process by turns, a block of steps each, so that what else the machine does meets
+them all alike.
+"""
 
 import threading
 import time
@@ -10,9 +12,12 @@ import torch
 from bench.harness import interleaved, median_ratio
 
 Pause = Callable[[], None]
-"""A loop calls it when it has warmed up and after every block of steps; it returns when it is the loop's turn again."""
+"""A loop calls it when it has warmed up and after every block of steps; it returns when it is the loop's turn
+again.
+"""
 
-SETTLE_S = 0.2  # before a turn is timed: a paused loop's own threads have then filled their queues and wait, too
+# before a turn is timed: a paused loop's own threads have then filled their queues and wait, too
+SETTLE_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -93,4 +98,6 @@ def by_turns(loops: dict[str, Callable[[Pause], None]], rounds: int) -> dict[str
 
 def ratio(costs: dict[str, list[Cost]], of: str, to: str, what: str = "wall") -> float:
     """How many times as fast one loop is as the other: the median over rounds."""
-    return median_ratio([getattr(cost, what) for cost in costs[to]], [getattr(cost, what) for cost in costs[of]])
+    return median_ratio(
+        [getattr(cost, what) for cost in costs[to]], [getattr(cost, what) for cost in costs[of]]
+    )

@@ -1,14 +1,21 @@
-"""Significance of published success rates: "Video Generators are Robot Policies" (arXiv 2508.00795) on RoboCasa.
+"""Significance of published success rates: "Video Generators are Robot Policies" (arXiv 2508.00795) on
+RoboCasa.
 
     python -m examples.published_numbers
 
-Each rate is over 24 tasks x 50 episodes. The papers share no episodes, so the test is Fisher's exact one, corrected for three comparisons (Holm).
+Each rate is over 24 tasks x 50 episodes. The papers share no episodes, so the test is Fisher's exact one,
+corrected for three comparisons (Holm).
 """
 
 from orchestrator.stats.fixed_sample import holm, unpaired_p_value, verdict, wilson
 
 EPISODES = 24 * 50
-OURS, MORE, BASELINE, AGAIN = "50 demos", "300 demos", "DP-VLA, the best baseline", "300 demos, checkpoint run again by others"
+OURS, MORE, BASELINE, AGAIN = (
+    "50 demos",
+    "300 demos",
+    "DP-VLA, the best baseline",
+    "300 demos, checkpoint run again by others",
+)
 RATES = {OURS: 0.63, MORE: 0.66, BASELINE: 0.57, AGAIN: 0.58}
 PAIRS = (OURS, BASELINE), (OURS, MORE), (MORE, AGAIN)
 

@@ -1,8 +1,10 @@
-"""Policy from a plain function: without cameras, it moves to the usual place of Lift's red cube, closes its fingers and rises.
+"""Policy from a plain function: without cameras, it moves to the usual place of Lift's red cube, closes its
+fingers and rises.
 
     python -m jobs.score examples.waypoints:make --task Lift --episodes 20
 
-A minimal example of a policy that can be scored. The cube lies within 3 cm of the middle, turned at random, so the policy grasps it sometimes.
+A minimal example of a policy that can be scored. The cube lies within 3 cm of the middle, turned at random,
+so the policy grasps it sometimes.
 """
 
 from collections.abc import Sequence
@@ -19,10 +21,13 @@ STEPS = 6  # control steps per chunk: enough for the fingers to close
 
 
 def waypoint(observation: Observation) -> ActionChunk:
-    """Return the next six actions (6, 7) from the hand's state: proprio is position (3), quaternion (4), fingers (2)."""
+    """Return the next six actions (6, 7) from the hand's state: proprio is position (3), quaternion (4),
+    fingers (2).
+    """
     hand, opening = observation.proprio[:3], observation.proprio[7] - observation.proprio[8]
     way, grip = np.zeros(3), -1.0
-    holds = opening < 0.06 and hand[2] < 0.93  # the height matters because the fingers are half open at the start too
+    # the height matters because the fingers are half open at the start too
+    holds = opening < 0.06 and hand[2] < 0.93
     if holds or hand[2] < LOW + 0.008:
         grip = 1.0
         way[2] = 0.1 if holds else 0.0

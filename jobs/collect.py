@@ -14,18 +14,54 @@ from orchestrator.cli.main import answers_mistakes
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--task", default="Lift", show_default=True, help="Lift, Stack, PickPlaceCan, Door or NutAssemblySquare.")
-@click.option("--episodes", type=click.IntRange(1, 1_000_000), required=True, help="How many the store shall hold of this task: seeds 0, 1, 2 ...")
-@click.option("--store", required=True, help="Folder or s3:// URI of the episode store; made if it is not there.")
 @click.option(
-    "--cameras", default="robot0_eye_in_hand", show_default=True, help="Comma-separated robosuite cameras, in the order the policy will see them."
+    "--task", default="Lift", show_default=True, help="Lift, Stack, PickPlaceCan, Door or NutAssemblySquare."
 )
-@click.option("--image-size", type=click.IntRange(16, 1024), default=64, show_default=True, help="Pixels, square.")
-@click.option("--render-profile", default="fast", show_default=True, help="Rendering quality; evaluation uses the same.")
-@click.option("--disturbance", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="How far executed actions stray from the expert's.")
-@click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), help="Simulator processes; one per core by default.")
+@click.option(
+    "--episodes",
+    type=click.IntRange(1, 1_000_000),
+    required=True,
+    help="How many the store shall hold of this task: seeds 0, 1, 2 ...",
+)
+@click.option(
+    "--store", required=True, help="Folder or s3:// URI of the episode store; made if it is not there."
+)
+@click.option(
+    "--cameras",
+    default="robot0_eye_in_hand",
+    show_default=True,
+    help="Comma-separated robosuite cameras, in the order the policy will see them.",
+)
+@click.option(
+    "--image-size", type=click.IntRange(16, 1024), default=64, show_default=True, help="Pixels, square."
+)
+@click.option(
+    "--render-profile", default="fast", show_default=True, help="Rendering quality; evaluation uses the same."
+)
+@click.option(
+    "--disturbance",
+    type=click.FloatRange(0, 1),
+    default=0.3,
+    show_default=True,
+    help="How far executed actions stray from the expert's.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=os.cpu_count(),
+    help="Simulator processes; one per core by default.",
+)
 @answers_mistakes
-def main(task: str, episodes: int, store: str, cameras: str, image_size: int, render_profile: str, disturbance: float, workers: int) -> None:
+def main(
+    task: str,
+    episodes: int,
+    store: str,
+    cameras: str,
+    image_size: int,
+    render_profile: str,
+    disturbance: float,
+    workers: int,
+) -> None:
     """Record demonstrations of TASK until the store holds EPISODES of them.
 
     \b
@@ -57,7 +93,10 @@ def main(task: str, episodes: int, store: str, cameras: str, image_size: int, re
     conventions = contract(views, (image_size, image_size), render_profile, task)
     todo = missing(storage, [Demonstration(task, seed, disturbance) for seed in range(episodes)])
     if len(todo) < episodes:
-        click.echo(f"{storage.uri} already holds {episodes - len(todo)} of {episodes} episodes of {task}" + ("" if todo else "; nothing to record"))
+        click.echo(
+            f"{storage.uri} already holds {episodes - len(todo)} of {episodes} episodes of {task}"
+            + ("" if todo else "; nothing to record")
+        )
     if not todo:
         return
     quiet()
@@ -68,8 +107,8 @@ def main(task: str, episodes: int, store: str, cameras: str, image_size: int, re
         for entry in progress.track(collect(storage, conventions, todo, workers), total=len(todo)):
             successes, steps = successes + bool(entry.success), steps + entry.length
     click.echo(
-        f"recorded {len(todo)} episodes of {task}, {successes} successful, {steps / len(todo):.0f} steps on average, "
-        f"in {time.monotonic() - began:.0f} s, into {storage.uri}"
+        f"recorded {len(todo)} episodes of {task}, {successes} successful, {steps / len(todo):.0f} steps on"
+        f" average, in {time.monotonic() - began:.0f} s, into {storage.uri}"
     )
 
 

@@ -1,9 +1,11 @@
-"""Import recordings: HDF5 (robomimic, MimicGen, RoboCasa, LIBERO), LeRobot, RLDS, MCAP, diffusion-policy zarr, or films, into an episode store.
+"""Import recordings: HDF5 (robomimic, MimicGen, RoboCasa, LIBERO), LeRobot, RLDS, MCAP, diffusion-policy
+zarr, or films, into an episode store.
 
     python -m jobs.ingest demo.hdf5 data/lift --dry-run --sheet sheet.png
     python -m jobs.ingest demo.hdf5 data/lift --images upside-down
 
-Episodes already there are skipped, so the same command continues an import that was stopped. Exit code 1: something was left out; it is listed.
+Episodes already there are skipped, so the same command continues an import that was stopped. Exit code 1:
+something was left out; it is listed.
 """
 
 import os
@@ -42,29 +44,85 @@ def _keys(_context: Any, _parameter: Any, value: str | None) -> tuple[str, ...] 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("src", type=click.Path())
 @click.argument("dst")
-@click.option("--dry-run", is_flag=True, help="Only say what is understood: tasks, cameras, lengths, conventions, problems.")
-@click.option("--sheet", type=click.Path(dir_okay=False), help="With --dry-run: write a PNG of first pictures, as they are stored.")
-@click.option("--images", type=click.Choice(["upright", "upside-down", "rotated"]), help="How pictures are stored; HDF5 does not say.")
-@click.option("--cameras", callback=_pairs, metavar="A=B,C", help="Which cameras, in the store's order; A=B calls A B. All by default.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Only say what is understood: tasks, cameras, lengths, conventions, problems.",
+)
+@click.option(
+    "--sheet",
+    type=click.Path(dir_okay=False),
+    help="With --dry-run: write a PNG of first pictures, as they are stored.",
+)
+@click.option(
+    "--images",
+    type=click.Choice(["upright", "upside-down", "rotated"]),
+    help="How pictures are stored; HDF5 does not say.",
+)
+@click.option(
+    "--cameras",
+    callback=_pairs,
+    metavar="A=B,C",
+    help="Which cameras, in the store's order; A=B calls A B. All by default.",
+)
 @click.option("--task", help="Name of the task, where the source has none or another than the simulator's.")
 @click.option("--instruction", help="What is done, in words.")
-@click.option("--hz", type=click.FloatRange(0, min_open=True), help="Steps per second of the recording, where it does not say.")
-@click.option("--resample-hz", type=click.FloatRange(0, min_open=True), help="Steps per second wanted; only without actions.")
-@click.option("--image-size", callback=_size, metavar="N or HxW", help="Scale pictures to it.")
-@click.option("--proprio", callback=_keys, metavar="KEY,KEY", help="Which vectors are the proprioception, in order; `none` for none.")
-@click.option("--action-free", is_flag=True, help="Leave the actions behind.")
-@click.option("--panda", is_flag=True, help="Actions and proprioception are laid out as the simulator's here: 7 OSC_POSE deltas, hand pose, fingers.")
-@click.option("--arm-only", is_flag=True, help="RoboCasa: keep the arm's 7 action dimensions, leave out episodes in which the base moves.")
-@click.option("--mask", help="HDF5: only the demonstrations that this filter lists. LeRobot: only this split of meta/info.json.")
-@click.option("--action", help="Which vector is the action, where the format's usual name is another; `actions_abs`, for example.")
 @click.option(
-    "--deltas/--absolute", default=None, help="Whether actions are displacements in [-1, 1] or poses, where a file and its values contradict."
+    "--hz",
+    type=click.FloatRange(0, min_open=True),
+    help="Steps per second of the recording, where it does not say.",
 )
-@click.option("--picture-range", help="What black and white are where pictures are no bytes: 0..1, 0..255, -1..1 or 0..65535.")
-@click.option("--render-profile", help="How pictures were rendered, if they match a profile of the simulator here.")
+@click.option(
+    "--resample-hz",
+    type=click.FloatRange(0, min_open=True),
+    help="Steps per second wanted; only without actions.",
+)
+@click.option("--image-size", callback=_size, metavar="N or HxW", help="Scale pictures to it.")
+@click.option(
+    "--proprio",
+    callback=_keys,
+    metavar="KEY,KEY",
+    help="Which vectors are the proprioception, in order; `none` for none.",
+)
+@click.option("--action-free", is_flag=True, help="Leave the actions behind.")
+@click.option(
+    "--panda",
+    is_flag=True,
+    help=(
+        "Actions and proprioception are laid out as the simulator's here: 7 OSC_POSE deltas, hand pose,"
+        " fingers."
+    ),
+)
+@click.option(
+    "--arm-only",
+    is_flag=True,
+    help="RoboCasa: keep the arm's 7 action dimensions, leave out episodes in which the base moves.",
+)
+@click.option(
+    "--mask",
+    help="HDF5: only the demonstrations that this filter lists. LeRobot: only this split of meta/info.json.",
+)
+@click.option(
+    "--action",
+    help="Which vector is the action, where the format's usual name is another; `actions_abs`, for example.",
+)
+@click.option(
+    "--deltas/--absolute",
+    default=None,
+    help="Whether actions are displacements in [-1, 1] or poses, where a file and its values contradict.",
+)
+@click.option(
+    "--picture-range",
+    help="What black and white are where pictures are no bytes: 0..1, 0..255, -1..1 or 0..65535.",
+)
+@click.option(
+    "--render-profile", help="How pictures were rendered, if they match a profile of the simulator here."
+)
 @click.option("--simulator", help="Versions of what recorded them, if the source does not say.")
 @click.option("--label", help="Episode ids begin with it; the source's name by default.")
-@click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), help="Processes; one per core by default.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=os.cpu_count(), help="Processes; one per core by default."
+)
 @answers_mistakes
 def main(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, **said: Any) -> None:
     """Import the recordings SRC into the episode store DST, a folder or s3:// URI; made if it is not there.
@@ -73,9 +131,11 @@ def main(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, **s
     python -m jobs.ingest demo.hdf5 data/lift --dry-run --sheet sheet.png       look first
     python -m jobs.ingest demo.hdf5 data/lift --images upside-down
     python -m jobs.ingest lerobot/pick data/pick --cameras top=agentview,wrist --image-size 64
-    python -m jobs.ingest pusht.zarr data/pusht --hz 10 --task PushT --instruction "push the T" --proprio state
-    python -m jobs.ingest bags data/pick --hz 10 --task pick --instruction "pick it up" --proprio /joint_states --action /command
-    python -m jobs.ingest films data/lift --cameras agentview --resample-hz 20  action-free, beside demonstrations
+    python -m jobs.ingest pusht.zarr data/pusht --hz 10 --task PushT --instruction "push the T" --proprio
+    state python -m jobs.ingest bags data/pick --hz 10 --task pick --instruction "pick it up" --proprio
+    /joint_states --action /command
+    python -m jobs.ingest films data/lift --cameras agentview --resample-hz 20  action-free, beside
+                                                                                demonstrations
     """
     from orchestrator.cli.progress import progress_bar
     from orchestrator.cluster.ray_runtime import connect, quiet
@@ -90,16 +150,27 @@ def main(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, **s
         _write_sheet(source, Path(sheet))
     click.echo(_understood(src, source))
     if source.questions:
-        click.echo("\n".join(["to be answered first", *(f"  - {question}" for question in source.questions)]), err=not dry_run)
+        click.echo(
+            "\n".join(["to be answered first", *(f"  - {question}" for question in source.questions)]),
+            err=not dry_run,
+        )
         if not dry_run:
             sys.exit(2)
     source = adopted(source, storage)
     todo = missing(source, storage)
     usable = [item for item in source.items if not item.problem]
-    click.echo(f"{'store':<14} {storage.uri}: {len(todo)} episodes to import, {len(usable) - len(todo)} already there")
-    click.echo(f"{'memory':<14} {memory_mib(source):.0f} MiB in each of {workers} processes, for the longest episode")
+    click.echo(
+        f"{'store':<14} {storage.uri}: {len(todo)} episodes to import, {len(usable) - len(todo)} already"
+        " there"
+    )
+    click.echo(
+        f"{'memory':<14} {memory_mib(source):.0f} MiB in each of {workers} processes, for the longest episode"
+    )
     if todo and not source.contract.action:
-        click.echo("this store will hold episodes without actions only; if demonstrations shall stand beside them, import those first")
+        click.echo(
+            "this store will hold episodes without actions only; if demonstrations shall stand beside them,"
+            " import those first"
+        )
     if dry_run or not todo:
         return
     quiet()
@@ -115,7 +186,8 @@ def main(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, **s
             else:
                 steps += answer.length
     click.echo(
-        f"imported {len(todo) - len(left_out)} episodes, {steps} steps, in {time.monotonic() - began:.0f} s, into {storage.uri}"
+        f"imported {len(todo) - len(left_out)} episodes, {steps} steps, in {time.monotonic() - began:.0f} s,"
+        f" into {storage.uri}"
         + (f"; {len(source.problems) + len(left_out)} left out:" if source.problems or left_out else "")
     )
     for reason in [*source.problems, *left_out]:
@@ -134,9 +206,18 @@ def _understood(src: str, source: "Source") -> str:
         words = f"{len(said)} instructions, such as {said[0]}" if said[1:] else said[0] or "?"
         lines.append(("task", f"{task or '?'}: {count} {'episode' if count == 1 else 'episodes'}, {words}"))
     lines += [
-        ("cameras", f"{', '.join(contract.cameras)}, {contract.image_size[0]}x{contract.image_size[1]} pixels"),
-        ("proprio", f"{len(contract.proprio)} values: {', '.join(contract.proprio)}" if contract.proprio else "none"),
-        ("action", f"{len(contract.action)} dimensions: {', '.join(contract.action)}" if contract.action else "none"),
+        (
+            "cameras",
+            f"{', '.join(contract.cameras)}, {contract.image_size[0]}x{contract.image_size[1]} pixels",
+        ),
+        (
+            "proprio",
+            f"{len(contract.proprio)} values: {', '.join(contract.proprio)}" if contract.proprio else "none",
+        ),
+        (
+            "action",
+            f"{len(contract.action)} dimensions: {', '.join(contract.action)}" if contract.action else "none",
+        ),
         ("rate", f"{contract.control_hz:g} steps per second"),
         ("simulator", f"{contract.simulator}; pictures: {contract.render_profile}"),
     ]
@@ -157,7 +238,11 @@ def _write_sheet(source: "Source", path: Path) -> None:
     from orchestrator.data.contact_sheet import contact_sheet
 
     usable = [item for item in source.items if not item.problem]
-    pictures = [(f"{item.name}, {camera or 'film'}", p) for item in usable[:SHEET] for camera, p in source.first_pictures(item).items()]
+    pictures = [
+        (f"{item.name}, {camera or 'film'}", p)
+        for item in usable[:SHEET]
+        for camera, p in source.first_pictures(item).items()
+    ]
     if pictures:
         path.write_bytes(contact_sheet(pictures))
         click.echo(f"first pictures, as they are stored: {path}")

@@ -1,4 +1,5 @@
-"""Pretrain a small video model on an episode store's videos: what fine-tuning then starts from, as the paper's starts from SVD.
+"""Pretrain a small video model on an episode store's videos: what fine-tuning then starts from, as the
+paper's starts from SVD.
 
     python -m jobs.pretrain data/pretrain --out policy/pretrained/tiny
 
@@ -15,16 +16,60 @@ from orchestrator.cli.main import answers_mistakes
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("store")
-@click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder for the weights, in diffusers' format; must not hold any yet.")
-@click.option("--preset", default="tiny", show_default=True, type=click.Choice(["tiny"]), help="Whose video model: one that needs no autoencoder.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False),
+    help="Folder for the weights, in diffusers' format; must not hold any yet.",
+)
+@click.option(
+    "--preset",
+    default="tiny",
+    show_default=True,
+    type=click.Choice(["tiny"]),
+    help="Whose video model: one that needs no autoencoder.",
+)
 @click.option("--steps", type=click.IntRange(1), default=8000, show_default=True, help="Optimiser steps.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Clips per step, each of all cameras.")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True, help="Peak; then a cosine down to 0.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the first weights, the order of clips and all noise.")
-@click.option("--storage", default="runs", show_default=True, help="Folder or s3:// URI for checkpoints; a second run goes on from them.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Clips per step, each of all cameras.",
+)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=1e-3,
+    show_default=True,
+    help="Peak; then a cosine down to 0.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of the first weights, the order of clips and all noise.",
+)
+@click.option(
+    "--storage",
+    default="runs",
+    show_default=True,
+    help="Folder or s3:// URI for checkpoints; a second run goes on from them.",
+)
 @answers_mistakes
-def main(store: str, out: str, preset: str, steps: int, batch_size: int, learning_rate: float, seed: int, storage: str) -> None:
-    """Pretrain the video model of PRESET on all videos of STORE: no actions, no proprioception, every camera a film of its own.
+def main(
+    store: str,
+    out: str,
+    preset: str,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    storage: str,
+) -> None:
+    """Pretrain the video model of PRESET on all videos of STORE: no actions, no proprioception, every camera
+    a film of its own.
 
     \b
     python -m jobs.pretrain data/pretrain --out policy/pretrained/tiny
@@ -39,7 +84,9 @@ def main(store: str, out: str, preset: str, steps: int, batch_size: int, learnin
     from policy.presets import policy_config
 
     if (Path(out) / "unet").exists():
-        raise SweepError("jobs.pretrain", [f"--out: {out} already holds weights; name another folder, or remove it"])
+        raise SweepError(
+            "jobs.pretrain", [f"--out: {out} already holds weights; name another folder, or remove it"]
+        )
     train = Train(
         steps=steps,
         batch_size=batch_size,
@@ -56,10 +103,19 @@ def main(store: str, out: str, preset: str, steps: int, batch_size: int, learnin
     with progress_bar("pretraining") as progress:
         task = progress.add_task("pretraining", total=steps)
         checkpoint, recipe = pretrain(
-            store, policy_config(preset), train, seed, storage, share, lambda step, loss: progress.update(task, completed=step)
+            store,
+            policy_config(preset),
+            train,
+            seed,
+            storage,
+            share,
+            lambda step, loss: progress.update(task, completed=step),
         )
     ship(checkpoint, recipe, Path(out))
-    click.echo(f"video loss {recipe['loss_video']:.4f} after {steps} steps of {batch_size} clips, {time.monotonic() - began:.0f} s; weights in {out}")
+    click.echo(
+        f"video loss {recipe['loss_video']:.4f} after {steps} steps of {batch_size} clips,"
+        f" {time.monotonic() - began:.0f} s; weights in {out}"
+    )
 
 
 if __name__ == "__main__":

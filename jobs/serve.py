@@ -12,15 +12,28 @@ from orchestrator.cli.mistakes import answers_mistakes
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--policy", required=True, help="A checkpoint's folder, or MODULE:FUNCTION that returns a policy.")
+@click.option(
+    "--policy", required=True, help="A checkpoint's folder, or MODULE:FUNCTION that returns a policy."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Whom to listen to; see --token-env.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one."
+)
 @click.option("--device", default="cpu", show_default=True, help="Of a checkpoint.")
 @click.option("--rung", default="", help="Of a checkpoint's ladder; its own by default.")
-@click.option("--join", is_flag=True, help="Answer requests that wait as one batch; needs a policy that rounds alike in every batch.")
-@click.option("--token-env", help="Variable with the token that clients must send; DEMOSCALE_POLICY_TOKEN by default, if it is set.")
+@click.option(
+    "--join",
+    is_flag=True,
+    help="Answer requests that wait as one batch; needs a policy that rounds alike in every batch.",
+)
+@click.option(
+    "--token-env",
+    help="Variable with the token that clients must send; DEMOSCALE_POLICY_TOKEN by default, if it is set.",
+)
 @answers_mistakes
-def main(policy: str, host: str, port: int, device: str, rung: str, join: bool, token_env: str | None) -> None:
+def main(
+    policy: str, host: str, port: int, device: str, rung: str, join: bool, token_env: str | None
+) -> None:
     """Answer GET /contract and POST /act with POLICY until interrupted (policy/README.md says what is sent).
 
     Clients of this project send the token that their DEMOSCALE_POLICY_TOKEN holds.
@@ -36,7 +49,11 @@ def main(policy: str, host: str, port: int, device: str, rung: str, join: bool, 
     token = os.environ.get(token_env or TOKEN, "").strip()
     if token_env and not token:
         raise SweepError(
-            "jobs.serve", ["--token-env: the variable that it names is not set; set that variable to the token, and write its name here"]
+            "jobs.serve",
+            [
+                "--token-env: the variable that it names is not set; set that variable to the token, and"
+                " write its name here"
+            ],
         )
     acting: Policy
     if Path(policy).is_dir():
@@ -53,9 +70,15 @@ def main(policy: str, host: str, port: int, device: str, rung: str, join: bool, 
     except RemoteError as error:
         raise SweepError("jobs.serve", [f"--token-env: {error}"]) from None
     except OSError as error:
-        raise SweepError("jobs.serve", [f"--port: cannot listen on {host}:{port} ({error.strerror})"]) from None
+        raise SweepError(
+            "jobs.serve", [f"--port: cannot listen on {host}:{port} ({error.strerror})"]
+        ) from None
     with server:
-        click.echo(f"{policy} answers at http://{host}:{server.server_address[1]}{', to those who send the token' if token else ''}; Ctrl-C ends it")
+        click.echo(
+            f"{policy} answers at"
+            f" http://{host}:{server.server_address[1]}{', to those who send the token' if token else ''};"
+            " Ctrl-C ends it"
+        )
         try:
             server.serve_forever()
         except KeyboardInterrupt:

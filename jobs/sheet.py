@@ -1,4 +1,5 @@
-"""Draw what a policy would see in the shifted worlds of a task: one row per shift and camera, one column per variant.
+"""Draw what a policy would see in the shifted worlds of a task: one row per shift and camera, one column per
+variant.
 
 python -m jobs.sheet --task Lift --shift lighting --save lighting.jpg
 """
@@ -14,15 +15,44 @@ LABEL = 16  # pixels high
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--task", default="Lift", show_default=True, help="A robosuite task.")
-@click.option("--shift", "shifts", multiple=True, help="Which shifts; by default every one that the task has.")
-@click.option("--cameras", default="agentview,robot0_eye_in_hand", show_default=True, help="Comma-separated robosuite cameras.")
-@click.option("--seed", type=click.IntRange(0), default=1_000_000, show_default=True, help="Of the scene: the same in every world.")
-@click.option("--image-size", type=click.IntRange(16, 1024), default=160, show_default=True, help="Pixels, square.")
+@click.option(
+    "--shift", "shifts", multiple=True, help="Which shifts; by default every one that the task has."
+)
+@click.option(
+    "--cameras",
+    default="agentview,robot0_eye_in_hand",
+    show_default=True,
+    help="Comma-separated robosuite cameras.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=1_000_000,
+    show_default=True,
+    help="Of the scene: the same in every world.",
+)
+@click.option(
+    "--image-size", type=click.IntRange(16, 1024), default=160, show_default=True, help="Pixels, square."
+)
 @click.option("--render-profile", default="fast", show_default=True, help="Rendering quality.")
-@click.option("--save", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .png or .jpg to write.")
+@click.option(
+    "--save",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The .png or .jpg to write.",
+)
 @answers_mistakes
-def main(task: str, shifts: tuple[str, ...], cameras: str, seed: int, image_size: int, render_profile: str, save: Path) -> None:
-    """Write a picture of the first moment of one scene in every variant of the shifted worlds of TASK, beside the nominal one.
+def main(
+    task: str,
+    shifts: tuple[str, ...],
+    cameras: str,
+    seed: int,
+    image_size: int,
+    render_profile: str,
+    save: Path,
+) -> None:
+    """Write a picture of the first moment of one scene in every variant of the shifted worlds of TASK, beside
+    the nominal one.
 
     \b
     python -m jobs.sheet --task Lift --shift lighting --save lighting.jpg
@@ -59,10 +89,14 @@ def main(task: str, shifts: tuple[str, ...], cameras: str, seed: int, image_size
     sheet = Image.new("RGB", ((VARIANTS + 1) * image_size, len(drawn) * len(views) * cell), "white")
     pen = ImageDraw.Draw(sheet)
     for row, (shift, view) in enumerate((shift, view) for shift in drawn for view in views):
-        for column, (name, variant) in enumerate([("nominal", 0), *((shift, variant) for variant in range(VARIANTS))]):
+        for column, (name, variant) in enumerate(
+            [("nominal", 0), *((shift, variant) for variant in range(VARIANTS))]
+        ):
             label = view if column == 0 else f"{name} {variant}"
             pen.text((column * image_size + 2, row * cell + 2), label, fill="black")
-            sheet.paste(Image.fromarray(pictures[name, variant][view]), (column * image_size, row * cell + LABEL))
+            sheet.paste(
+                Image.fromarray(pictures[name, variant][view]), (column * image_size, row * cell + LABEL)
+            )
     sheet.save(save, quality=85)
     click.echo(f"drew {len(worlds)} worlds of {task}: {save}")
 

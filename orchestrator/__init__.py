@@ -1,4 +1,6 @@
-"""How sweeps run. `from orchestrator import Sweep` is the way in; nothing heavy is imported until it is needed."""
+"""How sweeps run. `from orchestrator import Sweep` is the way in; nothing heavy is imported until it is
+needed.
+"""
 
 from typing import TYPE_CHECKING, Any
 

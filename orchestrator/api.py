@@ -1,4 +1,6 @@
-"""The Python interface to sweeps: `from orchestrator import Sweep`. Methods import their dependencies when called."""
+"""The Python interface to sweeps: `from orchestrator import Sweep`. Methods import their dependencies when
+called.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -14,16 +16,19 @@ class Sweep(SweepConfig):
     """A sweep file: `Sweep.load(path)`, then `plan()`, or `submit(address)` to a Ray cluster."""
 
     def plan(self) -> "Plan":
-        """Return what the sweep would do and cost. Raises SweepError with every problem if its store cannot serve it."""
+        """Return what the sweep would do and cost. Raises SweepError with every problem if its store cannot
+        serve it.
+        """
         from orchestrator.planning.plan import make_plan
 
         return make_plan(self)
 
     def submit(self, address: str, pip: bool = False) -> "Submitted":
-        """Submit the sweep to the Ray cluster with the dashboard `address`, http://head:8265, or find it running; finished work is reused.
+        """Submit the sweep to the Ray cluster with the dashboard `address`, http://head:8265, or find it
+        running; finished work is reused.
 
-        pip: have Ray install the pinned packages on every node first. Raises SweepError if the sweep cannot work on other machines, SubmitError
-        if the cluster cannot run it or runs it with other settings.
+        pip: have Ray install the pinned packages on every node first. Raises SweepError if the sweep cannot
+        work on other machines, SubmitError if the cluster cannot run it or runs it with other settings.
         """
         from orchestrator.cluster.preflight import unfit_sweep
         from orchestrator.cluster.ray_jobs import Cluster

@@ -1,7 +1,7 @@
 """Fingerprints of the code that trains, acts and scores: equal for files with the same meaning.
 
-A file's meaning is its syntax tree, without comments, docstrings, layout and names of files. So editing a comment or moving a file changes no
-fingerprint, whereas editing the sampler does.
+A file's meaning is its syntax tree, without comments, docstrings, layout and names of files. So editing a
+comment or moving a file changes no fingerprint, whereas editing the sampler does.
 """
 
 import ast
@@ -19,7 +19,9 @@ from sim_workers.checkout import CHECKOUT, sources
 
 @dataclass(frozen=True)
 class Code:
-    """Files of the checkout that the roots import, directly or indirectly, also inside functions; iterates over them."""
+    """Files of the checkout that the roots import, directly or indirectly, also inside functions; iterates
+    over them.
+    """
 
     roots: tuple[str, ...]
     """Files, included even if they are outside `within`."""
@@ -31,22 +33,36 @@ class Code:
 
 
 SIMULATING_CODE = Code(("sim_workers/rollout/worker.py",), ("policy/", "sim_workers/"))
-"""Code that plays an episode with any policy: simulator, rules, and queries of the policy through its interface."""
+"""Code that plays an episode with any policy: simulator, rules, and queries of the policy through its
+interface.
+"""
 SCORING_CODE = Code(
-    ("sim_workers/rollout/worker.py", "sim_workers/rollout/ray_policy_client.py", "orchestrator/evaluation/policy_server.py", "policy/inference.py"),
+    (
+        "sim_workers/rollout/worker.py",
+        "sim_workers/rollout/ray_policy_client.py",
+        "orchestrator/evaluation/policy_server.py",
+        "policy/inference.py",
+    ),
     ("policy/", "sim_workers/"),
 )
-"""Code that plays an episode with a checkpoint: in addition, the policy server's batches, networks, sampler and loading of weights."""
+"""Code that plays an episode with a checkpoint: in addition, the policy server's batches, networks, sampler
+and loading of weights.
+"""
 TRAINING_CODE = Code(
-    ("orchestrator/training/loop.py", "orchestrator/training/ray_train.py", "orchestrator/checkpoints/pretrained_weights.py"),
+    (
+        "orchestrator/training/loop.py",
+        "orchestrator/training/ray_train.py",
+        "orchestrator/checkpoints/pretrained_weights.py",
+    ),
     ("policy/", "orchestrator/data/"),
 )
-"""Code that turns stored episodes into a policy. Importers and exporters of episodes, simulators and servers are not part of it: episodes count by
-content."""
+"""Code that turns stored episodes into a policy. Importers and exporters of episodes, simulators and servers
+are not part of it: episodes count by content."""
 
 
 def import_closure(roots: tuple[str, ...], within: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the files that `roots` import, directly or indirectly, including the roots, sorted; within: as in `Code`.
+    """Return the files that `roots` import, directly or indirectly, including the roots, sorted; within: as
+    in `Code`.
 
     Computed names, `importlib.import_module(name)`, are not followed.
     """
@@ -66,19 +82,28 @@ def _closure(roots: tuple[str, ...], within: tuple[str, ...], root: Path) -> tup
 
 @cache
 def _imported(file: str, root: Path) -> tuple[str, ...]:
-    """Return the files of the checkout that a file's import statements name: the modules and all their packages."""
+    """Return the files of the checkout that a file's import statements name: the modules and all their
+    packages.
+    """
     places, modules = _modules(root), set[str]()
     for statement in _read(sources(root)[file]).imports:
         module = statement.module_in(file)
-        modules |= {module, *(f"{module}.{name}" for name, _ in statement.names)}  # a module of the package, or a name in it
-    packages = {".".join(module.split(".")[:length]) for module in modules for length in range(1, module.count(".") + 2)}
+        # a module of the package, or a name in it
+        modules |= {module, *(f"{module}.{name}" for name, _ in statement.names)}
+    packages = {
+        ".".join(module.split(".")[:length])
+        for module in modules
+        for length in range(1, module.count(".") + 2)
+    }
     return tuple(sorted(places[module] for module in packages & places.keys()))
 
 
 @cache
 def _modules(root: Path) -> dict[str, str]:
     """Return the files of the checkout by module name."""
-    return {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in sources(root)}
+    return {
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in sources(root)
+    }
 
 
 @dataclass(frozen=True)
@@ -114,23 +139,48 @@ def _read(source: bytes) -> Source:
         if isinstance(node, ast.Import):
             imports += (Import(alias.name, 0, (), alias.asname) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            imports.append(Import(node.module or "", node.level, tuple(sorted(((name.name, name.asname) for name in node.names), key=str))))
+            imports.append(
+                Import(
+                    node.module or "",
+                    node.level,
+                    tuple(sorted(((name.name, name.asname) for name in node.names), key=str)),
+                )
+            )
     return Source(tuple(imports), _hash(_meaning(tree)))
 
 
 def _meaning(node: Any) -> Any:
-    """Return a syntax tree as JSON, without docstrings and imports; empty fields are left out, so that it is the same in each version of Python."""
+    """Return a syntax tree as JSON, without docstrings and imports; empty fields are left out, so that it is
+    the same in each version of Python.
+    """
     if isinstance(node, ast.AST):
-        fields = {name: _meaning(value) for name, value in ast.iter_fields(node) if name not in ("kind", "type_comment", "type_ignores")}
-        return [type(node).__name__, {name: value for name, value in fields.items() if value not in (None, [])}]
+        fields = {
+            name: _meaning(value)
+            for name, value in ast.iter_fields(node)
+            if name not in ("kind", "type_comment", "type_ignores")
+        }
+        return [
+            type(node).__name__,
+            {name: value for name, value in fields.items() if value not in (None, [])},
+        ]
     if isinstance(node, list):
-        return [_meaning(item) for item in node if not (isinstance(item, ast.Import | ast.ImportFrom) or _is_text(item))]
+        return [
+            _meaning(item)
+            for item in node
+            if not (isinstance(item, ast.Import | ast.ImportFrom) or _is_text(item))
+        ]
     return node if node is None or isinstance(node, bool | int | str) else [type(node).__name__, repr(node)]
 
 
 def _is_text(statement: Any) -> bool:
-    """Whether a statement is a string and nothing else: a docstring, of a module, class, function or attribute."""
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
+    """Whether a statement is a string and nothing else: a docstring, of a module, class, function or
+    attribute.
+    """
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
 
 
 def _hash(meaning: Any) -> str:
@@ -143,8 +193,8 @@ EMPTY = _read(b"")
 def _file_hash(file: str, inside: frozenset[str], root: Path) -> str:
     """Return the hash of a file's statements and imports, without names of files.
 
-    A module of `inside` is represented by the hash of its own statements. Other modules of the checkout, whose code does not count, are
-    represented by the imported names only.
+    A module of `inside` is represented by the hash of its own statements. Other modules of the checkout,
+    whose code does not count, are represented by the imported names only.
     """
     known, places = sources(root), _modules(root)
 
@@ -169,9 +219,13 @@ def _file_hash(file: str, inside: frozenset[str], root: Path) -> str:
 
 @lru_cache
 def code_hashes(code: Code) -> dict[str, str]:
-    """Return the hash of every file's meaning, by file, as of this process's first read. Files without statements are left out."""
+    """Return the hash of every file's meaning, by file, as of this process's first read. Files without
+    statements are left out.
+    """
     inside, known = frozenset(code), sources(CHECKOUT)
-    return {file: _file_hash(file, inside, CHECKOUT) for file in sorted(inside) if _read(known[file]) != EMPTY}
+    return {
+        file: _file_hash(file, inside, CHECKOUT) for file in sorted(inside) if _read(known[file]) != EMPTY
+    }
 
 
 @lru_cache

@@ -1,4 +1,5 @@
-"""Accounting of a sweep's cost: summed by arm, kept with its results, reported in hours, bytes and money, and compared with its budget.
+"""Accounting of a sweep's cost: summed by arm, kept with its results, reported in hours, bytes and money, and
+compared with its budget.
 
 costs/<sweep>/<run id>.json     cost of one run by arm, with its times; written by that run alone
 """
@@ -51,7 +52,11 @@ class Cost:
 
     def money(self, prices: Prices) -> float:
         """Return the cost in the currency of the prices."""
-        return self.gpu_s / 3600 * prices.gpu_hour + self.cpu_s / 3600 * prices.cpu_hour + self.bytes_read / 2**30 * prices.gib_read
+        return (
+            self.gpu_s / 3600 * prices.gpu_hour
+            + self.cpu_s / 3600 * prices.cpu_hour
+            + self.bytes_read / 2**30 * prices.gib_read
+        )
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
@@ -59,12 +64,21 @@ class Cost:
     def __truediv__(self, parts: float) -> "Cost":
         """Return one of `parts` equal shares; counts are rounded."""
         shares = {name: value / parts for name, value in asdict(self).items()}
-        return Cost(**{name: round(share) if isinstance(getattr(self, name), int) else share for name, share in shares.items()})
+        return Cost(
+            **{
+                name: round(share) if isinstance(getattr(self, name), int) else share
+                for name, share in shares.items()
+            }
+        )
 
     def __str__(self) -> str:
         said = [f"{hours(self.gpu_s)} GPU-h"] if self.gpu_s else []
         said.append(f"{hours(self.cpu_s)} CPU-h")
-        said += [f"{value:,} {name.replace('_', ' ')}" for name in ("episodes", "control_steps", "frames") if (value := getattr(self, name))]
+        said += [
+            f"{value:,} {name.replace('_', ' ')}"
+            for name in ("episodes", "control_steps", "frames")
+            if (value := getattr(self, name))
+        ]
         return ", ".join([*said, f"{size(self.bytes_read)} read"] if self.bytes_read else said)
 
     def to_json(self) -> dict[str, Any]:
@@ -116,11 +130,17 @@ class RunCost:
         return self.last - self.began
 
     def to_json(self) -> dict[str, Any]:
-        return {"began": self.began, "last": self.last, "arms": {arm: cost.to_json() for arm, cost in self.arms.items()}}
+        return {
+            "began": self.began,
+            "last": self.last,
+            "arms": {arm: cost.to_json() for arm, cost in self.arms.items()},
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "RunCost":
-        return cls(data["began"], data["last"], {arm: Cost.from_json(cost) for arm, cost in data["arms"].items()})
+        return cls(
+            data["began"], data["last"], {arm: Cost.from_json(cost) for arm, cost in data["arms"].items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -154,10 +174,13 @@ def added(costs: Iterable[Cost]) -> Cost:
 
 
 class Spending:
-    """The account of the current run, and the sums of all earlier runs of its sweep. Thread-safe; must be closed."""
+    """The account of the current run, and the sums of all earlier runs of its sweep. Thread-safe; must be
+    closed.
+    """
 
     def __init__(self, storage: Storage, sweep_name: str, run_id: str, write_s: float = 2.0) -> None:
-        """Open the run's account. Raises ValueError if a run of this id has one already: no run may overwrite another's.
+        """Open the run's account. Raises ValueError if a run of this id has one already: no run may overwrite
+        another's.
 
         write_s: minimum seconds between two writes, and so the most that a killed run loses.
         """
@@ -170,14 +193,22 @@ class Spending:
         earlier = Spending.read(storage, sweep_name)
         self._earlier, self._earlier_wall_s, self._total = earlier.by_arm(), earlier.wall_s, earlier.total()
         if not claim(storage, self._key, self._encoded(self._run())):
-            raise ValueError(f"{storage.uri}: a run {run_id} of {sweep_name} has an account already; every run needs an id of its own")
+            raise ValueError(
+                f"{storage.uri}: a run {run_id} of {sweep_name} has an account already; every run needs an id"
+                " of its own"
+            )
         self._thread = threading.Thread(target=self._write_often, name="costs", daemon=True)
         self._thread.start()
 
     @staticmethod
     def read(storage: Storage, sweep_name: str) -> Spent:
         """Read all accounts of a sweep from the storage, for processes other than its driver."""
-        return Spent({run_id: RunCost.from_json(told) for run_id, told in read_notes(storage, _prefix(sweep_name)).items()})
+        return Spent(
+            {
+                run_id: RunCost.from_json(told)
+                for run_id, told in read_notes(storage, _prefix(sweep_name)).items()
+            }
+        )
 
     def add(self, arm_id: str, cost: Cost) -> None:
         """Add a cost to the arm's account."""
@@ -274,7 +305,10 @@ def exceeded(budget: Budget, spending: Spending) -> str:
     """Return one sentence with the numbers of the limit that is reached; empty if none is."""
     for name, limit, used, unit in limits(budget, spending.total(), spending.run_wall_s):
         if used >= limit:
-            return f"budget.{name} is {_number(limit)} {unit}, and {_number(used)} are spent; the same command goes on with a higher one"
+            return (
+                f"budget.{name} is {_number(limit)} {unit}, and {_number(used)} are spent; the same command"
+                " goes on with a higher one"
+            )
     return ""
 
 

@@ -1,8 +1,10 @@
 """Keys of results, stored part by part, so that a later run can report which parts differ.
 
-    keys/<fingerprint>.json     the parts of an arm's training or of a score's protocol, written once by the first run that has them
+    keys/<fingerprint>.json     the parts of an arm's training or of a score's protocol, written once by the
+                                first run that has them
 
-A fingerprint is a hash of its parts. The code is one part: one hash in the fingerprint, a hash per file in the stored key.
+A fingerprint is a hash of its parts. The code is one part: one hash in the fingerprint, a hash per file in
+the stored key.
 """
 
 import json
@@ -38,7 +40,9 @@ class Key:
         """Write the parts to the storage unless they are there."""
         if not storage.exists(self._name(self.fingerprint)):
             note = {"kind": self.kind, "written": time.time(), "parts": self.parts}
-            storage.put_if_absent(self._name(self.fingerprint), json.dumps(note, indent=1, sort_keys=True).encode())
+            storage.put_if_absent(
+                self._name(self.fingerprint), json.dumps(note, indent=1, sort_keys=True).encode()
+            )
 
     @staticmethod
     def _name(fingerprint: str) -> str:
@@ -46,7 +50,9 @@ class Key:
 
     @classmethod
     def kept(cls, storage: Storage, fingerprint: str) -> "Key | None":
-        """Return the stored key of a fingerprint; None if there is none, as for fingerprints of earlier versions."""
+        """Return the stored key of a fingerprint; None if there is none, as for fingerprints of earlier
+        versions.
+        """
         try:
             note = json.loads(storage.get(cls._name(fingerprint)))
         except NoObject:
@@ -58,14 +64,19 @@ class Key:
         """Return the stored keys of a kind by fingerprint, the most recently written first."""
         names = [name.removeprefix(FOLDER).removesuffix(".json") for name in storage.list(FOLDER)]
         notes = {name: json.loads(storage.get(cls._name(name))) for name in names}
-        newest = sorted((name for name in notes if notes[name]["kind"] == kind), key=lambda name: -float(notes[name]["written"]))
+        newest = sorted(
+            (name for name in notes if notes[name]["kind"] == kind),
+            key=lambda name: -float(notes[name]["written"]),
+        )
         return {name: cls(kind, notes[name]["parts"]) for name in newest}
 
 
 def stored_like(storage: Storage, key: Key) -> str:
-    """Return the fingerprint of the newest stored key that differs from `key` in code at most; its own if there is none.
+    """Return the fingerprint of the newest stored key that differs from `key` in code at most; its own if
+    there is none.
 
-    For `status` and `curve` of a sweep that an earlier version ran. A stored recipe may have fields that a key no longer holds.
+    For `status` and `curve` of a sweep that an earlier version ran. A stored recipe may have fields that a
+    key no longer holds.
     """
     if storage.exists(Key._name(key.fingerprint)):
         return key.fingerprint
@@ -73,8 +84,14 @@ def stored_like(storage: Storage, key: Key) -> str:
     for fingerprint, stored in Key.all_kept(storage, key.kind).items():
         parts = {**stored.parts, CODE: now[CODE]}
         if isinstance(recipe := parts.get("recipe"), dict):
-            steps = {"video_steps": recipe.get("video_steps") or recipe.get("steps")} if recipe.get("mode") == "two_stage" else {}
-            parts["recipe"] = {name: value for name, value in (recipe | steps).items() if name in now["recipe"]}
+            steps = (
+                {"video_steps": recipe.get("video_steps") or recipe.get("steps")}
+                if recipe.get("mode") == "two_stage"
+                else {}
+            )
+            parts["recipe"] = {
+                name: value for name, value in (recipe | steps).items() if name in now["recipe"]
+            }
         if parts == now:
             return fingerprint
     return key.fingerprint
@@ -94,21 +111,27 @@ class Difference:
         return bool(self.stored != self.now)
 
     def to_json(self) -> dict[str, Any]:
-        return {"part": self.part, "differs": self.differs} | ({"stored": self.stored, "now": self.now} if self.differs else {})
+        return {"part": self.part, "differs": self.differs} | (
+            {"stored": self.stored, "now": self.now} if self.differs else {}
+        )
 
     def __str__(self) -> str:
         return f"differs: {_short(self.stored)} -> {_short(self.now)}" if self.differs else "same"
 
 
 def compare(stored: Key, now: Key) -> list[Difference]:
-    """Compare all parts of two keys. In parts of several named values, such as files or packages, every differing value is one difference."""
+    """Compare all parts of two keys. In parts of several named values, such as files or packages, every
+    differing value is one difference.
+    """
     found = []
     for part in dict.fromkeys((*now.parts, *stored.parts)):
         before, after = (json.loads(json.dumps(key.parts.get(part))) for key in (stored, now))
         if isinstance(before, dict) and isinstance(after, dict) and before != after:
             if part == CODE:  # a file that was only moved is not a difference
                 before, after = _without_equals(before, after), _without_equals(after, before)
-            names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+            names = sorted(
+                name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+            )
             found += [Difference(f"{part} {name}", before.get(name), after.get(name)) for name in names]
         else:
             found.append(Difference(part, before, after))

@@ -1,4 +1,6 @@
-"""Infrastructure failures of a sweep: storage, disks, the cluster's nodes, the sweep's own processes. They are not failures of an arm."""
+"""Infrastructure failures of a sweep: storage, disks, the cluster's nodes, the sweep's own processes. They
+are not failures of an arm.
+"""
 
 import errno
 import re
@@ -14,23 +16,39 @@ SIGNS = (
     (r"^[\w.]*\b(?:StorageError|_AwayError): (.*)$", ""),
     (r"^[\w.]*\bCodeChangedError: (.*)$", ""),
     (
-        r"AWS Error (?:NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|UNKNOWN)\b",
+        (
+            r"AWS Error"
+            r" (?:NETWORK_CONNECTION|SLOW_DOWN"
+            r"|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|UNKNOWN)\b"
+        ),
         "the object storage does not answer",
     ),
     (r"\b(?:NodeDiedError|ObjectStoreFullError|RaySystemError|RpcError)\b", ""),
-    (r"[Tt]he (?:actor|task|worker) died because its node has died|node was (?:terminated|preempted|drained)", "a node of the cluster died"),
+    (
+        (
+            r"[Tt]he (?:actor|task|worker) died because its node has died|node was"
+            r" (?:terminated|preempted|drained)"
+        ),
+        "a node of the cluster died",
+    ),
 )
-"""Patterns of such failures in a training run's trace, with their text; if empty, the pattern's group or else the matching line."""
+"""Patterns of such failures in a training run's trace, with their text; if empty, the pattern's group or else
+the matching line.
+"""
 
 
 class InfrastructureError(DemoscaleError):
-    """Error of one sentence: which infrastructure failed. Finished work is kept, and the same command resumes the sweep."""
+    """Error of one sentence: which infrastructure failed. Finished work is kept, and the same command resumes
+    the sweep.
+    """
 
     exit_code = RESUMABLE
 
 
 def cause_in(trace: str) -> str:
-    """Return the infrastructure failure in a training run's trace, as part of a sentence; empty if the run itself failed."""
+    """Return the infrastructure failure in a training run's trace, as part of a sentence; empty if the run
+    itself failed.
+    """
     for sign, said in SIGNS:
         if found := re.search(sign, trace, re.MULTILINE):
             line = trace[trace.rfind("\n", 0, found.start()) + 1 :].partition("\n")[0]
@@ -39,9 +57,12 @@ def cause_in(trace: str) -> str:
 
 
 def cause_of(error: BaseException) -> str:
-    """Return the infrastructure failure behind a driver's error, as part of a sentence; empty for every other error."""
+    """Return the infrastructure failure behind a driver's error, as part of a sentence; empty for every other
+    error.
+    """
     if isinstance(error, (StorageError, TrackingError, CodeChangedError)) and not isinstance(error, NoObject):
-        return str(error)  # in a running sweep, a TrackingError means that the disk of the outbox cannot be written
+        # in a running sweep, a TrackingError means that the disk of the outbox cannot be written
+        return str(error)
     if isinstance(error, OSError) and error.errno in FULL:
         return f"the disk is full ({error.filename or error.strerror})"
     from ray.exceptions import GetTimeoutError, RayError, RayTaskError

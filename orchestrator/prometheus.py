@@ -1,9 +1,11 @@
 """The Prometheus metrics of a running sweep, exported through Ray.
 
-Ray exports them on each node's metrics port, with the prefix `ray_` and its own labels (node, process) in addition to the tags; deploy/README.md
-describes the scraping, and deploy/grafana/demoscale.json plots them. They are for monitoring only: results are in the ledger and in MLflow.
+Ray exports them on each node's metrics port, with the prefix `ray_` and its own labels (node, process) in
+addition to the tags; deploy/README.md describes the scraping, and deploy/grafana/demoscale.json plots them.
+They are for monitoring only: results are in the ledger and in MLflow.
 
-Ray keeps a histogram's counts per bucket, but no exact sum: quantiles are as precise as the bounds, the mean is less so.
+Ray keeps a histogram's counts per bucket, but no exact sum: quantiles are as precise as the bounds, the mean
+is less so.
 """
 
 import sys
@@ -47,14 +49,26 @@ class Metric:
         if self.kind == "Histogram":
             record = metrics.Histogram(self.name, boundaries=[*self.bounds], **told).observe
         else:
-            record = metrics.Counter(self.name, **told).inc if self.kind == "Counter" else metrics.Gauge(self.name, **told).set
+            record = (
+                metrics.Counter(self.name, **told).inc
+                if self.kind == "Counter"
+                else metrics.Gauge(self.name, **told).set
+            )
         return _made.setdefault(self.name, record)
 
 
 # Scoring.
-EPISODES = Metric("Counter", "demoscale_episodes_total", "Episodes with an outcome that is written down", "episodes", ("task", "result"))
+EPISODES = Metric(
+    "Counter",
+    "demoscale_episodes_total",
+    "Episodes with an outcome that is written down",
+    "episodes",
+    ("task", "result"),
+)
 QUEUED_EPISODES = Metric("Gauge", "demoscale_queued_episodes", "Episodes to play or being played", "episodes")
-UNSCORED_CHECKPOINTS = Metric("Gauge", "demoscale_unscored_checkpoints", "Checkpoints that wait for a score", "checkpoints")
+UNSCORED_CHECKPOINTS = Metric(
+    "Gauge", "demoscale_unscored_checkpoints", "Checkpoints that wait for a score", "checkpoints"
+)
 ROLLOUT_WORKERS = Metric("Gauge", "demoscale_rollout_workers", "Simulators at work", "processes")
 BATCH_FILL = Metric(
     "Histogram",
@@ -71,19 +85,36 @@ REPLAN_LATENCY = Metric(
     bounds=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0),
 )
 
-# Training. Each worker counts its own steps and seconds, so seconds over steps is a mean over steps and workers.
+# Training. Each worker counts its own steps and seconds, so seconds over steps is a mean over steps and
+# workers.
 CLIPS = Metric("Counter", "demoscale_clips_total", "Clips trained on, by all workers", "clips")
-OPTIMISER_STEPS = Metric("Counter", "demoscale_optimiser_steps_total", "Optimiser steps, of every worker", "steps")
-OPTIMISER_STEP_S = Metric(
-    "Counter", "demoscale_optimiser_step_seconds_total", "Time in optimiser steps, with the batch at hand, of every worker", "seconds"
+OPTIMISER_STEPS = Metric(
+    "Counter", "demoscale_optimiser_steps_total", "Optimiser steps, of every worker", "steps"
 )
-LOADER_STALL_S = Metric("Counter", "demoscale_loader_stall_seconds_total", "Time in which a step waited for data, of every worker", "seconds")
+OPTIMISER_STEP_S = Metric(
+    "Counter",
+    "demoscale_optimiser_step_seconds_total",
+    "Time in optimiser steps, with the batch at hand, of every worker",
+    "seconds",
+)
+LOADER_STALL_S = Metric(
+    "Counter",
+    "demoscale_loader_stall_seconds_total",
+    "Time in which a step waited for data, of every worker",
+    "seconds",
+)
 
 # Both.
 RETRIES = Metric(
-    "Counter", "demoscale_retries_total", "Begun again after a failure: an episode, a simulator (worker), a training", "attempts", ("kind",)
+    "Counter",
+    "demoscale_retries_total",
+    "Begun again after a failure: an episode, a simulator (worker), a training",
+    "attempts",
+    ("kind",),
 )
-UNTOLD_RECORDS = Metric("Gauge", "demoscale_mlflow_untold_records", "Records on disk that MLflow has not been told yet", "records")
+UNTOLD_RECORDS = Metric(
+    "Gauge", "demoscale_mlflow_untold_records", "Records on disk that MLflow has not been told yet", "records"
+)
 
 METRICS = (
     EPISODES,

@@ -14,14 +14,19 @@ from typing import Any
 from orchestrator.storage.base import Bucket, StorageError, open_storage
 from sim_workers.checkout import CHECKOUT as CHECKOUT
 
-COMMIT = "DEMOSCALE_COMMIT"  # environment variable, set for a copy of the checkout that was sent to a cluster without its history
+# environment variable, set for a copy of the checkout that was sent to a cluster without its history
+COMMIT = "DEMOSCALE_COMMIT"
 PACKAGES = ("torch", "diffusers", "ray", "robosuite", "mujoco", "numpy", "av")
 SIMULATING_PACKAGES = ("mujoco", "numpy", "robosuite")
 """Packages whose version changes what a simulator computes."""
 ACTING_PACKAGES = (*SIMULATING_PACKAGES, "diffusers", "torch", "transformers")
-"""Packages whose version changes how a checkpoint acts in a simulator: rendering, sampling, and the encoded instruction."""
+"""Packages whose version changes how a checkpoint acts in a simulator: rendering, sampling, and the encoded
+instruction.
+"""
 TRAINING_PACKAGES = ("av", "diffusers", "numpy", "torch", "transformers")
-"""Packages whose version changes a trained policy: decoded pictures, encoded instruction, and training itself."""
+"""Packages whose version changes a trained policy: decoded pictures, encoded instruction, and training
+itself.
+"""
 UNRESOLVED = "@unresolved"
 """Suffix of the label of weights whose content is unknown here."""
 COMMIT_OF_HUB = re.compile(r"@[0-9a-f]{40}$")
@@ -30,22 +35,25 @@ COMMIT_OF_HUB = re.compile(r"@[0-9a-f]{40}$")
 def weights_label(source: str, ask: bool = False) -> str:
     """Return the label of pretrained weights in a fingerprint; empty for none.
 
-    For a folder a hash of its content. For a hub id the commit, ID@COMMIT, that this machine's Hugging Face cache has under `main`, or the hub's
-    if `ask`. For an s3:// prefix a hash of its keys with their sizes and ETags, which change with the bytes. It ends in UNRESOLVED if the content
-    is unknown.
+    For a folder a hash of its content. For a hub id the commit, ID@COMMIT, that this machine's Hugging Face
+    cache has under `main`, or the hub's if `ask`. For an s3:// prefix a hash of its keys with their sizes and
+    ETags, which change with the bytes. It ends in UNRESOLVED if the content is unknown.
     """
     folder = Path(source).expanduser()
     if not source or COMMIT_OF_HUB.search(source):
         return source
     if folder.is_dir():
         return _folder_label(folder)
-    return f"{source}@{_bucket_revision(source) if source.startswith('s3://') else _hub_revision(source, ask)}"
+    return (
+        f"{source}@{_bucket_revision(source) if source.startswith('s3://') else _hub_revision(source, ask)}"
+    )
 
 
 def same_weights(before: str, now: str) -> str:
     """Return the label to use, given the pinned label of the same source and the current one.
 
-    A pinned commit of the hub is kept, and training fetches it; unknown content, pinned or current, counts as unchanged.
+    A pinned commit of the hub is kept, and training fetches it; unknown content, pinned or current, counts as
+    unchanged.
     """
     unknown = UNRESOLVED in (before[-len(UNRESOLVED) :], now[-len(UNRESOLVED) :])
     return before if unknown or COMMIT_OF_HUB.search(before) else now
@@ -53,7 +61,9 @@ def same_weights(before: str, now: str) -> str:
 
 @lru_cache
 def _folder_label(folder: Path) -> str:
-    files = sorted(file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json", ".bin", ".txt"))
+    files = sorted(
+        file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json", ".bin", ".txt")
+    )
     return digest([(file.relative_to(folder).as_posix(), _file_hash(file)) for file in files])
 
 
@@ -69,7 +79,8 @@ def _hub_revision(repository: str, ask: bool) -> str:
     from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 
     if ask and not HF_HUB_OFFLINE:
-        with suppress(Exception):  # no network, permission or repository: training reports it when it needs the weights
+        # no network, permission or repository: training reports it when it needs the weights
+        with suppress(Exception):
             return str(HfApi().model_info(repository, timeout=10).sha)
     reference = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "refs/main"
     with suppress(OSError):
@@ -98,7 +109,13 @@ def git_commit() -> str:
     if COMMIT in os.environ and not (CHECKOUT / ".git").exists():
         return os.environ[COMMIT]
     try:
-        out = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+        out = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return out.stdout.strip()

@@ -1,12 +1,15 @@
 r"""Detection and redaction of credentials in everything that is logged, stored or passed on.
 
-`redacted` replaces each secret in a text by ***: the user part of a URI, the value of a name such as `password` or `X-Amz-Signature` (a parameter
-of a URI, a key of JSON or YAML, a keyword argument, an assignment, a header, an option of a command), a token known by its form (`hf_...`, a
-private key), and the values of this process's own environment variables with names of secrets. Secrets that are escaped or encoded for JSON,
-HTML or a URI are recognised as well. `credentials_in` tests a text for secrets, to refuse it before anything is spent.
+`redacted` replaces each secret in a text by ***: the user part of a URI, the value of a name such as
+`password` or `X-Amz-Signature` (a parameter of a URI, a key of JSON or YAML, a keyword argument, an
+assignment, a header, an option of a command), a token known by its form (`hf_...`, a private key), and the
+values of this process's own environment variables with names of secrets. Secrets that are escaped or encoded
+for JSON, HTML or a URI are recognised as well. `credentials_in` tests a text for secrets, to refuse it before
+anything is spent.
 
-A name is judged by its words (`_is_secret_name`), not by substrings: `max_tokens`, `tokenizer`, `RAY_AUTH_MODE` and `sort_key` hold no secrets.
-Quantifiers are possessive or bounded, so that every expression reads a text once and none is slow on any text.
+A name is judged by its words (`_is_secret_name`), not by substrings: `max_tokens`, `tokenizer`,
+`RAY_AUTH_MODE` and `sort_key` hold no secrets. Quantifiers are possessive or bounded, so that every
+expression reads a text once and none is slow on any text.
 """
 
 import base64
@@ -23,11 +26,13 @@ from urllib.parse import quote, quote_plus, unquote
 MARK = "***"
 """Replacement of a secret."""
 FEWEST = 6
-"""Minimum length of a value of the environment that is removed wherever it appears; shorter ones may be ordinary words."""
+"""Minimum length of a value of the environment that is removed wherever it appears; shorter ones may be
+ordinary words.
+"""
 _UNBOUNDED = 12
 """Length from which such a value is removed inside other words too."""
 
-# -- names --------------------------------------------------------------------------------------------------------------------------
+# -- names ---------------------------------------------------------------------------------------------------
 
 # Words that mark a name as a secret's, alone or among other words.
 _WORDS = re.compile(
@@ -69,7 +74,8 @@ _IN_URI = frozenset(
         "jsessionid",
     )
 )
-# Names that are a secret's only before an equals sign, since prose has them too ("signature: (self, x)" is a function's).
+# Names that are a secret's only before an equals sign, since prose has them too ("signature: (self, x)" is a
+# function's).
 _ONLY_ASSIGNED = frozenset(("signature", "sas", "dsn", "credential", "credentials", "secrets"))
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _WORD = re.compile(r"[A-Za-z]+")
@@ -97,12 +103,16 @@ def _is_secret_name(name: str) -> bool:
 def _is_parameter_name(name: str) -> bool:
     """Return whether a parameter of a URI is a secret, by its name."""
     words = _words(name[-200:])
-    return _is_secret_name(name) or "".join(words) in _IN_URI or "signature" in words or words[-1:] == ("sig",)
+    return (
+        _is_secret_name(name) or "".join(words) in _IN_URI or "signature" in words or words[-1:] == ("sig",)
+    )
 
 
-# -- values of names ----------------------------------------------------------------------------------------------------------------
+# -- values of names -----------------------------------------------------------------------------------------
 
-_KEY = re.compile(r"""(?<![\w.-])(-{0,2}+[A-Za-z_][\w.\-]*+(?:%\w\w[\w.\-]*+)*+)(\\*+["']?+\]?+[ \t]{0,8}+(?::=|=>|==?|:)[ \t]{0,8}+)""")
+_KEY = re.compile(
+    r"""(?<![\w.-])(-{0,2}+[A-Za-z_][\w.\-]*+(?:%\w\w[\w.\-]*+)*+)(\\*+["']?+\]?+[ \t]{0,8}+(?::=|=>|==?|:)[ \t]{0,8}+)"""  # noqa: E501
+)
 _OPTION = re.compile(r"(?<![\w.-])--?([A-Za-z][\w\-]*+)[ \t]{1,8}+(?=[^\s-])")
 _ANNOTATION = re.compile(r"(?:str|bytes|SecretStr|Any|Optional\[\w{1,20}\])(?: ?\| ?None)? ?= ?(?!=)")
 _BLOCK = re.compile(r"[|>][+-]?[ \t]{0,8}\n[ \t]{1,40}")
@@ -117,8 +127,15 @@ _ORDINARY = re.compile(
     re.I,
 )
 _TELLING = re.compile(r"(?=.*[0-9])|(?=.*[A-Z].*[a-z].*[A-Z])|(?=.*[^\w.,:;!?()'\"/-])|(?=.{20})")
-_NAMED = re.compile(r"""\b(?:name|key)\\*["']?[ \t]{0,4}[:=][ \t]{0,4}\\*["']?([\w.\-]{1,80})\\*["']?,?\s{1,40}(?:- )?\\*["']?$""", re.I)
-_SCHEME = re.compile(r"(?:bearer|basic|token|apikey|api-key|negotiate|digest|aws4-hmac-sha256|aws|sharedkey|sharedaccesssignature)[ \t]{1,4}", re.I)
+_NAMED = re.compile(
+    r"""\b(?:name|key)\\*["']?[ \t]{0,4}[:=][ \t]{0,4}\\*["']?([\w.\-]{1,80})\\*["']?,?\s{1,40}(?:- )?\\*["']?$""",  # noqa: E501
+    re.I,
+)
+_SCHEME = re.compile(
+    r"(?:bearer|basic|token|apikey|api-key|negotiate|digest|aws4-hmac-sha256|aws|sharedkey|sharedaccesssignature)["
+    r" \t]{1,4}",
+    re.I,
+)
 _MANY = re.compile(r"(?:digest|aws4-hmac-sha256)\b", re.I)
 _FOLDER = re.compile(r"[\"']?(?:/|~|\$|[A-Za-z]:\\)")
 
@@ -131,10 +148,17 @@ def _values(text: str) -> Iterator[tuple[int, int]]:
             continue
         name, separator = key[1].lstrip("-"), key[2]
         quoted_key = separator.lstrip("\\")[:1] in ("'", '"')
-        in_uri, assigned = text[max(0, key.start() - 1) : key.start()] in ("?", "&", "#", ";"), "=" in separator
+        in_uri, assigned = (
+            text[max(0, key.start() - 1) : key.start()] in ("?", "&", "#", ";"),
+            "=" in separator,
+        )
         if not _holds_a_secret(text, key.start(), name, quoted_key, in_uri and assigned):
             continue
-        if not (assigned or quoted_key or "-" in name) and _words(name)[-1:] and _words(name)[-1] in _ONLY_ASSIGNED:
+        if (
+            not (assigned or quoted_key or "-" in name)
+            and _words(name)[-1:]
+            and _words(name)[-1] in _ONLY_ASSIGNED
+        ):
             continue
         if name in ("PWD", "OLDPWD") and _FOLDER.match(text, key.end()):
             continue
@@ -147,7 +171,8 @@ def _values(text: str) -> Iterator[tuple[int, int]]:
 def _holds_a_secret(text: str, start: int, name: str, quoted: bool, parameter: bool) -> bool:
     if parameter:
         return _is_parameter_name(name)
-    if name.lower() == "value" and (named := _NAMED.search(text[max(0, start - 160) : start])):  # {"name": "DB_PASSWORD", "value": ...}
+    # {"name": "DB_PASSWORD", "value": ...}
+    if name.lower() == "value" and (named := _NAMED.search(text[max(0, start - 160) : start])):
         return _is_secret_name(named[1])
     return _is_secret_name(name) or (quoted and name.lower() == "auth") or name.lower() == "pass"
 
@@ -160,7 +185,9 @@ def _option_values(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _value(text: str, start: int, name: str, strict: bool) -> tuple[int, int] | None:
-    """Return the (begin, end) of the value at `start`, None if it is no secret. Not strict: after a colon, which prose has as well."""
+    """Return the (begin, end) of the value at `start`, None if it is no secret. Not strict: after a colon,
+    which prose has as well.
+    """
     for skipped in (_ANNOTATION, _BLOCK, _WRAPPED):
         if found := skipped.match(text, start):
             start = found.end()
@@ -174,7 +201,11 @@ def _value(text: str, start: int, name: str, strict: bool) -> tuple[int, int] | 
         if kind == "cookie" or (scheme and _MANY.match(text, start)):
             return None if _ORDINARY.match(text[start : min(end, start + 200)]) else (start, end)
         start, strict = (scheme.end(), True) if scheme else (start, strict)
-    if text.startswith("{", start) and (brace := text.find("}", start, start + 200)) > 0 and text[brace + 1 : brace + 2] in ("", ";", "\n", " "):
+    if (
+        text.startswith("{", start)
+        and (brace := text.find("}", start, start + 200)) > 0
+        and text[brace + 1 : brace + 2] in ("", ";", "\n", " ")
+    ):
         return start, brace + 1  # ODBC's quotes
     bare = _BARE.match(text, start)
     if bare is None:
@@ -194,7 +225,9 @@ def _value(text: str, start: int, name: str, strict: bool) -> tuple[int, int] | 
 
 
 def _closing(text: str, start: int, opening: str, mark: str) -> int:
-    """Return the end of a quoted value: at a mark with the escapes of the opening one, or at the end of the line."""
+    """Return the end of a quoted value: at a mark with the escapes of the opening one, or at the end of the
+    line.
+    """
     end = _line_end(text, start)
     place = start
     while (place := text.find(mark, place, end)) >= 0:
@@ -211,27 +244,50 @@ def _line_end(text: str, start: int) -> int:
     return end if (end := text.find("\n", start)) >= 0 else len(text)
 
 
-# -- URIs ---------------------------------------------------------------------------------------------------------------------------
+# -- URIs ----------------------------------------------------------------------------------------------------
 
 _SEPARATOR = re.compile(r"(?<=[A-Za-z0-9+.\-]{2}):(?:(?:\\{0,8}+/){2}|\\{2,8}+)")
 _AUTHORITY = re.compile(r"""(?:(?!:[/\\]{2})[^\s"<>`])*+""")
 _USER = re.compile(r"""[^/\\@\s:'"<>?#,]*+""")
 _PORT = re.compile(r"""\d{1,5}+(?=[/\\?#'",;)\]}.]|\s|$)""")
-_SPACED = re.compile(r"""[^/\\@\s:'"<>,;]{0,64}+:(?!\d{1,5}(?:[/\s'",;)]|$))[^\s@"<>/]{1,64}(?:\s{1,4}[^\s@:/"<>]{1,64}){1,3}@(?=[\w\[])""")
-_HOST = re.compile(r"(?:[A-Za-z0-9][\w\-]{0,62}+\.)+[A-Za-z]{2,}+(?![\w.])|localhost\b|[A-Za-z][\w\-]{0,62}+:\d|\d+\.\d+\.\d+\.\d+")
+_SPACED = re.compile(
+    r"""[^/\\@\s:'"<>,;]{0,64}+:(?!\d{1,5}(?:[/\s'",;)]|$))[^\s@"<>/]{1,64}(?:\s{1,4}[^\s@:/"<>]{1,64}){1,3}@(?=[\w\[])"""
+)
+_HOST = re.compile(
+    r"(?:[A-Za-z0-9][\w\-]{0,62}+\.)+[A-Za-z]{2,}+(?![\w.])|localhost\b|[A-Za-z][\w\-]{0,62}+:\d|\d+\.\d+\.\d+\.\d+"
+)
 _NAME = re.compile(r"[A-Za-z][\w.\-]{0,62}+(?=[:/\s'\",;)\]]|$)")
 _WEB = frozenset(("http", "https", "ws", "wss", "ray", "grpc", "grpcs", "tcp", "udp"))
-_NO_USERS = frozenset(("http", "https", "ws", "wss", "s3", "s3a", "s3n", "gs", "gcs", "az", "abfs", "abfss", "wasb", "wasbs", "hf"))
+_NO_USERS = frozenset(
+    (
+        "http",
+        "https",
+        "ws",
+        "wss",
+        "s3",
+        "s3a",
+        "s3n",
+        "gs",
+        "gcs",
+        "az",
+        "abfs",
+        "abfss",
+        "wasb",
+        "wasbs",
+        "hf",
+    )
+)
 """Schemes whose URIs need no user, so that a user part is a key or a token."""
 _CONTAINERS = frozenset(("az", "abfs", "abfss", "wasb", "wasbs"))
 """Schemes with a container before the host: abfss://container@account.dfs.core.windows.net/path."""
 
 
 def _user_part(text: str, separator: re.Match[str], strictly: bool = False) -> tuple[int, bool] | None:
-    """Return (end of the user part with its @, whether it is a credential) of the URI whose `://` is `separator`; None without a user part.
+    """Return (end of the user part with its @, whether it is a credential) of the URI whose `://` is
+    `separator`; None without a user part.
 
-    A password may hold an unescaped / or ?, so the part reaches to the last @ that can end it; `strictly`: to the one that ends it by RFC 3986, if
-    there is one.
+    A password may hold an unescaped / or ?, so the part reaches to the last @ that can end it; `strictly`: to
+    the one that ends it by RFC 3986, if there is one.
     """
     start = separator.end()
     head = text[max(0, separator.start() - 24) : separator.start()]
@@ -264,7 +320,12 @@ def _user_part(text: str, separator: re.Match[str], strictly: bool = False) -> t
         if scheme in _WEB and not (text[last - 1] != "/" and _HOST.match(text, last + 1)):
             return None
         return last + 1, True
-    if following == "/" and scheme in ("http", "https") and "." not in text[start:after] and text[start:after] != "localhost":
+    if (
+        following == "/"
+        and scheme in ("http", "https")
+        and "." not in text[start:after]
+        and text[start:after] != "localhost"
+    ):
         opens = text[last - 1] != "/" and _NAME.match(text, last + 1, end) and "?" not in text[after:last]
         return (last + 1, True) if opens else None
     return None
@@ -283,7 +344,7 @@ def _without_users(text: str, users: bool) -> str:
     return "".join(parts) + text[reached:] if parts else text
 
 
-# -- forms --------------------------------------------------------------------------------------------------------------------------
+# -- forms ---------------------------------------------------------------------------------------------------
 
 _TOKENS = re.compile(
     r"(?<![A-Za-z0-9])(?:"
@@ -295,19 +356,44 @@ _TOKENS = re.compile(
     r"|shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}|lin_api_\w{20,}+|ATATT3[\w\-=]{20,}+|AGE-SECRET-KEY-1[A-Z0-9]{20,}+|wandb_v1_\w{20,}+"
     r"|\d{8,10}:AA[\w\-]{33}(?![\w\-]))"
 )
-_PRIVATE_KEY = re.compile(r"(-----BEGIN [A-Z0-9 ]{0,40}?PRIVATE KEY(?: BLOCK)?-----)(?:(?!-----)[\s\S])*+(-----END [A-Z0-9 ]{0,60}-----)?")
+_PRIVATE_KEY = re.compile(
+    r"(-----BEGIN [A-Z0-9 ]{0,40}?PRIVATE KEY(?: BLOCK)?-----)(?:(?!-----)[\s\S])*+(-----END [A-Z0-9"
+    r" ]{0,60}-----)?"
+)
 _BEARER = re.compile(r"\b(bearer|basic)([ \t]{1,4})([\w.~+/=\-]{8,}+)", re.I)
 _HOOK = re.compile(
     r"(hooks\.slack\.com/(?:services|workflows|triggers)/|discord(?:app)?\.com/api/webhooks/|api\.telegram\.org/bot|webhook\.office\.com/)[^\s\"'<>*]++"
 )
-_DATABASE = re.compile(r"""(?<![\w.@/+%\-:])[A-Za-z_][\w.+\-]{0,63}+:([^\s@"'<>]{1,128}+)@(?=([A-Za-z0-9][\w.\-]{0,100}+)(:\d{2,5}(?!\w))?)""")
-_MAIL = frozenset(("mailto", "from", "to", "cc", "bcc", "author", "email", "mail", "contact", "sip", "sips", "xmpp", "acct", "by", "owner", "git"))
+_DATABASE = re.compile(
+    r"""(?<![\w.@/+%\-:])[A-Za-z_][\w.+\-]{0,63}+:([^\s@"'<>]{1,128}+)@(?=([A-Za-z0-9][\w.\-]{0,100}+)(:\d{2,5}(?!\w))?)"""
+)
+_MAIL = frozenset(
+    (
+        "mailto",
+        "from",
+        "to",
+        "cc",
+        "bcc",
+        "author",
+        "email",
+        "mail",
+        "contact",
+        "sip",
+        "sips",
+        "xmpp",
+        "acct",
+        "by",
+        "owner",
+        "git",
+    )
+)
 _DIGEST = re.compile(r"(?:sha\d{1,3}|md5|blake\w{1,4})$")
 _XML = re.compile(r"<([A-Za-z_][\w.\-]{0,80}+)>([^<\s][^<]{0,4096}+)(?=</)")
 _PAIR = re.compile(r"""(\(\\*["']([A-Za-z_][\w.\-]{0,80}+)\\*["'], ?[bru]?\\*["'])([^"'\n\\]{1,4096}+)""")
 _SPOKEN = (
     re.compile(r"""(\bsshpass\s{1,2}-p\s{0,2})(?![\s*])(\S++)"""),
-    re.compile(r"""((?<![:\w/\\])//[\w.\-]{1,64}+:)(?!\*)([^\s@/"']{1,128}+)(?=@[\w\[])"""),  # a URI without its scheme
+    # a URI without its scheme
+    re.compile(r"""((?<![:\w/\\])//[\w.\-]{1,64}+:)(?!\*)([^\s@/"']{1,128}+)(?=@[\w\[])"""),
     re.compile(
         r"""(\b(?:(?:password|passphrase|token|secret)\s(?:is|was)|(?:api|access|secret)\skey(?:\s(?:is|was)|:))\s["']?)"""
         r"""(?=[^\s"']{0,64}\d)(?=[^\s"']{0,64}[A-Za-z])([^\s"',;]{6,}+)""",
@@ -315,8 +401,12 @@ _SPOKEN = (
     ),  # sentences
     re.compile(r"""(\blogin\s{1,4}\S{1,80}\s{1,4}password\s{1,4})(?!\*)(\S++)"""),  # .netrc
     re.compile(r"""((?:\bpassword|\bidentified\s{1,2}by)\s{1,4}')([^'\n]{1,256}+)""", re.I),  # SQL
-    re.compile(r"""((?<![\w.\-])(?:-u|--user)[ =]{1,2}["']?[\w.@\-]{1,64}:)(?!\*)([^\s"']{1,256}+)"""),  # curl
-    re.compile(r"""((?<![\w.\-/])[\w.\-]{1,80}+:\d{4,5}:[A-Za-z_*][\w\-*]{0,63}+:[\w\-]{1,64}+:)(?![\s*])([^\s:]{4,256}+)"""),  # .pgpass
+    # curl
+    re.compile(r"""((?<![\w.\-])(?:-u|--user)[ =]{1,2}["']?[\w.@\-]{1,64}:)(?!\*)([^\s"']{1,256}+)"""),
+    # .pgpass
+    re.compile(
+        r"""((?<![\w.\-/])[\w.\-]{1,80}+:\d{4,5}:[A-Za-z_*][\w\-*]{0,63}+:[\w\-]{1,64}+:)(?![\s*])([^\s:]{4,256}+)"""
+    ),
 )
 
 
@@ -340,7 +430,12 @@ def _database(found: re.Match[str]) -> str:
         return found[0]
     if found[3]:  # with a port
         return mark
-    if user in _MAIL or "/" in password or re.fullmatch(r"[\d.eE+\-]+", password) or not re.match(r"[A-Za-z]|\d+\.\d+\.\d+\.\d+$", host):
+    if (
+        user in _MAIL
+        or "/" in password
+        or re.fullmatch(r"[\d.eE+\-]+", password)
+        or not re.match(r"[A-Za-z]|\d+\.\d+\.\d+\.\d+$", host)
+    ):
         return found[0]
     return mark if re.search(r"[^a-z.\-_]", password) else found[0]
 
@@ -375,13 +470,15 @@ def _plain(text: str, users: bool) -> str:
     return _BEARER.sub(_bearer, text)
 
 
-# -- the environment ----------------------------------------------------------------------------------------------------------------
+# -- the environment -----------------------------------------------------------------------------------------
 
 _URI_PASSWORD = re.compile(r"[A-Za-z][\w+.\-]{1,40}://[^/@\s:]{0,64}:([^@/\s]{1,256})@")
 
 
 def _of_environment(environment: Mapping[str, str]) -> list[str]:
-    """Return its secret variables and its URIs' passwords, plain and as encoded in headers, JSON, HTML and URIs; longest first."""
+    """Return its secret variables and its URIs' passwords, plain and as encoded in headers, JSON, HTML and
+    URIs; longest first.
+    """
     values = dict[str, None]()
     for name, value in environment.items():
         if _is_secret_name(name) and name not in ("PWD", "OLDPWD"):
@@ -398,11 +495,18 @@ def _of_environment(environment: Mapping[str, str]) -> list[str]:
 
 @lru_cache(8)
 def _pattern(values: tuple[str, ...]) -> re.Pattern[str] | None:
-    spelled = (re.escape(value) if len(value) >= _UNBOUNDED else rf"(?<![A-Za-z0-9]){re.escape(value)}(?![A-Za-z0-9])" for value in values)
+    spelled = (
+        (
+            re.escape(value)
+            if len(value) >= _UNBOUNDED
+            else rf"(?<![A-Za-z0-9]){re.escape(value)}(?![A-Za-z0-9])"
+        )
+        for value in values
+    )
     return re.compile("|".join(spelled)) if values else None
 
 
-# -- public functions ---------------------------------------------------------------------------------------------------------------
+# -- public functions ----------------------------------------------------------------------------------------
 
 _ENCODED = re.compile(r"%(?:25)*+(?:3[aAdDfF]|40|2[fF6]|5[cC])")
 _ENTITY = re.compile(r"&(?:amp|quot|apos|colon|sol|commat|equals|#\d{2,3}|#x[0-9A-Fa-f]{2});")
@@ -422,12 +526,20 @@ def redacting(say: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def redacted_in(value: Any) -> Any:
-    """Redact every text in nested dicts, lists and tuples; text values of keys that name secrets become ***."""
+    """Redact every text in nested dicts, lists and tuples; text values of keys that name secrets
+    become ***.
+    """
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, Mapping):
-        secret = {key: isinstance(part, str) and part != "" and _is_secret_name(str(key)) for key, part in value.items()}
-        return {redacted(key) if isinstance(key, str) else key: MARK if secret[key] else redacted_in(part) for key, part in value.items()}
+        secret = {
+            key: isinstance(part, str) and part != "" and _is_secret_name(str(key))
+            for key, part in value.items()
+        }
+        return {
+            redacted(key) if isinstance(key, str) else key: MARK if secret[key] else redacted_in(part)
+            for key, part in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [redacted_in(part) for part in value]
     return value
@@ -440,7 +552,9 @@ def credentials_in(text: str) -> bool:
 
 
 def fields_with_credentials(value: Any, field: str = "", seen: set[int] | None = None) -> Iterator[str]:
-    """Yield the dotted names of fields with credentials in parsed YAML or JSON; a name that holds credentials is redacted."""
+    """Yield the dotted names of fields with credentials in parsed YAML or JSON; a name that holds credentials
+    is redacted.
+    """
     seen = set() if seen is None else seen
     if isinstance(value, (Mapping, list, tuple, set, frozenset)):
         if id(value) in seen:
@@ -449,19 +563,29 @@ def fields_with_credentials(value: Any, field: str = "", seen: set[int] | None =
         parts = value.items() if isinstance(value, Mapping) else enumerate(value)
         for name, part in parts:
             place = f"{field}.{redacted(str(name))}".lstrip(".")
-            bare = isinstance(part, (str, bytes, int, float)) and not isinstance(part, bool) and isinstance(name, str)
-            if (isinstance(name, str) and credentials_in(name)) or (bare and _is_secret_name(str(name)) and str(part) not in ("", "none", MARK)):
+            bare = (
+                isinstance(part, (str, bytes, int, float))
+                and not isinstance(part, bool)
+                and isinstance(name, str)
+            )
+            if (isinstance(name, str) and credentials_in(name)) or (
+                bare and _is_secret_name(str(name)) and str(part) not in ("", "none", MARK)
+            ):
                 yield place
             else:
                 yield from fields_with_credentials(part, place, seen)
-    elif isinstance(value, (str, bytes)) and credentials_in(value.decode(errors="replace") if isinstance(value, bytes) else value):
+    elif isinstance(value, (str, bytes)) and credentials_in(
+        value.decode(errors="replace") if isinstance(value, bytes) else value
+    ):
         yield field
 
 
 def shown(uri: str) -> str:
     """Return a URI without user, password and query: safe to write down, and still valid as an address."""
     text = html.unescape(uri) if _ENTITY.search(uri) else uri
-    if (separator := _SEPARATOR.search(text)) and (found := _user_part(text, separator, strictly=text.lower().startswith(("http:", "https:")))):
+    if (separator := _SEPARATOR.search(text)) and (
+        found := _user_part(text, separator, strictly=text.lower().startswith(("http:", "https:")))
+    ):
         text = text[: separator.end()] + text[found[0] :]
     return _redacted(text.partition("?")[0], users=True).replace(f"{MARK}@", "")
 

@@ -1,6 +1,8 @@
-"""The action head: denoises a chunk of actions, conditioned on one vector. Shared by the video-action policy and the baseline.
+"""The action head: denoises a chunk of actions, conditioned on one vector. Shared by the video-action policy
+and the baseline.
 
-Shapes: B chunks; D condition size; E time-embedding size; P proprioceptive values; T steps; A action dimensions; N noises per chunk.
+Shapes: B chunks; D condition size; E time-embedding size; P proprioceptive values; T steps; A action
+dimensions; N noises per chunk.
 """
 
 from collections.abc import Callable
@@ -26,12 +28,22 @@ class ActionHead(nn.Module):
     def __init__(self, config: ActionConfig, contract: Contract, seen_dim: int, embed_dim: int) -> None:
         super().__init__()
         values = len(contract.proprio)
-        self.proprio = nn.Sequential(nn.Linear(values, PROPRIO_DIM), nn.SiLU(), nn.Linear(PROPRIO_DIM, PROPRIO_DIM)) if values else None
-        self.unet = ActionUNet(config, len(contract.action), seen_dim + (PROPRIO_DIM if values else 0), embed_dim)
+        self.proprio = (
+            nn.Sequential(nn.Linear(values, PROPRIO_DIM), nn.SiLU(), nn.Linear(PROPRIO_DIM, PROPRIO_DIM))
+            if values
+            else None
+        )
+        self.unet = ActionUNet(
+            config, len(contract.action), seen_dim + (PROPRIO_DIM if values else 0), embed_dim
+        )
 
     def condition(self, seen_BD: Tensor, proprio_BP: Tensor) -> Tensor:
         """Return the conditioning of the action U-Net except the noise level."""
-        return seen_BD if self.proprio is None else torch.cat([seen_BD, self.proprio(proprio_BP).to(seen_BD.dtype)], dim=1)
+        return (
+            seen_BD
+            if self.proprio is None
+            else torch.cat([seen_BD, self.proprio(proprio_BP).to(seen_BD.dtype)], dim=1)
+        )
 
     def clean(self, noisy_BTA: Tensor, sigma_B: Tensor, cond_BD: Tensor, embed: Embed) -> Tensor:
         """Predict the clean actions."""
@@ -51,22 +63,43 @@ class ActionHead(nn.Module):
     ) -> Tensor:
         """Return the mean weighted error over the masked steps, at `action_draws` noises per chunk.
 
-        `shared_sigma_B`: the video's noise level, if both streams share it. `world_total`: masked steps per worker, see `losses.masked_mean`.
+        `shared_sigma_B`: the video's noise level, if both streams share it. `world_total`: masked steps per
+        worker, see `losses.masked_mean`.
         """
         draws = diffusion.action_draws
-        actions, mask, cond = (tensor.repeat_interleave(draws, 0) for tensor in (actions_BTA, mask_BT, cond_BD))
+        actions, mask, cond = (
+            tensor.repeat_interleave(draws, 0) for tensor in (actions_BTA, mask_BT, cond_BD)
+        )
         if shared_sigma_B is None:
-            sigma = draw_sigma(len(actions), diffusion.log_sigma_mean, diffusion.log_sigma_std, generator).to(actions.device)
+            sigma = draw_sigma(len(actions), diffusion.log_sigma_mean, diffusion.log_sigma_std, generator).to(
+                actions.device
+            )
         else:
             sigma = shared_sigma_B.repeat_interleave(draws, 0)
-        noisy = actions + sigma[:, None, None] * torch.randn(actions.shape, generator=generator).to(actions.device)
-        return masked_mean(per_clip_error(self.clean(noisy, sigma, cond, embed), actions, sigma), mask, draws * world_total)
+        noisy = actions + sigma[:, None, None] * torch.randn(actions.shape, generator=generator).to(
+            actions.device
+        )
+        return masked_mean(
+            per_clip_error(self.clean(noisy, sigma, cond, embed), actions, sigma), mask, draws * world_total
+        )
 
-    def step(self, actions_BTA: Tensor, sigma: Tensor, sigma_next: Tensor, cond_BD: Tensor, embed: Embed, guidance: float) -> Tensor:
-        """Take one Euler step to `sigma_next`; with guidance, `cond_BD` has twice the rows: conditional, then unconditional."""
+    def step(
+        self,
+        actions_BTA: Tensor,
+        sigma: Tensor,
+        sigma_next: Tensor,
+        cond_BD: Tensor,
+        embed: Embed,
+        guidance: float,
+    ) -> Tensor:
+        """Take one Euler step to `sigma_next`; with guidance, `cond_BD` has twice the rows: conditional, then
+        unconditional.
+        """
         sigma_B = sigma.expand(len(cond_BD))
         if len(cond_BD) == len(actions_BTA):
             clean = self.clean(actions_BTA, sigma_B, cond_BD, embed)
         else:
-            clean = guided(self.clean(torch.cat([actions_BTA, actions_BTA]), sigma_B, cond_BD, embed), guidance)
+            clean = guided(
+                self.clean(torch.cat([actions_BTA, actions_BTA]), sigma_B, cond_BD, embed), guidance
+            )
         return euler_step(actions_BTA, clean, sigma, sigma_next)

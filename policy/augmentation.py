@@ -1,4 +1,5 @@
-"""Colour jitter, the only augmentation (arXiv 2508.00795): varies lighting and camera colours, equally in all frames of a camera of a clip.
+"""Colour jitter, the only augmentation (arXiv 2508.00795): varies lighting and camera colours, equally in all
+frames of a camera of a clip.
 
 Shapes: B clips; V views; K frames per view; H W pixels.
 """
@@ -14,7 +15,9 @@ LUMA = (0.299, 0.587, 0.114)  # luma weights of red, green and blue (ITU-R BT.60
 
 @dataclass(frozen=True)
 class Strength:
-    """Largest changes: factors 1 ± x of brightness, contrast and saturation; hue in turns of the colour wheel."""
+    """Largest changes: factors 1 ± x of brightness, contrast and saturation; hue in turns of the colour
+    wheel.
+    """
 
     brightness: float = 0.2
     contrast: float = 0.2
@@ -26,13 +29,16 @@ PAPER = Strength()
 
 
 def color_jitter(pictures_BVKHW3: Tensor, generator: torch.Generator, strength: Strength = PAPER) -> Tensor:
-    """Jitter the colours of pictures (B, V, K, H, W, 3) uint8; shape and device stay. The generator is on the CPU.
+    """Jitter the colours of pictures (B, V, K, H, W, 3) uint8; shape and device stay. The generator is on the
+    CPU.
 
-    One affine map of colours per clip and camera: brightness, then contrast about the mean grey of the camera's frames, saturation, hue.
+    One affine map of colours per clip and camera: brightness, then contrast about the mean grey of the
+    camera's frames, saturation, hue.
     """
     draws_BV4 = 2 * torch.rand(*pictures_BVKHW3.shape[:2], 4, generator=generator) - 1
     jittered = torch.empty_like(pictures_BVKHW3)
-    for clip, changed, draws_V4 in zip(pictures_BVKHW3, jittered, draws_BV4, strict=True):  # clip by clip, to limit the memory of float copies
+    # clip by clip, to limit the memory of float copies
+    for clip, changed, draws_V4 in zip(pictures_BVKHW3, jittered, draws_BV4, strict=True):
         for view, out, draw in zip(clip, changed, draws_V4.tolist(), strict=True):
             colors = view.float()
             matrix, contrast = _color_matrix(draw, strength)
@@ -42,9 +48,13 @@ def color_jitter(pictures_BVKHW3: Tensor, generator: torch.Generator, strength: 
 
 
 def _color_matrix(draw: list[float], strength: Strength) -> tuple[Tensor, float]:
-    """Return the (3, 3) matrix on RGB columns without its offset, and the factor of contrast; draws in [-1, 1]."""
+    """Return the (3, 3) matrix on RGB columns without its offset, and the factor of contrast; draws in [-1,
+    1].
+    """
     strengths = (strength.brightness, strength.contrast, strength.saturation)
-    brightness, contrast, saturation = (1 + most * share for most, share in zip(strengths, draw[:3], strict=True))
+    brightness, contrast, saturation = (
+        1 + most * share for most, share in zip(strengths, draw[:3], strict=True)
+    )
     saturate = saturation * torch.eye(3) + (1 - saturation) * torch.tensor(LUMA).expand(3, 3)
     return brightness * contrast * _about_grey(2 * math.pi * strength.hue * draw[3]) @ saturate, contrast
 

@@ -1,10 +1,12 @@
 """Checkpoints: self-contained folders of weights, configuration, conventions, normalisation and provenance.
 
 checkpoint.json        configuration, contract, statistics and provenance of the policy
-unet/                  the video model in diffusers' layout: UNetSpatioTemporalConditionModel.from_pretrained(folder, subfolder="unet")
+unet/                  the video model in diffusers' layout:
+                       UNetSpatioTemporalConditionModel.from_pretrained(folder, subfolder="unet")
 vae/                   the autoencoder of a policy that has one, likewise
 heads.safetensors      the other weights needed to act; absent for a video model of stage 1
-text.safetensors       the vectors of the sentences in its training data, if a downloaded text tower computed them
+text.safetensors       the vectors of the sentences in its training data, if a downloaded text tower computed
+                       them
 trainer.safetensors    additional state to resume training; not read for acting
 
 The weights are the ones used to act: their running average, if one is kept.
@@ -55,25 +57,41 @@ class Card:
     proprio_stats: Stats | None
     """Statistics of proprioception; None for a video model."""
     provenance: dict[str, Any]
-    """Arm, step, data fingerprint, exact episode ids, code version, package versions. Nothing that differs between identical runs."""
+    """Arm, step, data fingerprint, exact episode ids, code version, package versions. Nothing that differs
+    between identical runs.
+    """
 
 
 def new_model(
-    config: PolicyConfig, contract: Contract, weights: str | Path | None = None, known_sentences: Mapping[str, Tensor] | None = None
+    config: PolicyConfig,
+    contract: Contract,
+    weights: str | Path | None = None,
+    known_sentences: Mapping[str, Tensor] | None = None,
 ) -> Model:
-    """Return the untrained network of a configuration; `weights` has the autoencoder and the text tower, if the configuration needs them."""
-    return VideoActionModel(config, contract, weights, known_sentences) if config.video else DiffusionPolicy(config, contract)
+    """Return the untrained network of a configuration; `weights` has the autoencoder and the text tower, if
+    the configuration needs them.
+    """
+    return (
+        VideoActionModel(config, contract, weights, known_sentences)
+        if config.video
+        else DiffusionPolicy(config, contract)
+    )
 
 
 def known_sentences(folder: Path) -> dict[str, Tensor]:
-    """Return the sentence embeddings stored in a checkpoint or a folder of weights; empty if there are none."""
+    """Return the sentence embeddings stored in a checkpoint or a folder of weights; empty if there
+    are none.
+    """
     return _tensors(folder / "text.safetensors") if (folder / "text.safetensors").is_file() else {}
 
 
-def save(folder: Path, card: Card, model: Model, weights: dict[str, Tensor], trainer: dict[str, Tensor]) -> None:
+def save(
+    folder: Path, card: Card, model: Model, weights: dict[str, Tensor], trainer: dict[str, Tensor]
+) -> None:
     """Write a checkpoint into an existing empty folder.
 
-    weights: whole tensors by the model's names; those of the video model alone suffice. trainer: state to resume training, read by `load_trainer`.
+    weights: whole tensors by the model's names; those of the video model alone suffice. trainer: state to
+    resume training, read by `load_trainer`.
     """
     text = {
         "format": FORMAT,
@@ -87,54 +105,87 @@ def save(folder: Path, card: Card, model: Model, weights: dict[str, Tensor], tra
     heads = {name: tensor.contiguous() for name, tensor in weights.items() if not name.startswith(UNET)}
     if isinstance(model, VideoActionModel):
         model.video.unet.save_config(folder / "unet")
-        unet = {name.removeprefix(UNET): tensor.contiguous() for name, tensor in weights.items() if name.startswith(UNET)}
+        unet = {
+            name.removeprefix(UNET): tensor.contiguous()
+            for name, tensor in weights.items()
+            if name.startswith(UNET)
+        }
         save_file(unet, folder / UNET_WEIGHTS, {"format": "pt"})
         if isinstance(model.codec, VaeLatents) and model.codec.vae:
             model.codec.vae.save_pretrained(folder / "vae")
         if model.sentences.known:
-            save_file({sentence: token.contiguous() for sentence, token in model.sentences.known.items()}, folder / "text.safetensors")
+            save_file(
+                {sentence: token.contiguous() for sentence, token in model.sentences.known.items()},
+                folder / "text.safetensors",
+            )
     if heads:
         save_file(heads, folder / "heads.safetensors")
     save_file({name: tensor.contiguous() for name, tensor in trainer.items()}, folder / "trainer.safetensors")
 
 
 def load(folder: Path) -> tuple[Model, Card]:
-    """Return the model with its weights, in eval mode, and its card; raise CheckpointError unless the checkpoint is complete and can act."""
+    """Return the model with its weights, in eval mode, and its card; raise CheckpointError unless the
+    checkpoint is complete and can act.
+    """
     card = load_card(folder)
     if card.provenance.get("objective") == "video":
-        raise CheckpointError(f"{folder}: a video model alone, which imagines and cannot act; train an action head on it (train.mode: two_stage)")
+        raise CheckpointError(
+            f"{folder}: a video model alone, which imagines and cannot act; train an action head on it"
+            " (train.mode: two_stage)"
+        )
     _refuse_misfit(folder, card)
     weights = load_weights(folder)
-    if odd := next((name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()), None):
-        raise CheckpointError(f"{folder}: the weights of {odd} hold a value that is not finite; train the policy again")
+    if odd := next(
+        (
+            name
+            for name, tensor in weights.items()
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+        ),
+        None,
+    ):
+        raise CheckpointError(
+            f"{folder}: the weights of {odd} hold a value that is not finite; train the policy again"
+        )
     try:
         model = new_model(card.config, card.contract, folder, known_sentences(folder))
         model.load_state_dict(weights)
     except WeightsError as error:
         raise CheckpointError(str(error)) from None
     except RuntimeError:
-        raise CheckpointError(f"{folder}: the weights do not fit the model that checkpoint.json describes") from None
+        raise CheckpointError(
+            f"{folder}: the weights do not fit the model that checkpoint.json describes"
+        ) from None
     return model.eval(), card
 
 
 def _refuse_misfit(folder: Path, card: Card) -> None:
-    """Raise CheckpointError if names or shapes of the weights differ from the configured model, before memory is allocated for either.
+    """Raise CheckpointError if names or shapes of the weights differ from the configured model, before memory
+    is allocated for either.
 
-    The shapes come from the headers of the weight files, which safetensors validates against the file sizes, and from a model on the meta
-    device, which has shapes and no values. The layers are counted first, because each takes memory even there.
+    The shapes come from the headers of the weight files, which safetensors validates against the file sizes,
+    and from a model on the meta device, which has shapes and no values. The layers are counted first, because
+    each takes memory even there.
     """
     announced = _announced(folder / "heads.safetensors")
     if card.config.video is not None:
         announced |= {UNET + name: shape for name, shape in _announced(folder / UNET_WEIGHTS).items()}
     unfit = f"{folder}: the weights do not fit the model that checkpoint.json describes"
     if (layers := _layers(card)) > len(announced):
-        raise CheckpointError(f"{unfit}: it has {layers} layers or more, the weights {len(announced)} tensors")
+        raise CheckpointError(
+            f"{unfit}: it has {layers} layers or more, the weights {len(announced)} tensors"
+        )
     try:
         with torch.device("meta"):
-            wanted = {name: tuple(tensor.shape) for name, tensor in new_model(card.config, card.contract).state_dict().items()}
+            wanted = {
+                name: tuple(tensor.shape)
+                for name, tensor in new_model(card.config, card.contract).state_dict().items()
+            }
     except Exception as error:  # diffusers and torch raise many types for incompatible widths
         said = printable(" ".join(str(error).split()), 200)
-        raise CheckpointError(f"{folder}: no model can be built as checkpoint.json describes it ({type(error).__name__}: {said})") from None
+        raise CheckpointError(
+            f"{folder}: no model can be built as checkpoint.json describes it ({type(error).__name__}:"
+            f" {said})"
+        ) from None
     if lacking := wanted.keys() - announced.keys():
         raise CheckpointError(f"{unfit}: {min(lacking)} is missing")
     if unknown := announced.keys() - wanted.keys():
@@ -158,7 +209,9 @@ def _layers(card: Card) -> int:
 
 
 def load_card(folder: Path) -> Card:
-    """Return the card without loading the weights; raise CheckpointError if it is missing, damaged or invalid."""
+    """Return the card without loading the weights; raise CheckpointError if it is missing, damaged or
+    invalid.
+    """
     try:
         with (folder / "checkpoint.json").open("rb") as file:
             text = read_json(file.read(CARD_BYTES + 1), CARD_BYTES)
@@ -168,7 +221,10 @@ def load_card(folder: Path) -> Card:
         raise CheckpointError(f"{folder}: checkpoint.json is damaged; copy it again ({error})") from None
     try:
         if text.get("format") != FORMAT:
-            raise CheckpointError(f"{folder}: checkpoint format {printable(str(text.get('format')), 40)}, this version reads {FORMAT}")
+            raise CheckpointError(
+                f"{folder}: checkpoint format {printable(str(text.get('format')), 40)}, this version reads"
+                f" {FORMAT}"
+            )
         card = Card(
             config=PolicyConfig.model_validate(text["config"]),
             contract=Contract.from_json(text["contract"]),
@@ -181,10 +237,14 @@ def load_card(folder: Path) -> Card:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         said = printable(f"config.{'.'.join(map(str, first['loc']))}: {first['msg']}", 300)
-        raise CheckpointError(f"{folder}: checkpoint.json lacks or misstates a field (ValidationError: {said})") from None
+        raise CheckpointError(
+            f"{folder}: checkpoint.json lacks or misstates a field (ValidationError: {said})"
+        ) from None
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # JSON of another structure
         said = printable(str(error), 300)
-        raise CheckpointError(f"{folder}: checkpoint.json lacks or misstates a field ({type(error).__name__}: {said})") from None
+        raise CheckpointError(
+            f"{folder}: checkpoint.json lacks or misstates a field ({type(error).__name__}: {said})"
+        ) from None
     return card
 
 
@@ -196,7 +256,10 @@ def _problem(card: Card) -> str:
         return "contract.action is empty"
     if not card.contract.cameras:
         return "contract.cameras is empty; a policy sees at least one"
-    for name, stats, layout in (("action", card.action_stats, card.contract.action), ("proprio", card.proprio_stats, card.contract.proprio)):
+    for name, stats, layout in (
+        ("action", card.action_stats, card.contract.action),
+        ("proprio", card.proprio_stats, card.contract.proprio),
+    ):
         if stats is None:
             if card.provenance.get("objective") != "video":
                 return f"{name}_stats is missing; only a video model alone has none"
@@ -208,7 +271,11 @@ def _problem(card: Card) -> str:
 def load_weights(folder: Path) -> dict[str, Tensor]:
     """Return the weights used to act, by name; for a video model, those of the U-Net only."""
     card = load_card(folder)
-    weights = {} if card.config.video is None else {UNET + name: tensor for name, tensor in _tensors(folder / UNET_WEIGHTS).items()}
+    weights = (
+        {}
+        if card.config.video is None
+        else {UNET + name: tensor for name, tensor in _tensors(folder / UNET_WEIGHTS).items()}
+    )
     alone = card.provenance.get("objective") == "video"
     return weights if alone else weights | _tensors(folder / "heads.safetensors")
 
@@ -226,7 +293,9 @@ def _announced(file: Path) -> dict[str, tuple[int, ...]]:
     except FileNotFoundError:
         raise CheckpointError(f"{file.parent}: {file.name} is missing; copy the whole folder") from None
     except SafetensorError as error:
-        raise CheckpointError(f"{file.parent}: {file.name} is damaged or cut short ({error}); copy it again") from None
+        raise CheckpointError(
+            f"{file.parent}: {file.name} is damaged or cut short ({error}); copy it again"
+        ) from None
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
@@ -235,14 +304,18 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise CheckpointError(f"{file.parent}: {file.name} is missing; copy the whole folder") from None
     except SafetensorError as error:
-        raise CheckpointError(f"{file.parent}: {file.name} is damaged or cut short ({error}); copy it again") from None
+        raise CheckpointError(
+            f"{file.parent}: {file.name} is damaged or cut short ({error}); copy it again"
+        ) from None
     return tensors
 
 
 def fingerprint(folder: Path) -> str:
     """Return a hash of all files except trainer.safetensors; policies with equal fingerprints act equally."""
     digest = hashlib.sha256()
-    for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "trainer.safetensors"):
+    for file in sorted(
+        file for file in folder.rglob("*") if file.is_file() and file.name != "trainer.safetensors"
+    ):
         digest.update(file.relative_to(folder).as_posix().encode())
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())

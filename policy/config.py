@@ -1,19 +1,34 @@
-"""Configuration of policies: one frozen description per model, saved with its weights. Presets: policy/presets.py."""
+"""Configuration of policies: one frozen description per model, saved with its weights. Presets:
+policy/presets.py.
+"""
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from policy.interface import MOST_STEPS
 
 PolicyKind = Literal["video_action", "diffusion_policy"]
 
 Objective = Literal["video", "action", "joint", "joint_detached"]
-"""Loss of a training run and the weights it trains (arXiv 2508.00795). `video`: the video error, stage 1. `action`: the action error with the video
-model frozen, stage 2. `joint`: both, with the action gradient into the video model. `joint_detached`: both, without that gradient."""
+"""Loss of a training run and the weights it trains (arXiv 2508.00795). `video`: the video error, stage 1.
+`action`: the action error with the video model frozen, stage 2. `joint`: both, with the action gradient into
+the video model. `joint_detached`: both, without that gradient.
+"""
 
 
-# Bounds on network sizes: a configuration may come with an untrusted checkpoint. Each is far above the needs of any policy.
+# Bounds on network sizes: a configuration may come with an untrusted checkpoint. Each is far above the needs
+# of any policy.
 Width = Annotated[int, Field(gt=0, le=65_536)]
 """Number of channels, or size of a vector."""
 Depth = Annotated[int, Field(gt=0, le=64)]
@@ -37,7 +52,10 @@ def _rising(sigmas: tuple[float, float]) -> tuple[float, float]:
     return sigmas
 
 
-Sigmas = Annotated[tuple[Annotated[PositiveFloat, Field(le=1e6)], Annotated[PositiveFloat, Field(le=1e6)]], AfterValidator(_rising)]
+Sigmas = Annotated[
+    tuple[Annotated[PositiveFloat, Field(le=1e6)], Annotated[PositiveFloat, Field(le=1e6)]],
+    AfterValidator(_rising),
+]
 """Lowest and highest noise level."""
 
 
@@ -51,15 +69,17 @@ class ClipShape(_Part):
     horizon: Steps
     """Actions in a chunk, one per control step."""
     padding: Literal["masked", "paper"] = "masked"
-    """Steps past an episode's end: `masked` repeats the last frame and action and excludes both from the loss; `paper` trains on zero actions and
-    still frames."""
+    """Steps past an episode's end: `masked` repeats the last frame and action and excludes both from the
+    loss; `paper` trains on zero actions and still frames."""
 
 
 class VideoConfig(_Part):
     """The video U-Net: diffusers' `UNetSpatioTemporalConditionModel`, at any size (arXiv 2508.00795)."""
 
     latents: Literal["pixels", "vae"]
-    """`pixels`: every square of `patch` x `patch` pixels becomes one latent position; no download. `vae`: Stable Video Diffusion's autoencoder."""
+    """`pixels`: every square of `patch` x `patch` pixels becomes one latent position; no download. `vae`:
+    Stable Video Diffusion's autoencoder.
+    """
     patch: Annotated[int, Field(gt=0, le=64)] = 8
     """Side in pixels of one latent position; the autoencoder's is 8."""
     block_out_channels: Widths
@@ -75,9 +95,13 @@ class VideoConfig(_Part):
     pad_frames: Annotated[int, Field(ge=0, le=1024)] = 0
     """Number of copies of the first view's present frame before the views on the time axis (the paper: 1)."""
     condition_noise: NonNegativeFloat = 0.0
-    """Standard deviation of the noise on the present pictures before they are encoded, in pixel units of [-1, 1]; seeded by the picture."""
+    """Standard deviation of the noise on the present pictures before they are encoded, in pixel units of [-1,
+    1]; seeded by the picture.
+    """
     text: Literal["words", "openclip"]
-    """`words`: fixed random vectors of words, no download. `openclip`: the text tower of OpenCLIP ViT-H-14."""
+    """`words`: fixed random vectors of words, no download. `openclip`: the text tower of OpenCLIP
+    ViT-H-14.
+    """
 
     @property
     def latent_channels(self) -> int:
@@ -98,20 +122,28 @@ class StageConfig(_Part):
     @model_validator(mode="after")
     def _whole_groups(self) -> "StageConfig":
         if self.channels % (self.expansion * self.groups):
-            raise ValueError(f"{self.channels} channels do not divide into {self.expansion} x {self.groups} groups")
+            raise ValueError(
+                f"{self.channels} channels do not divide into {self.expansion} x {self.groups} groups"
+            )
         return self
 
 
 class BranchStage(StageConfig):
-    """A stage with separate weights per view; it downsamples to the size of the map that joins at the next stage."""
+    """A stage with separate weights per view; it downsamples to the size of the map that joins at the next
+    stage.
+    """
 
     joins: Width | None = None
-    """Channels of the next coarser feature map when it joins, after blocks like the stage's own; None: no map joins here."""
+    """Channels of the next coarser feature map when it joins, after blocks like the stage's own; None: no map
+    joins here.
+    """
 
     @model_validator(mode="after")
     def _whole_joined_groups(self) -> "BranchStage":
         if self.joins and self.joins % (self.expansion * self.groups):
-            raise ValueError(f"{self.joins} joining channels do not divide into {self.expansion} x {self.groups} groups")
+            raise ValueError(
+                f"{self.joins} joining channels do not divide into {self.expansion} x {self.groups} groups"
+            )
         return self
 
 
@@ -123,19 +155,27 @@ class TrunkStage(StageConfig):
 
 
 class AdaptorConfig(_Part):
-    """The 3-D residual network from the U-Net's feature maps to one vector per observation (arXiv 2508.00795)."""
+    """The 3-D residual network from the U-Net's feature maps to one vector per observation (arXiv
+    2508.00795).
+    """
 
     branch: Annotated[tuple[BranchStage, ...], Field(min_length=1, max_length=64)]
-    """Stages of every view, with separate weights. The first reads the finest feature map; each remaining map joins at one of the others."""
+    """Stages of every view, with separate weights. The first reads the finest feature map; each remaining map
+    joins at one of the others.
+    """
     trunk: Annotated[tuple[TrunkStage, ...], Field(min_length=1, max_length=64)]
     """Stages over all views, whose channels are concatenated."""
     out_dim: Width | None = None
-    """Size of the vector, after a linear layer. None: the trunk's last map, flattened, as in the paper (420 channels x 1 frame x 4 x 4)."""
+    """Size of the vector, after a linear layer. None: the trunk's last map, flattened, as in the paper (420
+    channels x 1 frame x 4 x 4).
+    """
 
     @model_validator(mode="after")
     def _starts_with_the_finest_map(self) -> "AdaptorConfig":
         if self.branch[0].joins:
-            raise ValueError("the first stage of a branch reads the finest feature map; nothing can join it there")
+            raise ValueError(
+                "the first stage of a branch reads the finest feature map; nothing can join it there"
+            )
         return self
 
 
@@ -166,28 +206,40 @@ class DiffusionConfig(_Part):
     """Noise levels in training (arXiv 2508.00795: EDM preconditioning of a v-prediction, sigma_data = 1)."""
 
     sigmas: Literal["shared", "decoupled"]
-    """Noise levels of a clip. `shared`: one for video and action, as in the paper. `decoupled`: one for each."""
+    """Noise levels of a clip. `shared`: one for video and action, as in the paper. `decoupled`: one
+    for each.
+    """
     log_sigma_mean: float
     log_sigma_std: PositiveFloat
     video_log_sigma_mean: float | None = None
     """Mean of the logarithm of the video's noise level; only with `decoupled`. None: `log_sigma_mean`."""
     video_log_sigma_std: PositiveFloat | None = None
-    """Standard deviation of the logarithm of the video's noise level; only with `decoupled`. None: `log_sigma_std`."""
+    """Standard deviation of the logarithm of the video's noise level; only with `decoupled`. None:
+    `log_sigma_std`.
+    """
     features_at: Literal["drawn", "start"] = "drawn"
-    """Video noise level at which the action head reads features of a frozen video model. `drawn`: drawn as in video training. `start`: pure noise at
-    the highest level, as in the first sampling pass; these features depend on the clip alone and can be cached."""
+    """Video noise level at which the action head reads features of a frozen video model. `drawn`: drawn as in
+    video training. `start`: pure noise at the highest level, as in the first sampling pass; these features
+    depend on the clip alone and can be cached.
+    """
     action_draws: Passes = 1
     """Action noises denoised per video pass in training; the video pass dominates the cost."""
     condition_dropout: Annotated[float, Field(ge=0, le=1 / 3)] = 0.05
-    """Share of clips that drop only the sentence, share that drop only the present pictures, and share that drop both; for guidance."""
+    """Share of clips that drop only the sentence, share that drop only the present pictures, and share that
+    drop both; for guidance.
+    """
 
 
 class SamplerConfig(_Part):
-    """Sampling settings: one rung of the ladder from faithful to cheap. Part of a score's fingerprint, because they change the actions."""
+    """Sampling settings: one rung of the ladder from faithful to cheap. Part of a score's fingerprint,
+    because they change the actions.
+    """
 
     video_passes: Passes
-    """Noise levels at which the video is denoised. Equal to `action_steps`: both are denoised together, as in the paper. Otherwise: the video first;
-    the features of its last pass serve every action step. 1: one pass from pure noise."""
+    """Noise levels at which the video is denoised. Equal to `action_steps`: both are denoised together, as in
+    the paper. Otherwise: the video first; the features of its last pass serve every action step. 1: one pass
+    from pure noise.
+    """
     action_steps: Passes
     guidance: PositiveFloat = 1.0
     """Weight of classifier-free guidance on both streams; 1: none, at half the cost of a video pass."""
@@ -201,14 +253,18 @@ class SamplerConfig(_Part):
 
 
 class PolicyConfig(_Part):
-    """Configuration of a policy. Cameras and picture size come from the data's contract, everything else from a preset."""
+    """Configuration of a policy. Cameras and picture size come from the data's contract, everything else from
+    a preset.
+    """
 
     preset: Name
     clip: ClipShape
     video: VideoConfig | None = None
     adaptor: AdaptorConfig | None = None
     images: ImageConfig | None = None
-    """Encoder of the behaviour-cloning baseline, which predicts no video; instead of `video` and `adaptor` (Chi et al. 2023, arXiv 2303.04137)."""
+    """Encoder of the behaviour-cloning baseline, which predicts no video; instead of `video` and `adaptor`
+    (Chi et al. 2023, arXiv 2303.04137).
+    """
     action: ActionConfig
     diffusion: DiffusionConfig
     ladder: Annotated[dict[Name, SamplerConfig], Field(min_length=1, max_length=64)]
@@ -225,7 +281,9 @@ class PolicyConfig(_Part):
             raise ValueError(f"rung {self.rung} is not on the ladder: {', '.join(self.ladder)}")
         for rung, sampler in self.ladder.items():
             if sampler.execute > self.clip.horizon:
-                raise ValueError(f"rung {rung} executes {sampler.execute} actions of a chunk that has {self.clip.horizon}")
+                raise ValueError(
+                    f"rung {rung} executes {sampler.execute} actions of a chunk that has {self.clip.horizon}"
+                )
         return self
 
     @property
@@ -238,7 +296,9 @@ class PolicyConfig(_Part):
 
 
 class Recipe(_Part):
-    """Optimisation settings, for any model. arXiv 2508.00795: Adam, 1e-5 and 5 times that for the action head, constant, no average, fp16."""
+    """Optimisation settings, for any model. arXiv 2508.00795: Adam, 1e-5 and 5 times that for the action
+    head, constant, no average, fp16.
+    """
 
     learning_rate: PositiveFloat = 1e-3
     """Peak, of the video model."""
@@ -253,7 +313,9 @@ class Recipe(_Part):
     clip_norm: NonNegativeFloat = 1.0
     """Gradients longer than this are shortened to it; 0: never."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay per step of the running average of the weights that acts; 0 acts with the last weights and keeps no average."""
+    """Decay per step of the running average of the weights that acts; 0 acts with the last weights and keeps
+    no average.
+    """
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the forward pass on a GPU; weights stay fp32, and so do the autoencoder and everything on a CPU."""
     accumulate: PositiveInt = 1
@@ -261,8 +323,14 @@ class Recipe(_Part):
     gradient_checkpointing: bool = False
     """Compute the video model's activations a second time instead of keeping them."""
     sharding: Literal["ddp", "fsdp"] = "ddp"
-    """How several workers share a model: each holds all of it, or each a part (FSDP2), where it does not fit one GPU."""
+    """How several workers share a model: each holds all of it, or each a part (FSDP2), where it does not fit
+    one GPU.
+    """
     color_jitter: bool = False
-    """Brightness, contrast, saturation 0.2, hue 0.05 per camera of a clip (arXiv 2508.00795), where pictures are encoded as they come."""
+    """Brightness, contrast, saturation 0.2, hue 0.05 per camera of a clip (arXiv 2508.00795), where pictures
+    are encoded as they come.
+    """
     feature_cache_mb: NonNegativeInt = 256
-    """MiB per worker for the features of a frozen video model (`features_at: start`): they depend on the clip alone; 0 keeps none."""
+    """MiB per worker for the features of a frozen video model (`features_at: start`): they depend on the clip
+    alone; 0 keeps none.
+    """

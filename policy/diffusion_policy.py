@@ -1,8 +1,10 @@
-"""The behaviour-cloning baseline: an image encoder per camera and the same action U-Net, no video (Chi et al. 2023, arXiv 2303.04137).
+"""The behaviour-cloning baseline: an image encoder per camera and the same action U-Net, no video (Chi et al.
+2023, arXiv 2303.04137).
 
 It trains on demos only; clips, normalisation, action head and sampler are those of the video-action policy.
 
-Shapes: B clips; V views; H W pixels; T steps of a chunk; A action dimensions; P proprioceptive values; D size of an encoder's output.
+Shapes: B clips; V views; H W pixels; T steps of a chunk; A action dimensions; P proprioceptive values; D size
+of an encoder's output.
 """
 
 from collections.abc import Sequence
@@ -22,9 +24,11 @@ from policy.text_encoder import WordVectors
 
 
 class ImageEncoder(nn.Module):
-    """Encoder of one camera's pictures, (B, H, W, 3) uint8 -> (B, D): residual levels with group norm, each half the size of the one before.
+    """Encoder of one camera's pictures, (B, H, W, 3) uint8 -> (B, D): residual levels with group norm, each
+    half the size of the one before.
 
-    Pooling is a spatial softmax, the expected position of every channel, which preserves positions (Levine et al. 2016, 5.1).
+    Pooling is a spatial softmax, the expected position of every channel, which preserves positions (Levine et
+    al. 2016, 5.1).
     """
 
     def __init__(self, config: ImageConfig) -> None:
@@ -32,7 +36,11 @@ class ImageEncoder(nn.Module):
         widths = config.channels
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 5, 2, 2)]
         for before, width in zip((widths[0], *widths), widths, strict=False):
-            layers += [ResnetBlock2D(in_channels=before, out_channels=width, temb_channels=None, groups=config.groups, eps=1e-5)]
+            layers += [
+                ResnetBlock2D(
+                    in_channels=before, out_channels=width, temb_channels=None, groups=config.groups, eps=1e-5
+                )
+            ]
             layers += [Downsample2D(width, use_conv=True, name="op")] if width != widths[-1] else []
         self.levels = nn.ModuleList(layers)
         self.out = nn.Linear(2 * widths[-1], config.out_dim)
@@ -76,19 +84,37 @@ class DiffusionPolicy(nn.Module):
 
     def _seen(self, present_BVHW3: Tensor, instructions: Sequence[str]) -> Tensor:
         views = [encoder(present_BVHW3[:, view]) for view, encoder in enumerate(self.images)]
-        return torch.cat([*views, self.sentences.embed(list(instructions))[:, 0].to(present_BVHW3.device)], dim=1)
+        return torch.cat(
+            [*views, self.sentences.embed(list(instructions))[:, 0].to(present_BVHW3.device)], dim=1
+        )
 
     def forward(self, batch: Batch, generator: torch.Generator, counts: Counts) -> Losses:
         """Return the action error; frames after the present one are ignored."""
         cond = self.head.condition(self._seen(batch.frames[:, :, 0], batch.instructions), batch.proprio)
-        loss = self.head.loss(batch.actions, batch.action_mask, cond, self._embed, self.config.diffusion, generator, None, counts.actions)
+        loss = self.head.loss(
+            batch.actions,
+            batch.action_mask,
+            cond,
+            self._embed,
+            self.config.diffusion,
+            generator,
+            None,
+            counts.actions,
+        )
         return Losses(loss, torch.zeros_like(loss), loss.detach())
 
     @torch.no_grad()
     def sample(
-        self, present_BVHW3: Tensor, proprio_BP: Tensor, instructions: list[str], noise_seeds: Sequence[tuple[int, int]], sampler: SamplerConfig
+        self,
+        present_BVHW3: Tensor,
+        proprio_BP: Tensor,
+        instructions: list[str],
+        noise_seeds: Sequence[tuple[int, int]],
+        sampler: SamplerConfig,
     ) -> tuple[None, Tensor]:
-        """Sample (B, T, A) normalised actions; there is no video. Only the second seed of each pair is used."""
+        """Sample (B, T, A) normalised actions; there is no video. Only the second seed of each pair
+        is used.
+        """
         cond = self.head.condition(self._seen(present_BVHW3, instructions), proprio_BP)
         sigmas = karras_sigmas(sampler.action_steps, *sampler.action_sigmas, sampler.rho).to(cond.device)
         chunk = (self.config.clip.horizon, len(self.contract.action))

@@ -1,15 +1,18 @@
-"""Errors that a user can fix. A command prints the message and exits with the error's code; any other exception is a bug with a traceback.
+"""Errors that a user can fix. A command prints the message and exits with the error's code; any other
+exception is a bug with a traceback.
 
 DemoscaleError
 ├── CheckpointError         policy.checkpoint                   a checkpoint cannot be read
-├── CodeChangedError        sim_workers.checkout                the checkout changed during a run; exit code 75
+├── CodeChangedError        sim_workers.checkout                the checkout changed during a run; exit code
+                            75
 ├── EpisodeError            orchestrator.data.episode_format    an episode or an episode store is damaged
 ├── HeldError               orchestrator.sweep.driver_lease     another driver runs the sweep
 ├── InfrastructureError     orchestrator.infrastructure         storage, a disk or a node failed; exit code 75
 ├── LiberoMissingError      sim_workers.envs.libero             LIBERO is not installed
 ├── NotFiniteError          policy.finite                       training diverged
 ├── ProtocolError           orchestrator.evaluation.scores      a policy cannot be scored on a suite
-├── RemoteError             policy.http_protocol                a policy server cannot be reached or answers invalidly
+├── RemoteError             policy.http_protocol                a policy server cannot be reached or answers
+                            invalidly
 ├── RobocasaError           sim_workers.envs.robocasa           RoboCasa is missing or has another version
 ├── SourceError             orchestrator.data.importers.base    recordings cannot be imported
 ├── StagingError            orchestrator.cluster.code_bundle    files cannot be sent to a cluster
@@ -30,7 +33,9 @@ RESUMABLE = 75
 
 
 class DemoscaleError(Exception):
-    """Base of all errors that a user can fix: a message with the file, field or episode; `hint`: the fix, if the message does not name it."""
+    """Base of all errors that a user can fix: a message with the file, field or episode; `hint`: the fix, if
+    the message does not name it.
+    """
 
     exit_code: ClassVar[int] = 1
     """Exit code of a command that ends with this error."""

@@ -1,4 +1,6 @@
-"""Sufficient statistics of vectors, for normalisation; numpy only, so that processes that write episodes need not import torch."""
+"""Sufficient statistics of vectors, for normalisation; numpy only, so that processes that write episodes need
+not import torch.
+"""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -8,17 +10,22 @@ import numpy as np
 import numpy.typing as npt
 
 Vector = tuple[float, ...]
-# Half range, or standard deviation, below which a dimension counts as constant and is normalised to 0: division would only amplify noise.
+# Half range, or standard deviation, below which a dimension counts as constant and is normalised to 0:
+# division would only amplify noise.
 CONSTANT = 1e-6
 VECTORS = ("mean", "m2", "low", "high", "q01", "q99")
 MOST_DIMENSIONS = 4096
 MOST = 1e37
-"""Largest magnitude of a number in a file of statistics; twice that is still a finite float32, the networks' type."""
+"""Largest magnitude of a number in a file of statistics; twice that is still a finite float32, the networks'
+type.
+"""
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Statistics of vectors, one number per dimension. Mergeable: each episode stores its own, and those of a subset are merged from them."""
+    """Statistics of vectors, one number per dimension. Mergeable: each episode stores its own, and those of a
+    subset are merged from them.
+    """
 
     count: int
     mean: Vector
@@ -27,7 +34,9 @@ class Stats:
     low: Vector
     high: Vector
     q01: Vector
-    """1 % quantile; after a merge the mean of the parts' quantiles, weighted by count, because quantiles cannot be merged exactly."""
+    """1 % quantile; after a merge the mean of the parts' quantiles, weighted by count, because quantiles
+    cannot be merged exactly.
+    """
     q99: Vector
     """99 % quantile, likewise."""
 
@@ -38,14 +47,18 @@ class Stats:
         mean = data.mean(0)
         m2 = ((data - mean) ** 2).sum(0)
         q01, q99 = np.quantile(data, (0.01, 0.99), axis=0)
-        return cls(len(data), *(tuple(vector.tolist()) for vector in (mean, m2, data.min(0), data.max(0), q01, q99)))
+        return cls(
+            len(data), *(tuple(vector.tolist()) for vector in (mean, m2, data.min(0), data.max(0), q01, q99))
+        )
 
     @classmethod
     def merge(cls, parts: Iterable["Stats"]) -> "Stats":
         """Return the statistics of all vectors of all parts (Chan et al. 1979)."""
         parts = list(parts)
         counts = np.array([part.count for part in parts], np.float64)[:, None]
-        means, m2s, lows, highs, q01s, q99s = (np.array([getattr(part, name) for part in parts], np.float64) for name in VECTORS)
+        means, m2s, lows, highs, q01s, q99s = (
+            np.array([getattr(part, name) for part in parts], np.float64) for name in VECTORS
+        )
 
         def weighted(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             return np.asarray((counts * vectors).sum(0) / counts.sum())
@@ -60,7 +73,8 @@ class Stats:
 
     @classmethod
     def from_json(cls, data: Any) -> "Stats":
-        """Return the statistics that `to_json` wrote; raise ValueError, with one sentence that names the field, for anything else.
+        """Return the statistics that `to_json` wrote; raise ValueError, with one sentence that names the
+        field, for anything else.
 
         Every number must be finite, and all vectors equally wide.
         """
@@ -73,7 +87,10 @@ class Stats:
             raise ValueError("count of the statistics must be a whole number of at least 1")
         widths = {name: len(vector) for name, vector in vectors.items()}
         if len(set(widths.values())) > 1:
-            raise ValueError(f"the vectors of the statistics differ in width ({', '.join(f'{name} {width}' for name, width in widths.items())})")
+            raise ValueError(
+                "the vectors of the statistics differ in width"
+                f" ({', '.join(f'{name} {width}' for name, width in widths.items())})"
+            )
         if any(low > high for low, high in zip(vectors["low"], vectors["high"], strict=True)):
             raise ValueError("low of the statistics exceeds high")
         if any(value < 0 for value in vectors["m2"]):
@@ -86,5 +103,8 @@ def _vector(value: Any, name: str) -> Vector:
         raise ValueError(f"{name} of the statistics must be a list of at most {MOST_DIMENSIONS} numbers")
     for number in value:
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) <= MOST:
-            raise ValueError(f"{name} of the statistics holds a value that is not a number, not finite or larger than {MOST:g}")
+            raise ValueError(
+                f"{name} of the statistics holds a value that is not a number, not finite or larger than"
+                f" {MOST:g}"
+            )
     return tuple(value)

@@ -1,4 +1,6 @@
-"""Checks that losses and weights are finite. Otherwise the policy acts at random or not at all, and its episodes would count as failures."""
+"""Checks that losses and weights are finite. Otherwise the policy acts at random or not at all, and its
+episodes would count as failures.
+"""
 
 from collections.abc import Mapping
 
@@ -9,7 +11,9 @@ from policy.errors import DemoscaleError
 
 
 class NotFiniteError(DemoscaleError):
-    """Divergence; the message is one sentence with the loss, gradient or weight, the training step and the fix. A retry would diverge again."""
+    """Divergence; the message is one sentence with the loss, gradient or weight, the training step and the
+    fix. A retry would diverge again.
+    """
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str:
@@ -17,10 +21,14 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str:
 
     Reads each tensor once on its device, without a copy.
     """
-    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    floats = {
+        name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()
+    }
     if not floats:
         return ""
     # Minimum and maximum of a tensor that holds NaN are NaN.
-    sound = torch.stack([torch.stack(tensor.detach().aminmax()).isfinite().all().cpu() for tensor in floats.values()])
+    sound = torch.stack(
+        [torch.stack(tensor.detach().aminmax()).isfinite().all().cpu() for tensor in floats.values()]
+    )
     bad = [name for name, is_sound in zip(floats, sound.tolist(), strict=True) if not is_sound]
     return bad[0] + (f" and {len(bad) - 1} more of {len(floats)}" if len(bad) > 1 else "") if bad else ""

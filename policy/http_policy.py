@@ -1,15 +1,19 @@
-"""Server and client of policies over HTTP: score policies of other frameworks, and serve this project's policies to other programs.
+"""Server and client of policies over HTTP: score policies of other frameworks, and serve this project's
+policies to other programs.
 
 GET /contract   -> 200, JSON: the fields of `policy.interface.Contract`.
 POST /act       observations -> 200, chunks; `policy/http_protocol.py` defines both formats.
-Anything else   -> 400 (invalid request), 401 (wrong or missing token), 403 (sent by a web page of another origin), 404, 408 (received too
-                   slowly), 411 (no Content-Length), 413 (body too large), 414 and 431 (first line or head too large), 415 (a Content-Type
-                   that any web page may send), 500 (the policy failed), 501 (another method), 503 (too many requests at once), with one line
-                   of plain text that gives the reason.
+Anything else   -> 400 (invalid request), 401 (wrong or missing token), 403 (sent by a web page of another
+                origin), 404, 408 (received too
+                   slowly), 411 (no Content-Length), 413 (body too large), 414 and 431 (first line or head too
+                   large), 415 (a Content-Type that any web page may send), 500 (the policy failed), 501
+                   (another method), 503 (too many requests at once), with one line of plain text that gives
+                   the reason.
 
-POST /act carries Content-Type: application/octet-stream. Connections are kept alive. There is no encryption. A server with a token answers only
-requests that carry `Authorization: Bearer TOKEN`; one without a token answers every process that reaches the port. By default a server listens
-on the loopback interface only; put an encrypting proxy in front of it to serve other machines. Both sides bound what they read: size by the
+POST /act carries Content-Type: application/octet-stream. Connections are kept alive. There is no encryption.
+A server with a token answers only requests that carry `Authorization: Bearer TOKEN`; one without a token
+answers every process that reaches the port. By default a server listens on the loopback interface only; put
+an encrypting proxy in front of it to serve other machines. Both sides bound what they read: size by the
 contract (`policy/http_protocol.py`), total time, headers and nesting.
 """
 
@@ -50,21 +54,28 @@ from policy.untrusted import printable, read_json
 IDLE_S = 600.0
 """Seconds until a connection without a request is closed; the client then opens another."""
 HEAD_S = 10.0
-"""Seconds in which the first request must begin to arrive, and in which the head of any request must be complete."""
+"""Seconds in which the first request must begin to arrive, and in which the head of any request must be
+complete.
+"""
 BODY_S, BODY_BYTES_PER_S = 10.0, 1 << 20
 """Time limit of a body: BODY_S seconds, and one more for every BODY_BYTES_PER_S bytes."""
 SEND_S = 60.0
 """Seconds that the client may take to receive an answer."""
 LINGER_S, LINGER_BYTES = 1.0, 64 << 20
-"""Seconds and bytes for which a refused body is read and dropped: closing at once would reset the connection before the refusal arrives."""
+"""Seconds and bytes for which a refused body is read and dropped: closing at once would reset the connection
+before the refusal arrives.
+"""
 MOST_CONNECTIONS = 512
 """Maximum number of connections open at once to one server."""
 CONTRACT_BYTES, REFUSAL_BYTES, HEAD_BYTES = 1 << 20, 1 << 16, 1 << 16
-"""Size limits in bytes: a contract, the text of a refusal, the head of an answer together with the lengths of its parts."""
+"""Size limits in bytes: a contract, the text of a refusal, the head of an answer together with the lengths of
+its parts.
+"""
 CUT_SHORT = 3
 """Truncated answers after which the client stops retrying."""
 _SAFELISTED = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
-# https://fetch.spec.whatwg.org/#cors-safelisted-request-header: types that a browser sends to another origin without a preflight request.
+# https://fetch.spec.whatwg.org/#cors-safelisted-request-header: types that a browser sends to another origin
+# without a preflight request.
 
 TOKEN = "DEMOSCALE_POLICY_TOKEN"
 """Environment variable with the token that a client sends; empty or unset: none."""
@@ -77,7 +88,9 @@ class _TooLargeError(Exception):
 
 
 class _Bounded(io.RawIOBase):
-    """Raw stream of a socket with a deadline and a size limit; a read past either raises TimeoutError or _TooLargeError."""
+    """Raw stream of a socket with a deadline and a size limit; a read past either raises TimeoutError or
+    _TooLargeError.
+    """
 
     def __init__(self, connection: socket.socket, until: float, left: float) -> None:
         self._connection = connection
@@ -113,7 +126,7 @@ class _Bounded(io.RawIOBase):
         super().close()
 
 
-# -- the server ---------------------------------------------------------------------------------------------------------------------
+# -- the server ----------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -137,7 +150,8 @@ class _OneAtATime:
                 return self._policy.act(observations)
         with self._list:
             self._waiting.append(mine)
-        with self._turn:  # the thread that acquires it first answers all waiting requests; the others find their answers set
+        # the thread that acquires it first answers all waiting requests; the others find their answers set
+        with self._turn:
             if mine.answer is None:
                 with self._list:
                     together, self._waiting = self._waiting, []
@@ -149,7 +163,9 @@ class _OneAtATime:
 
     def _answer(self, together: list[_Asked]) -> None:
         try:
-            chunks = iter(self._policy.act([observation for asked in together for observation in asked.observations]))
+            chunks = iter(
+                self._policy.act([observation for asked in together for observation in asked.observations])
+            )
             for asked in together:
                 asked.answer = [next(chunks) for _ in asked.observations]
         except Exception as error:
@@ -164,7 +180,9 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128  # many simulators may connect at once
 
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], most_connections: int) -> None:
+    def __init__(
+        self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], most_connections: int
+    ) -> None:
         self._free = threading.BoundedSemaphore(most_connections)
         super().__init__(address, handler)
 
@@ -174,7 +192,10 @@ class _Server(ThreadingHTTPServer):
             super().process_request(request, client_address)
             return
         line = b"too many connections are open; try again later"
-        head = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+        head = (
+            b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nConnection:"
+            b" close\r\nContent-Length: %d\r\n\r\n"
+        )
         with suppress(OSError):
             request.setblocking(False)  # this thread accepts all connections, so it must not block on one
             request.send(head % len(line) + line)
@@ -215,7 +236,8 @@ class _Room:
 def _foreign(origin: str, host: str) -> bool:
     """Return whether a browser's Origin differs from this server, named by the request's Host header.
 
-    An Origin equal to the Host is no proof if the Host is a domain name: its owner may resolve it to this machine's address (DNS rebinding).
+    An Origin equal to the Host is no proof if the Host is a domain name: its owner may resolve it to this
+    machine's address (DNS rebinding).
     """
     if origin not in (f"http://{host}", f"https://{host}"):
         return True
@@ -238,10 +260,11 @@ def make_server(
 ) -> ThreadingHTTPServer:
     """Return a server that is ready for serve_forever(); port 0 binds a free port, found in `server_address`.
 
-    join: answer the requests that wait for the policy as one batch. Faster where a batch costs little more than one observation; answers then
-    depend on the composition of the batch, unless the policy rounds alike in every batch. most_bytes: size limit of a request, packed or
-    unpacked, and of all requests in memory at once; the contract bounds a request further. token: required in every request; empty: none.
-    Raises RemoteError if a header cannot carry the token.
+    join: answer the requests that wait for the policy as one batch. Faster where a batch costs little more
+    than one observation; answers then depend on the composition of the batch, unless the policy rounds alike
+    in every batch. most_bytes: size limit of a request, packed or unpacked, and of all requests in memory at
+    once; the contract bounds a request further. token: required in every request; empty: none. Raises
+    RemoteError if a header cannot carry the token.
     """
     turns, wanted = _OneAtATime(policy, join), _bearer(token).encode()
     contract = policy.contract
@@ -249,8 +272,10 @@ def make_server(
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # head and body are two writes; the second would wait for the acknowledgement of the first
-        requestline, request_version, command = "", "HTTP/1.1", ""  # send_response reads them, even for an incomplete request
+        # head and body are two writes; the second would wait for the acknowledgement of the first
+        disable_nagle_algorithm = True
+        # send_response reads them, even for an incomplete request
+        requestline, request_version, command = "", "HTTP/1.1", ""
 
         def setup(self) -> None:
             super().setup()
@@ -282,13 +307,17 @@ def make_server(
             sent = self.headers.get("Authorization", "")
             if not wanted or hmac.compare_digest(sent.encode(errors="replace"), wanted):
                 return True
-            self._refuse(401, f"this policy server asks for a token; set {TOKEN} to it where the policy is asked from")
+            self._refuse(
+                401, f"this policy server asks for a token; set {TOKEN} to it where the policy is asked from"
+            )
             return False
 
         def _answer(self) -> None:
             if self.command not in ("GET", "POST"):
                 self._refuse(501, "there are GET /contract and POST /act")
-            elif (origin := self.headers.get("Origin")) is not None and _foreign(origin, self.headers.get("Host", "")):
+            elif (origin := self.headers.get("Origin")) is not None and _foreign(
+                origin, self.headers.get("Host", "")
+            ):
                 self._refuse(403, "a web page of another origin sent this request; only programs may")
             elif self.command == "GET":
                 self._get()
@@ -297,7 +326,8 @@ def make_server(
 
         def _get(self) -> None:
             if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
-                self.close_connection = True  # the body is not read, and must not be parsed as the next request
+                # the body is not read, and must not be parsed as the next request
+                self.close_connection = True
             if self.path.rstrip("/").endswith("/contract"):
                 self._reply(200, json.dumps(contract.to_json()).encode(), "application/json")
             else:
@@ -315,7 +345,9 @@ def make_server(
             elif len(sizes[0]) > 18 or int(sizes[0]) > largest:
                 self._refuse(413, f"the body must say its Content-Length, of at most {largest}")
             elif kind in _SAFELISTED:
-                self._refuse(415, f"Content-Type is {kind}, which any web page may send; send application/octet-stream")
+                self._refuse(
+                    415, f"Content-Type is {kind}, which any web page may send; send application/octet-stream"
+                )
             else:
                 size = int(sizes[0])
                 with room.take(size) as granted:
@@ -367,7 +399,8 @@ def make_server(
 
         def _reply(self, status: int, body: bytes, kind: str) -> None:
             self.connection.settimeout(SEND_S)
-            self.request_version = self.protocol_version  # without a version (HTTP/0.9), http.server sends no status line
+            # without a version (HTTP/0.9), http.server sends no status line
+            self.request_version = self.protocol_version
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("X-Content-Type-Options", "nosniff")
@@ -384,25 +417,34 @@ def make_server(
 
 
 def _bearer(token: str) -> str:
-    """Return the Authorization header for a token, empty for none; raise RemoteError, which does not repeat the token, if no header can carry it."""
+    """Return the Authorization header for a token, empty for none; raise RemoteError, which does not repeat
+    the token, if no header can carry it.
+    """
     if not all("!" <= letter <= "~" for letter in token):
-        raise RemoteError(f"the token of the policy server must be printable ASCII without spaces; write another one to {TOKEN}")
+        raise RemoteError(
+            "the token of the policy server must be printable ASCII without spaces; write another one to"
+            f" {TOKEN}"
+        )
     return f"Bearer {token}" if token else ""
 
 
-def serve(policy: Policy, host: str = "127.0.0.1", port: int = 8000, join: bool = False, token: str = "") -> None:
+def serve(
+    policy: Policy, host: str = "127.0.0.1", port: int = 8000, join: bool = False, token: str = ""
+) -> None:
     """Serve a policy until interrupted; arguments as for `make_server`."""
     with make_server(policy, host, port, join, token=token) as server:
         server.serve_forever()
 
 
-# -- the client ---------------------------------------------------------------------------------------------------------------------
+# -- the client ----------------------------------------------------------------------------------------------
 
 
 class _Response(http.client.HTTPResponse):
     """HTTP response with a deadline and a size limit for head and body."""
 
-    def __init__(self, connection: socket.socket, *args: Any, until: float, most_bytes: int, **keywords: Any) -> None:
+    def __init__(
+        self, connection: socket.socket, *args: Any, until: float, most_bytes: int, **keywords: Any
+    ) -> None:
         super().__init__(connection, *args, **keywords)
         self.fp.close()
         # One byte more than allowed, to distinguish an answer of the largest size from a larger one.
@@ -412,12 +454,15 @@ class _Response(http.client.HTTPResponse):
 class RemotePolicy:
     """The `Policy` behind a URL. Usable from several threads; each thread has its own connection.
 
-    timeout_s: seconds from a request to the end of its answer. patience_s: seconds for which a request is retried while no server listens, a
-    connection is lost or the server answers 503; a retry is harmless, because an answer is a function of the observation. token: sent with
-    every request; None: that of the environment (`TOKEN`). Redirects are not followed. `contract` and `act` raise RemoteError.
+    timeout_s: seconds from a request to the end of its answer. patience_s: seconds for which a request is
+    retried while no server listens, a connection is lost or the server answers 503; a retry is harmless,
+    because an answer is a function of the observation. token: sent with every request; None: that of the
+    environment (`TOKEN`). Redirects are not followed. `contract` and `act` raise RemoteError.
     """
 
-    def __init__(self, url: str, timeout_s: float = 120.0, patience_s: float = 20.0, token: str | None = None) -> None:
+    def __init__(
+        self, url: str, timeout_s: float = 120.0, patience_s: float = 20.0, token: str | None = None
+    ) -> None:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -425,7 +470,10 @@ class RemotePolicy:
         except ValueError:  # an invalid port, unbalanced brackets
             known = None
         if not known or host is None:
-            raise RemoteError(f"{printable(url)} is not the address of a policy server: it must look like http://127.0.0.1:8000")
+            raise RemoteError(
+                f"{printable(url)} is not the address of a policy server: it must look like"
+                " http://127.0.0.1:8000"
+            )
         self.url, self._timeout_s, self._patience_s = url.rstrip("/"), timeout_s, patience_s
         self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._host, self._port, self._path = host, port, parts.path.rstrip("/")
@@ -439,7 +487,9 @@ class RemotePolicy:
         try:
             return checked_contract(read_json(self._ask("GET", "/contract", CONTRACT_BYTES), CONTRACT_BYTES))
         except (ValueError, TypeError) as error:
-            raise RemoteError(f"what {self.url} calls its contract is not one: {printable(str(error))}") from None
+            raise RemoteError(
+                f"what {self.url} calls its contract is not one: {printable(str(error))}"
+            ) from None
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """Return one chunk per observation, in requests of at most MOST_OBSERVATIONS."""
@@ -461,7 +511,9 @@ class RemotePolicy:
         if connection := getattr(self._of_thread, "connection", None):
             connection.close()
 
-    def _ask(self, method: str, path: str, most_bytes: int = REFUSAL_BYTES, body: bytes | None = None) -> bytes:
+    def _ask(
+        self, method: str, path: str, most_bytes: int = REFUSAL_BYTES, body: bytes | None = None
+    ) -> bytes:
         until, pause, cut_short = time.monotonic() + self._patience_s, 0.05, 0
         while True:
             try:
@@ -470,28 +522,45 @@ class RemotePolicy:
                     break
             except TimeoutError:
                 self.close()
-                raise RemoteError(f"the policy server at {self.url} did not answer within {self._timeout_s:g} s") from None
+                raise RemoteError(
+                    f"the policy server at {self.url} did not answer within {self._timeout_s:g} s"
+                ) from None
             except _TooLargeError:
                 self.close()
-                raise RemoteError(f"the policy server at {self.url} answered {path} with more than {most_bytes} bytes") from None
+                raise RemoteError(
+                    f"the policy server at {self.url} answered {path} with more than {most_bytes} bytes"
+                ) from None
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 cut_short += isinstance(error, http.client.IncompleteRead)
                 if not isinstance(error, (OSError, http.client.IncompleteRead)):
-                    raise RemoteError(f"what answers at {self.url} is no policy server ({one_line(error)})") from None
+                    raise RemoteError(
+                        f"what answers at {self.url} is no policy server ({one_line(error)})"
+                    ) from None
                 if cut_short == CUT_SHORT:
-                    raise RemoteError(f"the answers of the policy server at {self.url} end early ({one_line(error)})") from None
+                    raise RemoteError(
+                        f"the answers of the policy server at {self.url} end early ({one_line(error)})"
+                    ) from None
                 if time.monotonic() + pause > until:
-                    raise RemoteError(f"no policy server answers at {self.url}; is it running? ({one_line(error)})") from None
+                    raise RemoteError(
+                        f"no policy server answers at {self.url}; is it running? ({one_line(error)})"
+                    ) from None
             except ValueError as error:  # raised by http.client for a head that it cannot parse
                 self.close()
-                raise RemoteError(f"what answers at {self.url} is no policy server ({one_line(error)})") from None
+                raise RemoteError(
+                    f"what answers at {self.url} is no policy server ({one_line(error)})"
+                ) from None
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
         if 300 <= status < 400:
-            raise RemoteError(f"the policy server at {self.url} redirects ({status}), which is not followed; name the address that answers")
+            raise RemoteError(
+                f"the policy server at {self.url} redirects ({status}), which is not followed; name the"
+                " address that answers"
+            )
         if status != 200:
-            line = printable((answer.decode(errors="replace").strip().splitlines() or ["it says no more"])[-1])
+            line = printable(
+                (answer.decode(errors="replace").strip().splitlines() or ["it says no more"])[-1]
+            )
             raise RemoteError(f"the policy server at {self.url} refused ({status}): {line}")
         return answer
 
@@ -499,11 +568,19 @@ class RemotePolicy:
         until = time.monotonic() + self._timeout_s
         connection = getattr(self._of_thread, "connection", None)
         if connection is None:
-            connection = self._of_thread.connection = self._kind(self._host, self._port, timeout=self._timeout_s)
+            connection = self._of_thread.connection = self._kind(
+                self._host, self._port, timeout=self._timeout_s
+            )
         if connection.sock is not None:
-            connection.sock.settimeout(self._timeout_s)  # the last answer left a shorter timeout: the rest of its own
+            # the last answer left a shorter timeout: the rest of its own
+            connection.sock.settimeout(self._timeout_s)
         connection.response_class = partial(_Response, until=until, most_bytes=most_bytes)
-        connection.request(method, self._path + path, body, self._headers | ({"Content-Type": "application/octet-stream"} if body else {}))
+        connection.request(
+            method,
+            self._path + path,
+            body,
+            self._headers | ({"Content-Type": "application/octet-stream"} if body else {}),
+        )
         response = connection.getresponse()
         if response.status == 200:
             return 200, _read(response, most_bytes)
@@ -515,7 +592,9 @@ class RemotePolicy:
 
 
 def _read(response: http.client.HTTPResponse, most_bytes: int) -> bytes:
-    """Return the body of an answer; raise _TooLargeError if it is larger, IncompleteRead if it ends before its Content-Length."""
+    """Return the body of an answer; raise _TooLargeError if it is larger, IncompleteRead if it ends before
+    its Content-Length.
+    """
     if response.length is not None and response.length > most_bytes:
         raise _TooLargeError
     read = bytearray()

@@ -1,4 +1,5 @@
-"""Wire format of observations and actions: .npz files of plain arrays, which any language can write. Nothing is pickled.
+"""Wire format of observations and actions: .npz files of plain arrays, which any language can write. Nothing
+is pickled.
 
 The body of POST /act (`policy/http_policy.py`) holds B observations (`policy.interface.Observation`):
     images/CAMERA   (B, H, W, 3) uint8, one array per camera of the contract
@@ -8,8 +9,9 @@ The body of POST /act (`policy/http_policy.py`) holds B observations (`policy.in
 The answer holds B chunks (`policy.interface.ActionChunk`):
     actions         (B, T, A) float32, finite
     execute         (B,) int64, each between 1 and T
-An .npz is a zip of .npy files, as numpy.savez writes it; compressed (deflate) files are read too. B is at most MOST_OBSERVATIONS and T at
-most `policy.interface.MOST_STEPS`, so the contract bounds the size of every body.
+An .npz is a zip of .npy files, as numpy.savez writes it; compressed (deflate) files are read too. B is at
+most MOST_OBSERVATIONS and T at most `policy.interface.MOST_STEPS`, so the contract bounds the size of every
+body.
 """
 
 import io
@@ -66,7 +68,12 @@ def pack(arrays: Arrays) -> bytes:
 def request_bytes(contract: Contract, most_bytes: int = MOST_BYTES) -> int:
     """Return the size in bytes of the largest body of POST /act that a contract allows."""
     pictures = len(contract.cameras) * math.prod(contract.image_size) * 3
-    return min(most_bytes, MOST_OBSERVATIONS * (pictures + 8 * len(contract.proprio) + 8 + SENTENCE_BYTES) + SPARE_BYTES + _names_bytes(contract))
+    return min(
+        most_bytes,
+        MOST_OBSERVATIONS * (pictures + 8 * len(contract.proprio) + 8 + SENTENCE_BYTES)
+        + SPARE_BYTES
+        + _names_bytes(contract),
+    )
 
 
 def answer_bytes(contract: Contract, many: int, most_bytes: int = MOST_BYTES) -> int:
@@ -82,15 +89,22 @@ def _accept(announced: Mapping[str, Announced]) -> None:
     """Accept any plain arrays."""
 
 
-def unpack(body: bytes, most_bytes: int = MOST_BYTES, accept: Callable[[Mapping[str, Announced]], None] = _accept) -> Arrays:
+def unpack(
+    body: bytes, most_bytes: int = MOST_BYTES, accept: Callable[[Mapping[str, Announced]], None] = _accept
+) -> Arrays:
     """Return the arrays of an .npz.
 
-    Raises RemoteError if the body is no .npz, unpacks to more than `most_bytes`, or holds anything but plain values. accept: raises RemoteError
-    for unexpected names, types or shapes; called before any values are read and take memory.
+    Raises RemoteError if the body is no .npz, unpacks to more than `most_bytes`, or holds anything but plain
+    values. accept: raises RemoteError for unexpected names, types or shapes; called before any values are
+    read and take memory.
     """
-    # zipfile allocates an object per member on opening, so count the members first: each has this signature in the central directory.
+    # zipfile allocates an object per member on opening, so count the members first: each has this signature
+    # in the central directory.
     if (members := body.count(_MEMBER)) > MOST_MEMBERS:
-        raise RemoteError(f"the body is not an .npz of plain arrays: it has about {members} members; at most {MOST_MEMBERS} are allowed")
+        raise RemoteError(
+            f"the body is not an .npz of plain arrays: it has about {members} members; at most {MOST_MEMBERS}"
+            " are allowed"
+        )
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
             infos = _members(archive)
@@ -113,8 +127,11 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
             raise ValueError(f"its member {printable(repr(name), 80)} is no .npy file")
         if name in infos:
             raise ValueError(f"it has two members named {printable(repr(name), 80)}")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # other methods may need gigabytes to unpack a byte
-            raise ValueError(f"its member {printable(repr(name), 80)} is compressed by another method than deflate")
+        # other methods may need gigabytes to unpack a byte
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(
+                f"its member {printable(repr(name), 80)} is compressed by another method than deflate"
+            )
         infos[name] = info
     return infos
 
@@ -124,19 +141,30 @@ def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[Announced,
     with archive.open(info) as member:
         version = _READ_MAGIC(member)
         if version not in _READ_HEADER:
-            raise ValueError(f"{printable(info.filename, 80)} is of .npy version {version}; write version (1, 0) or (2, 0)")
+            raise ValueError(
+                f"{printable(info.filename, 80)} is of .npy version {version}; write version (1, 0) or (2, 0)"
+            )
         shape, fortran, dtype = _READ_HEADER[version](member)
         before = member.tell()
     if dtype.hasobject:
-        raise ValueError(f"{printable(info.filename, 80)} holds Python objects, which are not read (allow_pickle=False)")
+        raise ValueError(
+            f"{printable(info.filename, 80)} holds Python objects, which are not read (allow_pickle=False)"
+        )
     if dtype.kind not in "biuf":
-        raise ValueError(f"{printable(info.filename, 80)} is of type {printable(str(dtype), 40)}; only numbers are read")
+        raise ValueError(
+            f"{printable(info.filename, 80)} is of type {printable(str(dtype), 40)}; only numbers are read"
+        )
     if min(shape, default=0) < 0 or before + math.prod(shape) * dtype.itemsize != info.file_size:
-        raise ValueError(f"{printable(info.filename, 80)} announces {printable(str(shape), 80)} {dtype}, which is not the size of its values")
+        raise ValueError(
+            f"{printable(info.filename, 80)} announces {printable(str(shape), 80)} {dtype}, which is not the"
+            " size of its values"
+        )
     return Announced(dtype, tuple(shape), fortran), before
 
 
-def _values(archive: zipfile.ZipFile, info: zipfile.ZipInfo, announced: Announced, before: int) -> npt.NDArray[Any]:
+def _values(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, announced: Announced, before: int
+) -> npt.NDArray[Any]:
     values: npt.NDArray[Any] = np.empty(math.prod(announced.shape), announced.dtype)
     with archive.open(info) as member:
         member.read(before)
@@ -152,7 +180,9 @@ def _values(archive: zipfile.ZipFile, info: zipfile.ZipInfo, announced: Announce
 def pack_observations(observations: Sequence[Observation], cameras: Sequence[str]) -> bytes:
     """Return the body of POST /act; raise RemoteError if a camera is missing or shapes differ."""
     try:
-        pictures = {f"images/{camera}": np.stack([o.images[camera] for o in observations]) for camera in cameras}
+        pictures = {
+            f"images/{camera}": np.stack([o.images[camera] for o in observations]) for camera in cameras
+        }
         proprio = np.stack([o.proprio for o in observations])
     except (KeyError, ValueError) as error:
         raise RemoteError(f"these observations cannot be sent: {one_line(error)}") from None
@@ -162,23 +192,34 @@ def pack_observations(observations: Sequence[Observation], cameras: Sequence[str
 
 
 def unpack_observations(body: bytes, contract: Contract, most_bytes: int = MOST_BYTES) -> list[Observation]:
-    """Return the observations in the body of POST /act; raise RemoteError if they violate the contract or unpack to more than `most_bytes`."""
+    """Return the observations in the body of POST /act; raise RemoteError if they violate the contract or
+    unpack to more than `most_bytes`.
+    """
     names = {f"images/{camera}": camera for camera in contract.cameras}
     wanted = {*names, "proprio", "noise_seeds", "instructions"}
 
     def accept(announced: Mapping[str, Announced]) -> None:
         if announced.keys() != wanted:
-            raise RemoteError(f"the arrays sent are {_listed(announced)}; the policy takes {', '.join(sorted(wanted))}")
+            raise RemoteError(
+                f"the arrays sent are {_listed(announced)}; the policy takes {', '.join(sorted(wanted))}"
+            )
         many = _length(announced["noise_seeds"])
         if not many:
-            raise RemoteError("noise_seeds must have one number per observation, and there must be at least one")
+            raise RemoteError(
+                "noise_seeds must have one number per observation, and there must be at least one"
+            )
         if many > MOST_OBSERVATIONS:
-            raise RemoteError(f"the request holds {many} observations; send at most {MOST_OBSERVATIONS} at once")
+            raise RemoteError(
+                f"the request holds {many} observations; send at most {MOST_OBSERVATIONS} at once"
+            )
         for name in names:
             _check(name, announced[name], np.uint8, (many, *contract.image_size, 3))
         _check("proprio", announced["proprio"], np.floating, (many, len(contract.proprio)))
         _check("noise_seeds", announced["noise_seeds"], np.integer, (many,))
-        if math.prod(announced["instructions"].shape) * announced["instructions"].dtype.itemsize > many * SENTENCE_BYTES:
+        if (
+            math.prod(announced["instructions"].shape) * announced["instructions"].dtype.itemsize
+            > many * SENTENCE_BYTES
+        ):
             raise RemoteError(f"{_wanted_sentences(many)}, of at most {SENTENCE_BYTES} bytes each")
 
     arrays = unpack(body, request_bytes(contract, most_bytes), accept)
@@ -191,7 +232,12 @@ def unpack_observations(body: bytes, contract: Contract, most_bytes: int = MOST_
         proprio = arrays["proprio"].astype(np.float32)
     if not np.isfinite(proprio).all():
         raise RemoteError("proprio holds a value that is not finite")
-    return [Observation({camera: arrays[name][i] for name, camera in names.items()}, proprio[i], sentences[i], seeds[i]) for i in range(many)]
+    return [
+        Observation(
+            {camera: arrays[name][i] for name, camera in names.items()}, proprio[i], sentences[i], seeds[i]
+        )
+        for i in range(many)
+    ]
 
 
 def _wanted_sentences(many: int) -> str:
@@ -204,7 +250,11 @@ def _sentences(data: bytes, many: int) -> list[str]:
         sentences = read_json(data, len(data))
     except ValueError as error:
         raise RemoteError(f"{wanted}: {error}") from None
-    if not isinstance(sentences, list) or len(sentences) != many or not all(isinstance(sentence, str) for sentence in sentences):
+    if (
+        not isinstance(sentences, list)
+        or len(sentences) != many
+        or not all(isinstance(sentence, str) for sentence in sentences)
+    ):
         raise RemoteError(wanted)
     for sentence in sentences:
         try:
@@ -214,10 +264,13 @@ def _sentences(data: bytes, many: int) -> list[str]:
     return sentences
 
 
-def pack_chunks(chunks: Sequence[ActionChunk], contract: Contract | None = None, many: int | None = None) -> bytes:
+def pack_chunks(
+    chunks: Sequence[ActionChunk], contract: Contract | None = None, many: int | None = None
+) -> bytes:
     """Return the answer to POST /act.
 
-    Raises RemoteError if the chunks differ in length, hold a value that is not finite, or do not match the contract and `many`.
+    Raises RemoteError if the chunks differ in length, hold a value that is not finite, or do not match the
+    contract and `many`.
     """
     if many is not None and len(chunks) != many:
         raise RemoteError(f"the policy answered {many} observations with {len(chunks)} chunks")
@@ -234,11 +287,15 @@ def pack_chunks(chunks: Sequence[ActionChunk], contract: Contract | None = None,
 
 
 def unpack_chunks(body: bytes, many: int, contract: Contract) -> list[ActionChunk]:
-    """Return the chunks of an answer to `many` observations; raise RemoteError if they do not match the contract and `many`."""
+    """Return the chunks of an answer to `many` observations; raise RemoteError if they do not match the
+    contract and `many`.
+    """
 
     def accept(announced: Mapping[str, Announced]) -> None:
         if not {"actions", "execute"} <= announced.keys():
-            raise RemoteError(f"the answer has the arrays {_listed(announced)}; it must have actions and execute")
+            raise RemoteError(
+                f"the answer has the arrays {_listed(announced)}; it must have actions and execute"
+            )
         steps = announced["actions"].shape[1] if len(announced["actions"].shape) > 1 else 0
         _check("actions", announced["actions"], np.floating, (many, steps, len(contract.action)))
         _check("execute", announced["execute"], np.integer, (many,))
@@ -249,7 +306,9 @@ def unpack_chunks(body: bytes, many: int, contract: Contract) -> list[ActionChun
     with np.errstate(over="ignore"):
         actions = arrays["actions"].astype(np.float32)
     _check_chunks(actions, arrays["execute"])
-    return [ActionChunk(chunk, int(execute)) for chunk, execute in zip(actions, arrays["execute"], strict=True)]
+    return [
+        ActionChunk(chunk, int(execute)) for chunk, execute in zip(actions, arrays["execute"], strict=True)
+    ]
 
 
 def _check_chunks(actions_BTA: npt.NDArray[np.float32], execute_B: npt.NDArray[Any]) -> None:
@@ -259,7 +318,10 @@ def _check_chunks(actions_BTA: npt.NDArray[np.float32], execute_B: npt.NDArray[A
     if not np.isfinite(actions_BTA).all():
         chunk, step, dimension = np.argwhere(~np.isfinite(actions_BTA))[0].tolist()
         value = actions_BTA[chunk, step, dimension]
-        raise RemoteError(f"actions holds {value} in chunk {chunk}, step {step}, dimension {dimension}; every action must be finite")
+        raise RemoteError(
+            f"actions holds {value} in chunk {chunk}, step {step}, dimension {dimension}; every action must"
+            " be finite"
+        )
 
 
 def _length(announced: Announced) -> int:
@@ -268,12 +330,17 @@ def _length(announced: Announced) -> int:
 
 def _listed(names: Mapping[str, Any]) -> str:
     shown = [printable(name, 60) for name in sorted(names)[:12]]
-    return (", ".join(shown) or "none") + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
+    return (", ".join(shown) or "none") + (
+        f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    )
 
 
 def _check(name: str, announced: Announced, kind: type[Any], shape: tuple[int, ...]) -> None:
     if not np.issubdtype(announced.dtype, kind) or announced.shape != shape:
-        raise RemoteError(f"{name} is {announced.dtype} {printable(str(announced.shape), 120)}, and must be {kind.__name__} {shape}")
+        raise RemoteError(
+            f"{name} is {announced.dtype} {printable(str(announced.shape), 120)}, and must be {kind.__name__}"
+            f" {shape}"
+        )
 
 
 def one_line(error: BaseException) -> str:

@@ -17,13 +17,15 @@ from policy.normalize import Normalizer
 class TrainedPolicy:
     """The `Policy` of a checkpoint folder.
 
-    Each observation is denoised from noise of its own seed, in blocks of a fixed size, so an answer never depends on the rest of the batch: bit for
-    bit on CPU; a GPU library that selects its kernels by load may round differently from one process to the next.
+    Each observation is denoised from noise of its own seed, in blocks of a fixed size, so an answer never
+    depends on the rest of the batch: bit for bit on CPU; a GPU library that selects its kernels by load may
+    round differently from one process to the next.
 
     `rung`: rung of the checkpoint's ladder; the default rung if empty or unknown.
 
-    An answer that is not finite is returned unchanged: the episode that executes it ends as an error, and the other answers of its batch are valid.
-    Raises CheckpointError if the checkpoint is invalid, or if its weights or statistics are not finite.
+    An answer that is not finite is returned unchanged: the episode that executes it ends as an error, and the
+    other answers of its batch are valid. Raises CheckpointError if the checkpoint is invalid, or if its
+    weights or statistics are not finite.
     """
 
     def __init__(self, folder: Path, device: str = "cpu", rung: str = "") -> None:
@@ -51,8 +53,8 @@ class TrainedPolicy:
     def imagine(self, observations: Sequence[Observation]) -> list[Imagination]:
         """Return the future that the video model predicts from each observation; only if `imagines`.
 
-        It is the video from which the rung's actions are read: with a single pass the mean of all possible futures, hence blurred; with video and
-        actions denoised together, one sample of them.
+        It is the video from which the rung's actions are read: with a single pass the mean of all possible
+        futures, hence blurred; with video and actions denoised together, one sample of them.
         """
         assert isinstance(self._model, VideoActionModel)
         stride, imagined = self._model.config.clip.frame_stride, []
@@ -61,12 +63,18 @@ class TrainedPolicy:
             assert video is not None
             pictures = self._model.codec.pictures(self._model.views(video[:asked])).cpu().numpy()
             # The first frame of each view is the present one, which the caller already has.
-            imagined += [Imagination(dict(zip(self.contract.cameras, views[:, 1:], strict=True)), stride) for views in pictures]
+            imagined += [
+                Imagination(dict(zip(self.contract.cameras, views[:, 1:], strict=True)), stride)
+                for views in pictures
+            ]
         return imagined
 
     def _act_block(self, observations: list[Observation]) -> list[ActionChunk]:
         _, actions = self._sample(observations)
-        return [ActionChunk(chunk, self.sampler.execute) for chunk in self._actions.denormalize(actions).cpu().numpy()]
+        return [
+            ActionChunk(chunk, self.sampler.execute)
+            for chunk in self._actions.denormalize(actions).cpu().numpy()
+        ]
 
     def _sample(self, observations: list[Observation]) -> tuple[Tensor | None, Tensor]:
         """Sample (B, F, C, h, w) latents, None for the baseline, and (B, T, A) normalised actions."""

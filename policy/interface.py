@@ -1,6 +1,7 @@
 """The interface between policy and simulator: observations in, action chunks out.
 
-Every package may import this module, so it needs only numpy and `policy.untrusted`, which needs only the standard library.
+Every package may import this module, so it needs only numpy and `policy.untrusted`, which needs only the
+standard library.
 
 Shapes: H, W pixels; P proprioceptive values; T steps of a chunk; A action dimensions.
 """
@@ -29,7 +30,9 @@ MOST_STEPS = 4096
 
 
 def derived_seed(*parts: int) -> int:
-    """Return a 63-bit seed that depends on all arguments; every random draw of the project comes from seeds derived in this way."""
+    """Return a 63-bit seed that depends on all arguments; every random draw of the project comes from seeds
+    derived in this way.
+    """
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1
 
 
@@ -40,7 +43,8 @@ class Observation:
     images: per camera name, (H, W, 3) RGB uint8, upright (row 0 is the top of the picture).
     proprio: (P,) float32, in the order of the contract's `proprio`.
     instruction: the task as a sentence.
-    noise_seed: seeds every random draw of this call, so that the answer is a function of the observation alone.
+    noise_seed: seeds every random draw of this call, so that the answer is a function of the observation
+    alone.
     """
 
     images: dict[str, npt.NDArray[np.uint8]]
@@ -51,12 +55,14 @@ class Observation:
 
 @dataclass(frozen=True)
 class ActionChunk:
-    """The policy's answer: the next T actions, of which the first `execute` are executed before the next observation.
+    """The policy's answer: the next T actions, of which the first `execute` are executed before the next
+    observation.
 
     actions: (T, A) float32 in the simulator's units (robosuite OSC_POSE: each dimension in [-1, 1]).
 
-    Raises ValueError, with one sentence, if `actions` is empty or not two-dimensional, or `execute` is outside 1 to T. Values that are not finite
-    are refused on receipt of an answer (`policy.http_protocol`) and on execution of an action (`sim_workers.rollout.divergence`).
+    Raises ValueError, with one sentence, if `actions` is empty or not two-dimensional, or `execute` is
+    outside 1 to T. Values that are not finite are refused on receipt of an answer (`policy.http_protocol`)
+    and on execution of an action (`sim_workers.rollout.divergence`).
     """
 
     actions: npt.NDArray[np.float32]
@@ -65,11 +71,20 @@ class ActionChunk:
     def __post_init__(self) -> None:
         shape = np.shape(self.actions)
         if len(shape) != 2:
-            raise ValueError(f"the actions of a chunk have the shape {shape}; they must be (steps, action dimensions)")
+            raise ValueError(
+                f"the actions of a chunk have the shape {shape}; they must be (steps, action dimensions)"
+            )
         if 0 in shape:
             raise ValueError(f"a chunk of actions is empty: it has {shape[0]} steps of {shape[1]} dimensions")
-        if isinstance(self.execute, bool) or not isinstance(self.execute, (int, np.integer)) or not 1 <= self.execute <= shape[0]:
-            raise ValueError(f"execute is {printable(repr(self.execute), 40)}; execute must lie between 1 and the {shape[0]} steps of a chunk")
+        if (
+            isinstance(self.execute, bool)
+            or not isinstance(self.execute, (int, np.integer))
+            or not 1 <= self.execute <= shape[0]
+        ):
+            raise ValueError(
+                f"execute is {printable(repr(self.execute), 40)}; execute must lie between 1 and the"
+                f" {shape[0]} steps of a chunk"
+            )
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,9 @@ class Imagination:
     """The future that a policy predicts from an observation, for display next to the recording."""
 
     frames: dict[str, npt.NDArray[np.uint8]]
-    """Frames per camera, (F, H, W, 3) RGB; frame f (from 0) is (f + 1) * stride control steps after the observation."""
+    """Frames per camera, (F, H, W, 3) RGB; frame f (from 0) is (f + 1) * stride control steps after the
+    observation.
+    """
     stride: int
     """Control steps from one frame to the next."""
 
@@ -86,7 +103,8 @@ class Imagination:
 class Contract:
     """The conventions that policy and simulator must share; compared before the first step.
 
-    A wrong convention rarely crashes; it lowers the success rate (a flipped picture, a gripper that opens for "close"), so it is checked as data.
+    A wrong convention rarely crashes; it lowers the success rate (a flipped picture, a gripper that opens for
+    "close"), so it is checked as data.
     """
 
     cameras: tuple[str, ...]
@@ -110,8 +128,8 @@ class Contract:
     def from_json(cls, data: Any) -> "Contract":
         """Return the contract that `to_json` wrote.
 
-        Raises TypeError if the data is no JSON object, and ValueError, with one sentence that names the field, if a field is missing, of
-        another type or beyond its limit.
+        Raises TypeError if the data is no JSON object, and ValueError, with one sentence that names the
+        field, if a field is missing, of another type or beyond its limit.
         """
         if not isinstance(data, dict):
             raise TypeError(f"a contract is a JSON object, not {printable(repr(data), 40)}")
@@ -122,7 +140,10 @@ class Contract:
             raise ValueError("cameras holds a name twice")
         image_size = _image_size(data["image_size"])
         if (size := len(layouts["cameras"]) * math.prod(image_size) * 3) > MOST_PICTURES_BYTES:
-            raise ValueError(f"the pictures of one observation would have {size} bytes; at most {MOST_PICTURES_BYTES} are allowed")
+            raise ValueError(
+                f"the pictures of one observation would have {size} bytes; at most {MOST_PICTURES_BYTES} are"
+                " allowed"
+            )
         return cls(
             cameras=layouts["cameras"],
             image_size=image_size,
@@ -134,12 +155,16 @@ class Contract:
         )
 
     def mismatches(self, offered: "Contract") -> list[str]:
-        """Return one sentence for every convention in which `offered` (a simulator, a data set) differs from the policy's training data."""
+        """Return one sentence for every convention in which `offered` (a simulator, a data set) differs from
+        the policy's training data.
+        """
         sentences = []
         for name, mine in self.to_json().items():
             theirs = offered.to_json()[name]
             if tuple(mine) != tuple(theirs) if isinstance(mine, (list, tuple)) else mine != theirs:
-                sentences.append(f"{_MEANING[name]}: the policy was trained with {_show(mine)}, here it is {_show(theirs)}")
+                sentences.append(
+                    f"{_MEANING[name]}: the policy was trained with {_show(mine)}, here it is {_show(theirs)}"
+                )
         return sentences
 
 
@@ -168,16 +193,28 @@ def _names(value: Any, field: str) -> tuple[str, ...]:
 
 def _image_size(value: Any) -> tuple[int, int]:
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise ValueError(f"image_size must be two numbers, rows and columns, not {printable(repr(value), 40)}")
+        raise ValueError(
+            f"image_size must be two numbers, rows and columns, not {printable(repr(value), 40)}"
+        )
     for side in value:
-        if isinstance(side, bool) or not isinstance(side, (int, float)) or not 1 <= side <= MOST_SIDE or side != int(side):
-            raise ValueError(f"image_size holds {printable(repr(side), 40)}; rows and columns are whole numbers between 1 and {MOST_SIDE}")
+        if (
+            isinstance(side, bool)
+            or not isinstance(side, (int, float))
+            or not 1 <= side <= MOST_SIDE
+            or side != int(side)
+        ):
+            raise ValueError(
+                f"image_size holds {printable(repr(side), 40)}; rows and columns are whole numbers between 1"
+                f" and {MOST_SIDE}"
+            )
     return int(value[0]), int(value[1])
 
 
 def _hz(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MOST_HZ:
-        raise ValueError(f"control_hz is {printable(repr(value), 40)}; it is a number above 0 and at most {MOST_HZ:g}")
+        raise ValueError(
+            f"control_hz is {printable(repr(value), 40)}; it is a number above 0 and at most {MOST_HZ:g}"
+        )
     return float(value)
 
 
@@ -188,5 +225,7 @@ class Policy(Protocol):
     def contract(self) -> Contract: ...
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        """Return one chunk per observation. Each depends on its own observation only, never on the rest of the batch."""
+        """Return one chunk per observation. Each depends on its own observation only, never on the rest of
+        the batch.
+        """
         ...

@@ -1,7 +1,8 @@
-"""Codecs between pictures and the latents of a video model: folded pixels, or Stable Video Diffusion's autoencoder.
+"""Codecs between pictures and the latents of a video model: folded pixels, or Stable Video Diffusion's
+autoencoder.
 
-Shapes: ... any leading dimensions; K frames of a view; H W pixels; C latent channels; S channels as stored next to the data;
-h w latent rows and columns (H / patch, W / patch).
+Shapes: ... any leading dimensions; K frames of a view; H W pixels; C latent channels; S channels as stored
+next to the data; h w latent rows and columns (H / patch, W / patch).
 """
 
 import hashlib
@@ -24,7 +25,9 @@ VAE_SCALE = 0.18215  # scales the latents to unit variance
 
 
 class Latents(Protocol):
-    """Codec from pictures to latents and back, computed on the pictures' device. It has no trainable weights."""
+    """Codec from pictures to latents and back, computed on the pictures' device. It has no trainable
+    weights.
+    """
 
     channels: int
     """Channels of a latent, C."""
@@ -34,27 +37,37 @@ class Latents(Protocol):
     """Side in pixels of one latent position."""
 
     def encode(self, pictures: Tensor, conditions: bool = True) -> Tensor:
-        """Encode (..., H, W, 3) uint8 to (..., S, h, w): all that training needs of each picture, and may be stored next to a data set.
+        """Encode (..., H, W, 3) uint8 to (..., S, h, w): all that training needs of each picture, and may be
+        stored next to a data set.
 
-        A function of each picture alone, not of its batch: bit for bit on one kind of machine. Without `conditions`, the result may contain only
-        the channels that `target` reads: for pictures that are no camera's present one.
+        A function of each picture alone, not of its batch: bit for bit on one kind of machine. Without
+        `conditions`, the result may contain only the channels that `target` reads: for pictures that are no
+        camera's present one.
         """
         ...
 
     def present(self, pictures: Tensor) -> Tensor:
-        """Encode (..., H, W, 3) uint8 to (..., C, h, w): `condition(encode(pictures))` without the other channels, for policies that only act."""
+        """Encode (..., H, W, 3) uint8 to (..., C, h, w): `condition(encode(pictures))` without the other
+        channels, for policies that only act.
+        """
         ...
 
     def target(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the denoising target of the video model, (..., S, h, w) -> (..., C, h, w) float. The generator is on the CPU."""
+        """Return the denoising target of the video model, (..., S, h, w) -> (..., C, h, w) float. The
+        generator is on the CPU.
+        """
         ...
 
     def condition(self, encoded: Tensor) -> Tensor:
-        """Return the condition of frames on their camera's present picture, (..., S, h, w) -> (..., C, h, w) float."""
+        """Return the condition of frames on their camera's present picture, (..., S, h, w) -> (..., C, h, w)
+        float.
+        """
         ...
 
     def pictures(self, latents: Tensor) -> Tensor:
-        """Decode latents, (..., K, C, h, w) as returned by `target`, to (..., K, H, W, 3) uint8 for display."""
+        """Decode latents, (..., K, C, h, w) as returned by `target`, to (..., K, H, W, 3) uint8 for
+        display.
+        """
         ...
 
     def fingerprint(self, image_size: tuple[int, int]) -> str:
@@ -63,7 +76,9 @@ class Latents(Protocol):
 
 
 def to_latents(pictures: Tensor, patch: int) -> Tensor:
-    """Fold uint8 pictures (..., H, W, 3) to (..., 3*p*p, h, w) in [-1, 1]: every p x p square becomes one position."""
+    """Fold uint8 pictures (..., H, W, 3) to (..., 3*p*p, h, w) in [-1, 1]: every p x p square becomes one
+    position.
+    """
     pixels = pictures.movedim(-1, -3).float() / 127.5 - 1
     latents: Tensor = nnf.pixel_unshuffle(pixels, patch)
     return latents
@@ -108,9 +123,10 @@ class PixelLatents:
 class VaeLatents:
     """The autoencoder of Stable Video Diffusion, frozen and always in fp32 (arXiv 2508.00795).
 
-    Stored per picture, in float16: the posterior's mean (4), its log-variance clamped as in diffusers (4), and the mean of the same picture
-    with condition noise (4). The target is a sample of the posterior times the autoencoder's scale; the condition is unscaled. The noise is
-    seeded by the picture's bytes, so that stored and fresh latents agree and a policy's answer is a function of its observation.
+    Stored per picture, in float16: the posterior's mean (4), its log-variance clamped as in diffusers (4),
+    and the mean of the same picture with condition noise (4). The target is a sample of the posterior times
+    the autoencoder's scale; the condition is unscaled. The noise is seeded by the picture's bytes, so that
+    stored and fresh latents agree and a policy's answer is a function of its observation.
 
     Not an nn.Module, so that weight averages, optimisers and state dicts of the model exclude it.
     """
@@ -127,10 +143,13 @@ class VaeLatents:
         return self  # frozen: copies of a model share it
 
     def _vae_on(self, device: torch.device | None = None) -> AutoencoderKLTemporalDecoder:
-        """Return the autoencoder on a device; raise WeightsError if none was loaded (training on stored latents needs none)."""
+        """Return the autoencoder on a device; raise WeightsError if none was loaded (training on stored
+        latents needs none).
+        """
         if self.vae is None:
             raise WeightsError(
-                "pictures become latents through Stable Video Diffusion's autoencoder; say where its weights are, or train on kept latents"
+                "pictures become latents through Stable Video Diffusion's autoencoder; say where its weights"
+                " are, or train on kept latents"
             )
         return self.vae if device in (None, self.vae.device) else self.vae.to(device)
 
@@ -159,21 +178,34 @@ class VaeLatents:
         with torch.autocast(latents.device.type, enabled=False):
             unscaled = views.float() / VAE_SCALE
             # One view at a time: decoding costs 2.6 passes of the video model, and as much memory.
-            shown = torch.stack([_to_pictures(vae.decode(view, num_frames=len(view)).sample.movedim(-3, -1)) for view in unscaled])
+            shown = torch.stack(
+                [
+                    _to_pictures(vae.decode(view, num_frames=len(view)).sample.movedim(-3, -1))
+                    for view in unscaled
+                ]
+            )
         return shown.reshape(*latents.shape[:-3], *shown.shape[-3:])
 
     def fingerprint(self, image_size: tuple[int, int]) -> str:
         digest = hashlib.sha256()
         for name, tensor in sorted(self._vae_on().state_dict().items()):
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        return _hashed({"latents": "vae", "vae": digest.hexdigest(), "condition_noise": self.condition_noise, "image_size": image_size})
+        return _hashed(
+            {
+                "latents": "vae",
+                "vae": digest.hexdigest(),
+                "condition_noise": self.condition_noise,
+                "image_size": image_size,
+            }
+        )
 
     @torch.no_grad()
     def _moments(self, pictures: Tensor, as_pixels: Callable[[Tensor], Tensor]) -> Tensor:
         """Return mean and log-variance of each picture's posterior, (..., 2C, h, w) float16."""
         vae, blocks = self._vae_on(pictures.device), []
         with torch.autocast(pictures.device.type, enabled=False):
-            # Always in blocks of one size: kernels round differently at different batch sizes, and latents must not depend on the batch.
+            # Always in blocks of one size: kernels round differently at different batch sizes, and latents
+            # must not depend on the batch.
             for block in pictures.reshape(-1, *pictures.shape[-3:]).split(BLOCK):
                 filled = nnf.pad(as_pixels(block), (0, 0, 0, 0, 0, 0, 0, BLOCK - len(block)))
                 posterior = vae.encode(filled).latent_dist
@@ -193,7 +225,9 @@ def _pixels(pictures: Tensor) -> Tensor:
 
 def _noise_of(picture_HW3: Tensor) -> Tensor:
     """Return (3, H, W) unit Gaussian noise, seeded by the picture's bytes."""
-    seed = int.from_bytes(hashlib.sha256(picture_HW3.contiguous().numpy().tobytes()).digest()[:8], "little") >> 1
+    seed = (
+        int.from_bytes(hashlib.sha256(picture_HW3.contiguous().numpy().tobytes()).digest()[:8], "little") >> 1
+    )
     height, width, _ = picture_HW3.shape
     return torch.randn(3, height, width, generator=torch.Generator().manual_seed(seed))
 
@@ -205,8 +239,8 @@ def _hashed(fields: dict[str, object]) -> str:
 def latent_codec(config: VideoConfig, weights: str | Path | None = None) -> PixelLatents | VaeLatents:
     """Return the codec of a video model.
 
-    weights: folder or hub id in diffusers' layout with the autoencoder, if the codec needs one; None: it can train on stored latents only.
-    Raises WeightsError if the autoencoder is missing or damaged.
+    weights: folder or hub id in diffusers' layout with the autoencoder, if the codec needs one; None: it can
+    train on stored latents only. Raises WeightsError if the autoencoder is missing or damaged.
     """
     if config.latents == "pixels":
         return PixelLatents(config.patch)

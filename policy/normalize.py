@@ -1,6 +1,8 @@
-"""Normalisation of raw values to the networks' range and back, with the statistics of the policy's own training demos only.
+"""Normalisation of raw values to the networks' range and back, with the statistics of the policy's own
+training demos only.
 
-The statistics are stored in the checkpoint: recomputed from other data, they would change the policy's actions.
+The statistics are stored in the checkpoint: recomputed from other data, they would change the policy's
+actions.
 """
 
 from typing import Literal
@@ -15,19 +17,25 @@ from policy.feature_stats import CONSTANT, Stats
 class Normalizer:
     """Affine map per dimension; constant dimensions are normalised to 0.
 
-    `minmax`: the demos' range becomes [-1, 1] (the paper). `meanstd`: zero mean, unit variance. `quantile`: 1 % to 99 % becomes [-1, 1].
+    `minmax`: the demos' range becomes [-1, 1] (the paper). `meanstd`: zero mean, unit variance. `quantile`: 1
+    % to 99 % becomes [-1, 1].
     """
 
     def __init__(self, stats: Stats, kind: Literal["minmax", "meanstd", "quantile"]) -> None:
         if kind != "meanstd":
-            low, high = (np.array(bound) for bound in ((stats.low, stats.high) if kind == "minmax" else (stats.q01, stats.q99)))
+            low, high = (
+                np.array(bound)
+                for bound in ((stats.low, stats.high) if kind == "minmax" else (stats.q01, stats.q99))
+            )
             centre, spread = (high + low) / 2, (high - low) / 2
         else:
             centre, spread = np.array(stats.mean), np.sqrt(np.array(stats.m2) / stats.count)
         constant = spread < CONSTANT
         self.centre = torch.tensor(centre, dtype=torch.float32)
         self.spread = torch.tensor(np.where(constant, 0.0, spread), dtype=torch.float32)
-        self.per_spread = torch.tensor(np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, spread)), dtype=torch.float32)
+        self.per_spread = torch.tensor(
+            np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, spread)), dtype=torch.float32
+        )
 
     def normalize(self, raw: Tensor) -> Tensor:
         return (raw - self.centre.to(raw.device)) * self.per_spread.to(raw.device)

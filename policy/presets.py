@@ -1,4 +1,6 @@
-"""The named policies: `tiny` for one CPU core, `svd-256` at the paper's size; each with its behaviour-cloning baseline."""
+"""The named policies: `tiny` for one CPU core, `svd-256` at the paper's size; each with its behaviour-cloning
+baseline.
+"""
 
 from pathlib import Path
 
@@ -18,18 +20,35 @@ from policy.config import (
 
 
 def _rungs(
-    video: tuple[float, float], action: tuple[float, float], truncated: tuple[float, float], execute: int, action_steps: int
+    video: tuple[float, float],
+    action: tuple[float, float],
+    truncated: tuple[float, float],
+    execute: int,
+    action_steps: int,
 ) -> dict[str, SamplerConfig]:
-    """Return the ladder from faithful to cheap: 30 joint steps with guidance 2; without guidance; 5 steps that end early; 1 pass from pure noise.
+    """Return the ladder from faithful to cheap: 30 joint steps with guidance 2; without guidance; 5 steps
+    that end early; 1 pass from pure noise.
 
-    `video`, `action`: lowest and highest noise level of each stream; `truncated`: those of both streams on the rung that ends early.
+    `video`, `action`: lowest and highest noise level of each stream; `truncated`: those of both streams on
+    the rung that ends early.
     """
-    faithful = SamplerConfig(video_passes=30, action_steps=30, guidance=2.0, video_sigmas=video, action_sigmas=action, execute=execute)
+    faithful = SamplerConfig(
+        video_passes=30,
+        action_steps=30,
+        guidance=2.0,
+        video_sigmas=video,
+        action_sigmas=action,
+        execute=execute,
+    )
     return {
         "faithful": faithful,
         "unguided": faithful.model_copy(update={"guidance": 1.0}),
-        "truncated": SamplerConfig(video_passes=5, action_steps=5, video_sigmas=truncated, action_sigmas=truncated, execute=execute),
-        "one_pass": faithful.model_copy(update={"guidance": 1.0, "video_passes": 1, "action_steps": action_steps}),
+        "truncated": SamplerConfig(
+            video_passes=5, action_steps=5, video_sigmas=truncated, action_sigmas=truncated, execute=execute
+        ),
+        "one_pass": faithful.model_copy(
+            update={"guidance": 1.0, "video_passes": 1, "action_steps": action_steps}
+        ),
     }
 
 
@@ -59,7 +78,12 @@ PRESETS = {
         ),
         action=ActionConfig(down_dims=(64, 128), kernel_size=5, groups=8, time_dim=64),
         diffusion=DiffusionConfig(
-            sigmas="decoupled", log_sigma_mean=0.0, log_sigma_std=1.4, video_log_sigma_mean=2.0, features_at="start", action_draws=4
+            sigmas="decoupled",
+            log_sigma_mean=0.0,
+            log_sigma_std=1.4,
+            video_log_sigma_mean=2.0,
+            features_at="start",
+            action_draws=4,
         ),
         ladder=_rungs((0.02, 10.0), (0.02, 10.0), (0.1, 10.0), execute=4, action_steps=5),
         rung="one_pass",
@@ -116,11 +140,17 @@ PRESETS = {
 }
 """Video-action policies."""
 
-WEIGHTS = {"tiny": str(Path(__file__).parent / "pretrained/tiny"), "svd-256": "stabilityai/stable-video-diffusion-img2vid-xt"}
+WEIGHTS = {
+    "tiny": str(Path(__file__).parent / "pretrained/tiny"),
+    "svd-256": "stabilityai/stable-video-diffusion-img2vid-xt",
+}
 """Default pretrained weights of a preset's video model: a folder in this package, or a hub id."""
 
 BASELINES = {
-    "tiny": {"images": ImageConfig(channels=(32, 64, 128), out_dim=256, groups=8, text_dim=64, time_dim=128), "action": PRESETS["tiny"].action},
+    "tiny": {
+        "images": ImageConfig(channels=(32, 64, 128), out_dim=256, groups=8, text_dim=64, time_dim=128),
+        "action": PRESETS["tiny"].action,
+    },
     "svd-256": {
         "images": ImageConfig(channels=(64, 128, 256, 512), out_dim=512, groups=8, text_dim=64, time_dim=256),
         "action": PRESETS["svd-256"].action,
@@ -129,12 +159,20 @@ BASELINES = {
 
 
 def policy_config(preset: str, kind: PolicyKind = "video_action") -> PolicyConfig:
-    """Return the preset itself, or its baseline, which takes the same pictures and denoises its actions with the same network."""
+    """Return the preset itself, or its baseline, which takes the same pictures and denoises its actions with
+    the same network.
+    """
     ours = PRESETS[preset]
     if kind == "video_action":
         return ours
     one = ours.ladder["one_pass"]
-    instead = {"video": None, "adaptor": None, **BASELINES[preset], "ladder": {"one_pass": one}, "rung": "one_pass"}
+    instead = {
+        "video": None,
+        "adaptor": None,
+        **BASELINES[preset],
+        "ladder": {"one_pass": one},
+        "rung": "one_pass",
+    }
     return PolicyConfig.model_validate(dict(ours) | instead)
 
 

@@ -1,4 +1,6 @@
-"""Sentences as vectors, one cross-attention token each: fixed random vectors of words, or the text tower of OpenCLIP ViT-H-14."""
+"""Sentences as vectors, one cross-attention token each: fixed random vectors of words, or the text tower of
+OpenCLIP ViT-H-14.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -20,7 +22,9 @@ class SentenceEncoder(Protocol):
 
     dim: int
     known: dict[str, Tensor]
-    """Cache of expensive embeddings, sentence -> (dim,); saved with a model, so that loading the model does not need the encoder."""
+    """Cache of expensive embeddings, sentence -> (dim,); saved with a model, so that loading the model does
+    not need the encoder.
+    """
 
     def embed(self, sentences: Sequence[str]) -> Tensor:
         """Return (B, 1, dim) float32 on the CPU. A sentence's token does not depend on the others."""
@@ -34,7 +38,9 @@ def _word_vector(word: str, dim: int) -> Tensor:
 
 
 class WordVectors:
-    """Scaled sum of fixed random vectors of a sentence's words: distinguishes the tasks of a sweep without a download."""
+    """Scaled sum of fixed random vectors of a sentence's words: distinguishes the tasks of a sweep without a
+    download.
+    """
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -44,22 +50,30 @@ class WordVectors:
         tokens = []
         for sentence in sentences:
             words = sentence.lower().split() or [""]
-            tokens.append(torch.stack([_word_vector(word, self.dim) for word in words]).sum(0) / len(words) ** 0.5)
+            tokens.append(
+                torch.stack([_word_vector(word, self.dim) for word in words]).sum(0) / len(words) ** 0.5
+            )
         return torch.stack(tokens).unsqueeze(1)
 
 
 class OpenClipText:
     """Text-projected embedding of a sentence's last token, not normalised (arXiv 2508.00795).
 
-    The tower is loaded at the first sentence that is not in `known`, from a hub id or a folder: either the tower's own, or one with
-    `text_encoder/` and `tokenizer/`. `embed` then raises WeightsError if the tower is missing or damaged.
+    The tower is loaded at the first sentence that is not in `known`, from a hub id or a folder: either the
+    tower's own, or one with `text_encoder/` and `tokenizer/`. `embed` then raises WeightsError if the tower
+    is missing or damaged.
     """
 
-    def __init__(self, dim: int, source: str | Path = OPENCLIP, known: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, dim: int, source: str | Path = OPENCLIP, known: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.dim, self._source = dim, source
         self.known = dict(known or {})
         if odd := next((sentence for sentence, token in self.known.items() if token.shape != (dim,)), None):
-            raise WeightsError(f"the vector kept for {odd!r} has {self.known[odd].numel()} numbers, the model attends to {dim}; embed it again")
+            raise WeightsError(
+                f"the vector kept for {odd!r} has {self.known[odd].numel()} numbers, the model attends to"
+                f" {dim}; embed it again"
+            )
 
     def embed(self, sentences: Sequence[str]) -> Tensor:
         for sentence in dict.fromkeys(sentences):
@@ -70,8 +84,11 @@ class OpenClipText:
     @torch.no_grad()
     def _embed(self, sentence: str) -> Tensor:
         tokenizer, tower = self._tower
-        # One sentence at a time, without padding, so that rounding does not depend on others; causal attention ignores padding anyway.
-        tokens = tokenizer([sentence], truncation=True, max_length=tower.config.max_position_embeddings, return_tensors="pt")
+        # One sentence at a time, without padding, so that rounding does not depend on others; causal
+        # attention ignores padding anyway.
+        tokens = tokenizer(
+            [sentence], truncation=True, max_length=tower.config.max_position_embeddings, return_tensors="pt"
+        )
         with torch.autocast("cpu", enabled=False):
             token: Tensor = tower(input_ids=tokens["input_ids"]).text_embeds[0]
         return token.clone()
@@ -83,8 +100,13 @@ class OpenClipText:
         folder = local_folder(self._source, TEXT)
         text = part_folder(folder, "text_encoder")
         words = folder / "tokenizer" if (folder / "tokenizer").is_dir() else text
-        if not (words / "tokenizer.json").is_file() and not all((words / name).is_file() for name in ("vocab.json", "merges.txt")):
-            raise WeightsError(f"{words}: there is no tokenizer.json and no vocab.json with merges.txt here; copy the folder again")
+        if not (words / "tokenizer.json").is_file() and not all(
+            (words / name).is_file() for name in ("vocab.json", "merges.txt")
+        ):
+            raise WeightsError(
+                f"{words}: there is no tokenizer.json and no vocab.json with merges.txt here; copy the folder"
+                " again"
+            )
         with reading(words), _quiet(transformers):
             tokenizer = transformers.CLIPTokenizer.from_pretrained(str(words), local_files_only=True)
         with reading(text), _quiet(transformers):
@@ -94,12 +116,17 @@ class OpenClipText:
         if told["missing_keys"]:  # transformers initialises missing weights at random
             raise WeightsError(f"{text}: its weights lack {min(told['missing_keys'])}; copy the folder again")
         if tower.config.projection_dim != self.dim:
-            raise WeightsError(f"{text}: its sentences are {tower.config.projection_dim} numbers, the video model attends to {self.dim}; use another")
+            raise WeightsError(
+                f"{text}: its sentences are {tower.config.projection_dim} numbers, the video model attends to"
+                f" {self.dim}; use another"
+            )
         return tokenizer, tower.eval().requires_grad_(False)
 
 
 class _quiet:  # noqa: N801
-    """Context without transformers' progress bars and its messages about unused weights, such as those of the image tower."""
+    """Context without transformers' progress bars and its messages about unused weights, such as those of the
+    image tower.
+    """
 
     def __init__(self, transformers: Any) -> None:
         self._logging = transformers.utils.logging
@@ -114,8 +141,12 @@ class _quiet:  # noqa: N801
         self._logging.enable_progress_bar()
 
 
-def sentence_encoder(config: VideoConfig, source: str | Path | None = None, known: Mapping[str, Tensor] | None = None) -> WordVectors | OpenClipText:
-    """Return the encoder of a video model. `source`: of OpenCLIP's text tower, the hub by default; `known`: embeddings by sentence."""
+def sentence_encoder(
+    config: VideoConfig, source: str | Path | None = None, known: Mapping[str, Tensor] | None = None
+) -> WordVectors | OpenClipText:
+    """Return the encoder of a video model. `source`: of OpenCLIP's text tower, the hub by default; `known`:
+    embeddings by sentence.
+    """
     if config.text == "words":
         return WordVectors(config.cross_attention_dim)
     return OpenClipText(config.cross_attention_dim, source or OPENCLIP, known)

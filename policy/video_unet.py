@@ -1,6 +1,7 @@
 """The video model: predicts the next frames of every camera, and exposes the feature maps of the prediction.
 
-Shapes: B clips; F frames on the time axis (pad + views x frames per view); V views; K frames per view; C H W latent channels, rows, columns.
+Shapes: B clips; F frames on the time axis (pad + views x frames per view); V views; K frames per view; C H W
+latent channels, rows, columns.
 """
 
 from functools import partial
@@ -13,14 +14,16 @@ from torch import Tensor, nn
 from policy.config import VideoConfig
 from policy.edm import denoised, noise_label, scale_input
 
-# Stable Video Diffusion's micro-conditioning (frames per second, motion bucket, condition noise), the paper's values.
+# Stable Video Diffusion's micro-conditioning (frames per second, motion bucket, condition noise), the paper's
+# values.
 ADDED_TIME_IDS = (6.0, 100.0, 0.02)
 
 
 class VideoModel(nn.Module):
     """diffusers' spatio-temporal U-Net over all cameras at once, with the views end to end on the time axis.
 
-    Each frame carries its camera's present picture as extra input channels; only these distinguish the views (arXiv 2508.00795).
+    Each frame carries its camera's present picture as extra input channels; only these distinguish the views
+    (arXiv 2508.00795).
     """
 
     def __init__(self, config: VideoConfig, image_size: tuple[int, int]) -> None:
@@ -46,15 +49,21 @@ class VideoModel(nn.Module):
         self._seen: dict[str, Tensor] = {}
         self._looking = False
         for name in config.features:
-            # A bound method, not a closure: a deep copy of the model (an average of its weights) then records its own maps.
+            # A bound method, not a closure: a deep copy of the model (an average of its weights) then records
+            # its own maps.
             self.unet.get_submodule(name).register_forward_hook(partial(self._remember, name))
 
     def _remember(self, name: str, _module: nn.Module, _args: Any, output: Any) -> None:
-        if self._looking:  # gradient checkpointing reruns modules during the backward pass: those maps are discarded
+        # gradient checkpointing reruns modules during the backward pass: those maps are discarded
+        if self._looking:
             self._seen[name] = output[0] if isinstance(output, tuple) else output
 
-    def forward(self, noisy_BFCHW: Tensor, sigma_B: Tensor, cond_BFCHW: Tensor, text_B1D: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the predicted clean latents, and the feature maps, each (B, F, c, h, w), in the order of the config."""
+    def forward(
+        self, noisy_BFCHW: Tensor, sigma_B: Tensor, cond_BFCHW: Tensor, text_B1D: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the predicted clean latents, and the feature maps, each (B, F, c, h, w), in the order of the
+        config.
+        """
         batch = noisy_BFCHW.shape[0]
         added = noisy_BFCHW.new_tensor(ADDED_TIME_IDS).expand(batch, -1)
         self._looking = True
@@ -74,13 +83,22 @@ class VideoModel(nn.Module):
     def feature_shapes(self) -> list[tuple[int, int, int]]:
         """Return (channels, rows, columns) of each feature map, in the order of the config."""
         with torch.device("meta"):
-            twin = VideoModel(self.config, self._image_size).to("meta")  # its mixing factors are created on the CPU regardless
-            channels, rows, columns = self.config.latent_channels, *(side // self.config.patch for side in self._image_size)
-            empty, text = torch.empty(1, 1, channels, rows, columns), torch.empty(1, 1, self.config.cross_attention_dim)
+            # its mixing factors are created on the CPU regardless
+            twin = VideoModel(self.config, self._image_size).to("meta")
+            channels, rows, columns = (
+                self.config.latent_channels,
+                *(side // self.config.patch for side in self._image_size),
+            )
+            empty, text = (
+                torch.empty(1, 1, channels, rows, columns),
+                torch.empty(1, 1, self.config.cross_attention_dim),
+            )
             _, features = twin(empty, torch.ones(1), empty, text)
         return [tuple(feature.shape[2:]) for feature in features]
 
     def time_embedding(self, sigma_B: Tensor) -> Tensor:
-        """Return the (B, 4 x first block) embedding of the noise level; adaptor and action U-Net share the video model's (arXiv 2508.00795)."""
+        """Return the (B, 4 x first block) embedding of the noise level; adaptor and action U-Net share the
+        video model's (arXiv 2508.00795).
+        """
         embedding: Tensor = self.unet.time_embedding(self.unet.time_proj(noise_label(sigma_B)))
         return embedding

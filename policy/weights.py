@@ -1,6 +1,8 @@
-"""Pretrained weights in diffusers' layout: a folder with `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, or the id of such a repository.
+"""Pretrained weights in diffusers' layout: a folder with `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, or
+the id of such a repository.
 
-Weights are validated and read into modules that are already built; WeightsError names what is missing or does not fit.
+Weights are validated and read into modules that are already built; WeightsError names what is missing or does
+not fit.
 """
 
 import hashlib
@@ -25,7 +27,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[0-9a-f]{40})?")
 """Pattern of a hub repository, at its newest commit or at a given one."""
 CONFIG_BYTES = 1 << 20
 STEM = "diffusion_pytorch_model"
-# Fields that determine the shapes of a U-Net's weights; the others (picture size, number of frames) may differ.
+# Fields that determine the shapes of a U-Net's weights; the others (picture size, number of frames) may
+# differ.
 ARCHITECTURE = (
     "in_channels",
     "out_channels",
@@ -39,8 +42,14 @@ ARCHITECTURE = (
     "addition_time_embed_dim",
     "projection_class_embeddings_input_dim",
 )
-_PER_LEVEL = ("layers_per_block", "num_attention_heads", "cross_attention_dim", "transformer_layers_per_block")
-# Download only the files that are read: full-precision weights if the repository has any, else half-precision ones; never both.
+_PER_LEVEL = (
+    "layers_per_block",
+    "num_attention_heads",
+    "cross_attention_dim",
+    "transformer_layers_per_block",
+)
+# Download only the files that are read: full-precision weights if the repository has any, else half-precision
+# ones; never both.
 _SMALL = ("*.json", "merges.txt", "*/merges.txt")
 _WEIGHTS = (
     (f"{STEM}.safetensors", f"{STEM}-*.safetensors", "model.safetensors", "model-*.safetensors"),
@@ -54,7 +63,8 @@ class WeightsError(DemoscaleError):
 
 
 def local_folder(source: str | Path, parts: tuple[str, ...] = VIDEO) -> Path:
-    """Return the folder itself, or the local cache folder with a hub repository's `parts` (or, if it has none of them, its top-level model).
+    """Return the folder itself, or the local cache folder with a hub repository's `parts` (or, if it has none
+    of them, its top-level model).
 
     Raises WeightsError if there is no such folder or repository, or the hub cannot be reached.
     """
@@ -62,7 +72,10 @@ def local_folder(source: str | Path, parts: tuple[str, ...] = VIDEO) -> Path:
     if folder.is_dir():
         return folder
     if not HUB_ID.fullmatch(str(source)):
-        raise WeightsError(f"{source}: there is no such folder; correct the path, or name a repository of the Hugging Face hub as owner/name")
+        raise WeightsError(
+            f"{source}: there is no such folder; correct the path, or name a repository of the Hugging Face"
+            " hub as owner/name"
+        )
     for weights in _WEIGHTS:
         patterns = [*_SMALL, *weights, *(f"{part}/{name}" for part in parts for name in weights)]
         found = _snapshot(str(source), patterns)
@@ -73,7 +86,12 @@ def local_folder(source: str | Path, parts: tuple[str, ...] = VIDEO) -> Path:
 
 def _snapshot(repository: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     name, _, commit = repository.partition("@")
     try:
@@ -81,20 +99,34 @@ def _snapshot(repository: str, patterns: list[str]) -> Path:
     except GatedRepoError:
         mend = "accept its licence on huggingface.co, and set HF_TOKEN to a token of that account"
     except RepositoryNotFoundError:
-        mend = "there is no such folder here and no such public repository on the Hugging Face hub; correct the name, or set HF_TOKEN"
+        mend = (
+            "there is no such folder here and no such public repository on the Hugging Face hub; correct the"
+            " name, or set HF_TOKEN"
+        )
     except (OfflineModeIsEnabled, LocalEntryNotFoundError):
-        mend = "it is neither a folder nor in this machine's Hugging Face cache, and the hub cannot be reached; name a folder that holds the weights"
+        mend = (
+            "it is neither a folder nor in this machine's Hugging Face cache, and the hub cannot be reached;"
+            " name a folder that holds the weights"
+        )
     except Exception as error:
-        mend = f"the Hugging Face hub did not deliver it ({type(error).__name__}); try again, or name a folder that holds the weights"
+        mend = (
+            f"the Hugging Face hub did not deliver it ({type(error).__name__}); try again, or name a folder"
+            " that holds the weights"
+        )
     raise WeightsError(f"{repository}: {mend}")
 
 
 def part_folder(folder: Path, part: str) -> Path:
-    """Return the folder of a part's `config.json`: the subfolder of that name, or the folder itself; raise WeightsError if neither has one."""
+    """Return the folder of a part's `config.json`: the subfolder of that name, or the folder itself; raise
+    WeightsError if neither has one.
+    """
     for place in (folder / part, folder):
         if (place / "config.json").is_file():
             return place
-    raise WeightsError(f"{folder}: there is no {part}/config.json here; name a folder in diffusers' layout, or copy what is missing")
+    raise WeightsError(
+        f"{folder}: there is no {part}/config.json here; name a folder in diffusers' layout, or copy what is"
+        " missing"
+    )
 
 
 @contextmanager
@@ -105,10 +137,14 @@ def reading(folder: Path) -> Iterator[None]:
     except WeightsError:
         raise
     except FileNotFoundError as error:
-        raise WeightsError(f"{folder}: {Path(error.filename or 'a file').name} is missing; copy the folder again") from None
+        raise WeightsError(
+            f"{folder}: {Path(error.filename or 'a file').name} is missing; copy the folder again"
+        ) from None
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         said = " ".join(str(error).split())[:120]
-        raise WeightsError(f"{folder}: its files are cut short or damaged ({said}); copy the folder again") from None
+        raise WeightsError(
+            f"{folder}: its files are cut short or damaged ({said}); copy the folder again"
+        ) from None
 
 
 def _config(folder: Path, wanted: type) -> dict[str, Any]:
@@ -117,7 +153,10 @@ def _config(folder: Path, wanted: type) -> dict[str, Any]:
         if not isinstance(config, dict):
             raise ValueError("config.json is not a JSON object")
     if config.get("_class_name") != wanted.__name__:
-        raise WeightsError(f"{folder}: it holds a {config.get('_class_name', 'model of another kind')}, a {wanted.__name__} is wanted; name another")
+        raise WeightsError(
+            f"{folder}: it holds a {config.get('_class_name', 'model of another kind')}, a {wanted.__name__}"
+            " is wanted; name another"
+        )
     return config
 
 
@@ -129,23 +168,34 @@ def _weight_files(folder: Path) -> list[Path]:
         if shards := sorted(folder.glob(f"{stem}-*-of-*.safetensors")):
             missing = int(shards[0].stem.rpartition("-of-")[2]) - len(shards)
             if missing:
-                raise WeightsError(f"{folder}: {missing} of the files {stem}-*.safetensors are missing; copy the folder again")
+                raise WeightsError(
+                    f"{folder}: {missing} of the files {stem}-*.safetensors are missing; copy the folder"
+                    " again"
+                )
             return shards
     raise WeightsError(f"{folder}: there is no {STEM}.safetensors here; copy the folder again")
 
 
 def _refuse_misfit(module: nn.Module, folder: Path) -> None:
-    """Raise WeightsError if names or shapes in a folder's files differ from a module's, which may be on the meta device; no values are read."""
+    """Raise WeightsError if names or shapes in a folder's files differ from a module's, which may be on the
+    meta device; no values are read.
+    """
     state = module.state_dict()
     left = set(state)
     for file in _weight_files(folder):
         with reading(file), safe_open(file, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118  not a dictionary
                 if name not in state:
-                    raise WeightsError(f"{file}: it holds {name}, which the model does not have; name weights of this architecture")
+                    raise WeightsError(
+                        f"{file}: it holds {name}, which the model does not have; name weights of this"
+                        " architecture"
+                    )
                 shape = tuple(opened.get_slice(name).get_shape())
                 if shape != tuple(state[name].shape):
-                    raise WeightsError(f"{file}: {name} has shape {shape}, the model's has {tuple(state[name].shape)}; name weights that fit")
+                    raise WeightsError(
+                        f"{file}: {name} has shape {shape}, the model's has {tuple(state[name].shape)}; name"
+                        " weights that fit"
+                    )
                 left.discard(name)
     if left:
         raise WeightsError(f"{folder}: its weights lack {min(left)}; copy the folder again")
@@ -153,7 +203,9 @@ def _refuse_misfit(module: nn.Module, folder: Path) -> None:
 
 @torch.no_grad()
 def _fill(module: nn.Module, folder: Path) -> None:
-    """Read every weight of a module from a folder's files, one tensor in memory at a time, at the module's own precision."""
+    """Read every weight of a module from a folder's files, one tensor in memory at a time, at the module's
+    own precision.
+    """
     _refuse_misfit(module, folder)
     state = module.state_dict()
     for file in _weight_files(folder):
@@ -163,16 +215,24 @@ def _fill(module: nn.Module, folder: Path) -> None:
 
 
 def load_unet(source: str | Path, unet: UNetSpatioTemporalConditionModel) -> None:
-    """Read pretrained weights into a video U-Net; raise WeightsError if the architectures differ, or a file is missing or damaged."""
+    """Read pretrained weights into a video U-Net; raise WeightsError if the architectures differ, or a file
+    is missing or damaged.
+    """
     folder = part_folder(local_folder(source, ("unet",)), "unet")
     saved, built = _config(folder, UNetSpatioTemporalConditionModel), dict(unet.config)
-    defaults = {name: value.default for name, value in inspect.signature(UNetSpatioTemporalConditionModel.__init__).parameters.items()}
+    defaults = {
+        name: value.default
+        for name, value in inspect.signature(UNetSpatioTemporalConditionModel.__init__).parameters.items()
+    }
     for name in ARCHITECTURE:
         levels = len(saved.get("block_out_channels", defaults["block_out_channels"]))
         its = _spelled_out(name, saved.get(name, defaults[name]), levels)
         ours = _spelled_out(name, built[name], len(built["block_out_channels"]))
         if its != ours:
-            raise WeightsError(f"{folder}: {name} is {its}, the model's is {ours}; name weights of this architecture, or change the preset")
+            raise WeightsError(
+                f"{folder}: {name} is {its}, the model's is {ours}; name weights of this architecture, or"
+                " change the preset"
+            )
     _fill(unet, folder)
 
 
@@ -183,28 +243,41 @@ def _spelled_out(name: str, value: Any, levels: int) -> Any:
 
 
 def _bound_vae(config: dict[str, Any]) -> None:
-    """Raise ValueError for an autoencoder of implausibly many or wide layers: each layer takes memory, even on the meta device."""
-    numbers = {"layers_per_block": (16, config.get("layers_per_block", 1)), "block_out_channels": (1 << 16, config.get("block_out_channels", 1))}
+    """Raise ValueError for an autoencoder of implausibly many or wide layers: each layer takes memory, even
+    on the meta device.
+    """
+    numbers = {
+        "layers_per_block": (16, config.get("layers_per_block", 1)),
+        "block_out_channels": (1 << 16, config.get("block_out_channels", 1)),
+    }
     for name, (most, value) in numbers.items():
-        if not all(isinstance(one, int) and 0 < one <= most for one in (value if isinstance(value, list) else [value])):
+        if not all(
+            isinstance(one, int) and 0 < one <= most
+            for one in (value if isinstance(value, list) else [value])
+        ):
             raise ValueError(f"{name} must be whole numbers between 1 and {most}")
 
 
 def load_vae(source: str | Path) -> AutoencoderKLTemporalDecoder:
     """Return a pretrained autoencoder in fp32.
 
-    Raises WeightsError if it is not Stable Video Diffusion's, with one latent per 8 x 8 pixels, or a file is missing or damaged.
+    Raises WeightsError if it is not Stable Video Diffusion's, with one latent per 8 x 8 pixels, or a file is
+    missing or damaged.
     """
     folder = part_folder(local_folder(source, ("vae",)), "vae")
     config = _config(folder, AutoencoderKLTemporalDecoder)
     wanted = {"in_channels": 3, "latent_channels": 4, "scaling_factor": 0.18215}
     for name, value in wanted.items():
         if config.get(name, value) != value:
-            raise WeightsError(f"{folder}: {name} is {config[name]}, Stable Video Diffusion's is {value}; name its autoencoder")
+            raise WeightsError(
+                f"{folder}: {name} is {config[name]}, Stable Video Diffusion's is {value}; name its"
+                " autoencoder"
+            )
     side = 2 ** (len(config.get("block_out_channels", (0,))) - 1)
     if side != 8:
         raise WeightsError(
-            f"{folder}: it makes a latent of every {side} x {side} pixels, 8 x 8 are wanted; name Stable Video Diffusion's autoencoder"
+            f"{folder}: it makes a latent of every {side} x {side} pixels, 8 x 8 are wanted; name Stable"
+            " Video Diffusion's autoencoder"
         )
     with reading(folder / "config.json"):
         _bound_vae(config)
@@ -217,10 +290,16 @@ def load_vae(source: str | Path) -> AutoencoderKLTemporalDecoder:
 
 
 def weights_fingerprint(folder: str | Path, parts: tuple[str, ...] = VIDEO) -> str:
-    """Return a hash of every configuration and weight file of a folder's parts: equal for equal files, independent of the path."""
+    """Return a hash of every configuration and weight file of a folder's parts: equal for equal files,
+    independent of the path.
+    """
     digest = hashlib.sha256()
-    for place in dict.fromkeys(Path(folder) / part if (Path(folder) / part).is_dir() else Path(folder) for part in parts):
-        files = sorted(path for path in place.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".bin"))
+    for place in dict.fromkeys(
+        Path(folder) / part if (Path(folder) / part).is_dir() else Path(folder) for part in parts
+    ):
+        files = sorted(
+            path for path in place.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".bin")
+        )
         for path in files:
             with reading(path), path.open("rb") as file:
                 digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())

@@ -25,12 +25,16 @@ TITLES = {
     "trial": "ray::ImplicitFunc",
 }
 KINDS = ("driver", *TITLES, "storage")
-"""Kinds of killed processes. A run whose control actor dies ends with the exit code of infrastructure and is restarted."""
+"""Kinds of killed processes. A run whose control actor dies ends with the exit code of infrastructure and is
+restarted.
+"""
 AT_WORK = TITLES["trainer"], "ray::RolloutWorker.play"
 AFTER_S = 0.0, 10.0
 """Range of the delay of a due kill, in seconds, drawn uniformly."""
 SPREAD = 10 / 12
-"""Share of the sweep's scores that are reported when the last kill is due: kills are spread evenly over the sweep at any speed of the machine."""
+"""Share of the sweep's scores that are reported when the last kill is due: kills are spread evenly over the
+sweep at any speed of the machine.
+"""
 AWAY_S = 1.0, 5.0
 """Range of the delay, in seconds, before a killed storage server is restarted."""
 MOST_RESTARTS_PER_KILL = 3
@@ -50,7 +54,9 @@ mlflow: {mlflow}
 
 @dataclass(frozen=True)
 class Place:
-    """Locations of one run's output: its results in the storage, its tracking database and its log in a folder."""
+    """Locations of one run's output: its results in the storage, its tracking database and its log in a
+    folder.
+    """
 
     name: str
     folder: Path
@@ -77,12 +83,18 @@ class Place:
     def sweep_file(self, episodes: Path) -> Path:
         """Write the sweep file for an episode store and return its path."""
         path = self.folder / f"{self.name}.yaml"
-        path.write_text(SWEEP.format(seeds=[*range(self.seeds)], episodes=episodes, storage=self.storage, mlflow=self.mlflow))
+        path.write_text(
+            SWEEP.format(
+                seeds=[*range(self.seeds)], episodes=episodes, storage=self.storage, mlflow=self.mlflow
+            )
+        )
         return path
 
 
 class Driver:
-    """Command that runs a sweep, in its own session, to which its descendants belong even when their parents are dead."""
+    """Command that runs a sweep, in its own session, to which its descendants belong even when their parents
+    are dead.
+    """
 
     def __init__(self, place: Place, episodes: Path) -> None:
         self._command = [sys.executable, "-m", "orchestrator", "run", str(place.sweep_file(episodes))]
@@ -96,18 +108,24 @@ class Driver:
         with self._log.open("a") as log:
             log.write(f"\n--- start {self.starts}\n")
             log.flush()
-            self._process = subprocess.Popen(self._command, cwd=CHECKOUT, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(
+                self._command, cwd=CHECKOUT, stdout=log, stderr=log, start_new_session=True
+            )
 
     def ended(self) -> int | None:
         """Return the exit code; None while the command runs."""
         return self._process.poll()
 
     def processes(self, title: str = "") -> list[psutil.Process]:
-        """Return the live processes of the session with `title`, as Ray sets it, in their command line; zombies do not count."""
+        """Return the live processes of the session with `title`, as Ray sets it, in their command line;
+        zombies do not count.
+        """
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error, ProcessLookupError):
-                ours = os.getsid(process.pid) == self._process.pid and process.status() != psutil.STATUS_ZOMBIE
+                ours = (
+                    os.getsid(process.pid) == self._process.pid and process.status() != psutil.STATUS_ZOMBIE
+                )
                 if ours and title in " ".join(process.cmdline()):
                     found.append(process)
         return found
@@ -143,7 +161,10 @@ def undisturbed(place: Place, episodes: Path) -> None:
         while driver.ended() is None:
             time.sleep(0.2)
         if driver.ended():
-            raise RuntimeError(f"the undisturbed sweep ended with exit code {driver.ended()}:\n{place.log.read_text()[-3000:]}")
+            raise RuntimeError(
+                "the undisturbed sweep ended with exit code"
+                f" {driver.ended()}:\n{place.log.read_text()[-3000:]}"
+            )
     finally:
         if driver.ended() is None:
             driver.kill()
@@ -153,9 +174,19 @@ def undisturbed(place: Place, episodes: Path) -> None:
 class Disturbed:
     """Sweep with scheduled kills and the restarts after them."""
 
-    def __init__(self, place: Place, episodes: Path, server: SeaweedFS, kills: int, rng: random.Random, kinds: tuple[str, ...] = KINDS) -> None:
+    def __init__(
+        self,
+        place: Place,
+        episodes: Path,
+        server: SeaweedFS,
+        kills: int,
+        rng: random.Random,
+        kinds: tuple[str, ...] = KINDS,
+    ) -> None:
         self._place, self._server, self._rng = place, server, rng
-        self._todo = deque(kind for _ in range(-(-kills // len(kinds))) for kind in rng.sample(kinds, len(kinds)))
+        self._todo = deque(
+            kind for _ in range(-(-kills // len(kinds))) for kind in rng.sample(kinds, len(kinds))
+        )
         while len(self._todo) > kills:
             self._todo.pop()
         self._kills = kills
@@ -166,7 +197,9 @@ class Disturbed:
         self.tally = Tally()
 
     def run(self) -> Tally:
-        """Kill and restart until the sweep succeeds. Raises RuntimeError, with the end of its log, after too many restarts."""
+        """Kill and restart until the sweep succeeds. Raises RuntimeError, with the end of its log, after too
+        many restarts.
+        """
         try:
             while (code := self._driver.ended()) != 0:
                 if time.monotonic() > self._back:
@@ -186,18 +219,25 @@ class Disturbed:
 
     def _again(self, why: str) -> None:
         if self.tally.restarts == self._most_restarts:
-            raise RuntimeError(f"started {self.tally.restarts} times, and it is not done ({why}):\n{self._place.log.read_text()[-3000:]}")
+            raise RuntimeError(
+                f"started {self.tally.restarts} times, and it is not done"
+                f" ({why}):\n{self._place.log.read_text()[-3000:]}"
+            )
         self._driver.clean()
         self.tally.restarts += 1
         self._driver.start()
 
     def _due(self) -> bool:
-        """Return whether enough distinct scores are reported for another kill; a restarted driver reports earlier scores again."""
+        """Return whether enough distinct scores are reported for another kill; a restarted driver reports
+        earlier scores again.
+        """
         told = {*re.findall(r"score (\S+ after \d+ steps)", self._place.log.read_text(errors="replace"))}
         return len(told) * self._kills >= (self._kills - len(self._todo)) * SPREAD * self._place.scores
 
     def _strike(self) -> None:
-        """Kill the first listed kind that is running, while the sweep trains or plays: most kills would hit its start otherwise."""
+        """Kill the first listed kind that is running, while the sweep trains or plays: most kills would hit
+        its start otherwise.
+        """
         if not any(self._driver.processes(title) for title in AT_WORK):
             self._next = time.monotonic() + self._rng.uniform(0, 2)
             return

@@ -1,10 +1,13 @@
-"""Test of rollouts whose workers and policy server are killed repeatedly: no outcome may be lost, doubled or different.
+"""Test of rollouts whose workers and policy server are killed repeatedly: no outcome may be lost, doubled or
+different.
 
-    python -m stress.faults               200 episodes, a kill every 10 s, one hanging simulator; about eight minutes
+    python -m stress.faults               200 episodes, a kill every 10 s, one hanging simulator; about eight
+                                          minutes
     python -m stress.faults --quick       20 episodes
 
-Lift with an untrained `tiny` checkpoint behind the real policy server. First undisturbed; then one worker is suspended so that it hangs, followed
-by `kill -9` of a worker, a worker and the server in turn. Exit code 1 if an outcome differs, is missing or came twice.
+Lift with an untrained `tiny` checkpoint behind the real policy server. First undisturbed; then one worker is
+suspended so that it hangs, followed by `kill -9` of a worker, a worker and the server in turn. Exit code 1 if
+an outcome differs, is missing or came twice.
 """
 
 import json
@@ -30,7 +33,9 @@ WORKERS, KILL_EVERY_S = 2, 10.0
 
 
 class Killer(threading.Thread):
-    """Thread that suspends one worker, waits until it is gone, then kills processes in turn until `over` is set."""
+    """Thread that suspends one worker, waits until it is gone, then kills processes in turn until `over` is
+    set.
+    """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -54,7 +59,11 @@ class Killer(threading.Thread):
             processes[0].suspend()
             began = time.monotonic()
             time.sleep(0.5)  # a signal takes a moment
-            while processes[0].is_running() and processes[0].status() == psutil.STATUS_STOPPED and not self.over.wait(0.2):
+            while (
+                processes[0].is_running()
+                and processes[0].status() == psutil.STATUS_STOPPED
+                and not self.over.wait(0.2)
+            ):
                 pass
             self.hang_s = time.monotonic() - began
 
@@ -67,7 +76,12 @@ def play(suite: Suite, checkpoint: str, killer: Killer | None = None) -> tuple[l
     from sim_workers.rollout.ray_policy_client import Served
     from sim_workers.rollout.worker import RolloutJob
 
-    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
+    options: dict[str, Any] = {
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "max_concurrency": 1000,
+    }
     server = ray.remote(PolicyServer).options(**options).remote(1, "cpu")
     pool = RolloutPool(WORKERS, num_cpus=0.1)
     for spec in suite.episode_list():

@@ -3,7 +3,8 @@
     python -m stress.soak                 5,000 episodes, a quarter of an hour on two cores
     python -m stress.soak --quick         300
 
-Two workers that are not replaced play short episodes of Lift, with two policy observations each. Exit code 1 if memory or open files grew.
+Two workers that are not replaced play short episodes of Lift, with two policy observations each. Exit code 1
+if memory or open files grew.
 """
 
 import json
@@ -36,7 +37,11 @@ def main(quick: bool) -> None:
     connect()
     episodes, every = (300, 50) if quick else (5000, 250)
     server = ray.remote(FakePolicyServer).options(num_cpus=0).remote(servo)
-    pool, source, contract = RolloutPool(WORKERS, num_cpus=0.1, episodes_per_process=episodes + 1), Served((server,), "servo"), cameras("fast")
+    pool, source, contract = (
+        RolloutPool(WORKERS, num_cpus=0.1, episodes_per_process=episodes + 1),
+        Served((server,), "servo"),
+        cameras("fast"),
+    )
     for i in range(episodes):
         pool.submit(RolloutJob(EpisodeSpec("Lift", i, i), RULES, contract, source))
     print(f"{'episodes':>9}{'MiB each':>16}{'open files each':>18}")
@@ -47,10 +52,23 @@ def main(quick: bool) -> None:
             workers = titled_processes("ray::RolloutWorker")
             mib, opened = [p.memory_info().rss / 2**20 for p in workers], [p.num_fds() for p in workers]
             seen.append((max(mib), max(opened)))
-            print(f"{number:>9}{' '.join(f'{m:.0f}' for m in mib):>16}{' '.join(map(str, opened)):>18}", flush=True)
+            print(
+                f"{number:>9}{' '.join(f'{m:.0f}' for m in mib):>16}{' '.join(map(str, opened)):>18}",
+                flush=True,
+            )
     pool.close()
     rss, files = seen[-1][0] - seen[0][0], seen[-1][1] - seen[0][1]
-    print(json.dumps({"bench": "soak", "episodes": episodes, "growth_mib": round(rss, 1), "growth_files": files, "quick": quick}))
+    print(
+        json.dumps(
+            {
+                "bench": "soak",
+                "episodes": episodes,
+                "growth_mib": round(rss, 1),
+                "growth_files": files,
+                "quick": quick,
+            }
+        )
+    )
     sys.exit(rss > MOST_GROWTH_MIB or files > MOST_FILES or bool(pool.usage.replaced))
 
 

@@ -1,4 +1,6 @@
-"""Pretrained weights in miniature: Stable Video Diffusion and OpenCLIP's text tower in their folders' layout, of the same topology, random."""
+"""Pretrained weights in miniature: Stable Video Diffusion and OpenCLIP's text tower in their folders' layout,
+of the same topology, random.
+"""
 
 import json
 from pathlib import Path
@@ -16,12 +18,20 @@ def svd_config() -> VideoConfig:
     """The video model of `svd-256` with few channels: the same levels, attention and feature names."""
     full = PRESETS["svd-256"].video
     assert full is not None
-    small = {"block_out_channels": (32, 32, 64, 64), "num_attention_heads": (2, 2, 4, 4), "cross_attention_dim": SENTENCE_DIM, "time_id_dim": 8}
+    small = {
+        "block_out_channels": (32, 32, 64, 64),
+        "num_attention_heads": (2, 2, 4, 4),
+        "cross_attention_dim": SENTENCE_DIM,
+        "time_id_dim": 8,
+    }
     return full.model_copy(update=small)
 
 
 def svd_unet(config: VideoConfig, image_size: tuple[int, int] = (64, 64)) -> UNetSpatioTemporalConditionModel:
-    kinds = ["CrossAttn" if level < config.attention_levels else "" for level in range(len(config.block_out_channels))]
+    kinds = [
+        "CrossAttn" if level < config.attention_levels else ""
+        for level in range(len(config.block_out_channels))
+    ]
     return UNetSpatioTemporalConditionModel(
         sample_size=image_size[0] // 8,
         down_block_types=tuple(f"{kind}DownBlockSpatioTemporal" for kind in kinds),
@@ -37,7 +47,10 @@ def svd_unet(config: VideoConfig, image_size: tuple[int, int] = (64, 64)) -> UNe
 
 def svd_vae() -> AutoencoderKLTemporalDecoder:
     return AutoencoderKLTemporalDecoder(
-        down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=(32,) * 4, layers_per_block=1, latent_channels=4
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        block_out_channels=(32,) * 4,
+        layers_per_block=1,
+        latent_channels=4,
     )
 
 
@@ -46,11 +59,18 @@ def text_folder(path: Path, seed: int = 0) -> Path:
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     letters = "abcdefghijklmnopqrstuvwxyz"
-    vocabulary = {token: i for i, token in enumerate([*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"])}
+    vocabulary = {
+        token: i
+        for i, token in enumerate(
+            [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+        )
+    }
     (path / "tokenizer").mkdir(parents=True, exist_ok=True)
     (path / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
     (path / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
-    (path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}))
+    (path / "tokenizer" / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77})
+    )
     config = CLIPTextConfig(
         vocab_size=len(vocabulary),
         hidden_size=16,
@@ -69,7 +89,9 @@ def text_folder(path: Path, seed: int = 0) -> Path:
 
 
 def svd_folder(path: Path, seed: int = 0, variant: str | None = None) -> Path:
-    """`unet/`, `vae/`, `text_encoder/`, `tokenizer/`, a few MB; `variant="fp16"`: in half precision, under the names diffusers gives such files."""
+    """`unet/`, `vae/`, `text_encoder/`, `tokenizer/`, a few MB; `variant="fp16"`: in half precision, under
+    the names diffusers gives such files.
+    """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         for part, model in (("unet", svd_unet(svd_config())), ("vae", svd_vae())):
@@ -81,8 +103,13 @@ def svd_policy() -> PolicyConfig:
     """Return the configuration `svd-256` with few channels and three frames per view."""
     full = PRESETS["svd-256"]
     assert full.adaptor is not None
-    stages = [stage.model_copy(update={"channels": 16, "groups": 4, "blocks": 1, "expansion": 2}) for stage in full.adaptor.branch]
-    branch = tuple(BranchStage(**stage.model_dump() | ({"joins": 16} if stage.joins else {})) for stage in stages)
+    stages = [
+        stage.model_copy(update={"channels": 16, "groups": 4, "blocks": 1, "expansion": 2})
+        for stage in full.adaptor.branch
+    ]
+    branch = tuple(
+        BranchStage(**stage.model_dump() | ({"joins": 16} if stage.joins else {})) for stage in stages
+    )
     trunk = (TrunkStage(channels=16, groups=4, blocks=1, expansion=2, frame_stride=2),)
     raw = full.model_dump() | {
         "video": svd_config().model_dump(),

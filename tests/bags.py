@@ -31,29 +31,44 @@ POINT = "MSG: geometry_msgs/Point\nfloat64 x\nfloat64 y\nfloat64 z\n"
 VECTOR3 = "MSG: geometry_msgs/Vector3\nfloat64 x\nfloat64 y\nfloat64 z\n"
 QUATERNION = "MSG: geometry_msgs/Quaternion\nfloat64 x 0\nfloat64 y 0\nfloat64 z 0\nfloat64 w 1\n"
 LAYOUT = (
-    f"std_msgs/MultiArrayLayout layout\n{{}}[] data\n{RULE}MSG: std_msgs/MultiArrayLayout\nstd_msgs/MultiArrayDimension[] dim\nuint32 data_offset\n"
-    f"{RULE}MSG: std_msgs/MultiArrayDimension\nstring label\nuint32 size\nuint32 stride\n"
+    f"std_msgs/MultiArrayLayout layout\n{{}}[] data\n{RULE}MSG:"
+    f" std_msgs/MultiArrayLayout\nstd_msgs/MultiArrayDimension[] dim\nuint32 data_offset\n{RULE}MSG:"
+    " std_msgs/MultiArrayDimension\nstring label\nuint32 size\nuint32 stride\n"
 )
 POSE = f"geometry_msgs/Point position\ngeometry_msgs/Quaternion orientation\n{RULE}{POINT}{RULE}{QUATERNION}"
 TWIST = "geometry_msgs/Vector3  linear\ngeometry_msgs/Vector3  angular\n"
 DEFINITIONS = {
-    "sensor_msgs/msg/Image": "std_msgs/Header header\nuint32 height\nuint32 width\nstring encoding\nuint8 is_bigendian\nuint32 step\nuint8[] data\n"
-    + STAMPED,
+    "sensor_msgs/msg/Image": (
+        "std_msgs/Header header\nuint32 height\nuint32 width\nstring encoding\nuint8 is_bigendian\nuint32"
+        " step\nuint8[] data\n" + STAMPED
+    ),
     "sensor_msgs/msg/CompressedImage": "std_msgs/Header header\nstring format\nuint8[] data\n" + STAMPED,
-    "sensor_msgs/msg/JointState": "std_msgs/Header header\n\nstring[] name\nfloat64[] position\nfloat64[] velocity\nfloat64[] effort\n" + STAMPED,
+    "sensor_msgs/msg/JointState": (
+        "std_msgs/Header header\n\nstring[] name\nfloat64[] position\nfloat64[] velocity\nfloat64[] effort\n"
+        + STAMPED
+    ),
     "std_msgs/msg/Float64MultiArray": LAYOUT.format("float64"),
     "std_msgs/msg/Float32MultiArray": LAYOUT.format("float32"),
     "std_msgs/msg/Float32": "float32 data\n",
     "std_msgs/msg/Float64": "float64 data\n",
     "std_msgs/msg/String": "string data\n",
     "geometry_msgs/msg/Pose": POSE,
-    "geometry_msgs/msg/PoseStamped": f"std_msgs/Header header\nPose pose\n{STAMPED}{RULE}MSG: geometry_msgs/Pose\n{POSE}",
+    "geometry_msgs/msg/PoseStamped": (
+        f"std_msgs/Header header\nPose pose\n{STAMPED}{RULE}MSG: geometry_msgs/Pose\n{POSE}"
+    ),
     "geometry_msgs/msg/Twist": f"{TWIST}{RULE}{VECTOR3}",
-    "geometry_msgs/msg/TwistStamped": f"std_msgs/Header header\nTwist twist\n{STAMPED}{RULE}MSG: geometry_msgs/Twist\n{TWIST}{RULE}{VECTOR3}",
-    "geometry_msgs/msg/WrenchStamped": "std_msgs/Header header\nWrench wrench\n"
-    f"{STAMPED}{RULE}MSG: geometry_msgs/Wrench\nVector3  force\nVector3  torque\n{RULE}{VECTOR3}",
-    "foxglove_msgs/msg/CompressedVideo": "builtin_interfaces/Time timestamp\nstring frame_id\nuint8[] data\nstring format\n"
-    f"{RULE}MSG: builtin_interfaces/Time\nint32 sec\nuint32 nanosec\n",
+    "geometry_msgs/msg/TwistStamped": (
+        f"std_msgs/Header header\nTwist twist\n{STAMPED}{RULE}MSG:"
+        f" geometry_msgs/Twist\n{TWIST}{RULE}{VECTOR3}"
+    ),
+    "geometry_msgs/msg/WrenchStamped": (
+        "std_msgs/Header header\nWrench wrench\n"
+        f"{STAMPED}{RULE}MSG: geometry_msgs/Wrench\nVector3  force\nVector3  torque\n{RULE}{VECTOR3}"
+    ),
+    "foxglove_msgs/msg/CompressedVideo": (
+        "builtin_interfaces/Time timestamp\nstring frame_id\nuint8[] data\nstring format\n"
+        f"{RULE}MSG: builtin_interfaces/Time\nint32 sec\nuint32 nanosec\n"
+    ),
 }
 """The message types' definitions as ROS 2 keeps them in bags, without their comments."""
 START = 1_700_000_000 * 10**9
@@ -88,7 +103,9 @@ def ros2(path: Path, **options: Any) -> Iterator[Callable[..., None]]:
         writer.finish()
 
 
-def raw(picture: np.ndarray, second: float | None, encoding: str = "rgb8", padding: int = 0) -> dict[str, Any]:
+def raw(
+    picture: np.ndarray, second: float | None, encoding: str = "rgb8", padding: int = 0
+) -> dict[str, Any]:
     """A sensor_msgs/Image of an RGB picture."""
     height, width = picture.shape[:2]
     opaque = np.full((height, width, 1), 255, np.uint8)
@@ -101,7 +118,14 @@ def raw(picture: np.ndarray, second: float | None, encoding: str = "rgb8", paddi
         "16UC1": np.repeat(picture[..., :1], 2, 2),
     }[encoding]
     rows = np.pad(np.ascontiguousarray(pixels).reshape(height, -1), ((0, 0), (0, padding)), constant_values=7)
-    facts = {"height": height, "width": width, "encoding": encoding, "is_bigendian": 0, "step": rows.shape[1], "data": rows.tobytes()}
+    facts = {
+        "height": height,
+        "width": width,
+        "encoding": encoding,
+        "is_bigendian": 0,
+        "step": rows.shape[1],
+        "data": rows.tobytes(),
+    }
     return {"header": header(second), **facts}
 
 
@@ -113,35 +137,73 @@ def encoded(picture: np.ndarray, kind: str) -> bytes:
 
 
 def joints(second: float | None, values: Sequence[float], names: Sequence[str] = JOINTS) -> dict[str, Any]:
-    return {"header": header(second), "name": list(names), "position": list(values), "velocity": [v / 10 for v in values], "effort": []}
+    return {
+        "header": header(second),
+        "name": list(names),
+        "position": list(values),
+        "velocity": [v / 10 for v in values],
+        "effort": [],
+    }
 
 
 def bag(path: Path, length: int = 8, first: int = 0, hz: float = 10, **options: Any) -> Path:
     """Write a take of one camera, joint states at ten times its rate and a command 20 ms after every picture.
 
-    Values tell the moment: the state is its second, the command of picture i is i, both 100 higher per joint. One command comes before.
+    Values tell the moment: the state is its second, the command of picture i is i, both 100 higher per joint.
+    One command comes before.
     """
     with ros2(path, **options) as write:
         write("/command", "sensor_msgs/msg/JointState", joints(0.02 - 1 / hz, [-1, 99, 199]), 0.0205 - 1 / hz)
         for i in range(length):
             second = i / hz
-            write("/top/image_raw", "sensor_msgs/msg/Image", raw(numbered([first + i])[0], second), second + 0.001)
+            write(
+                "/top/image_raw",
+                "sensor_msgs/msg/Image",
+                raw(numbered([first + i])[0], second),
+                second + 0.001,
+            )
             for k in range(10):
                 moment = second + k / hz / 10
-                write("/joint_states", "sensor_msgs/msg/JointState", joints(moment, [moment, 100 + moment, 200 + moment]), moment + 0.0005)
-            write("/command", "sensor_msgs/msg/JointState", joints(second + 0.02, [i, 100 + i, 200 + i]), second + 0.0205)
+                write(
+                    "/joint_states",
+                    "sensor_msgs/msg/JointState",
+                    joints(moment, [moment, 100 + moment, 200 + moment]),
+                    moment + 0.0005,
+                )
+            write(
+                "/command",
+                "sensor_msgs/msg/JointState",
+                joints(second + 0.02, [i, 100 + i, 200 + i]),
+                second + 0.0205,
+            )
     return path
 
 
 def foxglove(path: Path, length: int = 8) -> Path:
     """Write a recording as Foxglove's SDK does: pictures in Protobuf, JPEG in JSON, a command in JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts = (("timestamp", 1, 11), ("frame_id", 2, 9), ("width", 3, 7), ("height", 4, 7), ("encoding", 5, 9), ("step", 6, 7), ("data", 7, 12))
-    described = FileDescriptorProto(name="foxglove/RawImage.proto", package="foxglove", syntax="proto3", dependency=[TIMESTAMP.name])
+    facts = (
+        ("timestamp", 1, 11),
+        ("frame_id", 2, 9),
+        ("width", 3, 7),
+        ("height", 4, 7),
+        ("encoding", 5, 9),
+        ("step", 6, 7),
+        ("data", 7, 12),
+    )
+    described = FileDescriptorProto(
+        name="foxglove/RawImage.proto", package="foxglove", syntax="proto3", dependency=[TIMESTAMP.name]
+    )
     message = described.message_type.add(name="RawImage")
     for name, number, kind in facts:
         one = FieldDescriptorProto.LABEL_OPTIONAL
-        message.field.add(name=name, number=number, type=kind, label=one, type_name=".google.protobuf.Timestamp" if kind == 11 else None)
+        message.field.add(
+            name=name,
+            number=number,
+            type=kind,
+            label=one,
+            type_name=".google.protobuf.Timestamp" if kind == 11 else None,
+        )
     files = FileDescriptorSet()
     TIMESTAMP.CopyToProto(files.file.add())
     files.file.append(described)
@@ -165,8 +227,17 @@ def foxglove(path: Path, length: int = 8) -> Path:
             height, width = picture.shape[:2]
             shown = make(width=width, height=height, encoding="rgb8", step=3 * width, data=picture.tobytes())
             shown.timestamp.seconds, shown.timestamp.nanos = stamp["sec"], stamp["nsec"]
-            compressed = {"timestamp": stamp, "format": "jpeg", "data": base64.b64encode(encoded(picture, "JPEG")).decode()}
-            arm = {"timestamp": stamp, "mode": "servo", "target": {"joints": [i, 2.5 * i], "gripper": 0.5}, "on": True}
+            compressed = {
+                "timestamp": stamp,
+                "format": "jpeg",
+                "data": base64.b64encode(encoded(picture, "JPEG")).decode(),
+            }
+            arm = {
+                "timestamp": stamp,
+                "mode": "servo",
+                "target": {"joints": [i, 2.5 * i], "gripper": 0.5},
+                "on": True,
+            }
             for topic, data in (
                 ("/front/image", shown.SerializeToString()),
                 ("/wrist/image", json.dumps(compressed).encode()),

@@ -1,4 +1,6 @@
-"""A real Chromium without a window, spoken to over its DevTools pipe: pages as a reader's browser shows them."""
+"""A real Chromium without a window, spoken to over its DevTools pipe: pages as a reader's browser
+shows them.
+"""
 
 import base64
 import fcntl
@@ -14,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-MISSING = "no Chromium here for the tests of the page; Debian: apt-get install --no-install-recommends chromium"
+MISSING = (
+    "no Chromium here for the tests of the page; Debian: apt-get install --no-install-recommends chromium"
+)
 PATIENCE_S = 120.0
 
 
@@ -37,9 +41,21 @@ class Tab:
             self.send(f"{domain}.enable")
 
     def open(self, path: Path, width: int = 1280, height: int = 800, scheme: str = "light") -> None:
-        """Show a file in a window of that size, for a reader who prefers light or dark, until everything in it is there."""
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        self.send("Emulation.setEmulatedMedia", media="", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        """Show a file in a window of that size, for a reader who prefers light or dark, until everything in
+        it is there.
+        """
+        self.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        self.send(
+            "Emulation.setEmulatedMedia",
+            media="",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
         self.requests, self.complaints = [], []
         self.send("Page.navigate", url=path.resolve().as_uri())
         deadline = time.monotonic() + PATIENCE_S
@@ -55,17 +71,24 @@ class Tab:
 
     def screenshot(self, whole: bool = False) -> bytes:
         """PNG of the window, or of the whole page."""
-        return base64.b64decode(self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"])
+        return base64.b64decode(
+            self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
+        )
 
     def pdf(self) -> bytes:
         """The page as printed on A4."""
-        return base64.b64decode(self.send("Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.69)["data"])
+        return base64.b64decode(
+            self.send("Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.69)["data"]
+        )
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
         """One DevTools command and its answer; what happens meanwhile is noted."""
         self._number += 1
         session = {"sessionId": self._session} if self._session else {}
-        os.write(self._to, json.dumps({"id": self._number, "method": method, "params": params, **session}).encode() + b"\0")
+        os.write(
+            self._to,
+            json.dumps({"id": self._number, "method": method, "params": params, **session}).encode() + b"\0",
+        )
         while True:
             message = self._next()
             if message.get("id") == self._number:
@@ -97,7 +120,9 @@ class Tab:
 
 @contextmanager
 def browsing(profile: Path) -> Iterator[Tab]:
-    """A browser with one tab and an empty profile. It may reach nothing but files: every host name resolves to nowhere."""
+    """A browser with one tab and an empty profile. It may reach nothing but files: every host name resolves
+    to nowhere.
+    """
     to_read, to_write = _pipe()
     from_read, from_write = _pipe()
 
@@ -105,11 +130,24 @@ def browsing(profile: Path) -> Iterator[Tab]:
         os.dup2(to_read, 3)
         os.dup2(from_write, 4)
 
-    flags = ["--headless=new", "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-first-run", "--disable-gpu", "--disable-dev-shm-usage"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    flags = [
+        "--headless=new",
+        "--remote-debugging-pipe",
+        f"--user-data-dir={profile}",
+        "--no-first-run",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+    ]
+    flags += [
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+    ]
     flags += ["--no-sandbox"] if os.geteuid() == 0 else []
     with (profile / "browser.log").open("wb") as log:
-        process = subprocess.Popen([chromium(), *flags], stdout=log, stderr=log, preexec_fn=at_three_and_four, close_fds=False)
+        process = subprocess.Popen(
+            [chromium(), *flags], stdout=log, stderr=log, preexec_fn=at_three_and_four, close_fds=False
+        )
     os.close(to_read)
     os.close(from_write)
     try:
@@ -126,7 +164,9 @@ def browsing(profile: Path) -> Iterator[Tab]:
 
 
 def _pipe() -> tuple[int, int]:
-    """Both ends above 10, closed in every process that is started, so that they cannot be in the way of 3 and 4."""
+    """Both ends above 10, closed in every process that is started, so that they cannot be in the way of 3 and
+    4.
+    """
     ends = os.pipe()
     moved = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
     for end in ends:

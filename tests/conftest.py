@@ -22,12 +22,16 @@ from sim_workers.envs.libero import LiberoMissingError, require_libero
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 LEROBOT = CHECKOUT / ".venv-lerobot"
-"""The environment of the LeRobot package, which shares no version of Python, numpy or PyAV with this project's."""
+"""The environment of the LeRobot package, which shares no version of Python, numpy or PyAV with this
+project's.
+"""
 
-# One native thread per process: two cores are shared by many processes, and results must not depend on how many there are.
+# One native thread per process: two cores are shared by many processes, and results must not depend on how
+# many there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Whoever starts the tests in the background may have them ignore Ctrl-C, and so would every process they start.
+# Whoever starts the tests in the background may have them ignore Ctrl-C, and so would every process they
+# start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says more about what else the machine does than about the code.
@@ -41,27 +45,39 @@ FULL = ("bench", "browser", "lerobot", "libero")
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put each test into its round, skip what cannot run here, and order the tests for `pytest -n 2 --dist loadgroup`.
+    """Put each test into its round, skip what cannot run here, and order the tests for `pytest -n 2 --dist
+    loadgroup`.
 
-    Tests that share the session's Ray cluster are one group, so that it is started once; every bench and every other file is a group of its own.
-    The groups that take longest come first.
+    Tests that share the session's Ray cluster are one group, so that it is started once; every bench and
+    every other file is a group of its own. The groups that take longest come first.
     """
     for item in items:
         if any(item.get_closest_marker(name) for name in FULL):
             item.add_marker(pytest.mark.full)
         if item.get_closest_marker("full") and item.get_closest_marker("stress"):
-            raise pytest.UsageError(f"{item.nodeid}: a test belongs to one round, not to `full` and to `stress`")
+            raise pytest.UsageError(
+                f"{item.nodeid}: a test belongs to one round, not to `full` and to `stress`"
+            )
         if item.get_closest_marker("gpu") and shutil.which("nvidia-smi") is None:
             item.add_marker(pytest.mark.skip(reason="no GPU here"))
         if item.get_closest_marker("browser") and not chromium() and not os.environ.get("CI"):
             item.add_marker(pytest.mark.skip(reason=MISSING))
         if item.get_closest_marker("lerobot") and not (LEROBOT / "ready").exists():
-            item.add_marker(pytest.mark.skip(reason="LeRobot is not installed here; `make lerobot` installs it"))
+            item.add_marker(
+                pytest.mark.skip(reason="LeRobot is not installed here; `make lerobot` installs it")
+            )
         if item.get_closest_marker("libero") and (missing := missing_libero()):
             item.add_marker(pytest.mark.skip(reason=missing))
         item.add_marker(pytest.mark.xdist_group(_group(item)))
     starts_ray = {_group(item) for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: (not item.get_closest_marker("bench"), _group(item) not in LONGEST, _group(item) not in starts_ray, _group(item)))
+    items.sort(
+        key=lambda item: (
+            not item.get_closest_marker("bench"),
+            _group(item) not in LONGEST,
+            _group(item) not in starts_ray,
+            _group(item),
+        )
+    )
 
 
 LONGEST = ("test_chaos", "ray_cluster", "test_e2e", "test_learning")
@@ -91,7 +107,9 @@ def run(*command: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3: str) -> Iterator[None]:
-    """Ray on this machine, for the tests that talk to it from this process; its workers inherit the way to the S3 server."""
+    """Ray on this machine, for the tests that talk to it from this process; its workers inherit the way to
+    the S3 server.
+    """
     import ray
 
     from orchestrator.cluster.ray_runtime import connect
@@ -103,7 +121,9 @@ def ray_cluster(s3: str) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def lift_store(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """Six genuine episodes of Lift, recorded by the command a person would use; once, however many processes test."""
+    """Six genuine episodes of Lift, recorded by the command a person would use; once, however many processes
+    test.
+    """
     shared = tmp_path_factory.getbasetemp()
     store = (shared if worker_id == "master" else shared.parent) / "lift"
     with FileLock(f"{store}.lock"):
@@ -129,7 +149,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """The URI of an empty bucket on a moto server; the environment of the whole session points every client at it."""
+    """The URI of an empty bucket on a moto server; the environment of the whole session points every client
+    at it.
+    """
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(port=0, verbose=False)
@@ -165,7 +187,9 @@ def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def s3_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, str]], None]]:
-    """Points S3 clients that this test makes, and the processes it starts, somewhere else than the session's server."""
+    """Points S3 clients that this test makes, and the processes it starts, somewhere else than the session's
+    server.
+    """
 
     pointed = False
 
@@ -182,12 +206,18 @@ def s3_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[s
 
 
 STORAGES = ("folder", "moto", pytest.param("weed", marks=pytest.mark.weed))
-LONG_STORAGES = ("folder", pytest.param("moto", marks=pytest.mark.full), pytest.param("weed", marks=pytest.mark.weed))
+LONG_STORAGES = (
+    "folder",
+    pytest.param("moto", marks=pytest.mark.full),
+    pytest.param("weed", marks=pytest.mark.weed),
+)
 """Of tests that take seconds: the fast round runs them on a folder and on the real S3 server."""
 
 
 @pytest.fixture(params=STORAGES)
-def storage(request: pytest.FixtureRequest, tmp_path: Path, s3_environment: Callable[[dict[str, str]], None]) -> Storage:
+def storage(
+    request: pytest.FixtureRequest, tmp_path: Path, s3_environment: Callable[[dict[str, str]], None]
+) -> Storage:
     """An empty storage of each kind: a folder, an S3 server in this process, a real S3 server."""
     if request.param == "folder":
         return open_storage(str(tmp_path / "objects"))
@@ -214,7 +244,9 @@ def bucket(proxy: FaultProxy, tmp_path: Path) -> Storage:
 @pytest.fixture
 def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """The S3 client retries at once; botocore has no setting for its pauses."""
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda backoff, context: 0)
+    monkeypatch.setattr(
+        "botocore.retries.standard.ExponentialBackoff.delay_amount", lambda backoff, context: 0
+    )
 
 
 IMPATIENT = StorageSettings(outage_s=0.0, retry_delay_s=0.0)

@@ -1,4 +1,6 @@
-"""An HTTP server that passes requests on to another, S3's or MLflow's, and does to them what networks and servers do."""
+"""An HTTP server that passes requests on to another, S3's or MLflow's, and does to them what networks and
+servers do.
+"""
 
 import http.client
 import socket
@@ -24,11 +26,12 @@ REFUSALS = {
 
 
 class FaultProxy(ThreadingHTTPServer):
-    """In front of the server at `upstream`. `will` says what happens to the next requests; the ones after that are passed on as they are.
+    """In front of the server at `upstream`. `will` says what happens to the next requests; the ones after
+    that are passed on as they are.
 
-    A code of REFUSALS: answered with that error. "unconditional": passed on without its condition. "cut": half of the answer's body
-    comes back. "unanswered": passed on, and the connection is closed instead of an answer. "web page": answered as other web servers do.
-    "late": passed on only after `late_s`.
+    A code of REFUSALS: answered with that error. "unconditional": passed on without its condition. "cut":
+    half of the answer's body comes back. "unanswered": passed on, and the connection is closed instead of an
+    answer. "web page": answered as other web servers do. "late": passed on only after `late_s`.
     """
 
     daemon_threads = True
@@ -68,7 +71,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in REFUSALS:
             # Some servers repeat what was signed: nothing of it may reach a person.
             signed = f"<StringToSign>{self.headers.get('Authorization', '')}</StringToSign>"
-            self.reply(REFUSALS[fault], f"<Error><Code>{fault}</Code><Message>{signed}</Message>{signed}</Error>".encode())
+            self.reply(
+                REFUSALS[fault],
+                f"<Error><Code>{fault}</Code><Message>{signed}</Message>{signed}</Error>".encode(),
+            )
         elif fault == "web page":
             self.reply(404, b"<!DOCTYPE html><html><p>Not found<br>")
         else:
@@ -77,7 +83,12 @@ class _Handler(BaseHTTPRequestHandler):
             dropped = ("expect", "if-none-match") if fault == "unconditional" else ("expect",)
             upstream = http.client.HTTPConnection(self.server.upstream)
             try:
-                upstream.request(self.command, self.path, body, {k: v for k, v in self.headers.items() if k.lower() not in dropped})
+                upstream.request(
+                    self.command,
+                    self.path,
+                    body,
+                    {k: v for k, v in self.headers.items() if k.lower() not in dropped},
+                )
                 answer = upstream.getresponse()
                 data = answer.read()
             except (OSError, http.client.HTTPException):  # the server is away
@@ -91,7 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self.reply(answer.status, data, answer.getheaders(), cut=fault == "cut")
 
-    def reply(self, status: int, data: bytes, headers: Iterable[tuple[str, str]] = (), cut: bool = False) -> None:
+    def reply(
+        self, status: int, data: bytes, headers: Iterable[tuple[str, str]] = (), cut: bool = False
+    ) -> None:
         self.send_response_only(status)
         for name, value in headers:
             if name.lower() not in ("content-length", "transfer-encoding", "connection"):

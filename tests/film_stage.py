@@ -12,7 +12,9 @@ from sim_workers.rollout.rollout_video import Film
 
 
 class Stage:
-    """A simulator without physics: every picture has one grey level, which identifies camera and control step."""
+    """A simulator without physics: every picture has one grey level, which identifies camera and control
+    step.
+    """
 
     film_camera = "front"
     succeeded = False
@@ -26,8 +28,16 @@ class Stage:
         return np.full((*size, 3), first + self.steps, np.uint8)
 
 
-def filmed(stage: Stage, imagine: Callable[[Observation], Imagination | None] | None, steps: int, execute: int = 4, won_at: int = 10**9) -> Film:
-    """Film `steps` control steps: the policy looks every `execute` steps, and the task is done from step `won_at` on."""
+def filmed(
+    stage: Stage,
+    imagine: Callable[[Observation], Imagination | None] | None,
+    steps: int,
+    execute: int = 4,
+    won_at: int = 10**9,
+) -> Film:
+    """Film `steps` control steps: the policy looks every `execute` steps, and the task is done from step
+    `won_at` on.
+    """
     film = Film(stage)  # type: ignore[arg-type]
     for step in range(1, steps + 1):
         if (step - 1) % execute == 0:

@@ -5,7 +5,9 @@ from typing import Any
 
 
 class Kept:
-    """Keeps every reported checkpoint as `step_<step>` in `folder`, as Ray Train's storage does, and the metrics in `reports`."""
+    """Keeps every reported checkpoint as `step_<step>` in `folder`, as Ray Train's storage does, and the
+    metrics in `reports`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.reports = folder, list[tuple[int, dict[str, Any]]]()

@@ -3,11 +3,13 @@
 This module runs in the environment that `make lerobot` makes, and imports nothing of this project:
 
     .venv-lerobot/bin/python tests/lerobot_genuine.py write FOLDER         writes the data sets FOLDER/<name>
-    .venv-lerobot/bin/python tests/lerobot_genuine.py edit DATASET FOLDER  deletes an episode, splits and merges: FOLDER/<name>
-    .venv-lerobot/bin/python tests/lerobot_genuine.py read DATASET NPZ     saves what LeRobot reads of every episode
+    .venv-lerobot/bin/python tests/lerobot_genuine.py edit DATASET FOLDER  deletes an episode, splits and
+                                                                           merges: FOLDER/<name>
+    .venv-lerobot/bin/python tests/lerobot_genuine.py read DATASET NPZ     saves what LeRobot reads of every
+                                                                           episode
 
-`write` and `edit` save beside each data set what LeRobot reads of it, as <name>.npz. Its arrays are called `<episode>/<feature>`:
-pictures (L, H, W, 3), vectors (L, D), `timestamp` (L,) and `task` (L,).
+`write` and `edit` save beside each data set what LeRobot reads of it, as <name>.npz. Its arrays are called
+`<episode>/<feature>`: pictures (L, H, W, 3), vectors (L, D), `timestamp` (L,) and `task` (L,).
 """
 
 import argparse
@@ -27,7 +29,9 @@ JOINTS = [f"joint_{i}.pos" for i in range(6)]
 H264, HEVC = RGBEncoderConfig(vcodec="h264", g=12), RGBEncoderConfig(vcodec="hevc")
 
 
-def vector(width: int, names: Any = None, dtype: str = "float32", shape: tuple[int, ...] = ()) -> dict[str, Any]:
+def vector(
+    width: int, names: Any = None, dtype: str = "float32", shape: tuple[int, ...] = ()
+) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape or (width,), "names": names}
 
 
@@ -98,7 +102,9 @@ class Folder:
         limits: dict[str, Any] | None = None,
         **options: Any,
     ) -> LeRobotDataset:
-        dataset = LeRobotDataset.create(f"local/{name}", fps, features, root=self.root / name, robot_type="so101", **options)
+        dataset = LeRobotDataset.create(
+            f"local/{name}", fps, features, root=self.root / name, robot_type="so101", **options
+        )
         if limits:
             dataset.meta.update_chunk_settings(**limits)
         record(dataset, lengths, task)
@@ -125,8 +131,11 @@ def contents(dataset: LeRobotDataset) -> dict[str, np.ndarray]:
             if key in (STATE, ACTION):
                 rows.setdefault(f"{episode}/{key}", []).append(np.asarray(row[key]).reshape(-1))
             elif key != DEPTH and feature["dtype"] in ("video", "image"):
-                shown = np.asarray(row[key]).transpose(1, 2, 0)  # bytes from a video; from an image file, bytes / 255
-                rows.setdefault(f"{episode}/{key}", []).append(shown if shown.dtype == np.uint8 else np.round(shown * 255).astype(np.uint8))
+                # bytes from a video; from an image file, bytes / 255
+                shown = np.asarray(row[key]).transpose(1, 2, 0)
+                rows.setdefault(f"{episode}/{key}", []).append(
+                    shown if shown.dtype == np.uint8 else np.round(shown * 255).astype(np.uint8)
+                )
         rows.setdefault(f"{episode}/timestamp", []).append(float(row["timestamp"]))
         rows.setdefault(f"{episode}/task", []).append(row["task"])
     return {key: np.asarray(values) for key, values in rows.items()}
@@ -138,51 +147,119 @@ def write(root: Path) -> None:
     # As recorders write them.
     video = folder.recorded("video", {TOP: camera(), **ROBOT}, fps=30, task=sentence_per_episode)
     image = folder.recorded("image", {TOP: camera("image"), **ROBOT}, task=sentence_per_episode)
-    two_cameras = folder.recorded("two_cameras", {TOP: camera(), WRIST: camera(), **ROBOT}, fps=15, rgb_encoder=H264, task=sentence_per_episode)
+    two_cameras = folder.recorded(
+        "two_cameras",
+        {TOP: camera(), WRIST: camera(), **ROBOT},
+        fps=15,
+        rgb_encoder=H264,
+        task=sentence_per_episode,
+    )
     folder.recorded("hevc", {TOP: camera(), STATE: vector(3), ACTION: vector(2)}, rgb_encoder=HEVC)
     folder.recorded("video_and_image", {TOP: camera(), WRIST: camera("image"), **ROBOT}, rgb_encoder=H264)
-    folder.recorded("streamed", {TOP: camera(), **ROBOT}, fps=30, rgb_encoder=H264, streaming_encoding=True, encoder_queue_maxsize=100)
-    folder.recorded("names_in_dictionary", {TOP: camera(), STATE: vector(6, {"motors": JOINTS}), ACTION: vector(6, {"motors": JOINTS})})
-    folder.recorded("single_values", {TOP: camera(), STATE: vector(1), ACTION: vector(1, ["speed"])}, rgb_encoder=H264)
-    folder.recorded("matrix_and_doubles", {TOP: camera("image"), STATE: vector(0, shape=(2, 3)), ACTION: vector(6, JOINTS, "float64")})
+    folder.recorded(
+        "streamed",
+        {TOP: camera(), **ROBOT},
+        fps=30,
+        rgb_encoder=H264,
+        streaming_encoding=True,
+        encoder_queue_maxsize=100,
+    )
+    folder.recorded(
+        "names_in_dictionary",
+        {TOP: camera(), STATE: vector(6, {"motors": JOINTS}), ACTION: vector(6, {"motors": JOINTS})},
+    )
+    folder.recorded(
+        "single_values", {TOP: camera(), STATE: vector(1), ACTION: vector(1, ["speed"])}, rgb_encoder=H264
+    )
+    folder.recorded(
+        "matrix_and_doubles",
+        {TOP: camera("image"), STATE: vector(0, shape=(2, 3)), ACTION: vector(6, JOINTS, "float64")},
+    )
     channels_first = {"shape": (3, 64, 96), "names": ["channels", "height", "width"]}
-    folder.recorded("channels_first", {TOP: {"dtype": "image", **channels_first}, WRIST: {"dtype": "video", **channels_first}, **ROBOT})
-    depth = {"dtype": "video", "shape": (64, 96, 1), "names": ["height", "width", "channels"], "info": {"is_depth_map": True}}
-    folder.recorded("depth", {TOP: camera(), DEPTH: depth, **ROBOT}, rgb_encoder=H264, depth_encoder=DepthEncoderConfig())
+    folder.recorded(
+        "channels_first",
+        {TOP: {"dtype": "image", **channels_first}, WRIST: {"dtype": "video", **channels_first}, **ROBOT},
+    )
+    depth = {
+        "dtype": "video",
+        "shape": (64, 96, 1),
+        "names": ["height", "width", "channels"],
+        "info": {"is_depth_map": True},
+    }
+    folder.recorded(
+        "depth", {TOP: camera(), DEPTH: depth, **ROBOT}, rgb_encoder=H264, depth_encoder=DepthEncoderConfig()
+    )
     folder.recorded("changing_sentence", {TOP: camera(), **ROBOT}, task=changing_sentence, rgb_encoder=H264)
     small = {"chunks_size": 2, "data_files_size_in_mb": 0.001, "video_files_size_in_mb": 0.004}
-    many = folder.recorded("many_files", {TOP: camera(), **ROBOT}, fps=15, lengths=(10, 14, 7, 9, 12), limits=small, rgb_encoder=H264)
-    many_images = folder.recorded("many_image_files", {TOP: camera("image"), **ROBOT}, limits=small, lengths=(10, 14, 7, 9, 12))
+    many = folder.recorded(
+        "many_files",
+        {TOP: camera(), **ROBOT},
+        fps=15,
+        lengths=(10, 14, 7, 9, 12),
+        limits=small,
+        rgb_encoder=H264,
+    )
+    many_images = folder.recorded(
+        "many_image_files", {TOP: camera("image"), **ROBOT}, limits=small, lengths=(10, 14, 7, 9, 12)
+    )
     folder.recorded("resumed", {TOP: camera(), **ROBOT}, rgb_encoder=H264)
-    record(LeRobotDataset.resume("local/resumed", root=root / "resumed", rgb_encoder=H264), (8, 9), sentence_per_episode)
+    record(
+        LeRobotDataset.resume("local/resumed", root=root / "resumed", rgb_encoder=H264),
+        (8, 9),
+        sentence_per_episode,
+    )
     folder.opened("resumed")
 
     # As LeRobot's own tools leave them.
-    for source, name in ((video, "video"), (image, "image"), (two_cameras, "two_cameras"), (many, "many_files"), (many_images, "many_image_files")):
+    for source, name in (
+        (video, "video"),
+        (image, "image"),
+        (two_cameras, "two_cameras"),
+        (many, "many_files"),
+        (many_images, "many_image_files"),
+    ):
         tools.delete_episodes(source, [1], root / f"{name}_deleted")
         folder.opened(f"{name}_deleted")
     tools.split_dataset(two_cameras, {"two_cameras_train": [0, 2], "two_cameras_val": [1]}, root)
     folder.opened("two_cameras_train")
     folder.opened("two_cameras_val")
-    other = folder.recorded("other_two_cameras", {TOP: camera(), WRIST: camera(), **ROBOT}, fps=15, rgb_encoder=H264, lengths=(6, 11))
+    other = folder.recorded(
+        "other_two_cameras",
+        {TOP: camera(), WRIST: camera(), **ROBOT},
+        fps=15,
+        rgb_encoder=H264,
+        lengths=(6, 11),
+    )
     tools.merge_datasets([two_cameras, other], "local/merged", root / "merged")
     folder.opened("merged")
-    tools.merge_datasets([two_cameras, other], "local/merged_apart", root / "merged_apart", concatenate_videos=False, concatenate_data=False)
+    tools.merge_datasets(
+        [two_cameras, other],
+        "local/merged_apart",
+        root / "merged_apart",
+        concatenate_videos=False,
+        concatenate_data=False,
+    )
     folder.opened("merged_apart")
-    tools.merge_datasets([opened(root / "many_files_deleted"), many], "local/deleted_and_merged", root / "deleted_and_merged")
+    tools.merge_datasets(
+        [opened(root / "many_files_deleted"), many], "local/deleted_and_merged", root / "deleted_and_merged"
+    )
     folder.opened("deleted_and_merged")
     reward = (np.zeros((two_cameras.num_frames, 1), np.float32), vector(1))
     tools.add_features(two_cameras, {"reward": reward}, root / "feature_added")
     folder.opened("feature_added")
     tools.remove_feature(two_cameras, WRIST, root / "camera_removed")
     folder.opened("camera_removed")
-    tools.convert_image_to_video_dataset(image, root / "image_to_video", "local/image_to_video", rgb_encoder=H264, num_workers=1)
+    tools.convert_image_to_video_dataset(
+        image, root / "image_to_video", "local/image_to_video", rgb_encoder=H264, num_workers=1
+    )
     folder.opened("image_to_video")
     tools.merge_datasets([two_cameras], "local/reencoded", root / "reencoded")
     tools.reencode_dataset(opened(root / "reencoded"), rgb_encoder=HEVC)
     folder.opened("reencoded")
     tools.merge_datasets([two_cameras], "local/tasks_modified", root / "tasks_modified")
-    tools.modify_tasks(opened(root / "tasks_modified"), new_task="tidy up", episode_tasks={1: "put the cup away"})
+    tools.modify_tasks(
+        opened(root / "tasks_modified"), new_task="tidy up", episode_tasks={1: "put the cup away"}
+    )
     folder.opened("tasks_modified")
 
 
@@ -198,7 +275,9 @@ def edit(path: Path, root: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["write", "edit", "read"])
     parser.add_argument("paths", nargs="+", type=Path)
     asked = parser.parse_args()

@@ -1,4 +1,6 @@
-"""A list of 100 episodes of two tasks, two rules that decide a score early, and outcomes of policies of known success rates."""
+"""A list of 100 episodes of two tasks, two rules that decide a score early, and outcomes of policies of known
+success rates.
+"""
 
 import numpy as np
 
@@ -17,4 +19,7 @@ AGAINST = Rule(look_every=5, confidence=0.95, against="demos-50_ratio-0_seed-0_1
 def played(rate: float, seed: int = 0) -> dict[str, Outcome]:
     """Draw the outcome of every listed episode at this success rate, by episode id."""
     luck = np.random.default_rng(seed).random(len(LISTED))
-    return {spec.episode_id: make_outcome(spec, bool(luck[i] < rate), 30 if luck[i] < rate else 100) for i, spec in enumerate(sorted(LISTED))}
+    return {
+        spec.episode_id: make_outcome(spec, bool(luck[i] < rate), 30 if luck[i] < rate else 100)
+        for i, spec in enumerate(sorted(LISTED))
+    }

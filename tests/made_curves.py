@@ -14,7 +14,9 @@ from policy.config import PolicyKind
 DEMOS, SEEDS, EPISODES = (10, 20, 40, 80), (0, 1, 2), 100
 
 
-def scored(demos: int, ratio: float, wins: int, episodes: int = 10, seed: int = 0, kind: PolicyKind = "video_action") -> ScoredArm:
+def scored(
+    demos: int, ratio: float, wins: int, episodes: int = 10, seed: int = 0, kind: PolicyKind = "video_action"
+) -> ScoredArm:
     outcomes = {f"Lift-{i}-{i}": i < wins for i in range(episodes)}
     return ScoredArm(Arm(demos, ratio, seed, kind), "protocol", 100, wins, episodes, 0, outcomes)
 
@@ -22,11 +24,15 @@ def scored(demos: int, ratio: float, wins: int, episodes: int = 10, seed: int = 
 def beside_a_baseline() -> Curve:
     """Two ratios of ours, and a baseline with the same demo counts and ratio 0."""
     ours = (scored(2, 0.0, 2), scored(8, 0.0, 6), scored(2, 1.0, 8), scored(8, 1.0, 9))
-    return Curve("c", (*ours, scored(2, 0.0, 1, kind="diffusion_policy"), scored(8, 0.0, 3, kind="diffusion_policy")))
+    return Curve(
+        "c", (*ours, scored(2, 0.0, 1, kind="diffusion_policy"), scored(8, 0.0, 3, kind="diffusion_policy"))
+    )
 
 
 def several(gain: float, noise: float, missing: tuple[int, ...] = (), seed: int = 0) -> Curve:
-    """Two ratios; action-free video is worth `gain` doublings of the demos. noise: between trainings, on a logit scale."""
+    """Two ratios; action-free video is worth `gain` doublings of the demos. noise: between trainings, on a
+    logit scale.
+    """
     rng = np.random.default_rng(seed)
     hard = rng.standard_normal(EPISODES)
     arms = []
@@ -35,11 +41,28 @@ def several(gain: float, noise: float, missing: tuple[int, ...] = (), seed: int 
         won = rng.random(EPISODES) < 1 / (1 + np.exp(-odds))
         outcomes = {f"Lift-{10**6 + i}-{10**6 + i}": bool(own) for i, own in enumerate(won)}
         imagined = {
-            step: {"success_rate": won.mean() * step / 100, "video_distance": 1 - step / 100 + rng.random() / 10, CLIPS: 7.0} for step in (50, 100)
+            step: {
+                "success_rate": won.mean() * step / 100,
+                "video_distance": 1 - step / 100 + rng.random() / 10,
+                CLIPS: 7.0,
+            }
+            for step in (50, 100)
         }
         cost = Cost(sim_cpu_s=3600.0, episodes=EPISODES)
         if not (replicate in missing and demos == 80):
-            arms.append(ScoredArm(Arm(demos, ratio, replicate), "p", 100, int(won.sum()), EPISODES, 0, outcomes, cost=cost, imagined=imagined))
+            arms.append(
+                ScoredArm(
+                    Arm(demos, ratio, replicate),
+                    "p",
+                    100,
+                    int(won.sum()),
+                    EPISODES,
+                    0,
+                    outcomes,
+                    cost=cost,
+                    imagined=imagined,
+                )
+            )
     sweep: dict[str, Any] = {
         "policy": {"preset": "tiny"},
         "train": {"steps": 100, "mode": "two_stage"},

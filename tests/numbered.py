@@ -26,17 +26,30 @@ def numbered(numbers: Sequence[int], height: int = 32, width: int = 64) -> np.nd
     pictures = np.full((len(numbers), height, width, 3), 90, np.uint8)
     for picture, number in zip(pictures, numbers, strict=True):
         for bit in range(BITS):
-            picture[: height // 2, bit * width // BITS : (bit + 1) * width // BITS] = 230 if number >> bit & 1 else 20
+            picture[: height // 2, bit * width // BITS : (bit + 1) * width // BITS] = (
+                230 if number >> bit & 1 else 20
+            )
     return pictures
 
 
 def numbers_of(pictures: np.ndarray) -> list[int]:
     height, width = pictures.shape[1:3]
-    return [sum(int(p[height // 4, (2 * bit + 1) * width // (2 * BITS)].mean() > 128) << bit for bit in range(BITS)) for p in pictures]
+    return [
+        sum(
+            int(p[height // 4, (2 * bit + 1) * width // (2 * BITS)].mean() > 128) << bit
+            for bit in range(BITS)
+        )
+        for p in pictures
+    ]
 
 
 def write_film(
-    path: Path, pictures: np.ndarray, hz: float, codec: str = "libx264", options: dict[str, str] | None = None, moments: Sequence[int] | None = None
+    path: Path,
+    pictures: np.ndarray,
+    hz: float,
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    moments: Sequence[int] | None = None,
 ) -> Path:
     """`moments`: of each picture, in steps of 1 / hz; one after the other by default."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,19 +97,31 @@ class Dataset:
             self.film(root / f"videos/{KEY}/chunk-000/file-000.mp4", numbered(numbers), self.hz)
             begin = 0
             for number, count in enumerate(self.rows_per_file or (len(tables),)):
-                _write(pa.concat_tables(tables[begin : begin + count]), root / f"data/chunk-000/file-{number:03d}.parquet")
+                _write(
+                    pa.concat_tables(tables[begin : begin + count]),
+                    root / f"data/chunk-000/file-{number:03d}.parquet",
+                )
                 begin += count
         else:
             for i, table in enumerate(tables):
                 _write(table, root / f"data/chunk-000/episode_{i:06d}.parquet")
-                self.film(root / f"videos/chunk-000/{KEY}/episode_{i:06d}.mp4", numbered(range(firsts[i], firsts[i + 1])), self.hz)
+                self.film(
+                    root / f"videos/chunk-000/{KEY}/episode_{i:06d}.mp4",
+                    numbered(range(firsts[i], firsts[i + 1])),
+                    self.hz,
+                )
         lines = [self.line(i, self._line(i, firsts[i], v3)) for i in range(len(self.lengths))]
         if v3:
             _write(pa.Table.from_pylist(lines), root / "meta/episodes/chunk-000/file-000.parquet")
-            _write(pa.table({"task_index": range(len(SENTENCES)), "task": SENTENCES}), root / "meta/tasks.parquet")
+            _write(
+                pa.table({"task_index": range(len(SENTENCES)), "task": SENTENCES}),
+                root / "meta/tasks.parquet",
+            )
         else:
             (root / "meta").mkdir(parents=True, exist_ok=True)
-            (root / "meta/episodes.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            (root / "meta/episodes.jsonl").write_text(
+                "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            )
             tasks = [{"task_index": i, "task": sentence} for i, sentence in enumerate(SENTENCES)]
             (root / "meta/tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
         (root / "meta/info.json").write_text(json.dumps(self._info(v3)))
@@ -131,7 +156,10 @@ class Dataset:
         }
 
     def _info(self, v3: bool) -> dict[str, Any]:
-        scalars = {key: {"dtype": "int64", "shape": [1], "names": None} for key in ("frame_index", "episode_index", "index", "task_index")}
+        scalars = {
+            key: {"dtype": "int64", "shape": [1], "names": None}
+            for key in ("frame_index", "episode_index", "index", "task_index")
+        }
         features = {
             KEY: {"dtype": "video", "shape": [32, 64, 3], "names": ["height", "width", "channels"]},
             "observation.state": {"dtype": "float32", "shape": [5], "names": None},
@@ -139,13 +167,23 @@ class Dataset:
             **scalars,
         }
         paths = {"data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"} if v3 else {}
-        paths |= {"video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"} if v3 else {}
+        paths |= (
+            {"video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"}
+            if v3
+            else {}
+        )
         if not v3:
             paths = {
                 "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
                 "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
             }
-        facts = {"codebase_version": self.version, "robot_type": "panda", "fps": self.hz, "chunks_size": 1000, "features": features | self.features}
+        facts = {
+            "codebase_version": self.version,
+            "robot_type": "panda",
+            "fps": self.hz,
+            "chunks_size": 1000,
+            "features": features | self.features,
+        }
         return facts | paths | self.info
 
 
@@ -155,7 +193,9 @@ def _write(table: pa.Table, path: Path) -> None:
 
 
 def imported(path: Path, store: Path, **said: Any) -> tuple[Source, dict[str, Episode], list[str]]:
-    """Import everything, in this process: the source, the stored episodes by item, and the reasons of what the import left out."""
+    """Import everything, in this process: the source, the stored episodes by item, and the reasons of what
+    the import left out.
+    """
     storage = open_storage(str(store))
     source = adopted(open_source(path, Reading(**said)), storage)
     assert not source.questions, source.questions

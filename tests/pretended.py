@@ -1,4 +1,5 @@
-"""`demoscale`, but its sweeps only pretend to train and to play: those that it submits do so on the cluster, too.
+"""`demoscale`, but its sweeps only pretend to train and to play: those that it submits do so on the cluster,
+too.
 
 python tests/pretended.py submit sweep.yaml --address http://head:8265
 python tests/pretended.py -c "..."    a program that does the same from Python

@@ -1,4 +1,6 @@
-"""Genuine recordings for the importers: robosuite plays under its own recorder, and renders what was recorded."""
+"""Genuine recordings for the importers: robosuite plays under its own recorder, and renders what was
+recorded.
+"""
 
 import json
 import os
@@ -34,8 +36,9 @@ class Recorded:
 
 
 def record(folder: Path, episodes: int = 3) -> None:
-    """Play Lift with the scripted expert under robosuite's recorder, gather demo.hdf5 with robosuite's own script, then render the
-    recorded states. Leaves `demo.hdf5` and `episodes.npz`. In a process of its own: a simulator is one per process.
+    """Play Lift with the scripted expert under robosuite's recorder, gather demo.hdf5 with robosuite's own
+    script, then render the recorded states. Leaves `demo.hdf5` and `episodes.npz`. In a process of its own: a
+    simulator is one per process.
     """
     from sim_workers.demos.experts import expert_for
     from sim_workers.envs.render import PROFILES, apply_profile, choose_backend
@@ -49,7 +52,9 @@ def record(folder: Path, episodes: int = 3) -> None:
     controller = load_composite_controller_config(robot="Panda")
     config = {"env_name": "Lift", "robots": ["Panda"], "controller_configs": controller}
     common = {"control_freq": HZ, "ignore_done": True, "has_renderer": False}
-    env: Any = robosuite.make(**config, **common, has_offscreen_renderer=False, use_camera_obs=False, hard_reset=False, seed=0)
+    env: Any = robosuite.make(
+        **config, **common, has_offscreen_renderer=False, use_camera_obs=False, hard_reset=False, seed=0
+    )
     recorder = DataCollectionWrapper(env, str(folder / "raw"))
     for number in range(episodes):
         state, expert, lingered = recorder.reset(), expert_for("Lift"), 0
@@ -74,7 +79,9 @@ def record(folder: Path, episodes: int = 3) -> None:
         for number, demo in enumerate(sorted(file["data"])):
             env.reset_from_xml_string(env.edit_model_xml(file["data"][demo].attrs["model_file"]))
             apply_profile(env.sim, PROFILES["fast"])
-            seen: dict[str, list[Any]] = {key: [] for key in (*VECTORS, *(f"{camera}_image" for camera in CAMERAS))}
+            seen: dict[str, list[Any]] = {
+                key: [] for key in (*VECTORS, *(f"{camera}_image" for camera in CAMERAS))
+            }
             for state in file["data"][demo]["states"]:
                 env.sim.reset()
                 env.sim.set_state_from_flattened(state)
@@ -95,7 +102,9 @@ def recorded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the recordings, made when the first test of the session asks."""
     if not _made:
         folder = tmp_path_factory.mktemp("recorded")
-        done = run("-W", "ignore", str(Path(__file__)), str(folder), env={**os.environ, "PYTHONPATH": str(CHECKOUT)})
+        done = run(
+            "-W", "ignore", str(Path(__file__)), str(folder), env={**os.environ, "PYTHONPATH": str(CHECKOUT)}
+        )
         assert done.returncode == 0, done.stderr
         _made.append(folder)
     return _made[0]
@@ -106,7 +115,9 @@ def load(folder: Path) -> list[Recorded]:
         numbers = sorted({int(key.partition("/")[0]) for key in arrays})
         return [
             Recorded(
-                {camera: arrays[f"{n}/{camera}_image"] for camera in CAMERAS}, {key: arrays[f"{n}/{key}"] for key in VECTORS}, arrays[f"{n}/actions"]
+                {camera: arrays[f"{n}/{camera}_image"] for camera in CAMERAS},
+                {key: arrays[f"{n}/{key}"] for key in VECTORS},
+                arrays[f"{n}/actions"],
             )
             for n in numbers
         ]

@@ -1,8 +1,9 @@
 """What RoboCasa said when it was asked, kept for the tests: nothing here was made up.
 
-The code of RoboCasa v0.2 (github.com/robocasa/robocasa, commit 756598a) ran on robosuite 1.5.2 with boxes in place of its meshes, which cannot be
-had here; what it says about an episode does not depend on them. A demonstration's attribute `ep_meta` is the dictionary of `get_ep_meta()` as JSON
-(its docs/use_cases/using_datasets.md).
+The code of RoboCasa v0.2 (github.com/robocasa/robocasa, commit 756598a) ran on robosuite 1.5.2 with boxes in
+place of its meshes, which cannot be had here; what it says about an episode does not depend on them. A
+demonstration's attribute `ep_meta` is the dictionary of `get_ep_meta()` as JSON (its
+docs/use_cases/using_datasets.md).
 """
 
 KITCHEN_SPLIT = {"right": (0, 6), "right_gripper": (6, 7), "base": (7, 10), "torso": (10, 11)}
@@ -16,7 +17,9 @@ SENTENCES = {
     "PnPCounterToSink": "pick the mushroom from the counter and place it in the sink",
     "PnPSinkToCounter": "pick the kiwi from the sink and place it on the plate located on the counter",
     "PnPCounterToMicrowave": "pick the fish from the counter and place it in the microwave",
-    "PnPMicrowaveToCounter": "pick the mushroom from the microwave and place it on plate located on the counter",
+    "PnPMicrowaveToCounter": (
+        "pick the mushroom from the microwave and place it on plate located on the counter"
+    ),
     "PnPCounterToStove": "pick the squash from the plate and place it in the pan",
     "PnPStoveToCounter": "pick the mango from the pan and place it in the bowl",
     "OpenSingleDoor": "open the microwave door",
@@ -48,4 +51,6 @@ EP_META = """{
   "fixture_refs": {"cab": "cab_2_left_group", "counter": "counter_1_left_group"},
   "cam_configs": {"robot0_agentview_left": {"pos": [-0.5, 0.35, 1.05], "camera_attribs": {"fovy": "60"}, "parent_body": "mobilebase0_support"}}
 }"""
-"""`get_ep_meta()` of PnPCounterToCab, seed 33, as JSON, shortened: of 3 objects and 118 fixtures the ones that matter."""
+"""`get_ep_meta()` of PnPCounterToCab, seed 33, as JSON, shortened: of 3 objects and 118 fixtures the ones
+that matter.
+"""

@@ -1,4 +1,5 @@
-"""A SLURM of two nodes on this machine, without systemd: munged, slurmctld and two slurmd, all in the foreground, on loopback ports.
+"""A SLURM of two nodes on this machine, without systemd: munged, slurmctld and two slurmd, all in the
+foreground, on loopback ports.
 
 Debian's packages: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge
 """
@@ -57,16 +58,23 @@ class Slurm:
 
     def run(self, *command: str, cwd: Path | None = None) -> str:
         """Standard output of a SLURM command, which must succeed."""
-        done = subprocess.run(command, env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command, env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+        )
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}\n{self.logs()}"
         return done.stdout.strip()
 
     def state(self, job: str) -> str:
         """The job's state, such as RUNNING."""
-        return dict(field.partition("=")[::2] for field in self.run("scontrol", "--oneliner", "show", "job", job).split())["JobState"]
+        return dict(
+            field.partition("=")[::2]
+            for field in self.run("scontrol", "--oneliner", "show", "job", job).split()
+        )["JobState"]
 
     def logs(self) -> str:
-        return "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in sorted(self.folder.glob("*.log")))
+        return "\n".join(
+            f"{path.name}: {path.read_text()[-2000:]}" for path in sorted(self.folder.glob("*.log"))
+        )
 
 
 def free_ports(count: int) -> list[int]:
@@ -86,7 +94,9 @@ def slurm() -> Iterator[Slurm]:
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o400)
     host = socket.gethostname().partition(".")[0]
-    configuration = CONFIGURATION.format(host=host, user=getpass.getuser(), folder=folder, ports=free_ports(3))
+    configuration = CONFIGURATION.format(
+        host=host, user=getpass.getuser(), folder=folder, ports=free_ports(3)
+    )
     (folder / "slurm.conf").write_text(configuration)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     cluster = Slurm(folder, inherited | {"PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")})
@@ -106,25 +116,46 @@ def slurm() -> Iterator[Slurm]:
             ("node2", ["slurmd", "-D", "-N", "node2"]),
         ):
             with (folder / f"{name}.log").open("wb") as log:
-                daemons.append(subprocess.Popen(command, env=cluster.environment, stdout=log, stderr=log, start_new_session=True))
+                daemons.append(
+                    subprocess.Popen(
+                        command, env=cluster.environment, stdout=log, stderr=log, start_new_session=True
+                    )
+                )
             deadline = time.monotonic() + 30
             while name == "munged" and not (folder / "munge.socket").exists():
                 assert time.monotonic() < deadline, cluster.logs()
                 time.sleep(0.1)
         deadline = time.monotonic() + 60
         while True:
-            states = subprocess.run(["sinfo", "-h", "-N", "-o", "%T"], env=cluster.environment, capture_output=True, text=True, check=False)
+            states = subprocess.run(
+                ["sinfo", "-h", "-N", "-o", "%T"],
+                env=cluster.environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             if states.stdout.split() == ["idle", "idle"]:
                 break
             assert time.monotonic() < deadline, states.stdout + states.stderr + cluster.logs()
             time.sleep(0.2)
         yield cluster
     finally:
-        subprocess.run(["scancel", "--user", getpass.getuser()], env=cluster.environment, check=False, capture_output=True, timeout=60)
+        subprocess.run(
+            ["scancel", "--user", getpass.getuser()],
+            env=cluster.environment,
+            check=False,
+            capture_output=True,
+            timeout=60,
+        )
         # A daemon that ends first leaves the processes of its jobs behind.
         deadline = time.monotonic() + 30
         squeue = ["squeue", "--noheader", "--states=RUNNING,COMPLETING"]
-        while time.monotonic() < deadline and subprocess.run(squeue, env=cluster.environment, check=False, capture_output=True, timeout=60).stdout:
+        while (
+            time.monotonic() < deadline
+            and subprocess.run(
+                squeue, env=cluster.environment, check=False, capture_output=True, timeout=60
+            ).stdout
+        ):
             time.sleep(0.5)
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)

@@ -1,4 +1,6 @@
-"""Whole sweeps with a fake trainer and fake simulators; fixtures `store` and `folder` (conftest) are their arguments."""
+"""Whole sweeps with a fake trainer and fake simulators; fixtures `store` and `folder` (conftest) are their
+arguments.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +20,23 @@ TRAINER, PLAYERS = FakeTrainer(0.01), FakePlayers()
 
 
 def sweep(folder: Path, store: str, **sections: Any) -> Sweep:
-    """A sweep of four demo counts in `folder`; sweeps share a tracking database, which takes longer to create than most of them to run."""
+    """A sweep of four demo counts in `folder`; sweeps share a tracking database, which takes longer to create
+    than most of them to run.
+    """
     tracked = f"sqlite:///{Path(store).parent / 'mlflow.db'}"
     data = {"episodes": store, "demo_count": [1, 2, 4, 8]} | sections.pop("data", {})
     train = {"steps": 9, "batch_size": 2, "checkpoint_every": 3} | sections.pop("train", {})
     suite = {"tasks": ["Lift"], "episodes": 40, "horizon": 50}
     return Sweep.model_validate(
-        {"name": folder.name, "data": data, "train": train, "suite": suite, "storage": str(folder), "mlflow": tracked, **sections}
+        {
+            "name": folder.name,
+            "data": data,
+            "train": train,
+            "suite": suite,
+            "storage": str(folder),
+            "mlflow": tracked,
+            **sections,
+        }
     )
 
 

@@ -1,4 +1,6 @@
-"""Scores that end when enough is known, in whole sweeps: Ray, Tune, the scorer, the ledger and MLflow for real, trainer and simulators pretended."""
+"""Scores that end when enough is known, in whole sweeps: Ray, Tune, the scorer, the ledger and MLflow for
+real, trainer and simulators pretended.
+"""
 
 import json
 import time
@@ -19,14 +21,20 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.mark.full
-def test_scores_end_when_enough_is_known_and_the_same_sweep_without_the_rule_plays_the_rest(folder: Path, store: str) -> None:
-    """The arms' true rates are 0.02 to 0.11. MLflow keeps the scores of the two rules apart, each with its own curve."""
+def test_scores_end_when_enough_is_known_and_the_same_sweep_without_the_rule_plays_the_rest(
+    folder: Path, store: str
+) -> None:
+    """The arms' true rates are 0.02 to 0.11. MLflow keeps the scores of the two rules apart, each with its
+    own curve.
+    """
     suite = {"tasks": ["Lift"], "episodes": 40, "horizon": 50, "decide": {"threshold": 0.5, "look_every": 5}}
     decided = sweep(folder, store, suite=suite)
     assert "at most 480, at most" in str(make_plan(decided))
     done = Run(decided)()
     first = ledger(folder)
-    scores = {(arm.name, step): score for arm in done.run.board.arms.values() for step, score in arm.scores.items()}
+    scores = {
+        (arm.name, step): score for arm in done.run.board.arms.values() for step, score in arm.scores.items()
+    }
     assert len(scores) == 4 * 3
     assert all(score.decided == f"below 0.5 after {score.episodes} of 40 listed" for score in scores.values())
     assert len(first) == sum(score.episodes for score in scores.values()) < 4 * 3 * 40
@@ -36,11 +44,17 @@ def test_scores_end_when_enough_is_known_and_the_same_sweep_without_the_rule_pla
     Run(decided)()
     assert len(ledger(folder)) == len(first)
     mlflow = client(decided.mlflow)
-    runs = mlflow.search_runs([mlflow.get_experiment_by_name("demoscale").experiment_id], f"tags.`demoscale.sweep` = '{folder.name}'")
+    runs = mlflow.search_runs(
+        [mlflow.get_experiment_by_name("demoscale").experiment_id],
+        f"tags.`demoscale.sweep` = '{folder.name}'",
+    )
     arm = next(run for run in runs if "success_low" in run.data.metrics)
     assert json.loads(arm.data.tags["demoscale.decide"])["threshold"] == 0.5
     assert arm.data.metrics["decided_early"] == 1
-    assert arm.data.metrics["success_high"] > wilson(int(arm.data.metrics["successes"]), int(arm.data.metrics["episodes"]))[1]
+    assert (
+        arm.data.metrics["success_high"]
+        > wilson(int(arm.data.metrics["successes"]), int(arm.data.metrics["episodes"]))[1]
+    )
     assert {arm.arm.name: arm.episodes for arm in read_sweep(decided.mlflow, folder.name).arms} == {
         name: score.episodes for (name, step), score in scores.items() if step == 9
     }
@@ -63,9 +77,23 @@ def test_arms_are_decided_against_another_that_is_trained_first(folder: Path, st
             time.sleep(0.1)
         return FakeTrainer(0.01)(job, place, resources, desk, attempts)
 
-    suite = {"tasks": ["Lift"], "episodes": 60, "horizon": 50, "decide": {"against": "demos-1", "look_every": 5}}
+    suite = {
+        "tasks": ["Lift"],
+        "episodes": 60,
+        "horizon": 50,
+        "decide": {"against": "demos-1", "look_every": 5},
+    }
     done = Run(sweep(folder, store, data={"demo_count": [1, 16]}, suite=suite), fit)()
-    small, large = (next(arm for arm in done.run.board.arms.values() if arm.arm.demo_count == demos) for demos in (1, 16))
+    small, large = (
+        next(arm for arm in done.run.board.arms.values() if arm.arm.demo_count == demos) for demos in (1, 16)
+    )
     assert all(score.episodes == 60 and not score.rule for score in small.scores.values())
-    assert all(score.decided.startswith("better than demos-1_ratio-0_seed-0 after") for score in large.scores.values())
-    assert len(ledger(folder)) == sum(score.episodes for arm in (small, large) for score in arm.scores.values()) < 2 * 3 * 60
+    assert all(
+        score.decided.startswith("better than demos-1_ratio-0_seed-0 after")
+        for score in large.scores.values()
+    )
+    assert (
+        len(ledger(folder))
+        == sum(score.episodes for arm in (small, large) for score in arm.scores.values())
+        < 2 * 3 * 60
+    )

@@ -14,21 +14,30 @@ EMBED = 12
 
 
 def small(maps: int, out_dim: int | None = None, blocks: int = 1) -> AdaptorConfig:
-    """Every feature of the paper's adaptor: maps that join, a stage behind them where none does, frames that grow fewer."""
+    """Every feature of the paper's adaptor: maps that join, a stage behind them where none does, frames that
+    grow fewer.
+    """
     return AdaptorConfig(
         branch=(
             BranchStage(channels=8, groups=2, blocks=blocks, expansion=2),
             *[BranchStage(channels=12, groups=3, expansion=2, blocks=blocks, joins=6)] * (maps - 1),
             BranchStage(channels=8, groups=2, blocks=blocks),
         ),
-        trunk=(TrunkStage(channels=16, groups=2, expansion=2), *[TrunkStage(channels=8, groups=2, expansion=2, frame_stride=2)] * 2),
+        trunk=(
+            TrunkStage(channels=16, groups=2, expansion=2),
+            *[TrunkStage(channels=8, groups=2, expansion=2, frame_stride=2)] * 2,
+        ),
         out_dim=out_dim,
     )
 
 
-def look(shapes: list[tuple[int, ...]], frames: int, batch: int = 2, seed: int = 0) -> tuple[list[Tensor], Tensor]:
+def look(
+    shapes: list[tuple[int, ...]], frames: int, batch: int = 2, seed: int = 0
+) -> tuple[list[Tensor], Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    maps = [torch.randn(batch, frames, shape[0], shape[1], shape[-1], generator=generator) for shape in shapes]
+    maps = [
+        torch.randn(batch, frames, shape[0], shape[1], shape[-1], generator=generator) for shape in shapes
+    ]
     return maps, torch.randn(batch, EMBED, generator=generator)
 
 
@@ -49,7 +58,9 @@ def build(config: AdaptorConfig, shapes: list[tuple[int, ...]], views: int, fram
         [(3, 6, 9), (5, 3, 5), (4, 2, 3)],
     ],
 )
-def test_any_views_frames_maps_and_sizes_become_one_vector(views: int, frames: int, shapes: list[tuple[int, ...]]) -> None:
+def test_any_views_frames_maps_and_sizes_become_one_vector(
+    views: int, frames: int, shapes: list[tuple[int, ...]]
+) -> None:
     adaptor = build(small(len(shapes)), shapes, views, frames)
     vector = adaptor(*look(shapes, views * frames))
     assert vector.shape == (2, adaptor.out_dim)
@@ -68,7 +79,10 @@ def test_gradient_reaches_every_parameter_and_every_input(out_dim: int | None) -
     vector = adaptor(maps, embedding)
     assert vector.shape == (2, out_dim or 8 * 1 * 2 * 2)
     vector.square().sum().backward()
-    named = [*adaptor.named_parameters(), *((f"input {place}", tensor) for place, tensor in enumerate(inputs))]
+    named = [
+        *adaptor.named_parameters(),
+        *((f"input {place}", tensor) for place, tensor in enumerate(inputs)),
+    ]
     assert [name for name, tensor in named if tensor.grad is None or not tensor.grad.abs().sum() > 0] == []
 
 
@@ -108,7 +122,7 @@ def test_clips_do_not_see_each_other() -> None:
     torch.testing.assert_close(adaptor(maps, embedding)[1:2], alone, rtol=1e-3, atol=1e-4)
 
 
-# -- sizes --------------------------------------------------------------------------------------------------------------------------
+# -- sizes ---------------------------------------------------------------------------------------------------
 
 
 def millions(module: nn.Module) -> float:
@@ -122,7 +136,9 @@ def test_the_paper_sizes() -> None:
     with torch.device("meta"):
         adaptor = Adaptor(config.adaptor, shapes, 3, 8, 1280)
         action = ActionUNet(config.action, 7, adaptor.out_dim, 1280)
-        vector = adaptor([torch.empty(2, 25, channels, rows, rows) for channels, rows in shapes], torch.empty(2, 1280))
+        vector = adaptor(
+            [torch.empty(2, 25, channels, rows, rows) for channels, rows in shapes], torch.empty(2, 1280)
+        )
         assert vector.shape == (2, adaptor.out_dim) == (2, 420 * 4 * 4)
         assert action(torch.empty(2, 32, 7), vector, torch.empty(2, 1280)).shape == (2, 32, 7)
     assert millions(adaptor) == pytest.approx(205.8, rel=0.01)
@@ -137,11 +153,13 @@ def test_the_light_one_stays_light() -> None:
     assert millions(adaptor) < 0.5
 
 
-# -- refusals -----------------------------------------------------------------------------------------------------------------------
+# -- refusals ------------------------------------------------------------------------------------------------
 
 
 def test_as_many_maps_as_the_stages_ask_for_and_from_fine_to_coarse() -> None:
-    with pytest.raises(ValueError, match="4 feature maps for a branch that reads the finest and lets 2 coarser ones join"):
+    with pytest.raises(
+        ValueError, match="4 feature maps for a branch that reads the finest and lets 2 coarser ones join"
+    ):
         build(small(3), [*SHAPES, (7, 1)], 1, 2)
     with pytest.raises(ValueError, match=r"fine to coarse; \(4, 4\) is followed by \(8, 8\)"):
         build(small(3), [(3, 4), (5, 8), (7, 2)], 1, 2)
@@ -153,4 +171,6 @@ def test_a_config_that_cannot_be_built_is_refused_when_it_is_written() -> None:
     with pytest.raises(ValidationError, match="12 joining channels do not divide"):
         BranchStage(channels=32, groups=4, joins=12)
     with pytest.raises(ValidationError, match="nothing can join it there"):
-        AdaptorConfig(branch=(BranchStage(channels=8, groups=2, joins=8),), trunk=(TrunkStage(channels=8, groups=2),))
+        AdaptorConfig(
+            branch=(BranchStage(channels=8, groups=2, joins=8),), trunk=(TrunkStage(channels=8, groups=2),)
+        )

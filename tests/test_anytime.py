@@ -1,4 +1,6 @@
-"""What may be concluded while one looks: against the integral of the mixture, and by simulation with a look after every episode."""
+"""What may be concluded while one looks: against the integral of the mixture, and by simulation with a look
+after every episode.
+"""
 
 import math
 
@@ -30,7 +32,9 @@ def running(won: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[t
 
 
 def mixture(prior: float, wins: int, losses: int) -> float:
-    """The mean likelihood over the prior, by numerical integration in the angle, where the prior has no poles."""
+    """The mean likelihood over the prior, by numerical integration in the angle, where the prior has no
+    poles.
+    """
 
     def integrand(angle: float) -> float:
         p = math.sin(angle) ** 2
@@ -41,7 +45,9 @@ def mixture(prior: float, wins: int, losses: int) -> float:
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (1, 0), (3, 9), (40, 10), (0, 25), (60, 61)])
-def test_the_evidence_is_the_integral_of_the_mixture_over_the_likelihood_of_the_hypothesis(wins: int, losses: int) -> None:
+def test_the_evidence_is_the_integral_of_the_mixture_over_the_likelihood_of_the_hypothesis(
+    wins: int, losses: int
+) -> None:
     paired = mixture(PAIRED_PRIOR, wins, losses) * 2 ** (wins + losses)
     assert math.exp(log_paired_evidence(wins, losses)) == pytest.approx(paired, rel=1e-6)
     assert PairedEvidence(wins, losses).p_value == pytest.approx(min(1, 1 / paired), rel=1e-6)
@@ -64,7 +70,9 @@ def test_the_interval_is_where_the_evidence_is_not_enough(counts: tuple[int, int
 
 
 @given(COUNTS)
-def test_the_interval_is_symmetric_wider_than_one_for_a_single_look_and_wider_for_more_confidence(counts: tuple[int, int]) -> None:
+def test_the_interval_is_symmetric_wider_than_one_for_a_single_look_and_wider_for_more_confidence(
+    counts: tuple[int, int],
+) -> None:
     k, n = counts
     low, high = anytime_interval(k, n)
     assert anytime_interval(n - k, n) == pytest.approx((1 - high, 1 - low), abs=1e-9)
@@ -82,7 +90,9 @@ def test_no_episodes_no_knowledge() -> None:
 
 
 @given(st.integers(0, 400), st.integers(0, 400))
-def test_evidence_is_symmetric_and_grows_with_what_speaks_for_the_one_that_is_ahead(first: int, second: int) -> None:
+def test_evidence_is_symmetric_and_grows_with_what_speaks_for_the_one_that_is_ahead(
+    first: int, second: int
+) -> None:
     evidence, p_value = log_paired_evidence(first, second), PairedEvidence(first, second).p_value
     assert evidence == pytest.approx(log_paired_evidence(second, first))
     assert p_value <= 1
@@ -100,13 +110,19 @@ def test_verdicts_follow_from_interval_and_evidence() -> None:
     assert side_of(0.5, 40, 50) == "above"
     assert side_of(0.5, 10, 50) == "below"
     assert side_of(0.5, 30, 50) == ""
-    assert (PairedEvidence(30, 5).better(), PairedEvidence(5, 30).better(), PairedEvidence(8, 5).better()) == ("first", "second", "")
+    assert (
+        PairedEvidence(30, 5).better(),
+        PairedEvidence(5, 30).better(),
+        PairedEvidence(8, 5).better(),
+    ) == ("first", "second", "")
     assert PairedEvidence(16, 3).p_value < 0.05 < 2 * PairedEvidence(16, 3).p_value
     assert PairedEvidence(16, 3).better(0.99) == ""
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.2, 0.5, 0.8, 0.97])
-def test_looked_at_after_every_episode_all_intervals_of_a_run_hold_the_rate_in_95_of_100_runs(rate: float) -> None:
+def test_looked_at_after_every_episode_all_intervals_of_a_run_hold_the_rate_in_95_of_100_runs(
+    rate: float,
+) -> None:
     won, episodes = running(np.random.default_rng(round(100 * rate)).random((RUNS, LONGEST)) < rate)
     holds = (log_evidence(rate, won, episodes) < math.log(20)).all(axis=1)
     assert holds.mean() >= 0.95
@@ -118,8 +134,12 @@ def test_looked_at_after_every_episode_all_intervals_of_a_run_hold_the_rate_in_9
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
 @pytest.mark.parametrize("differ", [0.1, 0.5, 1.0])
-def test_looked_at_after_every_pair_equal_policies_are_told_apart_no_more_often_than_promised(differ: float, confidence: float) -> None:
-    """Of all pairs `differ` end differently. A plain test that is looked at so often errs several times as often."""
+def test_looked_at_after_every_pair_equal_policies_are_told_apart_no_more_often_than_promised(
+    differ: float, confidence: float
+) -> None:
+    """Of all pairs `differ` end differently. A plain test that is looked at so often errs several times as
+    often.
+    """
     draws = np.random.default_rng(7).random((RUNS, LONGEST))
     first, _ = running(draws < differ / 2)
     second, _ = running((differ / 2 <= draws) & (draws < differ))
@@ -131,7 +151,9 @@ def test_looked_at_after_every_pair_equal_policies_are_told_apart_no_more_often_
 
 
 def test_tasks_of_different_difficulty_only_make_it_more_careful() -> None:
-    """Four tasks from hopeless to easy, policies that differ on every task but not on average, looks after one episode of each."""
+    """Four tasks from hopeless to easy, policies that differ on every task but not on average, looks after
+    one episode of each.
+    """
     rates = np.tile([0.05, 0.35, 0.75, 0.95], LONGEST // 4)
     rng = np.random.default_rng(3)
     won, episodes = running(rng.random((RUNS, LONGEST)) < rates)

@@ -9,7 +9,9 @@ from sim_workers.rollout.autoscaler import BUSY, Answered, Balance
 def balance(workers: int, sim_s: float, wait_s: float, answer_s: float, busy: float) -> Balance:
     """A minute in which every worker looked as often as it could."""
     looks = int(workers * 60 / (sim_s + wait_s))
-    return Balance(workers, 1, 60.0, looks, sim_s, wait_s, Answered(int(60 * busy / answer_s), looks, 60 * busy))
+    return Balance(
+        workers, 1, 60.0, looks, sim_s, wait_s, Answered(int(60 * busy / answer_s), looks, 60 * busy)
+    )
 
 
 def test_whoever_waits_for_two_batches_at_most_stays() -> None:
@@ -18,7 +20,9 @@ def test_whoever_waits_for_two_batches_at_most_stays() -> None:
 
 @pytest.mark.parametrize("workers", [8, 16, 64])
 def test_a_queue_at_the_server_is_shortened_to_what_it_can_feed(workers: int) -> None:
-    """A server that needs 0.05 s for each look feeds (0.1 + 2 x 0.05) / 0.05 = 4 workers, whoever else queues."""
+    """A server that needs 0.05 s for each look feeds (0.1 + 2 x 0.05) / 0.05 = 4 workers, whoever else
+    queues.
+    """
     saturated = balance(workers, sim_s=0.1, wait_s=workers * 0.05 - 0.1, answer_s=0.05, busy=1.0)
     assert saturated.wanted(workers) == 4
 
@@ -37,8 +41,9 @@ def test_a_stretch_in_which_a_server_began_anew_tells_nothing() -> None:
 
 def test_the_balance_is_said_in_one_line() -> None:
     line = str(balance(2, sim_s=0.1, wait_s=0.05, answer_s=0.05, busy=0.5))
-    assert line == (
-        "2 workers, 13.3 looks/s: each costs 0.100 s of simulation and 0.050 s of waiting for the policy; "
+    assert (
+        line
+        == "2 workers, 13.3 looks/s: each costs 0.100 s of simulation and 0.050 s of waiting for the policy; "
         "1 policy server busy 50%, 1.3 looks per answer"
     )
 
@@ -58,4 +63,6 @@ def test_there_is_one_policy_server_per_group_of_cores_or_per_gpu(
 ) -> None:
     placement = Placement.fit(cluster, workers=1, rollout_actors=rollout_actors, arms=4)
     assert (placement.servers, placement.server_gpus) == (servers, gpus_each)
-    assert placement.concurrent_arms * placement.trainer.get("GPU", 0) + servers * gpus_each <= cluster.get("GPU", 0)
+    assert placement.concurrent_arms * placement.trainer.get("GPU", 0) + servers * gpus_each <= cluster.get(
+        "GPU", 0
+    )

@@ -1,4 +1,6 @@
-"""Benches end with exit code 0 and the keys that bench/README.md shows, and leave no process behind, however they end."""
+"""Benches end with exit code 0 and the keys that bench/README.md shows, and leave no process behind, however
+they end.
+"""
 
 import json
 import os
@@ -31,7 +33,9 @@ pytestmark = pytest.mark.bench
 
 @dataclass
 class Bench:
-    """A bench in processes of its own, which an environment variable marks. Its temporary files lie in a folder of its own."""
+    """A bench in processes of its own, which an environment variable marks. Its temporary files lie in a
+    folder of its own.
+    """
 
     name: str
     folder: str
@@ -40,10 +44,20 @@ class Bench:
 
     def start(self) -> "subprocess.Popen[str]":
         # No GPU: with one, some benches print more keys than the page shows.
-        environment = {name: value for name, value in os.environ.items() if name != harness.FOLDER}  # set where bench.suite runs the tests
+        # set where bench.suite runs the tests
+        environment = {name: value for name, value in os.environ.items() if name != harness.FOLDER}
         environment |= {MARK: self.mark, "TMPDIR": self.folder, "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, "-m", f"bench.{self.name}", "--quick"]
-        self.started.append(subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        self.started.append(
+            subprocess.Popen(
+                command,
+                cwd=CHECKOUT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
         return self.started[-1]
 
     def end(self) -> None:
@@ -82,7 +96,8 @@ def bench_of() -> Iterator[Callable[[str], Bench]]:
             with suppress(psutil.Error):
                 process.kill()
         assert not left, left
-        assert not [name for name in os.listdir(folder) if not name.startswith("torchinductor_")]  # torch's cache, made by its import
+        # torch's cache, made by its import
+        assert not [name for name in os.listdir(folder) if not name.startswith("torchinductor_")]
 
 
 @pytest.mark.parametrize("name", benches())
@@ -96,9 +111,15 @@ def test_bench_quick_run_prints_the_keys_of_its_page(name: str, bench_of: Callab
     Result.of(printed, quick=True)  # can be stored
 
 
-@pytest.mark.parametrize(("name", "signum"), [("data", signal.SIGKILL), ("search", signal.SIGTERM), ("search", signal.SIGINT)])
-def test_bench_that_is_ended_leaves_no_process(name: str, signum: signal.Signals, bench_of: Callable[[str], Bench]) -> None:
-    """The bench is ended when Ray and one of its workers run; its processes are known by their mark and, where Ray renamed them, by their parent."""
+@pytest.mark.parametrize(
+    ("name", "signum"), [("data", signal.SIGKILL), ("search", signal.SIGTERM), ("search", signal.SIGINT)]
+)
+def test_bench_that_is_ended_leaves_no_process(
+    name: str, signum: signal.Signals, bench_of: Callable[[str], Bench]
+) -> None:
+    """The bench is ended when Ray and one of its workers run; its processes are known by their mark and,
+    where Ray renamed them, by their parent.
+    """
     bench = bench_of(name)
     process = bench.start()
     tree = _tree_with_ray(process)
@@ -132,17 +153,15 @@ def _title(process: psutil.Process) -> str:
 
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["first guard", "second guard", "worker"])
 def test_contain_after_sigkill_of_any_process_leaves_none(which: int, tmp_path: Path) -> None:
-    """The script starts a process in a session of its own, whose parent has ended: nothing but its mark tells where it belongs."""
+    """The script starts a process in a session of its own, whose parent has ended: nothing but its mark tells
+    where it belongs.
+    """
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, subprocess, sys, time\n"
-        "from bench import harness\n"
-        "harness.contain()\n"
-        "sleep = 'import time; time.sleep(300)'\n"
-        "orphan = f'import subprocess, sys; subprocess.Popen([sys.executable, \"-c\", {sleep!r}], start_new_session=True)'\n"
-        "subprocess.run([sys.executable, '-c', orphan])\n"
-        "print(os.getpid(), flush=True)\n"
-        "time.sleep(300)\n"
+        "import os, subprocess, sys, time\nfrom bench import harness\nharness.contain()\nsleep = 'import"
+        " time; time.sleep(300)'\norphan = f'import subprocess, sys; subprocess.Popen([sys.executable,"
+        " \"-c\", {sleep!r}], start_new_session=True)'\nsubprocess.run([sys.executable, '-c',"
+        " orphan])\nprint(os.getpid(), flush=True)\ntime.sleep(300)\n"
     )
     mark = uuid.uuid4().hex
     environment = os.environ | {MARK: mark, "PYTHONPATH": str(CHECKOUT), "TMPDIR": str(tmp_path)}
@@ -162,8 +181,15 @@ def test_contain_after_sigkill_of_any_process_leaves_none(which: int, tmp_path: 
 
 def test_contain_worker_status_is_the_status_of_the_bench(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text("import sys\nfrom bench import harness\nharness.contain()\nprint('once')\nsys.exit(7)\n")
-    done = subprocess.run([sys.executable, script], env=os.environ | {"PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True)
+    script.write_text(
+        "import sys\nfrom bench import harness\nharness.contain()\nprint('once')\nsys.exit(7)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script],
+        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stdout) == (7, "once\n"), done.stderr
 
 
@@ -195,7 +221,14 @@ def test_result_of_output_without_json_raises() -> None:
 def test_result_is_stored_and_loaded_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "results").mkdir()
     monkeypatch.setattr("bench.results.FOLDER", tmp_path)
-    result = Result("2026-11-22", "a machine", "Python 3", True, ["a table", "", "of 1 µs"], {"bench": "x", "ratio": 0.5, "quick": True})
+    result = Result(
+        "2026-11-22",
+        "a machine",
+        "Python 3",
+        True,
+        ["a table", "", "of 1 µs"],
+        {"bench": "x", "ratio": 0.5, "quick": True},
+    )
     result.save("x")
     assert Result.load("x") == result
     assert stored() == ["x"]
@@ -224,7 +257,11 @@ def test_median_ratio_of_a_machine_that_slows_down_is_the_ratio_of_each_round() 
 
 
 def test_suite_sums_the_phases_of_each_marker() -> None:
-    phases = [Phase("a", "setup", 1.0, ["ray", "sim"]), Phase("a", "call", 2.0, ["ray", "sim"]), Phase("b", "call", 4.0, ["sim"])]
+    phases = [
+        Phase("a", "setup", 1.0, ["ray", "sim"]),
+        Phase("a", "call", 2.0, ["ray", "sim"]),
+        Phase("b", "call", 4.0, ["sim"]),
+    ]
     rounds = [Round(5.0, 0, phases), Round(1.0, 0, [Phase("c", "call", 8.0, ["ray", "full"])])]
     assert seconds_by_marker(rounds, ["gpu", "ray", "sim"]) == {"gpu": 0.0, "ray": 11.0, "sim": 7.0}
     assert rounds[0].tests == 2

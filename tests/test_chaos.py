@@ -16,8 +16,12 @@ FEW = ("driver", "trainer", "policy server", "rollout worker", "storage")
 Point = Callable[[dict[str, str]], None]
 
 
-def run_chaos(folder: Path, episodes: Path, kinds: tuple[str, ...], kills: int, seeds: int, point: Point) -> None:
-    """Kill the processes of a sweep at random; assert that every kind was killed and that the results are those of an undisturbed sweep."""
+def run_chaos(
+    folder: Path, episodes: Path, kinds: tuple[str, ...], kills: int, seeds: int, point: Point
+) -> None:
+    """Kill the processes of a sweep at random; assert that every kind was killed and that the results are
+    those of an undisturbed sweep.
+    """
     try:
         answers = chaos(folder, episodes, kills, seed=0, point=point, seeds=seeds, kinds=kinds)
     except NoServerError as error:
@@ -32,14 +36,18 @@ def run_chaos(folder: Path, episodes: Path, kinds: tuple[str, ...], kills: int, 
 @pytest.mark.full
 @pytest.mark.weed
 @pytest.mark.timeout(1800)
-def test_sweep_with_five_kills_ends_as_the_undisturbed_one(tmp_path: Path, lift_store: Path, s3_environment: Point) -> None:
+def test_sweep_with_five_kills_ends_as_the_undisturbed_one(
+    tmp_path: Path, lift_store: Path, s3_environment: Point
+) -> None:
     run_chaos(tmp_path, lift_store, kinds=FEW, kills=len(FEW), seeds=2, point=s3_environment)
 
 
 @pytest.mark.stress
 @pytest.mark.weed
 @pytest.mark.timeout(7200)
-def test_sweep_with_thirty_kills_ends_as_the_undisturbed_one(tmp_path: Path, lift_store: Path, s3_environment: Point) -> None:
+def test_sweep_with_thirty_kills_ends_as_the_undisturbed_one(
+    tmp_path: Path, lift_store: Path, s3_environment: Point
+) -> None:
     run_chaos(tmp_path, lift_store, kinds=KINDS, kills=30, seeds=3, point=s3_environment)
 
 

@@ -1,4 +1,6 @@
-"""A checkout that is edited while a run is in progress: processes that imported other code than the driver refuse, and no arm fails by it."""
+"""A checkout that is edited while a run is in progress: processes that imported other code than the driver
+refuse, and no arm fails by it.
+"""
 
 import asyncio
 import json
@@ -37,7 +39,10 @@ from sim_workers.rollout.policy_clients import InProcess
 from sim_workers.rollout.suite import Rules, Suite
 from sim_workers.rollout.worker import Outdated, RolloutJob, RolloutWorker
 
-SENTENCE = "the checkout was edited while the run was in progress (sim_workers/rollout/worker.py); start the same command again"
+SENTENCE = (
+    "the checkout was edited while the run was in progress (sim_workers/rollout/worker.py); start the same"
+    " command again"
+)
 EDITED = file_hashes() | {"sim_workers/rollout/worker.py": "another"}
 SUITE = Suite(("Lift",), 1, Rules(5))
 
@@ -57,11 +62,16 @@ def test_a_file_that_the_driver_did_not_know_counts() -> None:
         check_imported(known)
 
 
-def test_a_process_of_an_edited_checkout_names_the_file_and_one_of_another_place_does_not(tmp_path: Path) -> None:
+def test_a_process_of_an_edited_checkout_names_the_file_and_one_of_another_place_does_not(
+    tmp_path: Path,
+) -> None:
     for package in PACKAGES:
-        shutil.copytree(CHECKOUT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "pretrained"))
+        shutil.copytree(
+            CHECKOUT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "pretrained")
+        )
     program = (
-        "import sys, json; from sim_workers.checkout import *; import sim_workers.envs.tasks; check_imported(json.loads(sys.argv[1])); print('same')"
+        "import sys, json; from sim_workers.checkout import *; import sim_workers.envs.tasks;"
+        " check_imported(json.loads(sys.argv[1])); print('same')"
     )
 
     def process() -> subprocess.CompletedProcess[str]:
@@ -102,13 +112,22 @@ def test_a_policy_server_answers_nothing(tmp_path: Path) -> None:
 
 
 def test_training_refuses_and_counts_as_infrastructure(tmp_path: Path) -> None:
-    store, settings = make_episode_store(tmp_path / "store", 8), Train(steps=1, batch_size=2, checkpoint_every=1, warmup_steps=0)
-    begin = partial(ArmJob, Arm(3, 1.0, 0), "a", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none")
+    store, settings = (
+        make_episode_store(tmp_path / "store", 8),
+        Train(steps=1, batch_size=2, checkpoint_every=1, warmup_steps=0),
+    )
+    begin = partial(
+        ArmJob, Arm(3, 1.0, 0), "a", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none"
+    )
     reports = list[int]()
     with pytest.raises(CodeChangedError):
-        loop.train(begin(code=EDITED), 0, 1, None, lambda step, *_: reports.append(step), bring=stream.straight)
+        loop.train(
+            begin(code=EDITED), 0, 1, None, lambda step, *_: reports.append(step), bring=stream.straight
+        )
     assert not reports
-    loop.train(begin(code=file_hashes()), 0, 1, None, lambda step, *_: reports.append(step), bring=stream.straight)
+    loop.train(
+        begin(code=file_hashes()), 0, 1, None, lambda step, *_: reports.append(step), bring=stream.straight
+    )
     assert reports == [1]
 
 

@@ -30,7 +30,9 @@ def checkpoint(tmp_path: Path) -> Callable[[str], tuple[str, str]]:
     return make
 
 
-def test_eight_servers_of_a_node_fetch_once_what_acts(checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:
+def test_eight_servers_of_a_node_fetch_once_what_acts(
+    checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path
+) -> None:
     uri, expected = checkpoint("one")
     fetched: list[int] = []
 
@@ -48,16 +50,23 @@ def test_eight_servers_of_a_node_fetch_once_what_acts(checkpoint: Callable[[str]
     assert len(fetched) == 2
 
 
-def test_other_weights_than_those_to_be_scored_are_refused(checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:
+def test_other_weights_than_those_to_be_scored_are_refused(
+    checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path
+) -> None:
     uri, expected = checkpoint("one")
     Path(uri, "unet", "w.safetensors").write_bytes(b"trained again")
-    sentence = f"{re.escape(uri)}: the checkpoint there is {fingerprint(Path(uri))}, not {expected}, which is to be scored: replaced, or damaged"
+    sentence = (
+        f"{re.escape(uri)}: the checkpoint there is {fingerprint(Path(uri))}, not {expected}, which is to be"
+        " scored: replaced, or damaged"
+    )
     with pytest.raises(CheckpointError, match=sentence):
         kept(uri, expected, tmp_path / "node")
     assert not (tmp_path / "node" / expected).exists()
 
 
-def test_a_fetch_that_breaks_off_leaves_nothing_that_is_taken_for_whole(checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:
+def test_a_fetch_that_breaks_off_leaves_nothing_that_is_taken_for_whole(
+    checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path
+) -> None:
     uri, expected = checkpoint("one")
 
     def breaks(uri: str, folder: Path) -> None:
@@ -74,24 +83,36 @@ def used(folder: Path, ago_s: float) -> None:
     os.utime(folder, (time.time() - ago_s,) * 2)
 
 
-def test_the_one_used_longest_ago_goes_and_one_in_use_stays(checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:
+def test_the_one_used_longest_ago_goes_and_one_in_use_stays(
+    checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path
+) -> None:
     node, made = tmp_path / "node", [checkpoint(name) for name in ("one", "two", "three", "four")]
     folders = [kept(*one, node, most_bytes=15_000) for one in made[:2]]
     used(folders[0], 5000)
     used(folders[1], 4000)
     folders += [kept(*one, node, most_bytes=15_000) for one in made[2:]]
-    assert [folder.is_dir() for folder in folders] == [False, False, True, True], "one had to go for three, another for four"
+    assert [folder.is_dir() for folder in folders] == [
+        False,
+        False,
+        True,
+        True,
+    ], "one had to go for three, another for four"
     folders.append(kept(*made[0], node, most_bytes=15_000))
     assert all(folder.is_dir() for folder in folders[2:]), "all three were asked for within ten minutes"
 
 
-def test_what_a_killed_process_left_half_done_goes(checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:
+def test_what_a_killed_process_left_half_done_goes(
+    checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path
+) -> None:
     node = tmp_path / "node"
     for name in (".part-fetched", ".part-deleted"):
         (node / name).mkdir(parents=True)
     used(node / ".part-fetched", 5000)
     kept(*checkpoint("one"), node)
-    assert [(node / name).is_dir() for name in (".part-fetched", ".part-deleted")] == [False, True], "one may be at work still"
+    assert [(node / name).is_dir() for name in (".part-fetched", ".part-deleted")] == [
+        False,
+        True,
+    ], "one may be at work still"
 
 
 def test_a_disk_that_is_nearly_full_keeps_fewer(
@@ -105,7 +126,9 @@ def test_a_disk_that_is_nearly_full_keeps_fewer(
     assert not first.is_dir()
 
 
-def test_a_folder_of_somebody_else_is_refused(checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_somebody_else_is_refused(
+    checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(CheckpointError, match="belongs to user"):
         kept(*checkpoint("one"), tmp_path / "node")

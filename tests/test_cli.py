@@ -14,7 +14,9 @@ from imported_packages import HEAVY, imported_packages
 from orchestrator.cli.common import ctrl_c
 
 
-@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["score", "--help"], ["plan", "jobs/quickstart.yaml"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["run", "--help"], ["score", "--help"], ["plan", "jobs/quickstart.yaml"]]
+)
 def test_help_and_plan_import_nothing_heavy(command: list[str]) -> None:
     done = run("-X", "importtime", "-m", "orchestrator", *command)
     assert not imported_packages(done) & HEAVY
@@ -33,12 +35,18 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     [
         (["plan", "nothing.yaml"], 2, "nothing.yaml: 1 mistake\n  - there is no such file"),
         (["run", "nothing.yaml"], 2, "there is no such file"),
-        (["run", "jobs/quickstart.yaml", "--set", "data.episodes=/nowhere/lift"], 2, "there is no episode store here; record one with"),
+        (
+            ["run", "jobs/quickstart.yaml", "--set", "data.episodes=/nowhere/lift"],
+            2,
+            "there is no episode store here; record one with",
+        ),
         (["status", "nobody", "--storage", "EMPTY"], 2, "no sweep named nobody ran here"),
         (["curve", "nobody", "--storage", "EMPTY"], 1, "no sweep named nobody is tracked here"),
     ],
 )
-def test_a_mistake_is_one_message_and_no_traceback(arguments: list[str], code: int, sentence: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_message_and_no_traceback(
+    arguments: list[str], code: int, sentence: str, tmp_path: Path
+) -> None:
     done = run("-m", "orchestrator", *(str(tmp_path) if a == "EMPTY" else a for a in arguments))
     assert done.returncode == code
     assert sentence in done.stderr
@@ -47,7 +55,18 @@ def test_a_mistake_is_one_message_and_no_traceback(arguments: list[str], code: i
 
 def test_collect_tells_all_its_mistakes_before_it_starts_anything(tmp_path: Path) -> None:
     done = run(
-        "-m", "jobs.collect", "--task", "Wipe", "--episodes", "3", "--store", str(tmp_path / "s"), "--render-profile", "pretty", "--cameras", "wrist"
+        "-m",
+        "jobs.collect",
+        "--task",
+        "Wipe",
+        "--episodes",
+        "3",
+        "--store",
+        str(tmp_path / "s"),
+        "--render-profile",
+        "pretty",
+        "--cameras",
+        "wrist",
     )
     assert done.returncode == 2
     assert "no scripted expert does Wipe" in done.stderr
@@ -63,13 +82,17 @@ def test_doctor_finds_this_machine_ready() -> None:
     assert all(line.startswith("ok") for line in done.stdout.splitlines())
 
 
-def test_doctor_notices_a_room_that_comes_from_somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_notices_a_room_that_comes_from_somewhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from orchestrator.cli import doctor
 
     (tmp_path / "policy.py").write_text("")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "policy", raising=False)
-    before = {name: module for name, module in sys.modules.items() if name == "policy" or name.startswith("policy.")}
+    before = {
+        name: module for name, module in sys.modules.items() if name == "policy" or name.startswith("policy.")
+    }
     try:
         assert doctor.strangers() == {"policy": str(tmp_path / "policy.py")}
     finally:

@@ -51,7 +51,9 @@ def test_a_film_without_proprioception_gives_zeros() -> None:
 def test_clips_of_a_partly_decoded_episode_are_those_of_the_whole(starts: tuple[int, ...]) -> None:
     data = encode(make_episode(length=12), 20.0)
     whole = decode(data, CONTRACT.cameras, with_actions=True)
-    part = decode(data, CONTRACT.cameras, with_actions=True, wanted=shown_frames(starts, 12, SHAPE).ravel().tolist())
+    part = decode(
+        data, CONTRACT.cameras, with_actions=True, wanted=shown_frames(starts, 12, SHAPE).ravel().tolist()
+    )
     assert len(part.frames[CONTRACT.cameras[0]]) < 12 or len(starts) > 3
     ours, theirs = (stack([cut(e, start, SHAPE, CONTRACT) for start in starts]) for e in (part, whole))
     assert ours["instructions"] == theirs["instructions"]
@@ -60,7 +62,13 @@ def test_clips_of_a_partly_decoded_episode_are_those_of_the_whole(starts: tuple[
 
 
 def test_a_batch_keeps_views_apart_and_pictures_bytes() -> None:
-    two = replace(make_episode(), frames={"left": make_episode(1).frames[CONTRACT.cameras[0]], "right": make_episode(2).frames[CONTRACT.cameras[0]]})
+    two = replace(
+        make_episode(),
+        frames={
+            "left": make_episode(1).frames[CONTRACT.cameras[0]],
+            "right": make_episode(2).frames[CONTRACT.cameras[0]],
+        },
+    )
     batch = stack([cut(two, start, SHAPE, CONTRACT) for start in (0, 4)])
     assert batch["frames"].shape == (2, 2, 3, 64, 64, 3)
     assert batch["frames"].dtype == np.uint8

@@ -6,8 +6,9 @@ import pytest
 
 from conftest import run
 
-# One environment per process. An episode of random actions, a scene that was played before and another, in four ways: robosuite's steps, fast
-# ones, both by chance, fast ones that are seldom asked for observations. `after` is what else a task remembers.
+# One environment per process. An episode of random actions, a scene that was played before and another, in
+# four ways: robosuite's steps, fast ones, both by chance, fast ones that are seldom asked for observations.
+# `after` is what else a task remembers.
 WANDER = """
 import json, sys
 import numpy as np
@@ -51,10 +52,19 @@ print(json.dumps({**answers, "moved": bool(moved > 0.1)}))
 
 @pytest.mark.sim
 @pytest.mark.parametrize(
-    "task", ["Lift", *(pytest.param(task, marks=pytest.mark.full) for task in ("PickPlaceSingle", "Wipe", "TwoArmHandover", "TwoArmPegInHole"))]
+    "task",
+    [
+        "Lift",
+        *(
+            pytest.param(task, marks=pytest.mark.full)
+            for task in ("PickPlaceSingle", "Wipe", "TwoArmHandover", "TwoArmPegInHole")
+        ),
+    ],
 )
 def test_random_actions_lead_where_robosuite_leads(task: str) -> None:
-    """With a gripper, with observations that look back at the last, with a task that keeps count, with two arms, without grippers."""
+    """With a gripper, with observations that look back at the last, with a task that keeps count, with two
+    arms, without grippers.
+    """
     done = run("-W", "ignore", "-c", WANDER, task, "24")
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,6 @@
-"""A thousand random injuries to a store: every one is told, with the episode it struck, and none reaches training."""
+"""A thousand random injuries to a store: every one is told, with the episode it struck, and none reaches
+training.
+"""
 
 import random
 from pathlib import Path
@@ -22,7 +24,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     """Six episodes in two versions."""
     folder = tmp_path_factory.mktemp("corruption") / "store"
     storage = open_storage(str(folder))
-    entries = [put_episode(storage, make_episode(seed, length=9, labelled=seed % 2 == 0), 20.0) for seed in range(6)]
+    entries = [
+        put_episode(storage, make_episode(seed, length=9, labelled=seed % 2 == 0), 20.0) for seed in range(6)
+    ]
     commit(storage, CONTRACT, entries[:3])
     return folder, commit(storage, CONTRACT, entries)
 
@@ -45,13 +49,18 @@ def injured(data: bytes, other: bytes, how: str, rng: random.Random) -> bytes | 
     return None
 
 
-def test_every_injury_is_told_with_its_episode_and_none_reaches_training(store: tuple[Path, Manifest]) -> None:
+def test_every_injury_is_told_with_its_episode_and_none_reaches_training(
+    store: tuple[Path, Manifest],
+) -> None:
     folder, manifest = store
     storage = open_storage(str(folder))
     rng = random.Random(2508)
     entries = list(manifest.entries)
     objects = {entry.episode_id: folder / entry.key for entry in entries}
-    of_version = {"versions/000002.json": folder / "versions/000002.json", "manifest": folder / f"manifests/{manifest.sha256}.parquet"}
+    of_version = {
+        "versions/000002.json": folder / "versions/000002.json",
+        "manifest": folder / f"manifests/{manifest.sha256}.parquet",
+    }
     first = load_manifest(storage, 1)
     older = {"versions/000002.json": storage.get("versions/000001.json"), "manifest": first.data}
     whole = {path: path.read_bytes() for path in (*objects.values(), *of_version.values())}
@@ -60,7 +69,11 @@ def test_every_injury_is_told_with_its_episode_and_none_reaches_training(store: 
     while sum(struck.values()) < INJURIES:
         target = rng.choice([*objects, *of_version])
         path = objects.get(target) or of_version[target]
-        other = whole[rng.choice([p for p in objects.values() if p != path])] if target in objects else older[target]
+        other = (
+            whole[rng.choice([p for p in objects.values() if p != path])]
+            if target in objects
+            else older[target]
+        )
         how = rng.choice(list(struck))
         after = injured(whole[path], other, how, rng)
         if after == whole[path]:
@@ -70,7 +83,9 @@ def test_every_injury_is_told_with_its_episode_and_none_reaches_training(store: 
         if after is not None:
             path.write_bytes(after)
         if target in objects:
-            problems = {entry.episode_id: problem for entry, problem in check_all(storage, entries, threads=1)}
+            problems = {
+                entry.episode_id: problem for entry, problem in check_all(storage, entries, threads=1)
+            }
             assert {e for e, problem in problems.items() if problem} == {target}, (target, how)
             assert f"episode {target} is " in problems[target]
             fetching = _Fetch(str(folder), _Need(order, 0, 10, 0), _Pace(b""), file_hashes())
@@ -81,7 +96,9 @@ def test_every_injury_is_told_with_its_episode_and_none_reaches_training(store: 
         else:
             with pytest.raises(EpisodeError, match=r"version 2 .*restore (versions|manifests)/"):
                 load_manifest(storage, 2)
-            assert load_manifest(storage, 1).fingerprint == first.fingerprint, "an older version must not suffer"
+            assert load_manifest(storage, 1).fingerprint == first.fingerprint, (
+                "an older version must not suffer"
+            )
         path.write_bytes(whole[path])
     assert all(count > INJURIES / 12 for count in struck.values())
     assert load_manifest(storage).fingerprint == manifest.fingerprint

@@ -29,7 +29,7 @@ COSTS = st.builds(Cost, SECONDS, SECONDS, SECONDS, SECONDS, SECONDS, COUNTS, COU
 ONE = Cost(train_cpu_s=1.0, bytes_read=7, episodes=1)
 
 
-# -- a cost -------------------------------------------------------------------------------------------------------------------------
+# -- a cost --------------------------------------------------------------------------------------------------
 
 
 @given(COSTS, COSTS, COSTS)
@@ -74,8 +74,17 @@ def test_together_costs_as_much_as_one_after_the_other(a: Cost, b: Cost) -> None
 
 
 def test_a_person_reads_hours_counts_and_bytes() -> None:
-    spent = Cost(train_gpu_s=4320, sim_cpu_s=12240, control_steps=50_000, frames=12_500, bytes_read=3 * 2**29, episodes=500)
-    assert str(spent) == "1.2 GPU-h, 3.4 CPU-h, 500 episodes, 50,000 control steps, 12,500 frames, 1.5 GiB read"
+    spent = Cost(
+        train_gpu_s=4320,
+        sim_cpu_s=12240,
+        control_steps=50_000,
+        frames=12_500,
+        bytes_read=3 * 2**29,
+        episodes=500,
+    )
+    assert (
+        str(spent) == "1.2 GPU-h, 3.4 CPU-h, 500 episodes, 50,000 control steps, 12,500 frames, 1.5 GiB read"
+    )
     assert str(Cost(train_cpu_s=36)) == "0.010 CPU-h"
 
 
@@ -95,7 +104,9 @@ def test_a_meter_tells_what_came_since_it_was_last_asked() -> None:
         pass
     first, second = meter.read(), meter.read()
     assert first["bytes_read"] == 11
-    assert first["cpu_s"] >= 0.04, "a virtual machine's processor clock may step back by a fraction of a millisecond"
+    assert first["cpu_s"] >= 0.04, (
+        "a virtual machine's processor clock may step back by a fraction of a millisecond"
+    )
     assert first["wall_s"] >= 0.04
     assert second["bytes_read"] == 0
     assert second["cpu_s"] < 0.04
@@ -120,7 +131,7 @@ def test_a_meter_tells_steps_from_waiting_for_their_batches_and_from_what_follow
     assert told["step_s"] + told["stall_s"] <= told["wall_s"] - 0.299
 
 
-# -- the account of a sweep -----------------------------------------------------------------------------------------------------------
+# -- the account of a sweep ----------------------------------------------------------------------------------
 
 
 def test_what_all_runs_spent_is_the_sum_by_arm_and_in_total(storage: Storage) -> None:
@@ -181,7 +192,9 @@ def test_the_clock_runs_over_every_run_and_of_this_one(tmp_path: Path) -> None:
     assert onlooker.wall_s == sum(run.wall_s for run in onlooker.runs.values())
 
 
-def test_an_account_is_written_at_most_every_two_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_account_is_written_at_most_every_two_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage = open_storage(str(tmp_path))
     spending = Spending(storage, "lift", "run", write_s=0.5)
     written = []
@@ -196,7 +209,9 @@ def test_an_account_is_written_at_most_every_two_seconds(tmp_path: Path, monkeyp
     spending.close()
 
 
-def test_a_storage_that_fails_for_a_while_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_fails_for_a_while_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage = open_storage(str(tmp_path))
     spending = Spending(storage, "lift", "run", write_s=0.1)
 
@@ -229,7 +244,9 @@ while True:
 
 
 def test_a_killed_run_loses_at_most_its_last_two_seconds(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", SPENDER, str(tmp_path)], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as spender:
+    with subprocess.Popen(
+        [sys.executable, "-c", SPENDER, str(tmp_path)], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True
+    ) as spender:
         assert spender.stdout
         said = [float(spender.stdout.readline())]
         while said[-1] - said[0] < 3.2:  # between two writes
@@ -242,16 +259,22 @@ def test_a_killed_run_loses_at_most_its_last_two_seconds(tmp_path: Path) -> None
     assert lost[-1] - lost[0] < 2.5, "two seconds, and what a busy machine takes to write"
 
 
-# -- the budget -------------------------------------------------------------------------------------------------------------------------
+# -- the budget ----------------------------------------------------------------------------------------------
 
 
-def test_a_limit_that_is_reached_is_told_with_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_that_is_reached_is_told_with_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spending = Spending(open_storage(str(tmp_path)), "lift", "run")
     budget = Budget(max_gpu_hours=2, max_episodes=1500, max_wall=1)
     spending.add("a", Cost(train_gpu_s=7100, episodes=1499))
     assert exceeded(budget, spending) == ""
     spending.add("b", Cost(episodes=1))
-    assert exceeded(budget, spending) == "budget.max_episodes is 1,500 episodes, and 1,500 are spent; the same command goes on with a higher one"
+    assert (
+        exceeded(budget, spending)
+        == "budget.max_episodes is 1,500 episodes, and 1,500 are spent; the same command goes on with a"
+        " higher one"
+    )
     spending.add("b", Cost(infer_gpu_s=1180))
     assert exceeded(budget, spending).startswith("budget.max_gpu_hours is 2 GPU-hours, and 2.3 are spent")
     assert exceeded(Budget(), spending) == ""
@@ -263,7 +286,9 @@ def test_hours_on_the_clock_are_those_of_one_run_and_all_else_is_over_all(tmp_pa
     first = Spending(storage, "lift", "first")
     first.add("a", Cost(episodes=2))
     time.sleep(1.9)
-    assert exceeded(Budget(max_wall=budget.max_wall), first).startswith("budget.max_wall is 0.0005 hours on the clock, and 0.000")
+    assert exceeded(Budget(max_wall=budget.max_wall), first).startswith(
+        "budget.max_wall is 0.0005 hours on the clock, and 0.000"
+    )
     first.close()
     second = Spending(storage, "lift", "second")
     assert exceeded(Budget(max_wall=budget.max_wall), second) == ""

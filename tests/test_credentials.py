@@ -22,7 +22,16 @@ def test_a_uri_is_written_down_without_its_credentials(uri: str, without: str) -
     assert shown(uri) == without
 
 
-@pytest.mark.parametrize("uri", ["https://mlflow.example.org:5000", "s3://results/a", "sqlite:////shared/a@b.db", "a:b", "http://head:8265/@me"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://mlflow.example.org:5000",
+        "s3://results/a",
+        "sqlite:////shared/a@b.db",
+        "a:b",
+        "http://head:8265/@me",
+    ],
+)
 def test_a_uri_without_credentials_is_left_alone(uri: str) -> None:
     assert not credentials_in(uri)
     assert redacted(uri) == uri
@@ -40,7 +49,10 @@ def test_a_user_name_alone_opens_nothing_and_is_not_passed_on() -> None:
         ("http://me:hunter@2@host", "http://***@host"),
         ("az://store/a?sv=1&sig=hunter2", "az://store/a?sv=1&sig=***"),
         ("https://hunter2@host and postgresql://me:hunter2@db", "https://***@host and postgresql://***@db"),
-        ("GET https://host/?user=me&X-Amz-Signature=hunter2&day=1 failed", "GET https://host/?user=me&X-Amz-Signature=***&day=1 failed"),
+        (
+            "GET https://host/?user=me&X-Amz-Signature=hunter2&day=1 failed",
+            "GET https://host/?user=me&X-Amz-Signature=***&day=1 failed",
+        ),
     ],
 )
 def test_a_text_is_shown_without_the_credentials_in_it(said: str, without: str) -> None:
@@ -51,4 +63,7 @@ def test_a_text_is_shown_without_the_credentials_in_it(said: str, without: str) 
 def test_an_error_is_told_without_the_credentials_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
-    assert in_one_line("with hunter2:\n  Basic bWU6aHVudGVyMg== was refused") == "with ***: Basic *** was refused"
+    assert (
+        in_one_line("with hunter2:\n  Basic bWU6aHVudGVyMg== was refused")
+        == "with ***: Basic *** was refused"
+    )

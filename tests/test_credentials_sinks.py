@@ -1,4 +1,6 @@
-"""Wherever a sweep, a command or the policy server writes something down, it does so without secrets; sweeps that hold some are refused."""
+"""Wherever a sweep, a command or the policy server writes something down, it does so without secrets; sweeps
+that hold some are refused.
+"""
 
 import http.client
 import io
@@ -58,10 +60,14 @@ def state(folder: Path, store: str) -> SweepState:
 
 
 def files_with(folder: Path, text: str) -> list[str]:
-    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+    return [
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and text.encode() in path.read_bytes()
+    ]
 
 
-# -- what is written down -----------------------------------------------------------------------------------------------------------
+# -- what is written down ------------------------------------------------------------------------------------
 
 
 def test_a_failure_is_kept_without_secrets(state: SweepState) -> None:
@@ -75,7 +81,16 @@ def test_what_training_says_of_a_failure_is_redacted_before_it_is_cut(state: Swe
     """The 300 characters end within the password, where nothing shows any more that it is one."""
     arm = next(iter(state.arms().values()))
     run, lines = arm.arm_id(state.training), list[str]()
-    training = Training(state, state.board(), _no_views(), Spending(state.storage, "s", "r"), Listed([]), lambda *_: None, lines.append, *_rest())
+    training = Training(
+        state,
+        state.board(),
+        _no_views(),
+        Spending(state.storage, "s", "r"),
+        Listed([]),
+        lambda *_: None,
+        lines.append,
+        *_rest(),
+    )
     training.running[run] = state.job(arm)
     trace = f"Traceback:\nRuntimeError: {'x' * 270} https://me:{SECRET}{SECRET}@host"
     training.on_news(run, {"retried": trace})
@@ -118,7 +133,9 @@ def test_the_live_status_holds_no_secrets(state: SweepState, monkeypatch: pytest
     assert files_with(Path(state.storage.uri), SECRET) == []
 
 
-def test_a_damaged_episode_is_set_aside_without_secrets(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_episode_is_set_aside_without_secrets(
+    state: SweepState, monkeypatch: pytest.MonkeyPatch
+) -> None:
     damaged = state.manifest.select([state.subset(state.sweep.largest()).demos[0]])[0]
     whole = iter([[(damaged, SAID)], []])
     monkeypatch.setattr("orchestrator.sweep.state.check_all", lambda *_: next(whole))
@@ -128,7 +145,9 @@ def test_a_damaged_episode_is_set_aside_without_secrets(state: SweepState, monke
 
 def test_an_outcome_s_error_is_recorded_without_secrets(state: SweepState) -> None:
     episode = state.sweep.to_suite().episode_list()[0]
-    Ledger(state.storage, "c", "p").record([replace(make_outcome(episode, False), result="error", message=SAID)])
+    Ledger(state.storage, "c", "p").record(
+        [replace(make_outcome(episode, False), result="error", message=SAID)]
+    )
     (key,) = state.storage.list("outcomes/c/p/")
     assert pq.read_table(io.BytesIO(state.storage.get(key)))["message"].to_pylist() == [LEFT]
 
@@ -142,9 +161,14 @@ def test_what_a_run_says_holds_no_secrets(state: SweepState) -> None:
 
 
 def test_mlflow_is_told_no_secrets(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.sweep.tracking_publisher.environment", lambda: {"python": SAID, "platform": "p", "packages": {}})
+    monkeypatch.setattr(
+        "orchestrator.sweep.tracking_publisher.environment",
+        lambda: {"python": SAID, "platform": "p", "packages": {}},
+    )
     lines = list[str]()
-    views = Views(replace(state, quarantined={"episode_0": SAID}), lines.append, settings=OutboxSettings(patience_s=60))
+    views = Views(
+        replace(state, quarantined={"episode_0": SAID}), lines.append, settings=OutboxSettings(patience_s=60)
+    )
     assert views.finish(done=True) == ""
     place = Path(state.storage.uri)
     assert files_with(place, "https://***@host") != [], "it was told"
@@ -155,7 +179,7 @@ def test_a_job_s_last_words_hold_no_secrets() -> None:
     assert ended(Job("id", "FAILED", f"{SAID}\nmore", {})).endswith(LEFT)
 
 
-# -- what a command prints ----------------------------------------------------------------------------------------------------------
+# -- what a command prints -----------------------------------------------------------------------------------
 
 UNCAUGHT = """
 import threading, sys
@@ -173,7 +197,9 @@ command()
 
 def test_a_traceback_that_nobody_catches_is_printed_without_secrets() -> None:
     environment = {"PYTHONPATH": str(CHECKOUT), "API_TOKEN": "HIDDEN-IN-ENVIRONMENT"}
-    done = subprocess.run([sys.executable, "-c", UNCAUGHT], env=environment, cwd=CHECKOUT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", UNCAUGHT], env=environment, cwd=CHECKOUT, capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert done.stderr.count("Traceback (most recent call last)") == 2
     assert "RuntimeError: in a thread https://***@host ***" in done.stderr
@@ -182,7 +208,9 @@ def test_a_traceback_that_nobody_catches_is_printed_without_secrets() -> None:
     assert "HIDDEN" not in done.stderr
 
 
-@pytest.mark.parametrize(("error", "code"), [(SweepError(SAID, [SAID]), 2), (StorageError(SAID), 1), (click.BadParameter(SAID), 2)])
+@pytest.mark.parametrize(
+    ("error", "code"), [(SweepError(SAID, [SAID]), 2), (StorageError(SAID), 1), (click.BadParameter(SAID), 2)]
+)
 def test_a_command_s_sentences_hold_no_secrets(error: Exception, code: int) -> None:
     @click.command()
     @answers_mistakes
@@ -199,7 +227,7 @@ def test_mlflow_s_refusals_are_short_and_hold_no_secrets() -> None:
     assert short(f"{'x' * 290}\nhttps://me:{SECRET}@host") == f"{'x' * 290} https://*"
 
 
-# -- the environment ----------------------------------------------------------------------------------------------------------------
+# -- the environment -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -233,7 +261,7 @@ def test_structures_keep_their_shape() -> None:
     assert redacted_in(told) == {"n": 1, "token": "***", "lines": [LEFT, None, 0.5], "tokens": 5}
 
 
-# -- refused sweeps -----------------------------------------------------------------------------------------------------------------
+# -- refused sweeps ------------------------------------------------------------------------------------------
 
 HELD = {
     "storage": f"s3://me:{SECRET}@results/lift",
@@ -267,12 +295,18 @@ def written(folder: Path, raw: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize("field", HELD)
-@pytest.mark.parametrize("command", [["run"], ["plan"], ["submit", "--address", "http://127.0.0.1:1"]], ids=lambda command: command[0])
+@pytest.mark.parametrize(
+    "command",
+    [["run"], ["plan"], ["submit", "--address", "http://127.0.0.1:1"]],
+    ids=lambda command: command[0],
+)
 def test_a_sweep_with_credentials_is_refused_before_anything_is_spent(
     command: list[str], field: str, tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    raw = with_field(a_sweep(tmp_path / "runs", store, "", arms=2).model_dump(mode="json"), field, HELD[field])
+    raw = with_field(
+        a_sweep(tmp_path / "runs", store, "", arms=2).model_dump(mode="json"), field, HELD[field]
+    )
     path = written(tmp_path, raw)
     done = CliRunner().invoke(main, [*command, str(path)])
     assert done.exit_code == 2
@@ -290,16 +324,28 @@ def test_every_field_is_named_and_a_key_is_not_repeated(tmp_path: Path, store: s
     raw |= {"mlflow": HELD["mlflow"], f"https://me:{SECRET}@host": 1, "storage": HELD["storage"]}
     with pytest.raises(SweepError) as refused:
         Sweep.load(written(tmp_path, raw))
-    assert [problem.partition(": it holds")[0] for problem in sorted(refused.value.problems)] == ["https://***@host", "mlflow", "storage"]
+    assert [problem.partition(": it holds")[0] for problem in sorted(refused.value.problems)] == [
+        "https://***@host",
+        "mlflow",
+        "storage",
+    ]
     assert SECRET not in str(refused.value)
     with pytest.raises(SweepError, match="mlflow: it holds credentials"):
         load_suite(written(tmp_path, raw))
 
 
 @pytest.mark.parametrize(
-    "override", [f"mlflow=https://me:{SECRET}@host", f"mlflow=[https://me:{SECRET}@host", f"name.x=https://me:{SECRET}@h", f"token={SECRET}"]
+    "override",
+    [
+        f"mlflow=https://me:{SECRET}@host",
+        f"mlflow=[https://me:{SECRET}@host",
+        f"name.x=https://me:{SECRET}@h",
+        f"token={SECRET}",
+    ],
 )
-def test_an_override_with_credentials_is_refused_and_not_repeated(override: str, tmp_path: Path, store: str) -> None:
+def test_an_override_with_credentials_is_refused_and_not_repeated(
+    override: str, tmp_path: Path, store: str
+) -> None:
     path = written(tmp_path, a_sweep(tmp_path / "runs", store, "", arms=2).model_dump(mode="json"))
     done = CliRunner().invoke(main, ["plan", str(path), "--set", override])
     assert done.exit_code == 2
@@ -318,7 +364,9 @@ def test_a_file_that_is_no_yaml_is_not_quoted(tmp_path: Path) -> None:
 def test_yaml_s_aliases_do_not_keep_the_search_busy(tmp_path: Path) -> None:
     levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
     path = tmp_path / "sweep.yaml"
-    path.write_text("\n".join(["a0: &a0 [x]", "loop: &loop [*loop]", *levels, f"mlflow: https://me:{SECRET}@host"]))
+    path.write_text(
+        "\n".join(["a0: &a0 [x]", "loop: &loop [*loop]", *levels, f"mlflow: https://me:{SECRET}@host"])
+    )
     began = time.monotonic()
     with pytest.raises(SweepError, match="an alias stands for a value that contains it") as refused:
         Sweep.load(path)
@@ -339,7 +387,7 @@ def test_a_job_s_option_that_is_a_secret_is_refused() -> None:
     assert SECRET not in problem
 
 
-# -- the policy server's token ------------------------------------------------------------------------------------------------------
+# -- the policy server's token -------------------------------------------------------------------------------
 
 
 class Still:
@@ -371,15 +419,36 @@ def asked(url: str, method: str, path: str, headers: dict[str, str]) -> tuple[in
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/contract"), ("POST", "/act"), ("GET", "/nothing")])
-@pytest.mark.parametrize("sent", ["", f"Bearer {SECRET}x", f"Bearer {SECRET[:-1]}", SECRET, f"Basic {SECRET}", "Bearer ", "Bearer h\xfcnter2"])
-def test_a_server_with_a_token_answers_nobody_without_it(method: str, path: str, sent: str, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "",
+        f"Bearer {SECRET}x",
+        f"Bearer {SECRET[:-1]}",
+        SECRET,
+        f"Basic {SECRET}",
+        "Bearer ",
+        "Bearer h\xfcnter2",
+    ],
+)
+def test_a_server_with_a_token_answers_nobody_without_it(
+    method: str, path: str, sent: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     with served(SECRET) as url:
         status, sentence = asked(url, method, path, {"Authorization": sent} if sent else {})
-    assert (status, sentence) == (401, "this policy server asks for a token; set DEMOSCALE_POLICY_TOKEN to it where the policy is asked from")
+    assert (status, sentence) == (
+        401,
+        (
+            "this policy server asks for a token; set DEMOSCALE_POLICY_TOKEN to it where the policy is asked"
+            " from"
+        ),
+    )
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_client_sends_the_token_of_its_environment(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_client_sends_the_token_of_its_environment(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     with served(SECRET) as url:
         with pytest.raises(RemoteError, match=r"refused \(401\): this policy server asks for a token"):
             RemotePolicy(url).act([LOOK])
@@ -397,7 +466,10 @@ def test_a_client_sends_the_token_of_its_environment(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("token", ["two words", "line\nbreak", "h\xfcnter2"])
 def test_a_token_that_no_header_can_carry_is_a_sentence_without_it(token: str) -> None:
-    for make in (lambda: make_server(Still(), port=0, token=token), lambda: RemotePolicy("http://127.0.0.1:1", token=token)):
+    for make in (
+        lambda: make_server(Still(), port=0, token=token),
+        lambda: RemotePolicy("http://127.0.0.1:1", token=token),
+    ):
         with pytest.raises(RemoteError, match="must be printable ASCII without spaces") as refused:
             make()
         assert token not in str(refused.value)
@@ -405,8 +477,19 @@ def test_a_token_that_no_header_can_carry_is_a_sentence_without_it(token: str) -
 
 def serving(*options: str, **variables: str) -> subprocess.Popen[str]:
     environment = {"PYTHONPATH": f"{CHECKOUT}", "PYTHONUNBUFFERED": "1", **variables}
-    command = [sys.executable, "-m", "jobs.serve", "--policy", "examples.waypoints:make", "--port", "0", *options]
-    return subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.serve",
+        "--policy",
+        "examples.waypoints:make",
+        "--port",
+        "0",
+        *options,
+    ]
+    return subprocess.Popen(
+        command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 @pytest.mark.parametrize(("options", "variable"), [((), TOKEN), (("--token-env", "MY_TOKEN"), "MY_TOKEN")])

@@ -8,7 +8,8 @@ from orchestrator.redaction import credentials_in, redacted
 
 LETTERS = "aB3dE5fG7hI9jK1lM2nO4pQ6rS8tU0vW2xY4zA6b"
 
-# (text, what is left of it). Tokens are put together here so that scanners of the repository do not take them for real ones.
+# (text, what is left of it). Tokens are put together here so that scanners of the repository do not take them
+# for real ones.
 SECRETS = [
     # users of URIs
     ("https://me:hunter2@mlflow.example.org/path", "https://***@mlflow.example.org/path"),

@@ -61,13 +61,21 @@ def test_a_baseline_is_a_line_of_its_own() -> None:
         ("diffusion_policy", 0, 2, 1),
         ("diffusion_policy", 0, 8, 3),
     ]
-    assert [line.label for line in curve.lines] == ["demos only", "+ 1 action-free per demo", "diffusion policy (no video)"]
+    assert [line.label for line in curve.lines] == [
+        "demos only",
+        "+ 1 action-free per demo",
+        "diffusion policy (no video)",
+    ]
     assert {point["policy"] for point in curve.to_json()["points"]} == {"video_action", "diffusion_policy"}
 
 
 def test_demos_to_reach_names_ours_by_ratio_and_a_baseline_by_its_kind() -> None:
     told = beside_a_baseline().demos_to_reach(0.3)
-    assert {name: reached[0] for name, reached in told.items()} == {0.0: pytest.approx(2 * 2**0.5), 1.0: 0.0, "diffusion_policy": pytest.approx(8.0)}
+    assert {name: reached[0] for name, reached in told.items()} == {
+        0.0: pytest.approx(2 * 2**0.5),
+        1.0: 0.0,
+        "diffusion_policy": pytest.approx(8.0),
+    }
 
 
 def test_with_video_is_compared_with_without_at_equal_demo_counts() -> None:
@@ -90,14 +98,19 @@ def test_a_baseline_changes_nothing_that_is_said_of_ours() -> None:
     both = beside_a_baseline()
     ours = Curve("c", tuple(s for s in both.arms if s.arm.kind == "video_action"))
     assert [p for p in both.points if p.policy == "video_action"] == ours.points
-    assert [str(c) for c in both.comparisons if {c.first_policy, c.second_policy} == {"video_action"}] == [str(c) for c in ours.comparisons]
+    assert [str(c) for c in both.comparisons if {c.first_policy, c.second_policy} == {"video_action"}] == [
+        str(c) for c in ours.comparisons
+    ]
 
 
 def test_a_baseline_alone_is_a_curve_too() -> None:
     alone = Curve("c", tuple(s for s in beside_a_baseline().arms if s.arm.kind == "diffusion_policy"))
     assert alone.demos_to_reach(0.5) == {"diffusion_policy": "not reached"}
     (comparison,) = alone.comparisons
-    assert (comparison.first, comparison.second) == ("8 demos without video (diffusion policy)", "2 demos without video (diffusion policy)")
+    assert (comparison.first, comparison.second) == (
+        "8 demos without video (diffusion policy)",
+        "2 demos without video (diffusion policy)",
+    )
     assert alone.draw("png").startswith(b"\x89PNG")
 
 
@@ -118,21 +131,31 @@ def test_the_table_names_policies_only_where_there_is_a_baseline(capsys: pytest.
 def test_labels_are_kept_apart_and_moved_no_further_than_that_takes(places: list[float]) -> None:
     moved = apart(places, 0.05)
     assert all(after - before >= 0.05 - 1e-9 for before, after in itertools.pairwise(moved))
-    assert all(abs(new - old) <= 0.05 * (len(places) - 1) + 1e-9 for new, old in zip(moved, places, strict=True))
+    assert all(
+        abs(new - old) <= 0.05 * (len(places) - 1) + 1e-9 for new, old in zip(moved, places, strict=True)
+    )
     assert np.mean(moved) == pytest.approx(np.mean(places))
 
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curve]:
-    """A folder whose database has the sweep `both`: three arms recorded now, one as it was before runs named their policy."""
+    """A folder whose database has the sweep `both`: three arms recorded now, one as it was before runs named
+    their policy.
+    """
     folder, curve = tmp_path_factory.mktemp("tracked"), Curve("both", beside_a_baseline().arms[2:])
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    tracker = Tracker(uri, "both", training="t", protocol="protocol", steps=100, artifacts=str(folder / "mlartifacts"))
+    tracker = Tracker(
+        uri, "both", training="t", protocol="protocol", steps=100, artifacts=str(folder / "mlartifacts")
+    )
     for index, s in enumerate(curve.arms):
         tracker.arm(f"arm-{index}", s.arm, {})
         tracker.artifact(f"arm-{index}", outcomes_artifact(100), json.dumps(s.outcomes).encode())
         values = (s.successes / s.episodes, s.successes, s.episodes, s.errors, 0.0, 1.0)
-        tracker.metrics(f"arm-{index}", 100, dict(zip(SCORE_METRICS, map(float, values), strict=True)) | {SCORED_STEP: 100.0})
+        tracker.metrics(
+            f"arm-{index}",
+            100,
+            dict(zip(SCORE_METRICS, map(float, values), strict=True)) | {SCORED_STEP: 100.0},
+        )
     forget_the_policy(folder / "mlflow.db", "arm-1")
     return folder, curve
 
@@ -141,7 +164,9 @@ def forget_the_policy(database: Path, arm_id: str) -> None:
     """Remove what a run of an earlier version did not record; MLflow itself keeps a param for good."""
     with closing(sqlite3.connect(database)) as connection, connection:
         run = "SELECT run_uuid FROM tags WHERE key = ? AND value = ?"
-        deleted = connection.execute(f"DELETE FROM params WHERE key = 'policy' AND run_uuid IN ({run})", (ARM, arm_id))
+        deleted = connection.execute(
+            f"DELETE FROM params WHERE key = 'policy' AND run_uuid IN ({run})", (ARM, arm_id)
+        )
         assert deleted.rowcount == 1
 
 
@@ -154,14 +179,20 @@ def test_mlflow_remembers_an_arm_s_policy(tracked: tuple[Path, Curve]) -> None:
         (s.arm, s.outcomes, s.successes, s.errors) for s in sorted(curve.arms, key=lambda s: s.arm)
     ]
     client = MlflowClient(uri)
-    runs = client.search_runs([client.get_experiment_by_name("demoscale").experiment_id], "tags.`demoscale.arm` != '-'")
+    runs = client.search_runs(
+        [client.get_experiment_by_name("demoscale").experiment_id], "tags.`demoscale.arm` != '-'"
+    )
     policies = [run.data.params.get("policy", "not named") for run in runs]
     assert sorted(policies) == ["diffusion_policy", "diffusion_policy", "not named", "video_action"]
 
 
 def test_the_curve_command_tells_the_policies_apart(tracked: tuple[Path, Curve]) -> None:
     folder, curve = tracked
-    done = CliRunner().invoke(main, ["curve", "both", "--storage", str(folder), "--json", "--save", str(folder / "c.png")], catch_exceptions=False)
+    done = CliRunner().invoke(
+        main,
+        ["curve", "both", "--storage", str(folder), "--json", "--save", str(folder / "c.png")],
+        catch_exceptions=False,
+    )
     assert done.exit_code == 0
     assert [(p["policy"], p["demo_count"], p["successes"]) for p in json.loads(done.stdout)["points"]] == [
         (p.policy, p.demo_count, p.successes) for p in curve.points
@@ -171,7 +202,14 @@ def test_the_curve_command_tells_the_policies_apart(tracked: tuple[Path, Curve])
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
 def test_the_curve_draws(kind: str) -> None:
-    curve = Curve("c", tuple(scored(d, r, w, seed=s) for s in (0, 1) for d, r, w in ((2, 0, 2), (8, 0, 6), (2, 1, 8), (8, 1, 9))))
+    curve = Curve(
+        "c",
+        tuple(
+            scored(d, r, w, seed=s)
+            for s in (0, 1)
+            for d, r, w in ((2, 0, 2), (8, 0, 6), (2, 1, 8), (8, 1, 9))
+        ),
+    )
     picture = curve.draw(kind)
     assert picture.startswith(b"\x89PNG") if kind == "png" else b"<svg" in picture
 
@@ -208,7 +246,10 @@ def test_that_nothing_is_shown_is_said_so() -> None:
 def test_trained_policies_may_differ_where_the_seeds_do_not_bear_it_out() -> None:
     """Two seeds that are far apart: the policies differ beyond doubt, the recipes need not."""
     wins = {(0.0, 0): 10, (0.0, 1): 70, (1.0, 0): 90, (1.0, 1): 68}
-    curve = Curve("c", tuple(scored(8, ratio, won, episodes=100, seed=seed) for (ratio, seed), won in sorted(wins.items())))
+    curve = Curve(
+        "c",
+        tuple(scored(8, ratio, won, episodes=100, seed=seed) for (ratio, seed), won in sorted(wins.items())),
+    )
     (comparison,) = curve.comparisons
     assert comparison.p_corrected < 1e-6
     assert comparison.low < 0 < comparison.high
@@ -222,14 +263,22 @@ def test_bands_hold_the_intervals_of_the_episodes() -> None:
 
 def test_a_point_says_which_seeds_it_lacks() -> None:
     curve = several(gain=1.0, noise=0.1, missing=(2,))
-    assert {point.demo_count: point.missing_seeds for point in curve.points} == {10: (), 20: (), 40: (), 80: (2,)}
+    assert {point.demo_count: point.missing_seeds for point in curve.points} == {
+        10: (),
+        20: (),
+        40: (),
+        80: (2,),
+    }
     assert "2 of 8 points have fewer than 3 seeds." in report.answer(curve)
 
 
 def test_costs_are_added_up_over_the_arms_of_a_point() -> None:
     curve = several(gain=1.0, noise=0.1)
     told = curve.to_json()
-    assert {(point["cost"]["cpu_hours"], point["cost"]["episodes"], point["cost"]["money"]) for point in told["points"]} == {(3.0, 300, 1.5)}
+    assert {
+        (point["cost"]["cpu_hours"], point["cost"]["episodes"], point["cost"]["money"])
+        for point in told["points"]
+    } == {(3.0, 300, 1.5)}
     assert {arm["cost"]["cpu_hours"] for arm in told["arms"]} == {1.0}
     costs = [point["cost"] for point in told["points"]]
     assert (report.cost_axis(costs)[0], report.cost_axis(costs, report.HOURS)[1]) == ("money", "CPU-hours")
@@ -251,20 +300,40 @@ def test_distances_on_other_clips_are_not_mixed() -> None:
 
 
 def test_the_json_holds_no_number_that_json_has_not() -> None:
-    for curve in (several(1.0, 0.2), beside_a_baseline(), Curve("c", (scored(2, 0, 0),)), Curve("c", (scored(2, 0, 10), scored(8, 0, 10)))):
-        assert json.loads(json.dumps(curve.to_json(), allow_nan=False))["caption"].endswith("Protocol " + curve.protocol + ".")
+    for curve in (
+        several(1.0, 0.2),
+        beside_a_baseline(),
+        Curve("c", (scored(2, 0, 0),)),
+        Curve("c", (scored(2, 0, 10), scored(8, 0, 10))),
+    ):
+        assert json.loads(json.dumps(curve.to_json(), allow_nan=False))["caption"].endswith(
+            "Protocol " + curve.protocol + "."
+        )
 
 
 def test_scores_that_were_looked_at_have_anytime_valid_statistics() -> None:
     plain = several(gain=1.0, noise=0.1)
-    looked = replace(plain, sweep={**plain.sweep, "suite": {**plain.sweep["suite"], "decide": {"threshold": 0.5, "look_every": 10}}})
+    looked = replace(
+        plain,
+        sweep={
+            **plain.sweep,
+            "suite": {**plain.sweep["suite"], "decide": {"threshold": 0.5, "look_every": 10}},
+        },
+    )
     for ours, theirs in zip(looked.points, plain.points, strict=True):
         assert (ours.low, ours.high) == anytime_interval(ours.successes, ours.episodes)
         assert ours.low < theirs.low < theirs.high < ours.high
     for ours, theirs in zip(looked.comparisons, plain.comparisons, strict=True):
-        assert ours.result.p_value == PairedEvidence(ours.result.only_first, ours.result.only_second).p_value >= theirs.result.p_value
+        assert (
+            ours.result.p_value
+            == PairedEvidence(ours.result.only_first, ours.result.only_second).p_value
+            >= theirs.result.p_value
+        )
         assert "anytime-valid p = " in str(ours)
-    assert "scored until threshold 0.5, look_every 10 was decided, 0 of 24 arms (*) before the end of the list" in report.caption(looked)
+    assert (
+        "scored until threshold 0.5, look_every 10 was decided, 0 of 24 arms (*) before the end of the list"
+        in report.caption(looked)
+    )
 
 
 def test_the_caption_tells_what_was_played() -> None:

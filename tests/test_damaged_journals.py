@@ -1,4 +1,6 @@
-"""What a power failure leaves of a journal to MLflow: the damaged part is set aside by name, and everything else is told."""
+"""What a power failure leaves of a journal to MLflow: the damaged part is set aside by name, and everything
+else is told.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -106,11 +108,18 @@ def test_a_damaged_journal_silences_nothing_but_what_is_damaged(
     finally:
         teller.close()
     assert told == heard
-    assert (len(said), all(sentence in line and "--rebuild" in line and earlier.path.stem in line for line in said)) == (bool(sentence), True)
-    assert [path for path in journals(tmp_path) if path == earlier.path] == [], "what is told or set aside is read by nobody any more"
+    assert (
+        len(said),
+        all(sentence in line and "--rebuild" in line and earlier.path.stem in line for line in said),
+    ) == (bool(sentence), True)
+    assert [path for path in journals(tmp_path) if path == earlier.path] == [], (
+        "what is told or set aside is read by nobody any more"
+    )
 
 
-def test_a_teller_whose_thread_meets_a_fault_of_ours_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teller_whose_thread_meets_a_fault_of_ours_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(self: Any, lock: object) -> bool:
         raise ZeroDivisionError
 

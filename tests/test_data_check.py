@@ -1,4 +1,6 @@
-"""`demoscale data check`: each thing planted in an otherwise clean store is found by its name, and a clean store has no findings."""
+"""`demoscale data check`: each thing planted in an otherwise clean store is found by its name, and a clean
+store has no findings.
+"""
 
 import json
 import os
@@ -39,13 +41,16 @@ def pictures(place: Array, seed: int, camera: int) -> npt.NDArray[np.uint8]:
     background = 90 + 40 * np.sin(x / (5 + 2 * camera)) + 30 * np.cos(y / 7)
     frames = np.repeat(background[None, :, :, None], 3, 3).repeat(len(place), 0)
     for frame, (right, down) in zip(frames, place[:, :2], strict=True):
-        inside = np.clip(9 - abs(x - 32 - 60 * right), 0, 1) * np.clip(9 - abs(y - 32 - 60 * down), 0, 1)  # soft edges: no step goes unseen
+        # soft edges: no step goes unseen
+        inside = np.clip(9 - abs(x - 32 - 60 * right), 0, 1) * np.clip(9 - abs(y - 32 - 60 * down), 0, 1)
         frame += inside[..., None] * ((220, 60 + 5 * (seed % 8), 40) - frame)
     return frames.clip(0, 255).astype(np.uint8)
 
 
 def demonstration(seed: int, length: int = LENGTH, labelled: bool = True, task: str = "Lift") -> Episode:
-    """A hand that goes somewhere, closes its gripper and comes back, in smooth motions with a little noise."""
+    """A hand that goes somewhere, closes its gripper and comes back, in smooth motions with a little
+    noise.
+    """
     rng = np.random.default_rng([seed, 7])
     first, second = rng.uniform(0.3, 0.42), rng.uniform(0.6, 0.72)
     time = np.linspace(0, 1, length)
@@ -58,7 +63,9 @@ def demonstration(seed: int, length: int = LENGTH, labelled: bool = True, task: 
     way = ease(0.02, first) - 0.8 * ease(second, 0.98)
     place = way[:, None] * goal + rng.normal(0, 2e-4, (length, 3))
     turn = 0.2 * rng.uniform(0.5, 1) * way + 0.4 * rng.uniform(-1, 1)
-    quaternion = np.stack([np.cos(turn), np.sin(turn), 0.05 * np.sin(3 * way + seed), np.full(length, 0.02)], 1)
+    quaternion = np.stack(
+        [np.cos(turn), np.sin(turn), 0.05 * np.sin(3 * way + seed), np.full(length, 0.02)], 1
+    )
     quaternion[:, 3] += 0.05 * rng.uniform() * way
     quaternion /= np.linalg.norm(quaternion, axis=1)[:, None]
     closed = ease(first, first + 0.12)
@@ -86,10 +93,16 @@ def store(folder: Path, episodes: Iterable[Episode]) -> str:
 
 
 def store_with(folder: Path, clean: str, planted: Episode) -> str:
-    """The clean store with another episode in the place of one: encoding takes most of the time of these tests."""
+    """The clean store with another episode in the place of one: encoding takes most of the time of these
+    tests.
+    """
     shutil.copytree(Path(clean, "objects"), folder / "store" / "objects")
     storage = open_storage(str(folder / "store"))
-    others = [entry for entry in load_manifest(open_storage(clean)).entries if entry.episode_id != planted.episode_id]
+    others = [
+        entry
+        for entry in load_manifest(open_storage(clean)).entries
+        if entry.episode_id != planted.episode_id
+    ]
     commit(storage, WANTED, [*others, put_episode(storage, planted, WANTED.control_hz)])
     return storage.uri
 
@@ -112,11 +125,15 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> str:
     return store(tmp_path_factory.mktemp("clean"), [demonstration(seed) for seed in range(12)])
 
 
-# -- what is planted ------------------------------------------------------------------------------------------------------------
+# -- what is planted -----------------------------------------------------------------------------------------
 
 
-def with_frames(change: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]) -> Callable[[Episode], Episode]:
-    return lambda episode: replace(episode, frames=episode.frames | {SIDE: change(episode.frames[SIDE].copy())})
+def with_frames(
+    change: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]],
+) -> Callable[[Episode], Episode]:
+    return lambda episode: replace(
+        episode, frames=episode.frames | {SIDE: change(episode.frames[SIDE].copy())}
+    )
 
 
 def with_values(kind: str, change: Callable[[npt.NDArray[np.float32]], None]) -> Callable[[Episode], Episode]:
@@ -211,7 +228,9 @@ def test_a_clean_store_has_no_findings(clean: str) -> None:
     assert result.exit_code == 0
 
 
-@pytest.mark.parametrize(("kind", "where", "plant"), PLANTINGS, ids=[f"{kind}-{i}" for i, (kind, _, _) in enumerate(PLANTINGS)])
+@pytest.mark.parametrize(
+    ("kind", "where", "plant"), PLANTINGS, ids=[f"{kind}-{i}" for i, (kind, _, _) in enumerate(PLANTINGS)]
+)
 def test_what_is_planted_in_one_episode_is_found_there(
     clean: str, tmp_path: Path, kind: str, where: str, plant: Callable[[Episode], Episode]
 ) -> None:
@@ -220,7 +239,11 @@ def test_what_is_planted_in_one_episode_is_found_there(
     result = ask(uri, "--json")
     assert result.exit_code == 1
     found = json.loads(result.stdout)["findings"]
-    named = [one for one in found if (one["kind"], one["where"], one["episode"]) == (kind, where, planted.episode_id)]
+    named = [
+        one
+        for one in found
+        if (one["kind"], one["where"], one["episode"]) == (kind, where, planted.episode_id)
+    ]
     assert len(named) == 1, found
     assert {one["episode"] for one in found} == {planted.episode_id}
     assert named[0]["severity"] == KINDS[kind][0]
@@ -233,7 +256,9 @@ def test_numbers_are_those_that_were_planted(tmp_path: Path) -> None:
     for seed, (_, _, plant) in enumerate(PLANTINGS[:3]):
         episodes[seed] = plant(episodes[seed])
     found = {(one["kind"], one["episode"]): one for one in findings(store(tmp_path, episodes))}
-    cold, dark, behind = (found[kind, f"Lift-{i:06d}"] for i, kind in enumerate(("frozen-camera", "blank-camera", "lag")))
+    cold, dark, behind = (
+        found[kind, f"Lift-{i:06d}"] for i, kind in enumerate(("frozen-camera", "blank-camera", "lag"))
+    )
     assert (cold["value"], cold["unit"]) == (pytest.approx(29, abs=4), "steps")
     assert "10 of 60 pictures are black, the first at step 20" in str(dark["sentence"])
     assert (behind["value"], behind["unit"]) == (pytest.approx(6, abs=1), "steps")
@@ -289,7 +314,7 @@ def test_a_damaged_episode_is_a_finding_and_the_others_are_checked(tmp_path: Pat
     assert sheet.is_file()
 
 
-# -- the command ----------------------------------------------------------------------------------------------------------------
+# -- the command ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +328,10 @@ def test_piped_a_finding_is_a_row_the_most_severe_first(odd: str) -> None:
     result = ask(odd)
     head, *rows, last = result.stdout.splitlines()
     assert head.split("\t") == ["severity", "finding", "episode", "where", "value", "what"]
-    assert [row.split("\t")[:4] for row in rows] == [["high", "frozen-camera", "Lift-000003", SIDE], ["low", "instruction", "Lift-000008", ""]]
+    assert [row.split("\t")[:4] for row in rows] == [
+        ["high", "frozen-camera", "Lift-000003", SIDE],
+        ["low", "instruction", "Lift-000008", ""],
+    ]
     assert "12 episodes" in last
     assert ": 2 findings (1 high, 1 low); " in last
     assert "decoding" in last
@@ -312,7 +340,13 @@ def test_piped_a_finding_is_a_row_the_most_severe_first(odd: str) -> None:
 def test_on_a_terminal_sentences_are_folded_not_cut(odd: str) -> None:
     screen, slave = pty.openpty()
     command = [sys.executable, "-m", "orchestrator", "data", "check", odd]
-    process = subprocess.Popen(command, cwd=CHECKOUT, stdout=slave, stderr=subprocess.PIPE, env=os.environ | {"COLUMNS": "90", "TERM": "xterm"})
+    process = subprocess.Popen(
+        command,
+        cwd=CHECKOUT,
+        stdout=slave,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"COLUMNS": "90", "TERM": "xterm"},
+    )
     os.close(slave)
     shown = b""
     with suppress(OSError):  # how a terminal says that its writer has gone
@@ -327,7 +361,11 @@ def test_on_a_terminal_sentences_are_folded_not_cut(odd: str) -> None:
 
 def test_nothing_in_the_store_changes(odd: str, tmp_path: Path) -> None:
     def state() -> dict[str, tuple[int, bytes]]:
-        return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in Path(odd).rglob("*") if path.is_file()}
+        return {
+            str(path): (path.stat().st_mtime_ns, path.read_bytes())
+            for path in Path(odd).rglob("*")
+            if path.is_file()
+        }
 
     before = state()
     ask(odd, "--sheet", str(tmp_path / "sheet.png"))
@@ -341,7 +379,10 @@ def test_the_sheet_shows_the_episodes_with_findings(odd: str, clean: str, tmp_pa
     height, width = imread(sheet).shape[:2]
     assert width > 2 * height
     other = tmp_path / "other.png"
-    assert ask(clean, "--sheet", str(other)).stdout.splitlines()[-1] == f"no episode has findings: {other} is not written"
+    assert (
+        ask(clean, "--sheet", str(other)).stdout.splitlines()[-1]
+        == f"no episode has findings: {other} is not written"
+    )
     assert not other.exists()
 
 
@@ -381,7 +422,7 @@ def test_the_help_names_every_kind_and_has_examples() -> None:
     assert all(kind in text for kind in KINDS)
 
 
-# -- the parts ------------------------------------------------------------------------------------------------------------------
+# -- the parts -----------------------------------------------------------------------------------------------
 
 
 def test_limits_can_be_changed(odd: str) -> None:

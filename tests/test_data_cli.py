@@ -61,11 +61,19 @@ def mixed() -> list[Episode]:
     """Two tasks, lengths 10 to 15, every fourth without actions, success in all its three values."""
     episodes = [
         replace(
-            make_episode(seed, 10 + seed, labelled=seed != 3), success=(True, False, None)[seed % 3], source=f"expert, seed {seed}, disturbance 0.3"
+            make_episode(seed, 10 + seed, labelled=seed != 3),
+            success=(True, False, None)[seed % 3],
+            source=f"expert, seed {seed}, disturbance 0.3",
         )
         for seed in range(6)
     ]
-    return [*episodes[:4], *(replace(e, episode_id=f"Stack-{i}", task="Stack", instruction="stack them") for i, e in enumerate(episodes[4:]))]
+    return [
+        *episodes[:4],
+        *(
+            replace(e, episode_id=f"Stack-{i}", task="Stack", instruction="stack them")
+            for i, e in enumerate(episodes[4:])
+        ),
+    ]
 
 
 def flip(storage: Storage, key: str) -> None:
@@ -80,7 +88,7 @@ def folder(tmp_path: Path) -> Storage:
     return open_storage(str(tmp_path / "store"))
 
 
-# -- ls -------------------------------------------------------------------------------------------------------------------------
+# -- ls ------------------------------------------------------------------------------------------------------
 
 
 @FOLDER_AND_S3
@@ -110,7 +118,9 @@ def test_rows_are_chosen_by_task_version_and_number(folder: Storage) -> None:
     fill(folder, [first])
     fill(folder, others)
     assert {row["task"] for row in tsv(ask("ls", folder.uri, "--task", "Stack").stdout)} == {"Stack"}
-    assert [row["episode"] for row in tsv(ask("ls", folder.uri, "--version", "1").stdout)] == [first.episode_id]
+    assert [row["episode"] for row in tsv(ask("ls", folder.uri, "--version", "1").stdout)] == [
+        first.episode_id
+    ]
     assert len(tsv(ask("ls", folder.uri, "--limit", "2").stdout)) == 2
 
 
@@ -140,7 +150,9 @@ def test_on_a_terminal_rows_fit_it_and_the_rest_is_counted(folder: Storage, colu
     fill_many(folder, 60)
     screen, slave = pty.openpty()
     command = [sys.executable, "-m", "orchestrator", "data", "ls", folder.uri]
-    process = subprocess.Popen(command, cwd=CHECKOUT, stdout=slave, env=os.environ | {"COLUMNS": str(columns)})
+    process = subprocess.Popen(
+        command, cwd=CHECKOUT, stdout=slave, env=os.environ | {"COLUMNS": str(columns)}
+    )
     os.close(slave)
     shown = b""
     with suppress(OSError):  # how a terminal says that its writer has gone
@@ -156,7 +168,7 @@ def test_on_a_terminal_rows_fit_it_and_the_rest_is_counted(folder: Storage, colu
     assert last == "… and 10 more; --limit 60 shows all"
 
 
-# -- show -----------------------------------------------------------------------------------------------------------------------
+# -- show ----------------------------------------------------------------------------------------------------
 
 
 @FOLDER_AND_S3
@@ -167,11 +179,20 @@ def test_a_store_is_summed_up_truly(storage: Storage) -> None:
             one.action[:, 3] = 0.25
     entries = fill(storage, episodes, "a test")
     said = json.loads(ask("show", storage.uri, "--json").stdout)
-    assert (said["version"], said["note"], said["fingerprint"]) == (1, "a test", load_manifest(storage).fingerprint)
+    assert (said["version"], said["note"], said["fingerprint"]) == (
+        1,
+        "a test",
+        load_manifest(storage).fingerprint,
+    )
     assert (said["episodes"], said["labelled"], said["action_free"]) == (6, 5, 1)
     assert said["nbytes"] == sum(entry.nbytes for entry in entries)
     assert said["contract"]["action"] == list(CONTRACT.action)
-    counts = {task["task"]: [task[name] for name in ("episodes", "labelled", "succeeded", "failed", "unknown", "frames")] for task in said["tasks"]}
+    counts = {
+        task["task"]: [
+            task[name] for name in ("episodes", "labelled", "succeeded", "failed", "unknown", "frames")
+        ]
+        for task in said["tasks"]
+    }
     assert counts == {"Lift": [4, 3, 2, 1, 1, 46], "Stack": [2, 2, 0, 1, 1, 29]}
     lengths = said["lengths"]
     assert (lengths["low"], lengths["median"], lengths["high"], lengths["total"]) == (10, 12.5, 15, 75)
@@ -182,8 +203,19 @@ def test_a_store_is_summed_up_truly(storage: Storage) -> None:
         dims = said["statistics"][kind]
         assert [dim["name"] for dim in dims] == list(getattr(CONTRACT, kind))
         for name, of in (("low", np.min), ("mean", np.mean), ("std", np.std), ("high", np.max)):
-            assert np.allclose([dim[name] for dim in dims], of(everything.astype(float), axis=0)), (kind, name)
-    assert [dim["constant"] for dim in said["statistics"]["action"]] == [False, False, False, True, False, False, False]
+            assert np.allclose([dim[name] for dim in dims], of(everything.astype(float), axis=0)), (
+                kind,
+                name,
+            )
+    assert [dim["constant"] for dim in said["statistics"]["action"]] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_a_person_reads_the_same(folder: Storage) -> None:
@@ -211,14 +243,19 @@ def test_one_episode_is_shown_with_its_own_statistics(folder: Storage) -> None:
     said = json.loads(ask("show", folder.uri, "Lift-000001", "--json").stdout)
     assert (said["episode_id"], said["length"], said["success"]) == ("Lift-000001", 11, False)
     assert episodes[1].action is not None
-    assert [dim["high"] for dim in said["statistics"]["action"]] == episodes[1].action.max(0).astype(float).tolist()
+    assert [dim["high"] for dim in said["statistics"]["action"]] == episodes[1].action.max(0).astype(
+        float
+    ).tolist()
     assert "frames       11\n" in ask("show", folder.uri, "Lift-000001").stdout
 
 
 @FOLDER_AND_S3
 def test_the_sheet_shows_first_frames(storage: Storage, tmp_path: Path) -> None:
     colours = {"Lift-000000": (200, 0, 0), "Lift-000001": (0, 0, 200)}
-    episodes = [replace(e, frames={name: np.zeros_like(f) for name, f in e.frames.items()}) for e in (make_episode(0), make_episode(1))]
+    episodes = [
+        replace(e, frames={name: np.zeros_like(f) for name, f in e.frames.items()})
+        for e in (make_episode(0), make_episode(1))
+    ]
     for one in episodes:
         for frames in one.frames.values():
             frames[0] = colours[one.episode_id]
@@ -244,7 +281,7 @@ def test_sources_that_differ_in_numbers_are_one() -> None:
     assert grouped(sources) == [("film b.mp4", 4), ("a.hdf5, data/demo_2..10, 84x84 at 20 Hz", 3)]
 
 
-# -- verify ---------------------------------------------------------------------------------------------------------------------
+# -- verify --------------------------------------------------------------------------------------------------
 
 
 @FOLDER_AND_S3
@@ -262,11 +299,18 @@ def test_verify_names_every_bad_episode_and_counts_them(storage: Storage) -> Non
     assert result.exit_code == 1
     one, two, three, last = result.stdout.splitlines()
     assert one == f"{storage.uri}: episode Lift-000001 is damaged; restore {entries[1].key}"
-    assert two.startswith(f"{storage.uri}: episode Lift-000003 is cut short, {entries[3].nbytes - 7} of {entries[3].nbytes} bytes; restore")
+    assert two.startswith(
+        f"{storage.uri}: episode Lift-000003 is cut short, {entries[3].nbytes - 7} of {entries[3].nbytes}"
+        " bytes; restore"
+    )
     assert three == f"{storage.uri}: episode Lift-000009 is missing; restore objects/00/lost.parquet"
     assert last.startswith("read 6 episodes of version 2, ")
     assert last.endswith("and 2 versions: 3 bad episodes, 0 bad versions")
-    assert ask("verify", storage.uri, "--version", "1").stdout.splitlines()[-1].endswith("2 bad episodes, 0 bad versions")
+    assert (
+        ask("verify", storage.uri, "--version", "1")
+        .stdout.splitlines()[-1]
+        .endswith("2 bad episodes, 0 bad versions")
+    )
 
 
 def test_verify_reads_every_version_too(folder: Storage) -> None:
@@ -294,11 +338,13 @@ def test_verify_reads_what_it_can_when_the_newest_version_is_damaged(folder: Sto
     assert last.startswith("read 1 episode of version 1, ")
     assert last.endswith("0 bad episodes, 1 bad version")
     flip(folder, f"manifests/{load_manifest(folder, 1).sha256}.parquet")
-    assert ask("verify", folder.uri).stdout.endswith("no episode was read, as no version that lists them is whole\n")
+    assert ask("verify", folder.uri).stdout.endswith(
+        "no episode was read, as no version that lists them is whole\n"
+    )
     assert ask("verify", folder.uri).exit_code == 1
 
 
-# -- log ------------------------------------------------------------------------------------------------------------------------
+# -- log -----------------------------------------------------------------------------------------------------
 
 
 @FOLDER_AND_S3
@@ -306,10 +352,15 @@ def test_the_log_lists_versions_newest_first(storage: Storage) -> None:
     fill(storage, [make_episode(0)], "first")
     fill(storage, [make_episode(1), make_episode(2)], "second")
     rows = tsv(ask("log", storage.uri).stdout)
-    assert [(row["version"], row["episodes"], row["added"], row["note"]) for row in rows] == [("2", "3", "2", "second"), ("1", "1", "1", "first")]
+    assert [(row["version"], row["episodes"], row["added"], row["note"]) for row in rows] == [
+        ("2", "3", "2", "second"),
+        ("1", "1", "1", "first"),
+    ]
     assert rows[0]["fingerprint"] == load_manifest(storage, 2).fingerprint
     lines = [json.loads(line) for line in ask("log", storage.uri, "--json").stdout.splitlines()]
-    assert [(line["number"], line["created"]) for line in lines] == [(int(row["version"]), row["created"]) for row in rows]
+    assert [(line["number"], line["created"]) for line in lines] == [
+        (int(row["version"]), row["created"]) for row in rows
+    ]
 
 
 def test_the_log_shows_what_it_can_and_says_what_is_damaged(folder: Storage) -> None:
@@ -322,7 +373,7 @@ def test_the_log_shows_what_it_can_and_says_what_is_damaged(folder: Storage) -> 
     assert result.exit_code == 1
 
 
-# -- mistakes -------------------------------------------------------------------------------------------------------------------
+# -- mistakes ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -330,7 +381,11 @@ def test_the_log_shows_what_it_can_and_says_what_is_damaged(folder: Storage) -> 
     [
         (["ls", "STORE/nothing"], 1, "there is no episode store here; record one with"),
         (["log", "STORE/nothing"], 1, "there is no episode store here; record one with"),
-        (["verify", "s3://nobody-made-this"], 1, "s3://nobody-made-this: the bucket does not exist; create it or correct the URI"),
+        (
+            ["verify", "s3://nobody-made-this"],
+            1,
+            "s3://nobody-made-this: the bucket does not exist; create it or correct the URI",
+        ),
         (["ls", "ftp://there"], 1, "only folders and s3:// URIs are understood"),
         (["ls", "STORE", "--version", "7"], 1, "there is no version 7; the newest is 1"),
         (["verify", "STORE", "--version", "7"], 1, "there is no version 7; the newest is 1"),
@@ -338,11 +393,17 @@ def test_the_log_shows_what_it_can_and_says_what_is_damaged(folder: Storage) -> 
         (["ls", "STORE", "--task", "Juggle"], 1, "there is no episode of task Juggle; there are Lift, Stack"),
         (["show", "STORE", "Lift-00003"], 1, "there is no episode Lift-00003; did you mean Lift-00000"),
         (["show", "STORE", "juggling"], 1, "there is no episode juggling; `demoscale data ls"),
-        (["show", "STORE", "--sheet", "sheet.jpg"], 2, "the sheet is a PNG; give it a name that ends in .png"),
+        (
+            ["show", "STORE", "--sheet", "sheet.jpg"],
+            2,
+            "the sheet is a PNG; give it a name that ends in .png",
+        ),
         (["show", "STORE", "--sheet", "/no/where/sheet.png"], 2, "there is no folder /no/where"),
     ],
 )
-def test_a_mistake_is_a_sentence_with_its_mend(s3: str, folder: Storage, arguments: list[str], code: int, sentence: str) -> None:
+def test_a_mistake_is_a_sentence_with_its_mend(
+    s3: str, folder: Storage, arguments: list[str], code: int, sentence: str
+) -> None:
     fill(folder, mixed())
     result = ask(*(argument.replace("STORE", folder.uri) for argument in arguments))
     assert result.exit_code == code

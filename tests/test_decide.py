@@ -1,4 +1,6 @@
-"""When enough is known: the blocks of the list, the rule, the verdict, and which arm another is held against."""
+"""When enough is known: the blocks of the list, the rule, the verdict, and which arm another is held
+against.
+"""
 
 from collections import Counter
 from typing import Any
@@ -20,13 +22,19 @@ def test_blocks_are_the_list_in_its_order_with_as_many_episodes_of_every_task() 
     assert sorted(spec for block in CUT for spec in block) == sorted(LISTED)
     assert all(Counter(spec.task for spec in block) == {"Lift": 5, "Stack": 5} for block in CUT)
     for task in SUITE.tasks:
-        assert [spec for block in CUT for spec in block if spec.task == task] == [spec for spec in LISTED if spec.task == task]
+        assert [spec for block in CUT for spec in block if spec.task == task] == [
+            spec for spec in LISTED if spec.task == task
+        ]
     assert [len(block) for block in blocks(LISTED, 20)] == [40, 40, 20]
 
 
 @given(rate=st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9]), seed=st.integers(0, 10_000), against=st.booleans())
-def test_a_verdict_is_that_of_the_first_look_that_has_one_in_whatever_order_episodes_end(rate: float, seed: int, against: bool) -> None:
-    """Successes tend to end first. Nothing is decided but by a whole beginning of the list, and what is known beyond it changes nothing."""
+def test_a_verdict_is_that_of_the_first_look_that_has_one_in_whatever_order_episodes_end(
+    rate: float, seed: int, against: bool
+) -> None:
+    """Successes tend to end first. Nothing is decided but by a whole beginning of the list, and what is known
+    beyond it changes nothing.
+    """
     rule, truth, others = AGAINST if against else ABOVE, played(rate, seed), played(0.5, seed + 1)
     rng = np.random.default_rng(seed)
     order = sorted(LISTED, key=lambda spec: rng.random() + (truth[spec.episode_id].result == "failure"))
@@ -51,13 +59,17 @@ def test_without_the_other_arm_s_outcomes_nothing_is_clear_and_with_an_error_nei
     verdict = decide(AGAINST, CUT, ours, theirs)
     assert verdict
     assert verdict.says == "better than demos-50_ratio-0_seed-0"
-    assert decide(AGAINST, CUT, theirs, ours) == Verdict("worse than demos-50_ratio-0_seed-0", verdict.episodes)
+    assert decide(AGAINST, CUT, theirs, ours) == Verdict(
+        "worse than demos-50_ratio-0_seed-0", verdict.episodes
+    )
     assert decide(AGAINST, CUT, ours, {}) == Verdict("", 100)
     first = CUT[0][3]
     broken = {first.episode_id: Outcome(first, "error", 0, 0, 0.0, 0.0, message="gone")}
     assert decide(AGAINST, CUT, ours, theirs | broken) == Verdict("", 100)
     assert decide(ABOVE, CUT, ours | broken, {}) is None
-    assert to_play(CUT, ours | broken) == [], "the error stands in the way: in this run there is nothing to be gained"
+    assert to_play(CUT, ours | broken) == [], (
+        "the error stands in the way: in this run there is nothing to be gained"
+    )
 
 
 def test_a_threshold_is_decided_wrongly_no_more_often_than_promised_however_often_one_looks() -> None:
@@ -81,7 +93,10 @@ def test_an_arm_may_be_named_without_what_it_shares() -> None:
     assert against("diffusion_policy_demos-10_ratio-0_seed-0", "demos-10") == "demos-10_ratio-0_seed-0"
     assert against("demos-50_ratio-1_seed-1", "demos-50") is None, "nothing is held against itself"
     assert against("demos-10_ratio-1_seed-1", "demos-5") is None
-    assert [arm.name for arm in arms if is_reference(arm, "demos-50_ratio-0")] == ["demos-50_ratio-0_seed-1", "demos-50_ratio-0_seed-0"]
+    assert [arm.name for arm in arms if is_reference(arm, "demos-50_ratio-0")] == [
+        "demos-50_ratio-0_seed-1",
+        "demos-50_ratio-0_seed-0",
+    ]
 
 
 def sweep(decide: Any, **sections: Any) -> Sweep:
@@ -102,11 +117,20 @@ def sweep(decide: Any, **sections: Any) -> Sweep:
         ({}, {}, "write what is to be decided"),
         ({"threshold": 0.8, "against": "demos-50"}, {}, "only one of them"),
         ({"threshold": 80}, {}, "less than 1"),
-        ({"against": "demos-40"}, {}, "no arm has demos-40 to be held against; the arms are demos-10_ratio-0_seed-0, demos-10_ratio-1_seed-0"),
+        (
+            {"against": "demos-40"},
+            {},
+            (
+                "no arm has demos-40 to be held against; the arms are demos-10_ratio-0_seed-0,"
+                " demos-10_ratio-1_seed-0"
+            ),
+        ),
         ({"against": "demos-50"}, {"search": {"optuna": {"trials": 9}}}, "Optuna may never propose that arm"),
     ],
 )
-def test_a_rule_that_cannot_be_is_told_with_the_mend(decide: Any, sections: dict[str, Any], sentence: str) -> None:
+def test_a_rule_that_cannot_be_is_told_with_the_mend(
+    decide: Any, sections: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(ValueError, match=sentence):
         sweep(decide, **sections)
 

@@ -26,8 +26,12 @@ from sim_workers.rollout.suite import EpisodeSpec
 from sim_workers.rollout.worker import RolloutJob
 
 
-def shuffled(rates: dict[str, float], seed: int = 0, cursed: EpisodeSpec | None = None, paused: bool = False) -> FakeRolloutPool:
-    """Seven simulators whose episodes end in random order, successes sooner; `rates`: success rate by arm; `cursed` is an error."""
+def shuffled(
+    rates: dict[str, float], seed: int = 0, cursed: EpisodeSpec | None = None, paused: bool = False
+) -> FakeRolloutPool:
+    """Seven simulators whose episodes end in random order, successes sooner; `rates`: success rate by arm;
+    `cursed` is an error.
+    """
     outcomes = {arm: played(rate, seed=len(arm)) for arm, rate in rates.items()}
     rng = np.random.default_rng(seed)
 
@@ -36,7 +40,9 @@ def shuffled(rates: dict[str, float], seed: int = 0, cursed: EpisodeSpec | None 
             return make_error(job.spec, "the driver is gone (given up after 3 attempts)")
         return outcomes[job.key.partition("/")[0]][job.spec.episode_id]
 
-    return FakeRolloutPool(play, num_workers=7, order=lambda job: rng.random() + (play(job).result == "failure"), paused=paused)
+    return FakeRolloutPool(
+        play, num_workers=7, order=lambda job: rng.random() + (play(job).result == "failure"), paused=paused
+    )
 
 
 class Heard:
@@ -57,7 +63,9 @@ class Heard:
 
 def job(arm: str, rule: Rule | None = ABOVE, step: int = 100, reference: bool = False) -> ScoringJob:
     source = InProcess(lambda: None)  # type: ignore[arg-type, return-value]
-    return ScoringJob(arm, step, f"{arm}/{step}", f"{arm}{step}", SUITE, "protocol", source, rule=rule, reference=reference)
+    return ScoringJob(
+        arm, step, f"{arm}/{step}", f"{arm}{step}", SUITE, "protocol", source, rule=rule, reference=reference
+    )
 
 
 def score(folder: Path, pool: FakeRolloutPool, *jobs: ScoringJob) -> Heard:
@@ -88,11 +96,15 @@ def test_in_whatever_order_simulators_end_the_score_is_the_same_and_nothing_beyo
     told = heard.scores["a", 100]
     assert told.complete
     assert (told.verdict, told.episodes) == (verdict, verdict.episodes)
-    assert len(pool.played) == verdict.episodes, "an episode was played that the verdict does not need, or twice"
+    assert len(pool.played) == verdict.episodes, (
+        "an episode was played that the verdict does not need, or twice"
+    )
     assert list(heard.counted["a", 100]) == beginning(CUT, played(rate, seed=1), verdict.episodes)
 
 
-def test_a_decided_score_says_so_and_its_interval_holds_for_whoever_looked_all_the_time(tmp_path: Path) -> None:
+def test_a_decided_score_says_so_and_its_interval_holds_for_whoever_looked_all_the_time(
+    tmp_path: Path,
+) -> None:
     told = score(tmp_path, shuffled({"a": 0.9}), job("a")).scores["a", 100]
     assert told.episodes < 100
     assert told.decided == f"above 0.5 after {told.episodes} of 100 listed"
@@ -102,7 +114,9 @@ def test_a_decided_score_says_so_and_its_interval_holds_for_whoever_looked_all_t
     assert "PARTIAL" not in str(told)
 
 
-def test_what_stays_open_is_played_to_the_end_sealed_and_keeps_the_interval_of_one_who_looked(tmp_path: Path) -> None:
+def test_what_stays_open_is_played_to_the_end_sealed_and_keeps_the_interval_of_one_who_looked(
+    tmp_path: Path,
+) -> None:
     pool = shuffled({"a": 0.5})
     told = score(tmp_path, pool, job("a")).scores["a", 100]
     assert len(pool.played) == told.episodes == 100
@@ -150,7 +164,9 @@ def test_a_run_that_died_before_it_told_the_verdict_is_continued_where_it_was(tm
     assert verdict
     assert told.verdict == verdict
     assert {job.spec.episode_id for job in pool.played}.isdisjoint(one.spec.episode_id for one in known)
-    assert len(pool.played) == verdict.episodes - sum(one in beginning(CUT, truth, verdict.episodes) for one in known)
+    assert len(pool.played) == verdict.episodes - sum(
+        one in beginning(CUT, truth, verdict.episodes) for one in known
+    )
 
 
 def test_an_error_decides_nothing_and_is_tried_again_by_the_next_run(tmp_path: Path) -> None:
@@ -170,7 +186,9 @@ REFERENCE = AGAINST.against
 
 
 def test_arms_are_held_against_another_that_is_played_first_and_whole(tmp_path: Path) -> None:
-    """The others wait for it however early they came, and end as soon as it is clear on the common episodes."""
+    """The others wait for it however early they came, and end as soon as it is clear on the common
+    episodes.
+    """
     rates = {"best": 0.95, "worst-arm": 0.05, REFERENCE: 0.5}
     pool, heard = shuffled(rates, paused=True), Heard()
     scorer = Scorer(open_storage(str(tmp_path)), CONTRACT, pool, heard)
@@ -194,7 +212,12 @@ def test_arms_are_held_against_another_that_is_played_first_and_whole(tmp_path: 
 
 
 def test_a_verdict_against_another_arm_stands_when_that_arm_is_not_there(tmp_path: Path) -> None:
-    first = score(tmp_path, shuffled({"best": 0.95, REFERENCE: 0.5}), job(REFERENCE, None, reference=True), job("best", AGAINST))
+    first = score(
+        tmp_path,
+        shuffled({"best": 0.95, REFERENCE: 0.5}),
+        job(REFERENCE, None, reference=True),
+        job("best", AGAINST),
+    )
     assert first.scores["best", 100].decided
     pool = shuffled({"best": 0.95})
     alone = score(tmp_path, pool, job("best", AGAINST))

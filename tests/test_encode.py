@@ -1,4 +1,6 @@
-"""Latents kept beside a store: the same numbers as encoding online, read like any episode, made once however often they are interrupted."""
+"""Latents kept beside a store: the same numbers as encoding online, read like any episode, made once however
+often they are interrupted.
+"""
 
 from dataclasses import replace
 from itertools import islice
@@ -55,7 +57,13 @@ def codec(svd: Path) -> VaeLatents:
 
 def put(storage: Storage, seeds: range) -> Manifest:
     """Episodes of 5 frames and more; every other one without actions, and another instruction."""
-    episodes = [replace(make_episode(seed, length=5 + seed, labelled=seed % 2 == 0, size=SIZE), instruction=f"task {seed % 2}") for seed in seeds]
+    episodes = [
+        replace(
+            make_episode(seed, length=5 + seed, labelled=seed % 2 == 0, size=SIZE),
+            instruction=f"task {seed % 2}",
+        )
+        for seed in seeds
+    ]
     return commit(storage, CONTRACT, [put_episode(storage, one, 20.0) for one in episodes])
 
 
@@ -69,7 +77,11 @@ def store(tmp_path: Path) -> Storage:
 def keep(storage: Storage, codec: VaeLatents) -> str:
     """What the job does; the codec's fingerprint."""
     manifest, fingerprint = load_manifest(storage), codec.fingerprint((SIZE, SIZE))
-    rows = [answer for answer in keep_latents(storage, manifest, codec, fingerprint, CPU) if isinstance(answer, Kept)]
+    rows = [
+        answer
+        for answer in keep_latents(storage, manifest, codec, fingerprint, CPU)
+        if isinstance(answer, Kept)
+    ]
     publish_index(storage, manifest, fingerprint, rows)
     return fingerprint
 
@@ -77,15 +89,24 @@ def keep(storage: Storage, codec: VaeLatents) -> str:
 def test_kept_latents_are_those_encoded_online(storage: Storage, codec: VaeLatents) -> None:
     manifest = put(storage, range(2))
     fingerprint = keep(storage, codec)
-    for entry, kept in zip(manifest.entries, latent_entries(storage, manifest, fingerprint, manifest.entries), strict=True):
+    for entry, kept in zip(
+        manifest.entries, latent_entries(storage, manifest, fingerprint, manifest.entries), strict=True
+    ):
         pictures = decode(fetch(storage, entry), (CAMERA,), entry.labelled)
         read = decode(fetch(storage, kept), (CAMERA,), entry.labelled)
         assert read.frames[CAMERA].dtype == np.float16
-        assert np.array_equal(read.frames[CAMERA], codec.encode(torch.from_numpy(pictures.frames[CAMERA])).numpy())
+        assert np.array_equal(
+            read.frames[CAMERA], codec.encode(torch.from_numpy(pictures.frames[CAMERA])).numpy()
+        )
         assert read.frames[CAMERA].nbytes == entry.length * picture_bytes(codec, (SIZE, SIZE))
         assert np.array_equal(read.proprio, pictures.proprio)
         assert (read.action is None) == (not entry.labelled)
-        assert (read.episode_id, read.task, read.instruction, read.length) == (entry.episode_id, entry.task, entry.instruction, entry.length)
+        assert (read.episode_id, read.task, read.instruction, read.length) == (
+            entry.episode_id,
+            entry.task,
+            entry.instruction,
+            entry.length,
+        )
         some = decode(fetch(storage, kept), (CAMERA,), False, [4, 1])
         assert np.array_equal(some.frames[CAMERA], read.frames[CAMERA][[1, 4]])
         assert some.action is None
@@ -94,7 +115,9 @@ def test_kept_latents_are_those_encoded_online(storage: Storage, codec: VaeLaten
 def orders(storage: Storage, fingerprint: str) -> tuple[Order, Order]:
     """The same plan over pictures and over latents."""
     manifest = load_manifest(storage)
-    demos, action_free = ([entry for entry in manifest.entries if entry.labelled == labelled] for labelled in (True, False))
+    demos, action_free = (
+        [entry for entry in manifest.entries if entry.labelled == labelled] for labelled in (True, False)
+    )
 
     def order(*kinds: list[object]) -> Order:
         first, second = (tuple(kind) for kind in kinds)
@@ -104,10 +127,15 @@ def orders(storage: Storage, fingerprint: str) -> tuple[Order, Order]:
     return order(demos, action_free), order(*ours)  # type: ignore[arg-type]
 
 
-def test_training_clips_of_kept_latents_are_those_of_pictures_encoded_online(store: Storage, codec: VaeLatents) -> None:
+def test_training_clips_of_kept_latents_are_those_of_pictures_encoded_online(
+    store: Storage, codec: VaeLatents
+) -> None:
     steps = {"first_step": 2, "num_steps": 8}
     plans = orders(store, keep(store, codec))
-    shown, kept = (list(stream.batches(store.uri, CONTRACT, order, SHAPE, **steps, bring=stream.straight)) for order in plans)
+    shown, kept = (
+        list(stream.batches(store.uri, CONTRACT, order, SHAPE, **steps, bring=stream.straight))
+        for order in plans
+    )
     for pictures, latent in zip(shown, kept, strict=True):
         assert latent["frames"].shape == (4, 1, 3, 12, 4, 4)
         assert np.array_equal(latent["frames"], codec.encode(torch.from_numpy(pictures["frames"])).numpy())
@@ -119,13 +147,18 @@ def test_training_clips_of_kept_latents_are_those_of_pictures_encoded_online(sto
 def test_the_memory_bound_counts_latents_as_they_are(store: Storage, codec: VaeLatents) -> None:
     _, order = orders(store, keep(store, codec))
     entries = [*order.demos, *order.action_free]
-    bounds = [stream.memory_bound(CONTRACT, SHAPE, entries, 4, True, picture_bytes=size) for size in (None, 3 * SIZE**2, 6 * SIZE**2)]
+    bounds = [
+        stream.memory_bound(CONTRACT, SHAPE, entries, 4, True, picture_bytes=size)
+        for size in (None, 3 * SIZE**2, 6 * SIZE**2)
+    ]
     assert bounds[0] == bounds[1] < bounds[2]
     clips = [cut(decode(fetch(store, entries[0]), (CAMERA,), True), 0, SHAPE, CONTRACT)] * 4
     assert stack(clips)["frames"].nbytes == 4 * SHAPE.frames_per_view * picture_bytes(codec, (SIZE, SIZE))
 
 
-def test_what_is_there_is_not_made_again(store: Storage, codec: VaeLatents, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_there_is_not_made_again(
+    store: Storage, codec: VaeLatents, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fingerprint = codec.fingerprint((SIZE, SIZE))
     encoded: list[int] = []
     encode = codec.encode
@@ -133,7 +166,9 @@ def test_what_is_there_is_not_made_again(store: Storage, codec: VaeLatents, monk
     killed = keep_latents(store, load_manifest(store), codec, fingerprint, CPU)
     assert len(list(islice(killed, 2))) == len(encoded) == 2
     killed.close()  # type: ignore[attr-defined]
-    with pytest.raises(EpisodeError, match=r"not encoded yet, or not by these weights; run `python -m jobs.encode` again"):
+    with pytest.raises(
+        EpisodeError, match=r"not encoded yet, or not by these weights; run `python -m jobs.encode` again"
+    ):
         latent_entries(store, load_manifest(store), fingerprint, [])
     assert not has_latents(store, load_manifest(store), fingerprint)
     keep(store, codec)
@@ -162,7 +197,11 @@ def test_latents_that_no_index_names_are_made_again_if_damaged(store: Storage, c
     whole = store.get(first.key)
     store.put(first.key, whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
     store.put(second.key, b"")
-    rows = {row.key: row for row in keep_latents(store, load_manifest(store), codec, fingerprint, CPU) if isinstance(row, Kept)}
+    rows = {
+        row.key: row
+        for row in keep_latents(store, load_manifest(store), codec, fingerprint, CPU)
+        if isinstance(row, Kept)
+    }
     assert (rows[first.key], rows[second.key]) == (first, second)
     assert store.get(first.key) == whole
 
@@ -179,7 +218,10 @@ def test_damaged_latents_and_a_damaged_index_are_refused_by_name(store: Storage,
     whole = store.get(index)
     for damage in (b"", whole[:-30], whole[:60] + bytes([whole[60] ^ 1]) + whole[61:]):
         store.put(index, damage)
-        with pytest.raises(EpisodeError, match=f"the index of latents is damaged; delete {index} and run `python -m jobs.encode` again"):
+        with pytest.raises(
+            EpisodeError,
+            match=f"the index of latents is damaged; delete {index} and run `python -m jobs.encode` again",
+        ):
             latent_entries(store, manifest, fingerprint, manifest.entries)
 
 
@@ -188,7 +230,10 @@ def test_sentences_are_embedded_once_and_spare_the_tower(store: Storage, svd: Pa
     assert kept_sentences(store, load_manifest(store)) == {}
     assert keep_sentences(store, load_manifest(store), encoder, "one") == 2
     kept = kept_sentences(store, load_manifest(store))
-    assert torch.equal(sentence_encoder(svd_config(), "/nowhere", kept).embed(["task 1", "task 0"]), encoder.embed(["task 1", "task 0"]))
+    assert torch.equal(
+        sentence_encoder(svd_config(), "/nowhere", kept).embed(["task 1", "task 0"]),
+        encoder.embed(["task 1", "task 0"]),
+    )
     put(store, range(6))  # no new sentence: no tower
     assert keep_sentences(store, load_manifest(store), OpenClipText(SENTENCE_DIM, "/nowhere"), "one") == 2
     keep_sentences(store, load_manifest(store), encoder, "other")
@@ -201,7 +246,7 @@ def test_sentences_are_embedded_once_and_spare_the_tower(store: Storage, svd: Pa
         kept_sentences(store, load_manifest(store), "other")
 
 
-# -- the command ----------------------------------------------------------------------------------------------------------------------
+# -- the command ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -213,7 +258,9 @@ def command(*arguments: str) -> Result:
     return CliRunner().invoke(main, [*arguments, "--device", "cpu"])
 
 
-def test_the_command_says_what_it_kept_and_a_second_run_keeps_nothing_new(store: Storage, svd: Path, codec: VaeLatents) -> None:
+def test_the_command_says_what_it_kept_and_a_second_run_keeps_nothing_new(
+    store: Storage, svd: Path, codec: VaeLatents
+) -> None:
     first = command(store.uri, "--weights", str(svd))
     assert first.exit_code == 0, first.output
     assert "2 sentences of 4 episodes are kept" in first.output
@@ -224,7 +271,9 @@ def test_the_command_says_what_it_kept_and_a_second_run_keeps_nothing_new(store:
     assert has_latents(store, load_manifest(store), codec.fingerprint((SIZE, SIZE)))
 
 
-def test_the_command_names_damaged_episodes_and_keeps_the_others(store: Storage, svd: Path, codec: VaeLatents) -> None:
+def test_the_command_names_damaged_episodes_and_keeps_the_others(
+    store: Storage, svd: Path, codec: VaeLatents
+) -> None:
     manifest = load_manifest(store)
     whole = store.get(manifest["Lift-000002"].key)
     store.put(manifest["Lift-000002"].key, whole[:-9])

@@ -1,4 +1,6 @@
-"""The sweep engine, for real but for its trainer and its simulators: Ray, Tune, the desk, the scorer, the ledger, MLflow."""
+"""The sweep engine, for real but for its trainer and its simulators: Ray, Tune, the desk, the scorer, the
+ledger, MLflow.
+"""
 
 import json
 import os
@@ -28,7 +30,9 @@ from sweep_runs import Run, ledger, sweep
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-def test_a_grid_is_trained_and_scored_whole_its_curve_is_the_truth_and_mlflow_can_be_made_anew(folder: Path, store: str) -> None:
+def test_a_grid_is_trained_and_scored_whole_its_curve_is_the_truth_and_mlflow_can_be_made_anew(
+    folder: Path, store: str
+) -> None:
     from orchestrator.report.sample_efficiency_curve import Curve
     from orchestrator.sweep.tracking_publisher import republish
 
@@ -49,7 +53,9 @@ def test_a_grid_is_trained_and_scored_whole_its_curve_is_the_truth_and_mlflow_ca
 
 
 @pytest.mark.full
-def test_a_sweep_without_its_mlflow_is_done_all_the_same_and_has_its_curve_when_mlflow_is_back(folder: Path, store: str) -> None:
+def test_a_sweep_without_its_mlflow_is_done_all_the_same_and_has_its_curve_when_mlflow_is_back(
+    folder: Path, store: str
+) -> None:
     """What is away here is the folder of the database."""
     (folder / "away").write_text("a file where a folder should be")
     asked = sweep(folder, store, mlflow=f"sqlite:///{folder / 'away' / 'mlflow.db'}")
@@ -69,8 +75,12 @@ def test_a_sweep_without_its_mlflow_is_done_all_the_same_and_has_its_curve_when_
 
 @pytest.mark.full
 def test_late_scores_stop_arms_their_training_and_their_episodes(folder: Path, store: str) -> None:
-    """The worst arms end at the first rung although their training is long: within seconds, for good, and without a place on the curve."""
-    halving = sweep(folder, store, search={"asha": {"reduction": 2}}, train={"steps": 400, "checkpoint_every": 10})
+    """The worst arms end at the first rung although their training is long: within seconds, for good, and
+    without a place on the curve.
+    """
+    halving = sweep(
+        folder, store, search={"asha": {"reduction": 2}}, train={"steps": 400, "checkpoint_every": 10}
+    )
     began = time.monotonic()
     done = Run(halving, FakeTrainer(0.02))()
     stopped = [demos for demos, state in done.states.items() if state == "stopped"]
@@ -93,7 +103,9 @@ def test_late_scores_stop_arms_their_training_and_their_episodes(folder: Path, s
 
 
 def failing(broken: int, marks: Path) -> Callable[..., Any]:
-    """A trainer that fails for one demo count as long as a file says so, dies once for another, and notes each attempt."""
+    """A trainer that fails for one demo count as long as a file says so, dies once for another, and notes
+    each attempt.
+    """
 
     def fit(job: Any, folder: str, resources: dict[str, float], desk: Any, attempts: int) -> Any:
         with (marks / f"{job.arm.demo_count}.txt").open("a") as file:
@@ -132,22 +144,35 @@ def test_a_failed_arm_is_told_the_rest_goes_on_and_only_it_is_retried(folder: Pa
 
 @pytest.mark.full
 def test_arms_on_one_video_model_wait_for_one_run_of_it(folder: Path, store: str) -> None:
-    shared = sweep(folder, store, train={"mode": "two_stage", "videos": "sweep", "video_steps": 6}, seeds=[0, 1])
+    shared = sweep(
+        folder, store, train={"mode": "two_stage", "videos": "sweep", "video_steps": 6}, seeds=[0, 1]
+    )
     done = Run(shared)()
     assert set(done.states.values()) == {"scored"}
-    assert len([folder for folder in (folder / "checkpoints").iterdir() if folder.name.startswith("video-")]) == 2, "one per seed"
+    assert (
+        len([folder for folder in (folder / "checkpoints").iterdir() if folder.name.startswith("video-")])
+        == 2
+    ), "one per seed"
     assert len(done.said("trained the video model of demos-8")) == 2
     costs = {arm_id: arm.cost for arm_id, arm in done.run.state.board().arms.items()}
     own = Spending.read(done.run.state.storage, folder.name).by_arm()
     videos = [cost for arm_id, cost in own.items() if arm_id.startswith("video-")]
-    assert sum(cost.train_cpu_s for cost in costs.values()) == pytest.approx(sum(cost.train_cpu_s for cost in own.values()))
-    assert all(costs[arm].train_cpu_s == pytest.approx(own[arm].train_cpu_s + videos[0].train_cpu_s / 4) for arm in costs)
+    assert sum(cost.train_cpu_s for cost in costs.values()) == pytest.approx(
+        sum(cost.train_cpu_s for cost in own.values())
+    )
+    assert all(
+        costs[arm].train_cpu_s == pytest.approx(own[arm].train_cpu_s + videos[0].train_cpu_s / 4)
+        for arm in costs
+    )
 
 
 @pytest.mark.full
 def test_a_budget_ends_the_sweep_cleanly_and_a_higher_one_goes_on(folder: Path, store: str) -> None:
     asked = sweep(folder, store, train={"steps": 60, "checkpoint_every": 20})
-    tight = Run(asked.model_copy(update={"budget": asked.budget.model_copy(update={"max_episodes": 100})}), FakeTrainer(0.05))()
+    tight = Run(
+        asked.model_copy(update={"budget": asked.budget.model_copy(update={"max_episodes": 100})}),
+        FakeTrainer(0.05),
+    )()
     assert "budget.max_episodes is 100 episodes" in tight.run.ending
     played = len(ledger(folder))
     assert 100 <= played < 4 * 3 * 40
@@ -155,13 +180,22 @@ def test_a_budget_ends_the_sweep_cleanly_and_a_higher_one_goes_on(folder: Path, 
     done = Run(asked, FakeTrainer(0.01))()
     assert set(done.states.values()) == {"scored"}
     rows = ledger(folder)
-    assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 4 * 3 * 40, "nothing was played twice"
+    assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 4 * 3 * 40, (
+        "nothing was played twice"
+    )
 
 
 @pytest.mark.full
-def test_training_asked_for_more_steps_goes_on_and_for_fewer_keeps_its_scores(folder: Path, store: str) -> None:
+def test_training_asked_for_more_steps_goes_on_and_for_fewer_keeps_its_scores(
+    folder: Path, store: str
+) -> None:
     def asked(steps: int) -> Sweep:
-        return sweep(folder, store, data={"demo_count": [2]}, train={"steps": steps, "checkpoint_every": 20, "schedule": "constant"})
+        return sweep(
+            folder,
+            store,
+            data={"demo_count": [2]},
+            train={"steps": steps, "checkpoint_every": 20, "schedule": "constant"},
+        )
 
     short = Run(asked(40))()
     long = Run(asked(80))()
@@ -169,8 +203,13 @@ def test_training_asked_for_more_steps_goes_on_and_for_fewer_keeps_its_scores(fo
     (arm,) = long.run.board.arms.values()
     assert (arm.state, [*arm.scores]) == ("scored", [20, 40, 60, 80])
     assert len(ledger(folder)) == 4 * 40, "nothing was played twice"
-    for steps, fix in ((40, "give the sweep another name"), (50, r"set train\.steps to 20, 40, 60, 80 or more")):
-        with pytest.raises(SweepError, match=rf"train\.steps: demos-2_ratio-0_seed-0 was trained on to step 80; {fix}"):
+    for steps, fix in (
+        (40, "give the sweep another name"),
+        (50, r"set train\.steps to 20, 40, 60, 80 or more"),
+    ):
+        with pytest.raises(
+            SweepError, match=rf"train\.steps: demos-2_ratio-0_seed-0 was trained on to step 80; {fix}"
+        ):
             Run(asked(steps))
     again = Run(asked(40).model_copy(update={"name": f"{folder.name}-again"}))()
     (arm,) = again.run.board.arms.values()
@@ -234,7 +273,11 @@ def test_two_sweeps_on_one_cluster_both_come_to_their_end(folder: Path, store: s
         file = folder / f"{name}.yaml"
         file.write_text(sweep(folder / name, store, train={"steps": 90, "checkpoint_every": 30}).to_yaml())
         command = [sys.executable, "-m", "orchestrator.testing", str(file), "--step-s", "0.1"]
-        processes.append(subprocess.Popen(command, cwd=CHECKOUT, env=os.environ | address, stdout=subprocess.PIPE, text=True))
+        processes.append(
+            subprocess.Popen(
+                command, cwd=CHECKOUT, env=os.environ | address, stdout=subprocess.PIPE, text=True
+            )
+        )
     said = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     for printed in said:

@@ -51,7 +51,9 @@ def test_read_as_action_free_the_action_column_is_never_touched(storage: Storage
 
 
 def test_action_free_clips_have_nothing_to_learn_actions_from() -> None:
-    clip = cut(make_episode(labelled=False), 0, ClipShape(frames_per_view=2, frame_stride=4, horizon=8), CONTRACT)
+    clip = cut(
+        make_episode(labelled=False), 0, ClipShape(frames_per_view=2, frame_stride=4, horizon=8), CONTRACT
+    )
     assert clip.action_mask.sum() == 0
 
 
@@ -98,7 +100,9 @@ def test_committing_what_is_there_makes_no_version(storage: Storage) -> None:
     assert latest_version(storage) == 1
 
 
-def test_a_writer_that_lost_the_race_for_a_version_takes_the_next(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_that_lost_the_race_for_a_version_takes_the_next(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours, theirs = put_episode(storage, make_episode(0), 20.0), put_episode(storage, make_episode(1), 20.0)
     claim = type(storage).put_if_absent
     raced = False
@@ -141,5 +145,12 @@ def test_encode_of_one_episode_has_one_hash_whatever_the_memory_held(size: int) 
     rng, noise, hashes = np.random.default_rng(0), [b""] * 20, set[tuple[int, bytes]]()
     for number in range(400):
         noise[number % 20] = rng.bytes(int(rng.integers(1, 200_000)))
-        hashes.add((number % 6, hashlib.sha256(encode(make_episode(number % 6, length=5 + number % 6, size=size), 20.0)).digest()))
+        hashes.add(
+            (
+                number % 6,
+                hashlib.sha256(
+                    encode(make_episode(number % 6, length=5 + number % 6, size=size), 20.0)
+                ).digest(),
+            )
+        )
     assert len(hashes) == 6

@@ -45,7 +45,11 @@ def served(*options: str) -> Iterator[str]:
     """The URL at which `jobs.serve` answers, and its end by Ctrl-C."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.serve", "--port", "0", *options], cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "jobs.serve", "--port", "0", *options],
+        cwd=CHECKOUT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout
@@ -98,9 +102,18 @@ def test_scoring_from_the_command_line(tmp_path: Path) -> None:
     spec = ("task", "scene_seed", "noise_seed", "shift")
     saved = pyarrow.parquet.read_table(table)
     assert saved.schema.equals(SCHEMA), "every type is the ledger's, whatever happened to be played"
-    rows = [untimed(row) for row in saved.drop_columns(["checkpoint", "protocol", "episode", "recorded"]).to_pylist()]
+    rows = [
+        untimed(row)
+        for row in saved.drop_columns(["checkpoint", "protocol", "episode", "recorded"]).to_pylist()
+    ]
     assert rows == [
-        untimed({**{name: getattr(o.spec, name) for name in spec}, **{k: v for k, v in o.to_json().items() if k != "spec"}}) for o in outcomes
+        untimed(
+            {
+                **{name: getattr(o.spec, name) for name in spec},
+                **{k: v for k, v in o.to_json().items() if k != "spec"},
+            }
+        )
+        for o in outcomes
     ]
 
 
@@ -117,7 +130,18 @@ def test_a_policy_that_fails_to_answer_is_an_error_and_an_exit_code(tmp_path: Pa
         "    return Broken(waypoints().contract)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    command = [sys.executable, "-m", "jobs.score", "own_policy:make", "--episodes", "1", "--horizon", "20", "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.score",
+        "own_policy:make",
+        "--episodes",
+        "1",
+        "--horizon",
+        "20",
+        "--workers",
+        "1",
+    ]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "0/0 = nan [0.00, 1.00], 1 errors (PARTIAL: 1 listed)" in done.stdout
@@ -128,20 +152,32 @@ def test_a_policy_that_fails_to_answer_is_an_error_and_an_exit_code(tmp_path: Pa
     ("options", "sentences"),
     [
         (("nowhere",), ["CHECKPOINT: nowhere names no policy: it must look like package.module:function"]),
-        (("http://127.0.0.1:9",), ["CHECKPOINT: no policy server answers at http://127.0.0.1:9; is it running?"]),
-        ((EXAMPLES[0], "--rung", "faithful"), ["CHECKPOINT: only a checkpoint's folder has a ladder to take --rung faithful from"]),
+        (
+            ("http://127.0.0.1:9",),
+            ["CHECKPOINT: no policy server answers at http://127.0.0.1:9; is it running?"],
+        ),
+        (
+            (EXAMPLES[0], "--rung", "faithful"),
+            ["CHECKPOINT: only a checkpoint's folder has a ladder to take --rung faithful from"],
+        ),
         (
             (EXAMPLES[0], "--task", "Wipe"),
             ["--task Wipe: proprioception layout: the policy was trained with"],
         ),
         (
             (EXAMPLES[0], "--task", "Juggle", "--save", "out.csv"),
-            ["2 mistakes", "--task: unknown task Juggle; known are Lift", "--save: out.csv must end in .jsonl or .parquet"],
+            [
+                "2 mistakes",
+                "--task: unknown task Juggle; known are Lift",
+                "--save: out.csv must end in .jsonl or .parquet",
+            ],
         ),
         ((EXAMPLES[0], "--save", "no/out.jsonl"), ["--save: there is no folder no"]),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_played(options: tuple[str, ...], sentences: list[str]) -> None:
+def test_what_is_wrong_is_told_before_anything_is_played(
+    options: tuple[str, ...], sentences: list[str]
+) -> None:
     done = run("-m", "jobs.score", *options)
     assert done.returncode == 2
     for sentence in sentences:
@@ -149,10 +185,15 @@ def test_what_is_wrong_is_told_before_anything_is_played(options: tuple[str, ...
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", [("jobs.score",), pytest.param(("jobs.serve", "--policy"), marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "command", [("jobs.score",), pytest.param(("jobs.serve", "--policy"), marks=pytest.mark.full)]
+)
 def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path, command: tuple[str, ...]) -> None:
     done = run("-m", *command, str(tmp_path))
-    assert (done.returncode, done.stderr) == (1, f"{tmp_path}: no checkpoint.json, so this is not a checkpoint of ours\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"{tmp_path}: no checkpoint.json, so this is not a checkpoint of ours\n",
+    )
 
 
 def test_every_shift_can_be_asked_for() -> None:

@@ -1,4 +1,6 @@
-"""A store as one robomimic file, read back with nothing but h5py; and what either export says of the store's conventions."""
+"""A store as one robomimic file, read back with nothing but h5py; and what either export says of the store's
+conventions.
+"""
 
 import json
 import os
@@ -50,10 +52,19 @@ def proprioception(file: Any, demo: str) -> np.ndarray:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Storage:
-    """A success, a failure, an episode of which nobody knows, and one without actions; lengths and sentences differ."""
-    failed = replace(make_episode(1, length=5), success=False, task="Stack", instruction="stack the red cube on the green cube")
+    """A success, a failure, an episode of which nobody knows, and one without actions; lengths and sentences
+    differ.
+    """
+    failed = replace(
+        make_episode(1, length=5),
+        success=False,
+        task="Stack",
+        instruction="stack the red cube on the green cube",
+    )
     unknown = replace(make_episode(2, length=1), success=None)
-    return stored(tmp_path / "store", make_episode(0), failed, unknown, make_episode(3, length=4, labelled=False))
+    return stored(
+        tmp_path / "store", make_episode(0), failed, unknown, make_episode(3, length=4, labelled=False)
+    )
 
 
 def test_a_robomimic_file_holds_what_the_store_decodes_to(mixed: Storage, tmp_path: Path) -> None:
@@ -65,7 +76,9 @@ def test_a_robomimic_file_holds_what_the_store_decodes_to(mixed: Storage, tmp_pa
         assert "mask" not in file
         for demo in data:
             group = data[demo]
-            episode = decode(fetch(mixed, manifest[group.attrs["demoscale.episode_id"]]), OURS.cameras, with_actions=True)
+            episode = decode(
+                fetch(mixed, manifest[group.attrs["demoscale.episode_id"]]), OURS.cameras, with_actions=True
+            )
             assert group.attrs["num_samples"] == episode.length
             assert {len(group[name]) for name in ("actions", "rewards", "dones")} == {episode.length}
             assert np.array_equal(group["actions"], episode.action)
@@ -80,7 +93,9 @@ def test_a_robomimic_file_holds_what_the_store_decodes_to(mixed: Storage, tmp_pa
             assert own == {"task": episode.task, "instruction": episode.instruction, "source": episode.source}
             assert group.attrs.get("demoscale.success") == episode.success
             assert group["dones"][()].tolist() == [0] * (episode.length - 1) + [1]
-            assert group["rewards"][()].tolist() == [0.0] * (episode.length - 1) + [float(episode.success is True)]
+            assert group["rewards"][()].tolist() == [0.0] * (episode.length - 1) + [
+                float(episode.success is True)
+            ]
         widths = {key: file[f"data/demo_0/obs/{key}"].shape for key in PROPRIO_KEYS}
         assert widths == dict(zip(PROPRIO_KEYS, ((12, 3), (12, 4), (12, 2)), strict=True))
 
@@ -91,7 +106,11 @@ def test_the_contract_and_the_environment_are_in_the_file(mixed: Storage, tmp_pa
         assert Contract.from_json(json.loads(file["data"].attrs["demoscale.contract"])) == OURS
         args = json.loads(file["data"].attrs["env_args"])
         assert [name.decode() for name in file["mask/train"]] == ["demo_0", "demo_1", "demo_2"]
-    assert {name: args[name] for name in ("env_name", "env_version", "type")} == {"env_name": "Lift", "env_version": "1.5.2", "type": 1}
+    assert {name: args[name] for name in ("env_name", "env_version", "type")} == {
+        "env_name": "Lift",
+        "env_version": "1.5.2",
+        "type": 1,
+    }
     assert args["env_kwargs"] == {
         "robots": ["Panda"],
         "control_freq": 20,
@@ -107,7 +126,9 @@ def test_the_controller_is_the_one_robosuite_gives_a_panda() -> None:
     found = find_spec("robosuite")  # not imported: the file alone is wanted
     assert found is not None
     assert found.origin is not None
-    default = json.loads((Path(found.origin).parent / "controllers/config/robots/default_panda.json").read_text())
+    default = json.loads(
+        (Path(found.origin).parent / "controllers/config/robots/default_panda.json").read_text()
+    )
     assert default["body_parts"]["arms"]["right"] == CONTROLLER
 
 
@@ -118,7 +139,11 @@ def test_only_a_contract_of_this_simulator_names_an_environment(tmp_path: Path) 
     assert known is not None
     assert (known["env_kwargs"]["robots"], known["env_kwargs"]["control_freq"]) == (["Panda", "Panda"], 12.5)
     assert env_args(replace(OURS, action=ACTION[:6]), entries) is not None
-    for others in ("robosuite 1.4.1, mujoco unknown", "robocasa 1.0, robosuite 1.5.2, mujoco 3.9.0", "unknown"):
+    for others in (
+        "robosuite 1.4.1, mujoco unknown",
+        "robocasa 1.0, robosuite 1.5.2, mujoco 3.9.0",
+        "unknown",
+    ):
         assert env_args(replace(OURS, simulator=others), entries) is None
     assert env_args(replace(OURS, action=tuple(f"joint_{i}" for i in range(7))), entries) is None
     foreign = stored(tmp_path / "foreign", make_episode(), contract=replace(OURS, simulator="a lab"))
@@ -140,7 +165,9 @@ def numbered(key: str, width: int) -> tuple[str, ...]:
             {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot1_eef_pos": 3, "robot1_eef_quat": 4},
         ),
         (
-            numbered("robot0_base_to_eef_pos", 3) + numbered("robot0_eef_quat", 4) + numbered("robot0_joint_pos", 12),
+            numbered("robot0_base_to_eef_pos", 3)
+            + numbered("robot0_eef_quat", 4)
+            + numbered("robot0_joint_pos", 12),
             {"robot0_base_to_eef_pos": 3, "robot0_eef_quat": 4, "robot0_joint_pos": 12},
         ),
         (numbered("observation.state", 4), {"proprio": 4}),
@@ -150,7 +177,9 @@ def numbered(key: str, width: int) -> tuple[str, ...]:
         ((), {}),
     ],
 )
-def test_every_value_of_proprioception_has_a_place_in_order(names: tuple[str, ...], groups: dict[str, int]) -> None:
+def test_every_value_of_proprioception_has_a_place_in_order(
+    names: tuple[str, ...], groups: dict[str, int]
+) -> None:
     found = proprio_groups(names)
     assert {key: width for key, (_, width) in found.items()} == groups
     assert [value for first, width in found.values() for value in names[first : first + width]] == list(names)
@@ -160,13 +189,20 @@ def test_names_that_robosuite_does_not_know_survive(tmp_path: Path) -> None:
     contract = replace(OURS, proprio=("speed", *PROPRIO[:3], *numbered("joint", 5)))
     storage = stored(tmp_path / "store", make_episode(), contract=contract)
     with h5py.File(written(storage, tmp_path / "a.hdf5")) as file:
-        assert json.loads(file["data"].attrs["demoscale.proprio_keys"]) == ["proprio", "robot0_eef_pos", "proprio_2"]
+        assert json.loads(file["data"].attrs["demoscale.proprio_keys"]) == [
+            "proprio",
+            "robot0_eef_pos",
+            "proprio_2",
+        ]
         assert np.array_equal(proprioception(file, "demo_0"), make_episode().proprio)
     assert contract_of_export(tmp_path / "a.hdf5") == contract
 
 
 def test_episodes_without_actions_are_refused_or_left_out_by_name(mixed: Storage, tmp_path: Path) -> None:
-    sentence = r"1 of 4 episodes have no actions, which robomimic cannot express; leave them out with --labelled-only \(Lift-000003\)"
+    sentence = (
+        r"1 of 4 episodes have no actions, which robomimic cannot express; leave them out with"
+        r" --labelled-only \(Lift-000003\)"
+    )
     with pytest.raises(EpisodeError, match=sentence):
         written(mixed, tmp_path / "lift.hdf5")
     done = command(mixed.uri, tmp_path / "lift.hdf5", "--format", "robomimic", "--labelled-only")
@@ -174,7 +210,9 @@ def test_episodes_without_actions_are_refused_or_left_out_by_name(mixed: Storage
     assert "exported 3 episodes, 18 steps" in done.output
     assert "1 episodes without actions left out: Lift-000003" in done.output
     films = stored(tmp_path / "films", make_episode(labelled=False))
-    with pytest.raises(EpisodeError, match="no episode has actions, and robomimic cannot express one without"):
+    with pytest.raises(
+        EpisodeError, match="no episode has actions, and robomimic cannot express one without"
+    ):
         written(films, tmp_path / "films.hdf5", labelled_only=True)
 
 
@@ -209,7 +247,10 @@ def test_no_file_is_overwritten_and_none_is_left_unfinished(mixed: Storage, tmp_
 
 def test_names_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     storage = open_storage(make_episode_store(tmp_path / "store", episodes=1))
-    assert "a robomimic file ends in .hdf5 or .h5; name it" in command(storage.uri, tmp_path / "lift", "--format", "robomimic").output
+    assert (
+        "a robomimic file ends in .hdf5 or .h5; name it"
+        in command(storage.uri, tmp_path / "lift", "--format", "robomimic").output
+    )
     slashed = replace(make_episode(), frames={"wrist/left": make_episode().frames[CAMERA]})
     other = stored(tmp_path / "other", slashed, contract=replace(OURS, cameras=("wrist/left",)))
     with pytest.raises(EpisodeError, match="camera wrist/left has a slash in its name"):
@@ -262,7 +303,10 @@ def test_a_path_without_conventions_is_told_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["robomimic", "LeRobot"])
 def test_an_export_comes_back_whole_and_nobody_is_asked(tmp_path: Path, kind: str) -> None:
-    episodes = [replace(make_episode(seed, length=120), instruction=f"lift cube {seed}", success=bool(seed)) for seed in range(2)]
+    episodes = [
+        replace(make_episode(seed, length=120), instruction=f"lift cube {seed}", success=bool(seed))
+        for seed in range(2)
+    ]
     storage = stored(tmp_path / "store", *episodes)
     manifest = load_manifest(storage)
     path = tmp_path / ("lift.hdf5" if kind == "robomimic" else "lift")

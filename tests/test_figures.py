@@ -25,7 +25,9 @@ def test_points_lie_where_their_numbers_say() -> None:
     bottom, height = plot.frame.bottom, plot.frame.bottom - plot.frame.top
     rates = [(bottom - dot.y) / height for dot in dots]
     assert rates == pytest.approx([point["success_rate"] for point in data["points"]])
-    assert [(bottom - dot.low) / height for dot in dots] == pytest.approx([point["low"] for point in data["points"]])
+    assert [(bottom - dot.low) / height for dot in dots] == pytest.approx(
+        [point["low"] for point in data["points"]]
+    )
     ten, thirty, hundred, _ = (tick.at for tick in plot.x_ticks)
     assert (thirty - ten) / (hundred - ten) == pytest.approx(np.log(3) / np.log(10))
     assert plot.target is not None
@@ -50,7 +52,10 @@ def test_the_cost_axis_is_what_tells_most() -> None:
     assert "GPU-hours" in cost_plot(data, "cost", 430, 400).x_label  # type: ignore[union-attr]
     for point in data["points"]:
         point["cost"]["money"] = 12.0 * point["demo_count"]
-    assert cost_plot(data, "cost", 430, 400).x_label == "money at the sweep's prices (log scale); beside the points: demos"  # type: ignore[union-attr]
+    assert (
+        cost_plot(data, "cost", 430, 400).x_label
+        == "money at the sweep's prices (log scale); beside the points: demos"
+    )  # type: ignore[union-attr]
     data["points"][0]["cost"]["money"] = None
     plot = cost_plot(data, "cost", 430, 400)
     assert plot, "what one point used has no price; the others stand"

@@ -1,4 +1,6 @@
-"""Films: what a policy imagines is the video it acts on, the camera changes nothing, and the episodes worth a film follow from the outcomes."""
+"""Films: what a policy imagines is the video it acts on, the camera changes nothing, and the episodes worth a
+film follow from the outcomes.
+"""
 
 import asyncio
 import io
@@ -39,14 +41,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("film") / "baseline", policy_config("tiny", "diffusion_policy"))
+    return make_checkpoint(
+        tmp_path_factory.mktemp("film") / "baseline", policy_config("tiny", "diffusion_policy")
+    )
 
 
 def same(one: Imagination, other: Imagination) -> bool:
-    return one.stride == other.stride and all(np.array_equal(one.frames[camera], other.frames[camera]) for camera in one.frames | other.frames)
+    return one.stride == other.stride and all(
+        np.array_equal(one.frames[camera], other.frames[camera]) for camera in one.frames | other.frames
+    )
 
 
-# -- imagining ----------------------------------------------------------------------------------------------------------------------
+# -- imagining -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rung", ["one_pass", "truncated"])
@@ -63,7 +69,9 @@ def test_what_is_imagined_is_the_video_the_actions_are_read_from(checkpoint: Pat
         assert np.array_equal(chunk.actions, policy._actions.denormalize(actions)[i].numpy())
 
 
-def test_an_imagination_does_not_depend_on_the_batch_it_came_in_and_follows_the_noise_seed(checkpoint: Path) -> None:
+def test_an_imagination_does_not_depend_on_the_batch_it_came_in_and_follows_the_noise_seed(
+    checkpoint: Path,
+) -> None:
     policy = TrainedPolicy(checkpoint, rung="truncated")
     looks = [make_observation(seed) for seed in range(5)]
     together, backwards = policy.imagine(looks), policy.imagine(looks[::-1])[::-1]
@@ -73,12 +81,19 @@ def test_an_imagination_does_not_depend_on_the_batch_it_came_in_and_follows_the_
     assert not same(together[0], policy.imagine([replace(looks[0], noise_seed=99)])[0])
 
 
-def test_every_camera_imagines_all_frames_after_the_present_one_through_the_autoencoder(tmp_path: Path) -> None:
+def test_every_camera_imagines_all_frames_after_the_present_one_through_the_autoencoder(
+    tmp_path: Path,
+) -> None:
     cameras = contract(("agentview", "sideview", CAMERA), (64, 64), "fast")
     weights, sentences = svd_folder(tmp_path / "weights"), {SENTENCE: torch.randn(SENTENCE_DIM)}
     policy = TrainedPolicy(make_checkpoint(tmp_path / "svd", svd_policy(), cameras, weights, sentences))
     rng = np.random.default_rng(0)
-    seen = Observation({c: rng.integers(0, 256, (64, 64, 3), np.uint8) for c in cameras.cameras}, np.zeros(9, np.float32), SENTENCE, 0)
+    seen = Observation(
+        {c: rng.integers(0, 256, (64, 64, 3), np.uint8) for c in cameras.cameras},
+        np.zeros(9, np.float32),
+        SENTENCE,
+        0,
+    )
     (told,) = policy.imagine([seen])
     assert list(told.frames) == list(cameras.cameras)
     assert told.stride == 4
@@ -94,8 +109,14 @@ def test_the_server_imagines_in_the_queue_it_acts_in(checkpoint: Path, baseline:
 
     async def ask() -> tuple[list[object], list[object], object]:
         server = PolicyServer(1, "cpu", "truncated")
-        acts, imaginations = [server.act(str(checkpoint), one) for one in looks], [server.imagine(str(checkpoint), one) for one in looks]
-        done = await asyncio.gather(*(one for pair in zip(acts, imaginations, strict=True) for one in pair), server.imagine(str(baseline), looks[0]))
+        acts, imaginations = (
+            [server.act(str(checkpoint), one) for one in looks],
+            [server.imagine(str(checkpoint), one) for one in looks],
+        )
+        done = await asyncio.gather(
+            *(one for pair in zip(acts, imaginations, strict=True) for one in pair),
+            server.imagine(str(baseline), looks[0]),
+        )
         assert len(server._policies) == 2
         return list(done[:-1:2]), list(done[1:-1:2]), done[-1]
 
@@ -107,7 +128,7 @@ def test_the_server_imagines_in_the_queue_it_acts_in(checkpoint: Path, baseline:
     assert not TrainedPolicy(baseline).imagines
 
 
-# -- films --------------------------------------------------------------------------------------------------------------------------
+# -- films ---------------------------------------------------------------------------------------------------
 
 
 def decoded(film: bytes) -> tuple[list[np.ndarray], float]:  # type: ignore[type-arg]
@@ -135,7 +156,8 @@ def test_a_film_shows_the_scene_then_every_camera_then_what_was_imagined(cameras
         assert (frame[STRIP + SCENE // 2, SCENE // 2] == 10 + steps).all()
         for i in range(cameras):
             assert (frame[y + i * (side + GAP), x] == 50 + 50 * i + steps).all()
-            assert (frame[y + i * (side + GAP), x + side + GAP] == 201 + 10 * i).all()  # no look is more than four steps ago
+            # no look is more than four steps ago
+            assert (frame[y + i * (side + GAP), x + side + GAP] == 201 + 10 * i).all()
     assert tuple(frames[-1][STRIP + BORDER // 2, SCENE // 2]) == DONE
     assert tuple(frames[-2][STRIP + BORDER // 2, SCENE // 2]) != DONE
     shown, rate = decoded(film.mp4())
@@ -146,8 +168,24 @@ def test_a_film_shows_the_scene_then_every_camera_then_what_was_imagined(cameras
 def test_the_imagined_frame_is_the_one_nearest_in_time() -> None:
     imagined = futures(1, stride=4, count=3)
     shown = {steps: nearest(imagined, steps) for steps in (0, 4, 5, 7, 8, 12, 30)}
-    assert {steps: int(pictures["camera0"][0, 0, 0]) - 200 for steps, (pictures, _) in shown.items()} == {0: 1, 4: 1, 5: 1, 7: 2, 8: 2, 12: 3, 30: 3}
-    assert {steps: ahead for steps, (_, ahead) in shown.items()} == {0: 4, 4: 0, 5: -1, 7: 1, 8: 0, 12: 0, 30: -18}
+    assert {steps: int(pictures["camera0"][0, 0, 0]) - 200 for steps, (pictures, _) in shown.items()} == {
+        0: 1,
+        4: 1,
+        5: 1,
+        7: 2,
+        8: 2,
+        12: 3,
+        30: 3,
+    }
+    assert {steps: ahead for steps, (_, ahead) in shown.items()} == {
+        0: 4,
+        4: 0,
+        5: -1,
+        7: 1,
+        8: 0,
+        12: 0,
+        30: -18,
+    }
 
 
 @pytest.mark.parametrize("imagine", [None, lambda _: None])
@@ -160,7 +198,8 @@ def test_an_episode_over_before_the_first_look_is_a_film_of_one_picture() -> Non
     assert len(decoded(Film(Stage(1)).mp4())[0]) == 1  # type: ignore[arg-type]
 
 
-# One environment per process: this one plays an episode of each policy without camera, with, without, on the same context.
+# One environment per process: this one plays an episode of each policy without camera, with, without, on the
+# same context.
 FILMED = """
 import hashlib, json, sys
 from dataclasses import asdict
@@ -217,7 +256,7 @@ def test_the_camera_changes_nothing(checkpoint: Path, baseline: Path, tmp_path: 
         assert np.mean([abs(a.astype(int) - b).mean() for a, b in pairwise(frames)]) > 0.1
 
 
-# -- which ones ---------------------------------------------------------------------------------------------------------------------
+# -- which ones ----------------------------------------------------------------------------------------------
 
 
 def outcome(task: str, seed: int, result: str) -> Outcome:

@@ -38,7 +38,9 @@ def test_every_suffix_depth_and_capital_is_a_film_and_hidden_ones_are_not(tmp_pa
     assert names(root) == ["a", "b", "c", "d", "f", "g", "h", "pick/monday/e"]
     _, episodes, left_out = imported(root, tmp_path / "store", **F)
     assert left_out == []
-    assert [numbers_of(episodes[name].frames["front"]) for name in "abcd"] == [list(range(10 * i, 10 * i + 8)) for i in range(4)]
+    assert [numbers_of(episodes[name].frames["front"]) for name in "abcd"] == [
+        list(range(10 * i, 10 * i + 8)) for i in range(4)
+    ]
 
 
 def test_one_film_is_a_source(tmp_path: Path) -> None:
@@ -46,7 +48,10 @@ def test_one_film_is_a_source(tmp_path: Path) -> None:
     assert [item.episode_id for item in open_source(path, Reading(**F)).items] == ["take-take"]
 
 
-@pytest.mark.parametrize("stems", [("take.1", "take.2"), ("2024-05-01 10.22.31", "2024-05-02 10.22.32"), ("v1.0.final", "v1.1.final")])
+@pytest.mark.parametrize(
+    "stems",
+    [("take.1", "take.2"), ("2024-05-01 10.22.31", "2024-05-02 10.22.32"), ("v1.0.final", "v1.1.final")],
+)
 def test_a_dot_in_a_name_makes_no_camera(tmp_path: Path, stems: tuple[str, ...]) -> None:
     root = films(tmp_path / "films", *(f"{stem}.mp4" for stem in stems))
     assert names(root) == list(stems)
@@ -60,12 +65,16 @@ def test_several_cameras_of_a_scene_are_one_episode(tmp_path: Path) -> None:
     assert source.contract.cameras == ("front", "wrist")
     assert source.problems == ["films, pick/b: there is no film of camera wrist; left out"]
     assert names(root, cameras={"front": "top"}) == ["pick/a", "pick/b"]
-    with pytest.raises(SourceError, match="there is no film of camera top, side; --cameras can choose from front, wrist"):
+    with pytest.raises(
+        SourceError, match="there is no film of camera top, side; --cameras can choose from front, wrist"
+    ):
         open_source(root, Reading(cameras={"top": "top", "side": "side"}))
 
 
 def test_two_films_never_get_one_id(tmp_path: Path) -> None:
-    root = films(tmp_path / "films", "pick/red-cube.mp4", "pick-red/cube.mp4", "pick-red-cube.mp4", "a.mp4", "a.mov")
+    root = films(
+        tmp_path / "films", "pick/red-cube.mp4", "pick-red/cube.mp4", "pick-red-cube.mp4", "a.mp4", "a.mov"
+    )
     items = open_source(root, Reading(**F)).items
     assert len({item.episode_id for item in items}) == len(items) == 5
 
@@ -125,7 +134,9 @@ def test_reading_a_film_keeps_none_of_its_frames_in_memory(tmp_path: Path) -> No
     assert process.memory_info().rss - before < 20 * 720 * 1280 * 1.5, "of fifty frames"
 
 
-@pytest.mark.parametrize("stems", [("cut 10.22.31 AM", "cut 10.22.45 AM"), ("take.v1", "take.v2"), ("a.0001 (1)", "a.0001 (2)")])
+@pytest.mark.parametrize(
+    "stems", [("cut 10.22.31 AM", "cut 10.22.45 AM"), ("take.v1", "take.v2"), ("a.0001 (1)", "a.0001 (2)")]
+)
 def test_times_and_numbers_are_no_cameras(tmp_path: Path, stems: tuple[str, ...]) -> None:
     root = films(tmp_path / "films", *(f"{stem}.mp4" for stem in stems))
     with pytest.raises(SourceError, match="its films do not name their camera"):
@@ -136,7 +147,9 @@ def test_times_and_numbers_are_no_cameras(tmp_path: Path, stems: tuple[str, ...]
 
 def test_films_that_name_other_cameras_are_never_taken_for_the_one_that_was_meant(tmp_path: Path) -> None:
     root = films(tmp_path / "films", "a.front.mp4", "a.wrist.mp4", "b.front.mp4", "b.wrist.mp4")
-    with pytest.raises(SourceError, match="there is no film of camera side; --cameras can choose from front, wrist"):
+    with pytest.raises(
+        SourceError, match="there is no film of camera side; --cameras can choose from front, wrist"
+    ):
         open_source(root, Reading(cameras={"side": "side"}, task="pick"))
     source = open_source(films(tmp_path / "two", "take.red.mp4", "take.blue.mp4"), Reading(**F))
     assert [item.name for item in source.items] == ["take.blue", "take.red"]
@@ -145,7 +158,11 @@ def test_films_that_name_other_cameras_are_never_taken_for_the_one_that_was_mean
 
 def test_films_beside_a_scene_are_told(tmp_path: Path) -> None:
     root = films(
-        tmp_path / "films", *(f"{scene}.{camera}.mp4" for scene in "abc" for camera in ("front", "wrist")), "a.mp4", "b.side.mp4", "b.front.mov"
+        tmp_path / "films",
+        *(f"{scene}.{camera}.mp4" for scene in "abc" for camera in ("front", "wrist")),
+        "a.mp4",
+        "b.side.mp4",
+        "b.front.mov",
     )
     source = open_source(root, Reading(task="pick"))
     assert [item.name for item in source.items if not item.problem] == ["a", "c"]
@@ -159,8 +176,13 @@ def test_films_beside_a_scene_are_told(tmp_path: Path) -> None:
 
 def test_a_film_cut_short_is_left_out_by_name(tmp_path: Path) -> None:
     root = films(tmp_path / "films", "a.mp4")
-    write_film(tmp_path / "whole.mp4", np.random.default_rng(0).integers(0, 256, (60, 32, 64, 3), np.uint8), 10)
-    with av.open(str(tmp_path / "whole.mp4")) as old, av.open(str(tmp_path / "fast.mp4"), "w", options={"movflags": "faststart"}) as new:
+    write_film(
+        tmp_path / "whole.mp4", np.random.default_rng(0).integers(0, 256, (60, 32, 64, 3), np.uint8), 10
+    )
+    with (
+        av.open(str(tmp_path / "whole.mp4")) as old,
+        av.open(str(tmp_path / "fast.mp4"), "w", options={"movflags": "faststart"}) as new,
+    ):
         stream = new.add_stream_from_template(old.streams.video[0])
         for packet in old.demux(video=0):
             if packet.dts is not None:
@@ -183,11 +205,15 @@ def test_cameras_of_two_rates_are_one_episode_once_a_rate_is_chosen(tmp_path: Pa
     assert numbers_of(episodes["a"].frames["wrist"]) == list(range(0, 40, 4))
 
 
-def test_resampled_pictures_of_a_film_with_jitter_are_those_nearest_to_the_moments_of_the_store(tmp_path: Path) -> None:
+def test_resampled_pictures_of_a_film_with_jitter_are_those_nearest_to_the_moments_of_the_store(
+    tmp_path: Path,
+) -> None:
     moments = [0, 33, 70, 98, 131, 168, 201, 233, 265, 301, 334, 365]
     write_film(tmp_path / "films/a.mp4", numbered(range(12)), 1000, moments=moments)
     _, episodes, _ = imported(tmp_path / "films", tmp_path / "store", resample_hz=12.0, **F)
-    assert numbers_of(episodes["a"].frames["front"]) == [int(np.abs(np.asarray(moments) - k * 1000 / 12).argmin()) for k in range(5)]
+    assert numbers_of(episodes["a"].frames["front"]) == [
+        int(np.abs(np.asarray(moments) - k * 1000 / 12).argmin()) for k in range(5)
+    ]
 
 
 def test_a_rate_that_was_rounded_by_a_person_is_the_films(tmp_path: Path) -> None:
@@ -208,10 +234,15 @@ def test_a_film_turned_by_its_header_alone_is_another_recording(tmp_path: Path) 
     path = write_film(tmp_path / "day1/a.mp4", numbered(range(8)), 10)
     content = path.read_bytes()
     upright = b"".join(number.to_bytes(4, "big") for number in (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30))
-    turned = b"".join((number % (1 << 32)).to_bytes(4, "big") for number in (-(1 << 16), 0, 0, 0, -(1 << 16), 0, 64 << 16, 32 << 16, 1 << 30))
+    turned = b"".join(
+        (number % (1 << 32)).to_bytes(4, "big")
+        for number in (-(1 << 16), 0, 0, 0, -(1 << 16), 0, 64 << 16, 32 << 16, 1 << 30)
+    )
     place = content.index(upright, content.index(b"tkhd"))
     (tmp_path / "day2").mkdir()
     (tmp_path / "day2/a.mp4").write_bytes(content[:place] + turned + content[place + 36 :])
     first, second = (open_source(tmp_path / day, Reading(label="x", **F)) for day in ("day1", "day2"))
-    assert np.array_equal(first.first_pictures(first.items[0])[""][::-1, ::-1], second.first_pictures(second.items[0])[""])
+    assert np.array_equal(
+        first.first_pictures(first.items[0])[""][::-1, ::-1], second.first_pictures(second.items[0])[""]
+    )
     assert first.items[0].origin.partition("content ")[2] != second.items[0].origin.partition("content ")[2]

@@ -1,4 +1,6 @@
-"""Imagined against executed: every look's imagination beside what the cameras then saw, of the very playing that is filmed."""
+"""Imagined against executed: every look's imagination beside what the cameras then saw, of the very playing
+that is filmed.
+"""
 
 import json
 
@@ -31,7 +33,9 @@ def imagined(levels: list[float], stride: int) -> Imagination:
 
 
 def played(steps: int, execute: int, stride: int, frames: int, error: int = 0) -> dict[str, object]:
-    """An episode in which the picture brightens by one grey level per step, and a policy that is off by `error`."""
+    """An episode in which the picture brightens by one grey level per step, and a policy that is off by
+    `error`.
+    """
     foresight = Foresight()
     for step in range(1, steps + 1):
         if (step - 1) % execute == 0:
@@ -46,31 +50,43 @@ def played(steps: int, execute: int, stride: int, frames: int, error: int = 0) -
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 9), st.integers(1, 8), st.integers(0, 9))
-def test_who_imagines_the_truth_is_at_no_distance_and_who_errs_at_his_error(steps: int, execute: int, stride: int, frames: int, error: int) -> None:
+def test_who_imagines_the_truth_is_at_no_distance_and_who_errs_at_his_error(
+    steps: int, execute: int, stride: int, frames: int, error: int
+) -> None:
     told = played(steps, execute, stride, frames, error)
     looks = [look for look in range(0, steps, execute) if look + stride <= steps]
     assert told["steps"] == looks
     assert told["distances"] == pytest.approx([error] * len(looks))
     came = [[stride * (f + 1) for f in range(frames) if look + stride * (f + 1) <= steps] for look in looks]
-    assert told["still"] == pytest.approx([np.mean(moments) for moments in came]), "a still picture is as far as the world has moved"
+    assert told["still"] == pytest.approx([np.mean(moments) for moments in came]), (
+        "a still picture is as far as the world has moved"
+    )
     assert told["mean_distance"] == (pytest.approx(error) if looks else None)
 
 
 def test_it_says_which_episode_it_was_and_how_it_ended() -> None:
     told = played(9, 4, 4, 2)
-    assert {name: told[name] for name in ("episode", "task", "result")} == {"episode": "Lift-7-8", "task": "Lift", "result": "success"}
+    assert {name: told[name] for name in ("episode", "task", "result")} == {
+        "episode": "Lift-7-8",
+        "task": "Lift",
+        "result": "success",
+    }
 
 
 def test_the_distance_is_over_the_pictures_of_all_cameras() -> None:
     assert distance(grey(10), grey(13)) == 3
     half = grey(10) | {"b": grey(14)["b"]}
     assert distance(grey(10), half) == pytest.approx(np.sqrt(4**2 / 2))
-    assert distance(grey(0), {camera: picture + np.uint8(200) for camera, picture in grey(0).items()}) == 200, "no arithmetic of bytes"
+    assert (
+        distance(grey(0), {camera: picture + np.uint8(200) for camera, picture in grey(0).items()}) == 200
+    ), "no arithmetic of bytes"
 
 
 def test_a_film_measures_the_playing_that_it_shows() -> None:
     """The stage's pictures brighten by one per step; what is imagined is of constant grey."""
-    frames = np.arange(1, 3, dtype=np.uint8)[:, None, None, None] * np.ones((64, 64, 3), np.uint8) + np.uint8(60)
+    frames = np.arange(1, 3, dtype=np.uint8)[:, None, None, None] * np.ones((64, 64, 3), np.uint8) + np.uint8(
+        60
+    )
     film = filmed(Stage(1), lambda _: Imagination({"camera0": frames}, 4), 9)
     kept = film.done(outcome(9))
     assert kept.mp4
@@ -91,4 +107,9 @@ def test_of_a_policy_that_imagines_nothing_there_is_a_film_alone(imagine: object
 
 def test_an_episode_over_before_any_moment_came_has_no_distance() -> None:
     told = played(3, 4, 8, 1)
-    assert (told["steps"], told["distances"], told["mean_distance"], told["mean_still"]) == ([], [], None, None)
+    assert (told["steps"], told["distances"], told["mean_distance"], told["mean_still"]) == (
+        [],
+        [],
+        None,
+        None,
+    )

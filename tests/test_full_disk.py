@@ -1,4 +1,6 @@
-"""Every writer of a sweep meets a disk that is really full: what was written stays whole, and the error is the disk's, not the arm's."""
+"""Every writer of a sweep meets a disk that is really full: what was written stays whole, and the error is
+the disk's, not the arm's.
+"""
 
 import json
 import subprocess
@@ -52,7 +54,9 @@ class SmallDisk:
 def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     place = tmp_path / "disk"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", place], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", place], capture_output=True, check=False
+    )
     if done.returncode:
         pytest.skip("a small file system needs root and CAP_SYS_ADMIN")
     yield SmallDisk(place)
@@ -151,7 +155,13 @@ def test_a_cache_that_is_full_serves_no_half_of_a_checkpoint(disk: SmallDisk, tm
 
 def test_a_tracking_database_that_is_full_is_told_once_there_is_room(disk: SmallDisk, tmp_path: Path) -> None:
     uri, arm = f"sqlite:///{disk.root / 'mlflow.db'}", Arm(4, 0.0, 0)
-    about: dict[str, Any] = {"sweep": "s", "training": "t", "protocol": "p", "steps": 9, "artifacts": str(tmp_path / "artifacts")}
+    about: dict[str, Any] = {
+        "sweep": "s",
+        "training": "t",
+        "protocol": "p",
+        "steps": 9,
+        "artifacts": str(tmp_path / "artifacts"),
+    }
     tracker = Tracker(uri, **about)
     tracker.open()
     teller = Teller(uri, tmp_path / "telling", about)
@@ -172,7 +182,9 @@ def test_a_tracking_database_that_is_full_is_told_once_there_is_room(disk: Small
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
-    run = client.search_runs([client.get_experiment_by_name("demoscale").experiment_id], "tags.`demoscale.arm` = 'arm_1'")[0]
+    run = client.search_runs(
+        [client.get_experiment_by_name("demoscale").experiment_id], "tags.`demoscale.arm` = 'arm_1'"
+    )[0]
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "m7")] == [*range(40)]
 
 

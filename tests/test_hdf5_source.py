@@ -1,4 +1,6 @@
-"""HDF5 of unknown origin: what most demonstrations have is imported, the others are left out by name, and no other file is read."""
+"""HDF5 of unknown origin: what most demonstrations have is imported, the others are left out by name, and no
+other file is read.
+"""
 
 import json
 import pickle
@@ -69,16 +71,24 @@ def said(path: Path, reading: Reading = UPRIGHT) -> str:
     return str(error.value)
 
 
-# -- one demonstration unlike the others ------------------------------------------------------------------------------------------------
+# -- one demonstration unlike the others ---------------------------------------------------------------------
 
 UNLIKE: dict[str, tuple[str, Callable[[Path], None], str]] = {
-    "a short vector": ("demo_1", lambda p: changed(p, "data/demo_1/obs/robot0_eef_pos", np.zeros((3, 3))), "its parts differ in length"),
+    "a short vector": (
+        "demo_1",
+        lambda p: changed(p, "data/demo_1/obs/robot0_eef_pos", np.zeros((3, 3))),
+        "its parts differ in length",
+    ),
     "the first has another gripper": (
         "demo_0",
         lambda p: changed(p, "data/demo_0/obs/robot0_gripper_qpos", np.zeros((3, 6))),
         "its vectors have another width (robot0_gripper_qpos 6, most 2)",
     ),
-    "the first has more actions": ("demo_0", lambda p: changed(p, "data/demo_0/actions", np.zeros((3, 8))), "it has no actions of 7 dimensions"),
+    "the first has more actions": (
+        "demo_0",
+        lambda p: changed(p, "data/demo_0/actions", np.zeros((3, 8))),
+        "it has no actions of 7 dimensions",
+    ),
     "the first has larger pictures": (
         "demo_0",
         lambda p: changed(p, "data/demo_0/obs/agentview_image", pictures(3, 0, 32)),
@@ -89,10 +99,21 @@ UNLIKE: dict[str, tuple[str, Callable[[Path], None], str]] = {
         lambda p: changed(p, "data/demo_2/actions", np.full((5, 7), np.nan)),
         "a value of its actions is not a number (row 0)",
     ),
-    "actions that are words": ("demo_1", lambda p: changed(p, "data/demo_1/actions", [[b"left"]] * 4), "it has no actions of 7 dimensions"),
+    "actions that are words": (
+        "demo_1",
+        lambda p: changed(p, "data/demo_1/actions", [[b"left"]] * 4),
+        "it has no actions of 7 dimensions",
+    ),
     "pictures never written": (
         "demo_1",
-        lambda p: changed(p, "data/demo_1/obs/agentview_image", None, shape=(4, SIZE, SIZE, 3), dtype="u1", chunks=(1, SIZE, SIZE, 3)),
+        lambda p: changed(
+            p,
+            "data/demo_1/obs/agentview_image",
+            None,
+            shape=(4, SIZE, SIZE, 3),
+            dtype="u1",
+            chunks=(1, SIZE, SIZE, 3),
+        ),
         "of its agentview_image only 0 of 4 chunks were ever written",
     ),
     "actions never written": (
@@ -118,11 +139,21 @@ UNLIKE: dict[str, tuple[str, Callable[[Path], None], str]] = {
         )[-1],
         "its elsewhere is a link into another file (other.hdf5)",
     ),
-    "a link in a circle": ("demo_1", lambda p: changed(p, "data/demo_1/actions", h5py.SoftLink("actions")), "leads in a circle"),
-    "a link to nothing": ("demo_1", lambda p: changed(p, "data/demo_1/obs", h5py.SoftLink("/gone")), "its link obs leads to /gone, which is not"),
+    "a link in a circle": (
+        "demo_1",
+        lambda p: changed(p, "data/demo_1/actions", h5py.SoftLink("actions")),
+        "leads in a circle",
+    ),
+    "a link to nothing": (
+        "demo_1",
+        lambda p: changed(p, "data/demo_1/obs", h5py.SoftLink("/gone")),
+        "its link obs leads to /gone, which is not",
+    ),
     "bytes of another file": (
         "demo_1",
-        lambda p: changed(p, "data/demo_1/states", None, shape=(4, 7), dtype="f4", external=[("/etc/hostname", 0, 112)]),
+        lambda p: changed(
+            p, "data/demo_1/states", None, shape=(4, 7), dtype="f4", external=[("/etc/hostname", 0, 112)]
+        ),
         "the data of its states are in another file (/etc/hostname)",
     ),
 }
@@ -151,7 +182,10 @@ def test_a_virtual_dataset_is_not_read(path: Path) -> None:
     with h5py.File(path, "a") as file:
         del file["data/demo_1/actions"]
         file.create_virtual_dataset("data/demo_1/actions", layout)
-    assert "the data of its actions are put together from other datasets" in open_source(path, UPRIGHT).problems[0]
+    assert (
+        "the data of its actions are put together from other datasets"
+        in open_source(path, UPRIGHT).problems[0]
+    )
 
 
 def test_soft_links_within_the_file_are_followed(path: Path) -> None:
@@ -165,7 +199,10 @@ def test_soft_links_within_the_file_are_followed(path: Path) -> None:
 
 def test_links_of_the_whole_file_are_refused(path: Path, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "linked.hdf5", "w") as file:
-        file["data"], file["mask"] = h5py.ExternalLink(str(path), "/data"), h5py.ExternalLink(str(path), "/mask")
+        file["data"], file["mask"] = (
+            h5py.ExternalLink(str(path), "/data"),
+            h5py.ExternalLink(str(path), "/mask"),
+        )
     assert "its data is a link into another file" in said(tmp_path / "linked.hdf5")
     changed(path, "mask", h5py.ExternalLink("other.hdf5", "/mask"))
     assert taken(open_source(path, UPRIGHT))
@@ -177,22 +214,26 @@ def test_what_is_announced_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatc
     assert "would take" in open_source(path, UPRIGHT).problems[0]
     monkeypatch.undo()
     monkeypatch.setattr(hdf5_arrays, "MOST_VECTOR_BYTES", 4 * 7 * 8)
-    assert [problem.partition(" take")[0] for problem in open_source(path, UPRIGHT).problems] == ["lift.hdf5, demo_2: the data of its actions"]
+    assert [problem.partition(" take")[0] for problem in open_source(path, UPRIGHT).problems] == [
+        "lift.hdf5, demo_2: the data of its actions"
+    ]
 
 
 def test_a_filter_that_is_not_installed_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed(path, "data/demo_1/actions", np.zeros((4, 7)), compression="gzip")
     available = h5py.h5z.filter_avail
-    monkeypatch.setattr(h5py.h5z, "filter_avail", lambda code: code != h5py.h5z.FILTER_DEFLATE and available(code))
+    monkeypatch.setattr(
+        h5py.h5z, "filter_avail", lambda code: code != h5py.h5z.FILTER_DEFLATE and available(code)
+    )
     monkeypatch.setitem(hdf5_arrays.FILTERS, h5py.h5z.FILTER_DEFLATE, "blosc")
     problem = open_source(path, UPRIGHT).problems[0]
     assert (
-        "demo_1: the data of its actions are compressed with blosc (HDF5 filter 1), which is not installed here; run `pip install hdf5plugin`"
-        in problem
+        "demo_1: the data of its actions are compressed with blosc (HDF5 filter 1), which is not installed"
+        " here; run `pip install hdf5plugin`" in problem
     )
 
 
-# -- what else is in a file ---------------------------------------------------------------------------------------------------------------
+# -- what else is in a file ----------------------------------------------------------------------------------
 
 
 def test_groups_and_numbers_beside_demonstrations_are_passed_over(path: Path) -> None:
@@ -202,20 +243,32 @@ def test_groups_and_numbers_beside_demonstrations_are_passed_over(path: Path) ->
     changed(path, "data/broken", h5py.SoftLink("/gone"))
     source = open_source(path, UPRIGHT)
     assert taken(source) == ["demo_0", "demo_1", "demo_2"]
-    assert source.problems == ["lift.hdf5, broken: its link broken leads to /gone, which is not there; left out"]
+    assert source.problems == [
+        "lift.hdf5, broken: its link broken leads to /gone, which is not there; left out"
+    ]
 
 
 def test_a_mask_names_what_is_not_there(path: Path, tmp_path: Path) -> None:
     changed(path, "mask/train", np.array([b"demo_0", b"demo_9"]))
     source = open_source(path, Reading(images="upright", mask="train"))
     assert taken(source) == ["demo_0"]
-    assert source.problems == ["lift.hdf5, demo_9: the mask train lists it, but it is not in the file; left out"]
+    assert source.problems == [
+        "lift.hdf5, demo_9: the mask train lists it, but it is not in the file; left out"
+    ]
     changed(path, "mask/group/x", 1)
     assert "its mask group is no list of names" in said(path, Reading(images="upright", mask="group"))
 
 
 @pytest.mark.parametrize(
-    "args", ["{", "[1]", "7", '{"env_kwargs": 3, "env_name": [1]}', "[" * 50_000, '{"env_kwargs": {"control_freq": "x", "robots": 3}}']
+    "args",
+    [
+        "{",
+        "[1]",
+        "7",
+        '{"env_kwargs": 3, "env_name": [1]}',
+        "[" * 50_000,
+        '{"env_kwargs": {"control_freq": "x", "robots": 3}}',
+    ],
 )
 def test_attributes_that_make_no_sense_count_as_missing(args: str, tmp_path: Path) -> None:
     path = recording(tmp_path / "odd.hdf5", args)
@@ -242,19 +295,24 @@ def test_isaac_labs_rate(tmp_path: Path) -> None:
     assert "say it with --hz" in said(recording(tmp_path / "isaac.hdf5", args))
 
 
-# -- actions ------------------------------------------------------------------------------------------------------------------------------
+# -- actions -------------------------------------------------------------------------------------------------
 
 
 def test_poses_do_not_pass_for_displacements(path: Path) -> None:
     assert open_source(path, UPRIGHT).contract.action == ACTION
-    changed(path, "data/demo_1/actions", np.tile([0, 0, 0, 0, 0, 0, 9.0], (4, 1)))  # the gripper's is no displacement
+    # the gripper's is no displacement
+    changed(path, "data/demo_1/actions", np.tile([0, 0, 0, 0, 0, 0, 9.0], (4, 1)))
     assert open_source(path, UPRIGHT).contract.action == ACTION
     changed(path, "data/demo_1/actions", np.tile([0.1, 0, 1.02, 2.2, 2.2, 0, -1], (4, 1)))
     source = open_source(path, UPRIGHT)
     assert source.questions[0].startswith("lift.hdf5: its actions reach 2.2, but displacements")
     assert source.contract.action == tuple(f"action_{i}" for i in range(7))
     assert open_source(path, Reading(images="upright", deltas=True)).contract.action == ACTION
-    assert open_source(path, Reading(images="upright", deltas=False)).contract.action[0].startswith("eef_absolute")
+    assert (
+        open_source(path, Reading(images="upright", deltas=False))
+        .contract.action[0]
+        .startswith("eef_absolute")
+    )
 
 
 def test_another_dataset_can_be_the_action(path: Path) -> None:
@@ -265,14 +323,23 @@ def test_another_dataset_can_be_the_action(path: Path) -> None:
     action = source.read(source.items[0]).action
     assert action is not None
     assert (action == 2).all()
-    assert "there are no vectors poses; --action can choose from actions, actions_abs" in said(path, Reading(images="upright", action="poses"))
-    assert open_source(path, Reading(images="upright", action="actions_abs", panda=True)).contract.action == ACTION
+    assert "there are no vectors poses; --action can choose from actions, actions_abs" in said(
+        path, Reading(images="upright", action="poses")
+    )
+    assert (
+        open_source(path, Reading(images="upright", action="actions_abs", panda=True)).contract.action
+        == ACTION
+    )
 
 
 def test_robocasas_arm_without_its_base(tmp_path: Path) -> None:
     path = recording(tmp_path / "kitchen.hdf5", {**ARGS, "env_kwargs": {**KWARGS, "robots": ["PandaMobile"]}})
     for i, length in enumerate(LENGTHS):
-        changed(path, f"data/demo_{i}/actions", np.pad(np.full((length, 7), 0.5), ((0, 0), (0, 5)), constant_values=0.1 * (i == 1)))
+        changed(
+            path,
+            f"data/demo_{i}/actions",
+            np.pad(np.full((length, 7), 0.5), ((0, 0), (0, 5)), constant_values=0.1 * (i == 1)),
+        )
     whole, arm = open_source(path, UPRIGHT), open_source(path, Reading(images="upright", arm_only=True))
     assert (len(whole.contract.action), whole.contract.action[:7]) == (12, ACTION)
     assert arm.contract.action == ACTION
@@ -298,10 +365,14 @@ def test_liberos_hand_is_turned_into_the_simulators(path: Path) -> None:
     proprio = source.read(source.items[0]).proprio
     assert proprio is not None
     assert np.allclose(proprio[:, [4, 6]], np.stack([np.sin(angle / 2), np.cos(angle / 2)], 1))
-    assert open_source(path, Reading(images="upright", proprio=("ee_ori",))).contract.proprio == ("ee_ori_0", "ee_ori_1", "ee_ori_2")
+    assert open_source(path, Reading(images="upright", proprio=("ee_ori",))).contract.proprio == (
+        "ee_ori_0",
+        "ee_ori_1",
+        "ee_ori_2",
+    )
 
 
-# -- pictures -----------------------------------------------------------------------------------------------------------------------------
+# -- pictures ------------------------------------------------------------------------------------------------
 
 STORED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "channels first": lambda x: x.transpose(0, 3, 1, 2),
@@ -327,13 +398,19 @@ def test_pictures_of_other_numbers_come_out_the_same(name: str, path: Path) -> N
 
 def test_the_range_is_decided_over_all_pictures(path: Path) -> None:
     for i, length in enumerate(LENGTHS):
-        changed(path, f"data/demo_{i}/obs/agentview_image", (pictures(length, i) * (i > 0)).astype(np.float32))  # the first is dark
+        # the first is dark
+        changed(
+            path, f"data/demo_{i}/obs/agentview_image", (pictures(length, i) * (i > 0)).astype(np.float32)
+        )
     changed(path, "data/demo_2/obs/agentview_image", np.full((5, SIZE, SIZE, 3), np.nan, np.float32))
     source = open_source(path, UPRIGHT)
     assert source.problems == ["lift.hdf5, demo_2: its pictures hold a value that is not a number; left out"]
     assert np.array_equal(source.read(source.items[1]).frames["agentview"], pictures(4, 1))
     changed(path, "data/demo_2/obs/agentview_image", np.full((5, SIZE, SIZE, 3), 700, np.float32))
-    assert "its pictures are float32 from 0 to 700; say what black and white are with --picture-range" in open_source(path, UPRIGHT).questions[0]
+    assert (
+        "its pictures are float32 from 0 to 700; say what black and white are with --picture-range"
+        in open_source(path, UPRIGHT).questions[0]
+    )
     source = open_source(path, Reading(images="upright", picture_range="0..1"))
     assert not source.questions
     assert source.read(source.items[1]).frames["agentview"].max() == 255
@@ -343,11 +420,15 @@ def test_the_files_of_a_folder_agree_about_the_range(tmp_path: Path) -> None:
     for name, factor in (("a", 1), ("b", 255)):
         path = recording(tmp_path / f"{name}.hdf5")
         for i, length in enumerate(LENGTHS):
-            changed(path, f"data/demo_{i}/obs/agentview_image", (pictures(length, i) / 255 * factor).astype(np.float32))
+            changed(
+                path,
+                f"data/demo_{i}/obs/agentview_image",
+                (pictures(length, i) / 255 * factor).astype(np.float32),
+            )
     assert "range over 0..255, those of a.hdf5 over 0..1" in said(tmp_path)
 
 
-# -- folders ------------------------------------------------------------------------------------------------------------------------------
+# -- folders -------------------------------------------------------------------------------------------------
 
 
 def test_a_file_of_a_folder_that_cannot_be_read_is_left_out(path: Path, tmp_path: Path) -> None:
@@ -360,39 +441,60 @@ def test_a_file_of_a_folder_that_cannot_be_read_is_left_out(path: Path, tmp_path
     assert "it is a git-LFS pointer" in source.problems[1]
 
 
-# -- identity -----------------------------------------------------------------------------------------------------------------------------
+# -- identity ------------------------------------------------------------------------------------------------
 
 
 def test_content_and_choices_make_the_identity(path: Path, tmp_path: Path) -> None:
     def noted(where: Path, **chosen: Any) -> str:
-        return open_source(where, Reading(**{"images": "upright", **chosen})).items[1].origin.rpartition("content ")[2]
+        return (
+            open_source(where, Reading(**{"images": "upright", **chosen}))
+            .items[1]
+            .origin.rpartition("content ")[2]
+        )
 
     first = noted(path)
     assert noted(recording(tmp_path / "renamed.hdf5"), label="other") == first
-    choices: list[dict[str, Any]] = [{"images": "rotated"}, {"task": "x"}, {"image_size": (8, 8)}, {"cameras": {"agentview": "a"}}]
+    choices: list[dict[str, Any]] = [
+        {"images": "rotated"},
+        {"task": "x"},
+        {"image_size": (8, 8)},
+        {"cameras": {"agentview": "a"}},
+    ]
     assert len({first, *(noted(path, **chosen) for chosen in choices)}) == 5
     changed(path, "data/demo_1/obs/agentview_image", pictures(4, 7))
     assert noted(path) != first
 
 
-# -- what an export of a store says -------------------------------------------------------------------------------------------------------
+# -- what an export of a store says --------------------------------------------------------------------------
 
 
 def test_an_export_of_a_store_needs_no_questions(tmp_path: Path) -> None:
     path = recording(tmp_path / "mine.hdf5", args="{}")
-    contract = Contract(("agentview",), (SIZE, SIZE), "default", PROPRIO[:7], tuple(f"joint_{i}" for i in range(7)), 12.5, "robosuite 9")
+    contract = Contract(
+        ("agentview",),
+        (SIZE, SIZE),
+        "default",
+        PROPRIO[:7],
+        tuple(f"joint_{i}" for i in range(7)),
+        12.5,
+        "robosuite 9",
+    )
     with h5py.File(path, "a") as file:
         file["data"].attrs["demoscale.contract"] = json.dumps(contract.to_json())
         file["data"].attrs["demoscale.proprio_keys"] = json.dumps(PROPRIO_KEYS[:2])
         for i in range(3):
-            file[f"data/demo_{i}"].attrs.update({"demoscale.task": f"task {i}", "demoscale.instruction": f"do {i}"})
+            file[f"data/demo_{i}"].attrs.update(
+                {"demoscale.task": f"task {i}", "demoscale.instruction": f"do {i}"}
+            )
         file["data/demo_0"].attrs["demoscale.success"] = False
         del file["data/demo_2/actions"]
     source = open_source(path, Reading())
     assert not source.questions
     assert not source.problems
     assert source.contract == contract
-    assert [(item.task, item.instruction, item.labelled) for item in source.items] == [(f"task {i}", f"do {i}", i < 2) for i in range(3)]
+    assert [(item.task, item.instruction, item.labelled) for item in source.items] == [
+        (f"task {i}", f"do {i}", i < 2) for i in range(3)
+    ]
     assert [source.read(item).success for item in source.items] == [False, None, None]
     assert source.read(source.items[2]).action is None
     assert open_source(path, Reading(render_profile="imported")).contract.render_profile == "imported"

@@ -1,4 +1,6 @@
-"""A stranger's checkpoint cards, sweep files and episodes: bounded and checked before memory is allocated, each refused with a sentence."""
+"""A stranger's checkpoint cards, sweep files and episodes: bounded and checked before memory is allocated,
+each refused with a sentence.
+"""
 
 import json
 import random
@@ -28,7 +30,15 @@ from policy.interface import Contract
 from policy.presets import PRESETS, policy_config
 from test_hostile_http import mutated, peak, peak_reset
 
-CONTRACT = Contract(("cam",), (64, 64), "fast", tuple(f"p{i}" for i in range(9)), tuple(f"a{i}" for i in range(7)), 20.0, "none")
+CONTRACT = Contract(
+    ("cam",),
+    (64, 64),
+    "fast",
+    tuple(f"p{i}" for i in range(9)),
+    tuple(f"a{i}" for i in range(7)),
+    20.0,
+    "none",
+)
 
 
 def stats(width: int) -> Stats:
@@ -101,7 +111,9 @@ def test_a_good_card_is_read(tmp_path: Path) -> None:
         ("format", "\x1b[2J", r"checkpoint format \\x1b\[2J"),
     ],
 )
-def test_a_card_that_no_policy_has_is_refused_with_the_field(tmp_path: Path, path: str, value: Any, says: str) -> None:
+def test_a_card_that_no_policy_has_is_refused_with_the_field(
+    tmp_path: Path, path: str, value: Any, says: str
+) -> None:
     with pytest.raises(CheckpointError, match=says) as raised:
         read(tmp_path, json.dumps(changed(path, value)))
     assert "\x1b" not in str(raised.value)
@@ -153,15 +165,33 @@ def test_a_whole_checkpoint_is_loaded(whole: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        ("config.action.down_dims", [65_536, 65_536], "the weights do not fit .*: it has no head.unet.down.1.0.skip"),
-        ("config.action.down_dims", [65_536, 64], r"the weights do not fit .*: head.unet.* is \(64, 7, 5\), the model's is \(65536, 7, 5\)"),
+        (
+            "config.action.down_dims",
+            [65_536, 65_536],
+            "the weights do not fit .*: it has no head.unet.down.1.0.skip",
+        ),
+        (
+            "config.action.down_dims",
+            [65_536, 64],
+            r"the weights do not fit .*: head.unet.* is \(64, 7, 5\), the model's is \(65536, 7, 5\)",
+        ),
         ("config.images.out_dim", 65_536, "the weights do not fit .*: .* is .*, the model's is .*65"),
-        ("config.images.channels", [4096, 4096, 4096], "the weights do not fit .*: images.0.levels.2.* is missing"),
-        ("contract.cameras", [f"c{i}" for i in range(60)], "it has .* layers or more, the weights .* tensors|is missing"),
+        (
+            "config.images.channels",
+            [4096, 4096, 4096],
+            "the weights do not fit .*: images.0.levels.2.* is missing",
+        ),
+        (
+            "contract.cameras",
+            [f"c{i}" for i in range(60)],
+            "it has .* layers or more, the weights .* tensors|is missing",
+        ),
         ("config.images.groups", 7, "no model can be built as checkpoint.json describes it"),
     ],
 )
-def test_a_model_is_compared_with_its_weights_before_it_takes_memory(whole: Path, tmp_path: Path, path: str, value: Any, says: str) -> None:
+def test_a_model_is_compared_with_its_weights_before_it_takes_memory(
+    whole: Path, tmp_path: Path, path: str, value: Any, says: str
+) -> None:
     folder = stranger(whole, tmp_path, changed(path, value))
     load(whole)
     before, began = peak_reset(), time.monotonic()
@@ -176,7 +206,9 @@ def test_a_model_of_endless_layers_is_refused_by_arithmetic(whole: Path, tmp_pat
     config["adaptor"]["trunk"] = [{"channels": 64, "groups": 8, "expansion": 2, "blocks": 64}] * 64
     folder = stranger(whole, tmp_path, changed("config", config))
     (folder / "unet").mkdir()
-    (folder / "unet/diffusion_pytorch_model.safetensors").write_bytes((whole / "heads.safetensors").read_bytes())
+    (folder / "unet/diffusion_pytorch_model.safetensors").write_bytes(
+        (whole / "heads.safetensors").read_bytes()
+    )
     began = time.process_time()
     with pytest.raises(CheckpointError, match=r"it has 41\d\d layers or more, the weights \d+ tensors"):
         load(folder)
@@ -196,7 +228,25 @@ def test_weights_that_are_not_finite_are_refused_by_name(whole: Path, tmp_path: 
 def test_a_thousand_random_cards_are_each_read_or_refused_in_bounds(tmp_path: Path) -> None:
     """Figures are printed: `pytest -rP -k thousand`."""
     rng, good = random.Random(19), json.dumps(TEXT, indent=1).encode()
-    odd = [None, True, -1, 0, 10**12, 10**400, 1e308, "", "x" * 3000, [], {}, [[]], ["a"] * 5000, [1, 2], {"a": {}}, "\x1b[31m", float("nan")]
+    odd = [
+        None,
+        True,
+        -1,
+        0,
+        10**12,
+        10**400,
+        1e308,
+        "",
+        "x" * 3000,
+        [],
+        {},
+        [[]],
+        ["a"] * 5000,
+        [1, 2],
+        {"a": {}},
+        "\x1b[31m",
+        float("nan"),
+    ]
     leaves: list[str] = []
 
     def collect(value: Any, path: str) -> None:
@@ -209,7 +259,11 @@ def test_a_thousand_random_cards_are_each_read_or_refused_in_bounds(tmp_path: Pa
     read(tmp_path, good)
     before, slowest, accepted, refused = peak_reset(), 0.0, 0, 0
     for case in range(1000):
-        text = mutated(good, rng) if case % 2 else json.dumps(changed(rng.choice(leaves), rng.choice(odd))).encode()
+        text = (
+            mutated(good, rng)
+            if case % 2
+            else json.dumps(changed(rng.choice(leaves), rng.choice(odd))).encode()
+        )
         began = time.monotonic()
         try:
             read(tmp_path, text)
@@ -219,13 +273,16 @@ def test_a_thousand_random_cards_are_each_read_or_refused_in_bounds(tmp_path: Pa
         slowest = max(slowest, time.monotonic() - began)
         assert said.isprintable(), (case, said)
     grown = (peak() - before) / 2**20
-    print(f"largest RSS above idle {grown:.1f} MiB, slowest answer {slowest:.3f} s, {accepted} accepted, {refused} refused")
+    print(
+        f"largest RSS above idle {grown:.1f} MiB, slowest answer {slowest:.3f} s, {accepted} accepted,"
+        f" {refused} refused"
+    )
     assert min(accepted, refused) > 5
     assert slowest < 5
     assert grown < 200
 
 
-# -- YAML ---------------------------------------------------------------------------------------------------------------------------
+# -- YAML ----------------------------------------------------------------------------------------------------
 
 
 def test_aliases_and_merges_of_a_few_values_are_read() -> None:
@@ -233,8 +290,12 @@ def test_aliases_and_merges_of_a_few_values_are_read() -> None:
     assert read_yaml("base: &base {x: 1, y: 2}\nother: {<<: *base, y: 3}\n")["other"] == {"x": 1, "y": 3}
 
 
-LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
-MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 10))
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
+)
+MERGES = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 10)
+)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +340,7 @@ def test_sweep_files_of_the_project_are_far_within_the_bounds() -> None:
         assert file.stat().st_size < 20_000
 
 
-# -- films --------------------------------------------------------------------------------------------------------------------------
+# -- films ---------------------------------------------------------------------------------------------------
 
 
 def with_column(data: bytes, changes: dict[str, Callable[[Any], Any]]) -> bytes:
@@ -291,7 +352,9 @@ def with_column(data: bytes, changes: dict[str, Callable[[Any], Any]]) -> bytes:
     table = read_parquet(data)
     for name, change in changes.items():
         column = table.schema.get_field_index(name)
-        table = table.set_column(column, name, pa.array([change(table[name][0].as_py())], table.schema.field(name).type))
+        table = table.set_column(
+            column, name, pa.array([change(table[name][0].as_py())], table.schema.field(name).type)
+        )
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="none", store_schema=False)
     return buffer.getvalue()
@@ -323,12 +386,16 @@ WHOLE = encode(make_episode(length=12), 20.0)
         ({}, [-1], "frames -1 to -1 of 12 are asked for"),
     ],
 )
-def test_a_film_that_is_shorter_than_announced_is_an_error_that_names_the_episode(changes: Any, wanted: list[int] | None, says: str) -> None:
+def test_a_film_that_is_shorter_than_announced_is_an_error_that_names_the_episode(
+    changes: Any, wanted: list[int] | None, says: str
+) -> None:
     with pytest.raises(EpisodeError, match=rf"episode Lift-000000 cannot be decoded .*{says}"):
         decode(with_column(WHOLE, changes), (CAMERA,), True, wanted)
 
 
-def test_a_film_whose_packets_show_nothing_leaves_no_memory_uninitialised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_film_whose_packets_show_nothing_leaves_no_memory_uninitialised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A decoder that swallows a damaged frame and goes on."""
     needed = episodes._needed
     monkeypatch.setattr(episodes, "_needed", lambda packets, wanted: needed(packets, wanted)[:-2])

@@ -1,4 +1,6 @@
-"""What a stranger may send to a policy server, and what a stranger's server may answer: each refused with a status and one sentence."""
+"""What a stranger may send to a policy server, and what a stranger's server may answer: each refused with a
+status and one sentence.
+"""
 
 import gc
 import io
@@ -19,7 +21,14 @@ import pytest
 
 from policy import http_policy as remote_module
 from policy.http_policy import RemoteError, RemotePolicy
-from policy.http_protocol import MOST_OBSERVATIONS, pack, pack_chunks, pack_observations, request_bytes, unpack_chunks
+from policy.http_protocol import (
+    MOST_OBSERVATIONS,
+    pack,
+    pack_chunks,
+    pack_observations,
+    request_bytes,
+    unpack_chunks,
+)
 from policy.interface import ActionChunk, Contract, Observation
 from test_remote import CONTRACT, Digest, look, same, served
 
@@ -29,7 +38,9 @@ CARRIED = "Content-Type: application/octet-stream\r\n"
 
 
 def exchange(url: str, request: bytes, timeout_s: float = 10.0) -> tuple[int, str]:
-    """The status and the text of the answer to raw bytes, to which nothing is added; (0, "") if there is none."""
+    """The status and the text of the answer to raw bytes, to which nothing is added; (0, "") if there is
+    none.
+    """
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout_s) as connection:
         connection.sendall(request)
@@ -45,7 +56,12 @@ def exchange(url: str, request: bytes, timeout_s: float = 10.0) -> tuple[int, st
 
 def request(body: bytes, headers: str = CARRIED, size: object = None, path: str = "/act") -> bytes:
     length = len(body) if size is None else size
-    return f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}Content-Length: {length}\r\n\r\n".encode("latin-1") + body
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}Content-Length: {length}\r\n\r\n".encode(
+            "latin-1"
+        )
+        + body
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +77,21 @@ def test_the_server_answers_what_is_good(url: str) -> None:
 
 REQUESTS: dict[str, tuple[bytes, int, str]] = {
     "text": (request(GOOD, "Content-Type: text/plain\r\n"), 415, "application/octet-stream"),
-    "form": (request(GOOD, "Content-Type: application/x-www-form-urlencoded\r\n"), 415, "application/octet-stream"),
-    "multipart": (request(GOOD, "Content-Type: multipart/form-data; boundary=x\r\n"), 415, "application/octet-stream"),
-    "capitals": (request(GOOD, "Content-Type: TEXT/PLAIN;charset=utf-8\r\n"), 415, "application/octet-stream"),
+    "form": (
+        request(GOOD, "Content-Type: application/x-www-form-urlencoded\r\n"),
+        415,
+        "application/octet-stream",
+    ),
+    "multipart": (
+        request(GOOD, "Content-Type: multipart/form-data; boundary=x\r\n"),
+        415,
+        "application/octet-stream",
+    ),
+    "capitals": (
+        request(GOOD, "Content-Type: TEXT/PLAIN;charset=utf-8\r\n"),
+        415,
+        "application/octet-stream",
+    ),
     "origin": (request(GOOD, CARRIED + "Origin: https://evil.example\r\n"), 403, "another origin"),
     "origin null": (request(GOOD, CARRIED + "Origin: null\r\n"), 403, "another origin"),
     "another port": (request(GOOD, CARRIED + "Origin: http://127.0.0.1:3000\r\n"), 403, "another origin"),
@@ -80,9 +108,17 @@ REQUESTS: dict[str, tuple[bytes, int, str]] = {
     "cut short": (request(GOOD[:100], size=len(GOOD)), 400, "ends after 100 of"),
     "long line": (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", 414, "first line"),
     "many headers": (b"GET /contract HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n", 431, "headers"),
-    "long headers": (b"GET /contract HTTP/1.1\r\n" + (b"A: " + b"b" * 60_000 + b"\r\n") * 3 + b"\r\n", 431, "head of the request"),
+    "long headers": (
+        b"GET /contract HTTP/1.1\r\n" + (b"A: " + b"b" * 60_000 + b"\r\n") * 3 + b"\r\n",
+        431,
+        "head of the request",
+    ),
     "delete": (b"DELETE /contract HTTP/1.1\r\n\r\n", 501, "GET /contract and POST /act"),
-    "options": (b"OPTIONS /act HTTP/1.1\r\nOrigin: https://evil.example\r\n\r\n", 501, "GET /contract and POST /act"),
+    "options": (
+        b"OPTIONS /act HTTP/1.1\r\nOrigin: https://evil.example\r\n\r\n",
+        501,
+        "GET /contract and POST /act",
+    ),
     "no HTTP": (b"\x1b[31mGET\x00\r\n\r\n", 400, "Bad request syntax"),
 }
 
@@ -96,7 +132,9 @@ def test_a_request_is_refused_with_a_status_and_a_sentence(url: str, name: str) 
 
 
 def test_a_name_that_leads_here_makes_no_page_a_friend(url: str) -> None:
-    """DNS rebinding: the page's own name, which its owner has lead to this machine, is Host and Origin alike."""
+    """DNS rebinding: the page's own name, which its owner has lead to this machine, is Host and
+    Origin alike.
+    """
     raw = b"GET /contract HTTP/1.1\r\nHost: evil.example:8000\r\nOrigin: http://evil.example:8000\r\n\r\n"
     assert exchange(url, raw)[0] == 403
 
@@ -106,7 +144,11 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_module, "BODY_S", 0.6)
 
 
-@pytest.mark.parametrize("before", [b"", b"POST /act HTTP/1.1\r\nContent-Length: 5000\r\n" + CARRIED.encode() + b"\r\n"], ids=["head", "body"])
+@pytest.mark.parametrize(
+    "before",
+    [b"", b"POST /act HTTP/1.1\r\nContent-Length: 5000\r\n" + CARRIED.encode() + b"\r\n"],
+    ids=["head", "body"],
+)
 def test_a_request_that_drips_ends_in_time(url: str, monkeypatch: pytest.MonkeyPatch, before: bytes) -> None:
     slow(monkeypatch)
     host, port = url.removeprefix("http://").split(":")
@@ -179,21 +221,45 @@ def twice() -> bytes:
 
 BODIES: dict[str, tuple[Callable[[], bytes], str]] = {
     "many members": (lambda: zipped({f"{i:x}.npy": b"" for i in range(10_000)}), "10000 members"),
-    "an announced terabyte": (lambda: zipped(PARTS | {"noise_seeds.npy": announcing("(1000000000000,)")}), "is not the size of its values"),
-    "an announced negative": (lambda: zipped(PARTS | {"noise_seeds.npy": announcing("(-1,)")}), "is not the size of its values"),
-    "a type of a gigabyte": (lambda: zipped(PARTS | {"noise_seeds.npy": announcing("()", "V1000000000")}), "only numbers are read"),
+    "an announced terabyte": (
+        lambda: zipped(PARTS | {"noise_seeds.npy": announcing("(1000000000000,)")}),
+        "is not the size of its values",
+    ),
+    "an announced negative": (
+        lambda: zipped(PARTS | {"noise_seeds.npy": announcing("(-1,)")}),
+        "is not the size of its values",
+    ),
+    "a type of a gigabyte": (
+        lambda: zipped(PARTS | {"noise_seeds.npy": announcing("()", "V1000000000")}),
+        "only numbers are read",
+    ),
     "no array": (lambda: zipped(PARTS | {"evil.txt": b"x"}), "is no .npy file"),
     "another array": (lambda: zipped(PARTS | {"\x1b[2J.npy": npy(np.zeros(1))}), r"\x1b[2J"),
     "an array twice": (twice, "two members named 'proprio'"),
     "another compression": (lambda: zipped(PARTS, zipfile.ZIP_LZMA), "another method than deflate"),
-    "a bomb": (lambda: zipped({"proprio.npy": npy(np.zeros(1 << 20))}, zipfile.ZIP_DEFLATED), "the arrays are larger than"),
-    "too many looks": (lambda: pack({**ARRAYS, "noise_seeds": np.zeros(MOST_OBSERVATIONS + 1, np.int64)}), "at most 256 at once"),
+    "a bomb": (
+        lambda: zipped({"proprio.npy": npy(np.zeros(1 << 20))}, zipfile.ZIP_DEFLATED),
+        "the arrays are larger than",
+    ),
+    "too many looks": (
+        lambda: pack({**ARRAYS, "noise_seeds": np.zeros(MOST_OBSERVATIONS + 1, np.int64)}),
+        "at most 256 at once",
+    ),
     "NaN": (lambda: pack({**ARRAYS, "proprio": ARRAYS["proprio"] * np.nan}), "not finite"),
     "too large for float32": (lambda: pack({**ARRAYS, "proprio": np.full((1, 3), 1e300)}), "not finite"),
     "a negative seed": (lambda: pack({**ARRAYS, "noise_seeds": np.array([-1])}), "outside 0 to 2^63"),
-    "half a character": (lambda: pack({**ARRAYS, "instructions": np.frombuffer(rb'["\ud800"]', np.uint8)}), "half a character"),
-    "a long sentence": (lambda: pack({**ARRAYS, "instructions": np.full(5000, 32, np.uint8)}), "JSON list of 1 sentences, of at most 4096 bytes"),
-    "a flipped bit": (lambda: (data := bytearray(zipped(PARTS)), data.__setitem__(200, data[200] ^ 1))[0], "not an .npz"),
+    "half a character": (
+        lambda: pack({**ARRAYS, "instructions": np.frombuffer(rb'["\ud800"]', np.uint8)}),
+        "half a character",
+    ),
+    "a long sentence": (
+        lambda: pack({**ARRAYS, "instructions": np.full(5000, 32, np.uint8)}),
+        "JSON list of 1 sentences, of at most 4096 bytes",
+    ),
+    "a flipped bit": (
+        lambda: (data := bytearray(zipped(PARTS)), data.__setitem__(200, data[200] ^ 1))[0],
+        "not an .npz",
+    ),
 }
 
 
@@ -247,11 +313,16 @@ def chunk(shape: tuple[int, ...], execute: int, value: float = 0.0) -> Callable[
         (chunk((5, 0), 1), "a chunk of actions is empty"),
         (chunk((5,), 1), "must be \\(steps, action dimensions\\)"),
         (chunk((5, 3), 1), "actions is float32"),
-        (chunk((5, 2), 1, np.nan), "actions holds nan in chunk 0, step 0, dimension 0; every action must be finite"),
+        (
+            chunk((5, 2), 1, np.nan),
+            "actions holds nan in chunk 0, step 0, dimension 0; every action must be finite",
+        ),
         (chunk((5, 2), 1, -np.inf), "actions holds -inf"),
     ],
 )
-def test_a_policy_that_answers_what_is_no_chunk_is_refused_by_name(make: Callable[[], ActionChunk], says: str) -> None:
+def test_a_policy_that_answers_what_is_no_chunk_is_refused_by_name(
+    make: Callable[[], ActionChunk], says: str
+) -> None:
     with served(Answers(make)) as url, pytest.raises(RemoteError, match=says):
         RemotePolicy(url).act([look(0)])
 
@@ -270,19 +341,27 @@ def test_more_looks_than_one_request_may_hold_are_asked_in_several() -> None:
     assert policy.sizes == [MOST_OBSERVATIONS, len(looks) - MOST_OBSERVATIONS]
 
 
-# -- a stranger's server ------------------------------------------------------------------------------------------------------------
+# -- a stranger's server -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def answering(answer: Callable[[socket.socket, bytes], object]) -> Iterator[str]:
-    """A server that reads a whole request and leaves the rest to `answer(connection, head)`; it then hangs up if that is False."""
+    """A server that reads a whole request and leaves the rest to `answer(connection, head)`; it then hangs up
+    if that is False.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
 
     def one(connection: socket.socket) -> None:
         with connection, connection.makefile("rb") as incoming:
             try:
-                while head := b"".join(takewhile(lambda line: line not in (b"", b"\r\n"), iter(incoming.readline, None))):
-                    sizes = [line.split(b":")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")]
+                while head := b"".join(
+                    takewhile(lambda line: line not in (b"", b"\r\n"), iter(incoming.readline, None))
+                ):
+                    sizes = [
+                        line.split(b":")[1]
+                        for line in head.split(b"\r\n")
+                        if line.lower().startswith(b"content-length")
+                    ]
                     incoming.read(int(sizes[0]) if sizes else 0)
                     if answer(connection, head) is False:
                         return
@@ -303,7 +382,9 @@ def answering(answer: Callable[[socket.socket, bytes], object]) -> Iterator[str]
     listener.close()
 
 
-def plain(body: bytes, status: bytes = b"200 OK", head: bytes = b"") -> Callable[[socket.socket, bytes], object]:
+def plain(
+    body: bytes, status: bytes = b"200 OK", head: bytes = b""
+) -> Callable[[socket.socket, bytes], object]:
     whole = b"HTTP/1.1 " + status + b"\r\n" + head + b"Content-Length: %d\r\n\r\n" % len(body) + body
     return lambda connection, _: connection.sendall(whole)
 
@@ -334,19 +415,37 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 SERVERS: dict[str, tuple[Any, str]] = {
     "endless": (endless(OK + b"\r\n", SPACE), "more than 1048576 bytes"),
-    "endless chunks": (endless(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + SPACE + b"\r\n"), "more than 1048576 bytes"),
-    "endless chunk heads": (endless(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1;" + b"x" * 60_000 + b"\r\n \r\n"), "more than 1048576 bytes"),
+    "endless chunks": (
+        endless(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + SPACE + b"\r\n"),
+        "more than 1048576 bytes",
+    ),
+    "endless chunk heads": (
+        endless(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1;" + b"x" * 60_000 + b"\r\n \r\n"),
+        "more than 1048576 bytes",
+    ),
     "an announced 100 GB": (raw(OK + b"Content-Length: 99999999999\r\n\r\n"), "more than 1048576 bytes"),
-    "dripping body": (endless(OK + b"Content-Length: 1000\r\n\r\n", b" ", 0.3), "did not answer within 0.5 s"),
+    "dripping body": (
+        endless(OK + b"Content-Length: 1000\r\n\r\n", b" ", 0.3),
+        "did not answer within 0.5 s",
+    ),
     "dripping status": (endless(b"H", b"T", 0.3), "did not answer within 0.5 s"),
     "dripping head": (endless(OK, b"A: b\r\n", 0.3), "did not answer within 0.5 s"),
-    "endless 100": (endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), "more than 1048576 bytes|did not answer within"),
+    "endless 100": (
+        endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        "more than 1048576 bytes|did not answer within",
+    ),
     "endless head": (endless(OK, b"A: b\r\n"), "is no policy server"),
     "endless status": (endless(b"", b"x" * 1000), "is no policy server"),
     "SSH": (raw(b"SSH-2.0-OpenSSH\r\n\r\n"), "is no policy server"),
     "cut short": (raw(OK + b"Content-Length: 1000\r\n\r\n{"), "end early"),
-    "redirect": (plain(b"", b"302 Found", b"Location: http://169.254.169.254/\r\n"), r"redirects \(302\), which is not followed"),
-    "terminal escapes": (plain(b"\x1b]0;owned\x07\x1b[2Jall is well", b"500 X"), r"refused \(500\): \\x1b\]0;owned\\x07"),
+    "redirect": (
+        plain(b"", b"302 Found", b"Location: http://169.254.169.254/\r\n"),
+        r"redirects \(302\), which is not followed",
+    ),
+    "terminal escapes": (
+        plain(b"\x1b]0;owned\x07\x1b[2Jall is well", b"500 X"),
+        r"refused \(500\): \\x1b\]0;owned\\x07",
+    ),
     "long refusal": (plain(b"{" * (1 << 17), b"500 X"), r"refused \(500\)"),
     "deep JSON": (plain(b"[" * 100_000), "nests deeper"),
     "nested": (plain(b"[" * 60 + b"]" * 60), "a contract is a JSON object"),
@@ -382,7 +481,10 @@ STATED = json.loads(json.dumps(CONTRACT.to_json()))
         ({"image_size": [-1, 0]}, "image_size holds -1"),
         ({"image_size": [8]}, "image_size must be two numbers"),
         ({"image_size": [8.5, 8]}, "image_size holds 8.5"),
-        ({"image_size": [8192, 8192], "cameras": [f"c{i}" for i in range(64)]}, "the pictures of one observation would have"),
+        (
+            {"image_size": [8192, 8192], "cameras": [f"c{i}" for i in range(64)]},
+            "the pictures of one observation would have",
+        ),
         ({"cameras": "abc"}, "cameras must be a list of names"),
         ({"cameras": ["a", "a"]}, "cameras holds a name twice"),
         ({"cameras": [f"c{i}" for i in range(65)]}, "cameras has 65 names"),
@@ -395,7 +497,10 @@ STATED = json.loads(json.dumps(CONTRACT.to_json()))
     ],
 )
 def test_a_contract_that_no_policy_has_is_refused_with_the_field(change: dict[str, Any], says: str) -> None:
-    with answering(plain(json.dumps(STATED | change).encode())) as url, pytest.raises(RemoteError, match=says) as raised:
+    with (
+        answering(plain(json.dumps(STATED | change).encode())) as url,
+        pytest.raises(RemoteError, match=says) as raised,
+    ):
         _ = RemotePolicy(url).contract
     assert "\x1b" not in str(raised.value)
 
@@ -415,12 +520,27 @@ def test_a_name_twice_in_one_object_is_no_contract() -> None:
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"actions": np.full((1, 4, 2), np.nan, np.float32), "execute": np.ones(1, np.int64)}, "actions holds nan in chunk 0, step 0"),
+        (
+            {"actions": np.full((1, 4, 2), np.nan, np.float32), "execute": np.ones(1, np.int64)},
+            "actions holds nan in chunk 0, step 0",
+        ),
         ({"actions": np.full((1, 4, 2), 1e300), "execute": np.ones(1, np.int64)}, "actions holds inf"),
-        ({"actions": np.zeros((1, 0, 2), np.float32), "execute": np.ones(1, np.int64)}, "a chunk has 0 steps"),
-        ({"actions": np.zeros((1, 4, 2), np.float32), "execute": np.zeros(1, np.int64)}, "execute must lie between 1 and the 4 steps"),
-        ({"actions": np.zeros((1, 5000, 2), np.float32), "execute": np.ones(1, np.int64)}, "between 1 and 4096"),
-        ({"actions": np.zeros((2, 4, 2), np.float32), "execute": np.ones(2, np.int64)}, r"must be floating \(1, 4, 2\)"),
+        (
+            {"actions": np.zeros((1, 0, 2), np.float32), "execute": np.ones(1, np.int64)},
+            "a chunk has 0 steps",
+        ),
+        (
+            {"actions": np.zeros((1, 4, 2), np.float32), "execute": np.zeros(1, np.int64)},
+            "execute must lie between 1 and the 4 steps",
+        ),
+        (
+            {"actions": np.zeros((1, 5000, 2), np.float32), "execute": np.ones(1, np.int64)},
+            "between 1 and 4096",
+        ),
+        (
+            {"actions": np.zeros((2, 4, 2), np.float32), "execute": np.ones(2, np.int64)},
+            r"must be floating \(1, 4, 2\)",
+        ),
     ],
 )
 def test_an_answer_that_is_no_chunk_is_refused_at_the_client(arrays: dict[str, Any], says: str) -> None:
@@ -428,7 +548,7 @@ def test_an_answer_that_is_no_chunk_is_refused_at_the_client(arrays: dict[str, A
         unpack_chunks(pack(arrays), 1, CONTRACT)
 
 
-# -- a thousand random ones ---------------------------------------------------------------------------------------------------------
+# -- a thousand random ones ----------------------------------------------------------------------------------
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -445,7 +565,13 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
             return data[:place] + data[place : place + size] * rng.randrange(2, 50) + data[place + size :]
         case 4:
             place = rng.randrange(len(data))
-            return data[:place] + rng.choice([b"[" * 5000, b'{"a":' * 3000, b"NaN", b"1e999", b"-1", b"\x1b[2J", b"\x00", b"9" * 6000]) + data[place:]
+            return (
+                data[:place]
+                + rng.choice(
+                    [b"[" * 5000, b'{"a":' * 3000, b"NaN", b"1e999", b"-1", b"\x1b[2J", b"\x00", b"9" * 6000]
+                )
+                + data[place:]
+            )
         case _:
             copy = bytearray(data)
             for _ in range(rng.randrange(1, 9)):
@@ -454,11 +580,33 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def odd_contract(rng: random.Random) -> bytes:
-    odd = [None, True, -1, 0, 10**12, 1e308, "", "x" * 2000, [], {}, [[]], ["a"] * 100, [1, 2], {"a": [{}]}, "\x1b[31m", "\ud800", float("nan")]
-    return json.dumps(STATED | {field: rng.choice(odd) for field in rng.sample(sorted(STATED), rng.randrange(1, 4))}).encode()
+    odd = [
+        None,
+        True,
+        -1,
+        0,
+        10**12,
+        1e308,
+        "",
+        "x" * 2000,
+        [],
+        {},
+        [[]],
+        ["a"] * 100,
+        [1, 2],
+        {"a": [{}]},
+        "\x1b[31m",
+        "\ud800",
+        float("nan"),
+    ]
+    return json.dumps(
+        STATED | {field: rng.choice(odd) for field in rng.sample(sorted(STATED), rng.randrange(1, 4))}
+    ).encode()
 
 
-def test_a_thousand_random_bodies_and_answers_are_each_answered_in_bounds(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_thousand_random_bodies_and_answers_are_each_answered_in_bounds(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     """Figures are printed: `pytest -rP -k thousand`."""
     rng = random.Random(19)
     policy = Digest()
@@ -486,11 +634,16 @@ def test_a_thousand_random_bodies_and_answers_are_each_answered_in_bounds(capfd:
                 statuses[status] += 1
             else:
                 good_contract = json.dumps(STATED).encode()
-                answer["contract"] = rng.choice([good_contract, mutated(good_contract, rng), odd_contract(rng)])
+                answer["contract"] = rng.choice(
+                    [good_contract, mutated(good_contract, rng), odd_contract(rng)]
+                )
                 answer["chunks"] = mutated(good_chunks, rng)
                 try:
                     chunks: Sequence[ActionChunk] = RemotePolicy(strange).act([look(0)])
-                    assert all(np.isfinite(chunk.actions).all() and 1 <= chunk.execute <= len(chunk.actions) for chunk in chunks)
+                    assert all(
+                        np.isfinite(chunk.actions).all() and 1 <= chunk.execute <= len(chunk.actions)
+                        for chunk in chunks
+                    )
                     accepted += 1
                 except RemoteError as error:
                     said = str(error)
@@ -505,6 +658,9 @@ def test_a_thousand_random_bodies_and_answers_are_each_answered_in_bounds(capfd:
     assert "Traceback" not in printed + errors
     assert min(statuses.values()) > 5
     assert min(accepted, refused) > 5
-    print(f"largest RSS above idle {grown:.1f} MiB, slowest answer {slowest:.3f} s, server {statuses}, client {accepted} accepted {refused} refused")
+    print(
+        f"largest RSS above idle {grown:.1f} MiB, slowest answer {slowest:.3f} s, server {statuses}, client"
+        f" {accepted} accepted {refused} refused"
+    )
     assert slowest < 5
     assert grown < 200

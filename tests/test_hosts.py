@@ -1,4 +1,6 @@
-"""Scoring over two hosts with addresses, names and /tmp of their own: network namespaces, a cable between them that can be cut."""
+"""Scoring over two hosts with addresses, names and /tmp of their own: network namespaces, a cable between
+them that can be cut.
+"""
 
 import os
 import shutil
@@ -34,7 +36,11 @@ class Host:
     """A network namespace with one core's worth of Ray."""
 
     def __init__(self, number: int, name: str, folder: Path) -> None:
-        self.name, self.address, self.cable = f"{SWITCH}-host-{name}", f"{SUBNET}.{number}", f"{SWITCH}-{name}"
+        self.name, self.address, self.cable = (
+            f"{SWITCH}-host-{name}",
+            f"{SUBNET}.{number}",
+            f"{SWITCH}-{name}",
+        )
         self._folder = folder / name
         self._folder.mkdir()
         self._ray: subprocess.Popen[bytes] | None = None
@@ -49,21 +55,44 @@ class Host:
 
     def command(self, *command: str) -> list[str]:
         inside = f'hostname {self.name}; mount --bind {self._folder} {SHARED_NAME}; exec "$@"'
-        return ["ip", "netns", "exec", self.name, "unshare", "--uts", "--mount", "sh", "-c", inside, "sh", *command]
+        return [
+            "ip",
+            "netns",
+            "exec",
+            self.name,
+            "unshare",
+            "--uts",
+            "--mount",
+            "sh",
+            "-c",
+            inside,
+            "sh",
+            *command,
+        ]
 
     def start(self, environment: dict[str, str], *options: str) -> None:
         ray = str(Path(sys.executable).parent / "ray")
-        options = (f"--node-ip-address={self.address}", "--num-cpus=1", f"--temp-dir={SHARED_NAME}", "--object-store-memory=200000000", *options)
+        options = (
+            f"--node-ip-address={self.address}",
+            "--num-cpus=1",
+            f"--temp-dir={SHARED_NAME}",
+            "--object-store-memory=200000000",
+            *options,
+        )
         with (self._folder / "log").open("wb") as log:
             whole = self.command(ray, "start", "--block", *options)
-            self._ray = subprocess.Popen(whole, cwd=CHECKOUT, env=environment, stdout=log, stderr=log, start_new_session=True)
+            self._ray = subprocess.Popen(
+                whole, cwd=CHECKOUT, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
 
     def cut(self) -> None:
         """Nobody hears of it again, and it does not know why."""
         ip("link", "set", self.cable, "down")
 
     def close(self) -> None:
-        pids = subprocess.run(["ip", "netns", "pids", self.name], check=True, capture_output=True, text=True).stdout.split()
+        pids = subprocess.run(
+            ["ip", "netns", "pids", self.name], check=True, capture_output=True, text=True
+        ).stdout.split()
         for pid in map(int, pids):
             os.kill(pid, signal.SIGKILL)
         if self._ray:
@@ -74,7 +103,11 @@ class Host:
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[dict[str, Host]]:
-    if os.getuid() or not shutil.which("ip") or subprocess.run(["ip", "link", "add", SWITCH, "type", "bridge"], capture_output=True).returncode:
+    if (
+        os.getuid()
+        or not shutil.which("ip")
+        or subprocess.run(["ip", "link", "add", SWITCH, "type", "bridge"], capture_output=True).returncode
+    ):
         pytest.skip("network namespaces need root, CAP_NET_ADMIN and the package iproute2")
     made: dict[str, Host] = {}
     SHARED_NAME.mkdir(exist_ok=True)
@@ -94,16 +127,43 @@ def hosts(tmp_path: Path) -> Iterator[dict[str, Host]]:
 
 def until_status(host: Host, environment: dict[str, str], told: str) -> None:
     """`ray status` there says so."""
-    asking = host.command(str(Path(sys.executable).parent / "ray"), "status", "--address", f"{host.address}:{PORT}")
-    until(lambda: told in subprocess.run(asking, env=environment, capture_output=True, text=True).stdout, pause_s=1)
+    asking = host.command(
+        str(Path(sys.executable).parent / "ray"), "status", "--address", f"{host.address}:{PORT}"
+    )
+    until(
+        lambda: told in subprocess.run(asking, env=environment, capture_output=True, text=True).stdout,
+        pause_s=1,
+    )
 
 
 def score(host: Host, environment: dict[str, str], folder: Path) -> "subprocess.Popen[str]":
-    options = ["examples.waypoints:make", "--episodes", str(EPISODES), "--workers", "2", "--fingerprint", "waypoints", "--storage", str(folder)]
-    whole = host.command(sys.executable, "-W", "ignore", "-m", "orchestrator", "score", *options, "--save", str(folder / "outcomes.parquet"))
+    options = [
+        "examples.waypoints:make",
+        "--episodes",
+        str(EPISODES),
+        "--workers",
+        "2",
+        "--fingerprint",
+        "waypoints",
+        "--storage",
+        str(folder),
+    ]
+    whole = host.command(
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "orchestrator",
+        "score",
+        *options,
+        "--save",
+        str(folder / "outcomes.parquet"),
+    )
     there = environment | {"RAY_ADDRESS": f"{host.address}:{PORT}"}
     folder.mkdir()
-    return subprocess.Popen(whole, cwd=CHECKOUT, env=there, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        whole, cwd=CHECKOUT, env=there, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def played(folder: Path) -> pd.DataFrame:
@@ -114,12 +174,22 @@ def played(folder: Path) -> pd.DataFrame:
 
 def results(folder: Path) -> dict[str, tuple[str, int]]:
     table = pd.read_parquet(folder / "outcomes.parquet")
-    return {episode: (result, steps) for episode, result, steps in zip(table.episode, table.result, table.steps, strict=True)}
+    return {
+        episode: (result, steps)
+        for episode, result, steps in zip(table.episode, table.result, table.steps, strict=True)
+    }
 
 
-def test_two_hosts_score_together_and_one_whose_cable_is_cut_is_done_without(hosts: dict[str, Host], tmp_path: Path) -> None:
+def test_two_hosts_score_together_and_one_whose_cable_is_cut_is_done_without(
+    hosts: dict[str, Host], tmp_path: Path
+) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
+    environment |= {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(CHECKOUT),
+    }
     head, other = hosts["a"], hosts["b"]
     head.start(environment, "--head", f"--port={PORT}")
     until_status(head, environment, "/1.0 CPU")

@@ -1,4 +1,6 @@
-"""What fails under a sweep is no fault of an arm: the run ends in good order, and the same command goes on."""
+"""What fails under a sweep is no fault of an arm: the run ends in good order, and the same command
+goes on.
+"""
 
 import errno
 import json
@@ -31,13 +33,23 @@ from sweep_runs import Run, ledger, sweep
 from waiting import until
 
 TRACES = {
-    "Traceback\n  File x\nOSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device": "the disk is full",
+    "Traceback\n  File x\nOSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device": (
+        "the disk is full"
+    ),
     "ray.exceptions.OutOfDiskError: Local disk is full": "the disk is full",
-    "orchestrator.storage.base.StorageError: s3://b/x: the server 10.0.0.1 cannot be reached": "s3://b/x: the server 10.0.0.1 cannot be reached",
-    "orchestrator.storage.base._AwayError: s3://b: the server answered SlowDown\n\nmore": "s3://b: the server answered SlowDown",
-    "OSError: When uploading part: AWS Error NETWORK_CONNECTION during PutObject": "the object storage does not answer",
+    "orchestrator.storage.base.StorageError: s3://b/x: the server 10.0.0.1 cannot be reached": (
+        "s3://b/x: the server 10.0.0.1 cannot be reached"
+    ),
+    "orchestrator.storage.base._AwayError: s3://b: the server answered SlowDown\n\nmore": (
+        "s3://b: the server answered SlowDown"
+    ),
+    "OSError: When uploading part: AWS Error NETWORK_CONNECTION during PutObject": (
+        "the object storage does not answer"
+    ),
     "The actor died because its node has died. Node Id: 12": "a node of the cluster died",
-    "ray.exceptions.NodeDiedError: Task failed due to the node (where this task was running) was dead": "NodeDiedError",
+    "ray.exceptions.NodeDiedError: Task failed due to the node (where this task was running) was dead": (
+        "NodeDiedError"
+    ),
     "ray.exceptions.ObjectStoreFullError: Failed to put object": "ObjectStoreFullError",
 }
 OWN_FAULTS = (
@@ -67,7 +79,12 @@ def test_the_drivers_errors_are_told_apart() -> None:
     assert "the disk is full" in cause_of(OSError(errno.ENOSPC, "No space left on device", "/data/x"))
     assert cause_of(ActorDiedError())
     assert cause_of(GetTimeoutError()) == "Ray does not answer"
-    assert cause_of(NoObject("nothing there")) == cause_of(RayTaskError("f", "trace", ValueError())) == cause_of(OSError(2, "no")) == ""
+    assert (
+        cause_of(NoObject("nothing there"))
+        == cause_of(RayTaskError("f", "trace", ValueError()))
+        == cause_of(OSError(2, "no"))
+        == ""
+    )
 
 
 def test_its_exit_code_is_its_own() -> None:
@@ -79,14 +96,24 @@ def test_its_exit_code_is_its_own() -> None:
         raise InfrastructureError("lift: the disk is full; the same command goes on")
 
     done = CliRunner().invoke(command)
-    assert (done.exit_code, done.output) == (InfrastructureError.exit_code, "lift: the disk is full; the same command goes on\n")
+    assert (done.exit_code, done.output) == (
+        InfrastructureError.exit_code,
+        "lift: the disk is full; the same command goes on\n",
+    )
 
 
 class WatchedRun:
     """What a pulse needs of a run."""
 
     def __init__(self) -> None:
-        self.interrupted, self.untold, self.ending, self.thread, self.taken_over, self.cost = False, 0, "", "", "", Cost()
+        self.interrupted, self.untold, self.ending, self.thread, self.taken_over, self.cost = (
+            False,
+            0,
+            "",
+            "",
+            "",
+            Cost(),
+        )
         self.said, self.ended, self.written = list[str](), list[str](), list[float]()
         scorer = SimpleNamespace(waiting=0, unscored=0, use=lambda number: None)
         self.evaluation = SimpleNamespace(scorer=scorer, workers=1)
@@ -95,8 +122,12 @@ class WatchedRun:
         self.spending = SimpleNamespace(total=lambda: self.cost, run_wall_s=1.0, by_arm=dict)
         budget = SimpleNamespace(max_gpu_hours=None, max_episodes=100, max_wall=None)
         suite = SimpleNamespace(listed=10)
-        named = SimpleNamespace(name="s", budget=budget, rollout_actors=2, suite=suite, checkpoint_steps=lambda: [1])
-        self.state = SimpleNamespace(sweep=named, storage=SimpleNamespace(put=lambda key, data: self.written.append(time.monotonic())))
+        named = SimpleNamespace(
+            name="s", budget=budget, rollout_actors=2, suite=suite, checkpoint_steps=lambda: [1]
+        )
+        self.state = SimpleNamespace(
+            sweep=named, storage=SimpleNamespace(put=lambda key, data: self.written.append(time.monotonic()))
+        )
         self.say = self.said.append
 
     def failed_thread(self) -> str:
@@ -147,7 +178,11 @@ REASONS = [
 @pytest.mark.parametrize(("happens", "why"), REASONS)
 @pytest.mark.parametrize("ray", ["dead", "silent"])
 def test_ctrl_c_and_the_budget_need_no_ray_and_no_storage(
-    watched: WatchedRun, monkeypatch: pytest.MonkeyPatch, ray: str, happens: Callable[[WatchedRun], None], why: str
+    watched: WatchedRun,
+    monkeypatch: pytest.MonkeyPatch,
+    ray: str,
+    happens: Callable[[WatchedRun], None],
+    why: str,
 ) -> None:
     from ray.exceptions import ActorDiedError
 
@@ -168,10 +203,14 @@ def test_ctrl_c_and_the_budget_need_no_ray_and_no_storage(
             forever.set()
     finally:
         forever.set()
-    assert len([line for line in watched.said if "tries again" in line]) == (ray == "dead"), "said once, not at every look"
+    assert len([line for line in watched.said if "tries again" in line]) == (ray == "dead"), (
+        "said once, not at every look"
+    )
 
 
-def test_a_thread_that_meets_a_fault_of_ours_ends_the_run_and_the_fault_is_raised(watched: WatchedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_meets_a_fault_of_ours_ends_the_run_and_the_fault_is_raised(
+    watched: WatchedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pulse, "present", lambda: 1 // 0)
     with pytest.raises(ZeroDivisionError), pulse_of(watched):
         until(lambda: watched.ended, seconds=10)
@@ -193,9 +232,21 @@ def make_run(root: Path, checkpoint: Path) -> dict[int, dict[str, Any]]:
         card["provenance"]["step"] = step
         (place / "checkpoint.json").write_text(json.dumps(card))
         metrics[step] = {"step": step, "loss": 1 / step, "checkpoint": fingerprint(place)}
-    results = [{"version": 0, "checkpoint_dir_name": f"step_{step:06d}", "metrics": told} for step, told in metrics.items()]
-    lists = {"pending_training_results": [], "pending_validation_specs": [], "validated_checkpoint_dir_names": []}
-    told = {"ray_version": "any", "checkpoint_results": results, "checkpoint_report_indices": [1, 2, 3], "latest_checkpoint_result": results[-1]}
+    results = [
+        {"version": 0, "checkpoint_dir_name": f"step_{step:06d}", "metrics": told}
+        for step, told in metrics.items()
+    ]
+    lists = {
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+        "validated_checkpoint_dir_names": [],
+    }
+    told = {
+        "ray_version": "any",
+        "checkpoint_results": results,
+        "checkpoint_report_indices": [1, 2, 3],
+        "latest_checkpoint_result": results[-1],
+    }
     (root / "arm" / SNAPSHOT).write_text(json.dumps({**told, "current_report_index": 3, **lists}))
     return metrics
 
@@ -306,7 +357,9 @@ def test_ray_train_reads_the_list_that_was_written_anew(tmp_path: Path, checkpoi
     cut_weights(tmp_path)
     assert mend(open_storage(str(tmp_path)), "arm", noted)
     told = _CheckpointManagerState.parse_obj(json.loads((tmp_path / "arm" / SNAPSHOT).read_text()))
-    assert {name for name in _CheckpointManagerState.__fields__} == {*json.loads((tmp_path / "arm" / SNAPSHOT).read_text())}
+    assert {name for name in _CheckpointManagerState.__fields__} == {
+        *json.loads((tmp_path / "arm" / SNAPSHOT).read_text())
+    }
     assert told.latest_checkpoint_result.checkpoint_dir_name == "step_000004"
     assert [one.metrics["step"] for one in told.checkpoint_results] == [2, 4]
 
@@ -345,8 +398,12 @@ def meeting(trouble: Exception, marks: Path) -> Callable[..., Any]:
 @pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize(("trouble", "said"), [(FULL_DISK, "the disk is full"), (AWAY, "the server cannot be reached")])
-def test_a_full_disk_or_a_storage_that_is_away_pauses_the_sweep(folder: Path, store: str, trouble: Exception, said: str) -> None:
+@pytest.mark.parametrize(
+    ("trouble", "said"), [(FULL_DISK, "the disk is full"), (AWAY, "the server cannot be reached")]
+)
+def test_a_full_disk_or_a_storage_that_is_away_pauses_the_sweep(
+    folder: Path, store: str, trouble: Exception, said: str
+) -> None:
     asked = sweep(folder, store)
     first = Run(asked, meeting(trouble, folder))
     with pytest.raises(InfrastructureError, match=said):

@@ -1,4 +1,6 @@
-"""Importing and exporting, by the commands a person would use: killed for real, run again, and out again as a LeRobot dataset."""
+"""Importing and exporting, by the commands a person would use: killed for real, run again, and out again as a
+LeRobot dataset.
+"""
 
 import os
 import signal
@@ -29,7 +31,10 @@ from recordings import CAMERAS
 pytestmark = pytest.mark.sim  # the recordings are robosuite's own
 
 COPIES = 6  # of the three demonstrations, so that an import can be killed half-way
-SMALL_COMMITS = "import orchestrator.data.parallel_writer as record; record.COMMIT_EVERY = 2; from jobs.ingest import main; main()"
+SMALL_COMMITS = (
+    "import orchestrator.data.parallel_writer as record; record.COMMIT_EVERY = 2; from jobs.ingest import"
+    " main; main()"
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lift(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eighteen demonstrations as HDF5."""
-    return layouts.robomimic(recorded, tmp_path_factory.mktemp("source") / "lift.hdf5", recordings.load(recorded) * COPIES)
+    return layouts.robomimic(
+        recorded, tmp_path_factory.mktemp("source") / "lift.hdf5", recordings.load(recorded) * COPIES
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +75,7 @@ def import_one(storage: Storage, path: Path, reading: Reading) -> None:
     commit(storage, source.contract, [answer])
 
 
-# -- importing --------------------------------------------------------------------------------------------------------------------
+# -- importing -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.ray
@@ -78,7 +85,12 @@ def test_what_was_imported_is_what_was_recorded(imported: Storage, recorded: Pat
     meant = recordings.load(recorded)
     for number in (0, 4):
         entry = manifest[f"lift-demo_{number}"]
-        assert (entry.task, entry.instruction, entry.success, entry.labelled) == ("Lift", "lift the red cube", True, True)
+        assert (entry.task, entry.instruction, entry.success, entry.labelled) == (
+            "Lift",
+            "lift the red cube",
+            True,
+            True,
+        )
         read = decode(fetch(imported, entry), CAMERAS, with_actions=True)
         assert read.action is not None
         assert np.array_equal(read.action, meant[number % 3].action.astype(np.float32))
@@ -87,10 +99,29 @@ def test_what_was_imported_is_what_was_recorded(imported: Storage, recorded: Pat
 
 @pytest.mark.full
 @pytest.mark.ray
-def test_an_import_killed_half_way_and_run_again_ends_as_if_never_disturbed(lift: Path, imported: Storage, tmp_path: Path) -> None:
+def test_an_import_killed_half_way_and_run_again_ends_as_if_never_disturbed(
+    lift: Path, imported: Storage, tmp_path: Path
+) -> None:
     storage = open_storage(str(tmp_path / "store"))
-    command = [sys.executable, "-c", SMALL_COMMITS, str(lift), storage.uri, "--images", "upright", "--workers", "1"]
-    process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, text=True)
+    command = [
+        sys.executable,
+        "-c",
+        SMALL_COMMITS,
+        str(lift),
+        storage.uri,
+        "--images",
+        "upright",
+        "--workers",
+        "1",
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=CHECKOUT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
     deadline = time.monotonic() + 120
     while latest_version(storage) < 2:
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
@@ -115,7 +146,9 @@ def test_a_second_run_says_so_and_adds_no_version(lift: Path, imported: Storage)
 
 
 @pytest.mark.ray
-def test_a_damaged_demonstration_is_left_out_and_the_others_are_imported(recorded: Path, ray_cluster: None, tmp_path: Path) -> None:
+def test_a_damaged_demonstration_is_left_out_and_the_others_are_imported(
+    recorded: Path, ray_cluster: None, tmp_path: Path
+) -> None:
     path = layouts.robomimic(recorded, tmp_path / "lift.hdf5", recordings.load(recorded))
     with h5py.File(path, "a") as file:
         file["data/demo_0/actions"][3] = np.nan
@@ -131,7 +164,16 @@ def test_a_damaged_demonstration_is_left_out_and_the_others_are_imported(recorde
 def test_a_dry_run_lists_what_it_understood_and_writes_nothing(recorded: Path, tmp_path: Path) -> None:
     path = layouts.robocasa(recorded, tmp_path / "lift.hdf5", recordings.load(recorded))
     sheet = tmp_path / "sheet.png"
-    done = run("-m", "jobs.ingest", str(path), str(tmp_path / "store"), "--arm-only", "--dry-run", "--sheet", str(sheet))
+    done = run(
+        "-m",
+        "jobs.ingest",
+        str(path),
+        str(tmp_path / "store"),
+        "--arm-only",
+        "--dry-run",
+        "--sheet",
+        str(sheet),
+    )
     assert done.returncode == 0, done.stderr
     for words in (
         "RoboCasa HDF5",
@@ -160,55 +202,84 @@ def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
     assert done.stderr == f"{tmp_path / 'nowhere'}: there is no such file or folder\n"
 
 
-# -- into a store that is there already ---------------------------------------------------------------------------------------------
+# -- into a store that is there already ----------------------------------------------------------------------
 
 
 def test_films_join_a_store_of_demonstrations(recorded: Path, tmp_path: Path) -> None:
     episodes, storage = recordings.load(recorded), open_storage(str(tmp_path / "store"))
     import_one(storage, layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
     contract = load_manifest(storage).contract
-    import_one(storage, layouts.films(tmp_path / "films", episodes), Reading(cameras={camera: camera for camera in reversed(CAMERAS)}))
+    import_one(
+        storage,
+        layouts.films(tmp_path / "films", episodes),
+        Reading(cameras={camera: camera for camera in reversed(CAMERAS)}),
+    )
     manifest = load_manifest(storage)
     assert manifest.contract == contract
     entry = manifest["films-Lift-demo_0"]
-    assert (entry.labelled, entry.task, entry.proprio_stats, entry.action_stats, entry.success) == (False, "Lift", None, None, None)
+    assert (entry.labelled, entry.task, entry.proprio_stats, entry.action_stats, entry.success) == (
+        False,
+        "Lift",
+        None,
+        None,
+        None,
+    )
     read = decode(fetch(storage, entry), contract.cameras, with_actions=True)
     assert (read.action, read.proprio) == (None, None)
 
     for change, words in (
-        ({"image_size": (32, 32)}, "image size: the store has 64, 64, these have 32, 32 (scale with --image-size)"),
-        ({"resample_hz": 10.0}, "control hz: the store has 20.0, these have 10.0 (choose the store's rate with --resample-hz"),
+        (
+            {"image_size": (32, 32)},
+            "image size: the store has 64, 64, these have 32, 32 (scale with --image-size)",
+        ),
+        (
+            {"resample_hz": 10.0},
+            "control hz: the store has 20.0, these have 10.0 (choose the store's rate with --resample-hz",
+        ),
         (
             {"cameras": {CAMERAS[0]: "top"}},
-            "cameras: the store has agentview, robot0_eye_in_hand, these have top (choose and name them with --cameras)",
+            (
+                "cameras: the store has agentview, robot0_eye_in_hand, these have top (choose and name them"
+                " with --cameras)"
+            ),
         ),
     ):
         with pytest.raises(SourceError) as error:
             adopted(open_source(tmp_path / "films", replace(Reading(), **change)), storage)  # type: ignore[arg-type]
         assert words in str(error.value)
     zarr = layouts.replay_buffer(tmp_path / "lift.zarr", episodes)
-    with pytest.raises(SourceError, match=r"simulator: the store has robosuite 1.5.2, mujoco unknown, these have unknown"):
+    with pytest.raises(
+        SourceError, match=r"simulator: the store has robosuite 1.5.2, mujoco unknown, these have unknown"
+    ):
         adopted(open_source(zarr, Reading(hz=20, task="Lift")), storage)
-    import_one(storage, zarr, Reading(hz=20, task="Lift", panda=True, simulator=contract.simulator, label="zarr"))
+    import_one(
+        storage, zarr, Reading(hz=20, task="Lift", panda=True, simulator=contract.simulator, label="zarr")
+    )
     assert len(load_manifest(storage)) == 3
 
 
-def test_another_recording_of_the_same_name_is_not_taken_for_the_one_there(recorded: Path, tmp_path: Path) -> None:
+def test_another_recording_of_the_same_name_is_not_taken_for_the_one_there(
+    recorded: Path, tmp_path: Path
+) -> None:
     episodes, storage = recordings.load(recorded), open_storage(str(tmp_path / "store"))
     import_one(storage, layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
     other = layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes[::-1])
-    with pytest.raises(SourceError, match=r"episode lift-demo_0 is already there from another recording .* with --label"):
+    with pytest.raises(
+        SourceError, match=r"episode lift-demo_0 is already there from another recording .* with --label"
+    ):
         missing(open_source(other, UPRIGHT), storage)
     assert len(missing(open_source(other, replace(UPRIGHT, label="lift2")), storage)) == 3
 
 
-# -- exporting --------------------------------------------------------------------------------------------------------------------
+# -- exporting -----------------------------------------------------------------------------------------------
 
 
 def exported(storage: Storage, folder: Path, labelled_only: bool = False) -> Manifest:
     manifest = load_manifest(storage)
     entries = exportable(storage, manifest, labelled_only)
-    assert [entry.episode_id for entry in export(storage, manifest.contract, entries, folder)] == [entry.episode_id for entry in entries]
+    assert [entry.episode_id for entry in export(storage, manifest.contract, entries, folder)] == [
+        entry.episode_id for entry in entries
+    ]
     return manifest
 
 
@@ -223,15 +294,24 @@ def test_what_is_exported_comes_back_the_same(imported: Storage, tmp_path: Path)
     assert source.contract == manifest.contract
     assert len(source.items) == len(manifest)
     for item, entry in list(zip(source.items, manifest.entries, strict=True))[::7]:
-        stored, read = decode(fetch(imported, entry), manifest.contract.cameras, with_actions=True), source.read(item)
-        assert (read.task, read.instruction, read.success) == (stored.task, stored.instruction, stored.success)
+        stored, read = (
+            decode(fetch(imported, entry), manifest.contract.cameras, with_actions=True),
+            source.read(item),
+        )
+        assert (read.task, read.instruction, read.success) == (
+            stored.task,
+            stored.instruction,
+            stored.success,
+        )
         assert read.proprio is not None
         assert stored.proprio is not None
         assert np.array_equal(read.proprio, stored.proprio)
         assert read.action is not None
         assert stored.action is not None
         assert np.array_equal(read.action, stored.action)
-        assert all(np.array_equal(read.frames[camera], stored.frames[camera]) for camera in manifest.contract.cameras)
+        assert all(
+            np.array_equal(read.frames[camera], stored.frames[camera]) for camera in manifest.contract.cameras
+        )
 
 
 @pytest.mark.ray
@@ -241,7 +321,11 @@ def test_the_statistics_of_an_export_are_those_of_its_rows(imported: Storage, tm
     folder = tmp_path / "lift"
     exported(imported, folder)
     statistics = json.loads((folder / "meta/stats.json").read_text())
-    rows = np.asarray(pq.ParquetFile(folder / "data/chunk-000/file-000.parquet").read(["action"], use_threads=False)["action"].to_pylist())
+    rows = np.asarray(
+        pq.ParquetFile(folder / "data/chunk-000/file-000.parquet")
+        .read(["action"], use_threads=False)["action"]
+        .to_pylist()
+    )
     assert np.allclose(statistics["action"]["mean"], rows.mean(0))
     assert np.allclose(statistics["action"]["std"], rows.std(0))
     assert np.allclose(statistics["action"]["max"], rows.max(0))
@@ -259,7 +343,13 @@ def test_what_lerobot_cannot_express_is_refused(recorded: Path, tmp_path: Path) 
     mixed = open_storage(str(tmp_path / "mixed"))
     import_one(mixed, layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
     import_one(mixed, tmp_path / "films", Reading())
-    with pytest.raises(EpisodeError, match="1 of 2 episodes have no actions, which LeRobot cannot express; leave them out with --labelled-only"):
+    with pytest.raises(
+        EpisodeError,
+        match=(
+            "1 of 2 episodes have no actions, which LeRobot cannot express; leave them out with"
+            " --labelled-only"
+        ),
+    ):
         exported(mixed, tmp_path / "out")
     exported(mixed, tmp_path / "out", labelled_only=True)
     assert [item.task for item in open_source(tmp_path / "out", Reading()).items] == ["Lift"]

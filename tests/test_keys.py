@@ -1,4 +1,6 @@
-"""What names results: the code that acts and trains, packages, device, weights by content; and what differs, part by part."""
+"""What names results: the code that acts and trains, packages, device, weights by content; and what differs,
+part by part.
+"""
 
 import json
 import os
@@ -45,14 +47,18 @@ def protocol(**changed: object) -> str:
     return protocol_fingerprint(**facts)  # type: ignore[arg-type]
 
 
-# -- code -----------------------------------------------------------------------------------------------------------------------------
+# -- code ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], tuple[str, str]]]:
-    """A copy of the checkout in `tmp_path`. Call it with a file for the keys (scores, training) after an edit of that file, and of it alone."""
+    """A copy of the checkout in `tmp_path`. Call it with a file for the keys (scores, training) after an edit
+    of that file, and of it alone.
+    """
     for package in PACKAGES:
-        shutil.copytree(CHECKOUT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "pretrained"))
+        shutil.copytree(
+            CHECKOUT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "pretrained")
+        )
     monkeypatch.setattr(fingerprints, "CHECKOUT", tmp_path)
 
     def forget() -> None:
@@ -66,7 +72,9 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
         ):
             cached.cache_clear()
 
-    def keys(edited: str = "", edit: Callable[[str], str] = lambda text: text + "\nEDITED = True\n") -> tuple[str, str]:
+    def keys(
+        edited: str = "", edit: Callable[[str], str] = lambda text: text + "\nEDITED = True\n"
+    ) -> tuple[str, str]:
         forget()
         if not edited:
             return protocol(), code_fingerprint(TRAINING_CODE)
@@ -82,9 +90,18 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     forget()
 
 
-def test_an_edit_of_what_acts_or_trains_changes_its_key_and_no_other(copy: Callable[..., tuple[str, str]]) -> None:
+def test_an_edit_of_what_acts_or_trains_changes_its_key_and_no_other(
+    copy: Callable[..., tuple[str, str]],
+) -> None:
     score, training = copy()
-    acting = ("policy/edm.py", "policy/inference.py", "policy/normalize.py", "policy/interface.py", "policy/text_encoder.py", "policy/model.py")
+    acting = (
+        "policy/edm.py",
+        "policy/inference.py",
+        "policy/normalize.py",
+        "policy/interface.py",
+        "policy/text_encoder.py",
+        "policy/model.py",
+    )
     acting += (
         "sim_workers/rollout/worker.py",
         "sim_workers/rollout/policy_clients.py",
@@ -92,13 +109,33 @@ def test_an_edit_of_what_acts_or_trains_changes_its_key_and_no_other(copy: Calla
         "sim_workers/envs/libero.py",
         "sim_workers/envs/robocasa.py",
     )
-    for file in (*acting, "orchestrator/evaluation/policy_server.py", "sim_workers/rollout/ray_policy_client.py", "policy/http_policy.py"):
+    for file in (
+        *acting,
+        "orchestrator/evaluation/policy_server.py",
+        "sim_workers/rollout/ray_policy_client.py",
+        "policy/http_policy.py",
+    ):
         assert copy(file)[0] != score, file
-    for file in ("policy/trainer.py", "policy/model.py", "policy/augmentation.py", "orchestrator/training/loop.py", "orchestrator/data/clips.py"):
+    for file in (
+        "policy/trainer.py",
+        "policy/model.py",
+        "policy/augmentation.py",
+        "orchestrator/training/loop.py",
+        "orchestrator/data/clips.py",
+    ):
         assert copy(file)[1] != training, file
-    for file in ("policy/trainer.py", "orchestrator/training/loop.py", "sim_workers/demos/experts.py", "sim_workers/rollout/pool.py"):
+    for file in (
+        "policy/trainer.py",
+        "orchestrator/training/loop.py",
+        "sim_workers/demos/experts.py",
+        "sim_workers/rollout/pool.py",
+    ):
         assert copy(file)[0] == score, file
-    for file in ("sim_workers/envs/robosuite.py", "policy/inference.py", "orchestrator/evaluation/policy_server.py"):
+    for file in (
+        "sim_workers/envs/robosuite.py",
+        "policy/inference.py",
+        "orchestrator/evaluation/policy_server.py",
+    ):
         assert copy(file)[1] == training, file
     for file in (
         "orchestrator/cli/main.py",
@@ -110,11 +147,15 @@ def test_an_edit_of_what_acts_or_trains_changes_its_key_and_no_other(copy: Calla
     assert copy() == (score, training), "the copy is as it was"
 
 
-def test_key_after_an_edit_of_comments_docstrings_and_layout_is_the_same(copy: Callable[..., tuple[str, str]]) -> None:
+def test_key_after_an_edit_of_comments_docstrings_and_layout_is_the_same(
+    copy: Callable[..., tuple[str, str]],
+) -> None:
     before = copy()
 
     def edit(text: str) -> str:
-        return "# a comment\n" + text.replace('"""', '"""Edited: ', 1).replace("\n\n\n", "\n\n# another\n\n\n")
+        return "# a comment\n" + text.replace('"""', '"""Edited: ', 1).replace(
+            "\n\n\n", "\n\n# another\n\n\n"
+        )
 
     for file in (
         "policy/edm.py",
@@ -129,7 +170,9 @@ def test_key_after_an_edit_of_comments_docstrings_and_layout_is_the_same(copy: C
     assert copy("policy/interface.py", lambda text: f"{text}\nclass Added:\n{attribute}") != before
 
 
-def test_key_after_a_constant_an_operator_or_an_import_changed_is_another(copy: Callable[..., tuple[str, str]]) -> None:
+def test_key_after_a_constant_an_operator_or_an_import_changed_is_another(
+    copy: Callable[..., tuple[str, str]],
+) -> None:
     score, training = copy()
     edits = {
         "policy/edm.py": ("(sigma**2 + 1)", "(sigma**2 + 2)"),
@@ -182,7 +225,10 @@ def test_imports_are_followed_relative_or_not_and_inside_functions(tmp_path: Pat
 
 def imported_by(program: str, *arguments: str) -> set[str]:
     """Files of the checkout whose modules a process had imported when the program ended."""
-    told = "\nimport sys; print(*(module.__file__ for module in sys.modules.copy().values() if getattr(module, '__file__', None)), sep='\\n')"
+    told = (
+        "\nimport sys; print(*(module.__file__ for module in sys.modules.copy().values() if getattr(module,"
+        " '__file__', None)), sep='\\n')"
+    )
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     command = [sys.executable, "-W", "ignore", "-c", program + told, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -232,13 +278,16 @@ def test_what_a_process_imports_to_train_is_in_the_arms_key(tmp_path: Path) -> N
     assert relevant <= set(TRAINING_CODE)
 
 
-# -- packages, device, weights ----------------------------------------------------------------------------------------------------------
+# -- packages, device, weights -------------------------------------------------------------------------------
 
 
 def test_packages_and_the_device_are_part_of_the_score_of_a_checkpoint() -> None:
     versions = provenance.package_versions(provenance.ACTING_PACKAGES)
     assert protocol(packages=versions) == protocol()
-    keys = {protocol(packages={**versions, name: "0.0.1"}) for name in ("torch", "diffusers", "numpy", "mujoco", "robosuite", "transformers")}
+    keys = {
+        protocol(packages={**versions, name: "0.0.1"})
+        for name in ("torch", "diffusers", "numpy", "mujoco", "robosuite", "transformers")
+    }
     keys |= {protocol(), protocol(device="H200"), protocol(device="A100"), protocol(device="A100+H200")}
     assert len(keys) == 10
 
@@ -260,14 +309,20 @@ def test_the_device_is_that_of_the_nodes_that_may_have_policy_servers(
         resources = {"CPU": 8.0} | ({"GPU": 4.0, f"accelerator_type:{kind}": 1.0} if kind else {})
         return {"Alive": True, "Labels": {ROLE: role} if role else {}, "Resources": resources}
 
-    monkeypatch.setattr("ray.nodes", lambda: [*(node(*one) for one in nodes), node("", "T4") | {"Alive": False}])
+    monkeypatch.setattr(
+        "ray.nodes", lambda: [*(node(*one) for one in nodes), node("", "T4") | {"Alive": False}]
+    )
     assert acting_device(gpus) == device
 
 
 def test_what_a_policy_of_others_computes_on_is_not_known_and_no_part_of_its_score() -> None:
     versions = provenance.package_versions(provenance.ACTING_PACKAGES)
     theirs = protocol(sampler=None)
-    assert theirs == protocol(sampler=None, device="H200") == protocol(sampler=None, packages={**versions, "torch": "0"})
+    assert (
+        theirs
+        == protocol(sampler=None, device="H200")
+        == protocol(sampler=None, packages={**versions, "torch": "0"})
+    )
     assert theirs != protocol(sampler=None, packages={**versions, "mujoco": "0"})
 
 
@@ -338,11 +393,13 @@ def test_weights_of_a_bucket_count_by_content(s3: str, tmp_path: Path) -> None:
         ("0123456789abcdef", "fedcba9876543210", "fedcba9876543210"),
     ],
 )
-def test_a_sweep_keeps_to_the_commit_it_began_with_and_what_is_not_known_changes_nothing(before: str, now: str, said: str) -> None:
+def test_a_sweep_keeps_to_the_commit_it_began_with_and_what_is_not_known_changes_nothing(
+    before: str, now: str, said: str
+) -> None:
     assert same_weights(before, now) == said
 
 
-# -- what a sweep keeps, and what differs -----------------------------------------------------------------------------------------------
+# -- what a sweep keeps, and what differs --------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -350,7 +407,11 @@ def state(tmp_path: Path) -> SweepState:
     """A sweep of one arm that a run has pinned, trained to half its steps and scored there, on a CPU."""
     settings = {
         "name": "one",
-        "data": {"episodes": make_episode_store(tmp_path / "store", 8), "demo_count": [2], "action_free_ratio": [0]},
+        "data": {
+            "episodes": make_episode_store(tmp_path / "store", 8),
+            "demo_count": [2],
+            "action_free_ratio": [0],
+        },
         "train": {"steps": 20, "checkpoint_every": 10, "batch_size": 2},
         "suite": {"tasks": ["Lift"], "episodes": 4, "horizon": 50, "shifts": ["camera"]},
         "storage": str(tmp_path / "runs"),
@@ -368,10 +429,14 @@ def state(tmp_path: Path) -> SweepState:
 ARM = "demos-2_ratio-0_seed-0"
 
 
-def test_what_is_pinned_counts_wherever_the_sweep_is_looked_at(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_pinned_counts_wherever_the_sweep_is_looked_at(
+    state: SweepState, monkeypatch: pytest.MonkeyPatch
+) -> None:
     on_gpu = state.on_device("H200")
     assert on_gpu.protocol != state.protocol
-    monkeypatch.setattr("orchestrator.sweep.state.package_versions", lambda names: dict.fromkeys(names, "0.0.1"))
+    monkeypatch.setattr(
+        "orchestrator.sweep.state.package_versions", lambda names: dict.fromkeys(names, "0.0.1")
+    )
     elsewhere = SweepState.named("one", state.storage.uri)
     assert (elsewhere.protocol, elsewhere.training) == (on_gpu.protocol, on_gpu.training)
     here = SweepState.named("one", state.storage.uri, here=True)
@@ -397,9 +462,16 @@ def test_the_parts_that_differ_are_named_and_no_others(state: SweepState) -> Non
     assert (told.first_step, told.episodes) == (0, 12)
     assert told.consequence == "the arm is trained again from step 0 to 20, 12 episodes are played again"
     assert f"differs: {state.packages['torch']} -> 0.0.1" in "\n".join(told.lines())
-    longer = replace(state, sweep=state.sweep.model_copy(update={"train": state.sweep.train.model_copy(update={"batch_size": 4})}))
+    longer = replace(
+        state,
+        sweep=state.sweep.model_copy(
+            update={"train": state.sweep.train.model_copy(update={"batch_size": 4})}
+        ),
+    )
     told = explain(longer, ARM)
-    assert [(part.part, part.stored, part.now) for part in told.training.parts or () if part.differs] == [("recipe batch_size", 2, 4)]
+    assert [(part.part, part.stored, part.now) for part in told.training.parts or () if part.differs] == [
+        ("recipe batch_size", 2, 4)
+    ]
     assert told.score.same
 
 
@@ -412,17 +484,28 @@ def test_on_another_device_only_scores_are_made_again(state: SweepState) -> None
 
 def test_code_differs_by_file(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = fingerprints.code_hashes
-    monkeypatch.setattr("orchestrator.evaluation.scores.code_hashes", lambda code: {**hashes(code), "policy/edm.py": "edited"})
+    monkeypatch.setattr(
+        "orchestrator.evaluation.scores.code_hashes", lambda code: {**hashes(code), "policy/edm.py": "edited"}
+    )
     told = explain(state, ARM)
     assert [part.part for part in told.score.parts or () if part.differs] == ["code policy/edm.py"]
 
 
-def test_status_of_a_sweep_that_an_earlier_version_ran_is_what_it_was(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_of_a_sweep_that_an_earlier_version_ran_is_what_it_was(
+    state: SweepState, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = SweepState.named("one", state.storage.uri).board()
     hashes = fingerprints.code_hashes
-    for place in ("orchestrator.evaluation.scores.code_hashes", "orchestrator.config.sweep_config.code_hashes"):
+    for place in (
+        "orchestrator.evaluation.scores.code_hashes",
+        "orchestrator.config.sweep_config.code_hashes",
+    ):
         monkeypatch.setattr(place, lambda code: {**hashes(code), "policy/edm.py": "edited"})
-    (key,) = [name for name in state.storage.list("keys/") if json.loads(state.storage.get(name))["kind"] == "training"]
+    (key,) = [
+        name
+        for name in state.storage.list("keys/")
+        if json.loads(state.storage.get(name))["kind"] == "training"
+    ]
     note = json.loads(state.storage.get(key))
     note["parts"]["recipe"] = state.sweep.train.model_dump(mode="json")  # an earlier version's: every field
     state.storage.put(key, json.dumps(note).encode())
@@ -446,15 +529,37 @@ def test_nothing_is_known_of_what_an_earlier_version_wrote(state: SweepState) ->
 def test_the_command_explains_in_lines_and_in_json(state: SweepState) -> None:
     done = CliRunner().invoke(main, ["explain", "one", ARM, "--storage", state.storage.uri])
     assert done.exit_code == 0, done.output
-    assert done.stdout.splitlines()[-1] == "the next run: the arm is trained from step 10 to 20, 8 episodes are played"
+    assert (
+        done.stdout.splitlines()[-1]
+        == "the next run: the arm is trained from step 10 to 20, 8 episodes are played"
+    )
     lines = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if line.startswith("  ")}
-    assert {"code", "packages", "device", "data", "recipe", "weights", "suite", "sampler", "contract", "GL"} <= lines.keys()
+    assert {
+        "code",
+        "packages",
+        "device",
+        "data",
+        "recipe",
+        "weights",
+        "suite",
+        "sampler",
+        "contract",
+        "GL",
+    } <= lines.keys()
     assert set(lines.values()) == {"same"}
-    as_json = json.loads(CliRunner().invoke(main, ["explain", "one", ARM, "--storage", state.storage.uri, "--json"]).stdout)
+    as_json = json.loads(
+        CliRunner().invoke(main, ["explain", "one", ARM, "--storage", state.storage.uri, "--json"]).stdout
+    )
     assert (as_json["episodes"], as_json["training"]["same"]) == (8, True)
     file = Path(state.storage.uri) / "sweep.yaml"
-    file.write_text(state.sweep.model_copy(update={"train": state.sweep.train.model_copy(update={"batch_size": 4})}).to_yaml())
-    assert "recipe batch_size  differs: 2 -> 4" in CliRunner().invoke(main, ["explain", str(file), ARM]).stdout
+    file.write_text(
+        state.sweep.model_copy(
+            update={"train": state.sweep.train.model_copy(update={"batch_size": 4})}
+        ).to_yaml()
+    )
+    assert (
+        "recipe batch_size  differs: 2 -> 4" in CliRunner().invoke(main, ["explain", str(file), ARM]).stdout
+    )
     unknown = CliRunner().invoke(main, ["explain", "one", "demos-9", "--storage", state.storage.uri])
     assert unknown.exit_code == 2
     assert f"demos-9 is no arm of it; there are {ARM}" in unknown.stderr
@@ -468,7 +573,10 @@ def test_a_run_on_another_device_says_that_scores_are_played_again(state: SweepS
     run._act_on("cpu")
     assert not lines
     run._act_on("H200")
-    assert lines == ["checkpoints act on H200, earlier on cpu: scores of the two are not mixed, so they are played again on H200"]
+    assert lines == [
+        "checkpoints act on H200, earlier on cpu: scores of the two are not mixed, so they are played again"
+        " on H200"
+    ]
     (after,) = run.board.arms.values()
     assert (after.step, after.scores) == (10, {})
     assert SweepState.named("one", state.storage.uri).device == "H200"

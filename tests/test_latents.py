@@ -1,4 +1,6 @@
-"""Between pictures and latents: what is kept is what would be made, a picture's latents are its own, jitter moves colours of a camera together."""
+"""Between pictures and latents: what is kept is what would be made, a picture's latents are its own, jitter
+moves colours of a camera together.
+"""
 
 import copy
 from pathlib import Path
@@ -20,7 +22,9 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> VaeLatents:
 
 
 def pictures(*leading: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, (*leading, 32, 32, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (*leading, 32, 32, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -84,7 +88,11 @@ def test_latents_become_pictures_a_view_at_a_time(vae: VaeLatents) -> None:
 
 def test_a_fingerprint_covers_weights_noise_and_size(vae: VaeLatents, tmp_path: Path) -> None:
     other = latent_codec(svd_config(), svd_folder(tmp_path, seed=1))
-    prints = {codec.fingerprint(size) for codec in (vae, other, VaeLatents(vae.vae, 0.5), PixelLatents(8)) for size in ((32, 32), (64, 64))}
+    prints = {
+        codec.fingerprint(size)
+        for codec in (vae, other, VaeLatents(vae.vae, 0.5), PixelLatents(8))
+        for size in ((32, 32), (64, 64))
+    }
     assert len(prints) == 8
     assert VaeLatents(copy.deepcopy(vae.vae), 0.02).fingerprint((32, 32)) == vae.fingerprint((32, 32))
 
@@ -99,7 +107,7 @@ def test_copies_of_a_model_share_the_frozen_autoencoder_and_kept_latents_need_no
         without.encode(pictures(1))
 
 
-# -- jitter ---------------------------------------------------------------------------------------------------------------------------
+# -- jitter --------------------------------------------------------------------------------------------------
 
 
 def test_no_strength_changes_nothing() -> None:
@@ -118,7 +126,11 @@ def test_frames_of_a_camera_change_together_and_cameras_apart() -> None:
 
 
 def test_grey_stays_grey() -> None:
-    shown = torch.randint(0, 256, (4, 1, 1, 16, 16, 1), generator=seeded(), dtype=torch.uint8).expand(-1, -1, -1, -1, -1, 3).contiguous()
+    shown = (
+        torch.randint(0, 256, (4, 1, 1, 16, 16, 1), generator=seeded(), dtype=torch.uint8)
+        .expand(-1, -1, -1, -1, -1, 3)
+        .contiguous()
+    )
     jittered = color_jitter(shown, seeded()).int()
     assert (jittered.amax(-1) - jittered.amin(-1)).max() <= 1
     assert not torch.equal(jittered, shown.int())
@@ -131,7 +143,9 @@ LUMA = torch.tensor((0.299, 0.587, 0.114))
 def before_and_after(part: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, 3) colours far from black and white."""
     shown = pictures(1, 1, 1).clamp(80, 170)
-    return shown.float().flatten(0, -2), color_jitter(shown, seeded(1), Strength(**{**NONE, part: 0.3})).float().flatten(0, -2)
+    return shown.float().flatten(0, -2), color_jitter(
+        shown, seeded(1), Strength(**{**NONE, part: 0.3})
+    ).float().flatten(0, -2)
 
 
 def test_brightness_is_one_factor() -> None:

@@ -1,4 +1,6 @@
-"""Learning: demonstrations of Lift, the training loop and the rollouts together give a policy that lifts the cube."""
+"""Learning: demonstrations of Lift, the training loop and the rollouts together give a policy that lifts the
+cube.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -50,13 +52,21 @@ def one_thread() -> Iterator[None]:
 def record_demos(env: SimEnv, store: Path) -> None:
     """Record the demonstrations that `jobs.collect --task Lift --episodes 24` records."""
     storage = open_storage(str(store))
-    commit(storage, env.contract, [record(env, storage, Demonstration("Lift", seed, disturbance=0.3)) for seed in range(DEMOS)])
+    commit(
+        storage,
+        env.contract,
+        [record(env, storage, Demonstration("Lift", seed, disturbance=0.3)) for seed in range(DEMOS)],
+    )
 
 
 def train_head(store: Path, folder: Path) -> tuple[Path, Path]:
-    """Train the action head on the shipped video model; return its checkpoints after the first and after the last step."""
+    """Train the action head on the shipped video model; return its checkpoints after the first and after the
+    last step.
+    """
     arm = Arm(DEMOS, 0.0, SEED)
-    job = ArmJob(arm, "learning", str(store), 1, frozenset(), PRESETS["tiny"], SETTINGS, SETTINGS.objective, weights="")
+    job = ArmJob(
+        arm, "learning", str(store), 1, frozenset(), PRESETS["tiny"], SETTINGS, SETTINGS.objective, weights=""
+    )
 
     def keep(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
         if checkpoint:
@@ -71,19 +81,24 @@ def train_head(store: Path, folder: Path) -> tuple[Path, Path]:
 def successes(env: SimEnv, checkpoint: Path) -> int:
     """Play the suite with the checkpoint's policy, on the rung that the preset acts on."""
     policy = OneByOne(TrainedPolicy(checkpoint))
-    return sum(run_episode(env, spec, SUITE.rules, policy.act).result == "success" for spec in SUITE.episode_list())
+    return sum(
+        run_episode(env, spec, SUITE.rules, policy.act).result == "success" for spec in SUITE.episode_list()
+    )
 
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("one_thread")
 def test_action_head_trained_on_demonstrations_lifts_the_cube(env: SimEnv, tmp_path: Path) -> None:
-    """A head is trained for 800 steps on 24 demonstrations and scored on 10 scenes that no demonstration shows.
+    """A head is trained for 800 steps on 24 demonstrations and scored on 10 scenes that no demonstration
+    shows.
 
-    The head after its first step stands for the untrained one: warm-up and running average leave it almost where it began.
+    The head after its first step stands for the untrained one: warm-up and running average leave it almost
+    where it began.
 
-    On a CPU with AVX-512 the trained head succeeded on 9 scenes (8 with training seed 1), on 9 with `ATEN_CPU_CAPABILITY=default` and on 9 with AVX2
-    and `ONEDNN_MAX_CPU_ISA=SSE41`; the untrained one on none. With the action loss multiplied by zero (`masked_mean`) the trained
-    head succeeded on none, and this test failed.
+    On a CPU with AVX-512 the trained head succeeded on 9 scenes (8 with training seed 1), on 9 with
+    `ATEN_CPU_CAPABILITY=default` and on 9 with AVX2 and `ONEDNN_MAX_CPU_ISA=SSE41`; the untrained one on
+    none. With the action loss multiplied by zero (`masked_mean`) the trained head succeeded on none, and this
+    test failed.
     """
     record_demos(env, tmp_path / "store")
     untrained, trained = train_head(tmp_path / "store", tmp_path)

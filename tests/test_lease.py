@@ -1,4 +1,6 @@
-"""A sweep has one driver: a second one is refused by name, takes over when it is asked to, and goes on at once after a killed one."""
+"""A sweep has one driver: a second one is refused by name, takes over when it is asked to, and goes on at
+once after a killed one.
+"""
 
 import json
 import os
@@ -20,11 +22,15 @@ LEASE_S = 1.0
 HERE = Holder.here()
 
 
-def driver(storage: Storage, lost: list[str] | None = None, sweep: str = "lift", lease_s: float = LEASE_S) -> Lease:
+def driver(
+    storage: Storage, lost: list[str] | None = None, sweep: str = "lift", lease_s: float = LEASE_S
+) -> Lease:
     return Lease(storage, sweep, (lost if lost is not None else []).append, beat_s=0.05, lease_s=lease_s)
 
 
-def test_a_second_driver_is_refused_by_name_and_a_third_goes_on_once_the_first_has_ended(storage: Storage) -> None:
+def test_a_second_driver_is_refused_by_name_and_a_third_goes_on_once_the_first_has_ended(
+    storage: Storage,
+) -> None:
     with driver(storage).claim():
         with pytest.raises(HeldError, match=rf"^lift: process {os.getpid()} on .* runs it; .*--take-over$"):
             driver(storage).claim()
@@ -74,7 +80,9 @@ def test_a_driver_that_is_taken_over_hears_of_it_once_and_is_waited_for(tmp_path
 
 
 @pytest.mark.parametrize("beats", [True, False])
-def test_a_driver_elsewhere_is_watched_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beats: bool) -> None:
+def test_a_driver_elsewhere_is_watched_not_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beats: bool
+) -> None:
     storage, said, closing = open_storage(str(tmp_path)), list[str](), threading.Event()
     monkeypatch.setattr(Holder, "here", lambda: replace(HERE, place="another machine", host="far"))
     driver(storage).claim()  # and no beat of its own
@@ -95,7 +103,9 @@ def test_a_driver_elsewhere_is_watched_not_timed(tmp_path: Path, monkeypatch: py
     else:
         with driver(storage).claim(said.append):
             pass
-    assert said == [f"process {HERE.pid} on far, of {HERE.user} ran this sweep last; looks for 1 s whether it still does"]
+    assert said == [
+        f"process {HERE.pid} on far, of {HERE.user} ran this sweep last; looks for 1 s whether it still does"
+    ]
 
 
 HOLDS = """
@@ -110,7 +120,13 @@ with Lease(open_storage(sys.argv[1]), "lift", print).claim():
 
 def test_a_killed_driver_of_this_machine_is_not_waited_for(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDS, str(tmp_path)]
-    process = subprocess.Popen(command, cwd=CHECKOUT, env=os.environ | {"PYTHONPATH": str(CHECKOUT)}, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=CHECKOUT,
+        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout
     assert process.stdout.readline() == "held\n"
     storage = open_storage(str(tmp_path))
@@ -133,7 +149,9 @@ def test_another_process_that_got_the_number_is_not_the_driver(tmp_path: Path) -
         pass
 
 
-def test_a_storage_that_is_away_for_a_while_ends_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_is_away_for_a_while_ends_no_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage, lost, tries = open_storage(str(tmp_path)), list[str](), list[str]()
 
     def away(self: Storage, prefix: str) -> list[str]:

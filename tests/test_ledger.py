@@ -1,4 +1,6 @@
-"""The ledger of outcomes: nothing recorded is lost, counted twice or half there, whoever writes at the same time and whenever it dies."""
+"""The ledger of outcomes: nothing recorded is lost, counted twice or half there, whoever writes at the same
+time and whenever it dies.
+"""
 
 import io
 import random
@@ -26,7 +28,11 @@ from writers import start, writer
 
 
 def outcome(seed: int, result: str = "success", **fields: Any) -> Outcome:
-    return replace(make_outcome(EpisodeSpec("Lift", seed, seed + 1, "lighting"), result == "success"), result=result, **fields)  # type: ignore[arg-type]
+    return replace(
+        make_outcome(EpisodeSpec("Lift", seed, seed + 1, "lighting"), result == "success"),
+        result=result,
+        **fields,
+    )  # type: ignore[arg-type]
 
 
 def by_id(*outcomes: Outcome) -> dict[str, Outcome]:
@@ -46,14 +52,16 @@ def rows(storage: Storage) -> list[dict[str, Any]]:
     return [row for key in parts(storage) for row in pq.read_table(io.BytesIO(storage.get(key))).to_pylist()]
 
 
-# -- what is kept ---------------------------------------------------------------------------------------------------------------
+# -- what is kept --------------------------------------------------------------------------------------------
 
 
 def test_an_outcome_comes_back_with_every_field(storage: Storage) -> None:
     spec = EpisodeSpec("kitchen/OpenDrawer", 1_000_003, 2**62, "camera")
     played = Outcome(spec, "success", 40, 5, 1.2345678901234567, 0.1, 31, True, "a note, 日本語", "host/4711")
     never = Outcome(replace(spec, scene_seed=4), "failure", 200, 25, 0.0, 0.0)
-    assert all(getattr(played, field.name) != field.default for field in fields(Outcome)), "every field must differ from its default"
+    assert all(getattr(played, field.name) != field.default for field in fields(Outcome)), (
+        "every field must differ from its default"
+    )
     assert never.first_success is None
     ledger(storage).record([played, never])
     assert ledger(storage).read() == by_id(played, never)
@@ -69,7 +77,9 @@ def test_what_was_recorded_together_is_one_object_of_the_documented_columns(stor
     assert set(table["checkpoint"].to_pylist()) == {"weights"}
     assert set(table["protocol"].to_pylist()) == {"protocol"}
     assert table["episode"].to_pylist() == [outcome(seed).spec.episode_id for seed in range(64)]
-    assert all(began - timedelta(seconds=1) < when < datetime.now(UTC) for when in table["recorded"].to_pylist())
+    assert all(
+        began - timedelta(seconds=1) < when < datetime.now(UTC) for when in table["recorded"].to_pylist()
+    )
 
 
 def test_nothing_is_written_for_nothing(storage: Storage) -> None:
@@ -96,7 +106,12 @@ def test_an_episode_recorded_twice_counts_once_as_it_was_first(storage: Storage)
 
 def test_ledgers_do_not_mix(storage: Storage) -> None:
     ledger(storage).record([outcome(0)])
-    assert ledger(storage, protocol="protocol2").read() == ledger(storage, protocol="proto").read() == ledger(storage, "weights2").read() == {}
+    assert (
+        ledger(storage, protocol="protocol2").read()
+        == ledger(storage, protocol="proto").read()
+        == ledger(storage, "weights2").read()
+        == {}
+    )
 
 
 def test_films_lie_beside_the_outcomes(storage: Storage) -> None:
@@ -106,7 +121,7 @@ def test_films_lie_beside_the_outcomes(storage: Storage) -> None:
     assert ledger(storage).read() == by_id(outcome(0))
 
 
-# -- complete scores ------------------------------------------------------------------------------------------------------------
+# -- complete scores -----------------------------------------------------------------------------------------
 
 
 def test_a_sealed_ledger_is_one_object_sorted_by_spec_with_the_times_of_recording(storage: Storage) -> None:
@@ -119,7 +134,9 @@ def test_a_sealed_ledger_is_one_object_sorted_by_spec_with_the_times_of_recordin
     resumed.seal([outcome(1), *known.values()])
     sealed = pq.read_table(io.BytesIO(storage.get("outcomes/weights/protocol.parquet"))).to_pylist()
     assert [row["scene_seed"] for row in sealed] == [0, 1, 2]
-    assert {row["episode"]: row["recorded"] for row in sealed} == {row["episode"]: row["recorded"] for row in rows(storage)}
+    assert {row["episode"]: row["recorded"] for row in sealed} == {
+        row["episode"]: row["recorded"] for row in rows(storage)
+    }
     assert len(parts(storage)) == 3, "the parts stay"
     assert ledger(storage).read() == by_id(outcome(0, "failure"), outcome(1), outcome(2, "failure"))
 
@@ -153,7 +170,9 @@ def test_scores_are_the_sealed_ledgers_of_all_checkpoints_and_protocols(storage:
     ledger(storage, "unfinished").record([outcome(0)])
     table = scores(storage).to_pandas()
     assert len(table) == 8
-    rates = table.groupby(["checkpoint", "protocol"])["result"].apply(lambda result: (result == "success").mean())
+    rates = table.groupby(["checkpoint", "protocol"])["result"].apply(
+        lambda result: (result == "success").mean()
+    )
     assert rates.to_dict() == {(c, p): 0.5 for c in ("weights", "other") for p in ("protocol", "shifted")}
 
 
@@ -168,7 +187,7 @@ def test_pandas_and_pyarrow_read_the_objects_as_they_lie(tmp_path: Path) -> None
     assert sorted(every["checkpoint"].to_pylist()) == ["other", "weights"]
 
 
-# -- damage ---------------------------------------------------------------------------------------------------------------------
+# -- damage --------------------------------------------------------------------------------------------------
 
 
 def damaged(data: bytes) -> Iterator[bytes]:
@@ -208,7 +227,7 @@ def test_a_damaged_object_is_one_sentence_or_its_rows_are_whole(tmp_path: Path, 
     assert ledger(storage).read() == {}
 
 
-# -- writers --------------------------------------------------------------------------------------------------------------------
+# -- writers -------------------------------------------------------------------------------------------------
 
 WRITER = """
 import sys
@@ -259,7 +278,9 @@ def test_a_killed_writer_leaves_whole_rows_and_all_it_said_were_kept(storage: St
         assert known == by_id(*map(outcome, seeds))
         mine = {seed for seed in seeds if seed // 10_000 == kill}
         firsts = {seed // 4 * 4 for seed in mine}
-        assert mine == {first + i for first in firsts for i in range(4)}, "what was recorded together is there together"
+        assert mine == {first + i for first in firsts for i in range(4)}, (
+            "what was recorded together is there together"
+        )
         assert {int(first) for first in said.split()} <= firsts
         assert len(firsts) < 2500, "killed too late to test anything"
         most = max(most, len(firsts))

@@ -1,7 +1,8 @@
-"""The LeRobot package itself writes, edits and reads: an import equals what it reads, and it reads what an export wrote.
+"""The LeRobot package itself writes, edits and reads: an import equals what it reads, and it reads what an
+export wrote.
 
-LeRobot runs in the environment that `make lerobot` makes, as `lerobot_genuine.py`. Both sides decode with PyAV and convert with FFmpeg's
-swscale, so pictures are compared for equality, values too.
+LeRobot runs in the environment that `make lerobot` makes, as `lerobot_genuine.py`. Both sides decode with
+PyAV and convert with FFmpeg's swscale, so pictures are compared for equality, values too.
 """
 
 import os
@@ -65,7 +66,12 @@ def genuine(*arguments: str | Path) -> None:
     """Run `lerobot_genuine.py` in LeRobot's environment, without a network and with a cache of its own."""
     command = [LEROBOT / "bin" / "python", CHECKOUT / "tests" / "lerobot_genuine.py", *arguments]
     with tempfile.TemporaryDirectory() as cache:
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": cache})
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": cache},
+        )
     assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -81,7 +87,9 @@ def read_by_lerobot(archive: Path) -> dict[int, dict[str, np.ndarray]]:
 
 def assert_equal(episode: Episode, read: dict[str, np.ndarray]) -> None:
     assert set(read["task"]) == {episode.instruction}
-    assert {f"observation.images.{camera}" for camera in episode.frames} == {name for name in read if name.startswith("observation.images.")}
+    assert {f"observation.images.{camera}" for camera in episode.frames} == {
+        name for name in read if name.startswith("observation.images.")
+    }
     for camera, frames in episode.frames.items():
         assert np.array_equal(frames, read[f"observation.images.{camera}"]), camera
     assert episode.proprio is not None
@@ -121,7 +129,10 @@ def test_rows_and_videos_lie_in_several_files_and_chunks(written: Path) -> None:
 
 
 def test_an_episode_whose_sentence_changes_is_left_out(written: Path) -> None:
-    source, read = open_source(written / "changing_sentence", Reading()), read_by_lerobot(written / "changing_sentence.npz")
+    source, read = (
+        open_source(written / "changing_sentence", Reading()),
+        read_by_lerobot(written / "changing_sentence.npz"),
+    )
     assert len(set(read[1]["task"])) == 2
     assert [bool(item.problem) for item in source.items] == [False, True, False]
     assert "its rows name 2 sentences (lift the cube; open the drawer)" in source.items[1].problem
@@ -132,16 +143,30 @@ def test_an_episode_whose_sentence_changes_is_left_out(written: Path) -> None:
 def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Episode]]:
     """The export of a store with two cameras and two sentences, and the episodes of the store."""
     folder = tmp_path_factory.mktemp("exported")
-    storage, conventions = open_storage(str(folder / "store")), contract((CAMERA, "agentview"), (64, 64), "fast")
+    storage, conventions = (
+        open_storage(str(folder / "store")),
+        contract((CAMERA, "agentview"), (64, 64), "fast"),
+    )
     entries = []
-    for seed, (length, sentence) in enumerate(((12, "lift the red cube"), (9, "öffne die Schublade"), (120, "lift the red cube"))):
+    for seed, (length, sentence) in enumerate(
+        ((12, "lift the red cube"), (9, "öffne die Schublade"), (120, "lift the red cube"))
+    ):
         episode = make_episode(seed, length)
-        frames = {CAMERA: episode.frames[CAMERA], "agentview": np.ascontiguousarray(episode.frames[CAMERA][:, ::-1])}
-        entries.append(put_episode(storage, replace(episode, instruction=sentence, frames=frames), conventions.control_hz))
+        frames = {
+            CAMERA: episode.frames[CAMERA],
+            "agentview": np.ascontiguousarray(episode.frames[CAMERA][:, ::-1]),
+        }
+        entries.append(
+            put_episode(
+                storage, replace(episode, instruction=sentence, frames=frames), conventions.control_hz
+            )
+        )
     commit(storage, conventions, entries)
     manifest = load_manifest(storage)
     list(export(storage, manifest.contract, list(manifest.entries), folder / "export"))
-    return folder / "export", [decode(fetch(storage, entry), conventions.cameras, with_actions=True) for entry in manifest.entries]
+    return folder / "export", [
+        decode(fetch(storage, entry), conventions.cameras, with_actions=True) for entry in manifest.entries
+    ]
 
 
 def test_lerobot_reads_what_an_export_wrote(stored: tuple[Path, list[Episode]], tmp_path: Path) -> None:
@@ -155,7 +180,9 @@ def test_lerobot_reads_what_an_export_wrote(stored: tuple[Path, list[Episode]], 
 
 
 def test_lerobot_edits_what_an_export_wrote(stored: tuple[Path, list[Episode]], tmp_path: Path) -> None:
-    """Its tools copy the videos as they are, until one cuts a file that several episodes share: that one is encoded again."""
+    """Its tools copy the videos as they are, until one cuts a file that several episodes share: that one is
+    encoded again.
+    """
     path, episodes = stored
     genuine("edit", path, tmp_path)
     for name, kept in (("deleted", (0, 2)), ("first", (0,)), ("rest", (1, 2)), ("merged", (1, 2, 0))):
@@ -168,4 +195,6 @@ def test_lerobot_edits_what_an_export_wrote(stored: tuple[Path, list[Episode]], 
     for index, number in enumerate((1, 0)):
         for camera, frames in episodes[number].frames.items():
             difference = np.abs(read[index][f"observation.images.{camera}"].astype(int) - frames)
-            assert difference.mean() < 3, "H.264 again, with colours at half the resolution; 1.5 of 255 levels were measured"
+            assert difference.mean() < 3, (
+                "H.264 again, with colours at half the resolution; 1.5 of 255 levels were measured"
+            )

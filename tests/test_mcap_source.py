@@ -34,11 +34,19 @@ def refused(path: Path, **said: Any) -> str:
 
 
 @pytest.mark.parametrize("compression", list(CompressionType))
-def test_steps_have_the_picture_the_last_state_and_the_command_that_follows(tmp_path: Path, compression: CompressionType) -> None:
+def test_steps_have_the_picture_the_last_state_and_the_command_that_follows(
+    tmp_path: Path, compression: CompressionType
+) -> None:
     bag(tmp_path / "bags/a.mcap", compression=compression)
     bag(tmp_path / "bags/pick/b.mcap", first=50, length=12, compression=compression)
     source, episodes, left_out = imported(tmp_path / "bags", tmp_path / "store", **SAID)
-    assert (source.format, source.contract.cameras, source.contract.image_size, source.problems, left_out) == ("MCAP", ("top",), (32, 64), [], [])
+    assert (
+        source.format,
+        source.contract.cameras,
+        source.contract.image_size,
+        source.problems,
+        left_out,
+    ) == ("MCAP", ("top",), (32, 64), [], [])
     assert source.contract.proprio == tuple(f"/joint_states_{joint}" for joint in JOINTS)
     assert [item.episode_id for item in source.items] == ["bags-a", "bags-pick-b"]
     for name, first, length in (("a", 0, 8), ("pick/b", 50, 12)):
@@ -52,12 +60,19 @@ def test_steps_have_the_picture_the_last_state_and_the_command_that_follows(tmp_
 
 @pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8", "mono8"])
 @pytest.mark.parametrize("padding", [0, 5])
-def test_every_encoding_of_raw_pictures_with_and_without_padded_rows(tmp_path: Path, encoding: str, padding: int) -> None:
+def test_every_encoding_of_raw_pictures_with_and_without_padded_rows(
+    tmp_path: Path, encoding: str, padding: int
+) -> None:
     shown = numbered(range(6))
     shown[..., 2] //= 2
     with ros2(tmp_path / "a.mcap") as write:
         for i, picture in enumerate(shown):
-            write("/cam/color/image_raw", "sensor_msgs/msg/Image", raw(picture, i / 10, encoding, padding), i / 10)
+            write(
+                "/cam/color/image_raw",
+                "sensor_msgs/msg/Image",
+                raw(picture, i / 10, encoding, padding),
+                i / 10,
+            )
     source = open_source(tmp_path / "a.mcap", Reading(**FREE))
     assert source.contract.cameras == ("cam",)
     pictures = source.read(source.items[0]).frames["cam"]
@@ -67,7 +82,12 @@ def test_every_encoding_of_raw_pictures_with_and_without_padded_rows(tmp_path: P
 
 @pytest.mark.parametrize(
     ("kind", "form", "swapped"),
-    [("JPEG", "jpeg", False), ("PNG", "png", False), ("JPEG", "rgb8; jpeg compressed bgr8", False), ("PNG", "rgb8; png compressed rgb8", True)],
+    [
+        ("JPEG", "jpeg", False),
+        ("PNG", "png", False),
+        ("JPEG", "rgb8; jpeg compressed bgr8", False),
+        ("PNG", "rgb8; png compressed rgb8", True),
+    ],
 )
 def test_compressed_pictures(tmp_path: Path, kind: str, form: str, swapped: bool) -> None:
     shown = numbered(range(6))
@@ -75,7 +95,12 @@ def test_compressed_pictures(tmp_path: Path, kind: str, form: str, swapped: bool
     with ros2(tmp_path / "a.mcap") as write:
         for i, picture in enumerate(shown):
             data = encoded(np.ascontiguousarray(picture[..., ::-1]) if swapped else picture, kind)
-            write("/cam/image_raw/compressed", "sensor_msgs/msg/CompressedImage", {"header": header(i / 10), "format": form, "data": data}, i / 10)
+            write(
+                "/cam/image_raw/compressed",
+                "sensor_msgs/msg/CompressedImage",
+                {"header": header(i / 10), "format": form, "data": data},
+                i / 10,
+            )
     source = open_source(tmp_path / "a.mcap", Reading(**FREE))
     pictures = source.read(source.items[0]).frames["cam"]
     assert np.abs(pictures.astype(int) - shown).mean() < 6
@@ -114,7 +139,8 @@ def test_every_type_of_vector_is_offered_and_read(tmp_path: Path) -> None:
                 write(topic, kind, message, i / 10)
     source = open_source(tmp_path / "a.mcap", Reading(task="Lift", hz=10))
     listed = (
-        "/array32 (2), /array64 (3), /grip32 (1), /grip64 (1), /hand (7), /hand_stamped (7), /joints (3), /twist (6), /twist_stamped (6), /wrench (6)"
+        "/array32 (2), /array64 (3), /grip32 (1), /grip64 (1), /hand (7), /hand_stamped (7), /joints (3),"
+        " /twist (6), /twist_stamped (6), /wrench (6)"
     )
     assert [question.endswith(listed) for question in source.questions] == [True, True]
     assert "--action" in source.questions[0]
@@ -124,7 +150,14 @@ def test_every_type_of_vector_is_offered_and_read(tmp_path: Path) -> None:
     assert np.allclose(got.proprio[0, -6:], [0.1, 0.2, 0.3, 1, 2, 3])
     assert "moments by log time" in got.source
     names = open_source(tmp_path / "a.mcap", Reading(**FREE, proprio=keys)).contract.proprio
-    assert {"/grip32", "/array32_1", "/hand_position.x", "/joints_elbow", "/joints:velocity_wrist", "/hand_stamped:pose.position_z"} <= set(names)
+    assert {
+        "/grip32",
+        "/array32_1",
+        "/hand_position.x",
+        "/joints_elbow",
+        "/joints:velocity_wrist",
+        "/hand_stamped:pose.position_z",
+    } <= set(names)
     assert len(names) == got.proprio.shape[1]
 
 
@@ -135,7 +168,7 @@ def test_without_actions_nothing_but_the_cameras_is_asked_for(tmp_path: Path) ->
     assert numbers_of(resampled.frames["top"]) == [0, 2, 4, 6]
 
 
-# -- moments ----------------------------------------------------------------------------------------------------------------------------
+# -- moments -------------------------------------------------------------------------------------------------
 
 
 def test_cameras_that_jitter_and_drift_keep_their_pictures(tmp_path: Path) -> None:
@@ -154,7 +187,10 @@ def test_a_dropped_picture_leaves_the_recording_out_with_its_moment(tmp_path: Pa
     with ros2(tmp_path / "a.mcap") as write:
         for i in (0, 1, 2, 3, 6, 7):
             write("/top/image_raw", "sensor_msgs/msg/Image", raw(numbered([i])[0], i / 10), i / 10)
-    said = "a.mcap, a: no picture of /top/image_raw at second 0.400: the nearest is 0.100 s away, in a gap of 0.300 s; half a step is 0.050 s"
+    said = (
+        "a.mcap, a: no picture of /top/image_raw at second 0.400: the nearest is 0.100 s away, in a gap of"
+        " 0.300 s; half a step is 0.050 s"
+    )
     assert said in refused(tmp_path / "a.mcap", **FREE)
 
 
@@ -167,13 +203,20 @@ def test_header_stamps_go_before_the_log_and_the_log_before_stamps_of_two_clocks
             for i in range(12):
                 late = i / 10 + random.uniform(0.3, 0.34)
                 write("/top/image_raw", "sensor_msgs/msg/Image", raw(numbered([i])[0], i / 10), late)
-                write("/joint_states", "sensor_msgs/msg/JointState", joints(i / 10 + off_s if stamped or i else None, [i, 0, 0]), late + 0.001)
+                write(
+                    "/joint_states",
+                    "sensor_msgs/msg/JointState",
+                    joints(i / 10 + off_s if stamped or i else None, [i, 0, 0]),
+                    late + 0.001,
+                )
         return path
 
     said = FREE | {"proprio": ("/joint_states",)}
     by_stamp = only(record(tmp_path / "a.mcap", 0.0, True), tmp_path / "a", **said)
     assert "moments by header stamp" in by_stamp.source
-    assert by_stamp.proprio[:, 0].tolist() == list(range(12)), "by the log, every state comes after its picture"
+    assert by_stamp.proprio[:, 0].tolist() == list(range(12)), (
+        "by the log, every state comes after its picture"
+    )
     for name, off_s, stamped in (("another clock", 7.0, True), ("one stamp is missing", 0.0, False)):
         by_log = only(record(tmp_path / f"{name}.mcap", off_s, stamped), tmp_path / name, **said)
         assert "moments by log time" in by_log.source, name
@@ -184,11 +227,15 @@ def test_header_stamps_that_go_back_leave_the_recording_out(tmp_path: Path) -> N
     with ros2(tmp_path / "a.mcap") as write:
         for i, stamp in enumerate([0.0, 0.1, 0.2, 0.15, 0.4]):
             write("/top/image_raw", "sensor_msgs/msg/Image", raw(numbered([i])[0], stamp), i / 10)
-    assert "the header stamps of /top/image_raw go back by 0.050 s at its message 3" in refused(tmp_path / "a.mcap", **FREE)
+    assert "the header stamps of /top/image_raw go back by 0.050 s at its message 3" in refused(
+        tmp_path / "a.mcap", **FREE
+    )
 
 
 def test_what_is_held_and_for_how_long(tmp_path: Path) -> None:
-    """The state is the last one; the command the first within the step, otherwise the last one, unless it is overdue."""
+    """The state is the last one; the command the first within the step, otherwise the last one, unless it is
+    overdue.
+    """
 
     def record(path: Path, commands: list[float]) -> Path:
         with ros2(path) as write:
@@ -199,7 +246,9 @@ def test_what_is_held_and_for_how_long(tmp_path: Path) -> None:
         return path
 
     said = SAID | {"proprio": ("/grip",), "action": "/grip"}
-    got = only(record(tmp_path / "a.mcap", [0.0, 0.13, 0.17, 0.25, 0.41, 0.5, 0.62]), tmp_path / "store", **said)
+    got = only(
+        record(tmp_path / "a.mcap", [0.0, 0.13, 0.17, 0.25, 0.41, 0.5, 0.62]), tmp_path / "store", **said
+    )
     assert np.allclose(got.proprio[:, 0], [0, 0, 0.17, 0.25, 0.25, 0.5, 0.5])
     assert np.allclose(got.action[:, 0], [0, 0.13, 0.25, 0.25, 0.41, 0.5, 0.62])
     overdue = refused(record(tmp_path / "b.mcap", [0.0, 0.1, 0.2, 0.3, 0.8, 0.9]), **said)
@@ -212,23 +261,36 @@ def test_what_is_held_and_for_how_long(tmp_path: Path) -> None:
 
 
 def test_joints_in_another_order_are_put_in_order_and_other_joints_are_refused(tmp_path: Path) -> None:
-    orders = {"a": [JOINTS, JOINTS[::-1]], "b": [JOINTS[::-1], JOINTS], "c": [("x", "y", "z")] * 2, "d": [JOINTS, ("x", "y", "z")]}
+    orders = {
+        "a": [JOINTS, JOINTS[::-1]],
+        "b": [JOINTS[::-1], JOINTS],
+        "c": [("x", "y", "z")] * 2,
+        "d": [JOINTS, ("x", "y", "z")],
+    }
     for name, names in orders.items():
         with ros2(tmp_path / f"bags/{name}.mcap") as write:
             for i in range(6):
                 write("/top/image_raw", "sensor_msgs/msg/Image", raw(numbered([i])[0], i / 10), i / 10)
                 values = dict(zip(JOINTS, (i, 10 + i, 20 + i), strict=True))
                 order = names[i % 2]
-                write("/joint_states", "sensor_msgs/msg/JointState", joints(i / 10, [values.get(n, 0) for n in order], order), i / 10)
+                write(
+                    "/joint_states",
+                    "sensor_msgs/msg/JointState",
+                    joints(i / 10, [values.get(n, 0) for n in order], order),
+                    i / 10,
+                )
     source, episodes, _ = imported(tmp_path / "bags", tmp_path / "store", **FREE, proprio=("/joint_states",))
     assert sorted(episodes) == ["a", "b"]
     for got in episodes.values():
         assert np.array_equal(got.proprio, np.arange(6)[:, None] + [0, 10, 20])
-    assert "bags, d: message 1 of /joint_states: its values are x, y, z, those before shoulder, elbow, wrist; left out" in source.problems
+    assert (
+        "bags, d: message 1 of /joint_states: its values are x, y, z, those before shoulder, elbow, wrist;"
+        " left out" in source.problems
+    )
     assert any(problem.startswith("bags, c: its values are /joint_states_x") for problem in source.problems)
 
 
-# -- cameras and topics -----------------------------------------------------------------------------------------------------------------
+# -- cameras and topics --------------------------------------------------------------------------------------
 
 
 def test_depth_and_video_are_passed_over_by_name_unless_cameras_are_chosen(tmp_path: Path) -> None:
@@ -237,15 +299,29 @@ def test_depth_and_video_are_passed_over_by_name_unless_cameras_are_chosen(tmp_p
         for i in range(4):
             write("/top/image_raw", "sensor_msgs/msg/Image", raw(numbered([i])[0], i / 10), i / 10)
             write("/depth/image_raw", "sensor_msgs/msg/Image", raw(numbered([i])[0], i / 10, "16UC1"), i / 10)
-            write("/film", "foxglove_msgs/msg/CompressedVideo", {"timestamp": header(i / 10)["stamp"], "format": "h264", "data": b"0"}, i / 10)
+            write(
+                "/film",
+                "foxglove_msgs/msg/CompressedVideo",
+                {"timestamp": header(i / 10)["stamp"], "format": "h264", "data": b"0"},
+                i / 10,
+            )
             for topic, form in (("/far", "16UC1; png compressed"), ("/deep", "png")):
-                write(topic, "sensor_msgs/msg/CompressedImage", {"header": header(i / 10), "format": form, "data": depth}, i / 10)
+                write(
+                    topic,
+                    "sensor_msgs/msg/CompressedImage",
+                    {"header": header(i / 10), "format": form, "data": depth},
+                    i / 10,
+                )
     source, episodes, _ = imported(tmp_path / "a.mcap", tmp_path / "store", **FREE)
     assert list(episodes["a"].frames) == ["top"]
-    assert sorted(problem.split(":")[0] for problem in source.problems) == [f"a.mcap, {t}" for t in ("/deep", "/depth/image_raw", "/far", "/film")]
+    assert sorted(problem.split(":")[0] for problem in source.problems) == [
+        f"a.mcap, {t}" for t in ("/deep", "/depth/image_raw", "/far", "/film")
+    ]
     assert "a.mcap, /depth/image_raw: pictures in 16UC1 are not read; passed over" in source.problems
     assert open_source(tmp_path / "a.mcap", Reading(**FREE, cameras={"top": "front"})).problems == []
-    assert "there is no camera depth; --cameras can choose from top" in refused(tmp_path / "a.mcap", **FREE, cameras={"depth": "depth"})
+    assert "there is no camera depth; --cameras can choose from top" in refused(
+        tmp_path / "a.mcap", **FREE, cameras={"depth": "depth"}
+    )
 
 
 def test_two_topics_of_one_camera_are_told_apart_by_their_topic(tmp_path: Path) -> None:
@@ -253,9 +329,17 @@ def test_two_topics_of_one_camera_are_told_apart_by_their_topic(tmp_path: Path) 
         for i in range(4):
             write("/top/image_raw", "sensor_msgs/msg/Image", raw(numbered([i])[0], i / 10), i / 10)
             data = encoded(numbered([i + 50])[0], "PNG")
-            write("/top/image_raw/compressed", "sensor_msgs/msg/CompressedImage", {"header": header(i / 10), "format": "png", "data": data}, i / 10)
+            write(
+                "/top/image_raw/compressed",
+                "sensor_msgs/msg/CompressedImage",
+                {"header": header(i / 10), "format": "png", "data": data},
+                i / 10,
+            )
     both = refused(tmp_path / "a.mcap", **FREE)
-    assert "/top/image_raw and /top/image_raw/compressed would both be camera top; choose with --cameras /top/image_raw=top" in both
+    assert (
+        "/top/image_raw and /top/image_raw/compressed would both be camera top; choose with --cameras"
+        " /top/image_raw=top" in both
+    )
     chosen = {"/top/image_raw/compressed": "/top/image_raw/compressed", "/top/image_raw": "plain"}
     got = only(tmp_path / "a.mcap", tmp_path / "store", **FREE, cameras=chosen)
     assert {name: numbers_of(pictures)[0] for name, pictures in got.frames.items()} == {"top": 50, "plain": 0}
@@ -263,12 +347,20 @@ def test_two_topics_of_one_camera_are_told_apart_by_their_topic(tmp_path: Path) 
 
 def test_wrong_names_are_answered_with_what_there_is(tmp_path: Path) -> None:
     path = bag(tmp_path / "a.mcap")
-    assert "there is no vector /comand; there are /command, /joint_states" in refused(path, **SAID | {"action": "/comand"})
-    assert "message 0 of /command: it has no field torque" in refused(path, **SAID | {"action": "/command:torque"})
+    assert "there is no vector /comand; there are /command, /joint_states" in refused(
+        path, **SAID | {"action": "/comand"}
+    )
+    assert "message 0 of /command: it has no field torque" in refused(
+        path, **SAID | {"action": "/command:torque"}
+    )
     assert "there is no vector /top/image_raw" in refused(path, **SAID | {"action": "/top/image_raw"})
-    assert "there is no camera left; --cameras can choose from top" in refused(path, **FREE, cameras={"left": "left"})
+    assert "there is no camera left; --cameras can choose from top" in refused(
+        path, **FREE, cameras={"left": "left"}
+    )
     assert "say it with --hz" in refused(path, task="Lift", action_free=True)
-    assert "--mask, --arm-only, --picture-range cannot be applied to MCAP" in refused(path, **SAID, mask="m", arm_only=True, picture_range="0..1")
+    assert "--mask, --arm-only, --picture-range cannot be applied to MCAP" in refused(
+        path, **SAID, mask="m", arm_only=True, picture_range="0..1"
+    )
     assert "too few for 50 steps per second" in refused(path, **FREE | {"hz": 50.0})
     assert "MCAP does not name a task" in open_source(path, Reading(hz=10, action_free=True)).questions[0]
 
@@ -279,12 +371,14 @@ def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "pip install 'demoscale[mcap]'" in refused(path, **FREE)
 
 
-# -- files ------------------------------------------------------------------------------------------------------------------------------
+# -- files ---------------------------------------------------------------------------------------------------
 
 
 def rosbag2(root: Path, files: list[str], **more: Any) -> Path:
     """Write metadata.yaml, of which YAML written as JSON is a part."""
-    (root / "metadata.yaml").write_text(json.dumps({"rosbag2_bagfile_information": {"version": 9, "relative_file_paths": files, **more}}))
+    (root / "metadata.yaml").write_text(
+        json.dumps({"rosbag2_bagfile_information": {"version": 9, "relative_file_paths": files, **more}})
+    )
     return root
 
 
@@ -302,7 +396,10 @@ def test_the_files_of_a_rosbag2_folder_are_one_recording(tmp_path: Path) -> None
     bag(tmp_path / "bags/take.mcap", first=30)
     _, episodes, left_out = imported(tmp_path / "bags", tmp_path / "store", **FREE)
     assert left_out == []
-    assert {name: numbers_of(got.frames["top"]) for name, got in episodes.items()} == {"take": list(range(9)), "take.mcap": list(range(30, 38))}
+    assert {name: numbers_of(got.frames["top"]) for name, got in episodes.items()} == {
+        "take": list(range(9)),
+        "take.mcap": list(range(30, 38)),
+    }
     assert numbers_of(only(tmp_path / "bags/take", tmp_path / "one", **FREE).frames["top"]) == list(range(9))
 
 
@@ -310,12 +407,18 @@ def test_the_files_of_a_rosbag2_folder_are_one_recording(tmp_path: Path) -> None
     ("files", "more", "said"),
     [
         (["z_0.mcap"], {}, "metadata.yaml names the files z_0.mcap, there are a_1.mcap, z_0.mcap"),
-        (["z_0.mcap", "a_1.mcap", "a_1.mcap"], {}, "metadata.yaml names the files a_1.mcap, a_1.mcap, z_0.mcap"),
+        (
+            ["z_0.mcap", "a_1.mcap", "a_1.mcap"],
+            {},
+            "metadata.yaml names the files a_1.mcap, a_1.mcap, z_0.mcap",
+        ),
         (["z_0.mcap", "../a_1.mcap"], {}, "which is not inside its folder"),
         (["z_0.mcap", "a_1.mcap"], {"compression_mode": "MESSAGE"}, "compressed by rosbag2 (mode MESSAGE)"),
     ],
 )
-def test_a_rosbag2_folder_that_is_not_as_it_says(tmp_path: Path, files: list[str], more: dict[str, Any], said: str) -> None:
+def test_a_rosbag2_folder_that_is_not_as_it_says(
+    tmp_path: Path, files: list[str], more: dict[str, Any], said: str
+) -> None:
     split(tmp_path / "take")
     assert said in refused(rosbag2(tmp_path / "take", files, **more), **FREE)
 
@@ -333,13 +436,18 @@ def test_recordings_that_are_cut_damaged_or_of_ros_1_are_left_out_by_name(tmp_pa
     with (root / "e.mcap").open("wb") as stream:
         writer = McapWriter(stream)
         writer.start("ros1")
-        channel = writer.register_channel("/top/image_raw", "ros1", writer.register_schema("sensor_msgs/Image", "ros1msg", b"uint8[] data"))
+        channel = writer.register_channel(
+            "/top/image_raw", "ros1", writer.register_schema("sensor_msgs/Image", "ros1msg", b"uint8[] data")
+        )
         writer.add_message(channel, ns(0), b"", ns(0))
         writer.finish()
     source, episodes, _ = imported(root, tmp_path / "store", **SAID)
     assert list(episodes) == ["a"]
     b, c, d, e = source.problems
-    assert "bags, b: b.mcap was cut: its end is missing; copy it again, or repair it with `mcap recover b.mcap -o NEW.mcap`; left out" in b
+    assert (
+        "bags, b: b.mcap was cut: its end is missing; copy it again, or repair it with `mcap recover b.mcap"
+        " -o NEW.mcap`; left out" in b
+    )
     assert c.startswith("bags, c: c.mcap is damaged (")
     assert "bags, d: d.mcap is no MCAP file; left out" in d
     assert "bags, e: it is a ROS 1 recording" in e
@@ -352,13 +460,23 @@ def test_recordings_that_are_cut_damaged_or_of_ros_1_are_left_out_by_name(tmp_pa
         ({"height": 31}, "a picture of 31x64 pixels in rgb8 with rows of 192 bytes does not have 6144 bytes"),
         ({"step": 100}, "with rows of 100 bytes"),
         ({"encoding": "16UC1"}, "message 3 of /top/image_raw: pictures in 16UC1 are not read"),
-        ({"height": 64, "width": 32, "step": 96}, "the pictures of /top/image_raw change their size, from 32x64 to 64x32"),
+        (
+            {"height": 64, "width": 32, "step": 96},
+            "the pictures of /top/image_raw change their size, from 32x64 to 64x32",
+        ),
     ],
 )
-def test_a_picture_that_is_not_as_it_says_leaves_the_recording_out(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+def test_a_picture_that_is_not_as_it_says_leaves_the_recording_out(
+    tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
     with ros2(tmp_path / "a.mcap") as write:
         for i in range(5):
-            write("/top/image_raw", "sensor_msgs/msg/Image", raw(numbered([i])[0], i / 10) | (changed if i == 3 else {}), i / 10)
+            write(
+                "/top/image_raw",
+                "sensor_msgs/msg/Image",
+                raw(numbered([i])[0], i / 10) | (changed if i == 3 else {}),
+                i / 10,
+            )
     assert said in refused(tmp_path / "a.mcap", **FREE)
 
 
@@ -367,7 +485,11 @@ def test_a_compressed_picture_that_is_cut_short_leaves_the_recording_out(tmp_pat
         with ros2(tmp_path / f"{kind}.mcap") as write:
             for i in range(5):
                 data = encoded(numbered([i])[0], kind)
-                message = {"header": header(i / 10), "format": kind.lower(), "data": data[: len(data) // 2 if i == 3 else None]}
+                message = {
+                    "header": header(i / 10),
+                    "format": kind.lower(),
+                    "data": data[: len(data) // 2 if i == 3 else None],
+                }
                 write("/top/image_raw", "sensor_msgs/msg/CompressedImage", message, i / 10)
         assert "is cut short" in refused(tmp_path / f"{kind}.mcap", **FREE)
 
@@ -385,7 +507,11 @@ def test_the_same_content_is_known_again_and_other_content_is_not(tmp_path: Path
 
     first = content(bag(tmp_path / "a.mcap"))
     assert content(bag(tmp_path / "b.mcap", compression=CompressionType.NONE)) == first
-    others = [content(bag(tmp_path / "c.mcap", first=1)), content(tmp_path / "a.mcap", hz=5.0), content(tmp_path / "a.mcap", action="/joint_states")]
+    others = [
+        content(bag(tmp_path / "c.mcap", first=1)),
+        content(tmp_path / "a.mcap", hz=5.0),
+        content(tmp_path / "a.mcap", action="/joint_states"),
+    ]
     assert len({first, *others}) == 4
 
 

@@ -1,4 +1,6 @@
-"""What Prometheus is told: scraped from a real Ray while a sweep runs; the dashboard asks for just that; without Ray nothing happens."""
+"""What Prometheus is told: scraped from a real Ray while a sweep runs; the dashboard asks for just that;
+without Ray nothing happens.
+"""
 
 import json
 import os
@@ -38,7 +40,7 @@ PATIENCE_S = 120.0
 """Ray passes metrics on every ten seconds, and processes starve where others work."""
 
 
-# -- what is declared, and what the dashboard asks for ------------------------------------------------------------------------------------
+# -- what is declared, and what the dashboard asks for -------------------------------------------------------
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
@@ -73,13 +75,21 @@ def test_the_dashboard_asks_for_all_declared_metrics_and_no_other() -> None:
         for name, selector, window in re.findall(r"(ray_\w+)(\{[^}]*\})(\[[^\]]*\])?", query):
             family = name if name in BY_NAME else name.removesuffix("_bucket")
             assert family in BY_NAME, f"{name} is not declared"
-            assert (name != family) == (BY_NAME[family].kind == "Histogram"), f"{name}: buckets are asked of histograms alone"
-            assert bool(window) == (BY_NAME[family].kind == "Histogram" or "rate(" in query), "a rate has a window"
+            assert (name != family) == (BY_NAME[family].kind == "Histogram"), (
+                f"{name}: buckets are asked of histograms alone"
+            )
+            assert bool(window) == (BY_NAME[family].kind == "Histogram" or "rate(" in query), (
+                "a rate has a window"
+            )
             assert selector == '{sweep=~"$sweep"}'
             asked[family].add(query)
         for labels in re.findall(r"by \(([^)]*)\)", query):
-            assert {label.strip() for label in labels.split(",")} <= {"sweep", "le"}.union(*(metric.tags for metric in METRICS))
-        assert len(re.findall(r"ray_\w+", query)) == len(re.findall(r"ray_\w+\{", query)), "every metric is chosen by sweep"
+            assert {label.strip() for label in labels.split(",")} <= {"sweep", "le"}.union(
+                *(metric.tags for metric in METRICS)
+            )
+        assert len(re.findall(r"ray_\w+", query)) == len(re.findall(r"ray_\w+\{", query)), (
+            "every metric is chosen by sweep"
+        )
     assert asked.keys() == BY_NAME.keys()
 
 
@@ -112,14 +122,15 @@ def rows(panel: dict[str, Any]) -> range:
 
 def test_where_no_ray_runs_a_metric_does_nothing_and_imports_nothing() -> None:
     program = (
-        "import sys; from orchestrator.prometheus import METRICS; [metric.record(1.0, 'lift') for metric in METRICS]; print('ray' in sys.modules)"
+        "import sys; from orchestrator.prometheus import METRICS; [metric.record(1.0, 'lift') for metric in"
+        " METRICS]; print('ray' in sys.modules)"
     )
     done = run("-c", program)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False"
 
 
-# -- the real thing -----------------------------------------------------------------------------------------------------------------------
+# -- the real thing ------------------------------------------------------------------------------------------
 
 
 class Scraped:
@@ -129,13 +140,20 @@ class Scraped:
         import ray
 
         (node,) = [node for node in ray.nodes() if node["Alive"]]
-        self._url, self._sweep = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", sweep
+        self._url, self._sweep = (
+            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics",
+            sweep,
+        )
 
     def families(self) -> dict[str, Family]:
         """Ours, by the name that is asked for."""
         text = urlopen(self._url, timeout=30).read().decode()
         found = text_string_to_metric_families(text)
-        return {name: family for family in found if (name := family.name + ("_total" if family.type == "counter" else "")) in BY_NAME}
+        return {
+            name: family
+            for family in found
+            if (name := family.name + ("_total" if family.type == "counter" else "")) in BY_NAME
+        }
 
     def values(self, name: str, *tags: str) -> dict[tuple[str, ...], float]:
         """Of the sweep, by the values of these tags, added up over everything else."""
@@ -164,8 +182,12 @@ def until(true: Any) -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.timeout(600)
-def test_a_sweep_is_seen_on_the_metrics_port_while_it_runs_and_when_it_is_done(folder: Path, store: str) -> None:
-    """Trainer and simulators pretend; the policy server, the scorer, the desk, MLflow and the scraping are real."""
+def test_a_sweep_is_seen_on_the_metrics_port_while_it_runs_and_when_it_is_done(
+    folder: Path, store: str
+) -> None:
+    """Trainer and simulators pretend; the policy server, the scorer, the desk, MLflow and the scraping are
+    real.
+    """
     import ray
 
     looks: list[Observation] = []
@@ -204,7 +226,9 @@ def test_a_sweep_is_seen_on_the_metrics_port_while_it_runs_and_when_it_is_done(f
         try:
             until(lambda: scraped.value("ray_demoscale_queued_episodes") == 4 * 3 * 40)
             assert scraped.value("ray_demoscale_unscored_checkpoints") == 4 * 3
-            until(lambda: scraped.value("ray_demoscale_rollout_workers") == asked.run.state.sweep.rollout_actors)
+            until(
+                lambda: scraped.value("ray_demoscale_rollout_workers") == asked.run.state.sweep.rollout_actors
+            )
             assert not scraped.values("ray_demoscale_episodes_total")
         except BaseException as error:
             failure.append(error)
@@ -219,7 +243,10 @@ def test_a_sweep_is_seen_on_the_metrics_port_while_it_runs_and_when_it_is_done(f
 
     until(lambda: sum(scraped.values("ray_demoscale_episodes_total").values()) == 4 * 3 * 40)
     scores = [score for arm in asked.run.board.arms.values() for score in arm.scores.values()]
-    results = {("Lift", "success"): sum(score.successes for score in scores), ("Lift", "failure"): sum(score.failures for score in scores)}
+    results = {
+        ("Lift", "success"): sum(score.successes for score in scores),
+        ("Lift", "failure"): sum(score.failures for score in scores),
+    }
     assert scraped.values("ray_demoscale_episodes_total", "task", "result") == results
     until(lambda: scraped.value("ray_demoscale_queued_episodes") == 0)
     assert scraped.value("ray_demoscale_unscored_checkpoints") == 0
@@ -227,10 +254,16 @@ def test_a_sweep_is_seen_on_the_metrics_port_while_it_runs_and_when_it_is_done(f
     until(lambda: scraped.value("ray_demoscale_replan_latency_seconds_count") == 8)
     assert scraped.value("ray_demoscale_policy_batch_fill_ratio_count") == 8, "one at a time"
     assert scraped.value("ray_demoscale_optimiser_steps_total") == 4 * 9
-    assert scraped.value("ray_demoscale_clips_total") == 2 * scraped.value("ray_demoscale_optimiser_steps_total")
+    assert scraped.value("ray_demoscale_clips_total") == 2 * scraped.value(
+        "ray_demoscale_optimiser_steps_total"
+    )
     assert scraped.value("ray_demoscale_optimiser_step_seconds_total") > 0
     assert scraped.value("ray_demoscale_loader_stall_seconds_total") > 0
-    assert scraped.values("ray_demoscale_retries_total", "kind") == {("worker",): 1, ("episode",): 1, ("training",): 1}
+    assert scraped.values("ray_demoscale_retries_total", "kind") == {
+        ("worker",): 1,
+        ("episode",): 1,
+        ("training",): 1,
+    }
     assert scraped.value("ray_demoscale_mlflow_untold_records") >= 0
 
     families = scraped.families()
@@ -241,9 +274,15 @@ def test_a_sweep_is_seen_on_the_metrics_port_while_it_runs_and_when_it_is_done(f
         assert family.documentation == f"{metric.description} ({metric.unit})"
         for sample in family.samples:
             assert {"sweep", *metric.tags} <= sample.labels.keys()
-    bounds = {sample.labels["le"] for sample in families["ray_demoscale_policy_batch_fill_ratio"].samples if sample.name.endswith("_bucket")}
+    bounds = {
+        sample.labels["le"]
+        for sample in families["ray_demoscale_policy_batch_fill_ratio"].samples
+        if sample.name.endswith("_bucket")
+    }
     assert {float(bound) for bound in bounds} == {*metrics.BATCH_FILL.bounds, float("inf")}
 
     (line,) = asked.said("playing", "again")
-    assert re.fullmatch(r"playing Lift-\d+-\d+ of demos-\d_ratio-0_seed-0 after \d steps again: its process died", line)
+    assert re.fullmatch(
+        r"playing Lift-\d+-\d+ of demos-\d_ratio-0_seed-0 after \d steps again: its process died", line
+    )
     assert asked.said("training demos-4_ratio-0_seed-0 again: its trial's process died")

@@ -1,4 +1,6 @@
-"""What a real MLflow server is told while it is killed, away, slow, failing or asking for a token: all of it, once, and nothing secret."""
+"""What a real MLflow server is told while it is killed, away, slow, failing or asking for a token: all of it,
+once, and nothing secret.
+"""
 
 import json
 import os
@@ -44,7 +46,12 @@ class Server:
 
     def start(self) -> None:
         options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1", "--allowed-hosts", "*"]
-        options += ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}", "--artifacts-destination", str(self._folder / "artifacts")]
+        options += [
+            "--backend-store-uri",
+            f"sqlite:///{self._folder / 'server.db'}",
+            "--artifacts-destination",
+            str(self._folder / "artifacts"),
+        ]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         with (self._folder / "log").open("a") as log:
             self._process = subprocess.Popen(
@@ -97,7 +104,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.full
-def test_ten_arms_at_once_tell_a_server_that_is_killed_in_the_middle_everything(tmp_path: Path, store: str, server: Server) -> None:
+def test_ten_arms_at_once_tell_a_server_that_is_killed_in_the_middle_everything(
+    tmp_path: Path, store: str, server: Server
+) -> None:
     sweep, said = a_sweep(tmp_path, store, server.url, name="killed-server"), list[str]()
     state = SweepState.open(sweep, pin=True)
     views = Views(state, said.append)
@@ -127,26 +136,36 @@ def test_two_sweeps_at_once_tell_one_server_everything(tmp_path: Path, store: st
 
 
 @pytest.mark.full
-def test_a_process_killed_while_it_tells_a_server_loses_nothing_and_repeats_nothing(tmp_path: Path, store: str, server: Server) -> None:
+def test_a_process_killed_while_it_tells_a_server_loses_nothing_and_repeats_nothing(
+    tmp_path: Path, store: str, server: Server
+) -> None:
     sweep = a_sweep(tmp_path, store, server.url, name="killed-driver", arms=4)
     for kill in range(2):
         process = in_a_process(sweep, tmp_path, steps=4)
         deadline = time.monotonic() + 120
-        while not (told := [int(file.read_text() or 0) for file in tmp_path.glob("telling/*/*.told")]) or max(told) < 2500 * (kill + 1):
+        while not (told := [int(file.read_text() or 0) for file in tmp_path.glob("telling/*/*.told")]) or max(
+            told
+        ) < 2500 * (kill + 1):
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert sum(Reading(journal).left for journal in journals(next((tmp_path / "telling").iterdir()))) > 5, "killed too late to test anything"
+    assert sum(Reading(journal).left for journal in journals(next((tmp_path / "telling").iterdir()))) > 5, (
+        "killed too late to test anything"
+    )
     assert tell(sweep, steps=4) == ""
     check(server.url, SweepState.open(sweep), steps=4)
 
 
 @pytest.mark.full
-def test_answers_that_are_lost_cut_or_errors_repeat_nothing(tmp_path: Path, store: str, server: Server, proxy: FaultProxy) -> None:
+def test_answers_that_are_lost_cut_or_errors_repeat_nothing(
+    tmp_path: Path, store: str, server: Server, proxy: FaultProxy
+) -> None:
     """Every fifth request fails in one of the ways; three in four of these were carried out all the same."""
-    faults = [fault for kind in ("unanswered", "SlowDown", "unanswered", "cut") for fault in ("", "", "", "", kind)] * 200
+    faults = [
+        fault for kind in ("unanswered", "SlowDown", "unanswered", "cut") for fault in ("", "", "", "", kind)
+    ] * 200
     proxy.will(*faults)
     sweep = a_sweep(tmp_path, store, proxy.url, name="faults", arms=4)
     assert tell(sweep, steps=2) == ""
@@ -170,9 +189,18 @@ def test_requests_that_arrive_after_they_were_given_up_make_no_twins(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("fault", "words"), [("SlowDown", "answers with error 503"), ("late", "does not answer in time"), ("", "cannot be reached")])
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("SlowDown", "answers with error 503"), ("late", "does not answer in time"), ("", "cannot be reached")],
+)
 def test_a_server_that_stays_away_stalls_nothing_and_is_told_later(
-    tmp_path: Path, store: str, server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, fault: str, words: str
+    tmp_path: Path,
+    store: str,
+    server: Server,
+    proxy: FaultProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    words: str,
 ) -> None:
     """Failing, stalling, or not there; then the command that the sentence names tells it all."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
@@ -248,13 +276,17 @@ def test_a_password_of_the_environment_is_used_and_written_down_nowhere(
     assert said[-1] == ""
     check(server.url, SweepState.open(sweep), steps=2)
     environment = os.environ | {"MLFLOW_TRACKING_TOKEN": SECRET}
-    done = run("-m", "orchestrator", "status", "password", "--storage", str(tmp_path), "--rebuild", env=environment)
+    done = run(
+        "-m", "orchestrator", "status", "password", "--storage", str(tmp_path), "--rebuild", env=environment
+    )
     assert done.returncode == 0, done.stderr
     nowhere(SECRET, tmp_path, server, [*said, done.stdout, done.stderr])
 
 
 def nowhere(secret: str, folder: Path, server: Server, said: list[str]) -> None:
-    """In no file of the sweep or of the server, which holds every field and artifact of MLflow, and in nothing that was said."""
+    """In no file of the sweep or of the server, which holds every field and artifact of MLflow, and in
+    nothing that was said.
+    """
     files = [file for place in (folder, server._folder) for file in place.rglob("*") if file.is_file()]
     assert len(files) > 10
     assert [file for file in files if secret.encode() in file.read_bytes()] == []

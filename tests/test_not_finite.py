@@ -1,4 +1,6 @@
-"""Actions, states, losses and weights that are not finite: errors with a sentence, never failures of a policy."""
+"""Actions, states, losses and weights that are not finite: errors with a sentence, never failures of a
+policy.
+"""
 
 import json
 import math
@@ -40,10 +42,10 @@ from sim_workers.rollout.suite import EpisodeSpec, Rules
 
 NAMES = CONTRACT.action
 
-# -- actions and simulations, in MuJoCo ---------------------------------------------------------------------------------------------------
+# -- actions and simulations, in MuJoCo ----------------------------------------------------------------------
 
-# One environment per process. A sound episode, then one per fault, each followed by the sound one again. Action chunks become unsound after they
-# were made, as those of a policy that reuses its buffer.
+# One environment per process. A sound episode, then one per fault, each followed by the sound one again.
+# Action chunks become unsound after they were made, as those of a policy that reuses its buffer.
 FAULTS = """
 import json, sys
 import numpy as np
@@ -102,7 +104,10 @@ print(json.dumps(told))
 def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The outcome of each of FAULTS by either control path."""
     file = tmp_path_factory.mktemp(request.param) / "faults.py"
-    file.write_text(f"import os, sys\nos.chdir({str(file.parent)!r})  # MuJoCo writes a log\nsys.path.insert(0, {str(CHECKOUT)!r})\n{FAULTS}")
+    file.write_text(
+        f"import os, sys\nos.chdir({str(file.parent)!r})  # MuJoCo writes a log\nsys.path.insert(0,"
+        f" {str(CHECKOUT)!r})\n{FAULTS}"
+    )
     done = run("-W", "ignore", str(file), request.param)
     assert done.returncode == 0, done.stderr
     answers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -110,13 +115,19 @@ def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.sim
-def test_an_action_that_is_not_finite_is_an_error_that_names_its_step_and_dimensions(told: dict[str, Any]) -> None:
+def test_an_action_that_is_not_finite_is_an_error_that_names_its_step_and_dimensions(
+    told: dict[str, Any],
+) -> None:
     assert (told["sound"]["result"], told["sound"]["steps"], told["sound"]["message"]) == ("failure", 16, "")
     end = "; check the weights and the normalisation of the policy that gave it"
     for fault, steps, what in (
         ("all nan", 0, f"in control step 1 the action holds nan in {', '.join(NAMES)}"),
         ("gripper", 9, "in control step 10 the action holds nan in gripper_minus1_open_plus1_close"),
-        ("infinite", 7, "in control step 8 the action holds inf in eef_delta_x_x0.05m and -inf in eef_delta_y_x0.05m"),
+        (
+            "infinite",
+            7,
+            "in control step 8 the action holds inf in eef_delta_x_x0.05m and -inf in eef_delta_y_x0.05m",
+        ),
     ):
         outcome = told[fault]
         assert (outcome["result"], outcome["steps"], outcome["message"]) == ("error", steps, what + end)
@@ -133,10 +144,14 @@ def test_an_action_that_is_not_finite_is_an_error_that_names_its_step_and_dimens
         ("BADCTRL", 5, "the control of actuator robot0_torq_j1"),
     ],
 )
-def test_a_simulation_that_diverges_is_an_error(told: dict[str, Any], warning: str, step: int, what: str) -> None:
+def test_a_simulation_that_diverges_is_an_error(
+    told: dict[str, Any], warning: str, step: int, what: str
+) -> None:
     outcome = told[warning]
     assert (outcome["result"], outcome["steps"]) == ("error", step - 1)
-    assert outcome["message"].startswith(f"in control step {step} the simulation diverged: MuJoCo warned of {what} ({warning}), which is not")
+    assert outcome["message"].startswith(
+        f"in control step {step} the simulation diverged: MuJoCo warned of {what} ({warning}), which is not"
+    )
 
 
 @pytest.mark.sim
@@ -149,7 +164,9 @@ def test_the_next_episode_in_the_same_simulator_is_that_of_a_fresh_one(told: dic
 SWING = '<mujoco><worldbody><body><joint name="hinge"/><geom size=".1"/></body></worldbody></mujoco>'
 
 
-@pytest.mark.parametrize(("field", "value"), [("qpos", math.nan), ("qpos", -1.1e10), ("qvel", math.inf), ("qvel", 1.1e10)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("qpos", math.nan), ("qpos", -1.1e10), ("qvel", math.inf), ("qvel", 1.1e10)]
+)
 def test_a_state_that_mujoco_would_warn_of_in_its_next_step_is_found_before(field: str, value: float) -> None:
     model = mujoco.MjModel.from_xml_string(SWING)
     data = mujoco.MjData(model)
@@ -157,7 +174,12 @@ def test_a_state_that_mujoco_would_warn_of_in_its_next_step_is_found_before(fiel
     refuse_divergence(model, data)
     getattr(data, field)[0] = value
     named = {"qpos": "position", "qvel": "velocity"}[field]
-    with pytest.raises(DivergedError, match=rf"^the simulation diverged: the {named} of joint hinge is {value:g}; check ".replace("+", r"\+")):
+    with pytest.raises(
+        DivergedError,
+        match=rf"^the simulation diverged: the {named} of joint hinge is {value:g}; check ".replace(
+            "+", r"\+"
+        ),
+    ):
         refuse_divergence(model, data)
 
 
@@ -220,7 +242,9 @@ def test_of_a_chunk_only_the_actions_that_are_carried_out_count() -> None:
     actions = np.zeros((8, 7))
     actions[4:] = np.nan
     assert played(Rig(99), Chunk(actions, execute=4)).result == "success"
-    assert played(Rig(99), Chunk(actions, execute=5)).message.startswith("in control step 5 the action holds nan in eef_delta_x")
+    assert played(Rig(99), Chunk(actions, execute=5)).message.startswith(
+        "in control step 5 the action holds nan in eef_delta_x"
+    )
     assert played(Rig(99), Chunk(actions), 3).result == "success", "the episode ends with the fourth step"
 
 
@@ -271,13 +295,21 @@ print(json.dumps(told))
 
 
 @pytest.mark.sim
-def test_a_step_in_other_loops_raises_the_sentence_and_an_error_of_the_simulator_is_its_own(tmp_path: Path) -> None:
+def test_a_step_in_other_loops_raises_the_sentence_and_an_error_of_the_simulator_is_its_own(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "around.py"
-    file.write_text(f"import os, sys\nos.chdir({str(tmp_path)!r})\nsys.path.insert(0, {str(CHECKOUT)!r})\n{AROUND}")
+    file.write_text(
+        f"import os, sys\nos.chdir({str(tmp_path)!r})\nsys.path.insert(0, {str(CHECKOUT)!r})\n{AROUND}"
+    )
     done = run("-W", "ignore", str(file))
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told["gym"] == ["ActionError", "the action holds nan in gripper_minus1_open_plus1_close", "NoneType"]
+    assert told["gym"] == [
+        "ActionError",
+        "the action holds nan in gripper_minus1_open_plus1_close",
+        "NoneType",
+    ]
     assert told["still"], "nothing of a refused chunk is carried out"
     assert told["controller True"][::2] == ["DivergedError", "LinAlgError"]
     assert "position of joint robot0_joint1 is nan" in told["controller True"][1]
@@ -334,7 +366,7 @@ def test_a_demonstration_that_is_not_finite_is_not_kept(
     assert not list(storage.list(""))
 
 
-# -- training -----------------------------------------------------------------------------------------------------------------------------
+# -- training ------------------------------------------------------------------------------------------------
 
 
 def trainer(objective: str = "joint", **recipe: Any) -> Trainer:
@@ -354,19 +386,30 @@ def stepped(of: Trainer, **unsound: float) -> Any:
 
 @pytest.mark.parametrize("objective", ["joint", "action"])
 @pytest.mark.parametrize("clip_norm", [1.0, 0.0])
-def test_a_loss_that_is_not_finite_ends_training_by_its_name_and_step(objective: str, clip_norm: float) -> None:
+def test_a_loss_that_is_not_finite_ends_training_by_its_name_and_step(
+    objective: str, clip_norm: float
+) -> None:
     of = trainer(objective, clip_norm=clip_norm)
     assert math.isfinite(stepped(of).total.item())
     with pytest.raises(NotFiniteError, match=r"lower train\.learning_rate") as told:
         stepped(of, actions=math.nan)
-    assert re.match(r"loss, loss_action and gradient norm are not finite at step 7 \(loss nan, loss_video [\d.]+, loss_action nan, ", str(told.value))
+    assert re.match(
+        r"loss, loss_action and gradient norm are not finite at step 7 \(loss nan, loss_video [\d.]+,"
+        r" loss_action nan, ",
+        str(told.value),
+    )
 
 
 @pytest.mark.parametrize("clip_norm", [1.0, 0.0])
 def test_a_gradient_that_is_not_finite_ends_training_while_its_loss_is(clip_norm: float) -> None:
     of = trainer(clip_norm=clip_norm)
     of._parameters[0].register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(NotFiniteError, match=r"^gradient norm is not finite at step 7 \(loss [\d.]+, loss_video [\d.]+, loss_action [\d.]+, "):
+    with pytest.raises(
+        NotFiniteError,
+        match=(
+            r"^gradient norm is not finite at step 7 \(loss [\d.]+, loss_video [\d.]+, loss_action [\d.]+, "
+        ),
+    ):
         stepped(of)
 
 
@@ -389,7 +432,11 @@ def test_on_a_gpu_the_step_is_named_when_the_next_one_is_under_way_or_when_asked
     model.to("cuda")
     for ends in (lambda of, clips: of.check(), lambda of, clips: of.step(clips, 4, torch.Generator())):
         of = Trainer(model, Recipe(precision=precision), 5)
-        on_gpu = {name: value.cuda() for name, value in vars(make_batch(3)).items() if isinstance(value, torch.Tensor)}
+        on_gpu = {
+            name: value.cuda()
+            for name, value in vars(make_batch(3)).items()
+            if isinstance(value, torch.Tensor)
+        }
         clips = replace(make_batch(3), **on_gpu)
         clips.actions[0] = math.nan
         of.step(clips, 3, torch.Generator())
@@ -400,7 +447,9 @@ def test_on_a_gpu_the_step_is_named_when_the_next_one_is_under_way_or_when_asked
 def job(store: str, **train: Any) -> ArmJob:
     settings = Train(**{"steps": 6, "batch_size": 4, "checkpoint_every": 3, "warmup_steps": 2, **train})
     version = latest_version(open_storage(store))
-    return ArmJob(Arm(3, 1.0, 0), "arm", store, version, frozenset(), PRESETS["tiny"], settings, "joint", "none")
+    return ArmJob(
+        Arm(3, 1.0, 0), "arm", store, version, frozenset(), PRESETS["tiny"], settings, "joint", "none"
+    )
 
 
 @pytest.fixture
@@ -412,7 +461,9 @@ def kept(tmp_path: Path) -> Kept:
 train = partial(loop.train, bring=stream.straight)
 
 
-def test_an_arm_whose_loss_is_not_finite_ends_at_that_step_and_leaves_what_was_sound(store: str, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_arm_whose_loss_is_not_finite_ends_at_that_step_and_leaves_what_was_sound(
+    store: str, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read, steps = loop._to_batch, []
 
     def spoilt(*arguments: Any) -> Any:
@@ -429,7 +480,9 @@ def test_an_arm_whose_loss_is_not_finite_ends_at_that_step_and_leaves_what_was_s
 
 
 @pytest.mark.parametrize("part", ["weights", "trainer"])
-def test_a_checkpoint_that_is_not_finite_is_not_written(store: str, kept: Kept, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_is_not_finite_is_not_written(
+    store: str, kept: Kept, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     method = {"weights": "acting_weights", "trainer": "state"}[part]
     sound = getattr(Trainer, method)
 
@@ -439,7 +492,13 @@ def test_a_checkpoint_that_is_not_finite_is_not_written(store: str, kept: Kept, 
         return tensors
 
     monkeypatch.setattr(Trainer, method, spoilt)
-    with pytest.raises(NotFiniteError, match=r"^weights are not finite at step 3 \([\w./]+\), though its losses are; lower train.learning_rate$"):
+    with pytest.raises(
+        NotFiniteError,
+        match=(
+            r"^weights are not finite at step 3 \([\w./]+\), though its losses are; lower"
+            r" train.learning_rate$"
+        ),
+    ):
         train(job(store), 0, 1, None, kept)
     assert not list(kept.folder.iterdir())
 
@@ -447,17 +506,26 @@ def test_a_checkpoint_that_is_not_finite_is_not_written(store: str, kept: Kept, 
 def spoil(folder: Path, file: str) -> str:
     """Make one value of the file NaN; the name of its tensor."""
     tensors = load_file(folder / file)
-    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point() and not name.startswith("scaler/"))
+    name = next(
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not name.startswith("scaler/")
+    )
     tensors[name].view(-1)[-1] = math.nan
     save_file(tensors, folder / file, {"format": "pt"})
     return name
 
 
 @pytest.mark.parametrize("file", ["heads.safetensors", "trainer.safetensors"])
-def test_training_does_not_go_on_from_a_checkpoint_that_is_not_finite(store: str, kept: Kept, file: str) -> None:
+def test_training_does_not_go_on_from_a_checkpoint_that_is_not_finite(
+    store: str, kept: Kept, file: str
+) -> None:
     train(job(store), 0, 1, None, kept, asked=lambda: "pause")
     name = spoil(kept.folder / "step_000001", file)
-    with pytest.raises(NotFiniteError, match=rf"^the checkpoint of step 1 is not finite \({name}\); remove arms/arm to train it again$"):
+    with pytest.raises(
+        NotFiniteError,
+        match=rf"^the checkpoint of step 1 is not finite \({name}\); remove arms/arm to train it again$",
+    ):
         train(job(store), 0, 1, kept.folder / "step_000001", kept)
 
 
@@ -466,11 +534,14 @@ def test_training_does_not_start_from_a_video_model_that_is_not_finite(store: st
     train(video, 0, 1, None, kept)
     folder = kept.folder / "step_000006"
     name = spoil(folder, "unet/diffusion_pytorch_model.safetensors")
-    with pytest.raises(NotFiniteError, match=rf"^the weights in {folder} are not finite \(video.unet.{name}\); start training from others$"):
+    with pytest.raises(
+        NotFiniteError,
+        match=rf"^the weights in {folder} are not finite \(video.unet.{name}\); start training from others$",
+    ):
         train(replace(job(store), video_model=str(folder)), 0, 1, None, kept)
 
 
-# -- acting -------------------------------------------------------------------------------------------------------------------------------
+# -- acting --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", ["heads.safetensors", "unet/diffusion_pytorch_model.safetensors"])
@@ -478,7 +549,9 @@ def test_a_checkpoint_with_weights_that_are_not_finite_does_not_act(tmp_path: Pa
     folder = make_checkpoint(tmp_path / "checkpoint")
     TrainedPolicy(folder)
     name = spoil(folder, file)
-    with pytest.raises(CheckpointError, match=rf"^{folder}: the weights of [\w.]*{name} hold a value that is not finite"):
+    with pytest.raises(
+        CheckpointError, match=rf"^{folder}: the weights of [\w.]*{name} hold a value that is not finite"
+    ):
         TrainedPolicy(folder)
 
 
@@ -492,7 +565,15 @@ def test_an_observation_that_is_not_finite_spoils_no_answer_but_its_own(tmp_path
 
 
 def test_tensors_that_are_not_finite_are_named() -> None:
-    tensors = {"a": torch.zeros(3), "none": torch.zeros(0), "count": torch.tensor(3), "half": torch.tensor([6e4], dtype=torch.float16)}
+    tensors = {
+        "a": torch.zeros(3),
+        "none": torch.zeros(0),
+        "count": torch.tensor(3),
+        "half": torch.tensor([6e4], dtype=torch.float16),
+    }
     assert not_finite({}) == not_finite(tensors) == ""
     assert not_finite(tensors | {"b": torch.tensor([[0.0, -math.inf]])}) == "b"
-    assert not_finite(tensors | {"b": torch.tensor([math.nan, 1.0]), "c": torch.tensor(math.inf).bfloat16()}) == "b and 1 more of 4"
+    assert (
+        not_finite(tensors | {"b": torch.tensor([math.nan, 1.0]), "c": torch.tensor(math.inf).bfloat16()})
+        == "b and 1 more of 4"
+    )

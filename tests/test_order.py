@@ -1,4 +1,6 @@
-"""Which clips in which order: a function of seeds, whole epochs, the asked ratio in every batch, any step to go on from."""
+"""Which clips in which order: a function of seeds, whole epochs, the asked ratio in every batch, any step to
+go on from.
+"""
 
 from collections import Counter
 from itertools import islice
@@ -12,12 +14,24 @@ from orchestrator.data.manifest import EpisodeEntry
 
 
 def entry(number: int, length: int = 20) -> EpisodeEntry:
-    return EpisodeEntry(f"e{number:03d}", "", 0, 1, "", length, 20.0, (), (64, 64), "Lift", "", True, True, "", None, None)
+    return EpisodeEntry(
+        f"e{number:03d}", "", 0, 1, "", length, 20.0, (), (64, 64), "Lift", "", True, True, "", None, None
+    )
 
 
-def order(demos: int = 5, action_free: int = 0, rank: int = 0, world: int = 1, batch_size: int = 8, seed: int = 0, lengths: int = 20) -> Order:
+def order(
+    demos: int = 5,
+    action_free: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    batch_size: int = 8,
+    seed: int = 0,
+    lengths: int = 20,
+) -> Order:
     entries = [entry(i, lengths + i % 3) for i in range(demos + action_free)]
-    return Order(tuple(entries[:demos]), tuple(entries[demos:]), "0123456789abcdef", seed, rank, world, batch_size)
+    return Order(
+        tuple(entries[:demos]), tuple(entries[demos:]), "0123456789abcdef", seed, rank, world, batch_size
+    )
 
 
 def clips(draws: list[Draw]) -> list[tuple[str, int, bool]]:
@@ -36,9 +50,14 @@ def test_every_epoch_holds_every_clip_once_over_all_workers(demos: int, world: i
         assert Counter((v.entry.episode_id, start) for v in visits for start in v.starts) == Counter(
             (e.episode_id, start) for e in whole.demos for start in range(e.length)
         )
-        dealt = [list(islice(order(demos, rank=rank, world=world)._visits(whole.demos, 0), 2 * len(visits))) for rank in range(world)]
+        dealt = [
+            list(islice(order(demos, rank=rank, world=world)._visits(whole.demos, 0), 2 * len(visits)))
+            for rank in range(world)
+        ]
         endless = [(v.entry.episode_id, v.starts) for visit in zip(*dealt, strict=True) for v in visit]
-        assert endless[: len(visits)] == [(v.entry.episode_id, v.starts) for v in whole._epoch(whole.demos, 0, 0)]
+        assert endless[: len(visits)] == [
+            (v.entry.episode_id, v.starts) for v in whole._epoch(whole.demos, 0, 0)
+        ]
 
 
 def test_no_clip_is_lost_or_doubled_by_mixing() -> None:
@@ -52,7 +71,12 @@ def test_no_clip_is_lost_or_doubled_by_mixing() -> None:
 
 def test_the_order_is_a_function_of_data_seed_rank_and_world() -> None:
     assert clips(take(order(), 300)) == clips(take(order(), 300))
-    others = [order(seed=1), order(rank=1, world=2), order(rank=0, world=2), Order(order().demos, (), "fedcba9876543210", 0, 0, 1, 8)]
+    others = [
+        order(seed=1),
+        order(rank=1, world=2),
+        order(rank=0, world=2),
+        Order(order().demos, (), "fedcba9876543210", 0, 0, 1, 8),
+    ]
     assert all(clips(take(other, 300)) != clips(take(order(), 300)) for other in others)
 
 
@@ -74,7 +98,9 @@ def test_every_batch_has_the_asked_ratio_to_within_a_clip(action_free: int) -> N
 
 
 def test_the_ratio_holds_over_all_workers_together() -> None:
-    """Four workers with one clip each per step and three action-free clips to a demo: every fourth clip is a demo's, not every worker's."""
+    """Four workers with one clip each per step and three action-free clips to a demo: every fourth clip is a
+    demo's, not every worker's.
+    """
     drawn = [take(order(2, 6, rank, 4, batch_size=1), 40) for rank in range(4)]
     for step in range(40):
         assert sum(draws[step].visit.with_actions for draws in drawn) == 1
@@ -89,7 +115,9 @@ def test_a_walk_that_begins_later_continues_with_the_exact_clips(first_step: int
 
 
 @given(st.integers(0, 40))
-def test_every_visit_opens_before_its_clips_and_closes_after_the_last_so_memory_is_bounded(first_step: int) -> None:
+def test_every_visit_opens_before_its_clips_and_closes_after_the_last_so_memory_is_bounded(
+    first_step: int,
+) -> None:
     opened: dict[int, int] = {}
     for draw in take(order(6, action_free=6), 4000, first_step):
         if draw.opens:
@@ -103,5 +131,8 @@ def test_every_visit_opens_before_its_clips_and_closes_after_the_last_so_memory_
 
 def test_a_batch_mixes_many_episodes() -> None:
     draws = take(order(40), 8 * 100)
-    distinct = [len({draw.visit.entry.episode_id for draw in draws[8 * step : 8 * step + 8]}) for step in range(20, 100)]
+    distinct = [
+        len({draw.visit.entry.episode_id for draw in draws[8 * step : 8 * step + 8]})
+        for step in range(20, 100)
+    ]
     assert sum(distinct) / len(distinct) > 5.5

@@ -1,4 +1,6 @@
-"""A curve's page, as readers meet it: in a real browser, on a laptop, a phone and paper, in the light and in the dark."""
+"""A curve's page, as readers meet it: in a real browser, on a laptop, a phone and paper, in the light and in
+the dark.
+"""
 
 import copy
 import itertools
@@ -17,7 +19,9 @@ from made_curves import beside_a_baseline, several
 from orchestrator.report.html import page
 from sim_workers.rollout.rollout_video import mp4
 
-HOSTILE = """<script>window.broken = 1</script>"><img src=x onerror="window.broken=1">'{{ 7*7 }}</style></pre>"""
+HOSTILE = (
+    """<script>window.broken = 1</script>"><img src=x onerror="window.broken=1">'{{ 7*7 }}</style></pre>"""
+)
 SWEEP = "name: lift-and-can\nmlflow: https://reader:hunter2@mlflow.example.org\n"
 
 
@@ -30,7 +34,10 @@ def film() -> bytes:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory, film: bytes) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
-    texts = {"rich": page(curve_json.rich(), curve_json.films(film), SWEEP), "bare": page(curve_json.bare(), [], "")}
+    texts = {
+        "rich": page(curve_json.rich(), curve_json.films(film), SWEEP),
+        "bare": page(curve_json.bare(), [], ""),
+    }
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in texts}
@@ -68,25 +75,39 @@ def hostile() -> dict[str, Any]:
 
 @pytest.mark.browser
 @pytest.mark.parametrize("kind", ["rich", "bare"])
-def test_the_page_asks_for_nothing_and_complains_of_nothing(tab: Tab, pages: dict[str, Path], kind: str) -> None:
+def test_the_page_asks_for_nothing_and_complains_of_nothing(
+    tab: Tab, pages: dict[str, Path], kind: str
+) -> None:
     tab.open(pages[kind])
     assert [url for url in tab.requests if not url.startswith("data:")] == [pages[kind].as_uri()]
     assert tab.complaints == []
     text = pages[kind].read_text()
-    addresses = re.findall(r"""(?:src|href|poster|action|data)\s*=\s*["']?([^"'>\s]*)|url\(([^)]*)\)|(@import|<script|<link[^>]*stylesheet)""", text)
-    assert {next(filter(None, address), "")[:5] for address in addresses} <= {"data:", *(f"#{id}"[:5] for id in re.findall(r'id="([^"]+)"', text))}
+    addresses = re.findall(
+        r"""(?:src|href|poster|action|data)\s*=\s*["']?([^"'>\s]*)|url\(([^)]*)\)|(@import|<script|<link[^>]*stylesheet)""",
+        text,
+    )
+    assert {next(filter(None, address), "")[:5] for address in addresses} <= {
+        "data:",
+        *(f"#{id}"[:5] for id in re.findall(r'id="([^"]+)"', text)),
+    }
 
 
 @pytest.mark.browser
 def test_a_page_that_did_ask_would_be_found_out(tab: Tab, pages: dict[str, Path], tmp_path: Path) -> None:
-    """The browser of these tests notices requests and complaints, and the page's own policy stops what would slip in."""
+    """The browser of these tests notices requests and complaints, and the page's own policy stops what would
+    slip in.
+    """
     open_page = tmp_path / "asks.html"
     open_page.write_text('<img src="https://example.org/x.png"><script>console.error("oh")</script>')
     tab.open(open_page)
     assert "https://example.org/x.png" in tab.requests
     assert any("oh" in complaint for complaint in tab.complaints)
     closed = tmp_path / "slips.html"
-    closed.write_text(pages["bare"].read_text().replace("<main>", '<main><script>window.broken = 1</script><img src="https://example.org/x.png">'))
+    closed.write_text(
+        pages["bare"]
+        .read_text()
+        .replace("<main>", '<main><script>window.broken = 1</script><img src="https://example.org/x.png">')
+    )
     tab.open(closed)
     assert tab.ask("window.broken === undefined")
     assert any("Content Security Policy" in complaint for complaint in tab.complaints)
@@ -95,7 +116,9 @@ def test_a_page_that_did_ask_would_be_found_out(tab: Tab, pages: dict[str, Path]
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [360, 768, 1280])
 @pytest.mark.parametrize("kind", ["rich", "bare", "hostile"])
-def test_nothing_is_wider_than_the_window_but_tables_that_scroll(tab: Tab, pages: dict[str, Path], tmp_path: Path, kind: str, width: int) -> None:
+def test_nothing_is_wider_than_the_window_but_tables_that_scroll(
+    tab: Tab, pages: dict[str, Path], tmp_path: Path, kind: str, width: int
+) -> None:
     path = pages.get(kind, tmp_path / "hostile.html")
     if kind == "hostile":
         path.write_text(page(hostile(), [], HOSTILE))
@@ -107,16 +130,22 @@ def test_nothing_is_wider_than_the_window_but_tables_that_scroll(tab: Tab, pages
     assert tab.ask(wide) == []
     if (kind, width) == ("rich", 360):
         assert tab.ask(
-            "[...document.querySelectorAll('.scroll')].some(e => e.scrollWidth > e.clientWidth && getComputedStyle(e).overflowX == 'auto')"
+            "[...document.querySelectorAll('.scroll')].some(e => e.scrollWidth > e.clientWidth &&"
+            " getComputedStyle(e).overflowX == 'auto')"
         )
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (360, 740)])
-def test_the_answer_and_the_curve_are_on_the_first_screen(tab: Tab, pages: dict[str, Path], width: int, height: int) -> None:
+def test_the_answer_and_the_curve_are_on_the_first_screen(
+    tab: Tab, pages: dict[str, Path], width: int, height: int
+) -> None:
     tab.open(pages["rich"], width, height)
     assert tab.ask("document.querySelector('h1').textContent") == curve_json.rich()["answer"][0]
-    shown = "[...document.querySelectorAll('main .plot')].filter(e => e.getClientRects().length)[0].getBoundingClientRect()"
+    shown = (
+        "[...document.querySelectorAll('main .plot')].filter(e =>"
+        " e.getClientRects().length)[0].getBoundingClientRect()"
+    )
     assert tab.ask(f"{shown}.bottom") <= height
     assert tab.ask(f"{shown}.width") > 0.5 * width
 
@@ -124,7 +153,9 @@ def test_the_answer_and_the_curve_are_on_the_first_screen(tab: Tab, pages: dict[
 @pytest.mark.browser
 @pytest.mark.parametrize(("scheme", "bright"), [("light", True), ("dark", False)])
 @pytest.mark.parametrize("kind", ["rich", "bare"])
-def test_every_text_stands_out_in_the_scheme_the_reader_prefers(tab: Tab, pages: dict[str, Path], kind: str, scheme: str, bright: bool) -> None:
+def test_every_text_stands_out_in_the_scheme_the_reader_prefers(
+    tab: Tab, pages: dict[str, Path], kind: str, scheme: str, bright: bool
+) -> None:
     tab.open(pages[kind], scheme=scheme)
     texts = tab.ask("""(() => {
         const opaque = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (!/, 0\\)$/.test(c)) return c } }
@@ -139,7 +170,9 @@ def test_every_text_stands_out_in_the_scheme_the_reader_prefers(tab: Tab, pages:
     assert len(texts) > (200 if kind == "rich" else 30)
     assert (luminance(tab.ask("getComputedStyle(document.body).backgroundColor")) > 0.9) is bright
     assert [(text, colour, ground) for colour, ground, text in texts if contrast(colour, ground) < 4.5] == []
-    marks = tab.ask("[...document.querySelectorAll('.plot .line, .plot .whisker')].map(e => getComputedStyle(e).stroke)")
+    marks = tab.ask(
+        "[...document.querySelectorAll('.plot .line, .plot .whisker')].map(e => getComputedStyle(e).stroke)"
+    )
     assert all(contrast(colour, tab_ground) >= 3 for colour in marks for tab_ground in {texts[0][1]})
 
 
@@ -155,29 +188,49 @@ def test_what_is_seen_is_also_said(tab: Tab, pages: dict[str, Path], kind: str) 
         || !t.querySelector('thead th') || ![...t.querySelectorAll('tbody tr')].every(r => r.querySelector('th[scope=row]'))).length"""
     assert tab.ask(nameless) == 0
     assert (
-        tab.ask("[...document.querySelectorAll('img')].filter(e => !e.alt).length + [...document.querySelectorAll('video:not([aria-label])')].length")
+        tab.ask(
+            "[...document.querySelectorAll('img')].filter(e => !e.alt).length +"
+            " [...document.querySelectorAll('video:not([aria-label])')].length"
+        )
         == 0
     )
     silent = """[...document.querySelectorAll('svg')].filter(e => e.getAttribute('aria-hidden') != 'true' && !(e.getAttribute('role') == 'img'
         && e.querySelector(':scope > title').textContent && e.querySelector(':scope > desc').textContent)).length"""
     assert tab.ask(silent) == 0
-    assert tab.ask("(ids => ids.length - new Set(ids).size)([...document.querySelectorAll('[id]')].map(e => e.id))") == 0
     assert (
-        tab.ask("""[...document.querySelectorAll('[aria-labelledby], a[href^="#"]')].flatMap(e => (e.getAttribute('aria-labelledby')
-        ?? e.getAttribute('href').slice(1)).split(' ')).filter(id => !document.getElementById(id))""")
+        tab.ask(
+            "(ids => ids.length - new Set(ids).size)([...document.querySelectorAll('[id]')].map(e => e.id))"
+        )
+        == 0
+    )
+    assert (
+        tab.ask(
+            """[...document.querySelectorAll('[aria-labelledby], a[href^="#"]')].flatMap(e => (e.getAttribute('aria-labelledby')
+        ?? e.getAttribute('href').slice(1)).split(' ')).filter(id => !document.getElementById(id))"""
+        )
         == []
     )
-    assert tab.ask("[...document.querySelectorAll('.scroll')].every(e => e.tabIndex == 0 && e.getAttribute('aria-label') && e.role == 'region')")
+    assert tab.ask(
+        "[...document.querySelectorAll('.scroll')].every(e => e.tabIndex == 0 && e.getAttribute('aria-label')"
+        " && e.role == 'region')"
+    )
     for kind_of_event in ("rawKeyDown", "keyUp"):
         tab.send("Input.dispatchKeyEvent", type=kind_of_event, key="Tab", code="Tab", windowsVirtualKeyCode=9)
-    assert tab.ask("document.activeElement != document.body && getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    assert (
+        tab.ask(
+            "document.activeElement != document.body && getComputedStyle(document.activeElement).outlineStyle"
+        )
+        == "solid"
+    )
 
 
 @pytest.mark.browser
 def test_films_play_from_the_page_itself(tab: Tab, pages: dict[str, Path]) -> None:
     tab.open(pages["rich"])
-    played = tab.ask("""Promise.all([...document.querySelectorAll('video')].map(async v => {
-        await v.play(); return [v.videoWidth, v.videoHeight, v.src.slice(0, 15), v.poster.slice(0, 16)] }))""")
+    played = tab.ask(
+        """Promise.all([...document.querySelectorAll('video')].map(async v => {
+        await v.play(); return [v.videoWidth, v.videoHeight, v.src.slice(0, 15), v.poster.slice(0, 16)] }))"""
+    )
     assert played == [[776, 274, "data:video/mp4;", "data:image/jpeg;"]] * 4
 
 
@@ -186,21 +239,40 @@ def test_films_play_from_the_page_itself(tab: Tab, pages: dict[str, Path]) -> No
 def test_on_paper_it_is_white_and_films_are_pictures(tab: Tab, pages: dict[str, Path], scheme: str) -> None:
     tab.open(pages["rich"], 688, 1000, scheme)
     assert tab.pdf().startswith(b"%PDF")
-    tab.send("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    tab.send(
+        "Emulation.setEmulatedMedia",
+        media="print",
+        features=[{"name": "prefers-color-scheme", "value": scheme}],
+    )
     assert tab.ask("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert tab.ask("[...document.querySelectorAll('video, nav')].every(e => getComputedStyle(e).display == 'none')")
-    assert tab.ask("[...document.querySelectorAll('.film img')].map(e => e.getClientRects().length && e.naturalWidth)") == [776] * 4
-    assert tab.ask("[...document.querySelectorAll('.scroll')].every(e => e.scrollHeight <= e.clientHeight + 1)")
+    assert tab.ask(
+        "[...document.querySelectorAll('video, nav')].every(e => getComputedStyle(e).display == 'none')"
+    )
+    assert (
+        tab.ask(
+            "[...document.querySelectorAll('.film img')].map(e => e.getClientRects().length &&"
+            " e.naturalWidth)"
+        )
+        == [776] * 4
+    )
+    assert tab.ask(
+        "[...document.querySelectorAll('.scroll')].every(e => e.scrollHeight <= e.clientHeight + 1)"
+    )
     assert tab.ask("document.documentElement.scrollWidth") <= 688
 
 
 @pytest.mark.browser
 def test_names_are_shown_as_they_are_and_do_nothing(tab: Tab, tmp_path: Path, film: bytes) -> None:
     path = tmp_path / "hostile.html"
-    named = [{**one, "arm": HOSTILE, "episode": HOSTILE, "caption": HOSTILE} for one in curve_json.films(film)]
+    named = [
+        {**one, "arm": HOSTILE, "episode": HOSTILE, "caption": HOSTILE} for one in curve_json.films(film)
+    ]
     path.write_text(page(hostile(), named, HOSTILE), encoding="utf-8")  # type: ignore[arg-type]
     tab.open(path)
-    assert tab.ask("window.broken === undefined && document.scripts.length == 0 && !document.querySelector('[onerror], img[src=x]')")
+    assert tab.ask(
+        "window.broken === undefined && document.scripts.length == 0 && !document.querySelector('[onerror],"
+        " img[src=x]')"
+    )
     assert tab.ask("document.querySelector('h1').textContent") == HOSTILE
     assert tab.ask("document.querySelector('pre').textContent") == HOSTILE
     assert tab.complaints == []
@@ -219,7 +291,11 @@ def test_every_count_has_its_denominator_and_every_interval_is_there(pages: dict
 
 def test_what_is_missing_is_said_not_drawn(pages: dict[str, Path]) -> None:
     text = pages["bare"].read_text()
-    for sentence in ("Nothing is compared", "No film of a rollout is kept", "What this sweep cost is not known"):
+    for sentence in (
+        "Nothing is compared",
+        "No film of a rollout is kept",
+        "What this sweep cost is not known",
+    ):
         assert sentence in text
     assert "Success against cost" not in text
     assert not re.search(r">\s*(None|nan|inf|Undefined)\s*<", text)
@@ -273,7 +349,9 @@ def test_the_page_is_a_function_of_its_data(film: bytes) -> None:
 def luminance(colour: str) -> float:
     """Relative, after WCAG 2.2, of "rgb(r, g, b)"."""
     parts = np.array([float(part) for part in re.findall(r"[\d.]+", colour)[:3]]) / 255
-    return float(np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+    return float(
+        np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+    )
 
 
 def contrast(colour: str, ground: str) -> float:

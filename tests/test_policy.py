@@ -40,7 +40,7 @@ def losses_of(net: Model, clips: Batch, seed: int = 1) -> Losses:
     return losses
 
 
-# -- diffusion ----------------------------------------------------------------------------------------------------------------------
+# -- diffusion -----------------------------------------------------------------------------------------------
 
 
 def test_sampler_equals_the_euler_scheduler_of_diffusers() -> None:
@@ -57,12 +57,16 @@ def test_sampler_equals_the_euler_scheduler_of_diffusers() -> None:
     scheduler.set_timesteps(steps)
     sigmas = noise.karras_sigmas(steps, low, high, rho=7.0)
     torch.testing.assert_close(sigmas, scheduler.sigmas.float(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(noise.noise_label(sigmas[:-1]), scheduler.timesteps.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        noise.noise_label(sigmas[:-1]), scheduler.timesteps.float(), rtol=1e-5, atol=1e-5
+    )
     x = theirs = torch.randn(2, 8, generator=torch.Generator().manual_seed(0)) * sigmas[0]
     for sigma, sigma_next, timestep in zip(sigmas, sigmas[1:], scheduler.timesteps, strict=False):
         v = torch.sin(noise.scale_input(x, sigma.expand(2)))  # any network
         x = noise.euler_step(x, noise.denoised(x, v, sigma.expand(2)), sigma, sigma_next)
-        theirs = scheduler.step(torch.sin(scheduler.scale_model_input(theirs, timestep)), timestep, theirs).prev_sample
+        theirs = scheduler.step(
+            torch.sin(scheduler.scale_model_input(theirs, timestep)), timestep, theirs
+        ).prev_sample
     torch.testing.assert_close(x, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -75,7 +79,7 @@ def test_the_loss_weight_makes_every_noise_level_count_the_error_of_v_once() -> 
     torch.testing.assert_close(weighted, (v - true_v) ** 2, rtol=1e-3, atol=1e-4)
 
 
-# -- losses and masks ---------------------------------------------------------------------------------------------------------------
+# -- losses and masks ----------------------------------------------------------------------------------------
 
 
 def test_masked_entries_weigh_nothing_and_an_empty_mask_is_no_loss() -> None:
@@ -124,13 +128,19 @@ def test_the_action_loss_reaches_the_video_model_only_where_it_may(objective: st
     fresh.learn(objective)  # type: ignore[arg-type]
     whole = make_batch()
     losses_of(fresh, replace(whole, frame_mask=torch.zeros_like(whole.frame_mask))).total.backward()
-    reached = {name for name, p in fresh.video.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    reached = {
+        name for name, p in fresh.video.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
+    }
     assert bool(reached) == flows
 
 
 def test_each_objective_moves_its_own_weights_and_computes_only_its_own_loss() -> None:
     net = VideoActionModel(TINY, CONTRACT)
-    for objective, moved, losses in (("video", {"video"}, "v"), ("action", {"adaptor", "head"}, "a"), ("joint", {"video", "adaptor", "head"}, "va")):
+    for objective, moved, losses in (
+        ("video", {"video"}, "v"),
+        ("action", {"adaptor", "head"}, "a"),
+        ("joint", {"video", "adaptor", "head"}, "va"),
+    ):
         net.learn(objective)  # type: ignore[arg-type]
         told = losses_of(net, make_batch())
         told.total.backward()
@@ -164,18 +174,30 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 @pytest.mark.parametrize("sigmas", ["shared", "decoupled"])
 @pytest.mark.parametrize("rung", ["faithful", "one_pass", "video first"])
 @pytest.mark.parametrize(("cameras", "frames", "pad"), [(1, 2, 0), (2, 3, 1)])
-def test_any_number_of_views_frames_and_noise_settings_trains_and_acts(sigmas: str, rung: str, cameras: int, frames: int, pad: int) -> None:
+def test_any_number_of_views_frames_and_noise_settings_trains_and_acts(
+    sigmas: str, rung: str, cameras: int, frames: int, pad: int
+) -> None:
     raw = TINY.model_dump()
-    raw["clip"]["frames_per_view"], raw["video"]["pad_frames"], raw["diffusion"]["sigmas"] = frames, pad, sigmas
+    raw["clip"]["frames_per_view"], raw["video"]["pad_frames"], raw["diffusion"]["sigmas"] = (
+        frames,
+        pad,
+        sigmas,
+    )
     raw["ladder"]["faithful"] |= {"video_passes": 3, "action_steps": 3}
     raw["ladder"]["video first"] = raw["ladder"]["faithful"] | {"video_passes": 2}
     config = PolicyConfig.model_validate(raw)
     views = tuple(f"camera{i}" for i in range(cameras))
     net = VideoActionModel(config, replace(CONTRACT, cameras=views))
     clips = make_batch(2, cameras)
-    clips = replace(clips, frames=clips.frames[:, :, :1].expand(-1, -1, frames, -1, -1, -1), frame_mask=torch.ones(2, frames))
+    clips = replace(
+        clips,
+        frames=clips.frames[:, :, :1].expand(-1, -1, frames, -1, -1, -1),
+        frame_mask=torch.ones(2, frames),
+    )
     assert torch.isfinite(losses_of(net, clips).total)
-    video, actions = net.sample(clips.frames[:, :, 0], clips.proprio, clips.instructions, [(0, 1), (2, 3)], config.ladder[rung])
+    video, actions = net.sample(
+        clips.frames[:, :, 0], clips.proprio, clips.instructions, [(0, 1), (2, 3)], config.ladder[rung]
+    )
     assert video.shape == (2, pad + cameras * frames, 192, 8, 8)
     assert actions.shape == (2, 8, 7)
 
@@ -203,7 +225,11 @@ def test_kept_features_change_nothing_not_even_when_only_some_fit() -> None:
     for budget in (0, some, 2**30):
         net = at_start(budget)
         clips = make_batch(7)
-        told = [losses_of(net, clips), losses_of(net, replace(clips, seeds=clips.seeds)), losses_of(net, clips)]
+        told = [
+            losses_of(net, clips),
+            losses_of(net, replace(clips, seeds=clips.seeds)),
+            losses_of(net, clips),
+        ]
         kept = sum(seed in net.feature_cache for seed in clips.seeds)
         assert kept == {0: 0, some: 3, 2**30: 7}[budget]
         losses.append([loss.action for loss in told])
@@ -216,7 +242,13 @@ def test_the_features_of_the_start_are_those_a_look_sees() -> None:
     seen: list[torch.Tensor] = []
     net.adaptor.register_forward_hook(lambda _module, arguments, _output: seen.append(arguments[0][0]))
     losses_of(net, clips)
-    net.sample(clips.frames[:, :, 0], clips.proprio, clips.instructions, [(seed, 99) for seed in clips.seeds], TINY.ladder["one_pass"])
+    net.sample(
+        clips.frames[:, :, 0],
+        clips.proprio,
+        clips.instructions,
+        [(seed, 99) for seed in clips.seeds],
+        TINY.ladder["one_pass"],
+    )
     assert torch.equal(*seen)
 
 
@@ -235,12 +267,15 @@ def test_the_baseline_looks_at_the_present_only_and_learns_from_actions_only() -
         net.learn("joint")
 
 
-# -- parts --------------------------------------------------------------------------------------------------------------------------
+# -- parts ---------------------------------------------------------------------------------------------------
 
 
 def test_statistics_of_parts_merge_to_those_of_the_whole() -> None:
     data = np.random.default_rng(0).normal(3, 2, (100, 4))
-    merged, whole = Stats.merge([Stats.of(data[:7]), Stats.of(data[7:60]), Stats.of(data[60:])]), Stats.of(data)
+    merged, whole = (
+        Stats.merge([Stats.of(data[:7]), Stats.of(data[7:60]), Stats.of(data[60:])]),
+        Stats.of(data),
+    )
     assert (merged.count, merged.low, merged.high) == (whole.count, whole.low, whole.high)
     np.testing.assert_allclose(merged.mean, whole.mean)
     np.testing.assert_allclose(merged.m2, whole.m2)
@@ -266,7 +301,7 @@ def test_a_copy_of_the_model_reads_its_own_features(model: VideoActionModel) -> 
     assert a == b
 
 
-# -- checkpoints --------------------------------------------------------------------------------------------------------------------
+# -- checkpoints ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -295,7 +330,10 @@ def test_a_checkpoint_comes_back_whole(checkpoint: Path, model: VideoActionModel
 
 def test_diffusers_opens_the_video_model_by_itself(checkpoint: Path, model: VideoActionModel) -> None:
     opened = UNetSpatioTemporalConditionModel.from_pretrained(checkpoint, subfolder="unet")
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.video.unet.parameters(), opened.parameters(), strict=True))
+    assert all(
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(model.video.unet.parameters(), opened.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("rung", ["one_pass", "truncated", "faithful"])
@@ -315,7 +353,9 @@ def test_an_answer_does_not_depend_on_the_batch_it_came_in(any_checkpoint: Path,
 def test_another_noise_seed_gives_another_action(checkpoint: Path) -> None:
     policy = TrainedPolicy(checkpoint)
     one = make_observation(0)
-    assert not np.array_equal(policy.act([one])[0].actions, policy.act([replace(one, noise_seed=99)])[0].actions)
+    assert not np.array_equal(
+        policy.act([one])[0].actions, policy.act([replace(one, noise_seed=99)])[0].actions
+    )
 
 
 def test_the_fingerprint_follows_what_the_policy_does(checkpoint: Path) -> None:

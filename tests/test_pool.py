@@ -1,4 +1,6 @@
-"""The rollout pool: real simulators in real processes, killed and stopped for real; the outcomes never change."""
+"""The rollout pool: real simulators in real processes, killed and stopped for real; the outcomes never
+change.
+"""
 
 import json
 import os
@@ -59,10 +61,17 @@ def score(
     from sim_workers.rollout.ray_policy_client import Served
 
     storage, heard = open_storage(str(folder)), Heard()
-    heard.pool = RolloutPool(workers, num_cpus=0.1, references=Portraits(storage, "simulation", mixed), settings=settings or PoolSettings())
+    heard.pool = RolloutPool(
+        workers,
+        num_cpus=0.1,
+        references=Portraits(storage, "simulation", mixed),
+        settings=settings or PoolSettings(),
+    )
     heard.pool.on_retry = lambda kind, job, why: heard.retries.append((kind, str(job), why))
     scorer = Scorer(storage, CONTRACT, heard.pool, heard)
-    scorer.submit(ScoringJob("arm", 1, policy, f"fp-{policy}", suite, PROTOCOL, Served((server,), policy), films))
+    scorer.submit(
+        ScoringJob("arm", 1, policy, f"fp-{policy}", suite, PROTOCOL, Served((server,), policy), films)
+    )
     if disturb:
         disturb()
     scorer.drain()
@@ -97,14 +106,23 @@ def after_the_first_outcome(folder: Path, injure: Callable[[], None]) -> Callabl
     return disturb
 
 
-def test_two_workers_give_the_outcomes_of_one(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
+def test_two_workers_give_the_outcomes_of_one(
+    reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path
+) -> None:
     _, ledger = score(tmp_path, server, 2)
     assert ledger == reference[1]
 
 
 @pytest.mark.full
-def test_a_killed_worker_changes_nothing(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
-    heard, ledger = score(tmp_path, server, 1, disturb=after_the_first_outcome(tmp_path, lambda: os.kill(playing()[0], signal.SIGKILL)))
+def test_a_killed_worker_changes_nothing(
+    reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path
+) -> None:
+    heard, ledger = score(
+        tmp_path,
+        server,
+        1,
+        disturb=after_the_first_outcome(tmp_path, lambda: os.kill(playing()[0], signal.SIGKILL)),
+    )
     assert heard.scores[0].complete
     assert heard.pool.usage.replaced == {"died": 1}
     assert [kind for kind, _, _ in heard.retries] == ["worker", "episode"]
@@ -115,7 +133,9 @@ def test_a_killed_worker_changes_nothing(reference: tuple[Path, dict[str, Any]],
 
 
 @pytest.mark.full
-def test_a_killed_policy_server_changes_nothing_and_costs_no_worker(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
+def test_a_killed_policy_server_changes_nothing_and_costs_no_worker(
+    reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path
+) -> None:
     import ray
 
     def kill_server() -> None:
@@ -128,8 +148,12 @@ def test_a_killed_policy_server_changes_nothing_and_costs_no_worker(reference: t
 
 
 @pytest.mark.full
-def test_a_hanging_simulator_is_killed_and_replaced(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
-    """Stopped, so that no thread of it can say or do anything; gone within ten seconds of the longest silence that is borne."""
+def test_a_hanging_simulator_is_killed_and_replaced(
+    reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path
+) -> None:
+    """Stopped, so that no thread of it can say or do anything; gone within ten seconds of the longest silence
+    that is borne.
+    """
     assert PoolSettings().playing_timeout_s + 10 <= 30
     settings = PoolSettings(playing_timeout_s=5.0, asking_timeout_s=5.0)
     hung: list[float] = []
@@ -139,11 +163,17 @@ def test_a_hanging_simulator_is_killed_and_replaced(reference: tuple[Path, dict[
         process.suspend()
         began = time.monotonic()
         time.sleep(0.5)  # a signal takes a moment
-        while process.is_running() and process.status() == psutil.STATUS_STOPPED and time.monotonic() - began < 60:
+        while (
+            process.is_running()
+            and process.status() == psutil.STATUS_STOPPED
+            and time.monotonic() - began < 60
+        ):
             time.sleep(0.1)
         hung.append(time.monotonic() - began)
 
-    heard, ledger = score(tmp_path, server, 1, disturb=after_the_first_outcome(tmp_path, hang), settings=settings)
+    heard, ledger = score(
+        tmp_path, server, 1, disturb=after_the_first_outcome(tmp_path, hang), settings=settings
+    )
     assert hung[0] < 5 + 10
     assert heard.pool.usage.replaced == {"stuck": 1}
     assert ledger == reference[1]
@@ -166,7 +196,10 @@ def test_what_fails_every_time_is_an_error_never_a_failure(server: Any, tmp_path
     assert "PARTIAL" in str(result)
     error = next(outcome for outcome in heard.outcomes if outcome.result == "error")
     assert error.spec == CURSED
-    assert "the policy did not answer: RuntimeError: this policy is broken (given up after 3 attempts)" in error.message
+    assert (
+        "the policy did not answer: RuntimeError: this policy is broken (given up after 3 attempts)"
+        in error.message
+    )
     assert CURSED.episode_id not in ledger, "an error must be tried again by the next run"
     assert heard.pool.usage.replaced == {}, "the simulators were well"
     why = "the policy did not answer: RuntimeError: this policy is broken"
@@ -174,19 +207,30 @@ def test_what_fails_every_time_is_an_error_never_a_failure(server: Any, tmp_path
 
 
 @pytest.mark.full
-def test_a_simulator_that_draws_or_moves_otherwise_may_not_score(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
-    """The reference was made with another driver, whose pictures differ: no outcome, and the sentence says so."""
+def test_a_simulator_that_draws_or_moves_otherwise_may_not_score(
+    reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path
+) -> None:
+    """The reference was made with another driver, whose pictures differ: no outcome, and the sentence says
+    so.
+    """
     genuine = Portraits(open_storage(str(reference[0])), "simulation").get(Scene("Lift", CONTRACT))
     assert genuine
-    Portraits(open_storage(str(tmp_path)), "simulation").put(Scene("Lift", CONTRACT), replace(genuine, driver="egl: another GPU", pixels="0"))
+    Portraits(open_storage(str(tmp_path)), "simulation").put(
+        Scene("Lift", CONTRACT), replace(genuine, driver="egl: another GPU", pixels="0")
+    )
     heard, ledger = score(tmp_path, server, 1, suite=Suite(("Lift",), 1, Rules(24)))
     assert ledger == {}
     message = heard.outcomes[0].message
-    assert message.startswith(f"refused to score, driver: this worker draws with {genuine.driver}, the reference with egl: another GPU")
+    assert message.startswith(
+        f"refused to score, driver: this worker draws with {genuine.driver}, the reference with egl:"
+        " another GPU"
+    )
 
 
 @pytest.mark.full
-def test_where_drivers_may_be_mixed_each_must_draw_as_it_first_did(reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path) -> None:
+def test_where_drivers_may_be_mixed_each_must_draw_as_it_first_did(
+    reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path
+) -> None:
     genuine = Portraits(open_storage(str(reference[0])), "simulation").get(Scene("Lift", CONTRACT))
     assert genuine
     other, scene = replace(genuine, driver="egl: another GPU", pixels="0"), Scene("Lift", CONTRACT)
@@ -199,7 +243,9 @@ def test_where_drivers_may_be_mixed_each_must_draw_as_it_first_did(reference: tu
         spoiled = replace(driver, pixels="1")
         assert spoiled.difference(portraits.put(scene, spoiled)).startswith("contamination")
     moved = replace(genuine, driver="egl: a third", physics="0")
-    assert moved.difference(portraits.put(scene, moved)).startswith("physics"), "how things move is no matter of drivers"
+    assert moved.difference(portraits.put(scene, moved)).startswith("physics"), (
+        "how things move is no matter of drivers"
+    )
 
 
 def test_what_differs_in_a_portrait_is_said() -> None:
@@ -207,8 +253,12 @@ def test_what_differs_in_a_portrait_is_said() -> None:
     assert mine.difference(mine) == ""
     assert mine.difference(replace(mine, processor="another")) == "", "what comes out the same is the same"
     assert mine.difference(replace(mine, driver="another")) == ""
-    assert mine.difference(replace(mine, simulator="robosuite 3")).startswith("version: this worker simulates with robosuite 1, mujoco 2")
-    assert mine.difference(replace(mine, physics="cc", processor="another")).endswith("runs on a processor, the reference on another")
+    assert mine.difference(replace(mine, simulator="robosuite 3")).startswith(
+        "version: this worker simulates with robosuite 1, mujoco 2"
+    )
+    assert mine.difference(replace(mine, physics="cc", processor="another")).endswith(
+        "runs on a processor, the reference on another"
+    )
     assert mine.difference(replace(mine, pixels="cc")).startswith("contamination: other pictures")
 
 
@@ -226,7 +276,9 @@ def test_a_film_is_the_recorded_episode_played_again(server: Any, tmp_path: Path
 
 
 @pytest.mark.full
-def test_a_pool_can_shrink_and_grow_while_it_plays(reference: tuple[Path, dict[str, Any]], server: Any) -> None:
+def test_a_pool_can_shrink_and_grow_while_it_plays(
+    reference: tuple[Path, dict[str, Any]], server: Any
+) -> None:
     from sim_workers.rollout.pool import RolloutPool
     from sim_workers.rollout.ray_policy_client import Served
     from sim_workers.rollout.worker import RolloutJob
@@ -240,12 +292,16 @@ def test_a_pool_can_shrink_and_grow_while_it_plays(reference: tuple[Path, dict[s
         pool.resize(1 if len(outcomes) < 3 else 2)
     assert len(outcomes) == 4
     assert pool.num_workers == 2
-    assert {episode: outcome.steps for episode, outcome in outcomes.items()} == {e: o["steps"] for e, o in reference[1].items()}
+    assert {episode: outcome.steps for episode, outcome in outcomes.items()} == {
+        e: o["steps"] for e, o in reference[1].items()
+    }
     pool.close()
 
 
 @pytest.mark.full
-def test_a_worn_process_is_replaced_before_it_hurts(reference: tuple[Path, dict[str, Any]], server: Any) -> None:
+def test_a_worn_process_is_replaced_before_it_hurts(
+    reference: tuple[Path, dict[str, Any]], server: Any
+) -> None:
     from sim_workers.rollout.pool import RolloutPool
     from sim_workers.rollout.ray_policy_client import Served
     from sim_workers.rollout.worker import RolloutJob
@@ -261,7 +317,10 @@ def test_a_worn_process_is_replaced_before_it_hurts(reference: tuple[Path, dict[
 
 def test_other_conventions_are_refused_before_the_first_step() -> None:
     check_contract(CONTRACT, ["Lift", "Door"])
-    with pytest.raises(ProtocolError, match=r"simulator: the policy was trained with robosuite 1\.4, here it is robosuite 1\.5"):
+    with pytest.raises(
+        ProtocolError,
+        match=r"simulator: the policy was trained with robosuite 1\.4, here it is robosuite 1\.5",
+    ):
         check_contract(replace(CONTRACT, simulator="robosuite 1.4"), ["Lift"])
     with pytest.raises(ProtocolError, match=r"cannot be scored on TwoArmLift here\. proprioception layout"):
         check_contract(CONTRACT, ["Lift", "TwoArmLift"])
@@ -269,7 +328,9 @@ def test_other_conventions_are_refused_before_the_first_step() -> None:
 
 def test_a_score_shows_its_denominator() -> None:
     spec = EpisodeSpec("Lift", 1, 1)
-    outcomes = tuple(Outcome(spec, result, 1, 1, 0, 0) for result in ("success", "success", "failure", "error"))  # type: ignore[arg-type]
+    outcomes = tuple(
+        Outcome(spec, result, 1, 1, 0, 0) for result in ("success", "success", "failure", "error")
+    )  # type: ignore[arg-type]
     text = str(Score.of(outcomes, 4))
     assert text.startswith("2/3 = 0.67 [")
     assert "1 errors" in text
@@ -279,5 +340,9 @@ def test_a_score_shows_its_denominator() -> None:
 def test_nothing_of_torch_is_loaded_where_episodes_are_played() -> None:
     from conftest import run
 
-    done = run("-c", "import sys, sim_workers.rollout.pool; print([m for m in ('torch', 'diffusers', 'mlflow', 'robosuite') if m in sys.modules])")
+    done = run(
+        "-c",
+        "import sys, sim_workers.rollout.pool; print([m for m in ('torch', 'diffusers', 'mlflow',"
+        " 'robosuite') if m in sys.modules])",
+    )
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,6 @@
-"""What is used of Ray without being public: a release that moves one of these names fails here, with the module to change."""
+"""What is used of Ray without being public: a release that moves one of these names fails here, with the
+module to change.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -13,7 +15,10 @@ PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ray.experimental.internal_kv._internal_kv_get": ("orchestrator/data/clip_stream.py", ("key",)),
     "ray.experimental.internal_kv._internal_kv_del": ("orchestrator/data/clip_stream.py", ("key",)),
     "ray._private.state.GlobalState.get_draining_nodes": ("sim_workers/rollout/node_health.py", ()),
-    "ray.job_submission.JobSubmissionClient._do_request": ("orchestrator/cluster/ray_jobs.py", ("method", "endpoint")),
+    "ray.job_submission.JobSubmissionClient._do_request": (
+        "orchestrator/cluster/ray_jobs.py",
+        ("method", "endpoint"),
+    ),
     f"{MANAGER}._save_state": ("orchestrator/training/train_snapshot.py", ()),
     f"{MANAGER}._load_state": (
         "orchestrator/training/train_snapshot.py",
@@ -45,7 +50,9 @@ def test_a_private_name_of_ray_is_where_it_was(name: str) -> None:
     except (AttributeError, ImportError):
         pytest.fail(f"{name} is gone from this Ray; change {module}, the only file that uses it")
     known = inspect.signature(function).parameters
-    assert {*arguments} <= {*known}, f"{name} takes {', '.join(known)} in this Ray; change {module}, the only file that uses it"
+    assert {*arguments} <= {*known}, (
+        f"{name} takes {', '.join(known)} in this Ray; change {module}, the only file that uses it"
+    )
 
 
 def test_a_ray_without_the_list_of_draining_nodes_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""Policies over HTTP: what is answered there is what would be answered here, to the last bit; what goes wrong is a sentence."""
+"""Policies over HTTP: what is answered there is what would be answered here, to the last bit; what goes wrong
+is a sentence.
+"""
 
 import io
 import json
@@ -45,7 +47,9 @@ class Digest:
         if seen.instruction == "break":
             raise RuntimeError("first line\nthe weights are NaN")
         pictures = [int.from_bytes(seen.images[camera].tobytes(), "little") for camera in CONTRACT.cameras]
-        rng = np.random.default_rng([*pictures, *seen.proprio.view(np.uint32).tolist(), *seen.instruction.encode(), seen.noise_seed])
+        rng = np.random.default_rng(
+            [*pictures, *seen.proprio.view(np.uint32).tolist(), *seen.instruction.encode(), seen.noise_seed]
+        )
         return ActionChunk(rng.standard_normal((5, 2)).astype(np.float32), int(rng.integers(1, 6)))
 
 
@@ -103,7 +107,10 @@ def test_another_language_needs_only_http_json_and_npz() -> None:
     }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    with served(Digest()) as url, urllib.request.urlopen(urllib.request.Request(f"{url}/act", buffer.getvalue(), BYTES)) as answer:
+    with (
+        served(Digest()) as url,
+        urllib.request.urlopen(urllib.request.Request(f"{url}/act", buffer.getvalue(), BYTES)) as answer,
+    ):
         told = np.load(io.BytesIO(answer.read()))
     expected = Digest().act([seen])[0]
     assert np.array_equal(told["actions"][0], expected.actions)
@@ -139,7 +146,9 @@ def test_many_ask_at_once_and_each_gets_its_own_answer(join: bool) -> None:
 def test_an_error_of_the_policy_is_told_in_one_line_and_the_server_lives_on() -> None:
     with served(Digest()) as url:
         remote = RemotePolicy(url)
-        with pytest.raises(RemoteError, match=r"http://127.0.0.1:\d+ refused \(500\): RuntimeError: the weights are NaN$"):
+        with pytest.raises(
+            RemoteError, match=r"http://127.0.0.1:\d+ refused \(500\): RuntimeError: the weights are NaN$"
+        ):
             remote.act([look(0, "break")])
         assert same(remote.act([look(0)]), Digest().act([look(0)]))
 
@@ -164,12 +173,18 @@ def test_what_is_not_plain_arrays_is_refused_and_never_unpickled() -> None:
         pickle.dumps(Evil()): "not an .npz",
         buffer.getvalue(): "allow_pickle=False",
         buffer.getvalue()[:400]: "not an .npz",
-        pack({**arrays, "proprio": arrays["proprio"][:, :2]}): r"proprio is float32 (1, 2), and must be floating (1, 3)",
-        pack({**arrays, "images/front": arrays["images/front"].astype(np.float32)}): "images/front is float32 (1, 6, 8, 3), and must be uint8",
+        pack(
+            {**arrays, "proprio": arrays["proprio"][:, :2]}
+        ): r"proprio is float32 (1, 2), and must be floating (1, 3)",
+        pack(
+            {**arrays, "images/front": arrays["images/front"].astype(np.float32)}
+        ): "images/front is float32 (1, 6, 8, 3), and must be uint8",
         pack({**arrays, "images/front": arrays["images/front"][:, :, :4]}): "must be uint8 (1, 6, 8, 3)",
         pack({**arrays, "noise_seeds": np.zeros(0, np.int64)}): "at least one",
         pack({**arrays, "instructions": deep}): "JSON list of 1 sentences",
-        pack({name: arrays[name] for name in arrays if name != "images/front"}): "the policy takes images/front, images/robot0/wrist",
+        pack(
+            {name: arrays[name] for name in arrays if name != "images/front"}
+        ): "the policy takes images/front, images/robot0/wrist",
     }
     with served(Digest()) as url:
         for body, why in bodies.items():
@@ -209,7 +224,10 @@ def test_a_policy_that_answers_against_its_contract_is_found_out() -> None:
     ):
         with served(policy) as url, pytest.raises(RemoteError, match=why):
             RemotePolicy(url).act([look(0), look(1)])
-    with served(Digest()) as url, pytest.raises(RemoteError, match="cannot be sent: KeyError: 'robot0/wrist'"):
+    with (
+        served(Digest()) as url,
+        pytest.raises(RemoteError, match="cannot be sent: KeyError: 'robot0/wrist'"),
+    ):
         RemotePolicy(url).act([replace(look(0), images={"front": look(0).images["front"]})])
 
 
@@ -218,21 +236,31 @@ def test_there_is_a_sentence_for_a_server_that_is_not_there_or_says_nothing() ->
         RemotePolicy("127.0.0.1:8000")
     with served(Digest()) as url:
         pass
-    with pytest.raises(RemoteError, match=rf"no policy server answers at {url}; is it running\? \(ConnectionRefusedError"):
+    with pytest.raises(
+        RemoteError, match=rf"no policy server answers at {url}; is it running\? \(ConnectionRefusedError"
+    ):
         RemotePolicy(url, patience_s=0.2).act([look(0)])
     slow = Digest()
     slow.delay_s = 2.0
     with served(slow) as url, pytest.raises(RemoteError, match=r"did not answer within 0\.2 s"):
         RemotePolicy(url, timeout_s=0.2).act([look(0)])
-    with served(Digest()) as url, pytest.raises(RemoteError, match=r"refused \(404\): there are GET /contract and POST /act"):
+    with (
+        served(Digest()) as url,
+        pytest.raises(RemoteError, match=r"refused \(404\): there are GET /contract and POST /act"),
+    ):
         RemotePolicy(f"{url}/elsewhere")._ask("GET", "/nothing")
 
 
-SERVE = "import sys; from policy.http_policy import serve; from test_remote import Digest; serve(Digest(), port=int(sys.argv[1]))"
+SERVE = (
+    "import sys; from policy.http_policy import serve; from test_remote import Digest; serve(Digest(),"
+    " port=int(sys.argv[1]))"
+)
 
 
 def start(port: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", SERVE, str(port)], cwd=CHECKOUT / "tests", env={"PYTHONPATH": str(CHECKOUT)})
+    return subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(port)], cwd=CHECKOUT / "tests", env={"PYTHONPATH": str(CHECKOUT)}
+    )
 
 
 def test_a_server_killed_and_started_again_is_found_again() -> None:
@@ -268,11 +296,16 @@ def test_a_connection_is_kept_and_nothing_waits_for_receipts() -> None:
         assert remote._of_thread.connection.sock is socket
 
 
-# -- the sources that rollout processes connect to ----------------------------------------------------------------------------------
+# -- the sources that rollout processes connect to -----------------------------------------------------------
 
 
 def test_sources_travel_and_are_equal_afterwards() -> None:
-    for source in (InProcess(Digest), InProcess(partial(Named, "a:b")), Named("a:b"), Remote("http://127.0.0.1:1")):
+    for source in (
+        InProcess(Digest),
+        InProcess(partial(Named, "a:b")),
+        Named("a:b"),
+        Remote("http://127.0.0.1:1"),
+    ):
         assert len({source, pickle.loads(pickle.dumps(source))}) == 1
     assert InProcess(partial(Digest, 1)) != InProcess(partial(Digest, 2)) != InProcess(Digest)
     assert InProcess(partial(Digest, 1, delay=2)).name == "test_remote:Digest(1, delay=2)"

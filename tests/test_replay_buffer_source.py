@@ -19,12 +19,22 @@ LENGTHS = (10, 12, 8)
 
 
 def buffer(
-    root: Path, pictures: np.ndarray | None = None, chunk: int = 5, form: Any = 2, shards: Any = None, compressors: Any = "auto", **arrays: np.ndarray
+    root: Path,
+    pictures: np.ndarray | None = None,
+    chunk: int = 5,
+    form: Any = 2,
+    shards: Any = None,
+    compressors: Any = "auto",
+    **arrays: np.ndarray,
 ) -> Path:
     rows = sum(LENGTHS)
     vectors = np.sin(np.arange(rows)[:, None] + np.arange(3) + 1).astype(np.float32)
     group = zarr.open_group(str(root), mode="w", zarr_format=form)
-    everything = {"img": numbered(range(rows)) if pictures is None else pictures, "state": vectors, "action": vectors[:, :2]} | arrays
+    everything = {
+        "img": numbered(range(rows)) if pictures is None else pictures,
+        "state": vectors,
+        "action": vectors[:, :2],
+    } | arrays
     for name, values in everything.items():
         how = {"shards": shards, "compressors": compressors} if name == "img" else {}
         group.create_array(f"data/{name}", data=values, chunks=(chunk, *values.shape[1:]), **how)
@@ -64,12 +74,22 @@ def test_a_buffer_is_read_wherever_it_is(tmp_path: Path, form: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "chunk", "left"), [("img", "2.0.0.0", {0, 2}), ("action", "2.0", {0, 2}), ("state", "0.0", {1, 2}), ("img", "5.0.0.0", {0, 1})]
+    ("key", "chunk", "left"),
+    [
+        ("img", "2.0.0.0", {0, 2}),
+        ("action", "2.0", {0, 2}),
+        ("state", "0.0", {1, 2}),
+        ("img", "5.0.0.0", {0, 1}),
+    ],
 )
-def test_a_chunk_that_is_not_there_leaves_its_episodes_out(tmp_path: Path, key: str, chunk: str, left: set[int]) -> None:
+def test_a_chunk_that_is_not_there_leaves_its_episodes_out(
+    tmp_path: Path, key: str, chunk: str, left: set[int]
+) -> None:
     root = buffer(tmp_path / "a.zarr")
     (root / "data" / key / chunk).unlink()
-    assert shown(root, tmp_path / "store") == {name: numbers for i, (name, numbers) in enumerate(whole().items()) if i in left}
+    assert shown(root, tmp_path / "store") == {
+        name: numbers for i, (name, numbers) in enumerate(whole().items()) if i in left
+    }
     assert f"the chunk of data/{key} with rows" in problems(root)[0]
 
 
@@ -87,7 +107,12 @@ def test_a_chunk_that_is_not_there_leaves_its_episodes_out(tmp_path: Path, key: 
     ],
 )
 def test_black_and_white_are_the_same_for_all_episodes(tmp_path: Path, values: Any, said: str | None) -> None:
-    assert shown(buffer(tmp_path / "a.zarr", values(numbered(range(30)))), tmp_path / "store", picture_range=said) == whole()
+    assert (
+        shown(
+            buffer(tmp_path / "a.zarr", values(numbered(range(30)))), tmp_path / "store", picture_range=said
+        )
+        == whole()
+    )
 
 
 def test_a_dark_episode_is_dark_and_an_overshoot_changes_nothing(tmp_path: Path) -> None:
@@ -106,17 +131,25 @@ def test_a_dark_episode_is_dark_and_an_overshoot_changes_nothing(tmp_path: Path)
 
 def test_pictures_of_no_known_range_are_asked_about(tmp_path: Path) -> None:
     pictures = numbered(range(30)).astype(np.float32) * 3
-    assert "say what black and white are with --picture-range" in open_source(buffer(tmp_path / "a.zarr", pictures), Reading(**SAID)).questions[0]
+    assert (
+        "say what black and white are with --picture-range"
+        in open_source(buffer(tmp_path / "a.zarr", pictures), Reading(**SAID)).questions[0]
+    )
 
 
 def test_vectors_that_are_not_numbers_or_of_other_shapes_are_told(tmp_path: Path) -> None:
     action = np.ones((30, 2), np.float32)
     action[25] = np.nan
-    assert "episode_000002: it holds a value that is not a number" in problems(buffer(tmp_path / "a.zarr", action=action))[0]
+    assert (
+        "episode_000002: it holds a value that is not a number"
+        in problems(buffer(tmp_path / "a.zarr", action=action))[0]
+    )
     with pytest.raises(SourceError, match=r"data/action has the shape \(30, 2, 7\)"):
         open_source(buffer(tmp_path / "b.zarr", action=np.ones((30, 2, 7), np.float32)), Reading(**SAID))
     root = buffer(tmp_path / "c.zarr", actions_abs=np.ones((30, 4), np.float32))
-    assert open_source(root, Reading(action="actions_abs", **SAID)).contract.action == tuple(f"actions_abs_{i}" for i in range(4))
+    assert open_source(root, Reading(action="actions_abs", **SAID)).contract.action == tuple(
+        f"actions_abs_{i}" for i in range(4)
+    )
 
 
 def test_a_chunk_cut_short_leaves_its_episode_out(tmp_path: Path) -> None:
@@ -127,13 +160,18 @@ def test_a_chunk_cut_short_leaves_its_episode_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kept", "left"), [(0.5, {0, 2}), (0.9999, {0, 2})])
-def test_a_blosc_chunk_cut_short_is_noticed_although_its_decoder_reads_on(tmp_path: Path, kept: float, left: set[int]) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (30, 32, 64, 3), np.uint8)  # Blosc stores it uncompressed
+def test_a_blosc_chunk_cut_short_is_noticed_although_its_decoder_reads_on(
+    tmp_path: Path, kept: float, left: set[int]
+) -> None:
+    # Blosc stores it uncompressed
+    noise = np.random.default_rng(0).integers(0, 256, (30, 32, 64, 3), np.uint8)
     noise[:, :16] = numbered(range(30))[:, :16]
     root = buffer(tmp_path / "a.zarr", noise, compressors=numcodecs.Blosc("lz4", 5, 1))
     chunk = root / "data/img/3.0.0.0"
     chunk.write_bytes(chunk.read_bytes()[: int(kept * chunk.stat().st_size)])
-    assert [item.name for item in open_source(root, Reading(**SAID)).items if not item.problem] == [f"episode_{i:06d}" for i in sorted(left)]
+    assert [item.name for item in open_source(root, Reading(**SAID)).items if not item.problem] == [
+        f"episode_{i:06d}" for i in sorted(left)
+    ]
     assert "the chunk of data/img with rows 15 to 20 is cut short" in problems(root)[0]
     zipped = zip_of(root, tmp_path / "a.zarr.zip", root)
     assert len(problems(zipped)) == 1
@@ -141,7 +179,9 @@ def test_a_blosc_chunk_cut_short_is_noticed_although_its_decoder_reads_on(tmp_pa
 
 @pytest.mark.parametrize("compressors", ["auto", zarr.codecs.BloscCodec()])
 @pytest.mark.parametrize("location", ["start", "end"])
-def test_chunks_that_a_shard_does_not_hold_leave_their_episodes_out(tmp_path: Path, compressors: Any, location: Any) -> None:
+def test_chunks_that_a_shard_does_not_hold_leave_their_episodes_out(
+    tmp_path: Path, compressors: Any, location: Any
+) -> None:
     layout = {"shape": (20, 32, 64, 3), "index_location": location}
     pictures = numbered(range(30))
     root = buffer(tmp_path / "a.zarr", pictures, chunk=2, form=3, shards=layout, compressors=compressors)
@@ -157,7 +197,9 @@ def test_chunks_that_a_shard_does_not_hold_leave_their_episodes_out(tmp_path: Pa
 def test_a_chunk_of_episode_ends_that_is_lost_ends_the_import(tmp_path: Path) -> None:
     root = buffer(tmp_path / "a.zarr")
     shutil.rmtree(root / "meta/episode_ends")
-    zarr.open_group(str(root), mode="a").create_array("meta/episode_ends", data=np.cumsum(LENGTHS), chunks=(1,))
+    zarr.open_group(str(root), mode="a").create_array(
+        "meta/episode_ends", data=np.cumsum(LENGTHS), chunks=(1,)
+    )
     assert shown(root, tmp_path / "store") == whole()
     (root / "meta/episode_ends/1").unlink()
     with pytest.raises(SourceError, match="the chunk of meta/episode_ends with rows 1 to 2 is not stored"):
@@ -179,7 +221,10 @@ def test_two_buffers_in_a_zip_are_named(tmp_path: Path) -> None:
         open_source(zip_of(tmp_path / "both", tmp_path / "both.zip", tmp_path / "both"), Reading(**SAID))
 
 
-@pytest.mark.parametrize(("name", "shape"), [("meta/episode_ends", [1 << 40]), ("data/action", [1 << 40, 2]), ("data/state", [1 << 40, 3])])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("meta/episode_ends", [1 << 40]), ("data/action", [1 << 40, 2]), ("data/state", [1 << 40, 3])],
+)
 def test_arrays_that_announce_terabytes_are_refused(tmp_path: Path, name: str, shape: list[int]) -> None:
     root = buffer(tmp_path / "a.zarr")
     metadata = root / name / ".zarray"
@@ -189,7 +234,9 @@ def test_arrays_that_announce_terabytes_are_refused(tmp_path: Path, name: str, s
 
 
 def test_a_picture_range_for_bytes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"--picture-range 0\.\.1 cannot be applied to pictures that are bytes"):
+    with pytest.raises(
+        SourceError, match=r"--picture-range 0\.\.1 cannot be applied to pictures that are bytes"
+    ):
         open_source(buffer(tmp_path / "a.zarr"), Reading(picture_range="0..1", **SAID))
 
 
@@ -202,7 +249,10 @@ def test_a_codec_that_is_not_installed_is_named(tmp_path: Path) -> None:
     root = buffer(tmp_path / "a.zarr")
     metadata = root / "data/img/.zarray"
     metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"compressor": {"id": "of_nobody"}}))
-    with pytest.raises(SourceError, match=r"a codec that is not installed; run `pip install imagecodecs` if it is UMI's.*of_nobody"):
+    with pytest.raises(
+        SourceError,
+        match=r"a codec that is not installed; run `pip install imagecodecs` if it is UMI's.*of_nobody",
+    ):
         open_source(root, Reading(**SAID))
 
 
@@ -217,7 +267,9 @@ def test_a_codec_that_is_not_installed_is_named(tmp_path: Path) -> None:
         ([-5, 10, 30], {2}),
     ],
 )
-def test_episodes_whose_ends_are_uncertain_are_left_out(tmp_path: Path, ends: list[int], left: set[int]) -> None:
+def test_episodes_whose_ends_are_uncertain_are_left_out(
+    tmp_path: Path, ends: list[int], left: set[int]
+) -> None:
     root = buffer(tmp_path / "a.zarr")
     shutil.rmtree(root / "meta/episode_ends")
     zarr.open_group(str(root), mode="a").create_array("meta/episode_ends", data=np.asarray(ends))

@@ -63,14 +63,27 @@ def tensor(*shape: int, dtype: str = "float32") -> dict[str, Any]:
 
 def dataset(root: Path, shards: Sequence[Sequence[bytes]]) -> Path:
     root.mkdir(parents=True)
-    picture = {"image": {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8", "encodingFormat": "png"}}
+    picture = {
+        "image": {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8", "encodingFormat": "png"}
+    }
     observation = {"featuresDict": {"features": {"state": tensor(5), "image": picture}}}
-    steps = {"observation": observation, "action": tensor(7), "language_instruction": {"text": {}}, "is_last": tensor(dtype="bool")}
-    features = {"featuresDict": {"features": {"steps": {"sequence": {"feature": {"featuresDict": {"features": steps}}}}}}}
+    steps = {
+        "observation": observation,
+        "action": tensor(7),
+        "language_instruction": {"text": {}},
+        "is_last": tensor(dtype="bool"),
+    }
+    features = {
+        "featuresDict": {
+            "features": {"steps": {"sequence": {"feature": {"featuresDict": {"features": steps}}}}}
+        }
+    }
     (root / "features.json").write_text(json.dumps(features))
     (root / "dataset_info.json").write_text(json.dumps({"name": "lift_demos", "version": "1.0.0"}))
     for number, shard in enumerate(shards):
-        (root / f"lift_demos-train.tfrecord-{number:05d}-of-{len(shards):05d}").write_bytes(b"".join(record(data) for data in shard))
+        (root / f"lift_demos-train.tfrecord-{number:05d}-of-{len(shards):05d}").write_bytes(
+            b"".join(record(data) for data in shard)
+        )
     return root
 
 
@@ -81,10 +94,14 @@ def test_episodes_of_every_shard_have_their_pictures_states_and_actions(tmp_path
     assert left_out == []
     for episode, length in enumerate((6, 7, 5)):
         got = episodes[f"episode_{episode:06d}"]
-        assert numbers_of(got.frames["image"]) == list(range(20 * episode, 20 * episode + length - 1)), "the last step's action is undefined"
+        assert numbers_of(got.frames["image"]) == list(range(20 * episode, 20 * episode + length - 1)), (
+            "the last step's action is undefined"
+        )
         assert got.instruction == "lift the cube"
         assert got.action is not None
-        assert np.allclose(got.action, np.sin(np.arange(length - 1)[:, None] + np.arange(7) + episode), atol=1e-6)
+        assert np.allclose(
+            got.action, np.sin(np.arange(length - 1)[:, None] + np.arange(7) + episode), atol=1e-6
+        )
         assert "without its last step" in got.source
     action_free = open_source(root, Reading(action_free=True, proprio=(), **SAID))
     assert [item.length for item in action_free.items] == [6, 7, 5]
@@ -94,7 +111,10 @@ def test_episodes_of_every_shard_have_their_pictures_states_and_actions(tmp_path
     ("changed", "problem"),
     [
         ({"steps/action": np.zeros((5, 7), np.float32)}, "steps/action has 5 steps, the pictures 6"),
-        ({"steps/action": np.full((6, 7), np.nan, np.float32)}, "steps/action holds a value that is not a number"),
+        (
+            {"steps/action": np.full((6, 7), np.nan, np.float32)},
+            "steps/action holds a value that is not a number",
+        ),
         ({"steps/action": np.zeros(40, np.float32)}, "40 values, which are no rows of 7"),
         ({"steps/observation/image": [b""] * 6}, "pictures are missing"),
         ({"steps/language_instruction": [b"a", b"b"] * 3}, "its steps name 2 sentences (a; b)"),
@@ -117,7 +137,10 @@ def test_a_damaged_record_is_left_out_and_a_file_cut_short_is_told(tmp_path: Pat
     second.write_bytes(second.read_bytes()[:-100])
     source, episodes, _ = imported(root, tmp_path / "store", **SAID)
     assert sorted(episodes) == ["episode_000001", "episode_000002"]
-    assert any("the record at byte 0 of lift_demos-train.tfrecord-00000-of-00002 is damaged" in problem for problem in source.problems)
+    assert any(
+        "the record at byte 0 of lift_demos-train.tfrecord-00000-of-00002 is damaged" in problem
+        for problem in source.problems
+    )
     assert any("the file ends 100 bytes before its record does" in problem for problem in source.problems)
 
 

@@ -1,4 +1,6 @@
-"""RoboCasa-24: what can be known without its kitchens, which cannot be had here. See the docstring of sim_workers/envs/robocasa.py."""
+"""RoboCasa-24: what can be known without its kitchens, which cannot be had here. See the docstring of
+sim_workers/envs/robocasa.py.
+"""
 
 import json
 import os
@@ -45,7 +47,7 @@ def ep_meta() -> dict[str, Any]:
     return dict(json.loads(EP_META))
 
 
-# -- tables -------------------------------------------------------------------------------------------------------------------------
+# -- tables --------------------------------------------------------------------------------------------------
 
 
 def test_twenty_four_tasks_of_which_twelve_are_labelled() -> None:
@@ -66,12 +68,15 @@ def test_registered_horizons_are_data_beside_the_flat_one() -> None:
     assert max(REGISTERED_HORIZONS.values()) == HORIZON
 
 
-# -- episodes -----------------------------------------------------------------------------------------------------------------------
+# -- episodes ------------------------------------------------------------------------------------------------
 
 
 def test_fifty_episodes_are_ten_in_each_of_five_kitchens() -> None:
     for block in (0, 1):
-        scenes = Counter(scene_of(spec.scene_seed) for spec in Suite(("robocasa/OpenDrawer",), 50, HORIZON, block).episode_list())
+        scenes = Counter(
+            scene_of(spec.scene_seed)
+            for spec in Suite(("robocasa/OpenDrawer",), 50, HORIZON, block).episode_list()
+        )
         assert scenes == dict.fromkeys(SCENES, 10)
     assert [scene_of(seed) for seed in (0, 9, 10, 49, 50)] == [(1, 1), (1, 1), (2, 2), (7, 10), (1, 1)]
 
@@ -101,7 +106,7 @@ def test_an_episode_has_its_own_sentence(ep_meta: dict[str, Any]) -> None:
         instruction_of({**ep_meta, "lang": ""})
 
 
-# -- actions and proprioception -----------------------------------------------------------------------------------------------------
+# -- actions and proprioception ------------------------------------------------------------------------------
 
 SEVEN = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0])
 
@@ -113,7 +118,11 @@ def test_seven_dimensions_become_twelve_in_the_order_of_the_robot() -> None:
 
 @pytest.mark.parametrize(
     ("split", "width"),
-    [(KITCHEN_SPLIT, 11), ({"right": (0, 7), "right_gripper": (7, 8)}, 12), ({**KITCHEN_SPLIT, "head": (11, 13)}, 14)],
+    [
+        (KITCHEN_SPLIT, 11),
+        ({"right": (0, 7), "right_gripper": (7, 8)}, 12),
+        ({**KITCHEN_SPLIT, "head": (11, 13)}, 14),
+    ],
 )
 def test_another_robot_is_refused(split: dict[str, tuple[int, int]], width: int) -> None:
     with pytest.raises(RobocasaError, match="not arm, gripper, base, torso and a mode"):
@@ -121,7 +130,10 @@ def test_another_robot_is_refused(split: dict[str, tuple[int, int]], width: int)
 
 
 def test_proprioception_is_the_hand_seen_from_the_base() -> None:
-    low_dim = {key: np.full(width, 10.0 * place) + np.arange(width) for place, (key, width) in enumerate(PROPRIO_KEYS.items())}
+    low_dim = {
+        key: np.full(width, 10.0 * place) + np.arange(width)
+        for place, (key, width) in enumerate(PROPRIO_KEYS.items())
+    }
     assert proprio_of(low_dim).tolist() == [0, 1, 2, 10, 11, 12, 13, 20, 21]
     assert PROPRIO[3] == "robot0_base_to_eef_quat_0"
 
@@ -168,7 +180,7 @@ def test_the_benchmarks_robot_moves_its_arm_and_nothing_else() -> None:
     assert np.allclose(plain[1], kitchen[1], atol=1e-5)
 
 
-# -- loading ------------------------------------------------------------------------------------------------------------------------
+# -- loading -------------------------------------------------------------------------------------------------
 
 
 def test_without_robocasa_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,14 +191,20 @@ def test_without_robocasa_one_sentence_says_what_to_do(monkeypatch: pytest.Monke
     with pytest.raises(RobocasaError, match="RoboCasa is not installed here"):
         robocasa_contract(CAMERAS, (64, 64), "fast")
     monkeypatch.setattr(robocasa, "version", lambda name: "1.0.1")
-    with pytest.raises(RobocasaError, match=r"RoboCasa 1\.0\.1 is installed; the 24 tasks have these names in v0\.2 only"):
+    with pytest.raises(
+        RobocasaError, match=r"RoboCasa 1\.0\.1 is installed; the 24 tasks have these names in v0\.2 only"
+    ):
         robocasa_contract(CAMERAS, (64, 64), "fast")
 
 
 def stand_in(folder: Path, version: str = "0.2.0") -> Path:
-    """An installed package `robocasa` that, like the real one, insists on other versions than ours and corrects its models' XML."""
+    """An installed package `robocasa` that, like the real one, insists on other versions than ours and
+    corrects its models' XML.
+    """
     (folder / f"robocasa-{version}.dist-info").mkdir(parents=True)
-    (folder / f"robocasa-{version}.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: robocasa\nVersion: {version}\n")
+    (folder / f"robocasa-{version}.dist-info" / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: robocasa\nVersion: {version}\n"
+    )
     (folder / "robocasa").mkdir()
     (folder / "robocasa" / "__init__.py").write_text(
         "import mujoco\nassert mujoco.__version__ == '3.2.6'\n"
@@ -216,16 +234,21 @@ def test_robocasa_loads_beside_our_versions_once_its_kitchens_are_there(tmp_path
     assert without[1].startswith("RoboCasa's kitchens are missing; ")
     (tmp_path / "robocasa/models/assets/objects").mkdir(parents=True)
     done = run("-W", "ignore", "-c", LOAD, env=environment)
-    assert done.stdout.splitlines()[1] == '<steel><geom mesh="m" /><mesh name="m" inertia="shell" /></steel>', done.stderr
+    assert (
+        done.stdout.splitlines()[1] == '<steel><geom mesh="m" /><mesh name="m" inertia="shell" /></steel>'
+    ), done.stderr
 
 
 def test_a_hollow_thing_is_hollow_for_a_newer_mujoco_too() -> None:
-    """A box open to the inside: MuJoCo 3.9 refuses the old attribute and gives the corrected model the mass of a shell."""
+    """A box open to the inside: MuJoCo 3.9 refuses the old attribute and gives the corrected model the mass
+    of a shell.
+    """
     corners = " ".join(f"{x} {y} {z}" for x in (-1, 1) for y in (-1, 1) for z in (-1, 1))
     old = (
-        f'<mujoco><asset><mesh name="m" vertex="{corners}"/><mesh name="n" vertex="{corners}"/></asset><worldbody>'
-        '<body><freejoint/><geom type="mesh" mesh="m" shellinertia="true"/></body>'
-        '<body pos="9 0 0"><freejoint/><geom type="mesh" mesh="n"/></body></worldbody></mujoco>'
+        f'<mujoco><asset><mesh name="m" vertex="{corners}"/><mesh name="n"'
+        f' vertex="{corners}"/></asset><worldbody><body><freejoint/><geom type="mesh" mesh="m"'
+        ' shellinertia="true"/></body><body pos="9 0 0"><freejoint/><geom type="mesh"'
+        ' mesh="n"/></body></worldbody></mujoco>'
     )
     with pytest.raises(ValueError, match="inertia should be specified in the mesh asset"):
         mujoco.MjModel.from_xml_string(old)
@@ -233,17 +256,21 @@ def test_a_hollow_thing_is_hollow_for_a_newer_mujoco_too() -> None:
     assert masses == pytest.approx([24_000, 8_000])  # 24 square metres and 8 cubic ones, 1000 kg each
 
 
-# -- the adapter --------------------------------------------------------------------------------------------------------------------
+# -- the adapter ---------------------------------------------------------------------------------------------
 
 
 class Simulation:
-    """What `sim_workers.envs.render` and `sim_workers.rollout.divergence` ask of robosuite's simulation; every picture is white."""
+    """What `sim_workers.envs.render` and `sim_workers.rollout.divergence` ask of robosuite's simulation;
+    every picture is white.
+    """
 
     def __init__(self) -> None:
         self.flags = np.zeros(mujoco.mjtRndFlag.mjNRNDFLAG)
         self.sizes: list[tuple[int, int]] = []
         model = mujoco.MjModel.from_xml_string("<mujoco/>")  # nothing that could diverge
-        self.model = SimpleNamespace(vis=SimpleNamespace(quality=SimpleNamespace(offsamples=None)), _model=model)
+        self.model = SimpleNamespace(
+            vis=SimpleNamespace(quality=SimpleNamespace(offsamples=None)), _model=model
+        )
         self.data = SimpleNamespace(_data=mujoco.MjData(model))
         context = SimpleNamespace(scn=SimpleNamespace(flags=self.flags))
         context.update_offscreen_size = lambda width, height: self.sizes.append((width, height))
@@ -259,7 +286,12 @@ class Kitchen:
     action_dim = 12
 
     def __init__(self, ep_meta: dict[str, Any], **kwargs: Any) -> None:
-        self.kwargs, self.ep_meta, self.rng, self.sim = kwargs, ep_meta, np.random.default_rng(kwargs["seed"]), Simulation()
+        self.kwargs, self.ep_meta, self.rng, self.sim = (
+            kwargs,
+            ep_meta,
+            np.random.default_rng(kwargs["seed"]),
+            Simulation(),
+        )
         self.layout_and_style_ids: Any = kwargs["layout_and_style_ids"]
         self.done: list[Any] = []
         controller = type("Controller", (), {"_action_split_indexes": KITCHEN_SPLIT})
@@ -268,7 +300,12 @@ class Kitchen:
     def reset(self) -> dict[str, Any]:
         ((layout, style),) = self.layout_and_style_ids
         drawn = self.rng.uniform(size=9)
-        self.ep_meta = {**self.ep_meta, "layout_id": layout, "style_id": style, "lang": f"open drawer {drawn[0]}"}
+        self.ep_meta = {
+            **self.ep_meta,
+            "layout_id": layout,
+            "style_id": style,
+            "lang": f"open drawer {drawn[0]}",
+        }
         return {key: drawn[:width] for key, width in PROPRIO_KEYS.items()}
 
     def get_ep_meta(self) -> dict[str, Any]:
@@ -282,7 +319,9 @@ class Kitchen:
 @pytest.fixture
 def env(monkeypatch: pytest.MonkeyPatch, ep_meta: dict[str, Any]) -> RobocasaEnv:
     class Robosuite:
-        load_composite_controller_config = staticmethod(lambda controller, robot: {"type": "HYBRID_MOBILE_BASE"})
+        load_composite_controller_config = staticmethod(
+            lambda controller, robot: {"type": "HYBRID_MOBILE_BASE"}
+        )
         make = staticmethod(lambda **kwargs: Kitchen(ep_meta, **kwargs))
 
     monkeypatch.setattr(robocasa, "version", lambda name: "0.2.0")
@@ -310,7 +349,9 @@ def test_kitchen_and_sentence_depend_on_the_seed_alone(env: RobocasaEnv) -> None
     assert len(set(said.values())) == 3
 
 
-def test_another_kitchen_than_the_asked_one_stops_the_episode(env: RobocasaEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_kitchen_than_the_asked_one_stops_the_episode(
+    env: RobocasaEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(env._env, "get_ep_meta", lambda: {"layout_id": 8, "style_id": 1, "lang": "open"})
     with pytest.raises(RobocasaError, match=r"built kitchen \(8, 1\), not \(2, 2\)"):
         env.reset(12)

@@ -1,4 +1,6 @@
-"""`demoscale score`: any policy on any suite, played once, and the policy server that checkpoints act through."""
+"""`demoscale score`: any policy on any suite, played once, and the policy server that checkpoints act
+through.
+"""
 
 import asyncio
 import json
@@ -43,18 +45,27 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.init", init)
 
 
-# -- the policy server --------------------------------------------------------------------------------------------------------------
+# -- the policy server ---------------------------------------------------------------------------------------
 
 
-def test_askers_at_once_share_a_batch_and_get_the_answers_they_would_get_alone(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_askers_at_once_share_a_batch_and_get_the_answers_they_would_get_alone(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = []
     act = TrainedPolicy.act
-    monkeypatch.setattr(TrainedPolicy, "act", lambda self, observations: sizes.append(len(observations)) or act(self, observations))
+    monkeypatch.setattr(
+        TrainedPolicy,
+        "act",
+        lambda self, observations: sizes.append(len(observations)) or act(self, observations),
+    )
     looks = [make_observation(seed) for seed in range(6)]
 
     async def ask() -> list[np.ndarray]:  # type: ignore[type-arg]
         server = PolicyServer(1, "cpu")
-        return [chunk.actions for chunk in await asyncio.gather(*(server.act(str(checkpoint), one) for one in looks))]
+        return [
+            chunk.actions
+            for chunk in await asyncio.gather(*(server.act(str(checkpoint), one) for one in looks))
+        ]
 
     together = asyncio.run(ask())
     assert max(sizes) > 1, "nothing was batched"
@@ -63,7 +74,9 @@ def test_askers_at_once_share_a_batch_and_get_the_answers_they_would_get_alone(c
     assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
 
 
-def test_a_checkpoint_that_cannot_be_loaded_is_told_to_whoever_asked_and_the_server_lives_on(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_loaded_is_told_to_whoever_asked_and_the_server_lives_on(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     async def ask() -> None:
         server = PolicyServer(1, "cpu")
         with pytest.raises(Exception, match="not a checkpoint of ours"):
@@ -73,7 +86,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_to_whoever_asked_and_the_ser
     asyncio.run(ask())
 
 
-# -- a stranger's checkpoint --------------------------------------------------------------------------------------------------------
+# -- a stranger's checkpoint ---------------------------------------------------------------------------------
 
 
 class Bomb:
@@ -86,16 +99,29 @@ class Bomb:
         return os.system, (f"touch {self._mark}",)
 
 
-PICKLES = ("heads.pt", "pytorch_model.bin", "policy.pkl", "unet/diffusion_pytorch_model.bin", "vae/config.pkl", "text_encoder/pytorch_model.bin")
+PICKLES = (
+    "heads.pt",
+    "pytorch_model.bin",
+    "policy.pkl",
+    "unet/diffusion_pytorch_model.bin",
+    "vae/config.pkl",
+    "text_encoder/pytorch_model.bin",
+)
 watched: list[str] = []
 """Every file that was opened, while somebody watches."""
 watching = False
-sys.addaudithook(lambda event, arguments: watched.append(str(arguments[0])) if watching and event == "open" else None)
+sys.addaudithook(
+    lambda event, arguments: watched.append(str(arguments[0])) if watching and event == "open" else None
+)
 
 
 @pytest.mark.parametrize("lacking", ["", "heads.safetensors", "unet/diffusion_pytorch_model.safetensors"])
-def test_a_pickle_in_a_checkpoint_is_never_opened(checkpoint: Path, tmp_path: Path, lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even where the weights are missing that it could stand for; and the policy is known by the same fingerprint with it and without."""
+def test_a_pickle_in_a_checkpoint_is_never_opened(
+    checkpoint: Path, tmp_path: Path, lacking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where the weights are missing that it could stand for; and the policy is known by the same
+    fingerprint with it and without.
+    """
     mark, before = tmp_path / "mark", fingerprint(checkpoint)
     for name in PICKLES:
         (checkpoint / name).parent.mkdir(exist_ok=True)
@@ -112,7 +138,12 @@ def test_a_pickle_in_a_checkpoint_is_never_opened(checkpoint: Path, tmp_path: Pa
         await PolicyServer(1, "cpu").act(str(checkpoint), make_observation(0))
 
     if lacking:
-        with pytest.raises(Exception, match=f"^{(checkpoint / lacking).parent}: {Path(lacking).name} is missing; copy the whole folder$"):
+        with pytest.raises(
+            Exception,
+            match=(
+                f"^{(checkpoint / lacking).parent}: {Path(lacking).name} is missing; copy the whole folder$"
+            ),
+        ):
             asyncio.run(act())
     else:
         asyncio.run(act())
@@ -129,7 +160,11 @@ def test_a_file_that_leads_out_of_the_checkpoint_is_refused(checkpoint: Path, tm
     heads.symlink_to(elsewhere)
     done = score(checkpoint, "--storage", tmp_path / "runs")
     assert done.exit_code == 1
-    assert done.stderr == f"{checkpoint}: heads.safetensors leads out of the folder, to {elsewhere}; put the file itself there\n"
+    assert (
+        done.stderr
+        == f"{checkpoint}: heads.safetensors leads out of the folder, to {elsewhere}; put the file itself"
+        " there\n"
+    )
 
 
 def test_keys_of_a_bucket_cannot_lead_out_of_the_folder_they_are_copied_to(s3: str, tmp_path: Path) -> None:
@@ -157,7 +192,9 @@ def test_a_damaged_or_foreign_checkpoint_is_told_in_a_sentence(
     checkpoint: Path, tmp_path: Path, no_ray: None, card_says: str | dict[str, Any], sentence: str
 ) -> None:
     file = checkpoint / "checkpoint.json"
-    file.write_text(card_says if isinstance(card_says, str) else json.dumps(json.loads(file.read_text()) | card_says))
+    file.write_text(
+        card_says if isinstance(card_says, str) else json.dumps(json.loads(file.read_text()) | card_says)
+    )
     done = score(checkpoint, "--storage", tmp_path / "runs")
     assert done.exit_code == 1
     assert done.stderr.startswith(f"{checkpoint}: {sentence}")
@@ -166,13 +203,25 @@ def test_a_damaged_or_foreign_checkpoint_is_told_in_a_sentence(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("CHECKPOINT", "--fingerprint", "mine"), "CHECKPOINT: a checkpoint is known by its own fingerprint; leave out --fingerprint"),
-        (("CHECKPOINT", "--rung", "quick"), "has no rung quick; it has faithful, one_pass, truncated, unguided"),
+        (
+            ("CHECKPOINT", "--fingerprint", "mine"),
+            "CHECKPOINT: a checkpoint is known by its own fingerprint; leave out --fingerprint",
+        ),
+        (
+            ("CHECKPOINT", "--rung", "quick"),
+            "has no rung quick; it has faithful, one_pass, truncated, unguided",
+        ),
         (("CHECKPOINT", "--suite", "nothing.yaml"), "nothing.yaml: 1 mistake\n  - there is no such file"),
         (("CHECKPOINT", "--suite", "SUITE"), "suite.tasks.0: unknown task Juggle"),
         (("runs/nobody/step_1",), "CHECKPOINT: there is no folder runs/nobody/step_1"),
-        (("examples.waypoints:make", "--fingerprint", "../up"), "CHECKPOINT: --fingerprint ../up: write letters"),
-        (("examples.waypoints:make", "--fingerprint", "0123456789abcdef"), "and not 16 hex digits, which name a checkpoint"),
+        (
+            ("examples.waypoints:make", "--fingerprint", "../up"),
+            "CHECKPOINT: --fingerprint ../up: write letters",
+        ),
+        (
+            ("examples.waypoints:make", "--fingerprint", "0123456789abcdef"),
+            "and not 16 hex digits, which name a checkpoint",
+        ),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_started(
@@ -186,11 +235,13 @@ def test_a_mistake_is_told_before_anything_is_started(
     assert sentence in done.stderr
 
 
-# -- what is known is not played again ----------------------------------------------------------------------------------------------
+# -- what is known is not played again -----------------------------------------------------------------------
 
 
 def test_what_a_sweep_has_scored_is_found_again_and_nothing_is_played(tmp_path: Path, no_ray: None) -> None:
-    """Through the sweep's file and storage, without Ray; of a shift that the sweep was not asked for nothing is known."""
+    """Through the sweep's file and storage, without Ray; of a shift that the sweep was not asked for nothing
+    is known.
+    """
     sweep = a_sweep(tmp_path / "runs", make_episode_store(tmp_path / "store", 8), "", arms=2)
     file, place = tmp_path / "sweep.yaml", make_checkpoint(tmp_path / "checkpoint")
     file.write_text(sweep.to_yaml())
@@ -202,23 +253,35 @@ def test_what_a_sweep_has_scored_is_found_again_and_nothing_is_played(tmp_path: 
     assert "nothing to play" in done.stderr
     told = json.loads(done.stdout)
     assert told["episodes_played"] == 0
-    assert [(one["of"], one["successes"], one["listed"], one["complete"]) for one in told["scores"]] == [("Lift, nominal", 3, 4, True)]
+    assert [(one["of"], one["successes"], one["listed"], one["complete"]) for one in told["scores"]] == [
+        ("Lift, nominal", 3, 4, True)
+    ]
     assert told["protocols"] == {"nominal": state.protocol}
-    (arm_id, arm) = next(iter(state.arms().items()))
+    arm_id, arm = next(iter(state.arms().items()))
     state.pin()
     key = f"{arm_id}/step_000100"
-    assert "has no checkpoint yet" in score(arm.name, "--sweep", sweep.name, "--storage", tmp_path / "runs").stderr
+    assert (
+        "has no checkpoint yet"
+        in score(arm.name, "--sweep", sweep.name, "--storage", tmp_path / "runs").stderr
+    )
     make_checkpoint(tmp_path / "runs" / "arms" / key)
     state.storage.put(f"checkpoints/{key}.json", b"{}")
     by_name = score(arm.name, "--sweep", sweep.name, "--storage", tmp_path / "runs", "--json")
     assert json.loads(by_name.stdout)["scores"] == told["scores"], "the sweep's own suite, without its file"
-    assert "is no arm of it; there are demos-1_ratio-0_seed-0, " in score("demos-3", "--sweep", sweep.name, "--storage", tmp_path / "runs").stderr
+    assert (
+        "is no arm of it; there are demos-1_ratio-0_seed-0, "
+        in score("demos-3", "--sweep", sweep.name, "--storage", tmp_path / "runs").stderr
+    )
     other = score(place, "--suite", file, "--storage", tmp_path / "runs", "--shift", "camera")
     assert isinstance(other.exception, AssertionError), "Ray would have been needed"
 
 
-def test_a_file_s_suite_stands_but_for_what_is_given_beside_it(checkpoint: Path, tmp_path: Path, no_ray: None) -> None:
-    """A file may hold a suite alone. An option whose value happens to be the default counts too, if it is given."""
+def test_a_file_s_suite_stands_but_for_what_is_given_beside_it(
+    checkpoint: Path, tmp_path: Path, no_ray: None
+) -> None:
+    """A file may hold a suite alone. An option whose value happens to be the default counts too, if it is
+    given.
+    """
     file, storage = tmp_path / "suite.yaml", open_storage(str(tmp_path / "runs"))
     file.write_text("suite: {tasks: [Lift, Stack], episodes: 7, horizon: 90, settle: 3, rung: truncated}\n")
     suite = Suite(("Lift", "Stack"), 20, Rules(90, 3))
@@ -234,7 +297,9 @@ def test_a_file_s_suite_stands_but_for_what_is_given_beside_it(checkpoint: Path,
 def test_a_baseline_is_known_by_the_protocol_of_its_sweep() -> None:
     for preset in ("tiny", "svd-256"):
         for rung in ("", "unguided"):
-            assert _sampler(policy_config(preset, "diffusion_policy"), rung) == policy_config(preset).sampler_on(rung)
+            assert _sampler(policy_config(preset, "diffusion_policy"), rung) == policy_config(
+                preset
+            ).sampler_on(rung)
 
 
 def test_a_rule_s_verdict_is_enough(checkpoint: Path, tmp_path: Path, no_ray: None) -> None:
@@ -244,7 +309,9 @@ def test_a_rule_s_verdict_is_enough(checkpoint: Path, tmp_path: Path, no_ray: No
     from orchestrator.evaluation.sequential_rule import Rule, Verdict
 
     suite, rule = Suite(("Lift",), 200, Rules(50)), Rule(10, 0.95, 0.8)
-    ledger = Ledger(storage, fingerprint(checkpoint), protocol_fingerprint(suite, CONTRACT, TINY.sampler, "egl"))
+    ledger = Ledger(
+        storage, fingerprint(checkpoint), protocol_fingerprint(suite, CONTRACT, TINY.sampler, "egl")
+    )
     ledger.record(played(suite, won=0)[:20])
     ledger.keep_verdict(rule.key, Verdict("below 0.8", 20))
     done = score(checkpoint, "--suite", file, "--storage", storage.uri)
@@ -254,6 +321,15 @@ def test_a_rule_s_verdict_is_enough(checkpoint: Path, tmp_path: Path, no_ray: No
 
 def played(suite: Suite, won: int) -> list[Outcome]:
     return [
-        Outcome(spec, "success" if number < won else "failure", 9, 1, 0.1, 0.1, 9 if number < won else None, number < won)
+        Outcome(
+            spec,
+            "success" if number < won else "failure",
+            9,
+            1,
+            0.1,
+            0.1,
+            9 if number < won else None,
+            number < won,
+        )
         for number, spec in enumerate(suite.episode_list())
     ]

@@ -1,4 +1,6 @@
-"""The scorer with simulators that only pretend: what is scored first, what is told when, and what is dropped."""
+"""The scorer with simulators that only pretend: what is scored first, what is told when, and what is
+dropped.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -38,7 +40,9 @@ class Heard:
 
     def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
         ledger = Ledger(self._storage, job.fingerprint, job.protocol)
-        assert {outcome.spec.episode_id for outcome in outcomes} == ledger.read().keys(), "a score was told before it was written down"
+        assert {outcome.spec.episode_id for outcome in outcomes} == ledger.read().keys(), (
+            "a score was told before it was written down"
+        )
         assert ledger.sealed
         self.scores[job.arm_id, job.step] = score
 
@@ -61,7 +65,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     scorers = []
 
     def make(decides: Callable[[int], bool] = lambda _: False) -> tuple[Scorer, FakeRolloutPool, Heard]:
-        storage, pool = open_storage(str(tmp_path)), FakeRolloutPool(lambda job: make_outcome(job.spec), num_workers=1, paused=True)
+        storage, pool = (
+            open_storage(str(tmp_path)),
+            FakeRolloutPool(lambda job: make_outcome(job.spec), num_workers=1, paused=True),
+        )
         heard = Heard(storage)
         scorers.append(Scorer(storage, CONTRACT, pool, heard, decides))
         return scorers[-1], pool, heard
@@ -72,7 +79,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def test_checkpoints_that_come_later_may_be_scored_first(start: Start) -> None:
-    """While the first checkpoint is played three more come: the other arm has no score yet, then comes the decision, then the rest."""
+    """While the first checkpoint is played three more come: the other arm has no score yet, then comes the
+    decision, then the rest.
+    """
     scorer, pool, heard = start(decides=lambda step: step == 100)
     scorer.submit(job("a", 300))
     until(lambda: pool.waiting == 4)
@@ -85,7 +94,9 @@ def test_checkpoints_that_come_later_may_be_scored_first(start: Start) -> None:
     assert all(score.complete for score in heard.scores.values())
 
 
-def test_of_an_arm_that_is_dropped_nothing_more_is_played_and_what_was_is_kept(start: Start, tmp_path: Path) -> None:
+def test_of_an_arm_that_is_dropped_nothing_more_is_played_and_what_was_is_kept(
+    start: Start, tmp_path: Path
+) -> None:
     scorer, pool, heard = start()
     for one in (job("a", 100), job("a", 200), job("b", 100)):
         scorer.submit(one)
@@ -125,7 +136,9 @@ def test_winding_down_ends_with_what_is_written_and_the_next_run_plays_only_the_
     assert heard.scores["a", 100].successes == 4
 
 
-def test_a_checkpoint_played_to_the_end_by_a_run_that_died_before_sealing_is_sealed(start: Start, tmp_path: Path) -> None:
+def test_a_checkpoint_played_to_the_end_by_a_run_that_died_before_sealing_is_sealed(
+    start: Start, tmp_path: Path
+) -> None:
     outcomes = [Outcome(spec, "failure", 10, 2, 0.1, 0.1) for spec in SUITE.episode_list()]
     Ledger(open_storage(str(tmp_path)), "a100", "protocol").record(outcomes)
     scorer, pool, heard = start()

@@ -32,7 +32,7 @@ from sim_workers.rollout.policy_clients import InProcess
 from sim_workers.rollout.suite import Rules, Suite
 from sim_workers.rollout.worker import RolloutJob
 
-# -- a model in MLflow --------------------------------------------------------------------------------------------------------------
+# -- a model in MLflow ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -52,29 +52,50 @@ def logged(checkpoint: Path, tmp_path: Path) -> tuple[str, str]:
     return uri, model.model_id
 
 
-def test_a_logged_model_that_is_not_what_was_logged_is_refused(checkpoint: Path, logged: tuple[str, str], tmp_path: Path) -> None:
+def test_a_logged_model_that_is_not_what_was_logged_is_refused(
+    checkpoint: Path, logged: tuple[str, str], tmp_path: Path
+) -> None:
     uri, model = logged
     options = ("--mlflow", uri, "--storage", str(tmp_path / "runs"))
     unknown = score(f"models:/m-{'0' * 32}", *options)
     assert (unknown.exit_code, unknown.stderr.count("\n")) == (1, 1)
-    assert f"there is no logged model m-{'0' * 32} here; name another, or the place with --mlflow" in unknown.stderr
+    assert (
+        f"there is no logged model m-{'0' * 32} here; name another, or the place with --mlflow"
+        in unknown.stderr
+    )
     assert "name the logged model it was made of" in score("models:/lift/3", *options).stderr
     weights = bytearray((checkpoint / "heads.safetensors").read_bytes())
     weights[-1] ^= 1
     (checkpoint / "heads.safetensors").write_bytes(weights)
     done = score(model, *options)
     assert done.exit_code == 1
-    assert done.stderr.startswith(f"{checkpoint}: not the checkpoint that {model} names: it was logged with the fingerprint ")
+    assert done.stderr.startswith(
+        f"{checkpoint}: not the checkpoint that {model} names: it was logged with the fingerprint "
+    )
 
 
 @pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.sim
-def test_a_logged_model_is_played_and_known_from_then_on_by_its_weights(checkpoint: Path, logged: tuple[str, str], tmp_path: Path) -> None:
+def test_a_logged_model_is_played_and_known_from_then_on_by_its_weights(
+    checkpoint: Path, logged: tuple[str, str], tmp_path: Path
+) -> None:
     uri, model = logged
     file, storage = tmp_path / "suite.yaml", tmp_path / "runs"
     file.write_text("suite: {tasks: [Lift], episodes: 2, horizon: 12, shifts: [lighting]}\n")
-    command = [sys.executable, "-m", "orchestrator", "score", f"models:/{model}", "--mlflow", uri, "--suite", str(file), "--storage", str(storage)]
+    command = [
+        sys.executable,
+        "-m",
+        "orchestrator",
+        "score",
+        f"models:/{model}",
+        "--mlflow",
+        uri,
+        "--suite",
+        str(file),
+        "--storage",
+        str(storage),
+    ]
     done = subprocess.run([*command, "--json"], cwd=CHECKOUT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -89,7 +110,7 @@ def test_a_logged_model_is_played_and_known_from_then_on_by_its_weights(checkpoi
     assert "nothing to play" in again.stdout
 
 
-# -- what is left for the next run -----------------------------------------------------------------------------------------------------
+# -- what is left for the next run ---------------------------------------------------------------------------
 
 
 def one_worker(play: Callable[[RolloutJob], Outcome]) -> FakeRolloutPool:
@@ -99,7 +120,9 @@ def one_worker(play: Callable[[RolloutJob], Outcome]) -> FakeRolloutPool:
 
 @pytest.fixture
 def scoring(tmp_path: Path) -> Callable[[FakeRolloutPool], Scoring]:
-    """A policy known as `mine` on four episodes and four more in other light, with simulators that pretend."""
+    """A policy known as `mine` on four episodes and four more in other light, with simulators that
+    pretend.
+    """
     subject = Subject("mine", CONTRACT, "mine", None, lambda workers: InProcess(lambda: None))  # type: ignore[arg-type, return-value]
     suites = [Suite(("Lift",), 4, Rules(10), shift=shift) for shift in ("nominal", "lighting")]
 
@@ -108,7 +131,9 @@ def scoring(tmp_path: Path) -> Callable[[FakeRolloutPool], Scoring]:
             assert (simulators, gl) == (Simulators(2, 1.0), "egl"), "a simulator per CPU"
             return pool
 
-        return Scoring(subject, suites, "egl", None, open_storage(str(tmp_path)), cpus=lambda: 2.0, make_pool=make_pool)
+        return Scoring(
+            subject, suites, "egl", None, open_storage(str(tmp_path)), cpus=lambda: 2.0, make_pool=make_pool
+        )
 
     return make
 
@@ -128,7 +153,9 @@ def test_simulators_more_than_cores_claim_half_of_their_share() -> None:
     assert shared.number * shared.cpus <= 4.0 / 2
 
 
-def test_an_interrupted_run_keeps_what_it_played_and_the_next_one_plays_the_rest(scoring: Callable[[FakeRolloutPool], Scoring]) -> None:
+def test_an_interrupted_run_keeps_what_it_played_and_the_next_one_plays_the_rest(
+    scoring: Callable[[FakeRolloutPool], Scoring],
+) -> None:
     pool = one_worker(lambda job: make_outcome(job.spec))
     one = scoring(pool)
 
@@ -137,7 +164,10 @@ def test_an_interrupted_run_keeps_what_it_played_and_the_next_one_plays_the_rest
 
     pool.release(2)
     one.play(None, heard)
-    assert [(of, score.episodes, score.complete) for of, score in one.lines()] == [("Lift, nominal", 2, False), ("Lift, lighting", 0, False)]
+    assert [(of, score.episodes, score.complete) for of, score in one.lines()] == [
+        ("Lift, nominal", 2, False),
+        ("Lift, lighting", 0, False),
+    ]
     pool = one_worker(lambda job: make_outcome(job.spec))
     pool.release(6)
     other = scoring(pool)
@@ -148,14 +178,20 @@ def test_an_interrupted_run_keeps_what_it_played_and_the_next_one_plays_the_rest
     assert scoring(pool).complete
 
 
-def test_an_error_is_told_not_counted_and_tried_again(scoring: Callable[[FakeRolloutPool], Scoring], tmp_path: Path) -> None:
-    """Also in the files: it is a row of the ledger's own columns, whose first success is null in every row."""
+def test_an_error_is_told_not_counted_and_tried_again(
+    scoring: Callable[[FakeRolloutPool], Scoring], tmp_path: Path
+) -> None:
+    """Also in the files: it is a row of the ledger's own columns, whose first success is null in
+    every row.
+    """
     pool = one_worker(lambda job: make_error(job.spec, "the GPU fell off the bus"))
     pool.release(8)
     broken = scoring(pool)
     broken.play(None, lambda more: None)
     assert broken.causes == ["the GPU fell off the bus"]
-    assert [str(score) for _, score in broken.lines()] == ["0/0 = nan [0.00, 1.00], 4 errors (PARTIAL: 4 listed)"] * 2
+    assert [str(score) for _, score in broken.lines()] == [
+        "0/0 = nan [0.00, 1.00], 4 errors (PARTIAL: 4 listed)"
+    ] * 2
     assert {told["success_rate"] for told in broken.to_json()["scores"]} == {None}
     broken.save(tmp_path / "saved.parquet")
     saved = pq.read_table(tmp_path / "saved.parquet")
@@ -169,15 +205,27 @@ def test_an_error_is_told_not_counted_and_tried_again(scoring: Callable[[FakeRol
     assert [score.successes for _, score in again.lines()] == [4, 4]
 
 
-# -- stopped and killed -------------------------------------------------------------------------------------------------------------
+# -- stopped and killed --------------------------------------------------------------------------------------
 
 
 @pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.sim
 def test_a_run_that_is_stopped_and_killed_plays_every_episode_once(tmp_path: Path) -> None:
-    """Ctrl-C in the middle, then kill -9 in the middle of the rest, then to the end; whoever comes later starts nothing."""
-    command = [sys.executable, "-m", "orchestrator", "score", "examples.waypoints:make", "--fingerprint", "waypoints", "--storage", str(tmp_path)]
+    """Ctrl-C in the middle, then kill -9 in the middle of the rest, then to the end; whoever comes later
+    starts nothing.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "orchestrator",
+        "score",
+        "examples.waypoints:make",
+        "--fingerprint",
+        "waypoints",
+        "--storage",
+        str(tmp_path),
+    ]
     command += ["--episodes", "30", "--horizon", "70", "--settle", "0", "--workers", "2"]
 
     def recorded() -> list[str]:
@@ -187,7 +235,14 @@ def test_a_run_that_is_stopped_and_killed_plays_every_episode_once(tmp_path: Pat
     def begun(more: int) -> "subprocess.Popen[str]":
         """Running, with so many more episodes recorded."""
         before = len(recorded())
-        process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=CHECKOUT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         deadline = time.monotonic() + 240
         while len(recorded()) < before + more:
             assert process.poll() is None, process.communicate()
@@ -215,6 +270,12 @@ def test_a_run_that_is_stopped_and_killed_plays_every_episode_once(tmp_path: Pat
     assert [*Counter(recorded()).values()] == [1] * 30
     (sealed,) = tmp_path.glob("outcomes/waypoints/*.parquet")
     assert pq.read_table(sealed).schema.equals(SCHEMA)
-    again = subprocess.run([*command, "--json"], cwd=CHECKOUT, capture_output=True, text=True, env={**os.environ, "RAY_ADDRESS": "nowhere:1"})
+    again = subprocess.run(
+        [*command, "--json"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "RAY_ADDRESS": "nowhere:1"},
+    )
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["scores"] == json.loads(done.stdout)["scores"]

@@ -1,4 +1,6 @@
-"""Which arm next and which no further, which checkpoint first: decided from late scores, by Tune's and Optuna's own rules."""
+"""Which arm next and which no further, which checkpoint first: decided from late scores, by Tune's and
+Optuna's own rules.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,11 @@ def test_successive_halving_decides_at_its_rungs_but_not_at_the_end() -> None:
     rule = StoppingRule(sweep({"asha": {"first": 100, "reduction": 3}}))
     assert [step for step in range(100, 901, 100) if rule.decides(step)] == [100, 300]
     rule = StoppingRule(sweep({"asha": {"first": 150, "reduction": 2}}))
-    assert [step for step in range(100, 901, 100) if rule.decides(step)] == [200, 300, 600], "a rung is decided at the checkpoint that reaches it"
+    assert [step for step in range(100, 901, 100) if rule.decides(step)] == [
+        200,
+        300,
+        600,
+    ], "a rung is decided at the checkpoint that reaches it"
 
 
 def test_successive_halving_lets_the_best_of_each_rung_go_on() -> None:
@@ -78,13 +84,29 @@ def drained(urgency: Urgency, jobs: list[ScoringJob]) -> list[tuple[str, int]]:
         first = urgency.first(jobs)
         urgency.begun(first)
         jobs.remove(first)
-        done.append((first.arm_id, first.step) if first.suite.shift == "nominal" else (first.suite.shift, first.step))
+        done.append(
+            (first.arm_id, first.step) if first.suite.shift == "nominal" else (first.suite.shift, first.step)
+        )
     return done
 
 
 def test_an_arm_without_a_score_comes_first_then_decisions_then_what_is_newest() -> None:
-    jobs = [job("a", 100), job("a", 200), job("a", 300), job("a", 300, "camera"), job("b", 100), job("b", 200)]
-    assert drained(Urgency(lambda step: False), jobs[:]) == [("a", 300), ("b", 200), ("a", 100), ("a", 200), ("b", 100), ("camera", 300)]
+    jobs = [
+        job("a", 100),
+        job("a", 200),
+        job("a", 300),
+        job("a", 300, "camera"),
+        job("b", 100),
+        job("b", 200),
+    ]
+    assert drained(Urgency(lambda step: False), jobs[:]) == [
+        ("a", 300),
+        ("b", 200),
+        ("a", 100),
+        ("a", 200),
+        ("b", 100),
+        ("camera", 300),
+    ]
     decided = drained(Urgency(lambda step: step == 100), jobs[:])
     assert decided == [("a", 100), ("b", 100), ("a", 300), ("b", 200), ("a", 200), ("camera", 300)]
 
@@ -106,7 +128,9 @@ def test_optuna_proposes_within_the_ranges_as_many_arms_as_asked(tmp_path: Path)
         arms.append(arm)
         proposed.tell(arm, arm.demo_count / 200, 1.0, None)
     assert len(arms) == len(set(arms)) == 6
-    assert all(2 <= arm.demo_count <= 200 and 0 <= arm.action_free_ratio <= 3 and arm.seed == 0 for arm in arms)
+    assert all(
+        2 <= arm.demo_count <= 200 and 0 <= arm.action_free_ratio <= 3 and arm.seed == 0 for arm in arms
+    )
 
 
 def test_the_study_can_be_read_and_made_anew_from_the_sweeps_own_record(tmp_path: Path) -> None:
@@ -121,13 +145,21 @@ def test_the_study_can_be_read_and_made_anew_from_the_sweeps_own_record(tmp_path
 
     for journal in ("study.log", "lost.log"):  # the same file again; and where it was lost
         again = Proposed(asked, tmp_path / journal, begun)
-        assert [again.next(), again.next()] == begun, "what was begun is finished before anything is proposed anew"
+        assert [
+            again.next(),
+            again.next(),
+        ] == begun, "what was begun is finished before anything is proposed anew"
         if journal == "lost.log":
             again.tell(begun[0], 0.25, 60.0, None)
         again.tell(begun[1], 0.5, 60.0, 200)
         assert again.next() not in (None, *begun)
-        study = optuna.load_study(study_name="search", storage=JournalStorage(JournalFileBackend(str(tmp_path / journal))))
-        assert [trial.values for trial in study.trials[:2]] == [[0.25, begun[0].demo_count], [0.5, begun[1].demo_count]]
+        study = optuna.load_study(
+            study_name="search", storage=JournalStorage(JournalFileBackend(str(tmp_path / journal)))
+        )
+        assert [trial.values for trial in study.trials[:2]] == [
+            [0.25, begun[0].demo_count],
+            [0.5, begun[1].demo_count],
+        ]
 
 
 def test_an_arm_that_is_proposed_again_is_not_trained_again(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Shifted worlds: each differs from the nominal one in one way only, and is the same wherever and whenever it is built."""
+"""Shifted worlds: each differs from the nominal one in one way only, and is the same wherever and whenever it
+is built.
+"""
 
 import json
 from dataclasses import replace
@@ -68,7 +70,9 @@ def play(worlds: list[tuple[str, str, int, int]]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def lift() -> dict[str, Any]:
-    return play([("Lift", "nominal", 0, 7), *(("Lift", shift, variant, 7) for shift in SHIFTED for variant in (0, 3))])
+    return play(
+        [("Lift", "nominal", 0, 7), *(("Lift", shift, variant, 7) for shift in SHIFTED for variant in (0, 3))]
+    )
 
 
 @pytest.mark.full
@@ -134,7 +138,11 @@ def test_the_scripted_expert_lifts_under_every_shift() -> None:
 def test_other_tasks_have_shifted_worlds_too() -> None:
     """One of each kind of scene: bins, a door, two arms; what is drawn by the episode is drawn as ever."""
     worlds = play(
-        [(task, shift, 1, 5) for task in ("PickPlaceCan", "Door", "TwoArmHandover") for shift in ("nominal", "distractors")]
+        [
+            (task, shift, 1, 5)
+            for task in ("PickPlaceCan", "Door", "TwoArmHandover")
+            for shift in ("nominal", "distractors")
+        ]
         + [("PickPlaceCan", "object", 0, 5), ("Door", "placement", 1, 5)]
     )
     for task in ("PickPlaceCan", "Door", "TwoArmHandover"):
@@ -147,11 +155,17 @@ def test_other_tasks_have_shifted_worlds_too() -> None:
 def test_a_world_that_makes_no_sense_is_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"^there is no object shift of Wipe: it handles nothing but marks$"):
         build("Wipe", "object", 0)
-    with pytest.raises(ValueError, match="there is no shift fog of Lift; there are nominal, lighting, texture"):
+    with pytest.raises(
+        ValueError, match="there is no shift fog of Lift; there are nominal, lighting, texture"
+    ):
         build("Lift", "fog", 0)
-    with pytest.raises(ValueError, match="there is no variant 5 of the lighting shift of Lift; they count from 0 to 4"):
+    with pytest.raises(
+        ValueError, match="there is no variant 5 of the lighting shift of Lift; they count from 0 to 4"
+    ):
         build("Lift", "lighting", 5)
-    assert {pair for pair in ((task, shift) for task in TASKS for shift in SHIFTS) if refusal(*pair)} == set(REFUSED)
+    assert {pair for pair in ((task, shift) for task in TASKS for shift in SHIFTS) if refusal(*pair)} == set(
+        REFUSED
+    )
 
 
 def test_every_task_that_is_not_refused_has_a_placement() -> None:

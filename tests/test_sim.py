@@ -43,10 +43,20 @@ print(json.dumps(hashes))
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize("task", ["Lift", *(pytest.param(task, marks=pytest.mark.full) for task in ("PickPlaceSingle", "TwoArmPegInHole"))])
+@pytest.mark.parametrize(
+    "task",
+    [
+        "Lift",
+        *(pytest.param(task, marks=pytest.mark.full) for task in ("PickPlaceSingle", "TwoArmPegInHole")),
+    ],
+)
 def test_an_episode_is_the_same_in_another_process_and_another_order(task: str) -> None:
-    """Of one arm with fingers, of a task that draws which object is asked for, and of two arms that hold tools."""
-    one, other = (run("-W", "ignore", "-c", PLAY, task, order) for order in ("[3, 1000001, 5]", "[5, 3, 5, 1000001]"))
+    """Of one arm with fingers, of a task that draws which object is asked for, and of two arms that hold
+    tools.
+    """
+    one, other = (
+        run("-W", "ignore", "-c", PLAY, task, order) for order in ("[3, 1000001, 5]", "[5, 3, 5, 1000001]")
+    )
     first, second = (json.loads(done.stdout.splitlines()[-1]) for done in (one, other))
     assert first == second
     assert len(set(first.values())) == 3
@@ -70,7 +80,9 @@ def test_a_look_keeps_the_contract(env: SimEnv) -> None:
 
 @pytest.mark.sim
 def test_pictures_are_upright(env: SimEnv) -> None:
-    """The gripper is at the bottom of its own camera's picture: darker there than at the top, which shows the bright table."""
+    """The gripper is at the bottom of its own camera's picture: darker there than at the top, which shows the
+    bright table.
+    """
     env.reset(0)
     picture = env.look(0).images[CAMERA].astype(float)
     assert picture[-8:].mean() < picture[:8].mean() - 50
@@ -140,5 +152,7 @@ def test_collecting_again_records_nothing(lift_store: Path) -> None:
 
 
 def test_there_is_a_sentence_for_a_task_without_expert() -> None:
-    with pytest.raises(ValueError, match="no scripted expert demonstrates Wipe; there is one for Lift, Stack, PickPlaceCan"):
+    with pytest.raises(
+        ValueError, match="no scripted expert demonstrates Wipe; there is one for Lift, Stack, PickPlaceCan"
+    ):
         expert_for("Wipe")

@@ -1,4 +1,6 @@
-"""Other people's formats: what their files do not say is asked for, and what cannot be read says so in a sentence."""
+"""Other people's formats: what their files do not say is asked for, and what cannot be read says so in a
+sentence.
+"""
 
 import json
 import shutil
@@ -22,18 +24,21 @@ pytestmark = pytest.mark.sim  # the recordings are robosuite's own
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three demonstrations of Lift: `demo.hdf5` as robosuite's recorder leaves it, `episodes.npz` with pictures."""
+    """Three demonstrations of Lift: `demo.hdf5` as robosuite's recorder leaves it, `episodes.npz` with
+    pictures.
+    """
     return recordings.recorded_once(tmp_path_factory)
 
 
-# -- what a person must say -----------------------------------------------------------------------------------------------------------
+# -- what a person must say ----------------------------------------------------------------------------------
 
 
 def test_hdf5_is_not_read_until_somebody_says_which_way_up(recorded: Path) -> None:
     source = open_source(written(recorded, "LIBERO"), Reading(cameras=RENAMED))
     assert source.questions == [
-        "Lift_demo.hdf5: pictures of this format are stored both ways up (this file's convention is opengl, upside-down); "
-        "look at them with --dry-run --sheet sheet.png, then say --images upright or upside-down or rotated"
+        "Lift_demo.hdf5: pictures of this format are stored both ways up (this file's convention is opengl,"
+        " upside-down); look at them with --dry-run --sheet sheet.png, then say --images upright or"
+        " upside-down or rotated"
     ]
 
 
@@ -51,16 +56,21 @@ def test_the_sheet_shows_pictures_as_they_are_stored(recorded: Path) -> None:
 
 
 def test_zarr_and_films_ask_for_their_task(recorded: Path, tmp_path: Path) -> None:
-    assert [question.rpartition(" ")[2] for question in opened(recorded, "zarr", task=None).questions] == ["--task", "--instruction"]
+    assert [question.rpartition(" ")[2] for question in opened(recorded, "zarr", task=None).questions] == [
+        "--task",
+        "--instruction",
+    ]
     assert "say it with --hz" in refusal(written(recorded, "zarr"), Reading(task="Lift"))
     layouts.film(tmp_path / "a.mp4", recordings.load(recorded)[0].frames[CAMERAS[0]])
-    assert "its films do not name their camera; say what the store calls it with --cameras NAME" in refusal(tmp_path, Reading())
+    assert "its films do not name their camera; say what the store calls it with --cameras NAME" in refusal(
+        tmp_path, Reading()
+    )
     source = open_source(tmp_path, Reading(cameras={"agentview": "agentview"}))
     assert "say it with --task" in source.questions[0]
     assert source.contract.cameras == ("agentview",)
 
 
-# -- refusals -------------------------------------------------------------------------------------------------------------------------
+# -- refusals ------------------------------------------------------------------------------------------------
 
 
 def test_robosuites_own_recording_has_no_pictures_yet(recorded: Path) -> None:
@@ -72,13 +82,19 @@ def test_robosuites_own_recording_has_no_pictures_yet(recorded: Path) -> None:
 
 def test_what_is_not_there_is_named_with_what_is(recorded: Path, tmp_path: Path) -> None:
     path = written(recorded, "robomimic")
-    assert "there is no camera top; --cameras can choose from agentview, robot0_eye_in_hand" in refusal(path, Reading(cameras={"top": "top"}))
+    assert "there is no camera top; --cameras can choose from agentview, robot0_eye_in_hand" in refusal(
+        path, Reading(cameras={"top": "top"})
+    )
     assert "gives two cameras one name" in refusal(path, Reading(cameras=dict.fromkeys(CAMERAS, "one")))
-    assert "with --proprio; there are robot0_eef_pos, robot0_eef_quat, robot0_gripper_qpos" in refusal(path, Reading(proprio=("joints",)))
+    assert "with --proprio; there are robot0_eef_pos, robot0_eef_quat, robot0_gripper_qpos" in refusal(
+        path, Reading(proprio=("joints",))
+    )
     assert "there is no mask valid; --mask can choose from train" in refusal(path, Reading(mask="valid"))
     assert "there is no such file or folder" in refusal(tmp_path / "nowhere", Reading())
     assert "neither robomimic-style HDF5" in refusal(tmp_path, Reading())
-    assert "it has no feature joints; there are" in refusal(written(recorded, "LeRobot v3"), Reading(proprio=("joints",)))
+    assert "it has no feature joints; there are" in refusal(
+        written(recorded, "LeRobot v3"), Reading(proprio=("joints",))
+    )
     (tmp_path / "text.hdf5").write_text("no HDF5")
     assert "it cannot be read as HDF5" in refusal(tmp_path / "text.hdf5", UPRIGHT)
 
@@ -90,7 +106,10 @@ def test_a_demonstration_unlike_the_others_is_left_out_and_named(recorded: Path,
         del file["data/demo_2/obs/robot0_eef_pos"]
     source = open_source(path, UPRIGHT)
     assert usable(source) == ["demo_1"]
-    assert source.problems == ["lift.hdf5, demo_0: it has no pictures; left out", "lift.hdf5, demo_2: obs has no robot0_eef_pos; left out"]
+    assert source.problems == [
+        "lift.hdf5, demo_0: it has no pictures; left out",
+        "lift.hdf5, demo_2: obs has no robot0_eef_pos; left out",
+    ]
 
 
 def test_pictures_without_actions_are_taken_when_asked(recorded: Path, tmp_path: Path) -> None:
@@ -112,7 +131,10 @@ def test_parts_of_different_length_are_noticed(recorded: Path, tmp_path: Path) -
         del file["data/demo_1/actions"]
         file["data/demo_1/actions"] = actions
     source = open_source(path, UPRIGHT)
-    with pytest.raises(SourceError, match=r"lift.hdf5, demo_1: its parts differ in length \(camera agentview \d+, .* actions \d+\)"):
+    with pytest.raises(
+        SourceError,
+        match=r"lift.hdf5, demo_1: its parts differ in length \(camera agentview \d+, .* actions \d+\)",
+    ):
         source.read(source.items[1])
 
 
@@ -123,7 +145,8 @@ def test_a_dataset_cut_short_is_noticed(recorded: Path, tmp_path: Path) -> None:
     assert usable(source) == ["episode_000000", "episode_000001"]
     assert "episode 2: there is no file videos/observation.images.robot0_eye_in_hand" in source.problems[0]
     video = path / "videos/observation.images.robot0_eye_in_hand/chunk-000/file-000.mp4"
-    shutil.copy(video.parent.parent.parent / "observation.images.agentview/chunk-000/file-000.mp4", video)  # longer: all three episodes
+    # longer: all three episodes
+    shutil.copy(video.parent.parent.parent / "observation.images.agentview/chunk-000/file-000.mp4", video)
     assert source.read(source.items[1]).length == source.items[1].length
     (path / "videos/observation.images.agentview/chunk-000/file-000.mp4").write_bytes(b"")
     with pytest.raises(ValueError, match=r"the video file-000.mp4 cannot be read \("):
@@ -142,10 +165,14 @@ def test_a_version_nobody_knows_is_refused(recorded: Path, tmp_path: Path) -> No
 
 def test_the_sentences_of_a_damaged_zarr(recorded: Path, tmp_path: Path) -> None:
     path = damaged(recorded, "zarr", tmp_path)
-    assert "say which arrays are the proprioception with --proprio; there are robot0_eef_pos" in refusal(path, replace(ZARR, proprio=("state",)))
+    assert "say which arrays are the proprioception with --proprio; there are robot0_eef_pos" in refusal(
+        path, replace(ZARR, proprio=("state",))
+    )
     shutil.rmtree(path / "data/robot0_eef_quat")
     assert "say which arrays are the proprioception" in refusal(path, ZARR)
-    assert open_source(path, replace(ZARR, proprio=("robot0_eef_pos",))).contract.proprio == tuple(f"robot0_eef_pos_{i}" for i in range(3))
+    assert open_source(path, replace(ZARR, proprio=("robot0_eef_pos",))).contract.proprio == tuple(
+        f"robot0_eef_pos_{i}" for i in range(3)
+    )
     shutil.rmtree(path / "data/action")
     assert "it has no data/action; name the action with --action, or add --action-free" in refusal(path, ZARR)
     assert open_source(path, replace(ZARR, action_free=True)).contract.action == ()

@@ -1,4 +1,6 @@
-"""Other people's formats: one genuine episode, laid out in each, is read back the same; what cannot be read says so in a sentence."""
+"""Other people's formats: one genuine episode, laid out in each, is read back the same; what cannot be read
+says so in a sentence.
+"""
 
 import pickle
 import re
@@ -26,22 +28,31 @@ pytestmark = pytest.mark.sim  # the recordings are robosuite's own
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three demonstrations of Lift: `demo.hdf5` as robosuite's recorder leaves it, `episodes.npz` with pictures."""
+    """Three demonstrations of Lift: `demo.hdf5` as robosuite's recorder leaves it, `episodes.npz` with
+    pictures.
+    """
     return recordings.recorded_once(tmp_path_factory)
 
 
-# -- the same episode through every layout ------------------------------------------------------------------------------------------
+# -- the same episode through every layout -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_same_episodes_come_out_of_every_layout(name: str, recorded: Path) -> None:
     layout, episodes = LAYOUTS[name], recordings.load(recorded)
-    source: Source = pickle.loads(pickle.dumps(opened(recorded, name)))  # as a worker on another machine gets it
+    # as a worker on another machine gets it
+    source: Source = pickle.loads(pickle.dumps(opened(recorded, name)))
     assert len(source.items) == len(episodes)
-    assert len({len(episode.action) for episode in episodes}) == len(episodes), "equal lengths would hide a mixed-up episode"
+    assert len({len(episode.action) for episode in episodes}) == len(episodes), (
+        "equal lengths would hide a mixed-up episode"
+    )
     assert not source.problems
     assert not source.questions
-    assert (source.contract.cameras, source.contract.image_size, source.contract.control_hz) == (CAMERAS, (64, 64), HZ)
+    assert (source.contract.cameras, source.contract.image_size, source.contract.control_hz) == (
+        CAMERAS,
+        (64, 64),
+        HZ,
+    )
     for item, meant in reversed(list(zip(source.items, episodes, strict=True))):
         read = source.read(item)
         assert (read.task, read.length) == (item.task, item.length) == ("Lift", len(meant.action))
@@ -82,11 +93,15 @@ def test_values_laid_out_as_the_simulators_can_be_given_its_names(recorded: Path
     contract = opened(recorded, "LeRobot v3", panda=True).contract
     assert (contract.action, contract.proprio) == (ACTION, PROPRIO)
     reading = replace(LAYOUTS["LIBERO"].reading, panda=True, proprio=("ee_pos",))
-    assert "--panda means 7 action dimensions and 9 values of proprioception, here are 7 and 3" in refusal(written(recorded, "LIBERO"), reading)
+    assert "--panda means 7 action dimensions and 9 values of proprioception, here are 7 and 3" in refusal(
+        written(recorded, "LIBERO"), reading
+    )
 
 
 def test_liberos_hand_is_the_simulators(recorded: Path) -> None:
-    """LIBERO's recorder turns the quaternion into axis times angle; the store has the quaternion again, of the same sign."""
+    """LIBERO's recorder turns the quaternion into axis times angle; the store has the quaternion again, of
+    the same sign.
+    """
     source = opened(recorded, "LIBERO")
     assert (source.contract.action, source.contract.proprio) == (ACTION, PROPRIO)
     for item, meant in zip(source.items, recordings.load(recorded), strict=True):
@@ -100,7 +115,12 @@ def test_a_file_of_libero_can_be_scored_on_libero(recorded: Path) -> None:
     """Imported as jobs/libero10.yaml says."""
     offered = libero_contract(("robot0_eye_in_hand", "agentview"), (256, 256), "default")
     cameras = {"eye_in_hand": "robot0_eye_in_hand", "agentview": "agentview"}
-    said: dict[str, Any] = {"images": "upside-down", "cameras": cameras, "image_size": (256, 256), "panda": True}
+    said: dict[str, Any] = {
+        "images": "upside-down",
+        "cameras": cameras,
+        "image_size": (256, 256),
+        "panda": True,
+    }
     reading = Reading(**said, render_profile="default", simulator=offered.simulator)
     assert open_source(written(recorded, "LIBERO"), reading).contract.mismatches(offered) == []
     assert f'--simulator "{offered.simulator}"' in (CHECKOUT / "jobs" / "libero10.yaml").read_text()
@@ -109,7 +129,10 @@ def test_a_file_of_libero_can_be_scored_on_libero(recorded: Path) -> None:
 def test_an_episode_says_where_it_comes_from_and_how_it_was_turned(recorded: Path) -> None:
     source = opened(recorded, "robomimic upside-down", image_size=(32, 48))
     read = source.read(source.items[1])
-    assert re.fullmatch(r"lift.hdf5, demo_1; stored upside-down, turned upright; scaled from 64x64; content [0-9a-f]{12}", read.source)
+    assert re.fullmatch(
+        r"lift.hdf5, demo_1; stored upside-down, turned upright; scaled from 64x64; content [0-9a-f]{12}",
+        read.source,
+    )
     assert read.frames[CAMERAS[0]].shape[1:] == (32, 48, 3)
 
 
@@ -122,17 +145,23 @@ def test_robocasas_instructions_and_base(recorded: Path) -> None:
     assert arm.contract.action == ACTION
     assert usable(arm) == ["demo_0", "demo_1"]
     assert arm.problems == ["lift.hdf5, demo_2: the base moves, which --arm-only cannot express; left out"]
-    assert "--arm-only is for RoboCasa's 12 action dimensions" in refusal(written(recorded, "robomimic"), replace(UPRIGHT, arm_only=True))
+    assert "--arm-only is for RoboCasa's 12 action dimensions" in refusal(
+        written(recorded, "robomimic"), replace(UPRIGHT, arm_only=True)
+    )
 
 
 def test_a_folder_of_files_and_a_mask(recorded: Path, tmp_path: Path) -> None:
     for name in ("lift_a", "lift_b"):
         shutil.copy(written(recorded, "robomimic"), tmp_path / f"{name}.hdf5")
     source = open_source(tmp_path, replace(UPRIGHT, label="lift", mask="train"))
-    assert [item.episode_id for item in source.items] == [f"lift-{file}-demo_{i}" for file in ("lift_a", "lift_b") for i in (0, 1)]
+    assert [item.episode_id for item in source.items] == [
+        f"lift-{file}-demo_{i}" for file in ("lift_a", "lift_b") for i in (0, 1)
+    ]
     assert source.read(source.items[3]).length == len(recordings.load(recorded)[1].action)
     layouts.robomimic(recorded, tmp_path / "lift_c.hdf5", recordings.load(recorded), control_freq=10)
-    assert "lift_c.hdf5: its control hz is 10.0, that of lift_a.hdf5 20.0; import them one by one" in refusal(tmp_path, UPRIGHT)
+    assert "lift_c.hdf5: its control hz is 10.0, that of lift_a.hdf5 20.0; import them one by one" in refusal(
+        tmp_path, UPRIGHT
+    )
 
 
 def test_upside_down_is_not_rotated(recorded: Path, tmp_path: Path) -> None:
@@ -146,7 +175,7 @@ def test_upside_down_is_not_rotated(recorded: Path, tmp_path: Path) -> None:
     assert psnr(film(tmp_path / "phone.mp4"), np.rot90(first, -1, (1, 2))) > 35
 
 
-# -- rate and size --------------------------------------------------------------------------------------------------------------------
+# -- rate and size -------------------------------------------------------------------------------------------
 
 
 def test_resampling_takes_the_nearest_frame() -> None:
@@ -173,16 +202,26 @@ def test_films_of_different_rates_sizes_or_lengths(recorded: Path, tmp_path: Pat
     reading = Reading(cameras={"agentview": "agentview"}, task="Lift")
     layouts.film(tmp_path / "a.mp4", pictures, hz=20)
     layouts.film(tmp_path / "b.mp4", pictures, hz=30)
-    assert "the films differ in frames per second (a 20, b 30); choose one rate with --resample-hz" in refusal(tmp_path, reading)
+    assert (
+        "the films differ in frames per second (a 20, b 30); choose one rate with --resample-hz"
+        in refusal(tmp_path, reading)
+    )
     source = open_source(tmp_path, replace(reading, resample_hz=10))
-    assert [item.length for item in source.items] == [(len(pictures) - 1) // 2 + 1, (len(pictures) - 1) // 3 + 1]
+    assert [item.length for item in source.items] == [
+        (len(pictures) - 1) // 2 + 1,
+        (len(pictures) - 1) // 3 + 1,
+    ]
     assert [source.read(item).length for item in source.items] == [item.length for item in source.items]
     layouts.film(tmp_path / "b.mp4", pictures[:, :32, :48])
     assert "differ in size (a 64x64, b 32x48); choose one with --image-size" in refusal(tmp_path, reading)
     (tmp_path / "b.mp4").write_bytes(b"no film")
-    assert open_source(tmp_path, reading).problems == [f"{tmp_path.name}, b: the video b.mp4 cannot be read (InvalidDataError); left out"]
+    assert open_source(tmp_path, reading).problems == [
+        f"{tmp_path.name}, b: the video b.mp4 cannot be read (InvalidDataError); left out"
+    ]
     layouts.film(tmp_path / "c.left.mp4", pictures)
     layouts.film(tmp_path / "c.right.mp4", pictures[:5])
     (tmp_path / "a.mp4").unlink()
     (tmp_path / "b.mp4").unlink()
-    assert "c: its cameras' films differ in length or rate; left out" in refusal(tmp_path, Reading(task="Lift"))
+    assert "c: its cameras' films differ in length or rate; left out" in refusal(
+        tmp_path, Reading(task="Lift")
+    )

@@ -1,4 +1,6 @@
-"""What may be concluded: against textbook formulas, exhaustive counting, another implementation, and simulation."""
+"""What may be concluded: against textbook formulas, exhaustive counting, another implementation, and
+simulation.
+"""
 
 import math
 from pathlib import Path
@@ -30,7 +32,10 @@ from orchestrator.stats.fixed_sample import (
 def test_wilson_is_the_textbook_formula(counts: tuple[int, int]) -> None:
     k, n = counts
     z, p = 1.959963984540054, k / n
-    centre, half = (p + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    centre, half = (
+        (p + z * z / (2 * n)) / (1 + z * z / n),
+        z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)),
+    )
     assert wilson(k, n) == pytest.approx((max(0, centre - half), min(1, centre + half)), abs=1e-9)
 
 
@@ -87,7 +92,9 @@ counts = st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.j
 def test_intervals_are_those_of_statsmodels(counted: tuple[int, int], confidence: float) -> None:
     for ours, theirs in ((wilson, "wilson"), (clopper_pearson, "beta")):
         low, high = proportion_confint(*counted, alpha=1 - confidence, method=theirs)
-        assert ours(*counted, confidence) == pytest.approx((np.nan_to_num(low), 1.0 if np.isnan(high) else high), abs=1e-9)
+        assert ours(*counted, confidence) == pytest.approx(
+            (np.nan_to_num(low), 1.0 if np.isnan(high) else high), abs=1e-9
+        )
 
 
 def test_the_exact_interval_covers_at_every_rate() -> None:
@@ -110,7 +117,9 @@ def test_wilson_covers_on_average_over_rates_what_it_promises() -> None:
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
 def test_the_paired_test_is_that_of_statsmodels(both: int, only_first: int, only_second: int) -> None:
     first = {str(i): i < both + only_first for i in range(both + only_first + only_second + 1)}
-    second = {str(i): i < both or i >= both + only_first for i in range(both + only_first + only_second)} | {str(len(first) - 1): False}
+    second = {str(i): i < both or i >= both + only_first for i in range(both + only_first + only_second)} | {
+        str(len(first) - 1): False
+    }
     first[str(len(first) - 1)] = False
     table = [[both, only_first], [only_second, 1]]
     assert paired_comparison(first, second).p_value == pytest.approx(mcnemar(table, exact=True).pvalue)
@@ -125,7 +134,9 @@ def test_holm_is_that_of_statsmodels(seed: int) -> None:
 
 
 def test_what_the_paper_s_tables_show_and_do_not_show() -> None:
-    """RoboCasa, 24 tasks of 50 episodes: 0.63 with 50 demos, 0.66 with 300, a baseline at 0.57, and 0.58 in an independent run of what gave 0.66."""
+    """RoboCasa, 24 tasks of 50 episodes: 0.63 with 50 demos, 0.66 with 300, a baseline at 0.57, and 0.58 in
+    an independent run of what gave 0.66.
+    """
     of = {rate: (round(rate * 1200), 1200) for rate in (0.57, 0.58, 0.63, 0.66)}
     assert unpaired_p_value(of[0.63], of[0.57]) == pytest.approx(0.003, abs=0.0005)
     assert unpaired_p_value(of[0.63], of[0.66]) == pytest.approx(0.135, abs=0.005), "not shown to differ"
@@ -165,7 +176,14 @@ def test_too_few_or_constant_pairs_have_no_correlation() -> None:
 # -- the spread between trainings
 
 
-def recipes(rng: np.random.Generator, ability: list[float], replicates: int, episodes: int, between: float, scenes: float) -> np.ndarray:
+def recipes(
+    rng: np.random.Generator,
+    ability: list[float],
+    replicates: int,
+    episodes: int,
+    between: float,
+    scenes: float,
+) -> np.ndarray:
     """(C, R, E) outcomes of recipes whose trainings and scenes vary, on a logit scale."""
     shift = rng.normal(0, between, (len(ability), replicates, 1))
     odds = np.asarray(ability)[:, None, None] + shift + rng.normal(0, scenes, (1, 1, episodes))
@@ -182,7 +200,14 @@ def truth(ability: float, between: float, scenes: float) -> float:
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("replicates", "episodes", "between", "scenes"),
-    [(1, 50, 0.0, 1.0), (3, 50, 0.3, 0.0), (3, 50, 0.3, 1.0), (3, 50, 0.0, 1.0), (5, 100, 0.3, 1.0), (3, 50, 0.1, 2.0)],
+    [
+        (1, 50, 0.0, 1.0),
+        (3, 50, 0.3, 0.0),
+        (3, 50, 0.3, 1.0),
+        (3, 50, 0.0, 1.0),
+        (5, 100, 0.3, 1.0),
+        (3, 50, 0.1, 2.0),
+    ],
 )
 @pytest.mark.parametrize("ability", [0.0, 2.0])
 def test_bands_cover_what_other_trainings_on_other_scenes_would_show(
@@ -192,7 +217,10 @@ def test_bands_cover_what_other_trainings_on_other_scenes_would_show(
     rate, tasks = truth(ability, between, scenes), np.zeros(episodes, int)
     for seed in range(tries):
         outcomes = recipes(rng, [ability], replicates, episodes, between, scenes)
-        low, high = band(hierarchical_draws(outcomes, tasks, draws=400, seed=seed)[:, 0], clopper_pearson(int(outcomes.sum()), outcomes.size))
+        low, high = band(
+            hierarchical_draws(outcomes, tasks, draws=400, seed=seed)[:, 0],
+            clopper_pearson(int(outcomes.sum()), outcomes.size),
+        )
         held += low <= rate <= high
     error = math.sqrt(0.95 * 0.05 / tries)
     assert held / tries >= 0.95 - 0.01 - 2 * error

@@ -75,7 +75,9 @@ def test_list_names_every_key_below_a_prefix_and_no_other(storage: Storage) -> N
 
 
 def test_folders_that_other_programs_make_are_no_objects(storage: Storage) -> None:
-    """Ray Train writes checkpoints through pyarrow, which makes folders; on S3 a folder is an empty object whose key ends in a slash."""
+    """Ray Train writes checkpoints through pyarrow, which makes folders; on S3 a folder is an empty object
+    whose key ends in a slash.
+    """
     from pyarrow.fs import FileSystem
 
     system, path = FileSystem.from_uri(storage.uri)
@@ -109,7 +111,7 @@ def test_these_places_are_safe_for_two_writers(storage: Storage) -> None:
         check_conditional_writes(pickle.loads(pickle.dumps(storage)))
 
 
-# -- folders --------------------------------------------------------------------------------------------------------------------
+# -- folders -------------------------------------------------------------------------------------------------
 
 
 def test_keys_cannot_leave_a_folder(tmp_path: Path) -> None:
@@ -134,17 +136,29 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("use", "sentence"),
     [
-        (lambda store: store.get("closed/key"), r"closed/key cannot be read \(Permission denied\); check its permissions"),
+        (
+            lambda store: store.get("closed/key"),
+            r"closed/key cannot be read \(Permission denied\); check its permissions",
+        ),
         (lambda store: store.exists("closed/key"), r"closed/key cannot be read \(Permission denied\)"),
         (lambda store: store.list("closed/"), r"closed/ cannot be read \(Permission denied\)"),
         (lambda store: store.list(""), r"the folder cannot be read \(Permission denied\)"),
-        (lambda store: store.put("closed/key", b""), r"closed/key cannot be written \(Permission denied\); is the folder writable"),
-        (lambda store: store.put("file/key", b""), r"file/key cannot be written \((File exists|Not a directory)\)"),
+        (
+            lambda store: store.put("closed/key", b""),
+            r"closed/key cannot be written \(Permission denied\); is the folder writable",
+        ),
+        (
+            lambda store: store.put("file/key", b""),
+            r"file/key cannot be written \((File exists|Not a directory)\)",
+        ),
     ],
     ids=["get", "exists", "list", "list all", "put", "put below a file"],
 )
-def test_a_folder_that_is_closed_to_us_is_one_sentence(use: Callable[[Storage], object], sentence: str) -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # `nobody` must reach it, and TMPDIR may be closed to others
+def test_a_folder_that_is_closed_to_us_is_one_sentence(
+    use: Callable[[Storage], object], sentence: str
+) -> None:
+    # `nobody` must reach it, and TMPDIR may be closed to others
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         store = open_storage(folder)
         store.put("closed/key", b"")
         store.put("file", b"")
@@ -161,7 +175,7 @@ def test_a_folder_that_is_closed_to_us_is_one_sentence(use: Callable[[Storage], 
             os.chmod(f"{folder}/closed", 0o700)
 
 
-# -- URIs -----------------------------------------------------------------------------------------------------------------------
+# -- URIs ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket", "https://key:sEcReT@host/bucket", "S3://bucket"])
@@ -171,14 +185,23 @@ def test_an_unknown_scheme_is_refused(uri: str) -> None:
     assert "sEcReT" not in str(raised.value)
 
 
-@pytest.mark.parametrize("uri", ["s3://AKIA:sEcReT@bucket/lift", "s3://AKIA:sEc/ReT@bucket", "s3://AKIA@bucket"])
+@pytest.mark.parametrize(
+    "uri", ["s3://AKIA:sEcReT@bucket/lift", "s3://AKIA:sEc/ReT@bucket", "s3://AKIA@bucket"]
+)
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
-    with pytest.raises(StorageError, match="keep credentials out of it, in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") as raised:
+    with pytest.raises(
+        StorageError, match="keep credentials out of it, in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    ) as raised:
         open_storage(uri)
     assert not [part for part in ("AKIA", "sEc", "ReT") if part in str(raised.value)]
 
 
-@pytest.mark.parametrize("uri", ["s3://", "s3:///lift", "s3://ab/lift", "s3://Robot_Data/lift", "s3://-data/"])
+@pytest.mark.parametrize(
+    "uri", ["s3://", "s3:///lift", "s3://ab/lift", "s3://Robot_Data/lift", "s3://-data/"]
+)
 def test_a_uri_without_a_bucket_is_refused(uri: str) -> None:
-    with pytest.raises(StorageError, match=r"an S3 URI is s3://bucket/prefix, and this one names no valid bucket; a name has 3 to 63"):
+    with pytest.raises(
+        StorageError,
+        match=r"an S3 URI is s3://bucket/prefix, and this one names no valid bucket; a name has 3 to 63",
+    ):
         open_storage(uri)

@@ -13,7 +13,14 @@ import pytest
 from conftest import BUCKET
 from fault_proxy import FaultProxy
 from orchestrator.data.episode_store import commit, latest_version, load_manifest, put_episode
-from orchestrator.storage.base import PATIENCE, Storage, StorageError, StorageSettings, check_conditional_writes, open_storage
+from orchestrator.storage.base import (
+    PATIENCE,
+    Storage,
+    StorageError,
+    StorageSettings,
+    check_conditional_writes,
+    open_storage,
+)
 from orchestrator.testing.episodes import CONTRACT, make_episode
 from orchestrator.testing.seaweedfs import running
 
@@ -32,7 +39,9 @@ def test_a_server_that_has_answered_is_waited_for(proxy: FaultProxy, bucket: Sto
     impatient = open_storage(bucket.uri, StorageSettings(outage_s=1.0, retry_delay_s=0.01))
     proxy.will(fault, always=True)
     began = time.monotonic()
-    with pytest.raises(StorageError, match=r"the server 127\.0\.0\.1:\d+ (is overloaded or failing|cannot be reached)"):
+    with pytest.raises(
+        StorageError, match=r"the server 127\.0\.0\.1:\d+ (is overloaded or failing|cannot be reached)"
+    ):
         impatient.get("key")
     assert 1 < time.monotonic() - began < 40
 
@@ -40,7 +49,9 @@ def test_a_server_that_has_answered_is_waited_for(proxy: FaultProxy, bucket: Sto
 @pytest.mark.usefixtures("no_backoff")
 def test_bucket_pickled_keeps_its_settings(proxy: FaultProxy, bucket: Storage) -> None:
     bucket.put("key", b"data")
-    travelled = pickle.loads(pickle.dumps(open_storage(bucket.uri, StorageSettings(outage_s=0.0, retry_delay_s=0.0))))
+    travelled = pickle.loads(
+        pickle.dumps(open_storage(bucket.uri, StorageSettings(outage_s=0.0, retry_delay_s=0.0)))
+    )
     proxy.will("SlowDown", always=True)
     began = time.monotonic()
     with pytest.raises(StorageError, match="is overloaded or failing"):
@@ -49,7 +60,9 @@ def test_bucket_pickled_keeps_its_settings(proxy: FaultProxy, bucket: Storage) -
 
 
 @pytest.mark.parametrize("fault", ["AccessDenied", "ExpiredToken", "NotImplemented"])
-def test_what_does_not_pass_by_itself_is_not_waited_for(proxy: FaultProxy, bucket: Storage, fault: str) -> None:
+def test_what_does_not_pass_by_itself_is_not_waited_for(
+    proxy: FaultProxy, bucket: Storage, fault: str
+) -> None:
     bucket.put("key", b"data")
     proxy.will(fault, always=True)
     with pytest.raises(StorageError):
@@ -58,10 +71,14 @@ def test_what_does_not_pass_by_itself_is_not_waited_for(proxy: FaultProxy, bucke
 
 
 @pytest.mark.parametrize("fault", ["SlowDown", "unanswered"])
-def test_a_server_that_never_answered_is_told_within_seconds(proxy: FaultProxy, bucket: Storage, fault: str) -> None:
+def test_a_server_that_never_answered_is_told_within_seconds(
+    proxy: FaultProxy, bucket: Storage, fault: str
+) -> None:
     proxy.will(fault, always=True)
     began = time.monotonic()
-    with pytest.raises(StorageError, match=r"the server 127\.0\.0\.1:\d+ (is overloaded or failing|cannot be reached)"):
+    with pytest.raises(
+        StorageError, match=r"the server 127\.0\.0\.1:\d+ (is overloaded or failing|cannot be reached)"
+    ):
         bucket.get("key")
     assert time.monotonic() - began < 40
 
@@ -82,13 +99,17 @@ def test_a_process_begun_by_one_that_was_answered_waits_for_its_first_answer(
 def test_an_endpoint_where_nobody_listens_is_told_within_seconds(s3_environment: Point) -> None:
     s3_environment({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
     began = time.monotonic()
-    with pytest.raises(StorageError, match=r"the server 127\.0\.0\.1:9 cannot be reached; check AWS_ENDPOINT_URL"):
+    with pytest.raises(
+        StorageError, match=r"the server 127\.0\.0\.1:9 cannot be reached; check AWS_ENDPOINT_URL"
+    ):
         open_storage(f"s3://{BUCKET}").put("key", b"data")
     assert time.monotonic() - began < 40
 
 
 @pytest.mark.usefixtures("no_backoff")
-def test_a_claim_whose_answer_is_lost_in_an_outage_finds_its_own_object(proxy: FaultProxy, bucket: Storage) -> None:
+def test_a_claim_whose_answer_is_lost_in_an_outage_finds_its_own_object(
+    proxy: FaultProxy, bucket: Storage
+) -> None:
     bucket = open_storage(bucket.uri, StorageSettings(outage_s=30.0, retry_delay_s=0.0))
     bucket.put("key", b"data")
     proxy.will(*["unanswered"] * 4)
@@ -106,8 +127,12 @@ def test_a_claim_whose_answer_is_lost_in_an_outage_finds_its_own_object(proxy: F
 @pytest.mark.full
 @pytest.mark.weed
 @pytest.mark.usefixtures("weed")  # skips where it is not installed
-def test_writers_do_not_notice_that_a_server_is_killed_and_started_again(tmp_path: Path, s3_environment: Point) -> None:
-    """Killed while objects are on their way: every object is there and whole, those from before included, and nobody heard of an error."""
+def test_writers_do_not_notice_that_a_server_is_killed_and_started_again(
+    tmp_path: Path, s3_environment: Point
+) -> None:
+    """Killed while objects are on their way: every object is there and whole, those from before included, and
+    nobody heard of an error.
+    """
     with running(tmp_path) as server:
         s3_environment(server.variables)
         storage, over = open_storage(f"s3://{BUCKET}/outage"), Event()

@@ -1,4 +1,6 @@
-"""Several writers of one store at once, and writers killed at any moment: nothing is lost, nothing is half visible."""
+"""Several writers of one store at once, and writers killed at any moment: nothing is lost, nothing is half
+visible.
+"""
 
 import random
 import time
@@ -30,7 +32,9 @@ for one in episodes:
 
 
 def seeds_in(storage: Storage) -> set[int]:
-    """What a reader sees: every version loads, holds all of the one before, and all its episodes are whole."""
+    """What a reader sees: every version loads, holds all of the one before, and all its episodes are
+    whole.
+    """
     before: set[str] = set()
     newest = latest_version(storage)
     assert storage.list("versions/") == [f"versions/{number:06d}.json" for number in range(1, newest + 1)]

@@ -1,4 +1,6 @@
-"""Clips on their way through Ray Data: in the plan's order, from any step on, damage named and never decoded."""
+"""Clips on their way through Ray Data: in the plan's order, from any step on, damage named and never
+decoded.
+"""
 
 import os
 import signal
@@ -32,18 +34,36 @@ Store = tuple[str, Manifest, Order]
 def store(tmp_path: Path) -> Store:
     """Eight short episodes in a folder, three demos and three action-free ones chosen."""
     storage = open_storage(str(tmp_path / "store"))
-    manifest = commit(storage, CONTRACT, [put_episode(storage, make_episode(seed, length=10 + seed), 20.0) for seed in range(8)])
+    manifest = commit(
+        storage,
+        CONTRACT,
+        [put_episode(storage, make_episode(seed, length=10 + seed), 20.0) for seed in range(8)],
+    )
     subset = choose(manifest, 3, 1.0, seed=0)
-    order = Order(tuple(manifest.select(subset.demos)), tuple(manifest.select(subset.action_free)), manifest.fingerprint, 0, 0, 1, 5)
+    order = Order(
+        tuple(manifest.select(subset.demos)),
+        tuple(manifest.select(subset.action_free)),
+        manifest.fingerprint,
+        0,
+        0,
+        1,
+        5,
+    )
     return storage.uri, manifest, order
 
 
 def draw(
-    store: Store, first_step: int = 0, num_steps: int = 40, cache_bytes: int = stream.CACHE_BYTES, bring: stream.Bring = stream.straight
+    store: Store,
+    first_step: int = 0,
+    num_steps: int = 40,
+    cache_bytes: int = stream.CACHE_BYTES,
+    bring: stream.Bring = stream.straight,
 ) -> list[dict[str, Any]]:
     uri, manifest, order = store
     steps = {"first_step": first_step, "num_steps": num_steps}
-    return list(stream.batches(uri, manifest.contract, order, SHAPE, **steps, cache_bytes=cache_bytes, bring=bring))
+    return list(
+        stream.batches(uri, manifest.contract, order, SHAPE, **steps, cache_bytes=cache_bytes, bring=bring)
+    )
 
 
 def assert_same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
@@ -67,7 +87,9 @@ def test_batches_are_full_bytes_and_hold_both_kinds(store: Store) -> None:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("kind", ["folder", "s3"])
-def test_ray_data_delivers_what_the_plan_says(store: Store, kind: str, ray_cluster: None, s3: str, tmp_path: Path) -> None:
+def test_ray_data_delivers_what_the_plan_says(
+    store: Store, kind: str, ray_cluster: None, s3: str, tmp_path: Path
+) -> None:
     uri, manifest, order = store
     if kind == "s3":
         source, target = open_storage(uri), open_storage(f"{s3}/{tmp_path.name}")
@@ -172,7 +194,9 @@ def test_the_memory_bound_holds(store: Store) -> None:
     clips = stream.clips(need, stream.straight(uri, need), SHAPE, manifest.contract, decode=counted)
     for _ in range(200):
         stack(list(islice(clips, order.batch_size)))
-    bound = stream.memory_bound(manifest.contract, SHAPE, [*order.demos, *order.action_free], 5, action_free=True)
+    bound = stream.memory_bound(
+        manifest.contract, SHAPE, [*order.demos, *order.action_free], 5, action_free=True
+    )
     assert 0 < peak < bound
 
 
@@ -187,7 +211,10 @@ def test_an_episode_is_fetched_once_while_it_is_kept(store: Store) -> None:
     _, _, order = store
     episodes = [*order.demos, *order.action_free]
     visits = sum(draw.opens for draw in islice(order.walk(), 500))
-    fetched = {size: [entry.sha256 for entry in stream._Need(order, 0, 100, size).episodes()] for size in (0, 30_000, 10**9)}
+    fetched = {
+        size: [entry.sha256 for entry in stream._Need(order, 0, 100, size).episodes()]
+        for size in (0, 30_000, 10**9)
+    }
     assert sorted(fetched[10**9]) == sorted(entry.sha256 for entry in episodes)
     assert len(fetched[0]) == visits
     assert len(episodes) < len(fetched[30_000]) < visits

@@ -1,4 +1,6 @@
-"""A sweep submitted to a real Ray head over its HTTP API: found again, stopped, killed, continued; nothing lost, nothing double, no secret told."""
+"""A sweep submitted to a real Ray head over its HTTP API: found again, stopped, killed, continued; nothing
+lost, nothing double, no secret told.
+"""
 
 import json
 import os
@@ -28,7 +30,11 @@ from waiting import until
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 TOKEN = "token-of-this-test-7f3a"
-SECRETS = {"AWS_SECRET_ACCESS_KEY": "aws-secret-7f3a", "AWS_SESSION_TOKEN": "aws-session-7f3a", "MLFLOW_TRACKING_PASSWORD": "mlflow-7f3a"}
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "aws-secret-7f3a",
+    "AWS_SESSION_TOKEN": "aws-session-7f3a",
+    "MLFLOW_TRACKING_PASSWORD": "mlflow-7f3a",
+}
 ARMS, CHECKPOINTS, EPISODES = 2, 3, 20
 
 
@@ -55,16 +61,41 @@ class Head:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        ours = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "RAY_"))}
+        ours = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("AWS_", "MLFLOW_", "RAY_"))
+        }
         path = os.pathsep.join([str(Path(sys.executable).parent), ours["PATH"]])
-        self.environment = ours | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
-        names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "ray-client-server-port")
+        self.environment = ours | {
+            "PATH": path,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": TOKEN,
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        names = (
+            "port",
+            "dashboard-port",
+            "dashboard-agent-listen-port",
+            "dashboard-agent-grpc-port",
+            "ray-client-server-port",
+        )
         ports = dict(zip((*names, "metrics-export-port"), free_ports(6), strict=True))
         self.address = f"http://127.0.0.1:{ports['dashboard-port']}"
-        command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=4", f"--temp-dir={folder}"]
+        command = [
+            "ray",
+            "start",
+            "--head",
+            "--block",
+            "--node-ip-address=127.0.0.1",
+            "--num-cpus=4",
+            f"--temp-dir={folder}",
+        ]
         command += ["--object-store-memory=200000000", *(f"--{name}={port}" for name, port in ports.items())]
         with open(f"{folder}/head.log", "w") as log:
-            self._process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+            self._process = subprocess.Popen(
+                command, env=self.environment, stdout=log, stderr=log, cwd=folder, start_new_session=True
+            )
 
     def wait(self) -> None:
         deadline = time.monotonic() + 180
@@ -83,7 +114,9 @@ class Head:
             return text
 
     def jobs(self) -> dict[str, dict[str, Any]]:
-        return {job["submission_id"]: job for job in json.loads(self.get("/api/jobs/")) if job["submission_id"]}
+        return {
+            job["submission_id"]: job for job in json.loads(self.get("/api/jobs/")) if job["submission_id"]
+        }
 
     def logs(self, job: str) -> str:
         told: str = json.loads(self.get(f"/api/jobs/{job}/logs"))["logs"]
@@ -114,7 +147,12 @@ def begin(head: Head, *command: str, pretended: bool = True, **environment: str)
     program = ["tests/pretended.py"] if pretended else ["-m", "orchestrator"]
     whole = [sys.executable, "-W", "ignore", *program, *command]
     return subprocess.Popen(
-        whole, cwd=CHECKOUT, env=head.environment | SECRETS | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        whole,
+        cwd=CHECKOUT,
+        env=head.environment | SECRETS | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -143,15 +181,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def sweep_file(folder: Path, store: str, name: str, steps: int) -> str:
     path = folder / f"{name}.yaml"
-    path.write_text(
-        f"""
+    path.write_text(f"""
 name: {name}
 data: {{episodes: {store}, demo_count: [1, 4]}}
 train: {{steps: {steps}, batch_size: 2, checkpoint_every: {steps // CHECKPOINTS}}}
 suite: {{tasks: [Lift], episodes: {EPISODES}, horizon: 50}}
 storage: {folder / "runs"}
-"""
-    )
+""")
     return str(path)
 
 
@@ -166,7 +202,10 @@ def live(folder: Path, name: str) -> dict[str, Any]:
 
 def outcomes(folder: Path) -> pd.DataFrame:
     """Every row of every part of the ledger: what was recorded, double or not."""
-    parts = [pd.read_parquet(part)[["checkpoint", "episode", "recorded"]] for part in (folder / "runs").glob("outcomes/*/*/*.parquet")]
+    parts = [
+        pd.read_parquet(part)[["checkpoint", "episode", "recorded"]]
+        for part in (folder / "runs").glob("outcomes/*/*/*.parquet")
+    ]
     return pd.concat(parts) if parts else pd.DataFrame()
 
 
@@ -183,7 +222,9 @@ def test_submit_followed_ends_with_the_curve(head: Head, tmp_path: Path, store: 
     assert f"{job}: done" in said
     assert "the curve again" in said
     rows = outcomes(tmp_path)
-    assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == ARMS * CHECKPOINTS * EPISODES
+    assert (
+        len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == ARMS * CHECKPOINTS * EPISODES
+    )
     readable_by_all = head.get("/api/jobs/") + head.logs(job)
     assert str(tmp_path) in readable_by_all
     for secret in (TOKEN, *SECRETS.values()):
@@ -191,7 +232,9 @@ def test_submit_followed_ends_with_the_curve(head: Head, tmp_path: Path, store: 
 
 
 @pytest.mark.full
-def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(head: Head, tmp_path: Path, store: str) -> None:
+def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(
+    head: Head, tmp_path: Path, store: str
+) -> None:
     file = sweep_file(tmp_path, store, "laptop", 180)
     code, said = demoscale(head, "submit", file)
     assert code == 0, said
@@ -221,7 +264,13 @@ def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(head: 
     written = live(tmp_path, "laptop")["written"]
     second = started(demoscale(head, "submit", file)[1])
     assert second.removesuffix("-2") == first.removesuffix("-1")
-    until(lambda: live(tmp_path, "laptop")["written"] > written and live(tmp_path, "laptop")["training"] and len(outcomes(tmp_path)))
+    until(
+        lambda: (
+            live(tmp_path, "laptop")["written"] > written
+            and live(tmp_path, "laptop")["training"]
+            and len(outcomes(tmp_path))
+        )
+    )
     os.kill(live(tmp_path, "laptop")["pid"], signal.SIGKILL)
     until(lambda: head.jobs()[second]["status"] == "FAILED")
     before = outcomes(tmp_path)
@@ -235,11 +284,16 @@ def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(head: 
     assert f"{third}: done" in said
     assert "the curve again" in said
     rows = outcomes(tmp_path)
-    assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == ARMS * CHECKPOINTS * EPISODES
+    assert (
+        len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == ARMS * CHECKPOINTS * EPISODES
+    )
     assert len(rows.merge(before)) == len(before), "what was recorded before the kill is what counts"
 
     # Once more, from Python: nothing is left to do.
-    program = f"from orchestrator import Sweep; sent = Sweep.load({file!r}).submit({head.address!r}); print(sent.job.job_id)"
+    program = (
+        f"from orchestrator import Sweep; sent = Sweep.load({file!r}).submit({head.address!r});"
+        " print(sent.job.job_id)"
+    )
     program += "; print([arm['episodes'] for arm in sent.wait().curve().to_json()['arms']])"
     code, said = ended(begin(head, "-c", program))
     assert code == 0, said
@@ -258,7 +312,9 @@ def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(head: 
 
 
 @pytest.mark.full
-def test_two_who_submit_at_the_same_moment_start_one_and_ctrl_c_leaves_it(head: Head, tmp_path: Path, store: str) -> None:
+def test_two_who_submit_at_the_same_moment_start_one_and_ctrl_c_leaves_it(
+    head: Head, tmp_path: Path, store: str
+) -> None:
     file = sweep_file(tmp_path, store, "twins", 6000)
     both = [begin(head, "submit", file, "--address", head.address, "--follow") for _ in range(2)]
     heard = [told_who_runs(process) for process in both]
@@ -283,7 +339,10 @@ def test_two_who_submit_at_the_same_moment_start_one_and_ctrl_c_leaves_it(head: 
 def test_a_wrong_token_is_one_sentence(head: Head, environment: dict[str, str]) -> None:
     code, said = demoscale(head, "stop", "anything", **environment)
     assert code == 1
-    assert f"the cluster at {head.address} asks for a token and was not given the right one; set RAY_AUTH_MODE=token" in said
+    assert (
+        f"the cluster at {head.address} asks for a token and was not given the right one; set"
+        " RAY_AUTH_MODE=token" in said
+    )
     assert len(said.splitlines()) == 1
     assert TOKEN not in said
 
@@ -292,7 +351,20 @@ def test_a_wrong_token_is_one_sentence(head: Head, environment: dict[str, str]) 
 @pytest.mark.sim
 def test_another_job_runs_with_the_code_of_this_checkout(head: Head, tmp_path: Path) -> None:
     """For real: two demonstrations of Lift, recorded by the cluster's workers."""
-    arguments = ["--job", "collect", "--follow", "--", "--task", "Lift", "--episodes", "2", "--store", str(tmp_path / "lift"), "--workers", "1"]
+    arguments = [
+        "--job",
+        "collect",
+        "--follow",
+        "--",
+        "--task",
+        "Lift",
+        "--episodes",
+        "2",
+        "--store",
+        str(tmp_path / "lift"),
+        "--workers",
+        "1",
+    ]
     code, said = demoscale(head, "submit", *arguments, pretended=False)
     assert code == 0, said
     assert "recorded 2 episodes of Lift" in said

@@ -16,7 +16,24 @@ STATS = Stats.of(np.zeros((1, 2)))
 def entries(count: int, task: str = "Lift", labelled: bool = True) -> list[EpisodeEntry]:
     kind, action = ("", STATS) if labelled else ("video-", None)
     return [
-        EpisodeEntry(f"{task}-{kind}{i:04d}", "", 0, 0, "", 10, 20.0, ("a",), (64, 64), task, "", labelled, True, "", STATS, action)
+        EpisodeEntry(
+            f"{task}-{kind}{i:04d}",
+            "",
+            0,
+            0,
+            "",
+            10,
+            20.0,
+            ("a",),
+            (64, 64),
+            task,
+            "",
+            labelled,
+            True,
+            "",
+            STATS,
+            action,
+        )
         for i in range(count)
     ]
 
@@ -26,7 +43,11 @@ def store_of(*groups: list[EpisodeEntry]) -> Manifest:
 
 
 sizes = st.tuples(
-    st.integers(1, 15), st.integers(1, 15), st.sampled_from([0.0, 0.5, 1.0, 2.0]), st.sampled_from([0.0, 0.5, 1.0, 2.0]), st.integers(0, 9)
+    st.integers(1, 15),
+    st.integers(1, 15),
+    st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+    st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+    st.integers(0, 9),
 )
 
 
@@ -63,7 +84,11 @@ def test_seeds_choose_differently() -> None:
 
 def test_every_task_gets_the_same_number() -> None:
     subset = choose(store_of(entries(20), entries(30, "Stack")), 5, 1.0, 0)
-    assert sum(i.startswith("Lift") for i in subset.demos) == sum(i.startswith("Stack") for i in subset.demos) == 5
+    assert (
+        sum(i.startswith("Lift") for i in subset.demos)
+        == sum(i.startswith("Stack") for i in subset.demos)
+        == 5
+    )
 
 
 def test_recordings_without_actions_are_used_first_as_action_free_and_never_as_demos() -> None:
@@ -74,7 +99,9 @@ def test_recordings_without_actions_are_used_first_as_action_free_and_never_as_d
 
 @pytest.mark.parametrize(("demos", "ratio"), [(11, 0.0), (6, 1.0)])
 def test_a_pool_too_small_says_the_task_and_the_numbers(demos: int, ratio: float) -> None:
-    with pytest.raises(SubsetError, match=f"Lift: {demos} demos .* the store has 10 episodes, 10 of them with actions"):
+    with pytest.raises(
+        SubsetError, match=f"Lift: {demos} demos .* the store has 10 episodes, 10 of them with actions"
+    ):
         choose(store_of(entries(10)), demos, ratio, 0)
 
 
@@ -100,16 +127,20 @@ def test_the_choice_stays_what_it_was() -> None:
 
 
 def test_of_a_task_that_nobody_demonstrates_there_are_videos_without_actions() -> None:
-    """The paper's half of the tasks: the labelled ones keep their demos, the others give as many episodes without actions."""
+    """The paper's half of the tasks: the labelled ones keep their demos, the others give as many episodes
+    without actions.
+    """
     store = store_of(entries(20), entries(30, "Stack"), entries(10, "Film", labelled=False))
     subset = choose(store, 5, 1.0, 0, labelled_tasks=["Lift"])
     assert subset.demos == tuple(i for i in choose(store_of(entries(20)), 5, 1.0, 0).demos)
-    assert [len([i for i in subset.action_free if i.startswith(task)]) for task in ("Lift", "Stack", "Film")] == [5, 5, 5]
+    assert [
+        len([i for i in subset.action_free if i.startswith(task)]) for task in ("Lift", "Stack", "Film")
+    ] == [5, 5, 5]
     with pytest.raises(SubsetError, match="Door: the store has no such task; it has"):
         choose(store, 5, 0, 0, labelled_tasks=["Door"])
 
 
-# -- what no arm takes ---------------------------------------------------------------------------------------------------------------
+# -- what no arm takes ---------------------------------------------------------------------------------------
 
 grids = st.tuples(
     st.lists(st.integers(1, 12), min_size=1, max_size=3),
@@ -124,7 +155,9 @@ def episodes(*subsets: Subset) -> set[str]:
 
 
 @given(grids, st.integers(1, 8), st.integers(0, 9))
-def test_what_is_held_out_no_arm_of_the_sweep_takes(grid: tuple[list[int], list[float], list[int]], count: int, seed: int) -> None:
+def test_what_is_held_out_no_arm_of_the_sweep_takes(
+    grid: tuple[list[int], list[float], list[int]], count: int, seed: int
+) -> None:
     """Of every seed it is enough to know the largest arm."""
     store, (demos, ratios, seeds) = store_of(entries(150), entries(40, labelled=False)), grid
     arms = [choose(store, demo_count, ratio, s) for demo_count in demos for ratio in ratios for s in seeds]
@@ -135,32 +168,54 @@ def test_what_is_held_out_no_arm_of_the_sweep_takes(grid: tuple[list[int], list[
     assert not set(chosen) & episodes(*arms)
 
 
-@given(st.sets(st.sampled_from([f"Lift-{i:04d}" for i in range(40)]), max_size=30), st.integers(1, 10), st.integers(1, 10), st.integers(0, 9))
-def test_fewer_held_out_are_among_more_and_only_what_becomes_used_changes_them(used: set[str], a: int, b: int, seed: int) -> None:
+@given(
+    st.sets(st.sampled_from([f"Lift-{i:04d}" for i in range(40)]), max_size=30),
+    st.integers(1, 10),
+    st.integers(1, 10),
+    st.integers(0, 9),
+)
+def test_fewer_held_out_are_among_more_and_only_what_becomes_used_changes_them(
+    used: set[str], a: int, b: int, seed: int
+) -> None:
     store = store_of(entries(40))
-    fewer, more = held_out(store, "Lift", min(a, b), used, seed=seed), held_out(store, "Lift", max(a, b), used, seed=seed)
+    fewer, more = (
+        held_out(store, "Lift", min(a, b), used, seed=seed),
+        held_out(store, "Lift", max(a, b), used, seed=seed),
+    )
     assert more[: len(fewer)] == fewer
     others = {episode.episode_id for episode in entries(40)} - used - set(fewer)
-    assert held_out(store, "Lift", len(fewer), used | others, seed=seed) == fewer, "as long as the sweep takes none of them they stay"
+    assert held_out(store, "Lift", len(fewer), used | others, seed=seed) == fewer, (
+        "as long as the sweep takes none of them they stay"
+    )
 
 
 def test_what_is_held_out_is_seeded_and_does_not_depend_on_the_order_of_the_manifest() -> None:
     listed = entries(60)
     assert held_out(store_of(listed), "Lift", 5, set()) == held_out(store_of(listed[::-1]), "Lift", 5, set())
     assert len({held_out(store_of(listed), "Lift", 5, set(), seed=seed) for seed in range(10)}) == 10
-    assert held_out(store_of(listed), "Lift", 2, set()) == ("Lift-0048", "Lift-0040"), "another choice would be another measurement"
+    assert held_out(store_of(listed), "Lift", 2, set()) == (
+        "Lift-0048",
+        "Lift-0040",
+    ), "another choice would be another measurement"
 
 
 def test_a_sweep_that_adds_demos_meets_what_is_held_out_last() -> None:
     store = store_of(entries(20))
     chosen = held_out(store, "Lift", 5, set())
-    assert all(held_out(store, "Lift", 5, episodes(choose(store, demos, 0, 0))) == chosen for demos in range(1, 16))
+    assert all(
+        held_out(store, "Lift", 5, episodes(choose(store, demos, 0, 0))) == chosen for demos in range(1, 16)
+    )
 
 
 def test_recordings_with_actions_are_held_out_first_and_short_ones_never() -> None:
     store = store_of(entries(3), entries(3, labelled=False))
     assert ["video" in episode for episode in held_out(store, "Lift", 5, set())] == [False] * 3 + [True] * 2
-    with pytest.raises(SubsetError, match="Lift: 1 held-out episodes of at least 11 frames are asked for, 0 are left that no arm uses"):
+    with pytest.raises(
+        SubsetError,
+        match="Lift: 1 held-out episodes of at least 11 frames are asked for, 0 are left that no arm uses",
+    ):
         held_out(store, "Lift", 1, set(), shortest=11)
-    with pytest.raises(SubsetError, match="2 held-out episodes of at least 1 frames are asked for, 1 are left"):
+    with pytest.raises(
+        SubsetError, match="2 held-out episodes of at least 1 frames are asked for, 1 are left"
+    ):
         held_out(store_of(entries(3)), "Lift", 2, {"Lift-0000", "Lift-0001"})

@@ -18,27 +18,43 @@ def test_a_suite_is_the_same_list_every_time_and_never_a_demonstrated_scene() ->
 
 
 def test_blocks_share_no_scene() -> None:
-    scenes = [{spec.scene_seed for spec in Suite(("Lift",), 50, Rules(100), block).episode_list()} for block in (0, 1)]
+    scenes = [
+        {spec.scene_seed for spec in Suite(("Lift",), 50, Rules(100), block).episode_list()}
+        for block in (0, 1)
+    ]
     assert not scenes[0] & scenes[1]
 
 
 def test_the_fingerprint_follows_list_and_rules() -> None:
     suite = Suite(("Lift",), 20, Rules(100))
     assert suite.fingerprint() == Suite(("Lift",), 20, Rules(100)).fingerprint()
-    others = {"rules": Rules(99)}, {"rules": Rules(100, settle=0)}, {"rules": Rules(100, success="at_end")}, {"shift": "lighting"}
+    others = (
+        {"rules": Rules(99)},
+        {"rules": Rules(100, settle=0)},
+        {"rules": Rules(100, success="at_end")},
+        {"shift": "lighting"},
+    )
     for change in ({"tasks": ("Stack",)}, {"episodes": 21}, {"block": 1}, *others):
         assert replace(suite, **change).fingerprint() != suite.fingerprint()  # type: ignore[arg-type]
 
 
 def test_every_look_of_every_episode_has_its_own_noise() -> None:
-    seeds = {spec.chunk_seed(look) for spec in Suite(("Lift",), 20, Rules(100)).episode_list() for look in range(20)}
+    seeds = {
+        spec.chunk_seed(look)
+        for spec in Suite(("Lift",), 20, Rules(100)).episode_list()
+        for look in range(20)
+    }
     assert len(seeds) == 400
 
 
 def test_a_shifted_scene_is_the_nominal_one_elsewhere() -> None:
     """The same seeds in the same order, so that a shift's number is compared episode by episode."""
-    nominal, shifted = (Suite(("Lift",), 20, Rules(100), shift=shift).episode_list() for shift in ("nominal", "texture"))
-    assert [(spec.scene_seed, spec.noise_seed) for spec in nominal] == [(spec.scene_seed, spec.noise_seed) for spec in shifted]
+    nominal, shifted = (
+        Suite(("Lift",), 20, Rules(100), shift=shift).episode_list() for shift in ("nominal", "texture")
+    )
+    assert [(spec.scene_seed, spec.noise_seed) for spec in nominal] == [
+        (spec.scene_seed, spec.noise_seed) for spec in shifted
+    ]
     assert {spec.variant for spec in nominal} == {0}
     assert {spec.variant for spec in shifted} == set(range(VARIANTS))
     ids = {EpisodeSpec("Lift", 1, 1, shift).episode_id for shift in SHIFTS}
@@ -46,7 +62,9 @@ def test_a_shifted_scene_is_the_nominal_one_elsewhere() -> None:
 
 
 class Countdown:
-    """A simulator whose task is done from step `after` until it comes undone at step `until`, and that counts how often it is looked at."""
+    """A simulator whose task is done from step `after` until it comes undone at step `until`, and that counts
+    how often it is looked at.
+    """
 
     def __init__(self, after: int, until: int = 10_000) -> None:
         self.after, self.until, self.steps, self.looks = after, until, 0, 0
@@ -96,7 +114,12 @@ def test_success_once_at_the_end_and_the_first_step_of_it_are_three_facts() -> N
     dropped = Countdown(after=4, until=6)
     for success, result in (("once", "success"), ("at_end", "failure")):
         outcome = run_episode(dropped, EpisodeSpec("Lift", 1, 1), Rules(50, 10, success), lambda seen: Chunk)  # type: ignore[arg-type, return-value]
-        assert (outcome.result, outcome.first_success, outcome.success_once, outcome.success_at_end) == (result, 4, True, False)
+        assert (outcome.result, outcome.first_success, outcome.success_once, outcome.success_at_end) == (
+            result,
+            4,
+            True,
+            False,
+        )
 
 
 def test_every_control_step_is_told_and_no_picture_is_made_inside_a_chunk() -> None:
@@ -111,5 +134,7 @@ def test_every_control_step_is_told_and_no_picture_is_made_inside_a_chunk() -> N
 
 
 def test_an_outcome_comes_back_from_json() -> None:
-    outcome = Outcome(EpisodeSpec("Lift", 1, 2, "lighting"), "error", 0, 0, 0.5, 0.1, message="the GL context broke")
+    outcome = Outcome(
+        EpisodeSpec("Lift", 1, 2, "lighting"), "error", 0, 0, 0.5, 0.1, message="the GL context broke"
+    )
     assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome

@@ -1,4 +1,6 @@
-"""The paper's kind of model in miniature: an autoencoder, a text tower, five feature maps, three views, two stages."""
+"""The paper's kind of model in miniature: an autoencoder, a text tower, five feature maps, three views, two
+stages.
+"""
 
 import shutil
 from dataclasses import replace
@@ -34,8 +36,18 @@ def weights(tmp_path: Path) -> Path:
 
 
 def job(store: Path, weights: Path, **changes: Any) -> ArmJob:
-    settings = Train(steps=2, batch_size=2, checkpoint_every=1, warmup_steps=0, ema_decay=0.5, mode="two_stage", video_steps=2)
-    made = ArmJob(Arm(2, 1.0, 0), "arm", str(store), 1, frozenset(), svd_policy(), settings, "joint", str(weights))
+    settings = Train(
+        steps=2,
+        batch_size=2,
+        checkpoint_every=1,
+        warmup_steps=0,
+        ema_decay=0.5,
+        mode="two_stage",
+        video_steps=2,
+    )
+    made = ArmJob(
+        Arm(2, 1.0, 0), "arm", str(store), 1, frozenset(), svd_policy(), settings, "joint", str(weights)
+    )
     return replace(made, **changes)
 
 
@@ -54,11 +66,15 @@ def trained(job: ArmJob, folder: Path) -> Path:
 def look(seed: int = 0) -> Observation:
     rng = np.random.default_rng(seed)
     picture = rng.integers(0, 256, (64, 64, 3), np.uint8)
-    return Observation({"robot0_eye_in_hand": picture}, rng.normal(size=9).astype(np.float32), "lift the red cube", seed)
+    return Observation(
+        {"robot0_eye_in_hand": picture}, rng.normal(size=9).astype(np.float32), "lift the red cube", seed
+    )
 
 
 @pytest.mark.full
-def test_a_checkpoint_acts_without_the_dataset_and_without_the_weights_it_began_with(lift_store: Path, weights: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_acts_without_the_dataset_and_without_the_weights_it_began_with(
+    lift_store: Path, weights: Path, tmp_path: Path
+) -> None:
     store, begun_with = tmp_path / "store", tmp_path / "weights"
     shutil.copytree(lift_store, store)
     shutil.copytree(weights, begun_with)
@@ -74,7 +90,9 @@ def test_a_checkpoint_acts_without_the_dataset_and_without_the_weights_it_began_
 
 
 @pytest.mark.full
-def test_training_on_kept_latents_is_training_on_pictures(lift_store: Path, weights: Path, tmp_path: Path) -> None:
+def test_training_on_kept_latents_is_training_on_pictures(
+    lift_store: Path, weights: Path, tmp_path: Path
+) -> None:
     store = tmp_path / "store"
     shutil.copytree(lift_store, store)
     online = load_weights(trained(job(store, weights), tmp_path / "online"))
@@ -82,7 +100,12 @@ def test_training_on_kept_latents_is_training_on_pictures(lift_store: Path, weig
     manifest = load_manifest(storage)
     codec = latent_codec(svd_config(), weights)
     fingerprint = codec.fingerprint(manifest.contract.image_size)
-    publish_index(storage, manifest, fingerprint, list(keep_latents(storage, manifest, codec, fingerprint, torch.device("cpu"))))  # type: ignore[arg-type]
+    publish_index(
+        storage,
+        manifest,
+        fingerprint,
+        list(keep_latents(storage, manifest, codec, fingerprint, torch.device("cpu"))),
+    )  # type: ignore[arg-type]
     keep_sentences(storage, manifest, sentence_encoder(svd_config(), weights), "tower")
     for entry in manifest.select(manifest.episode_ids):
         (store / entry.key).unlink()  # without its videos the store still trains
@@ -93,7 +116,9 @@ def test_training_on_kept_latents_is_training_on_pictures(lift_store: Path, weig
 
 
 @pytest.mark.full
-def test_stage_two_moves_the_head_alone_and_starts_from_stage_one(lift_store: Path, weights: Path, tmp_path: Path) -> None:
+def test_stage_two_moves_the_head_alone_and_starts_from_stage_one(
+    lift_store: Path, weights: Path, tmp_path: Path
+) -> None:
     arm = job(lift_store, weights, objective="action")
     first = arm.stage_one(load_manifest(open_storage(str(lift_store))))
     video = trained(first, tmp_path / "arms")
@@ -119,5 +144,9 @@ def test_stage_one_is_shared_by_arms_that_differ_in_the_head_alone(lift_store: P
     other_videos = replace(arm, arm=Arm(2, 0.5, 0)).stage_one(manifest).arm_id
     other_seed = replace(arm, arm=Arm(2, 1.0, 1)).stage_one(manifest).arm_id
     assert len({same, other_videos, other_seed}) == 3
-    # Three demos and three action-free episodes are all six, and so are six demos: the same films, told apart only by the head.
-    assert replace(arm, arm=Arm(3, 1.0, 0)).stage_one(manifest).arm_id == replace(arm, arm=Arm(6, 0.0, 0)).stage_one(manifest).arm_id
+    # Three demos and three action-free episodes are all six, and so are six demos: the same films, told apart
+    # only by the head.
+    assert (
+        replace(arm, arm=Arm(3, 1.0, 0)).stage_one(manifest).arm_id
+        == replace(arm, arm=Arm(6, 0.0, 0)).stage_one(manifest).arm_id
+    )

@@ -23,7 +23,14 @@ from orchestrator.testing.checkpoints import TINY, make_checkpoint, make_observa
 from orchestrator.testing.episodes import CAMERA, CONTRACT, make_episode, make_episode_store
 from orchestrator.testing.fake_policy_server import FakePolicyServer, PolicyServerWithoutCheckpoints
 from orchestrator.testing.fake_trainer import FakeTrainer
-from orchestrator.testing.outcomes import FakePolicy, make_error, make_outcome, simulated_outcome, stand_still, success_rate
+from orchestrator.testing.outcomes import (
+    FakePolicy,
+    make_error,
+    make_outcome,
+    simulated_outcome,
+    stand_still,
+    success_rate,
+)
 from orchestrator.testing.rollout_pool import FakeRolloutPool
 from orchestrator.testing.servo import cameras, servo
 from policy.checkpoint import fingerprint
@@ -41,11 +48,17 @@ JOBS = [RolloutJob(spec, SUITE.rules, CONTRACT, POLICY, key="a") for spec in sor
 def public(kind: type) -> dict[str, Any]:
     """Public methods and properties by name."""
     found = {name: value for name, value in inspect.getmembers(kind) if not name.startswith("_")}
-    return {name: value for name, value in found.items() if inspect.isfunction(value) or isinstance(value, property)}
+    return {
+        name: value
+        for name, value in found.items()
+        if inspect.isfunction(value) or isinstance(value, property)
+    }
 
 
 def parameters(function: Any) -> list[tuple[str, Any, Any]]:
-    """Name, default and kind of every parameter, without the one that Ray adds to the methods of a class once it is an actor's."""
+    """Name, default and kind of every parameter, without the one that Ray adds to the methods of a class once
+    it is an actor's.
+    """
     every = inspect.signature(function).parameters.values()
     return [(one.name, one.default, one.kind) for one in every if one.name != "_ray_trace_ctx"]
 
@@ -56,10 +69,12 @@ def assert_same_calls(real: type, fake: type) -> None:
         assert isinstance(function, property) == isinstance(ours, property), name
         if not isinstance(function, property):
             assert parameters(ours) == parameters(function), name
-            assert inspect.signature(ours).return_annotation == inspect.signature(function).return_annotation, name
+            assert (
+                inspect.signature(ours).return_annotation == inspect.signature(function).return_annotation
+            ), name
 
 
-# -- the interfaces ---------------------------------------------------------------------------------------------------------------------
+# -- the interfaces ------------------------------------------------------------------------------------------
 
 
 def test_fake_pool_has_every_call_of_the_real_pool() -> None:
@@ -78,11 +93,16 @@ def test_fake_trainer_takes_the_arguments_of_fit() -> None:
     from orchestrator.training.ray_train import fit
 
     assert parameters(FakeTrainer(0.0)) == parameters(fit)
-    assert inspect.signature(FakeTrainer.__call__).return_annotation == inspect.signature(fit).return_annotation
+    assert (
+        inspect.signature(FakeTrainer.__call__).return_annotation == inspect.signature(fit).return_annotation
+    )
 
 
 def test_package_imports_nothing_heavy() -> None:
-    code = "import sys, orchestrator.testing.rollout_pool, orchestrator.testing.episodes, orchestrator.testing.outcomes; print(*sys.modules)"
+    code = (
+        "import sys, orchestrator.testing.rollout_pool, orchestrator.testing.episodes,"
+        " orchestrator.testing.outcomes; print(*sys.modules)"
+    )
     done = run("-c", code)
     assert done.returncode == 0, done.stderr
     assert "orchestrator.testing.rollout_pool" in done.stdout.split()
@@ -92,11 +112,15 @@ def test_package_imports_nothing_heavy() -> None:
 def test_package_docstring_lists_every_module_and_its_example_runs() -> None:
     (folder,) = orchestrator.testing.__path__
     modules = {file.name for file in Path(folder).glob("*.py")} - {"__init__.py", "__main__.py"}
-    assert {line.split()[0] for line in (orchestrator.testing.__doc__ or "").splitlines() if line.startswith("    ") and ".py " in line} == modules
+    assert {
+        line.split()[0]
+        for line in (orchestrator.testing.__doc__ or "").splitlines()
+        if line.startswith("    ") and ".py " in line
+    } == modules
     assert doctest.testmod(orchestrator.testing) == (0, 9)
 
 
-# -- the pool ---------------------------------------------------------------------------------------------------------------------------
+# -- the pool ------------------------------------------------------------------------------------------------
 
 
 def test_pool_with_an_order_ends_jobs_by_it_and_withdraws_by_key() -> None:
@@ -140,11 +164,15 @@ def test_release_while_results_waits_lets_an_episode_through() -> None:
     assert len(ended) == 1
 
 
-# -- outcomes and policies --------------------------------------------------------------------------------------------------------------
+# -- outcomes and policies -----------------------------------------------------------------------------------
 
 
 def test_success_rate_rises_with_demos_video_and_steps_and_stays_below_one() -> None:
-    for worse, better in (((8, 0, 5, 10), (16, 0, 5, 10)), ((8, 0, 5, 10), (8, 1, 5, 10)), ((8, 0, 5, 10), (8, 0, 10, 10))):
+    for worse, better in (
+        ((8, 0, 5, 10), (16, 0, 5, 10)),
+        ((8, 0, 5, 10), (8, 1, 5, 10)),
+        ((8, 0, 5, 10), (8, 0, 10, 10)),
+    ):
         assert 0 < success_rate(*worse) < success_rate(*better) < 0.95
 
 
@@ -166,7 +194,11 @@ def test_fake_policy_knows_its_arm_by_the_name_that_a_server_gets() -> None:
 
 
 def test_outcomes_are_consistent() -> None:
-    won, lost, broken = make_outcome(SUITE.episode_list()[0]), make_outcome(SUITE.episode_list()[0], won=False), make_error(SUITE.episode_list()[0])
+    won, lost, broken = (
+        make_outcome(SUITE.episode_list()[0]),
+        make_outcome(SUITE.episode_list()[0], won=False),
+        make_error(SUITE.episode_list()[0]),
+    )
     assert (won.result, won.success_once, won.success_at_end) == ("success", True, True)
     assert (lost.result, lost.success_once, lost.success_at_end) == ("failure", False, False)
     assert (broken.result, broken.steps) == ("error", 0)
@@ -208,7 +240,7 @@ def test_servo_approaches_a_red_cube_and_lifts_without_one() -> None:
     assert cameras("fast").image_size == (128, 128)
 
 
-# -- data -------------------------------------------------------------------------------------------------------------------------------
+# -- data ----------------------------------------------------------------------------------------------------
 
 
 def test_episode_store_has_the_episodes_and_conventions_asked_for(tmp_path: Path) -> None:
@@ -232,7 +264,9 @@ def test_processes_are_found_by_title() -> None:
     import subprocess
     import sys
 
-    process = subprocess.Popen([sys.executable, "-c", "input()", "a-title-of-this-test"], stdin=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "input()", "a-title-of-this-test"], stdin=subprocess.PIPE
+    )
     try:
         assert [one.pid for one in processes.titled_processes("a-title-of-this-test")] == [process.pid]
     finally:

@@ -1,4 +1,6 @@
-"""Sentences as tokens: the same for a sentence whatever stands beside it, and the tower is loaded only for sentences nobody knows."""
+"""Sentences as tokens: the same for a sentence whatever stands beside it, and the tower is loaded only for
+sentences nobody knows.
+"""
 
 from pathlib import Path
 
@@ -64,7 +66,10 @@ def test_a_tower_may_be_its_own_folder(tower: Path, tmp_path: Path) -> None:
     for part in ("text_encoder", "tokenizer"):
         for file in (tower / part).iterdir():
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    assert torch.equal(OpenClipText(SENTENCE_DIM, tmp_path).embed(SENTENCES), OpenClipText(SENTENCE_DIM, tower).embed(SENTENCES))
+    assert torch.equal(
+        OpenClipText(SENTENCE_DIM, tmp_path).embed(SENTENCES),
+        OpenClipText(SENTENCE_DIM, tower).embed(SENTENCES),
+    )
 
 
 def test_presets_choose_their_encoder() -> None:
@@ -86,7 +91,9 @@ def test_presets_choose_their_encoder() -> None:
         ("tokenizer/merges.txt", None, "no vocab.json with merges.txt"),
     ],
 )
-def test_a_missing_or_cut_file_is_one_sentence(tmp_path: Path, file: str, damage: int | None, said: str) -> None:
+def test_a_missing_or_cut_file_is_one_sentence(
+    tmp_path: Path, file: str, damage: int | None, said: str
+) -> None:
     path = text_folder(tmp_path) / file
     if damage is None:
         path.unlink()

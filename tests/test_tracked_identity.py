@@ -49,7 +49,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for all tests, since MLflow takes seconds to create one; every test has sweeps of its own name in it."""
+    """One database for all tests, since MLflow takes seconds to create one; every test has sweeps of its own
+    name in it.
+    """
     folder = tmp_path_factory.mktemp("tracked")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     client(uri).create_experiment(EXPERIMENT, artifact_location=str(folder / "mlartifacts"))
@@ -58,7 +60,11 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def runs_of(uri: str, name: str, arm: str = "-") -> list[Any]:
     mlflow = client(uri)
-    return list(mlflow.search_runs([mlflow.get_experiment_by_name(EXPERIMENT).experiment_id], tagged({SWEEP: name, ARM: arm})))
+    return list(
+        mlflow.search_runs(
+            [mlflow.get_experiment_by_name(EXPERIMENT).experiment_id], tagged({SWEEP: name, ARM: arm})
+        )
+    )
 
 
 def play(sweep: Sweep, successes: int) -> SweepState:
@@ -66,7 +72,10 @@ def play(sweep: Sweep, successes: int) -> SweepState:
     state = SweepState.open(sweep, pin=True)
     views, step = Views(state), sweep.train.steps
     specs = sweep.to_suite().episode_list()
-    played = [Outcome(spec, "success" if i < successes else "failure", 9, 1, 0.1, 0.1) for i, spec in enumerate(specs)]
+    played = [
+        Outcome(spec, "success" if i < successes else "failure", 9, 1, 0.1, 0.1)
+        for i, spec in enumerate(specs)
+    ]
     for arm_id in state.arms():
         views.score(arm_id, step, fingerprint(arm_id, step), "nominal", Score.of(played, EPISODES), played)
     assert views.finish(done=True) == ""
@@ -96,7 +105,9 @@ def counted(tracked: TrackedSweep) -> list[tuple[int, int]]:
 def duplicate(uri: str, run: Any, parent: str, successes: int) -> str:
     """Create another run of the same arm, as a second driver of an earlier version did; its id."""
     mlflow = client(uri)
-    twin: str = mlflow.create_run(run.info.experiment_id, tags={**run.data.tags, "mlflow.parentRunId": parent}).info.run_id
+    twin: str = mlflow.create_run(
+        run.info.experiment_id, tags={**run.data.tags, "mlflow.parentRunId": parent}
+    ).info.run_id
     for name, value in run.data.params.items():
         mlflow.log_param(twin, name, value)
     for name, metric in (run.data.metrics | {"successes": successes, "success_rate": successes / 10}).items():
@@ -127,14 +138,18 @@ def test_all_who_claim_the_identity_of_a_storage_at_once_get_the_same_one(tmp_pa
     assert claim_identity(open_storage(str(tmp_path / "other"))) != claimed[0]
 
 
-def test_a_storage_has_its_identity_through_every_path_and_wherever_it_is_moved(tmp_path: Path, store: str) -> None:
+def test_a_storage_has_its_identity_through_every_path_and_wherever_it_is_moved(
+    tmp_path: Path, store: str
+) -> None:
     first = SweepState.open(a_sweep(tmp_path / "runs", store, "", arms=2), pin=True)
     assert first.store
     (tmp_path / "mount").symlink_to(tmp_path / "runs")
     assert SweepState.open(a_sweep(tmp_path / "mount", store, "", arms=2), pin=True).store == first.store
     (tmp_path / "runs").rename(tmp_path / "moved")
     assert SweepState.named("reports", str(tmp_path / "moved")).store == first.store
-    assert SweepState.open(a_sweep(tmp_path / "runs", store, "", arms=2), pin=True).store != first.store, "the path alone is no identity"
+    assert SweepState.open(a_sweep(tmp_path / "runs", store, "", arms=2), pin=True).store != first.store, (
+        "the path alone is no identity"
+    )
 
 
 def test_reading_a_state_writes_no_identity(tmp_path: Path, store: str) -> None:
@@ -158,7 +173,9 @@ def test_a_damaged_identity_is_an_error_with_its_fix(tmp_path: Path, damaged: by
 # -- two storages
 
 
-def test_two_storages_with_a_sweep_of_one_name_have_a_curve_each(tmp_path: Path, store: str, database: str) -> None:
+def test_two_storages_with_a_sweep_of_one_name_have_a_curve_each(
+    tmp_path: Path, store: str, database: str
+) -> None:
     alice = play(a_sweep(tmp_path / "alice", store, database, name="quickstart", arms=2), 3)
     bob = play(a_sweep(tmp_path / "bob", store, database, name="quickstart", arms=2), 1)
     assert alice.arms().keys() == bob.arms().keys(), "the same data and code: only the storages differ"
@@ -167,14 +184,21 @@ def test_two_storages_with_a_sweep_of_one_name_have_a_curve_each(tmp_path: Path,
         asked = ["curve", "quickstart", "--storage", state.storage.uri, "--mlflow", database, "--json"]
         done = CliRunner().invoke(main, asked, catch_exceptions=False)
         assert done.exit_code == 0, done.output
-        assert [(p["successes"], p["episodes"]) for p in json.loads(done.stdout)["points"]] == [(2 * successes, 2 * EPISODES)]
+        assert [(p["successes"], p["episodes"]) for p in json.loads(done.stdout)["points"]] == [
+            (2 * successes, 2 * EPISODES)
+        ]
     tags = {run.data.tags[STORE]: run.data.tags[STORAGE] for run in runs_of(database, "quickstart")}
     assert tags == {alice.store: alice.storage.uri, bob.store: bob.storage.uri}
     for arm_id in alice.arms():
-        assert {run.data.tags[STORE] for run in runs_of(database, "quickstart", arm_id)} == {alice.store, bob.store}
+        assert {run.data.tags[STORE] for run in runs_of(database, "quickstart", arm_id)} == {
+            alice.store,
+            bob.store,
+        }
 
 
-def test_a_name_that_several_storages_have_is_an_error_that_lists_them(tmp_path: Path, store: str, database: str) -> None:
+def test_a_name_that_several_storages_have_is_an_error_that_lists_them(
+    tmp_path: Path, store: str, database: str
+) -> None:
     alice = play(a_sweep(tmp_path / "alice", store, database, name="ambiguous", arms=2), 3)
     bob = play(a_sweep(tmp_path / "bob", store, database, name="ambiguous", arms=2), 1)
     elsewhere = ["curve", "ambiguous", "--storage", str(tmp_path / "laptop"), "--mlflow", database]
@@ -182,26 +206,41 @@ def test_a_name_that_several_storages_have_is_an_error_that_lists_them(tmp_path:
     assert done.exit_code == 1
     assert "2 storages have a sweep named ambiguous" in done.output
     for state in (alice, bob):
-        assert re.search(rf"{state.storage.uri}, ID {state.store}, begun 20\d\d-\d\d-\d\d \d\d:\d\d UTC", done.output)
+        assert re.search(
+            rf"{state.storage.uri}, ID {state.store}, begun 20\d\d-\d\d-\d\d \d\d:\d\d UTC", done.output
+        )
     assert "choose one with --storage" in done.output
     # A laptop that cannot read the storages names one by its URI.
     for state, successes in ((alice, 3), (bob, 1)):
         (tmp_path / Path(state.storage.uri).name).rename(tmp_path / "out of reach")
-        done = CliRunner().invoke(main, [*elsewhere[:3], state.storage.uri, *elsewhere[4:], "--json"], catch_exceptions=False)
-        assert [(p["successes"], p["episodes"]) for p in json.loads(done.stdout)["points"]] == [(2 * successes, 2 * EPISODES)]
+        done = CliRunner().invoke(
+            main, [*elsewhere[:3], state.storage.uri, *elsewhere[4:], "--json"], catch_exceptions=False
+        )
+        assert [(p["successes"], p["episodes"]) for p in json.loads(done.stdout)["points"]] == [
+            (2 * successes, 2 * EPISODES)
+        ]
         (tmp_path / "out of reach").rename(tmp_path / Path(state.storage.uri).name)
 
 
-def test_a_sweep_that_only_other_storages_have_in_mlflow_is_not_shown_as_ones_own(tmp_path: Path, store: str, database: str) -> None:
+def test_a_sweep_that_only_other_storages_have_in_mlflow_is_not_shown_as_ones_own(
+    tmp_path: Path, store: str, database: str
+) -> None:
     play(a_sweep(tmp_path / "bob", store, database, name="only-bob", arms=2), 1)
     alice = SweepState.open(a_sweep(tmp_path / "alice", store, database, name="only-bob", arms=2), pin=True)
     asked = ["curve", "only-bob", "--storage", str(tmp_path / "alice"), "--mlflow", database]
     done = CliRunner().invoke(main, asked, catch_exceptions=False)
     assert done.exit_code == 1
-    assert f"of this storage is not tracked here, those of other storages are ({tmp_path / 'bob'}, ID" in done.output
+    assert (
+        f"of this storage is not tracked here, those of other storages are ({tmp_path / 'bob'}, ID"
+        in done.output
+    )
     (tmp_path / "alice" / KEY).unlink()  # as an earlier version leaves a storage
     assert CliRunner().invoke(main, asked, catch_exceptions=False).exit_code == 1
-    by_name = CliRunner().invoke(main, ["curve", "only-bob", "--storage", str(tmp_path / "laptop"), "--mlflow", database], catch_exceptions=False)
+    by_name = CliRunner().invoke(
+        main,
+        ["curve", "only-bob", "--storage", str(tmp_path / "laptop"), "--mlflow", database],
+        catch_exceptions=False,
+    )
     assert by_name.exit_code == 0, "only one sweep has the name, and this machine has none of its own"
     assert republish(alice) == 0
     assert len(runs_of(database, "only-bob")) == 2
@@ -214,7 +253,9 @@ def test_a_sweep_without_a_store_becomes_the_first_storage_s_that_continues_it(d
     score(tracker(database, "older"), 7)
     (parent,), (child,) = runs_of(database, "older"), runs_of(database, "older", ONE_ID)
     assert STORE not in {**parent.data.tags, **child.data.tags}
-    assert counted(read_sweep(database, "older")) == counted(read_sweep(database, "older", "alice")) == [(7, 10)]
+    assert (
+        counted(read_sweep(database, "older")) == counted(read_sweep(database, "older", "alice")) == [(7, 10)]
+    )
     score(tracker(database, "older", "alice"), 7)
     score(tracker(database, "older", "bob"), 2)
     score(tracker(database, "older", "alice"), 7)
@@ -249,22 +290,35 @@ def test_of_two_storages_that_adopt_a_sweep_at_once_one_gets_it_and_the_other_it
     alice.open()
     bob.open()
     assert alice.parent != bob.parent
-    assert {run.info.run_id: run.data.tags[STORE] for run in runs_of(database, "contested")} == {alice.parent: "alice", bob.parent: "bob"}
+    assert {run.info.run_id: run.data.tags[STORE] for run in runs_of(database, "contested")} == {
+        alice.parent: "alice",
+        bob.parent: "bob",
+    }
 
 
-def test_a_journal_of_an_earlier_version_is_told_under_the_storage_that_it_lies_in(tmp_path: Path, store: str, database: str) -> None:
+def test_a_journal_of_an_earlier_version_is_told_under_the_storage_that_it_lies_in(
+    tmp_path: Path, store: str, database: str
+) -> None:
     play(a_sweep(tmp_path / "bob", store, database, name="journal", arms=2), 1)
     state = SweepState.open(a_sweep(tmp_path / "alice", store, database, name="journal", arms=2), pin=True)
     first = Views(state, open_tracker=Tracker)
     assert first.finish(done=False) == ""
     (folder,) = (tmp_path / "alice" / "telling").iterdir()
-    about = {"sweep": "journal", "training": state.training, "protocol": state.comparable, "steps": 100, "artifacts": state.uri("mlartifacts")}
+    about = {
+        "sweep": "journal",
+        "training": state.training,
+        "protocol": state.comparable,
+        "steps": 100,
+        "artifacts": state.uri("mlartifacts"),
+    }
     old, arm_id = Journal(folder, about), next(iter(state.arms()))
     old.note({"do": "metrics", "arm_id": arm_id, "step": 3, "values": {"loss": 0.25}, "at": 1000})
     old.close()
     assert Views(state).finish(done=False) == ""
     assert not journals(folder)
-    losses = {run.data.tags[STORE]: run.data.metrics.get("loss") for run in runs_of(database, "journal", arm_id)}
+    losses = {
+        run.data.tags[STORE]: run.data.metrics.get("loss") for run in runs_of(database, "journal", arm_id)
+    }
     assert losses.pop(state.store) == 0.25
     assert [*losses.values()] == [None]
     assert len(runs_of(database, "journal")) == 2
@@ -284,14 +338,19 @@ def test_two_runs_of_one_arm_with_equal_outcomes_count_as_one(database: str) -> 
     assert read_sweep(database, "equal").arms[0].run_id == run.info.run_id, "the earlier one"
 
 
-def test_two_runs_of_one_arm_with_different_outcomes_are_an_error_that_names_both_and_its_fix(database: str) -> None:
+def test_two_runs_of_one_arm_with_different_outcomes_are_an_error_that_names_both_and_its_fix(
+    database: str,
+) -> None:
     one = tracker(database, "different")
     score(one, 7)
     (run,) = runs_of(database, "different", ONE_ID)
     twin = duplicate(database, run, one.parent, 6)
     with pytest.raises(TrackingError) as raised:
         read_sweep(database, "different")
-    assert f"runs {run.info.run_id} (7/10) and {twin} (6/10) hold different outcomes of the arm {ONE.name}" in str(raised.value)
+    assert (
+        f"runs {run.info.run_id} (7/10) and {twin} (6/10) hold different outcomes of the arm {ONE.name}"
+        in str(raised.value)
+    )
     for deleted in re.findall(r"mlflow runs delete --run-id (\w+)", str(raised.value)):
         client(database).delete_run(deleted)
     score(tracker(database, "different"), 7)  # as --rebuild does
@@ -313,12 +372,20 @@ def test_runs_of_one_arm_under_two_parents_of_one_storage_count_once(database: s
 def test_a_run_whose_metrics_and_outcomes_are_of_two_writers_is_an_error(database: str) -> None:
     score(tracker(database, "mixed"), 2)
     tracker(database, "mixed").artifact(ONE_ID, outcomes_artifact(9), outcomes(5))
-    with pytest.raises(TrackingError, match=r"scores of two writers: its metrics say 2 of 10 episodes, its outcomes 5 of 10; `mlflow runs delete"):
+    with pytest.raises(
+        TrackingError,
+        match=(
+            r"scores of two writers: its metrics say 2 of 10 episodes, its outcomes 5 of 10; `mlflow runs"
+            r" delete"
+        ),
+    ):
         read_sweep(database, "mixed")
 
 
 class Meeting:
-    """An MLflow whose first answers to a search reach both drivers before either goes on: the race that creates duplicates, every time."""
+    """An MLflow whose first answers to a search reach both drivers before either goes on: the race that
+    creates duplicates, every time.
+    """
 
     def __init__(self, real: Any, barrier: threading.Barrier) -> None:
         self.real, self.barrier, self.first = real, barrier, True
@@ -349,7 +416,9 @@ def test_two_drivers_that_create_their_runs_at_once_tell_one_curve(database: str
             driver.metrics(ONE_ID, 1, {"loss": 1.0})
 
         for step in (loss, lambda: score(driver, 7), driver.settle):
-            for attempt in range(5):  # the teller repeats too: MLflow's database refuses one of two drivers that write one run's params at once
+            # the teller repeats too: MLflow's database refuses one of two drivers that write one run's params
+            # at once
+            for attempt in range(5):
                 try:
                     step()
                     break
@@ -367,15 +436,23 @@ def test_two_drivers_that_create_their_runs_at_once_tell_one_curve(database: str
     assert len({driver.parent for driver in both}) == 1
 
 
-def test_a_driver_that_wrote_to_a_later_run_of_the_arm_moves_to_the_earlier_one_before_its_score(database: str) -> None:
+def test_a_driver_that_wrote_to_a_later_run_of_the_arm_moves_to_the_earlier_one_before_its_score(
+    database: str,
+) -> None:
     """Its request was answered first, and the other driver's, begun before it, was not to be seen yet."""
     late = tracker(database, "late", "alice")
     late.arm(ONE_ID, ONE, {"demoscale.data": "d"})
     late.metrics(ONE_ID, 1, {"loss": 1.0})
     (own,) = runs_of(database, "late", ONE_ID)
     mlflow = client(database)
-    tags = {name: value for name, value in own.data.tags.items() if name.startswith("demoscale.") or name == "mlflow.parentRunId"}
-    earlier = mlflow.create_run(own.info.experiment_id, tags=tags, start_time=own.info.start_time - 1000).info.run_id
+    tags = {
+        name: value
+        for name, value in own.data.tags.items()
+        if name.startswith("demoscale.") or name == "mlflow.parentRunId"
+    }
+    earlier = mlflow.create_run(
+        own.info.experiment_id, tags=tags, start_time=own.info.start_time - 1000
+    ).info.run_id
     for name, value in own.data.params.items():
         mlflow.log_param(earlier, name, value)
     mlflow.log_metric(earlier, "loss", 1.0, step=1)

@@ -1,4 +1,6 @@
-"""What MLflow is told, in the database that is made beside the results: all of it, once, whoever is killed."""
+"""What MLflow is told, in the database that is made beside the results: all of it, once, whoever is
+killed.
+"""
 
 import json
 import signal
@@ -33,7 +35,9 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run_of(uri: str, name: str, arm: str = "-") -> Any:
     mlflow = client(uri)
-    (run,) = mlflow.search_runs([mlflow.get_experiment_by_name(EXPERIMENT).experiment_id], tagged({SWEEP: name, "demoscale.arm": arm}))
+    (run,) = mlflow.search_runs(
+        [mlflow.get_experiment_by_name(EXPERIMENT).experiment_id], tagged({SWEEP: name, "demoscale.arm": arm})
+    )
     return run
 
 
@@ -41,7 +45,9 @@ def artifact(uri: str, run: Any, name: str) -> Any:
     return Path(client(uri).download_artifacts(run.info.run_id, name)).read_text()
 
 
-def test_ten_arms_that_report_at_once_lose_nothing_and_a_second_telling_adds_nothing(tmp_path: Path, store: str, database: str) -> None:
+def test_ten_arms_that_report_at_once_lose_nothing_and_a_second_telling_adds_nothing(
+    tmp_path: Path, store: str, database: str
+) -> None:
     sweep = a_sweep(tmp_path, store, database, name="ten")
     assert tell(sweep, steps=6) == ""
     check(database, SweepState.open(sweep), steps=6)
@@ -64,26 +70,34 @@ def test_two_sweeps_that_make_the_database_at_once_both_tell_everything(tmp_path
 
 
 @pytest.mark.full
-def test_a_process_killed_while_it_tells_loses_nothing_and_repeats_nothing(tmp_path: Path, store: str, database: str) -> None:
+def test_a_process_killed_while_it_tells_loses_nothing_and_repeats_nothing(
+    tmp_path: Path, store: str, database: str
+) -> None:
     """Killed three times, at other places each time; the last process tells what all of them noted."""
     sweep = a_sweep(tmp_path, store, database, name="killed", arms=6)
     for kill in range(3):
         process = in_a_process(sweep, tmp_path, steps=4)
         folder = tmp_path / "telling"
         deadline = time.monotonic() + 120
-        while not (told := [int(file.read_text() or 0) for file in folder.glob("*/*.told")]) or max(told) < 1500 * (kill + 1):
+        while not (told := [int(file.read_text() or 0) for file in folder.glob("*/*.told")]) or max(
+            told
+        ) < 1500 * (kill + 1):
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert sum(Reading(journal).left for journal in journals(next(folder.iterdir()))) > 10, "killed too late to test anything"
+    assert sum(Reading(journal).left for journal in journals(next(folder.iterdir()))) > 10, (
+        "killed too late to test anything"
+    )
     assert tell(sweep, steps=4) == ""
     check(database, SweepState.open(sweep), steps=4)
     assert not journals(next(folder.iterdir()))
 
 
-def test_what_a_killed_process_noted_is_told_by_a_process_that_has_nothing_to_tell(tmp_path: Path, store: str, database: str) -> None:
+def test_what_a_killed_process_noted_is_told_by_a_process_that_has_nothing_to_tell(
+    tmp_path: Path, store: str, database: str
+) -> None:
     """`demoscale status --rebuild` is enough; here not even what it tells itself is needed."""
     sweep = a_sweep(tmp_path, store, database, name="orphan", arms=4)
     state = SweepState.open(sweep, pin=True)
@@ -102,7 +116,9 @@ def test_what_a_killed_process_noted_is_told_by_a_process_that_has_nothing_to_te
     check(database, state, steps=4)
 
 
-def test_an_arm_s_run_says_what_it_was_trained_on_with_and_what_it_cost(tmp_path: Path, store: str, database: str) -> None:
+def test_an_arm_s_run_says_what_it_was_trained_on_with_and_what_it_cost(
+    tmp_path: Path, store: str, database: str
+) -> None:
     from orchestrator.cost import Cost
 
     sweep = a_sweep(tmp_path, store, database, name="facts", arms=4)
@@ -135,15 +151,21 @@ def test_an_arm_s_run_says_what_it_was_trained_on_with_and_what_it_cost(tmp_path
     assert (metric.step, metric.value) == (5, 21.5)
 
 
-def test_a_late_score_is_linked_with_its_checkpoint_at_its_step(tmp_path: Path, store: str, database: str) -> None:
-    """Told before there were logged models, or by another process: the run's metric stays as it is, and the model gets the same."""
+def test_a_late_score_is_linked_with_its_checkpoint_at_its_step(
+    tmp_path: Path, store: str, database: str
+) -> None:
+    """Told before there were logged models, or by another process: the run's metric stays as it is, and the
+    model gets the same.
+    """
     sweep = a_sweep(tmp_path, store, database, name="late", arms=2)
     state = SweepState.open(sweep, pin=True)
     arm_id = next(iter(state.arms()))
     views = Views(state)
     views.metrics(arm_id, 2, {"success_rate": 0.5})
     assert views.flush()
-    (before,) = client(database).get_metric_history(run_of(database, "late", arm_id).info.run_id, "success_rate")
+    (before,) = client(database).get_metric_history(
+        run_of(database, "late", arm_id).info.run_id, "success_rate"
+    )
     views.training(arm_id, 8, {"loss": 1.0})
     report(views, state, steps=4)
     assert views.finish(done=False) == ""
@@ -151,18 +173,24 @@ def test_a_late_score_is_linked_with_its_checkpoint_at_its_step(tmp_path: Path, 
     after = client(database).get_metric_history(run.info.run_id, "success_rate")
     assert sorted(metric.step for metric in after) == [2, 4]
     assert before.timestamp in [metric.timestamp for metric in after if metric.step == 2]
-    models = client(database).search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    models = client(database).search_logged_models(
+        [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"
+    )
     assert sorted(m.step for model in models for m in model.metrics if m.key == "success_rate") == [2, 4]
 
 
-def test_republishing_makes_mlflow_anew_from_the_storage_alone(tmp_path: Path, store: str, database: str) -> None:
+def test_republishing_makes_mlflow_anew_from_the_storage_alone(
+    tmp_path: Path, store: str, database: str
+) -> None:
     sweep = a_sweep(tmp_path, store, database, name="anew", arms=2)
     state = SweepState.open(sweep, pin=True)
     assert republish(state) == 0
     assert run_of(database, "anew")
 
 
-def test_a_record_that_mlflow_does_not_take_is_kept_and_told_of_and_the_next_ones_are_told(tmp_path: Path, store: str, database: str) -> None:
+def test_a_record_that_mlflow_does_not_take_is_kept_and_told_of_and_the_next_ones_are_told(
+    tmp_path: Path, store: str, database: str
+) -> None:
     sweep, said = a_sweep(tmp_path, store, database, name="refused", arms=2), list[str]()
     state = SweepState.open(sweep, pin=True)
     arm_id, views = next(iter(state.arms())), Views(state, said.append)
@@ -175,7 +203,9 @@ def test_a_record_that_mlflow_does_not_take_is_kept_and_told_of_and_the_next_one
     assert json.loads(kept.read_text())["values"] == {"no such name: {}": 1.0}
 
 
-def test_a_run_that_somebody_deleted_in_the_middle_is_made_again(tmp_path: Path, store: str, database: str) -> None:
+def test_a_run_that_somebody_deleted_in_the_middle_is_made_again(
+    tmp_path: Path, store: str, database: str
+) -> None:
     sweep = a_sweep(tmp_path, store, database, name="deleted", arms=2)
     state = SweepState.open(sweep, pin=True)
     arm_id, views = next(iter(state.arms())), Views(state)
@@ -204,7 +234,9 @@ class Slow:
 def test_nobody_waits_for_a_slow_server(tmp_path: Path) -> None:
     told: list[int] = []
     settings = OutboxSettings(patience_s=0.1, longest_wait_s=1.0)
-    teller = Teller("", tmp_path, {}, open_tracker=lambda uri, **about: Slow(uri, told=told), settings=settings)
+    teller = Teller(
+        "", tmp_path, {}, open_tracker=lambda uri, **about: Slow(uri, told=told), settings=settings
+    )
     began = time.monotonic()
     for step in range(100):
         teller.note("metrics", step=step)
@@ -215,7 +247,9 @@ def test_nobody_waits_for_a_slow_server(tmp_path: Path) -> None:
     assert teller.left > 80
     teller.close()
     settings = OutboxSettings(longest_wait_s=60.0)
-    other = Teller("", tmp_path, {}, open_tracker=lambda uri, **about: Slow(uri, told=told), settings=settings)
+    other = Teller(
+        "", tmp_path, {}, open_tracker=lambda uri, **about: Slow(uri, told=told), settings=settings
+    )
     other.note("metrics", step=100)
     assert other.wait(patience_s=0.1)
     other.close()
@@ -223,7 +257,9 @@ def test_nobody_waits_for_a_slow_server(tmp_path: Path) -> None:
     assert told == sorted(told), "and everything in order"
 
 
-def test_while_one_process_tells_the_others_wait_for_it_and_what_they_note_is_told_too(tmp_path: Path) -> None:
+def test_while_one_process_tells_the_others_wait_for_it_and_what_they_note_is_told_too(
+    tmp_path: Path,
+) -> None:
     told: list[int] = []
 
     def open_slow(uri: str, **about: Any) -> Slow:
@@ -249,7 +285,10 @@ def test_many_threads_note_whole_lines_in_one_order_each(tmp_path: Path) -> None
 
     def note(thread: int) -> None:
         for number in range(200):
-            journal.note({"do": "x", "thread": thread, "number": number}, data=b"%d" % number if number % 50 == 0 else None)
+            journal.note(
+                {"do": "x", "thread": thread, "number": number},
+                data=b"%d" % number if number % 50 == 0 else None,
+            )
 
     threads = [threading.Thread(target=note, args=(thread,)) for thread in range(10)]
     for thread in threads:

@@ -33,7 +33,17 @@ from policy.trainer import learning_rate_factor
 
 def job(store: Path, steps: int = 6, workers: int = 1, ratio: float = 1.0) -> ArmJob:
     settings = Train(steps=steps, batch_size=4, checkpoint_every=3, warmup_steps=2, workers=workers)
-    return ArmJob(Arm(3, ratio, 0), f"arm-{workers}-{steps}", str(store), 1, frozenset(), PRESETS["tiny"], settings, "joint", "none")
+    return ArmJob(
+        Arm(3, ratio, 0),
+        f"arm-{workers}-{steps}",
+        str(store),
+        1,
+        frozenset(),
+        PRESETS["tiny"],
+        settings,
+        "joint",
+        "none",
+    )
 
 
 def came_out(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +77,9 @@ def test_a_resumed_run_is_the_uninterrupted_run(lift_store: Path, tmp_path: Path
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
-def test_every_report_says_what_was_spent_since_the_last_and_no_checkpoint_does(lift_store: Path, tmp_path: Path) -> None:
+def test_every_report_says_what_was_spent_since_the_last_and_no_checkpoint_does(
+    lift_store: Path, tmp_path: Path
+) -> None:
     kept = Kept(tmp_path)
     cpu, wall = time.process_time(), time.perf_counter()
     train(job(lift_store), 0, 1, None, kept)
@@ -78,8 +90,12 @@ def test_every_report_says_what_was_spent_since_the_last_and_no_checkpoint_does(
     assert 0.9 * cpu < sums[0] <= cpu
     assert 0.9 * wall < sums[1] <= wall
     manifest = load_manifest(open_storage(str(lift_store)))
-    opened = {draw.visit.entry.sha256 for draw in islice(job(lift_store).order(manifest, 0, 1).walk(0), 6 * 4)}
-    assert sums[2] == sum(entry.nbytes for entry in manifest.entries if entry.sha256 in opened), "each episode is fetched once"
+    opened = {
+        draw.visit.entry.sha256 for draw in islice(job(lift_store).order(manifest, 0, 1).walk(0), 6 * 4)
+    }
+    assert sums[2] == sum(entry.nbytes for entry in manifest.entries if entry.sha256 in opened), (
+        "each episode is fetched once"
+    )
     clips, steps, step_s, stall_s = sums[3:]
     assert (clips, steps) == (6 * 4, 6)
     assert 0 < step_s < wall
@@ -89,7 +105,9 @@ def test_every_report_says_what_was_spent_since_the_last_and_no_checkpoint_does(
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
-def test_a_run_that_is_paused_at_any_step_goes_on_as_if_it_had_not_been(lift_store: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_paused_at_any_step_goes_on_as_if_it_had_not_been(
+    lift_store: Path, tmp_path: Path
+) -> None:
     whole, paused, stopped = Kept(tmp_path / "whole"), Kept(tmp_path / "paused"), Kept(tmp_path / "stopped")
     for kept in (whole, paused, stopped):
         kept.folder.mkdir()
@@ -108,14 +126,18 @@ def test_a_run_that_is_paused_at_any_step_goes_on_as_if_it_had_not_been(lift_sto
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
-def test_training_that_goes_on_to_more_steps_ends_as_one_that_was_asked_for_them_at_once(lift_store: Path, tmp_path: Path) -> None:
+def test_training_that_goes_on_to_more_steps_ends_as_one_that_was_asked_for_them_at_once(
+    lift_store: Path, tmp_path: Path
+) -> None:
     """Where the learning rate is constant; then the arm of both is the same one."""
     once, longer = Kept(tmp_path / "once"), Kept(tmp_path / "longer")
     for kept in (once, longer):
         kept.folder.mkdir()
     long = job(lift_store, steps=8)
     long = replace(long, train=long.train.model_copy(update={"schedule": "constant"}))
-    short = replace(long, train=long.train.model_copy(update={"steps": 5, "checkpoint_every": 2, "feature_cache_mb": 0}))
+    short = replace(
+        long, train=long.train.model_copy(update={"steps": 5, "checkpoint_every": 2, "feature_cache_mb": 0})
+    )
     assert short.train.shaping() == long.train.shaping()
     train(long, 0, 1, None, once)
     train(short, 0, 1, None, longer)
@@ -137,7 +159,9 @@ def test_a_checkpoint_says_where_it_comes_from(lift_store: Path, tmp_path: Path)
     assert card.provenance["data_fingerprint"] == manifest.fingerprint
     assert len(card.provenance["demos"]) == len(card.provenance["action_free"]) == 3
     assert card.provenance["step"] == 3
-    assert card.action_stats.count == sum(manifest[i].length for i in card.provenance["demos"]), "statistics must come from the demos alone"
+    assert card.action_stats.count == sum(manifest[i].length for i in card.provenance["demos"]), (
+        "statistics must come from the demos alone"
+    )
     assert kept.reports[-1][1]["checkpoint"] == fingerprint(tmp_path / "step_000003")
 
 
@@ -158,8 +182,12 @@ def test_the_clips_consumed_are_counted_and_keep_the_asked_ratio(
 @pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.ray
-def test_two_workers_train_one_model_through_ray_and_pause_at_one_step(lift_store: Path, tmp_path: Path, ray_cluster: None) -> None:
-    """Ray Data streams to both, gloo averages their gradients, the first one's checkpoint is whole; asked to pause, both end at the same step."""
+def test_two_workers_train_one_model_through_ray_and_pause_at_one_step(
+    lift_store: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    """Ray Data streams to both, gloo averages their gradients, the first one's checkpoint is whole; asked to
+    pause, both end at the same step.
+    """
     import ray
 
     asked = job(lift_store, steps=40, workers=2)
@@ -184,7 +212,9 @@ def test_two_workers_train_one_model_through_ray_and_pause_at_one_step(lift_stor
 @pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.ray
-def test_a_damaged_episode_stops_an_arm_by_its_name_without_trying_again(lift_store: Path, tmp_path: Path, ray_cluster: None) -> None:
+def test_a_damaged_episode_stops_an_arm_by_its_name_without_trying_again(
+    lift_store: Path, tmp_path: Path, ray_cluster: None
+) -> None:
     store = tmp_path / "store"
     shutil.copytree(lift_store, store)
     manifest = load_manifest(open_storage(str(store)))
@@ -194,7 +224,9 @@ def test_a_damaged_episode_stops_an_arm_by_its_name_without_trying_again(lift_st
     arm = replace(job(store, ratio=0), arm=Arm(1, 0, 0), arm_id="damaged")
     with (
         desk(lambda run, news: None) as handle,
-        pytest.raises(EpisodeError, match=f"^{store}: episode {victim.episode_id} is damaged; restore {victim.key}$"),
+        pytest.raises(
+            EpisodeError, match=f"^{store}: episode {victim.episode_id} is damaged; restore {victim.key}$"
+        ),
     ):
         fit(arm, str(tmp_path / "arms"), {"CPU": 0.5}, handle, attempts=3)
 
@@ -208,12 +240,19 @@ def test_the_learning_rate_warms_up_and_comes_down_to_zero() -> None:
     assert learning_rate_factor(99, Recipe(schedule="constant"), 100) == 1
 
 
-def test_a_controller_or_a_storage_that_fails_is_no_reason_to_give_an_arm_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_controller_or_a_storage_that_fails_is_no_reason_to_give_an_arm_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray.train
     import ray.train.torch
     from ray.exceptions import ActorDiedError
 
-    failures = [ray.train.ControllerError(OSError("it is away")), ActorDiedError(), OSError("it is away"), None]
+    failures = [
+        ray.train.ControllerError(OSError("it is away")),
+        ActorDiedError(),
+        OSError("it is away"),
+        None,
+    ]
 
     class Trainer:
         def __init__(self, *_: Any, **__: Any) -> None: ...
@@ -225,7 +264,11 @@ def test_a_controller_or_a_storage_that_fails_is_no_reason_to_give_an_arm_up(tmp
 
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
     told: list[Any] = []
-    handle = SimpleNamespace(tell=SimpleNamespace(remote=lambda run, news: told.append((run, [*news], news["retried"].splitlines()[-1]))))
+    handle = SimpleNamespace(
+        tell=SimpleNamespace(
+            remote=lambda run, news: told.append((run, [*news], news["retried"].splitlines()[-1]))
+        )
+    )
     assert fit(job(tmp_path), str(tmp_path), {"CPU": 0.5}, handle, attempts=4) == [{"step": 6}]
     assert [(run, kind) for run, kind, _ in told] == 3 * [(job(tmp_path).arm_id, ["retried"])]
     assert "it is away" in told[2][2]

@@ -31,8 +31,12 @@ def trainer(**recipe: Any) -> Trainer:
 
 def run(of: Trainer, first: int, last: int) -> list[float]:
     clips = make_batch(4)
-    clips = type(clips)(*(value.to(of.device) if isinstance(value, torch.Tensor) else value for value in vars(clips).values()))
-    return [of.step(clips, step, torch.Generator().manual_seed(step)).total.item() for step in range(first, last)]
+    clips = type(clips)(
+        *(value.to(of.device) if isinstance(value, torch.Tensor) else value for value in vars(clips).values())
+    )
+    return [
+        of.step(clips, step, torch.Generator().manual_seed(step)).total.item() for step in range(first, last)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -52,9 +56,15 @@ def test_a_restored_trainer_goes_on_bit_for_bit(recipe: dict[str, Any]) -> None:
     assert run(begun, 0, 3) == losses[:3]
     acting, state = begun.acting_weights(), begun.state()
     resumed = trainer(**recipe)
-    resumed.restore({name: tensor.clone() for name, tensor in acting.items()}, {name: tensor.clone() for name, tensor in state.items()})
+    resumed.restore(
+        {name: tensor.clone() for name, tensor in acting.items()},
+        {name: tensor.clone() for name, tensor in state.items()},
+    )
     assert run(resumed, 3, STEPS) == losses[3:]
-    for ours, theirs in ((whole.acting_weights(), resumed.acting_weights()), (whole.state(), resumed.state())):
+    for ours, theirs in (
+        (whole.acting_weights(), resumed.acting_weights()),
+        (whole.state(), resumed.state()),
+    ):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -87,7 +97,9 @@ def test_frozen_weights_stay() -> None:
 
 
 def gradients(of: Trainer, change: Callable[[Any], Any], parts: int) -> list[torch.Tensor]:
-    """Of one step on a batch whose clips are alike, so that what is drawn for each is the only difference there can be."""
+    """Of one step on a batch whose clips are alike, so that what is drawn for each is the only difference
+    there can be.
+    """
     drawn = of.model.forward
 
     def same_draws(part: Any, generator: torch.Generator, counts: Any) -> Any:
@@ -95,7 +107,10 @@ def gradients(of: Trainer, change: Callable[[Any], Any], parts: int) -> list[tor
 
     of.model.forward = same_draws
     clips = make_batch(1)
-    twice = (value.repeat(2, *[1] * (value.ndim - 1)) if isinstance(value, torch.Tensor) else value * 2 for value in vars(clips).values())
+    twice = (
+        value.repeat(2, *[1] * (value.ndim - 1)) if isinstance(value, torch.Tensor) else value * 2
+        for value in vars(clips).values()
+    )
     many = type(clips)(*twice)
     of.step(change(many), 0, torch.Generator())
     return [parameter.grad.clone() for parameter in of.model.parameters()]
@@ -119,9 +134,14 @@ def test_head_and_video_model_have_learning_rates_of_their_own() -> None:
 
 
 def _one_of_two(rank: int, folder: str) -> None:
-    """Train on two processes, DDP and then FSDP2: three steps, and from there two more, both on and from what was saved."""
+    """Train on two processes, DDP and then FSDP2: three steps, and from there two more, both on and from what
+    was saved.
+    """
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    for sharding, wrap in (("ddp", torch.nn.parallel.DistributedDataParallel), ("fsdp", sharded(torch.device("cpu")))):
+    for sharding, wrap in (
+        ("ddp", torch.nn.parallel.DistributedDataParallel),
+        ("fsdp", sharded(torch.device("cpu"))),
+    ):
         whole, resumed = (trainer(wrap=wrap) for _ in range(2))
         for step in range(3):
             whole.step(make_batch(2 + rank), step, torch.Generator().manual_seed(10 * step + rank))
@@ -130,7 +150,13 @@ def _one_of_two(rank: int, folder: str) -> None:
             torch.save((weights, state), f"{folder}/{sharding}")
         torch.distributed.barrier()
         resumed.restore(*torch.load(f"{folder}/{sharding}"))
-        losses = [[of.step(make_batch(2), step, torch.Generator().manual_seed(rank)).total.item() for step in (3, 4)] for of in (whole, resumed)]
+        losses = [
+            [
+                of.step(make_batch(2), step, torch.Generator().manual_seed(rank)).total.item()
+                for step in (3, 4)
+            ]
+            for of in (whole, resumed)
+        ]
         assert losses[0] == losses[1], sharding
     torch.distributed.destroy_process_group()
 
@@ -138,7 +164,9 @@ def _one_of_two(rank: int, folder: str) -> None:
 @pytest.mark.full
 def test_a_model_in_parts_learns_what_a_whole_one_learns_and_is_saved_whole(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
-    (whole, whole_state), (parts, parts_state) = (torch.load(tmp_path / sharding) for sharding in ("ddp", "fsdp"))
+    (whole, whole_state), (parts, parts_state) = (
+        torch.load(tmp_path / sharding) for sharding in ("ddp", "fsdp")
+    )
     alone = trainer()
     assert whole.keys() == parts.keys() == alone.acting_weights().keys()
     assert whole_state.keys() == parts_state.keys()

@@ -1,4 +1,6 @@
-"""The generated-video score: which clips, what is measured, and that it is what the policy itself imagines."""
+"""The generated-video score: which clips, what is measured, and that it is what the policy itself
+imagines.
+"""
 
 import asyncio
 import shutil
@@ -30,7 +32,7 @@ def pictures(seed: int = 0, count: int = 3, size: int = 64) -> np.ndarray:  # ty
     return np.stack([make_episode(seed + i, 1, size=size).frames[CAMERA][0] for i in range(count)])
 
 
-# -- the measures -------------------------------------------------------------------------------------------------------------------
+# -- the measures --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
@@ -44,14 +46,19 @@ def test_the_same_pictures_are_as_good_as_can_be(size: int) -> None:
 def test_psnr_is_its_formula_and_every_picture_counts_the_same() -> None:
     real = np.full((2, 64, 64, 3), 100, np.uint8)
     shown = real + np.array([5, 20], np.uint8)[:, None, None, None]
-    assert fidelity(shown, real).psnr == pytest.approx(np.mean(20 * np.log10(255 / np.array([5, 20]))), rel=1e-5)
+    assert fidelity(shown, real).psnr == pytest.approx(
+        np.mean(20 * np.log10(255 / np.array([5, 20]))), rel=1e-5
+    )
     each = [fidelity(shown[i : i + 1], real[i : i + 1]) for i in range(2)]
     assert vars(fidelity(shown, real)) == pytest.approx(vars(Fidelity.mean(each)))
 
 
 def test_the_more_noise_the_worse_by_every_measure() -> None:
     real, rng = pictures(), np.random.default_rng(0)
-    noisy = [np.clip(real + rng.normal(0, sigma, real.shape), 0, 255).astype(np.uint8) for sigma in (2, 10, 40, 120)]
+    noisy = [
+        np.clip(real + rng.normal(0, sigma, real.shape), 0, 255).astype(np.uint8)
+        for sigma in (2, 10, 40, 120)
+    ]
     told = [fidelity(shown, real) for shown in noisy]
     assert [one.psnr for one in told] == sorted((one.psnr for one in told), reverse=True)
     assert [one.ssim for one in told] == sorted((one.ssim for one in told), reverse=True)
@@ -59,18 +66,22 @@ def test_the_more_noise_the_worse_by_every_measure() -> None:
     assert 0 < told[0].distance < told[-1].distance < 1
 
 
-# -- the clips ----------------------------------------------------------------------------------------------------------------------
+# -- the clips -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Sixteen episodes of Lift, of 12 to 27 frames."""
     storage = open_storage(str(tmp_path_factory.mktemp("store")))
-    commit(storage, CONTRACT, [put_episode(storage, make_episode(seed, 12 + seed), 20.0) for seed in range(16)])
+    commit(
+        storage, CONTRACT, [put_episode(storage, make_episode(seed, 12 + seed), 20.0) for seed in range(16)]
+    )
     return storage.uri
 
 
-def held_out(store: str, count: int = 5, used: frozenset[str] = frozenset(), shape: ClipShape = PRESETS["tiny"].clip) -> HeldOut:
+def held_out(
+    store: str, count: int = 5, used: frozenset[str] = frozenset(), shape: ClipShape = PRESETS["tiny"].clip
+) -> HeldOut:
     return HeldOut.choose(store, load_manifest(open_storage(store)), ("Lift",), count, used, shape)
 
 
@@ -96,10 +107,15 @@ def test_the_digest_names_pictures_rung_and_measures(store: str, tmp_path: Path)
     copied = tmp_path / "copy"
     shutil.copytree(store.removeprefix("file://"), copied)
     assert video_test(str(copied)).digest == test.digest, "the pictures count, not where they lie"
-    wider = replace(test, held_out=held_out(store, shape=ClipShape(frames_per_view=2, frame_stride=4, horizon=8)))
+    wider = replace(
+        test, held_out=held_out(store, shape=ClipShape(frames_per_view=2, frame_stride=4, horizon=8))
+    )
     used = frozenset(clip.episode.episode_id for clip in test.held_out.clips)
     elsewhere = replace(test, held_out=held_out(store, used=used))
-    digests = {one.digest for one in (test, video_test(store, 4), video_test(store, rung="truncated"), wider, elsewhere)}
+    digests = {
+        one.digest
+        for one in (test, video_test(store, 4), video_test(store, rung="truncated"), wider, elsewhere)
+    }
     assert len(digests) == 5
     assert test.digest == test.digest_with(MEASURES)
     assert test.digest_with((*MEASURES[:-1], "flip-evaluator 99")) not in digests
@@ -116,7 +132,7 @@ def test_a_score_comes_back_as_it_was_kept_and_the_first_one_stays(store: str, t
     assert video_test(store, 4).known(storage, "weights") is None, "a score on other clips is another one"
 
 
-# -- measuring ----------------------------------------------------------------------------------------------------------------------
+# -- measuring -----------------------------------------------------------------------------------------------
 
 
 def seer(store: str, error: int = 0) -> Callable[[Observation], Imagination]:
@@ -154,13 +170,20 @@ def test_who_imagines_the_truth_scores_best_and_who_imagines_no_motion_as_a_stil
 
 
 def test_a_policy_is_measured_by_what_it_imagines_when_it_acts(store: str, tmp_path: Path) -> None:
-    """Through the server, asked one clip at a time by several threads, or directly in whole batches: the same pictures, the same numbers."""
+    """Through the server, asked one clip at a time by several threads, or directly in whole batches: the same
+    pictures, the same numbers.
+    """
     from orchestrator.evaluation.policy_server import PolicyServer
 
     folder, test = make_checkpoint(tmp_path / "tiny"), video_test(store)
-    policy, clips = TrainedPolicy(folder, rung="one_pass"), [test.held_out.read(clip) for clip in test.held_out.clips]
+    policy, clips = (
+        TrainedPolicy(folder, rung="one_pass"),
+        [test.held_out.read(clip) for clip in test.held_out.clips],
+    )
     together = policy.imagine([first_look(clip, (CAMERA,)) for clip in clips])
-    expected = [fidelity(told.frames[CAMERA], clip.frames[0, 1:]) for told, clip in zip(together, clips, strict=True)]
+    expected = [
+        fidelity(told.frames[CAMERA], clip.frames[0, 1:]) for told, clip in zip(together, clips, strict=True)
+    ]
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
     server = PolicyServer(1, "cpu", "one_pass")
@@ -175,13 +198,18 @@ def test_a_policy_is_measured_by_what_it_imagines_when_it_acts(store: str, tmp_p
     done = asyncio.run_coroutine_threadsafe(server.answered(str(folder)), loop).result()
     loop.call_soon_threadsafe(loop.stop)
     assert done.imagined_s > 0
-    assert (done.batches, done.busy_s) == (0, 0.0), "imagining is no answer: simulators are not balanced by it"
+    assert (done.batches, done.busy_s) == (
+        0,
+        0.0,
+    ), "imagining is no answer: simulators are not balanced by it"
 
 
 @pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_servers_and_judge_of_a_cluster_measure_what_the_policy_itself_imagines(store: str, tmp_path: Path) -> None:
+def test_servers_and_judge_of_a_cluster_measure_what_the_policy_itself_imagines(
+    store: str, tmp_path: Path
+) -> None:
     import ray
 
     from orchestrator.evaluation.ray_actors import policy_servers, video_judge

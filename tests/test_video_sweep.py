@@ -1,4 +1,6 @@
-"""A sweep measures the generated video of every checkpoint once, on episodes no arm reads, and tells it beside success."""
+"""A sweep measures the generated video of every checkpoint once, on episodes no arm reads, and tells it
+beside success.
+"""
 
 import re
 import threading
@@ -26,7 +28,9 @@ STILL_LIFE = Fidelity(20.0, 0.5, 0.3)
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Sixteen episodes of Lift, of 12 to 27 frames."""
     storage = open_storage(str(tmp_path_factory.mktemp("store")))
-    commit(storage, CONTRACT, [put_episode(storage, make_episode(seed, 12 + seed), 20.0) for seed in range(16)])
+    commit(
+        storage, CONTRACT, [put_episode(storage, make_episode(seed, 12 + seed), 20.0) for seed in range(16)]
+    )
     return storage.uri
 
 
@@ -63,7 +67,10 @@ def test_the_field_changes_no_fingerprint_and_no_decision(folder: Path, store: s
 
 def test_too_few_episodes_are_a_sentence(folder: Path, store: str) -> None:
     state = SweepState.open(sweep(folder, store, 8, data={"demo_count": [5]}))
-    with pytest.raises(SubsetError, match="Lift: 8 held-out episodes of at least 9 frames are asked for, 6 are left that no arm uses"):
+    with pytest.raises(
+        SubsetError,
+        match="Lift: 8 held-out episodes of at least 9 frames are asked for, 6 are left that no arm uses",
+    ):
         state.video_test()
 
 
@@ -95,7 +102,12 @@ def run_sweep(folder: Path, store: str) -> Callable[..., tuple[Any, list[str]]]:
 
     def go(asked: Sweep, judge: Judged | None) -> tuple[Any, list[str]]:
         lines: list[str] = []
-        run = SweepRun(asked, lines.append, fit=FakeTrainer(0.001), players=lambda *given: replace(FakePlayers()(*given), judge=judge))
+        run = SweepRun(
+            asked,
+            lines.append,
+            fit=FakeTrainer(0.001),
+            players=lambda *given: replace(FakePlayers()(*given), judge=judge),
+        )
         run.run()
         return run, lines
 
@@ -114,14 +126,18 @@ def logged(asked: Sweep) -> dict[str, dict[str, dict[int, float]]]:
         if (arm := run.data.tags["demoscale.arm"]) != "-":
             histories = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
             assert all(len({one.step for one in history}) == len(history) for history in histories.values())
-            found[arm] = {name: {one.step: one.value for one in history} for name, history in histories.items()}
+            found[arm] = {
+                name: {one.step: one.value for one in history} for name, history in histories.items()
+            }
     return found
 
 
 @pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_every_checkpoint_is_measured_once_and_told_beside_its_success(folder: Path, store: str, run_sweep: Any) -> None:
+def test_every_checkpoint_is_measured_once_and_told_beside_its_success(
+    folder: Path, store: str, run_sweep: Any
+) -> None:
     few: dict[str, Any] = {"data": {"action_free_ratio": [0]}, "policy": {"baselines": ["diffusion_policy"]}}
     asked, judge = sweep(folder, store, **few), Judged()
     run, lines = run_sweep(asked, judge)
@@ -143,14 +159,21 @@ def test_every_checkpoint_is_measured_once_and_told_beside_its_success(folder: P
         assert metrics["video_ssim_still"] == {3: 0.5, 6: 0.5}
         assert metrics["video_clips"] == {3: 3, 6: 3}
         assert metrics["video_clips_id"] == {step: int(digest[:12], 16) for step in (3, 6)}
-    assert len([line for line in lines if line.startswith("video demos-") and "on 3 held-out clips" in line]) == 4
+    assert (
+        len([line for line in lines if line.startswith("video demos-") and "on 3 held-out clips" in line])
+        == 4
+    )
     spent = run.spending.by_arm()
-    assert all(spent[arm_id].infer_cpu_s == pytest.approx(2 * 2.0) for arm_id in arms), "it is inference, and paid for"
+    assert all(spent[arm_id].infer_cpu_s == pytest.approx(2 * 2.0) for arm_id in arms), (
+        "it is inference, and paid for"
+    )
     # Once more, and MLflow made anew: nothing is measured again, everything is there.
     again, lines = run_sweep(asked, judge)
     assert len(judge.asked) == 4
     assert not [line for line in lines if line.startswith("video ")]
-    assert sum(cost.infer_cpu_s for cost in again.spending.by_arm().values()) == sum(cost.infer_cpu_s for cost in spent.values())
+    assert sum(cost.infer_cpu_s for cost in again.spending.by_arm().values()) == sum(
+        cost.infer_cpu_s for cost in spent.values()
+    )
     from orchestrator.sweep.tracking_publisher import republish
 
     elsewhere = asked.model_copy(update={"mlflow": f"sqlite:///{folder / 'anew.db'}"})
@@ -165,7 +188,9 @@ def test_every_checkpoint_is_measured_once_and_told_beside_its_success(folder: P
 @pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_no_score_waits_for_a_video_and_one_that_fails_is_tried_again_by_the_next_run(folder: Path, store: str, run_sweep: Any) -> None:
+def test_no_score_waits_for_a_video_and_one_that_fails_is_tried_again_by_the_next_run(
+    folder: Path, store: str, run_sweep: Any
+) -> None:
     asked, judge = sweep(folder, store, data={"action_free_ratio": [0]}), Judged()
     judge.allowed.clear()
     judge.fails = True
@@ -181,7 +206,18 @@ def test_no_score_waits_for_a_video_and_one_that_fails_is_tried_again_by_the_nex
     judge.allowed.set()
     thread.join(200)
     (_, lines), *_ = ran
-    assert len([line for line in lines if re.match("no video score of demos-.* after [36] steps: burnt down; the next run tries again", line)]) == 4
+    assert (
+        len(
+            [
+                line
+                for line in lines
+                if re.match(
+                    "no video score of demos-.* after [36] steps: burnt down; the next run tries again", line
+                )
+            ]
+        )
+        == 4
+    )
     assert not [*folder.glob("video/*/*.json")]
     judge.fails = False
     run_sweep(asked, judge)
@@ -192,12 +228,16 @@ def test_no_score_waits_for_a_video_and_one_that_fails_is_tried_again_by_the_nex
 @pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_without_held_out_episodes_a_sweep_says_so_once_and_does_everything_else(folder: Path, store: str, run_sweep: Any) -> None:
+def test_without_held_out_episodes_a_sweep_says_so_once_and_does_everything_else(
+    folder: Path, store: str, run_sweep: Any
+) -> None:
     judge = Judged()
-    run, lines = run_sweep(sweep(folder, store, 16, data={"demo_count": [2], "action_free_ratio": [0]}), judge)
+    run, lines = run_sweep(
+        sweep(folder, store, 16, data={"demo_count": [2], "action_free_ratio": [0]}), judge
+    )
     assert [line for line in lines if "video" in line] == [
-        "no video score: Lift: 16 held-out episodes of at least 9 frames are asked for, 14 are left that no arm uses; "
-        "record more episodes, or set suite.video_clips lower (0: none)"
+        "no video score: Lift: 16 held-out episodes of at least 9 frames are asked for, 14 are left that no"
+        " arm uses; record more episodes, or set suite.video_clips lower (0: none)"
     ]
     assert judge.asked == []
     assert all(len(arm.scores) == 2 for arm in run.board.arms.values())

@@ -38,7 +38,9 @@ def test_a_unet_takes_every_weight(svd: Path) -> None:
     assert all(parameter.requires_grad for parameter in unet.parameters())
     alone = svd_unet(svd_config())
     load_unet(svd / "unet", alone)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(alone.parameters(), unet.parameters(), strict=True))
+    assert all(
+        torch.equal(ours, theirs) for ours, theirs in zip(alone.parameters(), unet.parameters(), strict=True)
+    )
 
 
 def test_half_precision_files_become_full_precision_weights(svd: Path, tmp_path: Path) -> None:
@@ -55,9 +57,15 @@ def test_shards_are_read_together_and_a_missing_one_is_noticed(spoilt: Path) -> 
     before, tensors = load_vae(spoilt), load_file(whole)
     names = sorted(tensors)
     for i, part in enumerate((names[::2], names[1::2]), 1):
-        save_file({name: tensors[name] for name in part}, whole.with_name(f"diffusion_pytorch_model-{i:05d}-of-00002.safetensors"))
+        save_file(
+            {name: tensors[name] for name in part},
+            whole.with_name(f"diffusion_pytorch_model-{i:05d}-of-00002.safetensors"),
+        )
     whole.unlink()
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(load_vae(spoilt).parameters(), before.parameters(), strict=True))
+    assert all(
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(load_vae(spoilt).parameters(), before.parameters(), strict=True)
+    )
     whole.with_name("diffusion_pytorch_model-00001-of-00002.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"1 of the files .* are missing; copy the folder again"):
         load_vae(spoilt)
@@ -66,7 +74,10 @@ def test_shards_are_read_together_and_a_missing_one_is_noticed(spoilt: Path) -> 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"block_out_channels": (32, 32, 64, 96)}, r"block_out_channels is \(32, 32, 64, 64\), the model's is \(32, 32, 64, 96\)"),
+        (
+            {"block_out_channels": (32, 32, 64, 96)},
+            r"block_out_channels is \(32, 32, 64, 64\), the model's is \(32, 32, 64, 96\)",
+        ),
         ({"layers_per_block": 1}, r"layers_per_block is \(2, 2, 2, 2\), the model's is \(1, 1, 1, 1\)"),
         ({"num_attention_heads": (1, 2, 4, 4)}, "num_attention_heads"),
         ({"cross_attention_dim": 64}, "cross_attention_dim"),
@@ -74,7 +85,9 @@ def test_shards_are_read_together_and_a_missing_one_is_noticed(spoilt: Path) -> 
         ({"time_id_dim": 16}, "addition_time_embed_dim is 8, the model's is 16"),
     ],
 )
-def test_another_architecture_is_one_sentence_with_the_field(svd: Path, change: dict[str, object], said: str) -> None:
+def test_another_architecture_is_one_sentence_with_the_field(
+    svd: Path, change: dict[str, object], said: str
+) -> None:
     config: VideoConfig = svd_config().model_copy(update=change)
     with pytest.raises(WeightsError, match=said):
         load_unet(svd, svd_unet(config))
@@ -90,7 +103,9 @@ def test_another_architecture_is_one_sentence_with_the_field(svd: Path, change: 
         ("unet/config.json", 20, "cut short or damaged"),
     ],
 )
-def test_a_missing_or_cut_file_is_one_sentence(spoilt: Path, file: str, damage: int | None, said: str) -> None:
+def test_a_missing_or_cut_file_is_one_sentence(
+    spoilt: Path, file: str, damage: int | None, said: str
+) -> None:
     path = spoilt / file
     if damage is None:
         path.unlink()
@@ -116,11 +131,18 @@ def test_weights_too_many_too_few_or_of_another_shape_are_named(spoilt: Path) ->
 
 
 def test_an_autoencoder_of_another_kind_is_refused(spoilt: Path) -> None:
-    with pytest.raises(WeightsError, match=r"it holds a UNetSpatioTemporalConditionModel, .*AutoencoderKLTemporalDecoder is wanted"):
+    with pytest.raises(
+        WeightsError,
+        match=r"it holds a UNetSpatioTemporalConditionModel, .*AutoencoderKLTemporalDecoder is wanted",
+    ):
         load_vae(spoilt / "unet")
     config = spoilt / "vae" / "config.json"
     fields = json.loads(config.read_text())
-    config.write_text(json.dumps({**fields, "block_out_channels": [32, 32, 32], "down_block_types": ["DownEncoderBlock2D"] * 3}))
+    config.write_text(
+        json.dumps(
+            {**fields, "block_out_channels": [32, 32, 32], "down_block_types": ["DownEncoderBlock2D"] * 3}
+        )
+    )
     with pytest.raises(WeightsError, match="a latent of every 4 x 4 pixels, 8 x 8 are wanted"):
         load_vae(spoilt)
 
@@ -136,12 +158,17 @@ for load in (lambda: load_vae("stabilityai/stable-video-diffusion-img2vid-xt"), 
     except WeightsError as error:
         print(error)
 """
-    done = run("-W", "ignore", "-c", code, env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent"})
+    done = run(
+        "-W", "ignore", "-c", code, env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent"}
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        f"{source}: it is neither a folder nor in this machine's Hugging Face cache, and the hub cannot be reached; "
-        "name a folder that holds the weights"
-        for source in ("stabilityai/stable-video-diffusion-img2vid-xt", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
+        f"{source}: it is neither a folder nor in this machine's Hugging Face cache, and the hub cannot be"
+        " reached; name a folder that holds the weights"
+        for source in (
+            "stabilityai/stable-video-diffusion-img2vid-xt",
+            "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        )
     ]
 
 
@@ -153,7 +180,11 @@ def test_a_path_that_leads_nowhere_is_not_looked_up() -> None:
 def test_a_fingerprint_is_of_the_content(svd: Path, tmp_path: Path) -> None:
     copied, other = svd_folder(tmp_path / "copied"), svd_folder(tmp_path / "other", seed=1)
     assert weights_fingerprint(svd) == weights_fingerprint(copied) != weights_fingerprint(other)
-    assert weights_fingerprint(svd, ("vae",)) == weights_fingerprint(svd / "vae", ("vae",)) != weights_fingerprint(svd, ("unet",))
+    assert (
+        weights_fingerprint(svd, ("vae",))
+        == weights_fingerprint(svd / "vae", ("vae",))
+        != weights_fingerprint(svd, ("unet",))
+    )
 
 
 def test_weights_in_a_bucket_come_to_a_folder_once(svd: Path, storage: Storage, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""A Ray cluster of three nodes that come and go while the real pool and the real scorer play: prints what happened as JSON.
+"""A Ray cluster of three nodes that come and go while the real pool and the real scorer play: prints what
+happened as JSON.
 
 Run by test_nodes.py in a process of its own, since Ray joins one cluster per process.
 """
@@ -44,7 +45,9 @@ ROLE = "three-nodes"
 
 
 class PretendedWorker:
-    """Plays an episode in a moment. Whether it is won follows from its seed; the message tells where it was played and which server was asked."""
+    """Plays an episode in a moment. Whether it is won follows from its seed; the message tells where it was
+    played and which server was asked.
+    """
 
     def __init__(self, most_episodes: int, label: str) -> None:
         if "NO_WORKER_STARTS" in os.environ:
@@ -57,14 +60,31 @@ class PretendedWorker:
         asked = [ray.get(server.node_id.remote()) for server in job.source.servers]
         won = job.spec.scene_seed % 3 > 0
         told = json.dumps([ray.get_runtime_context().get_node_id(), *asked])
-        yield Played(Outcome(job.spec, "success" if won else "failure", 40, 5, 0.4, 0.1, 30 if won else None, won, message=told), None, False)
+        yield Played(
+            Outcome(
+                job.spec,
+                "success" if won else "failure",
+                40,
+                5,
+                0.4,
+                0.1,
+                30 if won else None,
+                won,
+                message=told,
+            ),
+            None,
+            False,
+        )
 
 
 class Nodes:
     """A cluster whose head has no room, so that every node may go."""
 
     def __init__(self) -> None:
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": {"health_check_failure_threshold": 20}})
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "_system_config": {"health_check_failure_threshold": 20}},
+        )
         self._nodes: dict[str, Any] = {}
 
     def add(self, cpus: float = 2, **variables: str) -> str:
@@ -86,8 +106,13 @@ class Nodes:
 
     def give_notice(self, node: str) -> None:
         """What a cloud's preemption notice becomes."""
-        reason, deadline = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), int(time.time() * 1000) + 600_000
-        accepted, why = GcsClient(address=self._cluster.address).drain_node(node, reason, "preemption", deadline)
+        reason, deadline = (
+            DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+            int(time.time() * 1000) + 600_000,
+        )
+        accepted, why = GcsClient(address=self._cluster.address).drain_node(
+            node, reason, "preemption", deadline
+        )
         assert accepted, why
 
     def close(self) -> None:
@@ -106,7 +131,12 @@ def pretended_servers(number: int) -> tuple[Any, ...]:
     return servers
 
 
-def play(pool: RolloutPool, servers: tuple[Any, ...], number: int, heard: Callable[[int, Outcome], None] = lambda *_: None) -> list[Outcome]:
+def play(
+    pool: RolloutPool,
+    servers: tuple[Any, ...],
+    number: int,
+    heard: Callable[[int, Outcome], None] = lambda *_: None,
+) -> list[Outcome]:
     """All outcomes, in the order in which they came; `heard` is told of each one."""
     for spec in episodes(number):
         pool.submit(RolloutJob(spec, Rules(40), CONTRACT, Served(servers, "policy")))
@@ -149,20 +179,32 @@ def too_small(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
     until(lambda: after.extend(play(pool, servers, 16)) or pool.placed == 8)
     after += play(pool, servers, 48)
     pool.close()
-    return {"before": len(before), "placed_before": max(placed), "new_node_played": places(after)[came[0]], "node": came[0]}
+    return {
+        "before": len(before),
+        "placed_before": max(placed),
+        "new_node_played": places(after)[came[0]],
+        "node": came[0],
+    }
 
 
 def with_notice(nodes: Nodes, servers: tuple[Any, ...], node: str) -> dict[str, Any]:
     """A node is given notice while it plays."""
-    pool, told = RolloutPool(8, num_cpus=1, worker=PretendedWorker), []  # as many as all four nodes have room for
+    # as many as all four nodes have room for
+    pool, told = RolloutPool(8, num_cpus=1, worker=PretendedWorker), []
     before: list[Outcome] = []
-    until(lambda: before.extend(play(pool, servers, 24)) or places(before)[node])  # its workers may be the last to start
+    # its workers may be the last to start
+    until(lambda: before.extend(play(pool, servers, 24)) or places(before)[node])
     nodes.give_notice(node)
     time.sleep(2 * PoolSettings().look_around_s)
     after = play(pool, servers, 40, lambda *_: told.append(sorted({worker.node for worker in pool._workers})))
     replaced = dict(pool.usage.replaced)
     pool.close()
-    return {"before": places(before)[node], "after": places(after)[node], "replaced": replaced, "outcomes": len({o.spec for o in after})}
+    return {
+        "before": places(before)[node],
+        "after": places(after)[node],
+        "replaced": replaced,
+        "outcomes": len({o.spec for o in after}),
+    }
 
 
 class Rows(Heard):
@@ -183,8 +225,13 @@ def scored(
     worker: type[Any] = RolloutWorker,
     on_failure: Callable[[str, str], None] = lambda how, why: None,
 ) -> dict[str, Any]:
-    """A suite's score by the real scorer, while `disturb` does what it does; rows as they were written, before anybody looks for doubles."""
-    heard, pool = Rows(), RolloutPool(workers, num_cpus=num_cpus, references=Portraits(storage, "simulation"), worker=worker)
+    """A suite's score by the real scorer, while `disturb` does what it does; rows as they were written,
+    before anybody looks for doubles.
+    """
+    heard, pool = (
+        Rows(),
+        RolloutPool(workers, num_cpus=num_cpus, references=Portraits(storage, "simulation"), worker=worker),
+    )
     pool.on_failure = on_failure
     scorer = Scorer(storage, CONTRACT, pool, heard)
     scorer.submit(ScoringJob("arm", 1, source.key, source.key, suite, "protocol", source))
@@ -196,11 +243,20 @@ def scored(
     parts = [key for key in storage.list(f"outcomes/{source.key}/protocol/") if key.endswith(".parquet")]
     rows = [row for key in parts for row in pq.read_table(f"{storage.uri}/{key}").to_pylist()]
     untimed = {"sim_s", "policy_s", "message", "worker", "recorded"}
-    outcomes = {row["episode"]: {name: value for name, value in row.items() if name not in untimed} for row in rows}
-    return {"rows": len(rows), "outcomes": outcomes, "complete": heard.scores[0].complete, "replaced": pool.usage.replaced}
+    outcomes = {
+        row["episode"]: {name: value for name, value in row.items() if name not in untimed} for row in rows
+    }
+    return {
+        "rows": len(rows),
+        "outcomes": outcomes,
+        "complete": heard.scores[0].complete,
+        "replaced": pool.usage.replaced,
+    }
 
 
-def coming_and_going(nodes: Nodes, folder: Path, real: bool, servers: tuple[Any, ...], going: str) -> dict[str, Any]:
+def coming_and_going(
+    nodes: Nodes, folder: Path, real: bool, servers: tuple[Any, ...], going: str
+) -> dict[str, Any]:
     """The same suite on three nodes in peace, and while one of them dies and another comes."""
     suite = Suite(("Lift",), 24, Rules(24)) if real else Suite(("Lift",), 60, Rules(40))
     source, workers, enough = Served(servers, "wanderer"), 3 if real else 6, 2 if real else 12
@@ -211,8 +267,18 @@ def coming_and_going(nodes: Nodes, folder: Path, real: bool, servers: tuple[Any,
         nodes.kill(going)
         nodes.add()
 
-    disturbed = scored(open_storage(str(folder / "disturbed")), source, workers, suite, 0.6 if real else 1, disturb, worker)
-    peaceful = scored(open_storage(str(folder / "peaceful")), source, 1 if real else workers, suite, 0.6 if real else 1, lambda _: None, worker)
+    disturbed = scored(
+        open_storage(str(folder / "disturbed")), source, workers, suite, 0.6 if real else 1, disturb, worker
+    )
+    peaceful = scored(
+        open_storage(str(folder / "peaceful")),
+        source,
+        1 if real else workers,
+        suite,
+        0.6 if real else 1,
+        lambda _: None,
+        worker,
+    )
     return {
         "listed": len(suite.episode_list()),
         "rows": disturbed["rows"],
@@ -224,14 +290,18 @@ def coming_and_going(nodes: Nodes, folder: Path, real: bool, servers: tuple[Any,
 
 
 def unfit(nodes: Nodes, folder: Path, servers: tuple[Any, ...]) -> dict[str, Any]:
-    """Two nodes come before anything is played: one cannot draw with EGL, one draws with another driver than the reference."""
+    """Two nodes come before anything is played: one cannot draw with EGL, one draws with another driver than
+    the reference.
+    """
     nodes.add(__EGL_VENDOR_LIBRARY_FILENAMES="/nowhere")
     nodes.add(GALLIUM_DRIVER="softpipe")
     storage, suite = open_storage(str(folder / "peaceful")), Suite(("Lift",), 12, Rules(24))
     lines: list[str] = []
     until(lambda: len(ray.nodes()) >= 5)
     source = Served(servers, "beside-unfit-nodes")
-    facts = scored(storage, source, 5, suite, 0.6, lambda _: None, on_failure=lambda how, why: lines.append(why))
+    facts = scored(
+        storage, source, 5, suite, 0.6, lambda _: None, on_failure=lambda how, why: lines.append(why)
+    )
     return {"complete": facts["complete"], "rows": facts["rows"], "failures": sorted(set(lines))}
 
 
@@ -246,7 +316,11 @@ def cannot_start(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
     outcomes = play(pool, servers, 40)
     replaced = dict(pool.usage.replaced)
     pool.close()
-    return {"results": sorted({outcome.result for outcome in outcomes}), "replaced": replaced, "retried": retried}
+    return {
+        "results": sorted({outcome.result for outcome in outcomes}),
+        "replaced": replaced,
+        "retried": retried,
+    }
 
 
 def slow_listener(servers: tuple[Any, ...]) -> dict[str, Any]:

@@ -18,7 +18,9 @@ CURSED = EpisodeSpec("Lift", 1_000_002, 1_000_002)
 
 
 def wander(observation: Observation) -> ActionChunk:
-    """Answer with actions that depend on picture, proprioception and noise seed, so that any difference in them changes the episode."""
+    """Answer with actions that depend on picture, proprioception and noise seed, so that any difference in
+    them changes the episode.
+    """
     seen = int(observation.images[CAMERA].sum()) + int(abs(observation.proprio).sum() * 1e6)
     rng = np.random.default_rng([seen, observation.noise_seed])
     return ActionChunk(rng.uniform(-1, 1, (8, 7)).astype(np.float32), 4)
@@ -35,10 +37,21 @@ def fail(observation: Observation) -> ActionChunk:
 
 def fail_on_cursed(observation: Observation) -> ActionChunk:
     """Wander, but fail in every look of the episode CURSED."""
-    return fail(observation) if observation.noise_seed in {CURSED.chunk_seed(look) for look in range(9)} else wander(observation)
+    return (
+        fail(observation)
+        if observation.noise_seed in {CURSED.chunk_seed(look) for look in range(9)}
+        else wander(observation)
+    )
 
 
 def start_wanderer(**options: Any) -> Any:
-    """Start a policy server with Ray's actor options; its policies are `slow`, `broken`, `cursed` and, under any other name, `wanderer`."""
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import a module of the tests
-    return ray.remote(FakePolicyServer).options(**options).remote(wander, {"slow": wander_slowly, "broken": fail, "cursed": fail_on_cursed})
+    """Start a policy server with Ray's actor options; its policies are `slow`, `broken`, `cursed` and, under
+    any other name, `wanderer`.
+    """
+    # the workers cannot import a module of the tests
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    return (
+        ray.remote(FakePolicyServer)
+        .options(**options)
+        .remote(wander, {"slow": wander_slowly, "broken": fail, "cursed": fail_on_cursed})
+    )

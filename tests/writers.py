@@ -9,7 +9,9 @@ from orchestrator.storage.base import Storage
 
 
 def writer(code: str, storage: Storage, first: int, last: int) -> subprocess.Popen[str]:
-    """A process that runs `code` with the arguments URI, first, last; it prints "ready", and writes once it reads a line."""
+    """A process that runs `code` with the arguments URI, first, last; it prints "ready", and writes once it
+    reads a line.
+    """
     return subprocess.Popen(
         [sys.executable, "-c", code, storage.uri, str(first), str(last)],
         cwd=CHECKOUT,

@@ -1,4 +1,6 @@
-"""Cache of checkpoints on a node's own disk: each is fetched once per node, regardless of the number of policy servers there."""
+"""Cache of checkpoints on a node's own disk: each is fetched once per node, regardless of the number of
+policy servers there.
+"""
 
 import os
 import shutil
@@ -14,9 +16,13 @@ from orchestrator.storage.base import Folder
 from policy.checkpoint import CheckpointError, fingerprint
 
 MOST_BYTES = 20 * 2**30
-"""Size limit of the cache, in bytes; half of the disk's free space is a second one. The least recently used checkpoint is evicted first."""
+"""Size limit of the cache, in bytes; half of the disk's free space is a second one. The least recently used
+checkpoint is evicted first.
+"""
 SPARE_S = 600.0
-"""Seconds since its last request for which a checkpoint is not evicted, since it may be loading; also the age limit of a fetch in progress."""
+"""Seconds since its last request for which a checkpoint is not evicted, since it may be loading; also the age
+limit of a fetch in progress.
+"""
 HIDDEN = ".part-"
 """Name prefix of folders that are being fetched or deleted."""
 
@@ -26,16 +32,25 @@ def folder_of_node() -> Path:
     return Path(tempfile.gettempdir()) / f"demoscale-{os.getuid()}" / "checkpoints"
 
 
-def kept(uri: str, expected: str, root: Path | None = None, most_bytes: int = MOST_BYTES, fetch: Callable[[str, Path], None] = fetch) -> Path:
-    """Return the cached folder of the checkpoint at `uri`; the first process of a node fetches it, others wait for that.
+def kept(
+    uri: str,
+    expected: str,
+    root: Path | None = None,
+    most_bytes: int = MOST_BYTES,
+    fetch: Callable[[str, Path], None] = fetch,
+) -> Path:
+    """Return the cached folder of the checkpoint at `uri`; the first process of a node fetches it, others
+    wait for that.
 
-    expected: its fingerprint. fetch: copies a checkpoint from its URI into a folder. Raises CheckpointError if the weights there have another
-    fingerprint, or the cache belongs to another user.
+    expected: its fingerprint. fetch: copies a checkpoint from its URI into a folder. Raises CheckpointError
+    if the weights there have another fingerprint, or the cache belongs to another user.
     """
     root = root or folder_of_node()
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     if (owner := root.stat().st_uid) != os.getuid():
-        raise CheckpointError(f"{root} belongs to user {owner}, who could put other weights there; remove it, or set TMPDIR")
+        raise CheckpointError(
+            f"{root} belongs to user {owner}, who could put other weights there; remove it, or set TMPDIR"
+        )
     _make_room(root, most_bytes)
     folder = root / expected
     with FileLock(root / f"{expected}.lock"):
@@ -44,7 +59,10 @@ def kept(uri: str, expected: str, root: Path | None = None, most_bytes: int = MO
                 fetched = Path(part) / expected
                 fetch(uri, fetched)
                 if (found := fingerprint(fetched)) != expected:
-                    raise CheckpointError(f"{uri}: the checkpoint there is {found}, not {expected}, which is to be scored: replaced, or damaged")
+                    raise CheckpointError(
+                        f"{uri}: the checkpoint there is {found}, not {expected}, which is to be scored:"
+                        " replaced, or damaged"
+                    )
                 Folder(fetched).sync("")  # a power failure must not leave an incomplete folder
                 os.replace(fetched, folder)
         os.utime(folder)
@@ -52,7 +70,9 @@ def kept(uri: str, expected: str, root: Path | None = None, most_bytes: int = MO
 
 
 def _make_room(root: Path, most_bytes: int) -> None:
-    """Evict checkpoints until the cache is within its limits. Other processes may evict at the same time, so missing folders are skipped."""
+    """Evict checkpoints until the cache is within its limits. Other processes may evict at the same time, so
+    missing folders are skipped.
+    """
     ages: list[tuple[float, int, Path]] = []
     for folder in (folder for folder in root.iterdir() if folder.is_dir()):
         try:
@@ -70,7 +90,8 @@ def _make_room(root: Path, most_bytes: int) -> None:
             return
         with FileLock(root / f"{folder.name}.lock"):
             if folder.is_dir() and folder.stat().st_mtime == used:
-                going = root / f"{HIDDEN}{folder.name}"  # renamed first: a partly deleted folder must not be used
+                # renamed first: a partly deleted folder must not be used
+                going = root / f"{HIDDEN}{folder.name}"
                 os.replace(folder, going)
                 shutil.rmtree(going, ignore_errors=True)
         total -= size

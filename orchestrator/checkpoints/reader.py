@@ -1,7 +1,8 @@
 """Reader of a checkpoint in a folder or below an s3:// prefix, as local files.
 
-Checkpoints are untrusted input. Only the files of a checkpoint are read, JSON and safetensors, which contain data and no code: a pickle next to
-them is never opened, and nothing outside the folder or prefix is read or written.
+Checkpoints are untrusted input. Only the files of a checkpoint are read, JSON and safetensors, which contain
+data and no code: a pickle next to them is never opened, and nothing outside the folder or prefix is read or
+written.
 """
 
 import re
@@ -23,9 +24,11 @@ PARTS = re.compile(r"checkpoint\.json|(heads|text)\.safetensors|(unet|vae)/[\w.-
 
 @contextmanager
 def at_hand(uri: str) -> Iterator[Path]:
-    """Yield a temporary folder with the checkpoint's files and no others; a CheckpointError raised meanwhile names the `uri` instead of it.
+    """Yield a temporary folder with the checkpoint's files and no others; a CheckpointError raised meanwhile
+    names the `uri` instead of it.
 
-    Raises StorageError if the place cannot be read or a file leads out of it, CheckpointError if there is no checkpoint.
+    Raises StorageError if the place cannot be read or a file leads out of it, CheckpointError if there is no
+    checkpoint.
     """
     from policy.checkpoint import CheckpointError
 
@@ -38,7 +41,9 @@ def at_hand(uri: str) -> Iterator[Path]:
 
 
 def fetch(uri: str, folder: Path, link: bool = False) -> None:
-    """Copy the checkpoint's files into the folder; `link`: symlink those that are local files already. Raises the errors of `at_hand`."""
+    """Copy the checkpoint's files into the folder; `link`: symlink those that are local files already. Raises
+    the errors of `at_hand`.
+    """
     from policy.checkpoint import CheckpointError
 
     storage = open_storage(uri)
@@ -67,7 +72,8 @@ def card_of(uri: str) -> tuple["Card", str]:
 
 
 def whole(uri: str, expected: str) -> bool:
-    """Return whether the place has the checkpoint of this fingerprint, and a trainer's state, if any, that is not truncated.
+    """Return whether the place has the checkpoint of this fingerprint, and a trainer's state, if any, that is
+    not truncated.
 
     A full disk or a power failure leaves incomplete folders. Raises StorageError if the place cannot be read.
     """
@@ -79,7 +85,8 @@ def whole(uri: str, expected: str) -> bool:
         with at_hand(uri) as folder:
             if fingerprint(folder) != expected:
                 return False
-        if isinstance(place := open_storage(uri), Folder) and place.exists("trainer.safetensors"):  # an object of a bucket is complete or missing
+        # an object of a bucket is complete or missing
+        if isinstance(place := open_storage(uri), Folder) and place.exists("trainer.safetensors"):
             with safe_open(place.root / "trainer.safetensors", "numpy"):
                 pass
     except (CheckpointError, SafetensorError, NoObject):
@@ -90,5 +97,7 @@ def whole(uri: str, expected: str) -> bool:
 def _inside(place: Folder, key: str) -> Path:
     file = (place.root / key).resolve()
     if not file.is_relative_to(place.root.resolve()):
-        raise StorageError(f"{place.uri}: {key} leads out of the folder, to {file}; put the file itself there")
+        raise StorageError(
+            f"{place.uri}: {key} leads out of the folder, to {file}; put the file itself there"
+        )
     return file

@@ -1,4 +1,6 @@
-"""What several commands share: options of one name and meaning, how a table is printed, and what Ctrl-C means."""
+"""What several commands share: options of one name and meaning, how a table is printed, and what Ctrl-C
+means.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -7,8 +9,16 @@ from typing import Any
 
 import click
 
-STORAGE = click.option("--storage", default="runs", show_default=True, help="Folder or s3:// URI the sweep keeps its results in.")
-SET = click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Override a field, e.g. --set train.steps=200. Repeatable.")
+STORAGE = click.option(
+    "--storage", default="runs", show_default=True, help="Folder or s3:// URI the sweep keeps its results in."
+)
+SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Override a field, e.g. --set train.steps=200. Repeatable.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -21,7 +31,9 @@ def print_wide(drawn: Any) -> None:
 
 @contextmanager
 def ctrl_c(work: Any) -> Iterator[None]:
-    """Ctrl-C once, or SIGTERM, which is how clusters ask: `work.interrupted` asks it to end in good order; twice: KeyboardInterrupt, now."""
+    """Ctrl-C once, or SIGTERM, which is how clusters ask: `work.interrupted` asks it to end in good order;
+    twice: KeyboardInterrupt, now.
+    """
 
     def interrupt(*_: Any) -> None:
         if work.interrupted:

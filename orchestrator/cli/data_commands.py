@@ -1,6 +1,7 @@
 """`demoscale data`: what an episode store holds, whether it is whole, and how it came about.
 
-On a terminal a table fitted to it. Piped, every row whole, without colours: tab-separated under a line of titles, for `cut`, `sort` and `wc`.
+On a terminal a table fitted to it. Piped, every row whole, without colours: tab-separated under a line of
+titles, for `cut`, `sort` and `wc`.
 """
 
 import json
@@ -39,7 +40,9 @@ def _picture(_context: Any, _parameter: Any, value: str | None) -> Path | None:
 
 
 STORE = click.argument("store")
-VERSION = click.option("--version", type=click.IntRange(1), metavar="N", help="Version of the store; the newest by default.")
+VERSION = click.option(
+    "--version", type=click.IntRange(1), metavar="N", help="Version of the store; the newest by default."
+)
 JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print a line of JSON per row.")
 
 
@@ -51,7 +54,8 @@ def data() -> None:
     demoscale data ls data/lift                          its episodes
     demoscale data show data/lift --sheet sheet.png      counts, lengths, statistics, first pictures
     demoscale data verify data/lift                      reads everything and names what is damaged
-    demoscale data check data/lift                       looks for odd demonstrations: frozen cameras, jumps, duplicates
+    demoscale data check data/lift                       looks for odd demonstrations: frozen cameras, jumps,
+                                                         duplicates
     demoscale data log data/lift                         its versions
     """
 
@@ -60,7 +64,12 @@ def data() -> None:
 @STORE
 @VERSION
 @click.option("--task", help="Only the episodes of this task.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help=f"At most so many rows; {SCREEN} on a terminal by default, all when piped.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help=f"At most so many rows; {SCREEN} on a terminal by default, all when piped.",
+)
 @JSON_LINES
 @answers_mistakes
 def ls(store: str, version: int | None, task: str | None, limit: int | None, as_json: bool) -> None:
@@ -90,7 +99,12 @@ def ls(store: str, version: int | None, task: str | None, limit: int | None, as_
         for row in shown:
             click.echo(json.dumps(report.as_json(row)))
     else:
-        _print_rows(report.CELLS, map(report.cells, shown), numbers=("frames", "seconds", "KiB"), shortened=("cameras", "source"))
+        _print_rows(
+            report.CELLS,
+            map(report.cells, shown),
+            numbers=("frames", "seconds", "KiB"),
+            shortened=("cameras", "source"),
+        )
     if sys.stdout.isatty() and limit is not None and limit < total:
         click.echo(f"… and {total - limit} more; --limit {total} shows all", err=as_json)
 
@@ -99,11 +113,17 @@ def ls(store: str, version: int | None, task: str | None, limit: int | None, as_
 @STORE
 @click.argument("episode", required=False)
 @VERSION
-@click.option("--sheet", callback=_picture, metavar="FILE.png", help=f"Also write a picture of the first frames of up to {SHEET} episodes.")
+@click.option(
+    "--sheet",
+    callback=_picture,
+    metavar="FILE.png",
+    help=f"Also write a picture of the first frames of up to {SHEET} episodes.",
+)
 @JSON
 @answers_mistakes
 def show(store: str, episode: str | None, version: int | None, sheet: Path | None, as_json: bool) -> None:
-    """What STORE, a folder or s3:// URI, holds: counts, conventions, tasks, lengths, sources, statistics. Or the same of one EPISODE.
+    """What STORE, a folder or s3:// URI, holds: counts, conventions, tasks, lengths, sources, statistics. Or
+    the same of one EPISODE.
 
     \b
     demoscale data show data/lift
@@ -120,14 +140,23 @@ def show(store: str, episode: str | None, version: int | None, sheet: Path | Non
     if episode is None:
         made, summary = read_version(storage, number), report.summarise(manifest)
         pictured = report.spread_out(manifest, SHEET)
-        plain = {"store": storage.uri, "version": number, "created": made.created, "note": made.note, **asdict(summary)}
+        plain = {
+            "store": storage.uri,
+            "version": number,
+            "created": made.created,
+            "note": made.note,
+            **asdict(summary),
+        }
         parts = report_text.of_store(storage.uri, made, contract, summary)
     else:
         entry = report.find(manifest, episode, storage.uri)
         pictured = [entry]
         statistics = report.statistics_of(entry, contract)
         row = {name: value for name, value in vars(entry).items() if not name.endswith("_stats")}
-        plain = {**report.as_json(row), "statistics": {kind: list(map(asdict, dims)) for kind, dims in statistics.items()}}
+        plain = {
+            **report.as_json(row),
+            "statistics": {kind: list(map(asdict, dims)) for kind, dims in statistics.items()},
+        }
         parts = report_text.of_episode(entry, statistics)
     if as_json:
         click.echo(json.dumps(plain, indent=1))
@@ -144,7 +173,8 @@ def show(store: str, episode: str | None, version: int | None, sheet: Path | Non
 @VERSION
 @answers_mistakes
 def verify(store: str, version: int | None) -> None:
-    """Read every version and every episode of STORE, a folder or s3:// URI, and name each that is missing, cut short or damaged.
+    """Read every version and every episode of STORE, a folder or s3:// URI, and name each that is missing,
+    cut short or damaged.
 
     Exits with 1 if there is any.
 
@@ -174,7 +204,9 @@ def verify(store: str, version: int | None) -> None:
             if version in (None, number):
                 checked, manifest = number, loaded
     if manifest is None:
-        click.echo(f"{amount(bad_versions, 'problem')}: no episode was read, as no version that lists them is whole")
+        click.echo(
+            f"{amount(bad_versions, 'problem')}: no episode was read, as no version that lists them is whole"
+        )
         sys.exit(1)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     nbytes = 0
@@ -184,7 +216,10 @@ def verify(store: str, version: int | None) -> None:
             if problem:
                 bad_episodes += 1
                 console.print(problem)
-    what = f"{amount(len(manifest), 'episode')} of version {checked}, {size(nbytes)}, and {amount(newest, 'version')}"
+    what = (
+        f"{amount(len(manifest), 'episode')} of version {checked}, {size(nbytes)}, and"
+        f" {amount(newest, 'version')}"
+    )
     if not bad_episodes + bad_versions:
         click.echo(f"read {what}: all whole")
         return
@@ -200,26 +235,53 @@ def _kinds(_context: Any, _parameter: Any, values: tuple[str, ...]) -> tuple[str
 
     for value in values:
         if value not in KINDS:
-            raise click.BadParameter(f"{value}: there is no such finding; {nearest(value, KINDS, 'there are ' + ', '.join(KINDS))}")
+            raise click.BadParameter(
+                f"{value}: there is no such finding; {nearest(value, KINDS, 'there are ' + ', '.join(KINDS))}"
+            )
     return values
 
 
 @data.command(short_help="Look for odd demonstrations before training on them.")
 @STORE
 @VERSION
-@click.option("--episodes", type=click.IntRange(1), metavar="N", help="Check only N episodes, evenly spread over the store; all by default.")
+@click.option(
+    "--episodes",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Check only N episodes, evenly spread over the store; all by default.",
+)
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Threads; one per core by default.")
-@click.option("--ignore", "ignored", multiple=True, callback=_kinds, metavar="FINDING", help="Leave out findings of this kind. Repeatable.")
-@click.option("--sheet", callback=_picture, metavar="FILE.png", help=f"Also write a picture of up to {CHECK_SHEET} episodes with findings.")
+@click.option(
+    "--ignore",
+    "ignored",
+    multiple=True,
+    callback=_kinds,
+    metavar="FINDING",
+    help="Leave out findings of this kind. Repeatable.",
+)
+@click.option(
+    "--sheet",
+    callback=_picture,
+    metavar="FILE.png",
+    help=f"Also write a picture of up to {CHECK_SHEET} episodes with findings.",
+)
 @JSON
 @answers_mistakes
 def check(
-    store: str, version: int | None, episodes: int | None, workers: int | None, ignored: tuple[str, ...], sheet: Path | None, as_json: bool
+    store: str,
+    version: int | None,
+    episodes: int | None,
+    workers: int | None,
+    ignored: tuple[str, ...],
+    sheet: Path | None,
+    as_json: bool,
 ) -> None:
-    """Look for what is odd in the demonstrations of STORE, a folder or s3:// URI, before GPU-hours go into them.
+    """Look for what is odd in the demonstrations of STORE, a folder or s3:// URI, before GPU-hours go into
+    them.
 
-    Decodes every episode once and names the episode, the camera or dimension, a number and what it means. Changes nothing in the store.
-    Exits with 0 without findings, 1 with findings, 2 if the check cannot be made.
+    Decodes every episode once and names the episode, the camera or dimension, a number and what it means.
+    Changes nothing in the store. Exits with 0 without findings, 1 with findings, 2 if the check cannot be
+    made.
 
     \b
     high     unreadable, blank-camera, frozen-camera, frozen-proprio, same-camera, lag
@@ -253,7 +315,14 @@ def check(
         chosen = manifest.entries if total == len(manifest) else iter(spread_out(manifest, total))
         with progress_bar("checking", console, disable=not console.is_terminal) as progress:
             bar = progress.add_task("", total=total)
-            result = checked(storage, manifest, chosen, workers=threads, ignored=ignored, done=lambda: progress.advance(bar))
+            result = checked(
+                storage,
+                manifest,
+                chosen,
+                workers=threads,
+                ignored=ignored,
+                done=lambda: progress.advance(bar),
+            )
     except (EpisodeError, StorageError) as error:  # 1 would say that there are findings
         click.echo(str(error), err=True)
         sys.exit(2)
@@ -261,7 +330,14 @@ def check(
     if as_json:
         findings = [finding.to_json() for finding in result.findings]
         facts = {name: value for name, value in vars(result).items() if name != "findings"}
-        wall = {"store": storage.uri, "version": number, "of": len(manifest), **facts, "seconds": round(seconds, 3), "workers": threads}
+        wall = {
+            "store": storage.uri,
+            "version": number,
+            "of": len(manifest),
+            **facts,
+            "seconds": round(seconds, 3),
+            "workers": threads,
+        }
         click.echo(json.dumps({**wall, "findings": findings}, indent=1))
     else:
         if result.findings:
@@ -269,7 +345,11 @@ def check(
         click.echo(_summary(result, len(manifest), seconds, threads))
     if sheet:
         pictured = _write_findings(storage, manifest, result.findings, sheet) if result.findings else 0
-        said = f"episodes with findings, {pictured} of them: {sheet}" if pictured else f"no episode has findings: {sheet} is not written"
+        said = (
+            f"episodes with findings, {pictured} of them: {sheet}"
+            if pictured
+            else f"no episode has findings: {sheet} is not written"
+        )
         click.echo(said, err=as_json)
     sys.exit(1 if result.findings else 0)
 
@@ -279,7 +359,8 @@ def check(
 @JSON_LINES
 @answers_mistakes
 def log(store: str, as_json: bool) -> None:
-    """The versions of STORE, a folder or s3:// URI, the newest first: when each was made, what it added, what wrote it.
+    """The versions of STORE, a folder or s3:// URI, the newest first: when each was made, what it added, what
+    wrote it.
 
     \b
     demoscale data log data/lift
@@ -306,14 +387,17 @@ def log(store: str, as_json: bool) -> None:
             click.echo(json.dumps(asdict(version)))
     else:
         titles = ("version", "created", "episodes", "added", "fingerprint", "note")
-        rows = ((f"{v.number}", v.created, f"{v.episodes}", f"{v.added}", v.fingerprint, one_line(v.note)) for v in versions())
+        rows = (
+            (f"{v.number}", v.created, f"{v.episodes}", f"{v.added}", v.fingerprint, one_line(v.note))
+            for v in versions()
+        )
         _print_rows(titles, rows, numbers=("version", "episodes", "added"), shortened=("note",))
     for sentence in bad:
         click.echo(sentence, err=True)
     sys.exit(1 if bad else 0)
 
 
-# -- opening --------------------------------------------------------------------------------------------------------------------
+# -- opening -------------------------------------------------------------------------------------------------
 
 
 def _newest(storage: "Storage", asked: int | None) -> int:
@@ -340,11 +424,18 @@ def _opened(store: str, version: int | None) -> "tuple[Storage, int, Manifest]":
     return storage, number, load_manifest(storage, number)
 
 
-# -- printing -------------------------------------------------------------------------------------------------------------------
+# -- printing ------------------------------------------------------------------------------------------------
 
 
-def _print_rows(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]], numbers: tuple[str, ...], shortened: tuple[str, ...]) -> None:
-    """A table on a terminal, tab-separated lines anywhere else; `shortened` columns give way where the terminal is narrow."""
+def _print_rows(
+    titles: tuple[str, ...],
+    rows: Iterable[tuple[str, ...]],
+    numbers: tuple[str, ...],
+    shortened: tuple[str, ...],
+) -> None:
+    """A table on a terminal, tab-separated lines anywhere else; `shortened` columns give way where the
+    terminal is narrow.
+    """
     if not sys.stdout.isatty():
         click.echo("\t".join(titles))
         for row in rows:
@@ -378,7 +469,10 @@ def _write_sheet(storage: "Storage", entries: "list[EpisodeEntry]", path: Path) 
     for entry in entries:
         first = decode(fetch(storage, entry), entry.cameras, with_actions=False, wanted=[0])
         several = len(entry.cameras) > 1
-        pictures += [(f"{entry.episode_id}\n{camera}" if several else entry.episode_id, frames[0]) for camera, frames in first.frames.items()]
+        pictures += [
+            (f"{entry.episode_id}\n{camera}" if several else entry.episode_id, frames[0])
+            for camera, frames in first.frames.items()
+        ]
     cameras = len(entries[0].cameras)
     try:
         path.write_bytes(contact_sheet(pictures, cameras * max(1, SHEET_COLUMNS // cameras)))
@@ -391,7 +485,15 @@ def _print_findings(findings: "list[Finding]") -> None:
     from orchestrator.data.store_summary import one_line
 
     titles = ("severity", "finding", "episode", "where", "value", "what")
-    rows = [tuple(map(one_line, (f.severity, f.kind, f.scope, f.where, f"{f.value:.4g} {f.unit}".strip(), f.sentence))) for f in findings]
+    rows = [
+        tuple(
+            map(
+                one_line,
+                (f.severity, f.kind, f.scope, f.where, f"{f.value:.4g} {f.unit}".strip(), f.sentence),
+            )
+        )
+        for f in findings
+    ]
     if not sys.stdout.isatty():
         _print_rows(titles, rows, numbers=("value",), shortened=())
         return
@@ -402,7 +504,12 @@ def _print_findings(findings: "list[Finding]") -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     colours = {"high": "red", "medium": "yellow", "low": ""}
     for title in titles:
-        table.add_column(title, justify="right" if title == "value" else "left", overflow="fold", ratio=1 if title == "what" else None)
+        table.add_column(
+            title,
+            justify="right" if title == "value" else "left",
+            overflow="fold",
+            ratio=1 if title == "what" else None,
+        )
     for severity, *cells in rows:
         table.add_row(Text(severity, style=colours[severity]), *map(Text, cells))
     Console(highlight=False).print(table)
@@ -413,12 +520,24 @@ def _summary(result: "Checked", total: int, seconds: float, threads: int) -> str
     from orchestrator.data.store_summary_text import amount, time_of
 
     some = "" if result.episodes == total else f" of {total}"
-    flags = ", ".join(f"{count} {'without a success flag' if word == 'unknown' else word}" for word, count in result.successes.items() if count)
-    counts = {severity: sum(f.severity == severity for f in result.findings) for severity in ("high", "medium", "low")}
+    flags = ", ".join(
+        f"{count} {'without a success flag' if word == 'unknown' else word}"
+        for word, count in result.successes.items()
+        if count
+    )
+    counts = {
+        severity: sum(f.severity == severity for f in result.findings)
+        for severity in ("high", "medium", "low")
+    }
     by_severity = ", ".join(f"{count} {severity}" for severity, count in counts.items() if count)
-    found = f"{amount(len(result.findings), 'finding')} ({by_severity})" if result.findings else "nothing found"
+    found = (
+        f"{amount(len(result.findings), 'finding')} ({by_severity})" if result.findings else "nothing found"
+    )
     cpu = f"decoding {result.decoding_s:.1f} s, looking {result.looking_s:.1f} s of CPU"
-    read = f"checked {amount(result.episodes, 'episode')}{some}, {amount(result.frames, 'frame')} ({flags or 'none'})"
+    read = (
+        f"checked {amount(result.episodes, 'episode')}{some}, {amount(result.frames, 'frame')}"
+        f" ({flags or 'none'})"
+    )
     return f"{read}: {found}; {time_of(seconds)} with {amount(threads, 'thread')}, {cpu}"
 
 
@@ -431,7 +550,9 @@ def _write_findings(storage: "Storage", manifest: "Manifest", findings: "list[Fi
         return 0
     entries = manifest.select(chosen, with_stats=False)
     try:
-        path.write_bytes(findings_sheet([pictured(storage, entry, chosen[entry.episode_id]) for entry in entries]))
+        path.write_bytes(
+            findings_sheet([pictured(storage, entry, chosen[entry.episode_id]) for entry in entries])
+        )
     except OSError as error:
         raise click.FileError(str(path), error.strerror) from None
     return len(entries)

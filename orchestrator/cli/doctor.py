@@ -34,7 +34,9 @@ class Check:
 
 
 def strangers() -> dict[str, str]:
-    """Rooms of this project that Python would import from somewhere else: another distribution may use the same top-level name."""
+    """Rooms of this project that Python would import from somewhere else: another distribution may use the
+    same top-level name.
+    """
     found = {}
     for room in ROOMS:
         file = importlib.import_module(room).__file__
@@ -51,21 +53,40 @@ def checks() -> Iterator[Check]:
     yield Check(
         "checkout",
         not foreign,
-        f"{CHECKOUT} at {git_commit()}"
-        if not foreign
-        else "; ".join(f"`{room}` comes from {file}, not from {CHECKOUT}" for room, file in foreign.items())
-        + ": uninstall that package or use a fresh environment",
+        (
+            f"{CHECKOUT} at {git_commit()}"
+            if not foreign
+            else "; ".join(
+                f"`{room}` comes from {file}, not from {CHECKOUT}" for room, file in foreign.items()
+            )
+            + ": uninstall that package or use a fresh environment"
+        ),
     )
     wrong = list(_unmet())
     yield Check("packages", not wrong, "as pinned" if not wrong else f"{', '.join(wrong)}; run `make setup`")
     cores, memory = os.cpu_count() or 1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    yield Check("machine", memory >= 6, f"{cores} cores, {memory:.0f} GiB memory" + ("" if memory >= 6 else "; the quickstart needs about 6 GiB"))
+    yield Check(
+        "machine",
+        memory >= 6,
+        f"{cores} cores, {memory:.0f} GiB memory"
+        + ("" if memory >= 6 else "; the quickstart needs about 6 GiB"),
+    )
     free = shutil.disk_usage(CHECKOUT).free / 2**30
-    yield Check("disk", free >= 2, f"{free:.0f} GiB free" + ("" if free >= 2 else "; make room: a quickstart sweep needs about 1 GiB"))
-    shown = subprocess.run([sys.executable, "-W", "ignore", "-c", _RENDER], cwd=CHECKOUT, capture_output=True, text=True)
+    yield Check(
+        "disk",
+        free >= 2,
+        f"{free:.0f} GiB free" + ("" if free >= 2 else "; make room: a quickstart sweep needs about 1 GiB"),
+    )
+    shown = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _RENDER], cwd=CHECKOUT, capture_output=True, text=True
+    )
     rendered = shown.returncode == 0
     said = (shown.stdout if rendered else shown.stderr).strip().splitlines() or ["no output"]
-    yield Check("rendering", rendered, said[-1] if rendered else f"{said[-1]}; on Debian or Ubuntu: apt-get install {DEBIAN_PACKAGES}")
+    yield Check(
+        "rendering",
+        rendered,
+        said[-1] if rendered else f"{said[-1]}; on Debian or Ubuntu: apt-get install {DEBIAN_PACKAGES}",
+    )
 
 
 def _unmet() -> Iterator[str]:

@@ -18,9 +18,10 @@ from orchestrator.cli.mistakes import answers_mistakes
 def explain(name: str, arm: str, storage: str, as_json: bool) -> None:
     """Say what the next run of the sweep NAME would do with its arm ARM, and which part of a key is to blame.
 
-    Results are named by everything that shapes them: code by file, package versions, data, weights, recipe, suite, sampler, device. Each part is
-    `same`, or `differs: stored -> now`. NAME may be a sweep file, which is then compared in place of the one that ran last; it names its own
-    storage. The device is that of the last run: only a run knows the cluster's.
+    Results are named by everything that shapes them: code by file, package versions, data, weights, recipe,
+    suite, sampler, device. Each part is `same`, or `differs: stored -> now`. NAME may be a sweep file, which
+    is then compared in place of the one that ran last; it names its own storage. The device is that of the
+    last run: only a run knows the cluster's.
 
     \b
     demoscale explain quickstart demos-40_ratio-1_seed-0
@@ -32,7 +33,11 @@ def explain(name: str, arm: str, storage: str, as_json: bool) -> None:
     from orchestrator.sweep.state import SweepState
 
     is_file = Path(name).suffix in (".yaml", ".yml")
-    state = SweepState.open(Sweep.load(name), here=True) if is_file else SweepState.named(name, storage, here=True)
+    state = (
+        SweepState.open(Sweep.load(name), here=True)
+        if is_file
+        else SweepState.named(name, storage, here=True)
+    )
     explanation = compared(state, arm)
     if as_json:
         return click.echo(json.dumps(explanation.to_json(), indent=1))

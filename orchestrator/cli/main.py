@@ -1,7 +1,8 @@
-"""The command `demoscale`. Heavy imports happen inside the commands, so that `--help` and mistakes answer at once.
+"""The command `demoscale`. Heavy imports happen inside the commands, so that `--help` and mistakes answer at
+once.
 
-Exit codes: 0 done, or as much as its budget allows; 1 it could not be done; 2 a mistake in what was asked for; 130 stopped by Ctrl-C, to be
-continued.
+Exit codes: 0 done, or as much as its budget allows; 1 it could not be done; 2 a mistake in what was asked
+for; 130 stopped by Ctrl-C, to be continued.
 """
 
 import json
@@ -44,7 +45,11 @@ def main() -> None:
 @main.command()
 @SWEEP_FILE
 @SET
-@click.option("--calibrate", is_flag=True, help="Measure on this machine first, about a minute, what the estimate of the cost goes by.")
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Measure on this machine first, about a minute, what the estimate of the cost goes by.",
+)
 @answers_mistakes
 def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
     """Check SWEEP_FILE and say what it would do and cost.
@@ -68,7 +73,10 @@ def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
     elif known := known_calibration(sweep):
         measured = known
     else:
-        click.echo(f"{'cost':<14} not known on this machine; demoscale plan {sweep_file} --calibrate measures it (about a minute)")
+        click.echo(
+            f"{'cost':<14} not known on this machine; demoscale plan {sweep_file} --calibrate measures it"
+            " (about a minute)"
+        )
         return
     click.echo(str(estimate(sweep, measured)))
 
@@ -77,16 +85,21 @@ def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
 @SWEEP_FILE
 @SET
 @click.option("--retry-failed", is_flag=True, help="Train the arms that failed before, and no others.")
-@click.option("--take-over", is_flag=True, help="If another process runs the sweep, have it save its state and end, and go on from there.")
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="If another process runs the sweep, have it save its state and end, and go on from there.",
+)
 @answers_mistakes
 def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_over: bool) -> None:
     """Run SWEEP_FILE on this machine, or on the Ray cluster RAY_ADDRESS names, to its curve.
 
-    Finished arms and finished episodes are never repeated: the same command continues a sweep that was stopped or killed. Ctrl-C once: training
-    saves its state, episodes in progress are finished; twice: now. SIGTERM does the same. With `budget`, it ends there and says what it knows.
+    Finished arms and finished episodes are never repeated: the same command continues a sweep that was
+    stopped or killed. Ctrl-C once: training saves its state, episodes in progress are finished; twice: now.
+    SIGTERM does the same. With `budget`, it ends there and says what it knows.
 
-    Exit codes: 0 done, 1 something could not be done, 2 a mistake in the sweep file, 75 what it runs on failed (storage, disk, cluster) and the
-    same command goes on, 130 stopped.
+    Exit codes: 0 done, 1 something could not be done, 2 a mistake in the sweep file, 75 what it runs on
+    failed (storage, disk, cluster) and the same command goes on, 130 stopped.
 
     \b
     demoscale run jobs/quickstart.yaml
@@ -116,7 +129,10 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
 
     sweep_run = SweepRun(sweep, say, retry_failed, take_over=take_over)
     say(f"tracking in {shown(sweep_run.state.tracking_uri)}; starting Ray")
-    with Live(get_renderable=lambda: table(sweep_run.board.lines()), console=console, refresh_per_second=2), ctrl_c(sweep_run):
+    with (
+        Live(get_renderable=lambda: table(sweep_run.board.lines()), console=console, refresh_per_second=2),
+        ctrl_c(sweep_run),
+    ):
         answer = sweep_run.run()
     console.print()
     say(sweep_run.ending or "done")
@@ -130,14 +146,25 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
 @click.argument("name")
 @STORAGE
 @click.option("--mlflow", help="MLflow tracking URI; the database in the storage by default.")
-@click.option("--save", type=click.Path(dir_okay=False), help="Also write the curve to a .png, .svg, .pdf or .json file.")
-@click.option("--html", type=click.Path(dir_okay=False), help="Also write everything as one HTML page, with films, that needs no network.")
+@click.option(
+    "--save",
+    type=click.Path(dir_okay=False),
+    help="Also write the curve to a .png, .svg, .pdf or .json file.",
+)
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False),
+    help="Also write everything as one HTML page, with films, that needs no network.",
+)
 @JSON
 @answers_mistakes
-def curve(name: str, storage: str, mlflow: str | None, save: str | None, html: str | None, as_json: bool) -> None:
+def curve(
+    name: str, storage: str, mlflow: str | None, save: str | None, html: str | None, as_json: bool
+) -> None:
     """The sample-efficiency curve of the sweep NAME, read from MLflow alone.
 
-    Of several sweeps of one name in one MLflow, --storage chooses: it is asked for its identity, if it can be reached, and for nothing else.
+    Of several sweeps of one name in one MLflow, --storage chooses: it is asked for its identity, if it can be
+    reached, and for nothing else.
 
     \b
     demoscale curve quickstart
@@ -209,7 +236,16 @@ def _print_curve(answer: Any) -> None:
     if several:
         table.add_column("policy", no_wrap=True)
     seeds = [] if len(answer.seeds) == 1 else ["with seeds"]
-    for title in ("demos", "action-free per demo", "success", "episodes", "95 % interval", *seeds, "errors", "seeds"):
+    for title in (
+        "demos",
+        "action-free per demo",
+        "success",
+        "episodes",
+        "95 % interval",
+        *seeds,
+        "errors",
+        "seeds",
+    ):
         table.add_column(title, justify="right", no_wrap=True)
     for p in points:
         table.add_row(
@@ -244,5 +280,9 @@ def _print_places(sweep_run: Any, answer: Any) -> None:
             click.echo(f"rollout video    {film}   ({arm})")
     uri = shown(state.tracking_uri)
     served = uri.startswith("http")
-    click.echo(f"MLflow           {uri}" if served else f"MLflow           mlflow ui --backend-store-uri {uri}   (then open http://127.0.0.1:5000)")
+    click.echo(
+        f"MLflow           {uri}"
+        if served
+        else f"MLflow           mlflow ui --backend-store-uri {uri}   (then open http://127.0.0.1:5000)"
+    )
     click.echo(f"the curve again  demoscale curve {state.sweep.name} --storage {state.storage.uri}")

@@ -14,7 +14,9 @@ from policy.errors import DemoscaleError
 
 
 def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
-    """Print the message of a DemoscaleError and exit with its code. Other errors are bugs: they keep their traceback, without secrets."""
+    """Print the message of a DemoscaleError and exit with its code. Other errors are bugs: they keep their
+    traceback, without secrets.
+    """
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -35,7 +37,9 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def redact_tracebacks() -> None:
-    """Have this process print tracebacks of uncaught errors, in any thread, without secrets. Hooks that another module has set stay."""
+    """Have this process print tracebacks of uncaught errors, in any thread, without secrets. Hooks that
+    another module has set stay.
+    """
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = lambda _kind, error, _trace: _print(error)
     if threading.excepthook is threading.__excepthook__:

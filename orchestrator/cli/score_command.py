@@ -1,4 +1,6 @@
-"""`demoscale score`: any policy, on any suite, without a sweep. `python -m jobs.score` is the same command by another name."""
+"""`demoscale score`: any policy, on any suite, without a sweep. `python -m jobs.score` is the same command by
+another name.
+"""
 
 import json
 import os
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
     from sim_workers.rollout.suite import Suite
 
 EVERY = "every"
-NAMELESS = """nothing is kept for a later run: only who runs it can say which policy {name} is; with --fingerprint NAME, a name for exactly this
-policy, a stopped run goes on where it was"""
+NAMELESS = (
+    "results are not kept: {name} has no fingerprint; with --fingerprint NAME, a name of this policy,"
+    " a stopped run can be resumed"
+)
 
 
 @dataclass(frozen=True)
@@ -49,20 +53,29 @@ class Wanted:
         from orchestrator.evaluation.sequential_rule import Rule
 
         told: dict[str, Any] = {"shifts": ("nominal", *suite.shifts)}
-        told |= {name: getattr(suite, name) for name in ("tasks", "episodes", "horizon", "settle", "success", "rung")}
-        decide = suite.decide if suite.decide and suite.decide.threshold is not None else None  # there is no other arm to compare with
+        told |= {
+            name: getattr(suite, name)
+            for name in ("tasks", "episodes", "horizon", "settle", "success", "rung")
+        }
+        # there is no other arm to compare with
+        decide = suite.decide if suite.decide and suite.decide.threshold is not None else None
         rule = Rule(decide.look_every, decide.confidence, decide.threshold) if decide else None
-        return replace(self, gl=suite.gl, rule=rule, **{name: value for name, value in told.items() if not given(name)})
+        return replace(
+            self, gl=suite.gl, rule=rule, **{name: value for name, value in told.items() if not given(name)}
+        )
 
     def mistakes(self) -> list[str]:
         from sim_workers.envs.registry import TASKS, refusal
 
         unknown = [
-            f"--task: unknown task {task}; known are {', '.join(TASKS[:19])} and those of LIBERO-10 and RoboCasa-24"
+            f"--task: unknown task {task}; known are {', '.join(TASKS[:19])} and those of LIBERO-10 and"
+            " RoboCasa-24"
             for task in self.tasks
             if task not in TASKS
         ]
-        pairs = [(task, shift) for task in self.tasks for shift in self.shifts if shift != EVERY and task in TASKS]
+        pairs = [
+            (task, shift) for task in self.tasks for shift in self.shifts if shift != EVERY and task in TASKS
+        ]
         return unknown + [f"--shift: {why}" for task, shift in pairs if (why := refusal(task, shift))]
 
     def suites(self) -> list["Suite"]:
@@ -71,9 +84,16 @@ class Wanted:
         from sim_workers.rollout.suite import Rules, Suite
 
         shifts = SHIFTS if EVERY in self.shifts else tuple(dict.fromkeys(self.shifts))
-        of_shift = {shift: tuple(task for task in dict.fromkeys(self.tasks) if not refusal(task, shift)) for shift in shifts}
+        of_shift = {
+            shift: tuple(task for task in dict.fromkeys(self.tasks) if not refusal(task, shift))
+            for shift in shifts
+        }
         rules = Rules(self.horizon, self.settle, self.success)
-        return [Suite(tasks, self.episodes, rules, self.block, shift) for shift, tasks in of_shift.items() if tasks]
+        return [
+            Suite(tasks, self.episodes, rules, self.block, shift)
+            for shift, tasks in of_shift.items()
+            if tasks
+        ]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,13 +101,38 @@ class Wanted:
 @click.option(
     "--suite",
     "suite_file",
-    help="Sweep file whose suite is played, to its end where it would be decided against another arm. Options below that are given count before it.",
+    help=(
+        "Sweep file whose suite is played, to its end where it would be decided against another arm. Options"
+        " below that are given count before it."
+    ),
 )
-@click.option("--task", "tasks", multiple=True, default=("Lift",), show_default=True, help="May be given several times.")
-@click.option("--episodes", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="Per task and shift.")
-@click.option("--horizon", type=click.IntRange(1), default=200, show_default=True, help="Control steps until an episode is over; 20 are one second.")
-@click.option("--settle", type=click.IntRange(0), default=10, show_default=True, help="Control steps played on after the first success.")
-@click.option("--success", type=click.Choice(["once", "at_end"]), default="once", show_default=True, help="At any step, or in the last one played.")
+@click.option(
+    "--task", "tasks", multiple=True, default=("Lift",), show_default=True, help="May be given several times."
+)
+@click.option(
+    "--episodes", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="Per task and shift."
+)
+@click.option(
+    "--horizon",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help="Control steps until an episode is over; 20 are one second.",
+)
+@click.option(
+    "--settle",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    help="Control steps played on after the first success.",
+)
+@click.option(
+    "--success",
+    type=click.Choice(["once", "at_end"]),
+    default="once",
+    show_default=True,
+    help="At any step, or in the last one played.",
+)
 @click.option(
     "--shift",
     "shifts",
@@ -97,20 +142,51 @@ class Wanted:
     show_default=True,
     help="May be given several times.",
 )
-@click.option("--block", type=click.IntRange(0), default=0, show_default=True, help="Which block of scenes; another one shares none with it.")
+@click.option(
+    "--block",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Which block of scenes; another one shares none with it.",
+)
 @click.option("--rung", default="", help="Of a checkpoint's ladder; its own by default.")
-@click.option("--workers", type=click.IntRange(1), help="Simulator processes; one per core by default. The score does not depend on it.")
-@click.option("--storage", default="runs", show_default=True, help="Folder or s3:// URI that keeps every outcome; a sweep's, to share its scores.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Simulator processes; one per core by default. The score does not depend on it.",
+)
+@click.option(
+    "--storage",
+    default="runs",
+    show_default=True,
+    help="Folder or s3:// URI that keeps every outcome; a sweep's, to share its scores.",
+)
 @click.option(
     "--fingerprint",
     default="",
-    help="A name for exactly this policy, where it is a URL or a function: its outcomes are kept under it. A checkpoint has a fingerprint of its "
-    "own, a hash of its weights. What answers at a URL, or what a function returns, may be another policy tomorrow, and nothing here would "
-    "notice: give it a new name whenever it changes, or the outcomes of two policies become one score.",
+    help=(
+        "A name for exactly this policy, where it is a URL or a function: its outcomes are kept under it. A"
+        " checkpoint has a fingerprint of its own, a hash of its weights. What answers at a URL, or what a"
+        " function returns, may be another policy tomorrow, and nothing here would notice: give it a new name"
+        " whenever it changes, or the outcomes of two policies become one score."
+    ),
 )
-@click.option("--sweep", default="", help="CHECKPOINT is an arm of this sweep: its last one in the storage, on the sweep's own suite by default.")
-@click.option("--mlflow", default="", help="MLflow tracking URI that knows models:/ID; the database in the storage by default.")
-@click.option("--save", type=click.Path(path_type=Path), help="Also write every episode's outcome: .jsonl or .parquet.")
+@click.option(
+    "--sweep",
+    default="",
+    help=(
+        "CHECKPOINT is an arm of this sweep: its last one in the storage, on the sweep's own suite by"
+        " default."
+    ),
+)
+@click.option(
+    "--mlflow",
+    default="",
+    help="MLflow tracking URI that knows models:/ID; the database in the storage by default.",
+)
+@click.option(
+    "--save", type=click.Path(path_type=Path), help="Also write every episode's outcome: .jsonl or .parquet."
+)
 @JSON
 @answers_mistakes
 def score(
@@ -132,11 +208,13 @@ def score(
     save: Path | None,
     as_json: bool,
 ) -> None:
-    """Score the policy CHECKPOINT, on this machine or on the Ray cluster RAY_ADDRESS names: successes out of the same episodes for every policy.
+    """Score the policy CHECKPOINT, on this machine or on the Ray cluster RAY_ADDRESS names: successes out of
+    the same episodes for every policy.
 
-    CHECKPOINT is a checkpoint's folder, its s3:// URI, models:/ID of a model in MLflow, http(s)://HOST:PORT of a policy server, or MODULE:FUNCTION
-    that returns a policy. A finished episode is never played again: the same command continues a run that was stopped or killed, and finds
-    what a sweep with this storage has scored. Ctrl-C once: episodes in progress are finished; twice: now.
+    CHECKPOINT is a checkpoint's folder, its s3:// URI, models:/ID of a model in MLflow, http(s)://HOST:PORT
+    of a policy server, or MODULE:FUNCTION that returns a policy. A finished episode is never played again:
+    the same command continues a run that was stopped or killed, and finds what a sweep with this storage has
+    scored. Ctrl-C once: episodes in progress are finished; twice: now.
 
     \b
     demoscale score path/to/checkpoint --suite jobs/quickstart.yaml
@@ -174,16 +252,24 @@ def score(
     mistakes = wanted.mistakes() + _unwritable(save)
     subject: Subject | None = None
     try:
-        subject = find(checkpoint, wanted.rung, not given("rung"), fingerprint, tracking_uri(mlflow, kept_in.uri))
+        subject = find(
+            checkpoint, wanted.rung, not given("rung"), fingerprint, tracking_uri(mlflow, kept_in.uri)
+        )
         known = [task for task in wanted.tasks if task in TASKS]
-        mistakes += [f"--task {task}: {sentence}" for task in known for sentence in unfit(subject.contract, task)]
+        mistakes += [
+            f"--task {task}: {sentence}" for task in known for sentence in unfit(subject.contract, task)
+        ]
     except SubjectError as error:
         mistakes.append(f"CHECKPOINT: {error}")
     if mistakes or subject is None:
         raise SweepError(context.command_path, mistakes)
 
     with ExitStack() as closing:
-        kept = kept_in if subject.fingerprint else open_storage(closing.enter_context(tempfile.TemporaryDirectory()))
+        kept = (
+            kept_in
+            if subject.fingerprint
+            else open_storage(closing.enter_context(tempfile.TemporaryDirectory()))
+        )
         device = CPU
         if subject.sampler:  # a checkpoint of ours, which policy servers of the cluster load
             device = _device_of_cluster() if "RAY_ADDRESS" in os.environ else device_here()
@@ -197,7 +283,10 @@ def score(
             click.echo(f"{subject.name}: {scoring.listed} episodes{found}; starting Ray", err=as_json)
             connect()
             if subject.sampler and (found := _device_of_cluster()) != device:
-                raise ProtocolError(f"the checkpoint would act on {found} and not on {device}, of which the scores are; set RAY_ADDRESS=local")
+                raise ProtocolError(
+                    f"the checkpoint would act on {found} and not on {device}, of which the scores are; set"
+                    " RAY_ADDRESS=local"
+                )
             from rich.console import Console
 
             with progress_bar("scoring", Console(stderr=True)) as progress, ctrl_c(scoring):
@@ -212,7 +301,9 @@ def score(
     for message in scoring.causes:
         click.echo(f"error: {message}", err=True)
     if scoring.interrupted and not scoring.complete:
-        click.echo("stopped" + ("; the same command continues from here" if subject.fingerprint else ""), err=True)
+        click.echo(
+            "stopped" + ("; the same command continues from here" if subject.fingerprint else ""), err=True
+        )
         sys.exit(130)
     if scoring.causes:
         sys.exit(1)

@@ -19,11 +19,16 @@ FRESH_S = 30.0
 @STORAGE
 @JSON
 @click.option("--once", is_flag=True, help="Do not follow a sweep that is running.")
-@click.option("--rebuild", is_flag=True, help="Also tell MLflow everything the storage knows, where it does not know it yet.")
+@click.option(
+    "--rebuild",
+    is_flag=True,
+    help="Also tell MLflow everything the storage knows, where it does not know it yet.",
+)
 @click.pass_context
 @answers_mistakes
 def status(context: click.Context, name: str, storage: str, as_json: bool, once: bool, rebuild: bool) -> None:
-    """How far the sweep NAME is: every arm's training, scores and costs. On a terminal it follows a sweep that is running; Ctrl-C ends that.
+    """How far the sweep NAME is: every arm's training, scores and costs. On a terminal it follows a sweep
+    that is running; Ctrl-C ends that.
 
     \b
     demoscale status quickstart
@@ -85,11 +90,18 @@ def _summary(now: dict[str, Any]) -> str:
         ending = f"; ending: {now['ending']}" if now["ending"] else ""
         lines = [
             f"running  on {now['host']} (process {now['pid']}) for {_minutes(now['wall_s'])}{left}{ending}",
-            f"at work  {len(now['training'])} training runs, {now['workers']} simulators, {now['episodes_to_play']} episodes to play",
+            (
+                f"at work  {len(now['training'])} training runs, {now['workers']} simulators,"
+                f" {now['episodes_to_play']} episodes to play"
+            ),
             *lines,
         ]
     return "\n" + "\n".join(lines)
 
 
 def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d} h" if seconds >= 3600 else f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
+    return (
+        f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d} h"
+        if seconds >= 3600
+        else f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
+    )

@@ -21,30 +21,54 @@ def _address(_context: Any, _parameter: Any, value: str | None) -> str:
     """Given, or that of the environment; the address of a Ray head (host:6379) is not one."""
     found = value or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS", "")
     if "://" not in found or found.startswith("ray://"):
-        raise click.BadParameter("name the cluster's dashboard, --address http://head:8265, or set RAY_API_SERVER_ADDRESS")
+        raise click.BadParameter(
+            "name the cluster's dashboard, --address http://head:8265, or set RAY_API_SERVER_ADDRESS"
+        )
     return found
 
 
-ADDRESS = click.option("--address", callback=_address, help="http://head:8265, the cluster's dashboard; RAY_API_SERVER_ADDRESS by default.")
+ADDRESS = click.option(
+    "--address",
+    callback=_address,
+    help="http://head:8265, the cluster's dashboard; RAY_API_SERVER_ADDRESS by default.",
+)
 
 
 @click.command()
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="SWEEP_FILE | -- ARGUMENTS")
 @ADDRESS
 @SET
-@click.option("--job", type=click.Choice(JOBS), help="Run python -m jobs.JOB with the arguments after -- instead of a sweep.")
-@click.option("--follow", is_flag=True, help="Print what the job prints until it ends; Ctrl-C leaves it running.")
-@click.option("--pip", is_flag=True, help="Have Ray install the pinned packages on every node first: slow, minutes and gigabytes.")
+@click.option(
+    "--job",
+    type=click.Choice(JOBS),
+    help="Run python -m jobs.JOB with the arguments after -- instead of a sweep.",
+)
+@click.option(
+    "--follow", is_flag=True, help="Print what the job prints until it ends; Ctrl-C leaves it running."
+)
+@click.option(
+    "--pip",
+    is_flag=True,
+    help="Have Ray install the pinned packages on every node first: slow, minutes and gigabytes.",
+)
 @answers_mistakes
-def submit(arguments: tuple[str, ...], address: str, overrides: tuple[str, ...], job: str | None, follow: bool, pip: bool) -> None:
+def submit(
+    arguments: tuple[str, ...],
+    address: str,
+    overrides: tuple[str, ...],
+    job: str | None,
+    follow: bool,
+    pip: bool,
+) -> None:
     """Run SWEEP_FILE on the Ray cluster at ADDRESS, with the code of this checkout.
 
-    While it runs, the same command finds it; when it was stopped or died, the same command continues it. With --follow the exit code is 0 if it
-    was done, 1 if it failed, 130 if it was stopped or Ctrl-C was pressed.
+    While it runs, the same command finds it; when it was stopped or died, the same command continues it. With
+    --follow the exit code is 0 if it was done, 1 if it failed, 130 if it was stopped or Ctrl-C was pressed.
 
     \b
     demoscale submit sweep.yaml --address http://head:8265 --set storage=s3://results/lift --follow
-    demoscale submit --job collect --address http://head:8265 -- --task Lift --episodes 500 --store s3://robot-data/lift
+    demoscale submit --job collect --address http://head:8265 -- --task Lift --episodes 500 --store
+    s3://robot-data/lift
     """
     from orchestrator.cluster.ray_jobs import Cluster
     from orchestrator.cluster.submission import send, sweep_load
@@ -63,7 +87,8 @@ def submit(arguments: tuple[str, ...], address: str, overrides: tuple[str, ...],
     found, sent = send(load, texts, cluster, pip)
     if sent:
         click.echo(
-            f"sent     {sent.nbytes / 2**20:.1f} MiB, {sent.files} files: this checkout at {git_commit()}" + (", and the sweep" if texts else "")
+            f"sent     {sent.nbytes / 2**20:.1f} MiB, {sent.files} files: this checkout at {git_commit()}"
+            + (", and the sweep" if texts else "")
         )
         click.echo(f"started  {found.job_id} at {cluster.address}")
     else:
@@ -85,7 +110,8 @@ def submit(arguments: tuple[str, ...], address: str, overrides: tuple[str, ...],
 @click.option("--storage", default="", help="The sweep's, where several of one name run.")
 @answers_mistakes
 def stop(name: str, address: str, storage: str) -> None:
-    """End the sweep NAME on the cluster at ADDRESS in good order, as Ctrl-C does: it can be continued. NAME may be a job's id.
+    """End the sweep NAME on the cluster at ADDRESS in good order, as Ctrl-C does: it can be continued. NAME
+    may be a job's id.
 
     \b
     demoscale stop lift-demo-efficiency --address http://head:8265
@@ -95,7 +121,10 @@ def stop(name: str, address: str, storage: str) -> None:
 
     cluster = Cluster(address)
     job = cluster.running(name, storage.rstrip("/"))
-    click.echo(f"asked {job.job_id} to end; it may take {STOP_WAIT_S // 60} minutes to save its state and finish what is being played")
+    click.echo(
+        f"asked {job.job_id} to end; it may take {STOP_WAIT_S // 60} minutes to save its state and finish"
+        " what is being played"
+    )
     try:
         click.echo(f"{job.job_id}: {ended(cluster.stop(job))}")
     except KeyboardInterrupt:
@@ -120,7 +149,10 @@ def _sweep(arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "Sweep":
     try:
         load_manifest(open_storage(sweep.data.episodes))
     except (EpisodeError, StorageError):
-        click.echo(f"note     {sweep.data.episodes} cannot be read from here: the cluster will check that it has what the sweep needs")
+        click.echo(
+            f"note     {sweep.data.episodes} cannot be read from here: the cluster will check that it has"
+            " what the sweep needs"
+        )
     else:
         click.echo(f"{make_plan(sweep)}\n")
     for note in notes_on(sweep):
@@ -143,7 +175,9 @@ def _job_load(job: str, arguments: tuple[str, ...], overrides: tuple[str, ...]) 
     return Load(job, job, asked, asked, f"{CHECK} && {COMMAND}{job} {shlex.join(arguments)}")
 
 
-def _follow_command(load: "Load", arguments: tuple[str, ...], overrides: tuple[str, ...], address: str) -> str:
+def _follow_command(
+    load: "Load", arguments: tuple[str, ...], overrides: tuple[str, ...], address: str
+) -> str:
     sets = [part for override in overrides for part in ("--set", override)]
     what = [*arguments, *sets] if load.kind == "sweep" else ["--job", load.kind]
     after = [] if load.kind == "sweep" else ["--", *arguments]
@@ -155,7 +189,9 @@ def _followed(cluster: "Cluster", job_id: str, again: str, end: str) -> int:
     from orchestrator.cluster.submission import ended
 
     try:
-        job = cluster.follow(job_id, lambda text: click.echo(text, nl=False), lambda line: click.echo(line, err=True))
+        job = cluster.follow(
+            job_id, lambda text: click.echo(text, nl=False), lambda line: click.echo(line, err=True)
+        )
     except KeyboardInterrupt:
         click.echo(f"\n{job_id} goes on\nfollow   {again}\nstop     {end}", err=True)
         return 130

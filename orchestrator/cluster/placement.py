@@ -14,7 +14,9 @@ ROLLOUT_CPUS = 0.5
 
 @dataclass(frozen=True)
 class Placement:
-    """Resources of a sweep's processes. On a machine smaller than the sweep, claims shrink and the processes share its cores."""
+    """Resources of a sweep's processes. On a machine smaller than the sweep, claims shrink and the processes
+    share its cores.
+    """
 
     concurrent_arms: int
     """Training runs at once."""
@@ -27,14 +29,20 @@ class Placement:
     server_gpus: float
     """GPUs of each policy server; may be a fraction."""
     apart: bool = False
-    """Whether simulators run only on their dedicated nodes; those without room there wait for more such nodes."""
+    """Whether simulators run only on their dedicated nodes; those without room there wait for more such
+    nodes.
+    """
 
     @classmethod
-    def fit(cls, cluster: dict[str, float], workers: int, rollout_actors: int, arms: int, cpus_apart: float = 0.0) -> "Placement":
-        """Fit a sweep to a cluster. Raises SweepError, with the numbers, if one arm's workers can never run at once.
+    def fit(
+        cls, cluster: dict[str, float], workers: int, rollout_actors: int, arms: int, cpus_apart: float = 0.0
+    ) -> "Placement":
+        """Fit a sweep to a cluster. Raises SweepError, with the numbers, if one arm's workers can never run
+        at once.
 
-        cpus_apart: the part of the cluster's CPUs that is on nodes dedicated to simulators. Where training fits on the others, simulators get all
-        of these, at full claims, so that nodes added later find simulators waiting for them.
+        cpus_apart: the part of the cluster's CPUs that is on nodes dedicated to simulators. Where training
+        fits on the others, simulators get all of these, at full claims, so that nodes added later find
+        simulators waiting for them.
         """
         cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
         arm_cpus = workers * (1 + FETCH_CPUS)
@@ -42,15 +50,25 @@ class Placement:
             cpus -= cpus_apart
             arms = min(arms, int(cpus // arm_cpus))
         server_gpus = min(1.0, gpus / 4)
-        servers = max(1, min(int(gpus) // 4, -(-rollout_actors // ACTORS_PER_GPU))) if gpus else -(-rollout_actors // ACTORS_PER_CORE)
+        servers = (
+            max(1, min(int(gpus) // 4, -(-rollout_actors // ACTORS_PER_GPU)))
+            if gpus
+            else -(-rollout_actors // ACTORS_PER_CORE)
+        )
         places = gpus - servers * server_gpus if gpus >= 2 else (1 if gpus else cpus)
         if workers > places:
             kind = f"{gpus:g} GPUs, {servers} of them for policy servers" if gpus else f"{cpus:g} CPUs"
-            raise SweepError("train.workers", [f"one arm asks for {workers} workers at once, the cluster has {kind}"])
+            raise SweepError(
+                "train.workers", [f"one arm asks for {workers} workers at once, the cluster has {kind}"]
+            )
         concurrent = max(1, min(arms, int(places // workers)))
         trainers = concurrent * workers
         # Of the CPUs that the trainers' clip streams leave, a rollout actor gets half as much as a trainer.
-        share = min(1.0, (cpus - FETCH_CPUS * trainers) / (trainers + (0 if apart else rollout_actors * ROLLOUT_CPUS)))
-        trainer = {"CPU": math.floor(100 * share) / 100} | ({"GPU": 1.0 if gpus >= 2 else 1 - server_gpus} if gpus else {})
+        share = min(
+            1.0, (cpus - FETCH_CPUS * trainers) / (trainers + (0 if apart else rollout_actors * ROLLOUT_CPUS))
+        )
+        trainer = {"CPU": math.floor(100 * share) / 100} | (
+            {"GPU": 1.0 if gpus >= 2 else 1 - server_gpus} if gpus else {}
+        )
         rollout_cpus = ROLLOUT_CPUS if apart else math.floor(100 * ROLLOUT_CPUS * share) / 100
         return cls(concurrent, trainer, rollout_cpus, servers, server_gpus, apart)

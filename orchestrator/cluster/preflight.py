@@ -1,4 +1,6 @@
-"""Checks of a sweep or a job's arguments before submission: a cluster's machines see neither this machine's folders nor its secrets."""
+"""Checks of a sweep or a job's arguments before submission: a cluster's machines see neither this machine's
+folders nor its secrets.
+"""
 
 import re
 from collections.abc import Sequence
@@ -14,50 +16,70 @@ from orchestrator.redaction import credentials_in
 _PLACES = ("--store", "--storage")
 _FOLDERS = ("--out", "--save", "--downloads")
 # Options whose values are words, even if a local file has the same name.
-_WORDS = ("--task", "--preset", "--cameras", "--instruction", "--label", "--rung", "--shift", "--mask", "--simulator")
+_WORDS = (
+    "--task",
+    "--preset",
+    "--cameras",
+    "--instruction",
+    "--label",
+    "--rung",
+    "--shift",
+    "--mask",
+    "--simulator",
+)
 # Options that default to a folder next to the job, which a cluster discards.
 _MUST_SAY = {"pretrain": "--storage", "score": "--storage"}
 
 
 def _keep_out(field: str) -> str:
     return (
-        f"{field}: it holds credentials, which whoever sees the cluster's jobs could read; leave them out and give them to the cluster's machines, "
-        "as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, AWS_* or an instance role"
+        f"{field}: it holds credentials, which whoever sees the cluster's jobs could read; leave them out and"
+        " give them to the cluster's machines, as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD,"
+        " AWS_* or an instance role"
     )
 
 
 def unfit_sweep(sweep: Sweep) -> list[str]:
-    """Return why the sweep could not run on other machines, one sentence each with the fix; secrets are not repeated."""
-    as_written = {**sweep.model_dump(mode="json"), "mlflow": sweep.mlflow}  # a dumped sweep shows no credentials
+    """Return why the sweep could not run on other machines, one sentence each with the fix; secrets are not
+    repeated.
+    """
+    # a dumped sweep shows no credentials
+    as_written = {**sweep.model_dump(mode="json"), "mlflow": sweep.mlflow}
     if problems := credential_problems(as_written):  # the sweep was changed after its validation
         return problems
     for field, place in (("data.episodes", sweep.data.episodes), ("storage", sweep.storage)):
         if _local(place) == "relative":
             problems.append(
-                f"{field}: {place} is a folder of this machine; name s3://bucket/prefix, or the absolute path of a folder all nodes share"
+                f"{field}: {place} is a folder of this machine; name s3://bucket/prefix, or the absolute path"
+                " of a folder all nodes share"
             )
     mlflow = sweep.mlflow.removeprefix("sqlite:///") if sweep.mlflow.startswith("sqlite:") else sweep.mlflow
     if not mlflow and sweep.storage.startswith("s3://"):
         problems.append(
-            "mlflow: empty, so its database would lie on the disk of the cluster's head and go with it; name a tracking server, https://..., "
-            "or a database all can reach"
+            "mlflow: empty, so its database would lie on the disk of the cluster's head and go with it; name"
+            " a tracking server, https://..., or a database all can reach"
         )
     elif mlflow and mlflow != "databricks" and _local(mlflow) == "relative":
         problems.append(
-            f"mlflow: {sweep.mlflow} is a place on this machine; name a tracking server, or the absolute path of a folder all nodes share"
+            f"mlflow: {sweep.mlflow} is a place on this machine; name a tracking server, or the absolute path"
+            " of a folder all nodes share"
         )
     weights = sweep.policy.weights
     if weights not in ("", "none") and not Path(weights).is_absolute() and Path(weights).is_dir():
         problems.append(
-            f"policy.weights: {weights} is a folder of this machine and is not sent along; copy it to s3://bucket/prefix, or leave the field empty "
-            "for the preset's own"
+            f"policy.weights: {weights} is a folder of this machine and is not sent along; copy it to"
+            " s3://bucket/prefix, or leave the field empty for the preset's own"
         )
     return problems
 
 
 def notes_on(sweep: Sweep) -> list[str]:
     """Return notes on assumptions that this machine cannot check, one sentence each."""
-    places = {"data.episodes": sweep.data.episodes, "storage": sweep.storage, "policy.weights": sweep.policy.weights}
+    places = {
+        "data.episodes": sweep.data.episodes,
+        "storage": sweep.storage,
+        "policy.weights": sweep.policy.weights,
+    }
     places["mlflow"] = sweep.mlflow.removeprefix("sqlite:///")
     shared = [f"{field} ({place})" for field, place in places.items() if _local(place) == "absolute"]
     notes = [f"{' and '.join(shared)} must be on a file system that all nodes share"] if shared else []
@@ -67,7 +89,9 @@ def notes_on(sweep: Sweep) -> list[str]:
 
 
 def unfit_arguments(job: str, arguments: Sequence[str]) -> list[str]:
-    """Return why the arguments of `python -m jobs.<job>` could not work on other machines, as far as that is known without their meaning."""
+    """Return why the arguments of `python -m jobs.<job>` could not work on other machines, as far as that is
+    known without their meaning.
+    """
     problems, option = list[str](), ""
     for argument in arguments:
         name, separator, value = argument.partition("=")
@@ -79,14 +103,20 @@ def unfit_arguments(job: str, arguments: Sequence[str]) -> list[str]:
         if credentials_in(value) or credentials_in(f"{field}={value}"):
             problems.append(_keep_out(field or f"--job {job}"))
         elif field in _FOLDERS and _local(value) != "absolute":
-            problems.append(f"{field}: {value} would be lost with the job; name an absolute path that all nodes share")
+            problems.append(
+                f"{field}: {value} would be lost with the job; name an absolute path that all nodes share"
+            )
         elif _local(value) == "relative" and (field in _PLACES or (field not in _WORDS and _is_here(value))):
             problems.append(
-                f"{field or '--job ' + job}: {value} is a place on this machine; name s3://bucket/prefix, or an absolute path that all nodes share"
+                f"{field or '--job ' + job}: {value} is a place on this machine; name s3://bucket/prefix, or"
+                " an absolute path that all nodes share"
             )
     must = _MUST_SAY.get(job)
     if must and not any(argument.partition("=")[0] == must for argument in arguments):
-        problems.append(f"{must}: missing, and by default a folder beside the job, which the cluster throws away; name s3://bucket/prefix")
+        problems.append(
+            f"{must}: missing, and by default a folder beside the job, which the cluster throws away; name"
+            " s3://bucket/prefix"
+        )
     return problems
 
 

@@ -15,9 +15,11 @@ from sim_workers.checkout import CHECKOUT
 # Ray reads these when it is imported or a process starts, so they are set before.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the controller's next poll of its workers
+    # a report waits for the controller's next poll of its workers
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # on one machine it only logs that there is nothing to watch
-    "RAY_worker_maximum_startup_concurrency": "8",  # a sweep is many small processes; Ray warns when they outnumber the cores
+    # a sweep is many small processes; Ray warns when they outnumber the cores
+    "RAY_worker_maximum_startup_concurrency": "8",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths stay valid
     "RAY_AIR_NEW_OUTPUT": "0",  # demoscale's own table shows the sweep
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -31,7 +33,9 @@ ROLE = "demoscale-role"
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names, or start Ray on this machine; does nothing when already connected."""
+    """Join the cluster that RAY_ADDRESS names, or start Ray on this machine; does nothing when already
+    connected.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
@@ -40,18 +44,24 @@ def connect() -> None:
         return
     # On this machine the workers import the driver's checkout, regardless of its working directory.
     checkout = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH", "")]))
-    # The storage has answered the driver by now, so workers retry an unavailable storage even if it never answered them.
+    # The storage has answered the driver by now, so workers retry an unavailable storage even if it never
+    # answered them.
     variables = {"PYTHONPATH": checkout, "PYTHONWARNINGS": "ignore", PATIENCE: "1"}
     terminated = signal.getsignal(signal.SIGTERM)
     ray.init(
-        address=os.environ.get("RAY_ADDRESS", "local"),  # by default Ray would join the instance last started on this machine, dead or alive
+        # by default Ray would join the instance last started on this machine, dead or alive
+        address=os.environ.get("RAY_ADDRESS", "local"),
         namespace="demoscale",
         log_to_driver="DEMOSCALE_RAY_LOGS" in os.environ,
         logging_level=logging.ERROR,
         runtime_env={"env_vars": variables},
     )
     # Ray replaces the SIGTERM handler; an earlier one is restored.
-    if threading.current_thread() is threading.main_thread() and terminated not in (signal.SIG_DFL, signal.SIG_IGN, None):
+    if threading.current_thread() is threading.main_thread() and terminated not in (
+        signal.SIG_DFL,
+        signal.SIG_IGN,
+        None,
+    ):
         signal.signal(signal.SIGTERM, terminated)
 
 
@@ -69,27 +79,44 @@ def nodes_of(role: str, **needed: float) -> dict[str, str]:
     Empty, which admits any node, if there are none, or if they have less in total than `needed`, e.g. CPU=15.
     """
     apart = set_apart(role)
-    return {ROLE: role} if apart and all(apart.get(kind, 0.0) >= amount for kind, amount in needed.items()) else {}
+    return (
+        {ROLE: role}
+        if apart and all(apart.get(kind, 0.0) >= amount for kind, amount in needed.items())
+        else {}
+    )
 
 
 def nodes_with_cores() -> dict[str, str]:
-    """Return the label selector of the connected cluster's nodes with CPUs, empty if all have some; a head without work has none."""
+    """Return the label selector of the connected cluster's nodes with CPUs, empty if all have some; a head
+    without work has none.
+    """
     import ray
 
-    bare = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"] and not node["Resources"].get("CPU"))
+    bare = sorted(
+        node["NodeID"] for node in ray.nodes() if node["Alive"] and not node["Resources"].get("CPU")
+    )
     return {"ray.io/node-id": f"!in({','.join(bare)})"} if bare else {}
 
 
 def beside_driver() -> dict[str, Any]:
-    """Return the options of an actor on this process' node: placed elsewhere, it could be lost with a node that the driver outlives."""
+    """Return the options of an actor on this process' node: placed elsewhere, it could be lost with a node
+    that the driver outlives.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)}
+    return {
+        "num_cpus": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        ),
+    }
 
 
 def set_apart(role: str) -> dict[str, float]:
-    """Return the total of each resource on the connected cluster's nodes dedicated to a role; empty if there are none."""
+    """Return the total of each resource on the connected cluster's nodes dedicated to a role; empty if there
+    are none.
+    """
     import ray
 
     nodes = (node["Resources"] for node in ray.nodes() if node["Alive"] and node["Labels"].get(ROLE) == role)
@@ -97,9 +124,11 @@ def set_apart(role: str) -> dict[str, float]:
 
 
 def acting_device(server_gpus: float) -> str:
-    """Return the device class of the connected cluster's policy servers: `cpu`, or Ray's name of their GPUs, such as H200.
+    """Return the device class of the connected cluster's policy servers: `cpu`, or Ray's name of their GPUs,
+    such as H200.
 
-    server_gpus: GPUs that each of them claims. GPUs of several classes form a class of their own, their names joined by `+`.
+    server_gpus: GPUs that each of them claims. GPUs of several classes form a class of their own, their names
+    joined by `+`.
     """
     import ray
 
@@ -107,7 +136,12 @@ def acting_device(server_gpus: float) -> str:
         return CPU
     having = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
     apart = [node for node in having if node["Labels"].get(ROLE) == "servers"]
-    kinds = {kind.partition(":")[2] for node in apart or having for kind in node["Resources"] if kind.startswith("accelerator_type:")}
+    kinds = {
+        kind.partition(":")[2]
+        for node in apart or having
+        for kind in node["Resources"]
+        if kind.startswith("accelerator_type:")
+    }
     return "+".join(sorted(kinds)) or "gpu"
 
 

@@ -6,7 +6,9 @@ NAME = "demoscale-sweep-"
 
 
 def presence() -> str:
-    """Return a unique name for this run's control actor, by which other sweeps count the run. The actor dies with the driver."""
+    """Return a unique name for this run's control actor, by which other sweeps count the run. The actor dies
+    with the driver.
+    """
     return f"{NAME}{uuid.uuid4().hex[:12]}"
 
 

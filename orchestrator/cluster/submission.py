@@ -53,10 +53,13 @@ class Submitted:
         return Curve.read(tracking_uri(self.sweep.mlflow, storage), name, store_of(storage, name), storage)
 
 
-def send(load: Load, texts: Mapping[str, str], cluster: Cluster, pip: bool = False) -> tuple[Job, Staged | None]:
+def send(
+    load: Load, texts: Mapping[str, str], cluster: Cluster, pip: bool = False
+) -> tuple[Job, Staged | None]:
     """Start the load with this checkout's code and these files, or find it running.
 
-    Return its job and the bundle that was sent, None if nothing was started. Raises StagingError or SubmitError.
+    Return its job and the bundle that was sent, None if nothing was started. Raises StagingError or
+    SubmitError.
     """
     with staged(texts) as sent:
         job, started = cluster.submit(load, sent.folder, pip)
@@ -64,10 +67,14 @@ def send(load: Load, texts: Mapping[str, str], cluster: Cluster, pip: bool = Fal
 
 
 def sweep_load(sweep: Sweep) -> tuple[Load, dict[str, str]]:
-    """Return the load that runs the sweep, and the files it needs in addition to the checkout, text by file name."""
+    """Return the load that runs the sweep, and the files it needs in addition to the checkout, text by file
+    name.
+    """
     text = sweep.to_yaml()
     command = f"{CHECK} && {COMMAND}sweep {SWEEP_FILE}"
-    return Load("sweep", sweep.name, open_storage(sweep.storage).uri, digest(text), command), {SWEEP_FILE: text}
+    return Load("sweep", sweep.name, open_storage(sweep.storage).uri, digest(text), command), {
+        SWEEP_FILE: text
+    }
 
 
 def ended(job: Job) -> str:

@@ -1,4 +1,5 @@
-"""Check that this machine has the versions that the checkout pins, run on the cluster's head before a job starts; needs only Python.
+"""Check that this machine has the versions that the checkout pins, run on the cluster's head before a job
+starts; needs only Python.
 
 python -m orchestrator.cluster.version_check
 """
@@ -13,7 +14,10 @@ from orchestrator.provenance import CHECKOUT
 
 PYTHONS = ((3, 11), (3, 12))
 """Python versions that pyproject.toml admits."""
-MEND = "run the cluster on an image built from this checkout (deploy/), or submit with --pip, which has Ray install them (slow)"
+MEND = (
+    "run the cluster on an image built from this checkout (deploy/), or submit with --pip, which has Ray"
+    " install them (slow)"
+)
 
 
 def pins(checkout: Path = CHECKOUT) -> dict[str, str]:
@@ -33,7 +37,9 @@ def dependencies(checkout: Path = CHECKOUT) -> list[str]:
 
 
 def to_install(checkout: Path = CHECKOUT) -> list[str]:
-    """Return the requirements for pip on the cluster: every dependency but Ray, at its version in constraints.txt."""
+    """Return the requirements for pip on the cluster: every dependency but Ray, at its version in
+    constraints.txt.
+    """
     exact = dict(re.findall(r"^([^#=\s]+)==(\S+)$", (checkout / "constraints.txt").read_text(), re.M))
     names = [re.split(r"[\[<>=;\s]", line, maxsplit=1)[0] for line in dependencies(checkout)]
     known = {_plain(name): wanted for name, wanted in exact.items()}
@@ -45,8 +51,14 @@ def _plain(name: str) -> str:
 
 
 def differing(wanted: dict[str, str]) -> list[str]:
-    """Return a phrase for each package that is missing here or has another version, and for Python if it does not fit."""
-    differ = [] if sys.version_info[:2] in PYTHONS else [f"Python {sys.version_info[0]}.{sys.version_info[1]} instead of 3.11 or 3.12"]
+    """Return a phrase for each package that is missing here or has another version, and for Python if it does
+    not fit.
+    """
+    differ = (
+        []
+        if sys.version_info[:2] in PYTHONS
+        else [f"Python {sys.version_info[0]}.{sys.version_info[1]} instead of 3.11 or 3.12"]
+    )
     for name, exact in wanted.items():
         try:
             found = version(name).partition("+")[0]

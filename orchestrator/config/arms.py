@@ -24,24 +24,35 @@ class Arm:
         return f"{kind}demos-{self.demo_count}_ratio-{self.action_free_ratio:g}_seed-{self.seed}"
 
     def arm_id(self, protocol: str) -> str:
-        """Name and a hash of everything that shapes the trained policy: the arm and `protocol`, the fingerprint of the rest."""
+        """Name and a hash of everything that shapes the trained policy: the arm and `protocol`, the
+        fingerprint of the rest.
+        """
         text = json.dumps([self.demo_count, self.action_free_ratio, self.seed, self.kind, protocol])
         return f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def expand(
-    demo_counts: tuple[int, ...], action_free_ratios: tuple[float, ...], seeds: tuple[int, ...], baselines: tuple[PolicyKind, ...] = ()
+    demo_counts: tuple[int, ...],
+    action_free_ratios: tuple[float, ...],
+    seeds: tuple[int, ...],
+    baselines: tuple[PolicyKind, ...] = (),
 ) -> list[Arm]:
-    """Every combination, largest training sets first: a sweep that is going to fail fails early, and the longest wait starts soonest.
+    """Every combination, largest training sets first: a sweep that is going to fail fails early, and the
+    longest wait starts soonest.
 
     A baseline cannot learn from action-free episodes, so it has one arm per demo count and seed.
     """
     ours = [Arm(n, r, s) for n in demo_counts for r in action_free_ratios for s in seeds]
-    return sorted([*ours, *(Arm(n, 0.0, s, kind) for n in demo_counts for s in seeds for kind in baselines)], reverse=True)
+    return sorted(
+        [*ours, *(Arm(n, 0.0, s, kind) for n in demo_counts for s in seeds for kind in baselines)],
+        reverse=True,
+    )
 
 
 def named(arm: Arm, against: str) -> set[str]:
-    """The arms that `against` may mean for an arm: what it leaves out at the end, ratio and seed, is as in the arm itself."""
+    """The arms that `against` may mean for an arm: what it leaves out at the end, ratio and seed, is as in
+    the arm itself.
+    """
     seed = f"_seed-{arm.seed}"
     return {against, f"{against}{seed}", f"{against}_ratio-{arm.action_free_ratio:g}{seed}"}
 

@@ -1,4 +1,6 @@
-"""jobs/README.md, written from the sweep file's schema: `python -m orchestrator.config.docs > jobs/README.md`. A test keeps it true."""
+"""jobs/README.md, written from the sweep file's schema: `python -m orchestrator.config.docs >
+jobs/README.md`. A test keeps it true.
+"""
 
 import typing
 from collections.abc import Iterator
@@ -45,7 +47,11 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         optional = field.default is None and next(sections_in(kind), None)
         section = optional or (kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None)
         default = "" if field.default is PydanticUndefined or section else f"`{_plain(field.default)}`"
-        choices = f" One of: {', '.join(f'`{c}`' for c in typing.get_args(kind))}." if typing.get_origin(kind) is typing.Literal else ""
+        choices = (
+            f" One of: {', '.join(f'`{c}`' for c in typing.get_args(kind))}."
+            if typing.get_origin(kind) is typing.Literal
+            else ""
+        )
         meaning = " ".join((field.description or "").split())
         yield f"| `{prefix}{name}` | {default} | {meaning}{choices} |"
         if section:
@@ -55,7 +61,9 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def _plain(value: object) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(_plain(part) for part in value)}]"
-    return f"{value:g}" if isinstance(value, float) else "(empty)" if value is None else str(value) or "(empty)"
+    return (
+        f"{value:g}" if isinstance(value, float) else "(empty)" if value is None else str(value) or "(empty)"
+    )
 
 
 def page() -> str:

@@ -28,7 +28,10 @@ from sim_workers.envs.registry import TASKS
 def _known_task(task: str) -> str:
     if task not in TASKS:
         close = difflib.get_close_matches(task, TASKS, 1)
-        raise ValueError(f"unknown task {task}; " + (f"did you mean {close[0]}?" if close else "sim_workers/README.md lists them"))
+        raise ValueError(
+            f"unknown task {task}; "
+            + (f"did you mean {close[0]}?" if close else "sim_workers/README.md lists them")
+        )
     return task
 
 
@@ -41,7 +44,9 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 class Section(BaseModel):
     """Choices only; unknown fields are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
 
 class Range(Section):
@@ -74,18 +79,30 @@ class Data(Section):
     episodes: str
     """Episode store: a folder or an s3:// URI, written by jobs.collect or jobs.ingest."""
     demo_count: Annotated[
-        Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(distinct), _LIST] | Annotated[Demos, _RANGE], _either
+        Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(distinct), _LIST]
+        | Annotated[Demos, _RANGE],
+        _either,
     ]
-    """Episodes with actions per task; a smaller count is always contained in a larger one. A list, or for Optuna also {low: 10, high: 200}."""
+    """Episodes with actions per task; a smaller count is always contained in a larger one. A list, or for
+    Optuna also {low: 10, high: 200}.
+    """
     action_free_ratio: Annotated[
-        Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1), AfterValidator(distinct), _LIST] | Annotated[Range, _RANGE], _either
+        Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1), AfterValidator(distinct), _LIST]
+        | Annotated[Range, _RANGE],
+        _either,
     ] = (0.0,)
-    """Action-free episodes per demo. Clips of both are drawn in the same proportion, in every batch. A list, or for Optuna also {low: 0, high: 3}."""
-    labelled_tasks: Annotated[tuple[Annotated[str, AfterValidator(_known_task)], ...], AfterValidator(distinct)] = ()
-    """Tasks that are demonstrated; empty: all. Of every other task in the store, `demo_count` episodes are videos without actions."""
+    """Action-free episodes per demo. Clips of both are drawn in the same proportion, in every batch. A list,
+    or for Optuna also {low: 0, high: 3}.
+    """
+    labelled_tasks: Annotated[
+        tuple[Annotated[str, AfterValidator(_known_task)], ...], AfterValidator(distinct)
+    ] = ()
+    """Tasks that are demonstrated; empty: all. Of every other task in the store, `demo_count` episodes are
+    videos without actions.
+    """
     on_corrupt: Literal["stop", "quarantine"] = "stop"
-    """A damaged episode: `stop` names it and ends; `quarantine` reads all that the sweep needs beforehand, sets damaged ones aside,
-    and the next in order take their places, so no demo count changes."""
+    """A damaged episode: `stop` names it and ends; `quarantine` reads all that the sweep needs beforehand,
+    sets damaged ones aside, and the next in order take their places, so no demo count changes."""
 
     @property
     def most_demos(self) -> int:
@@ -93,7 +110,11 @@ class Data(Section):
 
     @property
     def highest_ratio(self) -> float:
-        return self.action_free_ratio.high if isinstance(self.action_free_ratio, Range) else max(self.action_free_ratio)
+        return (
+            self.action_free_ratio.high
+            if isinstance(self.action_free_ratio, Range)
+            else max(self.action_free_ratio)
+        )
 
 
 class PolicyChoice(Section):
@@ -102,17 +123,25 @@ class PolicyChoice(Section):
     preset: Literal["tiny", "svd-256"] = "tiny"
     """`tiny` runs on one CPU core; `svd-256` is the paper's size."""
     weights: str = ""
-    """Where the video model starts, in diffusers' format: empty for the preset's own (`tiny`: shipped here; `svd-256`: SVD-XT from the hub),
-    `none` for random weights, or a hub id, a folder, an s3:// URI."""
+    """Where the video model starts, in diffusers' format: empty for the preset's own (`tiny`: shipped here;
+    `svd-256`: SVD-XT from the hub), `none` for random weights, or a hub id, a folder, an s3:// URI."""
     baselines: Annotated[tuple[Literal["diffusion_policy"], ...], AfterValidator(distinct)] = ()
-    """`diffusion_policy`: beside every demo count, a behaviour-cloning policy without video, trained for as many steps on the same demos."""
+    """`diffusion_policy`: beside every demo count, a behaviour-cloning policy without video, trained for as
+    many steps on the same demos.
+    """
 
     @field_validator("weights")
     @classmethod
     def _there(cls, weights: str) -> str:
-        named_elsewhere = weights in ("", "none") or weights.startswith("s3://") or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[0-9a-f]{40})?", weights)
+        named_elsewhere = (
+            weights in ("", "none")
+            or weights.startswith("s3://")
+            or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[0-9a-f]{40})?", weights)
+        )
         if not named_elsewhere and not Path(weights).is_dir():
-            raise ValueError(f"there is no folder {weights}; write a folder, a hub id (owner/name), an s3:// URI, or none")
+            raise ValueError(
+                f"there is no folder {weights}; write a folder, a hub id (owner/name), an s3:// URI, or none"
+            )
         return weights
 
 
@@ -120,15 +149,19 @@ class Train(Recipe):
     """How one arm is trained. Every arm gets the same number of optimiser steps."""
 
     mode: Literal["joint", "joint_detached", "two_stage", "action_only"] = "joint"
-    """`joint`: video and action losses together, the action's reaches the video model; `joint_detached`: it does not. `two_stage`: the video model
-    first, on all of the arm's episodes, then the action head on the frozen one. `action_only`: the head on the video model as it starts."""
+    """`joint`: video and action losses together, the action's reaches the video model; `joint_detached`: it
+    does not. `two_stage`: the video model first, on all of the arm's episodes, then the action head on the
+    frozen one. `action_only`: the head on the video model as it starts.
+    """
     steps: PositiveInt
     """Optimiser steps."""
     video_steps: PositiveInt | None = None
     """Optimiser steps of stage 1 where `mode` is `two_stage`; empty: as many as `steps`."""
     videos: Literal["arm", "sweep"] = "arm"
-    """What stage 1 learns from: `arm`: the arm's own demos and action-free episodes; `sweep`: those of all arms of its seed, so that they share one
-    stage 1, and the demo count says for how many of the videos actions are known. Stage 1 is trained once for all arms it is the same for."""
+    """What stage 1 learns from: `arm`: the arm's own demos and action-free episodes; `sweep`: those of all
+    arms of its seed, so that they share one stage 1, and the demo count says for how many of the videos
+    actions are known. Stage 1 is trained once for all arms it is the same for.
+    """
     batch_size: PositiveInt = 32
     """Clips per optimiser step, over all workers; a multiple of their number."""
     workers: PositiveInt = 1
@@ -152,8 +185,9 @@ class Train(Recipe):
     def shaping(self) -> dict[str, Any]:
         """Return the fields that shape a policy's weights after a given step.
 
-        How often a checkpoint is written and how much memory caches features do not. How many steps there are does where the learning rate falls
-        towards the last one, and where stage 1 takes as many; else training that goes on to more steps passes through the same weights.
+        How often a checkpoint is written and how much memory caches features do not. How many steps there are
+        does where the learning rate falls towards the last one, and where stage 1 takes as many; else
+        training that goes on to more steps passes through the same weights.
         """
         shaping = self.model_dump(mode="json", exclude={"checkpoint_every", "feature_cache_mb"})
         shaping["video_steps"] = (self.video_steps or self.steps) if self.mode == "two_stage" else None
@@ -163,14 +197,16 @@ class Train(Recipe):
 
 
 class Decide(Section):
-    """Looks at a score while it comes, and ends it when enough is known; only one of `threshold` and `against`."""
+    """Looks at a score while it comes, and ends it when enough is known; only one of `threshold` and
+    `against`.
+    """
 
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Until the success rate is clearly above or below it."""
     against: str = ""
-    """Until it is clear whether the checkpoint is better than that of another arm after the same step, episode by episode. An arm's name, whose
-    end may be left out: `demos-50` is the arm of 50 demos with the same ratio and seed. That arm is scored whole; without its outcomes nothing
-    is decided."""
+    """Until it is clear whether the checkpoint is better than that of another arm after the same step,
+    episode by episode. An arm's name, whose end may be left out: `demos-50` is the arm of 50 demos with the
+    same ratio and seed. That arm is scored whole; without its outcomes nothing is decided."""
     look_every: PositiveInt = 10
     """Episodes per task between looks."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
@@ -179,14 +215,18 @@ class Decide(Section):
     @model_validator(mode="after")
     def _one_question(self) -> "Decide":
         if (self.threshold is None) == (not self.against):
-            raise ValueError("write what is to be decided, {threshold: 0.8} or {against: demos-50}, and only one of them")
+            raise ValueError(
+                "write what is to be decided, {threshold: 0.8} or {against: demos-50}, and only one of them"
+            )
         return self
 
 
 class SuiteChoice(Section):
     """The evaluation episodes: the same initial states for every checkpoint of every arm."""
 
-    tasks: Annotated[tuple[Annotated[str, AfterValidator(_known_task)], ...], Field(min_length=1), AfterValidator(distinct)]
+    tasks: Annotated[
+        tuple[Annotated[str, AfterValidator(_known_task)], ...], Field(min_length=1), AfterValidator(distinct)
+    ]
     """robosuite tasks; each must be demonstrated in the episode store."""
     episodes: PositiveInt
     """Per task."""
@@ -195,18 +235,31 @@ class SuiteChoice(Section):
     settle: NonNegativeInt = 10
     """Control steps that an episode goes on after the first success, to see whether it lasts."""
     success: Literal["once", "at_end"] = "once"
-    """What counts: the task done at any step, or in the last step played. Both are recorded, and the first step it was done at."""
-    shifts: Annotated[tuple[Literal["lighting", "texture", "camera", "object", "placement", "distractors"], ...], AfterValidator(distinct)] = ()
-    """Shifted worlds that every arm's last checkpoint is scored in as well, as many episodes each: a number of its own per shift."""
+    """What counts: the task done at any step, or in the last step played. Both are recorded, and the first
+    step it was done at.
+    """
+    shifts: Annotated[
+        tuple[Literal["lighting", "texture", "camera", "object", "placement", "distractors"], ...],
+        AfterValidator(distinct),
+    ] = ()
+    """Shifted worlds that every arm's last checkpoint is scored in as well, as many episodes each: a number
+    of its own per shift.
+    """
     gl: Literal["egl", "osmesa", "mixed"] = "egl"
-    """What renders the pictures: EGL on a GPU or, through Mesa, on a CPU; OSMesa where there is no EGL. Workers whose driver draws otherwise
-    than the first one did refuse. mixed: they play too, each with its own EGL; `bench/drivers.py` measures how much pictures then differ."""
+    """What renders the pictures: EGL on a GPU or, through Mesa, on a CPU; OSMesa where there is no EGL.
+    Workers whose driver draws otherwise than the first one did refuse. mixed: they play too, each with its
+    own EGL; `bench/drivers.py` measures how much pictures then differ.
+    """
     rung: Literal["", "faithful", "unguided", "truncated", "one_pass"] = ""
-    """How a look becomes actions, from 30 joint denoising steps with guidance down to one video pass; empty: the preset's own."""
+    """How a look becomes actions, from 30 joint denoising steps with guidance down to one video pass; empty:
+    the preset's own.
+    """
     decide: Decide | None = None
-    """Play no more of the episodes than it takes to decide something; empty: all of them. Shifted worlds are always played whole. A rate
-    that ends early is biased away from its threshold or reference by one to four points; its interval accounts for that. Changing the rule loses
-    nothing: what was played is kept, and the rest is played when it is asked for."""
+    """Play no more of the episodes than it takes to decide something; empty: all of them. Shifted worlds are
+    always played whole. A rate that ends early is biased away from its threshold or reference by one to four
+    points; its interval accounts for that. Changing the rule loses nothing: what was played is kept, and the
+    rest is played when it is asked for.
+    """
 
     @property
     def against(self) -> str:
@@ -219,8 +272,8 @@ class SuiteChoice(Section):
         return min(self.episodes, self.decide.look_every if self.decide else self.episodes) * len(self.tasks)
 
     video_clips: NonNegativeInt = 8
-    """Held-out clips per task on which every checkpoint's generated video is compared with what happened, as MLflow metrics; they are cut from
-    episodes that no arm trains on. 0: none. No score depends on it."""
+    """Held-out clips per task on which every checkpoint's generated video is compared with what happened, as
+    MLflow metrics; they are cut from episodes that no arm trains on. 0: none. No score depends on it."""
 
     @property
     def listed(self) -> int:
@@ -254,11 +307,15 @@ class Optuna(Section):
     seed: NonNegativeInt = 0
     """Of the sampler."""
     against: Literal["", "demo_count", "seconds"] = ""
-    """What success is weighed against, as a second objective: demos, or the seconds of computing an arm took; empty: success alone."""
+    """What success is weighed against, as a second objective: demos, or the seconds of computing an arm took;
+    empty: success alone.
+    """
 
 
 class Search(Section):
-    """Which arms are trained, and how far. Decisions follow the lower bound of the success rate's 95 % interval, never the loss."""
+    """Which arms are trained, and how far. Decisions follow the lower bound of the success rate's 95 %
+    interval, never the loss.
+    """
 
     asha: Asha | None = None
     """Stops the arms that are behind at each rung."""
@@ -274,7 +331,9 @@ class Search(Section):
         if not isinstance(value, str):
             return value
         if value == "optuna":
-            raise ValueError("optuna needs to know how many arms to try: write search: {optuna: {trials: 40}}")
+            raise ValueError(
+                "optuna needs to know how many arms to try: write search: {optuna: {trials: 40}}"
+            )
         if value not in ("grid", "asha", "median"):
             raise ValueError(f"unknown search {value}; there are grid, asha, median and optuna")
         return {} if value == "grid" else {value: {}}
@@ -287,7 +346,9 @@ class Search(Section):
 
 
 class Budget(Section):
-    """What may be spent. A sweep that reaches a limit stops cleanly with what it knows; with a higher one the same command goes on."""
+    """What may be spent. A sweep that reaches a limit stops cleanly with what it knows; with a higher one the
+    same command goes on.
+    """
 
     max_gpu_hours: PositiveFloat | None = None
     """Hours of GPUs, over all runs of the sweep."""

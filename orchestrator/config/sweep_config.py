@@ -1,4 +1,6 @@
-"""The sweep file: what a person asks for, validated whole before anything is spent. Only choices; no computation, no class paths."""
+"""The sweep file: what a person asks for, validated whole before anything is spent. Only choices; no
+computation, no class paths.
+"""
 
 import difflib
 import typing
@@ -7,11 +9,32 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, field_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 
 from orchestrator.code_fingerprint import TRAINING_CODE, code_hashes
 from orchestrator.config.arms import Arm, expand, is_reference, reference_of
-from orchestrator.config.schema import Budget, Data, PolicyChoice, Prices, Range, Search, Section, SuiteChoice, Train, distinct
+from orchestrator.config.schema import (
+    Budget,
+    Data,
+    PolicyChoice,
+    Prices,
+    Range,
+    Search,
+    Section,
+    SuiteChoice,
+    Train,
+    distinct,
+)
 from orchestrator.config.yaml_text import MOST_BYTES as YAML_BYTES
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.data.episode_format import EpisodeError
@@ -36,7 +59,9 @@ class SweepError(DemoscaleError):
     def __init__(self, where: str, problems: list[str]) -> None:
         self.problems = [redacted(problem) for problem in problems]
         count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-        super().__init__(f"{redacted(where)}: {count}\n" + "\n".join(f"  - {problem}" for problem in self.problems))
+        super().__init__(
+            f"{redacted(where)}: {count}\n" + "\n".join(f"  - {problem}" for problem in self.problems)
+        )
 
 
 class Sweep(Section):
@@ -57,8 +82,8 @@ class Sweep(Section):
     rollout_actors: PositiveInt = 2
     """Simulator processes; the scores do not depend on how many."""
     search: Search = Search()
-    """`grid`: every combination of demo count, action-free ratio and seed, all trained to the end; or `asha`, `median`, {asha: {reduction: 3}},
-    {optuna: {trials: 40}}."""
+    """`grid`: every combination of demo count, action-free ratio and seed, all trained to the end; or `asha`,
+    `median`, {asha: {reduction: 3}}, {optuna: {trials: 40}}."""
     attempts: PositiveInt = 3
     """At an arm whose training fails; then it is reported, and the others go on."""
     budget: Budget = Budget()
@@ -68,7 +93,9 @@ class Sweep(Section):
     storage: str = "runs"
     """Folder or s3:// URI for checkpoints, outcomes and videos; relative to where the command runs."""
     mlflow: str = ""
-    """MLflow tracking URI; empty: a database `mlflow.db` in `storage`. A server's token belongs in the environment (`MLFLOW_TRACKING_TOKEN`)."""
+    """MLflow tracking URI; empty: a database `mlflow.db` in `storage`. A server's token belongs in the
+    environment (`MLFLOW_TRACKING_TOKEN`).
+    """
 
     @field_serializer("mlflow")
     def _without_password(self, uri: str) -> str:
@@ -91,7 +118,9 @@ class Sweep(Section):
 
     @classmethod
     def load(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "Sweep":
-        """Read a sweep file; `overrides` are `dotted.key=value`, the value in YAML. SweepError lists every mistake."""
+        """Read a sweep file; `overrides` are `dotted.key=value`, the value in YAML. SweepError lists every
+        mistake.
+        """
         where, raw = str(path), _read(path)
         for override in overrides:
             _override(raw, override, where)
@@ -123,7 +152,12 @@ class Sweep(Section):
         return policy_config(self.policy.preset).sampler_on(self.suite.rung)
 
     def to_suite(self, shift: str = "nominal") -> Suite:
-        return Suite(self.suite.tasks, self.suite.episodes, shift=shift, rules=Rules(self.suite.horizon, self.suite.settle, self.suite.success))
+        return Suite(
+            self.suite.tasks,
+            self.suite.episodes,
+            shift=shift,
+            rules=Rules(self.suite.horizon, self.suite.settle, self.suite.success),
+        )
 
     def checkpoint_steps(self) -> list[int]:
         """Steps after which an arm is saved and scored."""
@@ -139,10 +173,13 @@ class Sweep(Section):
         """Where the arms' video models start: a folder, hub id or URI; empty for random weights."""
         return weights_source(self.policy.preset, self.policy.weights)
 
-    def training_key(self, manifest_fingerprint: str, quarantined: Iterable[str], weights: str, packages: Mapping[str, str]) -> Key:
+    def training_key(
+        self, manifest_fingerprint: str, quarantined: Iterable[str], weights: str, packages: Mapping[str, str]
+    ) -> Key:
         """Return everything besides the arm that shapes a trained policy.
 
-        weights: the `weights_label` of the weights that it starts from. packages: versions by name, at least those of TRAINING_PACKAGES.
+        weights: the `weights_label` of the weights that it starts from. packages: versions by name, at least
+        those of TRAINING_PACKAGES.
         """
         parts = {
             "data": manifest_fingerprint,
@@ -175,10 +212,13 @@ def load_suite(path: str | Path) -> SuiteChoice:
 
 
 def credential_problems(raw: Any) -> list[str]:
-    """One sentence per field of a sweep, as it was read or as `Sweep` dumps it, that holds credentials; they are not repeated."""
+    """One sentence per field of a sweep, as it was read or as `Sweep` dumps it, that holds credentials; they
+    are not repeated.
+    """
     return [
-        f"{field}: it holds credentials, which all who see its storage, MLflow or the cluster's jobs could read; leave them out and set them in "
-        f"the environment of the machines that need them: {_variables(field)}"
+        f"{field}: it holds credentials, which all who see its storage, MLflow or the cluster's jobs could"
+        " read; leave them out and set them in the environment of the machines that need them:"
+        f" {_variables(field)}"
         for field in fields_with_credentials(raw)
     ]
 
@@ -186,9 +226,14 @@ def credential_problems(raw: Any) -> list[str]:
 def _variables(field: str) -> str:
     """What takes the place of credentials in a field."""
     if field == "mlflow":
-        return "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; for a database PGPASSWORD or ~/.pgpass"
+        return (
+            "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; for a database"
+            " PGPASSWORD or ~/.pgpass"
+        )
     if field == "policy.weights":
-        return "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or an instance role for s3://, HF_TOKEN for the hub"
+        return (
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or an instance role for s3://, HF_TOKEN for the hub"
+        )
     if field in ("storage", "data.episodes"):
         return "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an instance role"
     return "AWS_*, HF_TOKEN, MLFLOW_TRACKING_TOKEN"
@@ -232,41 +277,69 @@ def _override(raw: dict[str, Any], override: str, where: str) -> None:
         if not isinstance(place, dict):
             raise SweepError(where, [f"--set {override}: {parent} has no fields"])
     if not separator or not last:
-        raise SweepError(where, [f"--set {override}: write it as field=value, for example --set train.steps=200"])
+        raise SweepError(
+            where, [f"--set {override}: write it as field=value, for example --set train.steps=200"]
+        )
     try:
         place[last] = read_yaml(value)
     except yaml.YAMLError as error:
-        raise SweepError(where, [f"--set {override}: not readable as YAML: {getattr(error, 'problem', None) or type(error).__name__}"]) from None
+        raise SweepError(
+            where,
+            [
+                f"--set {override}: not readable as YAML:"
+                f" {getattr(error, 'problem', None) or type(error).__name__}"
+            ],
+        ) from None
 
 
 def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
-    """Yield one sentence per pair of fields that contradict each other. sections: the valid fields of a `Sweep`, by name; others are not read."""
+    """Yield one sentence per pair of fields that contradict each other. sections: the valid fields of a
+    `Sweep`, by name; others are not read.
+    """
     data, suite, search, train = (sections.get(name) for name in ("data", "suite", "search", "train"))
-    if suite and (refused := [why for task in suite.tasks for shift in suite.shifts if (why := refusal(task, shift))]):
+    if suite and (
+        refused := [why for task in suite.tasks for shift in suite.shifts if (why := refusal(task, shift))]
+    ):
         yield f"suite.shifts: {'; '.join(refused)}"
     optuna = bool(search and search.optuna)
     varied = {"demo_count": data.demo_count, "action_free_ratio": data.action_free_ratio} if data else {}
     ranges = [name for name, values in varied.items() if isinstance(values, Range)]
     if ranges and search and not optuna:
-        yield f"data.{ranges[0]}: a range asks for search: {{optuna: {{trials: 40}}}}; any other search needs a list of values"
+        yield (
+            f"data.{ranges[0]}: a range asks for search: {{optuna: {{trials: 40}}}}; any other search needs a"
+            " list of values"
+        )
     baselines = sections["policy"].baselines if "policy" in sections else ()
     if optuna and (len(sections.get("seeds", ())) > 1 or baselines):
-        yield "search.optuna: its arms are tried with one seed and without baselines; repeat the best of them in a grid"
+        yield (
+            "search.optuna: its arms are tried with one seed and without baselines; repeat the best of them"
+            " in a grid"
+        )
     against = suite.against if suite else ""
     if against and optuna:
-        yield "suite.decide.against: Optuna may never propose that arm; write {threshold: 0.8}, or search a grid"
+        yield (
+            "suite.decide.against: Optuna may never propose that arm; write {threshold: 0.8}, or search a"
+            " grid"
+        )
     elif against and data and not ranges and {"policy", "seeds"} <= sections.keys():
         grid = expand(data.demo_count, data.action_free_ratio, sections["seeds"], baselines)
         if not any(reference_of(arm, against, grid) for arm in grid):
             named = ", ".join(sorted(arm.name for arm in grid))
             yield f"suite.decide.against: no arm has {against} to be held against; the arms are {named}"
-    one_ratio = data is None or (isinstance(data.action_free_ratio, tuple) and len(data.action_free_ratio) == 1)
+    one_ratio = data is None or (
+        isinstance(data.action_free_ratio, tuple) and len(data.action_free_ratio) == 1
+    )
     if train and train.videos == "sweep" and (train.mode != "two_stage" or not one_ratio):
-        yield "train.videos: sweep asks for train.mode two_stage and for one data.action_free_ratio: all arms see the same videos"
+        yield (
+            "train.videos: sweep asks for train.mode two_stage and for one data.action_free_ratio: all arms"
+            " see the same videos"
+        )
 
 
 def _mistakes(model: type[Sweep], raw: dict[str, Any], error: ValidationError) -> list[str]:
-    """Every mistake in a sweep file: those of single fields, and contradictions between the fields that are right."""
+    """Every mistake in a sweep file: those of single fields, and contradictions between the fields that are
+    right.
+    """
     errors = error.errors()
     sentences = [sentence for item in errors for sentence in _sentence(model, item).split("\n")]
     wrong = {item["loc"][0] for item in errors if item["loc"]}
@@ -276,25 +349,36 @@ def _mistakes(model: type[Sweep], raw: dict[str, Any], error: ValidationError) -
     for name, field in model.model_fields.items():
         if name in wrong or (name not in raw and field.is_required()):
             continue
-        valid[name] = TypeAdapter[Any](cast(Any, field.annotation)).validate_python(raw[name]) if name in raw else field.get_default()
+        valid[name] = (
+            TypeAdapter[Any](cast(Any, field.annotation)).validate_python(raw[name])
+            if name in raw
+            else field.get_default()
+        )
     return [*sentences, *contradictions(valid)]
 
 
 def _sentence(model: type[BaseModel], error: Any) -> str:
     """A pydantic error as a person would say it."""
-    places = [part for part in error["loc"] if part not in ("list", "range")]  # which of the two forms a field has
+    # which of the two forms a field has
+    places = [part for part in error["loc"] if part not in ("list", "range")]
     location = ".".join(str(part) for part in places)
     if error["type"] == "extra_forbidden":
         for part in places[:-1]:
             model = next(sections_in(model.model_fields[part].annotation))
         close = difflib.get_close_matches(str(places[-1]), model.model_fields, 1)
-        return f"{location}: unknown field" + (f"; did you mean {close[0]}?" if close else f"; the fields here are {', '.join(model.model_fields)}")
+        return f"{location}: unknown field" + (
+            f"; did you mean {close[0]}?"
+            if close
+            else f"; the fields here are {', '.join(model.model_fields)}"
+        )
     if error["type"] == "missing":
         return f"{location}: missing"
     message = error["msg"].removeprefix("Value error, ")
     if not location:  # about several fields at once; the message names them
         return str(message)
-    return f"{location}: {message[0].lower()}{message[1:]}" + ("" if error["type"] == "value_error" else f", not {error['input']!r}")
+    return f"{location}: {message[0].lower()}{message[1:]}" + (
+        "" if error["type"] == "value_error" else f", not {error['input']!r}"
+    )
 
 
 def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -306,15 +390,25 @@ def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def store_problems(data: Data, tasks: tuple[str, ...]) -> list[str]:
-    """Return all problems of the episode store that would stop a sweep: no store, a task without demonstrations, too few episodes."""
+    """Return all problems of the episode store that would stop a sweep: no store, a task without
+    demonstrations, too few episodes.
+    """
     try:
         manifest = load_manifest(open_storage(data.episodes))
     except (EpisodeError, StorageError) as error:
         return [f"data.episodes: {error}"]
-    if told := [f"on {task} here. {'; '.join(different)}" for task in tasks if (different := unfit(manifest.contract, task))]:
+    if told := [
+        f"on {task} here. {'; '.join(different)}"
+        for task in tasks
+        if (different := unfit(manifest.contract, task))
+    ]:
         return [f"data.episodes: a policy trained on {data.episodes} could not be scored {told[0]}"]
     shown = set(manifest.tasks)
-    problems = [f"suite.tasks: nobody demonstrated {task}; the store shows {', '.join(sorted(shown))}" for task in tasks if task not in shown]
+    problems = [
+        f"suite.tasks: nobody demonstrated {task}; the store shows {', '.join(sorted(shown))}"
+        for task in tasks
+        if task not in shown
+    ]
     try:
         choose(manifest, data.most_demos, data.highest_ratio, seed=0, labelled_tasks=data.labelled_tasks)
     except SubsetError as error:

@@ -1,7 +1,8 @@
 """Quality checks of demonstrations before GPU-hours are spent on them: `demoscale data check`.
 
-Each episode is fetched and decoded once, in a thread, and reduced to `Traits`: a few kilobytes, measured on downsampled gray pictures. `judge`
-compares the traits of all episodes with each other and with `Limits`, and returns findings. Nothing is written.
+Each episode is fetched and decoded once, in a thread, and reduced to `Traits`: a few kilobytes, measured on
+downsampled gray pictures. `judge` compares the traits of all episodes with each other and with `Limits`, and
+returns findings. Nothing is written.
 """
 
 import io
@@ -37,7 +38,10 @@ KINDS = {
     "lag": ("high", "pictures follow the motion late or come before it"),
     "gripper": ("medium", "the gripper's action never changes"),
     "jump": ("medium", "one step of the proprioception is many times the usual step"),
-    "quaternion": ("medium", "an orientation changes its sign from one step to the next, or is not of length 1"),
+    "quaternion": (
+        "medium",
+        "an orientation changes its sign from one step to the next, or is not of length 1",
+    ),
     "beyond": ("medium", "an action that is scaled to [-1, 1] reaches further"),
     "saturated": ("medium", "an action is at its limit in most steps of an episode"),
     "repeated": ("medium", "the camera gives fewer pictures than there are steps"),
@@ -53,7 +57,8 @@ KINDS = {
 SEVERITIES = ("high", "medium", "low")
 GRID = 32
 """Side of a downsampled picture, in cells."""
-POINTS, HASH_SIDE, HASH_FRAMES = 16, 16, 8  # times in a motion's signature; side in cells and number of frames of a film's
+# times in a motion's signature; side in cells and number of frames of a film's
+POINTS, HASH_SIDE, HASH_FRAMES = 16, 16, 8
 SCALED = re.compile(r"_x[\d.]+(m|rad)$|minus1")
 """Names of action dimensions that are scaled to [-1, 1]."""
 FINGERS = re.compile(r"gripper|finger")
@@ -63,18 +68,26 @@ TOP_JUMPS = 5  # jump candidates kept per dimension and episode
 
 @dataclass(frozen=True)
 class Limits:
-    """Thresholds of the findings. Shares are fractions of 1; ranges are those of a dimension over the whole store."""
+    """Thresholds of the findings. Shares are fractions of 1; ranges are those of a dimension over the whole
+    store.
+    """
 
     frozen_s: float = 1.0
     """Seconds without change from which a camera or a proprioception counts as frozen."""
     same_level: float = 1.0
     """Gray levels, of 255: largest change of any part of an unchanged picture."""
     coded_level: float = 5.0
-    """Gray levels: the same limit where a key frame encodes an unchanged picture again, every eighth frame."""
+    """Gray levels: the same limit where a key frame encodes an unchanged picture again, every eighth
+    frame.
+    """
     same_share: float = 0.6
-    """Minimum share of a frozen stretch's steps that stay within `same_level`, which key frames may exceed."""
+    """Minimum share of a frozen stretch's steps that stay within `same_level`, which key frames may
+    exceed.
+    """
     moving_proprio: float = 0.15
-    """Share of its range that a proprioceptive value covers where the robot moves; a gripper alone is hardly visible."""
+    """Share of its range that a proprioceptive value covers where the robot moves; a gripper alone is hardly
+    visible.
+    """
     moving_action: float = 0.25
     """Share of its range that an action covers where the robot moves."""
     blank_level: float = 2.5
@@ -98,7 +111,9 @@ class Limits:
     clipped_share: float = 0.25
     """Share of the store's steps at one limit from which a dimension is clipped."""
     two_valued_share: float = 0.9
-    """Share of steps at either limit from which a dimension is a switch, such as a gripper, which is at its limits by design."""
+    """Share of steps at either limit from which a dimension is a switch, such as a gripper, which is at its
+    limits by design.
+    """
     constant_elsewhere: float = 0.25
     """Share of the episodes above which a dimension's being constant is no finding in one of them."""
     gripper_share: float = 0.1
@@ -126,7 +141,9 @@ class Limits:
     idle_share: float = 0.4
     """Minimum share of the episode that is spent standing still, for a finding."""
     far_deviations: float = 8.0
-    """Scaled median absolute deviations from the median of the task from which an episode is far from the others."""
+    """Scaled median absolute deviations from the median of the task from which an episode is far from the
+    others.
+    """
     fewest: int = 8
     """Episodes of a task below which its episodes are not compared with each other."""
     systematic: float = 0.5
@@ -150,13 +167,19 @@ class Finding:
     @property
     def scope(self) -> str:
         """Id of the only episode, or the number of episodes."""
-        return self.episodes[0] if len(self.episodes) == 1 else amount(len(self.episodes), "episode") if self.episodes else "whole store"
+        return (
+            self.episodes[0]
+            if len(self.episodes) == 1
+            else amount(len(self.episodes), "episode")
+            if self.episodes
+            else "whole store"
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"episode": self.episodes[0] if len(self.episodes) == 1 else None}
 
 
-# -- measuring one episode -----------------------------------------------------------------------------------------------------
+# -- measuring one episode -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -171,7 +194,9 @@ class Scale:
 
     @classmethod
     def of(cls, stats: Stats | None, names: tuple[str, ...]) -> "Scale | None":
-        """Return the ranges of merged statistics; None without statistics. Names of another number are replaced by numbers."""
+        """Return the ranges of merged statistics; None without statistics. Names of another number are
+        replaced by numbers.
+        """
         if stats is None:
             return None
         low, high = np.array(stats.low), np.array(stats.high)
@@ -200,7 +225,9 @@ class Camera:
     frozen: list[tuple[int, int]]
     """(first, last) frame of each stretch in which nothing changes."""
     repeated: float
-    """Share of the faster half of the steps without a new picture; 0 where the repeats do not alternate with new pictures."""
+    """Share of the faster half of the steps without a new picture; 0 where the repeats do not alternate with
+    new pictures.
+    """
     lag: tuple[int, float, float] | None
     """(best lag in steps, its correlation, correlation without lag); None where it cannot be measured."""
     picture: Array
@@ -254,7 +281,8 @@ class Traits:
 def gray(frames_LHW3: Array) -> Array:
     """Return the mean of each part of each picture, (L, h, w) float32 with h, w <= GRID.
 
-    Only four pixels of each part of a large picture are read, so that measuring does not cost more than decoding.
+    Only four pixels of each part of a large picture are read, so that measuring does not cost more than
+    decoding.
     """
     height, width = frames_LHW3.shape[1:3]
     rows, columns = min(GRID, height), min(GRID, width)
@@ -276,9 +304,12 @@ def _runs(flags: Array) -> list[tuple[int, int]]:
 
 
 def _unchanged(pictures: Array, change: Array, window: int, limits: Limits) -> list[tuple[int, int]]:
-    """Return the stretches of at least `window` steps in which each picture equals the one before, without drift over a window."""
+    """Return the stretches of at least `window` steps in which each picture equals the one before, without
+    drift over a window.
+    """
     stretches = []
-    for first, last in _runs(change < limits.coded_level):  # change[i] is the change from frame i to frame i + 1
+    # change[i] is the change from frame i to frame i + 1
+    for first, last in _runs(change < limits.coded_level):
         if last + 1 - first < window:
             continue
         drift = np.abs(pictures[first + window : last + 2] - pictures[first : last + 2 - window]).max((1, 2))
@@ -289,7 +320,9 @@ def _unchanged(pictures: Array, change: Array, window: int, limits: Limits) -> l
 
 
 def _coherent(values: Array, scale: Scale) -> float:
-    """Return how far the values move, in ranges of the dimension that moves most; noise about one value is no motion."""
+    """Return how far the values move, in ranges of the dimension that moves most; noise about one value is no
+    motion.
+    """
     extent = np.ptp(values, axis=0)
     path = np.abs(np.diff(values, axis=0)).sum(0)
     smooth = path < max(2.0, len(values) / 5) * extent
@@ -301,12 +334,18 @@ def _moves(episode: Episode, scales: dict[str, Scale], limits: Limits, first: in
     proprio, action = episode.proprio, episode.action
     if proprio is not None and "proprio" in scales and np.ptp(proprio[first : last + 1], axis=0).any():
         return _coherent(proprio[first : last + 1], scales["proprio"]) >= limits.moving_proprio
-    # Actions are the fallback where the proprioception is missing or constant; they are weaker evidence: a hand that brakes or grasps has them too.
-    return action is not None and "action" in scales and _coherent(action[first : last + 1], scales["action"]) >= limits.moving_action
+    # Actions are the fallback where the proprioception is missing or constant; they are weaker evidence: a
+    # hand that brakes or grasps has them too.
+    return (
+        action is not None
+        and "action" in scales
+        and _coherent(action[first : last + 1], scales["action"]) >= limits.moving_action
+    )
 
 
 def _speed(episode: Episode, scales: dict[str, Scale]) -> Array | None:
-    """Return the robot's speed in each step, (L - 1,), from the proprioception, or else the size of the actions; None without either.
+    """Return the robot's speed in each step, (L - 1,), from the proprioception, or else the size of the
+    actions; None without either.
 
     Dimensions are weighted by how smoothly they move, so that one that only holds noise does not dominate.
     """
@@ -330,9 +369,11 @@ def _speed(episode: Episode, scales: dict[str, Scale]) -> Array | None:
 
 
 def best_lag(change: Array, speed: Array, reach: int) -> tuple[int, float, float] | None:
-    """Return (lag in steps at which picture change follows speed best, its correlation, correlation without lag).
+    """Return (lag in steps at which picture change follows speed best, its correlation, correlation without
+    lag).
 
-    A positive lag means that pictures are late. None for fewer than 24 steps, a reach below one step, or pictures or a speed that do not vary.
+    A positive lag means that pictures are late. None for fewer than 24 steps, a reach below one step, or
+    pictures or a speed that do not vary.
     """
     reach = min(reach, len(speed) // 3)
     if len(speed) < 24 or reach < 1:
@@ -340,16 +381,23 @@ def best_lag(change: Array, speed: Array, reach: int) -> tuple[int, float, float
     if change.std() < 1e-6 or speed.std() < 1e-12:
         return None
     lags, length = np.arange(-reach, reach + 1), len(speed)
-    pictures, motion = (np.asarray((values - values.mean()) / values.std(), np.float64) for values in (change, speed))
+    pictures, motion = (
+        np.asarray((values - values.mean()) / values.std(), np.float64) for values in (change, speed)
+    )
     overlap = length - np.abs(lags)
 
     def moments(values: Array, first: Array) -> tuple[Array, Array]:
         """Return mean and standard deviation of the overlapping part, per lag."""
         sums, squares = (np.concatenate([[0.0], np.cumsum(values**power)]) for power in (1, 2))
         mean = (sums[first + overlap] - sums[first]) / overlap
-        return mean, np.sqrt(np.maximum((squares[first + overlap] - squares[first]) / overlap - mean**2, 1e-12))
+        return mean, np.sqrt(
+            np.maximum((squares[first + overlap] - squares[first]) / overlap - mean**2, 1e-12)
+        )
 
-    (mean, deviation), (mean_motion, deviation_motion) = moments(pictures, np.maximum(lags, 0)), moments(motion, np.maximum(-lags, 0))
+    (mean, deviation), (mean_motion, deviation_motion) = (
+        moments(pictures, np.maximum(lags, 0)),
+        moments(motion, np.maximum(-lags, 0)),
+    )
     products = np.correlate(pictures, motion, "full")[length - 1 + lags] / overlap
     correlations = (products - mean * mean_motion) / (deviation * deviation_motion)
     best = int(np.lexsort((np.abs(lags), -correlations.round(6)))[0])
@@ -359,7 +407,8 @@ def best_lag(change: Array, speed: Array, reach: int) -> tuple[int, float, float
 def _camera(pictures: Array, speed: Array | None, hz: float, limits: Limits) -> Camera:
     steps = np.abs(np.diff(pictures, axis=0))
     largest = steps.max((1, 2), initial=0)
-    change = np.maximum(steps - 2 * limits.same_level, 0).mean((1, 2))  # every eighth frame is a key frame, which changes all parts a little
+    # every eighth frame is a key frame, which changes all parts a little
+    change = np.maximum(steps - 2 * limits.same_level, 0).mean((1, 2))
     means = pictures.mean((1, 2))
     blank = np.flatnonzero(pictures.std((1, 2)) < limits.blank_level)
     repeated = 0.0
@@ -374,7 +423,9 @@ def _camera(pictures: Array, speed: Array | None, hz: float, limits: Limits) -> 
     spread = np.linspace(0, len(pictures) - 1, HASH_FRAMES).round().astype(int)
     coarse = pictures[:, : len(pictures[0]) // 2 * 2 or 1, : pictures.shape[2] // 2 * 2 or 1]
     if min(coarse.shape[1:]) > 1:
-        coarse = (coarse[:, ::2, ::2] + coarse[:, 1::2, ::2] + coarse[:, ::2, 1::2] + coarse[:, 1::2, 1::2]) / 4
+        coarse = (
+            coarse[:, ::2, ::2] + coarse[:, 1::2, ::2] + coarse[:, ::2, 1::2] + coarse[:, 1::2, 1::2]
+        ) / 4
     return Camera(
         brightness=float(means.mean()),
         blank=blank,
@@ -395,11 +446,18 @@ def _vectors(values: Array, scale: Scale, limits: Limits, jumpy: bool) -> Vector
     jumps: list[tuple[int, int, float]] = []
     if jumpy and len(steps):
         padded = np.concatenate([steps[:1].repeat(3, 0), steps, steps[-1:].repeat(3, 0)])
-        around = np.sort(np.lib.stride_tricks.sliding_window_view(padded, 7, axis=0), axis=2)[:, :, 3]  # the median: a spike is two steps
-        sudden = (steps > limits.jump_range * scale.span) & (steps > limits.jump_neighbours * around) & (scale.span > 0)
+        # the median: a spike is two steps
+        around = np.sort(np.lib.stride_tricks.sliding_window_view(padded, 7, axis=0), axis=2)[:, :, 3]
+        sudden = (
+            (steps > limits.jump_range * scale.span)
+            & (steps > limits.jump_neighbours * around)
+            & (scale.span > 0)
+        )
         ordered = np.sort(steps, axis=0)
         for d in np.flatnonzero(scale.span):
-            moved = ordered[np.searchsorted(ordered[:, d], limits.idle_step * scale.span[d], side="right") :, d]
+            moved = ordered[
+                np.searchsorted(ordered[:, d], limits.idle_step * scale.span[d], side="right") :, d
+            ]
             if len(moved):
                 quantiles[:, d] = moved[np.linspace(0, len(moved) - 1, QUANTILES).astype(int)]
             largest = np.flatnonzero(sudden[:, d])
@@ -429,16 +487,24 @@ def _quaternions(names: Sequence[str]) -> list[list[int]]:
 def examine(episode: Episode, entry: EpisodeEntry, scales: dict[str, Scale], limits: Limits) -> Traits:
     """Measure one decoded episode."""
     given = {name: getattr(episode, name) for name in scales}
-    recorded = {name: values for name, values in given.items() if values is not None and values.shape[1:] == scales[name].low.shape}
+    recorded = {
+        name: values
+        for name, values in given.items()
+        if values is not None and values.shape[1:] == scales[name].low.shape
+    }
     known = {name: scales[name] for name in recorded}
     traits = Traits(entry)
-    traits.vectors = {name: _vectors(values, scales[name], limits, name == "proprio") for name, values in recorded.items()}
+    traits.vectors = {
+        name: _vectors(values, scales[name], limits, name == "proprio") for name, values in recorded.items()
+    }
     speed = _speed(episode, known)
     window = max(2, round(entry.hz * limits.frozen_s))
     grids = {name: gray(frames) for name, frames in episode.frames.items()}
     for name, pictures in grids.items():
         camera = _camera(pictures, speed, entry.hz, limits)
-        camera.frozen = [(first, last) for first, last in camera.frozen if _moves(episode, known, limits, first, last)]
+        camera.frozen = [
+            (first, last) for first, last in camera.frozen if _moves(episode, known, limits, first, last)
+        ]
         traits.cameras[name] = camera
     names = list(grids)
     for i, one in enumerate(names):
@@ -462,22 +528,28 @@ def examine(episode: Episode, entry: EpisodeEntry, scales: dict[str, Scale], lim
             worst = float(norms[np.abs(norms - 1).argmax()])
             if abs(worst - 1) > abs(traits.quaternion_norm - 1):
                 traits.quaternion_norm = worst
-            flipped = np.linalg.norm(turns[1:] + turns[:-1], axis=1) < 0.3 * np.linalg.norm(turns[1:] - turns[:-1], axis=1)
+            flipped = np.linalg.norm(turns[1:] + turns[:-1], axis=1) < 0.3 * np.linalg.norm(
+                turns[1:] - turns[:-1], axis=1
+            )
             traits.sign_changes = np.union1d(traits.sign_changes, np.flatnonzero(flipped) + 1)
     return traits
 
 
-# -- a whole store --------------------------------------------------------------------------------------------------------------
+# -- a whole store -------------------------------------------------------------------------------------------
 
 
 def scales_of(manifest: Manifest) -> dict[str, Scale]:
     """Return the ranges of actions and proprioception over the whole store, from the manifest alone."""
     contract = manifest.contract
-    found = {name: Scale.of(merged(manifest, name), getattr(contract, name)) for name in ("action", "proprio")}
+    found = {
+        name: Scale.of(merged(manifest, name), getattr(contract, name)) for name in ("action", "proprio")
+    }
     return {name: scale for name, scale in found.items() if scale is not None}
 
 
-def look(storage: Storage, entries: Iterable[EpisodeEntry], scales: dict[str, Scale], limits: Limits, workers: int) -> Iterator[Traits]:
+def look(
+    storage: Storage, entries: Iterable[EpisodeEntry], scales: dict[str, Scale], limits: Limits, workers: int
+) -> Iterator[Traits]:
     """Fetch, decode and measure every episode once, in threads, and yield its traits in order.
 
     An episode that cannot be read or decoded yields traits with a `problem`. Raises StorageError.
@@ -494,7 +566,13 @@ def look(storage: Storage, entries: Iterable[EpisodeEntry], scales: dict[str, Sc
         except StorageError:  # it concerns all episodes
             raise
         except Exception as error:  # any error of a decoder concerns this episode alone
-            return Traits(entry, problem=f"episode {entry.episode_id} cannot be decoded ({type(error).__name__}: {one_line(str(error))})")
+            return Traits(
+                entry,
+                problem=(
+                    f"episode {entry.episode_id} cannot be decoded ({type(error).__name__}:"
+                    f" {one_line(str(error))})"
+                ),
+            )
         traits.seconds = decoded - started, time.thread_time() - decoded
         return traits
 
@@ -510,9 +588,20 @@ class _Report:
     limits: Limits
     found: list[Finding] = field(default_factory=list)
 
-    def add(self, kind: str, entry: EpisodeEntry | None, where: str, value: float, unit: str, sentence: str, severity: str = "") -> None:
+    def add(
+        self,
+        kind: str,
+        entry: EpisodeEntry | None,
+        where: str,
+        value: float,
+        unit: str,
+        sentence: str,
+        severity: str = "",
+    ) -> None:
         episodes = () if entry is None else (entry.episode_id,)
-        self.found.append(Finding(severity or KINDS[kind][0], kind, episodes, where, round(float(value), 4), unit, sentence))
+        self.found.append(
+            Finding(severity or KINDS[kind][0], kind, episodes, where, round(float(value), 4), unit, sentence)
+        )
 
     def sorted(self, episodes: int) -> list[Finding]:
         """Return the findings by severity; one that most episodes share is reported once."""
@@ -526,10 +615,14 @@ class _Report:
                 continue
             worst = max(some, key=lambda finding: abs(finding.value))
             ids = tuple(dict.fromkeys(episode for finding in some for episode in finding.episodes))
-            sentence = f"in {len(ids)} of {amount(episodes, 'episode')}; in {worst.episodes[0]}: {worst.sentence}"
+            sentence = (
+                f"in {len(ids)} of {amount(episodes, 'episode')}; in {worst.episodes[0]}: {worst.sentence}"
+            )
             said.append(replace(worst, episodes=ids, sentence=sentence))
         order = list(KINDS)
-        return sorted(said, key=lambda f: (SEVERITIES.index(f.severity), order.index(f.kind), f.episodes[:1], f.where))
+        return sorted(
+            said, key=lambda f: (SEVERITIES.index(f.severity), order.index(f.kind), f.episodes[:1], f.where)
+        )
 
 
 def judge(seen: Sequence[Traits], scales: dict[str, Scale], limits: Limits) -> list[Finding]:
@@ -543,7 +636,9 @@ def judge(seen: Sequence[Traits], scales: dict[str, Scale], limits: Limits) -> l
         _judge_pictures(report, traits)
         _judge_motion(report, traits)
         if not one_line(traits.entry.instruction).strip():
-            report.add("instruction", traits.entry, "", 0, "", "it has no instruction, and a policy is given one")
+            report.add(
+                "instruction", traits.entry, "", 0, "", "it has no instruction, and a policy is given one"
+            )
     for kind, scale in scales.items():
         _judge_dimensions(report, whole, kind, scale)
     _judge_jumps(report, whole, scales)
@@ -557,21 +652,46 @@ def _judge_pictures(report: _Report, traits: Traits) -> None:
     for name, camera in traits.cameras.items():
         share = len(camera.blank) / entry.length
         if share >= limits.blank_share:
-            look = "black" if camera.blank_brightness < 16 else "white" if camera.blank_brightness > 239 else "of one colour"
-            said = f"{len(camera.blank)} of {entry.length} pictures are {look}, the first at step {camera.blank[0]}"
+            look = (
+                "black"
+                if camera.blank_brightness < 16
+                else "white"
+                if camera.blank_brightness > 239
+                else "of one colour"
+            )
+            said = (
+                f"{len(camera.blank)} of {entry.length} pictures are {look}, the first at step"
+                f" {camera.blank[0]}"
+            )
             report.add("blank-camera", entry, name, 100 * share, "%", said)
         lag, best, without = camera.lag or (0, 0.0, 0.0)
-        lags = abs(lag) >= limits.lag_steps and best >= limits.lag_correlation and best - without >= limits.lag_gain
+        lags = (
+            abs(lag) >= limits.lag_steps
+            and best >= limits.lag_correlation
+            and best - without >= limits.lag_gain
+        )
         if lags:
-            late = f"{abs(lag)} steps ({abs(lag) / hz:.2f} s) {'behind' if lag > 0 else 'ahead of'} the motion"
-            said = f"the pictures are {late}: they change with it at correlation {best:.2f}, {without:.2f} without the lag"
+            late = (
+                f"{abs(lag)} steps ({abs(lag) / hz:.2f} s) {'behind' if lag > 0 else 'ahead of'} the motion"
+            )
+            said = (
+                f"the pictures are {late}: they change with it at correlation {best:.2f}, {without:.2f}"
+                " without the lag"
+            )
             report.add("lag", entry, name, lag, "steps", said)
         first, last = max(camera.frozen, key=lambda run: run[1] - run[0], default=(0, 0))
-        if last - first >= hz * limits.frozen_s + 2 * abs(lag) * lags and last and share < 0.5:  # late pictures stay while a motion begins
-            said = f"the picture stays the same from step {first} to step {last} ({(last - first) / hz:.1f} s) while the robot moves"
+        # late pictures stay while a motion begins
+        if last - first >= hz * limits.frozen_s + 2 * abs(lag) * lags and last and share < 0.5:
+            said = (
+                f"the picture stays the same from step {first} to step {last} ({(last - first) / hz:.1f} s)"
+                " while the robot moves"
+            )
             report.add("frozen-camera", entry, name, last - first, "steps", said)
         elif camera.repeated >= limits.repeated_share and share < 0.5:
-            said = f"{100 * camera.repeated:.0f} % of the faster steps bring no new picture: the camera is slower than {hz:g} per second"
+            said = (
+                f"{100 * camera.repeated:.0f} % of the faster steps bring no new picture: the camera is"
+                f" slower than {hz:g} per second"
+            )
             report.add("repeated", entry, name, 100 * camera.repeated, "%", said)
     for one, other, difference in traits.same_cameras:
         said = f"it shows the same pictures as {other}, {difference:.1f} gray levels apart"
@@ -582,16 +702,25 @@ def _judge_motion(report: _Report, traits: Traits) -> None:
     entry, limits = traits.entry, report.limits
     if traits.frozen_proprio:
         first, last = max(traits.frozen_proprio, key=lambda run: run[1] - run[0])
-        said = f"no value changes from step {first} to step {last} ({(last - first) / entry.hz:.1f} s) while the actions do"
+        said = (
+            f"no value changes from step {first} to step {last} ({(last - first) / entry.hz:.1f} s) while the"
+            " actions do"
+        )
         report.add("frozen-proprio", entry, "", last - first, "steps", said)
     elif traits.idle:
         still = traits.idle[1] - traits.idle[0] + 1
         if still >= limits.idle_s * entry.hz and still >= limits.idle_share * entry.length:
-            said = f"nothing moves from step {traits.idle[0]} for {still / entry.hz:.1f} s, {100 * still / entry.length:.0f} % of the episode"
+            said = (
+                f"nothing moves from step {traits.idle[0]} for {still / entry.hz:.1f} s,"
+                f" {100 * still / entry.length:.0f} % of the episode"
+            )
             report.add("idle", entry, "", still, "steps", said)
     if len(traits.sign_changes):
         count, first = len(traits.sign_changes), traits.sign_changes[0]
-        said = f"the orientation changes its sign {amount(count, 'time')}, first at step {first}: the same pose in other numbers"
+        said = (
+            f"the orientation changes its sign {amount(count, 'time')}, first at step {first}: the same pose"
+            " in other numbers"
+        )
         report.add("quaternion", entry, "quaternion sign", count, "times", said)
     if abs(traits.quaternion_norm - 1) > limits.quaternion_norm:
         said = f"an orientation has length {traits.quaternion_norm:.3g} where a quaternion has 1"
@@ -609,7 +738,9 @@ def _judge_dimensions(report: _Report, whole: list[Traits], kind: str, scale: Sc
     at_low, at_high = (np.array([getattr(one, name) for one in vectors]) for name in ("at_low", "at_high"))
     still = high - low <= np.maximum(2 * CONSTANT, 1e-4 * scale.span)
     word = "action" if kind == "action" else "proprioceptive"
-    fixed = [d for d in range(len(scale.names)) if not scale.span[d] and not _is_gripper(kind, scale.names[d])]
+    fixed = [
+        d for d in range(len(scale.names)) if not scale.span[d] and not _is_gripper(kind, scale.names[d])
+    ]
     if fixed:
         names = ", ".join(scale.names[d] for d in fixed)
         verb = "changes" if len(fixed) == 1 else "change"
@@ -620,22 +751,34 @@ def _judge_dimensions(report: _Report, whole: list[Traits], kind: str, scale: Sc
             _judge_gripper(report, having, scale, d, high[:, d] - low[:, d])
         elif scale.span[d] and len(having) >= 4 and 0 < still[:, d].mean() <= limits.constant_elsewhere:
             for i in np.flatnonzero(still[:, d]):
-                said = f"it stays at {low[i, d]:.4g} in all steps; in other episodes it goes from {scale.low[d]:.4g} to {scale.high[d]:.4g}"
+                said = (
+                    f"it stays at {low[i, d]:.4g} in all steps; in other episodes it goes from"
+                    f" {scale.low[d]:.4g} to {scale.high[d]:.4g}"
+                )
                 report.add("constant", having[i].entry, name, low[i, d], "", said)
         if kind != "action":
             continue
         if SCALED.search(name):
             reach = np.maximum(np.abs(low[:, d]), np.abs(high[:, d]))
             for i in np.flatnonzero(reach > 1.001):
-                said = f"it reaches {reach[i]:.3g}, and its name says that it is scaled to [-1, 1]; the simulator cuts it off there"
+                said = (
+                    f"it reaches {reach[i]:.3g}, and its name says that it is scaled to [-1, 1]; the"
+                    " simulator cuts it off there"
+                )
                 report.add("beyond", having[i].entry, name, reach[i], "", said)
         if not scale.span[d]:
             continue
-        ends = [(bound, at) for bound, at in ((scale.low[d], at_low[:, d]), (scale.high[d], at_high[:, d])) if abs(bound) > 1e-9]
+        ends = [
+            (bound, at)
+            for bound, at in ((scale.low[d], at_low[:, d]), (scale.high[d], at_high[:, d]))
+            if abs(bound) > 1e-9
+        ]
         total = (at_low[:, d] + at_high[:, d]).sum() / lengths.sum()
         if total >= limits.two_valued_share and at_low[:, d].any() and at_high[:, d].any():
             continue  # a switch, at its limits by design
-        at_end: Array = np.sum([at for _, at in ends], axis=0) * ~still[:, d] if ends else np.zeros(len(having))
+        at_end: Array = (
+            np.sum([at for _, at in ends], axis=0) * ~still[:, d] if ends else np.zeros(len(having))
+        )
         share = at_end / lengths
         for i in np.flatnonzero(share >= limits.saturated_share):
             bound = max(ends, key=lambda end: int(end[1][i]))[0]
@@ -656,11 +799,25 @@ def _is_gripper(kind: str, name: str) -> bool:
 def _judge_gripper(report: _Report, having: list[Traits], scale: Scale, d: int, extent: Array) -> None:
     name = scale.names[d]
     if not scale.span[d]:
-        report.add("gripper", None, name, scale.low[d], "", f"the gripper's action is {scale.low[d]:.4g} in every step of the whole store")
+        report.add(
+            "gripper",
+            None,
+            name,
+            scale.low[d],
+            "",
+            f"the gripper's action is {scale.low[d]:.4g} in every step of the whole store",
+        )
         return
     for i in np.flatnonzero(extent < report.limits.gripper_share * scale.span[d]):
         value = having[i].vectors["action"].mean[d]
-        report.add("gripper", having[i].entry, name, value, "", f"the gripper never moves: its action stays at {value:.3g}")
+        report.add(
+            "gripper",
+            having[i].entry,
+            name,
+            value,
+            "",
+            f"the gripper never moves: its action stays at {value:.3g}",
+        )
 
 
 def _judge_jumps(report: _Report, whole: list[Traits], scales: dict[str, Scale]) -> None:
@@ -670,7 +827,8 @@ def _judge_jumps(report: _Report, whole: list[Traits], scales: dict[str, Scale])
     limits, scale = report.limits, scales["proprio"]
     steps = np.concatenate([traits.vectors["proprio"].steps for traits in having])
     turned = {d for places in _quaternions(scale.names) for d in places}
-    jumps: dict[tuple[int, int], list[tuple[float, str, float]]] = defaultdict(list)  # (place of the episode, step) -> dimensions
+    # (place of the episode, step) -> dimensions
+    jumps: dict[tuple[int, int], list[tuple[float, str, float]]] = defaultdict(list)
     for d, name in enumerate(scale.names):
         sizes = steps[~np.isnan(steps[:, d]), d]
         if not len(sizes):
@@ -685,18 +843,25 @@ def _judge_jumps(report: _Report, whole: list[Traits], scales: dict[str, Scale])
         t, dimensions = max(of_episode, key=lambda jump: max(jump[1]))
         times, name, size = max(dimensions)
         more = f"; {amount(len(of_episode), 'such step')} in all" if len(of_episode) > 1 else ""
-        said = f"from step {t} to step {t + 1} {name} jumps by {size:.3g}, {times:.0f} times the usual step{more}"
-        report.add("jump", having[i].entry, ", ".join(name for _, name, _ in dimensions), times, "times", said)
+        said = (
+            f"from step {t} to step {t + 1} {name} jumps by {size:.3g}, {times:.0f} times the usual"
+            f" step{more}"
+        )
+        report.add(
+            "jump", having[i].entry, ", ".join(name for _, name, _ in dimensions), times, "times", said
+        )
 
 
-def _by_episode(jumps: dict[tuple[int, int], list[tuple[float, str, float]]]) -> dict[int, list[tuple[int, list[tuple[float, str, float]]]]]:
+def _by_episode(
+    jumps: dict[tuple[int, int], list[tuple[float, str, float]]],
+) -> dict[int, list[tuple[int, list[tuple[float, str, float]]]]]:
     grouped: dict[int, list[tuple[int, list[tuple[float, str, float]]]]] = defaultdict(list)
     for (i, t), dimensions in sorted(jumps.items()):
         grouped[i].append((t, dimensions))
     return grouped
 
 
-# -- comparing episodes ---------------------------------------------------------------------------------------------------------
+# -- comparing episodes --------------------------------------------------------------------------------------
 
 
 def _close(points: Array, tolerance: float) -> list[tuple[int, int]]:
@@ -706,14 +871,17 @@ def _close(points: Array, tolerance: float) -> list[tuple[int, int]]:
     if len(points) < 2:
         return []
     width = points.shape[1]
-    few = np.linalg.qr(np.random.default_rng(0).normal(size=(width, min(8, width))))[0]  # a projection never increases a distance
+    # a projection never increases a distance
+    few = np.linalg.qr(np.random.default_rng(0).normal(size=(width, min(8, width))))[0]
     radius = tolerance * math.sqrt(width)
     pairs = cKDTree(points @ few).query_pairs(radius)
     return sorted((i, j) for i, j in pairs if np.linalg.norm(points[i] - points[j]) <= radius)
 
 
 def _judge_duplicates(report: _Report, whole: list[Traits]) -> None:
-    """Report near-equal motions of labelled episodes and near-equal films of the others, each once, with the first episode like it."""
+    """Report near-equal motions of labelled episodes and near-equal films of the others, each once, with the
+    first episode like it.
+    """
     limits = report.limits
     groups: dict[Any, list[tuple[Traits, Array]]] = defaultdict(list)
     for traits in whole:
@@ -724,7 +892,9 @@ def _judge_duplicates(report: _Report, whole: list[Traits]) -> None:
             films = [camera.film.ravel() for _, camera in sorted(traits.cameras.items())]
             groups["film", sum(map(len, films))].append((traits, np.concatenate(films)))
     for (kind, _), members in groups.items():
-        unit, tolerance = ("ranges", limits.duplicate_motion) if kind == "motion" else ("levels", limits.duplicate_level)
+        unit, tolerance = (
+            ("ranges", limits.duplicate_motion) if kind == "motion" else ("levels", limits.duplicate_level)
+        )
         points = np.array([point for _, point in members], np.float32)
         original: dict[int, int] = {}
         for i, j in _close(points, tolerance):
@@ -734,7 +904,14 @@ def _judge_duplicates(report: _Report, whole: list[Traits]) -> None:
             original[j] = i
             apart = float(np.sqrt(np.mean((points[i] - points[j]) ** 2)))
             what = "actions and proprioception are those" if kind == "motion" else "pictures are those"
-            report.add("duplicate", other, "", apart, unit, f"its {what} of {one.episode_id}, {apart:.2g} {unit} apart")
+            report.add(
+                "duplicate",
+                other,
+                "",
+                apart,
+                unit,
+                f"its {what} of {one.episode_id}, {apart:.2g} {unit} apart",
+            )
 
 
 def _judge_lengths_and_distances(report: _Report, whole: list[Traits], scales: dict[str, Scale]) -> None:
@@ -749,9 +926,15 @@ def _judge_lengths_and_distances(report: _Report, whole: list[Traits], scales: d
         for traits in members:
             length, said = traits.entry.length, ""
             if compared and length * limits.length_ratio < median:
-                said = f"it has {amount(length, 'step')}, {median / length:.1f} times fewer than the median of {one_line(task)}, {median:g}"
+                said = (
+                    f"it has {amount(length, 'step')}, {median / length:.1f} times fewer than the median of"
+                    f" {one_line(task)}, {median:g}"
+                )
             elif compared and length > limits.length_ratio * median:
-                said = f"it has {amount(length, 'step')}, {length / median:.1f} times the median of {one_line(task)}, {median:g}"
+                said = (
+                    f"it has {amount(length, 'step')}, {length / median:.1f} times the median of"
+                    f" {one_line(task)}, {median:g}"
+                )
             elif length < limits.shortest_steps:
                 said = f"it has {amount(length, 'step')}, {length / traits.entry.hz:.2f} s"
             if said:
@@ -766,43 +949,73 @@ def _judge_lengths_and_distances(report: _Report, whole: list[Traits], scales: d
                 continue
             middle = float(np.median(values[places]))
             deviations = np.abs(values - middle)
-            usual = max(1.4826 * float(np.median(deviations[places])), floor if floor > 0 else -floor * abs(middle), 1e-9)
+            usual = max(
+                1.4826 * float(np.median(deviations[places])),
+                floor if floor > 0 else -floor * abs(middle),
+                1e-9,
+            )
             for i in places[deviations[places] > limits.far_deviations * usual]:
                 far[int(i)].append((float(deviations[i] / usual), name, float(values[i]), middle))
         for i, reasons in far.items():
-            if members[i].entry.episode_id in unusual and all(name in ("length", "path") for _, name, _, _ in reasons):
+            if members[i].entry.episode_id in unusual and all(
+                name in ("length", "path") for _, name, _, _ in reasons
+            ):
                 continue
             reasons.sort(reverse=True)
             distance = reasons[0][0]
-            said = "; ".join(f"{name} is {value:.3g}, usually {middle:.3g}" for _, name, value, middle in reasons[:2])
+            said = "; ".join(
+                f"{name} is {value:.3g}, usually {middle:.3g}" for _, name, value, middle in reasons[:2]
+            )
             more = f"; and {len(reasons) - 2} more" if len(reasons) > 2 else ""
-            said = f"it is {distance:.0f} deviations from the other episodes of {one_line(task)}: {said}{more}"
+            said = (
+                f"it is {distance:.0f} deviations from the other episodes of {one_line(task)}: {said}{more}"
+            )
             report.add("far", members[i].entry, reasons[0][1], distance, "deviations", said)
 
 
 def _features(members: list[Traits], scales: dict[str, Scale]) -> dict[str, tuple[Array, float]]:
-    """Return feature -> (value per episode, NaN where missing; least deviation that counts, negative: as a share of the median)."""
-    features: dict[str, tuple[Array, float]] = {"length": (np.array([float(traits.entry.length) for traits in members]), -0.1)}
+    """Return feature -> (value per episode, NaN where missing; least deviation that counts, negative: as a
+    share of the median).
+    """
+    features: dict[str, tuple[Array, float]] = {
+        "length": (np.array([float(traits.entry.length) for traits in members]), -0.1)
+    }
     if "action" in scales:
         scale = scales["action"]
         for statistic in ("mean", "std"):
-            rows = [getattr(t.vectors["action"], statistic) if "action" in t.vectors else np.full(len(scale.names), np.nan) for t in members]
+            rows = [
+                (
+                    getattr(t.vectors["action"], statistic)
+                    if "action" in t.vectors
+                    else np.full(len(scale.names), np.nan)
+                )
+                for t in members
+            ]
             for d, name in enumerate(scale.names):
                 if scale.span[d]:
                     features[f"{statistic} of {name}"] = np.array(rows)[:, d], 0.05 * float(scale.span[d])
     if "proprio" in scales:
-        features["path"] = np.array([t.vectors["proprio"].path if "proprio" in t.vectors else np.nan for t in members]), -0.1
+        features["path"] = (
+            np.array([t.vectors["proprio"].path if "proprio" in t.vectors else np.nan for t in members]),
+            -0.1,
+        )
     for name in members[0].cameras:
         cameras = [traits.cameras.get(name) for traits in members]
-        features[f"brightness of {name}"] = np.array([camera.brightness if camera else np.nan for camera in cameras]), 5.0
+        features[f"brightness of {name}"] = (
+            np.array([camera.brightness if camera else np.nan for camera in cameras]),
+            5.0,
+        )
         pictures = [camera.picture for camera in cameras if camera]
         if len(pictures) == len(members):
             usual = np.median(pictures, axis=0)
-            features[f"picture of {name}"] = np.array([float(np.abs(picture - usual).mean()) for picture in pictures]), 4.0
+            features[f"picture of {name}"] = (
+                np.array([float(np.abs(picture - usual).mean()) for picture in pictures]),
+                4.0,
+            )
     return features
 
 
-# -- a check --------------------------------------------------------------------------------------------------------------------
+# -- a check -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -833,7 +1046,8 @@ def check(
 
     Args:
         storage: storage of the episodes; it is only read.
-        manifest: version of the store that the episodes belong to; ranges of dimensions are those of all its episodes.
+        manifest: version of the store that the episodes belong to; ranges of dimensions are those of all its
+            episodes.
         entries: episodes to check.
         limits: thresholds of the findings; None for the defaults.
         workers: number of threads.
@@ -854,7 +1068,14 @@ def check(
     flags = Counter(words[traits.entry.success] for traits in seen)
     decoding, looking = (sum(traits.seconds[i] for traits in seen) for i in (0, 1))
     frames = sum(traits.entry.length for traits in seen)
-    return Checked(findings, len(seen), frames, {word: flags[word] for word in words.values()}, decoding, looking + judged)
+    return Checked(
+        findings,
+        len(seen),
+        frames,
+        {word: flags[word] for word in words.values()},
+        decoding,
+        looking + judged,
+    )
 
 
 def concerned(findings: Sequence[Finding], most: int) -> dict[str, list[Finding]]:
@@ -871,7 +1092,9 @@ def concerned(findings: Sequence[Finding], most: int) -> dict[str, list[Finding]
 
 
 def findings_sheet(rows: Sequence[tuple[str, list[Array], str]], columns: int = 2) -> bytes:
-    """Return a PNG with a panel per (title, pictures, text): the pictures side by side, the text under them."""
+    """Return a PNG with a panel per (title, pictures, text): the pictures side by side, the text
+    under them.
+    """
     from matplotlib.figure import Figure
 
     columns = min(columns, len(rows))
@@ -890,11 +1113,20 @@ def findings_sheet(rows: Sequence[tuple[str, list[Array], str]], columns: int = 
     return buffer.getvalue()
 
 
-def pictured(storage: Storage, entry: EpisodeEntry, findings: Sequence[Finding]) -> tuple[str, list[Array], str]:
-    """Return an episode's first, middle and last frame as a row of the sheet, of the camera that its most severe finding is about."""
+def pictured(
+    storage: Storage, entry: EpisodeEntry, findings: Sequence[Finding]
+) -> tuple[str, list[Array], str]:
+    """Return an episode's first, middle and last frame as a row of the sheet, of the camera that its most
+    severe finding is about.
+    """
     camera = next((finding.where for finding in findings if finding.where in entry.cameras), entry.cameras[0])
     try:
-        frames = decode(fetch(storage, entry), (camera,), with_actions=False, wanted=sorted({0, entry.length // 2, entry.length - 1})).frames[camera]
+        frames = decode(
+            fetch(storage, entry),
+            (camera,),
+            with_actions=False,
+            wanted=sorted({0, entry.length // 2, entry.length - 1}),
+        ).frames[camera]
     except Exception:  # an unreadable episode has a finding of its own
         frames = np.zeros((1, *entry.image_size, 3), np.uint8)
     text = "\n".join(f"{finding.kind} {finding.where}: {finding.sentence}" for finding in findings)

@@ -1,9 +1,11 @@
 """Order of the clips of a training worker, determined by seeds alone. Pure.
 
-Decoding is amortised: a *visit* decodes an episode once for several clips. The clips of a visit are spread at random over the next
-POOL_VISITS visits, so that about that many episodes are open at any time and a batch holds clips of many of them.
+Decoding is amortised: a *visit* decodes an episode once for several clips. The clips of a visit are spread at
+random over the next POOL_VISITS visits, so that about that many episodes are open at any time and a batch
+holds clips of many of them.
 
-The order is a function of (data fingerprint, seed, epoch, world size, rank), and independent of timing and of the number of fetching processes.
+The order is a function of (data fingerprint, seed, epoch, world size, rank), and independent of timing and of
+the number of fetching processes.
 """
 
 import heapq
@@ -54,8 +56,12 @@ class Order:
     batch_size: int
 
     def walk(self, first_step: int = 0) -> Iterator[Draw]:
-        """Yield clips from a step on, without end; they do not depend on the step at which the walk begins."""
-        demos, action_free = (self._mixed(episodes, kind) for kind, episodes in enumerate((self.demos, self.action_free)))
+        """Yield clips from a step on, without end; they do not depend on the step at which the walk
+        begins.
+        """
+        demos, action_free = (
+            self._mixed(episodes, kind) for kind, episodes in enumerate((self.demos, self.action_free))
+        )
         left: dict[int, int] = {}
         opened: set[int] = set()
         for place in count():
@@ -73,7 +79,8 @@ class Order:
     def _labelled(self, place: int) -> bool:
         """Return whether the worker's clip number `place` comes from a demo.
 
-        Over all workers, any stretch of batches holds demos and action-free clips in the ratio of demos to action-free episodes.
+        Over all workers, any stretch of batches holds demos and action-free clips in the ratio of demos to
+        action-free episodes.
         """
         step, within = divmod(place, self.batch_size)
         position = (step * self.world + self.rank) * self.batch_size + within
@@ -81,15 +88,25 @@ class Order:
         return (position + 1) * demos // total > position * demos // total
 
     def _visits(self, episodes: Sequence[EpisodeEntry], kind: int) -> Iterator[Visit]:
-        """Yield the worker's visits without end; over all workers, an epoch holds every possible clip of every episode once."""
-        return islice((visit for epoch in count() for visit in self._epoch(episodes, kind, epoch)), self.rank, None, self.world)
+        """Yield the worker's visits without end; over all workers, an epoch holds every possible clip of
+        every episode once.
+        """
+        return islice(
+            (visit for epoch in count() for visit in self._epoch(episodes, kind, epoch)),
+            self.rank,
+            None,
+            self.world,
+        )
 
     def _epoch(self, episodes: Sequence[EpisodeEntry], kind: int, epoch: int) -> list[Visit]:
         rng = self._random(0, kind, epoch)
         visits = []
         for entry in episodes:
             starts = rng.permutation(entry.length).tolist()
-            visits += [Visit(entry, tuple(starts[i : i + CLIPS_PER_VISIT]), with_actions=kind == 0) for i in range(0, len(starts), CLIPS_PER_VISIT)]
+            visits += [
+                Visit(entry, tuple(starts[i : i + CLIPS_PER_VISIT]), with_actions=kind == 0)
+                for i in range(0, len(starts), CLIPS_PER_VISIT)
+            ]
         return [visits[i] for i in rng.permutation(len(visits)).tolist()]
 
     def _random(self, purpose: int, kind: int, number: int) -> np.random.Generator:

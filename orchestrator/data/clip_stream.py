@@ -1,7 +1,8 @@
 """Stream of clips: store -> Ray Data -> training worker. The only module that uses ray.data.
 
-orchestrator/data/clip_sampler.py defines the clips and their order. Ray Data prefetches and verifies the compressed episodes that they need;
-the worker decodes them and cuts the clips. So the order never depends on timing or on how much is fetched at once.
+orchestrator/data/clip_sampler.py defines the clips and their order. Ray Data prefetches and verifies the
+compressed episodes that they need; the worker decodes them and cuts the clips. So the order never depends on
+timing or on how much is fetched at once.
 """
 
 import math
@@ -30,18 +31,25 @@ from sim_workers.checkout import Files, check_imported, file_hashes
 FETCH_CPUS = 0.25  # logical CPUs of a training worker's fetching actor, which mostly waits for storage
 GROUP_EPISODES = 16  # episodes fetched together
 GROUPS_AHEAD = 3  # groups fetched before the worker needs them
-CACHE_BYTES = 256 * 2**20  # compressed episodes that a worker caches, since each is visited many times per epoch
+# compressed episodes that a worker caches, since each is visited many times per epoch
+CACHE_BYTES = 256 * 2**20
 READY_BATCHES = 2  # batches decoded ahead of the training step
 
 _T = TypeVar("_T")
 
 
 def memory_bound(
-    contract: Contract, shape: ClipShape, entries: Sequence[EpisodeEntry], batch_size: int, action_free: bool, picture_bytes: int | None = None
+    contract: Contract,
+    shape: ClipShape,
+    entries: Sequence[EpisodeEntry],
+    batch_size: int,
+    action_free: bool,
+    picture_bytes: int | None = None,
 ) -> int:
     """Return the maximum bytes that one worker's stream of these episodes holds, its fetching actor included.
 
-    `picture_bytes`: bytes of one picture of one camera, if kept as latents (`latent_cache.picture_bytes`); None for RGB.
+    `picture_bytes`: bytes of one picture of one camera, if kept as latents (`latent_cache.picture_bytes`);
+    None for RGB.
     """
     frame = (picture_bytes or 3 * math.prod(contract.image_size)) * len(contract.cameras)
     visit = min(max(entry.length for entry in entries), CLIPS_PER_VISIT * shape.frames_per_view) * frame
@@ -62,7 +70,9 @@ class _Recent:
         self._sizes: OrderedDict[str, int] = OrderedDict()
 
     def open(self, entry: EpisodeEntry) -> tuple[bool, list[str]]:
-        """Mark an episode as used; return whether it was cached, and the hashes of the episodes that it evicts."""
+        """Mark an episode as used; return whether it was cached, and the hashes of the episodes that it
+        evicts.
+        """
         held = entry.sha256 in self._sizes
         if not held:
             self._sizes[entry.sha256] = entry.nbytes
@@ -89,7 +99,9 @@ class _Need:
         sizes = {entry.sha256: entry.nbytes for entry in (*self.order.demos, *self.order.action_free)}
         all_fit = sum(sizes.values()) <= self.cache_bytes
         recent = _Recent(self.cache_bytes)
-        for draw in islice(self.order.walk(self.first_step), (self.num_steps - self.first_step) * self.order.batch_size):
+        for draw in islice(
+            self.order.walk(self.first_step), (self.num_steps - self.first_step) * self.order.batch_size
+        ):
             if draw.opens and not recent.open(draw.visit.entry)[0]:
                 yield draw.visit.entry
                 sizes.pop(draw.visit.entry.sha256, None)
@@ -98,24 +110,35 @@ class _Need:
 
 
 class _Fetch:
-    """Ray Data stage that returns the compressed, verified bytes of numbered groups of the episodes that a worker needs.
+    """Ray Data stage that returns the compressed, verified bytes of numbered groups of the episodes that a
+    worker needs.
 
-    Lives as long as the stream, with one storage client. It derives the list from the worker's order, and stays at most GROUPS_AHEAD of
-    the worker: with Ray Data's own backpressure, the executor in the training process would spin (Ray 2.60).
+    Lives as long as the stream, with one storage client. It derives the list from the worker's order, and
+    stays at most GROUPS_AHEAD of the worker: with Ray Data's own backpressure, the executor in the training
+    process would spin (Ray 2.60).
     """
 
     def __init__(self, uri: str, need: _Need, pace: "_Pace", code: Files) -> None:
-        """`code`: file hashes of the worker that awaits the episodes. Raises CodeChangedError if this process imported other code."""
+        """`code`: file hashes of the worker that awaits the episodes. Raises CodeChangedError if this process
+        imported other code.
+        """
         check_imported(code)
         self._storage, self._need, self._pace = open_storage(uri), need, pace
         self._next_group, self._episodes = 0, need.episodes()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Fetch the group whose number is the input's only row; return one row with its episodes' bytes and problems."""
+        """Fetch the group whose number is the input's only row; return one row with its episodes' bytes and
+        problems.
+        """
         (group,) = block["item"].to_pylist()
         self._pace.wait_for(group - GROUPS_AHEAD)
         data, problems = zip(*map(self._fetch, self._group(group)), strict=True)
-        return pa.table({"data": pa.array([data], pa.list_(pa.large_binary())), "problem": pa.array([problems], pa.list_(pa.string()))})
+        return pa.table(
+            {
+                "data": pa.array([data], pa.list_(pa.large_binary())),
+                "problem": pa.array([problems], pa.list_(pa.string())),
+            }
+        )
 
     def _group(self, group: int) -> list[EpisodeEntry]:
         if group < self._next_group:  # Ray retries a group whose result was lost
@@ -125,7 +148,9 @@ class _Fetch:
         return list(islice(self._episodes, skipped, skipped + GROUP_EPISODES))
 
     def _fetch(self, entry: EpisodeEntry) -> tuple[bytes, str]:
-        """Return (bytes, "") or (b"", problem): an EpisodeError is passed as data, so that its message arrives unchanged."""
+        """Return (bytes, "") or (b"", problem): an EpisodeError is passed as data, so that its message
+        arrives unchanged.
+        """
         try:
             return fetch(self._storage, entry), ""
         except EpisodeError as error:
@@ -134,7 +159,9 @@ class _Fetch:
 
 @dataclass(frozen=True)
 class _Pace:
-    """Number of groups that the worker has taken, published to its fetching actor through the cluster's key-value store."""
+    """Number of groups that the worker has taken, published to its fetching actor through the cluster's
+    key-value store.
+    """
 
     key: bytes
 
@@ -156,7 +183,9 @@ class _Pace:
 
 
 def _fetched(uri: str, need: _Need) -> Iterator[bytes]:
-    """Yield the needed episodes' bytes, in order, through Ray Data. Raises EpisodeError for the first missing or damaged one."""
+    """Yield the needed episodes' bytes, in order, through Ray Data. Raises EpisodeError for the first missing
+    or damaged one.
+    """
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -166,15 +195,16 @@ def _fetched(uri: str, need: _Need) -> Iterator[bytes]:
     groups = math.ceil(sum(1 for _ in need.episodes()) / GROUP_EPISODES)
     numbers = ray.data.from_items(list(range(groups)), override_num_blocks=math.ceil(groups / 16))
     pace = _Pace(f"demoscale/{uuid.uuid4().hex}".encode())
-    # An actor, not tasks: short tasks far apart would each start a Python process. One actor only: a pool that grew could take the last
-    # CPU from another arm's stream, which would then wait for this one to end.
+    # An actor, not tasks: short tasks far apart would each start a Python process. One actor only: a pool
+    # that grew could take the last CPU from another arm's stream, which would then wait for this one to end.
     fetched = numbers.map_batches(
         _Fetch,
         fn_constructor_args=(uri, need, pace, file_hashes()),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=FETCH_CPUS,
-        # One task at a time: of two, the later could run first and wait for the worker to take a group that the earlier one must fetch.
+        # One task at a time: of two, the later could run first and wait for the worker to take a group that
+        # the earlier one must fetch.
         compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),
     )
     try:
@@ -237,7 +267,13 @@ def _ahead(items: Iterator[_T], depth: int) -> Iterator[_T]:
         thread.join()
 
 
-def clips(need: _Need, fetched: Iterator[bytes], shape: ClipShape, contract: Contract, decode: Callable[..., Episode] = decode) -> Iterator[Clip]:
+def clips(
+    need: _Need,
+    fetched: Iterator[bytes],
+    shape: ClipShape,
+    contract: Contract,
+    decode: Callable[..., Episode] = decode,
+) -> Iterator[Clip]:
     """Yield the order's clips from the first step on; `fetched` yields the needed episodes' bytes, in order.
 
     decode: function with the signature of `episode_format.decode`.
@@ -261,7 +297,9 @@ def clips(need: _Need, fetched: Iterator[bytes], shape: ClipShape, contract: Con
 
 
 def straight(uri: str, need: _Need) -> Iterator[bytes]:
-    """Yield the same bytes as `_fetched`, one episode after another and without Ray: for reading a few batches."""
+    """Yield the same bytes as `_fetched`, one episode after another and without Ray: for reading a few
+    batches.
+    """
     storage = open_storage(uri)
     for entry in need.episodes():
         yield fetch(storage, entry)
@@ -281,9 +319,9 @@ def batches(
 ) -> Iterator[dict[str, Any]]:
     """Yield the training batches of one worker for steps `first_step` to `num_steps` (excluded).
 
-    A run that resumes at any step receives the same batches as an uninterrupted one. Raises EpisodeError if an episode is missing or
-    damaged; nothing of it is decoded. `bring`: replaces Ray Data. `on_fetched`: called with the bytes of each fetched episode, in
-    the prefetching thread.
+    A run that resumes at any step receives the same batches as an uninterrupted one. Raises EpisodeError if
+    an episode is missing or damaged; nothing of it is decoded. `bring`: replaces Ray Data. `on_fetched`:
+    called with the bytes of each fetched episode, in the prefetching thread.
     """
 
     def made() -> Iterator[dict[str, Any]]:

@@ -17,14 +17,18 @@ from policy.interface import Contract
 
 
 def shown_frames(starts: Sequence[int], length: int, shape: ClipShape) -> npt.NDArray[np.int64]:
-    """Return the indices of the frames of the clips at `starts`, (len(starts), K); past the end, the last frame is repeated."""
+    """Return the indices of the frames of the clips at `starts`, (len(starts), K); past the end, the last
+    frame is repeated.
+    """
     seen = np.asarray(starts, np.int64)[:, None] + shape.frame_stride * np.arange(shape.frames_per_view)
     return np.minimum(seen, length - 1)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Window of an episode: the frame at `start`, the frames after it, and the demonstrator's actions from there on."""
+    """Window of an episode: the frame at `start`, the frames after it, and the demonstrator's actions from
+    there on.
+    """
 
     episode: Episode
     """Owner of the pictures, which are copied only into a batch: the clips of a visit share most of them."""
@@ -50,22 +54,28 @@ class Clip:
 def cut(episode: Episode, start: int, shape: ClipShape, contract: Contract) -> Clip:
     """Cut the clip whose first frame is frame `start` (0 <= start < length).
 
-    `padding: masked` repeats the last frame and action and masks them. `padding: paper` follows the reference code
-    (`sgm/data/video.py`): zero actions, before they are normalised, and repeated frames, both without a mask.
+    `padding: masked` repeats the last frame and action and masks them. `padding: paper` follows the reference
+    code (`sgm/data/video.py`): zero actions, before they are normalised, and repeated frames, both without a
+    mask.
     """
     last = episode.length - 1
     seen = start + shape.frame_stride * np.arange(shape.frames_per_view)
     done = start + np.arange(shape.horizon)
     frame_mask, action_mask = ((numbers <= last).astype(np.float32) for numbers in (seen, done))
     if episode.action is None:
-        actions, action_mask = np.zeros((shape.horizon, len(contract.action)), np.float32), np.zeros_like(action_mask)
+        actions, action_mask = (
+            np.zeros((shape.horizon, len(contract.action)), np.float32),
+            np.zeros_like(action_mask),
+        )
     else:
         actions = episode.action[np.minimum(done, last)]
         if shape.padding == "paper":
             actions, action_mask = actions * action_mask[:, None], np.ones_like(action_mask)
     if shape.padding == "paper":
         frame_mask = np.ones_like(frame_mask)
-    proprio = np.zeros(len(contract.proprio), np.float32) if episode.proprio is None else episode.proprio[start]
+    proprio = (
+        np.zeros(len(contract.proprio), np.float32) if episode.proprio is None else episode.proprio[start]
+    )
     shown = shown_frames([start], episode.length, shape)[0]
     places = shown if episode.numbers is None else np.searchsorted(episode.numbers, shown)
     seed = int.from_bytes(hashlib.blake2b(f"{episode.episode_id}|{start}".encode()).digest()[:7], "big")
@@ -75,17 +85,32 @@ def cut(episode: Episode, start: int, shape: ClipShape, contract: Contract) -> C
 def stack(clips: Sequence[Clip]) -> dict[str, Any]:
     """Return clips as one batch: arrays with a leading axis B, and the lists of instructions and seeds.
 
-    Raises EpisodeError for an episode that lacks a picture of its clip, since its part of the batch would be uninitialised memory.
+    Raises EpisodeError for an episode that lacks a picture of its clip, since its part of the batch would be
+    uninitialised memory.
     """
     views = [list(clip.episode.frames.values()) for clip in clips]
     for clip, cameras in zip(clips, views, strict=True):
-        short = any(pictures.shape[1:] != views[0][0].shape[1:] or clip.shown.max() >= len(pictures) for pictures in cameras)
+        short = any(
+            pictures.shape[1:] != views[0][0].shape[1:] or clip.shown.max() >= len(pictures)
+            for pictures in cameras
+        )
         if short or len(cameras) != len(views[0]) or len(clip.shown) != len(clips[0].shown):
-            raise EpisodeError(f"episode {clip.episode.episode_id}: it lacks pictures that its clip shows; restore its file, or record it again")
-    frames = np.empty((len(clips), len(views[0]), len(clips[0].shown), *views[0][0].shape[1:]), views[0][0].dtype)
+            raise EpisodeError(
+                f"episode {clip.episode.episode_id}: it lacks pictures that its clip shows; restore its file,"
+                " or record it again"
+            )
+    frames = np.empty(
+        (len(clips), len(views[0]), len(clips[0].shown), *views[0][0].shape[1:]), views[0][0].dtype
+    )
     for b, clip in enumerate(clips):
         for v, pictures in enumerate(views[b]):
-            np.take(pictures, clip.shown, axis=0, out=frames[b, v], mode="clip")  # directly into the batch, without another copy
+            # directly into the batch, without another copy
+            np.take(pictures, clip.shown, axis=0, out=frames[b, v], mode="clip")
     arrays = ("proprio", "actions", "action_mask", "frame_mask")
     stacked = {name: np.stack([getattr(clip, name) for clip in clips]) for name in arrays}
-    return {"frames": frames, **stacked, "instructions": [clip.episode.instruction for clip in clips], "seeds": [clip.seed for clip in clips]}
+    return {
+        "frames": frames,
+        **stacked,
+        "instructions": [clip.episode.instruction for clip in clips],
+        "seeds": [clip.seed for clip in clips],
+    }

@@ -15,14 +15,17 @@ from sim_workers.rollout.divergence import EpisodeFaultError
 
 
 def record(env: SimEnv, storage: Storage, demonstration: Demonstration) -> EpisodeEntry:
-    """Play a demonstration and write it to the store; a failed one is stored without actions, as an action-free episode.
+    """Play a demonstration and write it to the store; a failed one is stored without actions, as an
+    action-free episode.
 
     Raises EpisodeError, and writes nothing, if a value is not finite or the simulation diverges.
     """
     try:
         recording = demonstrate(env, demonstration)
     except EpisodeFaultError as fault:
-        raise EpisodeError(f"episode {demonstration.episode_id}: {fault}; nothing of it is kept, record other seeds") from fault
+        raise EpisodeError(
+            f"episode {demonstration.episode_id}: {fault}; nothing of it is kept, record other seeds"
+        ) from fault
     episode = Episode(
         episode_id=demonstration.episode_id,
         task=demonstration.task,
@@ -54,7 +57,19 @@ def missing(storage: Storage, demonstrations: list[Demonstration]) -> list[Demon
     return [demonstration for demonstration in demonstrations if demonstration.episode_id not in have]
 
 
-def collect(storage: Storage, contract: Contract, demonstrations: list[Demonstration], workers: int) -> Iterator[EpisodeEntry]:
-    """Record demonstrations of one task on `workers` actors of a connected Ray cluster; yield each when stored, and commit in batches."""
+def collect(
+    storage: Storage, contract: Contract, demonstrations: list[Demonstration], workers: int
+) -> Iterator[EpisodeEntry]:
+    """Record demonstrations of one task on `workers` actors of a connected Ray cluster; yield each when
+    stored, and commit in batches.
+    """
     task = demonstrations[0].task
-    yield from record_all(storage, contract, Recorder, (task, contract, storage.uri), demonstrations, workers, f"demonstrations of {task}")
+    yield from record_all(
+        storage,
+        contract,
+        Recorder,
+        (task, contract, storage.uri),
+        demonstrations,
+        workers,
+        f"demonstrations of {task}",
+    )

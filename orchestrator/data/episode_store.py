@@ -2,9 +2,11 @@
 
     objects/<first two of sha256>/<sha256>.parquet   one episode, orchestrator/data/episode_format.py
     manifests/<sha256>.parquet                       one row per episode, orchestrator/data/manifest.py
-    versions/000001.json                             names a manifest and its hash; claimed by a conditional write
+    versions/000001.json                             names a manifest and its hash; claimed by a conditional
+                                                     write
 
-Nothing is ever changed or removed: a version always names the same episodes. A writer that dies leaves objects that no version names.
+Nothing is ever changed or removed: a version always names the same episodes. A writer that dies leaves
+objects that no version names.
 """
 
 import hashlib
@@ -27,22 +29,32 @@ from policy.interface import Contract
 _VERSION = re.compile(r"versions/(\d+)\.json")
 """Name of a version's file; other files of that folder (a file manager's, notes) are ignored."""
 
-# -- writing --------------------------------------------------------------------------------------------------------------------
+# -- writing -------------------------------------------------------------------------------------------------
 
 
 def _check(episode: Episode) -> None:
-    """Raise EpisodeError for values that are not finite, parts of unequal or no length, or actions without proprioception."""
+    """Raise EpisodeError for values that are not finite, parts of unequal or no length, or actions without
+    proprioception.
+    """
     lengths = {f"camera {name}": len(frames) for name, frames in episode.frames.items()}
     for name, values in (("proprioception", episode.proprio), ("actions", episode.action)):
         if values is None:
             continue
         lengths[name] = len(values)
         if not np.isfinite(values).all():
-            raise EpisodeError(f"episode {episode.episode_id}: its {name} hold a value that is not a number; leave it out or record it again")
+            raise EpisodeError(
+                f"episode {episode.episode_id}: its {name} hold a value that is not a number; leave it out or"
+                " record it again"
+            )
     if len(set(lengths.values())) != 1 or not episode.length:
-        raise EpisodeError(f"episode {episode.episode_id}: its parts differ in length ({', '.join(f'{k} {v}' for k, v in lengths.items())})")
+        raise EpisodeError(
+            f"episode {episode.episode_id}: its parts differ in length"
+            f" ({', '.join(f'{k} {v}' for k, v in lengths.items())})"
+        )
     if episode.action is not None and episode.proprio is None:
-        raise EpisodeError(f"episode {episode.episode_id}: it has actions but no proprioception; import it as action-free")
+        raise EpisodeError(
+            f"episode {episode.episode_id}: it has actions but no proprioception; import it as action-free"
+        )
 
 
 def put_episode(storage: Storage, episode: Episode, hz: float) -> EpisodeEntry:
@@ -95,17 +107,21 @@ def _refuse_misfits(contract: Contract, entries: list[EpisodeEntry]) -> None:
 
 
 def commit(storage: Storage, contract: Contract, entries: list[EpisodeEntry], note: str = "") -> Manifest:
-    """Publish episodes in a new version, in addition to those of the newest; `note` names their writer in the store's log.
+    """Publish episodes in a new version, in addition to those of the newest; `note` names their writer in the
+    store's log.
 
-    Raises EpisodeError if the store keeps other conventions, or if one of the ids already names another episode: the stored episode
-    stays, and the other entries are committed nevertheless.
+    Raises EpisodeError if the store keeps other conventions, or if one of the ids already names another
+    episode: the stored episode stays, and the other entries are committed nevertheless.
     """
     check_conditional_writes(storage)
     while True:
         version = latest_version(storage)
         old = load_manifest(storage, version) if version else Manifest.of(contract, ())
         if different := old.contract.mismatches(contract):
-            raise EpisodeError(f"{storage.uri}: the store was recorded with other conventions ({'; '.join(different)}); use another folder")
+            raise EpisodeError(
+                f"{storage.uri}: the store was recorded with other conventions ({'; '.join(different)}); use"
+                " another folder"
+            )
         _refuse_misfits(contract, entries)
         known = dict(zip(old.episode_ids, old.column("sha256").to_pylist(), strict=True))
         new = {entry.episode_id: entry for entry in entries if entry.episode_id not in known}
@@ -114,9 +130,14 @@ def commit(storage: Storage, contract: Contract, entries: list[EpisodeEntry], no
             if not publish(storage, merged, version + 1, len(new), note):
                 continue  # another writer took the version: retry on top of its episodes
             old = merged
-        if taken := [entry.episode_id for entry in entries if known.get(entry.episode_id, entry.sha256) != entry.sha256]:
+        if taken := [
+            entry.episode_id for entry in entries if known.get(entry.episode_id, entry.sha256) != entry.sha256
+        ]:
             some = ", ".join(taken[:3]) + (f" and {len(taken) - 3} more" if len(taken) > 3 else "")
-            raise EpisodeError(f"{storage.uri}: it already holds other episodes named {some}; they stay as they are, give the new ones other names")
+            raise EpisodeError(
+                f"{storage.uri}: it already holds other episodes named {some}; they stay as they are, give"
+                " the new ones other names"
+            )
         return old
 
 
@@ -126,7 +147,7 @@ def publish(storage: Storage, manifest: Manifest, number: int, added: int, note:
     return storage.put_if_absent(f"versions/{number:06d}.json", _version_bytes(number, manifest, added, note))
 
 
-# -- versions -------------------------------------------------------------------------------------------------------------------
+# -- versions ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -171,7 +192,9 @@ def read_version(storage: Storage, number: int) -> Version:
         if digest not in (None, _digest(fields)):
             raise ValueError("digest")
         if fields.get("format", 1) != FORMAT:
-            raise EpisodeError(f"{where} has format {fields.get('format', 1)}, this program reads {FORMAT}; record it again")
+            raise EpisodeError(
+                f"{where} has format {fields.get('format', 1)}, this program reads {FORMAT}; record it again"
+            )
         if digest is None or fields["number"] != number:
             raise ValueError("number")
         return Version(**{name: value for name, value in fields.items() if name != "format"})
@@ -188,7 +211,9 @@ def latest_version(storage: Storage) -> int:
 
 
 def load_manifest(storage: Storage, version: int | None = None) -> Manifest:
-    """Return the manifest of a version (the newest by default). Raises EpisodeError if it is missing or damaged."""
+    """Return the manifest of a version (the newest by default). Raises EpisodeError if it is missing or
+    damaged.
+    """
     version = latest_version(storage) if version is None else version
     if version == 0:
         raise EpisodeError(
@@ -200,7 +225,9 @@ def load_manifest(storage: Storage, version: int | None = None) -> Manifest:
     try:
         manifest = Manifest(storage.get(key))
     except NoObject:
-        raise EpisodeError(f"{storage.uri}: the manifest of version {version} is missing; restore {key}") from None
+        raise EpisodeError(
+            f"{storage.uri}: the manifest of version {version} is missing; restore {key}"
+        ) from None
     if manifest.sha256 != expected:
         raise EpisodeError(f"{storage.uri}: the manifest of version {version} is damaged; restore {key}")
     return manifest
@@ -212,26 +239,34 @@ def newest_manifest(storage: Storage) -> Manifest | None:
     return load_manifest(storage, version) if version else None
 
 
-# -- reading --------------------------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------
 
 
 def fetch(storage: Storage, entry: EpisodeEntry) -> bytes:
-    """Return an episode's bytes after a check of their hash, since a video with a flipped bit decodes without an error.
+    """Return an episode's bytes after a check of their hash, since a video with a flipped bit decodes without
+    an error.
 
     Raises EpisodeError, which names the episode, if its object is missing, cut short or damaged.
     """
     try:
         data = storage.get(entry.key)[entry.offset : entry.offset + entry.nbytes]
     except NoObject:
-        raise EpisodeError(f"{storage.uri}: episode {entry.episode_id} is missing; restore {entry.key}") from None
+        raise EpisodeError(
+            f"{storage.uri}: episode {entry.episode_id} is missing; restore {entry.key}"
+        ) from None
     if len(data) < entry.nbytes:
-        raise EpisodeError(f"{storage.uri}: episode {entry.episode_id} is cut short, {len(data)} of {entry.nbytes} bytes; restore {entry.key}")
+        raise EpisodeError(
+            f"{storage.uri}: episode {entry.episode_id} is cut short, {len(data)} of {entry.nbytes} bytes;"
+            f" restore {entry.key}"
+        )
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise EpisodeError(f"{storage.uri}: episode {entry.episode_id} is damaged; restore {entry.key}")
     return data
 
 
-def check_all(storage: Storage, entries: Iterable[EpisodeEntry], threads: int = 8) -> Iterator[tuple[EpisodeEntry, str]]:
+def check_all(
+    storage: Storage, entries: Iterable[EpisodeEntry], threads: int = 8
+) -> Iterator[tuple[EpisodeEntry, str]]:
     """Read every entry's object and yield (entry, problem or ''), in order."""
 
     def problem(entry: EpisodeEntry) -> str:

@@ -30,8 +30,8 @@ _MENDS = {
 def adopted(source: Source, storage: Storage) -> Source:
     """Return the source with the conventions of the store. Raises SourceError if the two are incompatible.
 
-    Episodes without actions adopt the store's actions, render profile and simulator, and its proprioception if they have none; a source
-    whose cameras differ only in order adopts the store's order.
+    Episodes without actions adopt the store's actions, render profile and simulator, and its proprioception
+    if they have none; a source whose cameras differ only in order adopts the store's order.
     """
     manifest = newest_manifest(storage)
     if manifest is None:
@@ -39,16 +39,25 @@ def adopted(source: Source, storage: Storage) -> Source:
     store, offered = manifest.contract, source.contract
     if not offered.action:
         proprio = offered.proprio or store.proprio
-        offered = replace(offered, proprio=proprio, action=store.action, render_profile=store.render_profile, simulator=store.simulator)
+        offered = replace(
+            offered,
+            proprio=proprio,
+            action=store.action,
+            render_profile=store.render_profile,
+            simulator=store.simulator,
+        )
     if set(offered.cameras) == set(store.cameras):
         offered = replace(offered, cameras=store.cameras)
     ours, theirs = store.to_json(), offered.to_json()
     if different := [
-        f"{name.replace('_', ' ')}: the store has {_words(ours[name])}, these have {_words(theirs[name])} ({_MENDS[name]})"
+        f"{name.replace('_', ' ')}: the store has {_words(ours[name])}, these have {_words(theirs[name])}"
+        f" ({_MENDS[name]})"
         for name in _MENDS
         if ours[name] != theirs[name]
     ]:
-        raise SourceError(f"{storage.uri}: these recordings do not fit into the store. {'; '.join(different)}")
+        raise SourceError(
+            f"{storage.uri}: these recordings do not fit into the store. {'; '.join(different)}"
+        )
     source.contract = offered
     return source
 
@@ -58,18 +67,23 @@ def _words(value: object) -> str:
 
 
 def missing(source: Source, storage: Storage) -> list[Item]:
-    """Return the items that the store does not hold yet. Raises SourceError if another recording has the id of one."""
+    """Return the items that the store does not hold yet. Raises SourceError if another recording has the id
+    of one.
+    """
     items = [item for item in source.items if not item.problem]
     manifest = newest_manifest(storage)
     if manifest is None:
         return items
     have = set(manifest.episode_ids)
     held = [item for item in items if item.episode_id in have]
-    for item, entry in zip(held, manifest.select((item.episode_id for item in held), with_stats=False), strict=True):
+    for item, entry in zip(
+        held, manifest.select((item.episode_id for item in held), with_stats=False), strict=True
+    ):
         if different := _difference(item, entry):
             raise SourceError(
-                f"{storage.uri}: episode {item.episode_id} is already there from another recording or import ({different}); "
-                "what is there stays: give these another name with --label, or use another store"
+                f"{storage.uri}: episode {item.episode_id} is already there from another recording or import"
+                f" ({different}); what is there stays: give these another name with --label, or use another"
+                " store"
             )
     return [item for item in items if item.episode_id not in have]
 
@@ -81,13 +95,29 @@ def _difference(item: Item, entry: EpisodeEntry) -> str:
     """
     noted = _CONTENT.search(entry.source)
     origin = item.origin if noted else _CONTENT.sub("", item.origin)
-    ours = {"source": entry.source, "frames": entry.length, "actions": entry.labelled, "task": entry.task, "instruction": entry.instruction}
-    its = {"source": origin, "frames": item.length, "actions": item.labelled, "task": item.task, "instruction": item.instruction}
-    return "; ".join(f"{name} there: {ours[name]}, here: {its[name]}" for name in ours if ours[name] != its[name])
+    ours = {
+        "source": entry.source,
+        "frames": entry.length,
+        "actions": entry.labelled,
+        "task": entry.task,
+        "instruction": entry.instruction,
+    }
+    its = {
+        "source": origin,
+        "frames": item.length,
+        "actions": item.labelled,
+        "task": item.task,
+        "instruction": item.instruction,
+    }
+    return "; ".join(
+        f"{name} there: {ours[name]}, here: {its[name]}" for name in ours if ours[name] != its[name]
+    )
 
 
 def memory_mib(source: Source) -> float:
-    """Return the MiB that a process needs for the longest episode: its pictures twice, to read and to encode, and a block as stored."""
+    """Return the MiB that a process needs for the longest episode: its pictures twice, to read and to encode,
+    and a block as stored.
+    """
     height, width = source.contract.image_size
     longest = max((item.length for item in source.items), default=0)
     return (2 * longest * len(source.contract.cameras) * height * width * 3 + BLOCK * STORED_BYTES) / 2**20
@@ -109,7 +139,9 @@ class Importer:
         self._storage = open_storage(store_uri)
 
     def record(self, item: Item) -> EpisodeEntry | LeftOut:
-        """Read and store one episode; return LeftOut for any fault of the episode. An error of the storage ends the import."""
+        """Read and store one episode; return LeftOut for any fault of the episode. An error of the storage
+        ends the import.
+        """
         try:
             episode = self._source.read(item)
         except SourceError as error:
@@ -122,16 +154,25 @@ class Importer:
             return LeftOut(str(error))
 
 
-def ingest(storage: Storage, source: Source, items: list[Item], workers: int, note: str) -> Iterator[EpisodeEntry | LeftOut]:
-    """Import the items on `workers` actors of a connected Ray cluster; yield each result when it is done, and commit in batches.
+def ingest(
+    storage: Storage, source: Source, items: list[Item], workers: int, note: str
+) -> Iterator[EpisodeEntry | LeftOut]:
+    """Import the items on `workers` actors of a connected Ray cluster; yield each result when it is done, and
+    commit in batches.
 
-    An episode that cannot be read is left out and the others continue. Raises SourceError if the source has open questions.
+    An episode that cannot be read is left out and the others continue. Raises SourceError if the source has
+    open questions.
     """
     if source.questions:
         raise SourceError("\n".join(source.questions))
     if items:
-        yield from record_all(storage, source.contract, Importer, (source, storage.uri), items, workers, note, _lost)
+        yield from record_all(
+            storage, source.contract, Importer, (source, storage.uri), items, workers, note, _lost
+        )
 
 
 def _lost(item: Item) -> LeftOut:
-    return LeftOut(f"{item.origin}: every process that read it died; does it fit into memory? leave it out, or scale it with --image-size")
+    return LeftOut(
+        f"{item.origin}: every process that read it died; does it fit into memory? leave it out, or scale it"
+        " with --image-size"
+    )

@@ -1,12 +1,16 @@
 """Cache of a frozen encoder's outputs for a store's episodes, computed once and kept in the store.
 
-    latents/<codec>/<episode's sha256>/<sha256>.parquet    the episode with latents in place of pictures, orchestrator/data/episode_format.py
-    latents/<codec>/index/<manifest>.parquet               one row per episode of a manifest: key, nbytes, sha256; written last
-    text/<encoder>/<manifest>-<sha256>.safetensors         every sentence of a manifest as the token that a video model attends to
+    latents/<codec>/<episode's sha256>/<sha256>.parquet    the episode with latents in place of pictures,
+                                                           orchestrator/data/episode_format.py
+    latents/<codec>/index/<manifest>.parquet               one row per episode of a manifest: key, nbytes,
+                                                           sha256; written last
+    text/<encoder>/<manifest>-<sha256>.safetensors         every sentence of a manifest as the token that a
+                                                           video model attends to
 
-<codec> and <encoder> are fingerprints of the weights, <manifest> is the manifest's. Valid objects never change: their content is determined by
-their names. Several processes may fill one store, and a killed one can be restarted. (An episode may then have two objects, if two kinds of GPU
-rounded differently; an index names one.)
+<codec> and <encoder> are fingerprints of the weights, <manifest> is the manifest's. Valid objects never
+change: their content is determined by their names. Several processes may fill one store, and a killed one can
+be restarted. (An episode may then have two objects, if two kinds of GPU rounded differently; an index names
+one.)
 """
 
 import hashlib
@@ -34,7 +38,9 @@ if TYPE_CHECKING:
 
 AGAIN = "run `python -m jobs.encode` again"
 PICTURES = 64  # decoded pictures sent to the device at a time
-INDEX = pa.schema([("episode", pa.string()), ("key", pa.string()), ("nbytes", pa.int64()), ("sha256", pa.string())])
+INDEX = pa.schema(
+    [("episode", pa.string()), ("key", pa.string()), ("nbytes", pa.int64()), ("sha256", pa.string())]
+)
 
 
 @dataclass(frozen=True)
@@ -53,16 +59,24 @@ def picture_bytes(codec: "Latents", image_size: tuple[int, int]) -> int:
     return 2 * codec.stored_channels * (image_size[0] // codec.patch) * (image_size[1] // codec.patch)
 
 
-# -- latents: writing -----------------------------------------------------------------------------------------------------------------
+# -- latents: writing ----------------------------------------------------------------------------------------
 
 
-def keep_latents(storage: Storage, manifest: Manifest, codec: "Latents", fingerprint: str, device: "torch.device") -> Iterator[Kept | EpisodeError]:
-    """Encode all frames and cameras of every episode of a manifest that is not encoded yet; yield one result per episode, in any order.
+def keep_latents(
+    storage: Storage, manifest: Manifest, codec: "Latents", fingerprint: str, device: "torch.device"
+) -> Iterator[Kept | EpisodeError]:
+    """Encode all frames and cameras of every episode of a manifest that is not encoded yet; yield one result
+    per episode, in any order.
 
-    The result is an EpisodeError for an episode that is missing or damaged. The next episode is fetched and decoded while one is encoded.
+    The result is an EpisodeError for an episode that is missing or damaged. The next episode is fetched and
+    decoded while one is encoded.
     """
     check_conditional_writes(storage)
-    known = {row.episode: row for key in storage.list(f"latents/{fingerprint}/index/") for row in _rows(storage, key)}
+    known = {
+        row.episode: row
+        for key in storage.list(f"latents/{fingerprint}/index/")
+        for row in _rows(storage, key)
+    }
     entries = list(manifest.entries)
     random.shuffle(entries)  # so that concurrent processes rarely encode the same episode
 
@@ -70,12 +84,16 @@ def keep_latents(storage: Storage, manifest: Manifest, codec: "Latents", fingerp
         """Return the episode's latents if they are complete, else its pictures, else the error."""
         try:
             found = known.get(entry.sha256) or _found(storage, fingerprint, entry)
-            return found or decode(fetch(storage, entry), manifest.contract.cameras, with_actions=entry.labelled)
+            return found or decode(
+                fetch(storage, entry), manifest.contract.cameras, with_actions=entry.labelled
+            )
         except EpisodeError as error:
             return error
 
     with ThreadPoolExecutor(1) as ahead:
-        following: Future[Kept | Episode | EpisodeError] | None = ahead.submit(source, entries[0]) if entries else None
+        following: Future[Kept | Episode | EpisodeError] | None = (
+            ahead.submit(source, entries[0]) if entries else None
+        )
         for i, entry in enumerate(entries):
             assert following is not None
             found = following.result()
@@ -101,14 +119,26 @@ def _row(fingerprint: str, entry: EpisodeEntry, data: bytes) -> Kept:
 
 
 def _encoded(episode: Episode, codec: "Latents", device: "torch.device") -> bytes:
-    return encode_latents(replace(episode, frames={name: _latents(pictures, codec, device) for name, pictures in episode.frames.items()}))
+    return encode_latents(
+        replace(
+            episode,
+            frames={name: _latents(pictures, codec, device) for name, pictures in episode.frames.items()},
+        )
+    )
 
 
-def _latents(pictures_LHW3: npt.NDArray[np.uint8], codec: "Latents", device: "torch.device") -> npt.NDArray[np.float16]:
+def _latents(
+    pictures_LHW3: npt.NDArray[np.uint8], codec: "Latents", device: "torch.device"
+) -> npt.NDArray[np.float16]:
     import torch
 
-    some = (torch.from_numpy(pictures_LHW3[i : i + PICTURES]).to(device) for i in range(0, len(pictures_LHW3), PICTURES))
-    latents: npt.NDArray[np.float16] = np.concatenate([codec.encode(pictures).cpu().numpy() for pictures in some])
+    some = (
+        torch.from_numpy(pictures_LHW3[i : i + PICTURES]).to(device)
+        for i in range(0, len(pictures_LHW3), PICTURES)
+    )
+    latents: npt.NDArray[np.float16] = np.concatenate(
+        [codec.encode(pictures).cpu().numpy() for pictures in some]
+    )
     return latents
 
 
@@ -123,7 +153,9 @@ def publish_index(storage: Storage, manifest: Manifest, fingerprint: str, rows: 
     """Publish the index of the latents of all of a manifest's episodes. An existing index stays."""
     table = pa.Table.from_pylist([vars(row) for row in sorted(rows, key=lambda row: row.episode)], INDEX)
     buffer = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({"demoscale.digest": _digest(table)}), buffer, compression="zstd")
+    pq.write_table(
+        table.replace_schema_metadata({"demoscale.digest": _digest(table)}), buffer, compression="zstd"
+    )
     storage.put_if_absent(_index_key(manifest, fingerprint), buffer.getvalue().to_pybytes())
 
 
@@ -132,10 +164,12 @@ def _index_key(manifest: Manifest, fingerprint: str) -> str:
 
 
 def _digest(table: pa.Table) -> str:
-    return hashlib.sha256("\n".join(" ".join(map(str, row.values())) for row in table.to_pylist()).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join(" ".join(map(str, row.values())) for row in table.to_pylist()).encode()
+    ).hexdigest()
 
 
-# -- latents: reading -----------------------------------------------------------------------------------------------------------------
+# -- latents: reading ----------------------------------------------------------------------------------------
 
 
 def _rows(storage: Storage, key: str) -> list[Kept]:
@@ -143,7 +177,9 @@ def _rows(storage: Storage, key: str) -> list[Kept]:
     data = storage.get(key)
     try:
         table = read_parquet(data)
-        whole = pq.ParquetFile(pa.BufferReader(data)).schema_arrow.metadata[b"demoscale.digest"].decode() == _digest(table)
+        whole = pq.ParquetFile(pa.BufferReader(data)).schema_arrow.metadata[
+            b"demoscale.digest"
+        ].decode() == _digest(table)
     except (pa.ArrowException, OSError, KeyError, TypeError):
         whole = False
     if not whole:
@@ -151,16 +187,26 @@ def _rows(storage: Storage, key: str) -> list[Kept]:
     return [Kept(**row) for row in table.to_pylist()]
 
 
-def latent_entries(storage: Storage, manifest: Manifest, fingerprint: str, entries: Iterable[EpisodeEntry]) -> list[EpisodeEntry]:
-    """Return the entries with the objects of their latents, which orders and streams accept as episodes; ids and lengths stay.
+def latent_entries(
+    storage: Storage, manifest: Manifest, fingerprint: str, entries: Iterable[EpisodeEntry]
+) -> list[EpisodeEntry]:
+    """Return the entries with the objects of their latents, which orders and streams accept as episodes; ids
+    and lengths stay.
 
     Raises EpisodeError if the manifest has no index for the codec of that fingerprint, or a damaged one.
     """
     try:
         rows = {row.episode: row for row in _rows(storage, _index_key(manifest, fingerprint))}
     except NoObject:
-        raise EpisodeError(f"{storage.uri}: the pictures of this version are not encoded yet, or not by these weights; {AGAIN}") from None
-    return [replace(entry, key=row.key, offset=0, nbytes=row.nbytes, sha256=row.sha256) for entry in entries for row in [rows[entry.sha256]]]
+        raise EpisodeError(
+            f"{storage.uri}: the pictures of this version are not encoded yet, or not by these weights;"
+            f" {AGAIN}"
+        ) from None
+    return [
+        replace(entry, key=row.key, offset=0, nbytes=row.nbytes, sha256=row.sha256)
+        for entry in entries
+        for row in [rows[entry.sha256]]
+    ]
 
 
 def has_latents(storage: Storage, manifest: Manifest, fingerprint: str) -> bool:
@@ -168,7 +214,7 @@ def has_latents(storage: Storage, manifest: Manifest, fingerprint: str) -> bool:
     return storage.exists(_index_key(manifest, fingerprint))
 
 
-# -- sentences ------------------------------------------------------------------------------------------------------------------------
+# -- sentences -----------------------------------------------------------------------------------------------
 
 
 def keep_sentences(storage: Storage, manifest: Manifest, encoder: "SentenceEncoder", fingerprint: str) -> int:
@@ -201,15 +247,28 @@ def _sentences(storage: Storage, key: str) -> dict[str, "torch.Tensor"]:
     if hashlib.sha256(data).hexdigest() != key.rpartition("-")[2].removesuffix(".safetensors"):
         raise EpisodeError(f"{storage.uri}: the kept sentences are damaged; delete {key} and {AGAIN}")
     tensors = load(data)
-    return dict(zip(bytes(tensors["sentences"].tolist()).decode().split("\0"), tensors["tokens"], strict=True))
+    return dict(
+        zip(bytes(tensors["sentences"].tolist()).decode().split("\0"), tensors["tokens"], strict=True)
+    )
 
 
-def kept_sentences(storage: Storage, manifest: Manifest, fingerprint: str | None = None) -> dict[str, "torch.Tensor"]:
-    """Return sentence -> (dim,) for every instruction of a manifest, for `policy.text_encoder.sentence_encoder`; empty if not embedded.
+def kept_sentences(
+    storage: Storage, manifest: Manifest, fingerprint: str | None = None
+) -> dict[str, "torch.Tensor"]:
+    """Return sentence -> (dim,) for every instruction of a manifest, for
+    `policy.text_encoder.sentence_encoder`; empty if not embedded.
 
-    Without a fingerprint, those of the only encoder. Raises EpisodeError if there are several encoders, or an object is damaged.
+    Without a fingerprint, those of the only encoder. Raises EpisodeError if there are several encoders, or an
+    object is damaged.
     """
-    keys = [key for key in storage.list(f"text/{fingerprint}/" if fingerprint else "text/") if f"/{manifest.fingerprint}-" in key]
+    keys = [
+        key
+        for key in storage.list(f"text/{fingerprint}/" if fingerprint else "text/")
+        if f"/{manifest.fingerprint}-" in key
+    ]
     if len({key.split("/")[1] for key in keys}) > 1:
-        raise EpisodeError(f"{storage.uri}: sentences were embedded by several encoders; say by which, or delete text/ and {AGAIN}")
+        raise EpisodeError(
+            f"{storage.uri}: sentences were embedded by several encoders; say by which, or delete text/ and"
+            f" {AGAIN}"
+        )
     return _sentences(storage, keys[0]) if keys else {}

@@ -1,4 +1,6 @@
-"""Manifest of a store's episodes: a Parquet file with a row per episode (location, length, task, statistics)."""
+"""Manifest of a store's episodes: a Parquet file with a row per episode (location, length, task,
+statistics).
+"""
 
 import hashlib
 import io
@@ -74,12 +76,20 @@ SCHEMA = pa.schema(
 
 
 def _entry(row: dict[str, Any]) -> EpisodeEntry:
-    stats = {name: Stats.from_json(row[name]) if row.get(name) else None for name in ("proprio_stats", "action_stats")}
-    return EpisodeEntry(**{**row, **stats, "cameras": tuple(row["cameras"]), "image_size": tuple(row["image_size"])})
+    stats = {
+        name: Stats.from_json(row[name]) if row.get(name) else None
+        for name in ("proprio_stats", "action_stats")
+    }
+    return EpisodeEntry(
+        **{**row, **stats, "cameras": tuple(row["cameras"]), "image_size": tuple(row["image_size"])}
+    )
 
 
 def _row(entry: EpisodeEntry) -> dict[str, Any]:
-    stats = {name: value.to_json() if (value := getattr(entry, name)) else None for name in ("proprio_stats", "action_stats")}
+    stats = {
+        name: value.to_json() if (value := getattr(entry, name)) else None
+        for name in ("proprio_stats", "action_stats")
+    }
     return {**vars(entry), **stats}
 
 
@@ -94,8 +104,8 @@ def in_tuples(items: Iterable[_T], size: int) -> Iterator[tuple[_T, ...]]:
 class Manifest:
     """Version of a store: its episodes and the conventions under which they were recorded.
 
-    It is kept as its Parquet file and read column by column on demand: a million rows are mostly statistics, of which an arm needs
-    a few hundred.
+    It is kept as its Parquet file and read column by column on demand: a million rows are mostly statistics,
+    of which an arm needs a few hundred.
     """
 
     data: bytes
@@ -107,11 +117,18 @@ class Manifest:
 
     def with_entries(self, entries: Iterable[EpisodeEntry]) -> "Manifest":
         """Return a manifest with additional rows; their ids must be new."""
-        table = pa.concat_tables([self._file.read(use_threads=False), pa.Table.from_pylist([_row(entry) for entry in entries], SCHEMA)])
+        table = pa.concat_tables(
+            [
+                self._file.read(use_threads=False),
+                pa.Table.from_pylist([_row(entry) for entry in entries], SCHEMA),
+            ]
+        )
         return self._of_table(self.contract, table.unify_dictionaries())
 
     def groups(self, columns: Iterable[str]) -> Iterator[pa.Table]:
-        """Yield some columns, a row group at a time, so that a million episodes can be listed in little memory."""
+        """Yield some columns, a row group at a time, so that a million episodes can be listed in little
+        memory.
+        """
         for group in range(self._file.num_row_groups):
             yield self._file.read_row_group(group, columns=list(columns), use_threads=False)
 
@@ -119,7 +136,9 @@ class Manifest:
     def _of_table(cls, contract: Contract, table: pa.Table) -> "Manifest":
         table = table.sort_by("episode_id")
         digest = hashlib.sha256(json.dumps(contract.to_json(), sort_keys=True).encode())
-        for columns in zip(*(table[name].to_pylist() for name in ("episode_id", "sha256", "length", "labelled")), strict=True):
+        for columns in zip(
+            *(table[name].to_pylist() for name in ("episode_id", "sha256", "length", "labelled")), strict=True
+        ):
             digest.update("{} {} {} {}\n".format(*columns).encode())
         metadata = {
             "demoscale.format": str(FORMAT),
@@ -127,7 +146,9 @@ class Manifest:
             "demoscale.fingerprint": digest.hexdigest()[:16],
         }
         buffer = io.BytesIO()
-        pq.write_table(table.replace_schema_metadata(metadata), buffer, row_group_size=ROW_GROUP, compression="zstd")
+        pq.write_table(
+            table.replace_schema_metadata(metadata), buffer, row_group_size=ROW_GROUP, compression="zstd"
+        )
         return cls(buffer.getvalue())
 
     @cached_property
@@ -176,7 +197,10 @@ class Manifest:
         """Task -> indices of its episodes among the ids."""
         column = self.column("task")
         codes = column.indices.to_numpy()
-        return {task: np.flatnonzero(codes == code) for code, task in sorted(enumerate(column.dictionary.to_pylist()), key=lambda item: item[1])}
+        return {
+            task: np.flatnonzero(codes == code)
+            for code, task in sorted(enumerate(column.dictionary.to_pylist()), key=lambda item: item[1])
+        }
 
     @property
     def entries(self) -> Iterator[EpisodeEntry]:
@@ -185,7 +209,9 @@ class Manifest:
             yield from map(_entry, table.to_pylist())
 
     def select(self, episode_ids: Iterable[str], with_stats: bool = True) -> list[EpisodeEntry]:
-        """Return the rows of the named episodes, in that order, optionally without statistics. Raises EpisodeError for an unknown id."""
+        """Return the rows of the named episodes, in that order, optionally without statistics. Raises
+        EpisodeError for an unknown id.
+        """
         wanted = list(episode_ids)
         places = [bisect_left(self.episode_ids, episode) for episode in wanted]
         for episode, place in zip(wanted, places, strict=True):
@@ -193,11 +219,14 @@ class Manifest:
                 raise EpisodeError(f"the store has no episode {episode}")
         found: dict[int, EpisodeEntry] = {}
         columns = [name for name in SCHEMA.names if with_stats or not name.endswith("_stats")]
-        for groups in in_tuples(sorted({place // ROW_GROUP for place in places}), 64):  # in batches: most rows of a group are not requested
+        # in batches: most rows of a group are not requested
+        for groups in in_tuples(sorted({place // ROW_GROUP for place in places}), 64):
             first_row = {group: i * ROW_GROUP for i, group in enumerate(groups)}
             here = sorted({place for place in places if place // ROW_GROUP in first_row})
             table = self._file.read_row_groups(list(groups), columns, use_threads=False)
-            rows = table.take([first_row[place // ROW_GROUP] + place % ROW_GROUP for place in here]).to_pylist()
+            rows = table.take(
+                [first_row[place // ROW_GROUP] + place % ROW_GROUP for place in here]
+            ).to_pylist()
             found |= zip(here, map(_entry, rows), strict=True)
         return [found[place] for place in places]
 

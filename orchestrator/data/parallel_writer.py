@@ -22,15 +22,19 @@ def record_all(
     note: str,
     lost: Callable[[Any], Any] | None = None,
 ) -> Iterator[Any]:
-    """Call `recorder(*arguments).record(job)` for every job on `workers` actors of a connected cluster; yield each result when it arrives.
+    """Call `recorder(*arguments).record(job)` for every job on `workers` actors of a connected cluster; yield
+    each result when it arrives.
 
-    A result that is an EpisodeEntry is committed with `note` as its writer; any other is only passed on. If a job's process dies at every
-    retry, its result is `lost(job)`, or the Ray error is raised without `lost`. However the loop ends, all entries received are committed.
+    A result that is an EpisodeEntry is committed with `note` as its writer; any other is only passed on. If a
+    job's process dies at every retry, its result is `lost(job)`, or the Ray error is raised without `lost`.
+    However the loop ends, all entries received are committed.
     """
     import ray
     from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-    actor = ray.remote(recorder).options(max_restarts=-1, max_task_retries=2, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+    actor = ray.remote(recorder).options(
+        max_restarts=-1, max_task_retries=2, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
+    )
     idle = [actor.remote(*arguments) for _ in range(min(workers, len(jobs)))]
     todo, running = iter(jobs), dict[Any, tuple[Any, Any]]()
     waiting: list[EpisodeEntry] = []

@@ -24,11 +24,13 @@ BARS = 10  # maximum bars of the histogram of lengths
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 
 
-# -- rows -----------------------------------------------------------------------------------------------------------------------
+# -- rows ----------------------------------------------------------------------------------------------------
 
 
 def rows(manifest: Manifest, task: str | None = None) -> Iterator[dict[str, Any]]:
-    """Yield a row per episode, of one task or all, in the order of their ids, without reading all rows first."""
+    """Yield a row per episode, of one task or all, in the order of their ids, without reading all
+    rows first.
+    """
     for table in manifest.groups(ROW):
         yield from (row for row in table.to_pylist() if task in (None, row["task"]))
 
@@ -55,8 +57,14 @@ def as_json(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def one_line(text: str) -> str:
-    """Return the text with a space for every unprintable character, such as line breaks and terminal escapes."""
-    return text if text.isprintable() else "".join(character if character.isprintable() else " " for character in text)
+    """Return the text with a space for every unprintable character, such as line breaks and terminal
+    escapes.
+    """
+    return (
+        text
+        if text.isprintable()
+        else "".join(character if character.isprintable() else " " for character in text)
+    )
 
 
 def _success(success: bool | None) -> str:
@@ -76,16 +84,21 @@ def find(manifest: Manifest, episode_id: str, where: str) -> EpisodeEntry:
     if ids[place : place + 1] == [episode_id]:
         return manifest[episode_id]
     neighbours = ids[max(0, place - 1000) : place + 1000]  # not all, since comparisons are slow
-    raise EpisodeError(f"{where}: there is no episode {episode_id}; {nearest(episode_id, neighbours, f'`demoscale data ls {where}` lists them')}")
+    raise EpisodeError(
+        f"{where}: there is no episode {episode_id};"
+        f" {nearest(episode_id, neighbours, f'`demoscale data ls {where}` lists them')}"
+    )
 
 
 def spread_out(manifest: Manifest, count: int) -> list[EpisodeEntry]:
     """Return at most `count` episodes, evenly spaced over the store's ids."""
     total = len(manifest)
-    return manifest.select(manifest.episode_ids[i * total // min(count, total)] for i in range(min(count, total)))
+    return manifest.select(
+        manifest.episode_ids[i * total // min(count, total)] for i in range(min(count, total))
+    )
 
 
-# -- a whole store --------------------------------------------------------------------------------------------------------------
+# -- a whole store -------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -148,7 +161,9 @@ class Summary:
     tasks: list[Task]
     lengths: Lengths | None
     sources: list[tuple[str, int]]
-    """(source, number of episodes), the most frequent first; sources that differ only in numbers count as one."""
+    """(source, number of episodes), the most frequent first; sources that differ only in numbers count as
+    one.
+    """
     statistics: dict[str, list[Dimension]]
     """`action` and `proprio` -> statistics over the labelled episodes."""
 
@@ -183,7 +198,10 @@ def summarise(manifest: Manifest) -> Summary:
         tasks=[tasks[name] for name in sorted(tasks)],
         lengths=_lengths(manifest.column("length").to_numpy()),
         sources=grouped(sources),
-        statistics={kind: dimensions(merged(manifest, kind), getattr(contract, kind)) for kind in ("action", "proprio")},
+        statistics={
+            kind: dimensions(merged(manifest, kind), getattr(contract, kind))
+            for kind in ("action", "proprio")
+        },
     )
 
 
@@ -194,22 +212,32 @@ def _lengths(lengths: Any) -> Lengths | None:
     width = math.ceil((high - low + 1) / BARS)
     counts = np.bincount((lengths - int(low)) // width)
     first = [int(low) + i * width for i in range(len(counts))]
-    histogram = [(start, min(start + width - 1, int(high)), int(count)) for start, count in zip(first, counts, strict=True)]
+    histogram = [
+        (start, min(start + width - 1, int(high)), int(count))
+        for start, count in zip(first, counts, strict=True)
+    ]
     return Lengths(int(low), float(q25), float(median), float(q75), int(high), int(lengths.sum()), histogram)
 
 
 def grouped(sources: dict[str, int]) -> list[tuple[str, int]]:
-    """Merge sources that differ only in numbers, and write each number as its range: `seed 0..99`; the most frequent first."""
+    """Merge sources that differ only in numbers, and write each number as its range: `seed 0..99`; the most
+    frequent first.
+    """
     groups: dict[tuple[str, ...], tuple[int, list[tuple[str, str]]]] = {}
     for source, count in sources.items():
         words, numbers = tuple(_NUMBER.split(source)[::2]), _NUMBER.findall(source)
         before, ranges = groups.get(words, (0, [(number, number) for number in numbers]))
-        both = [(min(low, number, key=float), max(high, number, key=float)) for (low, high), number in zip(ranges, numbers, strict=True)]
+        both = [
+            (min(low, number, key=float), max(high, number, key=float))
+            for (low, high), number in zip(ranges, numbers, strict=True)
+        ]
         groups[words] = (before + count, both)
     named = []
     for words, (count, ranges) in groups.items():
         numbers = [low if float(low) == float(high) else f"{low}..{high}" for low, high in ranges]
-        named.append(("".join(part for pair in zip(words, [*numbers, ""], strict=True) for part in pair), count))
+        named.append(
+            ("".join(part for pair in zip(words, [*numbers, ""], strict=True) for part in pair), count)
+        )
     return sorted(named, key=lambda item: (-item[1], item[0]))
 
 

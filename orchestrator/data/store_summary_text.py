@@ -29,25 +29,44 @@ def size(nbytes: float) -> str:
 
 def time_of(seconds: float) -> str:
     """Return seconds as text, in s, min or h."""
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 120
+        else f"{seconds / 60:.1f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def aligned(table: Sequence[tuple[str, ...]], left: Collection[int] = (0,)) -> list[str]:
-    """Return the lines of a table with aligned columns: those in `left` to the left, the others to the right."""
+    """Return the lines of a table with aligned columns: those in `left` to the left, the others to
+    the right.
+    """
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    padded = ([cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))] for row in table)
+    padded = (
+        [
+            cell.ljust(w) if i in left else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in table
+    )
     return ["  ".join(row).rstrip() for row in padded]
 
 
 def fitted(table: list[tuple[str, ...]], shortened: Collection[int], width: int) -> list[tuple[str, ...]]:
-    """Cut cells of the `shortened` columns, the widest first, until aligned lines are at most `width` long, if possible."""
+    """Cut cells of the `shortened` columns, the widest first, until aligned lines are at most `width` long,
+    if possible.
+    """
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     while sum(widths) + 2 * (len(widths) - 1) > width:
         widest = max(shortened, key=lambda i: widths[i])
         if widths[widest] <= len(table[0][widest]):
             break
         widths[widest] -= 1
-    return [tuple(cell if len(cell) <= w else f"{cell[: w - 1]}…" for cell, w in zip(row, widths, strict=True)) for row in table]
+    return [
+        tuple(cell if len(cell) <= w else f"{cell[: w - 1]}…" for cell, w in zip(row, widths, strict=True))
+        for row in table
+    ]
 
 
 def fields(pairs: Iterable[tuple[str, str]]) -> list[str]:
@@ -60,20 +79,51 @@ def contract_lines(contract: Contract) -> list[str]:
     height, width = contract.image_size
     return fields(
         [
-            ("cameras", f"{', '.join(contract.cameras)}; {height}x{width} pixels, {contract.control_hz:g} per second"),
+            (
+                "cameras",
+                f"{', '.join(contract.cameras)}; {height}x{width} pixels, {contract.control_hz:g} per second",
+            ),
             ("rendered", f"profile {contract.render_profile}"),
             ("simulator", contract.simulator),
-            ("action", f"{amount(len(contract.action), 'dimension')}: {', '.join(contract.action)}" if contract.action else "none"),
-            ("proprio", f"{amount(len(contract.proprio), 'value')}: {', '.join(contract.proprio)}" if contract.proprio else "none"),
+            (
+                "action",
+                (
+                    f"{amount(len(contract.action), 'dimension')}: {', '.join(contract.action)}"
+                    if contract.action
+                    else "none"
+                ),
+            ),
+            (
+                "proprio",
+                (
+                    f"{amount(len(contract.proprio), 'value')}: {', '.join(contract.proprio)}"
+                    if contract.proprio
+                    else "none"
+                ),
+            ),
         ]
     )
 
 
 def task_lines(summary: Summary) -> list[str]:
     """Return a table of tasks, each with its instruction and counts."""
-    table: list[tuple[str, ...]] = [("task", "instruction", "episodes", "labelled", "action-free", "succeeded", "failed", "unknown", "frames")]
+    table: list[tuple[str, ...]] = [
+        (
+            "task",
+            "instruction",
+            "episodes",
+            "labelled",
+            "action-free",
+            "succeeded",
+            "failed",
+            "unknown",
+            "frames",
+        )
+    ]
     for t in summary.tasks:
-        said = one_line(t.instruction) + (f" (and {amount(t.instructions - 1, 'other')})" if t.instructions > 1 else "")
+        said = one_line(t.instruction) + (
+            f" (and {amount(t.instructions - 1, 'other')})" if t.instructions > 1 else ""
+        )
         counts = (t.episodes, t.labelled, t.action_free, t.succeeded, t.failed, t.unknown, t.frames)
         table.append((one_line(t.task), said, *map(str, counts)))
     return aligned(table, left=(0, 1))
@@ -81,25 +131,49 @@ def task_lines(summary: Summary) -> list[str]:
 
 def length_lines(lengths: Lengths, hz: float) -> list[str]:
     """Return quartiles in frames and seconds, and a histogram."""
-    names = (("shortest", lengths.low), ("25 %", lengths.q25), ("median", lengths.median), ("75 %", lengths.q75), ("longest", lengths.high))
-    lines = aligned([("length", "frames", "seconds"), *((name, f"{frames:g}", f"{frames / hz:.2f}") for name, frames in names)])
+    names = (
+        ("shortest", lengths.low),
+        ("25 %", lengths.q25),
+        ("median", lengths.median),
+        ("75 %", lengths.q75),
+        ("longest", lengths.high),
+    )
+    lines = aligned(
+        [
+            ("length", "frames", "seconds"),
+            *((name, f"{frames:g}", f"{frames / hz:.2f}") for name, frames in names),
+        ]
+    )
     most = max(count for _, _, count in lengths.histogram)
     bars = [(f"{first}", f"{last}", f"{count}") for first, last, count in lengths.histogram]
     drawn = ["#" * math.ceil(BAR_WIDTH * count / most) for _, _, count in lengths.histogram]
     table = aligned([("from", "to", "episodes"), *bars], left=())
-    return [*lines, "", table[0], *(f"{line}  {bar}".rstrip() for line, bar in zip(table[1:], drawn, strict=True))]
+    return [
+        *lines,
+        "",
+        table[0],
+        *(f"{line}  {bar}".rstrip() for line, bar in zip(table[1:], drawn, strict=True)),
+    ]
 
 
 def source_lines(summary: Summary) -> list[str]:
     """Return the sources of the episodes and their counts."""
     shown, rest = summary.sources[:GROUPS], summary.sources[GROUPS:]
-    lines = [f"{line}  {one_line(name)}" for line, (name, _) in zip(aligned([(str(n),) for _, n in shown], left=()), shown, strict=True)]
-    return [*lines, f"and {sum(n for _, n in rest)} from {amount(len(rest), 'other source')}"] if rest else lines
+    lines = [
+        f"{line}  {one_line(name)}"
+        for line, (name, _) in zip(aligned([(str(n),) for _, n in shown], left=()), shown, strict=True)
+    ]
+    return (
+        [*lines, f"and {sum(n for _, n in rest)} from {amount(len(rest), 'other source')}"] if rest else lines
+    )
 
 
 def statistics_lines(dims: list[Dimension]) -> list[str]:
     """Return a table of dimensions; constant ones are marked."""
-    rows = [(d.name, *(_number(getattr(d, name)) for name in SPREAD), "constant" if d.constant else "") for d in dims]
+    rows = [
+        (d.name, *(_number(getattr(d, name)) for name in SPREAD), "constant" if d.constant else "")
+        for d in dims
+    ]
     return aligned([("", *SPREAD, ""), *rows])
 
 
@@ -107,7 +181,7 @@ def _number(value: float) -> str:
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"
 
 
-# -- parts ----------------------------------------------------------------------------------------------------------------------
+# -- parts ---------------------------------------------------------------------------------------------------
 
 
 def of_store(uri: str, version: Version, contract: Contract, summary: Summary) -> list[Part]:
@@ -115,7 +189,10 @@ def of_store(uri: str, version: Version, contract: Contract, summary: Summary) -
     lengths, count = summary.lengths, summary.episodes
     facts = [
         ("store", uri),
-        ("version", f"{version.number}, made {version.created}" + (f": {version.note}" if version.note else "")),
+        (
+            "version",
+            f"{version.number}, made {version.created}" + (f": {version.note}" if version.note else ""),
+        ),
         ("fingerprint", summary.fingerprint),
         ("episodes", f"{count}: {summary.labelled} labelled, {summary.action_free} action-free"),
         ("frames", f"{lengths.total}, {time_of(lengths.total / contract.control_hz)}" if lengths else "none"),
@@ -123,12 +200,25 @@ def of_store(uri: str, version: Version, contract: Contract, summary: Summary) -
     ]
     parts = [("", fields(facts)), ("conventions", contract_lines(contract))]
     if lengths:
-        parts += [("tasks", task_lines(summary)), ("lengths", length_lines(lengths, contract.control_hz)), ("sources", source_lines(summary))]
+        parts += [
+            ("tasks", task_lines(summary)),
+            ("lengths", length_lines(lengths, contract.control_hz)),
+            ("sources", source_lines(summary)),
+        ]
     title = "{} of the labelled episodes (q01 and q99: averaged over episodes)"
-    return parts + [(title.format(kind), statistics_lines(dims)) for kind, dims in summary.statistics.items() if dims]
+    return parts + [
+        (title.format(kind), statistics_lines(dims)) for kind, dims in summary.statistics.items() if dims
+    ]
 
 
 def of_episode(entry: EpisodeEntry, statistics: dict[str, list[Dimension]]) -> list[Part]:
     """Return the parts of the text about one episode."""
-    facts = [*zip(CELLS, cells(vars(entry)), strict=True), ("instruction", entry.instruction), ("object", entry.key)]
-    return [("", fields(facts)), *((kind, statistics_lines(dims)) for kind, dims in statistics.items() if dims)]
+    facts = [
+        *zip(CELLS, cells(vars(entry)), strict=True),
+        ("instruction", entry.instruction),
+        ("object", entry.key),
+    ]
+    return [
+        ("", fields(facts)),
+        *((kind, statistics_lines(dims)) for kind, dims in statistics.items() if dims),
+    ]

@@ -1,8 +1,8 @@
 """Choice of the episodes that an arm learns from, and of those held out from every arm. Pure.
 
-One seeded permutation per (data set, seed, task). Demos are taken from its front, action-free episodes from its back, so that a larger
-set of demos contains every smaller one, likewise for action-free episodes, and no episode is both. Episodes that no arm takes are
-held out.
+One seeded permutation per (data set, seed, task). Demos are taken from its front, action-free episodes from
+its back, so that a larger set of demos contains every smaller one, likewise for action-free episodes, and no
+episode is both. Episodes that no arm takes are held out.
 """
 
 import hashlib
@@ -42,14 +42,19 @@ def num_action_free(demo_count: int, action_free_ratio: float) -> int:
 
 @lru_cache(maxsize=32)
 def permutation(manifest: Manifest, task: str, seed: int) -> npt.NDArray[np.int64]:
-    """Return the order of one task's episodes, as indices into the manifest's ids: a function of task, ids, labels and seed.
+    """Return the order of one task's episodes, as indices into the manifest's ids: a function of task, ids,
+    labels and seed.
 
     Episodes recorded without actions cannot be demos; they come last.
     """
     places = manifest.tasks[task]
     ids = manifest.episode_ids
-    digests = b"".join(hashlib.blake2b(f"{seed}|{task}|{ids[place]}".encode()).digest()[:8] for place in places.tolist())
-    order: npt.NDArray[np.int64] = places[np.lexsort((np.frombuffer(digests, ">u8"), ~manifest.labelled[places]))]
+    digests = b"".join(
+        hashlib.blake2b(f"{seed}|{task}|{ids[place]}".encode()).digest()[:8] for place in places.tolist()
+    )
+    order: npt.NDArray[np.int64] = places[
+        np.lexsort((np.frombuffer(digests, ">u8"), ~manifest.labelled[places]))
+    ]
     return order
 
 
@@ -61,20 +66,26 @@ def choose(
     without: Set[str] = frozenset(),
     labelled_tasks: Collection[str] = (),
 ) -> Subset:
-    """Choose the first `demo_count` episodes of every task as demos, and the last round(ratio x demo_count) as action-free ones.
+    """Choose the first `demo_count` episodes of every task as demos, and the last round(ratio x demo_count)
+    as action-free ones.
 
-    `without`: episodes to exclude; the next in order replace them, the counts stay. `labelled_tasks`: tasks with demos, all if empty; of
-    every other task, `demo_count` episodes are taken as action-free ones. Raises SubsetError for an unknown task or too few episodes.
+    `without`: episodes to exclude; the next in order replace them, the counts stay. `labelled_tasks`: tasks
+    with demos, all if empty; of every other task, `demo_count` episodes are taken as action-free ones. Raises
+    SubsetError for an unknown task or too few episodes.
     """
     if unknown := sorted(set(labelled_tasks) - manifest.tasks.keys()):
-        raise SubsetError(f"{', '.join(unknown)}: the store has no such task; it has {', '.join(manifest.tasks)}")
+        raise SubsetError(
+            f"{', '.join(unknown)}: the store has no such task; it has {', '.join(manifest.tasks)}"
+        )
     ids = manifest.episode_ids
     all_demos = demo_count
     demos: list[str] = []
     action_free: list[str] = []
     for task in manifest.tasks:
         shown = not labelled_tasks or task in labelled_tasks
-        demo_count, free_count = (all_demos, num_action_free(all_demos, action_free_ratio)) if shown else (0, all_demos)
+        demo_count, free_count = (
+            (all_demos, num_action_free(all_demos, action_free_ratio)) if shown else (0, all_demos)
+        )
         order = permutation(manifest, task, seed)
         if without:
             order = order[[ids[place] not in without for place in order.tolist()]]
@@ -90,16 +101,23 @@ def choose(
     return Subset(tuple(sorted(demos)), tuple(sorted(action_free)))
 
 
-def held_out(manifest: Manifest, task: str, count: int, used: Set[str], shortest: int = 1, seed: int = 0) -> tuple[str, ...]:
-    """Return `count` episodes of a task that are not `used`: the last ones of its permutation, those with actions first.
+def held_out(
+    manifest: Manifest, task: str, count: int, used: Set[str], shortest: int = 1, seed: int = 0
+) -> tuple[str, ...]:
+    """Return `count` episodes of a task that are not `used`: the last ones of its permutation, those with
+    actions first.
 
-    A smaller set is a subset of a larger one. If one of them becomes used, only that one is replaced; other used episodes change nothing.
-    `shortest`: minimum frames of an episode. Raises SubsetError if too few are left.
+    A smaller set is a subset of a larger one. If one of them becomes used, only that one is replaced; other
+    used episodes change nothing. `shortest`: minimum frames of an episode. Raises SubsetError if too few are
+    left.
     """
     ids, lengths = manifest.episode_ids, manifest.column("length").to_numpy()
     order = permutation(manifest, task, seed)[::-1]
     order = order[np.argsort(~manifest.labelled[order], kind="stable")]
     left = [ids[place] for place in order[lengths[order] >= shortest].tolist() if ids[place] not in used]
     if len(left) < count:
-        raise SubsetError(f"{task}: {count} held-out episodes of at least {shortest} frames are asked for, {len(left)} are left that no arm uses")
+        raise SubsetError(
+            f"{task}: {count} held-out episodes of at least {shortest} frames are asked for, {len(left)} are"
+            " left that no arm uses"
+        )
     return tuple(left[:count])

@@ -1,23 +1,29 @@
-"""The outcome ledger in the storage: outcomes, films and verdicts of episodes, and the portrait that every simulator must match.
+"""The outcome ledger in the storage: outcomes, films and verdicts of episodes, and the portrait that every
+simulator must match.
 
     outcomes/<checkpoint>/<protocol>.parquet               sealed ledger: the outcome of every listed episode
-    outcomes/<checkpoint>/<protocol>/00000001.parquet      part: outcomes in recording order, errors included; numbered in claim order
+    outcomes/<checkpoint>/<protocol>/00000001.parquet      part: outcomes in recording order, errors included;
+                                                           numbered in claim order
     outcomes/<checkpoint>/<protocol>/<episode id>.mp4      film of the episode
-    outcomes/<checkpoint>/<protocol>/<episode id>.json     imagined against executed video of the film (sim_workers/rollout/prediction_error.py)
-    outcomes/<checkpoint>/<protocol>/decided-<rule>.json   verdict: the episodes that sufficed for a rule (sequential_rule.py)
+    outcomes/<checkpoint>/<protocol>/<episode id>.json     imagined against executed video of the film
+                                                           (sim_workers/rollout/prediction_error.py)
+    outcomes/<checkpoint>/<protocol>/decided-<rule>.json   verdict: the episodes that sufficed for a rule
+                                                           (sequential_rule.py)
     portraits/<simulation>/<scene>.json
 
-No object is overwritten. A ledger is sealed only when its whole list is played. A verdict leaves its outcomes in parts, to which a sweep with another
-rule, or none, adds the missing ones.
+No object is overwritten. A ledger is sealed only when its whole list is played. A verdict leaves its outcomes
+in parts, to which a sweep with another rule, or none, adds the missing ones.
 
-A row is one outcome, in parts and in sealed ledgers, so that any Parquet reader reads all scores of whole lists as one table,
-`outcomes/*/*.parquet`:
+A row is one outcome, in parts and in sealed ledgers, so that any Parquet reader reads all scores of whole
+lists as one table, `outcomes/*/*.parquet`:
 
     checkpoint, protocol           fingerprints of the weights, and of everything else that shapes an outcome
-    task, scene_seed, noise_seed, shift      the episode's line of the suite (`sim_workers.rollout.suite.EpisodeSpec`)
+    task, scene_seed, noise_seed, shift      the episode's line of the suite
+                                             (`sim_workers.rollout.suite.EpisodeSpec`)
     result, steps, looks           success | failure | error; control steps played; policy queries
     sim_s, policy_s                seconds simulating and rendering; seconds waiting for the policy
-    first_success, success_at_end  control steps until the first success, null if none; success in the last step
+    first_success, success_at_end  control steps until the first success, null if none; success in the last
+                                   step
     message, worker                cause of an error; host/pid of the worker process
     episode                        episode id
     recorded                       time of recording, UTC
@@ -46,24 +52,35 @@ from sim_workers.rollout.rollout_video import Filmed
 from sim_workers.rollout.suite import EpisodeSpec
 from sim_workers.rollout.worker import Scene
 
-_TYPES = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), int | None: pa.int64()}  # all other fields are text
-_SPEC, _OUTCOME = get_type_hints(EpisodeSpec), {name: kind for name, kind in get_type_hints(Outcome).items() if name != "spec"}
+# all other fields are text
+_TYPES = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), int | None: pa.int64()}
+_SPEC, _OUTCOME = (
+    get_type_hints(EpisodeSpec),
+    {name: kind for name, kind in get_type_hints(Outcome).items() if name != "spec"},
+)
 SCHEMA = pa.schema(
     [
         *(pa.field(name, pa.string(), nullable=False) for name in ("checkpoint", "protocol")),
-        *(pa.field(name, _TYPES.get(kind, pa.string()), nullable=kind == int | None) for name, kind in {**_SPEC, **_OUTCOME}.items()),
+        *(
+            pa.field(name, _TYPES.get(kind, pa.string()), nullable=kind == int | None)
+            for name, kind in {**_SPEC, **_OUTCOME}.items()
+        ),
         pa.field("episode", pa.string(), nullable=False),
         pa.field("recorded", pa.timestamp("us", "UTC"), nullable=False),
     ]
 )
-"""Columns of an outcome: checkpoint and protocol, the fields of its spec, its own fields, episode id and time."""
+"""Columns of an outcome: checkpoint and protocol, the fields of its spec, its own fields, episode id and
+time.
+"""
 PART = re.compile(r"/(\d{8})\.parquet$")
 """Key of a numbered part. Parts of earlier versions have random names and sort first."""
 READERS = 16  # parts fetched in parallel
 
 
 class Ledger:
-    """Outcomes of one checkpoint under one protocol. Any number of processes may record: each object is written once, by one process."""
+    """Outcomes of one checkpoint under one protocol. Any number of processes may record: each object is
+    written once, by one process.
+    """
 
     def __init__(self, storage: Storage, checkpoint: str, protocol: str) -> None:
         self._storage, self._of = storage, {"checkpoint": checkpoint, "protocol": protocol}
@@ -82,18 +99,24 @@ class Ledger:
         now = datetime.now(UTC)
         self._note((outcome, now) for outcome in outcomes)
         data = _encode([self._row(outcome, now) for outcome in outcomes])
-        self._next = self._next or max((int(found[1]) for key in self._parts() if (found := PART.search(key))), default=0) + 1
+        self._next = (
+            self._next
+            or max((int(found[1]) for key in self._parts() if (found := PART.search(key))), default=0) + 1
+        )
         while not claim(self._storage, f"{self._prefix}{self._next:08d}.parquet", data):
             self._next += 1
         self._next += 1
 
     def _parts(self) -> list[str]:
-        """Return the keys of the parts in claim order, which no clock decides: of several outcomes of an episode the first counts."""
+        """Return the keys of the parts in claim order, which no clock decides: of several outcomes of an
+        episode the first counts.
+        """
         keys = [key for key in self._storage.list(self._prefix) if key.endswith(".parquet")]
         return sorted(keys, key=lambda key: (bool(PART.search(key)), key))
 
     def read(self) -> dict[str, Outcome]:
-        """Return the finished outcomes by episode id, the first recorded one of each. Errors are left out: their episodes are retried.
+        """Return the finished outcomes by episode id, the first recorded one of each. Errors are left out:
+        their episodes are retried.
 
         Raises StorageError, which names the object, if one is damaged.
         """
@@ -111,7 +134,8 @@ class Ledger:
         return found
 
     def seal(self, outcomes: Iterable[Outcome]) -> None:
-        """Write the outcomes of the whole list as one object, sorted by spec, which replaces the parts for all later reads.
+        """Write the outcomes of the whole list as one object, sorted by spec, which replaces the parts for
+        all later reads.
 
         Raises ValueError if an outcome is an error: its episode would never be retried.
         """
@@ -124,12 +148,19 @@ class Ledger:
         self.sealed = True
 
     def table(self, outcomes: Sequence[Outcome]) -> pa.Table:
-        """Return the outcomes as a table with the columns of SCHEMA; those that were not recorded get the current time."""
+        """Return the outcomes as a table with the columns of SCHEMA; those that were not recorded get the
+        current time.
+        """
         now = datetime.now(UTC)
-        return pa.Table.from_pylist([self._row(outcome, self._recorded.get(outcome.spec.episode_id, now)) for outcome in outcomes], SCHEMA)
+        return pa.Table.from_pylist(
+            [self._row(outcome, self._recorded.get(outcome.spec.episode_id, now)) for outcome in outcomes],
+            SCHEMA,
+        )
 
     def keep_verdict(self, rule: str, verdict: Verdict) -> Verdict:
-        """Write the verdict of a rule (`Rule.key`) unless there is one; return the stored verdict, which is the first written."""
+        """Write the verdict of a rule (`Rule.key`) unless there is one; return the stored verdict, which is
+        the first written.
+        """
         self._storage.put_if_absent(self._verdict(rule), json.dumps(asdict(verdict)).encode())
         return self.verdict(rule) or verdict
 
@@ -151,7 +182,13 @@ class Ledger:
     def _row(self, outcome: Outcome, recorded: datetime) -> dict[str, Any]:
         own = outcome.to_json()
         own["message"] = redacted(own["message"]) if own["message"] else ""
-        return {**self._of, **own.pop("spec"), **own, "episode": outcome.spec.episode_id, "recorded": recorded}
+        return {
+            **self._of,
+            **own.pop("spec"),
+            **own,
+            "episode": outcome.spec.episode_id,
+            "recorded": recorded,
+        }
 
     def keep_film(self, episode_id: str, film: Filmed) -> None:
         """Write an episode's film. The MP4 is written last: an episode with an MP4 is not played again."""
@@ -172,7 +209,9 @@ def scores(storage: Storage) -> pa.Table:
     """
     sealed = [key for key in storage.list("outcomes/") if key.count("/") == 2 and key.endswith(".parquet")]
     with ThreadPoolExecutor(READERS) as readers:
-        return pa.concat_tables([SCHEMA.empty_table(), *readers.map(lambda key: _decode(storage, key), sealed)])
+        return pa.concat_tables(
+            [SCHEMA.empty_table(), *readers.map(lambda key: _decode(storage, key), sealed)]
+        )
 
 
 def _encode(rows: list[dict[str, Any]]) -> bytes:
@@ -198,23 +237,29 @@ def _outcome(row: dict[str, Any]) -> Outcome:
 
 
 class Portraits:
-    """The first portrait of every scene (`sim_workers.envs.render_check`), which every later scoring process must match."""
+    """The first portrait of every scene (`sim_workers.envs.render_check`), which every later scoring process
+    must match.
+    """
 
     def __init__(self, storage: Storage, simulation: str, mixed: bool = False) -> None:
         """Read the portraits of one simulation.
 
-        simulation: fingerprint of the simulators' code and GL backend; each has portraits of its own. mixed: compare pixels with the first
-        portrait of the same driver, and physics with the first of all.
+        simulation: fingerprint of the simulators' code and GL backend; each has portraits of its own. mixed:
+        compare pixels with the first portrait of the same driver, and physics with the first of all.
         """
         self._storage, self._prefix, self._mixed = storage, f"portraits/{simulation}/", mixed
         self._known: dict[str, Portrait] = {}
 
     def get(self, scene: Scene) -> Portrait | None:
-        """Return the scene's portrait; None if there is none, or if `mixed`: the driver is unknown before the first rendering."""
+        """Return the scene's portrait; None if there is none, or if `mixed`: the driver is unknown before the
+        first rendering.
+        """
         return None if self._mixed else self._read(self._key(scene))
 
     def put(self, scene: Scene, portrait: Portrait) -> Portrait:
-        """Write the scene's portrait unless there is one; return the stored portrait, which must be matched."""
+        """Write the scene's portrait unless there is one; return the stored portrait, which must be
+        matched.
+        """
         first = self._keep(self._key(scene), portrait)
         if not self._mixed:
             return first
@@ -239,4 +284,5 @@ class Portraits:
     def _key(self, scene: Scene, driver: str = "") -> str:
         world = "" if scene.shift == "nominal" else f"-{scene.shift}{scene.variant}"
         drawn = f"-{digest(driver)}" if driver else ""
-        return f"{self._prefix}{scene.task.replace('/', '.')}{world}-{digest(scene.contract.to_json())}{drawn}.json"
+        task = scene.task.replace("/", ".")
+        return f"{self._prefix}{task}{world}-{digest(scene.contract.to_json())}{drawn}.json"

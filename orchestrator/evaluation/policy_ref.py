@@ -1,4 +1,6 @@
-"""A policy to be scored: a checkpoint in a folder, a bucket or MLflow, a policy server, or a Python function."""
+"""A policy to be scored: a checkpoint in a folder, a bucket or MLflow, a policy server, or a Python
+function.
+"""
 
 import os
 import re
@@ -35,16 +37,22 @@ class Subject:
     sampler: SamplerConfig | None
     """Sampler of a demoscale checkpoint; None for any other policy."""
     reach: Callable[[int], PolicySource]
-    """Connects the given number of rollout workers on a connected Ray. Raises CheckpointError if the policy cannot be loaded."""
+    """Connects the given number of rollout workers on a connected Ray. Raises CheckpointError if the policy
+    cannot be loaded.
+    """
 
 
-def find(name: str, rung: str = "", own_rung: bool = False, fingerprint: str = "", tracking: str = "") -> Subject:
+def find(
+    name: str, rung: str = "", own_rung: bool = False, fingerprint: str = "", tracking: str = ""
+) -> Subject:
     """Return the policy with a name: a folder, s3://..., models:/ID, http(s)://..., or MODULE:FUNCTION.
 
-    rung: rung of a checkpoint's ladder. own_rung: a checkpoint without that rung uses its own, as a sweep's baselines do. fingerprint: the
-    user's identifier of a policy that has no fingerprint of its own. tracking: URI of the MLflow that has the logged models.
+    rung: rung of a checkpoint's ladder. own_rung: a checkpoint without that rung uses its own, as a sweep's
+    baselines do. fingerprint: the user's identifier of a policy that has no fingerprint of its own. tracking:
+    URI of the MLflow that has the logged models.
 
-    Raises SubjectError if the arguments are wrong, and CheckpointError, StorageError or TrackingError if reading the policy fails.
+    Raises SubjectError if the arguments are wrong, and CheckpointError, StorageError or TrackingError if
+    reading the policy fails.
     """
     if name.startswith(("s3://", "file://")) or Path(name).is_dir() or LOGGED_MODEL.fullmatch(name):
         if fingerprint:
@@ -53,7 +61,10 @@ def find(name: str, rung: str = "", own_rung: bool = False, fingerprint: str = "
     if rung and not own_rung:
         raise SubjectError(f"only a checkpoint's folder has a ladder to take --rung {rung} from")
     if fingerprint and (OURS.fullmatch(fingerprint) or not NAME.fullmatch(fingerprint)):
-        raise SubjectError(f"--fingerprint {fingerprint}: write letters, digits, '.', '_' and '-', and not 16 hex digits, which name a checkpoint")
+        raise SubjectError(
+            f"--fingerprint {fingerprint}: write letters, digits, '.', '_' and '-', and not 16 hex digits,"
+            " which name a checkpoint"
+        )
     return _served(name, fingerprint) if "://" in name else _function(name, fingerprint)
 
 
@@ -97,9 +108,14 @@ def _checkpoint(name: str, rung: str, own_rung: bool, tracking: str) -> Subject:
     card, fingerprint = card_of(uri)
     if logged not in ("", fingerprint):
         changed = f"it was logged with the fingerprint {logged} and has {fingerprint} now"
-        raise CheckpointError(f"{uri}: not the checkpoint that {name} names: {changed}; bring back the one that was logged")
+        raise CheckpointError(
+            f"{uri}: not the checkpoint that {name} names: {changed}; bring back the one that was logged"
+        )
     if card.provenance.get("objective") == "video":
-        raise CheckpointError(f"{uri}: a video model alone, which imagines and cannot act; train an action head on it (train.mode: two_stage)")
+        raise CheckpointError(
+            f"{uri}: a video model alone, which imagines and cannot act; train an action head on it"
+            " (train.mode: two_stage)"
+        )
     if rung and rung not in card.config.ladder and not (own_rung and card.config.video is None):
         raise SubjectError(f"{name} has no rung {rung}; it has {', '.join(card.config.ladder)}")
 
@@ -110,13 +126,17 @@ def _checkpoint(name: str, rung: str, own_rung: bool, tracking: str) -> Subject:
         from orchestrator.evaluation.ray_actors import policy_servers, serving
 
         placement = Placement.fit(resources(), 1, workers, 1)
-        return serving(policy_servers(placement.servers, placement.server_gpus, rung), policy_of(uri, fingerprint))
+        return serving(
+            policy_servers(placement.servers, placement.server_gpus, rung), policy_of(uri, fingerprint)
+        )
 
     return Subject(name, card.contract, fingerprint, _sampler(card.config, rung), reach)
 
 
 def _sampler(config: PolicyConfig, rung: str) -> SamplerConfig:
-    """Return the sampler that a sweep has in its protocol: that of its preset on the rung, also for a baseline with a single sampler."""
+    """Return the sampler that a sweep has in its protocol: that of its preset on the rung, also for a
+    baseline with a single sampler.
+    """
     from policy.presets import PRESETS
 
     ours = PRESETS.get(config.preset)

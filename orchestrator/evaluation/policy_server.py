@@ -1,4 +1,6 @@
-"""The policy server: a Ray actor that holds checkpoints in memory and batches the queries of many simulators."""
+"""The policy server: a Ray actor that holds checkpoints in memory and batches the queries of many
+simulators.
+"""
 
 import asyncio
 import logging
@@ -33,20 +35,25 @@ class _Asked(NamedTuple):
 
 
 class PolicyServer:
-    """A Ray actor that answers queries in batches. Deterministic: a query retried after a restart gets the same answer.
+    """A Ray actor that answers queries in batches. Deterministic: a query retried after a restart gets the
+    same answer.
 
-    Queries that arrive while a batch is computed form the next one, so no query waits for a timer and batches fill under load. A query waits at
-    most for the batches of earlier queries: policies take turns, and a batch has at most MOST_ROWS rows.
+    Queries that arrive while a batch is computed form the next one, so no query waits for a timer and batches
+    fill under load. A query waits at most for the batches of earlier queries: policies take turns, and a
+    batch has at most MOST_ROWS rows.
     """
 
     KEPT = 2  # policies kept loaded: that of the checkpoint being finished and that of the next
     MOST_ROWS = 64
 
-    def __init__(self, num_threads: int, device: str, rung: str = "", sweep: str = "", code: Files | None = None) -> None:
+    def __init__(
+        self, num_threads: int, device: str, rung: str = "", sweep: str = "", code: Files | None = None
+    ) -> None:
         """Configure the server; policies are loaded at their first query.
 
-        rung: rung of the policies' ladder that all of them use. sweep: name of the sweep, for metrics and logs. code: the driver's files; a
-        server that imported others answers CodeChangedError. None: not compared.
+        rung: rung of the policies' ladder that all of them use. sweep: name of the sweep, for metrics and
+        logs. code: the driver's files; a server that imported others answers CodeChangedError. None: not
+        compared.
         """
         import torch
 
@@ -61,24 +68,32 @@ class PolicyServer:
         return f"PolicyServer({self._sweep})"
 
     async def act(self, checkpoint: str, observation: Observation) -> ActionChunk:
-        """Return the policy's action chunk. checkpoint: `policy_of`, fetched once per node, or a URI alone."""
+        """Return the policy's action chunk. checkpoint: `policy_of`, fetched once per node, or a URI
+        alone.
+        """
         chunk: ActionChunk = await self._ask(checkpoint, "act", observation)
         return chunk
 
     async def imagine(self, checkpoint: str, observation: Observation) -> Imagination | None:
-        """Return the video that the policy imagines, through the same queue as `act`; None for a policy without video."""
+        """Return the video that the policy imagines, through the same queue as `act`; None for a policy
+        without video.
+        """
         imagination: Imagination | None = await self._ask(checkpoint, "imagine", observation)
         return imagination
 
     async def _ask(self, checkpoint: str, what: str, observation: Observation) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault((checkpoint, what), []).append(_Asked(observation, answer, time.perf_counter()))
+        self._waiting.setdefault((checkpoint, what), []).append(
+            _Asked(observation, answer, time.perf_counter())
+        )
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
         return await answer
 
     async def load(self, checkpoint: str) -> None:
-        """Load the checkpoint's policy ahead of its first query. Raises the error of a checkpoint that cannot be loaded."""
+        """Load the checkpoint's policy ahead of its first query. Raises the error of a checkpoint that cannot
+        be loaded.
+        """
         await asyncio.to_thread(self._loaded, checkpoint)
 
     async def answered(self, checkpoint: str = "") -> Answered:
@@ -138,7 +153,9 @@ def _short(checkpoint: str) -> str:
     return checkpoint.rpartition("/arms/")[2].partition(FINGERPRINT)[0]
 
 
-def _answers(policy: Any, what: str, observations: list[Observation]) -> Sequence[ActionChunk | Imagination | None]:
+def _answers(
+    policy: Any, what: str, observations: list[Observation]
+) -> Sequence[ActionChunk | Imagination | None]:
     if what == "act":
         chunks: list[ActionChunk] = policy.act(observations)
         return chunks

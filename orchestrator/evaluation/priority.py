@@ -8,13 +8,15 @@ from orchestrator.evaluation.scores import ScoringJob
 class Urgency:
     """Ranks checkpoints by the urgency of their score.
 
-    Reference checkpoints, which others are compared with, come first; then an arm without any score; then a checkpoint that a stop decision
-    waits for; then the newest checkpoint of each arm; then older ones. Shifted suites come last: no decision waits for them. Equally urgent jobs
-    keep the order of the sequence.
+    Reference checkpoints, which others are compared with, come first; then an arm without any score; then a
+    checkpoint that a stop decision waits for; then the newest checkpoint of each arm; then older ones.
+    Shifted suites come last: no decision waits for them. Equally urgent jobs keep the order of the sequence.
     """
 
     def __init__(self, decides: Callable[[int], bool]) -> None:
-        """decides: whether a decision about an arm waits for the score of its checkpoint at the given step."""
+        """decides: whether a decision about an arm waits for the score of its checkpoint at the given
+        step.
+        """
         self._decides = decides
         self._newest: dict[str, int] = {}  # step, by arm
         self._begun: set[str] = set()
@@ -37,7 +39,8 @@ class Urgency:
             return 5, 0
         if job.reference:
             return -1, job.step
-        if job.arm_id not in self._begun:  # arm without a score: the earliest deciding checkpoint, else the newest
+        # arm without a score: the earliest deciding checkpoint, else the newest
+        if job.arm_id not in self._begun:
             return (0, job.step) if decides else (1, -job.step)
         if decides:
             return 2, job.step

@@ -1,4 +1,6 @@
-"""The Ray actors that scoring needs in addition to the simulators: policy servers, and the actor that measures generated video."""
+"""The Ray actors that scoring needs in addition to the simulators: policy servers, and the actor that
+measures generated video.
+"""
 
 from typing import Any
 
@@ -15,26 +17,41 @@ LOAD_S = 1800.0
 
 
 def policy_servers(number: int, gpus: float, rung: str, sweep: str = "") -> tuple[Any, ...]:
-    """Start policy servers on the connected Ray, each with `gpus` GPUs; return their handles. Ray restarts a dead one and retries its calls."""
+    """Start policy servers on the connected Ray, each with `gpus` GPUs; return their handles. Ray restarts a
+    dead one and retries its calls.
+    """
     import ray
 
-    server = ray.remote(PolicyServer).options(**server_options(number, gpus), runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
-    return tuple(server.remote(1, "cuda" if gpus else "cpu", rung, sweep, file_hashes()) for _ in range(number))
+    server = ray.remote(PolicyServer).options(
+        **server_options(number, gpus), runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
+    )
+    return tuple(
+        server.remote(1, "cuda" if gpus else "cpu", rung, sweep, file_hashes()) for _ in range(number)
+    )
 
 
 def server_options(number: int, gpus: float) -> dict[str, Any]:
-    """Return the Ray options of each of `number` policy servers: spread over the eligible nodes, restarted and retried without limit."""
+    """Return the Ray options of each of `number` policy servers: spread over the eligible nodes, restarted
+    and retried without limit.
+    """
     # Kept off the trainers' GPUs, which may be more expensive and are all planned for.
     where = nodes_of("servers", GPU=number * gpus) | ({} if gpus else nodes_with_cores())
     # Ray does not spread actors that request no resource; one byte of memory is enough.
-    spread = {"num_cpus": 0, "num_gpus": gpus, "memory": 1, "scheduling_strategy": "SPREAD", "label_selector": where or None}
+    spread = {
+        "num_cpus": 0,
+        "num_gpus": gpus,
+        "memory": 1,
+        "scheduling_strategy": "SPREAD",
+        "label_selector": where or None,
+    }
     return spread | {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
 
 
 def serving(servers: tuple[Any, ...], uri: str) -> PolicySource:
     """Return the source of one checkpoint's policy on these servers, after the first of them has loaded it.
 
-    Raises the error of a checkpoint that cannot be loaded, and ProtocolError if the server cannot start or does not load it within LOAD_S.
+    Raises the error of a checkpoint that cannot be loaded, and ProtocolError if the server cannot start or
+    does not load it within LOAD_S.
     """
     import ray
 
@@ -47,7 +64,10 @@ def serving(servers: tuple[Any, ...], uri: str) -> PolicySource:
     except ray.exceptions.RayActorError as error:
         raise ProtocolError(f"no policy server starts: {one_line(error)}") from None
     except ray.exceptions.GetTimeoutError:
-        raise ProtocolError(f"no policy server has loaded {uri} within {LOAD_S / 60:.0f} minutes; does the cluster have room for one?") from None
+        raise ProtocolError(
+            f"no policy server has loaded {uri} within {LOAD_S / 60:.0f} minutes; does the cluster have room"
+            " for one?"
+        ) from None
     return Served(servers, uri)
 
 
@@ -55,5 +75,10 @@ def video_judge() -> Any:
     """Start the actor that measures generated video on the connected Ray; return its handle."""
     import ray
 
-    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+    options = {
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}},
+    }
     return ray.remote(VideoJudge).options(**options).remote(file_hashes())

@@ -1,4 +1,6 @@
-"""Checkpoint -> rollout pool -> score. Every checkpoint is scored on the same list of episodes; finished episodes are never played again."""
+"""Checkpoint -> rollout pool -> score. Every checkpoint is scored on the same list of episodes; finished
+episodes are never played again.
+"""
 
 import queue
 import threading
@@ -28,10 +30,14 @@ class Listener(Protocol):
     """Callbacks of a scorer, called in its thread."""
 
     def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
-        """Receive outcomes that were played and recorded; `done` of the listed episodes have an outcome now."""
+        """Receive outcomes that were played and recorded; `done` of the listed episodes have an
+        outcome now.
+        """
 
     def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
-        """Receive a score: every listed episode has an outcome, or the job's rule is decided. outcomes: those that the score counts."""
+        """Receive a score: every listed episode has an outcome, or the job's rule is decided. outcomes: those
+        that the score counts.
+        """
 
     def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None: ...
 
@@ -60,18 +66,30 @@ class _Open:
 
 
 class Scorer:
-    """Scores checkpoints in a thread of its own, several at once and the most urgent first, so that training never waits.
+    """Scores checkpoints in a thread of its own, several at once and the most urgent first, so that training
+    never waits.
 
     A score is reported only after its outcomes are in the ledger. Finished episodes are never played again.
     """
 
-    def __init__(self, storage: Storage, contract: Contract, pool: Any, listener: Listener, decides: Callable[[int], bool] = lambda _: False) -> None:
-        """decides: whether a decision about an arm waits for the score of its checkpoint at the given step."""
+    def __init__(
+        self,
+        storage: Storage,
+        contract: Contract,
+        pool: Any,
+        listener: Listener,
+        decides: Callable[[int], bool] = lambda _: False,
+    ) -> None:
+        """decides: whether a decision about an arm waits for the score of its checkpoint at the given
+        step.
+        """
         self._storage, self._contract, self._pool, self._listener = storage, contract, pool, listener
-        self._todo: queue.Queue[Callable[[], None]] = queue.Queue()  # for the thread, which alone accesses the attributes below
+        # for the thread, which alone accesses the attributes below
+        self._todo: queue.Queue[Callable[[], None]] = queue.Queue()
         self._urgency = Urgency(decides)
         self._open: dict[str, _Open] = {}  # by the job's key
-        self._references: dict[tuple[str, int], dict[str, Outcome]] = {}  # outcomes that others are compared with, by arm and step
+        # outcomes that others are compared with, by arm and step
+        self._references: dict[tuple[str, int], dict[str, Outcome]] = {}
         self._dropped: set[str] = set()
         self._accepting = True
         self.failure: BaseException | None = None
@@ -81,7 +99,9 @@ class Scorer:
         self._thread.start()
 
     def submit(self, job: ScoringJob) -> None:
-        """Enqueue a checkpoint. Raises ProtocolError if its policy cannot be scored on the suite's tasks here."""
+        """Enqueue a checkpoint. Raises ProtocolError if its policy cannot be scored on the suite's tasks
+        here.
+        """
         check_contract(self._contract, job.suite.tasks)
         self._todo.put(lambda: self._begin(job))
 
@@ -98,7 +118,9 @@ class Scorer:
         self._todo.put(self._wind_down)
 
     def drain(self) -> None:
-        """Wait until every submitted checkpoint is scored and filmed. Raises the exception that ended the thread, if any."""
+        """Wait until every submitted checkpoint is scored and filmed. Raises the exception that ended the
+        thread, if any.
+        """
         self._todo.put(self._expect_no_more)
         while self._thread.is_alive():
             self._thread.join(0.5)
@@ -149,16 +171,23 @@ class Scorer:
             pass
 
     def _feed(self) -> None:
-        """Submit the most urgent checkpoint's episodes when a worker may soon be idle; jobs in the pool are not reordered."""
+        """Submit the most urgent checkpoint's episodes when a worker may soon be idle; jobs in the pool are
+        not reordered.
+        """
         while self._pool.waiting < max(1, self._pool.placed):
-            compared = {(entry.job.arm_id, entry.job.step) for entry in self._open.values() if entry.job.reference and entry.missing}
+            compared = {
+                (entry.job.arm_id, entry.job.step)
+                for entry in self._open.values()
+                if entry.job.reference and entry.missing
+            }
             waiting = (entry.job for entry in self._open.values() if entry.missing and not entry.pooled)
             ready = [job for job in waiting if not job.rule or (job.rule.against, job.step) not in compared]
             if not ready:
                 return
             entry = self._open[self._urgency.first(ready).key]
             self._urgency.begun(entry.job)
-            if entry.job.rule and entry.job.rule.against and self._conclude(entry):  # the outcomes of the other arm may be complete by now
+            # the outcomes of the other arm may be complete by now
+            if entry.job.rule and entry.job.rule.against and self._conclude(entry):
                 continue
             for spec in to_play(entry.cut, entry.outcomes):
                 entry.pooled.add(spec.episode_id)
@@ -221,7 +250,10 @@ class Scorer:
             entry.ledger.seal(counted)
         self._listener.on_score(job, score, counted)
         if balance := self._pool.rebalance():
-            self._listener.say(f"rollouts: {balance}" + (f"; now {self._pool.num_workers}" if self._pool.num_workers != balance.workers else ""))
+            self._listener.say(
+                f"rollouts: {balance}"
+                + (f"; now {self._pool.num_workers}" if self._pool.num_workers != balance.workers else "")
+            )
         if entry.job.films:
             have = entry.ledger.films()
             for spec in episodes_to_film(counted):
@@ -238,8 +270,9 @@ class Scorer:
             self._listener.say(f"no film of {episode} of {entry.job}: {outcome.message}")
         elif (outcome.result, outcome.steps) != (before.result, before.steps):
             self._listener.say(
-                f"no film of {episode} of {entry.job}: played again it ended as a {outcome.result} after {outcome.steps} steps, not as the recorded "
-                f"{before.result} after {before.steps}; the policy does not answer the same twice"
+                f"no film of {episode} of {entry.job}: played again it ended as a {outcome.result} after"
+                f" {outcome.steps} steps, not as the recorded {before.result} after {before.steps}; the"
+                " policy does not answer the same twice"
             )
         else:
             entry.ledger.keep_film(episode, film)

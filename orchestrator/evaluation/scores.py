@@ -1,4 +1,6 @@
-"""A checkpoint's score: successes out of the suite's episodes, and the protocol that two comparable scores share."""
+"""A checkpoint's score: successes out of the suite's episodes, and the protocol that two comparable scores
+share.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -32,7 +34,9 @@ class ProtocolError(DemoscaleError):
 
 @dataclass(frozen=True)
 class Score:
-    """Successes out of the suite's episodes. Complete when every listed episode ended in success or failure, or the rule has a verdict."""
+    """Successes out of the suite's episodes. Complete when every listed episode ended in success or failure,
+    or the rule has a verdict.
+    """
 
     successes: int
     failures: int
@@ -51,7 +55,13 @@ class Score:
     """Verdict of the rule; None until it has one."""
 
     @classmethod
-    def of(cls, outcomes: Iterable[Outcome], listed: int, rule: Rule | None = None, verdict: Verdict | None = None) -> "Score":
+    def of(
+        cls,
+        outcomes: Iterable[Outcome],
+        listed: int,
+        rule: Rule | None = None,
+        verdict: Verdict | None = None,
+    ) -> "Score":
         """Count outcomes; with a verdict, those that it rests on."""
         outcomes = list(outcomes)
         errors = [outcome for outcome in outcomes if outcome.result == "error"]
@@ -74,13 +84,19 @@ class Score:
 
     @property
     def complete(self) -> bool:
-        """Whether the rule has a verdict or, without a rule, every listed episode ended in success or failure."""
+        """Whether the rule has a verdict or, without a rule, every listed episode ended in success or
+        failure.
+        """
         return self.verdict is not None if self.rule else self.episodes == self.listed
 
     @property
     def decided(self) -> str:
         """Verdict in words, such as `above 0.8 after 40 of 200 listed`; empty if nothing was decided."""
-        return f"{self.verdict.says} after {self.episodes} of {self.listed} listed" if self.verdict and self.verdict.says else ""
+        return (
+            f"{self.verdict.says} after {self.episodes} of {self.listed} listed"
+            if self.verdict and self.verdict.says
+            else ""
+        )
 
     @property
     def success_rate(self) -> float:
@@ -89,7 +105,9 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the success rate: Wilson's, or the anytime-valid one if there is a rule, even if the whole list was played."""
+        """95 % interval of the success rate: Wilson's, or the anytime-valid one if there is a rule, even if
+        the whole list was played.
+        """
         return (anytime_interval if self.rule else wilson)(self.successes, self.episodes)
 
     def __str__(self) -> str:
@@ -97,7 +115,10 @@ class Score:
         errors = f", {self.errors} errors" if self.errors else ""
         partial = "" if self.complete else f" (PARTIAL: {self.listed} listed)"
         verdict = f", {self.decided or 'undecided'}" if self.verdict else ""
-        return f"{self.successes}/{self.episodes} = {self.success_rate:.2f} [{low:.2f}, {high:.2f}]{errors}{verdict}{partial}"
+        return (
+            f"{self.successes}/{self.episodes} = {self.success_rate:.2f} [{low:.2f},"
+            f" {high:.2f}]{errors}{verdict}{partial}"
+        )
 
 
 def score_so_far(ledger: Ledger, suite: Suite, rule: Rule | None) -> tuple[Score, list[Outcome]]:
@@ -113,18 +134,31 @@ def score_so_far(ledger: Ledger, suite: Suite, rule: Rule | None) -> tuple[Score
 
 
 def protocol_key(
-    suite: Suite, contract: Contract, sampler: SamplerConfig | None, gl: str, device: str = "cpu", packages: Mapping[str, str] | None = None
+    suite: Suite,
+    contract: Contract,
+    sampler: SamplerConfig | None,
+    gl: str,
+    device: str = "cpu",
+    packages: Mapping[str, str] | None = None,
 ) -> Key:
-    """Return everything except the weights that shapes an outcome: episodes, rules, conventions, GL backend, code, packages, sampler, device.
+    """Return everything except the weights that shapes an outcome: episodes, rules, conventions, GL backend,
+    code, packages, sampler, device.
 
-    sampler: how observations become actions; None for a policy that is not a demoscale checkpoint, whose own code, packages and device are
-    unknown. device: device class of the policy servers (`cluster.ray_runtime.acting_device`). packages: versions by name, including at least
-    those that count; the installed ones by default.
+    sampler: how observations become actions; None for a policy that is not a demoscale checkpoint, whose own
+    code, packages and device are unknown. device: device class of the policy servers
+    (`cluster.ray_runtime.acting_device`). packages: versions by name, including at least those that count;
+    the installed ones by default.
     """
     names = ACTING_PACKAGES if sampler else SIMULATING_PACKAGES
     versions = package_versions(names) if packages is None else packages
     parts = {
-        "suite": {"tasks": suite.tasks, "episodes": suite.episodes, "shift": suite.shift, "block": suite.block, **asdict(suite.rules)},
+        "suite": {
+            "tasks": suite.tasks,
+            "episodes": suite.episodes,
+            "shift": suite.shift,
+            "block": suite.block,
+            **asdict(suite.rules),
+        },
         "episode list": suite.fingerprint(),
         "contract": contract.to_json(),
         "sampler": sampler and sampler.model_dump(mode="json"),
@@ -137,19 +171,28 @@ def protocol_key(
 
 
 def protocol_fingerprint(
-    suite: Suite, contract: Contract, sampler: SamplerConfig | None, gl: str, device: str = "cpu", packages: Mapping[str, str] | None = None
+    suite: Suite,
+    contract: Contract,
+    sampler: SamplerConfig | None,
+    gl: str,
+    device: str = "cpu",
+    packages: Mapping[str, str] | None = None,
 ) -> str:
     """Return the fingerprint of `protocol_key`."""
     return protocol_key(suite, contract, sampler, gl, device, packages).fingerprint
 
 
 def portraits_of(storage: Storage, gl: str) -> Portraits:
-    """Return the portraits that every simulator with this GL backend (`suite.gl`) and this code must match, on any suite."""
+    """Return the portraits that every simulator with this GL backend (`suite.gl`) and this code must match,
+    on any suite.
+    """
     return Portraits(storage, digest([gl, code_fingerprint(SIMULATING_CODE)]), gl == MIXED)
 
 
 def check_contract(policy: Contract, tasks: Iterable[str]) -> None:
-    """Raise ProtocolError if a task's simulator on this machine cannot provide the conventions that the policy was trained on."""
+    """Raise ProtocolError if a task's simulator on this machine cannot provide the conventions that the
+    policy was trained on.
+    """
     for task in tasks:
         if different := unfit(policy, task):
             raise ProtocolError(f"the policy cannot be scored on {task} here. " + "; ".join(different))

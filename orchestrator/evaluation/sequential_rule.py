@@ -1,7 +1,9 @@
-"""Early stopping of a checkpoint's scoring: the rule, the blocks in which its episodes are played, and the verdict. Pure.
+"""Early stopping of a checkpoint's scoring: the rule, the blocks in which its episodes are played, and the
+verdict. Pure.
 
-Successes end sooner than failures, so a check of the episodes that happen to be finished is biased towards success. A verdict therefore rests on a
-complete prefix of the list, up to the first block boundary at which the evidence suffices; outcomes beyond it are ignored.
+Successes end sooner than failures, so a check of the episodes that happen to be finished is biased towards
+success. A verdict therefore rests on a complete prefix of the list, up to the first block boundary at which
+the evidence suffices; outcomes beyond it are ignored.
 """
 
 from collections import Counter, defaultdict
@@ -19,17 +21,21 @@ class Verdict:
     """Result of a rule, after which no more episodes are played."""
 
     says: str
-    """Decision, such as `above 0.8` or `better than demos-50_ratio-0_seed-0`; empty if the whole list did not decide."""
+    """Decision, such as `above 0.8` or `better than demos-50_ratio-0_seed-0`; empty if the whole list did not
+    decide.
+    """
     episodes: int
     """Number of episodes that it rests on, counted from the start of the blocks."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The question to decide about a checkpoint: its side of a threshold, or whether it is better than another arm at the same step.
+    """The question to decide about a checkpoint: its side of a threshold, or whether it is better than
+    another arm at the same step.
 
-    The other arm's checkpoint of the same step, not its last one: both have been trained equally long, neither waits for the end of the other's
-    training, and for last checkpoints it is the comparison of the curve.
+    The other arm's checkpoint of the same step, not its last one: both have been trained equally long,
+    neither waits for the end of the other's training, and for last checkpoints it is the comparison of the
+    curve.
     """
 
     look_every: int
@@ -57,9 +63,14 @@ class Rule:
         theirs = [others.get(outcome.spec.episode_id) for outcome in outcomes]
         if not all(_tells(outcome) for outcome in theirs):
             return ""
-        pairs = Counter(zip(won, (outcome is not None and outcome.result == "success" for outcome in theirs), strict=True))
+        pairs = Counter(
+            zip(won, (outcome is not None and outcome.result == "success" for outcome in theirs), strict=True)
+        )
         better = PairedEvidence(pairs[True, False], pairs[False, True]).better(self.confidence)
-        return better and f"{'better' if better == 'first' else 'worse'} than {self.against.rpartition('_')[0]}{level}"
+        return (
+            better
+            and f"{'better' if better == 'first' else 'worse'} than {self.against.rpartition('_')[0]}{level}"
+        )
 
 
 def blocks(specs: Iterable[EpisodeSpec], look_every: int) -> list[list[EpisodeSpec]]:
@@ -74,7 +85,8 @@ def blocks(specs: Iterable[EpisodeSpec], look_every: int) -> list[list[EpisodeSp
 def to_play(cut: Sequence[Sequence[EpisodeSpec]], outcomes: Mapping[str, Outcome]) -> list[EpisodeSpec]:
     """Return the episodes without an outcome of the first incomplete block.
 
-    Empty if all blocks are complete, or if that block lacks only episodes that ended in an error, which this run does not retry.
+    Empty if all blocks are complete, or if that block lacks only episodes that ended in an error, which this
+    run does not retry.
     """
     for block in cut:
         if not all(_tells(outcomes.get(spec.episode_id)) for spec in block):
@@ -89,9 +101,11 @@ def decide(
     others: Mapping[str, Outcome],
     before: Verdict | None = None,
 ) -> Verdict | None:
-    """Return the verdict of the first check that has one, on a complete prefix of the list; None if more has to be played.
+    """Return the verdict of the first check that has one, on a complete prefix of the list; None if more has
+    to be played.
 
-    before: the stored verdict of an earlier run. It stands, whatever the other arm's outcomes are now, as long as its own outcomes are known.
+    before: the stored verdict of an earlier run. It stands, whatever the other arm's outcomes are now, as
+    long as its own outcomes are known.
     """
     if before and len(beginning(cut, outcomes, before.episodes)) == before.episodes:
         return before
@@ -106,8 +120,12 @@ def decide(
     return Verdict("", len(seen))
 
 
-def beginning(cut: Sequence[Sequence[EpisodeSpec]], outcomes: Mapping[str, Outcome], episodes: int) -> list[Outcome]:
-    """Return the outcomes of the first `episodes` of the blocks, without errors; fewer if some have no outcome."""
+def beginning(
+    cut: Sequence[Sequence[EpisodeSpec]], outcomes: Mapping[str, Outcome], episodes: int
+) -> list[Outcome]:
+    """Return the outcomes of the first `episodes` of the blocks, without errors; fewer if some have no
+    outcome.
+    """
     first = [spec.episode_id for block in cut for spec in block][:episodes]
     return [outcome for episode in first if (outcome := outcomes.get(episode)) and _tells(outcome)]
 

@@ -1,4 +1,6 @@
-"""Scoring of one policy without a sweep: outcomes in the ledger are not played again, and new ones are recorded as they come."""
+"""Scoring of one policy without a sweep: outcomes in the ledger are not played again, and new ones are
+recorded as they come.
+"""
 
 import json
 import math
@@ -62,7 +64,9 @@ def rollout_pool(simulators: Simulators, gl: str, portraits: Portraits) -> "Roll
 
 
 class Scoring:
-    """Scoring of one policy on a list of suites, one per shift, each with its own score; listener of its scorer."""
+    """Scoring of one policy on a list of suites, one per shift, each with its own score; listener of its
+    scorer.
+    """
 
     def __init__(
         self,
@@ -77,9 +81,10 @@ class Scoring:
     ) -> None:
         """Read the outcomes in the ledger. Raises StorageError if they are damaged.
 
-        rule: when to stop scoring the nominal suite; shifted ones are always played whole. storage: keeps the outcomes by the policy's fingerprint
-        (or its name) and the protocol's, as a sweep's. cpus, make_pool: called by `play` for the CPUs that simulators may use and for the rollout
-        pool. device: device class of the policy servers, part of a checkpoint's protocol.
+        rule: when to stop scoring the nominal suite; shifted ones are always played whole. storage: keeps the
+        outcomes by the policy's fingerprint (or its name) and the protocol's, as a sweep's. cpus, make_pool:
+        called by `play` for the CPUs that simulators may use and for the rollout pool. device: device class
+        of the policy servers, part of a checkpoint's protocol.
         """
         self.subject, self._gl, self._storage = subject, gl, storage
         self._cpus, self._make_pool = cpus, make_pool
@@ -89,7 +94,9 @@ class Scoring:
         self.protocols = {suite.shift: key.fingerprint for suite, key in zip(suites, self.keys, strict=True)}
         self.rules = {suite.shift: rule if suite.shift == "nominal" else None for suite in suites}
         self.checkpoint = subject.fingerprint or re.sub(r"[^\w.:-]+", "_", subject.name)[-100:]
-        self._ledgers = {shift: Ledger(storage, self.checkpoint, protocol) for shift, protocol in self.protocols.items()}
+        self._ledgers = {
+            shift: Ledger(storage, self.checkpoint, protocol) for shift, protocol in self.protocols.items()
+        }
         self.interrupted = False
         """Set to True to make `play` finish the running episodes and begin no other."""
         self.played = 0
@@ -98,7 +105,10 @@ class Scoring:
         self._read()
 
     def _read(self) -> None:
-        self._known = {shift: score_so_far(self._ledgers[shift], suite, self.rules[shift]) for shift, suite in self.suites.items()}
+        self._known = {
+            shift: score_so_far(self._ledgers[shift], suite, self.rules[shift])
+            for shift, suite in self.suites.items()
+        }
 
     @property
     def complete(self) -> bool:
@@ -121,24 +131,36 @@ class Scoring:
         return sorted({outcome.message for errors in self._errors.values() for outcome in errors})
 
     def lines(self) -> list[tuple[str, Score]]:
-        """Return scores with titles: one per task and shift; one for all tasks of a shift that a rule decided together."""
+        """Return scores with titles: one per task and shift; one for all tasks of a shift that a rule decided
+        together.
+        """
         told = []
         for shift, suite in self.suites.items():
             score, counted = self._known[shift]
             outcomes = [*counted, *self._errors[shift]]
             if score.rule:
-                told.append((f"{', '.join(suite.tasks)}, {shift}", Score.of(outcomes, score.listed, score.rule, score.verdict)))
+                told.append(
+                    (
+                        f"{', '.join(suite.tasks)}, {shift}",
+                        Score.of(outcomes, score.listed, score.rule, score.verdict),
+                    )
+                )
                 continue
             for task in suite.tasks:
-                told.append((f"{task}, {shift}", Score.of((o for o in outcomes if o.spec.task == task), suite.episodes)))
+                told.append(
+                    (
+                        f"{task}, {shift}",
+                        Score.of((o for o in outcomes if o.spec.task == task), suite.episodes),
+                    )
+                )
         return told
 
     def play(self, workers: int | None, on_progress: Callable[[int], None]) -> None:
         """Play the missing episodes on the connected Ray.
 
-        workers: number of simulators; one per CPU by default. on_progress: receives the number of newly recorded episodes. Returns when every
-        suite has a score, or when interrupted; finished episodes are in the ledger in both cases. Raises ProtocolError if the policy cannot be
-        scored here.
+        workers: number of simulators; one per CPU by default. on_progress: receives the number of newly
+        recorded episodes. Returns when every suite has a score, or when interrupted; finished episodes are in
+        the ledger in both cases. Raises ProtocolError if the policy cannot be scored here.
         """
         check_conditional_writes(self._storage)
         for key in self.keys:
@@ -151,7 +173,11 @@ class Scoring:
         try:
             for shift, suite in self.suites.items():
                 name, protocol = self.subject.name, self.protocols[shift]
-                scorer.submit(ScoringJob(name, 0, name, self.checkpoint, suite, protocol, source, rule=self.rules[shift]))
+                scorer.submit(
+                    ScoringJob(
+                        name, 0, name, self.checkpoint, suite, protocol, source, rule=self.rules[shift]
+                    )
+                )
             while len(self._over) < len(self.suites) and not scorer.failed and not self.interrupted:
                 time.sleep(POLL_S)
             if self.interrupted:
@@ -161,7 +187,7 @@ class Scoring:
             scorer.close()
         self._read()
 
-    # -- callbacks of the scorer, in its thread ------------------------------------------------------------------------------------------
+    # -- callbacks of the scorer, in its thread --------------------------------------------------------------
 
     def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
         self._errors[job.suite.shift] += [outcome for outcome in outcomes if outcome.result == "error"]
@@ -176,13 +202,17 @@ class Scoring:
 
     def say(self, line: str) -> None: ...
 
-    # -- output -------------------------------------------------------------------------------------------------------------------------
+    # -- output ----------------------------------------------------------------------------------------------
 
     def save(self, file: Path) -> None:
-        """Write one row per episode, sorted by spec: .jsonl for `Outcome.from_json`, any other suffix as Parquet with the ledger's columns."""
+        """Write one row per episode, sorted by spec: .jsonl for `Outcome.from_json`, any other suffix as
+        Parquet with the ledger's columns.
+        """
         outcomes = {shift: [*self._known[shift][1], *self._errors[shift]] for shift in self.suites}
         if file.suffix == ".jsonl":
-            everything = sorted((outcome for some in outcomes.values() for outcome in some), key=lambda outcome: outcome.spec)
+            everything = sorted(
+                (outcome for some in outcomes.values() for outcome in some), key=lambda outcome: outcome.spec
+            )
             file.write_text("".join(json.dumps(outcome.to_json()) + "\n" for outcome in everything))
         else:
             tables = [self._ledgers[shift].table(some) for shift, some in outcomes.items()]
@@ -203,5 +233,16 @@ def _told(score: Score) -> dict[str, Any]:
     """Return counts, interval and success rate; the rate is None without episodes."""
     low, high = score.interval
     rate = score.success_rate if score.episodes else None
-    counts = {"successes": score.successes, "failures": score.failures, "errors": score.errors, "listed": score.listed}
-    return counts | {"success_rate": rate, "low": low, "high": high, "complete": score.complete, "decided": score.decided}
+    counts = {
+        "successes": score.successes,
+        "failures": score.failures,
+        "errors": score.errors,
+        "listed": score.listed,
+    }
+    return counts | {
+        "success_rate": rate,
+        "low": low,
+        "high": high,
+        "complete": score.complete,
+        "decided": score.decided,
+    }

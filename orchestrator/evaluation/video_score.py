@@ -1,4 +1,5 @@
-"""Fidelity of generated video: a checkpoint continues held-out clips from their first frame, compared with the recorded frames.
+"""Fidelity of generated video: a checkpoint continues held-out clips from their first frame, compared with
+the recorded frames.
 
 video/<checkpoint>/<digest>.json     one checkpoint's score; the digest covers clips, sampler and measures
 
@@ -41,10 +42,20 @@ class VideoScore:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metrics for MLflow: video_psnr, video_psnr_still and so on. video_clips_id is the digest's first 48 bits, since metrics are numbers."""
+        """Metrics for MLflow: video_psnr, video_psnr_still and so on. video_clips_id is the digest's first 48
+        bits, since metrics are numbers.
+        """
         kinds = {"": self.generated, "_still": self.still}
-        values = {f"video_{name}{kind}": value for kind, measured in kinds.items() for name, value in asdict(measured).items()}
-        return {**values, "video_clips": float(self.clips), "video_clips_id": float(int(self.digest[:12], 16))}
+        values = {
+            f"video_{name}{kind}": value
+            for kind, measured in kinds.items()
+            for name, value in asdict(measured).items()
+        }
+        return {
+            **values,
+            "video_clips": float(self.clips),
+            "video_clips_id": float(int(self.digest[:12], 16)),
+        }
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,8 +67,8 @@ class VideoScore:
     def __str__(self) -> str:
         made, still = self.generated, self.still
         return (
-            f"PSNR {made.psnr:.1f} dB, SSIM {made.ssim:.2f}, distance {made.distance:.2f} on {self.clips} held-out clips "
-            f"(a still picture {still.psnr:.1f} dB, {still.ssim:.2f}, {still.distance:.2f})"
+            f"PSNR {made.psnr:.1f} dB, SSIM {made.ssim:.2f}, distance {made.distance:.2f} on {self.clips}"
+            f" held-out clips (a still picture {still.psnr:.1f} dB, {still.ssim:.2f}, {still.distance:.2f})"
         )
 
 
@@ -75,7 +86,9 @@ class VideoTest:
         return self.digest_with(MEASURES)
 
     def digest_with(self, measures: tuple[str, ...]) -> str:
-        """Return the digest of scores measured with these package versions, in the form of `image_metrics.MEASURES`."""
+        """Return the digest of scores measured with these package versions, in the form of
+        `image_metrics.MEASURES`.
+        """
         return digest([self.held_out.digest, self.sampler.model_dump(mode="json"), measures])
 
     def known(self, storage: Storage, checkpoint: str) -> VideoScore | None:
@@ -91,7 +104,9 @@ class VideoTest:
         return f"video/{checkpoint}/{self.digest}.json"
 
     def measure(self, imagine: Callable[[Observation], Imagination]) -> VideoScore:
-        """Score the video that `imagine` returns, called by ASKED_AT_ONCE threads. Raises EpisodeError if a clip is damaged."""
+        """Score the video that `imagine` returns, called by ASKED_AT_ONCE threads. Raises EpisodeError if a
+        clip is damaged.
+        """
         made: list[Fidelity] = []
         still: list[Fidelity] = []
         cameras, places = self.held_out.contract.cameras, self.held_out.clips
@@ -104,7 +119,11 @@ class VideoTest:
                     shown_VFHW3 = np.stack([future.frames[camera] for camera in cameras])
                     repeated_VFHW3 = np.repeat(real_VKHW3[:, :1], shown_VFHW3.shape[1], axis=1)
                     for one, of in ((shown_VFHW3, made), (repeated_VFHW3, still)):
-                        of.append(fidelity(one.reshape(-1, *one.shape[2:]), real_VKHW3[:, 1:].reshape(-1, *one.shape[2:])))
+                        of.append(
+                            fidelity(
+                                one.reshape(-1, *one.shape[2:]), real_VKHW3[:, 1:].reshape(-1, *one.shape[2:])
+                            )
+                        )
         return VideoScore(Fidelity.mean(made), Fidelity.mean(still), len(places), self.digest)
 
 
@@ -115,17 +134,22 @@ def first_look(clip: Clip, cameras: tuple[str, ...]) -> Observation:
 
 
 class VideoJudge:
-    """A Ray actor that decodes, queries and measures in a process of its own, so that it blocks neither policy servers nor the driver.
+    """A Ray actor that decodes, queries and measures in a process of its own, so that it blocks neither
+    policy servers nor the driver.
 
     Deterministic: a call retried after a restart gets the same answer.
     """
 
     def __init__(self, code: Files | None = None) -> None:
-        """code: the driver's files; `measure` raises CodeChangedError if this process imported others. None: not compared."""
+        """code: the driver's files; `measure` raises CodeChangedError if this process imported others. None:
+        not compared.
+        """
         self._code = code
 
     def measure(self, test: VideoTest, source: PolicySource) -> tuple[VideoScore, float]:
-        """Return the score of the source's policy, queried as simulators query it, and the CPU seconds that this process spent."""
+        """Return the score of the source's policy, queried as simulators query it, and the CPU seconds that
+        this process spent.
+        """
         began = time.process_time()
         asker: Any = source.connect()
         score = test.measure(asker.imagine)

@@ -7,7 +7,8 @@ from sim_workers.rollout.suite import EpisodeSpec
 
 
 def episodes_to_film(outcomes: Iterable[Outcome]) -> list[EpisodeSpec]:
-    """Return every task's success and failure with the lowest scene seed, in the order of scenes, without errors.
+    """Return every task's success and failure with the lowest scene seed, in the order of scenes, without
+    errors.
 
     The result depends on the set of outcomes, not on their order.
     """

@@ -1,6 +1,8 @@
-"""The measured speed of this machine on a sweep: written by `microbenchmark.py` to the sweep's storage, read by every later plan.
+"""The measured speed of this machine on a sweep: written by `microbenchmark.py` to the sweep's storage, read
+by every later plan.
 
-calibrations/<digest>.json     digest of policy, training, conventions, suite and machine, all that the seconds depend on
+calibrations/<digest>.json     digest of policy, training, conventions, suite and machine, all that the
+                               seconds depend on
 """
 
 import json
@@ -19,7 +21,16 @@ from orchestrator.provenance import digest
 from orchestrator.storage.base import open_storage
 from sim_workers.envs.render_check import processor_name
 
-NOT_OF_THE_SPEED = {"steps", "video_steps", "videos", "checkpoint_every", "learning_rate", "head_learning_rate", "schedule", "warmup_steps"}
+NOT_OF_THE_SPEED = {
+    "steps",
+    "video_steps",
+    "videos",
+    "checkpoint_every",
+    "learning_rate",
+    "head_learning_rate",
+    "schedule",
+    "warmup_steps",
+}
 KEPT = "action, kept"
 """Key of the steps of an action head on cached features."""
 
@@ -90,7 +101,9 @@ class Calibration:
     start: Timed
     """Time from the start of a training to its first step: loading the model."""
     steps: dict[str, Timed]
-    """Time per optimiser step of one training worker, by objective, KEPT, or `diffusion_policy` for the baseline."""
+    """Time per optimiser step of one training worker, by objective, KEPT, or `diffusion_policy` for the
+    baseline.
+    """
     kept_clips: int
     """Number of clips whose features a training worker caches; 0 without a cache."""
     answers: dict[str, Timed]
@@ -109,9 +122,20 @@ class Calibration:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Calibration":
-        timed = {name: {key: Timed.from_json(value) for key, value in data[name].items()} for name in ("steps", "answers")}
+        timed = {
+            name: {key: Timed.from_json(value) for key, value in data[name].items()}
+            for name in ("steps", "answers")
+        }
         spreads = {name: Spread(**data[name]) for name in ("build", "reset", "step", "look")}
-        return cls(**data | timed | spreads | {"machine": Machine(**data["machine"]), "start": Timed.from_json(data["start"])})
+        return cls(
+            **data
+            | timed
+            | spreads
+            | {
+                "machine": Machine(**data["machine"]),
+                "start": Timed.from_json(data["start"]),
+            }
+        )
 
 
 @lru_cache

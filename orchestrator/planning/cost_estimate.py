@@ -1,4 +1,6 @@
-"""A sweep's cost as a range with its uncertainty, from the counts of its plan and a calibration. Pure except for reading the manifest."""
+"""A sweep's cost as a range with its uncertainty, from the counts of its plan and a calibration. Pure except
+for reading the manifest.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -51,7 +53,9 @@ class Work:
     arms: tuple[Training, ...]
     rollouts: dict[Bound, int]
     control_steps: dict[Bound, int]
-    """Control steps of one rollout: low if all rollouts succeed as soon as the quickest demonstrations, high if none does."""
+    """Control steps of one rollout: low if all rollouts succeed as soon as the quickest demonstrations, high
+    if none does.
+    """
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,27 @@ class Estimate:
         lines = [
             ("to train", _devices((low.train_gpu_s, high.train_gpu_s), (low.train_cpu_s, high.train_cpu_s))),
             ("to answer", _devices((low.infer_gpu_s, high.infer_gpu_s), (low.infer_cpu_s, high.infer_cpu_s))),
-            ("to simulate", f"{_devices((0, 0), (low.sim_cpu_s, high.sim_cpu_s))}; {_counts(low.control_steps, high.control_steps)} control steps"),
+            (
+                "to simulate",
+                (
+                    f"{_devices((0, 0), (low.sim_cpu_s, high.sim_cpu_s))};"
+                    f" {_counts(low.control_steps, high.control_steps)} control steps"
+                ),
+            ),
             ("to render", f"{_counts(low.frames, high.frames)} frames, in the time to simulate"),
             ("to read", _to(size(low.bytes_read), size(high.bytes_read))),
-            ("on the clock", f"{_clock(*self.wall_s)} on this machine, {self.where}" if self.wall_s else self.where),
+            (
+                "on the clock",
+                f"{_clock(*self.wall_s)} on this machine, {self.where}" if self.wall_s else self.where,
+            ),
         ]
         if self.prices != Prices():
-            lines.append(("money", _to(*(_money(cost.money(self.prices)) for cost in (low, high))) + " at the prices given"))
+            lines.append(
+                (
+                    "money",
+                    _to(*(_money(cost.money(self.prices)) for cost in (low, high))) + " at the prices given",
+                )
+            )
         lines += [("budget", sentence) for sentence in self.over_budget()]
         lines.append(("how sure", self.how_sure()))
         return "\n".join(f"{name:<14} {value}" for name, value in lines)
@@ -90,21 +108,31 @@ class Estimate:
     def over_budget(self) -> list[str]:
         """Return one sentence per budget limit that the sweep will or may reach before its end."""
         told, wall_s = [], self.wall_s or (0.0, 0.0)
-        at_best, at_worst = (limits(self.budget, cost, clock) for cost, clock in zip((self.low, self.high), wall_s, strict=True))
+        at_best, at_worst = (
+            limits(self.budget, cost, clock)
+            for cost, clock in zip((self.low, self.high), wall_s, strict=True)
+        )
         for (name, limit, low, unit), (_, _, high, _) in zip(at_best, at_worst, strict=True):
             if high > limit:
                 will, between = "will" if low > limit else "may", _to(_number(low), _number(high))
-                told.append(f"{name} is {_number(limit)} {unit}, the estimate {between}: the sweep {will} stop before its end")
+                told.append(
+                    f"{name} is {_number(limit)} {unit}, the estimate {between}: the sweep {will} stop before"
+                    " its end"
+                )
         return told
 
     def how_sure(self) -> str:
         """Return the sentence on what was measured, when and where, and what the estimate leaves out."""
         shortest, longest = self.control_steps["low"], self.control_steps["high"]
-        early = f"rollouts between {shortest} control steps (all succeed as fast as the quickest demonstrations) and {longest} (none does)"
+        early = (
+            f"rollouts between {shortest} control steps (all succeed as fast as the quickest demonstrations)"
+            f" and {longest} (none does)"
+        )
         measured = self.calibration.measured_at
         return (
-            f"10th to 90th percentile of steps, answers and simulation measured on {measured} UTC on {self.calibration.machine}; "
-            f"{early}, with a core each or all processes at once on those there are; scoring wholly beside training or wholly after it; "
+            f"10th to 90th percentile of steps, answers and simulation measured on {measured} UTC on"
+            f" {self.calibration.machine}; {early}, with a core each or all processes at once on those there"
+            " are; scoring wholly beside training or wholly after it; "
             + ("arms stopped as early as the search can, or none; " if self.stops_early else "")
             + "starting Ray, films and what else the machine does are not in it, and other machines differ"
         )
@@ -125,17 +153,32 @@ def estimate(sweep: Sweep, calibration: Calibration) -> Estimate:
         where = f"not on this machine: {'; '.join(error.problems)}"
     costs, walls = {}, {}
     for bound in BOUNDS:
-        played, play_s = _playing(sweep, work, calibration, sweep.sampler, len(manifest.contract.cameras), bound)
+        played, play_s = _playing(
+            sweep, work, calibration, sweep.sampler, len(manifest.contract.cameras), bound
+        )
         if bound == "high":
             played = _crowded(played, max(1.0, processes / machine.cores), bool(machine.gpus))
-        costs[bound] = added([played, *(_training(sweep, training, calibration, bound)[0] for training in (*work.videos, *work.arms))])
+        costs[bound] = added(
+            [
+                played,
+                *(
+                    _training(sweep, training, calibration, bound)[0]
+                    for training in (*work.videos, *work.arms)
+                ),
+            ]
+        )
         train_s = 0.0
         for stage in (work.videos, work.arms):
-            each = [calibration.process_s + _training(sweep, training, calibration, bound)[1] for training in stage]
+            each = [
+                calibration.process_s + _training(sweep, training, calibration, bound)[1]
+                for training in stage
+            ]
             train_s += max([sum(each) / max(1, at_once), *each])
         play_s = play_s / min(sweep.rollout_actors, machine.cores) + calibration.build.median
         # At best all cores are busy until the end; at worst scoring begins after training ends.
-        walls[bound] = max(train_s, play_s, costs[bound].cpu_s / machine.cores) if bound == "low" else train_s + play_s
+        walls[bound] = (
+            max(train_s, play_s, costs[bound].cpu_s / machine.cores) if bound == "low" else train_s + play_s
+        )
     return Estimate(
         costs["low"],
         costs["high"],
@@ -152,7 +195,7 @@ def estimate(sweep: Sweep, calibration: Calibration) -> Estimate:
 BOUNDS: tuple[Bound, Bound] = "low", "high"
 
 
-# -- what is to be done -----------------------------------------------------------------------------------------------------------------
+# -- what is to be done --------------------------------------------------------------------------------------
 
 
 def work_of(sweep: Sweep, manifest: Manifest) -> Work:
@@ -164,31 +207,49 @@ def work_of(sweep: Sweep, manifest: Manifest) -> Work:
 
     def training(kind: str, steps: int, fewest: int, episodes: set[str] | frozenset[str]) -> Training:
         rows = [places[episode] for episode in episodes]
-        return Training(kind, steps, min(steps, fewest), int(lengths[rows].sum()), len(rows), int(nbytes[rows].sum()))
+        return Training(
+            kind, steps, min(steps, fewest), int(lengths[rows].sum()), len(rows), int(nbytes[rows].sum())
+        )
 
     arms = planned_arms(sweep)
     trainings = []
     for number, arm in enumerate(arms, 1):
-        subset = choose(manifest, arm.demo_count, arm.action_free_ratio, arm.seed, labelled_tasks=sweep.data.labelled_tasks)
+        subset = choose(
+            manifest,
+            arm.demo_count,
+            arm.action_free_ratio,
+            arm.seed,
+            labelled_tasks=sweep.data.labelled_tasks,
+        )
         ours = arm.kind == "video_action"
-        episodes = {*subset.demos, *(subset.action_free if ours and sweep.train.objective != "action" else ())}
-        fewest = sweep.train.steps if number == len(arms) else first  # a search always trains one arm to the end
-        trainings.append(training(sweep.train.objective if ours else arm.kind, sweep.train.steps, fewest, episodes))
+        episodes = {
+            *subset.demos,
+            *(subset.action_free if ours and sweep.train.objective != "action" else ()),
+        }
+        # a search always trains one arm to the end
+        fewest = sweep.train.steps if number == len(arms) else first
+        trainings.append(
+            training(sweep.train.objective if ours else arm.kind, sweep.train.steps, fewest, episodes)
+        )
     video_steps = sweep.train.video_steps or sweep.train.steps
-    videos = [training("video", video_steps, video_steps, episodes) for episodes in planned_videos(sweep, manifest)]
+    videos = [
+        training("video", video_steps, video_steps, episodes) for episodes in planned_videos(sweep, manifest)
+    ]
     shifts, rollouts = len(sweep.suite.shifts), dict[Bound, int]()
     for bound in BOUNDS:
         ends = [each.steps_at(bound) for each in trainings]
         scored = sum(step <= end for end in ends for step in sweep.checkpoint_steps())
         of_each = sweep.suite.fewest if bound == "low" else sweep.suite.listed
-        rollouts[bound] = of_each * scored + sweep.suite.listed * shifts * sum(end == sweep.train.steps for end in ends)
+        rollouts[bound] = of_each * scored + sweep.suite.listed * shifts * sum(
+            end == sweep.train.steps for end in ends
+        )
     shown = np.concatenate([manifest.tasks[task] for task in sweep.suite.tasks])
     quickest = int(np.quantile(lengths[shown[manifest.labelled[shown]]], 0.1)) + sweep.suite.settle
     control_steps: dict[Bound, int] = {"low": min(sweep.suite.horizon, quickest), "high": sweep.suite.horizon}
     return Work(tuple(videos), tuple(trainings), rollouts, control_steps)
 
 
-# -- and what it takes --------------------------------------------------------------------------------------------------------------------
+# -- and what it takes ---------------------------------------------------------------------------------------
 
 
 def _at(spread: Spread, bound: Bound) -> float:
@@ -201,7 +262,9 @@ def _training(sweep: Sweep, training: Training, calibration: Calibration, bound:
     fresh, kept = calibration.steps[training.kind], calibration.steps.get(KEPT)
     known = 0.0  # steps on cached features: after the first epoch, as far as they fit
     if kept and training.kind == "action":
-        known = max(0.0, steps - training.clips * workers / batch_size) * min(1.0, calibration.kept_clips / training.clips)
+        known = max(0.0, steps - training.clips * workers / batch_size) * min(
+            1.0, calibration.kept_clips / training.clips
+        )
     wall, cpu = (
         _at(getattr(calibration.start, clock), bound)
         + (steps - known) * _at(getattr(fresh, clock), bound)
@@ -214,21 +277,30 @@ def _training(sweep: Sweep, training: Training, calibration: Calibration, bound:
 
 
 def _bytes_read(training: Training, clips: int, workers: int, bound: Bound) -> int:
-    """Return the bytes that `workers` read for `clips` each: a visit of an episode fetches it unless it is in the worker's cache."""
+    """Return the bytes that `workers` read for `clips` each: a visit of an episode fetches it unless it is in
+    the worker's cache.
+    """
     visits = clips / CLIPS_PER_VISIT
     if bound == "low":  # the cache holds every episode that was fetched
         missed: float = (1 - 1 / training.episodes) ** visits
         return round(workers * training.nbytes * (1 - missed))
-    opened = min(clips, visits + 2 * (POOL_VISITS + 1))  # POOL_VISITS demos and as many action-free episodes are open at once
+    # POOL_VISITS demos and as many action-free episodes are open at once
+    opened = min(clips, visits + 2 * (POOL_VISITS + 1))
     fetched = opened * training.nbytes / training.episodes
     return round(workers * (min(fetched, training.nbytes) if training.nbytes <= CACHE_BYTES else fetched))
 
 
-def _playing(sweep: Sweep, work: Work, calibration: Calibration, sampler: SamplerConfig, cameras: int, bound: Bound) -> tuple[Cost, float]:
+def _playing(
+    sweep: Sweep, work: Work, calibration: Calibration, sampler: SamplerConfig, cameras: int, bound: Bound
+) -> tuple[Cost, float]:
     """Return the cost of all rollouts and answers, and their seconds of wall-clock time in sequence."""
     rollouts, control_steps = work.rollouts[bound], work.control_steps[bound]
     looks = -(-control_steps // sampler.execute)
-    sim_s = _at(calibration.reset, bound) + control_steps * _at(calibration.step, bound) + looks * _at(calibration.look, bound)
+    sim_s = (
+        _at(calibration.reset, bound)
+        + control_steps * _at(calibration.step, bound)
+        + looks * _at(calibration.look, bound)
+    )
     # The server batches the waiting queries: between one simulator's and all of them.
     per_look = {
         clock: [
@@ -252,12 +324,14 @@ def _playing(sweep: Sweep, work: Work, calibration: Calibration, sampler: Sample
 
 
 def _crowded(played: Cost, crowd: float, gpu: bool) -> Cost:
-    """Scale CPU seconds for shared cores: simulators and policies are timed by wall-clock time, which includes waiting for a core."""
+    """Scale CPU seconds for shared cores: simulators and policies are timed by wall-clock time, which
+    includes waiting for a core.
+    """
     infer_cpu_s = played.infer_cpu_s * (1 if gpu else crowd)
     return replace(played, sim_cpu_s=played.sim_cpu_s * crowd, infer_cpu_s=infer_cpu_s)
 
 
-# -- in words -----------------------------------------------------------------------------------------------------------------------------
+# -- in words ------------------------------------------------------------------------------------------------
 
 
 def _to(low: str, high: str) -> str:

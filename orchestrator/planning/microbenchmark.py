@@ -1,4 +1,5 @@
-"""A short benchmark of a sweep's training steps, answers and simulation, each in the sweep's own configuration.
+"""A short benchmark of a sweep's training steps, answers and simulation, each in the sweep's own
+configuration.
 
 Training and acting run in one process and the simulator in another, as in a sweep. Nothing here needs Ray.
 """
@@ -30,7 +31,8 @@ from orchestrator.training.loop import PROGRESS_REPORTS, ArmJob, train
 from policy.interface import Contract, Observation
 from policy.presets import policy_config
 
-FIRST_STEPS = 4  # until the first checkpoint; their clips are of episodes that are all opened for the first time
+# until the first checkpoint; their clips are of episodes that are all opened for the first time
+FIRST_STEPS = 4
 STEPS = 20  # measured after those
 PART_S = 8.0  # seconds of wall-clock time
 MOST_ANSWERS, LEAST_ANSWERS = 20, 3
@@ -41,9 +43,11 @@ Say = Callable[[str], None]
 def calibrate(sweep: Sweep, say: Say, part_s: float = PART_S) -> Calibration:
     """Measure a sweep on this machine and store the calibration; about a minute for `tiny` on two cores.
 
-    say: receives the name of each part. part_s: seconds after which a part ends with fewer repeats, but not without any.
+    say: receives the name of each part. part_s: seconds after which a part ends with fewer repeats, but not
+    without any.
 
-    Raises SweepError if the sweep's store cannot serve it, and the errors of training, policy and simulator if they cannot run here.
+    Raises SweepError if the sweep's store cannot serve it, and the errors of training, policy and simulator
+    if they cannot run here.
     """
     make_plan(sweep)
     storage = open_storage(sweep.data.episodes)
@@ -59,23 +63,41 @@ def calibrate(sweep: Sweep, say: Say, part_s: float = PART_S) -> Calibration:
             process_s = time.monotonic() - began_s
             for name, job in jobs.items():
                 say(f"training steps: {name}")
-                began, steps[name] = process.submit(_training, job, name == KEPT, Path(folder) / name, part_s).result()
+                began, steps[name] = process.submit(
+                    _training, job, name == KEPT, Path(folder) / name, part_s
+                ).result()
                 start = start or began
             said = manifest[jobs[sweep.train.objective].subset(manifest).demos[0]].instruction
-            for kind, name in {"video_action": sweep.train.objective, "diffusion_policy": "diffusion_policy"}.items():
+            for kind, name in {
+                "video_action": sweep.train.objective,
+                "diffusion_policy": "diffusion_policy",
+            }.items():
                 if name not in jobs:
                     continue
                 for rows in sorted({1, sweep.rollout_actors}):
                     say(f"answers: {kind}, {rows} at once")
-                    answers[f"{kind} {rows}"] = process.submit(_answering, Path(folder) / name, sweep.suite.rung, said, rows, part_s / 2).result()
+                    answers[f"{kind} {rows}"] = process.submit(
+                        _answering, Path(folder) / name, sweep.suite.rung, said, rows, part_s / 2
+                    ).result()
             if KEPT in jobs:
-                kept_clips = process.submit(_kept_clips, Path(folder) / KEPT, sweep.train.feature_cache_mb).result()
+                kept_clips = process.submit(
+                    _kept_clips, Path(folder) / KEPT, sweep.train.feature_cache_mb
+                ).result()
         with _a_process() as process:
             say(f"simulation: {sweep.suite.tasks[0]}")
-            simulated = process.submit(_simulating, sweep.suite.tasks[0], manifest.contract, sweep.suite.gl, sweep.sampler.execute, part_s).result()
+            simulated = process.submit(
+                _simulating,
+                sweep.suite.tasks[0],
+                manifest.contract,
+                sweep.suite.gl,
+                sweep.sampler.execute,
+                part_s,
+            ).result()
     assert start is not None
     measured_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
-    calibration = Calibration(this_machine(), measured_at, process_s, start, steps, kept_clips, answers, **simulated)
+    calibration = Calibration(
+        this_machine(), measured_at, process_s, start, steps, kept_clips, answers, **simulated
+    )
     keep_calibration(sweep, calibration)
     return calibration
 
@@ -85,14 +107,19 @@ def _a_process() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
-# -- training and acting ------------------------------------------------------------------------------------------------------------
+# -- training and acting -------------------------------------------------------------------------------------
 
 
 def _jobs(sweep: Sweep, manifest: Manifest, version: int) -> dict[str, ArmJob]:
     """Return the trainings to measure, by name, each as one worker of the largest arm would run it."""
     recipe = sweep.train
     short = recipe.model_copy(
-        update={"steps": FIRST_STEPS + STEPS, "checkpoint_every": FIRST_STEPS, "batch_size": recipe.batch_size // recipe.workers, "workers": 1}
+        update={
+            "steps": FIRST_STEPS + STEPS,
+            "checkpoint_every": FIRST_STEPS,
+            "batch_size": recipe.batch_size // recipe.workers,
+            "workers": 1,
+        }
     )
     arm = sweep.largest()
     config, data = policy_config(sweep.policy.preset), sweep.data
@@ -113,11 +140,16 @@ def _jobs(sweep: Sweep, manifest: Manifest, version: int) -> dict[str, ArmJob]:
     if recipe.objective == "action" and config.diffusion.features_at == "start" and recipe.feature_cache_mb:
         task = (data.labelled_tasks or sweep.suite.tasks)[0]
         one = replace(job, arm=Arm(1, 0.0, arm.seed), labelled_tasks=(task,))
-        clips = manifest[one.subset(manifest).demos[0]].length + POOL_VISITS * CLIPS_PER_VISIT  # the clips of an epoch are shuffled
+        # the clips of an epoch are shuffled
+        clips = manifest[one.subset(manifest).demos[0]].length + POOL_VISITS * CLIPS_PER_VISIT
         seen = -(-clips // short.batch_size)
-        jobs[KEPT] = replace(one, train=short.model_copy(update={"steps": seen + STEPS, "checkpoint_every": seen}))
+        jobs[KEPT] = replace(
+            one, train=short.model_copy(update={"steps": seen + STEPS, "checkpoint_every": seen})
+        )
     if sweep.policy.baselines:
-        jobs["diffusion_policy"] = replace(job, config=policy_config(sweep.policy.preset, "diffusion_policy"), objective="action")
+        jobs["diffusion_policy"] = replace(
+            job, config=policy_config(sweep.policy.preset, "diffusion_policy"), objective="action"
+        )
     return jobs
 
 
@@ -131,7 +163,9 @@ class _EnoughError(Exception):
 
 
 def _training(job: ArmJob, after_first: bool, folder: Path, part_s: float) -> tuple[Timed, Timed]:
-    """Time a training: until the first step, and per step. Copies the first checkpoint to `folder`. after_first: count only later steps."""
+    """Time a training: until the first step, and per step. Copies the first checkpoint to `folder`.
+    after_first: count only later steps.
+    """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -161,7 +195,12 @@ def _training(job: ArmJob, after_first: bool, folder: Path, part_s: float) -> tu
     assert first is not None
     settled = late if after_first or len(late) >= FIRST_STEPS else early + late
     step = Timed.of(settled)
-    return Timed.of([(max(0.0, first[0] - every * step.wall.median), max(0.0, first[1] - every * step.cpu.median))]), step
+    return (
+        Timed.of(
+            [(max(0.0, first[0] - every * step.wall.median), max(0.0, first[1] - every * step.cpu.median))]
+        ),
+        step,
+    )
 
 
 def _kept_clips(folder: Path, cache_mb: int) -> int:
@@ -199,15 +238,21 @@ def _observation(contract: Contract, instruction: str, seed: int) -> Observation
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    images = {camera: rng.integers(0, 256, (*contract.image_size, 3), np.uint8) for camera in contract.cameras}
-    return Observation(images, rng.uniform(-1, 1, len(contract.proprio)).astype(np.float32), instruction, seed)
+    images = {
+        camera: rng.integers(0, 256, (*contract.image_size, 3), np.uint8) for camera in contract.cameras
+    }
+    return Observation(
+        images, rng.uniform(-1, 1, len(contract.proprio)).astype(np.float32), instruction, seed
+    )
 
 
-# -- simulating -----------------------------------------------------------------------------------------------------------------------
+# -- simulating ----------------------------------------------------------------------------------------------
 
 
 def _simulating(task: str, contract: Contract, gl: str, execute: int, part_s: float) -> dict[str, Spread]:
-    """Time build, reset, control step and observation; the latter two are means over short episodes of random actions."""
+    """Time build, reset, control step and observation; the latter two are means over short episodes of random
+    actions.
+    """
     from sim_workers.envs.render import backend_of
 
     os.environ |= {"MUJOCO_GL": backend_of(gl), "LP_NUM_THREADS": "0"}
@@ -221,7 +266,9 @@ def _simulating(task: str, contract: Contract, gl: str, execute: int, part_s: fl
         env = make_env(task, contract)
     spans: dict[str, list[float]] = {"build": [clock() - began], "reset": [], "step": [], "look": []}
     began = clock()
-    while len(spans["reset"]) < LEAST_EPISODES or (len(spans["reset"]) < EPISODES and clock() - began < part_s):
+    while len(spans["reset"]) < LEAST_EPISODES or (
+        len(spans["reset"]) < EPISODES and clock() - began < part_s
+    ):
         at = clock()
         env.reset(len(spans["reset"]))
         spans["reset"].append(clock() - at)

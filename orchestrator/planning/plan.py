@@ -38,14 +38,34 @@ class Plan:
 
     def __str__(self) -> str:
         lines = (
-            ("arms", f"{self.arms}" + (f", on {self.video_models} video models trained first" if self.video_models else "")),
+            (
+                "arms",
+                f"{self.arms}"
+                + (f", on {self.video_models} video models trained first" if self.video_models else ""),
+            ),
             (
                 "checkpoints",
-                f"{self.checkpoints}, every one scored" + (f", each arm's last one under {self.shifts} shifts too" if self.shifts else ""),
+                f"{self.checkpoints}, every one scored"
+                + (f", each arm's last one under {self.shifts} shifts too" if self.shifts else ""),
             ),
-            ("rollouts", f"{'at most ' * self.decided}{self.rollouts}, at most {self.control_steps:,} control steps"),
-            ("training", f"{self.clips:,} clips; the largest arm reads {self.bytes_per_epoch / 2**20:.1f} MiB per epoch"),
-            ("memory", f"at most {self.stream_bytes / 2**20:.0f} MiB per training worker for clips on their way, beside the model's"),
+            (
+                "rollouts",
+                f"{'at most ' * self.decided}{self.rollouts}, at most {self.control_steps:,} control steps",
+            ),
+            (
+                "training",
+                (
+                    f"{self.clips:,} clips; the largest arm reads {self.bytes_per_epoch / 2**20:.1f} MiB per"
+                    " epoch"
+                ),
+            ),
+            (
+                "memory",
+                (
+                    f"at most {self.stream_bytes / 2**20:.0f} MiB per training worker for clips on their way,"
+                    " beside the model's"
+                ),
+            ),
             ("episode store", f"{self.store_episodes} episodes, {self.store_bytes / 2**20:.1f} MiB"),
         )
         return "\n".join(f"{name:<14} {value}" for name, value in lines)
@@ -62,10 +82,20 @@ def planned_videos(sweep: Sweep, manifest: Manifest) -> list[frozenset[str]]:
     if sweep.train.mode != "two_stage":
         return []
     largest = [sweep.largest(seed) for seed in sweep.seeds]
-    arms = largest if sweep.train.videos == "sweep" else [arm for arm in planned_arms(sweep) if arm.kind == "video_action"]
+    arms = (
+        largest
+        if sweep.train.videos == "sweep"
+        else [arm for arm in planned_arms(sweep) if arm.kind == "video_action"]
+    )
     trained: dict[tuple[int, frozenset[str]], None] = {}  # in the order of the arms
     for arm in dict.fromkeys(arms):
-        subset = choose(manifest, arm.demo_count, arm.action_free_ratio, arm.seed, labelled_tasks=sweep.data.labelled_tasks)
+        subset = choose(
+            manifest,
+            arm.demo_count,
+            arm.action_free_ratio,
+            arm.seed,
+            labelled_tasks=sweep.data.labelled_tasks,
+        )
         trained[arm.seed, frozenset((*subset.demos, *subset.action_free))] = None
     return [episodes for _, episodes in trained]
 
@@ -81,11 +111,21 @@ def make_plan(sweep: Sweep) -> Plan:
     if any(side % unit for side in manifest.contract.image_size):
         size = "x".join(map(str, manifest.contract.image_size))
         raise SweepError(
-            sweep.name, [f"policy.preset: {sweep.policy.preset} takes pictures whose sides are multiples of {unit}; the store's are {size}"]
+            sweep.name,
+            [
+                f"policy.preset: {sweep.policy.preset} takes pictures whose sides are multiples of {unit};"
+                f" the store's are {size}"
+            ],
         )
     arms = planned_arms(sweep)
     labelled = sweep.data.labelled_tasks
-    largest = choose(manifest, sweep.data.most_demos, sweep.data.highest_ratio, seed=sweep.seeds[0], labelled_tasks=labelled)
+    largest = choose(
+        manifest,
+        sweep.data.most_demos,
+        sweep.data.highest_ratio,
+        seed=sweep.seeds[0],
+        labelled_tasks=labelled,
+    )
     entries = manifest.select((*largest.demos, *largest.action_free))
     shape, batch_size = preset.clip, sweep.train.batch_size // sweep.train.workers
     video_models = len(planned_videos(sweep, manifest))

@@ -33,13 +33,17 @@ class Line:
         """Name of the line in legends."""
         if self.baseline:
             return f"{WITHOUT_VIDEO[self.policy]} (no video)"
-        return f"+ {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else "demos only"
+        return (
+            f"+ {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else "demos only"
+        )
 
     def words(self, demo_count: int, with_video: str = "") -> str:
         """Return one of its points in words; `with_video` is appended for policies with video."""
         if self.baseline:
             return f"{demo_count} demos without video ({WITHOUT_VIDEO[self.policy]})"
-        return f"{demo_count} demos{with_video}" + (f" + {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else "")
+        return f"{demo_count} demos{with_video}" + (
+            f" + {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ class Point:
     """Bounds of the 95 % interval over the pooled episodes, without the spread between training seeds."""
     band_low: float
     band_high: float
-    """Bounds of the 95 % interval with the spread between training seeds, if there are several (`hierarchical_draws`)."""
+    """Bounds of the 95 % interval with the spread between training seeds, if there are several
+    (`hierarchical_draws`).
+    """
     seeds: int
     missing_seeds: tuple[int, ...]
     """Seeds that only other points of the curve have: pruned by the search, failed, or not scored yet."""
@@ -81,7 +87,9 @@ class Comparison:
     result: PairedComparison
     low: float
     high: float
-    """Bounds of the 95 % interval of the difference, with the spread between training seeds if there are several."""
+    """Bounds of the 95 % interval of the difference, with the spread between training seeds if there are
+    several.
+    """
     seeds: int
     """Number of seeds that both points have."""
     compared: int
@@ -93,16 +101,20 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Verdict on the corrected p-value; with several seeds, no difference unless the interval excludes 0 too."""
+        """Verdict on the corrected p-value; with several seeds, no difference unless the interval excludes 0
+        too.
+        """
         told = verdict(self.result.difference, self.p_corrected)
         return VERDICT[0] if self.seeds > 1 and self.low <= 0 <= self.high else told
 
     def __str__(self) -> str:
         r = self.result
-        corrected = f", {self.p_corrected:.3g} corrected for {self.compared} comparisons" if self.compared > 1 else ""
+        corrected = (
+            f", {self.p_corrected:.3g} corrected for {self.compared} comparisons" if self.compared > 1 else ""
+        )
         seeds = f"; over {self.seeds} seeds" if self.seeds > 1 else ""
         return (
-            f"{self.first} against {self.second}: {r.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}] on {r.episodes} common episodes "
-            f"({r.only_first} won only by the first, {r.only_second} only by the second), {self.test} p = {r.p_value:.3g}{corrected}{seeds}: "
-            f"{self.verdict}"
+            f"{self.first} against {self.second}: {r.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}] on"
+            f" {r.episodes} common episodes ({r.only_first} won only by the first, {r.only_second} only by"
+            f" the second), {self.test} p = {r.p_value:.3g}{corrected}{seeds}: {self.verdict}"
         )

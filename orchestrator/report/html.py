@@ -1,4 +1,5 @@
-"""A curve as one self-contained HTML page without scripts. `report.html.jinja`, `plot.html.jinja` and `report.css` lay it out.
+"""A curve as one self-contained HTML page without scripts. `report.html.jinja`, `plot.html.jinja` and
+`report.css` lay it out.
 
 Pure: a function of `Curve.to_json()`, the films and the sweep file.
 """
@@ -16,20 +17,40 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from orchestrator.redaction import redacted
-from orchestrator.report.svg_plots import Plot, Row, cost_plot, curve_plot, distance_plot, key, outcomes_plot, styles
+from orchestrator.report.svg_plots import (
+    Plot,
+    Row,
+    cost_plot,
+    curve_plot,
+    distance_plot,
+    key,
+    outcomes_plot,
+    styles,
+)
 from orchestrator.tracking.rollout_videos import RolloutVideo
 
 FILMS_BYTES = 20_000_000
 """Size limit of a page's films in bytes of base64; films beyond it are listed by name."""
-COSTS = {"money": "money", "gpu_hours": "GPU-hours", "cpu_hours": "CPU-hours", "episodes": "episodes", "control_steps": "control steps"}
+COSTS = {
+    "money": "money",
+    "gpu_hours": "GPU-hours",
+    "cpu_hours": "CPU-hours",
+    "episodes": "episodes",
+    "control_steps": "control steps",
+}
 LOOKS = {"better": ("▲", "good"), "worse": ("▼", "bad")}
 """Sign and tone of a verdict, so that colour is never the only difference."""
 
 
 def page(data: Row, films: Sequence[RolloutVideo], sweep_yaml: str, films_bytes: int = FILMS_BYTES) -> str:
-    """Render the whole page as UTF-8 text. data: `Curve.to_json()`; sweep_yaml: the resolved sweep file, empty if it is not known."""
+    """Render the whole page as UTF-8 text. data: `Curve.to_json()`; sweep_yaml: the resolved sweep file,
+    empty if it is not known.
+    """
     shown, left_out = _that_fit(films, films_bytes)
-    lines = [{**line, "style": style} for line, style in zip(data["lines"], styles(data["lines"]).values(), strict=True)]
+    lines = [
+        {**line, "style": style}
+        for line, style in zip(data["lines"], styles(data["lines"]).values(), strict=True)
+    ]
     by_key = {key(line): line for line in lines}
     cost = cost_plot(data, "cost-wide", 430, 392)
     tasks = sorted({task for point in data["points"] for task in point["by_task"]})
@@ -41,15 +62,28 @@ def page(data: Row, films: Sequence[RolloutVideo], sweep_yaml: str, films_bytes:
             lines=lines,
             line_of=lambda row: by_key[key(row)],
             tasks=tasks,
-            curve=[curve_plot(data, "curve-wide", 740 if cost else 1080, 392), curve_plot(data, "curve-narrow", 344, 340)],
+            curve=[
+                curve_plot(data, "curve-wide", 740 if cost else 1080, 392),
+                curve_plot(data, "curve-narrow", 344, 340),
+            ],
             cost=[cost, cost_plot(data, "cost-narrow", 344, 300)] if cost else [],
-            task_plots=[(task, curve_plot(data, f"task-{index}", 344, 240, task)) for index, task in enumerate(tasks)],
-            distance=_both(distance_plot(data, "distance-wide", 540, 340), distance_plot(data, "distance-narrow", 344, 300)),
-            outcomes=_both(outcomes_plot(data, "outcomes-wide", 540, 340), outcomes_plot(data, "outcomes-narrow", 344, 260)),
+            task_plots=[
+                (task, curve_plot(data, f"task-{index}", 344, 240, task)) for index, task in enumerate(tasks)
+            ],
+            distance=_both(
+                distance_plot(data, "distance-wide", 540, 340),
+                distance_plot(data, "distance-narrow", 344, 300),
+            ),
+            outcomes=_both(
+                outcomes_plot(data, "outcomes-wide", 540, 340),
+                outcomes_plot(data, "outcomes-narrow", 344, 260),
+            ),
             forest=_forest(data["comparisons"]),
             looks=LOOKS,
             costs=[
-                (name, words) for name, words in COSTS.items() if any(row["cost"] and row["cost"].get(name) for row in data["arms"] or data["points"])
+                (name, words)
+                for name, words in COSTS.items()
+                if any(row["cost"] and row["cost"].get(name) for row in data["arms"] or data["points"])
             ],
             films=shown,
             left_out=left_out,
@@ -62,7 +96,11 @@ def page(data: Row, films: Sequence[RolloutVideo], sweep_yaml: str, films_bytes:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"rate": _rate, "amount": _amount, "p": _p, "redacted": redacted}
     return environment
@@ -72,7 +110,9 @@ def _both(wide: Plot | None, narrow: Plot | None) -> list[Plot]:
     return [plot for plot in (wide, narrow) if plot]
 
 
-def _that_fit(films: Sequence[RolloutVideo], films_bytes: int) -> tuple[list[dict[str, Any]], list[RolloutVideo]]:
+def _that_fit(
+    films: Sequence[RolloutVideo], films_bytes: int
+) -> tuple[list[dict[str, Any]], list[RolloutVideo]]:
     """Return the films that fit, with data: URIs, and those that do not, each in order."""
     shown, left_out, used = [], [], 0
     for film in films:
@@ -86,7 +126,9 @@ def _that_fit(films: Sequence[RolloutVideo], films_bytes: int) -> tuple[list[dic
 
 
 def _still(mp4: bytes) -> str:
-    """Return a film's last picture as a data: URI, for print and for players without a preview; empty if it cannot be decoded."""
+    """Return a film's last picture as a data: URI, for print and for players without a preview; empty if it
+    cannot be decoded.
+    """
     try:
         with av.open(io.BytesIO(mp4), "r") as container:
             last = deque(container.decode(video=0), maxlen=1)
@@ -103,10 +145,17 @@ def _uri(kind: str, data: bytes) -> str:
 
 
 def _forest(comparisons: Sequence[Row]) -> list[dict[str, float] | None]:
-    """Return every comparison's interval on one common scale, 0 (left) to 1 (right); no difference is 0.5. None without numbers."""
-    known = [abs(c[edge]) for c in comparisons for edge in ("low", "high", "difference") if c[edge] is not None]
+    """Return every comparison's interval on one common scale, 0 (left) to 1 (right); no difference is 0.5.
+    None without numbers.
+    """
+    known = [
+        abs(c[edge]) for c in comparisons for edge in ("low", "high", "difference") if c[edge] is not None
+    ]
     reach = max([0.1, *known])
-    places = [{edge: 0.5 + c[edge] / reach / 2 for edge in ("difference", "low", "high") if c[edge] is not None} for c in comparisons]
+    places = [
+        {edge: 0.5 + c[edge] / reach / 2 for edge in ("difference", "low", "high") if c[edge] is not None}
+        for c in comparisons
+    ]
     return [place if len(place) == 3 else None for place in places]
 
 

@@ -1,4 +1,6 @@
-"""The curve as a figure: success against demos, and where known against cost and the distance of imagined video."""
+"""The curve as a figure: success against demos, and where known against cost and the distance of imagined
+video.
+"""
 
 import io
 import textwrap
@@ -12,7 +14,8 @@ from orchestrator.tracking.mlflow_reader import VIDEO
 if TYPE_CHECKING:
     from orchestrator.report.sample_efficiency_curve import Curve
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # safe for colour-blind readers (Okabe and Ito 2008)
+# safe for colour-blind readers (Okabe and Ito 2008)
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GREY = "#555555"
 
 
@@ -32,11 +35,24 @@ def draw(curve: "Curve", kind: str) -> bytes:
     if spent:
         _against_cost(axes[1], curve, unit, [None if cost is None else cost[spent] for cost in costs])
     if imagined:
-        axes[-1].plot([distance for distance, _ in imagined], [rate for _, rate in imagined], "o", color=GREY, alpha=0.7)
+        axes[-1].plot(
+            [distance for distance, _ in imagined], [rate for _, rate in imagined], "o", color=GREY, alpha=0.7
+        )
         axes[-1].set_xlabel(VIDEO[2].replace("_", " ") + ", every checkpoint")
         axes[-1].invert_xaxis()
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2 + (panels > 1), fontsize=9)
-    figure.suptitle("\n".join([curve.name, *textwrap.wrap(caption(curve), 108 if panels == 1 else 150)]), fontsize=7, x=0.01, ha="left")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        frameon=False,
+        loc="outside lower center",
+        ncols=2 + (panels > 1),
+        fontsize=9,
+    )
+    figure.suptitle(
+        "\n".join([curve.name, *textwrap.wrap(caption(curve), 108 if panels == 1 else 150)]),
+        fontsize=7,
+        x=0.01,
+        ha="left",
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind)
     return buffer.getvalue()
@@ -51,7 +67,9 @@ def _style(curve: "Curve", line: Line) -> dict[str, Any]:
 
 
 def _against_demos(axes: Any, curve: "Curve") -> None:
-    """Draw points with intervals and denominators, bands with the spread between seeds, and each seed as a thin line."""
+    """Draw points with intervals and denominators, bands with the spread between seeds, and each seed as a
+    thin line.
+    """
     counts = sorted({point.demo_count for point in curve.points})
     beside: dict[tuple[int, bool], list[tuple[float, str, str]]] = defaultdict(list)
     edge = 1.025 ** (len(curve.lines) - 1)
@@ -59,18 +77,37 @@ def _against_demos(axes: Any, curve: "Curve") -> None:
         points, style, nudge = curve.of_line(line), _style(curve, line), 1.025 ** (2 * index) / edge
         x, y = [point.demo_count * nudge for point in points], [point.success_rate for point in points]
         # An interval that was stopped early may lie to one side of the rate.
-        spread = [[max(0.0, p.success_rate - p.low) for p in points], [max(0.0, p.high - p.success_rate) for p in points]]
+        spread = [
+            [max(0.0, p.success_rate - p.low) for p in points],
+            [max(0.0, p.high - p.success_rate) for p in points],
+        ]
         axes.errorbar(x, y, spread, capsize=4, label=line.label, **style)
         for point in points:
             right = 2 * index >= len(curve.lines)
             early = "*" if point.early else ""
-            beside[point.demo_count, right].append((point.success_rate, f"{point.successes}/{point.episodes}{early}", style["color"]))
+            beside[point.demo_count, right].append(
+                (point.success_rate, f"{point.successes}/{point.episodes}{early}", style["color"])
+            )
         if max(point.seeds for point in points) > 1:
-            axes.fill_between(x, [p.band_low for p in points], [p.band_high for p in points], color=style["color"], alpha=0.1, linewidth=0)
+            axes.fill_between(
+                x,
+                [p.band_low for p in points],
+                [p.band_high for p in points],
+                color=style["color"],
+                alpha=0.1,
+                linewidth=0,
+            )
             for seed in curve.seeds:
-                own = [scored for scored in curve.arms if scored.arm.seed == seed and Line.of(scored.arm) == line]
-                places, rates = [s.arm.demo_count * nudge for s in own], [s.successes / s.episodes for s in own]
-                axes.plot(places, rates, color=style["color"], linestyle=style["linestyle"], lw=0.6, alpha=0.6)
+                own = [
+                    scored for scored in curve.arms if scored.arm.seed == seed and Line.of(scored.arm) == line
+                ]
+                places, rates = (
+                    [s.arm.demo_count * nudge for s in own],
+                    [s.successes / s.episodes for s in own],
+                )
+                axes.plot(
+                    places, rates, color=style["color"], linestyle=style["linestyle"], lw=0.6, alpha=0.6
+                )
     _denominators(axes, beside, edge)
     axes.set_xscale("log")
     axes.set_xticks(counts, [str(count) for count in counts])
@@ -82,9 +119,13 @@ def _against_demos(axes: Any, curve: "Curve") -> None:
     axes.grid(alpha=0.25)
 
 
-def _denominators(axes: Any, beside: dict[tuple[int, bool], list[tuple[float, str, str]]], edge: float) -> None:
+def _denominators(
+    axes: Any, beside: dict[tuple[int, bool], list[tuple[float, str, str]]], edge: float
+) -> None:
     for (count, right), labels in beside.items():
-        for place, (_, text, colour) in zip(apart([rate for rate, _, _ in sorted(labels)], 0.045), sorted(labels), strict=True):
+        for place, (_, text, colour) in zip(
+            apart([rate for rate, _, _ in sorted(labels)], 0.045), sorted(labels), strict=True
+        ):
             axes.annotate(
                 text,
                 (count * (edge if right else 1 / edge), place),
@@ -102,7 +143,9 @@ def _denominators(axes: Any, beside: dict[tuple[int, bool], list[tuple[float, st
 def _against_cost(axes: Any, curve: "Curve", name: str, costs: list[float | None]) -> None:
     spent = dict(zip([id(point) for point in curve.points], costs, strict=True))
     for line in curve.lines:
-        points = sorted((cost, point.success_rate) for point in curve.of_line(line) if (cost := spent[id(point)]))
+        points = sorted(
+            (cost, point.success_rate) for point in curve.of_line(line) if (cost := spent[id(point)])
+        )
         axes.plot([cost for cost, _ in points], [rate for _, rate in points], **_style(curve, line))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")

@@ -1,4 +1,6 @@
-"""Scores -> sample-efficiency curve: success over demo count, one line per action-free ratio and per baseline. Reads MLflow only."""
+"""Scores -> sample-efficiency curve: success over demo count, one line per action-free ratio and per
+baseline. Reads MLflow only.
+"""
 
 import json
 from collections import Counter
@@ -46,17 +48,23 @@ class Curve:
 
     def __post_init__(self) -> None:
         if len(protocols := {scored.protocol for scored in self.arms}) > 1:
-            raise ValueError(f"{self.name}: arms that were scored by different protocols ({', '.join(sorted(protocols))}) cannot be on one curve")
+            raise ValueError(
+                f"{self.name}: arms that were scored by different protocols ({', '.join(sorted(protocols))})"
+                " cannot be on one curve"
+            )
 
     @classmethod
     def read(cls, tracking_uri: str, name: str, store: str = "", storage: str = "") -> "Curve":
         """Read a sweep's curve from MLflow. store, storage: select the sweep's storage, see `read_sweep`.
 
-        Raises TrackingError if there is no such sweep, if there are several, or if no arm of it is scored yet.
+        Raises TrackingError if there is no such sweep, if there are several, or if no arm of it is scored
+        yet.
         """
         tracked = read_sweep(tracking_uri, name, store, storage)
         if not tracked.arms:
-            raise TrackingError(f"{name}: no arm's last checkpoint has a complete score yet; see `demoscale status {name}`")
+            raise TrackingError(
+                f"{name}: no arm's last checkpoint has a complete score yet; see `demoscale status {name}`"
+            )
         return cls(name, tracked.arms, tracked.sweep, tracked.tags)
 
     # -- points
@@ -77,30 +85,42 @@ class Curve:
 
     @property
     def looked_at(self) -> bool:
-        """Whether a rule (`suite.decide`) could end scores early, so that only anytime-valid statistics hold."""
+        """Whether a rule (`suite.decide`) could end scores early, so that only anytime-valid
+        statistics hold.
+        """
         return bool(self.sweep.get("suite", {}).get("decide"))
 
     def interval(self, successes: int, episodes: int) -> tuple[float, float]:
-        """Return the 95 % interval of a success rate of this curve: Wilson's, or the anytime-valid one if `looked_at`."""
+        """Return the 95 % interval of a success rate of this curve: Wilson's, or the anytime-valid one if
+        `looked_at`.
+        """
         return (anytime_interval if self.looked_at else wilson)(successes, episodes)
 
     @cached_property
     def lines(self) -> list[Line]:
         """Lines with video by ratio, then the baselines."""
-        return sorted({Line.of(scored.arm) for scored in self.arms}, key=lambda line: (line.baseline, line.policy, line.action_free_ratio))
+        return sorted(
+            {Line.of(scored.arm) for scored in self.arms},
+            key=lambda line: (line.baseline, line.policy, line.action_free_ratio),
+        )
 
     @cached_property
     def _cells(self) -> dict[tuple[Line, int], list[ScoredArm]]:
         """Arms of every point, line by line, each by demo count."""
         cells: dict[tuple[Line, int], list[ScoredArm]] = {}
-        for scored in sorted(self.arms, key=lambda scored: (self.lines.index(Line.of(scored.arm)), scored.arm)):
+        for scored in sorted(
+            self.arms, key=lambda scored: (self.lines.index(Line.of(scored.arm)), scored.arm)
+        ):
             cells.setdefault((Line.of(scored.arm), scored.arm.demo_count), []).append(scored)
         return cells
 
     @cached_property
     def points(self) -> list[Point]:
         """Points, line by line, each by demo count."""
-        return [self._point(line, demos, arms, draws) for ((line, demos), arms), draws in zip(self._cells.items(), self._draws.T, strict=True)]
+        return [
+            self._point(line, demos, arms, draws)
+            for ((line, demos), arms), draws in zip(self._cells.items(), self._draws.T, strict=True)
+        ]
 
     def _point(self, line: Line, demos: int, arms: list[ScoredArm], draws: NDArray[np.float64]) -> Point:
         successes, episodes = sum(arm.successes for arm in arms), sum(arm.episodes for arm in arms)
@@ -149,17 +169,25 @@ class Curve:
         """Return a line's demo counts (N,), rates (N,) and drawn rates (B, N)."""
         mine = [number for number, (own, _) in enumerate(self._cells) if own == line]
         points = [self.points[number] for number in mine]
-        return np.array([float(p.demo_count) for p in points]), np.array([p.success_rate for p in points]), self._draws[:, mine]
+        return (
+            np.array([float(p.demo_count) for p in points]),
+            np.array([p.success_rate for p in points]),
+            self._draws[:, mine],
+        )
 
     # -- measures and comparisons
 
     def area(self, line: Line) -> Estimate:
         """Return the area under a line over log demos, as a fraction of the largest possible."""
         demos, rates, draws = self._rates(line)
-        return estimated(float(efficiency.area(demos, rates)), list(np.clip(efficiency.area(demos, draws), 0, 1)))
+        return estimated(
+            float(efficiency.area(demos, rates)), list(np.clip(efficiency.area(demos, draws), 0, 1))
+        )
 
     def reach(self, line: Line, success_rate: float) -> Estimate:
-        """Return the demos with which a line reaches a success rate; 0: at most the fewest tried, infinity: more than were tried."""
+        """Return the demos with which a line reaches a success rate; 0: at most the fewest tried, infinity:
+        more than were tried.
+        """
         if (line, success_rate) not in self._reached:
             demos, rates, draws = self._rates(line)
             value = efficiency.demos_to_reach(demos, rates, success_rate)
@@ -172,10 +200,12 @@ class Curve:
         return {}
 
     def demos_to_reach(self, success_rate: float) -> dict[float | str, tuple[float, float, float] | str]:
-        """Return the demo count at which each line reaches a success rate, with a 95 % interval, or "not reached".
+        """Return the demo count at which each line reaches a success rate, with a 95 % interval, or "not
+        reached".
 
-        Lines with video have their ratio as key, baselines their policy's name: {0.0: (31.5, 20.0, inf), 1.0: (12.0, 0.0, 18.0)}. 0 means that the
-        fewest demos tried suffice, infinity that more than were tried are needed.
+        Lines with video have their ratio as key, baselines their policy's name: {0.0: (31.5, 20.0, inf), 1.0:
+        (12.0, 0.0, 18.0)}. 0 means that the fewest demos tried suffice, infinity that more than were tried
+        are needed.
         """
         answer: dict[float | str, tuple[float, float, float] | str] = {}
         for line in self.lines:
@@ -185,22 +215,35 @@ class Curve:
         return answer
 
     def worth(self, line: Line) -> Estimate | None:
-        """Return how many times as many demos the lowest ratio needs as this line; None for that ratio itself and for baselines."""
+        """Return how many times as many demos the lowest ratio needs as this line; None for that ratio itself
+        and for baselines.
+        """
         return self._worth.get(line)
 
     @cached_property
     def _worth(self) -> dict[Line, Estimate]:
         base = self.lines[0]
-        return {line: self._worth_of(line, base) for line in self.lines if not (line.baseline or base.baseline or line == base)}
+        return {
+            line: self._worth_of(line, base)
+            for line in self.lines
+            if not (line.baseline or base.baseline or line == base)
+        }
 
     def _worth_of(self, line: Line, base: Line) -> Estimate:
         (demos, rates, draws), (more, mixed, mixed_draws) = self._rates(base), self._rates(line)
         value = efficiency.worth((demos, rates), (more, mixed))
-        return estimated(value, [efficiency.worth((demos, own), (more, other)) for own, other in zip(draws, mixed_draws, strict=True)])
+        return estimated(
+            value,
+            [
+                efficiency.worth((demos, own), (more, other))
+                for own, other in zip(draws, mixed_draws, strict=True)
+            ],
+        )
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """Comparisons of most demos with fewest on every line; and at every demo count, of every ratio with the lowest and every baseline.
+        """Comparisons of most demos with fewest on every line; and at every demo count, of every ratio with
+        the lowest and every baseline.
 
         P-values are corrected within each of these questions, so that one does not depend on the others.
         """
@@ -211,13 +254,21 @@ class Curve:
             [((line, counts[-1]), (line, counts[0])) for line in ours if len(counts) > 1],
             [((line, count), (ours[0], count)) for count in counts for line in ours[1:]],
             [((line, counts[-1]), (line, counts[0])) for line in baselines if len(counts) > 1],
-            [((line, count), (baseline, count)) for count in counts for line in ours for baseline in baselines],
+            [
+                ((line, count), (baseline, count))
+                for count in counts
+                for line in ours
+                for baseline in baselines
+            ],
         ]
         told = []
         for pairs in families:
             both = [(pair, result) for pair in pairs if (result := self._compared(*pair))]
             corrected = holm([result.p_value for _, result in both])
-            told += [self._comparison(*pair, result, p, len(both)) for (pair, result), p in zip(both, corrected, strict=True)]
+            told += [
+                self._comparison(*pair, result, p, len(both))
+                for (pair, result), p in zip(both, corrected, strict=True)
+            ]
         return told
 
     def _compared(self, first: tuple[Line, int], second: tuple[Line, int]) -> PairedComparison | None:
@@ -229,33 +280,65 @@ class Curve:
             return replace(result, p_value=PairedEvidence(result.only_first, result.only_second).p_value)
         return result
 
-    def _comparison(self, first: tuple[Line, int], second: tuple[Line, int], result: PairedComparison, p: float, compared: int) -> Comparison:
+    def _comparison(
+        self,
+        first: tuple[Line, int],
+        second: tuple[Line, int],
+        result: PairedComparison,
+        p: float,
+        compared: int,
+    ) -> Comparison:
         (line, count), (other, other_count) = first, second
         words = line.words(count, " with video" if line.policy != other.policy else "")
         cells = list(self._cells)
-        low, high = interval_of(np.clip(self._draws[:, cells.index(first)] - self._draws[:, cells.index(second)], -1, 1))
-        seeds = {scored.arm.seed for scored in self._cells[first]} & {scored.arm.seed for scored in self._cells[second]}
+        low, high = interval_of(
+            np.clip(self._draws[:, cells.index(first)] - self._draws[:, cells.index(second)], -1, 1)
+        )
+        seeds = {scored.arm.seed for scored in self._cells[first]} & {
+            scored.arm.seed for scored in self._cells[second]
+        }
         test = "anytime-valid" if self.looked_at else "exact McNemar"
-        return Comparison(words, other.words(other_count), line.policy, other.policy, result, low, high, len(seeds), compared, test, p)
+        return Comparison(
+            words,
+            other.words(other_count),
+            line.policy,
+            other.policy,
+            result,
+            low,
+            high,
+            len(seeds),
+            compared,
+            test,
+            p,
+        )
 
     def _outcomes(self, cell: tuple[Line, int]) -> dict[str, bool]:
         """Return outcomes by seed and episode, so that replicates are paired by seed."""
         found = self._cells.get(cell, [])
-        return {f"{scored.arm.seed}/{episode}": success for scored in found for episode, success in scored.outcomes.items()}
+        return {
+            f"{scored.arm.seed}/{episode}": success
+            for scored in found
+            for episode, success in scored.outcomes.items()
+        }
 
     @property
     def imagined(self) -> list[tuple[float, float]]:
         """Pairs of video distance (`VIDEO`) and success rate, of every checkpoint with both.
 
-        Distances on different clips are not comparable: only checkpoints with the most frequent set of clips are included.
+        Distances on different clips are not comparable: only checkpoints with the most frequent set of clips
+        are included.
         """
         told = [told for scored in self.arms for told in scored.imagined.values()]
         clips = Counter(one[CLIPS] for one in told).most_common(1)
         return [(one[VIDEO[2]], one["success_rate"]) for one in told if one[CLIPS] == clips[0][0]]
 
     def video_and_success(self) -> Correlation | None:
-        """Return the rank correlation of video quality (negative distance) and success rate; None if undefined."""
-        return rank_correlation([-distance for distance, _ in self.imagined], [success for _, success in self.imagined])
+        """Return the rank correlation of video quality (negative distance) and success rate; None if
+        undefined.
+        """
+        return rank_correlation(
+            [-distance for distance, _ in self.imagined], [success for _, success in self.imagined]
+        )
 
     # -- output
 
@@ -282,4 +365,8 @@ class Curve:
     def save(self, path: str | Path) -> None:
         """Write the curve as PNG, SVG, PDF or JSON, by the file's suffix."""
         path = Path(path)
-        path.write_bytes(json.dumps(self.to_json(), indent=1).encode() if path.suffix == ".json" else self.draw(path.suffix.removeprefix(".")))
+        path.write_bytes(
+            json.dumps(self.to_json(), indent=1).encode()
+            if path.suffix == ".json"
+            else self.draw(path.suffix.removeprefix("."))
+        )

@@ -37,20 +37,27 @@ def report(curve: Curve) -> dict[str, Any]:
 
 
 def answer(curve: Curve) -> list[str]:
-    """Return the sweep's main results in sentences: the worth of action-free video, demos to reach a rate, seeds."""
+    """Return the sweep's main results in sentences: the worth of action-free video, demos to reach a rate,
+    seeds.
+    """
     told = [sentence for line in curve.lines if (sentence := worth_in_words(curve, line))]
     for line in curve.lines:
         rates = [rate for rate in RATES if rate <= max(point.success_rate for point in curve.of_line(line))]
         told.append(f"{_title(line)}: {reach_in_words(curve, line, rates[-1] if rates else RATES[0])}")
     if (several := len(curve.seeds)) == 1:
-        told.append("One seed: what is said holds for these trained policies; another training of each could come out differently.")
+        told.append(
+            "One seed: what is said holds for these trained policies; another training of each could come out"
+            " differently."
+        )
     elif missing := [point for point in curve.points if point.missing_seeds]:
         told.append(f"{len(missing)} of {len(curve.points)} points have fewer than {several} seeds.")
     return told
 
 
 def worth_in_words(curve: Curve, line: Line) -> str:
-    """Return the sentence on how many demos action-free video replaces, or that there is no evidence; empty for lines without `worth`."""
+    """Return the sentence on how many demos action-free video replaces, or that there is no evidence; empty
+    for lines without `worth`.
+    """
     worth = curve.worth(line)
     if worth is None:
         return ""
@@ -62,10 +69,14 @@ def worth_in_words(curve: Curve, line: Line) -> str:
     if worth.value in (0, math.inf):
         first, second = (line, curve.lines[0]) if worth.value else (curve.lines[0], line)
         return (
-            f"{_title(first)} reaches more with its fewest demos than {second.label} with its most: what demos are worth is not bounded ({interval})."
+            f"{_title(first)} reaches more with its fewest demos than {second.label} with its most: what"
+            f" demos are worth is not bounded ({interval})."
         )
     if worth.low <= 1 <= worth.high:
-        return f"No evidence that {ratio[0].lower()}{ratio[1:]} replaces demos: {_times(worth.value)} the demos ({interval})."
+        return (
+            f"No evidence that {ratio[0].lower()}{ratio[1:]} replaces demos: {_times(worth.value)} the demos"
+            f" ({interval})."
+        )
     return f"{ratio} is worth {_times(worth.value)} the demos of one of {base} ({interval})."
 
 
@@ -75,17 +86,28 @@ def reach_in_words(curve: Curve, line: Line, rate: float) -> str:
     if told.value == math.inf:
         least = "" if told.low == math.inf else f"; at best {_demos(told.low, counts)} demos"
         return f"{rate:g} is not reached with up to {counts[-1]} demos{least}."
-    return f"{rate:g} is reached with {_demos(told.value, counts)} demos (95 % interval {_demos(told.low, counts)} to {_demos(told.high, counts)})."
+    return (
+        f"{rate:g} is reached with {_demos(told.value, counts)} demos (95 % interval"
+        f" {_demos(told.low, counts)} to {_demos(told.high, counts)})."
+    )
 
 
 def caption(curve: Curve) -> str:
-    """Return the figure's caption: policy, tasks, episodes, training, seeds, errors and the kind of intervals."""
+    """Return the figure's caption: policy, tasks, episodes, training, seeds, errors and the kind of
+    intervals.
+    """
     sweep, suite = curve.sweep, curve.sweep.get("suite", {})
     counted = sorted({scored.episodes for scored in curve.arms})
     each = f"{counted[0]}" if len(counted) == 1 else f"{counted[0]} to {counted[-1]}"
     tasks = sorted({task for point in curve.points for task in point.by_task})
-    said = [f"Success of {sweep.get('policy', {}).get('preset', 'one policy')} on {', '.join(tasks) if len(tasks) < 4 else f'{len(tasks)} tasks'}"]
-    said.append(f"{each} held-out episodes per arm, the same for all" + (f", at most {suite['horizon']} control steps each" if suite else ""))
+    said = [
+        f"Success of {sweep.get('policy', {}).get('preset', 'one policy')} on"
+        f" {', '.join(tasks) if len(tasks) < 4 else f'{len(tasks)} tasks'}"
+    ]
+    said.append(
+        f"{each} held-out episodes per arm, the same for all"
+        + (f", at most {suite['horizon']} control steps each" if suite else "")
+    )
     if suite:
         said.append(f"success counted {'at the end' if suite['success'] == 'at_end' else 'at any step'}")
     if steps := sweep.get("train", {}).get("steps"):
@@ -95,9 +117,19 @@ def caption(curve: Curve) -> str:
     said.append(f"{curve.errors} errors, none of them counted as a failure" if curve.errors else "no errors")
     if curve.looked_at:
         early = sum(scored.early for scored in curve.arms)
-        said.append(f"scored until {_words(suite['decide'])} was decided, {early} of {len(curve.arms)} arms (*) before the end of the list")
+        said.append(
+            f"scored until {_words(suite['decide'])} was decided, {early} of {len(curve.arms)} arms (*)"
+            " before the end of the list"
+        )
     bars = f"bars: {'anytime-valid' if curve.looked_at else 'Wilson'} 95 % intervals of the pooled episodes"
-    said.append(bars + ("; shaded: 95 % with the spread between seeds" if several else ", without the spread that other seeds would show"))
+    said.append(
+        bars
+        + (
+            "; shaded: 95 % with the spread between seeds"
+            if several
+            else ", without the spread that other seeds would show"
+        )
+    )
     return "; ".join(said) + f". Protocol {curve.protocol}."
 
 
@@ -116,12 +148,17 @@ def cost_in_numbers(curve: Curve, cost: Cost | None) -> dict[str, Any] | None:
     }
 
 
-def cost_axis(costs: Sequence[Mapping[str, Any] | None], among: Mapping[str, str] = COST_AXES) -> tuple[str, str]:
+def cost_axis(
+    costs: Sequence[Mapping[str, Any] | None], among: Mapping[str, str] = COST_AXES
+) -> tuple[str, str]:
     """Return the first kind of cost that any point has spent, with its unit; empty strings if none."""
-    return next(((kind, unit) for kind, unit in among.items() if any(cost and cost.get(kind) for cost in costs)), ("", ""))
+    return next(
+        ((kind, unit) for kind, unit in among.items() if any(cost and cost.get(kind) for cost in costs)),
+        ("", ""),
+    )
 
 
-# -- parts ------------------------------------------------------------------------------------------------------------------------------
+# -- parts ---------------------------------------------------------------------------------------------------
 
 
 def _line(curve: Curve, line: Line) -> dict[str, Any]:
@@ -130,7 +167,15 @@ def _line(curve: Curve, line: Line) -> dict[str, Any]:
     reach = []
     for rate in RATES:
         demos, low, high = (_bounded(value) for value in asdict(curve.reach(line, rate)).values())
-        reach.append({"rate": rate, "demos": demos, "low": low, "high": high, "text": reach_in_words(curve, line, rate)})
+        reach.append(
+            {
+                "rate": rate,
+                "demos": demos,
+                "low": low,
+                "high": high,
+                "text": reach_in_words(curve, line, rate),
+            }
+        )
     return {
         "policy": line.policy,
         "action_free_ratio": line.action_free_ratio,
@@ -144,10 +189,18 @@ def _line(curve: Curve, line: Line) -> dict[str, Any]:
 
 def _point(curve: Curve, point: Point) -> dict[str, Any]:
     tasks = {
-        task: {"successes": won, "episodes": played, **dict(zip(("low", "high"), curve.interval(won, played), strict=True))}
+        task: {
+            "successes": won,
+            "episodes": played,
+            **dict(zip(("low", "high"), curve.interval(won, played), strict=True)),
+        }
         for task, (won, played) in point.by_task.items()
     }
-    return vars(point) | {"missing_seeds": list(point.missing_seeds), "by_task": tasks, "cost": cost_in_numbers(curve, point.cost)}
+    return vars(point) | {
+        "missing_seeds": list(point.missing_seeds),
+        "by_task": tasks,
+        "cost": cost_in_numbers(curve, point.cost),
+    }
 
 
 def _arm(curve: Curve, scored: ScoredArm) -> dict[str, Any]:
@@ -184,10 +237,20 @@ def _comparisons(curve: Curve) -> list[dict[str, Any]]:
 
 
 def _video(curve: Curve) -> dict[str, Any] | None:
-    """Return the distances between imagined and executed video, and their correlation with success; None without any."""
-    points = [{"arm": s.arm.name, "step": step, **told} for s in curve.arms for step, told in s.imagined.items()]
+    """Return the distances between imagined and executed video, and their correlation with success; None
+    without any.
+    """
+    points = [
+        {"arm": s.arm.name, "step": step, **told} for s in curve.arms for step, told in s.imagined.items()
+    ]
     episodes = [
-        {"arm": s.arm.name, "episode": note["episode"], "task": note["task"], "result": note["result"], "distance": note["mean_distance"]}
+        {
+            "arm": s.arm.name,
+            "episode": note["episode"],
+            "task": note["task"],
+            "result": note["result"],
+            "distance": note["mean_distance"],
+        }
         for s in curve.arms
         for note in s.films
         if note["mean_distance"] is not None
@@ -202,7 +265,13 @@ def _video(curve: Curve) -> dict[str, Any] | None:
         between = f"{found.rho:+.2f} [{found.low:+.2f}, {found.high:+.2f}] over {found.number} checkpoints"
         text = f"Better imagined video and more success: rank correlation {between}: {shown}."
     correlation = asdict(found) | {"text": text} if found else None
-    return {"measure": VIDEO[2], "points": points, "episodes": episodes, "correlation": correlation, "text": text}
+    return {
+        "measure": VIDEO[2],
+        "points": points,
+        "episodes": episodes,
+        "correlation": correlation,
+        "text": text,
+    }
 
 
 def _protocol_facts(curve: Curve) -> list[list[str]]:
@@ -212,19 +281,31 @@ def _protocol_facts(curve: Curve) -> list[list[str]]:
         "suite": ("tasks", "episodes", "horizon", "settle", "success", "gl", "rung", "decide"),
         "train": ("mode", "steps", "video_steps", "batch_size", "checkpoint_every"),
     }.items():
-        facts += [[f"{section}.{name}", _words(sweep[section][name])] for name in names if sweep.get(section, {}).get(name) not in (None, "", [])]
+        facts += [
+            [f"{section}.{name}", _words(sweep[section][name])]
+            for name in names
+            if sweep.get(section, {}).get(name) not in (None, "", [])
+        ]
     facts += [[name, _words(sweep[name])] for name in ("seeds", "search") if name in sweep]
     return facts
 
 
 def _provenance(curve: Curve) -> list[list[str]]:
-    kept = {name.removeprefix("demoscale."): value for name, value in curve.tags.items() if name.startswith("demoscale.")}
-    own = [[name.replace("_", " "), value] for name, value in sorted(kept.items()) if name not in ("arm", "sweep", "subset", "protocol")]
+    kept = {
+        name.removeprefix("demoscale."): value
+        for name, value in curve.tags.items()
+        if name.startswith("demoscale.")
+    }
+    own = [
+        [name.replace("_", " "), value]
+        for name, value in sorted(kept.items())
+        if name not in ("arm", "sweep", "subset", "protocol")
+    ]
     data = curve.sweep.get("data", {})
     return ([["episodes", data["episodes"]]] if "episodes" in data else []) + own
 
 
-# -- in words ---------------------------------------------------------------------------------------------------------------------------
+# -- in words ------------------------------------------------------------------------------------------------
 
 
 def _title(line: Line) -> str:
@@ -242,7 +323,13 @@ def _factor(value: float) -> str:
 
 def _demos(value: float, counts: list[int]) -> str:
     """Return a demo count in words, or on which side of the counts tried it lies."""
-    return f"{counts[0]} or fewer" if value == 0 else f"more than {counts[-1]}" if value == math.inf else f"{value:.0f}"
+    return (
+        f"{counts[0]} or fewer"
+        if value == 0
+        else f"more than {counts[-1]}"
+        if value == math.inf
+        else f"{value:.0f}"
+    )
 
 
 def _bounded(value: float) -> float | None:

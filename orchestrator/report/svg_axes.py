@@ -48,13 +48,21 @@ def log_scale(values: Sequence[float], left: float, right: float) -> Scale:
 
 
 def measure(values: Sequence[float], left: float, right: float) -> tuple[Scale, tuple[Tick, ...], str]:
-    """Return scale, round ticks and label suffix of an axis for measured numbers; logarithmic if they span more than a factor of 8."""
+    """Return scale, round ticks and label suffix of an axis for measured numbers; logarithmic if they span
+    more than a factor of 8.
+    """
     low, high = min(values), max(values)
     if low > 0 and high / low > 8:
         place = log_scale(values, left, right)
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         rounds = [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)]
-        return place, spread(Tick(place(value), f"{value:g}") for value in rounds if low * 0.95 <= value <= high * 1.05), " (log scale)"
+        return (
+            place,
+            spread(
+                Tick(place(value), f"{value:g}") for value in rounds if low * 0.95 <= value <= high * 1.05
+            ),
+            " (log scale)",
+        )
     span = (high - low) or abs(high) or 1.0
     low, high = (low - span / 2, high + span / 2) if high == low else (low, high)
     step = 10.0 ** math.floor(math.log10(span / 3))
@@ -65,7 +73,11 @@ def measure(values: Sequence[float], left: float, right: float) -> tuple[Scale, 
     def x(value: float) -> float:
         return scale((value - origin) / width)
 
-    return x, spread(Tick(x(i * step), f"{i * step:g}") for i in range(first, math.floor(high / step) + 1)), ""
+    return (
+        x,
+        spread(Tick(x(i * step), f"{i * step:g}") for i in range(first, math.floor(high / step) + 1)),
+        "",
+    )
 
 
 def polyline(places: Iterable[tuple[float, float]]) -> str:
@@ -74,5 +86,11 @@ def polyline(places: Iterable[tuple[float, float]]) -> str:
 
 
 def area(edges: Sequence[tuple[float, float, float]]) -> str:
-    """Return the closed path around a band of (x, low, high): along its lower edge and back along its upper one."""
-    return polyline([(x, low) for x, low, _ in edges] + [(x, high) for x, _, high in reversed(edges)]) + "Z" if len(edges) > 1 else ""
+    """Return the closed path around a band of (x, low, high): along its lower edge and back along its upper
+    one.
+    """
+    return (
+        polyline([(x, low) for x, low, _ in edges] + [(x, high) for x, _, high in reversed(edges)]) + "Z"
+        if len(edges) > 1
+        else ""
+    )

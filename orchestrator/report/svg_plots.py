@@ -1,6 +1,8 @@
-"""The figures of a curve's page as geometry: coordinates of lines, markers and labels, which `plot.html.jinja` draws.
+"""The figures of a curve's page as geometry: coordinates of lines, markers and labels, which
+`plot.html.jinja` draws.
 
-Lengths are SVG user units, which are pixels where a figure is shown at its own width; y grows downwards. Pure.
+Lengths are SVG user units, which are pixels where a figure is shown at its own width; y grows downwards.
+Pure.
 """
 
 import math
@@ -10,15 +12,31 @@ from typing import Any
 
 from orchestrator.report.matplotlib_plot import apart
 from orchestrator.report.summary import cost_axis
-from orchestrator.report.svg_axes import Scale, Tick, area, closest, log_scale, measure, polyline, rate_ticks, spread, unit_scale
+from orchestrator.report.svg_axes import (
+    Scale,
+    Tick,
+    area,
+    closest,
+    log_scale,
+    measure,
+    polyline,
+    rate_ticks,
+    spread,
+    unit_scale,
+)
 
 Row = Mapping[str, Any]
 """An object of `Curve.to_json()`: a line, a point, an arm."""
 Key = tuple[str, float]
 """Policy and action-free ratio, which identify a line."""
 
-# Styles of lines with video, then of baselines. `report.css` colours the tones; shape and dash distinguish lines without colour.
-TONES, SHAPES, DASHES = ("1", "2", "3", "4"), ("circle", "triangle", "diamond", "wedge"), ("", "9 3", "2 3", "9 3 2 3")
+# Styles of lines with video, then of baselines. `report.css` colours the tones; shape and dash distinguish
+# lines without colour.
+TONES, SHAPES, DASHES = (
+    ("1", "2", "3", "4"),
+    ("circle", "triangle", "diamond", "wedge"),
+    ("", "9 3", "2 3", "9 3 2 3"),
+)
 BASELINE_SHAPES, BASELINE_DASHES = ("square", "hexagon"), ("5 4", "1 4")
 LABEL_GAP, NUDGE = 13.0, 5.0
 LABELLED = 92.0  # distance of two demo counts below which denominators would overlap the neighbouring points
@@ -102,7 +120,11 @@ def styles(lines: Sequence[Row]) -> dict[Key, Style]:
     ours = baselines = 0
     for line in lines:
         if line["dashed"]:
-            looks[key(line)] = Style("0", BASELINE_SHAPES[baselines % 2], BASELINE_DASHES[baselines // 2 % 2 if baselines > 1 else baselines])
+            looks[key(line)] = Style(
+                "0",
+                BASELINE_SHAPES[baselines % 2],
+                BASELINE_DASHES[baselines // 2 % 2 if baselines > 1 else baselines],
+            )
             baselines += 1
         else:
             looks[key(line)] = Style(TONES[ours % 4], SHAPES[(ours + ours // 4) % 4], DASHES[ours % 4])
@@ -116,7 +138,8 @@ def key(row: Row) -> Key:
 
 
 def curve_plot(data: Row, name: str, width: float, height: float, task: str = "") -> Plot:
-    """Plot success against demos on a log axis: bands, intervals, replicates, and denominators if there is room for them.
+    """Plot success against demos on a log axis: bands, intervals, replicates, and denominators if there is
+    room for them.
 
     task: only its episodes, without bands and replicates, which are not counted by task; empty: all.
     """
@@ -124,7 +147,9 @@ def curve_plot(data: Row, name: str, width: float, height: float, task: str = ""
     counts = sorted({point["demo_count"] for point in data["points"]})
     looks = styles(data["lines"])
     room = 12.0 + NUDGE * len(looks)
-    labelled = not task and closest(log_scale(counts, frame.left + room, frame.right - room), counts) >= LABELLED
+    labelled = (
+        not task and closest(log_scale(counts, frame.left + room, frame.right - room), counts) >= LABELLED
+    )
     room += 36.0 if labelled else 0.0
     x, y = log_scale(counts, frame.left + room, frame.right - room), unit_scale(frame.bottom, frame.top)
     target = None if task else target_rate(data["lines"])
@@ -137,25 +162,57 @@ def curve_plot(data: Row, name: str, width: float, height: float, task: str = ""
             if not counted or not counted["episodes"]:
                 continue
             rate, place = counted["successes"] / counted["episodes"], x(point["demo_count"]) + nudge
-            denominator = f"{counted['successes']}/{counted['episodes']}{'†' if point['early'] and not task else ''}"
-            words = f"{line['label']}, {point['demo_count']} demos: {denominator} = {rate:.2f} [{counted['low']:.2f}, {counted['high']:.2f}]"
-            dots.append(Dot(place, y(rate), y(counted["low"]), y(counted["high"]), words, denominator if labelled else ""))
+            denominator = (
+                f"{counted['successes']}/{counted['episodes']}{'†' if point['early'] and not task else ''}"
+            )
+            words = (
+                f"{line['label']}, {point['demo_count']} demos: {denominator} = {rate:.2f}"
+                f" [{counted['low']:.2f}, {counted['high']:.2f}]"
+            )
+            dots.append(
+                Dot(
+                    place,
+                    y(rate),
+                    y(counted["low"]),
+                    y(counted["high"]),
+                    words,
+                    denominator if labelled else "",
+                )
+            )
             if not task and point["band_low"] is not None:
                 edges.append((place, y(point["band_low"]), y(point["band_high"])))
         arms = [] if task else [arm for arm in _of(data["arms"], own) if arm["episodes"]]
         seeds = sorted({arm["seed"] for arm in arms})
         replicates = [
-            polyline((x(a["demo_count"]) + nudge, y(a["successes"] / a["episodes"])) for a in sorted(arms, key=_demos) if a["seed"] == seed)
+            polyline(
+                (x(a["demo_count"]) + nudge, y(a["successes"] / a["episodes"]))
+                for a in sorted(arms, key=_demos)
+                if a["seed"] == seed
+            )
             for seed in (seeds if len(seeds) > 1 else ())
         ]
-        traces.append(Trace(style, tuple(dots), polyline((d.x, d.y) for d in dots), area(edges), tuple(replicates), _drop(line, target, x)))
+        traces.append(
+            Trace(
+                style,
+                tuple(dots),
+                polyline((d.x, d.y) for d in dots),
+                area(edges),
+                tuple(replicates),
+                _drop(line, target, x),
+            )
+        )
     if labelled:
         traces = _labels_apart(traces)
     what = f"Success on {task} against demonstrations" if task else "Success against demonstrations"
     words = "; ".join(dot.words for trace in traces for dot in trace.dots)
-    ticks, rule = spread([Tick(x(count), f"{count}") for count in counts]), Tick(y(target), f"{target:.2f}") if target is not None else None
+    ticks, rule = (
+        spread([Tick(x(count), f"{count}") for count in counts]),
+        (Tick(y(target), f"{target:.2f}") if target is not None else None),
+    )
     x_label = "demonstrations per task (log scale)"
-    return Plot(name, what, words, frame, x_label, "success rate", ticks, rate_ticks(y), tuple(traces), rule, labelled)
+    return Plot(
+        name, what, words, frame, x_label, "success rate", ticks, rate_ticks(y), tuple(traces), rule, labelled
+    )
 
 
 def cost_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
@@ -167,36 +224,80 @@ def cost_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
         point for point in data["points"] if point["cost"] and _known(point["cost"].get(kind))
     ]  # money is known if all resources used have a price
     frame = Frame(width, height, 46.0, width - 16)
-    x, ticks, scale = measure([float(point["cost"][kind]) for point in known], frame.left + 16, frame.right - 20)
+    x, ticks, scale = measure(
+        [float(point["cost"][kind]) for point in known], frame.left + 16, frame.right - 20
+    )
     y = unit_scale(frame.bottom, frame.top)
     traces, words = [], []
     for line, (own, style) in zip(data["lines"], styles(data["lines"]).items(), strict=True):
         dots = []
         for point in _of(known, own):
             place, rate = x(float(point["cost"][kind])), point["success_rate"]
-            said = f"{line['label']}, {point['demo_count']} demos: {rate:.2f} for {point['cost'][kind]:.3g} {unit}"
-            dots.append(Dot(place, y(rate), y(point["low"]), y(point["high"]), said, f"{point['demo_count']}", place + 8, y(rate) + 14))
+            said = (
+                f"{line['label']}, {point['demo_count']} demos: {rate:.2f} for {point['cost'][kind]:.3g}"
+                f" {unit}"
+            )
+            dots.append(
+                Dot(
+                    place,
+                    y(rate),
+                    y(point["low"]),
+                    y(point["high"]),
+                    said,
+                    f"{point['demo_count']}",
+                    place + 8,
+                    y(rate) + 14,
+                )
+            )
             words.append(said)
         traces.append(Trace(style, tuple(dots), polyline((dot.x, dot.y) for dot in dots)))
     x_label = f"{unit}{scale}; beside the points: demos"
-    return Plot(name, "Success against cost", "; ".join(words), frame, x_label, "success rate", ticks, rate_ticks(y), tuple(traces))
+    return Plot(
+        name,
+        "Success against cost",
+        "; ".join(words),
+        frame,
+        x_label,
+        "success rate",
+        ticks,
+        rate_ticks(y),
+        tuple(traces),
+    )
 
 
 def distance_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
-    """Plot success against the distance of imagined from executed video, for every scored checkpoint; None without any."""
+    """Plot success against the distance of imagined from executed video, for every scored checkpoint; None
+    without any.
+    """
     video = data["video"]
-    points = [point for point in video["points"] if _known(point.get("video_distance")) and _known(point["success_rate"])] if video else []
+    points = (
+        [
+            point
+            for point in video["points"]
+            if _known(point.get("video_distance")) and _known(point["success_rate"])
+        ]
+        if video
+        else []
+    )
     if not points:
         return None
     frame = Frame(width, height, 46.0, width - 16)
-    x, ticks, scale = measure([point["video_distance"] for point in points], frame.left + 14, frame.right - 14)
+    x, ticks, scale = measure(
+        [point["video_distance"] for point in points], frame.left + 14, frame.right - 14
+    )
     y = unit_scale(frame.bottom, frame.top)
     of_arm = {arm["arm"]: key(arm) for arm in data["arms"]}
     traces = []
     for own, style in styles(data["lines"]).items():
         mine = [point for point in points if of_arm.get(point["arm"]) == own]
         dots = [
-            Dot(x(p["video_distance"]), y(p["success_rate"]), y(p["success_rate"]), y(p["success_rate"]), f"{p['arm']}, step {p['step']}")
+            Dot(
+                x(p["video_distance"]),
+                y(p["success_rate"]),
+                y(p["success_rate"]),
+                y(p["success_rate"]),
+                f"{p['arm']}, step {p['step']}",
+            )
             for p in mine
         ]
         traces.append(Trace(style, tuple(dots), ""))
@@ -213,18 +314,30 @@ def outcomes_plot(data: Row, name: str, width: float, height: float) -> Plot | N
     if not episodes:
         return None
     frame = Frame(width, height, 66.0, width - 16)
-    x, ticks, scale = measure([episode["distance"] for episode in episodes], frame.left + 14, frame.right - 14)
+    x, ticks, scale = measure(
+        [episode["distance"] for episode in episodes], frame.left + 14, frame.right - 14
+    )
     tall = frame.bottom - frame.top
     rows = {"success": frame.top + tall * 0.27, "failure": frame.top + tall * 0.73}
     traces, words = [], []
     for result, style in (("success", Style("good", "circle", "")), ("failure", Style("bad", "cross", ""))):
-        mine = sorted((episode for episode in episodes if episode["result"] == result), key=lambda episode: episode["distance"])
-        # Spread within the row by a fixed sequence, so that equal distances stay visible and the page is reproducible.
+        mine = sorted(
+            (episode for episode in episodes if episode["result"] == result),
+            key=lambda episode: episode["distance"],
+        )
+        # Spread within the row by a fixed sequence, so that equal distances stay visible and the page is
+        # reproducible.
         places = [rows[result] + ((index * 0.618034) % 1 - 0.5) * tall * 0.36 for index in range(len(mine))]
-        dots = tuple(Dot(x(e["distance"]), at, at, at, f"{e['episode']}, {e['arm']}") for e, at in zip(mine, places, strict=True))
+        dots = tuple(
+            Dot(x(e["distance"]), at, at, at, f"{e['episode']}, {e['arm']}")
+            for e, at in zip(mine, places, strict=True)
+        )
         middle = x(mine[len(mine) // 2]["distance"]) if mine else None
         traces.append(Trace(style, dots, "", drop=middle))
-        words.append(f"{len(mine)} with {result}" + (f", median distance {mine[len(mine) // 2]['distance']:.3g}" if mine else ""))
+        words.append(
+            f"{len(mine)} with {result}"
+            + (f", median distance {mine[len(mine) // 2]['distance']:.3g}" if mine else "")
+        )
     y_ticks = tuple(Tick(at, result) for result, at in rows.items())
     title, x_label = "Distance of imagined from executed video, by outcome", _distance_axis(video, scale)
     return Plot(name, title, "; ".join(words), frame, x_label, "", ticks, y_ticks, tuple(traces))
@@ -232,11 +345,16 @@ def outcomes_plot(data: Row, name: str, width: float, height: float) -> Plot | N
 
 def target_rate(lines: Sequence[Row]) -> float | None:
     """Return the highest reported success rate that any line reaches; None if none does."""
-    return max((float(reach["rate"]) for line in lines for reach in line["reach"] if reach["demos"] is not None), default=None)
+    return max(
+        (float(reach["rate"]) for line in lines for reach in line["reach"] if reach["demos"] is not None),
+        default=None,
+    )
 
 
 def _labels_apart(traces: Sequence[Trace]) -> list[Trace]:
-    """Place denominators next to their points without overlap: those of the first lines on the left, the others on the right."""
+    """Place denominators next to their points without overlap: those of the first lines on the left, the
+    others on the right.
+    """
     placed: dict[tuple[int, int], Dot] = {}
     columns: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for t, trace in enumerate(traces):
@@ -249,11 +367,16 @@ def _labels_apart(traces: Sequence[Trace]) -> list[Trace]:
         edge = min(dot.x for dot in dots) - 9 if side == "end" else max(dot.x for dot in dots) + 9
         for member, dot, place in zip(members, dots, apart([dot.y for dot in dots], LABEL_GAP), strict=True):
             placed[member] = replace(dot, text_x=edge, text_y=place + 4, anchor=side)
-    return [replace(trace, dots=tuple(placed[t, d] for d in range(len(trace.dots)))) for t, trace in enumerate(traces)]
+    return [
+        replace(trace, dots=tuple(placed[t, d] for d in range(len(trace.dots))))
+        for t, trace in enumerate(traces)
+    ]
 
 
 def _nudge(index: int, lines: int) -> float:
-    """Return the horizontal offset of a line from its demo counts, so that the intervals of `lines` lines do not overlap."""
+    """Return the horizontal offset of a line from its demo counts, so that the intervals of `lines` lines do
+    not overlap.
+    """
     return (index - (lines - 1) / 2) * 2 * NUDGE
 
 
@@ -266,12 +389,16 @@ def _demos(row: Row) -> int:
 
 
 def _drop(line: Row, target: float | None, x: Scale) -> float | None:
-    demos = [reach["demos"] for reach in line["reach"] if reach["rate"] == target and reach["demos"] is not None]
+    demos = [
+        reach["demos"] for reach in line["reach"] if reach["rate"] == target and reach["demos"] is not None
+    ]
     return x(demos[0]) if demos else None
 
 
 def _distance_axis(video: Row, scale: str) -> str:
-    """Return the axis label, short enough for the narrowest figure; the page's table has the measure's full name."""
+    """Return the axis label, short enough for the narrowest figure; the page's table has the measure's full
+    name.
+    """
     measure = str(video["measure"])
     return f"distance ({measure if len(measure) <= 24 else measure[:23] + '…'}){scale}"
 

@@ -1,4 +1,5 @@
-"""Inference from a fixed number of outcomes, after all of them are counted. Pure. Valid while outcomes still come: sequential.py.
+"""Inference from a fixed number of outcomes, after all of them are counted. Pure. Valid while outcomes still
+come: sequential.py.
 
 Shapes: C cells (points of a curve), R replicates (seeds), E episodes of the suite, B draws.
 """
@@ -16,20 +17,21 @@ LEVEL = 0.05
 VERDICT = "no evidence of a difference", "better", "worse"
 
 
-# -- one rate ---------------------------------------------------------------------------------------------------------------------------
+# -- one rate ------------------------------------------------------------------------------------------------
 
 
 def wilson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the Wilson score interval of a success rate (Wilson 1927), for display.
 
-    Its nominal coverage holds approximately, on average over rates. Assumes independent episodes of one policy, their number fixed
-    beforehand. (0, 1) without episodes.
+    Its nominal coverage holds approximately, on average over rates. Assumes independent episodes of one
+    policy, their number fixed beforehand. (0, 1) without episodes.
     """
     return _interval(successes, episodes, confidence, "wilson")
 
 
 def clopper_pearson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the exact interval of a success rate (Clopper and Pearson 1934), for claims: it covers at least its nominal level at every rate.
+    """Return the exact interval of a success rate (Clopper and Pearson 1934), for claims: it covers at least
+    its nominal level at every rate.
 
     Assumptions as for `wilson`.
     """
@@ -39,21 +41,24 @@ def clopper_pearson(successes: int, episodes: int, confidence: float = 0.95) -> 
 def _interval(successes: int, episodes: int, confidence: float, method: str) -> tuple[float, float]:
     if episodes == 0:
         return 0.0, 1.0
-    tested = binomtest(successes, episodes, successes / episodes)  # the observed rate: its p-value is not needed and takes no search
+    # the observed rate: its p-value is not needed and takes no search
+    tested = binomtest(successes, episodes, successes / episodes)
     interval = tested.proportion_ci(confidence, method=method)
     return float(interval.low), float(interval.high)
 
 
 def best_of_bias(policies: int, episodes: int, success_rate: float) -> float:
-    """Return the expected excess of the best observed rate of equally good policies over their true rate (the winner's curse).
+    """Return the expected excess of the best observed rate of equally good policies over their true rate (the
+    winner's curse).
 
-    Exact, from the distribution of the largest of independent binomial counts; on common episodes the bias is smaller.
+    Exact, from the distribution of the largest of independent binomial counts; on common episodes the bias is
+    smaller.
     """
     at_most = binom.cdf(np.arange(episodes), episodes, success_rate) ** policies
     return float((1 - at_most).sum() / episodes - success_rate)
 
 
-# -- two rates --------------------------------------------------------------------------------------------------------------------------
+# -- two rates -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,12 @@ class PairedComparison:
 
 
 def paired_comparison(first: Mapping[str, bool], second: Mapping[str, bool]) -> PairedComparison:
-    """Test two policies on their common episodes by the exact McNemar test (McNemar 1947, exact binomial form).
+    """Test two policies on their common episodes by the exact McNemar test (McNemar 1947, exact binomial
+    form).
 
-    Only episodes that the two end differently carry evidence. first, second: episode id -> success. Assumes episodes independent given the
-    policies, their number fixed beforehand. Raises ValueError without a common episode.
+    Only episodes that the two end differently carry evidence. first, second: episode id -> success. Assumes
+    episodes independent given the policies, their number fixed beforehand. Raises ValueError without a common
+    episode.
     """
     common = first.keys() & second.keys()
     if not common:
@@ -95,9 +102,11 @@ def paired_comparison(first: Mapping[str, bool], second: Mapping[str, bool]) -> 
 
 
 def unpaired_p_value(first: tuple[int, int], second: tuple[int, int]) -> float:
-    """Return the two-sided p-value of Fisher's exact test (Fisher 1934) of two (successes, episodes) without common episodes.
+    """Return the two-sided p-value of Fisher's exact test (Fisher 1934) of two (successes, episodes) without
+    common episodes.
 
-    For numbers from two papers, for example. Assumes independent episodes, their numbers fixed beforehand; conservative.
+    For numbers from two papers, for example. Assumes independent episodes, their numbers fixed beforehand;
+    conservative.
     """
     table = [[successes, episodes - successes] for successes, episodes in (first, second)]
     return float(scipy_stats.fisher_exact(table).pvalue)
@@ -106,7 +115,8 @@ def unpaired_p_value(first: tuple[int, int], second: tuple[int, int]) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return the p-values corrected for their number (Holm 1979), in the given order.
 
-    Controls the probability of rejecting any true null at the level. Assumes nothing about the dependence between the tests.
+    Controls the probability of rejecting any true null at the level. Assumes nothing about the dependence
+    between the tests.
     """
     order = np.argsort(p_values, kind="stable")
     raised = np.asarray(p_values, float)[order] * np.arange(len(p_values), 0, -1)
@@ -134,8 +144,8 @@ class Correlation:
 def rank_correlation(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> Correlation | None:
     """Return Spearman's rank correlation with the interval of Bonett and Wright (2000).
 
-    None for fewer than five pairs, or if one side is constant. Assumes independent pairs; checkpoints of one training are not quite
-    independent, so the interval's width is then a lower bound.
+    None for fewer than five pairs, or if one side is constant. Assumes independent pairs; checkpoints of one
+    training are not quite independent, so the interval's width is then a lower bound.
     """
     if len(x) < 5 or len(set(x)) < 2 or len(set(y)) < 2:
         return None
@@ -147,23 +157,30 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], confidence: float =
     return Correlation(rho, float(low), float(high), len(x))
 
 
-# -- many rates, with the spread between trainings ---------------------------------------------------------------------------------------
+# -- many rates, with the spread between trainings -----------------------------------------------------------
 
 
-def hierarchical_draws(outcomes: NDArray[np.float64], tasks: NDArray[np.int64], draws: int = 2000, seed: int = 0) -> NDArray[np.float64]:
-    """Draw plausible success rates of a recipe from the observed trainings and scenes: (B, C), jointly over all cells.
+def hierarchical_draws(
+    outcomes: NDArray[np.float64], tasks: NDArray[np.int64], draws: int = 2000, seed: int = 0
+) -> NDArray[np.float64]:
+    """Draw plausible success rates of a recipe from the observed trainings and scenes: (B, C), jointly over
+    all cells.
 
-    outcomes: (C, R, E), 1 success, 0 failure, nan not played; cells share replicates (seeds) and episodes, so that differences between
-    cells keep their pairing. tasks: (E,), the index of each episode's task.
+    outcomes: (C, R, E), 1 success, 0 failure, nan not played; cells share replicates (seeds) and episodes, so
+    that differences between cells keep their pairing. tasks: (E,), the index of each episode's task.
 
-    Replicate, then task, then episode, after the hierarchical bootstrap (Davison and Hinkley 1997, 3.8; rliable, Agarwal et al. 2021), with
-    two changes, since the plain one has too little coverage with the usual three to five seeds:
-    - trainings: resampling R replicates gives a variance too small by (R - 1) / R and tails of few combinations; instead their mean is drawn
-      from a Student t with R - 1 degrees of freedom (jointly over cells), which is exact for normal means;
-    - scenes: all replicates have the same episodes, so scenes are resampled once for all replicates, within their task, and scaled by how far
-      replicates agree about which scenes are hard (two-way analysis of variance; Owen 2007): the rest is already in the spread between them.
+    Replicate, then task, then episode, after the hierarchical bootstrap (Davison and Hinkley 1997, 3.8;
+    rliable, Agarwal et al. 2021), with two changes, since the plain one has too little coverage with the
+    usual three to five seeds:
+    - trainings: resampling R replicates gives a variance too small by (R - 1) / R and tails of few
+      combinations; instead their mean is drawn from a Student t with R - 1 degrees of freedom (jointly over
+      cells), which is exact for normal means;
+    - scenes: all replicates have the same episodes, so scenes are resampled once for all replicates, within
+      their task, and scaled by how far replicates agree about which scenes are hard (two-way analysis of
+      variance; Owen 2007): the rest is already in the spread between them.
 
-    The tasks are those of the suite, not a sample of tasks. A cell with one replicate has no spread between trainings.
+    The tasks are those of the suite, not a sample of tasks. A cell with one replicate has no spread between
+    trainings.
     """
     rng = np.random.default_rng(seed)
     played = ~np.isnan(outcomes)
@@ -172,11 +189,20 @@ def hierarchical_draws(outcomes: NDArray[np.float64], tasks: NDArray[np.int64], 
     there = played.any(2)
     number = there.sum(1)
     centre = (replicates * there).sum(1) / np.maximum(number, 1)
-    return np.asarray(centre + _trainings(replicates, there, centre, draws, rng) + _scenes(values, played, tasks, draws, rng), float)
+    return np.asarray(
+        centre
+        + _trainings(replicates, there, centre, draws, rng)
+        + _scenes(values, played, tasks, draws, rng),
+        float,
+    )
 
 
 def _trainings(
-    replicates: NDArray[np.float64], there: NDArray[np.bool_], centre: NDArray[np.float64], draws: int, rng: np.random.Generator
+    replicates: NDArray[np.float64],
+    there: NDArray[np.bool_],
+    centre: NDArray[np.float64],
+    draws: int,
+    rng: np.random.Generator,
 ) -> NDArray[np.float64]:
     number = there.sum(1)
     freedom = np.maximum(number - 1, 1)
@@ -190,7 +216,11 @@ def _trainings(
 
 
 def _scenes(
-    values: NDArray[np.float64], played: NDArray[np.bool_], tasks: NDArray[np.int64], draws: int, rng: np.random.Generator
+    values: NDArray[np.float64],
+    played: NDArray[np.bool_],
+    tasks: NDArray[np.int64],
+    draws: int,
+    rng: np.random.Generator,
 ) -> NDArray[np.float64]:
     met = played.sum(1)  # (C, E): number of replicates that played the episode
     means = values.sum(1) / np.maximum(met, 1)
@@ -204,12 +234,19 @@ def _scenes(
         drawn = (times @ (means[:, mine] * weight).T) / np.maximum(times @ weight.T, 1)
         plain = (means[:, mine] * weight).sum(1) / np.maximum(weight.sum(1), 1)
         # The variance of a resampled mean is too small by (size - 1) / size.
-        moved += (drawn - plain) * np.sqrt(size / max(size - 1, 1)) * weight.sum(1) / np.maximum((met > 0).sum(1), 1)
+        moved += (
+            (drawn - plain)
+            * np.sqrt(size / max(size - 1, 1))
+            * weight.sum(1)
+            / np.maximum((met > 0).sum(1), 1)
+        )
     return np.asarray(moved * share, float)
 
 
 def _shared(values: NDArray[np.float64], played: NDArray[np.bool_]) -> float:
-    """Return the share of the scenes in the variance of their means over replicates; 1 for one replicate, whose noise cannot be separated."""
+    """Return the share of the scenes in the variance of their means over replicates; 1 for one replicate,
+    whose noise cannot be separated.
+    """
     rows = played.any(1)
     both = played[rows].all(0)
     if rows.sum() < 2 or both.sum() < 2:
@@ -221,8 +258,12 @@ def _shared(values: NDArray[np.float64], played: NDArray[np.bool_]) -> float:
     return float(max(0.0, 1 - noise / table.shape[0] / scenes)) if scenes else 0.0
 
 
-def band(draws: NDArray[np.float64], counted: tuple[float, float], confidence: float = 0.95) -> tuple[float, float]:
-    """Return the interval of one cell's draws (B,), never narrower than `counted`, the interval from its pooled episodes alone."""
+def band(
+    draws: NDArray[np.float64], counted: tuple[float, float], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return the interval of one cell's draws (B,), never narrower than `counted`, the interval from its
+    pooled episodes alone.
+    """
     spread = interval_of(np.clip(draws, 0, 1), confidence)
     return min(spread[0], counted[0]), max(spread[1], counted[1])
 

@@ -1,7 +1,8 @@
 """Object storage by URI: a local folder or an S3 bucket behind one small interface.
 
-The only file outside orchestrator/testing that uses boto3. Keys are relative, with `/` between parts. Credentials come from the environment or
-an instance role (the standard chain), the endpoint from `AWS_ENDPOINT_URL`. None of them is ever stored or shown.
+The only file outside orchestrator/testing that uses boto3. Keys are relative, with `/` between parts.
+Credentials come from the environment or an instance role (the standard chain), the endpoint from
+`AWS_ENDPOINT_URL`. None of them is ever stored or shown.
 """
 
 import functools
@@ -24,10 +25,14 @@ from policy.errors import DemoscaleError
 
 _FIRST_CALL = threading.Lock()  # creating a client takes 0.1 s: concurrent threads must not each create one
 READ_ATTEMPTS = 3  # a body that breaks off is requested again; botocore retries requests that fail earlier
-FIRST_PAUSE, LONGEST_PAUSE = 3, 6  # first and last exponent of the pause while a server is unavailable: up to 0.8 s, and 6.4 s
-CLAIM_ATTEMPTS = 8  # S3 answers 409 when two conditional writes of a key collide: neither is done, so both retry
-_ANSWERED: WeakSet[Any] = WeakSet()  # clients whose server has answered; a server that never has is more likely misspelt than unavailable
-PATIENCE = "DEMOSCALE_STORAGE_ANSWERED"  # set in the environment of processes that are started after the server has answered
+# first and last exponent of the pause while a server is unavailable: up to 0.8 s, and 6.4 s
+FIRST_PAUSE, LONGEST_PAUSE = 3, 6
+# S3 answers 409 when two conditional writes of a key collide: neither is done, so both retry
+CLAIM_ATTEMPTS = 8
+# clients whose server has answered; a server that never has is more likely misspelt than unavailable
+_ANSWERED: WeakSet[Any] = WeakSet()
+# set in the environment of processes that are started after the server has answered
+PATIENCE = "DEMOSCALE_STORAGE_ANSWERED"
 
 
 Versions = list[tuple[str, int, str]]
@@ -58,13 +63,17 @@ class StorageSettings:
     """Retry limits of an S3 storage; a folder has none."""
 
     outage_s: float = 60.0
-    """Seconds for which requests to a server that has answered before are retried while it is unreachable or failing, before StorageError."""
+    """Seconds for which requests to a server that has answered before are retried while it is unreachable or
+    failing, before StorageError.
+    """
     retry_delay_s: float = 0.1
     """Upper bound, in seconds, of the random pause before the first retry; doubled for each further one."""
 
 
 class Storage(Protocol):
-    """Store of bytes under keys, safe for many writers: of two that claim one key with `put_if_absent`, exactly one wins."""
+    """Store of bytes under keys, safe for many writers: of two that claim one key with `put_if_absent`,
+    exactly one wins.
+    """
 
     uri: str
 
@@ -77,7 +86,9 @@ class Storage(Protocol):
         ...
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write unless the key exists; return whether this call wrote it. False also if a retried request finds its own first write."""
+        """Write unless the key exists; return whether this call wrote it. False also if a retried request
+        finds its own first write.
+        """
         ...
 
     def exists(self, key: str) -> bool: ...
@@ -87,7 +98,9 @@ class Storage(Protocol):
         ...
 
     def sync(self, prefix: str) -> None:
-        """Flush to disk what any process wrote below `prefix`, which ends in `/`, so that it survives a power failure."""
+        """Flush to disk what any process wrote below `prefix`, which ends in `/`, so that it survives a power
+        failure.
+        """
         ...
 
 
@@ -111,7 +124,10 @@ class Folder:
         try:
             yield
         except OSError as error:
-            raise StorageError(f"{self.uri}: {key or 'the folder'} cannot be read ({error.strerror}); check its permissions and the disk") from None
+            raise StorageError(
+                f"{self.uri}: {key or 'the folder'} cannot be read ({error.strerror}); check its permissions"
+                " and the disk"
+            ) from None
 
     def get(self, key: str) -> bytes:
         with self._reading(key):
@@ -136,7 +152,8 @@ class Folder:
     def _written(self, key: str, data: bytes) -> Iterator[Path]:
         """Write the data to a temporary file next to its destination, so that renaming it is one atomic step.
 
-        It is flushed to disk before the rename: a power failure may lose the object, but never leaves an empty one in its place.
+        It is flushed to disk before the rename: a power failure may lose the object, but never leaves an
+        empty one in its place.
         """
         path = self._path(key)
         part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
@@ -148,7 +165,10 @@ class Folder:
                 os.fsync(file.fileno())
             yield part
         except OSError as error:
-            raise StorageError(f"{self.uri}: {key} cannot be written ({error.strerror}); is the folder writable and the disk not full?") from None
+            raise StorageError(
+                f"{self.uri}: {key} cannot be written ({error.strerror}); is the folder writable and the disk"
+                " not full?"
+            ) from None
         finally:
             with suppress(OSError):
                 part.unlink()
@@ -165,7 +185,8 @@ class Folder:
         root, keys = self.root.resolve(), []
         with self._reading(prefix):
             for folder, _, names in os.walk(self._path(prefix.rpartition("/")[0]), onerror=fail):
-                whole = (name for name in names if not (name.startswith(".") and name.endswith(".part")))  # left by a killed writer
+                # left by a killed writer
+                whole = (name for name in names if not (name.startswith(".") and name.endswith(".part")))
                 keys += [Path(folder, name).relative_to(root).as_posix() for name in whole]
         return sorted(key for key in keys if key.startswith(prefix))
 
@@ -179,27 +200,42 @@ class Folder:
                     finally:
                         os.close(descriptor)
         except OSError as error:
-            raise StorageError(f"{self.uri}: {prefix} cannot be written ({error.strerror}); is the disk not full?") from None
+            raise StorageError(
+                f"{self.uri}: {prefix} cannot be written ({error.strerror}); is the disk not full?"
+            ) from None
 
 
 @functools.cache
 def _client(process: int) -> Any:
-    """Return the S3 client of this process, for all its threads. boto3's default session is not used: creating it is not thread-safe."""
+    """Return the S3 client of this process, for all its threads. boto3's default session is not used:
+    creating it is not thread-safe.
+    """
     import boto3
     from botocore.config import Config
 
-    config = Config(retries={"total_max_attempts": 3, "mode": "standard"}, connect_timeout=10, read_timeout=60, max_pool_connections=32)
+    config = Config(
+        retries={"total_max_attempts": 3, "mode": "standard"},
+        connect_timeout=10,
+        read_timeout=60,
+        max_pool_connections=32,
+    )
     return boto3.session.Session().client("s3", config=config)
 
 
 class Bucket:
-    """Storage below a prefix of an S3 bucket. Pickles as its URI and settings; each process opens its own client."""
+    """Storage below a prefix of an S3 bucket. Pickles as its URI and settings; each process opens its own
+    client.
+    """
 
     def __init__(self, uri: str, settings: StorageSettings = StorageSettings()) -> None:
         self._bucket, _, prefix = uri.rstrip("/").removeprefix("s3://").partition("/")
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", self._bucket):
             # The URI may contain a secret, so it is not repeated.
-            mend = "keep credentials out of it, in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if "@" in uri else "a name has 3 to 63 of a-z 0-9 . -"
+            mend = (
+                "keep credentials out of it, in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                if "@" in uri
+                else "a name has 3 to 63 of a-z 0-9 . -"
+            )
             raise StorageError(f"an S3 URI is s3://bucket/prefix, and this one names no valid bucket; {mend}")
         self.uri = uri.rstrip("/")
         self._prefix = f"{prefix}/" if prefix else ""
@@ -219,7 +255,9 @@ class Bucket:
             try:
                 return self._ask(method, **arguments)
             except _AwayError:
-                if (_client(os.getpid()) not in _ANSWERED and PATIENCE not in os.environ) or time.monotonic() > deadline:
+                if (
+                    _client(os.getpid()) not in _ANSWERED and PATIENCE not in os.environ
+                ) or time.monotonic() > deadline:
                     raise
             self._pause(min(attempt, LONGEST_PAUSE))
 
@@ -233,17 +271,25 @@ class Bucket:
             _ANSWERED.add(client)
             return answer
         except ClientError as error:
-            code, status = error.response["Error"]["Code"], str(error.response["ResponseMetadata"]["HTTPStatusCode"])
+            code, status = (
+                error.response["Error"]["Code"],
+                str(error.response["ResponseMetadata"]["HTTPStatusCode"]),
+            )
             sentence = f"{self.uri}: {self._mend(code) or f'the server answered {code}'}"
             if passes(code, status):
                 raise _AwayError(sentence) from None
             _ANSWERED.add(client)
             if code == "NoSuchKey":
-                raise NoObject(f"{self.uri}: there is no object {arguments['Key'].removeprefix(self._prefix)}") from None
+                raise NoObject(
+                    f"{self.uri}: there is no object {arguments['Key'].removeprefix(self._prefix)}"
+                ) from None
             raise _RefusedError(sentence, code) from None
         except (BotoCoreError, ValueError) as error:
             kind = type(error).__name__
-            mend = self._mend(kind) or f"no access to S3 ({kind}); check AWS_ENDPOINT_URL, region and credentials"
+            mend = (
+                self._mend(kind)
+                or f"no access to S3 ({kind}); check AWS_ENDPOINT_URL, region and credentials"
+            )
             raise (_AwayError if passes(kind) else StorageError)(f"{self.uri}: {mend}") from None
 
     def _mend(self, code: str) -> str:
@@ -254,7 +300,8 @@ class Bucket:
         return mend.format(server=f"the server {address}")
 
     def _pause(self, attempt: int) -> None:
-        time.sleep(random.uniform(0, self._settings.retry_delay_s * 2**attempt))  # random, so that colliding writers do not collide again
+        # random, so that colliding writers do not collide again
+        time.sleep(random.uniform(0, self._settings.retry_delay_s * 2**attempt))
 
     def get(self, key: str) -> bytes:
         from botocore.exceptions import BotoCoreError
@@ -267,7 +314,10 @@ class Bucket:
                 return data
             except (BotoCoreError, HTTPError):
                 self._pause(attempt)
-        raise StorageError(f"{self.uri}: the connection broke {READ_ATTEMPTS} times while {key} was read; check the network and start again")
+        raise StorageError(
+            f"{self.uri}: the connection broke {READ_ATTEMPTS} times while {key} was read; check the network"
+            " and start again"
+        )
 
     def put(self, key: str, data: bytes) -> None:
         self._call("put_object", Key=self._prefix + key, Body=data)
@@ -283,10 +333,14 @@ class Bucket:
                 if refused.args[1] not in ("ConditionalRequestConflict", "OperationAborted", "409"):
                     raise
                 self._pause(attempt)
-        raise StorageError(f"{self.uri}: {key} stayed contended for {CLAIM_ATTEMPTS} attempts; start again with fewer writers")
+        raise StorageError(
+            f"{self.uri}: {key} stayed contended for {CLAIM_ATTEMPTS} attempts; start again with fewer"
+            " writers"
+        )
 
     def exists(self, key: str) -> bool:
-        # HEAD responses have no body, so a missing bucket would look like a missing key, and expired credentials like missing permission.
+        # HEAD responses have no body, so a missing bucket would look like a missing key, and expired
+        # credentials like missing permission.
         page = self._call("list_objects_v2", Prefix=self._prefix + key, MaxKeys=1)
         return any(item["Key"] == self._prefix + key for item in page.get("Contents", ()))
 
@@ -299,8 +353,12 @@ class Bucket:
         token = dict[str, str]()
         while True:
             page = self._call("list_objects_v2", Prefix=self._prefix + prefix, **token)
-            items = (item for item in page.get("Contents", ()) if not item["Key"].endswith("/"))  # an empty folder of another program
-            found += [(item["Key"].removeprefix(self._prefix), item["Size"], item.get("ETag", "").strip('"')) for item in items]
+            # an empty folder of another program
+            items = (item for item in page.get("Contents", ()) if not item["Key"].endswith("/"))
+            found += [
+                (item["Key"].removeprefix(self._prefix), item["Size"], item.get("ETag", "").strip('"'))
+                for item in items
+            ]
             if not page.get("IsTruncated"):
                 return sorted(found)
             token = {"ContinuationToken": page["NextContinuationToken"]}
@@ -320,24 +378,33 @@ def open_storage(uri: str, settings: StorageSettings = StorageSettings()) -> Sto
 
 
 def claim(storage: Storage, key: str, data: bytes) -> bool:
-    """Write unless the key exists; return whether it now holds `data`, as it also does if a retried request finds its own first write."""
+    """Write unless the key exists; return whether it now holds `data`, as it also does if a retried request
+    finds its own first write.
+    """
     return storage.put_if_absent(key, data) or storage.get(key) == data
 
 
 def check_conditional_writes(storage: Storage) -> None:
-    """Raise StorageError if the server lets a second writer overwrite the first. Checked once per opened storage; a folder needs no check."""
+    """Raise StorageError if the server lets a second writer overwrite the first. Checked once per opened
+    storage; a folder needs no check.
+    """
     if not isinstance(storage, Bucket) or storage.keeps_conditions:
         return
     storage.put_if_absent("probe", uuid.uuid4().bytes)
     before = storage.get("probe")
     if storage.put_if_absent("probe", uuid.uuid4().bytes) or storage.get("probe") != before:
         mend = "use one that honours If-None-Match, such as AWS S3 or SeaweedFS from 4.48 on, or a folder"
-        raise StorageError(f"{storage.uri}: the server ignores conditional writes, so two writers could overwrite each other; {mend}")
+        raise StorageError(
+            f"{storage.uri}: the server ignores conditional writes, so two writers could overwrite each"
+            f" other; {mend}"
+        )
     storage.keeps_conditions = True
 
 
 def download(uri: str, folder: Path) -> None:
-    """Copy every object below `uri` into `folder`, keeping relative names. Raises StorageError if a name leads out of the folder."""
+    """Copy every object below `uri` into `folder`, keeping relative names. Raises StorageError if a name
+    leads out of the folder.
+    """
     storage, inside = open_storage(uri), Folder(folder)
     for key in storage.list(""):
         target = inside._path(key)

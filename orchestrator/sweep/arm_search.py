@@ -21,7 +21,9 @@ class _Trial:
 
 
 class StoppingRule:
-    """Early stopping by one of Tune's schedulers, which receives scores asynchronously; without a rule in the sweep file no arm is stopped."""
+    """Early stopping by one of Tune's schedulers, which receives scores asynchronously; without a rule in the
+    sweep file no arm is stopped.
+    """
 
     def __init__(self, sweep: Sweep) -> None:
         self._scheduler: Any = None
@@ -37,15 +39,23 @@ class StoppingRule:
             first = asha.first or self._steps[0]
             # The last rung stops no arm: an arm that reaches it is fully trained.
             self._scheduler = ASHAScheduler(
-                **settings, grace_period=first, max_t=self._steps[-1], reduction_factor=asha.reduction, stop_last_trials=False
+                **settings,
+                grace_period=first,
+                max_t=self._steps[-1],
+                reduction_factor=asha.reduction,
+                stop_last_trials=False,
             )
-            self._deciding = {self._reached(milestone) for milestone in _milestones(first, asha.reduction, self._steps[-1])}
+            self._deciding = {
+                self._reached(milestone) for milestone in _milestones(first, asha.reduction, self._steps[-1])
+            }
         elif median:
             from ray.tune.schedulers import MedianStoppingRule
 
             first = median.first or self._steps[0]
             # With an infinite time slice the rule never pauses an arm in favour of another.
-            self._scheduler = MedianStoppingRule(**settings, grace_period=first, min_samples_required=median.arms, min_time_slice=float("inf"))
+            self._scheduler = MedianStoppingRule(
+                **settings, grace_period=first, min_samples_required=median.arms, min_time_slice=float("inf")
+            )
             self._deciding = {step for step in self._steps if step >= first}
         self._deciding.discard(self._steps[-1])
 
@@ -86,7 +96,9 @@ class Proposals(Protocol):
         """Return the next arm to train; None if there is no further one."""
 
     def tell(self, arm: Arm, success_low: float, seconds: float, stopped_at: int | None) -> None:
-        """Record an arm's result: its last score's lower bound, its CPU plus GPU seconds, the step it was stopped after (None: it was not)."""
+        """Record an arm's result: its last score's lower bound, its CPU plus GPU seconds, the step it was
+        stopped after (None: it was not).
+        """
 
     def failed(self, arm: Arm) -> None:
         """Record that the arm failed and will have no score."""
@@ -111,11 +123,14 @@ class Listed:
 class Proposed:
     """Arms that Optuna's TPE sampler proposes, from the results of earlier ones.
 
-    The study is stored in a journal file, which optuna-dashboard reads. It is a view: missing trials are added from the sweep's own record.
+    The study is stored in a journal file, which optuna-dashboard reads. It is a view: missing trials are
+    added from the sweep's own record.
     """
 
     def __init__(self, sweep: Sweep, journal: Path, before: Sequence[Arm]) -> None:
-        """Open or create the study. before: the arms proposed by earlier runs of the sweep, in order; `next` returns those first."""
+        """Open or create the study. before: the arms proposed by earlier runs of the sweep, in order; `next`
+        returns those first.
+        """
         import optuna
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
@@ -127,21 +142,30 @@ class Proposed:
         self._seed = sweep.seeds[0]
         demos, ratios = sweep.data.demo_count, sweep.data.action_free_ratio
         self._space: dict[str, Any] = {
-            "demo_count": optuna.distributions.IntDistribution(int(demos.low), int(demos.high), log=True)
-            if isinstance(demos, Range)
-            else optuna.distributions.CategoricalDistribution(demos),
-            "action_free_ratio": optuna.distributions.FloatDistribution(ratios.low, ratios.high)
-            if isinstance(ratios, Range)
-            else optuna.distributions.CategoricalDistribution(ratios),
+            "demo_count": (
+                optuna.distributions.IntDistribution(int(demos.low), int(demos.high), log=True)
+                if isinstance(demos, Range)
+                else optuna.distributions.CategoricalDistribution(demos)
+            ),
+            "action_free_ratio": (
+                optuna.distributions.FloatDistribution(ratios.low, ratios.high)
+                if isinstance(ratios, Range)
+                else optuna.distributions.CategoricalDistribution(ratios)
+            ),
         }
         self.study = optuna.create_study(
             study_name=sweep.name,
             storage=JournalStorage(JournalFileBackend(str(journal))),
-            sampler=optuna.samplers.TPESampler(seed=self._choice.seed + len(before), constant_liar=True),  # arms run concurrently
+            # arms run concurrently
+            sampler=optuna.samplers.TPESampler(seed=self._choice.seed + len(before), constant_liar=True),
             directions=["maximize", "minimize"] if self._choice.against else ["maximize"],
             load_if_exists=True,
         )
-        self._numbers = {trial.user_attrs["arm"]: trial.number for trial in self.study.get_trials(deepcopy=False) if "arm" in trial.user_attrs}
+        self._numbers = {
+            trial.user_attrs["arm"]: trial.number
+            for trial in self.study.get_trials(deepcopy=False)
+            if "arm" in trial.user_attrs
+        }
         self._again = list(before)
         self._proposed = 0
 
@@ -150,7 +174,9 @@ class Proposed:
             self._proposed += 1
             arm = self._again.pop(0)
             if arm.name not in self._numbers:
-                self.study.enqueue_trial({"demo_count": arm.demo_count, "action_free_ratio": arm.action_free_ratio})
+                self.study.enqueue_trial(
+                    {"demo_count": arm.demo_count, "action_free_ratio": arm.action_free_ratio}
+                )
                 self._ask()
             return arm
         while self._proposed < self._choice.trials:
@@ -163,9 +189,13 @@ class Proposed:
         return None
 
     def _ask(self) -> tuple[Arm, int, int | None]:
-        """Return a proposal, its trial number, and the number of an equal earlier trial (None if there is none)."""
+        """Return a proposal, its trial number, and the number of an equal earlier trial (None if there is
+        none).
+        """
         trial = self.study.ask(self._space)
-        arm = Arm(int(trial.params["demo_count"]), round(float(trial.params["action_free_ratio"]), 2), self._seed)
+        arm = Arm(
+            int(trial.params["demo_count"]), round(float(trial.params["action_free_ratio"]), 2), self._seed
+        )
         known = self._numbers.get(arm.name)
         if known is None:
             trial.set_user_attr("arm", arm.name)
@@ -175,7 +205,8 @@ class Proposed:
     def tell(self, arm: Arm, success_low: float, seconds: float, stopped_at: int | None) -> None:
         against = {"demo_count": float(arm.demo_count), "seconds": seconds}
         values = [success_low, *([against[self._choice.against]] if self._choice.against else [])]
-        # Optuna does not support pruned trials with two objectives: there a stopped arm counts with its last score.
+        # Optuna does not support pruned trials with two objectives: there a stopped arm counts with its last
+        # score.
         self._end(self._numbers[arm.name], values, pruned=stopped_at is not None and not self._choice.against)
 
     def failed(self, arm: Arm) -> None:

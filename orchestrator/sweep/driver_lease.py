@@ -1,9 +1,11 @@
 """Lease that admits one driver per sweep and storage: a second one is refused, or takes over.
 
-leases/<sweep>/000001.json    a driver; the highest number holds the sweep. Claimed with a conditional write, so of two drivers one gets it
+leases/<sweep>/000001.json    a driver; the highest number holds the sweep. Claimed with a conditional write,
+                              so of two drivers one gets it
 leases/<sweep>/000001.beat    rewritten by the holder every BEAT_S seconds, and once more when it ends
 
-No clock is compared with another machine's: a new driver polls the beat, and a holder whose beat is unchanged for LEASE_S counts as gone.
+No clock is compared with another machine's: a new driver polls the beat, and a holder whose beat is unchanged
+for LEASE_S counts as gone.
 """
 
 import getpass
@@ -43,13 +45,17 @@ class Holder:
     place: str
     """Boot id of the machine and its pid namespace: equal for processes that can see each other."""
     started: str
-    """Start time of the process in ticks since boot, empty if unknown; distinguishes it from a later process with the same pid."""
+    """Start time of the process in ticks since boot, empty if unknown; distinguishes it from a later process
+    with the same pid.
+    """
     user: str
 
     @classmethod
     def here(cls) -> "Holder":
         """Describe the calling process."""
-        return cls(uuid.uuid4().hex[:12], socket.gethostname(), os.getpid(), _place(), _started(os.getpid()), _user())
+        return cls(
+            uuid.uuid4().hex[:12], socket.gethostname(), os.getpid(), _place(), _started(os.getpid()), _user()
+        )
 
     @property
     def dead(self) -> bool:
@@ -63,21 +69,41 @@ class Holder:
 class Lease:
     """Lease of a driver on a sweep, renewed while the context is open."""
 
-    def __init__(self, storage: Storage, sweep: str, on_lost: Callable[[str], None], beat_s: float = BEAT_S, lease_s: float = LEASE_S) -> None:
-        """Prepare a lease. on_lost(why): called in a thread once another driver takes over. beat_s, lease_s: seconds, as BEAT_S and LEASE_S."""
-        self._storage, self._sweep, self._on_lost, self._beat_s, self._lease_s = storage, sweep, on_lost, beat_s, lease_s
+    def __init__(
+        self,
+        storage: Storage,
+        sweep: str,
+        on_lost: Callable[[str], None],
+        beat_s: float = BEAT_S,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        """Prepare a lease. on_lost(why): called in a thread once another driver takes over. beat_s, lease_s:
+        seconds, as BEAT_S and LEASE_S.
+        """
+        self._storage, self._sweep, self._on_lost, self._beat_s, self._lease_s = (
+            storage,
+            sweep,
+            on_lost,
+            beat_s,
+            lease_s,
+        )
         self._holder, self._number, self._beats = Holder.here(), 0, 0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def claim(self, say: Callable[[str], None] = lambda line: None, take_over: bool = False) -> "Lease":
-        """Become the sweep's driver. Raises HeldError if another driver holds it; take_over: have that driver end and wait for it instead."""
+        """Become the sweep's driver. Raises HeldError if another driver holds it; take_over: have that driver
+        end and wait for it instead.
+        """
         check_conditional_writes(self._storage)
         while True:
             number, holder = self._latest()
             gone = holder is None or self._gone(number, holder, say)
             if not gone and not take_over:
-                raise HeldError(f"{self._sweep}: {holder} runs it; wait for its end, stop it there with Ctrl-C, or end it from here with --take-over")
+                raise HeldError(
+                    f"{self._sweep}: {holder} runs it; wait for its end, stop it there with Ctrl-C, or end it"
+                    " from here with --take-over"
+                )
             if claim(self._storage, self._key(number + 1), json.dumps(asdict(self._holder)).encode()):
                 self._number = number + 1
                 if holder and not gone:
@@ -114,7 +140,9 @@ class Lease:
             return b""
 
     def _gone(self, number: int, holder: Holder, say: Callable[[str], None]) -> bool:
-        """Return whether a holder has ended; polls its beat for up to LEASE_S where that is needed to know."""
+        """Return whether a holder has ended; polls its beat for up to LEASE_S where that is needed to
+        know.
+        """
         seen = self._beat_of(number)
         if seen == OVER.encode() or holder.dead:
             return True
@@ -129,7 +157,9 @@ class Lease:
             continue
 
     def _stands_still(self, number: int, seen: bytes) -> bool:
-        """Return True if the beat stays `seen` for LEASE_S or reports the end, False as soon as it changes otherwise."""
+        """Return True if the beat stays `seen` for LEASE_S or reports the end, False as soon as it changes
+        otherwise.
+        """
         until = time.monotonic() + self._lease_s
         while time.monotonic() < until:
             time.sleep(min(self._beat_s, self._lease_s) / 5)
@@ -163,7 +193,9 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str:
-    """Return the ticks from the machine's boot to the start of a process; empty if there is no such process."""
+    """Return the ticks from the machine's boot to the start of a process; empty if there is no such
+    process.
+    """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,6 @@
-"""Scheduler of a sweep's evaluation: the suites of each checkpoint, policy servers, simulators, and the receivers of scores."""
+"""Scheduler of a sweep's evaluation: the suites of each checkpoint, policy servers, simulators, and the
+receivers of scores.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -44,7 +46,9 @@ class Players:
     server_gpus: float = 0.0
     """GPUs of each policy server; may be a fraction."""
     judge: Callable[[VideoTest, PolicySource], tuple[VideoScore, float]] | None = None
-    """Returns the score of a policy's generated video and the CPU seconds of computing it; None: video is not scored."""
+    """Returns the score of a policy's generated video and the CPU seconds of computing it; None: video is not
+    scored.
+    """
 
 
 def players(state: SweepState, placement: Placement, portraits: Portraits) -> Players:
@@ -63,10 +67,19 @@ def players(state: SweepState, placement: Placement, portraits: Portraits) -> Pl
         return told
 
     simulators = state.sweep.rollout_actors
-    # On other nodes they would take the cores that the next training run waits for, and another CPU model may render other images.
+    # On other nodes they would take the cores that the next training run waits for, and another CPU model may
+    # render other images.
     where = nodes_of("rollouts", CPU=placement.rollout_cpus * (1 if placement.apart else simulators))
     return Players(
-        pool=RolloutPool(simulators, placement.rollout_cpus, suite.gl, portraits, nodes=where, label=state.sweep.name, code=file_hashes()),
+        pool=RolloutPool(
+            simulators,
+            placement.rollout_cpus,
+            suite.gl,
+            portraits,
+            nodes=where,
+            label=state.sweep.name,
+            code=file_hashes(),
+        ),
         source=lambda uri, imagines: Served(servers, uri, imagines),
         answered=lambda uri: Served(servers, uri).measure(uri),
         server_gpus=placement.server_gpus,
@@ -75,7 +88,9 @@ def players(state: SweepState, placement: Placement, portraits: Portraits) -> Pl
 
 
 class Evaluation:
-    """Evaluation of every submitted checkpoint on the sweep's suite, and of every arm's last one also on the shifted suites."""
+    """Evaluation of every submitted checkpoint on the sweep's suite, and of every arm's last one also on the
+    shifted suites.
+    """
 
     def __init__(
         self,
@@ -88,8 +103,16 @@ class Evaluation:
         decides: Callable[[int], bool],
         say: Callable[[str], None],
     ) -> None:
-        """Start the scorer. on_score: receives (arm id, step, complete score) of the sweep's own suite. decides: as for `Scorer`."""
-        self._state, self._board, self._views, self._spending, self._playing = state, board, views, spending, playing
+        """Start the scorer. on_score: receives (arm id, step, complete score) of the sweep's own suite.
+        decides: as for `Scorer`.
+        """
+        self._state, self._board, self._views, self._spending, self._playing = (
+            state,
+            board,
+            views,
+            spending,
+            playing,
+        )
         self._on_score, self.say = on_score, say
         self._charged: dict[str, float] = {}  # seconds of answers charged to an arm, by checkpoint
         self._cameras = len(state.manifest.contract.cameras)
@@ -104,9 +127,15 @@ class Evaluation:
         source = self._playing.source(policy_of(uri, fingerprint), arm.kind == "video_action")
         for shift in ("nominal", *(state.sweep.suite.shifts if last else ())):
             suite = state.sweep.to_suite(shift)
-            rule, reference = (state.rule(arm), state.sweep.is_reference(arm)) if shift == "nominal" else (None, False)
+            rule, reference = (
+                (state.rule(arm), state.sweep.is_reference(arm)) if shift == "nominal" else (None, False)
+            )
             protocol, name = state.protocol_of(shift), self._board.arms[arm_id].name
-            self.scorer.submit(ScoringJob(arm_id, step, uri, fingerprint, suite, protocol, source, last, rule, reference, name))
+            self.scorer.submit(
+                ScoringJob(
+                    arm_id, step, uri, fingerprint, suite, protocol, source, last, rule, reference, name
+                )
+            )
 
     @property
     def workers(self) -> int:
@@ -120,8 +149,12 @@ class Evaluation:
             self.say(f"playing {rollout} again: {why}")
 
     def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
-        """Record new outcomes as metrics, cost and progress. done: episodes of the job with an outcome so far."""
-        for (task, result), number in Counter((outcome.spec.task, outcome.result) for outcome in outcomes).items():
+        """Record new outcomes as metrics, cost and progress. done: episodes of the job with an outcome so
+        far.
+        """
+        for (task, result), number in Counter(
+            (outcome.spec.task, outcome.result) for outcome in outcomes
+        ).items():
             EPISODES.record(number, self._state.sweep.name, task=task, result=result)
         for outcome in outcomes:
             self._spending.add(job.arm_id, of_outcome(outcome, self._cameras))
@@ -144,7 +177,8 @@ class Evaluation:
             self.say(f"quarantined {episode} of {job}: {cause}")
         policy = policy_of(job.uri, job.fingerprint)
         charged = self._charged.get(policy, 0.0)  # a checkpoint scored on several suites has several scores
-        self._charged[policy] = max(charged, self._playing.answered(policy).busy_s)  # a restarted server counts from zero
+        # a restarted server counts from zero
+        self._charged[policy] = max(charged, self._playing.answered(policy).busy_s)
         busy_s = self._charged[policy] - charged
         gpus = self._playing.server_gpus
         self._spending.add(job.arm_id, Cost(infer_gpu_s=busy_s * gpus, infer_cpu_s=0.0 if gpus else busy_s))
@@ -163,7 +197,9 @@ class Evaluation:
         score, cpu_s = self._playing.judge(test, job.source)
         imagined_s = max(0.0, self._playing.answered(policy).imagined_s - before)
         gpus = self._playing.server_gpus
-        self._spending.add(job.arm_id, Cost(infer_gpu_s=imagined_s * gpus, infer_cpu_s=cpu_s + (0.0 if gpus else imagined_s)))
+        self._spending.add(
+            job.arm_id, Cost(infer_gpu_s=imagined_s * gpus, infer_cpu_s=cpu_s + (0.0 if gpus else imagined_s))
+        )
         return score
 
     def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None:

@@ -11,7 +11,9 @@ from orchestrator.sweep.state import SweepState
 
 @dataclass(frozen=True)
 class Compared:
-    """Comparison of one key of an arm: the key of the stored results, and the key that the next run would use."""
+    """Comparison of one key of an arm: the key of the stored results, and the key that the next run would
+    use.
+    """
 
     kind: Kind
     stored: str
@@ -30,9 +32,15 @@ class Compared:
         if not self.stored:
             return [f"{self.kind}: nothing is stored"]
         if self.parts is None:
-            return [f"{self.kind}: {self.stored} is stored; an earlier version wrote it, and nothing is known of its parts"]
+            return [
+                f"{self.kind}: {self.stored} is stored; an earlier version wrote it, and nothing is known of"
+                " its parts"
+            ]
         width = max(len(part.part) for part in self.parts)
-        return [f"{self.kind}: stored {self.stored}, now {self.now}", *(f"  {part.part:<{width}}  {part}" for part in self.parts)]
+        return [
+            f"{self.kind}: stored {self.stored}, now {self.now}",
+            *(f"  {part.part:<{width}}  {part}" for part in self.parts),
+        ]
 
     def to_json(self) -> dict[str, Any]:
         parts = None if self.parts is None else [part.to_json() for part in self.parts]
@@ -59,7 +67,11 @@ class Explanation:
         play = f"{self.episodes} episodes are played" if self.episodes else "no episode is played"
         again = " again" if self.episodes and self.score.stored and not self.score.same else ""
         if self.first_step == self.steps:
-            return f"nothing is trained, {play}{again}" if self.episodes else "nothing: the arm is trained and scored"
+            return (
+                f"nothing is trained, {play}{again}"
+                if self.episodes
+                else "nothing: the arm is trained and scored"
+            )
         if self.training.stored and not self.training.same:
             return f"the arm is trained again from step 0 to {self.steps}, {play}{again or ' again'}"
         return f"the arm is trained from step {self.first_step} to {self.steps}, {play}{again}"
@@ -81,7 +93,9 @@ class Explanation:
 
 
 def explain(state: SweepState, name: str) -> Explanation:
-    """Compare an arm, given by name or id, with its stored results. Raises SweepError if it is no arm of the sweep."""
+    """Compare an arm, given by name or id, with its stored results. Raises SweepError if it is no arm of the
+    sweep.
+    """
     arms = state.arms()
     arm = next((arm for arm_id, arm in arms.items() if name in (arm_id, arm.name)), None)
     if arm is None:
@@ -91,7 +105,9 @@ def explain(state: SweepState, name: str) -> Explanation:
     score = _score(state, training.stored)
     done = state.checkpoints(training.now)
     first_step = max(done, default=0)
-    return Explanation(arm.name, training, score, first_step, state.sweep.train.steps, _episodes(state, arm, done))
+    return Explanation(
+        arm.name, training, score, first_step, state.sweep.train.steps, _episodes(state, arm, done)
+    )
 
 
 def _training(state: SweepState, arm: Arm) -> Compared:
@@ -107,12 +123,17 @@ def _training(state: SweepState, arm: Arm) -> Compared:
 
 
 def _score(state: SweepState, arm_id: str) -> Compared:
-    """Compare the nominal suite's protocol with that of the arm's last stored checkpoint that has outcomes."""
+    """Compare the nominal suite's protocol with that of the arm's last stored checkpoint that has
+    outcomes.
+    """
     key = state.protocol_key("nominal")
     now = key.fingerprint
     for _, checkpoint in sorted(state.checkpoints(arm_id).items(), reverse=True) if arm_id else ():
         folder = f"outcomes/{checkpoint['checkpoint']}/"
-        stored = {name.removeprefix(folder).partition("/")[0].removesuffix(".parquet") for name in state.storage.list(folder)}
+        stored = {
+            name.removeprefix(folder).partition("/")[0].removesuffix(".parquet")
+            for name in state.storage.list(folder)
+        }
         if now in stored:
             return Compared("score", now, now, tuple(compare(key, key)))
         for fingerprint, kept in Key.all_kept(state.storage, "score").items():
@@ -124,7 +145,9 @@ def _score(state: SweepState, arm_id: str) -> Compared:
 
 
 def _episodes(state: SweepState, arm: Arm, done: dict[int, dict[str, Any]]) -> int:
-    """Return the number of episodes that the arm's checkpoints lack, including checkpoints not trained yet."""
+    """Return the number of episodes that the arm's checkpoints lack, including checkpoints not
+    trained yet.
+    """
     left = 0
     for step in state.sweep.checkpoint_steps():
         for shift in ("nominal", *(state.sweep.suite.shifts if step == state.sweep.train.steps else ())):

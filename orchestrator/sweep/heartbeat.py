@@ -31,8 +31,9 @@ PATIENCE_S = 10.0
 class Pulse:
     """Three threads with one periodic task each, while the context is open.
 
-    One polls for a request to end, a reached budget and failed threads; it needs neither Ray nor the storage. One shares the cluster, one
-    writes the run's progress; each reports an infrastructure failure once and retries. Any other error in a thread ends the run.
+    One polls for a request to end, a reached budget and failed threads; it needs neither Ray nor the storage.
+    One shares the cluster, one writes the run's progress; each reports an infrastructure failure once and
+    retries. Any other error in a thread ends the run.
     """
 
     def __init__(self, run: "SweepRun", placement: Placement) -> None:
@@ -40,7 +41,10 @@ class Pulse:
         self._began, self._at_first = time.monotonic(), self._todo()
         self._closing = threading.Event()
         self._threads = [
-            threading.Thread(target=self._guarded, args=one, name=f"pulse{one[0].__name__.replace('_', '-')}", daemon=True) for one in self._tasks
+            threading.Thread(
+                target=self._guarded, args=one, name=f"pulse{one[0].__name__.replace('_', '-')}", daemon=True
+            )
+            for one in self._tasks
         ]
         self._present = 1
         self._failure: BaseException | None = None
@@ -65,7 +69,9 @@ class Pulse:
             raise self._failure
 
     def _guarded(self, task: Callable[[], None], pause_s: float) -> None:
-        """Repeat the task. An infrastructure failure is reported once; any other error ends the run and is raised at its end."""
+        """Repeat the task. An infrastructure failure is reported once; any other error ends the run and is
+        raised at its end.
+        """
         said, closing = "", False
         while not closing:
             try:
@@ -75,7 +81,10 @@ class Pulse:
                 cause = cause_of(error)
                 if not cause:
                     self._failure = error
-                    return self._run.end(f"a fault of demoscale's own ({type(error).__name__} in {threading.current_thread().name})")
+                    return self._run.end(
+                        f"a fault of demoscale's own ({type(error).__name__} in"
+                        f" {threading.current_thread().name})"
+                    )
                 if cause != said:
                     self._run.say(f"{threading.current_thread().name}: {cause}; tries again")
                 said = cause
@@ -95,7 +104,11 @@ class Pulse:
         """Limit this sweep to its share of the cluster: at least one training run and one simulator."""
         number = max(1, present())
         if number != self._present:
-            others = f"{number - 1} other sweep{'s' if number > 2 else ''}" if number > 1 else "no other sweep any more"
+            others = (
+                f"{number - 1} other sweep{'s' if number > 2 else ''}"
+                if number > 1
+                else "no other sweep any more"
+            )
             self._run.say(f"shares the cluster with {others}")
             self._present = number
         self._run.training.slots = max(1, self._placement.concurrent_arms // number)
@@ -105,13 +118,19 @@ class Pulse:
         """Record the queue lengths and workers as metrics; zero when the run is over."""
         run, name = self._run, self._run.state.sweep.name
         scorer = run.evaluation.scorer
-        for metric, value in ((QUEUED_EPISODES, scorer.waiting), (UNSCORED_CHECKPOINTS, scorer.unscored), (ROLLOUT_WORKERS, run.evaluation.workers)):
+        for metric, value in (
+            (QUEUED_EPISODES, scorer.waiting),
+            (UNSCORED_CHECKPOINTS, scorer.unscored),
+            (ROLLOUT_WORKERS, run.evaluation.workers),
+        ):
             metric.record(0 if over else value, name)
         with suppress(OSError, ValueError):  # journals come and go
             UNTOLD_RECORDS.record(run.untold, name)
 
     def _write(self, over: bool = False) -> None:
-        """Write the run's progress for `demoscale status`. An unavailable storage is ignored: code that needs it reports the error."""
+        """Write the run's progress for `demoscale status`. An unavailable storage is ignored: code that needs
+        it reports the error.
+        """
         run = self._run
         self._measure(over)
         run.board.charge(run.spending.by_arm())
@@ -135,7 +154,9 @@ class Pulse:
     def _left_s(self) -> float | None:
         """Return the seconds left at the pace so far, if no arm is stopped; None before there is a pace."""
         wall_s = time.monotonic() - self._began
-        paces = [(todo, before - todo) for todo, before in zip(self._todo(), self._at_first, strict=True) if todo]
+        paces = [
+            (todo, before - todo) for todo, before in zip(self._todo(), self._at_first, strict=True) if todo
+        ]
         if any(made <= 0 for _, made in paces):
             return None
         return max((wall_s * todo / made for todo, made in paces), default=0.0)
@@ -146,5 +167,7 @@ class Pulse:
         listed = len(sweep.checkpoint_steps()) * sweep.suite.listed
         with board.lock:
             going_on = [arm for arm in board.arms.values() if arm.stopped is None and not arm.failure]
-            played = (sum(done + sweep.suite.listed - of for done, of in arm.scoring.values()) for arm in going_on)
+            played = (
+                sum(done + sweep.suite.listed - of for done, of in arm.scoring.values()) for arm in going_on
+            )
             return sum(arm.steps - arm.step for arm in going_on), listed * len(going_on) - sum(played)

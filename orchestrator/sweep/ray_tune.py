@@ -1,4 +1,6 @@
-"""Ray Tune: one trial per training run, started when the sweep has one ready. The only file with ray.tune's Tuner."""
+"""Ray Tune: one trial per training run, started when the sweep has one ready. The only file with ray.tune's
+Tuner.
+"""
 
 import tempfile
 import time
@@ -10,7 +12,9 @@ from orchestrator.redaction import redacted
 from orchestrator.training.control_channel import ANSWER_S, tell
 
 Fit = Callable[[Any, str, dict[str, float], Any, int], list[dict[str, Any]]]
-"""(job, folder, resources of a worker, desk, attempts) -> metrics reported with each checkpoint; `orchestrator.training.ray_train.fit`."""
+"""(job, folder, resources of a worker, desk, attempts) -> metrics reported with each checkpoint;
+`orchestrator.training.ray_train.fit`.
+"""
 
 
 class Runs(Protocol):
@@ -27,22 +31,32 @@ class Runs(Protocol):
         """Record that the run's trial ended. died: its process died in every attempt."""
 
 
-def run_trials(runs: Runs, fit: Fit, folder: str, resources: dict[str, float], desk: Any, attempts: int) -> None:
+def run_trials(
+    runs: Runs, fit: Fit, folder: str, resources: dict[str, float], desk: Any, attempts: int
+) -> None:
     """Run trials until `runs` is finished; the desk receives the result of each."""
     from ray import tune
 
-    with tempfile.TemporaryDirectory(prefix="demoscale-tune-") as scratch:  # Tune's own state, not needed later: the storage has everything
+    # Tune's own state, not needed later: the storage has everything
+    with tempfile.TemporaryDirectory(prefix="demoscale-tune-") as scratch:
         tune.Tuner(
             # The trial only waits for its workers: it claims a fraction of the head node and no CPU.
-            tune.with_resources(_trainable(fit, folder, resources, desk, attempts), {"node:__internal_head__": 0.001}),
+            tune.with_resources(
+                _trainable(fit, folder, resources, desk, attempts), {"node:__internal_head__": 0.001}
+            ),
             tune_config=tune.TuneConfig(search_alg=_searcher(runs), num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
-                name=f"sweep-{int(time.time())}", storage_path=scratch, failure_config=tune.FailureConfig(max_failures=attempts - 1), verbose=0
+                name=f"sweep-{int(time.time())}",
+                storage_path=scratch,
+                failure_config=tune.FailureConfig(max_failures=attempts - 1),
+                verbose=0,
             ),
         ).fit()
 
 
-def _trainable(fit: Fit, folder: str, resources: dict[str, float], desk: Any, attempts: int) -> Callable[[dict[str, Any]], None]:
+def _trainable(
+    fit: Fit, folder: str, resources: dict[str, float], desk: Any, attempts: int
+) -> Callable[[dict[str, Any]], None]:
     def train_run(config: dict[str, Any]) -> None:
         import traceback
 
@@ -51,9 +65,12 @@ def _trainable(fit: Fit, folder: str, resources: dict[str, float], desk: Any, at
 
         run = config["run"]
         try:
-            checkpoints = fit(ray.get(desk.job.remote(run), timeout=ANSWER_S), folder, resources, desk, attempts)
+            checkpoints = fit(
+                ray.get(desk.job.remote(run), timeout=ANSWER_S), folder, resources, desk, attempts
+            )
         except Exception:  # reported, not raised: `fit` has made all attempts, and Tune would repeat them
-            news: dict[str, Any] = {"failed": redacted(traceback.format_exc())}  # this process has other secrets than the driver
+            # this process has other secrets than the driver
+            news: dict[str, Any] = {"failed": redacted(traceback.format_exc())}
         else:
             news = {"trained": checkpoints}
         tell(desk, run, news)
@@ -76,7 +93,9 @@ def _searcher(runs: Runs) -> Any:
         def __getstate__(self) -> dict[str, Any]:
             return {}  # Tune pickles it with its own state; the sweep's runs are known from its storage
 
-        def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        def set_search_properties(
+            self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+        ) -> bool:
             return True
 
         def suggest(self, trial_id: str) -> Any:
@@ -88,7 +107,9 @@ def _searcher(runs: Runs) -> Any:
             self._begun[trial_id] = run
             return {"run": run}
 
-        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        def on_trial_complete(
+            self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+        ) -> None:
             self.runs.ended(self._begun.pop(trial_id), died=error)
 
         def save(self, checkpoint_path: str) -> None:

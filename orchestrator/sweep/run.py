@@ -1,6 +1,8 @@
-"""The run of a sweep: Ray Tune trains arms, a thread scores checkpoints, the search receives scores, MLflow receives everything.
+"""The run of a sweep: Ray Tune trains arms, a thread scores checkpoints, the search receives scores, MLflow
+receives everything.
 
-Finished work is found in the storage and not repeated, so the same command starts, resumes and completes a sweep.
+Finished work is found in the storage and not repeated, so the same command starts, resumes and completes a
+sweep.
 """
 
 import json
@@ -54,21 +56,26 @@ class SweepRun:
         outbox: OutboxSettings = DEFAULT_OUTBOX,
         take_over: bool = False,
     ) -> None:
-        """Claim the sweep's lease and read its state. Raises HeldError if another driver holds it; take_over: end that driver instead.
+        """Claim the sweep's lease and read its state. Raises HeldError if another driver holds it; take_over:
+        end that driver instead.
 
-        say: called with one line per event. retry_failed: train the arms that failed before, and no others. outbox: how long the end of the
-        run waits for MLflow.
+        say: called with one line per event. retry_failed: train the arms that failed before, and no others.
+        outbox: how long the end of the run waits for MLflow.
         """
         say = redacting(say)
         self.ending = self._cause = ""
-        """`ending`: why no new work is started, empty otherwise. `_cause`: the infrastructure failure that ended the run, empty if none."""
+        """`ending`: why no new work is started, empty otherwise. `_cause`: the infrastructure failure that
+        ended the run, empty if none.
+        """
         self.interrupted = False
         """Whether the run was requested to end; `Pulse` polls it."""
         self.taken_over = ""
         """Sentence that names the driver which takes the sweep over; empty if none does."""
         self.say, self._retry_failed, self._fit, self._players = say, retry_failed, fit, players
         with ExitStack() as held:
-            held.enter_context(Lease(open_storage(sweep.storage), sweep.name, self._taken_over).claim(say, take_over))
+            held.enter_context(
+                Lease(open_storage(sweep.storage), sweep.name, self._taken_over).claim(say, take_over)
+            )
             self.state = SweepState.open(sweep, pin=True)
             if sweep.data.on_corrupt == "quarantine":
                 self.state = self._without_damaged(say)
@@ -77,13 +84,20 @@ class SweepRun:
             if torn:
                 self.board = self.state.board()
             for arm_id, steps in torn.items():
-                say(f"{self.board.arms[arm_id].name}: the checkpoints of steps {', '.join(map(str, steps))} are damaged; they are trained again")
+                say(
+                    f"{self.board.arms[arm_id].name}: the checkpoints of steps {', '.join(map(str, steps))}"
+                    " are damaged; they are trained again"
+                )
             self.spending = Spending(self.state.storage, sweep.name, uuid.uuid4().hex[:8])
             self._outbox = outbox
             self._rule = StoppingRule(sweep)
-            self._proposals: Proposals = Listed(sorted(sweep.grid(), key=lambda arm: not sweep.is_reference(arm)))
+            self._proposals: Proposals = Listed(
+                sorted(sweep.grid(), key=lambda arm: not sweep.is_reference(arm))
+            )
             if sweep.search.optuna:
-                self._proposals = Proposed(sweep, local_folder(sweep.storage) / f"{sweep.name}-optuna.log", self.state.proposed())
+                self._proposals = Proposed(
+                    sweep, local_folder(sweep.storage) / f"{sweep.name}-optuna.log", self.state.proposed()
+                )
             self._held = held.pop_all()
 
     def _taken_over(self, why: str) -> None:
@@ -91,23 +105,30 @@ class SweepRun:
 
     @cached_property
     def _views(self) -> Views:
-        """Publisher to MLflow, created on first use: the keys that name its runs are known only once the cluster is connected."""
+        """Publisher to MLflow, created on first use: the keys that name its runs are known only once the
+        cluster is connected.
+        """
         return Views(self.state, self.say, settings=self._outbox)
 
     def _without_damaged(self, say: Callable[[str], None]) -> SweepState:
         """Return the sweep's state after reading every episode it needs once."""
         say("reading every episode the sweep needs, to set damaged ones aside")
         before = self.state.quarantined
-        state = self.state.without_damaged(lambda done, todo: say(f"read {done} of {todo} episodes") if done % 1000 == 0 or done == todo else None)
+        state = self.state.without_damaged(
+            lambda done, todo: (
+                say(f"read {done} of {todo} episodes") if done % 1000 == 0 or done == todo else None
+            )
+        )
         for episode, problem in state.quarantined.items():
             say(f"quarantined {'' if episode in before else 'now '}{episode}: {problem}")
         return state
 
     def run(self) -> Curve | None:
-        """Train and score what the storage lacks; return the curve of the complete arms, None if there is none.
+        """Train and score what the storage lacks; return the curve of the complete arms, None if there is
+        none.
 
-        Raises KeyboardInterrupt if the run was paused, InfrastructureError if what it runs on failed (such as Ray or the storage), and
-        UnfinishedError if an arm failed, after all others were finished.
+        Raises KeyboardInterrupt if the run was paused, InfrastructureError if what it runs on failed (such as
+        Ray or the storage), and UnfinishedError if an arm failed, after all others were finished.
         """
         with self._held:
             return self._run()
@@ -116,7 +137,9 @@ class SweepRun:
         sweep = self.state.sweep
         connect()
         cpus_apart = set_apart("rollouts").get("CPU", 0.0)
-        placement = Placement.fit(resources(), sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)), cpus_apart)
+        placement = Placement.fit(
+            resources(), sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)), cpus_apart
+        )
         self._act_on(acting_device(placement.server_gpus))
         self.state.keep_keys()
         if reused := sorted(arm.name for arm in self.board.arms.values() if arm.step == arm.steps):
@@ -125,15 +148,42 @@ class SweepRun:
             self.say(f"already scored, not played again: {scored} checkpoints")
         portraits = portraits_of(self.state.storage, sweep.suite.gl)
         playing = self._players(self.state, placement, portraits)
-        self.evaluation = Evaluation(self.state, self.board, self._views, self.spending, playing, self._on_score, self._rule.decides, self.say)
+        self.evaluation = Evaluation(
+            self.state,
+            self.board,
+            self._views,
+            self.spending,
+            playing,
+            self._on_score,
+            self._rule.decides,
+            self.say,
+        )
         self.training = Training(
-            self.state, self.board, self._views, self.spending, self._proposals, self.evaluation.submit, self.say, self.suspend, self._retry_failed
+            self.state,
+            self.board,
+            self._views,
+            self.spending,
+            self._proposals,
+            self.evaluation.submit,
+            self.say,
+            self.suspend,
+            self._retry_failed,
         )
         self.training.slots, self.training.gpus = placement.concurrent_arms, placement.trainer.get("GPU", 0.0)
         try:
             self._replay()
-            with desk(self.training.on_news, presence(), self.training.lost) as self.training.desk, Pulse(self, placement):
-                run_trials(self.training, self._fit, self.state.uri("arms"), placement.trainer, self.training.desk, sweep.attempts)
+            with (
+                desk(self.training.on_news, presence(), self.training.lost) as self.training.desk,
+                Pulse(self, placement),
+            ):
+                run_trials(
+                    self.training,
+                    self._fit,
+                    self.state.uri("arms"),
+                    placement.trainer,
+                    self.training.desk,
+                    sweep.attempts,
+                )
                 self.training.check()
                 self.evaluation.scorer.drain()
                 self.evaluation.videos.drain()
@@ -161,11 +211,16 @@ class SweepRun:
         if before != device:
             self.board = self.state.board()
         if before and before != device and checkpoints:
-            self.say(f"checkpoints act on {device}, earlier on {before}: scores of the two are not mixed, so they are played again on {device}")
+            self.say(
+                f"checkpoints act on {device}, earlier on {before}: scores of the two are not mixed, so they"
+                f" are played again on {device}"
+            )
 
     def _concluded(self) -> Curve | None:
         curve, unfinished = None, [*self._unfinished()]
-        if any(arm.steps in arm.scores and arm.scores[arm.steps].complete for arm in self.board.arms.values()):
+        if any(
+            arm.steps in arm.scores and arm.scores[arm.steps].complete for arm in self.board.arms.values()
+        ):
             curve = self._curve()
         if curve:
             for kind in ("png", "svg"):
@@ -179,7 +234,10 @@ class SweepRun:
         if self.ending == "stopped":
             raise KeyboardInterrupt
         if unfinished and not self.ending:
-            raise UnfinishedError(f"{self.state.sweep.name}: not everything could be done\n" + "\n".join(f"  - {one}" for one in unfinished))
+            raise UnfinishedError(
+                f"{self.state.sweep.name}: not everything could be done\n"
+                + "\n".join(f"  - {one}" for one in unfinished)
+            )
         return curve
 
     def _curve(self) -> Curve | None:
@@ -190,11 +248,16 @@ class SweepRun:
             except Exception as error:
                 if not away(error):
                     raise
-        self.say(f"no curve yet: it is made from MLflow, which does not have all scores; later: demoscale curve {self.state.sweep.name}")
+        self.say(
+            "no curve yet: it is made from MLflow, which does not have all scores; later: demoscale curve"
+            f" {self.state.sweep.name}"
+        )
         return None
 
     def end(self, why: str) -> None:
-        """Start no new work: training runs save a checkpoint and end, episodes in progress are finished. The same command resumes."""
+        """Start no new work: training runs save a checkpoint and end, episodes in progress are finished. The
+        same command resumes.
+        """
         if not self.ending:
             self.ending = why
             self.say(f"ending: {why}; training saves its state, episodes in progress are finished")
@@ -203,15 +266,22 @@ class SweepRun:
             self.evaluation.videos.wind_down()
 
     def suspend(self, cause: str) -> None:
-        """End the run cleanly after an infrastructure failure: no arm is marked as failed, and the same command resumes."""
+        """End the run cleanly after an infrastructure failure: no arm is marked as failed, and the same
+        command resumes.
+        """
         self._cause = self._cause or cause
         self.end(cause)
 
     def _suspended(self, cause: str) -> InfrastructureError:
-        return InfrastructureError(f"{self.state.sweep.name}: {cause}; what was finished is kept, no arm failed by it, and the same command goes on")
+        return InfrastructureError(
+            f"{self.state.sweep.name}: {cause}; what was finished is kept, no arm failed by it, and the same"
+            " command goes on"
+        )
 
     def failed_thread(self) -> str:
-        """Return the name of a thread that failed, empty if none did. Its error is raised once the run has ended cleanly."""
+        """Return the name of a thread that failed, empty if none did. Its error is raised once the run has
+        ended cleanly.
+        """
         failures = {
             "scoring": self.evaluation.scorer.failure,
             "video scoring": self.evaluation.videos.failure,
@@ -237,11 +307,15 @@ class SweepRun:
             self._proposals.tell(arm.arm, score.interval[0], cost.cpu_s + cost.gpu_s, arm.stopped)
 
     def _replay(self) -> None:
-        """Report stored scores to the stopping rule in the order of their steps, and enqueue every checkpoint of unstopped arms for scoring."""
+        """Report stored scores to the stopping rule in the order of their steps, and enqueue every checkpoint
+        of unstopped arms for scoring.
+        """
         scores = sorted((step, arm_id) for arm_id, arm in self.board.arms.items() for step in arm.scores)
         for step, arm_id in scores:
             self._rule.stops(arm_id, step, self.board.arms[arm_id].scores[step].interval[0])
-        for arm_id, arm in sorted(self.board.arms.items(), key=lambda told: not self.state.sweep.is_reference(told[1].arm)):
+        for arm_id, arm in sorted(
+            self.board.arms.items(), key=lambda told: not self.state.sweep.is_reference(told[1].arm)
+        ):
             if arm.stopped is not None:
                 continue
             for step, checkpoint in self.state.checkpoints(arm_id).items():
@@ -254,12 +328,18 @@ class SweepRun:
                 yield f"{arm.name}: {arm.failure}"
                 continue
             if arm.stopped is None and arm.steps not in arm.scores and not self._retry_failed:
-                yield f"{arm.name}: its last checkpoint has no score ({arm.state}, {arm.step} of {arm.steps} steps); run again to go on"
+                yield (
+                    f"{arm.name}: its last checkpoint has no score ({arm.state}, {arm.step} of {arm.steps}"
+                    " steps); run again to go on"
+                )
             for shift, score in {"": arm.scores.get(arm.steps), **arm.shifted}.items():
                 if score and not score.complete:
                     causes = "; ".join(sorted({cause for _, cause in score.causes}))
                     where = f" under the {shift} shift" if shift else ""
-                    yield f"{arm.name}: {score.errors} episodes{where} ended in an error ({causes}); run again to play them again"
+                    yield (
+                        f"{arm.name}: {score.errors} episodes{where} ended in an error ({causes}); run again"
+                        " to play them again"
+                    )
 
     def films(self) -> dict[str, list[str]]:
         """Return the URIs of the rollout videos of every arm's last checkpoint, by the arm's name."""

@@ -1,12 +1,14 @@
 """State of a sweep in its storage: its arms, their training progress and their scores.
 
 identity.json                             the storage's random id, orchestrator/storage/identity.py
-sweeps/<name>.json                        the resolved sweep, its pinned data version, its quarantined episodes, and the device class,
-                                          package versions and weights of the run that wrote it last
+sweeps/<name>.json                        the resolved sweep, its pinned data version, its quarantined
+                                          episodes, and the device class, package versions and weights of the
+                                          run that wrote it last
 arms/<arm id>/step_000100/                checkpoints, written by Ray Train
 checkpoints/<arm id>/step_000100.json     note of a complete checkpoint: its losses and fingerprint
 outcomes/<checkpoint>/<protocol>          the ledger, orchestrator/evaluation/outcome_ledger.py
-video/<checkpoint>/<digest>.json          score of the checkpoint's generated video, orchestrator/evaluation/video_score.py
+video/<checkpoint>/<digest>.json          score of the checkpoint's generated video,
+                                          orchestrator/evaluation/video_score.py
 decisions/<name>/<search>/                decisions of a search: the arms it proposed, the arms it stopped
 keys/<fingerprint>.json                   parts of the keys, orchestrator/fingerprints.py
 failures/<name>/<arm id>.json             permanent failure of an arm's training
@@ -33,7 +35,15 @@ from orchestrator.evaluation.scores import Score, protocol_key, score_so_far
 from orchestrator.evaluation.sequential_rule import Rule
 from orchestrator.evaluation.video_score import VideoTest
 from orchestrator.fingerprints import Key, stored_like
-from orchestrator.provenance import ACTING_PACKAGES, COMMIT_OF_HUB, TRAINING_PACKAGES, digest, package_versions, same_weights, weights_label
+from orchestrator.provenance import (
+    ACTING_PACKAGES,
+    COMMIT_OF_HUB,
+    TRAINING_PACKAGES,
+    digest,
+    package_versions,
+    same_weights,
+    weights_label,
+)
 from orchestrator.redaction import redacted, redacted_in, shown
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.storage.identity import claim_identity, identity_of
@@ -62,22 +72,29 @@ class SweepState:
     quarantined: dict[str, str]
     """Damaged episodes that no arm reads: episode id -> defect."""
     store: str = ""
-    """Identity of the storage, by which MLflow distinguishes sweeps of one name; empty if no sweep was pinned since storages have identities."""
+    """Identity of the storage, by which MLflow distinguishes sweeps of one name; empty if no sweep was pinned
+    since storages have identities.
+    """
     device: str = ""
-    """Device class that checkpoints act on, as the last run found it (`ray_runtime.acting_device`); empty before the first run."""
+    """Device class that checkpoints act on, as the last run found it (`ray_runtime.acting_device`); empty
+    before the first run.
+    """
     packages: Mapping[str, str] = field(default_factory=versions_here)
     """Versions of the packages that affect numerical results."""
     weights: str = ""
     """`weights_label` of the initial weights of the sweep's video models."""
     stored: Mapping[str, str] = field(default_factory=dict)
-    """Fingerprints under which an earlier version stored results, by what they would be today; empty for a run, which goes by today's code."""
+    """Fingerprints under which an earlier version stored results, by what they would be today; empty for a
+    run, which goes by today's code.
+    """
 
     @classmethod
     def open(cls, sweep: Sweep, pin: bool = False, here: bool = False) -> "SweepState":
         """Return the sweep with the facts pinned in its storage; `pin`: write them.
 
-        The first run (`pin`) pins the newest data version; later runs keep it. Package versions are those of the last run, on whichever machine
-        this process runs; with `pin` or `here`, those installed on this machine. Raises SweepError if `pin` finds arms trained beyond `train.steps`.
+        The first run (`pin`) pins the newest data version; later runs keep it. Package versions are those of
+        the last run, on whichever machine this process runs; with `pin` or `here`, those installed on this
+        machine. Raises SweepError if `pin` finds arms trained beyond `train.steps`.
         """
         storage = open_storage(sweep.storage)
         key = f"sweeps/{sweep.name}.json"
@@ -85,23 +102,37 @@ class SweepState:
         same_data = before.get("sweep", {}).get("data", {}).get("episodes") == sweep.data.episodes
         episodes = open_storage(sweep.data.episodes)
         version = before["version"] if same_data else latest_version(episodes)
-        quarantined = before.get("quarantined", {}) if same_data and sweep.data.on_corrupt == "quarantine" else {}
+        quarantined = (
+            before.get("quarantined", {}) if same_data and sweep.data.on_corrupt == "quarantine" else {}
+        )
         packages = versions_here() if pin or here else {**versions_here(), **before.get("packages", {})}
         weights, known = weights_label(sweep.weights, ask=pin), before.get("weights", {})
         if known.get("source") == sweep.weights:
             weights = same_weights(known["label"], weights)
         device = before.get("device", "")
         store = claim_identity(storage) if pin else identity_of(storage)
-        state = cls(sweep, storage, load_manifest(episodes, version), version, quarantined, store, device, packages, weights)
+        state = cls(
+            sweep,
+            storage,
+            load_manifest(episodes, version),
+            version,
+            quarantined,
+            store,
+            device,
+            packages,
+            weights,
+        )
         if pin:
             state._refuse_shorter(before.get("sweep", {}).get("train", {}).get("steps", 0))
             state.pin()
         return state
 
     def _refuse_shorter(self, before: int) -> None:
-        """Raise SweepError if an arm was trained beyond `train.steps` by this sweep, or beyond it with no checkpoint at that step.
+        """Raise SweepError if an arm was trained beyond `train.steps` by this sweep, or beyond it with no
+        checkpoint at that step.
 
-        before: `train.steps` of the sweep's last run, 0 if there was none. MLflow keeps an arm's newest scores, so the curve would show those.
+        before: `train.steps` of the sweep's last run, 0 if there was none. MLflow keeps an arm's newest
+        scores, so the curve would show those.
         """
         steps, fix = self.sweep.train.steps, "give the sweep another name"
         for arm_id, arm in self.arms().items():
@@ -110,7 +141,9 @@ class SweepState:
                 continue
             if steps not in trained:
                 fix = f"set train.steps to {', '.join(map(str, trained))} or more"
-            raise SweepError(self.sweep.name, [f"train.steps: {arm.name} was trained on to step {last}; {fix}"])
+            raise SweepError(
+                self.sweep.name, [f"train.steps: {arm.name} was trained on to step {last}; {fix}"]
+            )
 
     def pin(self) -> None:
         """Write the pinned facts to the storage."""
@@ -125,9 +158,11 @@ class SweepState:
         self.storage.put(f"sweeps/{self.sweep.name}.json", json.dumps(kept, indent=1).encode())
 
     def without_damaged(self, on_progress: Callable[[int, int], None]) -> "SweepState":
-        """Return the sweep after validating every episode its arms read; damaged ones are quarantined and replaced until all are intact.
+        """Return the sweep after validating every episode its arms read; damaged ones are quarantined and
+        replaced until all are intact.
 
-        `on_progress` receives (episodes read, episodes to read). Raises SweepError if too few intact episodes are left.
+        `on_progress` receives (episodes read, episodes to read). Raises SweepError if too few intact episodes
+        are left.
         """
         state, whole = self, set[str]()
         while True:
@@ -135,7 +170,9 @@ class SweepState:
             chosen = {episode for subset in subsets for episode in (*subset.demos, *subset.action_free)}
             todo = state.manifest.select(sorted(chosen - whole))
             damaged = {}
-            for done, (entry, problem) in enumerate(check_all(open_storage(state.sweep.data.episodes), todo), 1):
+            for done, (entry, problem) in enumerate(
+                check_all(open_storage(state.sweep.data.episodes), todo), 1
+            ):
                 on_progress(done, len(todo))
                 if problem:
                     damaged[entry.episode_id] = redacted(problem)
@@ -147,15 +184,29 @@ class SweepState:
 
     @classmethod
     def named(cls, name: str, storage_uri: str, here: bool = False) -> "SweepState":
-        """Return a sweep that ran before; here: with the packages installed on this machine. Raises SweepError if none of that name did."""
+        """Return a sweep that ran before; here: with the packages installed on this machine. Raises
+        SweepError if none of that name did.
+        """
         storage = open_storage(storage_uri)
         if not storage.exists(f"sweeps/{name}.json"):
             known = [key.removeprefix("sweeps/").removesuffix(".json") for key in storage.list("sweeps/")]
-            raise SweepError(storage.uri, [f"no sweep named {name} ran here; " + (f"there are {', '.join(known)}" if known else "none did")])
+            raise SweepError(
+                storage.uri,
+                [
+                    f"no sweep named {name} ran here; "
+                    + (f"there are {', '.join(known)}" if known else "none did")
+                ],
+            )
         sweep = Sweep.model_validate(json.loads(storage.get(f"sweeps/{name}.json"))["sweep"])
         # The recorded path may name another storage by now, or on this machine.
         state = cls.open(sweep.model_copy(update={"storage": storage_uri}), here=here)
-        return state if here else replace(state, stored={key.fingerprint: stored_like(storage, key) for key in state.all_keys()})
+        return (
+            state
+            if here
+            else replace(
+                state, stored={key.fingerprint: stored_like(storage, key) for key in state.all_keys()}
+            )
+        )
 
     @property
     def training(self) -> str:
@@ -168,7 +219,9 @@ class SweepState:
     @property
     def training_key(self) -> Key:
         """Key of every input to a trained policy other than the arm."""
-        return self.sweep.training_key(self.manifest.fingerprint, self.quarantined, self.weights, self.packages)
+        return self.sweep.training_key(
+            self.manifest.fingerprint, self.quarantined, self.weights, self.packages
+        )
 
     @property
     def protocol(self) -> str:
@@ -182,7 +235,9 @@ class SweepState:
     def protocol_key(self, shift: str) -> Key:
         """Return the key of every input to the outcomes under a shift other than the weights."""
         suite, gl = self.sweep.to_suite(shift), self.sweep.suite.gl
-        return protocol_key(suite, self.manifest.contract, self.sweep.sampler, gl, self.device or "cpu", self.packages)
+        return protocol_key(
+            suite, self.manifest.contract, self.sweep.sampler, gl, self.device or "cpu", self.packages
+        )
 
     def keep_keys(self) -> None:
         """Store the parts of the sweep's keys, so that a later run can report which of them differ."""
@@ -217,7 +272,9 @@ class SweepState:
 
     @property
     def _decisions(self) -> str:
-        """Key prefix of the search's decisions; a sweep with other search settings has a prefix of its own."""
+        """Key prefix of the search's decisions; a sweep with other search settings has a prefix of
+        its own.
+        """
         search = self.sweep.search.model_dump(mode="json")
         suite = self.sweep.suite.model_dump(mode="json", exclude={"video_clips"}, exclude_none=True)
         return f"decisions/{self.sweep.name}/{digest([search, suite])}"
@@ -228,25 +285,40 @@ class SweepState:
 
     def propose(self, arm: Arm, number: int) -> None:
         """Store a proposal."""
-        self.storage.put_if_absent(f"{self._decisions}/proposed/{number:06d}.json", json.dumps(vars(arm)).encode())
+        self.storage.put_if_absent(
+            f"{self._decisions}/proposed/{number:06d}.json", json.dumps(vars(arm)).encode()
+        )
 
     def stop(self, arm_id: str, step: int) -> None:
         """Store that the search stopped the arm after `step`."""
-        self.storage.put_if_absent(f"{self._decisions}/stopped/{arm_id}.json", json.dumps({"step": step}).encode())
+        self.storage.put_if_absent(
+            f"{self._decisions}/stopped/{arm_id}.json", json.dumps({"step": step}).encode()
+        )
 
     def stopped(self) -> dict[str, int]:
         """Return the arms that the search stopped: arm id -> last step."""
-        return {arm_id: told["step"] for arm_id, told in read_notes(self.storage, f"{self._decisions}/stopped/").items()}
+        return {
+            arm_id: told["step"]
+            for arm_id, told in read_notes(self.storage, f"{self._decisions}/stopped/").items()
+        }
 
     def fail(self, arm_id: str, sentence: str, trace: str) -> None:
         """Store that the arm's training failed permanently."""
-        self.storage.put(f"{self._failures}{arm_id}.json", json.dumps(redacted_in({"sentence": sentence, "trace": trace}), indent=1).encode())
+        self.storage.put(
+            f"{self._failures}{arm_id}.json",
+            json.dumps(redacted_in({"sentence": sentence, "trace": trace}), indent=1).encode(),
+        )
 
     def failures(self) -> dict[str, str]:
-        """Return the arms whose training failed permanently: arm id -> cause, location of the whole trace, and fix."""
+        """Return the arms whose training failed permanently: arm id -> cause, location of the whole trace,
+        and fix.
+        """
         place, mend = self.uri(self._failures), "demoscale run --retry-failed tries again"
         told = read_notes(self.storage, self._failures)
-        return {arm_id: f"{failed['sentence']} (whole trace in {place}{arm_id}.json); {mend}" for arm_id, failed in told.items()}
+        return {
+            arm_id: f"{failed['sentence']} (whole trace in {place}{arm_id}.json); {mend}"
+            for arm_id, failed in told.items()
+        }
 
     @property
     def _failures(self) -> str:
@@ -256,15 +328,29 @@ class SweepState:
         """Return the arm's episodes. Raises SweepError if the pinned data version has too few."""
         try:
             labelled = self.sweep.data.labelled_tasks
-            return choose(self.manifest, arm.demo_count, arm.action_free_ratio, arm.seed, self.quarantined.keys(), labelled)
+            return choose(
+                self.manifest,
+                arm.demo_count,
+                arm.action_free_ratio,
+                arm.seed,
+                self.quarantined.keys(),
+                labelled,
+            )
         except SubsetError as error:
             mend = "give the sweep another name to use the store as it is now"
-            raise SweepError(self.sweep.name, [f"it keeps to version {self.version} of {self.sweep.data.episodes}; {error}; {mend}"]) from None
+            raise SweepError(
+                self.sweep.name,
+                [f"it keeps to version {self.version} of {self.sweep.data.episodes}; {error}; {mend}"],
+            ) from None
 
     def used(self) -> frozenset[str]:
-        """Return every episode that an arm may read, and the quarantined ones; the largest arm of each seed contains all others."""
+        """Return every episode that an arm may read, and the quarantined ones; the largest arm of each seed
+        contains all others.
+        """
         subsets = [self.subset(self.sweep.largest(seed)) for seed in self.sweep.seeds]
-        return frozenset(self.quarantined).union(*((*subset.demos, *subset.action_free) for subset in subsets))
+        return frozenset(self.quarantined).union(
+            *((*subset.demos, *subset.action_free) for subset in subsets)
+        )
 
     def video_test(self) -> VideoTest | None:
         """Return the test of the checkpoints' generated video; None if none is requested or generated.
@@ -275,7 +361,9 @@ class SweepState:
         if not sweep.suite.video_clips or shape.frames_per_view == 1:
             return None
         episodes = open_storage(sweep.data.episodes).uri
-        clips = HeldOut.choose(episodes, self.manifest, sweep.suite.tasks, sweep.suite.video_clips, self.used(), shape)
+        clips = HeldOut.choose(
+            episodes, self.manifest, sweep.suite.tasks, sweep.suite.video_clips, self.used(), shape
+        )
         return VideoTest(clips, sweep.sampler)
 
     def job(self, arm: Arm) -> ArmJob:
@@ -298,7 +386,9 @@ class SweepState:
         )
 
     def stage_one(self, arm: Arm) -> ArmJob | None:
-        """Return the training job of the video model that the arm's head reads, shared by arms with the same one; None if none is separate."""
+        """Return the training job of the video model that the arm's head reads, shared by arms with the same
+        one; None if none is separate.
+        """
         if self.sweep.train.mode != "two_stage" or arm.kind != "video_action":
             return None
         return self.job(arm).stage_one(self.manifest)
@@ -309,24 +399,36 @@ class SweepState:
         return ArmState(arm, self.sweep.train.steps, video.arm_id if video else "")
 
     def checkpoints(self, arm_id: str) -> dict[int, dict[str, Any]]:
-        """Return the complete checkpoints of a training run by step: {loss, loss_video, loss_action, checkpoint (fingerprint)}.
+        """Return the complete checkpoints of a training run by step: {loss, loss_video, loss_action,
+        checkpoint (fingerprint)}.
 
-        An arm's checkpoints beyond `train.steps` are left out: another sweep may train the same arm for longer.
+        An arm's checkpoints beyond `train.steps` are left out: another sweep may train the same arm for
+        longer.
         """
         known = read_steps(self.storage, arm_id)
-        return known if arm_id.startswith(STAGE_ONE) else {step: told for step, told in known.items() if step <= self.sweep.train.steps}
+        return (
+            known
+            if arm_id.startswith(STAGE_ONE)
+            else {step: told for step, told in known.items() if step <= self.sweep.train.steps}
+        )
 
     def without_torn(self, board: Board) -> dict[str, list[int]]:
-        """Return the unscored checkpoints that a full disk or a power failure left incomplete: arm id -> steps.
+        """Return the unscored checkpoints that a full disk or a power failure left incomplete: arm id ->
+        steps.
 
-        They count as not written from now on, so that training resumes from the newest intact one. Runs whose folder was removed are left alone.
+        They count as not written from now on, so that training resumes from the newest intact one. Runs whose
+        folder was removed are left alone.
         """
         torn: dict[str, list[int]] = {}
         for arm_id, arm in board.arms.items():
             if not (unscored := arm.scoring.keys() - arm.scores.keys()):
                 continue
             for step, told in self.checkpoints(arm_id).items():
-                if step not in unscored or whole(self.checkpoint_uri(arm_id, step), told["checkpoint"]) or not self.storage.list(f"arms/{arm_id}/"):
+                if (
+                    step not in unscored
+                    or whole(self.checkpoint_uri(arm_id, step), told["checkpoint"])
+                    or not self.storage.list(f"arms/{arm_id}/")
+                ):
                     continue
                 note_damaged(self.storage, arm_id, step)
                 torn.setdefault(arm_id, []).append(step)
@@ -351,7 +453,10 @@ class SweepState:
                 if score.complete:
                     state.scores[step] = score
                 if step == self.sweep.train.steps:
-                    shifted = {shift: self.score(state.arm, checkpoint["checkpoint"], shift)[0] for shift in self.sweep.suite.shifts}
+                    shifted = {
+                        shift: self.score(state.arm, checkpoint["checkpoint"], shift)[0]
+                        for shift in self.sweep.suite.shifts
+                    }
                     state.shifted = {shift: score for shift, score in shifted.items() if score.complete}
             state.stopped = stopped.get(arm_id)
             state.failure = failures.get(arm_id, "") if state.step < state.steps else ""
@@ -359,29 +464,46 @@ class SweepState:
         return board
 
     def rule(self, arm: Arm) -> Rule | None:
-        """Return the rule that decides how much of the suite an arm's checkpoints are scored on; None: all of it."""
+        """Return the rule that decides how much of the suite an arm's checkpoints are scored on; None: all of
+        it.
+        """
         if not (told := self.sweep.suite.decide):
             return None
         if not told.against:
             return Rule(told.look_every, told.confidence, told.threshold)
         reference = reference_of(arm, told.against, self.sweep.grid())
-        return Rule(told.look_every, told.confidence, against=reference.arm_id(self.training)) if reference else None
+        return (
+            Rule(told.look_every, told.confidence, against=reference.arm_id(self.training))
+            if reference
+            else None
+        )
 
     def score(self, arm: Arm, checkpoint: str, shift: str) -> tuple[Score, list[Outcome]]:
-        """Return the score of an arm's checkpoint under a shift from the ledger so far, and the outcomes it counts, in playing order."""
+        """Return the score of an arm's checkpoint under a shift from the ledger so far, and the outcomes it
+        counts, in playing order.
+        """
         rule = self.rule(arm) if shift == "nominal" else None
-        return score_so_far(Ledger(self.storage, checkpoint, self.protocol_of(shift)), self.sweep.to_suite(shift), rule)
+        return score_so_far(
+            Ledger(self.storage, checkpoint, self.protocol_of(shift)), self.sweep.to_suite(shift), rule
+        )
 
 
 def last_checkpoint(sweep: str, arm: str, storage: str) -> tuple[str, SuiteChoice]:
-    """Return the URI of an arm's last checkpoint (`arm`: name or id) and the sweep's suite. Raises SweepError if there is none."""
+    """Return the URI of an arm's last checkpoint (`arm`: name or id) and the sweep's suite. Raises SweepError
+    if there is none.
+    """
     state = SweepState.named(sweep, storage)
     arms = state.arms()
     arm_id = next((arm_id for arm_id, one in arms.items() if arm in (arm_id, one.name)), "")
     steps = state.checkpoints(arm_id) if arm_id else {}
     if not steps:
         why = (
-            "has no checkpoint yet" if arm_id else f"is no arm of it; there are {', '.join(sorted(one.name for one in arms.values())) or 'none yet'}"
+            "has no checkpoint yet"
+            if arm_id
+            else (
+                "is no arm of it; there are"
+                f" {', '.join(sorted(one.name for one in arms.values())) or 'none yet'}"
+            )
         )
         raise SweepError(f"sweep {sweep}", [f"{arm} {why}"])
     return state.checkpoint_uri(arm_id, max(steps)), state.sweep.suite

@@ -61,7 +61,9 @@ class Board:
         self.lock = threading.Lock()
 
     def charge(self, spent: Mapping[str, Cost]) -> None:
-        """Set every arm's cost; `spent`: cost by training run. The cost of a video model is divided among the arms that share it."""
+        """Set every arm's cost; `spent`: cost by training run. The cost of a video model is divided among the
+        arms that share it.
+        """
         with self.lock:
             sharing = Counter(arm.video for arm in self.arms.values())
             for arm_id, arm in self.arms.items():
@@ -75,7 +77,9 @@ class Board:
 
 
 def _line(arm: ArmState) -> dict[str, Any]:
-    played, listed = (sum(counts) for counts in zip(*arm.scoring.values(), strict=True)) if arm.scoring else (0, 0)
+    played, listed = (
+        (sum(counts) for counts in zip(*arm.scoring.values(), strict=True)) if arm.scoring else (0, 0)
+    )
     scores = {
         str(step): {
             "successes": score.successes,
@@ -98,7 +102,10 @@ def _line(arm: ArmState) -> dict[str, Any]:
         "episodes_listed": listed,
         "scores": scores,
         "last_score": str(arm.scores[max(arm.scores)]) if arm.scores else "",
-        "shifted": {shift: {"successes": score.successes, "episodes": score.episodes} for shift, score in arm.shifted.items()},
+        "shifted": {
+            shift: {"successes": score.successes, "episodes": score.episodes}
+            for shift, score in arm.shifted.items()
+        },
         "stopped_after": arm.stopped,
         "failure": arm.failure,
         "cost": arm.cost.to_json(),
@@ -111,7 +118,9 @@ def table(lines: list[dict[str, Any]]) -> Any:
 
     drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for title in ("arm", "state", "steps", "loss", "played", "last score"):
-        drawn.add_column(title, no_wrap=True, justify="right" if title in ("steps", "loss", "played") else "left")
+        drawn.add_column(
+            title, no_wrap=True, justify="right" if title in ("steps", "loss", "played") else "left"
+        )
     for line in lines:
         drawn.add_row(
             line["arm"],

@@ -1,4 +1,5 @@
-"""Publisher of a sweep to MLflow. Training and scoring never wait for it: records go to disk, a thread delivers them (`outbox_relay.py`).
+"""Publisher of a sweep to MLflow. Training and scoring never wait for it: records go to disk, a thread
+delivers them (`outbox_relay.py`).
 
 The storage has everything that is published, so `republish` can restore it.
 """
@@ -22,7 +23,16 @@ from orchestrator.redaction import redacted, redacted_in, shown
 from orchestrator.storage.base import open_storage
 from orchestrator.storage.identity import claim_identity
 from orchestrator.sweep.state import SweepState
-from orchestrator.tracking.mlflow_writer import SCORE_METRICS, SCORED_STEP, STORAGE, USER, Tracker, TrackingError, local_folder, outcomes_artifact
+from orchestrator.tracking.mlflow_writer import (
+    SCORE_METRICS,
+    SCORED_STEP,
+    STORAGE,
+    USER,
+    Tracker,
+    TrackingError,
+    local_folder,
+    outcomes_artifact,
+)
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings, Teller
 from orchestrator.training.loop import CONSUMED
 from sim_workers.rollout.episode import Outcome
@@ -41,9 +51,11 @@ class Views:
         open_tracker: Callable[..., Any] = Tracker,
         settings: OutboxSettings = DEFAULT_OUTBOX,
     ) -> None:
-        """Open the sweep's outbox and start its delivery. Raises TrackingError if this machine's disk cannot be written.
+        """Open the sweep's outbox and start its delivery. Raises TrackingError if this machine's disk cannot
+        be written.
 
-        say: called when MLflow becomes unreachable, and when it is reachable again. open_tracker: creates the writer to MLflow, as Tracker does.
+        say: called when MLflow becomes unreachable, and when it is reachable again. open_tracker: creates the
+        writer to MLflow, as Tracker does.
         """
         self._state = state
         sweep = state.sweep
@@ -61,10 +73,14 @@ class Views:
         self._away = False
         self._environment = redacted_in(environment())
         self.artifact("sweep.yaml", redacted(sweep.to_yaml()).encode())
-        self.artifact("quarantined.json", json.dumps(redacted_in(state.quarantined), indent=1, sort_keys=True).encode())
+        self.artifact(
+            "quarantined.json", json.dumps(redacted_in(state.quarantined), indent=1, sort_keys=True).encode()
+        )
         self.artifact("environment.json", json.dumps(self._environment, indent=1).encode())
         owner = {STORAGE: shown(state.storage.uri), **({USER: name} if (name := user()) else {})}
-        self._tell("tags", arm_id=None, tags={"demoscale.code": git_commit(), **owner, **_tags_of(self._environment)})
+        self._tell(
+            "tags", arm_id=None, tags={"demoscale.code": git_commit(), **owner, **_tags_of(self._environment)}
+        )
         for arm in state.arms().values():
             self.arm(arm)
 
@@ -74,7 +90,8 @@ class Views:
         return self._teller.failure
 
     def _tell(self, do: str, data: bytes | None = None, **arguments: Any) -> None:
-        self._teller.note(do, data, **(redacted_in(arguments) if do in ("tags", "arm") else arguments))  # the others hold numbers and digests
+        # the others hold numbers and digests
+        self._teller.note(do, data, **(redacted_in(arguments) if do in ("tags", "arm") else arguments))
 
     def arm(self, arm: Arm) -> None:
         """Publish an arm: its run, its facts and its episodes."""
@@ -87,7 +104,9 @@ class Views:
             "demoscale.subset": subset.digest,
             "demoscale.code": git_commit(),
             "demoscale.environment": digest(self._environment),
-            "demoscale.decide": json.dumps(decide.model_dump(mode="json")) if (decide := state.sweep.suite.decide) else "",
+            "demoscale.decide": (
+                json.dumps(decide.model_dump(mode="json")) if (decide := state.sweep.suite.decide) else ""
+            ),
         }
         data = {
             "name": uri.rstrip("/").rpartition("/")[2],
@@ -97,11 +116,15 @@ class Views:
             "context": "training",
         }
         self._tell("arm", arm_id=arm_id, arm=vars(arm), facts=facts, datasets=[data])
-        self.arm_artifact(arm_id, "subset.json", json.dumps({**vars(subset), "digest": subset.digest}, indent=1).encode())
+        self.arm_artifact(
+            arm_id, "subset.json", json.dumps({**vars(subset), "digest": subset.digest}, indent=1).encode()
+        )
 
     def training(self, arm_id: str, step: int, metrics: dict[str, Any]) -> None:
         """Publish the metrics that an arm reported: losses and clips consumed."""
-        self.metrics(arm_id, step, {name: float(metrics[name]) for name in (*LOSSES, *CONSUMED) if name in metrics})
+        self.metrics(
+            arm_id, step, {name: float(metrics[name]) for name in (*LOSSES, *CONSUMED) if name in metrics}
+        )
 
     def stage_one(self, arm_id: str, step: int, loss_video: float) -> None:
         """Publish the loss of the stage-1 video model that an arm waits for."""
@@ -109,15 +132,28 @@ class Views:
 
     def checkpoint(self, arm_id: str, step: int, fingerprint: str) -> None:
         """Publish a complete checkpoint as a logged model of its arm's run."""
-        self._tell("checkpoint", arm_id=arm_id, step=step, fingerprint=fingerprint, uri=shown(self._state.checkpoint_uri(arm_id, step)))
+        self._tell(
+            "checkpoint",
+            arm_id=arm_id,
+            step=step,
+            fingerprint=fingerprint,
+            uri=shown(self._state.checkpoint_uri(arm_id, step)),
+        )
 
-    def score(self, arm_id: str, step: int, fingerprint: str, shift: str, score: Score, outcomes: Sequence[Outcome]) -> None:
+    def score(
+        self, arm_id: str, step: int, fingerprint: str, shift: str, score: Score, outcomes: Sequence[Outcome]
+    ) -> None:
         """Publish a checkpoint's complete score at its training step, and its outcomes as a file."""
         results = {outcome.spec.episode_id: outcome.result == "success" for outcome in outcomes}
-        self.arm_artifact(arm_id, outcomes_artifact(step, shift), json.dumps(results, sort_keys=True).encode())
+        self.arm_artifact(
+            arm_id, outcomes_artifact(step, shift), json.dumps(results, sort_keys=True).encode()
+        )
         values = (score.success_rate, score.successes, score.episodes, score.errors, *score.interval)
         metrics = dict(zip(SCORE_METRICS, map(float, values), strict=True))
-        metrics |= {"success_once_rate": score.once / score.episodes, "success_at_end_rate": score.at_end / score.episodes}
+        metrics |= {
+            "success_once_rate": score.once / score.episodes,
+            "success_at_end_rate": score.at_end / score.episodes,
+        }
         if shift == "nominal":
             metrics["decided_early"] = float(score.episodes < score.listed)
         suffix = "" if shift == "nominal" else f"_{shift}"
@@ -134,9 +170,15 @@ class Views:
             self.arm_artifact(arm_id, f"rollouts/step_{step:06d}/{episode}.json", film.foresight)
 
     def video(self, arm_id: str, step: int, score: VideoScore) -> None:
-        """Publish the score of a checkpoint's generated video. The first metrics are kept; scores on other clips become separate files."""
+        """Publish the score of a checkpoint's generated video. The first metrics are kept; scores on other
+        clips become separate files.
+        """
         self.metrics(arm_id, step, score.metrics)
-        self.arm_artifact(arm_id, f"video/{score.digest}/step_{step:06d}.json", json.dumps(score.to_json(), indent=1).encode())
+        self.arm_artifact(
+            arm_id,
+            f"video/{score.digest}/step_{step:06d}.json",
+            json.dumps(score.to_json(), indent=1).encode(),
+        )
 
     def costs(self, by_arm: dict[str, Cost]) -> None:
         """Publish the cost of each arm at the end of the sweep, and their sum."""
@@ -145,7 +187,9 @@ class Views:
             self._tell("tags", arm_id=arm_id, tags={"demoscale.cost": str(cost)})
 
     def artifact(self, name: str, data: bytes) -> None:
-        """Publish a file of the whole sweep; `name` may contain folders, and a later file of the same name replaces it."""
+        """Publish a file of the whole sweep; `name` may contain folders, and a later file of the same name
+        replaces it.
+        """
         self._artifact(None, name, data)
 
     def arm_artifact(self, arm_id: str, name: str, data: bytes) -> None:
@@ -165,12 +209,16 @@ class Views:
         return self._teller.left
 
     def flush(self) -> bool:
-        """Wait until all records are published; False if MLflow is unavailable: the rest stays on disk for a later run."""
+        """Wait until all records are published; False if MLflow is unavailable: the rest stays on disk for a
+        later run.
+        """
         self._away = not self._teller.wait(1.0 if self._away else None)
         return not self._away
 
     def finish(self, done: bool) -> str:
-        """Flush and close; `done`: mark the sweep complete. Return a sentence on unpublished records and how to publish them, or nothing."""
+        """Flush and close; `done`: mark the sweep complete. Return a sentence on unpublished records and how
+        to publish them, or nothing.
+        """
         if done:
             self._tell("finish")
         told = self.flush()
@@ -186,7 +234,10 @@ class Views:
         if left:
             command = f"demoscale status {state.sweep.name} --storage {state.storage.uri} --rebuild"
             where = f"MLflow at {shown(state.tracking_uri)} {problem}"
-            said.append(f"{where}: {left} records are not told yet; they are kept, and `{command}` or the same run command tells them later")
+            said.append(
+                f"{where}: {left} records are not told yet; they are kept, and `{command}` or the same run"
+                " command tells them later"
+            )
         if teller.refused:
             said.append(f"MLflow refused {teller.refused} records, which are kept")
         return "; ".join(said)
@@ -195,7 +246,11 @@ class Views:
 def environment() -> dict[str, Any]:
     """Return the environment of a sweep: Python, platform, versions of the relevant packages."""
     packages = (*PACKAGES, "transformers", "mlflow", "optuna", "pyarrow")
-    return {"python": platform.python_version(), "platform": platform.platform(), "packages": {name: version(name) for name in packages}}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in packages},
+    }
 
 
 def user() -> str:
@@ -216,7 +271,8 @@ def _now_ms() -> int:
 
 
 def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX) -> int:
-    """Publish everything in the storage of a sweep to MLflow and return the number of scores; records that MLflow has are left unchanged.
+    """Publish everything in the storage of a sweep to MLflow and return the number of scores; records that
+    MLflow has are left unchanged.
 
     Raises TrackingError if MLflow does not accept everything now.
     """

@@ -26,7 +26,9 @@ from sim_workers.rollout.worker import one_line
 
 
 class Training:
-    """Queue of training runs (`ray_tune.Runs`) that receives their news from the desk; called by Tune's loop, the desk's and the scorer's threads."""
+    """Queue of training runs (`ray_tune.Runs`) that receives their news from the desk; called by Tune's loop,
+    the desk's and the scorer's threads.
+    """
 
     desk: Any
     """Control actor that receives jobs and requests to end; set before the first run starts."""
@@ -45,8 +47,8 @@ class Training:
     ) -> None:
         """Connect the scheduler to the sweep; no run starts yet.
 
-        submit(arm id, step, fingerprint): enqueue a checkpoint for scoring. suspend(cause): end the run after an infrastructure failure.
-        retry_failed: train the arms that failed before, and no others.
+        submit(arm id, step, fingerprint): enqueue a checkpoint for scoring. suspend(cause): end the run after
+        an infrastructure failure. retry_failed: train the arms that failed before, and no others.
         """
         self._state, self._board, self._views, self._spending = state, board, views, spending
         self._proposals, self._submit, self._say, self._retry_failed = proposals, submit, say, retry_failed
@@ -99,7 +101,8 @@ class Training:
             if job is None:
                 return None
             try:
-                ray.get(self.desk.give.remote(job.arm_id, job), timeout=ANSWER_S)  # before it can be requested to end
+                # before it can be requested to end
+                ray.get(self.desk.give.remote(job.arm_id, job), timeout=ANSWER_S)
             except ray.exceptions.RayError as error:
                 self.lost(error)
                 return None
@@ -113,7 +116,9 @@ class Training:
             return nothing_left and not self.running
 
     def ended(self, run: str, died: bool) -> None:
-        """Record that the run's trial ended. died: its process died in every attempt, which suspends the sweep."""
+        """Record that the run's trial ended. died: its process died in every attempt, which suspends the
+        sweep.
+        """
         with self._lock:
             self._over.add(run)
             if died:
@@ -122,7 +127,9 @@ class Training:
                 self._leave(run)
 
     def lost(self, error: BaseException) -> None:
-        """Suspend the sweep: the control actor died or timed out. Training runs save their state and end; the next run resumes from it."""
+        """Suspend the sweep: the control actor died or timed out. Training runs save their state and end; the
+        next run resumes from it.
+        """
         with self._lock:
             self._lost = self._ending = True
             for run in self._over & self.running.keys():
@@ -141,7 +148,9 @@ class Training:
             self._suspend(cause)
 
     def _next_ready(self) -> ArmJob | None:
-        """Return the next arm's job whose video model is trained, skipping arms that the search stopped meanwhile; None if there is none."""
+        """Return the next arm's job whose video model is trained, skipping arms that the search stopped
+        meanwhile; None if there is none.
+        """
         while self._ready:
             job = self._ready.popleft()
             if self._board.arms[job.arm_id].stopped is None:
@@ -149,7 +158,9 @@ class Training:
         return None
 
     def _next_job(self) -> ArmJob | None:
-        """Return the next proposed arm's job, or that of the video model it needs first, for which all arms that share it wait."""
+        """Return the next proposed arm's job, or that of the video model it needs first, for which all arms
+        that share it wait.
+        """
         while (arm := self._proposals.next()) is not None:
             arm_id = self._admit(arm)
             if not self._to_train(arm_id):
@@ -230,7 +241,12 @@ class Training:
                 state.loss = losses["loss"]
         if not again:
             self._spending.add(run, self._spent(job, news))
-            for metric, spent in ((CLIPS, "clips"), (OPTIMISER_STEPS, "steps"), (OPTIMISER_STEP_S, "step_s"), (LOADER_STALL_S, "stall_s")):
+            for metric, spent in (
+                (CLIPS, "clips"),
+                (OPTIMISER_STEPS, "steps"),
+                (OPTIMISER_STEP_S, "step_s"),
+                (LOADER_STALL_S, "stall_s"),
+            ):
                 metric.record(news[spent], self._state.sweep.name)
         for arm_id in arms:
             self._views.stage_one(arm_id, step, losses["loss_video"])
@@ -240,14 +256,19 @@ class Training:
         scheduled = (job.train.steps,) if arms else self._state.sweep.checkpoint_steps()
         if "checkpoint" in news and step in scheduled:
             key = f"checkpoints/{run}/step_{step:06d}.json"
-            self._state.storage.sync(f"arms/{run}/step_{step:06d}/")  # the note must not outlive the checkpoint
+            # the note must not outlive the checkpoint
+            self._state.storage.sync(f"arms/{run}/step_{step:06d}/")
             self._state.storage.put(key, json.dumps(facts | {"checkpoint": news["checkpoint"]}).encode())
             if not arms:
                 self._views.checkpoint(run, step, news["checkpoint"])
                 self._submit(run, step, news["checkpoint"])
 
     def _spent(self, job: ArmJob, news: News) -> Cost:
-        return Cost(train_gpu_s=news["wall_s"] * self.gpus, train_cpu_s=news["cpu_s"], bytes_read=int(news["bytes_read"]))
+        return Cost(
+            train_gpu_s=news["wall_s"] * self.gpus,
+            train_cpu_s=news["cpu_s"],
+            bytes_read=int(news["bytes_read"]),
+        )
 
     def _names(self, run: str) -> str:
         """Return the display name of an arm, or of a video model with the arms that wait for it."""
@@ -277,6 +298,9 @@ class Training:
 
 
 def _sentence(trace: str) -> str:
-    """Return the error at a trace's end without its module, at most 300 characters; expected demoscale errors without their class."""
-    last = re.sub(r"^[\w.]+\.(?=[A-Z]\w*: )", "", redacted(trace).strip().splitlines()[-1])  # before it is cut, which would hide where a secret ends
+    """Return the error at a trace's end without its module, at most 300 characters; expected demoscale errors
+    without their class.
+    """
+    # before it is cut, which would hide where a secret ends
+    last = re.sub(r"^[\w.]+\.(?=[A-Z]\w*: )", "", redacted(trace).strip().splitlines()[-1])
     return re.sub(r"^(EpisodeError|WeightsError|CheckpointError|NotFiniteError): ", "", last)[:300]

@@ -1,4 +1,6 @@
-"""Queue of checkpoints for video scoring: each is scored once, concurrently with the rollouts, and published."""
+"""Queue of checkpoints for video scoring: each is scored once, concurrently with the rollouts, and
+published.
+"""
 
 import queue
 import threading
@@ -13,12 +15,20 @@ from sim_workers.rollout.worker import one_line
 
 
 class VideoScores:
-    """Thread that scores the generated video of checkpoints one after another; neither rollout scores nor training wait for it.
+    """Thread that scores the generated video of checkpoints one after another; neither rollout scores nor
+    training wait for it.
 
-    Scores are kept in the storage and not computed again. A failed measurement is reported, and the next run retries it.
+    Scores are kept in the storage and not computed again. A failed measurement is reported, and the next run
+    retries it.
     """
 
-    def __init__(self, state: SweepState, views: Views, judge: Callable[[ScoringJob, VideoTest], VideoScore], say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        state: SweepState,
+        views: Views,
+        judge: Callable[[ScoringJob, VideoTest], VideoScore],
+        say: Callable[[str], None],
+    ) -> None:
         """Start the thread. judge: scores a checkpoint's video, which may take long."""
         self._state, self._views, self._judge, self._say = state, views, judge, say
         self._todo: queue.Queue[tuple[ScoringJob, str] | None] = queue.Queue()  # None: no more follow
@@ -65,7 +75,10 @@ class VideoScores:
             try:
                 score = self._judge(job, test)
             except Exception as error:  # a damaged episode or an unresponsive policy must not end the sweep
-                self._say(f"no video score of {name} after {job.step} steps: {one_line(error)}; the next run tries again")
+                self._say(
+                    f"no video score of {name} after {job.step} steps: {one_line(error)}; the next run tries"
+                    " again"
+                )
                 return
             test.keep(storage, job.fingerprint, score)
             self._say(f"video {name} after {job.step} steps: {score}")

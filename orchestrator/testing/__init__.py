@@ -1,9 +1,11 @@
-"""Fakes and builders for tests of code that plugs into a sweep: trainers, pools, policies, stores, schedulers.
+"""Fakes and builders for tests of code that plugs into a sweep: trainers, pools, policies, stores,
+schedulers.
 
     fake_trainer.py    FakeTrainer: a training run that reports checkpoints without a network
     players.py         FakePlayers: a sweep's simulators and policies, all fake
     rollout_pool.py    FakeRolloutPool: the calls of RolloutPool, without processes
-    fake_policy_server.py  FakePolicyServer: the calls of PolicyServer, answered by functions; PolicyServerWithoutCheckpoints: its queue and batches
+    fake_policy_server.py  FakePolicyServer: the calls of PolicyServer, answered by functions;
+                           PolicyServerWithoutCheckpoints: its queue and batches
     servo.py           servo: a scripted policy that lifts the cube of Lift from its wrist camera
     outcomes.py        make_outcome, make_error; FakePolicy with a known success rate
     episodes.py        CONTRACT, make_episode, make_episode_store

@@ -21,7 +21,9 @@ INSTRUCTION = "lift the red cube"
 
 def make_card(kind: PolicyKind = "video_action") -> Card:
     """Return the card of a `tiny` checkpoint under `CONTRACT`, with statistics of random numbers."""
-    action, proprio = (Stats.of(np.random.default_rng(seed).normal(size=(20, width))) for seed, width in ((0, 7), (1, 9)))
+    action, proprio = (
+        Stats.of(np.random.default_rng(seed).normal(size=(20, width))) for seed, width in ((0, 7), (1, 9))
+    )
     return Card(policy_config("tiny", kind), CONTRACT, action, proprio, {"step": 3, "demos": ["a"]})
 
 
@@ -48,12 +50,20 @@ def make_checkpoint(
     card = make_card()
     model = new_model(config, contract, weights, sentences)
     folder.mkdir(parents=True)
-    save(folder, Card(config, contract, card.action_stats, card.proprio_stats, card.provenance), model, model.state_dict(), {})
+    save(
+        folder,
+        Card(config, contract, card.action_stats, card.proprio_stats, card.provenance),
+        model,
+        model.state_dict(),
+        {},
+    )
     return folder
 
 
 def make_batch(size: int = 3, views: int = 1) -> Batch:
-    """Return `size` random labelled clips for the `tiny` preset under `CONTRACT`; a function of the size and the number of views."""
+    """Return `size` random labelled clips for the `tiny` preset under `CONTRACT`; a function of the size and
+    the number of views.
+    """
     generator = torch.Generator().manual_seed(size)
     k, t = TINY.clip.frames_per_view, TINY.clip.horizon
     return Batch(
@@ -70,4 +80,9 @@ def make_batch(size: int = 3, views: int = 1) -> Batch:
 def make_observation(seed: int) -> Observation:
     """Return a random observation under `CONTRACT`, whose noise seed is `seed`."""
     rng = np.random.default_rng(seed)
-    return Observation({CAMERA: rng.integers(0, 256, (64, 64, 3), np.uint8)}, rng.normal(size=9).astype(np.float32), INSTRUCTION, seed)
+    return Observation(
+        {CAMERA: rng.integers(0, 256, (64, 64, 3), np.uint8)},
+        rng.normal(size=9).astype(np.float32),
+        INSTRUCTION,
+        seed,
+    )

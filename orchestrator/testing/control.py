@@ -1,4 +1,6 @@
-"""Comparison of robosuite's control step with this project's faster one: environments, random actions, recorded trajectories."""
+"""Comparison of robosuite's control step with this project's faster one: environments, random actions,
+recorded trajectories.
+"""
 
 import logging
 from typing import Any
@@ -15,14 +17,29 @@ Array = npt.NDArray[np.float64]
 
 
 def make_robosuite(task: str, **changes: Any) -> Any:
-    """Create a plain robosuite environment with one or two Pandas, without a GL context; `changes` are arguments of `robosuite.make`."""
+    """Create a plain robosuite environment with one or two Pandas, without a GL context; `changes` are
+    arguments of `robosuite.make`.
+    """
     choose_backend()
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     import robosuite
 
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-    asked = {"robots": ["Panda"] * len(hands(task)), "control_freq": CONTROL_HZ, "hard_reset": False, "seed": 0} | changes
-    return robosuite.make(task, has_renderer=False, has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True, renderer="mujoco", **asked)
+    asked = {
+        "robots": ["Panda"] * len(hands(task)),
+        "control_freq": CONTROL_HZ,
+        "hard_reset": False,
+        "seed": 0,
+    } | changes
+    return robosuite.make(
+        task,
+        has_renderer=False,
+        has_offscreen_renderer=False,
+        use_camera_obs=False,
+        ignore_done=True,
+        renderer="mujoco",
+        **asked,
+    )
 
 
 def reset_scene(env: Any, seed: int) -> Any:
@@ -45,14 +62,18 @@ def flatten_observations(observations: dict[str, Any]) -> Array:
 
 
 def random_actions(rng: np.random.Generator, steps: int, values: int) -> Array:
-    """Draw (steps, values) actions in [-1, 1]: a new direction every eight steps, with noise on every step."""
+    """Draw (steps, values) actions in [-1, 1]: a new direction every eight steps, with noise on every
+    step.
+    """
     ways = np.repeat(rng.uniform(-1, 1, (-(-steps // 8), values)), 8, axis=0)[:steps]
     actions: Array = np.clip(ways + rng.normal(0, 0.3, (steps, values)), -1, 1)
     return actions
 
 
 class TracedEnv(SimEnv):
-    """A simulator of this project, without cameras, that records the physics state and the observations after every step."""
+    """A simulator of this project, without cameras, that records the physics state and the observations after
+    every step.
+    """
 
     def __init__(self, task: str) -> None:
         super().__init__(task, contract((), (64, 64), "fast"))
@@ -60,7 +81,9 @@ class TracedEnv(SimEnv):
         self.trace: list[Array] = []
 
     def play(self, kind: str, demonstration: Demonstration) -> tuple[Array, bool]:
-        """Play one demonstration with one kind of control step; return the (steps, values) trajectory and whether it succeeded."""
+        """Play one demonstration with one kind of control step; return the (steps, values) trajectory and
+        whether it succeeded.
+        """
         self._fast, self.trace = self.kinds[kind], []
         success = demonstrate(self, demonstration).success
         return np.stack(self.trace), success

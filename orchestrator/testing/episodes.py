@@ -26,16 +26,30 @@ def make_episode(seed: int = 0, length: int = 12, labelled: bool = True, size: i
     """
     rng = np.random.default_rng(seed)
     x, y, t = np.meshgrid(np.arange(size), np.arange(size), np.arange(length), indexing="ij")
-    frames = np.stack([(2 * x + t) % 256, (2 * y + 3 * seed) % 256, (x + y) % 256], -1).transpose(2, 0, 1, 3).astype(np.uint8)
+    frames = (
+        np.stack([(2 * x + t) % 256, (2 * y + 3 * seed) % 256, (x + y) % 256], -1)
+        .transpose(2, 0, 1, 3)
+        .astype(np.uint8)
+    )
     action = rng.uniform(-1, 1, (length, 7)).astype(np.float32) if labelled else None
     return Episode(
-        f"Lift-{seed:06d}", "Lift", "lift the red cube", {CAMERA: frames}, rng.normal(size=(length, 9)).astype(np.float32), action, True, "test"
+        f"Lift-{seed:06d}",
+        "Lift",
+        "lift the red cube",
+        {CAMERA: frames},
+        rng.normal(size=(length, 9)).astype(np.float32),
+        action,
+        True,
+        "test",
     )
 
 
 def make_episode_store(folder: Path, episodes: int = 16, length: int = 12, size: int = 64) -> str:
     """Commit `episodes` labelled episodes, seeds 0 and up, to a store in `folder`; return its URI."""
     storage, conventions = open_storage(str(folder)), replace(CONTRACT, image_size=(size, size))
-    entries = [put_episode(storage, make_episode(seed, length, size=size), CONTRACT.control_hz) for seed in range(episodes)]
+    entries = [
+        put_episode(storage, make_episode(seed, length, size=size), CONTRACT.control_hz)
+        for seed in range(episodes)
+    ]
     commit(storage, conventions, entries)
     return storage.uri

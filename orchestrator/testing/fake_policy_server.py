@@ -13,7 +13,8 @@ Act = Callable[[Observation], ActionChunk]
 
 
 class FakePolicyServer:
-    """The calls of `orchestrator.evaluation.policy_server.PolicyServer`, answered by functions; a Ray actor, or an object in the caller's process.
+    """The calls of `orchestrator.evaluation.policy_server.PolicyServer`, answered by functions; a Ray actor,
+    or an object in the caller's process.
 
     It reports no computing time, so a pool that queries it keeps its number of workers.
     """

@@ -22,7 +22,9 @@ SuccessRate = Callable[[float, float, int, int], float]
 
 
 def success_rate(demo_count: float, action_free_ratio: float, step: int, steps: int) -> float:
-    """Return the success rate of a fake policy: increasing in every argument but the last, saturating below 0.95."""
+    """Return the success rate of a fake policy: increasing in every argument but the last, saturating below
+    0.95.
+    """
     worth = demo_count * (1 + 0.3 * math.log1p(action_free_ratio))
     return 0.95 * worth / (worth + HALF_WAY) * (1 - math.exp(-4 * step / steps)) / (1 - math.exp(-4))
 
@@ -37,7 +39,9 @@ class FakePolicy:
     """Policy source of one checkpoint of a sweep, without weights: it has a success rate and stands still."""
 
     uri: str
-    """URI of the checkpoint, which ends in `<arm id>/step_<step>`, optionally with the fingerprint that `policy_server.policy_of` appends."""
+    """URI of the checkpoint, which ends in `<arm id>/step_<step>`, optionally with the fingerprint that
+    `policy_server.policy_of` appends.
+    """
     arms: tuple[tuple[str, Arm], ...]
     """Pairs (arm id, arm) of all arms of the sweep."""
     steps: int
@@ -61,8 +65,19 @@ class _Still:
 
 
 def make_outcome(spec: EpisodeSpec, won: bool = True, steps: int = 40) -> Outcome:
-    """Return a success or a failure of `steps` control steps; a success is first detected ten steps before the end."""
-    return Outcome(spec, "success" if won else "failure", steps, steps // 8, 0.4, 0.1, max(0, steps - 10) if won else None, won)
+    """Return a success or a failure of `steps` control steps; a success is first detected ten steps before
+    the end.
+    """
+    return Outcome(
+        spec,
+        "success" if won else "failure",
+        steps,
+        steps // 8,
+        0.4,
+        0.1,
+        max(0, steps - 10) if won else None,
+        won,
+    )
 
 
 def make_error(spec: EpisodeSpec, cause: str = "the driver is gone") -> Outcome:
@@ -73,7 +88,8 @@ def make_error(spec: EpisodeSpec, cause: str = "the driver is gone") -> Outcome:
 def simulated_outcome(job: RolloutJob) -> Outcome:
     """Draw the outcome of a `FakePolicy`, a success with the probability of its success rate.
 
-    The draw depends on the episode alone: of two policies, the better one succeeds on every episode on which the worse one does.
+    The draw depends on the episode alone: of two policies, the better one succeeds on every episode on which
+    the worse one does.
     """
     assert isinstance(job.source, FakePolicy)
     luck = np.random.default_rng(derived_seed(job.spec.noise_seed, job.spec.scene_seed)).random()

@@ -20,7 +20,8 @@ class FakePlayers:
 
     def __call__(self, state: SweepState, placement: Placement, portraits: Portraits) -> Players:
         def source(uri: str, imagines: bool) -> PolicySource:
-            arms = tuple(state.arms().items())  # evaluated per call: a search proposes arms while the sweep runs
+            # evaluated per call: a search proposes arms while the sweep runs
+            arms = tuple(state.arms().items())
             return FakePolicy(uri, arms, state.sweep.train.steps, self.model)
 
         return Players(FakeRolloutPool(simulated_outcome), source, lambda uri: Answered())

@@ -15,7 +15,8 @@ PERMIT_WAIT_S = 0.05
 
 
 class FakeRolloutPool:
-    """The calls of `sim_workers.rollout.pool.RolloutPool`, without processes: `play` returns the outcome of each episode.
+    """The calls of `sim_workers.rollout.pool.RolloutPool`, without processes: `play` returns the outcome of
+    each episode.
 
     As with the real pool, one thread owns it; release() and resume() may be called from any thread.
     """
@@ -32,7 +33,8 @@ class FakeRolloutPool:
         Args:
             play: returns the outcome of a job; called in results(), so it may block.
             num_workers: number of workers that the pool reports; it plays one episode after another.
-            order: sort key of the queued jobs, applied at the start of results(); None: jobs end in the order of their submission.
+            order: sort key of the queued jobs, applied at the start of results(); None: jobs end in the order
+                of their submission.
             paused: whether results() plays nothing until release() or resume().
         """
         self.play, self.num_workers, self.most_workers = play, num_workers, num_workers
@@ -79,9 +81,13 @@ class FakeRolloutPool:
         return len(self.queue)
 
     def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, Filmed | None]]:
-        """Play the queued jobs; a paused pool waits up to `PERMIT_WAIT_S`, regardless of `timeout_s`, and plays at most one released episode."""
+        """Play the queued jobs; a paused pool waits up to `PERMIT_WAIT_S`, regardless of `timeout_s`, and
+        plays at most one released episode.
+        """
         paused = not self._running.is_set()
-        if not self.queue or (paused and not (self._permits.acquire(timeout=PERMIT_WAIT_S) or self._running.is_set())):
+        if not self.queue or (
+            paused and not (self._permits.acquire(timeout=PERMIT_WAIT_S) or self._running.is_set())
+        ):
             return
         if self._order:
             self.queue.sort(key=self._order)

@@ -81,10 +81,11 @@ class TrackedSweep:
 def read_sweep(uri: str, name: str, store: str = "", storage: str = "") -> TrackedSweep:
     """Return the scored arms of a sweep.
 
-    store: identity of the sweep's storage (`SweepState.store`); empty if only the name is known. storage: URI of that storage, which chooses among
-    several sweeps of the name if `store` is empty.
+    store: identity of the sweep's storage (`SweepState.store`); empty if only the name is known. storage: URI
+    of that storage, which chooses among several sweeps of the name if `store` is empty.
 
-    Raises TrackingError if the store at `uri` has no such sweep, has several, holds contradictory scores of one arm, or cannot be reached.
+    Raises TrackingError if the store at `uri` has no such sweep, has several, holds contradictory scores of
+    one arm, or cannot be reached.
     """
     try:
         return _read(client(uri), uri, name, store, storage)
@@ -97,32 +98,48 @@ def read_sweep(uri: str, name: str, store: str = "", storage: str = "") -> Track
 def logged_checkpoint(uri: str, model: str) -> tuple[str, str]:
     """Return URI and fingerprint of a logged model's checkpoint. model: `models:/ID`, or the id alone.
 
-    Raises TrackingError if the store at `uri` has no such model or is unavailable, or if the model is not a demoscale checkpoint.
+    Raises TrackingError if the store at `uri` has no such model or is unavailable, or if the model is not a
+    demoscale checkpoint.
     """
     model_id = model.removeprefix("models:").strip("/")
     if "/" in model_id or "@" in model_id:
-        raise TrackingError(f"{model}: a registered model says less than a logged one; name the logged model it was made of, models:/m-...")
+        raise TrackingError(
+            f"{model}: a registered model says less than a logged one; name the logged model it was made of,"
+            " models:/m-..."
+        )
     try:
         tags = client(uri).get_logged_model(model_id).tags
     except Exception as error:
         if status_of(error) == 404:
-            raise TrackingError(f"{shown(uri)}: there is no logged model {model_id} here; name another, or the place with --mlflow") from None
+            raise TrackingError(
+                f"{shown(uri)}: there is no logged model {model_id} here; name another, or the place with"
+                " --mlflow"
+            ) from None
         if not away(error):
             raise
         raise TrackingError(f"MLflow at {shown(uri)} {trouble(error)}; try again when it is back") from None
     if PLACE not in tags or CHECKPOINT not in tags:
-        raise TrackingError(f"{shown(uri)}: the logged model {model_id} is no checkpoint of ours: it has no tags {PLACE} and {CHECKPOINT}")
+        raise TrackingError(
+            f"{shown(uri)}: the logged model {model_id} is no checkpoint of ours: it has no tags {PLACE} and"
+            f" {CHECKPOINT}"
+        )
     return tags[PLACE], tags[CHECKPOINT]
 
 
 def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> TrackedSweep:
     experiment = mlflow.get_experiment_by_name(EXPERIMENT)
-    known = mlflow.search_runs([experiment.experiment_id], tagged({SWEEP: name, ARM: "-"}), max_results=10_000) if experiment else []
+    known = (
+        mlflow.search_runs([experiment.experiment_id], tagged({SWEEP: name, ARM: "-"}), max_results=10_000)
+        if experiment
+        else []
+    )
     parents = _parents(uri, name, known, store, storage)
     now = parents[0].data.tags
     runs = []
     for parent in parents:  # concurrent drivers may have created several
-        wanted = tagged({"mlflow.parentRunId": parent.info.run_id, TRAINING: now[TRAINING], PROTOCOL: now[PROTOCOL]})
+        wanted = tagged(
+            {"mlflow.parentRunId": parent.info.run_id, TRAINING: now[TRAINING], PROTOCOL: now[PROTOCOL]}
+        )
         found = mlflow.search_runs([experiment.experiment_id], wanted, max_results=10_000)
         runs += [run for run in found if run.data.tags.get(STORE, "") in ("", now.get(STORE, ""))]
     # The latest value of a metric is that of the largest step.
@@ -134,30 +151,48 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
     try:
         sweep = read_yaml(file)
     except yaml.YAMLError as error:
-        raise TrackingError(f"{shown(uri)}: the sweep.yaml kept with {name} cannot be read ({' '.join(str(error).split())[:200]})") from None
+        raise TrackingError(
+            f"{shown(uri)}: the sweep.yaml kept with {name} cannot be read"
+            f" ({' '.join(str(error).split())[:200]})"
+        ) from None
     return TrackedSweep(_one_each(arms, name), sweep, tags)
 
 
 def _parents(uri: str, name: str, known: Sequence[Any], store: str, storage: str) -> list[Any]:
-    """Return the runs, usually one, of the requested sweep among all of its name; the authoritative one comes first."""
+    """Return the runs, usually one, of the requested sweep among all of its name; the authoritative one comes
+    first.
+    """
     by_store: dict[str, list[Any]] = {}
     for run in sorted(known, key=rank):
         if TRAINING in run.data.tags:  # without it, the driver ended before it wrote anything
             by_store.setdefault(run.data.tags.get(STORE, ""), []).append(run)
     if not by_store:
-        raise TrackingError(f"{shown(uri)}: no sweep named {name} is tracked here; name one that ran, or the place with --storage or --mlflow")
+        raise TrackingError(
+            f"{shown(uri)}: no sweep named {name} is tracked here; name one that ran, or the place with"
+            " --storage or --mlflow"
+        )
     listed = "; ".join(_described(runs[0]) for runs in by_store.values())
     if store:
         # A sweep published by an earlier version has no store until a storage continues it.
         if found := by_store.get(store) or by_store.get(""):
             return found
-        fix = f"`demoscale status {name} --storage STORAGE --rebuild` publishes yours, --storage with one of these shows that one"
-        raise TrackingError(f"{shown(uri)}: the sweep {name} of this storage is not tracked here, those of other storages are ({listed}); {fix}")
+        fix = (
+            f"`demoscale status {name} --storage STORAGE --rebuild` publishes yours, --storage with one of"
+            " these shows that one"
+        )
+        raise TrackingError(
+            f"{shown(uri)}: the sweep {name} of this storage is not tracked here, those of other storages are"
+            f" ({listed}); {fix}"
+        )
     if len(by_store) > 1 and storage:
-        by_store = {key: runs for key, runs in by_store.items() if runs[0].data.tags.get(STORAGE) == shown(storage)} or by_store
+        by_store = {
+            key: runs for key, runs in by_store.items() if runs[0].data.tags.get(STORAGE) == shown(storage)
+        } or by_store
     if len(by_store) > 1:
         fix = f'choose one with --storage, or in Python with Curve.read(..., "{name}", store=ID)'
-        raise TrackingError(f"{shown(uri)}: {len(by_store)} storages have a sweep named {name} ({listed}); {fix}")
+        raise TrackingError(
+            f"{shown(uri)}: {len(by_store)} storages have a sweep named {name} ({listed}); {fix}"
+        )
     (found,) = by_store.values()
     return found
 
@@ -171,35 +206,58 @@ def _described(parent: Any) -> str:
 
 
 def _one_each(scored: Sequence[ScoredArm], name: str) -> tuple[ScoredArm, ...]:
-    """Return one score per arm, in the order of the arms; of several runs the first. Raises TrackingError if they hold different outcomes."""
+    """Return one score per arm, in the order of the arms; of several runs the first. Raises TrackingError if
+    they hold different outcomes.
+    """
     chosen: dict[Arm, ScoredArm] = {}
     for one in scored:
         first = chosen.setdefault(one.arm, one)
         if (first.outcomes, first.errors) != (one.outcomes, one.errors):
-            runs = f"runs {first.run_id} ({first.successes}/{first.episodes}) and {one.run_id} ({one.successes}/{one.episodes})"
-            raise TrackingError(f"{name}: {runs} hold different outcomes of the arm {one.arm.name}; {_deleting(name, first.run_id, one.run_id)}")
+            runs = (
+                f"runs {first.run_id} ({first.successes}/{first.episodes}) and {one.run_id}"
+                f" ({one.successes}/{one.episodes})"
+            )
+            raise TrackingError(
+                f"{name}: {runs} hold different outcomes of the arm {one.arm.name};"
+                f" {_deleting(name, first.run_id, one.run_id)}"
+            )
     return tuple(sorted(chosen.values(), key=lambda one: one.arm))
 
 
 def _deleting(name: str, *run_ids: str) -> str:
     deletions = " and ".join(f"`mlflow runs delete --run-id {run_id}`" for run_id in run_ids)
-    return f"{deletions}, then `demoscale status {name} --storage STORAGE --rebuild` publishes what the storage has"
+    return (
+        f"{deletions}, then `demoscale status {name} --storage STORAGE --rebuild` publishes what the"
+        " storage has"
+    )
 
 
 def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
     run_id, metrics, step = run.info.run_id, run.data.metrics, int(now[STEPS])
     files = _files(mlflow, run)
     if "outcomes" not in files:
-        raise TrackingError(f"run {run_id} has a score and no outcomes; `demoscale status {now[SWEEP]} --rebuild` tells MLflow again")
+        raise TrackingError(
+            f"run {run_id} has a score and no outcomes; `demoscale status {now[SWEEP]} --rebuild` tells"
+            " MLflow again"
+        )
     if "demo_count" not in run.data.params:
-        raise TrackingError(f"run {run_id} has a score and does not say of which arm; {_deleting(now[SWEEP], run_id)}")
+        raise TrackingError(
+            f"run {run_id} has a score and does not say of which arm; {_deleting(now[SWEEP], run_id)}"
+        )
     results: dict[str, bool] = json.loads(_text(mlflow, run, outcomes_artifact(step)))
     counted = int(metrics.get("successes", -1)), int(metrics.get("episodes", -1))
     if counted != (sum(results.values()), len(results)):
-        said = f"its metrics say {counted[0]} of {counted[1]} episodes, its outcomes {sum(results.values())} of {len(results)}"
-        raise TrackingError(f"run {run_id} has scores of two writers: {said}; {_deleting(now[SWEEP], run_id)}")
+        said = (
+            f"its metrics say {counted[0]} of {counted[1]} episodes, its outcomes {sum(results.values())} of"
+            f" {len(results)}"
+        )
+        raise TrackingError(
+            f"run {run_id} has scores of two writers: {said}; {_deleting(now[SWEEP], run_id)}"
+        )
     films = f"rollouts/step_{step:06d}"
-    notes = [name for name in _files(mlflow, run, films) if name.endswith(".json")] if "rollouts" in files else []
+    notes = (
+        [name for name in _files(mlflow, run, films) if name.endswith(".json")] if "rollouts" in files else []
+    )
     return ScoredArm(
         arm=_arm(run.data.params),
         protocol=now[PROTOCOL],
@@ -218,7 +276,10 @@ def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
 
 def _imagined(mlflow: Any, run: Any) -> dict[int, dict[str, float]]:
     names = ("success_rate", *VIDEO, CLIPS)
-    told = {name: {logged.step: logged.value for logged in mlflow.get_metric_history(run.info.run_id, name)} for name in names}
+    told = {
+        name: {logged.step: logged.value for logged in mlflow.get_metric_history(run.info.run_id, name)}
+        for name in names
+    }
     steps = sorted(set.intersection(*(set(values) for values in told.values())))
     return {step: {name: told[name][step] for name in names} for step in steps}
 
@@ -226,7 +287,11 @@ def _imagined(mlflow: Any, run: Any) -> dict[int, dict[str, float]]:
 def _files(mlflow: Any, run: Any, folder: str = "") -> list[str]:
     """Return the paths of the files and folders in a folder of a run."""
     if local := _folder(run):
-        return [f"{folder}/{path.name}" if folder else path.name for path in (local / folder).iterdir()] if (local / folder).is_dir() else []
+        return (
+            [f"{folder}/{path.name}" if folder else path.name for path in (local / folder).iterdir()]
+            if (local / folder).is_dir()
+            else []
+        )
     return [file.path for file in mlflow.list_artifacts(run.info.run_id, folder or None)]
 
 
@@ -236,7 +301,9 @@ def _text(mlflow: Any, run: Any, name: str) -> str:
 
 
 def _folder(run: Any) -> Path | None:
-    """Return the folder of a run's files if it is on this machine; reading it directly saves MLflow's 15 ms per file."""
+    """Return the folder of a run's files if it is on this machine; reading it directly saves MLflow's 15 ms
+    per file.
+    """
     place = Path(str(run.info.artifact_uri).removeprefix("file://"))
     return place if place.is_absolute() and place.is_dir() else None
 

@@ -1,7 +1,9 @@
-"""Writer of a sweep to MLflow: one parent run per sweep, one child per arm, scores at their checkpoint's training step.
+"""Writer of a sweep to MLflow: one parent run per sweep, one child per arm, scores at their checkpoint's
+training step.
 
-Runs are found or created by tags, checkpoints by their fingerprint, metrics by their step. So a record that is published twice is stored once, and
-a sweep that is killed and restarted continues the same runs. One process writes a sweep at a time (`outbox_relay.py`).
+Runs are found or created by tags, checkpoints by their fingerprint, metrics by their step. So a record that
+is published twice is stored once, and a sweep that is killed and restarted continues the same runs. One
+process writes a sweep at a time (`outbox_relay.py`).
 """
 
 import fcntl
@@ -22,7 +24,9 @@ from policy.errors import DemoscaleError
 
 EXPERIMENT = "demoscale"
 # Tags. A parent's training and scoring fingerprints select the children that belong to the current sweep.
-SWEEP, ARM, TRAINING, PROTOCOL, STEPS = (f"demoscale.{name}" for name in ("sweep", "arm", "training", "protocol", "steps"))
+SWEEP, ARM, TRAINING, PROTOCOL, STEPS = (
+    f"demoscale.{name}" for name in ("sweep", "arm", "training", "protocol", "steps")
+)
 STORE, STORAGE = "demoscale.store", "demoscale.storage"
 """Tags: identity of the sweep's storage, on a parent and its children; a URI of that storage, on a parent."""
 USER = "mlflow.user"
@@ -32,7 +36,9 @@ REPLICATES = "demoscale.replicates"
 CHECKPOINT, STEP, PLACE = (f"demoscale.{name}" for name in ("checkpoint", "step", "uri"))
 """Tags of a logged model: the checkpoint's fingerprint, training step and URI."""
 SCORED_STEP = "scored_step"
-"""Metric: training step of every complete score on the sweep's own suite; its latest value is the last step scored."""
+"""Metric: training step of every complete score on the sweep's own suite; its latest value is the last step
+scored.
+"""
 CALL_S = 20
 """Seconds after which a request to a tracking server times out."""
 
@@ -42,12 +48,16 @@ class TrackingError(DemoscaleError):
 
 
 def local_folder(storage_uri: str) -> Path:
-    """Return the folder of a storage's local files: the storage itself, or `runs` in the working directory for an S3 bucket."""
+    """Return the folder of a storage's local files: the storage itself, or `runs` in the working directory
+    for an S3 bucket.
+    """
     return Path("runs" if storage_uri.startswith("s3://") else storage_uri.removeprefix("file://")).absolute()
 
 
 def tracking_uri(mlflow: str, storage_uri: str) -> str:
-    """Return the sweep file's tracking URI, by default a database next to the other results. It may hold a password: see `shown`."""
+    """Return the sweep file's tracking URI, by default a database next to the other results. It may hold a
+    password: see `shown`.
+    """
     if mlflow:
         return mlflow
     return f"sqlite:///{local_folder(storage_uri) / 'mlflow.db'}"
@@ -56,7 +66,8 @@ def tracking_uri(mlflow: str, storage_uri: str) -> str:
 def client(uri: str) -> Any:
     """Return an MlflowClient for a store's URI; create a local database if there is none.
 
-    Credentials in the URI are moved to the environment variables that MLflow reads, so that no message shows them.
+    Credentials in the URI are moved to the environment variables that MLflow reads, so that no message shows
+    them.
     """
     for name, value in (
         ("GIT_PYTHON_REFRESH", "quiet"),
@@ -72,19 +83,25 @@ def client(uri: str) -> Any:
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
         if parts.username:
-            os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.username), unquote(parts.password or "")
+            os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = (
+                unquote(parts.username),
+                unquote(parts.password or ""),
+            )
         return MlflowClient(shown(uri))
     if not uri.startswith("sqlite:///"):
         return MlflowClient(uri)
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(database.with_name(f"{database.name}.lock")):  # if several processes create its tables at once, all but one fail
+    # if several processes create its tables at once, all but one fail
+    with _alone(database.with_name(f"{database.name}.lock")):
         return MlflowClient(uri)
 
 
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """Hold an exclusive file lock; none if the lock file cannot be opened: no database can be created there either."""
+    """Hold an exclusive file lock; none if the lock file cannot be opened: no database can be created there
+    either.
+    """
     try:
         file = lock.open("a")
     except OSError:
@@ -103,11 +120,18 @@ def tagged(tags: dict[str, str]) -> str:
 def rank(run: Any) -> tuple[bool, bool, bool, bool, int, str]:
     """Return the sort key for several runs of one sweep, or of one arm, of which the first is used.
 
-    Runs with a score come before runs with only metrics, params or a driver's tags; ties are broken by start time and id, so that all drivers choose
-    the same run.
+    Runs with a score come before runs with only metrics, params or a driver's tags; ties are broken by start
+    time and id, so that all drivers choose the same run.
     """
     metrics = run.data.metrics
-    return SCORED_STEP not in metrics, not metrics, not run.data.params, not _in_use(run), run.info.start_time, run.info.run_id
+    return (
+        SCORED_STEP not in metrics,
+        not metrics,
+        not run.data.params,
+        not _in_use(run),
+        run.info.start_time,
+        run.info.run_id,
+    )
 
 
 def _in_use(run: Any) -> bool:
@@ -120,14 +144,27 @@ def _is_empty(run: Any) -> bool:
 
 
 class Tracker:
-    """Writes one sweep to MLflow. A failed call can be retried: state that it may have changed is read again."""
+    """Writes one sweep to MLflow. A failed call can be retried: state that it may have changed is
+    read again.
+    """
 
-    def __init__(self, uri: str, sweep: str, *, training: str, protocol: str, steps: int, artifacts: str | None = None, store: str = "") -> None:
+    def __init__(
+        self,
+        uri: str,
+        sweep: str,
+        *,
+        training: str,
+        protocol: str,
+        steps: int,
+        artifacts: str | None = None,
+        store: str = "",
+    ) -> None:
         """Connect to the store at `uri`.
 
-        training, protocol: fingerprints of the arms' training and scoring. steps: training step of the last checkpoint. artifacts: location of the
-        files of an experiment created here; only for a local database. store: identity of the sweep's storage. Runs of other storages are left
-        alone; runs without an identity, written by earlier versions, are adopted. Empty: only runs without one.
+        training, protocol: fingerprints of the arms' training and scoring. steps: training step of the last
+        checkpoint. artifacts: location of the files of an experiment created here; only for a local database.
+        store: identity of the sweep's storage. Runs of other storages are left alone; runs without an
+        identity, written by earlier versions, are adopted. Empty: only runs without one.
         """
         self._mlflow = client(uri)
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # the caller retries at its own pace
@@ -140,8 +177,10 @@ class Tracker:
         self._inputs: dict[str, set[tuple[str, str]]] = {}  # datasets by run
         self._models: dict[tuple[str, str], str] = {}  # by run and fingerprint
         self._children: dict[str, str] = {}  # by arm id
-        self._arms: dict[str, tuple[Arm, dict[str, str], Sequence[dict[str, str]]]] = {}  # arguments of `arm` by arm id
-        self._checked: set[str] = set()  # arm ids whose runs were checked for duplicates before their first score
+        # arguments of `arm` by arm id
+        self._arms: dict[str, tuple[Arm, dict[str, str], Sequence[dict[str, str]]]] = {}
+        # arm ids whose runs were checked for duplicates before their first score
+        self._checked: set[str] = set()
         self._stored: set[tuple[str | None, str, str]] = set()  # files by arm, name and digest
         self._sweep_tags, self._steps = {SWEEP: sweep, ARM: "-"}, str(steps)
 
@@ -149,7 +188,11 @@ class Tracker:
         """Find or create the sweep's own run. Idempotent; every other method calls it as needed."""
         if not self._experiment:
             found = self._mlflow.get_experiment_by_name(EXPERIMENT)
-            self._experiment = found.experiment_id if found else self._mlflow.create_experiment(EXPERIMENT, artifact_location=self._artifacts)
+            self._experiment = (
+                found.experiment_id
+                if found
+                else self._mlflow.create_experiment(EXPERIMENT, artifact_location=self._artifacts)
+            )
         if not self._parent:
             self._parent = self._find_or_create(self._sweep_tags[SWEEP], self._sweep_tags)
         if not self._current:
@@ -169,15 +212,20 @@ class Tracker:
     def _find_or_create(self, name: str, tags: dict[str, str], tidy: bool = True) -> str:
         """Return the id of this storage's run with these tags.
 
-        A request that timed out, or another driver, may have created a duplicate: all drivers choose the same run by `rank`. tidy: delete duplicates
-        that hold nothing.
+        A request that timed out, or another driver, may have created a duplicate: all drivers choose the same
+        run by `rank`. tidy: delete duplicates that hold nothing.
         """
         created = ""
         found = self._of_this_store(tags)
         if not found:
-            run = self._mlflow.create_run(self._experiment, run_name=name, tags={**tags, **({STORE: self._store} if self._store else {})})
+            run = self._mlflow.create_run(
+                self._experiment,
+                run_name=name,
+                tags={**tags, **({STORE: self._store} if self._store else {})},
+            )
             created, tidy, found = run.info.run_id, False, [run]
-            if tags[ARM] == "-":  # another driver may have created one concurrently; for an arm's run, `_scored_child` checks that
+            # another driver may have created one concurrently; for an arm's run, `_scored_child` checks that
+            if tags[ARM] == "-":
                 found = self._of_this_store(tags) or [run]
         run = min(found, key=rank)
         run_id: str = run.info.run_id
@@ -186,11 +234,16 @@ class Tracker:
                 self._mlflow.delete_run(other.info.run_id)
         if run_id not in self._logged or len(found) > 1:
             self._before[run_id], self._logged[run_id] = set(run.data.metrics), {}
-            self._inputs[run_id] = {(told.dataset.name, told.dataset.digest) for told in (run.inputs.dataset_inputs if run.inputs else ())}
+            self._inputs[run_id] = {
+                (told.dataset.name, told.dataset.digest)
+                for told in (run.inputs.dataset_inputs if run.inputs else ())
+            }
         return run_id
 
     def _of_this_store(self, tags: dict[str, str]) -> list[Any]:
-        """Return the runs with these tags that belong to this storage; if there are none, those without a store, the first of them now tagged."""
+        """Return the runs with these tags that belong to this storage; if there are none, those without a
+        store, the first of them now tagged.
+        """
         runs = self._mlflow.search_runs([self._experiment], tagged(tags), max_results=10_000)
         own = [run for run in runs if run.data.tags.get(STORE, "") == self._store]
         untagged = sorted((run for run in runs if STORE not in run.data.tags), key=rank)
@@ -219,7 +272,9 @@ class Tracker:
             self.open()
 
     def _check_child(self, arm_id: str, tidy: bool = False) -> None:
-        """Switch to the arm's run that all drivers choose, if it has changed; delete the previous one if it has no score."""
+        """Switch to the arm's run that all drivers choose, if it has changed; delete the previous one if it
+        has no score.
+        """
         before = self._child(arm_id)
         now = self._find_or_create(_named(arm_id), self._child_tags(arm_id), tidy)
         if now != before:
@@ -239,7 +294,9 @@ class Tracker:
         return self._children[arm_id]
 
     def _scored_child(self, arm_id: str) -> str:
-        """Return the arm's run; before its first score, check that no other driver writes the same arm to another run."""
+        """Return the arm's run; before its first score, check that no other driver writes the same arm to
+        another run.
+        """
         if arm_id not in self._checked:
             if not self._checked:
                 self._check_parent()
@@ -247,20 +304,29 @@ class Tracker:
             self._checked.add(arm_id)
         return self._child(arm_id)
 
-    def arm(self, arm_id: str, arm: Arm, facts: dict[str, str], datasets: Sequence[dict[str, str]] = ()) -> None:
-        """Write an arm's run: params, `facts` as tags, `datasets` as inputs with the keys name, digest, uri, profile and context."""
+    def arm(
+        self, arm_id: str, arm: Arm, facts: dict[str, str], datasets: Sequence[dict[str, str]] = ()
+    ) -> None:
+        """Write an arm's run: params, `facts` as tags, `datasets` as inputs with the keys name, digest, uri,
+        profile and context.
+        """
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
         run = self._child(arm_id)
         self._arms[arm_id] = arm, facts, datasets
-        tags = [RunTag(name, value) for name, value in {REPLICATES: arm.name.removesuffix(f"_seed-{arm.seed}"), **facts}.items()]
+        tags = [
+            RunTag(name, value)
+            for name, value in {REPLICATES: arm.name.removesuffix(f"_seed-{arm.seed}"), **facts}.items()
+        ]
         params = [Param(name, str(value)) for name, value in _params(arm).items()]
         self._mlflow.log_batch(run, params=params, tags=tags, synchronous=True)
         for told in datasets:
             if (told["name"], told["digest"]) not in self._inputs[run]:
                 kind, source = urlsplit(told["uri"]).scheme or "local", json.dumps({"uri": told["uri"]})
                 data = Dataset(told["name"], told["digest"], kind, source, profile=told["profile"])
-                self._mlflow.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", told["context"])])])
+                self._mlflow.log_inputs(
+                    run, [DatasetInput(data, [InputTag("mlflow.data.context", told["context"])])]
+                )
                 self._inputs[run].add((told["name"], told["digest"]))
 
     def tags(self, arm_id: str | None, tags: dict[str, str]) -> None:
@@ -268,7 +334,9 @@ class Tracker:
         from mlflow.entities import RunTag
 
         run = self._child(arm_id) if arm_id else self.parent
-        self._mlflow.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()], synchronous=True)
+        self._mlflow.log_batch(
+            run, tags=[RunTag(name, value) for name, value in tags.items()], synchronous=True
+        )
 
     def checkpoint(self, arm_id: str, step: int, fingerprint: str, uri: str) -> None:
         """Log a complete checkpoint as a logged model of its arm's run."""
@@ -278,7 +346,12 @@ class Tracker:
         name = f"{_named(arm_id)}_step-{step}".replace(".", "p")
         tags = {CHECKPOINT: fingerprint, STEP: str(step), PLACE: uri, **self._tags, ARM: arm_id}
         model = self._mlflow.create_logged_model(
-            self._experiment, name=name, source_run_id=run, tags=tags, params={"step": str(step)}, model_type="policy"
+            self._experiment,
+            name=name,
+            source_run_id=run,
+            tags=tags,
+            params={"step": str(step)},
+            model_type="policy",
         )
         self._mlflow.finalize_logged_model(model.model_id, "READY")
         self._models[run, fingerprint] = model.model_id
@@ -286,7 +359,10 @@ class Tracker:
     def _model(self, run: str, fingerprint: str) -> str | None:
         if (run, fingerprint) not in self._models:
             wanted = f"{tagged({CHECKPOINT: fingerprint})} and source_run_id = '{run}'"
-            models = sorted(self._mlflow.search_logged_models([self._experiment], wanted), key=lambda m: (not m.metrics, m.creation_timestamp))
+            models = sorted(
+                self._mlflow.search_logged_models([self._experiment], wanted),
+                key=lambda m: (not m.metrics, m.creation_timestamp),
+            )
             if not models:
                 return None
             for twin in models[1:]:
@@ -296,10 +372,13 @@ class Tracker:
             self._models[run, fingerprint] = models[0].model_id
         return self._models[run, fingerprint]
 
-    def metrics(self, arm_id: str, step: int, values: dict[str, float], at: int | None = None, checkpoint: str = "") -> None:
+    def metrics(
+        self, arm_id: str, step: int, values: dict[str, float], at: int | None = None, checkpoint: str = ""
+    ) -> None:
         """Log metrics at a training step; values that the run already has at the step are left alone.
 
-        at: Unix time of measurement in ms, by default now. checkpoint: fingerprint of the logged model to link them with.
+        at: Unix time of measurement in ms, by default now. checkpoint: fingerprint of the logged model to
+        link them with.
         """
         from mlflow.entities import Metric
 
@@ -307,13 +386,16 @@ class Tracker:
         at = int(time.time() * 1000) if at is None else at
         logged = self._history(run, values)
         model = self._model(run, checkpoint) if checkpoint else None
-        linked = {(m.key, m.step) for m in self._mlflow.get_logged_model(model).metrics or ()} if model else set()
+        linked = (
+            {(m.key, m.step) for m in self._mlflow.get_logged_model(model).metrics or ()} if model else set()
+        )
         new = []
         for name, value in values.items():
             before = logged[name].get(step)
             if before is None:
                 new.append(Metric(name, value, at, step, model_id=model))
-            elif model and (name, step) not in linked:  # with equal value and time the run does not store it twice
+            elif model and (name, step) not in linked:
+                # with equal value and time the run does not store it twice
                 new.append(Metric(name, before.value, before.timestamp, step, model_id=model))
         try:
             if new:
@@ -363,7 +445,12 @@ def _named(arm_id: str) -> str:
 
 def _params(arm: Arm) -> dict[str, str | int | float]:
     """Return an arm as its run's params, with the names of the sweep file."""
-    return {"policy": arm.kind, "demo_count": arm.demo_count, "action_free_ratio": arm.action_free_ratio, "seed": arm.seed}
+    return {
+        "policy": arm.kind,
+        "demo_count": arm.demo_count,
+        "action_free_ratio": arm.action_free_ratio,
+        "seed": arm.seed,
+    }
 
 
 SCORE_METRICS = ("success_rate", "successes", "episodes", "errors", "success_low", "success_high")

@@ -1,14 +1,17 @@
-"""The outbox: records for MLflow, kept on disk until they are published, so that neither an outage nor a killed process loses one.
+"""The outbox: records for MLflow, kept on disk until they are published, so that neither an outage nor a
+killed process loses one.
 
-<folder>/<time>-<process>.jsonl      journal of one process: a record per line, append-only; the first line has the sweep's Tracker arguments
+<folder>/<time>-<process>.jsonl      journal of one process: a record per line, append-only; the first line
+                                     has the sweep's Tracker arguments
 <folder>/<time>-<process>.told       number of bytes of the journal that are published
 <folder>/<time>-<process>/000007     data of a record
 <folder>/<time>-<process>.refused    records that are damaged or that MLflow refuses, with the reason
 <folder>/<time>-<process>.damaged    journal whose first line is damaged, so that its sweep is unknown
 <folder>/telling                     locked by the one process that publishes
 
-A process holds a lock on its journal while it lives; a published journal without a process is removed. Writes rely on the system's page cache:
-records lost in a power failure are in the sweep's storage, and `demoscale status NAME --rebuild` publishes them again.
+A process holds a lock on its journal while it lives; a published journal without a process is removed. Writes
+rely on the system's page cache: records lost in a power failure are in the sweep's storage, and `demoscale
+status NAME --rebuild` publishes them again.
 """
 
 import fcntl
@@ -33,7 +36,9 @@ class Journal:
     """The journal of this process; any number of threads may write."""
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        """Create and lock the journal. about: its first line. Raises TrackingError if the disk cannot be written."""
+        """Create and lock the journal. about: its first line. Raises TrackingError if the disk cannot be
+        written.
+        """
         self._lock, self._notes = threading.Lock(), 0
         name = f"{time.time_ns():020d}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.path, self._data, part = folder / f"{name}.jsonl", folder / name, folder / f"{name}.part"
@@ -49,7 +54,9 @@ class Journal:
             raise _unwritable(folder, error) from None
 
     def note(self, note: dict[str, Any], data: bytes | None = None) -> None:
-        """Append a record, with `data` in a file of its own. Raises TrackingError if the disk cannot be written."""
+        """Append a record, with `data` in a file of its own. Raises TrackingError if the disk cannot be
+        written.
+        """
         with self._lock:
             try:
                 if data is not None:
@@ -79,7 +86,10 @@ class Journal:
 
 
 def _unwritable(folder: Path, error: OSError) -> TrackingError:
-    return TrackingError(f"{folder}: what MLflow is to be told cannot be written here ({error.strerror}); free some space or mend the permissions")
+    return TrackingError(
+        f"{folder}: what MLflow is to be told cannot be written here ({error.strerror}); free some space or"
+        " mend the permissions"
+    )
 
 
 class Reading:
@@ -87,7 +97,11 @@ class Reading:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._told, self._data, self._refused = path.with_suffix(".told"), path.with_suffix(""), path.with_suffix(".refused")
+        self._told, self._data, self._refused = (
+            path.with_suffix(".told"),
+            path.with_suffix(""),
+            path.with_suffix(".refused"),
+        )
         self._file = path.open("rb")
         header = self._file.readline()
         about = _object(header)
@@ -99,7 +113,8 @@ class Reading:
         self.told = told if len(header) <= told <= path.stat().st_size else len(header)
 
     def next(self) -> tuple[dict[str, Any] | None, int] | None:
-        """Return the first unpublished record, None for a damaged one, with its end in bytes; None if there is no complete record.
+        """Return the first unpublished record, None for a damaged one, with its end in bytes; None if there
+        is no complete record.
 
         A killed process may leave a partial last line, which is skipped.
         """
@@ -127,7 +142,12 @@ class Reading:
     def refuse(self, note: dict[str, Any], why: str) -> None:
         """Write a record that cannot be published to the `.refused` file, with the reason."""
         with self._refused.open("a") as refused:
-            refused.write(json.dumps({key: value for key, value in note.items() if not isinstance(value, bytes)} | {"why": why}) + "\n")
+            refused.write(
+                json.dumps(
+                    {key: value for key, value in note.items() if not isinstance(value, bytes)} | {"why": why}
+                )
+                + "\n"
+            )
 
     @property
     def left(self) -> int:
@@ -159,7 +179,9 @@ class Reading:
 
 
 def _number(path: Path) -> int:
-    """Return the number in a file; 0 if it is missing or damaged, since publishing a record twice changes nothing."""
+    """Return the number in a file; 0 if it is missing or damaged, since publishing a record twice changes
+    nothing.
+    """
     try:
         return int(path.read_bytes())
     except (FileNotFoundError, ValueError):

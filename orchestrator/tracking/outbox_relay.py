@@ -1,4 +1,5 @@
-"""Publishes the journals to MLflow in a thread of its own, in order, with retries: training and scoring never wait for a server.
+"""Publishes the journals to MLflow in a thread of its own, in order, with retries: training and scoring never
+wait for a server.
 
 If several processes run or inspect one sweep, one of them at a time publishes for all.
 """
@@ -22,7 +23,9 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 TELL_AFTER = 3
 """Consecutive failed attempts after which an outage is reported."""
 LOOK_S = 1.0
-"""Seconds between two checks: of an idle publisher for other processes' records, of any other for the publisher's lock."""
+"""Seconds between two checks: of an idle publisher for other processes' records, of any other for the
+publisher's lock.
+"""
 
 MEND = "`demoscale status NAME --rebuild` tells MLflow all of it from the storage"
 
@@ -32,7 +35,9 @@ class OutboxSettings:
     """How long the end of a run waits until the outbox is empty."""
 
     patience_s: float = 30.0
-    """Seconds without a delivered record after which the wait ends, if MLflow fails or another process delivers."""
+    """Seconds without a delivered record after which the wait ends, if MLflow fails or another process
+    delivers.
+    """
     longest_wait_s: float = 300.0
     """Seconds after which the wait ends in any case, however slowly records are delivered."""
 
@@ -41,7 +46,9 @@ DEFAULT_OUTBOX = OutboxSettings()
 
 
 class Teller:
-    """A process's publisher to MLflow. `note` returns at once and may be called by any thread; must be closed."""
+    """A process's publisher to MLflow. `note` returns at once and may be called by any thread; must be
+    closed.
+    """
 
     def __init__(
         self,
@@ -52,8 +59,16 @@ class Teller:
         open_tracker: Callable[..., Any] = Tracker,
         settings: OutboxSettings = DEFAULT_OUTBOX,
     ) -> None:
-        """about: arguments of a Tracker, without the URI. say: receives a line on each outage, recovery, and refused or damaged record."""
-        self._uri, self._folder, self._say, self._open, self._settings = uri, folder, say, open_tracker, settings
+        """about: arguments of a Tracker, without the URI. say: receives a line on each outage, recovery, and
+        refused or damaged record.
+        """
+        self._uri, self._folder, self._say, self._open, self._settings = (
+            uri,
+            folder,
+            say,
+            open_tracker,
+            settings,
+        )
         self._journal = Journal(folder, about)
         # Journals of versions without a store lie in the same folder and belong to the same storage.
         self._defaults = {"store": about["store"]} if "store" in about else {}
@@ -86,8 +101,8 @@ class Teller:
         for path in journals(self._folder):
             try:
                 number += Reading(path).left
-            except (FileNotFoundError, DamagedJournalError):  # published and removed just now, or about to be set aside
-                continue
+            except (FileNotFoundError, DamagedJournalError):
+                continue  # published and removed just now, or about to be set aside
         return number
 
     def wait(self, patience_s: float | None = None) -> bool:
@@ -106,13 +121,19 @@ class Teller:
             if moved != before:
                 moved_at, before = now, moved
             stuck = bool(self.problem) or not self.telling
-            if not self._thread.is_alive() or (stuck and now - moved_at > patience_s) or now - began > self._settings.longest_wait_s:
+            if (
+                not self._thread.is_alive()
+                or (stuck and now - moved_at > patience_s)
+                or now - began > self._settings.longest_wait_s
+            ):
                 return False
             time.sleep(0.02)
         return True
 
     def close(self) -> None:
-        """Stop publishing; unpublished records stay on disk. Waits for 1 s at most, so the current record may be published again later."""
+        """Stop publishing; unpublished records stay on disk. Waits for 1 s at most, so the current record may
+        be published again later.
+        """
         with self._news:
             self._over = True
             self._news.notify_all()
@@ -159,9 +180,13 @@ class Teller:
         return True
 
     def _rest(self, seconds: float, seen: int | None = None) -> None:
-        """Sleep for `seconds`; return early on `close`, on `wait`, or once the own journal is larger than `seen`."""
+        """Sleep for `seconds`; return early on `close`, on `wait`, or once the own journal is larger than
+        `seen`.
+        """
         with self._news:
-            self._news.wait_for(lambda: self._over or self._urged or (seen is not None and self._journal.size > seen), seconds)
+            self._news.wait_for(
+                lambda: self._over or self._urged or (seen is not None and self._journal.size > seen), seconds
+            )
             self._urged = False
 
     def _tell_next(self) -> bool:
@@ -171,7 +196,9 @@ class Teller:
                 try:
                     self._readings[path] = Reading(path)
                 except DamagedJournalError:
-                    self._say(f"{set_aside(path)}: its first line is damaged, so its records are not told; {MEND}")
+                    self._say(
+                        f"{set_aside(path)}: its first line is damaged, so its records are not told; {MEND}"
+                    )
                     continue
             reading = self._readings[path]
             if found := reading.next():
@@ -196,7 +223,11 @@ class Teller:
         self._moved += 1
 
     def _tell(self, reading: Reading, note: dict[str, Any], end: int) -> None:
-        arguments = {name: Arm(**value) if name == "arm" else value for name, value in note.items() if name not in ("do", "file")}
+        arguments = {
+            name: Arm(**value) if name == "arm" else value
+            for name, value in note.items()
+            if name not in ("do", "file")
+        }
         tracker, method = self._tracker_of(reading.about), note["do"]
         kept = ""
         try:
@@ -236,7 +267,9 @@ class Teller:
         self.problem = str(error) if isinstance(error, _NotOpenError) else trouble(error)
         self._doubts, self._failures = True, self._failures + 1
         if self._failures == TELL_AFTER:
-            self._say(f"MLflow {self.problem}; what it is to be told is kept in {self._folder} until it can be")
+            self._say(
+                f"MLflow {self.problem}; what it is to be told is kept in {self._folder} until it can be"
+            )
 
     def _tidy(self) -> None:
         """Remove the own journal if it is published."""

@@ -24,22 +24,31 @@ class RolloutVideo(TypedDict):
 
 
 def films(tracking_uri: str, arms: Sequence[ScoredArm]) -> list[RolloutVideo]:
-    """Return the films of every arm's last checkpoint, successes before failures; films of episodes without an outcome are skipped."""
+    """Return the films of every arm's last checkpoint, successes before failures; films of episodes without
+    an outcome are skipped.
+    """
     mlflow = client(tracking_uri)
     with ThreadPoolExecutor(AT_ONCE) as requests:
-        return [film for of_arm in requests.map(lambda scored: _of_arm(mlflow, scored), arms) for film in of_arm]
+        return [
+            film for of_arm in requests.map(lambda scored: _of_arm(mlflow, scored), arms) for film in of_arm
+        ]
 
 
 def _of_arm(mlflow: Any, scored: ScoredArm) -> list[RolloutVideo]:
     files = mlflow.list_artifacts(scored.run_id, f"rollouts/step_{scored.step:06d}")
     episodes = {Path(file.path).stem: file.path for file in files if file.path.endswith(".mp4")}
-    told = sorted(episodes.keys() & scored.outcomes.keys(), key=lambda episode: (not scored.outcomes[episode], episode))
+    told = sorted(
+        episodes.keys() & scored.outcomes.keys(), key=lambda episode: (not scored.outcomes[episode], episode)
+    )
     return [
         RolloutVideo(
             arm=scored.arm.name,
             episode=episode,
             result="success" if scored.outcomes[episode] else "failure",
-            caption=f"{EpisodeSpec.task_of(episode)}, {scored.arm.demo_count} demos, seed {scored.arm.seed}, step {scored.step:,}",
+            caption=(
+                f"{EpisodeSpec.task_of(episode)}, {scored.arm.demo_count} demos, seed {scored.arm.seed}, step"
+                f" {scored.step:,}"
+            ),
             mp4=_bytes(mlflow, scored.run_id, episodes[episode]),
         )
         for episode in told

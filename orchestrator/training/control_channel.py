@@ -1,4 +1,6 @@
-"""Channel between a sweep's driver and its training processes: jobs and requests to end go down, news of training comes up."""
+"""Channel between a sweep's driver and its training processes: jobs and requests to end go down, news of
+training comes up.
+"""
 
 import asyncio
 import threading
@@ -9,7 +11,9 @@ from typing import Any, Literal
 from orchestrator.cluster.ray_runtime import beside_driver
 
 Wish = Literal["", "pause", "stop"]
-"""Request to a training run: `pause`: save a checkpoint and end, to be resumed; `stop`: end without one; empty: none."""
+"""Request to a training run: `pause`: save a checkpoint and end, to be resumed; `stop`: end without one;
+empty: none.
+"""
 News = dict[str, Any]
 """Report of a run: metrics with their `step`; or `retried`, the trace of the failure that it restarts after;
 or `trained`, all its checkpoints; or `failed`, the trace."""
@@ -39,7 +43,9 @@ class Desk:
         self._wishes.pop(run, None)
 
     async def job(self, run: str) -> Any:
-        """Return the job to the trial that runs it; a second call means that the first caller's process died, which is reported as news."""
+        """Return the job to the trial that runs it; a second call means that the first caller's process died,
+        which is reported as news.
+        """
         if run in self._taken:
             await self.tell(run, {"retried": "its trial's process died"})
         self._taken.add(run)
@@ -76,11 +82,17 @@ class Desk:
 
 
 @contextmanager
-def desk(on_news: Callable[[str, News], None], name: str = "", on_lost: Callable[[BaseException], None] | None = None) -> Iterator[Any]:
-    """Start a desk on this process' node of a connected Ray; while it is open, a thread of this process calls `on_news(run, news)`.
+def desk(
+    on_news: Callable[[str, News], None],
+    name: str = "",
+    on_lost: Callable[[BaseException], None] | None = None,
+) -> Iterator[Any]:
+    """Start a desk on this process' node of a connected Ray; while it is open, a thread of this process calls
+    `on_news(run, news)`.
 
-    name: name of the actor in Ray. on_lost: called in that thread with the RayError if the actor dies or times out; without it, that error is
-    raised when the context closes. Errors of `on_news` are raised then, too.
+    name: name of the actor in Ray. on_lost: called in that thread with the RayError if the actor dies or
+    times out; without it, that error is raised when the context closes. Errors of `on_news` are raised then,
+    too.
     """
     import ray
 
@@ -116,7 +128,9 @@ def desk(on_news: Callable[[str, News], None], name: str = "", on_lost: Callable
 
 
 def wishes(desk: Any, run: str) -> Iterator[Wish]:
-    """Poll the desk for wishes for a run and yield each answer; "pause" once the desk is lost, since no driver would receive further steps."""
+    """Poll the desk for wishes for a run and yield each answer; "pause" once the desk is lost, since no
+    driver would receive further steps.
+    """
     import ray
 
     while True:
@@ -127,7 +141,9 @@ def wishes(desk: Any, run: str) -> Iterator[Wish]:
 
 
 def tell(desk: Any, run: str, news: News) -> None:
-    """Send news to a desk; a lost desk is ignored, since the driver then ends the sweep and the next run resumes from the saved state."""
+    """Send news to a desk; a lost desk is ignored, since the driver then ends the sweep and the next run
+    resumes from the saved state.
+    """
     import ray
 
     with suppress(ray.exceptions.RayError):

@@ -1,4 +1,6 @@
-"""Training of one arm, or of the video model that several arms share: a plain loop over batches. Ray is used only for the stream of clips."""
+"""Training of one arm, or of the video model that several arms share: a plain loop over batches. Ray is used
+only for the stream of clips.
+"""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -35,15 +37,27 @@ if TYPE_CHECKING:
 
 PROGRESS_REPORTS = 20  # per run, besides those at checkpoints
 CONSUMED = ("clips_with_actions", "clips_action_free", "action_free_ratio_consumed")
-"""Metrics: clips with and without actions that a worker trained on since step 0, and their ratio, to compare with the requested one."""
+"""Metrics: clips with and without actions that a worker trained on since step 0, and their ratio, to compare
+with the requested one.
+"""
 
 Report = Callable[[int, dict[str, Any], Path | None], None]
-"""Called at intervals with (step, mean losses and `worker_usage.SPENT` since the last call, None); at a checkpoint with its folder (first worker)."""
+"""Called at intervals with (step, mean losses and `worker_usage.SPENT` since the last call, None); at a
+checkpoint with its folder (first worker).
+"""
 
 STAGE_ONE = "video-"
 """Prefix of the names of runs that train a video model for several arms."""
 # Fields of Train that do not affect stage 1: arms that differ in nothing else share its run.
-NOT_OF_THE_VIDEO = {"mode", "steps", "video_steps", "videos", "checkpoint_every", "head_learning_rate", "feature_cache_mb"}
+NOT_OF_THE_VIDEO = {
+    "mode",
+    "steps",
+    "video_steps",
+    "videos",
+    "checkpoint_every",
+    "head_learning_rate",
+    "feature_cache_mb",
+}
 
 
 @dataclass(frozen=True)
@@ -63,22 +77,35 @@ class ArmJob:
     train: Train
     objective: Objective
     weights: str
-    """Initial weights of the video model, as in a sweep file: empty for the preset's own, `none`, a hub id, a folder or an s3:// URI."""
+    """Initial weights of the video model, as in a sweep file: empty for the preset's own, `none`, a hub id, a
+    folder or an s3:// URI.
+    """
     video_model: str = ""
     """URI of the stage-1 checkpoint that the video model starts from instead; empty if there is none."""
     labelled_tasks: tuple[str, ...] = ()
     """Tasks with demonstrations; empty: all tasks."""
     videos_of: Arm | None = None
-    """Arm whose episodes the video model learns from: the sweep's largest, which contains all others; None: this arm."""
+    """Arm whose episodes the video model learns from: the sweep's largest, which contains all others; None:
+    this arm.
+    """
     label: str = ""
     """`weights_label` of `weights`; empty if not known yet."""
     code: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
-    """Content hashes of the driver's files (`sim_workers.checkout`), which a training process must have imported; empty: not compared."""
+    """Content hashes of the driver's files (`sim_workers.checkout`), which a training process must have
+    imported; empty: not compared.
+    """
     views_apart: ClassVar[bool] = False
     """Whether every camera of a clip becomes a separate clip."""
 
     def subset(self, manifest: Manifest) -> Subset:
-        return choose(manifest, self.arm.demo_count, self.arm.action_free_ratio, self.arm.seed, self.quarantined, self.labelled_tasks)
+        return choose(
+            manifest,
+            self.arm.demo_count,
+            self.arm.action_free_ratio,
+            self.arm.seed,
+            self.quarantined,
+            self.labelled_tasks,
+        )
 
     def videos(self, manifest: Manifest) -> list[str]:
         """Return the sorted ids of the episodes that the video model learns from."""
@@ -86,14 +113,24 @@ class ArmJob:
         return sorted((*subset.demos, *subset.action_free))
 
     def order(self, manifest: Manifest, rank: int, world: int) -> Order:
-        """Return the worker's order of clips. A video model learns from all its episodes alike, a head on a frozen one from demos alone."""
+        """Return the worker's order of clips. A video model learns from all its episodes alike, a head on a
+        frozen one from demos alone.
+        """
         subset = self.subset(manifest)
         ids = {
             "video": ((), self.videos(manifest)),
             "action": (subset.demos, ()),
         }.get(self.objective, (subset.demos, subset.action_free))
         demos, action_free = (tuple(manifest.select(chosen, with_stats=False)) for chosen in ids)
-        return Order(demos, action_free, manifest.fingerprint, self.arm.seed, rank, world, self.train.batch_size // world)
+        return Order(
+            demos,
+            action_free,
+            manifest.fingerprint,
+            self.arm.seed,
+            rank,
+            world,
+            self.train.batch_size // world,
+        )
 
     @property
     def start(self) -> str:
@@ -109,11 +146,15 @@ class ArmJob:
     def clip(self) -> ClipShape:
         """Shape of the clips to read: the present frame alone if training uses no later frame."""
         shape, diffusion = self.config.clip, self.config.diffusion
-        present = self.config.video is None or (self.objective == "action" and diffusion.features_at == "start")
+        present = self.config.video is None or (
+            self.objective == "action" and diffusion.features_at == "start"
+        )
         return shape.model_copy(update={"frames_per_view": 1}) if present else shape
 
     def stage_one(self, manifest: Manifest) -> "ArmJob":
-        """Return the training job of the video model that this arm's head reads; its id is a digest of exactly the inputs that affect it."""
+        """Return the training job of the video model that this arm's head reads; its id is a digest of
+        exactly the inputs that affect it.
+        """
         steps = self.train.video_steps or self.train.steps
         train = self.train.model_copy(update={"steps": steps})
         config = self.config.model_dump(mode="json", include={"clip", "video", "diffusion"})
@@ -132,7 +173,9 @@ class ArmJob:
 
 
 def card_of(job: ArmJob, manifest: Manifest, device: str = "cpu") -> "Card":
-    """Return the run's card before its first step, with statistics of the arm's own demos only. device: name of the training device."""
+    """Return the run's card before its first step, with statistics of the arm's own demos only. device: name
+    of the training device.
+    """
     from policy.checkpoint import Card
     from policy.feature_stats import Stats
 
@@ -144,12 +187,23 @@ def card_of(job: ArmJob, manifest: Manifest, device: str = "cpu") -> "Card":
     if videos_only:
         chosen = {"seed": job.arm.seed, "videos": job.videos(manifest)}
     else:
-        chosen = {"arm": vars(job.arm), "subset_digest": subset.digest, "demos": list(subset.demos), "action_free": list(subset.action_free)}
+        chosen = {
+            "arm": vars(job.arm),
+            "subset_digest": subset.digest,
+            "demos": list(subset.demos),
+            "action_free": list(subset.action_free),
+        }
     return Card(
         config=job.config,
         contract=contract,
-        action_stats=None if videos_only else Stats.merge(entry.action_stats for entry in demos if entry.action_stats),
-        proprio_stats=None if videos_only else Stats.merge(entry.proprio_stats for entry in demos if entry.proprio_stats),
+        action_stats=(
+            None if videos_only else Stats.merge(entry.action_stats for entry in demos if entry.action_stats)
+        ),
+        proprio_stats=(
+            None
+            if videos_only
+            else Stats.merge(entry.proprio_stats for entry in demos if entry.proprio_stats)
+        ),
         provenance={
             **chosen,
             "arm_id": job.arm_id,
@@ -178,13 +232,15 @@ def train(
     asked: Callable[[], Wish] = lambda: "",
     bring: stream.Bring | None = None,
 ) -> None:
-    """Train from the checkpoint `resume` (None: from step 0) to the last step, or until `asked`, polled after every step, returns a wish.
+    """Train from the checkpoint `resume` (None: from step 0) to the last step, or until `asked`, polled after
+    every step, returns a wish.
 
-    Every random draw is a function of (seed, step, rank), so stopping and resuming changes nothing. `wrap` prepares the model for several workers;
-    `bring` fetches episodes instead of Ray Data.
+    Every random draw is a function of (seed, step, rank), so stopping and resuming changes nothing. `wrap`
+    prepares the model for several workers; `bring` fetches episodes instead of Ray Data.
 
-    Raises NotFiniteError if a loss, a gradient or a weight is not finite; no checkpoint is written then, and a retry fails likewise.
-    Raises CodeChangedError if this process imported other code than the job's driver; no checkpoint is written from then on.
+    Raises NotFiniteError if a loss, a gradient or a weight is not finite; no checkpoint is written then, and
+    a retry fails likewise. Raises CodeChangedError if this process imported other code than the job's driver;
+    no checkpoint is written from then on.
     """
     meter = Meter()  # created first, so that loading the model counts
     import torch
@@ -211,24 +267,36 @@ def train(
     model.learn(job.objective)
     model.to(device)
     if not resume and (which := not_finite(model.state_dict())):
-        raise NotFiniteError(f"the weights in {job.video_model or job.start} are not finite ({which}); start training from others")
+        raise NotFiniteError(
+            f"the weights in {job.video_model or job.start} are not finite ({which}); start training from"
+            " others"
+        )
     trainer = Trainer(model, job.train, job.train.steps, wrap)
     if resume:
         acting, kept = load_weights(resume), load_trainer(resume)
         if which := not_finite(acting) or not_finite(kept):
-            raise NotFiniteError(f"the checkpoint of step {first_step} is not finite ({which}); remove arms/{job.arm_id} to train it again")
+            raise NotFiniteError(
+                f"the checkpoint of step {first_step} is not finite ({which}); remove arms/{job.arm_id} to"
+                " train it again"
+            )
         trainer.restore(acting, kept)
     normalizers = None
     if card.proprio_stats and card.action_stats:
-        normalizers = Normalizer(card.proprio_stats, "minmax"), Normalizer(card.action_stats, card.config.action_normalization)
+        normalizers = (
+            Normalizer(card.proprio_stats, "minmax"),
+            Normalizer(card.action_stats, card.config.action_normalization),
+        )
     generator = torch.Generator()
     sums = dict.fromkeys(("loss", "loss_video", "loss_action"), torch.zeros((), device=trainer.device))
     since = first_step
     order = job.order(manifest, rank, world)
-    if isinstance(model, VideoActionModel) and not job.train.color_jitter:  # cached latents were encoded without jitter
+    # cached latents were encoded without jitter
+    if isinstance(model, VideoActionModel) and not job.train.color_jitter:
         order = _kept(order, storage, manifest, model)
     steps = {"first_step": first_step, "num_steps": job.train.steps}
-    batches = stream.batches(job.episodes, manifest.contract, order, job.clip, **steps, bring=bring, on_fetched=meter.fetched)
+    batches = stream.batches(
+        job.episodes, manifest.contract, order, job.clip, **steps, bring=bring, on_fetched=meter.fetched
+    )
     for step, arrays in enumerate(meter.steps_of(batches, order.batch_size), first_step + 1):
         generator.manual_seed(derived_seed(job.arm.seed, step, rank))
         batch = _to_batch(arrays, normalizers, trainer.device)
@@ -237,8 +305,13 @@ def train(
         if job.train.color_jitter and not batch.frames.is_floating_point():
             batch = replace(batch, frames=color_jitter(batch.frames, generator))
         losses = trainer.step(batch, step - 1, generator)
-        for name, value in (("loss", losses.total), ("loss_video", losses.video), ("loss_action", losses.action)):
-            sums[name] = sums[name] + value  # stays on the device: reading it at every step would make the device wait
+        for name, value in (
+            ("loss", losses.total),
+            ("loss_video", losses.video),
+            ("loss_action", losses.action),
+        ):
+            # stays on the device: reading it at every step would make the device wait
+            sums[name] = sums[name] + value
         consumed = _count(consumed, arrays)
         wish = asked()
         checkpoint = step % job.train.checkpoint_every == 0 or step == job.train.steps or wish == "pause"
@@ -246,11 +319,14 @@ def train(
             continue
         trainer.check()
         check_imported(job.code)  # again, for modules that training imported meanwhile
-        metrics: dict[str, Any] = {name: total.item() / (step - since) for name, total in sums.items()} | consumed
+        metrics: dict[str, Any] = {
+            name: total.item() / (step - since) for name, total in sums.items()
+        } | consumed
         meter.stepped(order.batch_size)
         sums, since = dict.fromkeys(sums, torch.zeros((), device=trainer.device)), step
         if checkpoint:
-            weights, state = trainer.acting_weights(), trainer.state()  # by every worker: sharded weights are gathered
+            # by every worker: sharded weights are gathered
+            weights, state = trainer.acting_weights(), trainer.state()
         if not checkpoint or rank > 0:
             report(step, metrics | meter.read(), None)
         else:
@@ -260,7 +336,10 @@ def train(
                 if job.objective == "video":
                     weights = {name: tensor for name, tensor in weights.items() if name.startswith("video.")}
                 if which := not_finite(weights) or not_finite(state):
-                    raise NotFiniteError(f"weights are not finite at step {step} ({which}), though its losses are; lower train.learning_rate")
+                    raise NotFiniteError(
+                        f"weights are not finite at step {step} ({which}), though its losses are; lower"
+                        " train.learning_rate"
+                    )
                 save(folder, now, model, weights, state)
                 report(step, metrics | {"checkpoint": fingerprint(folder)} | meter.read(), folder)
         if wish:
@@ -269,18 +348,27 @@ def train(
 
 
 def _kept(order: Order, storage: Storage, manifest: Manifest, model: "VideoActionModel") -> Order:
-    """Return the same clips read from cached latents, if `jobs.encode` stored those of this model's autoencoder next to the episodes."""
+    """Return the same clips read from cached latents, if `jobs.encode` stored those of this model's
+    autoencoder next to the episodes.
+    """
     if model.codec.stored_channels == model.codec.channels:  # folded pixels: nothing to cache
         return order
     fingerprint = model.codec.fingerprint(manifest.contract.image_size)
     if not has_latents(storage, manifest, fingerprint):
         return order
-    demos, action_free = (tuple(latent_entries(storage, manifest, fingerprint, entries)) for entries in (order.demos, order.action_free))
+    demos, action_free = (
+        tuple(latent_entries(storage, manifest, fingerprint, entries))
+        for entries in (order.demos, order.action_free)
+    )
     return replace(order, demos=demos, action_free=action_free)
 
 
-def _first_model(job: ArmJob, card: "Card", resume: Path | None, sentences: dict[str, "torch.Tensor"], folder: Path) -> "Model":
-    """Return the initial network, its video model from the checkpoint to resume, from stage 1, or from the weights that the sweep names."""
+def _first_model(
+    job: ArmJob, card: "Card", resume: Path | None, sentences: dict[str, "torch.Tensor"], folder: Path
+) -> "Model":
+    """Return the initial network, its video model from the checkpoint to resume, from stage 1, or from the
+    weights that the sweep names.
+    """
     from policy.checkpoint import known_sentences, new_model
     from policy.model import FeatureCache, VideoActionModel
     from policy.weights import load_unet
@@ -314,18 +402,25 @@ def _device_name(device: str) -> str:
 def _count(consumed: dict[str, float], arrays: dict[str, Any]) -> dict[str, float]:
     """Return CONSUMED after one more batch."""
     labelled = int(arrays["action_mask"].any(1).sum())
-    with_actions, without = consumed["clips_with_actions"] + labelled, consumed["clips_action_free"] + len(arrays["action_mask"]) - labelled
+    with_actions, without = (
+        consumed["clips_with_actions"] + labelled,
+        consumed["clips_action_free"] + len(arrays["action_mask"]) - labelled,
+    )
     return dict(zip(CONSUMED, (with_actions, without, without / max(1, with_actions)), strict=True))
 
 
 def _to_batch(arrays: dict[str, Any], normalizers: Any, device: "torch.device") -> "Batch":
-    """Return a batch on the device, normalised; normalizers: None for a video model, which gets neither proprioception nor actions."""
+    """Return a batch on the device, normalised; normalizers: None for a video model, which gets neither
+    proprioception nor actions.
+    """
     import torch
 
     from policy.batch import Batch
 
     lists: dict[str, Any] = {name: arrays[name] for name in ("instructions", "seeds")}
-    tensors: dict[str, Any] = {name: torch.from_numpy(value).to(device) for name, value in arrays.items() if name not in lists}
+    tensors: dict[str, Any] = {
+        name: torch.from_numpy(value).to(device) for name, value in arrays.items() if name not in lists
+    }
     if normalizers:
         proprio, action = normalizers
         tensors["proprio"] = proprio.normalize(tensors["proprio"])

@@ -1,6 +1,7 @@
 """Pretraining of a video model on all videos of an episode store, from which a sweep's policies start.
 
-The policies of Video Generators are Robot Policies (arXiv 2508.00795) start from Stable Video Diffusion instead.
+The policies of Video Generators are Robot Policies (arXiv 2508.00795) start from Stable Video Diffusion
+instead.
 """
 
 import json
@@ -27,7 +28,9 @@ from sim_workers.checkout import file_hashes
 
 @dataclass(frozen=True)
 class PretrainJob(ArmJob):
-    """Training job on every episode without its actions, each camera as a separate clip, so that the model fits any number of views."""
+    """Training job on every episode without its actions, each camera as a separate clip, so that the model
+    fits any number of views.
+    """
 
     views_apart: ClassVar[bool] = True
 
@@ -36,9 +39,16 @@ class PretrainJob(ArmJob):
 
 
 def pretrain(
-    store: str, config: PolicyConfig, train: Train, seed: int, storage: str, resources: dict[str, float], on_step: Callable[[int, float], None]
+    store: str,
+    config: PolicyConfig,
+    train: Train,
+    seed: int,
+    storage: str,
+    resources: dict[str, float],
+    on_step: Callable[[int, float], None],
 ) -> tuple[str, dict[str, Any]]:
-    """Train or resume; return the URI of the last checkpoint and its recipe: the inputs that shaped it, and its loss.
+    """Train or resume; return the URI of the last checkpoint and its recipe: the inputs that shaped it, and
+    its loss.
 
     `on_step` receives (optimiser step, video loss) at every report.
     """
@@ -46,8 +56,21 @@ def pretrain(
     version = latest_version(data)
     manifest = load_manifest(data, version)
     by = code_fingerprint(TRAINING_CODE), package_versions(TRAINING_PACKAGES)
-    named = digest([manifest.fingerprint, config.model_dump(mode="json"), seed, train.model_dump(mode="json"), *by])
-    job = PretrainJob(Arm(0, 0.0, seed), f"pretrain-{named}", data.uri, version, frozenset(), config, train, "video", "none", code=file_hashes())
+    named = digest(
+        [manifest.fingerprint, config.model_dump(mode="json"), seed, train.model_dump(mode="json"), *by]
+    )
+    job = PretrainJob(
+        Arm(0, 0.0, seed),
+        f"pretrain-{named}",
+        data.uri,
+        version,
+        frozenset(),
+        config,
+        train,
+        "video",
+        "none",
+        code=file_hashes(),
+    )
     folder = f"{open_storage(storage).uri}/arms"
 
     def on_news(run: str, news: News) -> None:
@@ -71,13 +94,17 @@ def pretrain(
 
 
 def ship(checkpoint: str, recipe: dict[str, Any], out: Path) -> None:
-    """Write a checkpoint's video model to `out`/unet in diffusers format and half precision, and its recipe to `out`/recipe.json."""
+    """Write a checkpoint's video model to `out`/unet in diffusers format and half precision, and its recipe
+    to `out`/recipe.json.
+    """
     from diffusers import UNetSpatioTemporalConditionModel
 
     from policy.weights import load_unet
 
     with at_hand(checkpoint) as folder:
-        unet = UNetSpatioTemporalConditionModel.from_config(UNetSpatioTemporalConditionModel.load_config(folder, subfolder="unet"))
+        unet = UNetSpatioTemporalConditionModel.from_config(
+            UNetSpatioTemporalConditionModel.load_config(folder, subfolder="unet")
+        )
         load_unet(folder, unet)
     unet.half().save_pretrained(out / "unet")
     (out / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")

@@ -1,4 +1,6 @@
-"""Training on Ray. The only file with ray.train: a thin adapter that gives the plain loop its workers and stores its checkpoints."""
+"""Training on Ray. The only file with ray.train: a thin adapter that gives the plain loop its workers and
+stores its checkpoints.
+"""
 
 import re
 import threading
@@ -39,11 +41,22 @@ def _worker_loop(config: dict[str, Any]) -> None:
     last = ray.train.get_checkpoint()
     with last.as_directory() if last else nullcontext() as folder:
         resume = Path(folder) if folder else None
-        train(job, context.get_world_rank(), world, resume, report, wrap, str(device), wishes_of(config["desk"], job.arm_id, world))
+        train(
+            job,
+            context.get_world_rank(),
+            world,
+            resume,
+            report,
+            wrap,
+            str(device),
+            wishes_of(config["desk"], job.arm_id, world),
+        )
 
 
 def wishes_of(desk: Any, run: str, world: int) -> Callable[[], Wish]:
-    """Return a function that returns the run's wish without waiting for the desk; every worker gets the same answer at the same step."""
+    """Return a function that returns the run's wish without waiting for the desk; every worker gets the same
+    answer at the same step.
+    """
     heard: list[Wish] = []
 
     def listen() -> None:
@@ -68,7 +81,9 @@ def wishes_of(desk: Any, run: str, world: int) -> Callable[[], Wish]:
 
 
 def sharded(device: Any) -> Any:
-    """Return a wrap that shards every weight across the workers (FSDP2), block by block, so that one block at a time is gathered."""
+    """Return a wrap that shards every weight across the workers (FSDP2), block by block, so that one block at
+    a time is gathered.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -84,12 +99,15 @@ def sharded(device: Any) -> Any:
     return wrap
 
 
-def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attempts: int = 1) -> list[dict[str, Any]]:
-    """Train the arm with Ray Train in `folder`/<arm id>, where an interrupted run resumes; workers' reports go to the `desk`.
+def fit(
+    job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attempts: int = 1
+) -> list[dict[str, Any]]:
+    """Train the arm with Ray Train in `folder`/<arm id>, where an interrupted run resumes; workers' reports
+    go to the `desk`.
 
-    Return the metrics reported with each of its checkpoints, also of earlier runs. A failed attempt resumes from the last checkpoint, up to
-    `attempts` attempts; then its error is raised, or at once if a retry cannot help (EpisodeError, WeightsError, CheckpointError,
-    NotFiniteError, CodeChangedError).
+    Return the metrics reported with each of its checkpoints, also of earlier runs. A failed attempt resumes
+    from the last checkpoint, up to `attempts` attempts; then its error is raised, or at once if a retry
+    cannot help (EpisodeError, WeightsError, CheckpointError, NotFiniteError, CodeChangedError).
     """
     import ray
     import ray.train
@@ -105,29 +123,42 @@ def fit(job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attemp
         _worker_loop,
         train_loop_config={"job": job, "threads": max(1, int(resources["CPU"])), "desk": desk},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=job.train.workers, use_gpu=resources.get("GPU", 0) > 0, resources_per_worker=resources, placement_strategy="PACK"
+            num_workers=job.train.workers,
+            use_gpu=resources.get("GPU", 0) > 0,
+            resources_per_worker=resources,
+            placement_strategy="PACK",
         ),
         # The name does not depend on the time, so that a second run finds the first one's checkpoints.
         run_config=ray.train.RunConfig(name=job.arm_id, storage_path=folder, callbacks=[Telling()]),
     )
     storage = open_storage(folder)
     for attempt in range(1, attempts + 1):
-        for problem in mend(storage, job.arm_id, read_steps(open_storage(folder.removesuffix("/arms")), job.arm_id)):
+        for problem in mend(
+            storage, job.arm_id, read_steps(open_storage(folder.removesuffix("/arms")), job.arm_id)
+        ):
             tell(desk, job.arm_id, {"retried": f"{problem}; it resumes from the newest whole one"})
         try:
             return [metrics for _, metrics in trainer.fit().best_checkpoints or ()]
-        except (ray.train.WorkerGroupError, ray.train.ControllerError, ray.exceptions.RayError, OSError) as error:
+        except (
+            ray.train.WorkerGroupError,
+            ray.train.ControllerError,
+            ray.exceptions.RayError,
+            OSError,
+        ) as error:
             _raise_what_trying_again_would_not_mend(str(error))
             if attempt == attempts:
                 raise
             desk.tell.remote(job.arm_id, {"retried": str(error).strip() or type(error).__name__})
             with suppress(StorageError):
-                storage.exists(job.arm_id)  # blocks until an unavailable storage is back or its retries time out
+                # blocks until an unavailable storage is back or its retries time out
+                storage.exists(job.arm_id)
     raise AssertionError("unreachable")
 
 
 def _raise_what_trying_again_would_not_mend(trace: str) -> None:
-    """Raise a worker's error if only the user can fix it: damaged episodes, weights that do not fit, diverged training, edited code."""
+    """Raise a worker's error if only the user can fix it: damaged episodes, weights that do not fit, diverged
+    training, edited code.
+    """
     from policy.checkpoint import CheckpointError
     from policy.finite import NotFiniteError
     from policy.weights import WeightsError

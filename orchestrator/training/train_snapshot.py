@@ -1,6 +1,8 @@
-"""Repair of Ray Train's own list of a run's checkpoints after a full disk or a power failure. The only file that knows its format.
+"""Repair of Ray Train's own list of a run's checkpoints after a full disk or a power failure. The only file
+that knows its format.
 
-Ray rewrites `<run>/checkpoint_manager_snapshot.json` in place and refuses a run whose list is damaged or names a missing checkpoint.
+Ray rewrites `<run>/checkpoint_manager_snapshot.json` in place and refuses a run whose list is damaged or
+names a missing checkpoint.
 """
 
 import json
@@ -22,10 +24,12 @@ LISTS = (
 
 
 def mend(storage: Storage, run: str, noted: dict[int, dict[str, Any]]) -> list[str]:
-    """Repair the list so that the run resumes from its newest intact checkpoint; return the problems, one sentence each, empty if none.
+    """Repair the list so that the run resumes from its newest intact checkpoint; return the problems, one
+    sentence each, empty if none.
 
-    storage: contains the run's folder. noted: the sweep's own notes of the checkpoints' metrics, by step; they replace a list that cannot be
-    read. A checkpoint is intact if it has the fingerprint that was reported with it.
+    storage: contains the run's folder. noted: the sweep's own notes of the checkpoints' metrics, by step;
+    they replace a list that cannot be read. A checkpoint is intact if it has the fingerprint that was
+    reported with it.
     """
     key, problems = f"{run}/{SNAPSHOT}", list[str]()
     try:
@@ -36,10 +40,15 @@ def mend(storage: Storage, run: str, noted: dict[int, dict[str, Any]]) -> list[s
     if listed is None:
         problems.append(f"{storage.uri}/{key}: Ray Train's list of checkpoints is damaged")
         listed = [(f"step_{step:06d}", metrics | {"step": step}) for step, metrics in sorted(noted.items())]
-    there = {key.split("/")[1] for key in storage.list(f"{run}/")}  # Ray refuses a list that names a missing folder
-    problems += [f"{storage.uri}/{run}/{name}: the checkpoint is not there" for name, _ in listed if name not in there]
+    # Ray refuses a list that names a missing folder
+    there = {key.split("/")[1] for key in storage.list(f"{run}/")}
+    problems += [
+        f"{storage.uri}/{run}/{name}: the checkpoint is not there" for name, _ in listed if name not in there
+    ]
     listed = [one for one in listed if one[0] in there]
-    while listed and not whole(place := f"{storage.uri}/{run}/{listed[-1][0]}", str(listed[-1][1].get("checkpoint"))):
+    while listed and not whole(
+        place := f"{storage.uri}/{run}/{listed[-1][0]}", str(listed[-1][1].get("checkpoint"))
+    ):
         problems.append(f"{place}: the checkpoint is damaged")
         listed.pop()
     if problems:

@@ -7,8 +7,8 @@ from typing import TypeVar
 SPENT = ("cpu_s", "wall_s", "bytes_read", "clips", "steps", "step_s", "stall_s")
 """Metrics of a training worker since its last report.
 
-CPU seconds of its process, seconds of wall-clock time, bytes of fetched episodes, clips trained on, optimiser steps, seconds in them, and
-seconds in which they waited for data."""
+CPU seconds of its process, seconds of wall-clock time, bytes of fetched episodes, clips trained on, optimiser
+steps, seconds in them, and seconds in which they waited for data."""
 
 _T = TypeVar("_T")
 
@@ -28,7 +28,9 @@ class Meter:
         self._bytes += nbytes
 
     def steps_of(self, batches: Iterable[_T], clips: int) -> Iterator[_T]:
-        """Yield the same batches, of `clips` clips each; a step lasts from a batch's arrival to `stepped` or the request for the next batch."""
+        """Yield the same batches, of `clips` clips each; a step lasts from a batch's arrival to `stepped` or
+        the request for the next batch.
+        """
         asked = time.perf_counter()
         for batch in batches:
             self._stepping = time.perf_counter()
@@ -51,4 +53,12 @@ class Meter:
         return {name: now - then for name, then, now in zip(SPENT, before, self._before, strict=True)}
 
     def _now(self) -> tuple[float, ...]:
-        return time.process_time(), time.perf_counter(), self._bytes, self._clips, self._steps, self._step_s, self._stall_s
+        return (
+            time.process_time(),
+            time.perf_counter(),
+            self._bytes,
+            self._clips,
+            self._steps,
+            self._step_s,
+            self._stall_s,
+        )

@@ -1,4 +1,5 @@
-"""Scripted experts, which read the true state of the scene and command the OSC_POSE actions that a policy must learn.
+"""Scripted experts, which read the true state of the scene and command the OSC_POSE actions that a policy
+must learn.
 
 Each is a state machine over robosuite's named observations, without generators, called once per control step.
 """
@@ -15,14 +16,19 @@ OPEN, CLOSE = -1.0, 1.0
 METRES_PER_UNIT = 0.05  # OSC_POSE: an action of 1 commands 5 cm
 RADIANS_PER_UNIT = 0.5
 DOWN = np.array([0.0, 0.0, -1.0])
-GAIN = 1.2  # the arm lags behind its target; commanding slightly more than the remaining distance settles fastest
+# the arm lags behind its target; commanding slightly more than the remaining distance settles fastest
+GAIN = 1.2
 
 # Constants of robosuite's model, version 1.5.2, that are not among its observations (metres).
-STACKED = 0.045  # from the middle of the lower cube to that of the upper (environments/manipulation/stack.py: cubeA, cubeB)
-CAN_BIN = np.array([0.155, 0.36, 0.89])  # over the can's quarter of bin2, on the robot's side (environments/manipulation/pick_place.py: not_in_bin)
+# from the middle of the lower cube to that of the upper (environments/manipulation/stack.py: cubeA, cubeB)
+STACKED = 0.045
+# over the can's quarter of bin2, on the robot's side (environments/manipulation/pick_place.py: not_in_bin)
+CAN_BIN = np.array([0.155, 0.36, 0.89])
 SQUARE_PEG = np.array([0.23, 0.1, 0.935])  # just below the top of peg1 (models/assets/arenas/pegs_arena.xml)
-NUT_HANDLE = 0.054  # from the middle of the nut to that of its handle (models/assets/objects/square-nut.xml: handle_site)
-LATCH = np.array([-0.175, -0.1, -0.025])  # axis of the lever, in the door's frame (models/assets/objects/door_lock.xml: latch, handle)
+# from the middle of the nut to that of its handle (models/assets/objects/square-nut.xml: handle_site)
+NUT_HANDLE = 0.054
+# axis of the lever, in the door's frame (models/assets/objects/door_lock.xml: latch, handle)
+LATCH = np.array([-0.175, -0.1, -0.025])
 LEVER = 0.125  # from there to handle_pos (models/assets/objects/door_lock.xml: handle)
 
 
@@ -38,7 +44,9 @@ class Expert(Protocol):
 
 
 def _towards(state: dict[str, Array], target: Array, yaw: float, gripper: float) -> Array:
-    """Return the action that moves the hand towards `target` (metres, world) and turns it by the remaining `yaw` (radians, vertical axis)."""
+    """Return the action that moves the hand towards `target` (metres, world) and turns it by the remaining
+    `yaw` (radians, vertical axis).
+    """
     action = np.zeros(7)
     action[:3] = GAIN * (target - state["robot0_eef_pos"]) / METRES_PER_UNIT
     action[5] = yaw / RADIANS_PER_UNIT
@@ -52,18 +60,26 @@ def _yaw(quat_xyzw: Array) -> float:
 
 
 def _half_turn(state: dict[str, Array], yaw: float) -> float:
-    """Return the smallest turn (rad) that aligns the fingers with a bar, which is symmetric under half turns."""
+    """Return the smallest turn (rad) that aligns the fingers with a bar, which is symmetric under
+    half turns.
+    """
     return float((yaw - _yaw(state["robot0_eef_quat"]) + np.pi / 2) % np.pi - np.pi / 2)
 
 
 def _square_turn(state: dict[str, Array], cube_quat: Array) -> float:
-    """Return the smallest turn (rad) that aligns the fingers with a face of a cube, which is symmetric under quarter turns."""
+    """Return the smallest turn (rad) that aligns the fingers with a face of a cube, which is symmetric under
+    quarter turns.
+    """
     turn = _yaw(cube_quat) - _yaw(state["robot0_eef_quat"])
     return float((turn + np.pi / 4) % (np.pi / 2) - np.pi / 4)
 
 
-def _reach(state: dict[str, Array], target: Array, turn: float, gripper: float, pointing: Array = DOWN) -> Array:
-    """Return the action of _towards that also tilts the hand until its fingers point along `pointing` (unit vector, world)."""
+def _reach(
+    state: dict[str, Array], target: Array, turn: float, gripper: float, pointing: Array = DOWN
+) -> Array:
+    """Return the action of _towards that also tilts the hand until its fingers point along `pointing` (unit
+    vector, world).
+    """
     action = _towards(state, target, turn, gripper)
     x, y, z, w = state["robot0_eef_quat"]
     fingers = np.array([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)])
@@ -71,8 +87,12 @@ def _reach(state: dict[str, Array], target: Array, turn: float, gripper: float, 
     return np.clip(action, -1.0, 1.0)
 
 
-def _bring(state: dict[str, Array], thing: Array, goal: Array, turn: float, gripper: float, clearance: float) -> Array:
-    """Return the action that brings `thing`, the hand or its load, to `goal` from above: rise in place, move across, sink near the goal."""
+def _bring(
+    state: dict[str, Array], thing: Array, goal: Array, turn: float, gripper: float, clearance: float
+) -> Array:
+    """Return the action that brings `thing`, the hand or its load, to `goal` from above: rise in place, move
+    across, sink near the goal.
+    """
     off = float(np.hypot(*(thing - goal)[:2]))
     above = clearance if abs(turn) > 0.15 else min(clearance, 3 * max(off - 0.008, 0.0))
     way = goal - above * DOWN - thing
@@ -93,10 +113,18 @@ class LiftExpert:
         hand, cube = state["robot0_eef_pos"], state["cube_pos"]
         turn = _square_turn(state, state["cube_quat"])
         off = float(np.linalg.norm(hand[:2] - cube[:2]))
-        if self._closed_for == 0 and (off > 0.012 or abs(turn) > 0.15) and hand[2] < cube[2] + 0.05 and off > 0.03:
-            return _towards(state, np.array([*hand[:2], cube[2] + 0.08]), turn, OPEN)  # the cube was knocked aside: rise before the next attempt
+        if (
+            self._closed_for == 0
+            and (off > 0.012 or abs(turn) > 0.15)
+            and hand[2] < cube[2] + 0.05
+            and off > 0.03
+        ):
+            # the cube was knocked aside: rise before the next attempt
+            return _towards(state, np.array([*hand[:2], cube[2] + 0.08]), turn, OPEN)
         if self._closed_for == 0 and (off > 0.012 or abs(turn) > 0.15):
-            return _towards(state, np.array([*cube[:2], max(cube[2] + 0.05, min(hand[2], cube[2] + 0.08))]), turn, OPEN)
+            return _towards(
+                state, np.array([*cube[:2], max(cube[2] + 0.05, min(hand[2], cube[2] + 0.08))]), turn, OPEN
+            )
         if self._closed_for == 0 and hand[2] - cube[2] > 0.008:
             return _towards(state, cube, turn, OPEN)
         if off > 0.03 or hand[2] - cube[2] > 0.03:
@@ -109,7 +137,9 @@ class LiftExpert:
 
 
 class PickAndPlaceExpert(ABC):
-    """Expert that grasps an object from above, carries it over its goal, lowers and releases it; it retries if the object slips or misses."""
+    """Expert that grasps an object from above, carries it over its goal, lowers and releases it; it retries
+    if the object slips or misses.
+    """
 
     horizon = 200
     clearance = 0.06
@@ -167,7 +197,8 @@ class StackExpert(PickAndPlaceExpert):
         fingers = _yaw(state["robot0_eef_quat"]) + turn + np.pi / 2
         x, y, _ = state["cubeB_pos"] - state["cubeA_pos"]
         if np.hypot(x, y) < 0.1 and abs(np.cos(fingers) * x + np.sin(fingers) * y) > 0.75 * np.hypot(x, y):
-            turn -= np.copysign(np.pi / 2, turn)  # a finger would hit the green cube: grasp the other two faces
+            # a finger would hit the green cube: grasp the other two faces
+            turn -= np.copysign(np.pi / 2, turn)
         return state["cubeA_pos"], turn
 
     def goal(self, state: dict[str, Array]) -> tuple[Array, float]:
@@ -191,7 +222,9 @@ class PickPlaceCanExpert(PickAndPlaceExpert):
 
 
 class NutAssemblySquareExpert(PickAndPlaceExpert):
-    """Expert of NutAssemblySquare: the square nut, held by its handle, over the square peg; released once the peg is in its hole."""
+    """Expert of NutAssemblySquare: the square nut, held by its handle, over the square peg; released once the
+    peg is in its hole.
+    """
 
     horizon = 300
     precision = 0.02
@@ -202,20 +235,27 @@ class NutAssemblySquareExpert(PickAndPlaceExpert):
 
     def handle(self, state: dict[str, Array]) -> tuple[Array, float]:
         nut = _yaw(state["SquareNut_quat"])
-        return state["SquareNut_pos"] + NUT_HANDLE * np.array([np.cos(nut), np.sin(nut), 0.0]), _half_turn(state, nut)
+        return state["SquareNut_pos"] + NUT_HANDLE * np.array([np.cos(nut), np.sin(nut), 0.0]), _half_turn(
+            state, nut
+        )
 
     def goal(self, state: dict[str, Array]) -> tuple[Array, float]:
         nut = _yaw(state["SquareNut_quat"])
-        quarters = np.round(nut / (np.pi / 2)) or np.copysign(1, nut)  # not with the handle straight ahead: the arm is too short for that
+        # not with the handle straight ahead: the arm is too short for that
+        quarters = np.round(nut / (np.pi / 2)) or np.copysign(1, nut)
         return SQUARE_PEG, float(quarters * np.pi / 2 - nut)
 
 
 class DoorExpert:
-    """Expert of Door: press the lever's end with closed fingers until the latch is free, then pull while pressing."""
+    """Expert of Door: press the lever's end with closed fingers until the latch is free, then pull while
+    pressing.
+    """
 
     horizon = 200
     lean = 1.0
-    """Tilt of the hand from pointing down (0) towards the door (rad): an upright hand would touch door or lever with its flanks."""
+    """Tilt of the hand from pointing down (0) towards the door (rad): an upright hand would touch door or
+    lever with its flanks.
+    """
     reach = 0.11
     """Distance from the lever's axis to the pressed point (m)."""
 
@@ -223,15 +263,25 @@ class DoorExpert:
         self._pressing = False
 
     def act(self, state: dict[str, Array]) -> Array:
-        hand, angle, arm = state["robot0_eef_pos"], float(state["handle_qpos"]), state["handle_pos"] - state["door_pos"]
-        door = float(np.arctan2(arm[1], arm[0]) - np.arctan2(LATCH[1], LATCH[0] + LEVER * np.cos(angle)))  # the door's angle
+        hand, angle, arm = (
+            state["robot0_eef_pos"],
+            float(state["handle_qpos"]),
+            state["handle_pos"] - state["door_pos"],
+        )
+        # the door's angle
+        door = float(np.arctan2(arm[1], arm[0]) - np.arctan2(LATCH[1], LATCH[0] + LEVER * np.cos(angle)))
         along, out = np.array([np.cos(door), np.sin(door), 0.0]), np.array([np.sin(door), -np.cos(door), 0.0])
         latch = state["door_pos"] + LATCH[0] * along - LATCH[1] * out - LATCH[2] * DOWN
         turn, pointing = _half_turn(state, door), np.cos(self.lean) * DOWN - np.sin(self.lean) * out
 
         def over(angle: float, gap: float) -> Array:
-            """Return the point at distance `gap` (m) from the lever at `angle` (rad), on the side from which it is pressed."""
-            ahead, below = self.reach * np.cos(angle) + gap * np.sin(angle), self.reach * np.sin(angle) - gap * np.cos(angle)
+            """Return the point at distance `gap` (m) from the lever at `angle` (rad), on the side from which
+            it is pressed.
+            """
+            ahead, below = (
+                self.reach * np.cos(angle) + gap * np.sin(angle),
+                self.reach * np.sin(angle) - gap * np.cos(angle),
+            )
             place: Array = latch + ahead * along + below * DOWN
             return place
 
@@ -243,7 +293,8 @@ class DoorExpert:
         if not self._pressing:
             aside = 0.12 if hand[2] < start[2] - 0.04 else 0.0  # rise in front of the lever, not under it
             return _reach(state, start + aside * out, turn, CLOSE, pointing)
-        pull = 0.06 * np.clip((angle - 1.2) / 0.2, 0.0, 1.0) - 0.015  # the latch is free at about 1.2 rad; until then a little behind the lever
+        # the latch is free at about 1.2 rad; until then a little behind the lever
+        pull = 0.06 * np.clip((angle - 1.2) / 0.2, 0.0, 1.0) - 0.015
         return _reach(state, over(min(angle + 0.4, 1.6), 0.0) + pull * out, turn, CLOSE, pointing)
 
 
@@ -257,7 +308,9 @@ EXPERTS: dict[str, type[Any]] = {
 
 
 def expert_for(task: str) -> Expert:
-    """Return a new expert for one episode of the task. Raises ValueError, with one sentence, if the task has none."""
+    """Return a new expert for one episode of the task. Raises ValueError, with one sentence, if the task has
+    none.
+    """
     if task not in EXPERTS:
         raise ValueError(f"no scripted expert demonstrates {task}; there is one for {', '.join(EXPERTS)}")
     expert: Expert = EXPERTS[task]()

@@ -1,4 +1,6 @@
-"""Recording of scripted demonstrations: an expert plays a scene under disturbance; its observations and intended actions are recorded."""
+"""Recording of scripted demonstrations: an expert plays a scene under disturbance; its observations and
+intended actions are recorded.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +16,9 @@ LINGER = 4  # control steps recorded from the first success on, so that the film
 
 @dataclass(frozen=True)
 class Demonstration:
-    """Scene of a demonstration, and its disturbance: standard deviation of the executed action from the expert's, in action units."""
+    """Scene of a demonstration, and its disturbance: standard deviation of the executed action from the
+    expert's, in action units.
+    """
 
     task: str
     seed: int
@@ -41,8 +45,9 @@ class Recording:
 def demonstrate(env: SimEnv, demonstration: Demonstration) -> Recording:
     """Play and record one demonstration; a function of the demonstration alone.
 
-    The hand's position and turn are disturbed, the gripper is not. The recorded action is the expert's own, so a learner sees recoveries from
-    states that a perfect expert never visits (DART: Laskey et al. 2017, arXiv 1703.09327). Raises EpisodeFaultError like `SimEnv.step` and `reset`.
+    The hand's position and turn are disturbed, the gripper is not. The recorded action is the expert's own,
+    so a learner sees recoveries from states that a perfect expert never visits (DART: Laskey et al. 2017,
+    arXiv 1703.09327). Raises EpisodeFaultError like `SimEnv.step` and `reset`.
     """
     rng = np.random.default_rng([demonstration.seed, 1])
     env.reset(demonstration.seed)

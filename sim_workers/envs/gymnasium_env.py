@@ -26,20 +26,24 @@ FILM_SIZE = (256, 256)
 
 
 class RolloutEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.floating[Any]]]):
-    """Environment of one task: reward 1 at the first success, which terminates the episode; truncated after `horizon` control steps.
+    """Environment of one task: reward 1 at the first success, which terminates the episode; truncated after
+    `horizon` control steps.
 
-    Observation: per camera (H, W, 3) uint8, upright RGB, and "proprio" (P,) float32; `contract` names the values.
-    Action: (A,) in [-1, 1], one control step; with `chunk=T` (T, A), T control steps, of which only the state after the last is rendered.
-    Info: "success" (in the current state), "first_success" (control steps until then, or None), "instruction", "seed" (of the scene).
+    Observation: per camera (H, W, 3) uint8, upright RGB, and "proprio" (P,) float32; `contract` names the
+    values. Action: (A,) in [-1, 1], one control step; with `chunk=T` (T, A), T control steps, of which only
+    the state after the last is rendered. Info: "success" (in the current state), "first_success" (control
+    steps until then, or None), "instruction", "seed" (of the scene).
 
-    step raises ActionError (a ValueError), before anything moves, for an action that is not finite, and DivergedError (a RuntimeError) if the
-    simulation diverges; reset() then starts another episode.
+    step raises ActionError (a ValueError), before anything moves, for an action that is not finite, and
+    DivergedError (a RuntimeError) if the simulation diverges; reset() then starts another episode.
 
-    reset(seed=s) starts scene s, the scene of a suite's episode with scene seed s; without a seed, it draws a scene that no suite holds.
-    The first reset makes the simulator. A process can have only one: close() the first, or use gymnasium.vector.AsyncVectorEnv.
+    reset(seed=s) starts scene s, the scene of a suite's episode with scene seed s; without a seed, it draws a
+    scene that no suite holds. The first reset makes the simulator. A process can have only one: close() the
+    first, or use gymnasium.vector.AsyncVectorEnv.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012 - gymnasium's own declaration
+    # gymnasium declares it so
+    metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012
 
     def __init__(
         self,
@@ -57,7 +61,9 @@ class RolloutEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.floating[Any]]]):
         self.contract = contract_of(task, tuple(cameras), image_size, render_profile)
         self.render_mode = render_mode
         self._task, self._horizon, self._shift = task, horizon, shift
-        pictures = {camera: spaces.Box(0, 255, (*image_size, 3), np.uint8) for camera in self.contract.cameras}
+        pictures = {
+            camera: spaces.Box(0, 255, (*image_size, 3), np.uint8) for camera in self.contract.cameras
+        }
         proprio = spaces.Box(-np.inf, np.inf, (len(self.contract.proprio),), np.float32)
         self.observation_space = spaces.Dict({**pictures, "proprio": proprio})
         shape = (len(self.contract.action),)
@@ -67,7 +73,9 @@ class RolloutEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.floating[Any]]]):
         self._seed = self._steps = 0
         self._first_success: int | None = None
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start an episode; `options` are ignored."""
         super().reset(seed=seed)
         self._seed = int(self.np_random.integers(FIRST_EVALUATION_SEED)) if seed is None else seed
@@ -76,11 +84,15 @@ class RolloutEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.floating[Any]]]):
         self._steps, self._first_success = 0, 0 if env.succeeded else None
         return self._seen(env), self._info(env)
 
-    def step(self, action: npt.NDArray[np.floating[Any]]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(
+        self, action: npt.NDArray[np.floating[Any]]
+    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Play the action or the chunk, until its end or that of the episode."""
         env = self._running()
         if np.shape(action) != self.action_space.shape:
-            raise ValueError(f"the action's shape is {np.shape(action)}; this environment takes {self.action_space.shape}")
+            raise ValueError(
+                f"the action's shape is {np.shape(action)}; this environment takes {self.action_space.shape}"
+            )
         reward, actions = 0.0, np.reshape(action, (-1, len(self.contract.action)))
         for one in actions:
             refuse_action(one, self.contract.action)
@@ -95,7 +107,9 @@ class RolloutEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.floating[Any]]]):
         return self._seen(env), reward, won, not won and self._steps >= self._horizon, self._info(env)
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """Return a (256, 256, 3) picture from the camera that shows the whole scene; None without a render mode."""
+        """Return a (256, 256, 3) picture from the camera that shows the whole scene; None without a render
+        mode.
+        """
         env = self._running()
         return env.picture(env.film_camera, FILM_SIZE) if self.render_mode == "rgb_array" else None
 
@@ -121,7 +135,12 @@ class RolloutEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.floating[Any]]]):
         return {**seen.images, "proprio": seen.proprio}
 
     def _info(self, env: Env) -> dict[str, Any]:
-        return {"success": env.succeeded, "first_success": self._first_success, "instruction": TASKS[self._task], "seed": self._seed}
+        return {
+            "success": env.succeeded,
+            "first_success": self._first_success,
+            "instruction": TASKS[self._task],
+            "seed": self._seed,
+        }
 
 
 def register() -> None:

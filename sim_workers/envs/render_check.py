@@ -1,6 +1,8 @@
-"""Portrait of one fixed scene, compared between processes before they score, to detect differences in pictures or physics.
+"""Portrait of one fixed scene, compared between processes before they score, to detect differences in
+pictures or physics.
 
-Two environments in one process, another driver or another processor change pictures and trajectories without an error; a portrait shows it.
+Two environments in one process, another driver or another processor change pictures and trajectories without
+an error; a portrait shows it.
 """
 
 import hashlib
@@ -18,7 +20,9 @@ STEPS = 4
 
 @dataclass(frozen=True)
 class Portrait:
-    """Hashes of one process's trajectory and pictures of the fixed scene, with the software and hardware that made them."""
+    """Hashes of one process's trajectory and pictures of the fixed scene, with the software and hardware that
+    made them.
+    """
 
     simulator: str
     """Name and versions."""
@@ -31,9 +35,14 @@ class Portrait:
     """Hash of the policy's camera pictures at the start and after the last step."""
 
     def difference(self, reference: "Portrait") -> str:
-        """Return one sentence on the first difference from the reference and its cause; empty if there is none."""
+        """Return one sentence on the first difference from the reference and its cause; empty if there is
+        none.
+        """
         if self.simulator != reference.simulator:
-            return f"version: this worker simulates with {self.simulator}, the reference with {reference.simulator}"
+            return (
+                f"version: this worker simulates with {self.simulator}, the reference with"
+                f" {reference.simulator}"
+            )
         if self.physics != reference.physics:
             cause = (
                 "same processor and versions, so something else in this process changes it"
@@ -44,12 +53,20 @@ class Portrait:
         if self.pixels == reference.pixels:
             return ""
         if self.driver != reference.driver:
-            return f"driver: this worker draws with {self.driver}, the reference with {reference.driver}, and the pictures differ"
-        return f"contamination: other pictures than the reference's from the same driver ({self.driver}); another environment spoiled this process"
+            return (
+                f"driver: this worker draws with {self.driver}, the reference with {reference.driver}, and"
+                " the pictures differ"
+            )
+        return (
+            f"contamination: other pictures than the reference's from the same driver ({self.driver});"
+            " another environment spoiled this process"
+        )
 
 
 def portrait(env: Env) -> Portrait:
-    """Return the portrait of a live environment, which needs a reset afterwards. Takes about a tenth of a second, rendering not included."""
+    """Return the portrait of a live environment, which needs a reset afterwards. Takes about a tenth of a
+    second, rendering not included.
+    """
     physics, pixels = hashlib.sha256(), hashlib.sha256()
     rng = np.random.default_rng(SCENE_SEED)
     env.reset(SCENE_SEED)
@@ -61,10 +78,17 @@ def portrait(env: Env) -> Portrait:
             for _, picture in sorted(env.look(SCENE_SEED).images.items()):
                 pixels.update(picture.tobytes())
     draws = driver() if env.contract.cameras else "nobody"
-    return Portrait(env.contract.simulator, draws, processor_name(), physics.hexdigest()[:16], pixels.hexdigest()[:16])
+    return Portrait(
+        env.contract.simulator, draws, processor_name(), physics.hexdigest()[:16], pixels.hexdigest()[:16]
+    )
 
 
 def processor_name() -> str:
-    """Return the processor's name: numerical libraries choose their kernels by it, and these round differently."""
+    """Return the processor's name: numerical libraries choose their kernels by it, and these round
+    differently.
+    """
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "an unknown processor")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        "an unknown processor",
+    )

@@ -36,23 +36,30 @@ def simulator_version() -> str:
     return f"robosuite {version('robosuite')}, mujoco {version('mujoco')}"
 
 
-def contract(cameras: tuple[str, ...], image_size: tuple[int, int], render_profile: str, task: str = "Lift") -> Contract:
-    """Return the contract of Pandas under robosuite's OSC_POSE controller (robosuite 1.5 `default_panda.json`).
+def contract(
+    cameras: tuple[str, ...], image_size: tuple[int, int], render_profile: str, task: str = "Lift"
+) -> Contract:
+    """Return the contract of Pandas under robosuite's OSC_POSE controller (robosuite 1.5
+    `default_panda.json`).
 
-    The same for all tasks of one arm with fingers. The values of two arms are concatenated, their names prefixed with the arm's.
+    The same for all tasks of one arm with fingers. The values of two arms are concatenated, their names
+    prefixed with the arm's.
     """
     proprio, action = (_HAND + _FINGERS, _MOVE + _GRIP) if has_fingers(task) else (_HAND, _MOVE)
     if len(arms := hands(task)) > 1:
-        proprio, action = (tuple(f"{arm}_{name}" for arm in arms for name in names) for names in (proprio, action))
+        proprio, action = (
+            tuple(f"{arm}_{name}" for arm in arms for name in names) for names in (proprio, action)
+        )
     return Contract(cameras, image_size, render_profile, proprio, action, CONTROL_HZ, simulator_version())
 
 
 class SimEnv:
     """Robosuite task with one or two arms.
 
-    reset(seed) puts the scene into a state that depends on the seed alone, not on earlier episodes; step(action) advances one control step
-    (1/20 s); look() renders the contract's cameras. `succeeded` is robosuite's own success check of the current state. The world is the
-    `variant`-th of a `shift` (`shifts.py`); by default the nominal one.
+    reset(seed) puts the scene into a state that depends on the seed alone, not on earlier episodes;
+    step(action) advances one control step (1/20 s); look() renders the contract's cameras. `succeeded` is
+    robosuite's own success check of the current state. The world is the `variant`-th of a `shift`
+    (`shifts.py`); by default the nominal one.
     """
 
     film_camera = "frontview"
@@ -62,7 +69,14 @@ class SimEnv:
     _fast: Any = None
     _proprio_keys: Sequence[str] = PROPRIO_KEYS
 
-    def __init__(self, task: str, contract: Contract, shift: str = "nominal", variant: int = 0, fast_control: bool = True) -> None:
+    def __init__(
+        self,
+        task: str,
+        contract: Contract,
+        shift: str = "nominal",
+        variant: int = 0,
+        fast_control: bool = True,
+    ) -> None:
         """fast_control: use `fast_control.py`, whose states and observations are bit-identical."""
         self._claim(task, contract, TASKS[task])
         choose_backend()
@@ -80,12 +94,15 @@ class SimEnv:
             use_camera_obs=False,
             control_freq=CONTROL_HZ,
             ignore_done=True,
-            hard_reset=False,  # the model and its GL context are built once; a soft reset re-samples every pose
+            # the model and its GL context are built once; a soft reset re-samples every pose
+            hard_reset=False,
             renderer="mujoco",
-            seed=0,  # sizes drawn when the model is built; each episode then gets its own generator in reset()
+            # sizes drawn when the model is built; each episode then gets its own generator in reset()
+            seed=0,
         )
         build_context(self._env.sim, PROFILES[contract.render_profile], contract.image_size)
-        # Where an episode draws its target object, robosuite draws from a set of names, whose order differs between processes.
+        # Where an episode draws its target object, robosuite draws from a set of names, whose order differs
+        # between processes.
         self._draws_object = getattr(self._env, "single_object_mode", 0) == 1
         if self._draws_object:
             self._env.single_object_mode = 2  # the object is the one named beforehand
@@ -98,30 +115,40 @@ class SimEnv:
             try:
                 self._fast = FastStep(self._env)
             except ValueError as unknown:
-                logging.getLogger(__name__).warning("%s takes robosuite's own control steps: %s", task, unknown)
+                logging.getLogger(__name__).warning(
+                    "%s takes robosuite's own control steps: %s", task, unknown
+                )
 
     def _claim(self, task: str, contract: Contract, instruction: str) -> None:
         """Register as the process's only simulator. Raises RuntimeError if it has another."""
         global _alive
         if _alive:
-            raise RuntimeError(f"this process already has a simulator, of {_alive}; close that one first, because two spoil each other's pictures")
+            raise RuntimeError(
+                f"this process already has a simulator, of {_alive}; close that one first, because two spoil"
+                " each other's pictures"
+            )
         _alive, self._open = task, True
         self.task, self.contract, self.instruction = task, contract, instruction
 
     def reset(self, seed: int) -> None:
         """Start the episode of scene `seed`. Raises DivergedError if the simulation diverges."""
         if self._draws_object:
-            ids, name = (self._env.object_to_id, "object_id") if hasattr(self._env, "object_to_id") else (self._env.nut_to_id, "nut_id")
+            ids, name = (
+                (self._env.object_to_id, "object_id")
+                if hasattr(self._env, "object_to_id")
+                else (self._env.nut_to_id, "nut_id")
+            )
             setattr(self._env, name, int(np.random.default_rng([seed, 2]).choice(sorted(ids.values()))))
         self._env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
         self._low_dim = self._env.reset()
         self._refuse_divergence()
 
     def step(self, action: npt.NDArray[np.floating[Any]]) -> None:
-        """Apply one (A,) action for one control step; values outside [-1, 1] are clipped, as the controller does.
+        """Apply one (A,) action for one control step; values outside [-1, 1] are clipped, as the controller
+        does.
 
-        Raises ActionError, before anything moves, if a value is not finite, and DivergedError if the simulation diverges; it then needs a
-        reset. Any other error is the simulator's own.
+        Raises ActionError, before anything moves, if a value is not finite, and DivergedError if the
+        simulation diverges; it then needs a reset. Any other error is the simulator's own.
         """
         refuse_action(action, self.contract.action)
         try:
@@ -157,7 +184,9 @@ class SimEnv:
 
     @property
     def state(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Robosuite's named low-dimensional observations, which a scripted expert may use and a policy may not."""
+        """Robosuite's named low-dimensional observations, which a scripted expert may use and a policy may
+        not.
+        """
         if not self._low_dim and self._fast:
             self._low_dim = self._fast.observations()
         return self._low_dim

@@ -1,8 +1,9 @@
 """Worlds that differ from the demonstrated one in exactly one way, to measure a policy's generalisation.
 
-A world is a function of (task, shift, variant) alone, and an episode in it of that and its scene seed. The differences are numbers in this file
-and in `shift_objects.py`, whose content is part of an evaluation's fingerprint. Under lighting, texture, camera and distractors the task itself
-starts as in the nominal world of the same seed.
+A world is a function of (task, shift, variant) alone, and an episode in it of that and its scene seed. The
+differences are numbers in this file and in `shift_objects.py`, whose content is part of an evaluation's
+fingerprint. Under lighting, texture, camera and distractors the task itself starts as in the nominal world of
+the same seed.
 """
 
 import zlib
@@ -24,8 +25,8 @@ REFUSED = {
 }
 """Reason of every refused pair of task and shift."""
 
-# Per variant: direction of the sunlight (unit-free, world; +y is to the robot's left), its colour, and the ambient light and the camera's own light
-# (RGB, 0..1). Nominal: (-0.2, -0.2, -1), 0.7, 0.1 and 0.4.
+# Per variant: direction of the sunlight (unit-free, world; +y is to the robot's left), its colour, and the
+# ambient light and the camera's own light (RGB, 0..1). Nominal: (-0.2, -0.2, -1), 0.7, 0.1 and 0.4.
 LIGHTING = (
     ("dim", (-0.2, -0.2, -1.0), (0.2, 0.2, 0.2), (0.06, 0.06, 0.06), (0.15, 0.15, 0.15)),
     ("pink from the front", (-0.8, 0.0, -0.6), (1.0, 0.5, 0.7), (0.2, 0.12, 0.16), (0.4, 0.25, 0.3)),
@@ -34,7 +35,8 @@ LIGHTING = (
     ("from behind the robot", (0.8, 0.0, -0.6), (1.0, 1.0, 1.0), (0.03, 0.03, 0.03), (0.1, 0.1, 0.1)),
 )
 
-# Per variant: robosuite's textures of the table (of PickPlace: the first bin), the floor, the walls and PickPlace's second bin.
+# Per variant: robosuite's textures of the table (of PickPlace: the first bin), the floor, the walls and
+# PickPlace's second bin.
 TEXTURE = (
     ("wood-tiles", "dark-wood", "pink-plaster", "steel-brushed"),
     ("gray-woodgrain", "white-bricks", "blue-wood", "clay"),
@@ -42,18 +44,26 @@ TEXTURE = (
     ("gray-felt", "dirt", "white-bricks", "blue-wood"),
     ("white-bricks", "green-wood", "cream-plaster", "white-plaster"),
 )
-COVERED = {"tex-ceramic": 0, "tex-light-wood": 0, "texplane": 1, "tex-light-gray-plaster": 2, "tex-dark-wood": 3}
+COVERED = {
+    "tex-ceramic": 0,
+    "tex-light-wood": 0,
+    "texplane": 1,
+    "tex-light-gray-plaster": 2,
+    "tex-dark-wood": 3,
+}
 """Column in TEXTURE of each texture of a room, by robosuite's name."""
 
-# Smallest and largest offset of a camera, either way: a camera of the room orbits the point it views, one on a robot turns and moves in place.
+# Smallest and largest offset of a camera, either way: a camera of the room orbits the point it views, one on
+# a robot turns and moves in place.
 ROOM_TURNS_DEG = ((6, 12), (3, 6), (1, 3))  # round the vertical, up or down, about the line of sight
 ROOM_DISTANCE = (0.03, 0.08)  # nearer or farther, as a share of the distance to the viewed point
 ROBOT_TURNS_DEG = ((2, 5), (2, 5), (2, 5))  # about its own axes
 ROBOT_MOVES_M = (0.004, 0.012)  # along each of its own axes
 FIELD_DEG = (1, 3)  # of its field of view
 
-# Per variant: shift of the middle of the objects' initial range (m, x and y; +x points forward from the robot, +y to its left). The factor
-# shrinks wide ranges, so that every initial position lies outside the nominal range. PickPlace's range fills the bin, which moves with it.
+# Per variant: shift of the middle of the objects' initial range (m, x and y; +x points forward from the
+# robot, +y to its left). The factor shrinks wide ranges, so that every initial position lies outside the
+# nominal range. PickPlace's range fills the bin, which moves with it.
 PLACEMENT: dict[str, tuple[float, tuple[tuple[float, float], ...]]] = {
     "Lift": (1.0, ((-0.10, 0.0), (0.07, 0.07), (0.0, -0.13), (-0.07, 0.11), (0.10, -0.05))),
     "Stack": (0.6, ((-0.13, 0.0), (-0.13, 0.08), (0.0, 0.14), (0.0, -0.14), (-0.13, -0.08))),
@@ -66,7 +76,9 @@ PLACEMENT: dict[str, tuple[float, tuple[tuple[float, float], ...]]] = {
     "TwoArmTransport": (1.0, ((-0.03, 0.0), (0.03, 0.0), (0.0, 0.03), (0.0, -0.03), (0.03, 0.03))),
 }
 DOOR_TURNS = (-0.25, 0.1, -0.25, 0.1, 0.1)
-"""Width and side (sign) of the door's range of angles, adjacent to the nominal range, per variant (rad); the nominal range is 0.25 wide."""
+"""Width and side (sign) of the door's range of angles, adjacent to the nominal range, per variant (rad); the
+nominal range is 0.25 wide.
+"""
 
 
 def refusal(task: str, shift: str) -> str:
@@ -88,12 +100,19 @@ def build(task: str, shift: str, variant: int, **options: Any) -> Any:
     if mistake := refusal(task, shift):
         raise ValueError(mistake)
     if not 0 <= variant < VARIANTS:
-        raise ValueError(f"there is no variant {variant} of the {shift} shift of {task}; they count from 0 to {VARIANTS - 1}")
+        raise ValueError(
+            f"there is no variant {variant} of the {shift} shift of {task}; they count from 0 to"
+            f" {VARIANTS - 1}"
+        )
     if shift == "nominal":
         return robosuite.make(task, **options)
     base = REGISTERED_ENVS[task]
     # Robosuite builds and compiles its model in the constructor, so only a subclass can change it in between.
-    env = type(base)("Shifted", (base,), BUILT[shift](base, task, variant))(**options) if shift in BUILT else robosuite.make(task, **options)
+    env = (
+        type(base)("Shifted", (base,), BUILT[shift](base, task, variant))(**options)
+        if shift in BUILT
+        else robosuite.make(task, **options)
+    )
     if shift in CHANGED:
         CHANGED[shift](env, task, variant)
     return env
@@ -115,7 +134,8 @@ def _lighting(env: Any, task: str, variant: int) -> None:
     _, direction, sun, everywhere, camera = LIGHTING[variant]
     way = np.array(direction) / np.linalg.norm(direction)
     model.light_dir[:] = way
-    model.light_pos[:] = np.array([0.0, 0.0, 0.8]) - 3.0 * way  # used only by a positional light, which is aimed at the table's middle
+    # used only by a positional light, which is aimed at the table's middle
+    model.light_pos[:] = np.array([0.0, 0.0, 0.8]) - 3.0 * way
     model.light_diffuse[:] = np.array(sun) / model.nlight
     model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = everywhere, camera
 
@@ -183,7 +203,17 @@ def _placement(env: Any, task: str, variant: int) -> None:
             sampler.rotation = (low + beside, low) if beside < 0 else (high, high + beside)
 
 
-BUILT: dict[str, Callable[[Any, str, int], dict[str, Any]]] = {"texture": _texture, "object": things.unseen, "distractors": things.distractors}
-"""Shifts that change the model before compilation: (robosuite's class, task, variant) to the overridden methods of the class."""
-CHANGED: dict[str, Callable[[Any, str, int], None]] = {"lighting": _lighting, "camera": _camera, "placement": _placement}
+BUILT: dict[str, Callable[[Any, str, int], dict[str, Any]]] = {
+    "texture": _texture,
+    "object": things.unseen,
+    "distractors": things.distractors,
+}
+"""Shifts that change the model before compilation: (robosuite's class, task, variant) to the overridden
+methods of the class.
+"""
+CHANGED: dict[str, Callable[[Any, str, int], None]] = {
+    "lighting": _lighting,
+    "camera": _camera,
+    "placement": _placement,
+}
 """Shifts that change a live environment: (environment, task, variant) to None."""

@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass, fields
 
 BUSY = 0.8
-"""Utilisation of a server above which workers queue (the rule of vla-evaluation-harness: demand below 0.8 of the server's capacity)."""
+"""Utilisation of a server above which workers queue (the rule of vla-evaluation-harness: demand below 0.8 of
+the server's capacity).
+"""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,9 @@ class Answered:
         return Answered(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     def since(self, before: "Answered") -> "Answered | None":
-        """Return the work since `before`; None if there is less now: a restarted server counts from zero, an unavailable one reports none."""
+        """Return the work since `before`; None if there is less now: a restarted server counts from zero, an
+        unavailable one reports none.
+        """
         if before.batches > self.batches:
             return None
         return Answered(*(getattr(self, field.name) - getattr(before, field.name) for field in fields(self)))
@@ -31,7 +35,9 @@ class Answered:
 
 @dataclass(frozen=True)
 class Balance:
-    """Measurements of one interval of scoring: the cost of an observation to the workers, and the servers' utilisation."""
+    """Measurements of one interval of scoring: the cost of an observation to the workers, and the servers'
+    utilisation.
+    """
 
     workers: int
     servers: int
@@ -59,8 +65,9 @@ class Balance:
     def wanted(self, limit: int) -> int:
         """Return the number of workers for the next interval, at most `limit`.
 
-        A worker waits at most for two batches, the one in progress and its own. A longer wait is a queue that a smaller pool would not have, and
-        that does not raise the throughput (Little's law). Servers with spare capacity get more workers.
+        A worker waits at most for two batches, the one in progress and its own. A longer wait is a queue that
+        a smaller pool would not have, and that does not raise the throughput (Little's law). Servers with
+        spare capacity get more workers.
         """
         if self.wait_s > 2 * self.answer_s and self.busy > BUSY:
             needed = math.ceil(self.looks / self.seconds * (self.sim_s + 2 * self.answer_s) - 1e-9)
@@ -71,7 +78,8 @@ class Balance:
 
     def __str__(self) -> str:
         return (
-            f"{self.workers} workers, {self.looks / self.seconds:.1f} looks/s: each costs {self.sim_s:.3f} s of simulation and {self.wait_s:.3f} s "
-            f"of waiting for the policy; {self.servers} policy server{'s' if self.servers > 1 else ''} busy {self.busy:.0%}, "
-            f"{self.answered.rows / max(self.answered.batches, 1):.1f} looks per answer"
+            f"{self.workers} workers, {self.looks / self.seconds:.1f} looks/s: each costs {self.sim_s:.3f} s"
+            f" of simulation and {self.wait_s:.3f} s of waiting for the policy; {self.servers} policy"
+            f" server{'s' if self.servers > 1 else ''} busy {self.busy:.0%},"
+            f" {self.answered.rows / max(self.answered.batches, 1):.1f} looks per answer"
         )

@@ -49,7 +49,9 @@ class Outcome:
 
     spec: EpisodeSpec
     result: Literal["success", "failure", "error"]
-    """`error`: a component failed, the simulation diverged or an action was not finite; neither a success nor a failure."""
+    """`error`: a component failed, the simulation diverged or an action was not finite; neither a success nor
+    a failure.
+    """
     steps: int
     """Number of control steps played."""
     looks: int
@@ -61,7 +63,9 @@ class Outcome:
     first_success: int | None = None
     """Number of control steps until the task was done for the first time; None if never."""
     success_at_end: bool = False
-    """Whether the task was done in the last step played, `Rules.settle` steps after the first success at the earliest."""
+    """Whether the task was done in the last step played, `Rules.settle` steps after the first success at the
+    earliest.
+    """
     message: str = ""
     """Cause of an error, one line; empty otherwise."""
     worker: str = ""
@@ -74,7 +78,11 @@ class Outcome:
     @property
     def played(self) -> dict[str, Any]:
         """Fields that do not depend on the worker or the time of play: all but the seconds and the worker."""
-        return {name: value for name, value in self.to_json().items() if name != "worker" and not name.endswith("_s")}
+        return {
+            name: value
+            for name, value in self.to_json().items()
+            if name != "worker" and not name.endswith("_s")
+        }
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -93,16 +101,22 @@ class Stepped(NamedTuple):
     """Whether the task is done now."""
 
 
-def episode(env: Env, spec: EpisodeSpec, rules: Rules) -> Generator[Observation | Stepped, ActionChunk | None, Outcome]:
-    """Play one episode and return its outcome. It yields observations, each answered by sending a chunk, and Stepped after every control step.
+def episode(
+    env: Env, spec: EpisodeSpec, rules: Rules
+) -> Generator[Observation | Stepped, ActionChunk | None, Outcome]:
+    """Play one episode and return its outcome. It yields observations, each answered by sending a chunk, and
+    Stepped after every control step.
 
-    Pictures are rendered only for observations; success is checked after every step. An action that is not finite, a chunk without actions and a
-    simulation that diverges end the episode as an error, even after a success.
+    Pictures are rendered only for observations; success is checked after every step. An action that is not
+    finite, a chunk without actions and a simulation that diverges end the episode as an error, even after a
+    success.
     """
     began, policy_s, steps, looks = time.perf_counter(), 0.0, 0, 0
 
     def error(message: str) -> Outcome:
-        return Outcome(spec, "error", steps, looks, time.perf_counter() - began - policy_s, policy_s, message=message)
+        return Outcome(
+            spec, "error", steps, looks, time.perf_counter() - began - policy_s, policy_s, message=message
+        )
 
     try:
         env.reset(spec.scene_seed)
@@ -121,7 +135,8 @@ def episode(env: Env, spec: EpisodeSpec, rules: Rules) -> Generator[Observation 
         actions = chunk.actions[: chunk.execute]
         if not len(actions):
             return error(
-                f"in control step {steps + 1} the policy answered with a chunk of no actions; its `execute` and its actions need one at least"
+                f"in control step {steps + 1} the policy answered with a chunk of no actions; its `execute`"
+                " and its actions need one at least"
             )
         for action in actions:
             try:
@@ -142,7 +157,9 @@ def episode(env: Env, spec: EpisodeSpec, rules: Rules) -> Generator[Observation 
     return Outcome(spec, "success" if won else "failure", steps, looks, sim_s, policy_s, first_success, done)
 
 
-def run_episode(env: Env, spec: EpisodeSpec, rules: Rules, act: Callable[[Observation], ActionChunk]) -> Outcome:
+def run_episode(
+    env: Env, spec: EpisodeSpec, rules: Rules, act: Callable[[Observation], ActionChunk]
+) -> Outcome:
     """Play one episode with the policy `act` and return its outcome."""
     playing = episode(env, spec, rules)
     try:

@@ -10,11 +10,15 @@ import ray
 from ray.exceptions import RayError
 
 AWAY_S = 30.0
-"""Seconds without an answer after which a policy server counts as unavailable: it died, or has not been placed on a node."""
+"""Seconds without an answer after which a policy server counts as unavailable: it died, or has not been
+placed on a node.
+"""
 
 
 def node_of(actor: Any) -> Any:
-    """Return a reference to the id of the actor's node; ready once the actor runs, an error if it never will."""
+    """Return a reference to the id of the actor's node; ready once the actor runs, an error if it
+    never will.
+    """
     return actor.__ray_call__.remote(_node)
 
 
@@ -24,7 +28,8 @@ def _node(_: object) -> str:
 
 
 def leaving() -> frozenset[str]:
-    """Return the ids of the draining nodes, e.g. before a preemption, on which Ray places nothing more. The query is Ray Train's own.
+    """Return the ids of the draining nodes, e.g. before a preemption, on which Ray places nothing more. The
+    query is Ray Train's own.
 
     Empty on a Ray without that function: a departing node is then noticed only when it is lost.
     """
@@ -36,7 +41,9 @@ def leaving() -> frozenset[str]:
 
 
 REFUSALS = 2
-"""Refusals of workers after which a node without a fit worker gets no more workers while another node has a fit one."""
+"""Refusals of workers after which a node without a fit worker gets no more workers while another node has a
+fit one.
+"""
 
 
 class Nodes:
@@ -50,12 +57,16 @@ class Nodes:
         self._fit: set[str] = set()
 
     def look(self) -> None:
-        """Query the draining and the dead nodes; a dead node no longer counts as fit, so no other node is excluded because of it."""
+        """Query the draining and the dead nodes; a dead node no longer counts as fit, so no other node is
+        excluded because of it.
+        """
         self._leaving = leaving()
         self._fit &= {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
     def refused(self, node: str) -> None:
-        """Record that a worker on the node cannot simulate, or differs from the reference in pictures or physics."""
+        """Record that a worker on the node cannot simulate, or differs from the reference in pictures or
+        physics.
+        """
         self._refusals[node] += 1
 
     def fits(self, node: str) -> None:
@@ -64,30 +75,51 @@ class Nodes:
 
     @property
     def unfit(self) -> set[str]:
-        """Ids of the nodes to exclude. Empty while no node is fit: a fault that all nodes share must surface as errors."""
-        return {node for node, times in self._refusals.items() if times >= REFUSALS} - self._fit if self._fit else set()
+        """Ids of the nodes to exclude. Empty while no node is fit: a fault that all nodes share must surface
+        as errors.
+        """
+        return (
+            {node for node, times in self._refusals.items() if times >= REFUSALS} - self._fit
+            if self._fit
+            else set()
+        )
 
     def goes(self, node: str) -> bool:
         """Return whether no further episode may start on the node, because it drains or is unfit."""
         return node in self._leaving or node in self.unfit
 
     def selector(self) -> dict[str, str] | None:
-        """Return the label selector of the nodes on which a new worker may start; Ray itself excludes the draining ones."""
+        """Return the label selector of the nodes on which a new worker may start; Ray itself excludes the
+        draining ones.
+        """
         unfit = {"ray.io/node-id": f"!in({','.join(sorted(self.unfit))})"} if self.unfit else {}
         return self._labels | unfit or None
 
 
-def nearest(node: str, own: int | None, servers: Sequence[str], away: Container[int | None], asked: Sequence[int], most: int) -> int:
+def nearest(
+    node: str,
+    own: int | None,
+    servers: Sequence[str],
+    away: Container[int | None],
+    asked: Sequence[int],
+    most: int,
+) -> int:
     """Return the index of the server that a worker on `node` should query; `own` is the one it queried last.
 
-    servers: the node of each server. asked: the number of other workers that query each. Preferred in this order: an available server, one with
-    fewer than `most` workers, one on the same node, the worker's last one, the one with the fewest workers. Pure.
+    servers: the node of each server. asked: the number of other workers that query each. Preferred in this
+    order: an available server, one with fewer than `most` workers, one on the same node, the worker's last
+    one, the one with the fewest workers. Pure.
     """
-    return min(range(len(servers)), key=lambda i: (i in away, asked[i] >= most, servers[i] != node, i != own, asked[i]))
+    return min(
+        range(len(servers)),
+        key=lambda i: (i in away, asked[i] >= most, servers[i] != node, i != own, asked[i]),
+    )
 
 
 class Whereabouts:
-    """Nodes of a pool's policy servers, queried repeatedly, because a server that dies restarts on any node."""
+    """Nodes of a pool's policy servers, queried repeatedly, because a server that dies restarts on
+    any node.
+    """
 
     def __init__(self, servers: tuple[Any, ...]) -> None:
         self.servers = servers
@@ -99,7 +131,9 @@ class Whereabouts:
         self._since = [time.monotonic()] * len(servers)
 
     def choose(self, node: str, own: int | None, others: Mapping[int | None, int], workers: int) -> int:
-        """Return the index of the server that one of `workers` workers should query. others: number of other workers per server."""
+        """Return the index of the server that one of `workers` workers should query. others: number of other
+        workers per server.
+        """
         asked = [others.get(i, 0) for i in range(len(self.servers))]
         return nearest(node, own, self.nodes, self.away, asked, math.ceil(workers / len(asked)))
 

@@ -17,7 +17,8 @@ class Asker(Protocol):
 
 
 class PolicySource(Protocol):
-    """Description from which a rollout process connects to its policy; small and picklable, because every job carries it.
+    """Description from which a rollout process connects to its policy; small and picklable, because every job
+    carries it.
 
     Equal sources lead to the same policy, so that a process connects once and not for every episode.
     """
@@ -63,24 +64,33 @@ class InProcess:
 
 @dataclass(frozen=True)
 class Named:
-    """Policy returned by a module's function, which every rollout process calls: `name` is MODULE:FUNCTION."""
+    """Policy returned by a module's function, which every rollout process calls: `name` is
+    MODULE:FUNCTION.
+    """
 
     name: str
 
     def make(self) -> Policy:
-        """Import and call the function. Raises ValueError, with one sentence, if there is none or it returns no policy."""
+        """Import and call the function. Raises ValueError, with one sentence, if there is none or it returns
+        no policy.
+        """
         module, _, function = self.name.partition(":")
         if not module or not function.isidentifier():
             raise ValueError(f"{self.name} names no policy: it must look like package.module:function")
         try:
             make = getattr(importlib.import_module(module), function)
         except ModuleNotFoundError as error:
-            raise ValueError(f"{self.name}: {error}; modules are looked for where the command runs and on PYTHONPATH") from None
+            raise ValueError(
+                f"{self.name}: {error}; modules are looked for where the command runs and on PYTHONPATH"
+            ) from None
         except AttributeError:
             raise ValueError(f"{self.name}: the module {module} has no {function}") from None
         policy: Policy = make()
         if not hasattr(policy, "contract") or not hasattr(policy, "act"):
-            raise ValueError(f"{self.name} returned a {type(policy).__name__}, which is no policy: it must have `contract` and `act(observations)`")
+            raise ValueError(
+                f"{self.name} returned a {type(policy).__name__}, which is no policy: it must have `contract`"
+                " and `act(observations)`"
+            )
         return policy
 
     def connect(self) -> OneByOne:

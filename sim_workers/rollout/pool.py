@@ -1,6 +1,7 @@
 """Pool of simulator processes, each of which plays one episode at a time.
 
-An episode whose worker dies, hangs or fails is retried on another worker. One that fails on every attempt gets an error outcome, never a failure.
+An episode whose worker dies, hangs or fails is retried on another worker. One that fails on every attempt
+gets an error outcome, never a failure.
 """
 
 import time
@@ -40,7 +41,9 @@ from sim_workers.rollout.worker import (
 ATTEMPTS = 3
 """Failed attempts (it raised, or its worker hung) after which an episode counts as an error."""
 DEATHS = 6
-"""Deaths of its worker after which an episode counts as an error: more than ATTEMPTS, because the machine may be the cause."""
+"""Deaths of its worker after which an episode counts as an error: more than ATTEMPTS, because the machine may
+be the cause.
+"""
 LOOKS_TO_GO_BY = 100
 """Smallest number of policy observations for a balance; fewer give a noisy estimate."""
 
@@ -49,7 +52,8 @@ LOOKS_TO_GO_BY = 100
 class PoolSettings:
     """Timeouts and polling interval of a pool.
 
-    A worker that sends no message for longer than the timeout of its current activity counts as stuck and is killed.
+    A worker that sends no message for longer than the timeout of its current activity counts as stuck and is
+    killed.
     """
 
     making_timeout_s: float = 120.0
@@ -63,18 +67,26 @@ class PoolSettings:
 
     def silence_s(self, doing: Doing) -> float:
         """Return the timeout, in seconds, of an activity."""
-        return {"making": self.making_timeout_s, "playing": self.playing_timeout_s, "asking": self.asking_timeout_s}[doing]
+        return {
+            "making": self.making_timeout_s,
+            "playing": self.playing_timeout_s,
+            "asking": self.asking_timeout_s,
+        }[doing]
 
 
 class RolloutPool:
-    """Pool that plays jobs on at most `num_workers` processes of `num_cpus` logical CPUs each; outcomes do not depend on their number.
+    """Pool that plays jobs on at most `num_workers` processes of `num_cpus` logical CPUs each; outcomes do
+    not depend on their number.
 
-    submit() enqueues; results() yields the finished jobs, each once. `gl`: the renderer, egl, osmesa or mixed. `nodes`: Ray labels of the nodes
-    over which the processes are spread; any node by default. A process that does not fit in the cluster is assigned no episode and blocks no
-    other: it starts when a node joins. A process on a draining node gets no further episode. `label`: name of the processes in Ray's logs.
-    `worker`: class of the processes' actors, constructed and called like RolloutWorker. A pool must be used from one thread.
+    submit() enqueues; results() yields the finished jobs, each once. `gl`: the renderer, egl, osmesa or
+    mixed. `nodes`: Ray labels of the nodes over which the processes are spread; any node by default. A
+    process that does not fit in the cluster is assigned no episode and blocks no other: it starts when a node
+    joins. A process on a draining node gets no further episode. `label`: name of the processes in Ray's logs.
+    `worker`: class of the processes' actors, constructed and called like RolloutWorker. A pool must be used
+    from one thread.
 
-    `code`: the driver's files (`checkout.file_hashes`); `results` raises CodeChangedError if a process imported others. None: not compared.
+    `code`: the driver's files (`checkout.file_hashes`); `results` raises CodeChangedError if a process
+    imported others. None: not compared.
     """
 
     def __init__(
@@ -90,9 +102,19 @@ class RolloutPool:
         worker: type[Any] = RolloutWorker,
         code: Files | None = None,
     ) -> None:
-        # One native thread: the simulator uses no more, and a worker must not take a core that another one needs.
-        environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "MUJOCO_GL": backend_of(gl)}
-        options = {"num_cpus": num_cpus, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": environment}}
+        # One native thread: the simulator uses no more, and a worker must not take a core that another one
+        # needs.
+        environment = {
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "LP_NUM_THREADS": "0",
+            "MUJOCO_GL": backend_of(gl),
+        }
+        options = {
+            "num_cpus": num_cpus,
+            "scheduling_strategy": "SPREAD",
+            "runtime_env": {"env_vars": environment},
+        }
         self._class = ray.remote(**options)(worker)
         self._nodes = Nodes(nodes or {})
         self._arguments = (episodes_per_process, label, *([code] if code else ()))
@@ -104,11 +126,16 @@ class RolloutPool:
         self._finished: deque[tuple[RolloutJob, Outcome, Filmed | None]] = deque()  # not yet yielded
         self.most_workers = num_workers
         self.on_retry: Callable[[str, RolloutJob, str], None] = lambda kind, job, why: None
-        """Called for a job that is retried (kind `episode`) and for a job whose process was replaced (kind `worker`), with the cause."""
+        """Called for a job that is retried (kind `episode`) and for a job whose process was replaced (kind
+        `worker`), with the cause.
+        """
         self.on_failure: Callable[[str, str], None] = lambda how, why: None
-        """Called with the kind (a key of `Usage.replaced`) and the cause of every worker that failed, with or without an episode."""
+        """Called with the kind (a key of `Usage.replaced`) and the cause of every worker that failed, with or
+        without an episode.
+        """
         self._outdated = ""  # the message of a process that runs other code than the driver
-        self._source: Served | None = None  # source of the job submitted last: all jobs of a pool have the same servers
+        # source of the job submitted last: all jobs of a pool have the same servers
+        self._source: Served | None = None
         self._servers: Whereabouts | None = None
         self._next_look = 0.0
         self._selector = self._nodes.selector()
@@ -116,10 +143,14 @@ class RolloutPool:
         self.resize(num_workers)
 
     def resize(self, num_workers: int) -> None:
-        """Set the number of workers. Surplus workers are dismissed: idle ones now, unplaced ones first, the others after their episode."""
+        """Set the number of workers. Surplus workers are dismissed: idle ones now, unplaced ones first, the
+        others after their episode.
+        """
         self.num_workers = num_workers
         self._fill()
-        unneeded = sorted((worker for worker in self._workers if worker.entry is None), key=lambda worker: worker.node != "")
+        unneeded = sorted(
+            (worker for worker in self._workers if worker.entry is None), key=lambda worker: worker.node != ""
+        )
         for worker in unneeded[: max(0, len(self._workers) - num_workers)]:
             self._dismiss(worker)
 
@@ -139,7 +170,10 @@ class RolloutPool:
     def withdraw(self, key: str) -> list[RolloutJob]:
         """Remove and return the waiting jobs of a key; results() still yields those that are being played."""
         gone = [entry.job for entries in self._waiting.values() for entry in entries if entry.job.key == key]
-        left = {scene: [entry for entry in entries if entry.job.key != key] for scene, entries in self._waiting.items()}
+        left = {
+            scene: [entry for entry in entries if entry.job.key != key]
+            for scene, entries in self._waiting.items()
+        }
         self._waiting = {scene: entries for scene, entries in left.items() if entries}
         return gone
 
@@ -154,7 +188,8 @@ class RolloutPool:
         return self.waiting + len(self._finished) + sum(worker.entry is not None for worker in self._workers)
 
     def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, Filmed | None]]:
-        """Keep every worker busy and yield finished jobs until none is left or none has finished for `timeout_s` seconds.
+        """Keep every worker busy and yield finished jobs until none is left or none has finished for
+        `timeout_s` seconds.
 
         Raises CodeChangedError if a process runs other code than the driver.
         """
@@ -176,7 +211,9 @@ class RolloutPool:
                 return
 
     def rebalance(self) -> Balance | None:
-        """Resize the pool by the measurements since the last balance and return them; None if there are too few (LOOKS_TO_GO_BY)."""
+        """Resize the pool by the measurements since the last balance and return them; None if there are too
+        few (LOOKS_TO_GO_BY).
+        """
         if self._source is None:
             return None
         now = time.monotonic(), replace(self.usage), self._source.measure()
@@ -206,11 +243,14 @@ class RolloutPool:
         self._waiting.setdefault(entry.job.scene, []).append(entry)
 
     def _look_around(self) -> None:
-        """Query the draining nodes and the policy servers' nodes, every `look_around_s` seconds at most; fail the workers of unavailable servers."""
+        """Query the draining nodes and the policy servers' nodes, every `look_around_s` seconds at most; fail
+        the workers of unavailable servers.
+        """
         if time.monotonic() < self._next_look:
             return
         self._nodes.look()
-        if (selector := self._nodes.selector()) != self._selector:  # a pending worker must wait for a node that matches the current selector
+        # a pending worker must wait for a node that matches the current selector
+        if (selector := self._nodes.selector()) != self._selector:
             self._selector = selector
             for worker in [worker for worker in self._workers if not worker.node]:
                 self._dismiss(worker)
@@ -218,9 +258,12 @@ class RolloutPool:
         pause_s = self._settings.look_around_s
         if self._servers:
             self._servers.look()
-            if "" in self._servers.nodes:  # a worker cannot choose the nearest server before every server's node is known
+            # a worker cannot choose the nearest server before every server's node is known
+            if "" in self._servers.nodes:
                 pause_s /= 10
-            for worker in [worker for worker in self._workers if worker.entry and worker.server in self._servers.away]:
+            for worker in [
+                worker for worker in self._workers if worker.entry and worker.server in self._servers.away
+            ]:
                 self._fail(worker, "unserved", "its policy server is away")
         self._next_look = time.monotonic() + pause_s
 
@@ -234,12 +277,17 @@ class RolloutPool:
                 continue
             scene = worker.scene if worker.scene in self._waiting else next(iter(self._waiting))
             if worker.scene not in (None, scene) and self.references.get(scene) is None:
-                self._replace(worker, "other")  # only a fresh process, which never built another scene, may set a reference
+                # only a fresh process, which never built another scene, may set a reference
+                self._replace(worker, "other")
                 continue
             worker.entry = self._next(scene)
-            worker.deadline = time.monotonic() + self._settings.silence_s("playing" if worker.scene == scene else "making")
+            worker.deadline = time.monotonic() + self._settings.silence_s(
+                "playing" if worker.scene == scene else "making"
+            )
             worker.scene = scene
-            worker.told = worker.actor.play.options(num_returns="streaming").remote(self._addressed(worker, worker.entry.job))
+            worker.told = worker.actor.play.options(num_returns="streaming").remote(
+                self._addressed(worker, worker.entry.job)
+            )
 
     def _next(self, scene: Scene) -> Entry:
         entry = self._waiting[scene].pop(0)
@@ -260,7 +308,8 @@ class RolloutPool:
     def _listen(self, wait_s: float) -> None:
         """Handle one message of every worker that has one, waiting at most `wait_s` seconds for the first.
 
-        Workers past their deadline are polled for up to 1 s more, so that none counts as stuck while a message of it is unread.
+        Workers past their deadline are polled for up to 1 s more, so that none counts as stuck while a
+        message of it is unread.
         """
         told = {worker.told: worker for worker in self._workers if worker.told is not None}
         if not told:
@@ -315,16 +364,24 @@ class RolloutPool:
             self._finished.append((entry.job, said.outcome, said.film))
 
     def _fail(self, worker: Worker, how: str, why: str) -> None:
-        """Replace the worker, because its GL context or its process may be broken, and retry or give up its episode.
+        """Replace the worker, because its GL context or its process may be broken, and retry or give up its
+        episode.
 
-        If the worker has no episode and no worker is placed, the failure counts for the next waiting episode, so that a pool on a cluster where
-        no process starts terminates. If a worker is placed, it counts for no episode, and `_look_around` starts another process.
+        If the worker has no episode and no worker is placed, the failure counts for the next waiting episode,
+        so that a pool on a cluster where no process starts terminates. If a worker is placed, it counts for
+        no episode, and `_look_around` starts another process.
         """
         self.on_failure(how, why)
         if worker.entry is None and self.placed:
             self.usage.replace(how)
             return self._dismiss(worker)
-        entry = self._released(worker) if worker.entry else self._next(next(iter(self._waiting))) if self._waiting else None
+        entry = (
+            self._released(worker)
+            if worker.entry
+            else self._next(next(iter(self._waiting)))
+            if self._waiting
+            else None
+        )
         self._replace(worker, how)
         if entry:
             self.on_retry("worker", entry.job, why)
@@ -338,7 +395,9 @@ class RolloutPool:
             self.on_retry("episode", entry.job, why)
             return self._queue(entry)
         times = entry.attempts + entry.deaths
-        error = Outcome(entry.job.spec, "error", 0, 0, 0.0, 0.0, message=f"{why} (given up after {times} attempts)")
+        error = Outcome(
+            entry.job.spec, "error", 0, 0, 0.0, 0.0, message=f"{why} (given up after {times} attempts)"
+        )
         self._finished.append((entry.job, error, None))
 
     def _released(self, worker: Worker) -> Entry:

@@ -23,7 +23,9 @@ class Worker:
 
     actor: Any
     told: Any
-    """Reference to the node id until the worker has started, then the stream of its episode's messages; None while it is idle."""
+    """Reference to the node id until the worker has started, then the stream of its episode's messages; None
+    while it is idle.
+    """
     node: str = ""
     """Id of the worker's node; empty while the worker waits for a node or starts."""
     scene: Scene | None = None
@@ -49,7 +51,9 @@ class Usage:
     looks: int = 0
     """Number of policy observations."""
     replaced: dict[str, int] = field(default_factory=dict)
-    """Replaced workers by cause: died, stuck, failed, worn, leaving (its node drains), unserved (its policy server is unavailable), other."""
+    """Replaced workers by cause: died, stuck, failed, worn, leaving (its node drains), unserved (its policy
+    server is unavailable), other.
+    """
 
     def replace(self, why: str) -> None:
         """Count one replaced worker."""

@@ -13,7 +13,8 @@ from sim_workers.rollout.autoscaler import Answered
 
 @dataclass(frozen=True)
 class Served:
-    """Policy served by Ray actors with `act(key, observation) -> ActionChunk` and `answered(key) -> Answered`.
+    """Policy served by Ray actors with `act(key, observation) -> ActionChunk` and `answered(key) ->
+    Answered`.
 
     Each rollout process queries one of them.
     """
@@ -29,7 +30,11 @@ class Served:
 
         A server that is starting, dead, or silent for 1 s adds nothing.
         """
-        done, _ = ray.wait([server.answered.remote(key) for server in self.servers], num_returns=len(self.servers), timeout=1.0)
+        done, _ = ray.wait(
+            [server.answered.remote(key) for server in self.servers],
+            num_returns=len(self.servers),
+            timeout=1.0,
+        )
         total = Answered()
         for part in done:
             with suppress(RayActorError):
@@ -42,7 +47,11 @@ class Served:
         return ServedAsker(self.servers[own % len(self.servers)], self)
 
     def __eq__(self, other: object) -> bool:  # handles compare by identity, which pickling does not keep
-        return isinstance(other, Served) and self.key == other.key and [*map(str, self.servers)] == [*map(str, other.servers)]
+        return (
+            isinstance(other, Served)
+            and self.key == other.key
+            and [*map(str, self.servers)] == [*map(str, other.servers)]
+        )
 
     def __hash__(self) -> int:
         return hash(self.key)

@@ -7,7 +7,9 @@ from sim_workers.rollout.worker import Scene
 
 
 class References(Protocol):
-    """The suite's portrait of each scene, which every worker must match: kept for as long as scores are compared."""
+    """The suite's portrait of each scene, which every worker must match: kept for as long as scores are
+    compared.
+    """
 
     def get(self, scene: Scene) -> Portrait | None:
         """Return the scene's portrait; None before the first put()."""

@@ -1,4 +1,5 @@
-"""Films of episodes: the scene and, for a policy that imagines, the camera pictures next to the imagined ones.
+"""Films of episodes: the scene and, for a policy that imagines, the camera pictures next to the imagined
+ones.
 
 Shapes: H W pixels; F frames of one imagination.
 """
@@ -20,7 +21,8 @@ from sim_workers.rollout.prediction_error import Foresight, Picture
 
 FPS = 10
 SCENE = 256  # pixels, both sides of the scene's picture
-STRIP, GAP, BORDER = 18, 4, 4  # pixels: labels above the pictures, space between columns, frame around the scene
+# pixels: labels above the pictures, space between columns, frame around the scene
+STRIP, GAP, BORDER = 18, 4, 4
 GROUND, INK, DONE = (24, 24, 24), (220, 220, 220), (60, 200, 90)
 
 
@@ -28,7 +30,9 @@ def mp4(frames: Sequence[Picture], fps: float) -> bytes:
     """Return an H.264 film that any browser plays, from (H, W, 3) pictures with even sides."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        stream: Any = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "20"})
+        stream: Any = container.add_stream(
+            "libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "20"}
+        )
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
@@ -48,10 +52,12 @@ class Filmed:
 
 
 class Film:
-    """Recorder of one episode's film. The rendering thread reports every observation and control step; recording has no effect on the episode.
+    """Recorder of one episode's film. The rendering thread reports every observation and control step;
+    recording has no effect on the episode.
 
-    A column shows the scene, framed in green while the task is done. If the policy imagines, a second column shows the pictures of its cameras
-    at that moment, and a third the imagined pictures of its last observation that are nearest to that moment, with their lead in seconds.
+    A column shows the scene, framed in green while the task is done. If the policy imagines, a second column
+    shows the pictures of its cameras at that moment, and a third the imagined pictures of its last
+    observation that are nearest to that moment, with their lead in seconds.
     """
 
     def __init__(self, env: Env) -> None:
@@ -63,7 +69,9 @@ class Film:
         self._foresight = Foresight()
 
     def looked(self, imagined: Imagination | None) -> None:
-        """Record a policy observation after the last reported control step, with the policy's imagination. The first one starts the film."""
+        """Record a policy observation after the last reported control step, with the policy's imagination.
+        The first one starts the film.
+        """
         self._looked_at, self._imagined = self._steps, imagined
         if imagined:
             self._foresight.looked(self._steps, imagined, self._seen())
@@ -79,7 +87,9 @@ class Film:
             self._record(succeeded)
 
     def mp4(self) -> bytes:
-        """Return the film so far; for an episode that ended before the first observation, its current state."""
+        """Return the film so far; for an episode that ended before the first observation, its current
+        state.
+        """
         if not self._frames:
             self._record(self._env.succeeded)
         return mp4(self._frames, self._env.contract.control_hz / self._every)
@@ -91,7 +101,10 @@ class Film:
 
     def _seen(self) -> dict[str, Picture]:
         """Return the current picture of each of the policy's cameras."""
-        return {camera: self._env.picture(camera, self._env.contract.image_size) for camera in self._env.contract.cameras}
+        return {
+            camera: self._env.picture(camera, self._env.contract.image_size)
+            for camera in self._env.contract.cameras
+        }
 
     def _record(self, succeeded: bool) -> None:
         env, hz = self._env, self._env.contract.control_hz
@@ -101,22 +114,37 @@ class Film:
             future, ahead = nearest(self._imagined, self._steps - self._looked_at)
             side = SCENE if len(env.contract.cameras) == 1 else SCENE // 2
             columns.append(("seen", [sized(picture, side) for picture in self._seen().values()]))
-            columns.append((f"imagined, {ahead / hz:+.1f} s" if ahead else "imagined", [sized(future[c], side) for c in env.contract.cameras]))
+            columns.append(
+                (
+                    f"imagined, {ahead / hz:+.1f} s" if ahead else "imagined",
+                    [sized(future[c], side) for c in env.contract.cameras],
+                )
+            )
         self._frames.append(side_by_side(columns))
 
 
 def nearest(imagined: Imagination, steps: int) -> tuple[dict[str, Picture], int]:
-    """Return, per camera, the imagined frame nearest to `steps` control steps after the observation, and that frame's lead in control steps."""
+    """Return, per camera, the imagined frame nearest to `steps` control steps after the observation, and that
+    frame's lead in control steps.
+    """
     count = len(next(iter(imagined.frames.values())))
     frame = min(range(count), key=lambda f: abs((f + 1) * imagined.stride - steps))
-    return {camera: frames[frame] for camera, frames in imagined.frames.items()}, (frame + 1) * imagined.stride - steps
+    return {camera: frames[frame] for camera, frames in imagined.frames.items()}, (
+        frame + 1
+    ) * imagined.stride - steps
 
 
 def sized(picture: Picture, height: int) -> Picture:
-    """Return the picture scaled to `height` pixels: enlarged by nearest neighbour, which invents no detail, reduced by averaging."""
+    """Return the picture scaled to `height` pixels: enlarged by nearest neighbour, which invents no detail,
+    reduced by averaging.
+    """
     shown = Image.fromarray(picture)
     width = round(height * shown.width / shown.height)
-    return np.asarray(shown.resize((width, height), Image.Resampling.NEAREST if height >= shown.height else Image.Resampling.BOX))
+    return np.asarray(
+        shown.resize(
+            (width, height), Image.Resampling.NEAREST if height >= shown.height else Image.Resampling.BOX
+        )
+    )
 
 
 def framed(picture: Picture, colour: tuple[int, int, int]) -> Picture:

@@ -1,4 +1,6 @@
-"""Fixed list of evaluation episodes. Every checkpoint of every arm plays the same list, so arms compare episode by episode."""
+"""Fixed list of evaluation episodes. Every checkpoint of every arm plays the same list, so arms compare
+episode by episode.
+"""
 
 import hashlib
 import json
@@ -9,19 +11,24 @@ import numpy as np
 
 from policy.interface import derived_seed
 
-# Scene seeds of training demonstrations stay below, those of evaluation start here: no evaluated scene is ever demonstrated.
+# Scene seeds of training demonstrations stay below, those of evaluation start here: no evaluated scene is
+# ever demonstrated.
 FIRST_EVALUATION_SEED = 1_000_000
 
 
 SHIFTS = ("nominal", "lighting", "texture", "camera", "object", "placement", "distractors")
-"""Ways in which an evaluated scene may differ from every demonstrated one; `nominal`: none. `sim_workers/envs/shifts.py` builds them."""
+"""Ways in which an evaluated scene may differ from every demonstrated one; `nominal`: none.
+`sim_workers/envs/shifts.py` builds them.
+"""
 VARIANTS = 5
 """Number of variants of each shift; an episode's scene seed determines its variant."""
 
 
 @dataclass(frozen=True, order=True)
 class EpisodeSpec:
-    """Entry of the list: a task, the seeds of its initial scene and of the policy noise, and the shift of its world."""
+    """Entry of the list: a task, the seeds of its initial scene and of the policy noise, and the shift of its
+    world.
+    """
 
     task: str
     scene_seed: int
@@ -55,7 +62,9 @@ class Rules:
     horizon: int
     """Largest number of control steps of an episode."""
     settle: int = 10
-    """Control steps that the policy continues to act after the first success, to show whether the success lasts."""
+    """Control steps that the policy continues to act after the first success, to show whether the success
+    lasts.
+    """
     success: Literal["once", "at_end"] = "once"
     """`once`: at any step; `at_end`: in the last step played."""
 
@@ -69,14 +78,22 @@ class Suite:
     """Number of episodes per task."""
     rules: Rules
     block: int = 0
-    """Index of the block of seeds. Choosing a checkpoint on one block and reporting it on another avoids the winner's curse."""
+    """Index of the block of seeds. Choosing a checkpoint on one block and reporting it on another avoids the
+    winner's curse.
+    """
     shift: str = "nominal"
     """Difference between the scenes and the demonstrated ones; one of SHIFTS."""
 
     def episode_list(self) -> list[EpisodeSpec]:
-        """Return the episodes in an order shuffled over tasks and scenes (seeded), so that no worker gets all the hard ones."""
+        """Return the episodes in an order shuffled over tasks and scenes (seeded), so that no worker gets all
+        the hard ones.
+        """
         first = FIRST_EVALUATION_SEED * (1 + self.block)
-        specs = [EpisodeSpec(task, first + i, first + i, self.shift) for task in self.tasks for i in range(self.episodes)]
+        specs = [
+            EpisodeSpec(task, first + i, first + i, self.shift)
+            for task in self.tasks
+            for i in range(self.episodes)
+        ]
         order = np.random.default_rng(self.block).permutation(len(specs))
         return [specs[i] for i in order]
 

@@ -101,7 +101,9 @@ class Unfit:
 
 @dataclass(frozen=True)
 class Outdated:
-    """Report that the process, or its policy server, runs other code than the driver; no further episode counts."""
+    """Report that the process, or its policy server, runs other code than the driver; no further episode
+    counts.
+    """
 
     why: str
 
@@ -110,16 +112,23 @@ Said = Beat | Portrait | Played | Unanswered | Unfit | Outdated
 
 
 class RolloutWorker:
-    """Process with one simulator. A change of scene closes the old simulator first: two would corrupt each other's pictures."""
+    """Process with one simulator. A change of scene closes the old simulator first: two would corrupt each
+    other's pictures.
+    """
 
-    def __init__(self, most_episodes: int = MOST_EPISODES, label: str = "", code: Files | None = None) -> None:
-        """label: its name in Ray's logs, such as the sweep's. code: the driver's files; None: not compared."""
+    def __init__(
+        self, most_episodes: int = MOST_EPISODES, label: str = "", code: Files | None = None
+    ) -> None:
+        """label: its name in Ray's logs, such as the sweep's. code: the driver's files; None: not
+        compared.
+        """
         self._code = code
         self._most_episodes, self._label = most_episodes, label
         self._env: Env | None = None
         self._scene: Scene | None = None
         self._asker: tuple[PolicySource, Asker] | None = None
-        self._asking = ThreadPoolExecutor(1)  # so that this thread, which must render, can send heartbeats while it waits
+        # so that this thread, which must render, can send heartbeats while it waits
+        self._asking = ThreadPoolExecutor(1)
         self._episodes = 0
         self._first_size = 0
 
@@ -133,7 +142,8 @@ class RolloutWorker:
         """
         try:
             for said in self._play(job):
-                if isinstance(said, Portrait | Played):  # the simulator and the episode have imported their modules now
+                # the simulator and the episode have imported their modules now
+                if isinstance(said, Portrait | Played):
                     check_imported(self._code)
                 if isinstance(said, Unanswered):
                     _log.warning("%s: the policy did not answer: %s", job, said.why)
@@ -152,11 +162,16 @@ class RolloutWorker:
             if self._env is not None:
                 self._env.close()
             try:
-                self._env, self._scene = make_env(job.spec.task, job.contract, job.spec.shift, job.spec.variant), job.scene
+                self._env, self._scene = (
+                    make_env(job.spec.task, job.contract, job.spec.shift, job.spec.variant),
+                    job.scene,
+                )
                 drawn = portrait(self._env)
             except Exception as error:
                 drawing = f", drawing with {os.environ.get('MUJOCO_GL')}" if job.contract.cameras else ""
-                yield Unfit(f"{socket.gethostname()} cannot simulate {job.spec.task}{drawing}: {one_line(error)}")
+                yield Unfit(
+                    f"{socket.gethostname()} cannot simulate {job.spec.task}{drawing}: {one_line(error)}"
+                )
                 return
             yield drawn
             yield Beat("playing")

@@ -1,6 +1,8 @@
-"""Write the schemas in this folder from the projects' own files: what they say, without prose, equal parts said once.
+"""Write the schemas in this folder from the projects' own files: what they say, without prose, equal parts
+said once.
 
-python tests/schemas/trim.py ray.io_rayjobs.yaml compose-spec.json v1.37.0-local-strict     # where they come from: README.md
+python tests/schemas/trim.py ray.io_rayjobs.yaml compose-spec.json v1.37.0-local-strict     # where they come
+                                                                                            from: README.md
 """
 
 import hashlib
@@ -12,29 +14,50 @@ from typing import Any
 
 import yaml
 
-PROSE = {"description", "$comment", "deprecatedMessage", "x-kubernetes-map-type", "x-kubernetes-list-type", "x-kubernetes-list-map-keys"}
+PROSE = {
+    "description",
+    "$comment",
+    "deprecatedMessage",
+    "x-kubernetes-map-type",
+    "x-kubernetes-list-type",
+    "x-kubernetes-list-map-keys",
+}
 SHORT = 200
 """Characters of JSON below which a part is not worth a name."""
 
 
 def trimmed(node: Any, names: bool = False) -> Any:
-    """The schema without prose; `names`: the keys of this mapping are fields that a file may have, whatever they are called."""
+    """The schema without prose; `names`: the keys of this mapping are fields that a file may have, whatever
+    they are called.
+    """
     if isinstance(node, list):
         return [trimmed(item) for item in node]
     if not isinstance(node, dict):
         return node
     fields = {"properties", "patternProperties", "definitions", "$defs"}
-    return {key: trimmed(value, not names and key in fields) for key, value in node.items() if names or key not in PROSE}
+    return {
+        key: trimmed(value, not names and key in fields)
+        for key, value in node.items()
+        if names or key not in PROSE
+    }
 
 
 def strict(node: Any) -> Any:
-    """As the Kubernetes API server reads a custom resource, but refusing fields that it would drop without a word."""
+    """As the Kubernetes API server reads a custom resource, but refusing fields that it would drop without a
+    word.
+    """
     if isinstance(node, list):
         return [strict(item) for item in node]
     if not isinstance(node, dict):
         return node
-    closed = isinstance(node.get("properties"), dict) and "additionalProperties" not in node and "x-kubernetes-preserve-unknown-fields" not in node
-    return {key: strict(value) for key, value in node.items()} | ({"additionalProperties": False} if closed else {})
+    closed = (
+        isinstance(node.get("properties"), dict)
+        and "additionalProperties" not in node
+        and "x-kubernetes-preserve-unknown-fields" not in node
+    )
+    return {key: strict(value) for key, value in node.items()} | (
+        {"additionalProperties": False} if closed else {}
+    )
 
 
 def shared(schema: Any) -> Any:
@@ -84,7 +107,11 @@ def resolved(node: Any, file: Path) -> Any:
 
 def kubernetes(folder: Path) -> Any:
     """The kinds of deploy/kuberay/namespace.yaml, each under its name."""
-    files = {"Namespace": "namespace-v1", "ServiceAccount": "serviceaccount-v1", "NetworkPolicy": "networkpolicy-networking-v1"}
+    files = {
+        "Namespace": "namespace-v1",
+        "ServiceAccount": "serviceaccount-v1",
+        "NetworkPolicy": "networkpolicy-networking-v1",
+    }
     files = {kind: folder / f"{name}.json" for kind, name in files.items()}
     return {kind: trimmed(resolved(json.loads(file.read_text()), file)) for kind, file in files.items()}
 

@@ -1,9 +1,11 @@
-"""Exporter of a store's episodes to a LeRobot dataset, version 3.0, which `lerobot` and `orchestrator/data/importers/lerobot.py` read.
+"""Exporter of a store's episodes to a LeRobot dataset, version 3.0, which `lerobot` and
+`orchestrator/data/importers/lerobot.py` read.
 
-The stored videos are copied byte for byte, one file per episode and camera. Layout as in Hugging Face's `lerobot`
-(src/lerobot/datasets, version 3.0): meta/info.json, meta/stats.json, meta/tasks.parquet, meta/episodes/, data/, videos/.
-The store's contract is kept whole in meta/info.json, under `demoscale`; fields of an episode that LeRobot does not have are in
-columns demoscale/<name> of meta/episodes. `orchestrator/data/exporters/robomimic.py` writes the other format.
+The stored videos are copied byte for byte, one file per episode and camera. Layout as in Hugging Face's
+`lerobot` (src/lerobot/datasets, version 3.0): meta/info.json, meta/stats.json, meta/tasks.parquet,
+meta/episodes/, data/, videos/. The store's contract is kept whole in meta/info.json, under `demoscale`;
+fields of an episode that LeRobot does not have are in columns demoscale/<name> of meta/episodes.
+`orchestrator/data/exporters/robomimic.py` writes the other format.
 """
 
 import json
@@ -24,7 +26,8 @@ from policy.interface import Contract
 
 FILES_PER_CHUNK = 1000
 EPISODES_PER_FILE = 1000  # episodes whose rows share a Parquet file
-SAMPLED_FRAMES = 50  # minimum per episode and camera (fewer in shorter episodes), for the statistics of pixels
+# minimum per episode and camera (fewer in shorter episodes), for the statistics of pixels
+SAMPLED_FRAMES = 50
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 LEROBOT, ROBOMIMIC = "LeRobot", "robomimic"
@@ -33,18 +36,26 @@ QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 Statistics = dict[str, npt.NDArray[Any]]
 
 
-def exportable(storage: Storage, manifest: Manifest, labelled_only: bool, kind: str = LEROBOT) -> list[EpisodeEntry]:
-    """Return the episodes that a data set of that kind can hold. Raises EpisodeError for a rate or episodes that it cannot express."""
+def exportable(
+    storage: Storage, manifest: Manifest, labelled_only: bool, kind: str = LEROBOT
+) -> list[EpisodeEntry]:
+    """Return the episodes that a data set of that kind can hold. Raises EpisodeError for a rate or episodes
+    that it cannot express.
+    """
     if kind == LEROBOT and manifest.contract.control_hz % 1:
-        raise EpisodeError(f"{storage.uri}: LeRobot's fps is a whole number, the store has {manifest.contract.control_hz:g} steps per second")
+        raise EpisodeError(
+            f"{storage.uri}: LeRobot's fps is a whole number, the store has {manifest.contract.control_hz:g}"
+            " steps per second"
+        )
     entries = list(manifest.entries)
     labelled = [entry for entry in entries if entry.labelled]
     if not labelled:
         raise EpisodeError(f"{storage.uri}: no episode has actions, and {kind} cannot express one without")
     if len(labelled) < len(entries) and not labelled_only:
         raise EpisodeError(
-            f"{storage.uri}: {len(entries) - len(labelled)} of {len(entries)} episodes have no actions, which {kind} cannot express; "
-            f"leave them out with --labelled-only ({named(entry.episode_id for entry in entries if not entry.labelled)})"
+            f"{storage.uri}: {len(entries) - len(labelled)} of {len(entries)} episodes have no actions, which"
+            f" {kind} cannot express; leave them out with --labelled-only"
+            f" ({named(entry.episode_id for entry in entries if not entry.labelled)})"
         )
     return labelled
 
@@ -58,25 +69,41 @@ def named(episodes: Iterable[str]) -> str:
 def contract_of_export(path: Path | str) -> Contract:
     """Read the conventions that an export carries, from a LeRobot folder or a robomimic file.
 
-    A policy trained on the export by another program uses them as its `contract`, so that it can be scored here:
-    `contract = contract_of_export("lift.hdf5")` in the policy that `MODULE:FUNCTION` returns, for `demoscale score` and `jobs.serve`. A policy
-    server in another language answers GET /contract with the output of `python -m jobs.export --contract-of lift.hdf5`.
-    Raises EpisodeError if the export is missing, unreadable, or carries no conventions.
+    A policy trained on the export by another program uses them as its `contract`, so that it can be scored
+    here: `contract = contract_of_export("lift.hdf5")` in the policy that `MODULE:FUNCTION` returns, for
+    `demoscale score` and `jobs.serve`. A policy server in another language answers GET /contract with the
+    output of `python -m jobs.export --contract-of lift.hdf5`. Raises EpisodeError if the export is missing,
+    unreadable, or carries no conventions.
     """
     path = Path(path)
     info = path / "meta" / "info.json"
     if not (path.is_file() or info.is_file()):
-        raise EpisodeError(f"{path}: there is no export here; name a folder with meta/info.json, or an HDF5 file, that `jobs.export` wrote")
+        raise EpisodeError(
+            f"{path}: there is no export here; name a folder with meta/info.json, or an HDF5 file, that"
+            " `jobs.export` wrote"
+        )
     try:
-        stated = _stated_in_hdf5(path) if path.is_file() else json.loads(info.read_text()).get("demoscale", {}).get("contract")
+        stated = (
+            _stated_in_hdf5(path)
+            if path.is_file()
+            else json.loads(info.read_text()).get("demoscale", {}).get("contract")
+        )
     except (OSError, ValueError, AttributeError, KeyError, RuntimeError) as error:
-        raise EpisodeError(f"{path}: it cannot be read ({' '.join(str(error).split())}); was it copied whole?") from None
+        raise EpisodeError(
+            f"{path}: it cannot be read ({' '.join(str(error).split())}); was it copied whole?"
+        ) from None
     if stated is None:
-        raise EpisodeError(f"{path}: it does not state the conventions of a store, as what `jobs.export` writes does; export the store again")
+        raise EpisodeError(
+            f"{path}: it does not state the conventions of a store, as what `jobs.export` writes does; export"
+            " the store again"
+        )
     try:
         return Contract.from_json(stated)
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise EpisodeError(f"{path}: the conventions it states are damaged ({type(error).__name__}: {error}); export the store again") from None
+        raise EpisodeError(
+            f"{path}: the conventions it states are damaged ({type(error).__name__}: {error}); export the"
+            " store again"
+        ) from None
 
 
 def _stated_in_hdf5(path: Path) -> Any:
@@ -84,16 +111,20 @@ def _stated_in_hdf5(path: Path) -> Any:
     import h5py
 
     with h5py.File(path, "r") as file:
-        if not isinstance(file.get("data", getlink=True), h5py.HardLink):  # a link could lead into another file
+        # a link could lead into another file
+        if not isinstance(file.get("data", getlink=True), h5py.HardLink):
             return None
         text = file["data"].attrs.get("demoscale.contract")
     return None if text is None else json.loads(text)
 
 
-def export(storage: Storage, contract: Contract, entries: list[EpisodeEntry], folder: Path) -> Generator[EpisodeEntry, None, None]:
+def export(
+    storage: Storage, contract: Contract, entries: list[EpisodeEntry], folder: Path
+) -> Generator[EpisodeEntry, None, None]:
     """Write the labelled episodes to an empty or new folder, yielding each when it is written.
 
-    meta/info.json, which makes the folder a dataset, is written last. Raises EpisodeError if the folder is not empty.
+    meta/info.json, which makes the folder a dataset, is written last. Raises EpisodeError if the folder is
+    not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise EpisodeError(f"{folder}: it is not empty; export into a new folder, or empty it first")
@@ -112,10 +143,14 @@ def export(storage: Storage, contract: Contract, entries: list[EpisodeEntry], fo
         for camera in contract.cameras:
             statistics[-1][_video_key(camera)] = _pixel_statistics(episode.frames[camera])
             place = {"chunk_index": index // FILES_PER_CHUNK, "file_index": index % FILES_PER_CHUNK}
-            _write_bytes(folder / VIDEO_PATH.format(video_key=_video_key(camera), **place), read_parquet(data, [f"cam.{camera}"])[0][0].as_py())
+            _write_bytes(
+                folder / VIDEO_PATH.format(video_key=_video_key(camera), **place),
+                read_parquet(data, [f"cam.{camera}"])[0][0].as_py(),
+            )
         rows.append(_table(columns))
         lines.append(
-            _line(entry, index, first, contract) | {f"stats/{k}/{s}": v.tolist() for k, part in statistics[-1].items() for s, v in part.items()}
+            _line(entry, index, first, contract)
+            | {f"stats/{k}/{s}": v.tolist() for k, part in statistics[-1].items() for s, v in part.items()}
         )
         if len(rows) == EPISODES_PER_FILE or index == len(entries) - 1:
             _write_table(pa.concat_tables(rows), folder / DATA_PATH.format(**_rows_place(index)))
@@ -124,9 +159,15 @@ def export(storage: Storage, contract: Contract, entries: list[EpisodeEntry], fo
         yield entry
     _write_table(pa.Table.from_pylist(lines), folder / "meta/episodes/chunk-000/file-000.parquet")
     _write_table(_tasks(instructions), folder / "meta/tasks.parquet")
-    merged = {key: {name: value.tolist() for name, value in _merged([part[key] for part in statistics]).items()} for key in statistics[0]}
+    merged = {
+        key: {name: value.tolist() for name, value in _merged([part[key] for part in statistics]).items()}
+        for key in statistics[0]
+    }
     _write_bytes(folder / "meta/stats.json", json.dumps(merged, indent=1).encode())
-    _write_bytes(folder / "meta/info.json", json.dumps(_info(contract, len(entries), first, len(instructions)), indent=1).encode())
+    _write_bytes(
+        folder / "meta/info.json",
+        json.dumps(_info(contract, len(entries), first, len(instructions)), indent=1).encode(),
+    )
 
 
 def _video_key(camera: str) -> str:
@@ -138,7 +179,9 @@ def _rows_place(index: int) -> dict[str, int]:
 
 
 def _columns(episode: Episode, index: int, first: int, task: int, hz: float) -> dict[str, npt.NDArray[Any]]:
-    """Return the columns of the data file, with a row per frame. Column `index` counts frames over the whole dataset."""
+    """Return the columns of the data file, with a row per frame. Column `index` counts frames over the whole
+    dataset.
+    """
     assert episode.proprio is not None
     assert episode.action is not None
     counted = np.arange(episode.length)
@@ -154,11 +197,18 @@ def _columns(episode: Episode, index: int, first: int, task: int, hz: float) -> 
 
 
 def _table(columns: dict[str, npt.NDArray[Any]]) -> pa.Table:
-    return pa.table({name: pa.array(list(v), pa.list_(pa.float32(), v.shape[1])) if v.ndim == 2 else pa.array(v) for name, v in columns.items()})
+    return pa.table(
+        {
+            name: pa.array(list(v), pa.list_(pa.float32(), v.shape[1])) if v.ndim == 2 else pa.array(v)
+            for name, v in columns.items()
+        }
+    )
 
 
 def _line(entry: EpisodeEntry, index: int, first: int, contract: Contract) -> dict[str, Any]:
-    """Return an episode's row of meta/episodes; fields that LeRobot does not have are named demoscale/<name>."""
+    """Return an episode's row of meta/episodes; fields that LeRobot does not have are named
+    demoscale/<name>.
+    """
     line: dict[str, Any] = {"episode_index": index, "tasks": [entry.instruction], "length": entry.length}
     line |= {"dataset_from_index": first, "dataset_to_index": first + entry.length}
     line |= {f"data/{name}": value for name, value in _rows_place(index).items()}
@@ -167,23 +217,42 @@ def _line(entry: EpisodeEntry, index: int, first: int, contract: Contract) -> di
         key = f"videos/{_video_key(camera)}"
         line |= {f"{key}/chunk_index": index // FILES_PER_CHUNK, f"{key}/file_index": index % FILES_PER_CHUNK}
         line |= {f"{key}/from_timestamp": 0.0, f"{key}/to_timestamp": entry.length / contract.control_hz}
-    own = {"episode_id": entry.episode_id, "task": entry.task, "success": entry.success, "source": entry.source}
+    own = {
+        "episode_id": entry.episode_id,
+        "task": entry.task,
+        "success": entry.success,
+        "source": entry.source,
+    }
     return line | {f"demoscale/{name}": value for name, value in own.items()}
 
 
 def _info(contract: Contract, episodes: int, frames: int, tasks: int) -> dict[str, Any]:
     height, width = contract.image_size
     fps = int(contract.control_hz)
-    facts = {"video.height": height, "video.width": width, "video.channels": 3, "video.fps": fps, "video.codec": "h264", "has_audio": False}
+    facts = {
+        "video.height": height,
+        "video.width": width,
+        "video.channels": 3,
+        "video.fps": fps,
+        "video.codec": "h264",
+        "has_audio": False,
+    }
     shape = {"shape": [height, width, 3], "names": ["height", "width", "channels"]}
-    # LeRobot encodes with these settings when an edit cuts a file. The pixel format is omitted, since its h264 encoder refuses the stored one.
+    # LeRobot encodes with these settings when an edit cuts a file. The pixel format is omitted, since its
+    # h264 encoder refuses the stored one.
     settings = {f"video.{name}": int(CODEC_OPTIONS[name]) for name in ("crf", "g")}
     video = {"dtype": "video", **shape, "info": {**facts, **settings, "video.is_depth_map": False}}
     vectors = {"observation.state": contract.proprio, "action": contract.action}
     features: dict[str, Any] = {_video_key(camera): video for camera in contract.cameras}
-    features |= {key: {"dtype": "float32", "shape": [len(names)], "names": list(names)} for key, names in vectors.items()}
+    features |= {
+        key: {"dtype": "float32", "shape": [len(names)], "names": list(names)}
+        for key, names in vectors.items()
+    }
     features |= {"timestamp": {"dtype": "float32", "shape": [1], "names": None}}
-    features |= {key: {"dtype": "int64", "shape": [1], "names": None} for key in ("frame_index", "episode_index", "index", "task_index")}
+    features |= {
+        key: {"dtype": "int64", "shape": [1], "names": None}
+        for key in ("frame_index", "episode_index", "index", "task_index")
+    }
     return {
         "codebase_version": "v3.0",
         "robot_type": None,
@@ -203,13 +272,34 @@ def _info(contract: Contract, episodes: int, frames: int, tasks: int) -> dict[st
 
 
 def _tasks(instructions: list[str]) -> pa.Table:
-    """Return the table of tasks, with metadata that mark the index column: LeRobot reads it with pandas and looks tasks up by the index."""
+    """Return the table of tasks, with metadata that mark the index column: LeRobot reads it with pandas and
+    looks tasks up by the index.
+    """
     described = [
-        {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
-        {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object", "metadata": None},
+        {
+            "name": "task_index",
+            "field_name": "task_index",
+            "pandas_type": "int64",
+            "numpy_type": "int64",
+            "metadata": None,
+        },
+        {
+            "name": "task",
+            "field_name": "task",
+            "pandas_type": "unicode",
+            "numpy_type": "object",
+            "metadata": None,
+        },
     ]
-    pandas = {"index_columns": ["task"], "column_indexes": [], "columns": described, "pandas_version": "2.0.0"}
-    table = pa.table({"task_index": pa.array(range(len(instructions)), pa.int64()), "task": pa.array(instructions)})
+    pandas = {
+        "index_columns": ["task"],
+        "column_indexes": [],
+        "columns": described,
+        "pandas_version": "2.0.0",
+    }
+    table = pa.table(
+        {"task_index": pa.array(range(len(instructions)), pa.int64()), "task": pa.array(instructions)}
+    )
     return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
 
@@ -217,18 +307,29 @@ def _statistics(values: npt.NDArray[Any]) -> Statistics:
     """Return statistics per dimension of (N, D) rows or (N,) numbers."""
     rows = values.reshape(len(values), -1).astype(np.float64)
     quantiles = {name: np.quantile(rows, q, axis=0) for name, q in QUANTILES.items()}
-    return {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0), "count": np.array([len(rows)]), **quantiles}
+    return {
+        "min": rows.min(0),
+        "max": rows.max(0),
+        "mean": rows.mean(0),
+        "std": rows.std(0),
+        "count": np.array([len(rows)]),
+        **quantiles,
+    }
 
 
 def _pixel_statistics(frames: npt.NDArray[np.uint8]) -> Statistics:
-    """Return statistics per channel, (3, 1, 1), of pixel values scaled to 0 to 1; `count` is the number of frames."""
+    """Return statistics per channel, (3, 1, 1), of pixel values scaled to 0 to 1; `count` is the number of
+    frames.
+    """
     statistics = _statistics(frames.reshape(-1, 3) / 255)
     shaped = {name: value.reshape(3, 1, 1) for name, value in statistics.items() if name != "count"}
     return {**shaped, "count": np.array([len(frames)])}
 
 
 def _merged(parts: list[Statistics]) -> Statistics:
-    """Return statistics over all episodes. Quantiles are means of the episodes' quantiles, as LeRobot merges them."""
+    """Return statistics over all episodes. Quantiles are means of the episodes' quantiles, as LeRobot merges
+    them.
+    """
     counts = np.array([part["count"][0] for part in parts], float)
 
     def mean(values: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

@@ -1,11 +1,15 @@
-"""Exporter of a store's episodes to one HDF5 file in robomimic's layout, which robomimic and `orchestrator/data/importers/robomimic_hdf5.py` read.
+"""Exporter of a store's episodes to one HDF5 file in robomimic's layout, which robomimic and
+`orchestrator/data/importers/robomimic_hdf5.py` read.
 
-    data                                attributes total, env_args (JSON), demoscale.contract (JSON, `Contract`), demoscale.proprio_keys (JSON)
-    data/demo_3                         attributes num_samples, demoscale.episode_id, .task, .instruction, .source, .success (if known)
+    data                                attributes total, env_args (JSON), demoscale.contract (JSON,
+                                        `Contract`), demoscale.proprio_keys (JSON)
+    data/demo_3                         attributes num_samples, demoscale.episode_id, .task, .instruction,
+                                        .source, .success (if known)
     data/demo_3/actions                 (L, A) float32
     data/demo_3/rewards, dones          (L,) reward 1 in the last step of a success, done in the last step
     data/demo_3/obs/<camera>_image      (L, H, W, 3) uint8, upright, a compressed chunk per frame
-    data/demo_3/obs/<vector>            (L, D) float32; concatenated in the order of demoscale.proprio_keys, they are the proprioception
+    data/demo_3/obs/<vector>            (L, D) float32; concatenated in the order of demoscale.proprio_keys,
+                                        they are the proprioception
     mask/train                          names of all demonstrations, if requested
 
 The pictures are the decoded frames of the store's videos.
@@ -61,11 +65,17 @@ CONTROLLER = {
 
 
 def export_robomimic(
-    storage: Storage, contract: Contract, entries: Sequence[EpisodeEntry], path: Path, train_mask: bool = False
+    storage: Storage,
+    contract: Contract,
+    entries: Sequence[EpisodeEntry],
+    path: Path,
+    train_mask: bool = False,
 ) -> Generator[EpisodeEntry, None, None]:
-    """Write the labelled episodes to a new file, yielding each when it is written; the file gets its name when it is complete.
+    """Write the labelled episodes to a new file, yielding each when it is written; the file gets its name
+    when it is complete.
 
-    One episode at a time is in memory. Raises EpisodeError for an existing file, a name that robomimic does not accept, or a failed write.
+    One episode at a time is in memory. Raises EpisodeError for an existing file, a name that robomimic does
+    not accept, or a failed write.
     """
     _refuse(storage, contract, path)
     groups = proprio_groups(contract.proprio)
@@ -94,8 +104,9 @@ def export_robomimic(
 def proprio_groups(names: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Return key in `obs` -> (index of its first value, width), in the order of the values.
 
-    The simulator's own names (eef_x_m ..., of several arms robot1_eef_x_m ...) and numbered ones (robot0_eef_pos_0 ...) go into robosuite's
-    vectors. Other values go into `proprio`, and into proprio_2, proprio_3 ... where vectors lie between them, so that the order is kept.
+    The simulator's own names (eef_x_m ..., of several arms robot1_eef_x_m ...) and numbered ones
+    (robot0_eef_pos_0 ...) go into robosuite's vectors. Other values go into `proprio`, and into proprio_2,
+    proprio_3 ... where vectors lie between them, so that the order is kept.
     """
     spans: list[tuple[str, int, int]] = []
     first = 0
@@ -117,7 +128,9 @@ def proprio_groups(names: Sequence[str]) -> dict[str, tuple[int, int]]:
 
 
 def _vector_at(names: Sequence[str], first: int) -> tuple[str, int]:
-    """Return robosuite's vector whose values begin at index `first`, and its width; ("", 1) if there is none."""
+    """Return robosuite's vector whose values begin at index `first`, and its width; ("", 1) if there
+    is none.
+    """
     arm = match[0] if (match := re.match(r"robot\d+_", names[first])) else ""
     for part, values in PARTS.items():
         if tuple(names[first : first + len(values)]) == tuple(arm + value for value in values):
@@ -133,7 +146,9 @@ def _vector_at(names: Sequence[str], first: int) -> tuple[str, int]:
 
 def _refuse(storage: Storage, contract: Contract, path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
-        raise EpisodeError(f"{path}: a robomimic file ends in {' or '.join(SUFFIXES)}; name it {path.name or 'demo'}.hdf5")
+        raise EpisodeError(
+            f"{path}: a robomimic file ends in {' or '.join(SUFFIXES)}; name it {path.name or 'demo'}.hdf5"
+        )
     if path.exists():
         raise EpisodeError(f"{path}: it is there already; name another file, or remove it first")
     if slashed := [camera for camera in contract.cameras if "/" in camera]:
@@ -150,15 +165,21 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         said = " ".join(str(error).split())
-        raise EpisodeError(f"{path}: it could not be written ({said}); is there room, and may this user write there?") from None
+        raise EpisodeError(
+            f"{path}: it could not be written ({said}); is there room, and may this user write there?"
+        ) from None
 
 
 def _publish(partial: Path, path: Path) -> None:
-    """Give the complete file its name. Raises EpisodeError if another process took the name in the meantime."""
+    """Give the complete file its name. Raises EpisodeError if another process took the name in the
+    meantime.
+    """
     try:
         os.link(partial, path)  # unlike a rename, it never replaces a file
     except FileExistsError:
-        raise EpisodeError(f"{path}: another process wrote it meanwhile, and it stays; name another file") from None
+        raise EpisodeError(
+            f"{path}: another process wrote it meanwhile, and it stays; name another file"
+        ) from None
     except OSError:  # a file system without hard links
         partial.rename(path)
 
@@ -173,7 +194,9 @@ def _write_demo(demo: Any, episode: Episode, groups: dict[str, tuple[int, int]])
     obs = demo.create_group("obs")
     for camera, frames in episode.frames.items():
         chunk = (1, *frames.shape[1:])
-        obs.create_dataset(f"{camera}_image", data=frames, chunks=chunk, compression="gzip", compression_opts=GZIP_LEVEL)
+        obs.create_dataset(
+            f"{camera}_image", data=frames, chunks=chunk, compression="gzip", compression_opts=GZIP_LEVEL
+        )
     for key, (first, width) in groups.items():
         obs[key] = episode.proprio[:, first : first + width]
     demo.attrs["num_samples"] = episode.length
@@ -182,7 +205,9 @@ def _write_demo(demo: Any, episode: Episode, groups: dict[str, tuple[int, int]])
             demo.attrs[f"demoscale.{name}"] = value
 
 
-def _attributes(contract: Contract, entries: Sequence[EpisodeEntry], groups: dict[str, tuple[int, int]]) -> dict[str, Any]:
+def _attributes(
+    contract: Contract, entries: Sequence[EpisodeEntry], groups: dict[str, tuple[int, int]]
+) -> dict[str, Any]:
     """Return the attributes of the whole file."""
     args = env_args(contract, entries)
     return {
@@ -194,9 +219,11 @@ def _attributes(contract: Contract, entries: Sequence[EpisodeEntry], groups: dic
 
 
 def env_args(contract: Contract, entries: Sequence[EpisodeEntry]) -> dict[str, Any] | None:
-    """Return the arguments of robomimic's environment; None unless the contract is that of this simulator's Pandas in robosuite 1.5 or later.
+    """Return the arguments of robomimic's environment; None unless the contract is that of this simulator's
+    Pandas in robosuite 1.5 or later.
 
-    A file has one environment: that of the most frequent task (each demonstration has its own in demoscale.task).
+    A file has one environment: that of the most frequent task (each demonstration has its own in
+    demoscale.task).
     """
     versions = re.fullmatch(r"robosuite ((\d++)\.(\d++)\S*), mujoco \S+", contract.simulator)
     arms = _arms(contract.action)

@@ -1,7 +1,7 @@
 """Common part of the importers, which read recordings in third-party formats as episodes of the store.
 
-`open_source` inspects a file or folder and lists its episodes before any picture is read. Each format has a module of its own in this
-package, which reads only the part of a file that belongs to the requested episode.
+`open_source` inspects a file or folder and lists its episodes before any picture is read. Each format has a
+module of its own in this package, which reads only the part of a file that belongs to the requested episode.
 """
 
 import hashlib
@@ -38,18 +38,26 @@ class SourceError(DemoscaleError):
 
 @dataclass(frozen=True)
 class Reading:
-    """Options for reading a source: facts that its files do not state, and conversions. An empty option means: as the files state."""
+    """Options for reading a source: facts that its files do not state, and conversions. An empty option
+    means: as the files state.
+    """
 
     images: str | None = None
-    """Orientation of stored pictures: `upright`, `upside-down` (rows reversed) or `rotated` (by 180 degrees)."""
+    """Orientation of stored pictures: `upright`, `upside-down` (rows reversed) or `rotated` (by 180
+    degrees).
+    """
     cameras: dict[str, str] = field(default_factory=dict)
-    """Camera of the source -> its name in the store, in the store's order; empty: all, under their own names."""
+    """Camera of the source -> its name in the store, in the store's order; empty: all, under their
+    own names.
+    """
     task: str | None = None
     instruction: str | None = None
     hz: float | None = None
     """Steps per second of the recording, where the source does not state them."""
     resample_hz: float | None = None
-    """Steps per second to resample to; the nearest frame is taken. Action-free episodes only: an action applies to one step."""
+    """Steps per second to resample to; the nearest frame is taken. Action-free episodes only: an action
+    applies to one step.
+    """
     action_free: bool = False
     """Whether actions are dropped."""
     image_size: tuple[int, int] | None = None
@@ -61,17 +69,25 @@ class Reading:
     label: str | None = None
     """Prefix of episode ids; by default the name of the file or folder."""
     panda: bool = False
-    """Whether actions and proprioception have the simulator's layout (`sim_workers.envs.robosuite.ACTION`, `PROPRIO`), and get its names."""
+    """Whether actions and proprioception have the simulator's layout (`sim_workers.envs.robosuite.ACTION`,
+    `PROPRIO`), and get its names.
+    """
     arm_only: bool = False
-    """Whether only the arm's 7 of RoboCasa's 12 action dimensions are kept; demonstrations in which the base moves are left out."""
+    """Whether only the arm's 7 of RoboCasa's 12 action dimensions are kept; demonstrations in which the base
+    moves are left out.
+    """
     mask: str | None = None
-    """HDF5: only the demonstrations that `mask/<name>` lists; LeRobot: only those of this split of meta/info.json."""
+    """HDF5: only the demonstrations that `mask/<name>` lists; LeRobot: only those of this split of
+    meta/info.json.
+    """
     action: str | None = None
     """Vector of the source that is the action, where it does not have the format's usual name."""
     picture_range: str | None = None
     """Values of black and white where pictures are not bytes: one of `image_ops.RANGES`."""
     deltas: bool | None = None
-    """True: actions are displacements in [-1, 1] although some reach further. False: absolute although the file says displacements."""
+    """True: actions are displacements in [-1, 1] although some reach further. False: absolute although the
+    file says displacements.
+    """
 
 
 @dataclass(frozen=True)
@@ -90,7 +106,9 @@ class Item:
     origin: str
     """Origin of the episode and conversions of its pictures; becomes the episode's `source`."""
     problem: str = ""
-    """Reason why it is not imported, as a sentence, which is also among the source's problems; empty if it is imported."""
+    """Reason why it is not imported, as a sentence, which is also among the source's problems; empty if it is
+    imported.
+    """
 
 
 class Source(Protocol):
@@ -110,14 +128,17 @@ class Source(Protocol):
         ...
 
     def first_pictures(self, item: Item) -> dict[str, Pictures]:
-        """Return one (H, W, 3) picture per camera as stored, neither turned nor scaled, for visual inspection."""
+        """Return one (H, W, 3) picture per camera as stored, neither turned nor scaled, for visual
+        inspection.
+        """
         ...
 
 
 def open_source(path: str | Path, reading: Reading) -> Source:
     """Detect the format of a file or folder and list its episodes.
 
-    Raises SourceError if the format is unknown, or if the reading has an option that does not apply to the format.
+    Raises SourceError if the format is unknown, or if the reading has an option that does not apply to the
+    format.
     """
     path = Path(path)
     path = path if path.name else path.resolve()  # "." has no name for episode ids
@@ -156,12 +177,17 @@ def open_source(path: str | Path, reading: Reading) -> Source:
     if path.suffix.lower() in FILM_SUFFIXES or (path.is_dir() and any(visible(path, FILM_SUFFIXES))):
         from orchestrator.data.importers.video_folder import open_films
 
-        refuse_options(path, reading, "films", ("mask", "arm_only", "proprio", "panda", "action", "picture_range", "deltas"))
+        refuse_options(
+            path,
+            reading,
+            "films",
+            ("mask", "arm_only", "proprio", "panda", "action", "picture_range", "deltas"),
+        )
         return open_films(path, reading)
     raise SourceError(
-        f"{path}: neither robomimic-style HDF5 (.hdf5, .h5), a LeRobot dataset (meta/info.json), RLDS (features.json), "
-        "a diffusion-policy zarr (.zarr, .zarr.zip), MCAP recordings (.mcap) "
-        f"nor a film or a folder of films ({', '.join(FILM_SUFFIXES)})"
+        f"{path}: neither robomimic-style HDF5 (.hdf5, .h5), a LeRobot dataset (meta/info.json), RLDS"
+        " (features.json), a diffusion-policy zarr (.zarr, .zarr.zip), MCAP recordings (.mcap) nor a film or"
+        f" a folder of films ({', '.join(FILM_SUFFIXES)})"
     )
 
 
@@ -171,7 +197,9 @@ FILM_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm")
 
 
 def visible(root: Path, suffixes: Sequence[str], depth: int = 8) -> Iterator[Path]:
-    """Yield the files below a folder that end in one of the suffixes (in capitals too), sorted, without hidden files and folders."""
+    """Yield the files below a folder that end in one of the suffixes (in capitals too), sorted, without
+    hidden files and folders.
+    """
     for path in sorted(root.iterdir()):
         if path.name.startswith("."):
             continue
@@ -182,19 +210,33 @@ def visible(root: Path, suffixes: Sequence[str], depth: int = 8) -> Iterator[Pat
 
 
 def zarr_folder(path: Path) -> Path | None:
-    """Return the folder, or the one in it, that is a zarr replay buffer; None without one. Raises SourceError if it holds several."""
+    """Return the folder, or the one in it, that is a zarr replay buffer; None without one. Raises SourceError
+    if it holds several.
+    """
     folders = [path, *sorted(path.glob("*.zarr"))] if path.is_dir() else []
-    found = [folder for folder in folders if (folder / ".zgroup").is_file() or (folder / "meta" / "episode_ends").is_dir()]
+    found = [
+        folder
+        for folder in folders
+        if (folder / ".zgroup").is_file() or (folder / "meta" / "episode_ends").is_dir()
+    ]
     if len(found) > 1 and found[0] != path:
-        raise SourceError(f"{path}: it holds {len(found)} replay buffers ({', '.join(folder.name for folder in found)}); import them one by one")
+        raise SourceError(
+            f"{path}: it holds {len(found)} replay buffers ({', '.join(folder.name for folder in found)});"
+            " import them one by one"
+        )
     return found[0] if found else None
 
 
-OPTIONS = {name: f"--{name.replace('_', '-')}" for name in ("mask", "arm_only", "proprio", "panda", "action", "picture_range", "deltas")}
+OPTIONS = {
+    name: f"--{name.replace('_', '-')}"
+    for name in ("mask", "arm_only", "proprio", "panda", "action", "picture_range", "deltas")
+}
 
 
 def refuse_options(path: Path, reading: Reading, kind: str, without: Iterable[str]) -> None:
-    """Raise SourceError for an option that does not apply to a format and would be ignored. `--proprio none` is allowed."""
+    """Raise SourceError for an option that does not apply to a format and would be ignored. `--proprio none`
+    is allowed.
+    """
     if asked := [OPTIONS[name] for name in without if getattr(reading, name)]:
         raise SourceError(f"{path}: {', '.join(asked)} cannot be applied to {kind}; leave it out")
 
@@ -203,11 +245,15 @@ def refuse_pointer(path: Path) -> None:
     """Raise SourceError for a file whose content git-LFS did not download."""
     with path.open("rb") as file:
         if file.read(len(POINTER)) == POINTER:
-            raise SourceError(f"{path}: it is a git-LFS pointer, not the file itself; run `git lfs pull` where it was cloned")
+            raise SourceError(
+                f"{path}: it is a git-LFS pointer, not the file itself; run `git lfs pull` where it was"
+                " cloned"
+            )
 
 
 def contained(root: Path, relative: str) -> Path:
-    """Return the path of a file that a data set names. Raises SourceError if it leads out of the data set's folder.
+    """Return the path of a file that a data set names. Raises SourceError if it leads out of the data set's
+    folder.
 
     Links into `blobs` next to `snapshots` are allowed: Hugging Face keeps a snapshot's files so.
     """
@@ -215,7 +261,10 @@ def contained(root: Path, relative: str) -> Path:
     if named.is_absolute() or ".." in named.parts:
         raise SourceError(f"{root}: it names the file {relative}, which is not inside its folder")
     path = root / named
-    allowed = [root.resolve(), *([root.resolve().parent.parent / "blobs"] if root.resolve().parent.name == "snapshots" else [])]
+    allowed = [
+        root.resolve(),
+        *([root.resolve().parent.parent / "blobs"] if root.resolve().parent.name == "snapshots" else []),
+    ]
     if path.exists() and not any(path.resolve().is_relative_to(folder) for folder in allowed):
         raise SourceError(f"{root}: {relative} is a link to a file outside its folder")
     return path
@@ -238,7 +287,11 @@ def leaving_out(where: str, problems: list[str]) -> Iterator[None]:
 def cause(error: BaseException) -> str:
     """Return the description of an error, as part of a sentence."""
     said = " ".join(str(error).split())
-    return said if isinstance(error, (SourceError, ValueError)) and said else f"it cannot be read ({type(error).__name__}{f': {said}' * bool(said)})"
+    return (
+        said
+        if isinstance(error, (SourceError, ValueError)) and said
+        else f"it cannot be read ({type(error).__name__}{f': {said}' * bool(said)})"
+    )
 
 
 def identity(*parts: object) -> str:
@@ -257,35 +310,45 @@ def refuse_bulk(length: int, cameras: int, size: tuple[int, int]) -> None:
     """Raise ValueError for an episode whose pictures would not fit into memory."""
     if (nbytes := length * cameras * size[0] * size[1] * 3) > MOST_BYTES:
         raise ValueError(
-            f"its pictures would take {nbytes / 2**30:.0f} GiB of memory, more than {MOST_BYTES >> 30}; scale them with --image-size, or divide it"
+            f"its pictures would take {nbytes / 2**30:.0f} GiB of memory, more than {MOST_BYTES >> 30}; scale"
+            " them with --image-size, or divide it"
         )
 
 
 def only_sentence(sentences: Iterable[str], parts: str) -> str:
-    """Return the one sentence that an episode's parts (rows, steps) name, '' if none. Raises ValueError if they name several."""
+    """Return the one sentence that an episode's parts (rows, steps) name, '' if none. Raises ValueError if
+    they name several.
+    """
     named = sorted({sentence.strip() for sentence in sentences} - {""})
     if len(named) > 1:
-        raise ValueError(f"its {parts} name {len(named)} sentences ({'; '.join(named)}); say which holds with --instruction")
+        raise ValueError(
+            f"its {parts} name {len(named)} sentences ({'; '.join(named)}); say which holds with"
+            " --instruction"
+        )
     return named[0] if named else ""
 
 
-def action_names(where: str, action: tuple[str, ...], largest: float, reading: Reading) -> tuple[tuple[str, ...], list[str]]:
-    """Return the names of the action's dimensions, and a question if values named as displacements exceed [-1, 1].
+def action_names(
+    where: str, action: tuple[str, ...], largest: float, reading: Reading
+) -> tuple[tuple[str, ...], list[str]]:
+    """Return the names of the action's dimensions, and a question if values named as displacements exceed
+    [-1, 1].
 
-    largest: largest absolute value, the gripper's excluded. diffusion_policy's `image_abs.hdf5` holds absolute poses although its controller
-    is one of displacements.
+    largest: largest absolute value, the gripper's excluded. diffusion_policy's `image_abs.hdf5` holds
+    absolute poses although its controller is one of displacements.
     """
     if reading.deltas is False:
         return tuple(name.replace("delta", "absolute") for name in action), []
     if action != ACTION or largest <= LARGEST_DELTA or reading.deltas:
         return action, []
     return names_of(["action"], [len(action)]), [
-        f"{where}: its actions reach {largest:.3g}, but displacements as the file describes them stay within [-1, 1]; "
-        "say --absolute if they are poses (as in diffusion_policy's image_abs.hdf5), --deltas if they are displacements all the same"
+        f"{where}: its actions reach {largest:.3g}, but displacements as the file describes them stay within"
+        " [-1, 1]; say --absolute if they are poses (as in diffusion_policy's image_abs.hdf5), --deltas if"
+        " they are displacements all the same"
     ]
 
 
-# -- common to several formats --------------------------------------------------------------------------------------------------
+# -- common to several formats -------------------------------------------------------------------------------
 
 
 def label_of(path: Path, reading: Reading) -> str:
@@ -294,18 +357,29 @@ def label_of(path: Path, reading: Reading) -> str:
 
 
 def episode_ids(label: str, names: list[str]) -> dict[str, str]:
-    """Return an id per name: `-` replaces the separator of folders, and a hash of the whole name tells apart two that would then be equal."""
+    """Return an id per name: `-` replaces the separator of folders, and a hash of the whole name tells apart
+    two that would then be equal.
+    """
     plain: dict[str, list[str]] = defaultdict(list)
     for name in names:
         plain[f"{label}-{name.replace('/', '-')}"].append(name)
-    return {name: episode_id if len(same) == 1 else f"{episode_id}-{identity(name)[:6]}" for episode_id, same in plain.items() for name in same}
+    return {
+        name: episode_id if len(same) == 1 else f"{episode_id}-{identity(name)[:6]}"
+        for episode_id, same in plain.items()
+        for name in same
+    }
 
 
 def chosen_cameras(where: str, available: Iterable[str], reading: Reading) -> dict[str, str]:
-    """Return camera of the source -> name in the store. Raises SourceError for an unknown camera or two with one name."""
+    """Return camera of the source -> name in the store. Raises SourceError for an unknown camera or two with
+    one name.
+    """
     available = list(available)
     if unknown := [name for name in reading.cameras if name not in available]:
-        raise SourceError(f"{where}: there is no camera {', '.join(unknown)}; --cameras can choose from {', '.join(available) or 'none'}")
+        raise SourceError(
+            f"{where}: there is no camera {', '.join(unknown)}; --cameras can choose from"
+            f" {', '.join(available) or 'none'}"
+        )
     if len(set(reading.cameras.values())) < len(reading.cameras):
         raise SourceError(f"{where}: --cameras gives two cameras one name")
     return reading.cameras or {name: name for name in available}
@@ -323,16 +397,21 @@ def contract_of(
 ) -> Contract:
     """Return the conventions of the episodes to be written.
 
-    sizes: (H, W) of some pictures, by a name for messages. Raises SourceError if they differ, or if the dimensions do not fit `panda`.
+    sizes: (H, W) of some pictures, by a name for messages. Raises SourceError if they differ, or if the
+    dimensions do not fit `panda`.
     """
     if len(set(sizes.values())) > 1 and not reading.image_size:
         listed = ", ".join(f"{name} {height}x{width}" for name, (height, width) in sizes.items())
-        raise SourceError(f"{where}: the pictures differ in size ({listed}); choose one with --image-size, or some of them with --cameras")
+        raise SourceError(
+            f"{where}: the pictures differ in size ({listed}); choose one with --image-size, or some of them"
+            " with --cameras"
+        )
     if reading.panda:
         if (action and len(action) != len(ACTION)) or (proprio and len(proprio) != len(PROPRIO)):
             raise SourceError(
-                f"{where}: --panda means {len(ACTION)} action dimensions and {len(PROPRIO)} values of proprioception, "
-                f"here are {len(action)} and {len(proprio)}; choose vectors with --proprio, or leave --panda out"
+                f"{where}: --panda means {len(ACTION)} action dimensions and {len(PROPRIO)} values of"
+                f" proprioception, here are {len(action)} and {len(proprio)}; choose vectors with --proprio,"
+                " or leave --panda out"
             )
         proprio, action = PROPRIO if proprio else (), ACTION if action else ()
     return Contract(
@@ -347,20 +426,28 @@ def contract_of(
 
 
 def native_rate(where: str, stated: float | None, reading: Reading) -> float:
-    """Return the recording's steps per second. Raises SourceError if neither the source nor the reading states them, or they differ."""
+    """Return the recording's steps per second. Raises SourceError if neither the source nor the reading
+    states them, or they differ.
+    """
     if stated and reading.hz and abs(stated - reading.hz) > 1e-6:
-        raise SourceError(f"{where}: it was recorded at {stated:g} steps per second, not {reading.hz:g}; leave --hz out, or mean --resample-hz")
+        raise SourceError(
+            f"{where}: it was recorded at {stated:g} steps per second, not {reading.hz:g}; leave --hz out, or"
+            " mean --resample-hz"
+        )
     if not (stated or reading.hz):
         raise SourceError(f"{where}: it does not say how many steps a second has; say it with --hz")
     return float(stated or reading.hz or 0)
 
 
 def store_rate(where: str, native_hz: float, labelled: bool, reading: Reading) -> float:
-    """Return the steps per second of the episodes to be written. Raises SourceError for resampling episodes with actions."""
+    """Return the steps per second of the episodes to be written. Raises SourceError for resampling episodes
+    with actions.
+    """
     if reading.resample_hz and reading.resample_hz != native_hz and labelled:
         raise SourceError(
-            f"{where}: episodes with actions are not resampled from {native_hz:g} to {reading.resample_hz:g} per second, since an action is meant "
-            "for one step; leave --resample-hz out, or add --action-free"
+            f"{where}: episodes with actions are not resampled from {native_hz:g} to {reading.resample_hz:g}"
+            " per second, since an action is meant for one step; leave --resample-hz out, or add"
+            " --action-free"
         )
     return reading.resample_hz or native_hz
 
@@ -384,14 +471,19 @@ def chosen_proprio(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the keys of the vectors that make up the proprioception, and a name per value.
 
-    kind: the format's word for vectors. widths: values per vector. defaults: sets of keys to try, in order of preference.
-    Raises SourceError if neither the reading nor the defaults name existing vectors.
+    kind: the format's word for vectors. widths: values per vector. defaults: sets of keys to try, in order of
+    preference. Raises SourceError if neither the reading nor the defaults name existing vectors.
     """
     keys = reading.proprio
     if keys is None:
-        keys = next((keys for keys in defaults if set(keys) <= set(widths)), () if reading.action_free else None)
+        keys = next(
+            (keys for keys in defaults if set(keys) <= set(widths)), () if reading.action_free else None
+        )
     if keys is None or not set(keys) <= set(widths) or not (keys or reading.action_free):
-        raise SourceError(f"{where}: say which {kind} are the proprioception with --proprio; there are {', '.join(sorted(widths)) or 'none'}")
+        raise SourceError(
+            f"{where}: say which {kind} are the proprioception with --proprio; there are"
+            f" {', '.join(sorted(widths)) or 'none'}"
+        )
     names = names_of(keys, [widths[key] for key in keys])
     return keys, PROPRIO if keys == PROPRIO_KEYS and len(names) == len(PROPRIO) else names
 
@@ -408,11 +500,24 @@ def rows_of(values: Any) -> Any:
 
 def names_of(keys: Sequence[str], widths: Sequence[int]) -> tuple[str, ...]:
     """Return a name for every value of the concatenated vectors."""
-    return tuple(name for key, width in zip(keys, widths, strict=True) for name in ([key] if width == 1 else [f"{key}_{i}" for i in range(width)]))
+    return tuple(
+        name
+        for key, width in zip(keys, widths, strict=True)
+        for name in ([key] if width == 1 else [f"{key}_{i}" for i in range(width)])
+    )
 
 
-def origin(where: str, stored: str, native_size: tuple[int, int], native_hz: float, contract: Contract, content: str = "") -> str:
-    """Return the sentence that an episode keeps about its origin. `content`: its `identity`, by which a later import recognises it."""
+def origin(
+    where: str,
+    stored: str,
+    native_size: tuple[int, int],
+    native_hz: float,
+    contract: Contract,
+    content: str = "",
+) -> str:
+    """Return the sentence that an episode keeps about its origin. `content`: its `identity`, by which a later
+    import recognises it.
+    """
     parts = [where]
     if stored != "upright":
         parts.append(f"stored {stored}, turned upright")
@@ -441,21 +546,35 @@ class Raw:
 
 
 def finished(item: Item, raw: Raw, contract: Contract, cameras: dict[str, str], native_hz: float) -> Episode:
-    """Return the episode to store: vectors resampled, cameras by their new names. Raises SourceError if its parts disagree."""
+    """Return the episode to store: vectors resampled, cameras by their new names. Raises SourceError if its
+    parts disagree.
+    """
     kept = kept_frames(raw.rows, native_hz, contract.control_hz)
     lengths = {f"camera {name}": len(frames) for name, frames in raw.frames.items()}
     if len({*lengths.values(), len(kept), item.length}) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise SourceError(f"{item.origin}: it has other frames than announced ({listed}, announced {item.length}); repair it or leave it out")
+        raise SourceError(
+            f"{item.origin}: it has other frames than announced ({listed}, announced {item.length}); repair"
+            " it or leave it out"
+        )
     vectors: dict[str, npt.NDArray[np.float32] | None] = {}
-    for name, values, width in (("proprioception", raw.proprio, len(contract.proprio)), ("actions", raw.action, len(contract.action))):
+    for name, values, width in (
+        ("proprioception", raw.proprio, len(contract.proprio)),
+        ("actions", raw.action, len(contract.action)),
+    ):
         vectors[name] = None
         if values is None:
             continue
         if len(values) != raw.rows:
-            raise SourceError(f"{item.origin}: its parts differ in length ({raw.rows} frames, {name} {len(values)}); repair it or leave it out")
+            raise SourceError(
+                f"{item.origin}: its parts differ in length ({raw.rows} frames, {name} {len(values)}); repair"
+                " it or leave it out"
+            )
         if values.shape[1:] != (width,):
-            raise SourceError(f"{item.origin}: its {name} have {values.shape[-1]} values, those of the others {width}; leave it out")
+            raise SourceError(
+                f"{item.origin}: its {name} have {values.shape[-1]} values, those of the others {width};"
+                " leave it out"
+            )
         vectors[name] = np.asarray(values, np.float32)[kept]
     frames = {cameras[name]: pictures for name, pictures in raw.frames.items()}
     return Episode(
@@ -471,13 +590,15 @@ def finished(item: Item, raw: Raw, contract: Contract, cameras: dict[str, str], 
 
 
 def orientation(where: str, convention: str | None, hint: str, reading: Reading) -> tuple[str, list[str]]:
-    """Return how the pictures are stored, and a question if neither the reading nor the format's convention states it."""
+    """Return how the pictures are stored, and a question if neither the reading nor the format's convention
+    states it.
+    """
     if reading.images and reading.images not in TURNS:
         raise SourceError(f"--images {reading.images}: pictures are {', '.join(TURNS)}")
     stored = reading.images or convention
     if stored:
         return stored, []
     return "upright", [
-        f"{where}: pictures of this format are stored both ways up{hint}; look at them with --dry-run --sheet sheet.png, "
-        f"then say --images {' or '.join(TURNS)}"
+        f"{where}: pictures of this format are stored both ways up{hint}; look at them with --dry-run --sheet"
+        f" sheet.png, then say --images {' or '.join(TURNS)}"
     ]

@@ -1,7 +1,8 @@
 """Safe access to the groups and arrays of an HDF5 file of unknown origin.
 
-An HDF5 file can name other files of this machine (external links, external storage, virtual datasets); these are refused.
-HDF5 returns zeros for data that were never written; such arrays are refused, since the zeros are neither pictures nor actions.
+An HDF5 file can name other files of this machine (external links, external storage, virtual datasets); these
+are refused. HDF5 returns zeros for data that were never written; such arrays are refused, since the zeros are
+neither pictures nor actions.
 """
 
 import importlib
@@ -21,7 +22,9 @@ with suppress(ImportError):
     importlib.import_module("hdf5plugin")  # registers its filters with HDF5
 
 CHUNK_CACHE = 64 << 20
-"""Bytes of cache per open dataset, so that a chunk that spans several blocks of frames is decompressed once."""
+"""Bytes of cache per open dataset, so that a chunk that spans several blocks of frames is
+decompressed once.
+"""
 MOST_LINKS = 16
 """Maximum length of a chain of soft links."""
 
@@ -43,11 +46,12 @@ FILTERS = {
 """Registered number -> name of compressors that are not part of HDF5."""
 
 
-# -- reaching -----------------------------------------------------------------------------------------------------------------------------
+# -- reaching ------------------------------------------------------------------------------------------------
 
 
 def member(group: Any, path: str, followed: int = 0) -> Any:
-    """Return the group or dataset at a path, None if there is none. Raises ValueError for a broken, circular or external link.
+    """Return the group or dataset at a path, None if there is none. Raises ValueError for a broken, circular
+    or external link.
 
     HDF5 opens the target of an external link on lookup, so links are followed here, one name at a time.
     """
@@ -81,7 +85,10 @@ def _link(group: Any, name: str) -> Any:
 
 def _refuse_external(link: Any, name: str) -> None:
     if isinstance(link, h5py.ExternalLink):
-        raise ValueError(f"its {name} is a link into another file ({link.filename}), which is not followed; copy into the file what it links to")
+        raise ValueError(
+            f"its {name} is a link into another file ({link.filename}), which is not followed; copy into the"
+            " file what it links to"
+        )
 
 
 def refuse_elsewhere(group: Any) -> None:
@@ -109,31 +116,49 @@ def refuse_elsewhere(group: Any) -> None:
 
 def _refuse_stored_elsewhere(dataset: Any, name: str) -> None:
     if dataset.external:
-        raise ValueError(f"the data of its {name} are in another file ({dataset.external[0][0]}), which is not read; copy them into the file")
+        raise ValueError(
+            f"the data of its {name} are in another file ({dataset.external[0][0]}), which is not read; copy"
+            " them into the file"
+        )
     if dataset.is_virtual:
-        raise ValueError(f"the data of its {name} are put together from other datasets, which are not read; copy them into the file")
+        raise ValueError(
+            f"the data of its {name} are put together from other datasets, which are not read; copy them into"
+            " the file"
+        )
 
 
-# -- reading ------------------------------------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------
 
 
 def refuse_unreadable(dataset: Any, name: str) -> None:
-    """Raise ValueError for a dataset with values in another file, never written, or of a compressor that is not installed."""
+    """Raise ValueError for a dataset with values in another file, never written, or of a compressor that is
+    not installed.
+    """
     _refuse_stored_elsewhere(dataset, name)
     properties = dataset.id.get_create_plist()
     for number in range(properties.get_nfilters()):
         code, _, _, described = properties.get_filter(number)
         if not h5py.h5z.filter_avail(code):
-            said = FILTERS.get(code) or described.decode(errors="replace").split(";")[0].strip() or "an unknown filter"
+            said = (
+                FILTERS.get(code)
+                or described.decode(errors="replace").split(";")[0].strip()
+                or "an unknown filter"
+            )
             raise ValueError(
-                f"the data of its {name} are compressed with {said} (HDF5 filter {code}), which is not installed here; run `pip install hdf5plugin`"
+                f"the data of its {name} are compressed with {said} (HDF5 filter {code}), which is not"
+                " installed here; run `pip install hdf5plugin`"
             )
     if not dataset.size:
         return
     if dataset.chunks:
-        expected = prod(-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+        expected = prod(
+            -(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True)
+        )
         if (written := dataset.id.get_num_chunks()) < expected:
-            raise ValueError(f"of its {name} only {written} of {expected} chunks were ever written; record or copy it again")
+            raise ValueError(
+                f"of its {name} only {written} of {expected} chunks were ever written; record or copy it"
+                " again"
+            )
     elif dataset.id.get_storage_size() == 0:
         raise ValueError(f"of its {name} nothing was ever written; record or copy it again")
 
@@ -144,10 +169,15 @@ def is_vectors(found: Any) -> bool:
 
 
 def vectors(dataset: Any, name: str) -> npt.NDArray[Any]:
-    """Return all values of a dataset, (N, D). Raises ValueError if they cannot be read, are too many, or are not finite."""
+    """Return all values of a dataset, (N, D). Raises ValueError if they cannot be read, are too many, or are
+    not finite.
+    """
     refuse_unreadable(dataset, name)
     if dataset.size * dataset.dtype.itemsize > MOST_VECTOR_BYTES:
-        raise ValueError(f"the data of its {name} take {dataset.size * dataset.dtype.itemsize / 2**30:.1f} GiB, more than {MOST_VECTOR_BYTES >> 30}")
+        raise ValueError(
+            f"the data of its {name} take {dataset.size * dataset.dtype.itemsize / 2**30:.1f} GiB, more than"
+            f" {MOST_VECTOR_BYTES >> 30}"
+        )
     values = dataset[()]
     values = values.reshape(len(values), prod(values.shape[1:]))
     with np.errstate(over="ignore"):
@@ -186,10 +216,14 @@ class PictureArray:
         return np.ascontiguousarray(np.moveaxis(values, 1, -1)) if self.channels_first else values
 
     def refuse_unreadable(self) -> None:
-        """Raise ValueError for pictures that cannot be read (`refuse_unreadable`) or have more than MOST_PIXELS pixels."""
+        """Raise ValueError for pictures that cannot be read (`refuse_unreadable`) or have more than
+        MOST_PIXELS pixels.
+        """
         refuse_unreadable(self.dataset, self.name)
         if prod(self.size) > MOST_PIXELS:
-            raise ValueError(f"its pictures have {self.size[1]}x{self.size[0]} pixels, more than {MOST_PIXELS} in all")
+            raise ValueError(
+                f"its pictures have {self.size[1]}x{self.size[0]} pixels, more than {MOST_PIXELS} in all"
+            )
 
     def extremes(self) -> tuple[float, float]:
         """Return the lowest and the highest value, read in blocks. Raises ValueError if one is not finite."""
@@ -209,7 +243,10 @@ def picture_array(found: Any, name: str) -> PictureArray | None:
         return None
     if found.dtype == np.uint8 and found.shape[3] == 3:
         return PictureArray(found, name, False)
-    for channels_first, (channels, height, width) in ((False, (found.shape[3], *found.shape[1:3])), (True, found.shape[1:])):
+    for channels_first, (channels, height, width) in (
+        (False, (found.shape[3], *found.shape[1:3])),
+        (True, found.shape[1:]),
+    ):
         if channels == 3 and min(height, width) >= SMALLEST:
             return PictureArray(found, name, channels_first)
     return None

@@ -1,4 +1,6 @@
-"""Pictures of third-party recordings: read by time or row, turned upright and scaled, a block of frames at a time."""
+"""Pictures of third-party recordings: read by time or row, turned upright and scaled, a block of frames at a
+time.
+"""
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,16 +28,20 @@ BLOCK = 32
 MOST_PIXELS = 1 << 26
 """Maximum pixels of one picture; a file that announces more is not decoded."""
 SMALLEST = 16
-"""Minimum pixels a side of pictures in arrays that could hold other data: poses of objects have such shapes too."""
+"""Minimum pixels a side of pictures in arrays that could hold other data: poses of objects have such shapes
+too.
+"""
 MOST_VECTOR_BYTES = 1 << 30
 """Maximum bytes of one array of vectors, which is read whole."""
 FAR = 64
 """Number of frames above which a gap in a film is skipped by a seek; shorter gaps are decoded."""
 LARGEST_BIAS = 0.25
-"""Share of a film's frame period: pictures whose mean offset from their rows is larger belong to other rows."""
+"""Share of a film's frame period: pictures whose mean offset from their rows is larger belong to
+other rows.
+"""
 
 
-# -- orientation and size --------------------------------------------------------------------------------------------------------------
+# -- orientation and size ------------------------------------------------------------------------------------
 
 
 def turned(pictures_LHW3: Pictures, stored: str) -> Pictures:
@@ -54,16 +60,24 @@ def resized(pictures_LHW3: Pictures, size: tuple[int, int]) -> Pictures:
     reformatter = VideoReformatter()
     height, width = size
     scaled = [
-        reformatter.reformat(av.VideoFrame.from_ndarray(np.ascontiguousarray(p), format="rgb24"), width=width, height=height, interpolation="AREA")
+        reformatter.reformat(
+            av.VideoFrame.from_ndarray(np.ascontiguousarray(p), format="rgb24"),
+            width=width,
+            height=height,
+            interpolation="AREA",
+        )
         for p in pictures_LHW3
     ]
     return np.stack([frame.to_ndarray(format="rgb24") for frame in scaled])
 
 
-def in_blocks(read: Callable[[int, int], Pictures], rows: Numbers, stored: str, size: tuple[int, int]) -> Pictures:
+def in_blocks(
+    read: Callable[[int, int], Pictures], rows: Numbers, stored: str, size: tuple[int, int]
+) -> Pictures:
     """Return the pictures of ascending rows, upright and scaled, (len(rows), H, W, 3).
 
-    read: returns the pictures (K, h, w, 3) of rows `first` to `last` (excluded), at most BLOCK at a time. ValueError if it returns another number.
+    read: returns the pictures (K, h, w, 3) of rows `first` to `last` (excluded), at most BLOCK at a time.
+    ValueError if it returns another number.
     """
     shaped = np.empty((len(rows), *size, 3), np.uint8)
     for block, members in groupby(range(len(rows)), key=lambda i: int(rows[i]) // BLOCK):
@@ -76,7 +90,7 @@ def in_blocks(read: Callable[[int, int], Pictures], rows: Numbers, stored: str, 
     return shaped
 
 
-# -- the range of values ----------------------------------------------------------------------------------------------------------------
+# -- the range of values -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -103,7 +117,8 @@ RANGES = {"0..255": Range(0, 255), "0..1": Range(0, 1), "-1..1": Range(-1, 1), "
 def range_of(dtype: np.dtype[Any], lowest: float, highest: float) -> str:
     """Return the name in RANGES that fits the number type and the extreme values of all pictures of a source.
 
-    The limits have a margin, since a resize may overshoot a range by a few percent. Raises ValueError if no range fits.
+    The limits have a margin, since a resize may overshoot a range by a few percent. Raises ValueError if no
+    range fits.
     """
     if dtype == np.uint8:
         return "0..255"
@@ -122,7 +137,7 @@ def range_of(dtype: np.dtype[Any], lowest: float, highest: float) -> str:
     raise ValueError(f"its pictures are {dtype} from {lowest:g} to {highest:g}")
 
 
-# -- image files ------------------------------------------------------------------------------------------------------------------------
+# -- image files ---------------------------------------------------------------------------------------------
 
 
 def image(data: bytes) -> Pictures:
@@ -136,7 +151,9 @@ def image(data: bytes) -> Pictures:
 
 
 def images(files: Iterable[bytes], size: tuple[int, int]) -> Pictures:
-    """Return the pictures of image files, (L, H, W, 3). Raises ValueError if one cannot be decoded, or is not of the given size (H, W)."""
+    """Return the pictures of image files, (L, H, W, 3). Raises ValueError if one cannot be decoded, or is not
+    of the given size (H, W).
+    """
     pictures = [image(data) for data in files]
     if different := next((picture.shape[:2] for picture in pictures if picture.shape[:2] != size), None):
         raise ValueError("its pictures are {}x{}, those of the others {}x{}".format(*different, *size))
@@ -149,7 +166,7 @@ def _refuse_size(stream: Any) -> None:
         raise ValueError(f"its pictures have {width}x{height} pixels, more than {MOST_PIXELS} in all")
 
 
-# -- films ------------------------------------------------------------------------------------------------------------------------------
+# -- films ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -178,7 +195,8 @@ class FilmIndex:
     def nearest(self, moments: Seconds, tolerance_s: float) -> Numbers:
         """Return the index of the frame nearest to each moment.
 
-        Raises ValueError if one is further off than the tolerance, or if the mean offset exceeds LARGEST_BIAS periods.
+        Raises ValueError if one is further off than the tolerance, or if the mean offset exceeds LARGEST_BIAS
+        periods.
         """
         after = np.searchsorted(self.times, moments).clip(1, max(1, len(self.times) - 1))
         before = after - 1
@@ -187,18 +205,22 @@ class FilmIndex:
         off = self.times[chosen] - moments
         if (far := int(np.abs(off).argmax())) >= 0 and abs(off[far]) > tolerance_s:
             raise ValueError(
-                f"no picture at second {moments[far]:.3f}: the nearest is {abs(off[far]):.3f} s away, more than half a step ({tolerance_s:.3f} s)"
+                f"no picture at second {moments[far]:.3f}: the nearest is {abs(off[far]):.3f} s away, more"
+                f" than half a step ({tolerance_s:.3f} s)"
             )
         if abs(off.mean()) > LARGEST_BIAS * self.period + 1e-6:
             side = "after" if off.mean() > 0 else "before"
             raise ValueError(
-                f"its pictures are {1000 * abs(off.mean()):.0f} ms {side} their rows on average, of {1000 * self.period:.0f} from one to the next"
+                f"its pictures are {1000 * abs(off.mean()):.0f} ms {side} their rows on average, of"
+                f" {1000 * self.period:.0f} from one to the next"
             )
         return np.asarray(chosen, np.int64)
 
 
 def film_index(path: Path) -> FilmIndex:
-    """Return the index of a film, cached by path, size and time of change. Raises ValueError if it cannot be read or has no frames."""
+    """Return the index of a film, cached by path, size and time of change. Raises ValueError if it cannot be
+    read or has no frames.
+    """
     try:
         facts = path.stat()
     except OSError as error:
@@ -221,19 +243,33 @@ def _film_index(path: Path, _size: int, _changed: int) -> FilmIndex:
             ]
             if not packets:
                 raise ValueError(f"the video {path.name} has no frames")
-            size, base = (stream.codec_context.height, stream.codec_context.width), float(stream.time_base or 1)
+            size, base = (
+                (stream.codec_context.height, stream.codec_context.width),
+                float(stream.time_base or 1),
+            )
             average = float(stream.average_rate or stream.guessed_rate or 0)
-            timed = all(pts is not None for pts, *_ in packets) and container.format.name != "avi"  # AVI numbers its frames as they are decoded
+            # AVI numbers its frames as they are decoded
+            timed = all(pts is not None for pts, *_ in packets) and container.format.name != "avi"
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"the video {path.name} cannot be read ({type(error).__name__})") from None
-    shown = sorted((pts if timed else i, checksum) for i, (pts, _, _, discard, checksum) in enumerate(packets) if not discard)
+    shown = sorted(
+        (pts if timed else i, checksum)
+        for i, (pts, _, _, discard, checksum) in enumerate(packets)
+        if not discard
+    )
     pts, sums = (np.asarray([row[i] for row in shown], np.int64) for i in (0, 1))
     times = pts * base if timed else pts / (average or 1)
     steps = np.diff(times)
-    usual = steps[(steps > 0) & (steps < 1.5 * np.median(steps))] if len(steps) else steps  # times may jitter, and frames may be missing
+    # times may jitter, and frames may be missing
+    usual = steps[(steps > 0) & (steps < 1.5 * np.median(steps))] if len(steps) else steps
     rate = float(1 / usual.mean()) if len(usual) else average
-    rate = average if average and abs(rate / average - 1) < 0.05 else rate  # times are rounded to the container's clock
-    keys = [(pts, dts if dts is not None else pts) for pts, dts, key, *_ in sorted(packets, key=lambda row: row[0] if timed else 0) if key]
+    # times are rounded to the container's clock
+    rate = average if average and abs(rate / average - 1) < 0.05 else rate
+    keys = [
+        (pts, dts if dts is not None else pts)
+        for pts, dts, key, *_ in sorted(packets, key=lambda row: row[0] if timed else 0)
+        if key
+    ]
     first_keys = np.asarray([pts for pts, _ in keys] if timed and keys else [pts[0]], np.int64)
     starts = np.asarray([dts for _, dts in keys] if timed and keys else [pts[0]], np.int64)
     seek = starts[(np.searchsorted(first_keys, pts, side="right") - 1).clip(min=0)]
@@ -241,7 +277,9 @@ def _film_index(path: Path, _size: int, _changed: int) -> FilmIndex:
 
 
 def film_frames(path: Path, numbers: Sequence[int] | Numbers) -> Iterator[Pictures]:
-    """Yield the frames of ascending indices as a player shows them, (H, W, 3) each. Raises ValueError if one cannot be decoded."""
+    """Yield the frames of ascending indices as a player shows them, (H, W, 3) each. Raises ValueError if one
+    cannot be decoded.
+    """
     index = film_index(path)
     try:
         with av.open(str(path), "r") as container:
@@ -251,15 +289,22 @@ def film_frames(path: Path, numbers: Sequence[int] | Numbers) -> Iterator[Pictur
             first, matrix = True, None  # the matrix belongs to the stream
             for number in (int(number) for number in numbers):
                 while current is None or decoded < number:
-                    if index._timed and number - decoded > FAR and index._seek[number] > index._seek[max(decoded, 0)]:
+                    if (
+                        index._timed
+                        and number - decoded > FAR
+                        and index._seek[number] > index._seek[max(decoded, 0)]
+                    ):
                         container.seek(int(index._seek[number]), stream=stream)
                         frames = container.decode(stream)
                         decoded = number - 1
                     current = next(frames, None)
                     if current is None:
-                        raise ValueError(f"the video {path.name} ends before its frame {number} of {len(index.times)}")
+                        raise ValueError(
+                            f"the video {path.name} ends before its frame {number} of {len(index.times)}"
+                        )
                     decoded = _number(index, current, decoded)
-                if decoded != number and index._timed:  # the seek was inexact, or a frame is damaged: decode from the beginning, once
+                # the seek was inexact, or a frame is damaged: decode from the beginning, once
+                if decoded != number and index._timed:
                     current = _from_the_beginning(path, int(index._pts[number]))
                 matrix = display_matrix(current) if first else matrix
                 first = False
@@ -276,7 +321,11 @@ def _number(index: FilmIndex, frame: Any, before: int) -> int:
     if not index._timed:
         return before + 1
     place = int(np.searchsorted(index._pts, frame.pts)) if frame.pts is not None else before + 1
-    return place if place < len(index._pts) and index._pts[place] == frame.pts else min(place, len(index._pts)) - 1
+    return (
+        place
+        if place < len(index._pts) and index._pts[place] == frame.pts
+        else min(place, len(index._pts)) - 1
+    )
 
 
 def _from_the_beginning(path: Path, pts: int) -> Any:
@@ -293,9 +342,11 @@ _REFORMATTER = VideoReformatter()
 
 
 def display_matrix(frame: Any) -> tuple[int, ...] | None:
-    """Return the rotation or reflection that players apply to a film's frames, in FFmpeg's form; None without one.
+    """Return the rotation or reflection that players apply to a film's frames, in FFmpeg's form; None without
+    one.
 
-    It is read from a small copy of the frame, since PyAV 18 never frees a frame whose side data were accessed.
+    It is read from a small copy of the frame, since PyAV 18 never frees a frame whose side data were
+    accessed.
     """
     tiny: Any = _REFORMATTER.reformat(frame, width=16, height=16, format="gray")
     matrix = tiny.side_data.get(Type.DISPLAYMATRIX)
@@ -317,7 +368,9 @@ def _upright(frame: Any, matrix: tuple[int, ...] | None) -> Pictures:
 
 
 def film_at(path: Path, numbers: Numbers, stored: str, size: tuple[int, int]) -> Pictures:
-    """Return the frames of ascending, possibly repeated indices, (len(numbers), H, W, 3), turned and scaled while decoding."""
+    """Return the frames of ascending, possibly repeated indices, (len(numbers), H, W, 3), turned and scaled
+    while decoding.
+    """
     distinct, places = np.unique(numbers, return_inverse=True)
     shaped = np.empty((len(distinct), *size, 3), np.uint8)
     for i, picture in enumerate(film_frames(path, distinct)):
@@ -326,5 +379,7 @@ def film_at(path: Path, numbers: Numbers, stored: str, size: tuple[int, int]) ->
 
 
 def film(path: Path) -> Pictures:
-    """Return every frame of a film as a player shows it, (N, H, W, 3); all are in memory at once. Raises ValueError if it is no film."""
+    """Return every frame of a film as a player shows it, (N, H, W, 3); all are in memory at once. Raises
+    ValueError if it is no film.
+    """
     return np.stack(list(film_frames(path, range(len(film_index(path).times)))))

@@ -2,14 +2,17 @@
 
     meta/info.json                                   version, fps, features, templates of the paths below
     meta/tasks.jsonl, meta/tasks.parquet             sentence of each task_index
-    meta/episodes/chunk-*/file-*.parquet             3.0: per episode its length, and its first and last second in its videos
+    meta/episodes/chunk-*/file-*.parquet             3.0: per episode its length, and its first and last
+                                                     second in its videos
     meta/episodes.jsonl                              2.x: per episode its length
     meta/modality.json                               GR00T, RoboCasa365: names for parts of state and action
-    data/**.parquet                                  a row per frame: observation.state, action, timestamp, images if they are not videos
+    data/**.parquet                                  a row per frame: observation.state, action, timestamp,
+                                                     images if they are not videos
     videos/**.mp4                                    a video per camera
 
-Rows belong to the episode that their episode_index names, even if the metadata names other files. The picture of a row is the one that its
-video shows at the row's timestamp. The extra metadata of `jobs.export` (`demoscale`) is read back too.
+Rows belong to the episode that their episode_index names, even if the metadata names other files. The picture
+of a row is the one that its video shows at the row's timestamp. The extra metadata of `jobs.export`
+(`demoscale`) is read back too.
 """
 
 import json
@@ -55,7 +58,9 @@ from orchestrator.data.importers.image_ops import film_at, film_frames, film_ind
 from policy.interface import Contract
 
 STATES, ACTIONS = ("observation.state", "state"), ("action", "actions")
-"""Names of the state and of the action: those of LeRobot's own recorders, and those of openpi's converters."""
+"""Names of the state and of the action: those of LeRobot's own recorders, and those of openpi's
+converters.
+"""
 ARM_PARTS = ("end_effector_position", "end_effector_rotation", "gripper_close")
 """Parts of RoboCasa365's action that move the arm, in the order of robosuite's controller."""
 BASE_PART = "base_motion"
@@ -105,7 +110,12 @@ class LeRobot:
     def read(self, item: Item) -> Episode:
         place = self._places[item.name]
         kept = kept_frames(place.length, self._native_hz, self.contract.control_hz)
-        table = _rows(self.root, place, [*self._proprio, *([self._action] if item.labelled else []), "timestamp"], self._native_hz)
+        table = _rows(
+            self.root,
+            place,
+            [*self._proprio, *([self._action] if item.labelled else []), "timestamp"],
+            self._native_hz,
+        )
         frames = {}
         for camera in self._cameras:
             feature = self._features[camera]
@@ -114,10 +124,14 @@ class LeRobot:
                 path = contained(self.root, place.films[feature][0])
                 frames[camera] = film_at(path, numbers[kept], self._stored, self.contract.image_size)
             else:
-                frames[camera] = in_blocks(self._images(place, camera), kept, self._stored, self.contract.image_size)
+                frames[camera] = in_blocks(
+                    self._images(place, camera), kept, self._stored, self.contract.image_size
+                )
         raw = Raw(
             frames=frames,
-            proprio=np.concatenate([_vectors(table, key) for key in self._proprio], 1) if self._proprio else None,
+            proprio=(
+                np.concatenate([_vectors(table, key) for key in self._proprio], 1) if self._proprio else None
+            ),
             action=_kept(_vectors(table, self._action), self._columns) if item.labelled else None,
             success=place.success,
             rows=place.length,
@@ -130,14 +144,20 @@ class LeRobot:
         for camera in self._cameras:
             feature = self._features[camera]
             if feature in self._films:
-                moments = _moments(_rows(self.root, place, ["timestamp"], self._native_hz), place.length, self._native_hz)
+                moments = _moments(
+                    _rows(self.root, place, ["timestamp"], self._native_hz), place.length, self._native_hz
+                )
                 numbers = self._film_numbers(place, feature, moments)
-                pictures[camera] = next(film_frames(contained(self.root, place.films[feature][0]), numbers[:1]))
+                pictures[camera] = next(
+                    film_frames(contained(self.root, place.films[feature][0]), numbers[:1])
+                )
             else:
                 pictures[camera] = self._images(place, camera)(0, 1)[0]
         return pictures
 
-    def _film_numbers(self, place: _Place, feature: str, moments: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    def _film_numbers(
+        self, place: _Place, feature: str, moments: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.int64]:
         """Return the index of the film's frame at each row. Raises ValueError if a row has none."""
         path, start_s = place.films[feature]
         return film_index(contained(self.root, path)).nearest(moments + start_s, 0.5 / self._native_hz + 1e-4)
@@ -154,30 +174,45 @@ class LeRobot:
 
 
 def open_lerobot(root: Path, reading: Reading) -> LeRobot:
-    """Open a dataset and check its metadata, rows and films. Raises SourceError for an unknown version or a missing feature."""
+    """Open a dataset and check its metadata, rows and films. Raises SourceError for an unknown version or a
+    missing feature.
+    """
     refuse_pointer(root / "meta" / "info.json")
     try:
         return _understand(root, json.loads((root / "meta" / "info.json").read_text("utf-8-sig")), reading)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, pa.ArrowException) as error:
-        raise SourceError(f"{root}: its metadata cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); restore meta/") from None
+        raise SourceError(
+            f"{root}: its metadata cannot be read ({type(error).__name__}: {' '.join(str(error).split())});"
+            " restore meta/"
+        ) from None
 
 
 def _understand(root: Path, info: dict[str, Any], reading: Reading) -> LeRobot:
     version, features = str(info.get("codebase_version")), info["features"]
     if not version.startswith(("v2.", "v3.")):
-        raise SourceError(f"{root}: LeRobot {version} is not read, only 2.0, 2.1 and 3.0; convert it with LeRobot's own scripts")
+        raise SourceError(
+            f"{root}: LeRobot {version} is not read, only 2.0, 2.1 and 3.0; convert it with LeRobot's own"
+            " scripts"
+        )
     where = str(root)
     named = _cameras_of(features)
     cameras = chosen_cameras(where, named, reading)
     if not cameras:
         raise SourceError(f"{root}: it has no camera among its features ({', '.join(features)})")
     labelled = not reading.action_free
-    proprio = reading.proprio if reading.proprio is not None else tuple(key for key in STATES if key in features)[:1]
+    proprio = (
+        reading.proprio
+        if reading.proprio is not None
+        else tuple(key for key in STATES if key in features)[:1]
+    )
     action = reading.action or next((key for key in ACTIONS if key in features), ACTIONS[0])
     if missing := [key for key in (*proprio, *([action] if labelled else ())) if key not in features]:
         raise SourceError(f"{root}: it has no feature {', '.join(missing)}; there are {', '.join(features)}")
     if labelled and not proprio:
-        raise SourceError(f"{root}: it has no {STATES[0]}; say which feature is the proprioception with --proprio, or add --action-free")
+        raise SourceError(
+            f"{root}: it has no {STATES[0]}; say which feature is the proprioception with --proprio, or add"
+            " --action-free"
+        )
     parts = _parts(root)
     all_names = _names(action, features[action], parts.get(action, [])) if labelled else ()
     columns = _arm_columns(where, action, parts.get(action, [])) if reading.arm_only and labelled else None
@@ -189,9 +224,22 @@ def _understand(root: Path, info: dict[str, Any], reading: Reading) -> LeRobot:
     films = frozenset(name for name in named.values() if features[name]["dtype"] == "video")
     sizes = {camera: _declared_size(features[named[camera]]) for camera in cameras}
     source = LeRobot(
-        root, f"LeRobot {version}", Contract((), (0, 0), "", (), (), native_hz, ""), [], [], questions, cameras, named, films, sizes,
-        proprio, action, columns, stored, native_hz,
-    )  # fmt: skip
+        root,
+        f"LeRobot {version}",
+        Contract((), (0, 0), "", (), (), native_hz, ""),
+        [],
+        [],
+        questions,
+        cameras,
+        named,
+        films,
+        sizes,
+        proprio,
+        action,
+        columns,
+        stored,
+        native_hz,
+    )
     candidates = _candidates(source, episodes, layout, unread, reading, info)
     if candidates:
         source._sizes = _true_sizes(source, candidates) or sizes
@@ -203,7 +251,11 @@ def _understand(root: Path, info: dict[str, Any], reading: Reading) -> LeRobot:
         tuple(all_names[i] for i in columns) if columns else all_names,
         native_hz,
         ours.simulator if ours else f"unknown, robot {info.get('robot_type') or 'unknown'}",
-        reading if reading.render_profile or not ours else replace(reading, render_profile=ours.render_profile),
+        (
+            reading
+            if reading.render_profile or not ours
+            else replace(reading, render_profile=ours.render_profile)
+        ),
     )
     source.contract = contract
     largest = 0.0
@@ -218,25 +270,58 @@ def _understand(root: Path, info: dict[str, Any], reading: Reading) -> LeRobot:
     return source
 
 
-def _take(source: LeRobot, line: dict[str, Any], place: _Place, tasks: dict[int, str], reading: Reading, parts: list[tuple[str, int, int]]) -> float:
-    """Add an episode to the source's items, or the reason against it to its problems; return its largest absolute action value.
+def _take(
+    source: LeRobot,
+    line: dict[str, Any],
+    place: _Place,
+    tasks: dict[int, str],
+    reading: Reading,
+    parts: list[tuple[str, int, int]],
+) -> float:
+    """Add an episode to the source's items, or the reason against it to its problems; return its largest
+    absolute action value.
 
     The last dimension, the gripper's, is not counted.
     """
     root, index = source.root, int(line["episode_index"])
-    name, labelled, contract, native_hz = f"episode_{index:06d}", not reading.action_free, source.contract, source._native_hz
+    name, labelled, contract, native_hz = (
+        f"episode_{index:06d}",
+        not reading.action_free,
+        source.contract,
+        source._native_hz,
+    )
     with leaving_out(f"{root.name}, {name}", source.problems):
-        table = _rows(root, place, [*source._proprio, *([source._action] if labelled else []), "timestamp", "task_index", "frame_index"], native_hz)
+        table = _rows(
+            root,
+            place,
+            [
+                *source._proprio,
+                *([source._action] if labelled else []),
+                "timestamp",
+                "task_index",
+                "frame_index",
+            ],
+            native_hz,
+        )
         proprio = [_vectors(table, key) for key in source._proprio]
         actions = _vectors(table, source._action) if labelled else np.empty((place.length, 0), np.float32)
         width = sum(values.shape[1] for values in proprio)
         kept_actions = _kept(actions, source._columns)
-        for what, its, others in (("proprioceptive", width, len(contract.proprio)), ("action", kept_actions.shape[1], len(contract.action))):
+        for what, its, others in (
+            ("proprioceptive", width, len(contract.proprio)),
+            ("action", kept_actions.shape[1], len(contract.action)),
+        ):
             if its != others and (what == "action" or source._proprio) and (labelled or what != "action"):
                 raise ValueError(f"it has {its} {what} values, the others {others}")
         if not all(np.isfinite(values).all() for values in (*proprio, kept_actions)):
             raise ValueError("it holds a value that is not a number")
-        if source._columns and np.abs(actions[:, [i for part, a, b in parts if part == BASE_PART for i in range(a, b)]]).max(initial=0) > 1e-6:
+        if (
+            source._columns
+            and np.abs(actions[:, [i for part, a, b in parts if part == BASE_PART for i in range(a, b)]]).max(
+                initial=0
+            )
+            > 1e-6
+        ):
             raise ValueError("the base moves, which --arm-only cannot express")
         moments = _moments(table, place.length, native_hz)
         shown = []
@@ -246,7 +331,9 @@ def _take(source: LeRobot, line: dict[str, Any], place: _Place, tasks: dict[int,
                 path = contained(root, place.films[feature][0])
                 index_of_film = film_index(path)
                 if index_of_film.size != source._sizes[camera]:
-                    found, usual = ("{}x{}".format(*size) for size in (index_of_film.size, source._sizes[camera]))
+                    found, usual = (
+                        "{}x{}".format(*size) for size in (index_of_film.size, source._sizes[camera])
+                    )
                     raise ValueError(f"its pictures of {camera} are {found}, those of the others {usual}")
                 numbers = source._film_numbers(place, feature, moments)
                 shown.append(index_of_film.packet_sums[numbers])
@@ -255,28 +342,51 @@ def _take(source: LeRobot, line: dict[str, Any], place: _Place, tasks: dict[int,
                 shown.append(np.asarray([crc32(_image_file(root, cell)) for cell in cells], np.int64))
         instruction = reading.instruction or _instruction(table, tasks, line)
         if not instruction and not any("--instruction" in question for question in source.questions):
-            source.questions.append(f"{root.name}: episodes have no task; say in words what is done with --instruction")
+            source.questions.append(
+                f"{root.name}: episodes have no task; say in words what is done with --instruction"
+            )
         task = reading.task or line.get("demoscale/task") or instruction
         length = len(kept_frames(place.length, native_hz, contract.control_hz))
         refuse_bulk(length, len(source._cameras), contract.image_size)
         content = identity(
-            *proprio, kept_actions, *shown, list(source._cameras.items()), source._stored, contract.image_size, task, instruction, source._proprio
+            *proprio,
+            kept_actions,
+            *shown,
+            list(source._cameras.items()),
+            source._stored,
+            contract.image_size,
+            task,
+            instruction,
+            source._proprio,
         )
-        said = origin(f"{root.name}, {name}", source._stored, next(iter(source._sizes.values())), native_hz, contract, content)
-        source.items.append(Item(name, f"{label_of(root, reading)}-{name}", task, instruction, length, labelled, said))
+        said = origin(
+            f"{root.name}, {name}",
+            source._stored,
+            next(iter(source._sizes.values())),
+            native_hz,
+            contract,
+            content,
+        )
+        source.items.append(
+            Item(name, f"{label_of(root, reading)}-{name}", task, instruction, length, labelled, said)
+        )
         source._places[name] = place
         return float(np.abs(kept_actions[:, :-1]).max(initial=0))
     source.items.append(unusable(name, place.length, labelled, source.problems[-1]))
     return 0.0
 
 
-# -- metadata ---------------------------------------------------------------------------------------------------------------------------
+# -- metadata ------------------------------------------------------------------------------------------------
 
 
 def _candidates(
-    source: LeRobot, episodes: list[tuple[dict[str, Any], dict[str, tuple[str, float]]]], layout: dict[int, list[tuple[str, int, int]]],
-    unread: dict[int, str], reading: Reading, info: dict[str, Any],
-) -> list[tuple[dict[str, Any], _Place]]:  # fmt: skip
+    source: LeRobot,
+    episodes: list[tuple[dict[str, Any], dict[str, tuple[str, float]]]],
+    layout: dict[int, list[tuple[str, int, int]]],
+    unread: dict[int, str],
+    reading: Reading,
+    info: dict[str, Any],
+) -> list[tuple[dict[str, Any], _Place]]:
     """Return the requested episodes, without duplicates, whose rows and films are complete.
 
     unread: episode -> reason why its rows are not read.
@@ -289,7 +399,9 @@ def _candidates(
         if wanted is not None and index not in wanted:
             continue
         if index in seen:
-            source.problems.append(f"{root.name}, episode {index}: it is listed twice; the second is left out")
+            source.problems.append(
+                f"{root.name}, episode {index}: it is listed twice; the second is left out"
+            )
             continue
         with leaving_out(f"{root.name}, episode {index}", source.problems):
             number = int(line["episode_index"])
@@ -300,7 +412,11 @@ def _candidates(
                 raise ValueError(unread[number])
             if rows != int(line["length"]):
                 raise ValueError(f"its metadata says {line['length']} rows, {rows} are there")
-            for feature in [source._features[camera] for camera in source._cameras if source._features[camera] in source._films]:
+            for feature in [
+                source._features[camera]
+                for camera in source._cameras
+                if source._features[camera] in source._films
+            ]:
                 if feature not in films:
                     raise ValueError(f"its metadata does not say where its video of {feature} is")
                 path = contained(root, films[feature][0])
@@ -308,22 +424,29 @@ def _candidates(
                     raise ValueError(f"there is no file {films[feature][0]}")
                 refuse_pointer(path)
                 span_s = line.get(f"videos/{feature}/to_timestamp")
-                if span_s is not None and abs((span_s - films[feature][1]) - rows / source._native_hz) > 0.5 / source._native_hz:
+                if (
+                    span_s is not None
+                    and abs((span_s - films[feature][1]) - rows / source._native_hz) > 0.5 / source._native_hz
+                ):
                     raise ValueError(
-                        f"its video lasts {span_s - films[feature][1]:.3f} s by its metadata, its {rows} rows {rows / source._native_hz:.3f} s; "
-                        "pictures and rows do not belong together"
+                        f"its video lasts {span_s - films[feature][1]:.3f} s by its metadata, its {rows} rows"
+                        f" {rows / source._native_hz:.3f} s; pictures and rows do not belong together"
                     )
             found.append((line, _Place(tuple(spans), rows, films, line.get("demoscale/success"))))
             continue
         if isinstance(index, int):
-            source.items.append(unusable(f"episode_{index:06d}", 0, not reading.action_free, source.problems[-1]))
+            source.items.append(
+                unusable(f"episode_{index:06d}", 0, not reading.action_free, source.problems[-1])
+            )
     return found
 
 
 def _layout(
     root: Path, info: dict[str, Any], version: str, lines: list[dict[str, Any]]
 ) -> tuple[dict[int, list[tuple[str, int, int]]], dict[int, str]]:
-    """Return episode -> location of its rows (spans of files, in order), and episode -> reason why its file is not read."""
+    """Return episode -> location of its rows (spans of files, in order), and episode -> reason why its file
+    is not read.
+    """
     layout: dict[int, list[tuple[str, int, int]]] = {}
     unread: dict[int, str] = {}
     if version.startswith("v3."):
@@ -335,7 +458,12 @@ def _layout(
         if not isinstance(index := line.get("episode_index"), int):
             continue
         try:
-            relative = _filled(root, info["data_path"], episode_chunk=index // int(info.get("chunks_size") or 1000), episode_index=index)
+            relative = _filled(
+                root,
+                info["data_path"],
+                episode_chunk=index // int(info.get("chunks_size") or 1000),
+                episode_index=index,
+            )
             if not contained(root, relative).is_file():
                 raise ValueError(f"there is no file {relative}")
             if index not in layout:
@@ -345,7 +473,9 @@ def _layout(
     return layout, unread
 
 
-def _add_spans(layout: dict[int, list[tuple[str, int, int]]], root: Path, relative: str, alone: int | None) -> None:
+def _add_spans(
+    layout: dict[int, list[tuple[str, int, int]]], root: Path, relative: str, alone: int | None
+) -> None:
     """Add the spans of a file's episodes to the layout; `alone`: the only episode that the file may hold."""
     path = contained(root, relative)
     refuse_pointer(path)
@@ -362,7 +492,9 @@ def _add_spans(layout: dict[int, list[tuple[str, int, int]]], root: Path, relati
         layout.setdefault(int(numbers[first]), []).append((relative, int(first), int(last - first)))
 
 
-def _episodes_v3(root: Path, info: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, tuple[str, float]]]]:
+def _episodes_v3(
+    root: Path, info: dict[str, Any]
+) -> list[tuple[dict[str, Any], dict[str, tuple[str, float]]]]:
     """Return per episode its line of metadata, and video feature -> (file, the second at which it begins)."""
     lines: list[dict[str, Any]] = []
     for path in sorted((root / "meta" / "episodes").glob("**/*.parquet")):
@@ -372,22 +504,36 @@ def _episodes_v3(root: Path, info: dict[str, Any]) -> list[tuple[dict[str, Any],
     episodes = []
     for line in lines:
         films = {}
-        for key in [key.removeprefix("videos/").removesuffix("/from_timestamp") for key in line if re.fullmatch(r"videos/.+/from_timestamp", key)]:
-            place: dict[str, Any] = {name: line.get(f"videos/{key}/{name}") for name in ("chunk_index", "file_index", "from_timestamp")}
+        for key in [
+            key.removeprefix("videos/").removesuffix("/from_timestamp")
+            for key in line
+            if re.fullmatch(r"videos/.+/from_timestamp", key)
+        ]:
+            place: dict[str, Any] = {
+                name: line.get(f"videos/{key}/{name}")
+                for name in ("chunk_index", "file_index", "from_timestamp")
+            }
             if None not in place.values():
                 numbers = {name: int(value) for name, value in place.items() if name != "from_timestamp"}
-                films[key] = (_filled(root, info["video_path"], video_key=key, **numbers), float(place["from_timestamp"]))
+                films[key] = (
+                    _filled(root, info["video_path"], video_key=key, **numbers),
+                    float(place["from_timestamp"]),
+                )
         episodes.append((line, films))
     return episodes
 
 
-def _episodes_v2(root: Path, info: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, tuple[str, float]]]]:
+def _episodes_v2(
+    root: Path, info: dict[str, Any]
+) -> list[tuple[dict[str, Any], dict[str, tuple[str, float]]]]:
     keys = [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
     episodes = []
     for line in _json_lines(root / "meta" / "episodes.jsonl"):
         index = int(line["episode_index"])
         place = {"episode_chunk": index // int(info.get("chunks_size") or 1000), "episode_index": index}
-        episodes.append((line, {key: (_filled(root, info["video_path"], video_key=key, **place), 0.0) for key in keys}))
+        episodes.append(
+            (line, {key: (_filled(root, info["video_path"], video_key=key, **place), 0.0) for key in keys})
+        )
     return episodes
 
 
@@ -402,7 +548,9 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 def _filled(root: Path, template: str, **values: object) -> str:
     """Fill one of the dataset's path templates. Raises SourceError if it names anything but the values."""
     for _, name, layout, conversion in string.Formatter().parse(template):
-        if name is not None and (name not in values or conversion or not re.fullmatch(r"0?\d{0,2}d?", layout or "")):
+        if name is not None and (
+            name not in values or conversion or not re.fullmatch(r"0?\d{0,2}d?", layout or "")
+        ):
             raise SourceError(f"{root}: the path {template} in meta/info.json is not understood")
     return template.format(**values)
 
@@ -411,28 +559,46 @@ def _tasks(root: Path) -> dict[int, str]:
     """Return task_index -> sentence. LeRobot 3.0 keeps the sentences as the index of a pandas frame."""
     if (path := root / "meta" / "tasks.parquet").is_file():
         table = pq.ParquetFile(path).read(use_threads=False)
-        words = "task" if "task" in table.column_names else next((f.name for f in table.schema if pa.types.is_string(f.type)), "")
+        words = (
+            "task"
+            if "task" in table.column_names
+            else next((f.name for f in table.schema if pa.types.is_string(f.type)), "")
+        )
         pairs = zip(table["task_index"].to_pylist(), table[words].to_pylist(), strict=True) if words else ()
         return {int(number): str(sentence) for number, sentence in pairs}
     if (path := root / "meta" / "tasks.jsonl").is_file():
-        return {int(line["task_index"]): str(line.get("task") or "") for line in _json_lines(path) if line.get("task_index") is not None}
+        return {
+            int(line["task_index"]): str(line.get("task") or "")
+            for line in _json_lines(path)
+            if line.get("task_index") is not None
+        }
     return {}
 
 
 def _instruction(table: pa.Table, tasks: dict[int, str], line: dict[str, Any]) -> str:
-    """Return the sentence that the rows name, or the metadata's only one where rows name none or the table of tasks lacks it.
+    """Return the sentence that the rows name, or the metadata's only one where rows name none or the table of
+    tasks lacks it.
 
     Raises ValueError if there are several.
     """
     said = line.get("tasks") or []
-    listed = sorted({text.strip() for text in ([said] if isinstance(said, str) else said) if isinstance(text, str) and text.strip()})
+    listed = sorted(
+        {
+            text.strip()
+            for text in ([said] if isinstance(said, str) else said)
+            if isinstance(text, str) and text.strip()
+        }
+    )
     if "task_index" in table.column_names:
         numbers = [number for number in table["task_index"].unique().to_pylist() if number is not None]
         sentence = only_sentence((tasks.get(number, "") for number in numbers), "rows")
         if sentence and (len(listed) != 1 or listed[0] in tasks.values()):
             return sentence
     if len(listed) > 1:
-        raise ValueError(f"its metadata names {len(listed)} sentences and its rows none; say which holds with --instruction")
+        raise ValueError(
+            f"its metadata names {len(listed)} sentences and its rows none; say which holds with"
+            " --instruction"
+        )
     return listed[0] if listed else ""
 
 
@@ -443,11 +609,16 @@ def _split(root: Path, info: dict[str, Any], reading: Reading) -> set[int] | Non
     splits = info.get("splits") or {}
     match = re.fullmatch(r"(\d+):(\d+)", str(splits.get(reading.mask, "")))
     if not match:
-        raise SourceError(f"{root}: there is no split {reading.mask} in meta/info.json; --mask can choose from {', '.join(splits) or 'none'}")
+        raise SourceError(
+            f"{root}: there is no split {reading.mask} in meta/info.json; --mask can choose from"
+            f" {', '.join(splits) or 'none'}"
+        )
     return set(range(int(match[1]), int(match[2])))
 
 
-def _rate(root: Path, info: dict[str, Any], layout: dict[int, list[tuple[str, int, int]]], reading: Reading) -> float:
+def _rate(
+    root: Path, info: dict[str, Any], layout: dict[int, list[tuple[str, int, int]]], reading: Reading
+) -> float:
     """Return the rows per second of meta/info.json, or --hz where the rows' timestamps agree with it.
 
     Raises SourceError if neither states a rate, or if the timestamps contradict --hz.
@@ -456,7 +627,10 @@ def _rate(root: Path, info: dict[str, Any], layout: dict[int, list[tuple[str, in
     if reading.hz and abs(reading.hz - stated) > 1e-6:
         steps = [step for spans in list(layout.values())[:8] if (step := _median_step(root, spans))]
         if stated and not any(abs(step * reading.hz - 1) <= RATE_TOLERANCE for step in steps):
-            raise SourceError(f"{root}: it was recorded at {stated:g} steps per second, not {reading.hz:g}; leave --hz out, or mean --resample-hz")
+            raise SourceError(
+                f"{root}: it was recorded at {stated:g} steps per second, not {reading.hz:g}; leave --hz out,"
+                " or mean --resample-hz"
+            )
         return reading.hz
     if not stated:
         raise SourceError(f"{root}: it does not say how many steps a second has; say it with --hz")
@@ -465,7 +639,13 @@ def _rate(root: Path, info: dict[str, Any], layout: dict[int, list[tuple[str, in
 
 def _median_step(root: Path, spans: list[tuple[str, int, int]]) -> float:
     try:
-        table = _span(root, _Place(tuple(spans), sum(n for _, _, n in spans), {}, None), ["timestamp"], 0, sum(n for _, _, n in spans))
+        table = _span(
+            root,
+            _Place(tuple(spans), sum(n for _, _, n in spans), {}, None),
+            ["timestamp"],
+            0,
+            sum(n for _, _, n in spans),
+        )
         return float(np.median(np.diff(table["timestamp"].to_numpy()))) if len(table) > 1 else 0.0
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException):
         return 0.0
@@ -481,7 +661,11 @@ def _our_contract(info: dict[str, Any]) -> Contract | None:
 
 def _cameras_of(features: dict[str, Any]) -> dict[str, str]:
     """Return camera -> its feature; by the whole name where short names are not unique."""
-    pictures = [name for name, feature in features.items() if feature["dtype"] in ("video", "image") and _is_colour(feature)]
+    pictures = [
+        name
+        for name, feature in features.items()
+        if feature["dtype"] in ("video", "image") and _is_colour(feature)
+    ]
     short = Counter(map(_camera, pictures))
     return {_camera(name) if short[_camera(name)] == 1 else name: name for name in pictures}
 
@@ -494,7 +678,11 @@ def _is_colour(feature: dict[str, Any]) -> bool:
     """Return whether a feature is a colour picture; depth has one channel or is marked as a depth map."""
     facts = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
     shape = feature["shape"]
-    return len(shape) == 3 and 3 in (shape[0], shape[-1]) and not (facts.get("is_depth_map") or facts.get("video.is_depth_map"))
+    return (
+        len(shape) == 3
+        and 3 in (shape[0], shape[-1])
+        and not (facts.get("is_depth_map") or facts.get("video.is_depth_map"))
+    )
 
 
 def _declared_size(feature: dict[str, Any]) -> tuple[int, int]:
@@ -506,7 +694,9 @@ def _declared_size(feature: dict[str, Any]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _true_sizes(source: LeRobot, candidates: list[tuple[dict[str, Any], _Place]]) -> dict[str, tuple[int, int]]:
+def _true_sizes(
+    source: LeRobot, candidates: list[tuple[dict[str, Any], _Place]]
+) -> dict[str, tuple[int, int]]:
     """Return the stored (H, W) per camera: of most episodes' films, or of the first readable picture.
 
     Some datasets exchange width and height in their metadata.
@@ -534,7 +724,7 @@ def _true_sizes(source: LeRobot, candidates: list[tuple[dict[str, Any], _Place]]
     return sizes
 
 
-# -- names ------------------------------------------------------------------------------------------------------------------------------
+# -- names ---------------------------------------------------------------------------------------------------
 
 
 def _parts(root: Path) -> dict[str, list[tuple[str, int, int]]]:
@@ -546,21 +736,30 @@ def _parts(root: Path) -> dict[str, list[tuple[str, int, int]]]:
     said = json.loads(path.read_text("utf-8-sig"))
     for kind, feature in (("state", STATES[0]), ("action", ACTIONS[0])):
         for name, place in (said.get(kind) or {}).items():
-            parts.setdefault(place.get("original_key") or feature, []).append((name, int(place["start"]), int(place["end"])))
+            parts.setdefault(place.get("original_key") or feature, []).append(
+                (name, int(place["start"]), int(place["end"]))
+            )
     return {feature: sorted(found, key=lambda part: part[1]) for feature, found in parts.items()}
 
 
 def _arm_columns(where: str, action: str, parts: list[tuple[str, int, int]]) -> tuple[int, ...]:
-    """Return the indices of the values that move RoboCasa365's arm. Raises SourceError if meta/modality.json does not name them."""
+    """Return the indices of the values that move RoboCasa365's arm. Raises SourceError if meta/modality.json
+    does not name them.
+    """
     places = {name: range(first, last) for name, first, last in parts}
     if not {*ARM_PARTS, BASE_PART} <= set(places):
         named = ", ".join(places) or "none"
-        raise SourceError(f"{where}: --arm-only is for RoboCasa's actions, whose parts meta/modality.json names; here are {named}")
+        raise SourceError(
+            f"{where}: --arm-only is for RoboCasa's actions, whose parts meta/modality.json names; here are"
+            f" {named}"
+        )
     return tuple(i for name in ARM_PARTS for i in places[name])
 
 
 def _names(key: str, feature: dict[str, Any], parts: list[tuple[str, int, int]]) -> tuple[str, ...]:
-    """Return a name per value. LeRobot has lists, lists of lists, dictionaries of lists, or nothing; GR00T names parts."""
+    """Return a name per value. LeRobot has lists, lists of lists, dictionaries of lists, or nothing; GR00T
+    names parts.
+    """
     width = int(np.prod(feature["shape"]))
     names = feature.get("names")
     if isinstance(names, dict):
@@ -570,11 +769,15 @@ def _names(key: str, feature: dict[str, Any], parts: list[tuple[str, int, int]])
     if isinstance(names, list) and len(names) == width and len(set(map(str, names))) == width:
         return tuple(map(str, names))
     if parts and [i for _, first, last in parts for i in range(first, last)] == list(range(width)):
-        return tuple(name if last - first == 1 else f"{name}_{i}" for name, first, last in parts for i in range(last - first))
+        return tuple(
+            name if last - first == 1 else f"{name}_{i}"
+            for name, first, last in parts
+            for i in range(last - first)
+        )
     return names_of([key.removeprefix("observation.")], [width])
 
 
-# -- rows -------------------------------------------------------------------------------------------------------------------------------
+# -- rows ----------------------------------------------------------------------------------------------------
 
 
 def _rows(root: Path, place: _Place, columns: list[str], hz: float) -> pa.Table:
@@ -588,7 +791,10 @@ def _rows(root: Path, place: _Place, columns: list[str], hz: float) -> pa.Table:
         if not (steps > 0).all():
             raise ValueError(f"its timestamps do not rise at row {int(np.argmin(steps > 0)) + 1}")
         if abs(float(np.median(steps)) * hz - 1) > RATE_TOLERANCE:
-            raise ValueError(f"its rows are {np.median(steps):.3f} s apart, meta/info.json says {hz:g} a second; say the right rate with --hz")
+            raise ValueError(
+                f"its rows are {np.median(steps):.3f} s apart, meta/info.json says {hz:g} a second; say the"
+                " right rate with --hz"
+            )
         if (steps * hz > LONGEST_GAP).any():
             row = int(np.argmax(steps))
             raise ValueError(f"rows are missing: between rows {row} and {row + 1} pass {steps[row]:.3f} s")
@@ -610,27 +816,43 @@ def _span(root: Path, place: _Place, columns: list[str], first: int, last: int) 
         there = [name for name in columns if name in file.schema_arrow.names]
         if not groups:
             raise ValueError(f"{relative} ends before row {start + a}")
-        tables.append(file.read_row_groups(groups, columns=there, use_threads=False).slice(start + a - starts[groups[0]], b - a))
+        tables.append(
+            file.read_row_groups(groups, columns=there, use_threads=False).slice(
+                start + a - starts[groups[0]], b - a
+            )
+        )
     return pa.concat_tables(tables) if tables else pa.table({})
 
 
 def _moments(table: pa.Table, length: int, hz: float) -> npt.NDArray[np.float64]:
-    """Return the second of each row, (L,), by its timestamp, or by its index and the rate where rows have none."""
+    """Return the second of each row, (L,), by its timestamp, or by its index and the rate where rows have
+    none.
+    """
     if "timestamp" not in table.column_names:
         return np.arange(length) / hz
     return np.asarray(table["timestamp"].to_numpy(), np.float64)
 
 
 def _vectors(table: pa.Table, key: str) -> npt.NDArray[np.float32]:
-    """Return (L, D) values of a column of lists or numbers. Raises ValueError for a row that is missing or of another width."""
+    """Return (L, D) values of a column of lists or numbers. Raises ValueError for a row that is missing or of
+    another width.
+    """
     if key not in table.column_names:
         raise ValueError(f"it has no column {key}")
     column = table[key].combine_chunks()
     if column.null_count:
         raise ValueError(f"a row of {key} is missing")
-    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type)):
+    if not (
+        pa.types.is_list(column.type)
+        or pa.types.is_large_list(column.type)
+        or pa.types.is_fixed_size_list(column.type)
+    ):
         return _numbers(key, column).reshape(-1, 1)
-    widths = set(np.unique(column.value_lengths().to_numpy())) if not pa.types.is_fixed_size_list(column.type) else {column.type.list_size}
+    widths = (
+        set(np.unique(column.value_lengths().to_numpy()))
+        if not pa.types.is_fixed_size_list(column.type)
+        else {column.type.list_size}
+    )
     if len(widths) > 1:
         raise ValueError(f"rows of {key} have {min(widths)} to {max(widths)} values")
     values = column.flatten()
@@ -643,7 +865,11 @@ def _vectors(table: pa.Table, key: str) -> npt.NDArray[np.float32]:
 
 
 def _numbers(key: str, values: Any) -> npt.NDArray[np.float32]:
-    if values.null_count or not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type) or pa.types.is_boolean(values.type)):
+    if values.null_count or not (
+        pa.types.is_floating(values.type)
+        or pa.types.is_integer(values.type)
+        or pa.types.is_boolean(values.type)
+    ):
         raise ValueError(f"{key} holds values that are no numbers ({values.type})")
     numbers: npt.NDArray[np.float32] = values.to_numpy(zero_copy_only=False).astype(np.float32)
     return numbers

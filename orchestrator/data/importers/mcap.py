@@ -1,19 +1,22 @@
 """Importer of MCAP recordings (ROS 2 bags, Foxglove), one episode per recording.
 
     SRC/<name>.mcap                        a recording
-    SRC/<name>/metadata.yaml, *.mcap       a rosbag2 folder: one recording, its files in the order that metadata.yaml lists
+    SRC/<name>/metadata.yaml, *.mcap       a rosbag2 folder: one recording, its files in the order that
+                                           metadata.yaml lists
 
-Topics have different rates, so messages are resampled: to `--hz` steps per second, from the first camera's first picture after all chosen
-topics have begun until one of them ends. With T seconds from a step to the next, the step at time t has
+Topics have different rates, so messages are resampled: to `--hz` steps per second, from the first camera's
+first picture after all chosen topics have begun until one of them ends. With T seconds from a step to the
+next, the step at time t has
 
-    pictures          the nearest, within T / 2, or further between two pictures that are at most 1.5 T apart (a camera that drifts or jitters);
+    pictures          the nearest, within T / 2, or further between two pictures that are at most 1.5 T apart
+                      (a camera that drifts or jitters);
     proprioception    the last message at or before t;
     action            the first message in [t, t + T), or else the last one before t, which is still in force.
 
-A held message is older than its topic's median distance by at most 1.5 T. A recording that breaks one of these rules is left out.
-Times are header stamps where all chosen topics have one in every message and their stamps are of one clock, and log times otherwise:
-never both in one recording, since two clocks may differ by any amount.
-Vectors are named by topic, or by TOPIC:FIELD (`/joint_states:velocity`, `/pose:pose.position`).
+A held message is older than its topic's median distance by at most 1.5 T. A recording that breaks one of
+these rules is left out. Times are header stamps where all chosen topics have one in every message and their
+stamps are of one clock, and log times otherwise: never both in one recording, since two clocks may differ by
+any amount. Vectors are named by topic, or by TOPIC:FIELD (`/joint_states:velocity`, `/pose:pose.position`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,12 +54,21 @@ from orchestrator.data.importers.base import (
     visible,
 )
 from orchestrator.data.importers.image_ops import Numbers, resized, turned
-from orchestrator.data.importers.mcap_messages import CAMERA_KINDS, Series, camera_name, pictures, places_of, scan
+from orchestrator.data.importers.mcap_messages import (
+    CAMERA_KINDS,
+    Series,
+    camera_name,
+    pictures,
+    places_of,
+    scan,
+)
 from policy.interface import Contract
 from sim_workers.envs.tasks import TASKS
 
 LONGEST_GAP = 1.5
-"""Largest gap between two pictures, in steps, that allows one more than half a step off; steps that a held message may be overdue."""
+"""Largest gap between two pictures, in steps, that allows one more than half a step off; steps that a held
+message may be overdue.
+"""
 ROUNDING_NS = 1000
 """Nanoseconds by which an action may precede its step, since the times of steps are rounded."""
 CLOCKS_APART_NS = 500_000_000
@@ -87,7 +99,10 @@ class _Plan:
 
     def shown(self, wanted: dict[str, set[int]]) -> Iterator[tuple[str, int, Pictures]]:
         """Decode the pictures at those indices, per camera, in the order of the files."""
-        sums = {camera: dict(zip(numbers.tolist(), self.sums[camera].tolist(), strict=True)) for camera, numbers in self.pictures.items()}
+        sums = {
+            camera: dict(zip(numbers.tolist(), self.sums[camera].tolist(), strict=True))
+            for camera, numbers in self.pictures.items()
+        }
         return pictures(self.files, self.topics, wanted, sums)
 
 
@@ -110,13 +125,28 @@ class Mcap:
     def read(self, item: Item) -> Episode:
         plan, size = self._plans[item.name], self.contract.image_size
         frames = {camera: np.empty((item.length, *size, 3), np.uint8) for camera in self._cameras}
-        for camera, number, picture in plan.shown({camera: set(numbers.tolist()) for camera, numbers in plan.pictures.items()}):
-            frames[camera][plan.pictures[camera] == number] = resized(turned(picture[None], self._stored), size)[0]
-        return finished(item, Raw(frames, plan.proprio, plan.action, None, plan.rows), self.contract, self._cameras, self._native_hz)
+        for camera, number, picture in plan.shown(
+            {camera: set(numbers.tolist()) for camera, numbers in plan.pictures.items()}
+        ):
+            frames[camera][plan.pictures[camera] == number] = resized(
+                turned(picture[None], self._stored), size
+            )[0]
+        return finished(
+            item,
+            Raw(frames, plan.proprio, plan.action, None, plan.rows),
+            self.contract,
+            self._cameras,
+            self._native_hz,
+        )
 
     def first_pictures(self, item: Item) -> dict[str, Pictures]:
         plan = self._plans[item.name]
-        return {camera: picture for camera, _, picture in plan.shown({camera: {int(numbers[0])} for camera, numbers in plan.pictures.items()})}
+        return {
+            camera: picture
+            for camera, _, picture in plan.shown(
+                {camera: {int(numbers[0])} for camera, numbers in plan.pictures.items()}
+            )
+        }
 
 
 def open_mcap(root: Path, reading: Reading) -> Mcap:
@@ -130,15 +160,29 @@ def open_mcap(root: Path, reading: Reading) -> Mcap:
         import mcap_ros2  # noqa: F401
     except ImportError:
         raise SourceError(
-            f"{root}: MCAP is read with the packages mcap, mcap-ros2-support and mcap-protobuf-support; pip install 'demoscale[mcap]'"
+            f"{root}: MCAP is read with the packages mcap, mcap-ros2-support and mcap-protobuf-support; pip"
+            " install 'demoscale[mcap]'"
         ) from None
     if reading.action_free:
         reading = replace(reading, action=None)
-    reading = replace(reading, cameras={key: camera_name(name) if name == key else name for key, name in reading.cameras.items()})
+    reading = replace(
+        reading,
+        cameras={key: camera_name(name) if name == key else name for key, name in reading.cameras.items()},
+    )
     stored, questions = orientation(root.name, "upright", "", reading)
     native_hz = native_rate(str(root), None, reading)
     hz = store_rate(str(root), native_hz, bool(reading.action), reading)
-    source = Mcap(root, "MCAP", Contract((), (0, 0), "", (), (), native_hz, ""), [], [], questions, {}, stored, native_hz)
+    source = Mcap(
+        root,
+        "MCAP",
+        Contract((), (0, 0), "", (), (), native_hz, ""),
+        [],
+        [],
+        questions,
+        {},
+        stored,
+        native_hz,
+    )
     problems, left_out = source.problems, dict[str, str]()
     found, files = dict[str, dict[str, Series]](), dict[str, list[Path]]()
     for name, path in _recordings(root).items():
@@ -147,16 +191,26 @@ def open_mcap(root: Path, reading: Reading) -> Mcap:
             found[name] = scan(files[name], reading)
             continue
         left_out[name] = problems[-1]
-    offered = {key: series for bag in reversed(found.values()) for key, series in bag.items() if not series.fault}
+    offered = {
+        key: series for bag in reversed(found.values()) for key, series in bag.items() if not series.fault
+    }
     available = sorted({camera_name(key) for key, series in offered.items() if series.kind in CAMERA_KINDS})
-    for topic, fault in {(s.topic, s.fault): None for bag in found.values() for s in bag.values() if s.kind in CAMERA_KINDS and s.fault}:
+    for topic, fault in {
+        (s.topic, s.fault): None
+        for bag in found.values()
+        for s in bag.values()
+        if s.kind in CAMERA_KINDS and s.fault
+    }:
         if not reading.cameras:
             problems.append(f"{root.name}, {topic}: {fault}; passed over")
     if found:
         named = [key for key in reading.cameras if key in offered and offered[key].kind in CAMERA_KINDS]
         source._cameras = chosen_cameras(str(root), dict.fromkeys([*available, *named]), reading)
         if not source._cameras:
-            raise SourceError(f"{root}: it has no pictures among its topics; {'; '.join(problems) or 'no topic has a type of pictures'}")
+            raise SourceError(
+                f"{root}: it has no pictures among its topics;"
+                f" {'; '.join(problems) or 'no topic has a type of pictures'}"
+            )
         source.questions += _unnamed(root, offered, reading)
     for name, bag in found.items():
         with leaving_out(f"{root.name}, {name}", problems):
@@ -164,11 +218,23 @@ def open_mcap(root: Path, reading: Reading) -> Mcap:
             continue
         left_out[name] = problems[-1]
     if not source._plans:
-        raise SourceError(f"{root}: none of its recordings can be used. {'; '.join([*left_out.values()][:5]) or 'It holds none'}")
+        raise SourceError(
+            f"{root}: none of its recordings can be used."
+            f" {'; '.join([*left_out.values()][:5]) or 'It holds none'}"
+        )
     first = next(iter(source._plans.values()))
-    sizes = {f"{name}, {camera}": size for name, plan in source._plans.items() for camera, size in plan.sizes.items()}
-    source.contract = contract_of(str(root), source._cameras, sizes, *first.names, native_hz, "unknown", reading)
-    largest = max(float(np.abs(plan.action[:, :-1]).max(initial=0)) if plan.action is not None else 0.0 for plan in source._plans.values())
+    sizes = {
+        f"{name}, {camera}": size
+        for name, plan in source._plans.items()
+        for camera, size in plan.sizes.items()
+    }
+    source.contract = contract_of(
+        str(root), source._cameras, sizes, *first.names, native_hz, "unknown", reading
+    )
+    largest = max(
+        float(np.abs(plan.action[:, :-1]).max(initial=0)) if plan.action is not None else 0.0
+        for plan in source._plans.values()
+    )
     renamed, more = action_names(root.name, source.contract.action, largest, reading)
     source.contract = replace(source.contract, action=renamed)
     source.questions += more
@@ -186,11 +252,17 @@ def open_mcap(root: Path, reading: Reading) -> Mcap:
 
 def _unnamed(root: Path, offered: dict[str, Series], reading: Reading) -> list[str]:
     """Return a question for each missing option that an import needs."""
-    listed = ", ".join(f"{key} ({len(series.names)})" for key, series in sorted(offered.items()) if series.kind not in CAMERA_KINDS)
+    listed = ", ".join(
+        f"{key} ({len(series.names)})"
+        for key, series in sorted(offered.items())
+        if series.kind not in CAMERA_KINDS
+    )
     vectors = f"topics with vectors and their number of values: {listed or 'none'}"
     questions = []
     if not (reading.action or reading.action_free):
-        questions.append(f"{root.name}: say which topic is the action with --action, or add --action-free; {vectors}")
+        questions.append(
+            f"{root.name}: say which topic is the action with --action, or add --action-free; {vectors}"
+        )
     if not (reading.proprio or reading.action_free):
         questions.append(f"{root.name}: say which topics are the proprioception with --proprio; {vectors}")
     if not reading.task:
@@ -200,7 +272,14 @@ def _unnamed(root: Path, offered: dict[str, Series], reading: Reading) -> list[s
     return questions
 
 
-def _item(source: Mcap, name: str, plan: _Plan, names: tuple[tuple[str, ...], tuple[str, ...]], episode_id: str, reading: Reading) -> Item:
+def _item(
+    source: Mcap,
+    name: str,
+    plan: _Plan,
+    names: tuple[tuple[str, ...], tuple[str, ...]],
+    episode_id: str,
+    reading: Reading,
+) -> Item:
     """Return an item, after sorting its vectors by the first recording's names.
 
     Raises ValueError if it has other names, or too many pictures.
@@ -213,18 +292,34 @@ def _item(source: Mcap, name: str, plan: _Plan, names: tuple[tuple[str, ...], tu
     length = len(next(iter(plan.pictures.values())))
     refuse_bulk(length, len(source._cameras), contract.image_size)
     instruction = reading.instruction or TASKS.get(task, "")
-    asked = (list(source._cameras.items()), source._stored, contract.image_size, source._native_hz, contract.control_hz, names, task, instruction)
+    asked = (
+        list(source._cameras.items()),
+        source._stored,
+        contract.image_size,
+        source._native_hz,
+        contract.control_hz,
+        names,
+        task,
+        instruction,
+    )
     content = identity(*plan.pictures.values(), *plan.sums.values(), plan.proprio, plan.action, *asked)
     said = origin(
-        f"{source.root.name}, {name}; moments by {plan.clock}", source._stored, next(iter(plan.sizes.values())), source._native_hz, contract, content
+        f"{source.root.name}, {name}; moments by {plan.clock}",
+        source._stored,
+        next(iter(plan.sizes.values())),
+        source._native_hz,
+        contract,
+        content,
     )
     return Item(name, episode_id, task, instruction, length, plan.action is not None, said)
 
 
-# -- steps ------------------------------------------------------------------------------------------------------------------------------
+# -- steps ---------------------------------------------------------------------------------------------------
 
 
-def _plan(files: list[Path], found: dict[str, Series], cameras: dict[str, str], reading: Reading, hz: float) -> _Plan:
+def _plan(
+    files: list[Path], found: dict[str, Series], cameras: dict[str, str], reading: Reading, hz: float
+) -> _Plan:
     """Choose a message of every topic for every step. Raises ValueError if one is missing."""
     topics = {camera: _topic(found, camera) for camera in cameras}
     if len(set(topics.values())) < len(topics):
@@ -232,9 +327,12 @@ def _plan(files: list[Path], found: dict[str, Series], cameras: dict[str, str], 
     vectors = [*(reading.proprio or ()), *([reading.action] if reading.action else [])]
     for key in vectors:
         if key not in found or found[key].kind in CAMERA_KINDS or found[key].fault:
-            listed = ", ".join(k for k, s in sorted(found.items()) if s.kind not in CAMERA_KINDS and not s.fault)
+            listed = ", ".join(
+                k for k, s in sorted(found.items()) if s.kind not in CAMERA_KINDS and not s.fault
+            )
             raise ValueError(
-                f"there is no vector {key}{': ' * (key in found)}{found[key].fault if key in found else ''}; there are {listed or 'none'}"
+                f"there is no vector {key}{': ' * (key in found)}{found[key].fault if key in found else ''};"
+                f" there are {listed or 'none'}"
             )
     used = {key: found[key] for key in [*topics.values(), *vectors]}
     times, clock = _clock(used)
@@ -244,27 +342,40 @@ def _plan(files: list[Path], found: dict[str, Series], cameras: dict[str, str], 
     begin = max(begin, int(first[min(np.searchsorted(first, begin), len(first) - 1)]))
     if end < begin:
         late, early = max(times, key=lambda key: times[key][0]), min(times, key=lambda key: times[key][-1])
-        raise ValueError(f"its topics have no moment in common: {early} has ended before {late} and a picture have come")
+        raise ValueError(
+            f"its topics have no moment in common: {early} has ended before {late} and a picture have come"
+        )
     native_hz = float(reading.hz or 0)
     step = 1e9 / native_hz
     rows = int((end - begin) / step + 1e-6) + 1
     if (few := min(len(times[topic]) for topic in topics.values())) * 2 < rows * hz / native_hz - 1:
-        raise ValueError(f"a camera has {few} pictures in {(end - begin) / 1e9:.1f} s, too few for {hz:g} steps per second; say fewer with --hz")
+        raise ValueError(
+            f"a camera has {few} pictures in {(end - begin) / 1e9:.1f} s, too few for {hz:g} steps per"
+            " second; say fewer with --hz"
+        )
     moments = begin + np.round(np.arange(rows) * step).astype(np.int64)
     shown = moments[kept_frames(rows, native_hz, hz)]
-    chosen = {camera: _nearest(topic, times[topic], shown, 1e9 / min(hz, native_hz)) for camera, topic in topics.items()}
+    chosen = {
+        camera: _nearest(topic, times[topic], shown, 1e9 / min(hz, native_hz))
+        for camera, topic in topics.items()
+    }
     facts = {camera: used[topics[camera]].values[places] for camera, places in chosen.items()}
     sizes = {camera: sorted({(int(h), int(w)) for _, h, w in seen}) for camera, seen in facts.items()}
     if changing := next((camera for camera in sizes if len(sizes[camera]) > 1), ""):
         (h, w), *_, (height, width) = sizes[changing]
-        raise ValueError(f"the pictures of {topics[changing]} change their size, from {h}x{w} to {height}x{width}")
-    state = [used[key].values[_in_force(key, times[key], moments, step, False)] for key in reading.proprio or ()]
+        raise ValueError(
+            f"the pictures of {topics[changing]} change their size, from {h}x{w} to {height}x{width}"
+        )
+    state = [
+        used[key].values[_in_force(key, times[key], moments, step, False)] for key in reading.proprio or ()
+    ]
     action = None
     if reading.action:
         places = _in_force(reading.action, times[reading.action], moments, step, True)
         if reading.deltas is not False and (reading.deltas or reading.panda) and (np.diff(places) != 1).any():
             raise ValueError(
-                f"{reading.action} does not have one message per step, so that displacements would be lost or made twice; say its rate with --hz"
+                f"{reading.action} does not have one message per step, so that displacements would be lost or"
+                " made twice; say its rate with --hz"
             )
         action = used[reading.action].values[places]
     for key, values in zip(vectors, [*state, *([] if action is None else [action])], strict=True):
@@ -278,26 +389,38 @@ def _plan(files: list[Path], found: dict[str, Series], cameras: dict[str, str], 
         sizes={camera: size for camera, (size,) in sizes.items()},
         proprio=np.concatenate(state, 1) if state else None,
         action=action,
-        names=(_dimensions(found, reading.proprio or ()), _dimensions(found, (reading.action,) if reading.action else ())),
+        names=(
+            _dimensions(found, reading.proprio or ()),
+            _dimensions(found, (reading.action,) if reading.action else ()),
+        ),
         clock=clock,
         rows=rows,
     )
 
 
 def _clock(used: dict[str, Series]) -> tuple[dict[str, Numbers], str]:
-    """Return the times of all messages, (M,) ns per key, and the name of their clock. Raises ValueError if header stamps go back."""
+    """Return the times of all messages, (M,) ns per key, and the name of their clock. Raises ValueError if
+    header stamps go back.
+    """
     delays = [float(np.median(series.logged - series.stamped)) for series in used.values()]
-    if not all(series.stamped.all() for series in used.values()) or max(delays) - min(delays) > CLOCKS_APART_NS:
+    if (
+        not all(series.stamped.all() for series in used.values())
+        or max(delays) - min(delays) > CLOCKS_APART_NS
+    ):
         return {key: series.logged for key, series in used.items()}, "log time"
     for series in used.values():
         if (back := np.flatnonzero(np.diff(series.stamped) < 0)).size:
             off_s = (series.stamped[back[0]] - series.stamped[back[0] + 1]) / 1e9
-            raise ValueError(f"the header stamps of {series.topic} go back by {off_s:.3f} s at its message {back[0] + 1}")
+            raise ValueError(
+                f"the header stamps of {series.topic} go back by {off_s:.3f} s at its message {back[0] + 1}"
+            )
     return {key: series.stamped for key, series in used.items()}, "header stamp"
 
 
 def _nearest(topic: str, times: Numbers, moments: Numbers, step: float) -> Numbers:
-    """Return the index of the picture nearest to each moment. Times are in ns. Raises ValueError for a moment without one."""
+    """Return the index of the picture nearest to each moment. Times are in ns. Raises ValueError for a moment
+    without one.
+    """
     before = np.searchsorted(times, moments, side="right") - 1
     after = (before + 1).clip(max=len(times) - 1)
     chosen = np.where(moments - times[before] <= np.abs(times[after] - moments), before, after)
@@ -305,29 +428,34 @@ def _nearest(topic: str, times: Numbers, moments: Numbers, step: float) -> Numbe
     if (bad := np.flatnonzero((off > step / 2 + ROUNDING_NS) & (gap > LONGEST_GAP * step))).size:
         at = bad[0]
         raise ValueError(
-            f"no picture of {topic} at second {(moments[at] - moments[0]) / 1e9:.3f}: the nearest is {off[at] / 1e9:.3f} s away, "
-            f"in a gap of {gap[at] / 1e9:.3f} s; half a step is {step / 2e9:.3f} s"
+            f"no picture of {topic} at second {(moments[at] - moments[0]) / 1e9:.3f}: the nearest is"
+            f" {off[at] / 1e9:.3f} s away, in a gap of {gap[at] / 1e9:.3f} s; half a step is"
+            f" {step / 2e9:.3f} s"
         )
     return np.asarray(chosen, np.int64)
 
 
 def _in_force(key: str, times: Numbers, moments: Numbers, step: float, ahead: bool) -> Numbers:
-    """Return the index of the message in force at each moment. Times are in ns. Raises ValueError if the next message is overdue there.
+    """Return the index of the message in force at each moment. Times are in ns. Raises ValueError if the next
+    message is overdue there.
 
-    ahead: prefer the first message within the step that begins at the moment. A command from before the picture was based on an earlier
-    picture; a policy that learns it as the response to this one would repeat the command that is already in force.
+    ahead: prefer the first message within the step that begins at the moment. A command from before the
+    picture was based on an earlier picture; a policy that learns it as the response to this one would repeat
+    the command that is already in force.
     """
     places = np.searchsorted(times, moments, side="right") - 1
     if ahead:
         following = np.searchsorted(times, moments - ROUNDING_NS)
-        near = (following < len(times)) & (times[following.clip(max=len(times) - 1)] < moments + int(step) - ROUNDING_NS)
+        near = (following < len(times)) & (
+            times[following.clip(max=len(times) - 1)] < moments + int(step) - ROUNDING_NS
+        )
         places = np.where(near, following, places)
     age, usual = moments - times[places], float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     if (bad := np.flatnonzero(age > usual + LONGEST_GAP * step)).size:
         at = bad[0]
         raise ValueError(
-            f"no message of {key} for {age[at] / 1e9:.3f} s before second {(moments[at] - moments[0]) / 1e9:.3f}; "
-            f"usually one comes every {usual / 1e9:.3f} s"
+            f"no message of {key} for {age[at] / 1e9:.3f} s before second"
+            f" {(moments[at] - moments[0]) / 1e9:.3f}; usually one comes every {usual / 1e9:.3f} s"
         )
     return np.asarray(places, np.int64)
 
@@ -339,12 +467,22 @@ def _dimensions(found: dict[str, Series], keys: Sequence[str]) -> tuple[str, ...
 
 def _topic(found: dict[str, Series], camera: str) -> str:
     """Return the topic of a camera. Raises ValueError if none or several have its name."""
-    topics = [key for key, s in found.items() if s.kind in CAMERA_KINDS and not s.fault and camera in (key, camera_name(key))]
+    topics = [
+        key
+        for key, s in found.items()
+        if s.kind in CAMERA_KINDS and not s.fault and camera in (key, camera_name(key))
+    ]
     if len(topics) == 1 or camera in topics:
         return camera if camera in topics else topics[0]
     if topics:
-        raise ValueError(f"{' and '.join(topics)} would both be camera {camera}; choose with --cameras {topics[0]}={camera}")
-    raise ValueError(f"it has no pictures of camera {camera}{''.join(f'; {s.topic}: {s.fault}' for s in found.values() if s.fault)}")
+        raise ValueError(
+            f"{' and '.join(topics)} would both be camera {camera}; choose with --cameras"
+            f" {topics[0]}={camera}"
+        )
+    raise ValueError(
+        "it has no pictures of camera"
+        f" {camera}{''.join(f'; {s.topic}: {s.fault}' for s in found.values() if s.fault)}"
+    )
 
 
 def _recordings(root: Path) -> dict[str, Path]:
@@ -361,16 +499,22 @@ def _recordings(root: Path) -> dict[str, Path]:
 
 
 def _files(path: Path) -> list[Path]:
-    """Return the files of a recording in order. Raises ValueError or SourceError if they differ from those in metadata.yaml."""
+    """Return the files of a recording in order. Raises ValueError or SourceError if they differ from those in
+    metadata.yaml.
+    """
     if path.is_file():
         return [path]
     facts = yaml.safe_load((path / "metadata.yaml").read_text("utf-8"))["rosbag2_bagfile_information"]
     if facts.get("compression_mode"):
         raise ValueError(
-            f"its messages or files are compressed by rosbag2 (mode {facts['compression_mode']}); write it again with `ros2 bag convert`"
+            f"its messages or files are compressed by rosbag2 (mode {facts['compression_mode']}); write it"
+            " again with `ros2 bag convert`"
         )
     files = [contained(path, str(name)) for name in facts["relative_file_paths"]]
-    named, there = sorted(file.name for file in files), [file.name for file in visible(path, MCAP_SUFFIXES, depth=1)]
+    named, there = (
+        sorted(file.name for file in files),
+        [file.name for file in visible(path, MCAP_SUFFIXES, depth=1)],
+    )
     if named != there:
         raise ValueError(f"metadata.yaml names the files {', '.join(named)}, there are {', '.join(there)}")
     return files

@@ -1,4 +1,6 @@
-"""Reader of MCAP files: checked records, and numbers and pictures of messages (CDR of ROS 2, Protobuf pictures of Foxglove, JSON)."""
+"""Reader of MCAP files: checked records, and numbers and pictures of messages (CDR of ROS 2, Protobuf
+pictures of Foxglove, JSON).
+"""
 
 import base64
 import json
@@ -21,7 +23,13 @@ from orchestrator.data.importers.image_ops import MOST_PIXELS, Numbers, Pictures
 
 MAGIC = b"\x89MCAP0\r\n"
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-CHANNELS = {"rgb8": (3, [0, 1, 2]), "bgr8": (3, [2, 1, 0]), "rgba8": (4, [0, 1, 2]), "bgra8": (4, [2, 1, 0]), "mono8": (1, [0, 0, 0])}
+CHANNELS = {
+    "rgb8": (3, [0, 1, 2]),
+    "bgr8": (3, [2, 1, 0]),
+    "rgba8": (4, [0, 1, 2]),
+    "bgra8": (4, [2, 1, 0]),
+    "mono8": (1, [0, 0, 0]),
+}
 """Encoding of a raw picture -> (bytes per pixel, positions of red, green and blue)."""
 DEPTH = re.compile(r"(16|32|64)[USF]|mono16", re.IGNORECASE)
 """Start of a compressed picture's format where image_transport encoded more than 8 bits."""
@@ -32,7 +40,10 @@ KINDS = {
     "foxglove.CompressedImage": ("compressed", ""),
     "foxglove.CompressedVideo": ("video", ""),
     "sensor_msgs/JointState": ("joints", "position"),
-    **dict.fromkeys(("std_msgs/Float32", "std_msgs/Float64", "std_msgs/Float32MultiArray", "std_msgs/Float64MultiArray"), ("vector", "data")),
+    **dict.fromkeys(
+        ("std_msgs/Float32", "std_msgs/Float64", "std_msgs/Float32MultiArray", "std_msgs/Float64MultiArray"),
+        ("vector", "data"),
+    ),
     **dict.fromkeys(("geometry_msgs/Pose", "geometry_msgs/Twist"), ("vector", "")),
     "geometry_msgs/PoseStamped": ("vector", "pose"),
     "geometry_msgs/TwistStamped": ("vector", "twist"),
@@ -42,7 +53,17 @@ KINDS = {
 CAMERA_KINDS = ("raw", "compressed", "video")
 NO_VALUES = ("header", "timestamp", "stamp", "layout")
 """Fields of a message that are metadata, not values."""
-STREAMS = {"image", "image_raw", "image_color", "image_rect", "image_rect_color", "image_rect_raw", "compressed", "color", "rgb"}
+STREAMS = {
+    "image",
+    "image_raw",
+    "image_color",
+    "image_rect",
+    "image_rect_color",
+    "image_rect_raw",
+    "compressed",
+    "color",
+    "rgb",
+}
 """Last parts of a topic that do not distinguish cameras."""
 MOST_RECORD_BYTES = 1 << 30
 """Maximum bytes of one record of a file, and of one decompressed chunk."""
@@ -59,7 +80,9 @@ class Series:
     fault: str = ""
     """Reason why the topic cannot be used; empty if it can."""
     rows: list[tuple[int, int, tuple[float, ...]]] = field(default_factory=list)
-    """Messages in the order of the files, until `pack`: log time and header stamp (0: none) in ns; checksum, height and width, or values."""
+    """Messages in the order of the files, until `pack`: log time and header stamp (0: none) in ns; checksum,
+    height and width, or values.
+    """
     order: Numbers = field(init=False)
     """(M,) index of each message in the order of the files."""
     logged: Numbers = field(init=False)
@@ -75,15 +98,19 @@ class Series:
         self.order = np.argsort(np.asarray(logged, np.int64), kind="stable")
         self.logged, self.stamped = (np.asarray(column, np.int64)[self.order] for column in (logged, stamped))
         with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, which is refused
-            self.values = np.asarray(values, np.int64 if self.kind in CAMERA_KINDS else np.float32).reshape(len(logged), -1)[self.order]
+            self.values = np.asarray(values, np.int64 if self.kind in CAMERA_KINDS else np.float32).reshape(
+                len(logged), -1
+            )[self.order]
         self.rows = []
 
 
-# -- files ------------------------------------------------------------------------------------------------------------------------------
+# -- files ---------------------------------------------------------------------------------------------------
 
 
 def _messages(file: Path) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield schema (or None), channel and message, in the order of the file. Raises ValueError if the file is cut or damaged."""
+    """Yield schema (or None), channel and message, in the order of the file. Raises ValueError if the file is
+    cut or damaged.
+    """
     from mcap.records import Channel, Chunk, Message, Schema, Statistics
     from mcap.stream_reader import StreamReader, breakup_chunk
 
@@ -93,12 +120,21 @@ def _messages(file: Path) -> Iterator[tuple[Any, Any, Any]]:
             raise ValueError(f"{file.name} is no MCAP file")
         stream.seek(-len(MAGIC), 2)
         if stream.read(len(MAGIC)) != MAGIC:
-            raise ValueError(f"{file.name} was cut: its end is missing; copy it again, or repair it with `mcap recover {file.name} -o NEW.mcap`")
+            raise ValueError(
+                f"{file.name} was cut: its end is missing; copy it again, or repair it with `mcap recover"
+                f" {file.name} -o NEW.mcap`"
+            )
         stream.seek(0)
         schemas, channels, count, announced = {0: None}, {}, 0, None
         try:
-            for record in StreamReader(stream, emit_chunks=True, validate_crcs=True, record_size_limit=MOST_RECORD_BYTES).records:
-                for part in breakup_chunk(_unpacked(record), validate_crc=True) if isinstance(record, Chunk) else [record]:
+            for record in StreamReader(
+                stream, emit_chunks=True, validate_crcs=True, record_size_limit=MOST_RECORD_BYTES
+            ).records:
+                for part in (
+                    breakup_chunk(_unpacked(record), validate_crc=True)
+                    if isinstance(record, Chunk)
+                    else [record]
+                ):
                     if isinstance(part, Schema):
                         schemas[part.id] = part
                     elif isinstance(part, Channel):
@@ -110,13 +146,19 @@ def _messages(file: Path) -> Iterator[tuple[Any, Any, Any]]:
                         channel = channels[part.channel_id]
                         yield schemas[channel.schema_id], channel, part
         except Exception as error:
-            raise ValueError(f"{file.name} is damaged ({type(error).__name__}: {error}); copy it again") from None
+            raise ValueError(
+                f"{file.name} is damaged ({type(error).__name__}: {error}); copy it again"
+            ) from None
         if announced not in (None, count):
-            raise ValueError(f"{file.name} is damaged: it holds {count} messages and announces {announced}; copy it again")
+            raise ValueError(
+                f"{file.name} is damaged: it holds {count} messages and announces {announced}; copy it again"
+            )
 
 
 def _unpacked(chunk: Any) -> Any:
-    """Decompress a chunk. Raises ValueError if its size differs from the announced one, or exceeds MOST_RECORD_BYTES."""
+    """Decompress a chunk. Raises ValueError if its size differs from the announced one, or exceeds
+    MOST_RECORD_BYTES.
+    """
     import lz4.frame
     import zstandard
 
@@ -134,11 +176,13 @@ def _unpacked(chunk: Any) -> Any:
     return replace(chunk, compression="", data=data)
 
 
-# -- messages ---------------------------------------------------------------------------------------------------------------------------
+# -- messages ------------------------------------------------------------------------------------------------
 
 
 def _kind(schema: Any, channel: Any) -> tuple[str, str]:
-    """Return the kind of a channel's messages and their default field, ('', '') for unsupported types. Raises ValueError for ROS 1."""
+    """Return the kind of a channel's messages and their default field, ('', '') for unsupported types. Raises
+    ValueError for ROS 1.
+    """
     if channel.message_encoding == "ros1" or (schema and schema.encoding == "ros1msg"):
         raise ValueError("it is a ROS 1 recording; convert it to a ROS 2 bag")
     name = schema.name.replace("/msg/", "/").replace("foxglove_msgs/", "foxglove.") if schema else ""
@@ -146,7 +190,9 @@ def _kind(schema: Any, channel: Any) -> tuple[str, str]:
 
 
 def _decoder(schema: Any, channel: Any) -> Callable[[bytes], Any]:
-    """Return the function that decodes a message's bytes to an object with its fields. Raises ValueError for an unsupported encoding."""
+    """Return the function that decodes a message's bytes to an object with its fields. Raises ValueError for
+    an unsupported encoding.
+    """
     from mcap_protobuf.decoder import DecoderFactory as Protobuf
     from mcap_ros2.decoder import DecoderFactory as Ros2
 
@@ -156,11 +202,14 @@ def _decoder(schema: Any, channel: Any) -> Callable[[bytes], Any]:
         decode: Callable[[bytes], Any] | None = factory.decoder_for(channel.message_encoding, schema)
         if decode is not None:
             return decode
-    raise ValueError(f"messages in {channel.message_encoding} with a schema in {schema.encoding} are not read")
+    raise ValueError(
+        f"messages in {channel.message_encoding} with a schema in {schema.encoding} are not read"
+    )
 
 
 def scan(files: list[Path], reading: Reading) -> dict[str, Series]:
-    """Return the series of a recording, per topic and per TOPIC:FIELD that the reading names; of other topics only one message.
+    """Return the series of a recording, per topic and per TOPIC:FIELD that the reading names; of other topics
+    only one message.
 
     Raises ValueError if a file is damaged, or a message of a chosen topic cannot be decoded.
     """
@@ -179,14 +228,24 @@ def scan(files: list[Path], reading: Reading) -> dict[str, Series]:
                     if channel.id not in decoders:
                         decoders[channel.id] = _decoder(schema, channel)
                     decoded = decoded or decoders[channel.id](message.data)
-                    if series.kind in CAMERA_KINDS and not series.rows and (fault := _no_picture(series.kind, decoded)):
+                    if (
+                        series.kind in CAMERA_KINDS
+                        and not series.rows
+                        and (fault := _no_picture(series.kind, decoded))
+                    ):
                         series.fault = fault
                         continue
-                    values = _facts(series.kind, decoded) if series.kind in CAMERA_KINDS else _vector(series, decoded, path)
+                    values = (
+                        _facts(series.kind, decoded)
+                        if series.kind in CAMERA_KINDS
+                        else _vector(series, decoded, path)
+                    )
                     series.rows.append((message.log_time, _stamp(decoded), values))
                 except Exception as error:
                     if needed:
-                        raise ValueError(f"message {len(series.rows)} of {series.topic}: {cause(error)}") from None
+                        raise ValueError(
+                            f"message {len(series.rows)} of {series.topic}: {cause(error)}"
+                        ) from None
                     series.fault = cause(error)
     for series in found.values():
         if not series.fault:
@@ -194,24 +253,43 @@ def scan(files: list[Path], reading: Reading) -> dict[str, Series]:
     return found
 
 
-def _wanted(schema: Any, channel: Any, found: dict[str, Series], reading: Reading) -> Iterator[tuple[Series, str, bool]]:
-    """Yield (series, field that it consists of, whether it needs all messages) for each series of a channel."""
+def _wanted(
+    schema: Any, channel: Any, found: dict[str, Series], reading: Reading
+) -> Iterator[tuple[Series, str, bool]]:
+    """Yield (series, field that it consists of, whether it needs all messages) for each series of a
+    channel.
+    """
     kind, usual = _kind(schema, channel)
     topic, chosen = channel.topic, {*(reading.proprio or ()), reading.action} - {None}
     if kind in CAMERA_KINDS:
-        paths, all_of_it = {topic: ""}, not reading.cameras or not {topic, camera_name(topic)}.isdisjoint(reading.cameras)
+        paths, all_of_it = (
+            {topic: ""},
+            not reading.cameras or not {topic, camera_name(topic)}.isdisjoint(reading.cameras),
+        )
     else:
-        paths = {topic: usual} | {key: key[len(topic) + 1 :] for key in chosen if key and key.startswith(f"{topic}:")} if kind else {}
+        paths = (
+            {topic: usual}
+            | {key: key[len(topic) + 1 :] for key in chosen if key and key.startswith(f"{topic}:")}
+            if kind
+            else {}
+        )
         all_of_it = False
     for key, path in paths.items():
-        series = found.setdefault(key, Series(topic, kind, fault="a video stream is not read, only pictures are" if kind == "video" else ""))
+        series = found.setdefault(
+            key,
+            Series(
+                topic, kind, fault="a video stream is not read, only pictures are" if kind == "video" else ""
+            ),
+        )
         if series.kind != kind:
             raise ValueError(f"{topic} has messages of two types")
         yield series, path, all_of_it or key in chosen
 
 
 def _vector(series: Series, message: Any, path: str) -> tuple[float, ...]:
-    """Return the numbers of a message or of its field `path`, in the order of the series' names. Raises ValueError for other names."""
+    """Return the numbers of a message or of its field `path`, in the order of the series' names. Raises
+    ValueError for other names.
+    """
     whole = message
     for part in path.split(".") if path else ():
         if part not in _fields(message):
@@ -224,7 +302,9 @@ def _vector(series: Series, message: Any, path: str) -> tuple[float, ...]:
     if not values or len(values) != len(set(names)) or len(names) != len(values):
         raise ValueError(f"it has {len(values)} numbers and {len(set(names))} names for them")
     series.names = series.names or names
-    return values if names == series.names else tuple(values[place] for place in places_of(names, series.names))
+    return (
+        values if names == series.names else tuple(values[place] for place in places_of(names, series.names))
+    )
 
 
 def _fields(message: Any) -> Sequence[str]:
@@ -236,7 +316,11 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, float]]:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         yield path, float(value)
     elif not isinstance(value, (bool, str, bytes, type(None))):
-        parts = enumerate(value) if isinstance(value, list) else ((name, getattr(value, name)) for name in _fields(value) if name not in NO_VALUES)
+        parts = (
+            enumerate(value)
+            if isinstance(value, list)
+            else ((name, getattr(value, name)) for name in _fields(value) if name not in NO_VALUES)
+        )
         for name, part in parts:
             yield from _leaves(part, f"{path}.{name}" if path else str(name))
 
@@ -245,7 +329,9 @@ def _stamp(message: Any) -> int:
     """Return the header stamp in nanoseconds; 0 without one."""
     stamp = getattr(getattr(message, "header", None), "stamp", None) or getattr(message, "timestamp", None)
     seconds = getattr(stamp, "sec", getattr(stamp, "seconds", 0))
-    return int(seconds) * 10**9 + int(getattr(stamp, "nanosec", getattr(stamp, "nsec", getattr(stamp, "nanos", 0))))
+    return int(seconds) * 10**9 + int(
+        getattr(stamp, "nanosec", getattr(stamp, "nsec", getattr(stamp, "nanos", 0)))
+    )
 
 
 def places_of(names: tuple[str, ...], wanted: tuple[str, ...]) -> list[int]:
@@ -256,14 +342,16 @@ def places_of(names: tuple[str, ...], wanted: tuple[str, ...]) -> list[int]:
 
 
 def camera_name(topic: str) -> str:
-    """Return a camera's name: its topic without the last parts that do not distinguish cameras. `/wrist/color/image_raw` becomes `wrist`."""
+    """Return a camera's name: its topic without the last parts that do not distinguish cameras.
+    `/wrist/color/image_raw` becomes `wrist`.
+    """
     parts = [part for part in topic.split("/") if part]
     while len(parts) > 1 and parts[-1] in STREAMS:
         parts.pop()
     return re.sub(r"\W+", "_", "_".join(parts))
 
 
-# -- pictures ---------------------------------------------------------------------------------------------------------------------------
+# -- pictures ------------------------------------------------------------------------------------------------
 
 
 def pictures(
@@ -303,12 +391,16 @@ def _data(message: Any) -> bytes:
 
 
 def _checksum(message: Any) -> int:
-    """Return the CRC-32 of a picture as stored and of its encoding's name, which defines the order of channels."""
+    """Return the CRC-32 of a picture as stored and of its encoding's name, which defines the order of
+    channels.
+    """
     return crc32(str(getattr(message, "encoding", "") or message.format).encode(), crc32(_data(message)))
 
 
 def _no_picture(kind: str, message: Any) -> str:
-    """Return the reason why a message's picture cannot be read, '' if it can. Depth has the same message types as pictures."""
+    """Return the reason why a message's picture cannot be read, '' if it can. Depth has the same message
+    types as pictures.
+    """
     if kind == "raw":
         return "" if message.encoding in CHANNELS else f"pictures in {message.encoding} are not read"
     data, form = _data(message), str(message.format)
@@ -318,32 +410,49 @@ def _no_picture(kind: str, message: Any) -> str:
 
 
 def _facts(kind: str, message: Any) -> tuple[int, int, int]:
-    """Return checksum, height and width of a picture without decoding it. Raises ValueError if it is cut short, or is none."""
+    """Return checksum, height and width of a picture without decoding it. Raises ValueError if it is cut
+    short, or is none.
+    """
     data = _data(message)
     if fault := _no_picture(kind, message):
         raise ValueError(fault)
     if kind == "raw":
         height, width = _pixels(message).shape[:2]
         return _checksum(message), height, width
-    if (b"\xff\xd9" if data.startswith(JPEG) else b"IEND") not in data[-1024:]:  # a decoder would fill the rest with grey
+    # a decoder would fill the rest with grey
+    if (b"\xff\xd9" if data.startswith(JPEG) else b"IEND") not in data[-1024:]:
         raise ValueError(f"its picture of {len(data)} bytes is cut short")
     try:
         with Image.open(BytesIO(data), formats=("JPEG", "PNG")) as file:
             width, height = file.size
     except OSError as error:
-        raise ValueError(f"its picture of {len(data)} bytes cannot be read ({type(error).__name__})") from None
+        raise ValueError(
+            f"its picture of {len(data)} bytes cannot be read ({type(error).__name__})"
+        ) from None
     if height * width > MOST_PIXELS:
         raise ValueError(f"its picture has {height}x{width} pixels, more than {MOST_PIXELS} in all")
     return _checksum(message), height, width
 
 
 def _pixels(message: Any) -> Pictures:
-    """Return a raw picture (H, W, C) without the padding of its rows. Raises ValueError if its number of bytes is wrong."""
+    """Return a raw picture (H, W, C) without the padding of its rows. Raises ValueError if its number of
+    bytes is wrong.
+    """
     data, (depth, _) = _data(message), CHANNELS[message.encoding]
     height, width, step = int(message.height), int(message.width), int(message.step)
-    if min(height, width) < 1 or step < width * depth or len(data) != height * step or height * width > MOST_PIXELS:
-        raise ValueError(f"a picture of {height}x{width} pixels in {message.encoding} with rows of {step} bytes does not have {len(data)} bytes")
-    return np.frombuffer(data, np.uint8).reshape(height, step)[:, : width * depth].reshape(height, width, depth)
+    if (
+        min(height, width) < 1
+        or step < width * depth
+        or len(data) != height * step
+        or height * width > MOST_PIXELS
+    ):
+        raise ValueError(
+            f"a picture of {height}x{width} pixels in {message.encoding} with rows of {step} bytes does not"
+            f" have {len(data)} bytes"
+        )
+    return (
+        np.frombuffer(data, np.uint8).reshape(height, step)[:, : width * depth].reshape(height, width, depth)
+    )
 
 
 def _picture(kind: str, message: Any) -> Pictures:

@@ -1,10 +1,13 @@
-"""Importer of RLDS data sets as TensorFlow Datasets stores them (Open X-Embodiment, DROID, BridgeData), without TensorFlow.
+"""Importer of RLDS data sets as TensorFlow Datasets stores them (Open X-Embodiment, DROID, BridgeData),
+without TensorFlow.
 
     dataset_info.json, features.json       name; names, shapes and number types of an episode's features
-    *.tfrecord-00000-of-00010              an episode per record: a tf.train.Example with a list per feature over all steps
+    *.tfrecord-00000-of-00010              an episode per record: a tf.train.Example with a list per feature
+                                           over all steps
 
-A step is (observation, action). RLDS leaves the action of a last step (`is_last`) undefined (rlds.readthedocs, "Step format"), so that step is
-dropped where actions are read. The format states neither task nor rate: `--task` and `--hz` do.
+A step is (observation, action). RLDS leaves the action of a last step (`is_last`) undefined
+(rlds.readthedocs, "Step format"), so that step is dropped where actions are read. The format states neither
+task nor rate: `--task` and `--hz` do.
 """
 
 import hashlib
@@ -49,7 +52,11 @@ from sim_workers.envs.tasks import TASKS
 
 OBSERVATION = "steps/observation/"
 STATES = (("state",), ("proprio",), ("robot_state",))
-INSTRUCTIONS = ("steps/language_instruction", f"{OBSERVATION}natural_language_instruction", "steps/natural_language_instruction")
+INSTRUCTIONS = (
+    "steps/language_instruction",
+    f"{OBSERVATION}natural_language_instruction",
+    "steps/natural_language_instruction",
+)
 MOST_RECORD_BYTES = 4 << 30
 
 
@@ -94,10 +101,17 @@ class Rlds:
         place = self._places[item.name]
         values = _example(_record(place.file, place.offset)[0])
         kept = kept_frames(place.rows, self._native_hz, self.contract.control_hz)
-        frames = {camera: in_blocks(self._pictures(values, camera), kept, self._stored, self.contract.image_size) for camera in self._cameras}
+        frames = {
+            camera: in_blocks(self._pictures(values, camera), kept, self._stored, self.contract.image_size)
+            for camera in self._cameras
+        }
         raw = Raw(
             frames=frames,
-            proprio=self._vectors(values, tuple(OBSERVATION + key for key in self._proprio), place.rows) if self._proprio else None,
+            proprio=(
+                self._vectors(values, tuple(OBSERVATION + key for key in self._proprio), place.rows)
+                if self._proprio
+                else None
+            ),
             action=self._vectors(values, (self._action,), place.rows) if item.labelled else None,
             success=None,
             rows=place.rows,
@@ -124,29 +138,48 @@ def is_rlds(path: Path) -> bool:
 
 
 def open_rlds(root: Path, reading: Reading) -> Rlds:
-    """Open a data set and check every record. Raises SourceError if it is none, lacks a feature, or tfrecord is not installed."""
+    """Open a data set and check every record. Raises SourceError if it is none, lacks a feature, or tfrecord
+    is not installed.
+    """
     try:
         from tfrecord import example_pb2  # noqa: F401
     except ImportError:
-        raise SourceError(f"{root}: RLDS is read with the package tfrecord; pip install 'demoscale[rlds]'") from None
+        raise SourceError(
+            f"{root}: RLDS is read with the package tfrecord; pip install 'demoscale[rlds]'"
+        ) from None
     try:
         features = dict(_leaves(json.loads((root / "features.json").read_text("utf-8-sig")), ""))
         info = json.loads((root / "dataset_info.json").read_text("utf-8-sig"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{root}: features.json cannot be read ({type(error).__name__}: {error}); restore it") from None
+        raise SourceError(
+            f"{root}: features.json cannot be read ({type(error).__name__}: {error}); restore it"
+        ) from None
     where = str(root)
-    colour = [n.removeprefix(OBSERVATION) for n, f in features.items() if n.startswith(OBSERVATION) and f.kind == "image" and f.shape[-1:] == (3,)]
+    colour = [
+        n.removeprefix(OBSERVATION)
+        for n, f in features.items()
+        if n.startswith(OBSERVATION) and f.kind == "image" and f.shape[-1:] == (3,)
+    ]
     cameras = chosen_cameras(where, colour, reading)
     if not cameras:
         raise SourceError(f"{root}: it has no pictures among its observations ({', '.join(features)})")
     labelled = not reading.action_free
     action = f"steps/{(reading.action or 'action').removeprefix('steps/')}"
     if labelled and (action not in features or features[action].kind != "tensor"):
-        vectors = [name.removeprefix("steps/") for name, f in features.items() if f.kind == "tensor" and name.startswith("steps/")]
-        raise SourceError(f"{root}: it has no vector {action}; say which is the action with --action ({', '.join(vectors)}), or add --action-free")
+        vectors = [
+            name.removeprefix("steps/")
+            for name, f in features.items()
+            if f.kind == "tensor" and name.startswith("steps/")
+        ]
+        raise SourceError(
+            f"{root}: it has no vector {action}; say which is the action with --action"
+            f" ({', '.join(vectors)}), or add --action-free"
+        )
     widths = {
-        n.removeprefix(OBSERVATION): int(np.prod(f.shape)) for n, f in features.items() if n.startswith(OBSERVATION) and f.kind == "tensor"
-    }  # fmt: skip
+        n.removeprefix(OBSERVATION): int(np.prod(f.shape))
+        for n, f in features.items()
+        if n.startswith(OBSERVATION) and f.kind == "tensor"
+    }
     proprio, proprio_names = chosen_proprio(where, "observations", widths, STATES, reading)
     native_hz = native_rate(where, None, reading)
     stored, questions = orientation(root.name, "upright", "", reading)
@@ -155,16 +188,31 @@ def open_rlds(root: Path, reading: Reading) -> Rlds:
         questions.append(f"{name}: RLDS does not name its task; say it with --task")
     size = tuple(features[OBSERVATION + next(iter(cameras))].shape[:2])
     sizes = {camera: _declared(features[OBSERVATION + camera]) for camera in cameras}
-    names = names_of([action.removeprefix("steps/")], [int(np.prod(features[action].shape))]) if labelled else ()
+    names = (
+        names_of([action.removeprefix("steps/")], [int(np.prod(features[action].shape))]) if labelled else ()
+    )
     source = Rlds(
-        root, "RLDS", Contract((), (0, 0), "", (), (), native_hz, ""), [], [], questions, cameras, features, proprio, action, stored, native_hz,
+        root,
+        "RLDS",
+        Contract((), (0, 0), "", (), (), native_hz, ""),
+        [],
+        [],
+        questions,
+        cameras,
+        features,
+        proprio,
+        action,
+        stored,
+        native_hz,
         (size[0] or 0, size[1] or 0) if len(size) == 2 else (0, 0),
-    )  # fmt: skip
+    )
     records = list(_records(source))
     if records:
         sizes = _true_sizes(source, records) or sizes
     source._size = next(iter(sizes.values()))
-    source.contract = contract_of(where, cameras, sizes, proprio_names, names, native_hz, f"unknown, {name}", reading)
+    source.contract = contract_of(
+        where, cameras, sizes, proprio_names, names, native_hz, f"unknown, {name}", reading
+    )
     largest = 0.0
     for number, place in enumerate(records):
         largest = max(largest, _take(source, number, place, name, reading))
@@ -175,7 +223,8 @@ def open_rlds(root: Path, reading: Reading) -> Rlds:
 
 
 def _take(source: Rlds, number: int, place: "_Found", name: str, reading: Reading) -> float:
-    """Add an episode to the source's items, or the reason against it to its problems; return its largest absolute action value.
+    """Add an episode to the source's items, or the reason against it to its problems; return its largest
+    absolute action value.
 
     The last dimension, the gripper's, is not counted.
     """
@@ -186,7 +235,10 @@ def _take(source: Rlds, number: int, place: "_Found", name: str, reading: Readin
         lengths = {camera: len(cells) for camera, cells in steps.items()}
         rows = max(lengths.values())
         if len(set(lengths.values())) > 1 or not all(cell for cells in steps.values() for cell in cells):
-            raise ValueError(f"pictures are missing ({', '.join(f'{camera} {length}' for camera, length in lengths.items())} of {rows})")
+            raise ValueError(
+                "pictures are missing"
+                f" ({', '.join(f'{camera} {length}' for camera, length in lengths.items())} of {rows})"
+            )
         last = values["steps/is_last"].int64_list.value if "steps/is_last" in values else ()
         if labelled and last and last[-1]:
             rows -= 1
@@ -202,16 +254,36 @@ def _take(source: Rlds, number: int, place: "_Found", name: str, reading: Readin
             vectors.append(vector[:rows])
         instruction = reading.instruction or _instruction(values) or TASKS.get(reading.task or "", "")
         if not instruction and not any("--instruction" in question for question in source.questions):
-            source.questions.append(f"{name}: it does not say in words what is done; say it with --instruction")
+            source.questions.append(
+                f"{name}: it does not say in words what is done; say it with --instruction"
+            )
         length = len(kept_frames(rows, source._native_hz, source.contract.control_hz))
         refuse_bulk(length, len(source._cameras), source.contract.image_size)
         shown = [hashlib.sha256(cells[len(cells) // 2]).digest() for cells in steps.values()]
         task = reading.task or ""
-        content = identity(*vectors, *shown, list(source._cameras.items()), source._stored, source.contract.image_size, task, instruction)
-        where = f"{name}, {episode}" + ("; without its last step, whose action is undefined" if rows < max(lengths.values()) else "")
+        content = identity(
+            *vectors,
+            *shown,
+            list(source._cameras.items()),
+            source._stored,
+            source.contract.image_size,
+            task,
+            instruction,
+        )
+        where = f"{name}, {episode}" + (
+            "; without its last step, whose action is undefined" if rows < max(lengths.values()) else ""
+        )
         said = origin(where, source._stored, source._size, source._native_hz, source.contract, content)
         source.items.append(
-            Item(episode, f"{label_of(source.root, reading) if reading.label else name}-{episode}", task, instruction, length, labelled, said)
+            Item(
+                episode,
+                f"{label_of(source.root, reading) if reading.label else name}-{episode}",
+                task,
+                instruction,
+                length,
+                labelled,
+                said,
+            )
         )
         source._places[episode] = _Place(place.file, place.offset, rows)
         return float(np.abs(vectors[-1][:, :-1]).max(initial=0)) if labelled else 0.0
@@ -219,7 +291,7 @@ def _take(source: Rlds, number: int, place: "_Found", name: str, reading: Readin
     return 0.0
 
 
-# -- files ------------------------------------------------------------------------------------------------------------------------------
+# -- files ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -232,14 +304,19 @@ class _Found:
 
 def _records(source: Rlds) -> Iterator[_Found]:
     """Yield every record of every file, by file name; a file that is cut short is added to the problems."""
-    for file in sorted(path for path in source.root.iterdir() if ".tfrecord" in path.name and not path.name.startswith(".")):
+    for file in sorted(
+        path for path in source.root.iterdir() if ".tfrecord" in path.name and not path.name.startswith(".")
+    ):
         refuse_pointer(file)
         end, offset = file.stat().st_size, 0
         while offset < end:
             try:
                 length = _length(file, offset)
                 if offset + 16 + length > end:
-                    raise ValueError(f"the file ends {offset + 16 + length - end} bytes before its record does; was it copied whole")
+                    raise ValueError(
+                        f"the file ends {offset + 16 + length - end} bytes before its record does; was it"
+                        " copied whole"
+                    )
             except ValueError as error:
                 source.problems.append(f"{file.name}: {error}; the rest of it is left out")
                 break
@@ -260,7 +337,9 @@ def _length(file: Path, offset: int) -> int:
 
 
 def _record(file: Path, offset: int) -> tuple[bytes, int]:
-    """Return the content of the record at an offset, and its length. Raises ValueError if its checksum is wrong."""
+    """Return the content of the record at an offset, and its length. Raises ValueError if its checksum is
+    wrong.
+    """
     length = _length(file, offset)
     with file.open("rb") as stream:
         stream.seek(offset + 12)
@@ -289,7 +368,7 @@ def _example(data: bytes) -> Any:
     return example.features.feature
 
 
-# -- values -----------------------------------------------------------------------------------------------------------------------------
+# -- values --------------------------------------------------------------------------------------------------
 
 
 def _leaves(node: dict[str, Any], path: str) -> Iterator[tuple[str, _Feature]]:
@@ -321,11 +400,16 @@ def _declared(feature: _Feature) -> tuple[int, int]:
 
 
 def _true_sizes(source: Rlds, records: list[_Found]) -> dict[str, tuple[int, int]]:
-    """Return (H, W) per camera of the first episode with readable pictures; features.json may leave them open, or exchange them."""
+    """Return (H, W) per camera of the first episode with readable pictures; features.json may leave them
+    open, or exchange them.
+    """
     for record in records[:8]:
         try:
             values = _example(_record(record.file, record.offset)[0])
-            shapes = {camera: image(values[OBSERVATION + camera].bytes_list.value[0]).shape for camera in source._cameras}
+            shapes = {
+                camera: image(values[OBSERVATION + camera].bytes_list.value[0]).shape
+                for camera in source._cameras
+            }
             return {camera: (int(shape[0]), int(shape[1])) for camera, shape in shapes.items()}
         except (ValueError, IndexError):
             continue  # `_take` reports it
@@ -333,7 +417,9 @@ def _true_sizes(source: Rlds, records: list[_Found]) -> dict[str, tuple[int, int
 
 
 def _vector(values: Any, name: str, feature: _Feature) -> npt.NDArray[np.float32]:
-    """Return a feature's values, (L, D) float32. Raises ValueError if they are missing or not rows of numbers."""
+    """Return a feature's values, (L, D) float32. Raises ValueError if they are missing or not rows of
+    numbers.
+    """
     if name not in values:
         raise ValueError(f"it has no {name}")
     kind = values[name].WhichOneof("kind")

@@ -1,16 +1,20 @@
 """Importer of robomimic's HDF5 files and their descendants: MimicGen, RoboCasa, LIBERO, Isaac Lab.
 
-    data                          attributes env_args (JSON: which simulator, at which rate), LIBERO: problem_info (JSON with the instruction)
+    data                          attributes env_args (JSON: which simulator, at which rate), LIBERO:
+                                  problem_info (JSON with the instruction)
     data/demo_3/actions           (L, A)
-    data/demo_3/obs/agentview_image, agentview_rgb, robot0_eef_pos ...    pictures (L, H, W, 3) or (L, 3, H, W), and (L, D) vectors
+    data/demo_3/obs/agentview_image, agentview_rgb, robot0_eef_pos ...    pictures (L, H, W, 3) or (L, 3, H,
+                                                                          W), and (L, D) vectors
     data/demo_3                   attribute ep_meta (RoboCasa: JSON with the instruction as `lang`)
     mask/<name>                   optional lists of demonstrations
 
-`jobs.export` adds to `data` the attribute demoscale.contract (JSON, `Contract`) and demoscale.proprio_keys, to each demonstration
-demoscale.task, demoscale.instruction and demoscale.success; such a file raises no questions.
+`jobs.export` adds to `data` the attribute demoscale.contract (JSON, `Contract`) and demoscale.proprio_keys,
+to each demonstration demoscale.task, demoscale.instruction and demoscale.success; such a file raises no
+questions.
 
-Demonstrations that differ from most others of their file in cameras, size of pictures or widths of vectors are left out.
-Pictures are paired with actions as in the file. (LIBERO's recorder takes each picture after its action, and its policies are trained so.)
+Demonstrations that differ from most others of their file in cameras, size of pictures or widths of vectors
+are left out. Pictures are paired with actions as in the file. (LIBERO's recorder takes each picture after its
+action, and its policies are trained so.)
 """
 
 import json
@@ -73,7 +77,9 @@ from sim_workers.envs.robosuite import ACTION, PROPRIO, PROPRIO_KEYS
 from sim_workers.envs.tasks import TASKS
 
 LIBEROS_HAND = ("ee_pos", "ee_ori", "gripper_states")
-"""LIBERO's names for the same hand and fingers, the hand's rotation as axis times angle; it is converted back to the original quaternion."""
+"""LIBERO's names for the same hand and fingers, the hand's rotation as axis times angle; it is converted back
+to the original quaternion.
+"""
 LIBEROS_WIDTHS = (3, 3, 2)
 PROPRIO_BY_DEFAULT = (PROPRIO_KEYS, LIBEROS_HAND)
 ACTIONS = "actions"
@@ -85,7 +91,9 @@ FAULTS = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 
 
 class _NothingReadError(Exception):
-    """Error of a file that holds nothing readable, in a sentence; in a folder with other files, the file is left out."""
+    """Error of a file that holds nothing readable, in a sentence; in a folder with other files, the file is
+    left out.
+    """
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,9 @@ class _Made:
     hz: float | None
     simulator: str
     arm: tuple[str, ...] | None
-    """Names of the arm's action dimensions, where the controller is known to be the simulator's; else None."""
+    """Names of the arm's action dimensions, where the controller is known to be the simulator's; else
+    None.
+    """
     single_panda: bool
     image_convention: str
 
@@ -195,9 +205,16 @@ class Hdf5:
                     pictures[name].refuse_unreadable()
                 size = self.contract.image_size
                 raw = Raw(
-                    frames={name: in_blocks(partial(self._bytes, pictures[name]), kept, self._stored, size) for name in self._plan.cameras},
+                    frames={
+                        name: in_blocks(partial(self._bytes, pictures[name]), kept, self._stored, size)
+                        for name in self._plan.cameras
+                    },
                     proprio=_proprio_values(member(group, "obs"), self._plan) if self._plan.proprio else None,
-                    action=vectors(member(group, self._plan.action), self._plan.action)[:, : self._plan.kept] if item.labelled else None,
+                    action=(
+                        vectors(member(group, self._plan.action), self._plan.action)[:, : self._plan.kept]
+                        if item.labelled
+                        else None
+                    ),
                     success=_success(group, self._plan.stated),
                     rows=rows,
                 )
@@ -217,7 +234,7 @@ class Hdf5:
         return RANGES[self._ranges[pictures.number]].pictures(pictures.block(first, last))
 
 
-# -- files ------------------------------------------------------------------------------------------------------------------------------
+# -- files ---------------------------------------------------------------------------------------------------
 
 
 def open_hdf5(path: Path, reading: Reading) -> Hdf5:
@@ -257,14 +274,19 @@ def _join(source: Hdf5, first: Path, other: Hdf5, file: Path) -> None:
     conventions["way of storing pictures"], others["way of storing pictures"] = source._stored, other._stored
     for name, mine in conventions.items():
         if (theirs := others[name]) != mine:
-            raise SourceError(f"{file}: its {name.replace('_', ' ')} is {theirs}, that of {first.name} {mine}; import them one by one")
+            raise SourceError(
+                f"{file}: its {name.replace('_', ' ')} is {theirs}, that of {first.name} {mine}; import them"
+                " one by one"
+            )
     if replace(source._plan, sizes={}) != replace(other._plan, sizes={}):
-        raise SourceError(f"{file}: its datasets are not called as those of {first.name}; import them one by one")
+        raise SourceError(
+            f"{file}: its datasets are not called as those of {first.name}; import them one by one"
+        )
     for number, mine in source._ranges.items():
         if (theirs := other._ranges.get(number, mine)) != mine:
             raise SourceError(
-                f"{file}: the values of its pictures ({number}) range over {theirs}, those of {first.name} over {mine}; "
-                "import them one by one, or say what black and white are with --picture-range"
+                f"{file}: the values of its pictures ({number}) range over {theirs}, those of {first.name}"
+                f" over {mine}; import them one by one, or say what black and white are with --picture-range"
             )
     source.items += other.items
     source.problems += other.problems
@@ -282,7 +304,9 @@ def _open_file(path: Path, reading: Reading, label: str, prefix: str) -> Hdf5:
     try:
         file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
     except FAULTS as error:
-        raise _NothingReadError(f"{path}: it cannot be read as HDF5 ({' '.join(str(error).split())}); was it copied whole?") from None
+        raise _NothingReadError(
+            f"{path}: it cannot be read as HDF5 ({' '.join(str(error).split())}); was it copied whole?"
+        ) from None
     with file:
         try:
             return _understand(path, file, reading, label, prefix)
@@ -293,7 +317,9 @@ def _open_file(path: Path, reading: Reading, label: str, prefix: str) -> Hdf5:
 def _understand(path: Path, file: Any, reading: Reading, label: str, prefix: str) -> Hdf5:
     data = member(file, "data")
     if not isinstance(data, h5py.Group):
-        raise _NothingReadError(f"{path}: it has no group `data` with demonstrations, as robomimic's files have")
+        raise _NothingReadError(
+            f"{path}: it has no group `data` with demonstrations, as robomimic's files have"
+        )
     stated = _stated(data)
     found = _looked_at(path, file, data, reading)
     made = _made(path, data, reading)
@@ -304,7 +330,9 @@ def _understand(path: Path, file: Any, reading: Reading, label: str, prefix: str
     if stated:
         reading = replace(reading, render_profile=reading.render_profile or stated.contract.render_profile)
     simulator = stated.contract.simulator if stated else made.simulator
-    contract = contract_of(str(path), plan.cameras, plan.sizes, proprio, action, native_hz, simulator, reading)
+    contract = contract_of(
+        str(path), plan.cameras, plan.sizes, proprio, action, native_hz, simulator, reading
+    )
 
     contents: dict[str, _Content] = {}
     faults: dict[str, str] = dict(found.faults)
@@ -315,14 +343,21 @@ def _understand(path: Path, file: Any, reading: Reading, label: str, prefix: str
         if problems:
             faults[demo] = problems[0]
     if not contents:
-        raise _NothingReadError(f"{path}: none of its demonstrations can be imported: {next(iter(faults.values())).removesuffix('; left out')}")
+        raise _NothingReadError(
+            f"{path}: none of its demonstrations can be imported:"
+            f" {next(iter(faults.values())).removesuffix('; left out')}"
+        )
 
     ranges, more = _ranges(path, contents.values(), reading)
     questions += more
     if not (stated and reading.deltas is None):
-        arm, more = action_names(path.name, action[:ARM], max(content.largest for content in contents.values()), reading)
+        arm, more = action_names(
+            path.name, action[:ARM], max(content.largest for content in contents.values()), reading
+        )
         questions += more
-        contract = contract_of(str(path), plan.cameras, plan.sizes, proprio, (*arm, *action[ARM:]), native_hz, simulator, reading)
+        contract = contract_of(
+            str(path), plan.cameras, plan.sizes, proprio, (*arm, *action[ARM:]), native_hz, simulator, reading
+        )
 
     items, places = [], {}
     chosen = (sorted(plan.cameras.items()), stored, contract.image_size, tuple(plan.proprio), plan.hand)
@@ -335,7 +370,9 @@ def _understand(path: Path, file: Any, reading: Reading, label: str, prefix: str
         attributes = _attributes(data, demo)
         task = reading.task or _words(attributes.get("demoscale.task")) or made.task
         instruction = reading.instruction or _words(attributes.get("demoscale.instruction"))
-        instruction = instruction or _words(_json(attributes.get("ep_meta")).get("lang")) or made.instruction or ""
+        instruction = (
+            instruction or _words(_json(attributes.get("ep_meta")).get("lang")) or made.instruction or ""
+        )
         length = len(kept_frames(content.rows, native_hz, contract.control_hz))
         its_ranges = {number: ranges[number] for number in content.extremes}
         digest = identity(content.digest, chosen, its_ranges, task, instruction)
@@ -346,15 +383,32 @@ def _understand(path: Path, file: Any, reading: Reading, label: str, prefix: str
     if not all(item.instruction for item in items if not item.problem):
         questions.append(f"{path.name}: it does not say in words what is done; say it with --instruction")
     left_out = [*found.absent, *(faults[demo] for demo in found.order if demo in faults)]
-    return Hdf5(_family(data, next(iter(contents))), contract, items, left_out, questions, plan, stored, native_hz, ranges, places)
+    return Hdf5(
+        _family(data, next(iter(contents))),
+        contract,
+        items,
+        left_out,
+        questions,
+        plan,
+        stored,
+        native_hz,
+        ranges,
+        places,
+    )
 
 
 def _family(data: Any, demo: str) -> str:
-    kind = "LIBERO" if "problem_info" in data.attrs else "RoboCasa" if "ep_meta" in _attributes(data, demo) else "robomimic"
+    kind = (
+        "LIBERO"
+        if "problem_info" in data.attrs
+        else "RoboCasa"
+        if "ep_meta" in _attributes(data, demo)
+        else "robomimic"
+    )
     return f"{kind} HDF5"
 
 
-# -- contents of a file -----------------------------------------------------------------------------------------------------------------
+# -- contents of a file --------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -371,7 +425,9 @@ class _Found:
 
 
 def _looked_at(path: Path, file: Any, data: Any, reading: Reading) -> _Found:
-    """Return the demonstrations that have pictures, and a sentence for each that has none. Raises _NothingReadError if none has."""
+    """Return the demonstrations that have pictures, and a sentence for each that has none. Raises
+    _NothingReadError if none has.
+    """
     names = sorted((str(name) for name in data), key=_by_number)
     found = _Found(names)
     if reading.mask:
@@ -402,12 +458,19 @@ def _looked_at(path: Path, file: Any, data: Any, reading: Reading) -> _Found:
         return found
     if states:
         raise _NothingReadError(
-            f"{path}: its demonstrations hold states and actions but no pictures, as robosuite's own recorder leaves them; "
-            "render them first, for example with robomimic's dataset_states_to_obs.py"
+            f"{path}: its demonstrations hold states and actions but no pictures, as robosuite's own recorder"
+            " leaves them; render them first, for example with robomimic's dataset_states_to_obs.py"
         )
-    if others := [fault for fault in found.faults.values() if not fault.endswith(": it has no pictures; left out")]:
-        raise _NothingReadError(f"{path}: none of its demonstrations can be imported: {others[0].removesuffix('; left out')}")
-    raise _NothingReadError(f"{path}: it holds no demonstration with pictures under data/demo_<k>/obs{f' ({hints})' * bool(hints)}")
+    if others := [
+        fault for fault in found.faults.values() if not fault.endswith(": it has no pictures; left out")
+    ]:
+        raise _NothingReadError(
+            f"{path}: none of its demonstrations can be imported: {others[0].removesuffix('; left out')}"
+        )
+    raise _NothingReadError(
+        f"{path}: it holds no demonstration with pictures under"
+        f" data/demo_<k>/obs{f' ({hints})' * bool(hints)}"
+    )
 
 
 def _by_number(name: str) -> list[str | int]:
@@ -419,13 +482,17 @@ def _masked(path: Path, file: Any, mask: str) -> set[str]:
     group = member(file, "mask")
     masks = [str(name) for name in group] if isinstance(group, h5py.Group) else []
     if mask not in masks:
-        raise SourceError(f"{path}: there is no mask {mask}; --mask can choose from {', '.join(masks) or 'none'}")
+        raise SourceError(
+            f"{path}: there is no mask {mask}; --mask can choose from {', '.join(masks) or 'none'}"
+        )
     try:
         listed = member(group, mask)
         refuse_unreadable(listed, f"mask {mask}")
         return {_text(name) for name in np.ravel(listed[()])}
     except (*FAULTS, AttributeError) as error:
-        raise SourceError(f"{path}: its mask {mask} is no list of names ({cause(error)}); leave --mask out, or repair it") from None
+        raise SourceError(
+            f"{path}: its mask {mask} is no list of names ({cause(error)}); leave --mask out, or repair it"
+        ) from None
 
 
 def _shape(group: Any, obs: Any, reading: Reading) -> _Shape | None:
@@ -450,18 +517,27 @@ def _pictures(obs: Any) -> dict[str, PictureArray]:
     """Return camera -> its pictures in `obs`. Groups in `obs` (Isaac Lab's datagen_info) hold no pictures."""
     found = {str(key): array for key in obs if (array := picture_array(member(obs, key), str(key)))}
     named = Counter(name for key in found for name in cameras_by_name([key]))
-    return {(name if named[name] == 1 else key): array for key, array in found.items() for name in cameras_by_name([key])}
+    return {
+        (name if named[name] == 1 else key): array
+        for key, array in found.items()
+        for name in cameras_by_name([key])
+    }
 
 
-# -- choice of its parts ----------------------------------------------------------------------------------------------------------------
+# -- choice of its parts -------------------------------------------------------------------------------------
 
 
 def _planned(
     path: Path, data: Any, found: dict[str, _Shape], made: _Made, stated: _Stated | None, reading: Reading
 ) -> tuple[_Plan, tuple[str, ...], tuple[str, ...]]:
-    """Return the plan, from the reading and from what most demonstrations have, and the names of proprioception and actions."""
+    """Return the plan, from the reading and from what most demonstrations have, and the names of
+    proprioception and actions.
+    """
     cameras = _cameras(path, found.values(), stated, reading)
-    sizes = {name: _most(shape.cameras[name][1] for shape in found.values() if name in shape.cameras) for name in cameras}
+    sizes = {
+        name: _most(shape.cameras[name][1] for shape in found.values() if name in shape.cameras)
+        for name in cameras
+    }
     proprio, names = _proprio(path, found.values(), stated, reading)
     hand = tuple(proprio) == LIBEROS_HAND and tuple(proprio.values()) == LIBEROS_WIDTHS
 
@@ -471,8 +547,12 @@ def _planned(
     if labelled and not actions:
         if reading.action:
             offered = sorted({name for demo in found for name in _two_dimensional(member(data, demo))})
-            raise SourceError(f"{path}: there are no vectors {key}; --action can choose from {', '.join(offered) or 'none'}")
-        raise SourceError(f"{path}: {next(iter(found))} has no vectors `actions`; add --action-free to import its pictures")
+            raise SourceError(
+                f"{path}: there are no vectors {key}; --action can choose from {', '.join(offered) or 'none'}"
+            )
+        raise SourceError(
+            f"{path}: {next(iter(found))} has no vectors `actions`; add --action-free to import its pictures"
+        )
     width = _most(actions) if labelled else 0
     robocasa = width == ARM + len(MOBILE_BASE) and made.single_panda
     action = _action_names(path, width, made, robocasa, stated, reading) if labelled else ()
@@ -496,17 +576,23 @@ def _most(values: Iterable[Any]) -> Any:
 
 
 def _cameras(path: Path, found: Iterable[_Shape], stated: _Stated | None, reading: Reading) -> dict[str, str]:
-    """Return the cameras of most demonstrations, or those that the reading chooses, which only some may have."""
+    """Return the cameras of most demonstrations, or those that the reading chooses, which only some
+    may have.
+    """
     combinations = Counter(tuple(shape.cameras) for shape in found)
     if reading.cameras:
-        return chosen_cameras(str(path), dict.fromkeys(name for names in combinations for name in names), reading)
+        return chosen_cameras(
+            str(path), dict.fromkeys(name for names in combinations for name in names), reading
+        )
     available = max(combinations, key=lambda names: (combinations[names], len(names)))
     if stated and set(stated.contract.cameras) == set(available):
         available = stated.contract.cameras
     return chosen_cameras(str(path), available, reading)
 
 
-def _proprio(path: Path, found: Iterable[_Shape], stated: _Stated | None, reading: Reading) -> tuple[dict[str, int], tuple[str, ...]]:
+def _proprio(
+    path: Path, found: Iterable[_Shape], stated: _Stated | None, reading: Reading
+) -> tuple[dict[str, int], tuple[str, ...]]:
     """Return key -> width of the vectors that make up the proprioception, and a name per value."""
     found = list(found)
     having = Counter(key for shape in found for key in shape.widths)
@@ -516,7 +602,11 @@ def _proprio(path: Path, found: Iterable[_Shape], stated: _Stated | None, readin
         for key, count in having.items()
         if key in asked or 2 * count >= len(found)
     }
-    if stated and reading.proprio is None and sum(widths.get(key, 0) for key in stated.proprio_keys) == len(stated.contract.proprio):
+    if (
+        stated
+        and reading.proprio is None
+        and sum(widths.get(key, 0) for key in stated.proprio_keys) == len(stated.contract.proprio)
+    ):
         return {key: widths[key] for key in stated.proprio_keys if key in widths}, stated.contract.proprio
     keys, names = chosen_proprio(str(path), "vectors", widths, PROPRIO_BY_DEFAULT, reading)
     return {key: widths[key] for key in keys}, names
@@ -531,9 +621,14 @@ def _two_dimensional(group: Any) -> list[str]:
     return names
 
 
-def _action_names(path: Path, width: int, made: _Made, robocasa: bool, stated: _Stated | None, reading: Reading) -> tuple[str, ...]:
+def _action_names(
+    path: Path, width: int, made: _Made, robocasa: bool, stated: _Stated | None, reading: Reading
+) -> tuple[str, ...]:
     if reading.arm_only and not robocasa:
-        raise SourceError(f"{path}: --arm-only is for RoboCasa's {ARM + len(MOBILE_BASE)} action dimensions; this file has {width} of another layout")
+        raise SourceError(
+            f"{path}: --arm-only is for RoboCasa's {ARM + len(MOBILE_BASE)} action dimensions; this file has"
+            f" {width} of another layout"
+        )
     arm = made.arm if (reading.action or ACTIONS) == ACTIONS else None
     if robocasa:
         arm = arm or (*(f"arm_{i}" for i in range(ARM - 1)), "gripper")
@@ -543,8 +638,12 @@ def _action_names(path: Path, width: int, made: _Made, robocasa: bool, stated: _
     return arm if arm and width == ARM else names_of(["action"], [width])
 
 
-def _content(group: Any, shape: _Shape, plan: _Plan, contract: Contract, native_hz: float, reading: Reading) -> _Content:
-    """Check a demonstration and hash its content. Raises ValueError if it differs from the file's others or is damaged."""
+def _content(
+    group: Any, shape: _Shape, plan: _Plan, contract: Contract, native_hz: float, reading: Reading
+) -> _Content:
+    """Check a demonstration and hash its content. Raises ValueError if it differs from the file's others or
+    is damaged.
+    """
     obs = member(group, "obs")
     missing = [name for name in plan.cameras if name not in shape.cameras]
     missing += [key for key in plan.proprio if key not in shape.widths]
@@ -555,7 +654,9 @@ def _content(group: Any, shape: _Shape, plan: _Plan, contract: Contract, native_
     if not all(array.rows for array in pictures.values()):
         raise ValueError("it is empty")
     if other := [name for name, array in pictures.items() if array.size != plan.sizes[name]]:
-        listed = ", ".join("{} {}x{}, most {}x{}".format(name, *pictures[name].size, *plan.sizes[name]) for name in other)
+        listed = ", ".join(
+            "{} {}x{}, most {}x{}".format(name, *pictures[name].size, *plan.sizes[name]) for name in other
+        )
         raise ValueError(f"its pictures have another size ({listed})")
     labelled = bool(plan.action) and (shape.action is not None or not plan.unlabelled_too)
     if labelled and shape.action != plan.width:
@@ -582,23 +683,38 @@ def _content(group: Any, shape: _Shape, plan: _Plan, contract: Contract, native_
     return _Content(
         rows=rows,
         labelled=labelled,
-        digest=identity(rows, None if action is None else action[:, : plan.kept], proprio, _success(group, plan.stated), *samples),
-        largest=float(np.abs(action[:, : min(plan.width, ARM) - 1]).max(initial=0)) if action is not None else 0.0,
+        digest=identity(
+            rows,
+            None if action is None else action[:, : plan.kept],
+            proprio,
+            _success(group, plan.stated),
+            *samples,
+        ),
+        largest=(
+            float(np.abs(action[:, : min(plan.width, ARM) - 1]).max(initial=0)) if action is not None else 0.0
+        ),
         extremes=extremes,
     )
 
 
-def _refuse_different_lengths(group: Any, pictures: dict[str, PictureArray], plan: _Plan, labelled: bool) -> None:
+def _refuse_different_lengths(
+    group: Any, pictures: dict[str, PictureArray], plan: _Plan, labelled: bool
+) -> None:
     lengths = {f"camera {name}": array.rows for name, array in pictures.items()}
     lengths |= {key: member(group, f"obs/{key}").shape[0] for key in plan.proprio}
     if labelled:
         lengths[plan.action] = member(group, plan.action).shape[0]
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"its parts differ in length ({', '.join(f'{name} {length}' for name, length in lengths.items())})")
+        raise ValueError(
+            "its parts differ in length"
+            f" ({', '.join(f'{name} {length}' for name, length in lengths.items())})"
+        )
 
 
 def _ranges(path: Path, contents: Iterable[_Content], reading: Reading) -> tuple[dict[str, str], list[str]]:
-    """Return number type of pictures -> one of RANGES, decided over all of the file's pictures, and questions."""
+    """Return number type of pictures -> one of RANGES, decided over all of the file's pictures, and
+    questions.
+    """
     extremes: dict[str, tuple[float, float]] = {}
     for content in contents:
         for number, (lowest, highest) in content.extremes.items():
@@ -613,24 +729,31 @@ def _ranges(path: Path, contents: Iterable[_Content], reading: Reading) -> tuple
             ranges[number] = reading.picture_range or range_of(np.dtype(number), lowest, highest)
         except ValueError as error:
             ranges[number] = "0..255"
-            questions.append(f"{path.name}: {error}; say what black and white are with --picture-range {' or '.join(RANGES)}")
+            questions.append(
+                f"{path.name}: {error}; say what black and white are with --picture-range"
+                f" {' or '.join(RANGES)}"
+            )
     return ranges, questions
 
 
-# -- values -----------------------------------------------------------------------------------------------------------------------------
+# -- values --------------------------------------------------------------------------------------------------
 
 
 def _proprio_values(obs: Any, plan: _Plan) -> npt.NDArray[Any]:
     """Return the concatenated vectors, (L, P)."""
     rows = [vectors(member(obs, key), key) for key in plan.proprio]
-    if plan.hand:  # (L, 3) axis times angle, 0 to 2 pi, to x, y, z, w: the inverse of robosuite's `quat2axisangle`, sign included
+    # (L, 3) axis times angle, 0 to 2 pi, to x, y, z, w: the inverse of robosuite's `quat2axisangle`, sign
+    # included
+    if plan.hand:
         angle = np.linalg.norm(rows[1], axis=1, keepdims=True)
         rows[1] = np.concatenate([rows[1] * np.sinc(angle / (2 * np.pi)) / 2, np.cos(angle / 2)], 1)
     return np.concatenate(rows, 1)
 
 
 def _success(group: Any, stated: bool) -> bool | None:
-    """Return the success that an export states, else that of sparse rewards; None for missing, shaped or unreadable rewards."""
+    """Return the success that an export states, else that of sparse rewards; None for missing, shaped or
+    unreadable rewards.
+    """
     if stated:
         said = group.attrs.get("demoscale.success")
         return bool(said) if isinstance(said, (bool, np.bool_)) else None
@@ -642,7 +765,7 @@ def _success(group: Any, stated: bool) -> bool | None:
     return bool(rewards.any()) if rewards.size and np.isin(rewards, (0, 1)).all() else None
 
 
-# -- attributes of a file ---------------------------------------------------------------------------------------------------------------
+# -- attributes of a file ------------------------------------------------------------------------------------
 
 
 def _stated(data: Any) -> _Stated | None:
@@ -653,10 +776,18 @@ def _stated(data: Any) -> _Stated | None:
         keys = json.loads(_text(said.get("demoscale.proprio_keys", "[]")))
     except (*FAULTS, RecursionError, IndexError):
         return None
-    names = (*contract.cameras, *contract.proprio, *contract.action, contract.render_profile, contract.simulator)
+    names = (
+        *contract.cameras,
+        *contract.proprio,
+        *contract.action,
+        contract.render_profile,
+        contract.simulator,
+    )
     if not all(isinstance(name, str) for name in names) or not _positive(contract.control_hz):
         return None
-    return _Stated(contract, tuple(keys) if isinstance(keys, list) and all(isinstance(key, str) for key in keys) else ())
+    return _Stated(
+        contract, tuple(keys) if isinstance(keys, list) and all(isinstance(key, str) for key in keys) else ()
+    )
 
 
 def _made(path: Path, data: Any, reading: Reading) -> _Made:
@@ -668,7 +799,11 @@ def _made(path: Path, data: Any, reading: Reading) -> _Made:
     robots = [robots] if isinstance(robots, str) else robots if isinstance(robots, list) else []
     single_panda = len(robots) == 1 and str(robots[0]).startswith("Panda")
     # LIBERO has a file per task; many tasks share an environment's name.
-    named = path.stem.removesuffix("_demo") if problem else _words(args.get("env_name")) or _words(said.get("env")) or path.stem
+    named = (
+        path.stem.removesuffix("_demo")
+        if problem
+        else _words(args.get("env_name")) or _words(said.get("env")) or path.stem
+    )
     task = reading.task or named
     convention = _words(said.get("macros_image_convention"))
     return _Made(
@@ -678,24 +813,36 @@ def _made(path: Path, data: Any, reading: Reading) -> _Made:
         simulator=f"robosuite {version}, mujoco unknown" if args.get("type", 1) == 1 else "unknown",
         arm=ACTION if single_panda and _is_our_controller(kwargs.get("controller_configs")) else None,
         single_panda=single_panda,
-        image_convention=f" (this file's convention is {convention}{', upside-down' * (convention == 'opengl')})" if convention else "",
+        image_convention=(
+            f" (this file's convention is {convention}{', upside-down' * (convention == 'opengl')})"
+            if convention
+            else ""
+        ),
     )
 
 
 def _isaacs_rate(args: dict[str, Any]) -> float | None:
-    """Return Isaac Lab's steps per second, from the duration of a physics step and the number of them per action."""
+    """Return Isaac Lab's steps per second, from the duration of a physics step and the number of them per
+    action.
+    """
     steps = _table(args.get("sim_args"))
     seconds, count = _positive(steps.get("dt")), _positive(steps.get("decimation"))
     return _positive(round(1 / (seconds * count), 6)) if args.get("type") == 2 and seconds and count else None
 
 
 def _is_our_controller(config: Any) -> bool:
-    """Return whether robosuite's controller takes hand displacements as in ACTION; old files name the controller, new ones its parts."""
+    """Return whether robosuite's controller takes hand displacements as in ACTION; old files name the
+    controller, new ones its parts.
+    """
     if not isinstance(config, dict):
         return False
     if config.get("type") == "OSC_POSE":
         delta = config.get("control_delta", config.get("input_type") == "delta")
-        return bool(delta) and config.get("output_max") == [0.05] * 3 + [0.5] * 3 and config.get("input_max", 1) == 1
+        return (
+            bool(delta)
+            and config.get("output_max") == [0.05] * 3 + [0.5] * 3
+            and config.get("input_max", 1) == 1
+        )
     return any(_is_our_controller(part) for part in config.values())
 
 
@@ -720,7 +867,11 @@ def _text(value: Any) -> str:
 def _words(value: Any) -> str:
     """Return a sentence or name; '' for anything else. LIBERO also stores sentences as lists of words."""
     if isinstance(value, (list, np.ndarray)):
-        words = [_words(word) for word in list(np.ravel(value)) if isinstance(word, (str, bytes))] if isinstance(value, np.ndarray) else value
+        words = (
+            [_words(word) for word in list(np.ravel(value)) if isinstance(word, (str, bytes))]
+            if isinstance(value, np.ndarray)
+            else value
+        )
         return " ".join(words) if all(isinstance(word, str) for word in words) else ""
     return _text(value) if isinstance(value, (str, bytes)) else ""
 

@@ -3,7 +3,8 @@
 SRC/<name>.mp4 or SRC/<task>/.../<name>.mov            one camera, which --cameras names
 SRC/<task>/<name>.<camera>.mp4                         several cameras of one scene
 
-The pictures of an episode are taken at equal steps from the film's first frame on, each the nearest frame within half a step.
+The pictures of an episode are taken at equal steps from the film's first frame on, each the nearest frame
+within half a step.
 """
 
 import re
@@ -38,12 +39,21 @@ from orchestrator.data.importers.base import (
     unusable,
     visible,
 )
-from orchestrator.data.importers.image_ops import FilmIndex, Numbers, display_matrix, film_at, film_frames, film_index
+from orchestrator.data.importers.image_ops import (
+    FilmIndex,
+    Numbers,
+    display_matrix,
+    film_at,
+    film_frames,
+    film_index,
+)
 from policy.interface import Contract
 from sim_workers.envs.tasks import TASKS
 
 NO_CAMERA = re.compile(r"(?:v?[\d\s_.:()T+Z-]*|(?=\d)[\d\s_.:()-]+[ap]\.?m\.?[\d\s_()-]*)", re.IGNORECASE)
-"""Dotted endings that are take numbers or times, not cameras: `take.1.mp4`, `take.v2.mp4`, `2024-05-01 10.22.31 PM (2).mp4`."""
+"""Dotted endings that are take numbers or times, not cameras: `take.1.mp4`, `take.v2.mp4`, `2024-05-01
+10.22.31 PM (2).mp4`.
+"""
 SHORTER = 0.5
 """Seconds by which a film's pictures may end before the length in its header."""
 SAME_RATE = 1e-3
@@ -86,19 +96,27 @@ class Films:
     def read(self, item: Item) -> Episode:
         scene, contract = self._scenes[item.name], self.contract
         frames = {
-            camera: film_at(path, shown(film_index(path), scene, item.length, contract.control_hz), self._stored, contract.image_size)
+            camera: film_at(
+                path,
+                shown(film_index(path), scene, item.length, contract.control_hz),
+                self._stored,
+                contract.image_size,
+            )
             for camera, path in scene.films.items()
         }
         return finished(item, Raw(frames, None, None, None, scene.rows), contract, self._cameras, scene.rate)
 
     def first_pictures(self, item: Item) -> dict[str, Pictures]:
-        return {camera: next(film_frames(path, [0])) for camera, path in self._scenes[item.name].films.items()}
+        return {
+            camera: next(film_frames(path, [0])) for camera, path in self._scenes[item.name].films.items()
+        }
 
 
 def shown(index: FilmIndex, scene: _Scene, length: int, hz: float) -> Numbers:
     """Return the index of the film's frame at each step.
 
-    Raises ValueError if a step has no frame within half a step, of the store's or of the film's rate, whichever is longer.
+    Raises ValueError if a step has no frame within half a step, of the store's or of the film's rate,
+    whichever is longer.
     """
     moments = np.arange(length) / hz
     times = index.times - index.times[0]
@@ -108,18 +126,22 @@ def shown(index: FilmIndex, scene: _Scene, length: int, hz: float) -> Numbers:
     if off.max() > tolerance_s:
         worst = int(off.argmax())
         raise ValueError(
-            f"its frames come at uneven moments: the nearest to second {moments[worst]:.3f} is {off[worst]:.3f} s away, "
-            f"more than half a step ({tolerance_s:.3f} s); make them even with `ffmpeg -i FILM -vf fps={scene.rate:g} NEW`, "
-            "or choose longer steps with --resample-hz"
+            f"its frames come at uneven moments: the nearest to second {moments[worst]:.3f} is"
+            f" {off[worst]:.3f} s away, more than half a step ({tolerance_s:.3f} s); make them even with"
+            f" `ffmpeg -i FILM -vf fps={scene.rate:g} NEW`, or choose longer steps with --resample-hz"
         )
     return np.asarray(nearest, np.int64)
 
 
 def open_films(root: Path, reading: Reading) -> Films:
-    """Open every film. Raises SourceError if the camera is not named, the films' rates differ, or no film can be used."""
+    """Open every film. Raises SourceError if the camera is not named, the films' rates differ, or no film can
+    be used.
+    """
     grouped, cameras, problems = _grouped(root, reading)
     stored, questions = orientation(root.name, "upright", "", reading)
-    source = Films(root, "films", Contract((), (0, 0), "", (), (), 0.0, ""), [], problems, questions, cameras, stored)
+    source = Films(
+        root, "films", Contract((), (0, 0), "", (), (), 0.0, ""), [], problems, questions, cameras, stored
+    )
     indices: dict[str, dict[str, FilmIndex]] = {}  # kept, so that every film is demultiplexed once
     for name, films in grouped.items():
         with leaving_out(f"{root.name}, {name}", problems):
@@ -135,10 +157,21 @@ def open_films(root: Path, reading: Reading) -> Films:
         if max(rates.values()) > (1 + SAME_RATE) * min(rates.values()):
             listed = sorted({round(rate, 3): name for name, rate in rates.items()}.items())
             some = ", ".join(f"{name} {rate:g}" for rate, name in (listed[0], listed[-1]))
-            raise SourceError(f"{root}: the films differ in frames per second ({some}); choose one rate with --resample-hz")
+            raise SourceError(
+                f"{root}: the films differ in frames per second ({some}); choose one rate with --resample-hz"
+            )
         source._scenes = {name: replace(scene, rate=native_hz) for name, scene in source._scenes.items()}
     sizes = {size: name for name, size in ((name, scene.size) for name, scene in source._scenes.items())}
-    source.contract = contract_of(str(root), cameras, {name: size for size, name in sizes.items()}, (), (), native_hz, "unknown", reading)
+    source.contract = contract_of(
+        str(root),
+        cameras,
+        {name: size for size, name in sizes.items()},
+        (),
+        (),
+        native_hz,
+        "unknown",
+        reading,
+    )
     ids = episode_ids(label_of(root, reading), list(source._scenes))
     for name, scene in list(source._scenes.items()):
         with leaving_out(f"{root.name}, {name}", problems):
@@ -150,8 +183,12 @@ def open_films(root: Path, reading: Reading) -> Films:
     return source
 
 
-def _item(source: Films, name: str, scene: _Scene, indices: dict[str, FilmIndex], episode_id: str, reading: Reading) -> Item:
-    """Return the item of an episode, after a check that the films have a picture for every step. Raises ValueError otherwise."""
+def _item(
+    source: Films, name: str, scene: _Scene, indices: dict[str, FilmIndex], episode_id: str, reading: Reading
+) -> Item:
+    """Return the item of an episode, after a check that the films have a picture for every step. Raises
+    ValueError otherwise.
+    """
     root, contract = source.root, source.contract
     length = len(kept_frames(scene.rows, scene.rate, contract.control_hz))
     refuse_bulk(length, len(source._cameras), contract.image_size)
@@ -159,16 +196,29 @@ def _item(source: Films, name: str, scene: _Scene, indices: dict[str, FilmIndex]
     task = reading.task or (name.split("/")[0] if "/" in name else "")
     instruction = reading.instruction or TASKS.get(task) or task.replace("_", " ")
     if not task and not source.questions:
-        source.questions = [f"{root.name}: films outside a folder named like their task have none; say it with --task"]
-    content = identity(*sums, scene.turns, list(source._cameras.items()), source._stored, contract.image_size, task, instruction)
+        source.questions = [
+            f"{root.name}: films outside a folder named like their task have none; say it with --task"
+        ]
+    content = identity(
+        *sums,
+        scene.turns,
+        list(source._cameras.items()),
+        source._stored,
+        contract.image_size,
+        task,
+        instruction,
+    )
     said = origin(f"{root.name}, {name}", source._stored, scene.size, scene.rate, contract, content)
     return Item(name, episode_id, task, instruction, length, False, said)
 
 
-def _scene(root: Path, name: str, films: dict[str, Path], cameras: dict[str, str], reading: Reading) -> tuple[_Scene, dict[str, FilmIndex]]:
+def _scene(
+    root: Path, name: str, films: dict[str, Path], cameras: dict[str, str], reading: Reading
+) -> tuple[_Scene, dict[str, FilmIndex]]:
     """Return the scene of an episode and the indices of its films.
 
-    Raises ValueError if a film is missing, unreadable, cut short, or differs from the others in length, rate or size.
+    Raises ValueError if a film is missing, unreadable, cut short, or differs from the others in length, rate
+    or size.
     """
     if absent := [camera for camera in cameras if camera not in films]:
         raise ValueError(f"there is no film of camera {', '.join(absent)}")
@@ -181,7 +231,9 @@ def _scene(root: Path, name: str, films: dict[str, Path], cameras: dict[str, str
     rate = next(iter(rates.values()))
     if max(rates.values()) > (1 + SAME_RATE) * min(rates.values()) and not reading.resample_hz:
         listed = ", ".join(f"{camera} {value:g}" for camera, value in rates.items())
-        raise ValueError(f"its cameras' films differ in frames per second ({listed}); choose one rate with --resample-hz")
+        raise ValueError(
+            f"its cameras' films differ in frames per second ({listed}); choose one rate with --resample-hz"
+        )
     step = max(1 / min(rates.values()), 1 / (reading.resample_hz or rate))
     if max(durations.values()) - min(durations.values()) > 1.5 * step:
         raise ValueError("its cameras' films differ in length or rate")
@@ -189,11 +241,13 @@ def _scene(root: Path, name: str, films: dict[str, Path], cameras: dict[str, str
     for camera, (announced_s, _) in headers.items():
         period = indices[camera].period
         last_s = durations[camera] + period
-        counted = films[camera].suffix.lower() == ".avi"  # AVI has no timestamps, so that a dropped frame shifts those after it
+        # AVI has no timestamps, so that a dropped frame shifts those after it
+        counted = films[camera].suffix.lower() == ".avi"
         if announced_s - last_s > (1.5 * period if counted else max(SHORTER, 3 * period)):
             raise ValueError(
-                f"{films[camera].name} tells a length of {announced_s:.2f} s, but its pictures end after {last_s:.2f} s; copy it again if it was "
-                f"not copied whole, otherwise write it again with `ffmpeg -i FILM -vf fps=N NEW`"
+                f"{films[camera].name} tells a length of {announced_s:.2f} s, but its pictures end after"
+                f" {last_s:.2f} s; copy it again if it was not copied whole, otherwise write it again with"
+                " `ffmpeg -i FILM -vf fps=N NEW`"
             )
     pictures = {camera: next(film_frames(path, [0])).shape[:2] for camera, path in films.items()}
     if len(set(pictures.values())) > 1 and not reading.image_size:
@@ -203,11 +257,15 @@ def _scene(root: Path, name: str, films: dict[str, Path], cameras: dict[str, str
     rows = int(np.floor(min(durations.values()) * rate + 0.25)) + 1
     stated = replace(reading, hz=None) if reading.hz and abs(reading.hz / rate - 1) < SAME_RATE else reading
     turns = tuple(matrix for _, matrix in headers.values())
-    return _Scene(films, native_rate(f"{root}, {name}", rate, stated), rows, (int(height), int(width)), turns), indices
+    return (
+        _Scene(films, native_rate(f"{root}, {name}", rate, stated), rows, (int(height), int(width)), turns),
+        indices,
+    )
 
 
 def _header(path: Path) -> tuple[float, tuple[int, ...]]:
-    """Return the length in seconds that a film's header states, 0 without one, and the display matrix that players apply.
+    """Return the length in seconds that a film's header states, 0 without one, and the display matrix that
+    players apply.
 
     The matrix is part of a film's identity: a rotation by the matrix alone leaves the packets unchanged.
     """
@@ -215,15 +273,18 @@ def _header(path: Path) -> tuple[float, tuple[int, ...]]:
         stream: Any = container.streams.video[0]
         stream.codec_context.thread_count = 1
         announced_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
-        if not announced_s and len(container.streams) == 1:  # Matroska; of several streams another may be the longer one
+        # Matroska; of several streams another may be the longer one
+        if not announced_s and len(container.streams) == 1:
             announced_s = (container.duration or 0) / av.time_base
         return announced_s, display_matrix(next(container.decode(stream))) or ()
 
 
 def _grouped(root: Path, reading: Reading) -> tuple[dict[str, dict[str, Path]], dict[str, str], list[str]]:
-    """Return episode -> film per camera of the source, camera of the source -> name in the store, and problems, one sentence each.
+    """Return episode -> film per camera of the source, camera of the source -> name in the store, and
+    problems, one sentence each.
 
-    The camera of films that name none is ''. Raises SourceError if --cameras is needed, or names an unknown camera.
+    The camera of films that name none is ''. Raises SourceError if --cameras is needed, or names an unknown
+    camera.
     """
     paths = [root] if root.is_file() else list(visible(root, FILM_SUFFIXES))
     names = {path: path.name if root.is_file() else path.relative_to(root).as_posix() for path in paths}
@@ -234,25 +295,42 @@ def _grouped(root: Path, reading: Reading) -> tuple[dict[str, dict[str, Path]], 
     for path, stem in stems.items():
         by_scene[stem[: -len(endings[path]) - 1] if endings[path] else stem][endings[path]].append(path)
     sets = Counter(frozenset(films) - {""} for films in by_scene.values())
-    several = max((s for s in sets if len(s) > 1), key=lambda s: (sets[s], len(s), sorted(s)), default=frozenset[str]())
+    several = max(
+        (s for s in sets if len(s) > 1), key=lambda s: (sets[s], len(s), sorted(s)), default=frozenset[str]()
+    )
     if reading.cameras and (unknown := [camera for camera in reading.cameras if camera not in found]):
-        sure = len(several) > 1 and sets[several] > 1 and 2 * sets[several] > len(by_scene)  # not a coincidence of names
+        # not a coincidence of names
+        sure = len(several) > 1 and sets[several] > 1 and 2 * sets[several] > len(by_scene)
         if len(reading.cameras) == 1 and not sure:
-            looks = f"{root.name}: its films look like one scene filmed by {', '.join(sorted(several))}, which --cameras does not name"
+            looks = (
+                f"{root.name}: its films look like one scene filmed by {', '.join(sorted(several))}, which"
+                " --cameras does not name"
+            )
             said = [f"{looks}; each is an episode of its own"] if several else []
             return _one_camera(stems), {"": next(iter(reading.cameras.values()))}, said
-        raise SourceError(f"{root}: there is no film of camera {', '.join(unknown)}; --cameras can choose from {', '.join(found) or 'none'}")
+        raise SourceError(
+            f"{root}: there is no film of camera {', '.join(unknown)}; --cameras can choose from"
+            f" {', '.join(found) or 'none'}"
+        )
     cameras = reading.cameras or {camera: camera for camera in sorted(several)}
     if not cameras:
-        raise SourceError(f"{root}: its films do not name their camera; say what the store calls it with --cameras NAME")
+        raise SourceError(
+            f"{root}: its films do not name their camera; say what the store calls it with --cameras NAME"
+        )
     problems, grouped = [], dict[str, dict[str, Path]]()
     for name, films in by_scene.items():
         for camera, same in films.items():
             if len(same) > 1 and camera in cameras:
                 listed = ", ".join(path.name for path in same)
-                problems.append(f"{root.name}, {name}: camera {camera} has several films ({listed}), remove all but one; left out")
+                problems.append(
+                    f"{root.name}, {name}: camera {camera} has several films ({listed}), remove all but one;"
+                    " left out"
+                )
             elif camera not in cameras and set(films) & set(cameras) and (not camera or not reading.cameras):
-                problems.append(f"{root.name}, {names[same[0]]}: it names none of the cameras {', '.join(cameras)}; left out")
+                problems.append(
+                    f"{root.name}, {names[same[0]]}: it names none of the cameras {', '.join(cameras)};"
+                    " left out"
+                )
         grouped[name] = {camera: same[0] for camera, same in films.items() if len(same) == 1}
     return grouped, cameras, problems
 
@@ -270,4 +348,8 @@ def _one_camera(stems: dict[Path, str]) -> dict[str, dict[str, Path]]:
     same: dict[str, list[Path]] = defaultdict(list)
     for path, stem in stems.items():
         same[stem].append(path)
-    return {stem if len(paths) == 1 else stem + path.suffix: {"": path} for stem, paths in same.items() for path in paths}
+    return {
+        stem if len(paths) == 1 else stem + path.suffix: {"": path}
+        for stem, paths in same.items()
+        for path in paths
+    }
