@@ -27,7 +27,7 @@ from bench import harness
 CHECKOUT = Path(__file__).resolve().parent.parent
 ROUNDS = {"make test": "not full and not stress", "rest of make test-full": "full"}
 SELECTING = {"full", "stress"}
-QUICK = "tests/test_subset.py"
+QUICK = "tests/data/test_subset.py"
 NO_TESTS = 5  # pytest's exit code
 
 

@@ -80,7 +80,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     )
 
 
-LONGEST = ("test_chaos", "ray_cluster", "test_e2e", "test_learning")
+LONGEST = ("test_chaos", "ray_cluster", "test_end_to_end", "test_learning")
 
 
 def _group(item: pytest.Item) -> str:

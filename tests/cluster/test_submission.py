@@ -1,0 +1,296 @@
+"""What goes to a cluster and what does not. The real thing: test_submission_on_cluster.py."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+from conftest import CHECKOUT
+
+from orchestrator import provenance
+from orchestrator.cluster import code_bundle as staging
+from orchestrator.cluster.code_bundle import StagingError, shipped_files, staged
+from orchestrator.cluster.preflight import notes_on, unfit_arguments, unfit_sweep
+from orchestrator.cluster.ray_jobs import Load, _metadata, _runtime_env
+from orchestrator.cluster.version_check import PYTHONS, differing, pins, to_install
+from orchestrator.code_fingerprint import SCORING_CODE, TRAINING_CODE, code_fingerprint
+from orchestrator.config.sweep_config import Sweep, SweepError
+from orchestrator.redaction import redacted
+
+REMOTE = (
+    "data.episodes=s3://robot-data/lift",
+    "storage=s3://results/lift",
+    "mlflow=https://mlflow.example.org",
+)
+
+
+def quickstart(*overrides: str) -> Sweep:
+    return Sweep.load(CHECKOUT / "jobs" / "quickstart.yaml", (*REMOTE, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("data.episodes=data/lift", "data.episodes: data/lift is a folder of this machine; name s3://"),
+        ("data.episodes=file:data/lift", "data.episodes: file:data/lift is a folder of this machine"),
+        ("storage=runs", "storage: runs is a folder of this machine; name s3://"),
+        (
+            "mlflow=''",
+            (
+                "mlflow: empty, so its database would lie on the disk of the cluster's head and go with it;"
+                " name a tracking server"
+            ),
+        ),
+        ("mlflow=sqlite:///runs/mlflow.db", "mlflow: sqlite:///runs/mlflow.db is a place on this machine"),
+        ("mlflow=mlruns", "mlflow: mlruns is a place on this machine"),
+        (f"policy.weights={os.path.relpath(CHECKOUT / 'policy')}", "policy.weights: "),
+    ],
+)
+def test_what_a_cluster_cannot_reach_is_refused_with_the_mend(override: str, sentence: str) -> None:
+    assert unfit_sweep(quickstart()) == []
+    (problem,) = unfit_sweep(quickstart(override))
+    assert problem.startswith(sentence)
+
+
+def test_folders_that_all_nodes_share_are_taken_with_a_note() -> None:
+    shared = quickstart("data.episodes=/shared/lift", "storage=/shared/results", "mlflow=''")
+    assert unfit_sweep(shared) == []
+    assert notes_on(shared) == [
+        "data.episodes (/shared/lift) and storage (/shared/results) must be on a file system that all nodes"
+        " share"
+    ]
+    assert notes_on(quickstart()) == []
+    assert (
+        "on the cluster's head, not on this machine"
+        in notes_on(quickstart("mlflow=http://localhost:5000"))[0]
+    )
+
+
+SECRET = "hunter2"
+SECRETS = [
+    f"mlflow=https://me:{SECRET}@mlflow.example.org",
+    f"mlflow=https://{SECRET}@mlflow.example.org",
+    f"mlflow=postgresql://me:{SECRET}@db/mlflow",
+    f"mlflow=postgresql://db/mlflow?user=me&password={SECRET}",
+    f"storage=s3://me:{SECRET}@results/lift",
+    f"mlflow=https://mlflow.example.org/?X-Amz-Signature={SECRET}",
+]
+
+
+@pytest.mark.parametrize("override", SECRETS)
+def test_credentials_are_refused_and_not_repeated(override: str) -> None:
+    with pytest.raises(SweepError) as refused:
+        quickstart(override)
+    (problem,) = refused.value.problems
+    assert problem.startswith(override.partition("=")[0] + ": it holds credentials")
+    assert SECRET not in str(refused.value)
+    assert SECRET not in redacted(override)
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "sentence"),
+    [
+        (
+            "collect",
+            "--task Lift --episodes 5 --store data/lift",
+            "--store: data/lift is a place on this machine",
+        ),
+        (
+            "collect",
+            "--task Lift --episodes 5 --store=data/lift",
+            "--store: data/lift is a place on this machine",
+        ),
+        ("ingest", f"{os.path.relpath(__file__)} s3://robot-data/square", "--job ingest: "),
+        ("score", "./mine --storage s3://results/lift", "--job score: ./mine is a place"),
+        (
+            "score",
+            "examples.waypoints:make --storage s3://results/lift --save out.parquet",
+            "--save: out.parquet would be lost with the job",
+        ),
+        (
+            "score",
+            f"http://me:{SECRET}@host:8000 --storage s3://results/lift",
+            "--job score: it holds credentials",
+        ),
+        ("score", "examples.waypoints:make --task Lift", "--storage: missing"),
+        ("pretrain", "s3://robot-data/kitchen --out /shared/w", "--storage: missing"),
+        (
+            "pretrain",
+            "s3://robot-data/kitchen --out s3://w/w --storage s3://a/b",
+            "--out: s3://w/w would be lost with the job",
+        ),
+    ],
+)
+def test_a_job_s_arguments_are_refused_where_they_lead_nowhere(
+    job: str, arguments: str, sentence: str
+) -> None:
+    (problem,) = unfit_arguments(job, arguments.split())
+    assert problem.startswith(sentence)
+    assert SECRET not in problem
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments"),
+    [
+        ("collect", "--task Lift --episodes 5 --store s3://robot-data/lift"),
+        (
+            "score",
+            "examples.waypoints:make --storage s3://results/lift --task Lift --save /shared/out.parquet",
+        ),
+        ("encode", "s3://robot-data/kitchen --weights stabilityai/stable-video-diffusion-img2vid-xt"),
+        ("pretrain", "/shared/kitchen --out /shared/w --storage s3://results/kitchen"),
+    ],
+)
+def test_a_job_s_arguments_that_lead_somewhere_are_taken(job: str, arguments: str) -> None:
+    assert unfit_arguments(job, arguments.split()) == []
+
+
+def test_only_the_checkout_s_packages_travel_whole_and_small() -> None:
+    sweep = quickstart("seeds=[0,1]", "train.steps=7")
+    with staged({"sweep.yaml": sweep.to_yaml()}) as sent:
+        there = {
+            file.relative_to(sent.folder).as_posix() for file in sent.folder.rglob("*") if file.is_file()
+        }
+        assert {path.partition("/")[0] for path in there} == {*staging.SHIPPED, "sweep.yaml"}
+        assert not [
+            path
+            for path in there
+            if "__pycache__" in path or path.endswith((".pyc", ".db", ".mp4", ".parquet"))
+        ]
+        assert sent.files == len(there)
+        assert sent.nbytes < 20 * 2**20
+        assert Sweep.load(sent.folder / "sweep.yaml") == sweep, "the cluster runs what was validated here"
+        told = "from orchestrator.code_fingerprint import *; from orchestrator.provenance import git_commit; "
+        told += "print(code_fingerprint(TRAINING_CODE), code_fingerprint(SCORING_CODE), git_commit())"
+        environment = {"PATH": os.environ["PATH"], provenance.COMMIT: "0123456789ab"}
+        done = subprocess.run(
+            [sys.executable, "-c", told],
+            cwd=sent.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    mine = [code_fingerprint(code) for code in (TRAINING_CODE, SCORING_CODE)]
+    assert done.stdout.split() == [
+        *mine,
+        "0123456789ab",
+    ], "a result from there is told from the same code as one from here"
+    assert not sent.folder.exists()
+
+
+def test_in_a_checkout_git_s_own_word_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(provenance.COMMIT, "made-up")
+    provenance.git_commit.cache_clear()
+    assert provenance.git_commit() != "made-up"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A small one, with what must not travel."""
+    for name in (
+        "jobs/a.py",
+        "policy/pretrained/w.safetensors",
+        "jobs/new.py",
+        "jobs/.env",
+        "jobs/key.pem",
+        "data/e.parquet",
+        ".venv/b.py",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(SECRET)
+    (tmp_path / "policy/__pycache__").mkdir()
+    (tmp_path / "policy/__pycache__/c.pyc").touch()
+    return tmp_path
+
+
+def test_git_says_which_files_travel_and_new_modules_come_too(checkout: Path) -> None:
+    subprocess.run(
+        "git init -q . && git add jobs/a.py policy/pretrained data", shell=True, cwd=checkout, check=True
+    )
+    assert [file.as_posix() for file in shipped_files(checkout)] == [
+        "jobs/a.py",
+        "jobs/new.py",
+        "policy/pretrained/w.safetensors",
+    ]
+
+
+def test_without_git_caches_and_hidden_files_stay(checkout: Path) -> None:
+    assert sorted(file.as_posix() for file in shipped_files(checkout)) == [
+        "jobs/a.py",
+        "jobs/key.pem",
+        "jobs/new.py",
+        "policy/pretrained/w.safetensors",
+    ]
+
+
+def test_too_much_is_refused_by_the_name_of_the_largest(checkout: Path) -> None:
+    (checkout / "jobs" / "big.py").write_bytes(bytes(2**21))
+    sentence = r"2 MiB would be sent.*the largest file is jobs/big.py \(2 MiB\)"
+    with pytest.raises(StagingError, match=sentence), staged({}, checkout, limit_bytes=2**20):
+        pass
+
+
+def test_nothing_of_this_machine_s_environment_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, SECRET)
+    load = Load("sweep", "lift", "s3://results/lift", "0", "python -m jobs.sweep sweep.yaml")
+    sent = _runtime_env(Path("/code"), pip=True) | _metadata(load)
+    assert SECRET not in str(sent)
+    assert set(sent["env_vars"]) == {provenance.COMMIT, "RAY_JOB_STOP_WAIT_TIME_S"}
+    assert int(sent["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 300
+
+
+def test_the_same_sweep_has_the_same_id_and_another_storage_another() -> None:
+    one, same, other = (
+        Load("sweep", "lift", place, settings, "")
+        for place, settings in (("s3://a", "1"), ("s3://a", "2"), ("s3://b", "1"))
+    )
+    assert one.stem == same.stem != other.stem
+    assert re.fullmatch(r"demoscale-lift-[0-9a-f]{8}", one.stem)
+
+
+def test_versions_that_differ_are_listed() -> None:
+    assert differing(pins()) == []
+    assert differing({"torch": "1.0", "no-such-package": "3"})[1] == "no-such-package missing instead of 3"
+    assert differing({"torch": "1.0"})[0].endswith("instead of 1.0")
+    assert pins()["ray"] == ray.__version__
+    assert all(
+        re.search(rf"\b{major}\.{minor}\b|<{major}\.{minor + 1}\b", (CHECKOUT / "pyproject.toml").read_text())
+        for major, minor in PYTHONS
+    )
+    installed = to_install()
+    assert f"torch=={pins()['torch']}" in installed
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==\S+", line) for line in installed)
+    assert not any(line.startswith("ray==") for line in installed)
+
+
+def test_a_head_without_the_pinned_packages_begins_nothing() -> None:
+    with staged({}) as sent:
+        project = sent.folder / "pyproject.toml"
+        project.write_text(project.read_text().replace('"numpy==', '"numpy==9'))
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator.cluster.version_check"],
+            cwd=sent.folder,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"nothing was begun: the cluster has numpy \S+ instead of 9\S+; run the cluster on an image"
+        r" .*--pip.*\n",
+        done.stderr,
+    )
+
+
+def test_ray_s_jobs_enter_through_one_file() -> None:
+    users = [
+        file.name
+        for room in ("jobs", "orchestrator", "policy", "sim_workers")
+        for file in (CHECKOUT / room).rglob("*.py")
+        if "ray.job_submission import" in file.read_text()
+    ]
+    assert users == ["ray_jobs.py"]

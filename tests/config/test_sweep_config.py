@@ -1,0 +1,437 @@
+"""The sweep file: every mistake at once, each with its place and mend, before anything is spent."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import CHECKOUT
+
+from orchestrator.api import Sweep
+from orchestrator.cluster.placement import Placement
+from orchestrator.config.arms import Arm, expand
+from orchestrator.config.sweep_config import SweepError
+from orchestrator.data.clip_stream import FETCH_CPUS
+from orchestrator.data.episode_store import commit, load_manifest, put_episode
+from orchestrator.provenance import TRAINING_PACKAGES, package_versions
+from orchestrator.storage.base import open_storage
+from orchestrator.sweep.state import SweepState
+from orchestrator.testing.episodes import CONTRACT, make_episode
+from sim_workers.envs.libero import LIBERO_10
+from sim_workers.envs.robocasa import ROBOCASA_12_LABELLED, ROBOCASA_24
+
+GOOD = {
+    "name": "good",
+    "data": {"episodes": "STORE", "demo_count": [2, 4], "action_free_ratio": [0, 1]},
+    "train": {"steps": 100, "checkpoint_every": 40},
+    "suite": {"tasks": ["Lift"], "episodes": 10, "horizon": 50},
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    """Eight episodes of Lift."""
+    storage = open_storage(str(tmp_path / "store"))
+    commit(storage, CONTRACT, [put_episode(storage, make_episode(seed), 20.0) for seed in range(8)])
+    return storage.uri
+
+
+def write(folder: Path, store: str, **sections: object) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, **sections}).replace("STORE", store))
+    return path
+
+
+def test_the_resolved_file_is_itself_a_sweep_file(tmp_path: Path, store: str) -> None:
+    sweep = Sweep.load(write(tmp_path, store))
+    (tmp_path / "resolved.yaml").write_text(sweep.to_yaml())
+    assert Sweep.load(tmp_path / "resolved.yaml") == sweep
+
+
+def test_overrides_pass_the_same_validation(tmp_path: Path, store: str) -> None:
+    path = write(tmp_path, store)
+    assert (
+        Sweep.load(path, ("train.steps=200", "seeds=[0, 1]", "train.learning_rate=1e-4")).train.learning_rate
+        == 1e-4
+    )
+    with pytest.raises(SweepError, match=r"train\.steps: input should be greater than 0, not -1"):
+        Sweep.load(path, ("train.steps=-1",))
+    with pytest.raises(SweepError, match="write it as field=value"):
+        Sweep.load(path, ("train.steps",))
+
+
+def test_a_number_yaml_takes_for_text_is_a_number(tmp_path: Path, store: str) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        write(tmp_path, store).read_text().replace("steps: 100", "steps: 100\n  learning_rate: 1e-4")
+    )
+    assert Sweep.load(path).train.learning_rate == 1e-4
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "/nowhere/lift",
+        name="Not A Name",
+        train={"stepss": 100, "checkpoint_every": 0},
+        suite={"tasks": ["Lfit"], "episodes": 10, "horizon": 50},
+    )
+    with pytest.raises(SweepError) as caught:
+        Sweep.load(path)
+    told = "\n".join(caught.value.problems)
+    assert "name: " in told
+    assert "train.stepss: unknown field; did you mean steps?" in told
+    assert "train.steps: missing" in told
+    assert "train.checkpoint_every: input should be greater than 0, not 0" in told
+    assert "unknown task Lfit; did you mean Lift?" in told
+    assert "5 mistakes" in str(caught.value) or "6 mistakes" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        (
+            {"policy": {"weights": "./nowhere"}},
+            "policy.weights: there is no folder ./nowhere; write a folder, a hub id",
+        ),
+        (
+            {"train": {"steps": 100, "checkpoint_every": 40} | {"videos": "sweep"}},
+            "train.videos: sweep asks for train.mode two_stage",
+        ),
+        (
+            {"train": {"steps": 100, "checkpoint_every": 40} | {"videos": "sweep", "mode": "two_stage"}},
+            "and for one data.action_free_ratio",
+        ),
+        (
+            {"policy": {"baselines": ["bc"]}},
+            "policy.baselines.0: input should be 'diffusion_policy', not 'bc'",
+        ),
+        (
+            {"search": "optuna"},
+            "optuna needs to know how many arms to try: write search: {optuna: {trials: 40}}",
+        ),
+        ({"search": "gird"}, "search: unknown search gird; there are grid, asha, median and optuna"),
+        (
+            {"search": {"asha": {"rungs": 3}}},
+            "search.asha.rungs: unknown field; the fields here are first, reduction",
+        ),
+        (
+            {"search": {"asha": {}, "median": {}}},
+            "search: asha and median are two rules for one decision; keep one of them",
+        ),
+        (
+            {"data": {"episodes": "STORE", "demo_count": {"low": 2, "high": 4}}},
+            "data.demo_count: a range asks for search: {optuna: {trials: 40}}",
+        ),
+        (
+            {"data": {"episodes": "STORE", "demo_count": {"low": 4, "high": 2}}},
+            "data.demo_count: low is 4 and high 2; low must be below high",
+        ),
+        (
+            {"data": {"episodes": "STORE", "demo_count": [0]}},
+            "data.demo_count.0: input should be greater than 0, not 0",
+        ),
+        (
+            {"search": {"optuna": {"trials": 4}}, "seeds": [0, 1]},
+            "search.optuna: its arms are tried with one seed",
+        ),
+    ],
+)
+def test_a_choice_that_cannot_be_is_told_with_the_mend(
+    tmp_path: Path, store: str, sections: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(SweepError, match=re.escape(sentence)):
+        Sweep.load(write(tmp_path, store, **sections))
+
+
+def test_a_search_is_named_alone_or_with_its_settings_and_ranges_are_values_between(
+    tmp_path: Path, store: str
+) -> None:
+    assert Sweep.load(write(tmp_path, store, search="grid")) == Sweep.load(write(tmp_path, store))
+    assert Sweep.load(write(tmp_path, store, search="asha")) == Sweep.load(
+        write(tmp_path, store, search={"asha": {"reduction": 3}})
+    )
+    data = {
+        "episodes": "STORE",
+        "demo_count": {"low": 2, "high": 4},
+        "action_free_ratio": {"low": 0, "high": 1},
+    }
+    sweep = Sweep.load(write(tmp_path, store, data=data, search={"optuna": {"trials": 5}, "asha": {}}))
+    assert (sweep.grid(), sweep.plan().arms) == ([], 5)
+    (tmp_path / "resolved.yaml").write_text(sweep.to_yaml())
+    assert Sweep.load(tmp_path / "resolved.yaml") == sweep
+
+
+def test_the_plan_counts_the_video_models_that_arms_share(tmp_path: Path, store: str) -> None:
+    two_stage = {
+        "steps": 100,
+        "video_steps": 50,
+        "checkpoint_every": 40,
+        "mode": "two_stage",
+        "batch_size": 2,
+    }
+    apart = Sweep.load(write(tmp_path, store, train=two_stage)).plan()
+    assert (apart.arms, apart.video_models, apart.clips) == (4, 4, 2 * (4 * 100 + 4 * 50))
+    data = {"episodes": "STORE", "demo_count": [2, 4], "action_free_ratio": [1]}
+    shared = Sweep.load(
+        write(tmp_path, store, data=data, seeds=[0, 1], train=two_stage | {"videos": "sweep"})
+    ).plan()
+    assert (shared.arms, shared.video_models, shared.clips) == (4, 2, 2 * (4 * 100 + 2 * 50))
+    assert "on 2 video models trained first" in str(shared)
+
+
+def test_baselines_stand_beside_every_demo_count_once(tmp_path: Path, store: str) -> None:
+    arms = Sweep.load(write(tmp_path, store, policy={"baselines": ["diffusion_policy"]})).grid()
+    assert [arm.name for arm in arms if arm.kind == "diffusion_policy"] == [
+        "diffusion_policy_demos-4_ratio-0_seed-0",
+        "diffusion_policy_demos-2_ratio-0_seed-0",
+    ]
+    assert len(arms) == 6
+
+
+def test_mistakes_in_the_file_and_in_the_store_are_told_together(tmp_path: Path) -> None:
+    with pytest.raises(SweepError) as caught:
+        Sweep.load(write(tmp_path, "/nowhere/lift", train={"steps": 0, "checkpoint_every": 1}))
+    assert len(caught.value.problems) == 2
+    assert "there is no episode store here" in caught.value.problems[1]
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        (
+            {"data": {"episodes": "/nowhere", "demo_count": [2]}},
+            "data.episodes: /nowhere: there is no episode store here",
+        ),
+        (
+            {"data": {"episodes": "STORE", "demo_count": [6], "action_free_ratio": [1]}},
+            "Lift: 6 demos and 6 action-free episodes are asked for",
+        ),
+        (
+            {"suite": {"tasks": ["Lift", "Door"], "episodes": 2, "horizon": 9}},
+            "suite.tasks: nobody demonstrated Door; the store shows Lift",
+        ),
+    ],
+)
+def test_a_sweep_its_store_cannot_serve_is_refused(
+    tmp_path: Path, store: str, sections: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(SweepError, match=sentence.replace(".", r"\.")):
+        Sweep.load(write(tmp_path, store, **sections)).plan()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"), [("a: [1", "not readable as YAML"), ("- a", "mapping of fields")]
+)
+def test_what_is_no_sweep_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "sweep.yaml").write_text(text)
+    with pytest.raises(SweepError, match=sentence):
+        Sweep.load(tmp_path / "sweep.yaml")
+    with pytest.raises(SweepError, match="there is no such file"):
+        Sweep.load(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"simulator": "robosuite 1.4"},
+            (
+                "could not be scored on Lift here. simulator: the policy was trained with robosuite 1.4, here"
+                " it is robosuite 1.5"
+            ),
+        ),
+        (
+            {"image_size": (60, 60)},
+            "policy.preset: tiny takes pictures whose sides are multiples of 16; the store's are 60x60",
+        ),
+    ],
+)
+def test_a_store_of_other_conventions_is_refused_before_anything_starts(
+    tmp_path: Path, change: dict[str, object], sentence: str
+) -> None:
+    storage = open_storage(str(tmp_path / "store"))
+    other = replace(CONTRACT, **change)
+    commit(
+        storage,
+        other,
+        [put_episode(storage, make_episode(seed, size=other.image_size[0]), 20.0) for seed in range(8)],
+    )
+    with pytest.raises(SweepError, match=re.escape(sentence)):
+        Sweep.load(write(tmp_path, storage.uri)).plan()
+
+
+def test_a_sweep_keeps_to_the_data_version_it_started_with(tmp_path: Path, store: str) -> None:
+    sweep = Sweep.load(write(tmp_path, store), (f"storage={tmp_path / 'runs'}",))
+    before = SweepState.open(sweep, pin=True)
+    commit(open_storage(store), CONTRACT, [put_episode(open_storage(store), make_episode(99), 20.0)])
+    after = SweepState.open(sweep)
+    assert after.arms() == before.arms()
+    assert after.manifest.fingerprint == before.manifest.fingerprint
+    another = SweepState.open(sweep.model_copy(update={"name": "another"}))
+    assert another.manifest.fingerprint != before.manifest.fingerprint
+
+
+def test_the_plan_counts_everything(tmp_path: Path, store: str) -> None:
+    plan = Sweep.load(write(tmp_path, store)).plan()
+    assert (plan.arms, plan.checkpoints, plan.rollouts, plan.control_steps) == (
+        4,
+        4 * 3,
+        4 * 3 * 10,
+        4 * 3 * 10 * 50,
+    )
+    assert plan.clips == 4 * 100 * 32
+    assert 0 < plan.bytes_per_epoch <= plan.store_bytes
+    assert 0 < plan.stream_bytes < 2**30
+    assert "MiB per training worker" in str(plan)
+
+
+def damage(store: str, episode_id: str) -> None:
+    """One flipped bit."""
+    path = Path(store) / load_manifest(open_storage(store))[episode_id].key
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def test_damaged_episodes_are_set_aside_before_a_sweep_that_asks_for_it_and_no_count_changes(
+    tmp_path: Path, store: str
+) -> None:
+    settings = (f"storage={tmp_path / 'runs'}", "data.on_corrupt=quarantine", "data.demo_count=[3]")
+    before = SweepState.open(Sweep.load(write(tmp_path, store), settings), pin=True)
+    (arm,) = before.sweep.grid()[:1]
+    victim = before.subset(arm).demos[0]
+    damage(store, victim)
+    read = []
+    after = before.without_damaged(lambda done, todo: read.append((done, todo)))
+    assert list(after.quarantined) == [victim]
+    assert "is damaged" in after.quarantined[victim]
+    assert read
+    subset = after.subset(arm)
+    assert victim not in (*subset.demos, *subset.action_free)
+    assert len(subset.demos) == 3
+    assert after.training != before.training, "arms that read other episodes are other arms"
+    # Known from now on, by whoever opens the sweep; and not read again into another choice.
+    again = SweepState.open(after.sweep)
+    assert again.quarantined == after.quarantined
+    assert again.without_damaged(lambda done, todo: None).arms() == after.arms()
+
+
+def test_too_few_whole_episodes_stop_the_sweep_before_it_trains(tmp_path: Path, store: str) -> None:
+    state = SweepState.open(
+        Sweep.load(write(tmp_path, store), (f"storage={tmp_path / 'runs'}", "data.on_corrupt=quarantine")),
+        pin=True,
+    )
+    for entry in state.manifest.entries:
+        damage(store, entry.episode_id)
+    with pytest.raises(SweepError, match="set aside as damaged"):
+        state.without_damaged(lambda done, todo: None)
+
+
+def test_workers_that_cannot_share_a_batch_are_refused(tmp_path: Path, store: str) -> None:
+    with pytest.raises(SweepError, match=r"train\.workers: 3 workers cannot share batch_size 32 equally"):
+        Sweep.load(write(tmp_path, store), ("train.workers=3",))
+
+
+def test_the_last_step_is_always_a_checkpoint(tmp_path: Path, store: str) -> None:
+    assert Sweep.load(write(tmp_path, store)).checkpoint_steps() == [40, 80, 100]
+    assert Sweep.load(write(tmp_path, store), ("train.checkpoint_every=500",)).checkpoint_steps() == [100]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("", "checkpoint_every=7", True),
+        ("", "feature_cache_mb=0", True),
+        ("schedule=constant", "steps=5000", True),
+        ("schedule=constant mode=two_stage video_steps=9", "steps=5000", True),
+        ("", "video_steps=9", True),
+        ("", "steps=5000", False),
+        ("schedule=constant mode=two_stage", "steps=5000", False),
+        ("mode=two_stage video_steps=9", "video_steps=10", False),
+        ("", "workers=2", False),
+        ("", "batch_size=16", False),
+    ],
+)
+def test_arm_after_an_edit_of_train_is_the_same_unless_its_weights_change(
+    tmp_path: Path, store: str, before: str, after: str, same: bool
+) -> None:
+    """Of several workers each draws noise of its own, so their number shapes the weights."""
+    settings = [f"train.{setting}" for setting in ("batch_size=32", *before.split())]
+    keys = [
+        Sweep.load(write(tmp_path, store), sets).training_key(
+            "data", (), "", package_versions(TRAINING_PACKAGES)
+        )
+        for sets in (settings, [*settings, f"train.{after}"])
+    ]
+    assert (keys[0].fingerprint == keys[1].fingerprint) is same
+
+
+def test_arms_are_every_combination_with_stable_distinct_ids() -> None:
+    arms = expand((2, 4), (0.0, 1.0), (0, 1, 2))
+    assert len(set(arms)) == 12
+    assert len({arm.arm_id("protocol") for arm in arms}) == 12
+    assert Arm(2, 0.0, 0).arm_id("protocol") != Arm(2, 0.0, 0).arm_id("another")
+    assert (
+        Arm(2, 0.0, 0).arm_id("protocol")
+        == "demos-2_ratio-0_seed-0_" + Arm(2, 0.0, 0).arm_id("protocol")[-8:]
+    )
+
+
+def test_sweep_file_of_the_readme_is_valid() -> None:
+    text = (CHECKOUT / "README.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    assert len(Sweep.model_validate(yaml.safe_load(text)).grid()) == 4 * 3 * 3 + 4 * 3
+
+
+def test_every_sweep_file_of_the_repository_is_valid() -> None:
+    for path in (CHECKOUT / "jobs").glob("*.yaml"):
+        Sweep.model_validate(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("file", "table", "horizon"), [("libero10", LIBERO_10, 500), ("robocasa24", ROBOCASA_24, 1000)]
+)
+def test_the_papers_sweeps_are_its_tasks_fifty_episodes_each(
+    file: str, table: dict[str, str], horizon: int
+) -> None:
+    sweep = yaml.safe_load((CHECKOUT / "jobs" / f"{file}.yaml").read_text())
+    assert sweep["suite"]["tasks"] == list(table)
+    assert (sweep["suite"]["episodes"], sweep["suite"]["horizon"]) == (50, horizon)
+
+
+def test_the_action_free_half_of_the_paper_is_named_in_its_sweep_file() -> None:
+    sweep = yaml.safe_load((CHECKOUT / "jobs" / "robocasa24.yaml").read_text())
+    assert tuple(sweep["data"]["labelled_tasks"]) == ROBOCASA_12_LABELLED
+
+
+@pytest.mark.parametrize(
+    ("cluster", "workers", "arms", "concurrent"),
+    [
+        ({"CPU": 2.0}, 1, 4, 2),
+        ({"CPU": 2.0}, 2, 4, 1),
+        ({"CPU": 4.0}, 4, 4, 1),
+        ({"CPU": 64.0, "GPU": 8.0}, 2, 10, 3),
+        ({"CPU": 16.0, "GPU": 1.0}, 1, 4, 1),
+    ],
+)
+def test_a_placement_never_claims_more_than_there_is(
+    cluster: dict[str, float], workers: int, arms: int, concurrent: int
+) -> None:
+    placement = Placement.fit(cluster, workers, rollout_actors=2, arms=arms)
+    assert placement.concurrent_arms == concurrent
+    trainers = concurrent * workers
+    assert trainers * (placement.trainer["CPU"] + FETCH_CPUS) + 2 * placement.rollout_cpus <= cluster["CPU"]
+    assert trainers * placement.trainer.get("GPU", 0) + placement.server_gpus <= cluster.get("GPU", 0)
+
+
+def test_a_sweep_that_can_never_fit_says_so_with_the_numbers() -> None:
+    with pytest.raises(SweepError, match="one arm asks for 4 workers at once, the cluster has 2 CPUs"):
+        Placement.fit({"CPU": 2.0}, 4, 2, 1)
+
+
+def test_the_reference_of_the_sweep_file_is_what_the_schema_says() -> None:
+    from orchestrator.config.docs import page
+
+    assert (CHECKOUT / "jobs" / "README.md").read_text() == page(), (
+        "run `python -m orchestrator.config.docs > jobs/README.md`"
+    )

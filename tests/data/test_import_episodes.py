@@ -1,0 +1,357 @@
+"""Importing and exporting, by the commands a person would use: killed for real, run again, and out again as a
+LeRobot dataset.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import CHECKOUT, run
+
+import layouts
+import recordings
+from layouts import UPRIGHT
+from orchestrator.data.episode_format import EpisodeError, decode
+from orchestrator.data.episode_store import fetch, latest_version, load_manifest
+from orchestrator.data.exporters.lerobot_v3 import export, exportable
+from orchestrator.data.import_episodes import Importer, LeftOut, adopted, ingest, missing
+from orchestrator.data.importers.base import Reading, SourceError, open_source
+from orchestrator.data.manifest import Manifest
+from orchestrator.storage.base import Storage, open_storage
+from recordings import CAMERAS
+
+pytestmark = pytest.mark.sim  # the recordings are robosuite's own
+
+COPIES = 6  # of the three demonstrations, so that an import can be killed half-way
+SMALL_COMMITS = (
+    "import orchestrator.data.parallel_writer as record; record.COMMIT_EVERY = 2; from jobs.ingest import"
+    " main; main()"
+)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recordings.recorded_once(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def lift(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eighteen demonstrations as HDF5."""
+    return layouts.robomimic(
+        recorded, tmp_path_factory.mktemp("source") / "lift.hdf5", recordings.load(recorded) * COPIES
+    )
+
+
+@pytest.fixture(scope="module")
+def imported(lift: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """All of them in a store, by an import that nobody disturbed."""
+    storage = open_storage(str(tmp_path_factory.mktemp("undisturbed") / "store"))
+    fill(storage, lift, UPRIGHT)
+    return storage
+
+
+def fill(storage: Storage, path: Path, reading: Reading) -> list[str]:
+    """Import everything; the reasons of what was left out."""
+    source = adopted(open_source(path, reading), storage)
+    answers = list(ingest(storage, source, missing(source, storage), workers=2, note="a test"))
+    return [answer.reason for answer in answers if isinstance(answer, LeftOut)]
+
+
+def import_one(storage: Storage, path: Path, reading: Reading) -> None:
+    """The first episode of a source, without Ray."""
+    from orchestrator.data.episode_store import commit
+
+    source = adopted(open_source(path, reading), storage)
+    answer = Importer(source, storage.uri).record(missing(source, storage)[0])
+    assert not isinstance(answer, LeftOut), answer
+    commit(storage, source.contract, [answer])
+
+
+# -- importing -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.ray
+def test_what_was_imported_is_what_was_recorded(imported: Storage, recorded: Path) -> None:
+    manifest = load_manifest(imported)
+    assert len(manifest) == 3 * COPIES
+    meant = recordings.load(recorded)
+    for number in (0, 4):
+        entry = manifest[f"lift-demo_{number}"]
+        assert (entry.task, entry.instruction, entry.success, entry.labelled) == (
+            "Lift",
+            "lift the red cube",
+            True,
+            True,
+        )
+        read = decode(fetch(imported, entry), CAMERAS, with_actions=True)
+        assert read.action is not None
+        assert np.array_equal(read.action, meant[number % 3].action.astype(np.float32))
+        assert read.frames[CAMERAS[0]].shape == meant[number % 3].frames[CAMERAS[0]].shape
+
+
+@pytest.mark.full
+@pytest.mark.ray
+def test_an_import_killed_half_way_and_run_again_ends_as_if_never_disturbed(
+    lift: Path, imported: Storage, tmp_path: Path
+) -> None:
+    storage = open_storage(str(tmp_path / "store"))
+    command = [
+        sys.executable,
+        "-c",
+        SMALL_COMMITS,
+        str(lift),
+        storage.uri,
+        "--images",
+        "upright",
+        "--workers",
+        "1",
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=CHECKOUT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while latest_version(storage) < 2:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    half = len(load_manifest(storage))
+    assert 0 < half < 3 * COPIES, "killed too late to test anything"
+    assert not fill(storage, lift, UPRIGHT)
+    assert load_manifest(storage).fingerprint == load_manifest(imported).fingerprint
+
+
+@pytest.mark.ray
+def test_a_second_run_says_so_and_adds_no_version(lift: Path, imported: Storage) -> None:
+    version = latest_version(imported)
+    done = run("-m", "jobs.ingest", str(lift), imported.uri, "--images", "upright")
+    assert done.returncode == 0, done.stderr
+    assert "0 episodes to import, 18 already there" in done.stdout
+    assert "starting Ray" not in done.stdout
+    assert latest_version(imported) == version
+
+
+@pytest.mark.ray
+def test_a_damaged_demonstration_is_left_out_and_the_others_are_imported(
+    recorded: Path, ray_cluster: None, tmp_path: Path
+) -> None:
+    path = layouts.robomimic(recorded, tmp_path / "lift.hdf5", recordings.load(recorded))
+    with h5py.File(path, "a") as file:
+        file["data/demo_0/actions"][3] = np.nan
+    storage = open_storage(str(tmp_path / "store"))
+    assert fill(storage, path, UPRIGHT) == [], "it is left out before anything is read"
+    problems = open_source(path, UPRIGHT).problems
+    assert len(problems) == 1
+    assert "demo_0: " in problems[0]
+    assert "not a number" in problems[0]
+    assert load_manifest(storage).episode_ids == ["lift-demo_1", "lift-demo_2"]
+
+
+def test_a_dry_run_lists_what_it_understood_and_writes_nothing(recorded: Path, tmp_path: Path) -> None:
+    path = layouts.robocasa(recorded, tmp_path / "lift.hdf5", recordings.load(recorded))
+    sheet = tmp_path / "sheet.png"
+    done = run(
+        "-m",
+        "jobs.ingest",
+        str(path),
+        str(tmp_path / "store"),
+        "--arm-only",
+        "--dry-run",
+        "--sheet",
+        str(sheet),
+    )
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "RoboCasa HDF5",
+        "2 with actions, 0 without;",
+        "Lift: 2 episodes, 2 instructions, such as lift the red cube number 0",
+        "agentview, robot0_eye_in_hand, 64x64 pixels",
+        "gripper_minus1_open_plus1_close",
+        "20 steps per second",
+        "robosuite 1.5.2, mujoco unknown; pictures: imported",
+        "demo_2: the base moves, which --arm-only cannot express; left out",
+        "pictures of this format are stored both ways up",
+        "2 episodes to import, 0 already there",
+    ):
+        assert words in done.stdout
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "store").exists()
+    refused = run("-m", "jobs.ingest", str(path), str(tmp_path / "store"))
+    assert refused.returncode == 2
+    assert "then say --images upright or upside-down or rotated" in refused.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
+    done = run("-m", "jobs.ingest", str(tmp_path / "nowhere"), str(tmp_path / "store"))
+    assert done.returncode == 1
+    assert done.stderr == f"{tmp_path / 'nowhere'}: there is no such file or folder\n"
+
+
+# -- into a store that is there already ----------------------------------------------------------------------
+
+
+def test_films_join_a_store_of_demonstrations(recorded: Path, tmp_path: Path) -> None:
+    episodes, storage = recordings.load(recorded), open_storage(str(tmp_path / "store"))
+    import_one(storage, layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
+    contract = load_manifest(storage).contract
+    import_one(
+        storage,
+        layouts.films(tmp_path / "films", episodes),
+        Reading(cameras={camera: camera for camera in reversed(CAMERAS)}),
+    )
+    manifest = load_manifest(storage)
+    assert manifest.contract == contract
+    entry = manifest["films-Lift-demo_0"]
+    assert (entry.labelled, entry.task, entry.proprio_stats, entry.action_stats, entry.success) == (
+        False,
+        "Lift",
+        None,
+        None,
+        None,
+    )
+    read = decode(fetch(storage, entry), contract.cameras, with_actions=True)
+    assert (read.action, read.proprio) == (None, None)
+
+    for change, words in (
+        (
+            {"image_size": (32, 32)},
+            "image size: the store has 64, 64, these have 32, 32 (scale with --image-size)",
+        ),
+        (
+            {"resample_hz": 10.0},
+            "control hz: the store has 20.0, these have 10.0 (choose the store's rate with --resample-hz",
+        ),
+        (
+            {"cameras": {CAMERAS[0]: "top"}},
+            (
+                "cameras: the store has agentview, robot0_eye_in_hand, these have top (choose and name them"
+                " with --cameras)"
+            ),
+        ),
+    ):
+        with pytest.raises(SourceError) as error:
+            adopted(open_source(tmp_path / "films", replace(Reading(), **change)), storage)  # type: ignore[arg-type]
+        assert words in str(error.value)
+    zarr = layouts.replay_buffer(tmp_path / "lift.zarr", episodes)
+    with pytest.raises(
+        SourceError, match=r"simulator: the store has robosuite 1.5.2, mujoco unknown, these have unknown"
+    ):
+        adopted(open_source(zarr, Reading(hz=20, task="Lift")), storage)
+    import_one(
+        storage, zarr, Reading(hz=20, task="Lift", panda=True, simulator=contract.simulator, label="zarr")
+    )
+    assert len(load_manifest(storage)) == 3
+
+
+def test_another_recording_of_the_same_name_is_not_taken_for_the_one_there(
+    recorded: Path, tmp_path: Path
+) -> None:
+    episodes, storage = recordings.load(recorded), open_storage(str(tmp_path / "store"))
+    import_one(storage, layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
+    other = layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes[::-1])
+    with pytest.raises(
+        SourceError, match=r"episode lift-demo_0 is already there from another recording .* with --label"
+    ):
+        missing(open_source(other, UPRIGHT), storage)
+    assert len(missing(open_source(other, replace(UPRIGHT, label="lift2")), storage)) == 3
+
+
+# -- exporting -----------------------------------------------------------------------------------------------
+
+
+def exported(storage: Storage, folder: Path, labelled_only: bool = False) -> Manifest:
+    manifest = load_manifest(storage)
+    entries = exportable(storage, manifest, labelled_only)
+    assert [entry.episode_id for entry in export(storage, manifest.contract, entries, folder)] == [
+        entry.episode_id for entry in entries
+    ]
+    return manifest
+
+
+@pytest.mark.ray
+def test_what_is_exported_comes_back_the_same(imported: Storage, tmp_path: Path) -> None:
+    folder = tmp_path / "lift"
+    done = run("-m", "jobs.export", imported.uri, str(folder))
+    assert done.returncode == 0, done.stderr
+    assert f"exported {3 * COPIES} episodes" in done.stdout
+    manifest = load_manifest(imported)
+    source = open_source(folder, Reading(simulator=manifest.contract.simulator))
+    assert source.contract == manifest.contract
+    assert len(source.items) == len(manifest)
+    for item, entry in list(zip(source.items, manifest.entries, strict=True))[::7]:
+        stored, read = (
+            decode(fetch(imported, entry), manifest.contract.cameras, with_actions=True),
+            source.read(item),
+        )
+        assert (read.task, read.instruction, read.success) == (
+            stored.task,
+            stored.instruction,
+            stored.success,
+        )
+        assert read.proprio is not None
+        assert stored.proprio is not None
+        assert np.array_equal(read.proprio, stored.proprio)
+        assert read.action is not None
+        assert stored.action is not None
+        assert np.array_equal(read.action, stored.action)
+        assert all(
+            np.array_equal(read.frames[camera], stored.frames[camera]) for camera in manifest.contract.cameras
+        )
+
+
+@pytest.mark.ray
+def test_the_statistics_of_an_export_are_those_of_its_rows(imported: Storage, tmp_path: Path) -> None:
+    import json
+
+    folder = tmp_path / "lift"
+    exported(imported, folder)
+    statistics = json.loads((folder / "meta/stats.json").read_text())
+    rows = np.asarray(
+        pq.ParquetFile(folder / "data/chunk-000/file-000.parquet")
+        .read(["action"], use_threads=False)["action"]
+        .to_pylist()
+    )
+    assert np.allclose(statistics["action"]["mean"], rows.mean(0))
+    assert np.allclose(statistics["action"]["std"], rows.std(0))
+    assert np.allclose(statistics["action"]["max"], rows.max(0))
+    assert statistics["action"]["count"] == [len(rows)]
+    picture = statistics[f"observation.images.{CAMERAS[0]}"]
+    assert np.shape(picture["mean"]) == (3, 1, 1)
+    assert 0 < picture["mean"][0][0][0] < 1
+
+
+def test_what_lerobot_cannot_express_is_refused(recorded: Path, tmp_path: Path) -> None:
+    episodes, storage = recordings.load(recorded), open_storage(str(tmp_path / "store"))
+    import_one(storage, layouts.films(tmp_path / "films", episodes), Reading())
+    with pytest.raises(EpisodeError, match="no episode has actions"):
+        exported(storage, tmp_path / "out", labelled_only=True)
+    mixed = open_storage(str(tmp_path / "mixed"))
+    import_one(mixed, layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
+    import_one(mixed, tmp_path / "films", Reading())
+    with pytest.raises(
+        EpisodeError,
+        match=(
+            "1 of 2 episodes have no actions, which LeRobot cannot express; leave them out with"
+            " --labelled-only"
+        ),
+    ):
+        exported(mixed, tmp_path / "out")
+    exported(mixed, tmp_path / "out", labelled_only=True)
+    assert [item.task for item in open_source(tmp_path / "out", Reading()).items] == ["Lift"]
+    with pytest.raises(EpisodeError, match="it is not empty; export into a new folder"):
+        exported(mixed, tmp_path / "out", labelled_only=True)

@@ -1,0 +1,250 @@
+"""The main job, for real and in seconds: a sweep from episodes to curve, killed in its middle and continued,
+on one machine.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CHECKOUT, run
+
+from orchestrator.data.episode_store import load_manifest
+from orchestrator.data.subset import choose
+from orchestrator.evaluation.outcome_ledger import Ledger
+from orchestrator.storage.base import open_storage
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim]
+
+
+TRAIN = {"action_only": "mode: action_only", "two_stage": "mode: two_stage, videos: sweep, video_steps: 8"}
+"""Seconds of training: an action head on the shipped video model; or a video model, then an action head on
+it.
+"""
+
+
+def sweep_file(folder: Path, store: Path, mode: str) -> str:
+    path = folder / "sweep.yaml"
+    path.write_text(f"""
+name: seconds
+data: {{episodes: {store}, demo_count: [2], action_free_ratio: [1], on_corrupt: quarantine}}
+train: {{{TRAIN[mode]}, steps: 12, batch_size: 4, checkpoint_every: 6, warmup_steps: 2}}
+suite: {{tasks: [Lift], episodes: 3, horizon: 16, video_clips: 1}}
+rollout_actors: 2
+storage: {folder / "runs"}
+""")
+    return str(path)
+
+
+def curve(folder: Path) -> Any:
+    done = run("-m", "orchestrator", "curve", "seconds", "--storage", str(folder / "runs"), "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def points(folder: Path) -> list[dict[str, Any]]:
+    """Of the curve, without what they cost: runs that are repeated or killed cost more."""
+    return [
+        {name: value for name, value in point.items() if name != "cost"} for point in curve(folder)["points"]
+    ]
+
+
+def outcomes(folder: Path, shift: str = "nominal") -> dict[tuple[str, str, str], Any]:
+    """Every finished episode of every ledger, without who played it and how fast, by checkpoint, protocol and
+    episode.
+    """
+    storage, found = open_storage(str(folder / "runs")), {}
+    for checkpoint, protocol in {ledger_of(file) for file in written(folder)}:
+        for episode, outcome in Ledger(storage, checkpoint, protocol).read().items():
+            if outcome.spec.shift == shift:
+                found[checkpoint, protocol, episode] = outcome.played
+    return found
+
+
+def written(folder: Path) -> dict[Path, int]:
+    """The objects that hold outcomes, and when each was written."""
+    root = folder / "runs" / "outcomes"
+    return {file.relative_to(root): file.stat().st_mtime_ns for file in root.rglob("*.parquet")}
+
+
+def ledger_of(file: Path) -> tuple[str, str]:
+    """(checkpoint, protocol)."""
+    checkpoint, protocol = file.with_suffix("").parts[:2]
+    return checkpoint, protocol
+
+
+@pytest.fixture(scope="module")
+def damaged_store(tmp_path_factory: pytest.TempPathFactory, lift_store: Path) -> tuple[Path, str]:
+    """Six episodes, and the id of one with a flipped bit: the first demo of every arm."""
+    store = tmp_path_factory.mktemp("damaged") / "store"
+    shutil.copytree(lift_store, store)
+    manifest = load_manifest(open_storage(str(store)))
+    victim = manifest[choose(manifest, 1, 1.0, 0).demos[0]]
+    data = (store / victim.key).read_bytes()
+    (store / victim.key).write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
+    return store, victim.episode_id
+
+
+@pytest.fixture(scope="module", params=["action_only", pytest.param("two_stage", marks=pytest.mark.full)])
+def mode(request: pytest.FixtureRequest) -> str:
+    """How the sweep trains."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory, damaged_store: tuple[Path, str], mode: str) -> Path:
+    """Run a sweep, kill it after its first checkpoint, run the same command again to its end; return its
+    folder.
+    """
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-m", "orchestrator", "run", sweep_file(folder, damaged_store[0], mode)]
+    process = subprocess.Popen(
+        command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 240
+    while not list((folder / "runs").glob("checkpoints/*/*.json")):
+        assert process.poll() is None, "the sweep ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint within four minutes"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(outcomes(folder)) < 2 * 3, "killed too late to test anything"
+    done = run("-m", "orchestrator", "run", str(folder / "sweep.yaml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "picture" in done.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, damaged_store: tuple[Path, str], mode: str
+) -> tuple[Path, str]:
+    """Run a sweep without interruption; return its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run("-m", "orchestrator", "run", sweep_file(folder, damaged_store[0], mode))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
+
+
+def test_killed_sweep_run_again_ends_with_a_curve_of_every_episode(
+    ended: Path, damaged_store: tuple[Path, str]
+) -> None:
+    told = points(ended)
+    assert [(p["policy"], p["demo_count"], p["action_free_ratio"]) for p in told] == [
+        ("video_action", 2, 1.0)
+    ]
+    for point in told:
+        assert point["episodes"] == 3
+        assert point["errors"] == 0
+        assert point["low"] <= point["success_rate"] == point["successes"] / 3 <= point["high"]
+    assert (ended / "runs" / "seconds-curve.png").read_bytes().startswith(b"\x89PNG")
+    assert len(outcomes(ended)) == 2 * 3
+    assert len(list(ended.glob("runs/video/*/*.json"))) == 2
+
+
+def test_mlflow_has_a_parent_with_children_and_scores_at_the_training_step(ended: Path, mode: str) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{ended}/runs/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("demoscale").experiment_id])
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert [run.data.params["policy"] for run in children] == ["video_action"]
+    for child in children:
+        for metric in ("success_rate", "success_low", "success_high", "successes", "episodes", "errors"):
+            assert [m.step for m in client.get_metric_history(child.info.run_id, metric)] == [6, 12]
+        assert 12 in {m.step for m in client.get_metric_history(child.info.run_id, "loss_action")}
+        kept = {
+            Path(file.path).name for file in client.list_artifacts(child.info.run_id, "rollouts/step_000012")
+        }
+        films = {name.removesuffix(".mp4") for name in kept if name.endswith(".mp4")}
+        assert films
+        assert kept == {f"{film}.{kind}" for film in films for kind in ("mp4", "json")}
+        for film in films:
+            told = json.loads(
+                Path(
+                    client.download_artifacts(child.info.run_id, f"rollouts/step_000012/{film}.json")
+                ).read_text()
+            )
+            assert (told["episode"], told["task"], told["result"]) == (film, "Lift", "failure")
+            assert told["steps"] == [0, 4, 8], "it looks every 4 of 16 steps and imagines what comes after 8"
+            assert all(0 < value < 255 for value in (*told["distances"], *told["still"]))
+        for metric in ("video_psnr", "video_ssim", "video_distance", "video_psnr_still", "video_clips"):
+            assert [m.step for m in client.get_metric_history(child.info.run_id, metric)] == [6, 12]
+        assert (
+            len({m.value for m in client.get_metric_history(child.info.run_id, "video_psnr_still")}) == 1
+        ), "the clips are always the same"
+        consumed = {
+            m.step: m.value for m in client.get_metric_history(child.info.run_id, "clips_with_actions")
+        }
+        assert consumed[12] == 12 * 4, "a head learns from demos alone"
+        stage_one = [m.step for m in client.get_metric_history(child.info.run_id, "stage1_loss_video")]
+        assert (8 in stage_one) == (mode == "two_stage")
+        subset = json.loads(Path(client.download_artifacts(child.info.run_id, "subset.json")).read_text())
+        assert len(subset["demos"]) == int(child.data.params["demo_count"]) == 2
+        assert len(subset["action_free"]) == 2 * float(child.data.params["action_free_ratio"])
+        assert subset["digest"] == child.data.tags["demoscale.subset"]
+    assert {"curve.png", "curve.svg", "curve.json", "sweep.yaml", "quarantined.json"} <= {
+        a.path for a in client.list_artifacts(parent.info.run_id)
+    }
+
+
+@pytest.mark.full
+def test_killed_sweep_has_the_weights_outcomes_and_curve_of_an_undisturbed_one(
+    ended: Path, undisturbed: tuple[Path, str], damaged_store: tuple[Path, str]
+) -> None:
+    calm, printed = undisturbed
+    assert printed.count("on 1 held-out clips") == 2
+    assert f"quarantined now {damaged_store[1]}" in printed
+    assert points(ended) == points(calm)
+    # Not only the curve: every checkpoint has the same weights (its fingerprint says so), every episode the
+    # same end.
+    assert outcomes(ended) == outcomes(calm)
+    videos, calm_videos = (
+        {file.relative_to(place): file.read_text() for file in place.glob("runs/video/*/*.json")}
+        for place in (ended, calm)
+    )
+    assert len(videos) == 2
+    assert videos == calm_videos
+
+
+def test_status_tells_how_far_a_sweep_is(ended: Path) -> None:
+    done = run("-m", "orchestrator", "status", "seconds", "--storage", str(ended / "runs"), "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert not told["running"]
+    assert told["cost"]["episodes"] >= 2 * 3
+    for arm in told["arms"]:
+        assert arm["state"] == "scored"
+        assert arm["scores"]["12"]["episodes"] == 3
+
+
+@pytest.mark.full
+def test_a_second_run_repeats_nothing_and_adds_the_shift_it_is_asked_for(ended: Path, mode: str) -> None:
+    """Only the last checkpoint meets the shifted worlds, and the curve stays what it was."""
+    if mode == "action_only":
+        pytest.skip("one sweep is enough: it runs on that in two stages")
+    before, told = written(ended), points(ended)
+    done = run("-m", "orchestrator", "run", str(ended / "sweep.yaml"), "--set", "suite.shifts=[camera]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not trained again" in done.stdout
+    assert "not played again" in done.stdout
+    assert "after 12 steps, camera shifted: " in done.stdout
+    assert "held-out" not in done.stdout, "no video is measured again"
+    assert {
+        file: when for file, when in written(ended).items() if ledger_of(file) in {*map(ledger_of, before)}
+    } == before
+    assert len(outcomes(ended, "camera")) == 3
+    assert len(outcomes(ended)) == 2 * 3
+    assert points(ended) == told
+    status = json.loads(
+        run("-m", "orchestrator", "status", "seconds", "--storage", str(ended / "runs"), "--json").stdout
+    )
+    assert [arm["shifted"]["camera"]["episodes"] for arm in status["arms"]] == [3]

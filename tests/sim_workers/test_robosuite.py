@@ -1,0 +1,158 @@
+"""The simulator: an episode is a function of its seeds, in any process, whatever ran before."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run
+
+from orchestrator.data.collect_demos import record
+from orchestrator.data.episode_store import load_manifest
+from orchestrator.storage.base import open_storage
+from orchestrator.testing.episodes import CAMERA
+from sim_workers.demos.experts import EXPERTS, expert_for
+from sim_workers.demos.recorder import Demonstration, demonstrate
+from sim_workers.envs.robosuite import SimEnv, contract
+from sim_workers.envs.tasks import TASKS
+
+CONTRACT = contract((CAMERA,), (64, 64), "fast")
+
+# One environment per process: the only one of this process.
+PLAY = """
+import hashlib, json, sys
+import numpy as np
+from sim_workers.envs.robosuite import SimEnv, contract
+task = sys.argv[1]
+env = SimEnv(task, contract(("robot0_eye_in_hand", "agentview"), (64, 64), "fast", task))
+hashes = {}
+for seed in json.loads(sys.argv[2]):
+    env.reset(seed)
+    digest = hashlib.sha256()
+    rng = np.random.default_rng(seed)
+    for _ in range(10):
+        env.step(rng.uniform(-1, 1, len(env.contract.action)))
+        digest.update(env.proprio.tobytes())
+    assert env.proprio.shape == (len(env.contract.proprio),)
+    for picture in env.pictures().values():
+        digest.update(picture.tobytes())
+    hashes[seed] = digest.hexdigest()
+env.close()
+print(json.dumps(hashes))
+"""
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize(
+    "task",
+    [
+        "Lift",
+        *(pytest.param(task, marks=pytest.mark.full) for task in ("PickPlaceSingle", "TwoArmPegInHole")),
+    ],
+)
+def test_an_episode_is_the_same_in_another_process_and_another_order(task: str) -> None:
+    """Of one arm with fingers, of a task that draws which object is asked for, and of two arms that hold
+    tools.
+    """
+    one, other = (
+        run("-W", "ignore", "-c", PLAY, task, order) for order in ("[3, 1000001, 5]", "[5, 3, 5, 1000001]")
+    )
+    first, second = (json.loads(done.stdout.splitlines()[-1]) for done in (one, other))
+    assert first == second
+    assert len(set(first.values())) == 3
+
+
+@pytest.fixture(scope="module")
+def env() -> SimEnv:
+    return SimEnv("Lift", CONTRACT)
+
+
+@pytest.mark.sim
+def test_a_look_keeps_the_contract(env: SimEnv) -> None:
+    env.reset(0)
+    seen = env.look(noise_seed=7)
+    assert seen.images[CAMERA].shape == (*CONTRACT.image_size, 3)
+    assert seen.images[CAMERA].dtype == np.uint8
+    assert seen.proprio.shape == (len(CONTRACT.proprio),)
+    assert seen.instruction == TASKS["Lift"]
+    assert seen.noise_seed == 7
+
+
+@pytest.mark.sim
+def test_pictures_are_upright(env: SimEnv) -> None:
+    """The gripper is at the bottom of its own camera's picture: darker there than at the top, which shows the
+    bright table.
+    """
+    env.reset(0)
+    picture = env.look(0).images[CAMERA].astype(float)
+    assert picture[-8:].mean() < picture[:8].mean() - 50
+
+
+@pytest.mark.sim
+def test_a_positive_gripper_action_closes(env: SimEnv) -> None:
+    """What the contract's action layout says is what the robot does."""
+    env.reset(0)
+    before = env.proprio[-2:].copy()
+    for _ in range(5):
+        env.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))
+    assert abs(env.proprio[-2:]).sum() < abs(before).sum()
+    assert "plus1_close" in CONTRACT.action[-1]
+
+
+@pytest.mark.sim
+def test_the_scripted_expert_lifts_and_the_same_seed_gives_the_same_demonstration(env: SimEnv) -> None:
+    recordings = [demonstrate(env, Demonstration("Lift", seed, 0.3)) for seed in (0, 1, 2, 0)]
+    assert all(recording.success for recording in recordings)
+    assert np.array_equal(recordings[0].action, recordings[3].action)
+    assert np.array_equal(recordings[0].frames[CAMERA], recordings[3].frames[CAMERA])
+    assert not np.array_equal(recordings[0].proprio[0], recordings[1].proprio[0])
+
+
+# Without cameras: nothing is rendered, so that a task takes seconds.
+DEMONSTRATE = """
+import json, sys
+from sim_workers.demos.recorder import Demonstration, demonstrate
+from sim_workers.envs.robosuite import SimEnv, contract
+task, seeds = sys.argv[1], json.loads(sys.argv[2])
+env = SimEnv(task, contract((), (64, 64), "fast"))
+print(json.dumps([demonstrate(env, Demonstration(task, seed, 0.3)).success for seed in seeds]))
+"""
+
+
+@pytest.mark.full
+@pytest.mark.sim
+@pytest.mark.parametrize("task", sorted(set(EXPERTS) - {"Lift"}))
+def test_the_scripted_experts_do_their_tasks_however_disturbed(task: str) -> None:
+    done = run("-W", "ignore", "-c", DEMONSTRATE, task, "[2, 3, 4]")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [True] * 3
+
+
+def test_every_expert_does_a_task_within_a_horizon() -> None:
+    assert set(EXPERTS) <= set(TASKS)
+    assert all(expert_for(task).horizon > 0 for task in EXPERTS)
+
+
+@pytest.mark.sim
+@pytest.mark.ray
+def test_an_episode_recorded_by_a_worker_is_the_one_recorded_here(env: SimEnv, lift_store: Path) -> None:
+    """The same seed gives the same bytes, whoever records it, in whatever order."""
+    storage = open_storage(str(lift_store))
+    for seed in (4, 1):
+        demonstration = Demonstration("Lift", seed, 0.3)
+        assert record(env, storage, demonstration) == load_manifest(storage)[demonstration.episode_id]
+
+
+@pytest.mark.sim
+@pytest.mark.ray
+def test_collecting_again_records_nothing(lift_store: Path) -> None:
+    done = run("-m", "jobs.collect", "--episodes", "6", "--store", str(lift_store))
+    assert done.returncode == 0
+    assert "already holds 6 of 6 episodes of Lift; nothing to record" in done.stdout
+
+
+def test_there_is_a_sentence_for_a_task_without_expert() -> None:
+    with pytest.raises(
+        ValueError, match="no scripted expert demonstrates Wipe; there is one for Lift, Stack, PickPlaceCan"
+    ):
+        expert_for("Wipe")

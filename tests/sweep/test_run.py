@@ -1,0 +1,293 @@
+"""The sweep engine, for real but for its trainer and its simulators: Ray, Tune, the desk, the scorer, the
+ledger, MLflow.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import CHECKOUT
+
+from orchestrator.cli.status_commands import _now, _summary
+from orchestrator.config.sweep_config import Sweep, SweepError
+from orchestrator.cost import Spending
+from orchestrator.sweep.run import UnfinishedError
+from orchestrator.sweep.state import SweepState
+from orchestrator.testing.fake_trainer import FakeTrainer
+from orchestrator.testing.outcomes import FakePolicy, success_rate
+from orchestrator.tracking.outbox_relay import OutboxSettings
+from sweep_runs import Run, ledger, sweep
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+def test_a_grid_is_trained_and_scored_whole_its_curve_is_the_truth_and_mlflow_can_be_made_anew(
+    folder: Path, store: str
+) -> None:
+    from orchestrator.report.sample_efficiency_curve import Curve
+    from orchestrator.sweep.tracking_publisher import republish
+
+    done = Run(sweep(folder, store))()
+    assert set(done.states.values()) == {"scored"}
+    assert done.curve
+    for point in done.curve.points:
+        truth = success_rate(point.demo_count, 0, 9, 9)
+        assert point.low <= truth <= point.high, "the pretended arms' rates are known"
+    rows = ledger(folder)
+    assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 4 * 3 * 40
+    sealed = pd.concat([pd.read_parquet(file) for file in folder.glob("outcomes/*/*.parquet")])
+    assert len(sealed) == len(rows)
+    # The ledger is the truth, MLflow a view of it.
+    elsewhere = sweep(folder, store, mlflow=f"sqlite:///{folder / 'anew.db'}")
+    assert republish(SweepState.open(elsewhere)) == 4 * 3
+    assert Curve.read(elsewhere.mlflow, folder.name).points == done.curve.points
+
+
+@pytest.mark.full
+def test_a_sweep_without_its_mlflow_is_done_all_the_same_and_has_its_curve_when_mlflow_is_back(
+    folder: Path, store: str
+) -> None:
+    """What is away here is the folder of the database."""
+    (folder / "away").write_text("a file where a folder should be")
+    asked = sweep(folder, store, mlflow=f"sqlite:///{folder / 'away' / 'mlflow.db'}")
+    first = Run(asked, outbox=OutboxSettings(patience_s=2.0))()
+    assert set(first.states.values()) == {"scored"}
+    assert first.curve is None
+    assert first.said("no curve yet")
+    (sentence,) = first.said("records are not told yet")
+    assert f"demoscale status {folder.name} --storage {folder} --rebuild" in sentence
+    (folder / "away").unlink()
+    again = Run(asked)()
+    assert again.curve
+    assert {point.demo_count for point in again.curve.points} == {1, 2, 4, 8}
+    assert not again.said("not told yet")
+    assert len(ledger(folder)) == 4 * 3 * 40, "nothing was played twice"
+
+
+@pytest.mark.full
+def test_late_scores_stop_arms_their_training_and_their_episodes(folder: Path, store: str) -> None:
+    """The worst arms end at the first rung although their training is long: within seconds, for good, and
+    without a place on the curve.
+    """
+    halving = sweep(
+        folder, store, search={"asha": {"reduction": 2}}, train={"steps": 400, "checkpoint_every": 10}
+    )
+    began = time.monotonic()
+    done = Run(halving, FakeTrainer(0.02))()
+    stopped = [demos for demos, state in done.states.items() if state == "stopped"]
+    assert 8 not in stopped
+    assert stopped
+    assert done.curve
+    assert {point.demo_count for point in done.curve.points} == set(done.states) - set(stopped)
+    for demos in stopped:
+        arm = next(arm for arm in done.run.board.arms.values() if arm.arm.demo_count == demos)
+        assert arm.step < 400, "its training went on to the end"
+        assert len(arm.scores) < 40
+    rows = ledger(folder)
+    assert len(rows) < 4 * 40 * 40
+    assert done.said("stopped demos-", "it is behind at")
+    # Once decided, decided: another run revives nobody and plays nothing.
+    again = Run(halving, FakeTrainer(0.02))()
+    assert again.states == done.states
+    assert len(ledger(folder)) == len(rows)
+    assert time.monotonic() - began < 300
+
+
+def failing(broken: int, marks: Path) -> Callable[..., Any]:
+    """A trainer that fails for one demo count as long as a file says so, dies once for another, and notes
+    each attempt.
+    """
+
+    def fit(job: Any, folder: str, resources: dict[str, float], desk: Any, attempts: int) -> Any:
+        with (marks / f"{job.arm.demo_count}.txt").open("a") as file:
+            file.write("x")
+        if job.arm.demo_count == broken and (marks / "broken").exists():
+            raise RuntimeError("the cable is out")
+        if job.arm.demo_count == 4 and not (marks / "killed").exists():
+            (marks / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return FakeTrainer(0.001)(job, folder, resources, desk, attempts)
+
+    return fit
+
+
+@pytest.mark.full
+def test_a_failed_arm_is_told_the_rest_goes_on_and_only_it_is_retried(folder: Path, store: str) -> None:
+    (folder / "broken").touch()
+    asked, fit = sweep(folder, store), failing(2, folder)
+
+    def attempts() -> dict[int, int]:
+        return {demos: len((folder / f"{demos}.txt").read_text()) for demos in (1, 2, 4, 8)}
+
+    with pytest.raises(UnfinishedError, match="demos-2_ratio-0_seed-0: RuntimeError: the cable is out"):
+        Run(asked, fit)()
+    assert SweepState.named(folder.name, str(folder)).board().lines()[2]["state"] == "failed"
+    before = attempts()
+    assert before[4] == 2, "a trial that is killed is begun again"
+    with pytest.raises(UnfinishedError):  # what failed for good is not tried again unasked
+        Run(asked, fit)()
+    assert attempts() == before
+    (folder / "broken").unlink()
+    done = Run(asked, fit, retry_failed=True)()
+    assert attempts() == before | {2: before[2] + 1}
+    assert set(done.states.values()) == {"scored"}
+
+
+@pytest.mark.full
+def test_arms_on_one_video_model_wait_for_one_run_of_it(folder: Path, store: str) -> None:
+    shared = sweep(
+        folder, store, train={"mode": "two_stage", "videos": "sweep", "video_steps": 6}, seeds=[0, 1]
+    )
+    done = Run(shared)()
+    assert set(done.states.values()) == {"scored"}
+    assert (
+        len([folder for folder in (folder / "checkpoints").iterdir() if folder.name.startswith("video-")])
+        == 2
+    ), "one per seed"
+    assert len(done.said("trained the video model of demos-8")) == 2
+    costs = {arm_id: arm.cost for arm_id, arm in done.run.state.board().arms.items()}
+    own = Spending.read(done.run.state.storage, folder.name).by_arm()
+    videos = [cost for arm_id, cost in own.items() if arm_id.startswith("video-")]
+    assert sum(cost.train_cpu_s for cost in costs.values()) == pytest.approx(
+        sum(cost.train_cpu_s for cost in own.values())
+    )
+    assert all(
+        costs[arm].train_cpu_s == pytest.approx(own[arm].train_cpu_s + videos[0].train_cpu_s / 4)
+        for arm in costs
+    )
+
+
+@pytest.mark.full
+def test_a_budget_ends_the_sweep_cleanly_and_a_higher_one_goes_on(folder: Path, store: str) -> None:
+    asked = sweep(folder, store, train={"steps": 60, "checkpoint_every": 20})
+    tight = Run(
+        asked.model_copy(update={"budget": asked.budget.model_copy(update={"max_episodes": 100})}),
+        FakeTrainer(0.05),
+    )()
+    assert "budget.max_episodes is 100 episodes" in tight.run.ending
+    played = len(ledger(folder))
+    assert 100 <= played < 4 * 3 * 40
+    assert "scored" not in {line["state"] for line in tight.run.board.lines()} or tight.curve
+    done = Run(asked, FakeTrainer(0.01))()
+    assert set(done.states.values()) == {"scored"}
+    rows = ledger(folder)
+    assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 4 * 3 * 40, (
+        "nothing was played twice"
+    )
+
+
+@pytest.mark.full
+def test_training_asked_for_more_steps_goes_on_and_for_fewer_keeps_its_scores(
+    folder: Path, store: str
+) -> None:
+    def asked(steps: int) -> Sweep:
+        return sweep(
+            folder,
+            store,
+            data={"demo_count": [2]},
+            train={"steps": steps, "checkpoint_every": 20, "schedule": "constant"},
+        )
+
+    short = Run(asked(40))()
+    long = Run(asked(80))()
+    assert long.run.board.arms.keys() == short.run.board.arms.keys()
+    (arm,) = long.run.board.arms.values()
+    assert (arm.state, [*arm.scores]) == ("scored", [20, 40, 60, 80])
+    assert len(ledger(folder)) == 4 * 40, "nothing was played twice"
+    for steps, fix in (
+        (40, "give the sweep another name"),
+        (50, r"set train\.steps to 20, 40, 60, 80 or more"),
+    ):
+        with pytest.raises(
+            SweepError, match=rf"train\.steps: demos-2_ratio-0_seed-0 was trained on to step 80; {fix}"
+        ):
+            Run(asked(steps))
+    again = Run(asked(40).model_copy(update={"name": f"{folder.name}-again"}))()
+    (arm,) = again.run.board.arms.values()
+    assert (arm.state, [*arm.scores]) == ("scored", [20, 40])
+    assert not again.said("trained demos")
+    assert len(ledger(folder)) == 4 * 40
+
+
+@pytest.mark.full
+def test_a_sweep_that_is_asked_to_end_saves_its_state_and_goes_on_later(folder: Path, store: str) -> None:
+    asked = sweep(folder, store, train={"steps": 200, "checkpoint_every": 50})
+    first = Run(asked, FakeTrainer(0.05))
+
+    seen: list[dict[str, Any]] = []
+
+    def interrupt() -> None:
+        live = folder / "live" / f"{folder.name}.json"
+        while not live.exists() or not any(arm["step"] for arm in json.loads(live.read_text())["arms"]):
+            time.sleep(0.1)
+        seen.append(_now(first.run.state))
+        first.run.interrupted = True
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        first()
+    thread.join()
+    assert "scored" not in first.states.values()
+    assert seen[0]["running"], "an onlooker sees it at work"
+    told = _summary(seen[0])
+    assert f"process {os.getpid()}" in told
+    assert f"{len(seen[0]['training'])} training runs, {seen[0]['workers']} simulators, " in told
+    live = json.loads((folder / "live" / f"{folder.name}.json").read_text())
+    assert live["over"]
+    assert live["ending"] == "stopped"
+    assert not _now(first.run.state)["running"]
+    assert set(Run(asked, FakeTrainer(0.001))().states.values()) == {"scored"}
+
+
+@pytest.mark.full
+def test_optuna_tries_arms_between_and_its_proposals_outlive_the_run(folder: Path, store: str) -> None:
+    data = {"demo_count": {"low": 1, "high": 8}, "action_free_ratio": {"low": 0, "high": 1}}
+    done = Run(sweep(folder, store, data=data, search={"optuna": {"trials": 3}}))()
+    arms = done.run.state.proposed()
+    assert len(arms) == 3
+    assert set(done.states.values()) == {"scored"}
+    assert (folder / f"{folder.name}-optuna.log").exists()
+    more = Run(sweep(folder, store, data=data, search={"optuna": {"trials": 3}}))()
+    assert more.run.state.proposed() == arms
+    assert len(ledger(folder)) == 3 * 3 * 40
+
+
+@pytest.mark.full
+def test_two_sweeps_on_one_cluster_both_come_to_their_end(folder: Path, store: str) -> None:
+    """Each takes its part while the other is there."""
+    import ray
+
+    address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    processes = []
+    for name in ("a", "b"):
+        file = folder / f"{name}.yaml"
+        file.write_text(sweep(folder / name, store, train={"steps": 90, "checkpoint_every": 30}).to_yaml())
+        command = [sys.executable, "-m", "orchestrator.testing", str(file), "--step-s", "0.1"]
+        processes.append(
+            subprocess.Popen(
+                command, cwd=CHECKOUT, env=os.environ | address, stdout=subprocess.PIPE, text=True
+            )
+        )
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    for printed in said:
+        assert set(json.loads(printed.splitlines()[-1]).values()) == {"scored"}
+        assert "shares the cluster with 1 other sweep" in printed
+
+
+def test_the_pretended_policies_know_their_arm(folder: Path, store: str) -> None:
+    state = SweepState.open(sweep(folder, store))
+    arms = tuple(state.arms().items())
+    rates = [FakePolicy(state.checkpoint_uri(arm_id, 9), arms, 9).rate() for arm_id, _ in arms]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == success_rate(8, 0, 9, 9)
