@@ -22,7 +22,7 @@ from policy.interface import ActionChunk
 from sim_workers.demos.experts import EXPERTS, expert_for
 from sim_workers.envs.robosuite import SimEnv, contract
 from sim_workers.rollout.episode import Outcome, run_episode
-from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.suite import EpisodeRules, Suite
 
 
 def play(task: str, episodes: int) -> list[Outcome]:
@@ -30,7 +30,7 @@ def play(task: str, episodes: int) -> list[Outcome]:
     state.
     """
     env = SimEnv(task, contract((), (64, 64), "fast", task))
-    suite = Suite((task,), episodes, Rules(expert_for(task).horizon))
+    suite = Suite((task,), episodes, EpisodeRules(expert_for(task).horizon))
     played = []
     for spec in sorted(suite.episode_list()):
         expert = expert_for(task)

@@ -30,7 +30,7 @@ CODECS = {
 
 
 @dataclass(frozen=True)
-class Kept:
+class LatentEntry:
     """How pictures fare in one codec."""
 
     kib: float
@@ -56,7 +56,7 @@ def _film(
     return buffer.getvalue()
 
 
-def compare(recorded: list[Episode], repeat: int) -> dict[str, Kept]:
+def compare(recorded: list[Episode], repeat: int) -> dict[str, LatentEntry]:
     """Every codec on the same pictures; decoded `repeat` times in turns, the fastest counts."""
     pictures = [frames for episode in recorded for frames in episode.frames.values()]
     numbers = [np.arange(len(frames)) for frames in pictures]
@@ -77,7 +77,7 @@ def compare(recorded: list[Episode], repeat: int) -> dict[str, Kept]:
                     [np.mean((a.astype(np.float32) - b) ** 2) for a, b in zip(pictures, decoded, strict=True)]
                 )
     return {
-        name: Kept(
+        name: LatentEntry(
             sum(map(len, kept)) / 1024 / total * 100,
             float(10 * np.log10(255**2 / squares[name])),
             total / fastest[name],

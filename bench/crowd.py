@@ -17,19 +17,19 @@ from typing import Any
 import psutil
 
 from bench.rollout import RULES
-from orchestrator.evaluation.outcome_ledger import Ledger, Portraits
+from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
 from orchestrator.evaluation.scorer import Scorer
-from orchestrator.evaluation.scores import Score, ScoringJob
+from orchestrator.evaluation.scores import EvalJob, Score
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.servo import cameras
-from sim_workers.envs.render_check import Portrait
-from sim_workers.rollout.autoscaler import Answered
+from sim_workers.envs.render_check import RenderFingerprint
+from sim_workers.rollout.autoscaler import ServerUsage
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.pool import RolloutPool
 from sim_workers.rollout.pool_state import Worker
-from sim_workers.rollout.ray_policy_client import Served
+from sim_workers.rollout.ray_policy_client import RayServedPolicy
 from sim_workers.rollout.suite import EpisodeSpec, Suite
-from sim_workers.rollout.worker import BEAT_S, Beat, Played, RolloutJob, Said
+from sim_workers.rollout.worker import BEAT_S, Played, RolloutJob, Said, WorkerHeartbeat
 
 STAGES = 4
 """Processes in which pretended workers live."""
@@ -54,18 +54,18 @@ class Stage:
     def __init__(self, episode_s: float) -> None:
         self._episode_s = episode_s
 
-    async def answered(self, checkpoint: str = "") -> Answered:
+    async def answered(self, checkpoint: str = "") -> ServerUsage:
         """As a policy server that nobody had to wait for."""
-        return Answered()
+        return ServerUsage()
 
     async def play(self, job: RolloutJob, fresh: bool) -> AsyncIterator[Said]:
         import asyncio
 
         if fresh:
-            yield Portrait("pretended", "nobody", "none", "same", "same")
+            yield RenderFingerprint("pretended", "nobody", "none", "same", "same")
         left = length_s(job.spec, self._episode_s)
         while left > 0:
-            yield Beat("playing")
+            yield WorkerHeartbeat("playing")
             await asyncio.sleep(min(left, BEAT_S))
             left -= BEAT_S
         won = job.spec.scene_seed % 3 > 0
@@ -110,7 +110,7 @@ class Pretender:
 class Crowd(RolloutPool):
     """The real pool; only its workers are of another kind."""
 
-    def __init__(self, workers: int, stages: Sequence[Any], references: Portraits) -> None:
+    def __init__(self, workers: int, stages: Sequence[Any], references: RenderReferences) -> None:
         self._stages, self._hired = stages, 0
         super().__init__(workers, references=references)
 
@@ -146,7 +146,7 @@ class Watch:
         self._episode_s = episode_s
         self.heard: list[Heard] = []
 
-    def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+    def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None:
         self.heard.append(
             Heard(
                 time.monotonic(),
@@ -155,7 +155,7 @@ class Watch:
             )
         )
 
-    def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+    def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
         assert score.complete
 
     def on_film(self, *_: Any) -> None: ...
@@ -197,7 +197,7 @@ def stretch(workers: int, episode_s: float, seconds: float) -> Stretch:
     servers = tuple(stages[i % len(stages)] for i in range(math.ceil(workers / 32)))
     with tempfile.TemporaryDirectory() as folder:
         storage, watch = open_storage(folder), Watch(episode_s)
-        pool = Crowd(workers, stages, Portraits(storage, "pretended"))
+        pool = Crowd(workers, stages, RenderReferences(storage, "pretended"))
         scorer = Scorer(storage, cameras("fast"), pool, watch)
         suite, warm_s = Suite(("Lift",), LISTED, RULES), 2 * episode_s
         checkpoints = math.ceil(workers / episode_s * (warm_s + seconds) * 1.2 / LISTED) + math.ceil(
@@ -205,14 +205,14 @@ def stretch(workers: int, episode_s: float, seconds: float) -> Stretch:
         )
         for number in range(checkpoints):
             scorer.submit(
-                ScoringJob(
+                EvalJob(
                     "arm",
                     number,
                     f"arms/{number}",
                     f"checkpoint{number}",
                     suite,
                     "protocol",
-                    Served(servers, "policy"),
+                    RayServedPolicy(servers, "policy"),
                 )
             )
         time.sleep(warm_s)

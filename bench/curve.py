@@ -37,10 +37,15 @@ def timed(work: Callable[[], object], times: int = 1) -> tuple[float, float]:
 
 def logged(folder: Path, episodes: int) -> str:
     """The tracking store with all of it."""
-    from orchestrator.tracking.mlflow_writer import SCORE_METRICS, SCORED_STEP, Tracker, outcomes_artifact
+    from orchestrator.tracking.mlflow_writer import (
+        SCORE_METRICS,
+        SCORED_STEP,
+        MlflowWriter,
+        outcomes_artifact,
+    )
 
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    tracker = Tracker(
+    tracker = MlflowWriter(
         uri, "curve", training="t", protocol="p", steps=100, artifacts=str(folder / "artifacts")
     )
     rng = np.random.default_rng(0)

@@ -268,7 +268,7 @@ def visit_bytes(manifest: Manifest, batches: int) -> float:
     return sum(draw.visit.entry.nbytes for draw in clips if draw.opens) / len(clips)
 
 
-def show_codecs(compared: dict[str, codec.Kept]) -> None:
+def show_codecs(compared: dict[str, codec.LatentEntry]) -> None:
     print(f"{'':<42} KiB/100 frames  PSNR dB  decoded frames/CPU s")
     for name, kept in compared.items():
         print(f"{name:<42} {kept.kib:14.0f}  {kept.psnr:7.1f}  {kept.decoded:20.0f}")

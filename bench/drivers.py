@@ -43,9 +43,9 @@ def draw(folder: Path, profile: str, episodes: int) -> None:
     from sim_workers.envs.registry import make_env
     from sim_workers.envs.render import driver
     from sim_workers.rollout.episode import run_episode
-    from sim_workers.rollout.suite import Rules, Suite
+    from sim_workers.rollout.suite import EpisodeRules, Suite
 
-    env, rules = make_env("Lift", cameras(profile)), Rules(horizon=96, settle=0)
+    env, rules = make_env("Lift", cameras(profile)), EpisodeRules(horizon=96, settle=0)
     pictures, ends = [], []
     for spec in Suite(("Lift",), episodes, rules).episode_list():
         rng = np.random.default_rng(spec.scene_seed)

@@ -30,15 +30,15 @@ from bench.child import Child
 from orchestrator.data.episode_format import Episode, encode
 from orchestrator.data.episode_store import load_manifest, put_episode
 from orchestrator.data.exporters.lerobot_v3 import export
-from orchestrator.data.importers.base import Reading, open_source
+from orchestrator.data.importers.base import ImportOptions, open_source
 from orchestrator.storage.base import open_storage
 
 HZ = corpus.CONTRACT.control_hz
 READINGS = {
-    "robomimic HDF5": Reading(images="upright"),
-    "LeRobot v3": Reading(),
-    "zarr": Reading(task="Lift", hz=HZ, proprio=("state",)),
-    "films": Reading(task="Lift"),
+    "robomimic HDF5": ImportOptions(images="upright"),
+    "LeRobot v3": ImportOptions(),
+    "zarr": ImportOptions(task="Lift", hz=HZ, proprio=("state",)),
+    "films": ImportOptions(task="Lift"),
 }
 
 
@@ -91,7 +91,7 @@ def peak_mib(mark: Callable[[], None], path: Path) -> float:
     second.
     """
     source = open_source(
-        path, Reading(cameras={"front": "front"}, task="Lift", image_size=(64, 64), resample_hz=10.0)
+        path, ImportOptions(cameras={"front": "front"}, task="Lift", image_size=(64, 64), resample_hz=10.0)
     )
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     before = _peak_kib()

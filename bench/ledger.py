@@ -26,19 +26,19 @@ import psutil
 
 from bench import harness
 from orchestrator import prometheus as metrics
-from orchestrator.cost import Spending, of_outcome
+from orchestrator.cost import CostLedger, of_outcome
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.scorer import Scorer
-from orchestrator.evaluation.scores import Score, ScoringJob
+from orchestrator.evaluation.scores import EvalJob, Score
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.testing.rollout_pool import FakeRolloutPool
 from orchestrator.testing.seaweedfs import BUCKET, NoServerError, started
 from orchestrator.testing.servo import cameras
 from policy.interface import Contract
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.policy_clients import InProcess
-from sim_workers.rollout.rollout_video import Filmed
-from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.policy_clients import InProcessPolicy
+from sim_workers.rollout.rollout_video import RecordedVideo
+from sim_workers.rollout.suite import EpisodeRules, Suite
 from sim_workers.rollout.worker import RolloutJob
 
 EPISODES = 50  # of a checkpoint
@@ -57,13 +57,13 @@ class Accountant:
     score.
     """
 
-    def __init__(self, spending: Spending) -> None:
+    def __init__(self, spending: CostLedger) -> None:
         self._spending = spending
         self.heard, self.scores = 0, 0
         self.rss: list[float] = []
         self._scored = threading.Condition()
 
-    def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+    def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None:
         for (task, result), number in Counter(
             (outcome.spec.task, outcome.result) for outcome in outcomes
         ).items():
@@ -72,7 +72,7 @@ class Accountant:
             self._spending.add(job.arm_id, of_outcome(outcome, 1))
         self.heard += len(outcomes)
 
-    def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+    def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
         assert score.complete
         with self._scored:
             self.scores += 1
@@ -86,7 +86,7 @@ class Accountant:
                 self._scored.wait(1.0)
                 scorer.check()
 
-    def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None: ...
+    def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None: ...
 
     def say(self, line: str) -> None: ...
 
@@ -105,12 +105,13 @@ class Rates:
 
 def measured(storage: Storage, policy: Contract, outcomes: int) -> Rates:
     """Measure `outcomes` outcomes through the engine, and as many that are only written."""
-    suite = Suite(("Lift",), EPISODES, Rules(100))
-    spending = Spending(storage, "bench", "run")
+    suite = Suite(("Lift",), EPISODES, EpisodeRules(100))
+    spending = CostLedger(storage, "bench", "run")
     accountant = Accountant(spending)
     scorer = Scorer(storage, policy, FakeRolloutPool(play), accountant)
     played = [
-        play(RolloutJob(spec, suite.rules, policy, InProcess(lambda: None))) for spec in suite.episode_list()
+        play(RolloutJob(spec, suite.rules, policy, InProcessPolicy(lambda: None)))
+        for spec in suite.episode_list()
     ]  # type: ignore[arg-type, return-value]
     scored, written = count(), count()
 
@@ -118,14 +119,14 @@ def measured(storage: Storage, policy: Contract, outcomes: int) -> Rates:
         began = time.perf_counter()
         for i in islice(scored, SLICE):
             scorer.submit(
-                ScoringJob(
+                EvalJob(
                     f"arm-{i % 100}",
                     i,
                     f"arms/{i}",
                     f"checkpoint{i}",
                     suite,
                     "protocol",
-                    InProcess(lambda: None),
+                    InProcessPolicy(lambda: None),
                 )
             )  # type: ignore[arg-type, return-value]
         accountant.wait(scorer, i + 1)

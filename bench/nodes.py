@@ -28,7 +28,7 @@ from orchestrator.testing.fake_policy_server import FakePolicyServer
 from orchestrator.testing.servo import cameras, servo
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.pool import RolloutPool
-from sim_workers.rollout.ray_policy_client import Served
+from sim_workers.rollout.ray_policy_client import RayServedPolicy
 from sim_workers.rollout.suite import EpisodeSpec, Suite
 from sim_workers.rollout.worker import RolloutJob
 
@@ -109,7 +109,9 @@ class OnNodes:
 
     def _outcomes(self, specs: Sequence[EpisodeSpec]) -> list[Outcome]:
         for spec in specs:
-            self._pool.submit(RolloutJob(spec, RULES, self._contract, Served(self._servers, "servo")))
+            self._pool.submit(
+                RolloutJob(spec, RULES, self._contract, RayServedPolicy(self._servers, "servo"))
+            )
         return [outcome for _, outcome, _ in self._pool.results()]
 
     def close(self) -> None:

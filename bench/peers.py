@@ -1,7 +1,7 @@
 """The ways of getting clips that bench/data.py compares, and the limits it tries; each runs in a process of
 its own (bench/child.py).
 
-All give the same clips in the same sequence: that of an Order over every episode of the store.
+All give the same clips in the same sequence: that of an ClipSampler over every episode of the store.
 """
 
 import os
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bench.corpus import CAMERAS, SHAPE
 from orchestrator.data import clip_stream as stream
-from orchestrator.data.clip_sampler import Draw, Order
+from orchestrator.data.clip_sampler import ClipSampler, Draw
 from orchestrator.data.clips import shown_frames
 from orchestrator.data.episode_format import decode
 from orchestrator.data.episode_store import fetch, load_manifest
@@ -35,12 +35,12 @@ ARM_DEMOS, ARM_STEPS = 1_000, 20_000  # of a large arm
 Marker = Callable[[], None]
 
 
-def order_of(manifest: Manifest, demos: tuple[str, ...] | None = None) -> Order:
+def order_of(manifest: Manifest, demos: tuple[str, ...] | None = None) -> ClipSampler:
     entries = tuple(manifest.select(manifest.episode_ids if demos is None else demos, with_stats=False))
-    return Order(entries, (), manifest.fingerprint, seed=0, rank=0, world=1, batch_size=BATCH)
+    return ClipSampler(entries, (), manifest.fingerprint, seed=0, rank=0, world=1, batch_size=BATCH)
 
 
-def draws(order: Order, batches: int) -> Iterator[Draw]:
+def draws(order: ClipSampler, batches: int) -> Iterator[Draw]:
     """Of the warm-up and of the batches that count."""
     return islice(order.walk(), (WARM_UP + batches) * BATCH)
 

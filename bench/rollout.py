@@ -30,10 +30,10 @@ from orchestrator.testing.fake_policy_server import FakePolicyServer
 from orchestrator.testing.servo import CAMERA, CHUNK, SIZE, cameras, servo
 from policy.interface import Observation
 from sim_workers.rollout.episode import Outcome, run_episode
-from sim_workers.rollout.suite import EpisodeSpec, Rules
+from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec
 
 WORKERS = min(2, os.cpu_count() or 1)
-RULES = Rules(horizon=96, settle=0)
+RULES = EpisodeRules(horizon=96, settle=0)
 FIRST = 1_000_000
 Results = dict[int, tuple[str, int]]
 """Scene seed -> result and steps."""
@@ -210,13 +210,16 @@ class Pool:
         import ray
 
         from sim_workers.rollout.pool import RolloutPool
-        from sim_workers.rollout.ray_policy_client import Served
+        from sim_workers.rollout.ray_policy_client import RayServedPolicy
 
         self._contract, self._server = (
             cameras(render_profile),
             ray.remote(FakePolicyServer).options(num_cpus=0).remote(servo),
         )
-        self._pool, self._source = RolloutPool(workers, num_cpus=0.1), Served((self._server,), "servo")
+        self._pool, self._source = (
+            RolloutPool(workers, num_cpus=0.1),
+            RayServedPolicy((self._server,), "servo"),
+        )
 
     def play(self, seeds: Sequence[int]) -> Results:
         from sim_workers.rollout.worker import RolloutJob

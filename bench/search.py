@@ -21,11 +21,11 @@ from typing import Any
 import click
 
 from bench import harness
-from orchestrator.config.sweep_config import Sweep
+from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.outcomes import SuccessRate, success_rate
-from orchestrator.testing.players import FakePlayers
+from orchestrator.testing.players import FakeEvalBackend
 
 DEMOS = (2, 4, 8, 16, 32, 64, 96, 128)
 RATIOS = (0, 1, 3)
@@ -33,8 +33,8 @@ CHECKPOINTS, EPISODES = 9, 50
 ARM_S = 6.0  # that an arm pretends to train
 
 
-def a_sweep(folder: Path, store: str, name: str, search: Any, demos: tuple[int, ...]) -> Sweep:
-    return Sweep.model_validate(
+def a_sweep(folder: Path, store: str, name: str, search: Any, demos: tuple[int, ...]) -> SweepConfig:
+    return SweepConfig.model_validate(
         {
             "name": name,
             "data": {"episodes": store, "demo_count": demos, "action_free_ratio": RATIOS},
@@ -46,7 +46,7 @@ def a_sweep(folder: Path, store: str, name: str, search: Any, demos: tuple[int, 
     )
 
 
-def run(sweep: Sweep, arm_s: float, model: SuccessRate = success_rate) -> tuple[int, str, float, float]:
+def run(sweep: SweepConfig, arm_s: float, model: SuccessRate = success_rate) -> tuple[int, str, float, float]:
     """Episodes played, the best arm by its final score, seconds on the clock and of the driver's processor
     while arms were trained.
     """
@@ -62,7 +62,7 @@ def run(sweep: Sweep, arm_s: float, model: SuccessRate = success_rate) -> tuple[
     run_trials, engine.run_trials = engine.run_trials, trials
     try:
         sweep_run = engine.SweepRun(
-            sweep, lambda _: None, fit=FakeTrainer(arm_s / CHECKPOINTS), players=FakePlayers(model)
+            sweep, lambda _: None, fit=FakeTrainer(arm_s / CHECKPOINTS), players=FakeEvalBackend(model)
         )
         sweep_run.run()
     finally:

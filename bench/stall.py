@@ -43,12 +43,12 @@ def train_in_blocks(pipe: Connection, store: str, block: int, steps: int, keep: 
     from orchestrator.config.arms import Arm
     from orchestrator.config.schema import Train
     from orchestrator.data import clip_stream as stream
-    from orchestrator.training.loop import ArmJob, train
+    from orchestrator.training.loop import TrainJob, train
     from policy.presets import PRESETS
 
     torch.set_num_threads(1)
     settings = Train(steps=steps, batch_size=16, checkpoint_every=steps)
-    job = ArmJob(
+    job = TrainJob(
         Arm(4, 1.0, 0), "bench-stall", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none"
     )
     began = time.perf_counter(), time.process_time()
@@ -74,25 +74,25 @@ class Scoring:
         from orchestrator.cluster.ray_runtime import connect, quiet
         from orchestrator.evaluation.ray_actors import policy_servers
         from sim_workers.rollout.pool import RolloutPool
-        from sim_workers.rollout.ray_policy_client import Served
+        from sim_workers.rollout.ray_policy_client import RayServedPolicy
 
         quiet()
         connect()
         self._pool = RolloutPool(WORKERS, num_cpus=0.1)
-        self._source = Served(policy_servers(1, 0.0, ""), checkpoint)
+        self._source = RayServedPolicy(policy_servers(1, 0.0, ""), checkpoint)
         self.on, self._closing, self.episodes = threading.Event(), False, 0
         self._thread = threading.Thread(target=self._play, daemon=True)
         self._thread.start()
 
     def _play(self) -> None:
-        from sim_workers.rollout.suite import EpisodeSpec, Rules
+        from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec
         from sim_workers.rollout.worker import RolloutJob
 
         seed, policy = 0, cameras("fast")
         while not self._closing:
             while self.on.is_set() and self._pool.waiting < 2 * WORKERS:
                 self._pool.submit(
-                    RolloutJob(EpisodeSpec("Lift", seed, seed), Rules(60), policy, self._source)
+                    RolloutJob(EpisodeSpec("Lift", seed, seed), EpisodeRules(60), policy, self._source)
                 )
                 seed += 1
             for _, outcome, _ in self._pool.results(timeout_s=0.2):

@@ -33,12 +33,12 @@ def step_s(store: str, steps: int) -> float:
     from orchestrator.config.arms import Arm
     from orchestrator.config.schema import Train
     from orchestrator.data import clip_stream as stream
-    from orchestrator.training.loop import ArmJob, train
+    from orchestrator.training.loop import TrainJob, train
     from policy.presets import PRESETS
 
     torch.set_num_threads(1)
     settings = Train(steps=steps, batch_size=16, checkpoint_every=steps)
-    job = ArmJob(
+    job = TrainJob(
         Arm(4, 1.0, 0), "bench-telling", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none"
     )
     seen: list[tuple[int, float]] = []
@@ -55,11 +55,11 @@ def told(folder: Path, store: str, reports: int) -> tuple[list[float], float, fl
     """Seconds that each report took whoever made it; CPU seconds of the telling thread per report, and per
     arm for all else it is told.
     """
-    from orchestrator.config.sweep_config import Sweep
+    from orchestrator.config.sweep_config import SweepConfig
     from orchestrator.evaluation.scores import Score
     from orchestrator.provenance import digest
     from orchestrator.sweep.state import SweepState
-    from orchestrator.sweep.tracking_publisher import CONSUMED, LOSSES, Views
+    from orchestrator.sweep.tracking_publisher import CONSUMED, LOSSES, TrackingPublisher
     from orchestrator.tracking import outbox_relay as teller
     from sim_workers.rollout.episode import Outcome
 
@@ -75,7 +75,7 @@ def told(folder: Path, store: str, reports: int) -> tuple[list[float], float, fl
         "storage": str(folder),
     }
     spent = {"metrics": 0.0, "else": 0.0}
-    tell = teller.Teller._tell
+    tell = teller.OutboxRelay._tell
 
     def measured(self: Any, reading: Any, note: dict[str, Any], end: int) -> None:
         began = time.thread_time()
@@ -84,10 +84,10 @@ def told(folder: Path, store: str, reports: int) -> tuple[list[float], float, fl
             time.thread_time() - began
         )
 
-    state = SweepState.open(Sweep.model_validate(asked), pin=True)
-    views = Views(state)
+    state = SweepState.open(SweepConfig.model_validate(asked), pin=True)
+    views = TrackingPublisher(state)
     assert views.flush(), "MLflow's tables are made and its modules loaded"
-    teller.Teller._tell = measured  # type: ignore[method-assign]
+    teller.OutboxRelay._tell = measured  # type: ignore[method-assign]
     waits: list[float] = []
     specs = state.sweep.to_suite().episode_list()
     losses = {name: 0.5 for name in (*LOSSES, *CONSUMED)}
@@ -119,7 +119,7 @@ def told(folder: Path, store: str, reports: int) -> tuple[list[float], float, fl
                 )
         assert not views.finish(done=True)
     finally:
-        teller.Teller._tell = tell  # type: ignore[method-assign]
+        teller.OutboxRelay._tell = tell  # type: ignore[method-assign]
     return waits, spent["metrics"] / (reports * ARMS), spent["else"] / ARMS
 
 

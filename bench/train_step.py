@@ -37,7 +37,7 @@ from orchestrator.data.episode_format import Episode
 from orchestrator.data.episode_store import commit, load_manifest, put_episode
 from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.storage.base import open_storage
-from orchestrator.training.loop import PROGRESS_REPORTS, ArmJob, train
+from orchestrator.training.loop import PROGRESS_REPORTS, TrainJob, train
 from policy.batch import Batch, Counts
 from policy.config import Objective, PolicyConfig, Recipe
 from policy.interface import Contract
@@ -108,11 +108,11 @@ def write_store(root: Path, episodes: int) -> str:
 # -- the loops -----------------------------------------------------------------------------------------------
 
 
-def job_of(uri: str, size: Size, objective: Objective = "joint", cache_mb: int = 0) -> ArmJob:
+def job_of(uri: str, size: Size, objective: Objective = "joint", cache_mb: int = 0) -> TrainJob:
     """An arm that reports at the end of every block, without a checkpoint before its last step."""
     steps = PROGRESS_REPORTS * size.block
     settings = Train(steps=steps, batch_size=BATCH, checkpoint_every=steps, feature_cache_mb=cache_mb)
-    return ArmJob(
+    return TrainJob(
         Arm(size.episodes // 2, 1.0, 0),
         f"bench-{objective}-{cache_mb}",
         uri,
@@ -133,7 +133,7 @@ def warm_up(size: Size, objective: Objective) -> int:
     return 2 if objective == "joint" else -(-clips // (BATCH * size.block))
 
 
-def whole(job: ArmJob, warm_up: int) -> Callable[[Pause], None]:
+def whole(job: TrainJob, warm_up: int) -> Callable[[Pause], None]:
     """What trains an arm."""
 
     def loop(pause: Pause) -> None:
@@ -148,7 +148,7 @@ def whole(job: ArmJob, warm_up: int) -> Callable[[Pause], None]:
     return loop
 
 
-def in_memory(job: ArmJob) -> list[Batch]:
+def in_memory(job: TrainJob) -> list[Batch]:
     """Batches of the job, as tensors. They are not normalised: time does not depend on it."""
     manifest = load_manifest(open_storage(job.episodes), job.version)
     arrays = stream.batches(
@@ -166,7 +166,7 @@ def in_memory(job: ArmJob) -> list[Batch]:
     return [Batch(**batch) for batch in tensors]
 
 
-def bare(job: ArmJob, batches: list[Batch]) -> Callable[[Pause], None]:
+def bare(job: TrainJob, batches: list[Batch]) -> Callable[[Pause], None]:
     """The least that training takes."""
 
     def loop(pause: Pause) -> None:
@@ -192,7 +192,7 @@ def bare(job: ArmJob, batches: list[Batch]) -> Callable[[Pause], None]:
     return loop
 
 
-def trainer_alone(job: ArmJob, batches: list[Batch]) -> Callable[[Pause], None]:
+def trainer_alone(job: TrainJob, batches: list[Batch]) -> Callable[[Pause], None]:
     """The loop's steps without what brings the clips."""
 
     def loop(pause: Pause) -> None:

@@ -63,7 +63,7 @@ def main(
     from orchestrator.cli.progress import progress_bar
     from orchestrator.data.episode_format import EpisodeError
     from orchestrator.data.episode_store import load_manifest
-    from orchestrator.data.latent_cache import Kept, keep_latents, keep_sentences, publish_index
+    from orchestrator.data.latent_cache import LatentEntry, keep_latents, keep_sentences, publish_index
     from orchestrator.storage.base import open_storage
     from policy.latent_codec import latent_codec
     from policy.presets import PRESETS
@@ -96,13 +96,13 @@ def main(
         )
         click.echo(f"{num} sentences of {len(manifest)} episodes are kept")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    rows: list[Kept] = []
+    rows: list[LatentEntry] = []
     damaged: list[EpisodeError] = []
     with progress_bar("encoding") as progress:
         for answer in progress.track(
             keep_latents(storage, manifest, codec, fingerprint, place), total=len(manifest)
         ):
-            if isinstance(answer, Kept):
+            if isinstance(answer, LatentEntry):
                 rows.append(answer)
             else:
                 damaged.append(answer)

@@ -140,12 +140,12 @@ def main(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, **s
     from orchestrator.cli.progress import progress_bar
     from orchestrator.cluster.ray_runtime import connect, quiet
     from orchestrator.data.import_episodes import LeftOut, adopted, ingest, memory_mib, missing
-    from orchestrator.data.importers.base import Reading, open_source
+    from orchestrator.data.importers.base import ImportOptions, open_source
     from orchestrator.storage.base import open_storage
 
     began = time.monotonic()
     storage = open_storage(dst)
-    source = open_source(src, Reading(**said))
+    source = open_source(src, ImportOptions(**said))
     if sheet:
         _write_sheet(source, Path(sheet))
     click.echo(_understood(src, source))

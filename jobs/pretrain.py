@@ -76,7 +76,7 @@ def main(
     python -m jobs.pretrain s3://robot-data/kitchen --out weights/kitchen --steps 50000
     """
     from orchestrator.cli.progress import progress_bar
-    from orchestrator.cluster.placement import Placement
+    from orchestrator.cluster.placement import ResourcePlan
     from orchestrator.cluster.ray_runtime import connect, quiet, resources
     from orchestrator.config.schema import Train
     from orchestrator.config.sweep_config import SweepError
@@ -99,7 +99,7 @@ def main(
     click.echo("starting Ray")
     connect()
     began = time.monotonic()
-    share = Placement.fit(resources(), 1, 1, 1).trainer
+    share = ResourcePlan.fit(resources(), 1, 1, 1).trainer
     with progress_bar("pretraining") as progress:
         task = progress.add_task("pretraining", total=steps)
         checkpoint, recipe = pretrain(

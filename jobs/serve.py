@@ -44,7 +44,7 @@ def main(
     from orchestrator.config.sweep_config import SweepError
     from policy.http_policy import TOKEN, RemoteError, make_server
     from policy.interface import Policy
-    from sim_workers.rollout.policy_clients import Named
+    from sim_workers.rollout.policy_clients import FactoryPolicy
 
     token = os.environ.get(token_env or TOKEN, "").strip()
     if token_env and not token:
@@ -62,7 +62,7 @@ def main(
         acting = TrainedPolicy(Path(policy), device, rung)
     else:
         try:
-            acting = Named(policy).make()
+            acting = FactoryPolicy(policy).make()
         except ValueError as error:
             raise SweepError("jobs.serve", [f"--policy: {error}"]) from None
     try:

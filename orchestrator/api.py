@@ -4,11 +4,10 @@ called.
 
 from typing import TYPE_CHECKING
 
-from orchestrator.config.sweep_config import Sweep as SweepConfig
-from orchestrator.config.sweep_config import SweepError
+from orchestrator.config.sweep_config import SweepConfig, SweepError
 
 if TYPE_CHECKING:
-    from orchestrator.cluster.submission import Submitted
+    from orchestrator.cluster.submission import SweepSubmission
     from orchestrator.planning.plan import Plan
 
 
@@ -23,7 +22,7 @@ class Sweep(SweepConfig):
 
         return make_plan(self)
 
-    def submit(self, address: str, pip: bool = False) -> "Submitted":
+    def submit(self, address: str, pip: bool = False) -> "SweepSubmission":
         """Submit the sweep to the Ray cluster with the dashboard `address`, http://head:8265, or find it
         running; finished work is reused.
 
@@ -32,10 +31,10 @@ class Sweep(SweepConfig):
         """
         from orchestrator.cluster.preflight import unfit_sweep
         from orchestrator.cluster.ray_jobs import Cluster
-        from orchestrator.cluster.submission import Submitted, send, sweep_load
+        from orchestrator.cluster.submission import SweepSubmission, send, sweep_load
 
         if problems := unfit_sweep(self):
             raise SweepError(self.name, problems)
         cluster = Cluster(address)
         cluster.check_versions()
-        return Submitted(self, cluster, *send(*sweep_load(self), cluster, pip))
+        return SweepSubmission(self, cluster, *send(*sweep_load(self), cluster, pip))

@@ -124,7 +124,7 @@ class Import:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModuleSource:
     """Imports and statements of a file."""
 
     imports: tuple[Import, ...]
@@ -133,7 +133,7 @@ class Source:
 
 
 @cache
-def _read(source: bytes) -> Source:
+def _read(source: bytes) -> ModuleSource:
     tree, imports = ast.parse(source), list[Import]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -146,7 +146,7 @@ def _read(source: bytes) -> Source:
                     tuple(sorted(((name.name, name.asname) for name in node.names), key=str)),
                 )
             )
-    return Source(tuple(imports), _hash(_meaning(tree)))
+    return ModuleSource(tuple(imports), _hash(_meaning(tree)))
 
 
 def _meaning(node: Any) -> Any:

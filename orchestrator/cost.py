@@ -173,7 +173,7 @@ def added(costs: Iterable[Cost]) -> Cost:
     return sum(costs, Cost())
 
 
-class Spending:
+class CostLedger:
     """The account of the current run, and the sums of all earlier runs of its sweep. Thread-safe; must be
     closed.
     """
@@ -190,7 +190,7 @@ class Spending:
         self._arms: defaultdict[str, Cost] = defaultdict(Cost)  # by this run
         self._changed, self._closed = False, False
         self._news, self._writing = threading.Condition(), threading.Lock()
-        earlier = Spending.read(storage, sweep_name)
+        earlier = CostLedger.read(storage, sweep_name)
         self._earlier, self._earlier_wall_s, self._total = earlier.by_arm(), earlier.wall_s, earlier.total()
         if not claim(storage, self._key, self._encoded(self._run())):
             raise ValueError(
@@ -301,7 +301,7 @@ def limits(budget: Budget, cost: Cost, wall_s: float) -> list[tuple[str, float, 
     return [(name, limit, used, unit) for name, limit, used, unit in told if limit is not None]
 
 
-def exceeded(budget: Budget, spending: Spending) -> str:
+def exceeded(budget: Budget, spending: CostLedger) -> str:
     """Return one sentence with the numbers of the limit that is reached; empty if none is."""
     for name, limit, used, unit in limits(budget, spending.total(), spending.run_wall_s):
         if used >= limit:

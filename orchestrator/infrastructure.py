@@ -13,7 +13,7 @@ from sim_workers.checkout import CodeChangedError
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SIGNS = (
     (r"No space left on device|\[Errno 28\]|Disk quota exceeded|\bOutOfDiskError\b", "the disk is full"),
-    (r"^[\w.]*\b(?:StorageError|_AwayError): (.*)$", ""),
+    (r"^[\w.]*\b(?:StorageError|_UnavailableError): (.*)$", ""),
     (r"^[\w.]*\bCodeChangedError: (.*)$", ""),
     (
         (

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from orchestrator.storage.base import Bucket, StorageError, open_storage
+from orchestrator.storage.base import S3Storage, StorageError, open_storage
 from sim_workers.checkout import CHECKOUT as CHECKOUT
 
 # environment variable, set for a copy of the checkout that was sent to a cluster without its history
@@ -92,7 +92,7 @@ def _hub_revision(repository: str, ask: bool) -> str:
 def _bucket_revision(uri: str) -> str:
     try:
         place = open_storage(uri)
-        assert isinstance(place, Bucket)
+        assert isinstance(place, S3Storage)
         return digest(place.versions("")) if place.versions("") else UNRESOLVED[1:]
     except StorageError:
         return UNRESOLVED[1:]

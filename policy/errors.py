@@ -15,9 +15,9 @@ DemoscaleError
                             invalidly
 ├── RobocasaError           sim_workers.envs.robocasa           RoboCasa is missing or has another version
 ├── SourceError             orchestrator.data.importers.base    recordings cannot be imported
-├── StagingError            orchestrator.cluster.code_bundle    files cannot be sent to a cluster
+├── CodeBundleError            orchestrator.cluster.code_bundle    files cannot be sent to a cluster
 ├── StorageError            orchestrator.storage.base           a folder or bucket cannot be used
-├── SubjectError            orchestrator.evaluation.policy_ref  a policy's name cannot be resolved
+├── PolicyRefError            orchestrator.evaluation.policy_ref  a policy's name cannot be resolved
 ├── SubmitError             orchestrator.cluster.ray_jobs       a cluster cannot run a job
 ├── SubsetError             orchestrator.data.subset            a store has too few episodes for an arm
 ├── SweepError              orchestrator.config.sweep_config    a sweep file has mistakes; exit code 2

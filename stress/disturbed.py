@@ -20,7 +20,7 @@ TITLES = {
     "trainer": "ray::RayTrainWorker",
     "policy server": "ray::PolicyServer",
     "rollout worker": "ray::RolloutWorker",
-    "control actor": "ray::Desk",
+    "control actor": "ray::ControlChannel",
     "train controller": "ray::TrainController",
     "trial": "ray::ImplicitFunc",
 }

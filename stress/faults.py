@@ -27,7 +27,7 @@ from orchestrator.testing.checkpoints import make_checkpoint
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.processes import titled_processes
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.suite import EpisodeRules, Suite
 
 WORKERS, KILL_EVERY_S = 2, 10.0
 
@@ -73,7 +73,7 @@ def play(suite: Suite, checkpoint: str, killer: Killer | None = None) -> tuple[l
     import ray
 
     from sim_workers.rollout.pool import RolloutPool
-    from sim_workers.rollout.ray_policy_client import Served
+    from sim_workers.rollout.ray_policy_client import RayServedPolicy
     from sim_workers.rollout.worker import RolloutJob
 
     options: dict[str, Any] = {
@@ -85,7 +85,7 @@ def play(suite: Suite, checkpoint: str, killer: Killer | None = None) -> tuple[l
     server = ray.remote(PolicyServer).options(**options).remote(1, "cpu")
     pool = RolloutPool(WORKERS, num_cpus=0.1)
     for spec in suite.episode_list():
-        pool.submit(RolloutJob(spec, suite.rules, CONTRACT, Served((server,), checkpoint)))
+        pool.submit(RolloutJob(spec, suite.rules, CONTRACT, RayServedPolicy((server,), checkpoint)))
     outcomes: list[Outcome] = []
     for _, outcome, _ in pool.results():
         outcomes.append(outcome)
@@ -107,7 +107,7 @@ def main(quick: bool) -> None:
 
     quiet()
     connect()
-    suite = Suite(("Lift",), 20 if quick else 200, Rules(48))
+    suite = Suite(("Lift",), 20 if quick else 200, EpisodeRules(48))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = str(make_checkpoint(Path(folder) / "checkpoint"))
         undisturbed, _ = play(suite, checkpoint)

@@ -15,10 +15,10 @@ import click
 from orchestrator.testing.fake_policy_server import FakePolicyServer
 from orchestrator.testing.processes import titled_processes
 from orchestrator.testing.servo import cameras, servo
-from sim_workers.rollout.suite import EpisodeSpec, Rules
+from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec
 
 WORKERS = 2
-RULES = Rules(horizon=20, settle=0)
+RULES = EpisodeRules(horizon=20, settle=0)
 MOST_GROWTH_MIB, MOST_FILES = 32, 4
 
 
@@ -30,7 +30,7 @@ def main(quick: bool) -> None:
 
     from orchestrator.cluster.ray_runtime import connect, quiet
     from sim_workers.rollout.pool import RolloutPool
-    from sim_workers.rollout.ray_policy_client import Served
+    from sim_workers.rollout.ray_policy_client import RayServedPolicy
     from sim_workers.rollout.worker import RolloutJob
 
     quiet()
@@ -39,7 +39,7 @@ def main(quick: bool) -> None:
     server = ray.remote(FakePolicyServer).options(num_cpus=0).remote(servo)
     pool, source, contract = (
         RolloutPool(WORKERS, num_cpus=0.1, episodes_per_process=episodes + 1),
-        Served((server,), "servo"),
+        RayServedPolicy((server,), "servo"),
         cameras("fast"),
     )
     for i in range(episodes):

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from orchestrator.checkpoints.reader import fetch
-from orchestrator.storage.base import Folder
+from orchestrator.storage.base import LocalStorage
 from policy.checkpoint import CheckpointError, fingerprint
 
 MOST_BYTES = 20 * 2**30
@@ -63,7 +63,7 @@ def kept(
                         f"{uri}: the checkpoint there is {found}, not {expected}, which is to be scored:"
                         " replaced, or damaged"
                     )
-                Folder(fetched).sync("")  # a power failure must not leave an incomplete folder
+                LocalStorage(fetched).sync("")  # a power failure must not leave an incomplete folder
                 os.replace(fetched, folder)
         os.utime(folder)
     return folder

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.storage.base import Folder, NoObject, StorageError, open_storage
+from orchestrator.storage.base import LocalStorage, NoObject, StorageError, open_storage
 
 if TYPE_CHECKING:
     from policy.checkpoint import Card
@@ -52,7 +52,7 @@ def fetch(uri: str, folder: Path, link: bool = False) -> None:
     for key in filter(PARTS.fullmatch, storage.list("")):
         target = folder / key
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not isinstance(storage, Folder):
+        if not isinstance(storage, LocalStorage):
             target.write_bytes(storage.get(key))
         elif link:
             target.symlink_to(_inside(storage, key))
@@ -86,7 +86,7 @@ def whole(uri: str, expected: str) -> bool:
             if fingerprint(folder) != expected:
                 return False
         # an object of a bucket is complete or missing
-        if isinstance(place := open_storage(uri), Folder) and place.exists("trainer.safetensors"):
+        if isinstance(place := open_storage(uri), LocalStorage) and place.exists("trainer.safetensors"):
             with safe_open(place.root / "trainer.safetensors", "numpy"):
                 pass
     except (CheckpointError, SafetensorError, NoObject):
@@ -94,7 +94,7 @@ def whole(uri: str, expected: str) -> bool:
     return True
 
 
-def _inside(place: Folder, key: str) -> Path:
+def _inside(place: LocalStorage, key: str) -> Path:
     file = (place.root / key).resolve()
     if not file.is_relative_to(place.root.resolve()):
         raise StorageError(

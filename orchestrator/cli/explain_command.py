@@ -28,13 +28,13 @@ def explain(name: str, arm: str, storage: str, as_json: bool) -> None:
     demoscale explain jobs/quickstart.yaml demos-40_ratio-1_seed-0
     demoscale explain quickstart demos-40_ratio-1_seed-0 --json | jq .consequence
     """
-    from orchestrator.config.sweep_config import Sweep
+    from orchestrator.config.sweep_config import SweepConfig
     from orchestrator.sweep.explain import explain as compared
     from orchestrator.sweep.state import SweepState
 
     is_file = Path(name).suffix in (".yaml", ".yml")
     state = (
-        SweepState.open(Sweep.load(name), here=True)
+        SweepState.open(SweepConfig.load(name), here=True)
         if is_file
         else SweepState.named(name, storage, here=True)
     )

@@ -59,12 +59,12 @@ def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
     demoscale plan jobs/quickstart.yaml --set train.steps=2000
     demoscale plan jobs/quickstart.yaml --calibrate
     """
-    from orchestrator.config.sweep_config import Sweep
+    from orchestrator.config.sweep_config import SweepConfig
     from orchestrator.planning.calibration import known_calibration
     from orchestrator.planning.cost_estimate import estimate
     from orchestrator.planning.plan import make_plan
 
-    sweep = Sweep.load(sweep_file, overrides)
+    sweep = SweepConfig.load(sweep_file, overrides)
     click.echo(str(make_plan(sweep)))
     if calibrate:
         from orchestrator.planning.microbenchmark import calibrate as measure
@@ -111,11 +111,11 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
     from rich.live import Live
 
     from orchestrator.cluster.ray_runtime import quiet
-    from orchestrator.config.sweep_config import Sweep
+    from orchestrator.config.sweep_config import SweepConfig
     from orchestrator.planning.plan import make_plan
 
     began = time.monotonic()
-    sweep = Sweep.load(sweep_file, overrides)
+    sweep = SweepConfig.load(sweep_file, overrides)
     click.echo(f"{make_plan(sweep)}\n")
     quiet()
     from orchestrator.redaction import shown

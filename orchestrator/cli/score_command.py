@@ -20,10 +20,10 @@ from orchestrator.cli.mistakes import answers_mistakes
 from sim_workers.rollout.suite import SHIFTS
 
 if TYPE_CHECKING:
-    from orchestrator.config.schema import SuiteChoice
-    from orchestrator.evaluation.policy_ref import Subject
-    from orchestrator.evaluation.sequential_rule import Rule
-    from orchestrator.evaluation.standalone import Scoring
+    from orchestrator.config.schema import SuiteConfig
+    from orchestrator.evaluation.policy_ref import PolicyRef
+    from orchestrator.evaluation.sequential_rule import StoppingRule
+    from orchestrator.evaluation.standalone import StandaloneEval
     from sim_workers.rollout.suite import Suite
 
 EVERY = "every"
@@ -34,7 +34,7 @@ NAMELESS = (
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ScoreRequest:
     """What is to be played: the suite of a sweep file, options given beside it, or options alone."""
 
     tasks: tuple[str, ...]
@@ -46,11 +46,11 @@ class Wanted:
     rung: str
     block: int
     gl: Literal["egl", "osmesa", "mixed"] = "egl"
-    rule: "Rule | None" = None
+    rule: "StoppingRule | None" = None
 
-    def beside(self, suite: "SuiteChoice", given: Callable[[str], bool]) -> "Wanted":
+    def beside(self, suite: "SuiteConfig", given: Callable[[str], bool]) -> "ScoreRequest":
         """As a sweep has it, but for what was given on the command line."""
-        from orchestrator.evaluation.sequential_rule import Rule
+        from orchestrator.evaluation.sequential_rule import StoppingRule
 
         told: dict[str, Any] = {"shifts": ("nominal", *suite.shifts)}
         told |= {
@@ -59,7 +59,7 @@ class Wanted:
         }
         # there is no other arm to compare with
         decide = suite.decide if suite.decide and suite.decide.threshold is not None else None
-        rule = Rule(decide.look_every, decide.confidence, decide.threshold) if decide else None
+        rule = StoppingRule(decide.look_every, decide.confidence, decide.threshold) if decide else None
         return replace(
             self, gl=suite.gl, rule=rule, **{name: value for name, value in told.items() if not given(name)}
         )
@@ -81,14 +81,14 @@ class Wanted:
     def suites(self) -> list["Suite"]:
         """One per shift, the sweep's own lists, so that its scores are found again."""
         from sim_workers.envs.registry import refusal
-        from sim_workers.rollout.suite import Rules, Suite
+        from sim_workers.rollout.suite import EpisodeRules, Suite
 
         shifts = SHIFTS if EVERY in self.shifts else tuple(dict.fromkeys(self.shifts))
         of_shift = {
             shift: tuple(task for task in dict.fromkeys(self.tasks) if not refusal(task, shift))
             for shift in shifts
         }
-        rules = Rules(self.horizon, self.settle, self.success)
+        rules = EpisodeRules(self.horizon, self.settle, self.success)
         return [
             Suite(tasks, self.episodes, rules, self.block, shift)
             for shift, tasks in of_shift.items()
@@ -227,9 +227,9 @@ def score(
     from orchestrator.cli.progress import progress_bar
     from orchestrator.cluster.ray_runtime import CPU, connect, device_here, quiet
     from orchestrator.config.sweep_config import SweepError, load_suite
-    from orchestrator.evaluation.policy_ref import SubjectError, find
+    from orchestrator.evaluation.policy_ref import PolicyRefError, find
     from orchestrator.evaluation.scores import ProtocolError
-    from orchestrator.evaluation.standalone import Scoring
+    from orchestrator.evaluation.standalone import StandaloneEval
     from orchestrator.storage.base import open_storage
     from orchestrator.tracking.mlflow_writer import tracking_uri
     from sim_workers.envs.registry import TASKS, unfit
@@ -241,7 +241,7 @@ def score(
 
     quiet()
     kept_in = open_storage(storage)
-    wanted = Wanted(tasks, episodes, horizon, settle, success, shifts, rung, block)
+    wanted = ScoreRequest(tasks, episodes, horizon, settle, success, shifts, rung, block)
     if sweep:
         from orchestrator.sweep.state import last_checkpoint
 
@@ -250,7 +250,7 @@ def score(
     if suite_file:
         wanted = wanted.beside(load_suite(suite_file), given)
     mistakes = wanted.mistakes() + _unwritable(save)
-    subject: Subject | None = None
+    subject: PolicyRef | None = None
     try:
         subject = find(
             checkpoint, wanted.rung, not given("rung"), fingerprint, tracking_uri(mlflow, kept_in.uri)
@@ -259,7 +259,7 @@ def score(
         mistakes += [
             f"--task {task}: {sentence}" for task in known for sentence in unfit(subject.contract, task)
         ]
-    except SubjectError as error:
+    except PolicyRefError as error:
         mistakes.append(f"CHECKPOINT: {error}")
     if mistakes or subject is None:
         raise SweepError(context.command_path, mistakes)
@@ -273,7 +273,7 @@ def score(
         device = CPU
         if subject.sampler:  # a checkpoint of ours, which policy servers of the cluster load
             device = _device_of_cluster() if "RAY_ADDRESS" in os.environ else device_here()
-        scoring = Scoring(subject, wanted.suites(), wanted.gl, wanted.rule, kept, device=device)
+        scoring = StandaloneEval(subject, wanted.suites(), wanted.gl, wanted.rule, kept, device=device)
         if not subject.fingerprint:
             click.echo(NAMELESS.format(name=subject.name).replace("\n", " "), err=True)
         if scoring.complete:
@@ -326,7 +326,7 @@ def _unwritable(save: Path | None) -> list[str]:
     return [f"--save: {save} is there already; name another file"] if save and save.exists() else []
 
 
-def _print(scoring: "Scoring") -> None:
+def _print(scoring: "StandaloneEval") -> None:
     """A line per task and shift, or the only one alone."""
     lines = scoring.lines()
     for of, one in lines:

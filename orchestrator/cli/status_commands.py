@@ -74,9 +74,9 @@ def _now(state: Any) -> dict[str, Any]:
     live: dict[str, Any] = json.loads(state.storage.get(key)) if state.storage.exists(key) else {}
     if live and not live["over"] and time.time() - live["written"] < FRESH_S:
         return live | {"running": True}
-    from orchestrator.cost import Spending, added
+    from orchestrator.cost import CostLedger, added
 
-    cost = added(Spending.read(state.storage, state.sweep.name).by_arm().values())
+    cost = added(CostLedger.read(state.storage, state.sweep.name).by_arm().values())
     return {"running": False, "arms": state.board().lines(), "cost": cost.to_json()}
 
 

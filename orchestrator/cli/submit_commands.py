@@ -11,8 +11,8 @@ from orchestrator.cli.common import SET
 from orchestrator.cli.mistakes import answers_mistakes
 
 if TYPE_CHECKING:
-    from orchestrator.cluster.ray_jobs import Cluster, Load
-    from orchestrator.config.sweep_config import Sweep
+    from orchestrator.cluster.ray_jobs import Cluster, JobSpec
+    from orchestrator.config.sweep_config import SweepConfig
 
 JOBS = ("collect", "ingest", "score", "pretrain", "encode", "export")
 
@@ -132,10 +132,10 @@ def stop(name: str, address: str, storage: str) -> None:
         sys.exit(130)
 
 
-def _sweep(arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "Sweep":
+def _sweep(arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "SweepConfig":
     """Return the sweep if it can run on other machines; print its plan, or why there is none."""
     from orchestrator.cluster.preflight import notes_on, unfit_sweep
-    from orchestrator.config.sweep_config import Sweep, SweepError
+    from orchestrator.config.sweep_config import SweepConfig, SweepError
     from orchestrator.data.episode_format import EpisodeError
     from orchestrator.data.episode_store import load_manifest
     from orchestrator.planning.plan import make_plan
@@ -143,7 +143,7 @@ def _sweep(arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "Sweep":
 
     if len(arguments) != 1:
         raise click.UsageError("name one sweep file, or a job with --job")
-    sweep = Sweep.load(arguments[0], overrides)
+    sweep = SweepConfig.load(arguments[0], overrides)
     if problems := unfit_sweep(sweep):
         raise SweepError(arguments[0], problems)
     try:
@@ -160,9 +160,9 @@ def _sweep(arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "Sweep":
     return sweep
 
 
-def _job_load(job: str, arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "Load":
+def _job_load(job: str, arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "JobSpec":
     from orchestrator.cluster.preflight import unfit_arguments
-    from orchestrator.cluster.ray_jobs import Load
+    from orchestrator.cluster.ray_jobs import JobSpec
     from orchestrator.cluster.submission import CHECK, COMMAND
     from orchestrator.config.sweep_config import SweepError
     from orchestrator.provenance import digest
@@ -172,11 +172,11 @@ def _job_load(job: str, arguments: tuple[str, ...], overrides: tuple[str, ...]) 
     if problems := unfit_arguments(job, arguments):
         raise SweepError(f"jobs.{job}", problems)
     asked = digest(arguments)
-    return Load(job, job, asked, asked, f"{CHECK} && {COMMAND}{job} {shlex.join(arguments)}")
+    return JobSpec(job, job, asked, asked, f"{CHECK} && {COMMAND}{job} {shlex.join(arguments)}")
 
 
 def _follow_command(
-    load: "Load", arguments: tuple[str, ...], overrides: tuple[str, ...], address: str
+    load: "JobSpec", arguments: tuple[str, ...], overrides: tuple[str, ...], address: str
 ) -> str:
     sets = [part for override in overrides for part in ("--set", override)]
     what = [*arguments, *sets] if load.kind == "sweep" else ["--job", load.kind]

@@ -28,12 +28,12 @@ LIMIT_BYTES = 100 * 2**20
 """Limit of a Ray head for one request, in bytes."""
 
 
-class StagingError(DemoscaleError):
+class CodeBundleError(DemoscaleError):
     """Error if the code cannot be sent: one sentence with the reason."""
 
 
 @dataclass(frozen=True)
-class Staged:
+class CodeBundle:
     """Bundle on this machine's disk: its folder, number of files and size in bytes."""
 
     folder: Path
@@ -44,9 +44,9 @@ class Staged:
 @contextmanager
 def staged(
     texts: Mapping[str, str], checkout: Path = CHECKOUT, limit_bytes: int = LIMIT_BYTES
-) -> Iterator[Staged]:
-    """Copy the code, and `texts` by file name, into a temporary folder. Raises StagingError if that is more
-    than `limit_bytes`.
+) -> Iterator[CodeBundle]:
+    """Copy the code, and `texts` by file name, into a temporary folder. Raises CodeBundleError if that is
+    more than `limit_bytes`.
     """
     with tempfile.TemporaryDirectory(prefix="demoscale-") as name:
         folder, files = Path(name), list(shipped_files(checkout))
@@ -62,12 +62,12 @@ def staged(
         }
         if sum(sizes.values()) > limit_bytes:
             largest = max(sizes, key=lambda name: sizes[name])
-            raise StagingError(
+            raise CodeBundleError(
                 f"{sum(sizes.values()) / 2**20:.0f} MiB would be sent, and a Ray head takes"
                 f" {limit_bytes / 2**20:.0f} MiB; the largest file is {largest} ({sizes[largest] / 2**20:.0f}"
                 " MiB): keep data and weights in s3:// or on a file system that all nodes share"
             )
-        yield Staged(folder, len(sizes), sum(sizes.values()))
+        yield CodeBundle(folder, len(sizes), sum(sizes.values()))
 
 
 def shipped_files(checkout: Path) -> Iterator[Path]:
@@ -90,7 +90,7 @@ def shipped_files(checkout: Path) -> Iterator[Path]:
 def _git(checkout: Path, *arguments: str) -> list[str]:
     done = subprocess.run(["git", "ls-files", "-z", *arguments], cwd=checkout, capture_output=True, text=True)
     if done.returncode:
-        raise StagingError(
+        raise CodeBundleError(
             f"git cannot list the files of {checkout} ({done.stderr.strip()}); mend the checkout"
         )
     return [name for name in done.stdout.split("\0") if name]

@@ -13,7 +13,7 @@ ROLLOUT_CPUS = 0.5
 
 
 @dataclass(frozen=True)
-class Placement:
+class ResourcePlan:
     """Resources of a sweep's processes. On a machine smaller than the sweep, claims shrink and the processes
     share its cores.
     """
@@ -36,7 +36,7 @@ class Placement:
     @classmethod
     def fit(
         cls, cluster: dict[str, float], workers: int, rollout_actors: int, arms: int, cpus_apart: float = 0.0
-    ) -> "Placement":
+    ) -> "ResourcePlan":
         """Fit a sweep to a cluster. Raises SweepError, with the numbers, if one arm's workers can never run
         at once.
 

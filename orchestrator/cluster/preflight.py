@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from orchestrator.cluster.code_bundle import SHIPPED
-from orchestrator.config.sweep_config import Sweep, credential_problems
+from orchestrator.config.sweep_config import SweepConfig, credential_problems
 from orchestrator.provenance import CHECKOUT
 from orchestrator.redaction import credentials_in
 
@@ -39,7 +39,7 @@ def _keep_out(field: str) -> str:
     )
 
 
-def unfit_sweep(sweep: Sweep) -> list[str]:
+def unfit_sweep(sweep: SweepConfig) -> list[str]:
     """Return why the sweep could not run on other machines, one sentence each with the fix; secrets are not
     repeated.
     """
@@ -73,7 +73,7 @@ def unfit_sweep(sweep: Sweep) -> list[str]:
     return problems
 
 
-def notes_on(sweep: Sweep) -> list[str]:
+def notes_on(sweep: SweepConfig) -> list[str]:
     """Return notes on assumptions that this machine cannot check, one sentence each."""
     places = {
         "data.episodes": sweep.data.episodes,

@@ -54,7 +54,7 @@ class ForgottenError(SubmitError):
 
 
 @dataclass(frozen=True)
-class Load:
+class JobSpec:
     """Work to submit."""
 
     kind: str
@@ -188,7 +188,7 @@ class Cluster:
             " what was finished is kept"
         )
 
-    def submit(self, load: Load, folder: Path, pip: bool = False) -> tuple[Job, bool]:
+    def submit(self, load: JobSpec, folder: Path, pip: bool = False) -> tuple[Job, bool]:
         """Start the load with the code in `folder`, or find it running; return its job and whether it was
         started.
 
@@ -218,7 +218,7 @@ class Cluster:
                     continue  # a concurrent submission got the id; the next iteration finds it
             return self.job(job_id), True
 
-    def _same(self, job: Job, load: Load) -> Job:
+    def _same(self, job: Job, load: JobSpec) -> Job:
         if job.told.get(_SETTINGS) != load.settings:
             raise SubmitError(
                 f"{load.name} is running already, with other settings ({job.job_id} at {self.address}); let"
@@ -363,7 +363,7 @@ def _only(address: str) -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _metadata(load: Load) -> dict[str, str]:
+def _metadata(load: JobSpec) -> dict[str, str]:
     return {
         _KIND: load.kind,
         _NAME: load.name,

@@ -1,12 +1,14 @@
-"""Python API of a sweep on a Ray cluster: `Sweep.load(...).submit("http://head:8265").wait().curve()`."""
+"""Python API of a sweep on a Ray cluster:
+`SweepConfig.load(...).submit("http://head:8265").wait().curve()`.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from orchestrator.cluster.code_bundle import Staged, staged
-from orchestrator.cluster.ray_jobs import Cluster, Job, Load, SubmitError
-from orchestrator.config.sweep_config import Sweep
+from orchestrator.cluster.code_bundle import CodeBundle, staged
+from orchestrator.cluster.ray_jobs import Cluster, Job, JobSpec, SubmitError
+from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.provenance import digest
 from orchestrator.redaction import redacted
 from orchestrator.storage.base import open_storage
@@ -22,16 +24,16 @@ COMMAND = "python -m jobs."
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SweepSubmission:
     """Sweep that a cluster runs, or has run."""
 
-    sweep: Sweep
+    sweep: SweepConfig
     cluster: Cluster
     job: Job
-    sent: Staged | None
+    sent: CodeBundle | None
     """Bundle that was sent; None if the sweep was running already, so that nothing was started."""
 
-    def wait(self, echo: Callable[[str], None] = lambda text: None) -> "Submitted":
+    def wait(self, echo: Callable[[str], None] = lambda text: None) -> "SweepSubmission":
         """Wait until the sweep is done; a broken connection is reopened. `echo` receives its output.
 
         Raises SubmitError if it was stopped or failed.
@@ -41,7 +43,7 @@ class Submitted:
             raise SubmitError(f"{job.job_id} at {self.cluster.address}: {ended(job)}")
         return replace(self, job=job)
 
-    def stop(self) -> "Submitted":
+    def stop(self) -> "SweepSubmission":
         """Stop the sweep cleanly, as Ctrl-C does; submitted again, it resumes."""
         return replace(self, job=self.cluster.stop(self.job))
 
@@ -54,11 +56,11 @@ class Submitted:
 
 
 def send(
-    load: Load, texts: Mapping[str, str], cluster: Cluster, pip: bool = False
-) -> tuple[Job, Staged | None]:
+    load: JobSpec, texts: Mapping[str, str], cluster: Cluster, pip: bool = False
+) -> tuple[Job, CodeBundle | None]:
     """Start the load with this checkout's code and these files, or find it running.
 
-    Return its job and the bundle that was sent, None if nothing was started. Raises StagingError or
+    Return its job and the bundle that was sent, None if nothing was started. Raises CodeBundleError or
     SubmitError.
     """
     with staged(texts) as sent:
@@ -66,13 +68,13 @@ def send(
         return job, sent if started else None
 
 
-def sweep_load(sweep: Sweep) -> tuple[Load, dict[str, str]]:
+def sweep_load(sweep: SweepConfig) -> tuple[JobSpec, dict[str, str]]:
     """Return the load that runs the sweep, and the files it needs in addition to the checkout, text by file
     name.
     """
     text = sweep.to_yaml()
     command = f"{CHECK} && {COMMAND}sweep {SWEEP_FILE}"
-    return Load("sweep", sweep.name, open_storage(sweep.storage).uri, digest(text), command), {
+    return JobSpec("sweep", sweep.name, open_storage(sweep.storage).uri, digest(text), command), {
         SWEEP_FILE: text
     }
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from orchestrator.config.sweep_config import Sweep, sections_in
+from orchestrator.config.sweep_config import SweepConfig, sections_in
 
 HEAD = """# What you submit
 
@@ -68,7 +68,7 @@ def _plain(value: object) -> str:
 
 def page() -> str:
     """The whole file."""
-    return HEAD + "\n".join(rows(Sweep)) + "\n"
+    return HEAD + "\n".join(rows(SweepConfig)) + "\n"
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ class Decide(Section):
         return self
 
 
-class SuiteChoice(Section):
+class SuiteConfig(Section):
     """The evaluation episodes: the same initial states for every checkpoint of every arm."""
 
     tasks: Annotated[

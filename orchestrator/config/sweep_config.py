@@ -31,7 +31,7 @@ from orchestrator.config.schema import (
     Range,
     Search,
     Section,
-    SuiteChoice,
+    SuiteConfig,
     Train,
     distinct,
 )
@@ -48,7 +48,7 @@ from policy.config import SamplerConfig
 from policy.errors import DemoscaleError
 from policy.presets import policy_config, weights_source
 from sim_workers.envs.registry import refusal, unfit
-from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.suite import EpisodeRules, Suite
 
 
 class SweepError(DemoscaleError):
@@ -64,7 +64,7 @@ class SweepError(DemoscaleError):
         )
 
 
-class Sweep(Section):
+class SweepConfig(Section):
     """One sweep file."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
@@ -77,7 +77,7 @@ class Sweep(Section):
     """Which policy learns."""
     train: Train
     """How one arm is trained. Every arm gets the same number of optimiser steps."""
-    suite: SuiteChoice
+    suite: SuiteConfig
     """The evaluation episodes: the same initial states for every checkpoint of every arm."""
     rollout_actors: PositiveInt = 2
     """Simulator processes; the scores do not depend on how many."""
@@ -111,13 +111,13 @@ class Sweep(Section):
         return raw
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> "Sweep":
+    def _makes_sense(self) -> "SweepConfig":
         if problems := list(contradictions({name: getattr(self, name) for name in type(self).model_fields})):
             raise ValueError("\n".join(problems))
         return self
 
     @classmethod
-    def load(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "Sweep":
+    def load(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "SweepConfig":
         """Read a sweep file; `overrides` are `dotted.key=value`, the value in YAML. SweepError lists every
         mistake.
         """
@@ -156,7 +156,7 @@ class Sweep(Section):
             self.suite.tasks,
             self.suite.episodes,
             shift=shift,
-            rules=Rules(self.suite.horizon, self.suite.settle, self.suite.success),
+            rules=EpisodeRules(self.suite.horizon, self.suite.settle, self.suite.success),
         )
 
     def checkpoint_steps(self) -> list[int]:
@@ -198,10 +198,10 @@ class Sweep(Section):
 class _WithSuite(BaseModel):
     """A sweep file of which only the suite is wanted."""
 
-    suite: SuiteChoice
+    suite: SuiteConfig
 
 
-def load_suite(path: str | Path) -> SuiteChoice:
+def load_suite(path: str | Path) -> SuiteConfig:
     """The suite of a sweep file, whatever else the file holds; SweepError lists every mistake in it."""
     raw = _read(path)
     _refuse_credentials(raw, str(path))
@@ -212,8 +212,8 @@ def load_suite(path: str | Path) -> SuiteChoice:
 
 
 def credential_problems(raw: Any) -> list[str]:
-    """One sentence per field of a sweep, as it was read or as `Sweep` dumps it, that holds credentials; they
-    are not repeated.
+    """One sentence per field of a sweep, as it was read or as `SweepConfig` dumps it, that holds credentials;
+    they are not repeated.
     """
     return [
         f"{field}: it holds credentials, which all who see its storage, MLflow or the cluster's jobs could"
@@ -294,7 +294,7 @@ def _override(raw: dict[str, Any], override: str, where: str) -> None:
 
 def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
     """Yield one sentence per pair of fields that contradict each other. sections: the valid fields of a
-    `Sweep`, by name; others are not read.
+    `SweepConfig`, by name; others are not read.
     """
     data, suite, search, train = (sections.get(name) for name in ("data", "suite", "search", "train"))
     if suite and (
@@ -336,7 +336,7 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _mistakes(model: type[Sweep], raw: dict[str, Any], error: ValidationError) -> list[str]:
+def _mistakes(model: type[SweepConfig], raw: dict[str, Any], error: ValidationError) -> list[str]:
     """Every mistake in a sweep file: those of single fields, and contradictions between the fields that are
     right.
     """
@@ -420,7 +420,7 @@ def _store_problems_of(raw: dict[str, Any]) -> list[str]:
     """What is wrong with the episode store, as far as a file with mistakes elsewhere lets one tell."""
     try:
         data = Data.model_validate(raw.get("data"))
-        tasks = SuiteChoice.model_validate(raw.get("suite")).tasks
+        tasks = SuiteConfig.model_validate(raw.get("suite")).tasks
     except ValidationError:
         return []
     return store_problems(data, tasks)

@@ -23,7 +23,7 @@ POOL_VISITS = 16  # visits open at a time, for demos and for action-free episode
 
 
 @dataclass(frozen=True, eq=False)
-class Visit:
+class EpisodeVisit:
     """One decoding of one episode, with the first frames of the clips to cut."""
 
     entry: EpisodeEntry
@@ -34,7 +34,7 @@ class Visit:
 class Draw(NamedTuple):
     """Next clip of a worker."""
 
-    visit: Visit
+    visit: EpisodeVisit
     start: int
     opens: bool
     """True for the first draw from this visit since the walk began."""
@@ -43,7 +43,7 @@ class Draw(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Order:
+class ClipSampler:
     """Order of the clips of worker `rank` of `world`, which takes `batch_size` of them at every step."""
 
     demos: tuple[EpisodeEntry, ...]
@@ -87,7 +87,7 @@ class Order:
         demos, total = len(self.demos), len(self.demos) + len(self.action_free)
         return (position + 1) * demos // total > position * demos // total
 
-    def _visits(self, episodes: Sequence[EpisodeEntry], kind: int) -> Iterator[Visit]:
+    def _visits(self, episodes: Sequence[EpisodeEntry], kind: int) -> Iterator[EpisodeVisit]:
         """Yield the worker's visits without end; over all workers, an epoch holds every possible clip of
         every episode once.
         """
@@ -98,13 +98,13 @@ class Order:
             self.world,
         )
 
-    def _epoch(self, episodes: Sequence[EpisodeEntry], kind: int, epoch: int) -> list[Visit]:
+    def _epoch(self, episodes: Sequence[EpisodeEntry], kind: int, epoch: int) -> list[EpisodeVisit]:
         rng = self._random(0, kind, epoch)
         visits = []
         for entry in episodes:
             starts = rng.permutation(entry.length).tolist()
             visits += [
-                Visit(entry, tuple(starts[i : i + CLIPS_PER_VISIT]), with_actions=kind == 0)
+                EpisodeVisit(entry, tuple(starts[i : i + CLIPS_PER_VISIT]), with_actions=kind == 0)
                 for i in range(0, len(starts), CLIPS_PER_VISIT)
             ]
         return [visits[i] for i in rng.permutation(len(visits)).tolist()]
@@ -112,10 +112,10 @@ class Order:
     def _random(self, purpose: int, kind: int, number: int) -> np.random.Generator:
         return np.random.default_rng([int(self.fingerprint, 16), self.seed, purpose, kind, number])
 
-    def _mixed(self, episodes: Sequence[EpisodeEntry], kind: int) -> Iterator[tuple[Visit, int]]:
+    def _mixed(self, episodes: Sequence[EpisodeEntry], kind: int) -> Iterator[tuple[EpisodeVisit, int]]:
         """Yield each visit's clips, delayed at random by less than POOL_VISITS visits."""
         rng = self._random(1, kind, self.rank)
-        waiting: list[tuple[float, int, Visit, int]] = []
+        waiting: list[tuple[float, int, EpisodeVisit, int]] = []
         tie = count()
         for number, visit in enumerate(self._visits(episodes, kind)):
             for delay, start in zip(rng.random(len(visit.starts)).tolist(), visit.starts, strict=True):

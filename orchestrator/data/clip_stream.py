@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS, Order
+from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS, ClipSampler
 from orchestrator.data.clips import Clip, cut, shown_frames, stack
 from orchestrator.data.episode_format import Episode, EpisodeError, decode
 from orchestrator.data.episode_store import fetch
@@ -90,7 +90,7 @@ class _Recent:
 class _Need:
     """Episodes that a worker needs fetched: those that it opens and does not have in its cache."""
 
-    order: Order
+    order: ClipSampler
     first_step: int
     num_steps: int
     cache_bytes: int
@@ -308,7 +308,7 @@ def straight(uri: str, need: _Need) -> Iterator[bytes]:
 def batches(
     uri: str,
     contract: Contract,
-    order: Order,
+    order: ClipSampler,
     shape: ClipShape,
     *,
     first_step: int,

@@ -44,7 +44,7 @@ INDEX = pa.schema(
 
 
 @dataclass(frozen=True)
-class Kept:
+class LatentEntry:
     """Row of an index: the latents of one episode."""
 
     episode: str
@@ -64,7 +64,7 @@ def picture_bytes(codec: "Latents", image_size: tuple[int, int]) -> int:
 
 def keep_latents(
     storage: Storage, manifest: Manifest, codec: "Latents", fingerprint: str, device: "torch.device"
-) -> Iterator[Kept | EpisodeError]:
+) -> Iterator[LatentEntry | EpisodeError]:
     """Encode all frames and cameras of every episode of a manifest that is not encoded yet; yield one result
     per episode, in any order.
 
@@ -80,7 +80,7 @@ def keep_latents(
     entries = list(manifest.entries)
     random.shuffle(entries)  # so that concurrent processes rarely encode the same episode
 
-    def source(entry: EpisodeEntry) -> Kept | Episode | EpisodeError:
+    def source(entry: EpisodeEntry) -> LatentEntry | Episode | EpisodeError:
         """Return the episode's latents if they are complete, else its pictures, else the error."""
         try:
             found = known.get(entry.sha256) or _found(storage, fingerprint, entry)
@@ -91,7 +91,7 @@ def keep_latents(
             return error
 
     with ThreadPoolExecutor(1) as ahead:
-        following: Future[Kept | Episode | EpisodeError] | None = (
+        following: Future[LatentEntry | Episode | EpisodeError] | None = (
             ahead.submit(source, entries[0]) if entries else None
         )
         for i, entry in enumerate(entries):
@@ -104,7 +104,7 @@ def keep_latents(
                 yield found
 
 
-def _found(storage: Storage, fingerprint: str, entry: EpisodeEntry) -> Kept | None:
+def _found(storage: Storage, fingerprint: str, entry: EpisodeEntry) -> LatentEntry | None:
     """Return the row of a complete object that a killed or a concurrent process wrote; None without one."""
     for key in storage.list(f"latents/{fingerprint}/{entry.sha256}/"):
         data = storage.get(key)
@@ -113,9 +113,11 @@ def _found(storage: Storage, fingerprint: str, entry: EpisodeEntry) -> Kept | No
     return None
 
 
-def _row(fingerprint: str, entry: EpisodeEntry, data: bytes) -> Kept:
+def _row(fingerprint: str, entry: EpisodeEntry, data: bytes) -> LatentEntry:
     sha256 = hashlib.sha256(data).hexdigest()
-    return Kept(entry.sha256, f"latents/{fingerprint}/{entry.sha256}/{sha256}.parquet", len(data), sha256)
+    return LatentEntry(
+        entry.sha256, f"latents/{fingerprint}/{entry.sha256}/{sha256}.parquet", len(data), sha256
+    )
 
 
 def _encoded(episode: Episode, codec: "Latents", device: "torch.device") -> bytes:
@@ -142,14 +144,16 @@ def _latents(
     return latents
 
 
-def _write(storage: Storage, fingerprint: str, entry: EpisodeEntry, data: bytes) -> Kept:
+def _write(storage: Storage, fingerprint: str, entry: EpisodeEntry, data: bytes) -> LatentEntry:
     row = _row(fingerprint, entry, data)
     if not storage.put_if_absent(row.key, data) and storage.get(row.key) != data:
         storage.put(row.key, data)  # the existing object is damaged
     return row
 
 
-def publish_index(storage: Storage, manifest: Manifest, fingerprint: str, rows: Iterable[Kept]) -> None:
+def publish_index(
+    storage: Storage, manifest: Manifest, fingerprint: str, rows: Iterable[LatentEntry]
+) -> None:
     """Publish the index of the latents of all of a manifest's episodes. An existing index stays."""
     table = pa.Table.from_pylist([vars(row) for row in sorted(rows, key=lambda row: row.episode)], INDEX)
     buffer = pa.BufferOutputStream()
@@ -172,7 +176,7 @@ def _digest(table: pa.Table) -> str:
 # -- latents: reading ----------------------------------------------------------------------------------------
 
 
-def _rows(storage: Storage, key: str) -> list[Kept]:
+def _rows(storage: Storage, key: str) -> list[LatentEntry]:
     """Return the rows of an index. Raises EpisodeError if it is damaged."""
     data = storage.get(key)
     try:
@@ -184,7 +188,7 @@ def _rows(storage: Storage, key: str) -> list[Kept]:
         whole = False
     if not whole:
         raise EpisodeError(f"{storage.uri}: the index of latents is damaged; delete {key} and {AGAIN}")
-    return [Kept(**row) for row in table.to_pylist()]
+    return [LatentEntry(**row) for row in table.to_pylist()]
 
 
 def latent_entries(

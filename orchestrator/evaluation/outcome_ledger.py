@@ -46,9 +46,9 @@ from orchestrator.provenance import digest
 from orchestrator.redaction import redacted
 from orchestrator.storage.base import NoObject, Storage, StorageError, claim
 from orchestrator.storage.notes import read_notes
-from sim_workers.envs.render_check import Portrait
+from sim_workers.envs.render_check import RenderFingerprint
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.rollout_video import Filmed
+from sim_workers.rollout.rollout_video import RecordedVideo
 from sim_workers.rollout.suite import EpisodeSpec
 from sim_workers.rollout.worker import Scene
 
@@ -190,7 +190,7 @@ class Ledger:
             "recorded": recorded,
         }
 
-    def keep_film(self, episode_id: str, film: Filmed) -> None:
+    def keep_film(self, episode_id: str, film: RecordedVideo) -> None:
         """Write an episode's film. The MP4 is written last: an episode with an MP4 is not played again."""
         if film.foresight:
             self._storage.put_if_absent(f"{self._prefix}{episode_id}.json", film.foresight)
@@ -236,7 +236,7 @@ def _outcome(row: dict[str, Any]) -> Outcome:
     return Outcome(spec, **{name: row[name] for name in _OUTCOME})
 
 
-class Portraits:
+class RenderReferences:
     """The first portrait of every scene (`sim_workers.envs.render_check`), which every later scoring process
     must match.
     """
@@ -248,15 +248,15 @@ class Portraits:
         compare pixels with the first portrait of the same driver, and physics with the first of all.
         """
         self._storage, self._prefix, self._mixed = storage, f"portraits/{simulation}/", mixed
-        self._known: dict[str, Portrait] = {}
+        self._known: dict[str, RenderFingerprint] = {}
 
-    def get(self, scene: Scene) -> Portrait | None:
+    def get(self, scene: Scene) -> RenderFingerprint | None:
         """Return the scene's portrait; None if there is none, or if `mixed`: the driver is unknown before the
         first rendering.
         """
         return None if self._mixed else self._read(self._key(scene))
 
-    def put(self, scene: Scene, portrait: Portrait) -> Portrait:
+    def put(self, scene: Scene, portrait: RenderFingerprint) -> RenderFingerprint:
         """Write the scene's portrait unless there is one; return the stored portrait, which must be
         matched.
         """
@@ -266,15 +266,15 @@ class Portraits:
         own = self._keep(self._key(scene, portrait.driver), portrait)
         return replace(first, driver=own.driver, pixels=own.pixels)
 
-    def _keep(self, key: str, portrait: Portrait) -> Portrait:
+    def _keep(self, key: str, portrait: RenderFingerprint) -> RenderFingerprint:
         if known := self._read(key):
             return known
         self._storage.put_if_absent(key, json.dumps(asdict(portrait), indent=1).encode())
         return self._read(key) or portrait
 
-    def _read(self, key: str) -> Portrait | None:
+    def _read(self, key: str) -> RenderFingerprint | None:
         if key not in self._known and self._storage.exists(key):
-            self._known[key] = Portrait(**json.loads(self._storage.get(key)))
+            self._known[key] = RenderFingerprint(**json.loads(self._storage.get(key)))
         return self._known.get(key)
 
     def all(self) -> dict[str, dict[str, str]]:

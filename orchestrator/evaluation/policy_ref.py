@@ -21,12 +21,12 @@ OURS = re.compile(r"[0-9a-f]{16}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-class SubjectError(DemoscaleError):
+class PolicyRefError(DemoscaleError):
     """Error of one sentence: why the given name is not a policy that can be scored."""
 
 
 @dataclass(frozen=True)
-class Subject:
+class PolicyRef:
     """A policy to be scored, possibly not yet connected, and the identity of its scores."""
 
     name: str
@@ -44,58 +44,58 @@ class Subject:
 
 def find(
     name: str, rung: str = "", own_rung: bool = False, fingerprint: str = "", tracking: str = ""
-) -> Subject:
+) -> PolicyRef:
     """Return the policy with a name: a folder, s3://..., models:/ID, http(s)://..., or MODULE:FUNCTION.
 
     rung: rung of a checkpoint's ladder. own_rung: a checkpoint without that rung uses its own, as a sweep's
     baselines do. fingerprint: the user's identifier of a policy that has no fingerprint of its own. tracking:
     URI of the MLflow that has the logged models.
 
-    Raises SubjectError if the arguments are wrong, and CheckpointError, StorageError or TrackingError if
+    Raises PolicyRefError if the arguments are wrong, and CheckpointError, StorageError or TrackingError if
     reading the policy fails.
     """
     if name.startswith(("s3://", "file://")) or Path(name).is_dir() or LOGGED_MODEL.fullmatch(name):
         if fingerprint:
-            raise SubjectError("a checkpoint is known by its own fingerprint; leave out --fingerprint")
+            raise PolicyRefError("a checkpoint is known by its own fingerprint; leave out --fingerprint")
         return _checkpoint(name, rung, own_rung, tracking)
     if rung and not own_rung:
-        raise SubjectError(f"only a checkpoint's folder has a ladder to take --rung {rung} from")
+        raise PolicyRefError(f"only a checkpoint's folder has a ladder to take --rung {rung} from")
     if fingerprint and (OURS.fullmatch(fingerprint) or not NAME.fullmatch(fingerprint)):
-        raise SubjectError(
+        raise PolicyRefError(
             f"--fingerprint {fingerprint}: write letters, digits, '.', '_' and '-', and not 16 hex digits,"
             " which name a checkpoint"
         )
     return _served(name, fingerprint) if "://" in name else _function(name, fingerprint)
 
 
-def _served(url: str, fingerprint: str) -> Subject:
+def _served(url: str, fingerprint: str) -> PolicyRef:
     from policy.http_policy import RemoteError, RemotePolicy
-    from sim_workers.rollout.policy_clients import Remote
+    from sim_workers.rollout.policy_clients import RemoteServer
 
     url = shown(url)  # a policy server takes no credentials, and its URL is written to logs and results
     try:
         contract = RemotePolicy(url, patience_s=3.0).contract
     except RemoteError as error:
-        raise SubjectError(str(error)) from None
-    return Subject(url, contract, fingerprint, None, lambda _: Remote(url))
+        raise PolicyRefError(str(error)) from None
+    return PolicyRef(url, contract, fingerprint, None, lambda _: RemoteServer(url))
 
 
-def _function(name: str, fingerprint: str) -> Subject:
-    from sim_workers.rollout.policy_clients import Named
+def _function(name: str, fingerprint: str) -> PolicyRef:
+    from sim_workers.rollout.policy_clients import FactoryPolicy
 
     if "/" in name and ":" not in name:
-        raise SubjectError(f"there is no folder {name}")
+        raise PolicyRefError(f"there is no folder {name}")
     # Ray's processes must find modules in this process's working directory too.
     sys.path.insert(0, os.getcwd())
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     try:
-        contract = Named(name).make().contract
+        contract = FactoryPolicy(name).make().contract
     except ValueError as error:
-        raise SubjectError(str(error)) from None
-    return Subject(name, contract, fingerprint, None, lambda _: Named(name))
+        raise PolicyRefError(str(error)) from None
+    return PolicyRef(name, contract, fingerprint, None, lambda _: FactoryPolicy(name))
 
 
-def _checkpoint(name: str, rung: str, own_rung: bool, tracking: str) -> Subject:
+def _checkpoint(name: str, rung: str, own_rung: bool, tracking: str) -> PolicyRef:
     from orchestrator.checkpoints.reader import card_of
     from policy.checkpoint import CheckpointError
 
@@ -117,20 +117,20 @@ def _checkpoint(name: str, rung: str, own_rung: bool, tracking: str) -> Subject:
             " (train.mode: two_stage)"
         )
     if rung and rung not in card.config.ladder and not (own_rung and card.config.video is None):
-        raise SubjectError(f"{name} has no rung {rung}; it has {', '.join(card.config.ladder)}")
+        raise PolicyRefError(f"{name} has no rung {rung}; it has {', '.join(card.config.ladder)}")
 
     def reach(workers: int) -> PolicySource:
-        from orchestrator.cluster.placement import Placement
+        from orchestrator.cluster.placement import ResourcePlan
         from orchestrator.cluster.ray_runtime import resources
         from orchestrator.evaluation.policy_server import policy_of
         from orchestrator.evaluation.ray_actors import policy_servers, serving
 
-        placement = Placement.fit(resources(), 1, workers, 1)
+        placement = ResourcePlan.fit(resources(), 1, workers, 1)
         return serving(
             policy_servers(placement.servers, placement.server_gpus, rung), policy_of(uri, fingerprint)
         )
 
-    return Subject(name, card.contract, fingerprint, _sampler(card.config, rung), reach)
+    return PolicyRef(name, card.contract, fingerprint, _sampler(card.config, rung), reach)
 
 
 def _sampler(config: PolicyConfig, rung: str) -> SamplerConfig:

@@ -14,7 +14,7 @@ from orchestrator.checkpoints.reader import at_hand
 from orchestrator.prometheus import BATCH_FILL, REPLAN_LATENCY
 from policy.interface import ActionChunk, Imagination, Observation
 from sim_workers.checkout import Files, check_imported
-from sim_workers.rollout.autoscaler import Answered
+from sim_workers.rollout.autoscaler import ServerUsage
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class PolicyServer:
         self._policies: OrderedDict[str, Any] = OrderedDict()
         self._waiting: dict[tuple[str, str], list[_Asked]] = {}  # by checkpoint and method of the policy
         self._serving: asyncio.Task[None] | None = None
-        self._answered: dict[str, Answered] = {}  # by checkpoint; the empty name has the sum
+        self._answered: dict[str, ServerUsage] = {}  # by checkpoint; the empty name has the sum
 
     def __repr__(self) -> str:
         return f"PolicyServer({self._sweep})"
@@ -96,9 +96,9 @@ class PolicyServer:
         """
         await asyncio.to_thread(self._loaded, checkpoint)
 
-    async def answered(self, checkpoint: str = "") -> Answered:
+    async def answered(self, checkpoint: str = "") -> ServerUsage:
         """Return the work done since the server started, for one checkpoint or, with no name, for all."""
-        return self._answered.get(checkpoint, Answered())
+        return self._answered.get(checkpoint, ServerUsage())
 
     async def _serve(self) -> None:
         while self._waiting:
@@ -117,9 +117,9 @@ class PolicyServer:
                     one.answer.set_exception(error)
             else:
                 spent = time.perf_counter() - began
-                done = Answered(1, len(asked), spent) if what == "act" else Answered(imagined_s=spent)
+                done = ServerUsage(1, len(asked), spent) if what == "act" else ServerUsage(imagined_s=spent)
                 for name in ("", checkpoint):
-                    self._answered[name] = self._answered.get(name, Answered()) + done
+                    self._answered[name] = self._answered.get(name, ServerUsage()) + done
                 for one, told in zip(asked, answers, strict=True):
                     one.answer.set_result(told)
                 if what == "act":

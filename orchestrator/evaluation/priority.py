@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from orchestrator.evaluation.scores import ScoringJob
+from orchestrator.evaluation.scores import EvalJob
 
 
-class Urgency:
+class EvalPriority:
     """Ranks checkpoints by the urgency of their score.
 
     Reference checkpoints, which others are compared with, come first; then an arm without any score; then a
@@ -21,19 +21,19 @@ class Urgency:
         self._newest: dict[str, int] = {}  # step, by arm
         self._begun: set[str] = set()
 
-    def opened(self, job: ScoringJob) -> None:
+    def opened(self, job: EvalJob) -> None:
         """Record a checkpoint that is to be scored."""
         self._newest[job.arm_id] = max(job.step, self._newest.get(job.arm_id, 0))
 
-    def begun(self, job: ScoringJob) -> None:
+    def begun(self, job: EvalJob) -> None:
         """Record that the scoring of the arm has begun."""
         self._begun.add(job.arm_id)
 
-    def first(self, jobs: Sequence[ScoringJob]) -> ScoringJob:
+    def first(self, jobs: Sequence[EvalJob]) -> EvalJob:
         """Return the most urgent job."""
         return min(jobs, key=self._rank)
 
-    def _rank(self, job: ScoringJob) -> tuple[int, int]:
+    def _rank(self, job: EvalJob) -> tuple[int, int]:
         decides = self._decides(job.step)
         if job.suite.shift != "nominal":
             return 5, 0

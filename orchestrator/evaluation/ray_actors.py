@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator.cluster.ray_runtime import nodes_of, nodes_with_cores
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.evaluation.scores import ProtocolError
-from orchestrator.evaluation.video_score import VideoJudge
+from orchestrator.evaluation.video_score import VideoEvalActor
 from sim_workers.checkout import file_hashes
 from sim_workers.rollout.policy_clients import PolicySource
 from sim_workers.rollout.worker import one_line
@@ -55,7 +55,7 @@ def serving(servers: tuple[Any, ...], uri: str) -> PolicySource:
     """
     import ray
 
-    from sim_workers.rollout.ray_policy_client import Served
+    from sim_workers.rollout.ray_policy_client import RayServedPolicy
 
     try:
         ray.get(servers[0].load.remote(uri), timeout=LOAD_S)
@@ -68,7 +68,7 @@ def serving(servers: tuple[Any, ...], uri: str) -> PolicySource:
             f"no policy server has loaded {uri} within {LOAD_S / 60:.0f} minutes; does the cluster have room"
             " for one?"
         ) from None
-    return Served(servers, uri)
+    return RayServedPolicy(servers, uri)
 
 
 def video_judge() -> Any:
@@ -81,4 +81,4 @@ def video_judge() -> Any:
         "max_task_retries": -1,
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}},
     }
-    return ray.remote(VideoJudge).options(**options).remote(file_hashes())
+    return ray.remote(VideoEvalActor).options(**options).remote(file_hashes())

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from orchestrator.evaluation.outcome_ledger import Ledger
-from orchestrator.evaluation.priority import Urgency
-from orchestrator.evaluation.scores import Score, ScoringJob, check_contract
+from orchestrator.evaluation.priority import EvalPriority
+from orchestrator.evaluation.scores import EvalJob, Score, check_contract
 from orchestrator.evaluation.sequential_rule import Verdict, beginning, blocks, decide, to_play
 from orchestrator.evaluation.video_selection import episodes_to_film
 from orchestrator.storage.base import Storage
 from policy.interface import Contract
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.rollout_video import Filmed
+from sim_workers.rollout.rollout_video import RecordedVideo
 from sim_workers.rollout.suite import EpisodeSpec
 from sim_workers.rollout.worker import RolloutJob
 
@@ -29,27 +29,27 @@ POLL_S = 0.2
 class Listener(Protocol):
     """Callbacks of a scorer, called in its thread."""
 
-    def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+    def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None:
         """Receive outcomes that were played and recorded; `done` of the listed episodes have an
         outcome now.
         """
 
-    def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+    def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
         """Receive a score: every listed episode has an outcome, or the job's rule is decided. outcomes: those
         that the score counts.
         """
 
-    def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None: ...
+    def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None: ...
 
     def say(self, line: str) -> None:
         """Receive one line for the log."""
 
 
 @dataclass
-class _Open:
+class _PendingEval:
     """A checkpoint with outcomes or films missing."""
 
-    job: ScoringJob
+    job: EvalJob
     ledger: Ledger
     outcomes: dict[str, Outcome]
     missing: set[str]
@@ -86,8 +86,8 @@ class Scorer:
         self._storage, self._contract, self._pool, self._listener = storage, contract, pool, listener
         # for the thread, which alone accesses the attributes below
         self._todo: queue.Queue[Callable[[], None]] = queue.Queue()
-        self._urgency = Urgency(decides)
-        self._open: dict[str, _Open] = {}  # by the job's key
+        self._urgency = EvalPriority(decides)
+        self._open: dict[str, _PendingEval] = {}  # by the job's key
         # outcomes that others are compared with, by arm and step
         self._references: dict[tuple[str, int], dict[str, Outcome]] = {}
         self._dropped: set[str] = set()
@@ -98,7 +98,7 @@ class Scorer:
         self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
         self._thread.start()
 
-    def submit(self, job: ScoringJob) -> None:
+    def submit(self, job: EvalJob) -> None:
         """Enqueue a checkpoint. Raises ProtocolError if its policy cannot be scored on the suite's tasks
         here.
         """
@@ -212,14 +212,14 @@ class Scorer:
             entry.outcomes |= {outcome.spec.episode_id: outcome for outcome in fresh}
             self._progress(entry, fresh)
 
-    def _begin(self, job: ScoringJob) -> None:
+    def _begin(self, job: EvalJob) -> None:
         if job.key in self._open or job.arm_id in self._dropped or not self._accepting:
             return
         ledger, specs = Ledger(self._storage, job.fingerprint, job.protocol), job.suite.episode_list()
         known = ledger.read()
         outcomes = {spec.episode_id: known[spec.episode_id] for spec in specs if spec.episode_id in known}
         missing = {spec.episode_id for spec in specs} - outcomes.keys()
-        entry = self._open[job.key] = _Open(job, ledger, outcomes, missing, [specs])
+        entry = self._open[job.key] = _PendingEval(job, ledger, outcomes, missing, [specs])
         if job.rule:
             entry.cut, entry.verdict = blocks(specs, job.rule.look_every), ledger.verdict(job.rule.key)
         if job.reference:
@@ -227,12 +227,12 @@ class Scorer:
         self._urgency.opened(job)
         self._progress(entry, ())
 
-    def _progress(self, entry: _Open, fresh: Sequence[Outcome]) -> None:
+    def _progress(self, entry: _PendingEval, fresh: Sequence[Outcome]) -> None:
         self._listener.on_outcomes(entry.job, fresh, len(entry.outcomes))
         if entry.withdrawn or entry.pooled or not self._conclude(entry):
             self._close_if_done(entry)
 
-    def _conclude(self, entry: _Open) -> bool:
+    def _conclude(self, entry: _PendingEval) -> bool:
         """Report the score if it is complete, and play no more then; return whether it is."""
         job, rule, counted, verdict = entry.job, entry.job.rule, [*entry.outcomes.values()], None
         if rule:
@@ -263,7 +263,7 @@ class Scorer:
         self._close_if_done(entry)
         return True
 
-    def _filmed(self, entry: _Open, outcome: Outcome, film: Filmed | None) -> None:
+    def _filmed(self, entry: _PendingEval, outcome: Outcome, film: RecordedVideo | None) -> None:
         episode, before = outcome.spec.episode_id, entry.outcomes[outcome.spec.episode_id]
         entry.unfilmed.remove(episode)
         if film is None:
@@ -279,7 +279,7 @@ class Scorer:
             self._listener.on_film(entry.job, episode, film)
         self._close_if_done(entry)
 
-    def _close_if_done(self, entry: _Open) -> None:
+    def _close_if_done(self, entry: _PendingEval) -> None:
         if not entry.missing and not entry.unfilmed:
             self._open.pop(entry.job.key, None)
 
@@ -288,7 +288,7 @@ class Scorer:
         for entry in [entry for entry in self._open.values() if entry.job.arm_id == arm_id]:
             self._withdraw(entry)
 
-    def _withdraw(self, entry: _Open) -> None:
+    def _withdraw(self, entry: _PendingEval) -> None:
         """Remove the episodes of a checkpoint that no worker plays yet."""
         gone = self._pool.withdraw(entry.job.key)
         entry.unfilmed -= {rollout.spec.episode_id for rollout in gone if rollout.film}
@@ -311,5 +311,5 @@ class Scorer:
         self._accepting = False
 
 
-def _rollout(job: ScoringJob, spec: EpisodeSpec, contract: Contract, film: bool = False) -> RolloutJob:
+def _rollout(job: EvalJob, spec: EpisodeSpec, contract: Contract, film: bool = False) -> RolloutJob:
     return RolloutJob(spec, job.suite.rules, contract, job.source, job.key, film, str(job))

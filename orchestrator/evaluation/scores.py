@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from orchestrator.code_fingerprint import SCORING_CODE, SIMULATING_CODE, code_fingerprint, code_hashes
-from orchestrator.evaluation.outcome_ledger import Ledger, Portraits
-from orchestrator.evaluation.sequential_rule import Rule, Verdict, beginning, blocks
+from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
+from orchestrator.evaluation.sequential_rule import StoppingRule, Verdict, beginning, blocks
 from orchestrator.fingerprints import Key
 from orchestrator.provenance import (
     ACTING_PACKAGES,
@@ -49,7 +49,7 @@ class Score:
     """Number of episodes in which the task was done in the last step played."""
     causes: tuple[tuple[str, str], ...] = ()
     """Episode id and message of every error."""
-    rule: Rule | None = None
+    rule: StoppingRule | None = None
     """Rule that checked the outcomes while episodes were played; None for a fixed sample."""
     verdict: Verdict | None = None
     """Verdict of the rule; None until it has one."""
@@ -59,7 +59,7 @@ class Score:
         cls,
         outcomes: Iterable[Outcome],
         listed: int,
-        rule: Rule | None = None,
+        rule: StoppingRule | None = None,
         verdict: Verdict | None = None,
     ) -> "Score":
         """Count outcomes; with a verdict, those that it rests on."""
@@ -121,7 +121,7 @@ class Score:
         )
 
 
-def score_so_far(ledger: Ledger, suite: Suite, rule: Rule | None) -> tuple[Score, list[Outcome]]:
+def score_so_far(ledger: Ledger, suite: Suite, rule: StoppingRule | None) -> tuple[Score, list[Outcome]]:
     """Return the score of the outcomes in the ledger, and the outcomes that it counts, in playing order."""
     known, specs = ledger.read(), suite.episode_list()
     cut = blocks(specs, rule.look_every) if rule else [specs]
@@ -182,11 +182,11 @@ def protocol_fingerprint(
     return protocol_key(suite, contract, sampler, gl, device, packages).fingerprint
 
 
-def portraits_of(storage: Storage, gl: str) -> Portraits:
+def portraits_of(storage: Storage, gl: str) -> RenderReferences:
     """Return the portraits that every simulator with this GL backend (`suite.gl`) and this code must match,
     on any suite.
     """
-    return Portraits(storage, digest([gl, code_fingerprint(SIMULATING_CODE)]), gl == MIXED)
+    return RenderReferences(storage, digest([gl, code_fingerprint(SIMULATING_CODE)]), gl == MIXED)
 
 
 def check_contract(policy: Contract, tasks: Iterable[str]) -> None:
@@ -199,7 +199,7 @@ def check_contract(policy: Contract, tasks: Iterable[str]) -> None:
 
 
 @dataclass(frozen=True)
-class ScoringJob:
+class EvalJob:
     """One checkpoint to score on one suite."""
 
     arm_id: str
@@ -211,7 +211,7 @@ class ScoringJob:
     source: PolicySource
     films: bool = False
     """Whether to film the first success and the first failure of every task."""
-    rule: Rule | None = None
+    rule: StoppingRule | None = None
     """Rule that may stop before the end of the list; None to play all of it."""
     reference: bool = False
     """Whether rules of other jobs compare with its outcomes."""

@@ -29,7 +29,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Rule:
+class StoppingRule:
     """The question to decide about a checkpoint: its side of a threshold, or whether it is better than
     another arm at the same step.
 
@@ -95,7 +95,7 @@ def to_play(cut: Sequence[Sequence[EpisodeSpec]], outcomes: Mapping[str, Outcome
 
 
 def decide(
-    rule: Rule,
+    rule: StoppingRule,
     cut: Sequence[Sequence[EpisodeSpec]],
     outcomes: Mapping[str, Outcome],
     others: Mapping[str, Outcome],

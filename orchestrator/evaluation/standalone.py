@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.evaluation.outcome_ledger import Ledger, Portraits
-from orchestrator.evaluation.policy_ref import Subject
+from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
+from orchestrator.evaluation.policy_ref import PolicyRef
 from orchestrator.evaluation.scorer import Scorer
-from orchestrator.evaluation.scores import Score, ScoringJob, portraits_of, protocol_key, score_so_far
-from orchestrator.evaluation.sequential_rule import Rule
+from orchestrator.evaluation.scores import EvalJob, Score, portraits_of, protocol_key, score_so_far
+from orchestrator.evaluation.sequential_rule import StoppingRule
 from orchestrator.storage.base import Storage, check_conditional_writes
 from sim_workers.checkout import file_hashes
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.rollout_video import Filmed
+from sim_workers.rollout.rollout_video import RecordedVideo
 from sim_workers.rollout.suite import EpisodeSpec, Suite
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def rollout_cpus() -> float:
     return set_apart("rollouts").get("CPU") or resources().get("CPU", 1.0)
 
 
-def rollout_pool(simulators: Simulators, gl: str, portraits: Portraits) -> "RolloutPool":
+def rollout_pool(simulators: Simulators, gl: str, portraits: RenderReferences) -> "RolloutPool":
     """Return a pool of these simulators on the connected Ray."""
     from orchestrator.cluster.ray_runtime import nodes_of
     from sim_workers.rollout.pool import RolloutPool
@@ -63,20 +63,20 @@ def rollout_pool(simulators: Simulators, gl: str, portraits: Portraits) -> "Roll
     return RolloutPool(simulators.number, simulators.cpus, gl, portraits, nodes=nodes, code=file_hashes())
 
 
-class Scoring:
+class StandaloneEval:
     """Scoring of one policy on a list of suites, one per shift, each with its own score; listener of its
     scorer.
     """
 
     def __init__(
         self,
-        subject: Subject,
+        subject: PolicyRef,
         suites: Sequence[Suite],
         gl: str,
-        rule: Rule | None,
+        rule: StoppingRule | None,
         storage: Storage,
         cpus: Callable[[], float] = rollout_cpus,
-        make_pool: Callable[[Simulators, str, Portraits], "RolloutPool"] = rollout_pool,
+        make_pool: Callable[[Simulators, str, RenderReferences], "RolloutPool"] = rollout_pool,
         device: str = "cpu",
     ) -> None:
         """Read the outcomes in the ledger. Raises StorageError if they are damaged.
@@ -174,9 +174,7 @@ class Scoring:
             for shift, suite in self.suites.items():
                 name, protocol = self.subject.name, self.protocols[shift]
                 scorer.submit(
-                    ScoringJob(
-                        name, 0, name, self.checkpoint, suite, protocol, source, rule=self.rules[shift]
-                    )
+                    EvalJob(name, 0, name, self.checkpoint, suite, protocol, source, rule=self.rules[shift])
                 )
             while len(self._over) < len(self.suites) and not scorer.failed and not self.interrupted:
                 time.sleep(POLL_S)
@@ -189,16 +187,16 @@ class Scoring:
 
     # -- callbacks of the scorer, in its thread --------------------------------------------------------------
 
-    def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+    def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None:
         self._errors[job.suite.shift] += [outcome for outcome in outcomes if outcome.result == "error"]
         self.played += len(outcomes)
         if outcomes:
             self._on_progress(len(outcomes))
 
-    def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+    def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
         self._over.add(job.suite.shift)
 
-    def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None: ...
+    def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None: ...
 
     def say(self, line: str) -> None: ...
 

@@ -38,7 +38,7 @@ class VideoScore:
     """Baseline: the first frame repeated, without which the other numbers have no reference."""
     clips: int
     digest: str
-    """`VideoTest.digest`; scores with equal digests are comparable."""
+    """`VideoBenchmark.digest`; scores with equal digests are comparable."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -73,7 +73,7 @@ class VideoScore:
 
 
 @dataclass(frozen=True)
-class VideoTest:
+class VideoBenchmark:
     """The clips, the sampler and the measures of a video score."""
 
     held_out: HeldOut
@@ -133,7 +133,7 @@ def first_look(clip: Clip, cameras: tuple[str, ...]) -> Observation:
     return Observation(images, clip.proprio, clip.episode.instruction, clip.seed)
 
 
-class VideoJudge:
+class VideoEvalActor:
     """A Ray actor that decodes, queries and measures in a process of its own, so that it blocks neither
     policy servers nor the driver.
 
@@ -146,7 +146,7 @@ class VideoJudge:
         """
         self._code = code
 
-    def measure(self, test: VideoTest, source: PolicySource) -> tuple[VideoScore, float]:
+    def measure(self, test: VideoBenchmark, source: PolicySource) -> tuple[VideoScore, float]:
         """Return the score of the source's policy, queried as simulators query it, and the CPU seconds that
         this process spent.
         """

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-from orchestrator.config.sweep_config import Sweep
+from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.provenance import digest
 from orchestrator.storage.base import open_storage
@@ -36,7 +36,7 @@ KEPT = "action, kept"
 
 
 @dataclass(frozen=True)
-class Spread:
+class Quantiles:
     """Seconds of repeated measurements: 10th percentile, median and 90th percentile."""
 
     low: float
@@ -44,7 +44,7 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> "Spread":
+    def of(cls, seconds: Sequence[float]) -> "Quantiles":
         """Return the percentiles of measured seconds."""
         import numpy as np
 
@@ -52,21 +52,21 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Timed:
+class Timing:
     """Seconds of wall-clock time and of CPU time."""
 
-    wall: Spread
-    cpu: Spread
+    wall: Quantiles
+    cpu: Quantiles
 
     @classmethod
-    def of(cls, pairs: Sequence[tuple[float, float]]) -> "Timed":
+    def of(cls, pairs: Sequence[tuple[float, float]]) -> "Timing":
         """Return the spreads of pairs of (wall, CPU) seconds."""
         wall, cpu = zip(*pairs, strict=True)
-        return cls(Spread.of(wall), Spread.of(cpu))
+        return cls(Quantiles.of(wall), Quantiles.of(cpu))
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Timed":
-        return cls(Spread(**data["wall"]), Spread(**data["cpu"]))
+    def from_json(cls, data: dict[str, Any]) -> "Timing":
+        return cls(Quantiles(**data["wall"]), Quantiles(**data["cpu"]))
 
 
 @dataclass(frozen=True)
@@ -98,23 +98,23 @@ class Calibration:
     """Time of measurement, UTC, to the minute."""
     process_s: float
     """Seconds of wall-clock time until a training process has imported its libraries."""
-    start: Timed
+    start: Timing
     """Time from the start of a training to its first step: loading the model."""
-    steps: dict[str, Timed]
+    steps: dict[str, Timing]
     """Time per optimiser step of one training worker, by objective, KEPT, or `diffusion_policy` for the
     baseline.
     """
     kept_clips: int
     """Number of clips whose features a training worker caches; 0 without a cache."""
-    answers: dict[str, Timed]
+    answers: dict[str, Timing]
     """Time per batch of answers, by kind of policy and rows, such as `video_action 1`."""
-    build: Spread
+    build: Quantiles
     """Seconds to build a simulator."""
-    reset: Spread
+    reset: Quantiles
     """Seconds to reset a simulator."""
-    step: Spread
+    step: Quantiles
     """Seconds of a simulator per control step."""
-    look: Spread
+    look: Quantiles
     """Seconds per observation, all cameras rendered."""
 
     def to_json(self) -> dict[str, Any]:
@@ -123,17 +123,17 @@ class Calibration:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Calibration":
         timed = {
-            name: {key: Timed.from_json(value) for key, value in data[name].items()}
+            name: {key: Timing.from_json(value) for key, value in data[name].items()}
             for name in ("steps", "answers")
         }
-        spreads = {name: Spread(**data[name]) for name in ("build", "reset", "step", "look")}
+        spreads = {name: Quantiles(**data[name]) for name in ("build", "reset", "step", "look")}
         return cls(
             **data
             | timed
             | spreads
             | {
                 "machine": Machine(**data["machine"]),
-                "start": Timed.from_json(data["start"]),
+                "start": Timing.from_json(data["start"]),
             }
         )
 
@@ -149,7 +149,7 @@ def this_machine() -> Machine:
     return Machine(processor_name(), cores, gpus[0] if gpus else "", len(gpus))
 
 
-def calibration_key(sweep: Sweep, machine: Machine) -> str:
+def calibration_key(sweep: SweepConfig, machine: Machine) -> str:
     """Return the storage key of a calibration; the numbers of arms, steps and episodes do not change it."""
     facts = [
         sweep.policy.preset,
@@ -162,13 +162,13 @@ def calibration_key(sweep: Sweep, machine: Machine) -> str:
     return f"calibrations/{digest(facts)}.json"
 
 
-def known_calibration(sweep: Sweep) -> Calibration | None:
+def known_calibration(sweep: SweepConfig) -> Calibration | None:
     """Return the stored calibration of the sweep for a machine like this one; None if there is none."""
     storage, key = open_storage(sweep.storage), calibration_key(sweep, this_machine())
     return Calibration.from_json(json.loads(storage.get(key))) if storage.exists(key) else None
 
 
-def keep_calibration(sweep: Sweep, calibration: Calibration) -> None:
+def keep_calibration(sweep: SweepConfig, calibration: Calibration) -> None:
     """Write a calibration to the sweep's storage, over an older one."""
     key = calibration_key(sweep, calibration.machine)
     open_storage(sweep.storage).put(key, json.dumps(calibration.to_json(), indent=1).encode())

@@ -7,16 +7,16 @@ from typing import Literal
 
 import numpy as np
 
-from orchestrator.cluster.placement import Placement
+from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.config.schema import Budget, Prices
-from orchestrator.config.sweep_config import Sweep, SweepError
+from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.cost import Cost, added, hours, limits, size
 from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
 from orchestrator.data.clip_stream import CACHE_BYTES
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.subset import choose
-from orchestrator.planning.calibration import KEPT, Calibration, Spread
+from orchestrator.planning.calibration import KEPT, Calibration, Quantiles
 from orchestrator.planning.plan import planned_arms, planned_videos
 from orchestrator.storage.base import open_storage
 from policy.config import SamplerConfig
@@ -25,7 +25,7 @@ Bound = Literal["low", "high"]
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingWork:
     """One training run of a sweep."""
 
     kind: str
@@ -48,9 +48,9 @@ class Training:
 class Work:
     """All trainings and rollouts of a sweep."""
 
-    videos: tuple[Training, ...]
+    videos: tuple[TrainingWork, ...]
     """Stage-1 trainings, before all arms."""
-    arms: tuple[Training, ...]
+    arms: tuple[TrainingWork, ...]
     rollouts: dict[Bound, int]
     control_steps: dict[Bound, int]
     """Control steps of one rollout: low if all rollouts succeed as soon as the quickest demonstrations, high
@@ -59,7 +59,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """A range of costs."""
 
     low: Cost
@@ -138,14 +138,16 @@ class Estimate:
         )
 
 
-def estimate(sweep: Sweep, calibration: Calibration) -> Estimate:
+def estimate(sweep: SweepConfig, calibration: Calibration) -> CostEstimate:
     """Estimate the cost of the whole sweep, from the first step to the curve, with no results reused."""
     manifest = load_manifest(open_storage(sweep.data.episodes))
     work = work_of(sweep, manifest)
     machine, at_once = calibration.machine, 0
     processes = 0
     try:
-        placement = Placement.fit(machine.cluster, sweep.train.workers, sweep.rollout_actors, len(work.arms))
+        placement = ResourcePlan.fit(
+            machine.cluster, sweep.train.workers, sweep.rollout_actors, len(work.arms)
+        )
         at_once = placement.concurrent_arms
         processes = at_once * sweep.train.workers + sweep.rollout_actors + placement.servers
         where = f"{at_once} {'arm' if at_once == 1 else 'arms'} at once"
@@ -179,7 +181,7 @@ def estimate(sweep: Sweep, calibration: Calibration) -> Estimate:
         walls[bound] = (
             max(train_s, play_s, costs[bound].cpu_s / machine.cores) if bound == "low" else train_s + play_s
         )
-    return Estimate(
+    return CostEstimate(
         costs["low"],
         costs["high"],
         (walls["low"], walls["high"]) if at_once else None,
@@ -198,16 +200,16 @@ BOUNDS: tuple[Bound, Bound] = "low", "high"
 # -- what is to be done --------------------------------------------------------------------------------------
 
 
-def work_of(sweep: Sweep, manifest: Manifest) -> Work:
+def work_of(sweep: SweepConfig, manifest: Manifest) -> Work:
     """Return every training and rollout of the sweep."""
     places = {episode: place for place, episode in enumerate(manifest.episode_ids)}
     nbytes, lengths = (manifest.column(name).to_numpy() for name in ("nbytes", "length"))
     rule = sweep.search.asha or sweep.search.median
     first = (rule.first or sweep.train.checkpoint_every) if rule else sweep.train.steps
 
-    def training(kind: str, steps: int, fewest: int, episodes: set[str] | frozenset[str]) -> Training:
+    def training(kind: str, steps: int, fewest: int, episodes: set[str] | frozenset[str]) -> TrainingWork:
         rows = [places[episode] for episode in episodes]
-        return Training(
+        return TrainingWork(
             kind, steps, min(steps, fewest), int(lengths[rows].sum()), len(rows), int(nbytes[rows].sum())
         )
 
@@ -252,11 +254,13 @@ def work_of(sweep: Sweep, manifest: Manifest) -> Work:
 # -- and what it takes ---------------------------------------------------------------------------------------
 
 
-def _at(spread: Spread, bound: Bound) -> float:
+def _at(spread: Quantiles, bound: Bound) -> float:
     return spread.low if bound == "low" else spread.high
 
 
-def _training(sweep: Sweep, training: Training, calibration: Calibration, bound: Bound) -> tuple[Cost, float]:
+def _training(
+    sweep: SweepConfig, training: TrainingWork, calibration: Calibration, bound: Bound
+) -> tuple[Cost, float]:
     """Return the cost of a training over all its workers, and its seconds of wall-clock time."""
     workers, batch_size, steps = sweep.train.workers, sweep.train.batch_size, training.steps_at(bound)
     fresh, kept = calibration.steps[training.kind], calibration.steps.get(KEPT)
@@ -276,7 +280,7 @@ def _training(sweep: Sweep, training: Training, calibration: Calibration, bound:
     return Cost(train_gpu_s=gpu_s, train_cpu_s=workers * cpu, bytes_read=nbytes), wall
 
 
-def _bytes_read(training: Training, clips: int, workers: int, bound: Bound) -> int:
+def _bytes_read(training: TrainingWork, clips: int, workers: int, bound: Bound) -> int:
     """Return the bytes that `workers` read for `clips` each: a visit of an episode fetches it unless it is in
     the worker's cache.
     """
@@ -291,7 +295,12 @@ def _bytes_read(training: Training, clips: int, workers: int, bound: Bound) -> i
 
 
 def _playing(
-    sweep: Sweep, work: Work, calibration: Calibration, sampler: SamplerConfig, cameras: int, bound: Bound
+    sweep: SweepConfig,
+    work: Work,
+    calibration: Calibration,
+    sampler: SamplerConfig,
+    cameras: int,
+    bound: Bound,
 ) -> tuple[Cost, float]:
     """Return the cost of all rollouts and answers, and their seconds of wall-clock time in sequence."""
     rollouts, control_steps = work.rollouts[bound], work.control_steps[bound]

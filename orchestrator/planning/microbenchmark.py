@@ -19,15 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.arms import Arm
-from orchestrator.config.sweep_config import Sweep
+from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
 from orchestrator.data.clip_stream import straight
 from orchestrator.data.episode_store import latest_version, load_manifest
 from orchestrator.data.manifest import Manifest
-from orchestrator.planning.calibration import KEPT, Calibration, Spread, Timed, keep_calibration, this_machine
+from orchestrator.planning.calibration import (
+    KEPT,
+    Calibration,
+    Quantiles,
+    Timing,
+    keep_calibration,
+    this_machine,
+)
 from orchestrator.planning.plan import make_plan
 from orchestrator.storage.base import open_storage
-from orchestrator.training.loop import PROGRESS_REPORTS, ArmJob, train
+from orchestrator.training.loop import PROGRESS_REPORTS, TrainJob, train
 from policy.interface import Contract, Observation
 from policy.presets import policy_config
 
@@ -40,7 +47,7 @@ LOOKS, EPISODES, LEAST_EPISODES = 6, 12, 3
 Say = Callable[[str], None]
 
 
-def calibrate(sweep: Sweep, say: Say, part_s: float = PART_S) -> Calibration:
+def calibrate(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration:
     """Measure a sweep on this machine and store the calibration; about a minute for `tiny` on two cores.
 
     say: receives the name of each part. part_s: seconds after which a part ends with fewer repeats, but not
@@ -52,8 +59,8 @@ def calibrate(sweep: Sweep, say: Say, part_s: float = PART_S) -> Calibration:
     make_plan(sweep)
     storage = open_storage(sweep.data.episodes)
     manifest = load_manifest(storage)
-    steps: dict[str, Timed] = {}
-    answers: dict[str, Timed] = {}
+    steps: dict[str, Timing] = {}
+    answers: dict[str, Timing] = {}
     kept_clips = 0
     with tempfile.TemporaryDirectory() as folder:
         with _a_process() as process:
@@ -110,7 +117,7 @@ def _a_process() -> ProcessPoolExecutor:
 # -- training and acting -------------------------------------------------------------------------------------
 
 
-def _jobs(sweep: Sweep, manifest: Manifest, version: int) -> dict[str, ArmJob]:
+def _jobs(sweep: SweepConfig, manifest: Manifest, version: int) -> dict[str, TrainJob]:
     """Return the trainings to measure, by name, each as one worker of the largest arm would run it."""
     recipe = sweep.train
     short = recipe.model_copy(
@@ -123,7 +130,7 @@ def _jobs(sweep: Sweep, manifest: Manifest, version: int) -> dict[str, ArmJob]:
     )
     arm = sweep.largest()
     config, data = policy_config(sweep.policy.preset), sweep.data
-    job = ArmJob(
+    job = TrainJob(
         arm,
         "calibration",
         open_storage(data.episodes).uri,
@@ -162,7 +169,7 @@ class _EnoughError(Exception):
     """Ends a training after enough repeats."""
 
 
-def _training(job: ArmJob, after_first: bool, folder: Path, part_s: float) -> tuple[Timed, Timed]:
+def _training(job: TrainJob, after_first: bool, folder: Path, part_s: float) -> tuple[Timing, Timing]:
     """Time a training: until the first step, and per step. Copies the first checkpoint to `folder`.
     after_first: count only later steps.
     """
@@ -194,9 +201,9 @@ def _training(job: ArmJob, after_first: bool, folder: Path, part_s: float) -> tu
         train(job, 0, 1, None, report, device=device, bring=straight)
     assert first is not None
     settled = late if after_first or len(late) >= FIRST_STEPS else early + late
-    step = Timed.of(settled)
+    step = Timing.of(settled)
     return (
-        Timed.of(
+        Timing.of(
             [(max(0.0, first[0] - every * step.wall.median), max(0.0, first[1] - every * step.cpu.median))]
         ),
         step,
@@ -216,7 +223,7 @@ def _kept_clips(folder: Path, cache_mb: int) -> int:
     return int(cache_mb * 2**20 // (4 * floats))
 
 
-def _answering(folder: Path, rung: str, instruction: str, rows: int, part_s: float) -> Timed:
+def _answering(folder: Path, rung: str, instruction: str, rows: int, part_s: float) -> Timing:
     """Time a batch of `rows` queries."""
     import torch
 
@@ -231,7 +238,7 @@ def _answering(folder: Path, rung: str, instruction: str, rows: int, part_s: flo
         wall, cpu = time.perf_counter(), time.process_time()
         policy.act(asked)  # the answer is in CPU memory, so the GPU has finished too
         pairs.append((time.perf_counter() - wall, time.process_time() - cpu))
-    return Timed.of(pairs)
+    return Timing.of(pairs)
 
 
 def _observation(contract: Contract, instruction: str, seed: int) -> Observation:
@@ -249,7 +256,7 @@ def _observation(contract: Contract, instruction: str, seed: int) -> Observation
 # -- simulating ----------------------------------------------------------------------------------------------
 
 
-def _simulating(task: str, contract: Contract, gl: str, execute: int, part_s: float) -> dict[str, Spread]:
+def _simulating(task: str, contract: Contract, gl: str, execute: int, part_s: float) -> dict[str, Quantiles]:
     """Time build, reset, control step and observation; the latter two are means over short episodes of random
     actions.
     """
@@ -285,4 +292,4 @@ def _simulating(task: str, contract: Contract, gl: str, execute: int, part_s: fl
         spans["look"].append(looking / LOOKS)
         spans["step"].append(stepping / LOOKS / execute)
     env.close()
-    return {name: Spread.of(seconds) for name, seconds in spans.items()}
+    return {name: Quantiles.of(seconds) for name, seconds in spans.items()}

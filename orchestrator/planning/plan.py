@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Optuna
-from orchestrator.config.sweep_config import Sweep, SweepError, store_problems
+from orchestrator.config.sweep_config import SweepConfig, SweepError, store_problems
 from orchestrator.data.clip_stream import memory_bound
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.manifest import Manifest
@@ -71,13 +71,13 @@ class Plan:
         return "\n".join(f"{name:<14} {value}" for name, value in lines)
 
 
-def planned_arms(sweep: Sweep) -> list[Arm]:
+def planned_arms(sweep: SweepConfig) -> list[Arm]:
     """Return all arms. A search proposes its arms later: until then each trial counts as the largest arm."""
     trials = (sweep.search.optuna or Optuna(trials=1)).trials
     return sweep.grid() or [sweep.largest()] * trials
 
 
-def planned_videos(sweep: Sweep, manifest: Manifest) -> list[frozenset[str]]:
+def planned_videos(sweep: SweepConfig, manifest: Manifest) -> list[frozenset[str]]:
     """Return the episodes of every stage-1 training; one shared by several arms is listed once."""
     if sweep.train.mode != "two_stage":
         return []
@@ -100,7 +100,7 @@ def planned_videos(sweep: Sweep, manifest: Manifest) -> list[frozenset[str]]:
     return [episodes for _, episodes in trained]
 
 
-def make_plan(sweep: Sweep) -> Plan:
+def make_plan(sweep: SweepConfig) -> Plan:
     """Count what the sweep would do. Raises SweepError with every problem if it cannot run."""
     if problems := store_problems(sweep.data, sweep.suite.tasks):
         raise SweepError(sweep.name, problems)

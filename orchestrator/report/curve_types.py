@@ -13,14 +13,14 @@ WITHOUT_VIDEO: dict[PolicyKind, str] = {"diffusion_policy": "diffusion policy"}
 
 
 @dataclass(frozen=True)
-class Line:
+class Series:
     """Policy and action-free ratio, which the points of one line share."""
 
     policy: PolicyKind
     action_free_ratio: float
 
     @classmethod
-    def of(cls, arm: Arm) -> "Line":
+    def of(cls, arm: Arm) -> "Series":
         return cls(arm.kind, arm.action_free_ratio)
 
     @property

@@ -7,7 +7,7 @@ import textwrap
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.report.curve_types import Line
+from orchestrator.report.curve_types import Series
 from orchestrator.report.summary import HOURS, caption, cost_axis, cost_in_numbers
 from orchestrator.tracking.mlflow_reader import VIDEO
 
@@ -58,7 +58,7 @@ def draw(curve: "Curve", kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _style(curve: "Curve", line: Line) -> dict[str, Any]:
+def _style(curve: "Curve", line: Series) -> dict[str, Any]:
     """Return colour, dashes and marker of a line, the same in every panel."""
     index = curve.lines.index(line)
     if line.baseline:
@@ -99,7 +99,9 @@ def _against_demos(axes: Any, curve: "Curve") -> None:
             )
             for seed in curve.seeds:
                 own = [
-                    scored for scored in curve.arms if scored.arm.seed == seed and Line.of(scored.arm) == line
+                    scored
+                    for scored in curve.arms
+                    if scored.arm.seed == seed and Series.of(scored.arm) == line
                 ]
                 places, rates = (
                     [s.arm.demo_count * nudge for s in own],

@@ -15,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from orchestrator.cost import added
-from orchestrator.report.curve_types import Comparison, Line, Point
+from orchestrator.report.curve_types import Comparison, Point, Series
 from orchestrator.stats import sample_efficiency as efficiency
 from orchestrator.stats.fixed_sample import (
     Correlation,
@@ -29,7 +29,7 @@ from orchestrator.stats.fixed_sample import (
     rank_correlation,
     wilson,
 )
-from orchestrator.stats.sample_efficiency import Estimate, estimated
+from orchestrator.stats.sample_efficiency import Interval, estimated
 from orchestrator.stats.sequential import PairedEvidence, anytime_interval
 from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, ScoredArm, read_sweep
 from orchestrator.tracking.mlflow_writer import TrackingError
@@ -97,21 +97,21 @@ class Curve:
         return (anytime_interval if self.looked_at else wilson)(successes, episodes)
 
     @cached_property
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[Series]:
         """Lines with video by ratio, then the baselines."""
         return sorted(
-            {Line.of(scored.arm) for scored in self.arms},
+            {Series.of(scored.arm) for scored in self.arms},
             key=lambda line: (line.baseline, line.policy, line.action_free_ratio),
         )
 
     @cached_property
-    def _cells(self) -> dict[tuple[Line, int], list[ScoredArm]]:
+    def _cells(self) -> dict[tuple[Series, int], list[ScoredArm]]:
         """Arms of every point, line by line, each by demo count."""
-        cells: dict[tuple[Line, int], list[ScoredArm]] = {}
+        cells: dict[tuple[Series, int], list[ScoredArm]] = {}
         for scored in sorted(
-            self.arms, key=lambda scored: (self.lines.index(Line.of(scored.arm)), scored.arm)
+            self.arms, key=lambda scored: (self.lines.index(Series.of(scored.arm)), scored.arm)
         ):
-            cells.setdefault((Line.of(scored.arm), scored.arm.demo_count), []).append(scored)
+            cells.setdefault((Series.of(scored.arm), scored.arm.demo_count), []).append(scored)
         return cells
 
     @cached_property
@@ -122,7 +122,7 @@ class Curve:
             for ((line, demos), arms), draws in zip(self._cells.items(), self._draws.T, strict=True)
         ]
 
-    def _point(self, line: Line, demos: int, arms: list[ScoredArm], draws: NDArray[np.float64]) -> Point:
+    def _point(self, line: Series, demos: int, arms: list[ScoredArm], draws: NDArray[np.float64]) -> Point:
         successes, episodes = sum(arm.successes for arm in arms), sum(arm.episodes for arm in arms)
         by_task: dict[str, tuple[int, int]] = {}
         for arm in arms:
@@ -161,11 +161,11 @@ class Curve:
                 row[[place[episode] for episode in scored.outcomes]] = list(scored.outcomes.values())
         return hierarchical_draws(outcomes, tasks)
 
-    def of_line(self, line: Line) -> list[Point]:
+    def of_line(self, line: Series) -> list[Point]:
         """Return the points of one line, by demo count."""
         return [point for point, (own, _) in zip(self.points, self._cells, strict=True) if own == line]
 
-    def _rates(self, line: Line) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    def _rates(self, line: Series) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Return a line's demo counts (N,), rates (N,) and drawn rates (B, N)."""
         mine = [number for number, (own, _) in enumerate(self._cells) if own == line]
         points = [self.points[number] for number in mine]
@@ -177,14 +177,14 @@ class Curve:
 
     # -- measures and comparisons
 
-    def area(self, line: Line) -> Estimate:
+    def area(self, line: Series) -> Interval:
         """Return the area under a line over log demos, as a fraction of the largest possible."""
         demos, rates, draws = self._rates(line)
         return estimated(
             float(efficiency.area(demos, rates)), list(np.clip(efficiency.area(demos, draws), 0, 1))
         )
 
-    def reach(self, line: Line, success_rate: float) -> Estimate:
+    def reach(self, line: Series, success_rate: float) -> Interval:
         """Return the demos with which a line reaches a success rate; 0: at most the fewest tried, infinity:
         more than were tried.
         """
@@ -196,7 +196,7 @@ class Curve:
         return self._reached[line, success_rate]
 
     @cached_property
-    def _reached(self) -> dict[tuple[Line, float], Estimate]:
+    def _reached(self) -> dict[tuple[Series, float], Interval]:
         return {}
 
     def demos_to_reach(self, success_rate: float) -> dict[float | str, tuple[float, float, float] | str]:
@@ -214,14 +214,14 @@ class Curve:
             answer[line.policy if line.baseline else line.action_free_ratio] = reached
         return answer
 
-    def worth(self, line: Line) -> Estimate | None:
+    def worth(self, line: Series) -> Interval | None:
         """Return how many times as many demos the lowest ratio needs as this line; None for that ratio itself
         and for baselines.
         """
         return self._worth.get(line)
 
     @cached_property
-    def _worth(self) -> dict[Line, Estimate]:
+    def _worth(self) -> dict[Series, Interval]:
         base = self.lines[0]
         return {
             line: self._worth_of(line, base)
@@ -229,7 +229,7 @@ class Curve:
             if not (line.baseline or base.baseline or line == base)
         }
 
-    def _worth_of(self, line: Line, base: Line) -> Estimate:
+    def _worth_of(self, line: Series, base: Series) -> Interval:
         (demos, rates, draws), (more, mixed, mixed_draws) = self._rates(base), self._rates(line)
         value = efficiency.worth((demos, rates), (more, mixed))
         return estimated(
@@ -271,7 +271,7 @@ class Curve:
             ]
         return told
 
-    def _compared(self, first: tuple[Line, int], second: tuple[Line, int]) -> PairedComparison | None:
+    def _compared(self, first: tuple[Series, int], second: tuple[Series, int]) -> PairedComparison | None:
         outcomes, others = self._outcomes(first), self._outcomes(second)
         if not outcomes.keys() & others.keys():
             return None
@@ -282,8 +282,8 @@ class Curve:
 
     def _comparison(
         self,
-        first: tuple[Line, int],
-        second: tuple[Line, int],
+        first: tuple[Series, int],
+        second: tuple[Series, int],
         result: PairedComparison,
         p: float,
         compared: int,
@@ -312,7 +312,7 @@ class Curve:
             p,
         )
 
-    def _outcomes(self, cell: tuple[Line, int]) -> dict[str, bool]:
+    def _outcomes(self, cell: tuple[Series, int]) -> dict[str, bool]:
         """Return outcomes by seed and episode, so that replicates are paired by seed."""
         found = self._cells.get(cell, [])
         return {

@@ -7,9 +7,9 @@ from typing import Any
 
 from orchestrator.config.schema import Prices
 from orchestrator.cost import Cost
-from orchestrator.report.curve_types import Line, Point
+from orchestrator.report.curve_types import Point, Series
 from orchestrator.report.sample_efficiency_curve import Curve
-from orchestrator.stats.sample_efficiency import Estimate
+from orchestrator.stats.sample_efficiency import Interval
 from orchestrator.tracking.mlflow_reader import VIDEO, ScoredArm
 
 RATES = (0.5, 0.8, 0.9)
@@ -54,7 +54,7 @@ def answer(curve: Curve) -> list[str]:
     return told
 
 
-def worth_in_words(curve: Curve, line: Line) -> str:
+def worth_in_words(curve: Curve, line: Series) -> str:
     """Return the sentence on how many demos action-free video replaces, or that there is no evidence; empty
     for lines without `worth`.
     """
@@ -80,7 +80,7 @@ def worth_in_words(curve: Curve, line: Line) -> str:
     return f"{ratio} is worth {_times(worth.value)} the demos of one of {base} ({interval})."
 
 
-def reach_in_words(curve: Curve, line: Line, rate: float) -> str:
+def reach_in_words(curve: Curve, line: Series, rate: float) -> str:
     """Return the sentence on the number of demos with which a line reaches a rate."""
     told, counts = curve.reach(line, rate), [point.demo_count for point in curve.of_line(line)]
     if told.value == math.inf:
@@ -161,7 +161,7 @@ def cost_axis(
 # -- parts ---------------------------------------------------------------------------------------------------
 
 
-def _line(curve: Curve, line: Line) -> dict[str, Any]:
+def _line(curve: Curve, line: Series) -> dict[str, Any]:
     worth = curve.worth(line)
     area = curve.area(line)
     reach = []
@@ -308,7 +308,7 @@ def _provenance(curve: Curve) -> list[list[str]]:
 # -- in words ------------------------------------------------------------------------------------------------
 
 
-def _title(line: Line) -> str:
+def _title(line: Series) -> str:
     return line.label[0].upper() + line.label[1:]
 
 
@@ -336,7 +336,7 @@ def _bounded(value: float) -> float | None:
     return value if 0 < value < math.inf else None
 
 
-def _finite(told: Estimate) -> dict[str, float | None]:
+def _finite(told: Interval) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in asdict(told).items()}
 
 

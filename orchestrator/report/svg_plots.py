@@ -52,7 +52,7 @@ class Style:
 
 
 @dataclass(frozen=True)
-class Dot:
+class Marker:
     """One marker with its interval and label."""
 
     x: float
@@ -72,7 +72,7 @@ class Trace:
     """One line of a figure. Paths are SVG path data, empty where there is nothing to draw."""
 
     style: Style
-    dots: tuple[Dot, ...]
+    dots: tuple[Marker, ...]
     path: str
     band: str = ""
     replicates: tuple[str, ...] = ()
@@ -170,7 +170,7 @@ def curve_plot(data: Row, name: str, width: float, height: float, task: str = ""
                 f" [{counted['low']:.2f}, {counted['high']:.2f}]"
             )
             dots.append(
-                Dot(
+                Marker(
                     place,
                     y(rate),
                     y(counted["low"]),
@@ -238,7 +238,7 @@ def cost_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
                 f" {unit}"
             )
             dots.append(
-                Dot(
+                Marker(
                     place,
                     y(rate),
                     y(point["low"]),
@@ -291,7 +291,7 @@ def distance_plot(data: Row, name: str, width: float, height: float) -> Plot | N
     for own, style in styles(data["lines"]).items():
         mine = [point for point in points if of_arm.get(point["arm"]) == own]
         dots = [
-            Dot(
+            Marker(
                 x(p["video_distance"]),
                 y(p["success_rate"]),
                 y(p["success_rate"]),
@@ -329,7 +329,7 @@ def outcomes_plot(data: Row, name: str, width: float, height: float) -> Plot | N
         # reproducible.
         places = [rows[result] + ((index * 0.618034) % 1 - 0.5) * tall * 0.36 for index in range(len(mine))]
         dots = tuple(
-            Dot(x(e["distance"]), at, at, at, f"{e['episode']}, {e['arm']}")
+            Marker(x(e["distance"]), at, at, at, f"{e['episode']}, {e['arm']}")
             for e, at in zip(mine, places, strict=True)
         )
         middle = x(mine[len(mine) // 2]["distance"]) if mine else None
@@ -355,7 +355,7 @@ def _labels_apart(traces: Sequence[Trace]) -> list[Trace]:
     """Place denominators next to their points without overlap: those of the first lines on the left, the
     others on the right.
     """
-    placed: dict[tuple[int, int], Dot] = {}
+    placed: dict[tuple[int, int], Marker] = {}
     columns: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for t, trace in enumerate(traces):
         for d, dot in enumerate(trace.dots):

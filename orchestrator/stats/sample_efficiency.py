@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Interval:
     """A number with its interval; infinite bounds where the demo counts tried do not bound it."""
 
     value: float
@@ -76,8 +76,8 @@ RATES = 16
 """Number of success rates at which two lines are compared."""
 
 
-def estimated(value: float, draws: list[float]) -> Estimate:
+def estimated(value: float, draws: list[float]) -> Interval:
     """Return the value with the central 95 % of its draws; nan draws are ignored."""
     known = np.asarray([draw for draw in draws if not np.isnan(draw)])
     low, high = interval_of(known) if len(known) else (float("nan"), float("nan"))
-    return Estimate(value, low, high)
+    return Interval(value, low, high)

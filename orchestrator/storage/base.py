@@ -47,14 +47,14 @@ class NoObject(StorageError):  # noqa: N818
     """Error if there is no object under a key."""
 
 
-class _RefusedError(StorageError):
+class _RejectedError(StorageError):
     """Refusal by a server: args are the sentence and the server's error code."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
-class _AwayError(StorageError):
+class _UnavailableError(StorageError):
     """Error of a server that is unreachable or failing, which may be transient."""
 
 
@@ -104,7 +104,7 @@ class Storage(Protocol):
         ...
 
 
-class Folder:
+class LocalStorage:
     """Storage in a folder of a local or shared file system."""
 
     def __init__(self, root: str | Path) -> None:
@@ -222,7 +222,7 @@ def _client(process: int) -> Any:
     return boto3.session.Session().client("s3", config=config)
 
 
-class Bucket:
+class S3Storage:
     """Storage below a prefix of an S3 bucket. Pickles as its URI and settings; each process opens its own
     client.
     """
@@ -242,8 +242,8 @@ class Bucket:
         self._settings = settings
         self.keeps_conditions = False  # not known yet
 
-    def __reduce__(self) -> tuple[type["Bucket"], tuple[str, StorageSettings]]:
-        return Bucket, (self.uri, self._settings)
+    def __reduce__(self) -> tuple[type["S3Storage"], tuple[str, StorageSettings]]:
+        return S3Storage, (self.uri, self._settings)
 
     def _call(self, method: str, **arguments: Any) -> Any:
         """Return the server's answer. A server that never answered is tried once, any other for `outage_s`.
@@ -254,7 +254,7 @@ class Bucket:
         for attempt in itertools.count(FIRST_PAUSE):
             try:
                 return self._ask(method, **arguments)
-            except _AwayError:
+            except _UnavailableError:
                 if (
                     _client(os.getpid()) not in _ANSWERED and PATIENCE not in os.environ
                 ) or time.monotonic() > deadline:
@@ -277,20 +277,20 @@ class Bucket:
             )
             sentence = f"{self.uri}: {self._mend(code) or f'the server answered {code}'}"
             if passes(code, status):
-                raise _AwayError(sentence) from None
+                raise _UnavailableError(sentence) from None
             _ANSWERED.add(client)
             if code == "NoSuchKey":
                 raise NoObject(
                     f"{self.uri}: there is no object {arguments['Key'].removeprefix(self._prefix)}"
                 ) from None
-            raise _RefusedError(sentence, code) from None
+            raise _RejectedError(sentence, code) from None
         except (BotoCoreError, ValueError) as error:
             kind = type(error).__name__
             mend = (
                 self._mend(kind)
                 or f"no access to S3 ({kind}); check AWS_ENDPOINT_URL, region and credentials"
             )
-            raise (_AwayError if passes(kind) else StorageError)(f"{self.uri}: {mend}") from None
+            raise (_UnavailableError if passes(kind) else StorageError)(f"{self.uri}: {mend}") from None
 
     def _mend(self, code: str) -> str:
         mend = MEND_OF.get(code, "")
@@ -327,7 +327,7 @@ class Bucket:
             try:
                 self._call("put_object", Key=self._prefix + key, Body=data, IfNoneMatch="*")
                 return True
-            except _RefusedError as refused:
+            except _RejectedError as refused:
                 if refused.args[1] in ("PreconditionFailed", "412"):
                     return False
                 if refused.args[1] not in ("ConditionalRequestConflict", "OperationAborted", "409"):
@@ -370,11 +370,11 @@ class Bucket:
 def open_storage(uri: str, settings: StorageSettings = StorageSettings()) -> Storage:
     """Open `s3://bucket/prefix` or a folder. Raises StorageError for any other scheme."""
     if uri.startswith("s3://"):
-        return Bucket(uri, settings)
+        return S3Storage(uri, settings)
     scheme, separator, _ = uri.partition("://")
     if separator and scheme != "file":
         raise StorageError(f"{scheme}://: only folders and s3:// URIs are understood")
-    return Folder(uri.removeprefix("file://"))
+    return LocalStorage(uri.removeprefix("file://"))
 
 
 def claim(storage: Storage, key: str, data: bytes) -> bool:
@@ -388,7 +388,7 @@ def check_conditional_writes(storage: Storage) -> None:
     """Raise StorageError if the server lets a second writer overwrite the first. Checked once per opened
     storage; a folder needs no check.
     """
-    if not isinstance(storage, Bucket) or storage.keeps_conditions:
+    if not isinstance(storage, S3Storage) or storage.keeps_conditions:
         return
     storage.put_if_absent("probe", uuid.uuid4().bytes)
     before = storage.get("probe")
@@ -405,7 +405,7 @@ def download(uri: str, folder: Path) -> None:
     """Copy every object below `uri` into `folder`, keeping relative names. Raises StorageError if a name
     leads out of the folder.
     """
-    storage, inside = open_storage(uri), Folder(folder)
+    storage, inside = open_storage(uri), LocalStorage(folder)
     for key in storage.list(""):
         target = inside._path(key)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Range
-from orchestrator.config.sweep_config import Sweep
+from orchestrator.config.sweep_config import SweepConfig
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class _Trial:
     trial_id: str
 
 
-class StoppingRule:
+class ArmPruner:
     """Early stopping by one of Tune's schedulers, which receives scores asynchronously; without a rule in the
     sweep file no arm is stopped.
     """
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, sweep: SweepConfig) -> None:
         self._scheduler: Any = None
         self._stopped: set[str] = set()
         self._known: set[str] = set()
@@ -89,7 +89,7 @@ def _milestones(first: float, factor: float, last: float) -> Iterator[float]:
         first *= factor
 
 
-class Proposals(Protocol):
+class ArmSearch(Protocol):
     """Source of a sweep's arms, one after another."""
 
     def next(self) -> Arm | None:
@@ -104,7 +104,7 @@ class Proposals(Protocol):
         """Record that the arm failed and will have no score."""
 
 
-class Listed:
+class GridSearch:
     """The arms of the grid, in order."""
 
     def __init__(self, arms: Iterable[Arm]) -> None:
@@ -120,14 +120,14 @@ class Listed:
         """Ignore the failure: the grid is fixed."""
 
 
-class Proposed:
+class OptunaSearch:
     """Arms that Optuna's TPE sampler proposes, from the results of earlier ones.
 
     The study is stored in a journal file, which optuna-dashboard reads. It is a view: missing trials are
     added from the sweep's own record.
     """
 
-    def __init__(self, sweep: Sweep, journal: Path, before: Sequence[Arm]) -> None:
+    def __init__(self, sweep: SweepConfig, journal: Path, before: Sequence[Arm]) -> None:
         """Open or create the study. before: the arms proposed by earlier runs of the sweep, in order; `next`
         returns those first.
         """

@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from orchestrator.cluster.placement import Placement
+from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cluster.ray_runtime import nodes_of
-from orchestrator.cost import Cost, Spending, of_outcome
-from orchestrator.evaluation.outcome_ledger import Portraits
+from orchestrator.cost import Cost, CostLedger, of_outcome
+from orchestrator.evaluation.outcome_ledger import RenderReferences
 from orchestrator.evaluation.policy_server import policy_of
 from orchestrator.evaluation.ray_actors import policy_servers, video_judge
 from orchestrator.evaluation.scorer import Scorer
-from orchestrator.evaluation.scores import Score, ScoringJob
-from orchestrator.evaluation.video_score import VideoScore, VideoTest
+from orchestrator.evaluation.scores import EvalJob, Score
+from orchestrator.evaluation.video_score import VideoBenchmark, VideoScore
 from orchestrator.prometheus import EPISODES, RETRIES
 from orchestrator.sweep.state import SweepState
-from orchestrator.sweep.status import Board
-from orchestrator.sweep.tracking_publisher import Views
-from orchestrator.sweep.video_eval_queue import VideoScores
+from orchestrator.sweep.status import SweepStatus
+from orchestrator.sweep.tracking_publisher import TrackingPublisher
+from orchestrator.sweep.video_eval_queue import VideoEvalQueue
 from sim_workers.checkout import file_hashes
-from sim_workers.rollout.autoscaler import Answered
+from sim_workers.rollout.autoscaler import ServerUsage
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import PolicySource
-from sim_workers.rollout.rollout_video import Filmed
+from sim_workers.rollout.rollout_video import RecordedVideo
 from sim_workers.rollout.worker import RolloutJob
 
 MEASURE_S = 7200.0
@@ -34,33 +34,33 @@ MEASURE_S = 7200.0
 
 
 @dataclass(frozen=True)
-class Players:
+class EvalBackend:
     """Simulators and policy servers that play a sweep's episodes."""
 
     pool: Any
     """A RolloutPool, or an object with its interface."""
     source: Callable[[str, bool], PolicySource]
     """(checkpoint as `policy_of` names it, whether its policy imagines a video) -> the policy."""
-    answered: Callable[[str], Answered]
+    answered: Callable[[str], ServerUsage]
     """Checkpoint as `policy_of` names it -> the computation spent on it so far."""
     server_gpus: float = 0.0
     """GPUs of each policy server; may be a fraction."""
-    judge: Callable[[VideoTest, PolicySource], tuple[VideoScore, float]] | None = None
+    judge: Callable[[VideoBenchmark, PolicySource], tuple[VideoScore, float]] | None = None
     """Returns the score of a policy's generated video and the CPU seconds of computing it; None: video is not
     scored.
     """
 
 
-def players(state: SweepState, placement: Placement, portraits: Portraits) -> Players:
+def players(state: SweepState, placement: ResourcePlan, portraits: RenderReferences) -> EvalBackend:
     """Start simulators and policy servers on a connected Ray."""
     from sim_workers.rollout.pool import RolloutPool
-    from sim_workers.rollout.ray_policy_client import Served
+    from sim_workers.rollout.ray_policy_client import RayServedPolicy
 
     suite = state.sweep.suite
     servers = policy_servers(placement.servers, placement.server_gpus, suite.rung, state.sweep.name)
     judge = lru_cache(video_judge)  # started on first use
 
-    def judged(test: VideoTest, source: PolicySource) -> tuple[VideoScore, float]:
+    def judged(test: VideoBenchmark, source: PolicySource) -> tuple[VideoScore, float]:
         import ray
 
         told: tuple[VideoScore, float] = ray.get(judge().measure.remote(test, source), timeout=MEASURE_S)
@@ -70,7 +70,7 @@ def players(state: SweepState, placement: Placement, portraits: Portraits) -> Pl
     # On other nodes they would take the cores that the next training run waits for, and another CPU model may
     # render other images.
     where = nodes_of("rollouts", CPU=placement.rollout_cpus * (1 if placement.apart else simulators))
-    return Players(
+    return EvalBackend(
         pool=RolloutPool(
             simulators,
             placement.rollout_cpus,
@@ -80,14 +80,14 @@ def players(state: SweepState, placement: Placement, portraits: Portraits) -> Pl
             label=state.sweep.name,
             code=file_hashes(),
         ),
-        source=lambda uri, imagines: Served(servers, uri, imagines),
-        answered=lambda uri: Served(servers, uri).measure(uri),
+        source=lambda uri, imagines: RayServedPolicy(servers, uri, imagines),
+        answered=lambda uri: RayServedPolicy(servers, uri).measure(uri),
         server_gpus=placement.server_gpus,
         judge=judged,
     )
 
 
-class Evaluation:
+class EvalScheduler:
     """Evaluation of every submitted checkpoint on the sweep's suite, and of every arm's last one also on the
     shifted suites.
     """
@@ -95,10 +95,10 @@ class Evaluation:
     def __init__(
         self,
         state: SweepState,
-        board: Board,
-        views: Views,
-        spending: Spending,
-        playing: Players,
+        board: SweepStatus,
+        views: TrackingPublisher,
+        spending: CostLedger,
+        playing: EvalBackend,
         on_score: Callable[[str, int, Score], None],
         decides: Callable[[int], bool],
         say: Callable[[str], None],
@@ -118,7 +118,7 @@ class Evaluation:
         self._cameras = len(state.manifest.contract.cameras)
         playing.pool.on_retry = self._on_retry
         self.scorer = Scorer(state.storage, state.manifest.contract, playing.pool, self, decides)
-        self.videos = VideoScores(state, views, self._judge, say)
+        self.videos = VideoEvalQueue(state, views, self._judge, say)
 
     def submit(self, arm_id: str, step: int, fingerprint: str) -> None:
         """Enqueue the arm's checkpoint of this step, identified by its fingerprint, for scoring."""
@@ -132,9 +132,7 @@ class Evaluation:
             )
             protocol, name = state.protocol_of(shift), self._board.arms[arm_id].name
             self.scorer.submit(
-                ScoringJob(
-                    arm_id, step, uri, fingerprint, suite, protocol, source, last, rule, reference, name
-                )
+                EvalJob(arm_id, step, uri, fingerprint, suite, protocol, source, last, rule, reference, name)
             )
 
     @property
@@ -148,7 +146,7 @@ class Evaluation:
         if kind == "episode":
             self.say(f"playing {rollout} again: {why}")
 
-    def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+    def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None:
         """Record new outcomes as metrics, cost and progress. done: episodes of the job with an outcome so
         far.
         """
@@ -162,7 +160,7 @@ class Evaluation:
             with self._board.lock:
                 self._board.arms[job.arm_id].scoring[job.step] = done, self._state.sweep.suite.listed
 
-    def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+    def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
         """Record a checkpoint's score and its inference cost; publish a complete one and submit its video."""
         arm, shift = self._board.arms[job.arm_id], job.suite.shift
         with self._board.lock:
@@ -189,8 +187,8 @@ class Evaluation:
                     self.videos.submit(job, arm.name)
                 self._on_score(job.arm_id, job.step, score)
 
-    def _judge(self, job: ScoringJob, test: VideoTest) -> VideoScore:
-        """Score a checkpoint's video and charge its cost; runs in the thread of `VideoScores`."""
+    def _judge(self, job: EvalJob, test: VideoBenchmark) -> VideoScore:
+        """Score a checkpoint's video and charge its cost; runs in the thread of `VideoEvalQueue`."""
         assert self._playing.judge
         policy = policy_of(job.uri, job.fingerprint)
         before = self._playing.answered(policy).imagined_s
@@ -202,5 +200,5 @@ class Evaluation:
         )
         return score
 
-    def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None:
+    def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None:
         self._views.film(job.arm_id, job.step, episode, film)

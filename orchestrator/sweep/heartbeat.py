@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cluster.placement import Placement
+from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cluster.sharing import present
 from orchestrator.cost import exceeded
 from orchestrator.infrastructure import cause_of
@@ -28,7 +28,7 @@ PATIENCE_S = 10.0
 """Seconds that the end of a run waits for each thread."""
 
 
-class Pulse:
+class Heartbeat:
     """Three threads with one periodic task each, while the context is open.
 
     One polls for a request to end, a reached budget and failed threads; it needs neither Ray nor the storage.
@@ -36,7 +36,7 @@ class Pulse:
     retries. Any other error in a thread ends the run.
     """
 
-    def __init__(self, run: "SweepRun", placement: Placement) -> None:
+    def __init__(self, run: "SweepRun", placement: ResourcePlan) -> None:
         self._run, self._placement = run, placement
         self._began, self._at_first = time.monotonic(), self._todo()
         self._closing = threading.Event()
@@ -54,7 +54,7 @@ class Pulse:
         """Each task and the seconds between two executions."""
         return (self._watch, BEAT_S), (self._share, SHARE_S), (self._write, WRITE_S)
 
-    def __enter__(self) -> "Pulse":
+    def __enter__(self) -> "Heartbeat":
         for thread in self._threads:
             thread.start()
         return self

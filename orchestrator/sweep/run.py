@@ -11,26 +11,26 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cached_property
 
-from orchestrator.cluster.placement import Placement
+from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cluster.ray_runtime import acting_device, connect, resources, set_apart
 from orchestrator.cluster.sharing import presence
-from orchestrator.config.sweep_config import Sweep
-from orchestrator.cost import Spending
-from orchestrator.evaluation.outcome_ledger import Ledger, Portraits
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.cost import CostLedger
+from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
 from orchestrator.evaluation.scores import Score, portraits_of
 from orchestrator.infrastructure import InfrastructureError, cause_of
 from orchestrator.planning.plan import planned_arms
 from orchestrator.redaction import redacting
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.storage.base import open_storage
-from orchestrator.sweep.arm_search import Listed, Proposals, Proposed, StoppingRule
+from orchestrator.sweep.arm_search import ArmPruner, ArmSearch, GridSearch, OptunaSearch
 from orchestrator.sweep.driver_lease import Lease
-from orchestrator.sweep.eval_scheduler import Evaluation, Players, players
-from orchestrator.sweep.heartbeat import Pulse
+from orchestrator.sweep.eval_scheduler import EvalBackend, EvalScheduler, players
+from orchestrator.sweep.heartbeat import Heartbeat
 from orchestrator.sweep.ray_tune import Fit, run_trials
 from orchestrator.sweep.state import SweepState
-from orchestrator.sweep.tracking_publisher import Views
-from orchestrator.sweep.train_scheduler import Training
+from orchestrator.sweep.tracking_publisher import TrackingPublisher
+from orchestrator.sweep.train_scheduler import TrainScheduler
 from orchestrator.tracking.mlflow_writer import local_folder
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
 from orchestrator.tracking.tracking_errors import away
@@ -48,11 +48,11 @@ class SweepRun:
 
     def __init__(
         self,
-        sweep: Sweep,
+        sweep: SweepConfig,
         say: Callable[[str], None],
         retry_failed: bool = False,
         fit: Fit = fit,
-        players: Callable[[SweepState, Placement, Portraits], Players] = players,
+        players: Callable[[SweepState, ResourcePlan, RenderReferences], EvalBackend] = players,
         outbox: OutboxSettings = DEFAULT_OUTBOX,
         take_over: bool = False,
     ) -> None:
@@ -68,7 +68,7 @@ class SweepRun:
         ended the run, empty if none.
         """
         self.interrupted = False
-        """Whether the run was requested to end; `Pulse` polls it."""
+        """Whether the run was requested to end; `Heartbeat` polls it."""
         self.taken_over = ""
         """Sentence that names the driver which takes the sweep over; empty if none does."""
         self.say, self._retry_failed, self._fit, self._players = say, retry_failed, fit, players
@@ -88,14 +88,14 @@ class SweepRun:
                     f"{self.board.arms[arm_id].name}: the checkpoints of steps {', '.join(map(str, steps))}"
                     " are damaged; they are trained again"
                 )
-            self.spending = Spending(self.state.storage, sweep.name, uuid.uuid4().hex[:8])
+            self.spending = CostLedger(self.state.storage, sweep.name, uuid.uuid4().hex[:8])
             self._outbox = outbox
-            self._rule = StoppingRule(sweep)
-            self._proposals: Proposals = Listed(
+            self._rule = ArmPruner(sweep)
+            self._proposals: ArmSearch = GridSearch(
                 sorted(sweep.grid(), key=lambda arm: not sweep.is_reference(arm))
             )
             if sweep.search.optuna:
-                self._proposals = Proposed(
+                self._proposals = OptunaSearch(
                     sweep, local_folder(sweep.storage) / f"{sweep.name}-optuna.log", self.state.proposed()
                 )
             self._held = held.pop_all()
@@ -104,11 +104,11 @@ class SweepRun:
         self.taken_over = why
 
     @cached_property
-    def _views(self) -> Views:
+    def _views(self) -> TrackingPublisher:
         """Publisher to MLflow, created on first use: the keys that name its runs are known only once the
         cluster is connected.
         """
-        return Views(self.state, self.say, settings=self._outbox)
+        return TrackingPublisher(self.state, self.say, settings=self._outbox)
 
     def _without_damaged(self, say: Callable[[str], None]) -> SweepState:
         """Return the sweep's state after reading every episode it needs once."""
@@ -137,7 +137,7 @@ class SweepRun:
         sweep = self.state.sweep
         connect()
         cpus_apart = set_apart("rollouts").get("CPU", 0.0)
-        placement = Placement.fit(
+        placement = ResourcePlan.fit(
             resources(), sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)), cpus_apart
         )
         self._act_on(acting_device(placement.server_gpus))
@@ -148,7 +148,7 @@ class SweepRun:
             self.say(f"already scored, not played again: {scored} checkpoints")
         portraits = portraits_of(self.state.storage, sweep.suite.gl)
         playing = self._players(self.state, placement, portraits)
-        self.evaluation = Evaluation(
+        self.evaluation = EvalScheduler(
             self.state,
             self.board,
             self._views,
@@ -158,7 +158,7 @@ class SweepRun:
             self._rule.decides,
             self.say,
         )
-        self.training = Training(
+        self.training = TrainScheduler(
             self.state,
             self.board,
             self._views,
@@ -174,7 +174,7 @@ class SweepRun:
             self._replay()
             with (
                 desk(self.training.on_news, presence(), self.training.lost) as self.training.desk,
-                Pulse(self, placement),
+                Heartbeat(self, placement),
             ):
                 run_trials(
                     self.training,

@@ -23,17 +23,17 @@ from typing import Any
 
 from orchestrator.checkpoints.reader import whole
 from orchestrator.config.arms import Arm, reference_of
-from orchestrator.config.schema import SuiteChoice
-from orchestrator.config.sweep_config import Sweep, SweepError
-from orchestrator.cost import Spending
+from orchestrator.config.schema import SuiteConfig
+from orchestrator.config.sweep_config import SweepConfig, SweepError
+from orchestrator.cost import CostLedger
 from orchestrator.data.episode_store import check_all, latest_version, load_manifest
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.subset import Subset, SubsetError, choose
 from orchestrator.evaluation.held_out_clips import HeldOut
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.scores import Score, protocol_key, score_so_far
-from orchestrator.evaluation.sequential_rule import Rule
-from orchestrator.evaluation.video_score import VideoTest
+from orchestrator.evaluation.sequential_rule import StoppingRule
+from orchestrator.evaluation.video_score import VideoBenchmark
 from orchestrator.fingerprints import Key, stored_like
 from orchestrator.provenance import (
     ACTING_PACKAGES,
@@ -48,9 +48,9 @@ from orchestrator.redaction import redacted, redacted_in, shown
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.storage.identity import claim_identity, identity_of
 from orchestrator.storage.notes import note_damaged, read_notes, read_steps
-from orchestrator.sweep.status import ArmState, Board
+from orchestrator.sweep.status import ArmStatus, SweepStatus
 from orchestrator.tracking.mlflow_writer import tracking_uri
-from orchestrator.training.loop import STAGE_ONE, ArmJob
+from orchestrator.training.loop import STAGE_ONE, TrainJob
 from policy.presets import policy_config
 from sim_workers.checkout import file_hashes
 from sim_workers.rollout.episode import Outcome
@@ -65,7 +65,7 @@ def versions_here() -> dict[str, str]:
 class SweepState:
     """Sweep pinned to one version of its data, shared by `run`, `status` and `curve`."""
 
-    sweep: Sweep
+    sweep: SweepConfig
     storage: Storage
     manifest: Manifest
     version: int
@@ -89,7 +89,7 @@ class SweepState:
     """
 
     @classmethod
-    def open(cls, sweep: Sweep, pin: bool = False, here: bool = False) -> "SweepState":
+    def open(cls, sweep: SweepConfig, pin: bool = False, here: bool = False) -> "SweepState":
         """Return the sweep with the facts pinned in its storage; `pin`: write them.
 
         The first run (`pin`) pins the newest data version; later runs keep it. Package versions are those of
@@ -197,7 +197,7 @@ class SweepState:
                     + (f"there are {', '.join(known)}" if known else "none did")
                 ],
             )
-        sweep = Sweep.model_validate(json.loads(storage.get(f"sweeps/{name}.json"))["sweep"])
+        sweep = SweepConfig.model_validate(json.loads(storage.get(f"sweeps/{name}.json"))["sweep"])
         # The recorded path may name another storage by now, or on this machine.
         state = cls.open(sweep.model_copy(update={"storage": storage_uri}), here=here)
         return (
@@ -352,7 +352,7 @@ class SweepState:
             *((*subset.demos, *subset.action_free) for subset in subsets)
         )
 
-    def video_test(self) -> VideoTest | None:
+    def video_test(self) -> VideoBenchmark | None:
         """Return the test of the checkpoints' generated video; None if none is requested or generated.
 
         Raises SubsetError if too few held-out clips are left.
@@ -364,12 +364,12 @@ class SweepState:
         clips = HeldOut.choose(
             episodes, self.manifest, sweep.suite.tasks, sweep.suite.video_clips, self.used(), shape
         )
-        return VideoTest(clips, sweep.sampler)
+        return VideoBenchmark(clips, sweep.sampler)
 
-    def job(self, arm: Arm) -> ArmJob:
+    def job(self, arm: Arm) -> TrainJob:
         """Return the arm's training job."""
         sweep, with_video = self.sweep, arm.kind == "video_action"
-        return ArmJob(
+        return TrainJob(
             arm=arm,
             arm_id=arm.arm_id(self.training),
             episodes=open_storage(sweep.data.episodes).uri,
@@ -385,7 +385,7 @@ class SweepState:
             videos_of=sweep.largest(arm.seed) if sweep.train.videos == "sweep" else None,
         )
 
-    def stage_one(self, arm: Arm) -> ArmJob | None:
+    def stage_one(self, arm: Arm) -> TrainJob | None:
         """Return the training job of the video model that the arm's head reads, shared by arms with the same
         one; None if none is separate.
         """
@@ -393,10 +393,10 @@ class SweepState:
             return None
         return self.job(arm).stage_one(self.manifest)
 
-    def arm_state(self, arm: Arm) -> ArmState:
+    def arm_state(self, arm: Arm) -> ArmStatus:
         """Return the initial state of an arm, before any training or scoring."""
         video = self.stage_one(arm)
-        return ArmState(arm, self.sweep.train.steps, video.arm_id if video else "")
+        return ArmStatus(arm, self.sweep.train.steps, video.arm_id if video else "")
 
     def checkpoints(self, arm_id: str) -> dict[int, dict[str, Any]]:
         """Return the complete checkpoints of a training run by step: {loss, loss_video, loss_action,
@@ -412,7 +412,7 @@ class SweepState:
             else {step: told for step, told in known.items() if step <= self.sweep.train.steps}
         )
 
-    def without_torn(self, board: Board) -> dict[str, list[int]]:
+    def without_torn(self, board: SweepStatus) -> dict[str, list[int]]:
         """Return the unscored checkpoints that a full disk or a power failure left incomplete: arm id ->
         steps.
 
@@ -441,9 +441,9 @@ class SweepState:
     def checkpoint_uri(self, arm_id: str, step: int) -> str:
         return f"{self.uri('arms')}/{arm_id}/step_{step:06d}"
 
-    def board(self) -> Board:
+    def board(self) -> SweepStatus:
         """Return the state of every arm as the storage has it."""
-        board = Board({arm_id: self.arm_state(arm) for arm_id, arm in self.arms().items()})
+        board = SweepStatus({arm_id: self.arm_state(arm) for arm_id, arm in self.arms().items()})
         stopped, failures = self.stopped(), self.failures()
         for arm_id, state in board.arms.items():
             for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
@@ -460,20 +460,20 @@ class SweepState:
                     state.shifted = {shift: score for shift, score in shifted.items() if score.complete}
             state.stopped = stopped.get(arm_id)
             state.failure = failures.get(arm_id, "") if state.step < state.steps else ""
-        board.charge(Spending.read(self.storage, self.sweep.name).by_arm())
+        board.charge(CostLedger.read(self.storage, self.sweep.name).by_arm())
         return board
 
-    def rule(self, arm: Arm) -> Rule | None:
+    def rule(self, arm: Arm) -> StoppingRule | None:
         """Return the rule that decides how much of the suite an arm's checkpoints are scored on; None: all of
         it.
         """
         if not (told := self.sweep.suite.decide):
             return None
         if not told.against:
-            return Rule(told.look_every, told.confidence, told.threshold)
+            return StoppingRule(told.look_every, told.confidence, told.threshold)
         reference = reference_of(arm, told.against, self.sweep.grid())
         return (
-            Rule(told.look_every, told.confidence, against=reference.arm_id(self.training))
+            StoppingRule(told.look_every, told.confidence, against=reference.arm_id(self.training))
             if reference
             else None
         )
@@ -488,7 +488,7 @@ class SweepState:
         )
 
 
-def last_checkpoint(sweep: str, arm: str, storage: str) -> tuple[str, SuiteChoice]:
+def last_checkpoint(sweep: str, arm: str, storage: str) -> tuple[str, SuiteConfig]:
     """Return the URI of an arm's last checkpoint (`arm`: name or id) and the sweep's suite. Raises SweepError
     if there is none.
     """

@@ -12,7 +12,7 @@ from orchestrator.evaluation.scores import Score
 
 
 @dataclass
-class ArmState:
+class ArmStatus:
     """Progress of one arm."""
 
     arm: Arm
@@ -52,10 +52,10 @@ class ArmState:
         return "scored" if self.steps in self.scores else "scoring"
 
 
-class Board:
+class SweepStatus:
     """States of all arms, updated by the sweep's threads."""
 
-    def __init__(self, arms: dict[str, ArmState]) -> None:
+    def __init__(self, arms: dict[str, ArmStatus]) -> None:
         """Create a board. arms: by arm id, in display order."""
         self.arms = arms
         self.lock = threading.Lock()
@@ -76,7 +76,7 @@ class Board:
             return [_line(arm) for arm in self.arms.values()]
 
 
-def _line(arm: ArmState) -> dict[str, Any]:
+def _line(arm: ArmStatus) -> dict[str, Any]:
     played, listed = (
         (sum(counts) for counts in zip(*arm.scoring.values(), strict=True)) if arm.scoring else (0, 0)
     )

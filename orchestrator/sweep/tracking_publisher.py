@@ -28,34 +28,34 @@ from orchestrator.tracking.mlflow_writer import (
     SCORED_STEP,
     STORAGE,
     USER,
-    Tracker,
+    MlflowWriter,
     TrackingError,
     local_folder,
     outcomes_artifact,
 )
-from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings, Teller
+from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxRelay, OutboxSettings
 from orchestrator.training.loop import CONSUMED
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.rollout_video import Filmed
+from sim_workers.rollout.rollout_video import RecordedVideo
 
 LOSSES = ("loss", "loss_video", "loss_action")
 
 
-class Views:
+class TrackingPublisher:
     """Publisher of one sweep. Methods return at once; `flush` and `finish` wait for a bounded time."""
 
     def __init__(
         self,
         state: SweepState,
         say: Callable[[str], None] = lambda _: None,
-        open_tracker: Callable[..., Any] = Tracker,
+        open_tracker: Callable[..., Any] = MlflowWriter,
         settings: OutboxSettings = DEFAULT_OUTBOX,
     ) -> None:
         """Open the sweep's outbox and start its delivery. Raises TrackingError if this machine's disk cannot
         be written.
 
         say: called when MLflow becomes unreachable, and when it is reachable again. open_tracker: creates the
-        writer to MLflow, as Tracker does.
+        writer to MLflow, as MlflowWriter does.
         """
         self._state = state
         sweep = state.sweep
@@ -69,7 +69,7 @@ class Views:
             "artifacts": state.uri("mlartifacts"),
         }
         folder = local_folder(state.storage.uri) / "telling" / f"{sweep.name}-{place}"
-        self._teller = Teller(state.tracking_uri, folder, about, say, open_tracker, settings)
+        self._teller = OutboxRelay(state.tracking_uri, folder, about, say, open_tracker, settings)
         self._away = False
         self._environment = redacted_in(environment())
         self.artifact("sweep.yaml", redacted(sweep.to_yaml()).encode())
@@ -163,7 +163,7 @@ class Views:
         self.checkpoint(arm_id, step, fingerprint)
         self._tell("metrics", arm_id=arm_id, step=step, values=told, at=_now_ms(), checkpoint=fingerprint)
 
-    def film(self, arm_id: str, step: int, episode: str, film: Filmed) -> None:
+    def film(self, arm_id: str, step: int, episode: str, film: RecordedVideo) -> None:
         """Publish a rollout video of a checkpoint, and its policy's foresight if there is one."""
         self.arm_artifact(arm_id, f"rollouts/step_{step:06d}/{episode}.mp4", film.mp4)
         if film.foresight:
@@ -276,7 +276,7 @@ def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX) -> i
 
     Raises TrackingError if MLflow does not accept everything now.
     """
-    views, scores = Views(state, settings=settings), 0
+    views, scores = TrackingPublisher(state, settings=settings), 0
     try:
         test = state.video_test()
     except SubsetError:

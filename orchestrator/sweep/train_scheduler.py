@@ -12,20 +12,20 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.config.arms import Arm
-from orchestrator.cost import Cost, Spending
+from orchestrator.cost import Cost, CostLedger
 from orchestrator.infrastructure import cause_in
 from orchestrator.prometheus import CLIPS, LOADER_STALL_S, OPTIMISER_STEP_S, OPTIMISER_STEPS, RETRIES
 from orchestrator.redaction import redacted
-from orchestrator.sweep.arm_search import Proposals
+from orchestrator.sweep.arm_search import ArmSearch
 from orchestrator.sweep.state import SweepState
-from orchestrator.sweep.status import Board
-from orchestrator.sweep.tracking_publisher import LOSSES, Views
+from orchestrator.sweep.status import SweepStatus
+from orchestrator.sweep.tracking_publisher import LOSSES, TrackingPublisher
 from orchestrator.training.control_channel import ANSWER_S, News, Wish
-from orchestrator.training.loop import CONSUMED, ArmJob
+from orchestrator.training.loop import CONSUMED, TrainJob
 from sim_workers.rollout.worker import one_line
 
 
-class Training:
+class TrainScheduler:
     """Queue of training runs (`ray_tune.Runs`) that receives their news from the desk; called by Tune's loop,
     the desk's and the scorer's threads.
     """
@@ -36,10 +36,10 @@ class Training:
     def __init__(
         self,
         state: SweepState,
-        board: Board,
-        views: Views,
-        spending: Spending,
-        proposals: Proposals,
+        board: SweepStatus,
+        views: TrackingPublisher,
+        spending: CostLedger,
+        proposals: ArmSearch,
         submit: Callable[[str, int, str], None],
         say: Callable[[str], None],
         suspend: Callable[[str], None],
@@ -57,14 +57,14 @@ class Training:
         """Limit of concurrent runs."""
         self.gpus = 0.0
         """GPUs of one worker; may be a fraction."""
-        self.running: dict[str, ArmJob] = {}
+        self.running: dict[str, TrainJob] = {}
         self._lock = threading.RLock()
         self._ending = False
         self._proposed = 0
         self._exhausted = False
-        self._ready: deque[ArmJob] = deque()
+        self._ready: deque[TrainJob] = deque()
         """Jobs of arms whose video model is trained."""
-        self._sharing: dict[str, list[ArmJob]] = {}
+        self._sharing: dict[str, list[TrainJob]] = {}
         """Jobs of arms that wait for a video model, by its training run."""
         self._broken: BaseException | None = None
         self._over: set[str] = set()
@@ -147,7 +147,7 @@ class Training:
             self._leave(run)
             self._suspend(cause)
 
-    def _next_ready(self) -> ArmJob | None:
+    def _next_ready(self) -> TrainJob | None:
         """Return the next arm's job whose video model is trained, skipping arms that the search stopped
         meanwhile; None if there is none.
         """
@@ -157,7 +157,7 @@ class Training:
                 return job
         return None
 
-    def _next_job(self) -> ArmJob | None:
+    def _next_job(self) -> TrainJob | None:
         """Return the next proposed arm's job, or that of the video model it needs first, for which all arms
         that share it wait.
         """
@@ -176,7 +176,7 @@ class Training:
         self._exhausted = True
         return None
 
-    def _on(self, job: ArmJob, video: ArmJob) -> ArmJob:
+    def _on(self, job: TrainJob, video: TrainJob) -> TrainJob:
         """Return the arm's job with a trained video model."""
         return replace(job, video_model=self._state.checkpoint_uri(video.arm_id, video.train.steps))
 
@@ -263,7 +263,7 @@ class Training:
                 self._views.checkpoint(run, step, news["checkpoint"])
                 self._submit(run, step, news["checkpoint"])
 
-    def _spent(self, job: ArmJob, news: News) -> Cost:
+    def _spent(self, job: TrainJob, news: News) -> Cost:
         return Cost(
             train_gpu_s=news["wall_s"] * self.gpus,
             train_cpu_s=news["cpu_s"],

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Callable
 
 from orchestrator.data.subset import SubsetError
-from orchestrator.evaluation.scores import ScoringJob
-from orchestrator.evaluation.video_score import VideoScore, VideoTest
+from orchestrator.evaluation.scores import EvalJob
+from orchestrator.evaluation.video_score import VideoBenchmark, VideoScore
 from orchestrator.sweep.state import SweepState
-from orchestrator.sweep.tracking_publisher import Views
+from orchestrator.sweep.tracking_publisher import TrackingPublisher
 from sim_workers.rollout.worker import one_line
 
 
-class VideoScores:
+class VideoEvalQueue:
     """Thread that scores the generated video of checkpoints one after another; neither rollout scores nor
     training wait for it.
 
@@ -25,17 +25,17 @@ class VideoScores:
     def __init__(
         self,
         state: SweepState,
-        views: Views,
-        judge: Callable[[ScoringJob, VideoTest], VideoScore],
+        views: TrackingPublisher,
+        judge: Callable[[EvalJob, VideoBenchmark], VideoScore],
         say: Callable[[str], None],
     ) -> None:
         """Start the thread. judge: scores a checkpoint's video, which may take long."""
         self._state, self._views, self._judge, self._say = state, views, judge, say
-        self._todo: queue.Queue[tuple[ScoringJob, str] | None] = queue.Queue()  # None: no more follow
+        self._todo: queue.Queue[tuple[EvalJob, str] | None] = queue.Queue()  # None: no more follow
         self._ending = False
         self.failure: BaseException | None = None
         """Error that ended the thread; None if there is none."""
-        self._test: VideoTest | None = None
+        self._test: VideoBenchmark | None = None
         try:
             self._test = state.video_test()
         except SubsetError as error:
@@ -43,7 +43,7 @@ class VideoScores:
         self._thread = threading.Thread(target=self._run, name="video", daemon=True)
         self._thread.start()
 
-    def submit(self, job: ScoringJob, name: str) -> None:
+    def submit(self, job: EvalJob, name: str) -> None:
         """Enqueue a scored checkpoint of the arm of this name, whose policy generates video."""
         self._todo.put((job, name))
 
@@ -68,7 +68,7 @@ class VideoScores:
         except BaseException as error:
             self.failure = error
 
-    def _measure(self, test: VideoTest, job: ScoringJob, name: str) -> None:
+    def _measure(self, test: VideoBenchmark, job: EvalJob, name: str) -> None:
         storage = self._state.storage
         score = test.known(storage, job.fingerprint)
         if not score:

@@ -2,7 +2,7 @@
 schedulers.
 
     fake_trainer.py    FakeTrainer: a training run that reports checkpoints without a network
-    players.py         FakePlayers: a sweep's simulators and policies, all fake
+    players.py         FakeEvalBackend: a sweep's simulators and policies, all fake
     rollout_pool.py    FakeRolloutPool: the calls of RolloutPool, without processes
     fake_policy_server.py  FakePolicyServer: the calls of PolicyServer, answered by functions;
                            PolicyServerWithoutCheckpoints: its queue and batches
@@ -19,9 +19,9 @@ This module imports none of them. A pool with a function that decides the outcom
 >>> from orchestrator.testing.episodes import CONTRACT
 >>> from orchestrator.testing.outcomes import FakePolicy, make_outcome
 >>> from orchestrator.testing.rollout_pool import FakeRolloutPool
->>> from sim_workers.rollout.suite import Rules, Suite
+>>> from sim_workers.rollout.suite import EpisodeRules, Suite
 >>> from sim_workers.rollout.worker import RolloutJob
->>> suite = Suite(("Lift",), 3, Rules(horizon=50))
+>>> suite = Suite(("Lift",), 3, EpisodeRules(horizon=50))
 >>> pool = FakeRolloutPool(lambda job: make_outcome(job.spec, won=job.spec.scene_seed % 2 == 0))
 >>> for spec in suite.episode_list():
 ...     pool.submit(RolloutJob(spec, suite.rules, CONTRACT, FakePolicy("arms/mine/step_000001", (), 1)))
@@ -30,7 +30,7 @@ This module imports none of them. A pool with a function that decides the outcom
 
 A whole sweep, real except for training and simulation (starts Ray):
 
-    SweepRun(sweep, print, fit=FakeTrainer(step_s=0.01), players=FakePlayers()).run()
+    SweepRun(sweep, print, fit=FakeTrainer(step_s=0.01), players=FakeEvalBackend()).run()
 
 `python -m orchestrator.testing sweep.yaml` does the same for a sweep file.
 """

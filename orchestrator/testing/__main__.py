@@ -8,7 +8,7 @@ import json
 import click
 
 from orchestrator.testing.fake_trainer import FakeTrainer
-from orchestrator.testing.players import FakePlayers
+from orchestrator.testing.players import FakeEvalBackend
 
 
 @click.command()
@@ -16,10 +16,12 @@ from orchestrator.testing.players import FakePlayers
 @click.option("--step-s", default=0.01, show_default=True, help="Seconds that an optimiser step takes.")
 def main(sweep_file: str, step_s: float) -> None:
     """Run SWEEP_FILE; print what becomes of it and, last, one line of JSON: the state of every arm."""
-    from orchestrator.config.sweep_config import Sweep
+    from orchestrator.config.sweep_config import SweepConfig
     from orchestrator.sweep.run import SweepRun
 
-    run = SweepRun(Sweep.load(sweep_file), click.echo, fit=FakeTrainer(step_s), players=FakePlayers())
+    run = SweepRun(
+        SweepConfig.load(sweep_file), click.echo, fit=FakeTrainer(step_s), players=FakeEvalBackend()
+    )
     run.run()
     click.echo(json.dumps({arm.name: arm.state for arm in run.board.arms.values()}))
 

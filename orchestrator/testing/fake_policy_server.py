@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.testing.outcomes import stand_still
 from policy.interface import ActionChunk, Imagination, Observation
-from sim_workers.rollout.autoscaler import Answered
+from sim_workers.rollout.autoscaler import ServerUsage
 
 Act = Callable[[Observation], ActionChunk]
 
@@ -38,8 +38,8 @@ class FakePolicyServer:
     def load(self, checkpoint: str) -> None:
         """Accept any checkpoint."""
 
-    def answered(self, checkpoint: str = "") -> Answered:
-        return Answered()
+    def answered(self, checkpoint: str = "") -> ServerUsage:
+        return ServerUsage()
 
     def node_id(self) -> str:
         """Return the id of the Ray node on which this actor runs."""

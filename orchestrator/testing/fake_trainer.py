@@ -6,7 +6,7 @@ from typing import Any
 
 from orchestrator.provenance import digest
 from orchestrator.training.control_channel import tell
-from orchestrator.training.loop import ArmJob
+from orchestrator.training.loop import TrainJob
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class FakeTrainer:
     """Seconds of sleep per optimiser step."""
 
     def __call__(
-        self, job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attempts: int = 1
+        self, job: TrainJob, folder: str, resources: dict[str, float], desk: Any, attempts: int = 1
     ) -> list[dict[str, Any]]:
         """Train; the arguments and the result are those of `orchestrator.training.ray_train.fit`."""
         from orchestrator.training.ray_train import wishes_of

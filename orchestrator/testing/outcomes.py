@@ -10,7 +10,7 @@ from orchestrator.config.arms import Arm
 from orchestrator.evaluation.policy_server import FINGERPRINT
 from policy.interface import ActionChunk, Observation, derived_seed
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.policy_clients import Asker
+from sim_workers.rollout.policy_clients import PolicyClient
 from sim_workers.rollout.suite import EpisodeSpec
 from sim_workers.rollout.worker import RolloutJob
 
@@ -54,7 +54,7 @@ class FakePolicy:
         arm = dict(self.arms)[arm_id]
         return self.model(arm.demo_count, arm.action_free_ratio, int(step.removeprefix("step_")), self.steps)
 
-    def connect(self) -> Asker:
+    def connect(self) -> PolicyClient:
         """Return a policy that stands still."""
         return _Still()
 

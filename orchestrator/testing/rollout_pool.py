@@ -3,11 +3,11 @@
 import threading
 from collections.abc import Callable, Iterator
 
-from sim_workers.rollout.autoscaler import Balance
+from sim_workers.rollout.autoscaler import PoolLoad
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.pool_state import Usage
 from sim_workers.rollout.references import References, ReferencesInMemory
-from sim_workers.rollout.rollout_video import Filmed
+from sim_workers.rollout.rollout_video import RecordedVideo
 from sim_workers.rollout.worker import RolloutJob
 
 PERMIT_WAIT_S = 0.05
@@ -80,7 +80,9 @@ class FakeRolloutPool:
     def unfinished(self) -> int:
         return len(self.queue)
 
-    def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, Filmed | None]]:
+    def results(
+        self, timeout_s: float | None = None
+    ) -> Iterator[tuple[RolloutJob, Outcome, RecordedVideo | None]]:
         """Play the queued jobs; a paused pool waits up to `PERMIT_WAIT_S`, regardless of `timeout_s`, and
         plays at most one released episode.
         """
@@ -95,11 +97,11 @@ class FakeRolloutPool:
             job = self.queue.pop(0)
             if not job.film:
                 self.played.append(job)
-            yield job, self.play(job), Filmed(b"film") if job.film else None
+            yield job, self.play(job), RecordedVideo(b"film") if job.film else None
             if paused:
                 return
 
-    def rebalance(self) -> Balance | None:
+    def rebalance(self) -> PoolLoad | None:
         """Return None: the fake pool measures nothing."""
         return None
 

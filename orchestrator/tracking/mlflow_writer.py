@@ -143,7 +143,7 @@ def _is_empty(run: Any) -> bool:
     return not (run.data.metrics or run.data.params or _in_use(run))
 
 
-class Tracker:
+class MlflowWriter:
     """Writes one sweep to MLflow. A failed call can be retried: state that it may have changed is
     read again.
     """

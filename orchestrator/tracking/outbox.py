@@ -2,7 +2,7 @@
 killed process loses one.
 
 <folder>/<time>-<process>.jsonl      journal of one process: a record per line, append-only; the first line
-                                     has the sweep's Tracker arguments
+                                     has the sweep's MlflowWriter arguments
 <folder>/<time>-<process>.told       number of bytes of the journal that are published
 <folder>/<time>-<process>/000007     data of a record
 <folder>/<time>-<process>.refused    records that are damaged or that MLflow refuses, with the reason
@@ -28,11 +28,11 @@ from typing import IO, Any
 from orchestrator.tracking.mlflow_writer import TrackingError
 
 
-class DamagedJournalError(Exception):
+class DamagedOutboxError(Exception):
     """The first line of a journal is damaged, as a power failure may leave it."""
 
 
-class Journal:
+class OutboxWriter:
     """The journal of this process; any number of threads may write."""
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
@@ -92,8 +92,8 @@ def _unwritable(folder: Path, error: OSError) -> TrackingError:
     )
 
 
-class Reading:
-    """A journal as read by the publishing process; the constructor raises DamagedJournalError."""
+class OutboxReader:
+    """A journal as read by the publishing process; the constructor raises DamagedOutboxError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -107,7 +107,7 @@ class Reading:
         about = _object(header)
         if about is None:
             self._file.close()
-            raise DamagedJournalError(path)
+            raise DamagedOutboxError(path)
         self.about = about
         told = _number(self._told)
         self.told = told if len(header) <= told <= path.stat().st_size else len(header)

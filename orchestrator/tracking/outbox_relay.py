@@ -14,8 +14,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from orchestrator.config.arms import Arm
-from orchestrator.tracking.mlflow_writer import Tracker
-from orchestrator.tracking.outbox import DamagedJournalError, Journal, Reading, journals, set_aside, told_of
+from orchestrator.tracking.mlflow_writer import MlflowWriter
+from orchestrator.tracking.outbox import (
+    DamagedOutboxError,
+    OutboxReader,
+    OutboxWriter,
+    journals,
+    set_aside,
+    told_of,
+)
 from orchestrator.tracking.tracking_errors import redacted, refuses, trouble
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
@@ -45,7 +52,7 @@ class OutboxSettings:
 DEFAULT_OUTBOX = OutboxSettings()
 
 
-class Teller:
+class OutboxRelay:
     """A process's publisher to MLflow. `note` returns at once and may be called by any thread; must be
     closed.
     """
@@ -56,11 +63,11 @@ class Teller:
         folder: Path,
         about: dict[str, Any],
         say: Callable[[str], None] = lambda _: None,
-        open_tracker: Callable[..., Any] = Tracker,
+        open_tracker: Callable[..., Any] = MlflowWriter,
         settings: OutboxSettings = DEFAULT_OUTBOX,
     ) -> None:
-        """about: arguments of a Tracker, without the URI. say: receives a line on each outage, recovery, and
-        refused or damaged record.
+        """about: arguments of a MlflowWriter, without the URI. say: receives a line on each outage, recovery,
+        and refused or damaged record.
         """
         self._uri, self._folder, self._say, self._open, self._settings = (
             uri,
@@ -69,10 +76,10 @@ class Teller:
             open_tracker,
             settings,
         )
-        self._journal = Journal(folder, about)
+        self._journal = OutboxWriter(folder, about)
         # Journals of versions without a store lie in the same folder and belong to the same storage.
         self._defaults = {"store": about["store"]} if "store" in about else {}
-        self._readings: dict[Path, Reading] = {}
+        self._readings: dict[Path, OutboxReader] = {}
         self._tracker: tuple[str, Any] = "", None
         self._news = threading.Condition()
         self._over = self._urged = self._doubts = False
@@ -89,7 +96,7 @@ class Teller:
         self._thread.start()
 
     def note(self, do: str, data: bytes | None = None, **arguments: Any) -> None:
-        """Enqueue a call of a Tracker method. Raises TrackingError if the journal cannot be written."""
+        """Enqueue a call of a MlflowWriter method. Raises TrackingError if the journal cannot be written."""
         self._journal.note({"do": do, **arguments}, data)
         with self._news:
             self._news.notify_all()
@@ -100,8 +107,8 @@ class Teller:
         number = 0
         for path in journals(self._folder):
             try:
-                number += Reading(path).left
-            except (FileNotFoundError, DamagedJournalError):
+                number += OutboxReader(path).left
+            except (FileNotFoundError, DamagedOutboxError):
                 continue  # published and removed just now, or about to be set aside
         return number
 
@@ -194,8 +201,8 @@ class Teller:
         for path in journals(self._folder):
             if path not in self._readings:
                 try:
-                    self._readings[path] = Reading(path)
-                except DamagedJournalError:
+                    self._readings[path] = OutboxReader(path)
+                except DamagedOutboxError:
                     self._say(
                         f"{set_aside(path)}: its first line is damaged, so its records are not told; {MEND}"
                     )
@@ -214,7 +221,7 @@ class Teller:
                 self._readings.pop(path).remove()
         return False
 
-    def _set_aside(self, reading: Reading, end: int) -> None:
+    def _set_aside(self, reading: OutboxReader, end: int) -> None:
         """Note a damaged record in the `.refused` file and continue after it."""
         reading.refuse({"begin": reading.told, "end": end}, "damaged")
         self.refused += 1
@@ -222,7 +229,7 @@ class Teller:
         reading.advance(end)
         self._moved += 1
 
-    def _tell(self, reading: Reading, note: dict[str, Any], end: int) -> None:
+    def _tell(self, reading: OutboxReader, note: dict[str, Any], end: int) -> None:
         arguments = {
             name: Arm(**value) if name == "arm" else value
             for name, value in note.items()
@@ -273,7 +280,7 @@ class Teller:
 
     def _tidy(self) -> None:
         """Remove the own journal if it is published."""
-        reading = self._readings.get(self._journal.path) or Reading(self._journal.path)
+        reading = self._readings.get(self._journal.path) or OutboxReader(self._journal.path)
         if not reading.next() and reading.told >= self._journal.size:
             reading.remove()
 

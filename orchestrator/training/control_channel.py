@@ -26,7 +26,7 @@ ANSWER_S = 60.0
 """Seconds after which a control actor that has not answered counts as lost."""
 
 
-class Desk:
+class ControlChannel:
     """Ray actor that holds jobs and wishes for training runs, and their news for the driver."""
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ def desk(
     import ray
 
     options = beside_driver() | ({"name": name} if name else {})
-    handle = ray.remote(Desk).options(**options, max_concurrency=100_000).remote()
+    handle = ray.remote(ControlChannel).options(**options, max_concurrency=100_000).remote()
     closing, failures = threading.Event(), list[BaseException]()
 
     def listen() -> None:

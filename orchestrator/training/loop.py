@@ -14,7 +14,7 @@ from orchestrator.code_fingerprint import TRAINING_CODE, code_fingerprint
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
-from orchestrator.data.clip_sampler import Order
+from orchestrator.data.clip_sampler import ClipSampler
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.latent_cache import has_latents, kept_sentences, latent_entries
 from orchestrator.data.manifest import Manifest
@@ -61,7 +61,7 @@ NOT_OF_THE_VIDEO = {
 
 
 @dataclass(frozen=True)
-class ArmJob:
+class TrainJob:
     """Complete description of one training run, small enough to send to every worker."""
 
     arm: Arm
@@ -112,7 +112,7 @@ class ArmJob:
         subset = replace(self, arm=self.videos_of or self.arm).subset(manifest)
         return sorted((*subset.demos, *subset.action_free))
 
-    def order(self, manifest: Manifest, rank: int, world: int) -> Order:
+    def order(self, manifest: Manifest, rank: int, world: int) -> ClipSampler:
         """Return the worker's order of clips. A video model learns from all its episodes alike, a head on a
         frozen one from demos alone.
         """
@@ -122,7 +122,7 @@ class ArmJob:
             "action": (subset.demos, ()),
         }.get(self.objective, (subset.demos, subset.action_free))
         demos, action_free = (tuple(manifest.select(chosen, with_stats=False)) for chosen in ids)
-        return Order(
+        return ClipSampler(
             demos,
             action_free,
             manifest.fingerprint,
@@ -151,7 +151,7 @@ class ArmJob:
         )
         return shape.model_copy(update={"frames_per_view": 1}) if present else shape
 
-    def stage_one(self, manifest: Manifest) -> "ArmJob":
+    def stage_one(self, manifest: Manifest) -> "TrainJob":
         """Return the training job of the video model that this arm's head reads; its id is a digest of
         exactly the inputs that affect it.
         """
@@ -172,7 +172,7 @@ class ArmJob:
         return replace(self, arm_id=f"{STAGE_ONE}{digest(shaped_by)}", train=train, objective="video")
 
 
-def card_of(job: ArmJob, manifest: Manifest, device: str = "cpu") -> "Card":
+def card_of(job: TrainJob, manifest: Manifest, device: str = "cpu") -> "Card":
     """Return the run's card before its first step, with statistics of the arm's own demos only. device: name
     of the training device.
     """
@@ -222,7 +222,7 @@ def card_of(job: ArmJob, manifest: Manifest, device: str = "cpu") -> "Card":
 
 
 def train(
-    job: ArmJob,
+    job: TrainJob,
     rank: int,
     world: int,
     resume: Path | None,
@@ -347,7 +347,7 @@ def train(
             return
 
 
-def _kept(order: Order, storage: Storage, manifest: Manifest, model: "VideoActionModel") -> Order:
+def _kept(order: ClipSampler, storage: Storage, manifest: Manifest, model: "VideoActionModel") -> ClipSampler:
     """Return the same clips read from cached latents, if `jobs.encode` stored those of this model's
     autoencoder next to the episodes.
     """
@@ -364,7 +364,7 @@ def _kept(order: Order, storage: Storage, manifest: Manifest, model: "VideoActio
 
 
 def _first_model(
-    job: ArmJob, card: "Card", resume: Path | None, sentences: dict[str, "torch.Tensor"], folder: Path
+    job: TrainJob, card: "Card", resume: Path | None, sentences: dict[str, "torch.Tensor"], folder: Path
 ) -> "Model":
     """Return the initial network, its video model from the checkpoint to resume, from stage 1, or from the
     weights that the sweep names.

@@ -20,14 +20,14 @@ from orchestrator.data.subset import Subset
 from orchestrator.provenance import TRAINING_PACKAGES, digest, package_versions
 from orchestrator.storage.base import open_storage
 from orchestrator.training.control_channel import News, desk
-from orchestrator.training.loop import ArmJob
+from orchestrator.training.loop import TrainJob
 from orchestrator.training.ray_train import fit
 from policy.config import PolicyConfig
 from sim_workers.checkout import file_hashes
 
 
 @dataclass(frozen=True)
-class PretrainJob(ArmJob):
+class PretrainJob(TrainJob):
     """Training job on every episode without its actions, each camera as a separate clip, so that the model
     fits any number of views.
     """

@@ -14,7 +14,7 @@ from orchestrator.storage.base import StorageError, open_storage
 from orchestrator.storage.notes import read_steps
 from orchestrator.training.control_channel import Wish, tell
 from orchestrator.training.control_channel import wishes as asked_of
-from orchestrator.training.loop import ArmJob, train
+from orchestrator.training.loop import TrainJob, train
 from orchestrator.training.train_snapshot import mend
 from orchestrator.training.worker_usage import SPENT
 from sim_workers.checkout import CodeChangedError, check_imported
@@ -26,7 +26,7 @@ def _worker_loop(config: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
-    job: ArmJob = config["job"]
+    job: TrainJob = config["job"]
     context = ray.train.get_context()
     world = context.get_world_size()
     if not torch.cuda.is_available():
@@ -100,7 +100,7 @@ def sharded(device: Any) -> Any:
 
 
 def fit(
-    job: ArmJob, folder: str, resources: dict[str, float], desk: Any, attempts: int = 1
+    job: TrainJob, folder: str, resources: dict[str, float], desk: Any, attempts: int = 1
 ) -> list[dict[str, Any]]:
     """Train the arm with Ray Train in `folder`/<arm id>, where an interrupted run resumes; workers' reports
     go to the `desk`.

@@ -19,7 +19,7 @@ STEPS = 4
 
 
 @dataclass(frozen=True)
-class Portrait:
+class RenderFingerprint:
     """Hashes of one process's trajectory and pictures of the fixed scene, with the software and hardware that
     made them.
     """
@@ -34,7 +34,7 @@ class Portrait:
     pixels: str
     """Hash of the policy's camera pictures at the start and after the last step."""
 
-    def difference(self, reference: "Portrait") -> str:
+    def difference(self, reference: "RenderFingerprint") -> str:
         """Return one sentence on the first difference from the reference and its cause; empty if there is
         none.
         """
@@ -63,7 +63,7 @@ class Portrait:
         )
 
 
-def portrait(env: Env) -> Portrait:
+def portrait(env: Env) -> RenderFingerprint:
     """Return the portrait of a live environment, which needs a reset afterwards. Takes about a tenth of a
     second, rendering not included.
     """
@@ -78,7 +78,7 @@ def portrait(env: Env) -> Portrait:
             for _, picture in sorted(env.look(SCENE_SEED).images.items()):
                 pixels.update(picture.tobytes())
     draws = driver() if env.contract.cameras else "nobody"
-    return Portrait(
+    return RenderFingerprint(
         env.contract.simulator, draws, processor_name(), physics.hexdigest()[:16], pixels.hexdigest()[:16]
     )
 

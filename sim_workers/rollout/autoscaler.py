@@ -10,7 +10,7 @@ the server's capacity).
 
 
 @dataclass(frozen=True)
-class Answered:
+class ServerUsage:
     """Work that a policy server has done so far."""
 
     batches: int = 0
@@ -21,20 +21,24 @@ class Answered:
     imagined_s: float = 0.0
     """Seconds spent on the policies' imaginations, not included in `busy_s`."""
 
-    def __add__(self, other: "Answered") -> "Answered":
-        return Answered(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+    def __add__(self, other: "ServerUsage") -> "ServerUsage":
+        return ServerUsage(
+            *(getattr(self, field.name) + getattr(other, field.name) for field in fields(self))
+        )
 
-    def since(self, before: "Answered") -> "Answered | None":
+    def since(self, before: "ServerUsage") -> "ServerUsage | None":
         """Return the work since `before`; None if there is less now: a restarted server counts from zero, an
         unavailable one reports none.
         """
         if before.batches > self.batches:
             return None
-        return Answered(*(getattr(self, field.name) - getattr(before, field.name) for field in fields(self)))
+        return ServerUsage(
+            *(getattr(self, field.name) - getattr(before, field.name) for field in fields(self))
+        )
 
 
 @dataclass(frozen=True)
-class Balance:
+class PoolLoad:
     """Measurements of one interval of scoring: the cost of an observation to the workers, and the servers'
     utilisation.
     """
@@ -49,7 +53,7 @@ class Balance:
     """Seconds that a worker simulates and renders from one observation to the next."""
     wait_s: float
     """Seconds that a worker waits for an answer."""
-    answered: Answered
+    answered: ServerUsage
     """Work of all servers together."""
 
     @property

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from policy.interface import ActionChunk, Contract, Observation
 from sim_workers.rollout.divergence import EpisodeFaultError, refuse_action
-from sim_workers.rollout.suite import EpisodeSpec, Rules
+from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec
 
 
 class Env(Protocol):
@@ -63,8 +63,8 @@ class Outcome:
     first_success: int | None = None
     """Number of control steps until the task was done for the first time; None if never."""
     success_at_end: bool = False
-    """Whether the task was done in the last step played, `Rules.settle` steps after the first success at the
-    earliest.
+    """Whether the task was done in the last step played, `EpisodeRules.settle` steps after the first success
+    at the earliest.
     """
     message: str = ""
     """Cause of an error, one line; empty otherwise."""
@@ -102,7 +102,7 @@ class Stepped(NamedTuple):
 
 
 def episode(
-    env: Env, spec: EpisodeSpec, rules: Rules
+    env: Env, spec: EpisodeSpec, rules: EpisodeRules
 ) -> Generator[Observation | Stepped, ActionChunk | None, Outcome]:
     """Play one episode and return its outcome. It yields observations, each answered by sending a chunk, and
     Stepped after every control step.
@@ -158,7 +158,7 @@ def episode(
 
 
 def run_episode(
-    env: Env, spec: EpisodeSpec, rules: Rules, act: Callable[[Observation], ActionChunk]
+    env: Env, spec: EpisodeSpec, rules: EpisodeRules, act: Callable[[Observation], ActionChunk]
 ) -> Outcome:
     """Play one episode with the policy `act` and return its outcome."""
     playing = episode(env, spec, rules)

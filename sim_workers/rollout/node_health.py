@@ -46,7 +46,7 @@ fit one.
 """
 
 
-class Nodes:
+class NodeHealth:
     """Health of the nodes that a pool's workers run on, by node id."""
 
     def __init__(self, labels: dict[str, str]) -> None:
@@ -116,7 +116,7 @@ def nearest(
     )
 
 
-class Whereabouts:
+class ServerLocations:
     """Nodes of a pool's policy servers, queried repeatedly, because a server that dies restarts on
     any node.
     """

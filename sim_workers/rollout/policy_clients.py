@@ -10,7 +10,7 @@ from policy.http_policy import RemotePolicy
 from policy.interface import ActionChunk, Observation, Policy
 
 
-class Asker(Protocol):
+class PolicyClient(Protocol):
     """Policy client of one rollout process. It may also have `imagine(observation) -> Imagination`."""
 
     def act(self, observation: Observation) -> ActionChunk: ...
@@ -23,11 +23,11 @@ class PolicySource(Protocol):
     Equal sources lead to the same policy, so that a process connects once and not for every episode.
     """
 
-    def connect(self) -> Asker: ...
+    def connect(self) -> PolicyClient: ...
 
 
 @dataclass(frozen=True)
-class OneByOne:
+class UnbatchedClient:
     """Client that queries a policy with one observation at a time."""
 
     policy: Policy
@@ -37,7 +37,7 @@ class OneByOne:
 
 
 @dataclass(frozen=True, eq=False)
-class InProcess:
+class InProcessPolicy:
     """Policy that `make()` builds in every rollout process; it shares the simulator's one core.
 
     make: picklable, so a module's function, or functools.partial of one. Sources are equal if these are.
@@ -52,18 +52,18 @@ class InProcess:
         told = [*map(str, arguments), *(f"{key}={value}" for key, value in keywords.items())]
         return f"{function.__module__}:{function.__qualname__}" + (f"({', '.join(told)})" if told else "")
 
-    def connect(self) -> OneByOne:
-        return OneByOne(self.make())
+    def connect(self) -> UnbatchedClient:
+        return UnbatchedClient(self.make())
 
     def __eq__(self, other: object) -> bool:  # an unpickled partial equals no other one
-        return isinstance(other, InProcess) and _parts(self.make) == _parts(other.make)
+        return isinstance(other, InProcessPolicy) and _parts(self.make) == _parts(other.make)
 
     def __hash__(self) -> int:
         return hash(self.name)
 
 
 @dataclass(frozen=True)
-class Named:
+class FactoryPolicy:
     """Policy returned by a module's function, which every rollout process calls: `name` is
     MODULE:FUNCTION.
     """
@@ -93,12 +93,12 @@ class Named:
             )
         return policy
 
-    def connect(self) -> OneByOne:
-        return OneByOne(self.make())
+    def connect(self) -> UnbatchedClient:
+        return UnbatchedClient(self.make())
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteServer:
     """Policy at a URL, served by `policy/http_policy.py`."""
 
     url: str
@@ -107,8 +107,8 @@ class Remote:
     def name(self) -> str:
         return self.url
 
-    def connect(self) -> OneByOne:
-        return OneByOne(RemotePolicy(self.url))
+    def connect(self) -> UnbatchedClient:
+        return UnbatchedClient(RemotePolicy(self.url))
 
 
 def _parts(make: Callable[[], Policy]) -> tuple[Any, tuple[Any, ...], Mapping[str, Any]]:

@@ -15,17 +15,16 @@ from ray.exceptions import RayActorError, RayError
 
 from sim_workers.checkout import CodeChangedError, Files
 from sim_workers.envs.render import backend_of
-from sim_workers.envs.render_check import Portrait
-from sim_workers.rollout.autoscaler import Answered, Balance
+from sim_workers.envs.render_check import RenderFingerprint
+from sim_workers.rollout.autoscaler import PoolLoad, ServerUsage
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.node_health import Nodes, Whereabouts, node_of
-from sim_workers.rollout.pool_state import Entry, Usage, Worker
-from sim_workers.rollout.ray_policy_client import Served
+from sim_workers.rollout.node_health import NodeHealth, ServerLocations, node_of
+from sim_workers.rollout.pool_state import QueuedEpisode, Usage, Worker
+from sim_workers.rollout.ray_policy_client import RayServedPolicy
 from sim_workers.rollout.references import References, ReferencesInMemory
-from sim_workers.rollout.rollout_video import Filmed
+from sim_workers.rollout.rollout_video import RecordedVideo
 from sim_workers.rollout.worker import (
     MOST_EPISODES,
-    Beat,
     Doing,
     Outdated,
     Played,
@@ -35,6 +34,7 @@ from sim_workers.rollout.worker import (
     Scene,
     Unanswered,
     Unfit,
+    WorkerHeartbeat,
     one_line,
 )
 
@@ -116,14 +116,14 @@ class RolloutPool:
             "runtime_env": {"env_vars": environment},
         }
         self._class = ray.remote(**options)(worker)
-        self._nodes = Nodes(nodes or {})
+        self._nodes = NodeHealth(nodes or {})
         self._arguments = (episodes_per_process, label, *([code] if code else ()))
         self._settings = settings
         self.references = ReferencesInMemory() if references is None else references
         self.usage = Usage()
         self._workers: list[Worker] = []
-        self._waiting: dict[Scene, list[Entry]] = {}
-        self._finished: deque[tuple[RolloutJob, Outcome, Filmed | None]] = deque()  # not yet yielded
+        self._waiting: dict[Scene, list[QueuedEpisode]] = {}
+        self._finished: deque[tuple[RolloutJob, Outcome, RecordedVideo | None]] = deque()  # not yet yielded
         self.most_workers = num_workers
         self.on_retry: Callable[[str, RolloutJob, str], None] = lambda kind, job, why: None
         """Called for a job that is retried (kind `episode`) and for a job whose process was replaced (kind
@@ -135,11 +135,11 @@ class RolloutPool:
         """
         self._outdated = ""  # the message of a process that runs other code than the driver
         # source of the job submitted last: all jobs of a pool have the same servers
-        self._source: Served | None = None
-        self._servers: Whereabouts | None = None
+        self._source: RayServedPolicy | None = None
+        self._servers: ServerLocations | None = None
         self._next_look = 0.0
         self._selector = self._nodes.selector()
-        self._measured: tuple[float, Usage, Answered] | None = None
+        self._measured: tuple[float, Usage, ServerUsage] | None = None
         self.resize(num_workers)
 
     def resize(self, num_workers: int) -> None:
@@ -161,11 +161,11 @@ class RolloutPool:
 
     def submit(self, job: RolloutJob) -> None:
         """Enqueue a job."""
-        if isinstance(job.source, Served):
+        if isinstance(job.source, RayServedPolicy):
             self._source = job.source
             if self._servers is None or self._servers.servers != job.source.servers:
-                self._servers = Whereabouts(job.source.servers)
-        self._queue(Entry(job))
+                self._servers = ServerLocations(job.source.servers)
+        self._queue(QueuedEpisode(job))
 
     def withdraw(self, key: str) -> list[RolloutJob]:
         """Remove and return the waiting jobs of a key; results() still yields those that are being played."""
@@ -187,7 +187,9 @@ class RolloutPool:
         """Number of jobs waiting, running, or finished and not yet yielded."""
         return self.waiting + len(self._finished) + sum(worker.entry is not None for worker in self._workers)
 
-    def results(self, timeout_s: float | None = None) -> Iterator[tuple[RolloutJob, Outcome, Filmed | None]]:
+    def results(
+        self, timeout_s: float | None = None
+    ) -> Iterator[tuple[RolloutJob, Outcome, RecordedVideo | None]]:
         """Keep every worker busy and yield finished jobs until none is left or none has finished for
         `timeout_s` seconds.
 
@@ -210,7 +212,7 @@ class RolloutPool:
             if time.monotonic() >= until:
                 return
 
-    def rebalance(self) -> Balance | None:
+    def rebalance(self) -> PoolLoad | None:
         """Resize the pool by the measurements since the last balance and return them; None if there are too
         few (LOOKS_TO_GO_BY).
         """
@@ -228,7 +230,7 @@ class RolloutPool:
         if (done := now[2].since(answered)) is None:
             return None
         sim_s, wait_s = (now[1].sim_s - before.sim_s) / looks, (now[1].policy_s - before.policy_s) / looks
-        measured = Balance(self.num_workers, len(self._source.servers), seconds, looks, sim_s, wait_s, done)
+        measured = PoolLoad(self.num_workers, len(self._source.servers), seconds, looks, sim_s, wait_s, done)
         self.resize(measured.wanted(self.most_workers))
         return measured
 
@@ -239,7 +241,7 @@ class RolloutPool:
         self._waiting = {}
         self._finished.clear()
 
-    def _queue(self, entry: Entry) -> None:
+    def _queue(self, entry: QueuedEpisode) -> None:
         self._waiting.setdefault(entry.job.scene, []).append(entry)
 
     def _look_around(self) -> None:
@@ -289,7 +291,7 @@ class RolloutPool:
                 self._addressed(worker, worker.entry.job)
             )
 
-    def _next(self, scene: Scene) -> Entry:
+    def _next(self, scene: Scene) -> QueuedEpisode:
         entry = self._waiting[scene].pop(0)
         if not self._waiting[scene]:
             del self._waiting[scene]
@@ -299,7 +301,7 @@ class RolloutPool:
 
     def _addressed(self, worker: Worker, job: RolloutJob) -> RolloutJob:
         """Return the job with the one policy server that this worker should query."""
-        if not isinstance(job.source, Served) or not self._servers:
+        if not isinstance(job.source, RayServedPolicy) or not self._servers:
             return job
         others = Counter(other.server for other in self._workers if other is not worker)
         worker.server = self._servers.choose(worker.node, worker.server, others, self.num_workers)
@@ -332,9 +334,9 @@ class RolloutPool:
             return self._fail(worker, "died", f"its process died: {one_line(error)}")
         except RayError as error:
             return self._fail(worker, "failed", one_line(error))
-        if isinstance(said, Beat):
+        if isinstance(said, WorkerHeartbeat):
             worker.deadline = time.monotonic() + self._settings.silence_s(said.doing)
-        elif isinstance(said, Portrait):
+        elif isinstance(said, RenderFingerprint):
             assert worker.scene
             if difference := said.difference(self.references.put(worker.scene, said)):
                 if not difference.startswith("contamination"):  # a fault of this process, not of its node
@@ -390,7 +392,7 @@ class RolloutPool:
             entry.attempts += not deadly
             self._again(entry, why)
 
-    def _again(self, entry: Entry, why: str) -> None:
+    def _again(self, entry: QueuedEpisode, why: str) -> None:
         if entry.attempts < ATTEMPTS and entry.deaths < DEATHS:
             self.on_retry("episode", entry.job, why)
             return self._queue(entry)
@@ -400,7 +402,7 @@ class RolloutPool:
         )
         self._finished.append((entry.job, error, None))
 
-    def _released(self, worker: Worker) -> Entry:
+    def _released(self, worker: Worker) -> QueuedEpisode:
         assert worker.entry
         entry, worker.entry, worker.told, worker.deadline = worker.entry, None, None, float("inf")
         return entry

@@ -7,7 +7,7 @@ from sim_workers.rollout.worker import RolloutJob, Scene
 
 
 @dataclass
-class Entry:
+class QueuedEpisode:
     """Queued or running episode."""
 
     job: RolloutJob
@@ -30,7 +30,7 @@ class Worker:
     """Id of the worker's node; empty while the worker waits for a node or starts."""
     scene: Scene | None = None
     """Scene of its simulator; None in a fresh process."""
-    entry: Entry | None = None
+    entry: QueuedEpisode | None = None
     server: int | None = None
     """Index of the policy server that it queries; None before the first query."""
     deadline: float = float("inf")

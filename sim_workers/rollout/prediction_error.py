@@ -40,7 +40,7 @@ class _Look:
         return frame - 1 if not rest and 1 <= frame <= _length(self.imagined) else None
 
 
-class Foresight:
+class PredictionError:
     """Comparison of an episode's imagined frames with the camera pictures at the imagined moments.
 
     Every imagined frame is compared whose moment comes before the episode ends, even after a later

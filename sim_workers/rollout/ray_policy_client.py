@@ -8,13 +8,13 @@ import ray
 from ray.exceptions import RayActorError
 
 from policy.interface import ActionChunk, Imagination, Observation
-from sim_workers.rollout.autoscaler import Answered
+from sim_workers.rollout.autoscaler import ServerUsage
 
 
 @dataclass(frozen=True)
-class Served:
+class RayServedPolicy:
     """Policy served by Ray actors with `act(key, observation) -> ActionChunk` and `answered(key) ->
-    Answered`.
+    ServerUsage`.
 
     Each rollout process queries one of them.
     """
@@ -25,7 +25,7 @@ class Served:
     imagines: bool = False
     """Whether the servers also have `imagine(key, observation) -> Imagination`."""
 
-    def measure(self, key: str = "") -> Answered:
+    def measure(self, key: str = "") -> ServerUsage:
         """Return the sum of all servers' work so far, for one policy or, by default, for all.
 
         A server that is starting, dead, or silent for 1 s adds nothing.
@@ -35,20 +35,20 @@ class Served:
             num_returns=len(self.servers),
             timeout=1.0,
         )
-        total = Answered()
+        total = ServerUsage()
         for part in done:
             with suppress(RayActorError):
                 total += ray.get(part)
         return total
 
-    def connect(self) -> "ServedAsker":
+    def connect(self) -> "RayPolicyClient":
         """Return a client of one server, chosen by the id of the calling actor."""
         own = int(ray.get_runtime_context().get_actor_id() or "0", 16)
-        return ServedAsker(self.servers[own % len(self.servers)], self)
+        return RayPolicyClient(self.servers[own % len(self.servers)], self)
 
     def __eq__(self, other: object) -> bool:  # handles compare by identity, which pickling does not keep
         return (
-            isinstance(other, Served)
+            isinstance(other, RayServedPolicy)
             and self.key == other.key
             and [*map(str, self.servers)] == [*map(str, other.servers)]
         )
@@ -57,10 +57,10 @@ class Served:
         return hash(self.key)
 
 
-class ServedAsker:
+class RayPolicyClient:
     """Client of one policy on one server."""
 
-    def __init__(self, server: Any, source: Served) -> None:
+    def __init__(self, server: Any, source: RayServedPolicy) -> None:
         self._server, self._key = server, source.key
         self.imagine = self._imagine if source.imagines else None
 

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from sim_workers.envs.render_check import Portrait
+from sim_workers.envs.render_check import RenderFingerprint
 from sim_workers.rollout.worker import Scene
 
 
@@ -11,17 +11,17 @@ class References(Protocol):
     compared.
     """
 
-    def get(self, scene: Scene) -> Portrait | None:
+    def get(self, scene: Scene) -> RenderFingerprint | None:
         """Return the scene's portrait; None before the first put()."""
         ...
 
-    def put(self, scene: Scene, portrait: Portrait) -> Portrait:
+    def put(self, scene: Scene, portrait: RenderFingerprint) -> RenderFingerprint:
         """Keep the scene's first portrait and return the one that is kept."""
         ...
 
 
-class ReferencesInMemory(dict[Scene, Portrait]):
+class ReferencesInMemory(dict[Scene, RenderFingerprint]):
     """References of one pool that shares them with no other process."""
 
-    def put(self, scene: Scene, portrait: Portrait) -> Portrait:
+    def put(self, scene: Scene, portrait: RenderFingerprint) -> RenderFingerprint:
         return self.setdefault(scene, portrait)

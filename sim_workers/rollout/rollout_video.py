@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from policy.interface import Imagination
 from sim_workers.rollout.episode import Env, Outcome
-from sim_workers.rollout.prediction_error import Foresight, Picture
+from sim_workers.rollout.prediction_error import Picture, PredictionError
 
 FPS = 10
 SCENE = 256  # pixels, both sides of the scene's picture
@@ -43,15 +43,15 @@ def mp4(frames: Sequence[Picture], fps: float) -> bytes:
 
 
 @dataclass(frozen=True)
-class Filmed:
+class RecordedVideo:
     """Film and foresight of one episode."""
 
     mp4: bytes
     foresight: bytes | None = None
-    """`Foresight.to_json` as encoded JSON; None if the policy imagined nothing."""
+    """`PredictionError.to_json` as encoded JSON; None if the policy imagined nothing."""
 
 
-class Film:
+class RolloutRecorder:
     """Recorder of one episode's film. The rendering thread reports every observation and control step;
     recording has no effect on the episode.
 
@@ -66,7 +66,7 @@ class Film:
         self._frames: list[Picture] = []
         self._steps, self._looked_at = 0, 0
         self._imagined: Imagination | None = None
-        self._foresight = Foresight()
+        self._foresight = PredictionError()
 
     def looked(self, imagined: Imagination | None) -> None:
         """Record a policy observation after the last reported control step, with the policy's imagination.
@@ -94,10 +94,10 @@ class Film:
             self._record(self._env.succeeded)
         return mp4(self._frames, self._env.contract.control_hz / self._every)
 
-    def done(self, outcome: Outcome) -> Filmed:
+    def done(self, outcome: Outcome) -> RecordedVideo:
         """Return the film and the foresight of the episode, which ended with `outcome`."""
         told = self._foresight.to_json(outcome)
-        return Filmed(self.mp4(), json.dumps(told, indent=1).encode() if told else None)
+        return RecordedVideo(self.mp4(), json.dumps(told, indent=1).encode() if told else None)
 
     def _seen(self) -> dict[str, Picture]:
         """Return the current picture of each of the policy's cameras."""

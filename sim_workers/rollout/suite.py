@@ -56,7 +56,7 @@ class EpisodeSpec:
 
 
 @dataclass(frozen=True)
-class Rules:
+class EpisodeRules:
     """Rules for the end of an episode and for its success."""
 
     horizon: int
@@ -76,7 +76,7 @@ class Suite:
     tasks: tuple[str, ...]
     episodes: int
     """Number of episodes per task."""
-    rules: Rules
+    rules: EpisodeRules
     block: int = 0
     """Index of the block of seeds. Choosing a checkpoint on one block and reporting it on another avoids the
     winner's curse.

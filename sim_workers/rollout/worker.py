@@ -13,11 +13,11 @@ from typing import Literal
 from policy.interface import ActionChunk, Contract, Imagination, Observation
 from sim_workers.checkout import CodeChangedError, Files, check_imported
 from sim_workers.envs.registry import make_env
-from sim_workers.envs.render_check import Portrait, portrait
+from sim_workers.envs.render_check import RenderFingerprint, portrait
 from sim_workers.rollout.episode import Env, Outcome, Stepped, episode
-from sim_workers.rollout.policy_clients import Asker, PolicySource
-from sim_workers.rollout.rollout_video import Film, Filmed
-from sim_workers.rollout.suite import EpisodeSpec, Rules
+from sim_workers.rollout.policy_clients import PolicyClient, PolicySource
+from sim_workers.rollout.rollout_video import RecordedVideo, RolloutRecorder
+from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class RolloutJob:
     """One episode to play, and the source of its policy."""
 
     spec: EpisodeSpec
-    rules: Rules
+    rules: EpisodeRules
     contract: Contract
     source: PolicySource
     key: str = ""
@@ -69,7 +69,7 @@ class RolloutJob:
 
 
 @dataclass(frozen=True)
-class Beat:
+class WorkerHeartbeat:
     """Heartbeat of a worker with its current activity."""
 
     doing: Doing
@@ -80,7 +80,7 @@ class Played:
     """Result of a finished episode."""
 
     outcome: Outcome
-    film: Filmed | None
+    film: RecordedVideo | None
     worn: bool
     """Whether the process should be replaced before it plays again."""
 
@@ -108,7 +108,7 @@ class Outdated:
     why: str
 
 
-Said = Beat | Portrait | Played | Unanswered | Unfit | Outdated
+Said = WorkerHeartbeat | RenderFingerprint | Played | Unanswered | Unfit | Outdated
 
 
 class RolloutWorker:
@@ -126,7 +126,7 @@ class RolloutWorker:
         self._most_episodes, self._label = most_episodes, label
         self._env: Env | None = None
         self._scene: Scene | None = None
-        self._asker: tuple[PolicySource, Asker] | None = None
+        self._asker: tuple[PolicySource, PolicyClient] | None = None
         # so that this thread, which must render, can send heartbeats while it waits
         self._asking = ThreadPoolExecutor(1)
         self._episodes = 0
@@ -143,7 +143,7 @@ class RolloutWorker:
         try:
             for said in self._play(job):
                 # the simulator and the episode have imported their modules now
-                if isinstance(said, Portrait | Played):
+                if isinstance(said, RenderFingerprint | Played):
                     check_imported(self._code)
                 if isinstance(said, Unanswered):
                     _log.warning("%s: the policy did not answer: %s", job, said.why)
@@ -158,7 +158,7 @@ class RolloutWorker:
     def _play(self, job: RolloutJob) -> Iterator[Said]:
         check_imported(self._code)
         if self._env is None or self._scene != job.scene:
-            yield Beat("making")
+            yield WorkerHeartbeat("making")
             if self._env is not None:
                 self._env.close()
             try:
@@ -174,13 +174,13 @@ class RolloutWorker:
                 )
                 return
             yield drawn
-            yield Beat("playing")
+            yield WorkerHeartbeat("playing")
         try:
             asker = self._connected(job.source)
         except Exception as error:
             yield Unanswered(one_line(error))
             return
-        film = Film(self._env) if job.film else None
+        film = RolloutRecorder(self._env) if job.film else None
         imagine = getattr(asker, "imagine", None) if film else None
         beat = time.monotonic()
         playing = episode(self._env, job.spec, job.rules)
@@ -198,7 +198,7 @@ class RolloutWorker:
                             self._asking = ThreadPoolExecutor(1)
                             yield Unanswered(f"no answer within {ANSWER_S:.0f} s")
                             return
-                        yield Beat("asking")
+                        yield WorkerHeartbeat("asking")
                         beat = 0.0
                     if isinstance(failed := answer.exception(), CodeChangedError):
                         yield Outdated(one_line(failed))
@@ -210,7 +210,7 @@ class RolloutWorker:
                     if film:
                         film.looked(imagined)
                 if time.monotonic() - beat > BEAT_S:
-                    yield Beat("playing")
+                    yield WorkerHeartbeat("playing")
                     beat = time.monotonic()
                 said = playing.send(chunk)
         except StopIteration as over:
@@ -218,7 +218,7 @@ class RolloutWorker:
             outcome = replace(over.value, worker=f"{socket.gethostname()}/{os.getpid()}")
             yield Played(outcome, film.done(outcome) if film else None, self._worn())
 
-    def _connected(self, source: PolicySource) -> Asker:
+    def _connected(self, source: PolicySource) -> PolicyClient:
         if self._asker is None or self._asker[0] != source:
             self._asker = source, source.connect()
         return self._asker[1]
@@ -230,7 +230,7 @@ class RolloutWorker:
 
 
 def _ask(
-    asker: Asker, imagine: Callable[[Observation], Imagination | None] | None, observation: Observation
+    asker: PolicyClient, imagine: Callable[[Observation], Imagination | None] | None, observation: Observation
 ) -> tuple[ActionChunk, Imagination | None]:
     return asker.act(observation), imagine(observation) if imagine else None
 

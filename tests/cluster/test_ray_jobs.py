@@ -17,7 +17,7 @@ import ray
 from aiohttp import web
 from conftest import run
 
-from orchestrator.cluster.ray_jobs import Cluster, ForgottenError, Load, SubmitError
+from orchestrator.cluster.ray_jobs import Cluster, ForgottenError, JobSpec, SubmitError
 from orchestrator.cluster.version_check import PYTHONS
 
 
@@ -158,7 +158,7 @@ def test_of_two_who_take_the_same_number_the_second_finds_the_first(
     pretended, cluster = dashboard
     pretended.known = False
     (tmp_path / "code.py").touch()
-    load = Load("sweep", "lift", "s3://a", "1", "python -m jobs.sweep sweep.yaml")
+    load = JobSpec("sweep", "lift", "s3://a", "1", "python -m jobs.sweep sweep.yaml")
     job, started = cluster.submit(load, tmp_path)
     assert pretended.submitted == [f"{load.stem}-1"]
     assert (job.job_id, started) == ("j-1", False)

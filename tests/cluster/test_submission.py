@@ -12,12 +12,12 @@ from conftest import CHECKOUT
 
 from orchestrator import provenance
 from orchestrator.cluster import code_bundle as staging
-from orchestrator.cluster.code_bundle import StagingError, shipped_files, staged
+from orchestrator.cluster.code_bundle import CodeBundleError, shipped_files, staged
 from orchestrator.cluster.preflight import notes_on, unfit_arguments, unfit_sweep
-from orchestrator.cluster.ray_jobs import Load, _metadata, _runtime_env
+from orchestrator.cluster.ray_jobs import JobSpec, _metadata, _runtime_env
 from orchestrator.cluster.version_check import PYTHONS, differing, pins, to_install
 from orchestrator.code_fingerprint import SCORING_CODE, TRAINING_CODE, code_fingerprint
-from orchestrator.config.sweep_config import Sweep, SweepError
+from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.redaction import redacted
 
 REMOTE = (
@@ -27,8 +27,8 @@ REMOTE = (
 )
 
 
-def quickstart(*overrides: str) -> Sweep:
-    return Sweep.load(CHECKOUT / "jobs" / "quickstart.yaml", (*REMOTE, *overrides))
+def quickstart(*overrides: str) -> SweepConfig:
+    return SweepConfig.load(CHECKOUT / "jobs" / "quickstart.yaml", (*REMOTE, *overrides))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,9 @@ def test_only_the_checkout_s_packages_travel_whole_and_small() -> None:
         ]
         assert sent.files == len(there)
         assert sent.nbytes < 20 * 2**20
-        assert Sweep.load(sent.folder / "sweep.yaml") == sweep, "the cluster runs what was validated here"
+        assert SweepConfig.load(sent.folder / "sweep.yaml") == sweep, (
+            "the cluster runs what was validated here"
+        )
         told = "from orchestrator.code_fingerprint import *; from orchestrator.provenance import git_commit; "
         told += "print(code_fingerprint(TRAINING_CODE), code_fingerprint(SCORING_CODE), git_commit())"
         environment = {"PATH": os.environ["PATH"], provenance.COMMIT: "0123456789ab"}
@@ -230,14 +232,14 @@ def test_without_git_caches_and_hidden_files_stay(checkout: Path) -> None:
 def test_too_much_is_refused_by_the_name_of_the_largest(checkout: Path) -> None:
     (checkout / "jobs" / "big.py").write_bytes(bytes(2**21))
     sentence = r"2 MiB would be sent.*the largest file is jobs/big.py \(2 MiB\)"
-    with pytest.raises(StagingError, match=sentence), staged({}, checkout, limit_bytes=2**20):
+    with pytest.raises(CodeBundleError, match=sentence), staged({}, checkout, limit_bytes=2**20):
         pass
 
 
 def test_nothing_of_this_machine_s_environment_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, SECRET)
-    load = Load("sweep", "lift", "s3://results/lift", "0", "python -m jobs.sweep sweep.yaml")
+    load = JobSpec("sweep", "lift", "s3://results/lift", "0", "python -m jobs.sweep sweep.yaml")
     sent = _runtime_env(Path("/code"), pip=True) | _metadata(load)
     assert SECRET not in str(sent)
     assert set(sent["env_vars"]) == {provenance.COMMIT, "RAY_JOB_STOP_WAIT_TIME_S"}
@@ -246,7 +248,7 @@ def test_nothing_of_this_machine_s_environment_goes_along(monkeypatch: pytest.Mo
 
 def test_the_same_sweep_has_the_same_id_and_another_storage_another() -> None:
     one, same, other = (
-        Load("sweep", "lift", place, settings, "")
+        JobSpec("sweep", "lift", place, settings, "")
         for place, settings in (("s3://a", "1"), ("s3://a", "2"), ("s3://b", "1"))
     )
     assert one.stem == same.stem != other.stem

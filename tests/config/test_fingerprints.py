@@ -20,7 +20,7 @@ from orchestrator import provenance
 from orchestrator.cli.main import main
 from orchestrator.cluster.ray_runtime import ROLE, acting_device
 from orchestrator.code_fingerprint import SCORING_CODE, SIMULATING_CODE, TRAINING_CODE, code_fingerprint
-from orchestrator.config.sweep_config import Sweep
+from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.scores import protocol_fingerprint
 from orchestrator.fingerprints import Key
@@ -35,9 +35,9 @@ from orchestrator.testing.outcomes import make_outcome
 from policy.presets import PRESETS
 from policy.weights import WeightsError, local_folder
 from sim_workers.checkout import CHECKOUT, PACKAGES, sources
-from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.suite import EpisodeRules, Suite
 
-SUITE = Suite(("Lift",), 4, Rules(50))
+SUITE = Suite(("Lift",), 4, EpisodeRules(50))
 SAMPLER = PRESETS["tiny"].sampler_on("")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -250,11 +250,11 @@ import sys
 from functools import partial
 from orchestrator.config.arms import Arm
 from orchestrator.data import clip_stream as stream
-from orchestrator.training.loop import ArmJob, train
+from orchestrator.training.loop import TrainJob, train
 from orchestrator.config.schema import Train
 from policy.presets import PRESETS
 settings, said = Train(steps=1, batch_size=2, checkpoint_every=1, warmup_steps=0), []
-job = ArmJob(Arm(3, 1.0, 0), "a", sys.argv[1], 1, frozenset(), PRESETS["tiny"], settings, "joint", "none")
+job = TrainJob(Arm(3, 1.0, 0), "a", sys.argv[1], 1, frozenset(), PRESETS["tiny"], settings, "joint", "none")
 train(job, 0, 1, None, lambda *told: said.append(told), bring=stream.straight)
 assert said
 import orchestrator.training.ray_train
@@ -416,7 +416,7 @@ def state(tmp_path: Path) -> SweepState:
         "suite": {"tasks": ["Lift"], "episodes": 4, "horizon": 50, "shifts": ["camera"]},
         "storage": str(tmp_path / "runs"),
     }
-    state = SweepState.open(Sweep.model_validate(settings), pin=True).on_device("cpu")
+    state = SweepState.open(SweepConfig.model_validate(settings), pin=True).on_device("cpu")
     state.keep_keys()
     (arm_id,) = state.arms()
     note = {"loss": 1.0, "loss_video": 1.0, "loss_action": 0.0, "checkpoint": "0123456789abcdef"}

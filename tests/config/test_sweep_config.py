@@ -9,7 +9,7 @@ import yaml
 from conftest import CHECKOUT
 
 from orchestrator.api import Sweep
-from orchestrator.cluster.placement import Placement
+from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.config.arms import Arm, expand
 from orchestrator.config.sweep_config import SweepError
 from orchestrator.data.clip_stream import FETCH_CPUS
@@ -417,7 +417,7 @@ def test_the_action_free_half_of_the_paper_is_named_in_its_sweep_file() -> None:
 def test_a_placement_never_claims_more_than_there_is(
     cluster: dict[str, float], workers: int, arms: int, concurrent: int
 ) -> None:
-    placement = Placement.fit(cluster, workers, rollout_actors=2, arms=arms)
+    placement = ResourcePlan.fit(cluster, workers, rollout_actors=2, arms=arms)
     assert placement.concurrent_arms == concurrent
     trainers = concurrent * workers
     assert trainers * (placement.trainer["CPU"] + FETCH_CPUS) + 2 * placement.rollout_cpus <= cluster["CPU"]
@@ -426,7 +426,7 @@ def test_a_placement_never_claims_more_than_there_is(
 
 def test_a_sweep_that_can_never_fit_says_so_with_the_numbers() -> None:
     with pytest.raises(SweepError, match="one arm asks for 4 workers at once, the cluster has 2 CPUs"):
-        Placement.fit({"CPU": 2.0}, 4, 2, 1)
+        ResourcePlan.fit({"CPU": 2.0}, 4, 2, 1)
 
 
 def test_the_reference_of_the_sweep_file_is_what_the_schema_says() -> None:

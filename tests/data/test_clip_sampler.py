@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS, Draw, Order
+from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS, ClipSampler, Draw
 from orchestrator.data.manifest import EpisodeEntry
 
 
@@ -27,9 +27,9 @@ def order(
     batch_size: int = 8,
     seed: int = 0,
     lengths: int = 20,
-) -> Order:
+) -> ClipSampler:
     entries = [entry(i, lengths + i % 3) for i in range(demos + action_free)]
-    return Order(
+    return ClipSampler(
         tuple(entries[:demos]), tuple(entries[demos:]), "0123456789abcdef", seed, rank, world, batch_size
     )
 
@@ -38,7 +38,7 @@ def clips(draws: list[Draw]) -> list[tuple[str, int, bool]]:
     return [(draw.visit.entry.episode_id, draw.start, draw.visit.with_actions) for draw in draws]
 
 
-def take(which: Order, count: int, first_step: int = 0) -> list[Draw]:
+def take(which: ClipSampler, count: int, first_step: int = 0) -> list[Draw]:
     return list(islice(which.walk(first_step), count))
 
 
@@ -75,7 +75,7 @@ def test_the_order_is_a_function_of_data_seed_rank_and_world() -> None:
         order(seed=1),
         order(rank=1, world=2),
         order(rank=0, world=2),
-        Order(order().demos, (), "fedcba9876543210", 0, 0, 1, 8),
+        ClipSampler(order().demos, (), "fedcba9876543210", 0, 0, 1, 8),
     ]
     assert all(clips(take(other, 300)) != clips(take(order(), 300)) for other in others)
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from orchestrator.data import clip_stream as stream
-from orchestrator.data.clip_sampler import Order
+from orchestrator.data.clip_sampler import ClipSampler
 from orchestrator.data.clips import stack
 from orchestrator.data.episode_format import EpisodeError, decode
 from orchestrator.data.episode_store import commit, load_manifest, put_episode
@@ -27,7 +27,7 @@ from orchestrator.testing.episodes import CONTRACT, make_episode
 from policy.config import ClipShape
 
 SHAPE = ClipShape(frames_per_view=2, frame_stride=2, horizon=4)
-Store = tuple[str, Manifest, Order]
+Store = tuple[str, Manifest, ClipSampler]
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> Store:
         [put_episode(storage, make_episode(seed, length=10 + seed), 20.0) for seed in range(8)],
     )
     subset = choose(manifest, 3, 1.0, seed=0)
-    order = Order(
+    order = ClipSampler(
         tuple(manifest.select(subset.demos)),
         tuple(manifest.select(subset.action_free)),
         manifest.fingerprint,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.data.clip_sampler import Order
+from orchestrator.data.clip_sampler import ClipSampler
 from orchestrator.data.clip_stream import _Fetch, _Need, _Pace
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import check_all, commit, load_manifest, put_episode
@@ -64,7 +64,7 @@ def test_every_injury_is_told_with_its_episode_and_none_reaches_training(
     first = load_manifest(storage, 1)
     older = {"versions/000002.json": storage.get("versions/000001.json"), "manifest": first.data}
     whole = {path: path.read_bytes() for path in (*objects.values(), *of_version.values())}
-    order = Order(tuple(entries), (), manifest.fingerprint, 0, 0, 1, 4)
+    order = ClipSampler(tuple(entries), (), manifest.fingerprint, 0, 0, 1, 4)
     struck = dict.fromkeys(("bit", "block", "truncation", "swap", "longer", "missing"), 0)
     while sum(struck.values()) < INJURIES:
         target = rng.choice([*objects, *of_version])

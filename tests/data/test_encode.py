@@ -14,12 +14,12 @@ from click.testing import CliRunner, Result
 from backbones import SENTENCE_DIM, svd_config, svd_folder
 from jobs.encode import main
 from orchestrator.data import clip_stream as stream
-from orchestrator.data.clip_sampler import Order
+from orchestrator.data.clip_sampler import ClipSampler
 from orchestrator.data.clips import cut, stack
 from orchestrator.data.episode_format import EpisodeError, decode
 from orchestrator.data.episode_store import commit, fetch, load_manifest, put_episode
 from orchestrator.data.latent_cache import (
-    Kept,
+    LatentEntry,
     has_latents,
     keep_latents,
     keep_sentences,
@@ -80,7 +80,7 @@ def keep(storage: Storage, codec: VaeLatents) -> str:
     rows = [
         answer
         for answer in keep_latents(storage, manifest, codec, fingerprint, CPU)
-        if isinstance(answer, Kept)
+        if isinstance(answer, LatentEntry)
     ]
     publish_index(storage, manifest, fingerprint, rows)
     return fingerprint
@@ -112,16 +112,16 @@ def test_kept_latents_are_those_encoded_online(storage: Storage, codec: VaeLaten
         assert some.action is None
 
 
-def orders(storage: Storage, fingerprint: str) -> tuple[Order, Order]:
+def orders(storage: Storage, fingerprint: str) -> tuple[ClipSampler, ClipSampler]:
     """The same plan over pictures and over latents."""
     manifest = load_manifest(storage)
     demos, action_free = (
         [entry for entry in manifest.entries if entry.labelled == labelled] for labelled in (True, False)
     )
 
-    def order(*kinds: list[object]) -> Order:
+    def order(*kinds: list[object]) -> ClipSampler:
         first, second = (tuple(kind) for kind in kinds)
-        return Order(first, second, manifest.fingerprint, 0, 0, 1, 4)  # type: ignore[arg-type]
+        return ClipSampler(first, second, manifest.fingerprint, 0, 0, 1, 4)  # type: ignore[arg-type]
 
     ours = (latent_entries(storage, manifest, fingerprint, kind) for kind in (demos, action_free))
     return order(demos, action_free), order(*ours)  # type: ignore[arg-type]
@@ -192,15 +192,15 @@ def test_what_is_there_is_not_made_again(
 def test_latents_that_no_index_names_are_made_again_if_damaged(store: Storage, codec: VaeLatents) -> None:
     fingerprint = codec.fingerprint((SIZE, SIZE))
     first, second, *_ = keep_latents(store, load_manifest(store), codec, fingerprint, CPU)
-    assert isinstance(first, Kept)
-    assert isinstance(second, Kept)
+    assert isinstance(first, LatentEntry)
+    assert isinstance(second, LatentEntry)
     whole = store.get(first.key)
     store.put(first.key, whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
     store.put(second.key, b"")
     rows = {
         row.key: row
         for row in keep_latents(store, load_manifest(store), codec, fingerprint, CPU)
-        if isinstance(row, Kept)
+        if isinstance(row, LatentEntry)
     }
     assert (rows[first.key], rows[second.key]) == (first, second)
     assert store.get(first.key) == whole

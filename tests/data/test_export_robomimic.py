@@ -19,7 +19,7 @@ from orchestrator.data.episode_format import Episode, EpisodeError, decode
 from orchestrator.data.episode_store import commit, fetch, load_manifest, put_episode
 from orchestrator.data.exporters.lerobot_v3 import contract_of_export, export, exportable
 from orchestrator.data.exporters.robomimic import CONTROLLER, env_args, export_robomimic, proprio_groups
-from orchestrator.data.importers.base import Reading, open_source
+from orchestrator.data.importers.base import ImportOptions, open_source
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.testing.episodes import CAMERA, CONTRACT, make_episode, make_episode_store
 from policy.interface import Contract
@@ -314,7 +314,7 @@ def test_an_export_comes_back_whole_and_nobody_is_asked(tmp_path: Path, kind: st
         written(storage, path)
     else:
         list(export(storage, manifest.contract, list(manifest.entries), path))
-    source = open_source(path, Reading())
+    source = open_source(path, ImportOptions())
     assert (source.questions, source.problems) == ([], [])
     assert source.contract == OURS
     for item, entry in zip(source.items, manifest.entries, strict=True):

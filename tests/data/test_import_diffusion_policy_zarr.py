@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 from numbered import imported, numbered, numbers_of
-from orchestrator.data.importers.base import Reading, SourceError, open_source
+from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 
 SAID: dict[str, Any] = {"hz": 10.0, "task": "PushT", "instruction": "push the T", "proprio": ("state",)}
 LENGTHS = (10, 12, 8)
@@ -61,7 +61,7 @@ def whole() -> dict[str, list[int]]:
 
 
 def problems(path: Path, **said: Any) -> list[str]:
-    return open_source(path, Reading(**(SAID | said))).problems
+    return open_source(path, ImportOptions(**(SAID | said))).problems
 
 
 @pytest.mark.parametrize("form", [2, 3])
@@ -133,7 +133,7 @@ def test_pictures_of_no_known_range_are_asked_about(tmp_path: Path) -> None:
     pictures = numbered(range(30)).astype(np.float32) * 3
     assert (
         "say what black and white are with --picture-range"
-        in open_source(buffer(tmp_path / "a.zarr", pictures), Reading(**SAID)).questions[0]
+        in open_source(buffer(tmp_path / "a.zarr", pictures), ImportOptions(**SAID)).questions[0]
     )
 
 
@@ -145,9 +145,11 @@ def test_vectors_that_are_not_numbers_or_of_other_shapes_are_told(tmp_path: Path
         in problems(buffer(tmp_path / "a.zarr", action=action))[0]
     )
     with pytest.raises(SourceError, match=r"data/action has the shape \(30, 2, 7\)"):
-        open_source(buffer(tmp_path / "b.zarr", action=np.ones((30, 2, 7), np.float32)), Reading(**SAID))
+        open_source(
+            buffer(tmp_path / "b.zarr", action=np.ones((30, 2, 7), np.float32)), ImportOptions(**SAID)
+        )
     root = buffer(tmp_path / "c.zarr", actions_abs=np.ones((30, 4), np.float32))
-    assert open_source(root, Reading(action="actions_abs", **SAID)).contract.action == tuple(
+    assert open_source(root, ImportOptions(action="actions_abs", **SAID)).contract.action == tuple(
         f"actions_abs_{i}" for i in range(4)
     )
 
@@ -169,7 +171,7 @@ def test_a_blosc_chunk_cut_short_is_noticed_although_its_decoder_reads_on(
     root = buffer(tmp_path / "a.zarr", noise, compressors=numcodecs.Blosc("lz4", 5, 1))
     chunk = root / "data/img/3.0.0.0"
     chunk.write_bytes(chunk.read_bytes()[: int(kept * chunk.stat().st_size)])
-    assert [item.name for item in open_source(root, Reading(**SAID)).items if not item.problem] == [
+    assert [item.name for item in open_source(root, ImportOptions(**SAID)).items if not item.problem] == [
         f"episode_{i:06d}" for i in sorted(left)
     ]
     assert "the chunk of data/img with rows 15 to 20 is cut short" in problems(root)[0]
@@ -203,7 +205,7 @@ def test_a_chunk_of_episode_ends_that_is_lost_ends_the_import(tmp_path: Path) ->
     assert shown(root, tmp_path / "store") == whole()
     (root / "meta/episode_ends/1").unlink()
     with pytest.raises(SourceError, match="the chunk of meta/episode_ends with rows 1 to 2 is not stored"):
-        open_source(root, Reading(**SAID))
+        open_source(root, ImportOptions(**SAID))
 
 
 def test_a_zip_of_macos_is_one_buffer(tmp_path: Path) -> None:
@@ -218,7 +220,9 @@ def test_two_buffers_in_a_zip_are_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
         buffer(tmp_path / f"both/{name}.zarr")
     with pytest.raises(SourceError, match=r"it holds 2 buffers \(a.zarr, b.zarr\)"):
-        open_source(zip_of(tmp_path / "both", tmp_path / "both.zip", tmp_path / "both"), Reading(**SAID))
+        open_source(
+            zip_of(tmp_path / "both", tmp_path / "both.zip", tmp_path / "both"), ImportOptions(**SAID)
+        )
 
 
 @pytest.mark.parametrize(
@@ -230,19 +234,23 @@ def test_arrays_that_announce_terabytes_are_refused(tmp_path: Path, name: str, s
     metadata = root / name / ".zarray"
     metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"shape": shape}))
     with pytest.raises(SourceError, match="it is no array of vectors"):
-        open_source(root, Reading(**SAID))
+        open_source(root, ImportOptions(**SAID))
 
 
 def test_a_picture_range_for_bytes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         SourceError, match=r"--picture-range 0\.\.1 cannot be applied to pictures that are bytes"
     ):
-        open_source(buffer(tmp_path / "a.zarr"), Reading(picture_range="0..1", **SAID))
+        open_source(buffer(tmp_path / "a.zarr"), ImportOptions(picture_range="0..1", **SAID))
 
 
 def test_two_arrays_of_one_camera_name_keep_their_own(tmp_path: Path) -> None:
     root = buffer(tmp_path / "a.zarr", front_rgb=numbered(range(30)), front_image=numbered(range(1, 31)))
-    assert sorted(open_source(root, Reading(**SAID)).contract.cameras) == ["front_image", "front_rgb", "img"]
+    assert sorted(open_source(root, ImportOptions(**SAID)).contract.cameras) == [
+        "front_image",
+        "front_rgb",
+        "img",
+    ]
 
 
 def test_a_codec_that_is_not_installed_is_named(tmp_path: Path) -> None:
@@ -253,7 +261,7 @@ def test_a_codec_that_is_not_installed_is_named(tmp_path: Path) -> None:
         SourceError,
         match=r"a codec that is not installed; run `pip install imagecodecs` if it is UMI's.*of_nobody",
     ):
-        open_source(root, Reading(**SAID))
+        open_source(root, ImportOptions(**SAID))
 
 
 @pytest.mark.parametrize(
@@ -273,6 +281,6 @@ def test_episodes_whose_ends_are_uncertain_are_left_out(
     root = buffer(tmp_path / "a.zarr")
     shutil.rmtree(root / "meta/episode_ends")
     zarr.open_group(str(root), mode="a").create_array("meta/episode_ends", data=np.asarray(ends))
-    source = open_source(root, Reading(**SAID))
+    source = open_source(root, ImportOptions(**SAID))
     assert {int(item.name[-6:]) for item in source.items} == left
     assert len(source.problems) == len(ends) - len(left)

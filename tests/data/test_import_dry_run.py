@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from bags import raw, ros2
 from numbered import numbered, write_film
 from orchestrator.data.import_episodes import Importer, LeftOut, missing
-from orchestrator.data.importers.base import Reading, SourceError, open_source
+from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 from orchestrator.storage.base import open_storage
 
 VECTORS = (("robot0_eef_pos", 3), ("robot0_eef_quat", 4), ("robot0_gripper_qpos", 2))
 
 
-def hdf5(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, Reading]:
+def hdf5(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, ImportOptions]:
     with h5py.File(path.with_suffix(".hdf5"), "w") as file:
         kwargs = {"robots": ["Panda"], "control_freq": 20}
         file.create_group("data").attrs["env_args"] = json.dumps(
@@ -42,10 +42,10 @@ def hdf5(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, Readi
                 )
             else:
                 demo["obs/agentview_image"] = numbered(range(length))
-    return path.with_suffix(".hdf5"), Reading(images="upright")
+    return path.with_suffix(".hdf5"), ImportOptions(images="upright")
 
 
-def replay_buffer(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, Reading]:
+def replay_buffer(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, ImportOptions]:
     rows, ends = sum(lengths), np.cumsum(lengths)
     action = np.full((rows, 2), 0.5, np.float32)
     group = zarr.open_group(str(path.with_suffix(".zarr")), mode="w", zarr_format=2)
@@ -67,12 +67,12 @@ def replay_buffer(path: Path, lengths: list[int], faults: list[str]) -> tuple[Pa
                     end - 1
                 )
             ).unlink()
-    return path.with_suffix(".zarr"), Reading(
+    return path.with_suffix(".zarr"), ImportOptions(
         task="PushT", instruction="push the T", hz=10, proprio=("state",)
     )
 
 
-def films(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, Reading]:
+def films(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, ImportOptions]:
     for number, (length, fault) in enumerate(zip(lengths, faults, strict=True)):
         file = write_film(
             path / f"pick/{number}.mp4",
@@ -82,10 +82,10 @@ def films(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, Read
         )
         if fault in ("number", "width"):
             file.write_bytes(b"no film")
-    return path, Reading(cameras={"front": "front"}, task="pick")
+    return path, ImportOptions(cameras={"front": "front"}, task="pick")
 
 
-def mcap(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, Reading]:
+def mcap(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, ImportOptions]:
     for number, (length, fault) in enumerate(zip(lengths, faults, strict=True)):
         file = path / f"{number}.mcap"
         with ros2(file) as write:
@@ -96,7 +96,7 @@ def mcap(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, Readi
                 write("/arm", "std_msgs/msg/Float64MultiArray", {"data": values}, second)
         if fault == "length":
             file.write_bytes(file.read_bytes()[:-100])
-    return path, Reading(task="pick", instruction="pick it", hz=10, proprio=("/arm",), action="/arm")
+    return path, ImportOptions(task="pick", instruction="pick it", hz=10, proprio=("/arm",), action="/arm")
 
 
 @pytest.mark.parametrize("write", [hdf5, replay_buffer, films, mcap])
@@ -112,7 +112,7 @@ def mcap(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, Readi
 )
 def test_a_dry_run_says_exactly_what_the_import_does(
     tmp_path_factory: pytest.TempPathFactory,
-    write: Callable[[Path, list[int], list[str]], tuple[Path, Reading]],
+    write: Callable[[Path, list[int], list[str]], tuple[Path, ImportOptions]],
     episodes: list[tuple[int, str]],
 ) -> None:
     folder = tmp_path_factory.mktemp("layout")

@@ -23,7 +23,7 @@ from orchestrator.data.episode_format import EpisodeError, decode
 from orchestrator.data.episode_store import fetch, latest_version, load_manifest
 from orchestrator.data.exporters.lerobot_v3 import export, exportable
 from orchestrator.data.import_episodes import Importer, LeftOut, adopted, ingest, missing
-from orchestrator.data.importers.base import Reading, SourceError, open_source
+from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 from orchestrator.data.manifest import Manifest
 from orchestrator.storage.base import Storage, open_storage
 from recordings import CAMERAS
@@ -58,14 +58,14 @@ def imported(lift: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFac
     return storage
 
 
-def fill(storage: Storage, path: Path, reading: Reading) -> list[str]:
+def fill(storage: Storage, path: Path, reading: ImportOptions) -> list[str]:
     """Import everything; the reasons of what was left out."""
     source = adopted(open_source(path, reading), storage)
     answers = list(ingest(storage, source, missing(source, storage), workers=2, note="a test"))
     return [answer.reason for answer in answers if isinstance(answer, LeftOut)]
 
 
-def import_one(storage: Storage, path: Path, reading: Reading) -> None:
+def import_one(storage: Storage, path: Path, reading: ImportOptions) -> None:
     """The first episode of a source, without Ray."""
     from orchestrator.data.episode_store import commit
 
@@ -212,7 +212,7 @@ def test_films_join_a_store_of_demonstrations(recorded: Path, tmp_path: Path) ->
     import_one(
         storage,
         layouts.films(tmp_path / "films", episodes),
-        Reading(cameras={camera: camera for camera in reversed(CAMERAS)}),
+        ImportOptions(cameras={camera: camera for camera in reversed(CAMERAS)}),
     )
     manifest = load_manifest(storage)
     assert manifest.contract == contract
@@ -245,15 +245,17 @@ def test_films_join_a_store_of_demonstrations(recorded: Path, tmp_path: Path) ->
         ),
     ):
         with pytest.raises(SourceError) as error:
-            adopted(open_source(tmp_path / "films", replace(Reading(), **change)), storage)  # type: ignore[arg-type]
+            adopted(open_source(tmp_path / "films", replace(ImportOptions(), **change)), storage)  # type: ignore[arg-type]
         assert words in str(error.value)
     zarr = layouts.replay_buffer(tmp_path / "lift.zarr", episodes)
     with pytest.raises(
         SourceError, match=r"simulator: the store has robosuite 1.5.2, mujoco unknown, these have unknown"
     ):
-        adopted(open_source(zarr, Reading(hz=20, task="Lift")), storage)
+        adopted(open_source(zarr, ImportOptions(hz=20, task="Lift")), storage)
     import_one(
-        storage, zarr, Reading(hz=20, task="Lift", panda=True, simulator=contract.simulator, label="zarr")
+        storage,
+        zarr,
+        ImportOptions(hz=20, task="Lift", panda=True, simulator=contract.simulator, label="zarr"),
     )
     assert len(load_manifest(storage)) == 3
 
@@ -290,7 +292,7 @@ def test_what_is_exported_comes_back_the_same(imported: Storage, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     assert f"exported {3 * COPIES} episodes" in done.stdout
     manifest = load_manifest(imported)
-    source = open_source(folder, Reading(simulator=manifest.contract.simulator))
+    source = open_source(folder, ImportOptions(simulator=manifest.contract.simulator))
     assert source.contract == manifest.contract
     assert len(source.items) == len(manifest)
     for item, entry in list(zip(source.items, manifest.entries, strict=True))[::7]:
@@ -337,12 +339,12 @@ def test_the_statistics_of_an_export_are_those_of_its_rows(imported: Storage, tm
 
 def test_what_lerobot_cannot_express_is_refused(recorded: Path, tmp_path: Path) -> None:
     episodes, storage = recordings.load(recorded), open_storage(str(tmp_path / "store"))
-    import_one(storage, layouts.films(tmp_path / "films", episodes), Reading())
+    import_one(storage, layouts.films(tmp_path / "films", episodes), ImportOptions())
     with pytest.raises(EpisodeError, match="no episode has actions"):
         exported(storage, tmp_path / "out", labelled_only=True)
     mixed = open_storage(str(tmp_path / "mixed"))
     import_one(mixed, layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
-    import_one(mixed, tmp_path / "films", Reading())
+    import_one(mixed, tmp_path / "films", ImportOptions())
     with pytest.raises(
         EpisodeError,
         match=(
@@ -352,6 +354,6 @@ def test_what_lerobot_cannot_express_is_refused(recorded: Path, tmp_path: Path) 
     ):
         exported(mixed, tmp_path / "out")
     exported(mixed, tmp_path / "out", labelled_only=True)
-    assert [item.task for item in open_source(tmp_path / "out", Reading()).items] == ["Lift"]
+    assert [item.task for item in open_source(tmp_path / "out", ImportOptions()).items] == ["Lift"]
     with pytest.raises(EpisodeError, match="it is not empty; export into a new folder"):
         exported(mixed, tmp_path / "out", labelled_only=True)

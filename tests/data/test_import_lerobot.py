@@ -19,7 +19,7 @@ from numbered import KEY, SENTENCES, Dataset, imported, numbered, numbers_of, wr
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.exporters.lerobot_v3 import export
 from orchestrator.data.import_episodes import Importer, LeftOut, missing
-from orchestrator.data.importers.base import Reading, SourceError, open_source
+from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 from orchestrator.data.importers.image_ops import image
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import make_episode_store
@@ -41,7 +41,9 @@ def expected(*episodes: int) -> dict[str, list[int]]:
 def said_of(root: Path, episode: int) -> str:
     """Why an episode is left out."""
     return next(
-        item.problem for item in open_source(root, Reading()).items if item.name == f"episode_{episode:06d}"
+        item.problem
+        for item in open_source(root, ImportOptions()).items
+        if item.name == f"episode_{episode:06d}"
     )
 
 
@@ -157,7 +159,7 @@ def test_rows_that_contradict_the_stated_rate_are_told_until_somebody_says_the_r
     assert "its rows are 0.200 s apart, meta/info.json says 10 a second" in said_of(root, 0)
     assert shown(root, hz=5.0) == expected(0, 1, 2)
     with pytest.raises(SourceError, match="not 7; leave --hz out"):
-        open_source(root, Reading(hz=7.0))
+        open_source(root, ImportOptions(hz=7.0))
 
 
 def test_rows_that_are_missing_in_the_middle_leave_the_episode_out(tmp_path: Path) -> None:
@@ -187,14 +189,14 @@ def test_the_sentence_is_the_one_that_the_rows_name(tmp_path: Path, version: str
         row=task_index({0: [1], 1: [2], 2: [0]}),
         line=lambda i, line: line | {"tasks": ["valid", *SENTENCES]},
     )
-    items = open_source(dataset.write(tmp_path / "data"), Reading()).items
+    items = open_source(dataset.write(tmp_path / "data"), ImportOptions()).items
     assert [item.instruction for item in items] == [SENTENCES[1], SENTENCES[2], SENTENCES[0]]
 
 
 def test_several_sentences_in_one_episode_are_not_one_of_them(tmp_path: Path) -> None:
     root = Dataset(row=task_index({0: [1], 1: [0, 2], 2: [0]})).write(tmp_path / "data")
     assert "its rows name 2 sentences (close it; lift the cube)" in said_of(root, 1)
-    assert [item.instruction for item in open_source(root, Reading(instruction="tidy up")).items] == [
+    assert [item.instruction for item in open_source(root, ImportOptions(instruction="tidy up")).items] == [
         "tidy up"
     ] * 3
 
@@ -204,7 +206,7 @@ def test_several_sentences_in_one_episode_are_not_one_of_them(tmp_path: Path) ->
 )
 def test_a_sentence_that_the_table_does_not_know_is_the_metadatas(tmp_path: Path, tasks: Any) -> None:
     root = Dataset(version="v2.1", line=lambda i, line: line | {"tasks": tasks}).write(tmp_path / "data")
-    assert {item.instruction for item in open_source(root, Reading()).items} == {"put the cup in"}
+    assert {item.instruction for item in open_source(root, ImportOptions()).items} == {"put the cup in"}
 
 
 # -- rows and files ------------------------------------------------------------------------------------------
@@ -289,7 +291,7 @@ def test_an_episode_listed_twice_is_announced_once(tmp_path: Path) -> None:
     root = Dataset(version="v2.1").write(tmp_path / "data")
     path = root / "meta/episodes.jsonl"
     path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
-    source = open_source(root, Reading())
+    source = open_source(root, ImportOptions())
     assert [item.name for item in source.items] == [f"episode_{i:06d}" for i in range(3)]
     assert source.problems == ["data, episode 1: it is listed twice; the second is left out"]
 
@@ -313,7 +315,7 @@ def test_openpis_names_are_understood_and_others_can_be_said(tmp_path: Path) -> 
     facts["features"] = {k: v for k, v in facts["features"].items() if k not in renamed}
     (root / "meta/info.json").write_text(json.dumps(facts))
     assert shown(root) == expected(0, 1, 2)
-    assert open_source(root, Reading(action="actions", proprio=("state",))).contract.action == tuple(
+    assert open_source(root, ImportOptions(action="actions", proprio=("state",))).contract.action == tuple(
         f"actions_{i}" for i in range(7)
     )
 
@@ -323,7 +325,7 @@ def test_lists_in_lists_and_modality_name_the_values(tmp_path: Path) -> None:
     root = Dataset(features={"action": {"dtype": "float32", "shape": [7], "names": [names]}}).write(
         tmp_path / "data"
     )
-    assert open_source(root, Reading()).contract.action == tuple(names)
+    assert open_source(root, ImportOptions()).contract.action == tuple(names)
     parts = {
         "base_motion": (0, 1),
         "end_effector_position": (1, 3),
@@ -333,7 +335,7 @@ def test_lists_in_lists_and_modality_name_the_values(tmp_path: Path) -> None:
     said = {"action": {name: {"start": a, "end": b} for name, (a, b) in parts.items()}}
     root = Dataset().write(tmp_path / "parts")
     (root / "meta/modality.json").write_text(json.dumps(said))
-    assert open_source(root, Reading()).contract.action[:3] == (
+    assert open_source(root, ImportOptions()).contract.action[:3] == (
         "base_motion",
         "end_effector_position_0",
         "end_effector_position_1",
@@ -342,14 +344,14 @@ def test_lists_in_lists_and_modality_name_the_values(tmp_path: Path) -> None:
     assert len(source.contract.action) == 6
     assert all("the base moves" in problem for problem in source.problems)
     with pytest.raises(SourceError, match="--arm-only is for RoboCasa's actions"):
-        open_source(Dataset().write(tmp_path / "plain"), Reading(arm_only=True))
+        open_source(Dataset().write(tmp_path / "plain"), ImportOptions(arm_only=True))
 
 
 def test_exchanged_width_and_height_are_those_of_the_film(tmp_path: Path) -> None:
     root = Dataset(
         features={KEY: {"dtype": "video", "shape": [64, 32, 3], "names": ["width", "height", "channels"]}}
     ).write(tmp_path / "data")
-    assert open_source(root, Reading()).contract.image_size == (32, 64)
+    assert open_source(root, ImportOptions()).contract.image_size == (32, 64)
 
 
 def test_a_split_is_what_mask_names(tmp_path: Path) -> None:
@@ -358,7 +360,7 @@ def test_a_split_is_what_mask_names(tmp_path: Path) -> None:
     with pytest.raises(
         SourceError, match=r"there is no split valid in meta/info.json; --mask can choose from train, test"
     ):
-        open_source(root, Reading(mask="valid"))
+        open_source(root, ImportOptions(mask="valid"))
 
 
 def test_an_export_states_settings_with_which_lerobot_can_encode(tmp_path: Path) -> None:
@@ -388,10 +390,10 @@ def test_displacements_beyond_one_are_not_called_so_without_a_word(tmp_path: Pat
         }
 
     root = Dataset(row=rows, features=nine).write(tmp_path / "data")
-    source = open_source(root, Reading(panda=True))
+    source = open_source(root, ImportOptions(panda=True))
     assert "its actions reach 1.4" in source.questions[0]
     assert not source.contract.action[0].startswith("eef")
-    assert open_source(root, Reading(panda=True, deltas=True)).questions == []
+    assert open_source(root, ImportOptions(panda=True, deltas=True)).questions == []
 
 
 # -- what a downloaded dataset may not do --------------------------------------------------------------------
@@ -406,7 +408,7 @@ def test_displacements_beyond_one_are_not_called_so_without_a_word(tmp_path: Pat
     ],
 )
 def test_paths_that_lead_out_of_the_folder_are_refused(tmp_path: Path, info: dict[str, Any]) -> None:
-    source = open_source(Dataset(version="v2.1", info=info).write(tmp_path / "data"), Reading())
+    source = open_source(Dataset(version="v2.1", info=info).write(tmp_path / "data"), ImportOptions())
     assert len(source.problems) == 3
     assert all("is not inside its folder" in problem for problem in source.problems)
     assert all(item.problem for item in source.items)
@@ -416,7 +418,7 @@ def test_paths_that_lead_out_of_the_folder_are_refused(tmp_path: Path, info: dic
 def test_templates_name_nothing_but_their_values(tmp_path: Path, template: str) -> None:
     root = Dataset(version="v2.1", info={"video_path": template}).write(tmp_path / "data")
     with pytest.raises(SourceError, match=r"in meta/info.json is not understood"):
-        open_source(root, Reading())
+        open_source(root, ImportOptions())
 
 
 def test_links_out_of_the_folder_are_refused_and_hugging_faces_are_followed(tmp_path: Path) -> None:
@@ -442,7 +444,7 @@ def test_a_git_lfs_pointer_is_called_one(tmp_path: Path) -> None:
     assert "run `git lfs pull`" in said_of(root, 1)
     (root / "meta/info.json").write_bytes(pointer)
     with pytest.raises(SourceError, match="git-LFS pointer"):
-        open_source(root, Reading())
+        open_source(root, ImportOptions())
 
 
 def image_dataset(root: Path, cells: Any = None, first: int = 0) -> Path:
@@ -498,7 +500,7 @@ def test_other_images_under_equal_rows_are_another_recording(tmp_path: Path) -> 
     imported(image_dataset(tmp_path / "a/pick"), tmp_path / "store")
     with pytest.raises(SourceError, match="is already there from another recording"):
         missing(
-            open_source(image_dataset(tmp_path / "b/pick", first=50), Reading()),
+            open_source(image_dataset(tmp_path / "b/pick", first=50), ImportOptions()),
             open_storage(str(tmp_path / "store")),
         )
 
@@ -510,11 +512,14 @@ def test_an_equal_import_is_already_there_and_another_of_the_same_name_is_not(tm
     root, store = Dataset().write(tmp_path / "a/pick"), tmp_path / "store"
     imported(root, store)
     storage = open_storage(str(store))
-    assert missing(open_source(root, Reading()), storage) == []
+    assert missing(open_source(root, ImportOptions()), storage) == []
     other = Dataset(film=lambda path, pictures, hz: write_film(path, 255 - pictures, hz)).write(
         tmp_path / "b/pick"
     )
-    for source in (open_source(other, Reading()), open_source(root, Reading(instruction="another"))):
+    for source in (
+        open_source(other, ImportOptions()),
+        open_source(root, ImportOptions(instruction="another")),
+    ):
         with pytest.raises(
             SourceError,
             match=r"episode pick-episode_000000 is already there from another recording or import \(",
@@ -525,7 +530,9 @@ def test_an_equal_import_is_already_there_and_another_of_the_same_name_is_not(tm
 def test_a_dataset_that_grew_keeps_what_is_there(tmp_path: Path) -> None:
     store = tmp_path / "store"
     imported(Dataset(lengths=(10, 12), version="v2.1").write(tmp_path / "a/pick"), store)
-    grown = open_source(Dataset(lengths=(10, 12, 11), version="v2.1").write(tmp_path / "b/pick"), Reading())
+    grown = open_source(
+        Dataset(lengths=(10, 12, 11), version="v2.1").write(tmp_path / "b/pick"), ImportOptions()
+    )
     assert [item.name for item in missing(grown, open_storage(str(store)))] == ["episode_000002"]
 
 
@@ -571,7 +578,7 @@ def test_a_dry_run_says_exactly_what_the_import_does(
         folder / "data"
     )
     storage = open_storage(str(folder / "store"))
-    source = open_source(root, Reading())
+    source = open_source(root, ImportOptions())
     importer = Importer(source, storage.uri)
     announced = {item.name: item for item in missing(source, storage)}
     answers = {name: importer.record(item) for name, item in announced.items()}

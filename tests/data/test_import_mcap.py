@@ -13,7 +13,7 @@ from mcap.writer import Writer as McapWriter
 
 from bags import JOINTS, bag, encoded, foxglove, header, joints, ns, raw, ros2
 from numbered import imported, numbered, numbers_of
-from orchestrator.data.importers.base import Reading, SourceError, open_source
+from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 
 FREE: dict[str, Any] = {"task": "Lift", "hz": 10.0, "action_free": True}
 SAID: dict[str, Any] = {"task": "Lift", "hz": 10.0, "proprio": ("/joint_states",), "action": "/command"}
@@ -29,7 +29,7 @@ def only(path: Path, store: Path, **said: Any) -> Any:
 
 def refused(path: Path, **said: Any) -> str:
     with pytest.raises(SourceError) as error:
-        open_source(path, Reading(**said))
+        open_source(path, ImportOptions(**said))
     return str(error.value)
 
 
@@ -73,7 +73,7 @@ def test_every_encoding_of_raw_pictures_with_and_without_padded_rows(
                 raw(picture, i / 10, encoding, padding),
                 i / 10,
             )
-    source = open_source(tmp_path / "a.mcap", Reading(**FREE))
+    source = open_source(tmp_path / "a.mcap", ImportOptions(**FREE))
     assert source.contract.cameras == ("cam",)
     pictures = source.read(source.items[0]).frames["cam"]
     assert np.array_equal(pictures, shown if encoding != "mono8" else np.repeat(shown[..., :1], 3, 3))
@@ -101,7 +101,7 @@ def test_compressed_pictures(tmp_path: Path, kind: str, form: str, swapped: bool
                 {"header": header(i / 10), "format": form, "data": data},
                 i / 10,
             )
-    source = open_source(tmp_path / "a.mcap", Reading(**FREE))
+    source = open_source(tmp_path / "a.mcap", ImportOptions(**FREE))
     pictures = source.read(source.items[0]).frames["cam"]
     assert np.abs(pictures.astype(int) - shown).mean() < 6
 
@@ -112,7 +112,7 @@ def test_foxglove_in_protobuf_and_json(tmp_path: Path) -> None:
     assert numbers_of(got.frames["front"]) == numbers_of(got.frames["wrist"]) == list(range(8))
     assert np.allclose(got.action, np.arange(8)[:, None] * [1, 2.5])
     assert np.allclose(got.proprio, np.column_stack([np.arange(8), 2.5 * np.arange(8), np.full(8, 0.5)]))
-    source = open_source(tmp_path / "a.mcap", Reading(**said))
+    source = open_source(tmp_path / "a.mcap", ImportOptions(**said))
     assert source.contract.proprio == ("/arm_target.joints.0", "/arm_target.joints.1", "/arm_target.gripper")
 
 
@@ -137,7 +137,7 @@ def test_every_type_of_vector_is_offered_and_read(tmp_path: Path) -> None:
             write("/top/image_raw", "sensor_msgs/msg/Image", raw(numbered([i])[0], None), i / 10)
             for topic, (kind, message) in messages.items():
                 write(topic, kind, message, i / 10)
-    source = open_source(tmp_path / "a.mcap", Reading(task="Lift", hz=10))
+    source = open_source(tmp_path / "a.mcap", ImportOptions(task="Lift", hz=10))
     listed = (
         "/array32 (2), /array64 (3), /grip32 (1), /grip64 (1), /hand (7), /hand_stamped (7), /joints (3),"
         " /twist (6), /twist_stamped (6), /wrench (6)"
@@ -149,7 +149,7 @@ def test_every_type_of_vector_is_offered_and_read(tmp_path: Path) -> None:
     got = only(tmp_path / "a.mcap", tmp_path / "store", **FREE, proprio=keys)
     assert np.allclose(got.proprio[0, -6:], [0.1, 0.2, 0.3, 1, 2, 3])
     assert "moments by log time" in got.source
-    names = open_source(tmp_path / "a.mcap", Reading(**FREE, proprio=keys)).contract.proprio
+    names = open_source(tmp_path / "a.mcap", ImportOptions(**FREE, proprio=keys)).contract.proprio
     assert {
         "/grip32",
         "/array32_1",
@@ -257,7 +257,7 @@ def test_what_is_held_and_for_how_long(tmp_path: Path) -> None:
     assert "its topics have no moment in common" in apart
     thinned = record(tmp_path / "d.mcap", [i / 20 for i in range(20)])
     assert "/grip does not have one message per step" in refused(thinned, **said, deltas=True)
-    assert open_source(thinned, Reading(**said)).problems == []
+    assert open_source(thinned, ImportOptions(**said)).problems == []
 
 
 def test_joints_in_another_order_are_put_in_order_and_other_joints_are_refused(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_depth_and_video_are_passed_over_by_name_unless_cameras_are_chosen(tmp_p
         f"a.mcap, {t}" for t in ("/deep", "/depth/image_raw", "/far", "/film")
     ]
     assert "a.mcap, /depth/image_raw: pictures in 16UC1 are not read; passed over" in source.problems
-    assert open_source(tmp_path / "a.mcap", Reading(**FREE, cameras={"top": "front"})).problems == []
+    assert open_source(tmp_path / "a.mcap", ImportOptions(**FREE, cameras={"top": "front"})).problems == []
     assert "there is no camera depth; --cameras can choose from top" in refused(
         tmp_path / "a.mcap", **FREE, cameras={"depth": "depth"}
     )
@@ -362,7 +362,9 @@ def test_wrong_names_are_answered_with_what_there_is(tmp_path: Path) -> None:
         path, **SAID, mask="m", arm_only=True, picture_range="0..1"
     )
     assert "too few for 50 steps per second" in refused(path, **FREE | {"hz": 50.0})
-    assert "MCAP does not name a task" in open_source(path, Reading(hz=10, action_free=True)).questions[0]
+    assert (
+        "MCAP does not name a task" in open_source(path, ImportOptions(hz=10, action_free=True)).questions[0]
+    )
 
 
 def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,7 +497,7 @@ def test_a_compressed_picture_that_is_cut_short_leaves_the_recording_out(tmp_pat
 
 
 def test_a_recording_that_changes_after_it_was_opened_is_not_imported(tmp_path: Path) -> None:
-    source = open_source(bag(tmp_path / "a.mcap"), Reading(**SAID))
+    source = open_source(bag(tmp_path / "a.mcap"), ImportOptions(**SAID))
     bag(tmp_path / "a.mcap", first=20)
     with pytest.raises(ValueError, match="has changed since it was opened"):
         source.read(source.items[0])
@@ -503,7 +505,7 @@ def test_a_recording_that_changes_after_it_was_opened_is_not_imported(tmp_path: 
 
 def test_the_same_content_is_known_again_and_other_content_is_not(tmp_path: Path) -> None:
     def content(path: Path, **said: Any) -> str:
-        return open_source(path, Reading(**(SAID | said))).items[0].origin.rpartition("content ")[2]
+        return open_source(path, ImportOptions(**(SAID | said))).items[0].origin.rpartition("content ")[2]
 
     first = content(bag(tmp_path / "a.mcap"))
     assert content(bag(tmp_path / "b.mcap", compression=CompressionType.NONE)) == first
@@ -517,7 +519,7 @@ def test_the_same_content_is_known_again_and_other_content_is_not(tmp_path: Path
 
 def test_flipped_bytes_are_noticed_or_change_nothing(tmp_path: Path) -> None:
     whole = bag(tmp_path / "a.mcap", chunk_size=16384).read_bytes()
-    source = open_source(tmp_path / "a.mcap", Reading(**SAID))
+    source = open_source(tmp_path / "a.mcap", ImportOptions(**SAID))
     right = source.read(source.items[0])
     chance = random.Random(2)
     noticed = 0
@@ -526,7 +528,7 @@ def test_flipped_bytes_are_noticed_or_change_nothing(tmp_path: Path) -> None:
         data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
         (tmp_path / "a.mcap").write_bytes(bytes(data))
         try:
-            source = open_source(tmp_path / "a.mcap", Reading(**SAID))
+            source = open_source(tmp_path / "a.mcap", ImportOptions(**SAID))
         except SourceError:
             noticed += 1
             continue

@@ -15,7 +15,7 @@ import layouts
 import recordings
 from layouts import RENAMED, UPRIGHT, ZARR, damaged, opened, psnr, refusal, usable, written
 from orchestrator.data.contact_sheet import contact_sheet
-from orchestrator.data.importers.base import Reading, SourceError, open_source
+from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 from orchestrator.data.importers.image_ops import image
 from recordings import CAMERAS
 
@@ -34,7 +34,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_hdf5_is_not_read_until_somebody_says_which_way_up(recorded: Path) -> None:
-    source = open_source(written(recorded, "LIBERO"), Reading(cameras=RENAMED))
+    source = open_source(written(recorded, "LIBERO"), ImportOptions(cameras=RENAMED))
     assert source.questions == [
         "Lift_demo.hdf5: pictures of this format are stored both ways up (this file's convention is opengl,"
         " upside-down); look at them with --dry-run --sheet sheet.png, then say --images upright or"
@@ -60,12 +60,12 @@ def test_zarr_and_films_ask_for_their_task(recorded: Path, tmp_path: Path) -> No
         "--task",
         "--instruction",
     ]
-    assert "say it with --hz" in refusal(written(recorded, "zarr"), Reading(task="Lift"))
+    assert "say it with --hz" in refusal(written(recorded, "zarr"), ImportOptions(task="Lift"))
     layouts.film(tmp_path / "a.mp4", recordings.load(recorded)[0].frames[CAMERAS[0]])
     assert "its films do not name their camera; say what the store calls it with --cameras NAME" in refusal(
-        tmp_path, Reading()
+        tmp_path, ImportOptions()
     )
-    source = open_source(tmp_path, Reading(cameras={"agentview": "agentview"}))
+    source = open_source(tmp_path, ImportOptions(cameras={"agentview": "agentview"}))
     assert "say it with --task" in source.questions[0]
     assert source.contract.cameras == ("agentview",)
 
@@ -83,17 +83,19 @@ def test_robosuites_own_recording_has_no_pictures_yet(recorded: Path) -> None:
 def test_what_is_not_there_is_named_with_what_is(recorded: Path, tmp_path: Path) -> None:
     path = written(recorded, "robomimic")
     assert "there is no camera top; --cameras can choose from agentview, robot0_eye_in_hand" in refusal(
-        path, Reading(cameras={"top": "top"})
+        path, ImportOptions(cameras={"top": "top"})
     )
-    assert "gives two cameras one name" in refusal(path, Reading(cameras=dict.fromkeys(CAMERAS, "one")))
+    assert "gives two cameras one name" in refusal(path, ImportOptions(cameras=dict.fromkeys(CAMERAS, "one")))
     assert "with --proprio; there are robot0_eef_pos, robot0_eef_quat, robot0_gripper_qpos" in refusal(
-        path, Reading(proprio=("joints",))
+        path, ImportOptions(proprio=("joints",))
     )
-    assert "there is no mask valid; --mask can choose from train" in refusal(path, Reading(mask="valid"))
-    assert "there is no such file or folder" in refusal(tmp_path / "nowhere", Reading())
-    assert "neither robomimic-style HDF5" in refusal(tmp_path, Reading())
+    assert "there is no mask valid; --mask can choose from train" in refusal(
+        path, ImportOptions(mask="valid")
+    )
+    assert "there is no such file or folder" in refusal(tmp_path / "nowhere", ImportOptions())
+    assert "neither robomimic-style HDF5" in refusal(tmp_path, ImportOptions())
     assert "it has no feature joints; there are" in refusal(
-        written(recorded, "LeRobot v3"), Reading(proprio=("joints",))
+        written(recorded, "LeRobot v3"), ImportOptions(proprio=("joints",))
     )
     (tmp_path / "text.hdf5").write_text("no HDF5")
     assert "it cannot be read as HDF5" in refusal(tmp_path / "text.hdf5", UPRIGHT)
@@ -141,7 +143,7 @@ def test_parts_of_different_length_are_noticed(recorded: Path, tmp_path: Path) -
 def test_a_dataset_cut_short_is_noticed(recorded: Path, tmp_path: Path) -> None:
     path = damaged(recorded, "LeRobot v3", tmp_path)
     (path / "videos/observation.images.robot0_eye_in_hand/chunk-000/file-001.mp4").unlink()
-    source = open_source(path, Reading())
+    source = open_source(path, ImportOptions())
     assert usable(source) == ["episode_000000", "episode_000001"]
     assert "episode 2: there is no file videos/observation.images.robot0_eye_in_hand" in source.problems[0]
     video = path / "videos/observation.images.robot0_eye_in_hand/chunk-000/file-000.mp4"
@@ -151,16 +153,16 @@ def test_a_dataset_cut_short_is_noticed(recorded: Path, tmp_path: Path) -> None:
     (path / "videos/observation.images.agentview/chunk-000/file-000.mp4").write_bytes(b"")
     with pytest.raises(ValueError, match=r"the video file-000.mp4 cannot be read \("):
         source.read(source.items[1])
-    assert usable(open_source(path, Reading())) == []
+    assert usable(open_source(path, ImportOptions())) == []
 
 
 def test_a_version_nobody_knows_is_refused(recorded: Path, tmp_path: Path) -> None:
     path = damaged(recorded, "LeRobot v2.1", tmp_path)
     info = json.loads((path / "meta/info.json").read_text())
     (path / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v1.6"}))
-    assert "LeRobot v1.6 is not read, only 2.0, 2.1 and 3.0" in refusal(path, Reading())
+    assert "LeRobot v1.6 is not read, only 2.0, 2.1 and 3.0" in refusal(path, ImportOptions())
     (path / "meta/info.json").write_text(json.dumps(info)[:50])
-    assert "its metadata cannot be read (JSONDecodeError" in refusal(path, Reading())
+    assert "its metadata cannot be read (JSONDecodeError" in refusal(path, ImportOptions())
 
 
 def test_the_sentences_of_a_damaged_zarr(recorded: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from tfrecord import example_pb2
 
 from numbered import imported, numbered, numbers_of
-from orchestrator.data.importers.base import Reading, SourceError, open_source
+from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 
 SAID: dict[str, Any] = {"task": "Lift", "hz": 5.0}
 
@@ -103,7 +103,7 @@ def test_episodes_of_every_shard_have_their_pictures_states_and_actions(tmp_path
             got.action, np.sin(np.arange(length - 1)[:, None] + np.arange(7) + episode), atol=1e-6
         )
         assert "without its last step" in got.source
-    action_free = open_source(root, Reading(action_free=True, proprio=(), **SAID))
+    action_free = open_source(root, ImportOptions(action_free=True, proprio=(), **SAID))
     assert [item.length for item in action_free.items] == [6, 7, 5]
 
 
@@ -146,10 +146,10 @@ def test_a_damaged_record_is_left_out_and_a_file_cut_short_is_told(tmp_path: Pat
 
 def test_what_a_person_must_say_is_asked(tmp_path: Path) -> None:
     root = dataset(tmp_path / "d", [[example(0, 6)]])
-    assert "say it with --task" in open_source(root, Reading(hz=5)).questions[0]
+    assert "say it with --task" in open_source(root, ImportOptions(hz=5)).questions[0]
     with pytest.raises(SourceError, match="say it with --hz"):
-        open_source(root, Reading(task="Lift"))
+        open_source(root, ImportOptions(task="Lift"))
     with pytest.raises(SourceError, match="say which is the action with --action"):
-        open_source(root, Reading(action="joint_velocity", **SAID))
+        open_source(root, ImportOptions(action="joint_velocity", **SAID))
     with pytest.raises(SourceError, match="--mask, --arm-only cannot be applied to RLDS"):
-        open_source(root, Reading(mask="train", arm_only=True, **SAID))
+        open_source(root, ImportOptions(mask="train", arm_only=True, **SAID))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from orchestrator.data.importers import hdf5_arrays
-from orchestrator.data.importers.base import Reading, Source, SourceError, open_source
+from orchestrator.data.importers.base import ImportOptions, Source, SourceError, open_source
 from policy.interface import Contract
 from sim_workers.envs.robosuite import ACTION, PROPRIO, PROPRIO_KEYS
 
@@ -22,7 +22,7 @@ LENGTHS = (3, 4, 5)
 CONTROLLER = {"type": "OSC_POSE", "input_max": 1, "control_delta": True, "output_max": [0.05] * 3 + [0.5] * 3}
 KWARGS = {"robots": ["Panda"], "control_freq": 20, "controller_configs": CONTROLLER}
 ARGS = {"env_name": "Lift", "env_version": "1.4.1", "type": 1, "env_kwargs": KWARGS}
-UPRIGHT = Reading(images="upright")
+UPRIGHT = ImportOptions(images="upright")
 
 
 def pictures(length: int, demo: int, size: int = SIZE) -> np.ndarray:
@@ -64,7 +64,7 @@ def taken(source: Source) -> list[str]:
     return [item.name for item in source.items if not item.problem]
 
 
-def said(path: Path, reading: Reading = UPRIGHT) -> str:
+def said(path: Path, reading: ImportOptions = UPRIGHT) -> str:
     with pytest.raises(SourceError) as error:
         open_source(path, reading)
     assert type(error.value) is SourceError
@@ -206,7 +206,7 @@ def test_links_of_the_whole_file_are_refused(path: Path, tmp_path: Path) -> None
     assert "its data is a link into another file" in said(tmp_path / "linked.hdf5")
     changed(path, "mask", h5py.ExternalLink("other.hdf5", "/mask"))
     assert taken(open_source(path, UPRIGHT))
-    assert "its mask is a link into another file" in said(path, Reading(images="upright", mask="train"))
+    assert "its mask is a link into another file" in said(path, ImportOptions(images="upright", mask="train"))
 
 
 def test_what_is_announced_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,13 +250,13 @@ def test_groups_and_numbers_beside_demonstrations_are_passed_over(path: Path) ->
 
 def test_a_mask_names_what_is_not_there(path: Path, tmp_path: Path) -> None:
     changed(path, "mask/train", np.array([b"demo_0", b"demo_9"]))
-    source = open_source(path, Reading(images="upright", mask="train"))
+    source = open_source(path, ImportOptions(images="upright", mask="train"))
     assert taken(source) == ["demo_0"]
     assert source.problems == [
         "lift.hdf5, demo_9: the mask train lists it, but it is not in the file; left out"
     ]
     changed(path, "mask/group/x", 1)
-    assert "its mask group is no list of names" in said(path, Reading(images="upright", mask="group"))
+    assert "its mask group is no list of names" in said(path, ImportOptions(images="upright", mask="group"))
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_attributes_that_make_no_sense_count_as_missing(args: str, tmp_path: Pat
         file["data"].attrs["problem_info"] = json.dumps({"language_instruction": [1, 2]})
         file["data/demo_0"].attrs["ep_meta"] = np.zeros(3)
     assert "say it with --hz" in said(path)
-    source = open_source(path, Reading(images="upright", hz=20))
+    source = open_source(path, ImportOptions(images="upright", hz=20))
     assert source.questions == ["odd.hdf5: it does not say in words what is done; say it with --instruction"]
     assert source.contract.action == tuple(f"action_{i}" for i in range(7))
 
@@ -307,9 +307,9 @@ def test_poses_do_not_pass_for_displacements(path: Path) -> None:
     source = open_source(path, UPRIGHT)
     assert source.questions[0].startswith("lift.hdf5: its actions reach 2.2, but displacements")
     assert source.contract.action == tuple(f"action_{i}" for i in range(7))
-    assert open_source(path, Reading(images="upright", deltas=True)).contract.action == ACTION
+    assert open_source(path, ImportOptions(images="upright", deltas=True)).contract.action == ACTION
     assert (
-        open_source(path, Reading(images="upright", deltas=False))
+        open_source(path, ImportOptions(images="upright", deltas=False))
         .contract.action[0]
         .startswith("eef_absolute")
     )
@@ -318,16 +318,16 @@ def test_poses_do_not_pass_for_displacements(path: Path) -> None:
 def test_another_dataset_can_be_the_action(path: Path) -> None:
     for i, length in enumerate(LENGTHS):
         changed(path, f"data/demo_{i}/actions_abs", np.full((length, 7), 2.0))
-    source = open_source(path, Reading(images="upright", action="actions_abs"))
+    source = open_source(path, ImportOptions(images="upright", action="actions_abs"))
     assert source.contract.action == tuple(f"action_{i}" for i in range(7))
     action = source.read(source.items[0]).action
     assert action is not None
     assert (action == 2).all()
     assert "there are no vectors poses; --action can choose from actions, actions_abs" in said(
-        path, Reading(images="upright", action="poses")
+        path, ImportOptions(images="upright", action="poses")
     )
     assert (
-        open_source(path, Reading(images="upright", action="actions_abs", panda=True)).contract.action
+        open_source(path, ImportOptions(images="upright", action="actions_abs", panda=True)).contract.action
         == ACTION
     )
 
@@ -340,7 +340,7 @@ def test_robocasas_arm_without_its_base(tmp_path: Path) -> None:
             f"data/demo_{i}/actions",
             np.pad(np.full((length, 7), 0.5), ((0, 0), (0, 5)), constant_values=0.1 * (i == 1)),
         )
-    whole, arm = open_source(path, UPRIGHT), open_source(path, Reading(images="upright", arm_only=True))
+    whole, arm = open_source(path, UPRIGHT), open_source(path, ImportOptions(images="upright", arm_only=True))
     assert (len(whole.contract.action), whole.contract.action[:7]) == (12, ACTION)
     assert arm.contract.action == ACTION
     assert arm.problems == ["kitchen.hdf5, demo_1: the base moves, which --arm-only cannot express; left out"]
@@ -365,7 +365,7 @@ def test_liberos_hand_is_turned_into_the_simulators(path: Path) -> None:
     proprio = source.read(source.items[0]).proprio
     assert proprio is not None
     assert np.allclose(proprio[:, [4, 6]], np.stack([np.sin(angle / 2), np.cos(angle / 2)], 1))
-    assert open_source(path, Reading(images="upright", proprio=("ee_ori",))).contract.proprio == (
+    assert open_source(path, ImportOptions(images="upright", proprio=("ee_ori",))).contract.proprio == (
         "ee_ori_0",
         "ee_ori_1",
         "ee_ori_2",
@@ -411,7 +411,7 @@ def test_the_range_is_decided_over_all_pictures(path: Path) -> None:
         "its pictures are float32 from 0 to 700; say what black and white are with --picture-range"
         in open_source(path, UPRIGHT).questions[0]
     )
-    source = open_source(path, Reading(images="upright", picture_range="0..1"))
+    source = open_source(path, ImportOptions(images="upright", picture_range="0..1"))
     assert not source.questions
     assert source.read(source.items[1]).frames["agentview"].max() == 255
 
@@ -435,7 +435,7 @@ def test_a_file_of_a_folder_that_cannot_be_read_is_left_out(path: Path, tmp_path
     (tmp_path / "pointer.h5").write_text("version https://git-lfs.github.com/spec/v1\n")
     (tmp_path / "cut.h5").write_bytes(path.read_bytes()[:1000])
     recording(tmp_path / "lift.h5")
-    source = open_source(tmp_path, Reading(images="upright", label="x"))
+    source = open_source(tmp_path, ImportOptions(images="upright", label="x"))
     assert {item.name.rpartition("-")[0] for item in source.items} == {"lift-h5", "lift-hdf5"}
     assert "it cannot be read as HDF5" in source.problems[0]
     assert "it is a git-LFS pointer" in source.problems[1]
@@ -447,7 +447,7 @@ def test_a_file_of_a_folder_that_cannot_be_read_is_left_out(path: Path, tmp_path
 def test_content_and_choices_make_the_identity(path: Path, tmp_path: Path) -> None:
     def noted(where: Path, **chosen: Any) -> str:
         return (
-            open_source(where, Reading(**{"images": "upright", **chosen}))
+            open_source(where, ImportOptions(**{"images": "upright", **chosen}))
             .items[1]
             .origin.rpartition("content ")[2]
         )
@@ -488,7 +488,7 @@ def test_an_export_of_a_store_needs_no_questions(tmp_path: Path) -> None:
             )
         file["data/demo_0"].attrs["demoscale.success"] = False
         del file["data/demo_2/actions"]
-    source = open_source(path, Reading())
+    source = open_source(path, ImportOptions())
     assert not source.questions
     assert not source.problems
     assert source.contract == contract
@@ -497,8 +497,8 @@ def test_an_export_of_a_store_needs_no_questions(tmp_path: Path) -> None:
     ]
     assert [source.read(item).success for item in source.items] == [False, None, None]
     assert source.read(source.items[2]).action is None
-    assert open_source(path, Reading(render_profile="imported")).contract.render_profile == "imported"
-    assert {item.task for item in open_source(path, Reading(task="x")).items} == {"x"}
+    assert open_source(path, ImportOptions(render_profile="imported")).contract.render_profile == "imported"
+    assert {item.task for item in open_source(path, ImportOptions(task="x")).items} == {"x"}
     with h5py.File(path, "a") as file:
         file["data"].attrs["demoscale.contract"] = json.dumps({"cameras": 3})
     assert "say it with --hz" in said(path)

@@ -11,7 +11,7 @@ import pytest
 
 from numbered import imported, numbered, numbers_of, write_film
 from orchestrator.data.import_episodes import missing
-from orchestrator.data.importers.base import Reading, SourceError, open_source
+from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 from orchestrator.data.importers.image_ops import film_frames, film_index
 from orchestrator.storage.base import open_storage
 
@@ -19,7 +19,7 @@ F: dict[str, Any] = {"cameras": {"front": "front"}, "task": "pick"}
 
 
 def names(path: Path, **said: Any) -> list[str]:
-    return [item.name for item in open_source(path, Reading(**(F | said))).items if not item.problem]
+    return [item.name for item in open_source(path, ImportOptions(**(F | said))).items if not item.problem]
 
 
 def films(folder: Path, *paths: str) -> Path:
@@ -45,7 +45,7 @@ def test_every_suffix_depth_and_capital_is_a_film_and_hidden_ones_are_not(tmp_pa
 
 def test_one_film_is_a_source(tmp_path: Path) -> None:
     path = films(tmp_path, "take.mp4") / "take.mp4"
-    assert [item.episode_id for item in open_source(path, Reading(**F)).items] == ["take-take"]
+    assert [item.episode_id for item in open_source(path, ImportOptions(**F)).items] == ["take-take"]
 
 
 @pytest.mark.parametrize(
@@ -56,26 +56,26 @@ def test_a_dot_in_a_name_makes_no_camera(tmp_path: Path, stems: tuple[str, ...])
     root = films(tmp_path / "films", *(f"{stem}.mp4" for stem in stems))
     assert names(root) == list(stems)
     with pytest.raises(SourceError, match="its films do not name their camera"):
-        open_source(root, Reading(task="pick"))
+        open_source(root, ImportOptions(task="pick"))
 
 
 def test_several_cameras_of_a_scene_are_one_episode(tmp_path: Path) -> None:
     root = films(tmp_path / "films", "pick/a.front.mp4", "pick/a.wrist.mp4", "pick/b.front.mp4")
-    source = open_source(root, Reading())
+    source = open_source(root, ImportOptions())
     assert source.contract.cameras == ("front", "wrist")
     assert source.problems == ["films, pick/b: there is no film of camera wrist; left out"]
     assert names(root, cameras={"front": "top"}) == ["pick/a", "pick/b"]
     with pytest.raises(
         SourceError, match="there is no film of camera top, side; --cameras can choose from front, wrist"
     ):
-        open_source(root, Reading(cameras={"top": "top", "side": "side"}))
+        open_source(root, ImportOptions(cameras={"top": "top", "side": "side"}))
 
 
 def test_two_films_never_get_one_id(tmp_path: Path) -> None:
     root = films(
         tmp_path / "films", "pick/red-cube.mp4", "pick-red/cube.mp4", "pick-red-cube.mp4", "a.mp4", "a.mov"
     )
-    items = open_source(root, Reading(**F)).items
+    items = open_source(root, ImportOptions(**F)).items
     assert len({item.episode_id for item in items}) == len(items) == 5
 
 
@@ -83,7 +83,7 @@ def test_a_film_with_uneven_moments_is_left_out_until_it_is_resampled(tmp_path: 
     moments = [0, 1, 2, 3, 4, 9, 10, 11, 12, 13]
     write_film(tmp_path / "films/a.mp4", numbered(moments), 10, moments=moments)
     write_film(tmp_path / "films/b.mp4", numbered(range(10)), 10)
-    source = open_source(tmp_path / "films", Reading(**F))
+    source = open_source(tmp_path / "films", ImportOptions(**F))
     assert [item.name for item in source.items if not item.problem] == ["b"]
     assert "its frames come at uneven moments" in source.problems[0]
     assert "ffmpeg -i FILM -vf fps=10 NEW" in source.problems[0]
@@ -101,7 +101,7 @@ def test_broken_empty_and_pointed_at_films_are_left_out_by_name(tmp_path: Path) 
     root = films(tmp_path / "films", "a.mp4")
     (root / "b.mp4").write_bytes(b"no film")
     (root / "c.mp4").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    source = open_source(root, Reading(**F))
+    source = open_source(root, ImportOptions(**F))
     assert [item.name for item in source.items if not item.problem] == ["a"]
     assert "films, b: the video b.mp4 cannot be read" in source.problems[0]
     assert "run `git lfs pull`" in source.problems[1]
@@ -113,9 +113,9 @@ def test_another_folder_of_the_same_name_is_not_already_there(tmp_path: Path) ->
     write_film(second / "a.mp4", numbered(range(100, 108)), 10)
     imported(first, tmp_path / "store", **F)
     storage = open_storage(str(tmp_path / "store"))
-    assert missing(open_source(first, Reading(**F)), storage) == []
+    assert missing(open_source(first, ImportOptions(**F)), storage) == []
     with pytest.raises(SourceError, match="episode clips-a is already there from another recording"):
-        missing(open_source(second, Reading(**F)), storage)
+        missing(open_source(second, ImportOptions(**F)), storage)
 
 
 def test_pictures_are_scaled_as_they_are_decoded(tmp_path: Path) -> None:
@@ -140,9 +140,9 @@ def test_reading_a_film_keeps_none_of_its_frames_in_memory(tmp_path: Path) -> No
 def test_times_and_numbers_are_no_cameras(tmp_path: Path, stems: tuple[str, ...]) -> None:
     root = films(tmp_path / "films", *(f"{stem}.mp4" for stem in stems))
     with pytest.raises(SourceError, match="its films do not name their camera"):
-        open_source(root, Reading(task="pick"))
+        open_source(root, ImportOptions(task="pick"))
     assert names(root) == list(stems)
-    assert open_source(root, Reading(**F)).problems == []
+    assert open_source(root, ImportOptions(**F)).problems == []
 
 
 def test_films_that_name_other_cameras_are_never_taken_for_the_one_that_was_meant(tmp_path: Path) -> None:
@@ -150,8 +150,8 @@ def test_films_that_name_other_cameras_are_never_taken_for_the_one_that_was_mean
     with pytest.raises(
         SourceError, match="there is no film of camera side; --cameras can choose from front, wrist"
     ):
-        open_source(root, Reading(cameras={"side": "side"}, task="pick"))
-    source = open_source(films(tmp_path / "two", "take.red.mp4", "take.blue.mp4"), Reading(**F))
+        open_source(root, ImportOptions(cameras={"side": "side"}, task="pick"))
+    source = open_source(films(tmp_path / "two", "take.red.mp4", "take.blue.mp4"), ImportOptions(**F))
     assert [item.name for item in source.items] == ["take.blue", "take.red"]
     assert "look like one scene filmed by blue, red" in source.problems[0]
 
@@ -164,7 +164,7 @@ def test_films_beside_a_scene_are_told(tmp_path: Path) -> None:
         "b.side.mp4",
         "b.front.mov",
     )
-    source = open_source(root, Reading(task="pick"))
+    source = open_source(root, ImportOptions(task="pick"))
     assert [item.name for item in source.items if not item.problem] == ["a", "c"]
     assert source.problems == [
         "films, a.mp4: it names none of the cameras front, wrist; left out",
@@ -190,7 +190,7 @@ def test_a_film_cut_short_is_left_out_by_name(tmp_path: Path) -> None:
                 new.mux(packet)
     whole = (tmp_path / "fast.mp4").read_bytes()
     (root / "b.mp4").write_bytes(whole[: len(whole) * 2 // 3])
-    source = open_source(root, Reading(**F))
+    source = open_source(root, ImportOptions(**F))
     assert [item.name for item in source.items if not item.problem] == ["a"]
     assert "b.mp4 tells a length of 6.00 s, but its pictures end after" in source.problems[0]
 
@@ -199,7 +199,7 @@ def test_cameras_of_two_rates_are_one_episode_once_a_rate_is_chosen(tmp_path: Pa
     write_film(tmp_path / "films/a.front.mp4", numbered(range(20)), 10)
     write_film(tmp_path / "films/a.wrist.mp4", numbered(range(40)), 20)
     with pytest.raises(SourceError, match=r"differ in frames per second.*--resample-hz"):
-        open_source(tmp_path / "films", Reading(task="pick"))
+        open_source(tmp_path / "films", ImportOptions(task="pick"))
     _, episodes, _ = imported(tmp_path / "films", tmp_path / "store", task="pick", resample_hz=5.0)
     assert numbers_of(episodes["a"].frames["front"]) == list(range(0, 20, 2))
     assert numbers_of(episodes["a"].frames["wrist"]) == list(range(0, 40, 4))
@@ -220,13 +220,13 @@ def test_a_rate_that_was_rounded_by_a_person_is_the_films(tmp_path: Path) -> Non
     write_film(tmp_path / "films/a.mp4", numbered(range(8)), 29.97)
     assert len(names(tmp_path / "films", hz=29.97)) == 1
     with pytest.raises(SourceError, match="it was recorded at"):
-        open_source(tmp_path / "films", Reading(hz=25.0, **F))
+        open_source(tmp_path / "films", ImportOptions(hz=25.0, **F))
 
 
 def test_an_avi_with_frames_left_out_is_left_out(tmp_path: Path) -> None:
     root = films(tmp_path / "films", "a.avi")
     write_film(root / "b.avi", numbered(range(17)), 10, moments=[*range(8), *range(11, 20)])
-    source = open_source(root, Reading(**F))
+    source = open_source(root, ImportOptions(**F))
     assert [item.name for item in source.items if not item.problem] == ["a"]
 
 
@@ -241,7 +241,7 @@ def test_a_film_turned_by_its_header_alone_is_another_recording(tmp_path: Path) 
     place = content.index(upright, content.index(b"tkhd"))
     (tmp_path / "day2").mkdir()
     (tmp_path / "day2/a.mp4").write_bytes(content[:place] + turned + content[place + 36 :])
-    first, second = (open_source(tmp_path / day, Reading(label="x", **F)) for day in ("day1", "day2"))
+    first, second = (open_source(tmp_path / day, ImportOptions(label="x", **F)) for day in ("day1", "day2"))
     assert np.array_equal(
         first.first_pictures(first.items[0])[""][::-1, ::-1], second.first_pictures(second.items[0])[""]
     )

@@ -17,7 +17,7 @@ from conftest import CHECKOUT
 import layouts
 import recordings
 from layouts import LAYOUTS, UPRIGHT, opened, psnr, refusal, usable, written
-from orchestrator.data.importers.base import Reading, Source, kept_frames, open_source
+from orchestrator.data.importers.base import ImportOptions, Source, kept_frames, open_source
 from orchestrator.data.importers.image_ops import film, turned
 from recordings import CAMERAS, HZ, INSTRUCTION
 from sim_workers.envs.libero import libero_contract
@@ -121,7 +121,7 @@ def test_a_file_of_libero_can_be_scored_on_libero(recorded: Path) -> None:
         "image_size": (256, 256),
         "panda": True,
     }
-    reading = Reading(**said, render_profile="default", simulator=offered.simulator)
+    reading = ImportOptions(**said, render_profile="default", simulator=offered.simulator)
     assert open_source(written(recorded, "LIBERO"), reading).contract.mismatches(offered) == []
     assert f'--simulator "{offered.simulator}"' in (CHECKOUT / "jobs" / "libero10.yaml").read_text()
 
@@ -199,7 +199,7 @@ def test_another_rate_is_refused_or_resampled_when_asked(recorded: Path) -> None
 
 def test_films_of_different_rates_sizes_or_lengths(recorded: Path, tmp_path: Path) -> None:
     pictures = recordings.load(recorded)[0].frames[CAMERAS[0]]
-    reading = Reading(cameras={"agentview": "agentview"}, task="Lift")
+    reading = ImportOptions(cameras={"agentview": "agentview"}, task="Lift")
     layouts.film(tmp_path / "a.mp4", pictures, hz=20)
     layouts.film(tmp_path / "b.mp4", pictures, hz=30)
     assert (
@@ -223,5 +223,5 @@ def test_films_of_different_rates_sizes_or_lengths(recorded: Path, tmp_path: Pat
     (tmp_path / "a.mp4").unlink()
     (tmp_path / "b.mp4").unlink()
     assert "c: its cameras' films differ in length or rate; left out" in refusal(
-        tmp_path, Reading(task="Lift")
+        tmp_path, ImportOptions(task="Lift")
     )

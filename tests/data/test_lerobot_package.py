@@ -18,7 +18,7 @@ from conftest import CHECKOUT, LEROBOT
 from orchestrator.data.episode_format import Episode, decode
 from orchestrator.data.episode_store import commit, fetch, load_manifest, put_episode
 from orchestrator.data.exporters.lerobot_v3 import export
-from orchestrator.data.importers.base import Reading, open_source
+from orchestrator.data.importers.base import ImportOptions, open_source
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CAMERA, make_episode
 from sim_workers.envs.robosuite import contract
@@ -100,7 +100,7 @@ def assert_equal(episode: Episode, read: dict[str, np.ndarray]) -> None:
 
 def assert_import_equals(path: Path, episodes: int) -> None:
     """Compare an import of a data set with what LeRobot read of it, whose archive is beside it."""
-    source, read = open_source(path, Reading()), read_by_lerobot(path.with_suffix(".npz"))
+    source, read = open_source(path, ImportOptions()), read_by_lerobot(path.with_suffix(".npz"))
     assert (source.problems, source.questions) == ([], [])
     assert [item.name for item in source.items] == [f"episode_{i:06d}" for i in range(episodes)]
     assert sorted(read) == list(range(episodes))
@@ -130,7 +130,7 @@ def test_rows_and_videos_lie_in_several_files_and_chunks(written: Path) -> None:
 
 def test_an_episode_whose_sentence_changes_is_left_out(written: Path) -> None:
     source, read = (
-        open_source(written / "changing_sentence", Reading()),
+        open_source(written / "changing_sentence", ImportOptions()),
         read_by_lerobot(written / "changing_sentence.npz"),
     )
     assert len(set(read[1]["task"])) == 2

@@ -21,9 +21,9 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
-from orchestrator.cluster.placement import Placement
+from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cluster.ray_runtime import ROLE
-from orchestrator.config.sweep_config import Sweep
+from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.data.clip_stream import FETCH_CPUS
 from orchestrator.planning.plan import planned_arms
 
@@ -292,7 +292,7 @@ class TestSecrets:
 
 
 class TestSizes:
-    SWEEP = Sweep.load(DEPLOY / "sweep.yaml")
+    SWEEP = SweepConfig.load(DEPLOY / "sweep.yaml")
 
     def test_a_pod_gets_what_it_asks_for(self) -> None:
         for name, container in CONTAINERS.items():
@@ -316,7 +316,7 @@ class TestSizes:
         total["GPU"] = float(sum(group.nodes * group.gpus for group in groups.values()))
         sweep = self.SWEEP
         apart = float(groups["rollouts"].nodes * groups["rollouts"].cpus)
-        placement = Placement.fit(
+        placement = ResourcePlan.fit(
             total, sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)), apart
         )
         assert placement.apart

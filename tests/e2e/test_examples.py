@@ -25,12 +25,12 @@ PLAY = """
 import json, sys
 from sim_workers.envs.registry import make_env
 from sim_workers.rollout.episode import run_episode
-from sim_workers.rollout.policy_clients import Named, Remote
-from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.policy_clients import FactoryPolicy, RemoteServer
+from sim_workers.rollout.suite import EpisodeRules, Suite
 name, url, tasks = sys.argv[1], sys.argv[2], ("Lift",)
-rules = Rules(100)
+rules = EpisodeRules(100)
 specs = sorted(Suite(tasks, 6, rules).episode_list())
-near, far = Named(name).connect(), Remote(url).connect()
+near, far = FactoryPolicy(name).connect(), RemoteServer(url).connect()
 env = make_env("Lift", far.policy.contract)
 told = []
 for asker in (near, far):

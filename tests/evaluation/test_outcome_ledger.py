@@ -22,7 +22,7 @@ from orchestrator.evaluation.outcome_ledger import SCHEMA, Ledger, scores
 from orchestrator.storage.base import Storage, StorageError, open_storage
 from orchestrator.testing.outcomes import make_outcome
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.rollout_video import Filmed
+from sim_workers.rollout.rollout_video import RecordedVideo
 from sim_workers.rollout.suite import EpisodeSpec
 from writers import start, writer
 
@@ -116,7 +116,7 @@ def test_ledgers_do_not_mix(storage: Storage) -> None:
 
 def test_films_lie_beside_the_outcomes(storage: Storage) -> None:
     ledger(storage).record([outcome(0)])
-    ledger(storage).keep_film(outcome(0).spec.episode_id, Filmed(b"film", b"{}"))
+    ledger(storage).keep_film(outcome(0).spec.episode_id, RecordedVideo(b"film", b"{}"))
     assert ledger(storage).films() == {"Lift-lighting-0-1": "outcomes/weights/protocol/Lift-lighting-0-1.mp4"}
     assert ledger(storage).read() == by_id(outcome(0))
 

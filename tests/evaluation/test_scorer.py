@@ -10,20 +10,20 @@ import pytest
 
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.scorer import Scorer
-from orchestrator.evaluation.scores import Score, ScoringJob
+from orchestrator.evaluation.scores import EvalJob, Score
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.outcomes import make_outcome
 from orchestrator.testing.rollout_pool import FakeRolloutPool
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.policy_clients import InProcess
-from sim_workers.rollout.rollout_video import Filmed
-from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.policy_clients import InProcessPolicy
+from sim_workers.rollout.rollout_video import RecordedVideo
+from sim_workers.rollout.suite import EpisodeRules, Suite
 from waiting import until as until_within
 
 until = partial(until_within, seconds=20.0)
 
-SUITE = Suite(("Lift",), 4, Rules(10))
+SUITE = Suite(("Lift",), 4, EpisodeRules(10))
 
 
 class Heard:
@@ -35,10 +35,10 @@ class Heard:
         self.scores: dict[tuple[str, int], Score] = {}
         self.lines: list[str] = []
 
-    def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+    def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None:
         self.played += [(job.arm_id, job.step)] * len(outcomes)
 
-    def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+    def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
         ledger = Ledger(self._storage, job.fingerprint, job.protocol)
         assert {outcome.spec.episode_id for outcome in outcomes} == ledger.read().keys(), (
             "a score was told before it was written down"
@@ -46,14 +46,16 @@ class Heard:
         assert ledger.sealed
         self.scores[job.arm_id, job.step] = score
 
-    def on_film(self, job: ScoringJob, episode: str, film: Filmed) -> None: ...
+    def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None: ...
 
     def say(self, line: str) -> None:
         self.lines.append(line)
 
 
-def job(arm: str, step: int, suite: Suite = SUITE) -> ScoringJob:
-    return ScoringJob(arm, step, f"{arm}/{step}", f"{arm}{step}", suite, "protocol", InProcess(lambda: None))  # type: ignore[arg-type, return-value]
+def job(arm: str, step: int, suite: Suite = SUITE) -> EvalJob:
+    return EvalJob(
+        arm, step, f"{arm}/{step}", f"{arm}{step}", suite, "protocol", InProcessPolicy(lambda: None)
+    )  # type: ignore[arg-type, return-value]
 
 
 Start = Callable[..., tuple[Scorer, FakeRolloutPool, Heard]]

@@ -28,7 +28,7 @@ from policy.presets import policy_config
 from reports import a_sweep
 from score_cli import score
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.suite import EpisodeRules, Suite
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ def test_a_file_s_suite_stands_but_for_what_is_given_beside_it(
     """
     file, storage = tmp_path / "suite.yaml", open_storage(str(tmp_path / "runs"))
     file.write_text("suite: {tasks: [Lift, Stack], episodes: 7, horizon: 90, settle: 3, rung: truncated}\n")
-    suite = Suite(("Lift", "Stack"), 20, Rules(90, 3))
+    suite = Suite(("Lift", "Stack"), 20, EpisodeRules(90, 3))
     protocol = protocol_fingerprint(suite, CONTRACT, TINY.ladder["truncated"], "egl")
     Ledger(storage, fingerprint(checkpoint), protocol).record(played(suite, won=11))
     done = score(checkpoint, "--suite", file, "--episodes", "20", "--storage", storage.uri)
@@ -306,9 +306,9 @@ def test_a_rule_s_verdict_is_enough(checkpoint: Path, tmp_path: Path, no_ray: No
     """Twenty failures say that the rate is below 0.8: the other hundred and eighty are not played."""
     file, storage = tmp_path / "suite.yaml", open_storage(str(tmp_path / "runs"))
     file.write_text("suite: {tasks: [Lift], episodes: 200, horizon: 50, decide: {threshold: 0.8}}\n")
-    from orchestrator.evaluation.sequential_rule import Rule, Verdict
+    from orchestrator.evaluation.sequential_rule import StoppingRule, Verdict
 
-    suite, rule = Suite(("Lift",), 200, Rules(50)), Rule(10, 0.95, 0.8)
+    suite, rule = Suite(("Lift",), 200, EpisodeRules(50)), StoppingRule(10, 0.95, 0.8)
     ledger = Ledger(
         storage, fingerprint(checkpoint), protocol_fingerprint(suite, CONTRACT, TINY.sampler, "egl")
     )

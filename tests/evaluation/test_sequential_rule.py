@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from listed_outcomes import ABOVE, AGAINST, CUT, LISTED, SUITE, played
 from orchestrator.config.arms import expand, is_reference, reference_of
-from orchestrator.config.sweep_config import Sweep
-from orchestrator.evaluation.sequential_rule import Rule, Verdict, beginning, blocks, decide, to_play
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.evaluation.sequential_rule import StoppingRule, Verdict, beginning, blocks, decide, to_play
 from orchestrator.stats.sequential import anytime_interval
 from sim_workers.rollout.episode import Outcome
 
@@ -74,7 +74,7 @@ def test_without_the_other_arm_s_outcomes_nothing_is_clear_and_with_an_error_nei
 
 def test_a_threshold_is_decided_wrongly_no_more_often_than_promised_however_often_one_looks() -> None:
     """A policy exactly at the threshold, looked at after every second episode of each task."""
-    rule, cut = Rule(2, 0.9, 0.5), blocks(LISTED, 2)
+    rule, cut = StoppingRule(2, 0.9, 0.5), blocks(LISTED, 2)
     verdicts = [decide(rule, cut, played(0.5, seed), {}) for seed in range(150)]
     assert sum(bool(verdict and verdict.says) for verdict in verdicts) <= 15
 
@@ -99,8 +99,8 @@ def test_an_arm_may_be_named_without_what_it_shares() -> None:
     ]
 
 
-def sweep(decide: Any, **sections: Any) -> Sweep:
-    return Sweep.model_validate(
+def sweep(decide: Any, **sections: Any) -> SweepConfig:
+    return SweepConfig.model_validate(
         {
             "name": "some",
             "data": {"episodes": "nowhere", "demo_count": [10, 50], "action_free_ratio": [0, 1]},

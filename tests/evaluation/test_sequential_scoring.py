@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from listed_outcomes import ABOVE, AGAINST, CUT, SUITE, played
 from orchestrator.evaluation.outcome_ledger import Ledger, scores
 from orchestrator.evaluation.scorer import Scorer
-from orchestrator.evaluation.scores import Score, ScoringJob
-from orchestrator.evaluation.sequential_rule import Rule, beginning, decide
+from orchestrator.evaluation.scores import EvalJob, Score
+from orchestrator.evaluation.sequential_rule import StoppingRule, beginning, decide
 from orchestrator.stats.fixed_sample import wilson
 from orchestrator.stats.sequential import anytime_interval
 from orchestrator.storage.base import open_storage
@@ -21,7 +21,7 @@ from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.outcomes import make_error
 from orchestrator.testing.rollout_pool import FakeRolloutPool
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.policy_clients import InProcess
+from sim_workers.rollout.policy_clients import InProcessPolicy
 from sim_workers.rollout.suite import EpisodeSpec
 from sim_workers.rollout.worker import RolloutJob
 
@@ -50,25 +50,25 @@ class Heard:
         self.scores: dict[tuple[str, int], Score] = {}
         self.counted: dict[tuple[str, int], Sequence[Outcome]] = {}
 
-    def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None: ...
+    def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None: ...
 
-    def on_score(self, job: ScoringJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+    def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
         assert (job.arm_id, job.step) not in self.scores, "a score was told twice"
         self.scores[job.arm_id, job.step], self.counted[job.arm_id, job.step] = score, outcomes
 
-    def on_film(self, job: ScoringJob, episode: str, film: bytes) -> None: ...
+    def on_film(self, job: EvalJob, episode: str, film: bytes) -> None: ...
 
     def say(self, line: str) -> None: ...
 
 
-def job(arm: str, rule: Rule | None = ABOVE, step: int = 100, reference: bool = False) -> ScoringJob:
-    source = InProcess(lambda: None)  # type: ignore[arg-type, return-value]
-    return ScoringJob(
+def job(arm: str, rule: StoppingRule | None = ABOVE, step: int = 100, reference: bool = False) -> EvalJob:
+    source = InProcessPolicy(lambda: None)  # type: ignore[arg-type, return-value]
+    return EvalJob(
         arm, step, f"{arm}/{step}", f"{arm}{step}", SUITE, "protocol", source, rule=rule, reference=reference
     )
 
 
-def score(folder: Path, pool: FakeRolloutPool, *jobs: ScoringJob) -> Heard:
+def score(folder: Path, pool: FakeRolloutPool, *jobs: EvalJob) -> Heard:
     """What one run of the scorer comes to."""
     heard = Heard()
     scorer = Scorer(open_storage(str(folder)), CONTRACT, pool, heard)
@@ -138,7 +138,7 @@ def test_a_restart_finds_the_verdict_and_plays_nothing(tmp_path: Path) -> None:
 def test_without_a_rule_or_with_another_the_rest_is_played_and_nothing_twice(tmp_path: Path) -> None:
     few = score(tmp_path, shuffled({"a": 0.9}), job("a")).scores["a", 100].episodes
     pool = shuffled({"a": 0.9})
-    stricter = score(tmp_path, pool, job("a", Rule(5, 0.99, 0.5))).scores["a", 100]
+    stricter = score(tmp_path, pool, job("a", StoppingRule(5, 0.99, 0.5))).scores["a", 100]
     assert stricter.decided.startswith("above 0.5 at 99% after")
     assert few + len(pool.played) == stricter.episodes < 100
     pool = shuffled({"a": 0.9})

@@ -16,20 +16,20 @@ import pytest
 from conftest import CHECKOUT
 
 from orchestrator.config.arms import Arm
-from orchestrator.evaluation.outcome_ledger import SCHEMA, Portraits
-from orchestrator.evaluation.policy_ref import Subject
-from orchestrator.evaluation.standalone import Scoring, Simulators
+from orchestrator.evaluation.outcome_ledger import SCHEMA, RenderReferences
+from orchestrator.evaluation.policy_ref import PolicyRef
+from orchestrator.evaluation.standalone import Simulators, StandaloneEval
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.checkpoints import make_checkpoint
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.outcomes import make_error, make_outcome
 from orchestrator.testing.rollout_pool import FakeRolloutPool
-from orchestrator.tracking.mlflow_writer import Tracker, client
+from orchestrator.tracking.mlflow_writer import MlflowWriter, client
 from policy.checkpoint import fingerprint
 from score_cli import score
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.policy_clients import InProcess
-from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.policy_clients import InProcessPolicy
+from sim_workers.rollout.suite import EpisodeRules, Suite
 from sim_workers.rollout.worker import RolloutJob
 
 # -- a model in MLflow ---------------------------------------------------------------------------------------
@@ -44,7 +44,9 @@ def checkpoint(tmp_path: Path) -> Path:
 def logged(checkpoint: Path, tmp_path: Path) -> tuple[str, str]:
     """A tracking store that knows the checkpoint as a sweep's, and the id of its model there."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    tracker = Tracker(uri, "tiny", training="t", protocol="p", steps=3, artifacts=str(tmp_path / "artifacts"))
+    tracker = MlflowWriter(
+        uri, "tiny", training="t", protocol="p", steps=3, artifacts=str(tmp_path / "artifacts")
+    )
     tracker.arm("demos-1_ratio-0_seed-0_12345678", Arm(1, 0.0, 0), {})
     tracker.checkpoint("demos-1_ratio-0_seed-0_12345678", 3, fingerprint(checkpoint), str(checkpoint))
     experiment = client(uri).get_run(tracker.parent).info.experiment_id
@@ -119,19 +121,19 @@ def one_worker(play: Callable[[RolloutJob], Outcome]) -> FakeRolloutPool:
 
 
 @pytest.fixture
-def scoring(tmp_path: Path) -> Callable[[FakeRolloutPool], Scoring]:
+def scoring(tmp_path: Path) -> Callable[[FakeRolloutPool], StandaloneEval]:
     """A policy known as `mine` on four episodes and four more in other light, with simulators that
     pretend.
     """
-    subject = Subject("mine", CONTRACT, "mine", None, lambda workers: InProcess(lambda: None))  # type: ignore[arg-type, return-value]
-    suites = [Suite(("Lift",), 4, Rules(10), shift=shift) for shift in ("nominal", "lighting")]
+    subject = PolicyRef("mine", CONTRACT, "mine", None, lambda workers: InProcessPolicy(lambda: None))  # type: ignore[arg-type, return-value]
+    suites = [Suite(("Lift",), 4, EpisodeRules(10), shift=shift) for shift in ("nominal", "lighting")]
 
-    def make(pool: FakeRolloutPool) -> Scoring:
-        def make_pool(simulators: Simulators, gl: str, portraits: Portraits) -> Any:
+    def make(pool: FakeRolloutPool) -> StandaloneEval:
+        def make_pool(simulators: Simulators, gl: str, portraits: RenderReferences) -> Any:
             assert (simulators, gl) == (Simulators(2, 1.0), "egl"), "a simulator per CPU"
             return pool
 
-        return Scoring(
+        return StandaloneEval(
             subject, suites, "egl", None, open_storage(str(tmp_path)), cpus=lambda: 2.0, make_pool=make_pool
         )
 
@@ -154,7 +156,7 @@ def test_simulators_more_than_cores_claim_half_of_their_share() -> None:
 
 
 def test_an_interrupted_run_keeps_what_it_played_and_the_next_one_plays_the_rest(
-    scoring: Callable[[FakeRolloutPool], Scoring],
+    scoring: Callable[[FakeRolloutPool], StandaloneEval],
 ) -> None:
     pool = one_worker(lambda job: make_outcome(job.spec))
     one = scoring(pool)
@@ -179,7 +181,7 @@ def test_an_interrupted_run_keeps_what_it_played_and_the_next_one_plays_the_rest
 
 
 def test_an_error_is_told_not_counted_and_tried_again(
-    scoring: Callable[[FakeRolloutPool], Scoring], tmp_path: Path
+    scoring: Callable[[FakeRolloutPool], StandaloneEval], tmp_path: Path
 ) -> None:
     """Also in the files: it is a row of the ledger's own columns, whose first success is null in
     every row.

@@ -15,7 +15,7 @@ import pytest
 from orchestrator.data.episode_store import commit, load_manifest, put_episode
 from orchestrator.evaluation.held_out_clips import HeldOut
 from orchestrator.evaluation.image_metrics import MEASURES, Fidelity, fidelity
-from orchestrator.evaluation.video_score import VideoScore, VideoTest, first_look
+from orchestrator.evaluation.video_score import VideoBenchmark, VideoScore, first_look
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.checkpoints import make_checkpoint
 from orchestrator.testing.episodes import CAMERA, CONTRACT, make_episode
@@ -85,8 +85,8 @@ def held_out(
     return HeldOut.choose(store, load_manifest(open_storage(store)), ("Lift",), count, used, shape)
 
 
-def video_test(store: str, count: int = 5, rung: str = "one_pass") -> VideoTest:
-    return VideoTest(held_out(store, count), policy_config("tiny").sampler_on(rung))
+def video_test(store: str, count: int = 5, rung: str = "one_pass") -> VideoBenchmark:
+    return VideoBenchmark(held_out(store, count), policy_config("tiny").sampler_on(rung))
 
 
 def test_a_clip_is_the_same_every_time_and_its_future_lies_within_its_episode(store: str) -> None:
@@ -213,10 +213,13 @@ def test_servers_and_judge_of_a_cluster_measure_what_the_policy_itself_imagines(
     import ray
 
     from orchestrator.evaluation.ray_actors import policy_servers, video_judge
-    from sim_workers.rollout.ray_policy_client import Served
+    from sim_workers.rollout.ray_policy_client import RayServedPolicy
 
     folder, test = make_checkpoint(tmp_path / "tiny"), video_test(store)
-    source, judge = Served(policy_servers(2, 0, "one_pass"), str(folder), imagines=True), video_judge()
+    source, judge = (
+        RayServedPolicy(policy_servers(2, 0, "one_pass"), str(folder), imagines=True),
+        video_judge(),
+    )
     score, cpu_s = ray.get(judge.measure.remote(test, source), timeout=300)
     policy, turn = TrainedPolicy(folder, rung="one_pass"), threading.Lock()
 

@@ -8,7 +8,7 @@ import numpy as np
 from orchestrator.testing.checkpoints import make_observation
 from orchestrator.testing.episodes import CONTRACT
 from policy.interface import Imagination, Observation
-from sim_workers.rollout.rollout_video import Film
+from sim_workers.rollout.rollout_video import RolloutRecorder
 
 
 class Stage:
@@ -34,11 +34,11 @@ def filmed(
     steps: int,
     execute: int = 4,
     won_at: int = 10**9,
-) -> Film:
+) -> RolloutRecorder:
     """Film `steps` control steps: the policy looks every `execute` steps, and the task is done from step
     `won_at` on.
     """
-    film = Film(stage)  # type: ignore[arg-type]
+    film = RolloutRecorder(stage)  # type: ignore[arg-type]
     for step in range(1, steps + 1):
         if (step - 1) % execute == 0:
             film.looked(imagine(make_observation(step)) if imagine else None)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Kept:
+class LatentEntry:
     """Keeps every reported checkpoint as `step_<step>` in `folder`, as Ray Train's storage does, and the
     metrics in `reports`.
     """

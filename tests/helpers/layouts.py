@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.data.importers.base import Reading, Source, SourceError, open_source
+from orchestrator.data.importers.base import ImportOptions, Source, SourceError, open_source
 from recordings import CAMERAS, HZ, INSTRUCTION, VECTORS, Recorded, load
 
 # -- HDF5 ----------------------------------------------------------------------------------------------------
@@ -305,9 +305,9 @@ def zipped(folder: Path) -> Path:
 
 # -- all of them ---------------------------------------------------------------------------------------------
 
-UPRIGHT, UPSIDE_DOWN = Reading(images="upright"), Reading(images="upside-down")
+UPRIGHT, UPSIDE_DOWN = ImportOptions(images="upright"), ImportOptions(images="upside-down")
 RENAMED = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}
-ZARR = Reading(hz=HZ, task="Lift")
+ZARR = ImportOptions(hz=HZ, task="Lift")
 
 
 @dataclass(frozen=True)
@@ -315,7 +315,7 @@ class Layout:
     """One format: how the episodes are written in it, and how they are to be read."""
 
     write: Callable[[Path, Path, list[Recorded]], Path]
-    reading: Reading
+    reading: ImportOptions
     exact: bool = True
     """Whether its pictures are kept as they are; else a video codec went over them."""
     proprio: bool = True
@@ -333,14 +333,18 @@ LAYOUTS = {
         proprio=False,
     ),
     "RoboCasa": Layout(lambda raw, to, e: robocasa(raw, to / "lift.hdf5", e), UPRIGHT),
-    "LeRobot v3": Layout(lambda raw, to, e: lerobot_v3(to / "lift", e), Reading(task="Lift"), exact=False),
-    "LeRobot v3, images": Layout(
-        lambda raw, to, e: lerobot_v3(to / "lift", e, "image"), Reading(task="Lift")
+    "LeRobot v3": Layout(
+        lambda raw, to, e: lerobot_v3(to / "lift", e), ImportOptions(task="Lift"), exact=False
     ),
-    "LeRobot v2.1": Layout(lambda raw, to, e: lerobot_v21(to / "lift", e), Reading(task="Lift"), exact=False),
+    "LeRobot v3, images": Layout(
+        lambda raw, to, e: lerobot_v3(to / "lift", e, "image"), ImportOptions(task="Lift")
+    ),
+    "LeRobot v2.1": Layout(
+        lambda raw, to, e: lerobot_v21(to / "lift", e), ImportOptions(task="Lift"), exact=False
+    ),
     "zarr": Layout(lambda raw, to, e: replay_buffer(to / "lift.zarr", e), ZARR),
     "zarr, zipped": Layout(lambda raw, to, e: zipped(replay_buffer(to / "lift.zarr", e)), ZARR),
-    "films": Layout(lambda raw, to, e: films(to / "lift", e), Reading(), exact=False),
+    "films": Layout(lambda raw, to, e: films(to / "lift", e), ImportOptions(), exact=False),
 }
 
 
@@ -368,7 +372,7 @@ def usable(source: Source) -> list[str]:
     return [item.name for item in source.items if not item.problem]
 
 
-def refusal(path: Path, reading: Reading) -> str:
+def refusal(path: Path, reading: ImportOptions) -> str:
     with pytest.raises(SourceError) as error:
         open_source(path, reading)
     return str(error.value)

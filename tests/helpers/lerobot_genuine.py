@@ -2,10 +2,13 @@
 
 This module runs in the environment that `make lerobot` makes, and imports nothing of this project:
 
-    .venv-lerobot/bin/python tests/helpers/lerobot_genuine.py write FOLDER         writes the data sets FOLDER/<name>
-    .venv-lerobot/bin/python tests/helpers/lerobot_genuine.py edit DATASET FOLDER  deletes an episode, splits and
+    .venv-lerobot/bin/python tests/helpers/lerobot_genuine.py write FOLDER         writes the data sets
+                                                                                   FOLDER/<name>
+    .venv-lerobot/bin/python tests/helpers/lerobot_genuine.py edit DATASET FOLDER  deletes an episode, splits
+                                                                                   and
                                                                            merges: FOLDER/<name>
-    .venv-lerobot/bin/python tests/helpers/lerobot_genuine.py read DATASET NPZ     saves what LeRobot reads of every
+    .venv-lerobot/bin/python tests/helpers/lerobot_genuine.py read DATASET NPZ     saves what LeRobot reads of
+                                                                                   every
                                                                            episode
 
 `write` and `edit` save beside each data set what LeRobot reads of it, as <name>.npz. Its arrays are called

@@ -4,16 +4,16 @@ success rates.
 
 import numpy as np
 
-from orchestrator.evaluation.sequential_rule import Rule, blocks
+from orchestrator.evaluation.sequential_rule import StoppingRule, blocks
 from orchestrator.testing.outcomes import make_outcome
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.suite import EpisodeRules, Suite
 
-SUITE = Suite(("Lift", "Stack"), 50, Rules(100))
+SUITE = Suite(("Lift", "Stack"), 50, EpisodeRules(100))
 LISTED = SUITE.episode_list()
-ABOVE = Rule(look_every=5, confidence=0.95, threshold=0.5)
+ABOVE = StoppingRule(look_every=5, confidence=0.95, threshold=0.5)
 CUT = blocks(LISTED, 5)
-AGAINST = Rule(look_every=5, confidence=0.95, against="demos-50_ratio-0_seed-0_12345678")
+AGAINST = StoppingRule(look_every=5, confidence=0.95, against="demos-50_ratio-0_seed-0_12345678")
 
 
 def played(rate: float, seed: int = 0) -> dict[str, Outcome]:

@@ -19,11 +19,11 @@ if __name__ == "__main__":
     if sys.argv[1] == "sweep":  # what runs on the cluster, in place of jobs/sweep.py
         import orchestrator.sweep.run as engine
         from orchestrator.testing.fake_trainer import FakeTrainer
-        from orchestrator.testing.players import FakePlayers
+        from orchestrator.testing.players import FakeEvalBackend
 
         class PretendedRun(engine.SweepRun):
             def __init__(self, *args: object, **kwargs: object) -> None:
-                super().__init__(*args, fit=FakeTrainer(STEP_S), players=FakePlayers(), **kwargs)
+                super().__init__(*args, fit=FakeTrainer(STEP_S), players=FakeEvalBackend(), **kwargs)
 
         engine.SweepRun = PretendedRun
         cli.run(sys.argv[2:])

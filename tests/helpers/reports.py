@@ -2,7 +2,8 @@
 
     python tests/helpers/reports.py sweep.yaml STEPS PAUSE_S
 
-All arms report at once, from threads, through one Views; the last line says what is not told, if anything is.
+All arms report at once, from threads, through one TrackingPublisher; the last line says what is not told, if
+anything is.
 """
 
 import json
@@ -15,11 +16,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.sweep_config import Sweep
+from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.evaluation.scores import Score
 from orchestrator.provenance import digest
 from orchestrator.sweep.state import SweepState
-from orchestrator.sweep.tracking_publisher import LOSSES, Views
+from orchestrator.sweep.tracking_publisher import LOSSES, TrackingPublisher
 from orchestrator.tracking.mlflow_writer import (
     ARM,
     CHECKPOINT,
@@ -38,9 +39,9 @@ EPISODES = 4
 SCORED = (*SCORE_METRICS, "success_once_rate", "success_at_end_rate", "decided_early", SCORED_STEP)
 
 
-def a_sweep(folder: Path, store: str, mlflow: str, name: str = "reports", arms: int = 10) -> Sweep:
+def a_sweep(folder: Path, store: str, mlflow: str, name: str = "reports", arms: int = 10) -> SweepConfig:
     """Ten arms, in pairs of replicates, if no other number is asked for."""
-    return Sweep.model_validate(
+    return SweepConfig.model_validate(
         {
             "name": name,
             "seeds": [0, 1],
@@ -57,7 +58,7 @@ def fingerprint(arm_id: str, step: int) -> str:
     return digest([arm_id, step])
 
 
-def report(views: Views, state: SweepState, steps: int, pause_s: float = 0.0) -> None:
+def report(views: TrackingPublisher, state: SweepState, steps: int, pause_s: float = 0.0) -> None:
     """Every arm, at once: losses at every step, a checkpoint and its score at every second one."""
 
     specs = state.sweep.to_suite().episode_list()
@@ -132,7 +133,7 @@ def check(uri: str, state: SweepState, steps: int) -> None:
 
 
 def tell(
-    sweep: Sweep,
+    sweep: SweepConfig,
     steps: int,
     pause_s: float = 0.0,
     say: Any = print,
@@ -140,13 +141,13 @@ def tell(
 ) -> str:
     """Report everything; what is left to tell, in a sentence or none."""
     state = SweepState.open(sweep, pin=True)
-    views = Views(state, say, settings=settings)
+    views = TrackingPublisher(state, say, settings=settings)
     report(views, state, steps, pause_s)
     return views.finish(done=True)
 
 
 def in_a_process(
-    sweep: Sweep, folder: Path, steps: int, pause_s: float = 0.0, **variables: str
+    sweep: SweepConfig, folder: Path, steps: int, pause_s: float = 0.0, **variables: str
 ) -> subprocess.Popen[str]:
     """Start this module as a program, in `folder`; `variables` are added to its environment."""
     file = folder / f"{sweep.name}.yaml"
@@ -159,4 +160,4 @@ def in_a_process(
 
 
 if __name__ == "__main__":
-    print(json.dumps(tell(Sweep.load(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))))
+    print(json.dumps(tell(SweepConfig.load(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))))

@@ -8,18 +8,18 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.config.sweep_config import Sweep
-from orchestrator.sweep.eval_scheduler import Players
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.sweep.eval_scheduler import EvalBackend
 from orchestrator.sweep.ray_tune import Fit
 from orchestrator.sweep.run import SweepRun
 from orchestrator.testing.fake_trainer import FakeTrainer
-from orchestrator.testing.players import FakePlayers
+from orchestrator.testing.players import FakeEvalBackend
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
 
-TRAINER, PLAYERS = FakeTrainer(0.01), FakePlayers()
+TRAINER, PLAYERS = FakeTrainer(0.01), FakeEvalBackend()
 
 
-def sweep(folder: Path, store: str, **sections: Any) -> Sweep:
+def sweep(folder: Path, store: str, **sections: Any) -> SweepConfig:
     """A sweep of four demo counts in `folder`; sweeps share a tracking database, which takes longer to create
     than most of them to run.
     """
@@ -27,7 +27,7 @@ def sweep(folder: Path, store: str, **sections: Any) -> Sweep:
     data = {"episodes": store, "demo_count": [1, 2, 4, 8]} | sections.pop("data", {})
     train = {"steps": 9, "batch_size": 2, "checkpoint_every": 3} | sections.pop("train", {})
     suite = {"tasks": ["Lift"], "episodes": 40, "horizon": 50}
-    return Sweep.model_validate(
+    return SweepConfig.model_validate(
         {
             "name": folder.name,
             "data": data,
@@ -45,9 +45,9 @@ class Run:
 
     def __init__(
         self,
-        sweep: Sweep,
+        sweep: SweepConfig,
         fit: Fit = TRAINER,
-        players: Callable[..., Players] = PLAYERS,
+        players: Callable[..., EvalBackend] = PLAYERS,
         retry_failed: bool = False,
         outbox: OutboxSettings = DEFAULT_OUTBOX,
     ) -> None:

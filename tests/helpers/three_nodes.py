@@ -22,19 +22,19 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-from orchestrator.evaluation.outcome_ledger import Portraits
+from orchestrator.evaluation.outcome_ledger import RenderReferences
 from orchestrator.evaluation.ray_actors import server_options
 from orchestrator.evaluation.scorer import Scorer
-from orchestrator.evaluation.scores import ScoringJob
+from orchestrator.evaluation.scores import EvalJob
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.fake_policy_server import FakePolicyServer
 from scoring_listener import Heard
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.pool import PoolSettings, RolloutPool
-from sim_workers.rollout.ray_policy_client import Served
-from sim_workers.rollout.suite import EpisodeSpec, Rules, Suite
-from sim_workers.rollout.worker import Beat, Played, RolloutJob, RolloutWorker, Said
+from sim_workers.rollout.ray_policy_client import RayServedPolicy
+from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec, Suite
+from sim_workers.rollout.worker import Played, RolloutJob, RolloutWorker, Said, WorkerHeartbeat
 from waiting import until as until_within
 from wanderer import start_wanderer
 
@@ -54,9 +54,9 @@ class PretendedWorker:
             raise OSError("something is missing here")
 
     def play(self, job: RolloutJob) -> Iterator[Said]:
-        yield Beat("playing")
+        yield WorkerHeartbeat("playing")
         time.sleep(EPISODE_S)
-        assert isinstance(job.source, Served)
+        assert isinstance(job.source, RayServedPolicy)
         asked = [ray.get(server.node_id.remote()) for server in job.source.servers]
         won = job.spec.scene_seed % 3 > 0
         told = json.dumps([ray.get_runtime_context().get_node_id(), *asked])
@@ -121,7 +121,7 @@ class Nodes:
 
 
 def episodes(number: int) -> list[EpisodeSpec]:
-    return Suite(("Lift",), number, Rules(40)).episode_list()
+    return Suite(("Lift",), number, EpisodeRules(40)).episode_list()
 
 
 def pretended_servers(number: int) -> tuple[Any, ...]:
@@ -139,7 +139,7 @@ def play(
 ) -> list[Outcome]:
     """All outcomes, in the order in which they came; `heard` is told of each one."""
     for spec in episodes(number):
-        pool.submit(RolloutJob(spec, Rules(40), CONTRACT, Served(servers, "policy")))
+        pool.submit(RolloutJob(spec, EpisodeRules(40), CONTRACT, RayServedPolicy(servers, "policy")))
     outcomes: list[Outcome] = []
     for _, outcome, _ in pool.results():
         outcomes.append(outcome)
@@ -210,14 +210,14 @@ def with_notice(nodes: Nodes, servers: tuple[Any, ...], node: str) -> dict[str, 
 class Rows(Heard):
     """Counts every outcome that the scorer writes down."""
 
-    def on_outcomes(self, job: ScoringJob, outcomes: Any, done: int) -> None:
+    def on_outcomes(self, job: EvalJob, outcomes: Any, done: int) -> None:
         super().on_outcomes(job, outcomes, done)
         self.done = done
 
 
 def scored(
     storage: Storage,
-    source: Served,
+    source: RayServedPolicy,
     workers: int,
     suite: Suite,
     num_cpus: float,
@@ -230,11 +230,13 @@ def scored(
     """
     heard, pool = (
         Rows(),
-        RolloutPool(workers, num_cpus=num_cpus, references=Portraits(storage, "simulation"), worker=worker),
+        RolloutPool(
+            workers, num_cpus=num_cpus, references=RenderReferences(storage, "simulation"), worker=worker
+        ),
     )
     pool.on_failure = on_failure
     scorer = Scorer(storage, CONTRACT, pool, heard)
-    scorer.submit(ScoringJob("arm", 1, source.key, source.key, suite, "protocol", source))
+    scorer.submit(EvalJob("arm", 1, source.key, source.key, suite, "protocol", source))
     disturbing = threading.Thread(target=disturb, args=(heard,))
     disturbing.start()
     scorer.drain()
@@ -258,8 +260,8 @@ def coming_and_going(
     nodes: Nodes, folder: Path, real: bool, servers: tuple[Any, ...], going: str
 ) -> dict[str, Any]:
     """The same suite on three nodes in peace, and while one of them dies and another comes."""
-    suite = Suite(("Lift",), 24, Rules(24)) if real else Suite(("Lift",), 60, Rules(40))
-    source, workers, enough = Served(servers, "wanderer"), 3 if real else 6, 2 if real else 12
+    suite = Suite(("Lift",), 24, EpisodeRules(24)) if real else Suite(("Lift",), 60, EpisodeRules(40))
+    source, workers, enough = RayServedPolicy(servers, "wanderer"), 3 if real else 6, 2 if real else 12
     worker: type[Any] = RolloutWorker if real else PretendedWorker
 
     def disturb(heard: Rows) -> None:
@@ -295,10 +297,10 @@ def unfit(nodes: Nodes, folder: Path, servers: tuple[Any, ...]) -> dict[str, Any
     """
     nodes.add(__EGL_VENDOR_LIBRARY_FILENAMES="/nowhere")
     nodes.add(GALLIUM_DRIVER="softpipe")
-    storage, suite = open_storage(str(folder / "peaceful")), Suite(("Lift",), 12, Rules(24))
+    storage, suite = open_storage(str(folder / "peaceful")), Suite(("Lift",), 12, EpisodeRules(24))
     lines: list[str] = []
     until(lambda: len(ray.nodes()) >= 5)
-    source = Served(servers, "beside-unfit-nodes")
+    source = RayServedPolicy(servers, "beside-unfit-nodes")
     facts = scored(
         storage, source, 5, suite, 0.6, lambda _: None, on_failure=lambda how, why: lines.append(why)
     )

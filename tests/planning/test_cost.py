@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.config.schema import Budget, Prices
-from orchestrator.cost import Cost, Spending, added, exceeded, of_outcome
+from orchestrator.cost import Cost, CostLedger, added, exceeded, of_outcome
 from orchestrator.storage.base import Storage, StorageError, open_storage
 from orchestrator.training.worker_usage import Meter
 from sim_workers.rollout.episode import Outcome
@@ -136,38 +136,38 @@ def test_a_meter_tells_steps_from_waiting_for_their_batches_and_from_what_follow
 
 def test_what_all_runs_spent_is_the_sum_by_arm_and_in_total(storage: Storage) -> None:
     for run_id, arms in (("first", ("a", "b")), ("second", ("b", "c"))):
-        spending = Spending(storage, "lift", run_id)
+        spending = CostLedger(storage, "lift", run_id)
         for arm in arms:
             spending.add(arm, ONE)
         spending.close()
-    third = Spending(storage, "lift", "third")
+    third = CostLedger(storage, "lift", "third")
     third.add("c", ONE)
     expected = {"a": ONE, "b": ONE + ONE, "c": ONE + ONE}
     assert third.by_arm() == expected
     assert third.total() == added(expected.values())
     third.close()
-    onlooker = Spending.read(storage, "lift")
+    onlooker = CostLedger.read(storage, "lift")
     assert (onlooker.by_arm(), onlooker.total()) == (expected, third.total())
-    assert Spending.read(storage, "lif").total() == Cost(), "another sweep has accounts of its own"
+    assert CostLedger.read(storage, "lif").total() == Cost(), "another sweep has accounts of its own"
 
 
 def test_no_run_writes_another_ones_account(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
-    first = Spending(storage, "lift", "first")
+    first = CostLedger(storage, "lift", "first")
     first.add("a", ONE)
     first.close()
     before = (tmp_path / "costs/lift/first.json").stat()
-    second = Spending(storage, "lift", "second")
+    second = CostLedger(storage, "lift", "second")
     second.add("a", ONE)
     second.close()
     after = (tmp_path / "costs/lift/first.json").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     with pytest.raises(ValueError, match="a run first of lift has an account already"):
-        Spending(storage, "lift", "first")
+        CostLedger(storage, "lift", "first")
 
 
 def test_threads_that_add_at_once_lose_nothing(tmp_path: Path) -> None:
-    spending = Spending(open_storage(str(tmp_path)), "lift", "run")
+    spending = CostLedger(open_storage(str(tmp_path)), "lift", "run")
     threads = [Thread(target=lambda: [spending.add("a", ONE) for _ in range(500)]) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -175,19 +175,19 @@ def test_threads_that_add_at_once_lose_nothing(tmp_path: Path) -> None:
         thread.join()
     assert spending.total().episodes == 4000
     spending.close()
-    assert Spending.read(open_storage(str(tmp_path)), "lift").total().bytes_read == 28_000
+    assert CostLedger.read(open_storage(str(tmp_path)), "lift").total().bytes_read == 28_000
 
 
 def test_the_clock_runs_over_every_run_and_of_this_one(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
-    first = Spending(storage, "lift", "first")
+    first = CostLedger(storage, "lift", "first")
     time.sleep(0.3)
     first.close()
-    second = Spending(storage, "lift", "second")
+    second = CostLedger(storage, "lift", "second")
     alone = second.run_wall_s
     assert second.wall_s >= alone + 0.299
     second.close()
-    onlooker = Spending.read(storage, "lift")
+    onlooker = CostLedger.read(storage, "lift")
     assert onlooker.runs["first"].wall_s >= 0.299
     assert onlooker.wall_s == sum(run.wall_s for run in onlooker.runs.values())
 
@@ -196,7 +196,7 @@ def test_an_account_is_written_at_most_every_two_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = open_storage(str(tmp_path))
-    spending = Spending(storage, "lift", "run", write_s=0.5)
+    spending = CostLedger(storage, "lift", "run", write_s=0.5)
     written = []
     monkeypatch.setattr(storage, "put", lambda key, data: written.append(time.monotonic()))
     end = time.monotonic() + 1.6
@@ -213,7 +213,7 @@ def test_a_storage_that_fails_for_a_while_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = open_storage(str(tmp_path))
-    spending = Spending(storage, "lift", "run", write_s=0.1)
+    spending = CostLedger(storage, "lift", "run", write_s=0.1)
 
     def fail(key: str, data: bytes) -> None:
         raise StorageError("the disk is full")
@@ -225,17 +225,17 @@ def test_a_storage_that_fails_for_a_while_loses_nothing(
         with pytest.raises(StorageError, match="the disk is full"):
             spending.flush()
     until = time.monotonic() + 10
-    while Spending.read(storage, "lift").total() != ONE and time.monotonic() < until:
+    while CostLedger.read(storage, "lift").total() != ONE and time.monotonic() < until:
         time.sleep(0.05)
-    assert Spending.read(storage, "lift").total() == ONE
+    assert CostLedger.read(storage, "lift").total() == ONE
     spending.close()
 
 
 SPENDER = """
 import sys, time
-from orchestrator.cost import Cost, Spending
+from orchestrator.cost import Cost, CostLedger
 from orchestrator.storage.base import open_storage
-spending = Spending(open_storage(sys.argv[1]), "lift", "killed")
+spending = CostLedger(open_storage(sys.argv[1]), "lift", "killed")
 while True:
     spending.add("a", Cost(episodes=1))
     print(time.monotonic(), flush=True)
@@ -253,7 +253,7 @@ def test_a_killed_run_loses_at_most_its_last_two_seconds(tmp_path: Path) -> None
             said.append(float(spender.stdout.readline()))
         os.kill(spender.pid, signal.SIGKILL)
         said += [float(line) for line in spender.stdout.read().splitlines()]
-    kept = Spending.read(open_storage(str(tmp_path)), "lift").total().episodes
+    kept = CostLedger.read(open_storage(str(tmp_path)), "lift").total().episodes
     lost = said[kept:]
     assert 0 < len(lost) < len(said)
     assert lost[-1] - lost[0] < 2.5, "two seconds, and what a busy machine takes to write"
@@ -265,7 +265,7 @@ def test_a_killed_run_loses_at_most_its_last_two_seconds(tmp_path: Path) -> None
 def test_a_limit_that_is_reached_is_told_with_the_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spending = Spending(open_storage(str(tmp_path)), "lift", "run")
+    spending = CostLedger(open_storage(str(tmp_path)), "lift", "run")
     budget = Budget(max_gpu_hours=2, max_episodes=1500, max_wall=1)
     spending.add("a", Cost(train_gpu_s=7100, episodes=1499))
     assert exceeded(budget, spending) == ""
@@ -283,14 +283,14 @@ def test_a_limit_that_is_reached_is_told_with_the_numbers(
 
 def test_hours_on_the_clock_are_those_of_one_run_and_all_else_is_over_all(tmp_path: Path) -> None:
     storage, budget = open_storage(str(tmp_path)), Budget(max_episodes=2, max_wall=1.8 / 3600)
-    first = Spending(storage, "lift", "first")
+    first = CostLedger(storage, "lift", "first")
     first.add("a", Cost(episodes=2))
     time.sleep(1.9)
     assert exceeded(Budget(max_wall=budget.max_wall), first).startswith(
         "budget.max_wall is 0.0005 hours on the clock, and 0.000"
     )
     first.close()
-    second = Spending(storage, "lift", "second")
+    second = CostLedger(storage, "lift", "second")
     assert exceeded(Budget(max_wall=budget.max_wall), second) == ""
     assert exceeded(budget, second).startswith("budget.max_episodes is 2 episodes, and 2 are spent")
     second.close()

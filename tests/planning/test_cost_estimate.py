@@ -12,14 +12,14 @@ import yaml
 from conftest import run
 
 from imported_packages import HEAVY, imported_packages
-from orchestrator.config.sweep_config import Sweep
+from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.cost import Cost
 from orchestrator.data.episode_store import commit, load_manifest, put_episode
 from orchestrator.planning.calibration import (
     Calibration,
     Machine,
-    Spread,
-    Timed,
+    Quantiles,
+    Timing,
     calibration_key,
     keep_calibration,
     known_calibration,
@@ -34,12 +34,12 @@ from orchestrator.testing.episodes import CONTRACT, make_episode
 LENGTH = 16
 
 
-def spread(median: float) -> Spread:
-    return Spread(median / 2, median, 2 * median)
+def spread(median: float) -> Quantiles:
+    return Quantiles(median / 2, median, 2 * median)
 
 
-def timed(wall: float, cpu: float) -> Timed:
-    return Timed(spread(wall), spread(cpu))
+def timed(wall: float, cpu: float) -> Timing:
+    return Timing(spread(wall), spread(cpu))
 
 
 CORES = Machine("a processor", 4, "", 0)
@@ -75,7 +75,7 @@ def store(tmp_path: Path) -> str:
     return storage.uri
 
 
-def sweep(store: str, **sections: object) -> Sweep:
+def sweep(store: str, **sections: object) -> SweepConfig:
     """Two arms of 100 steps with two checkpoints each."""
     whole = {
         "name": "good",
@@ -84,7 +84,7 @@ def sweep(store: str, **sections: object) -> Sweep:
         "suite": {"tasks": ["Lift"], "episodes": 10, "horizon": 40, "settle": 4},
         "storage": f"{store}-runs",
     }
-    return Sweep.model_validate(whole | sections)
+    return SweepConfig.model_validate(whole | sections)
 
 
 def test_training_is_steps_at_what_a_step_took(store: str) -> None:

@@ -23,7 +23,7 @@ from http_policies import CONTRACT, Digest, look, same, served
 from policy.http_policy import RemoteError, RemotePolicy
 from policy.http_protocol import pack, pack_observations
 from policy.interface import ActionChunk, Observation
-from sim_workers.rollout.policy_clients import InProcess, Named, Remote
+from sim_workers.rollout.policy_clients import FactoryPolicy, InProcessPolicy, RemoteServer
 
 BYTES = {"Content-Type": "application/octet-stream"}
 
@@ -253,24 +253,26 @@ def test_a_connection_is_kept_and_nothing_waits_for_receipts() -> None:
 
 def test_sources_travel_and_are_equal_afterwards() -> None:
     for source in (
-        InProcess(Digest),
-        InProcess(partial(Named, "a:b")),
-        Named("a:b"),
-        Remote("http://127.0.0.1:1"),
+        InProcessPolicy(Digest),
+        InProcessPolicy(partial(FactoryPolicy, "a:b")),
+        FactoryPolicy("a:b"),
+        RemoteServer("http://127.0.0.1:1"),
     ):
         assert len({source, pickle.loads(pickle.dumps(source))}) == 1
-    assert InProcess(partial(Digest, 1)) != InProcess(partial(Digest, 2)) != InProcess(Digest)
-    assert InProcess(partial(Digest, 1, delay=2)).name == "test_http_policy:Digest(1, delay=2)"
-    assert Named("examples.waypoints:make").name == "examples.waypoints:make"
-    assert Remote("http://127.0.0.1:1").name == "http://127.0.0.1:1"
+    assert (
+        InProcessPolicy(partial(Digest, 1)) != InProcessPolicy(partial(Digest, 2)) != InProcessPolicy(Digest)
+    )
+    assert InProcessPolicy(partial(Digest, 1, delay=2)).name == "http_policies:Digest(1, delay=2)"
+    assert FactoryPolicy("examples.waypoints:make").name == "examples.waypoints:make"
+    assert RemoteServer("http://127.0.0.1:1").name == "http://127.0.0.1:1"
 
 
 def test_a_source_leads_to_its_policy() -> None:
     expected = Digest().act([look(0)])
-    assert same([InProcess(Digest).connect().act(look(0))], expected)
-    assert same([Named("test_http_policy:Digest").connect().act(look(0))], expected)
+    assert same([InProcessPolicy(Digest).connect().act(look(0))], expected)
+    assert same([FactoryPolicy("http_policies:Digest").connect().act(look(0))], expected)
     with served(Digest()) as url:
-        assert same([Remote(url).connect().act(look(0))], expected)
+        assert same([RemoteServer(url).connect().act(look(0))], expected)
 
 
 @pytest.mark.parametrize(
@@ -284,4 +286,4 @@ def test_a_source_leads_to_its_policy() -> None:
 )
 def test_there_is_a_sentence_for_a_name_that_leads_nowhere(name: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        Named(name).connect()
+        FactoryPolicy(name).connect()

@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from hostile_bytes import mutated, peak, peak_reset
-from orchestrator.config.sweep_config import Sweep, SweepError
+from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.data import episode_format as episodes
 from orchestrator.data.clips import cut, stack
@@ -322,7 +322,7 @@ def test_a_sweep_file_that_grows_as_it_is_read_is_refused(tmp_path: Path, text: 
     before, began = peak_reset(), time.monotonic()
     (tmp_path / "sweep.yaml").write_text(text)
     with pytest.raises(SweepError, match=says):
-        Sweep.load(tmp_path / "sweep.yaml")
+        SweepConfig.load(tmp_path / "sweep.yaml")
     assert time.monotonic() - began < 30
     assert peak() - before < 100 * 2**20
 
@@ -331,7 +331,7 @@ def test_a_sweep_file_that_grows_as_it_is_read_is_refused(tmp_path: Path, text: 
 def test_an_override_that_cannot_be_read_is_a_sentence(tmp_path: Path, value: str) -> None:
     (tmp_path / "sweep.yaml").write_text("name: one\n")
     with pytest.raises(SweepError, match="--set name="):
-        Sweep.load(tmp_path / "sweep.yaml", [f"name={value}"])
+        SweepConfig.load(tmp_path / "sweep.yaml", [f"name={value}"])
 
 
 def test_sweep_files_of_the_project_are_far_within_the_bounds() -> None:

@@ -23,7 +23,13 @@ from orchestrator.report.matplotlib_plot import apart
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.stats.sequential import PairedEvidence, anytime_interval
 from orchestrator.tracking.mlflow_reader import CLIPS, ScoredArm, read_sweep
-from orchestrator.tracking.mlflow_writer import ARM, SCORE_METRICS, SCORED_STEP, Tracker, outcomes_artifact
+from orchestrator.tracking.mlflow_writer import (
+    ARM,
+    SCORE_METRICS,
+    SCORED_STEP,
+    MlflowWriter,
+    outcomes_artifact,
+)
 
 
 def test_points_pool_replicates_and_keep_their_denominators() -> None:
@@ -144,7 +150,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curve]:
     """
     folder, curve = tmp_path_factory.mktemp("tracked"), Curve("both", beside_a_baseline().arms[2:])
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    tracker = Tracker(
+    tracker = MlflowWriter(
         uri, "both", training="t", protocol="protocol", steps=100, artifacts=str(folder / "mlartifacts")
     )
     for index, s in enumerate(curve.arms):

@@ -9,7 +9,7 @@ import pytest
 from conftest import CHECKOUT
 
 import policy.errors
-from orchestrator.config.sweep_config import Sweep, SweepError
+from orchestrator.config.sweep_config import SweepConfig, SweepError
 from policy.errors import DemoscaleError
 
 PACKAGES = ("jobs", "orchestrator", "policy", "sim_workers")
@@ -54,7 +54,7 @@ suite: {tasks: [Lift], episodes: 4, horizon: 50}
 attempts: 0
 """)
     with pytest.raises(SweepError) as raised:
-        Sweep.load(file)
+        SweepConfig.load(file)
     problems = "\n".join(raised.value.problems)
     assert re.search(r"^name: ", problems, re.MULTILINE)
     assert "train.unknown: unknown field" in problems
@@ -65,7 +65,7 @@ attempts: 0
         file.read_text().replace(", unknown: 1", "").replace("Capital", "small").replace("attempts: 0", "")
     )
     with pytest.raises(SweepError) as raised:
-        Sweep.load(file)
+        SweepConfig.load(file)
     assert [problem.partition(":")[0] for problem in raised.value.problems[:2]] == [
         "data.demo_count",
         "train.videos",

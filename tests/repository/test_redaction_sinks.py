@@ -31,17 +31,17 @@ from orchestrator.cli.mistakes import answers_mistakes
 from orchestrator.cluster.preflight import unfit_arguments, unfit_sweep
 from orchestrator.cluster.ray_jobs import Job
 from orchestrator.cluster.submission import ended
-from orchestrator.config.sweep_config import Sweep, SweepError, load_suite
-from orchestrator.cost import Spending
+from orchestrator.config.sweep_config import SweepConfig, SweepError, load_suite
+from orchestrator.cost import CostLedger
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.redaction import redacted, redacted_in
 from orchestrator.storage.base import StorageError
-from orchestrator.sweep.arm_search import Listed
-from orchestrator.sweep.heartbeat import Pulse
+from orchestrator.sweep.arm_search import GridSearch
+from orchestrator.sweep.heartbeat import Heartbeat
 from orchestrator.sweep.run import SweepRun
 from orchestrator.sweep.state import SweepState
-from orchestrator.sweep.tracking_publisher import Views
-from orchestrator.sweep.train_scheduler import Training
+from orchestrator.sweep.tracking_publisher import TrackingPublisher
+from orchestrator.sweep.train_scheduler import TrainScheduler
 from orchestrator.testing.outcomes import make_outcome
 from orchestrator.tracking.outbox_relay import OutboxSettings
 from orchestrator.tracking.tracking_errors import redacted as short
@@ -81,12 +81,12 @@ def test_what_training_says_of_a_failure_is_redacted_before_it_is_cut(state: Swe
     """The 300 characters end within the password, where nothing shows any more that it is one."""
     arm = next(iter(state.arms().values()))
     run, lines = arm.arm_id(state.training), list[str]()
-    training = Training(
+    training = TrainScheduler(
         state,
         state.board(),
         _no_views(),
-        Spending(state.storage, "s", "r"),
-        Listed([]),
+        CostLedger(state.storage, "s", "r"),
+        GridSearch([]),
         lambda *_: None,
         lines.append,
         *_rest(),
@@ -107,19 +107,19 @@ def _no_views() -> Any:
 
 def _rest() -> list[Any]:
     """Arguments of Training after `say`: retry_failed, and a function before it where there is one."""
-    names = Training.__init__.__code__.co_varnames[: Training.__init__.__code__.co_argcount]
+    names = TrainScheduler.__init__.__code__.co_varnames[: TrainScheduler.__init__.__code__.co_argcount]
     return [False if name == "retry_failed" else lambda *_: None for name in names[names.index("say") + 1 :]]
 
 
 def test_the_live_status_holds_no_secrets(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
     board = state.board()
     next(iter(board.arms.values())).failure = SAID
-    pulse = Pulse.__new__(Pulse)  # its thread asks Ray for more; this is what it writes
+    pulse = Heartbeat.__new__(Heartbeat)  # its thread asks Ray for more; this is what it writes
     scorer = SimpleNamespace(waiting=0, unscored=0)
     pulse._run = SimpleNamespace(  # type: ignore[assignment]
         state=state,
         board=board,
-        spending=Spending(state.storage, state.sweep.name, "r"),
+        spending=CostLedger(state.storage, state.sweep.name, "r"),
         ending=SAID,
         untold=0,
         evaluation=SimpleNamespace(scorer=scorer, workers=0),
@@ -166,7 +166,7 @@ def test_mlflow_is_told_no_secrets(state: SweepState, monkeypatch: pytest.Monkey
         lambda: {"python": SAID, "platform": "p", "packages": {}},
     )
     lines = list[str]()
-    views = Views(
+    views = TrackingPublisher(
         replace(state, quarantined={"episode_0": SAID}), lines.append, settings=OutboxSettings(patience_s=60)
     )
     assert views.finish(done=True) == ""
@@ -315,7 +315,7 @@ def test_a_sweep_with_credentials_is_refused_before_anything_is_spent(
     assert SECRET not in done.output
     assert sorted(place.name for place in tmp_path.iterdir()) == ["sweep.yaml"], "nothing was begun"
     with pytest.raises(ValidationError, match="it holds credentials") as refused:
-        Sweep.model_validate(raw)
+        SweepConfig.model_validate(raw)
     assert SECRET not in str(refused.value)
 
 
@@ -323,7 +323,7 @@ def test_every_field_is_named_and_a_key_is_not_repeated(tmp_path: Path, store: s
     raw = a_sweep(tmp_path / "runs", store, "", arms=2).model_dump(mode="json")
     raw |= {"mlflow": HELD["mlflow"], f"https://me:{SECRET}@host": 1, "storage": HELD["storage"]}
     with pytest.raises(SweepError) as refused:
-        Sweep.load(written(tmp_path, raw))
+        SweepConfig.load(written(tmp_path, raw))
     assert [problem.partition(": it holds")[0] for problem in sorted(refused.value.problems)] == [
         "https://***@host",
         "mlflow",
@@ -356,7 +356,7 @@ def test_a_file_that_is_no_yaml_is_not_quoted(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(f'name: x\nnote: "{SECRET}\n')
     with pytest.raises(SweepError, match="not readable as YAML") as refused:
-        Sweep.load(path)
+        SweepConfig.load(path)
     assert "line 3" in str(refused.value)
     assert SECRET not in str(refused.value)
 
@@ -369,7 +369,7 @@ def test_yaml_s_aliases_do_not_keep_the_search_busy(tmp_path: Path) -> None:
     )
     began = time.monotonic()
     with pytest.raises(SweepError, match="an alias stands for a value that contains it") as refused:
-        Sweep.load(path)
+        SweepConfig.load(path)
     assert time.monotonic() - began < 30
     assert SECRET not in str(refused.value)
 

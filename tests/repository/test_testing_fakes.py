@@ -37,10 +37,10 @@ from policy.checkpoint import fingerprint
 from policy.inference import TrainedPolicy
 from policy.interface import ActionChunk, Observation
 from sim_workers.rollout.pool import RolloutPool
-from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.suite import EpisodeRules, Suite
 from sim_workers.rollout.worker import RolloutJob
 
-SUITE = Suite(("Lift",), 4, Rules(50))
+SUITE = Suite(("Lift",), 4, EpisodeRules(50))
 POLICY = FakePolicy("runs/arms/a/step_000010", (("a", Arm(60, 0.0, 0)),), 10)
 JOBS = [RolloutJob(spec, SUITE.rules, CONTRACT, POLICY, key="a") for spec in sorted(SUITE.episode_list())]
 
@@ -177,7 +177,7 @@ def test_success_rate_rises_with_demos_video_and_steps_and_stays_below_one() -> 
 
 
 def test_simulated_outcomes_are_as_frequent_as_the_rate_and_nested() -> None:
-    specs = Suite(("Lift",), 2000, Rules(50)).episode_list()
+    specs = Suite(("Lift",), 2000, EpisodeRules(50)).episode_list()
     weak = FakePolicy("arms/a/step_000005", POLICY.arms, 10)
     wins = []
     for policy in (weak, POLICY):

@@ -2,15 +2,15 @@
 
 import pytest
 
-from orchestrator.cluster.placement import Placement
-from sim_workers.rollout.autoscaler import BUSY, Answered, Balance
+from orchestrator.cluster.placement import ResourcePlan
+from sim_workers.rollout.autoscaler import BUSY, PoolLoad, ServerUsage
 
 
-def balance(workers: int, sim_s: float, wait_s: float, answer_s: float, busy: float) -> Balance:
+def balance(workers: int, sim_s: float, wait_s: float, answer_s: float, busy: float) -> PoolLoad:
     """A minute in which every worker looked as often as it could."""
     looks = int(workers * 60 / (sim_s + wait_s))
-    return Balance(
-        workers, 1, 60.0, looks, sim_s, wait_s, Answered(int(60 * busy / answer_s), looks, 60 * busy)
+    return PoolLoad(
+        workers, 1, 60.0, looks, sim_s, wait_s, ServerUsage(int(60 * busy / answer_s), looks, 60 * busy)
     )
 
 
@@ -35,8 +35,10 @@ def test_servers_with_time_to_spare_get_more_up_to_what_was_asked_for() -> None:
 
 
 def test_a_stretch_in_which_a_server_began_anew_tells_nothing() -> None:
-    assert Answered(5, 9, 1.0).since(Answered(3, 4, 0.5)) == Answered(2, 5, 0.5)
-    assert Answered(2, 3, 0.2).since(Answered(300, 400, 5.0)) is None, "a server began anew, or did not tell"
+    assert ServerUsage(5, 9, 1.0).since(ServerUsage(3, 4, 0.5)) == ServerUsage(2, 5, 0.5)
+    assert ServerUsage(2, 3, 0.2).since(ServerUsage(300, 400, 5.0)) is None, (
+        "a server began anew, or did not tell"
+    )
 
 
 def test_the_balance_is_said_in_one_line() -> None:
@@ -61,7 +63,7 @@ def test_the_balance_is_said_in_one_line() -> None:
 def test_there_is_one_policy_server_per_group_of_cores_or_per_gpu(
     cluster: dict[str, float], rollout_actors: int, servers: int, gpus_each: float
 ) -> None:
-    placement = Placement.fit(cluster, workers=1, rollout_actors=rollout_actors, arms=4)
+    placement = ResourcePlan.fit(cluster, workers=1, rollout_actors=rollout_actors, arms=4)
     assert (placement.servers, placement.server_gpus) == (servers, gpus_each)
     assert placement.concurrent_arms * placement.trainer.get("GPU", 0) + servers * gpus_each <= cluster.get(
         "GPU", 0

@@ -21,7 +21,7 @@ from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.evaluation.scorer import Scorer
-from orchestrator.evaluation.scores import ScoringJob
+from orchestrator.evaluation.scores import EvalJob
 from orchestrator.infrastructure import cause_in, cause_of
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.checkpoints import make_checkpoint, make_observation
@@ -29,14 +29,14 @@ from orchestrator.testing.episodes import CONTRACT, make_episode_store
 from orchestrator.testing.outcomes import FakePolicy
 from orchestrator.testing.rollout_pool import FakeRolloutPool
 from orchestrator.training import loop
-from orchestrator.training.loop import ArmJob
+from orchestrator.training.loop import TrainJob
 from orchestrator.training.ray_train import _raise_what_trying_again_would_not_mend
 from policy.interface import Contract
 from policy.presets import PRESETS
 from sim_workers.checkout import CHECKOUT, PACKAGES, CodeChangedError, check_imported, file_hashes
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.policy_clients import InProcess
-from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.policy_clients import InProcessPolicy
+from sim_workers.rollout.suite import EpisodeRules, Suite
 from sim_workers.rollout.worker import Outdated, RolloutJob, RolloutWorker
 
 SENTENCE = (
@@ -44,7 +44,7 @@ SENTENCE = (
     " command again"
 )
 EDITED = file_hashes() | {"sim_workers/rollout/worker.py": "another"}
-SUITE = Suite(("Lift",), 1, Rules(5))
+SUITE = Suite(("Lift",), 1, EpisodeRules(5))
 
 
 def test_only_what_was_imported_counts() -> None:
@@ -99,7 +99,7 @@ def unasked() -> object:
 
 
 def test_a_rollout_process_plays_nothing() -> None:
-    job = RolloutJob(SUITE.episode_list()[0], SUITE.rules, CONTRACT, InProcess(unasked))  # type: ignore[arg-type]
+    job = RolloutJob(SUITE.episode_list()[0], SUITE.rules, CONTRACT, InProcessPolicy(unasked))  # type: ignore[arg-type]
     assert [*RolloutWorker(code=EDITED).play(job)] == [Outdated(SENTENCE)]
 
 
@@ -117,7 +117,7 @@ def test_training_refuses_and_counts_as_infrastructure(tmp_path: Path) -> None:
         Train(steps=1, batch_size=2, checkpoint_every=1, warmup_steps=0),
     )
     begin = partial(
-        ArmJob, Arm(3, 1.0, 0), "a", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none"
+        TrainJob, Arm(3, 1.0, 0), "a", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none"
     )
     reports = list[int]()
     with pytest.raises(CodeChangedError):
@@ -143,7 +143,7 @@ def test_a_trace_of_it_is_a_cause_and_no_reason_to_try_again() -> None:
 
 def test_a_scorer_whose_processes_refuse_ends_without_an_outcome(tmp_path: Path) -> None:
     class Listener:
-        def on_outcomes(self, job: ScoringJob, outcomes: Sequence[Outcome], done: int) -> None:
+        def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None:
             assert not outcomes
 
     def play(job: RolloutJob) -> object:
@@ -152,7 +152,7 @@ def test_a_scorer_whose_processes_refuse_ends_without_an_outcome(tmp_path: Path)
     contract: Contract = CONTRACT
     storage = open_storage(str(tmp_path))
     scorer = Scorer(storage, contract, FakeRolloutPool(play), Listener())  # type: ignore[arg-type]
-    scorer.submit(ScoringJob("a", 1, "uri", "f", SUITE, "p", FakePolicy("uri", (), 1)))
+    scorer.submit(EvalJob("a", 1, "uri", "f", SUITE, "p", FakePolicy("uri", (), 1)))
     with pytest.raises(CodeChangedError):
         scorer.drain()
     assert not storage.list("outcomes/")

@@ -275,13 +275,13 @@ from policy.interface import ActionChunk
 from sim_workers.envs.libero import CAMERAS
 from sim_workers.rollout.episode import run_episode
 from sim_workers.envs.registry import contract_of, make_env
-from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.suite import EpisodeRules, Suite
 task = sys.argv[1]
 env = make_env(task, contract_of(task, CAMERAS, (64, 64), "fast"))
 def act(seen):
     assert seen.instruction and all(picture.std() > 5 for picture in seen.images.values())
     return ActionChunk(np.random.default_rng(seen.noise_seed).uniform(-1, 1, (16, 7)).astype(np.float32), 8)
-print(json.dumps([run_episode(env, spec, Rules(40), act).to_json() for spec in Suite((task,), 2, Rules(40)).episode_list()]))
+print(json.dumps([run_episode(env, spec, EpisodeRules(40), act).to_json() for spec in Suite((task,), 2, EpisodeRules(40)).episode_list()]))
 """
 
 

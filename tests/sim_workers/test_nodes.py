@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from conftest import CHECKOUT
 
-from orchestrator.cluster.placement import Placement
-from sim_workers.rollout.node_health import Nodes, nearest
+from orchestrator.cluster.placement import ResourcePlan
+from sim_workers.rollout.node_health import NodeHealth, nearest
 
 
 def told(*arguments: str) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def test_nodes_that_cannot_draw_or_draw_otherwise_refuse_and_the_others_play(rea
 
 class TestUnfitNodes:
     def test_one_that_refused_twice_gets_no_more_workers_while_others_are_fit(self) -> None:
-        nodes = Nodes({"demoscale-role": "rollouts"})
+        nodes = NodeHealth({"demoscale-role": "rollouts"})
         for node in ("good", "good", "bad", "bad", "unlucky"):
             nodes.refused(node)
         assert nodes.selector() == {"demoscale-role": "rollouts"}, "none is fit: perhaps all are like that"
@@ -128,7 +128,7 @@ class TestUnfitNodes:
         assert nodes.selector() == {"demoscale-role": "rollouts", "ray.io/node-id": "!in(bad)"}
 
     def test_any_node_will_do_where_nothing_is_known(self) -> None:
-        assert Nodes({}).selector() is None
+        assert NodeHealth({}).selector() is None
 
 
 class TestNearest:
@@ -161,14 +161,14 @@ class TestNodesSetApart:
     """Where simulators have nodes of their own, claims do not shrink for those that are not there yet."""
 
     def test_the_first_of_many_nodes_gets_no_more_simulators_than_it_has_room_for(self) -> None:
-        placement = Placement.fit(
+        placement = ResourcePlan.fit(
             {"CPU": 16.0, "GPU": 4.0}, workers=1, rollout_actors=200, arms=9, cpus_apart=8.0
         )
         assert (placement.apart, placement.rollout_cpus, placement.trainer["CPU"]) == (True, 0.5, 1.0)
         assert placement.concurrent_arms == 3
 
     def test_where_training_would_not_fit_beside_them_all_share_all(self) -> None:
-        placement = Placement.fit({"CPU": 9.0}, workers=1, rollout_actors=20, arms=4, cpus_apart=8.0)
+        placement = ResourcePlan.fit({"CPU": 9.0}, workers=1, rollout_actors=20, arms=4, cpus_apart=8.0)
         assert not placement.apart
         assert (
             placement.rollout_cpus * 20 + placement.concurrent_arms * (placement.trainer["CPU"] + 0.25) <= 9.0

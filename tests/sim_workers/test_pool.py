@@ -15,21 +15,21 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.evaluation.outcome_ledger import Ledger, Portraits
+from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
 from orchestrator.evaluation.scorer import Scorer
-from orchestrator.evaluation.scores import ProtocolError, Score, ScoringJob, check_contract
+from orchestrator.evaluation.scores import EvalJob, ProtocolError, Score, check_contract
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.processes import titled_processes
 from scoring_listener import Heard
-from sim_workers.envs.render_check import Portrait
+from sim_workers.envs.render_check import RenderFingerprint
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.pool import PoolSettings
-from sim_workers.rollout.suite import EpisodeSpec, Rules, Suite
+from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec, Suite
 from sim_workers.rollout.worker import Scene
 from wanderer import CURSED, start_wanderer
 
-SUITE = Suite(("Lift",), 4, Rules(24))
+SUITE = Suite(("Lift",), 4, EpisodeRules(24))
 PROTOCOL = "protocol"
 
 
@@ -58,19 +58,19 @@ def score(
 ) -> tuple[Heard, dict[str, Any]]:
     """The suite's score through the real scorer and pool, and its ledger without timings."""
     from sim_workers.rollout.pool import RolloutPool
-    from sim_workers.rollout.ray_policy_client import Served
+    from sim_workers.rollout.ray_policy_client import RayServedPolicy
 
     storage, heard = open_storage(str(folder)), Heard()
     heard.pool = RolloutPool(
         workers,
         num_cpus=0.1,
-        references=Portraits(storage, "simulation", mixed),
+        references=RenderReferences(storage, "simulation", mixed),
         settings=settings or PoolSettings(),
     )
     heard.pool.on_retry = lambda kind, job, why: heard.retries.append((kind, str(job), why))
     scorer = Scorer(storage, CONTRACT, heard.pool, heard)
     scorer.submit(
-        ScoringJob("arm", 1, policy, f"fp-{policy}", suite, PROTOCOL, Served((server,), policy), films)
+        EvalJob("arm", 1, policy, f"fp-{policy}", suite, PROTOCOL, RayServedPolicy((server,), policy), films)
     )
     if disturb:
         disturb()
@@ -213,12 +213,12 @@ def test_a_simulator_that_draws_or_moves_otherwise_may_not_score(
     """The reference was made with another driver, whose pictures differ: no outcome, and the sentence says
     so.
     """
-    genuine = Portraits(open_storage(str(reference[0])), "simulation").get(Scene("Lift", CONTRACT))
+    genuine = RenderReferences(open_storage(str(reference[0])), "simulation").get(Scene("Lift", CONTRACT))
     assert genuine
-    Portraits(open_storage(str(tmp_path)), "simulation").put(
+    RenderReferences(open_storage(str(tmp_path)), "simulation").put(
         Scene("Lift", CONTRACT), replace(genuine, driver="egl: another GPU", pixels="0")
     )
-    heard, ledger = score(tmp_path, server, 1, suite=Suite(("Lift",), 1, Rules(24)))
+    heard, ledger = score(tmp_path, server, 1, suite=Suite(("Lift",), 1, EpisodeRules(24)))
     assert ledger == {}
     message = heard.outcomes[0].message
     assert message.startswith(
@@ -231,12 +231,12 @@ def test_a_simulator_that_draws_or_moves_otherwise_may_not_score(
 def test_where_drivers_may_be_mixed_each_must_draw_as_it_first_did(
     reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path
 ) -> None:
-    genuine = Portraits(open_storage(str(reference[0])), "simulation").get(Scene("Lift", CONTRACT))
+    genuine = RenderReferences(open_storage(str(reference[0])), "simulation").get(Scene("Lift", CONTRACT))
     assert genuine
     other, scene = replace(genuine, driver="egl: another GPU", pixels="0"), Scene("Lift", CONTRACT)
-    portraits = Portraits(open_storage(str(tmp_path)), "simulation", mixed=True)
+    portraits = RenderReferences(open_storage(str(tmp_path)), "simulation", mixed=True)
     assert other.difference(portraits.put(scene, other)) == ""
-    _, ledger = score(tmp_path, server, 1, suite=Suite(("Lift",), 1, Rules(24)), mixed=True)
+    _, ledger = score(tmp_path, server, 1, suite=Suite(("Lift",), 1, EpisodeRules(24)), mixed=True)
     assert len(ledger) == 1, "a driver of its own is no reason to refuse"
     for driver in (genuine, other):
         assert driver.difference(portraits.put(scene, driver)) == ""
@@ -249,7 +249,7 @@ def test_where_drivers_may_be_mixed_each_must_draw_as_it_first_did(
 
 
 def test_what_differs_in_a_portrait_is_said() -> None:
-    mine = Portrait("robosuite 1, mujoco 2", "egl: llvmpipe", "a processor", "aa", "bb")
+    mine = RenderFingerprint("robosuite 1, mujoco 2", "egl: llvmpipe", "a processor", "aa", "bb")
     assert mine.difference(mine) == ""
     assert mine.difference(replace(mine, processor="another")) == "", "what comes out the same is the same"
     assert mine.difference(replace(mine, driver="another")) == ""
@@ -280,13 +280,13 @@ def test_a_pool_can_shrink_and_grow_while_it_plays(
     reference: tuple[Path, dict[str, Any]], server: Any
 ) -> None:
     from sim_workers.rollout.pool import RolloutPool
-    from sim_workers.rollout.ray_policy_client import Served
+    from sim_workers.rollout.ray_policy_client import RayServedPolicy
     from sim_workers.rollout.worker import RolloutJob
 
     pool = RolloutPool(2, num_cpus=0.1)
     outcomes: dict[str, Outcome] = {}
     for spec in SUITE.episode_list():
-        pool.submit(RolloutJob(spec, SUITE.rules, CONTRACT, Served((server,), "slow")))
+        pool.submit(RolloutJob(spec, SUITE.rules, CONTRACT, RayServedPolicy((server,), "slow")))
     for _, outcome, _ in pool.results():
         outcomes[outcome.spec.episode_id] = outcome
         pool.resize(1 if len(outcomes) < 3 else 2)
@@ -303,12 +303,12 @@ def test_a_worn_process_is_replaced_before_it_hurts(
     reference: tuple[Path, dict[str, Any]], server: Any
 ) -> None:
     from sim_workers.rollout.pool import RolloutPool
-    from sim_workers.rollout.ray_policy_client import Served
+    from sim_workers.rollout.ray_policy_client import RayServedPolicy
     from sim_workers.rollout.worker import RolloutJob
 
     pool = RolloutPool(1, num_cpus=0.1, episodes_per_process=2)
     for spec in SUITE.episode_list():
-        pool.submit(RolloutJob(spec, SUITE.rules, CONTRACT, Served((server,), "wanderer")))
+        pool.submit(RolloutJob(spec, SUITE.rules, CONTRACT, RayServedPolicy((server,), "wanderer")))
     steps = {outcome.spec.episode_id: outcome.steps for _, outcome, _ in pool.results()}
     assert pool.usage.replaced == {"worn": 2}
     assert steps == {episode: outcome["steps"] for episode, outcome in reference[1].items()}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from film_stage import Stage, filmed
 from policy.interface import Imagination
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.prediction_error import Foresight, distance
+from sim_workers.rollout.prediction_error import PredictionError, distance
 from sim_workers.rollout.suite import EpisodeSpec
 
 CAMERAS = ("a", "b")
@@ -36,7 +36,7 @@ def played(steps: int, execute: int, stride: int, frames: int, error: int = 0) -
     """An episode in which the picture brightens by one grey level per step, and a policy that is off by
     `error`.
     """
-    foresight = Foresight()
+    foresight = PredictionError()
     for step in range(1, steps + 1):
         if (step - 1) % execute == 0:
             now = step - 1

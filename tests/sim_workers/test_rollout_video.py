@@ -28,7 +28,7 @@ from policy.model import VideoActionModel
 from policy.presets import policy_config
 from sim_workers.envs.robosuite import contract
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.rollout_video import BORDER, DONE, GAP, SCENE, STRIP, Film, nearest
+from sim_workers.rollout.rollout_video import BORDER, DONE, GAP, SCENE, STRIP, RolloutRecorder, nearest
 from sim_workers.rollout.suite import EpisodeSpec
 
 SENTENCE = "lift the red cube"
@@ -195,7 +195,7 @@ def test_without_imagination_the_scene_stands_alone(imagine: object) -> None:
 
 
 def test_an_episode_over_before_the_first_look_is_a_film_of_one_picture() -> None:
-    assert len(decoded(Film(Stage(1)).mp4())[0]) == 1  # type: ignore[arg-type]
+    assert len(decoded(RolloutRecorder(Stage(1)).mp4())[0]) == 1  # type: ignore[arg-type]
 
 
 # One environment per process: this one plays an episode of each policy without camera, with, without, on the
@@ -207,13 +207,13 @@ from pathlib import Path
 from policy.inference import TrainedPolicy
 from sim_workers.envs.robosuite import SimEnv
 from sim_workers.rollout.episode import Stepped, episode
-from sim_workers.rollout.suite import EpisodeSpec, Rules
-from sim_workers.rollout.rollout_video import Film
+from sim_workers.rollout.suite import EpisodeSpec, EpisodeRules
+from sim_workers.rollout.rollout_video import RolloutRecorder
 
 def play(policy, out):
-    film = Film(env) if out else None
+    film = RolloutRecorder(env) if out else None
     digest = hashlib.sha256()
-    playing = episode(env, EpisodeSpec("Lift", 1_000_003, 1_000_003), Rules(13))
+    playing = episode(env, EpisodeSpec("Lift", 1_000_003, 1_000_003), EpisodeRules(13))
     try:
         said = next(playing)
         while True:

@@ -15,7 +15,7 @@ from orchestrator.provenance import CHECKOUT
 from sim_workers.envs.shift_objects import DISTRACTORS
 from sim_workers.envs.shifts import PLACEMENT, REFUSED, build, refusal
 from sim_workers.envs.tasks import TASKS
-from sim_workers.rollout.suite import SHIFTS, VARIANTS, Rules, Suite
+from sim_workers.rollout.suite import SHIFTS, VARIANTS, EpisodeRules, Suite
 
 SHIFTED = [shift for shift in SHIFTS if shift != "nominal"]
 
@@ -175,7 +175,7 @@ def test_every_task_that_is_not_refused_has_a_placement() -> None:
 
 
 def test_suites_of_other_shifts_have_other_fingerprints() -> None:
-    suite = Suite(("Lift",), 20, Rules(100))
+    suite = Suite(("Lift",), 20, EpisodeRules(100))
     prints = {replace(suite, shift=shift).fingerprint() for shift in SHIFTS}
     assert len(prints) == len(SHIFTS)
     assert len({spec.variant for spec in replace(suite, shift="camera").episode_list()}) == VARIANTS

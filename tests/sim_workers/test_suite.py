@@ -7,11 +7,18 @@ import numpy as np
 import pytest
 
 from sim_workers.rollout.episode import Outcome, Stepped, episode, run_episode
-from sim_workers.rollout.suite import FIRST_EVALUATION_SEED, SHIFTS, VARIANTS, EpisodeSpec, Rules, Suite
+from sim_workers.rollout.suite import (
+    FIRST_EVALUATION_SEED,
+    SHIFTS,
+    VARIANTS,
+    EpisodeRules,
+    EpisodeSpec,
+    Suite,
+)
 
 
 def test_a_suite_is_the_same_list_every_time_and_never_a_demonstrated_scene() -> None:
-    suite = Suite(("Lift", "Stack"), 20, Rules(100))
+    suite = Suite(("Lift", "Stack"), 20, EpisodeRules(100))
     assert suite.episode_list() == suite.episode_list()
     assert len(set(suite.episode_list())) == 40
     assert all(spec.scene_seed >= FIRST_EVALUATION_SEED for spec in suite.episode_list())
@@ -19,19 +26,19 @@ def test_a_suite_is_the_same_list_every_time_and_never_a_demonstrated_scene() ->
 
 def test_blocks_share_no_scene() -> None:
     scenes = [
-        {spec.scene_seed for spec in Suite(("Lift",), 50, Rules(100), block).episode_list()}
+        {spec.scene_seed for spec in Suite(("Lift",), 50, EpisodeRules(100), block).episode_list()}
         for block in (0, 1)
     ]
     assert not scenes[0] & scenes[1]
 
 
 def test_the_fingerprint_follows_list_and_rules() -> None:
-    suite = Suite(("Lift",), 20, Rules(100))
-    assert suite.fingerprint() == Suite(("Lift",), 20, Rules(100)).fingerprint()
+    suite = Suite(("Lift",), 20, EpisodeRules(100))
+    assert suite.fingerprint() == Suite(("Lift",), 20, EpisodeRules(100)).fingerprint()
     others = (
-        {"rules": Rules(99)},
-        {"rules": Rules(100, settle=0)},
-        {"rules": Rules(100, success="at_end")},
+        {"rules": EpisodeRules(99)},
+        {"rules": EpisodeRules(100, settle=0)},
+        {"rules": EpisodeRules(100, success="at_end")},
         {"shift": "lighting"},
     )
     for change in ({"tasks": ("Stack",)}, {"episodes": 21}, {"block": 1}, *others):
@@ -41,7 +48,7 @@ def test_the_fingerprint_follows_list_and_rules() -> None:
 def test_every_look_of_every_episode_has_its_own_noise() -> None:
     seeds = {
         spec.chunk_seed(look)
-        for spec in Suite(("Lift",), 20, Rules(100)).episode_list()
+        for spec in Suite(("Lift",), 20, EpisodeRules(100)).episode_list()
         for look in range(20)
     }
     assert len(seeds) == 400
@@ -50,7 +57,8 @@ def test_every_look_of_every_episode_has_its_own_noise() -> None:
 def test_a_shifted_scene_is_the_nominal_one_elsewhere() -> None:
     """The same seeds in the same order, so that a shift's number is compared episode by episode."""
     nominal, shifted = (
-        Suite(("Lift",), 20, Rules(100), shift=shift).episode_list() for shift in ("nominal", "texture")
+        Suite(("Lift",), 20, EpisodeRules(100), shift=shift).episode_list()
+        for shift in ("nominal", "texture")
     )
     assert [(spec.scene_seed, spec.noise_seed) for spec in nominal] == [
         (spec.scene_seed, spec.noise_seed) for spec in shifted
@@ -91,17 +99,17 @@ class Chunk:
 @pytest.mark.parametrize(
     ("after", "rules", "expected"),
     [
-        (10, Rules(100, settle=0), ("success", 10, 3)),
-        (12, Rules(100, settle=0), ("success", 12, 3)),
-        (100, Rules(10), ("failure", 10, 3)),
-        (10, Rules(10), ("success", 10, 3)),
-        (10, Rules(100, settle=5), ("success", 15, 4)),
-        (10, Rules(12, settle=5), ("success", 12, 3)),
-        (0, Rules(100, settle=3), ("success", 3, 1)),
+        (10, EpisodeRules(100, settle=0), ("success", 10, 3)),
+        (12, EpisodeRules(100, settle=0), ("success", 12, 3)),
+        (100, EpisodeRules(10), ("failure", 10, 3)),
+        (10, EpisodeRules(10), ("success", 10, 3)),
+        (10, EpisodeRules(100, settle=5), ("success", 15, 4)),
+        (10, EpisodeRules(12, settle=5), ("success", 12, 3)),
+        (0, EpisodeRules(100, settle=3), ("success", 3, 1)),
     ],
 )
 def test_an_episode_ends_some_steps_after_success_or_at_the_horizon_and_looks_once_per_chunk(
-    after: int, rules: Rules, expected: tuple[str, int, int]
+    after: int, rules: EpisodeRules, expected: tuple[str, int, int]
 ) -> None:
     env = Countdown(after)
     outcome = run_episode(env, EpisodeSpec("Lift", 1, 1), rules, lambda seen: Chunk)  # type: ignore[arg-type, return-value]
@@ -113,7 +121,9 @@ def test_an_episode_ends_some_steps_after_success_or_at_the_horizon_and_looks_on
 def test_success_once_at_the_end_and_the_first_step_of_it_are_three_facts() -> None:
     dropped = Countdown(after=4, until=6)
     for success, result in (("once", "success"), ("at_end", "failure")):
-        outcome = run_episode(dropped, EpisodeSpec("Lift", 1, 1), Rules(50, 10, success), lambda seen: Chunk)  # type: ignore[arg-type, return-value]
+        outcome = run_episode(
+            dropped, EpisodeSpec("Lift", 1, 1), EpisodeRules(50, 10, success), lambda seen: Chunk
+        )  # type: ignore[arg-type, return-value]
         assert (outcome.result, outcome.first_success, outcome.success_once, outcome.success_at_end) == (
             result,
             4,
@@ -124,7 +134,7 @@ def test_success_once_at_the_end_and_the_first_step_of_it_are_three_facts() -> N
 
 def test_every_control_step_is_told_and_no_picture_is_made_inside_a_chunk() -> None:
     env = Countdown(100)
-    playing = episode(env, EpisodeSpec("Lift", 1, 1), Rules(8))  # type: ignore[arg-type]
+    playing = episode(env, EpisodeSpec("Lift", 1, 1), EpisodeRules(8))  # type: ignore[arg-type]
     said = [next(playing)]
     for _ in range(9):
         said.append(playing.send(None if isinstance(said[-1], Stepped) else Chunk))  # type: ignore[arg-type]

@@ -22,9 +22,9 @@ from orchestrator.storage.base import Storage, StorageError, open_storage
 from orchestrator.sweep.driver_lease import Lease
 from orchestrator.testing.checkpoints import make_card, make_checkpoint
 from orchestrator.testing.outcomes import make_outcome
-from orchestrator.tracking.mlflow_writer import Tracker, TrackingError
-from orchestrator.tracking.outbox import Journal, Reading
-from orchestrator.tracking.outbox_relay import Teller
+from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackingError
+from orchestrator.tracking.outbox import OutboxReader, OutboxWriter
+from orchestrator.tracking.outbox_relay import OutboxRelay
 from policy.checkpoint import fingerprint, save
 from sim_workers.rollout.suite import EpisodeSpec
 from waiting import until
@@ -107,7 +107,7 @@ def test_a_ledger_keeps_what_it_had_and_goes_on(disk: SmallDisk) -> None:
 
 
 def test_a_journal_keeps_whole_notes_and_goes_on(disk: SmallDisk) -> None:
-    journal = Journal(disk.root / "telling", {"sweep": "x"})
+    journal = OutboxWriter(disk.root / "telling", {"sweep": "x"})
     journal.note({"do": "metrics", "n": 1})
     disk.fill()
     error = refused(lambda: [journal.note({"do": "metrics", "n": 2, "text": "x" * 4096}) for _ in range(2)])
@@ -115,7 +115,7 @@ def test_a_journal_keeps_whole_notes_and_goes_on(disk: SmallDisk) -> None:
     assert "No space left on device" in cause_of(error)
     disk.free()
     journal.note({"do": "metrics", "n": 3})
-    reading, told = Reading(journal.path), list[int]()
+    reading, told = OutboxReader(journal.path), list[int]()
     while found := reading.next():
         assert found[0]
         told.append(found[0]["n"])
@@ -162,9 +162,9 @@ def test_a_tracking_database_that_is_full_is_told_once_there_is_room(disk: Small
         "steps": 9,
         "artifacts": str(tmp_path / "artifacts"),
     }
-    tracker = Tracker(uri, **about)
+    tracker = MlflowWriter(uri, **about)
     tracker.open()
-    teller = Teller(uri, tmp_path / "telling", about)
+    teller = OutboxRelay(uri, tmp_path / "telling", about)
     try:
         disk.fill()
         teller.note("arm", arm_id="arm_1", arm=vars(arm), facts={"text": "x" * 4000}, datasets=[])

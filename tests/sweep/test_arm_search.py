@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from orchestrator.config.arms import Arm
-from orchestrator.config.sweep_config import Sweep
-from orchestrator.evaluation.priority import Urgency
-from orchestrator.evaluation.scores import ScoringJob
-from orchestrator.sweep.arm_search import Listed, Proposed, StoppingRule
-from sim_workers.rollout.policy_clients import InProcess
-from sim_workers.rollout.suite import Rules, Suite
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.evaluation.priority import EvalPriority
+from orchestrator.evaluation.scores import EvalJob
+from orchestrator.sweep.arm_search import ArmPruner, GridSearch, OptunaSearch
+from sim_workers.rollout.policy_clients import InProcessPolicy
+from sim_workers.rollout.suite import EpisodeRules, Suite
 
 
-def sweep(search: Any, steps: int = 900, every: int = 100, **data: Any) -> Sweep:
-    return Sweep.model_validate(
+def sweep(search: Any, steps: int = 900, every: int = 100, **data: Any) -> SweepConfig:
+    return SweepConfig.model_validate(
         {
             "name": "search",
             "data": {"episodes": "nowhere", "demo_count": [10], **data},
@@ -29,15 +29,15 @@ def sweep(search: Any, steps: int = 900, every: int = 100, **data: Any) -> Sweep
 
 
 def test_a_grid_stops_nobody_and_waits_for_no_decision() -> None:
-    rule = StoppingRule(sweep("grid"))
+    rule = ArmPruner(sweep("grid"))
     assert not any(rule.decides(step) for step in range(0, 901, 100))
     assert not any(rule.stops(f"arm {i}", 100, i / 10) for i in reversed(range(10)))
 
 
 def test_successive_halving_decides_at_its_rungs_but_not_at_the_end() -> None:
-    rule = StoppingRule(sweep({"asha": {"first": 100, "reduction": 3}}))
+    rule = ArmPruner(sweep({"asha": {"first": 100, "reduction": 3}}))
     assert [step for step in range(100, 901, 100) if rule.decides(step)] == [100, 300]
-    rule = StoppingRule(sweep({"asha": {"first": 150, "reduction": 2}}))
+    rule = ArmPruner(sweep({"asha": {"first": 150, "reduction": 2}}))
     assert [step for step in range(100, 901, 100) if rule.decides(step)] == [
         200,
         300,
@@ -46,7 +46,7 @@ def test_successive_halving_decides_at_its_rungs_but_not_at_the_end() -> None:
 
 
 def test_successive_halving_lets_the_best_of_each_rung_go_on() -> None:
-    rule = StoppingRule(sweep({"asha": {"first": 100, "reduction": 3}}))
+    rule = ArmPruner(sweep({"asha": {"first": 100, "reduction": 3}}))
     stopped = [arm for arm in range(9) if rule.stops(f"arm {arm}", 100, 1 - arm / 10)]
     assert stopped == [*range(1, 9)], "each that comes later is worse than a third of those before"
     assert not rule.stops("arm 0", 300, 0.9)
@@ -55,14 +55,14 @@ def test_successive_halving_lets_the_best_of_each_rung_go_on() -> None:
 
 def test_scores_may_come_late_and_in_any_order() -> None:
     """The score of a later checkpoint first: the earlier one, when it comes, still counts at its rung."""
-    rule = StoppingRule(sweep({"asha": {"first": 100, "reduction": 3}}))
+    rule = ArmPruner(sweep({"asha": {"first": 100, "reduction": 3}}))
     assert not rule.stops("early bird", 300, 0.9)
     assert not rule.stops("early bird", 100, 0.8)
     assert rule.stops("late", 100, 0.1)
 
 
 def test_the_median_rule_stops_who_never_reached_the_median_of_the_others() -> None:
-    rule = StoppingRule(sweep({"median": {"arms": 2}}))
+    rule = ArmPruner(sweep({"median": {"arms": 2}}))
     for arm, low in (("a", 0.5), ("b", 0.6)):
         assert not rule.stops(arm, 100, low)
     assert rule.stops("c", 100, 0.2)
@@ -70,12 +70,12 @@ def test_the_median_rule_stops_who_never_reached_the_median_of_the_others() -> N
     assert not rule.stops("c", 200, 0.9)
 
 
-def job(arm: str, step: int, shift: str = "nominal") -> ScoringJob:
-    suite = Suite(("Lift",), 2, Rules(10), shift=shift)
-    return ScoringJob(arm, step, f"{arm}/{step}", "", suite, shift, InProcess(lambda: None))  # type: ignore[arg-type, return-value]
+def job(arm: str, step: int, shift: str = "nominal") -> EvalJob:
+    suite = Suite(("Lift",), 2, EpisodeRules(10), shift=shift)
+    return EvalJob(arm, step, f"{arm}/{step}", "", suite, shift, InProcessPolicy(lambda: None))  # type: ignore[arg-type, return-value]
 
 
-def drained(urgency: Urgency, jobs: list[ScoringJob]) -> list[tuple[str, int]]:
+def drained(urgency: EvalPriority, jobs: list[EvalJob]) -> list[tuple[str, int]]:
     """The order in which they are scored."""
     for one in jobs:
         urgency.opened(one)
@@ -99,7 +99,7 @@ def test_an_arm_without_a_score_comes_first_then_decisions_then_what_is_newest()
         job("b", 100),
         job("b", 200),
     ]
-    assert drained(Urgency(lambda step: False), jobs[:]) == [
+    assert drained(EvalPriority(lambda step: False), jobs[:]) == [
         ("a", 300),
         ("b", 200),
         ("a", 100),
@@ -107,13 +107,13 @@ def test_an_arm_without_a_score_comes_first_then_decisions_then_what_is_newest()
         ("b", 100),
         ("camera", 300),
     ]
-    decided = drained(Urgency(lambda step: step == 100), jobs[:])
+    decided = drained(EvalPriority(lambda step: step == 100), jobs[:])
     assert decided == [("a", 100), ("b", 100), ("a", 300), ("b", 200), ("a", 200), ("camera", 300)]
 
 
 def test_the_grid_is_played_in_its_order() -> None:
     arms = [Arm(8, 1.0, 0), Arm(4, 1.0, 0)]
-    grid = Listed(arms)
+    grid = GridSearch(arms)
     assert [grid.next(), grid.next(), grid.next()] == [*arms, None]
 
 
@@ -122,7 +122,7 @@ RANGES = {"demo_count": {"low": 2, "high": 200}, "action_free_ratio": {"low": 0,
 
 def test_optuna_proposes_within_the_ranges_as_many_arms_as_asked(tmp_path: Path) -> None:
     asked = sweep({"optuna": {"trials": 6}}, **RANGES)
-    proposed = Proposed(asked, tmp_path / "study.log", [])
+    proposed = OptunaSearch(asked, tmp_path / "study.log", [])
     arms = []
     while arm := proposed.next():
         arms.append(arm)
@@ -139,12 +139,12 @@ def test_the_study_can_be_read_and_made_anew_from_the_sweeps_own_record(tmp_path
     from optuna.storages.journal import JournalFileBackend
 
     asked = sweep({"optuna": {"trials": 4, "against": "demo_count"}}, **RANGES)
-    first = Proposed(asked, tmp_path / "study.log", [])
+    first = OptunaSearch(asked, tmp_path / "study.log", [])
     begun = [arm for arm in (first.next(), first.next()) if arm]
     first.tell(begun[0], 0.25, 60.0, None)
 
     for journal in ("study.log", "lost.log"):  # the same file again; and where it was lost
-        again = Proposed(asked, tmp_path / journal, begun)
+        again = OptunaSearch(asked, tmp_path / journal, begun)
         assert [
             again.next(),
             again.next(),
@@ -164,7 +164,7 @@ def test_the_study_can_be_read_and_made_anew_from_the_sweeps_own_record(tmp_path
 
 def test_an_arm_that_is_proposed_again_is_not_trained_again(tmp_path: Path) -> None:
     few = sweep({"optuna": {"trials": 12}}, demo_count=[2, 4], action_free_ratio=[0])
-    proposed = Proposed(few, tmp_path / "study.log", [])
+    proposed = OptunaSearch(few, tmp_path / "study.log", [])
     arms = []
     while arm := proposed.next():
         arms.append(arm.demo_count)
@@ -176,7 +176,9 @@ def test_an_arm_that_is_proposed_again_is_not_trained_again(tmp_path: Path) -> N
 def test_a_stopped_arm_counts_as_pruned(tmp_path: Path, stopped_at: int | None) -> None:
     import optuna
 
-    proposed = Proposed(sweep({"optuna": {"trials": 2}, "asha": {}}, **RANGES), tmp_path / "study.log", [])
+    proposed = OptunaSearch(
+        sweep({"optuna": {"trials": 2}, "asha": {}}, **RANGES), tmp_path / "study.log", []
+    )
     arm = proposed.next()
     assert arm
     proposed.tell(arm, 0.5, 1.0, stopped_at)

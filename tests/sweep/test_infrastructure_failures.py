@@ -18,12 +18,12 @@ from click.testing import CliRunner
 
 from orchestrator.checkpoints.reader import whole
 from orchestrator.cli.mistakes import answers_mistakes
-from orchestrator.cluster.placement import Placement
+from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cost import Cost
 from orchestrator.infrastructure import InfrastructureError, cause_in, cause_of
 from orchestrator.storage.base import NoObject, StorageError, open_storage
 from orchestrator.sweep import heartbeat as pulse
-from orchestrator.sweep.heartbeat import Pulse
+from orchestrator.sweep.heartbeat import Heartbeat
 from orchestrator.sweep.run import UnfinishedError
 from orchestrator.testing.checkpoints import make_checkpoint
 from orchestrator.testing.fake_trainer import FakeTrainer
@@ -40,7 +40,7 @@ TRACES = {
     "orchestrator.storage.base.StorageError: s3://b/x: the server 10.0.0.1 cannot be reached": (
         "s3://b/x: the server 10.0.0.1 cannot be reached"
     ),
-    "orchestrator.storage.base._AwayError: s3://b: the server answered SlowDown\n\nmore": (
+    "orchestrator.storage.base._UnavailableError: s3://b: the server answered SlowDown\n\nmore": (
         "s3://b: the server answered SlowDown"
     ),
     "OSError: When uploading part: AWS Error NETWORK_CONNECTION during PutObject": (
@@ -147,8 +147,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> WatchedRun:
     return WatchedRun()
 
 
-def pulse_of(run: Any) -> Pulse:
-    return Pulse(run, Placement(1, {}, 0.5, 1, 0.0))
+def pulse_of(run: Any) -> Heartbeat:
+    return Heartbeat(run, ResourcePlan(1, {}, 0.5, 1, 0.0))
 
 
 def asks_to_stop(run: WatchedRun) -> None:

@@ -27,7 +27,7 @@ from orchestrator.prometheus import METRICS, Metric
 from orchestrator.testing.fake_policy_server import PolicyServerWithoutCheckpoints
 from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.outcomes import simulated_outcome
-from orchestrator.testing.players import FakePlayers
+from orchestrator.testing.players import FakeEvalBackend
 from orchestrator.testing.rollout_pool import FakeRolloutPool
 from policy.interface import Observation
 from sim_workers.rollout.episode import Outcome
@@ -209,7 +209,7 @@ def test_a_sweep_is_seen_on_the_metrics_port_while_it_runs_and_when_it_is_done(
     def players(state: Any, placement: Any, portraits: Any) -> Any:
         server = ray.remote(PolicyServerWithoutCheckpoints).options(num_cpus=0, max_concurrency=10)
         servers.append(server.remote(1, "cpu", "", state.sweep.name))
-        return replace(FakePlayers()(state, placement, portraits), pool=pool)
+        return replace(FakeEvalBackend()(state, placement, portraits), pool=pool)
 
     def fit(job: Any, place: str, resources: dict[str, float], desk: Any, attempts: int) -> Any:
         if job.arm.demo_count == 4 and not (folder / "killed").exists():

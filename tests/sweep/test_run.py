@@ -18,8 +18,8 @@ import pytest
 from conftest import CHECKOUT
 
 from orchestrator.cli.status_commands import _now, _summary
-from orchestrator.config.sweep_config import Sweep, SweepError
-from orchestrator.cost import Spending
+from orchestrator.config.sweep_config import SweepConfig, SweepError
+from orchestrator.cost import CostLedger
 from orchestrator.sweep.run import UnfinishedError
 from orchestrator.sweep.state import SweepState
 from orchestrator.testing.fake_trainer import FakeTrainer
@@ -155,7 +155,7 @@ def test_arms_on_one_video_model_wait_for_one_run_of_it(folder: Path, store: str
     ), "one per seed"
     assert len(done.said("trained the video model of demos-8")) == 2
     costs = {arm_id: arm.cost for arm_id, arm in done.run.state.board().arms.items()}
-    own = Spending.read(done.run.state.storage, folder.name).by_arm()
+    own = CostLedger.read(done.run.state.storage, folder.name).by_arm()
     videos = [cost for arm_id, cost in own.items() if arm_id.startswith("video-")]
     assert sum(cost.train_cpu_s for cost in costs.values()) == pytest.approx(
         sum(cost.train_cpu_s for cost in own.values())
@@ -189,7 +189,7 @@ def test_a_budget_ends_the_sweep_cleanly_and_a_higher_one_goes_on(folder: Path, 
 def test_training_asked_for_more_steps_goes_on_and_for_fewer_keeps_its_scores(
     folder: Path, store: str
 ) -> None:
-    def asked(steps: int) -> Sweep:
+    def asked(steps: int) -> SweepConfig:
         return sweep(
             folder,
             store,

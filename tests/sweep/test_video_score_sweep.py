@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.sweep_config import Sweep
+from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.data.episode_store import commit, put_episode
 from orchestrator.data.subset import SubsetError
 from orchestrator.evaluation.image_metrics import Fidelity
-from orchestrator.evaluation.video_score import VideoScore, VideoTest
+from orchestrator.evaluation.video_score import VideoBenchmark, VideoScore
 from orchestrator.storage.base import open_storage
 from orchestrator.sweep.state import SweepState
 from orchestrator.testing.episodes import CONTRACT, make_episode
@@ -34,13 +34,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return storage.uri
 
 
-def sweep(folder: Path, store: str, clips: int = 3, **sections: Any) -> Sweep:
+def sweep(folder: Path, store: str, clips: int = 3, **sections: Any) -> SweepConfig:
     data = {"episodes": store, "demo_count": [1, 2], "action_free_ratio": [0, 1]} | sections.pop("data", {})
     suite = {"tasks": ["Lift"], "episodes": 10, "horizon": 50, "video_clips": clips}
     train = {"steps": 6, "batch_size": 2, "checkpoint_every": 3}
     tracked = f"sqlite:///{Path(store.removeprefix('file://')).parent / 'mlflow.db'}"
     everything = {"data": data, "train": train, "suite": suite, "storage": str(folder), "mlflow": tracked}
-    return Sweep.model_validate({"name": folder.name, **everything, **sections})
+    return SweepConfig.model_validate({"name": folder.name, **everything, **sections})
 
 
 def test_no_held_out_episode_is_one_that_any_arm_reads(folder: Path, store: str) -> None:
@@ -83,7 +83,7 @@ class Judged:
         self.allowed = threading.Event()
         self.allowed.set()
 
-    def __call__(self, test: VideoTest, source: Any) -> tuple[VideoScore, float]:
+    def __call__(self, test: VideoBenchmark, source: Any) -> tuple[VideoScore, float]:
         self.asked.append(source.uri)
         assert self.allowed.wait(120)
         if self.fails:
@@ -98,15 +98,15 @@ def run_sweep(folder: Path, store: str) -> Callable[..., tuple[Any, list[str]]]:
 
     from orchestrator.sweep.run import SweepRun
     from orchestrator.testing.fake_trainer import FakeTrainer
-    from orchestrator.testing.players import FakePlayers
+    from orchestrator.testing.players import FakeEvalBackend
 
-    def go(asked: Sweep, judge: Judged | None) -> tuple[Any, list[str]]:
+    def go(asked: SweepConfig, judge: Judged | None) -> tuple[Any, list[str]]:
         lines: list[str] = []
         run = SweepRun(
             asked,
             lines.append,
             fit=FakeTrainer(0.001),
-            players=lambda *given: replace(FakePlayers()(*given), judge=judge),
+            players=lambda *given: replace(FakeEvalBackend()(*given), judge=judge),
         )
         run.run()
         return run, lines
@@ -114,7 +114,7 @@ def run_sweep(folder: Path, store: str) -> Callable[..., tuple[Any, list[str]]]:
     return go
 
 
-def logged(asked: Sweep) -> dict[str, dict[str, dict[int, float]]]:
+def logged(asked: SweepConfig) -> dict[str, dict[str, dict[int, float]]]:
     """By arm: metric -> step -> value, from MLflow; a step that was logged twice fails."""
     from mlflow import MlflowClient
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.tracking.outbox import Journal, journals
-from orchestrator.tracking.outbox_relay import Teller
+from orchestrator.tracking.outbox import OutboxWriter, journals
+from orchestrator.tracking.outbox_relay import OutboxRelay
 
 
 class FakeTracker:
@@ -93,13 +93,13 @@ SPOILT: list[tuple[Callable[[Path], None], list[int], str]] = [
 def test_a_damaged_journal_silences_nothing_but_what_is_damaged(
     tmp_path: Path, spoil: Callable[[Path], None], heard: list[int], sentence: str
 ) -> None:
-    earlier = Journal(tmp_path, {"sweep": "x"})
+    earlier = OutboxWriter(tmp_path, {"sweep": "x"})
     for n in (1, 2):
         earlier.note({"do": "metrics", "n": n})
     earlier.close()
     spoil(earlier.path)
     told, said = list[int](), list[str]()
-    teller = Teller("u", tmp_path, {"sweep": "x"}, said.append, lambda uri, **about: FakeTracker(told))
+    teller = OutboxRelay("u", tmp_path, {"sweep": "x"}, said.append, lambda uri, **about: FakeTracker(told))
     teller.note("metrics", n=9)
     try:
         assert teller.wait(10.0)
@@ -123,8 +123,8 @@ def test_a_teller_whose_thread_meets_a_fault_of_ours_says_so(
     def broken(self: Any, lock: object) -> bool:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Teller, "_alone", broken)
-    teller = Teller("u", tmp_path, {"sweep": "x"}, open_tracker=lambda uri, **about: FakeTracker([]))
+    monkeypatch.setattr(OutboxRelay, "_alone", broken)
+    teller = OutboxRelay("u", tmp_path, {"sweep": "x"}, open_tracker=lambda uri, **about: FakeTracker([]))
     teller.note("metrics", n=1)
     assert not teller.wait(5.0)
     assert isinstance(teller.failure, ZeroDivisionError)

@@ -22,10 +22,10 @@ from conftest import run
 from fault_proxy import FaultProxy, fault_proxy
 from orchestrator.cli.main import main
 from orchestrator.sweep.state import SweepState
-from orchestrator.sweep.tracking_publisher import Views
+from orchestrator.sweep.tracking_publisher import TrackingPublisher
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.tracking.mlflow_writer import client
-from orchestrator.tracking.outbox import Reading, journals
+from orchestrator.tracking.outbox import OutboxReader, journals
 from orchestrator.tracking.outbox_relay import OutboxSettings
 from reports import a_sweep, check, in_a_process, report, tell
 
@@ -109,7 +109,7 @@ def test_ten_arms_at_once_tell_a_server_that_is_killed_in_the_middle_everything(
 ) -> None:
     sweep, said = a_sweep(tmp_path, store, server.url, name="killed-server"), list[str]()
     state = SweepState.open(sweep, pin=True)
-    views = Views(state, said.append)
+    views = TrackingPublisher(state, said.append)
     reporting = threading.Thread(target=report, args=(views, state, 6, 0.3))
     reporting.start()
     time.sleep(1.0)
@@ -151,9 +151,9 @@ def test_a_process_killed_while_it_tells_a_server_loses_nothing_and_repeats_noth
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert sum(Reading(journal).left for journal in journals(next((tmp_path / "telling").iterdir()))) > 5, (
-        "killed too late to test anything"
-    )
+    assert (
+        sum(OutboxReader(journal).left for journal in journals(next((tmp_path / "telling").iterdir()))) > 5
+    ), "killed too late to test anything"
     assert tell(sweep, steps=4) == ""
     check(server.url, SweepState.open(sweep), steps=4)
 
@@ -214,7 +214,7 @@ def test_a_server_that_stays_away_stalls_nothing_and_is_told_later(
     settings = OutboxSettings(patience_s=3.0)
     began = time.monotonic()
     state = SweepState.open(sweep, pin=True)
-    views = Views(state, said.append, settings=settings)
+    views = TrackingPublisher(state, said.append, settings=settings)
     report(views, state, steps=2)
     assert time.monotonic() - began < 15, "reporting waited for the server"
     sentence = views.finish(done=True)

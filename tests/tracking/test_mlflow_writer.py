@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.config.sweep_config import Sweep
+from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.sweep.state import SweepState
-from orchestrator.sweep.tracking_publisher import Views, republish
+from orchestrator.sweep.tracking_publisher import TrackingPublisher, republish
 from orchestrator.testing.episodes import make_episode_store
-from orchestrator.tracking.mlflow_writer import EXPERIMENT, SWEEP, Tracker, TrackingError, client, tagged
-from orchestrator.tracking.outbox import Journal, Reading, journals
-from orchestrator.tracking.outbox_relay import OutboxSettings, Teller
+from orchestrator.tracking.mlflow_writer import EXPERIMENT, SWEEP, MlflowWriter, TrackingError, client, tagged
+from orchestrator.tracking.outbox import OutboxReader, OutboxWriter, journals
+from orchestrator.tracking.outbox_relay import OutboxRelay, OutboxSettings
 from reports import a_sweep, check, in_a_process, report, tell
 
 
@@ -87,7 +87,7 @@ def test_a_process_killed_while_it_tells_loses_nothing_and_repeats_nothing(
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert sum(Reading(journal).left for journal in journals(next(folder.iterdir()))) > 10, (
+    assert sum(OutboxReader(journal).left for journal in journals(next(folder.iterdir()))) > 10, (
         "killed too late to test anything"
     )
     assert tell(sweep, steps=4) == ""
@@ -102,16 +102,16 @@ def test_what_a_killed_process_noted_is_told_by_a_process_that_has_nothing_to_te
     sweep = a_sweep(tmp_path, store, database, name="orphan", arms=4)
     state = SweepState.open(sweep, pin=True)
 
-    def unreachable(uri: str, **about: Any) -> Tracker:
+    def unreachable(uri: str, **about: Any) -> MlflowWriter:
         raise ConnectionError("MLflow is away")
 
-    views = Views(state, open_tracker=unreachable)
+    views = TrackingPublisher(state, open_tracker=unreachable)
     report(views, state, steps=4)
     noted = views.untold
     assert noted > 4 * 4, "every record is noted, and none delivered"
     views.close()
     assert views.untold == noted
-    heir = Views(state)
+    heir = TrackingPublisher(state)
     assert heir.finish(done=False) == ""
     check(database, state, steps=4)
 
@@ -123,7 +123,7 @@ def test_an_arm_s_run_says_what_it_was_trained_on_with_and_what_it_cost(
 
     sweep = a_sweep(tmp_path, store, database, name="facts", arms=4)
     state = SweepState.open(sweep, pin=True)
-    views, arm_ids = Views(state), [*state.arms()]
+    views, arm_ids = TrackingPublisher(state), [*state.arms()]
     views.costs({arm_id: Cost(episodes=index + 1) for index, arm_id in enumerate(arm_ids)})
     views.artifact("report/answer.md", b"ten")
     views.arm_artifact(arm_ids[0], "films/index.json", b"[]")
@@ -141,7 +141,7 @@ def test_an_arm_s_run_says_what_it_was_trained_on_with_and_what_it_cost(
     assert {"torch", "ray", "mlflow", "robosuite"} <= environment["packages"].keys()
     assert parent.data.tags["demoscale.version.python"] == environment["python"]
     assert parent.info.status == "FINISHED"
-    assert Sweep.model_validate(yaml.safe_load(artifact(database, parent, "sweep.yaml"))) == sweep
+    assert SweepConfig.model_validate(yaml.safe_load(artifact(database, parent, "sweep.yaml"))) == sweep
     assert json.loads(artifact(database, parent, "cost.json"))["episodes"] == 10
     assert json.loads(artifact(database, runs[3], "cost.json"))["episodes"] == 4
     assert "10 episodes" in parent.data.tags["demoscale.cost"]
@@ -160,7 +160,7 @@ def test_a_late_score_is_linked_with_its_checkpoint_at_its_step(
     sweep = a_sweep(tmp_path, store, database, name="late", arms=2)
     state = SweepState.open(sweep, pin=True)
     arm_id = next(iter(state.arms()))
-    views = Views(state)
+    views = TrackingPublisher(state)
     views.metrics(arm_id, 2, {"success_rate": 0.5})
     assert views.flush()
     (before,) = client(database).get_metric_history(
@@ -193,7 +193,7 @@ def test_a_record_that_mlflow_does_not_take_is_kept_and_told_of_and_the_next_one
 ) -> None:
     sweep, said = a_sweep(tmp_path, store, database, name="refused", arms=2), list[str]()
     state = SweepState.open(sweep, pin=True)
-    arm_id, views = next(iter(state.arms())), Views(state, said.append)
+    arm_id, views = next(iter(state.arms())), TrackingPublisher(state, said.append)
     views.metrics(arm_id, 1, {"no such name: {}": 1.0})
     views.metrics(arm_id, 1, {"loss": 1.0})
     assert "refused 1 record" in views.finish(done=False)
@@ -208,7 +208,7 @@ def test_a_run_that_somebody_deleted_in_the_middle_is_made_again(
 ) -> None:
     sweep = a_sweep(tmp_path, store, database, name="deleted", arms=2)
     state = SweepState.open(sweep, pin=True)
-    arm_id, views = next(iter(state.arms())), Views(state)
+    arm_id, views = next(iter(state.arms())), TrackingPublisher(state)
     views.metrics(arm_id, 1, {"loss": 1.0})
     assert views.flush()
     client(database).delete_run(run_of(database, "deleted", arm_id).info.run_id)
@@ -234,7 +234,7 @@ class Slow:
 def test_nobody_waits_for_a_slow_server(tmp_path: Path) -> None:
     told: list[int] = []
     settings = OutboxSettings(patience_s=0.1, longest_wait_s=1.0)
-    teller = Teller(
+    teller = OutboxRelay(
         "", tmp_path, {}, open_tracker=lambda uri, **about: Slow(uri, told=told), settings=settings
     )
     began = time.monotonic()
@@ -247,7 +247,7 @@ def test_nobody_waits_for_a_slow_server(tmp_path: Path) -> None:
     assert teller.left > 80
     teller.close()
     settings = OutboxSettings(longest_wait_s=60.0)
-    other = Teller(
+    other = OutboxRelay(
         "", tmp_path, {}, open_tracker=lambda uri, **about: Slow(uri, told=told), settings=settings
     )
     other.note("metrics", step=100)
@@ -265,10 +265,10 @@ def test_while_one_process_tells_the_others_wait_for_it_and_what_they_note_is_to
     def open_slow(uri: str, **about: Any) -> Slow:
         return Slow(uri, told=told)
 
-    first = Teller("", tmp_path, {}, open_tracker=open_slow)
+    first = OutboxRelay("", tmp_path, {}, open_tracker=open_slow)
     first.note("metrics", step=1)
     assert first.wait(5)
-    second = Teller("", tmp_path, {}, open_tracker=open_slow)
+    second = OutboxRelay("", tmp_path, {}, open_tracker=open_slow)
     second.note("metrics", step=2)
     assert second.wait(5)
     assert (first.telling, second.telling) == (True, False)
@@ -281,7 +281,7 @@ def test_while_one_process_tells_the_others_wait_for_it_and_what_they_note_is_to
 
 
 def test_many_threads_note_whole_lines_in_one_order_each(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, {})
+    journal = OutboxWriter(tmp_path, {})
 
     def note(thread: int) -> None:
         for number in range(200):
@@ -295,7 +295,7 @@ def test_many_threads_note_whole_lines_in_one_order_each(tmp_path: Path) -> None
         thread.start()
     for thread in threads:
         thread.join()
-    reading, seen = Reading(journal.path), list[dict[str, Any]]()
+    reading, seen = OutboxReader(journal.path), list[dict[str, Any]]()
     assert reading.left == 2000
     while found := reading.next():
         seen.append(found[0])
@@ -307,20 +307,20 @@ def test_many_threads_note_whole_lines_in_one_order_each(tmp_path: Path) -> None
 
 
 def test_half_a_line_of_a_killed_process_is_no_note(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, {})
+    journal = OutboxWriter(tmp_path, {})
     journal.note({"do": "whole"})
     journal.close()
     with journal.path.open("ab") as file:
         file.write(b'{"do": "ha')
-    reading = Reading(journal.path)
+    reading = OutboxReader(journal.path)
     note, end = reading.next() or ({}, 0)
     assert note == {"do": "whole"}
     reading.advance(end)
     assert reading.next() is None
-    assert Reading(journal.path).next() is None
+    assert OutboxReader(journal.path).next() is None
 
 
 def test_a_disk_that_takes_no_notes_is_told_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrackingError, match="what MLflow is to be told cannot be written here"):
-        Journal(tmp_path / "file" / "folder", {})
+        OutboxWriter(tmp_path / "file" / "folder", {})

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from orchestrator.cli.main import main
 from orchestrator.config.arms import Arm
 from orchestrator.report.sample_efficiency_curve import Curve
-from orchestrator.tracking.mlflow_writer import SCORE_METRICS, Tracker, outcomes_artifact
+from orchestrator.tracking.mlflow_writer import SCORE_METRICS, MlflowWriter, outcomes_artifact
 from orchestrator.tracking.rollout_videos import films
 from sim_workers.rollout.rollout_video import mp4
 
@@ -24,7 +24,7 @@ def film() -> bytes:
 def tracked(tmp_path_factory: pytest.TempPathFactory, film: bytes) -> Path:
     """A folder whose database has a sweep of two arms, each with films of its last checkpoint."""
     folder = tmp_path_factory.mktemp("tracked-films")
-    tracker = Tracker(
+    tracker = MlflowWriter(
         f"sqlite:///{folder / 'mlflow.db'}",
         "filmed",
         training="t",

@@ -11,13 +11,13 @@ from click.testing import CliRunner
 
 from orchestrator.cli.main import main
 from orchestrator.config.arms import Arm
-from orchestrator.config.sweep_config import Sweep
+from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.evaluation.scores import Score
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.storage.base import StorageError, open_storage
 from orchestrator.storage.identity import KEY, NO_IDENTITY, claim_identity, identity_of, store_of
 from orchestrator.sweep.state import SweepState
-from orchestrator.sweep.tracking_publisher import Views, republish
+from orchestrator.sweep.tracking_publisher import TrackingPublisher, republish
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.tracking.mlflow_reader import TrackedSweep, read_sweep
 from orchestrator.tracking.mlflow_writer import (
@@ -28,13 +28,13 @@ from orchestrator.tracking.mlflow_writer import (
     STORAGE,
     STORE,
     SWEEP,
-    Tracker,
+    MlflowWriter,
     TrackingError,
     client,
     outcomes_artifact,
     tagged,
 )
-from orchestrator.tracking.outbox import Journal, journals
+from orchestrator.tracking.outbox import OutboxWriter, journals
 from reports import EPISODES, a_sweep, fingerprint
 from sim_workers.rollout.episode import Outcome
 
@@ -67,10 +67,10 @@ def runs_of(uri: str, name: str, arm: str = "-") -> list[Any]:
     )
 
 
-def play(sweep: Sweep, successes: int) -> SweepState:
+def play(sweep: SweepConfig, successes: int) -> SweepState:
     """Run the sweep as far as MLflow sees it: every arm's last checkpoint succeeds in so many episodes."""
     state = SweepState.open(sweep, pin=True)
-    views, step = Views(state), sweep.train.steps
+    views, step = TrackingPublisher(state), sweep.train.steps
     specs = sweep.to_suite().episode_list()
     played = [
         Outcome(spec, "success" if i < successes else "failure", 9, 1, 0.1, 0.1)
@@ -82,15 +82,15 @@ def play(sweep: Sweep, successes: int) -> SweepState:
     return state
 
 
-def tracker(uri: str, name: str, store: str = "") -> Tracker:
-    return Tracker(uri, name, training="t", protocol="p", steps=9, store=store)
+def tracker(uri: str, name: str, store: str = "") -> MlflowWriter:
+    return MlflowWriter(uri, name, training="t", protocol="p", steps=9, store=store)
 
 
 def outcomes(successes: int) -> bytes:
     return json.dumps({f"Lift-{k}-{k}": k < successes for k in range(10)}).encode()
 
 
-def score(tracker: Tracker, successes: int) -> None:
+def score(tracker: MlflowWriter, successes: int) -> None:
     """Publish one arm with a complete score of ten episodes."""
     tracker.arm(ONE_ID, ONE, {})
     tracker.artifact(ONE_ID, outcomes_artifact(9), outcomes(successes))
@@ -301,7 +301,7 @@ def test_a_journal_of_an_earlier_version_is_told_under_the_storage_that_it_lies_
 ) -> None:
     play(a_sweep(tmp_path / "bob", store, database, name="journal", arms=2), 1)
     state = SweepState.open(a_sweep(tmp_path / "alice", store, database, name="journal", arms=2), pin=True)
-    first = Views(state, open_tracker=Tracker)
+    first = TrackingPublisher(state, open_tracker=MlflowWriter)
     assert first.finish(done=False) == ""
     (folder,) = (tmp_path / "alice" / "telling").iterdir()
     about = {
@@ -311,10 +311,10 @@ def test_a_journal_of_an_earlier_version_is_told_under_the_storage_that_it_lies_
         "steps": 100,
         "artifacts": state.uri("mlartifacts"),
     }
-    old, arm_id = Journal(folder, about), next(iter(state.arms()))
+    old, arm_id = OutboxWriter(folder, about), next(iter(state.arms()))
     old.note({"do": "metrics", "arm_id": arm_id, "step": 3, "values": {"loss": 0.25}, "at": 1000})
     old.close()
-    assert Views(state).finish(done=False) == ""
+    assert TrackingPublisher(state).finish(done=False) == ""
     assert not journals(folder)
     losses = {
         run.data.tags[STORE]: run.data.metrics.get("loss") for run in runs_of(database, "journal", arm_id)
@@ -410,7 +410,7 @@ def test_two_drivers_that_create_their_runs_at_once_tell_one_curve(database: str
             driver.open()
         driver._mlflow = Meeting(driver._mlflow, barrier)
 
-    def drive(driver: Tracker) -> None:
+    def drive(driver: MlflowWriter) -> None:
         def loss() -> None:
             driver.arm(ONE_ID, ONE, {})
             driver.metrics(ONE_ID, 1, {"loss": 1.0})

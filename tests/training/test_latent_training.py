@@ -13,14 +13,14 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 
 from backbones import svd_config, svd_folder, svd_policy
-from kept_checkpoints import Kept
+from kept_checkpoints import LatentEntry
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.latent_cache import keep_latents, keep_sentences, publish_index
 from orchestrator.storage.base import open_storage
-from orchestrator.training.loop import ArmJob, train
+from orchestrator.training.loop import TrainJob, train
 from policy.checkpoint import CheckpointError, load, load_weights
 from policy.inference import TrainedPolicy
 from policy.interface import Observation
@@ -35,7 +35,7 @@ def weights(tmp_path: Path) -> Path:
     return svd_folder(tmp_path / "svd")
 
 
-def job(store: Path, weights: Path, **changes: Any) -> ArmJob:
+def job(store: Path, weights: Path, **changes: Any) -> TrainJob:
     settings = Train(
         steps=2,
         batch_size=2,
@@ -45,7 +45,7 @@ def job(store: Path, weights: Path, **changes: Any) -> ArmJob:
         mode="two_stage",
         video_steps=2,
     )
-    made = ArmJob(
+    made = TrainJob(
         Arm(2, 1.0, 0), "arm", str(store), 1, frozenset(), svd_policy(), settings, "joint", str(weights)
     )
     return replace(made, **changes)
@@ -56,10 +56,10 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def trained(job: ArmJob, folder: Path) -> Path:
+def trained(job: TrainJob, folder: Path) -> Path:
     """The last checkpoint of a run."""
     folder.mkdir()
-    train(job, 0, 1, None, Kept(folder), bring=stream.straight)
+    train(job, 0, 1, None, LatentEntry(folder), bring=stream.straight)
     return folder / "step_000002"
 
 

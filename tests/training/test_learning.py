@@ -17,19 +17,19 @@ from orchestrator.data.collect_demos import record
 from orchestrator.data.episode_store import commit
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CAMERA
-from orchestrator.training.loop import ArmJob, train
+from orchestrator.training.loop import TrainJob, train
 from policy.inference import TrainedPolicy
 from policy.presets import PRESETS
 from sim_workers.demos.recorder import Demonstration
 from sim_workers.envs.robosuite import SimEnv, contract
 from sim_workers.rollout.episode import run_episode
-from sim_workers.rollout.policy_clients import OneByOne
-from sim_workers.rollout.suite import Rules, Suite
+from sim_workers.rollout.policy_clients import UnbatchedClient
+from sim_workers.rollout.suite import EpisodeRules, Suite
 
 DEMOS, STEPS, SEED = 24, 800, 0
 # Horizon and batch size are the quickstart's; fewer demonstrations and steps are enough here.
 SETTINGS = Train(mode="action_only", steps=STEPS, batch_size=16, checkpoint_every=STEPS)
-SUITE = Suite(("Lift",), 10, Rules(horizon=100))
+SUITE = Suite(("Lift",), 10, EpisodeRules(horizon=100))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def train_head(store: Path, folder: Path) -> tuple[Path, Path]:
     last step.
     """
     arm = Arm(DEMOS, 0.0, SEED)
-    job = ArmJob(
+    job = TrainJob(
         arm, "learning", str(store), 1, frozenset(), PRESETS["tiny"], SETTINGS, SETTINGS.objective, weights=""
     )
 
@@ -80,7 +80,7 @@ def train_head(store: Path, folder: Path) -> tuple[Path, Path]:
 
 def successes(env: SimEnv, checkpoint: Path) -> int:
     """Play the suite with the checkpoint's policy, on the rung that the preset acts on."""
-    policy = OneByOne(TrainedPolicy(checkpoint))
+    policy = UnbatchedClient(TrainedPolicy(checkpoint))
     return sum(
         run_episode(env, spec, SUITE.rules, policy.act).result == "success" for spec in SUITE.episode_list()
     )

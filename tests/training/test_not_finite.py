@@ -17,7 +17,7 @@ import torch
 from conftest import CHECKOUT, run
 from safetensors.torch import load_file, save_file
 
-from kept_checkpoints import Kept
+from kept_checkpoints import LatentEntry
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
@@ -28,7 +28,7 @@ from orchestrator.storage.base import open_storage
 from orchestrator.testing.checkpoints import make_batch, make_checkpoint, make_observation
 from orchestrator.testing.episodes import CAMERA, CONTRACT
 from orchestrator.training import loop
-from orchestrator.training.loop import ArmJob
+from orchestrator.training.loop import TrainJob
 from policy.checkpoint import CheckpointError, new_model
 from policy.config import Recipe
 from policy.finite import NotFiniteError, not_finite
@@ -38,7 +38,7 @@ from policy.trainer import Trainer, _refuse, _Watched
 from sim_workers.demos.recorder import Demonstration
 from sim_workers.rollout.divergence import ActionError, DivergedError, refuse_action, refuse_divergence
 from sim_workers.rollout.episode import Outcome, run_episode
-from sim_workers.rollout.suite import EpisodeSpec, Rules
+from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec
 
 NAMES = CONTRACT.action
 
@@ -52,7 +52,7 @@ import numpy as np
 from policy.interface import ActionChunk
 from sim_workers.envs.robosuite import SimEnv, contract
 from sim_workers.rollout.episode import run_episode
-from sim_workers.rollout.suite import EpisodeSpec, Rules
+from sim_workers.rollout.suite import EpisodeSpec, EpisodeRules
 
 env = SimEnv("Lift", contract((), (64, 64), "fast"), fast_control=sys.argv[1] == "fast")
 spec, moves = EpisodeSpec("Lift", 1_000_000, 1_000_000), np.random.default_rng(0).uniform(-1, 1, (40, 7)).astype(np.float32)
@@ -67,7 +67,7 @@ def play(at=None, fault=None):
             fault(chunk.actions)
         looks.append(seen)
         return chunk
-    outcome = run_episode(env, spec, Rules(16), act)
+    outcome = run_episode(env, spec, EpisodeRules(16), act)
     return outcome, [outcome.played, trace, env.physics.tolist()] if fault is None else None
 
 def state(name, index, value):
@@ -225,7 +225,7 @@ class Chunk:
 
 
 def played(env: Any, chunk: Any, settle: int = 10) -> Outcome:
-    return run_episode(env, EpisodeSpec("Lift", 5, 5), Rules(20, settle), lambda seen: chunk)
+    return run_episode(env, EpisodeSpec("Lift", 5, 5), EpisodeRules(20, settle), lambda seen: chunk)
 
 
 def test_what_goes_wrong_after_the_first_success_is_an_error_too() -> None:
@@ -444,25 +444,25 @@ def test_on_a_gpu_the_step_is_named_when_the_next_one_is_under_way_or_when_asked
             ends(of, clips)
 
 
-def job(store: str, **train: Any) -> ArmJob:
+def job(store: str, **train: Any) -> TrainJob:
     settings = Train(**{"steps": 6, "batch_size": 4, "checkpoint_every": 3, "warmup_steps": 2, **train})
     version = latest_version(open_storage(store))
-    return ArmJob(
+    return TrainJob(
         Arm(3, 1.0, 0), "arm", store, version, frozenset(), PRESETS["tiny"], settings, "joint", "none"
     )
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Kept:
+def kept(tmp_path: Path) -> LatentEntry:
     torch.set_num_threads(1)
-    return Kept(tmp_path)
+    return LatentEntry(tmp_path)
 
 
 train = partial(loop.train, bring=stream.straight)
 
 
 def test_an_arm_whose_loss_is_not_finite_ends_at_that_step_and_leaves_what_was_sound(
-    store: str, kept: Kept, monkeypatch: pytest.MonkeyPatch
+    store: str, kept: LatentEntry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, steps = loop._to_batch, []
 
@@ -481,7 +481,7 @@ def test_an_arm_whose_loss_is_not_finite_ends_at_that_step_and_leaves_what_was_s
 
 @pytest.mark.parametrize("part", ["weights", "trainer"])
 def test_a_checkpoint_that_is_not_finite_is_not_written(
-    store: str, kept: Kept, part: str, monkeypatch: pytest.MonkeyPatch
+    store: str, kept: LatentEntry, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = {"weights": "acting_weights", "trainer": "state"}[part]
     sound = getattr(Trainer, method)
@@ -518,7 +518,7 @@ def spoil(folder: Path, file: str) -> str:
 
 @pytest.mark.parametrize("file", ["heads.safetensors", "trainer.safetensors"])
 def test_training_does_not_go_on_from_a_checkpoint_that_is_not_finite(
-    store: str, kept: Kept, file: str
+    store: str, kept: LatentEntry, file: str
 ) -> None:
     train(job(store), 0, 1, None, kept, asked=lambda: "pause")
     name = spoil(kept.folder / "step_000001", file)
@@ -529,7 +529,7 @@ def test_training_does_not_go_on_from_a_checkpoint_that_is_not_finite(
         train(job(store), 0, 1, kept.folder / "step_000001", kept)
 
 
-def test_training_does_not_start_from_a_video_model_that_is_not_finite(store: str, kept: Kept) -> None:
+def test_training_does_not_start_from_a_video_model_that_is_not_finite(store: str, kept: LatentEntry) -> None:
     video = replace(job(store), objective="video")
     train(video, 0, 1, None, kept)
     folder = kept.folder / "step_000006"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from kept_checkpoints import Kept
+from kept_checkpoints import LatentEntry
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
@@ -22,7 +22,7 @@ from orchestrator.data.subset import choose
 from orchestrator.storage.base import open_storage
 from orchestrator.training import loop
 from orchestrator.training.control_channel import desk
-from orchestrator.training.loop import ArmJob
+from orchestrator.training.loop import TrainJob
 from orchestrator.training.ray_train import fit
 from orchestrator.training.worker_usage import SPENT
 from policy.checkpoint import fingerprint, load, load_card, load_trainer
@@ -31,9 +31,9 @@ from policy.presets import PRESETS
 from policy.trainer import learning_rate_factor
 
 
-def job(store: Path, steps: int = 6, workers: int = 1, ratio: float = 1.0) -> ArmJob:
+def job(store: Path, steps: int = 6, workers: int = 1, ratio: float = 1.0) -> TrainJob:
     settings = Train(steps=steps, batch_size=4, checkpoint_every=3, warmup_steps=2, workers=workers)
-    return ArmJob(
+    return TrainJob(
         Arm(3, ratio, 0),
         f"arm-{workers}-{steps}",
         str(store),
@@ -63,7 +63,7 @@ train = partial(loop.train, bring=stream.straight)
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
 def test_a_resumed_run_is_the_uninterrupted_run(lift_store: Path, tmp_path: Path) -> None:
-    whole, rest = Kept(tmp_path / "whole"), Kept(tmp_path / "rest")
+    whole, rest = LatentEntry(tmp_path / "whole"), LatentEntry(tmp_path / "rest")
     for kept in (whole, rest):
         kept.folder.mkdir()
     train(job(lift_store), 0, 1, None, whole)
@@ -80,7 +80,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(lift_store: Path, tmp_path: Path
 def test_every_report_says_what_was_spent_since_the_last_and_no_checkpoint_does(
     lift_store: Path, tmp_path: Path
 ) -> None:
-    kept = Kept(tmp_path)
+    kept = LatentEntry(tmp_path)
     cpu, wall = time.process_time(), time.perf_counter()
     train(job(lift_store), 0, 1, None, kept)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
@@ -108,7 +108,11 @@ def test_every_report_says_what_was_spent_since_the_last_and_no_checkpoint_does(
 def test_a_run_that_is_paused_at_any_step_goes_on_as_if_it_had_not_been(
     lift_store: Path, tmp_path: Path
 ) -> None:
-    whole, paused, stopped = Kept(tmp_path / "whole"), Kept(tmp_path / "paused"), Kept(tmp_path / "stopped")
+    whole, paused, stopped = (
+        LatentEntry(tmp_path / "whole"),
+        LatentEntry(tmp_path / "paused"),
+        LatentEntry(tmp_path / "stopped"),
+    )
     for kept in (whole, paused, stopped):
         kept.folder.mkdir()
     train(job(lift_store), 0, 1, None, whole)
@@ -130,7 +134,7 @@ def test_training_that_goes_on_to_more_steps_ends_as_one_that_was_asked_for_them
     lift_store: Path, tmp_path: Path
 ) -> None:
     """Where the learning rate is constant; then the arm of both is the same one."""
-    once, longer = Kept(tmp_path / "once"), Kept(tmp_path / "longer")
+    once, longer = LatentEntry(tmp_path / "once"), LatentEntry(tmp_path / "longer")
     for kept in (once, longer):
         kept.folder.mkdir()
     long = job(lift_store, steps=8)
@@ -151,7 +155,7 @@ def test_training_that_goes_on_to_more_steps_ends_as_one_that_was_asked_for_them
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
 def test_a_checkpoint_says_where_it_comes_from(lift_store: Path, tmp_path: Path) -> None:
-    kept = Kept(tmp_path)
+    kept = LatentEntry(tmp_path)
     train(job(lift_store, steps=3), 0, 1, None, kept)
     card = load_card(tmp_path / "step_000003")
     manifest = load_manifest(open_storage(str(lift_store)))
@@ -171,7 +175,7 @@ def test_a_checkpoint_says_where_it_comes_from(lift_store: Path, tmp_path: Path)
 def test_the_clips_consumed_are_counted_and_keep_the_asked_ratio(
     lift_store: Path, tmp_path: Path, ratio: float, with_actions: int, action_free: int
 ) -> None:
-    kept = Kept(tmp_path)
+    kept = LatentEntry(tmp_path)
     train(job(lift_store, steps=3, ratio=ratio), 0, 1, None, kept)
     told = kept.reports[-1][1]
     assert (told["clips_with_actions"], told["clips_action_free"]) == (with_actions, action_free)

@@ -37,7 +37,7 @@ class SourceError(DemoscaleError):
 
 
 @dataclass(frozen=True)
-class Reading:
+class ImportOptions:
     """Options for reading a source: facts that its files do not state, and conversions. An empty option
     means: as the files state.
     """
@@ -134,7 +134,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: str | Path, reading: Reading) -> Source:
+def open_source(path: str | Path, reading: ImportOptions) -> Source:
     """Detect the format of a file or folder and list its episodes.
 
     Raises SourceError if the format is unknown, or if the reading has an option that does not apply to the
@@ -233,7 +233,7 @@ OPTIONS = {
 }
 
 
-def refuse_options(path: Path, reading: Reading, kind: str, without: Iterable[str]) -> None:
+def refuse_options(path: Path, reading: ImportOptions, kind: str, without: Iterable[str]) -> None:
     """Raise SourceError for an option that does not apply to a format and would be ignored. `--proprio none`
     is allowed.
     """
@@ -329,7 +329,7 @@ def only_sentence(sentences: Iterable[str], parts: str) -> str:
 
 
 def action_names(
-    where: str, action: tuple[str, ...], largest: float, reading: Reading
+    where: str, action: tuple[str, ...], largest: float, reading: ImportOptions
 ) -> tuple[tuple[str, ...], list[str]]:
     """Return the names of the action's dimensions, and a question if values named as displacements exceed
     [-1, 1].
@@ -351,7 +351,7 @@ def action_names(
 # -- common to several formats -------------------------------------------------------------------------------
 
 
-def label_of(path: Path, reading: Reading) -> str:
+def label_of(path: Path, reading: ImportOptions) -> str:
     """Return the prefix of episode ids: the reading's label, or the path's name up to its first dot."""
     return reading.label or path.name.split(".")[0]
 
@@ -370,7 +370,7 @@ def episode_ids(label: str, names: list[str]) -> dict[str, str]:
     }
 
 
-def chosen_cameras(where: str, available: Iterable[str], reading: Reading) -> dict[str, str]:
+def chosen_cameras(where: str, available: Iterable[str], reading: ImportOptions) -> dict[str, str]:
     """Return camera of the source -> name in the store. Raises SourceError for an unknown camera or two with
     one name.
     """
@@ -393,7 +393,7 @@ def contract_of(
     action: tuple[str, ...],
     native_hz: float,
     simulator: str,
-    reading: Reading,
+    reading: ImportOptions,
 ) -> Contract:
     """Return the conventions of the episodes to be written.
 
@@ -425,7 +425,7 @@ def contract_of(
     )
 
 
-def native_rate(where: str, stated: float | None, reading: Reading) -> float:
+def native_rate(where: str, stated: float | None, reading: ImportOptions) -> float:
     """Return the recording's steps per second. Raises SourceError if neither the source nor the reading
     states them, or they differ.
     """
@@ -439,7 +439,7 @@ def native_rate(where: str, stated: float | None, reading: Reading) -> float:
     return float(stated or reading.hz or 0)
 
 
-def store_rate(where: str, native_hz: float, labelled: bool, reading: Reading) -> float:
+def store_rate(where: str, native_hz: float, labelled: bool, reading: ImportOptions) -> float:
     """Return the steps per second of the episodes to be written. Raises SourceError for resampling episodes
     with actions.
     """
@@ -467,7 +467,7 @@ def cameras_by_name(keys: Iterable[str]) -> dict[str, str]:
 
 
 def chosen_proprio(
-    where: str, kind: str, widths: dict[str, int], defaults: Sequence[tuple[str, ...]], reading: Reading
+    where: str, kind: str, widths: dict[str, int], defaults: Sequence[tuple[str, ...]], reading: ImportOptions
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the keys of the vectors that make up the proprioception, and a name per value.
 
@@ -531,7 +531,7 @@ def origin(
 
 
 @dataclass(frozen=True)
-class Raw:
+class RawEpisode:
     """Episode as read from its file, pictures already upright and scaled."""
 
     frames: dict[str, Pictures]
@@ -545,7 +545,9 @@ class Raw:
     """Number of rows N."""
 
 
-def finished(item: Item, raw: Raw, contract: Contract, cameras: dict[str, str], native_hz: float) -> Episode:
+def finished(
+    item: Item, raw: RawEpisode, contract: Contract, cameras: dict[str, str], native_hz: float
+) -> Episode:
     """Return the episode to store: vectors resampled, cameras by their new names. Raises SourceError if its
     parts disagree.
     """
@@ -589,7 +591,9 @@ def finished(item: Item, raw: Raw, contract: Contract, cameras: dict[str, str], 
     )
 
 
-def orientation(where: str, convention: str | None, hint: str, reading: Reading) -> tuple[str, list[str]]:
+def orientation(
+    where: str, convention: str | None, hint: str, reading: ImportOptions
+) -> tuple[str, list[str]]:
     """Return how the pictures are stored, and a question if neither the reading nor the format's convention
     states it.
     """

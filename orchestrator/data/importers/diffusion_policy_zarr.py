@@ -27,10 +27,10 @@ import zarr
 
 from orchestrator.data.episode_format import Episode
 from orchestrator.data.importers.base import (
+    ImportOptions,
     Item,
     Pictures,
-    Raw,
-    Reading,
+    RawEpisode,
     SourceError,
     action_names,
     cameras_by_name,
@@ -56,7 +56,7 @@ from orchestrator.data.importers.image_ops import (
     MOST_VECTOR_BYTES,
     RANGES,
     SMALLEST,
-    Range,
+    ValueRange,
     in_blocks,
     range_of,
 )
@@ -148,7 +148,7 @@ class ReplayBuffer:
     _cameras: dict[str, str]
     _keys: dict[str, str]
     """Camera of the source -> its array."""
-    _ranges: dict[str, Range]
+    _ranges: dict[str, ValueRange]
     """Camera of the source -> range of its values."""
     _proprio: tuple[str, ...]
     _action: str
@@ -168,7 +168,7 @@ class ReplayBuffer:
                 frames[camera] = in_blocks(
                     pictures.bytes, first + kept, self._stored, self.contract.image_size
                 )
-            raw = Raw(
+            raw = RawEpisode(
                 frames=frames,
                 proprio=(
                     np.concatenate([rows_of(data[key][first:last]) for key in self._proprio], 1)
@@ -196,7 +196,7 @@ class ReplayBuffer:
         }
 
 
-def open_replay_buffer(path: Path, reading: Reading) -> ReplayBuffer:
+def open_replay_buffer(path: Path, reading: ImportOptions) -> ReplayBuffer:
     """Open a buffer and check its arrays. Raises SourceError if it is none, or if an option is missing or
     wrong.
     """
@@ -410,7 +410,7 @@ def _size(path: Path, array: Any) -> tuple[int, int]:
 class _Pictures:
     """Pictures of one array; the last chunk read is cached, since blocks are smaller than most chunks."""
 
-    def __init__(self, array: Any, values: Range) -> None:
+    def __init__(self, array: Any, values: ValueRange) -> None:
         self._array, self._range = array, values
         self._chunk = int(array.chunks[0])
         self._first, self._window = 0, np.empty((0, *array.shape[1:]), array.dtype)
@@ -429,8 +429,8 @@ class _Pictures:
 
 
 def _ranges(
-    path: Path, arrays: dict[str, Any], spans: dict[str, tuple[int, int]], reading: Reading
-) -> tuple[dict[str, Range], dict[str, str], list[str]]:
+    path: Path, arrays: dict[str, Any], spans: dict[str, tuple[int, int]], reading: ImportOptions
+) -> tuple[dict[str, ValueRange], dict[str, str], list[str]]:
     """Return camera -> range of its values, from all its pictures, episode -> fault of its pictures, and
     questions.
     """

@@ -94,7 +94,7 @@ def in_blocks(
 
 
 @dataclass(frozen=True)
-class Range:
+class ValueRange:
     """Values of black and white in a source's pictures."""
 
     black: float
@@ -111,7 +111,12 @@ class Range:
         return pictures
 
 
-RANGES = {"0..255": Range(0, 255), "0..1": Range(0, 1), "-1..1": Range(-1, 1), "0..65535": Range(0, 65535)}
+RANGES = {
+    "0..255": ValueRange(0, 255),
+    "0..1": ValueRange(0, 1),
+    "-1..1": ValueRange(-1, 1),
+    "0..65535": ValueRange(0, 65535),
+}
 
 
 def range_of(dtype: np.dtype[Any], lowest: float, highest: float) -> str:
@@ -170,7 +175,7 @@ def _refuse_size(stream: Any) -> None:
 
 
 @dataclass(frozen=True)
-class FilmIndex:
+class VideoIndex:
     """Index of the N frames that a player shows of a film, in display order; made without decoding."""
 
     size: tuple[int, int]
@@ -217,7 +222,7 @@ class FilmIndex:
         return np.asarray(chosen, np.int64)
 
 
-def film_index(path: Path) -> FilmIndex:
+def film_index(path: Path) -> VideoIndex:
     """Return the index of a film, cached by path, size and time of change. Raises ValueError if it cannot be
     read or has no frames.
     """
@@ -229,7 +234,7 @@ def film_index(path: Path) -> FilmIndex:
 
 
 @lru_cache(maxsize=64)
-def _film_index(path: Path, _size: int, _changed: int) -> FilmIndex:
+def _film_index(path: Path, _size: int, _changed: int) -> VideoIndex:
     try:
         with av.open(str(path), "r") as container:
             if not container.streams.video:
@@ -273,7 +278,7 @@ def _film_index(path: Path, _size: int, _changed: int) -> FilmIndex:
     first_keys = np.asarray([pts for pts, _ in keys] if timed and keys else [pts[0]], np.int64)
     starts = np.asarray([dts for _, dts in keys] if timed and keys else [pts[0]], np.int64)
     seek = starts[(np.searchsorted(first_keys, pts, side="right") - 1).clip(min=0)]
-    return FilmIndex(size, times, sums, rate or 1.0, pts, seek, timed)
+    return VideoIndex(size, times, sums, rate or 1.0, pts, seek, timed)
 
 
 def film_frames(path: Path, numbers: Sequence[int] | Numbers) -> Iterator[Pictures]:
@@ -313,7 +318,7 @@ def film_frames(path: Path, numbers: Sequence[int] | Numbers) -> Iterator[Pictur
         raise ValueError(f"the video {path.name} cannot be read ({type(error).__name__})") from None
 
 
-def _number(index: FilmIndex, frame: Any, before: int) -> int:
+def _number(index: VideoIndex, frame: Any, before: int) -> int:
     """Return the index of a decoded frame; where times are unknown, the index after `before`.
 
     For a frame that is not shown: the index of the last frame that is shown before it, -1 if none.

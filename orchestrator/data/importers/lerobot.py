@@ -31,10 +31,10 @@ import pyarrow.parquet as pq
 
 from orchestrator.data.episode_format import Episode
 from orchestrator.data.importers.base import (
+    ImportOptions,
     Item,
     Pictures,
-    Raw,
-    Reading,
+    RawEpisode,
     SourceError,
     action_names,
     cause,
@@ -127,7 +127,7 @@ class LeRobot:
                 frames[camera] = in_blocks(
                     self._images(place, camera), kept, self._stored, self.contract.image_size
                 )
-        raw = Raw(
+        raw = RawEpisode(
             frames=frames,
             proprio=(
                 np.concatenate([_vectors(table, key) for key in self._proprio], 1) if self._proprio else None
@@ -173,7 +173,7 @@ class LeRobot:
         return read
 
 
-def open_lerobot(root: Path, reading: Reading) -> LeRobot:
+def open_lerobot(root: Path, reading: ImportOptions) -> LeRobot:
     """Open a dataset and check its metadata, rows and films. Raises SourceError for an unknown version or a
     missing feature.
     """
@@ -187,7 +187,7 @@ def open_lerobot(root: Path, reading: Reading) -> LeRobot:
         ) from None
 
 
-def _understand(root: Path, info: dict[str, Any], reading: Reading) -> LeRobot:
+def _understand(root: Path, info: dict[str, Any], reading: ImportOptions) -> LeRobot:
     version, features = str(info.get("codebase_version")), info["features"]
     if not version.startswith(("v2.", "v3.")):
         raise SourceError(
@@ -275,7 +275,7 @@ def _take(
     line: dict[str, Any],
     place: _Place,
     tasks: dict[int, str],
-    reading: Reading,
+    reading: ImportOptions,
     parts: list[tuple[str, int, int]],
 ) -> float:
     """Add an episode to the source's items, or the reason against it to its problems; return its largest
@@ -384,7 +384,7 @@ def _candidates(
     episodes: list[tuple[dict[str, Any], dict[str, tuple[str, float]]]],
     layout: dict[int, list[tuple[str, int, int]]],
     unread: dict[int, str],
-    reading: Reading,
+    reading: ImportOptions,
     info: dict[str, Any],
 ) -> list[tuple[dict[str, Any], _Place]]:
     """Return the requested episodes, without duplicates, whose rows and films are complete.
@@ -602,7 +602,7 @@ def _instruction(table: pa.Table, tasks: dict[int, str], line: dict[str, Any]) -
     return listed[0] if listed else ""
 
 
-def _split(root: Path, info: dict[str, Any], reading: Reading) -> set[int] | None:
+def _split(root: Path, info: dict[str, Any], reading: ImportOptions) -> set[int] | None:
     """Return the episodes of the split that --mask names; None for all."""
     if not reading.mask:
         return None
@@ -617,7 +617,7 @@ def _split(root: Path, info: dict[str, Any], reading: Reading) -> set[int] | Non
 
 
 def _rate(
-    root: Path, info: dict[str, Any], layout: dict[int, list[tuple[str, int, int]]], reading: Reading
+    root: Path, info: dict[str, Any], layout: dict[int, list[tuple[str, int, int]]], reading: ImportOptions
 ) -> float:
     """Return the rows per second of meta/info.json, or --hz where the rows' timestamps agree with it.
 

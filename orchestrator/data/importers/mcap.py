@@ -30,10 +30,10 @@ import yaml
 from orchestrator.data.episode_format import Episode
 from orchestrator.data.importers.base import (
     MCAP_SUFFIXES,
+    ImportOptions,
     Item,
     Pictures,
-    Raw,
-    Reading,
+    RawEpisode,
     SourceError,
     action_names,
     chosen_cameras,
@@ -56,7 +56,7 @@ from orchestrator.data.importers.base import (
 from orchestrator.data.importers.image_ops import Numbers, resized, turned
 from orchestrator.data.importers.mcap_messages import (
     CAMERA_KINDS,
-    Series,
+    TopicSeries,
     camera_name,
     pictures,
     places_of,
@@ -133,7 +133,7 @@ class Mcap:
             )[0]
         return finished(
             item,
-            Raw(frames, plan.proprio, plan.action, None, plan.rows),
+            RawEpisode(frames, plan.proprio, plan.action, None, plan.rows),
             self.contract,
             self._cameras,
             self._native_hz,
@@ -149,7 +149,7 @@ class Mcap:
         }
 
 
-def open_mcap(root: Path, reading: Reading) -> Mcap:
+def open_mcap(root: Path, reading: ImportOptions) -> Mcap:
     """Read every recording once without decoding pictures.
 
     Raises SourceError if an option or a package is missing, or no recording can be used.
@@ -184,7 +184,7 @@ def open_mcap(root: Path, reading: Reading) -> Mcap:
         native_hz,
     )
     problems, left_out = source.problems, dict[str, str]()
-    found, files = dict[str, dict[str, Series]](), dict[str, list[Path]]()
+    found, files = dict[str, dict[str, TopicSeries]](), dict[str, list[Path]]()
     for name, path in _recordings(root).items():
         with leaving_out(f"{root.name}, {name}", problems):
             files[name] = _files(path)
@@ -250,7 +250,7 @@ def open_mcap(root: Path, reading: Reading) -> Mcap:
     return source
 
 
-def _unnamed(root: Path, offered: dict[str, Series], reading: Reading) -> list[str]:
+def _unnamed(root: Path, offered: dict[str, TopicSeries], reading: ImportOptions) -> list[str]:
     """Return a question for each missing option that an import needs."""
     listed = ", ".join(
         f"{key} ({len(series.names)})"
@@ -278,7 +278,7 @@ def _item(
     plan: _Plan,
     names: tuple[tuple[str, ...], tuple[str, ...]],
     episode_id: str,
-    reading: Reading,
+    reading: ImportOptions,
 ) -> Item:
     """Return an item, after sorting its vectors by the first recording's names.
 
@@ -318,7 +318,11 @@ def _item(
 
 
 def _plan(
-    files: list[Path], found: dict[str, Series], cameras: dict[str, str], reading: Reading, hz: float
+    files: list[Path],
+    found: dict[str, TopicSeries],
+    cameras: dict[str, str],
+    reading: ImportOptions,
+    hz: float,
 ) -> _Plan:
     """Choose a message of every topic for every step. Raises ValueError if one is missing."""
     topics = {camera: _topic(found, camera) for camera in cameras}
@@ -398,7 +402,7 @@ def _plan(
     )
 
 
-def _clock(used: dict[str, Series]) -> tuple[dict[str, Numbers], str]:
+def _clock(used: dict[str, TopicSeries]) -> tuple[dict[str, Numbers], str]:
     """Return the times of all messages, (M,) ns per key, and the name of their clock. Raises ValueError if
     header stamps go back.
     """
@@ -460,12 +464,12 @@ def _in_force(key: str, times: Numbers, moments: Numbers, step: float, ahead: bo
     return np.asarray(places, np.int64)
 
 
-def _dimensions(found: dict[str, Series], keys: Sequence[str]) -> tuple[str, ...]:
+def _dimensions(found: dict[str, TopicSeries], keys: Sequence[str]) -> tuple[str, ...]:
     """Return a name for every value of the concatenated vectors."""
     return tuple(f"{key}_{name}" if name else key for key in keys for name in found[key].names)
 
 
-def _topic(found: dict[str, Series], camera: str) -> str:
+def _topic(found: dict[str, TopicSeries], camera: str) -> str:
     """Return the topic of a camera. Raises ValueError if none or several have its name."""
     topics = [
         key

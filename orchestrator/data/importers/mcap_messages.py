@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from orchestrator.data.importers.base import Reading, cause, refuse_pointer
+from orchestrator.data.importers.base import ImportOptions, cause, refuse_pointer
 from orchestrator.data.importers.image_ops import MOST_PIXELS, Numbers, Pictures, image
 
 MAGIC = b"\x89MCAP0\r\n"
@@ -70,7 +70,7 @@ MOST_RECORD_BYTES = 1 << 30
 
 
 @dataclass
-class Series:
+class TopicSeries:
     """M messages of a topic, in the order of their log times."""
 
     topic: str
@@ -207,15 +207,15 @@ def _decoder(schema: Any, channel: Any) -> Callable[[bytes], Any]:
     )
 
 
-def scan(files: list[Path], reading: Reading) -> dict[str, Series]:
+def scan(files: list[Path], reading: ImportOptions) -> dict[str, TopicSeries]:
     """Return the series of a recording, per topic and per TOPIC:FIELD that the reading names; of other topics
     only one message.
 
     Raises ValueError if a file is damaged, or a message of a chosen topic cannot be decoded.
     """
-    found: dict[str, Series] = {}
+    found: dict[str, TopicSeries] = {}
     for file in files:
-        wanted: dict[int, list[tuple[Series, str, bool]]] = {}
+        wanted: dict[int, list[tuple[TopicSeries, str, bool]]] = {}
         decoders: dict[int, Callable[[bytes], Any]] = {}
         for schema, channel, message in _messages(file):
             if channel.id not in wanted:
@@ -254,8 +254,8 @@ def scan(files: list[Path], reading: Reading) -> dict[str, Series]:
 
 
 def _wanted(
-    schema: Any, channel: Any, found: dict[str, Series], reading: Reading
-) -> Iterator[tuple[Series, str, bool]]:
+    schema: Any, channel: Any, found: dict[str, TopicSeries], reading: ImportOptions
+) -> Iterator[tuple[TopicSeries, str, bool]]:
     """Yield (series, field that it consists of, whether it needs all messages) for each series of a
     channel.
     """
@@ -277,7 +277,7 @@ def _wanted(
     for key, path in paths.items():
         series = found.setdefault(
             key,
-            Series(
+            TopicSeries(
                 topic, kind, fault="a video stream is not read, only pictures are" if kind == "video" else ""
             ),
         )
@@ -286,7 +286,7 @@ def _wanted(
         yield series, path, all_of_it or key in chosen
 
 
-def _vector(series: Series, message: Any, path: str) -> tuple[float, ...]:
+def _vector(series: TopicSeries, message: Any, path: str) -> tuple[float, ...]:
     """Return the numbers of a message or of its field `path`, in the order of the series' names. Raises
     ValueError for other names.
     """

@@ -23,10 +23,10 @@ import numpy.typing as npt
 
 from orchestrator.data.episode_format import Episode
 from orchestrator.data.importers.base import (
+    ImportOptions,
     Item,
     Pictures,
-    Raw,
-    Reading,
+    RawEpisode,
     SourceError,
     action_names,
     chosen_cameras,
@@ -105,7 +105,7 @@ class Rlds:
             camera: in_blocks(self._pictures(values, camera), kept, self._stored, self.contract.image_size)
             for camera in self._cameras
         }
-        raw = Raw(
+        raw = RawEpisode(
             frames=frames,
             proprio=(
                 self._vectors(values, tuple(OBSERVATION + key for key in self._proprio), place.rows)
@@ -137,7 +137,7 @@ def is_rlds(path: Path) -> bool:
     return (path / "features.json").is_file() and (path / "dataset_info.json").is_file()
 
 
-def open_rlds(root: Path, reading: Reading) -> Rlds:
+def open_rlds(root: Path, reading: ImportOptions) -> Rlds:
     """Open a data set and check every record. Raises SourceError if it is none, lacks a feature, or tfrecord
     is not installed.
     """
@@ -222,7 +222,7 @@ def open_rlds(root: Path, reading: Reading) -> Rlds:
     return source
 
 
-def _take(source: Rlds, number: int, place: "_Found", name: str, reading: Reading) -> float:
+def _take(source: Rlds, number: int, place: "_Found", name: str, reading: ImportOptions) -> float:
     """Add an episode to the source's items, or the reason against it to its problems; return its largest
     absolute action value.
 

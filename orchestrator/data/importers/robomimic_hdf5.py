@@ -35,10 +35,10 @@ import numpy.typing as npt
 from orchestrator.data.episode_format import Episode
 from orchestrator.data.importers.base import (
     HDF5_SUFFIXES,
+    ImportOptions,
     Item,
     Pictures,
-    Raw,
-    Reading,
+    RawEpisode,
     SourceError,
     action_names,
     cameras_by_name,
@@ -175,7 +175,7 @@ class _Content:
 
 
 @dataclass
-class Hdf5:
+class RobomimicHdf5:
     """Source: one file, or a folder of files with equal conventions."""
 
     format: str
@@ -204,7 +204,7 @@ class Hdf5:
                 for name in self._plan.cameras:
                     pictures[name].refuse_unreadable()
                 size = self.contract.image_size
-                raw = Raw(
+                raw = RawEpisode(
                     frames={
                         name: in_blocks(partial(self._bytes, pictures[name]), kept, self._stored, size)
                         for name in self._plan.cameras
@@ -237,7 +237,7 @@ class Hdf5:
 # -- files ---------------------------------------------------------------------------------------------------
 
 
-def open_hdf5(path: Path, reading: Reading) -> Hdf5:
+def open_hdf5(path: Path, reading: ImportOptions) -> RobomimicHdf5:
     """Open a file, or every HDF5 file of a folder.
 
     Raises SourceError if no file can be read, or if two files' conventions differ.
@@ -267,7 +267,7 @@ def open_hdf5(path: Path, reading: Reading) -> Hdf5:
     return source
 
 
-def _join(source: Hdf5, first: Path, other: Hdf5, file: Path) -> None:
+def _join(source: RobomimicHdf5, first: Path, other: RobomimicHdf5, file: Path) -> None:
     """Add a file's demonstrations to the source. Raises SourceError if the conventions differ."""
     conventions = {**source.contract.to_json(), "recorded_rate": source._native_hz}
     others = {**other.contract.to_json(), "recorded_rate": other._native_hz}
@@ -296,7 +296,7 @@ def _join(source: Hdf5, first: Path, other: Hdf5, file: Path) -> None:
     source._ranges |= other._ranges
 
 
-def _open_file(path: Path, reading: Reading, label: str, prefix: str) -> Hdf5:
+def _open_file(path: Path, reading: ImportOptions, label: str, prefix: str) -> RobomimicHdf5:
     try:
         refuse_pointer(path)
     except (SourceError, OSError) as error:
@@ -314,7 +314,7 @@ def _open_file(path: Path, reading: Reading, label: str, prefix: str) -> Hdf5:
             raise _NothingReadError(f"{path}: {cause(error)}") from None
 
 
-def _understand(path: Path, file: Any, reading: Reading, label: str, prefix: str) -> Hdf5:
+def _understand(path: Path, file: Any, reading: ImportOptions, label: str, prefix: str) -> RobomimicHdf5:
     data = member(file, "data")
     if not isinstance(data, h5py.Group):
         raise _NothingReadError(
@@ -383,7 +383,7 @@ def _understand(path: Path, file: Any, reading: Reading, label: str, prefix: str
     if not all(item.instruction for item in items if not item.problem):
         questions.append(f"{path.name}: it does not say in words what is done; say it with --instruction")
     left_out = [*found.absent, *(faults[demo] for demo in found.order if demo in faults)]
-    return Hdf5(
+    return RobomimicHdf5(
         _family(data, next(iter(contents))),
         contract,
         items,
@@ -424,7 +424,7 @@ class _Found:
     """A sentence for each demonstration that a mask lists and the file lacks."""
 
 
-def _looked_at(path: Path, file: Any, data: Any, reading: Reading) -> _Found:
+def _looked_at(path: Path, file: Any, data: Any, reading: ImportOptions) -> _Found:
     """Return the demonstrations that have pictures, and a sentence for each that has none. Raises
     _NothingReadError if none has.
     """
@@ -495,7 +495,7 @@ def _masked(path: Path, file: Any, mask: str) -> set[str]:
         ) from None
 
 
-def _shape(group: Any, obs: Any, reading: Reading) -> _Shape | None:
+def _shape(group: Any, obs: Any, reading: ImportOptions) -> _Shape | None:
     """Return the shape of a demonstration; None if it has no pictures."""
     pictures = _pictures(obs)
     if not pictures:
@@ -528,7 +528,12 @@ def _pictures(obs: Any) -> dict[str, PictureArray]:
 
 
 def _planned(
-    path: Path, data: Any, found: dict[str, _Shape], made: _Made, stated: _Stated | None, reading: Reading
+    path: Path,
+    data: Any,
+    found: dict[str, _Shape],
+    made: _Made,
+    stated: _Stated | None,
+    reading: ImportOptions,
 ) -> tuple[_Plan, tuple[str, ...], tuple[str, ...]]:
     """Return the plan, from the reading and from what most demonstrations have, and the names of
     proprioception and actions.
@@ -575,7 +580,9 @@ def _most(values: Iterable[Any]) -> Any:
     return Counter(values).most_common(1)[0][0]
 
 
-def _cameras(path: Path, found: Iterable[_Shape], stated: _Stated | None, reading: Reading) -> dict[str, str]:
+def _cameras(
+    path: Path, found: Iterable[_Shape], stated: _Stated | None, reading: ImportOptions
+) -> dict[str, str]:
     """Return the cameras of most demonstrations, or those that the reading chooses, which only some
     may have.
     """
@@ -591,7 +598,7 @@ def _cameras(path: Path, found: Iterable[_Shape], stated: _Stated | None, readin
 
 
 def _proprio(
-    path: Path, found: Iterable[_Shape], stated: _Stated | None, reading: Reading
+    path: Path, found: Iterable[_Shape], stated: _Stated | None, reading: ImportOptions
 ) -> tuple[dict[str, int], tuple[str, ...]]:
     """Return key -> width of the vectors that make up the proprioception, and a name per value."""
     found = list(found)
@@ -622,7 +629,7 @@ def _two_dimensional(group: Any) -> list[str]:
 
 
 def _action_names(
-    path: Path, width: int, made: _Made, robocasa: bool, stated: _Stated | None, reading: Reading
+    path: Path, width: int, made: _Made, robocasa: bool, stated: _Stated | None, reading: ImportOptions
 ) -> tuple[str, ...]:
     if reading.arm_only and not robocasa:
         raise SourceError(
@@ -639,7 +646,7 @@ def _action_names(
 
 
 def _content(
-    group: Any, shape: _Shape, plan: _Plan, contract: Contract, native_hz: float, reading: Reading
+    group: Any, shape: _Shape, plan: _Plan, contract: Contract, native_hz: float, reading: ImportOptions
 ) -> _Content:
     """Check a demonstration and hash its content. Raises ValueError if it differs from the file's others or
     is damaged.
@@ -711,7 +718,9 @@ def _refuse_different_lengths(
         )
 
 
-def _ranges(path: Path, contents: Iterable[_Content], reading: Reading) -> tuple[dict[str, str], list[str]]:
+def _ranges(
+    path: Path, contents: Iterable[_Content], reading: ImportOptions
+) -> tuple[dict[str, str], list[str]]:
     """Return number type of pictures -> one of RANGES, decided over all of the file's pictures, and
     questions.
     """
@@ -790,7 +799,7 @@ def _stated(data: Any) -> _Stated | None:
     )
 
 
-def _made(path: Path, data: Any, reading: Reading) -> _Made:
+def _made(path: Path, data: Any, reading: ImportOptions) -> _Made:
     said = _attributes(data)
     args, problem = _json(said.get("env_args")), _json(said.get("problem_info"))
     kwargs = _table(args.get("env_kwargs"))

@@ -19,10 +19,10 @@ import numpy as np
 from orchestrator.data.episode_format import Episode
 from orchestrator.data.importers.base import (
     FILM_SUFFIXES,
+    ImportOptions,
     Item,
     Pictures,
-    Raw,
-    Reading,
+    RawEpisode,
     SourceError,
     contract_of,
     episode_ids,
@@ -40,8 +40,8 @@ from orchestrator.data.importers.base import (
     visible,
 )
 from orchestrator.data.importers.image_ops import (
-    FilmIndex,
     Numbers,
+    VideoIndex,
     display_matrix,
     film_at,
     film_frames,
@@ -79,7 +79,7 @@ class _Scene:
 
 
 @dataclass
-class Films:
+class VideoFolder:
     """Source: a folder of films, or one film."""
 
     root: Path
@@ -104,7 +104,9 @@ class Films:
             )
             for camera, path in scene.films.items()
         }
-        return finished(item, Raw(frames, None, None, None, scene.rows), contract, self._cameras, scene.rate)
+        return finished(
+            item, RawEpisode(frames, None, None, None, scene.rows), contract, self._cameras, scene.rate
+        )
 
     def first_pictures(self, item: Item) -> dict[str, Pictures]:
         return {
@@ -112,7 +114,7 @@ class Films:
         }
 
 
-def shown(index: FilmIndex, scene: _Scene, length: int, hz: float) -> Numbers:
+def shown(index: VideoIndex, scene: _Scene, length: int, hz: float) -> Numbers:
     """Return the index of the film's frame at each step.
 
     Raises ValueError if a step has no frame within half a step, of the store's or of the film's rate,
@@ -133,16 +135,16 @@ def shown(index: FilmIndex, scene: _Scene, length: int, hz: float) -> Numbers:
     return np.asarray(nearest, np.int64)
 
 
-def open_films(root: Path, reading: Reading) -> Films:
+def open_films(root: Path, reading: ImportOptions) -> VideoFolder:
     """Open every film. Raises SourceError if the camera is not named, the films' rates differ, or no film can
     be used.
     """
     grouped, cameras, problems = _grouped(root, reading)
     stored, questions = orientation(root.name, "upright", "", reading)
-    source = Films(
+    source = VideoFolder(
         root, "films", Contract((), (0, 0), "", (), (), 0.0, ""), [], problems, questions, cameras, stored
     )
-    indices: dict[str, dict[str, FilmIndex]] = {}  # kept, so that every film is demultiplexed once
+    indices: dict[str, dict[str, VideoIndex]] = {}  # kept, so that every film is demultiplexed once
     for name, films in grouped.items():
         with leaving_out(f"{root.name}, {name}", problems):
             source._scenes[name], indices[name] = _scene(root, name, films, cameras, reading)
@@ -184,7 +186,12 @@ def open_films(root: Path, reading: Reading) -> Films:
 
 
 def _item(
-    source: Films, name: str, scene: _Scene, indices: dict[str, FilmIndex], episode_id: str, reading: Reading
+    source: VideoFolder,
+    name: str,
+    scene: _Scene,
+    indices: dict[str, VideoIndex],
+    episode_id: str,
+    reading: ImportOptions,
 ) -> Item:
     """Return the item of an episode, after a check that the films have a picture for every step. Raises
     ValueError otherwise.
@@ -213,8 +220,8 @@ def _item(
 
 
 def _scene(
-    root: Path, name: str, films: dict[str, Path], cameras: dict[str, str], reading: Reading
-) -> tuple[_Scene, dict[str, FilmIndex]]:
+    root: Path, name: str, films: dict[str, Path], cameras: dict[str, str], reading: ImportOptions
+) -> tuple[_Scene, dict[str, VideoIndex]]:
     """Return the scene of an episode and the indices of its films.
 
     Raises ValueError if a film is missing, unreadable, cut short, or differs from the others in length, rate
@@ -279,7 +286,9 @@ def _header(path: Path) -> tuple[float, tuple[int, ...]]:
         return announced_s, display_matrix(next(container.decode(stream))) or ()
 
 
-def _grouped(root: Path, reading: Reading) -> tuple[dict[str, dict[str, Path]], dict[str, str], list[str]]:
+def _grouped(
+    root: Path, reading: ImportOptions
+) -> tuple[dict[str, dict[str, Path]], dict[str, str], list[str]]:
     """Return episode -> film per camera of the source, camera of the source -> name in the store, and
     problems, one sentence each.
 
@@ -335,7 +344,7 @@ def _grouped(root: Path, reading: Reading) -> tuple[dict[str, dict[str, Path]], 
     return grouped, cameras, problems
 
 
-def _ending(stem: str, reading: Reading) -> str:
+def _ending(stem: str, reading: ImportOptions) -> str:
     """Return the camera that a film's name ends in, or ''."""
     before, dot, camera = stem.rpartition("/")[2].rpartition(".")
     if not (dot and before):
