@@ -18,7 +18,7 @@ import click
 import numpy as np
 
 from bench import harness
-from orchestrator.config.arms import expand
+from orchestrator.config.arms import expand_grid
 from orchestrator.stats.fixed_sample import wilson
 
 DEMOS, RATIOS, SEEDS = (10, 20, 50, 100, 200), (0.0, 0.5, 1.0, 2.0, 3.0), (0, 1, 2, 3)
@@ -50,7 +50,7 @@ def logged(folder: Path, episodes: int) -> str:
     )
     rng = np.random.default_rng(0)
     hard = rng.standard_normal(episodes)
-    for number, arm in enumerate(expand(DEMOS, RATIOS, SEEDS)):
+    for number, arm in enumerate(expand_grid(DEMOS, RATIOS, SEEDS)):
         odds = np.log2(arm.demo_count / 50) + arm.action_free_ratio / 3 + 0.2 * rng.standard_normal() - hard
         won = rng.random(episodes) < 1 / (1 + np.exp(-odds))
         outcomes = {f"Task{i % 24}-{10**6 + i}-{10**6 + i}": bool(own) for i, own in enumerate(won)}

@@ -33,7 +33,7 @@ from scipy.special import expit
 from scipy.stats import binom, norm
 
 from bench import harness
-from orchestrator.stats.sequential import log_evidence, log_paired_evidence
+from orchestrator.stats.sequential import log_e_value, log_paired_e_value
 
 Array = npt.NDArray[Any]
 LIMIT = log(20)
@@ -101,14 +101,14 @@ def compare(
     scenes, draws = spread * rng.standard_normal((runs, longest)), rng.random((2, runs, longest))
     a, b = (draws[i] < expit(at(rate, spread) + scenes) for i, rate in enumerate((first, second)))
     only_first, only_second = (np.cumsum(only, axis=1)[:, EVERY - 1 :: EVERY] for only in (a & ~b, b & ~a))
-    return Runs(log_paired_evidence(only_first, only_second), only_first > only_second)
+    return Runs(log_paired_e_value(only_first, only_second), only_first > only_second)
 
 
 def hold(rate: float, threshold: float, runs: int, longest: int, rng: np.random.Generator) -> Runs:
     """One policy against a threshold."""
     won = np.cumsum(rng.random((runs, longest)) < rate, axis=1)[:, EVERY - 1 :: EVERY]
     played = np.arange(EVERY, longest + 1, EVERY)
-    return Runs(log_evidence(threshold, won, played), won / played > threshold)
+    return Runs(log_e_value(threshold, won, played), won / played > threshold)
 
 
 def mcnemar_power(first: float, second: float, spread: float, pairs: int) -> float:

@@ -51,7 +51,7 @@ def draw(folder: Path, profile: str, episodes: int) -> None:
         rng = np.random.default_rng(spec.scene_seed)
         env.reset(spec.scene_seed)
         for _ in range(LOOKS):
-            pictures += env.look(0).images.values()
+            pictures += env.observe(0).images.values()
             for action in rng.uniform(-1, 1, (BETWEEN, len(env.contract.action))):
                 env.step(action)
         outcome = run_episode(env, spec, rules, servo)

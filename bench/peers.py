@@ -22,7 +22,7 @@ from orchestrator.data.clips import shown_frames
 from orchestrator.data.episode_format import decode
 from orchestrator.data.episode_store import fetch, load_manifest
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.subset import choose
+from orchestrator.data.subset import select_episodes
 from orchestrator.storage.base import open_storage
 
 BATCH = 16  # clips
@@ -173,7 +173,7 @@ def first_batch(mark: Marker, uri: str) -> tuple[float, float, float]:
     began = time.monotonic()
     manifest = load_manifest(open_storage(uri))
     loaded = time.monotonic()
-    order = order_of(manifest, choose(manifest, ARM_DEMOS, 0, seed=0).demos)
+    order = order_of(manifest, select_episodes(manifest, ARM_DEMOS, 0, seed=0).demos)
     chosen = time.monotonic()
     made = stream.batches(uri, manifest.contract, order, SHAPE, first_step=0, num_steps=ARM_STEPS)
     next(made)
@@ -188,7 +188,7 @@ def selection(mark: Marker, uri: str, demos: int) -> tuple[float, float]:
     """
     began = time.monotonic()
     manifest = load_manifest(open_storage(uri))
-    subset = choose(manifest, demos, 1.0, seed=0)
+    subset = select_episodes(manifest, demos, 1.0, seed=0)
     manifest.select(subset.demos)
     manifest.select(subset.action_free)
     seconds = time.monotonic() - began

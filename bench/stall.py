@@ -62,7 +62,7 @@ def train_in_blocks(pipe: Connection, store: str, block: int, steps: int, keep: 
             pipe.recv()
             began = time.perf_counter(), time.process_time()
 
-    train(job, 0, 1, None, report, bring=stream.straight)
+    train(job, 0, 1, None, report, bring=stream.fetch_in_thread)
 
 
 class Scoring:

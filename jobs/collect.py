@@ -10,7 +10,7 @@ import time
 
 import click
 
-from orchestrator.cli.main import answers_mistakes
+from orchestrator.cli.main import report_user_errors
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,7 +51,7 @@ from orchestrator.cli.main import answers_mistakes
     default=os.cpu_count(),
     help="Simulator processes; one per core by default.",
 )
-@answers_mistakes
+@report_user_errors
 def main(
     task: str,
     episodes: int,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.main import answers_mistakes
+from orchestrator.cli.main import report_user_errors
 
 WEIGHTS = "~/.cache/demoscale/weights"
 
@@ -40,7 +40,7 @@ WEIGHTS = "~/.cache/demoscale/weights"
     type=click.Path(file_okay=False),
     help="Where weights from s3:// are kept.",
 )
-@answers_mistakes
+@report_user_errors
 def main(
     store: str,
     weights: str,
@@ -63,7 +63,7 @@ def main(
     from orchestrator.cli.progress import progress_bar
     from orchestrator.data.episode_format import EpisodeError
     from orchestrator.data.episode_store import load_manifest
-    from orchestrator.data.latent_cache import LatentEntry, keep_latents, keep_sentences, publish_index
+    from orchestrator.data.latent_cache import LatentEntry, publish_index, write_latents, write_sentences
     from orchestrator.storage.base import open_storage
     from policy.latent_codec import latent_codec
     from policy.presets import PRESETS
@@ -91,7 +91,7 @@ def main(
         tower = local_folder(
             fetch_weights(text, kept_here) if text else folder if its_own else OPENCLIP, TEXT
         )
-        num = keep_sentences(
+        num = write_sentences(
             storage, manifest, sentence_encoder(video, tower), weights_fingerprint(tower, TEXT)
         )
         click.echo(f"{num} sentences of {len(manifest)} episodes are kept")
@@ -100,7 +100,7 @@ def main(
     damaged: list[EpisodeError] = []
     with progress_bar("encoding") as progress:
         for answer in progress.track(
-            keep_latents(storage, manifest, codec, fingerprint, place), total=len(manifest)
+            write_latents(storage, manifest, codec, fingerprint, place), total=len(manifest)
         ):
             if isinstance(answer, LatentEntry):
                 rows.append(answer)

@@ -13,12 +13,12 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.main import answers_mistakes
+from orchestrator.cli.main import report_user_errors
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 
 
-@answers_mistakes
+@report_user_errors
 def _print_contract(context: click.Context, _parameter: Any, export: str | None) -> None:
     from orchestrator.data.exporters.lerobot_v3 import contract_of_export
 
@@ -60,7 +60,7 @@ def _print_contract(context: click.Context, _parameter: Any, export: str | None)
         " GET /contract."
     ),
 )
-@answers_mistakes
+@report_user_errors
 def main(
     store: str, dst: str, layout: str, labelled_only: bool, train_mask: bool, version: int | None
 ) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.main import answers_mistakes
+from orchestrator.cli.main import report_user_errors
 
 if TYPE_CHECKING:
     from orchestrator.data.importers.base import Item, Source
@@ -123,7 +123,7 @@ def _keys(_context: Any, _parameter: Any, value: str | None) -> tuple[str, ...] 
 @click.option(
     "--workers", type=click.IntRange(1), default=os.cpu_count(), help="Processes; one per core by default."
 )
-@answers_mistakes
+@report_user_errors
 def main(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, **said: Any) -> None:
     """Import the recordings SRC into the episode store DST, a folder or s3:// URI; made if it is not there.
 
@@ -139,7 +139,13 @@ def main(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, **s
     """
     from orchestrator.cli.progress import progress_bar
     from orchestrator.cluster.ray_runtime import connect, quiet
-    from orchestrator.data.import_episodes import LeftOut, adopted, ingest, memory_mib, missing
+    from orchestrator.data.import_episodes import (
+        LeftOut,
+        import_episodes,
+        memory_mib,
+        missing,
+        reconcile_contract,
+    )
     from orchestrator.data.importers.base import ImportOptions, open_source
     from orchestrator.storage.base import open_storage
 
@@ -156,7 +162,7 @@ def main(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, **s
         )
         if not dry_run:
             sys.exit(2)
-    source = adopted(source, storage)
+    source = reconcile_contract(source, storage)
     todo = missing(source, storage)
     usable = [item for item in source.items if not item.problem]
     click.echo(
@@ -178,7 +184,7 @@ def main(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, **s
     connect()
     left_out: list[str] = []
     steps = 0
-    imported = ingest(storage, source, todo, workers, f"import of {source.format} {Path(src).name}")
+    imported = import_episodes(storage, source, todo, workers, f"import of {source.format} {Path(src).name}")
     with progress_bar("importing") as progress:
         for answer in progress.track(imported, total=len(todo)):
             if isinstance(answer, LeftOut):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.main import answers_mistakes
+from orchestrator.cli.main import report_user_errors
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,7 +57,7 @@ from orchestrator.cli.main import answers_mistakes
     show_default=True,
     help="Folder or s3:// URI for checkpoints; a second run goes on from them.",
 )
-@answers_mistakes
+@report_user_errors
 def main(
     store: str,
     out: str,
@@ -80,7 +80,7 @@ def main(
     from orchestrator.cluster.ray_runtime import connect, quiet, resources
     from orchestrator.config.schema import Train
     from orchestrator.config.sweep_config import SweepError
-    from orchestrator.training.pretraining import pretrain, ship
+    from orchestrator.training.pretraining import export_weights, pretrain
     from policy.presets import policy_config
 
     if (Path(out) / "unet").exists():
@@ -111,7 +111,7 @@ def main(
             share,
             lambda step, loss: progress.update(task, completed=step),
         )
-    ship(checkpoint, recipe, Path(out))
+    export_weights(checkpoint, recipe, Path(out))
     click.echo(
         f"video loss {recipe['loss_video']:.4f} after {steps} steps of {batch_size} clips,"
         f" {time.monotonic() - began:.0f} s; weights in {out}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.mistakes import answers_mistakes
+from orchestrator.cli.mistakes import report_user_errors
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,7 +30,7 @@ from orchestrator.cli.mistakes import answers_mistakes
     "--token-env",
     help="Variable with the token that clients must send; DEMOSCALE_POLICY_TOKEN by default, if it is set.",
 )
-@answers_mistakes
+@report_user_errors
 def main(
     policy: str, host: str, port: int, device: str, rung: str, join: bool, token_env: str | None
 ) -> None:

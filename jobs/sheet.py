@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.main import answers_mistakes
+from orchestrator.cli.main import report_user_errors
 
 LABEL = 16  # pixels high
 
@@ -41,7 +41,7 @@ LABEL = 16  # pixels high
     required=True,
     help="The .png or .jpg to write.",
 )
-@answers_mistakes
+@report_user_errors
 def main(
     task: str,
     shifts: tuple[str, ...],
@@ -82,7 +82,7 @@ def main(
     for shift, variant in worlds:
         env = make_env(task, contract, shift, variant)
         env.reset(seed)
-        pictures[shift, variant] = env.look(0).images
+        pictures[shift, variant] = env.observe(0).images
         env.close()  # before the next is made: two in one process spoil each other's pictures
 
     cell = image_size + LABEL

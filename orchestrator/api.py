@@ -29,11 +29,11 @@ class Sweep(SweepConfig):
         pip: have Ray install the pinned packages on every node first. Raises SweepError if the sweep cannot
         work on other machines, SubmitError if the cluster cannot run it or runs it with other settings.
         """
-        from orchestrator.cluster.preflight import unfit_sweep
+        from orchestrator.cluster.preflight import check_sweep
         from orchestrator.cluster.ray_jobs import Cluster
         from orchestrator.cluster.submission import SweepSubmission, send, sweep_load
 
-        if problems := unfit_sweep(self):
+        if problems := check_sweep(self):
             raise SweepError(self.name, problems)
         cluster = Cluster(address)
         cluster.check_versions()

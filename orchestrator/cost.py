@@ -14,7 +14,7 @@ from typing import Any
 
 from orchestrator.config.schema import Budget, Prices
 from orchestrator.storage.base import Storage, StorageError, claim
-from orchestrator.storage.notes import read_notes
+from orchestrator.storage.notes import read_json_objects
 from sim_workers.rollout.episode import Outcome
 
 IDLE_S = 30.0
@@ -206,7 +206,7 @@ class CostLedger:
         return Spent(
             {
                 run_id: RunCost.from_json(told)
-                for run_id, told in read_notes(storage, _prefix(sweep_name)).items()
+                for run_id, told in read_json_objects(storage, _prefix(sweep_name)).items()
             }
         )
 

@@ -513,7 +513,7 @@ _ENTITY = re.compile(r"&(?:amp|quot|apos|colon|sol|commat|equals|#\d{2,3}|#x[0-9
 _UNICODE = re.compile(r"\\u00([0-7][0-9A-Fa-f])")
 
 
-def redacted(text: object) -> str:
+def redact(text: object) -> str:
     """Return a text with *** for every secret in it, and for user names before the host of a URI."""
     found = str(text)
     pattern = _pattern(tuple(_of_environment(os.environ)))
@@ -522,7 +522,7 @@ def redacted(text: object) -> str:
 
 def redacting(say: Callable[[str], None]) -> Callable[[str], None]:
     """Return a `say` that redacts every line first."""
-    return lambda line: say(redacted(line))
+    return lambda line: say(redact(line))
 
 
 def redacted_in(value: Any) -> Any:
@@ -530,14 +530,14 @@ def redacted_in(value: Any) -> Any:
     become ***.
     """
     if isinstance(value, str):
-        return redacted(value)
+        return redact(value)
     if isinstance(value, Mapping):
         secret = {
             key: isinstance(part, str) and part != "" and _is_secret_name(str(key))
             for key, part in value.items()
         }
         return {
-            redacted(key) if isinstance(key, str) else key: MARK if secret[key] else redacted_in(part)
+            redact(key) if isinstance(key, str) else key: MARK if secret[key] else redacted_in(part)
             for key, part in value.items()
         }
     if isinstance(value, (list, tuple)):
@@ -562,7 +562,7 @@ def fields_with_credentials(value: Any, field: str = "", seen: set[int] | None =
         seen.add(id(value))
         parts = value.items() if isinstance(value, Mapping) else enumerate(value)
         for name, part in parts:
-            place = f"{field}.{redacted(str(name))}".lstrip(".")
+            place = f"{field}.{redact(str(name))}".lstrip(".")
             bare = (
                 isinstance(part, (str, bytes, int, float))
                 and not isinstance(part, bool)
@@ -580,7 +580,7 @@ def fields_with_credentials(value: Any, field: str = "", seen: set[int] | None =
         yield field
 
 
-def shown(uri: str) -> str:
+def strip_credentials(uri: str) -> str:
     """Return a URI without user, password and query: safe to write down, and still valid as an address."""
     text = html.unescape(uri) if _ENTITY.search(uri) else uri
     if (separator := _SEPARATOR.search(text)) and (

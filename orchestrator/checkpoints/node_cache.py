@@ -32,7 +32,7 @@ def folder_of_node() -> Path:
     return Path(tempfile.gettempdir()) / f"demoscale-{os.getuid()}" / "checkpoints"
 
 
-def kept(
+def cached_checkpoint(
     uri: str,
     expected: str,
     root: Path | None = None,

@@ -23,7 +23,7 @@ PARTS = re.compile(r"checkpoint\.json|(heads|text)\.safetensors|(unet|vae)/[\w.-
 
 
 @contextmanager
-def at_hand(uri: str) -> Iterator[Path]:
+def open_checkpoint(uri: str) -> Iterator[Path]:
     """Yield a temporary folder with the checkpoint's files and no others; a CheckpointError raised meanwhile
     names the `uri` instead of it.
 
@@ -67,11 +67,11 @@ def card_of(uri: str) -> tuple["Card", str]:
     """
     from policy.checkpoint import fingerprint, load_card
 
-    with at_hand(uri) as folder:
+    with open_checkpoint(uri) as folder:
         return load_card(folder), fingerprint(folder)
 
 
-def whole(uri: str, expected: str) -> bool:
+def is_complete(uri: str, expected: str) -> bool:
     """Return whether the place has the checkpoint of this fingerprint, and a trainer's state, if any, that is
     not truncated.
 
@@ -82,7 +82,7 @@ def whole(uri: str, expected: str) -> bool:
     from policy.checkpoint import CheckpointError, fingerprint
 
     try:
-        with at_hand(uri) as folder:
+        with open_checkpoint(uri) as folder:
             if fingerprint(folder) != expected:
                 return False
         # an object of a bucket is complete or missing

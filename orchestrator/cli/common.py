@@ -30,7 +30,7 @@ def print_wide(drawn: Any) -> None:
 
 
 @contextmanager
-def ctrl_c(work: Any) -> Iterator[None]:
+def graceful_interrupt(work: Any) -> Iterator[None]:
     """Ctrl-C once, or SIGTERM, which is how clusters ask: `work.interrupted` asks it to end in good order;
     twice: KeyboardInterrupt, now.
     """

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.common import JSON
-from orchestrator.cli.mistakes import answers_mistakes
+from orchestrator.cli.mistakes import report_user_errors
 
 if TYPE_CHECKING:
     from orchestrator.data.check import Checked, Finding
@@ -71,7 +71,7 @@ def data() -> None:
     help=f"At most so many rows; {SCREEN} on a terminal by default, all when piped.",
 )
 @JSON_LINES
-@answers_mistakes
+@report_user_errors
 def ls(store: str, version: int | None, task: str | None, limit: int | None, as_json: bool) -> None:
     """The episodes of STORE, a folder or s3:// URI, one per line.
 
@@ -120,7 +120,7 @@ def ls(store: str, version: int | None, task: str | None, limit: int | None, as_
     help=f"Also write a picture of the first frames of up to {SHEET} episodes.",
 )
 @JSON
-@answers_mistakes
+@report_user_errors
 def show(store: str, episode: str | None, version: int | None, sheet: Path | None, as_json: bool) -> None:
     """What STORE, a folder or s3:// URI, holds: counts, conventions, tasks, lengths, sources, statistics. Or
     the same of one EPISODE.
@@ -171,7 +171,7 @@ def show(store: str, episode: str | None, version: int | None, sheet: Path | Non
 @data.command(short_help="Read everything, name what is damaged.")
 @STORE
 @VERSION
-@answers_mistakes
+@report_user_errors
 def verify(store: str, version: int | None) -> None:
     """Read every version and every episode of STORE, a folder or s3:// URI, and name each that is missing,
     cut short or damaged.
@@ -266,7 +266,7 @@ def _kinds(_context: Any, _parameter: Any, values: tuple[str, ...]) -> tuple[str
     help=f"Also write a picture of up to {CHECK_SHEET} episodes with findings.",
 )
 @JSON
-@answers_mistakes
+@report_user_errors
 def check(
     store: str,
     version: int | None,
@@ -357,7 +357,7 @@ def check(
 @data.command(short_help="The versions, newest first.")
 @STORE
 @JSON_LINES
-@answers_mistakes
+@report_user_errors
 def log(store: str, as_json: bool) -> None:
     """The versions of STORE, a folder or s3:// URI, the newest first: when each was made, what it added, what
     wrote it.

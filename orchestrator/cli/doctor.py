@@ -19,7 +19,7 @@ _RENDER = """
 from sim_workers.envs.robosuite import SimEnv, contract
 env = SimEnv("Lift", contract(("robot0_eye_in_hand",), (64, 64), "fast"))
 env.reset(0)
-picture = env.look(0).images["robot0_eye_in_hand"]
+picture = env.observe(0).images["robot0_eye_in_hand"]
 import OpenGL.GL as gl
 print(gl.glGetString(gl.GL_RENDERER).decode(), "pixels", picture.mean().round(3))
 env.close()
@@ -33,7 +33,7 @@ class Check:
     finding: str
 
 
-def strangers() -> dict[str, str]:
+def shadowed_packages() -> dict[str, str]:
     """Rooms of this project that Python would import from somewhere else: another distribution may use the
     same top-level name.
     """
@@ -49,7 +49,7 @@ def checks() -> Iterator[Check]:
     """Cheap ones first; the last renders a picture in a process of its own."""
     python = sys.version.split()[0]
     yield Check("python", (3, 11) <= sys.version_info[:2] < (3, 13), f"{python} (3.11 or 3.12 is needed)")
-    foreign = strangers()
+    foreign = shadowed_packages()
     yield Check(
         "checkout",
         not foreign,

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.common import JSON, STORAGE
-from orchestrator.cli.mistakes import answers_mistakes
+from orchestrator.cli.mistakes import report_user_errors
 
 
 @click.command()
@@ -14,7 +14,7 @@ from orchestrator.cli.mistakes import answers_mistakes
 @click.argument("arm")
 @STORAGE
 @JSON
-@answers_mistakes
+@report_user_errors
 def explain(name: str, arm: str, storage: str, as_json: bool) -> None:
     """Say what the next run of the sweep NAME would do with its arm ARM, and which part of a key is to blame.
 

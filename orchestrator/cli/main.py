@@ -13,10 +13,10 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.common import JSON, SET, STORAGE, ctrl_c, print_wide
+from orchestrator.cli.common import JSON, SET, STORAGE, graceful_interrupt, print_wide
 from orchestrator.cli.data_commands import data
 from orchestrator.cli.explain_command import explain
-from orchestrator.cli.mistakes import answers_mistakes as answers_mistakes
+from orchestrator.cli.mistakes import report_user_errors as report_user_errors
 from orchestrator.cli.score_command import score
 from orchestrator.cli.status_commands import status
 from orchestrator.cli.submit_commands import stop, submit
@@ -50,7 +50,7 @@ def main() -> None:
     is_flag=True,
     help="Measure on this machine first, about a minute, what the estimate of the cost goes by.",
 )
-@answers_mistakes
+@report_user_errors
 def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
     """Check SWEEP_FILE and say what it would do and cost.
 
@@ -60,17 +60,17 @@ def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
     demoscale plan jobs/quickstart.yaml --calibrate
     """
     from orchestrator.config.sweep_config import SweepConfig
-    from orchestrator.planning.calibration import known_calibration
+    from orchestrator.planning.calibration import load_calibration
     from orchestrator.planning.cost_estimate import estimate
     from orchestrator.planning.plan import make_plan
 
     sweep = SweepConfig.load(sweep_file, overrides)
     click.echo(str(make_plan(sweep)))
     if calibrate:
-        from orchestrator.planning.microbenchmark import calibrate as measure
+        from orchestrator.planning.microbenchmark import measure as measure
 
         measured = measure(sweep, lambda line: click.echo(f"measuring {line}", err=True))
-    elif known := known_calibration(sweep):
+    elif known := load_calibration(sweep):
         measured = known
     else:
         click.echo(
@@ -90,7 +90,7 @@ def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
     is_flag=True,
     help="If another process runs the sweep, have it save its state and end, and go on from there.",
 )
-@answers_mistakes
+@report_user_errors
 def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_over: bool) -> None:
     """Run SWEEP_FILE on this machine, or on the Ray cluster RAY_ADDRESS names, to its curve.
 
@@ -118,7 +118,7 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
     sweep = SweepConfig.load(sweep_file, overrides)
     click.echo(f"{make_plan(sweep)}\n")
     quiet()
-    from orchestrator.redaction import shown
+    from orchestrator.redaction import strip_credentials
     from orchestrator.sweep.run import SweepRun
     from orchestrator.sweep.status import table
 
@@ -128,10 +128,10 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
         console.print(f"[{_clock(time.monotonic() - began)}] {line}", markup=False)
 
     sweep_run = SweepRun(sweep, say, retry_failed, take_over=take_over)
-    say(f"tracking in {shown(sweep_run.state.tracking_uri)}; starting Ray")
+    say(f"tracking in {strip_credentials(sweep_run.state.tracking_uri)}; starting Ray")
     with (
         Live(get_renderable=lambda: table(sweep_run.board.lines()), console=console, refresh_per_second=2),
-        ctrl_c(sweep_run),
+        graceful_interrupt(sweep_run),
     ):
         answer = sweep_run.run()
     console.print()
@@ -157,7 +157,7 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
     help="Also write everything as one HTML page, with films, that needs no network.",
 )
 @JSON
-@answers_mistakes
+@report_user_errors
 def curve(
     name: str, storage: str, mlflow: str | None, save: str | None, html: str | None, as_json: bool
 ) -> None:
@@ -194,7 +194,7 @@ def curve(
 
 
 @main.command()
-@answers_mistakes
+@report_user_errors
 def doctor() -> None:
     """Check that this machine can collect, train and score; every failure comes with its fix."""
     from orchestrator.cli.doctor import checks
@@ -266,7 +266,7 @@ def _print_curve(answer: Any) -> None:
 
 def _print_places(sweep_run: Any, answer: Any) -> None:
     """Where everything is and how to open it."""
-    from orchestrator.redaction import shown
+    from orchestrator.redaction import strip_credentials
 
     state = sweep_run.state
     click.echo()
@@ -278,7 +278,7 @@ def _print_places(sweep_run: Any, answer: Any) -> None:
     for arm, films in sweep_run.films().items():
         for film in films:
             click.echo(f"rollout video    {film}   ({arm})")
-    uri = shown(state.tracking_uri)
+    uri = strip_credentials(state.tracking_uri)
     served = uri.startswith("http")
     click.echo(
         f"MLflow           {uri}"

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from orchestrator.redaction import redacted
+from orchestrator.redaction import redact
 from policy.errors import DemoscaleError
 
 
-def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
+def report_user_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Print the message of a DemoscaleError and exit with its code. Other errors are bugs: they keep their
     traceback, without secrets.
     """
@@ -24,10 +24,10 @@ def answers_mistakes(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except click.ClickException as error:
-            error.message = redacted(error.message)  # type: ignore[misc]  # what click prints
+            error.message = redact(error.message)  # type: ignore[misc]  # what click prints
             raise
         except DemoscaleError as error:
-            click.echo(redacted(error), err=True)
+            click.echo(redact(error), err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("stopped; what was kept is kept, and the same command continues from it", err=True)
@@ -50,4 +50,4 @@ def _print(error: BaseException | None, thread: threading.Thread | None = None) 
     if error is None or (thread and isinstance(error, SystemExit)):
         return
     where = f"Exception in thread {thread.name}:\n" if thread else ""
-    sys.stderr.write(redacted(where + "".join(traceback.format_exception(error))))
+    sys.stderr.write(redact(where + "".join(traceback.format_exception(error))))

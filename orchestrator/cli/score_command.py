@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from click.core import ParameterSource
 
-from orchestrator.cli.common import JSON, ctrl_c
-from orchestrator.cli.mistakes import answers_mistakes
+from orchestrator.cli.common import JSON, graceful_interrupt
+from orchestrator.cli.mistakes import report_user_errors
 from sim_workers.rollout.suite import SHIFTS
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class ScoreRequest:
     "--save", type=click.Path(path_type=Path), help="Also write every episode's outcome: .jsonl or .parquet."
 )
 @JSON
-@answers_mistakes
+@report_user_errors
 def score(
     checkpoint: str,
     suite_file: str | None,
@@ -227,7 +227,7 @@ def score(
     from orchestrator.cli.progress import progress_bar
     from orchestrator.cluster.ray_runtime import CPU, connect, device_here, quiet
     from orchestrator.config.sweep_config import SweepError, load_suite
-    from orchestrator.evaluation.policy_ref import PolicyRefError, find
+    from orchestrator.evaluation.policy_ref import PolicyRefError, resolve_policy
     from orchestrator.evaluation.scores import ProtocolError
     from orchestrator.evaluation.standalone import StandaloneEval
     from orchestrator.storage.base import open_storage
@@ -252,7 +252,7 @@ def score(
     mistakes = wanted.mistakes() + _unwritable(save)
     subject: PolicyRef | None = None
     try:
-        subject = find(
+        subject = resolve_policy(
             checkpoint, wanted.rung, not given("rung"), fingerprint, tracking_uri(mlflow, kept_in.uri)
         )
         known = [task for task in wanted.tasks if task in TASKS]
@@ -289,7 +289,7 @@ def score(
                 )
             from rich.console import Console
 
-            with progress_bar("scoring", Console(stderr=True)) as progress, ctrl_c(scoring):
+            with progress_bar("scoring", Console(stderr=True)) as progress, graceful_interrupt(scoring):
                 task = progress.add_task("scoring", total=scoring.listed, completed=scoring.counted)
                 scoring.play(workers, lambda more: progress.advance(task, more))
         if save:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.common import JSON, STORAGE, print_wide
-from orchestrator.cli.mistakes import answers_mistakes
+from orchestrator.cli.mistakes import report_user_errors
 
 FRESH_S = 30.0
 """A run that has written nothing for so long is not running any more."""
@@ -25,7 +25,7 @@ FRESH_S = 30.0
     help="Also tell MLflow everything the storage knows, where it does not know it yet.",
 )
 @click.pass_context
-@answers_mistakes
+@report_user_errors
 def status(context: click.Context, name: str, storage: str, as_json: bool, once: bool, rebuild: bool) -> None:
     """How far the sweep NAME is: every arm's training, scores and costs. On a terminal it follows a sweep
     that is running; Ctrl-C ends that.
@@ -45,13 +45,13 @@ def status(context: click.Context, name: str, storage: str, as_json: bool, once:
     state = SweepState.named(name, storage)
     if rebuild:
         from orchestrator.cluster.ray_runtime import quiet
-        from orchestrator.redaction import shown
+        from orchestrator.redaction import strip_credentials
         from orchestrator.sweep.tracking_publisher import republish
         from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
 
         quiet()
         scores = republish(state, context.find_object(OutboxSettings) or DEFAULT_OUTBOX)
-        click.echo(f"{shown(state.tracking_uri)}: knows of {scores} scores", err=as_json)
+        click.echo(f"{strip_credentials(state.tracking_uri)}: knows of {scores} scores", err=as_json)
     now = _now(state)
     if as_json:
         return click.echo(json.dumps(now, indent=1))

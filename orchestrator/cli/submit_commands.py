@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.common import SET
-from orchestrator.cli.mistakes import answers_mistakes
+from orchestrator.cli.mistakes import report_user_errors
 
 if TYPE_CHECKING:
     from orchestrator.cluster.ray_jobs import Cluster, JobSpec
@@ -51,7 +51,7 @@ ADDRESS = click.option(
     is_flag=True,
     help="Have Ray install the pinned packages on every node first: slow, minutes and gigabytes.",
 )
-@answers_mistakes
+@report_user_errors
 def submit(
     arguments: tuple[str, ...],
     address: str,
@@ -108,7 +108,7 @@ def submit(
 @click.argument("name")
 @ADDRESS
 @click.option("--storage", default="", help="The sweep's, where several of one name run.")
-@answers_mistakes
+@report_user_errors
 def stop(name: str, address: str, storage: str) -> None:
     """End the sweep NAME on the cluster at ADDRESS in good order, as Ctrl-C does: it can be continued. NAME
     may be a job's id.
@@ -117,7 +117,7 @@ def stop(name: str, address: str, storage: str) -> None:
     demoscale stop lift-demo-efficiency --address http://head:8265
     """
     from orchestrator.cluster.ray_jobs import STOP_WAIT_S, Cluster
-    from orchestrator.cluster.submission import ended
+    from orchestrator.cluster.submission import has_ended
 
     cluster = Cluster(address)
     job = cluster.running(name, storage.rstrip("/"))
@@ -126,7 +126,7 @@ def stop(name: str, address: str, storage: str) -> None:
         " what is being played"
     )
     try:
-        click.echo(f"{job.job_id}: {ended(cluster.stop(job))}")
+        click.echo(f"{job.job_id}: {has_ended(cluster.stop(job))}")
     except KeyboardInterrupt:
         click.echo("it ends without being watched", err=True)
         sys.exit(130)
@@ -134,7 +134,7 @@ def stop(name: str, address: str, storage: str) -> None:
 
 def _sweep(arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "SweepConfig":
     """Return the sweep if it can run on other machines; print its plan, or why there is none."""
-    from orchestrator.cluster.preflight import notes_on, unfit_sweep
+    from orchestrator.cluster.preflight import check_sweep, warnings_for
     from orchestrator.config.sweep_config import SweepConfig, SweepError
     from orchestrator.data.episode_format import EpisodeError
     from orchestrator.data.episode_store import load_manifest
@@ -144,7 +144,7 @@ def _sweep(arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "SweepConf
     if len(arguments) != 1:
         raise click.UsageError("name one sweep file, or a job with --job")
     sweep = SweepConfig.load(arguments[0], overrides)
-    if problems := unfit_sweep(sweep):
+    if problems := check_sweep(sweep):
         raise SweepError(arguments[0], problems)
     try:
         load_manifest(open_storage(sweep.data.episodes))
@@ -155,13 +155,13 @@ def _sweep(arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "SweepConf
         )
     else:
         click.echo(f"{make_plan(sweep)}\n")
-    for note in notes_on(sweep):
+    for note in warnings_for(sweep):
         click.echo(f"note     {note}")
     return sweep
 
 
 def _job_load(job: str, arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "JobSpec":
-    from orchestrator.cluster.preflight import unfit_arguments
+    from orchestrator.cluster.preflight import check_arguments
     from orchestrator.cluster.ray_jobs import JobSpec
     from orchestrator.cluster.submission import CHECK, COMMAND
     from orchestrator.config.sweep_config import SweepError
@@ -169,7 +169,7 @@ def _job_load(job: str, arguments: tuple[str, ...], overrides: tuple[str, ...]) 
 
     if overrides:
         raise click.UsageError(f"--set is for sweeps; give jobs.{job} its own options after --")
-    if problems := unfit_arguments(job, arguments):
+    if problems := check_arguments(job, arguments):
         raise SweepError(f"jobs.{job}", problems)
     asked = digest(arguments)
     return JobSpec(job, job, asked, asked, f"{CHECK} && {COMMAND}{job} {shlex.join(arguments)}")
@@ -186,7 +186,7 @@ def _follow_command(
 
 def _followed(cluster: "Cluster", job_id: str, again: str, end: str) -> int:
     """Until it ends; the exit code."""
-    from orchestrator.cluster.submission import ended
+    from orchestrator.cluster.submission import has_ended
 
     try:
         job = cluster.follow(
@@ -195,5 +195,5 @@ def _followed(cluster: "Cluster", job_id: str, again: str, end: str) -> int:
     except KeyboardInterrupt:
         click.echo(f"\n{job_id} goes on\nfollow   {again}\nstop     {end}", err=True)
         return 130
-    click.echo(f"{job_id}: {ended(job)}", err=True)
+    click.echo(f"{job_id}: {has_ended(job)}", err=True)
     return {"SUCCEEDED": 0, "STOPPED": 130}.get(job.status, 1)

@@ -42,7 +42,7 @@ class CodeBundle:
 
 
 @contextmanager
-def staged(
+def code_bundle(
     texts: Mapping[str, str], checkout: Path = CHECKOUT, limit_bytes: int = LIMIT_BYTES
 ) -> Iterator[CodeBundle]:
     """Copy the code, and `texts` by file name, into a temporary folder. Raises CodeBundleError if that is

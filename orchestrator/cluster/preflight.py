@@ -39,7 +39,7 @@ def _keep_out(field: str) -> str:
     )
 
 
-def unfit_sweep(sweep: SweepConfig) -> list[str]:
+def check_sweep(sweep: SweepConfig) -> list[str]:
     """Return why the sweep could not run on other machines, one sentence each with the fix; secrets are not
     repeated.
     """
@@ -73,7 +73,7 @@ def unfit_sweep(sweep: SweepConfig) -> list[str]:
     return problems
 
 
-def notes_on(sweep: SweepConfig) -> list[str]:
+def warnings_for(sweep: SweepConfig) -> list[str]:
     """Return notes on assumptions that this machine cannot check, one sentence each."""
     places = {
         "data.episodes": sweep.data.episodes,
@@ -88,7 +88,7 @@ def notes_on(sweep: SweepConfig) -> list[str]:
     return notes
 
 
-def unfit_arguments(job: str, arguments: Sequence[str]) -> list[str]:
+def check_arguments(job: str, arguments: Sequence[str]) -> list[str]:
     """Return why the arguments of `python -m jobs.<job>` could not work on other machines, as far as that is
     known without their meaning.
     """

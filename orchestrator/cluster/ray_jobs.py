@@ -26,7 +26,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from orchestrator.cluster.version_check import PYTHONS, to_install
 from orchestrator.provenance import COMMIT, digest, git_commit
-from orchestrator.redaction import redacted
+from orchestrator.redaction import redact
 from policy.errors import DemoscaleError
 
 CONNECT_S = 10.0
@@ -86,7 +86,7 @@ class Job:
     told: dict[str, str]
 
     @property
-    def going(self) -> bool:
+    def is_running(self) -> bool:
         """Whether the job is pending or running."""
         return not JobStatus(self.status).is_terminal()
 
@@ -108,14 +108,14 @@ class Cluster:
         """Connect. poll_s: seconds between two attempts to follow a job; half of it between two polls of one
         that is being stopped.
         """
-        self.address, self._poll_s = redacted(address).rstrip("/"), poll_s
+        self.address, self._poll_s = redact(address).rstrip("/"), poll_s
         for name in (
             "ray.dashboard.modules.dashboard_sdk",
             "ray.dashboard.modules.job.sdk",
             "ray._private.runtime_env.packaging",
         ):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        _knock(address, self.address)
+        _check_reachable(address, self.address)
         with self._answers(), _only(address):
             self._client = JobSubmissionClient(address)
 
@@ -135,7 +135,7 @@ class Cluster:
         except _LOST as error:
             # a server's traceback ends with the error
             lines = [line for line in str(error).splitlines() if line.strip()]
-            said = redacted(lines[-1].strip() if lines else type(error).__name__)[:300]
+            said = redact(lines[-1].strip() if lines else type(error).__name__)[:300]
             raise SubmitError(
                 f"what answers at {self.address} could not do it ({said}); is it a Ray dashboard (port 8265),"
                 " of a head with ray[default]?"
@@ -200,7 +200,7 @@ class Cluster:
                 for job in self.jobs()
                 if (job.told[_KIND], job.name, job.place) == (load.kind, load.name, load.place)
             ]
-            if going := [job for job in known if job.going]:
+            if going := [job for job in known if job.is_running]:
                 return self._same(going[-1], load), False
             number = 1 + max((int(job.job_id.rpartition("-")[2]) for job in known), default=0)
             job_id = f"{load.stem}-{number}"
@@ -231,7 +231,7 @@ class Cluster:
         than one.
         """
         jobs = [job for job in self.jobs() if name in (job.name, job.job_id) and place in ("", job.place)]
-        going = [job for job in jobs if job.going]
+        going = [job for job in jobs if job.is_running]
         if len(going) > 1:
             raise SubmitError(
                 f"{len(going)} jobs called {name} run at {self.address}; name one by its id:"
@@ -249,7 +249,7 @@ class Cluster:
         with self._answers():
             self._client.stop_job(job.job_id)
         deadline = time.monotonic() + STOP_WAIT_S + 60
-        while (job := self.job(job.job_id)).going:
+        while (job := self.job(job.job_id)).is_running:
             if time.monotonic() > deadline:
                 raise SubmitError(
                     f"{job.job_id} was asked to end and has not for {STOP_WAIT_S + 60} s; look at it at"
@@ -270,7 +270,7 @@ class Cluster:
             try:
                 asyncio.run(self._stream(job_id, seen))
                 job = self.job(job_id)
-                if not job.going:
+                if not job.is_running:
                     seen.part(0, self._client.get_job_logs(job_id))
                     return job
                 lost = 0.0
@@ -298,7 +298,7 @@ class Cluster:
                 coming = coming or asyncio.ensure_future(anext(lines))
                 if not (await asyncio.wait({coming}, timeout=QUIET_S))[0]:
                     quiet += QUIET_S
-                    if not (await asyncio.to_thread(self.job, job_id)).going:
+                    if not (await asyncio.to_thread(self.job, job_id)).is_running:
                         return
                     continue
                 try:
@@ -329,7 +329,7 @@ class _Seen:
             self._echo(new)
 
 
-def _knock(address: str, shown: str) -> None:
+def _check_reachable(address: str, shown: str) -> None:
     """Raise SubmitError if nothing answers at the address within CONNECT_S; Ray's client would wait for
     minutes.
     """

@@ -73,12 +73,12 @@ def resources() -> dict[str, float]:
     return total
 
 
-def nodes_of(role: str, **needed: float) -> dict[str, str]:
+def node_selector(role: str, **needed: float) -> dict[str, str]:
     """Return the label selector of the connected cluster's nodes that are dedicated to a role.
 
     Empty, which admits any node, if there are none, or if they have less in total than `needed`, e.g. CPU=15.
     """
-    apart = set_apart(role)
+    apart = dedicated_resources(role)
     return (
         {ROLE: role}
         if apart and all(apart.get(kind, 0.0) >= amount for kind, amount in needed.items())
@@ -98,7 +98,7 @@ def nodes_with_cores() -> dict[str, str]:
     return {"ray.io/node-id": f"!in({','.join(bare)})"} if bare else {}
 
 
-def beside_driver() -> dict[str, Any]:
+def on_driver_node() -> dict[str, Any]:
     """Return the options of an actor on this process' node: placed elsewhere, it could be lost with a node
     that the driver outlives.
     """
@@ -113,7 +113,7 @@ def beside_driver() -> dict[str, Any]:
     }
 
 
-def set_apart(role: str) -> dict[str, float]:
+def dedicated_resources(role: str) -> dict[str, float]:
     """Return the total of each resource on the connected cluster's nodes dedicated to a role; empty if there
     are none.
     """

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from orchestrator.cluster.code_bundle import CodeBundle, staged
+from orchestrator.cluster.code_bundle import CodeBundle, code_bundle
 from orchestrator.cluster.ray_jobs import Cluster, Job, JobSpec, SubmitError
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.provenance import digest
-from orchestrator.redaction import redacted
+from orchestrator.redaction import redact
 from orchestrator.storage.base import open_storage
 from orchestrator.storage.identity import store_of
 from orchestrator.tracking.mlflow_writer import tracking_uri
@@ -40,7 +40,7 @@ class SweepSubmission:
         """
         job = self.cluster.follow(self.job.job_id, echo, lambda line: None)
         if job.status != "SUCCEEDED":
-            raise SubmitError(f"{job.job_id} at {self.cluster.address}: {ended(job)}")
+            raise SubmitError(f"{job.job_id} at {self.cluster.address}: {has_ended(job)}")
         return replace(self, job=job)
 
     def stop(self) -> "SweepSubmission":
@@ -63,7 +63,7 @@ def send(
     Return its job and the bundle that was sent, None if nothing was started. Raises CodeBundleError or
     SubmitError.
     """
-    with staged(texts) as sent:
+    with code_bundle(texts) as sent:
         job, started = cluster.submit(load, sent.folder, pip)
         return job, sent if started else None
 
@@ -79,8 +79,8 @@ def sweep_load(sweep: SweepConfig) -> tuple[JobSpec, dict[str, str]]:
     }
 
 
-def ended(job: Job) -> str:
+def has_ended(job: Job) -> str:
     """Return how the job ended, and how to continue."""
-    last = redacted(job.message).splitlines()[0] if job.message else ""
+    last = redact(job.message).splitlines()[0] if job.message else ""
     told = {"SUCCEEDED": "done", "STOPPED": "stopped; submit the same again to continue"}
     return told.get(job.status) or f"failed; submit the same again to continue. {last}".rstrip()

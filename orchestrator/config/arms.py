@@ -31,7 +31,7 @@ class Arm:
         return f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def expand(
+def expand_grid(
     demo_counts: tuple[int, ...],
     action_free_ratios: tuple[float, ...],
     seeds: tuple[int, ...],
@@ -49,7 +49,7 @@ def expand(
     )
 
 
-def named(arm: Arm, against: str) -> set[str]:
+def matching_names(arm: Arm, against: str) -> set[str]:
     """The arms that `against` may mean for an arm: what it leaves out at the end, ratio and seed, is as in
     the arm itself.
     """
@@ -59,9 +59,11 @@ def named(arm: Arm, against: str) -> set[str]:
 
 def reference_of(arm: Arm, against: str, arms: Iterable[Arm]) -> Arm | None:
     """Return the arm that another is compared with; None if there is none, or if it is that arm itself."""
-    return next((other for other in arms if other.name in named(arm, against) and other != arm), None)
+    return next(
+        (other for other in arms if other.name in matching_names(arm, against) and other != arm), None
+    )
 
 
 def is_reference(arm: Arm, against: str) -> bool:
     """Whether other arms are compared with it: it is played whole, and first."""
-    return bool(against) and arm.name in named(arm, against)
+    return bool(against) and arm.name in matching_names(arm, against)

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from orchestrator.code_fingerprint import TRAINING_CODE, code_hashes
-from orchestrator.config.arms import Arm, expand, is_reference, reference_of
+from orchestrator.config.arms import Arm, expand_grid, is_reference, reference_of
 from orchestrator.config.schema import (
     Budget,
     Data,
@@ -39,10 +39,10 @@ from orchestrator.config.yaml_text import MOST_BYTES as YAML_BYTES
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import load_manifest
-from orchestrator.data.subset import SubsetError, choose
+from orchestrator.data.subset import SubsetError, select_episodes
 from orchestrator.fingerprints import Key
 from orchestrator.provenance import TRAINING_PACKAGES
-from orchestrator.redaction import fields_with_credentials, redacted, shown
+from orchestrator.redaction import fields_with_credentials, redact, strip_credentials
 from orchestrator.storage.base import StorageError, open_storage
 from policy.config import SamplerConfig
 from policy.errors import DemoscaleError
@@ -57,10 +57,10 @@ class SweepError(DemoscaleError):
     exit_code = 2
 
     def __init__(self, where: str, problems: list[str]) -> None:
-        self.problems = [redacted(problem) for problem in problems]
+        self.problems = [redact(problem) for problem in problems]
         count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
         super().__init__(
-            f"{redacted(where)}: {count}\n" + "\n".join(f"  - {problem}" for problem in self.problems)
+            f"{redact(where)}: {count}\n" + "\n".join(f"  - {problem}" for problem in self.problems)
         )
 
 
@@ -100,7 +100,7 @@ class SweepConfig(Section):
     @field_serializer("mlflow")
     def _without_password(self, uri: str) -> str:
         """What is written down holds no password; it is then asked of the environment."""
-        return shown(uri)
+        return strip_credentials(uri)
 
     @model_validator(mode="before")
     @classmethod
@@ -136,7 +136,9 @@ class SweepConfig(Section):
             return []
         assert isinstance(self.data.demo_count, tuple)
         assert isinstance(self.data.action_free_ratio, tuple)
-        return expand(self.data.demo_count, self.data.action_free_ratio, self.seeds, self.policy.baselines)
+        return expand_grid(
+            self.data.demo_count, self.data.action_free_ratio, self.seeds, self.policy.baselines
+        )
 
     def largest(self, seed: int | None = None) -> Arm:
         """The arm whose episodes contain every other's of its seed; the first seed if none is named."""
@@ -322,7 +324,7 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
             " grid"
         )
     elif against and data and not ranges and {"policy", "seeds"} <= sections.keys():
-        grid = expand(data.demo_count, data.action_free_ratio, sections["seeds"], baselines)
+        grid = expand_grid(data.demo_count, data.action_free_ratio, sections["seeds"], baselines)
         if not any(reference_of(arm, against, grid) for arm in grid):
             named = ", ".join(sorted(arm.name for arm in grid))
             yield f"suite.decide.against: no arm has {against} to be held against; the arms are {named}"
@@ -410,7 +412,9 @@ def store_problems(data: Data, tasks: tuple[str, ...]) -> list[str]:
         if task not in shown
     ]
     try:
-        choose(manifest, data.most_demos, data.highest_ratio, seed=0, labelled_tasks=data.labelled_tasks)
+        select_episodes(
+            manifest, data.most_demos, data.highest_ratio, seed=0, labelled_tasks=data.labelled_tasks
+        )
     except SubsetError as error:
         problems.append(f"data: the largest arm does not fit. {error}")
     return problems

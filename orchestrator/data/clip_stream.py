@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS, ClipSampler
-from orchestrator.data.clips import Clip, cut, shown_frames, stack
+from orchestrator.data.clips import Clip, cut_clip, shown_frames, stack
 from orchestrator.data.episode_format import Episode, EpisodeError, decode
 from orchestrator.data.episode_store import fetch
 from orchestrator.data.manifest import EpisodeEntry
@@ -222,7 +222,7 @@ Bring = Callable[[str, _Need], Iterator[bytes]]
 """Function that yields the bytes of the episodes that a worker needs, in order."""
 
 
-def _told(fetched: Iterator[bytes], on_fetched: Callable[[int], None]) -> Iterator[bytes]:
+def _batches_of(fetched: Iterator[bytes], on_fetched: Callable[[int], None]) -> Iterator[bytes]:
     for data in fetched:
         on_fetched(len(data))
         yield data
@@ -291,12 +291,12 @@ def clips(
                 del held[sha256]
             wanted = shown_frames(visit.starts, visit.entry.length, shape).ravel().tolist()
             opened[id(visit)] = decode(data, contract.cameras, visit.with_actions, wanted)
-        yield cut(opened[id(visit)], draw.start, shape, contract)
+        yield cut_clip(opened[id(visit)], draw.start, shape, contract)
         if draw.closes:
             del opened[id(visit)]
 
 
-def straight(uri: str, need: _Need) -> Iterator[bytes]:
+def fetch_in_thread(uri: str, need: _Need) -> Iterator[bytes]:
     """Yield the same bytes as `_fetched`, one episode after another and without Ray: for reading a few
     batches.
     """
@@ -327,7 +327,7 @@ def batches(
     def made() -> Iterator[dict[str, Any]]:
         need = _Need(order, first_step, num_steps, cache_bytes)
         fetched = (bring or _fetched)(uri, need)
-        endless = clips(need, _told(fetched, on_fetched), shape, contract)
+        endless = clips(need, _batches_of(fetched, on_fetched), shape, contract)
         try:
             for _ in range(first_step, num_steps):
                 yield stack([next(endless) for _ in range(order.batch_size)])

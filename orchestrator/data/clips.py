@@ -51,7 +51,7 @@ class Clip:
         return np.stack([pictures[self.shown] for pictures in self.episode.frames.values()])
 
 
-def cut(episode: Episode, start: int, shape: ClipShape, contract: Contract) -> Clip:
+def cut_clip(episode: Episode, start: int, shape: ClipShape, contract: Contract) -> Clip:
     """Cut the clip whose first frame is frame `start` (0 <= start < length).
 
     `padding: masked` repeats the last frame and action and masks them. `padding: paper` follows the reference

@@ -27,7 +27,7 @@ _MENDS = {
 }
 
 
-def adopted(source: Source, storage: Storage) -> Source:
+def reconcile_contract(source: Source, storage: Storage) -> Source:
     """Return the source with the conventions of the store. Raises SourceError if the two are incompatible.
 
     Episodes without actions adopt the store's actions, render profile and simulator, and its proprioception
@@ -154,7 +154,7 @@ class Importer:
             return LeftOut(str(error))
 
 
-def ingest(
+def import_episodes(
     storage: Storage, source: Source, items: list[Item], workers: int, note: str
 ) -> Iterator[EpisodeEntry | LeftOut]:
     """Import the items on `workers` actors of a connected Ray cluster; yield each result when it is done, and

@@ -62,7 +62,7 @@ def picture_bytes(codec: "Latents", image_size: tuple[int, int]) -> int:
 # -- latents: writing ----------------------------------------------------------------------------------------
 
 
-def keep_latents(
+def write_latents(
     storage: Storage, manifest: Manifest, codec: "Latents", fingerprint: str, device: "torch.device"
 ) -> Iterator[LatentEntry | EpisodeError]:
     """Encode all frames and cameras of every episode of a manifest that is not encoded yet; yield one result
@@ -221,7 +221,9 @@ def has_latents(storage: Storage, manifest: Manifest, fingerprint: str) -> bool:
 # -- sentences -----------------------------------------------------------------------------------------------
 
 
-def keep_sentences(storage: Storage, manifest: Manifest, encoder: "SentenceEncoder", fingerprint: str) -> int:
+def write_sentences(
+    storage: Storage, manifest: Manifest, encoder: "SentenceEncoder", fingerprint: str
+) -> int:
     """Embed every distinct instruction of a manifest, store them in one object, and return their number.
 
     Sentences that are cached for another manifest are not embedded again.
@@ -256,7 +258,7 @@ def _sentences(storage: Storage, key: str) -> dict[str, "torch.Tensor"]:
     )
 
 
-def kept_sentences(
+def read_sentences(
     storage: Storage, manifest: Manifest, fingerprint: str | None = None
 ) -> dict[str, "torch.Tensor"]:
     """Return sentence -> (dim,) for every instruction of a manifest, for

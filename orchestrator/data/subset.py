@@ -58,7 +58,7 @@ def permutation(manifest: Manifest, task: str, seed: int) -> npt.NDArray[np.int6
     return order
 
 
-def choose(
+def select_episodes(
     manifest: Manifest,
     demo_count: int,
     action_free_ratio: float,

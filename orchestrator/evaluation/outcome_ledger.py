@@ -43,9 +43,9 @@ import pyarrow.parquet as pq
 
 from orchestrator.evaluation.sequential_rule import Verdict
 from orchestrator.provenance import digest
-from orchestrator.redaction import redacted
+from orchestrator.redaction import redact
 from orchestrator.storage.base import NoObject, Storage, StorageError, claim
-from orchestrator.storage.notes import read_notes
+from orchestrator.storage.notes import read_json_objects
 from sim_workers.envs.render_check import RenderFingerprint
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
@@ -181,7 +181,7 @@ class Ledger:
 
     def _row(self, outcome: Outcome, recorded: datetime) -> dict[str, Any]:
         own = outcome.to_json()
-        own["message"] = redacted(own["message"]) if own["message"] else ""
+        own["message"] = redact(own["message"]) if own["message"] else ""
         return {
             **self._of,
             **own.pop("spec"),
@@ -279,7 +279,7 @@ class RenderReferences:
 
     def all(self) -> dict[str, dict[str, str]]:
         """Return all portraits by the last part of their keys."""
-        return read_notes(self._storage, self._prefix)
+        return read_json_objects(self._storage, self._prefix)
 
     def _key(self, scene: Scene, driver: str = "") -> str:
         world = "" if scene.shift == "nominal" else f"-{scene.shift}{scene.variant}"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.redaction import shown
+from orchestrator.redaction import strip_credentials
 from policy.config import PolicyConfig, SamplerConfig
 from policy.errors import DemoscaleError
 from policy.interface import Contract
@@ -42,7 +42,7 @@ class PolicyRef:
     """
 
 
-def find(
+def resolve_policy(
     name: str, rung: str = "", own_rung: bool = False, fingerprint: str = "", tracking: str = ""
 ) -> PolicyRef:
     """Return the policy with a name: a folder, s3://..., models:/ID, http(s)://..., or MODULE:FUNCTION.
@@ -72,7 +72,9 @@ def _served(url: str, fingerprint: str) -> PolicyRef:
     from policy.http_policy import RemoteError, RemotePolicy
     from sim_workers.rollout.policy_clients import RemoteServer
 
-    url = shown(url)  # a policy server takes no credentials, and its URL is written to logs and results
+    url = strip_credentials(
+        url
+    )  # a policy server takes no credentials, and its URL is written to logs and results
     try:
         contract = RemotePolicy(url, patience_s=3.0).contract
     except RemoteError as error:

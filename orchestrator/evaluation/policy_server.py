@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-from orchestrator.checkpoints.reader import at_hand
+from orchestrator.checkpoints.reader import open_checkpoint
 from orchestrator.prometheus import BATCH_FILL, REPLAN_LATENCY
 from policy.interface import ActionChunk, Imagination, Observation
 from sim_workers.checkout import Files, check_imported
@@ -132,12 +132,16 @@ class PolicyServer:
             REPLAN_LATENCY.record(now - one.since, self._sweep)
 
     def _loaded(self, checkpoint: str) -> Any:
-        from orchestrator.checkpoints.node_cache import kept
+        from orchestrator.checkpoints.node_cache import cached_checkpoint
         from policy.inference import TrainedPolicy
 
         if checkpoint not in self._policies:
             uri, _, fingerprint = checkpoint.rpartition(FINGERPRINT)
-            with nullcontext(kept(uri, fingerprint)) if uri else at_hand(checkpoint) as folder:
+            with (
+                nullcontext(cached_checkpoint(uri, fingerprint))
+                if uri
+                else open_checkpoint(checkpoint) as folder
+            ):
                 policy = TrainedPolicy(folder, self._device, self._rung)
             check_imported(self._code)
             self._policies[checkpoint] = policy

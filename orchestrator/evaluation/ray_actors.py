@@ -4,7 +4,7 @@ measures generated video.
 
 from typing import Any
 
-from orchestrator.cluster.ray_runtime import nodes_of, nodes_with_cores
+from orchestrator.cluster.ray_runtime import node_selector, nodes_with_cores
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.evaluation.scores import ProtocolError
 from orchestrator.evaluation.video_score import VideoEvalActor
@@ -35,7 +35,7 @@ def server_options(number: int, gpus: float) -> dict[str, Any]:
     and retried without limit.
     """
     # Kept off the trainers' GPUs, which may be more expensive and are all planned for.
-    where = nodes_of("servers", GPU=number * gpus) | ({} if gpus else nodes_with_cores())
+    where = node_selector("servers", GPU=number * gpus) | ({} if gpus else nodes_with_cores())
     # Ray does not spread actors that request no resource; one byte of memory is enough.
     spread = {
         "num_cpus": 0,

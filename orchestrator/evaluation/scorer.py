@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.priority import EvalPriority
 from orchestrator.evaluation.scores import EvalJob, Score, check_contract
-from orchestrator.evaluation.sequential_rule import Verdict, beginning, blocks, decide, to_play
-from orchestrator.evaluation.video_selection import episodes_to_film
+from orchestrator.evaluation.sequential_rule import Verdict, blocks, decide, prefix, to_play
+from orchestrator.evaluation.video_selection import select_episodes_to_record
 from orchestrator.storage.base import Storage
 from policy.interface import Contract
 from sim_workers.rollout.episode import Outcome
@@ -240,7 +240,7 @@ class Scorer:
             verdict = decide(rule, entry.cut, entry.outcomes, others, entry.verdict)
         if rule and verdict:
             verdict = entry.ledger.keep_verdict(rule.key, verdict)
-            counted = beginning(entry.cut, entry.outcomes, verdict.episodes)
+            counted = prefix(entry.cut, entry.outcomes, verdict.episodes)
         if not verdict and to_play(entry.cut, entry.outcomes):
             return False
         entry.missing.clear()
@@ -256,7 +256,7 @@ class Scorer:
             )
         if entry.job.films:
             have = entry.ledger.films()
-            for spec in episodes_to_film(counted):
+            for spec in select_episodes_to_record(counted):
                 if spec.episode_id not in have:
                     entry.unfilmed.add(spec.episode_id)
                     self._pool.submit(_rollout(entry.job, spec, self._contract, film=True))

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from orchestrator.code_fingerprint import SCORING_CODE, SIMULATING_CODE, code_fingerprint, code_hashes
 from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
-from orchestrator.evaluation.sequential_rule import StoppingRule, Verdict, beginning, blocks
+from orchestrator.evaluation.sequential_rule import StoppingRule, Verdict, blocks, prefix
 from orchestrator.fingerprints import Key
 from orchestrator.provenance import (
     ACTING_PACKAGES,
@@ -128,7 +128,7 @@ def score_so_far(ledger: Ledger, suite: Suite, rule: StoppingRule | None) -> tup
     verdict = ledger.verdict(rule.key) if rule else None
     counted = [known[spec.episode_id] for block in cut for spec in block if spec.episode_id in known]
     if verdict:
-        counted = beginning(cut, known, verdict.episodes)
+        counted = prefix(cut, known, verdict.episodes)
         verdict = verdict if len(counted) == verdict.episodes else None
     return Score.of(counted, len(specs), rule, verdict), counted
 
@@ -182,7 +182,7 @@ def protocol_fingerprint(
     return protocol_key(suite, contract, sampler, gl, device, packages).fingerprint
 
 
-def portraits_of(storage: Storage, gl: str) -> RenderReferences:
+def render_references_of(storage: Storage, gl: str) -> RenderReferences:
     """Return the portraits that every simulator with this GL backend (`suite.gl`) and this code must match,
     on any suite.
     """

@@ -107,7 +107,7 @@ def decide(
     before: the stored verdict of an earlier run. It stands, whatever the other arm's outcomes are now, as
     long as its own outcomes are known.
     """
-    if before and len(beginning(cut, outcomes, before.episodes)) == before.episodes:
+    if before and len(prefix(cut, outcomes, before.episodes)) == before.episodes:
         return before
     seen: list[Outcome] = []
     for block in cut:
@@ -120,7 +120,7 @@ def decide(
     return Verdict("", len(seen))
 
 
-def beginning(
+def prefix(
     cut: Sequence[Sequence[EpisodeSpec]], outcomes: Mapping[str, Outcome], episodes: int
 ) -> list[Outcome]:
     """Return the outcomes of the first `episodes` of the blocks, without errors; fewer if some have no

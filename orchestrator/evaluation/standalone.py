@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
 from orchestrator.evaluation.policy_ref import PolicyRef
 from orchestrator.evaluation.scorer import Scorer
-from orchestrator.evaluation.scores import EvalJob, Score, portraits_of, protocol_key, score_so_far
+from orchestrator.evaluation.scores import EvalJob, Score, protocol_key, render_references_of, score_so_far
 from orchestrator.evaluation.sequential_rule import StoppingRule
 from orchestrator.storage.base import Storage, check_conditional_writes
 from sim_workers.checkout import file_hashes
@@ -49,17 +49,17 @@ class Simulators:
 
 def rollout_cpus() -> float:
     """Return the logical CPUs that simulators may use on the connected Ray."""
-    from orchestrator.cluster.ray_runtime import resources, set_apart
+    from orchestrator.cluster.ray_runtime import dedicated_resources, resources
 
-    return set_apart("rollouts").get("CPU") or resources().get("CPU", 1.0)
+    return dedicated_resources("rollouts").get("CPU") or resources().get("CPU", 1.0)
 
 
 def rollout_pool(simulators: Simulators, gl: str, portraits: RenderReferences) -> "RolloutPool":
     """Return a pool of these simulators on the connected Ray."""
-    from orchestrator.cluster.ray_runtime import nodes_of
+    from orchestrator.cluster.ray_runtime import node_selector
     from sim_workers.rollout.pool import RolloutPool
 
-    nodes = nodes_of("rollouts", CPU=simulators.number * simulators.cpus)
+    nodes = node_selector("rollouts", CPU=simulators.number * simulators.cpus)
     return RolloutPool(simulators.number, simulators.cpus, gl, portraits, nodes=nodes, code=file_hashes())
 
 
@@ -167,7 +167,7 @@ class StandaloneEval:
             key.keep(self._storage)
         simulators = Simulators.fit(self._cpus(), workers)
         source = self.subject.reach(simulators.number)
-        pool = self._make_pool(simulators, self._gl, portraits_of(self._storage, self._gl))
+        pool = self._make_pool(simulators, self._gl, render_references_of(self._storage, self._gl))
         self._on_progress, self._over = on_progress, set[str]()
         scorer = Scorer(self._storage, self.subject.contract, pool, self)
         try:

@@ -6,7 +6,7 @@ from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.suite import EpisodeSpec
 
 
-def episodes_to_film(outcomes: Iterable[Outcome]) -> list[EpisodeSpec]:
+def select_episodes_to_record(outcomes: Iterable[Outcome]) -> list[EpisodeSpec]:
     """Return every task's success and failure with the lowest scene seed, in the order of scenes, without
     errors.
 

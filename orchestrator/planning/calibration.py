@@ -162,13 +162,13 @@ def calibration_key(sweep: SweepConfig, machine: Machine) -> str:
     return f"calibrations/{digest(facts)}.json"
 
 
-def known_calibration(sweep: SweepConfig) -> Calibration | None:
+def load_calibration(sweep: SweepConfig) -> Calibration | None:
     """Return the stored calibration of the sweep for a machine like this one; None if there is none."""
     storage, key = open_storage(sweep.storage), calibration_key(sweep, this_machine())
     return Calibration.from_json(json.loads(storage.get(key))) if storage.exists(key) else None
 
 
-def keep_calibration(sweep: SweepConfig, calibration: Calibration) -> None:
+def save_calibration(sweep: SweepConfig, calibration: Calibration) -> None:
     """Write a calibration to the sweep's storage, over an older one."""
     key = calibration_key(sweep, calibration.machine)
     open_storage(sweep.storage).put(key, json.dumps(calibration.to_json(), indent=1).encode())

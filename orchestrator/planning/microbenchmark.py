@@ -21,7 +21,7 @@ from typing import Any
 from orchestrator.config.arms import Arm
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
-from orchestrator.data.clip_stream import straight
+from orchestrator.data.clip_stream import fetch_in_thread
 from orchestrator.data.episode_store import latest_version, load_manifest
 from orchestrator.data.manifest import Manifest
 from orchestrator.planning.calibration import (
@@ -29,7 +29,7 @@ from orchestrator.planning.calibration import (
     Calibration,
     Quantiles,
     Timing,
-    keep_calibration,
+    save_calibration,
     this_machine,
 )
 from orchestrator.planning.plan import make_plan
@@ -47,7 +47,7 @@ LOOKS, EPISODES, LEAST_EPISODES = 6, 12, 3
 Say = Callable[[str], None]
 
 
-def calibrate(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration:
+def measure(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration:
     """Measure a sweep on this machine and store the calibration; about a minute for `tiny` on two cores.
 
     say: receives the name of each part. part_s: seconds after which a part ends with fewer repeats, but not
@@ -105,7 +105,7 @@ def calibrate(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibrati
     calibration = Calibration(
         this_machine(), measured_at, process_s, start, steps, kept_clips, answers, **simulated
     )
-    keep_calibration(sweep, calibration)
+    save_calibration(sweep, calibration)
     return calibration
 
 
@@ -198,7 +198,7 @@ def _training(job: TrainJob, after_first: bool, folder: Path, part_s: float) -> 
             raise _EnoughError
 
     with suppress(_EnoughError):
-        train(job, 0, 1, None, report, device=device, bring=straight)
+        train(job, 0, 1, None, report, device=device, bring=fetch_in_thread)
     assert first is not None
     settled = late if after_first or len(late) >= FIRST_STEPS else early + late
     step = Timing.of(settled)
@@ -282,7 +282,7 @@ def _simulating(task: str, contract: Contract, gl: str, execute: int, part_s: fl
         looking = stepping = 0.0
         for look in range(LOOKS):
             at = clock()
-            env.look(look)
+            env.observe(look)
             looking += clock() - at
             at = clock()
             for action in rng.uniform(-1, 1, (execute, len(contract.action))):

@@ -8,7 +8,7 @@ from orchestrator.config.sweep_config import SweepConfig, SweepError, store_prob
 from orchestrator.data.clip_stream import memory_bound
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.subset import choose
+from orchestrator.data.subset import select_episodes
 from orchestrator.storage.base import open_storage
 from policy.presets import PRESETS
 
@@ -89,7 +89,7 @@ def planned_videos(sweep: SweepConfig, manifest: Manifest) -> list[frozenset[str
     )
     trained: dict[tuple[int, frozenset[str]], None] = {}  # in the order of the arms
     for arm in dict.fromkeys(arms):
-        subset = choose(
+        subset = select_episodes(
             manifest,
             arm.demo_count,
             arm.action_free_ratio,
@@ -119,7 +119,7 @@ def make_plan(sweep: SweepConfig) -> Plan:
         )
     arms = planned_arms(sweep)
     labelled = sweep.data.labelled_tasks
-    largest = choose(
+    largest = select_episodes(
         manifest,
         sweep.data.most_demos,
         sweep.data.highest_ratio,

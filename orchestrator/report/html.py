@@ -16,7 +16,7 @@ import av
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from orchestrator.redaction import redacted
+from orchestrator.redaction import redact
 from orchestrator.report.svg_plots import (
     Plot,
     Row,
@@ -102,7 +102,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"rate": _rate, "amount": _amount, "p": _p, "redacted": redacted}
+    environment.filters |= {"rate": _rate, "amount": _amount, "p": _p, "redacted": redact}
     return environment
 
 

@@ -126,7 +126,7 @@ def _denominators(
 ) -> None:
     for (count, right), labels in beside.items():
         for place, (_, text, colour) in zip(
-            apart([rate for rate, _, _ in sorted(labels)], 0.045), sorted(labels), strict=True
+            spread_labels([rate for rate, _, _ in sorted(labels)], 0.045), sorted(labels), strict=True
         ):
             axes.annotate(
                 text,
@@ -156,7 +156,7 @@ def _against_cost(axes: Any, curve: "Curve", name: str, costs: list[float | None
     axes.set_xlabel(f"{name} of the point's arms")
 
 
-def apart(places: list[float], gap: float) -> list[float]:
+def spread_labels(places: list[float], gap: float) -> list[float]:
     """Return sorted places, moved as little as needed to be `gap` apart, so that labels do not overlap."""
     groups: list[tuple[float, int]] = []  # centre, members
     for place in places:

@@ -214,7 +214,7 @@ class Curve:
             answer[line.policy if line.baseline else line.action_free_ratio] = reached
         return answer
 
-    def worth(self, line: Series) -> Interval | None:
+    def data_equivalence(self, line: Series) -> Interval | None:
         """Return how many times as many demos the lowest ratio needs as this line; None for that ratio itself
         and for baselines.
         """
@@ -231,11 +231,11 @@ class Curve:
 
     def _worth_of(self, line: Series, base: Series) -> Interval:
         (demos, rates, draws), (more, mixed, mixed_draws) = self._rates(base), self._rates(line)
-        value = efficiency.worth((demos, rates), (more, mixed))
+        value = efficiency.data_equivalence((demos, rates), (more, mixed))
         return estimated(
             value,
             [
-                efficiency.worth((demos, own), (more, other))
+                efficiency.data_equivalence((demos, own), (more, other))
                 for own, other in zip(draws, mixed_draws, strict=True)
             ],
         )

@@ -40,7 +40,7 @@ def answer(curve: Curve) -> list[str]:
     """Return the sweep's main results in sentences: the worth of action-free video, demos to reach a rate,
     seeds.
     """
-    told = [sentence for line in curve.lines if (sentence := worth_in_words(curve, line))]
+    told = [sentence for line in curve.lines if (sentence := equivalence_in_words(curve, line))]
     for line in curve.lines:
         rates = [rate for rate in RATES if rate <= max(point.success_rate for point in curve.of_line(line))]
         told.append(f"{_title(line)}: {reach_in_words(curve, line, rates[-1] if rates else RATES[0])}")
@@ -54,11 +54,11 @@ def answer(curve: Curve) -> list[str]:
     return told
 
 
-def worth_in_words(curve: Curve, line: Series) -> str:
+def equivalence_in_words(curve: Curve, line: Series) -> str:
     """Return the sentence on how many demos action-free video replaces, or that there is no evidence; empty
     for lines without `worth`.
     """
-    worth = curve.worth(line)
+    worth = curve.data_equivalence(line)
     if worth is None:
         return ""
     base = f"{curve.lines[0].action_free_ratio:g}"
@@ -162,7 +162,7 @@ def cost_axis(
 
 
 def _line(curve: Curve, line: Series) -> dict[str, Any]:
-    worth = curve.worth(line)
+    worth = curve.data_equivalence(line)
     area = curve.area(line)
     reach = []
     for rate in RATES:
@@ -183,7 +183,7 @@ def _line(curve: Curve, line: Series) -> dict[str, Any]:
         "dashed": line.baseline,
         "area": asdict(area) if len(curve.of_line(line)) > 1 else None,
         "reach": reach,
-        "worth": {**_finite(worth), "text": worth_in_words(curve, line)} if worth else None,
+        "worth": {**_finite(worth), "text": equivalence_in_words(curve, line)} if worth else None,
     }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.report.matplotlib_plot import apart
+from orchestrator.report.matplotlib_plot import spread_labels
 from orchestrator.report.summary import cost_axis
 from orchestrator.report.svg_axes import (
     Scale,
@@ -365,7 +365,9 @@ def _labels_apart(traces: Sequence[Trace]) -> list[Trace]:
         members.sort(key=lambda member: traces[member[0]].dots[member[1]].y)
         dots = [traces[t].dots[d] for t, d in members]
         edge = min(dot.x for dot in dots) - 9 if side == "end" else max(dot.x for dot in dots) + 9
-        for member, dot, place in zip(members, dots, apart([dot.y for dot in dots], LABEL_GAP), strict=True):
+        for member, dot, place in zip(
+            members, dots, spread_labels([dot.y for dot in dots], LABEL_GAP), strict=True
+        ):
             placed[member] = replace(dot, text_x=edge, text_y=place + 4, anchor=side)
     return [
         replace(trace, dots=tuple(placed[t, d] for d in range(len(trace.dots))))

@@ -51,7 +51,7 @@ def demos_to_reach(demos: Floats, rates: Floats, rate: float) -> float:
     return float(demos[first - 1] * (demos[first] / demos[first - 1]) ** part)
 
 
-def worth(base: tuple[Floats, Floats], mixed: tuple[Floats, Floats]) -> float:
+def data_equivalence(base: tuple[Floats, Floats], mixed: tuple[Floats, Floats]) -> float:
     """Return the data-equivalence factor: how many times as many demos the base line needs as the mixed line.
     Each line: (demos, rates).
 

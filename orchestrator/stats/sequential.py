@@ -35,7 +35,7 @@ cases, scenes of different difficulty among them, 1.04 times the best prior's of
 _ROUNDING = 1e-12  # of a bound
 
 
-def log_evidence(rate: Any, successes: Any, episodes: Any) -> Any:
+def log_e_value(rate: Any, successes: Any, episodes: Any) -> Any:
     """Return the logarithm of the evidence against a success rate strictly between 0 and 1; numbers or arrays
     that broadcast.
 
@@ -60,7 +60,7 @@ def anytime_interval(successes: int, episodes: int, confidence: float = 0.95) ->
     limit, observed = -log(1 - confidence), successes / episodes
 
     def beyond(rate: float) -> float:
-        return float(log_evidence(rate, successes, episodes)) - limit
+        return float(log_e_value(rate, successes, episodes)) - limit
 
     low = bisect(beyond, 0.0, observed, xtol=_ROUNDING) - _ROUNDING if successes else 0.0
     high = bisect(beyond, observed, 1.0, xtol=_ROUNDING) + _ROUNDING if successes < episodes else 1.0
@@ -77,7 +77,7 @@ def side_of(
     return "above" if low > threshold else "below" if high < threshold else ""
 
 
-def log_paired_evidence(only_first: Any, only_second: Any) -> Any:
+def log_paired_e_value(only_first: Any, only_second: Any) -> Any:
     """Return the logarithm of the evidence against two policies being equally good; numbers or arrays that
     broadcast. See `PairedEvidence`.
     """
@@ -103,7 +103,7 @@ class PairedEvidence:
         """Two-sided; bounds the probability of ever seeing evidence this strong if neither policy is better
         (Ville 1939).
         """
-        return exp(min(0.0, -float(log_paired_evidence(self.only_first, self.only_second))))
+        return exp(min(0.0, -float(log_paired_e_value(self.only_first, self.only_second))))
 
     def better(self, confidence: float = 0.95) -> Literal["first", "second", ""]:
         """Return which policy is better, empty while open."""

@@ -6,7 +6,7 @@ from typing import Any
 from orchestrator.storage.base import Storage
 
 
-def read_notes(storage: Storage, prefix: str) -> dict[str, Any]:
+def read_json_objects(storage: Storage, prefix: str) -> dict[str, Any]:
     """Return the content of every `<prefix><name>.json` by name, in the order of names."""
     return {
         key.removeprefix(prefix).removesuffix(".json"): json.loads(storage.get(key))
@@ -18,7 +18,7 @@ def read_steps(storage: Storage, run: str) -> dict[int, dict[str, Any]]:
     """Return a sweep's notes of a training run's intact checkpoints, by step: losses and `checkpoint`, the
     fingerprint.
     """
-    told = read_notes(storage, f"checkpoints/{run}/step_")
+    told = read_json_objects(storage, f"checkpoints/{run}/step_")
     return {int(step): note for step, note in told.items() if "damaged" not in note}
 
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from orchestrator.cluster.placement import ResourcePlan
-from orchestrator.cluster.ray_runtime import nodes_of
+from orchestrator.cluster.ray_runtime import node_selector
 from orchestrator.cost import Cost, CostLedger, of_outcome
 from orchestrator.evaluation.outcome_ledger import RenderReferences
 from orchestrator.evaluation.policy_server import policy_of
@@ -51,7 +51,7 @@ class EvalBackend:
     """
 
 
-def players(state: SweepState, placement: ResourcePlan, portraits: RenderReferences) -> EvalBackend:
+def eval_backend(state: SweepState, placement: ResourcePlan, portraits: RenderReferences) -> EvalBackend:
     """Start simulators and policy servers on a connected Ray."""
     from sim_workers.rollout.pool import RolloutPool
     from sim_workers.rollout.ray_policy_client import RayServedPolicy
@@ -69,7 +69,7 @@ def players(state: SweepState, placement: ResourcePlan, portraits: RenderReferen
     simulators = state.sweep.rollout_actors
     # On other nodes they would take the cores that the next training run waits for, and another CPU model may
     # render other images.
-    where = nodes_of("rollouts", CPU=placement.rollout_cpus * (1 if placement.apart else simulators))
+    where = node_selector("rollouts", CPU=placement.rollout_cpus * (1 if placement.apart else simulators))
     return EvalBackend(
         pool=RolloutPool(
             simulators,

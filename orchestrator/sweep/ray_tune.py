@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.redaction import redacted
+from orchestrator.redaction import redact
 from orchestrator.training.control_channel import ANSWER_S, tell
 
 Fit = Callable[[Any, str, dict[str, float], Any, int], list[dict[str, Any]]]
@@ -70,7 +70,7 @@ def _trainable(
             )
         except Exception:  # reported, not raised: `fit` has made all attempts, and Tune would repeat them
             # this process has other secrets than the driver
-            news: dict[str, Any] = {"failed": redacted(traceback.format_exc())}
+            news: dict[str, Any] = {"failed": redact(traceback.format_exc())}
         else:
             news = {"trained": checkpoints}
         tell(desk, run, news)

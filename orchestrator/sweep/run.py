@@ -12,12 +12,12 @@ from contextlib import ExitStack
 from functools import cached_property
 
 from orchestrator.cluster.placement import ResourcePlan
-from orchestrator.cluster.ray_runtime import acting_device, connect, resources, set_apart
+from orchestrator.cluster.ray_runtime import acting_device, connect, dedicated_resources, resources
 from orchestrator.cluster.sharing import presence
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.cost import CostLedger
 from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
-from orchestrator.evaluation.scores import Score, portraits_of
+from orchestrator.evaluation.scores import Score, render_references_of
 from orchestrator.infrastructure import InfrastructureError, cause_of
 from orchestrator.planning.plan import planned_arms
 from orchestrator.redaction import redacting
@@ -25,7 +25,7 @@ from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.storage.base import open_storage
 from orchestrator.sweep.arm_search import ArmPruner, ArmSearch, GridSearch, OptunaSearch
 from orchestrator.sweep.driver_lease import Lease
-from orchestrator.sweep.eval_scheduler import EvalBackend, EvalScheduler, players
+from orchestrator.sweep.eval_scheduler import EvalBackend, EvalScheduler, eval_backend
 from orchestrator.sweep.heartbeat import Heartbeat
 from orchestrator.sweep.ray_tune import Fit, run_trials
 from orchestrator.sweep.state import SweepState
@@ -33,8 +33,8 @@ from orchestrator.sweep.tracking_publisher import TrackingPublisher
 from orchestrator.sweep.train_scheduler import TrainScheduler
 from orchestrator.tracking.mlflow_writer import local_folder
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
-from orchestrator.tracking.tracking_errors import away
-from orchestrator.training.control_channel import desk
+from orchestrator.tracking.tracking_errors import is_unavailable
+from orchestrator.training.control_channel import open_control_channel
 from orchestrator.training.ray_train import fit
 from policy.errors import DemoscaleError
 
@@ -52,7 +52,7 @@ class SweepRun:
         say: Callable[[str], None],
         retry_failed: bool = False,
         fit: Fit = fit,
-        players: Callable[[SweepState, ResourcePlan, RenderReferences], EvalBackend] = players,
+        players: Callable[[SweepState, ResourcePlan, RenderReferences], EvalBackend] = eval_backend,
         outbox: OutboxSettings = DEFAULT_OUTBOX,
         take_over: bool = False,
     ) -> None:
@@ -136,7 +136,7 @@ class SweepRun:
     def _run(self) -> Curve | None:
         sweep = self.state.sweep
         connect()
-        cpus_apart = set_apart("rollouts").get("CPU", 0.0)
+        cpus_apart = dedicated_resources("rollouts").get("CPU", 0.0)
         placement = ResourcePlan.fit(
             resources(), sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)), cpus_apart
         )
@@ -146,7 +146,7 @@ class SweepRun:
             self.say(f"already trained, not trained again: {', '.join(reused)}")
         if scored := sum(len(arm.scores) for arm in self.board.arms.values()):
             self.say(f"already scored, not played again: {scored} checkpoints")
-        portraits = portraits_of(self.state.storage, sweep.suite.gl)
+        portraits = render_references_of(self.state.storage, sweep.suite.gl)
         playing = self._players(self.state, placement, portraits)
         self.evaluation = EvalScheduler(
             self.state,
@@ -173,7 +173,9 @@ class SweepRun:
         try:
             self._replay()
             with (
-                desk(self.training.on_news, presence(), self.training.lost) as self.training.desk,
+                open_control_channel(
+                    self.training.on_news, presence(), self.training.lost
+                ) as self.training.desk,
                 Heartbeat(self, placement),
             ):
                 run_trials(
@@ -246,7 +248,7 @@ class SweepRun:
             try:
                 return Curve.read(self.state.tracking_uri, self.state.sweep.name, self.state.store)
             except Exception as error:
-                if not away(error):
+                if not is_unavailable(error):
                     raise
         self.say(
             "no curve yet: it is made from MLflow, which does not have all scores; later: demoscale curve"
@@ -298,7 +300,7 @@ class SweepRun:
         arm = self.board.arms[arm_id]
         if arm.stopped is None and self._rule.stops(arm_id, step, score.interval[0]):
             arm.stopped = step
-            self.state.stop(arm_id, step)
+            self.state.record_stop(arm_id, step)
             self.say(f"stopped {arm.name} after {step} steps: it is behind at {score}")
             self.training.ask(arm_id, "stop")
             self.evaluation.scorer.drop(arm_id)

@@ -21,14 +21,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.checkpoints.reader import whole
+from orchestrator.checkpoints.reader import is_complete
 from orchestrator.config.arms import Arm, reference_of
 from orchestrator.config.schema import SuiteConfig
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.cost import CostLedger
 from orchestrator.data.episode_store import check_all, latest_version, load_manifest
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.subset import Subset, SubsetError, choose
+from orchestrator.data.subset import Subset, SubsetError, select_episodes
 from orchestrator.evaluation.held_out_clips import HeldOut
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.scores import Score, protocol_key, score_so_far
@@ -44,10 +44,10 @@ from orchestrator.provenance import (
     same_weights,
     weights_label,
 )
-from orchestrator.redaction import redacted, redacted_in, shown
+from orchestrator.redaction import redact, redacted_in, strip_credentials
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.storage.identity import claim_identity, identity_of
-from orchestrator.storage.notes import note_damaged, read_notes, read_steps
+from orchestrator.storage.notes import note_damaged, read_json_objects, read_steps
 from orchestrator.sweep.status import ArmStatus, SweepStatus
 from orchestrator.tracking.mlflow_writer import tracking_uri
 from orchestrator.training.loop import STAGE_ONE, TrainJob
@@ -153,7 +153,10 @@ class SweepState:
             "quarantined": self.quarantined,
             "device": self.device,
             "packages": dict(self.packages),
-            "weights": {"source": shown(self.sweep.weights), "label": shown(self.weights)},
+            "weights": {
+                "source": strip_credentials(self.sweep.weights),
+                "label": strip_credentials(self.weights),
+            },
         }
         self.storage.put(f"sweeps/{self.sweep.name}.json", json.dumps(kept, indent=1).encode())
 
@@ -175,7 +178,7 @@ class SweepState:
             ):
                 on_progress(done, len(todo))
                 if problem:
-                    damaged[entry.episode_id] = redacted(problem)
+                    damaged[entry.episode_id] = redact(problem)
             whole |= chosen - set(damaged)
             if not damaged:
                 return state
@@ -281,15 +284,17 @@ class SweepState:
 
     def proposed(self) -> list[Arm]:
         """Return the arms that a search has proposed, in order."""
-        return [Arm(**told) for told in read_notes(self.storage, f"{self._decisions}/proposed/").values()]
+        return [
+            Arm(**told) for told in read_json_objects(self.storage, f"{self._decisions}/proposed/").values()
+        ]
 
-    def propose(self, arm: Arm, number: int) -> None:
+    def record_proposal(self, arm: Arm, number: int) -> None:
         """Store a proposal."""
         self.storage.put_if_absent(
             f"{self._decisions}/proposed/{number:06d}.json", json.dumps(vars(arm)).encode()
         )
 
-    def stop(self, arm_id: str, step: int) -> None:
+    def record_stop(self, arm_id: str, step: int) -> None:
         """Store that the search stopped the arm after `step`."""
         self.storage.put_if_absent(
             f"{self._decisions}/stopped/{arm_id}.json", json.dumps({"step": step}).encode()
@@ -299,10 +304,10 @@ class SweepState:
         """Return the arms that the search stopped: arm id -> last step."""
         return {
             arm_id: told["step"]
-            for arm_id, told in read_notes(self.storage, f"{self._decisions}/stopped/").items()
+            for arm_id, told in read_json_objects(self.storage, f"{self._decisions}/stopped/").items()
         }
 
-    def fail(self, arm_id: str, sentence: str, trace: str) -> None:
+    def record_failure(self, arm_id: str, sentence: str, trace: str) -> None:
         """Store that the arm's training failed permanently."""
         self.storage.put(
             f"{self._failures}{arm_id}.json",
@@ -314,7 +319,7 @@ class SweepState:
         and fix.
         """
         place, mend = self.uri(self._failures), "demoscale run --retry-failed tries again"
-        told = read_notes(self.storage, self._failures)
+        told = read_json_objects(self.storage, self._failures)
         return {
             arm_id: f"{failed['sentence']} (whole trace in {place}{arm_id}.json); {mend}"
             for arm_id, failed in told.items()
@@ -328,7 +333,7 @@ class SweepState:
         """Return the arm's episodes. Raises SweepError if the pinned data version has too few."""
         try:
             labelled = self.sweep.data.labelled_tasks
-            return choose(
+            return select_episodes(
                 self.manifest,
                 arm.demo_count,
                 arm.action_free_ratio,
@@ -426,7 +431,7 @@ class SweepState:
             for step, told in self.checkpoints(arm_id).items():
                 if (
                     step not in unscored
-                    or whole(self.checkpoint_uri(arm_id, step), told["checkpoint"])
+                    or is_complete(self.checkpoint_uri(arm_id, step), told["checkpoint"])
                     or not self.storage.list(f"arms/{arm_id}/")
                 ):
                     continue

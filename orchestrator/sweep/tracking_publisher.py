@@ -19,7 +19,7 @@ from orchestrator.data.subset import SubsetError
 from orchestrator.evaluation.scores import Score
 from orchestrator.evaluation.video_score import VideoScore
 from orchestrator.provenance import PACKAGES, digest, git_commit
-from orchestrator.redaction import redacted, redacted_in, shown
+from orchestrator.redaction import redact, redacted_in, strip_credentials
 from orchestrator.storage.base import open_storage
 from orchestrator.storage.identity import claim_identity
 from orchestrator.sweep.state import SweepState
@@ -59,7 +59,7 @@ class TrackingPublisher:
         """
         self._state = state
         sweep = state.sweep
-        place = digest([state.storage.uri, shown(state.tracking_uri)])[:8]
+        place = digest([state.storage.uri, strip_credentials(state.tracking_uri)])[:8]
         about = {
             "sweep": sweep.name,
             "store": state.store or claim_identity(state.storage),
@@ -72,12 +72,12 @@ class TrackingPublisher:
         self._teller = OutboxRelay(state.tracking_uri, folder, about, say, open_tracker, settings)
         self._away = False
         self._environment = redacted_in(environment())
-        self.artifact("sweep.yaml", redacted(sweep.to_yaml()).encode())
+        self.artifact("sweep.yaml", redact(sweep.to_yaml()).encode())
         self.artifact(
             "quarantined.json", json.dumps(redacted_in(state.quarantined), indent=1, sort_keys=True).encode()
         )
         self.artifact("environment.json", json.dumps(self._environment, indent=1).encode())
-        owner = {STORAGE: shown(state.storage.uri), **({USER: name} if (name := user()) else {})}
+        owner = {STORAGE: strip_credentials(state.storage.uri), **({USER: name} if (name := user()) else {})}
         self._tell(
             "tags", arm_id=None, tags={"demoscale.code": git_commit(), **owner, **_tags_of(self._environment)}
         )
@@ -91,12 +91,12 @@ class TrackingPublisher:
 
     def _tell(self, do: str, data: bytes | None = None, **arguments: Any) -> None:
         # the others hold numbers and digests
-        self._teller.note(do, data, **(redacted_in(arguments) if do in ("tags", "arm") else arguments))
+        self._teller.enqueue(do, data, **(redacted_in(arguments) if do in ("tags", "arm") else arguments))
 
     def arm(self, arm: Arm) -> None:
         """Publish an arm: its run, its facts and its episodes."""
         state, arm_id, subset = self._state, arm.arm_id(self._state.training), self._state.subset(arm)
-        uri = shown(open_storage(state.sweep.data.episodes).uri)
+        uri = strip_credentials(open_storage(state.sweep.data.episodes).uri)
         facts = {
             "demoscale.data": state.manifest.fingerprint,
             "demoscale.data_version": str(state.version),
@@ -137,7 +137,7 @@ class TrackingPublisher:
             arm_id=arm_id,
             step=step,
             fingerprint=fingerprint,
-            uri=shown(self._state.checkpoint_uri(arm_id, step)),
+            uri=strip_credentials(self._state.checkpoint_uri(arm_id, step)),
         )
 
     def score(
@@ -233,7 +233,7 @@ class TrackingPublisher:
         said = []
         if left:
             command = f"demoscale status {state.sweep.name} --storage {state.storage.uri} --rebuild"
-            where = f"MLflow at {shown(state.tracking_uri)} {problem}"
+            where = f"MLflow at {strip_credentials(state.tracking_uri)} {problem}"
             said.append(
                 f"{where}: {left} records are not told yet; they are kept, and `{command}` or the same run"
                 " command tells them later"

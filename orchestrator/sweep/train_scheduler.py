@@ -15,7 +15,7 @@ from orchestrator.config.arms import Arm
 from orchestrator.cost import Cost, CostLedger
 from orchestrator.infrastructure import cause_in
 from orchestrator.prometheus import CLIPS, LOADER_STALL_S, OPTIMISER_STEP_S, OPTIMISER_STEPS, RETRIES
-from orchestrator.redaction import redacted
+from orchestrator.redaction import redact
 from orchestrator.sweep.arm_search import ArmSearch
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import SweepStatus
@@ -184,7 +184,7 @@ class TrainScheduler:
         """Return the arm's id; store, show and publish the arm if it is new."""
         arm_id = arm.arm_id(self._state.training)
         if arm_id not in self._board.arms:
-            self._state.propose(arm, self._proposed)
+            self._state.record_proposal(arm, self._proposed)
             with self._board.lock:
                 self._board.arms[arm_id] = self._state.arm_state(arm)
             self._views.arm(arm)
@@ -291,7 +291,7 @@ class TrainScheduler:
             sentence = _sentence(trace)
             self._say(f"FAILED {self._names(run)}: {sentence}")
             for arm_id in [job.arm_id for job in self._sharing.pop(run, ())] or [run]:
-                self._state.fail(arm_id, sentence, trace)
+                self._state.record_failure(arm_id, sentence, trace)
                 with self._board.lock:
                     self._board.arms[arm_id].failure = self._state.failures()[arm_id]
                 self._proposals.failed(self._board.arms[arm_id].arm)
@@ -302,5 +302,5 @@ def _sentence(trace: str) -> str:
     without their class.
     """
     # before it is cut, which would hide where a secret ends
-    last = re.sub(r"^[\w.]+\.(?=[A-Z]\w*: )", "", redacted(trace).strip().splitlines()[-1])
+    last = re.sub(r"^[\w.]+\.(?=[A-Z]\w*: )", "", redact(trace).strip().splitlines()[-1])
     return re.sub(r"^(EpisodeError|WeightsError|CheckpointError|NotFiniteError): ", "", last)[:300]

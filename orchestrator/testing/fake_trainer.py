@@ -25,9 +25,9 @@ class FakeTrainer:
         self, job: TrainJob, folder: str, resources: dict[str, float], desk: Any, attempts: int = 1
     ) -> list[dict[str, Any]]:
         """Train; the arguments and the result are those of `orchestrator.training.ray_train.fit`."""
-        from orchestrator.training.ray_train import wishes_of
+        from orchestrator.training.ray_train import stop_request_poller
 
-        asked, reported, every = wishes_of(desk, job.arm_id, 1), [], job.train.checkpoint_every
+        asked, reported, every = stop_request_poller(desk, job.arm_id, 1), [], job.train.checkpoint_every
         for step in range(1, job.train.steps + 1):
             time.sleep(self.step_s)
             if step % every and step != job.train.steps and not asked():

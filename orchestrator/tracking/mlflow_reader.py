@@ -13,7 +13,7 @@ import yaml
 from orchestrator.config.arms import Arm
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.cost import Cost
-from orchestrator.redaction import shown
+from orchestrator.redaction import strip_credentials
 from orchestrator.tracking.mlflow_writer import (
     ARM,
     CHECKPOINT,
@@ -33,7 +33,7 @@ from orchestrator.tracking.mlflow_writer import (
     rank,
     tagged,
 )
-from orchestrator.tracking.tracking_errors import away, status_of, trouble
+from orchestrator.tracking.tracking_errors import is_unavailable, reason, status_of
 from policy.config import PolicyKind
 
 AT_ONCE = 8
@@ -90,9 +90,11 @@ def read_sweep(uri: str, name: str, store: str = "", storage: str = "") -> Track
     try:
         return _read(client(uri), uri, name, store, storage)
     except Exception as error:
-        if not away(error):
+        if not is_unavailable(error):
             raise
-        raise TrackingError(f"MLflow at {shown(uri)} {trouble(error)}; try again when it is back") from None
+        raise TrackingError(
+            f"MLflow at {strip_credentials(uri)} {reason(error)}; try again when it is back"
+        ) from None
 
 
 def logged_checkpoint(uri: str, model: str) -> tuple[str, str]:
@@ -112,16 +114,18 @@ def logged_checkpoint(uri: str, model: str) -> tuple[str, str]:
     except Exception as error:
         if status_of(error) == 404:
             raise TrackingError(
-                f"{shown(uri)}: there is no logged model {model_id} here; name another, or the place with"
-                " --mlflow"
+                f"{strip_credentials(uri)}: there is no logged model {model_id} here; name another, or the"
+                " place with --mlflow"
             ) from None
-        if not away(error):
+        if not is_unavailable(error):
             raise
-        raise TrackingError(f"MLflow at {shown(uri)} {trouble(error)}; try again when it is back") from None
+        raise TrackingError(
+            f"MLflow at {strip_credentials(uri)} {reason(error)}; try again when it is back"
+        ) from None
     if PLACE not in tags or CHECKPOINT not in tags:
         raise TrackingError(
-            f"{shown(uri)}: the logged model {model_id} is no checkpoint of ours: it has no tags {PLACE} and"
-            f" {CHECKPOINT}"
+            f"{strip_credentials(uri)}: the logged model {model_id} is no checkpoint of ours: it has no tags"
+            f" {PLACE} and {CHECKPOINT}"
         )
     return tags[PLACE], tags[CHECKPOINT]
 
@@ -152,7 +156,7 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
         sweep = read_yaml(file)
     except yaml.YAMLError as error:
         raise TrackingError(
-            f"{shown(uri)}: the sweep.yaml kept with {name} cannot be read"
+            f"{strip_credentials(uri)}: the sweep.yaml kept with {name} cannot be read"
             f" ({' '.join(str(error).split())[:200]})"
         ) from None
     return TrackedSweep(_one_each(arms, name), sweep, tags)
@@ -168,8 +172,8 @@ def _parents(uri: str, name: str, known: Sequence[Any], store: str, storage: str
             by_store.setdefault(run.data.tags.get(STORE, ""), []).append(run)
     if not by_store:
         raise TrackingError(
-            f"{shown(uri)}: no sweep named {name} is tracked here; name one that ran, or the place with"
-            " --storage or --mlflow"
+            f"{strip_credentials(uri)}: no sweep named {name} is tracked here; name one that ran, or the"
+            " place with --storage or --mlflow"
         )
     listed = "; ".join(_described(runs[0]) for runs in by_store.values())
     if store:
@@ -181,17 +185,19 @@ def _parents(uri: str, name: str, known: Sequence[Any], store: str, storage: str
             " these shows that one"
         )
         raise TrackingError(
-            f"{shown(uri)}: the sweep {name} of this storage is not tracked here, those of other storages are"
-            f" ({listed}); {fix}"
+            f"{strip_credentials(uri)}: the sweep {name} of this storage is not tracked here, those of other"
+            f" storages are ({listed}); {fix}"
         )
     if len(by_store) > 1 and storage:
         by_store = {
-            key: runs for key, runs in by_store.items() if runs[0].data.tags.get(STORAGE) == shown(storage)
+            key: runs
+            for key, runs in by_store.items()
+            if runs[0].data.tags.get(STORAGE) == strip_credentials(storage)
         } or by_store
     if len(by_store) > 1:
         fix = f'choose one with --storage, or in Python with Curve.read(..., "{name}", store=ID)'
         raise TrackingError(
-            f"{shown(uri)}: {len(by_store)} storages have a sweep named {name} ({listed}); {fix}"
+            f"{strip_credentials(uri)}: {len(by_store)} storages have a sweep named {name} ({listed}); {fix}"
         )
     (found,) = by_store.values()
     return found

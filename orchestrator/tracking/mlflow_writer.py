@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.config.arms import Arm
-from orchestrator.redaction import shown
+from orchestrator.redaction import strip_credentials
 from policy.errors import DemoscaleError
 
 EXPERIMENT = "demoscale"
@@ -87,7 +87,7 @@ def client(uri: str) -> Any:
                 unquote(parts.username),
                 unquote(parts.password or ""),
             )
-        return MlflowClient(shown(uri))
+        return MlflowClient(strip_credentials(uri))
     if not uri.startswith("sqlite:///"):
         return MlflowClient(uri)
     database = Path(uri.removeprefix("sqlite:///"))
@@ -254,7 +254,7 @@ class MlflowWriter:
             return []  # another storage adopted it at the same moment
         return untagged
 
-    def settle(self) -> None:
+    def remove_duplicates(self) -> None:
         """Resolve duplicate runs and models that requests with an unknown outcome may have created."""
         self._check_parent(tidy=True)
         for arm_id in [*self._children]:

@@ -53,7 +53,7 @@ class OutboxWriter:
         except OSError as error:
             raise _unwritable(folder, error) from None
 
-    def note(self, note: dict[str, Any], data: bytes | None = None) -> None:
+    def append(self, note: dict[str, Any], data: bytes | None = None) -> None:
         """Append a record, with `data` in a file of its own. Raises TrackingError if the disk cannot be
         written.
         """
@@ -204,7 +204,7 @@ def set_aside(journal: Path) -> Path:
     return aside
 
 
-def told_of(journal: Path) -> int:
+def delivered_file(journal: Path) -> int:
     """Return the number of published bytes of a journal, for other processes."""
     return _number(journal.with_suffix(".told"))
 

@@ -19,11 +19,11 @@ from orchestrator.tracking.outbox import (
     DamagedOutboxError,
     OutboxReader,
     OutboxWriter,
+    delivered_file,
     journals,
     set_aside,
-    told_of,
 )
-from orchestrator.tracking.tracking_errors import redacted, refuses, trouble
+from orchestrator.tracking.tracking_errors import is_rejected, reason, redacted
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 """Seconds of pause after the first failed attempt, and at most; the pause doubles with every failure."""
@@ -95,9 +95,9 @@ class OutboxRelay:
         self._thread = threading.Thread(target=self._guarded, name="views", daemon=True)
         self._thread.start()
 
-    def note(self, do: str, data: bytes | None = None, **arguments: Any) -> None:
+    def enqueue(self, do: str, data: bytes | None = None, **arguments: Any) -> None:
         """Enqueue a call of a MlflowWriter method. Raises TrackingError if the journal cannot be written."""
-        self._journal.note({"do": do, **arguments}, data)
+        self._journal.append({"do": do, **arguments}, data)
         with self._news:
             self._news.notify_all()
 
@@ -123,8 +123,8 @@ class OutboxRelay:
         with self._news:
             self._urged = True
             self._news.notify_all()
-        while max(told_of(self._journal.path), self._journal.begin) < goal:
-            now, moved = time.monotonic(), (self._moved, told_of(self._journal.path))
+        while max(delivered_file(self._journal.path), self._journal.begin) < goal:
+            now, moved = time.monotonic(), (self._moved, delivered_file(self._journal.path))
             if moved != before:
                 moved_at, before = now, moved
             stuck = bool(self.problem) or not self.telling
@@ -164,7 +164,7 @@ class OutboxRelay:
                 try:
                     told = self._tell_next()
                     if not told and self._doubts and self._tracker[1]:
-                        self._tracker[1].settle()
+                        self._tracker[1].remove_duplicates()
                         self._doubts = False
                 except Exception as error:
                     self._failed(error)
@@ -240,14 +240,14 @@ class OutboxRelay:
         try:
             getattr(tracker, method)(**arguments)
         except Exception as error:
-            if not refuses(error):
+            if not is_rejected(error):
                 raise
             # The tracker's state may be outdated, for example if a user deleted a run: retry with a new one.
             try:
                 self._tracker = "", None
                 getattr(self._tracker_of(reading.about), method)(**arguments)
             except Exception as again:
-                if not refuses(again):
+                if not is_rejected(again):
                     raise
                 kept = redacted(str(again))
                 reading.refuse(note, kept)
@@ -267,11 +267,11 @@ class OutboxRelay:
                 self._tracker = key, self._open(self._uri, **about)
             self._tracker[1].open()
         except Exception as error:
-            raise _NotOpenError(trouble(error)) from None
+            raise _NotOpenError(reason(error)) from None
         return self._tracker[1]
 
     def _failed(self, error: Exception) -> None:
-        self.problem = str(error) if isinstance(error, _NotOpenError) else trouble(error)
+        self.problem = str(error) if isinstance(error, _NotOpenError) else reason(error)
         self._doubts, self._failures = True, self._failures + 1
         if self._failures == TELL_AFTER:
             self._say(

@@ -22,7 +22,7 @@ def status_of(error: BaseException) -> int:
     return int(asked()) if asked else 0
 
 
-def refuses(error: BaseException) -> bool:
+def is_rejected(error: BaseException) -> bool:
     """Return whether the record is at fault and would be refused again."""
     status = status_of(error)
     if status:
@@ -32,14 +32,14 @@ def refuses(error: BaseException) -> bool:
     )
 
 
-def away(error: BaseException) -> bool:
+def is_unavailable(error: BaseException) -> bool:
     """Return whether the error is the tracking server's and may be transient."""
-    return type(error).__module__.partition(".")[0] in ("mlflow", "requests", "urllib3") and not refuses(
+    return type(error).__module__.partition(".")[0] in ("mlflow", "requests", "urllib3") and not is_rejected(
         error
     )
 
 
-def trouble(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """Return why MLflow cannot be written now, in fixed words, since a server's may repeat what it
     was sent.
     """
@@ -68,4 +68,4 @@ def redacted(text: str) -> str:
     """Return a text on one line of at most 300 characters, without credentials, including those of the
     environment.
     """
-    return " ".join(credentials.redacted(text).split())[:300]
+    return " ".join(credentials.redact(text).split())[:300]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
-from orchestrator.cluster.ray_runtime import beside_driver
+from orchestrator.cluster.ray_runtime import on_driver_node
 
 Wish = Literal["", "pause", "stop"]
 """Request to a training run: `pause`: save a checkpoint and end, to be resumed; `stop`: end without one;
@@ -82,7 +82,7 @@ class ControlChannel:
 
 
 @contextmanager
-def desk(
+def open_control_channel(
     on_news: Callable[[str, News], None],
     name: str = "",
     on_lost: Callable[[BaseException], None] | None = None,
@@ -96,7 +96,7 @@ def desk(
     """
     import ray
 
-    options = beside_driver() | ({"name": name} if name else {})
+    options = on_driver_node() | ({"name": name} if name else {})
     handle = ray.remote(ControlChannel).options(**options, max_concurrency=100_000).remote()
     closing, failures = threading.Event(), list[BaseException]()
 

@@ -16,9 +16,9 @@ from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
 from orchestrator.data.clip_sampler import ClipSampler
 from orchestrator.data.episode_store import load_manifest
-from orchestrator.data.latent_cache import has_latents, kept_sentences, latent_entries
+from orchestrator.data.latent_cache import has_latents, latent_entries, read_sentences
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.subset import Subset, choose
+from orchestrator.data.subset import Subset, select_episodes
 from orchestrator.provenance import PACKAGES, TRAINING_PACKAGES, digest, package_versions, weights_label
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.training.control_channel import Wish
@@ -98,7 +98,7 @@ class TrainJob:
     """Whether every camera of a clip becomes a separate clip."""
 
     def subset(self, manifest: Manifest) -> Subset:
-        return choose(
+        return select_episodes(
             manifest,
             self.arm.demo_count,
             self.arm.action_free_ratio,
@@ -263,7 +263,7 @@ def train(
     consumed = {name: before[name] for name in CONSUMED}
     torch.manual_seed(job.arm.seed)
     with tempfile.TemporaryDirectory() as name:
-        model = _first_model(job, card, resume, kept_sentences(storage, manifest), Path(name))
+        model = _first_model(job, card, resume, read_sentences(storage, manifest), Path(name))
     model.learn(job.objective)
     model.to(device)
     if not resume and (which := not_finite(model.state_dict())):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from orchestrator.checkpoints.reader import at_hand
+from orchestrator.checkpoints.reader import open_checkpoint
 from orchestrator.code_fingerprint import TRAINING_CODE, code_fingerprint
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
@@ -19,7 +19,7 @@ from orchestrator.data.manifest import Manifest
 from orchestrator.data.subset import Subset
 from orchestrator.provenance import TRAINING_PACKAGES, digest, package_versions
 from orchestrator.storage.base import open_storage
-from orchestrator.training.control_channel import News, desk
+from orchestrator.training.control_channel import News, open_control_channel
 from orchestrator.training.loop import TrainJob
 from orchestrator.training.ray_train import fit
 from policy.config import PolicyConfig
@@ -77,7 +77,7 @@ def pretrain(
         if "step" in news:  # else the run is retried, or was repaired before it resumed
             on_step(int(news["step"]), float(news["loss"]))
 
-    with desk(on_news) as handle:
+    with open_control_channel(on_news) as handle:
         last = fit(job, folder, resources, handle)[-1]
     recipe = {
         "preset": config.preset,
@@ -93,7 +93,7 @@ def pretrain(
     return f"{folder}/{job.arm_id}/step_{train.steps:06d}", recipe
 
 
-def ship(checkpoint: str, recipe: dict[str, Any], out: Path) -> None:
+def export_weights(checkpoint: str, recipe: dict[str, Any], out: Path) -> None:
     """Write a checkpoint's video model to `out`/unet in diffusers format and half precision, and its recipe
     to `out`/recipe.json.
     """
@@ -101,7 +101,7 @@ def ship(checkpoint: str, recipe: dict[str, Any], out: Path) -> None:
 
     from policy.weights import load_unet
 
-    with at_hand(checkpoint) as folder:
+    with open_checkpoint(checkpoint) as folder:
         unet = UNetSpatioTemporalConditionModel.from_config(
             UNetSpatioTemporalConditionModel.load_config(folder, subfolder="unet")
         )

@@ -15,7 +15,7 @@ from orchestrator.storage.notes import read_steps
 from orchestrator.training.control_channel import Wish, tell
 from orchestrator.training.control_channel import wishes as asked_of
 from orchestrator.training.loop import TrainJob, train
-from orchestrator.training.train_snapshot import mend
+from orchestrator.training.train_snapshot import repair
 from orchestrator.training.worker_usage import SPENT
 from sim_workers.checkout import CodeChangedError, check_imported
 
@@ -49,11 +49,11 @@ def _worker_loop(config: dict[str, Any]) -> None:
             report,
             wrap,
             str(device),
-            wishes_of(config["desk"], job.arm_id, world),
+            stop_request_poller(config["desk"], job.arm_id, world),
         )
 
 
-def wishes_of(desk: Any, run: str, world: int) -> Callable[[], Wish]:
+def stop_request_poller(desk: Any, run: str, world: int) -> Callable[[], Wish]:
     """Return a function that returns the run's wish without waiting for the desk; every worker gets the same
     answer at the same step.
     """
@@ -133,7 +133,7 @@ def fit(
     )
     storage = open_storage(folder)
     for attempt in range(1, attempts + 1):
-        for problem in mend(
+        for problem in repair(
             storage, job.arm_id, read_steps(open_storage(folder.removesuffix("/arms")), job.arm_id)
         ):
             tell(desk, job.arm_id, {"retried": f"{problem}; it resumes from the newest whole one"})
@@ -145,7 +145,7 @@ def fit(
             ray.exceptions.RayError,
             OSError,
         ) as error:
-            _raise_what_trying_again_would_not_mend(str(error))
+            _raise_permanent(str(error))
             if attempt == attempts:
                 raise
             desk.tell.remote(job.arm_id, {"retried": str(error).strip() or type(error).__name__})
@@ -155,7 +155,7 @@ def fit(
     raise AssertionError("unreachable")
 
 
-def _raise_what_trying_again_would_not_mend(trace: str) -> None:
+def _raise_permanent(trace: str) -> None:
     """Raise a worker's error if only the user can fix it: damaged episodes, weights that do not fit, diverged
     training, edited code.
     """

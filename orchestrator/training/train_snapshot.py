@@ -9,7 +9,7 @@ import json
 from importlib.metadata import version
 from typing import Any
 
-from orchestrator.checkpoints.reader import whole
+from orchestrator.checkpoints.reader import is_complete
 from orchestrator.storage.base import NoObject, Storage
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -23,7 +23,7 @@ LISTS = (
 """Other fields of the list, empty here: no checkpoint is validated."""
 
 
-def mend(storage: Storage, run: str, noted: dict[int, dict[str, Any]]) -> list[str]:
+def repair(storage: Storage, run: str, noted: dict[int, dict[str, Any]]) -> list[str]:
     """Repair the list so that the run resumes from its newest intact checkpoint; return the problems, one
     sentence each, empty if none.
 
@@ -46,7 +46,7 @@ def mend(storage: Storage, run: str, noted: dict[int, dict[str, Any]]) -> list[s
         f"{storage.uri}/{run}/{name}: the checkpoint is not there" for name, _ in listed if name not in there
     ]
     listed = [one for one in listed if one[0] in there]
-    while listed and not whole(
+    while listed and not is_complete(
         place := f"{storage.uri}/{run}/{listed[-1][0]}", str(listed[-1][1].get("checkpoint"))
     ):
         problems.append(f"{place}: the checkpoint is damaged")

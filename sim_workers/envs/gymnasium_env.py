@@ -131,7 +131,7 @@ class RolloutEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.floating[Any]]]):
         return self._env
 
     def _seen(self, env: Env) -> dict[str, Any]:
-        seen = env.look(noise_seed=0)
+        seen = env.observe(noise_seed=0)
         return {**seen.images, "proprio": seen.proprio}
 
     def _info(self, env: Env) -> dict[str, Any]:

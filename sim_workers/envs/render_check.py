@@ -63,7 +63,7 @@ class RenderFingerprint:
         )
 
 
-def portrait(env: Env) -> RenderFingerprint:
+def render_fingerprint(env: Env) -> RenderFingerprint:
     """Return the portrait of a live environment, which needs a reset afterwards. Takes about a tenth of a
     second, rendering not included.
     """
@@ -75,7 +75,7 @@ def portrait(env: Env) -> RenderFingerprint:
             env.step(rng.uniform(-1, 1, len(env.contract.action)))
         physics.update(env.physics.tobytes())
         if step in (0, STEPS):
-            for _, picture in sorted(env.look(SCENE_SEED).images.items()):
+            for _, picture in sorted(env.observe(SCENE_SEED).images.items()):
                 pixels.update(picture.tobytes())
     draws = driver() if env.contract.cameras else "nobody"
     return RenderFingerprint(

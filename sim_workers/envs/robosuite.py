@@ -57,7 +57,7 @@ class SimEnv:
     """Robosuite task with one or two arms.
 
     reset(seed) puts the scene into a state that depends on the seed alone, not on earlier episodes;
-    step(action) advances one control step (1/20 s); look() renders the contract's cameras. `succeeded` is
+    step(action) advances one control step (1/20 s); observe() renders the contract's cameras. `succeeded` is
     robosuite's own success check of the current state. The world is the `variant`-th of a `shift`
     (`shifts.py`); by default the nominal one.
     """
@@ -204,7 +204,7 @@ class SimEnv:
         """Render an (H, W, 3) uint8 picture from any camera of the scene, in any size `(H, W)`."""
         return render(self._env.sim, camera, size)
 
-    def look(self, noise_seed: int) -> Observation:
+    def observe(self, noise_seed: int) -> Observation:
         """Return the policy's observation of the current state, rendered by this call."""
         return Observation(self.pictures(), self.proprio, self.instruction, noise_seed)
 

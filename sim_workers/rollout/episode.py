@@ -26,7 +26,7 @@ class Env(Protocol):
     def step(self, action: npt.NDArray[np.floating[Any]]) -> None:
         """Apply one (A,) action for one control step. Raises EpisodeFaultError if the simulation diverges."""
 
-    def look(self, noise_seed: int) -> Observation:
+    def observe(self, noise_seed: int) -> Observation:
         """Return the policy's observation of the current state, rendered by this call."""
 
     @property
@@ -126,7 +126,7 @@ def episode(
     first_success = 0 if done else None
     end = min(rules.horizon, rules.settle) if done else rules.horizon
     while steps < end:
-        observation = env.look(spec.chunk_seed(looks))
+        observation = env.observe(spec.chunk_seed(looks))
         asked = time.perf_counter()
         chunk = yield observation
         assert chunk is not None

@@ -56,7 +56,7 @@ class NodeHealth:
         self._refusals = Counter[str]()
         self._fit: set[str] = set()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Query the draining and the dead nodes; a dead node no longer counts as fit, so no other node is
         excluded because of it.
         """
@@ -137,7 +137,7 @@ class ServerLocations:
         asked = [others.get(i, 0) for i in range(len(self.servers))]
         return nearest(node, own, self.nodes, self.away, asked, math.ceil(workers / len(asked)))
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Collect the servers' answers without waiting, and query each answering server again."""
         now = time.monotonic()
         said, _ = ray.wait(self._asked, num_returns=len(self._asked), timeout=0)

@@ -250,7 +250,7 @@ class RolloutPool:
         """
         if time.monotonic() < self._next_look:
             return
-        self._nodes.look()
+        self._nodes.refresh()
         # a pending worker must wait for a node that matches the current selector
         if (selector := self._nodes.selector()) != self._selector:
             self._selector = selector
@@ -259,7 +259,7 @@ class RolloutPool:
         self._fill()
         pause_s = self._settings.look_around_s
         if self._servers:
-            self._servers.look()
+            self._servers.refresh()
             # a worker cannot choose the nearest server before every server's node is known
             if "" in self._servers.nodes:
                 pause_s /= 10

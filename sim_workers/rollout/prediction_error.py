@@ -51,7 +51,7 @@ class PredictionError:
         self._looks: list[_Look] = []
         self._open: list[_Look] = []
 
-    def looked(self, step: int, imagined: Imagination, seen: dict[str, Picture]) -> None:
+    def observed(self, step: int, imagined: Imagination, seen: dict[str, Picture]) -> None:
         """Record an observation after `step` control steps: the pictures `seen` and the imagination that
         follows them.
         """

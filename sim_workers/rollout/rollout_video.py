@@ -68,13 +68,13 @@ class RolloutRecorder:
         self._imagined: Imagination | None = None
         self._foresight = PredictionError()
 
-    def looked(self, imagined: Imagination | None) -> None:
+    def observed(self, imagined: Imagination | None) -> None:
         """Record a policy observation after the last reported control step, with the policy's imagination.
         The first one starts the film.
         """
         self._looked_at, self._imagined = self._steps, imagined
         if imagined:
-            self._foresight.looked(self._steps, imagined, self._seen())
+            self._foresight.observed(self._steps, imagined, self._seen())
         if not self._frames:
             self._record(self._env.succeeded)
 

@@ -13,7 +13,7 @@ from typing import Literal
 from policy.interface import ActionChunk, Contract, Imagination, Observation
 from sim_workers.checkout import CodeChangedError, Files, check_imported
 from sim_workers.envs.registry import make_env
-from sim_workers.envs.render_check import RenderFingerprint, portrait
+from sim_workers.envs.render_check import RenderFingerprint, render_fingerprint
 from sim_workers.rollout.episode import Env, Outcome, Stepped, episode
 from sim_workers.rollout.policy_clients import PolicyClient, PolicySource
 from sim_workers.rollout.rollout_video import RecordedVideo, RolloutRecorder
@@ -166,7 +166,7 @@ class RolloutWorker:
                     make_env(job.spec.task, job.contract, job.spec.shift, job.spec.variant),
                     job.scene,
                 )
-                drawn = portrait(self._env)
+                drawn = render_fingerprint(self._env)
             except Exception as error:
                 drawing = f", drawing with {os.environ.get('MUJOCO_GL')}" if job.contract.cameras else ""
                 yield Unfit(
@@ -208,7 +208,7 @@ class RolloutWorker:
                         return
                     chunk, imagined = answer.result()
                     if film:
-                        film.looked(imagined)
+                        film.observed(imagined)
                 if time.monotonic() - beat > BEAT_S:
                     yield WorkerHeartbeat("playing")
                     beat = time.monotonic()

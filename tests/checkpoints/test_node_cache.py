@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoints.node_cache import kept
+from orchestrator.checkpoints.node_cache import cached_checkpoint
 from orchestrator.checkpoints.reader import fetch
 from policy.checkpoint import CheckpointError, fingerprint
 
@@ -42,11 +42,13 @@ def test_eight_servers_of_a_node_fetch_once_what_acts(
         fetched.append(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
 
     with ThreadPoolExecutor(8) as servers:
-        folders = {*servers.map(lambda _: kept(uri, expected, tmp_path / "node", fetch=slow), range(8))}
+        folders = {
+            *servers.map(lambda _: cached_checkpoint(uri, expected, tmp_path / "node", fetch=slow), range(8))
+        }
     (folder,) = folders
     assert fetched == [10_000], "without this: 80,000 bytes"
     assert fingerprint(folder) == expected
-    kept(uri, expected, tmp_path / "another", fetch=slow)
+    cached_checkpoint(uri, expected, tmp_path / "another", fetch=slow)
     assert len(fetched) == 2
 
 
@@ -60,7 +62,7 @@ def test_other_weights_than_those_to_be_scored_are_refused(
         " scored: replaced, or damaged"
     )
     with pytest.raises(CheckpointError, match=sentence):
-        kept(uri, expected, tmp_path / "node")
+        cached_checkpoint(uri, expected, tmp_path / "node")
     assert not (tmp_path / "node" / expected).exists()
 
 
@@ -75,8 +77,8 @@ def test_a_fetch_that_breaks_off_leaves_nothing_that_is_taken_for_whole(
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        kept(uri, expected, tmp_path / "node", fetch=breaks)
-    assert fingerprint(kept(uri, expected, tmp_path / "node")) == expected
+        cached_checkpoint(uri, expected, tmp_path / "node", fetch=breaks)
+    assert fingerprint(cached_checkpoint(uri, expected, tmp_path / "node")) == expected
 
 
 def used(folder: Path, ago_s: float) -> None:
@@ -87,17 +89,17 @@ def test_the_one_used_longest_ago_goes_and_one_in_use_stays(
     checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path
 ) -> None:
     node, made = tmp_path / "node", [checkpoint(name) for name in ("one", "two", "three", "four")]
-    folders = [kept(*one, node, most_bytes=15_000) for one in made[:2]]
+    folders = [cached_checkpoint(*one, node, most_bytes=15_000) for one in made[:2]]
     used(folders[0], 5000)
     used(folders[1], 4000)
-    folders += [kept(*one, node, most_bytes=15_000) for one in made[2:]]
+    folders += [cached_checkpoint(*one, node, most_bytes=15_000) for one in made[2:]]
     assert [folder.is_dir() for folder in folders] == [
         False,
         False,
         True,
         True,
     ], "one had to go for three, another for four"
-    folders.append(kept(*made[0], node, most_bytes=15_000))
+    folders.append(cached_checkpoint(*made[0], node, most_bytes=15_000))
     assert all(folder.is_dir() for folder in folders[2:]), "all three were asked for within ten minutes"
 
 
@@ -108,7 +110,7 @@ def test_what_a_killed_process_left_half_done_goes(
     for name in (".part-fetched", ".part-deleted"):
         (node / name).mkdir(parents=True)
     used(node / ".part-fetched", 5000)
-    kept(*checkpoint("one"), node)
+    cached_checkpoint(*checkpoint("one"), node)
     assert [(node / name).is_dir() for name in (".part-fetched", ".part-deleted")] == [
         False,
         True,
@@ -120,9 +122,9 @@ def test_a_disk_that_is_nearly_full_keeps_fewer(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5_000}))
     node = tmp_path / "node"
-    first = kept(*checkpoint("one"), node)
+    first = cached_checkpoint(*checkpoint("one"), node)
     used(first, 5000)
-    assert kept(*checkpoint("two"), node).is_dir()
+    assert cached_checkpoint(*checkpoint("two"), node).is_dir()
     assert not first.is_dir()
 
 
@@ -131,4 +133,4 @@ def test_a_folder_of_somebody_else_is_refused(
 ) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(CheckpointError, match="belongs to user"):
-        kept(*checkpoint("one"), tmp_path / "node")
+        cached_checkpoint(*checkpoint("one"), tmp_path / "node")

@@ -11,7 +11,7 @@ import pytest
 from conftest import CHECKOUT, run
 
 from imported_packages import HEAVY, imported_packages
-from orchestrator.cli.common import ctrl_c
+from orchestrator.cli.common import graceful_interrupt
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_doctor_notices_a_room_that_comes_from_somewhere_else(
         name: module for name, module in sys.modules.items() if name == "policy" or name.startswith("policy.")
     }
     try:
-        assert doctor.strangers() == {"policy": str(tmp_path / "policy.py")}
+        assert doctor.shadowed_packages() == {"policy": str(tmp_path / "policy.py")}
     finally:
         sys.modules.pop("policy", None)
         sys.modules.update(before)
@@ -113,7 +113,7 @@ def test_the_pinned_packages_are_the_installed_ones() -> None:
 def test_a_signal_asks_the_sweep_to_end_and_a_second_one_ends_it(number: signal.Signals) -> None:
     sweep_run = SimpleNamespace(interrupted=False)
     before = signal.getsignal(number)
-    with ctrl_c(sweep_run):
+    with graceful_interrupt(sweep_run):
         os.kill(os.getpid(), number)
         assert sweep_run.interrupted
         with pytest.raises(KeyboardInterrupt):

@@ -12,13 +12,13 @@ from conftest import CHECKOUT
 
 from orchestrator import provenance
 from orchestrator.cluster import code_bundle as staging
-from orchestrator.cluster.code_bundle import CodeBundleError, shipped_files, staged
-from orchestrator.cluster.preflight import notes_on, unfit_arguments, unfit_sweep
+from orchestrator.cluster.code_bundle import CodeBundleError, code_bundle, shipped_files
+from orchestrator.cluster.preflight import check_arguments, check_sweep, warnings_for
 from orchestrator.cluster.ray_jobs import JobSpec, _metadata, _runtime_env
 from orchestrator.cluster.version_check import PYTHONS, differing, pins, to_install
 from orchestrator.code_fingerprint import SCORING_CODE, TRAINING_CODE, code_fingerprint
 from orchestrator.config.sweep_config import SweepConfig, SweepError
-from orchestrator.redaction import redacted
+from orchestrator.redaction import redact
 
 REMOTE = (
     "data.episodes=s3://robot-data/lift",
@@ -50,22 +50,22 @@ def quickstart(*overrides: str) -> SweepConfig:
     ],
 )
 def test_what_a_cluster_cannot_reach_is_refused_with_the_mend(override: str, sentence: str) -> None:
-    assert unfit_sweep(quickstart()) == []
-    (problem,) = unfit_sweep(quickstart(override))
+    assert check_sweep(quickstart()) == []
+    (problem,) = check_sweep(quickstart(override))
     assert problem.startswith(sentence)
 
 
 def test_folders_that_all_nodes_share_are_taken_with_a_note() -> None:
     shared = quickstart("data.episodes=/shared/lift", "storage=/shared/results", "mlflow=''")
-    assert unfit_sweep(shared) == []
-    assert notes_on(shared) == [
+    assert check_sweep(shared) == []
+    assert warnings_for(shared) == [
         "data.episodes (/shared/lift) and storage (/shared/results) must be on a file system that all nodes"
         " share"
     ]
-    assert notes_on(quickstart()) == []
+    assert warnings_for(quickstart()) == []
     assert (
         "on the cluster's head, not on this machine"
-        in notes_on(quickstart("mlflow=http://localhost:5000"))[0]
+        in warnings_for(quickstart("mlflow=http://localhost:5000"))[0]
     )
 
 
@@ -87,7 +87,7 @@ def test_credentials_are_refused_and_not_repeated(override: str) -> None:
     (problem,) = refused.value.problems
     assert problem.startswith(override.partition("=")[0] + ": it holds credentials")
     assert SECRET not in str(refused.value)
-    assert SECRET not in redacted(override)
+    assert SECRET not in redact(override)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_credentials_are_refused_and_not_repeated(override: str) -> None:
 def test_a_job_s_arguments_are_refused_where_they_lead_nowhere(
     job: str, arguments: str, sentence: str
 ) -> None:
-    (problem,) = unfit_arguments(job, arguments.split())
+    (problem,) = check_arguments(job, arguments.split())
     assert problem.startswith(sentence)
     assert SECRET not in problem
 
@@ -145,12 +145,12 @@ def test_a_job_s_arguments_are_refused_where_they_lead_nowhere(
     ],
 )
 def test_a_job_s_arguments_that_lead_somewhere_are_taken(job: str, arguments: str) -> None:
-    assert unfit_arguments(job, arguments.split()) == []
+    assert check_arguments(job, arguments.split()) == []
 
 
 def test_only_the_checkout_s_packages_travel_whole_and_small() -> None:
     sweep = quickstart("seeds=[0,1]", "train.steps=7")
-    with staged({"sweep.yaml": sweep.to_yaml()}) as sent:
+    with code_bundle({"sweep.yaml": sweep.to_yaml()}) as sent:
         there = {
             file.relative_to(sent.folder).as_posix() for file in sent.folder.rglob("*") if file.is_file()
         }
@@ -232,7 +232,7 @@ def test_without_git_caches_and_hidden_files_stay(checkout: Path) -> None:
 def test_too_much_is_refused_by_the_name_of_the_largest(checkout: Path) -> None:
     (checkout / "jobs" / "big.py").write_bytes(bytes(2**21))
     sentence = r"2 MiB would be sent.*the largest file is jobs/big.py \(2 MiB\)"
-    with pytest.raises(CodeBundleError, match=sentence), staged({}, checkout, limit_bytes=2**20):
+    with pytest.raises(CodeBundleError, match=sentence), code_bundle({}, checkout, limit_bytes=2**20):
         pass
 
 
@@ -271,7 +271,7 @@ def test_versions_that_differ_are_listed() -> None:
 
 
 def test_a_head_without_the_pinned_packages_begins_nothing() -> None:
-    with staged({}) as sent:
+    with code_bundle({}) as sent:
         project = sent.folder / "pyproject.toml"
         project.write_text(project.read_text().replace('"numpy==', '"numpy==9'))
         done = subprocess.run(

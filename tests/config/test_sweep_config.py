@@ -10,7 +10,7 @@ from conftest import CHECKOUT
 
 from orchestrator.api import Sweep
 from orchestrator.cluster.placement import ResourcePlan
-from orchestrator.config.arms import Arm, expand
+from orchestrator.config.arms import Arm, expand_grid
 from orchestrator.config.sweep_config import SweepError
 from orchestrator.data.clip_stream import FETCH_CPUS
 from orchestrator.data.episode_store import commit, load_manifest, put_episode
@@ -368,7 +368,7 @@ def test_arm_after_an_edit_of_train_is_the_same_unless_its_weights_change(
 
 
 def test_arms_are_every_combination_with_stable_distinct_ids() -> None:
-    arms = expand((2, 4), (0.0, 1.0), (0, 1, 2))
+    arms = expand_grid((2, 4), (0.0, 1.0), (0, 1, 2))
     assert len(set(arms)) == 12
     assert len({arm.arm_id("protocol") for arm in arms}) == 12
     assert Arm(2, 0.0, 0).arm_id("protocol") != Arm(2, 0.0, 0).arm_id("another")

@@ -21,7 +21,7 @@ from orchestrator.data.clips import stack
 from orchestrator.data.episode_format import EpisodeError, decode
 from orchestrator.data.episode_store import commit, load_manifest, put_episode
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.subset import choose
+from orchestrator.data.subset import select_episodes
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode
 from policy.config import ClipShape
@@ -39,7 +39,7 @@ def store(tmp_path: Path) -> Store:
         CONTRACT,
         [put_episode(storage, make_episode(seed, length=10 + seed), 20.0) for seed in range(8)],
     )
-    subset = choose(manifest, 3, 1.0, seed=0)
+    subset = select_episodes(manifest, 3, 1.0, seed=0)
     order = ClipSampler(
         tuple(manifest.select(subset.demos)),
         tuple(manifest.select(subset.action_free)),
@@ -57,7 +57,7 @@ def draw(
     first_step: int = 0,
     num_steps: int = 40,
     cache_bytes: int = stream.CACHE_BYTES,
-    bring: stream.Bring = stream.straight,
+    bring: stream.Bring = stream.fetch_in_thread,
 ) -> list[dict[str, Any]]:
     uri, manifest, order = store
     steps = {"first_step": first_step, "num_steps": num_steps}
@@ -98,7 +98,7 @@ def test_ray_data_delivers_what_the_plan_says(
         uri = target.uri
         assert load_manifest(target).fingerprint == manifest.fingerprint
     need = stream._Need(order, 3, 60, cache_bytes=30_000)
-    expected = list(stream.straight(uri, need))
+    expected = list(stream.fetch_in_thread(uri, need))
     assert len(expected) > 2 * stream.GROUP_EPISODES
     assert list(stream._fetched(uri, need)) == expected
 
@@ -125,7 +125,7 @@ def test_a_killed_fetching_process_changes_nothing(store: Store, ray_cluster: No
     killer.start()
     killer.join()
     some += list(fetched)
-    assert some == list(stream.straight(uri, need))
+    assert some == list(stream.fetch_in_thread(uri, need))
 
 
 @pytest.mark.ray
@@ -191,7 +191,7 @@ def test_the_memory_bound_holds(store: Store) -> None:
         return got
 
     need = stream._Need(order, 0, 200, stream.CACHE_BYTES)
-    clips = stream.clips(need, stream.straight(uri, need), SHAPE, manifest.contract, decode=counted)
+    clips = stream.clips(need, stream.fetch_in_thread(uri, need), SHAPE, manifest.contract, decode=counted)
     for _ in range(200):
         stack(list(islice(clips, order.batch_size)))
     bound = stream.memory_bound(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from orchestrator.data.clips import cut, shown_frames, stack
+from orchestrator.data.clips import cut_clip, shown_frames, stack
 from orchestrator.data.episode_format import decode, encode
 from orchestrator.testing.episodes import CONTRACT, make_episode
 from policy.config import ClipShape
@@ -15,7 +15,7 @@ SHAPE = ClipShape(frames_per_view=3, frame_stride=2, horizon=5)
 
 def test_past_the_end_the_last_frame_and_action_repeat_and_nothing_is_learned() -> None:
     whole = make_episode(length=10)
-    clip = cut(whole, 7, SHAPE, CONTRACT)
+    clip = cut_clip(whole, 7, SHAPE, CONTRACT)
     assert whole.action is not None
     assert whole.proprio is not None
     assert clip.frame_mask.tolist() == [1, 1, 0]
@@ -27,7 +27,7 @@ def test_past_the_end_the_last_frame_and_action_repeat_and_nothing_is_learned() 
 
 def test_the_papers_padding_learns_zero_actions_and_still_frames() -> None:
     whole = make_episode(length=10)
-    clip = cut(whole, 7, SHAPE.model_copy(update={"padding": "paper"}), CONTRACT)
+    clip = cut_clip(whole, 7, SHAPE.model_copy(update={"padding": "paper"}), CONTRACT)
     assert whole.action is not None
     assert clip.frame_mask.tolist() == [1, 1, 1]
     assert clip.action_mask.tolist() == [1] * 5
@@ -37,13 +37,13 @@ def test_the_papers_padding_learns_zero_actions_and_still_frames() -> None:
 
 def test_an_action_free_clip_has_nothing_to_learn_actions_from_even_with_the_papers_padding() -> None:
     for shape in (SHAPE, SHAPE.model_copy(update={"padding": "paper"})):
-        clip = cut(make_episode(labelled=False), 11, shape, CONTRACT)
+        clip = cut_clip(make_episode(labelled=False), 11, shape, CONTRACT)
         assert not clip.action_mask.any()
         assert clip.actions.shape == (5, 7)
 
 
 def test_a_film_without_proprioception_gives_zeros() -> None:
-    clip = cut(replace(make_episode(labelled=False), proprio=None), 0, SHAPE, CONTRACT)
+    clip = cut_clip(replace(make_episode(labelled=False), proprio=None), 0, SHAPE, CONTRACT)
     assert clip.proprio.tolist() == [0] * len(CONTRACT.proprio)
 
 
@@ -55,7 +55,7 @@ def test_clips_of_a_partly_decoded_episode_are_those_of_the_whole(starts: tuple[
         data, CONTRACT.cameras, with_actions=True, wanted=shown_frames(starts, 12, SHAPE).ravel().tolist()
     )
     assert len(part.frames[CONTRACT.cameras[0]]) < 12 or len(starts) > 3
-    ours, theirs = (stack([cut(e, start, SHAPE, CONTRACT) for start in starts]) for e in (part, whole))
+    ours, theirs = (stack([cut_clip(e, start, SHAPE, CONTRACT) for start in starts]) for e in (part, whole))
     assert ours["instructions"] == theirs["instructions"]
     for name in ("frames", "proprio", "actions", "action_mask", "frame_mask"):
         assert np.array_equal(ours[name], theirs[name])
@@ -69,7 +69,7 @@ def test_a_batch_keeps_views_apart_and_pictures_bytes() -> None:
             "right": make_episode(2).frames[CONTRACT.cameras[0]],
         },
     )
-    batch = stack([cut(two, start, SHAPE, CONTRACT) for start in (0, 4)])
+    batch = stack([cut_clip(two, start, SHAPE, CONTRACT) for start in (0, 4)])
     assert batch["frames"].shape == (2, 2, 3, 64, 64, 3)
     assert batch["frames"].dtype == np.uint8
     assert np.array_equal(batch["frames"][1, 1, 0], two.frames["right"][4])

@@ -15,18 +15,18 @@ from backbones import SENTENCE_DIM, svd_config, svd_folder
 from jobs.encode import main
 from orchestrator.data import clip_stream as stream
 from orchestrator.data.clip_sampler import ClipSampler
-from orchestrator.data.clips import cut, stack
+from orchestrator.data.clips import cut_clip, stack
 from orchestrator.data.episode_format import EpisodeError, decode
 from orchestrator.data.episode_store import commit, fetch, load_manifest, put_episode
 from orchestrator.data.latent_cache import (
     LatentEntry,
     has_latents,
-    keep_latents,
-    keep_sentences,
-    kept_sentences,
     latent_entries,
     picture_bytes,
     publish_index,
+    read_sentences,
+    write_latents,
+    write_sentences,
 )
 from orchestrator.data.manifest import Manifest
 from orchestrator.storage.base import Storage, open_storage
@@ -79,7 +79,7 @@ def keep(storage: Storage, codec: VaeLatents) -> str:
     manifest, fingerprint = load_manifest(storage), codec.fingerprint((SIZE, SIZE))
     rows = [
         answer
-        for answer in keep_latents(storage, manifest, codec, fingerprint, CPU)
+        for answer in write_latents(storage, manifest, codec, fingerprint, CPU)
         if isinstance(answer, LatentEntry)
     ]
     publish_index(storage, manifest, fingerprint, rows)
@@ -133,7 +133,7 @@ def test_training_clips_of_kept_latents_are_those_of_pictures_encoded_online(
     steps = {"first_step": 2, "num_steps": 8}
     plans = orders(store, keep(store, codec))
     shown, kept = (
-        list(stream.batches(store.uri, CONTRACT, order, SHAPE, **steps, bring=stream.straight))
+        list(stream.batches(store.uri, CONTRACT, order, SHAPE, **steps, bring=stream.fetch_in_thread))
         for order in plans
     )
     for pictures, latent in zip(shown, kept, strict=True):
@@ -152,7 +152,7 @@ def test_the_memory_bound_counts_latents_as_they_are(store: Storage, codec: VaeL
         for size in (None, 3 * SIZE**2, 6 * SIZE**2)
     ]
     assert bounds[0] == bounds[1] < bounds[2]
-    clips = [cut(decode(fetch(store, entries[0]), (CAMERA,), True), 0, SHAPE, CONTRACT)] * 4
+    clips = [cut_clip(decode(fetch(store, entries[0]), (CAMERA,), True), 0, SHAPE, CONTRACT)] * 4
     assert stack(clips)["frames"].nbytes == 4 * SHAPE.frames_per_view * picture_bytes(codec, (SIZE, SIZE))
 
 
@@ -163,7 +163,7 @@ def test_what_is_there_is_not_made_again(
     encoded: list[int] = []
     encode = codec.encode
     monkeypatch.setattr(codec, "encode", lambda pictures: encoded.append(len(pictures)) or encode(pictures))
-    killed = keep_latents(store, load_manifest(store), codec, fingerprint, CPU)
+    killed = write_latents(store, load_manifest(store), codec, fingerprint, CPU)
     assert len(list(islice(killed, 2))) == len(encoded) == 2
     killed.close()  # type: ignore[attr-defined]
     with pytest.raises(
@@ -191,7 +191,7 @@ def test_what_is_there_is_not_made_again(
 
 def test_latents_that_no_index_names_are_made_again_if_damaged(store: Storage, codec: VaeLatents) -> None:
     fingerprint = codec.fingerprint((SIZE, SIZE))
-    first, second, *_ = keep_latents(store, load_manifest(store), codec, fingerprint, CPU)
+    first, second, *_ = write_latents(store, load_manifest(store), codec, fingerprint, CPU)
     assert isinstance(first, LatentEntry)
     assert isinstance(second, LatentEntry)
     whole = store.get(first.key)
@@ -199,7 +199,7 @@ def test_latents_that_no_index_names_are_made_again_if_damaged(store: Storage, c
     store.put(second.key, b"")
     rows = {
         row.key: row
-        for row in keep_latents(store, load_manifest(store), codec, fingerprint, CPU)
+        for row in write_latents(store, load_manifest(store), codec, fingerprint, CPU)
         if isinstance(row, LatentEntry)
     }
     assert (rows[first.key], rows[second.key]) == (first, second)
@@ -227,23 +227,23 @@ def test_damaged_latents_and_a_damaged_index_are_refused_by_name(store: Storage,
 
 def test_sentences_are_embedded_once_and_spare_the_tower(store: Storage, svd: Path) -> None:
     encoder = OpenClipText(SENTENCE_DIM, svd)
-    assert kept_sentences(store, load_manifest(store)) == {}
-    assert keep_sentences(store, load_manifest(store), encoder, "one") == 2
-    kept = kept_sentences(store, load_manifest(store))
+    assert read_sentences(store, load_manifest(store)) == {}
+    assert write_sentences(store, load_manifest(store), encoder, "one") == 2
+    kept = read_sentences(store, load_manifest(store))
     assert torch.equal(
         sentence_encoder(svd_config(), "/nowhere", kept).embed(["task 1", "task 0"]),
         encoder.embed(["task 1", "task 0"]),
     )
     put(store, range(6))  # no new sentence: no tower
-    assert keep_sentences(store, load_manifest(store), OpenClipText(SENTENCE_DIM, "/nowhere"), "one") == 2
-    keep_sentences(store, load_manifest(store), encoder, "other")
+    assert write_sentences(store, load_manifest(store), OpenClipText(SENTENCE_DIM, "/nowhere"), "one") == 2
+    write_sentences(store, load_manifest(store), encoder, "other")
     with pytest.raises(EpisodeError, match="several encoders; say by which"):
-        kept_sentences(store, load_manifest(store))
-    assert kept_sentences(store, load_manifest(store), "other").keys() == {"task 0", "task 1"}
+        read_sentences(store, load_manifest(store))
+    assert read_sentences(store, load_manifest(store), "other").keys() == {"task 0", "task 1"}
     (key,) = store.list(f"text/other/{load_manifest(store).fingerprint}")
     store.put(key, store.get(key)[:-1])
     with pytest.raises(EpisodeError, match=f"the kept sentences are damaged; delete {key}"):
-        kept_sentences(store, load_manifest(store), "other")
+        read_sentences(store, load_manifest(store), "other")
 
 
 # -- the command ---------------------------------------------------------------------------------------------

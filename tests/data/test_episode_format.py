@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run
 
-from orchestrator.data.clips import cut
+from orchestrator.data.clips import cut_clip
 from orchestrator.data.episode_format import EpisodeError, decode, encode
 from orchestrator.data.episode_store import commit, fetch, latest_version, load_manifest, put_episode
 from orchestrator.storage.base import Storage, open_storage
@@ -51,7 +51,7 @@ def test_read_as_action_free_the_action_column_is_never_touched(storage: Storage
 
 
 def test_action_free_clips_have_nothing_to_learn_actions_from() -> None:
-    clip = cut(
+    clip = cut_clip(
         make_episode(labelled=False), 0, ClipShape(frames_per_view=2, frame_stride=4, horizon=8), CONTRACT
     )
     assert clip.action_mask.sum() == 0
@@ -59,7 +59,7 @@ def test_action_free_clips_have_nothing_to_learn_actions_from() -> None:
 
 def test_clips_past_the_end_repeat_the_last_frame_and_are_masked() -> None:
     whole = make_episode(length=10)
-    clip = cut(whole, 7, ClipShape(frames_per_view=3, frame_stride=2, horizon=5), CONTRACT)
+    clip = cut_clip(whole, 7, ClipShape(frames_per_view=3, frame_stride=2, horizon=5), CONTRACT)
     assert clip.frame_mask.tolist() == [1, 1, 0]
     assert np.array_equal(clip.frames[0, 2], whole.frames[CAMERA][9])
     assert clip.action_mask.tolist() == [1, 1, 1, 0, 0]

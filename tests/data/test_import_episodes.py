@@ -22,7 +22,7 @@ from layouts import UPRIGHT
 from orchestrator.data.episode_format import EpisodeError, decode
 from orchestrator.data.episode_store import fetch, latest_version, load_manifest
 from orchestrator.data.exporters.lerobot_v3 import export, exportable
-from orchestrator.data.import_episodes import Importer, LeftOut, adopted, ingest, missing
+from orchestrator.data.import_episodes import Importer, LeftOut, import_episodes, missing, reconcile_contract
 from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 from orchestrator.data.manifest import Manifest
 from orchestrator.storage.base import Storage, open_storage
@@ -60,8 +60,8 @@ def imported(lift: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFac
 
 def fill(storage: Storage, path: Path, reading: ImportOptions) -> list[str]:
     """Import everything; the reasons of what was left out."""
-    source = adopted(open_source(path, reading), storage)
-    answers = list(ingest(storage, source, missing(source, storage), workers=2, note="a test"))
+    source = reconcile_contract(open_source(path, reading), storage)
+    answers = list(import_episodes(storage, source, missing(source, storage), workers=2, note="a test"))
     return [answer.reason for answer in answers if isinstance(answer, LeftOut)]
 
 
@@ -69,7 +69,7 @@ def import_one(storage: Storage, path: Path, reading: ImportOptions) -> None:
     """The first episode of a source, without Ray."""
     from orchestrator.data.episode_store import commit
 
-    source = adopted(open_source(path, reading), storage)
+    source = reconcile_contract(open_source(path, reading), storage)
     answer = Importer(source, storage.uri).record(missing(source, storage)[0])
     assert not isinstance(answer, LeftOut), answer
     commit(storage, source.contract, [answer])
@@ -245,13 +245,13 @@ def test_films_join_a_store_of_demonstrations(recorded: Path, tmp_path: Path) ->
         ),
     ):
         with pytest.raises(SourceError) as error:
-            adopted(open_source(tmp_path / "films", replace(ImportOptions(), **change)), storage)  # type: ignore[arg-type]
+            reconcile_contract(open_source(tmp_path / "films", replace(ImportOptions(), **change)), storage)  # type: ignore[arg-type]
         assert words in str(error.value)
     zarr = layouts.replay_buffer(tmp_path / "lift.zarr", episodes)
     with pytest.raises(
         SourceError, match=r"simulator: the store has robosuite 1.5.2, mujoco unknown, these have unknown"
     ):
-        adopted(open_source(zarr, ImportOptions(hz=20, task="Lift")), storage)
+        reconcile_contract(open_source(zarr, ImportOptions(hz=20, task="Lift")), storage)
     import_one(
         storage,
         zarr,

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listed_outcomes import ABOVE, AGAINST, CUT, LISTED, SUITE, played
-from orchestrator.config.arms import expand, is_reference, reference_of
+from orchestrator.config.arms import expand_grid, is_reference, reference_of
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.evaluation.sequential_rule import StoppingRule, Verdict, beginning, blocks, decide, to_play
+from orchestrator.evaluation.sequential_rule import StoppingRule, Verdict, blocks, decide, prefix, to_play
 from orchestrator.stats.sequential import anytime_interval
 from sim_workers.rollout.episode import Outcome
 
@@ -46,7 +46,7 @@ def test_a_verdict_is_that_of_the_first_look_that_has_one_in_whatever_order_epis
         known[spec.episode_id] = truth[spec.episode_id]
         verdict = decide(rule, CUT, known, others)
         assert verdict == (final if needed <= known.keys() else None)
-    counted = beginning(CUT, truth, final.episodes)
+    counted = prefix(CUT, truth, final.episodes)
     assert len(counted) == final.episodes
     if final.says and not against:
         low, high = anytime_interval(sum(o.result == "success" for o in counted), len(counted))
@@ -80,7 +80,7 @@ def test_a_threshold_is_decided_wrongly_no_more_often_than_promised_however_ofte
 
 
 def test_an_arm_may_be_named_without_what_it_shares() -> None:
-    arms = expand((10, 50), (0.0, 1.0), (0, 1), ("diffusion_policy",))
+    arms = expand_grid((10, 50), (0.0, 1.0), (0, 1), ("diffusion_policy",))
     by_name = {arm.name: arm for arm in arms}
 
     def against(name: str, whom: str) -> str | None:

@@ -13,7 +13,7 @@ from listed_outcomes import ABOVE, AGAINST, CUT, SUITE, played
 from orchestrator.evaluation.outcome_ledger import Ledger, scores
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, Score
-from orchestrator.evaluation.sequential_rule import StoppingRule, beginning, decide
+from orchestrator.evaluation.sequential_rule import StoppingRule, decide, prefix
 from orchestrator.stats.fixed_sample import wilson
 from orchestrator.stats.sequential import anytime_interval
 from orchestrator.storage.base import open_storage
@@ -99,7 +99,7 @@ def test_in_whatever_order_simulators_end_the_score_is_the_same_and_nothing_beyo
     assert len(pool.played) == verdict.episodes, (
         "an episode was played that the verdict does not need, or twice"
     )
-    assert list(heard.counted["a", 100]) == beginning(CUT, played(rate, seed=1), verdict.episodes)
+    assert list(heard.counted["a", 100]) == prefix(CUT, played(rate, seed=1), verdict.episodes)
 
 
 def test_a_decided_score_says_so_and_its_interval_holds_for_whoever_looked_all_the_time(
@@ -165,7 +165,7 @@ def test_a_run_that_died_before_it_told_the_verdict_is_continued_where_it_was(tm
     assert told.verdict == verdict
     assert {job.spec.episode_id for job in pool.played}.isdisjoint(one.spec.episode_id for one in known)
     assert len(pool.played) == verdict.episodes - sum(
-        one in beginning(CUT, truth, verdict.episodes) for one in known
+        one in prefix(CUT, truth, verdict.episodes) for one in known
     )
 
 

@@ -41,7 +41,7 @@ def filmed(
     film = RolloutRecorder(stage)  # type: ignore[arg-type]
     for step in range(1, steps + 1):
         if (step - 1) % execute == 0:
-            film.looked(imagine(make_observation(step)) if imagine else None)
+            film.observed(imagine(make_observation(step)) if imagine else None)
         stage.steps = step
         film.stepped(step, step >= won_at)
     return film

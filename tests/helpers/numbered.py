@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from orchestrator.data.episode_format import Episode, decode
 from orchestrator.data.episode_store import commit, fetch, load_manifest
-from orchestrator.data.import_episodes import Importer, LeftOut, adopted, missing
+from orchestrator.data.import_episodes import Importer, LeftOut, missing, reconcile_contract
 from orchestrator.data.importers.base import ImportOptions, Source, open_source
 from orchestrator.storage.base import open_storage
 
@@ -197,7 +197,7 @@ def imported(path: Path, store: Path, **said: Any) -> tuple[Source, dict[str, Ep
     the import left out.
     """
     storage = open_storage(str(store))
-    source = adopted(open_source(path, ImportOptions(**said)), storage)
+    source = reconcile_contract(open_source(path, ImportOptions(**said)), storage)
     assert not source.questions, source.questions
     importer = Importer(source, storage.uri)
     answers = [importer.record(item) for item in missing(source, storage)]

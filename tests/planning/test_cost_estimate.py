@@ -21,12 +21,12 @@ from orchestrator.planning.calibration import (
     Quantiles,
     Timing,
     calibration_key,
-    keep_calibration,
-    known_calibration,
+    load_calibration,
+    save_calibration,
     this_machine,
 )
 from orchestrator.planning.cost_estimate import estimate, work_of
-from orchestrator.planning.microbenchmark import calibrate
+from orchestrator.planning.microbenchmark import measure
 from orchestrator.planning.plan import make_plan
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode
@@ -226,15 +226,15 @@ def test_what_is_told_has_ranges_money_limits_and_how_sure_it_is(store: str) -> 
 
 def test_a_calibration_is_found_again_for_what_takes_as_long_and_for_nothing_else(store: str) -> None:
     here = replace(MADE_UP, machine=this_machine())
-    assert known_calibration(sweep(store)) is None
-    keep_calibration(sweep(store), here)
-    assert known_calibration(sweep(store)) == here
+    assert load_calibration(sweep(store)) is None
+    save_calibration(sweep(store), here)
+    assert load_calibration(sweep(store)) == here
     longer = sweep(
         store,
         train={"steps": 900, "checkpoint_every": 90, "batch_size": 4, "learning_rate": 1e-4},
         seeds=[1, 2],
     )
-    assert known_calibration(longer) == here
+    assert load_calibration(longer) == here
     for changed in (
         {"train": {"steps": 100, "checkpoint_every": 50, "batch_size": 8}},
         {"train": {"steps": 100, "checkpoint_every": 50, "batch_size": 4, "mode": "joint_detached"}},
@@ -242,7 +242,7 @@ def test_a_calibration_is_found_again_for_what_takes_as_long_and_for_nothing_els
         {"policy": {"preset": "svd-256"}},
         {"rollout_actors": 3},
     ):
-        assert known_calibration(sweep(store, **changed)) is None
+        assert load_calibration(sweep(store, **changed)) is None
     assert calibration_key(sweep(store), replace(this_machine(), cpu="another")) != calibration_key(
         sweep(store), this_machine()
     )
@@ -269,7 +269,7 @@ def test_what_is_measured_here_is_what_the_next_plan_goes_by(lift_store: Path, t
         storage=str(tmp_path / "runs"),
     )
     said: list[str] = []
-    measured = calibrate(small, said.append, part_s=1.0)
+    measured = measure(small, said.append, part_s=1.0)
     assert said == [
         *(f"training steps: {name}" for name in ("video", "action", "action, kept")),
         *(f"answers: video_action, {rows} at once" for rows in (1, 2)),

@@ -20,7 +20,7 @@ from hostile_bytes import mutated, peak, peak_reset
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.data import episode_format as episodes
-from orchestrator.data.clips import cut, stack
+from orchestrator.data.clips import cut_clip, stack
 from orchestrator.data.episode_format import Episode, EpisodeError, decode, encode, read_parquet
 from orchestrator.testing.episodes import CAMERA, make_episode
 from orchestrator.testing.episodes import CONTRACT as STORED
@@ -409,7 +409,7 @@ def test_the_whole_film_is_decoded() -> None:
 
 def test_a_batch_without_a_picture_is_an_error_that_names_the_episode() -> None:
     shape = ClipShape(frames_per_view=2, frame_stride=4, horizon=8)
-    good = [cut(make_episode(), start, shape, STORED) for start in (0, 1)]
+    good = [cut_clip(make_episode(), start, shape, STORED) for start in (0, 1)]
     assert stack(good)["frames"].shape[:3] == (2, 1, 2)
 
     def injured(change: Callable[[Episode], Episode]) -> Any:

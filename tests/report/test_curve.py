@@ -19,7 +19,7 @@ from orchestrator.cli.main import _print_curve, main
 from orchestrator.config.arms import Arm
 from orchestrator.report import summary as report
 from orchestrator.report.html import page
-from orchestrator.report.matplotlib_plot import apart
+from orchestrator.report.matplotlib_plot import spread_labels
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.stats.sequential import PairedEvidence, anytime_interval
 from orchestrator.tracking.mlflow_reader import CLIPS, ScoredArm, read_sweep
@@ -135,7 +135,7 @@ def test_the_table_names_policies_only_where_there_is_a_baseline(capsys: pytest.
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8).map(sorted))
 def test_labels_are_kept_apart_and_moved_no_further_than_that_takes(places: list[float]) -> None:
-    moved = apart(places, 0.05)
+    moved = spread_labels(places, 0.05)
     assert all(after - before >= 0.05 - 1e-9 for before, after in itertools.pairwise(moved))
     assert all(
         abs(new - old) <= 0.05 * (len(places) - 1) + 1e-9 for new, old in zip(moved, places, strict=True)
@@ -232,14 +232,14 @@ def test_the_curve_draws_a_baseline_dashed(kind: str) -> None:
 
 def test_what_action_free_video_is_worth_is_found_again() -> None:
     curve = several(gain=2.0, noise=0.05)
-    worth = curve.worth(curve.lines[1])
+    worth = curve.data_equivalence(curve.lines[1])
     assert worth is not None
     assert worth.low < 4 < worth.high, "two doublings"
     assert worth.low > 1
     told = report.answer(curve)[0]
     assert told.startswith("An action-free ratio of 1 is worth ")
     assert "times the demos of one of 0 (95 % interval " in told
-    assert curve.worth(curve.lines[0]) is None
+    assert curve.data_equivalence(curve.lines[0]) is None
 
 
 def test_that_nothing_is_shown_is_said_so() -> None:

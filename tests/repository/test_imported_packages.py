@@ -22,7 +22,7 @@ env.reset(0)
 import {imports}
 import ray.train, ray.tune, ray.data, ray.job_submission
 env.step(env.proprio[:7] * 0)
-assert env.look(0).images["robot0_eye_in_hand"].shape == (64, 64, 3)
+assert env.observe(0).images["robot0_eye_in_hand"].shape == (64, 64, 3)
 env.close()
 """
     done = run("-W", "ignore", "-c", code)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.redaction import credentials_in, redacted, shown
+from orchestrator.redaction import credentials_in, redact, strip_credentials
 from orchestrator.tracking.tracking_errors import redacted as in_one_line
 
 
@@ -19,7 +19,7 @@ from orchestrator.tracking.tracking_errors import redacted as in_one_line
     ],
 )
 def test_a_uri_is_written_down_without_its_credentials(uri: str, without: str) -> None:
-    assert shown(uri) == without
+    assert strip_credentials(uri) == without
 
 
 @pytest.mark.parametrize(
@@ -34,12 +34,12 @@ def test_a_uri_is_written_down_without_its_credentials(uri: str, without: str) -
 )
 def test_a_uri_without_credentials_is_left_alone(uri: str) -> None:
     assert not credentials_in(uri)
-    assert redacted(uri) == uri
+    assert redact(uri) == uri
 
 
 def test_a_user_name_alone_opens_nothing_and_is_not_passed_on() -> None:
     assert not credentials_in("postgresql://me@db/mlflow")
-    assert redacted("postgresql://me@db/mlflow") == "postgresql://***@db/mlflow"
+    assert redact("postgresql://me@db/mlflow") == "postgresql://***@db/mlflow"
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_user_name_alone_opens_nothing_and_is_not_passed_on() -> None:
 )
 def test_a_text_is_shown_without_the_credentials_in_it(said: str, without: str) -> None:
     assert credentials_in(said)
-    assert redacted(said) == in_one_line(said) == without
+    assert redact(said) == in_one_line(said) == without
 
 
 def test_an_error_is_told_without_the_credentials_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

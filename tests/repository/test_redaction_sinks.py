@@ -27,14 +27,14 @@ from conftest import CHECKOUT
 from pydantic import ValidationError
 
 from orchestrator.cli.main import main
-from orchestrator.cli.mistakes import answers_mistakes
-from orchestrator.cluster.preflight import unfit_arguments, unfit_sweep
+from orchestrator.cli.mistakes import report_user_errors
+from orchestrator.cluster.preflight import check_arguments, check_sweep
 from orchestrator.cluster.ray_jobs import Job
-from orchestrator.cluster.submission import ended
+from orchestrator.cluster.submission import has_ended
 from orchestrator.config.sweep_config import SweepConfig, SweepError, load_suite
 from orchestrator.cost import CostLedger
 from orchestrator.evaluation.outcome_ledger import Ledger
-from orchestrator.redaction import redacted, redacted_in
+from orchestrator.redaction import redact, redacted_in
 from orchestrator.storage.base import StorageError
 from orchestrator.sweep.arm_search import GridSearch
 from orchestrator.sweep.heartbeat import Heartbeat
@@ -71,7 +71,7 @@ def files_with(folder: Path, text: str) -> list[str]:
 
 
 def test_a_failure_is_kept_without_secrets(state: SweepState) -> None:
-    state.fail("arm", SAID, f"Traceback:\n  login(password='{SECRET}')\nOSError: {SAID}")
+    state.record_failure("arm", SAID, f"Traceback:\n  login(password='{SECRET}')\nOSError: {SAID}")
     kept = json.loads(state.storage.get(f"failures/{state.sweep.name}/arm.json"))
     assert kept == {"sentence": LEFT, "trace": f"Traceback:\n  login(password='***')\nOSError: {LEFT}"}
     assert state.failures()["arm"].startswith(LEFT)
@@ -176,7 +176,7 @@ def test_mlflow_is_told_no_secrets(state: SweepState, monkeypatch: pytest.Monkey
 
 
 def test_a_job_s_last_words_hold_no_secrets() -> None:
-    assert ended(Job("id", "FAILED", f"{SAID}\nmore", {})).endswith(LEFT)
+    assert has_ended(Job("id", "FAILED", f"{SAID}\nmore", {})).endswith(LEFT)
 
 
 # -- what a command prints -----------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_a_traceback_that_nobody_catches_is_printed_without_secrets() -> None:
 )
 def test_a_command_s_sentences_hold_no_secrets(error: Exception, code: int) -> None:
     @click.command()
-    @answers_mistakes
+    @report_user_errors
     def fails() -> None:
         raise error
 
@@ -253,7 +253,7 @@ def test_values_of_secret_variables_are_removed_in_every_spelling(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "user")
     monkeypatch.setenv(name, value)
-    assert redacted(text) == left
+    assert redact(text) == left
 
 
 def test_structures_keep_their_shape() -> None:
@@ -376,13 +376,13 @@ def test_yaml_s_aliases_do_not_keep_the_search_busy(tmp_path: Path) -> None:
 
 def test_a_sweep_that_was_changed_after_it_was_validated_is_not_submitted(tmp_path: Path, store: str) -> None:
     sweep = a_sweep(tmp_path / "runs", store, "", arms=2).model_copy(update={"mlflow": HELD["mlflow"]})
-    (problem,) = unfit_sweep(sweep)
+    (problem,) = check_sweep(sweep)
     assert problem.startswith("mlflow: it holds credentials")
     assert SECRET not in problem
 
 
 def test_a_job_s_option_that_is_a_secret_is_refused() -> None:
-    (problem,) = unfit_arguments("ingest", ["--api-key", SECRET, "s3://a/b", "s3://c/d"])
+    (problem,) = check_arguments("ingest", ["--api-key", SECRET, "s3://a/b", "s3://c/d"])
     assert problem.startswith("--api-key: it holds credentials")
     assert SECRET not in problem
 

@@ -30,7 +30,7 @@ from orchestrator.testing.outcomes import FakePolicy
 from orchestrator.testing.rollout_pool import FakeRolloutPool
 from orchestrator.training import loop
 from orchestrator.training.loop import TrainJob
-from orchestrator.training.ray_train import _raise_what_trying_again_would_not_mend
+from orchestrator.training.ray_train import _raise_permanent
 from policy.interface import Contract
 from policy.presets import PRESETS
 from sim_workers.checkout import CHECKOUT, PACKAGES, CodeChangedError, check_imported, file_hashes
@@ -122,11 +122,21 @@ def test_training_refuses_and_counts_as_infrastructure(tmp_path: Path) -> None:
     reports = list[int]()
     with pytest.raises(CodeChangedError):
         loop.train(
-            begin(code=EDITED), 0, 1, None, lambda step, *_: reports.append(step), bring=stream.straight
+            begin(code=EDITED),
+            0,
+            1,
+            None,
+            lambda step, *_: reports.append(step),
+            bring=stream.fetch_in_thread,
         )
     assert not reports
     loop.train(
-        begin(code=file_hashes()), 0, 1, None, lambda step, *_: reports.append(step), bring=stream.straight
+        begin(code=file_hashes()),
+        0,
+        1,
+        None,
+        lambda step, *_: reports.append(step),
+        bring=stream.fetch_in_thread,
     )
     assert reports == [1]
 
@@ -138,7 +148,7 @@ def test_a_trace_of_it_is_a_cause_and_no_reason_to_try_again() -> None:
     assert cause_of(caught.value) == SENTENCE
     assert cause_in(trace) == SENTENCE
     with pytest.raises(CodeChangedError, match="start the same command again"):
-        _raise_what_trying_again_would_not_mend(trace)
+        _raise_permanent(trace)
 
 
 def test_a_scorer_whose_processes_refuse_ends_without_an_outcome(tmp_path: Path) -> None:

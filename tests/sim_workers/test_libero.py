@@ -181,7 +181,7 @@ def test_an_episode_is_the_same_in_another_process_another_order_and_after_anoth
 @pytest.mark.sim
 def test_a_look_keeps_the_contract(env: LiberoEnv) -> None:
     env.reset(0)
-    seen = env.look(noise_seed=7)
+    seen = env.observe(noise_seed=7)
     assert list(seen.images) == list(CAMERAS)
     assert all(picture.shape == (64, 64, 3) and picture.dtype == np.uint8 for picture in seen.images.values())
     assert (env.contract.action, env.contract.proprio) == (ACTION, PROPRIO)
@@ -214,7 +214,7 @@ def test_pictures_are_upright(env: LiberoEnv) -> None:
     picture.
     """
     env.reset(0)
-    front, wrist = (env.look(0).images[camera].astype(float) for camera in CAMERAS)
+    front, wrist = (env.observe(0).images[camera].astype(float) for camera in CAMERAS)
     assert front[:16].mean() < front[-16:].mean() - 50
     assert wrist[-8:].mean() < wrist[:8].mean() - 50
 

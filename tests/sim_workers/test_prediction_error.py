@@ -41,7 +41,7 @@ def played(steps: int, execute: int, stride: int, frames: int, error: int = 0) -
         if (step - 1) % execute == 0:
             now = step - 1
             levels = [now + stride * (frame + 1) + error for frame in range(frames)]
-            foresight.looked(now, imagined(levels, stride), grey(now))
+            foresight.observed(now, imagined(levels, stride), grey(now))
         if foresight.expects(step):
             foresight.saw(step, grey(step))
     told = foresight.to_json(outcome(steps))

@@ -330,7 +330,7 @@ def env(monkeypatch: pytest.MonkeyPatch, ep_meta: dict[str, Any]) -> RobocasaEnv
 
 def test_the_adapter_keeps_the_contract(env: RobocasaEnv) -> None:
     env.reset(12)
-    seen = env.look(noise_seed=7)
+    seen = env.observe(noise_seed=7)
     assert list(seen.images) == list(env.contract.cameras)
     assert env._env.sim.sizes == [(64, 64)], "each new kitchen gets a GL context of the contract's size"
     assert seen.proprio.shape == (len(env.contract.proprio),)

@@ -70,7 +70,7 @@ def env() -> SimEnv:
 @pytest.mark.sim
 def test_a_look_keeps_the_contract(env: SimEnv) -> None:
     env.reset(0)
-    seen = env.look(noise_seed=7)
+    seen = env.observe(noise_seed=7)
     assert seen.images[CAMERA].shape == (*CONTRACT.image_size, 3)
     assert seen.images[CAMERA].dtype == np.uint8
     assert seen.proprio.shape == (len(CONTRACT.proprio),)
@@ -84,7 +84,7 @@ def test_pictures_are_upright(env: SimEnv) -> None:
     bright table.
     """
     env.reset(0)
-    picture = env.look(0).images[CAMERA].astype(float)
+    picture = env.observe(0).images[CAMERA].astype(float)
     assert picture[-8:].mean() < picture[:8].mean() - 50
 
 

@@ -18,7 +18,7 @@ from conftest import run
 from backbones import SENTENCE_DIM, svd_folder, svd_policy
 from film_stage import Stage, filmed
 from orchestrator.evaluation.policy_server import PolicyServer
-from orchestrator.evaluation.video_selection import episodes_to_film
+from orchestrator.evaluation.video_selection import select_episodes_to_record
 from orchestrator.testing.checkpoints import make_checkpoint, make_observation
 from orchestrator.testing.episodes import CAMERA
 from policy.inference import TrainedPolicy
@@ -226,7 +226,7 @@ def play(policy, out):
                 digest.update(b"".join(picture.tobytes() for picture in said.images.values()))
                 chunk = policy.act([said])[0]
                 if film:
-                    film.looked(policy.imagine([said])[0] if policy.imagines else None)
+                    film.observed(policy.imagine([said])[0] if policy.imagines else None)
             said = playing.send(chunk)
     except StopIteration as over:
         if film:
@@ -274,5 +274,5 @@ def test_of_every_task_the_first_success_and_the_first_failure_are_filmed() -> N
     ]
     wanted = [("Door", 1), ("Lift", 2), ("Lift", 10)]
     for order in permutations(told):
-        assert [(spec.task, spec.scene_seed) for spec in episodes_to_film(order)] == wanted
-    assert episodes_to_film([outcome("Lift", 1, "error")]) == []
+        assert [(spec.task, spec.scene_seed) for spec in select_episodes_to_record(order)] == wanted
+    assert select_episodes_to_record([outcome("Lift", 1, "error")]) == []

@@ -83,7 +83,7 @@ class Countdown:
     def step(self, action: np.ndarray) -> None:  # type: ignore[type-arg]
         self.steps += 1
 
-    def look(self, noise_seed: int) -> object:
+    def observe(self, noise_seed: int) -> object:
         self.looks += 1
         return noise_seed
 

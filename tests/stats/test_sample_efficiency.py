@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.stats.sample_efficiency import area, demos_to_reach, estimated, worth
+from orchestrator.stats.sample_efficiency import area, data_equivalence, demos_to_reach, estimated
 
 COUNTS = np.array([10.0, 20.0, 40.0, 80.0])
 rising = st.lists(st.floats(0.01, 0.99), min_size=4, max_size=4, unique=True).map(
@@ -43,15 +43,15 @@ def test_a_dip_is_noise_not_a_second_crossing() -> None:
 def test_a_line_that_needs_so_many_times_fewer_demos_is_worth_so_many(
     rates: np.ndarray, times: float
 ) -> None:
-    assert worth((COUNTS, rates), (COUNTS / times, rates)) == pytest.approx(times)
-    assert worth((COUNTS / times, rates), (COUNTS, rates)) == pytest.approx(1 / times)
+    assert data_equivalence((COUNTS, rates), (COUNTS / times, rates)) == pytest.approx(times)
+    assert data_equivalence((COUNTS / times, rates), (COUNTS, rates)) == pytest.approx(1 / times)
 
 
 def test_lines_that_share_no_rate_are_not_bounded() -> None:
     low, high = np.array([0.1, 0.1, 0.2, 0.2]), np.array([0.5, 0.6, 0.7, 0.8])
-    assert worth((COUNTS, low), (COUNTS, high)) == math.inf
-    assert worth((COUNTS, high), (COUNTS, low)) == 0
-    assert math.isnan(worth((COUNTS, np.full(4, 0.5)), (COUNTS, np.full(4, 0.5))))
+    assert data_equivalence((COUNTS, low), (COUNTS, high)) == math.inf
+    assert data_equivalence((COUNTS, high), (COUNTS, low)) == 0
+    assert math.isnan(data_equivalence((COUNTS, np.full(4, 0.5)), (COUNTS, np.full(4, 0.5))))
 
 
 def test_an_interval_holds_infinities_and_leaves_out_what_is_undefined() -> None:

@@ -17,8 +17,8 @@ from orchestrator.stats.sequential import (
     PAIRED_PRIOR,
     PairedEvidence,
     anytime_interval,
-    log_evidence,
-    log_paired_evidence,
+    log_e_value,
+    log_paired_e_value,
     side_of,
 )
 
@@ -49,11 +49,11 @@ def test_the_evidence_is_the_integral_of_the_mixture_over_the_likelihood_of_the_
     wins: int, losses: int
 ) -> None:
     paired = mixture(PAIRED_PRIOR, wins, losses) * 2 ** (wins + losses)
-    assert math.exp(log_paired_evidence(wins, losses)) == pytest.approx(paired, rel=1e-6)
+    assert math.exp(log_paired_e_value(wins, losses)) == pytest.approx(paired, rel=1e-6)
     assert PairedEvidence(wins, losses).p_value == pytest.approx(min(1, 1 / paired), rel=1e-6)
     rate = 0.8
     single = mixture(INTERVAL_PRIOR, wins, losses) / (rate**wins * (1 - rate) ** losses)
-    assert math.exp(log_evidence(rate, wins, wins + losses)) == pytest.approx(single, rel=1e-6)
+    assert math.exp(log_e_value(rate, wins, wins + losses)) == pytest.approx(single, rel=1e-6)
 
 
 @given(COUNTS, st.sampled_from([0.8, 0.95, 0.99]))
@@ -64,9 +64,9 @@ def test_the_interval_is_where_the_evidence_is_not_enough(counts: tuple[int, int
     assert 0 <= low <= k / n <= high <= 1
     for bound, outwards in ((low, -1e-6), (high, 1e-6)):
         if 0 < bound < 1:
-            assert log_evidence(bound, k, n) == pytest.approx(limit, abs=1e-4)
-            assert log_evidence(bound, k, n) >= limit - 1e-12, "a bound is rounded outwards"
-            assert not 0 < bound + outwards < 1 or log_evidence(bound + outwards, k, n) > limit
+            assert log_e_value(bound, k, n) == pytest.approx(limit, abs=1e-4)
+            assert log_e_value(bound, k, n) >= limit - 1e-12, "a bound is rounded outwards"
+            assert not 0 < bound + outwards < 1 or log_e_value(bound + outwards, k, n) > limit
 
 
 @given(COUNTS)
@@ -93,11 +93,11 @@ def test_no_episodes_no_knowledge() -> None:
 def test_evidence_is_symmetric_and_grows_with_what_speaks_for_the_one_that_is_ahead(
     first: int, second: int
 ) -> None:
-    evidence, p_value = log_paired_evidence(first, second), PairedEvidence(first, second).p_value
-    assert evidence == pytest.approx(log_paired_evidence(second, first))
+    evidence, p_value = log_paired_e_value(first, second), PairedEvidence(first, second).p_value
+    assert evidence == pytest.approx(log_paired_e_value(second, first))
     assert p_value <= 1
     if first > second:  # the first win after a tie may as well be the other's: it tells nothing
-        assert log_paired_evidence(first + 1, second) > evidence
+        assert log_paired_e_value(first + 1, second) > evidence
         assert PairedEvidence(first + 1, second).p_value <= p_value
 
 
@@ -124,12 +124,12 @@ def test_looked_at_after_every_episode_all_intervals_of_a_run_hold_the_rate_in_9
     rate: float,
 ) -> None:
     won, episodes = running(np.random.default_rng(round(100 * rate)).random((RUNS, LONGEST)) < rate)
-    holds = (log_evidence(rate, won, episodes) < math.log(20)).all(axis=1)
+    holds = (log_e_value(rate, won, episodes) < math.log(20)).all(axis=1)
     assert holds.mean() >= 0.95
     # The simulation speaks of the evidence; that the interval is the same thing is seen on some of its runs.
     for run, at in np.random.default_rng(0).integers(0, (RUNS, LONGEST), (200, 2)):
         low, high = anytime_interval(int(won[run, at]), int(at) + 1)
-        assert (low <= rate <= high) == bool(log_evidence(rate, won[run, at], at + 1) < math.log(20) + 1e-9)
+        assert (low <= rate <= high) == bool(log_e_value(rate, won[run, at], at + 1) < math.log(20) + 1e-9)
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
@@ -143,7 +143,7 @@ def test_looked_at_after_every_pair_equal_policies_are_told_apart_no_more_often_
     draws = np.random.default_rng(7).random((RUNS, LONGEST))
     first, _ = running(draws < differ / 2)
     second, _ = running((differ / 2 <= draws) & (draws < differ))
-    wrong = (log_paired_evidence(first, second) >= math.log(1 / (1 - confidence))).any(axis=1)
+    wrong = (log_paired_e_value(first, second) >= math.log(1 / (1 - confidence))).any(axis=1)
     assert wrong.mean() <= 1 - confidence
     discordant = np.maximum(1, first + second)
     plain = (np.abs(first - second) / np.sqrt(discordant) > 1.96)[:, 20:].any(axis=1)
@@ -158,8 +158,8 @@ def test_tasks_of_different_difficulty_only_make_it_more_careful() -> None:
     rng = np.random.default_rng(3)
     won, episodes = running(rng.random((RUNS, LONGEST)) < rates)
     looks = slice(3, None, 4)
-    assert (log_evidence(rates.mean(), won, episodes)[:, looks] < math.log(20)).all(axis=1).mean() >= 0.95
+    assert (log_e_value(rates.mean(), won, episodes)[:, looks] < math.log(20)).all(axis=1).mean() >= 0.95
     other = np.tile([0.25, 0.15, 0.95, 0.75], LONGEST // 4)
     a, b = rng.random((RUNS, LONGEST)) < rates, rng.random((RUNS, LONGEST)) < other
-    evidence = log_paired_evidence(running(a & ~b)[0], running(b & ~a)[0])[:, looks]
+    evidence = log_paired_e_value(running(a & ~b)[0], running(b & ~a)[0])[:, looks]
     assert (evidence >= math.log(20)).any(axis=1).mean() <= 0.05

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.checkpoints.node_cache import kept
-from orchestrator.checkpoints.reader import whole
+from orchestrator.checkpoints.node_cache import cached_checkpoint
+from orchestrator.checkpoints.reader import is_complete
 from orchestrator.config.arms import Arm
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.infrastructure import cause_in, cause_of
@@ -108,13 +108,13 @@ def test_a_ledger_keeps_what_it_had_and_goes_on(disk: SmallDisk) -> None:
 
 def test_a_journal_keeps_whole_notes_and_goes_on(disk: SmallDisk) -> None:
     journal = OutboxWriter(disk.root / "telling", {"sweep": "x"})
-    journal.note({"do": "metrics", "n": 1})
+    journal.append({"do": "metrics", "n": 1})
     disk.fill()
-    error = refused(lambda: [journal.note({"do": "metrics", "n": 2, "text": "x" * 4096}) for _ in range(2)])
+    error = refused(lambda: [journal.append({"do": "metrics", "n": 2, "text": "x" * 4096}) for _ in range(2)])
     assert isinstance(error, TrackingError)
     assert "No space left on device" in cause_of(error)
     disk.free()
-    journal.note({"do": "metrics", "n": 3})
+    journal.append({"do": "metrics", "n": 3})
     reading, told = OutboxReader(journal.path), list[int]()
     while found := reading.next():
         assert found[0]
@@ -140,7 +140,7 @@ def test_a_checkpoint_that_does_not_fit_is_not_taken_for_one(disk: SmallDisk, tm
         assert cause_in(traceback.format_exc()) == "the disk is full"
     else:
         pytest.fail("the disk took it")
-    assert not whole(str(disk.root / "checkpoint"), "any")
+    assert not is_complete(str(disk.root / "checkpoint"), "any")
 
 
 def test_a_cache_that_is_full_serves_no_half_of_a_checkpoint(disk: SmallDisk, tmp_path: Path) -> None:
@@ -148,9 +148,9 @@ def test_a_cache_that_is_full_serves_no_half_of_a_checkpoint(disk: SmallDisk, tm
     name = fingerprint(source)
     disk.fill()
     with pytest.raises(OSError, match="No space left on device"):
-        kept(str(source), name, disk.root / "cache")
+        cached_checkpoint(str(source), name, disk.root / "cache")
     disk.free()
-    assert fingerprint(kept(str(source), name, disk.root / "cache")) == name
+    assert fingerprint(cached_checkpoint(str(source), name, disk.root / "cache")) == name
 
 
 def test_a_tracking_database_that_is_full_is_told_once_there_is_room(disk: SmallDisk, tmp_path: Path) -> None:
@@ -167,9 +167,9 @@ def test_a_tracking_database_that_is_full_is_told_once_there_is_room(disk: Small
     teller = OutboxRelay(uri, tmp_path / "telling", about)
     try:
         disk.fill()
-        teller.note("arm", arm_id="arm_1", arm=vars(arm), facts={"text": "x" * 4000}, datasets=[])
+        teller.enqueue("arm", arm_id="arm_1", arm=vars(arm), facts={"text": "x" * 4000}, datasets=[])
         for step in range(40):
-            teller.note("metrics", arm_id="arm_1", step=step, values={f"m{i}": 1.0 for i in range(40)})
+            teller.enqueue("metrics", arm_id="arm_1", step=step, values={f"m{i}": 1.0 for i in range(40)})
         until(lambda: teller.problem or not teller.left, seconds=60)
         assert teller.failure is None
         if not teller.left:

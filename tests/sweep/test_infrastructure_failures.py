@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.checkpoints.reader import whole
-from orchestrator.cli.mistakes import answers_mistakes
+from orchestrator.checkpoints.reader import is_complete
+from orchestrator.cli.mistakes import report_user_errors
 from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cost import Cost
 from orchestrator.infrastructure import InfrastructureError, cause_in, cause_of
@@ -27,7 +27,7 @@ from orchestrator.sweep.heartbeat import Heartbeat
 from orchestrator.sweep.run import UnfinishedError
 from orchestrator.testing.checkpoints import make_checkpoint
 from orchestrator.testing.fake_trainer import FakeTrainer
-from orchestrator.training.train_snapshot import SNAPSHOT, mend
+from orchestrator.training.train_snapshot import SNAPSHOT, repair
 from policy.checkpoint import fingerprint
 from sweep_runs import Run, ledger, sweep
 from waiting import until
@@ -91,7 +91,7 @@ def test_its_exit_code_is_its_own() -> None:
     import click
 
     @click.command()
-    @answers_mistakes
+    @report_user_errors
     def command() -> None:
         raise InfrastructureError("lift: the disk is full; the same command goes on")
 
@@ -336,17 +336,17 @@ def test_a_run_resumes_from_its_newest_whole_checkpoint(
     noted = make_run(tmp_path, checkpoint)
     tear(tmp_path)
     storage = open_storage(str(tmp_path))
-    assert len(mend(storage, "arm", noted)) == problems
+    assert len(repair(storage, "arm", noted)) == problems
     assert left(tmp_path) == steps
-    assert mend(storage, "arm", noted) == [], "once mended, all is well"
+    assert repair(storage, "arm", noted) == [], "once mended, all is well"
 
 
 def test_a_run_without_a_whole_checkpoint_or_note_begins_anew(tmp_path: Path, checkpoint: Path) -> None:
     make_run(tmp_path, checkpoint)
     empty_list(tmp_path)
-    assert mend(open_storage(str(tmp_path)), "arm", {})
+    assert repair(open_storage(str(tmp_path)), "arm", {})
     assert left(tmp_path) == []
-    assert mend(open_storage(str(tmp_path / "nowhere")), "arm", {}) == []
+    assert repair(open_storage(str(tmp_path / "nowhere")), "arm", {}) == []
 
 
 def test_ray_train_reads_the_list_that_was_written_anew(tmp_path: Path, checkpoint: Path) -> None:
@@ -355,7 +355,7 @@ def test_ray_train_reads_the_list_that_was_written_anew(tmp_path: Path, checkpoi
 
     noted = make_run(tmp_path, checkpoint)
     cut_weights(tmp_path)
-    assert mend(open_storage(str(tmp_path)), "arm", noted)
+    assert repair(open_storage(str(tmp_path)), "arm", noted)
     told = _CheckpointManagerState.parse_obj(json.loads((tmp_path / "arm" / SNAPSHOT).read_text()))
     assert {name for name in _CheckpointManagerState.__fields__} == {
         *json.loads((tmp_path / "arm" / SNAPSHOT).read_text())
@@ -366,9 +366,9 @@ def test_ray_train_reads_the_list_that_was_written_anew(tmp_path: Path, checkpoi
 
 def test_whole_is_what_has_its_fingerprint(tmp_path: Path, checkpoint: Path) -> None:
     metrics = make_run(tmp_path, checkpoint)
-    assert whole(str(newest(tmp_path)), metrics[6]["checkpoint"])
-    assert not whole(str(newest(tmp_path)), metrics[4]["checkpoint"])
-    assert not whole(str(tmp_path / "nowhere"), metrics[6]["checkpoint"])
+    assert is_complete(str(newest(tmp_path)), metrics[6]["checkpoint"])
+    assert not is_complete(str(newest(tmp_path)), metrics[4]["checkpoint"])
+    assert not is_complete(str(tmp_path / "nowhere"), metrics[6]["checkpoint"])
 
 
 def test_a_disk_that_is_full_or_a_folder_that_is_synced_says_so(tmp_path: Path) -> None:

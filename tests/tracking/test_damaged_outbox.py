@@ -95,12 +95,12 @@ def test_a_damaged_journal_silences_nothing_but_what_is_damaged(
 ) -> None:
     earlier = OutboxWriter(tmp_path, {"sweep": "x"})
     for n in (1, 2):
-        earlier.note({"do": "metrics", "n": n})
+        earlier.append({"do": "metrics", "n": n})
     earlier.close()
     spoil(earlier.path)
     told, said = list[int](), list[str]()
     teller = OutboxRelay("u", tmp_path, {"sweep": "x"}, said.append, lambda uri, **about: FakeTracker(told))
-    teller.note("metrics", n=9)
+    teller.enqueue("metrics", n=9)
     try:
         assert teller.wait(10.0)
         assert teller.left == 0
@@ -125,7 +125,7 @@ def test_a_teller_whose_thread_meets_a_fault_of_ours_says_so(
 
     monkeypatch.setattr(OutboxRelay, "_alone", broken)
     teller = OutboxRelay("u", tmp_path, {"sweep": "x"}, open_tracker=lambda uri, **about: FakeTracker([]))
-    teller.note("metrics", n=1)
+    teller.enqueue("metrics", n=1)
     assert not teller.wait(5.0)
     assert isinstance(teller.failure, ZeroDivisionError)
     teller.close()

@@ -239,7 +239,7 @@ def test_nobody_waits_for_a_slow_server(tmp_path: Path) -> None:
     )
     began = time.monotonic()
     for step in range(100):
-        teller.note("metrics", step=step)
+        teller.enqueue("metrics", step=step)
     assert time.monotonic() - began < 1.0
     began = time.monotonic()
     assert not teller.wait()
@@ -250,7 +250,7 @@ def test_nobody_waits_for_a_slow_server(tmp_path: Path) -> None:
     other = OutboxRelay(
         "", tmp_path, {}, open_tracker=lambda uri, **about: Slow(uri, told=told), settings=settings
     )
-    other.note("metrics", step=100)
+    other.enqueue("metrics", step=100)
     assert other.wait(patience_s=0.1)
     other.close()
     assert sorted(set(told)) == list(range(101)), "nothing is lost"
@@ -266,14 +266,14 @@ def test_while_one_process_tells_the_others_wait_for_it_and_what_they_note_is_to
         return Slow(uri, told=told)
 
     first = OutboxRelay("", tmp_path, {}, open_tracker=open_slow)
-    first.note("metrics", step=1)
+    first.enqueue("metrics", step=1)
     assert first.wait(5)
     second = OutboxRelay("", tmp_path, {}, open_tracker=open_slow)
-    second.note("metrics", step=2)
+    second.enqueue("metrics", step=2)
     assert second.wait(5)
     assert (first.telling, second.telling) == (True, False)
     first.close()
-    second.note("metrics", step=3)
+    second.enqueue("metrics", step=3)
     assert second.wait(5)
     assert second.telling
     second.close()
@@ -285,7 +285,7 @@ def test_many_threads_note_whole_lines_in_one_order_each(tmp_path: Path) -> None
 
     def note(thread: int) -> None:
         for number in range(200):
-            journal.note(
+            journal.append(
                 {"do": "x", "thread": thread, "number": number},
                 data=b"%d" % number if number % 50 == 0 else None,
             )
@@ -308,7 +308,7 @@ def test_many_threads_note_whole_lines_in_one_order_each(tmp_path: Path) -> None
 
 def test_half_a_line_of_a_killed_process_is_no_note(tmp_path: Path) -> None:
     journal = OutboxWriter(tmp_path, {})
-    journal.note({"do": "whole"})
+    journal.append({"do": "whole"})
     journal.close()
     with journal.path.open("ab") as file:
         file.write(b'{"do": "ha')

@@ -312,7 +312,7 @@ def test_a_journal_of_an_earlier_version_is_told_under_the_storage_that_it_lies_
         "artifacts": state.uri("mlartifacts"),
     }
     old, arm_id = OutboxWriter(folder, about), next(iter(state.arms()))
-    old.note({"do": "metrics", "arm_id": arm_id, "step": 3, "values": {"loss": 0.25}, "at": 1000})
+    old.append({"do": "metrics", "arm_id": arm_id, "step": 3, "values": {"loss": 0.25}, "at": 1000})
     old.close()
     assert TrackingPublisher(state).finish(done=False) == ""
     assert not journals(folder)
@@ -415,7 +415,7 @@ def test_two_drivers_that_create_their_runs_at_once_tell_one_curve(database: str
             driver.arm(ONE_ID, ONE, {})
             driver.metrics(ONE_ID, 1, {"loss": 1.0})
 
-        for step in (loss, lambda: score(driver, 7), driver.settle):
+        for step in (loss, lambda: score(driver, 7), driver.remove_duplicates):
             # the teller repeats too: MLflow's database refuses one of two drivers that write one run's params
             # at once
             for attempt in range(5):

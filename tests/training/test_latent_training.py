@@ -18,7 +18,7 @@ from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
 from orchestrator.data.episode_store import load_manifest
-from orchestrator.data.latent_cache import keep_latents, keep_sentences, publish_index
+from orchestrator.data.latent_cache import publish_index, write_latents, write_sentences
 from orchestrator.storage.base import open_storage
 from orchestrator.training.loop import TrainJob, train
 from policy.checkpoint import CheckpointError, load, load_weights
@@ -59,7 +59,7 @@ def _one_thread() -> None:
 def trained(job: TrainJob, folder: Path) -> Path:
     """The last checkpoint of a run."""
     folder.mkdir()
-    train(job, 0, 1, None, LatentEntry(folder), bring=stream.straight)
+    train(job, 0, 1, None, LatentEntry(folder), bring=stream.fetch_in_thread)
     return folder / "step_000002"
 
 
@@ -104,9 +104,9 @@ def test_training_on_kept_latents_is_training_on_pictures(
         storage,
         manifest,
         fingerprint,
-        list(keep_latents(storage, manifest, codec, fingerprint, torch.device("cpu"))),
+        list(write_latents(storage, manifest, codec, fingerprint, torch.device("cpu"))),
     )  # type: ignore[arg-type]
-    keep_sentences(storage, manifest, sentence_encoder(svd_config(), weights), "tower")
+    write_sentences(storage, manifest, sentence_encoder(svd_config(), weights), "tower")
     for entry in manifest.select(manifest.episode_ids):
         (store / entry.key).unlink()  # without its videos the store still trains
     shutil.rmtree(weights / "text_encoder")

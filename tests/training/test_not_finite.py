@@ -209,7 +209,7 @@ class Rig:
         if self.steps == self._diverges_in:
             raise DivergedError("the simulation diverged: somewhere")
 
-    def look(self, noise_seed: int) -> Any:
+    def observe(self, noise_seed: int) -> Any:
         return noise_seed
 
     @property
@@ -458,7 +458,7 @@ def kept(tmp_path: Path) -> LatentEntry:
     return LatentEntry(tmp_path)
 
 
-train = partial(loop.train, bring=stream.straight)
+train = partial(loop.train, bring=stream.fetch_in_thread)
 
 
 def test_an_arm_whose_loss_is_not_finite_ends_at_that_step_and_leaves_what_was_sound(

@@ -18,10 +18,10 @@ from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import load_manifest
-from orchestrator.data.subset import choose
+from orchestrator.data.subset import select_episodes
 from orchestrator.storage.base import open_storage
 from orchestrator.training import loop
-from orchestrator.training.control_channel import desk
+from orchestrator.training.control_channel import open_control_channel
 from orchestrator.training.loop import TrainJob
 from orchestrator.training.ray_train import fit
 from orchestrator.training.worker_usage import SPENT
@@ -57,7 +57,7 @@ def _no_ray() -> None:
     torch.set_num_threads(1)
 
 
-train = partial(loop.train, bring=stream.straight)
+train = partial(loop.train, bring=stream.fetch_in_thread)
 
 
 @pytest.mark.sim
@@ -197,7 +197,7 @@ def test_two_workers_train_one_model_through_ray_and_pause_at_one_step(
     asked = job(lift_store, steps=40, workers=2)
     asked = replace(asked, train=asked.train.model_copy(update={"checkpoint_every": 20}))
     heard: list[tuple[str, dict[str, Any]]] = []
-    with desk(lambda run, news: heard.append((run, news))) as handle:
+    with open_control_channel(lambda run, news: heard.append((run, news))) as handle:
         ray.get(handle.give.remote(asked.arm_id, asked))
         ray.get(handle.ask.remote(asked.arm_id, "pause"))
         paused = fit(asked, str(tmp_path), {"CPU": 0.5}, handle)
@@ -222,12 +222,12 @@ def test_a_damaged_episode_stops_an_arm_by_its_name_without_trying_again(
     store = tmp_path / "store"
     shutil.copytree(lift_store, store)
     manifest = load_manifest(open_storage(str(store)))
-    victim = manifest[choose(manifest, 1, 0, 0).demos[0]]
+    victim = manifest[select_episodes(manifest, 1, 0, 0).demos[0]]
     data = (store / victim.key).read_bytes()
     (store / victim.key).write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
     arm = replace(job(store, ratio=0), arm=Arm(1, 0, 0), arm_id="damaged")
     with (
-        desk(lambda run, news: None) as handle,
+        open_control_channel(lambda run, news: None) as handle,
         pytest.raises(
             EpisodeError, match=f"^{store}: episode {victim.episode_id} is damaged; restore {victim.key}$"
         ),
