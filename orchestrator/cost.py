@@ -82,10 +82,12 @@ class Cost:
         return ", ".join([*said, f"{size(self.bytes_read)} read"] if self.bytes_read else said)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields, JSON-safe."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Cost":
+        """Invert `to_json`."""
         return cls(**data)
 
 
@@ -130,6 +132,7 @@ class RunCost:
         return self.last - self.began
 
     def to_json(self) -> dict[str, Any]:
+        """Return the content of an account's file, JSON-safe."""
         return {
             "began": self.began,
             "last": self.last,
@@ -138,6 +141,7 @@ class RunCost:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "RunCost":
+        """Invert `to_json`. Raises KeyError or TypeError if a field is missing or unknown."""
         return cls(
             data["began"], data["last"], {arm: Cost.from_json(cost) for arm, cost in data["arms"].items()}
         )

@@ -47,6 +47,7 @@ class WordVectors:
         self.known: dict[str, Tensor] = {}  # embeddings are cheap, so none is cached
 
     def embed(self, sentences: Sequence[str]) -> Tensor:
+        """Return (B, 1, dim) float32: the sum of a sentence's word vectors over the root of their number."""
         tokens = []
         for sentence in sentences:
             words = sentence.lower().split() or [""]
@@ -76,6 +77,9 @@ class OpenClipText:
             )
 
     def embed(self, sentences: Sequence[str]) -> Tensor:
+        """Return (B, 1, dim) float32 from `known`, to which missing sentences are added first. Raises
+        WeightsError if the encoder is needed and cannot be loaded.
+        """
         for sentence in dict.fromkeys(sentences):
             if sentence not in self.known:
                 self.known[sentence] = self._embed(sentence)

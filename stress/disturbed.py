@@ -70,14 +70,17 @@ class Place:
 
     @property
     def storage(self) -> str:
+        """URI of the sweep's storage."""
         return f"s3://{BUCKET}/{self.name}"
 
     @property
     def mlflow(self) -> str:
+        """MLflow tracking URI of the sweep."""
         return f"sqlite:///{self.folder / self.name}.db"
 
     @property
     def log(self) -> Path:
+        """File that takes the command's output."""
         return self.folder / f"{self.name}.log"
 
     def sweep_file(self, episodes: Path) -> Path:

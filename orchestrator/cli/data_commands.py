@@ -1,4 +1,4 @@
-"""`demoscale data`: what an episode store holds, whether it is whole, and how it came about.
+"""`demoscale data`: list, verify and check the episodes of a store, and show its versions.
 
 On a terminal a table fitted to it. Piped, every row whole, without colours: tab-separated under a line of
 titles, for `cut`, `sort` and `wc`.
@@ -48,7 +48,7 @@ JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print a line 
 
 @click.group()
 def data() -> None:
-    """What an episode store holds, whether it is whole, and how it came about.
+    """List, verify and check the episodes of a store, and show its versions.
 
     \b
     demoscale data ls data/lift                          its episodes
@@ -73,7 +73,7 @@ def data() -> None:
 @JSON_LINES
 @report_user_errors
 def ls(store: str, version: int | None, task: str | None, limit: int | None, as_json: bool) -> None:
-    """The episodes of STORE, a folder or s3:// URI, one per line.
+    """List the episodes of STORE, a folder or s3:// URI, one per line.
 
     \b
     demoscale data ls data/lift
@@ -122,8 +122,8 @@ def ls(store: str, version: int | None, task: str | None, limit: int | None, as_
 @JSON
 @report_user_errors
 def show(store: str, episode: str | None, version: int | None, sheet: Path | None, as_json: bool) -> None:
-    """What STORE, a folder or s3:// URI, holds: counts, conventions, tasks, lengths, sources, statistics. Or
-    the same of one EPISODE.
+    """Show counts, conventions, tasks, lengths, sources and statistics of STORE, a folder or s3:// URI, or of
+    one EPISODE.
 
     \b
     demoscale data show data/lift
@@ -359,8 +359,7 @@ def check(
 @JSON_LINES
 @report_user_errors
 def log(store: str, as_json: bool) -> None:
-    """The versions of STORE, a folder or s3:// URI, the newest first: when each was made, what it added, what
-    wrote it.
+    """List the versions of STORE, a folder or s3:// URI, newest first: creation time, added episodes, writer.
 
     \b
     demoscale data log data/lift
@@ -401,7 +400,7 @@ def log(store: str, as_json: bool) -> None:
 
 
 def _newest(storage: "Storage", asked: int | None) -> int:
-    """Number of the newest version; EpisodeError if there is no store or no such version."""
+    """Return the newest version's number; raise EpisodeError without a store or a version `asked`."""
     from orchestrator.data.episode_format import EpisodeError
     from orchestrator.data.episode_store import latest_version, load_manifest
 
@@ -414,7 +413,7 @@ def _newest(storage: "Storage", asked: int | None) -> int:
 
 
 def _opened(store: str, version: int | None) -> "tuple[Storage, int, Manifest]":
-    """The store, the number of the version that was asked for, and what that holds."""
+    """Return the store, the number of the requested version (the newest by default) and its manifest."""
     from orchestrator.data.episode_store import load_manifest
     from orchestrator.storage.base import open_storage
 
@@ -433,8 +432,8 @@ def _print_rows(
     numbers: tuple[str, ...],
     shortened: tuple[str, ...],
 ) -> None:
-    """A table on a terminal, tab-separated lines anywhere else; `shortened` columns give way where the
-    terminal is narrow.
+    """Print a table on a terminal, tab-separated lines otherwise; a narrow terminal cuts the `shortened`
+    columns.
     """
     if not sys.stdout.isatty():
         click.echo("\t".join(titles))
@@ -481,7 +480,7 @@ def _write_sheet(storage: "Storage", entries: "list[EpisodeEntry]", path: Path) 
 
 
 def _print_findings(findings: "list[Finding]") -> None:
-    """A row per finding; on a terminal sentences are folded, not cut."""
+    """Print a row per finding; on a terminal sentences are wrapped, not cut."""
     from orchestrator.data.store_summary import one_line
 
     titles = ("severity", "finding", "episode", "where", "value", "what")
@@ -516,7 +515,7 @@ def _print_findings(findings: "list[Finding]") -> None:
 
 
 def _summary(result: "Checked", total: int, seconds: float, threads: int) -> str:
-    """What was read, what was found, how long it took."""
+    """Return the last line of `check`: what was read, what was found, seconds."""
     from orchestrator.data.store_summary_text import amount, time_of
 
     some = "" if result.episodes == total else f" of {total}"
@@ -542,7 +541,7 @@ def _summary(result: "Checked", total: int, seconds: float, threads: int) -> str
 
 
 def _write_findings(storage: "Storage", manifest: "Manifest", findings: "list[Finding]", path: Path) -> int:
-    """A row of the sheet per episode; how many there are."""
+    """Write a picture with a row per episode with findings; return the number of rows."""
     from orchestrator.data.check import concerned, findings_sheet, pictured
 
     chosen = concerned(findings, CHECK_SHEET)

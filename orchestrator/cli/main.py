@@ -27,7 +27,7 @@ SWEEP_FILE = click.argument("sweep_file", type=click.Path(dir_okay=False))
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="demoscale")
 def main() -> None:
-    """How many demonstrations does a video-action policy need, and how many can action-free video replace?
+    """Find how many demonstrations a video-action policy needs, and how many action-free video can replace.
 
     \b
     demoscale plan jobs/quickstart.yaml      what it would do, before anything is spent
@@ -161,7 +161,7 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
 def curve(
     name: str, storage: str, mlflow: str | None, save: str | None, html: str | None, as_json: bool
 ) -> None:
-    """The sample-efficiency curve of the sweep NAME, read from MLflow alone.
+    """Print the sample-efficiency curve of the sweep NAME, read from MLflow alone.
 
     Of several sweeps of one name in one MLflow, --storage chooses: it is asked for its identity, if it can be
     reached, and for nothing else.
@@ -225,7 +225,7 @@ def _clock(seconds: float) -> str:
 
 
 def _print_curve(answer: Any) -> None:
-    """The points with their denominators, then what may be concluded."""
+    """Print the points with their denominators, then the conclusions."""
     from rich.table import Table
 
     from orchestrator.report.summary import answer as told

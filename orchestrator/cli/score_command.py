@@ -65,6 +65,7 @@ class ScoreRequest:
         )
 
     def mistakes(self) -> list[str]:
+        """Return one sentence per unknown task and per shift that a task does not have."""
         from sim_workers.envs.registry import TASKS, refusal
 
         unknown = [
@@ -310,7 +311,7 @@ def score(
 
 
 def _device_of_cluster() -> str:
-    """The device class of policy servers on the cluster that RAY_ADDRESS names."""
+    """Return the device class of policy servers on the cluster that RAY_ADDRESS names."""
     from orchestrator.cluster.ray_runtime import acting_device, connect, resources
 
     connect()
@@ -318,7 +319,7 @@ def _device_of_cluster() -> str:
 
 
 def _unwritable(save: Path | None) -> list[str]:
-    """What is wrong with the file to write."""
+    """Return what is wrong with the file to write; empty if nothing is."""
     if save and save.suffix not in (".jsonl", ".parquet"):
         return [f"--save: {save} must end in .jsonl or .parquet"]
     if save and not save.parent.is_dir():
@@ -327,7 +328,7 @@ def _unwritable(save: Path | None) -> list[str]:
 
 
 def _print(scoring: "StandaloneEval") -> None:
-    """A line per task and shift, or the only one alone."""
+    """Print a line per task and shift; a single one without its title."""
     lines = scoring.lines()
     for of, one in lines:
         click.echo(str(one) if len(lines) == 1 else f"{of}: {one}")

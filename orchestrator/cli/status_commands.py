@@ -69,7 +69,7 @@ def status(context: click.Context, name: str, storage: str, as_json: bool, once:
 
 
 def _now(state: Any) -> dict[str, Any]:
-    """What the run in progress last wrote; without one, what the storage has."""
+    """Return the last state that the run in progress wrote; without one, the state in the storage."""
     key = f"live/{state.sweep.name}.json"
     live: dict[str, Any] = json.loads(state.storage.get(key)) if state.storage.exists(key) else {}
     if live and not live["over"] and time.time() - live["written"] < FRESH_S:

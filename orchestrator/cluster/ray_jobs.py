@@ -92,10 +92,12 @@ class Job:
 
     @property
     def name(self) -> str:
+        """Name that it was submitted under; empty for a job of another program."""
         return self.told.get(_NAME, "")
 
     @property
     def place(self) -> str:
+        """Place that it was submitted with (`JobSpec.place`); empty for a job of another program."""
         return self.told.get(_PLACE, "")
 
 

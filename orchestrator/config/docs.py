@@ -67,7 +67,7 @@ def _plain(value: object) -> str:
 
 
 def page() -> str:
-    """The whole file."""
+    """Return the text of jobs/README.md."""
     return HEAD + "\n".join(rows(SweepConfig)) + "\n"
 
 

@@ -36,6 +36,7 @@ def _known_task(task: str) -> str:
 
 
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the values; raise ValueError if one appears twice."""
     if len(set(values)) < len(values):
         raise ValueError("each value may appear once")
     return values
@@ -106,10 +107,12 @@ class Data(Section):
 
     @property
     def most_demos(self) -> int:
+        """Largest demo count of any arm."""
         return self.demo_count.high if isinstance(self.demo_count, Range) else max(self.demo_count)
 
     @property
     def highest_ratio(self) -> float:
+        """Largest action-free ratio of any arm."""
         return (
             self.action_free_ratio.high
             if isinstance(self.action_free_ratio, Range)

@@ -176,6 +176,7 @@ class Finding:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields and `episode`, the id if exactly one is affected, else None; JSON-safe."""
         return asdict(self) | {"episode": self.episodes[0] if len(self.episodes) == 1 else None}
 
 

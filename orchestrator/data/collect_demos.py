@@ -47,6 +47,7 @@ class Recorder:
         self._storage = open_storage(store_uri)
 
     def record(self, demonstration: Demonstration) -> EpisodeEntry:
+        """Play and store one demonstration; raise EpisodeError if the simulation fails."""
         return record(self._env, self._storage, demonstration)
 
 

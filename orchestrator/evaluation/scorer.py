@@ -39,7 +39,9 @@ class Listener(Protocol):
         that the score counts.
         """
 
-    def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None: ...
+    def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None:
+        """Receive the video of a recorded episode, played again with the same outcome. episode: its id."""
+        ...
 
     def say(self, line: str) -> None:
         """Receive one line for the log."""

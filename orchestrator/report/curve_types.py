@@ -21,6 +21,7 @@ class Series:
 
     @classmethod
     def of(cls, arm: Arm) -> "Series":
+        """Return the series that an arm's point belongs to."""
         return cls(arm.kind, arm.action_free_ratio)
 
     @property

@@ -98,6 +98,7 @@ class TrainJob:
     """Whether every camera of a clip becomes a separate clip."""
 
     def subset(self, manifest: Manifest) -> Subset:
+        """Return the episodes that the arm trains on. Raises EpisodeError if the store has too few."""
         return select_episodes(
             manifest,
             self.arm.demo_count,

@@ -35,6 +35,7 @@ class PretrainJob(TrainJob):
     views_apart: ClassVar[bool] = True
 
     def subset(self, manifest: Manifest) -> Subset:
+        """Return all episodes of the store, as action-free ones."""
         return Subset((), tuple(sorted(manifest.episode_ids)))
 
 

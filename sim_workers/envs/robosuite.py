@@ -175,6 +175,7 @@ class SimEnv:
 
     @property
     def succeeded(self) -> bool:
+        """Whether robosuite's success check of the task holds now."""
         return bool(self._env._check_success())
 
     @property

@@ -158,6 +158,7 @@ class ReplayBuffer:
     """Item -> (first row, row after the last)."""
 
     def read(self, item: Item) -> Episode:
+        """Return the whole episode, pictures upright, at the contract's size and rate."""
         first, last = self._spans[item.name]
         try:
             data = self._buffer.open()["data"]
@@ -188,6 +189,7 @@ class ReplayBuffer:
         return finished(item, raw, self.contract, self._cameras, self._native_hz)
 
     def first_pictures(self, item: Item) -> dict[str, Pictures]:
+        """Return the first picture of each camera as stored, neither turned nor scaled."""
         first, _ = self._spans[item.name]
         data = self._buffer.open()["data"]
         return {

@@ -108,6 +108,7 @@ class LeRobot:
     _places: dict[str, _Place] = field(default_factory=dict)
 
     def read(self, item: Item) -> Episode:
+        """Return the whole episode, pictures upright, at the contract's size and rate."""
         place = self._places[item.name]
         kept = kept_frames(place.length, self._native_hz, self.contract.control_hz)
         table = _rows(
@@ -139,6 +140,7 @@ class LeRobot:
         return finished(item, raw, self.contract, self._cameras, self._native_hz)
 
     def first_pictures(self, item: Item) -> dict[str, Pictures]:
+        """Return the first picture of each camera as stored, neither turned nor scaled."""
         place = self._places[item.name]
         pictures = {}
         for camera in self._cameras:
@@ -538,7 +540,8 @@ def _episodes_v2(
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file with one per line. (Not `splitlines`: a sentence may hold U+2028.)"""
+    """Return the objects of a file with one per line."""
+    # not `splitlines`: a sentence may hold U+2028
     lines = [json.loads(text) for text in path.read_text("utf-8-sig").split("\n") if text.strip()]
     if not all(isinstance(line, dict) for line in lines):
         raise ValueError(f"{path.name}: every line must be an object")

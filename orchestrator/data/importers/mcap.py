@@ -123,6 +123,7 @@ class Mcap:
     """Item -> its messages and values."""
 
     def read(self, item: Item) -> Episode:
+        """Return the whole episode, pictures upright, at the contract's size and rate."""
         plan, size = self._plans[item.name], self.contract.image_size
         frames = {camera: np.empty((item.length, *size, 3), np.uint8) for camera in self._cameras}
         for camera, number, picture in plan.shown(
@@ -140,6 +141,7 @@ class Mcap:
         )
 
     def first_pictures(self, item: Item) -> dict[str, Pictures]:
+        """Return the first picture of each camera as stored, neither turned nor scaled."""
         plan = self._plans[item.name]
         return {
             camera: picture

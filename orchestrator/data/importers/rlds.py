@@ -98,6 +98,7 @@ class Rlds:
     _places: dict[str, _Place] = field(default_factory=dict)
 
     def read(self, item: Item) -> Episode:
+        """Return the whole episode, pictures upright, at the contract's size and rate."""
         place = self._places[item.name]
         values = _example(_record(place.file, place.offset)[0])
         kept = kept_frames(place.rows, self._native_hz, self.contract.control_hz)
@@ -119,6 +120,7 @@ class Rlds:
         return finished(item, raw, self.contract, self._cameras, self._native_hz)
 
     def first_pictures(self, item: Item) -> dict[str, Pictures]:
+        """Return the first picture of each camera as stored, neither turned nor scaled."""
         place = self._places[item.name]
         values = _example(_record(place.file, place.offset)[0])
         return {camera: image(values[OBSERVATION + camera].bytes_list.value[0]) for camera in self._cameras}

@@ -192,6 +192,7 @@ class RobomimicHdf5:
     """Item -> file and demonstration."""
 
     def read(self, item: Item) -> Episode:
+        """Return the whole episode, pictures upright, at the contract's size and rate."""
         if item.problem:
             raise SourceError(item.problem)
         path, demo = self._places[item.name]
@@ -223,6 +224,7 @@ class RobomimicHdf5:
         return finished(item, raw, self.contract, self._plan.cameras, self._native_hz)
 
     def first_pictures(self, item: Item) -> dict[str, Pictures]:
+        """Return the first picture of each camera as stored, neither turned nor scaled."""
         if item.problem:
             raise SourceError(item.problem)
         path, demo = self._places[item.name]

@@ -94,6 +94,7 @@ class VideoFolder:
     """Item -> its films."""
 
     def read(self, item: Item) -> Episode:
+        """Return the whole episode, pictures upright, at the contract's size and rate."""
         scene, contract = self._scenes[item.name], self.contract
         frames = {
             camera: film_at(
@@ -109,6 +110,7 @@ class VideoFolder:
         )
 
     def first_pictures(self, item: Item) -> dict[str, Pictures]:
+        """Return the first picture of each camera as stored, neither turned nor scaled."""
         return {
             camera: next(film_frames(path, [0])) for camera, path in self._scenes[item.name].films.items()
         }
