@@ -308,13 +308,13 @@ def make_server(
             if not wanted or hmac.compare_digest(sent.encode(errors="replace"), wanted):
                 return True
             self._refuse(
-                401, f"this policy server asks for a token; set {TOKEN} to it where the policy is asked from"
+                401, f"this policy server requires a token; set {TOKEN} to it in the client's environment"
             )
             return False
 
         def _answer(self) -> None:
             if self.command not in ("GET", "POST"):
-                self._refuse(501, "there are GET /contract and POST /act")
+                self._refuse(501, "unknown request; this server answers GET /contract and POST /act")
             elif (origin := self.headers.get("Origin")) is not None and _foreign(
                 origin, self.headers.get("Host", "")
             ):
@@ -331,19 +331,19 @@ def make_server(
             if self.path.rstrip("/").endswith("/contract"):
                 self._reply(200, json.dumps(contract.to_json()).encode(), "application/json")
             else:
-                self._say(404, "there are GET /contract and POST /act")
+                self._say(404, "unknown request; this server answers GET /contract and POST /act")
 
         def _post(self) -> None:
             sizes = self.headers.get_all("Content-Length", [])
             kind = self.headers.get_content_type() if "Content-Type" in self.headers else ""
             if not self.path.rstrip("/").endswith("/act"):
-                self._refuse(404, "there are GET /contract and POST /act")
+                self._refuse(404, "unknown request; this server answers GET /contract and POST /act")
             elif "Transfer-Encoding" in self.headers or not sizes:
-                self._refuse(411, f"the body must say its Content-Length, of at most {largest}")
+                self._refuse(411, f"the request must have one Content-Length, of at most {largest} bytes")
             elif len(sizes) > 1 or not (sizes[0].isascii() and sizes[0].isdecimal()):
                 self._refuse(400, "Content-Length must be one whole number")
             elif len(sizes[0]) > 18 or int(sizes[0]) > largest:
-                self._refuse(413, f"the body must say its Content-Length, of at most {largest}")
+                self._refuse(413, f"the body is too large; at most {largest} bytes are allowed")
             elif kind in _SAFELISTED:
                 self._refuse(
                     415, f"Content-Type is {kind}, which any web page may send; send application/octet-stream"
@@ -487,9 +487,7 @@ class RemotePolicy:
         try:
             return checked_contract(read_json(self._ask("GET", "/contract", CONTRACT_BYTES), CONTRACT_BYTES))
         except (ValueError, TypeError) as error:
-            raise RemoteError(
-                f"what {self.url} calls its contract is not one: {printable(str(error))}"
-            ) from None
+            raise RemoteError(f"the contract from {self.url} is not valid: {printable(str(error))}") from None
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """Return one chunk per observation, in requests of at most MOST_OBSERVATIONS."""
@@ -504,7 +502,7 @@ class RemotePolicy:
         try:
             return unpack_chunks(answer, len(observations), self.contract)
         except RemoteError as error:
-            raise RemoteError(f"the policy server at {self.url} answered wrongly: {error}") from None
+            raise RemoteError(f"the policy server at {self.url} sent an invalid answer: {error}") from None
 
     def close(self) -> None:
         """Close the connection of the calling thread."""
@@ -535,7 +533,7 @@ class RemotePolicy:
                 cut_short += isinstance(error, http.client.IncompleteRead)
                 if not isinstance(error, (OSError, http.client.IncompleteRead)):
                     raise RemoteError(
-                        f"what answers at {self.url} is no policy server ({one_line(error)})"
+                        f"the server at {self.url} is not a policy server ({one_line(error)})"
                     ) from None
                 if cut_short == CUT_SHORT:
                     raise RemoteError(
@@ -548,7 +546,7 @@ class RemotePolicy:
             except ValueError as error:  # raised by http.client for a head that it cannot parse
                 self.close()
                 raise RemoteError(
-                    f"what answers at {self.url} is no policy server ({one_line(error)})"
+                    f"the server at {self.url} is not a policy server ({one_line(error)})"
                 ) from None
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
@@ -559,7 +557,7 @@ class RemotePolicy:
             )
         if status != 200:
             line = printable(
-                (answer.decode(errors="replace").strip().splitlines() or ["it says no more"])[-1]
+                (answer.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
             )
             raise RemoteError(f"the policy server at {self.url} refused ({status}): {line}")
         return answer

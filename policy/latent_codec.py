@@ -154,8 +154,8 @@ class VaeLatents:
         """
         if self.vae is None:
             raise WeightsError(
-                "pictures become latents through Stable Video Diffusion's autoencoder; say where its weights"
-                " are, or train on kept latents"
+                "encoding pictures needs the weights of Stable Video Diffusion's autoencoder; name them, or"
+                " train on latents that were encoded before (python -m jobs.encode)"
             )
         return self.vae if device in (None, self.vae.device) else self.vae.to(device)
 

@@ -72,7 +72,7 @@ class OpenClipText:
         self.known = dict(known or {})
         if odd := next((sentence for sentence, token in self.known.items() if token.shape != (dim,)), None):
             raise WeightsError(
-                f"the vector kept for {odd!r} has {self.known[odd].numel()} numbers, the model attends to"
+                f"the cached embedding of {odd!r} has {self.known[odd].numel()} numbers, the model expects"
                 f" {dim}; embed it again"
             )
 
@@ -121,8 +121,8 @@ class OpenClipText:
             raise WeightsError(f"{text}: its weights lack {min(told['missing_keys'])}; copy the folder again")
         if tower.config.projection_dim != self.dim:
             raise WeightsError(
-                f"{text}: its sentences are {tower.config.projection_dim} numbers, the video model attends to"
-                f" {self.dim}; use another"
+                f"{text}: it embeds a sentence as {tower.config.projection_dim} numbers, the video model"
+                f" expects {self.dim}; use another"
             )
         return tokenizer, tower.eval().requires_grad_(False)
 

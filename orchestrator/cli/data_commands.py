@@ -60,15 +60,15 @@ def data() -> None:
     """
 
 
-@data.command(short_help="The episodes, one per line.")
+@data.command(short_help="List the episodes, one per line.")
 @STORE
 @VERSION
-@click.option("--task", help="Only the episodes of this task.")
+@click.option("--task", help="List only the episodes of this task.")
 @click.option(
     "--limit",
     type=click.IntRange(1),
     metavar="N",
-    help=f"At most so many rows; {SCREEN} on a terminal by default, all when piped.",
+    help=f"Print at most N rows; by default {SCREEN} on a terminal, all when piped.",
 )
 @JSON_LINES
 @report_user_errors
@@ -168,7 +168,7 @@ def show(store: str, episode: str | None, version: int | None, sheet: Path | Non
         click.echo(said if as_json else f"\n{said}", err=as_json)
 
 
-@data.command(short_help="Read everything, name what is damaged.")
+@data.command(short_help="Read all episodes and name the damaged ones.")
 @STORE
 @VERSION
 @report_user_errors
@@ -205,7 +205,8 @@ def verify(store: str, version: int | None) -> None:
                 checked, manifest = number, loaded
     if manifest is None:
         click.echo(
-            f"{amount(bad_versions, 'problem')}: no episode was read, as no version that lists them is whole"
+            f"{amount(bad_versions, 'problem')}: no episode was read, because every version that lists them"
+            " is damaged"
         )
         sys.exit(1)
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -221,7 +222,7 @@ def verify(store: str, version: int | None) -> None:
         f" {amount(newest, 'version')}"
     )
     if not bad_episodes + bad_versions:
-        click.echo(f"read {what}: all whole")
+        click.echo(f"read {what}: no damage found")
         return
     click.echo(f"read {what}: {amount(bad_episodes, 'bad episode')}, {amount(bad_versions, 'bad version')}")
     sys.exit(1)
@@ -241,14 +242,14 @@ def _kinds(_context: Any, _parameter: Any, values: tuple[str, ...]) -> tuple[str
     return values
 
 
-@data.command(short_help="Look for odd demonstrations before training on them.")
+@data.command(short_help="Find odd demonstrations before training on them.")
 @STORE
 @VERSION
 @click.option(
     "--episodes",
     type=click.IntRange(1),
     metavar="N",
-    help="Check only N episodes, evenly spread over the store; all by default.",
+    help="Check only N episodes, spread evenly over the store; all by default.",
 )
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Threads; one per core by default.")
 @click.option(
@@ -354,7 +355,7 @@ def check(
     sys.exit(1 if result.findings else 0)
 
 
-@data.command(short_help="The versions, newest first.")
+@data.command(short_help="List the versions, newest first.")
 @STORE
 @JSON_LINES
 @report_user_errors

@@ -48,11 +48,11 @@ def main() -> None:
 @click.option(
     "--calibrate",
     is_flag=True,
-    help="Measure on this machine first, about a minute, what the estimate of the cost goes by.",
+    help="Measure this machine first, about a minute, for the estimate of the cost.",
 )
 @report_user_errors
 def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
-    """Check SWEEP_FILE and say what it would do and cost.
+    """Check SWEEP_FILE and print what it would do and cost.
 
     \b
     demoscale plan jobs/quickstart.yaml
@@ -84,11 +84,11 @@ def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
 @main.command()
 @SWEEP_FILE
 @SET
-@click.option("--retry-failed", is_flag=True, help="Train the arms that failed before, and no others.")
+@click.option("--retry-failed", is_flag=True, help="Train only the arms that failed in an earlier run.")
 @click.option(
     "--take-over",
     is_flag=True,
-    help="If another process runs the sweep, have it save its state and end, and go on from there.",
+    help="If another process runs the sweep, stop it, wait until its state is saved, and resume from there.",
 )
 @report_user_errors
 def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_over: bool) -> None:
@@ -154,7 +154,7 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
 @click.option(
     "--html",
     type=click.Path(dir_okay=False),
-    help="Also write everything as one HTML page, with films, that needs no network.",
+    help="Also write a self-contained HTML page with all results and films.",
 )
 @JSON
 @report_user_errors
@@ -215,7 +215,7 @@ main.add_command(stop)
 
 
 def _spent(cost: Any, prices: Any) -> str:
-    """In hours and counts, and in money where there are prices."""
+    """Return a cost in hours and counts, and in money if there are prices."""
     money = cost.money(prices)
     return f"{cost}" + (f"; {money:,.2f} at the sweep's prices" if money else "")
 

@@ -103,22 +103,26 @@ class ScoreRequest:
     "--suite",
     "suite_file",
     help=(
-        "Sweep file whose suite is played, to its end where it would be decided against another arm. Options"
-        " below that are given count before it."
+        "Sweep file whose suite is played. Options given below override it. A rule that compares with another"
+        " arm (suite.decide.against) is ignored: all episodes are played."
     ),
 )
 @click.option(
-    "--task", "tasks", multiple=True, default=("Lift",), show_default=True, help="May be given several times."
+    "--task", "tasks", multiple=True, default=("Lift",), show_default=True, help="Task to play. Repeatable."
 )
 @click.option(
-    "--episodes", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="Per task and shift."
+    "--episodes",
+    type=click.IntRange(1, 1_000_000),
+    default=20,
+    show_default=True,
+    help="Episodes per task and shift.",
 )
 @click.option(
     "--horizon",
     type=click.IntRange(1),
     default=200,
     show_default=True,
-    help="Control steps until an episode is over; 20 are one second.",
+    help="Most control steps of an episode; 20 are one second.",
 )
 @click.option(
     "--settle",
@@ -132,7 +136,7 @@ class ScoreRequest:
     type=click.Choice(["once", "at_end"]),
     default="once",
     show_default=True,
-    help="At any step, or in the last one played.",
+    help="Count a task as done if it was done at any step, or in the last one played.",
 )
 @click.option(
     "--shift",
@@ -141,16 +145,18 @@ class ScoreRequest:
     multiple=True,
     default=("nominal",),
     show_default=True,
-    help="May be given several times.",
+    help="Shift of the scenes. Repeatable.",
 )
 @click.option(
     "--block",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Which block of scenes; another one shares none with it.",
+    help="Number of the block of scenes; blocks have no scene in common.",
 )
-@click.option("--rung", default="", help="Of a checkpoint's ladder; its own by default.")
+@click.option(
+    "--rung", default="", help="Rung of the checkpoint's sampler ladder; the checkpoint's own by default."
+)
 @click.option(
     "--workers",
     type=click.IntRange(1),
@@ -160,30 +166,30 @@ class ScoreRequest:
     "--storage",
     default="runs",
     show_default=True,
-    help="Folder or s3:// URI that keeps every outcome; a sweep's, to share its scores.",
+    help="Folder or s3:// URI that stores every outcome; name a sweep's to share its scores.",
 )
 @click.option(
     "--fingerprint",
     default="",
     help=(
-        "A name for exactly this policy, where it is a URL or a function: its outcomes are kept under it. A"
-        " checkpoint has a fingerprint of its own, a hash of its weights. What answers at a URL, or what a"
-        " function returns, may be another policy tomorrow, and nothing here would notice: give it a new name"
-        " whenever it changes, or the outcomes of two policies become one score."
+        "Name under which the outcomes of a URL or function are stored, so that a stopped run can be resumed."
+        " A checkpoint needs none: its fingerprint is a hash of its weights. A change of the policy behind a"
+        " URL or function cannot be detected: give it a new name whenever it changes, or the outcomes of two"
+        " policies are mixed in one score."
     ),
 )
 @click.option(
     "--sweep",
     default="",
     help=(
-        "CHECKPOINT is an arm of this sweep: its last one in the storage, on the sweep's own suite by"
-        " default."
+        "Name of a sweep; CHECKPOINT is then one of its arms, whose last checkpoint is scored, by default on"
+        " the sweep's own suite."
     ),
 )
 @click.option(
     "--mlflow",
     default="",
-    help="MLflow tracking URI that knows models:/ID; the database in the storage by default.",
+    help="MLflow tracking URI that has models:/ID; the database in the storage by default.",
 )
 @click.option(
     "--save", type=click.Path(path_type=Path), help="Also write every episode's outcome: .jsonl or .parquet."
@@ -278,14 +284,14 @@ def score(
         if not subject.fingerprint:
             click.echo(NAMELESS.format(name=subject.name).replace("\n", " "), err=True)
         if scoring.complete:
-            click.echo(f"{subject.name}: nothing to play, {kept.uri} has all that is asked for", err=as_json)
+            click.echo(f"{subject.name}: nothing to play, all outcomes are in {kept.uri}", err=as_json)
         else:
             found = f", {scoring.counted} of them are in {kept.uri} already" if scoring.counted else ""
             click.echo(f"{subject.name}: {scoring.listed} episodes{found}; starting Ray", err=as_json)
             connect()
             if subject.sampler and (found := _device_of_cluster()) != device:
                 raise ProtocolError(
-                    f"the checkpoint would act on {found} and not on {device}, of which the scores are; set"
+                    f"the policy servers of this cluster run on {found}, the scores are of {device}; set"
                     " RAY_ADDRESS=local"
                 )
             from rich.console import Console
@@ -302,9 +308,7 @@ def score(
     for message in scoring.causes:
         click.echo(f"error: {message}", err=True)
     if scoring.interrupted and not scoring.complete:
-        click.echo(
-            "stopped" + ("; the same command continues from here" if subject.fingerprint else ""), err=True
-        )
+        click.echo("stopped" + ("; run the same command to resume" if subject.fingerprint else ""), err=True)
         sys.exit(130)
     if scoring.causes:
         sys.exit(1)
@@ -324,7 +328,7 @@ def _unwritable(save: Path | None) -> list[str]:
         return [f"--save: {save} must end in .jsonl or .parquet"]
     if save and not save.parent.is_dir():
         return [f"--save: there is no folder {save.parent}"]
-    return [f"--save: {save} is there already; name another file"] if save and save.exists() else []
+    return [f"--save: {save} exists already; name another file"] if save and save.exists() else []
 
 
 def _print(scoring: "StandaloneEval") -> None:

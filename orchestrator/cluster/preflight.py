@@ -33,8 +33,8 @@ _MUST_SAY = {"pretrain": "--storage", "score": "--storage"}
 
 def _keep_out(field: str) -> str:
     return (
-        f"{field}: it holds credentials, which whoever sees the cluster's jobs could read; leave them out and"
-        " give them to the cluster's machines, as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD,"
+        f"{field}: it holds credentials, which everyone who sees the cluster's jobs could read; leave them"
+        " out and give them to the cluster's machines, as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD,"
         " AWS_* or an instance role"
     )
 
@@ -56,8 +56,8 @@ def check_sweep(sweep: SweepConfig) -> list[str]:
     mlflow = sweep.mlflow.removeprefix("sqlite:///") if sweep.mlflow.startswith("sqlite:") else sweep.mlflow
     if not mlflow and sweep.storage.startswith("s3://"):
         problems.append(
-            "mlflow: empty, so its database would lie on the disk of the cluster's head and go with it; name"
-            " a tracking server, https://..., or a database all can reach"
+            "mlflow: empty, so its database would be on the disk of the cluster's head and be deleted with"
+            " it; name a tracking server, https://..., or a database that all nodes can reach"
         )
     elif mlflow and mlflow != "databricks" and _local(mlflow) == "relative":
         problems.append(
@@ -84,7 +84,7 @@ def warnings_for(sweep: SweepConfig) -> list[str]:
     shared = [f"{field} ({place})" for field, place in places.items() if _local(place) == "absolute"]
     notes = [f"{' and '.join(shared)} must be on a file system that all nodes share"] if shared else []
     if urlsplit(sweep.mlflow).hostname in ("localhost", "127.0.0.1", "::1"):
-        notes.append(f"mlflow: {sweep.mlflow} is looked for on the cluster's head, not on this machine")
+        notes.append(f"mlflow: {sweep.mlflow} means the cluster's head, not this machine")
     return notes
 
 
@@ -114,7 +114,7 @@ def check_arguments(job: str, arguments: Sequence[str]) -> list[str]:
     must = _MUST_SAY.get(job)
     if must and not any(argument.partition("=")[0] == must for argument in arguments):
         problems.append(
-            f"{must}: missing, and by default a folder beside the job, which the cluster throws away; name"
+            f"{must}: missing; the default, a folder next to the job, is deleted with the job; name"
             " s3://bucket/prefix"
         )
     return problems

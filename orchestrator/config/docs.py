@@ -17,22 +17,22 @@ One file, one thing that can be run. All take `--help`.
 | file | runs |
 | --- | --- |
 | `quickstart.yaml` | a sweep file: the first command, `make demo`, runs it |
-| `lift_demo_efficiency.yaml` | a sweep file: demo count x action-free ratio on Lift in two stages, three seeds, the baseline beside it |
+| `lift_demo_efficiency.yaml` | a sweep file: demo count x action-free ratio on Lift in two stages, three seeds, with the baseline |
 | `libero10.yaml`, `robocasa24.yaml` | sweep files: the paper's experiments on LIBERO-10 and RoboCasa-24, at its size; each says what it needs |
 | `quickstart.py` | `python -m jobs.quickstart`: collect demonstrations, run `quickstart.yaml`, print the curve |
 | `collect.py` | `python -m jobs.collect`: scripted demonstrations of a task into an episode store |
 | `ingest.py` | `python -m jobs.ingest SRC STORE`: other formats (robomimic, LIBERO, RoboCasa, LeRobot, RLDS, MCAP, zarr, films) into a store |
 | `export.py` | `python -m jobs.export STORE PATH`: an episode store as a LeRobot v3 data set or a robomimic file |
-| `encode.py` | `python -m jobs.encode STORE --weights W`: latents of all pictures and tokens of all sentences, kept beside a store for `svd-256` |
+| `encode.py` | `python -m jobs.encode STORE --weights W`: latents of all pictures and tokens of all sentences, stored with an episode store for `svd-256` |
 | `pretrain.py` | `python -m jobs.pretrain STORE --out FOLDER`: a video model of the `tiny` preset pretrained on a store's videos |
-| `sheet.py` | `python -m jobs.sheet --task TASK --save FILE`: what is seen in the shifted worlds of a task, on one picture |
+| `sheet.py` | `python -m jobs.sheet --task TASK --save FILE`: the shifted scenes of a task, in one picture |
 | `score.py` | `python -m jobs.score P`: `demoscale score P` by another name: the score of any policy, without a sweep |
 | `serve.py` | `python -m jobs.serve --policy P`: a policy over HTTP |
 | `sweep.py` | `python -m jobs.sweep FILE`: a sweep, the same as `demoscale run FILE` |
 
 ## The sweep file, field by field
 
-Choices only: no computation, no class paths. Unknown fields are refused, and all mistakes are told at once. `--set train.steps=200` overrides
+Choices only: no computation, no class paths. Unknown fields are refused, and all mistakes are reported at once. `--set train.steps=200` overrides
 a field with the same validation. A field without a default must be there.
 
 | field | default | meaning |

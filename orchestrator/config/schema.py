@@ -218,9 +218,7 @@ class Decide(Section):
     @model_validator(mode="after")
     def _one_question(self) -> "Decide":
         if (self.threshold is None) == (not self.against):
-            raise ValueError(
-                "write what is to be decided, {threshold: 0.8} or {against: demos-50}, and only one of them"
-            )
+            raise ValueError("write either {threshold: 0.8} or {against: demos-50}, one of the two")
         return self
 
 
@@ -290,7 +288,7 @@ class Asha(Section):
     first: PositiveInt | None = None
     """Steps after which an arm may be stopped for the first time; empty: at the first checkpoint."""
     reduction: Annotated[float, Field(gt=1)] = 3
-    """At every rung the best of so many goes on; the next rung is so many times as far."""
+    """The best 1 of this number of arms continues after a rung; the next rung is this factor later."""
 
 
 class Median(Section):

@@ -219,8 +219,8 @@ def credential_problems(raw: Any) -> list[str]:
     read, or as `SweepConfig` dumps it.
     """
     return [
-        f"{field}: it holds credentials, which all who see its storage, MLflow or the cluster's jobs could"
-        " read; leave them out and set them in the environment of the machines that need them:"
+        f"{field}: it holds credentials, which everyone who sees its storage, MLflow or the cluster's jobs"
+        " could read; leave them out and set them in the environment of the machines that need them:"
         f" {_variables(field)}"
         for field in fields_with_credentials(raw)
     ]
@@ -328,7 +328,7 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
         grid = expand_grid(data.demo_count, data.action_free_ratio, sections["seeds"], baselines)
         if not any(reference_of(arm, against, grid) for arm in grid):
             named = ", ".join(sorted(arm.name for arm in grid))
-            yield f"suite.decide.against: no arm has {against} to be held against; the arms are {named}"
+            yield f"suite.decide.against: no arm can be compared with {against}; the arms are {named}"
     one_ratio = data is None or (
         isinstance(data.action_free_ratio, tuple) and len(data.action_free_ratio) == 1
     )
@@ -408,7 +408,7 @@ def store_problems(data: Data, tasks: tuple[str, ...]) -> list[str]:
         return [f"data.episodes: a policy trained on {data.episodes} could not be scored {told[0]}"]
     shown = set(manifest.tasks)
     problems = [
-        f"suite.tasks: nobody demonstrated {task}; the store shows {', '.join(sorted(shown))}"
+        f"suite.tasks: the store has no demonstrations of {task}; it has {', '.join(sorted(shown))}"
         for task in tasks
         if task not in shown
     ]

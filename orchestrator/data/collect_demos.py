@@ -24,7 +24,7 @@ def record(env: SimEnv, storage: Storage, demonstration: Demonstration) -> Episo
         recording = demonstrate(env, demonstration)
     except EpisodeFaultError as fault:
         raise EpisodeError(
-            f"episode {demonstration.episode_id}: {fault}; nothing of it is kept, record other seeds"
+            f"episode {demonstration.episode_id}: {fault}; it was not stored; record other seeds"
         ) from fault
     episode = Episode(
         episode_id=demonstration.episode_id,

@@ -389,7 +389,7 @@ def open_storage(uri: str, settings: StorageSettings = StorageSettings()) -> Sto
         return S3Storage(uri, settings)
     scheme, separator, _ = uri.partition("://")
     if separator and scheme != "file":
-        raise StorageError(f"{scheme}://: only folders and s3:// URIs are understood")
+        raise StorageError(f"{scheme}://: only folders and s3:// URIs are supported")
     return LocalStorage(uri.removeprefix("file://"))
 
 

@@ -124,8 +124,8 @@ class SimEnv:
         global _alive
         if _alive:
             raise RuntimeError(
-                f"this process already has a simulator, of {_alive}; close that one first, because two spoil"
-                " each other's pictures"
+                f"this process already has a simulator, of {_alive}; close it first, because two in one"
+                " process change each other's pictures"
             )
         _alive, self._open = task, True
         self.task, self.contract, self.instruction = task, contract, instruction

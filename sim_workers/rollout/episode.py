@@ -140,8 +140,8 @@ def episode(
         actions = chunk.actions[: chunk.execute]
         if not len(actions):
             return error(
-                f"in control step {steps + 1} the policy answered with a chunk of no actions; its `execute`"
-                " and its actions need one at least"
+                f"in control step {steps + 1} the policy answered with an empty chunk; `execute` and the"
+                " number of actions must be at least 1"
             )
         for action in actions:
             try:

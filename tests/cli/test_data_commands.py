@@ -290,7 +290,7 @@ def test_verify_names_every_bad_episode_and_counts_them(storage: Storage) -> Non
     whole = ask("verify", storage.uri)
     assert (whole.exit_code, whole.stdout.count("\n")) == (0, 1)
     assert whole.stdout.startswith("read 5 episodes of version 1, ")
-    assert whole.stdout.endswith(" and 1 version: all whole\n")
+    assert whole.stdout.endswith(" and 1 version: no damage found\n")
     lost = replace(entries[0], episode_id="Lift-000009", key="objects/00/lost.parquet")
     commit(storage, CONTRACT, [lost])
     flip(storage, entries[1].key)
@@ -339,7 +339,7 @@ def test_verify_reads_what_it_can_when_the_newest_version_is_damaged(folder: Sto
     assert last.endswith("0 bad episodes, 1 bad version")
     flip(folder, f"manifests/{load_manifest(folder, 1).sha256}.parquet")
     assert ask("verify", folder.uri).stdout.endswith(
-        "no episode was read, as no version that lists them is whole\n"
+        "no episode was read, because every version that lists them is damaged\n"
     )
     assert ask("verify", folder.uri).exit_code == 1
 
@@ -386,7 +386,7 @@ def test_the_log_shows_what_it_can_and_says_what_is_damaged(folder: Storage) -> 
             1,
             "s3://nobody-made-this: the bucket does not exist; create it or correct the URI",
         ),
-        (["ls", "ftp://there"], 1, "only folders and s3:// URIs are understood"),
+        (["ls", "ftp://there"], 1, "only folders and s3:// URIs are supported"),
         (["ls", "STORE", "--version", "7"], 1, "there is no version 7; the newest is 1"),
         (["verify", "STORE", "--version", "7"], 1, "there is no version 7; the newest is 1"),
         (["ls", "STORE", "--task", "lift"], 1, "there is no episode of task lift; did you mean Lift?"),

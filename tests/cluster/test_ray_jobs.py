@@ -139,7 +139,7 @@ def test_a_connection_that_breaks_is_made_again_and_each_character_comes_once(
     assert "".join(heard) == pretended.log
     assert pretended.streams == 3
     assert said
-    assert "broke; the job goes on, trying again" in said[0]
+    assert "the job keeps running; reconnecting" in said[0]
 
 
 def test_a_cluster_that_forgot_the_job_is_not_waited_for(dashboard: tuple[Dashboard, Cluster]) -> None:
@@ -147,7 +147,7 @@ def test_a_cluster_that_forgot_the_job_is_not_waited_for(dashboard: tuple[Dashbo
     pretended.known = False
     with pytest.raises(
         ForgottenError,
-        match="knows no job j-1: it was started anew; submit again, and what was finished is kept",
+        match="has no job j-1: it was restarted; submit again to resume from the saved results",
     ):
         cluster.follow("j-1", lambda _: None, lambda _: None)
 
@@ -187,7 +187,7 @@ def test_another_ray_or_python_is_named_before_anything_is_sent(dashboard: tuple
 def test_what_is_no_dashboard_is_told_in_a_sentence() -> None:
     with (
         serving(web.Application()) as address,
-        pytest.raises(SubmitError, match=r"what answers at .* could not do it"),
+        pytest.raises(SubmitError, match=r"the server at .* failed the request"),
     ):
         Cluster(address)
     with pytest.raises(

@@ -210,7 +210,7 @@ def test_mistakes_in_the_file_and_in_the_store_are_told_together(tmp_path: Path)
         ),
         (
             {"suite": {"tasks": ["Lift", "Door"], "episodes": 2, "horizon": 9}},
-            "suite.tasks: nobody demonstrated Door; the store shows Lift",
+            "suite.tasks: the store has no demonstrations of Door; it has Lift",
         ),
     ],
 )
@@ -244,7 +244,7 @@ def test_what_is_no_sweep_file_is_one_sentence(tmp_path: Path, text: str, senten
         ),
         (
             {"image_size": (60, 60)},
-            "policy.preset: tiny takes pictures whose sides are multiples of 16; the store's are 60x60",
+            "policy.preset: tiny needs pictures whose sides are multiples of 16; the store's are 60x60",
         ),
     ],
 )
@@ -425,7 +425,7 @@ def test_a_placement_never_claims_more_than_there_is(
 
 
 def test_a_sweep_that_can_never_fit_says_so_with_the_numbers() -> None:
-    with pytest.raises(SweepError, match="one arm asks for 4 workers at once, the cluster has 2 CPUs"):
+    with pytest.raises(SweepError, match="one arm needs 4 workers at once, the cluster has 2 CPUs"):
         ResourcePlan.fit({"CPU": 2.0}, 4, 2, 1)
 
 

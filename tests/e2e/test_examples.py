@@ -158,7 +158,7 @@ def test_a_policy_that_fails_to_answer_is_an_error_and_an_exit_code(tmp_path: Pa
         ),
         (
             (EXAMPLES[0], "--rung", "faithful"),
-            ["CHECKPOINT: only a checkpoint's folder has a ladder to take --rung faithful from"],
+            ["CHECKPOINT: --rung faithful: only a checkpoint's folder has rungs; leave it out"],
         ),
         (
             (EXAMPLES[0], "--task", "Wipe"),
@@ -192,7 +192,7 @@ def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path, command: tuple[s
     done = run("-m", *command, str(tmp_path))
     assert (done.returncode, done.stderr) == (
         1,
-        f"{tmp_path}: no checkpoint.json, so this is not a checkpoint of ours\n",
+        f"{tmp_path}: no checkpoint.json, so this is not a demoscale checkpoint; correct the path\n",
     )
 
 

@@ -79,7 +79,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_to_whoever_asked_and_the_ser
 ) -> None:
     async def ask() -> None:
         server = PolicyServer(1, "cpu")
-        with pytest.raises(Exception, match="not a checkpoint of ours"):
+        with pytest.raises(Exception, match="not a demoscale checkpoint"):
             await server.act(str(tmp_path / "nothing"), make_observation(0))
         assert (await server.act(str(checkpoint), make_observation(0))).actions.shape == (8, 7)
 
@@ -162,7 +162,7 @@ def test_a_file_that_leads_out_of_the_checkpoint_is_refused(checkpoint: Path, tm
     assert done.exit_code == 1
     assert (
         done.stderr
-        == f"{checkpoint}: heads.safetensors leads out of the folder, to {elsewhere}; put the file itself"
+        == f"{checkpoint}: heads.safetensors is a link out of the folder, to {elsewhere}; copy the file itself"
         " there\n"
     )
 
@@ -185,7 +185,7 @@ def test_keys_of_a_bucket_cannot_lead_out_of_the_folder_they_are_copied_to(s3: s
         ('{"model_type": "act"}', "checkpoint format None, this version reads 2"),
         ({"contract": 3}, "checkpoint.json lacks or misstates a field (TypeError: "),
         ({"config": {}}, "checkpoint.json lacks or misstates a field (ValidationError: "),
-        ({"provenance": {"objective": "video"}}, "a video model alone, which imagines and cannot act"),
+        ({"provenance": {"objective": "video"}}, "a video model without an action head, which cannot act"),
     ],
 )
 def test_a_damaged_or_foreign_checkpoint_is_told_in_a_sentence(
@@ -205,7 +205,7 @@ def test_a_damaged_or_foreign_checkpoint_is_told_in_a_sentence(
     [
         (
             ("CHECKPOINT", "--fingerprint", "mine"),
-            "CHECKPOINT: a checkpoint is known by its own fingerprint; leave out --fingerprint",
+            "CHECKPOINT: a checkpoint has a fingerprint of its own; leave out --fingerprint",
         ),
         (
             ("CHECKPOINT", "--rung", "quick"),

@@ -91,7 +91,7 @@ def test_an_arm_may_be_named_without_what_it_shares() -> None:
     assert against("demos-10_ratio-1_seed-1", "demos-50_ratio-0") == "demos-50_ratio-0_seed-1"
     assert against("demos-10_ratio-1_seed-1", "demos-50_ratio-0_seed-0") == "demos-50_ratio-0_seed-0"
     assert against("diffusion_policy_demos-10_ratio-0_seed-0", "demos-10") == "demos-10_ratio-0_seed-0"
-    assert against("demos-50_ratio-1_seed-1", "demos-50") is None, "nothing is held against itself"
+    assert against("demos-50_ratio-1_seed-1", "demos-50") is None, "nothing is compared with itself"
     assert against("demos-10_ratio-1_seed-1", "demos-5") is None
     assert [arm.name for arm in arms if is_reference(arm, "demos-50_ratio-0")] == [
         "demos-50_ratio-0_seed-1",
@@ -114,14 +114,14 @@ def sweep(decide: Any, **sections: Any) -> SweepConfig:
 @pytest.mark.parametrize(
     ("decide", "sections", "sentence"),
     [
-        ({}, {}, "write what is to be decided"),
+        ({}, {}, "write either"),
         ({"threshold": 0.8, "against": "demos-50"}, {}, "only one of them"),
         ({"threshold": 80}, {}, "less than 1"),
         (
             {"against": "demos-40"},
             {},
             (
-                "no arm has demos-40 to be held against; the arms are demos-10_ratio-0_seed-0,"
+                "no arm can be compared with demos-40; the arms are demos-10_ratio-0_seed-0,"
                 " demos-10_ratio-1_seed-0"
             ),
         ),

@@ -272,7 +272,7 @@ def test_a_limit_that_is_reached_is_told_with_the_numbers(
     spending.add("b", Cost(episodes=1))
     assert (
         exceeded(budget, spending)
-        == "budget.max_episodes is 1,500 episodes, and 1,500 are spent; the same command goes on with a"
+        == "budget.max_episodes is 1,500 episodes, and 1,500 are spent; raise it and run the same"
         " higher one"
     )
     spending.add("b", Cost(infer_gpu_s=1180))
@@ -287,7 +287,7 @@ def test_hours_on_the_clock_are_those_of_one_run_and_all_else_is_over_all(tmp_pa
     first.add("a", Cost(episodes=2))
     time.sleep(1.9)
     assert exceeded(Budget(max_wall=budget.max_wall), first).startswith(
-        "budget.max_wall is 0.0005 hours on the clock, and 0.000"
+        "budget.max_wall is 0.0005 hours of wall clock, and 0.000"
     )
     first.close()
     second = CostLedger(storage, "lift", "second")

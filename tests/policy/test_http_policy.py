@@ -196,7 +196,10 @@ def test_there_is_a_sentence_for_a_server_that_is_not_there_or_says_nothing() ->
         RemotePolicy(url, timeout_s=0.2).act([look(0)])
     with (
         served(Digest()) as url,
-        pytest.raises(RemoteError, match=r"refused \(404\): there are GET /contract and POST /act"),
+        pytest.raises(
+            RemoteError,
+            match=r"refused \(404\): unknown request; this server answers GET /contract and POST /act",
+        ),
     ):
         RemotePolicy(f"{url}/elsewhere")._ask("GET", "/nothing")
 

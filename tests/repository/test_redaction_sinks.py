@@ -438,10 +438,7 @@ def test_a_server_with_a_token_answers_nobody_without_it(
         status, sentence = asked(url, method, path, {"Authorization": sent} if sent else {})
     assert (status, sentence) == (
         401,
-        (
-            "this policy server asks for a token; set DEMOSCALE_POLICY_TOKEN to it where the policy is asked"
-            " from"
-        ),
+        ("this policy server requires a token; set DEMOSCALE_POLICY_TOKEN to it in the client's from"),
     )
     assert capfd.readouterr() == ("", "")
 
@@ -450,7 +447,7 @@ def test_a_client_sends_the_token_of_its_environment(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with served(SECRET) as url:
-        with pytest.raises(RemoteError, match=r"refused \(401\): this policy server asks for a token"):
+        with pytest.raises(RemoteError, match=r"refused \(401\): this policy server requires a token"):
             RemotePolicy(url).act([LOOK])
         monkeypatch.setenv(TOKEN, "another")
         with pytest.raises(RemoteError, match=r"refused \(401\)") as refused:

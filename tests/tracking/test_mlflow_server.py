@@ -120,7 +120,7 @@ def test_ten_arms_at_once_tell_a_server_that_is_killed_in_the_middle_everything(
     server.start()
     assert views.finish(done=True) == ""
     check(server.url, state, steps=6)
-    assert [line for line in said if "what it is to be told is kept in" in line]
+    assert [line for line in said if "records wait in" in line]
     assert [line for line in said if "MLflow answers again" in line]
 
 

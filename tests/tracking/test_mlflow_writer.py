@@ -322,5 +322,5 @@ def test_half_a_line_of_a_killed_process_is_no_note(tmp_path: Path) -> None:
 
 def test_a_disk_that_takes_no_notes_is_told_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrackingError, match="what MLflow is to be told cannot be written here"):
+    with pytest.raises(TrackingError, match="the records for MLflow cannot be written here"):
         OutboxWriter(tmp_path / "file" / "folder", {})

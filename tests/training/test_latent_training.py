@@ -122,7 +122,7 @@ def test_stage_two_moves_the_head_alone_and_starts_from_stage_one(
     arm = job(lift_store, weights, objective="action")
     first = arm.stage_one(load_manifest(open_storage(str(lift_store))))
     video = trained(first, tmp_path / "arms")
-    with pytest.raises(CheckpointError, match="a video model alone"):
+    with pytest.raises(CheckpointError, match="a video model without an action head"):
         load(video)
     second = trained(replace(arm, video_model=str(video)), tmp_path / "second")
     one, two = load_weights(video), load_weights(second)

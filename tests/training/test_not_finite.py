@@ -252,7 +252,7 @@ def test_of_a_chunk_only_the_actions_that_are_carried_out_count() -> None:
 def test_a_chunk_without_actions_ends_the_episode(chunk: Chunk) -> None:
     outcome = played(Rig(99), chunk)
     assert (outcome.result, outcome.steps, outcome.looks) == ("error", 0, 1)
-    assert "in control step 1 the policy answered with a chunk of no actions" in outcome.message
+    assert "in control step 1 the policy answered with an empty chunk" in outcome.message
 
 
 def test_a_dimension_that_the_contract_does_not_name_is_numbered() -> None:
