@@ -33,9 +33,9 @@ _MUST_SAY = {"pretrain": "--storage", "score": "--storage"}
 
 def _keep_out(field: str) -> str:
     return (
-        f"{field}: it holds credentials, which everyone who sees the cluster's jobs could read; leave them"
-        " out and give them to the cluster's machines, as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD,"
-        " AWS_* or an instance role"
+        f"{field}: it holds credentials, which everyone who sees the cluster's jobs could read; leave"
+        " them out and give them to the cluster's machines, as MLFLOW_TRACKING_USERNAME and"
+        " MLFLOW_TRACKING_PASSWORD, AWS_* or an instance role"
     )
 
 

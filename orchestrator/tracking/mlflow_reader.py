@@ -242,8 +242,8 @@ def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
     files = _files(mlflow, run)
     if "outcomes" not in files:
         raise TrackingError(
-            f"run {run_id} has a score and no outcomes; `demoscale status {now[SWEEP]} --rebuild` tells"
-            " MLflow again"
+            f"run {run_id} has a score and no outcomes; `demoscale status {now[SWEEP]} --rebuild`"
+            " publishes them again"
         )
     if "demo_count" not in run.data.params:
         raise TrackingError(f"run {run_id} has a score without its arm; {_deleting(now[SWEEP], run_id)}")

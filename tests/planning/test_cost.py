@@ -273,7 +273,7 @@ def test_a_limit_that_is_reached_is_told_with_the_numbers(
     assert (
         exceeded(budget, spending)
         == "budget.max_episodes is 1,500 episodes, and 1,500 are spent; raise it and run the same"
-        " higher one"
+        " command to resume"
     )
     spending.add("b", Cost(infer_gpu_s=1180))
     assert exceeded(budget, spending).startswith("budget.max_gpu_hours is 2 GPU-hours, and 2.3 are spent")

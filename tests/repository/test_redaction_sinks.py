@@ -438,7 +438,7 @@ def test_a_server_with_a_token_answers_nobody_without_it(
         status, sentence = asked(url, method, path, {"Authorization": sent} if sent else {})
     assert (status, sentence) == (
         401,
-        ("this policy server requires a token; set DEMOSCALE_POLICY_TOKEN to it in the client's from"),
+        "this policy server requires a token; set DEMOSCALE_POLICY_TOKEN to it in the client's environment",
     )
     assert capfd.readouterr() == ("", "")
 
