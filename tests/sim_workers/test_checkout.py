@@ -33,6 +33,7 @@ from orchestrator.training.loop import TrainJob
 from orchestrator.training.ray_train import _raise_permanent
 from policy.interface import Contract
 from policy.presets import PRESETS
+from selected_episodes import selected
 from sim_workers.checkout import CHECKOUT, PACKAGES, CodeChangedError, check_imported, file_hashes
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import InProcessPolicy
@@ -116,8 +117,9 @@ def test_training_refuses_and_counts_as_infrastructure(tmp_path: Path) -> None:
         make_episode_store(tmp_path / "store", 8),
         Train(steps=1, batch_size=2, checkpoint_every=1, warmup_steps=0),
     )
+    arm = Arm(3, 1.0, 0)
     begin = partial(
-        TrainJob, Arm(3, 1.0, 0), "a", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none"
+        TrainJob, arm, "a", store, 1, selected(store, arm), PRESETS["tiny"], settings, "joint", "none"
     )
     reports = list[int]()
     with pytest.raises(CodeChangedError):
