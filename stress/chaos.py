@@ -56,9 +56,9 @@ def checkpoints(place: Place) -> dict[tuple[str, int], str]:
 
     state = SweepState.named("chaos", place.storage)
     return {
-        (arm.name, step): told["checkpoint"]
+        (arm.name, step): checkpoint.fingerprint
         for arm_id, arm in state.arms().items()
-        for step, told in state.checkpoints(arm_id).items()
+        for step, checkpoint in state.checkpoints(arm_id).items()
     }
 
 

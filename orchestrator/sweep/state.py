@@ -19,9 +19,9 @@ live/<name>.json                          progress of the current run
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from orchestrator.checkpoints.reader import is_complete
+from orchestrator.checkpoints.record import CheckpointRecord, note_damaged, read_records
 from orchestrator.config.arms import Arm, reference_of
 from orchestrator.config.pinned_data import PinnedData, pinned_facts
 from orchestrator.config.schema import SuiteConfig
@@ -48,7 +48,7 @@ from orchestrator.provenance import (
 from orchestrator.redaction import redact, redacted_in, strip_credentials
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.storage.identity import claim_identity, identity_of
-from orchestrator.storage.notes import note_damaged, read_json_objects, read_steps
+from orchestrator.storage.notes import read_json_objects
 from orchestrator.sweep.status import ArmStatus, SweepStatus
 from orchestrator.tracking.mlflow_writer import tracking_uri
 from orchestrator.training.loop import STAGE_ONE, TrainJob
@@ -134,7 +134,7 @@ class SweepState:
         """
         steps, fix = self.sweep.train.steps, "give the sweep another name"
         for arm_id, arm in self.arms().items():
-            trained = sorted(read_steps(self.storage, arm_id))
+            trained = sorted(read_records(self.storage, arm_id))
             if (last := max(trained, default=0)) <= steps or (steps in trained and before <= steps):
                 continue
             if steps not in trained:
@@ -398,19 +398,16 @@ class SweepState:
         video = self.stage_one(arm)
         return ArmStatus(arm, self.sweep.train.steps, video.arm_id if video else "")
 
-    def checkpoints(self, arm_id: str) -> dict[int, dict[str, Any]]:
-        """Return the complete checkpoints of a training run by step: {loss, loss_video, loss_action,
-        checkpoint (fingerprint)}.
+    def checkpoints(self, arm_id: str) -> dict[int, CheckpointRecord]:
+        """Return the complete checkpoints of a training run by step.
 
         An arm's checkpoints beyond `train.steps` are left out: another sweep may train the same arm for
         longer.
         """
-        known = read_steps(self.storage, arm_id)
-        return (
-            known
-            if arm_id.startswith(STAGE_ONE)
-            else {step: told for step, told in known.items() if step <= self.sweep.train.steps}
-        )
+        records = read_records(self.storage, arm_id)
+        if arm_id.startswith(STAGE_ONE):
+            return records
+        return {step: record for step, record in records.items() if step <= self.sweep.train.steps}
 
     def without_torn(self, board: SweepStatus) -> dict[str, list[int]]:
         """Return the unscored checkpoints that a full disk or a power failure left incomplete: arm id ->
@@ -423,10 +420,10 @@ class SweepState:
         for arm_id, arm in board.arms.items():
             if not (unscored := arm.scoring.keys() - arm.scores.keys()):
                 continue
-            for step, told in self.checkpoints(arm_id).items():
+            for step, checkpoint in self.checkpoints(arm_id).items():
                 if (
                     step not in unscored
-                    or is_complete(self.checkpoint_uri(arm_id, step), told["checkpoint"])
+                    or is_complete(self.checkpoint_uri(arm_id, step), checkpoint.fingerprint)
                     or not self.storage.list(f"arms/{arm_id}/")
                 ):
                     continue
@@ -447,14 +444,14 @@ class SweepState:
         stopped, failures = self.stopped(), self.failures()
         for arm_id, state in board.arms.items():
             for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
-                state.step, state.loss = step, checkpoint["loss"]
-                score, _ = self.score(state.arm, checkpoint["checkpoint"], "nominal")
+                state.step, state.loss = step, checkpoint.loss
+                score, _ = self.score(state.arm, checkpoint.fingerprint, "nominal")
                 state.scoring[step] = score.episodes, score.episodes if score.complete else score.listed
                 if score.complete:
                     state.scores[step] = score
                 if step == self.sweep.train.steps:
                     shifted = {
-                        shift: self.score(state.arm, checkpoint["checkpoint"], shift)[0]
+                        shift: self.score(state.arm, checkpoint.fingerprint, shift)[0]
                         for shift in self.sweep.suite.shifts
                     }
                     state.shifted = {shift: score for shift, score in shifted.items() if score.complete}

@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from orchestrator.checkpoints.reader import is_complete
+from orchestrator.checkpoints.record import CheckpointRecord
 from orchestrator.cli.mistakes import report_user_errors
 from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cost import Cost
@@ -222,19 +223,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "any")
 
 
-def make_run(root: Path, checkpoint: Path) -> dict[int, dict[str, Any]]:
-    """A training run's folder as Ray Train leaves it; the metrics that were reported with each checkpoint."""
-    metrics: dict[int, dict[str, Any]] = {}
+def make_run(root: Path, checkpoint: Path) -> dict[int, CheckpointRecord]:
+    """A training run's folder as Ray Train leaves it; the sweep's record of each checkpoint."""
+    records: dict[int, CheckpointRecord] = {}
     for step in (2, 4, 6):
         place = root / "arm" / f"step_{step:06d}"
         shutil.copytree(checkpoint, place)
         card = json.loads((place / "checkpoint.json").read_text())
         card["provenance"]["step"] = step
         (place / "checkpoint.json").write_text(json.dumps(card))
-        metrics[step] = {"step": step, "loss": 1 / step, "checkpoint": fingerprint(place)}
+        records[step] = CheckpointRecord(
+            fingerprint=fingerprint(place), loss=1 / step, loss_video=0.0, loss_action=1 / step
+        )
     results = [
-        {"version": 0, "checkpoint_dir_name": f"step_{step:06d}", "metrics": told}
-        for step, told in metrics.items()
+        {
+            "version": 0,
+            "checkpoint_dir_name": f"step_{step:06d}",
+            "metrics": record.to_json() | {"step": step},
+        }
+        for step, record in records.items()
     ]
     lists = {
         "pending_training_results": [],
@@ -248,7 +255,7 @@ def make_run(root: Path, checkpoint: Path) -> dict[int, dict[str, Any]]:
         "latest_checkpoint_result": results[-1],
     }
     (root / "arm" / SNAPSHOT).write_text(json.dumps({**told, "current_report_index": 3, **lists}))
-    return metrics
+    return records
 
 
 def left(root: Path) -> list[int]:
@@ -365,10 +372,10 @@ def test_ray_train_reads_the_list_that_was_written_anew(tmp_path: Path, checkpoi
 
 
 def test_whole_is_what_has_its_fingerprint(tmp_path: Path, checkpoint: Path) -> None:
-    metrics = make_run(tmp_path, checkpoint)
-    assert is_complete(str(newest(tmp_path)), metrics[6]["checkpoint"])
-    assert not is_complete(str(newest(tmp_path)), metrics[4]["checkpoint"])
-    assert not is_complete(str(tmp_path / "nowhere"), metrics[6]["checkpoint"])
+    records = make_run(tmp_path, checkpoint)
+    assert is_complete(str(newest(tmp_path)), records[6].fingerprint)
+    assert not is_complete(str(newest(tmp_path)), records[4].fingerprint)
+    assert not is_complete(str(tmp_path / "nowhere"), records[6].fingerprint)
 
 
 def test_a_disk_that_is_full_or_a_folder_that_is_synced_says_so(tmp_path: Path) -> None:
