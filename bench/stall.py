@@ -74,6 +74,7 @@ class Scoring:
     def __init__(self, checkpoint: str) -> None:
         # whatever Ray starts inherits it
         os.sched_setaffinity(0, os.sched_getaffinity(0) - {min(os.sched_getaffinity(0))})
+        from orchestrator.checkpoints.ref import CheckpointRef
         from orchestrator.cluster.ray_runtime import connect, quiet
         from orchestrator.evaluation.ray_actors import policy_servers
         from sim_workers.rollout.pool import RolloutPool
@@ -82,7 +83,7 @@ class Scoring:
         quiet()
         connect()
         self._pool = RolloutPool(WORKERS, num_cpus=0.1)
-        self._source = RayServedPolicy(policy_servers(1, 0.0, ""), checkpoint)
+        self._source = RayServedPolicy(policy_servers(1, 0.0, ""), CheckpointRef(checkpoint))
         self.on, self._closing, self.episodes = threading.Event(), False, 0
         self._thread = threading.Thread(target=self._play, daemon=True)
         self._thread.start()

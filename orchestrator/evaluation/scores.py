@@ -5,6 +5,7 @@ share.
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.code_fingerprint import SCORING_CODE, SIMULATING_CODE, code_fingerprint, code_hashes
 from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
 from orchestrator.evaluation.sequential_rule import StoppingRule, Verdict, blocks, prefix
@@ -204,8 +205,8 @@ class EvalJob:
 
     arm_id: str
     step: int
-    uri: str
-    fingerprint: str
+    checkpoint: CheckpointRef
+    """The policy; if it is no checkpoint, its name and the identity of its scores."""
     suite: Suite
     protocol: str
     source: PolicySource
@@ -226,4 +227,4 @@ class EvalJob:
     @property
     def key(self) -> str:
         """Identity of the job: checkpoint and protocol."""
-        return f"{self.uri} under {self.protocol}"
+        return f"{self.checkpoint.uri} under {self.protocol}"

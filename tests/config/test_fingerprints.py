@@ -240,9 +240,10 @@ def imported_by(program: str, *arguments: str) -> set[str]:
 ACT = """
 import asyncio, pickle, sys
 import sim_workers.rollout.worker, sim_workers.rollout.ray_policy_client
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.policy_server import PolicyServer
 observation = pickle.load(open(sys.argv[2], "rb"))
-chunk = asyncio.run(PolicyServer(1, "cpu").act(sys.argv[1], observation))
+chunk = asyncio.run(PolicyServer(1, "cpu").act(CheckpointRef(sys.argv[1]), observation))
 assert chunk.actions.shape[1] == 7
 """
 TRAIN = """

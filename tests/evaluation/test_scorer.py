@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, Score
@@ -39,7 +40,7 @@ class Heard:
         self.played += [(job.arm_id, job.step)] * len(outcomes)
 
     def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
-        ledger = Ledger(self._storage, job.fingerprint, job.protocol)
+        ledger = Ledger(self._storage, job.checkpoint.fingerprint, job.protocol)
         assert {outcome.spec.episode_id for outcome in outcomes} == ledger.read().keys(), (
             "a score was told before it was written down"
         )
@@ -54,7 +55,12 @@ class Heard:
 
 def job(arm: str, step: int, suite: Suite = SUITE) -> EvalJob:
     return EvalJob(
-        arm, step, f"{arm}/{step}", f"{arm}{step}", suite, "protocol", InProcessPolicy(lambda: None)
+        arm,
+        step,
+        CheckpointRef(f"{arm}/{step}", f"{arm}{step}"),
+        suite,
+        "protocol",
+        InProcessPolicy(lambda: None),
     )  # type: ignore[arg-type, return-value]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.policy_ref import _sampler
 from orchestrator.evaluation.policy_server import PolicyServer
@@ -64,7 +65,9 @@ def test_askers_at_once_share_a_batch_and_get_the_answers_they_would_get_alone(
         server = PolicyServer(1, "cpu")
         return [
             chunk.actions
-            for chunk in await asyncio.gather(*(server.act(str(checkpoint), one) for one in looks))
+            for chunk in await asyncio.gather(
+                *(server.act(CheckpointRef(str(checkpoint)), one) for one in looks)
+            )
         ]
 
     together = asyncio.run(ask())
@@ -80,8 +83,8 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_to_whoever_asked_and_the_ser
     async def ask() -> None:
         server = PolicyServer(1, "cpu")
         with pytest.raises(Exception, match="not a checkpoint of ours"):
-            await server.act(str(tmp_path / "nothing"), make_observation(0))
-        assert (await server.act(str(checkpoint), make_observation(0))).actions.shape == (8, 7)
+            await server.act(CheckpointRef(str(tmp_path / "nothing")), make_observation(0))
+        assert (await server.act(CheckpointRef(str(checkpoint)), make_observation(0))).actions.shape == (8, 7)
 
     asyncio.run(ask())
 
@@ -135,7 +138,7 @@ def test_a_pickle_in_a_checkpoint_is_never_opened(
     known = card_of(str(checkpoint))[1]
 
     async def act() -> None:
-        await PolicyServer(1, "cpu").act(str(checkpoint), make_observation(0))
+        await PolicyServer(1, "cpu").act(CheckpointRef(str(checkpoint)), make_observation(0))
 
     if lacking:
         with pytest.raises(

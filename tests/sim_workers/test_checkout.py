@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
@@ -106,10 +107,12 @@ def test_a_rollout_process_plays_nothing() -> None:
 
 def test_a_policy_server_answers_nothing(tmp_path: Path) -> None:
     place = str(make_checkpoint(tmp_path / "checkpoint"))
-    chunk = asyncio.run(PolicyServer(1, "cpu", code=file_hashes()).act(place, make_observation(0)))
+    chunk = asyncio.run(
+        PolicyServer(1, "cpu", code=file_hashes()).act(CheckpointRef(place), make_observation(0))
+    )
     assert len(chunk.actions)
     with pytest.raises(CodeChangedError):
-        asyncio.run(PolicyServer(1, "cpu", code=EDITED).act(place, make_observation(0)))
+        asyncio.run(PolicyServer(1, "cpu", code=EDITED).act(CheckpointRef(place), make_observation(0)))
 
 
 def test_training_refuses_and_counts_as_infrastructure(tmp_path: Path) -> None:
@@ -164,7 +167,8 @@ def test_a_scorer_whose_processes_refuse_ends_without_an_outcome(tmp_path: Path)
     contract: Contract = CONTRACT
     storage = open_storage(str(tmp_path))
     scorer = Scorer(storage, contract, FakeRolloutPool(play), Listener())  # type: ignore[arg-type]
-    scorer.submit(EvalJob("a", 1, "uri", "f", SUITE, "p", FakePolicy("uri", (), 1)))
+    checkpoint = CheckpointRef("uri", "f")
+    scorer.submit(EvalJob("a", 1, checkpoint, SUITE, "p", FakePolicy(checkpoint, (), 1)))
     with pytest.raises(CodeChangedError):
         scorer.drain()
     assert not storage.list("outcomes/")
@@ -177,7 +181,9 @@ def test_a_pool_raises_what_its_process_says() -> None:
     from sim_workers.rollout.pool import RolloutPool
 
     pool = RolloutPool(1, num_cpus=0.1, code=EDITED)
-    pool.submit(RolloutJob(SUITE.episode_list()[0], SUITE.rules, CONTRACT, FakePolicy("uri", (), 1)))
+    pool.submit(
+        RolloutJob(SUITE.episode_list()[0], SUITE.rules, CONTRACT, FakePolicy(CheckpointRef("uri"), (), 1))
+    )
     try:
         with pytest.raises(CodeChangedError, match=r"sim_workers/rollout/worker\.py"):
             list(pool.results())

@@ -17,6 +17,7 @@ from conftest import run
 
 from backbones import SENTENCE_DIM, svd_folder, svd_policy
 from film_stage import Stage, filmed
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.evaluation.video_selection import select_episodes_to_record
 from orchestrator.testing.checkpoints import make_checkpoint, make_observation
@@ -110,12 +111,12 @@ def test_the_server_imagines_in_the_queue_it_acts_in(checkpoint: Path, baseline:
     async def ask() -> tuple[list[object], list[object], object]:
         server = PolicyServer(1, "cpu", "truncated")
         acts, imaginations = (
-            [server.act(str(checkpoint), one) for one in looks],
-            [server.imagine(str(checkpoint), one) for one in looks],
+            [server.act(CheckpointRef(str(checkpoint)), one) for one in looks],
+            [server.imagine(CheckpointRef(str(checkpoint)), one) for one in looks],
         )
         done = await asyncio.gather(
             *(one for pair in zip(acts, imaginations, strict=True) for one in pair),
-            server.imagine(str(baseline), looks[0]),
+            server.imagine(CheckpointRef(str(baseline)), looks[0]),
         )
         assert len(server._policies) == 2
         return list(done[:-1:2]), list(done[1:-1:2]), done[-1]
