@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.checkpoints.record import CheckpointRecord, write_record
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.policy_ref import _sampler
@@ -262,13 +263,13 @@ def test_what_a_sweep_has_scored_is_found_again_and_nothing_is_played(tmp_path: 
     assert told["protocols"] == {"nominal": state.protocol}
     arm_id, arm = next(iter(state.arms().items()))
     state.pin()
-    key = f"{arm_id}/step_000100"
     assert (
         "has no checkpoint yet"
         in score(arm.name, "--sweep", sweep.name, "--storage", tmp_path / "runs").stderr
     )
-    make_checkpoint(tmp_path / "runs" / "arms" / key)
-    state.storage.put(f"checkpoints/{key}.json", b"{}")
+    trained = make_checkpoint(tmp_path / "runs" / "arms" / arm_id / "step_000100")
+    losses = {"loss": 0.5, "loss_video": 0.25, "loss_action": 0.25}
+    write_record(state.storage, arm_id, 100, CheckpointRecord(fingerprint=fingerprint(trained), **losses))
     by_name = score(arm.name, "--sweep", sweep.name, "--storage", tmp_path / "runs", "--json")
     assert json.loads(by_name.stdout)["scores"] == told["scores"], "the sweep's own suite, without its file"
     assert (

@@ -119,7 +119,7 @@ def test_package_docstring_lists_every_module_and_its_example_runs() -> None:
         for line in (orchestrator.testing.__doc__ or "").splitlines()
         if line.startswith("    ") and ".py " in line
     } == modules
-    assert doctest.testmod(orchestrator.testing) == (0, 9)
+    assert doctest.testmod(orchestrator.testing) == (0, 11)
 
 
 # -- the pool ------------------------------------------------------------------------------------------------
