@@ -16,7 +16,7 @@ from orchestrator.provenance import (
     digest,
     package_versions,
 )
-from orchestrator.stats.fixed_sample import wilson
+from orchestrator.stats.fixed_sample import Interval, wilson
 from orchestrator.stats.sequential import anytime_interval
 from orchestrator.storage.base import Storage
 from policy.config import SamplerConfig
@@ -105,7 +105,7 @@ class Score:
         return self.successes / self.episodes if self.episodes else float("nan")
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def interval(self) -> Interval:
         """95 % interval of the success rate: Wilson's, or the anytime-valid one if there is a rule, even if
         the whole list was played.
         """

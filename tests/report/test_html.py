@@ -6,16 +6,17 @@ import copy
 import itertools
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from markupsafe import escape
 
-import curve_json
+import made_reports
 from browser import MISSING, Tab, browsing, chromium
 from made_curves import beside_a_baseline, several
+from orchestrator.report.curve_report import CurveReport
 from orchestrator.report.html import page
 from sim_workers.rollout.rollout_video import mp4
 
@@ -35,8 +36,8 @@ def film() -> bytes:
 def pages(tmp_path_factory: pytest.TempPathFactory, film: bytes) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     texts = {
-        "rich": page(curve_json.rich(), curve_json.films(film), SWEEP),
-        "bare": page(curve_json.bare(), [], ""),
+        "rich": page(made_reports.rich(), made_reports.films(film), SWEEP),
+        "bare": page(made_reports.bare(), [], ""),
     }
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
@@ -50,24 +51,39 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
         yield tab
 
 
-def hostile() -> dict[str, Any]:
+def hostile() -> CurveReport:
     """The rich curve with markup wherever a person or a tool chooses a name."""
-    data = curve_json.rich()
-    for key in ("name", "protocol", "caption"):
-        data[key] = HOSTILE
-    data["answer"][0] = HOSTILE
-    for line in data["lines"]:
-        line["label"] = HOSTILE
-        line["reach"][0]["text"] = HOSTILE
-    for point in data["points"]:
-        point["by_task"] = {HOSTILE: point["by_task"]["Lift"], "Lift": point["by_task"]["Lift"]}
-    for row in (*data["arms"], *data["video"]["points"], *data["video"]["episodes"]):
-        row["arm"] = HOSTILE
-    for comparison in data["comparisons"]:
-        comparison["first"] = comparison["verdict"] = HOSTILE
-    data["video"]["measure"] = data["video"]["text"] = HOSTILE
-    data["protocol_facts"] = data["provenance"] = [[HOSTILE, HOSTILE]]
-    return data
+    report = made_reports.rich()
+    assert report.video
+    return replace(
+        report,
+        name=HOSTILE,
+        protocol=HOSTILE,
+        caption=HOSTILE,
+        answer=(HOSTILE, *report.answer[1:]),
+        lines=tuple(
+            replace(line, label=HOSTILE, reach=(replace(line.reach[0], text=HOSTILE), *line.reach[1:]))
+            for line in report.lines
+        ),
+        points=tuple(
+            replace(
+                row,
+                point=replace(row.point, by_task=dict.fromkeys((HOSTILE, "Lift"), row.point.by_task["Lift"])),
+            )
+            for row in report.points
+        ),
+        arms=tuple(replace(arm, arm=HOSTILE) for arm in report.arms),
+        comparisons=tuple(replace(comparison, first=HOSTILE) for comparison in report.comparisons),
+        video=replace(
+            report.video,
+            measure=HOSTILE,
+            text=HOSTILE,
+            points=tuple(replace(point, arm=HOSTILE) for point in report.video.points),
+            episodes=tuple(replace(episode, arm=HOSTILE) for episode in report.video.episodes),
+        ),
+        protocol_facts=((HOSTILE, HOSTILE),),
+        provenance=((HOSTILE, HOSTILE),),
+    )
 
 
 # -- in a browser
@@ -141,7 +157,7 @@ def test_the_answer_and_the_curve_are_on_the_first_screen(
     tab: Tab, pages: dict[str, Path], width: int, height: int
 ) -> None:
     tab.open(pages["rich"], width, height)
-    assert tab.ask("document.querySelector('h1').textContent") == curve_json.rich()["answer"][0]
+    assert tab.ask("document.querySelector('h1').textContent") == made_reports.rich().answer[0]
     shown = (
         "[...document.querySelectorAll('main .plot')].filter(e =>"
         " e.getClientRects().length)[0].getBoundingClientRect()"
@@ -265,7 +281,7 @@ def test_on_paper_it_is_white_and_films_are_pictures(tab: Tab, pages: dict[str, 
 def test_names_are_shown_as_they_are_and_do_nothing(tab: Tab, tmp_path: Path, film: bytes) -> None:
     path = tmp_path / "hostile.html"
     named = [
-        {**one, "arm": HOSTILE, "episode": HOSTILE, "caption": HOSTILE} for one in curve_json.films(film)
+        {**one, "arm": HOSTILE, "episode": HOSTILE, "caption": HOSTILE} for one in made_reports.films(film)
     ]
     path.write_text(page(hostile(), named, HOSTILE), encoding="utf-8")  # type: ignore[arg-type]
     tab.open(path)
@@ -283,9 +299,10 @@ def test_names_are_shown_as_they_are_and_do_nothing(tab: Tab, tmp_path: Path, fi
 
 def test_every_count_has_its_denominator_and_every_interval_is_there(pages: dict[str, Path]) -> None:
     text = pages["rich"].read_text()
-    for row in (*curve_json.rich()["points"], *curve_json.rich()["arms"]):
-        assert f">{row['successes']}/{row['episodes']}{'†' if row['early'] else ''}<" in text
-        assert f">{row['low']:.2f} to {row['high']:.2f}<" in text
+    report = made_reports.rich()
+    for row in (*(point.point for point in report.points), *report.arms):
+        assert f">{row.successes}/{row.episodes}{'†' if row.early else ''}<" in text
+        assert f">{row.interval.low:.2f} to {row.interval.high:.2f}<" in text
     assert "missing: 2" in text
 
 
@@ -302,19 +319,24 @@ def test_what_is_missing_is_said_not_drawn(pages: dict[str, Path]) -> None:
 
 
 def test_a_checkpoint_without_some_measure_has_a_dash_for_it() -> None:
-    data = curve_json.rich()
-    for point in data["video"]["points"][1:]:
-        del point["video_ssim"], point["video_distance"]
-    text = page(data, [], "")
+    report = made_reports.rich()
+    assert report.video
+    first, *others = report.video.points
+    lacking = [
+        replace(point, measures={name: point.measures[name] for name in ("success_rate", "video_psnr")})
+        for point in others
+    ]
+    text = page(replace(report, video=replace(report.video, points=(first, *lacking))), [], "")
     assert "1 checkpoints" in text
-    assert text.count('<td class="number">–</td>') >= 2 * (len(data["video"]["points"]) - 1)  # noqa: RUF001
+    assert text.count('<td class="number">–</td>') >= 2 * len(lacking)  # noqa: RUF001
 
 
 def test_what_a_curve_says_of_itself_fits() -> None:
     """Not made up here: two ratios and three seeds as `Curve` reports them, and a baseline beside one arm."""
     for curve in (several(1.0, 0.3, missing=(5,)), beside_a_baseline()):
-        text = page(curve.to_json(), [], "")
-        for sentence in (*curve.to_json()["answer"], curve.to_json()["caption"]):
+        report = curve.report()
+        text = page(report, [], "")
+        for sentence in (*report.answer, report.caption):
             assert escape(sentence) in text
         for point in curve.points:
             assert f">{point.successes}/{point.episodes}<" in text
@@ -327,22 +349,24 @@ def test_no_password_is_passed_on(pages: dict[str, Path]) -> None:
 
 
 def test_films_that_do_not_fit_are_named(film: bytes) -> None:
-    all_four = curve_json.films(film)
-    text = page(curve_json.rich(), all_four, "", films_bytes=3 * ((len(film) + 2) // 3 * 4))
+    all_four = made_reports.films(film)
+    text = page(made_reports.rich(), all_four, "", films_bytes=3 * ((len(film) + 2) // 3 * 4))
     assert text.count("data:video/mp4") == 3
     assert f"{all_four[3]['arm']}, episode {all_four[3]['episode']} (failure)." in text
 
 
 def test_a_film_that_cannot_be_decoded_spoils_nothing(film: bytes) -> None:
-    text = page(curve_json.rich(), curve_json.films(film[:50]), "")
+    text = page(made_reports.rich(), made_reports.films(film[:50]), "")
     assert text.count("data:video/mp4") == 4
     assert "data:image/jpeg" not in text
 
 
 def test_the_page_is_a_function_of_its_data(film: bytes) -> None:
-    data = curve_json.rich()
+    data = made_reports.rich()
     before = copy.deepcopy(data)
-    assert page(data, curve_json.films(film), SWEEP) == page(curve_json.rich(), curve_json.films(film), SWEEP)
+    assert page(data, made_reports.films(film), SWEEP) == page(
+        made_reports.rich(), made_reports.films(film), SWEEP
+    )
     assert data == before
 
 

@@ -56,4 +56,4 @@ def test_lines_that_share_no_rate_are_not_bounded() -> None:
 
 def test_an_interval_holds_infinities_and_leaves_out_what_is_undefined() -> None:
     told = estimated(2.0, [1.0, 2.0, math.inf, math.inf, math.nan])
-    assert (told.value, told.low, told.high) == (2.0, 1.0, math.inf)
+    assert (told.value, told.interval) == (2.0, (1.0, math.inf))
