@@ -70,7 +70,7 @@ def test_anytime_interval_bounds_lie_where_the_e_value_reaches_the_limit(
 
 
 @given(COUNTS)
-def test_anytime_interval_is_symmetric_wider_than_wilson_and_grows_with_confidence(
+def test_anytime_interval_is_symmetric_and_wider_than_wilson(
     counts: tuple[int, int],
 ) -> None:
     k, n = counts
