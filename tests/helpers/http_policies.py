@@ -38,7 +38,7 @@ class Digest:
         return ActionChunk(rng.standard_normal((5, 2)).astype(np.float32), int(rng.integers(1, 6)))
 
 
-def look(seed: int, instruction: str = "lift the röd cube\0") -> Observation:
+def random_observation(seed: int, instruction: str = "lift the röd cube\0") -> Observation:
     rng = np.random.default_rng(seed)
     images = {camera: rng.integers(0, 256, (6, 8, 3), dtype=np.uint8) for camera in CONTRACT.cameras}
     return Observation(images, rng.standard_normal(3).astype(np.float32), instruction, 2**63 - 1 - seed)

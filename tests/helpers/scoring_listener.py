@@ -8,7 +8,7 @@ from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
 
 
-class Heard:
+class RecordingListener:
     """Records what the scorer reports, and the pool that a test gives it."""
 
     def __init__(self) -> None:

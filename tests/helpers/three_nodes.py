@@ -29,7 +29,7 @@ from orchestrator.evaluation.scores import EvalJob
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.fake_policy_server import FakePolicyServer
-from scoring_listener import Heard
+from scoring_listener import RecordingListener
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.pool import PoolSettings, RolloutPool
 from sim_workers.rollout.ray_policy_client import RayServedPolicy
@@ -207,7 +207,7 @@ def with_notice(nodes: Nodes, servers: tuple[Any, ...], node: str) -> dict[str, 
     }
 
 
-class Rows(Heard):
+class Rows(RecordingListener):
     """Counts every outcome that the scorer writes down."""
 
     def on_outcomes(self, job: EvalJob, outcomes: Any, done: int) -> None:
