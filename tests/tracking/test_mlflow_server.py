@@ -1,5 +1,5 @@
-"""What a real MLflow server is told while it is killed, away, slow, failing or asking for a token: all of it,
-once, and nothing secret.
+"""A real MLflow server that is killed, unreachable, slow, failing or asking for a token receives everything,
+once, and no secret.
 """
 
 import json
@@ -33,7 +33,7 @@ SECRET = "hunter2-the-secret-of-the-tests"
 
 
 class Server:
-    """`mlflow server` on a port of its own, that can be killed and started again on what it kept."""
+    """An `mlflow server` on a port of its own that can be killed and started again on its database."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -84,8 +84,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(autouse=True)
-def nobody_s_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test, or what it tests, puts into the environment goes with it."""
+def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove credentials from the environment, before and after each test."""
     for name in ("TOKEN", "USERNAME", "PASSWORD"):
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
         monkeypatch.delenv(f"MLFLOW_TRACKING_{name}")
@@ -104,7 +104,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.full
-def test_ten_arms_at_once_tell_a_server_that_is_killed_in_the_middle_everything(
+def test_arms_that_report_to_a_killed_mlflow_server_lose_nothing(
     tmp_path: Path, store: str, server: Server
 ) -> None:
     sweep, said = a_sweep(tmp_path, store, server.url, name="killed-server"), list[str]()
@@ -125,7 +125,7 @@ def test_ten_arms_at_once_tell_a_server_that_is_killed_in_the_middle_everything(
 
 
 @pytest.mark.full
-def test_two_sweeps_at_once_tell_one_server_everything(tmp_path: Path, store: str, server: Server) -> None:
+def test_two_sweeps_at_once_log_everything_to_one_server(tmp_path: Path, store: str, server: Server) -> None:
     sweeps = [a_sweep(tmp_path, store, server.url, name=name, arms=6) for name in ("one", "other")]
     processes = [in_a_process(sweep, tmp_path, steps=4) for sweep in sweeps]
     for process in processes:
@@ -136,7 +136,7 @@ def test_two_sweeps_at_once_tell_one_server_everything(tmp_path: Path, store: st
 
 
 @pytest.mark.full
-def test_a_process_killed_while_it_tells_a_server_loses_nothing_and_repeats_nothing(
+def test_process_killed_while_it_delivers_to_a_server_loses_and_repeats_nothing(
     tmp_path: Path, store: str, server: Server
 ) -> None:
     sweep = a_sweep(tmp_path, store, server.url, name="killed-driver", arms=4)
@@ -159,7 +159,7 @@ def test_a_process_killed_while_it_tells_a_server_loses_nothing_and_repeats_noth
 
 
 @pytest.mark.full
-def test_answers_that_are_lost_cut_or_errors_repeat_nothing(
+def test_lost_cut_and_failed_answers_repeat_nothing(
     tmp_path: Path, store: str, server: Server, proxy: FaultProxy
 ) -> None:
     """Every fifth request fails in one of the ways; three in four of these were carried out all the same."""
@@ -174,17 +174,17 @@ def test_answers_that_are_lost_cut_or_errors_repeat_nothing(
 
 
 @pytest.mark.full
-def test_requests_that_arrive_after_they_were_given_up_make_no_twins(
+def test_requests_that_arrive_after_their_timeout_create_no_duplicates(
     tmp_path: Path, store: str, server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     proxy.late_s = 3.5
     proxy.will(*(["", "", "late"] * 4))  # among them those that create runs
-    sweep = a_sweep(tmp_path, store, proxy.url, name="twins", arms=2)
+    sweep = a_sweep(tmp_path, store, proxy.url, name="late-requests", arms=2)
     assert tell(sweep, steps=2) == ""
     assert "late" not in proxy.requests
     time.sleep(proxy.late_s)
-    assert tell(sweep, steps=2) == ""  # what arrived after the very end is put in order by the next run
+    assert tell(sweep, steps=2) == ""  # what arrived after the end is put in order by the next run
     check(server.url, SweepState.open(sweep), steps=2)
 
 
@@ -193,7 +193,7 @@ def test_requests_that_arrive_after_they_were_given_up_make_no_twins(
     ("fault", "words"),
     [("SlowDown", "answers with error 503"), ("late", "does not answer in time"), ("", "cannot be reached")],
 )
-def test_a_server_that_stays_away_stalls_nothing_and_is_told_later(
+def test_unreachable_mlflow_server_blocks_nothing_and_is_updated_later(
     tmp_path: Path,
     store: str,
     server: Server,
@@ -202,7 +202,7 @@ def test_a_server_that_stays_away_stalls_nothing_and_is_told_later(
     fault: str,
     words: str,
 ) -> None:
-    """Failing, stalling, or not there; then the command that the sentence names tells it all."""
+    """Failing, stalling, or unreachable; later the command that the sentence names delivers everything."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     if fault:
         proxy.will(fault, always=True)
@@ -235,7 +235,7 @@ def test_a_server_that_stays_away_stalls_nothing_and_is_told_later(
     check(server.url, state, steps=2)
 
 
-def test_a_server_that_asks_for_a_token_is_given_it_and_nobody_else_is(
+def test_mlflow_token_is_sent_to_the_server_and_written_nowhere(
     tmp_path: Path, store: str, server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = OutboxSettings(patience_s=2.0)
@@ -245,16 +245,16 @@ def test_a_server_that_asks_for_a_token_is_given_it_and_nobody_else_is(
     said.append(tell(sweep, steps=2, say=said.append, settings=settings))
     assert "refuses the credentials (403); set MLFLOW_TRACKING_TOKEN" in said[-1]
     assert proxy.authorization == f"Bearer {SECRET}"
-    nowhere(SECRET, tmp_path, server, said)
+    assert_absent(SECRET, tmp_path, server, said)
     proxy.will()
     said.append(tell(sweep, steps=2, say=said.append, settings=settings))
     assert said[-1] == ""
     check(server.url, SweepState.open(sweep), steps=2)
-    nowhere(SECRET, tmp_path, server, said)
+    assert_absent(SECRET, tmp_path, server, said)
 
 
 @pytest.mark.full
-def test_a_password_of_the_environment_is_used_and_written_down_nowhere(
+def test_mlflow_password_of_the_environment_is_sent_and_written_nowhere(
     tmp_path: Path, store: str, server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
@@ -269,7 +269,7 @@ def test_a_password_of_the_environment_is_used_and_written_down_nowhere(
     assert proxy.authorization.startswith("Basic ")
     proxy.upstream = "127.0.0.1:1"
     said.append(tell(sweep, steps=2, say=said.append, settings=settings))
-    nowhere(SECRET, tmp_path, server, said)
+    assert_absent(SECRET, tmp_path, server, said)
     proxy.upstream = server.url.removeprefix("http://")
     proxy.will()
     said.append(tell(sweep, steps=2, say=said.append, settings=settings))
@@ -280,12 +280,12 @@ def test_a_password_of_the_environment_is_used_and_written_down_nowhere(
         "-m", "orchestrator", "status", "password", "--storage", str(tmp_path), "--rebuild", env=environment
     )
     assert done.returncode == 0, done.stderr
-    nowhere(SECRET, tmp_path, server, [*said, done.stdout, done.stderr])
+    assert_absent(SECRET, tmp_path, server, [*said, done.stdout, done.stderr])
 
 
-def nowhere(secret: str, folder: Path, server: Server, said: list[str]) -> None:
-    """In no file of the sweep or of the server, which holds every field and artifact of MLflow, and in
-    nothing that was said.
+def assert_absent(secret: str, folder: Path, server: Server, said: list[str]) -> None:
+    """Assert that the secret is in no file of the sweep or of the server, which holds every field and
+    artifact, and in no line.
     """
     files = [file for place in (folder, server._folder) for file in place.rglob("*") if file.is_file()]
     assert len(files) > 10
