@@ -1,6 +1,4 @@
-"""Importing and exporting, by the commands a person would use: killed for real, run again, and out again as a
-LeRobot dataset.
-"""
+"""The import and export commands: killed, run again, and exported as a LeRobot dataset."""
 
 import os
 import signal
@@ -44,7 +42,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lift(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eighteen demonstrations as HDF5."""
+    """Return an HDF5 file of eighteen demonstrations."""
     return layouts.robomimic(
         recorded, tmp_path_factory.mktemp("source") / "lift.hdf5", recordings.load(recorded) * COPIES
     )
@@ -52,21 +50,21 @@ def lift(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def imported(lift: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Storage:
-    """All of them in a store, by an import that nobody disturbed."""
+    """Return a store with all of them, by an uninterrupted import."""
     storage = open_storage(str(tmp_path_factory.mktemp("undisturbed") / "store"))
     fill(storage, lift, UPRIGHT)
     return storage
 
 
 def fill(storage: Storage, path: Path, reading: ImportOptions) -> list[str]:
-    """Import everything; the reasons of what was left out."""
+    """Import everything; return the reasons of omitted episodes."""
     source = reconcile_contract(open_source(path, reading), storage)
     answers = list(import_episodes(storage, source, missing(source, storage), workers=2, note="a test"))
     return [answer.reason for answer in answers if isinstance(answer, LeftOut)]
 
 
 def import_one(storage: Storage, path: Path, reading: ImportOptions) -> None:
-    """The first episode of a source, without Ray."""
+    """Import the first episode of a source, without Ray."""
     from orchestrator.data.episode_store import commit
 
     source = reconcile_contract(open_source(path, reading), storage)
@@ -79,7 +77,7 @@ def import_one(storage: Storage, path: Path, reading: ImportOptions) -> None:
 
 
 @pytest.mark.ray
-def test_what_was_imported_is_what_was_recorded(imported: Storage, recorded: Path) -> None:
+def test_imported_episodes_equal_the_recordings(imported: Storage, recorded: Path) -> None:
     manifest = load_manifest(imported)
     assert len(manifest) == 3 * COPIES
     meant = recordings.load(recorded)
@@ -99,7 +97,7 @@ def test_what_was_imported_is_what_was_recorded(imported: Storage, recorded: Pat
 
 @pytest.mark.full
 @pytest.mark.ray
-def test_an_import_killed_half_way_and_run_again_ends_as_if_never_disturbed(
+def test_import_killed_and_run_again_equals_the_uninterrupted_one(
     lift: Path, imported: Storage, tmp_path: Path
 ) -> None:
     storage = open_storage(str(tmp_path / "store"))
@@ -136,7 +134,7 @@ def test_an_import_killed_half_way_and_run_again_ends_as_if_never_disturbed(
 
 
 @pytest.mark.ray
-def test_a_second_run_says_so_and_adds_no_version(lift: Path, imported: Storage) -> None:
+def test_import_run_again_adds_no_version(lift: Path, imported: Storage) -> None:
     version = latest_version(imported)
     done = run("-m", "jobs.ingest", str(lift), imported.uri, "--images", "upright")
     assert done.returncode == 0, done.stderr
@@ -146,9 +144,7 @@ def test_a_second_run_says_so_and_adds_no_version(lift: Path, imported: Storage)
 
 
 @pytest.mark.ray
-def test_a_damaged_demonstration_is_left_out_and_the_others_are_imported(
-    recorded: Path, ray_cluster: None, tmp_path: Path
-) -> None:
+def test_import_omits_a_damaged_demonstration(recorded: Path, ray_cluster: None, tmp_path: Path) -> None:
     path = layouts.robomimic(recorded, tmp_path / "lift.hdf5", recordings.load(recorded))
     with h5py.File(path, "a") as file:
         file["data/demo_0/actions"][3] = np.nan
@@ -161,7 +157,7 @@ def test_a_damaged_demonstration_is_left_out_and_the_others_are_imported(
     assert load_manifest(storage).episode_ids == ["lift-demo_1", "lift-demo_2"]
 
 
-def test_a_dry_run_lists_what_it_understood_and_writes_nothing(recorded: Path, tmp_path: Path) -> None:
+def test_import_dry_run_lists_the_source_and_writes_nothing(recorded: Path, tmp_path: Path) -> None:
     path = layouts.robocasa(recorded, tmp_path / "lift.hdf5", recordings.load(recorded))
     sheet = tmp_path / "sheet.png"
     done = run(
@@ -196,16 +192,16 @@ def test_a_dry_run_lists_what_it_understood_and_writes_nothing(recorded: Path, t
     assert not (tmp_path / "store").exists()
 
 
-def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
+def test_import_mistake_is_one_sentence(tmp_path: Path) -> None:
     done = run("-m", "jobs.ingest", str(tmp_path / "nowhere"), str(tmp_path / "store"))
     assert done.returncode == 1
     assert done.stderr == f"{tmp_path / 'nowhere'}: there is no such file or folder\n"
 
 
-# -- into a store that is there already ----------------------------------------------------------------------
+# -- into an existing store ----------------------------------------------------------------------------------
 
 
-def test_films_join_a_store_of_demonstrations(recorded: Path, tmp_path: Path) -> None:
+def test_import_of_films_into_a_store_of_demonstrations(recorded: Path, tmp_path: Path) -> None:
     episodes, storage = recordings.load(recorded), open_storage(str(tmp_path / "store"))
     import_one(storage, layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
     contract = load_manifest(storage).contract
@@ -260,9 +256,7 @@ def test_films_join_a_store_of_demonstrations(recorded: Path, tmp_path: Path) ->
     assert len(load_manifest(storage)) == 3
 
 
-def test_another_recording_of_the_same_name_is_not_taken_for_the_one_there(
-    recorded: Path, tmp_path: Path
-) -> None:
+def test_import_of_another_recording_of_the_same_name_raises(recorded: Path, tmp_path: Path) -> None:
     episodes, storage = recordings.load(recorded), open_storage(str(tmp_path / "store"))
     import_one(storage, layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
     other = layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes[::-1])
@@ -286,7 +280,7 @@ def exported(storage: Storage, folder: Path, labelled_only: bool = False) -> Man
 
 
 @pytest.mark.ray
-def test_what_is_exported_comes_back_the_same(imported: Storage, tmp_path: Path) -> None:
+def test_lerobot_export_round_trips_through_the_import(imported: Storage, tmp_path: Path) -> None:
     folder = tmp_path / "lift"
     done = run("-m", "jobs.export", imported.uri, str(folder))
     assert done.returncode == 0, done.stderr
@@ -317,7 +311,7 @@ def test_what_is_exported_comes_back_the_same(imported: Storage, tmp_path: Path)
 
 
 @pytest.mark.ray
-def test_the_statistics_of_an_export_are_those_of_its_rows(imported: Storage, tmp_path: Path) -> None:
+def test_lerobot_export_statistics_are_those_of_its_rows(imported: Storage, tmp_path: Path) -> None:
     import json
 
     folder = tmp_path / "lift"
@@ -337,7 +331,7 @@ def test_the_statistics_of_an_export_are_those_of_its_rows(imported: Storage, tm
     assert 0 < picture["mean"][0][0][0] < 1
 
 
-def test_what_lerobot_cannot_express_is_refused(recorded: Path, tmp_path: Path) -> None:
+def test_lerobot_export_refuses_episodes_without_actions(recorded: Path, tmp_path: Path) -> None:
     episodes, storage = recordings.load(recorded), open_storage(str(tmp_path / "store"))
     import_one(storage, layouts.films(tmp_path / "films", episodes), ImportOptions())
     with pytest.raises(EpisodeError, match="no episode has actions"):

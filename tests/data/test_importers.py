@@ -1,6 +1,4 @@
-"""Other people's formats: one genuine episode, laid out in each, is read back the same; what cannot be read
-says so in a sentence.
-"""
+"""Importers: a real episode laid out in each format is read back the same."""
 
 import pickle
 import re
@@ -28,17 +26,17 @@ pytestmark = pytest.mark.sim  # the recordings are robosuite's own
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three demonstrations of Lift: `demo.hdf5` as robosuite's recorder leaves it, `episodes.npz` with
+    """Three demonstrations of Lift: `demo.hdf5` as robosuite's recorder writes it, `episodes.npz` with
     pictures.
     """
     return recordings.recorded_once(tmp_path_factory)
 
 
-# -- the same episode through every layout -------------------------------------------------------------------
+# -- one episode in every layout -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_the_same_episodes_come_out_of_every_layout(name: str, recorded: Path) -> None:
+def test_importers_read_the_same_episodes_from_every_layout(name: str, recorded: Path) -> None:
     layout, episodes = LAYOUTS[name], recordings.load(recorded)
     # as a worker on another machine gets it
     source: Source = pickle.loads(pickle.dumps(opened(recorded, name)))
@@ -71,7 +69,7 @@ def test_the_same_episodes_come_out_of_every_layout(name: str, recorded: Path) -
             assert np.array_equal(read.proprio, meant.proprio.astype(np.float32))
 
 
-def test_robomimics_conventions_are_those_of_the_simulator_here(recorded: Path) -> None:
+def test_robomimic_import_has_the_conventions_of_the_simulator(recorded: Path) -> None:
     source = opened(recorded, "robomimic")
     assert (source.contract.action, source.contract.proprio) == (ACTION, PROPRIO)
     assert source.contract.simulator.startswith("robosuite 1.5.2, mujoco unknown")
@@ -79,7 +77,9 @@ def test_robomimics_conventions_are_those_of_the_simulator_here(recorded: Path) 
     assert source.read(source.items[0]).success is True
 
 
-def test_a_controller_of_other_limits_does_not_pass_for_ours(recorded: Path, tmp_path: Path) -> None:
+def test_robomimic_import_of_another_controller_has_generic_action_names(
+    recorded: Path, tmp_path: Path
+) -> None:
     episodes = recordings.load(recorded)
     controller = {"type": "OSC_POSE", "control_delta": True, "output_max": [0.1] * 6, "input_max": 1}
     path = layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes, controller_configs=controller)
@@ -89,7 +89,7 @@ def test_a_controller_of_other_limits_does_not_pass_for_ours(recorded: Path, tmp
     assert open_source(path, UPRIGHT).contract.action == ACTION
 
 
-def test_values_laid_out_as_the_simulators_can_be_given_its_names(recorded: Path) -> None:
+def test_panda_option_gives_the_names_of_the_simulator(recorded: Path) -> None:
     contract = opened(recorded, "LeRobot v3", panda=True).contract
     assert (contract.action, contract.proprio) == (ACTION, PROPRIO)
     reading = replace(LAYOUTS["LIBERO"].reading, panda=True, proprio=("ee_pos",))
@@ -98,9 +98,9 @@ def test_values_laid_out_as_the_simulators_can_be_given_its_names(recorded: Path
     )
 
 
-def test_liberos_hand_is_the_simulators(recorded: Path) -> None:
-    """LIBERO's recorder turns the quaternion into axis times angle; the store has the quaternion again, of
-    the same sign.
+def test_libero_import_has_the_proprioception_of_the_simulator(recorded: Path) -> None:
+    """LIBERO's recorder converts the quaternion into axis times angle; the import restores the quaternion
+    with the same sign.
     """
     source = opened(recorded, "LIBERO")
     assert (source.contract.action, source.contract.proprio) == (ACTION, PROPRIO)
@@ -111,8 +111,8 @@ def test_liberos_hand_is_the_simulators(recorded: Path) -> None:
 
 
 @pytest.mark.libero
-def test_a_file_of_libero_can_be_scored_on_libero(recorded: Path) -> None:
-    """Imported as jobs/libero10.yaml says."""
+def test_libero_import_matches_the_contract_of_libero(recorded: Path) -> None:
+    """Import as jobs/libero10.yaml says."""
     offered = libero_contract(("robot0_eye_in_hand", "agentview"), (256, 256), "default")
     cameras = {"eye_in_hand": "robot0_eye_in_hand", "agentview": "agentview"}
     said: dict[str, Any] = {
@@ -126,7 +126,7 @@ def test_a_file_of_libero_can_be_scored_on_libero(recorded: Path) -> None:
     assert f'--simulator "{offered.simulator}"' in (CHECKOUT / "jobs" / "libero10.yaml").read_text()
 
 
-def test_an_episode_says_where_it_comes_from_and_how_it_was_turned(recorded: Path) -> None:
+def test_imported_episode_source_names_origin_and_orientation(recorded: Path) -> None:
     source = opened(recorded, "robomimic upside-down", image_size=(32, 48))
     read = source.read(source.items[1])
     assert re.fullmatch(
@@ -136,7 +136,7 @@ def test_an_episode_says_where_it_comes_from_and_how_it_was_turned(recorded: Pat
     assert read.frames[CAMERAS[0]].shape[1:] == (32, 48, 3)
 
 
-def test_robocasas_instructions_and_base(recorded: Path) -> None:
+def test_robocasa_import_has_instructions_and_base_actions(recorded: Path) -> None:
     source = opened(recorded, "RoboCasa")
     assert [item.instruction for item in source.items] == [f"{INSTRUCTION} number {i}" for i in range(3)]
     assert source.contract.action[:7] == ACTION
@@ -150,7 +150,7 @@ def test_robocasas_instructions_and_base(recorded: Path) -> None:
     )
 
 
-def test_a_folder_of_files_and_a_mask(recorded: Path, tmp_path: Path) -> None:
+def test_hdf5_import_of_a_folder_with_a_mask(recorded: Path, tmp_path: Path) -> None:
     for name in ("lift_a", "lift_b"):
         shutil.copy(written(recorded, "robomimic"), tmp_path / f"{name}.hdf5")
     source = open_source(tmp_path, replace(UPRIGHT, label="lift", mask="train"))
@@ -164,7 +164,7 @@ def test_a_folder_of_files_and_a_mask(recorded: Path, tmp_path: Path) -> None:
     )
 
 
-def test_upside_down_is_not_rotated(recorded: Path, tmp_path: Path) -> None:
+def test_upside_down_pictures_are_flipped_and_rotated_ones_turned(recorded: Path, tmp_path: Path) -> None:
     first = recordings.load(recorded)[0].frames[CAMERAS[0]]
     assert np.array_equal(turned(first, "upside-down"), first[:, ::-1])
     assert np.array_equal(turned(first, "rotated"), first[:, ::-1, ::-1])
@@ -178,14 +178,14 @@ def test_upside_down_is_not_rotated(recorded: Path, tmp_path: Path) -> None:
 # -- rate and size -------------------------------------------------------------------------------------------
 
 
-def test_resampling_takes_the_nearest_frame() -> None:
+def test_kept_frames_are_the_nearest() -> None:
     assert kept_frames(7, 30, 20).tolist() == [0, 2, 3, 4, 6]
     assert kept_frames(7, 30, 10).tolist() == [0, 3, 6]
     assert kept_frames(3, 10, 20).tolist() == [0, 0, 1, 2, 2]
     assert kept_frames(5, 20, 20).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_another_rate_is_refused_or_resampled_when_asked(recorded: Path) -> None:
+def test_import_at_another_rate_raises_or_resamples_action_free_episodes(recorded: Path) -> None:
     path, reading = written(recorded, "robomimic"), replace(UPRIGHT, resample_hz=10)
     assert "episodes with actions are not resampled from 20 to 10 per second" in refusal(path, reading)
     free = open_source(path, replace(reading, action_free=True))
@@ -197,7 +197,7 @@ def test_another_rate_is_refused_or_resampled_when_asked(recorded: Path) -> None
     assert "it was recorded at 20 steps per second, not 10" in refusal(path, replace(UPRIGHT, hz=10))
 
 
-def test_films_of_different_rates_sizes_or_lengths(recorded: Path, tmp_path: Path) -> None:
+def test_film_import_of_different_rates_sizes_and_lengths_raises(recorded: Path, tmp_path: Path) -> None:
     pictures = recordings.load(recorded)[0].frames[CAMERAS[0]]
     reading = ImportOptions(cameras={"agentview": "agentview"}, task="Lift")
     layouts.film(tmp_path / "a.mp4", pictures, hz=20)
