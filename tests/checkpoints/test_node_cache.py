@@ -100,7 +100,7 @@ def test_node_cache_evicts_the_least_recently_used_and_keeps_those_in_use(
         False,
         True,
         True,
-    ], "one had to go for three, another for four"
+    ], "three evicts one, four another"
     folders.append(cached_checkpoint(*made[0], node, most_bytes=15_000))
     assert all(folder.is_dir() for folder in folders[2:]), "all three were asked for within ten minutes"
 
@@ -116,7 +116,7 @@ def test_node_cache_removes_stale_parts_of_killed_processes(
     assert [(node / name).is_dir() for name in (".part-fetched", ".part-deleted")] == [
         False,
         True,
-    ], "one may be at work still"
+    ], "its process may still run"
 
 
 def test_node_cache_on_a_nearly_full_disk_keeps_fewer_checkpoints(

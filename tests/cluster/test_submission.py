@@ -180,7 +180,7 @@ def test_code_bundle_holds_the_packages_whole_and_small() -> None:
     assert done.stdout.split() == [
         *mine,
         "0123456789ab",
-    ], "a result from there is told from the same code as one from here"
+    ], "a result of the cluster has the code fingerprint of this machine"
     assert not sent.folder.exists()
 
 

@@ -25,7 +25,7 @@ from conftest import CHECKOUT
 from orchestrator.data.episode_store import commit, put_episode
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode
-from waiting import until
+from polling import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -146,7 +146,7 @@ def head() -> Iterator[Head]:
 
 def begin(head: Head, *command: str, pretended: bool = True, **environment: str) -> subprocess.Popen[str]:
     """Start the command as on a laptop whose environment holds secrets that the cluster lacks."""
-    program = ["tests/helpers/pretended.py"] if pretended else ["-m", "orchestrator"]
+    program = ["tests/helpers/fake_cli.py"] if pretended else ["-m", "orchestrator"]
     whole = [sys.executable, "-W", "ignore", *program, *command]
     return subprocess.Popen(
         whole,
@@ -289,7 +289,7 @@ def test_submitted_sweep_is_found_stopped_killed_and_continued_to_its_curve(
     assert (
         len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == ARMS * CHECKPOINTS * EPISODES
     )
-    assert len(rows.merge(before)) == len(before), "what was recorded before the kill is what counts"
+    assert len(rows.merge(before)) == len(before), "what was recorded before the kill counts"
 
     # Once more, from Python: nothing is left to do.
     program = (

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from conftest import CHECKOUT
 
-from waiting import until
+from polling import until
 
 pytestmark = [pytest.mark.full, pytest.mark.ray, pytest.mark.sim, pytest.mark.timeout(600)]
 
@@ -209,5 +209,5 @@ def test_two_hosts_score_together_and_survive_a_cut_link(hosts: dict[str, Host],
     assert len(rows) == rows.episode.nunique() == EPISODES
     lost = rows[rows.worker.str.startswith(other.name)]
     assert lost.recorded.max() < cut + pd.Timedelta(seconds=10)
-    assert rows.recorded.max() > cut + pd.Timedelta(seconds=15), "it was over too early to show anything"
+    assert rows.recorded.max() > cut + pd.Timedelta(seconds=15), "it ended too early to test anything"
     assert results(tmp_path / "cut") == results(tmp_path / "peace")

@@ -516,7 +516,7 @@ def test_status_of_a_sweep_of_an_earlier_version_is_unchanged(
     (arm,) = now.board().arms.values()
     assert (arm.step, [*arm.scoring]) == (10, [10])
     (arm,) = SweepState.named("one", state.storage.uri, here=True).board().arms.values()
-    assert arm.step == 0, "the next run goes by the code of today"
+    assert arm.step == 0, "the next run uses the current code"
 
 
 def test_explain_without_stored_keys_says_that_parts_are_unknown(state: SweepState) -> None:

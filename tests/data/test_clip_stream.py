@@ -154,7 +154,7 @@ def test_clip_stream_stops_at_a_damaged_episode_and_names_it(
     word = {"flipped": "damaged", "short": "cut short", "missing": "missing"}[fault]
     with pytest.raises(EpisodeError, match=f"episode {victim.episode_id} is {word}.*restore {victim.key}"):
         draw(store, bring=recorded)
-    assert not {data, damaged} & {*brought}, "what is not brought is not decoded"
+    assert not {data, damaged} & {*brought}, "only fetched episodes are decoded"
     assert path.exists() is (fault != "missing")
 
 

@@ -95,7 +95,7 @@ def test_corrupted_episodes_are_reported_and_never_decoded(
             with pytest.raises(EpisodeError, match=r"version 2 .*restore (versions|manifests)/"):
                 load_manifest(storage, 2)
             assert load_manifest(storage, 1).fingerprint == first.fingerprint, (
-                "an older version must not suffer"
+                "an older version stays readable"
             )
         path.write_bytes(whole[path])
     assert all(count > INJURIES / 12 for count in struck.values())

@@ -1,4 +1,6 @@
-"""Latents cached in a store: equal to online encoding, read like any episode, made once over interruptions."""
+"""Latents cached in a store: equal to online encoding, read like any episode, made once over
+interruptions.
+"""
 
 from dataclasses import replace
 from itertools import islice

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 
-from numbered import imported, numbered, numbers_of
+from lerobot_datasets import imported, numbered, numbers_of
 from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 
 SAID: dict[str, Any] = {"hz": 10.0, "task": "PushT", "instruction": "push the T", "proprio": ("state",)}

@@ -13,8 +13,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bags import raw, ros2
-from numbered import numbered, write_film
+from lerobot_datasets import numbered, write_film
+from mcap_recordings import raw, ros2
 from orchestrator.data.import_episodes import Importer, LeftOut, missing
 from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 from orchestrator.storage.base import open_storage

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import CHECKOUT, run
 
-import layouts
-import recordings
-from layouts import UPRIGHT
+import dataset_layouts
+import robosuite_recordings
+from dataset_layouts import UPRIGHT
 from orchestrator.data.episode_format import EpisodeError, decode
 from orchestrator.data.episode_store import fetch, latest_version, load_manifest
 from orchestrator.data.exporters.lerobot_v3 import export, exportable
@@ -24,7 +24,7 @@ from orchestrator.data.import_episodes import Importer, LeftOut, import_episodes
 from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 from orchestrator.data.manifest import Manifest
 from orchestrator.storage.base import Storage, open_storage
-from recordings import CAMERAS
+from robosuite_recordings import CAMERAS
 
 pytestmark = pytest.mark.sim  # the recordings are robosuite's own
 
@@ -37,14 +37,16 @@ SMALL_COMMITS = (
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return recordings.recorded_once(tmp_path_factory)
+    return robosuite_recordings.recorded_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def lift(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an HDF5 file of eighteen demonstrations."""
-    return layouts.robomimic(
-        recorded, tmp_path_factory.mktemp("source") / "lift.hdf5", recordings.load(recorded) * COPIES
+    return dataset_layouts.robomimic(
+        recorded,
+        tmp_path_factory.mktemp("source") / "lift.hdf5",
+        robosuite_recordings.load(recorded) * COPIES,
     )
 
 
@@ -80,7 +82,7 @@ def import_one(storage: Storage, path: Path, reading: ImportOptions) -> None:
 def test_imported_episodes_equal_the_recordings(imported: Storage, recorded: Path) -> None:
     manifest = load_manifest(imported)
     assert len(manifest) == 3 * COPIES
-    meant = recordings.load(recorded)
+    meant = robosuite_recordings.load(recorded)
     for number in (0, 4):
         entry = manifest[f"lift-demo_{number}"]
         assert (entry.task, entry.instruction, entry.success, entry.labelled) == (
@@ -145,11 +147,11 @@ def test_import_run_again_adds_no_version(lift: Path, imported: Storage) -> None
 
 @pytest.mark.ray
 def test_import_omits_a_damaged_demonstration(recorded: Path, ray_cluster: None, tmp_path: Path) -> None:
-    path = layouts.robomimic(recorded, tmp_path / "lift.hdf5", recordings.load(recorded))
+    path = dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", robosuite_recordings.load(recorded))
     with h5py.File(path, "a") as file:
         file["data/demo_0/actions"][3] = np.nan
     storage = open_storage(str(tmp_path / "store"))
-    assert fill(storage, path, UPRIGHT) == [], "it is left out before anything is read"
+    assert fill(storage, path, UPRIGHT) == [], "it is omitted before anything is read"
     problems = open_source(path, UPRIGHT).problems
     assert len(problems) == 1
     assert "demo_0: " in problems[0]
@@ -158,7 +160,7 @@ def test_import_omits_a_damaged_demonstration(recorded: Path, ray_cluster: None,
 
 
 def test_import_dry_run_lists_the_source_and_writes_nothing(recorded: Path, tmp_path: Path) -> None:
-    path = layouts.robocasa(recorded, tmp_path / "lift.hdf5", recordings.load(recorded))
+    path = dataset_layouts.robocasa(recorded, tmp_path / "lift.hdf5", robosuite_recordings.load(recorded))
     sheet = tmp_path / "sheet.png"
     done = run(
         "-m",
@@ -202,12 +204,12 @@ def test_import_mistake_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_import_of_films_into_a_store_of_demonstrations(recorded: Path, tmp_path: Path) -> None:
-    episodes, storage = recordings.load(recorded), open_storage(str(tmp_path / "store"))
-    import_one(storage, layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
+    episodes, storage = robosuite_recordings.load(recorded), open_storage(str(tmp_path / "store"))
+    import_one(storage, dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
     contract = load_manifest(storage).contract
     import_one(
         storage,
-        layouts.films(tmp_path / "films", episodes),
+        dataset_layouts.films(tmp_path / "films", episodes),
         ImportOptions(cameras={camera: camera for camera in reversed(CAMERAS)}),
     )
     manifest = load_manifest(storage)
@@ -243,7 +245,7 @@ def test_import_of_films_into_a_store_of_demonstrations(recorded: Path, tmp_path
         with pytest.raises(SourceError) as error:
             reconcile_contract(open_source(tmp_path / "films", replace(ImportOptions(), **change)), storage)  # type: ignore[arg-type]
         assert words in str(error.value)
-    zarr = layouts.replay_buffer(tmp_path / "lift.zarr", episodes)
+    zarr = dataset_layouts.replay_buffer(tmp_path / "lift.zarr", episodes)
     with pytest.raises(
         SourceError, match=r"simulator: the store has robosuite 1.5.2, mujoco unknown, these have unknown"
     ):
@@ -257,9 +259,9 @@ def test_import_of_films_into_a_store_of_demonstrations(recorded: Path, tmp_path
 
 
 def test_import_of_another_recording_of_the_same_name_raises(recorded: Path, tmp_path: Path) -> None:
-    episodes, storage = recordings.load(recorded), open_storage(str(tmp_path / "store"))
-    import_one(storage, layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
-    other = layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes[::-1])
+    episodes, storage = robosuite_recordings.load(recorded), open_storage(str(tmp_path / "store"))
+    import_one(storage, dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
+    other = dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes[::-1])
     with pytest.raises(
         SourceError, match=r"episode lift-demo_0 is already there from another recording .* with --label"
     ):
@@ -332,12 +334,12 @@ def test_lerobot_export_statistics_are_those_of_its_rows(imported: Storage, tmp_
 
 
 def test_lerobot_export_refuses_episodes_without_actions(recorded: Path, tmp_path: Path) -> None:
-    episodes, storage = recordings.load(recorded), open_storage(str(tmp_path / "store"))
-    import_one(storage, layouts.films(tmp_path / "films", episodes), ImportOptions())
+    episodes, storage = robosuite_recordings.load(recorded), open_storage(str(tmp_path / "store"))
+    import_one(storage, dataset_layouts.films(tmp_path / "films", episodes), ImportOptions())
     with pytest.raises(EpisodeError, match="no episode has actions"):
         exported(storage, tmp_path / "out", labelled_only=True)
     mixed = open_storage(str(tmp_path / "mixed"))
-    import_one(mixed, layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
+    import_one(mixed, dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
     import_one(mixed, tmp_path / "films", ImportOptions())
     with pytest.raises(
         EpisodeError,

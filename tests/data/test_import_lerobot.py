@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from numbered import KEY, SENTENCES, Dataset, imported, numbered, numbers_of, write_film
+from lerobot_datasets import KEY, SENTENCES, Dataset, imported, numbered, numbers_of, write_film
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.exporters.lerobot_v3 import export
 from orchestrator.data.import_episodes import Importer, LeftOut, missing

@@ -11,8 +11,8 @@ import pytest
 from mcap.writer import CompressionType
 from mcap.writer import Writer as McapWriter
 
-from bags import JOINTS, bag, encoded, foxglove, header, joints, ns, raw, ros2
-from numbered import imported, numbered, numbers_of
+from lerobot_datasets import imported, numbered, numbers_of
+from mcap_recordings import JOINTS, bag, encoded, foxglove, header, joints, ns, raw, ros2
 from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 
 FREE: dict[str, Any] = {"task": "Lift", "hz": 10.0, "action_free": True}

@@ -9,13 +9,13 @@ import h5py
 import numpy as np
 import pytest
 
-import layouts
-import recordings
-from layouts import RENAMED, UPRIGHT, ZARR, damaged, opened, psnr, refusal, usable, written
+import dataset_layouts
+import robosuite_recordings
+from dataset_layouts import RENAMED, UPRIGHT, ZARR, damaged, opened, psnr, refusal, usable, written
 from orchestrator.data.contact_sheet import contact_sheet
 from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 from orchestrator.data.importers.image_ops import image
-from recordings import CAMERAS
+from robosuite_recordings import CAMERAS
 
 pytestmark = pytest.mark.sim  # the recordings are robosuite's own
 
@@ -25,7 +25,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three demonstrations of Lift: `demo.hdf5` as robosuite's recorder writes it, `episodes.npz` with
     pictures.
     """
-    return recordings.recorded_once(tmp_path_factory)
+    return robosuite_recordings.recorded_once(tmp_path_factory)
 
 
 # -- questions -----------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def test_hdf5_import_asks_for_the_orientation_of_pictures(recorded: Path) -> Non
 
 
 def test_import_sheet_shows_pictures_as_stored(recorded: Path) -> None:
-    first = recordings.load(recorded)[0].frames[CAMERAS[1]][0]
+    first = robosuite_recordings.load(recorded)[0].frames[CAMERAS[1]][0]
     for name, stored in (("robomimic", first), ("robomimic upside-down", first[::-1])):
         source = opened(recorded, name)
         assert np.array_equal(source.first_pictures(source.items[0])[CAMERAS[1]], stored)
@@ -59,7 +59,7 @@ def test_zarr_and_film_imports_ask_for_their_task(recorded: Path, tmp_path: Path
         "--instruction",
     ]
     assert "say it with --hz" in refusal(written(recorded, "zarr"), ImportOptions(task="Lift"))
-    layouts.film(tmp_path / "a.mp4", recordings.load(recorded)[0].frames[CAMERAS[0]])
+    dataset_layouts.film(tmp_path / "a.mp4", robosuite_recordings.load(recorded)[0].frames[CAMERAS[0]])
     assert "its films do not name their camera; say what the store calls it with --cameras NAME" in refusal(
         tmp_path, ImportOptions()
     )

@@ -12,7 +12,7 @@ from crc32c import crc32c
 from PIL import Image
 from tfrecord import example_pb2
 
-from numbered import imported, numbered, numbers_of
+from lerobot_datasets import imported, numbered, numbers_of
 from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 
 SAID: dict[str, Any] = {"task": "Lift", "hz": 5.0}

@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
-from numbered import imported, numbered, numbers_of, write_film
+from lerobot_datasets import imported, numbered, numbers_of, write_film
 from orchestrator.data.import_episodes import missing
 from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 from orchestrator.data.importers.image_ops import film_frames, film_index

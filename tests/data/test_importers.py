@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from conftest import CHECKOUT
 
-import layouts
-import recordings
-from layouts import LAYOUTS, UPRIGHT, opened, psnr, refusal, usable, written
+import dataset_layouts
+import robosuite_recordings
+from dataset_layouts import LAYOUTS, UPRIGHT, opened, psnr, refusal, usable, written
 from orchestrator.data.importers.base import ImportOptions, Source, kept_frames, open_source
 from orchestrator.data.importers.image_ops import film, turned
-from recordings import CAMERAS, HZ, INSTRUCTION
+from robosuite_recordings import CAMERAS, HZ, INSTRUCTION
 from sim_workers.envs.libero import libero_contract
 from sim_workers.envs.robosuite import ACTION, PROPRIO
 
@@ -29,7 +29,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three demonstrations of Lift: `demo.hdf5` as robosuite's recorder writes it, `episodes.npz` with
     pictures.
     """
-    return recordings.recorded_once(tmp_path_factory)
+    return robosuite_recordings.recorded_once(tmp_path_factory)
 
 
 # -- one episode in every layout -----------------------------------------------------------------------------
@@ -37,7 +37,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_importers_read_the_same_episodes_from_every_layout(name: str, recorded: Path) -> None:
-    layout, episodes = LAYOUTS[name], recordings.load(recorded)
+    layout, episodes = LAYOUTS[name], robosuite_recordings.load(recorded)
     # as a worker on another machine gets it
     source: Source = pickle.loads(pickle.dumps(opened(recorded, name)))
     assert len(source.items) == len(episodes)
@@ -80,12 +80,14 @@ def test_robomimic_import_has_the_conventions_of_the_simulator(recorded: Path) -
 def test_robomimic_import_of_another_controller_has_generic_action_names(
     recorded: Path, tmp_path: Path
 ) -> None:
-    episodes = recordings.load(recorded)
+    episodes = robosuite_recordings.load(recorded)
     controller = {"type": "OSC_POSE", "control_delta": True, "output_max": [0.1] * 6, "input_max": 1}
-    path = layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes, controller_configs=controller)
+    path = dataset_layouts.robomimic(
+        recorded, tmp_path / "lift.hdf5", episodes, controller_configs=controller
+    )
     assert open_source(path, UPRIGHT).contract.action == tuple(f"action_{i}" for i in range(7))
     old = {"type": "OSC_POSE", "control_delta": True, "output_max": [0.05] * 3 + [0.5] * 3, "input_max": 1}
-    path = layouts.robomimic(recorded, tmp_path / "old.hdf5", episodes, controller_configs=old)
+    path = dataset_layouts.robomimic(recorded, tmp_path / "old.hdf5", episodes, controller_configs=old)
     assert open_source(path, UPRIGHT).contract.action == ACTION
 
 
@@ -104,7 +106,7 @@ def test_libero_import_has_the_proprioception_of_the_simulator(recorded: Path) -
     """
     source = opened(recorded, "LIBERO")
     assert (source.contract.action, source.contract.proprio) == (ACTION, PROPRIO)
-    for item, meant in zip(source.items, recordings.load(recorded), strict=True):
+    for item, meant in zip(source.items, robosuite_recordings.load(recorded), strict=True):
         read = source.read(item).proprio
         assert read is not None
         assert np.abs(read - meant.proprio).max() < 1e-6
@@ -157,18 +159,20 @@ def test_hdf5_import_of_a_folder_with_a_mask(recorded: Path, tmp_path: Path) -> 
     assert [item.episode_id for item in source.items] == [
         f"lift-{file}-demo_{i}" for file in ("lift_a", "lift_b") for i in (0, 1)
     ]
-    assert source.read(source.items[3]).length == len(recordings.load(recorded)[1].action)
-    layouts.robomimic(recorded, tmp_path / "lift_c.hdf5", recordings.load(recorded), control_freq=10)
+    assert source.read(source.items[3]).length == len(robosuite_recordings.load(recorded)[1].action)
+    dataset_layouts.robomimic(
+        recorded, tmp_path / "lift_c.hdf5", robosuite_recordings.load(recorded), control_freq=10
+    )
     assert "lift_c.hdf5: its control hz is 10.0, that of lift_a.hdf5 20.0; import them one by one" in refusal(
         tmp_path, UPRIGHT
     )
 
 
 def test_upside_down_pictures_are_flipped_and_rotated_ones_turned(recorded: Path, tmp_path: Path) -> None:
-    first = recordings.load(recorded)[0].frames[CAMERAS[0]]
+    first = robosuite_recordings.load(recorded)[0].frames[CAMERAS[0]]
     assert np.array_equal(turned(first, "upside-down"), first[:, ::-1])
     assert np.array_equal(turned(first, "rotated"), first[:, ::-1, ::-1])
-    data = bytearray(layouts.film(tmp_path / "phone.mp4", first).read_bytes())
+    data = bytearray(dataset_layouts.film(tmp_path / "phone.mp4", first).read_bytes())
     matrix = data.index(b"tkhd") + 44  # a phone held upright writes: show this turned a quarter clockwise
     data[matrix : matrix + 20] = struct.pack(">5i", 0, 1 << 16, 0, -1 << 16, 0)
     (tmp_path / "phone.mp4").write_bytes(data)
@@ -198,10 +202,10 @@ def test_import_at_another_rate_raises_or_resamples_action_free_episodes(recorde
 
 
 def test_film_import_of_different_rates_sizes_and_lengths_raises(recorded: Path, tmp_path: Path) -> None:
-    pictures = recordings.load(recorded)[0].frames[CAMERAS[0]]
+    pictures = robosuite_recordings.load(recorded)[0].frames[CAMERAS[0]]
     reading = ImportOptions(cameras={"agentview": "agentview"}, task="Lift")
-    layouts.film(tmp_path / "a.mp4", pictures, hz=20)
-    layouts.film(tmp_path / "b.mp4", pictures, hz=30)
+    dataset_layouts.film(tmp_path / "a.mp4", pictures, hz=20)
+    dataset_layouts.film(tmp_path / "b.mp4", pictures, hz=30)
     assert (
         "the films differ in frames per second (a 20, b 30); choose one rate with --resample-hz"
         in refusal(tmp_path, reading)
@@ -212,14 +216,14 @@ def test_film_import_of_different_rates_sizes_and_lengths_raises(recorded: Path,
         (len(pictures) - 1) // 3 + 1,
     ]
     assert [source.read(item).length for item in source.items] == [item.length for item in source.items]
-    layouts.film(tmp_path / "b.mp4", pictures[:, :32, :48])
+    dataset_layouts.film(tmp_path / "b.mp4", pictures[:, :32, :48])
     assert "differ in size (a 64x64, b 32x48); choose one with --image-size" in refusal(tmp_path, reading)
     (tmp_path / "b.mp4").write_bytes(b"no film")
     assert open_source(tmp_path, reading).problems == [
         f"{tmp_path.name}, b: the video b.mp4 cannot be read (InvalidDataError); left out"
     ]
-    layouts.film(tmp_path / "c.left.mp4", pictures)
-    layouts.film(tmp_path / "c.right.mp4", pictures[:5])
+    dataset_layouts.film(tmp_path / "c.left.mp4", pictures)
+    dataset_layouts.film(tmp_path / "c.right.mp4", pictures[:5])
     (tmp_path / "a.mp4").unlink()
     (tmp_path / "b.mp4").unlink()
     assert "c: its cameras' films differ in length or rate; left out" in refusal(

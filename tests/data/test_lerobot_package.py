@@ -1,8 +1,7 @@
-"""The LeRobot package itself writes, edits and reads: an import equals what it reads, and it reads what an
-export wrote.
+"""The LeRobot package itself: an import equals what it reads, and it reads what an export wrote.
 
-LeRobot runs in the environment that `make lerobot` makes, as `lerobot_genuine.py`. Both sides decode with
-PyAV and convert with FFmpeg's swscale, so pictures are compared for equality, values too.
+LeRobot runs in the environment that `make lerobot` makes, by `lerobot_cli.py`. Both sides decode with PyAV
+and convert with FFmpeg's swscale, so pictures and values are compared for equality.
 """
 
 import os
@@ -62,9 +61,9 @@ EDITED = {
 """Dataset -> number of episodes."""
 
 
-def genuine(*arguments: str | Path) -> None:
-    """Run `lerobot_genuine.py` in LeRobot's environment, without a network and with a cache of its own."""
-    command = [LEROBOT / "bin" / "python", CHECKOUT / "tests" / "helpers" / "lerobot_genuine.py", *arguments]
+def run_in_lerobot(*arguments: str | Path) -> None:
+    """Run `lerobot_cli.py` in LeRobot's environment, without a network and with a cache of its own."""
+    command = [LEROBOT / "bin" / "python", CHECKOUT / "tests" / "helpers" / "lerobot_cli.py", *arguments]
     with tempfile.TemporaryDirectory() as cache:
         done = subprocess.run(
             command,
@@ -113,8 +112,8 @@ def assert_import_equals(path: Path, episodes: int) -> None:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of datasets that LeRobot wrote and edited."""
-    folder = tmp_path_factory.mktemp("genuine")
-    genuine("write", folder)
+    folder = tmp_path_factory.mktemp("lerobot")
+    run_in_lerobot("write", folder)
     return folder
 
 
@@ -173,7 +172,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Episode
 
 def test_lerobot_reads_an_export(stored: tuple[Path, list[Episode]], tmp_path: Path) -> None:
     path, episodes = stored
-    genuine("read", path, tmp_path / "export.npz")
+    run_in_lerobot("read", path, tmp_path / "export.npz")
     read = read_by_lerobot(tmp_path / "export.npz")
     assert sorted(read) == list(range(len(episodes)))
     for index, episode in enumerate(episodes):
@@ -186,7 +185,7 @@ def test_lerobot_edits_an_export(stored: tuple[Path, list[Episode]], tmp_path: P
     encoded again.
     """
     path, episodes = stored
-    genuine("edit", path, tmp_path)
+    run_in_lerobot("edit", path, tmp_path)
     for name, kept in (("deleted", (0, 2)), ("first", (0,)), ("rest", (1, 2)), ("merged", (1, 2, 0))):
         assert_import_equals(tmp_path / name, len(kept))
         read = read_by_lerobot(tmp_path / f"{name}.npz")

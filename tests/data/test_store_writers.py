@@ -1,4 +1,6 @@
-"""Several writers of one store at once, and writers killed at any moment: nothing is lost or partly visible."""
+"""Several writers of one store at once, and writers killed at any moment: nothing is lost or partly
+visible.
+"""
 
 import random
 import time
@@ -10,7 +12,7 @@ from orchestrator.data.episode_format import decode
 from orchestrator.data.episode_store import fetch, latest_version, load_manifest
 from orchestrator.storage.base import Storage
 from orchestrator.testing.episodes import CAMERA
-from writers import line, start, writer
+from writer_processes import line, start, writer
 
 WRITER = """
 import sys

@@ -24,7 +24,7 @@ from orchestrator.testing.outcomes import make_outcome
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
 from sim_workers.rollout.suite import EpisodeSpec
-from writers import start, writer
+from writer_processes import start, writer
 
 
 def outcome(seed: int, result: str = "success", **fields: Any) -> Outcome:
@@ -222,11 +222,11 @@ def test_damaged_ledger_object_raises_one_sentence_or_is_read_whole(
     for wrong in damaged(data):
         storage.put(key, wrong)
         try:
-            assert ledger(storage).read() == by_id(*outcomes), "bits that nobody reads may differ"
+            assert ledger(storage).read() == by_id(*outcomes), "unread bits may differ"
         except StorageError as error:
             told.append(str(error))
     assert set(told) == {f"{storage.uri}: {key} is damaged; restore it, or delete it: {fix}"}
-    assert len(told) > len(data) // 97 + 10, "whatever is cut short, and most of the flipped bits"
+    assert len(told) > len(data) // 97 + 10, "all truncations and most of the flipped bits"
     (tmp_path / key).unlink()
     assert ledger(storage).read() == {}
 

@@ -13,11 +13,11 @@ from orchestrator.storage.base import Storage, open_storage
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.outcomes import make_outcome
 from orchestrator.testing.rollout_pool import FakeRolloutPool
+from polling import until as until_within
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import InProcessPolicy
 from sim_workers.rollout.rollout_video import RecordedVideo
 from sim_workers.rollout.suite import EpisodeRules, Suite
-from waiting import until as until_within
 
 until = partial(until_within, seconds=20.0)
 
@@ -39,7 +39,7 @@ class CheckingListener:
     def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
         ledger = Ledger(self._storage, job.fingerprint, job.protocol)
         assert {outcome.spec.episode_id for outcome in outcomes} == ledger.read().keys(), (
-            "a score was told before it was written down"
+            "a score was reported before it was recorded"
         )
         assert ledger.sealed
         self.scores[job.arm_id, job.step] = score

@@ -23,7 +23,7 @@ from orchestrator.testing.episodes import CONTRACT, make_episode_store
 from policy.checkpoint import fingerprint
 from policy.inference import TrainedPolicy
 from policy.presets import policy_config
-from reports import a_sweep
+from reporting_sweep import make_sweep
 from score_cli import score
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.suite import EpisodeRules, Suite
@@ -147,7 +147,7 @@ def test_pickles_in_a_checkpoint_are_never_opened(
         asyncio.run(act())
         assert known == before
     monkeypatch.undo()
-    assert any(file.endswith("checkpoint.json") for file in watched), "nobody watched"
+    assert any(file.endswith("checkpoint.json") for file in watched), "the audit hook is not active"
     assert not [file for file in watched if Path(file).suffix in (".pt", ".bin", ".pkl")]
     assert not mark.exists()
 
@@ -237,8 +237,10 @@ def test_score_mistake_exits_two_before_ray_starts(
 
 
 def test_score_of_a_sweep_checkpoint_reuses_its_outcomes(tmp_path: Path, no_ray: None) -> None:
-    """From the sweep's file and storage, without Ray; a shift that the sweep did not request has no outcomes."""
-    sweep = a_sweep(tmp_path / "runs", make_episode_store(tmp_path / "store", 8), "", arms=2)
+    """From the sweep's file and storage, without Ray; a shift that the sweep did not request has no
+    outcomes.
+    """
+    sweep = make_sweep(tmp_path / "runs", make_episode_store(tmp_path / "store", 8), "", arms=2)
     file, place = tmp_path / "sweep.yaml", make_checkpoint(tmp_path / "checkpoint")
     file.write_text(sweep.to_yaml())
     state = SweepState.open(sweep)
@@ -269,7 +271,7 @@ def test_score_of_a_sweep_checkpoint_reuses_its_outcomes(tmp_path: Path, no_ray:
         in score("demos-3", "--sweep", sweep.name, "--storage", tmp_path / "runs").stderr
     )
     other = score(place, "--suite", file, "--storage", tmp_path / "runs", "--shift", "camera")
-    assert isinstance(other.exception, AssertionError), "Ray would have been needed"
+    assert isinstance(other.exception, AssertionError), "Ray is needed"
 
 
 def test_score_options_override_the_suite_file(checkpoint: Path, tmp_path: Path, no_ray: None) -> None:

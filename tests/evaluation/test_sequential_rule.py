@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listed_outcomes import ABOVE, AGAINST, CUT, LISTED, SUITE, played
 from orchestrator.config.arms import expand_grid, is_reference, reference_of
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.evaluation.sequential_rule import StoppingRule, Verdict, blocks, decide, prefix, to_play
 from orchestrator.stats.sequential import anytime_interval
+from sequential_cases import ABOVE, AGAINST, CUT, LISTED, SUITE, played
 from sim_workers.rollout.episode import Outcome
 
 
@@ -67,9 +67,7 @@ def test_decide_against_missing_or_failed_outcomes_gives_no_verdict() -> None:
     broken = {first.episode_id: Outcome(first, "error", 0, 0, 0.0, 0.0, message="gone")}
     assert decide(AGAINST, CUT, ours, theirs | broken) == Verdict("", 100)
     assert decide(ABOVE, CUT, ours | broken, {}) is None
-    assert to_play(CUT, ours | broken) == [], (
-        "the error stands in the way: in this run there is nothing to be gained"
-    )
+    assert to_play(CUT, ours | broken) == [], "the error blocks the verdict in this run"
 
 
 def test_decide_keeps_the_error_rate_at_the_threshold() -> None:
@@ -91,7 +89,7 @@ def test_reference_arm_may_be_named_by_the_fields_that_differ() -> None:
     assert against("demos-10_ratio-1_seed-1", "demos-50_ratio-0") == "demos-50_ratio-0_seed-1"
     assert against("demos-10_ratio-1_seed-1", "demos-50_ratio-0_seed-0") == "demos-50_ratio-0_seed-0"
     assert against("diffusion_policy_demos-10_ratio-0_seed-0", "demos-10") == "demos-10_ratio-0_seed-0"
-    assert against("demos-50_ratio-1_seed-1", "demos-50") is None, "nothing is held against itself"
+    assert against("demos-50_ratio-1_seed-1", "demos-50") is None, "no arm is compared with itself"
     assert against("demos-10_ratio-1_seed-1", "demos-5") is None
     assert [arm.name for arm in arms if is_reference(arm, "demos-50_ratio-0")] == [
         "demos-50_ratio-0_seed-1",

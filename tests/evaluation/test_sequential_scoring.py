@@ -9,7 +9,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from listed_outcomes import ABOVE, AGAINST, CUT, SUITE, played
 from orchestrator.evaluation.outcome_ledger import Ledger, scores
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, Score
@@ -20,6 +19,7 @@ from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.outcomes import make_error
 from orchestrator.testing.rollout_pool import FakeRolloutPool
+from sequential_cases import ABOVE, AGAINST, CUT, SUITE, played
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import InProcessPolicy
 from sim_workers.rollout.suite import EpisodeSpec
@@ -53,7 +53,7 @@ class ScoreListener:
     def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None: ...
 
     def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
-        assert (job.arm_id, job.step) not in self.scores, "a score was told twice"
+        assert (job.arm_id, job.step) not in self.scores, "a score was reported twice"
         self.scores[job.arm_id, job.step], self.counted[job.arm_id, job.step] = score, outcomes
 
     def on_film(self, job: EvalJob, episode: str, film: bytes) -> None: ...
@@ -132,7 +132,7 @@ def test_restarted_score_finds_the_verdict_and_plays_nothing(tmp_path: Path) -> 
     again = score(tmp_path, pool, job("a"))
     assert not pool.played
     assert again.scores == first.scores
-    assert scores(open_storage(str(tmp_path))).num_rows == 0, "a beginning of the list passes for the whole"
+    assert scores(open_storage(str(tmp_path))).num_rows == 0, "a part of the list is sealed as the whole"
 
 
 def test_score_with_another_rule_or_none_plays_only_what_is_missing(tmp_path: Path) -> None:
@@ -186,7 +186,9 @@ REFERENCE = AGAINST.against
 
 
 def test_arms_are_compared_with_a_reference_that_is_played_first_and_whole(tmp_path: Path) -> None:
-    """The other arms wait for it whenever they were submitted, and end as soon as the common episodes decide."""
+    """The other arms wait for it whenever they were submitted, and end as soon as the common episodes
+    decide.
+    """
     rates = {"best": 0.95, "worst-arm": 0.05, REFERENCE: 0.5}
     pool, heard = shuffled(rates, paused=True), ScoreListener()
     scorer = Scorer(open_storage(str(tmp_path)), CONTRACT, pool, heard)

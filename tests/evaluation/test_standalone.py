@@ -161,11 +161,11 @@ def test_standalone_eval_interrupted_is_continued_by_the_next_run(
     pool = one_worker(lambda job: make_outcome(job.spec))
     one = scoring(pool)
 
-    def heard(more: int) -> None:
+    def on_progress(more: int) -> None:
         one.interrupted = one.played == 2
 
     pool.release(2)
-    one.play(None, heard)
+    one.play(None, on_progress)
     assert [(of, score.episodes, score.complete) for of, score in one.lines()] == [
         ("Lift, nominal", 2, False),
         ("Lift, lighting", 0, False),

@@ -1,4 +1,6 @@
-"""The generated-video score: its clips, its measures, and that it measures what the policy itself imagines."""
+"""The generated-video score: its clips, its measures, and that it measures what the policy itself
+imagines.
+"""
 
 import asyncio
 import shutil
@@ -96,7 +98,7 @@ def test_held_out_clips_are_fixed_and_lie_within_their_episodes(store: str) -> N
         for clip in clips.clips:
             read = clips.read(clip)
             assert read.frame_mask.all()
-            assert read.actions.any() == False, "nobody who measures video needs actions"  # noqa: E712
+            assert read.actions.any() == False, "video clips need no actions"  # noqa: E712
     assert len({clip.start for clip in held_out(store, 16).clips}) > 5, "not only how episodes begin"
 
 
@@ -201,7 +203,7 @@ def test_video_score_through_the_server_equals_direct_imagination(store: str, tm
     assert (done.batches, done.busy_s) == (
         0,
         0.0,
-    ), "imagining is no answer: simulators are not balanced by it"
+    ), "imagining does not count as an answer in the load balance"
 
 
 @pytest.mark.full

@@ -1,4 +1,4 @@
-"""A policy whose answer is a digest of its observation, and servers of it over HTTP."""
+"""A policy whose answer is a digest of its observation, and HTTP servers of it."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ CONTRACT = Contract(("front", "robot0/wrist"), (6, 8), "fast", ("x", "y", "z"), 
 
 
 class Digest:
-    """Answers with a digest of everything it sees, so that any difference in it shows."""
+    """A policy that answers with a digest of its observation, so that any difference shows."""
 
     contract = CONTRACT
 

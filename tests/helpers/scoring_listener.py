@@ -9,7 +9,7 @@ from sim_workers.rollout.rollout_video import RecordedVideo
 
 
 class RecordingListener:
-    """Records what the scorer reports, and the pool that a test gives it."""
+    """Records what the scorer reports, and holds the pool that a test sets."""
 
     def __init__(self) -> None:
         self.scores: list[Score] = []

@@ -1,4 +1,6 @@
-"""Costs: they add up, no run's record is lost or rewritten, an exceeded budget is reported with its numbers."""
+"""Costs: they add up, no run's record is lost or rewritten, an exceeded budget is reported with its
+numbers.
+"""
 
 import json
 import os

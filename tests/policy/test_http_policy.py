@@ -141,7 +141,7 @@ def test_policy_server_refuses_bodies_that_are_not_plain_arrays() -> None:
             assert why in said
             assert "\n" not in said
         assert same(RemotePolicy(url).act([random_observation(0)]), Digest().act([random_observation(0)])), (
-            "the server lives on"
+            "the server still answers"
         )
     assert not hasattr(package, "was_here")
 

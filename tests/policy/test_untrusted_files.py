@@ -16,7 +16,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from hostile_bytes import mutated, peak, peak_reset
+from fuzzing import mutated, peak, peak_reset
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.data import episode_format as episodes

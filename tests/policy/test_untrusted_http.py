@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hostile_bytes import mutated, peak, peak_reset
+from fuzzing import mutated, peak, peak_reset
 from http_policies import CONTRACT, Digest, random_observation, same, served
 from policy import http_policy as remote_module
 from policy.http_policy import RemoteError, RemotePolicy
@@ -613,7 +613,7 @@ def test_thousand_random_bodies_and_answers_are_handled_in_bounds(
             slowest = max(slowest, time.monotonic() - began)
         grown = (peak() - before) / 2**20
         assert same(RemotePolicy(url).act([random_observation(0)]), Digest().act([random_observation(0)])), (
-            "the server lives on"
+            "the server still answers"
         )
     printed, errors = capfd.readouterr()
     assert "Traceback" not in printed + errors

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
 
-from made_curves import beside_a_baseline, scored, several
 from orchestrator.cli.main import _print_curve, main
 from orchestrator.config.arms import Arm
 from orchestrator.report import summary as report
@@ -30,6 +29,7 @@ from orchestrator.tracking.mlflow_writer import (
     MlflowWriter,
     outcomes_artifact,
 )
+from synthetic_curves import scored, several, with_a_baseline
 
 
 def test_curve_points_pool_replicates_and_keep_their_denominators() -> None:
@@ -58,7 +58,7 @@ def test_comparisons_pair_replicates_of_the_same_seed() -> None:
 
 
 def test_curve_with_a_baseline_has_a_line_of_it() -> None:
-    curve = beside_a_baseline()
+    curve = with_a_baseline()
     assert [(p.policy, p.action_free_ratio, p.demo_count, p.successes) for p in curve.points] == [
         ("video_action", 0, 2, 2),
         ("video_action", 0, 8, 6),
@@ -76,7 +76,7 @@ def test_curve_with_a_baseline_has_a_line_of_it() -> None:
 
 
 def test_demos_to_reach_keys_are_ratios_and_baseline_kinds() -> None:
-    told = beside_a_baseline().demos_to_reach(0.3)
+    told = with_a_baseline().demos_to_reach(0.3)
     assert {name: reached[0] for name, reached in told.items()} == {
         0.0: pytest.approx(2 * 2**0.5),
         1.0: 0.0,
@@ -85,7 +85,7 @@ def test_demos_to_reach_keys_are_ratios_and_baseline_kinds() -> None:
 
 
 def test_comparisons_with_a_baseline_are_at_equal_demo_counts() -> None:
-    curve = beside_a_baseline()
+    curve = with_a_baseline()
     mixed = [c for c in curve.comparisons if c.first_policy != c.second_policy]
     assert [(c.first, c.second, c.result.only_first, c.result.only_second) for c in mixed] == [
         ("2 demos with video", "2 demos without video (diffusion policy)", 1, 0),
@@ -101,7 +101,7 @@ def test_comparisons_with_a_baseline_are_at_equal_demo_counts() -> None:
 
 
 def test_curve_with_a_baseline_keeps_points_and_comparisons_of_the_others() -> None:
-    both = beside_a_baseline()
+    both = with_a_baseline()
     ours = Curve("c", tuple(s for s in both.arms if s.arm.kind == "video_action"))
     assert [p for p in both.points if p.policy == "video_action"] == ours.points
     assert [str(c) for c in both.comparisons if {c.first_policy, c.second_policy} == {"video_action"}] == [
@@ -110,7 +110,7 @@ def test_curve_with_a_baseline_keeps_points_and_comparisons_of_the_others() -> N
 
 
 def test_curve_of_a_baseline_alone_has_comparisons_and_a_picture() -> None:
-    alone = Curve("c", tuple(s for s in beside_a_baseline().arms if s.arm.kind == "diffusion_policy"))
+    alone = Curve("c", tuple(s for s in with_a_baseline().arms if s.arm.kind == "diffusion_policy"))
     assert alone.demos_to_reach(0.5) == {"diffusion_policy": "not reached"}
     (comparison,) = alone.comparisons
     assert (comparison.first, comparison.second) == (
@@ -121,7 +121,7 @@ def test_curve_of_a_baseline_alone_has_comparisons_and_a_picture() -> None:
 
 
 def test_print_curve_names_policies_only_with_a_baseline(capsys: pytest.CaptureFixture[str]) -> None:
-    both = beside_a_baseline()
+    both = with_a_baseline()
     _print_curve(both)
     printed = capsys.readouterr().out
     assert printed.splitlines()[0].split()[:2] == ["policy", "demos"]
@@ -148,7 +148,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curve]:
     """Return a folder whose database has the sweep `both`: three arms recorded now, one as recorded before
     runs named their policy.
     """
-    folder, curve = tmp_path_factory.mktemp("tracked"), Curve("both", beside_a_baseline().arms[2:])
+    folder, curve = tmp_path_factory.mktemp("tracked"), Curve("both", with_a_baseline().arms[2:])
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     tracker = MlflowWriter(
         uri, "both", training="t", protocol="protocol", steps=100, artifacts=str(folder / "mlartifacts")
@@ -222,7 +222,7 @@ def test_curve_draws_png_and_svg(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
 def test_curve_draws_a_baseline_dashed(kind: str) -> None:
-    picture = beside_a_baseline().draw(kind)
+    picture = with_a_baseline().draw(kind)
     assert picture.startswith(b"\x89PNG") if kind == "png" else b"stroke-dasharray" in picture
     assert kind == "png" or b"diffusion policy (no video)" in picture
 
@@ -308,7 +308,7 @@ def test_video_scores_of_other_clips_are_not_mixed() -> None:
 def test_curve_json_has_no_nan_or_infinity() -> None:
     for curve in (
         several(1.0, 0.2),
-        beside_a_baseline(),
+        with_a_baseline(),
         Curve("c", (scored(2, 0, 0),)),
         Curve("c", (scored(2, 0, 10), scored(8, 0, 10))),
     ):
@@ -358,7 +358,7 @@ def test_caption_states_the_protocol() -> None:
 def test_page_contains_every_sentence_of_the_answer() -> None:
     for curve in (
         several(1.0, 0.2, missing=(1,)),
-        beside_a_baseline(),
+        with_a_baseline(),
         Curve("c", (scored(2, 0, 0),)),
         Curve("c", (scored(2, 0, 10), scored(8, 0, 10))),
     ):

@@ -13,9 +13,9 @@ from markupsafe import escape
 
 import curve_json
 from browser import MISSING, Tab, browsing, chromium
-from made_curves import beside_a_baseline, several
 from orchestrator.report.html import page
 from sim_workers.rollout.rollout_video import mp4
+from synthetic_curves import several, with_a_baseline
 
 HOSTILE = (
     """<script>window.broken = 1</script>"><img src=x onerror="window.broken=1">'{{ 7*7 }}</style></pre>"""
@@ -314,7 +314,7 @@ def test_page_shows_a_dash_for_a_missing_measure() -> None:
 
 def test_page_of_a_real_curve_contains_its_sentences_and_points() -> None:
     """Curves as `Curve` reports them: two ratios and three seeds, and a baseline and one arm."""
-    for curve in (several(1.0, 0.3, missing=(5,)), beside_a_baseline()):
+    for curve in (several(1.0, 0.3, missing=(5,)), with_a_baseline()):
         text = page(curve.to_json(), [], "")
         for sentence in (*curve.to_json()["answer"], curve.to_json()["caption"]):
             assert escape(sentence) in text

@@ -47,7 +47,7 @@ from orchestrator.tracking.outbox_relay import OutboxSettings
 from orchestrator.tracking.tracking_errors import redacted as short
 from policy.http_policy import TOKEN, RemoteError, RemotePolicy, make_server
 from policy.interface import ActionChunk, Contract, Observation
-from reports import a_sweep
+from reporting_sweep import make_sweep
 
 SECRET = "hunter2"
 SAID = f"GET https://me:{SECRET}@host/x?token={SECRET} failed, password='{SECRET}'"
@@ -56,7 +56,7 @@ LEFT = "GET https://***@host/x?token=*** failed, password='***'"
 
 @pytest.fixture
 def state(folder: Path, store: str) -> SweepState:
-    return SweepState.open(a_sweep(folder, store, "", arms=2), pin=True)
+    return SweepState.open(make_sweep(folder, store, "", arms=2), pin=True)
 
 
 def files_with(folder: Path, text: str) -> list[str]:
@@ -171,7 +171,7 @@ def test_mlflow_receives_no_secret(state: SweepState, monkeypatch: pytest.Monkey
     )
     assert views.finish(done=True) == ""
     place = Path(state.storage.uri)
-    assert files_with(place, "https://***@host") != [], "it was told"
+    assert files_with(place, "https://***@host") != [], "it was logged"
     assert files_with(place, SECRET) == []
 
 
@@ -305,7 +305,7 @@ def test_command_with_credentials_in_the_sweep_exits_two_before_it_starts(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     raw = with_field(
-        a_sweep(tmp_path / "runs", store, "", arms=2).model_dump(mode="json"), field, HELD[field]
+        make_sweep(tmp_path / "runs", store, "", arms=2).model_dump(mode="json"), field, HELD[field]
     )
     path = written(tmp_path, raw)
     done = CliRunner().invoke(main, [*command, str(path)])
@@ -313,14 +313,14 @@ def test_command_with_credentials_in_the_sweep_exits_two_before_it_starts(
     assert f"  - {field}: it holds credentials" in done.output
     assert "environment" in done.output
     assert SECRET not in done.output
-    assert sorted(place.name for place in tmp_path.iterdir()) == ["sweep.yaml"], "nothing was begun"
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["sweep.yaml"], "nothing was started"
     with pytest.raises(ValidationError, match="it holds credentials") as refused:
         SweepConfig.model_validate(raw)
     assert SECRET not in str(refused.value)
 
 
 def test_sweep_load_names_every_field_with_credentials(tmp_path: Path, store: str) -> None:
-    raw = a_sweep(tmp_path / "runs", store, "", arms=2).model_dump(mode="json")
+    raw = make_sweep(tmp_path / "runs", store, "", arms=2).model_dump(mode="json")
     raw |= {"mlflow": HELD["mlflow"], f"https://me:{SECRET}@host": 1, "storage": HELD["storage"]}
     with pytest.raises(SweepError) as refused:
         SweepConfig.load(written(tmp_path, raw))
@@ -344,7 +344,7 @@ def test_sweep_load_names_every_field_with_credentials(tmp_path: Path, store: st
     ],
 )
 def test_override_with_credentials_is_refused_without_them(override: str, tmp_path: Path, store: str) -> None:
-    path = written(tmp_path, a_sweep(tmp_path / "runs", store, "", arms=2).model_dump(mode="json"))
+    path = written(tmp_path, make_sweep(tmp_path / "runs", store, "", arms=2).model_dump(mode="json"))
     done = CliRunner().invoke(main, ["plan", str(path), "--set", override])
     assert done.exit_code == 2
     assert SECRET not in done.output
@@ -373,7 +373,7 @@ def test_yaml_aliases_do_not_delay_the_credential_check(tmp_path: Path) -> None:
 
 
 def test_check_sweep_finds_credentials_added_after_validation(tmp_path: Path, store: str) -> None:
-    sweep = a_sweep(tmp_path / "runs", store, "", arms=2).model_copy(update={"mlflow": HELD["mlflow"]})
+    sweep = make_sweep(tmp_path / "runs", store, "", arms=2).model_copy(update={"mlflow": HELD["mlflow"]})
     (problem,) = check_sweep(sweep)
     assert problem.startswith("mlflow: it holds credentials")
     assert SECRET not in problem
@@ -458,7 +458,7 @@ def test_remote_policy_sends_the_token_of_the_environment(
         assert len(RemotePolicy(url).act([LOOK, LOOK])) == 2
         assert len(RemotePolicy(url, token=SECRET).act([LOOK])) == 1
     with served("") as url:
-        assert len(RemotePolicy(url).act([LOOK])) == 1, "a server without a token takes no notice"
+        assert len(RemotePolicy(url).act([LOOK])) == 1, "a server without a token ignores it"
     assert SECRET not in "".join(capfd.readouterr())
 
 

@@ -81,7 +81,7 @@ def test_fake_pool_has_every_call_of_the_real_pool() -> None:
     assert_same_calls(RolloutPool, FakeRolloutPool)
     pool, source = FakeRolloutPool(simulated_outcome), inspect.getsource(RolloutPool.__init__)
     for name in ("num_workers", "most_workers", "references", "usage", "on_retry"):
-        assert name == "num_workers" or f"self.{name}" in source, f"RolloutPool has no {name} any more"
+        assert name == "num_workers" or f"self.{name}" in source, f"RolloutPool has no {name}"
         assert hasattr(pool, name)
 
 

@@ -37,7 +37,7 @@ def test_autoscaler_grows_up_to_the_request_while_servers_have_spare_time() -> N
 def test_server_usage_since_a_restart_is_none() -> None:
     assert ServerUsage(5, 9, 1.0).since(ServerUsage(3, 4, 0.5)) == ServerUsage(2, 5, 0.5)
     assert ServerUsage(2, 3, 0.2).since(ServerUsage(300, 400, 5.0)) is None, (
-        "a server began anew, or did not tell"
+        "a server restarted or did not report"
     )
 
 

@@ -63,14 +63,14 @@ class TestThreeNodes:
     def test_dying_and_joining_nodes_lose_and_duplicate_nothing(self, fake: dict[str, Any]) -> None:
         facts = fake["coming_and_going"]
         assert facts["complete"]
-        assert facts["replaced"]["died"] >= 1, "nobody was hurt, so nothing was shown"
+        assert facts["replaced"]["died"] >= 1, "no worker died, so nothing was tested"
         assert facts["rows"] == facts["listed"] == facts["peaceful_rows"]
         assert facts["same"]
 
     def test_node_on_which_no_worker_starts_costs_no_episode(self, fake: dict[str, Any]) -> None:
         facts = fake["cannot_start"]
         assert facts["results"] == ["failure", "success"], "and no error"
-        assert facts["replaced"]["died"] >= 1, "no worker was sent there, so nothing was shown"
+        assert facts["replaced"]["died"] >= 1, "no worker was placed there, so nothing was tested"
         assert facts["retried"] == []
 
     def test_workers_are_not_stuck_while_the_listener_is_slow(self, fake: dict[str, Any]) -> None:
@@ -90,7 +90,7 @@ def real() -> dict[str, Any]:
 def test_lift_on_three_nodes_with_a_dying_one_has_the_outcomes_of_one_worker(real: dict[str, Any]) -> None:
     facts = real["real"]
     assert facts["complete"]
-    assert facts["replaced"]["died"] >= 1, "nobody was hurt, so nothing was shown"
+    assert facts["replaced"]["died"] >= 1, "no worker died, so nothing was tested"
     assert facts["rows"] == facts["listed"]
     assert facts["same"]
 
@@ -115,7 +115,9 @@ class TestUnfitNodes:
         nodes = NodeHealth({"demoscale-role": "rollouts"})
         for node in ("good", "good", "bad", "bad", "unlucky"):
             nodes.refused(node)
-        assert nodes.selector() == {"demoscale-role": "rollouts"}, "none is fit: perhaps all are like that"
+        assert nodes.selector() == {"demoscale-role": "rollouts"}, (
+            "no node is known to be fit, so none is excluded"
+        )
         nodes.fits("good")
         assert nodes.unfit == {"bad"}
         assert [nodes.goes(node) for node in ("good", "bad", "unlucky")] == [False, True, False]

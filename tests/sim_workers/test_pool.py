@@ -27,7 +27,7 @@ from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.pool import PoolSettings
 from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec, Suite
 from sim_workers.rollout.worker import Scene
-from wanderer import CURSED, start_wanderer
+from wandering_policies import CURSED, start_wanderer
 
 SUITE = Suite(("Lift",), 4, EpisodeRules(24))
 PROTOCOL = "protocol"
@@ -201,7 +201,7 @@ def test_pool_reports_an_episode_that_always_fails_as_an_error(server: Any, tmp_
         in error.message
     )
     assert CURSED.episode_id not in ledger, "an error must be tried again by the next run"
-    assert heard.pool.usage.replaced == {}, "the simulators were well"
+    assert heard.pool.usage.replaced == {}, "no simulator failed"
     why = "the policy did not answer: RuntimeError: this policy is broken"
     assert heard.retries == 2 * [("episode", f"{CURSED.episode_id} of arm after 1 steps", why)]
 
@@ -242,14 +242,14 @@ def test_mixed_drivers_are_compared_with_their_own_reference(
         assert spoiled.difference(portraits.put(scene, spoiled)).startswith("contamination")
     moved = replace(genuine, driver="egl: a third", physics="0")
     assert moved.difference(portraits.put(scene, moved)).startswith("physics"), (
-        "how things move is no matter of drivers"
+        "physics does not depend on the driver"
     )
 
 
 def test_render_fingerprint_difference_names_what_differs() -> None:
     mine = RenderFingerprint("robosuite 1, mujoco 2", "egl: llvmpipe", "a processor", "aa", "bb")
     assert mine.difference(mine) == ""
-    assert mine.difference(replace(mine, processor="another")) == "", "what comes out the same is the same"
+    assert mine.difference(replace(mine, processor="another")) == "", "equal results are equal"
     assert mine.difference(replace(mine, driver="another")) == ""
     assert mine.difference(replace(mine, simulator="robosuite 3")).startswith(
         "version: this worker simulates with robosuite 1, mujoco 2"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from film_stage import Stage, filmed
+from grey_simulator import GreySimulator, record_film
 from policy.interface import Imagination
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.prediction_error import PredictionError, distance
@@ -85,7 +85,7 @@ def test_film_prediction_error_is_that_of_the_filmed_episode() -> None:
     frames = np.arange(1, 3, dtype=np.uint8)[:, None, None, None] * np.ones((64, 64, 3), np.uint8) + np.uint8(
         60
     )
-    film = filmed(Stage(1), lambda _: Imagination({"camera0": frames}, 4), 9)
+    film = record_film(GreySimulator(1), lambda _: Imagination({"camera0": frames}, 4), 9)
     kept = film.done(outcome(9))
     assert kept.mp4
     assert kept.foresight
@@ -98,7 +98,7 @@ def test_film_prediction_error_is_that_of_the_filmed_episode() -> None:
 
 @pytest.mark.parametrize("imagine", [None, lambda _: None])
 def test_film_of_a_policy_without_imagination_has_no_prediction_error(imagine: object) -> None:
-    kept = filmed(Stage(1), imagine, 5).done(outcome(5))  # type: ignore[arg-type]
+    kept = record_film(GreySimulator(1), imagine, 5).done(outcome(5))  # type: ignore[arg-type]
     assert kept.mp4
     assert kept.foresight is None
 

@@ -238,7 +238,9 @@ def test_robocasa_loads_with_other_package_versions_and_needs_its_kitchens(tmp_p
 
 
 def test_shells_as_meshes_keep_the_mass_of_a_shell() -> None:
-    """A hollow box: MuJoCo 3.9 refuses the old attribute and gives the corrected model the mass of a shell."""
+    """A hollow box: MuJoCo 3.9 refuses the old attribute and gives the corrected model the mass of a
+    shell.
+    """
     corners = " ".join(f"{x} {y} {z}" for x in (-1, 1) for y in (-1, 1) for z in (-1, 1))
     old = (
         f'<mujoco><asset><mesh name="m" vertex="{corners}"/><mesh name="n"'

@@ -16,7 +16,7 @@ import torch
 from conftest import run
 
 from backbones import SENTENCE_DIM, svd_folder, svd_policy
-from film_stage import Stage, filmed
+from grey_simulator import GreySimulator, record_film
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.evaluation.video_selection import select_episodes_to_record
 from orchestrator.testing.checkpoints import make_checkpoint, make_observation
@@ -146,7 +146,7 @@ def futures(cameras: int, stride: int = 4, count: int = 2) -> Imagination:
 
 @pytest.mark.parametrize(("cameras", "side"), [(1, SCENE), (2, SCENE // 2), (3, SCENE // 2)])
 def test_film_frame_has_scene_cameras_and_imagined_frames(cameras: int, side: int) -> None:
-    film = filmed(Stage(cameras), lambda _: futures(cameras), 7, won_at=6)
+    film = record_film(GreySimulator(cameras), lambda _: futures(cameras), 7, won_at=6)
     frames = film._frames
     assert len(frames) == 4  # at the first look, and after 2, 4 and 6 steps
     assert all(len(frame) % 2 == 0 and frame.shape[1] % 2 == 0 for frame in frames)
@@ -190,12 +190,12 @@ def test_film_shows_the_imagined_frame_nearest_in_time() -> None:
 
 @pytest.mark.parametrize("imagine", [None, lambda _: None])
 def test_film_without_imagination_shows_the_scene_alone(imagine: object) -> None:
-    (first, *_), _ = decoded(filmed(Stage(2), imagine, 3).mp4())
+    (first, *_), _ = decoded(record_film(GreySimulator(2), imagine, 3).mp4())
     assert first.shape == (STRIP + SCENE, SCENE, 3)
 
 
 def test_film_of_an_episode_without_a_step_has_one_frame() -> None:
-    assert len(decoded(RolloutRecorder(Stage(1)).mp4())[0]) == 1  # type: ignore[arg-type]
+    assert len(decoded(RolloutRecorder(GreySimulator(1)).mp4())[0]) == 1  # type: ignore[arg-type]
 
 
 # One environment per process: this one plays an episode of each policy without camera, with, without, on the

@@ -70,7 +70,9 @@ def test_suite_under_a_shift_has_the_seeds_of_the_nominal_suite() -> None:
 
 
 class Countdown:
-    """A simulator whose task is done from step `after` until step `until`, and that counts its observations."""
+    """A simulator whose task is done from step `after` until step `until`, and that counts its
+    observations.
+    """
 
     def __init__(self, after: int, until: int = 10_000) -> None:
         self.after, self.until, self.steps, self.looks = after, until, 0, 0

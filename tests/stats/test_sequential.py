@@ -145,7 +145,7 @@ def test_paired_evidence_at_every_pair_keeps_the_false_positive_rate(
     assert wrong.mean() <= 1 - confidence
     discordant = np.maximum(1, first + second)
     plain = (np.abs(first - second) / np.sqrt(discordant) > 1.96)[:, 20:].any(axis=1)
-    assert plain.mean() > 0.15, "this simulation would not notice a test that peeking spoils"
+    assert plain.mean() > 0.15, "the simulation must detect a test that repeated looks invalidate"
 
 
 def test_anytime_statistics_of_unequal_tasks_are_conservative() -> None:

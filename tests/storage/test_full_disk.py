@@ -1,4 +1,6 @@
-"""Writers of a sweep on a full disk: what was written stays whole, and the error is classified as the disk's."""
+"""Writers of a sweep on a full disk: what was written stays whole, and the error is classified as the
+disk's.
+"""
 
 import json
 import subprocess
@@ -24,8 +26,8 @@ from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackingError
 from orchestrator.tracking.outbox import OutboxReader, OutboxWriter
 from orchestrator.tracking.outbox_relay import OutboxRelay
 from policy.checkpoint import fingerprint, save
+from polling import until
 from sim_workers.rollout.suite import EpisodeSpec
-from waiting import until
 
 MIB = 1 << 20
 

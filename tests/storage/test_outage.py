@@ -160,7 +160,7 @@ def test_writers_of_a_killed_and_restarted_server_lose_nothing(tmp_path: Path, s
                     wait_for(40)
                     server.kill()
                     time.sleep(2)
-                    assert not any(future.done() for future in writers), "they wait"
+                    assert not any(future.done() for future in writers), "the writers wait"
                     server.start()
                 wait_for(40)
             finally:

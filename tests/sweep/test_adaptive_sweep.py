@@ -68,7 +68,9 @@ def test_sweep_with_a_threshold_ends_scores_early_and_without_it_plays_the_rest(
 
 @pytest.mark.full
 def test_sweep_decided_against_an_arm_trains_and_scores_it_first(folder: Path, store: str) -> None:
-    """The other arm's trainer waits until the reference is scored, so that the wrong order would never end."""
+    """The other arm's trainer waits until the reference is scored, so that the wrong order would never
+    end.
+    """
 
     def fit(job: Any, place: str, resources: dict[str, float], desk: Any, attempts: int) -> Any:
         deadline = time.monotonic() + 180

@@ -48,7 +48,7 @@ def test_asha_continues_the_best_of_each_rung() -> None:
     stopped = [arm for arm in range(9) if rule.stops(f"arm {arm}", 100, 1 - arm / 10)]
     assert stopped == [*range(1, 9)], "each that comes later is worse than a third of those before"
     assert not rule.stops("arm 0", 300, 0.9)
-    assert not rule.stops("arm 1", 300, 0.0), "who was stopped is not decided about again"
+    assert not rule.stops("arm 1", 300, 0.0), "a stopped arm is not decided again"
 
 
 def test_asha_accepts_late_scores_in_any_order() -> None:
@@ -146,7 +146,7 @@ def test_optuna_study_is_rebuilt_from_the_sweep_record(tmp_path: Path) -> None:
         assert [
             again.next(),
             again.next(),
-        ] == begun, "what was begun is finished before anything is proposed anew"
+        ] == begun, "begun arms come before new proposals"
         if journal == "lost.log":
             again.tell(begun[0], 0.25, 60.0, None)
         again.tell(begun[1], 0.5, 60.0, 200)

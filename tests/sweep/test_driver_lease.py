@@ -1,4 +1,6 @@
-"""The driver lease: a second driver is refused, takes over on request, and starts at once after a killed one."""
+"""The driver lease: a second driver is refused, takes over on request, and starts at once after a killed
+one.
+"""
 
 import json
 import os
@@ -14,7 +16,7 @@ from conftest import CHECKOUT
 
 from orchestrator.storage.base import Storage, StorageError, open_storage
 from orchestrator.sweep.driver_lease import OVER, HeldError, Holder, Lease
-from waiting import until
+from polling import until
 
 LEASE_S = 1.0
 HERE = Holder.here()
@@ -150,13 +152,13 @@ def test_lease_of_a_reused_process_id_is_free(tmp_path: Path) -> None:
 def test_lease_survives_an_unreachable_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage, lost, tries = open_storage(str(tmp_path)), list[str](), list[str]()
 
-    def away(self: Storage, prefix: str) -> list[str]:
+    def unreachable(self: Storage, prefix: str) -> list[str]:
         tries.append(prefix)
-        raise StorageError("away")
+        raise StorageError("unreachable")
 
     with driver(storage, lost).claim():
         with monkeypatch.context() as patched:
-            patched.setattr(type(storage), "list", away)
+            patched.setattr(type(storage), "list", unreachable)
             until(lambda: len(tries) > 3, seconds=10)
         until(lambda: storage.exists("leases/lift/000001.beat"), seconds=10)
         before = storage.get("leases/lift/000001.beat")

@@ -29,8 +29,8 @@ from orchestrator.testing.checkpoints import make_checkpoint
 from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.training.train_snapshot import SNAPSHOT, repair
 from policy.checkpoint import fingerprint
+from polling import until
 from sweep_runs import Run, ledger, sweep
-from waiting import until
 
 TRACES = {
     "Traceback\n  File x\nOSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device": (
@@ -204,7 +204,7 @@ def test_heartbeat_ends_the_run_without_ray_or_storage(
     finally:
         forever.set()
     assert len([line for line in watched.said if "tries again" in line]) == (ray == "dead"), (
-        "said once, not at every look"
+        "logged once, not at every beat"
     )
 
 
@@ -340,7 +340,7 @@ def test_repair_keeps_the_newest_whole_checkpoint(
     storage = open_storage(str(tmp_path))
     assert len(repair(storage, "arm", noted)) == problems
     assert left(tmp_path) == steps
-    assert repair(storage, "arm", noted) == [], "once mended, all is well"
+    assert repair(storage, "arm", noted) == [], "a repaired run needs no further repair"
 
 
 def test_repair_without_a_whole_checkpoint_or_note_leaves_none(tmp_path: Path, checkpoint: Path) -> None:

@@ -39,7 +39,7 @@ def test_grid_sweep_is_scored_whole_and_its_curve_contains_the_true_rates(folder
     assert done.curve
     for point in done.curve.points:
         truth = success_rate(point.demo_count, 0, 9, 9)
-        assert point.low <= truth <= point.high, "the pretended arms' rates are known"
+        assert point.low <= truth <= point.high, "the fake arms' rates are known"
     rows = ledger(folder)
     assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 4 * 3 * 40
     sealed = pd.concat([pd.read_parquet(file) for file in folder.glob("outcomes/*/*.parquet")])
@@ -88,7 +88,7 @@ def test_asha_sweep_stops_training_and_episodes_of_the_worst_arms(folder: Path, 
     assert {point.demo_count for point in done.curve.points} == set(done.states) - set(stopped)
     for demos in stopped:
         arm = next(arm for arm in done.run.board.arms.values() if arm.arm.demo_count == demos)
-        assert arm.step < 400, "its training went on to the end"
+        assert arm.step < 400, "its training was not stopped"
         assert len(arm.scores) < 40
     rows = ledger(folder)
     assert len(rows) < 4 * 40 * 40
@@ -130,7 +130,7 @@ def test_sweep_with_a_failed_arm_finishes_the_others_and_retries_on_request(fold
         Run(asked, fit)()
     assert SweepState.named(folder.name, str(folder)).board().lines()[2]["state"] == "failed"
     before = attempts()
-    assert before[4] == 2, "a trial that is killed is begun again"
+    assert before[4] == 2, "a killed trial is restarted"
     with pytest.raises(UnfinishedError):  # a permanent failure is not retried without the option
         Run(asked, fit)()
     assert attempts() == before
@@ -234,7 +234,7 @@ def test_interrupted_sweep_saves_its_state_and_resumes(folder: Path, store: str)
         first()
     thread.join()
     assert "scored" not in first.states.values()
-    assert seen[0]["running"], "an onlooker sees it at work"
+    assert seen[0]["running"], "status shows it running"
     told = _summary(seen[0])
     assert f"process {os.getpid()}" in told
     assert f"{len(seen[0]['training'])} training runs, {seen[0]['workers']} simulators, " in told

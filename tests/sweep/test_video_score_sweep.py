@@ -94,7 +94,9 @@ class FakeJudge:
 
 @pytest.fixture
 def run_sweep(folder: Path, store: str) -> Callable[..., tuple[Any, list[str]]]:
-    """Return a function that runs a sweep with a judge to its end; it returns the run and its logged lines."""
+    """Return a function that runs a sweep with a judge to its end; it returns the run and its logged
+    lines.
+    """
 
     from orchestrator.sweep.run import SweepRun
     from orchestrator.testing.fake_trainer import FakeTrainer
@@ -163,7 +165,7 @@ def test_sweep_measures_the_video_of_every_checkpoint_once(folder: Path, store: 
     )
     spent = run.spending.by_arm()
     assert all(spent[arm_id].infer_cpu_s == pytest.approx(2 * 2.0) for arm_id in arms), (
-        "it is inference, and paid for"
+        "it is inference and has a cost"
     )
     # Once more, and MLflow rebuilt: nothing is measured again, everything is there.
     again, lines = run_sweep(asked, judge)

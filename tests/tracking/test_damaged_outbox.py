@@ -1,4 +1,6 @@
-"""The outbox after a power failure: the damaged part is set aside by name, and everything else is delivered."""
+"""The outbox after a power failure: the damaged part is set aside by name, and everything else is
+delivered.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +113,7 @@ def test_damaged_outbox_delivers_everything_but_the_damaged_part(
         all(sentence in line and "--rebuild" in line and earlier.path.stem in line for line in said),
     ) == (bool(sentence), True)
     assert [path for path in journals(tmp_path) if path == earlier.path] == [], (
-        "what is told or set aside is read by nobody any more"
+        "what is delivered or set aside is not read again"
     )
 
 

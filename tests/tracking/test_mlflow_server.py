@@ -27,7 +27,7 @@ from orchestrator.testing.episodes import make_episode_store
 from orchestrator.tracking.mlflow_writer import client
 from orchestrator.tracking.outbox import OutboxReader, journals
 from orchestrator.tracking.outbox_relay import OutboxSettings
-from reports import a_sweep, check, in_a_process, report, tell
+from reporting_sweep import check, make_sweep, report, report_all, start_process
 
 SECRET = "hunter2-the-secret-of-the-tests"
 
@@ -107,7 +107,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_arms_that_report_to_a_killed_mlflow_server_lose_nothing(
     tmp_path: Path, store: str, server: Server
 ) -> None:
-    sweep, said = a_sweep(tmp_path, store, server.url, name="killed-server"), list[str]()
+    sweep, said = make_sweep(tmp_path, store, server.url, name="killed-server"), list[str]()
     state = SweepState.open(sweep, pin=True)
     views = TrackingPublisher(state, said.append)
     reporting = threading.Thread(target=report, args=(views, state, 6, 0.3))
@@ -126,8 +126,8 @@ def test_arms_that_report_to_a_killed_mlflow_server_lose_nothing(
 
 @pytest.mark.full
 def test_two_sweeps_at_once_log_everything_to_one_server(tmp_path: Path, store: str, server: Server) -> None:
-    sweeps = [a_sweep(tmp_path, store, server.url, name=name, arms=6) for name in ("one", "other")]
-    processes = [in_a_process(sweep, tmp_path, steps=4) for sweep in sweeps]
+    sweeps = [make_sweep(tmp_path, store, server.url, name=name, arms=6) for name in ("one", "other")]
+    processes = [start_process(sweep, tmp_path, steps=4) for sweep in sweeps]
     for process in processes:
         said, _ = process.communicate(timeout=300)
         assert json.loads(said.splitlines()[-1]) == "", said
@@ -139,9 +139,9 @@ def test_two_sweeps_at_once_log_everything_to_one_server(tmp_path: Path, store: 
 def test_process_killed_while_it_delivers_to_a_server_loses_and_repeats_nothing(
     tmp_path: Path, store: str, server: Server
 ) -> None:
-    sweep = a_sweep(tmp_path, store, server.url, name="killed-driver", arms=4)
+    sweep = make_sweep(tmp_path, store, server.url, name="killed-driver", arms=4)
     for kill in range(2):
-        process = in_a_process(sweep, tmp_path, steps=4)
+        process = start_process(sweep, tmp_path, steps=4)
         deadline = time.monotonic() + 120
         while not (told := [int(file.read_text() or 0) for file in tmp_path.glob("telling/*/*.told")]) or max(
             told
@@ -154,7 +154,7 @@ def test_process_killed_while_it_delivers_to_a_server_loses_and_repeats_nothing(
     assert (
         sum(OutboxReader(journal).left for journal in journals(next((tmp_path / "telling").iterdir()))) > 5
     ), "killed too late to test anything"
-    assert tell(sweep, steps=4) == ""
+    assert report_all(sweep, steps=4) == ""
     check(server.url, SweepState.open(sweep), steps=4)
 
 
@@ -167,8 +167,8 @@ def test_lost_cut_and_failed_answers_repeat_nothing(
         fault for kind in ("unanswered", "SlowDown", "unanswered", "cut") for fault in ("", "", "", "", kind)
     ] * 200
     proxy.will(*faults)
-    sweep = a_sweep(tmp_path, store, proxy.url, name="faults", arms=4)
-    assert tell(sweep, steps=2) == ""
+    sweep = make_sweep(tmp_path, store, proxy.url, name="faults", arms=4)
+    assert report_all(sweep, steps=2) == ""
     proxy.will()
     check(server.url, SweepState.open(sweep), steps=2)
 
@@ -180,11 +180,11 @@ def test_requests_that_arrive_after_their_timeout_create_no_duplicates(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     proxy.late_s = 3.5
     proxy.will(*(["", "", "late"] * 4))  # among them those that create runs
-    sweep = a_sweep(tmp_path, store, proxy.url, name="late-requests", arms=2)
-    assert tell(sweep, steps=2) == ""
+    sweep = make_sweep(tmp_path, store, proxy.url, name="late-requests", arms=2)
+    assert report_all(sweep, steps=2) == ""
     assert "late" not in proxy.requests
     time.sleep(proxy.late_s)
-    assert tell(sweep, steps=2) == ""  # what arrived after the end is put in order by the next run
+    assert report_all(sweep, steps=2) == ""  # what arrived after the end is put in order by the next run
     check(server.url, SweepState.open(sweep), steps=2)
 
 
@@ -210,7 +210,7 @@ def test_unreachable_mlflow_server_blocks_nothing_and_is_updated_later(
         proxy.upstream = "127.0.0.1:1"
     proxy.late_s = 3.0
     name = f"away-{words.split()[-1]}"
-    sweep, said = a_sweep(tmp_path, store, proxy.url, name=name, arms=4), list[str]()
+    sweep, said = make_sweep(tmp_path, store, proxy.url, name=name, arms=4), list[str]()
     settings = OutboxSettings(patience_s=3.0)
     began = time.monotonic()
     state = SweepState.open(sweep, pin=True)
@@ -221,7 +221,7 @@ def test_unreachable_mlflow_server_blocks_nothing_and_is_updated_later(
     assert time.monotonic() - began < 60, "the end waited for the server"
     assert words in sentence
     assert f"demoscale status {name} --storage {tmp_path} --rebuild" in sentence
-    assert len(said) <= 1, "told once, not at every attempt"
+    assert len(said) <= 1, "logged once, not at every attempt"
     rebuild = ["status", name, "--storage", str(tmp_path), "--rebuild"]
     still = CliRunner().invoke(main, rebuild, obj=settings)
     assert still.exit_code == 1
@@ -241,13 +241,13 @@ def test_mlflow_token_is_sent_to_the_server_and_written_nowhere(
     settings = OutboxSettings(patience_s=2.0)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
     proxy.will("AccessDenied", always=True)
-    sweep, said = a_sweep(tmp_path, store, proxy.url, name="token", arms=2), list[str]()
-    said.append(tell(sweep, steps=2, say=said.append, settings=settings))
+    sweep, said = make_sweep(tmp_path, store, proxy.url, name="token", arms=2), list[str]()
+    said.append(report_all(sweep, steps=2, say=said.append, settings=settings))
     assert "refuses the credentials (403); set MLFLOW_TRACKING_TOKEN" in said[-1]
     assert proxy.authorization == f"Bearer {SECRET}"
     assert_absent(SECRET, tmp_path, server, said)
     proxy.will()
-    said.append(tell(sweep, steps=2, say=said.append, settings=settings))
+    said.append(report_all(sweep, steps=2, say=said.append, settings=settings))
     assert said[-1] == ""
     check(server.url, SweepState.open(sweep), steps=2)
     assert_absent(SECRET, tmp_path, server, said)
@@ -261,18 +261,18 @@ def test_mlflow_password_of_the_environment_is_sent_and_written_nowhere(
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
     settings = OutboxSettings(patience_s=2.0)
     with pytest.raises(ValueError, match="mlflow: it holds credentials"):
-        a_sweep(tmp_path, store, proxy.url.replace("//", f"//me:{SECRET}@"), name="password", arms=2)
+        make_sweep(tmp_path, store, proxy.url.replace("//", f"//me:{SECRET}@"), name="password", arms=2)
     proxy.will("SlowDown", always=True)
-    sweep, said = a_sweep(tmp_path, store, proxy.url, name="password", arms=2), list[str]()
-    said.append(tell(sweep, steps=2, say=said.append, settings=settings))
+    sweep, said = make_sweep(tmp_path, store, proxy.url, name="password", arms=2), list[str]()
+    said.append(report_all(sweep, steps=2, say=said.append, settings=settings))
     assert "answers with error 503" in said[-1]
     assert proxy.authorization.startswith("Basic ")
     proxy.upstream = "127.0.0.1:1"
-    said.append(tell(sweep, steps=2, say=said.append, settings=settings))
+    said.append(report_all(sweep, steps=2, say=said.append, settings=settings))
     assert_absent(SECRET, tmp_path, server, said)
     proxy.upstream = server.url.removeprefix("http://")
     proxy.will()
-    said.append(tell(sweep, steps=2, say=said.append, settings=settings))
+    said.append(report_all(sweep, steps=2, say=said.append, settings=settings))
     assert said[-1] == ""
     check(server.url, SweepState.open(sweep), steps=2)
     environment = os.environ | {"MLFLOW_TRACKING_TOKEN": SECRET}

@@ -19,7 +19,7 @@ from orchestrator.testing.episodes import make_episode_store
 from orchestrator.tracking.mlflow_writer import EXPERIMENT, SWEEP, MlflowWriter, TrackingError, client, tagged
 from orchestrator.tracking.outbox import OutboxReader, OutboxWriter, journals
 from orchestrator.tracking.outbox_relay import OutboxRelay, OutboxSettings
-from reports import a_sweep, check, in_a_process, report, tell
+from reporting_sweep import check, make_sweep, report, report_all, start_process
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +48,19 @@ def artifact(uri: str, run: Any, name: str) -> Any:
 def test_ten_arms_reporting_at_once_lose_nothing_and_a_repetition_adds_nothing(
     tmp_path: Path, store: str, database: str
 ) -> None:
-    sweep = a_sweep(tmp_path, store, database, name="ten")
-    assert tell(sweep, steps=6) == ""
+    sweep = make_sweep(tmp_path, store, database, name="ten")
+    assert report_all(sweep, steps=6) == ""
     check(database, SweepState.open(sweep), steps=6)
-    assert tell(sweep, steps=6) == ""
+    assert report_all(sweep, steps=6) == ""
     check(database, SweepState.open(sweep), steps=6)
-    assert not journals(next((tmp_path / "telling").iterdir())), "what is told is not kept"
+    assert not journals(next((tmp_path / "telling").iterdir())), "delivered journals are removed"
 
 
 @pytest.mark.full
 def test_two_sweeps_that_create_the_database_at_once_log_everything(tmp_path: Path, store: str) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    sweeps = [a_sweep(tmp_path, store, uri, name=name, arms=6) for name in ("one", "other")]
-    processes = [in_a_process(sweep, tmp_path, steps=4) for sweep in sweeps]
+    sweeps = [make_sweep(tmp_path, store, uri, name=name, arms=6) for name in ("one", "other")]
+    processes = [start_process(sweep, tmp_path, steps=4) for sweep in sweeps]
     for process in processes:
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
@@ -74,9 +74,9 @@ def test_process_killed_while_it_delivers_loses_and_repeats_nothing(
     tmp_path: Path, store: str, database: str
 ) -> None:
     """Killed three times at different places; the last process delivers what all of them recorded."""
-    sweep = a_sweep(tmp_path, store, database, name="killed", arms=6)
+    sweep = make_sweep(tmp_path, store, database, name="killed", arms=6)
     for kill in range(3):
-        process = in_a_process(sweep, tmp_path, steps=4)
+        process = start_process(sweep, tmp_path, steps=4)
         folder = tmp_path / "telling"
         deadline = time.monotonic() + 120
         while not (told := [int(file.read_text() or 0) for file in folder.glob("*/*.told")]) or max(
@@ -90,7 +90,7 @@ def test_process_killed_while_it_delivers_loses_and_repeats_nothing(
     assert sum(OutboxReader(journal).left for journal in journals(next(folder.iterdir()))) > 10, (
         "killed too late to test anything"
     )
-    assert tell(sweep, steps=4) == ""
+    assert report_all(sweep, steps=4) == ""
     check(database, SweepState.open(sweep), steps=4)
     assert not journals(next(folder.iterdir()))
 
@@ -99,7 +99,7 @@ def test_outbox_of_a_killed_process_is_delivered_by_another_process(
     tmp_path: Path, store: str, database: str
 ) -> None:
     """`demoscale status --rebuild` is enough; here not even its own records are needed."""
-    sweep = a_sweep(tmp_path, store, database, name="orphan", arms=4)
+    sweep = make_sweep(tmp_path, store, database, name="orphan", arms=4)
     state = SweepState.open(sweep, pin=True)
 
     def unreachable(uri: str, **about: Any) -> MlflowWriter:
@@ -108,7 +108,7 @@ def test_outbox_of_a_killed_process_is_delivered_by_another_process(
     views = TrackingPublisher(state, open_tracker=unreachable)
     report(views, state, steps=4)
     noted = views.untold
-    assert noted > 4 * 4, "every record is noted, and none delivered"
+    assert noted > 4 * 4, "every record is journaled, and none delivered"
     views.close()
     assert views.untold == noted
     heir = TrackingPublisher(state)
@@ -119,7 +119,7 @@ def test_outbox_of_a_killed_process_is_delivered_by_another_process(
 def test_arm_run_holds_data_environment_and_cost(tmp_path: Path, store: str, database: str) -> None:
     from orchestrator.cost import Cost
 
-    sweep = a_sweep(tmp_path, store, database, name="facts", arms=4)
+    sweep = make_sweep(tmp_path, store, database, name="facts", arms=4)
     state = SweepState.open(sweep, pin=True)
     views, arm_ids = TrackingPublisher(state), [*state.arms()]
     views.costs({arm_id: Cost(episodes=index + 1) for index, arm_id in enumerate(arm_ids)})
@@ -155,7 +155,7 @@ def test_late_score_is_linked_with_its_checkpoint_at_its_step(
     """The metric was logged before there were logged models, or by another process: the run's metric stays as
     it is, and the model gets the same.
     """
-    sweep = a_sweep(tmp_path, store, database, name="late", arms=2)
+    sweep = make_sweep(tmp_path, store, database, name="late", arms=2)
     state = SweepState.open(sweep, pin=True)
     arm_id = next(iter(state.arms()))
     views = TrackingPublisher(state)
@@ -178,7 +178,7 @@ def test_late_score_is_linked_with_its_checkpoint_at_its_step(
 
 
 def test_republish_rebuilds_mlflow_from_the_storage_alone(tmp_path: Path, store: str, database: str) -> None:
-    sweep = a_sweep(tmp_path, store, database, name="rebuilt", arms=2)
+    sweep = make_sweep(tmp_path, store, database, name="rebuilt", arms=2)
     state = SweepState.open(sweep, pin=True)
     assert republish(state) == 0
     assert run_of(database, "rebuilt")
@@ -187,7 +187,7 @@ def test_republish_rebuilds_mlflow_from_the_storage_alone(tmp_path: Path, store:
 def test_record_that_mlflow_refuses_is_kept_and_later_ones_are_delivered(
     tmp_path: Path, store: str, database: str
 ) -> None:
-    sweep, said = a_sweep(tmp_path, store, database, name="refused", arms=2), list[str]()
+    sweep, said = make_sweep(tmp_path, store, database, name="refused", arms=2), list[str]()
     state = SweepState.open(sweep, pin=True)
     arm_id, views = next(iter(state.arms())), TrackingPublisher(state, said.append)
     views.metrics(arm_id, 1, {"no such name: {}": 1.0})
@@ -200,7 +200,7 @@ def test_record_that_mlflow_refuses_is_kept_and_later_ones_are_delivered(
 
 
 def test_run_deleted_during_a_sweep_is_created_again(tmp_path: Path, store: str, database: str) -> None:
-    sweep = a_sweep(tmp_path, store, database, name="deleted", arms=2)
+    sweep = make_sweep(tmp_path, store, database, name="deleted", arms=2)
     state = SweepState.open(sweep, pin=True)
     arm_id, views = next(iter(state.arms())), TrackingPublisher(state)
     views.metrics(arm_id, 1, {"loss": 1.0})

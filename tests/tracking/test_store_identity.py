@@ -35,7 +35,7 @@ from orchestrator.tracking.mlflow_writer import (
     tagged,
 )
 from orchestrator.tracking.outbox import OutboxWriter, journals
-from reports import EPISODES, a_sweep, fingerprint
+from reporting_sweep import EPISODES, fingerprint, make_sweep
 from sim_workers.rollout.episode import Outcome
 
 ONE = Arm(4, 0.0, 0)
@@ -139,19 +139,19 @@ def test_claim_identity_by_many_at_once_returns_one_identity(tmp_path: Path) -> 
 
 
 def test_identity_is_that_of_the_storage_and_not_of_its_path(tmp_path: Path, store: str) -> None:
-    first = SweepState.open(a_sweep(tmp_path / "runs", store, "", arms=2), pin=True)
+    first = SweepState.open(make_sweep(tmp_path / "runs", store, "", arms=2), pin=True)
     assert first.store
     (tmp_path / "mount").symlink_to(tmp_path / "runs")
-    assert SweepState.open(a_sweep(tmp_path / "mount", store, "", arms=2), pin=True).store == first.store
+    assert SweepState.open(make_sweep(tmp_path / "mount", store, "", arms=2), pin=True).store == first.store
     (tmp_path / "runs").rename(tmp_path / "moved")
     assert SweepState.named("reports", str(tmp_path / "moved")).store == first.store
-    assert SweepState.open(a_sweep(tmp_path / "runs", store, "", arms=2), pin=True).store != first.store, (
+    assert SweepState.open(make_sweep(tmp_path / "runs", store, "", arms=2), pin=True).store != first.store, (
         "the path alone is no identity"
     )
 
 
 def test_reading_a_state_writes_no_identity(tmp_path: Path, store: str) -> None:
-    state = SweepState.open(a_sweep(tmp_path, store, "", arms=2), pin=True)
+    state = SweepState.open(make_sweep(tmp_path, store, "", arms=2), pin=True)
     (tmp_path / KEY).unlink()
     assert SweepState.open(state.sweep).store == ""
     assert store_of(str(tmp_path), "reports") == NO_IDENTITY
@@ -174,8 +174,8 @@ def test_damaged_identity_raises_with_its_fix(tmp_path: Path, damaged: bytes) ->
 def test_two_storages_with_a_sweep_of_one_name_have_separate_curves(
     tmp_path: Path, store: str, database: str
 ) -> None:
-    alice = play(a_sweep(tmp_path / "alice", store, database, name="quickstart", arms=2), 3)
-    bob = play(a_sweep(tmp_path / "bob", store, database, name="quickstart", arms=2), 1)
+    alice = play(make_sweep(tmp_path / "alice", store, database, name="quickstart", arms=2), 3)
+    bob = play(make_sweep(tmp_path / "bob", store, database, name="quickstart", arms=2), 1)
     assert alice.arms().keys() == bob.arms().keys(), "the same data and code: only the storages differ"
     for state, successes in ((alice, 3), (bob, 1), (alice, 3)):
         assert counted(read_sweep(database, "quickstart", state.store)) == [(successes, EPISODES)] * 2
@@ -195,8 +195,8 @@ def test_two_storages_with_a_sweep_of_one_name_have_separate_curves(
 
 
 def test_curve_of_a_name_in_several_storages_lists_them(tmp_path: Path, store: str, database: str) -> None:
-    alice = play(a_sweep(tmp_path / "alice", store, database, name="ambiguous", arms=2), 3)
-    bob = play(a_sweep(tmp_path / "bob", store, database, name="ambiguous", arms=2), 1)
+    alice = play(make_sweep(tmp_path / "alice", store, database, name="ambiguous", arms=2), 3)
+    bob = play(make_sweep(tmp_path / "bob", store, database, name="ambiguous", arms=2), 1)
     elsewhere = ["curve", "ambiguous", "--storage", str(tmp_path / "laptop"), "--mlflow", database]
     done = CliRunner().invoke(main, elsewhere, catch_exceptions=False)
     assert done.exit_code == 1
@@ -221,8 +221,10 @@ def test_curve_of_a_name_in_several_storages_lists_them(tmp_path: Path, store: s
 def test_curve_of_a_sweep_tracked_by_other_storages_only_exits_one(
     tmp_path: Path, store: str, database: str
 ) -> None:
-    play(a_sweep(tmp_path / "bob", store, database, name="only-bob", arms=2), 1)
-    alice = SweepState.open(a_sweep(tmp_path / "alice", store, database, name="only-bob", arms=2), pin=True)
+    play(make_sweep(tmp_path / "bob", store, database, name="only-bob", arms=2), 1)
+    alice = SweepState.open(
+        make_sweep(tmp_path / "alice", store, database, name="only-bob", arms=2), pin=True
+    )
     asked = ["curve", "only-bob", "--storage", str(tmp_path / "alice"), "--mlflow", database]
     done = CliRunner().invoke(main, asked, catch_exceptions=False)
     assert done.exit_code == 1
@@ -295,8 +297,8 @@ def test_sweep_adopted_by_two_storages_at_once_belongs_to_one(database: str) -> 
 def test_outbox_of_an_earlier_version_is_delivered_under_its_storage(
     tmp_path: Path, store: str, database: str
 ) -> None:
-    play(a_sweep(tmp_path / "bob", store, database, name="journal", arms=2), 1)
-    state = SweepState.open(a_sweep(tmp_path / "alice", store, database, name="journal", arms=2), pin=True)
+    play(make_sweep(tmp_path / "bob", store, database, name="journal", arms=2), 1)
+    state = SweepState.open(make_sweep(tmp_path / "alice", store, database, name="journal", arms=2), pin=True)
     first = TrackingPublisher(state, open_tracker=MlflowWriter)
     assert first.finish(done=False) == ""
     (folder,) = (tmp_path / "alice" / "telling").iterdir()

@@ -1,4 +1,6 @@
-"""Latent video models in miniature: an autoencoder, a text tower, five feature maps, three views, two stages."""
+"""Latent video models in miniature: an autoencoder, a text tower, five feature maps, three views, two
+stages.
+"""
 
 import shutil
 from dataclasses import replace
@@ -11,7 +13,7 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 
 from backbones import svd_config, svd_folder, svd_policy
-from kept_checkpoints import LatentEntry
+from checkpoint_folder import CheckpointFolder
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
@@ -57,7 +59,7 @@ def _one_thread() -> None:
 def trained(job: TrainJob, folder: Path) -> Path:
     """Train and return the last checkpoint."""
     folder.mkdir()
-    train(job, 0, 1, None, LatentEntry(folder), bring=stream.fetch_in_thread)
+    train(job, 0, 1, None, CheckpointFolder(folder), bring=stream.fetch_in_thread)
     return folder / "step_000002"
 
 

@@ -15,7 +15,7 @@ import torch
 from conftest import CHECKOUT, run
 from safetensors.torch import load_file, save_file
 
-from kept_checkpoints import LatentEntry
+from checkpoint_folder import CheckpointFolder
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
@@ -312,7 +312,7 @@ def test_rollout_env_and_sim_env_raise_action_and_divergence_errors(
         "the action holds nan in gripper_minus1_open_plus1_close",
         "NoneType",
     ]
-    assert outcomes["still"], "nothing of a refused chunk is carried out"
+    assert outcomes["still"], "no action of a refused chunk is executed"
     assert outcomes["controller True"][::2] == ["DivergedError", "LinAlgError"]
     assert "position of joint robot0_joint1 is nan" in outcomes["controller True"][1]
     assert outcomes["controller False"] == ["LinAlgError", "SVD did not converge", "NoneType"]
@@ -453,16 +453,16 @@ def job(store: str, **train: Any) -> TrainJob:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> LatentEntry:
+def kept(tmp_path: Path) -> CheckpointFolder:
     torch.set_num_threads(1)
-    return LatentEntry(tmp_path)
+    return CheckpointFolder(tmp_path)
 
 
 train = partial(loop.train, bring=stream.fetch_in_thread)
 
 
 def test_train_with_a_non_finite_loss_keeps_earlier_checkpoints(
-    store: str, kept: LatentEntry, monkeypatch: pytest.MonkeyPatch
+    store: str, kept: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, steps = loop._to_batch, []
 
@@ -481,7 +481,7 @@ def test_train_with_a_non_finite_loss_keeps_earlier_checkpoints(
 
 @pytest.mark.parametrize("part", ["weights", "trainer"])
 def test_train_writes_no_checkpoint_with_non_finite_tensors(
-    store: str, kept: LatentEntry, part: str, monkeypatch: pytest.MonkeyPatch
+    store: str, kept: CheckpointFolder, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = {"weights": "acting_weights", "trainer": "state"}[part]
     sound = getattr(Trainer, method)
@@ -517,7 +517,7 @@ def spoil(folder: Path, file: str) -> str:
 
 
 @pytest.mark.parametrize("file", ["heads.safetensors", "trainer.safetensors"])
-def test_train_from_a_non_finite_checkpoint_raises(store: str, kept: LatentEntry, file: str) -> None:
+def test_train_from_a_non_finite_checkpoint_raises(store: str, kept: CheckpointFolder, file: str) -> None:
     train(job(store), 0, 1, None, kept, asked=lambda: "pause")
     name = spoil(kept.folder / "step_000001", file)
     with pytest.raises(
@@ -527,7 +527,7 @@ def test_train_from_a_non_finite_checkpoint_raises(store: str, kept: LatentEntry
         train(job(store), 0, 1, kept.folder / "step_000001", kept)
 
 
-def test_train_from_a_non_finite_video_model_raises(store: str, kept: LatentEntry) -> None:
+def test_train_from_a_non_finite_video_model_raises(store: str, kept: CheckpointFolder) -> None:
     video = replace(job(store), objective="video")
     train(video, 0, 1, None, kept)
     folder = kept.folder / "step_000006"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from kept_checkpoints import LatentEntry
+from checkpoint_folder import CheckpointFolder
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
@@ -53,7 +53,9 @@ def without_spent(metrics: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def _no_ray() -> None:
-    """Limit torch to one thread; the plain loop needs no Ray, since `train` fetches straight from the store."""
+    """Limit torch to one thread; the plain loop needs no Ray, since `train` fetches straight from the
+    store.
+    """
     torch.set_num_threads(1)
 
 
@@ -63,7 +65,7 @@ train = partial(loop.train, bring=stream.fetch_in_thread)
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
 def test_train_resumed_equals_the_uninterrupted_run(lift_store: Path, tmp_path: Path) -> None:
-    whole, rest = LatentEntry(tmp_path / "whole"), LatentEntry(tmp_path / "rest")
+    whole, rest = CheckpointFolder(tmp_path / "whole"), CheckpointFolder(tmp_path / "rest")
     for kept in (whole, rest):
         kept.folder.mkdir()
     train(job(lift_store), 0, 1, None, whole)
@@ -82,7 +84,7 @@ def test_train_resumed_equals_the_uninterrupted_run(lift_store: Path, tmp_path: 
 def test_train_reports_hold_the_usage_since_the_last_and_checkpoints_none(
     lift_store: Path, tmp_path: Path
 ) -> None:
-    kept = LatentEntry(tmp_path)
+    kept = CheckpointFolder(tmp_path)
     cpu, wall = time.process_time(), time.perf_counter()
     train(job(lift_store), 0, 1, None, kept)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
@@ -109,9 +111,9 @@ def test_train_reports_hold_the_usage_since_the_last_and_checkpoints_none(
 @pytest.mark.usefixtures("_no_ray")
 def test_train_paused_at_any_step_resumes_as_if_uninterrupted(lift_store: Path, tmp_path: Path) -> None:
     whole, paused, stopped = (
-        LatentEntry(tmp_path / "whole"),
-        LatentEntry(tmp_path / "paused"),
-        LatentEntry(tmp_path / "stopped"),
+        CheckpointFolder(tmp_path / "whole"),
+        CheckpointFolder(tmp_path / "paused"),
+        CheckpointFolder(tmp_path / "stopped"),
     )
     for kept in (whole, paused, stopped):
         kept.folder.mkdir()
@@ -125,14 +127,14 @@ def test_train_paused_at_any_step_resumes_as_if_uninterrupted(lift_store: Path, 
     assert fingerprint(whole.folder / "step_000006") == fingerprint(paused.folder / "step_000006")
     train(job(lift_store), 0, 1, None, stopped, asked=lambda: "stop")
     assert [step for step, _ in stopped.reports] == [1]
-    assert not any(stopped.folder.iterdir()), "what is not worth going on with is not worth a checkpoint"
+    assert not any(stopped.folder.iterdir()), "a stopped arm saves no checkpoint"
 
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
 def test_train_extended_to_more_steps_equals_the_longer_run(lift_store: Path, tmp_path: Path) -> None:
     """With a constant learning rate, under which both are the same arm."""
-    once, longer = LatentEntry(tmp_path / "once"), LatentEntry(tmp_path / "longer")
+    once, longer = CheckpointFolder(tmp_path / "once"), CheckpointFolder(tmp_path / "longer")
     for kept in (once, longer):
         kept.folder.mkdir()
     long = job(lift_store, steps=8)
@@ -153,7 +155,7 @@ def test_train_extended_to_more_steps_equals_the_longer_run(lift_store: Path, tm
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
 def test_checkpoint_provenance_names_its_data(lift_store: Path, tmp_path: Path) -> None:
-    kept = LatentEntry(tmp_path)
+    kept = CheckpointFolder(tmp_path)
     train(job(lift_store, steps=3), 0, 1, None, kept)
     card = load_card(tmp_path / "step_000003")
     manifest = load_manifest(open_storage(str(lift_store)))
@@ -173,7 +175,7 @@ def test_checkpoint_provenance_names_its_data(lift_store: Path, tmp_path: Path) 
 def test_train_counts_consumed_clips_at_the_requested_ratio(
     lift_store: Path, tmp_path: Path, ratio: float, with_actions: int, action_free: int
 ) -> None:
-    kept = LatentEntry(tmp_path)
+    kept = CheckpointFolder(tmp_path)
     train(job(lift_store, steps=3, ratio=ratio), 0, 1, None, kept)
     told = kept.reports[-1][1]
     assert (told["clips_with_actions"], told["clips_action_free"]) == (with_actions, action_free)
@@ -199,7 +201,7 @@ def test_fit_with_two_workers_trains_one_model_and_pauses_at_one_step(
         ray.get(handle.give.remote(asked.arm_id, asked))
         ray.get(handle.ask.remote(asked.arm_id, "pause"))
         paused = fit(asked, str(tmp_path), {"CPU": 0.5}, handle)
-        assert 1 <= paused[-1]["step"] < 40, "it went on to the end"
+        assert 1 <= paused[-1]["step"] < 40, "it was not paused"
         ray.get(handle.give.remote(asked.arm_id, asked))  # begun again, with no request pending
         reported = fit(asked, str(tmp_path), {"CPU": 0.5}, handle)
         assert [metrics["step"] for metrics in reported] == [paused[-1]["step"], 20, 40]
