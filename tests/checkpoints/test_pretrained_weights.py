@@ -25,7 +25,7 @@ def svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def spoilt(tmp_path: Path) -> Path:
-    """A copy of the weights that a test may damage."""
+    """Return a copy of the weights that a test may damage."""
     return svd_folder(tmp_path / "spoilt")
 
 

@@ -192,7 +192,7 @@ def test_git_commit_in_a_checkout_is_that_of_git(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A small checkout, with files that must not be submitted."""
+    """Return a small checkout with files that must not be submitted."""
     for name in (
         "jobs/a.py",
         "policy/pretrained/w.safetensors",

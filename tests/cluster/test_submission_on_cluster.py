@@ -135,7 +135,7 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """A head in a folder with a short name: the paths of Ray's sockets must not be long."""
+    """Yield a head in a folder with a short name: the paths of Ray's sockets must not be long."""
     head = Head(tempfile.mkdtemp(prefix="ds-", dir="/tmp"))
     try:
         head.wait()

@@ -406,7 +406,7 @@ def test_same_weights_keeps_the_known_commit_and_ignores_unresolved_ones(
 
 @pytest.fixture
 def state(tmp_path: Path) -> SweepState:
-    """A sweep of one arm that a run has pinned, trained to half its steps and scored there, on a CPU."""
+    """Return a sweep of one arm that a run has pinned, trained to half its steps and scored on a CPU."""
     settings = {
         "name": "one",
         "data": {

@@ -111,7 +111,7 @@ def assert_import_equals(path: Path, episodes: int) -> None:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of datasets that LeRobot wrote and edited."""
+    """Return a folder of datasets that LeRobot wrote and edited."""
     folder = tmp_path_factory.mktemp("lerobot")
     run_in_lerobot("write", folder)
     return folder
@@ -142,7 +142,7 @@ def test_lerobot_import_omits_an_episode_whose_sentence_changes(written: Path) -
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Episode]]:
-    """The export of a store with two cameras and two sentences, and the episodes of the store."""
+    """Return the export of a store with two cameras and two sentences, and the episodes of the store."""
     folder = tmp_path_factory.mktemp("exported")
     storage, conventions = (
         open_storage(str(folder / "store")),

@@ -79,7 +79,7 @@ def ledger_of(file: Path) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def damaged_store(tmp_path_factory: pytest.TempPathFactory, lift_store: Path) -> tuple[Path, str]:
-    """A store with six episodes, and the id of one with a flipped bit: the first demo of every arm."""
+    """Return a store with six episodes, and the id of one with a flipped bit: the first demo of every arm."""
     store = tmp_path_factory.mktemp("damaged") / "store"
     shutil.copytree(lift_store, store)
     manifest = load_manifest(open_storage(str(store)))
@@ -91,7 +91,7 @@ def damaged_store(tmp_path_factory: pytest.TempPathFactory, lift_store: Path) ->
 
 @pytest.fixture(scope="module", params=["action_only", pytest.param("two_stage", marks=pytest.mark.full)])
 def mode(request: pytest.FixtureRequest) -> str:
-    """The sweep's training mode."""
+    """Return the sweep's training mode."""
     name: str = request.param
     return name
 

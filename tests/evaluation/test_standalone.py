@@ -42,7 +42,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def logged(checkpoint: Path, tmp_path: Path) -> tuple[str, str]:
-    """A tracking database that holds the checkpoint as a sweep's, and the id of its logged model."""
+    """Return a tracking database that holds the checkpoint as a sweep's, and the id of its logged model."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     tracker = MlflowWriter(
         uri, "tiny", training="t", protocol="p", steps=3, artifacts=str(tmp_path / "artifacts")

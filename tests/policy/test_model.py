@@ -312,7 +312,7 @@ def checkpoint(tmp_path: Path, model: VideoActionModel) -> Path:
 
 @pytest.fixture(params=["video_action", "diffusion_policy"])
 def any_checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A checkpoint of each kind of policy."""
+    """Return a checkpoint of each kind of policy."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     told = make_card(request.param)

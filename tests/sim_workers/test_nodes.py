@@ -32,7 +32,7 @@ def scenario_report(*arguments: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def fake() -> dict[str, Any]:
-    """Reports of all scenarios with fake simulators, one after another on one cluster."""
+    """Return the reports of all scenarios with fake simulators, one after another on one cluster."""
     return scenario_report("fake")
 
 
@@ -79,7 +79,7 @@ class TestThreeNodes:
 
 @pytest.fixture(scope="module")
 def real() -> dict[str, Any]:
-    """Reports with real simulators of Lift."""
+    """Return the reports with real simulators of Lift."""
     return scenario_report("real")
 
 

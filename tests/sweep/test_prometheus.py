@@ -220,7 +220,7 @@ def test_running_and_finished_sweep_is_visible_on_the_metrics_port(folder: Path,
     failure: list[BaseException] = []
 
     def look() -> None:
-        """While nothing is played: everything is trained, queued, and waits."""
+        """Inspect the sweep while the pool is paused: everything is trained and queued."""
         try:
             until(lambda: scraped.value("ray_demoscale_queued_episodes") == 4 * 3 * 40)
             assert scraped.value("ray_demoscale_unscored_checkpoints") == 4 * 3

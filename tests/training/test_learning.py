@@ -34,7 +34,7 @@ SUITE = Suite(("Lift",), 10, EpisodeRules(horizon=100))
 
 @pytest.fixture
 def env() -> Iterator[SimEnv]:
-    """The simulator of this process; it records the demonstrations and plays the scored scenes."""
+    """Yield the simulator of this process, which records the demonstrations and plays the scored scenes."""
     env = SimEnv("Lift", contract((CAMERA,), (64, 64), "fast"))
     yield env
     env.close()

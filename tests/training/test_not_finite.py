@@ -100,7 +100,7 @@ print(json.dumps(outcomes))
 
 @pytest.fixture(scope="module", params=["fast", "slow"])
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The outcome of each of FAULTS by either control path."""
+    """Return the outcome of each of FAULTS by either control path."""
     file = tmp_path_factory.mktemp(request.param) / "faults.py"
     file.write_text(
         f"import os, sys\nos.chdir({str(file.parent)!r})  # MuJoCo writes a log\nsys.path.insert(0,"
