@@ -47,7 +47,7 @@ def injured(data: bytes, other: bytes, how: str, rng: random.Random) -> bytes | 
     return None
 
 
-def test_corrupted_episodes_are_reported_and_never_decoded(
+def test_corrupted_episodes_are_reported_and_never_fetched(
     store: tuple[Path, Manifest],
 ) -> None:
     folder, manifest = store
