@@ -21,14 +21,14 @@ LOSSES_ALONE = {name: NOTE[name] for name in ("loss", "loss_video", "loss_action
 
 
 @pytest.mark.parametrize("note", [NOTE, LOSSES_ALONE])
-def test_a_note_is_read_and_written_byte_for_byte(note: dict[str, object]) -> None:
+def test_checkpoint_note_round_trip_is_byte_for_byte(note: dict[str, object]) -> None:
     record = CheckpointRecord.from_json(note)
     assert record.fingerprint == "0123456789abcdef"
     assert json.dumps(record.to_json()) == json.dumps(note)
     assert record.metrics == {name: value for name, value in note.items() if name != "checkpoint"}
 
 
-def test_damaged_checkpoints_have_no_record_until_they_are_written_again(tmp_path: Path) -> None:
+def test_damaged_checkpoint_has_no_record_until_it_is_written_again(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     record = CheckpointRecord.from_json(NOTE)
     for step in (100, 200):

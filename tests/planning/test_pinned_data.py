@@ -47,7 +47,7 @@ def sweep(store: str, **data: object) -> SweepConfig:
 
 
 def quarantine(swept: SweepConfig) -> SweepState:
-    """Run the sweep's check of its episodes after one demo of all its arms was damaged."""
+    """Damage a demo of every arm; return the sweep after the check of its episodes."""
     state = SweepState.open(swept, pin=True)
     victim = state.subset(min(swept.grid())).demos[0]
     path = Path(swept.data.episodes.removeprefix("file://")) / state.manifest[victim].key
@@ -79,12 +79,12 @@ def test_plan_and_estimate_count_the_episodes_of_the_jobs_after_a_quarantine(sto
     assert measured["action"].subset == largest
 
 
-def test_a_sweep_that_stops_at_damaged_episodes_leaves_none_out(store: str) -> None:
+def test_pinned_data_without_quarantine_excludes_no_episode(store: str) -> None:
     quarantine(sweep(store))
     assert PinnedData.read(sweep(store, on_corrupt="stop")) == PinnedData(1, {})
 
 
-def test_the_store_check_leaves_quarantined_episodes_out(store: str) -> None:
+def test_store_check_excludes_quarantined_episodes(store: str) -> None:
     swept = sweep(store)
     quarantine(swept)
     with pytest.raises(SweepError, match=r"the store has 7 episodes.*; 1 are set aside as damaged"):
@@ -92,7 +92,7 @@ def test_the_store_check_leaves_quarantined_episodes_out(store: str) -> None:
     assert make_plan(sweep(store, demo_count=[4]).model_copy(update={"name": "another"})).arms == 1
 
 
-def test_the_plan_is_of_the_version_that_the_sweep_keeps_to(store: str) -> None:
+def test_plan_is_of_the_pinned_data_version(store: str) -> None:
     swept = sweep(store)
     storage = open_storage(store)
     assert PinnedData.read(swept) == PinnedData(None, {})
@@ -103,7 +103,7 @@ def test_the_plan_is_of_the_version_that_the_sweep_keeps_to(store: str) -> None:
     assert len(load_manifest(storage)) == 9
 
 
-def test_the_driver_selects_the_episodes_of_an_arm_once(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_state_selects_the_episodes_of_an_arm_once(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from orchestrator.sweep import state as module
 
     selected = []

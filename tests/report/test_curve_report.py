@@ -6,13 +6,13 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-import made_reports
-from made_curves import whole
+import synthetic_reports
 from orchestrator.cli.main import main
 from orchestrator.report.sample_efficiency_curve import Curve
+from synthetic_curves import whole
 
 STORED = Path(__file__).with_name("whole_curve.json")
-"""JSON of `made_curves.whole`, written before reports had types."""
+"""JSON of `synthetic_curves.whole`, written before reports had types."""
 
 
 def rounded(text: str) -> str:
@@ -20,7 +20,7 @@ def rounded(text: str) -> str:
     return re.sub(r"-?\d+\.\d+(e-?\d+)?", lambda number: f"{float(number[0]):.10g}", text)
 
 
-def test_the_json_is_what_it_was_byte_for_byte(tmp_path: Path) -> None:
+def test_report_json_equals_the_stored_file(tmp_path: Path) -> None:
     curve = whole()
     curve.save(tmp_path / "curve.json")
     saved = (tmp_path / "curve.json").read_text()
@@ -28,7 +28,7 @@ def test_the_json_is_what_it_was_byte_for_byte(tmp_path: Path) -> None:
     assert saved == json.dumps(curve.to_json(), indent=1) == json.dumps(curve.report().to_json(), indent=1)
 
 
-def test_the_command_prints_the_json_that_is_saved(monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_curve_command_prints_the_saved_json(monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(Curve, "read", lambda *_: whole())
     done = CliRunner().invoke(
         main, ["curve", "whole", "--storage", str(tmp_path), "--json"], catch_exceptions=False
@@ -36,7 +36,7 @@ def test_the_command_prints_the_json_that_is_saved(monkeypatch, tmp_path: Path) 
     assert rounded(done.stdout) == rounded(STORED.read_text() + "\n")
 
 
-def test_what_is_not_bounded_is_null() -> None:
-    reached, not_reached = (made_reports.rich().lines[place].reach[1].to_json() for place in (0, 2))
+def test_report_json_has_null_for_unbounded_numbers() -> None:
+    reached, not_reached = (synthetic_reports.rich().lines[place].reach[1].to_json() for place in (0, 2))
     assert (reached["demos"], reached["low"], reached["high"]) == (196.0, 140, 290)
     assert (not_reached["demos"], not_reached["low"], not_reached["high"]) == (None, 240.0, None)

@@ -1,4 +1,4 @@
-"""The page's drawings: points lie where their numbers say, and lines can be told apart."""
+"""The page's drawings: points lie at their values, and lines are distinguishable."""
 
 import itertools
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import made_reports
+import synthetic_reports
 from orchestrator.report.curve_report import CurveReport
 from orchestrator.report.curve_types import Series
 from orchestrator.report.svg_plots import LABEL_GAP, cost_plot, curve_plot, styles
 
 
-def test_lines_differ_in_shape_or_dash_wherever_colour_fails() -> None:
+def test_line_styles_differ_in_shape_or_dash() -> None:
     ours = [Series("video_action", float(n)) for n in range(8)]
     baselines = [Series("diffusion_policy", float(n)) for n in range(2)]
     looks = [(style.shape, style.dash) for style in styles([*ours, *baselines]).values()]
@@ -22,8 +22,8 @@ def test_lines_differ_in_shape_or_dash_wherever_colour_fails() -> None:
     assert len({shape for shape, _ in first}) == len({dash for _, dash in first}) == 4
 
 
-def test_points_lie_where_their_numbers_say() -> None:
-    report = made_reports.rich()
+def test_curve_plot_points_lie_at_their_values() -> None:
+    report = synthetic_reports.rich()
     plot = curve_plot(report, "curve", 740, 400)
     dots = [dot for trace in plot.traces for dot in trace.dots]
     bottom, height = plot.frame.bottom, plot.frame.bottom - plot.frame.top
@@ -40,15 +40,15 @@ def test_points_lie_where_their_numbers_say() -> None:
     assert [len(trace.replicates) for trace in plot.traces] == [3, 3, 3]
 
 
-def test_denominators_stand_beside_points_and_not_over_one_another() -> None:
-    plot = curve_plot(made_reports.rich(), "curve", 740, 400)
+def test_curve_plot_denominators_do_not_overlap() -> None:
+    plot = curve_plot(synthetic_reports.rich(), "curve", 740, 400)
     assert plot.labelled
     texts = sorted((dot.anchor, dot.text_x, dot.text_y) for trace in plot.traces for dot in trace.dots)
     assert len(texts) == 12
     for (side, x, y), (next_side, next_x, next_y) in itertools.pairwise(texts):
         if (side, x) == (next_side, next_x):
             assert next_y - y >= LABEL_GAP - 1e-9
-    assert not curve_plot(made_reports.rich(), "curve", 344, 340).labelled
+    assert not curve_plot(synthetic_reports.rich(), "curve", 344, 340).labelled
 
 
 def with_money(report: CurveReport, money: Callable[[int], float | None]) -> CurveReport:
@@ -60,8 +60,8 @@ def with_money(report: CurveReport, money: Callable[[int], float | None]) -> Cur
     return replace(report, points=tuple(points))
 
 
-def test_the_cost_axis_is_what_tells_most() -> None:
-    report = made_reports.rich()
+def test_cost_plot_axis_is_money_where_priced_else_gpu_hours() -> None:
+    report = synthetic_reports.rich()
     plot = cost_plot(report, "cost", 430, 400)
     assert plot
     assert "GPU-hours" in plot.x_label
