@@ -11,6 +11,7 @@ DemoscaleError
 ├── LiberoMissingError      sim_workers.envs.libero             LIBERO is not installed
 ├── NotFiniteError          policy.finite                       training diverged
 ├── ProtocolError           orchestrator.evaluation.scores      a policy cannot be scored on a suite
+├── RecordingTimeoutError   orchestrator.data.parallel_writer   a recording hangs; exit code 75
 ├── RemoteError             policy.http_protocol                a policy server cannot be reached or answers
                             invalidly
 ├── RobocasaError           sim_workers.envs.robocasa           RoboCasa is missing or has another version
