@@ -58,8 +58,7 @@ def reconcile_contract(source: Source, storage: Storage) -> Source:
         raise SourceError(
             f"{storage.uri}: these recordings do not fit into the store. {'; '.join(different)}"
         )
-    source.contract = offered
-    return source
+    return replace(source, info=replace(source.info, contract=offered))
 
 
 def _words(value: object) -> str:
