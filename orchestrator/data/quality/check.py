@@ -113,10 +113,10 @@ def check(
     decoding, measuring = (sum(traits.seconds[i] for traits in seen) for i in (0, 1))
     frames = sum(traits.entry.length for traits in seen)
     return Checked(
-        findings,
-        len(seen),
-        frames,
-        {word: flags[word] for word in words.values()},
-        decoding,
-        measuring + judged,
+        findings=findings,
+        episodes=len(seen),
+        frames=frames,
+        successes={word: flags[word] for word in words.values()},
+        decoding_s=decoding,
+        measuring_s=measuring + judged,
     )
