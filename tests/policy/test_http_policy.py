@@ -20,8 +20,8 @@ import pytest
 from conftest import CHECKOUT
 
 from http_policies import CONTRACT, Digest, look, same, served
-from policy.http_policy import RemoteError, RemotePolicy
-from policy.http_protocol import pack, pack_observations
+from policy.http_policy import RemotePolicy
+from policy.http_protocol import RemoteError, pack, pack_observations
 from policy.interface import ActionChunk, Observation
 from sim_workers.rollout.policy_clients import FactoryPolicy, InProcessPolicy, RemoteServer
 
@@ -202,7 +202,7 @@ def test_there_is_a_sentence_for_a_server_that_is_not_there_or_says_nothing() ->
 
 
 SERVE = (
-    "import sys; from policy.http_policy import serve; from http_policies import Digest; serve(Digest(),"
+    "import sys; from policy.http_server import serve; from http_policies import Digest; serve(Digest(),"
     " port=int(sys.argv[1]))"
 )
 

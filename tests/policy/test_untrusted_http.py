@@ -20,10 +20,11 @@ import pytest
 
 from hostile_bytes import mutated, peak, peak_reset
 from http_policies import CONTRACT, Digest, look, same, served
-from policy import http_policy as remote_module
-from policy.http_policy import RemoteError, RemotePolicy
+from policy import http_server
+from policy.http_policy import RemotePolicy
 from policy.http_protocol import (
     MOST_OBSERVATIONS,
+    RemoteError,
     pack,
     pack_chunks,
     pack_observations,
@@ -140,8 +141,8 @@ def test_a_name_that_leads_here_makes_no_page_a_friend(url: str) -> None:
 
 
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_module, "HEAD_S", 0.6)
-    monkeypatch.setattr(remote_module, "BODY_S", 0.6)
+    monkeypatch.setattr(http_server, "HEAD_S", 0.6)
+    monkeypatch.setattr(http_server, "BODY_S", 0.6)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_a_request_that_drips_ends_in_time(url: str, monkeypatch: pytest.MonkeyP
 
 
 def test_more_connections_than_allowed_are_refused_and_the_rest_are_answered() -> None:
-    server = remote_module.make_server(Digest(), port=0, most_connections=2)
+    server = http_server.make_server(Digest(), port=0, most_connections=2)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_address[1]}"
