@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import newest_manifest, put_episode
-from orchestrator.data.importers.base import Item, Source, SourceError, cause
+from orchestrator.data.importers.base import Item, Source
 from orchestrator.data.importers.image_ops import BLOCK
+from orchestrator.data.importers.source_files import SourceError, cause
 from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.data.parallel_writer import record_all
 from orchestrator.storage.base import Storage, open_storage

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.data.importers.base import ImportOptions, SourceError, SourceInfo
+from orchestrator.data.importers.base import ImportOptions, SourceInfo
 from orchestrator.data.importers.image_ops import TURNS
+from orchestrator.data.importers.source_files import SourceError
 from policy.interface import Contract
 from sim_workers.envs.robosuite import ACTION, PROPRIO, PROPRIO_KEYS
 
@@ -151,9 +152,43 @@ def renamed_actions(info: SourceInfo, largest: float, reading: ImportOptions) ->
     return replace(info, contract=replace(info.contract, action=names)), questions
 
 
-def contract_of(
+def source_info(
     where: str,
+    reading: ImportOptions,
     *,
+    format: str,
+    name: str,
+    label: str,
+    cameras: dict[str, str],
+    sizes: dict[str, tuple[int, int]],
+    stored: str,
+    native_hz: float,
+    labelled: bool,
+    proprio: tuple[str, ...] = (),
+    action: tuple[str, ...] = (),
+    simulator: str = "unknown",
+) -> SourceInfo:
+    """Return the conventions of a source.
+
+    where: its path, for messages. sizes: (H, W) of some pictures, by a name for messages. The others: as in
+    `SourceInfo` and `Contract`. Raises SourceError if the sizes differ, or if the dimensions do not fit
+    `panda`.
+    """
+    contract = _contract(where, cameras, sizes, proprio, action, native_hz, simulator, reading)
+    return SourceInfo(
+        format=format,
+        name=name,
+        label=label,
+        cameras=cameras,
+        stored=stored,
+        native_hz=native_hz,
+        labelled=labelled,
+        contract=contract,
+    )
+
+
+def _contract(
+    where: str,
     cameras: dict[str, str],
     sizes: dict[str, tuple[int, int]],
     proprio: tuple[str, ...],

@@ -20,38 +20,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.data.importers.base import (
-    EpisodeInfo,
-    ImportOptions,
-    Item,
-    Pictures,
-    RawEpisode,
-    Source,
-    SourceError,
-    SourceInfo,
-    build_items,
-    label_of,
-)
+from orchestrator.data.importers.base import EpisodeInfo, ImportOptions, Item, RawEpisode, Source, SourceInfo
 from orchestrator.data.importers.conventions import (
     cameras_by_name,
     chosen_cameras,
     chosen_proprio,
-    contract_of,
     names_of,
     native_rate,
     orientation,
     renamed_actions,
     rows_of,
+    source_info,
     width_of,
 )
 from orchestrator.data.importers.image_ops import (
     MOST_PIXELS,
     RANGES,
     SMALLEST,
+    Pictures,
     ValueRange,
     in_blocks,
     range_of,
 )
+from orchestrator.data.importers.items import build_items, label_of
+from orchestrator.data.importers.source_files import SourceError
 from orchestrator.data.importers.zarr_chunks import (
     ReplayBuffer,
     chunk_faults,
@@ -199,24 +191,19 @@ def open_replay_buffer(path: Path, reading: ImportOptions) -> Source:
     questions += more
     bad |= nan
     action_dims = names_of([action], [int(arrays[action].shape[1])]) if labelled else ()
-    info = SourceInfo(
+    info = source_info(
+        where,
+        reading,
         format="diffusion-policy zarr",
         name=path.name,
         label=label_of(path, reading),
         cameras=cameras,
+        sizes=sizes,
         stored=stored,
         native_hz=native_hz,
         labelled=labelled,
-        contract=contract_of(
-            where,
-            cameras=cameras,
-            sizes=sizes,
-            proprio=names,
-            action=action_dims,
-            native_hz=native_hz,
-            simulator="unknown",
-            reading=reading,
-        ),
+        proprio=names,
+        action=action_dims,
     )
     task = reading.task or ""
 

@@ -71,6 +71,15 @@ def resized(pictures_LHW3: Pictures, size: tuple[int, int]) -> Pictures:
     return np.stack([frame.to_ndarray(format="rgb24") for frame in scaled])
 
 
+def kept_frames(length: int, native_hz: float, hz: float) -> npt.NDArray[np.int64]:
+    """Return the indices of the frames nearest to the steps of another rate, out of `length` frames."""
+    if hz == native_hz:
+        return np.arange(length)
+    count = int((length - 1) * hz / native_hz + 1e-9) + 1
+    nearest: npt.NDArray[np.int64] = np.round(np.arange(count) * native_hz / hz).astype(np.int64)
+    return nearest.clip(max=length - 1)
+
+
 def in_blocks(
     read: Callable[[int, int], Pictures], rows: Numbers, stored: str, size: tuple[int, int]
 ) -> Pictures:

@@ -28,29 +28,23 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from orchestrator.data.importers.base import (
-    EpisodeInfo,
-    ImportOptions,
-    Item,
-    Pictures,
-    RawEpisode,
-    Source,
-    SourceError,
-    SourceInfo,
-    build_items,
-    cause,
-    contained,
-    label_of,
-    refuse_pointer,
-    unusable,
-)
+from orchestrator.data.importers.base import EpisodeInfo, ImportOptions, Item, RawEpisode, Source, SourceInfo
 from orchestrator.data.importers.conventions import (
     chosen_cameras,
-    contract_of,
     orientation,
     renamed_actions,
+    source_info,
 )
-from orchestrator.data.importers.image_ops import film_at, film_frames, film_index, image, images, in_blocks
+from orchestrator.data.importers.image_ops import (
+    Pictures,
+    film_at,
+    film_frames,
+    film_index,
+    image,
+    images,
+    in_blocks,
+)
+from orchestrator.data.importers.items import build_items, label_of, unusable
 from orchestrator.data.importers.lerobot_metadata import (
     ACTIONS,
     BASE_PART,
@@ -78,6 +72,7 @@ from orchestrator.data.importers.lerobot_rows import (
     vectors,
     whole_table,
 )
+from orchestrator.data.importers.source_files import SourceError, cause, contained, refuse_pointer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,30 +289,22 @@ def _understand(root: Path, facts: dict[str, Any], reading: ImportOptions) -> So
         labelled=labelled,
     )
     sizes = _true_sizes(root, declared, named, films, list(places.values()))
-    info = SourceInfo(
+    info = source_info(
+        where,
+        replace(reading, render_profile=reading.render_profile or (ours.render_profile if ours else None)),
         format=f"LeRobot {version}",
         name=root.name,
         label=label_of(root, reading),
         cameras=cameras,
+        sizes=sizes,
         stored=stored,
         native_hz=native_hz,
         labelled=labelled,
-        contract=contract_of(
-            where,
-            cameras=cameras,
-            sizes=sizes,
-            proprio=tuple(
-                name for key in proprio for name in dimension_names(key, features[key], parts.get(key, []))
-            ),
-            action=tuple(all_names[i] for i in columns) if columns else all_names,
-            native_hz=native_hz,
-            simulator=ours.simulator if ours else f"unknown, robot {facts.get('robot_type') or 'unknown'}",
-            reading=(
-                reading
-                if reading.render_profile or not ours
-                else replace(reading, render_profile=ours.render_profile)
-            ),
+        proprio=tuple(
+            name for key in proprio for name in dimension_names(key, features[key], parts.get(key, []))
         ),
+        action=tuple(all_names[i] for i in columns) if columns else all_names,
+        simulator=ours.simulator if ours else f"unknown, robot {facts.get('robot_type') or 'unknown'}",
     )
     reader = LeRobotReader(
         root=root,

@@ -13,16 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.data.importers.base import (
-    ImportOptions,
-    SourceError,
-    cause,
-    contained,
-    only_sentence,
-    refuse_pointer,
-)
+from orchestrator.data.importers.base import ImportOptions
 from orchestrator.data.importers.conventions import names_of
+from orchestrator.data.importers.items import only_sentence
 from orchestrator.data.importers.lerobot_rows import RATE_TOLERANCE, Spans, length_of, part_of_table
+from orchestrator.data.importers.source_files import SourceError, cause, contained, refuse_pointer
 from policy.interface import Contract
 
 STATES, ACTIONS = ("observation.state", "state"), ("action", "actions")

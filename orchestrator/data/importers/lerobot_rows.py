@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.data.importers.base import contained
+from orchestrator.data.importers.source_files import contained
 
 Spans = tuple[tuple[str, int, int], ...]
 """Spans of Parquet files: path, first row, number of rows."""

@@ -27,33 +27,17 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from orchestrator.data.importers.base import (
-    MCAP_SUFFIXES,
-    EpisodeInfo,
-    ImportOptions,
-    Item,
-    Pictures,
-    RawEpisode,
-    Source,
-    SourceError,
-    SourceInfo,
-    build_items,
-    contained,
-    examined,
-    kept_frames,
-    label_of,
-    unusable,
-    visible,
-)
+from orchestrator.data.importers.base import EpisodeInfo, ImportOptions, Item, RawEpisode, Source, SourceInfo
 from orchestrator.data.importers.conventions import (
     chosen_cameras,
-    contract_of,
     native_rate,
     orientation,
     renamed_actions,
+    source_info,
     store_rate,
 )
-from orchestrator.data.importers.image_ops import Numbers, resized, turned
+from orchestrator.data.importers.image_ops import Numbers, Pictures, kept_frames, resized, turned
+from orchestrator.data.importers.items import build_items, examined, label_of, unusable
 from orchestrator.data.importers.mcap_messages import (
     CAMERA_KINDS,
     TopicSeries,
@@ -62,6 +46,7 @@ from orchestrator.data.importers.mcap_messages import (
     places_of,
     scan,
 )
+from orchestrator.data.importers.source_files import MCAP_SUFFIXES, SourceError, contained, visible
 from sim_workers.envs.tasks import TASKS
 
 LONGEST_GAP = 1.5
@@ -200,28 +185,21 @@ def open_mcap(root: Path, reading: ImportOptions) -> Source:
             f" {'; '.join([*left_out.values()][:5]) or 'It holds none'}"
         )
     proprio, action = next(iter(plans.values())).names
-    info = SourceInfo(
+    info = source_info(
+        str(root),
+        reading,
         format="MCAP",
         name=root.name,
         label=label_of(root, reading),
         cameras=cameras,
+        sizes={
+            f"{name}, {camera}": size for name, plan in plans.items() for camera, size in plan.sizes.items()
+        },
         stored=stored,
         native_hz=native_hz,
         labelled=bool(reading.action),
-        contract=contract_of(
-            str(root),
-            cameras=cameras,
-            sizes={
-                f"{name}, {camera}": size
-                for name, plan in plans.items()
-                for camera, size in plan.sizes.items()
-            },
-            proprio=proprio,
-            action=action,
-            native_hz=native_hz,
-            simulator="unknown",
-            reading=reading,
-        ),
+        proprio=proprio,
+        action=action,
     )
     ordered: dict[str, _Plan] = {}
 

@@ -22,29 +22,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.data.importers.base import (
-    EpisodeInfo,
-    ImportOptions,
-    Item,
-    Pictures,
-    RawEpisode,
-    Source,
-    SourceError,
-    SourceInfo,
-    build_items,
-    only_sentence,
-    refuse_pointer,
-)
+from orchestrator.data.importers.base import EpisodeInfo, ImportOptions, Item, RawEpisode, Source, SourceInfo
 from orchestrator.data.importers.conventions import (
     chosen_cameras,
     chosen_proprio,
-    contract_of,
     names_of,
     native_rate,
     orientation,
     renamed_actions,
+    source_info,
 )
-from orchestrator.data.importers.image_ops import MOST_PIXELS, image, images, in_blocks
+from orchestrator.data.importers.image_ops import MOST_PIXELS, Pictures, image, images, in_blocks
+from orchestrator.data.importers.items import build_items, only_sentence
+from orchestrator.data.importers.source_files import SourceError, refuse_pointer
 from sim_workers.envs.tasks import TASKS
 
 OBSERVATION = "steps/observation/"
@@ -211,24 +201,20 @@ def open_rlds(root: Path, reading: ImportOptions) -> Source:
     problems: list[str] = []
     records = list(_records(root, problems))
     sizes = _true_sizes(records, cameras) or declared
-    info = SourceInfo(
+    info = source_info(
+        where,
+        reading,
         format="RLDS",
         name=name,
         label=reading.label or name,
         cameras=cameras,
+        sizes=sizes,
         stored=stored,
         native_hz=native_hz,
         labelled=labelled,
-        contract=contract_of(
-            where,
-            cameras=cameras,
-            sizes=sizes,
-            proprio=proprio_names,
-            action=action_dims,
-            native_hz=native_hz,
-            simulator=f"unknown, {name}",
-            reading=reading,
-        ),
+        proprio=proprio_names,
+        action=action_dims,
+        simulator=f"unknown, {name}",
     )
     reader = RldsReader(
         features=features,

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from orchestrator.data.importers.base import ImportOptions, SourceError, cause, examined
+from orchestrator.data.importers.base import ImportOptions
 from orchestrator.data.importers.conventions import cameras_by_name
 from orchestrator.data.importers.hdf5_arrays import (
     FAULTS,
@@ -22,7 +22,9 @@ from orchestrator.data.importers.hdf5_arrays import (
     refuse_unreadable,
     shapes,
 )
+from orchestrator.data.importers.items import examined
 from orchestrator.data.importers.robomimic_attributes import text_of
+from orchestrator.data.importers.source_files import SourceError, cause
 
 ACTIONS = "actions"
 

@@ -28,31 +28,12 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.data.importers.base import (
-    HDF5_SUFFIXES,
-    EpisodeInfo,
-    ImportOptions,
-    Item,
-    Pictures,
-    RawEpisode,
-    Source,
-    SourceError,
-    SourceInfo,
-    build_items,
-    cause,
-    examined,
-    identity,
-    label_of,
-    refuse_bulk,
-    refuse_pointer,
-    unusable,
-    visible,
-)
+from orchestrator.data.importers.base import EpisodeInfo, ImportOptions, Item, RawEpisode, Source, SourceInfo
 from orchestrator.data.importers.conventions import (
     action_names,
-    contract_of,
     native_rate,
     orientation,
+    source_info,
 )
 from orchestrator.data.importers.hdf5_arrays import (
     CHUNK_CACHE,
@@ -62,7 +43,8 @@ from orchestrator.data.importers.hdf5_arrays import (
     member,
     vectors,
 )
-from orchestrator.data.importers.image_ops import RANGES, in_blocks, range_of
+from orchestrator.data.importers.image_ops import RANGES, Pictures, in_blocks, range_of
+from orchestrator.data.importers.items import build_items, examined, identity, label_of, refuse_bulk, unusable
 from orchestrator.data.importers.robomimic_attributes import (
     attributes_of,
     family_of,
@@ -78,7 +60,13 @@ from orchestrator.data.importers.robomimic_demos import (
     pictures_of,
 )
 from orchestrator.data.importers.robomimic_plan import ARM, DemoPlan, planned
-from policy.interface import Contract
+from orchestrator.data.importers.source_files import (
+    HDF5_SUFFIXES,
+    SourceError,
+    cause,
+    refuse_pointer,
+    visible,
+)
 
 
 @dataclass(frozen=True)
@@ -275,28 +263,24 @@ def _understand(path: Path, file: Any, reading: ImportOptions, label: str, part:
     if stated:
         reading = replace(reading, render_profile=reading.render_profile or stated.contract.render_profile)
 
-    def contract_with(action: tuple[str, ...]) -> Contract:
-        return contract_of(
+    def info_with(action: tuple[str, ...], format: str) -> SourceInfo:
+        return source_info(
             str(path),
+            reading,
+            format=format,
+            name=path.name,
+            label=f"{label}-{part}" if part else label,
             cameras=plan.cameras,
             sizes=plan.sizes,
+            stored=stored,
+            native_hz=native_hz,
+            labelled=bool(plan.action),
             proprio=proprio,
             action=action,
-            native_hz=native_hz,
             simulator=stated.contract.simulator if stated else program.simulator,
-            reading=reading,
         )
 
-    info = SourceInfo(
-        format="robomimic HDF5",
-        name=path.name,
-        label=f"{label}-{part}" if part else label,
-        cameras=plan.cameras,
-        stored=stored,
-        native_hz=native_hz,
-        labelled=bool(plan.action),
-        contract=contract_with(action),
-    )
+    info = info_with(action, "robomimic HDF5")
     contents, faults = examined(
         path.name,
         found.shapes,
@@ -315,7 +299,7 @@ def _understand(path: Path, file: Any, reading: ImportOptions, label: str, part:
         arm, more = action_names(path.name, action[:ARM], largest, reading)
         questions += more
         action = (*arm, *action[ARM:])
-    info = replace(info, format=family_of(data, next(iter(contents))), contract=contract_with(action))
+    info = info_with(action, family_of(data, next(iter(contents))))
 
     def describe(demo: str) -> EpisodeInfo:
         content, attributes = contents[demo], attributes_of(data, demo)

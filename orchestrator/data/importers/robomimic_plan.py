@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.importers.base import ImportOptions, SourceError
+from orchestrator.data.importers.base import ImportOptions
 from orchestrator.data.importers.conventions import chosen_cameras, chosen_proprio, names_of
 from orchestrator.data.importers.hdf5_arrays import is_vectors, member
 from orchestrator.data.importers.robomimic_attributes import RecordingProgram, StatedConventions
 from orchestrator.data.importers.robomimic_demos import ACTIONS, DemoShape
+from orchestrator.data.importers.source_files import SourceError
 from sim_workers.envs.robosuite import ACTION, PROPRIO, PROPRIO_KEYS
 
 LIBEROS_HAND = ("ee_pos", "ee_ori", "gripper_states")

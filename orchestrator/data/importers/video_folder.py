@@ -16,33 +16,20 @@ from typing import Any
 import av
 import numpy as np
 
-from orchestrator.data.importers.base import (
-    FILM_SUFFIXES,
-    EpisodeInfo,
-    ImportOptions,
-    Item,
-    Pictures,
-    RawEpisode,
-    Source,
-    SourceError,
-    SourceInfo,
-    build_items,
-    examined,
-    kept_frames,
-    label_of,
-    refuse_pointer,
-    unusable,
-    visible,
-)
-from orchestrator.data.importers.conventions import contract_of, native_rate, orientation
+from orchestrator.data.importers.base import EpisodeInfo, ImportOptions, Item, RawEpisode, Source, SourceInfo
+from orchestrator.data.importers.conventions import native_rate, orientation, source_info
 from orchestrator.data.importers.image_ops import (
     Numbers,
+    Pictures,
     VideoIndex,
     display_matrix,
     film_at,
     film_frames,
     film_index,
+    kept_frames,
 )
+from orchestrator.data.importers.items import build_items, examined, label_of, unusable
+from orchestrator.data.importers.source_files import FILM_SUFFIXES, SourceError, refuse_pointer, visible
 from sim_workers.envs.tasks import TASKS
 
 NO_CAMERA = re.compile(r"(?:v?[\d\s_.:()T+Z-]*|(?=\d)[\d\s_.:()-]+[ap]\.?m\.?[\d\s_()-]*)", re.IGNORECASE)
@@ -143,24 +130,17 @@ def open_films(root: Path, reading: ImportOptions) -> Source:
             )
         scenes = {name: replace(scene, rate=native_hz) for name, scene in scenes.items()}
     sizes = {scene.size: name for name, scene in scenes.items()}
-    info = SourceInfo(
+    info = source_info(
+        str(root),
+        reading,
         format="films",
         name=root.name,
         label=label_of(root, reading),
         cameras=cameras,
+        sizes={name: size for size, name in sizes.items()},
         stored=stored,
         native_hz=native_hz,
         labelled=False,
-        contract=contract_of(
-            str(root),
-            cameras=cameras,
-            sizes={name: size for size, name in sizes.items()},
-            proprio=(),
-            action=(),
-            native_hz=native_hz,
-            simulator="unknown",
-            reading=reading,
-        ),
     )
 
     def describe(name: str) -> EpisodeInfo:

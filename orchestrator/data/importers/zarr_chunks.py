@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from orchestrator.data.importers.base import SourceError
 from orchestrator.data.importers.conventions import rows_of, width_of
 from orchestrator.data.importers.image_ops import MOST_VECTOR_BYTES
+from orchestrator.data.importers.source_files import SourceError
 
 MOST_CHUNK_BYTES = 2 << 30
 """Maximum bytes of one chunk, or of one member of a zip file."""
