@@ -111,24 +111,7 @@ def open_replay_buffer(path: Path, reading: ImportOptions) -> Source:
     wrong.
     """
     buffer, where = ReplayBuffer(path, folder_in_zip(path)), str(path)
-    root = buffer.open()
-    try:
-        arrays, ends = dict(sorted(root["data"].arrays())), root["meta/episode_ends"]
-        refuse_large(path, "meta/episode_ends", ends)
-        if lost := chunk_faults(buffer, "meta/episode_ends", ends):
-            raise SourceError(f"{path}: {lost[0].sentence}")
-        last_rows = [int(end) for end in ends[:]]
-    except SourceError:
-        raise
-    except Exception as error:
-        said = " ".join(str(error).split())
-        reason = (
-            "it is compressed with a codec that is not installed; run `pip install imagecodecs` if it is"
-            " UMI's, otherwise install the codec"
-            if "codec" in said
-            else "it is no replay buffer with data/* and meta/episode_ends"
-        )
-        raise SourceError(f"{path}: {reason} ({said})") from None
+    arrays, last_rows = _arrays(buffer)
     pictures = [name for name, array in arrays.items() if _is_pictures(array)]
     keys = cameras_by_name(pictures)
     if len(keys) < len(pictures):  # `front_rgb` and `front_image`
@@ -243,6 +226,30 @@ def open_replay_buffer(path: Path, reading: ImportOptions) -> Source:
         problems=problems + listing.problems,
         questions=questions + more,
     )
+
+
+def _arrays(buffer: ReplayBuffer) -> tuple[dict[str, Any], list[int]]:
+    """Return the arrays of `data` by name, and the row after the last of each episode. Raises SourceError if
+    the buffer has none.
+    """
+    root = buffer.open()
+    try:
+        arrays, ends = dict(sorted(root["data"].arrays())), root["meta/episode_ends"]
+        refuse_large(buffer.path, "meta/episode_ends", ends)
+        if lost := chunk_faults(buffer, "meta/episode_ends", ends):
+            raise SourceError(f"{buffer.path}: {lost[0].sentence}")
+        return arrays, [int(end) for end in ends[:]]
+    except SourceError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        reason = (
+            "it is compressed with a codec that is not installed; run `pip install imagecodecs` if it is"
+            " UMI's, otherwise install the codec"
+            if "codec" in said
+            else "it is no replay buffer with data/* and meta/episode_ends"
+        )
+        raise SourceError(f"{buffer.path}: {reason} ({said})") from None
 
 
 def _spans(path: Path, ends: list[int], rows: int) -> tuple[dict[str, tuple[int, int]], list[str]]:

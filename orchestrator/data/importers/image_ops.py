@@ -287,7 +287,9 @@ def _film_index(path: Path, _size: int, _changed: int) -> VideoIndex:
     first_keys = np.asarray([pts for pts, _ in keys] if timed and keys else [pts[0]], np.int64)
     starts = np.asarray([dts for _, dts in keys] if timed and keys else [pts[0]], np.int64)
     seek = starts[(np.searchsorted(first_keys, pts, side="right") - 1).clip(min=0)]
-    return VideoIndex(size, times, sums, rate or 1.0, pts, seek, timed)
+    return VideoIndex(
+        size=size, times=times, packet_sums=sums, rate=rate or 1.0, _pts=pts, _seek=seek, _timed=timed
+    )
 
 
 def film_frames(path: Path, numbers: Sequence[int] | Numbers) -> Iterator[Pictures]:

@@ -50,6 +50,11 @@ class Listing:
         """Reason why each unusable episode is left out, one sentence each."""
         return [item.problem for item in self.items if item.problem]
 
+    @property
+    def instructed(self) -> bool:
+        """Whether every usable episode has an instruction."""
+        return all(item.instruction for item in self.items if not item.problem)
+
 
 def build_items(info: SourceInfo, rows: Mapping[str, int], describe: Callable[[str], EpisodeInfo]) -> Listing:
     """Return an item per episode, with a problem where `describe` raises or the pictures would not fit into

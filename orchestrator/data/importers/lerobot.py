@@ -323,7 +323,7 @@ def _understand(root: Path, facts: dict[str, Any], reading: ImportOptions) -> So
         {name: place.length for name, place in places.items()},
         partial(reader.describe, info=info, reading=reading),
     )
-    if not all(item.instruction for item in listing.items if not item.problem):
+    if not listing.instructed:
         questions.append(f"{root.name}: episodes have no task; say in words what is done with --instruction")
     info, more = renamed_actions(info, listing.largest_action, reading)
     return Source(

@@ -226,7 +226,7 @@ def open_rlds(root: Path, reading: ImportOptions) -> Source:
     listing = build_items(
         info, dict.fromkeys(reader.places, 0), partial(reader.describe, info=info, reading=reading)
     )
-    if not all(item.instruction for item in listing.items if not item.problem):
+    if not listing.instructed:
         questions.append(f"{name}: it does not say in words what is done; say it with --instruction")
     info, more = renamed_actions(info, listing.largest_action, reading)
     return Source(

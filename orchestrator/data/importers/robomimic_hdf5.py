@@ -335,7 +335,7 @@ def _understand(path: Path, file: Any, reading: ImportOptions, label: str, part:
         demo: unusable(demo, rows.get(demo, 0), info.labelled, problem) for demo, problem in faults.items()
     }
     ordered = [items[demo] for demo in found.order if demo in items]
-    if not all(item.instruction for item in ordered if not item.problem):
+    if not listing.instructed:
         questions.append(f"{path.name}: it does not say in words what is done; say it with --instruction")
     names = {demo: f"{part}-{demo}" if part else demo for demo in items}
     return _File(

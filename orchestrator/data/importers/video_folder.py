@@ -223,11 +223,14 @@ def _scene(
     height, width = next(iter(pictures.values()))
     rows = int(np.floor(min(durations.values()) * rate + 0.25)) + 1
     stated = replace(reading, hz=None) if reading.hz and abs(reading.hz / rate - 1) < SAME_RATE else reading
-    turns = tuple(matrix for _, matrix in headers.values())
-    return (
-        _Scene(films, native_rate(f"{root}, {name}", rate, stated), rows, (int(height), int(width)), turns),
-        indices,
+    scene = _Scene(
+        films=films,
+        rate=native_rate(f"{root}, {name}", rate, stated),
+        rows=rows,
+        size=(int(height), int(width)),
+        turns=tuple(matrix for _, matrix in headers.values()),
     )
+    return scene, indices
 
 
 def _header(path: Path) -> tuple[float, tuple[int, ...]]:

@@ -228,7 +228,10 @@ def _layout(buffer: ReplayBuffer, name: str, array: Any) -> _Layout:
         )
     inner = tuple(outer // side for outer, side in zip(array.shards, array.chunks, strict=True))
     return _Layout(
-        _is_blosc(settings["codecs"]), inner, settings["index_location"] == "start", 4 * (len(index) - 1)
+        blosc=_is_blosc(settings["codecs"]),
+        inner=inner,
+        index_first=settings["index_location"] == "start",
+        checksum=4 * (len(index) - 1),
     )
 
 

@@ -85,7 +85,15 @@ class Report:
     ) -> None:
         episodes = () if entry is None else (entry.episode_id,)
         self.found.append(
-            Finding(severity or KINDS[kind][0], kind, episodes, where, round(float(value), 4), unit, sentence)
+            Finding(
+                severity=severity or KINDS[kind][0],
+                kind=kind,
+                episodes=episodes,
+                where=where,
+                value=round(float(value), 4),
+                unit=unit,
+                sentence=sentence,
+            )
         )
 
     def sorted(self, episodes: int) -> list[Finding]:
