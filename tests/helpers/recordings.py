@@ -101,9 +101,13 @@ def recorded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the recordings, made when the first test of the session asks."""
     if not _made:
         folder = tmp_path_factory.mktemp("recorded")
-        # `run` is imported from tests/conftest.py
-        paths = os.pathsep.join((str(CHECKOUT), str(CHECKOUT / "tests")))
-        done = run("-W", "ignore", str(Path(__file__)), str(folder), env={**os.environ, "PYTHONPATH": paths})
+        done = run(
+            "-W",
+            "ignore",
+            str(Path(__file__)),
+            str(folder),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join((str(CHECKOUT), str(CHECKOUT / "tests")))},
+        )
         assert done.returncode == 0, done.stderr
         _made.append(folder)
     return _made[0]
