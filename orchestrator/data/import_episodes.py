@@ -17,7 +17,7 @@ STORED_BYTES = 1920 * 1080 * 3
 """Assumed bytes of a picture as stored in the source; larger ones take more."""
 _CONTENT = re.compile(r"; content [0-9a-f]{12}$")
 
-_MENDS = {
+_FIXES = {
     "cameras": "choose and name them with --cameras",
     "image_size": "scale with --image-size",
     "control_hz": "choose the store's rate with --resample-hz, for episodes without actions",
@@ -52,8 +52,8 @@ def reconcile_contract(source: Source, storage: Storage) -> Source:
     ours, theirs = store.to_json(), offered.to_json()
     if different := [
         f"{name.replace('_', ' ')}: the store has {_words(ours[name])}, these have {_words(theirs[name])}"
-        f" ({_MENDS[name]})"
-        for name in _MENDS
+        f" ({_FIXES[name]})"
+        for name in _FIXES
         if ours[name] != theirs[name]
     ]:
         raise SourceError(
