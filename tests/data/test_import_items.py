@@ -1,4 +1,4 @@
-"""The list of a source's episodes, made from a description of each."""
+"""`build_items`: the list of a source's episodes, made from a description of each."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,6 +27,8 @@ EPISODE = EpisodeInfo(
 
 
 def listed(described: Mapping[str, EpisodeInfo | Exception]) -> Listing:
+    """Return the listing of episodes that are described so, or raise so."""
+
     def describe(name: str) -> EpisodeInfo:
         if isinstance(found := described[name], Exception):
             raise found
@@ -35,7 +37,7 @@ def listed(described: Mapping[str, EpisodeInfo | Exception]) -> Listing:
     return build_items(INFO, dict.fromkeys(described, 7), describe)
 
 
-def test_an_episode_becomes_an_item_with_its_length_in_the_store_and_its_origin() -> None:
+def test_build_items_states_length_in_the_store_and_origin() -> None:
     [item] = listed({"episode_0": EPISODE}).items
     assert (item.episode_id, item.length, item.labelled) == ("lift-episode_0", 11, True)
     origin, content = item.origin.rsplit("; content ", 1)
@@ -43,13 +45,13 @@ def test_an_episode_becomes_an_item_with_its_length_in_the_store_and_its_origin(
     assert len(content) == 12
 
 
-def test_an_item_of_a_film_of_another_rate_and_size_says_so() -> None:
+def test_build_items_uses_the_rate_and_size_of_the_episode() -> None:
     [item] = listed({"a": replace(EPISODE, hz=5.0, picture_size=(48, 64), labelled=False)}).items
     assert (item.length, item.labelled) == (41, False)
     assert "; scaled from 48x64; resampled from 5 per second; " in item.origin
 
 
-def test_an_episode_that_cannot_be_described_keeps_its_place_and_says_why() -> None:
+def test_build_items_keeps_undescribed_episodes_with_their_problem() -> None:
     listing = listed(
         {
             "a": EPISODE,
@@ -69,14 +71,14 @@ def test_an_episode_that_cannot_be_described_keeps_its_place_and_says_why() -> N
     assert listing.instructed
 
 
-def test_names_that_would_have_one_id_have_two() -> None:
+def test_build_items_gives_ambiguous_names_different_ids() -> None:
     ids = [item.episode_id for item in listed({"a/b": EPISODE, "a-b": EPISODE, "c": EPISODE}).items]
     assert len(set(ids)) == 3
     assert all(episode_id.startswith("lift-a-b-") for episode_id in ids[:2])
     assert ids[2] == "lift-c"
 
 
-def test_equal_content_has_an_equal_hash_whatever_its_name() -> None:
+def test_build_items_hashes_content_regardless_of_names() -> None:
     one, other, third = listed({"a": EPISODE, "b": EPISODE, "c": replace(EPISODE, content=("b",))}).items
     assert one.origin[-12:] == other.origin[-12:] != third.origin[-12:]
 
@@ -89,7 +91,7 @@ class Reader:
         return {}
 
 
-def test_an_unusable_episode_is_not_read() -> None:
+def test_source_refuses_to_read_an_unusable_episode() -> None:
     listing = listed({"a": ValueError("it is empty")})
     source = Source(info=INFO, reader=Reader(), items=listing.items, problems=listing.problems, questions=[])
     for read in (source.read, source.first_pictures):
