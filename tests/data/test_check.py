@@ -19,9 +19,12 @@ from conftest import CHECKOUT
 from matplotlib.image import imread
 
 from orchestrator.cli.main import main
-from orchestrator.data.check import KINDS, Limits, best_lag, check, gray
 from orchestrator.data.episode_format import Episode
 from orchestrator.data.episode_store import commit, load_manifest, put_episode
+from orchestrator.data.quality.check import check
+from orchestrator.data.quality.findings import KINDS
+from orchestrator.data.quality.limits import Limits
+from orchestrator.data.quality.traits import best_lag, gray
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CAMERA, CONTRACT
 

@@ -210,7 +210,7 @@ def test_hdf5_import_refuses_external_links(path: Path, tmp_path: Path) -> None:
 
 
 def test_hdf5_import_bounds_announced_sizes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.data.importers.base.MOST_BYTES", 4 * SIZE * SIZE * 3)
+    monkeypatch.setattr("orchestrator.data.importers.items.MOST_BYTES", 4 * SIZE * SIZE * 3)
     assert "would take" in open_source(path, UPRIGHT).problems[0]
     monkeypatch.undo()
     monkeypatch.setattr(hdf5_arrays, "MOST_VECTOR_BYTES", 4 * 7 * 8)

@@ -17,7 +17,7 @@ from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.policy_ref import _sampler
 from orchestrator.evaluation.policy_server import PolicyServer
-from orchestrator.evaluation.scores import protocol_fingerprint
+from orchestrator.evaluation.scores import protocol_key
 from orchestrator.storage.base import StorageError, download, open_storage
 from orchestrator.sweep.state import SweepState
 from orchestrator.testing.checkpoints import TINY, make_checkpoint, make_observation
@@ -283,7 +283,7 @@ def test_score_options_override_the_suite_file(checkpoint: Path, tmp_path: Path,
     file, storage = tmp_path / "suite.yaml", open_storage(str(tmp_path / "runs"))
     file.write_text("suite: {tasks: [Lift, Stack], episodes: 7, horizon: 90, settle: 3, rung: truncated}\n")
     suite = Suite(("Lift", "Stack"), 20, EpisodeRules(90, 3))
-    protocol = protocol_fingerprint(suite, CONTRACT, TINY.ladder["truncated"], "egl")
+    protocol = protocol_key(suite, CONTRACT, TINY.ladder["truncated"], "egl").fingerprint
     Ledger(storage, fingerprint(checkpoint), protocol).record(played(suite, won=11))
     done = score(checkpoint, "--suite", file, "--episodes", "20", "--storage", storage.uri)
     assert done.exit_code == 0, done.output
@@ -308,7 +308,7 @@ def test_score_with_a_decided_rule_plays_nothing_more(checkpoint: Path, tmp_path
 
     suite, rule = Suite(("Lift",), 200, EpisodeRules(50)), StoppingRule(10, 0.95, 0.8)
     ledger = Ledger(
-        storage, fingerprint(checkpoint), protocol_fingerprint(suite, CONTRACT, TINY.sampler, "egl")
+        storage, fingerprint(checkpoint), protocol_key(suite, CONTRACT, TINY.sampler, "egl").fingerprint
     )
     ledger.record(played(suite, won=0)[:20])
     ledger.keep_verdict(rule.key, Verdict("below 0.8", 20))

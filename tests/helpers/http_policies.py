@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from policy.http_policy import make_server
 from policy.http_protocol import MOST_BYTES
+from policy.http_server import make_server
 from policy.interface import ActionChunk, Contract, Observation, Policy
 
 CONTRACT = Contract(("front", "robot0/wrist"), (6, 8), "fast", ("x", "y", "z"), ("dx", "grip"), 20.0, "none")

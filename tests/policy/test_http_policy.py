@@ -18,8 +18,8 @@ import pytest
 from conftest import CHECKOUT
 
 from http_policies import CONTRACT, Digest, random_observation, same, served
-from policy.http_policy import RemoteError, RemotePolicy
-from policy.http_protocol import pack, pack_observations
+from policy.http_policy import RemotePolicy
+from policy.http_protocol import RemoteError, pack, pack_observations
 from policy.interface import ActionChunk, Observation
 from sim_workers.rollout.policy_clients import FactoryPolicy, InProcessPolicy, RemoteServer
 
@@ -204,7 +204,7 @@ def test_remote_policy_without_an_answer_raises_one_sentence() -> None:
 
 
 SERVE = (
-    "import sys; from policy.http_policy import serve; from http_policies import Digest; serve(Digest(),"
+    "import sys; from policy.http_server import serve; from http_policies import Digest; serve(Digest(),"
     " port=int(sys.argv[1]))"
 )
 

@@ -20,10 +20,11 @@ import pytest
 
 from fuzzing import mutated, peak, peak_reset
 from http_policies import CONTRACT, Digest, random_observation, same, served
-from policy import http_policy as remote_module
-from policy.http_policy import RemoteError, RemotePolicy
+from policy import http_server
+from policy.http_policy import RemotePolicy
 from policy.http_protocol import (
     MOST_OBSERVATIONS,
+    RemoteError,
     pack,
     pack_chunks,
     pack_observations,
@@ -136,8 +137,8 @@ def test_policy_server_refuses_a_rebound_host_name(url: str) -> None:
 
 
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_module, "HEAD_S", 0.6)
-    monkeypatch.setattr(remote_module, "BODY_S", 0.6)
+    monkeypatch.setattr(http_server, "HEAD_S", 0.6)
+    monkeypatch.setattr(http_server, "BODY_S", 0.6)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_policy_server_ends_a_slow_request_in_time(
 
 
 def test_policy_server_refuses_connections_over_the_limit() -> None:
-    server = remote_module.make_server(Digest(), port=0, most_connections=2)
+    server = http_server.make_server(Digest(), port=0, most_connections=2)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_address[1]}"

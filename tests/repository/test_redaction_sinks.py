@@ -45,7 +45,10 @@ from orchestrator.sweep.train_scheduler import TrainScheduler
 from orchestrator.testing.outcomes import make_outcome
 from orchestrator.tracking.outbox_relay import OutboxSettings
 from orchestrator.tracking.tracking_errors import redacted as short
-from policy.http_policy import TOKEN, RemoteError, RemotePolicy, make_server
+from policy.http_limits import TOKEN
+from policy.http_policy import RemotePolicy
+from policy.http_protocol import RemoteError
+from policy.http_server import make_server
 from policy.interface import ActionChunk, Contract, Observation
 from reporting_sweep import make_sweep
 
