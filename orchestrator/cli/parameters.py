@@ -48,6 +48,18 @@ class OutputPath(click.Path):
         return f"{value} would be lost with the job; name an absolute path that all nodes share"
 
 
+class SuiteOption(click.Option):
+    """An option with the default of the field of its name in a sweep file's `suite`; the file's schema is
+    imported when the default is needed.
+    """
+
+    def get_default(self, ctx: click.Context, call: bool = True) -> Any:
+        """Return the field's default."""
+        from orchestrator.config.schema import SuiteConfig
+
+        return SuiteConfig.model_fields[self.name or ""].default
+
+
 def check_arguments(command: click.Command, name: str, arguments: Sequence[str]) -> list[str]:
     """Return why the arguments of `command` could not work on other machines, one sentence each.
 

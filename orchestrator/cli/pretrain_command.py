@@ -1,5 +1,5 @@
-"""`demoscale pretrain`: a small video model on an episode store's videos, from which fine-tuning starts as the
-paper's starts from SVD.
+"""`demoscale pretrain`: a small video model on an episode store's videos, from which fine-tuning starts as
+the paper's starts from SVD.
 
 How the one in policy/pretrained/tiny was made: policy/pretrained/README.md.
 """
