@@ -32,8 +32,8 @@ pytestmark = pytest.mark.sim  # the recordings are robosuite's own
 
 COPIES = 6  # of the three demonstrations, so that an import can be killed half-way
 SMALL_COMMITS = (
-    "import orchestrator.data.parallel_writer as record; record.COMMIT_EVERY = 2; from jobs.ingest import"
-    " main; main()"
+    "import orchestrator.data.parallel_writer as record; record.COMMIT_EVERY = 2; from"
+    " orchestrator.cli.import_command import import_; import_()"
 )
 
 
@@ -138,7 +138,7 @@ def test_an_import_killed_half_way_and_run_again_ends_as_if_never_disturbed(
 @pytest.mark.ray
 def test_a_second_run_says_so_and_adds_no_version(lift: Path, imported: Storage) -> None:
     version = latest_version(imported)
-    done = run("-m", "jobs.ingest", str(lift), imported.uri, "--images", "upright")
+    done = run("-m", "orchestrator", "import", str(lift), imported.uri, "--images", "upright")
     assert done.returncode == 0, done.stderr
     assert "0 episodes to import, 18 already there" in done.stdout
     assert "starting Ray" not in done.stdout
@@ -166,7 +166,8 @@ def test_a_dry_run_lists_what_it_understood_and_writes_nothing(recorded: Path, t
     sheet = tmp_path / "sheet.png"
     done = run(
         "-m",
-        "jobs.ingest",
+        "orchestrator",
+        "import",
         str(path),
         str(tmp_path / "store"),
         "--arm-only",
@@ -197,7 +198,7 @@ def test_a_dry_run_lists_what_it_understood_and_writes_nothing(recorded: Path, t
 
 
 def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
-    done = run("-m", "jobs.ingest", str(tmp_path / "nowhere"), str(tmp_path / "store"))
+    done = run("-m", "orchestrator", "import", str(tmp_path / "nowhere"), str(tmp_path / "store"))
     assert done.returncode == 1
     assert done.stderr == f"{tmp_path / 'nowhere'}: there is no such file or folder\n"
 
@@ -288,7 +289,7 @@ def exported(storage: Storage, folder: Path, labelled_only: bool = False) -> Man
 @pytest.mark.ray
 def test_what_is_exported_comes_back_the_same(imported: Storage, tmp_path: Path) -> None:
     folder = tmp_path / "lift"
-    done = run("-m", "jobs.export", imported.uri, str(folder))
+    done = run("-m", "orchestrator", "export", imported.uri, str(folder))
     assert done.returncode == 0, done.stderr
     assert f"exported {3 * COPIES} episodes" in done.stdout
     manifest = load_manifest(imported)
