@@ -5,11 +5,12 @@ import time
 
 import click
 
+from orchestrator.cli.common import HELP
 from orchestrator.cli.mistakes import argument_error, report_user_errors
 from orchestrator.cli.parameters import StorePath
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option(
     "--task", default="Lift", show_default=True, help="Lift, Stack, PickPlaceCan, Door or NutAssemblySquare."
 )

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import click
 
+from orchestrator.cli.common import HELP
 from orchestrator.cli.mistakes import report_user_errors
 from orchestrator.cli.parameters import InputPath, OutputPath, StorePath
 
 WEIGHTS = "~/.cache/demoscale/weights"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.argument("store", type=StorePath())
 @click.option(
     "--weights",

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from orchestrator.cli.common import HELP
 from orchestrator.cli.mistakes import report_user_errors
 from orchestrator.cli.parameters import OutputPath, StorePath
 
@@ -25,7 +26,7 @@ def _print_contract(context: click.Context, _parameter: Any, export: str | None)
         context.exit()
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.argument("store", type=StorePath())
 @click.argument("dst", type=OutputPath())
 @click.option(

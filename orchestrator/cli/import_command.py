@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli.common import HELP
 from orchestrator.cli.mistakes import report_user_errors
 from orchestrator.cli.parameters import InputPath, OutputPath, StorePath
 
@@ -39,7 +40,7 @@ def _keys(_context: Any, _parameter: Any, value: str | None) -> tuple[str, ...] 
     return None if value is None else () if value == "none" else tuple(value.split(","))
 
 
-@click.command("import", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("import", context_settings=HELP)
 @click.argument("src", type=InputPath())
 @click.argument("dst", type=StorePath())
 @click.option(

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.collect_command import collect
-from orchestrator.cli.common import JSON, SET, STORAGE, graceful_interrupt, print_wide
+from orchestrator.cli.common import HELP, JSON, SET, STORAGE, graceful_interrupt, print_wide
 from orchestrator.cli.data_commands import data
 from orchestrator.cli.encode_command import encode
 from orchestrator.cli.explain_command import explain
@@ -31,7 +31,7 @@ from orchestrator.cli.submit_commands import stop, submit
 SWEEP_FILE = click.argument("sweep_file", type=click.Path(dir_okay=False))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings=HELP)
 @click.version_option(package_name="demoscale")
 def main() -> None:
     """How many demonstrations does a video-action policy need, and how many can action-free video replace?
@@ -100,7 +100,7 @@ def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
     click.echo(str(estimate(sweep, measured)))
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @SWEEP_FILE
 @SET
 @click.option("--retry-failed", is_flag=True, help="Train the arms that failed before, and no others.")

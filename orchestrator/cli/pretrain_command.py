@@ -9,11 +9,12 @@ from pathlib import Path
 
 import click
 
+from orchestrator.cli.common import HELP
 from orchestrator.cli.mistakes import argument_error, report_user_errors
 from orchestrator.cli.parameters import OutputPath, StorePath
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.argument("store", type=StorePath())
 @click.option(
     "--out",

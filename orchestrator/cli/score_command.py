@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from click.core import ParameterSource
 
-from orchestrator.cli.common import JSON, graceful_interrupt
+from orchestrator.cli.common import HELP, JSON, graceful_interrupt
 from orchestrator.cli.mistakes import argument_error, report_user_errors
 from orchestrator.cli.parameters import InputPath, OutputPath, StorePath, SuiteOption
 from sim_workers.rollout.suite import SHIFTS
@@ -162,7 +162,7 @@ class ScoreRequest:
         return StandaloneEval(self.policy, self.suites(), self.gl, self.rule, storage, device=device)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.argument("checkpoint", type=InputPath())
 @click.option(
     "--suite",

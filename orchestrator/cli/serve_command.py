@@ -5,10 +5,11 @@ from pathlib import Path
 
 import click
 
+from orchestrator.cli.common import HELP
 from orchestrator.cli.mistakes import argument_error, report_user_errors
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option(
     "--policy", required=True, help="A checkpoint's folder, or MODULE:FUNCTION that returns a policy."
 )

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from orchestrator.cli.common import HELP
 from orchestrator.cli.mistakes import argument_error, report_user_errors
 
 LABEL = 16  # pixels high
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option("--task", default="Lift", show_default=True, help="A robosuite task.")
 @click.option(
     "--shift", "shifts", multiple=True, help="Which shifts; by default every one that the task has."
