@@ -19,7 +19,12 @@ class StorePath(StringParamType):
         """Return why a job on other machines cannot use `value`, with the fix; empty if it can."""
         from orchestrator.cluster.preflight import locality
 
-        return _name_elsewhere(value) if locality(value) == "relative" else ""
+        if locality(value) != "relative":
+            return ""
+        return (
+            f"{value} is a place on this machine; name s3://bucket/prefix, or an absolute path that all nodes"
+            " share"
+        )
 
 
 class InputPath(StringParamType):
@@ -31,7 +36,12 @@ class InputPath(StringParamType):
         """Return why a job on other machines cannot read `value`, with the fix; empty if it can."""
         from orchestrator.cluster.preflight import locality, stays_here
 
-        return _name_elsewhere(value) if locality(value) == "relative" and stays_here(value) else ""
+        if locality(value) != "relative" or not stays_here(value):
+            return ""
+        return (
+            f"{value} is a place on this machine; name an absolute path that all nodes share, or"
+            " s3://bucket/prefix where the command reads from there"
+        )
 
 
 class OutputPath(click.Path):
@@ -78,18 +88,19 @@ def check_arguments(command: click.Command, name: str, arguments: Sequence[str])
             problems.append(credentials_problem(field))
             continue
         kind = parameter.type
-        refusal = (
-            kind.refusal(value)
-            if value is not None and isinstance(kind, StorePath | InputPath | OutputPath)
-            else ""
-        )
-        if context.get_parameter_source(key) is not ParameterSource.DEFAULT:
-            problems += [f"{field}: {refusal}"] if refusal else []
+        if value is None or not isinstance(kind, StorePath | InputPath | OutputPath):
+            continue
+        refusal = kind.refusal(value)
+        given = context.get_parameter_source(key) is not ParameterSource.DEFAULT
+        if refusal and given:
+            problems.append(f"{field}: {refusal}")
         elif refusal and isinstance(kind, StorePath):
             problems.append(
                 f"{field}: missing, and by default a folder beside the job, which the cluster throws away;"
                 " name s3://bucket/prefix"
             )
+    if not problems and any(map(credentials_in, arguments)):  # a callback has split what holds them
+        problems.append(credentials_problem("the arguments"))
     return problems
 
 
@@ -98,10 +109,3 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, Mapping):
         return [str(part) for pair in value.items() for part in pair]
     return [str(part) for part in value] if isinstance(value, tuple) else [str(value)]
-
-
-def _name_elsewhere(place: str) -> str:
-    return (
-        f"{place} is a place on this machine; name s3://bucket/prefix, or an absolute path that all nodes"
-        " share"
-    )

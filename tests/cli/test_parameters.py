@@ -48,6 +48,11 @@ def problems(job: str, arguments: str) -> list[str]:
             f"/shared/a.hdf5 s3://b/c --cameras front=https://me:{SECRET}@host",
             "--cameras: it holds credentials",
         ),
+        (
+            "import",
+            f"/shared/a.hdf5 s3://b/c --cameras front=https://me:{SECRET},{SECRET}@host",
+            "the arguments: it holds credentials",
+        ),
         ("score", "examples.waypoints:make --task Lift", "--storage: missing"),
         ("pretrain", "s3://robot-data/kitchen --out /shared/w", "--storage: missing"),
         ("pretrain", "s3://a/b --out s3://w/w --storage s3://a/b", "--out: s3://w/w would be lost"),
