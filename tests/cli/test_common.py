@@ -1,4 +1,4 @@
-"""The command line: quick to answer, one clear message for each mistake, exit codes that mean something."""
+"""The command line: quick to start, one clear message for each mistake, documented exit codes."""
 
 import os
 import re
@@ -24,7 +24,7 @@ from sim_workers.rollout.suite import VARIANTS
     [["--help"], *([name, "--help"] for name in main.commands), ["plan", "jobs/quickstart.yaml"]],
     ids=" ".join,
 )
-def test_help_and_plan_import_nothing_heavy(command: list[str]) -> None:
+def test_help_and_plan_import_no_heavy_package(command: list[str]) -> None:
     done = run("-X", "importtime", "-m", "orchestrator", *command)
     assert not imported_packages(done) & HEAVY
     assert "click" in imported_packages(done)
@@ -53,7 +53,7 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("command", SPELLINGS)
-def test_a_module_of_jobs_is_the_command(command: str) -> None:
+def test_jobs_module_has_the_help_of_its_command(command: str) -> None:
     short, job = run("-m", "orchestrator", command, "--help"), run("-m", SPELLINGS[command], "--help")
     assert job.returncode == 0
     assert job.stdout == short.stdout.replace(
@@ -61,7 +61,7 @@ def test_a_module_of_jobs_is_the_command(command: str) -> None:
     )
 
 
-def test_every_job_that_can_be_submitted_has_a_module() -> None:
+def test_job_that_can_be_submitted_has_a_module() -> None:
     modules = {file.stem for file in (CHECKOUT / "jobs").glob("*.py")} - {"__init__", "quickstart"}
     assert modules == {name.removeprefix("jobs.") for name in SPELLINGS.values()}
     assert {*JOBS} - {"import"} <= modules
@@ -81,7 +81,7 @@ def test_every_job_that_can_be_submitted_has_a_module() -> None:
         (["curve", "nobody", "--storage", "EMPTY"], 1, "no sweep named nobody is tracked here"),
     ],
 )
-def test_a_mistake_is_one_message_and_no_traceback(
+def test_mistake_is_one_message_without_traceback(
     arguments: list[str], code: int, sentence: str, tmp_path: Path
 ) -> None:
     done = run("-m", "orchestrator", *(str(tmp_path) if a == "EMPTY" else a for a in arguments))
@@ -91,7 +91,7 @@ def test_a_mistake_is_one_message_and_no_traceback(
 
 
 @pytest.mark.parametrize("spelling", ["orchestrator collect", "jobs.collect"])
-def test_collect_tells_all_its_mistakes_before_it_starts_anything(tmp_path: Path, spelling: str) -> None:
+def test_collect_lists_all_mistakes_before_it_starts(tmp_path: Path, spelling: str) -> None:
     done = run(
         "-m",
         *spelling.split(),
@@ -128,7 +128,7 @@ def test_collect_tells_all_its_mistakes_before_it_starts_anything(tmp_path: Path
         (["sheet", "--save", "a.bmp", "--shift", "fog"], 2, "2 mistakes"),
     ],
 )
-def test_a_mistake_in_arguments_is_one_message(
+def test_wrong_argument_is_one_message_and_writes_nothing(
     arguments: list[str], code: int, sentence: str, tmp_path: Path
 ) -> None:
     done = CliRunner().invoke(main, [argument.replace("EMPTY", str(tmp_path)) for argument in arguments])
@@ -137,7 +137,7 @@ def test_a_mistake_in_arguments_is_one_message(
     assert not any(tmp_path.iterdir())
 
 
-def test_ctrl_c_ends_a_command_with_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_command_at_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -166,15 +166,13 @@ def test_sheet_draws_a_row_per_camera_and_a_column_per_variant(tmp_path: Path) -
 
 
 @pytest.mark.sim
-def test_doctor_finds_this_machine_ready() -> None:
+def test_doctor_on_this_machine_reports_ok() -> None:
     done = run("-m", "orchestrator", "doctor")
     assert done.returncode == 0, done.stdout
     assert all(line.startswith("ok") for line in done.stdout.splitlines())
 
 
-def test_doctor_notices_a_room_that_comes_from_somewhere_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_detects_a_shadowed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from orchestrator.cli import doctor
 
     (tmp_path / "policy.py").write_text("")
@@ -190,7 +188,7 @@ def test_doctor_notices_a_room_that_comes_from_somewhere_else(
         sys.modules.update(before)
 
 
-def test_the_pinned_packages_are_the_installed_ones() -> None:
+def test_constraints_equal_the_installed_versions() -> None:
     from importlib.metadata import version
 
     for line in (CHECKOUT / "constraints.txt").read_text().splitlines():
@@ -200,7 +198,7 @@ def test_the_pinned_packages_are_the_installed_ones() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_asks_the_sweep_to_end_and_a_second_one_ends_it(number: signal.Signals) -> None:
+def test_first_signal_interrupts_the_sweep_and_the_second_raises(number: signal.Signals) -> None:
     sweep_run = SimpleNamespace(interrupted=False)
     before = signal.getsignal(number)
     with graceful_interrupt(sweep_run):

@@ -46,7 +46,7 @@ def resolved(words: list[str]) -> tuple[click.Command, list[str]]:
 
 
 @pytest.mark.parametrize("line", sorted({*shown(WHOLE_LINE)}))
-def test_command_on_a_line_of_its_own_is_complete(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_command_on_its_own_line_is_complete(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head:8265")
     command, arguments = resolved(shlex.split(line)[1:])
     if "--contract-of" not in arguments:  # acts while arguments are parsed
@@ -54,6 +54,6 @@ def test_command_on_a_line_of_its_own_is_complete(line: str, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("line", sorted({*shown(INLINE)}))
-def test_command_in_a_sentence_has_its_options(line: str) -> None:
+def test_documented_command_in_a_sentence_has_known_options(line: str) -> None:
     command, arguments = resolved(shlex.split(line)[1:])
     command.make_parser(click.Context(command)).parse_args([*arguments, "VALUE"])

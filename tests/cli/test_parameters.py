@@ -62,7 +62,7 @@ def problems(job: str, arguments: str) -> list[str]:
         ("export", "s3://a/b lift.hdf5 --format robomimic", "DST: lift.hdf5 would be lost"),
     ],
 )
-def test_arguments_that_lead_nowhere_on_a_cluster_are_refused(
+def test_check_arguments_refuses_places_of_this_machine_and_secrets(
     job: str, arguments: str, sentence: str
 ) -> None:
     (problem,) = problems(job, arguments)
@@ -85,7 +85,7 @@ def test_arguments_that_lead_nowhere_on_a_cluster_are_refused(
         ("export", "s3://robot-data/lift /shared/lift"),
     ],
 )
-def test_arguments_that_lead_somewhere_are_taken(job: str, arguments: str) -> None:
+def test_check_arguments_accepts_places_that_all_nodes_reach(job: str, arguments: str) -> None:
     assert problems(job, arguments) == []
 
 
@@ -101,7 +101,7 @@ def submitted(*arguments: str) -> Result:
         (["--api-key", SECRET, "--episodes", "5", "--store", "s3://a/b"], "No such option '--api-key'"),
     ],
 )
-def test_arguments_that_the_command_refuses_are_not_submitted(arguments: list[str], sentence: str) -> None:
+def test_submit_of_a_job_with_wrong_options_exits_two(arguments: list[str], sentence: str) -> None:
     done = submitted("--job", "collect", "--", *arguments)
     assert done.exit_code == 2
     assert sentence in done.stderr
@@ -109,19 +109,19 @@ def test_arguments_that_the_command_refuses_are_not_submitted(arguments: list[st
     assert SECRET not in done.output
 
 
-def test_every_problem_of_a_job_is_reported_before_submission() -> None:
+def test_submit_of_a_job_lists_all_its_problems() -> None:
     done = submitted("--job", "pretrain", "--", "data/lift", "--out", "weights")
     assert done.exit_code == 2
     assert done.stderr.splitlines()[0].endswith("submit: 3 mistakes")
 
 
-def test_help_of_a_job_is_that_of_its_command() -> None:
+def test_submit_of_a_job_with_help_prints_that_of_its_command() -> None:
     done = submitted("--job", "collect", "--", "--help")
     assert done.exit_code == 0
     assert "demoscale collect --task Lift" in done.stdout
 
 
-def test_places_are_declared_on_every_parameter_that_is_called_one() -> None:
+def test_job_parameters_that_name_places_have_a_place_type() -> None:
     """A folder of this machine does not travel because its option has no type."""
     places = ("store", "storage", "src", "dst", "checkpoint", "suite_file", "weights", "text", "mlflow")
     written = ("out", "save", "downloads", "sheet")
@@ -133,7 +133,7 @@ def test_places_are_declared_on_every_parameter_that_is_called_one() -> None:
                 assert not isinstance(parameter.type, click.Path | click.File), (job, parameter.name)
 
 
-def test_defaults_and_choices_of_score_are_the_sweep_file_s() -> None:
+def test_score_defaults_and_choices_equal_the_schema() -> None:
     fields, options = SuiteConfig.model_fields, {option.name: option for option in score.params}
     context = click.Context(score)
     for name in ("settle", "success", "rung"):
