@@ -8,7 +8,7 @@
     data/demo_3                   attribute ep_meta (RoboCasa: JSON with the instruction as `lang`)
     mask/<name>                   optional lists of demonstrations
 
-`jobs.export` adds to `data` the attribute demoscale.contract (JSON, `Contract`) and demoscale.proprio_keys,
+`demoscale export` adds to `data` the attribute demoscale.contract (JSON, `Contract`) and demoscale.proprio_keys,
 to each demonstration demoscale.task, demoscale.instruction and demoscale.success; such a file raises no
 questions.
 
