@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,12 @@ def test_orchestrator_readme_plug_in_sweep_has_a_curve(ray_cluster: None) -> Non
     curve = ran("orchestrator/README.md", "FakeEvalBackend")["curve"]
     assert isinstance(curve, Curve)
     assert [arm.episodes for arm in curve.arms] == [20, 20]
+
+
+def test_version_is_the_same_in_changelog_citation_and_package() -> None:
+    version = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
+    newest = re.search(r"^## \[([\d.]+)\] - (\S+)$", (CHECKOUT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest
+    assert newest[1] == version
+    citation = (CHECKOUT / "CITATION.cff").read_text()
+    assert f"\nversion: {version}\ndate-released: {newest[2]}\n" in citation
