@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import click
 import numpy as np
 
 from bench import harness
@@ -66,10 +65,9 @@ def logged(folder: Path, episodes: int) -> str:
     return uri
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="A short look.")
-def main(quick: bool) -> None:
-    """Print a table and, last, one line of JSON."""
+@harness.command("curve")
+def main(quick: bool) -> dict[str, object]:
+    """Print a table; return the values of the last line."""
     from orchestrator.cluster.ray_runtime import quiet
     from orchestrator.report.sample_efficiency_curve import Curve
 
@@ -102,14 +100,11 @@ def main(quick: bool) -> None:
     print(f"{len(curve.arms)} arms, {episodes:,} episodes, {len(curve.comparisons)} comparisons\n")
     for title, value in {**times, "all": seconds, READING: only_reading}.items():
         print(f"{title:<34}{value:>8.2f} s")
-    told = {
-        "bench": "curve",
+    return {
         "seconds": round(seconds, 2),
         "ratio_to_reading": round(harness.median_ratio(cpu_of_curve, [cpu for _, cpu in costs[READING]]), 1),
         "episodes": episodes,
-        "quick": quick,
     }
-    print(json.dumps(told))
 
 
 if __name__ == "__main__":

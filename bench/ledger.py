@@ -9,7 +9,6 @@ disk: as many outcomes as Parquet objects of the same size, written one after an
 turns, a slice of checkpoints each.
 """
 
-import json
 import os
 import tempfile
 import threading
@@ -21,7 +20,6 @@ from itertools import count, islice
 from pathlib import Path
 from statistics import median
 
-import click
 import psutil
 
 from bench import harness
@@ -43,6 +41,7 @@ from sim_workers.rollout.worker import RolloutJob
 
 EPISODES = 50  # of a checkpoint
 SLICE = 4  # checkpoints
+NO_POLICY = InProcessPolicy(lambda: None)  # type: ignore[arg-type, return-value]
 
 
 def play(job: RolloutJob) -> Outcome:
@@ -109,10 +108,7 @@ def measured(storage: Storage, policy: Contract, outcomes: int) -> Rates:
     spending = CostLedger(storage, "bench", "run")
     accountant = Accountant(spending)
     scorer = Scorer(storage, policy, FakeRolloutPool(play), accountant)
-    played = [
-        play(RolloutJob(spec, suite.rules, policy, InProcessPolicy(lambda: None)))
-        for spec in suite.episode_list()
-    ]  # type: ignore[arg-type, return-value]
+    played = [play(RolloutJob(spec, suite.rules, policy, NO_POLICY)) for spec in suite.episode_list()]
     scored, written = count(), count()
 
     def through_the_engine() -> float:
@@ -126,9 +122,9 @@ def measured(storage: Storage, policy: Contract, outcomes: int) -> Rates:
                     f"checkpoint{i}",
                     suite,
                     "protocol",
-                    InProcessPolicy(lambda: None),
+                    NO_POLICY,
                 )
-            )  # type: ignore[arg-type, return-value]
+            )
         accountant.wait(scorer, i + 1)
         return time.perf_counter() - began
 
@@ -155,10 +151,9 @@ def measured(storage: Storage, policy: Contract, outcomes: int) -> Rates:
     )
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="A short look.")
-def main(quick: bool) -> None:
-    """Print a table and, last, one line of JSON."""
+@harness.command("ledger")
+def main(quick: bool) -> dict[str, object]:
+    """Print a table; return the values of the last line."""
     number, far = (10_000, 2_000) if quick else (100_000, 10_000)
     policy = cameras("fast")
     with tempfile.TemporaryDirectory() as name:
@@ -168,9 +163,8 @@ def main(quick: bool) -> None:
     print(f"{'outcomes/s':<32}{'engine':>10}{'only writing':>14}")
     print(f"{f'folder, {number:,} outcomes':<32}{here.engine:>10.0f}{here.writing:>14.0f}")
     answer: dict[str, object] = {
-        "bench": "ledger",
         "outcomes_per_s": round(here.engine, 1),
-        "ratio_to_writing": round(here.ratio, 3),
+        "ratio_to_writing": here.ratio,
     }
     answer |= {"s3_outcomes_per_s": None, "s3_ratio_to_writing": None}
     try:
@@ -178,7 +172,7 @@ def main(quick: bool) -> None:
             os.environ.update(variables)
             there = measured(open_storage(f"s3://{BUCKET}/bench"), policy, far)
         print(f"{f'SeaweedFS, {far:,} outcomes':<32}{there.engine:>10.0f}{there.writing:>14.0f}")
-        answer |= {"s3_outcomes_per_s": round(there.engine, 1), "s3_ratio_to_writing": round(there.ratio, 3)}
+        answer |= {"s3_outcomes_per_s": round(there.engine, 1), "s3_ratio_to_writing": there.ratio}
     except NoServerError as error:
         print(f"SeaweedFS: {error}")
     growth = rss[-1] - warm
@@ -186,7 +180,7 @@ def main(quick: bool) -> None:
         f"\nmemory {warm:.0f} MiB after a tenth of the outcomes, {rss[-1]:.0f} MiB in the end, at most"
         f" {max(rss):.0f}"
     )
-    print(json.dumps(answer | {"growth_mib": round(growth, 1), "outcomes": number, "quick": quick}))
+    return answer | {"growth_mib": round(growth, 1), "outcomes": number}
 
 
 if __name__ == "__main__":

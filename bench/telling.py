@@ -8,15 +8,12 @@ whoever reports waits, and CPU seconds of the thread that tells. The peer is the
 quickstart's policy: so many of them lie between two reports.
 """
 
-import json
 import tempfile
 import threading
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-import click
 
 from bench import harness
 from orchestrator.testing.episodes import make_episode_store
@@ -59,8 +56,9 @@ def told(folder: Path, store: str, reports: int) -> tuple[list[float], float, fl
     from orchestrator.evaluation.scores import Score
     from orchestrator.provenance import digest
     from orchestrator.sweep.state import SweepState
-    from orchestrator.sweep.tracking_publisher import CONSUMED, LOSSES, TrackingPublisher
+    from orchestrator.sweep.tracking_publisher import LOSSES, TrackingPublisher
     from orchestrator.tracking import outbox_relay as teller
+    from orchestrator.training.loop import CONSUMED
     from sim_workers.rollout.episode import Outcome
 
     asked = {
@@ -123,10 +121,9 @@ def told(folder: Path, store: str, reports: int) -> tuple[list[float], float, fl
     return waits, spent["metrics"] / (reports * ARMS), spent["else"] / ARMS
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="A short look.")
-def main(quick: bool) -> None:
-    """Print a table and, last, one line of JSON."""
+@harness.command("telling", digits=5)
+def main(quick: bool) -> dict[str, object]:
+    """Print a table; return the values of the last line."""
     from orchestrator.cluster.ray_runtime import quiet
     from orchestrator.training.loop import PROGRESS_REPORTS
 
@@ -154,12 +151,13 @@ def main(quick: bool) -> None:
         f"\n{ARMS} arms at once; an arm of {QUICKSTART_STEPS} steps trains {arm:.0f} s and is told in"
         f" {telling:.2f} s: {telling / arm:.2%}"
     )
-    told_of = {
-        "ratio_to_training": round(telling / arm, 5),
+    return {
+        "ratio_to_training": telling / arm,
         "report_waits_ms": round(1000 * median(waits), 3),
+        "report_cpu_ms": round(1000 * report, 2),
+        "step_cpu_ms": round(1000 * step, 1),
+        "arms": ARMS,
     }
-    told_of |= {"report_cpu_ms": round(1000 * report, 2), "step_cpu_ms": round(1000 * step, 1)}
-    print(json.dumps({"bench": "telling", **told_of, "arms": ARMS, "quick": quick}))
 
 
 if __name__ == "__main__":
