@@ -3,8 +3,8 @@
     python -m bench.curve                  a minute, most of it to log them
     python -m bench.curve --quick          a tenth of the episodes
 
-Made-up outcomes in a local tracking database: 100 arms (5 ratios, 5 demo counts, 4 seeds) of 1,000 episodes.
-The limit is to read the same files and do nothing with them. Both by turns; the ratio is one of CPU times.
+Simulated outcomes in a local tracking database: 100 arms (5 ratios, 5 demo counts, 4 seeds), 1,000 episodes
+each. The limit is reading the same files only. Both are measured by turns; the ratio is one of CPU times.
 """
 
 import json
@@ -27,7 +27,7 @@ ROUNDS, READINGS = 5, 20
 
 
 def timed(work: Callable[[], object], times: int = 1) -> tuple[float, float]:
-    """Seconds of wall clock and of CPU that one call takes, as the mean of several."""
+    """Return the wall-clock and CPU seconds of one call, the mean of `times` calls."""
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(times):
         work()
@@ -35,7 +35,7 @@ def timed(work: Callable[[], object], times: int = 1) -> tuple[float, float]:
 
 
 def logged(folder: Path, episodes: int) -> str:
-    """The tracking store with all of it."""
+    """Write the arms to a tracking database; return its URI."""
     from orchestrator.tracking.mlflow_writer import (
         SCORE_METRICS,
         SCORED_STEP,

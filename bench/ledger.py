@@ -1,11 +1,11 @@
-"""How many outcomes a second can the engine take in, and does its memory stay flat?
+"""How many outcomes a second do the scorer and the ledger take in, and does their memory stay flat?
 
     python -m bench.ledger                 100,000 outcomes into a folder, and 10,000 into SeaweedFS where
                                            there is one
     python -m bench.ledger --quick         10,000 and 2,000
 
-Episodes take no time here: what is left is the scorer, the ledger and the account of costs. The peer is the
-disk: as many outcomes as Parquet objects of the same size, written one after another by a bare loop. Both by
+Episodes take no time here: the scorer, the ledger and the cost ledger remain. The peer is the disk: as many
+outcomes as Parquet objects of the same size, written one after another by a bare loop. Both are measured by
 turns, a slice of checkpoints each.
 """
 
@@ -52,7 +52,7 @@ def play(job: RolloutJob) -> Outcome:
 
 
 class Accountant:
-    """Listener of the scorer that keeps the account, as a sweep does, and reads the process' memory at every
+    """Listener of the scorer that records costs, as a sweep does, and reads the process' memory at every
     score.
     """
 
@@ -79,7 +79,7 @@ class Accountant:
             self._scored.notify()
 
     def wait(self, scorer: Scorer, scores: int) -> None:
-        """Wait until `scores` scores have come; raise what went wrong in the scorer's thread."""
+        """Wait for `scores` scores; raise an error of the scorer's thread."""
         with self._scored:
             while self.scores < scores:
                 self._scored.wait(1.0)
@@ -92,12 +92,12 @@ class Accountant:
 
 @dataclass(frozen=True)
 class Rates:
-    """Outcomes a second."""
+    """Outcomes per second."""
 
     engine: float
     writing: float
     ratio: float
-    """Engine to writing: median over slices that follow each other."""
+    """Engine to writing: median over pairs of successive slices."""
     rss: list[float]
     """MiB of the process after every score."""
 
@@ -129,7 +129,7 @@ def measured(storage: Storage, policy: Contract, outcomes: int) -> Rates:
         return time.perf_counter() - began
 
     def writing() -> float:
-        """A part and a sealed object per checkpoint."""
+        """Write a part and a sealed object per checkpoint."""
         began = time.perf_counter()
         for i in islice(written, SLICE):
             ledger = Ledger(storage, f"bare{i}", "protocol")

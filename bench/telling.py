@@ -3,9 +3,9 @@
     python -m bench.telling                two minutes
     python -m bench.telling --quick
 
-Reports, checkpoints and scores of arms as a sweep makes them, into the database beside the results: how long
-whoever reports waits, and CPU seconds of the thread that tells. The peer is the optimiser step of the
-quickstart's policy: so many of them lie between two reports.
+Reports, checkpoints and scores of arms as a sweep makes them, into the database beside the results: the wait
+of the thread that reports, and CPU seconds of the thread that publishes. The peer is the optimiser step of
+the quickstart's policy.
 """
 
 import tempfile
@@ -22,8 +22,8 @@ ARMS, QUICKSTART_STEPS, QUICKSTART_CHECKPOINTS = 10, 1000, 2
 
 
 def step_s(store: str, steps: int) -> float:
-    """CPU seconds of an optimiser step at the quickstart's size, on one thread; the first ones load the
-    model.
+    """Return the CPU seconds of an optimiser step at the quickstart's size, on one thread, without the first
+    quarter of the steps, which loads the model.
     """
     import torch
 
@@ -44,13 +44,13 @@ def step_s(store: str, steps: int) -> float:
         seen.append((step, time.thread_time()))
 
     train(job, 0, 1, None, report, bring=stream.fetch_in_thread)
-    (first, began), (last, ended) = seen[len(seen) // 4], seen[-2]  # the very last one saves
+    (first, began), (last, ended) = seen[len(seen) // 4], seen[-2]  # the last one saves
     return (ended - began) / (last - first)
 
 
 def told(folder: Path, store: str, reports: int) -> tuple[list[float], float, float]:
-    """Seconds that each report took whoever made it; CPU seconds of the telling thread per report, and per
-    arm for all else it is told.
+    """Return the wait of each report in seconds, and the CPU seconds of the publishing thread per report and
+    per arm for everything else.
     """
     from orchestrator.config.sweep_config import SweepConfig
     from orchestrator.evaluation.scores import Score
