@@ -362,20 +362,20 @@ class TestSizes:
 
 SET_APART = """
 import ray
-from orchestrator.cluster.ray_runtime import ENVIRONMENT, ROLE, nodes_of
+from orchestrator.cluster.ray_runtime import ENVIRONMENT, ROLE, node_selector
 from sim_workers.rollout.pool import RolloutPool
 
 ray.init(address="local", num_cpus=2, labels={ROLE: "rollouts"}, include_dashboard=False, log_to_driver=False)
-assert nodes_of("rollouts", CPU=2) == {ROLE: "rollouts"}
-assert nodes_of("rollouts", CPU=3) == {}, "too small, so any node will do"
-assert nodes_of("servers") == {}, "there are none"
+assert node_selector("rollouts", CPU=2) == {ROLE: "rollouts"}
+assert node_selector("rollouts", CPU=3) == {}, "too small, so any node will do"
+assert node_selector("servers") == {}, "there are none"
 
 def started(nodes, patience_s):
     pool = RolloutPool(1, num_cpus=0.1, nodes=nodes)
     said, _ = ray.wait([pool._workers[0].actor.__ray_ready__.remote()], timeout=patience_s)
     return bool(said)
 
-print(started(nodes_of("rollouts"), 200), started({}, 200), started({ROLE: "elsewhere"}, 5))
+print(started(node_selector("rollouts"), 200), started({}, 200), started({ROLE: "elsewhere"}, 5))
 """
 
 

@@ -102,7 +102,11 @@ def recorded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not _made:
         folder = tmp_path_factory.mktemp("recorded")
         done = run(
-            "-W", "ignore", str(Path(__file__)), str(folder), env={**os.environ, "PYTHONPATH": str(CHECKOUT)}
+            "-W",
+            "ignore",
+            str(Path(__file__)),
+            str(folder),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join((str(CHECKOUT), str(CHECKOUT / "tests")))},
         )
         assert done.returncode == 0, done.stderr
         _made.append(folder)

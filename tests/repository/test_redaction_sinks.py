@@ -183,8 +183,8 @@ def test_a_job_s_last_words_hold_no_secrets() -> None:
 
 UNCAUGHT = """
 import threading, sys
-from orchestrator.cli.mistakes import answers_mistakes
-@answers_mistakes
+from orchestrator.cli.mistakes import report_user_errors
+@report_user_errors
 def command():
     thread = threading.Thread(target=fail, args=("in a thread",), name="helper")
     thread.start(); thread.join()
