@@ -69,7 +69,8 @@ def resolve_policy(
 
 
 def _served(url: str, fingerprint: str) -> PolicyRef:
-    from policy.http_policy import RemoteError, RemotePolicy
+    from policy.http_policy import RemotePolicy
+    from policy.http_protocol import RemoteError
     from sim_workers.rollout.policy_clients import RemoteServer
 
     url = strip_credentials(

@@ -170,18 +170,6 @@ def protocol_key(
     return Key("score", parts)
 
 
-def protocol_fingerprint(
-    suite: Suite,
-    contract: Contract,
-    sampler: SamplerConfig | None,
-    gl: str,
-    device: str = "cpu",
-    packages: Mapping[str, str] | None = None,
-) -> str:
-    """Return the fingerprint of `protocol_key`."""
-    return protocol_key(suite, contract, sampler, gl, device, packages).fingerprint
-
-
 def render_references_of(storage: Storage, gl: str) -> RenderReferences:
     """Return the portraits that every simulator with this GL backend (`suite.gl`) and this code must match,
     on any suite.

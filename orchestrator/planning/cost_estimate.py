@@ -15,9 +15,8 @@ from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
 from orchestrator.data.clip_stream import CACHE_BYTES
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.subset import select_episodes
 from orchestrator.planning.calibration import KEPT, Calibration, Quantiles
-from orchestrator.planning.plan import planned_arms, planned_videos
+from orchestrator.planning.plan import planned_arms, planned_videos, subset_of
 from orchestrator.storage.base import open_storage
 from policy.config import SamplerConfig
 
@@ -216,13 +215,7 @@ def work_of(sweep: SweepConfig, manifest: Manifest) -> Work:
     arms = planned_arms(sweep)
     trainings = []
     for number, arm in enumerate(arms, 1):
-        subset = select_episodes(
-            manifest,
-            arm.demo_count,
-            arm.action_free_ratio,
-            arm.seed,
-            labelled_tasks=sweep.data.labelled_tasks,
-        )
+        subset = subset_of(sweep, manifest, arm)
         ours = arm.kind == "video_action"
         episodes = {
             *subset.demos,

@@ -8,7 +8,7 @@ from orchestrator.config.sweep_config import SweepConfig, SweepError, store_prob
 from orchestrator.data.clip_stream import memory_bound
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.subset import select_episodes
+from orchestrator.data.subset import Subset, select_episodes
 from orchestrator.storage.base import open_storage
 from policy.presets import PRESETS
 
@@ -77,6 +77,17 @@ def planned_arms(sweep: SweepConfig) -> list[Arm]:
     return sweep.grid() or [sweep.largest()] * trials
 
 
+def subset_of(sweep: SweepConfig, manifest: Manifest, arm: Arm) -> Subset:
+    """Return the episodes of an arm."""
+    return select_episodes(
+        manifest,
+        arm.demo_count,
+        arm.action_free_ratio,
+        arm.seed,
+        labelled_tasks=sweep.data.labelled_tasks,
+    )
+
+
 def planned_videos(sweep: SweepConfig, manifest: Manifest) -> list[frozenset[str]]:
     """Return the episodes of every stage-1 training; one shared by several arms is listed once."""
     if sweep.train.mode != "two_stage":
@@ -89,13 +100,7 @@ def planned_videos(sweep: SweepConfig, manifest: Manifest) -> list[frozenset[str
     )
     trained: dict[tuple[int, frozenset[str]], None] = {}  # in the order of the arms
     for arm in dict.fromkeys(arms):
-        subset = select_episodes(
-            manifest,
-            arm.demo_count,
-            arm.action_free_ratio,
-            arm.seed,
-            labelled_tasks=sweep.data.labelled_tasks,
-        )
+        subset = subset_of(sweep, manifest, arm)
         trained[arm.seed, frozenset((*subset.demos, *subset.action_free))] = None
     return [episodes for _, episodes in trained]
 

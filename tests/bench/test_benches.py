@@ -1,5 +1,5 @@
-"""Benches and experiments end with exit code 0 and the keys that their page shows, and leave no process behind,
-however they end.
+"""Benches and experiments end with exit code 0 and the keys that their page shows, and leave no process
+behind.
 """
 
 import json
@@ -65,14 +65,14 @@ class Bench:
         return self.started[-1]
 
     def end(self) -> None:
-        """End what still runs because the test failed."""
+        """End the processes that still run because the test failed."""
         for process in self.started:
             if process.poll() is None:
                 process.terminate()
                 process.communicate()
 
     def processes(self) -> list[psutil.Process]:
-        """Living processes that carry the mark."""
+        """List the living processes that carry the mark."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
@@ -83,7 +83,7 @@ class Bench:
 
 @pytest.fixture
 def bench_of() -> Iterator[Callable[[str], Bench]]:
-    """Makes a Bench; at the end of the test no process and no file of it may be left."""
+    """Yield a factory of Bench; at the end of the test no process and no file of it may be left."""
     # Directly below /tmp: Ray puts its sockets there, whose paths are limited to 107 characters.
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="b") as folder:
         made: list[Bench] = []
@@ -125,11 +125,11 @@ def test_quick_run_prints_the_keys_of_its_page(
         ("experiments.search", signal.SIGINT),
     ],
 )
-def test_bench_that_is_ended_leaves_no_process(
+def test_bench_ended_by_a_signal_leaves_no_process(
     module: str, signum: signal.Signals, bench_of: Callable[[str], Bench]
 ) -> None:
-    """The bench is ended when Ray and one of its workers run; its processes are known by their mark and,
-    where Ray renamed them, by their parent.
+    """Signal the bench once Ray and one of its workers run; its processes are known by their mark and, where
+    Ray renamed them, by their parent.
     """
     bench = bench_of(module)
     process = bench.start()
@@ -142,7 +142,7 @@ def test_bench_that_is_ended_leaves_no_process(
 
 
 def _tree_with_ray(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """All processes of a bench as soon as one of Ray's workers is among them."""
+    """Return all processes of a bench as soon as one of Ray's workers is among them."""
     root, deadline = psutil.Process(process.pid), time.monotonic() + 180
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
@@ -163,9 +163,9 @@ def _title(process: psutil.Process) -> str:
 
 
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["first guard", "second guard", "worker"])
-def test_contain_after_sigkill_of_any_process_leaves_none(which: int, tmp_path: Path) -> None:
-    """The script starts a process in a session of its own, whose parent has ended: nothing but its mark tells
-    where it belongs.
+def test_contain_after_sigkill_of_one_process_leaves_no_process(which: int, tmp_path: Path) -> None:
+    """The script starts a process in a session of its own, whose parent has ended, so that only its mark
+    identifies it.
     """
     script = tmp_path / "script.py"
     script.write_text(
@@ -190,7 +190,7 @@ def test_contain_after_sigkill_of_any_process_leaves_none(which: int, tmp_path: 
     assert os.listdir(tmp_path) == ["script.py"]
 
 
-def test_contain_worker_status_is_the_status_of_the_bench(tmp_path: Path) -> None:
+def test_contain_exits_with_the_status_of_the_worker(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\nfrom bench import harness\nharness.contain()\nprint('once')\nsys.exit(7)\n"
@@ -205,7 +205,7 @@ def test_contain_worker_status_is_the_status_of_the_bench(tmp_path: Path) -> Non
 
 
 @COLLECTIONS
-def test_scripts_and_sections_of_the_page_are_the_same(scripts: Collection) -> None:
+def test_page_has_a_section_for_every_script(scripts: Collection) -> None:
     assert set(sections(scripts.page.read_text())) == set(scripts.names())
 
 
@@ -220,7 +220,7 @@ def test_notes_belong_to_stored_results(scripts: Collection) -> None:
 
 
 @COLLECTIONS
-def test_scripts_begin_with_a_question_or_a_sentence(scripts: Collection) -> None:
+def test_docstring_first_paragraph_is_a_question_or_a_sentence(scripts: Collection) -> None:
     """The page shows the first paragraph of each docstring."""
     for name in scripts.names():
         assert scripts.purpose(name).endswith(("?", ".")), name
@@ -266,7 +266,7 @@ def test_interleaved_rounds_alternate_in_direction() -> None:
     assert answers == {"a": [1, 6, 7], "b": [2, 5, 8], "c": [3, 4, 9]}
 
 
-def test_median_ratio_of_a_machine_that_slows_down_is_the_ratio_of_each_round() -> None:
+def test_median_ratio_on_a_slowing_machine_is_the_ratio_of_each_round() -> None:
     speeds = [1.0, 1.5, 4.0, 40.0]
     assert median_ratio([2 * speed for speed in speeds], speeds) == 2
     with pytest.raises(ValueError, match="longer"):

@@ -1,6 +1,4 @@
-"""What `Curve.to_json()` says of two made-up sweeps: one with all there is, one with as little as there can
-be.
-"""
+"""The JSON of two synthetic curves: one with every part, one with the least."""
 
 from typing import Any
 
@@ -16,8 +14,8 @@ LINES = {
 
 
 def rich() -> dict[str, Any]:
-    """Two ratios and a baseline, four demo counts, three seeds (one is missing once), two tasks, costs,
-    films' distances.
+    """Return two ratios and a baseline, four demo counts, three seeds (one is missing once), two tasks,
+    costs, video distances.
     """
     arms, points = [], []
     for (policy, ratio), (_, rates) in LINES.items():
@@ -167,7 +165,7 @@ def rich() -> dict[str, Any]:
 
 
 def bare() -> dict[str, Any]:
-    """One arm, one seed, one task; no costs, no films, nothing to compare."""
+    """Return one arm, one seed, one task; no costs, no films, no comparison."""
     low, high = wilson(17, 25)
     counted = {"successes": 17, "episodes": 25, "low": low, "high": high}
     own = {
@@ -205,7 +203,7 @@ def bare() -> dict[str, Any]:
 
 
 def films(mp4: bytes) -> list[RolloutVideo]:
-    """A success and a failure of both tasks."""
+    """Return a success and a failure of both tasks."""
     arm = "demos-100_ratio-1_seed-0"
     return [
         {

@@ -1,4 +1,4 @@
-"""The page's drawings: points lie where their numbers say, and lines can be told apart."""
+"""The page's drawings: points lie at their values, and lines are distinguishable."""
 
 import itertools
 
@@ -9,7 +9,7 @@ import curve_json
 from orchestrator.report.svg_plots import LABEL_GAP, cost_plot, curve_plot, styles
 
 
-def test_lines_differ_in_shape_or_dash_wherever_colour_fails() -> None:
+def test_line_styles_differ_in_shape_or_dash() -> None:
     ours = [{"policy": "video_action", "action_free_ratio": float(n), "dashed": False} for n in range(8)]
     baselines = [{"policy": f"baseline {n}", "action_free_ratio": 0.0, "dashed": True} for n in range(2)]
     looks = [(style.shape, style.dash) for style in styles([*ours, *baselines]).values()]
@@ -18,7 +18,7 @@ def test_lines_differ_in_shape_or_dash_wherever_colour_fails() -> None:
     assert len({shape for shape, _ in first}) == len({dash for _, dash in first}) == 4
 
 
-def test_points_lie_where_their_numbers_say() -> None:
+def test_curve_plot_points_lie_at_their_values() -> None:
     data = curve_json.rich()
     plot = curve_plot(data, "curve", 740, 400)
     dots = [dot for trace in plot.traces for dot in trace.dots]
@@ -36,7 +36,7 @@ def test_points_lie_where_their_numbers_say() -> None:
     assert [len(trace.replicates) for trace in plot.traces] == [3, 3, 3]
 
 
-def test_denominators_stand_beside_points_and_not_over_one_another() -> None:
+def test_curve_plot_denominators_do_not_overlap() -> None:
     plot = curve_plot(curve_json.rich(), "curve", 740, 400)
     assert plot.labelled
     texts = sorted((dot.anchor, dot.text_x, dot.text_y) for trace in plot.traces for dot in trace.dots)
@@ -47,7 +47,7 @@ def test_denominators_stand_beside_points_and_not_over_one_another() -> None:
     assert not curve_plot(curve_json.rich(), "curve", 344, 340).labelled
 
 
-def test_the_cost_axis_is_what_tells_most() -> None:
+def test_cost_plot_axis_is_money_where_priced_else_gpu_hours() -> None:
     data = curve_json.rich()
     assert "GPU-hours" in cost_plot(data, "cost", 430, 400).x_label  # type: ignore[union-attr]
     for point in data["points"]:

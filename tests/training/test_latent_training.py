@@ -1,4 +1,4 @@
-"""The paper's kind of model in miniature: an autoencoder, a text tower, five feature maps, three views, two
+"""Latent video models in miniature: an autoencoder, a text tower, five feature maps, three views, two
 stages.
 """
 
@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 
 from backbones import svd_config, svd_folder, svd_policy
-from kept_checkpoints import LatentEntry
+from checkpoint_folder import CheckpointFolder
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
@@ -57,9 +57,9 @@ def _one_thread() -> None:
 
 
 def trained(job: TrainJob, folder: Path) -> Path:
-    """The last checkpoint of a run."""
+    """Train and return the last checkpoint."""
     folder.mkdir()
-    train(job, 0, 1, None, LatentEntry(folder), bring=stream.fetch_in_thread)
+    train(job, 0, 1, None, CheckpointFolder(folder), bring=stream.fetch_in_thread)
     return folder / "step_000002"
 
 
@@ -72,7 +72,7 @@ def look(seed: int = 0) -> Observation:
 
 
 @pytest.mark.full
-def test_a_checkpoint_acts_without_the_dataset_and_without_the_weights_it_began_with(
+def test_checkpoint_acts_without_the_dataset_and_the_pretrained_weights(
     lift_store: Path, weights: Path, tmp_path: Path
 ) -> None:
     store, begun_with = tmp_path / "store", tmp_path / "weights"
@@ -90,7 +90,7 @@ def test_a_checkpoint_acts_without_the_dataset_and_without_the_weights_it_began_
 
 
 @pytest.mark.full
-def test_training_on_kept_latents_is_training_on_pictures(
+def test_training_on_cached_latents_equals_training_on_pictures(
     lift_store: Path, weights: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
@@ -116,7 +116,7 @@ def test_training_on_kept_latents_is_training_on_pictures(
 
 
 @pytest.mark.full
-def test_stage_two_moves_the_head_alone_and_starts_from_stage_one(
+def test_stage_two_trains_the_head_alone_from_the_stage_one_video_model(
     lift_store: Path, weights: Path, tmp_path: Path
 ) -> None:
     arm = job(lift_store, weights, objective="action")
@@ -131,7 +131,9 @@ def test_stage_two_moves_the_head_alone_and_starts_from_stage_one(
     assert any(not torch.equal(one[f"video.unet.{name}"], tensor) for name, tensor in started.items())
 
 
-def test_stage_one_is_shared_by_arms_that_differ_in_the_head_alone(lift_store: Path, weights: Path) -> None:
+def test_stage_one_id_is_shared_by_arms_that_differ_in_the_head_alone(
+    lift_store: Path, weights: Path
+) -> None:
     manifest = load_manifest(open_storage(str(lift_store)))
     arm = job(lift_store, weights, objective="action")
 
@@ -144,8 +146,8 @@ def test_stage_one_is_shared_by_arms_that_differ_in_the_head_alone(lift_store: P
     other_videos = replace(arm, arm=Arm(2, 0.5, 0)).stage_one(manifest).arm_id
     other_seed = replace(arm, arm=Arm(2, 1.0, 1)).stage_one(manifest).arm_id
     assert len({same, other_videos, other_seed}) == 3
-    # Three demos and three action-free episodes are all six, and so are six demos: the same films, told apart
-    # only by the head.
+    # Three demos and three action-free episodes are all six, and so are six demos: the same films, different
+    # only for the head.
     assert (
         replace(arm, arm=Arm(3, 1.0, 0)).stage_one(manifest).arm_id
         == replace(arm, arm=Arm(6, 0.0, 0)).stage_one(manifest).arm_id

@@ -34,7 +34,7 @@ SUITE = Suite(("Lift",), 10, EpisodeRules(horizon=100))
 
 @pytest.fixture
 def env() -> Iterator[SimEnv]:
-    """The simulator of this process. It records the demonstrations and plays the scored scenes."""
+    """Yield the simulator of this process, which records the demonstrations and plays the scored scenes."""
     env = SimEnv("Lift", contract((CAMERA,), (64, 64), "fast"))
     yield env
     env.close()
@@ -42,7 +42,7 @@ def env() -> Iterator[SimEnv]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Sums of several threads would be rounded in another order."""
+    """Use one thread: sums of several threads are rounded in another order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Curves of made-up scores."""
+"""Synthetic curves."""
 
 import itertools
 from typing import Any
@@ -21,8 +21,8 @@ def scored(
     return ScoredArm(Arm(demos, ratio, seed, kind), "protocol", 100, wins, episodes, 0, outcomes)
 
 
-def beside_a_baseline() -> Curve:
-    """Two ratios of ours, and a baseline with the same demo counts and ratio 0."""
+def with_a_baseline() -> Curve:
+    """Return a curve of two ratios and a baseline with the same demo counts and ratio 0."""
     ours = (scored(2, 0.0, 2), scored(8, 0.0, 6), scored(2, 1.0, 8), scored(8, 1.0, 9))
     return Curve(
         "c", (*ours, scored(2, 0.0, 1, kind="diffusion_policy"), scored(8, 0.0, 3, kind="diffusion_policy"))
@@ -30,8 +30,8 @@ def beside_a_baseline() -> Curve:
 
 
 def several(gain: float, noise: float, missing: tuple[int, ...] = (), seed: int = 0) -> Curve:
-    """Two ratios; action-free video is worth `gain` doublings of the demos. noise: between trainings, on a
-    logit scale.
+    """Return a curve of two ratios in which action-free video is worth `gain` doublings of the demos. noise:
+    between trainings, on a logit scale.
     """
     rng = np.random.default_rng(seed)
     hard = rng.standard_normal(EPISODES)
