@@ -7,7 +7,6 @@ The real training loop on one core, the real pool and policy server on the other
 cores of one machine share.
 """
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -17,8 +16,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-import click
 
 from bench import harness
 from orchestrator.testing.episodes import make_episode_store
@@ -122,10 +119,9 @@ class Scoring:
         self._pool.close()
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="A short look.")
-def main(quick: bool) -> None:
-    """Print a table and, last, one line of JSON."""
+@harness.command("stall", digits=4)
+def main(quick: bool) -> dict[str, object]:
+    """Print a table; return the values of the last line."""
     from orchestrator.training.loop import PROGRESS_REPORTS
 
     rounds, block = PROGRESS_REPORTS // 2 - 1, QUICK_BLOCK if quick else BLOCK
@@ -179,8 +175,7 @@ def main(quick: bool) -> None:
         harness.median_ratio(on, off)
         for on, off in zip(zip(*steps[True], strict=True), zip(*steps[False], strict=True), strict=True)
     )
-    told = {"ratio_step_time": round(wall_ratio, 4), "cpu_ratio_step_time": round(cpu_ratio, 4)}
-    print(json.dumps({"bench": "stall", **told, "rounds": rounds, "quick": quick}))
+    return {"ratio_step_time": wall_ratio, "cpu_ratio_step_time": cpu_ratio, "rounds": rounds}
 
 
 if __name__ == "__main__":

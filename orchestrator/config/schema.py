@@ -248,7 +248,7 @@ class SuiteConfig(Section):
     gl: Literal["egl", "osmesa", "mixed"] = "egl"
     """What renders the pictures: EGL on a GPU or, through Mesa, on a CPU; OSMesa where there is no EGL.
     Workers whose driver draws otherwise than the first one did refuse. mixed: they play too, each with its
-    own EGL; `bench/drivers.py` measures how much pictures then differ.
+    own EGL; `experiments/drivers.py` measures how much pictures then differ.
     """
     rung: Literal["", "faithful", "unguided", "truncated", "one_pass"] = ""
     """How a look becomes actions, from 30 joint denoising steps with guidance down to one video pass; empty:
