@@ -119,9 +119,13 @@ def session(leader: int, title: str = "") -> list[psutil.Process]:
 class Outage(Protocol):
     """Something that the sweep uses and that can be taken away: a server, or room on a disk."""
 
-    def begin(self) -> None: ...
+    def begin(self) -> None:
+        """Make the resource unavailable."""
+        ...
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        """Make the resource available again."""
+        ...
 
 
 class Driver:

@@ -47,7 +47,7 @@ def main() -> None:
     \b
     demoscale score path/to/checkpoint       any policy on any suite, without a sweep
     demoscale serve --policy path/to/checkpoint   a policy over HTTP
-    demoscale sheet --task Lift --save lift.jpg   the shifted worlds of a task, on one picture
+    demoscale sheet --task Lift --save lift.jpg   the shifted scenes of a task, in one picture
 
     \b
     demoscale collect --episodes 100 --store data/lift       scripted demonstrations into an episode store

@@ -157,7 +157,7 @@ class ScoreRequest:
         from orchestrator.evaluation.standalone import StandaloneEval
 
         device = CPU
-        if self.policy.sampler:  # a checkpoint of ours, which policy servers of the cluster load
+        if self.policy.sampler:  # a checkpoint, which policy servers of the cluster load
             device = _device_of_cluster() if "RAY_ADDRESS" in os.environ else device_here()
         return StandaloneEval(self.policy, self.suites(), self.gl, self.rule, storage, device=device)
 
@@ -326,7 +326,7 @@ def _play(evaluation: "StandaloneEval", place: str, workers: int | None, as_json
 
     name = evaluation.subject.name
     if evaluation.complete:
-        click.echo(f"{name}: nothing to play, {place} has all that is asked for", err=as_json)
+        click.echo(f"{name}: nothing to play, all outcomes are in {place}", err=as_json)
         return
     found = f", {evaluation.counted} of them are in {place} already" if evaluation.counted else ""
     click.echo(f"{name}: {evaluation.listed} episodes{found}; starting Ray", err=as_json)
@@ -334,7 +334,7 @@ def _play(evaluation: "StandaloneEval", place: str, workers: int | None, as_json
     device = evaluation.device
     if evaluation.subject.sampler and (now := _device_of_cluster()) != device:
         raise ProtocolError(
-            f"the checkpoint would act on {now} and not on {device}, of which the scores are; set"
+            f"the policy servers of this cluster run on {now}, the scores are of {device}; set"
             " RAY_ADDRESS=local"
         )
     with progress_bar("scoring", Console(stderr=True)) as progress, graceful_interrupt(evaluation):

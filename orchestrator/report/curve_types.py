@@ -84,6 +84,7 @@ class Point:
 
     @property
     def series(self) -> Series:
+        """Line of the curve that the point belongs to."""
         return Series(self.policy, self.action_free_ratio)
 
 
