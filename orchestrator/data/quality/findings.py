@@ -84,7 +84,7 @@ class Report:
         sentence: str,
         severity: str = "",
     ) -> None:
-        """Add a finding. entry: affected episode; None for one of the whole store. severity: default by `kind`."""
+        """Add a finding. entry: affected episode; None: the whole store. severity: by default the kind's."""
         episodes = () if entry is None else (entry.episode_id,)
         self.found.append(
             Finding(
