@@ -17,6 +17,7 @@ from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
 from orchestrator.data.clip_stream import CACHE_BYTES
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.manifest import Manifest
+from orchestrator.data.subset import select_episodes
 from orchestrator.planning.calibration import KEPT, Calibration, Quantiles
 from orchestrator.planning.plan import planned_arms, planned_videos
 from orchestrator.storage.base import open_storage
