@@ -92,7 +92,7 @@ def _put(uri: str, episode: Episode) -> EpisodeEntry:
 
 
 def write_store(uri: str, episodes: list[Episode], executor: Executor) -> Manifest:
-    """Our own store, as `jobs.collect` leaves it."""
+    """Our own store, as `demoscale collect` leaves it."""
     entries = list(executor.map(_put, [uri] * len(episodes), episodes))
     return commit(open_storage(uri), CONTRACT, entries)
 

@@ -24,6 +24,7 @@ import psutil
 
 from bench import harness
 from orchestrator import prometheus as metrics
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cost import CostLedger, of_outcome
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.scorer import Scorer
@@ -118,8 +119,7 @@ def measured(storage: Storage, policy: Contract, outcomes: int) -> Rates:
                 EvalJob(
                     f"arm-{i % 100}",
                     i,
-                    f"arms/{i}",
-                    f"checkpoint{i}",
+                    CheckpointRef(f"arms/{i}", f"checkpoint{i}"),
                     suite,
                     "protocol",
                     NO_POLICY,

@@ -77,7 +77,7 @@ class Data(Section):
     """Which episodes, and how many of them an arm gets."""
 
     episodes: str
-    """Episode store: a folder or an s3:// URI, written by jobs.collect or jobs.ingest."""
+    """Episode store: a folder or an s3:// URI, written by `demoscale collect` or `demoscale import`."""
     demo_count: Annotated[
         Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(distinct), _LIST]
         | Annotated[Demos, _RANGE],

@@ -5,6 +5,7 @@ share.
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.code_fingerprint import SCORING_CODE, SIMULATING_CODE, code_fingerprint, code_hashes
 from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
 from orchestrator.evaluation.sequential_rule import StoppingRule, Verdict, blocks, prefix
@@ -15,7 +16,7 @@ from orchestrator.provenance import (
     digest,
     package_versions,
 )
-from orchestrator.stats.fixed_sample import wilson
+from orchestrator.stats.fixed_sample import Interval, wilson
 from orchestrator.stats.sequential import anytime_interval
 from orchestrator.storage.base import Storage
 from policy.config import SamplerConfig
@@ -104,7 +105,7 @@ class Score:
         return self.successes / self.episodes if self.episodes else float("nan")
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def interval(self) -> Interval:
         """95 % interval of the success rate: Wilson's, or the anytime-valid one if there is a rule, even if
         the whole list was played.
         """
@@ -192,8 +193,8 @@ class EvalJob:
 
     arm_id: str
     step: int
-    uri: str
-    fingerprint: str
+    checkpoint: CheckpointRef
+    """The policy; if it is no checkpoint, its name and the identity of its scores."""
     suite: Suite
     protocol: str
     source: PolicySource
@@ -214,4 +215,4 @@ class EvalJob:
     @property
     def key(self) -> str:
         """Identity of the job: checkpoint and protocol."""
-        return f"{self.uri} under {self.protocol}"
+        return f"{self.checkpoint.uri} under {self.protocol}"

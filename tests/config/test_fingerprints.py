@@ -240,9 +240,10 @@ def imported_by(program: str, *arguments: str) -> set[str]:
 ACT = """
 import asyncio, pickle, sys
 import sim_workers.rollout.worker, sim_workers.rollout.ray_policy_client
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.policy_server import PolicyServer
 observation = pickle.load(open(sys.argv[2], "rb"))
-chunk = asyncio.run(PolicyServer(1, "cpu").act(sys.argv[1], observation))
+chunk = asyncio.run(PolicyServer(1, "cpu").act(CheckpointRef(sys.argv[1]), observation))
 assert chunk.actions.shape[1] == 7
 """
 TRAIN = """
@@ -250,11 +251,16 @@ import sys
 from functools import partial
 from orchestrator.config.arms import Arm
 from orchestrator.data import clip_stream as stream
+from orchestrator.data.episode_store import load_manifest
+from orchestrator.data.subset import select_episodes
+from orchestrator.storage.base import open_storage
 from orchestrator.training.loop import TrainJob, train
 from orchestrator.config.schema import Train
 from policy.presets import PRESETS
 settings, said = Train(steps=1, batch_size=2, checkpoint_every=1, warmup_steps=0), []
-job = TrainJob(Arm(3, 1.0, 0), "a", sys.argv[1], 1, frozenset(), PRESETS["tiny"], settings, "joint", "none")
+arm = Arm(3, 1.0, 0)
+subset = select_episodes(load_manifest(open_storage(sys.argv[1])), arm)
+job = TrainJob(arm, "a", sys.argv[1], 1, subset, PRESETS["tiny"], settings, "joint", "none")
 train(job, 0, 1, None, lambda *told: said.append(told), bring=stream.fetch_in_thread)
 assert said
 import orchestrator.training.ray_train

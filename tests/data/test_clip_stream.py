@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
+from orchestrator.config.arms import Arm
 from orchestrator.data import clip_stream as stream
 from orchestrator.data.clip_sampler import ClipSampler
 from orchestrator.data.clips import stack
@@ -39,7 +40,7 @@ def store(tmp_path: Path) -> Store:
         CONTRACT,
         [put_episode(storage, make_episode(seed, length=10 + seed), 20.0) for seed in range(8)],
     )
-    subset = select_episodes(manifest, 3, 1.0, seed=0)
+    subset = select_episodes(manifest, Arm(3, 1.0, seed=0))
     order = ClipSampler(
         tuple(manifest.select(subset.demos)),
         tuple(manifest.select(subset.action_free)),

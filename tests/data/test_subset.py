@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.config.arms import Arm
 from orchestrator.data.manifest import EpisodeEntry, Manifest
 from orchestrator.data.subset import Subset, SubsetError, held_out, num_action_free, select_episodes
 from orchestrator.testing.episodes import CONTRACT
@@ -56,8 +57,8 @@ def test_subset_of_fewer_demos_is_contained_in_one_of_more(size: tuple[int, int,
     a, b, r, q, seed = size
     store = store_of(entries(60), entries(60, "Stack"))
     small, large = (
-        select_episodes(store, min(a, b), min(r, q), seed),
-        select_episodes(store, max(a, b), max(r, q), seed),
+        select_episodes(store, Arm(min(a, b), min(r, q), seed)),
+        select_episodes(store, Arm(max(a, b), max(r, q), seed)),
     )
     assert set(small.demos) <= set(large.demos)
     assert set(small.action_free) <= set(large.action_free)
@@ -66,7 +67,7 @@ def test_subset_of_fewer_demos_is_contained_in_one_of_more(size: tuple[int, int,
 @given(sizes)
 def test_subset_demos_and_action_free_episodes_are_disjoint(size: tuple[int, int, float, float, int]) -> None:
     demos, _, ratio, _, seed = size
-    subset = select_episodes(store_of(entries(60)), demos, ratio, seed)
+    subset = select_episodes(store_of(entries(60)), Arm(demos, ratio, seed))
     assert not set(subset.demos) & set(subset.action_free)
     assert len(subset.demos) == demos
     assert len(subset.action_free) == num_action_free(demos, ratio)
@@ -76,17 +77,20 @@ def test_subset_demos_and_action_free_episodes_are_disjoint(size: tuple[int, int
 def test_subset_does_not_depend_on_the_order_of_the_manifest(random, seed: int) -> None:  # type: ignore[no-untyped-def]
     listed = entries(30)
     store, shuffled = store_of(listed), store_of(random.sample(listed, len(listed)))
-    assert select_episodes(store, 7, 1.0, seed) == select_episodes(shuffled, 7, 1.0, seed)
-    assert select_episodes(store, 7, 1.0, seed).digest == select_episodes(shuffled, 7, 1.0, seed).digest
+    assert select_episodes(store, Arm(7, 1.0, seed)) == select_episodes(shuffled, Arm(7, 1.0, seed))
+    assert (
+        select_episodes(store, Arm(7, 1.0, seed)).digest
+        == select_episodes(shuffled, Arm(7, 1.0, seed)).digest
+    )
 
 
 def test_subsets_of_different_seeds_differ() -> None:
     store = store_of(entries(60))
-    assert len({select_episodes(store, 10, 0, seed).demos for seed in range(10)}) == 10
+    assert len({select_episodes(store, Arm(10, 0, seed)).demos for seed in range(10)}) == 10
 
 
 def test_subset_has_equally_many_demos_per_task() -> None:
-    subset = select_episodes(store_of(entries(20), entries(30, "Stack")), 5, 1.0, 0)
+    subset = select_episodes(store_of(entries(20), entries(30, "Stack")), Arm(5, 1.0, 0))
     assert (
         sum(i.startswith("Lift") for i in subset.demos)
         == sum(i.startswith("Stack") for i in subset.demos)
@@ -95,7 +99,7 @@ def test_subset_has_equally_many_demos_per_task() -> None:
 
 
 def test_subset_takes_recordings_without_actions_first_as_action_free() -> None:
-    subset = select_episodes(store_of(entries(10), entries(5, labelled=False)), 10, 0.5, 0)
+    subset = select_episodes(store_of(entries(10), entries(5, labelled=False)), Arm(10, 0.5, 0))
     assert all("video" in episode for episode in subset.action_free)
     assert not any("video" in episode for episode in subset.demos)
 
@@ -105,14 +109,14 @@ def test_subset_of_a_too_small_store_names_task_and_numbers(demos: int, ratio: f
     with pytest.raises(
         SubsetError, match=f"Lift: {demos} demos .* the store has 10 episodes, 10 of them with actions"
     ):
-        select_episodes(store_of(entries(10)), demos, ratio, 0)
+        select_episodes(store_of(entries(10)), Arm(demos, ratio, 0))
 
 
 def test_subset_replaces_quarantined_episodes_and_keeps_the_counts() -> None:
     store = store_of(entries(30))
-    before = select_episodes(store, 8, 1.0, 0)
+    before = select_episodes(store, Arm(8, 1.0, 0))
     aside = {before.demos[0], before.action_free[0]}
-    after = select_episodes(store, 8, 1.0, 0, aside)
+    after = select_episodes(store, Arm(8, 1.0, 0), aside)
     assert len(after.demos) == len(after.action_free) == 8
     assert not aside & {*after.demos, *after.action_free}
     assert set(before.demos) - aside <= set(after.demos)
@@ -121,12 +125,16 @@ def test_subset_replaces_quarantined_episodes_and_keeps_the_counts() -> None:
 
 def test_subset_with_too_few_whole_episodes_names_the_quarantined() -> None:
     with pytest.raises(SubsetError, match=r"the store has 9 episodes.*; 1 are set aside as damaged"):
-        select_episodes(store_of(entries(10)), 10, 0, 0, {"Lift-0000"})
+        select_episodes(store_of(entries(10)), Arm(10, 0, 0), {"Lift-0000"})
 
 
 def test_subset_permutation_is_fixed() -> None:
     """Another permutation would make every earlier arm incomparable."""
-    assert select_episodes(store_of(entries(10)), 3, 0, 0).demos == ("Lift-0005", "Lift-0006", "Lift-0008")
+    assert select_episodes(store_of(entries(10)), Arm(3, 0, 0)).demos == (
+        "Lift-0005",
+        "Lift-0006",
+        "Lift-0008",
+    )
 
 
 def test_subset_of_tasks_without_labels_has_action_free_episodes_only() -> None:
@@ -134,13 +142,13 @@ def test_subset_of_tasks_without_labels_has_action_free_episodes_only() -> None:
     episodes.
     """
     store = store_of(entries(20), entries(30, "Stack"), entries(10, "Film", labelled=False))
-    subset = select_episodes(store, 5, 1.0, 0, labelled_tasks=["Lift"])
-    assert subset.demos == tuple(i for i in select_episodes(store_of(entries(20)), 5, 1.0, 0).demos)
+    subset = select_episodes(store, Arm(5, 1.0, 0), labelled_tasks=["Lift"])
+    assert subset.demos == tuple(i for i in select_episodes(store_of(entries(20)), Arm(5, 1.0, 0)).demos)
     assert [
         len([i for i in subset.action_free if i.startswith(task)]) for task in ("Lift", "Stack", "Film")
     ] == [5, 5, 5]
     with pytest.raises(SubsetError, match="Door: the store has no such task; it has"):
-        select_episodes(store, 5, 0, 0, labelled_tasks=["Door"])
+        select_episodes(store, Arm(5, 0, 0), labelled_tasks=["Door"])
 
 
 # -- held-out episodes ---------------------------------------------------------------------------------------
@@ -154,7 +162,7 @@ grids = st.tuples(
 
 
 def episodes(*subsets: Subset) -> set[str]:
-    return {episode for subset in subsets for episode in (*subset.demos, *subset.action_free)}
+    return {episode for subset in subsets for episode in subset.episodes}
 
 
 @given(grids, st.integers(1, 8), st.integers(0, 9))
@@ -164,12 +172,12 @@ def test_held_out_episodes_are_in_no_arm_of_the_sweep(
     """The largest arm of every seed determines the used episodes."""
     store, (demos, ratios, seeds) = store_of(entries(150), entries(40, labelled=False)), grid
     arms = [
-        select_episodes(store, demo_count, ratio, s)
+        select_episodes(store, Arm(demo_count, ratio, s))
         for demo_count in demos
         for ratio in ratios
         for s in seeds
     ]
-    used = episodes(*(select_episodes(store, max(demos), max(ratios), s) for s in seeds))
+    used = episodes(*(select_episodes(store, Arm(max(demos), max(ratios), s)) for s in seeds))
     assert episodes(*arms) <= used
     chosen = held_out(store, "Lift", count, used, seed=seed)
     assert len(set(chosen)) == count
@@ -211,7 +219,7 @@ def test_held_out_episodes_are_the_last_that_demos_use() -> None:
     store = store_of(entries(20))
     chosen = held_out(store, "Lift", 5, set())
     assert all(
-        held_out(store, "Lift", 5, episodes(select_episodes(store, demos, 0, 0))) == chosen
+        held_out(store, "Lift", 5, episodes(select_episodes(store, Arm(demos, 0, 0)))) == chosen
         for demos in range(1, 16)
     )
 

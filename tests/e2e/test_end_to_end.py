@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import CHECKOUT, run
 
+from orchestrator.config.arms import Arm
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.subset import select_episodes
 from orchestrator.evaluation.outcome_ledger import Ledger
@@ -83,7 +84,7 @@ def damaged_store(tmp_path_factory: pytest.TempPathFactory, lift_store: Path) ->
     store = tmp_path_factory.mktemp("damaged") / "store"
     shutil.copytree(lift_store, store)
     manifest = load_manifest(open_storage(str(store)))
-    victim = manifest[select_episodes(manifest, 1, 1.0, 0).demos[0]]
+    victim = manifest[select_episodes(manifest, Arm(1, 1.0, 0)).demos[0]]
     data = (store / victim.key).read_bytes()
     (store / victim.key).write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
     return store, victim.episode_id

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, Score
@@ -37,7 +38,7 @@ class CheckingListener:
         self.played += [(job.arm_id, job.step)] * len(outcomes)
 
     def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
-        ledger = Ledger(self._storage, job.fingerprint, job.protocol)
+        ledger = Ledger(self._storage, job.checkpoint.fingerprint, job.protocol)
         assert {outcome.spec.episode_id for outcome in outcomes} == ledger.read().keys(), (
             "a score was reported before it was recorded"
         )
@@ -52,7 +53,12 @@ class CheckingListener:
 
 def job(arm: str, step: int, suite: Suite = SUITE) -> EvalJob:
     return EvalJob(
-        arm, step, f"{arm}/{step}", f"{arm}{step}", suite, "protocol", InProcessPolicy(lambda: None)
+        arm,
+        step,
+        CheckpointRef(f"{arm}/{step}", f"{arm}{step}"),
+        suite,
+        "protocol",
+        InProcessPolicy(lambda: None),
     )  # type: ignore[arg-type, return-value]
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.checkpoints.record import CheckpointRecord, write_record
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.policy_ref import _sampler
 from orchestrator.evaluation.policy_server import PolicyServer
@@ -62,7 +64,9 @@ def test_policy_server_batches_concurrent_requests_with_unchanged_answers(
         server = PolicyServer(1, "cpu")
         return [
             chunk.actions
-            for chunk in await asyncio.gather(*(server.act(str(checkpoint), one) for one in looks))
+            for chunk in await asyncio.gather(
+                *(server.act(CheckpointRef(str(checkpoint)), one) for one in looks)
+            )
         ]
 
     together = asyncio.run(ask())
@@ -78,8 +82,8 @@ def test_policy_server_raises_for_an_unloadable_checkpoint_and_serves_others(
     async def ask() -> None:
         server = PolicyServer(1, "cpu")
         with pytest.raises(Exception, match="not a checkpoint of ours"):
-            await server.act(str(tmp_path / "nothing"), make_observation(0))
-        assert (await server.act(str(checkpoint), make_observation(0))).actions.shape == (8, 7)
+            await server.act(CheckpointRef(str(tmp_path / "nothing")), make_observation(0))
+        assert (await server.act(CheckpointRef(str(checkpoint)), make_observation(0))).actions.shape == (8, 7)
 
     asyncio.run(ask())
 
@@ -133,7 +137,7 @@ def test_pickles_in_a_checkpoint_are_never_opened(
     known = card_of(str(checkpoint))[1]
 
     async def act() -> None:
-        await PolicyServer(1, "cpu").act(str(checkpoint), make_observation(0))
+        await PolicyServer(1, "cpu").act(CheckpointRef(str(checkpoint)), make_observation(0))
 
     if lacking:
         with pytest.raises(
@@ -257,13 +261,13 @@ def test_score_of_a_sweep_checkpoint_reuses_its_outcomes(tmp_path: Path, no_ray:
     assert told["protocols"] == {"nominal": state.protocol}
     arm_id, arm = next(iter(state.arms().items()))
     state.pin()
-    key = f"{arm_id}/step_000100"
     assert (
         "has no checkpoint yet"
         in score(arm.name, "--sweep", sweep.name, "--storage", tmp_path / "runs").stderr
     )
-    make_checkpoint(tmp_path / "runs" / "arms" / key)
-    state.storage.put(f"checkpoints/{key}.json", b"{}")
+    trained = make_checkpoint(tmp_path / "runs" / "arms" / arm_id / "step_000100")
+    losses = {"loss": 0.5, "loss_video": 0.25, "loss_action": 0.25}
+    write_record(state.storage, arm_id, 100, CheckpointRecord(fingerprint=fingerprint(trained), **losses))
     by_name = score(arm.name, "--sweep", sweep.name, "--storage", tmp_path / "runs", "--json")
     assert json.loads(by_name.stdout)["scores"] == told["scores"], "the sweep's own suite, without its file"
     assert (

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger, scores
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, Score
@@ -64,7 +65,14 @@ class ScoreListener:
 def job(arm: str, rule: StoppingRule | None = ABOVE, step: int = 100, reference: bool = False) -> EvalJob:
     source = InProcessPolicy(lambda: None)  # type: ignore[arg-type, return-value]
     return EvalJob(
-        arm, step, f"{arm}/{step}", f"{arm}{step}", SUITE, "protocol", source, rule=rule, reference=reference
+        arm,
+        step,
+        CheckpointRef(f"{arm}/{step}", f"{arm}{step}"),
+        SUITE,
+        "protocol",
+        source,
+        rule=rule,
+        reference=reference,
     )
 
 

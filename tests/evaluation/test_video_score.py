@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.data.episode_store import commit, load_manifest, put_episode
 from orchestrator.evaluation.held_out_clips import HeldOut
 from orchestrator.evaluation.image_metrics import MEASURES, Fidelity, fidelity
@@ -188,16 +189,16 @@ def test_video_score_through_the_server_equals_direct_imagination(store: str, tm
     ]
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
-    server = PolicyServer(1, "cpu", "one_pass")
+    server, checkpoint = PolicyServer(1, "cpu", "one_pass"), CheckpointRef(str(folder))
 
     def ask(look: Observation) -> Imagination:
-        told = asyncio.run_coroutine_threadsafe(server.imagine(str(folder), look), loop).result()
+        told = asyncio.run_coroutine_threadsafe(server.imagine(checkpoint, look), loop).result()
         assert told
         return told
 
     score = test.measure(ask)
     assert score.generated == Fidelity.mean(expected)
-    done = asyncio.run_coroutine_threadsafe(server.answered(str(folder)), loop).result()
+    done = asyncio.run_coroutine_threadsafe(server.answered(checkpoint), loop).result()
     loop.call_soon_threadsafe(loop.stop)
     assert done.imagined_s > 0
     assert (done.batches, done.busy_s) == (
@@ -217,7 +218,7 @@ def test_video_score_of_a_cluster_equals_direct_imagination(store: str, tmp_path
 
     folder, test = make_checkpoint(tmp_path / "tiny"), video_test(store)
     source, judge = (
-        RayServedPolicy(policy_servers(2, 0, "one_pass"), str(folder), imagines=True),
+        RayServedPolicy(policy_servers(2, 0, "one_pass"), CheckpointRef(str(folder)), imagines=True),
         video_judge(),
     )
     score, cpu_s = ray.get(judge.measure.remote(test, source), timeout=300)
@@ -229,6 +230,6 @@ def test_video_score_of_a_cluster_equals_direct_imagination(store: str, tmp_path
 
     assert score == test.measure(imagine)
     assert cpu_s > 0
-    assert source.measure(str(folder)).imagined_s > 0
+    assert source.measure(source.key).imagined_s > 0
     for actor in (judge, *source.servers):
         ray.kill(actor)

@@ -70,3 +70,72 @@ def several(gain: float, noise: float, missing: tuple[int, ...] = (), seed: int 
         "prices": {"cpu_hour": 0.5},
     }
     return Curve("several", tuple(sorted(arms, key=lambda arm: arm.arm)), sweep, {"demoscale.code": "abc"})
+
+
+def whole() -> Curve:
+    """A small curve with every part of a report: two ratios and a baseline, two tasks, seeds, costs, films."""
+    wins = {
+        ("video_action", 0.0, 2): (2, 4),
+        ("video_action", 0.0, 8): (7, 9),
+        ("video_action", 1.0, 2): (5, 6),
+        ("video_action", 1.0, 8): (12, 11),
+        ("diffusion_policy", 0.0, 2): (1,),
+        ("diffusion_policy", 0.0, 8): (5,),
+    }
+    kinds: dict[str, PolicyKind] = {
+        "video_action": "video_action",
+        "diffusion_policy": "diffusion_policy",
+    }
+    arms = []
+    for (kind, ratio, demos), replicates in wins.items():
+        for seed, won in enumerate(replicates):
+            number, ours = len(arms), kind == "video_action"
+            arms.append(
+                ScoredArm(
+                    Arm(demos, ratio, seed, kinds[kind]),
+                    "protocol",
+                    100,
+                    won,
+                    16,
+                    int(number == 3),
+                    {f"{('Lift', 'Stack')[i % 2]}-{i}-{i}": i < won for i in range(16)},
+                    early=number == 1,
+                    cost=Cost(train_gpu_s=1800.0, sim_cpu_s=900.0, episodes=16) if number else None,
+                    run_id=f"{number:032x}",
+                    imagined={
+                        step: {
+                            "success_rate": won * step / 1600,
+                            "video_distance": 1.5 - won / 16,
+                            CLIPS: 7.0,
+                        }
+                        for step in ((50, 100) if ours else ())
+                    },
+                    films=(
+                        {"episode": "Lift-0-0", "task": "Lift", "result": "success", "mean_distance": 0.25},
+                        {
+                            "episode": "Stack-15-15",
+                            "task": "Stack",
+                            "result": "failure",
+                            "mean_distance": None,
+                        },
+                    )
+                    if ours
+                    else (),
+                )
+            )
+    sweep: dict[str, Any] = {
+        "policy": {"preset": "tiny"},
+        "data": {"episodes": "s3://bucket/episodes"},
+        "seeds": [0, 1],
+        "search": {"optuna": None},
+        "train": {"steps": 100, "mode": "two_stage"},
+        "suite": {
+            "tasks": ["Lift", "Stack"],
+            "episodes": 8,
+            "horizon": 100,
+            "success": "once",
+            "decide": {"threshold": 0.5, "look_every": 8},
+        },
+        "prices": {"cpu_hour": 0.5, "gpu_hour": 2.0},
+    }
+    return Curve("whole", tuple(arms), sweep, {"demoscale.code": "abc", "demoscale.data_version": "3"})

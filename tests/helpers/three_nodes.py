@@ -22,6 +22,7 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import RenderReferences
 from orchestrator.evaluation.ray_actors import server_options
 from orchestrator.evaluation.scorer import Scorer
@@ -236,7 +237,9 @@ def scored(
     )
     pool.on_failure = on_failure
     scorer = Scorer(storage, CONTRACT, pool, listener)
-    scorer.submit(EvalJob("arm", 1, source.key, source.key, suite, "protocol", source))
+    scorer.submit(
+        EvalJob("arm", 1, CheckpointRef(str(source.key), str(source.key)), suite, "protocol", source)
+    )
     disturbing = threading.Thread(target=disturb, args=(listener,))
     disturbing.start()
     scorer.drain()

@@ -41,12 +41,13 @@ def test_curve_points_pool_replicates_and_keep_their_denominators() -> None:
 
 def test_demos_to_reach_interpolates_in_log_demos_or_is_not_reached() -> None:
     curve = Curve("c", (scored(2, 0, 2), scored(8, 0, 6), scored(2, 1, 8), scored(8, 1, 9)))
-    told = curve.demos_to_reach(0.4)
-    assert told[0][0] == pytest.approx(4.0)
-    assert told[1] == (0, 0, 0), "with fewer demos than were tried, whatever the episodes leave open"
-    low, high = told[0][1:]
-    assert low <= 4 <= high
-    assert curve.demos_to_reach(0.7)[0] == "not reached"
+    demos_only, mixed = curve.demos_to_reach(0.4)
+    assert demos_only.value == pytest.approx(4.0)
+    assert demos_only.interval.low <= 4 <= demos_only.interval.high
+    assert (mixed.value, mixed.interval) == (0, (0, 0)), (
+        "with fewer demos than were tried, whatever the episodes leave open"
+    )
+    assert [found.reached for found in curve.demos_to_reach(0.7)] == [False, True]
 
 
 def test_comparisons_pair_replicates_of_the_same_seed() -> None:
@@ -75,13 +76,12 @@ def test_curve_with_a_baseline_has_a_line_of_it() -> None:
     assert {point["policy"] for point in curve.to_json()["points"]} == {"video_action", "diffusion_policy"}
 
 
-def test_demos_to_reach_keys_are_ratios_and_baseline_kinds() -> None:
-    told = with_a_baseline().demos_to_reach(0.3)
-    assert {name: reached[0] for name, reached in told.items()} == {
-        0.0: pytest.approx(2 * 2**0.5),
-        1.0: 0.0,
-        "diffusion_policy": pytest.approx(8.0),
-    }
+def test_demos_to_reach_are_those_of_every_line() -> None:
+    curve = with_a_baseline()
+    found = curve.demos_to_reach(0.3)
+    assert [reach.series for reach in found] == curve.lines
+    assert {reach.rate for reach in found} == {0.3}
+    assert [reach.value for reach in found] == [pytest.approx(2 * 2**0.5), 0.0, pytest.approx(8.0)]
 
 
 def test_comparisons_with_a_baseline_are_at_equal_demo_counts() -> None:
@@ -111,7 +111,8 @@ def test_curve_with_a_baseline_keeps_points_and_comparisons_of_the_others() -> N
 
 def test_curve_of_a_baseline_alone_has_comparisons_and_a_picture() -> None:
     alone = Curve("c", tuple(s for s in with_a_baseline().arms if s.arm.kind == "diffusion_policy"))
-    assert alone.demos_to_reach(0.5) == {"diffusion_policy": "not reached"}
+    (found,) = alone.demos_to_reach(0.5)
+    assert (found.series.policy, found.reached) == ("diffusion_policy", False)
     (comparison,) = alone.comparisons
     assert (comparison.first, comparison.second) == (
         "8 demos without video (diffusion policy)",
@@ -234,8 +235,8 @@ def test_data_equivalence_covers_the_simulated_gain() -> None:
     curve = several(gain=2.0, noise=0.05)
     worth = curve.data_equivalence(curve.lines[1])
     assert worth is not None
-    assert worth.low < 4 < worth.high, "two doublings"
-    assert worth.low > 1
+    assert worth.interval.low < 4 < worth.interval.high, "two doublings"
+    assert worth.interval.low > 1
     told = report.answer(curve)[0]
     assert told.startswith("An action-free ratio of 1 is worth ")
     assert "times the demos of one of 0 (95 % interval " in told
@@ -258,13 +259,14 @@ def test_comparison_of_two_distant_seeds_finds_no_difference() -> None:
     )
     (comparison,) = curve.comparisons
     assert comparison.p_corrected < 1e-6
-    assert comparison.low < 0 < comparison.high
+    assert comparison.interval.low < 0 < comparison.interval.high
     assert comparison.verdict == "no evidence of a difference"
 
 
 def test_bands_contain_the_intervals_of_the_episodes() -> None:
     for point in several(gain=1.0, noise=0.5).points:
-        assert point.band_low <= point.low <= point.success_rate <= point.high <= point.band_high
+        (low, high), (band_low, band_high) = point.interval, point.band
+        assert band_low <= low <= point.success_rate <= high <= band_high
 
 
 def test_point_names_its_missing_seeds() -> None:
@@ -280,21 +282,19 @@ def test_point_names_its_missing_seeds() -> None:
 
 def test_point_cost_is_the_sum_over_its_arms() -> None:
     curve = several(gain=1.0, noise=0.1)
-    told = curve.to_json()
-    assert {
-        (point["cost"]["cpu_hours"], point["cost"]["episodes"], point["cost"]["money"])
-        for point in told["points"]
-    } == {(3.0, 300, 1.5)}
-    assert {arm["cost"]["cpu_hours"] for arm in told["arms"]} == {1.0}
-    costs = [point["cost"] for point in told["points"]]
+    costs = [point.cost for point in curve.report().points]
+    assert {cost and (cost.cpu_hours, cost.episodes, cost.money) for cost in costs} == {(3.0, 300, 1.5)}
+    assert {arm.cost and arm.cost.cpu_hours for arm in curve.report().arms} == {1.0}
     assert (report.cost_axis(costs)[0], report.cost_axis(costs, report.HOURS)[1]) == ("money", "CPU-hours")
 
 
 def test_video_score_and_success_are_correlated_over_checkpoints() -> None:
-    told = several(gain=1.0, noise=0.1).to_json()["video"]
-    assert told["correlation"]["number"] == 2 * 24 == len(told["points"])
-    assert told["correlation"]["low"] > 0
-    assert "they go together" in told["text"]
+    video = several(gain=1.0, noise=0.1).report().video
+    assert video
+    assert video.correlation
+    assert video.correlation.number == 2 * 24 == len(video.points)
+    assert video.correlation.interval.low > 0
+    assert "they go together" in video.text
 
 
 def test_video_scores_of_other_clips_are_not_mixed() -> None:
@@ -327,8 +327,8 @@ def test_sequentially_decided_scores_have_anytime_valid_statistics() -> None:
         },
     )
     for ours, theirs in zip(looked.points, plain.points, strict=True):
-        assert (ours.low, ours.high) == anytime_interval(ours.successes, ours.episodes)
-        assert ours.low < theirs.low < theirs.high < ours.high
+        assert ours.interval == anytime_interval(ours.successes, ours.episodes)
+        assert ours.interval.low < theirs.interval.low < theirs.interval.high < ours.interval.high
     for ours, theirs in zip(looked.comparisons, plain.comparisons, strict=True):
         assert (
             ours.result.p_value
@@ -362,7 +362,7 @@ def test_page_contains_every_sentence_of_the_answer() -> None:
         Curve("c", (scored(2, 0, 0),)),
         Curve("c", (scored(2, 0, 10), scored(8, 0, 10))),
     ):
-        text = page(curve.to_json(), [], "")
+        text = page(curve.report(), [], "")
         for sentence in report.answer(curve):
             assert escape(sentence) in text
 

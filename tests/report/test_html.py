@@ -4,15 +4,16 @@ import copy
 import itertools
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from markupsafe import escape
 
-import curve_json
+import synthetic_reports
 from browser import MISSING, Tab, browsing, chromium
+from orchestrator.report.curve_report import CurveReport
 from orchestrator.report.html import page
 from sim_workers.rollout.rollout_video import mp4
 from synthetic_curves import several, with_a_baseline
@@ -33,8 +34,8 @@ def film() -> bytes:
 def pages(tmp_path_factory: pytest.TempPathFactory, film: bytes) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     texts = {
-        "rich": page(curve_json.rich(), curve_json.films(film), SWEEP),
-        "bare": page(curve_json.bare(), [], ""),
+        "rich": page(synthetic_reports.rich(), synthetic_reports.films(film), SWEEP),
+        "bare": page(synthetic_reports.bare(), [], ""),
     }
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
@@ -48,24 +49,39 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
         yield tab
 
 
-def hostile() -> dict[str, Any]:
+def hostile() -> CurveReport:
     """Return the rich curve with markup in every name that a user or a tool chooses."""
-    data = curve_json.rich()
-    for key in ("name", "protocol", "caption"):
-        data[key] = HOSTILE
-    data["answer"][0] = HOSTILE
-    for line in data["lines"]:
-        line["label"] = HOSTILE
-        line["reach"][0]["text"] = HOSTILE
-    for point in data["points"]:
-        point["by_task"] = {HOSTILE: point["by_task"]["Lift"], "Lift": point["by_task"]["Lift"]}
-    for row in (*data["arms"], *data["video"]["points"], *data["video"]["episodes"]):
-        row["arm"] = HOSTILE
-    for comparison in data["comparisons"]:
-        comparison["first"] = comparison["verdict"] = HOSTILE
-    data["video"]["measure"] = data["video"]["text"] = HOSTILE
-    data["protocol_facts"] = data["provenance"] = [[HOSTILE, HOSTILE]]
-    return data
+    report = synthetic_reports.rich()
+    assert report.video
+    return replace(
+        report,
+        name=HOSTILE,
+        protocol=HOSTILE,
+        caption=HOSTILE,
+        answer=(HOSTILE, *report.answer[1:]),
+        lines=tuple(
+            replace(line, label=HOSTILE, reach=(replace(line.reach[0], text=HOSTILE), *line.reach[1:]))
+            for line in report.lines
+        ),
+        points=tuple(
+            replace(
+                row,
+                point=replace(row.point, by_task=dict.fromkeys((HOSTILE, "Lift"), row.point.by_task["Lift"])),
+            )
+            for row in report.points
+        ),
+        arms=tuple(replace(arm, arm=HOSTILE) for arm in report.arms),
+        comparisons=tuple(replace(comparison, first=HOSTILE) for comparison in report.comparisons),
+        video=replace(
+            report.video,
+            measure=HOSTILE,
+            text=HOSTILE,
+            points=tuple(replace(point, arm=HOSTILE) for point in report.video.points),
+            episodes=tuple(replace(episode, arm=HOSTILE) for episode in report.video.episodes),
+        ),
+        protocol_facts=((HOSTILE, HOSTILE),),
+        provenance=((HOSTILE, HOSTILE),),
+    )
 
 
 # -- in a browser
@@ -139,7 +155,7 @@ def test_page_first_screen_shows_answer_and_curve(
     tab: Tab, pages: dict[str, Path], width: int, height: int
 ) -> None:
     tab.open(pages["rich"], width, height)
-    assert tab.ask("document.querySelector('h1').textContent") == curve_json.rich()["answer"][0]
+    assert tab.ask("document.querySelector('h1').textContent") == synthetic_reports.rich().answer[0]
     shown = (
         "[...document.querySelectorAll('main .plot')].filter(e =>"
         " e.getClientRects().length)[0].getBoundingClientRect()"
@@ -267,7 +283,8 @@ def test_page_in_print_is_white_with_films_as_pictures(tab: Tab, pages: dict[str
 def test_page_escapes_hostile_names(tab: Tab, tmp_path: Path, film: bytes) -> None:
     path = tmp_path / "hostile.html"
     named = [
-        {**one, "arm": HOSTILE, "episode": HOSTILE, "caption": HOSTILE} for one in curve_json.films(film)
+        {**one, "arm": HOSTILE, "episode": HOSTILE, "caption": HOSTILE}
+        for one in synthetic_reports.films(film)
     ]
     path.write_text(page(hostile(), named, HOSTILE), encoding="utf-8")  # type: ignore[arg-type]
     tab.open(path)
@@ -285,9 +302,10 @@ def test_page_escapes_hostile_names(tab: Tab, tmp_path: Path, film: bytes) -> No
 
 def test_page_shows_every_count_with_denominator_and_interval(pages: dict[str, Path]) -> None:
     text = pages["rich"].read_text()
-    for row in (*curve_json.rich()["points"], *curve_json.rich()["arms"]):
-        assert f">{row['successes']}/{row['episodes']}{'†' if row['early'] else ''}<" in text
-        assert f">{row['low']:.2f} to {row['high']:.2f}<" in text
+    report = synthetic_reports.rich()
+    for row in (*(point.point for point in report.points), *report.arms):
+        assert f">{row.successes}/{row.episodes}{'†' if row.early else ''}<" in text
+        assert f">{row.interval.low:.2f} to {row.interval.high:.2f}<" in text
     assert "missing: 2" in text
 
 
@@ -304,19 +322,24 @@ def test_page_of_a_bare_curve_names_what_is_missing(pages: dict[str, Path]) -> N
 
 
 def test_page_shows_a_dash_for_a_missing_measure() -> None:
-    data = curve_json.rich()
-    for point in data["video"]["points"][1:]:
-        del point["video_ssim"], point["video_distance"]
-    text = page(data, [], "")
+    report = synthetic_reports.rich()
+    assert report.video
+    first, *others = report.video.points
+    lacking = [
+        replace(point, measures={name: point.measures[name] for name in ("success_rate", "video_psnr")})
+        for point in others
+    ]
+    text = page(replace(report, video=replace(report.video, points=(first, *lacking))), [], "")
     assert "1 checkpoints" in text
-    assert text.count('<td class="number">–</td>') >= 2 * (len(data["video"]["points"]) - 1)  # noqa: RUF001
+    assert text.count('<td class="number">–</td>') >= 2 * len(lacking)  # noqa: RUF001
 
 
 def test_page_of_a_real_curve_contains_its_sentences_and_points() -> None:
     """Curves as `Curve` reports them: two ratios and three seeds, and a baseline and one arm."""
     for curve in (several(1.0, 0.3, missing=(5,)), with_a_baseline()):
-        text = page(curve.to_json(), [], "")
-        for sentence in (*curve.to_json()["answer"], curve.to_json()["caption"]):
+        report = curve.report()
+        text = page(report, [], "")
+        for sentence in (*report.answer, report.caption):
             assert escape(sentence) in text
         for point in curve.points:
             assert f">{point.successes}/{point.episodes}<" in text
@@ -329,22 +352,24 @@ def test_page_redacts_passwords(pages: dict[str, Path]) -> None:
 
 
 def test_page_names_films_over_the_size_limit(film: bytes) -> None:
-    all_four = curve_json.films(film)
-    text = page(curve_json.rich(), all_four, "", films_bytes=3 * ((len(film) + 2) // 3 * 4))
+    all_four = synthetic_reports.films(film)
+    text = page(synthetic_reports.rich(), all_four, "", films_bytes=3 * ((len(film) + 2) // 3 * 4))
     assert text.count("data:video/mp4") == 3
     assert f"{all_four[3]['arm']}, episode {all_four[3]['episode']} (failure)." in text
 
 
 def test_page_with_an_undecodable_film_has_no_poster(film: bytes) -> None:
-    text = page(curve_json.rich(), curve_json.films(film[:50]), "")
+    text = page(synthetic_reports.rich(), synthetic_reports.films(film[:50]), "")
     assert text.count("data:video/mp4") == 4
     assert "data:image/jpeg" not in text
 
 
 def test_page_is_a_pure_function_of_its_data(film: bytes) -> None:
-    data = curve_json.rich()
+    data = synthetic_reports.rich()
     before = copy.deepcopy(data)
-    assert page(data, curve_json.films(film), SWEEP) == page(curve_json.rich(), curve_json.films(film), SWEEP)
+    assert page(data, synthetic_reports.films(film), SWEEP) == page(
+        synthetic_reports.rich(), synthetic_reports.films(film), SWEEP
+    )
     assert data == before
 
 

@@ -5,6 +5,7 @@ import inspect
 import pickle
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from conftest import run
 
 import orchestrator.testing
 from imported_packages import HEAVY
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.config.arms import Arm
 from orchestrator.data.episode_store import load_manifest
-from orchestrator.evaluation.policy_server import PolicyServer, policy_of
+from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.storage.base import open_storage
 from orchestrator.testing import processes
 from orchestrator.testing.checkpoints import TINY, make_checkpoint, make_observation
@@ -41,7 +43,7 @@ from sim_workers.rollout.suite import EpisodeRules, Suite
 from sim_workers.rollout.worker import RolloutJob
 
 SUITE = Suite(("Lift",), 4, EpisodeRules(50))
-POLICY = FakePolicy("runs/arms/a/step_000010", (("a", Arm(60, 0.0, 0)),), 10)
+POLICY = FakePolicy(CheckpointRef("runs/arms/a/step_000010"), (("a", Arm(60, 0.0, 0)),), 10)
 JOBS = [RolloutJob(spec, SUITE.rules, CONTRACT, POLICY, key="a") for spec in sorted(SUITE.episode_list())]
 
 
@@ -117,7 +119,7 @@ def test_testing_docstring_lists_every_module_and_its_example_runs() -> None:
         for line in (orchestrator.testing.__doc__ or "").splitlines()
         if line.startswith("    ") and ".py " in line
     } == modules
-    assert doctest.testmod(orchestrator.testing) == (0, 9)
+    assert doctest.testmod(orchestrator.testing) == (0, 11)
 
 
 # -- the pool ------------------------------------------------------------------------------------------------
@@ -178,7 +180,7 @@ def test_fake_success_rate_rises_with_demos_video_and_steps() -> None:
 
 def test_simulated_outcomes_have_the_rate_and_are_nested() -> None:
     specs = Suite(("Lift",), 2000, EpisodeRules(50)).episode_list()
-    weak = FakePolicy("arms/a/step_000005", POLICY.arms, 10)
+    weak = FakePolicy(CheckpointRef("arms/a/step_000005"), POLICY.arms, 10)
     wins = []
     for policy in (weak, POLICY):
         outcomes = [simulated_outcome(RolloutJob(spec, SUITE.rules, CONTRACT, policy)) for spec in specs]
@@ -187,8 +189,8 @@ def test_simulated_outcomes_have_the_rate_and_are_nested() -> None:
     assert wins[0] < wins[1]
 
 
-def test_fake_policy_finds_its_arm_by_the_server_name() -> None:
-    named = FakePolicy(policy_of(POLICY.uri, "0123456789abcdef"), POLICY.arms, 10)
+def test_fake_policy_finds_its_arm_by_the_checkpoint() -> None:
+    named = FakePolicy(replace(POLICY.checkpoint, fingerprint="0123456789abcdef"), POLICY.arms, 10)
     assert named.rate() == POLICY.rate() == success_rate(60, 0.0, 10, 10)
     assert not named.connect().act(make_observation(0)).actions.any()
 
@@ -222,8 +224,12 @@ def test_policy_server_without_checkpoints_answers_through_the_real_queue() -> N
 
     async def ask() -> tuple[ActionChunk, object, int]:
         server = PolicyServerWithoutCheckpoints(1, "cpu")
-        chunk = await server.act("any", make_observation(0))
-        return chunk, await server.imagine("any", make_observation(0)), (await server.answered("any")).rows
+        chunk = await server.act(CheckpointRef("any"), make_observation(0))
+        return (
+            chunk,
+            await server.imagine(CheckpointRef("any"), make_observation(0)),
+            (await server.answered(CheckpointRef("any"))).rows,
+        )
 
     chunk, imagined, rows = asyncio.run(ask())
     assert not chunk.actions.any()

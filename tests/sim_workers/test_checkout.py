@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
@@ -33,6 +34,7 @@ from orchestrator.training.loop import TrainJob
 from orchestrator.training.ray_train import _raise_permanent
 from policy.interface import Contract
 from policy.presets import PRESETS
+from selected_episodes import selected
 from sim_workers.checkout import CHECKOUT, PACKAGES, CodeChangedError, check_imported, file_hashes
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import InProcessPolicy
@@ -105,10 +107,12 @@ def test_rollout_worker_with_edited_code_is_outdated() -> None:
 
 def test_policy_server_with_edited_code_raises(tmp_path: Path) -> None:
     place = str(make_checkpoint(tmp_path / "checkpoint"))
-    chunk = asyncio.run(PolicyServer(1, "cpu", code=file_hashes()).act(place, make_observation(0)))
+    chunk = asyncio.run(
+        PolicyServer(1, "cpu", code=file_hashes()).act(CheckpointRef(place), make_observation(0))
+    )
     assert len(chunk.actions)
     with pytest.raises(CodeChangedError):
-        asyncio.run(PolicyServer(1, "cpu", code=EDITED).act(place, make_observation(0)))
+        asyncio.run(PolicyServer(1, "cpu", code=EDITED).act(CheckpointRef(place), make_observation(0)))
 
 
 def test_train_with_edited_code_raises_before_the_first_step(tmp_path: Path) -> None:
@@ -116,8 +120,9 @@ def test_train_with_edited_code_raises_before_the_first_step(tmp_path: Path) -> 
         make_episode_store(tmp_path / "store", 8),
         Train(steps=1, batch_size=2, checkpoint_every=1, warmup_steps=0),
     )
+    arm = Arm(3, 1.0, 0)
     begin = partial(
-        TrainJob, Arm(3, 1.0, 0), "a", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none"
+        TrainJob, arm, "a", store, 1, selected(store, arm), PRESETS["tiny"], settings, "joint", "none"
     )
     reports = list[int]()
     with pytest.raises(CodeChangedError):
@@ -162,7 +167,8 @@ def test_scorer_with_edited_workers_raises_without_an_outcome(tmp_path: Path) ->
     contract: Contract = CONTRACT
     storage = open_storage(str(tmp_path))
     scorer = Scorer(storage, contract, FakeRolloutPool(play), Listener())  # type: ignore[arg-type]
-    scorer.submit(EvalJob("a", 1, "uri", "f", SUITE, "p", FakePolicy("uri", (), 1)))
+    checkpoint = CheckpointRef("uri", "f")
+    scorer.submit(EvalJob("a", 1, checkpoint, SUITE, "p", FakePolicy(checkpoint, (), 1)))
     with pytest.raises(CodeChangedError):
         scorer.drain()
     assert not storage.list("outcomes/")
@@ -175,7 +181,9 @@ def test_rollout_pool_with_edited_workers_raises() -> None:
     from sim_workers.rollout.pool import RolloutPool
 
     pool = RolloutPool(1, num_cpus=0.1, code=EDITED)
-    pool.submit(RolloutJob(SUITE.episode_list()[0], SUITE.rules, CONTRACT, FakePolicy("uri", (), 1)))
+    pool.submit(
+        RolloutJob(SUITE.episode_list()[0], SUITE.rules, CONTRACT, FakePolicy(CheckpointRef("uri"), (), 1))
+    )
     try:
         with pytest.raises(CodeChangedError, match=r"sim_workers/rollout/worker\.py"):
             list(pool.results())

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, ProtocolError, Score, check_contract
@@ -70,7 +71,15 @@ def score(
     heard.pool.on_retry = lambda kind, job, why: heard.retries.append((kind, str(job), why))
     scorer = Scorer(storage, CONTRACT, heard.pool, heard)
     scorer.submit(
-        EvalJob("arm", 1, policy, f"fp-{policy}", suite, PROTOCOL, RayServedPolicy((server,), policy), films)
+        EvalJob(
+            "arm",
+            1,
+            CheckpointRef(policy, f"fp-{policy}"),
+            suite,
+            PROTOCOL,
+            RayServedPolicy((server,), policy),
+            films,
+        )
     )
     if disturb:
         disturb()

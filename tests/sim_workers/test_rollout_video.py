@@ -17,6 +17,7 @@ from conftest import run
 
 from backbones import SENTENCE_DIM, svd_folder, svd_policy
 from grey_simulator import GreySimulator, record_film
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.evaluation.video_selection import select_episodes_to_record
 from orchestrator.testing.checkpoints import make_checkpoint, make_observation
@@ -110,12 +111,12 @@ def test_policy_server_imagines_and_acts_in_one_queue(checkpoint: Path, baseline
     async def ask() -> tuple[list[object], list[object], object]:
         server = PolicyServer(1, "cpu", "truncated")
         acts, imaginations = (
-            [server.act(str(checkpoint), one) for one in looks],
-            [server.imagine(str(checkpoint), one) for one in looks],
+            [server.act(CheckpointRef(str(checkpoint)), one) for one in looks],
+            [server.imagine(CheckpointRef(str(checkpoint)), one) for one in looks],
         )
         done = await asyncio.gather(
             *(one for pair in zip(acts, imaginations, strict=True) for one in pair),
-            server.imagine(str(baseline), looks[0]),
+            server.imagine(CheckpointRef(str(baseline)), looks[0]),
         )
         assert len(server._policies) == 2
         return list(done[:-1:2]), list(done[1:-1:2]), done[-1]

@@ -163,7 +163,7 @@ def test_rank_correlation_equals_scipy_spearman_and_its_interval_covers() -> Non
         found = rank_correlation(list(x), list(y))
         assert found is not None
         assert found.rho == pytest.approx(scipy_stats.spearmanr(x, y).statistic)
-        held += found.low <= truth <= found.high
+        held += found.interval.low <= truth <= found.interval.high
     assert held / 1000 == pytest.approx(0.95, abs=0.015)
 
 
@@ -172,7 +172,7 @@ def test_rank_correlation_of_too_few_or_constant_pairs_is_none() -> None:
     assert rank_correlation([1, 2, 3, 4, 5], [1, 1, 1, 1, 1]) is None
     perfect = rank_correlation([1, 2, 3, 4, 5], [2, 4, 6, 8, 9])
     assert perfect is not None
-    assert (perfect.rho, perfect.low, perfect.high) == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
+    assert (perfect.rho, *perfect.interval) == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
 
 
 # -- the spread between trainings

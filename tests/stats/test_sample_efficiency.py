@@ -56,4 +56,4 @@ def test_data_equivalence_of_lines_without_a_common_rate_is_unbounded() -> None:
 
 def test_estimated_interval_keeps_infinities_and_drops_nan() -> None:
     told = estimated(2.0, [1.0, 2.0, math.inf, math.inf, math.nan])
-    assert (told.value, told.low, told.high) == (2.0, 1.0, math.inf)
+    assert (told.value, told.interval) == (2.0, (1.0, math.inf))

@@ -3,10 +3,10 @@ disk's.
 """
 
 import json
-import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from orchestrator.storage.base import Storage, StorageError, open_storage
 from orchestrator.sweep.driver_lease import Lease
 from orchestrator.testing.checkpoints import make_card, make_checkpoint
 from orchestrator.testing.outcomes import make_outcome
+from orchestrator.testing.small_disk import NoMountError, SmallDisk, small_disk
 from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackingError
 from orchestrator.tracking.outbox import OutboxReader, OutboxWriter
 from orchestrator.tracking.outbox_relay import OutboxRelay
@@ -32,35 +33,15 @@ from sim_workers.rollout.suite import EpisodeSpec
 MIB = 1 << 20
 
 
-class SmallDisk:
-    """A file system of 48 MiB that can be filled."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self._ballast = root, root / "ballast"
-
-    def fill(self) -> None:
-        with self._ballast.open("wb", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(4096))
-            except OSError:
-                return
-
-    def free(self) -> None:
-        self._ballast.unlink()
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", place], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip("a small file system needs root and CAP_SYS_ADMIN")
-    yield SmallDisk(place)
-    subprocess.run(["umount", "--lazy", place], check=True)
+    """A file system of 48 MiB; skips the test where none can be mounted."""
+    with ExitStack() as stack:
+        try:
+            mounted = stack.enter_context(small_disk(tmp_path / "disk"))
+        except NoMountError as error:
+            pytest.skip(str(error))
+        yield mounted
 
 
 def refused(write: Callable[[], object]) -> BaseException:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.config.arms import Arm
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.evaluation.priority import EvalPriority
@@ -70,7 +71,7 @@ def test_median_rule_stops_an_arm_below_the_median_of_the_others() -> None:
 
 def job(arm: str, step: int, shift: str = "nominal") -> EvalJob:
     suite = Suite(("Lift",), 2, EpisodeRules(10), shift=shift)
-    return EvalJob(arm, step, f"{arm}/{step}", "", suite, shift, InProcessPolicy(lambda: None))  # type: ignore[arg-type, return-value]
+    return EvalJob(arm, step, CheckpointRef(f"{arm}/{step}"), suite, shift, InProcessPolicy(lambda: None))  # type: ignore[arg-type, return-value]
 
 
 def drained(urgency: EvalPriority, jobs: list[EvalJob]) -> list[tuple[str, int]]:

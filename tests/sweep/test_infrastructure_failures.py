@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from orchestrator.checkpoints.reader import is_complete
+from orchestrator.checkpoints.record import CheckpointRecord
 from orchestrator.cli.mistakes import report_user_errors
 from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cost import Cost
@@ -222,21 +223,27 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "any")
 
 
-def make_run(root: Path, checkpoint: Path) -> dict[int, dict[str, Any]]:
+def make_run(root: Path, checkpoint: Path) -> dict[int, CheckpointRecord]:
     """Make a training run's folder as Ray Train leaves it; return the metrics reported with each checkpoint,
     by step.
     """
-    metrics: dict[int, dict[str, Any]] = {}
+    records: dict[int, CheckpointRecord] = {}
     for step in (2, 4, 6):
         place = root / "arm" / f"step_{step:06d}"
         shutil.copytree(checkpoint, place)
         card = json.loads((place / "checkpoint.json").read_text())
         card["provenance"]["step"] = step
         (place / "checkpoint.json").write_text(json.dumps(card))
-        metrics[step] = {"step": step, "loss": 1 / step, "checkpoint": fingerprint(place)}
+        records[step] = CheckpointRecord(
+            fingerprint=fingerprint(place), loss=1 / step, loss_video=0.0, loss_action=1 / step
+        )
     results = [
-        {"version": 0, "checkpoint_dir_name": f"step_{step:06d}", "metrics": told}
-        for step, told in metrics.items()
+        {
+            "version": 0,
+            "checkpoint_dir_name": f"step_{step:06d}",
+            "metrics": record.to_json() | {"step": step},
+        }
+        for step, record in records.items()
     ]
     lists = {
         "pending_training_results": [],
@@ -250,7 +257,7 @@ def make_run(root: Path, checkpoint: Path) -> dict[int, dict[str, Any]]:
         "latest_checkpoint_result": results[-1],
     }
     (root / "arm" / SNAPSHOT).write_text(json.dumps({**told, "current_report_index": 3, **lists}))
-    return metrics
+    return records
 
 
 def left(root: Path) -> list[int]:
@@ -367,10 +374,10 @@ def test_repaired_snapshot_is_readable_by_ray_train(tmp_path: Path, checkpoint: 
 
 
 def test_is_complete_requires_the_fingerprint(tmp_path: Path, checkpoint: Path) -> None:
-    metrics = make_run(tmp_path, checkpoint)
-    assert is_complete(str(newest(tmp_path)), metrics[6]["checkpoint"])
-    assert not is_complete(str(newest(tmp_path)), metrics[4]["checkpoint"])
-    assert not is_complete(str(tmp_path / "nowhere"), metrics[6]["checkpoint"])
+    records = make_run(tmp_path, checkpoint)
+    assert is_complete(str(newest(tmp_path)), records[6].fingerprint)
+    assert not is_complete(str(newest(tmp_path)), records[4].fingerprint)
+    assert not is_complete(str(tmp_path / "nowhere"), records[6].fingerprint)
 
 
 def test_storage_sync_of_any_prefix_succeeds(tmp_path: Path) -> None:

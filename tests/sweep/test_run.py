@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from conftest import CHECKOUT
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cli.status_commands import _now, _summary
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.cost import CostLedger
@@ -284,6 +285,6 @@ def test_two_sweeps_share_a_cluster_and_both_finish(folder: Path, store: str) ->
 def test_fake_policy_rates_are_those_of_their_arms(folder: Path, store: str) -> None:
     state = SweepState.open(sweep(folder, store))
     arms = tuple(state.arms().items())
-    rates = [FakePolicy(state.checkpoint_uri(arm_id, 9), arms, 9).rate() for arm_id, _ in arms]
+    rates = [FakePolicy(CheckpointRef(state.checkpoint_uri(arm_id, 9)), arms, 9).rate() for arm_id, _ in arms]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] == success_rate(8, 0, 9, 9)

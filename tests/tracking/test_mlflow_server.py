@@ -5,14 +5,9 @@ once, and no secret.
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -24,6 +19,7 @@ from orchestrator.cli.main import main
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.tracking_publisher import TrackingPublisher
 from orchestrator.testing.episodes import make_episode_store
+from orchestrator.testing.mlflow_server import MlflowServer
 from orchestrator.tracking.mlflow_writer import client
 from orchestrator.tracking.outbox import OutboxReader, journals
 from orchestrator.tracking.outbox_relay import OutboxSettings
@@ -32,53 +28,11 @@ from reporting_sweep import check, make_sweep, report, report_all, start_process
 SECRET = "hunter2-the-secret-of-the-tests"
 
 
-class Server:
-    """An `mlflow server` on a port of its own that can be killed and started again on its database."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with closing(socket.socket()) as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        client(f"sqlite:///{folder / 'server.db'}")  # quicker than the server makes it
-        self.start()
-
-    def start(self) -> None:
-        options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1", "--allowed-hosts", "*"]
-        options += [
-            "--backend-store-uri",
-            f"sqlite:///{self._folder / 'server.db'}",
-            "--artifacts-destination",
-            str(self._folder / "artifacts"),
-        ]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        with (self._folder / "log").open("a") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *options],
-                env=environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 240
-        while True:
-            try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=5):
-                    return
-            except OSError:
-                assert self._process.poll() is None, (self._folder / "log").read_text()[-2000:]
-                assert time.monotonic() < deadline, "the server did not start within four minutes"
-                time.sleep(0.2)
-
-    def kill(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("mlflow"))
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    folder = tmp_path_factory.mktemp("mlflow")
+    client(f"sqlite:///{folder / 'server.db'}")  # creates the database faster than the server does
+    server = MlflowServer(folder)
     yield server
     server.kill()
 
@@ -93,7 +47,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def proxy(server: Server) -> Iterator[FaultProxy]:
+def proxy(server: MlflowServer) -> Iterator[FaultProxy]:
     with fault_proxy(server.url) as proxy:
         yield proxy
 
@@ -105,7 +59,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.full
 def test_arms_that_report_to_a_killed_mlflow_server_lose_nothing(
-    tmp_path: Path, store: str, server: Server
+    tmp_path: Path, store: str, server: MlflowServer
 ) -> None:
     sweep, said = make_sweep(tmp_path, store, server.url, name="killed-server"), list[str]()
     state = SweepState.open(sweep, pin=True)
@@ -118,6 +72,7 @@ def test_arms_that_report_to_a_killed_mlflow_server_lose_nothing(
     assert not reporting.is_alive(), "the arms waited for the server"
     assert views._teller.left > 10, "the server was killed too late to test anything"
     server.start()
+    server.wait()
     assert views.finish(done=True) == ""
     check(server.url, state, steps=6)
     assert [line for line in said if "what it is to be told is kept in" in line]
@@ -125,7 +80,9 @@ def test_arms_that_report_to_a_killed_mlflow_server_lose_nothing(
 
 
 @pytest.mark.full
-def test_two_sweeps_at_once_log_everything_to_one_server(tmp_path: Path, store: str, server: Server) -> None:
+def test_two_sweeps_at_once_log_everything_to_one_server(
+    tmp_path: Path, store: str, server: MlflowServer
+) -> None:
     sweeps = [make_sweep(tmp_path, store, server.url, name=name, arms=6) for name in ("one", "other")]
     processes = [start_process(sweep, tmp_path, steps=4) for sweep in sweeps]
     for process in processes:
@@ -137,7 +94,7 @@ def test_two_sweeps_at_once_log_everything_to_one_server(tmp_path: Path, store: 
 
 @pytest.mark.full
 def test_process_killed_while_it_delivers_to_a_server_loses_and_repeats_nothing(
-    tmp_path: Path, store: str, server: Server
+    tmp_path: Path, store: str, server: MlflowServer
 ) -> None:
     sweep = make_sweep(tmp_path, store, server.url, name="killed-driver", arms=4)
     for kill in range(2):
@@ -160,7 +117,7 @@ def test_process_killed_while_it_delivers_to_a_server_loses_and_repeats_nothing(
 
 @pytest.mark.full
 def test_lost_cut_and_failed_answers_repeat_nothing(
-    tmp_path: Path, store: str, server: Server, proxy: FaultProxy
+    tmp_path: Path, store: str, server: MlflowServer, proxy: FaultProxy
 ) -> None:
     """Every fifth request fails in one of the ways; three in four of these were carried out all the same."""
     faults = [
@@ -175,7 +132,7 @@ def test_lost_cut_and_failed_answers_repeat_nothing(
 
 @pytest.mark.full
 def test_requests_that_arrive_after_their_timeout_create_no_duplicates(
-    tmp_path: Path, store: str, server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: str, server: MlflowServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     proxy.late_s = 3.5
@@ -196,7 +153,7 @@ def test_requests_that_arrive_after_their_timeout_create_no_duplicates(
 def test_unreachable_mlflow_server_blocks_nothing_and_is_updated_later(
     tmp_path: Path,
     store: str,
-    server: Server,
+    server: MlflowServer,
     proxy: FaultProxy,
     monkeypatch: pytest.MonkeyPatch,
     fault: str,
@@ -236,7 +193,7 @@ def test_unreachable_mlflow_server_blocks_nothing_and_is_updated_later(
 
 
 def test_mlflow_token_is_sent_to_the_server_and_written_nowhere(
-    tmp_path: Path, store: str, server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: str, server: MlflowServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = OutboxSettings(patience_s=2.0)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
@@ -255,7 +212,7 @@ def test_mlflow_token_is_sent_to_the_server_and_written_nowhere(
 
 @pytest.mark.full
 def test_mlflow_password_of_the_environment_is_sent_and_written_nowhere(
-    tmp_path: Path, store: str, server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: str, server: MlflowServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
@@ -283,7 +240,7 @@ def test_mlflow_password_of_the_environment_is_sent_and_written_nowhere(
     assert_absent(SECRET, tmp_path, server, [*said, done.stdout, done.stderr])
 
 
-def assert_absent(secret: str, folder: Path, server: Server, said: list[str]) -> None:
+def assert_absent(secret: str, folder: Path, server: MlflowServer, said: list[str]) -> None:
     """Assert that the secret is in no file of the sweep or of the server, which holds every field and
     artifact, and in no line.
     """

@@ -26,6 +26,7 @@ from policy.inference import TrainedPolicy
 from policy.interface import Observation
 from policy.latent_codec import latent_codec
 from policy.text_encoder import sentence_encoder
+from selected_episodes import selected
 
 pytestmark = pytest.mark.sim
 
@@ -45,9 +46,9 @@ def job(store: Path, weights: Path, **changes: Any) -> TrainJob:
         mode="two_stage",
         video_steps=2,
     )
-    made = TrainJob(
-        Arm(2, 1.0, 0), "arm", str(store), 1, frozenset(), svd_policy(), settings, "joint", str(weights)
-    )
+    arm = Arm(2, 1.0, 0)
+    subset = selected(store, arm)
+    made = TrainJob(arm, "arm", str(store), 1, subset, svd_policy(), settings, "joint", str(weights))
     return replace(made, **changes)
 
 
@@ -120,7 +121,7 @@ def test_stage_two_trains_the_head_alone_from_the_stage_one_video_model(
     lift_store: Path, weights: Path, tmp_path: Path
 ) -> None:
     arm = job(lift_store, weights, objective="action")
-    first = arm.stage_one(load_manifest(open_storage(str(lift_store))))
+    first = arm.stage_one(load_manifest(open_storage(str(lift_store))), arm.subset)
     video = trained(first, tmp_path / "arms")
     with pytest.raises(CheckpointError, match="a video model alone"):
         load(video)
@@ -138,17 +139,15 @@ def test_stage_one_id_is_shared_by_arms_that_differ_in_the_head_alone(
     arm = job(lift_store, weights, objective="action")
 
     def video(**train: Any) -> str:
-        return replace(arm, train=arm.train.model_copy(update=train)).stage_one(manifest).arm_id
+        return replace(arm, train=arm.train.model_copy(update=train)).stage_one(manifest, arm.subset).arm_id
 
-    same = arm.stage_one(manifest).arm_id
+    def video_of(other: Arm) -> str:
+        return replace(arm, arm=other).stage_one(manifest, selected(lift_store, other)).arm_id
+
+    same = arm.stage_one(manifest, arm.subset).arm_id
     assert video(steps=9, head_learning_rate=1e-4, checkpoint_every=7) == same
     assert len({same, video(video_steps=3), video(learning_rate=1e-5), video(batch_size=4)}) == 4
-    other_videos = replace(arm, arm=Arm(2, 0.5, 0)).stage_one(manifest).arm_id
-    other_seed = replace(arm, arm=Arm(2, 1.0, 1)).stage_one(manifest).arm_id
-    assert len({same, other_videos, other_seed}) == 3
+    assert len({same, video_of(Arm(2, 0.5, 0)), video_of(Arm(2, 1.0, 1))}) == 3
     # Three demos and three action-free episodes are all six, and so are six demos: the same films, different
     # only for the head.
-    assert (
-        replace(arm, arm=Arm(3, 1.0, 0)).stage_one(manifest).arm_id
-        == replace(arm, arm=Arm(6, 0.0, 0)).stage_one(manifest).arm_id
-    )
+    assert video_of(Arm(3, 1.0, 0)) == video_of(Arm(6, 0.0, 0))

@@ -20,6 +20,7 @@ from orchestrator.testing.episodes import CAMERA
 from orchestrator.training.loop import TrainJob, train
 from policy.inference import TrainedPolicy
 from policy.presets import PRESETS
+from selected_episodes import selected
 from sim_workers.demos.recorder import Demonstration
 from sim_workers.envs.robosuite import SimEnv, contract
 from sim_workers.rollout.episode import run_episode
@@ -50,7 +51,7 @@ def one_thread() -> Iterator[None]:
 
 
 def record_demos(env: SimEnv, store: Path) -> None:
-    """Record the demonstrations that `jobs.collect --task Lift --episodes 24` records."""
+    """Record the demonstrations that `demoscale collect --task Lift --episodes 24` records."""
     storage = open_storage(str(store))
     commit(
         storage,
@@ -65,7 +66,15 @@ def train_head(store: Path, folder: Path) -> tuple[Path, Path]:
     """
     arm = Arm(DEMOS, 0.0, SEED)
     job = TrainJob(
-        arm, "learning", str(store), 1, frozenset(), PRESETS["tiny"], SETTINGS, SETTINGS.objective, weights=""
+        arm=arm,
+        arm_id="learning",
+        episodes=str(store),
+        version=1,
+        subset=selected(store, arm),
+        config=PRESETS["tiny"],
+        train=SETTINGS,
+        objective=SETTINGS.objective,
+        weights="",
     )
 
     def keep(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:

@@ -33,6 +33,7 @@ from policy.finite import NotFiniteError, not_finite
 from policy.inference import TrainedPolicy
 from policy.presets import PRESETS, policy_config
 from policy.trainer import Trainer, _refuse, _Watched
+from selected_episodes import selected
 from sim_workers.demos.recorder import Demonstration
 from sim_workers.rollout.divergence import ActionError, DivergedError, refuse_action, refuse_divergence
 from sim_workers.rollout.episode import Outcome, run_episode
@@ -447,9 +448,9 @@ def test_trainer_on_a_gpu_raises_at_the_next_step_or_check(precision: str) -> No
 def job(store: str, **train: Any) -> TrainJob:
     settings = Train(**{"steps": 6, "batch_size": 4, "checkpoint_every": 3, "warmup_steps": 2, **train})
     version = latest_version(open_storage(store))
-    return TrainJob(
-        Arm(3, 1.0, 0), "arm", store, version, frozenset(), PRESETS["tiny"], settings, "joint", "none"
-    )
+    arm = Arm(3, 1.0, 0)
+    subset = selected(store, arm)
+    return TrainJob(arm, "arm", store, version, subset, PRESETS["tiny"], settings, "joint", "none")
 
 
 @pytest.fixture

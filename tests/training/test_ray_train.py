@@ -18,8 +18,8 @@ from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import load_manifest
-from orchestrator.data.subset import select_episodes
 from orchestrator.storage.base import open_storage
+from orchestrator.testing.episodes import make_episode_store
 from orchestrator.training import loop
 from orchestrator.training.control_channel import open_control_channel
 from orchestrator.training.loop import TrainJob
@@ -29,16 +29,18 @@ from policy.checkpoint import fingerprint, load, load_card, load_trainer
 from policy.config import Recipe
 from policy.presets import PRESETS
 from policy.trainer import learning_rate_factor
+from selected_episodes import selected
 
 
 def job(store: Path, steps: int = 6, workers: int = 1, ratio: float = 1.0) -> TrainJob:
     settings = Train(steps=steps, batch_size=4, checkpoint_every=3, warmup_steps=2, workers=workers)
+    arm = Arm(3, ratio, 0)
     return TrainJob(
-        Arm(3, ratio, 0),
+        arm,
         f"arm-{workers}-{steps}",
         str(store),
         1,
-        frozenset(),
+        selected(store, arm),
         PRESETS["tiny"],
         settings,
         "joint",
@@ -222,17 +224,18 @@ def test_fit_with_a_damaged_episode_raises_without_retries(
     store = tmp_path / "store"
     shutil.copytree(lift_store, store)
     manifest = load_manifest(open_storage(str(store)))
-    victim = manifest[select_episodes(manifest, 1, 0, 0).demos[0]]
+    victim = manifest[selected(store, Arm(1, 0, 0)).demos[0]]
     data = (store / victim.key).read_bytes()
     (store / victim.key).write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
-    arm = replace(job(store, ratio=0), arm=Arm(1, 0, 0), arm_id="damaged")
+    arm = Arm(1, 0, 0)
+    damaged = replace(job(store, ratio=0), arm=arm, subset=selected(store, arm), arm_id="damaged")
     with (
         open_control_channel(lambda run, news: None) as handle,
         pytest.raises(
             EpisodeError, match=f"^{store}: episode {victim.episode_id} is damaged; restore {victim.key}$"
         ),
     ):
-        fit(arm, str(tmp_path / "arms"), {"CPU": 0.5}, handle, attempts=3)
+        fit(damaged, str(tmp_path / "arms"), {"CPU": 0.5}, handle, attempts=3)
 
 
 def test_learning_rate_warms_up_and_decays_to_zero() -> None:
@@ -251,6 +254,7 @@ def test_fit_retries_after_controller_and_storage_failures(
     import ray.train.torch
     from ray.exceptions import ActorDiedError
 
+    arm = job(Path(make_episode_store(tmp_path / "store", 8)))
     failures = [
         ray.train.ControllerError(OSError("it is away")),
         ActorDiedError(),
@@ -273,9 +277,9 @@ def test_fit_retries_after_controller_and_storage_failures(
             remote=lambda run, news: told.append((run, [*news], news["retried"].splitlines()[-1]))
         )
     )
-    assert fit(job(tmp_path), str(tmp_path), {"CPU": 0.5}, handle, attempts=4) == [{"step": 6}]
-    assert [(run, kind) for run, kind, _ in told] == 3 * [(job(tmp_path).arm_id, ["retried"])]
+    assert fit(arm, str(tmp_path), {"CPU": 0.5}, handle, attempts=4) == [{"step": 6}]
+    assert [(run, kind) for run, kind, _ in told] == 3 * [(arm.arm_id, ["retried"])]
     assert "it is away" in told[2][2]
     failures += [OSError("it is away")] * 2
     with pytest.raises(OSError, match="it is away"):
-        fit(job(tmp_path), str(tmp_path), {"CPU": 0.5}, handle, attempts=2)
+        fit(arm, str(tmp_path), {"CPU": 0.5}, handle, attempts=2)
