@@ -44,10 +44,12 @@ class DemoscaleError(Exception):
 
     @property
     def message(self) -> str:
+        """The sentence; empty if the error was raised without one."""
         return str(self.args[0]) if self.args else ""
 
     @property
     def hint(self) -> str:
+        """What to do about it; empty if the error was raised without a hint."""
         return str(self.args[1]) if len(self.args) > 1 else ""
 
     def __str__(self) -> str:

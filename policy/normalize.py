@@ -38,7 +38,9 @@ class Normalizer:
         )
 
     def normalize(self, raw: Tensor) -> Tensor:
+        """Map raw values (..., D) to the networks' range; same shape."""
         return (raw - self.centre.to(raw.device)) * self.per_spread.to(raw.device)
 
     def denormalize(self, normal: Tensor) -> Tensor:
+        """Invert `normalize`; constant dimensions become their constant."""
         return normal * self.spread.to(normal.device) + self.centre.to(normal.device)

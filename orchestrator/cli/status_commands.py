@@ -18,22 +18,22 @@ FRESH_S = 30.0
 @click.argument("name")
 @STORAGE
 @JSON
-@click.option("--once", is_flag=True, help="Do not follow a sweep that is running.")
+@click.option("--once", is_flag=True, help="Print the status once instead of following a running sweep.")
 @click.option(
     "--rebuild",
     is_flag=True,
-    help="Also tell MLflow everything the storage knows, where it does not know it yet.",
+    help="Also publish results to MLflow that are in the storage and missing there.",
 )
 @click.pass_context
 @report_user_errors
 def status(context: click.Context, name: str, storage: str, as_json: bool, once: bool, rebuild: bool) -> None:
-    """How far the sweep NAME is: every arm's training, scores and costs. On a terminal it follows a sweep
-    that is running; Ctrl-C ends that.
+    """Show the progress of the sweep NAME: every arm's training, scores and costs. On a terminal it follows a
+    running sweep until Ctrl-C.
 
     \b
     demoscale status quickstart
     demoscale status quickstart --json | jq .arms
-    demoscale status quickstart --rebuild      publish MLflow again from the ledger
+    demoscale status quickstart --rebuild      publish missing results to MLflow
     """
     from rich.console import Group
     from rich.live import Live
@@ -51,7 +51,7 @@ def status(context: click.Context, name: str, storage: str, as_json: bool, once:
 
         quiet()
         scores = republish(state, context.find_object(OutboxSettings) or DEFAULT_OUTBOX)
-        click.echo(f"{strip_credentials(state.tracking_uri)}: knows of {scores} scores", err=as_json)
+        click.echo(f"{strip_credentials(state.tracking_uri)}: has {scores} scores", err=as_json)
     now = _now(state)
     if as_json:
         return click.echo(json.dumps(now, indent=1))
@@ -69,7 +69,7 @@ def status(context: click.Context, name: str, storage: str, as_json: bool, once:
 
 
 def _now(state: Any) -> dict[str, Any]:
-    """What the run in progress last wrote; without one, what the storage has."""
+    """Return the last state that the run in progress wrote; without one, the state in the storage."""
     key = f"live/{state.sweep.name}.json"
     live: dict[str, Any] = json.loads(state.storage.get(key)) if state.storage.exists(key) else {}
     if live and not live["over"] and time.time() - live["written"] < FRESH_S:

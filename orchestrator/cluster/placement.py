@@ -59,7 +59,7 @@ class ResourcePlan:
         if workers > places:
             kind = f"{gpus:g} GPUs, {servers} of them for policy servers" if gpus else f"{cpus:g} CPUs"
             raise SweepError(
-                "train.workers", [f"one arm asks for {workers} workers at once, the cluster has {kind}"]
+                "train.workers", [f"one arm needs {workers} workers at once, the cluster has {kind}"]
             )
         concurrent = max(1, min(arms, int(places // workers)))
         trainers = concurrent * workers

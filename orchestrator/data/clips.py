@@ -96,7 +96,7 @@ def stack(clips: Sequence[Clip]) -> dict[str, Any]:
         )
         if short or len(cameras) != len(views[0]) or len(clip.shown) != len(clips[0].shown):
             raise EpisodeError(
-                f"episode {clip.episode.episode_id}: it lacks pictures that its clip shows; restore its file,"
+                f"episode {clip.episode.episode_id}: its file lacks frames of the clip; restore the file,"
                 " or record it again"
             )
     frames = np.empty(

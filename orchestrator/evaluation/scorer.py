@@ -39,7 +39,9 @@ class Listener(Protocol):
         that the score counts.
         """
 
-    def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None: ...
+    def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None:
+        """Receive the video of a recorded episode, played again with the same outcome. episode: its id."""
+        ...
 
     def say(self, line: str) -> None:
         """Receive one line for the log."""
@@ -271,9 +273,9 @@ class Scorer:
             self._listener.say(f"no film of {episode} of {entry.job}: {outcome.message}")
         elif (outcome.result, outcome.steps) != (before.result, before.steps):
             self._listener.say(
-                f"no film of {episode} of {entry.job}: played again it ended as a {outcome.result} after"
-                f" {outcome.steps} steps, not as the recorded {before.result} after {before.steps}; the"
-                " policy does not answer the same twice"
+                f"no film of {episode} of {entry.job}: the replay ended as a {outcome.result} after"
+                f" {outcome.steps} steps, the recorded episode as a {before.result} after {before.steps}; the"
+                " policy is not deterministic"
             )
         else:
             entry.ledger.keep_film(episode, film)

@@ -188,17 +188,23 @@ class StandaloneEval:
     # -- callbacks of the scorer, in its thread --------------------------------------------------------------
 
     def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None:
+        """Count the outcomes and report their number to `on_progress`; called in the scorer's thread."""
         self._errors[job.suite.shift] += [outcome for outcome in outcomes if outcome.result == "error"]
         self.played += len(outcomes)
         if outcomes:
             self._on_progress(len(outcomes))
 
     def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+        """Note that the suite of `job` is complete; called in the scorer's thread."""
         self._over.add(job.suite.shift)
 
-    def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None: ...
+    def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None:
+        """Do nothing: no videos are requested."""
+        ...
 
-    def say(self, line: str) -> None: ...
+    def say(self, line: str) -> None:
+        """Do nothing: the command prints its own lines."""
+        ...
 
     # -- output ----------------------------------------------------------------------------------------------
 

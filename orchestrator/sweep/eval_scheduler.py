@@ -201,4 +201,5 @@ class EvalScheduler:
         return score
 
     def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None:
+        """Publish a rollout video of a checkpoint; called in the scorer's thread."""
         self._views.film(job.arm_id, job.step, episode, film)

@@ -265,6 +265,7 @@ class SweepState:
 
     @property
     def tracking_uri(self) -> str:
+        """MLflow tracking URI of the sweep, with credentials if it has any."""
         return tracking_uri(self.sweep.mlflow, self.storage.uri)
 
     def arms(self) -> dict[str, Arm]:
@@ -436,6 +437,7 @@ class SweepState:
         return f"{self.storage.uri}/{key}"
 
     def checkpoint_uri(self, arm_id: str, step: int) -> str:
+        """Return the URI of the folder that holds an arm's checkpoint of this step."""
         return f"{self.uri('arms')}/{arm_id}/step_{step:06d}"
 
     def board(self) -> SweepStatus:

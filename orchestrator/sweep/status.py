@@ -38,6 +38,7 @@ class ArmStatus:
 
     @property
     def name(self) -> str:
+        """Name of the arm."""
         return self.arm.name
 
     @property

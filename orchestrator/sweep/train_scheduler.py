@@ -111,6 +111,7 @@ class TrainScheduler:
 
     @property
     def finished(self) -> bool:
+        """Whether no training run is in progress and no further one will start."""
         with self._lock:
             nothing_left = self._ending or (self._exhausted and not self._ready and not self._sharing)
             return nothing_left and not self.running

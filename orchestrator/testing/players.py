@@ -22,6 +22,8 @@ class FakeEvalBackend:
     def __call__(
         self, state: SweepState, placement: ResourcePlan, portraits: RenderReferences
     ) -> EvalBackend:
+        """Return a backend without simulators or policy servers, whose outcomes are drawn at random."""
+
         def source(checkpoint: CheckpointRef, imagines: bool) -> PolicySource:
             # evaluated per call: a search proposes arms while the sweep runs
             arms = tuple(state.arms().items())

@@ -208,7 +208,7 @@ def test_sweep_load_lists_mistakes_of_file_and_store_together(tmp_path: Path) ->
         ),
         (
             {"suite": {"tasks": ["Lift", "Door"], "episodes": 2, "horizon": 9}},
-            "suite.tasks: nobody demonstrated Door; the store shows Lift",
+            "suite.tasks: the store has no demonstrations of Door; it has Lift",
         ),
     ],
 )
@@ -244,7 +244,7 @@ def test_sweep_load_of_a_file_that_is_no_sweep_raises_one_sentence(
         ),
         (
             {"image_size": (60, 60)},
-            "policy.preset: tiny takes pictures whose sides are multiples of 16; the store's are 60x60",
+            "policy.preset: tiny needs pictures whose sides are multiples of 16; the store's are 60x60",
         ),
     ],
 )
@@ -423,7 +423,7 @@ def test_resource_plan_claims_no_more_than_the_cluster_has(
 
 
 def test_resource_plan_that_cannot_fit_raises_with_the_numbers() -> None:
-    with pytest.raises(SweepError, match="one arm asks for 4 workers at once, the cluster has 2 CPUs"):
+    with pytest.raises(SweepError, match="one arm needs 4 workers at once, the cluster has 2 CPUs"):
         ResourcePlan.fit({"CPU": 2.0}, 4, 2, 1)
 
 

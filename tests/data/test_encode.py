@@ -235,12 +235,12 @@ def test_write_sentences_embeds_once_and_read_sentences_needs_no_tower(store: St
     put(store, range(6))  # no new sentence: no tower
     assert write_sentences(store, load_manifest(store), OpenClipText(SENTENCE_DIM, "/nowhere"), "one") == 2
     write_sentences(store, load_manifest(store), encoder, "other")
-    with pytest.raises(EpisodeError, match="several encoders; say by which"):
+    with pytest.raises(EpisodeError, match="several encoders; name one"):
         read_sentences(store, load_manifest(store))
     assert read_sentences(store, load_manifest(store), "other").keys() == {"task 0", "task 1"}
     (key,) = store.list(f"text/other/{load_manifest(store).fingerprint}")
     store.put(key, store.get(key)[:-1])
-    with pytest.raises(EpisodeError, match=f"the kept sentences are damaged; delete {key}"):
+    with pytest.raises(EpisodeError, match=f"the cached sentence embeddings are damaged; delete {key}"):
         read_sentences(store, load_manifest(store), "other")
 
 

@@ -302,8 +302,8 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
         (LAUGHS, "more than 20000 values, aliases written out"),
         (MERGES, "more than 20000 values, aliases written out"),
         ("a: &a [*a]\n", "an alias stands for a value that contains it"),
-        ("name: one\nname: two\n", "a field stands twice in one mapping"),
-        ("data: {episodes: a, episodes: b}\n", "a field stands twice in one mapping"),
+        ("name: one\nname: two\n", "a field appears twice in one mapping"),
+        ("data: {episodes: a, episodes: b}\n", "a field appears twice in one mapping"),
         ("[" * 100_000, "nest deeper than 32 levels"),
         ("{a: " * 20_000, "nest deeper than 32 levels"),
         ("- " * 20_000 + "a", "nest deeper than 32 levels"),
@@ -418,5 +418,5 @@ def test_stack_of_clips_without_pictures_names_the_episode() -> None:
         lambda one: replace(one, frames={CAMERA: one.frames[CAMERA][:2]}),
         lambda one: replace(one, frames={CAMERA: one.frames[CAMERA][:, :1]}),
     ):
-        with pytest.raises(EpisodeError, match="episode Lift-000000: it lacks pictures"):
+        with pytest.raises(EpisodeError, match="episode Lift-000000: its file lacks frames"):
             stack(injured(change))

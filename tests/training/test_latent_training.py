@@ -123,7 +123,7 @@ def test_stage_two_trains_the_head_alone_from_the_stage_one_video_model(
     arm = job(lift_store, weights, objective="action")
     first = arm.stage_one(load_manifest(open_storage(str(lift_store))), arm.subset)
     video = trained(first, tmp_path / "arms")
-    with pytest.raises(CheckpointError, match="a video model alone"):
+    with pytest.raises(CheckpointError, match="a video model without an action head"):
         load(video)
     second = trained(replace(arm, video_model=str(video)), tmp_path / "second")
     one, two = load_weights(video), load_weights(second)

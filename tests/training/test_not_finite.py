@@ -255,7 +255,7 @@ def test_episode_checks_only_the_executed_actions_of_a_chunk() -> None:
 def test_episode_with_an_empty_chunk_is_an_error(chunk: Chunk) -> None:
     outcome = played(Rig(99), chunk)
     assert (outcome.result, outcome.steps, outcome.looks) == ("error", 0, 1)
-    assert "in control step 1 the policy answered with a chunk of no actions" in outcome.message
+    assert "in control step 1 the policy answered with an empty chunk" in outcome.message
 
 
 def test_refuse_action_numbers_a_dimension_without_a_name() -> None:
