@@ -42,7 +42,6 @@ def train_in_blocks(pipe: Connection, store: str, block: int, steps: int, keep: 
 
     from orchestrator.config.arms import Arm
     from orchestrator.config.schema import Train
-    from orchestrator.data import clip_stream as stream
     from orchestrator.training.loop import TrainJob, train
     from policy.presets import PRESETS
 
@@ -62,7 +61,7 @@ def train_in_blocks(pipe: Connection, store: str, block: int, steps: int, keep: 
             pipe.recv()
             began = time.perf_counter(), time.process_time()
 
-    train(job, 0, 1, None, report, bring=stream.fetch_in_thread)
+    train(job, 0, 1, None, report)
 
 
 class Scoring:

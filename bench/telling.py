@@ -32,7 +32,6 @@ def step_s(store: str, steps: int) -> float:
 
     from orchestrator.config.arms import Arm
     from orchestrator.config.schema import Train
-    from orchestrator.data import clip_stream as stream
     from orchestrator.training.loop import TrainJob, train
     from policy.presets import PRESETS
 
@@ -46,7 +45,7 @@ def step_s(store: str, steps: int) -> float:
     def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
         seen.append((step, time.thread_time()))
 
-    train(job, 0, 1, None, report, bring=stream.fetch_in_thread)
+    train(job, 0, 1, None, report)
     (first, began), (last, ended) = seen[len(seen) // 4], seen[-2]  # the very last one saves
     return (ended - began) / (last - first)
 

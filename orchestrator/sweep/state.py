@@ -387,6 +387,7 @@ class SweepState:
             label=self.weights,
             code=file_hashes(),
             labelled_tasks=sweep.data.labelled_tasks,
+            decode=sweep.data.decode,
             videos_of=sweep.largest(arm.seed) if sweep.train.videos == "sweep" else None,
         )
 

@@ -249,13 +249,12 @@ TRAIN = """
 import sys
 from functools import partial
 from orchestrator.config.arms import Arm
-from orchestrator.data import clip_stream as stream
 from orchestrator.training.loop import TrainJob, train
 from orchestrator.config.schema import Train
 from policy.presets import PRESETS
 settings, said = Train(steps=1, batch_size=2, checkpoint_every=1, warmup_steps=0), []
 job = TrainJob(Arm(3, 1.0, 0), "a", sys.argv[1], 1, frozenset(), PRESETS["tiny"], settings, "joint", "none")
-train(job, 0, 1, None, lambda *told: said.append(told), bring=stream.fetch_in_thread)
+train(job, 0, 1, None, lambda *told: said.append(told))
 assert said
 import orchestrator.training.ray_train
 """

@@ -20,7 +20,7 @@ from hostile_bytes import mutated, peak, peak_reset
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.data import episode_format as episodes
-from orchestrator.data.clips import cut_clip, stack
+from orchestrator.data.clips import ClipBatch, cut_clip
 from orchestrator.data.episode_format import Episode, EpisodeError, decode, encode, read_parquet
 from orchestrator.testing.episodes import CAMERA, make_episode
 from orchestrator.testing.episodes import CONTRACT as STORED
@@ -410,7 +410,7 @@ def test_the_whole_film_is_decoded() -> None:
 def test_a_batch_without_a_picture_is_an_error_that_names_the_episode() -> None:
     shape = ClipShape(frames_per_view=2, frame_stride=4, horizon=8)
     good = [cut_clip(make_episode(), start, shape, STORED) for start in (0, 1)]
-    assert stack(good)["frames"].shape[:3] == (2, 1, 2)
+    assert ClipBatch.stack(good).frames.shape[:3] == (2, 1, 2)
 
     def injured(change: Callable[[Episode], Episode]) -> Any:
         return [good[0], replace(good[1], episode=change(good[1].episode))]
@@ -421,4 +421,4 @@ def test_a_batch_without_a_picture_is_an_error_that_names_the_episode() -> None:
         lambda one: replace(one, frames={CAMERA: one.frames[CAMERA][:, :1]}),
     ):
         with pytest.raises(EpisodeError, match="episode Lift-000000: it lacks pictures"):
-            stack(injured(change))
+            ClipBatch.stack(injured(change))

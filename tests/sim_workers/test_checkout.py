@@ -18,7 +18,6 @@ import pytest
 
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
-from orchestrator.data import clip_stream as stream
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob
@@ -121,23 +120,9 @@ def test_training_refuses_and_counts_as_infrastructure(tmp_path: Path) -> None:
     )
     reports = list[int]()
     with pytest.raises(CodeChangedError):
-        loop.train(
-            begin(code=EDITED),
-            0,
-            1,
-            None,
-            lambda step, *_: reports.append(step),
-            bring=stream.fetch_in_thread,
-        )
+        loop.train(begin(code=EDITED), 0, 1, None, lambda step, *_: reports.append(step))
     assert not reports
-    loop.train(
-        begin(code=file_hashes()),
-        0,
-        1,
-        None,
-        lambda step, *_: reports.append(step),
-        bring=stream.fetch_in_thread,
-    )
+    loop.train(begin(code=file_hashes()), 0, 1, None, lambda step, *_: reports.append(step))
     assert reports == [1]
 
 

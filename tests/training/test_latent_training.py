@@ -16,7 +16,6 @@ from backbones import svd_config, svd_folder, svd_policy
 from kept_checkpoints import LatentEntry
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
-from orchestrator.data import clip_stream as stream
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.latent_cache import publish_index, write_latents, write_sentences
 from orchestrator.storage.base import open_storage
@@ -59,7 +58,7 @@ def _one_thread() -> None:
 def trained(job: TrainJob, folder: Path) -> Path:
     """The last checkpoint of a run."""
     folder.mkdir()
-    train(job, 0, 1, None, LatentEntry(folder), bring=stream.fetch_in_thread)
+    train(job, 0, 1, None, LatentEntry(folder))
     return folder / "step_000002"
 
 

@@ -3,7 +3,6 @@
 import shutil
 import time
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,14 +14,12 @@ import torch
 from kept_checkpoints import LatentEntry
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
-from orchestrator.data import clip_stream as stream
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.subset import select_episodes
 from orchestrator.storage.base import open_storage
-from orchestrator.training import loop
 from orchestrator.training.control_channel import open_control_channel
-from orchestrator.training.loop import TrainJob
+from orchestrator.training.loop import TrainJob, train
 from orchestrator.training.ray_train import fit
 from orchestrator.training.worker_usage import SPENT
 from policy.checkpoint import fingerprint, load, load_card, load_trainer
@@ -55,9 +52,6 @@ def came_out(metrics: dict[str, Any]) -> dict[str, Any]:
 def _no_ray() -> None:
     """The plain loop needs no Ray: `train` fetches straight from the store."""
     torch.set_num_threads(1)
-
-
-train = partial(loop.train, bring=stream.fetch_in_thread)
 
 
 @pytest.mark.sim
