@@ -102,7 +102,7 @@ def _stream(
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=cpus,
-            concurrency=1,
+            compute=ray.data.ActorPoolStrategy(size=1),
         )
     for block in made.iter_batches(
         batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCHED_BLOCKS

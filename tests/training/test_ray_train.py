@@ -210,6 +210,22 @@ def test_two_workers_train_one_model_through_ray_and_pause_at_one_step(
 @pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.ray
+def test_an_arm_decoded_on_the_cluster_saves_the_same_checkpoints(
+    lift_store: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    fingerprints = []
+    for decode in ("trainer", "cluster"):
+        arm = replace(job(lift_store), decode=decode)
+        with open_control_channel(lambda run, news: None) as handle:
+            reported = fit(arm, str(tmp_path / decode), {"CPU": 0.5}, handle)
+        fingerprints.append([metrics["checkpoint"] for metrics in reported])
+        assert [metrics["step"] for metrics in reported] == [3, 6]
+    assert fingerprints[0] == fingerprints[1]
+
+
+@pytest.mark.full
+@pytest.mark.sim
+@pytest.mark.ray
 def test_a_damaged_episode_stops_an_arm_by_its_name_without_trying_again(
     lift_store: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
