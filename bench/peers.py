@@ -1,5 +1,5 @@
 """The ways of getting clips that bench/data.py compares, and the limits it tries; each runs in a process of
-its own (bench/child.py).
+its own (`bench.harness.Child`).
 
 All give the same clips in the same sequence: that of an ClipSampler over every episode of the store.
 """
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.corpus import CAMERAS, SHAPE
+from orchestrator.config.arms import Arm
 from orchestrator.data import clip_stream as stream
 from orchestrator.data.clip_sampler import ClipSampler, Draw
 from orchestrator.data.clips import shown_frames
@@ -158,12 +159,9 @@ def hdf5(mark: Marker, uri: str, path: Path, batches: int) -> None:
         for draw in draws(order, batches + BEYOND)
     ]
     mark()
-    _counted(
-        iter(DataLoader(Hdf5Clips(path, clips), batch_size=BATCH, num_workers=LOADER_WORKERS)),
-        mark,
-        LOADER_WARM_UP,
-        batches,
-    )  # type: ignore[arg-type]
+    source: Any = Hdf5Clips(path, clips)
+    loader = iter(DataLoader(source, batch_size=BATCH, num_workers=LOADER_WORKERS))
+    _counted(loader, mark, LOADER_WARM_UP, batches)
 
 
 # -- limits --------------------------------------------------------------------------------------------------
@@ -176,10 +174,17 @@ def first_batch(mark: Marker, uri: str) -> tuple[float, float, float]:
     began = time.monotonic()
     manifest = load_manifest(open_storage(uri))
     loaded = time.monotonic()
-    order = order_of(manifest, select_episodes(manifest, ARM_DEMOS, 0, seed=0).demos)
+    order = order_of(manifest, select_episodes(manifest, Arm(ARM_DEMOS, 0, seed=0)).demos)
     chosen = time.monotonic()
-    steps = {"first_step": 0, "num_steps": ARM_STEPS}
-    made = stream.batches(uri, manifest.contract, order, SHAPE, **steps, fetcher=RayDataFetcher())
+    made = stream.batches(
+        uri,
+        manifest.contract,
+        order,
+        SHAPE,
+        first_step=0,
+        num_steps=ARM_STEPS,
+        fetcher=RayDataFetcher(),
+    )
     next(made)
     seconds = tuple(moment - began for moment in (loaded, chosen, time.monotonic()))
     made.close()  # type: ignore[attr-defined]
@@ -192,7 +197,7 @@ def selection(mark: Marker, uri: str, demos: int) -> tuple[float, float]:
     """
     began = time.monotonic()
     manifest = load_manifest(open_storage(uri))
-    subset = select_episodes(manifest, demos, 1.0, seed=0)
+    subset = select_episodes(manifest, Arm(demos, 1.0, seed=0))
     manifest.select(subset.demos)
     manifest.select(subset.action_free)
     seconds = time.monotonic() - began
@@ -221,8 +226,15 @@ def epochs(mark: Marker, uri: str, object_store: int, count: int) -> int:
     from orchestrator.data.ray_prefetch import RayDataFetcher
 
     mark()
-    steps = {"first_step": 0, "num_steps": count * per_epoch}
-    made = stream.batches(uri, manifest.contract, order, SHAPE, **steps, fetcher=RayDataFetcher())
+    made = stream.batches(
+        uri,
+        manifest.contract,
+        order,
+        SHAPE,
+        first_step=0,
+        num_steps=count * per_epoch,
+        fetcher=RayDataFetcher(),
+    )
     for number, _ in enumerate(made, 1):
         if number % per_epoch == 0:
             mark()

@@ -7,7 +7,6 @@ The real training loop on one core, the real pool and policy server on the other
 cores of one machine share.
 """
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -17,8 +16,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-import click
 
 from bench import harness
 from orchestrator.testing.episodes import make_episode_store
@@ -42,14 +39,17 @@ def train_in_blocks(pipe: Connection, store: str, block: int, steps: int, keep: 
 
     from orchestrator.config.arms import Arm
     from orchestrator.config.schema import Train
+    from orchestrator.data.episode_store import load_manifest
+    from orchestrator.data.subset import select_episodes
+    from orchestrator.storage.base import open_storage
     from orchestrator.training.loop import TrainJob, train
     from policy.presets import PRESETS
 
     torch.set_num_threads(1)
     settings = Train(steps=steps, batch_size=16, checkpoint_every=steps)
-    job = TrainJob(
-        Arm(4, 1.0, 0), "bench-stall", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none"
-    )
+    arm = Arm(4, 1.0, 0)
+    subset = select_episodes(load_manifest(open_storage(store)), arm)
+    job = TrainJob(arm, "bench-stall", store, 1, subset, PRESETS["tiny"], settings, "joint", "none")
     began = time.perf_counter(), time.process_time()
 
     def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
@@ -70,6 +70,7 @@ class Scoring:
     def __init__(self, checkpoint: str) -> None:
         # whatever Ray starts inherits it
         os.sched_setaffinity(0, os.sched_getaffinity(0) - {min(os.sched_getaffinity(0))})
+        from orchestrator.checkpoints.ref import CheckpointRef
         from orchestrator.cluster.ray_runtime import connect, quiet
         from orchestrator.evaluation.ray_actors import policy_servers
         from sim_workers.rollout.pool import RolloutPool
@@ -78,7 +79,7 @@ class Scoring:
         quiet()
         connect()
         self._pool = RolloutPool(WORKERS, num_cpus=0.1)
-        self._source = RayServedPolicy(policy_servers(1, 0.0, ""), checkpoint)
+        self._source = RayServedPolicy(policy_servers(1, 0.0, ""), CheckpointRef(checkpoint))
         self.on, self._closing, self.episodes = threading.Event(), False, 0
         self._thread = threading.Thread(target=self._play, daemon=True)
         self._thread.start()
@@ -117,10 +118,9 @@ class Scoring:
         self._pool.close()
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="A short look.")
-def main(quick: bool) -> None:
-    """Print a table and, last, one line of JSON."""
+@harness.command("stall", digits=4)
+def main(quick: bool) -> dict[str, object]:
+    """Print a table; return the values of the last line."""
     from orchestrator.training.loop import PROGRESS_REPORTS
 
     rounds, block = PROGRESS_REPORTS // 2 - 1, QUICK_BLOCK if quick else BLOCK
@@ -174,8 +174,7 @@ def main(quick: bool) -> None:
         harness.median_ratio(on, off)
         for on, off in zip(zip(*steps[True], strict=True), zip(*steps[False], strict=True), strict=True)
     )
-    told = {"ratio_step_time": round(wall_ratio, 4), "cpu_ratio_step_time": round(cpu_ratio, 4)}
-    print(json.dumps({"bench": "stall", **told, "rounds": rounds, "quick": quick}))
+    return {"ratio_step_time": wall_ratio, "cpu_ratio_step_time": cpu_ratio, "rounds": rounds}
 
 
 if __name__ == "__main__":

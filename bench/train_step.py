@@ -10,24 +10,22 @@ Where there is a GPU: `svd-256` on it, too.
 """
 
 import itertools
-import json
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-import click
 import numpy as np
 import torch
 
 from bench import corpus, harness
-from bench.turns import Cost, Pause, by_turns, ratio
+from bench.harness import Cost, Pause, by_turns, ratio
 from orchestrator.cluster.ray_runtime import connect, quiet
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
@@ -36,6 +34,7 @@ from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
 from orchestrator.data.episode_format import Episode
 from orchestrator.data.episode_store import commit, load_manifest, put_episode
 from orchestrator.data.manifest import EpisodeEntry
+from orchestrator.data.subset import select_episodes
 from orchestrator.storage.base import open_storage
 from orchestrator.training.loop import PROGRESS_REPORTS, TrainJob, train
 from policy.batch import Batch, Counts
@@ -112,12 +111,13 @@ def job_of(uri: str, size: Size, objective: Objective = "joint", cache_mb: int =
     """An arm that reports at the end of every block, without a checkpoint before its last step."""
     steps = PROGRESS_REPORTS * size.block
     settings = Train(steps=steps, batch_size=BATCH, checkpoint_every=steps, feature_cache_mb=cache_mb)
+    arm = Arm(size.episodes // 2, 1.0, 0)
     return TrainJob(
-        Arm(size.episodes // 2, 1.0, 0),
+        arm,
         f"bench-{objective}-{cache_mb}",
         uri,
         1,
-        frozenset(),
+        select_episodes(load_manifest(open_storage(uri)), arm),
         TINY,
         settings,
         objective,
@@ -281,10 +281,9 @@ def on_gpu(config: PolicyConfig, side: int, steps: int, device: str = "cuda") ->
     return answers
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="End within a minute.")
-def main(quick: bool) -> None:
-    """Print the tables and, last, one line of JSON."""
+@harness.command("train_step")
+def main(quick: bool) -> Mapping[str, object]:
+    """Print the tables; return the values of the last line."""
     size = QUICK if quick else FULL
     torch.set_num_threads(1)
     quiet()
@@ -324,15 +323,7 @@ def main(quick: bool) -> None:
     }
     if torch.cuda.is_available():
         answers |= on_gpu(PRESETS["svd-256"], 256, 2 if quick else 10)
-    print(
-        json.dumps(
-            {
-                "bench": "train_step",
-                **{name: round(value, 3) for name, value in answers.items()},
-                "quick": quick,
-            }
-        )
-    )
+    return answers
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cluster.ray_runtime import node_selector
 from orchestrator.cost import Cost, CostLedger, of_outcome
 from orchestrator.evaluation.outcome_ledger import RenderReferences
-from orchestrator.evaluation.policy_server import policy_of
 from orchestrator.evaluation.ray_actors import policy_servers, video_judge
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, Score
@@ -39,10 +39,10 @@ class EvalBackend:
 
     pool: Any
     """A RolloutPool, or an object with its interface."""
-    source: Callable[[str, bool], PolicySource]
-    """(checkpoint as `policy_of` names it, whether its policy imagines a video) -> the policy."""
-    answered: Callable[[str], ServerUsage]
-    """Checkpoint as `policy_of` names it -> the computation spent on it so far."""
+    source: Callable[[CheckpointRef, bool], PolicySource]
+    """(checkpoint, whether its policy imagines a video) -> the policy."""
+    answered: Callable[[CheckpointRef], ServerUsage]
+    """Checkpoint -> the computation spent on it so far."""
     server_gpus: float = 0.0
     """GPUs of each policy server; may be a fraction."""
     judge: Callable[[VideoBenchmark, PolicySource], tuple[VideoScore, float]] | None = None
@@ -80,8 +80,8 @@ def eval_backend(state: SweepState, placement: ResourcePlan, portraits: RenderRe
             label=state.sweep.name,
             code=file_hashes(),
         ),
-        source=lambda uri, imagines: RayServedPolicy(servers, uri, imagines),
-        answered=lambda uri: RayServedPolicy(servers, uri).measure(uri),
+        source=lambda checkpoint, imagines: RayServedPolicy(servers, checkpoint, imagines),
+        answered=lambda checkpoint: RayServedPolicy(servers, checkpoint).measure(checkpoint),
         server_gpus=placement.server_gpus,
         judge=judged,
     )
@@ -114,7 +114,7 @@ class EvalScheduler:
             playing,
         )
         self._on_score, self.say = on_score, say
-        self._charged: dict[str, float] = {}  # seconds of answers charged to an arm, by checkpoint
+        self._charged: dict[CheckpointRef, float] = {}  # seconds of answers charged to an arm, by checkpoint
         self._cameras = len(state.manifest.contract.cameras)
         playing.pool.on_retry = self._on_retry
         self.scorer = Scorer(state.storage, state.manifest.contract, playing.pool, self, decides)
@@ -122,9 +122,10 @@ class EvalScheduler:
 
     def submit(self, arm_id: str, step: int, fingerprint: str) -> None:
         """Enqueue the arm's checkpoint of this step, identified by its fingerprint, for scoring."""
-        state, uri = self._state, self._state.checkpoint_uri(arm_id, step)
+        state = self._state
+        checkpoint = CheckpointRef(state.checkpoint_uri(arm_id, step), fingerprint)
         last, arm = step == state.sweep.train.steps, self._board.arms[arm_id].arm
-        source = self._playing.source(policy_of(uri, fingerprint), arm.kind == "video_action")
+        source = self._playing.source(checkpoint, arm.kind == "video_action")
         for shift in ("nominal", *(state.sweep.suite.shifts if last else ())):
             suite = state.sweep.to_suite(shift)
             rule, reference = (
@@ -132,7 +133,7 @@ class EvalScheduler:
             )
             protocol, name = state.protocol_of(shift), self._board.arms[arm_id].name
             self.scorer.submit(
-                EvalJob(arm_id, step, uri, fingerprint, suite, protocol, source, last, rule, reference, name)
+                EvalJob(arm_id, step, checkpoint, suite, protocol, source, last, rule, reference, name)
             )
 
     @property
@@ -173,15 +174,15 @@ class EvalScheduler:
         self.say(f"score {job}: {score}")
         for episode, cause in score.causes:
             self.say(f"quarantined {episode} of {job}: {cause}")
-        policy = policy_of(job.uri, job.fingerprint)
-        charged = self._charged.get(policy, 0.0)  # a checkpoint scored on several suites has several scores
+        # a checkpoint scored on several suites has several scores
+        charged = self._charged.get(job.checkpoint, 0.0)
         # a restarted server counts from zero
-        self._charged[policy] = max(charged, self._playing.answered(policy).busy_s)
-        busy_s = self._charged[policy] - charged
+        self._charged[job.checkpoint] = max(charged, self._playing.answered(job.checkpoint).busy_s)
+        busy_s = self._charged[job.checkpoint] - charged
         gpus = self._playing.server_gpus
         self._spending.add(job.arm_id, Cost(infer_gpu_s=busy_s * gpus, infer_cpu_s=0.0 if gpus else busy_s))
         if score.complete:
-            self._views.score(job.arm_id, job.step, job.fingerprint, shift, score, outcomes)
+            self._views.score(job.arm_id, job.step, job.checkpoint.fingerprint, shift, score, outcomes)
             if shift == "nominal":
                 if self._playing.judge and arm.arm.kind == "video_action":
                     self.videos.submit(job, arm.name)
@@ -190,10 +191,9 @@ class EvalScheduler:
     def _judge(self, job: EvalJob, test: VideoBenchmark) -> VideoScore:
         """Score a checkpoint's video and charge its cost; runs in the thread of `VideoEvalQueue`."""
         assert self._playing.judge
-        policy = policy_of(job.uri, job.fingerprint)
-        before = self._playing.answered(policy).imagined_s
+        before = self._playing.answered(job.checkpoint).imagined_s
         score, cpu_s = self._playing.judge(test, job.source)
-        imagined_s = max(0.0, self._playing.answered(policy).imagined_s - before)
+        imagined_s = max(0.0, self._playing.answered(job.checkpoint).imagined_s - before)
         gpus = self._playing.server_gpus
         self._spending.add(
             job.arm_id, Cost(infer_gpu_s=imagined_s * gpus, infer_cpu_s=cpu_s + (0.0 if gpus else imagined_s))

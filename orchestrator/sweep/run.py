@@ -326,7 +326,7 @@ class SweepRun:
             if arm.stopped is not None:
                 continue
             for step, checkpoint in self.state.checkpoints(arm_id).items():
-                self.evaluation.submit(arm_id, step, checkpoint["checkpoint"])
+                self.evaluation.submit(arm_id, step, checkpoint.fingerprint)
 
     def _unfinished(self) -> Iterator[str]:
         """Yield why arms have no place on the curve, one sentence each."""
@@ -354,6 +354,6 @@ class SweepRun:
         found = {}
         for arm_id, arm in self.board.arms.items():
             if checkpoint := state.checkpoints(arm_id).get(last):
-                films = Ledger(state.storage, checkpoint["checkpoint"], state.protocol).films()
+                films = Ledger(state.storage, checkpoint.fingerprint, state.protocol).films()
                 found[arm.name] = [state.uri(key) for key in films.values()]
         return found

@@ -3,7 +3,6 @@
 Arms that need the same video model wait for one run of it.
 """
 
-import json
 import re
 import threading
 from collections import deque
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from orchestrator.checkpoints.record import CheckpointRecord, write_record
 from orchestrator.config.arms import Arm
 from orchestrator.cost import Cost, CostLedger
 from orchestrator.infrastructure import cause_in
@@ -255,10 +255,10 @@ class TrainScheduler:
             self._views.training(run, step, facts)
         scheduled = (job.train.steps,) if arms else self._state.sweep.checkpoint_steps()
         if "checkpoint" in news and step in scheduled:
-            key = f"checkpoints/{run}/step_{step:06d}.json"
             # the note must not outlive the checkpoint
             self._state.storage.sync(f"arms/{run}/step_{step:06d}/")
-            self._state.storage.put(key, json.dumps(facts | {"checkpoint": news["checkpoint"]}).encode())
+            record = CheckpointRecord.from_json(facts | {"checkpoint": news["checkpoint"]})
+            write_record(self._state.storage, run, step, record)
             if not arms:
                 self._views.checkpoint(run, step, news["checkpoint"])
                 self._submit(run, step, news["checkpoint"])

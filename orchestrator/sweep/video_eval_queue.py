@@ -70,7 +70,7 @@ class VideoEvalQueue:
 
     def _measure(self, test: VideoBenchmark, job: EvalJob, name: str) -> None:
         storage = self._state.storage
-        score = test.known(storage, job.fingerprint)
+        score = test.known(storage, job.checkpoint.fingerprint)
         if not score:
             try:
                 score = self._judge(job, test)
@@ -80,6 +80,6 @@ class VideoEvalQueue:
                     " again"
                 )
                 return
-            test.keep(storage, job.fingerprint, score)
+            test.keep(storage, job.checkpoint.fingerprint, score)
             self._say(f"video {name} after {job.step} steps: {score}")
         self._views.video(job.arm_id, job.step, score)

@@ -9,9 +9,9 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoints.record import read_records
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.storage.base import StorageError, open_storage
-from orchestrator.storage.notes import read_steps
 from orchestrator.training.control_channel import Wish, tell
 from orchestrator.training.control_channel import wishes as asked_of
 from orchestrator.training.loop import TrainJob, train
@@ -138,7 +138,7 @@ def fit(
     storage = open_storage(folder)
     for attempt in range(1, attempts + 1):
         for problem in repair(
-            storage, job.arm_id, read_steps(open_storage(folder.removesuffix("/arms")), job.arm_id)
+            storage, job.arm_id, read_records(open_storage(folder.removesuffix("/arms")), job.arm_id)
         ):
             tell(desk, job.arm_id, {"retried": f"{problem}; it resumes from the newest whole one"})
         try:

@@ -19,6 +19,7 @@ from orchestrator.testing.episodes import CAMERA
 from orchestrator.training.loop import TrainJob, train
 from policy.inference import TrainedPolicy
 from policy.presets import PRESETS
+from selected_episodes import selected
 from sim_workers.demos.recorder import Demonstration
 from sim_workers.envs.robosuite import SimEnv, contract
 from sim_workers.rollout.episode import run_episode
@@ -33,7 +34,7 @@ SUITE = Suite(("Lift",), 10, EpisodeRules(horizon=100))
 
 @pytest.fixture
 def env() -> Iterator[SimEnv]:
-    """The simulator of this process. It records the demonstrations and plays the scored scenes."""
+    """Yield the simulator of this process, which records the demonstrations and plays the scored scenes."""
     env = SimEnv("Lift", contract((CAMERA,), (64, 64), "fast"))
     yield env
     env.close()
@@ -41,7 +42,7 @@ def env() -> Iterator[SimEnv]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Sums of several threads would be rounded in another order."""
+    """Use one thread: sums of several threads are rounded in another order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -49,7 +50,7 @@ def one_thread() -> Iterator[None]:
 
 
 def record_demos(env: SimEnv, store: Path) -> None:
-    """Record the demonstrations that `jobs.collect --task Lift --episodes 24` records."""
+    """Record the demonstrations that `demoscale collect --task Lift --episodes 24` records."""
     storage = open_storage(str(store))
     commit(
         storage,
@@ -64,7 +65,15 @@ def train_head(store: Path, folder: Path) -> tuple[Path, Path]:
     """
     arm = Arm(DEMOS, 0.0, SEED)
     job = TrainJob(
-        arm, "learning", str(store), 1, frozenset(), PRESETS["tiny"], SETTINGS, SETTINGS.objective, weights=""
+        arm=arm,
+        arm_id="learning",
+        episodes=str(store),
+        version=1,
+        subset=selected(store, arm),
+        config=PRESETS["tiny"],
+        train=SETTINGS,
+        objective=SETTINGS.objective,
+        weights="",
     )
 
     def keep(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:

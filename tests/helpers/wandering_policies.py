@@ -1,0 +1,57 @@
+"""Policies of the pool tests behind a policy server: `wanderer`, and others that are slow or fail."""
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import ray
+import ray.cloudpickle
+
+from orchestrator.testing.episodes import CAMERA
+from orchestrator.testing.fake_policy_server import FakePolicyServer
+from policy.interface import ActionChunk, Observation
+from sim_workers.rollout.suite import EpisodeSpec
+
+CURSED = EpisodeSpec("Lift", 1_000_002, 1_000_002)
+"""The episode on which the policy `cursed` fails."""
+
+
+def wander(observation: Observation) -> ActionChunk:
+    """Answer with actions that depend on picture, proprioception and noise seed, so that any difference in
+    them changes the episode.
+    """
+    seen = int(observation.images[CAMERA].sum()) + int(abs(observation.proprio).sum() * 1e6)
+    rng = np.random.default_rng([seen, observation.noise_seed])
+    return ActionChunk(rng.uniform(-1, 1, (8, 7)).astype(np.float32), 4)
+
+
+def wander_slowly(observation: Observation) -> ActionChunk:
+    time.sleep(0.3)
+    return wander(observation)
+
+
+def fail(observation: Observation) -> ActionChunk:
+    raise RuntimeError("this policy is broken")
+
+
+def fail_on_cursed(observation: Observation) -> ActionChunk:
+    """Wander, but fail at every observation of the episode CURSED."""
+    return (
+        fail(observation)
+        if observation.noise_seed in {CURSED.chunk_seed(look) for look in range(9)}
+        else wander(observation)
+    )
+
+
+def start_wanderer(**options: Any) -> Any:
+    """Start a policy server with Ray's actor options; its policies are `slow`, `broken`, `cursed` and, under
+    any other name, `wanderer`.
+    """
+    # the workers cannot import a module of the tests
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    return (
+        ray.remote(FakePolicyServer)
+        .options(**options)
+        .remote(wander, {"slow": wander_slowly, "broken": fail, "cursed": fail_on_cursed})
+    )
