@@ -12,7 +12,7 @@ DemoscaleError
 ├── NotFiniteError        policy.finite                            training diverged
 ├── PolicyRefError        orchestrator.evaluation.policy_ref       a policy's name cannot be resolved
 ├── ProtocolError         orchestrator.evaluation.scores           a policy cannot be scored on a suite
-├── RecordTimeoutError  orchestrator.data.parallel_writer        a recording hangs; exit code 75
+├── RecordTimeoutError    orchestrator.data.parallel_writer        a recording hangs; exit code 75
 ├── RemoteError           policy.http_protocol                     a policy server fails or answers invalidly
 ├── RobocasaError         sim_workers.envs.robocasa                RoboCasa is missing or has another version
 ├── SourceError           orchestrator.data.importers.source_files recordings cannot be imported

@@ -383,6 +383,7 @@ class SweepState:
             weights=self.weights if COMMIT_OF_HUB.search(self.weights) else sweep.policy.weights,
             label=self.weights,
             code=file_hashes(),
+            decode=sweep.data.decode,
         )
 
     def stage_one(self, arm: Arm) -> TrainJob | None:

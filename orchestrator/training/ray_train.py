@@ -26,6 +26,8 @@ def _worker_loop(config: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
+    from orchestrator.data.ray_prefetch import RayDataDecoder, RayDataFetcher
+
     job: TrainJob = config["job"]
     context = ray.train.get_context()
     world = context.get_world_size()
@@ -50,6 +52,8 @@ def _worker_loop(config: dict[str, Any]) -> None:
             wrap,
             str(device),
             stop_request_poller(config["desk"], job.arm_id, world),
+            fetcher=RayDataFetcher(),
+            decoder=RayDataDecoder() if job.decode == "cluster" else None,
         )
 
 
