@@ -111,7 +111,7 @@ class Heartbeat:
             )
             self._run.say(f"shares the cluster with {others}")
             self._present = number
-        self._run.training.slots = max(1, self._placement.concurrent_arms // number)
+        self._run.training.limit(max(1, self._placement.concurrent_arms // number))
         self._run.evaluation.scorer.use(max(1, self._run.state.sweep.rollout_actors // number))
 
     def _measure(self, over: bool) -> None:
@@ -141,7 +141,7 @@ class Heartbeat:
             "over": over,
             "ending": run.ending,
             "arms": run.board.lines(),
-            "training": sorted(run.training.running),
+            "training": run.training.running,
             "episodes_to_play": run.evaluation.scorer.waiting,
             "workers": run.evaluation.workers,
             "cost": run.spending.total().to_json(),

@@ -51,6 +51,7 @@ from orchestrator.storage.notes import note_damaged, read_json_objects, read_ste
 from orchestrator.sweep.status import ArmStatus, SweepStatus
 from orchestrator.tracking.mlflow_writer import tracking_uri
 from orchestrator.training.loop import STAGE_ONE, TrainJob
+from orchestrator.training.train_events import Reported
 from policy.presets import policy_config
 from sim_workers.checkout import file_hashes
 from sim_workers.rollout.episode import Outcome
@@ -416,6 +417,15 @@ class SweepState:
             if arm_id.startswith(STAGE_ONE)
             else {step: told for step, told in known.items() if step <= self.sweep.train.steps}
         )
+
+    def record_checkpoint(self, report: Reported) -> None:
+        """Store that a checkpoint is complete, once it is durable: a power failure must not leave the note
+        without the checkpoint.
+        """
+        step = f"{report.run}/step_{report.step:06d}"
+        self.storage.sync(f"arms/{step}/")
+        note = report.progress | {"checkpoint": report.checkpoint}
+        self.storage.put(f"checkpoints/{step}.json", json.dumps(note).encode())
 
     def without_torn(self, board: SweepStatus) -> dict[str, list[int]]:
         """Return the unscored checkpoints that a full disk or a power failure left incomplete: arm id ->

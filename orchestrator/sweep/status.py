@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,39 @@ class SweepStatus:
         """Create a board. arms: by arm id, in display order."""
         self.arms = arms
         self.lock = threading.Lock()
+
+    def record_training(self, arm_id: str, step: int, loss: float) -> None:
+        """Record an arm's last reported step and loss."""
+        with self.lock:
+            arm = self.arms[arm_id]
+            arm.step, arm.loss = max(step, arm.step), loss
+
+    def record_video_training(self, arm_ids: Iterable[str], step: int, loss: float) -> None:
+        """Record the last reported step and loss of the video model that these arms wait for."""
+        with self.lock:
+            for arm_id in arm_ids:
+                self.arms[arm_id].video_step, self.arms[arm_id].loss = step, loss
+
+    def record_failure(self, arm_id: str, failure: str) -> None:
+        """Record that an arm's training failed permanently."""
+        with self.lock:
+            self.arms[arm_id].failure = failure
+
+    def record_outcomes(self, arm_id: str, step: int, done: int, listed: int) -> None:
+        """Record how many of the listed episodes of an arm's checkpoint have an outcome."""
+        with self.lock:
+            self.arms[arm_id].scoring[step] = done, listed
+
+    def record_score(self, arm_id: str, step: int, shift: str, score: Score) -> None:
+        """Record the score of an arm's checkpoint under a shift."""
+        with self.lock:
+            arm = self.arms[arm_id]
+            if shift != "nominal":
+                arm.shifted[shift] = score
+                return
+            arm.scores[step] = score
+            if score.verdict:  # decided: no further episodes are listed
+                arm.scoring[step] = score.episodes, score.episodes
 
     def charge(self, spent: Mapping[str, Cost]) -> None:
         """Set every arm's cost; `spent`: cost by training run. The cost of a video model is divided among the

@@ -9,7 +9,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -120,7 +120,7 @@ class TrackingPublisher:
             arm_id, "subset.json", json.dumps({**vars(subset), "digest": subset.digest}, indent=1).encode()
         )
 
-    def training(self, arm_id: str, step: int, metrics: dict[str, Any]) -> None:
+    def training(self, arm_id: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Publish the metrics that an arm reported: losses and clips consumed."""
         self.metrics(
             arm_id, step, {name: float(metrics[name]) for name in (*LOSSES, *CONSUMED) if name in metrics}

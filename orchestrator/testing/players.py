@@ -10,6 +10,7 @@ from orchestrator.testing.outcomes import FakePolicy, SuccessRate, simulated_out
 from orchestrator.testing.rollout_pool import FakeRolloutPool
 from sim_workers.rollout.autoscaler import ServerUsage
 from sim_workers.rollout.policy_clients import PolicySource
+from sim_workers.rollout.pool_state import OnRetry
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,17 @@ class FakeEvalBackend:
     model: SuccessRate = success_rate
 
     def __call__(
-        self, state: SweepState, placement: ResourcePlan, portraits: RenderReferences
+        self,
+        state: SweepState,
+        placement: ResourcePlan,
+        portraits: RenderReferences,
+        on_retry: OnRetry = lambda kind, job, why: None,
     ) -> EvalBackend:
         def source(uri: str, imagines: bool) -> PolicySource:
             # evaluated per call: a search proposes arms while the sweep runs
             arms = tuple(state.arms().items())
             return FakePolicy(uri, arms, state.sweep.train.steps, self.model)
 
-        return EvalBackend(FakeRolloutPool(simulated_outcome), source, lambda uri: ServerUsage())
+        return EvalBackend(
+            FakeRolloutPool(simulated_outcome, on_retry=on_retry), source, lambda uri: ServerUsage()
+        )

@@ -24,6 +24,7 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from orchestrator.evaluation.outcome_ledger import RenderReferences
 from orchestrator.evaluation.ray_actors import server_options
+from orchestrator.evaluation.score_events import OutcomesRecorded, ScorerEvent
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob
 from orchestrator.storage.base import Storage, open_storage
@@ -210,9 +211,10 @@ def with_notice(nodes: Nodes, servers: tuple[Any, ...], node: str) -> dict[str, 
 class Rows(Heard):
     """Counts every outcome that the scorer writes down."""
 
-    def on_outcomes(self, job: EvalJob, outcomes: Any, done: int) -> None:
-        super().on_outcomes(job, outcomes, done)
-        self.done = done
+    def on_event(self, event: ScorerEvent) -> None:
+        super().on_event(event)
+        if isinstance(event, OutcomesRecorded):
+            self.done = event.done
 
 
 def scored(
@@ -235,7 +237,7 @@ def scored(
         ),
     )
     pool.on_failure = on_failure
-    scorer = Scorer(storage, CONTRACT, pool, heard)
+    scorer = Scorer(storage, CONTRACT, pool, heard.on_event)
     scorer.submit(EvalJob("arm", 1, source.key, source.key, suite, "protocol", source))
     disturbing = threading.Thread(target=disturb, args=(heard,))
     disturbing.start()
@@ -311,8 +313,10 @@ def cannot_start(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
     """A node has more room than all others, and no worker starts on it."""
     node = nodes.add(4, NO_WORKER_STARTS="1")
     until(lambda: any(told["NodeID"] == node and told["Alive"] for told in ray.nodes()))
-    pool, retried = RolloutPool(8, num_cpus=1, worker=PretendedWorker), []
-    pool.on_retry = lambda kind, job, why: retried.append(kind)
+    retried: list[str] = []
+    pool = RolloutPool(
+        8, num_cpus=1, worker=PretendedWorker, on_retry=lambda kind, job, why: retried.append(kind)
+    )
     until(lambda: play(pool, servers, 4) and pool.placed)
     retried.clear()  # before any worker has a place, an episode bears what goes wrong
     outcomes = play(pool, servers, 40)

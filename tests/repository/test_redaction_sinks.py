@@ -45,6 +45,7 @@ from orchestrator.sweep.train_scheduler import TrainScheduler
 from orchestrator.testing.outcomes import make_outcome
 from orchestrator.tracking.outbox_relay import OutboxSettings
 from orchestrator.tracking.tracking_errors import redacted as short
+from orchestrator.training.train_events import Failed, Retried
 from policy.http_policy import TOKEN, RemoteError, RemotePolicy, make_server
 from policy.interface import ActionChunk, Contract, Observation
 from reports import a_sweep
@@ -80,21 +81,14 @@ def test_a_failure_is_kept_without_secrets(state: SweepState) -> None:
 def test_what_training_says_of_a_failure_is_redacted_before_it_is_cut(state: SweepState) -> None:
     """The 300 characters end within the password, where nothing shows any more that it is one."""
     arm = next(iter(state.arms().values()))
-    run, lines = arm.arm_id(state.training), list[str]()
-    training = TrainScheduler(
-        state,
-        state.board(),
-        _no_views(),
-        CostLedger(state.storage, "s", "r"),
-        GridSearch([]),
-        lambda *_: None,
-        lines.append,
-        *_rest(),
-    )
-    training.running[run] = state.job(arm)
+    run_id, lines = arm.arm_id(state.training), list[str]()
+    run = SweepRun(state.sweep, lines.append)
+    run.training = TrainScheduler(state, run.board, _no_views(), GridSearch([]), None, 1, 0.0, False)
+    run.training._running[run_id] = state.job(arm)
     trace = f"Traceback:\nRuntimeError: {'x' * 270} https://me:{SECRET}{SECRET}@host"
-    training.on_news(run, {"retried": trace})
-    training.on_news(run, {"failed": trace})
+    run.handle(Retried(run_id, trace))
+    run.handle(Failed(run_id, trace))
+    run.spending.close()
     assert len(lines) == 2
     assert not [line for line in lines if "hunt" in line]
     assert all("https://***" in line for line in lines)
@@ -103,12 +97,6 @@ def test_what_training_says_of_a_failure_is_redacted_before_it_is_cut(state: Swe
 
 def _no_views() -> Any:
     return SimpleNamespace()
-
-
-def _rest() -> list[Any]:
-    """Arguments of Training after `say`: retry_failed, and a function before it where there is one."""
-    names = TrainScheduler.__init__.__code__.co_varnames[: TrainScheduler.__init__.__code__.co_argcount]
-    return [False if name == "retry_failed" else lambda *_: None for name in names[names.index("say") + 1 :]]
 
 
 def test_the_live_status_holds_no_secrets(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +111,7 @@ def test_the_live_status_holds_no_secrets(state: SweepState, monkeypatch: pytest
         ending=SAID,
         untold=0,
         evaluation=SimpleNamespace(scorer=scorer, workers=0),
-        training=SimpleNamespace(running={}),
+        training=SimpleNamespace(running=[]),
     )
     pulse._began, pulse._at_first = 0.0, (1, 1)
     pulse._write()
@@ -156,7 +144,7 @@ def test_what_a_run_says_holds_no_secrets(state: SweepState) -> None:
     lines = list[str]()
     run = SweepRun(state.sweep, lines.append)
     run.say(SAID)
-    run._views.close()
+    run._publisher.close()
     assert lines == [LEFT]
 
 
@@ -183,8 +171,8 @@ def test_a_job_s_last_words_hold_no_secrets() -> None:
 
 UNCAUGHT = """
 import threading, sys
-from orchestrator.cli.mistakes import answers_mistakes
-@answers_mistakes
+from orchestrator.cli.mistakes import report_user_errors
+@report_user_errors
 def command():
     thread = threading.Thread(target=fail, args=("in a thread",), name="helper")
     thread.start(); thread.join()

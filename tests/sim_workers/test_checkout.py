@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
 from orchestrator.evaluation.policy_server import PolicyServer
+from orchestrator.evaluation.score_events import OutcomesRecorded, ScorerEvent
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob
 from orchestrator.infrastructure import cause_in, cause_of
@@ -34,7 +34,6 @@ from orchestrator.training.ray_train import _raise_permanent
 from policy.interface import Contract
 from policy.presets import PRESETS
 from sim_workers.checkout import CHECKOUT, PACKAGES, CodeChangedError, check_imported, file_hashes
-from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import InProcessPolicy
 from sim_workers.rollout.suite import EpisodeRules, Suite
 from sim_workers.rollout.worker import Outdated, RolloutJob, RolloutWorker
@@ -126,7 +125,7 @@ def test_training_refuses_and_counts_as_infrastructure(tmp_path: Path) -> None:
             0,
             1,
             None,
-            lambda step, *_: reports.append(step),
+            lambda event, _: reports.append(event.step),
             bring=stream.fetch_in_thread,
         )
     assert not reports
@@ -135,7 +134,7 @@ def test_training_refuses_and_counts_as_infrastructure(tmp_path: Path) -> None:
         0,
         1,
         None,
-        lambda step, *_: reports.append(step),
+        lambda event, _: reports.append(event.step),
         bring=stream.fetch_in_thread,
     )
     assert reports == [1]
@@ -152,16 +151,16 @@ def test_a_trace_of_it_is_a_cause_and_no_reason_to_try_again() -> None:
 
 
 def test_a_scorer_whose_processes_refuse_ends_without_an_outcome(tmp_path: Path) -> None:
-    class Listener:
-        def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None:
-            assert not outcomes
+    def on_event(event: ScorerEvent) -> None:
+        assert isinstance(event, OutcomesRecorded)
+        assert not event.outcomes
 
     def play(job: RolloutJob) -> object:
         raise CodeChangedError(SENTENCE)
 
     contract: Contract = CONTRACT
     storage = open_storage(str(tmp_path))
-    scorer = Scorer(storage, contract, FakeRolloutPool(play), Listener())  # type: ignore[arg-type]
+    scorer = Scorer(storage, contract, FakeRolloutPool(play), on_event)  # type: ignore[arg-type]
     scorer.submit(EvalJob("a", 1, "uri", "f", SUITE, "p", FakePolicy("uri", (), 1)))
     with pytest.raises(CodeChangedError):
         scorer.drain()

@@ -185,7 +185,7 @@ def until(true: Any) -> None:
 def test_a_sweep_is_seen_on_the_metrics_port_while_it_runs_and_when_it_is_done(
     folder: Path, store: str
 ) -> None:
-    """Trainer and simulators pretend; the policy server, the scorer, the desk, MLflow and the scraping are
+    """Trainer and simulators pretend; the policy server, the scorer, the control channel, MLflow and the scraping are
     real.
     """
     import ray
@@ -206,7 +206,8 @@ def test_a_sweep_is_seen_on_the_metrics_port_while_it_runs_and_when_it_is_done(
 
     pool = FakeRolloutPool(ask, paused=True)  # until its queue was seen
 
-    def players(state: Any, placement: Any, portraits: Any) -> Any:
+    def players(state: Any, placement: Any, portraits: Any, on_retry: Any) -> Any:
+        pool.on_retry = on_retry
         server = ray.remote(PolicyServerWithoutCheckpoints).options(num_cpus=0, max_concurrency=10)
         servers.append(server.remote(1, "cpu", "", state.sweep.name))
         return replace(FakeEvalBackend()(state, placement, portraits), pool=pool)

@@ -1,4 +1,4 @@
-"""The sweep engine, for real but for its trainer and its simulators: Ray, Tune, the desk, the scorer, the
+"""The sweep engine, for real but for its trainer and its simulators: Ray, Tune, the control channel, the scorer, the
 ledger, MLflow.
 """
 

@@ -28,6 +28,7 @@ from orchestrator.storage.base import open_storage
 from orchestrator.testing.checkpoints import make_batch, make_checkpoint, make_observation
 from orchestrator.testing.episodes import CAMERA, CONTRACT
 from orchestrator.training import loop
+from orchestrator.training.control_channel import StopRequest
 from orchestrator.training.loop import TrainJob
 from policy.checkpoint import CheckpointError, new_model
 from policy.config import Recipe
@@ -520,7 +521,7 @@ def spoil(folder: Path, file: str) -> str:
 def test_training_does_not_go_on_from_a_checkpoint_that_is_not_finite(
     store: str, kept: LatentEntry, file: str
 ) -> None:
-    train(job(store), 0, 1, None, kept, asked=lambda: "pause")
+    train(job(store), 0, 1, None, kept, stop_request=lambda: StopRequest.PAUSE)
     name = spoil(kept.folder / "step_000001", file)
     with pytest.raises(
         NotFiniteError,
