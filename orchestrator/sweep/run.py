@@ -11,8 +11,9 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from typing import Any
 
 from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cluster.ray_runtime import acting_device, connect, dedicated_resources, resources
@@ -45,13 +46,13 @@ from orchestrator.sweep.arm_search import ArmPruner, ArmSearch, GridSearch, Optu
 from orchestrator.sweep.driver_lease import Lease
 from orchestrator.sweep.eval_scheduler import EvalBackend, EvalScheduler, eval_backend
 from orchestrator.sweep.heartbeat import Heartbeat
+from orchestrator.sweep.ledger_curve import curve_from_ledger, films_from_ledger
 from orchestrator.sweep.ray_tune import Fit, run_trials
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.tracking_publisher import TrackingPublisher
 from orchestrator.sweep.train_scheduler import TrainScheduler
 from orchestrator.tracking.mlflow_writer import local_folder
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
-from orchestrator.tracking.tracking_errors import is_unavailable
 from orchestrator.training.control_channel import StopRequest, open_control_channel, receiving
 from orchestrator.training.ray_train import fit
 from orchestrator.training.train_events import Failed, Finished, Reported, Retried, TrainEvent
@@ -187,49 +188,63 @@ class SweepRun:
         self.evaluation = EvalScheduler(
             self.state, self.board, backend, self._rule.decides, self.handle, self.say
         )
+        with self._ending_cleanly():
+            try:
+                with open_control_channel(presence()) as channel:
+                    self._train_and_score(channel, placement)
+                self._check_training()  # the last events were handled when the channel closed
+                if failure := self._publisher.failure:
+                    raise failure
+            finally:
+                self.evaluation.scorer.close()
+                self.evaluation.videos.wind_down()
+                self.spending.close()
+            self._publisher.artifact("portraits.json", json.dumps(portraits.all(), indent=1).encode())
+            self.board.charge(CostLedger.read(self.state.storage, sweep.name).by_arm())
+            self._publisher.costs({arm_id: arm.cost for arm_id, arm in self.board.arms.items()})
+            curve = self._publish_curve()
+        return self._concluded(curve)
+
+    def _train_and_score(self, channel: Any, placement: ResourcePlan) -> None:
+        """Train and score until nothing is left, or the run is to end. channel: handle of the control
+        actor.
+        """
+        self.training = TrainScheduler(
+            self.state,
+            self.board,
+            self._publisher,
+            self._search,
+            channel,
+            placement.concurrent_arms,
+            placement.trainer.get("GPU", 0.0),
+            self._retry_failed,
+        )
+        self._replay()
+        with receiving(channel, self.handle, self._on_channel_lost), Heartbeat(self, placement):
+            run_trials(
+                self.training,
+                self._on_trial_end,
+                self._fit,
+                self.state.uri("arms"),
+                placement.trainer,
+                channel,
+                self.state.sweep.attempts,
+            )
+            self._check_training()
+            self.evaluation.scorer.drain()
+            self.evaluation.videos.drain()
+
+    @contextmanager
+    def _ending_cleanly(self) -> Iterator[None]:
+        """On an error, publish what there is; raise InfrastructureError if one was its cause."""
         try:
-            with open_control_channel(presence()) as channel:
-                self.training = TrainScheduler(
-                    self.state,
-                    self.board,
-                    self._publisher,
-                    self._search,
-                    channel,
-                    placement.concurrent_arms,
-                    placement.trainer.get("GPU", 0.0),
-                    self._retry_failed,
-                )
-                self._replay()
-                with receiving(channel, self.handle, self._on_channel_lost), Heartbeat(self, placement):
-                    run_trials(
-                        self.training,
-                        self._on_trial_end,
-                        self._fit,
-                        self.state.uri("arms"),
-                        placement.trainer,
-                        channel,
-                        sweep.attempts,
-                    )
-                    self._check_training()
-                    self.evaluation.scorer.drain()
-                    self.evaluation.videos.drain()
-                self._check_training()  # the last events were handled meanwhile
-            if failure := self._publisher.failure:
-                raise failure
+            yield
         except BaseException as error:
             if left := self._publisher.finish(done=False):
                 self.say(left)
             if cause := self._cause or cause_of(error):
                 raise self._suspended(cause) from error
             raise
-        finally:
-            self.evaluation.scorer.close()
-            self.evaluation.videos.wind_down()
-            self.spending.close()
-        self._publisher.artifact("portraits.json", json.dumps(portraits.all(), indent=1).encode())
-        self.board.charge(self.spending.by_arm())
-        self._publisher.costs({arm_id: arm.cost for arm_id, arm in self.board.arms.items()})
-        return self._concluded()
 
     def _act_on(self, device: str) -> None:
         """Set the device class that checkpoints act on, which is part of their scores' keys."""
@@ -243,17 +258,22 @@ class SweepRun:
                 f" are played again on {device}"
             )
 
-    def _concluded(self) -> Curve | None:
-        curve, unfinished = None, [*self._unfinished()]
-        if any(
-            arm.steps in arm.scores and arm.scores[arm.steps].complete for arm in self.board.arms.values()
-        ):
-            curve = self._curve()
+    def _publish_curve(self) -> Curve | None:
+        """Return the curve, made from the ledger, and put it into the outbox; None if no arm has a place on
+        it.
+        """
+        curve = curve_from_ledger(self.state)
         if curve:
             for kind in ("png", "svg"):
                 self._publisher.artifact(f"curve.{kind}", curve.draw(kind))
             self._publisher.artifact("curve.json", json.dumps(curve.to_json(), indent=1).encode())
-            self._publisher.artifact("curve.html", curve.page(self.state.tracking_uri).encode())
+            page = curve.page(films_from_ledger(self.state, curve.arms))
+            self._publisher.artifact("curve.html", page.encode())
+        return curve
+
+    def _concluded(self, curve: Curve | None) -> Curve | None:
+        """Publish what is left and return the curve, or raise why the sweep is not complete."""
+        unfinished = [*self._unfinished()]
         if left := self._publisher.finish(done=not unfinished and not self.ending):
             self.say(left)
         if self._cause:
@@ -266,20 +286,6 @@ class SweepRun:
                 + "\n".join(f"  - {one}" for one in unfinished)
             )
         return curve
-
-    def _curve(self) -> Curve | None:
-        """Return the curve from MLflow, after everything is published; None if MLflow is unavailable."""
-        if self._publisher.flush():
-            try:
-                return Curve.read(self.state.tracking_uri, self.state.sweep.name, self.state.store)
-            except Exception as error:
-                if not is_unavailable(error):
-                    raise
-        self.say(
-            "no curve yet: it is made from MLflow, which does not have all scores; later: demoscale curve"
-            f" {self.state.sweep.name}"
-        )
-        return None
 
     def end(self, why: str) -> None:
         """Start no new work: training runs save a checkpoint and end, episodes in progress are finished. The

@@ -38,6 +38,8 @@ from orchestrator.training.loop import CONSUMED
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
 
+COST = "demoscale.cost"
+"""Tag: an arm's cost or the sweep's, in words."""
 LOSSES = ("loss", "loss_video", "loss_action")
 
 
@@ -71,16 +73,13 @@ class TrackingPublisher:
         folder = local_folder(state.storage.uri) / "telling" / f"{sweep.name}-{place}"
         self._teller = OutboxRelay(state.tracking_uri, folder, about, say, open_tracker, settings)
         self._away = False
-        self._environment = redacted_in(environment())
         self.artifact("sweep.yaml", redact(sweep.to_yaml()).encode())
         self.artifact(
             "quarantined.json", json.dumps(redacted_in(state.quarantined), indent=1, sort_keys=True).encode()
         )
-        self.artifact("environment.json", json.dumps(self._environment, indent=1).encode())
-        owner = {STORAGE: strip_credentials(state.storage.uri), **({USER: name} if (name := user()) else {})}
-        self._tell(
-            "tags", arm_id=None, tags={"demoscale.code": git_commit(), **owner, **_tags_of(self._environment)}
-        )
+        self.artifact("environment.json", json.dumps(redacted_in(environment()), indent=1).encode())
+        owner = {USER: name} if (name := user()) else {}
+        self._tell("tags", arm_id=None, tags=sweep_tags(state) | owner)
         for arm in state.arms().values():
             self.arm(arm)
 
@@ -97,17 +96,7 @@ class TrackingPublisher:
         """Publish an arm: its run, its facts and its episodes."""
         state, arm_id, subset = self._state, arm.arm_id(self._state.training), self._state.subset(arm)
         uri = strip_credentials(open_storage(state.sweep.data.episodes).uri)
-        facts = {
-            "demoscale.data": state.manifest.fingerprint,
-            "demoscale.data_version": str(state.version),
-            "demoscale.data_quarantined": str(len(state.quarantined)),
-            "demoscale.subset": subset.digest,
-            "demoscale.code": git_commit(),
-            "demoscale.environment": digest(self._environment),
-            "demoscale.decide": (
-                json.dumps(decide.model_dump(mode="json")) if (decide := state.sweep.suite.decide) else ""
-            ),
-        }
+        facts = {"demoscale.subset": subset.digest, **arm_tags(state)}
         data = {
             "name": uri.rstrip("/").rpartition("/")[2],
             "digest": state.manifest.fingerprint,
@@ -184,7 +173,7 @@ class TrackingPublisher:
         """Publish the cost of each arm at the end of the sweep, and their sum."""
         for arm_id, cost in [*by_arm.items(), (None, added(by_arm.values()))]:
             self._artifact(arm_id, "cost.json", json.dumps(cost.to_json(), indent=1).encode())
-            self._tell("tags", arm_id=arm_id, tags={"demoscale.cost": str(cost)})
+            self._tell("tags", arm_id=arm_id, tags={COST: str(cost)})
 
     def artifact(self, name: str, data: bytes) -> None:
         """Publish a file of the whole sweep; `name` may contain folders, and a later file of the same name
@@ -261,9 +250,28 @@ def user() -> str:
         return ""
 
 
-def _tags_of(environment: dict[str, Any]) -> dict[str, str]:
-    named = {"python": environment["python"], "platform": environment["platform"], **environment["packages"]}
-    return {f"demoscale.version.{name}": value for name, value in named.items()}
+def sweep_tags(state: SweepState) -> dict[str, str]:
+    """Return the tags of the sweep's run that say where its code runs and its results lie."""
+    here = environment()
+    versions = {"python": here["python"], "platform": here["platform"], **here["packages"]}
+    return {
+        "demoscale.code": git_commit(),
+        STORAGE: strip_credentials(state.storage.uri),
+        **{f"demoscale.version.{name}": redact(value) for name, value in versions.items()},
+    }
+
+
+def arm_tags(state: SweepState) -> dict[str, str]:
+    """Return the tags that the runs of all arms share: their data, code and scoring rule."""
+    decide = state.sweep.suite.decide
+    return {
+        "demoscale.data": state.manifest.fingerprint,
+        "demoscale.data_version": str(state.version),
+        "demoscale.data_quarantined": str(len(state.quarantined)),
+        "demoscale.code": git_commit(),
+        "demoscale.environment": digest(redacted_in(environment())),
+        "demoscale.decide": json.dumps(decide.model_dump(mode="json")) if decide else "",
+    }
 
 
 def _now_ms() -> int:
