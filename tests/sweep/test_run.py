@@ -17,10 +17,11 @@ import pandas as pd
 import pytest
 from conftest import CHECKOUT
 
-from orchestrator.cli.status_commands import _now, _summary
+from orchestrator.cli.status_commands import Progress
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.cost import CostLedger
 from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.sweep.live_status import LiveStatus
 from orchestrator.sweep.run import UnfinishedError
 from orchestrator.sweep.state import SweepState
 from orchestrator.testing.fake_trainer import FakeTrainer
@@ -127,7 +128,7 @@ def test_a_failed_arm_is_told_the_rest_goes_on_and_only_it_is_retried(folder: Pa
 
     with pytest.raises(UnfinishedError, match="demos-2_ratio-0_seed-0: RuntimeError: the cable is out"):
         Run(asked, fit)()
-    assert SweepState.named(folder.name, str(folder)).board().lines()[2]["state"] == "failed"
+    assert SweepState.named(folder.name, str(folder)).board().lines()[2].state == "failed"
     before = attempts()
     assert before[4] == 2, "a trial that is killed is begun again"
     with pytest.raises(UnfinishedError):  # what failed for good is not tried again unasked
@@ -173,7 +174,7 @@ def test_a_budget_ends_the_sweep_cleanly_and_a_higher_one_goes_on(folder: Path, 
     assert "budget.max_episodes is 100 episodes" in tight.run.ending
     played = len(ledger(folder))
     assert 100 <= played < 4 * 3 * 40
-    assert "scored" not in {line["state"] for line in tight.run.board.lines()} or tight.curve
+    assert "scored" not in {line.state for line in tight.run.board.lines()} or tight.curve
     done = Run(asked, FakeTrainer(0.01))()
     assert set(done.states.values()) == {"scored"}
     rows = ledger(folder)
@@ -220,13 +221,13 @@ def test_a_sweep_that_is_asked_to_end_saves_its_state_and_goes_on_later(folder: 
     asked = sweep(folder, store, train={"steps": 200, "checkpoint_every": 50})
     first = Run(asked, FakeTrainer(0.05))
 
-    seen: list[dict[str, Any]] = []
+    seen: list[Progress] = []
 
     def interrupt() -> None:
         live = folder / "live" / f"{folder.name}.json"
         while not live.exists() or not any(arm["step"] for arm in json.loads(live.read_text())["arms"]):
             time.sleep(0.1)
-        seen.append(_now(first.run.state))
+        seen.append(Progress.of(first.run.state))
         first.run.interrupted = True
 
     thread = threading.Thread(target=interrupt)
@@ -235,14 +236,16 @@ def test_a_sweep_that_is_asked_to_end_saves_its_state_and_goes_on_later(folder: 
         first()
     thread.join()
     assert "scored" not in first.states.values()
-    assert seen[0]["running"], "an onlooker sees it at work"
-    told = _summary(seen[0])
+    live = seen[0].live
+    assert live, "an onlooker sees it at work"
+    told = seen[0].summary()
     assert f"process {os.getpid()}" in told
-    assert f"{len(seen[0]['training'])} training runs, {seen[0]['workers']} simulators, " in told
-    live = json.loads((folder / "live" / f"{folder.name}.json").read_text())
-    assert live["over"]
-    assert live["ending"] == "stopped"
-    assert not _now(first.run.state)["running"]
+    assert f"{len(live.training)} training runs, {live.workers} simulators, " in told
+    last = LiveStatus.read(first.run.state.storage, folder.name)
+    assert last
+    assert last.over
+    assert last.ending == "stopped"
+    assert not Progress.of(first.run.state).live
     assert set(Run(asked, FakeTrainer(0.001))().states.values()) == {"scored"}
 
 
