@@ -33,6 +33,14 @@ from orchestrator.tracking.mlflow_writer import (
     local_folder,
     outcomes_artifact,
 )
+from orchestrator.tracking.outbox_records import (
+    DescribeArm,
+    FinishSweep,
+    LogCheckpoint,
+    LogMetrics,
+    SetTags,
+    StoreArtifact,
+)
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxRelay, OutboxSettings
 from orchestrator.training.loop import CONSUMED
 from sim_workers.rollout.episode import Outcome
@@ -71,7 +79,7 @@ class TrackingPublisher:
             "artifacts": state.uri("mlartifacts"),
         }
         folder = local_folder(state.storage.uri) / "telling" / f"{sweep.name}-{place}"
-        self._teller = OutboxRelay(state.tracking_uri, folder, about, say, open_tracker, settings)
+        self._relay = OutboxRelay(state.tracking_uri, folder, about, say, open_tracker, settings)
         self._away = False
         self.artifact("sweep.yaml", redact(sweep.to_yaml()).encode())
         self.artifact(
@@ -79,18 +87,14 @@ class TrackingPublisher:
         )
         self.artifact("environment.json", json.dumps(redacted_in(environment()), indent=1).encode())
         owner = {USER: name} if (name := user()) else {}
-        self._tell("tags", arm_id=None, tags=sweep_tags(state) | owner)
+        self._tags(None, sweep_tags(state) | owner)
         for arm in state.arms().values():
             self.arm(arm)
 
     @property
     def failure(self) -> BaseException | None:
         """Error that ended the delivery thread; None if there is none."""
-        return self._teller.failure
-
-    def _tell(self, do: str, data: bytes | None = None, **arguments: Any) -> None:
-        # the others hold numbers and digests
-        self._teller.enqueue(do, data, **(redacted_in(arguments) if do in ("tags", "arm") else arguments))
+        return self._relay.failure
 
     def arm(self, arm: Arm) -> None:
         """Publish an arm: its run, its facts and its episodes."""
@@ -104,7 +108,9 @@ class TrackingPublisher:
             "profile": json.dumps({"version": state.version, "episodes": len(state.manifest)}),
             "context": "training",
         }
-        self._tell("arm", arm_id=arm_id, arm=vars(arm), facts=facts, datasets=[data])
+        self._relay.enqueue(
+            DescribeArm(arm_id=arm_id, arm=arm, facts=redacted_in(facts), datasets=tuple(redacted_in([data])))
+        )
         self.arm_artifact(
             arm_id, "subset.json", json.dumps({**vars(subset), "digest": subset.digest}, indent=1).encode()
         )
@@ -121,13 +127,8 @@ class TrackingPublisher:
 
     def checkpoint(self, arm_id: str, step: int, fingerprint: str) -> None:
         """Publish a complete checkpoint as a logged model of its arm's run."""
-        self._tell(
-            "checkpoint",
-            arm_id=arm_id,
-            step=step,
-            fingerprint=fingerprint,
-            uri=strip_credentials(self._state.checkpoint_uri(arm_id, step)),
-        )
+        uri = strip_credentials(self._state.checkpoint_uri(arm_id, step))
+        self._relay.enqueue(LogCheckpoint(arm_id=arm_id, step=step, fingerprint=fingerprint, uri=uri))
 
     def score(
         self, arm_id: str, step: int, fingerprint: str, shift: str, score: Score, outcomes: Sequence[Outcome]
@@ -150,7 +151,9 @@ class TrackingPublisher:
         if shift == "nominal":
             told[SCORED_STEP] = float(step)
         self.checkpoint(arm_id, step, fingerprint)
-        self._tell("metrics", arm_id=arm_id, step=step, values=told, at=_now_ms(), checkpoint=fingerprint)
+        self._relay.enqueue(
+            LogMetrics(arm_id=arm_id, step=step, values=told, at=_now_ms(), checkpoint=fingerprint)
+        )
 
     def film(self, arm_id: str, step: int, episode: str, film: RecordedVideo) -> None:
         """Publish a rollout video of a checkpoint, and its policy's foresight if there is one."""
@@ -173,7 +176,7 @@ class TrackingPublisher:
         """Publish the cost of each arm at the end of the sweep, and their sum."""
         for arm_id, cost in [*by_arm.items(), (None, added(by_arm.values()))]:
             self._artifact(arm_id, "cost.json", json.dumps(cost.to_json(), indent=1).encode())
-            self._tell("tags", arm_id=arm_id, tags={COST: str(cost)})
+            self._tags(arm_id, {COST: str(cost)})
 
     def artifact(self, name: str, data: bytes) -> None:
         """Publish a file of the whole sweep; `name` may contain folders, and a later file of the same name
@@ -187,21 +190,25 @@ class TrackingPublisher:
 
     def metrics(self, arm_id: str, step: int, values: dict[str, float]) -> None:
         """Publish an arm's metrics at a training step. The first value for a name and a step is kept."""
-        self._tell("metrics", arm_id=arm_id, step=step, values=values, at=_now_ms())
+        self._relay.enqueue(LogMetrics(arm_id=arm_id, step=step, values=values, at=_now_ms()))
+
+    def _tags(self, arm_id: str | None, tags: dict[str, str]) -> None:
+        self._relay.enqueue(SetTags(arm_id=arm_id, tags=redacted_in(tags)))
 
     def _artifact(self, arm_id: str | None, name: str, data: bytes) -> None:
-        self._tell("artifact", data, arm_id=arm_id, name=name, digest=hashlib.sha256(data).hexdigest())
+        digest = hashlib.sha256(data).hexdigest()
+        self._relay.enqueue(StoreArtifact(arm_id=arm_id, name=name, data=data, digest=digest))
 
     @property
     def untold(self) -> int:
         """Number of records not yet published to MLflow."""
-        return self._teller.left
+        return self._relay.left
 
     def flush(self) -> bool:
         """Wait until all records are published; False if MLflow is unavailable: the rest stays on disk for a
         later run.
         """
-        self._away = not self._teller.wait(1.0 if self._away else None)
+        self._away = not self._relay.wait(1.0 if self._away else None)
         return not self._away
 
     def finish(self, done: bool) -> str:
@@ -209,16 +216,16 @@ class TrackingPublisher:
         to publish them, or nothing.
         """
         if done:
-            self._tell("finish")
+            self._relay.enqueue(FinishSweep())
         told = self.flush()
         left = self.close()
-        return "" if told and not self._teller.refused else left
+        return "" if told and not self._relay.refused else left
 
     def close(self) -> str:
         """Close without waiting; return the sentence that `finish` does."""
-        state, teller = self._state, self._teller
-        left, problem = teller.left, teller.problem or "has not taken everything in time"
-        teller.close()
+        state, relay = self._state, self._relay
+        left, problem = relay.left, relay.problem or "has not taken everything in time"
+        relay.close()
         said = []
         if left:
             command = f"demoscale status {state.sweep.name} --storage {state.storage.uri} --rebuild"
@@ -227,8 +234,8 @@ class TrackingPublisher:
                 f"{where}: {left} records are not told yet; they are kept, and `{command}` or the same run"
                 " command tells them later"
             )
-        if teller.refused:
-            said.append(f"MLflow refused {teller.refused} records, which are kept")
+        if relay.refused:
+            said.append(f"MLflow refused {relay.refused} records, which are kept")
         return "; ".join(said)
 
 

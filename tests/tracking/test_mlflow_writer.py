@@ -18,6 +18,7 @@ from orchestrator.sweep.tracking_publisher import TrackingPublisher, republish
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.tracking.mlflow_writer import EXPERIMENT, SWEEP, MlflowWriter, TrackingError, client, tagged
 from orchestrator.tracking.outbox import OutboxReader, OutboxWriter, journals
+from orchestrator.tracking.outbox_records import LogMetrics
 from orchestrator.tracking.outbox_relay import OutboxRelay, OutboxSettings
 from reports import a_sweep, check, in_a_process, report, tell
 
@@ -225,7 +226,7 @@ class Slow:
 
     def open(self) -> None: ...
 
-    def metrics(self, step: int) -> None:
+    def metrics(self, arm_id: str, step: int, values: dict[str, float], *_: Any) -> None:
         time.sleep(0.2)
         self.told.append(step)
 
@@ -239,7 +240,7 @@ def test_nobody_waits_for_a_slow_server(tmp_path: Path) -> None:
     )
     began = time.monotonic()
     for step in range(100):
-        teller.enqueue("metrics", step=step)
+        teller.enqueue(LogMetrics(arm_id="arm", step=step, values={}))
     assert time.monotonic() - began < 1.0
     began = time.monotonic()
     assert not teller.wait()
@@ -250,7 +251,7 @@ def test_nobody_waits_for_a_slow_server(tmp_path: Path) -> None:
     other = OutboxRelay(
         "", tmp_path, {}, open_tracker=lambda uri, **about: Slow(uri, told=told), settings=settings
     )
-    other.enqueue("metrics", step=100)
+    other.enqueue(LogMetrics(arm_id="arm", step=100, values={}))
     assert other.wait(patience_s=0.1)
     other.close()
     assert sorted(set(told)) == list(range(101)), "nothing is lost"
@@ -266,14 +267,14 @@ def test_while_one_process_tells_the_others_wait_for_it_and_what_they_note_is_to
         return Slow(uri, told=told)
 
     first = OutboxRelay("", tmp_path, {}, open_tracker=open_slow)
-    first.enqueue("metrics", step=1)
+    first.enqueue(LogMetrics(arm_id="arm", step=1, values={}))
     assert first.wait(5)
     second = OutboxRelay("", tmp_path, {}, open_tracker=open_slow)
-    second.enqueue("metrics", step=2)
+    second.enqueue(LogMetrics(arm_id="arm", step=2, values={}))
     assert second.wait(5)
     assert (first.telling, second.telling) == (True, False)
     first.close()
-    second.enqueue("metrics", step=3)
+    second.enqueue(LogMetrics(arm_id="arm", step=3, values={}))
     assert second.wait(5)
     assert second.telling
     second.close()
