@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from bench.rollout import RULES
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
 from orchestrator.evaluation.score_events import OutcomesRecorded, ScoreConcluded, ScorerEvent
 from orchestrator.evaluation.scorer import Scorer
@@ -55,7 +56,7 @@ class Stage:
     def __init__(self, episode_s: float) -> None:
         self._episode_s = episode_s
 
-    async def answered(self, checkpoint: str = "") -> ServerUsage:
+    async def answered(self, checkpoint: object = None) -> ServerUsage:
         """As a policy server that nobody had to wait for."""
         return ServerUsage()
 
@@ -200,8 +201,7 @@ def stretch(workers: int, episode_s: float, seconds: float) -> Stretch:
                 EvalJob(
                     "arm",
                     number,
-                    f"arms/{number}",
-                    f"checkpoint{number}",
+                    CheckpointRef(f"arms/{number}", f"checkpoint{number}"),
                     suite,
                     "protocol",
                     RayServedPolicy(servers, "policy"),

@@ -25,6 +25,7 @@ import psutil
 
 from bench import harness
 from orchestrator import prometheus as metrics
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cost import CostLedger, of_outcome
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.score_events import OutcomesRecorded, ScoreConcluded, ScorerEvent
@@ -123,8 +124,7 @@ def measured(storage: Storage, policy: Contract, outcomes: int) -> Rates:
                 EvalJob(
                     f"arm-{i % 100}",
                     i,
-                    f"arms/{i}",
-                    f"checkpoint{i}",
+                    CheckpointRef(f"arms/{i}", f"checkpoint{i}"),
                     suite,
                     "protocol",
                     InProcessPolicy(lambda: None),

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.corpus import CAMERAS, SHAPE
+from orchestrator.config.arms import Arm
 from orchestrator.data import clip_stream as stream
 from orchestrator.data.clip_sampler import ClipSampler, Draw
 from orchestrator.data.clips import shown_frames
@@ -173,7 +174,7 @@ def first_batch(mark: Marker, uri: str) -> tuple[float, float, float]:
     began = time.monotonic()
     manifest = load_manifest(open_storage(uri))
     loaded = time.monotonic()
-    order = order_of(manifest, select_episodes(manifest, ARM_DEMOS, 0, seed=0).demos)
+    order = order_of(manifest, select_episodes(manifest, Arm(ARM_DEMOS, 0, seed=0)).demos)
     chosen = time.monotonic()
     made = stream.batches(uri, manifest.contract, order, SHAPE, first_step=0, num_steps=ARM_STEPS)
     next(made)
@@ -188,7 +189,7 @@ def selection(mark: Marker, uri: str, demos: int) -> tuple[float, float]:
     """
     began = time.monotonic()
     manifest = load_manifest(open_storage(uri))
-    subset = select_episodes(manifest, demos, 1.0, seed=0)
+    subset = select_episodes(manifest, Arm(demos, 1.0, seed=0))
     manifest.select(subset.demos)
     manifest.select(subset.action_free)
     seconds = time.monotonic() - began

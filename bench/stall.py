@@ -43,14 +43,17 @@ def train_in_blocks(pipe: Connection, store: str, block: int, steps: int, keep: 
     from orchestrator.config.arms import Arm
     from orchestrator.config.schema import Train
     from orchestrator.data import clip_stream as stream
+    from orchestrator.data.episode_store import load_manifest
+    from orchestrator.data.subset import select_episodes
+    from orchestrator.storage.base import open_storage
     from orchestrator.training.loop import TrainJob, train
     from policy.presets import PRESETS
 
     torch.set_num_threads(1)
     settings = Train(steps=steps, batch_size=16, checkpoint_every=steps)
-    job = TrainJob(
-        Arm(4, 1.0, 0), "bench-stall", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none"
-    )
+    arm = Arm(4, 1.0, 0)
+    subset = select_episodes(load_manifest(open_storage(store)), arm)
+    job = TrainJob(arm, "bench-stall", store, 1, subset, PRESETS["tiny"], settings, "joint", "none")
     began = time.perf_counter(), time.process_time()
 
     def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
@@ -71,6 +74,7 @@ class Scoring:
     def __init__(self, checkpoint: str) -> None:
         # whatever Ray starts inherits it
         os.sched_setaffinity(0, os.sched_getaffinity(0) - {min(os.sched_getaffinity(0))})
+        from orchestrator.checkpoints.ref import CheckpointRef
         from orchestrator.cluster.ray_runtime import connect, quiet
         from orchestrator.evaluation.ray_actors import policy_servers
         from sim_workers.rollout.pool import RolloutPool
@@ -79,7 +83,7 @@ class Scoring:
         quiet()
         connect()
         self._pool = RolloutPool(WORKERS, num_cpus=0.1)
-        self._source = RayServedPolicy(policy_servers(1, 0.0, ""), checkpoint)
+        self._source = RayServedPolicy(policy_servers(1, 0.0, ""), CheckpointRef(checkpoint))
         self.on, self._closing, self.episodes = threading.Event(), False, 0
         self._thread = threading.Thread(target=self._play, daemon=True)
         self._thread.start()

@@ -33,14 +33,17 @@ def step_s(store: str, steps: int) -> float:
     from orchestrator.config.arms import Arm
     from orchestrator.config.schema import Train
     from orchestrator.data import clip_stream as stream
+    from orchestrator.data.episode_store import load_manifest
+    from orchestrator.data.subset import select_episodes
+    from orchestrator.storage.base import open_storage
     from orchestrator.training.loop import TrainJob, train
     from policy.presets import PRESETS
 
     torch.set_num_threads(1)
     settings = Train(steps=steps, batch_size=16, checkpoint_every=steps)
-    job = TrainJob(
-        Arm(4, 1.0, 0), "bench-telling", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none"
-    )
+    arm = Arm(4, 1.0, 0)
+    subset = select_episodes(load_manifest(open_storage(store)), arm)
+    job = TrainJob(arm, "bench-telling", store, 1, subset, PRESETS["tiny"], settings, "joint", "none")
     seen: list[tuple[int, float]] = []
 
     def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:

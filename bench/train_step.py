@@ -36,6 +36,7 @@ from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
 from orchestrator.data.episode_format import Episode
 from orchestrator.data.episode_store import commit, load_manifest, put_episode
 from orchestrator.data.manifest import EpisodeEntry
+from orchestrator.data.subset import select_episodes
 from orchestrator.storage.base import open_storage
 from orchestrator.training.loop import PROGRESS_REPORTS, TrainJob, train
 from policy.batch import Batch, Counts
@@ -112,12 +113,13 @@ def job_of(uri: str, size: Size, objective: Objective = "joint", cache_mb: int =
     """An arm that reports at the end of every block, without a checkpoint before its last step."""
     steps = PROGRESS_REPORTS * size.block
     settings = Train(steps=steps, batch_size=BATCH, checkpoint_every=steps, feature_cache_mb=cache_mb)
+    arm = Arm(size.episodes // 2, 1.0, 0)
     return TrainJob(
-        Arm(size.episodes // 2, 1.0, 0),
+        arm,
         f"bench-{objective}-{cache_mb}",
         uri,
         1,
-        frozenset(),
+        select_episodes(load_manifest(open_storage(uri)), arm),
         TINY,
         settings,
         objective,

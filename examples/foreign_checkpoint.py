@@ -7,7 +7,7 @@ The files, their names, keys and meaning are LeRobot's. The network is not: it i
 "waypoint_mlp". `write` computes it in closed form from `examples/waypoints.py`, so that the example needs no
 download. For a real checkpoint keep `ForeignPolicy` and replace `Mlp` by the library's own class, such as
 `ACTPolicy.from_pretrained(folder)`, in a process of the environment that has LeRobot installed, behind
-`policy.http_policy.serve`.
+`policy.http_server.serve`.
 
 Every such adapter must define, because no file states it: the camera and the proprioceptive value of each
 feature, the units, and the effect of an action. Here they are those of `CONTRACT`.

@@ -42,7 +42,9 @@ def main(
     python -m jobs.serve --policy examples.waypoints:make
     """
     from orchestrator.config.sweep_config import SweepError
-    from policy.http_policy import TOKEN, RemoteError, make_server
+    from policy.http_limits import TOKEN
+    from policy.http_protocol import RemoteError
+    from policy.http_server import make_server
     from policy.interface import Policy
     from sim_workers.rollout.policy_clients import FactoryPolicy
 

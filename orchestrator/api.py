@@ -16,7 +16,7 @@ class Sweep(SweepConfig):
 
     def plan(self) -> "Plan":
         """Return what the sweep would do and cost. Raises SweepError with every problem if its store cannot
-        serve it.
+        serve it, and StorageError if its storage cannot be read.
         """
         from orchestrator.planning.plan import make_plan
 

@@ -14,7 +14,8 @@ The weights are the ones used to act: their running average, if one is kept.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -287,27 +288,27 @@ def load_trainer(folder: Path) -> dict[str, Tensor]:
 
 def _announced(file: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes in the header of a weight file, by name; no values are read."""
-    try:
-        with safe_open(file, "pt") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  not a dictionary
-    except FileNotFoundError:
-        raise CheckpointError(f"{file.parent}: {file.name} is missing; copy the whole folder") from None
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{file.parent}: {file.name} is damaged or cut short ({error}); copy it again"
-        ) from None
+    with _readable(file), safe_open(file, "pt") as opened:
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  not a dictionary
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
-    try:
+    with _readable(file):
         tensors: dict[str, Tensor] = load_file(file)
+        return tensors
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Raise CheckpointError if the weight file that is read inside is missing or damaged."""
+    try:
+        yield
     except FileNotFoundError:
         raise CheckpointError(f"{file.parent}: {file.name} is missing; copy the whole folder") from None
     except SafetensorError as error:
         raise CheckpointError(
             f"{file.parent}: {file.name} is damaged or cut short ({error}); copy it again"
         ) from None
-    return tensors
 
 
 def fingerprint(folder: Path) -> str:

@@ -11,10 +11,11 @@ DemoscaleError
 ├── LiberoMissingError      sim_workers.envs.libero             LIBERO is not installed
 ├── NotFiniteError          policy.finite                       training diverged
 ├── ProtocolError           orchestrator.evaluation.scores      a policy cannot be scored on a suite
+├── RecordingTimeoutError   orchestrator.data.parallel_writer   a recording hangs; exit code 75
 ├── RemoteError             policy.http_protocol                a policy server cannot be reached or answers
                             invalidly
 ├── RobocasaError           sim_workers.envs.robocasa           RoboCasa is missing or has another version
-├── SourceError             orchestrator.data.importers.base    recordings cannot be imported
+├── SourceError             orchestrator.data.importers.source_files    recordings cannot be imported
 ├── CodeBundleError            orchestrator.cluster.code_bundle    files cannot be sent to a cluster
 ├── StorageError            orchestrator.storage.base           a folder or bucket cannot be used
 ├── PolicyRefError            orchestrator.evaluation.policy_ref  a policy's name cannot be resolved

@@ -19,16 +19,18 @@ class NotFiniteError(DemoscaleError):
 def not_finite(tensors: Mapping[str, Tensor]) -> str:
     """Return a phrase that names the tensors with NaN or an infinity; empty if there are none.
 
-    Reads each tensor once on its device, without a copy.
+    Reads each tensor once on its device, without a copy, and waits once for each device.
     """
     floats = {
         name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()
     }
-    if not floats:
-        return ""
-    # Minimum and maximum of a tensor that holds NaN are NaN.
-    sound = torch.stack(
-        [torch.stack(tensor.detach().aminmax()).isfinite().all().cpu() for tensor in floats.values()]
-    )
-    bad = [name for name, is_sound in zip(floats, sound.tolist(), strict=True) if not is_sound]
+    on_devices: dict[torch.device, dict[str, Tensor]] = {}
+    for name, tensor in floats.items():
+        # Minimum and maximum of a tensor that holds NaN are NaN.
+        extremes = torch.stack(tensor.detach().aminmax())
+        on_devices.setdefault(tensor.device, {})[name] = extremes.isfinite().all()
+    sound: dict[str, bool] = {}
+    for flags in on_devices.values():
+        sound |= zip(flags, torch.stack(list(flags.values())).tolist(), strict=True)
+    bad = [name for name in floats if not sound[name]]
     return bad[0] + (f" and {len(bad) - 1} more of {len(floats)}" if len(bad) > 1 else "") if bad else ""

@@ -1,7 +1,7 @@
 """Wire format of observations and actions: .npz files of plain arrays, which any language can write. Nothing
 is pickled.
 
-The body of POST /act (`policy/http_policy.py`) holds B observations (`policy.interface.Observation`):
+The body of POST /act (`policy/http_server.py`) holds B observations (`policy.interface.Observation`):
     images/CAMERA   (B, H, W, 3) uint8, one array per camera of the contract
     proprio         (B, P) float32, finite
     noise_seeds     (B,) int64, not negative

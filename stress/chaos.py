@@ -1,14 +1,16 @@
 """Test of a sweep whose processes are killed at random: no episode may be lost or counted twice, and the
 curve must stay the same.
 
-    python -m stress.chaos                30 kills; half an hour on two busy cores
-    python -m stress.chaos --quick        one of each kind; a quarter of an hour there
+    python -m stress.chaos                30 faults; an hour on two busy cores
+    python -m stress.chaos --quick        one of each kind; half an hour there
 
-Six short arms trained by Ray Train and played in robosuite, all results in SeaweedFS: first undisturbed, then
-again under `kill -9` of the driver, a training worker, a policy server, a rollout worker, the control actor,
-Ray Train's controller, a trial of Ray Tune or the storage server, at moments drawn from a seed. A dead driver
-is restarted with the same command until it succeeds; the storage server is restarted after a few seconds.
-Exit code 1 if anything differs.
+Six short arms trained by Ray Train and played in robosuite on two Ray nodes, all results in SeaweedFS and in
+an MLflow server: first undisturbed, then again under `kill -9` of the driver, a training worker, a policy
+server, a rollout worker, the control actor, Ray Train's controller, a trial of Ray Tune, the actor that
+measures generated video, a whole node, the storage server or the MLflow server, an error in the driver's
+watching thread, or a full disk, at moments drawn from a seed. A driver that ended is restarted with the same
+command until it succeeds; servers and nodes come back after a few seconds. Exit code 1 if anything differs. A
+full disk needs root, and is left out without it.
 """
 
 import io
@@ -20,14 +22,46 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from orchestrator.provenance import CHECKOUT
-from orchestrator.testing.seaweedfs import running
-from stress.disturbed import KINDS, Disturbed, Place, undisturbed
+from orchestrator.testing.mlflow_server import MlflowServer
+from orchestrator.testing.seaweedfs import SeaweedFS, running
+from orchestrator.testing.small_disk import NoMountError, SmallDisk, small_disk
+from stress.disturbed import KINDS, Disturbed, Outage, Place, undisturbed
+
+DISK_MIB = 384
+
+
+@dataclass(frozen=True)
+class ServerOutage:
+    """Outage of a server that is killed and started again."""
+
+    server: SeaweedFS | MlflowServer
+
+    def begin(self) -> None:
+        self.server.kill()
+
+    def end(self) -> None:
+        self.server.start()
+
+
+@dataclass(frozen=True)
+class DiskOutage:
+    """Outage of a disk that is full."""
+
+    disk: SmallDisk
+
+    def begin(self) -> None:
+        self.disk.fill()
+
+    def end(self) -> None:
+        self.disk.free()
 
 
 def rows(place: Place, sealed: bool) -> Iterator[dict[str, Any]]:
@@ -56,9 +90,9 @@ def checkpoints(place: Place) -> dict[tuple[str, int], str]:
 
     state = SweepState.named("chaos", place.storage)
     return {
-        (arm.name, step): told["checkpoint"]
+        (arm.name, step): checkpoint.fingerprint
         for arm_id, arm in state.arms().items()
-        for step, told in state.checkpoints(arm_id).items()
+        for step, checkpoint in state.checkpoints(arm_id).items()
     }
 
 
@@ -117,13 +151,28 @@ def chaos(
     server.
     """
     began = time.monotonic()
-    calm, wild = Place("calm", folder, seeds), Place("wild", folder, seeds)
     (folder / "seaweed").mkdir()
-    with running(folder / "seaweed") as server:
+    (folder / "mlflow").mkdir()
+    with ExitStack() as stack:
+        server = stack.enter_context(running(folder / "seaweed"))
         point(server.variables)
+        tracking = MlflowServer(folder / "mlflow")
+        stack.callback(tracking.kill)
+        calm, wild = (Place(name, folder, tracking.url, seeds) for name in ("calm", "wild"))
+        outages: dict[str, Outage] = {
+            "storage": ServerOutage(server),
+            "mlflow server": ServerOutage(tracking),
+        }
+        if "full disk" in kinds:
+            try:
+                outages["full disk"] = DiskOutage(stack.enter_context(small_disk(wild.work, DISK_MIB)))
+            except NoMountError as error:
+                print(f"no full disk: {error}", file=sys.stderr)
+                kinds = tuple(kind for kind in kinds if kind != "full disk")
         undisturbed(calm, episodes)
         disturbed = time.monotonic()
-        tally = Disturbed(wild, episodes, server, kills, random.Random(seed), kinds).run()
+        tally = Disturbed(wild, episodes, outages, kills, random.Random(seed), kinds).run()
+        tracking.wait()
         ended = time.monotonic()
         return {
             "arms": len({arm for arm, _ in checkpoints(calm)}),
@@ -146,11 +195,11 @@ def harmless(answers: dict[str, Any]) -> bool:
 
 
 @click.command()
-@click.option("--kills", default=30, show_default=True, help="How many processes to kill.")
-@click.option("--quick", is_flag=True, help="A short look: one kill of each kind.")
-@click.option("--seed", default=0, show_default=True, help="Of what is killed, and when.")
+@click.option("--kills", default=30, show_default=True, help="Number of faults.")
+@click.option("--quick", is_flag=True, help="A short run: one fault of each kind.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the kinds and moments of the faults.")
 def main(kills: int, quick: bool, seed: int) -> None:
-    """Print what was killed and what it came to and, last, one line of JSON."""
+    """Print the faults, their effect and, last, one line of JSON."""
     kills = len(KINDS) if quick else kills
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         store = Path(folder, "lift")
@@ -174,7 +223,7 @@ def main(kills: int, quick: bool, seed: int) -> None:
             {
                 "bench": "chaos",
                 **answers,
-                "kills_by_kind": {kind: shown[kind] for kind in KINDS},
+                "kills_by_kind": {kind: shown[kind] for kind in KINDS if kind in shown},
                 "seed": seed,
                 "quick": quick,
             }

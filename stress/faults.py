@@ -22,6 +22,7 @@ from typing import Any
 import click
 import psutil
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.testing.checkpoints import make_checkpoint
 from orchestrator.testing.episodes import CONTRACT
@@ -85,7 +86,9 @@ def play(suite: Suite, checkpoint: str, killer: Killer | None = None) -> tuple[l
     server = ray.remote(PolicyServer).options(**options).remote(1, "cpu")
     pool = RolloutPool(WORKERS, num_cpus=0.1)
     for spec in suite.episode_list():
-        pool.submit(RolloutJob(spec, suite.rules, CONTRACT, RayServedPolicy((server,), checkpoint)))
+        pool.submit(
+            RolloutJob(spec, suite.rules, CONTRACT, RayServedPolicy((server,), CheckpointRef(checkpoint)))
+        )
     outcomes: list[Outcome] = []
     for _, outcome, _ in pool.results():
         outcomes.append(outcome)

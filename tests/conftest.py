@@ -1,4 +1,4 @@
-"""What many tests need: one Ray cluster, one small episode store, two S3 servers."""
+"""Fixtures and hooks that many tests need: one Ray cluster, one small episode store, two S3 servers."""
 
 import os
 import re
@@ -30,17 +30,17 @@ project's.
 # many there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Whoever starts the tests in the background may have them ignore Ctrl-C, and so would every process they
+# A shell that starts the tests in the background may have them ignore Ctrl-C, and so would every process they
 # start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes says more about what else the machine does than about the code.
+# The duration of an example depends more on the load of the machine than on the code.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 
 FULL = ("bench", "browser", "lerobot", "libero")
-"""Markers of tests that belong to the full round: they take long, or need more than a bare machine has."""
+"""Markers that imply the full round: these tests take long, or need more than a bare machine has."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
@@ -87,12 +87,12 @@ def _group(item: pytest.Item) -> str:
     if "ray_cluster" in getattr(item, "fixturenames", ()):
         return "ray_cluster"
     if item.get_closest_marker("bench"):
-        return item.name  # minutes each, and they share nothing
+        return item.name  # minutes each, and independent of each other
     return item.path.stem
 
 
 def missing_libero() -> str:
-    """Why tests of LIBERO cannot run here; empty if they can."""
+    """Return why tests of LIBERO cannot run here; empty if they can."""
     try:
         require_libero()
     except LiberoMissingError as error:
@@ -101,13 +101,13 @@ def missing_libero() -> str:
 
 
 def run(*command: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
-    """A command of this project in a process of its own, in the checkout."""
+    """Run a command of this project in a process of its own, in the checkout."""
     return subprocess.run([sys.executable, *command], cwd=CHECKOUT, capture_output=True, text=True, **kwargs)  # type: ignore[call-overload, no-any-return]
 
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3: str) -> Iterator[None]:
-    """Ray on this machine, for the tests that talk to it from this process; its workers inherit the way to
+    """Start Ray on this machine for tests that use it from this process; its workers inherit the variables of
     the S3 server.
     """
     import ray
@@ -121,8 +121,8 @@ def ray_cluster(s3: str) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def lift_store(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """Six genuine episodes of Lift, recorded by the command a person would use; once, however many processes
-    test.
+    """Return a store of six episodes of Lift, recorded by the collect command; once, however many processes
+    run tests.
     """
     shared = tmp_path_factory.getbasetemp()
     store = (shared if worker_id == "master" else shared.parent) / "lift"
@@ -135,13 +135,13 @@ def lift_store(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URI of an episode store with sixteen episodes of Lift."""
+    """Return the URI of an episode store with sixteen episodes of Lift."""
     return make_episode_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An empty folder whose name may be a sweep's."""
+    """Return an empty folder whose name is valid for a sweep."""
     place = tmp_path / re.sub(r"[^a-z0-9-]", "-", tmp_path.name.lower())
     place.mkdir()
     return place
@@ -149,8 +149,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """The URI of an empty bucket on a moto server; the environment of the whole session points every client
-    at it.
+    """Yield the URI of an empty bucket on a moto server; the environment of the whole session points every
+    client to it.
     """
     from moto.server import ThreadedMotoServer
 
@@ -177,7 +177,7 @@ def s3() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A SeaweedFS server with an empty bucket, and the variables that point a client at it."""
+    """Yield the variables that point a client to a SeaweedFS server with an empty bucket."""
     try:
         with started(tmp_path_factory.mktemp("weed")) as variables:
             yield variables
@@ -187,8 +187,8 @@ def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def s3_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, str]], None]]:
-    """Points S3 clients that this test makes, and the processes it starts, somewhere else than the session's
-    server.
+    """Yield a function that points S3 clients of this test, and of the processes that it starts, to another
+    server than the session's.
     """
 
     pointed = False
@@ -218,7 +218,7 @@ LONG_STORAGES = (
 def storage(
     request: pytest.FixtureRequest, tmp_path: Path, s3_environment: Callable[[dict[str, str]], None]
 ) -> Storage:
-    """An empty storage of each kind: a folder, an S3 server in this process, a real S3 server."""
+    """Return an empty storage of each kind: a folder, an S3 server in this process, a real S3 server."""
     if request.param == "folder":
         return open_storage(str(tmp_path / "objects"))
     if request.param == "weed":
@@ -230,7 +230,7 @@ def storage(
 
 @pytest.fixture
 def proxy(s3: str, s3_environment: Callable[[dict[str, str]], None]) -> Iterator[FaultProxy]:
-    """Between the clients of this test and the S3 server in this process."""
+    """Yield a fault-injecting proxy between the clients of this test and the S3 server in this process."""
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         s3_environment({"AWS_ENDPOINT_URL": proxy.url})
         yield proxy
@@ -243,14 +243,14 @@ def bucket(proxy: FaultProxy, tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The S3 client retries at once; botocore has no setting for its pauses."""
+    """Make the S3 client retry at once; botocore has no setting for its pauses."""
     monkeypatch.setattr(
         "botocore.retries.standard.ExponentialBackoff.delay_amount", lambda backoff, context: 0
     )
 
 
 IMPATIENT = StorageSettings(outage_s=0.0, retry_delay_s=0.0)
-"""Retries come at once, and no request waits for a server to come back."""
+"""Settings under which retries come at once, and no request waits for an unreachable server."""
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from orchestrator.cli.common import JSON
 from orchestrator.cli.mistakes import report_user_errors
 
 if TYPE_CHECKING:
-    from orchestrator.data.check import Checked, Finding
     from orchestrator.data.manifest import EpisodeEntry, Manifest
+    from orchestrator.data.quality.check import Checked
+    from orchestrator.data.quality.findings import Finding
     from orchestrator.data.store_summary_text import Part
     from orchestrator.storage.base import Storage
 
@@ -230,7 +231,7 @@ def verify(store: str, version: int | None) -> None:
 def _kinds(_context: Any, _parameter: Any, values: tuple[str, ...]) -> tuple[str, ...]:
     if not values:
         return ()
-    from orchestrator.data.check import KINDS
+    from orchestrator.data.quality.findings import KINDS
     from orchestrator.data.store_summary import nearest
 
     for value in values:
@@ -301,8 +302,8 @@ def check(
     from rich.console import Console
 
     from orchestrator.cli.progress import progress_bar
-    from orchestrator.data.check import check as checked
     from orchestrator.data.episode_format import EpisodeError
+    from orchestrator.data.quality.check import check as checked
     from orchestrator.data.store_summary import spread_out
     from orchestrator.storage.base import StorageError
 
@@ -533,7 +534,7 @@ def _summary(result: "Checked", total: int, seconds: float, threads: int) -> str
     found = (
         f"{amount(len(result.findings), 'finding')} ({by_severity})" if result.findings else "nothing found"
     )
-    cpu = f"decoding {result.decoding_s:.1f} s, looking {result.looking_s:.1f} s of CPU"
+    cpu = f"decoding {result.decoding_s:.1f} s, measuring {result.measuring_s:.1f} s of CPU"
     read = (
         f"checked {amount(result.episodes, 'episode')}{some}, {amount(result.frames, 'frame')}"
         f" ({flags or 'none'})"
@@ -543,7 +544,8 @@ def _summary(result: "Checked", total: int, seconds: float, threads: int) -> str
 
 def _write_findings(storage: "Storage", manifest: "Manifest", findings: "list[Finding]", path: Path) -> int:
     """A row of the sheet per episode; how many there are."""
-    from orchestrator.data.check import concerned, findings_sheet, pictured
+    from orchestrator.data.quality.findings import concerned
+    from orchestrator.data.quality.findings_sheet import findings_sheet, pictured
 
     chosen = concerned(findings, CHECK_SHEET)
     if not chosen:

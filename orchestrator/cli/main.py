@@ -255,8 +255,8 @@ def _print_curve(answer: Any) -> None:
             f"{p.action_free_ratio:g}",
             f"{p.success_rate:.2f}",
             f"{p.successes}/{p.episodes}",
-            f"{p.low:.2f} to {p.high:.2f}",
-            *([f"{p.band_low:.2f} to {p.band_high:.2f}"] if seeds else []),
+            f"{p.interval.low:.2f} to {p.interval.high:.2f}",
+            *([f"{p.band.low:.2f} to {p.band.high:.2f}"] if seeds else []),
             f"{p.errors}",
             f"{p.seeds}",
         )

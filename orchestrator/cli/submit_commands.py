@@ -154,7 +154,13 @@ def _sweep(arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "SweepConf
             " what the sweep needs"
         )
     else:
-        click.echo(f"{make_plan(sweep)}\n")
+        try:
+            click.echo(f"{make_plan(sweep)}\n")
+        except StorageError:
+            click.echo(
+                f"note     {sweep.storage} cannot be read from here: the plan needs the data version and the"
+                " quarantined episodes that an earlier run of the sweep stored there"
+            )
     for note in warnings_for(sweep):
         click.echo(f"note     {note}")
     return sweep

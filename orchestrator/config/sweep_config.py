@@ -4,7 +4,7 @@ computation, no class paths.
 
 import difflib
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -391,12 +391,19 @@ def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from sections_in(form)
 
 
-def store_problems(data: Data, tasks: tuple[str, ...]) -> list[str]:
+def store_problems(
+    data: Data,
+    tasks: tuple[str, ...],
+    version: int | None = None,
+    quarantined: Collection[str] = (),
+) -> list[str]:
     """Return all problems of the episode store that would stop a sweep: no store, a task without
     demonstrations, too few episodes.
+
+    version: version of the store; None: the newest. quarantined: episodes that no arm reads.
     """
     try:
-        manifest = load_manifest(open_storage(data.episodes))
+        manifest = load_manifest(open_storage(data.episodes), version)
     except (EpisodeError, StorageError) as error:
         return [f"data.episodes: {error}"]
     if told := [
@@ -412,9 +419,8 @@ def store_problems(data: Data, tasks: tuple[str, ...]) -> list[str]:
         if task not in shown
     ]
     try:
-        select_episodes(
-            manifest, data.most_demos, data.highest_ratio, seed=0, labelled_tasks=data.labelled_tasks
-        )
+        largest = Arm(data.most_demos, data.highest_ratio, seed=0)
+        select_episodes(manifest, largest, frozenset(quarantined), data.labelled_tasks)
     except SubsetError as error:
         problems.append(f"data: the largest arm does not fit. {error}")
     return problems

@@ -13,6 +13,9 @@ from sim_workers.envs.robosuite import SimEnv
 from sim_workers.envs.tasks import TASKS
 from sim_workers.rollout.divergence import EpisodeFaultError
 
+LIMIT_S = 600.0
+"""Seconds of wall-clock time that one attempt at a demonstration may take; they take about five."""
+
 
 def record(env: SimEnv, storage: Storage, demonstration: Demonstration) -> EpisodeEntry:
     """Play a demonstration and write it to the store; a failed one is stored without actions, as an
@@ -61,7 +64,7 @@ def collect(
     storage: Storage, contract: Contract, demonstrations: list[Demonstration], workers: int
 ) -> Iterator[EpisodeEntry]:
     """Record demonstrations of one task on `workers` actors of a connected Ray cluster; yield each when
-    stored, and commit in batches.
+    stored, and commit in batches. Raises RecordingTimeoutError if one hangs at every attempt.
     """
     task = demonstrations[0].task
     yield from record_all(
@@ -72,4 +75,5 @@ def collect(
         demonstrations,
         workers,
         f"demonstrations of {task}",
+        limit_s=LIMIT_S,
     )

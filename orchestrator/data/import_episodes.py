@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import newest_manifest, put_episode
-from orchestrator.data.importers.base import Item, Source, SourceError, cause
+from orchestrator.data.importers.base import Item, Source
 from orchestrator.data.importers.image_ops import BLOCK
+from orchestrator.data.importers.source_files import SourceError, cause
 from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.data.parallel_writer import record_all
 from orchestrator.storage.base import Storage, open_storage
@@ -16,7 +17,7 @@ STORED_BYTES = 1920 * 1080 * 3
 """Assumed bytes of a picture as stored in the source; larger ones take more."""
 _CONTENT = re.compile(r"; content [0-9a-f]{12}$")
 
-_MENDS = {
+_FIXES = {
     "cameras": "choose and name them with --cameras",
     "image_size": "scale with --image-size",
     "control_hz": "choose the store's rate with --resample-hz, for episodes without actions",
@@ -51,15 +52,14 @@ def reconcile_contract(source: Source, storage: Storage) -> Source:
     ours, theirs = store.to_json(), offered.to_json()
     if different := [
         f"{name.replace('_', ' ')}: the store has {_words(ours[name])}, these have {_words(theirs[name])}"
-        f" ({_MENDS[name]})"
-        for name in _MENDS
+        f" ({_FIXES[name]})"
+        for name in _FIXES
         if ours[name] != theirs[name]
     ]:
         raise SourceError(
             f"{storage.uri}: these recordings do not fit into the store. {'; '.join(different)}"
         )
-    source.contract = offered
-    return source
+    return replace(source, info=replace(source.info, contract=offered))
 
 
 def _words(value: object) -> str:

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Collection, Set
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,32 @@ class SubsetError(DemoscaleError):
     """Error of a choice, in one sentence: the task whose episodes do not suffice, and the numbers."""
 
 
+class EpisodeCounts(Protocol):
+    """Part of an arm (`config/arms.py`) that determines its episodes."""
+
+    @property
+    def demo_count(self) -> int:
+        """Demos per task."""
+
+    @property
+    def action_free_ratio(self) -> float:
+        """Action-free episodes per demo."""
+
+    @property
+    def seed(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Subset:
     """Sorted ids of the chosen episodes: `demos` are read with their actions, `action_free` without."""
 
     demos: tuple[str, ...]
     action_free: tuple[str, ...]
+
+    @property
+    def episodes(self) -> tuple[str, ...]:
+        """Sorted ids of all its episodes."""
+        return tuple(sorted((*self.demos, *self.action_free)))
 
     @property
     def digest(self) -> str:
@@ -60,38 +81,35 @@ def permutation(manifest: Manifest, task: str, seed: int) -> npt.NDArray[np.int6
 
 def select_episodes(
     manifest: Manifest,
-    demo_count: int,
-    action_free_ratio: float,
-    seed: int,
-    without: Set[str] = frozenset(),
+    arm: EpisodeCounts,
+    exclude: Set[str] = frozenset(),
     labelled_tasks: Collection[str] = (),
 ) -> Subset:
     """Choose the first `demo_count` episodes of every task as demos, and the last round(ratio x demo_count)
     as action-free ones.
 
-    `without`: episodes to exclude; the next in order replace them, the counts stay. `labelled_tasks`: tasks
-    with demos, all if empty; of every other task, `demo_count` episodes are taken as action-free ones. Raises
-    SubsetError for an unknown task or too few episodes.
+    exclude: ids of quarantined episodes; the next in order replace them, the counts stay. labelled_tasks:
+    tasks with demos, all if empty; of every other task, `demo_count` episodes are taken as action-free ones.
+    Raises SubsetError for an unknown task or too few episodes.
     """
     if unknown := sorted(set(labelled_tasks) - manifest.tasks.keys()):
         raise SubsetError(
             f"{', '.join(unknown)}: the store has no such task; it has {', '.join(manifest.tasks)}"
         )
     ids = manifest.episode_ids
-    all_demos = demo_count
     demos: list[str] = []
     action_free: list[str] = []
     for task in manifest.tasks:
-        shown = not labelled_tasks or task in labelled_tasks
-        demo_count, free_count = (
-            (all_demos, num_action_free(all_demos, action_free_ratio)) if shown else (0, all_demos)
-        )
-        order = permutation(manifest, task, seed)
-        if without:
-            order = order[[ids[place] not in without for place in order.tolist()]]
+        if not labelled_tasks or task in labelled_tasks:
+            demo_count, free_count = arm.demo_count, num_action_free(arm.demo_count, arm.action_free_ratio)
+        else:
+            demo_count, free_count = 0, arm.demo_count
+        order = permutation(manifest, task, arm.seed)
+        if exclude:
+            order = order[[ids[place] not in exclude for place in order.tolist()]]
         labelled = int(manifest.labelled[order].sum())
         if labelled < demo_count or len(order) < demo_count + free_count:
-            aside = f"; {len(without)} are set aside as damaged" if without else ""
+            aside = f"; {len(exclude)} are set aside as damaged" if exclude else ""
             raise SubsetError(
                 f"{task}: {demo_count} demos and {free_count} action-free episodes are asked for, "
                 f"the store has {len(order)} episodes, {labelled} of them with actions{aside}"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.redaction import strip_credentials
 from policy.config import PolicyConfig, SamplerConfig
 from policy.errors import DemoscaleError
@@ -69,7 +70,8 @@ def resolve_policy(
 
 
 def _served(url: str, fingerprint: str) -> PolicyRef:
-    from policy.http_policy import RemoteError, RemotePolicy
+    from policy.http_policy import RemotePolicy
+    from policy.http_protocol import RemoteError
     from sim_workers.rollout.policy_clients import RemoteServer
 
     url = strip_credentials(
@@ -124,12 +126,11 @@ def _checkpoint(name: str, rung: str, own_rung: bool, tracking: str) -> PolicyRe
     def reach(workers: int) -> PolicySource:
         from orchestrator.cluster.placement import ResourcePlan
         from orchestrator.cluster.ray_runtime import resources
-        from orchestrator.evaluation.policy_server import policy_of
         from orchestrator.evaluation.ray_actors import policy_servers, serving
 
         placement = ResourcePlan.fit(resources(), 1, workers, 1)
         return serving(
-            policy_servers(placement.servers, placement.server_gpus, rung), policy_of(uri, fingerprint)
+            policy_servers(placement.servers, placement.server_gpus, rung), CheckpointRef(uri, fingerprint)
         )
 
     return PolicyRef(name, card.contract, fingerprint, _sampler(card.config, rung), reach)

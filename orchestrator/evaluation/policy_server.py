@@ -11,20 +11,13 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from orchestrator.checkpoints.reader import open_checkpoint
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.prometheus import BATCH_FILL, REPLAN_LATENCY
 from policy.interface import ActionChunk, Imagination, Observation
 from sim_workers.checkout import Files, check_imported
 from sim_workers.rollout.autoscaler import ServerUsage
 
 _log = logging.getLogger(__name__)
-
-FINGERPRINT = "#checkpoint="
-"""Separator between a checkpoint's URI and its fingerprint."""
-
-
-def policy_of(uri: str, fingerprint: str) -> str:
-    """Return the name by which a server loads the checkpoint at `uri`, which must have this fingerprint."""
-    return f"{uri}{FINGERPRINT}{fingerprint}"
 
 
 class _Asked(NamedTuple):
@@ -59,29 +52,28 @@ class PolicyServer:
 
         torch.set_num_threads(num_threads)
         self._device, self._rung, self._sweep, self._code = device, rung, sweep, code
-        self._policies: OrderedDict[str, Any] = OrderedDict()
-        self._waiting: dict[tuple[str, str], list[_Asked]] = {}  # by checkpoint and method of the policy
+        self._policies: OrderedDict[CheckpointRef, Any] = OrderedDict()
+        # by checkpoint and method of the policy
+        self._waiting: dict[tuple[CheckpointRef, str], list[_Asked]] = {}
         self._serving: asyncio.Task[None] | None = None
-        self._answered: dict[str, ServerUsage] = {}  # by checkpoint; the empty name has the sum
+        self._answered: dict[CheckpointRef | None, ServerUsage] = {}  # by checkpoint; None: their sum
 
     def __repr__(self) -> str:
         return f"PolicyServer({self._sweep})"
 
-    async def act(self, checkpoint: str, observation: Observation) -> ActionChunk:
-        """Return the policy's action chunk. checkpoint: `policy_of`, fetched once per node, or a URI
-        alone.
-        """
+    async def act(self, checkpoint: CheckpointRef, observation: Observation) -> ActionChunk:
+        """Return the policy's action chunk. A checkpoint with a fingerprint is fetched once per node."""
         chunk: ActionChunk = await self._ask(checkpoint, "act", observation)
         return chunk
 
-    async def imagine(self, checkpoint: str, observation: Observation) -> Imagination | None:
+    async def imagine(self, checkpoint: CheckpointRef, observation: Observation) -> Imagination | None:
         """Return the video that the policy imagines, through the same queue as `act`; None for a policy
         without video.
         """
         imagination: Imagination | None = await self._ask(checkpoint, "imagine", observation)
         return imagination
 
-    async def _ask(self, checkpoint: str, what: str, observation: Observation) -> Any:
+    async def _ask(self, checkpoint: CheckpointRef, what: str, observation: Observation) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault((checkpoint, what), []).append(
             _Asked(observation, answer, time.perf_counter())
@@ -90,14 +82,14 @@ class PolicyServer:
             self._serving = asyncio.create_task(self._serve())
         return await answer
 
-    async def load(self, checkpoint: str) -> None:
+    async def load(self, checkpoint: CheckpointRef) -> None:
         """Load the checkpoint's policy ahead of its first query. Raises the error of a checkpoint that cannot
         be loaded.
         """
         await asyncio.to_thread(self._loaded, checkpoint)
 
-    async def answered(self, checkpoint: str = "") -> ServerUsage:
-        """Return the work done since the server started, for one checkpoint or, with no name, for all."""
+    async def answered(self, checkpoint: CheckpointRef | None = None) -> ServerUsage:
+        """Return the work done since the server started, for one checkpoint; None: for all."""
         return self._answered.get(checkpoint, ServerUsage())
 
     async def _serve(self) -> None:
@@ -118,8 +110,8 @@ class PolicyServer:
             else:
                 spent = time.perf_counter() - began
                 done = ServerUsage(1, len(asked), spent) if what == "act" else ServerUsage(imagined_s=spent)
-                for name in ("", checkpoint):
-                    self._answered[name] = self._answered.get(name, ServerUsage()) + done
+                for of in (None, checkpoint):
+                    self._answered[of] = self._answered.get(of, ServerUsage()) + done
                 for one, told in zip(asked, answers, strict=True):
                     one.answer.set_result(told)
                 if what == "act":
@@ -131,16 +123,15 @@ class PolicyServer:
         for one in answered:
             REPLAN_LATENCY.record(now - one.since, self._sweep)
 
-    def _loaded(self, checkpoint: str) -> Any:
+    def _loaded(self, checkpoint: CheckpointRef) -> Any:
         from orchestrator.checkpoints.node_cache import cached_checkpoint
         from policy.inference import TrainedPolicy
 
         if checkpoint not in self._policies:
-            uri, _, fingerprint = checkpoint.rpartition(FINGERPRINT)
             with (
-                nullcontext(cached_checkpoint(uri, fingerprint))
-                if uri
-                else open_checkpoint(checkpoint) as folder
+                nullcontext(cached_checkpoint(checkpoint.uri, checkpoint.fingerprint))
+                if checkpoint.fingerprint
+                else open_checkpoint(checkpoint.uri) as folder
             ):
                 policy = TrainedPolicy(folder, self._device, self._rung)
             check_imported(self._code)
@@ -152,9 +143,9 @@ class PolicyServer:
         return self._policies[checkpoint]
 
 
-def _short(checkpoint: str) -> str:
+def _short(checkpoint: CheckpointRef) -> str:
     """Return arm and step, the end of the URIs of a sweep's checkpoints."""
-    return checkpoint.rpartition("/arms/")[2].partition(FINGERPRINT)[0]
+    return checkpoint.uri.rpartition("/arms/")[2]
 
 
 def _answers(

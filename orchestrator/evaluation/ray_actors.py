@@ -4,6 +4,7 @@ measures generated video.
 
 from typing import Any
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cluster.ray_runtime import node_selector, nodes_with_cores
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.evaluation.scores import ProtocolError
@@ -47,7 +48,7 @@ def server_options(number: int, gpus: float) -> dict[str, Any]:
     return spread | {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
 
 
-def serving(servers: tuple[Any, ...], uri: str) -> PolicySource:
+def serving(servers: tuple[Any, ...], checkpoint: CheckpointRef) -> PolicySource:
     """Return the source of one checkpoint's policy on these servers, after the first of them has loaded it.
 
     Raises the error of a checkpoint that cannot be loaded, and ProtocolError if the server cannot start or
@@ -58,17 +59,17 @@ def serving(servers: tuple[Any, ...], uri: str) -> PolicySource:
     from sim_workers.rollout.ray_policy_client import RayServedPolicy
 
     try:
-        ray.get(servers[0].load.remote(uri), timeout=LOAD_S)
+        ray.get(servers[0].load.remote(checkpoint), timeout=LOAD_S)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayActorError as error:
         raise ProtocolError(f"no policy server starts: {one_line(error)}") from None
     except ray.exceptions.GetTimeoutError:
         raise ProtocolError(
-            f"no policy server has loaded {uri} within {LOAD_S / 60:.0f} minutes; does the cluster have room"
-            " for one?"
+            f"no policy server has loaded {checkpoint} within {LOAD_S / 60:.0f} minutes; does the cluster"
+            " have room for one?"
         ) from None
-    return RayServedPolicy(servers, uri)
+    return RayServedPolicy(servers, checkpoint)
 
 
 def video_judge() -> Any:

@@ -141,7 +141,7 @@ class Scorer:
     @property
     def unscored(self) -> int:
         """Number of checkpoints without a score, on the nominal suite or a shifted one."""
-        return len({entry.job.uri for entry in [*self._open.values()] if entry.missing})
+        return len({entry.job.checkpoint.uri for entry in [*self._open.values()] if entry.missing})
 
     def _run(self) -> None:
         try:
@@ -206,7 +206,8 @@ class Scorer:
     def _begin(self, job: EvalJob) -> None:
         if job.key in self._open or job.arm_id in self._dropped or not self._accepting:
             return
-        ledger, specs = Ledger(self._storage, job.fingerprint, job.protocol), job.suite.episode_list()
+        ledger = Ledger(self._storage, job.checkpoint.fingerprint, job.protocol)
+        specs = job.suite.episode_list()
         known = ledger.read()
         outcomes = {spec.episode_id: known[spec.episode_id] for spec in specs if spec.episode_id in known}
         missing = {spec.episode_id for spec in specs} - outcomes.keys()

@@ -5,6 +5,7 @@ share.
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.code_fingerprint import SCORING_CODE, SIMULATING_CODE, code_fingerprint, code_hashes
 from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
 from orchestrator.evaluation.sequential_rule import StoppingRule, Verdict, blocks, prefix
@@ -15,7 +16,7 @@ from orchestrator.provenance import (
     digest,
     package_versions,
 )
-from orchestrator.stats.fixed_sample import wilson
+from orchestrator.stats.fixed_sample import Interval, wilson
 from orchestrator.stats.sequential import anytime_interval
 from orchestrator.storage.base import Storage
 from policy.config import SamplerConfig
@@ -104,7 +105,7 @@ class Score:
         return self.successes / self.episodes if self.episodes else float("nan")
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def interval(self) -> Interval:
         """95 % interval of the success rate: Wilson's, or the anytime-valid one if there is a rule, even if
         the whole list was played.
         """
@@ -170,18 +171,6 @@ def protocol_key(
     return Key("score", parts)
 
 
-def protocol_fingerprint(
-    suite: Suite,
-    contract: Contract,
-    sampler: SamplerConfig | None,
-    gl: str,
-    device: str = "cpu",
-    packages: Mapping[str, str] | None = None,
-) -> str:
-    """Return the fingerprint of `protocol_key`."""
-    return protocol_key(suite, contract, sampler, gl, device, packages).fingerprint
-
-
 def render_references_of(storage: Storage, gl: str) -> RenderReferences:
     """Return the portraits that every simulator with this GL backend (`suite.gl`) and this code must match,
     on any suite.
@@ -204,8 +193,8 @@ class EvalJob:
 
     arm_id: str
     step: int
-    uri: str
-    fingerprint: str
+    checkpoint: CheckpointRef
+    """The policy; if it is no checkpoint, its name and the identity of its scores."""
     suite: Suite
     protocol: str
     source: PolicySource
@@ -226,4 +215,4 @@ class EvalJob:
     @property
     def key(self) -> str:
         """Identity of the job: checkpoint and protocol."""
-        return f"{self.uri} under {self.protocol}"
+        return f"{self.checkpoint.uri} under {self.protocol}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
 from orchestrator.evaluation.policy_ref import PolicyRef
 from orchestrator.evaluation.score_events import OutcomesRecorded, ScoreConcluded, ScorerEvent
@@ -168,14 +169,13 @@ class StandaloneEval:
         simulators = Simulators.fit(self._cpus(), workers)
         source = self.subject.reach(simulators.number)
         pool = self._make_pool(simulators, self._gl, render_references_of(self._storage, self._gl))
+        checkpoint = CheckpointRef(self.subject.name, self.checkpoint)
         self._on_progress, self._over = on_progress, set[str]()
         scorer = Scorer(self._storage, self.subject.contract, pool, self._on_event)
         try:
             for shift, suite in self.suites.items():
                 name, protocol = self.subject.name, self.protocols[shift]
-                scorer.submit(
-                    EvalJob(name, 0, name, self.checkpoint, suite, protocol, source, rule=self.rules[shift])
-                )
+                scorer.submit(EvalJob(name, 0, checkpoint, suite, protocol, source, rule=self.rules[shift]))
             while len(self._over) < len(self.suites) and not scorer.failed and not self.interrupted:
                 time.sleep(POLL_S)
             if self.interrupted:

@@ -2,12 +2,14 @@
 for reading the manifest.
 """
 
+from collections.abc import Collection, Set
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from orchestrator.cluster.placement import ResourcePlan
+from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.schema import Budget, Prices
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.cost import Cost, added, hours, limits, size
@@ -140,8 +142,9 @@ class CostEstimate:
 
 def estimate(sweep: SweepConfig, calibration: Calibration) -> CostEstimate:
     """Estimate the cost of the whole sweep, from the first step to the curve, with no results reused."""
-    manifest = load_manifest(open_storage(sweep.data.episodes))
-    work = work_of(sweep, manifest)
+    pinned = PinnedData.read(sweep)
+    manifest = load_manifest(open_storage(sweep.data.episodes), pinned.version)
+    work = work_of(sweep, manifest, pinned.quarantined.keys())
     machine, at_once = calibration.machine, 0
     processes = 0
     try:
@@ -200,14 +203,14 @@ BOUNDS: tuple[Bound, Bound] = "low", "high"
 # -- what is to be done --------------------------------------------------------------------------------------
 
 
-def work_of(sweep: SweepConfig, manifest: Manifest) -> Work:
-    """Return every training and rollout of the sweep."""
+def work_of(sweep: SweepConfig, manifest: Manifest, quarantined: Set[str] = frozenset()) -> Work:
+    """Return every training and rollout of the sweep; no arm reads the `quarantined` episodes."""
     places = {episode: place for place, episode in enumerate(manifest.episode_ids)}
     nbytes, lengths = (manifest.column(name).to_numpy() for name in ("nbytes", "length"))
     rule = sweep.search.asha or sweep.search.median
     first = (rule.first or sweep.train.checkpoint_every) if rule else sweep.train.steps
 
-    def training(kind: str, steps: int, fewest: int, episodes: set[str] | frozenset[str]) -> TrainingWork:
+    def training(kind: str, steps: int, fewest: int, episodes: Collection[str]) -> TrainingWork:
         rows = [places[episode] for episode in episodes]
         return TrainingWork(
             kind, steps, min(steps, fewest), int(lengths[rows].sum()), len(rows), int(nbytes[rows].sum())
@@ -216,18 +219,9 @@ def work_of(sweep: SweepConfig, manifest: Manifest) -> Work:
     arms = planned_arms(sweep)
     trainings = []
     for number, arm in enumerate(arms, 1):
-        subset = select_episodes(
-            manifest,
-            arm.demo_count,
-            arm.action_free_ratio,
-            arm.seed,
-            labelled_tasks=sweep.data.labelled_tasks,
-        )
+        subset = select_episodes(manifest, arm, quarantined, sweep.data.labelled_tasks)
         ours = arm.kind == "video_action"
-        episodes = {
-            *subset.demos,
-            *(subset.action_free if ours and sweep.train.objective != "action" else ()),
-        }
+        episodes = subset.episodes if ours and sweep.train.objective != "action" else subset.demos
         # a search always trains one arm to the end
         fewest = sweep.train.steps if number == len(arms) else first
         trainings.append(
@@ -235,7 +229,8 @@ def work_of(sweep: SweepConfig, manifest: Manifest) -> Work:
         )
     video_steps = sweep.train.video_steps or sweep.train.steps
     videos = [
-        training("video", video_steps, video_steps, episodes) for episodes in planned_videos(sweep, manifest)
+        training("video", video_steps, video_steps, episodes)
+        for episodes in planned_videos(sweep, manifest, quarantined)
     ]
     shifts, rollouts = len(sweep.suite.shifts), dict[Bound, int]()
     for bound in BOUNDS:

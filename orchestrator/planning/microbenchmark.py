@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, suppress
 from dataclasses import replace
@@ -18,11 +18,13 @@ from io import StringIO
 from pathlib import Path
 
 from orchestrator.config.arms import Arm
+from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
 from orchestrator.data.clip_stream import fetch_in_thread
 from orchestrator.data.episode_store import latest_version, load_manifest
 from orchestrator.data.manifest import Manifest
+from orchestrator.data.subset import select_episodes
 from orchestrator.planning.calibration import (
     KEPT,
     Calibration,
@@ -58,13 +60,15 @@ def measure(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration
     """
     make_plan(sweep)
     storage = open_storage(sweep.data.episodes)
-    manifest = load_manifest(storage)
+    pinned = PinnedData.read(sweep)
+    version = latest_version(storage) if pinned.version is None else pinned.version
+    manifest = load_manifest(storage, version)
     steps: dict[str, Timing] = {}
     answers: dict[str, Timing] = {}
     kept_clips = 0
     with tempfile.TemporaryDirectory() as folder:
         with _a_process() as process:
-            jobs = _jobs(sweep, manifest, latest_version(storage))
+            jobs = _jobs(sweep, manifest, version, pinned.quarantined.keys())
             start, began_s = None, time.monotonic()
             process.submit(_load).result()
             process_s = time.monotonic() - began_s
@@ -74,7 +78,7 @@ def measure(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration
                     _training, job, name == KEPT, Path(folder) / name, part_s
                 ).result()
                 start = start or began
-            said = manifest[jobs[sweep.train.objective].subset(manifest).demos[0]].instruction
+            said = manifest[jobs[sweep.train.objective].subset.demos[0]].instruction
             for kind, name in {
                 "video_action": sweep.train.objective,
                 "diffusion_policy": "diffusion_policy",
@@ -117,7 +121,7 @@ def _a_process() -> ProcessPoolExecutor:
 # -- training and acting -------------------------------------------------------------------------------------
 
 
-def _jobs(sweep: SweepConfig, manifest: Manifest, version: int) -> dict[str, TrainJob]:
+def _jobs(sweep: SweepConfig, manifest: Manifest, version: int, quarantined: Set[str]) -> dict[str, TrainJob]:
     """Return the trainings to measure, by name, each as one worker of the largest arm would run it."""
     recipe = sweep.train
     short = recipe.model_copy(
@@ -131,24 +135,26 @@ def _jobs(sweep: SweepConfig, manifest: Manifest, version: int) -> dict[str, Tra
     arm = sweep.largest()
     config, data = policy_config(sweep.policy.preset), sweep.data
     job = TrainJob(
-        arm,
-        "calibration",
-        open_storage(data.episodes).uri,
-        version,
-        frozenset(),
-        config,
-        short,
-        recipe.objective,
-        sweep.policy.weights,
-        labelled_tasks=data.labelled_tasks,
+        arm=arm,
+        arm_id="calibration",
+        episodes=open_storage(data.episodes).uri,
+        version=version,
+        subset=select_episodes(manifest, arm, quarantined, data.labelled_tasks),
+        config=config,
+        train=short,
+        objective=recipe.objective,
+        weights=sweep.policy.weights,
     )
     jobs = {"video": replace(job, objective="video")} if recipe.mode == "two_stage" else {}
     jobs[recipe.objective] = job
     if recipe.objective == "action" and config.diffusion.features_at == "start" and recipe.feature_cache_mb:
         task = (data.labelled_tasks or sweep.suite.tasks)[0]
-        one = replace(job, arm=Arm(1, 0.0, arm.seed), labelled_tasks=(task,))
+        one_demo = Arm(1, 0.0, arm.seed)
+        one = replace(
+            job, arm=one_demo, subset=select_episodes(manifest, one_demo, quarantined, labelled_tasks=(task,))
+        )
         # the clips of an epoch are shuffled
-        clips = manifest[one.subset(manifest).demos[0]].length + POOL_VISITS * CLIPS_PER_VISIT
+        clips = manifest[one.subset.demos[0]].length + POOL_VISITS * CLIPS_PER_VISIT
         seen = -(-clips // short.batch_size)
         jobs[KEPT] = replace(
             one, train=short.model_copy(update={"steps": seen + STEPS, "checkpoint_every": seen})

@@ -1,8 +1,10 @@
 """The plan of a sweep: what it would do and read, counted before it runs."""
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from orchestrator.config.arms import Arm
+from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.schema import Optuna
 from orchestrator.config.sweep_config import SweepConfig, SweepError, store_problems
 from orchestrator.data.clip_stream import memory_bound
@@ -77,7 +79,7 @@ def planned_arms(sweep: SweepConfig) -> list[Arm]:
     return sweep.grid() or [sweep.largest()] * trials
 
 
-def planned_videos(sweep: SweepConfig, manifest: Manifest) -> list[frozenset[str]]:
+def planned_videos(sweep: SweepConfig, manifest: Manifest, quarantined: Set[str]) -> list[tuple[str, ...]]:
     """Return the episodes of every stage-1 training; one shared by several arms is listed once."""
     if sweep.train.mode != "two_stage":
         return []
@@ -87,24 +89,23 @@ def planned_videos(sweep: SweepConfig, manifest: Manifest) -> list[frozenset[str
         if sweep.train.videos == "sweep"
         else [arm for arm in planned_arms(sweep) if arm.kind == "video_action"]
     )
-    trained: dict[tuple[int, frozenset[str]], None] = {}  # in the order of the arms
+    trained: dict[tuple[int, tuple[str, ...]], None] = {}  # in the order of the arms
     for arm in dict.fromkeys(arms):
-        subset = select_episodes(
-            manifest,
-            arm.demo_count,
-            arm.action_free_ratio,
-            arm.seed,
-            labelled_tasks=sweep.data.labelled_tasks,
-        )
-        trained[arm.seed, frozenset((*subset.demos, *subset.action_free))] = None
+        subset = select_episodes(manifest, arm, quarantined, sweep.data.labelled_tasks)
+        trained[arm.seed, subset.episodes] = None
     return [episodes for _, episodes in trained]
 
 
 def make_plan(sweep: SweepConfig) -> Plan:
-    """Count what the sweep would do. Raises SweepError with every problem if it cannot run."""
-    if problems := store_problems(sweep.data, sweep.suite.tasks):
+    """Count what the sweep would do with the data that its last run pinned, the newest before its first run.
+
+    Raises SweepError with every problem if it cannot run, and StorageError if its storage cannot be read.
+    """
+    pinned = PinnedData.read(sweep)
+    quarantined = pinned.quarantined.keys()
+    if problems := store_problems(sweep.data, sweep.suite.tasks, pinned.version, quarantined):
         raise SweepError(sweep.name, problems)
-    manifest = load_manifest(open_storage(sweep.data.episodes))
+    manifest = load_manifest(open_storage(sweep.data.episodes), pinned.version)
     preset = PRESETS[sweep.policy.preset]
     assert preset.video
     unit = preset.video.patch * 2 ** (len(preset.video.block_out_channels) - 1)
@@ -118,17 +119,10 @@ def make_plan(sweep: SweepConfig) -> Plan:
             ],
         )
     arms = planned_arms(sweep)
-    labelled = sweep.data.labelled_tasks
-    largest = select_episodes(
-        manifest,
-        sweep.data.most_demos,
-        sweep.data.highest_ratio,
-        seed=sweep.seeds[0],
-        labelled_tasks=labelled,
-    )
+    largest = select_episodes(manifest, sweep.largest(), quarantined, sweep.data.labelled_tasks)
     entries = manifest.select((*largest.demos, *largest.action_free))
     shape, batch_size = preset.clip, sweep.train.batch_size // sweep.train.workers
-    video_models = len(planned_videos(sweep, manifest))
+    video_models = len(planned_videos(sweep, manifest, quarantined))
     steps = len(arms) * sweep.train.steps + video_models * (sweep.train.video_steps or sweep.train.steps)
     checkpoints = len(arms) * len(sweep.checkpoint_steps())
     rollouts = (checkpoints + len(arms) * len(sweep.suite.shifts)) * sweep.suite.listed

@@ -1,11 +1,12 @@
 """Parts of a curve: lines, their points, and comparisons of points."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.config.arms import Arm
 from orchestrator.cost import Cost
-from orchestrator.stats.fixed_sample import VERDICT, PairedComparison, verdict
+from orchestrator.stats.fixed_sample import VERDICT, Interval, PairedComparison, verdict
 from policy.config import PolicyKind
 
 WITHOUT_VIDEO: dict[PolicyKind, str] = {"diffusion_policy": "diffusion policy"}
@@ -47,6 +48,16 @@ class Series:
 
 
 @dataclass(frozen=True)
+class TaskScore:
+    """Score of a point on one task."""
+
+    successes: int
+    episodes: int
+    interval: Interval
+    """95 %, over the pooled episodes."""
+
+
+@dataclass(frozen=True)
 class Point:
     """One point of the curve, pooled over replicates."""
 
@@ -57,23 +68,41 @@ class Point:
     successes: int
     episodes: int
     errors: int
-    low: float
-    high: float
-    """Bounds of the 95 % interval over the pooled episodes, without the spread between training seeds."""
-    band_low: float
-    band_high: float
-    """Bounds of the 95 % interval with the spread between training seeds, if there are several
-    (`hierarchical_draws`).
-    """
+    interval: Interval
+    """95 %, over the pooled episodes, without the spread between training seeds."""
+    band: Interval
+    """95 %, with the spread between training seeds, if there are several (`hierarchical_draws`)."""
     seeds: int
     missing_seeds: tuple[int, ...]
     """Seeds that only other points of the curve have: pruned by the search, failed, or not scored yet."""
-    by_task: Mapping[str, tuple[int, int]]
-    """Task -> successes, episodes."""
+    by_task: Mapping[str, TaskScore]
     cost: Cost | None
     """Cost of all its arms; None if the cost of one is unknown."""
     early: bool
     """Whether a rule decided one of its arms before the end of the list."""
+
+    @property
+    def series(self) -> Series:
+        return Series(self.policy, self.action_free_ratio)
+
+
+@dataclass(frozen=True)
+class DemosToReach:
+    """Number of demos with which a line reaches a success rate."""
+
+    series: Series
+    rate: float
+    value: float
+    """Interpolated between the demo counts tried; 0: the fewest tried suffice, infinity: more than were
+    tried are needed.
+    """
+    interval: Interval
+    """95 %; bounds as `value`."""
+
+    @property
+    def reached(self) -> bool:
+        """Whether the line reaches the rate with the demo counts tried."""
+        return self.value < math.inf
 
 
 @dataclass(frozen=True)
@@ -85,11 +114,8 @@ class Comparison:
     first_policy: PolicyKind
     second_policy: PolicyKind
     result: PairedComparison
-    low: float
-    high: float
-    """Bounds of the 95 % interval of the difference, with the spread between training seeds if there are
-    several.
-    """
+    interval: Interval
+    """95 %, of the difference, with the spread between training seeds if there are several."""
     seeds: int
     """Number of seeds that both points have."""
     compared: int
@@ -105,16 +131,16 @@ class Comparison:
         too.
         """
         told = verdict(self.result.difference, self.p_corrected)
-        return VERDICT[0] if self.seeds > 1 and self.low <= 0 <= self.high else told
+        return VERDICT[0] if self.seeds > 1 and self.interval.low <= 0 <= self.interval.high else told
 
     def __str__(self) -> str:
-        r = self.result
+        r, (low, high) = self.result, self.interval
         corrected = (
             f", {self.p_corrected:.3g} corrected for {self.compared} comparisons" if self.compared > 1 else ""
         )
         seeds = f"; over {self.seeds} seeds" if self.seeds > 1 else ""
         return (
-            f"{self.first} against {self.second}: {r.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}] on"
+            f"{self.first} against {self.second}: {r.difference:+.2f} [{low:+.2f}, {high:+.2f}] on"
             f" {r.episodes} common episodes ({r.only_first} won only by the first, {r.only_second} only by"
             f" the second), {self.test} p = {r.p_value:.3g}{corrected}{seeds}: {self.verdict}"
         )

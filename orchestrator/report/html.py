@@ -1,7 +1,7 @@
 """A curve as one self-contained HTML page without scripts. `report.html.jinja`, `plot.html.jinja` and
 `report.css` lay it out.
 
-Pure: a function of `Curve.to_json()`, the films and the sweep file.
+Pure: a function of the curve's report, the films and the sweep file.
 """
 
 import base64
@@ -17,16 +17,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from orchestrator.redaction import redact
-from orchestrator.report.svg_plots import (
-    Plot,
-    Row,
-    cost_plot,
-    curve_plot,
-    distance_plot,
-    key,
-    outcomes_plot,
-    styles,
-)
+from orchestrator.report.curve_report import CurveReport
+from orchestrator.report.curve_types import Comparison
+from orchestrator.report.svg_plots import Plot, cost_plot, curve_plot, distance_plot, outcomes_plot, styles
+from orchestrator.stats.fixed_sample import Interval
+from orchestrator.stats.sample_efficiency import Estimate
 from orchestrator.tracking.rollout_videos import RolloutVideo
 
 FILMS_BYTES = 20_000_000
@@ -42,53 +37,51 @@ LOOKS = {"better": ("▲", "good"), "worse": ("▼", "bad")}
 """Sign and tone of a verdict, so that colour is never the only difference."""
 
 
-def page(data: Row, films: Sequence[RolloutVideo], sweep_yaml: str, films_bytes: int = FILMS_BYTES) -> str:
-    """Render the whole page as UTF-8 text. data: `Curve.to_json()`; sweep_yaml: the resolved sweep file,
-    empty if it is not known.
-    """
+def page(
+    report: CurveReport, films: Sequence[RolloutVideo], sweep_yaml: str, films_bytes: int = FILMS_BYTES
+) -> str:
+    """Render the whole page as UTF-8 text. sweep_yaml: the resolved sweep file, empty if it is not known."""
     shown, left_out = _that_fit(films, films_bytes)
-    lines = [
-        {**line, "style": style}
-        for line, style in zip(data["lines"], styles(data["lines"]).values(), strict=True)
-    ]
-    by_key = {key(line): line for line in lines}
-    cost = cost_plot(data, "cost-wide", 430, 392)
-    tasks = sorted({task for point in data["points"] for task in point["by_task"]})
+    points = [point.point for point in report.points]
+    cost = cost_plot(report, "cost-wide", 430, 392)
+    tasks = sorted({task for point in points for task in point.by_task})
     return (
         _environment()
         .get_template("report.html.jinja")
         .render(
-            data=data,
-            lines=lines,
-            line_of=lambda row: by_key[key(row)],
+            report=report,
+            points=points,
+            line_of={line.series: line for line in report.lines},
+            style_of=styles([line.series for line in report.lines]),
             tasks=tasks,
             curve=[
-                curve_plot(data, "curve-wide", 740 if cost else 1080, 392),
-                curve_plot(data, "curve-narrow", 344, 340),
+                curve_plot(report, "curve-wide", 740 if cost else 1080, 392),
+                curve_plot(report, "curve-narrow", 344, 340),
             ],
-            cost=[cost, cost_plot(data, "cost-narrow", 344, 300)] if cost else [],
+            cost=[cost, cost_plot(report, "cost-narrow", 344, 300)] if cost else [],
             task_plots=[
-                (task, curve_plot(data, f"task-{index}", 344, 240, task)) for index, task in enumerate(tasks)
+                (task, curve_plot(report, f"task-{index}", 344, 240, task))
+                for index, task in enumerate(tasks)
             ],
             distance=_both(
-                distance_plot(data, "distance-wide", 540, 340),
-                distance_plot(data, "distance-narrow", 344, 300),
+                distance_plot(report, "distance-wide", 540, 340),
+                distance_plot(report, "distance-narrow", 344, 300),
             ),
             outcomes=_both(
-                outcomes_plot(data, "outcomes-wide", 540, 340),
-                outcomes_plot(data, "outcomes-narrow", 344, 260),
+                outcomes_plot(report, "outcomes-wide", 540, 340),
+                outcomes_plot(report, "outcomes-narrow", 344, 260),
             ),
-            forest=_forest(data["comparisons"]),
+            forest=_forest(report.comparisons),
             looks=LOOKS,
             costs=[
                 (name, words)
                 for name, words in COSTS.items()
-                if any(row["cost"] and row["cost"].get(name) for row in data["arms"] or data["points"])
+                if any(row.cost and getattr(row.cost, name) for row in report.arms)
             ],
             films=shown,
             left_out=left_out,
             films_mb=films_bytes // 1_000_000,
-            early=any(row["early"] for row in [*data["points"], *data["arms"]]),
+            early=any(arm.early for arm in report.arms),
             sweep_yaml=sweep_yaml,
         )
     )
@@ -144,19 +137,19 @@ def _uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _forest(comparisons: Sequence[Row]) -> list[dict[str, float] | None]:
-    """Return every comparison's interval on one common scale, 0 (left) to 1 (right); no difference is 0.5.
-    None without numbers.
+def _forest(comparisons: Sequence[Comparison]) -> list[Estimate]:
+    """Return every comparison's difference and interval on one common scale, 0 (left) to 1 (right); no
+    difference is 0.5.
     """
-    known = [
-        abs(c[edge]) for c in comparisons for edge in ("low", "high", "difference") if c[edge] is not None
-    ]
-    reach = max([0.1, *known])
-    places = [
-        {edge: 0.5 + c[edge] / reach / 2 for edge in ("difference", "low", "high") if c[edge] is not None}
+    reach = max([0.1, *(abs(end) for c in comparisons for end in (c.result.difference, *c.interval))])
+
+    def place(value: float) -> float:
+        return 0.5 + value / reach / 2
+
+    return [
+        Estimate(place(c.result.difference), Interval(place(c.interval.low), place(c.interval.high)))
         for c in comparisons
     ]
-    return [place if len(place) == 3 else None for place in places]
 
 
 def _rate(value: float | None, sign: bool = False) -> str:

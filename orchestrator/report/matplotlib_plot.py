@@ -8,7 +8,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.report.curve_types import Series
-from orchestrator.report.summary import HOURS, caption, cost_axis, cost_in_numbers
+from orchestrator.report.summary import HOURS, caption, cost_axis, cost_report
 from orchestrator.tracking.mlflow_reader import VIDEO
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def draw(curve: "Curve", kind: str) -> bytes:
     """Return the figure as bytes; kind: png, svg or pdf."""
     from matplotlib.figure import Figure
 
-    costs, imagined = [cost_in_numbers(curve, point.cost) for point in curve.points], curve.imagined
+    costs, imagined = [cost_report(curve, point.cost) for point in curve.points], curve.imagined
     spent, unit = cost_axis(costs, HOURS)
     panels = 1 + bool(spent) + bool(imagined)
     figure = Figure(figsize=(7 + 3.6 * (panels - 1), 5), dpi=150, layout="constrained")
@@ -33,7 +33,9 @@ def draw(curve: "Curve", kind: str) -> bytes:
         panel.set_ylim(-0.03, 1.03)
         panel.grid(alpha=0.25)
     if spent:
-        _against_cost(axes[1], curve, unit, [None if cost is None else cost[spent] for cost in costs])
+        _against_cost(
+            axes[1], curve, unit, [None if cost is None else getattr(cost, spent) for cost in costs]
+        )
     if imagined:
         axes[-1].plot(
             [distance for distance, _ in imagined], [rate for _, rate in imagined], "o", color=GREY, alpha=0.7
@@ -78,8 +80,8 @@ def _against_demos(axes: Any, curve: "Curve") -> None:
         x, y = [point.demo_count * nudge for point in points], [point.success_rate for point in points]
         # An interval that was stopped early may lie to one side of the rate.
         spread = [
-            [max(0.0, p.success_rate - p.low) for p in points],
-            [max(0.0, p.high - p.success_rate) for p in points],
+            [max(0.0, p.success_rate - p.interval.low) for p in points],
+            [max(0.0, p.interval.high - p.success_rate) for p in points],
         ]
         axes.errorbar(x, y, spread, capsize=4, label=line.label, **style)
         for point in points:
@@ -91,8 +93,8 @@ def _against_demos(axes: Any, curve: "Curve") -> None:
         if max(point.seeds for point in points) > 1:
             axes.fill_between(
                 x,
-                [p.band_low for p in points],
-                [p.band_high for p in points],
+                [p.band.low for p in points],
+                [p.band.high for p in points],
                 color=style["color"],
                 alpha=0.1,
                 linewidth=0,

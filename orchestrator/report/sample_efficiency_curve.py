@@ -8,17 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
 from orchestrator.cost import added
-from orchestrator.report.curve_types import Comparison, Point, Series
+from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series, TaskScore
 from orchestrator.stats import sample_efficiency as efficiency
 from orchestrator.stats.fixed_sample import (
     Correlation,
+    Interval,
     PairedComparison,
     band,
     clopper_pearson,
@@ -29,12 +30,15 @@ from orchestrator.stats.fixed_sample import (
     rank_correlation,
     wilson,
 )
-from orchestrator.stats.sample_efficiency import Interval, estimated
+from orchestrator.stats.sample_efficiency import Estimate, estimated
 from orchestrator.stats.sequential import PairedEvidence, anytime_interval
 from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, ScoredArm, read_sweep
 from orchestrator.tracking.mlflow_writer import TrackingError
 from orchestrator.tracking.rollout_videos import RolloutVideo
 from sim_workers.rollout.suite import EpisodeSpec
+
+if TYPE_CHECKING:
+    from orchestrator.report.curve_report import CurveReport
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Curve:
         """
         return bool(self.sweep.get("suite", {}).get("decide"))
 
-    def interval(self, successes: int, episodes: int) -> tuple[float, float]:
+    def interval(self, successes: int, episodes: int) -> Interval:
         """Return the 95 % interval of a success rate of this curve: Wilson's, or the anytime-valid one if
         `looked_at`.
         """
@@ -116,11 +120,11 @@ class Curve:
 
     def _point(self, line: Series, demos: int, arms: list[ScoredArm], draws: NDArray[np.float64]) -> Point:
         successes, episodes = sum(arm.successes for arm in arms), sum(arm.episodes for arm in arms)
-        by_task: dict[str, tuple[int, int]] = {}
+        played, won = Counter[str](), Counter[str]()
         for arm in arms:
             for episode, success in arm.outcomes.items():
-                won, played = by_task.get(task := EpisodeSpec.task_of(episode), (0, 0))
-                by_task[task] = won + success, played + 1
+                played[task := EpisodeSpec.task_of(episode)] += 1
+                won[task] += success
         costs = [arm.cost for arm in arms if arm.cost]
         widest = (anytime_interval if self.looked_at else clopper_pearson)(successes, episodes)
         return Point(
@@ -131,11 +135,14 @@ class Curve:
             successes=successes,
             episodes=episodes,
             errors=sum(arm.errors for arm in arms),
-            **dict(zip(("low", "high"), self.interval(successes, episodes), strict=True)),
-            **dict(zip(("band_low", "band_high"), band(draws, widest), strict=True)),
+            interval=self.interval(successes, episodes),
+            band=band(draws, widest),
             seeds=len(arms),
             missing_seeds=tuple(sorted(set(self.seeds) - {arm.arm.seed for arm in arms})),
-            by_task=dict(sorted(by_task.items())),
+            by_task={
+                task: TaskScore(won[task], played[task], self.interval(won[task], played[task]))
+                for task in sorted(played)
+            },
             cost=added(costs) if len(costs) == len(arms) else None,
             early=any(arm.early for arm in arms),
         )
@@ -169,51 +176,39 @@ class Curve:
 
     # -- measures and comparisons
 
-    def area(self, line: Series) -> Interval:
+    def area(self, line: Series) -> Estimate:
         """Return the area under a line over log demos, as a fraction of the largest possible."""
         demos, rates, draws = self._rates(line)
         return estimated(
             float(efficiency.area(demos, rates)), list(np.clip(efficiency.area(demos, draws), 0, 1))
         )
 
-    def reach(self, line: Series, success_rate: float) -> Interval:
-        """Return the demos with which a line reaches a success rate; 0: at most the fewest tried, infinity:
-        more than were tried.
-        """
+    def reach(self, line: Series, success_rate: float) -> DemosToReach:
+        """Return the demos with which a line reaches a success rate."""
         if (line, success_rate) not in self._reached:
             demos, rates, draws = self._rates(line)
             value = efficiency.demos_to_reach(demos, rates, success_rate)
             drawn = [efficiency.demos_to_reach(demos, own, success_rate) for own in draws]
-            self._reached[line, success_rate] = estimated(value, drawn)
+            interval = estimated(value, drawn).interval
+            self._reached[line, success_rate] = DemosToReach(line, success_rate, value, interval)
         return self._reached[line, success_rate]
 
     @cached_property
-    def _reached(self) -> dict[tuple[Series, float], Interval]:
+    def _reached(self) -> dict[tuple[Series, float], DemosToReach]:
         return {}
 
-    def demos_to_reach(self, success_rate: float) -> dict[float | str, tuple[float, float, float] | str]:
-        """Return the demo count at which each line reaches a success rate, with a 95 % interval, or "not
-        reached".
+    def demos_to_reach(self, success_rate: float) -> list[DemosToReach]:
+        """Return the demos with which each line reaches a success rate, in the order of `lines`."""
+        return [self.reach(line, success_rate) for line in self.lines]
 
-        Lines with video have their ratio as key, baselines their policy's name: {0.0: (31.5, 20.0, inf), 1.0:
-        (12.0, 0.0, 18.0)}. 0 means that the fewest demos tried suffice, infinity that more than were tried
-        are needed.
-        """
-        answer: dict[float | str, tuple[float, float, float] | str] = {}
-        for line in self.lines:
-            told = self.reach(line, success_rate)
-            reached = (told.value, told.low, told.high) if told.value < float("inf") else "not reached"
-            answer[line.policy if line.baseline else line.action_free_ratio] = reached
-        return answer
-
-    def data_equivalence(self, line: Series) -> Interval | None:
+    def data_equivalence(self, line: Series) -> Estimate | None:
         """Return how many times as many demos the lowest ratio needs as this line; None for that ratio itself
         and for baselines.
         """
         return self._worth.get(line)
 
     @cached_property
-    def _worth(self) -> dict[Series, Interval]:
+    def _worth(self) -> dict[Series, Estimate]:
         base = self.lines[0]
         return {
             line: self._worth_of(line, base)
@@ -221,7 +216,7 @@ class Curve:
             if not (line.baseline or base.baseline or line == base)
         }
 
-    def _worth_of(self, line: Series, base: Series) -> Interval:
+    def _worth_of(self, line: Series, base: Series) -> Estimate:
         (demos, rates, draws), (more, mixed, mixed_draws) = self._rates(base), self._rates(line)
         value = efficiency.data_equivalence((demos, rates), (more, mixed))
         return estimated(
@@ -283,7 +278,7 @@ class Curve:
         (line, count), (other, other_count) = first, second
         words = line.words(count, " with video" if line.policy != other.policy else "")
         cells = list(self._cells)
-        low, high = interval_of(
+        interval = interval_of(
             np.clip(self._draws[:, cells.index(first)] - self._draws[:, cells.index(second)], -1, 1)
         )
         seeds = {scored.arm.seed for scored in self._cells[first]} & {
@@ -291,17 +286,16 @@ class Curve:
         }
         test = "anytime-valid" if self.looked_at else "exact McNemar"
         return Comparison(
-            words,
-            other.words(other_count),
-            line.policy,
-            other.policy,
-            result,
-            low,
-            high,
-            len(seeds),
-            compared,
-            test,
-            p,
+            first=words,
+            second=other.words(other_count),
+            first_policy=line.policy,
+            second_policy=other.policy,
+            result=result,
+            interval=interval,
+            seeds=len(seeds),
+            compared=compared,
+            test=test,
+            p_corrected=p,
         )
 
     def _outcomes(self, cell: tuple[Series, int]) -> dict[str, bool]:
@@ -334,11 +328,15 @@ class Curve:
 
     # -- output
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the whole report as JSON, see `orchestrator/report/summary.py`."""
+    def report(self) -> "CurveReport":
+        """Return the report, in numbers and sentences."""
         from orchestrator.report.summary import report
 
         return report(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON."""
+        return self.report().to_json()
 
     def draw(self, kind: str) -> bytes:
         """Return the figure as bytes; kind: png, svg or pdf."""
@@ -351,7 +349,7 @@ class Curve:
         from orchestrator.report.html import page
 
         sweep_file = yaml.safe_dump(dict(self.sweep), sort_keys=False) if self.sweep else ""
-        return page(self.to_json(), videos, sweep_file)
+        return page(self.report(), videos, sweep_file)
 
     def save(self, path: str | Path) -> None:
         """Write the curve as PNG, SVG, PDF or JSON, by the file's suffix."""

@@ -2,14 +2,25 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from orchestrator.config.schema import Prices
 from orchestrator.cost import Cost
-from orchestrator.report.curve_types import Point, Series
+from orchestrator.report.curve_report import (
+    ArmReport,
+    CheckpointVideo,
+    CostReport,
+    CurveReport,
+    EpisodeVideo,
+    EquivalenceReport,
+    Fact,
+    PointReport,
+    ReachReport,
+    SeriesReport,
+    VideoReport,
+)
+from orchestrator.report.curve_types import Series
 from orchestrator.report.sample_efficiency_curve import Curve
-from orchestrator.stats.sample_efficiency import Interval
 from orchestrator.tracking.mlflow_reader import VIDEO, ScoredArm
 
 RATES = (0.5, 0.8, 0.9)
@@ -19,21 +30,21 @@ COST_AXES = {"money": "money at the sweep's prices"} | HOURS
 """Cost axes of success plots with their units, in order of preference."""
 
 
-def report(curve: Curve) -> dict[str, Any]:
-    """Return the report as JSON: unbounded numbers are null, and the text next to them says so."""
-    return {
-        "name": curve.name,
-        "protocol": curve.protocol,
-        "caption": caption(curve),
-        "answer": answer(curve),
-        "lines": [_line(curve, line) for line in curve.lines],
-        "points": [_point(curve, point) for point in curve.points],
-        "arms": [_arm(curve, scored) for scored in curve.arms],
-        "comparisons": _comparisons(curve),
-        "video": _video(curve),
-        "protocol_facts": _protocol_facts(curve),
-        "provenance": _provenance(curve),
-    }
+def report(curve: Curve) -> CurveReport:
+    """Return a curve's report."""
+    return CurveReport(
+        name=curve.name,
+        protocol=curve.protocol,
+        caption=caption(curve),
+        answer=tuple(answer(curve)),
+        lines=tuple(_line(curve, line) for line in curve.lines),
+        points=tuple(PointReport(point, cost_report(curve, point.cost)) for point in curve.points),
+        arms=tuple(_arm(curve, scored) for scored in curve.arms),
+        comparisons=tuple(curve.comparisons),
+        video=_video(curve),
+        protocol_facts=_protocol_facts(curve),
+        provenance=_provenance(curve),
+    )
 
 
 def answer(curve: Curve) -> list[str]:
@@ -56,39 +67,41 @@ def answer(curve: Curve) -> list[str]:
 
 def equivalence_in_words(curve: Curve, line: Series) -> str:
     """Return the sentence on how many demos action-free video replaces, or that there is no evidence; empty
-    for lines without `worth`.
+    for the lowest ratio and for baselines.
     """
-    worth = curve.data_equivalence(line)
-    if worth is None:
+    factor = curve.data_equivalence(line)
+    if factor is None:
         return ""
+    value, (low, high) = factor.value, factor.interval
     base = f"{curve.lines[0].action_free_ratio:g}"
     ratio = f"An action-free ratio of {line.action_free_ratio:g}"
-    if math.isnan(worth.value):
+    if math.isnan(value):
         return f"{ratio} cannot be told from one of {base} in demos: both lines are flat."
-    interval = f"95 % interval {_factor(worth.low)} to {_factor(worth.high)}"
-    if worth.value in (0, math.inf):
-        first, second = (line, curve.lines[0]) if worth.value else (curve.lines[0], line)
+    interval = f"95 % interval {_factor(low)} to {_factor(high)}"
+    if value in (0, math.inf):
+        first, second = (line, curve.lines[0]) if value else (curve.lines[0], line)
         return (
             f"{_title(first)} reaches more with its fewest demos than {second.label} with its most: what"
             f" demos are worth is not bounded ({interval})."
         )
-    if worth.low <= 1 <= worth.high:
+    if low <= 1 <= high:
         return (
-            f"No evidence that {ratio[0].lower()}{ratio[1:]} replaces demos: {_times(worth.value)} the demos"
+            f"No evidence that {ratio[0].lower()}{ratio[1:]} replaces demos: {_times(value)} the demos"
             f" ({interval})."
         )
-    return f"{ratio} is worth {_times(worth.value)} the demos of one of {base} ({interval})."
+    return f"{ratio} is worth {_times(value)} the demos of one of {base} ({interval})."
 
 
 def reach_in_words(curve: Curve, line: Series, rate: float) -> str:
     """Return the sentence on the number of demos with which a line reaches a rate."""
-    told, counts = curve.reach(line, rate), [point.demo_count for point in curve.of_line(line)]
-    if told.value == math.inf:
-        least = "" if told.low == math.inf else f"; at best {_demos(told.low, counts)} demos"
+    found, counts = curve.reach(line, rate), [point.demo_count for point in curve.of_line(line)]
+    low, high = found.interval
+    if not found.reached:
+        least = "" if low == math.inf else f"; at best {_demos(low, counts)} demos"
         return f"{rate:g} is not reached with up to {counts[-1]} demos{least}."
     return (
-        f"{rate:g} is reached with {_demos(told.value, counts)} demos (95 % interval"
-        f" {_demos(told.low, counts)} to {_demos(told.high, counts)})."
+        f"{rate:g} is reached with {_demos(found.value, counts)} demos (95 % interval"
+        f" {_demos(low, counts)} to {_demos(high, counts)})."
     )
 
 
@@ -133,27 +146,17 @@ def caption(curve: Curve) -> str:
     return "; ".join(said) + f". Protocol {curve.protocol}."
 
 
-def cost_in_numbers(curve: Curve, cost: Cost | None) -> dict[str, Any] | None:
-    """Return a cost as hours, counts, and money; money is None without prices."""
+def cost_report(curve: Curve, cost: Cost | None) -> CostReport | None:
+    """Return a cost in hours, counts, and money at the sweep's prices."""
     if cost is None:
         return None
-    money = cost.money(Prices(**curve.sweep.get("prices", {})))
-    return {
-        "gpu_hours": cost.gpu_s / 3600,
-        "cpu_hours": cost.cpu_s / 3600,
-        "episodes": cost.episodes,
-        "control_steps": cost.control_steps,
-        "money": money or None,
-        "text": str(cost),
-    }
+    return CostReport.of(cost, cost.money(Prices(**curve.sweep.get("prices", {}))))
 
 
-def cost_axis(
-    costs: Sequence[Mapping[str, Any] | None], among: Mapping[str, str] = COST_AXES
-) -> tuple[str, str]:
+def cost_axis(costs: Sequence[CostReport | None], among: Mapping[str, str] = COST_AXES) -> tuple[str, str]:
     """Return the first kind of cost that any point has spent, with its unit; empty strings if none."""
     return next(
-        ((kind, unit) for kind, unit in among.items() if any(cost and cost.get(kind) for cost in costs)),
+        ((kind, unit) for kind, unit in among.items() if any(cost and getattr(cost, kind) for cost in costs)),
         ("", ""),
     )
 
@@ -161,148 +164,91 @@ def cost_axis(
 # -- parts ---------------------------------------------------------------------------------------------------
 
 
-def _line(curve: Curve, line: Series) -> dict[str, Any]:
-    worth = curve.data_equivalence(line)
-    area = curve.area(line)
-    reach = []
-    for rate in RATES:
-        demos, low, high = (_bounded(value) for value in asdict(curve.reach(line, rate)).values())
-        reach.append(
-            {
-                "rate": rate,
-                "demos": demos,
-                "low": low,
-                "high": high,
-                "text": reach_in_words(curve, line, rate),
-            }
-        )
-    return {
-        "policy": line.policy,
-        "action_free_ratio": line.action_free_ratio,
-        "label": line.label,
-        "dashed": line.baseline,
-        "area": asdict(area) if len(curve.of_line(line)) > 1 else None,
-        "reach": reach,
-        "worth": {**_finite(worth), "text": equivalence_in_words(curve, line)} if worth else None,
-    }
+def _line(curve: Curve, line: Series) -> SeriesReport:
+    factor = curve.data_equivalence(line)
+    return SeriesReport(
+        series=line,
+        label=line.label,
+        area=curve.area(line) if len(curve.of_line(line)) > 1 else None,
+        reach=tuple(
+            ReachReport(curve.reach(line, rate), reach_in_words(curve, line, rate)) for rate in RATES
+        ),
+        equivalence=EquivalenceReport(factor, equivalence_in_words(curve, line)) if factor else None,
+    )
 
 
-def _point(curve: Curve, point: Point) -> dict[str, Any]:
-    tasks = {
-        task: {
-            "successes": won,
-            "episodes": played,
-            **dict(zip(("low", "high"), curve.interval(won, played), strict=True)),
-        }
-        for task, (won, played) in point.by_task.items()
-    }
-    return vars(point) | {
-        "missing_seeds": list(point.missing_seeds),
-        "by_task": tasks,
-        "cost": cost_in_numbers(curve, point.cost),
-    }
+def _arm(curve: Curve, scored: ScoredArm) -> ArmReport:
+    return ArmReport(
+        arm=scored.arm.name,
+        policy=scored.arm.kind,
+        demo_count=scored.arm.demo_count,
+        action_free_ratio=scored.arm.action_free_ratio,
+        seed=scored.arm.seed,
+        step=scored.step,
+        successes=scored.successes,
+        episodes=scored.episodes,
+        errors=scored.errors,
+        interval=curve.interval(scored.successes, scored.episodes),
+        cost=cost_report(curve, scored.cost),
+        run_id=scored.run_id,
+        early=scored.early,
+    )
 
 
-def _arm(curve: Curve, scored: ScoredArm) -> dict[str, Any]:
-    low, high = curve.interval(scored.successes, scored.episodes)
-    return {
-        "arm": scored.arm.name,
-        "policy": scored.arm.kind,
-        "demo_count": scored.arm.demo_count,
-        "action_free_ratio": scored.arm.action_free_ratio,
-        "seed": scored.arm.seed,
-        "step": scored.step,
-        "successes": scored.successes,
-        "episodes": scored.episodes,
-        "errors": scored.errors,
-        "low": low,
-        "high": high,
-        "cost": cost_in_numbers(curve, scored.cost),
-        "run_id": scored.run_id,
-        "early": scored.early,
-    }
-
-
-def _comparisons(curve: Curve) -> list[dict[str, Any]]:
-    return [
-        {
-            **{name: value for name, value in vars(c).items() if name != "result"},
-            "difference": c.result.difference,
-            **asdict(c.result),
-            "verdict": c.verdict,
-            "text": str(c),
-        }
-        for c in curve.comparisons
-    ]
-
-
-def _video(curve: Curve) -> dict[str, Any] | None:
-    """Return the distances between imagined and executed video, and their correlation with success; None
-    without any.
-    """
-    points = [
-        {"arm": s.arm.name, "step": step, **told} for s in curve.arms for step, told in s.imagined.items()
-    ]
-    episodes = [
-        {
-            "arm": s.arm.name,
-            "episode": note["episode"],
-            "task": note["task"],
-            "result": note["result"],
-            "distance": note["mean_distance"],
-        }
-        for s in curve.arms
-        for note in s.films
+def _video(curve: Curve) -> VideoReport | None:
+    points = tuple(
+        CheckpointVideo(scored.arm.name, step, measures)
+        for scored in curve.arms
+        for step, measures in scored.imagined.items()
+    )
+    episodes = tuple(
+        EpisodeVideo(scored.arm.name, note["episode"], note["task"], note["result"], note["mean_distance"])
+        for scored in curve.arms
+        for note in scored.films
         if note["mean_distance"] is not None
-    ]
+    )
     if not points and not episodes:
         return None
     found = curve.video_and_success()
     text = f"{len(points)} checkpoints: too few, or too much alike, for a correlation with success."
     if found:
+        low, high = found.interval
         together = "they go together" if found.rho > 0 else "they go against each other"
-        shown = "no evidence that they go together" if found.low <= 0 <= found.high else together
-        between = f"{found.rho:+.2f} [{found.low:+.2f}, {found.high:+.2f}] over {found.number} checkpoints"
+        shown = "no evidence that they go together" if low <= 0 <= high else together
+        between = f"{found.rho:+.2f} [{low:+.2f}, {high:+.2f}] over {found.number} checkpoints"
         text = f"Better imagined video and more success: rank correlation {between}: {shown}."
-    correlation = asdict(found) | {"text": text} if found else None
-    return {
-        "measure": VIDEO[2],
-        "points": points,
-        "episodes": episodes,
-        "correlation": correlation,
-        "text": text,
-    }
+    return VideoReport(VIDEO[2], points, episodes, found, text)
 
 
-def _protocol_facts(curve: Curve) -> list[list[str]]:
+def _protocol_facts(curve: Curve) -> tuple[Fact, ...]:
     sweep = curve.sweep
-    facts = [["protocol", curve.protocol]]
+    facts = [("protocol", curve.protocol)]
     for section, names in {
         "suite": ("tasks", "episodes", "horizon", "settle", "success", "gl", "rung", "decide"),
         "train": ("mode", "steps", "video_steps", "batch_size", "checkpoint_every"),
     }.items():
         facts += [
-            [f"{section}.{name}", _words(sweep[section][name])]
+            (f"{section}.{name}", _words(sweep[section][name]))
             for name in names
             if sweep.get(section, {}).get(name) not in (None, "", [])
         ]
-    facts += [[name, _words(sweep[name])] for name in ("seeds", "search") if name in sweep]
-    return facts
+    facts += [(name, _words(sweep[name])) for name in ("seeds", "search") if name in sweep]
+    return tuple(facts)
 
 
-def _provenance(curve: Curve) -> list[list[str]]:
+def _provenance(curve: Curve) -> tuple[Fact, ...]:
     kept = {
         name.removeprefix("demoscale."): value
         for name, value in curve.tags.items()
         if name.startswith("demoscale.")
     }
     own = [
-        [name.replace("_", " "), value]
+        (name.replace("_", " "), value)
         for name, value in sorted(kept.items())
         if name not in ("arm", "sweep", "subset", "replicates", "protocol")
     ]
     data = curve.sweep.get("data", {})
-    return ([["episodes", data["episodes"]]] if "episodes" in data else []) + own
+    return (*([("episodes", data["episodes"])] if "episodes" in data else []), *own)
 
 
 # -- in words ------------------------------------------------------------------------------------------------
@@ -330,14 +276,6 @@ def _demos(value: float, counts: list[int]) -> str:
         if value == math.inf
         else f"{value:.0f}"
     )
-
-
-def _bounded(value: float) -> float | None:
-    return value if 0 < value < math.inf else None
-
-
-def _finite(told: Interval) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in asdict(told).items()}
 
 
 def _words(value: Any) -> str:

@@ -6,10 +6,12 @@ Pure.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol, TypeGuard, TypeVar
 
+from orchestrator.report.curve_report import CurveReport, SeriesReport, VideoReport
+from orchestrator.report.curve_types import Series
 from orchestrator.report.matplotlib_plot import spread_labels
 from orchestrator.report.summary import cost_axis
 from orchestrator.report.svg_axes import (
@@ -24,11 +26,6 @@ from orchestrator.report.svg_axes import (
     spread,
     unit_scale,
 )
-
-Row = Mapping[str, Any]
-"""An object of `Curve.to_json()`: a line, a point, an arm."""
-Key = tuple[str, float]
-"""Policy and action-free ratio, which identify a line."""
 
 # Styles of lines with video, then of baselines. `report.css` colours the tones; shape and dash distinguish
 # lines without colour.
@@ -114,86 +111,72 @@ class Plot:
     """Whether denominators stand next to the points."""
 
 
-def styles(lines: Sequence[Row]) -> dict[Key, Style]:
+def styles(lines: Sequence[Series]) -> dict[Series, Style]:
     """Return the style of every line, in the order of the lines."""
-    looks: dict[Key, Style] = {}
+    looks: dict[Series, Style] = {}
     ours = baselines = 0
     for line in lines:
-        if line["dashed"]:
-            looks[key(line)] = Style(
+        if line.baseline:
+            looks[line] = Style(
                 "0",
                 BASELINE_SHAPES[baselines % 2],
                 BASELINE_DASHES[baselines // 2 % 2 if baselines > 1 else baselines],
             )
             baselines += 1
         else:
-            looks[key(line)] = Style(TONES[ours % 4], SHAPES[(ours + ours // 4) % 4], DASHES[ours % 4])
+            looks[line] = Style(TONES[ours % 4], SHAPES[(ours + ours // 4) % 4], DASHES[ours % 4])
             ours += 1
     return looks
 
 
-def key(row: Row) -> Key:
-    """Return the key of the line that a row belongs to."""
-    return row["policy"], float(row["action_free_ratio"])
-
-
-def curve_plot(data: Row, name: str, width: float, height: float, task: str = "") -> Plot:
+def curve_plot(report: CurveReport, name: str, width: float, height: float, task: str = "") -> Plot:
     """Plot success against demos on a log axis: bands, intervals, replicates, and denominators if there is
     room for them.
 
     task: only its episodes, without bands and replicates, which are not counted by task; empty: all.
     """
     frame = Frame(width, height, 46.0, width - 10)
-    counts = sorted({point["demo_count"] for point in data["points"]})
-    looks = styles(data["lines"])
+    points = [point.point for point in report.points]
+    counts = sorted({point.demo_count for point in points})
+    looks = _styles(report)
     room = 12.0 + NUDGE * len(looks)
     labelled = (
         not task and closest(log_scale(counts, frame.left + room, frame.right - room), counts) >= LABELLED
     )
     room += 36.0 if labelled else 0.0
     x, y = log_scale(counts, frame.left + room, frame.right - room), unit_scale(frame.bottom, frame.top)
-    target = None if task else target_rate(data["lines"])
+    target = None if task else target_rate(report.lines)
     traces = []
-    for index, (line, (own, style)) in enumerate(zip(data["lines"], looks.items(), strict=True)):
+    for index, line in enumerate(report.lines):
         nudge = _nudge(index, len(looks))
         dots, edges = [], []
-        for point in _of(data["points"], own):
-            counted = point["by_task"].get(task) if task else point
-            if not counted or not counted["episodes"]:
+        for point in _of(points, line.series):
+            counted = point.by_task.get(task) if task else point
+            if not counted or not counted.episodes:
                 continue
-            rate, place = counted["successes"] / counted["episodes"], x(point["demo_count"]) + nudge
-            denominator = (
-                f"{counted['successes']}/{counted['episodes']}{'†' if point['early'] and not task else ''}"
-            )
+            rate, place = counted.successes / counted.episodes, x(point.demo_count) + nudge
+            early = "†" if point.early and not task else ""
+            denominator = f"{counted.successes}/{counted.episodes}{early}"
+            low, high = counted.interval
             words = (
-                f"{line['label']}, {point['demo_count']} demos: {denominator} = {rate:.2f}"
-                f" [{counted['low']:.2f}, {counted['high']:.2f}]"
+                f"{line.label}, {point.demo_count} demos: {denominator} = {rate:.2f} [{low:.2f}, {high:.2f}]"
             )
-            dots.append(
-                Marker(
-                    place,
-                    y(rate),
-                    y(counted["low"]),
-                    y(counted["high"]),
-                    words,
-                    denominator if labelled else "",
-                )
-            )
-            if not task and point["band_low"] is not None:
-                edges.append((place, y(point["band_low"]), y(point["band_high"])))
-        arms = [] if task else [arm for arm in _of(data["arms"], own) if arm["episodes"]]
-        seeds = sorted({arm["seed"] for arm in arms})
+            dots.append(Marker(place, y(rate), y(low), y(high), words, denominator if labelled else ""))
+            if not task:
+                edges.append((place, y(point.band.low), y(point.band.high)))
+        arms = [] if task else [arm for arm in _of(report.arms, line.series) if arm.episodes]
+        seeds = sorted({arm.seed for arm in arms})
         replicates = [
             polyline(
-                (x(a["demo_count"]) + nudge, y(a["successes"] / a["episodes"]))
-                for a in sorted(arms, key=_demos)
-                if a["seed"] == seed
+                (x(arm.demo_count) + nudge, y(arm.successes / arm.episodes))
+                for arm in arms
+                if arm.seed == seed
             )
             for seed in (seeds if len(seeds) > 1 else ())
         ]
         traces.append(
             Trace(
-                style,
+                looks[line.series],
                 tuple(dots),
                 polyline((d.x, d.y) for d in dots),
                 area(edges),
@@ -215,42 +198,35 @@ def curve_plot(data: Row, name: str, width: float, height: float, task: str = ""
     )
 
 
-def cost_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
+def cost_plot(report: CurveReport, name: str, width: float, height: float) -> Plot | None:
     """Plot success against the points' cost, labelled with demo counts; None if no cost is known."""
-    kind, unit = cost_axis([point["cost"] for point in data["points"]])
+    kind, unit = cost_axis([point.cost for point in report.points])
     if not kind:
         return None
+    # money is known if all resources used have a price
     known = [
-        point for point in data["points"] if point["cost"] and _known(point["cost"].get(kind))
-    ]  # money is known if all resources used have a price
+        (point.point, float(spent))
+        for point in report.points
+        if point.cost and _known(spent := getattr(point.cost, kind))
+    ]
     frame = Frame(width, height, 46.0, width - 16)
-    x, ticks, scale = measure(
-        [float(point["cost"][kind]) for point in known], frame.left + 16, frame.right - 20
-    )
+    x, ticks, scale = measure([spent for _, spent in known], frame.left + 16, frame.right - 20)
     y = unit_scale(frame.bottom, frame.top)
     traces, words = [], []
-    for line, (own, style) in zip(data["lines"], styles(data["lines"]).items(), strict=True):
+    looks = _styles(report)
+    for line in report.lines:
         dots = []
-        for point in _of(known, own):
-            place, rate = x(float(point["cost"][kind])), point["success_rate"]
-            said = (
-                f"{line['label']}, {point['demo_count']} demos: {rate:.2f} for {point['cost'][kind]:.3g}"
-                f" {unit}"
-            )
+        for point, spent in known:
+            if point.series != line.series:
+                continue
+            place, rate = x(spent), point.success_rate
+            said = f"{line.label}, {point.demo_count} demos: {rate:.2f} for {spent:.3g} {unit}"
+            low, high = map(y, point.interval)
             dots.append(
-                Marker(
-                    place,
-                    y(rate),
-                    y(point["low"]),
-                    y(point["high"]),
-                    said,
-                    f"{point['demo_count']}",
-                    place + 8,
-                    y(rate) + 14,
-                )
+                Marker(place, y(rate), low, high, said, f"{point.demo_count}", place + 8, y(rate) + 14)
             )
             words.append(said)
-        traces.append(Trace(style, tuple(dots), polyline((dot.x, dot.y) for dot in dots)))
+        traces.append(Trace(looks[line.series], tuple(dots), polyline((dot.x, dot.y) for dot in dots)))
     x_label = f"{unit}{scale}; beside the points: demos"
     return Plot(
         name,
@@ -265,88 +241,75 @@ def cost_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
     )
 
 
-def distance_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
+def distance_plot(report: CurveReport, name: str, width: float, height: float) -> Plot | None:
     """Plot success against the distance of imagined from executed video, for every scored checkpoint; None
     without any.
     """
-    video = data["video"]
-    points = (
-        [
-            point
-            for point in video["points"]
-            if _known(point.get("video_distance")) and _known(point["success_rate"])
-        ]
-        if video
-        else []
-    )
-    if not points:
+    video = report.video
+    points = [
+        (point, distance, rate)
+        for point in (video.points if video else ())
+        if _known(distance := point.measures.get("video_distance"))
+        and _known(rate := point.measures["success_rate"])
+    ]
+    if not video or not points:
         return None
     frame = Frame(width, height, 46.0, width - 16)
-    x, ticks, scale = measure(
-        [point["video_distance"] for point in points], frame.left + 14, frame.right - 14
-    )
+    x, ticks, scale = measure([distance for _, distance, _ in points], frame.left + 14, frame.right - 14)
     y = unit_scale(frame.bottom, frame.top)
-    of_arm = {arm["arm"]: key(arm) for arm in data["arms"]}
+    series_of = {arm.arm: arm.series for arm in report.arms}
     traces = []
-    for own, style in styles(data["lines"]).items():
-        mine = [point for point in points if of_arm.get(point["arm"]) == own]
+    for series, style in _styles(report).items():
         dots = [
-            Marker(
-                x(p["video_distance"]),
-                y(p["success_rate"]),
-                y(p["success_rate"]),
-                y(p["success_rate"]),
-                f"{p['arm']}, step {p['step']}",
-            )
-            for p in mine
+            Marker(x(distance), y(rate), y(rate), y(rate), f"{point.arm}, step {point.step}")
+            for point, distance, rate in points
+            if series_of.get(point.arm) == series
         ]
         traces.append(Trace(style, tuple(dots), ""))
-    words = f"{len(points)} checkpoints. {video['text']}"
+    words = f"{len(points)} checkpoints. {video.text}"
     x_label = _distance_axis(video, scale)
     title = "Success against the distance between imagined and executed video"
     return Plot(name, title, words, frame, x_label, "success rate", ticks, rate_ticks(y), tuple(traces))
 
 
-def outcomes_plot(data: Row, name: str, width: float, height: float) -> Plot | None:
+def outcomes_plot(report: CurveReport, name: str, width: float, height: float) -> Plot | None:
     """Plot every filmed episode's video distance, successes above failures; None without any."""
-    video = data["video"]
-    episodes = [episode for episode in video["episodes"] if _known(episode["distance"])] if video else []
-    if not episodes:
+    video = report.video
+    episodes = [episode for episode in (video.episodes if video else ()) if _known(episode.distance)]
+    if not video or not episodes:
         return None
     frame = Frame(width, height, 66.0, width - 16)
-    x, ticks, scale = measure(
-        [episode["distance"] for episode in episodes], frame.left + 14, frame.right - 14
-    )
+    x, ticks, scale = measure([episode.distance for episode in episodes], frame.left + 14, frame.right - 14)
     tall = frame.bottom - frame.top
     rows = {"success": frame.top + tall * 0.27, "failure": frame.top + tall * 0.73}
     traces, words = [], []
     for result, style in (("success", Style("good", "circle", "")), ("failure", Style("bad", "cross", ""))):
         mine = sorted(
-            (episode for episode in episodes if episode["result"] == result),
-            key=lambda episode: episode["distance"],
+            (episode for episode in episodes if episode.result == result),
+            key=lambda episode: episode.distance,
         )
         # Spread within the row by a fixed sequence, so that equal distances stay visible and the page is
         # reproducible.
         places = [rows[result] + ((index * 0.618034) % 1 - 0.5) * tall * 0.36 for index in range(len(mine))]
         dots = tuple(
-            Marker(x(e["distance"]), at, at, at, f"{e['episode']}, {e['arm']}")
+            Marker(x(e.distance), at, at, at, f"{e.episode}, {e.arm}")
             for e, at in zip(mine, places, strict=True)
         )
-        middle = x(mine[len(mine) // 2]["distance"]) if mine else None
+        median = mine[len(mine) // 2].distance if mine else None
+        middle = None if median is None else x(median)
         traces.append(Trace(style, dots, "", drop=middle))
         words.append(
-            f"{len(mine)} with {result}"
-            + (f", median distance {mine[len(mine) // 2]['distance']:.3g}" if mine else "")
+            f"{len(mine)} with {result}" + ("" if median is None else f", median distance {median:.3g}")
         )
     y_ticks = tuple(Tick(at, result) for result, at in rows.items())
     title, x_label = "Distance of imagined from executed video, by outcome", _distance_axis(video, scale)
     return Plot(name, title, "; ".join(words), frame, x_label, "", ticks, y_ticks, tuple(traces))
 
 
-def target_rate(lines: Sequence[Row]) -> float | None:
+def target_rate(lines: Sequence[SeriesReport]) -> float | None:
     """Return the highest reported success rate that any line reaches; None if none does."""
     return max(
-        (float(reach["rate"]) for line in lines for reach in line["reach"] if reach["demos"] is not None),
+        (reach.found.rate for line in lines for reach in line.reach if reach.demos is not None),
         default=None,
     )
 
@@ -382,28 +345,41 @@ def _nudge(index: int, lines: int) -> float:
     return (index - (lines - 1) / 2) * 2 * NUDGE
 
 
-def _of(rows: Sequence[Row], own: Key) -> list[Row]:
-    return sorted((row for row in rows if key(row) == own), key=_demos)
+class _OnLine(Protocol):
+    """A point or an arm."""
+
+    @property
+    def series(self) -> Series: ...
+
+    @property
+    def demo_count(self) -> int: ...
 
 
-def _demos(row: Row) -> int:
-    return int(row["demo_count"])
+_T = TypeVar("_T", bound=_OnLine)
 
 
-def _drop(line: Row, target: float | None, x: Scale) -> float | None:
-    demos = [
-        reach["demos"] for reach in line["reach"] if reach["rate"] == target and reach["demos"] is not None
-    ]
+def _of(rows: Sequence[_T], series: Series) -> list[_T]:
+    """Return the rows of a line, by demo count."""
+    return sorted((row for row in rows if row.series == series), key=lambda row: row.demo_count)
+
+
+def _styles(report: CurveReport) -> dict[Series, Style]:
+    return styles([line.series for line in report.lines])
+
+
+def _drop(line: SeriesReport, target: float | None, x: Scale) -> float | None:
+    """Return the coordinate at which a line reaches the target; None if it does not."""
+    demos = [reach.demos for reach in line.reach if reach.found.rate == target and reach.demos is not None]
     return x(demos[0]) if demos else None
 
 
-def _distance_axis(video: Row, scale: str) -> str:
+def _distance_axis(video: VideoReport, scale: str) -> str:
     """Return the axis label, short enough for the narrowest figure; the page's table has the measure's full
     name.
     """
-    measure = str(video["measure"])
-    return f"distance ({measure if len(measure) <= 24 else measure[:23] + '…'}){scale}"
+    measure = video.measure if len(video.measure) <= 24 else video.measure[:23] + "…"
+    return f"distance ({measure}){scale}"
 
 
-def _known(value: float | None) -> bool:
+def _known(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)

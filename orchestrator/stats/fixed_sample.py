@@ -6,6 +6,7 @@ Shapes: C cells (points of a curve), R replicates (seeds), E episodes of the sui
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +18,17 @@ LEVEL = 0.05
 VERDICT = "no evidence of a difference", "better", "worse"
 
 
+class Interval(NamedTuple):
+    """Interval of a number; a bound may be infinite."""
+
+    low: float
+    high: float
+
+
 # -- one rate ------------------------------------------------------------------------------------------------
 
 
-def wilson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
     """Return the Wilson score interval of a success rate (Wilson 1927), for display.
 
     Its nominal coverage holds approximately, on average over rates. Assumes independent episodes of one
@@ -29,7 +37,7 @@ def wilson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[flo
     return _interval(successes, episodes, confidence, "wilson")
 
 
-def clopper_pearson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
+def clopper_pearson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
     """Return the exact interval of a success rate (Clopper and Pearson 1934), for claims: it covers at least
     its nominal level at every rate.
 
@@ -38,13 +46,13 @@ def clopper_pearson(successes: int, episodes: int, confidence: float = 0.95) -> 
     return _interval(successes, episodes, confidence, "exact")
 
 
-def _interval(successes: int, episodes: int, confidence: float, method: str) -> tuple[float, float]:
+def _interval(successes: int, episodes: int, confidence: float, method: str) -> Interval:
     if episodes == 0:
-        return 0.0, 1.0
+        return Interval(0.0, 1.0)
     # the observed rate: its p-value is not needed and takes no search
     tested = binomtest(successes, episodes, successes / episodes)
     interval = tested.proportion_ci(confidence, method=method)
-    return float(interval.low), float(interval.high)
+    return Interval(float(interval.low), float(interval.high))
 
 
 def best_of_bias(policies: int, episodes: int, success_rate: float) -> float:
@@ -135,8 +143,7 @@ class Correlation:
     """Spearman's rank correlation, with an interval."""
 
     rho: float
-    low: float
-    high: float
+    interval: Interval
     number: int
     """Number of pairs."""
 
@@ -151,10 +158,10 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], confidence: float =
         return None
     rho = float(scipy_stats.spearmanr(x, y).statistic)
     if abs(rho) > 1 - 1e-12:
-        return Correlation(rho, rho, rho, len(x))
+        return Correlation(rho, Interval(rho, rho), len(x))
     half = scipy_stats.norm.ppf((1 + confidence) / 2) * np.sqrt((1 + rho**2 / 2) / (len(x) - 3))
     low, high = np.tanh(np.arctanh(rho) + np.array([-half, half]))
-    return Correlation(rho, float(low), float(high), len(x))
+    return Correlation(rho, Interval(float(low), float(high)), len(x))
 
 
 # -- many rates, with the spread between trainings -----------------------------------------------------------
@@ -258,17 +265,15 @@ def _shared(values: NDArray[np.float64], played: NDArray[np.bool_]) -> float:
     return float(max(0.0, 1 - noise / table.shape[0] / scenes)) if scenes else 0.0
 
 
-def band(
-    draws: NDArray[np.float64], counted: tuple[float, float], confidence: float = 0.95
-) -> tuple[float, float]:
+def band(draws: NDArray[np.float64], counted: Interval, confidence: float = 0.95) -> Interval:
     """Return the interval of one cell's draws (B,), never narrower than `counted`, the interval from its
     pooled episodes alone.
     """
     spread = interval_of(np.clip(draws, 0, 1), confidence)
-    return min(spread[0], counted[0]), max(spread[1], counted[1])
+    return Interval(min(spread.low, counted.low), max(spread.high, counted.high))
 
 
-def interval_of(draws: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float]:
+def interval_of(draws: NDArray[np.float64], confidence: float = 0.95) -> Interval:
     """Return the central interval of draws, which may be infinite."""
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], method="inverted_cdf")
-    return float(low), float(high)
+    return Interval(float(low), float(high))

@@ -11,18 +11,17 @@ from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 from scipy.optimize import isotonic_regression
 
-from orchestrator.stats.fixed_sample import interval_of
+from orchestrator.stats.fixed_sample import Interval, interval_of
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A number with its interval; infinite bounds where the demo counts tried do not bound it."""
+class Estimate:
+    """A number with its 95 % interval; infinite bounds where the demo counts tried do not bound it."""
 
     value: float
-    low: float
-    high: float
+    interval: Interval
 
 
 def area(demos: Floats, rates: Floats) -> Floats:
@@ -76,8 +75,7 @@ RATES = 16
 """Number of success rates at which two lines are compared."""
 
 
-def estimated(value: float, draws: list[float]) -> Interval:
+def estimated(value: float, draws: list[float]) -> Estimate:
     """Return the value with the central 95 % of its draws; nan draws are ignored."""
     known = np.asarray([draw for draw in draws if not np.isnan(draw)])
-    low, high = interval_of(known) if len(known) else (float("nan"), float("nan"))
-    return Interval(value, low, high)
+    return Estimate(value, interval_of(known) if len(known) else Interval(float("nan"), float("nan")))

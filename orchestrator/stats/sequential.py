@@ -20,6 +20,8 @@ import numpy as np
 from scipy.optimize import bisect
 from scipy.special import betaln, xlog1py, xlogy
 
+from orchestrator.stats.fixed_sample import Interval
+
 INTERVAL_PRIOR = 0.5
 """Both parameters of the beta prior of a rate: Krichevsky and Trofimov's. Episodes until a threshold is
 excluded, over ten pairs of rate and threshold 5 to 20 points apart, checked every 10: 1.07 times those of the
@@ -48,7 +50,7 @@ def log_e_value(rate: Any, successes: Any, episodes: Any) -> Any:
     return mixture - xlogy(successes, rate) - xlog1py(episodes - successes, -rate)
 
 
-def anytime_interval(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
+def anytime_interval(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
     """Return the current interval of a confidence sequence of a success rate (Robbins 1970).
 
     With this confidence the intervals after every episode contain the rate simultaneously. The interval holds
@@ -56,7 +58,7 @@ def anytime_interval(successes: int, episodes: int, confidence: float = 0.95) ->
     as for `log_evidence`.
     """
     if episodes == 0:
-        return 0.0, 1.0
+        return Interval(0.0, 1.0)
     limit, observed = -log(1 - confidence), successes / episodes
 
     def beyond(rate: float) -> float:
@@ -64,7 +66,7 @@ def anytime_interval(successes: int, episodes: int, confidence: float = 0.95) ->
 
     low = bisect(beyond, 0.0, observed, xtol=_ROUNDING) - _ROUNDING if successes else 0.0
     high = bisect(beyond, observed, 1.0, xtol=_ROUNDING) + _ROUNDING if successes < episodes else 1.0
-    return max(0.0, low), min(1.0, high)
+    return Interval(max(0.0, low), min(1.0, high))
 
 
 def side_of(

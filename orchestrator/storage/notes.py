@@ -12,16 +12,3 @@ def read_json_objects(storage: Storage, prefix: str) -> dict[str, Any]:
         key.removeprefix(prefix).removesuffix(".json"): json.loads(storage.get(key))
         for key in storage.list(prefix)
     }
-
-
-def read_steps(storage: Storage, run: str) -> dict[int, dict[str, Any]]:
-    """Return a sweep's notes of a training run's intact checkpoints, by step: losses and `checkpoint`, the
-    fingerprint.
-    """
-    told = read_json_objects(storage, f"checkpoints/{run}/step_")
-    return {int(step): note for step, note in told.items() if "damaged" not in note}
-
-
-def note_damaged(storage: Storage, run: str, step: int) -> None:
-    """Note that the checkpoint of this step is damaged, until training writes it again."""
-    storage.put(f"checkpoints/{run}/step_{step:06d}.json", json.dumps({"damaged": True}).encode())

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cluster.ray_runtime import node_selector
 from orchestrator.cost import Cost
 from orchestrator.evaluation.outcome_ledger import RenderReferences
-from orchestrator.evaluation.policy_server import policy_of
 from orchestrator.evaluation.ray_actors import policy_servers, video_judge
 from orchestrator.evaluation.score_events import ScoreEvent
 from orchestrator.evaluation.scorer import Scorer
@@ -33,10 +33,10 @@ class EvalBackend:
 
     pool: Any
     """A RolloutPool, or an object with its interface."""
-    source: Callable[[str, bool], PolicySource]
-    """(checkpoint as `policy_of` names it, whether its policy imagines a video) -> the policy."""
-    answered: Callable[[str], ServerUsage]
-    """Checkpoint as `policy_of` names it -> the computation spent on it so far."""
+    source: Callable[[CheckpointRef, bool], PolicySource]
+    """(checkpoint, whether its policy imagines a video) -> the policy."""
+    answered: Callable[[CheckpointRef], ServerUsage]
+    """Checkpoint -> the computation spent on it so far."""
     server_gpus: float = 0.0
     """GPUs of each policy server; may be a fraction."""
     judge: Callable[[VideoBenchmark, PolicySource], tuple[VideoScore, float]] | None = None
@@ -79,8 +79,8 @@ def eval_backend(
             code=file_hashes(),
             on_retry=on_retry,
         ),
-        source=lambda uri, imagines: RayServedPolicy(servers, uri, imagines),
-        answered=lambda uri: RayServedPolicy(servers, uri).measure(uri),
+        source=lambda checkpoint, imagines: RayServedPolicy(servers, checkpoint, imagines),
+        answered=lambda checkpoint: RayServedPolicy(servers, checkpoint).measure(checkpoint),
         server_gpus=placement.server_gpus,
         judge=judged,
     )
@@ -106,16 +106,17 @@ class EvalScheduler:
         `on_event`. decides: as for `Scorer`.
         """
         self._state, self._board, self._backend = state, board, backend
-        self._charged: dict[str, float] = {}
+        self._charged: dict[CheckpointRef, float] = {}
         """Seconds of inference charged so far, by checkpoint."""
         self.scorer = Scorer(state.storage, state.manifest.contract, backend.pool, on_event, say, decides)
         self.videos = VideoEvalQueue(state, self._judge, on_event, say)
 
     def submit(self, arm_id: str, step: int, fingerprint: str) -> None:
         """Enqueue the arm's checkpoint of this step, identified by its fingerprint, for scoring."""
-        state, uri = self._state, self._state.checkpoint_uri(arm_id, step)
+        state = self._state
+        checkpoint = CheckpointRef(state.checkpoint_uri(arm_id, step), fingerprint)
         last, arm = step == state.sweep.train.steps, self._board.arms[arm_id].arm
-        source = self._backend.source(policy_of(uri, fingerprint), arm.kind == "video_action")
+        source = self._backend.source(checkpoint, arm.kind == "video_action")
         for shift in ("nominal", *(state.sweep.suite.shifts if last else ())):
             suite = state.sweep.to_suite(shift)
             rule, reference = (
@@ -123,7 +124,7 @@ class EvalScheduler:
             )
             protocol, name = state.protocol_of(shift), self._board.arms[arm_id].name
             self.scorer.submit(
-                EvalJob(arm_id, step, uri, fingerprint, suite, protocol, source, last, rule, reference, name)
+                EvalJob(arm_id, step, checkpoint, suite, protocol, source, last, rule, reference, name)
             )
 
     def submit_video(self, job: EvalJob) -> None:
@@ -143,7 +144,7 @@ class EvalScheduler:
         """Return the cost of a checkpoint's policy queries since the last call for it: one that is scored on
         several suites has several scores.
         """
-        policy = policy_of(job.uri, job.fingerprint)
+        policy = job.checkpoint
         charged = self._charged.get(policy, 0.0)
         # a restarted server counts from zero
         self._charged[policy] = max(charged, self._backend.answered(policy).busy_s)
@@ -156,7 +157,7 @@ class EvalScheduler:
     def _judge(self, job: EvalJob, test: VideoBenchmark) -> tuple[VideoScore, Cost]:
         """Return the score of a checkpoint's video, and its cost; runs in the thread of `VideoEvalQueue`."""
         assert self._backend.judge
-        policy = policy_of(job.uri, job.fingerprint)
+        policy = job.checkpoint
         before = self._backend.answered(policy).imagined_s
         score, cpu_s = self._backend.judge(test, job.source)
         imagined_s = max(0.0, self._backend.answered(policy).imagined_s - before)

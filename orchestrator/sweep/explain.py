@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.checkpoints.record import CheckpointRecord
 from orchestrator.config.arms import Arm
 from orchestrator.config.sweep_config import SweepError
 from orchestrator.fingerprints import Difference, Key, Kind, compare
@@ -129,7 +130,7 @@ def _score(state: SweepState, arm_id: str) -> Compared:
     key = state.protocol_key("nominal")
     now = key.fingerprint
     for _, checkpoint in sorted(state.checkpoints(arm_id).items(), reverse=True) if arm_id else ():
-        folder = f"outcomes/{checkpoint['checkpoint']}/"
+        folder = f"outcomes/{checkpoint.fingerprint}/"
         stored = {
             name.removeprefix(folder).partition("/")[0].removesuffix(".parquet")
             for name in state.storage.list(folder)
@@ -144,7 +145,7 @@ def _score(state: SweepState, arm_id: str) -> Compared:
     return Compared("score", "", now, None)
 
 
-def _episodes(state: SweepState, arm: Arm, done: dict[int, dict[str, Any]]) -> int:
+def _episodes(state: SweepState, arm: Arm, done: dict[int, CheckpointRecord]) -> int:
     """Return the number of episodes that the arm's checkpoints lack, including checkpoints not
     trained yet.
     """
@@ -153,6 +154,6 @@ def _episodes(state: SweepState, arm: Arm, done: dict[int, dict[str, Any]]) -> i
         for shift in ("nominal", *(state.sweep.suite.shifts if step == state.sweep.train.steps else ())):
             left += state.sweep.to_suite(shift).episodes * len(state.sweep.suite.tasks)
             if step in done:
-                score, _ = state.score(arm, done[step]["checkpoint"], shift)
+                score, _ = state.score(arm, done[step].fingerprint, shift)
                 left -= score.listed if score.complete else score.episodes
     return left

@@ -58,7 +58,7 @@ def _scored_arms(
         checkpoints = state.checkpoints(arm_id)
         if last not in checkpoints:
             continue
-        checkpoint = checkpoints[last]["checkpoint"]
+        checkpoint = checkpoints[last].fingerprint
         score, outcomes = state.score(arm, checkpoint, "nominal")
         if not score.complete:
             continue
@@ -90,8 +90,8 @@ def _imagined(state: SweepState, arm: Arm, arm_id: str, test: VideoBenchmark) ->
     """Return `ScoredArm.imagined`, from checkpoints with a complete score and a score of their video."""
     found = {}
     for step, checkpoint in sorted(state.checkpoints(arm_id).items()):
-        video = test.known(state.storage, checkpoint["checkpoint"])
-        if video and (score := state.score(arm, checkpoint["checkpoint"], "nominal")[0]).complete:
+        video = test.known(state.storage, checkpoint.fingerprint)
+        if video and (score := state.score(arm, checkpoint.fingerprint, "nominal")[0]).complete:
             values = {"success_rate": score.success_rate, **video.metrics}
             found[step] = {name: values[name] for name in ("success_rate", *VIDEO, CLIPS)}
     return found
@@ -101,7 +101,7 @@ def films_from_ledger(state: SweepState, arms: Sequence[ScoredArm]) -> list[Roll
     """Return the films of the last checkpoints of these arms, see `films_of_arm`."""
     films = list[RolloutVideo]()
     for scored in arms:
-        checkpoint = state.checkpoints(scored.arm.arm_id(state.training))[scored.step]["checkpoint"]
+        checkpoint = state.checkpoints(scored.arm.arm_id(state.training))[scored.step].fingerprint
         keys = Ledger(state.storage, checkpoint, state.protocol).films()
         films += films_of_arm(scored, keys, state.storage.get)
     return films

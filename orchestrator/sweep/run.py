@@ -469,7 +469,7 @@ class SweepRun:
         self.spending.add(job.arm_id, self.evaluation.inference_cost(job))
         if not score.complete:
             return
-        self._publisher.score(job.arm_id, job.step, job.fingerprint, shift, score, event.outcomes)
+        self._publisher.score(job.arm_id, job.step, job.checkpoint.fingerprint, shift, score, event.outcomes)
         if shift == "nominal":
             self.evaluation.submit_video(job)
             self._search_on(job.arm_id, job.step, score)
@@ -502,7 +502,7 @@ class SweepRun:
             if arm.stopped is not None:
                 continue
             for step, checkpoint in self.state.checkpoints(arm_id).items():
-                self.evaluation.submit(arm_id, step, checkpoint["checkpoint"])
+                self.evaluation.submit(arm_id, step, checkpoint.fingerprint)
 
     def _unfinished(self) -> Iterator[str]:
         """Yield why arms have no place on the curve, one sentence each."""
@@ -530,7 +530,7 @@ class SweepRun:
         found = {}
         for arm_id, arm in self.board.arms.items():
             if checkpoint := state.checkpoints(arm_id).get(last):
-                films = Ledger(state.storage, checkpoint["checkpoint"], state.protocol).films()
+                films = Ledger(state.storage, checkpoint.fingerprint, state.protocol).films()
                 found[arm.name] = [state.uri(key) for key in films.values()]
         return found
 

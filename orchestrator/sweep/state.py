@@ -19,10 +19,11 @@ live/<name>.json                          progress of the current run
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from orchestrator.checkpoints.reader import is_complete
+from orchestrator.checkpoints.record import CheckpointRecord, note_damaged, read_records, write_record
 from orchestrator.config.arms import Arm, reference_of
+from orchestrator.config.pinned_data import PinnedData, pinned_facts
 from orchestrator.config.schema import SuiteConfig
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.cost import CostLedger
@@ -47,7 +48,7 @@ from orchestrator.provenance import (
 from orchestrator.redaction import redact, redacted_in, strip_credentials
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.storage.identity import claim_identity, identity_of
-from orchestrator.storage.notes import note_damaged, read_json_objects, read_steps
+from orchestrator.storage.notes import read_json_objects
 from orchestrator.sweep.status import ArmStatus, SweepStatus
 from orchestrator.tracking.mlflow_writer import tracking_uri
 from orchestrator.training.loop import STAGE_ONE, TrainJob
@@ -88,6 +89,8 @@ class SweepState:
     """Fingerprints under which an earlier version stored results, by what they would be today; empty for a
     run, which goes by today's code.
     """
+    _subsets: dict[Arm, Subset] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """Episodes selected so far, by arm."""
 
     @classmethod
     def open(cls, sweep: SweepConfig, pin: bool = False, here: bool = False) -> "SweepState":
@@ -98,14 +101,9 @@ class SweepState:
         machine. Raises SweepError if `pin` finds arms trained beyond `train.steps`.
         """
         storage = open_storage(sweep.storage)
-        key = f"sweeps/{sweep.name}.json"
-        before = json.loads(storage.get(key)) if storage.exists(key) else {}
-        same_data = before.get("sweep", {}).get("data", {}).get("episodes") == sweep.data.episodes
-        episodes = open_storage(sweep.data.episodes)
-        version = before["version"] if same_data else latest_version(episodes)
-        quarantined = (
-            before.get("quarantined", {}) if same_data and sweep.data.on_corrupt == "quarantine" else {}
-        )
+        before = pinned_facts(storage, sweep.name)
+        data, episodes = PinnedData.of(sweep, before), open_storage(sweep.data.episodes)
+        version = latest_version(episodes) if data.version is None else data.version
         packages = versions_here() if pin or here else {**versions_here(), **before.get("packages", {})}
         weights, known = weights_label(sweep.weights, ask=pin), before.get("weights", {})
         if known.get("source") == sweep.weights:
@@ -117,7 +115,7 @@ class SweepState:
             storage,
             load_manifest(episodes, version),
             version,
-            quarantined,
+            data.quarantined,
             store,
             device,
             packages,
@@ -137,7 +135,7 @@ class SweepState:
         """
         steps, fix = self.sweep.train.steps, "give the sweep another name"
         for arm_id, arm in self.arms().items():
-            trained = sorted(read_steps(self.storage, arm_id))
+            trained = sorted(read_records(self.storage, arm_id))
             if (last := max(trained, default=0)) <= steps or (steps in trained and before <= steps):
                 continue
             if steps not in trained:
@@ -171,7 +169,7 @@ class SweepState:
         state, whole = self, set[str]()
         while True:
             subsets = [state.subset(arm) for arm in state.sweep.grid() or [state.sweep.largest()]]
-            chosen = {episode for subset in subsets for episode in (*subset.demos, *subset.action_free)}
+            chosen = {episode for subset in subsets for episode in subset.episodes}
             todo = state.manifest.select(sorted(chosen - whole))
             damaged = {}
             for done, (entry, problem) in enumerate(
@@ -331,16 +329,14 @@ class SweepState:
         return f"failures/{self.sweep.name}/"
 
     def subset(self, arm: Arm) -> Subset:
-        """Return the arm's episodes. Raises SweepError if the pinned data version has too few."""
+        """Return the arm's episodes, selected at the first call. Raises SweepError if the pinned data version
+        has too few.
+        """
+        if arm in self._subsets:
+            return self._subsets[arm]
         try:
-            labelled = self.sweep.data.labelled_tasks
-            return select_episodes(
-                self.manifest,
-                arm.demo_count,
-                arm.action_free_ratio,
-                arm.seed,
-                self.quarantined.keys(),
-                labelled,
+            subset = select_episodes(
+                self.manifest, arm, self.quarantined.keys(), self.sweep.data.labelled_tasks
             )
         except SubsetError as error:
             mend = "give the sweep another name to use the store as it is now"
@@ -348,15 +344,15 @@ class SweepState:
                 self.sweep.name,
                 [f"it keeps to version {self.version} of {self.sweep.data.episodes}; {error}; {mend}"],
             ) from None
+        self._subsets[arm] = subset
+        return subset
 
     def used(self) -> frozenset[str]:
         """Return every episode that an arm may read, and the quarantined ones; the largest arm of each seed
         contains all others.
         """
         subsets = [self.subset(self.sweep.largest(seed)) for seed in self.sweep.seeds]
-        return frozenset(self.quarantined).union(
-            *((*subset.demos, *subset.action_free) for subset in subsets)
-        )
+        return frozenset(self.quarantined).union(*(subset.episodes for subset in subsets))
 
     def video_test(self) -> VideoBenchmark | None:
         """Return the test of the checkpoints' generated video; None if none is requested or generated.
@@ -380,15 +376,13 @@ class SweepState:
             arm_id=arm.arm_id(self.training),
             episodes=open_storage(sweep.data.episodes).uri,
             version=self.version,
-            quarantined=frozenset(self.quarantined),
+            subset=self.subset(arm),
             config=policy_config(sweep.policy.preset, arm.kind),
             train=sweep.train,
             objective=sweep.train.objective if with_video else "action",
             weights=self.weights if COMMIT_OF_HUB.search(self.weights) else sweep.policy.weights,
             label=self.weights,
             code=file_hashes(),
-            labelled_tasks=sweep.data.labelled_tasks,
-            videos_of=sweep.largest(arm.seed) if sweep.train.videos == "sweep" else None,
         )
 
     def stage_one(self, arm: Arm) -> TrainJob | None:
@@ -397,35 +391,32 @@ class SweepState:
         """
         if self.sweep.train.mode != "two_stage" or arm.kind != "video_action":
             return None
-        return self.job(arm).stage_one(self.manifest)
+        videos = self.sweep.largest(arm.seed) if self.sweep.train.videos == "sweep" else arm
+        return self.job(arm).stage_one(self.manifest, self.subset(videos))
 
     def arm_state(self, arm: Arm) -> ArmStatus:
         """Return the initial state of an arm, before any training or scoring."""
         video = self.stage_one(arm)
         return ArmStatus(arm, self.sweep.train.steps, video.arm_id if video else "")
 
-    def checkpoints(self, arm_id: str) -> dict[int, dict[str, Any]]:
-        """Return the complete checkpoints of a training run by step: {loss, loss_video, loss_action,
-        checkpoint (fingerprint)}.
+    def checkpoints(self, arm_id: str) -> dict[int, CheckpointRecord]:
+        """Return the complete checkpoints of a training run by step.
 
         An arm's checkpoints beyond `train.steps` are left out: another sweep may train the same arm for
         longer.
         """
-        known = read_steps(self.storage, arm_id)
-        return (
-            known
-            if arm_id.startswith(STAGE_ONE)
-            else {step: told for step, told in known.items() if step <= self.sweep.train.steps}
-        )
+        records = read_records(self.storage, arm_id)
+        if arm_id.startswith(STAGE_ONE):
+            return records
+        return {step: record for step, record in records.items() if step <= self.sweep.train.steps}
 
     def record_checkpoint(self, report: Reported) -> None:
         """Store that a checkpoint is complete, once it is durable: a power failure must not leave the note
         without the checkpoint.
         """
-        step = f"{report.run}/step_{report.step:06d}"
-        self.storage.sync(f"arms/{step}/")
-        note = report.progress | {"checkpoint": report.checkpoint}
-        self.storage.put(f"checkpoints/{step}.json", json.dumps(note).encode())
+        self.storage.sync(f"arms/{report.run}/step_{report.step:06d}/")
+        record = CheckpointRecord(fingerprint=report.checkpoint, **report.progress)
+        write_record(self.storage, report.run, report.step, record)
 
     def without_torn(self, board: SweepStatus) -> dict[str, list[int]]:
         """Return the unscored checkpoints that a full disk or a power failure left incomplete: arm id ->
@@ -438,10 +429,10 @@ class SweepState:
         for arm_id, arm in board.arms.items():
             if not (unscored := arm.scoring.keys() - arm.scores.keys()):
                 continue
-            for step, told in self.checkpoints(arm_id).items():
+            for step, checkpoint in self.checkpoints(arm_id).items():
                 if (
                     step not in unscored
-                    or is_complete(self.checkpoint_uri(arm_id, step), told["checkpoint"])
+                    or is_complete(self.checkpoint_uri(arm_id, step), checkpoint.fingerprint)
                     or not self.storage.list(f"arms/{arm_id}/")
                 ):
                     continue
@@ -462,14 +453,14 @@ class SweepState:
         stopped, failures = self.stopped(), self.failures()
         for arm_id, state in board.arms.items():
             for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
-                state.step, state.loss = step, checkpoint["loss"]
-                score, _ = self.score(state.arm, checkpoint["checkpoint"], "nominal")
+                state.step, state.loss = step, checkpoint.loss
+                score, _ = self.score(state.arm, checkpoint.fingerprint, "nominal")
                 state.scoring[step] = score.episodes, score.episodes if score.complete else score.listed
                 if score.complete:
                     state.scores[step] = score
                 if step == self.sweep.train.steps:
                     shifted = {
-                        shift: self.score(state.arm, checkpoint["checkpoint"], shift)[0]
+                        shift: self.score(state.arm, checkpoint.fingerprint, shift)[0]
                         for shift in self.sweep.suite.shifts
                     }
                     state.shifted = {shift: score for shift, score in shifted.items() if score.complete}

@@ -298,14 +298,14 @@ def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX) -> i
         test = None
     for arm_id, arm in state.arms().items():
         for step, checkpoint in sorted(state.checkpoints(arm_id).items()):
-            views.training(arm_id, step, checkpoint)
-            views.checkpoint(arm_id, step, checkpoint["checkpoint"])
-            if test and (video := test.known(state.storage, checkpoint["checkpoint"])):
+            views.training(arm_id, step, checkpoint.metrics)
+            views.checkpoint(arm_id, step, checkpoint.fingerprint)
+            if test and (video := test.known(state.storage, checkpoint.fingerprint)):
                 views.video(arm_id, step, video)
             for shift in ("nominal", *state.sweep.suite.shifts):
-                score, outcomes = state.score(arm, checkpoint["checkpoint"], shift)
+                score, outcomes = state.score(arm, checkpoint.fingerprint, shift)
                 if score.complete:
-                    views.score(arm_id, step, checkpoint["checkpoint"], shift, score, outcomes)
+                    views.score(arm_id, step, checkpoint.fingerprint, shift, score, outcomes)
                     scores += 1
     views.costs({arm_id: arm.cost for arm_id, arm in state.board().arms.items()})
     if left := views.finish(done=False):

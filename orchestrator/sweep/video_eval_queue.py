@@ -74,13 +74,13 @@ class VideoEvalQueue:
 
     def _measure(self, test: VideoBenchmark, job: EvalJob) -> None:
         storage, cost = self._state.storage, Cost()
-        score = test.known(storage, job.fingerprint)
+        score = test.known(storage, job.checkpoint.fingerprint)
         if not score:
             try:
                 score, cost = self._judge(job, test)
             except Exception as error:  # a damaged episode or an unresponsive policy must not end the sweep
                 self._say(f"no video score of {job}: {one_line(error)}; the next run tries again")
                 return
-            test.keep(storage, job.fingerprint, score)
+            test.keep(storage, job.checkpoint.fingerprint, score)
             self._say(f"video {job}: {score}")
         self._on_event(GeneratedVideoScored(job, score, cost))

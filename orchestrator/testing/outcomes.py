@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.config.arms import Arm
-from orchestrator.evaluation.policy_server import FINGERPRINT
 from policy.interface import ActionChunk, Observation, derived_seed
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import PolicyClient
@@ -38,10 +38,8 @@ def stand_still(observation: Observation) -> ActionChunk:
 class FakePolicy:
     """Policy source of one checkpoint of a sweep, without weights: it has a success rate and stands still."""
 
-    uri: str
-    """URI of the checkpoint, which ends in `<arm id>/step_<step>`, optionally with the fingerprint that
-    `policy_server.policy_of` appends.
-    """
+    checkpoint: CheckpointRef
+    """Checkpoint whose URI ends in `<arm id>/step_<step>`; its fingerprint has no effect."""
     arms: tuple[tuple[str, Arm], ...]
     """Pairs (arm id, arm) of all arms of the sweep."""
     steps: int
@@ -50,7 +48,7 @@ class FakePolicy:
 
     def rate(self) -> float:
         """Return the success rate; raise KeyError if the URI names none of the arms."""
-        *_, arm_id, step = self.uri.partition(FINGERPRINT)[0].split("/")
+        *_, arm_id, step = self.checkpoint.uri.split("/")
         arm = dict(self.arms)[arm_id]
         return self.model(arm.demo_count, arm.action_free_ratio, int(step.removeprefix("step_")), self.steps)
 

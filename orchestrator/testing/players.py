@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.evaluation.outcome_ledger import RenderReferences
 from orchestrator.sweep.eval_scheduler import EvalBackend
@@ -26,11 +27,11 @@ class FakeEvalBackend:
         portraits: RenderReferences,
         on_retry: OnRetry = lambda kind, job, why: None,
     ) -> EvalBackend:
-        def source(uri: str, imagines: bool) -> PolicySource:
+        def source(checkpoint: CheckpointRef, imagines: bool) -> PolicySource:
             # evaluated per call: a search proposes arms while the sweep runs
             arms = tuple(state.arms().items())
-            return FakePolicy(uri, arms, state.sweep.train.steps, self.model)
+            return FakePolicy(checkpoint, arms, state.sweep.train.steps, self.model)
 
         return EvalBackend(
-            FakeRolloutPool(simulated_outcome, on_retry=on_retry), source, lambda uri: ServerUsage()
+            FakeRolloutPool(simulated_outcome, on_retry=on_retry), source, lambda checkpoint: ServerUsage()
         )

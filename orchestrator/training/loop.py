@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.checkpoints.pretrained_weights import fetch_weights
 from orchestrator.checkpoints.reader import fetch
@@ -18,7 +18,7 @@ from orchestrator.data.clip_sampler import ClipSampler
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.latent_cache import has_latents, latent_entries, read_sentences
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.subset import Subset, select_episodes
+from orchestrator.data.subset import Subset
 from orchestrator.provenance import PACKAGES, TRAINING_PACKAGES, digest, package_versions, weights_label
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.training.control_channel import StopRequest
@@ -72,8 +72,8 @@ class TrainJob:
     """URI of the episode store."""
     version: int
     """Version of the episode store: a sweep keeps the one it started with."""
-    quarantined: frozenset[str]
-    """Ids of damaged episodes, which other episodes replace."""
+    subset: Subset = field(repr=False)
+    """Episodes to learn from, as the driver selected them; a video model reads all without actions."""
     config: PolicyConfig
     train: Train
     objective: Objective
@@ -83,49 +83,27 @@ class TrainJob:
     """
     video_model: str = ""
     """URI of the stage-1 checkpoint that the video model starts from instead; empty if there is none."""
-    labelled_tasks: tuple[str, ...] = ()
-    """Tasks with demonstrations; empty: all tasks."""
-    videos_of: Arm | None = None
-    """Arm whose episodes the video model learns from: the sweep's largest, which contains all others; None:
-    this arm.
-    """
+    views_apart: bool = False
+    """Whether every camera of a clip becomes a separate clip."""
     label: str = ""
     """`weights_label` of `weights`; empty if not known yet."""
     code: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     """Content hashes of the driver's files (`sim_workers.checkout`), which a training process must have
     imported; empty: not compared.
     """
-    views_apart: ClassVar[bool] = False
-    """Whether every camera of a clip becomes a separate clip."""
-
-    def subset(self, manifest: Manifest) -> Subset:
-        return select_episodes(
-            manifest,
-            self.arm.demo_count,
-            self.arm.action_free_ratio,
-            self.arm.seed,
-            self.quarantined,
-            self.labelled_tasks,
-        )
-
-    def videos(self, manifest: Manifest) -> list[str]:
-        """Return the sorted ids of the episodes that the video model learns from."""
-        subset = replace(self, arm=self.videos_of or self.arm).subset(manifest)
-        return sorted((*subset.demos, *subset.action_free))
 
     def order(self, manifest: Manifest, rank: int, world: int) -> ClipSampler:
         """Return the worker's order of clips. A video model learns from all its episodes alike, a head on a
         frozen one from demos alone.
         """
-        subset = self.subset(manifest)
-        ids = {
-            "video": ((), self.videos(manifest)),
-            "action": (subset.demos, ()),
-        }.get(self.objective, (subset.demos, subset.action_free))
-        demos, action_free = (tuple(manifest.select(chosen, with_stats=False)) for chosen in ids)
+        demos, action_free = self.subset.demos, self.subset.action_free
+        if self.objective == "video":
+            demos, action_free = (), self.subset.episodes
+        elif self.objective == "action":
+            action_free = ()
         return ClipSampler(
-            demos,
-            action_free,
+            tuple(manifest.select(demos, with_stats=False)),
+            tuple(manifest.select(action_free, with_stats=False)),
             manifest.fingerprint,
             self.arm.seed,
             rank,
@@ -152,15 +130,15 @@ class TrainJob:
         )
         return shape.model_copy(update={"frames_per_view": 1}) if present else shape
 
-    def stage_one(self, manifest: Manifest) -> "TrainJob":
-        """Return the training job of the video model that this arm's head reads; its id is a digest of
-        exactly the inputs that affect it.
+    def stage_one(self, manifest: Manifest, videos: Subset) -> "TrainJob":
+        """Return the training job of the video model that this arm's head reads, on the episodes `videos`;
+        its id is a digest of exactly the inputs that affect it.
         """
         steps = self.train.video_steps or self.train.steps
         train = self.train.model_copy(update={"steps": steps})
         config = self.config.model_dump(mode="json", include={"clip", "video", "diffusion"})
         shaped_by = [
-            self.videos(manifest),
+            videos.episodes,
             manifest.fingerprint,
             self.arm.seed,
             config,
@@ -170,7 +148,9 @@ class TrainJob:
             code_fingerprint(TRAINING_CODE),
             package_versions(TRAINING_PACKAGES),
         ]
-        return replace(self, arm_id=f"{STAGE_ONE}{digest(shaped_by)}", train=train, objective="video")
+        return replace(
+            self, arm_id=f"{STAGE_ONE}{digest(shaped_by)}", subset=videos, train=train, objective="video"
+        )
 
 
 def card_of(job: TrainJob, manifest: Manifest, device: str = "cpu") -> "Card":
@@ -180,19 +160,18 @@ def card_of(job: TrainJob, manifest: Manifest, device: str = "cpu") -> "Card":
     from policy.checkpoint import Card
     from policy.feature_stats import Stats
 
-    subset = job.subset(manifest)
-    demos = manifest.select(subset.demos)
+    demos = manifest.select(job.subset.demos)
     videos_only = job.objective == "video"
     contract = replace(manifest.contract, cameras=("any",)) if job.views_apart else manifest.contract
     chosen: dict[str, Any]
     if videos_only:
-        chosen = {"seed": job.arm.seed, "videos": job.videos(manifest)}
+        chosen = {"seed": job.arm.seed, "videos": list(job.subset.episodes)}
     else:
         chosen = {
             "arm": vars(job.arm),
-            "subset_digest": subset.digest,
-            "demos": list(subset.demos),
-            "action_free": list(subset.action_free),
+            "subset_digest": job.subset.digest,
+            "demos": list(job.subset.demos),
+            "action_free": list(job.subset.action_free),
         }
     return Card(
         config=job.config,

@@ -6,16 +6,14 @@ instead.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from orchestrator.checkpoints.reader import open_checkpoint
 from orchestrator.code_fingerprint import TRAINING_CODE, code_fingerprint
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data.episode_store import latest_version, load_manifest
-from orchestrator.data.manifest import Manifest
 from orchestrator.data.subset import Subset
 from orchestrator.provenance import TRAINING_PACKAGES, digest, package_versions
 from orchestrator.storage.base import open_storage
@@ -27,18 +25,6 @@ from policy.config import PolicyConfig
 from sim_workers.checkout import file_hashes
 
 
-@dataclass(frozen=True)
-class PretrainJob(TrainJob):
-    """Training job on every episode without its actions, each camera as a separate clip, so that the model
-    fits any number of views.
-    """
-
-    views_apart: ClassVar[bool] = True
-
-    def subset(self, manifest: Manifest) -> Subset:
-        return Subset((), tuple(sorted(manifest.episode_ids)))
-
-
 def pretrain(
     store: str,
     config: PolicyConfig,
@@ -48,10 +34,11 @@ def pretrain(
     resources: dict[str, float],
     on_step: Callable[[int, float], None],
 ) -> tuple[str, dict[str, Any]]:
-    """Train or resume; return the URI of the last checkpoint and its recipe: the inputs that shaped it, and
-    its loss.
+    """Train or resume on every episode without its actions; return the URI of the last checkpoint and its
+    recipe: the inputs that shaped it, and its loss.
 
-    `on_step` receives (optimiser step, video loss) at every report.
+    Each camera becomes a separate clip, so that the model fits any number of views. `on_step` receives
+    (optimiser step, video loss) at every report.
     """
     data = open_storage(store)
     version = latest_version(data)
@@ -60,16 +47,17 @@ def pretrain(
     named = digest(
         [manifest.fingerprint, config.model_dump(mode="json"), seed, train.model_dump(mode="json"), *by]
     )
-    job = PretrainJob(
-        Arm(0, 0.0, seed),
-        f"pretrain-{named}",
-        data.uri,
-        version,
-        frozenset(),
-        config,
-        train,
-        "video",
-        "none",
+    job = TrainJob(
+        arm=Arm(0, 0.0, seed),
+        arm_id=f"pretrain-{named}",
+        episodes=data.uri,
+        version=version,
+        subset=Subset((), tuple(sorted(manifest.episode_ids))),
+        config=config,
+        train=train,
+        objective="video",
+        weights="none",
+        views_apart=True,
         code=file_hashes(),
     )
     folder = f"{open_storage(storage).uri}/arms"

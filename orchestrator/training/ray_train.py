@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoints.record import read_records
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.storage.base import StorageError, open_storage
-from orchestrator.storage.notes import read_steps
 from orchestrator.training.control_channel import StopRequest, send, stop_requests
 from orchestrator.training.loop import TrainJob, train
 from orchestrator.training.train_events import Reported, Retried
@@ -136,7 +136,7 @@ def fit(
     )
     storage = open_storage(folder)
     for attempt in range(1, attempts + 1):
-        for problem in repair(storage, run, read_steps(open_storage(folder.removesuffix("/arms")), run)):
+        for problem in repair(storage, run, read_records(open_storage(folder.removesuffix("/arms")), run)):
             send(channel, Retried(run, f"{problem}; it resumes from the newest whole one"))
         try:
             return [

@@ -20,7 +20,7 @@ class Reported:
     loss_video: float
     loss_action: float
     clips_with_actions: int
-    """Clips that the first worker trained on since step 0, as the next two."""
+    """Clips that the first worker trained on since step 0, as the next two; 0 if unknown."""
     clips_action_free: int
     action_free_ratio_consumed: float
     """Clips without actions per clip with actions, to compare with the requested ratio."""
@@ -50,8 +50,8 @@ class Reported:
 
     @classmethod
     def from_metrics(cls, run: str, metrics: Mapping[str, Any]) -> "Reported":
-        """Return the report of a run from Ray Train's metrics. Raises KeyError if one other than the usage or
-        the checkpoint is missing.
+        """Return the report of a run from Ray Train's metrics. Raises KeyError if the step or a loss is
+        missing; other numbers count as 0 then, as in a list that `train_snapshot.repair` made from records.
         """
         return cls(
             run=run,
@@ -59,9 +59,9 @@ class Reported:
             loss=float(metrics["loss"]),
             loss_video=float(metrics["loss_video"]),
             loss_action=float(metrics["loss_action"]),
-            clips_with_actions=metrics["clips_with_actions"],
-            clips_action_free=metrics["clips_action_free"],
-            action_free_ratio_consumed=metrics["action_free_ratio_consumed"],
+            clips_with_actions=metrics.get("clips_with_actions", 0),
+            clips_action_free=metrics.get("clips_action_free", 0),
+            action_free_ratio_consumed=metrics.get("action_free_ratio_consumed", 0.0),
             usage=WorkerUsage.from_metrics(metrics),
             checkpoint=metrics.get("checkpoint", ""),
         )

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from orchestrator.checkpoints.reader import is_complete
+from orchestrator.checkpoints.record import CheckpointRecord
 from orchestrator.storage.base import NoObject, Storage
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -23,12 +24,12 @@ LISTS = (
 """Other fields of the list, empty here: no checkpoint is validated."""
 
 
-def repair(storage: Storage, run: str, noted: dict[int, dict[str, Any]]) -> list[str]:
+def repair(storage: Storage, run: str, noted: dict[int, CheckpointRecord]) -> list[str]:
     """Repair the list so that the run resumes from its newest intact checkpoint; return the problems, one
     sentence each, empty if none.
 
-    storage: contains the run's folder. noted: the sweep's own notes of the checkpoints' metrics, by step;
-    they replace a list that cannot be read. A checkpoint is intact if it has the fingerprint that was
+    storage: contains the run's folder. noted: the sweep's own records of the checkpoints, by step; they
+    replace a list that cannot be read. A checkpoint is intact if it has the fingerprint that was
     reported with it.
     """
     key, problems = f"{run}/{SNAPSHOT}", list[str]()
@@ -39,7 +40,9 @@ def repair(storage: Storage, run: str, noted: dict[int, dict[str, Any]]) -> list
     listed = _listed(stored)
     if listed is None:
         problems.append(f"{storage.uri}/{key}: Ray Train's list of checkpoints is damaged")
-        listed = [(f"step_{step:06d}", metrics | {"step": step}) for step, metrics in sorted(noted.items())]
+        listed = [
+            (f"step_{step:06d}", record.to_json() | {"step": step}) for step, record in sorted(noted.items())
+        ]
     # Ray refuses a list that names a missing folder
     there = {key.split("/")[1] for key in storage.list(f"{run}/")}
     problems += [

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from policy.errors import DemoscaleError
 from policy.interface import Contract
 from sim_workers.envs.render import PROFILES, build_context, choose_backend
-from sim_workers.envs.robosuite import ACTION, CONTROL_HZ, PROPRIO, SimEnv, simulator_version
+from sim_workers.envs.robosuite import ACTION, BUILD_ARGUMENTS, CONTROL_HZ, PROPRIO, SimEnv, simulator_version
 
 LIBERO_10 = {
     "libero_10/LIVING_ROOM_SCENE2_put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket": (
@@ -243,14 +243,7 @@ class LiberoEnv(SimEnv):
             robots=["Panda"],
             controller_configs=robosuite.load_composite_controller_config(controller=None, robot="Panda"),
             initialization_noise=None,
-            has_renderer=False,
-            has_offscreen_renderer=True,
-            use_camera_obs=False,
-            control_freq=CONTROL_HZ,
-            ignore_done=True,
-            hard_reset=False,
-            renderer="mujoco",
-            seed=0,
+            **BUILD_ARGUMENTS,
         )
         build_context(self._env.sim, PROFILES[contract.render_profile], contract.image_size)
         self._low_dim: dict[str, npt.NDArray[np.float64]] = {}

@@ -5,7 +5,7 @@ One environment per process: two share a GL context and silently corrupt each ot
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -19,6 +19,17 @@ from sim_workers.envs.tasks import TASKS, hands, has_fingers
 from sim_workers.rollout.divergence import DivergedError, refuse_action, refuse_divergence
 
 CONTROL_HZ = 20.0
+BUILD_ARGUMENTS: Mapping[str, Any] = {
+    "has_renderer": False,
+    "has_offscreen_renderer": True,
+    "use_camera_obs": False,
+    "control_freq": CONTROL_HZ,
+    "ignore_done": True,
+    "hard_reset": False,  # the model and its GL context are built once; a soft reset re-samples every pose
+    "renderer": "mujoco",
+    "seed": 0,  # sizes drawn when the model is built; each episode then gets its own generator in reset()
+}
+"""Arguments with which robosuite's and LIBERO's simulators are built."""
 HAND_KEYS, FINGER_KEYS = ("eef_pos", "eef_quat"), ("gripper_qpos",)
 PROPRIO_KEYS = tuple(f"robot0_{key}" for key in HAND_KEYS + FINGER_KEYS)
 _HAND = (*(f"eef_{axis}_m" for axis in "xyz"), *(f"eef_quat_{axis}" for axis in "xyzw"))
@@ -89,16 +100,7 @@ class SimEnv:
             shift,
             variant,
             robots=["Panda"] * len(hands(task)),
-            has_renderer=False,
-            has_offscreen_renderer=True,
-            use_camera_obs=False,
-            control_freq=CONTROL_HZ,
-            ignore_done=True,
-            # the model and its GL context are built once; a soft reset re-samples every pose
-            hard_reset=False,
-            renderer="mujoco",
-            # sizes drawn when the model is built; each episode then gets its own generator in reset()
-            seed=0,
+            **BUILD_ARGUMENTS,
         )
         build_context(self._env.sim, PROFILES[contract.render_profile], contract.image_size)
         # Where an episode draws its target object, robosuite draws from a set of names, whose order differs

@@ -1,5 +1,6 @@
 """Client of a policy that Ray actors serve, for rollout processes."""
 
+from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +15,19 @@ from sim_workers.rollout.autoscaler import ServerUsage
 @dataclass(frozen=True)
 class RayServedPolicy:
     """Policy served by Ray actors with `act(key, observation) -> ActionChunk` and `answered(key) ->
-    ServerUsage`.
+    ServerUsage`, the sum over all policies if the key is None.
 
     Each rollout process queries one of them.
     """
 
     servers: tuple[Any, ...]
-    key: str
-    """Identifier of the policy on the servers."""
+    key: Hashable
+    """Identifier of the policy on the servers, such as the reference to a checkpoint."""
     imagines: bool = False
     """Whether the servers also have `imagine(key, observation) -> Imagination`."""
 
-    def measure(self, key: str = "") -> ServerUsage:
-        """Return the sum of all servers' work so far, for one policy or, by default, for all.
+    def measure(self, key: Hashable | None = None) -> ServerUsage:
+        """Return the sum of all servers' work so far, for one policy; None: for all.
 
         A server that is starting, dead, or silent for 1 s adds nothing.
         """

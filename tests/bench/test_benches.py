@@ -1,6 +1,4 @@
-"""Benches end with exit code 0 and the keys that bench/README.md shows, and leave no process behind, however
-they end.
-"""
+"""Benches end with exit code 0 and the keys that bench/README.md shows, and leave no process behind."""
 
 import json
 import os
@@ -33,7 +31,7 @@ pytestmark = pytest.mark.bench
 
 @dataclass
 class Bench:
-    """A bench in processes of its own, which an environment variable marks. Its temporary files lie in a
+    """A bench in processes of its own, identified by an environment variable; its temporary files lie in a
     folder of its own.
     """
 
@@ -61,14 +59,14 @@ class Bench:
         return self.started[-1]
 
     def end(self) -> None:
-        """End what still runs because the test failed."""
+        """End the processes that still run because the test failed."""
         for process in self.started:
             if process.poll() is None:
                 process.terminate()
                 process.communicate()
 
     def processes(self) -> list[psutil.Process]:
-        """Living processes that carry the mark."""
+        """List the living processes that carry the mark."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
@@ -79,7 +77,7 @@ class Bench:
 
 @pytest.fixture
 def bench_of() -> Iterator[Callable[[str], Bench]]:
-    """Makes a Bench; at the end of the test no process and no file of it may be left."""
+    """Yield a factory of Bench; at the end of the test no process and no file of it may be left."""
     # Directly below /tmp: Ray puts its sockets there, whose paths are limited to 107 characters.
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="b") as folder:
         made: list[Bench] = []
@@ -114,11 +112,11 @@ def test_bench_quick_run_prints_the_keys_of_its_page(name: str, bench_of: Callab
 @pytest.mark.parametrize(
     ("name", "signum"), [("data", signal.SIGKILL), ("search", signal.SIGTERM), ("search", signal.SIGINT)]
 )
-def test_bench_that_is_ended_leaves_no_process(
+def test_bench_ended_by_a_signal_leaves_no_process(
     name: str, signum: signal.Signals, bench_of: Callable[[str], Bench]
 ) -> None:
-    """The bench is ended when Ray and one of its workers run; its processes are known by their mark and,
-    where Ray renamed them, by their parent.
+    """Signal the bench once Ray and one of its workers run; its processes are known by their mark and, where
+    Ray renamed them, by their parent.
     """
     bench = bench_of(name)
     process = bench.start()
@@ -131,7 +129,7 @@ def test_bench_that_is_ended_leaves_no_process(
 
 
 def _tree_with_ray(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """All processes of a bench as soon as one of Ray's workers is among them."""
+    """Return all processes of a bench as soon as one of Ray's workers is among them."""
     root, deadline = psutil.Process(process.pid), time.monotonic() + 180
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
@@ -152,9 +150,9 @@ def _title(process: psutil.Process) -> str:
 
 
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["first guard", "second guard", "worker"])
-def test_contain_after_sigkill_of_any_process_leaves_none(which: int, tmp_path: Path) -> None:
-    """The script starts a process in a session of its own, whose parent has ended: nothing but its mark tells
-    where it belongs.
+def test_contain_after_sigkill_of_one_process_leaves_no_process(which: int, tmp_path: Path) -> None:
+    """The script starts a process in a session of its own, whose parent has ended, so that only its mark
+    identifies it.
     """
     script = tmp_path / "script.py"
     script.write_text(
@@ -179,7 +177,7 @@ def test_contain_after_sigkill_of_any_process_leaves_none(which: int, tmp_path: 
     assert os.listdir(tmp_path) == ["script.py"]
 
 
-def test_contain_worker_status_is_the_status_of_the_bench(tmp_path: Path) -> None:
+def test_contain_exits_with_the_status_of_the_worker(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\nfrom bench import harness\nharness.contain()\nprint('once')\nsys.exit(7)\n"
@@ -193,19 +191,19 @@ def test_contain_worker_status_is_the_status_of_the_bench(tmp_path: Path) -> Non
     assert (done.returncode, done.stdout) == (7, "once\n"), done.stderr
 
 
-def test_benches_and_sections_of_the_page_are_the_same() -> None:
+def test_bench_page_has_a_section_for_every_bench() -> None:
     assert set(sections(PAGE.read_text())) == set(benches())
 
 
-def test_page_is_the_rendering_of_results_and_notes() -> None:
+def test_bench_page_is_the_rendering_of_results_and_notes() -> None:
     assert PAGE.read_text() == render()
 
 
-def test_notes_belong_to_stored_results() -> None:
+def test_bench_notes_belong_to_stored_results() -> None:
     assert {path.stem for path in (FOLDER / "notes").glob("*.md")} <= set(stored())
 
 
-def test_benches_begin_with_a_question_or_a_sentence() -> None:
+def test_bench_docstring_first_line_is_a_question_or_a_sentence() -> None:
     """The page shows the first line of each docstring."""
     for name in benches():
         assert purpose(name).endswith(("?", ".")), name
@@ -249,7 +247,7 @@ def test_interleaved_rounds_alternate_in_direction() -> None:
     assert answers == {"a": [1, 6, 7], "b": [2, 5, 8], "c": [3, 4, 9]}
 
 
-def test_median_ratio_of_a_machine_that_slows_down_is_the_ratio_of_each_round() -> None:
+def test_median_ratio_on_a_slowing_machine_is_the_ratio_of_each_round() -> None:
     speeds = [1.0, 1.5, 4.0, 40.0]
     assert median_ratio([2 * speed for speed in speeds], speeds) == 2
     with pytest.raises(ValueError, match="longer"):

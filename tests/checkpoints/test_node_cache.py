@@ -1,4 +1,4 @@
-"""Checkpoints on a node's own disk: fetched once, whole or not at all, and the oldest go."""
+"""The node cache fetches a checkpoint once, whole or not at all, and evicts the oldest."""
 
 import os
 import re
@@ -17,7 +17,9 @@ from policy.checkpoint import CheckpointError, fingerprint
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Callable[[str], tuple[str, str]]:
-    """Makes the folder of a checkpoint, of 10 kB that act and 20 kB that do not; its URI and fingerprint."""
+    """Yield a factory of checkpoint folders, with 10 kB that act and 20 kB that do not; it returns URI and
+    fingerprint.
+    """
 
     def make(name: str) -> tuple[str, str]:
         folder = tmp_path / "arms" / name
@@ -30,7 +32,7 @@ def checkpoint(tmp_path: Path) -> Callable[[str], tuple[str, str]]:
     return make
 
 
-def test_eight_servers_of_a_node_fetch_once_what_acts(
+def test_cached_checkpoint_from_eight_threads_fetches_the_acting_files_once(
     checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path
 ) -> None:
     uri, expected = checkpoint("one")
@@ -52,7 +54,7 @@ def test_eight_servers_of_a_node_fetch_once_what_acts(
     assert len(fetched) == 2
 
 
-def test_other_weights_than_those_to_be_scored_are_refused(
+def test_cached_checkpoint_with_another_fingerprint_raises(
     checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path
 ) -> None:
     uri, expected = checkpoint("one")
@@ -66,7 +68,7 @@ def test_other_weights_than_those_to_be_scored_are_refused(
     assert not (tmp_path / "node" / expected).exists()
 
 
-def test_a_fetch_that_breaks_off_leaves_nothing_that_is_taken_for_whole(
+def test_cached_checkpoint_after_an_interrupted_fetch_is_fetched_whole(
     checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path
 ) -> None:
     uri, expected = checkpoint("one")
@@ -85,7 +87,7 @@ def used(folder: Path, ago_s: float) -> None:
     os.utime(folder, (time.time() - ago_s,) * 2)
 
 
-def test_the_one_used_longest_ago_goes_and_one_in_use_stays(
+def test_node_cache_evicts_the_least_recently_used_and_keeps_those_in_use(
     checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path
 ) -> None:
     node, made = tmp_path / "node", [checkpoint(name) for name in ("one", "two", "three", "four")]
@@ -98,12 +100,12 @@ def test_the_one_used_longest_ago_goes_and_one_in_use_stays(
         False,
         True,
         True,
-    ], "one had to go for three, another for four"
+    ], "three evicts one, four another"
     folders.append(cached_checkpoint(*made[0], node, most_bytes=15_000))
     assert all(folder.is_dir() for folder in folders[2:]), "all three were asked for within ten minutes"
 
 
-def test_what_a_killed_process_left_half_done_goes(
+def test_node_cache_removes_stale_parts_of_killed_processes(
     checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path
 ) -> None:
     node = tmp_path / "node"
@@ -114,10 +116,10 @@ def test_what_a_killed_process_left_half_done_goes(
     assert [(node / name).is_dir() for name in (".part-fetched", ".part-deleted")] == [
         False,
         True,
-    ], "one may be at work still"
+    ], "its process may still run"
 
 
-def test_a_disk_that_is_nearly_full_keeps_fewer(
+def test_node_cache_on_a_nearly_full_disk_keeps_fewer_checkpoints(
     checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5_000}))
@@ -128,7 +130,7 @@ def test_a_disk_that_is_nearly_full_keeps_fewer(
     assert not first.is_dir()
 
 
-def test_a_folder_of_somebody_else_is_refused(
+def test_node_cache_in_a_folder_of_another_user_raises(
     checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 12345)

@@ -1,4 +1,4 @@
-"""Pretrained weights go where they belong, or one sentence says why they do not."""
+"""Pretrained weights are loaded into the right modules, or one sentence says why not."""
 
 import json
 import os
@@ -25,11 +25,11 @@ def svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def spoilt(tmp_path: Path) -> Path:
-    """A folder that a test may damage."""
+    """Return a copy of the weights that a test may damage."""
     return svd_folder(tmp_path / "spoilt")
 
 
-def test_a_unet_takes_every_weight(svd: Path) -> None:
+def test_load_unet_sets_every_weight(svd: Path) -> None:
     unet = svd_unet(svd_config())
     load_unet(svd, unet)
     saved = load_file(svd / "unet" / FILE)
@@ -43,7 +43,7 @@ def test_a_unet_takes_every_weight(svd: Path) -> None:
     )
 
 
-def test_half_precision_files_become_full_precision_weights(svd: Path, tmp_path: Path) -> None:
+def test_load_vae_of_half_precision_files_gives_full_precision_weights(svd: Path, tmp_path: Path) -> None:
     halves = svd_folder(tmp_path, variant="fp16")
     assert not (halves / "unet" / FILE).exists()
     vae, full = load_vae(halves), load_vae(svd)
@@ -52,7 +52,7 @@ def test_half_precision_files_become_full_precision_weights(svd: Path, tmp_path:
         assert torch.equal(ours, theirs.half().float())
 
 
-def test_shards_are_read_together_and_a_missing_one_is_noticed(spoilt: Path) -> None:
+def test_load_vae_reads_shards_together_and_names_a_missing_one(spoilt: Path) -> None:
     whole = spoilt / "vae" / FILE
     before, tensors = load_vae(spoilt), load_file(whole)
     names = sorted(tensors)
@@ -85,7 +85,7 @@ def test_shards_are_read_together_and_a_missing_one_is_noticed(spoilt: Path) -> 
         ({"time_id_dim": 16}, "addition_time_embed_dim is 8, the model's is 16"),
     ],
 )
-def test_another_architecture_is_one_sentence_with_the_field(
+def test_load_unet_of_another_architecture_names_the_field(
     svd: Path, change: dict[str, object], said: str
 ) -> None:
     config: VideoConfig = svd_config().model_copy(update=change)
@@ -103,7 +103,7 @@ def test_another_architecture_is_one_sentence_with_the_field(
         ("unet/config.json", 20, "cut short or damaged"),
     ],
 )
-def test_a_missing_or_cut_file_is_one_sentence(
+def test_load_unet_of_a_missing_or_truncated_file_raises_one_sentence(
     spoilt: Path, file: str, damage: int | None, said: str
 ) -> None:
     path = spoilt / file
@@ -116,7 +116,7 @@ def test_a_missing_or_cut_file_is_one_sentence(
     assert "\n" not in str(raised.value)
 
 
-def test_weights_too_many_too_few_or_of_another_shape_are_named(spoilt: Path) -> None:
+def test_load_vae_names_extra_missing_and_misshapen_weights(spoilt: Path) -> None:
     path = spoilt / "vae" / FILE
     tensors = load_file(path)
     save_file({**tensors, "extra": torch.zeros(1)}, path)
@@ -130,7 +130,7 @@ def test_weights_too_many_too_few_or_of_another_shape_are_named(spoilt: Path) ->
         load_vae(spoilt)
 
 
-def test_an_autoencoder_of_another_kind_is_refused(spoilt: Path) -> None:
+def test_load_vae_of_another_kind_of_model_raises(spoilt: Path) -> None:
     with pytest.raises(
         WeightsError,
         match=r"it holds a UNetSpatioTemporalConditionModel, .*AutoencoderKLTemporalDecoder is wanted",
@@ -148,7 +148,7 @@ def test_an_autoencoder_of_another_kind_is_refused(spoilt: Path) -> None:
 
 
 @pytest.mark.full
-def test_without_a_network_the_sentence_says_what_to_do() -> None:
+def test_load_vae_without_network_says_what_to_do() -> None:
     code = """
 from policy.weights import WeightsError, load_vae
 from policy.text_encoder import OpenClipText
@@ -172,12 +172,12 @@ for load in (lambda: load_vae("stabilityai/stable-video-diffusion-img2vid-xt"), 
     ]
 
 
-def test_a_path_that_leads_nowhere_is_not_looked_up() -> None:
+def test_local_folder_of_a_missing_path_raises_without_asking_the_hub() -> None:
     with pytest.raises(WeightsError, match=r"\./weights/svd: there is no such folder; correct the path"):
         local_folder("./weights/svd")
 
 
-def test_a_fingerprint_is_of_the_content(svd: Path, tmp_path: Path) -> None:
+def test_weights_fingerprint_depends_on_content_only(svd: Path, tmp_path: Path) -> None:
     copied, other = svd_folder(tmp_path / "copied"), svd_folder(tmp_path / "other", seed=1)
     assert weights_fingerprint(svd) == weights_fingerprint(copied) != weights_fingerprint(other)
     assert (
@@ -187,7 +187,7 @@ def test_a_fingerprint_is_of_the_content(svd: Path, tmp_path: Path) -> None:
     )
 
 
-def test_weights_in_a_bucket_come_to_a_folder_once(svd: Path, storage: Storage, tmp_path: Path) -> None:
+def test_fetch_weights_from_a_bucket_downloads_once(svd: Path, storage: Storage, tmp_path: Path) -> None:
     files = [path for path in svd.rglob("*") if path.is_file() and "unet" not in path.parts]
     for path in files:
         storage.put(f"svd/{path.relative_to(svd)}", path.read_bytes())

@@ -1,4 +1,4 @@
-"""The command line: quick to answer, one clear message for each mistake, exit codes that mean something."""
+"""The command line: quick to start, one clear message for each mistake, documented exit codes."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from orchestrator.cli.common import graceful_interrupt
 @pytest.mark.parametrize(
     "command", [["--help"], ["run", "--help"], ["score", "--help"], ["plan", "jobs/quickstart.yaml"]]
 )
-def test_help_and_plan_import_nothing_heavy(command: list[str]) -> None:
+def test_help_and_plan_import_no_heavy_package(command: list[str]) -> None:
     done = run("-X", "importtime", "-m", "orchestrator", *command)
     assert not imported_packages(done) & HEAVY
     assert "click" in imported_packages(done)
@@ -44,7 +44,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
         (["curve", "nobody", "--storage", "EMPTY"], 1, "no sweep named nobody is tracked here"),
     ],
 )
-def test_a_mistake_is_one_message_and_no_traceback(
+def test_mistake_is_one_message_without_traceback(
     arguments: list[str], code: int, sentence: str, tmp_path: Path
 ) -> None:
     done = run("-m", "orchestrator", *(str(tmp_path) if a == "EMPTY" else a for a in arguments))
@@ -53,7 +53,7 @@ def test_a_mistake_is_one_message_and_no_traceback(
     assert "Traceback" not in done.stderr
 
 
-def test_collect_tells_all_its_mistakes_before_it_starts_anything(tmp_path: Path) -> None:
+def test_collect_lists_all_mistakes_before_it_starts(tmp_path: Path) -> None:
     done = run(
         "-m",
         "jobs.collect",
@@ -76,15 +76,13 @@ def test_collect_tells_all_its_mistakes_before_it_starts_anything(tmp_path: Path
 
 
 @pytest.mark.sim
-def test_doctor_finds_this_machine_ready() -> None:
+def test_doctor_on_this_machine_reports_ok() -> None:
     done = run("-m", "orchestrator", "doctor")
     assert done.returncode == 0, done.stdout
     assert all(line.startswith("ok") for line in done.stdout.splitlines())
 
 
-def test_doctor_notices_a_room_that_comes_from_somewhere_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_detects_a_shadowed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from orchestrator.cli import doctor
 
     (tmp_path / "policy.py").write_text("")
@@ -100,7 +98,7 @@ def test_doctor_notices_a_room_that_comes_from_somewhere_else(
         sys.modules.update(before)
 
 
-def test_the_pinned_packages_are_the_installed_ones() -> None:
+def test_constraints_equal_the_installed_versions() -> None:
     from importlib.metadata import version
 
     for line in (CHECKOUT / "constraints.txt").read_text().splitlines():
@@ -110,7 +108,7 @@ def test_the_pinned_packages_are_the_installed_ones() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_asks_the_sweep_to_end_and_a_second_one_ends_it(number: signal.Signals) -> None:
+def test_first_signal_interrupts_the_sweep_and_the_second_raises(number: signal.Signals) -> None:
     sweep_run = SimpleNamespace(interrupted=False)
     before = signal.getsignal(number)
     with graceful_interrupt(sweep_run):

@@ -1,4 +1,4 @@
-"""`demoscale data`: what it prints is true, a program can read it, and no damage escapes it."""
+"""`demoscale data`: tables, JSON lines, summaries and verification of episode stores."""
 
 import io
 import json
@@ -31,21 +31,21 @@ TITLES = ["episode", "task", "frames", "seconds", "kind", "success", "KiB", "cam
 
 
 def ask(*arguments: str) -> Result:
-    """`demoscale data ...`, piped."""
+    """Run `demoscale data ...`, piped."""
     result = CliRunner().invoke(main, ["data", *arguments], catch_exceptions=False)
     assert "\x1b" not in result.stdout
     return result
 
 
 def tsv(text: str) -> list[dict[str, str]]:
-    """The rows, by title."""
+    """Return the rows as mappings from title to cell."""
     titles, *rows = [line.split("\t") for line in text.splitlines()]
     assert all(len(row) == len(titles) for row in rows)
     return [dict(zip(titles, row, strict=True)) for row in rows]
 
 
 def fill(storage: Storage, episodes: Iterable[Episode], note: str = "") -> list[EpisodeEntry]:
-    """Commit them as one version."""
+    """Commit the episodes as one version and return their entries."""
     entries = [put_episode(storage, one, 20.0) for one in episodes]
     commit(storage, CONTRACT, entries, note)
     return entries
@@ -58,7 +58,9 @@ def fill_many(storage: Storage, count: int) -> None:
 
 
 def mixed() -> list[Episode]:
-    """Two tasks, lengths 10 to 15, every fourth without actions, success in all its three values."""
+    """Return episodes of two tasks, lengths 10 to 15, every fourth without actions, success in all its three
+    values.
+    """
     episodes = [
         replace(
             make_episode(seed, 10 + seed, labelled=seed != 3),
@@ -77,7 +79,7 @@ def mixed() -> list[Episode]:
 
 
 def flip(storage: Storage, key: str) -> None:
-    """One bit in the middle of an object."""
+    """Flip one bit in the middle of an object."""
     data = bytearray(storage.get(key))
     data[len(data) // 2] ^= 1
     storage.put(key, bytes(data))
@@ -92,7 +94,7 @@ def folder(tmp_path: Path) -> Storage:
 
 
 @FOLDER_AND_S3
-def test_piped_every_episode_is_a_row_of_fields(storage: Storage) -> None:
+def test_data_ls_piped_prints_a_tab_separated_row_per_episode(storage: Storage) -> None:
     entries = fill(storage, mixed())
     result = ask("ls", storage.uri)
     assert result.exit_code == 0
@@ -106,14 +108,14 @@ def test_piped_every_episode_is_a_row_of_fields(storage: Storage) -> None:
     assert rows[1]["source"] == "expert, seed 1, disturbance 0.3"
 
 
-def test_nothing_in_a_name_breaks_a_row_or_commands_a_terminal(folder: Storage) -> None:
+def test_data_ls_strips_control_characters_from_names(folder: Storage) -> None:
     fill(folder, [replace(make_episode(), task="Li\tft", source="one\ntwo\x1b[31m [bold]three")])
     (row,) = tsv(ask("ls", folder.uri).stdout)
     assert (row["task"], row["source"]) == ("Li ft", "one two [31m [bold]three")
     assert "one two [31m [bold]three" in ask("show", folder.uri).stdout
 
 
-def test_rows_are_chosen_by_task_version_and_number(folder: Storage) -> None:
+def test_data_ls_filters_by_task_version_and_limit(folder: Storage) -> None:
     first, *others = mixed()
     fill(folder, [first])
     fill(folder, others)
@@ -124,7 +126,7 @@ def test_rows_are_chosen_by_task_version_and_number(folder: Storage) -> None:
     assert len(tsv(ask("ls", folder.uri, "--limit", "2").stdout)) == 2
 
 
-def test_as_json_a_row_is_a_line_with_exact_values(folder: Storage) -> None:
+def test_data_ls_json_prints_exact_values_per_line(folder: Storage) -> None:
     entries = fill(folder, mixed())
     lines = [json.loads(line) for line in ask("ls", folder.uri, "--json").stdout.splitlines()]
     assert [line["nbytes"] for line in lines] == [entry.nbytes for entry in entries]
@@ -132,7 +134,7 @@ def test_as_json_a_row_is_a_line_with_exact_values(folder: Storage) -> None:
     assert lines[1]["seconds"] == 11 / 20.0
 
 
-def test_piped_nothing_is_left_out_and_a_reader_that_stops_is_no_error(folder: Storage) -> None:
+def test_data_ls_piped_prints_all_rows_and_tolerates_a_closed_pipe(folder: Storage) -> None:
     fill_many(folder, 3000)
     assert len(tsv(ask("ls", folder.uri).stdout)) == 3000
     command = [sys.executable, "-m", "orchestrator", "data", "ls", folder.uri]
@@ -146,7 +148,7 @@ def test_piped_nothing_is_left_out_and_a_reader_that_stops_is_no_error(folder: S
 
 
 @pytest.mark.parametrize("columns", [100, 160])
-def test_on_a_terminal_rows_fit_it_and_the_rest_is_counted(folder: Storage, columns: int) -> None:
+def test_data_ls_on_a_terminal_fits_the_width_and_counts_the_rest(folder: Storage, columns: int) -> None:
     fill_many(folder, 60)
     screen, slave = pty.openpty()
     command = [sys.executable, "-m", "orchestrator", "data", "ls", folder.uri]
@@ -155,7 +157,7 @@ def test_on_a_terminal_rows_fit_it_and_the_rest_is_counted(folder: Storage, colu
     )
     os.close(slave)
     shown = b""
-    with suppress(OSError):  # how a terminal says that its writer has gone
+    with suppress(OSError):  # how a terminal reports that its writer has ended
         while some := os.read(screen, 65536):
             shown += some
     os.close(screen)
@@ -172,7 +174,7 @@ def test_on_a_terminal_rows_fit_it_and_the_rest_is_counted(folder: Storage, colu
 
 
 @FOLDER_AND_S3
-def test_a_store_is_summed_up_truly(storage: Storage) -> None:
+def test_data_show_json_summarises_the_store(storage: Storage) -> None:
     episodes = mixed()
     for one in episodes:
         if one.action is not None:
@@ -218,7 +220,7 @@ def test_a_store_is_summed_up_truly(storage: Storage) -> None:
     ]
 
 
-def test_a_person_reads_the_same(folder: Storage) -> None:
+def test_data_show_text_has_the_numbers_of_the_json(folder: Storage) -> None:
     fill(folder, mixed(), "a test")
     text = ask("show", folder.uri).stdout
     words = [" ".join(line.split()) for line in text.splitlines()]
@@ -230,14 +232,14 @@ def test_a_person_reads_the_same(folder: Storage) -> None:
     assert not [line for line in text.splitlines() if line != line.rstrip()]
 
 
-def test_a_store_without_demonstrations_has_no_statistics_of_them(folder: Storage) -> None:
+def test_data_show_of_action_free_episodes_has_no_statistics(folder: Storage) -> None:
     fill(folder, [replace(make_episode(labelled=False), proprio=None)])
     assert json.loads(ask("show", folder.uri, "--json").stdout)["statistics"] == {"action": [], "proprio": []}
     assert "0 labelled, 1 action-free" in ask("show", folder.uri).stdout
     assert "instruction" in ask("show", folder.uri, "Lift-000000").stdout
 
 
-def test_one_episode_is_shown_with_its_own_statistics(folder: Storage) -> None:
+def test_data_show_of_one_episode_has_its_statistics(folder: Storage) -> None:
     episodes = mixed()
     fill(folder, episodes)
     said = json.loads(ask("show", folder.uri, "Lift-000001", "--json").stdout)
@@ -250,7 +252,7 @@ def test_one_episode_is_shown_with_its_own_statistics(folder: Storage) -> None:
 
 
 @FOLDER_AND_S3
-def test_the_sheet_shows_first_frames(storage: Storage, tmp_path: Path) -> None:
+def test_data_show_sheet_has_the_first_frames(storage: Storage, tmp_path: Path) -> None:
     colours = {"Lift-000000": (200, 0, 0), "Lift-000001": (0, 0, 200)}
     episodes = [
         replace(e, frames={name: np.zeros_like(f) for name, f in e.frames.items()})
@@ -269,14 +271,14 @@ def test_the_sheet_shows_first_frames(storage: Storage, tmp_path: Path) -> None:
     assert np.allclose(seen, list(colours.values()), atol=12)
 
 
-def test_the_sheet_of_a_large_store_shows_sixty_spread_over_it(folder: Storage, tmp_path: Path) -> None:
+def test_data_show_sheet_of_a_large_store_has_sixty_episodes(folder: Storage, tmp_path: Path) -> None:
     fill_many(folder, 200)
     result = ask("show", folder.uri, "--json", "--sheet", str(tmp_path / "sheet.png"))
     assert json.loads(result.stdout)["episodes"] == 200
     assert "first frames of 60 episodes" in result.stderr
 
 
-def test_sources_that_differ_in_numbers_are_one() -> None:
+def test_grouped_sources_merge_those_that_differ_in_numbers() -> None:
     sources = {f"a.hdf5, data/demo_{i}, 84x84 at 20 Hz": 1 for i in (2, 10, 9)} | {"film b.mp4": 4}
     assert grouped(sources) == [("film b.mp4", 4), ("a.hdf5, data/demo_2..10, 84x84 at 20 Hz", 3)]
 
@@ -285,7 +287,7 @@ def test_sources_that_differ_in_numbers_are_one() -> None:
 
 
 @FOLDER_AND_S3
-def test_verify_names_every_bad_episode_and_counts_them(storage: Storage) -> None:
+def test_data_verify_names_and_counts_every_bad_episode(storage: Storage) -> None:
     entries = fill(storage, (make_episode(seed) for seed in range(5)))
     whole = ask("verify", storage.uri)
     assert (whole.exit_code, whole.stdout.count("\n")) == (0, 1)
@@ -313,7 +315,7 @@ def test_verify_names_every_bad_episode_and_counts_them(storage: Storage) -> Non
     )
 
 
-def test_verify_reads_every_version_too(folder: Storage) -> None:
+def test_data_verify_checks_every_version(folder: Storage) -> None:
     for seed in range(4):
         fill(folder, [make_episode(seed)])
     flip(folder, f"manifests/{load_manifest(folder, 1).sha256}.parquet")
@@ -329,7 +331,7 @@ def test_verify_reads_every_version_too(folder: Storage) -> None:
     assert last.endswith("4 versions: 0 bad episodes, 3 bad versions")
 
 
-def test_verify_reads_what_it_can_when_the_newest_version_is_damaged(folder: Storage) -> None:
+def test_data_verify_with_a_damaged_newest_version_reads_an_older_one(folder: Storage) -> None:
     fill(folder, [make_episode(0)])
     fill(folder, [make_episode(1)])
     flip(folder, f"manifests/{load_manifest(folder, 2).sha256}.parquet")
@@ -348,7 +350,7 @@ def test_verify_reads_what_it_can_when_the_newest_version_is_damaged(folder: Sto
 
 
 @FOLDER_AND_S3
-def test_the_log_lists_versions_newest_first(storage: Storage) -> None:
+def test_data_log_lists_versions_newest_first(storage: Storage) -> None:
     fill(storage, [make_episode(0)], "first")
     fill(storage, [make_episode(1), make_episode(2)], "second")
     rows = tsv(ask("log", storage.uri).stdout)
@@ -363,7 +365,7 @@ def test_the_log_lists_versions_newest_first(storage: Storage) -> None:
     ]
 
 
-def test_the_log_shows_what_it_can_and_says_what_is_damaged(folder: Storage) -> None:
+def test_data_log_with_a_damaged_version_lists_the_others(folder: Storage) -> None:
     for seed in range(3):
         fill(folder, [make_episode(seed)])
     flip(folder, "versions/000002.json")
@@ -401,7 +403,7 @@ def test_the_log_shows_what_it_can_and_says_what_is_damaged(folder: Storage) -> 
         (["show", "STORE", "--sheet", "/no/where/sheet.png"], 2, "there is no folder /no/where"),
     ],
 )
-def test_a_mistake_is_a_sentence_with_its_mend(
+def test_data_mistake_is_one_sentence_with_its_remedy(
     s3: str, folder: Storage, arguments: list[str], code: int, sentence: str
 ) -> None:
     fill(folder, mixed())
@@ -412,11 +414,11 @@ def test_a_mistake_is_a_sentence_with_its_mend(
 
 
 @pytest.mark.parametrize("command", ["ls", "show", "verify", "check", "log"])
-def test_every_command_has_help_with_an_example(command: str) -> None:
+def test_every_data_command_has_help_with_an_example(command: str) -> None:
     assert f"\n  demoscale data {command} data/lift\n" in ask(command, "--help").stdout
 
 
-def test_a_listing_imports_nothing_heavy(folder: Storage) -> None:
+def test_data_ls_imports_no_heavy_package(folder: Storage) -> None:
     fill(folder, [make_episode()])
     done = run("-X", "importtime", "-m", "orchestrator", "data", "ls", folder.uri)
     assert done.returncode == 0, done.stderr[-2000:]

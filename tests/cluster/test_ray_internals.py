@@ -1,5 +1,5 @@
-"""What is used of Ray without being public: a release that moves one of these names fails here, with the
-module to change.
+"""Private names of Ray that this project uses: a release that moves one fails here, with the module to
+change.
 """
 
 import inspect
@@ -29,7 +29,7 @@ PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def found(name: str) -> Any:
-    """The object of a dotted name; AttributeError or ImportError if there is none."""
+    """Return the object of a dotted name; raises AttributeError or ImportError if there is none."""
     parts = name.split(".")
     for end in range(len(parts) - 1, 0, -1):
         try:
@@ -43,7 +43,7 @@ def found(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_a_private_name_of_ray_is_where_it_was(name: str) -> None:
+def test_private_ray_name_exists_with_its_arguments(name: str) -> None:
     module, arguments = PLACES[name]
     try:
         function: Callable[..., Any] = found(name)
@@ -55,7 +55,7 @@ def test_a_private_name_of_ray_is_where_it_was(name: str) -> None:
     )
 
 
-def test_a_ray_without_the_list_of_draining_nodes_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaving_without_the_draining_nodes_api_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     from sim_workers.rollout.node_health import leaving

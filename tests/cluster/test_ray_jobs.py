@@ -1,6 +1,4 @@
-"""How the client of a Ray cluster bears a dashboard that answers badly, breaks off, or is another one than it
-should be.
-"""
+"""The client of a Ray cluster with a dashboard that answers badly, disconnects, or is not a dashboard."""
 
 import asyncio
 import os
@@ -22,7 +20,7 @@ from orchestrator.cluster.version_check import PYTHONS
 
 
 class Dashboard:
-    """Answers as a Ray head's does, as far as a test says."""
+    """Answers as a Ray head's dashboard does, as configured by a test."""
 
     def __init__(self) -> None:
         self.ray, self.python, self.known = (
@@ -48,7 +46,7 @@ class Dashboard:
         }
 
     async def tail(self, request: web.Request) -> web.WebSocketResponse:
-        """Breaks off twice in the middle, then ends as it should."""
+        """Disconnect twice in the middle, then end normally."""
         self.streams += 1
         socket = web.WebSocketResponse()
         await socket.prepare(request)
@@ -63,7 +61,9 @@ class Dashboard:
         return socket
 
     async def taken(self, request: web.Request) -> web.Response:
-        """Somebody else submitted between the look at the list and this."""
+        """Refuse the submission as a duplicate: another client submitted between the listing and this
+        request.
+        """
         asked = await request.json()
         self.submitted.append(asked["submission_id"])
         self.known = True
@@ -122,29 +122,29 @@ def serving(app: web.Application) -> Iterator[str]:
 
 @pytest.fixture
 def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Dashboard, Cluster]]:
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # Ray's client would go there instead
-    pretended = Dashboard()
-    with serving(pretended.app()) as address:
-        yield pretended, Cluster(address, poll_s=0.05)
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # Ray's client would use this address instead
+    fake = Dashboard()
+    with serving(fake.app()) as address:
+        yield fake, Cluster(address, poll_s=0.05)
 
 
-def test_a_connection_that_breaks_is_made_again_and_each_character_comes_once(
+def test_follow_after_broken_connections_prints_each_character_once(
     dashboard: tuple[Dashboard, Cluster],
 ) -> None:
-    pretended, cluster = dashboard
-    pretended.log = "".join(f"line {number}\n" for number in range(20))
+    fake, cluster = dashboard
+    fake.log = "".join(f"line {number}\n" for number in range(20))
     heard, said = list[str](), list[str]()
     job = cluster.follow("j-1", heard.append, said.append)
     assert job.status == "SUCCEEDED"
-    assert "".join(heard) == pretended.log
-    assert pretended.streams == 3
+    assert "".join(heard) == fake.log
+    assert fake.streams == 3
     assert said
     assert "broke; the job goes on, trying again" in said[0]
 
 
-def test_a_cluster_that_forgot_the_job_is_not_waited_for(dashboard: tuple[Dashboard, Cluster]) -> None:
-    pretended, cluster = dashboard
-    pretended.known = False
+def test_follow_of_a_job_that_the_cluster_forgot_raises(dashboard: tuple[Dashboard, Cluster]) -> None:
+    fake, cluster = dashboard
+    fake.known = False
     with pytest.raises(
         ForgottenError,
         match="knows no job j-1: it was started anew; submit again, and what was finished is kept",
@@ -152,15 +152,15 @@ def test_a_cluster_that_forgot_the_job_is_not_waited_for(dashboard: tuple[Dashbo
         cluster.follow("j-1", lambda _: None, lambda _: None)
 
 
-def test_of_two_who_take_the_same_number_the_second_finds_the_first(
+def test_submit_that_loses_the_race_for_an_id_returns_the_running_job(
     dashboard: tuple[Dashboard, Cluster], tmp_path: Path
 ) -> None:
-    pretended, cluster = dashboard
-    pretended.known = False
+    fake, cluster = dashboard
+    fake.known = False
     (tmp_path / "code.py").touch()
     load = JobSpec("sweep", "lift", "s3://a", "1", "python -m jobs.sweep sweep.yaml")
     job, started = cluster.submit(load, tmp_path)
-    assert pretended.submitted == [f"{load.stem}-1"]
+    assert fake.submitted == [f"{load.stem}-1"]
     assert (job.job_id, started) == ("j-1", False)
     with pytest.raises(
         SubmitError, match=r"lift is running already, with other settings \(j-1 at http://127.0.0.1"
@@ -168,12 +168,12 @@ def test_of_two_who_take_the_same_number_the_second_finds_the_first(
         cluster.submit(replace(load, settings="2"), tmp_path)
 
 
-def test_another_ray_or_python_is_named_before_anything_is_sent(dashboard: tuple[Dashboard, Cluster]) -> None:
-    pretended, cluster = dashboard
+def test_check_versions_names_other_ray_and_python_versions(dashboard: tuple[Dashboard, Cluster]) -> None:
+    fake, cluster = dashboard
     assert cluster.check_versions() == ""
-    pretended.python = next(f"{a}.{b}.1" for a, b in PYTHONS if (a, b) != sys.version_info[:2])
+    fake.python = next(f"{a}.{b}.1" for a, b in PYTHONS if (a, b) != sys.version_info[:2])
     assert cluster.check_versions().startswith("the cluster runs Python 3.")
-    pretended.ray, pretended.python = "2.9.0", "3.9.1"
+    fake.ray, fake.python = "2.9.0", "3.9.1"
     with pytest.raises(
         SubmitError,
         match=(
@@ -184,7 +184,7 @@ def test_another_ray_or_python_is_named_before_anything_is_sent(dashboard: tuple
         cluster.check_versions()
 
 
-def test_what_is_no_dashboard_is_told_in_a_sentence() -> None:
+def test_cluster_at_an_address_without_dashboard_raises_one_sentence() -> None:
     with (
         serving(web.Application()) as address,
         pytest.raises(SubmitError, match=r"what answers at .* could not do it"),
@@ -200,7 +200,7 @@ def test_what_is_no_dashboard_is_told_in_a_sentence() -> None:
         Cluster("head:6379")
 
 
-def test_a_command_without_an_address_says_what_is_missing() -> None:
+def test_submit_command_without_an_address_exits_two() -> None:
     done = run(
         "-m",
         "orchestrator",

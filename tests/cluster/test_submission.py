@@ -1,4 +1,4 @@
-"""What goes to a cluster and what does not. The real thing: test_submission_on_cluster.py."""
+"""What is submitted to a cluster. With a real cluster: test_submission_on_cluster.py."""
 
 import os
 import re
@@ -49,13 +49,13 @@ def quickstart(*overrides: str) -> SweepConfig:
         (f"policy.weights={os.path.relpath(CHECKOUT / 'policy')}", "policy.weights: "),
     ],
 )
-def test_what_a_cluster_cannot_reach_is_refused_with_the_mend(override: str, sentence: str) -> None:
+def test_check_sweep_refuses_local_places_with_the_remedy(override: str, sentence: str) -> None:
     assert check_sweep(quickstart()) == []
     (problem,) = check_sweep(quickstart(override))
     assert problem.startswith(sentence)
 
 
-def test_folders_that_all_nodes_share_are_taken_with_a_note() -> None:
+def test_check_sweep_accepts_shared_folders_with_a_warning() -> None:
     shared = quickstart("data.episodes=/shared/lift", "storage=/shared/results", "mlflow=''")
     assert check_sweep(shared) == []
     assert warnings_for(shared) == [
@@ -81,7 +81,7 @@ SECRETS = [
 
 
 @pytest.mark.parametrize("override", SECRETS)
-def test_credentials_are_refused_and_not_repeated(override: str) -> None:
+def test_sweep_with_credentials_is_refused_without_them(override: str) -> None:
     with pytest.raises(SweepError) as refused:
         quickstart(override)
     (problem,) = refused.value.problems
@@ -124,7 +124,7 @@ def test_credentials_are_refused_and_not_repeated(override: str) -> None:
         ),
     ],
 )
-def test_a_job_s_arguments_are_refused_where_they_lead_nowhere(
+def test_check_arguments_refuses_places_that_the_cluster_cannot_reach(
     job: str, arguments: str, sentence: str
 ) -> None:
     (problem,) = check_arguments(job, arguments.split())
@@ -144,11 +144,11 @@ def test_a_job_s_arguments_are_refused_where_they_lead_nowhere(
         ("pretrain", "/shared/kitchen --out /shared/w --storage s3://results/kitchen"),
     ],
 )
-def test_a_job_s_arguments_that_lead_somewhere_are_taken(job: str, arguments: str) -> None:
+def test_check_arguments_accepts_reachable_places(job: str, arguments: str) -> None:
     assert check_arguments(job, arguments.split()) == []
 
 
-def test_only_the_checkout_s_packages_travel_whole_and_small() -> None:
+def test_code_bundle_holds_the_packages_whole_and_small() -> None:
     sweep = quickstart("seeds=[0,1]", "train.steps=7")
     with code_bundle({"sweep.yaml": sweep.to_yaml()}) as sent:
         there = {
@@ -180,11 +180,11 @@ def test_only_the_checkout_s_packages_travel_whole_and_small() -> None:
     assert done.stdout.split() == [
         *mine,
         "0123456789ab",
-    ], "a result from there is told from the same code as one from here"
+    ], "a result of the cluster has the code fingerprint of this machine"
     assert not sent.folder.exists()
 
 
-def test_in_a_checkout_git_s_own_word_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_commit_in_a_checkout_is_that_of_git(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(provenance.COMMIT, "made-up")
     provenance.git_commit.cache_clear()
     assert provenance.git_commit() != "made-up"
@@ -192,7 +192,7 @@ def test_in_a_checkout_git_s_own_word_counts(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A small one, with what must not travel."""
+    """Return a small checkout with files that must not be submitted."""
     for name in (
         "jobs/a.py",
         "policy/pretrained/w.safetensors",
@@ -209,7 +209,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_git_says_which_files_travel_and_new_modules_come_too(checkout: Path) -> None:
+def test_shipped_files_in_a_git_checkout_are_tracked_and_new_modules(checkout: Path) -> None:
     subprocess.run(
         "git init -q . && git add jobs/a.py policy/pretrained data", shell=True, cwd=checkout, check=True
     )
@@ -220,7 +220,7 @@ def test_git_says_which_files_travel_and_new_modules_come_too(checkout: Path) ->
     ]
 
 
-def test_without_git_caches_and_hidden_files_stay(checkout: Path) -> None:
+def test_shipped_files_without_git_omit_caches_and_hidden_files(checkout: Path) -> None:
     assert sorted(file.as_posix() for file in shipped_files(checkout)) == [
         "jobs/a.py",
         "jobs/key.pem",
@@ -229,14 +229,14 @@ def test_without_git_caches_and_hidden_files_stay(checkout: Path) -> None:
     ]
 
 
-def test_too_much_is_refused_by_the_name_of_the_largest(checkout: Path) -> None:
+def test_code_bundle_over_the_limit_names_the_largest_file(checkout: Path) -> None:
     (checkout / "jobs" / "big.py").write_bytes(bytes(2**21))
     sentence = r"2 MiB would be sent.*the largest file is jobs/big.py \(2 MiB\)"
     with pytest.raises(CodeBundleError, match=sentence), code_bundle({}, checkout, limit_bytes=2**20):
         pass
 
 
-def test_nothing_of_this_machine_s_environment_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runtime_env_holds_nothing_of_the_local_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, SECRET)
     load = JobSpec("sweep", "lift", "s3://results/lift", "0", "python -m jobs.sweep sweep.yaml")
@@ -246,7 +246,7 @@ def test_nothing_of_this_machine_s_environment_goes_along(monkeypatch: pytest.Mo
     assert int(sent["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 300
 
 
-def test_the_same_sweep_has_the_same_id_and_another_storage_another() -> None:
+def test_job_stem_depends_on_the_storage_and_not_on_settings() -> None:
     one, same, other = (
         JobSpec("sweep", "lift", place, settings, "")
         for place, settings in (("s3://a", "1"), ("s3://a", "2"), ("s3://b", "1"))
@@ -255,7 +255,7 @@ def test_the_same_sweep_has_the_same_id_and_another_storage_another() -> None:
     assert re.fullmatch(r"demoscale-lift-[0-9a-f]{8}", one.stem)
 
 
-def test_versions_that_differ_are_listed() -> None:
+def test_differing_lists_versions_that_differ() -> None:
     assert differing(pins()) == []
     assert differing({"torch": "1.0", "no-such-package": "3"})[1] == "no-such-package missing instead of 3"
     assert differing({"torch": "1.0"})[0].endswith("instead of 1.0")
@@ -270,7 +270,7 @@ def test_versions_that_differ_are_listed() -> None:
     assert not any(line.startswith("ray==") for line in installed)
 
 
-def test_a_head_without_the_pinned_packages_begins_nothing() -> None:
+def test_version_check_on_a_head_without_the_pinned_packages_exits_two() -> None:
     with code_bundle({}) as sent:
         project = sent.folder / "pyproject.toml"
         project.write_text(project.read_text().replace('"numpy==', '"numpy==9'))
@@ -288,7 +288,7 @@ def test_a_head_without_the_pinned_packages_begins_nothing() -> None:
     )
 
 
-def test_ray_s_jobs_enter_through_one_file() -> None:
+def test_ray_job_submission_is_imported_by_one_file() -> None:
     users = [
         file.name
         for room in ("jobs", "orchestrator", "policy", "sim_workers")

@@ -1,5 +1,5 @@
-"""A sweep submitted to a real Ray head over its HTTP API: found again, stopped, killed, continued; nothing
-lost, nothing double, no secret told.
+"""A sweep submitted to a real Ray head over its HTTP API: found, stopped, killed, continued; nothing lost or
+duplicated, no secret leaked.
 """
 
 import json
@@ -25,7 +25,7 @@ from conftest import CHECKOUT
 from orchestrator.data.episode_store import commit, put_episode
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode
-from waiting import until
+from polling import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -47,7 +47,9 @@ def free_ports(count: int) -> list[int]:
 
 
 def processes_in(folder: str) -> Iterator[psutil.Process]:
-    """Those of a Ray head by its own folder: they name it on their command line, or work in it."""
+    """Yield the processes of a Ray head by its folder, which is on their command line or their working
+    directory.
+    """
     for process in psutil.process_iter():
         try:
             if folder in " ".join(process.cmdline()) or process.cwd().startswith(folder):
@@ -57,7 +59,7 @@ def processes_in(folder: str) -> Iterator[psutil.Process]:
 
 
 class Head:
-    """A Ray head of its own, beside whatever else runs here, that asks for a token."""
+    """A Ray head of its own that requires a token."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -123,7 +125,7 @@ class Head:
         return told
 
     def close(self) -> None:
-        """At once: Ray would take half a minute to say goodbye to nobody."""
+        """Kill all processes at once: Ray's own stop takes half a minute."""
         for process in processes_in(self.folder):
             with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
                 process.kill()
@@ -133,7 +135,7 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """In a folder with a short name: the paths of Ray's sockets must not be long."""
+    """Yield a head in a folder with a short name: the paths of Ray's sockets must not be long."""
     head = Head(tempfile.mkdtemp(prefix="ds-", dir="/tmp"))
     try:
         head.wait()
@@ -143,8 +145,8 @@ def head() -> Iterator[Head]:
 
 
 def begin(head: Head, *command: str, pretended: bool = True, **environment: str) -> subprocess.Popen[str]:
-    """The command, as on a laptop whose environment holds secrets that the cluster does not."""
-    program = ["tests/helpers/pretended.py"] if pretended else ["-m", "orchestrator"]
+    """Start the command as on a laptop whose environment holds secrets that the cluster lacks."""
+    program = ["tests/helpers/fake_cli.py"] if pretended else ["-m", "orchestrator"]
     whole = [sys.executable, "-W", "ignore", *program, *command]
     return subprocess.Popen(
         whole,
@@ -157,13 +159,13 @@ def begin(head: Head, *command: str, pretended: bool = True, **environment: str)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """(exit code, what it printed)."""
+    """Return (exit code, printed text)."""
     out, err = process.communicate(timeout=600)
     return process.returncode, out + err
 
 
-def told_who_runs(process: subprocess.Popen[str]) -> str:
-    """The line that says so."""
+def submission_line(process: subprocess.Popen[str]) -> str:
+    """Return the line that names the job."""
     assert process.stdout
     return next(line for line in process.stdout if line.startswith(("started ", "running ")))
 
@@ -201,7 +203,7 @@ def live(folder: Path, name: str) -> dict[str, Any]:
 
 
 def outcomes(folder: Path) -> pd.DataFrame:
-    """Every row of every part of the ledger: what was recorded, double or not."""
+    """Return every row of every part of the ledger, duplicates included."""
     parts = [
         pd.read_parquet(part)[["checkpoint", "episode", "recorded"]]
         for part in (folder / "runs").glob("outcomes/*/*/*.parquet")
@@ -232,7 +234,7 @@ def test_submit_followed_ends_with_the_curve(head: Head, tmp_path: Path, store: 
 
 
 @pytest.mark.full
-def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(
+def test_submitted_sweep_is_found_stopped_killed_and_continued_to_its_curve(
     head: Head, tmp_path: Path, store: str
 ) -> None:
     file = sweep_file(tmp_path, store, "laptop", 180)
@@ -249,7 +251,7 @@ def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(
     assert code == 1
     assert "laptop is running already, with other settings" in said
 
-    # Stopped: as Ctrl-C does it, and with time to do it.
+    # Stopped as by Ctrl-C, with time to save.
     until(lambda: live(tmp_path, "laptop").get("training"))
     code, said = demoscale(head, "stop", "laptop")
     assert code == 0, said
@@ -276,7 +278,7 @@ def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(
     before = outcomes(tmp_path)
     assert len(before) < ARMS * CHECKPOINTS * EPISODES, "killed too late to test anything"
 
-    # Continued to its end, watched.
+    # Continued to its end, followed.
     code, said = demoscale(head, "submit", file, "--follow")
     assert code == 0, said
     third = started(said)
@@ -287,7 +289,7 @@ def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(
     assert (
         len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == ARMS * CHECKPOINTS * EPISODES
     )
-    assert len(rows.merge(before)) == len(before), "what was recorded before the kill is what counts"
+    assert len(rows.merge(before)) == len(before), "what was recorded before the kill counts"
 
     # Once more, from Python: nothing is left to do.
     program = (
@@ -302,7 +304,7 @@ def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(
     assert json.loads(counts) == ARMS * [EPISODES]
     assert len(outcomes(tmp_path)) == len(rows)
 
-    # What anybody may read about these jobs.
+    # What every user of the cluster may read about these jobs.
     told = head.get("/api/jobs/") + "".join(head.logs(job) for job in (first, second, third))
     assert str(tmp_path) in told
     for secret in (TOKEN, *SECRETS.values()):
@@ -312,16 +314,16 @@ def test_a_sweep_is_found_again_stopped_killed_and_continued_to_its_curve(
 
 
 @pytest.mark.full
-def test_two_who_submit_at_the_same_moment_start_one_and_ctrl_c_leaves_it(
+def test_two_simultaneous_submits_start_one_job_that_survives_ctrl_c(
     head: Head, tmp_path: Path, store: str
 ) -> None:
-    file = sweep_file(tmp_path, store, "twins", 6000)
+    file = sweep_file(tmp_path, store, "racing", 6000)
     both = [begin(head, "submit", file, "--address", head.address, "--follow") for _ in range(2)]
-    heard = [told_who_runs(process) for process in both]
+    heard = [submission_line(process) for process in both]
     assert sorted(line.split()[0] for line in heard) == ["running", "started"]
     mine = {line.split()[1] for line in heard}
     assert len(mine) == 1
-    assert {job for job in head.jobs() if job.startswith("demoscale-twins-")} == mine
+    assert {job for job in head.jobs() if job.startswith("demoscale-racing-")} == mine
     (job,) = mine
     until(lambda: head.jobs()[job]["status"] == "RUNNING")
     for process in both:
@@ -336,7 +338,7 @@ def test_two_who_submit_at_the_same_moment_start_one_and_ctrl_c_leaves_it(
 
 
 @pytest.mark.parametrize("environment", [{"RAY_AUTH_TOKEN": "wrong"}, {"RAY_AUTH_MODE": "disabled"}])
-def test_a_wrong_token_is_one_sentence(head: Head, environment: dict[str, str]) -> None:
+def test_stop_with_a_wrong_token_prints_one_sentence(head: Head, environment: dict[str, str]) -> None:
     code, said = demoscale(head, "stop", "anything", **environment)
     assert code == 1
     assert (
@@ -349,8 +351,8 @@ def test_a_wrong_token_is_one_sentence(head: Head, environment: dict[str, str]) 
 
 @pytest.mark.full
 @pytest.mark.sim
-def test_another_job_runs_with_the_code_of_this_checkout(head: Head, tmp_path: Path) -> None:
-    """For real: two demonstrations of Lift, recorded by the cluster's workers."""
+def test_collect_job_runs_with_the_code_of_this_checkout(head: Head, tmp_path: Path) -> None:
+    """Record two demonstrations of Lift by the cluster's workers."""
     arguments = [
         "--job",
         "collect",

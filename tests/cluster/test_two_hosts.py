@@ -1,5 +1,5 @@
-"""Scoring over two hosts with addresses, names and /tmp of their own: network namespaces, a cable between
-them that can be cut.
+"""Scoring over two hosts with addresses, names and /tmp of their own: network namespaces, a link between them
+that can be cut.
 """
 
 import os
@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from conftest import CHECKOUT
 
-from waiting import until
+from polling import until
 
 pytestmark = [pytest.mark.full, pytest.mark.ray, pytest.mark.sim, pytest.mark.timeout(600)]
 
@@ -86,7 +86,7 @@ class Host:
             )
 
     def cut(self) -> None:
-        """Nobody hears of it again, and it does not know why."""
+        """Cut the link without notice to either side."""
         ip("link", "set", self.cable, "down")
 
     def close(self) -> None:
@@ -97,7 +97,7 @@ class Host:
             os.kill(pid, signal.SIGKILL)
         if self._ray:
             self._ray.wait()
-        ip("link", "delete", self.cable)  # with the namespace it would go some time later
+        ip("link", "delete", self.cable)  # with the namespace it would be removed some time later
         ip("netns", "delete", self.name)
 
 
@@ -126,7 +126,7 @@ def hosts(tmp_path: Path) -> Iterator[dict[str, Host]]:
 
 
 def until_status(host: Host, environment: dict[str, str], told: str) -> None:
-    """`ray status` there says so."""
+    """Wait until `ray status` on the host contains the text."""
     asking = host.command(
         str(Path(sys.executable).parent / "ray"), "status", "--address", f"{host.address}:{PORT}"
     )
@@ -167,7 +167,7 @@ def score(host: Host, environment: dict[str, str], folder: Path) -> "subprocess.
 
 
 def played(folder: Path) -> pd.DataFrame:
-    """What is in the ledger, double or not."""
+    """Return the rows of the ledger, duplicates included."""
     parts = [*folder.glob("outcomes/*/*/*.parquet")]
     return pd.concat(pd.read_parquet(part) for part in parts) if parts else pd.DataFrame({"worker": []})
 
@@ -180,9 +180,7 @@ def results(folder: Path) -> dict[str, tuple[str, int]]:
     }
 
 
-def test_two_hosts_score_together_and_one_whose_cable_is_cut_is_done_without(
-    hosts: dict[str, Host], tmp_path: Path
-) -> None:
+def test_two_hosts_score_together_and_survive_a_cut_link(hosts: dict[str, Host], tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {
         "RAY_AUTH_MODE": "disabled",
@@ -211,5 +209,5 @@ def test_two_hosts_score_together_and_one_whose_cable_is_cut_is_done_without(
     assert len(rows) == rows.episode.nunique() == EPISODES
     lost = rows[rows.worker.str.startswith(other.name)]
     assert lost.recorded.max() < cut + pd.Timedelta(seconds=10)
-    assert rows.recorded.max() > cut + pd.Timedelta(seconds=15), "it was over too early to show anything"
+    assert rows.recorded.max() > cut + pd.Timedelta(seconds=15), "it ended too early to test anything"
     assert results(tmp_path / "cut") == results(tmp_path / "peace")

@@ -1,5 +1,5 @@
-"""What names results: the code that acts and trains, packages, device, weights by content; and what differs,
-part by part.
+"""Fingerprints of results: code that acts and trains, packages, device, weights by content; and the parts
+that differ.
 """
 
 import json
@@ -22,7 +22,7 @@ from orchestrator.cluster.ray_runtime import ROLE, acting_device
 from orchestrator.code_fingerprint import SCORING_CODE, SIMULATING_CODE, TRAINING_CODE, code_fingerprint
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.evaluation.outcome_ledger import Ledger
-from orchestrator.evaluation.scores import protocol_fingerprint
+from orchestrator.evaluation.scores import protocol_key
 from orchestrator.fingerprints import Key
 from orchestrator.provenance import same_weights, weights_label
 from orchestrator.storage.base import open_storage
@@ -44,7 +44,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 def protocol(**changed: object) -> str:
     facts = {"suite": SUITE, "contract": CONTRACT, "sampler": SAMPLER, "gl": "egl"} | changed
-    return protocol_fingerprint(**facts)  # type: ignore[arg-type]
+    return protocol_key(**facts).fingerprint  # type: ignore[arg-type]
 
 
 # -- code ----------------------------------------------------------------------------------------------------
@@ -52,8 +52,8 @@ def protocol(**changed: object) -> str:
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], tuple[str, str]]]:
-    """A copy of the checkout in `tmp_path`. Call it with a file for the keys (scores, training) after an edit
-    of that file, and of it alone.
+    """Yield a function that edits a copy of the checkout in `tmp_path`: called with a file, it returns the
+    keys (scores, training) with that file edited, and that one alone.
     """
     for package in PACKAGES:
         shutil.copytree(
@@ -90,7 +90,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     forget()
 
 
-def test_an_edit_of_what_acts_or_trains_changes_its_key_and_no_other(
+def test_code_key_changes_with_an_edit_of_its_own_files_only(
     copy: Callable[..., tuple[str, str]],
 ) -> None:
     score, training = copy()
@@ -147,7 +147,7 @@ def test_an_edit_of_what_acts_or_trains_changes_its_key_and_no_other(
     assert copy() == (score, training), "the copy is as it was"
 
 
-def test_key_after_an_edit_of_comments_docstrings_and_layout_is_the_same(
+def test_code_key_ignores_comments_docstrings_and_layout(
     copy: Callable[..., tuple[str, str]],
 ) -> None:
     before = copy()
@@ -170,7 +170,7 @@ def test_key_after_an_edit_of_comments_docstrings_and_layout_is_the_same(
     assert copy("policy/interface.py", lambda text: f"{text}\nclass Added:\n{attribute}") != before
 
 
-def test_key_after_a_constant_an_operator_or_an_import_changed_is_another(
+def test_code_key_changes_with_a_constant_an_operator_or_an_import(
     copy: Callable[..., tuple[str, str]],
 ) -> None:
     score, training = copy()
@@ -184,7 +184,7 @@ def test_key_after_a_constant_an_operator_or_an_import_changed_is_another(
     assert copy("policy/losses.py", lambda text: text.replace(".mean(2)", ".sum(2)"))[1] != training
 
 
-def test_key_after_a_file_was_moved_is_the_same(copy: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+def test_code_key_ignores_a_moved_file(copy: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     before = copy()
     (tmp_path / "policy/networks").mkdir()
     (tmp_path / "policy/networks/__init__.py").write_text('"""Networks."""\n')
@@ -202,7 +202,7 @@ def test_key_after_a_file_was_moved_is_the_same(copy: Callable[..., tuple[str, s
     assert {"policy/networks/edm.py", "policy/networks/__init__.py"} <= set(SCORING_CODE)
 
 
-def test_imports_are_followed_relative_or_not_and_inside_functions(tmp_path: Path) -> None:
+def test_code_closure_follows_relative_and_function_level_imports(tmp_path: Path) -> None:
     files = {
         "policy/__init__.py": "",
         "policy/a.py": "import json\ndef f():\n    from policy import b, VALUE\n",
@@ -224,7 +224,7 @@ def test_imports_are_followed_relative_or_not_and_inside_functions(tmp_path: Pat
 
 
 def imported_by(program: str, *arguments: str) -> set[str]:
-    """Files of the checkout whose modules a process had imported when the program ended."""
+    """Return the checkout's files whose modules a process had imported when the program ended."""
     told = (
         "\nimport sys; print(*(module.__file__ for module in sys.modules.copy().values() if getattr(module,"
         " '__file__', None)), sep='\\n')"
@@ -240,9 +240,10 @@ def imported_by(program: str, *arguments: str) -> set[str]:
 ACT = """
 import asyncio, pickle, sys
 import sim_workers.rollout.worker, sim_workers.rollout.ray_policy_client
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.policy_server import PolicyServer
 observation = pickle.load(open(sys.argv[2], "rb"))
-chunk = asyncio.run(PolicyServer(1, "cpu").act(sys.argv[1], observation))
+chunk = asyncio.run(PolicyServer(1, "cpu").act(CheckpointRef(sys.argv[1]), observation))
 assert chunk.actions.shape[1] == 7
 """
 TRAIN = """
@@ -250,18 +251,23 @@ import sys
 from functools import partial
 from orchestrator.config.arms import Arm
 from orchestrator.data import clip_stream as stream
+from orchestrator.data.episode_store import load_manifest
+from orchestrator.data.subset import select_episodes
+from orchestrator.storage.base import open_storage
 from orchestrator.training.loop import TrainJob, train
 from orchestrator.config.schema import Train
 from policy.presets import PRESETS
 settings, said = Train(steps=1, batch_size=2, checkpoint_every=1, warmup_steps=0), []
-job = TrainJob(Arm(3, 1.0, 0), "a", sys.argv[1], 1, frozenset(), PRESETS["tiny"], settings, "joint", "none")
-train(job, 0, 1, None, lambda *told: said.append(told), bring=stream.straight)
+arm = Arm(3, 1.0, 0)
+subset = select_episodes(load_manifest(open_storage(sys.argv[1])), arm)
+job = TrainJob(arm, "a", sys.argv[1], 1, subset, PRESETS["tiny"], settings, "joint", "none")
+train(job, 0, 1, None, lambda *told: said.append(told), bring=stream.fetch_in_thread)
 assert said
 import orchestrator.training.ray_train
 """
 
 
-def test_what_a_process_imports_to_act_is_in_the_scores_key(tmp_path: Path) -> None:
+def test_scoring_code_contains_every_module_imported_to_act(tmp_path: Path) -> None:
     place = make_checkpoint(tmp_path / "checkpoint")
     (tmp_path / "observation").write_bytes(pickle.dumps(make_observation(0)))
     imported = imported_by(ACT, str(place), str(tmp_path / "observation"))
@@ -271,7 +277,7 @@ def test_what_a_process_imports_to_act_is_in_the_scores_key(tmp_path: Path) -> N
     assert set(SIMULATING_CODE) < set(SCORING_CODE)
 
 
-def test_what_a_process_imports_to_train_is_in_the_arms_key(tmp_path: Path) -> None:
+def test_training_code_contains_every_module_imported_to_train(tmp_path: Path) -> None:
     imported = imported_by(TRAIN, make_episode_store(tmp_path / "store", 8))
     relevant = {file for file in imported if file.startswith(("policy/", "orchestrator/data/"))}
     assert {"policy/trainer.py", "policy/losses.py", "orchestrator/data/clips.py"} <= relevant, "it trained"
@@ -281,7 +287,7 @@ def test_what_a_process_imports_to_train_is_in_the_arms_key(tmp_path: Path) -> N
 # -- packages, device, weights -------------------------------------------------------------------------------
 
 
-def test_packages_and_the_device_are_part_of_the_score_of_a_checkpoint() -> None:
+def test_protocol_fingerprint_depends_on_packages_and_device() -> None:
     versions = provenance.package_versions(provenance.ACTING_PACKAGES)
     assert protocol(packages=versions) == protocol()
     keys = {
@@ -302,7 +308,7 @@ def test_packages_and_the_device_are_part_of_the_score_of_a_checkpoint() -> None
         ([("rollouts", "")], 0.25, "gpu"),
     ],
 )
-def test_the_device_is_that_of_the_nodes_that_may_have_policy_servers(
+def test_acting_device_is_that_of_nodes_that_may_host_policy_servers(
     monkeypatch: pytest.MonkeyPatch, nodes: list[tuple[str, str]], gpus: float, device: str
 ) -> None:
     def node(role: str, kind: str) -> dict[str, object]:
@@ -315,7 +321,7 @@ def test_the_device_is_that_of_the_nodes_that_may_have_policy_servers(
     assert acting_device(gpus) == device
 
 
-def test_what_a_policy_of_others_computes_on_is_not_known_and_no_part_of_its_score() -> None:
+def test_protocol_fingerprint_of_a_foreign_policy_ignores_device_and_torch() -> None:
     versions = provenance.package_versions(provenance.ACTING_PACKAGES)
     theirs = protocol(sampler=None)
     assert (
@@ -326,7 +332,7 @@ def test_what_a_policy_of_others_computes_on_is_not_known_and_no_part_of_its_sco
     assert theirs != protocol(sampler=None, packages={**versions, "mujoco": "0"})
 
 
-def test_weights_of_a_folder_count_by_content(tmp_path: Path) -> None:
+def test_weights_label_of_a_folder_depends_on_content(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name / "unet").mkdir(parents=True)
         (tmp_path / name / "unet/config.json").write_text("{}")
@@ -338,7 +344,9 @@ def test_weights_of_a_folder_count_by_content(tmp_path: Path) -> None:
     assert weights_label("") == ""
 
 
-def test_weights_of_the_hub_count_by_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_label_of_a_hub_repository_names_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     provenance._hub_revision.cache_clear()
     assert weights_label("owner/name") == "owner/name@unresolved"
@@ -350,7 +358,7 @@ def test_weights_of_the_hub_count_by_commit(tmp_path: Path, monkeypatch: pytest.
     provenance._hub_revision.cache_clear()
 
 
-def test_training_fetches_the_commit_that_its_key_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_folder_downloads_the_commit_named_by_the_label(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def snapshot_download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
@@ -364,7 +372,7 @@ def test_training_fetches_the_commit_that_its_key_names(monkeypatch: pytest.Monk
     assert asked == [("owner/name", COMMIT), ("owner/name", None)]
 
 
-def test_weights_of_a_bucket_count_by_content(s3: str, tmp_path: Path) -> None:
+def test_weights_label_of_a_bucket_depends_on_content(s3: str, tmp_path: Path) -> None:
     uri = f"{s3}/{tmp_path.name}/weights"
     place = open_storage(uri)
 
@@ -393,18 +401,18 @@ def test_weights_of_a_bucket_count_by_content(s3: str, tmp_path: Path) -> None:
         ("0123456789abcdef", "fedcba9876543210", "fedcba9876543210"),
     ],
 )
-def test_a_sweep_keeps_to_the_commit_it_began_with_and_what_is_not_known_changes_nothing(
+def test_same_weights_keeps_the_known_commit_and_ignores_unresolved_ones(
     before: str, now: str, said: str
 ) -> None:
     assert same_weights(before, now) == said
 
 
-# -- what a sweep keeps, and what differs --------------------------------------------------------------------
+# -- the keys that a sweep keeps, and their differences ------------------------------------------------------
 
 
 @pytest.fixture
 def state(tmp_path: Path) -> SweepState:
-    """A sweep of one arm that a run has pinned, trained to half its steps and scored there, on a CPU."""
+    """Return a sweep of one arm that a run has pinned, trained to half its steps and scored on a CPU."""
     settings = {
         "name": "one",
         "data": {
@@ -429,7 +437,7 @@ def state(tmp_path: Path) -> SweepState:
 ARM = "demos-2_ratio-0_seed-0"
 
 
-def test_what_is_pinned_counts_wherever_the_sweep_is_looked_at(
+def test_sweep_state_by_name_uses_pinned_device_and_packages(
     state: SweepState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_gpu = state.on_device("H200")
@@ -444,7 +452,7 @@ def test_what_is_pinned_counts_wherever_the_sweep_is_looked_at(
     assert here.training != on_gpu.training
 
 
-def test_an_arm_that_goes_on_says_so(state: SweepState) -> None:
+def test_explain_of_a_continued_arm_reports_no_difference(state: SweepState) -> None:
     told = explain(state, ARM)
     assert told.training.same
     assert told.score.same
@@ -454,7 +462,7 @@ def test_an_arm_that_goes_on_says_so(state: SweepState) -> None:
     assert told.consequence == "the arm is trained from step 10 to 20, 8 episodes are played"
 
 
-def test_the_parts_that_differ_are_named_and_no_others(state: SweepState) -> None:
+def test_explain_names_exactly_the_parts_that_differ(state: SweepState) -> None:
     other = replace(state, packages={**state.packages, "torch": "0.0.1"})
     told = explain(other, ARM)
     assert [part.part for part in told.training.parts or () if part.differs] == ["packages torch"]
@@ -475,14 +483,14 @@ def test_the_parts_that_differ_are_named_and_no_others(state: SweepState) -> Non
     assert told.score.same
 
 
-def test_on_another_device_only_scores_are_made_again(state: SweepState) -> None:
+def test_explain_on_another_device_repeats_scores_only(state: SweepState) -> None:
     told = explain(state.on_device("H200"), ARM)
     assert told.training.same
     assert [str(part) for part in told.score.parts or () if part.part == "device"] == ["differs: cpu -> H200"]
     assert told.consequence == "the arm is trained from step 10 to 20, 12 episodes are played again"
 
 
-def test_code_differs_by_file(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_names_the_edited_code_file(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = fingerprints.code_hashes
     monkeypatch.setattr(
         "orchestrator.evaluation.scores.code_hashes", lambda code: {**hashes(code), "policy/edm.py": "edited"}
@@ -491,7 +499,7 @@ def test_code_differs_by_file(state: SweepState, monkeypatch: pytest.MonkeyPatch
     assert [part.part for part in told.score.parts or () if part.differs] == ["code policy/edm.py"]
 
 
-def test_status_of_a_sweep_that_an_earlier_version_ran_is_what_it_was(
+def test_status_of_a_sweep_of_an_earlier_version_is_unchanged(
     state: SweepState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = SweepState.named("one", state.storage.uri).board()
@@ -514,10 +522,10 @@ def test_status_of_a_sweep_that_an_earlier_version_ran_is_what_it_was(
     (arm,) = now.board().arms.values()
     assert (arm.step, [*arm.scoring]) == (10, [10])
     (arm,) = SweepState.named("one", state.storage.uri, here=True).board().arms.values()
-    assert arm.step == 0, "the next run goes by the code of today"
+    assert arm.step == 0, "the next run uses the current code"
 
 
-def test_nothing_is_known_of_what_an_earlier_version_wrote(state: SweepState) -> None:
+def test_explain_without_stored_keys_says_that_parts_are_unknown(state: SweepState) -> None:
     for key in state.storage.list("keys/"):
         Path(state.storage.uri, key).unlink()
     told = explain(replace(state, packages={**state.packages, "torch": "0.0.1"}), ARM)
@@ -526,7 +534,7 @@ def test_nothing_is_known_of_what_an_earlier_version_wrote(state: SweepState) ->
     assert Key.kept(state.storage, state.training) is None
 
 
-def test_the_command_explains_in_lines_and_in_json(state: SweepState) -> None:
+def test_explain_command_prints_lines_and_json(state: SweepState) -> None:
     done = CliRunner().invoke(main, ["explain", "one", ARM, "--storage", state.storage.uri])
     assert done.exit_code == 0, done.output
     assert (
@@ -565,7 +573,7 @@ def test_the_command_explains_in_lines_and_in_json(state: SweepState) -> None:
     assert f"demos-9 is no arm of it; there are {ARM}" in unknown.stderr
 
 
-def test_a_run_on_another_device_says_that_scores_are_played_again(state: SweepState) -> None:
+def test_run_on_another_device_announces_repeated_scoring(state: SweepState) -> None:
     lines = list[str]()
     run = SweepRun(state.sweep, lines.append)
     (before,) = run.board.arms.values()

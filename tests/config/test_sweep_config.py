@@ -1,4 +1,4 @@
-"""The sweep file: every mistake at once, each with its place and mend, before anything is spent."""
+"""The sweep file: all mistakes at once, each with its field and remedy, before anything is spent."""
 
 import re
 from dataclasses import replace
@@ -31,7 +31,7 @@ GOOD = {
 
 @pytest.fixture
 def store(tmp_path: Path) -> str:
-    """Eight episodes of Lift."""
+    """Return a store with eight episodes of Lift."""
     storage = open_storage(str(tmp_path / "store"))
     commit(storage, CONTRACT, [put_episode(storage, make_episode(seed), 20.0) for seed in range(8)])
     return storage.uri
@@ -43,13 +43,13 @@ def write(folder: Path, store: str, **sections: object) -> Path:
     return path
 
 
-def test_the_resolved_file_is_itself_a_sweep_file(tmp_path: Path, store: str) -> None:
+def test_sweep_yaml_round_trips(tmp_path: Path, store: str) -> None:
     sweep = Sweep.load(write(tmp_path, store))
     (tmp_path / "resolved.yaml").write_text(sweep.to_yaml())
     assert Sweep.load(tmp_path / "resolved.yaml") == sweep
 
 
-def test_overrides_pass_the_same_validation(tmp_path: Path, store: str) -> None:
+def test_overrides_are_validated_like_the_file(tmp_path: Path, store: str) -> None:
     path = write(tmp_path, store)
     assert (
         Sweep.load(path, ("train.steps=200", "seeds=[0, 1]", "train.learning_rate=1e-4")).train.learning_rate
@@ -61,7 +61,7 @@ def test_overrides_pass_the_same_validation(tmp_path: Path, store: str) -> None:
         Sweep.load(path, ("train.steps",))
 
 
-def test_a_number_yaml_takes_for_text_is_a_number(tmp_path: Path, store: str) -> None:
+def test_yaml_text_that_looks_like_a_number_is_a_number(tmp_path: Path, store: str) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(
         write(tmp_path, store).read_text().replace("steps: 100", "steps: 100\n  learning_rate: 1e-4")
@@ -69,7 +69,7 @@ def test_a_number_yaml_takes_for_text_is_a_number(tmp_path: Path, store: str) ->
     assert Sweep.load(path).train.learning_rate == 1e-4
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_sweep_load_lists_all_mistakes_at_once(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         "/nowhere/lift",
@@ -138,16 +138,14 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_choice_that_cannot_be_is_told_with_the_mend(
+def test_sweep_load_of_contradicting_fields_names_the_remedy(
     tmp_path: Path, store: str, sections: dict[str, object], sentence: str
 ) -> None:
     with pytest.raises(SweepError, match=re.escape(sentence)):
         Sweep.load(write(tmp_path, store, **sections))
 
 
-def test_a_search_is_named_alone_or_with_its_settings_and_ranges_are_values_between(
-    tmp_path: Path, store: str
-) -> None:
+def test_search_accepts_a_name_or_settings_and_ranges(tmp_path: Path, store: str) -> None:
     assert Sweep.load(write(tmp_path, store, search="grid")) == Sweep.load(write(tmp_path, store))
     assert Sweep.load(write(tmp_path, store, search="asha")) == Sweep.load(
         write(tmp_path, store, search={"asha": {"reduction": 3}})
@@ -163,7 +161,7 @@ def test_a_search_is_named_alone_or_with_its_settings_and_ranges_are_values_betw
     assert Sweep.load(tmp_path / "resolved.yaml") == sweep
 
 
-def test_the_plan_counts_the_video_models_that_arms_share(tmp_path: Path, store: str) -> None:
+def test_plan_counts_video_models_shared_by_arms(tmp_path: Path, store: str) -> None:
     two_stage = {
         "steps": 100,
         "video_steps": 50,
@@ -181,7 +179,7 @@ def test_the_plan_counts_the_video_models_that_arms_share(tmp_path: Path, store:
     assert "on 2 video models trained first" in str(shared)
 
 
-def test_baselines_stand_beside_every_demo_count_once(tmp_path: Path, store: str) -> None:
+def test_grid_has_each_baseline_once_per_demo_count(tmp_path: Path, store: str) -> None:
     arms = Sweep.load(write(tmp_path, store, policy={"baselines": ["diffusion_policy"]})).grid()
     assert [arm.name for arm in arms if arm.kind == "diffusion_policy"] == [
         "diffusion_policy_demos-4_ratio-0_seed-0",
@@ -190,7 +188,7 @@ def test_baselines_stand_beside_every_demo_count_once(tmp_path: Path, store: str
     assert len(arms) == 6
 
 
-def test_mistakes_in_the_file_and_in_the_store_are_told_together(tmp_path: Path) -> None:
+def test_sweep_load_lists_mistakes_of_file_and_store_together(tmp_path: Path) -> None:
     with pytest.raises(SweepError) as caught:
         Sweep.load(write(tmp_path, "/nowhere/lift", train={"steps": 0, "checkpoint_every": 1}))
     assert len(caught.value.problems) == 2
@@ -214,7 +212,7 @@ def test_mistakes_in_the_file_and_in_the_store_are_told_together(tmp_path: Path)
         ),
     ],
 )
-def test_a_sweep_its_store_cannot_serve_is_refused(
+def test_plan_of_a_sweep_that_the_store_cannot_serve_raises(
     tmp_path: Path, store: str, sections: dict[str, object], sentence: str
 ) -> None:
     with pytest.raises(SweepError, match=sentence.replace(".", r"\.")):
@@ -224,7 +222,9 @@ def test_a_sweep_its_store_cannot_serve_is_refused(
 @pytest.mark.parametrize(
     ("text", "sentence"), [("a: [1", "not readable as YAML"), ("- a", "mapping of fields")]
 )
-def test_what_is_no_sweep_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+def test_sweep_load_of_a_file_that_is_no_sweep_raises_one_sentence(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
     (tmp_path / "sweep.yaml").write_text(text)
     with pytest.raises(SweepError, match=sentence):
         Sweep.load(tmp_path / "sweep.yaml")
@@ -248,7 +248,7 @@ def test_what_is_no_sweep_file_is_one_sentence(tmp_path: Path, text: str, senten
         ),
     ],
 )
-def test_a_store_of_other_conventions_is_refused_before_anything_starts(
+def test_plan_for_a_store_with_another_contract_raises(
     tmp_path: Path, change: dict[str, object], sentence: str
 ) -> None:
     storage = open_storage(str(tmp_path / "store"))
@@ -262,7 +262,7 @@ def test_a_store_of_other_conventions_is_refused_before_anything_starts(
         Sweep.load(write(tmp_path, storage.uri)).plan()
 
 
-def test_a_sweep_keeps_to_the_data_version_it_started_with(tmp_path: Path, store: str) -> None:
+def test_pinned_sweep_keeps_its_data_version_after_a_new_commit(tmp_path: Path, store: str) -> None:
     sweep = Sweep.load(write(tmp_path, store), (f"storage={tmp_path / 'runs'}",))
     before = SweepState.open(sweep, pin=True)
     commit(open_storage(store), CONTRACT, [put_episode(open_storage(store), make_episode(99), 20.0)])
@@ -273,7 +273,7 @@ def test_a_sweep_keeps_to_the_data_version_it_started_with(tmp_path: Path, store
     assert another.manifest.fingerprint != before.manifest.fingerprint
 
 
-def test_the_plan_counts_everything(tmp_path: Path, store: str) -> None:
+def test_plan_counts_arms_checkpoints_rollouts_clips_and_bytes(tmp_path: Path, store: str) -> None:
     plan = Sweep.load(write(tmp_path, store)).plan()
     assert (plan.arms, plan.checkpoints, plan.rollouts, plan.control_steps) == (
         4,
@@ -288,15 +288,13 @@ def test_the_plan_counts_everything(tmp_path: Path, store: str) -> None:
 
 
 def damage(store: str, episode_id: str) -> None:
-    """One flipped bit."""
+    """Flip one bit."""
     path = Path(store) / load_manifest(open_storage(store))[episode_id].key
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
-def test_damaged_episodes_are_set_aside_before_a_sweep_that_asks_for_it_and_no_count_changes(
-    tmp_path: Path, store: str
-) -> None:
+def test_without_damaged_quarantines_episodes_and_keeps_the_demo_count(tmp_path: Path, store: str) -> None:
     settings = (f"storage={tmp_path / 'runs'}", "data.on_corrupt=quarantine", "data.demo_count=[3]")
     before = SweepState.open(Sweep.load(write(tmp_path, store), settings), pin=True)
     (arm,) = before.sweep.grid()[:1]
@@ -311,13 +309,13 @@ def test_damaged_episodes_are_set_aside_before_a_sweep_that_asks_for_it_and_no_c
     assert victim not in (*subset.demos, *subset.action_free)
     assert len(subset.demos) == 3
     assert after.training != before.training, "arms that read other episodes are other arms"
-    # Known from now on, by whoever opens the sweep; and not read again into another choice.
+    # Later readers of the sweep know them, and do not read them again with another result.
     again = SweepState.open(after.sweep)
     assert again.quarantined == after.quarantined
     assert again.without_damaged(lambda done, todo: None).arms() == after.arms()
 
 
-def test_too_few_whole_episodes_stop_the_sweep_before_it_trains(tmp_path: Path, store: str) -> None:
+def test_without_damaged_with_too_few_whole_episodes_raises(tmp_path: Path, store: str) -> None:
     state = SweepState.open(
         Sweep.load(write(tmp_path, store), (f"storage={tmp_path / 'runs'}", "data.on_corrupt=quarantine")),
         pin=True,
@@ -328,12 +326,12 @@ def test_too_few_whole_episodes_stop_the_sweep_before_it_trains(tmp_path: Path, 
         state.without_damaged(lambda done, todo: None)
 
 
-def test_workers_that_cannot_share_a_batch_are_refused(tmp_path: Path, store: str) -> None:
+def test_workers_that_do_not_divide_the_batch_size_are_refused(tmp_path: Path, store: str) -> None:
     with pytest.raises(SweepError, match=r"train\.workers: 3 workers cannot share batch_size 32 equally"):
         Sweep.load(write(tmp_path, store), ("train.workers=3",))
 
 
-def test_the_last_step_is_always_a_checkpoint(tmp_path: Path, store: str) -> None:
+def test_checkpoint_steps_end_with_the_last_step(tmp_path: Path, store: str) -> None:
     assert Sweep.load(write(tmp_path, store)).checkpoint_steps() == [40, 80, 100]
     assert Sweep.load(write(tmp_path, store), ("train.checkpoint_every=500",)).checkpoint_steps() == [100]
 
@@ -353,10 +351,10 @@ def test_the_last_step_is_always_a_checkpoint(tmp_path: Path, store: str) -> Non
         ("", "batch_size=16", False),
     ],
 )
-def test_arm_after_an_edit_of_train_is_the_same_unless_its_weights_change(
+def test_training_key_changes_only_with_settings_that_change_the_weights(
     tmp_path: Path, store: str, before: str, after: str, same: bool
 ) -> None:
-    """Of several workers each draws noise of its own, so their number shapes the weights."""
+    """Each of several workers draws noise of its own, so their number affects the weights."""
     settings = [f"train.{setting}" for setting in ("batch_size=32", *before.split())]
     keys = [
         Sweep.load(write(tmp_path, store), sets).training_key(
@@ -367,7 +365,7 @@ def test_arm_after_an_edit_of_train_is_the_same_unless_its_weights_change(
     assert (keys[0].fingerprint == keys[1].fingerprint) is same
 
 
-def test_arms_are_every_combination_with_stable_distinct_ids() -> None:
+def test_arm_ids_of_a_grid_are_distinct_and_depend_on_the_protocol() -> None:
     arms = expand_grid((2, 4), (0.0, 1.0), (0, 1, 2))
     assert len(set(arms)) == 12
     assert len({arm.arm_id("protocol") for arm in arms}) == 12
@@ -378,12 +376,12 @@ def test_arms_are_every_combination_with_stable_distinct_ids() -> None:
     )
 
 
-def test_sweep_file_of_the_readme_is_valid() -> None:
+def test_readme_sweep_file_is_valid() -> None:
     text = (CHECKOUT / "README.md").read_text().partition("```yaml\n")[2].partition("```")[0]
     assert len(Sweep.model_validate(yaml.safe_load(text)).grid()) == 4 * 3 * 3 + 4 * 3
 
 
-def test_every_sweep_file_of_the_repository_is_valid() -> None:
+def test_repository_sweep_files_are_valid() -> None:
     for path in (CHECKOUT / "jobs").glob("*.yaml"):
         Sweep.model_validate(yaml.safe_load(path.read_text()))
 
@@ -391,7 +389,7 @@ def test_every_sweep_file_of_the_repository_is_valid() -> None:
 @pytest.mark.parametrize(
     ("file", "table", "horizon"), [("libero10", LIBERO_10, 500), ("robocasa24", ROBOCASA_24, 1000)]
 )
-def test_the_papers_sweeps_are_its_tasks_fifty_episodes_each(
+def test_paper_sweep_files_have_its_tasks_and_fifty_episodes(
     file: str, table: dict[str, str], horizon: int
 ) -> None:
     sweep = yaml.safe_load((CHECKOUT / "jobs" / f"{file}.yaml").read_text())
@@ -399,7 +397,7 @@ def test_the_papers_sweeps_are_its_tasks_fifty_episodes_each(
     assert (sweep["suite"]["episodes"], sweep["suite"]["horizon"]) == (50, horizon)
 
 
-def test_the_action_free_half_of_the_paper_is_named_in_its_sweep_file() -> None:
+def test_paper_sweep_file_names_the_labelled_tasks() -> None:
     sweep = yaml.safe_load((CHECKOUT / "jobs" / "robocasa24.yaml").read_text())
     assert tuple(sweep["data"]["labelled_tasks"]) == ROBOCASA_12_LABELLED
 
@@ -414,7 +412,7 @@ def test_the_action_free_half_of_the_paper_is_named_in_its_sweep_file() -> None:
         ({"CPU": 16.0, "GPU": 1.0}, 1, 4, 1),
     ],
 )
-def test_a_placement_never_claims_more_than_there_is(
+def test_resource_plan_claims_no_more_than_the_cluster_has(
     cluster: dict[str, float], workers: int, arms: int, concurrent: int
 ) -> None:
     placement = ResourcePlan.fit(cluster, workers, rollout_actors=2, arms=arms)
@@ -424,12 +422,12 @@ def test_a_placement_never_claims_more_than_there_is(
     assert trainers * placement.trainer.get("GPU", 0) + placement.server_gpus <= cluster.get("GPU", 0)
 
 
-def test_a_sweep_that_can_never_fit_says_so_with_the_numbers() -> None:
+def test_resource_plan_that_cannot_fit_raises_with_the_numbers() -> None:
     with pytest.raises(SweepError, match="one arm asks for 4 workers at once, the cluster has 2 CPUs"):
         ResourcePlan.fit({"CPU": 2.0}, 4, 2, 1)
 
 
-def test_the_reference_of_the_sweep_file_is_what_the_schema_says() -> None:
+def test_jobs_readme_is_generated_from_the_schema() -> None:
     from orchestrator.config.docs import page
 
     assert (CHECKOUT / "jobs" / "README.md").read_text() == page(), (

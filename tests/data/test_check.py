@@ -1,6 +1,4 @@
-"""`demoscale data check`: each thing planted in an otherwise clean store is found by its name, and a clean
-store has no findings.
-"""
+"""`demoscale data check`: each planted fault is found by its name, and a clean store has no findings."""
 
 import json
 import os
@@ -21,9 +19,12 @@ from conftest import CHECKOUT
 from matplotlib.image import imread
 
 from orchestrator.cli.main import main
-from orchestrator.data.check import KINDS, Limits, best_lag, check, gray
 from orchestrator.data.episode_format import Episode
 from orchestrator.data.episode_store import commit, load_manifest, put_episode
+from orchestrator.data.quality.check import check
+from orchestrator.data.quality.findings import KINDS
+from orchestrator.data.quality.limits import Limits
+from orchestrator.data.quality.traits import best_lag, gray
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CAMERA, CONTRACT
 
@@ -31,24 +32,24 @@ SIDE = "sideview"
 WANTED = replace(CONTRACT, cameras=(CAMERA, SIDE))
 LENGTH = 60
 PLANTED = 3
-"""Number of the episode that something is planted in."""
+"""Number of the episode that a fault is planted in."""
 Array = npt.NDArray[np.float64]
 
 
 def pictures(place: Array, seed: int, camera: int) -> npt.NDArray[np.uint8]:
-    """A square that moves over a structured background, as a fixed camera would see it."""
+    """Return frames of a square that moves over a structured background, as a fixed camera records them."""
     y, x = np.mgrid[:64, :64]
     background = 90 + 40 * np.sin(x / (5 + 2 * camera)) + 30 * np.cos(y / 7)
     frames = np.repeat(background[None, :, :, None], 3, 3).repeat(len(place), 0)
     for frame, (right, down) in zip(frames, place[:, :2], strict=True):
-        # soft edges: no step goes unseen
+        # soft edges, so that every step changes the picture
         inside = np.clip(9 - abs(x - 32 - 60 * right), 0, 1) * np.clip(9 - abs(y - 32 - 60 * down), 0, 1)
         frame += inside[..., None] * ((220, 60 + 5 * (seed % 8), 40) - frame)
     return frames.clip(0, 255).astype(np.uint8)
 
 
 def demonstration(seed: int, length: int = LENGTH, labelled: bool = True, task: str = "Lift") -> Episode:
-    """A hand that goes somewhere, closes its gripper and comes back, in smooth motions with a little
+    """Return an episode of a hand that moves, closes its gripper and returns, in smooth motions with a little
     noise.
     """
     rng = np.random.default_rng([seed, 7])
@@ -93,7 +94,7 @@ def store(folder: Path, episodes: Iterable[Episode]) -> str:
 
 
 def store_with(folder: Path, clean: str, planted: Episode) -> str:
-    """The clean store with another episode in the place of one: encoding takes most of the time of these
+    """Make a copy of the clean store with one episode replaced: encoding takes most of the time of these
     tests.
     """
     shutil.copytree(Path(clean, "objects"), folder / "store" / "objects")
@@ -125,7 +126,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> str:
     return store(tmp_path_factory.mktemp("clean"), [demonstration(seed) for seed in range(12)])
 
 
-# -- what is planted -----------------------------------------------------------------------------------------
+# -- faults --------------------------------------------------------------------------------------------------
 
 
 def with_frames(
@@ -184,7 +185,7 @@ def held(values: npt.NDArray[np.float32]) -> None:
 
 
 def waiting(episode: Episode) -> Episode:
-    """Nothing happens in the first 45 steps."""
+    """Prepend 45 steps without motion."""
     assert episode.proprio is not None
     assert episode.action is not None
     steps = np.maximum(np.arange(LENGTH + 45) - 45, 0)
@@ -221,7 +222,7 @@ PLANTINGS: list[tuple[str, str, Callable[[Episode], Episode]]] = [
 ]
 
 
-def test_a_clean_store_has_no_findings(clean: str) -> None:
+def test_data_check_of_a_clean_store_has_no_findings(clean: str) -> None:
     result = ask(clean)
     assert result.stdout.splitlines()[:-1] == []
     assert result.stdout.startswith("checked 12 episodes, 720 frames (12 succeeded): nothing found; ")
@@ -231,7 +232,7 @@ def test_a_clean_store_has_no_findings(clean: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "where", "plant"), PLANTINGS, ids=[f"{kind}-{i}" for i, (kind, _, _) in enumerate(PLANTINGS)]
 )
-def test_what_is_planted_in_one_episode_is_found_there(
+def test_data_check_finds_the_planted_fault_in_its_episode(
     clean: str, tmp_path: Path, kind: str, where: str, plant: Callable[[Episode], Episode]
 ) -> None:
     planted = plant(demonstration(PLANTED))
@@ -251,7 +252,7 @@ def test_what_is_planted_in_one_episode_is_found_there(
     assert len(found) <= 3, [(one["kind"], one["where"], one["sentence"]) for one in found]
 
 
-def test_numbers_are_those_that_were_planted(tmp_path: Path) -> None:
+def test_data_check_findings_have_the_planted_numbers(tmp_path: Path) -> None:
     episodes = demonstrations()
     for seed, (_, _, plant) in enumerate(PLANTINGS[:3]):
         episodes[seed] = plant(episodes[seed])
@@ -265,7 +266,7 @@ def test_numbers_are_those_that_were_planted(tmp_path: Path) -> None:
     assert "behind the motion" in str(behind["sentence"])
 
 
-def test_a_finding_in_most_episodes_is_said_once_and_names_them_all(tmp_path: Path) -> None:
+def test_data_check_merges_a_finding_of_most_episodes(tmp_path: Path) -> None:
     episodes = [with_frames(late)(one) for one in demonstrations()]
     (found,) = [one for one in findings(store(tmp_path, episodes)) if one["kind"] == "lag"]
     assert found["episode"] is None
@@ -273,7 +274,7 @@ def test_a_finding_in_most_episodes_is_said_once_and_names_them_all(tmp_path: Pa
     assert f"in {len(found['episodes'])} of 12 episodes; in Lift-" in str(found["sentence"])  # type: ignore[arg-type]
 
 
-def test_dimensions_constant_or_cut_off_in_the_whole_store(tmp_path: Path) -> None:
+def test_data_check_finds_constant_and_clipped_dimensions_of_the_store(tmp_path: Path) -> None:
     episodes = []
     for one in demonstrations():
         assert one.action is not None
@@ -287,7 +288,7 @@ def test_dimensions_constant_or_cut_off_in_the_whole_store(tmp_path: Path) -> No
     assert "0.15" in str(found["clipped", X]["sentence"])
 
 
-def test_films_without_actions_are_compared_by_their_pictures(tmp_path: Path) -> None:
+def test_data_check_compares_action_free_films_by_their_pictures(tmp_path: Path) -> None:
     episodes = [replace(demonstration(seed, labelled=False), proprio=None) for seed in range(9)]
     episodes.append(replace(episodes[4], episode_id="Lift-000099"))
     (found,) = findings(store(tmp_path, episodes))
@@ -295,14 +296,14 @@ def test_films_without_actions_are_compared_by_their_pictures(tmp_path: Path) ->
     assert "Lift-000004" in str(found["sentence"])
 
 
-def test_failures_and_missing_flags_are_counted(tmp_path: Path) -> None:
+def test_data_check_counts_failures_and_missing_success_flags(tmp_path: Path) -> None:
     episodes = [replace(one, success=(True, False, None)[i % 3]) for i, one in enumerate(demonstrations())]
     result = ask(store(tmp_path, episodes))
     assert "(4 succeeded, 4 failed, 4 without a success flag): nothing found" in result.stdout
     assert result.exit_code == 0
 
 
-def test_a_damaged_episode_is_a_finding_and_the_others_are_checked(tmp_path: Path) -> None:
+def test_data_check_reports_a_damaged_episode_and_checks_the_others(tmp_path: Path) -> None:
     uri = store(tmp_path, demonstrations())
     storage = open_storage(uri)
     entry = load_manifest(storage)["Lift-000003"]
@@ -324,7 +325,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> str:
     return store(tmp_path_factory.mktemp("odd"), episodes)
 
 
-def test_piped_a_finding_is_a_row_the_most_severe_first(odd: str) -> None:
+def test_data_check_piped_prints_a_row_per_finding_by_severity(odd: str) -> None:
     result = ask(odd)
     head, *rows, last = result.stdout.splitlines()
     assert head.split("\t") == ["severity", "finding", "episode", "where", "value", "what"]
@@ -337,7 +338,7 @@ def test_piped_a_finding_is_a_row_the_most_severe_first(odd: str) -> None:
     assert "decoding" in last
 
 
-def test_on_a_terminal_sentences_are_folded_not_cut(odd: str) -> None:
+def test_data_check_on_a_terminal_wraps_sentences(odd: str) -> None:
     screen, slave = pty.openpty()
     command = [sys.executable, "-m", "orchestrator", "data", "check", odd]
     process = subprocess.Popen(
@@ -349,7 +350,7 @@ def test_on_a_terminal_sentences_are_folded_not_cut(odd: str) -> None:
     )
     os.close(slave)
     shown = b""
-    with suppress(OSError):  # how a terminal says that its writer has gone
+    with suppress(OSError):  # how a terminal reports that its writer has ended
         while some := os.read(screen, 65536):
             shown += some
     os.close(screen)
@@ -359,7 +360,7 @@ def test_on_a_terminal_sentences_are_folded_not_cut(odd: str) -> None:
     assert "…" not in text
 
 
-def test_nothing_in_the_store_changes(odd: str, tmp_path: Path) -> None:
+def test_data_check_does_not_change_the_store(odd: str, tmp_path: Path) -> None:
     def state() -> dict[str, tuple[int, bytes]]:
         return {
             str(path): (path.stat().st_mtime_ns, path.read_bytes())
@@ -372,7 +373,7 @@ def test_nothing_in_the_store_changes(odd: str, tmp_path: Path) -> None:
     assert state() == before
 
 
-def test_the_sheet_shows_the_episodes_with_findings(odd: str, clean: str, tmp_path: Path) -> None:
+def test_data_check_sheet_shows_the_episodes_with_findings(odd: str, clean: str, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     result = ask(odd, "--sheet", str(sheet))
     assert result.stdout.splitlines()[-1] == f"episodes with findings, 2 of them: {sheet}"
@@ -386,14 +387,14 @@ def test_the_sheet_shows_the_episodes_with_findings(odd: str, clean: str, tmp_pa
     assert not other.exists()
 
 
-def test_a_sample_is_spread_over_the_store(odd: str) -> None:
+def test_data_check_sample_is_spread_over_the_store(odd: str) -> None:
     said = json.loads(ask(odd, "--json", "--episodes", "4").stdout)
     assert (said["episodes"], said["of"]) == (4, 12)
     assert [one["episode"] for one in said["findings"]] == ["Lift-000003"]
     assert "checked 4 episodes of 12, " in ask(odd, "--episodes", "4").stdout
 
 
-def test_findings_of_a_kind_can_be_left_out(odd: str) -> None:
+def test_data_check_ignore_drops_findings_of_a_kind(odd: str) -> None:
     assert [one["kind"] for one in findings(odd, "--ignore", "instruction")] == ["frozen-camera"]
     assert ask(odd, "--ignore", "instruction", "--ignore", "frozen-camera").exit_code == 0
 
@@ -409,14 +410,14 @@ def test_findings_of_a_kind_can_be_left_out(odd: str) -> None:
         (["STORE", "--ignore", "nonsense"], "there is no such finding; there are unreadable, "),
     ],
 )
-def test_a_mistake_exits_with_2(odd: str, arguments: list[str], sentence: str) -> None:
+def test_data_check_mistake_exits_two(odd: str, arguments: list[str], sentence: str) -> None:
     result = ask(*(argument.replace("STORE", odd) for argument in arguments))
     assert result.exit_code == 2
     assert sentence in result.stderr
     assert result.stdout == ""
 
 
-def test_the_help_names_every_kind_and_has_examples() -> None:
+def test_data_check_help_names_every_kind_and_has_examples() -> None:
     text = ask("--help").stdout
     assert "\n  demoscale data check data/lift\n" in text
     assert all(kind in text for kind in KINDS)
@@ -425,18 +426,18 @@ def test_the_help_names_every_kind_and_has_examples() -> None:
 # -- the parts -----------------------------------------------------------------------------------------------
 
 
-def test_limits_can_be_changed(odd: str) -> None:
+def test_data_check_limits_are_configurable(odd: str) -> None:
     storage = open_storage(odd)
     manifest = load_manifest(storage)
     strict = check(storage, manifest, manifest.entries, Limits(frozen_s=10.0), workers=2)
     assert [finding.kind for finding in strict.findings if finding.kind == "frozen-camera"] == []
 
 
-def test_workers_do_not_change_the_findings(odd: str) -> None:
+def test_data_check_findings_do_not_depend_on_the_workers(odd: str) -> None:
     assert findings(odd, "--workers", "1") == findings(odd, "--workers", "4")
 
 
-def test_gray_pictures_are_means_of_parts() -> None:
+def test_gray_pictures_are_block_means() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     assert np.allclose(gray(frames), frames.reshape(2, 32, 2, 32, 2, 3).mean((2, 4, 5)))
     assert gray(frames[:, :50, :7]).shape == (2, 32, 7)
@@ -444,7 +445,7 @@ def test_gray_pictures_are_means_of_parts() -> None:
 
 
 @pytest.mark.parametrize("lag", [-7, 0, 4])
-def test_the_best_lag_is_the_one_that_was_made(lag: int) -> None:
+def test_best_lag_finds_the_applied_lag(lag: int) -> None:
     rng = np.random.default_rng(1)
     speed = np.convolve(rng.normal(size=120), np.ones(5), "valid")
     best = best_lag(np.roll(speed, lag), speed, 20)

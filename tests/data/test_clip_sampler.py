@@ -1,5 +1,5 @@
-"""Which clips in which order: a function of seeds, whole epochs, the asked ratio in every batch, any step to
-go on from.
+"""The clip order: a function of seeds, whole epochs, the requested ratio in every batch, resumable at any
+step.
 """
 
 from collections import Counter
@@ -43,7 +43,7 @@ def take(which: ClipSampler, count: int, first_step: int = 0) -> list[Draw]:
 
 
 @given(st.integers(1, 4), st.integers(1, 4))
-def test_every_epoch_holds_every_clip_once_over_all_workers(demos: int, world: int) -> None:
+def test_clip_sampler_epoch_holds_every_clip_once_over_all_workers(demos: int, world: int) -> None:
     whole = order(demos)
     for epoch in range(2):
         visits = whole._epoch(whole.demos, 0, epoch)
@@ -60,7 +60,7 @@ def test_every_epoch_holds_every_clip_once_over_all_workers(demos: int, world: i
         ]
 
 
-def test_no_clip_is_lost_or_doubled_by_mixing() -> None:
+def test_clip_sampler_mixing_neither_loses_nor_duplicates_clips() -> None:
     which = order(4)
     epoch = sum(e.length for e in which.demos)
     drawn = Counter((episode, start) for episode, start, _ in clips(take(which, 10 * epoch)))
@@ -69,7 +69,7 @@ def test_no_clip_is_lost_or_doubled_by_mixing() -> None:
     assert max(drawn.values()) - min(drawn.values()) <= 2 + POOL_VISITS * CLIPS_PER_VISIT // epoch
 
 
-def test_the_order_is_a_function_of_data_seed_rank_and_world() -> None:
+def test_clip_sampler_order_is_a_function_of_data_seed_rank_and_world() -> None:
     assert clips(take(order(), 300)) == clips(take(order(), 300))
     others = [
         order(seed=1),
@@ -80,7 +80,7 @@ def test_the_order_is_a_function_of_data_seed_rank_and_world() -> None:
     assert all(clips(take(other, 300)) != clips(take(order(), 300)) for other in others)
 
 
-def test_the_demos_come_in_the_same_order_whatever_the_ratio() -> None:
+def test_clip_sampler_order_of_demos_does_not_depend_on_the_ratio() -> None:
     alone = clips(take(order(5), 200))
     mixed = [clip for clip in clips(take(order(5, action_free=5), 400)) if clip[2]]
     assert mixed == alone[: len(mixed)]
@@ -88,7 +88,7 @@ def test_the_demos_come_in_the_same_order_whatever_the_ratio() -> None:
 
 
 @pytest.mark.parametrize("action_free", [0, 5, 10, 15, 3])
-def test_every_batch_has_the_asked_ratio_to_within_a_clip(action_free: int) -> None:
+def test_clip_sampler_batches_have_the_requested_ratio_within_a_clip(action_free: int) -> None:
     share = 5 / (5 + action_free)
     draws = take(order(5, action_free), 8 * 50)
     for step in range(50):
@@ -97,9 +97,9 @@ def test_every_batch_has_the_asked_ratio_to_within_a_clip(action_free: int) -> N
     assert abs(sum(draw.visit.with_actions for draw in draws) - 400 * share) < 1
 
 
-def test_the_ratio_holds_over_all_workers_together() -> None:
-    """Four workers with one clip each per step and three action-free clips to a demo: every fourth clip is a
-    demo's, not every worker's.
+def test_clip_sampler_ratio_holds_over_all_workers_together() -> None:
+    """Four workers with one clip each per step and three action-free clips per demo: every fourth clip is a
+    demo's over all workers, not within each.
     """
     drawn = [take(order(2, 6, rank, 4, batch_size=1), 40) for rank in range(4)]
     for step in range(40):
@@ -107,7 +107,7 @@ def test_the_ratio_holds_over_all_workers_together() -> None:
 
 
 @given(st.integers(0, 60), st.integers(1, 9))
-def test_a_walk_that_begins_later_continues_with_the_exact_clips(first_step: int, batch_size: int) -> None:
+def test_clip_sampler_resumed_walk_continues_with_the_exact_clips(first_step: int, batch_size: int) -> None:
     which = order(3, action_free=2, batch_size=batch_size)
     whole = take(which, (first_step + 20) * batch_size)
     rest = take(which, 20 * batch_size, first_step)
@@ -115,7 +115,7 @@ def test_a_walk_that_begins_later_continues_with_the_exact_clips(first_step: int
 
 
 @given(st.integers(0, 40))
-def test_every_visit_opens_before_its_clips_and_closes_after_the_last_so_memory_is_bounded(
+def test_clip_sampler_visits_open_once_and_close_after_their_last_clip(
     first_step: int,
 ) -> None:
     opened: dict[int, int] = {}
@@ -129,7 +129,7 @@ def test_every_visit_opens_before_its_clips_and_closes_after_the_last_so_memory_
         assert len(opened) <= 2 * (POOL_VISITS + 1)
 
 
-def test_a_batch_mixes_many_episodes() -> None:
+def test_clip_sampler_batch_mixes_many_episodes() -> None:
     draws = take(order(40), 8 * 100)
     distinct = [
         len({draw.visit.entry.episode_id for draw in draws[8 * step : 8 * step + 8]})

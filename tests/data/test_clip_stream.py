@@ -1,5 +1,5 @@
-"""Clips on their way through Ray Data: in the plan's order, from any step on, damage named and never
-decoded.
+"""The clip stream through Ray Data: in the sampler's order, from any step on, damaged episodes named and
+never decoded.
 """
 
 import os
@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
+from orchestrator.config.arms import Arm
 from orchestrator.data import clip_stream as stream
 from orchestrator.data.clip_sampler import ClipSampler
 from orchestrator.data.clips import stack
@@ -32,14 +33,14 @@ Store = tuple[str, Manifest, ClipSampler]
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Eight short episodes in a folder, three demos and three action-free ones chosen."""
+    """Return a store of eight short episodes, of which three demos and three action-free ones are chosen."""
     storage = open_storage(str(tmp_path / "store"))
     manifest = commit(
         storage,
         CONTRACT,
         [put_episode(storage, make_episode(seed, length=10 + seed), 20.0) for seed in range(8)],
     )
-    subset = select_episodes(manifest, 3, 1.0, seed=0)
+    subset = select_episodes(manifest, Arm(3, 1.0, seed=0))
     order = ClipSampler(
         tuple(manifest.select(subset.demos)),
         tuple(manifest.select(subset.action_free)),
@@ -74,11 +75,13 @@ def assert_same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Non
 
 
 @pytest.mark.parametrize("first_step", [1, 7, 25, 39])
-def test_resuming_at_any_step_continues_with_the_exact_clips(store: Store, first_step: int) -> None:
+def test_clip_stream_resumed_at_any_step_continues_with_the_exact_clips(
+    store: Store, first_step: int
+) -> None:
     assert_same(draw(store, first_step), draw(store)[first_step:])
 
 
-def test_batches_are_full_bytes_and_hold_both_kinds(store: Store) -> None:
+def test_clip_stream_batches_are_full_bytes_and_hold_both_kinds(store: Store) -> None:
     for batch in draw(store):
         assert batch["frames"].shape == (5, 1, 2, 64, 64, 3)
         assert batch["frames"].dtype == np.uint8
@@ -87,7 +90,7 @@ def test_batches_are_full_bytes_and_hold_both_kinds(store: Store) -> None:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("kind", ["folder", "s3"])
-def test_ray_data_delivers_what_the_plan_says(
+def test_ray_data_fetches_the_episodes_of_the_plan(
     store: Store, kind: str, ray_cluster: None, s3: str, tmp_path: Path
 ) -> None:
     uri, manifest, order = store
@@ -105,8 +108,8 @@ def test_ray_data_delivers_what_the_plan_says(
 
 @pytest.mark.full
 @pytest.mark.ray
-def test_a_killed_fetching_process_changes_nothing(store: Store, ray_cluster: None) -> None:
-    """Ray starts it anew; it makes the same visits again and goes on."""
+def test_killed_fetching_process_is_restarted_without_a_change(store: Store, ray_cluster: None) -> None:
+    """Ray restarts it; it makes the same visits again and continues."""
     uri, _, order = store
 
     def kill() -> None:
@@ -130,7 +133,9 @@ def test_a_killed_fetching_process_changes_nothing(store: Store, ray_cluster: No
 
 @pytest.mark.ray
 @pytest.mark.parametrize("fault", ["flipped", "short", "missing"])
-def test_a_damaged_episode_stops_the_stream_and_is_named(store: Store, ray_cluster: None, fault: str) -> None:
+def test_clip_stream_stops_at_a_damaged_episode_and_names_it(
+    store: Store, ray_cluster: None, fault: str
+) -> None:
     uri, _, order = store
     victim = order.demos[0]
     path = Path(uri) / victim.key
@@ -150,11 +155,11 @@ def test_a_damaged_episode_stops_the_stream_and_is_named(store: Store, ray_clust
     word = {"flipped": "damaged", "short": "cut short", "missing": "missing"}[fault]
     with pytest.raises(EpisodeError, match=f"episode {victim.episode_id} is {word}.*restore {victim.key}"):
         draw(store, bring=recorded)
-    assert not {data, damaged} & {*brought}, "what is not brought is not decoded"
+    assert not {data, damaged} & {*brought}, "only fetched episodes are decoded"
     assert path.exists() is (fault != "missing")
 
 
-def test_an_error_while_making_batches_reaches_who_asks_for_them() -> None:
+def test_prefetch_raises_the_error_of_its_thread() -> None:
     def broken() -> Iterator[int]:
         yield 1
         raise EpisodeError("broken")
@@ -165,7 +170,7 @@ def test_an_error_while_making_batches_reaches_who_asks_for_them() -> None:
         next(ahead)
 
 
-def test_whoever_stops_asking_stops_the_making() -> None:
+def test_prefetch_stops_when_its_consumer_stops() -> None:
     made: list[int] = []
     ahead = stream._ahead((made.append(i) or i for i in range(10**9)), 2)
     assert next(ahead) == 0
@@ -176,8 +181,8 @@ def test_whoever_stops_asking_stops_the_making() -> None:
     assert len(made) == count
 
 
-def test_the_memory_bound_holds(store: Store) -> None:
-    """Of what the worker itself keeps: pictures of open episodes and ready batches."""
+def test_clip_stream_memory_stays_below_its_bound(store: Store) -> None:
+    """The memory of the worker itself: pictures of open episodes and ready batches."""
     uri, manifest, order = store
     peak = 0
     opened: dict[int, int] = {}
@@ -201,13 +206,13 @@ def test_the_memory_bound_holds(store: Store) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 4, 6])
-def test_the_clips_do_not_depend_on_how_many_episodes_the_worker_keeps(store: Store, kept: int) -> None:
+def test_clip_stream_does_not_depend_on_the_cache_size(store: Store, kept: int) -> None:
     _, _, order = store
     budget = kept * max(entry.nbytes for entry in (*order.demos, *order.action_free))
     assert_same(draw(store, 5, cache_bytes=budget), draw(store)[5:])
 
 
-def test_an_episode_is_fetched_once_while_it_is_kept(store: Store) -> None:
+def test_clip_stream_fetches_an_episode_once_while_it_is_cached(store: Store) -> None:
     _, _, order = store
     episodes = [*order.demos, *order.action_free]
     visits = sum(draw.opens for draw in islice(order.walk(), 500))

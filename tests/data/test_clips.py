@@ -1,4 +1,4 @@
-"""Clips: what is seen, what was done, and what lies past an episode's end."""
+"""Clips: their frames, their actions, and their padding past an episode's end."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from policy.config import ClipShape
 SHAPE = ClipShape(frames_per_view=3, frame_stride=2, horizon=5)
 
 
-def test_past_the_end_the_last_frame_and_action_repeat_and_nothing_is_learned() -> None:
+def test_clip_past_the_end_repeats_frame_and_action_and_masks_them() -> None:
     whole = make_episode(length=10)
     clip = cut_clip(whole, 7, SHAPE, CONTRACT)
     assert whole.action is not None
@@ -25,7 +25,7 @@ def test_past_the_end_the_last_frame_and_action_repeat_and_nothing_is_learned() 
     assert np.array_equal(clip.proprio, whole.proprio[7])
 
 
-def test_the_papers_padding_learns_zero_actions_and_still_frames() -> None:
+def test_clip_with_paper_padding_has_zero_actions_and_full_masks() -> None:
     whole = make_episode(length=10)
     clip = cut_clip(whole, 7, SHAPE.model_copy(update={"padding": "paper"}), CONTRACT)
     assert whole.action is not None
@@ -35,20 +35,20 @@ def test_the_papers_padding_learns_zero_actions_and_still_frames() -> None:
     assert not clip.actions[3:].any()
 
 
-def test_an_action_free_clip_has_nothing_to_learn_actions_from_even_with_the_papers_padding() -> None:
+def test_clip_of_an_action_free_episode_has_an_empty_action_mask() -> None:
     for shape in (SHAPE, SHAPE.model_copy(update={"padding": "paper"})):
         clip = cut_clip(make_episode(labelled=False), 11, shape, CONTRACT)
         assert not clip.action_mask.any()
         assert clip.actions.shape == (5, 7)
 
 
-def test_a_film_without_proprioception_gives_zeros() -> None:
+def test_clip_without_proprioception_has_zeros() -> None:
     clip = cut_clip(replace(make_episode(labelled=False), proprio=None), 0, SHAPE, CONTRACT)
     assert clip.proprio.tolist() == [0] * len(CONTRACT.proprio)
 
 
 @pytest.mark.parametrize("starts", [(0,), (9, 3), (11, 0, 5, 7)])
-def test_clips_of_a_partly_decoded_episode_are_those_of_the_whole(starts: tuple[int, ...]) -> None:
+def test_clips_of_a_partly_decoded_episode_equal_those_of_the_whole(starts: tuple[int, ...]) -> None:
     data = encode(make_episode(length=12), 20.0)
     whole = decode(data, CONTRACT.cameras, with_actions=True)
     part = decode(
@@ -61,7 +61,7 @@ def test_clips_of_a_partly_decoded_episode_are_those_of_the_whole(starts: tuple[
         assert np.array_equal(ours[name], theirs[name])
 
 
-def test_a_batch_keeps_views_apart_and_pictures_bytes() -> None:
+def test_stack_keeps_views_apart_and_pictures_bytes() -> None:
     two = replace(
         make_episode(),
         frames={

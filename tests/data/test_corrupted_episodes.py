@@ -1,6 +1,4 @@
-"""A thousand random injuries to a store: every one is told, with the episode it struck, and none reaches
-training.
-"""
+"""A thousand random corruptions of a store: each is reported with its episode, and none reaches training."""
 
 import random
 from pathlib import Path
@@ -21,7 +19,7 @@ INJURIES = 1000
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
-    """Six episodes in two versions."""
+    """Return a store with six episodes in two versions."""
     folder = tmp_path_factory.mktemp("corruption") / "store"
     storage = open_storage(str(folder))
     entries = [
@@ -32,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
 
 
 def injured(data: bytes, other: bytes, how: str, rng: random.Random) -> bytes | None:
-    """None: the file is gone."""
+    """Return the damaged data; None: the file is removed."""
     place = rng.randrange(len(data))
     match how:
         case "bit":
@@ -49,7 +47,7 @@ def injured(data: bytes, other: bytes, how: str, rng: random.Random) -> bytes | 
     return None
 
 
-def test_every_injury_is_told_with_its_episode_and_none_reaches_training(
+def test_corrupted_episodes_are_reported_and_never_fetched(
     store: tuple[Path, Manifest],
 ) -> None:
     folder, manifest = store
@@ -97,7 +95,7 @@ def test_every_injury_is_told_with_its_episode_and_none_reaches_training(
             with pytest.raises(EpisodeError, match=r"version 2 .*restore (versions|manifests)/"):
                 load_manifest(storage, 2)
             assert load_manifest(storage, 1).fingerprint == first.fingerprint, (
-                "an older version must not suffer"
+                "an older version stays readable"
             )
         path.write_bytes(whole[path])
     assert all(count > INJURIES / 12 for count in struck.values())

@@ -1,5 +1,5 @@
-"""Latents kept beside a store: the same numbers as encoding online, read like any episode, made once however
-often they are interrupted.
+"""Latents cached in a store: equal to online encoding, read like any episode, made once over
+interruptions.
 """
 
 from dataclasses import replace
@@ -56,7 +56,7 @@ def codec(svd: Path) -> VaeLatents:
 
 
 def put(storage: Storage, seeds: range) -> Manifest:
-    """Episodes of 5 frames and more; every other one without actions, and another instruction."""
+    """Commit episodes of 5 frames and more; every other one without actions, with another instruction."""
     episodes = [
         replace(
             make_episode(seed, length=5 + seed, labelled=seed % 2 == 0, size=SIZE),
@@ -75,7 +75,7 @@ def store(tmp_path: Path) -> Storage:
 
 
 def keep(storage: Storage, codec: VaeLatents) -> str:
-    """What the job does; the codec's fingerprint."""
+    """Write and index the latents as the job does; return the codec's fingerprint."""
     manifest, fingerprint = load_manifest(storage), codec.fingerprint((SIZE, SIZE))
     rows = [
         answer
@@ -86,7 +86,7 @@ def keep(storage: Storage, codec: VaeLatents) -> str:
     return fingerprint
 
 
-def test_kept_latents_are_those_encoded_online(storage: Storage, codec: VaeLatents) -> None:
+def test_cached_latents_equal_online_encoding(storage: Storage, codec: VaeLatents) -> None:
     manifest = put(storage, range(2))
     fingerprint = keep(storage, codec)
     for entry, kept in zip(
@@ -113,7 +113,7 @@ def test_kept_latents_are_those_encoded_online(storage: Storage, codec: VaeLaten
 
 
 def orders(storage: Storage, fingerprint: str) -> tuple[ClipSampler, ClipSampler]:
-    """The same plan over pictures and over latents."""
+    """Return the same clip order over pictures and over latents."""
     manifest = load_manifest(storage)
     demos, action_free = (
         [entry for entry in manifest.entries if entry.labelled == labelled] for labelled in (True, False)
@@ -127,9 +127,7 @@ def orders(storage: Storage, fingerprint: str) -> tuple[ClipSampler, ClipSampler
     return order(demos, action_free), order(*ours)  # type: ignore[arg-type]
 
 
-def test_training_clips_of_kept_latents_are_those_of_pictures_encoded_online(
-    store: Storage, codec: VaeLatents
-) -> None:
+def test_training_clips_of_cached_latents_equal_encoded_pictures(store: Storage, codec: VaeLatents) -> None:
     steps = {"first_step": 2, "num_steps": 8}
     plans = orders(store, keep(store, codec))
     shown, kept = (
@@ -144,7 +142,7 @@ def test_training_clips_of_kept_latents_are_those_of_pictures_encoded_online(
             assert np.array_equal(latent[name], pictures[name])
 
 
-def test_the_memory_bound_counts_latents_as_they_are(store: Storage, codec: VaeLatents) -> None:
+def test_memory_bound_counts_latents_at_their_size(store: Storage, codec: VaeLatents) -> None:
     _, order = orders(store, keep(store, codec))
     entries = [*order.demos, *order.action_free]
     bounds = [
@@ -156,7 +154,7 @@ def test_the_memory_bound_counts_latents_as_they_are(store: Storage, codec: VaeL
     assert stack(clips)["frames"].nbytes == 4 * SHAPE.frames_per_view * picture_bytes(codec, (SIZE, SIZE))
 
 
-def test_what_is_there_is_not_made_again(
+def test_write_latents_encodes_each_episode_once_over_interruptions(
     store: Storage, codec: VaeLatents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fingerprint = codec.fingerprint((SIZE, SIZE))
@@ -189,7 +187,7 @@ def test_what_is_there_is_not_made_again(
     assert has_latents(store, load_manifest(store, 1), fingerprint)
 
 
-def test_latents_that_no_index_names_are_made_again_if_damaged(store: Storage, codec: VaeLatents) -> None:
+def test_write_latents_replaces_damaged_latents_without_an_index(store: Storage, codec: VaeLatents) -> None:
     fingerprint = codec.fingerprint((SIZE, SIZE))
     first, second, *_ = write_latents(store, load_manifest(store), codec, fingerprint, CPU)
     assert isinstance(first, LatentEntry)
@@ -225,7 +223,7 @@ def test_damaged_latents_and_a_damaged_index_are_refused_by_name(store: Storage,
             latent_entries(store, manifest, fingerprint, manifest.entries)
 
 
-def test_sentences_are_embedded_once_and_spare_the_tower(store: Storage, svd: Path) -> None:
+def test_write_sentences_embeds_once_and_read_sentences_needs_no_tower(store: Storage, svd: Path) -> None:
     encoder = OpenClipText(SENTENCE_DIM, svd)
     assert read_sentences(store, load_manifest(store)) == {}
     assert write_sentences(store, load_manifest(store), encoder, "one") == 2
@@ -258,7 +256,7 @@ def command(*arguments: str) -> Result:
     return CliRunner().invoke(main, [*arguments, "--device", "cpu"])
 
 
-def test_the_command_says_what_it_kept_and_a_second_run_keeps_nothing_new(
+def test_encode_command_reports_what_it_wrote_and_repeats_nothing(
     store: Storage, svd: Path, codec: VaeLatents
 ) -> None:
     first = command(store.uri, "--weights", str(svd))
@@ -271,7 +269,7 @@ def test_the_command_says_what_it_kept_and_a_second_run_keeps_nothing_new(
     assert has_latents(store, load_manifest(store), codec.fingerprint((SIZE, SIZE)))
 
 
-def test_the_command_names_damaged_episodes_and_keeps_the_others(
+def test_encode_command_names_damaged_episodes_and_encodes_the_others(
     store: Storage, svd: Path, codec: VaeLatents
 ) -> None:
     manifest = load_manifest(store)
@@ -286,7 +284,7 @@ def test_the_command_names_damaged_episodes_and_keeps_the_others(
     assert command(store.uri, "--weights", str(svd)).exit_code == 0
 
 
-def test_the_command_answers_mistakes_in_a_sentence(store: Storage, svd: Path, tmp_path: Path) -> None:
+def test_encode_command_mistake_is_one_sentence(store: Storage, svd: Path, tmp_path: Path) -> None:
     missing = command(store.uri, "--weights", str(tmp_path / "nothing"))
     assert (missing.exit_code, missing.output.count("\n")) == (1, 1)
     assert "there is no such folder" in missing.output

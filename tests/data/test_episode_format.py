@@ -1,4 +1,4 @@
-"""Episodes at rest: what goes in comes out, damage is noticed, versions never lose an episode."""
+"""Stored episodes: they round trip, damage is detected, versions never lose an episode."""
 
 import hashlib
 from dataclasses import replace
@@ -17,7 +17,7 @@ from orchestrator.testing.episodes import CAMERA, CONTRACT, make_episode
 from policy.config import ClipShape
 
 
-def test_an_episode_comes_back_as_it_was(storage: Storage) -> None:
+def test_episode_round_trips_through_the_store(storage: Storage) -> None:
     written = make_episode()
     entry = put_episode(storage, written, 20.0)
     read = decode(fetch(storage, entry), (CAMERA,), with_actions=True)
@@ -35,7 +35,7 @@ def test_equal_episodes_have_equal_bytes_and_one_object(storage: Storage) -> Non
     assert len(storage.list("objects/")) == 1
 
 
-def test_read_as_action_free_the_action_column_is_never_touched(storage: Storage) -> None:
+def test_decode_without_actions_never_reads_the_action_column(storage: Storage) -> None:
     data = bytearray(encode(make_episode(), 20.0))
     metadata = pq.ParquetFile(__import__("io").BytesIO(bytes(data))).metadata.row_group(0)
     for i in range(metadata.num_columns):
@@ -50,14 +50,14 @@ def test_read_as_action_free_the_action_column_is_never_touched(storage: Storage
         decode(bytes(data), (CAMERA,), with_actions=True)
 
 
-def test_action_free_clips_have_nothing_to_learn_actions_from() -> None:
+def test_action_free_clip_has_an_empty_action_mask() -> None:
     clip = cut_clip(
         make_episode(labelled=False), 0, ClipShape(frames_per_view=2, frame_stride=4, horizon=8), CONTRACT
     )
     assert clip.action_mask.sum() == 0
 
 
-def test_clips_past_the_end_repeat_the_last_frame_and_are_masked() -> None:
+def test_clip_past_the_end_repeats_the_last_frame_masked() -> None:
     whole = make_episode(length=10)
     clip = cut_clip(whole, 7, ClipShape(frames_per_view=3, frame_stride=2, horizon=5), CONTRACT)
     assert clip.frame_mask.tolist() == [1, 1, 0]
@@ -68,7 +68,7 @@ def test_clips_past_the_end_repeat_the_last_frame_and_are_masked() -> None:
     assert np.array_equal(clip.proprio, whole.proprio[7])
 
 
-def test_one_flipped_bit_is_noticed_and_the_episode_named(storage: Storage) -> None:
+def test_fetch_of_a_flipped_bit_names_the_episode(storage: Storage) -> None:
     entry = put_episode(storage, make_episode(), 20.0)
     data = bytearray(storage.get(entry.key))
     data[len(data) // 2] ^= 1
@@ -77,7 +77,7 @@ def test_one_flipped_bit_is_noticed_and_the_episode_named(storage: Storage) -> N
         fetch(storage, entry)
 
 
-def test_episodes_are_visible_once_committed_and_statistics_survive(storage: Storage) -> None:
+def test_committed_episodes_are_visible_with_their_statistics(storage: Storage) -> None:
     first = put_episode(storage, make_episode(0), 20.0)
     assert latest_version(storage) == 0
     commit(storage, CONTRACT, [first])
@@ -93,14 +93,14 @@ def test_episodes_are_visible_once_committed_and_statistics_survive(storage: Sto
     assert [e.episode_id for e in load_manifest(storage, 1).entries] == ["Lift-000000"]
 
 
-def test_committing_what_is_there_makes_no_version(storage: Storage) -> None:
+def test_commit_of_known_episodes_makes_no_version(storage: Storage) -> None:
     entry = put_episode(storage, make_episode(), 20.0)
     commit(storage, CONTRACT, [entry])
     commit(storage, CONTRACT, [entry])
     assert latest_version(storage) == 1
 
 
-def test_a_writer_that_lost_the_race_for_a_version_takes_the_next(
+def test_commit_that_loses_the_race_for_a_version_takes_the_next(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, theirs = put_episode(storage, make_episode(0), 20.0), put_episode(storage, make_episode(1), 20.0)
@@ -119,14 +119,14 @@ def test_a_writer_that_lost_the_race_for_a_version_takes_the_next(
     assert {e.episode_id for e in load_manifest(storage).entries} == {"Lift-000000", "Lift-000001"}
 
 
-def test_other_conventions_are_refused_in_words(storage: Storage) -> None:
+def test_commit_with_another_contract_raises_with_the_difference(storage: Storage) -> None:
     commit(storage, CONTRACT, [put_episode(storage, make_episode(), 20.0)])
     other = replace(CONTRACT, image_size=(128, 128))
     with pytest.raises(EpisodeError, match=r"other conventions \(image size .* 64, 64, here it is 128, 128"):
         commit(storage, other, [put_episode(storage, make_episode(1), 20.0)])
 
 
-def test_a_process_that_reads_a_manifest_and_ends_at_once_ends_well(tmp_path: Path) -> None:
+def test_process_that_reads_a_manifest_exits_zero(tmp_path: Path) -> None:
     store = open_storage(str(tmp_path / "store"))
     commit(store, CONTRACT, [put_episode(store, make_episode(), 20.0)])
     code = "import sys; from orchestrator.data.episode_store import load_manifest as l; "
@@ -134,13 +134,13 @@ def test_a_process_that_reads_a_manifest_and_ends_at_once_ends_well(tmp_path: Pa
     assert [run("-c", code, store.uri).returncode for _ in range(8)] == [0] * 8
 
 
-def test_no_store_is_one_sentence_with_the_mend(storage: Storage) -> None:
+def test_load_manifest_without_a_store_raises_with_the_remedy(storage: Storage) -> None:
     with pytest.raises(EpisodeError, match="there is no episode store here; record one with"):
         load_manifest(storage)
 
 
 @pytest.mark.parametrize("size", [32, 96])
-def test_encode_of_one_episode_has_one_hash_whatever_the_memory_held(size: int) -> None:
+def test_encode_of_one_episode_has_one_hash_for_any_heap_contents(size: int) -> None:
     """x264 has read uninitialised memory: the heap is filled with noise between two encodings."""
     rng, noise, hashes = np.random.default_rng(0), [b""] * 20, set[tuple[int, bytes]]()
     for number in range(400):

@@ -1,6 +1,4 @@
-"""A store as one robomimic file, read back with nothing but h5py; and what either export says of the store's
-conventions.
-"""
+"""The robomimic export, read back with h5py alone; and the conventions that either export states."""
 
 import json
 import os
@@ -52,8 +50,8 @@ def proprioception(file: Any, demo: str) -> np.ndarray:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Storage:
-    """A success, a failure, an episode of which nobody knows, and one without actions; lengths and sentences
-    differ.
+    """Return a store with a success, a failure, an episode of unknown success and one without actions;
+    lengths and sentences differ.
     """
     failed = replace(
         make_episode(1, length=5),
@@ -67,7 +65,7 @@ def mixed(tmp_path: Path) -> Storage:
     )
 
 
-def test_a_robomimic_file_holds_what_the_store_decodes_to(mixed: Storage, tmp_path: Path) -> None:
+def test_robomimic_export_holds_the_decoded_episodes(mixed: Storage, tmp_path: Path) -> None:
     manifest = load_manifest(mixed)
     with h5py.File(written(mixed, tmp_path / "lift.hdf5", labelled_only=True)) as file:
         data = file["data"]
@@ -100,7 +98,7 @@ def test_a_robomimic_file_holds_what_the_store_decodes_to(mixed: Storage, tmp_pa
         assert widths == dict(zip(PROPRIO_KEYS, ((12, 3), (12, 4), (12, 2)), strict=True))
 
 
-def test_the_contract_and_the_environment_are_in_the_file(mixed: Storage, tmp_path: Path) -> None:
+def test_robomimic_export_holds_contract_and_environment(mixed: Storage, tmp_path: Path) -> None:
     path = written(mixed, tmp_path / "new" / "lift.h5", labelled_only=True, train_mask=True)
     with h5py.File(path) as file:
         assert Contract.from_json(json.loads(file["data"].attrs["demoscale.contract"])) == OURS
@@ -122,7 +120,7 @@ def test_the_contract_and_the_environment_are_in_the_file(mixed: Storage, tmp_pa
     assert contract_of_export(path) == OURS
 
 
-def test_the_controller_is_the_one_robosuite_gives_a_panda() -> None:
+def test_export_controller_equals_robosuites_default_for_a_panda() -> None:
     found = find_spec("robosuite")  # not imported: the file alone is wanted
     assert found is not None
     assert found.origin is not None
@@ -132,7 +130,7 @@ def test_the_controller_is_the_one_robosuite_gives_a_panda() -> None:
     assert default["body_parts"]["arms"]["right"] == CONTROLLER
 
 
-def test_only_a_contract_of_this_simulator_names_an_environment(tmp_path: Path) -> None:
+def test_env_args_exist_only_for_a_contract_of_this_simulator(tmp_path: Path) -> None:
     entries = list(load_manifest(stored(tmp_path / "store", make_episode())).entries)
     two = tuple(f"robot{arm}_{name}" for arm in range(2) for name in ACTION)
     known = env_args(replace(OURS, action=two, control_hz=12.5), entries)
@@ -177,15 +175,13 @@ def numbered(key: str, width: int) -> tuple[str, ...]:
         ((), {}),
     ],
 )
-def test_every_value_of_proprioception_has_a_place_in_order(
-    names: tuple[str, ...], groups: dict[str, int]
-) -> None:
+def test_proprio_groups_cover_every_value_in_order(names: tuple[str, ...], groups: dict[str, int]) -> None:
     found = proprio_groups(names)
     assert {key: width for key, (_, width) in found.items()} == groups
     assert [value for first, width in found.values() for value in names[first : first + width]] == list(names)
 
 
-def test_names_that_robosuite_does_not_know_survive(tmp_path: Path) -> None:
+def test_robomimic_export_keeps_proprioception_of_unknown_names(tmp_path: Path) -> None:
     contract = replace(OURS, proprio=("speed", *PROPRIO[:3], *numbered("joint", 5)))
     storage = stored(tmp_path / "store", make_episode(), contract=contract)
     with h5py.File(written(storage, tmp_path / "a.hdf5")) as file:
@@ -198,7 +194,9 @@ def test_names_that_robosuite_does_not_know_survive(tmp_path: Path) -> None:
     assert contract_of_export(tmp_path / "a.hdf5") == contract
 
 
-def test_episodes_without_actions_are_refused_or_left_out_by_name(mixed: Storage, tmp_path: Path) -> None:
+def test_robomimic_export_refuses_or_omits_action_free_episodes_by_name(
+    mixed: Storage, tmp_path: Path
+) -> None:
     sentence = (
         r"1 of 4 episodes have no actions, which robomimic cannot express; leave them out with"
         r" --labelled-only \(Lift-000003\)"
@@ -216,7 +214,9 @@ def test_episodes_without_actions_are_refused_or_left_out_by_name(mixed: Storage
         written(films, tmp_path / "films.hdf5", labelled_only=True)
 
 
-def test_no_file_is_overwritten_and_none_is_left_unfinished(mixed: Storage, tmp_path: Path) -> None:
+def test_robomimic_export_overwrites_no_file_and_leaves_no_partial_one(
+    mixed: Storage, tmp_path: Path
+) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
     manifest = load_manifest(mixed)
@@ -245,7 +245,7 @@ def test_no_file_is_overwritten_and_none_is_left_unfinished(mixed: Storage, tmp_
         written(mixed, folder / "a.hdf5" / "b.hdf5", labelled_only=True)
 
 
-def test_names_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+def test_export_refuses_names_that_cannot_be_written(tmp_path: Path) -> None:
     storage = open_storage(make_episode_store(tmp_path / "store", episodes=1))
     assert (
         "a robomimic file ends in .hdf5 or .h5; name it"
@@ -266,7 +266,7 @@ def test_names_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
         assert sentence in done.output
 
 
-def test_either_export_gives_its_conventions_back(mixed: Storage, tmp_path: Path) -> None:
+def test_either_export_states_its_contract(mixed: Storage, tmp_path: Path) -> None:
     folder, path = tmp_path / "lift", tmp_path / "lift.hdf5"
     manifest = load_manifest(mixed)
     list(export(mixed, manifest.contract, exportable(mixed, manifest, True), folder))
@@ -278,7 +278,7 @@ def test_either_export_gives_its_conventions_back(mixed: Storage, tmp_path: Path
         assert Contract.from_json(json.loads(done.output)) == OURS
 
 
-def test_a_path_without_conventions_is_told_so(tmp_path: Path) -> None:
+def test_contract_of_a_path_without_one_raises(tmp_path: Path) -> None:
     done = command("--contract-of", tmp_path / "nothing")
     assert done.exit_code == 1
     assert "there is no export here" in done.output
@@ -302,7 +302,7 @@ def test_a_path_without_conventions_is_told_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["robomimic", "LeRobot"])
-def test_an_export_comes_back_whole_and_nobody_is_asked(tmp_path: Path, kind: str) -> None:
+def test_export_is_imported_whole_without_questions(tmp_path: Path, kind: str) -> None:
     episodes = [
         replace(make_episode(seed, length=120), instruction=f"lift cube {seed}", success=bool(seed))
         for seed in range(2)

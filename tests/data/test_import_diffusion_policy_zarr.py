@@ -1,4 +1,4 @@
-"""zarr replay buffers as people have them."""
+"""Import of zarr replay buffers in their many variants."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 
-from numbered import imported, numbered, numbers_of
+from lerobot_datasets import imported, numbered, numbers_of
 from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 
 SAID: dict[str, Any] = {"hz": 10.0, "task": "PushT", "instruction": "push the T", "proprio": ("state",)}
@@ -65,7 +65,7 @@ def problems(path: Path, **said: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("form", [2, 3])
-def test_a_buffer_is_read_wherever_it_is(tmp_path: Path, form: int) -> None:
+def test_zarr_import_reads_folders_and_zips_of_both_formats(tmp_path: Path, form: int) -> None:
     root = buffer(tmp_path / "around/pusht.zarr", form=form)
     assert shown(root, tmp_path / "s1") == whole()
     assert shown(tmp_path / "around", tmp_path / "s2") == whole()
@@ -82,7 +82,7 @@ def test_a_buffer_is_read_wherever_it_is(tmp_path: Path, form: int) -> None:
         ("img", "5.0.0.0", {0, 1}),
     ],
 )
-def test_a_chunk_that_is_not_there_leaves_its_episodes_out(
+def test_zarr_import_omits_episodes_with_a_missing_chunk(
     tmp_path: Path, key: str, chunk: str, left: set[int]
 ) -> None:
     root = buffer(tmp_path / "a.zarr")
@@ -106,7 +106,9 @@ def test_a_chunk_that_is_not_there_leaves_its_episodes_out(
         (lambda p: (p / 255 * 0.9 + 0.1).astype(np.float32), "0..1"),
     ],
 )
-def test_black_and_white_are_the_same_for_all_episodes(tmp_path: Path, values: Any, said: str | None) -> None:
+def test_zarr_import_scales_pictures_by_one_range_for_all_episodes(
+    tmp_path: Path, values: Any, said: str | None
+) -> None:
     assert (
         shown(
             buffer(tmp_path / "a.zarr", values(numbered(range(30)))), tmp_path / "store", picture_range=said
@@ -115,7 +117,7 @@ def test_black_and_white_are_the_same_for_all_episodes(tmp_path: Path, values: A
     )
 
 
-def test_a_dark_episode_is_dark_and_an_overshoot_changes_nothing(tmp_path: Path) -> None:
+def test_zarr_import_keeps_a_dark_episode_dark(tmp_path: Path) -> None:
     pictures = numbered(range(30)).astype(np.float32)
     pictures[10:22] = 1.0
     _, episodes, _ = imported(buffer(tmp_path / "a.zarr", pictures), tmp_path / "s1", **SAID)
@@ -129,7 +131,7 @@ def test_a_dark_episode_is_dark_and_an_overshoot_changes_nothing(tmp_path: Path)
     assert "hold a value that is not a number" in problems(root)[0]
 
 
-def test_pictures_of_no_known_range_are_asked_about(tmp_path: Path) -> None:
+def test_zarr_import_of_an_unknown_picture_range_asks(tmp_path: Path) -> None:
     pictures = numbered(range(30)).astype(np.float32) * 3
     assert (
         "say what black and white are with --picture-range"
@@ -137,7 +139,7 @@ def test_pictures_of_no_known_range_are_asked_about(tmp_path: Path) -> None:
     )
 
 
-def test_vectors_that_are_not_numbers_or_of_other_shapes_are_told(tmp_path: Path) -> None:
+def test_zarr_import_names_non_finite_and_misshapen_vectors(tmp_path: Path) -> None:
     action = np.ones((30, 2), np.float32)
     action[25] = np.nan
     assert (
@@ -154,7 +156,7 @@ def test_vectors_that_are_not_numbers_or_of_other_shapes_are_told(tmp_path: Path
     )
 
 
-def test_a_chunk_cut_short_leaves_its_episode_out(tmp_path: Path) -> None:
+def test_zarr_import_omits_an_episode_with_a_truncated_chunk(tmp_path: Path) -> None:
     root = buffer(tmp_path / "a.zarr")
     chunk = root / "data/img/3.0.0.0"
     chunk.write_bytes(chunk.read_bytes()[:40])
@@ -162,9 +164,7 @@ def test_a_chunk_cut_short_leaves_its_episode_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kept", "left"), [(0.5, {0, 2}), (0.9999, {0, 2})])
-def test_a_blosc_chunk_cut_short_is_noticed_although_its_decoder_reads_on(
-    tmp_path: Path, kept: float, left: set[int]
-) -> None:
+def test_zarr_import_detects_a_truncated_blosc_chunk(tmp_path: Path, kept: float, left: set[int]) -> None:
     # Blosc stores it uncompressed
     noise = np.random.default_rng(0).integers(0, 256, (30, 32, 64, 3), np.uint8)
     noise[:, :16] = numbered(range(30))[:, :16]
@@ -181,14 +181,14 @@ def test_a_blosc_chunk_cut_short_is_noticed_although_its_decoder_reads_on(
 
 @pytest.mark.parametrize("compressors", ["auto", zarr.codecs.BloscCodec()])
 @pytest.mark.parametrize("location", ["start", "end"])
-def test_chunks_that_a_shard_does_not_hold_leave_their_episodes_out(
+def test_zarr_import_omits_episodes_with_chunks_missing_in_a_shard(
     tmp_path: Path, compressors: Any, location: Any
 ) -> None:
     layout = {"shape": (20, 32, 64, 3), "index_location": location}
     pictures = numbered(range(30))
     root = buffer(tmp_path / "a.zarr", pictures, chunk=2, form=3, shards=layout, compressors=compressors)
     assert shown(root, tmp_path / "s1") == whole()
-    pictures[13:16] = 0  # the chunk of rows 14 and 15 is black, and not stored
+    pictures[13:16] = 0  # the chunk of rows 14 and 15 is black, and zarr does not store it
     root = buffer(tmp_path / "b.zarr", pictures, chunk=2, form=3, shards=layout, compressors=compressors)
     assert sorted(shown(root, tmp_path / "s2")) == ["episode_000000", "episode_000002"]
     assert "the chunk of data/img with rows 14 to 16 is not stored" in problems(root)[0]
@@ -196,7 +196,7 @@ def test_chunks_that_a_shard_does_not_hold_leave_their_episodes_out(
     assert sorted(shown(root, tmp_path / "s3")) == ["episode_000000"]
 
 
-def test_a_chunk_of_episode_ends_that_is_lost_ends_the_import(tmp_path: Path) -> None:
+def test_zarr_import_with_lost_episode_ends_raises(tmp_path: Path) -> None:
     root = buffer(tmp_path / "a.zarr")
     shutil.rmtree(root / "meta/episode_ends")
     zarr.open_group(str(root), mode="a").create_array(
@@ -208,7 +208,7 @@ def test_a_chunk_of_episode_ends_that_is_lost_ends_the_import(tmp_path: Path) ->
         open_source(root, ImportOptions(**SAID))
 
 
-def test_a_zip_of_macos_is_one_buffer(tmp_path: Path) -> None:
+def test_zarr_import_ignores_macos_files_in_a_zip(tmp_path: Path) -> None:
     root = buffer(tmp_path / "pusht.zarr")
     path = zip_of(root, tmp_path / "pusht.zarr.zip", tmp_path)
     with zipfile.ZipFile(path, "a") as archive:
@@ -216,7 +216,7 @@ def test_a_zip_of_macos_is_one_buffer(tmp_path: Path) -> None:
     assert shown(path, tmp_path / "store") == whole()
 
 
-def test_two_buffers_in_a_zip_are_named(tmp_path: Path) -> None:
+def test_zarr_import_of_a_zip_with_two_buffers_names_them(tmp_path: Path) -> None:
     for name in ("a", "b"):
         buffer(tmp_path / f"both/{name}.zarr")
     with pytest.raises(SourceError, match=r"it holds 2 buffers \(a.zarr, b.zarr\)"):
@@ -229,7 +229,7 @@ def test_two_buffers_in_a_zip_are_named(tmp_path: Path) -> None:
     ("name", "shape"),
     [("meta/episode_ends", [1 << 40]), ("data/action", [1 << 40, 2]), ("data/state", [1 << 40, 3])],
 )
-def test_arrays_that_announce_terabytes_are_refused(tmp_path: Path, name: str, shape: list[int]) -> None:
+def test_zarr_import_of_terabyte_shapes_raises(tmp_path: Path, name: str, shape: list[int]) -> None:
     root = buffer(tmp_path / "a.zarr")
     metadata = root / name / ".zarray"
     metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"shape": shape}))
@@ -237,14 +237,14 @@ def test_arrays_that_announce_terabytes_are_refused(tmp_path: Path, name: str, s
         open_source(root, ImportOptions(**SAID))
 
 
-def test_a_picture_range_for_bytes_is_refused(tmp_path: Path) -> None:
+def test_zarr_import_with_a_picture_range_for_bytes_raises(tmp_path: Path) -> None:
     with pytest.raises(
         SourceError, match=r"--picture-range 0\.\.1 cannot be applied to pictures that are bytes"
     ):
         open_source(buffer(tmp_path / "a.zarr"), ImportOptions(picture_range="0..1", **SAID))
 
 
-def test_two_arrays_of_one_camera_name_keep_their_own(tmp_path: Path) -> None:
+def test_zarr_import_keeps_two_arrays_of_one_camera_apart(tmp_path: Path) -> None:
     root = buffer(tmp_path / "a.zarr", front_rgb=numbered(range(30)), front_image=numbered(range(1, 31)))
     assert sorted(open_source(root, ImportOptions(**SAID)).contract.cameras) == [
         "front_image",
@@ -253,7 +253,7 @@ def test_two_arrays_of_one_camera_name_keep_their_own(tmp_path: Path) -> None:
     ]
 
 
-def test_a_codec_that_is_not_installed_is_named(tmp_path: Path) -> None:
+def test_zarr_import_names_a_codec_that_is_not_installed(tmp_path: Path) -> None:
     root = buffer(tmp_path / "a.zarr")
     metadata = root / "data/img/.zarray"
     metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"compressor": {"id": "of_nobody"}}))
@@ -275,7 +275,7 @@ def test_a_codec_that_is_not_installed_is_named(tmp_path: Path) -> None:
         ([-5, 10, 30], {2}),
     ],
 )
-def test_episodes_whose_ends_are_uncertain_are_left_out(
+def test_zarr_import_omits_episodes_with_inconsistent_ends(
     tmp_path: Path, ends: list[int], left: set[int]
 ) -> None:
     root = buffer(tmp_path / "a.zarr")

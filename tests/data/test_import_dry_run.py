@@ -1,6 +1,4 @@
-"""What is announced before an import is exactly what the import then does, whatever the layout and whatever
-is wrong with some episodes.
-"""
+"""The dry run of an import announces exactly what the import does, for any layout and faulty episodes."""
 
 import json
 from collections.abc import Callable
@@ -15,8 +13,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bags import raw, ros2
-from numbered import numbered, write_film
+from lerobot_datasets import numbered, write_film
+from mcap_recordings import raw, ros2
 from orchestrator.data.import_episodes import Importer, LeftOut, missing
 from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 from orchestrator.storage.base import open_storage
@@ -110,7 +108,7 @@ def mcap(path: Path, lengths: list[int], faults: list[str]) -> tuple[Path, Impor
         max_size=5,
     )
 )
-def test_a_dry_run_says_exactly_what_the_import_does(
+def test_import_dry_run_announces_what_the_import_does(
     tmp_path_factory: pytest.TempPathFactory,
     write: Callable[[Path, list[int], list[str]], tuple[Path, ImportOptions]],
     episodes: list[tuple[int, str]],

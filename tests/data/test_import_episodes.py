@@ -1,6 +1,4 @@
-"""Importing and exporting, by the commands a person would use: killed for real, run again, and out again as a
-LeRobot dataset.
-"""
+"""The import and export commands: killed, run again, and exported as a LeRobot dataset."""
 
 import os
 import signal
@@ -16,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import CHECKOUT, run
 
-import layouts
-import recordings
-from layouts import UPRIGHT
+import dataset_layouts
+import robosuite_recordings
+from dataset_layouts import UPRIGHT
 from orchestrator.data.episode_format import EpisodeError, decode
 from orchestrator.data.episode_store import fetch, latest_version, load_manifest
 from orchestrator.data.exporters.lerobot_v3 import export, exportable
@@ -26,7 +24,7 @@ from orchestrator.data.import_episodes import Importer, LeftOut, import_episodes
 from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 from orchestrator.data.manifest import Manifest
 from orchestrator.storage.base import Storage, open_storage
-from recordings import CAMERAS
+from robosuite_recordings import CAMERAS
 
 pytestmark = pytest.mark.sim  # the recordings are robosuite's own
 
@@ -39,34 +37,36 @@ SMALL_COMMITS = (
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return recordings.recorded_once(tmp_path_factory)
+    return robosuite_recordings.recorded_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def lift(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eighteen demonstrations as HDF5."""
-    return layouts.robomimic(
-        recorded, tmp_path_factory.mktemp("source") / "lift.hdf5", recordings.load(recorded) * COPIES
+    """Return an HDF5 file of eighteen demonstrations."""
+    return dataset_layouts.robomimic(
+        recorded,
+        tmp_path_factory.mktemp("source") / "lift.hdf5",
+        robosuite_recordings.load(recorded) * COPIES,
     )
 
 
 @pytest.fixture(scope="module")
 def imported(lift: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Storage:
-    """All of them in a store, by an import that nobody disturbed."""
+    """Return a store with all of them, by an uninterrupted import."""
     storage = open_storage(str(tmp_path_factory.mktemp("undisturbed") / "store"))
     fill(storage, lift, UPRIGHT)
     return storage
 
 
 def fill(storage: Storage, path: Path, reading: ImportOptions) -> list[str]:
-    """Import everything; the reasons of what was left out."""
+    """Import everything; return the reasons of omitted episodes."""
     source = reconcile_contract(open_source(path, reading), storage)
     answers = list(import_episodes(storage, source, missing(source, storage), workers=2, note="a test"))
     return [answer.reason for answer in answers if isinstance(answer, LeftOut)]
 
 
 def import_one(storage: Storage, path: Path, reading: ImportOptions) -> None:
-    """The first episode of a source, without Ray."""
+    """Import the first episode of a source, without Ray."""
     from orchestrator.data.episode_store import commit
 
     source = reconcile_contract(open_source(path, reading), storage)
@@ -79,10 +79,10 @@ def import_one(storage: Storage, path: Path, reading: ImportOptions) -> None:
 
 
 @pytest.mark.ray
-def test_what_was_imported_is_what_was_recorded(imported: Storage, recorded: Path) -> None:
+def test_imported_episodes_equal_the_recordings(imported: Storage, recorded: Path) -> None:
     manifest = load_manifest(imported)
     assert len(manifest) == 3 * COPIES
-    meant = recordings.load(recorded)
+    meant = robosuite_recordings.load(recorded)
     for number in (0, 4):
         entry = manifest[f"lift-demo_{number}"]
         assert (entry.task, entry.instruction, entry.success, entry.labelled) == (
@@ -99,7 +99,7 @@ def test_what_was_imported_is_what_was_recorded(imported: Storage, recorded: Pat
 
 @pytest.mark.full
 @pytest.mark.ray
-def test_an_import_killed_half_way_and_run_again_ends_as_if_never_disturbed(
+def test_import_killed_and_run_again_equals_the_uninterrupted_one(
     lift: Path, imported: Storage, tmp_path: Path
 ) -> None:
     storage = open_storage(str(tmp_path / "store"))
@@ -136,7 +136,7 @@ def test_an_import_killed_half_way_and_run_again_ends_as_if_never_disturbed(
 
 
 @pytest.mark.ray
-def test_a_second_run_says_so_and_adds_no_version(lift: Path, imported: Storage) -> None:
+def test_import_run_again_adds_no_version(lift: Path, imported: Storage) -> None:
     version = latest_version(imported)
     done = run("-m", "jobs.ingest", str(lift), imported.uri, "--images", "upright")
     assert done.returncode == 0, done.stderr
@@ -146,14 +146,12 @@ def test_a_second_run_says_so_and_adds_no_version(lift: Path, imported: Storage)
 
 
 @pytest.mark.ray
-def test_a_damaged_demonstration_is_left_out_and_the_others_are_imported(
-    recorded: Path, ray_cluster: None, tmp_path: Path
-) -> None:
-    path = layouts.robomimic(recorded, tmp_path / "lift.hdf5", recordings.load(recorded))
+def test_import_omits_a_damaged_demonstration(recorded: Path, ray_cluster: None, tmp_path: Path) -> None:
+    path = dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", robosuite_recordings.load(recorded))
     with h5py.File(path, "a") as file:
         file["data/demo_0/actions"][3] = np.nan
     storage = open_storage(str(tmp_path / "store"))
-    assert fill(storage, path, UPRIGHT) == [], "it is left out before anything is read"
+    assert fill(storage, path, UPRIGHT) == [], "it is omitted before anything is read"
     problems = open_source(path, UPRIGHT).problems
     assert len(problems) == 1
     assert "demo_0: " in problems[0]
@@ -161,8 +159,8 @@ def test_a_damaged_demonstration_is_left_out_and_the_others_are_imported(
     assert load_manifest(storage).episode_ids == ["lift-demo_1", "lift-demo_2"]
 
 
-def test_a_dry_run_lists_what_it_understood_and_writes_nothing(recorded: Path, tmp_path: Path) -> None:
-    path = layouts.robocasa(recorded, tmp_path / "lift.hdf5", recordings.load(recorded))
+def test_import_dry_run_lists_the_source_and_writes_nothing(recorded: Path, tmp_path: Path) -> None:
+    path = dataset_layouts.robocasa(recorded, tmp_path / "lift.hdf5", robosuite_recordings.load(recorded))
     sheet = tmp_path / "sheet.png"
     done = run(
         "-m",
@@ -196,22 +194,22 @@ def test_a_dry_run_lists_what_it_understood_and_writes_nothing(recorded: Path, t
     assert not (tmp_path / "store").exists()
 
 
-def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
+def test_import_mistake_is_one_sentence(tmp_path: Path) -> None:
     done = run("-m", "jobs.ingest", str(tmp_path / "nowhere"), str(tmp_path / "store"))
     assert done.returncode == 1
     assert done.stderr == f"{tmp_path / 'nowhere'}: there is no such file or folder\n"
 
 
-# -- into a store that is there already ----------------------------------------------------------------------
+# -- into an existing store ----------------------------------------------------------------------------------
 
 
-def test_films_join_a_store_of_demonstrations(recorded: Path, tmp_path: Path) -> None:
-    episodes, storage = recordings.load(recorded), open_storage(str(tmp_path / "store"))
-    import_one(storage, layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
+def test_import_of_films_into_a_store_of_demonstrations(recorded: Path, tmp_path: Path) -> None:
+    episodes, storage = robosuite_recordings.load(recorded), open_storage(str(tmp_path / "store"))
+    import_one(storage, dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
     contract = load_manifest(storage).contract
     import_one(
         storage,
-        layouts.films(tmp_path / "films", episodes),
+        dataset_layouts.films(tmp_path / "films", episodes),
         ImportOptions(cameras={camera: camera for camera in reversed(CAMERAS)}),
     )
     manifest = load_manifest(storage)
@@ -247,7 +245,7 @@ def test_films_join_a_store_of_demonstrations(recorded: Path, tmp_path: Path) ->
         with pytest.raises(SourceError) as error:
             reconcile_contract(open_source(tmp_path / "films", replace(ImportOptions(), **change)), storage)  # type: ignore[arg-type]
         assert words in str(error.value)
-    zarr = layouts.replay_buffer(tmp_path / "lift.zarr", episodes)
+    zarr = dataset_layouts.replay_buffer(tmp_path / "lift.zarr", episodes)
     with pytest.raises(
         SourceError, match=r"simulator: the store has robosuite 1.5.2, mujoco unknown, these have unknown"
     ):
@@ -260,12 +258,10 @@ def test_films_join_a_store_of_demonstrations(recorded: Path, tmp_path: Path) ->
     assert len(load_manifest(storage)) == 3
 
 
-def test_another_recording_of_the_same_name_is_not_taken_for_the_one_there(
-    recorded: Path, tmp_path: Path
-) -> None:
-    episodes, storage = recordings.load(recorded), open_storage(str(tmp_path / "store"))
-    import_one(storage, layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
-    other = layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes[::-1])
+def test_import_of_another_recording_of_the_same_name_raises(recorded: Path, tmp_path: Path) -> None:
+    episodes, storage = robosuite_recordings.load(recorded), open_storage(str(tmp_path / "store"))
+    import_one(storage, dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
+    other = dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes[::-1])
     with pytest.raises(
         SourceError, match=r"episode lift-demo_0 is already there from another recording .* with --label"
     ):
@@ -286,7 +282,7 @@ def exported(storage: Storage, folder: Path, labelled_only: bool = False) -> Man
 
 
 @pytest.mark.ray
-def test_what_is_exported_comes_back_the_same(imported: Storage, tmp_path: Path) -> None:
+def test_lerobot_export_round_trips_through_the_import(imported: Storage, tmp_path: Path) -> None:
     folder = tmp_path / "lift"
     done = run("-m", "jobs.export", imported.uri, str(folder))
     assert done.returncode == 0, done.stderr
@@ -317,7 +313,7 @@ def test_what_is_exported_comes_back_the_same(imported: Storage, tmp_path: Path)
 
 
 @pytest.mark.ray
-def test_the_statistics_of_an_export_are_those_of_its_rows(imported: Storage, tmp_path: Path) -> None:
+def test_lerobot_export_statistics_are_those_of_its_rows(imported: Storage, tmp_path: Path) -> None:
     import json
 
     folder = tmp_path / "lift"
@@ -337,13 +333,13 @@ def test_the_statistics_of_an_export_are_those_of_its_rows(imported: Storage, tm
     assert 0 < picture["mean"][0][0][0] < 1
 
 
-def test_what_lerobot_cannot_express_is_refused(recorded: Path, tmp_path: Path) -> None:
-    episodes, storage = recordings.load(recorded), open_storage(str(tmp_path / "store"))
-    import_one(storage, layouts.films(tmp_path / "films", episodes), ImportOptions())
+def test_lerobot_export_refuses_episodes_without_actions(recorded: Path, tmp_path: Path) -> None:
+    episodes, storage = robosuite_recordings.load(recorded), open_storage(str(tmp_path / "store"))
+    import_one(storage, dataset_layouts.films(tmp_path / "films", episodes), ImportOptions())
     with pytest.raises(EpisodeError, match="no episode has actions"):
         exported(storage, tmp_path / "out", labelled_only=True)
     mixed = open_storage(str(tmp_path / "mixed"))
-    import_one(mixed, layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
+    import_one(mixed, dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
     import_one(mixed, tmp_path / "films", ImportOptions())
     with pytest.raises(
         EpisodeError,

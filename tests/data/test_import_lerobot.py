@@ -1,6 +1,4 @@
-"""LeRobot datasets as people have them: pictures by their moment, sentences by their row, files wherever they
-are.
-"""
+"""Import of LeRobot datasets: pictures by timestamp, sentences by row, files wherever they are."""
 
 import io
 import json
@@ -15,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from numbered import KEY, SENTENCES, Dataset, imported, numbered, numbers_of, write_film
+from lerobot_datasets import KEY, SENTENCES, Dataset, imported, numbered, numbers_of, write_film
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.exporters.lerobot_v3 import export
 from orchestrator.data.import_episodes import Importer, LeftOut, missing
@@ -29,7 +27,7 @@ SPANS = ((0, 10), (10, 22), (22, 33))
 
 
 def shown(root: Path, **said: Any) -> dict[str, list[int]]:
-    """Episode -> the numbers on its pictures."""
+    """Return episode -> the numbers in its pictures."""
     _, episodes, _ = imported(root, root.parent / f"store-{root.name}", **said)
     return {name: numbers_of(next(iter(episode.frames.values()))) for name, episode in episodes.items()}
 
@@ -39,7 +37,7 @@ def expected(*episodes: int) -> dict[str, list[int]]:
 
 
 def said_of(root: Path, episode: int) -> str:
-    """Why an episode is left out."""
+    """Return why an episode is omitted."""
     return next(
         item.problem
         for item in open_source(root, ImportOptions()).items
@@ -62,10 +60,10 @@ def said_of(root: Path, episode: int) -> str:
         ("libsvtav1", {"g": "2", "crf": "20", "preset": "12"}),
     ],
 )
-def test_every_episode_of_a_shared_film_has_its_own_pictures(
+def test_lerobot_import_of_a_shared_film_assigns_each_episode_its_pictures(
     tmp_path: Path, codec: str, options: dict[str, str]
 ) -> None:
-    hz = 25.0  # MPEG-2 knows few rates
+    hz = 25.0  # MPEG-2 supports few rates
     root = Dataset(
         hz=hz, film=lambda path, pictures, rate: write_film(path, pictures, rate, codec, options)
     ).write(tmp_path / "data")
@@ -74,14 +72,14 @@ def test_every_episode_of_a_shared_film_has_its_own_pictures(
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 @pytest.mark.parametrize("times", [2, 3])
-def test_film_at_another_rate_than_the_rows_shows_the_picture_of_each_row(
+def test_lerobot_import_of_a_film_at_another_rate_shows_the_picture_of_each_row(
     tmp_path: Path, version: str, times: int
 ) -> None:
     film = lambda path, pictures, hz: write_film(path, np.repeat(pictures, times, axis=0), times * hz)  # noqa: E731
     assert shown(Dataset(version=version, film=film).write(tmp_path / "data")) == expected(0, 1, 2)
 
 
-def test_film_of_uneven_rate_shows_the_nearest_picture(tmp_path: Path) -> None:
+def test_lerobot_import_of_an_uneven_film_shows_the_nearest_picture(tmp_path: Path) -> None:
     def late(path, pictures, hz):
         return write_film(
             path, pictures, 10 * hz, moments=[10 * i + (3 if i % 3 == 1 else 0) for i in range(len(pictures))]
@@ -90,7 +88,7 @@ def test_film_of_uneven_rate_shows_the_nearest_picture(tmp_path: Path) -> None:
     assert shown(Dataset(film=late).write(tmp_path / "data")) == expected(0, 1, 2)
 
 
-def test_rows_of_a_trimmed_episode_have_the_pictures_of_their_timestamps(tmp_path: Path) -> None:
+def test_lerobot_import_of_a_trimmed_episode_uses_its_timestamps(tmp_path: Path) -> None:
     lead = numbered([200, 201, 202])
     dataset = Dataset(
         version="v2.1",
@@ -102,7 +100,7 @@ def test_rows_of_a_trimmed_episode_have_the_pictures_of_their_timestamps(tmp_pat
     assert shown(dataset.write(tmp_path / "data")) == expected(0, 1, 2)
 
 
-def test_episode_whose_film_lacks_a_picture_is_left_out_by_name(tmp_path: Path) -> None:
+def test_lerobot_import_omits_an_episode_with_a_missing_picture(tmp_path: Path) -> None:
     def film(path: Path, pictures: np.ndarray, hz: float) -> None:
         kept = [i for i in range(len(pictures)) if i != 14]
         write_film(path, pictures[kept], hz, moments=kept)
@@ -114,8 +112,8 @@ def test_episode_whose_film_lacks_a_picture_is_left_out_by_name(tmp_path: Path) 
     )
 
 
-def test_episode_with_fewer_pictures_than_rows_is_left_out(tmp_path: Path) -> None:
-    """Recorder and metadata agree that two pictures are missing; every later film span begins earlier."""
+def test_lerobot_import_omits_an_episode_with_fewer_pictures_than_rows(tmp_path: Path) -> None:
+    """The recorder dropped two pictures and the metadata agrees; every later film span begins earlier."""
     starts, ends = (0.0, 1.0, 2.0), (1.0, 2.0, 3.1)
     dataset = Dataset(
         film=lambda path, pictures, hz: write_film(path, np.delete(pictures, (13, 14), axis=0), hz),
@@ -133,7 +131,7 @@ def test_episode_with_fewer_pictures_than_rows_is_left_out(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("drift_s", [0.035, 0.06, -0.04])
-def test_episode_whose_start_has_drifted_is_left_out(tmp_path: Path, drift_s: float) -> None:
+def test_lerobot_import_omits_an_episode_whose_start_drifts(tmp_path: Path, drift_s: float) -> None:
     moved = lambda i, line: (  # noqa: E731
         line
         | {
@@ -146,7 +144,7 @@ def test_episode_whose_start_has_drifted_is_left_out(tmp_path: Path, drift_s: fl
     assert "their rows on average" in said_of(root, 1)
 
 
-def test_rows_that_contradict_the_stated_rate_are_told_until_somebody_says_the_rate(tmp_path: Path) -> None:
+def test_lerobot_import_omits_rows_against_the_stated_rate_unless_hz_is_given(tmp_path: Path) -> None:
     slow = Dataset(
         version="v2.1",
         film=lambda path, pictures, hz: write_film(path, pictures, 5),
@@ -162,7 +160,7 @@ def test_rows_that_contradict_the_stated_rate_are_told_until_somebody_says_the_r
         open_source(root, ImportOptions(hz=7.0))
 
 
-def test_rows_that_are_missing_in_the_middle_leave_the_episode_out(tmp_path: Path) -> None:
+def test_lerobot_import_omits_an_episode_with_a_gap_in_its_rows(tmp_path: Path) -> None:
     def gap(episode: int, columns: dict[str, Any]) -> dict[str, Any]:
         moments = np.arange(len(columns["index"])) / 10
         moments[5:] += 0.3 * (episode == 2)
@@ -183,7 +181,7 @@ def task_index(numbers: dict[int, list[int]]) -> Any:
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
-def test_the_sentence_is_the_one_that_the_rows_name(tmp_path: Path, version: str) -> None:
+def test_lerobot_import_takes_the_sentence_named_by_the_rows(tmp_path: Path, version: str) -> None:
     dataset = Dataset(
         version=version,
         row=task_index({0: [1], 1: [2], 2: [0]}),
@@ -193,7 +191,7 @@ def test_the_sentence_is_the_one_that_the_rows_name(tmp_path: Path, version: str
     assert [item.instruction for item in items] == [SENTENCES[1], SENTENCES[2], SENTENCES[0]]
 
 
-def test_several_sentences_in_one_episode_are_not_one_of_them(tmp_path: Path) -> None:
+def test_lerobot_import_omits_an_episode_with_several_sentences(tmp_path: Path) -> None:
     root = Dataset(row=task_index({0: [1], 1: [0, 2], 2: [0]})).write(tmp_path / "data")
     assert "its rows name 2 sentences (close it; lift the cube)" in said_of(root, 1)
     assert [item.instruction for item in open_source(root, ImportOptions(instruction="tidy up")).items] == [
@@ -204,7 +202,7 @@ def test_several_sentences_in_one_episode_are_not_one_of_them(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "tasks", ["put the cup in", ["", "put the cup in"], ["put the cup in", "put the cup in"]]
 )
-def test_a_sentence_that_the_table_does_not_know_is_the_metadatas(tmp_path: Path, tasks: Any) -> None:
+def test_lerobot_import_takes_an_unknown_sentence_from_the_metadata(tmp_path: Path, tasks: Any) -> None:
     root = Dataset(version="v2.1", line=lambda i, line: line | {"tasks": tasks}).write(tmp_path / "data")
     assert {item.instruction for item in open_source(root, ImportOptions()).items} == {"put the cup in"}
 
@@ -212,9 +210,9 @@ def test_a_sentence_that_the_table_does_not_know_is_the_metadatas(tmp_path: Path
 # -- rows and files ------------------------------------------------------------------------------------------
 
 
-def test_rows_are_found_in_whatever_file_they_are(tmp_path: Path) -> None:
-    """The metadata points at the first file; as after an edit of the dataset. Numbers are floats, as pandas
-    leaves them.
+def test_lerobot_import_finds_rows_in_any_file(tmp_path: Path) -> None:
+    """The metadata names the first file for all rows, as after an edit of the dataset. Numbers are floats, as
+    pandas writes them.
     """
 
     def stale(i, line):
@@ -224,7 +222,7 @@ def test_rows_are_found_in_whatever_file_they_are(tmp_path: Path) -> None:
     assert shown(root) == expected(0, 1, 2)
 
 
-def test_an_episode_over_two_files_is_whole(tmp_path: Path) -> None:
+def test_lerobot_import_joins_an_episode_over_two_files(tmp_path: Path) -> None:
     root = Dataset(lengths=(10, 12, 11)).write(tmp_path / "data")
     path = root / "data/chunk-000/file-000.parquet"
     table = pa.parquet.read_table(path)
@@ -269,7 +267,7 @@ def test_an_episode_over_two_files_is_whole(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_one_bad_episode_is_left_out_by_name(tmp_path: Path, change: Any, problem: str) -> None:
+def test_lerobot_import_omits_a_faulty_episode_by_name(tmp_path: Path, change: Any, problem: str) -> None:
     root = Dataset(version="v2.1", row=lambda i, columns: change(columns) if i == 1 else columns).write(
         tmp_path / "data"
     )
@@ -277,7 +275,7 @@ def test_one_bad_episode_is_left_out_by_name(tmp_path: Path, change: Any, proble
     assert problem in said_of(root, 1)
 
 
-def test_metadata_with_blank_lines_a_bom_and_line_separators_is_read(tmp_path: Path) -> None:
+def test_lerobot_import_reads_metadata_with_bom_and_blank_lines(tmp_path: Path) -> None:
     root = Dataset(version="v2.1", line=lambda i, line: line | {"tasks": ["lift\u2028it"]}).write(
         tmp_path / "data"
     )
@@ -287,7 +285,7 @@ def test_metadata_with_blank_lines_a_bom_and_line_separators_is_read(tmp_path: P
     assert shown(root) == expected(0, 1, 2)
 
 
-def test_an_episode_listed_twice_is_announced_once(tmp_path: Path) -> None:
+def test_lerobot_import_omits_the_second_listing_of_an_episode(tmp_path: Path) -> None:
     root = Dataset(version="v2.1").write(tmp_path / "data")
     path = root / "meta/episodes.jsonl"
     path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
@@ -299,7 +297,7 @@ def test_an_episode_listed_twice_is_announced_once(tmp_path: Path) -> None:
 # -- conventions ---------------------------------------------------------------------------------------------
 
 
-def test_openpis_names_are_understood_and_others_can_be_said(tmp_path: Path) -> None:
+def test_lerobot_import_knows_openpi_names_and_accepts_others(tmp_path: Path) -> None:
     renamed = {"observation.state": "state", "action": "actions"}
     features = {
         "state": {"dtype": "float32", "shape": [5], "names": None},
@@ -320,7 +318,7 @@ def test_openpis_names_are_understood_and_others_can_be_said(tmp_path: Path) -> 
     )
 
 
-def test_lists_in_lists_and_modality_name_the_values(tmp_path: Path) -> None:
+def test_lerobot_import_names_values_by_nested_lists_and_modality(tmp_path: Path) -> None:
     names = [f"joint_{i}" for i in range(7)]
     root = Dataset(features={"action": {"dtype": "float32", "shape": [7], "names": [names]}}).write(
         tmp_path / "data"
@@ -347,14 +345,14 @@ def test_lists_in_lists_and_modality_name_the_values(tmp_path: Path) -> None:
         open_source(Dataset().write(tmp_path / "plain"), ImportOptions(arm_only=True))
 
 
-def test_exchanged_width_and_height_are_those_of_the_film(tmp_path: Path) -> None:
+def test_lerobot_import_takes_picture_size_from_the_film(tmp_path: Path) -> None:
     root = Dataset(
         features={KEY: {"dtype": "video", "shape": [64, 32, 3], "names": ["width", "height", "channels"]}}
     ).write(tmp_path / "data")
     assert open_source(root, ImportOptions()).contract.image_size == (32, 64)
 
 
-def test_a_split_is_what_mask_names(tmp_path: Path) -> None:
+def test_lerobot_import_mask_selects_a_split(tmp_path: Path) -> None:
     root = Dataset(info={"splits": {"train": "0:2", "test": "2:3"}}).write(tmp_path / "data")
     assert shown(root, mask="test") == expected(2)
     with pytest.raises(
@@ -363,9 +361,9 @@ def test_a_split_is_what_mask_names(tmp_path: Path) -> None:
         open_source(root, ImportOptions(mask="valid"))
 
 
-def test_an_export_states_settings_with_which_lerobot_can_encode(tmp_path: Path) -> None:
-    """LeRobot's tools take codec and pixel format from meta/info.json, and its h264 encoder takes no RGB; a
-    format left out is yuv420p.
+def test_lerobot_export_states_codec_settings_that_lerobot_can_encode(tmp_path: Path) -> None:
+    """LeRobot's tools take codec and pixel format from meta/info.json, and its h264 encoder takes no RGB; the
+    default format is yuv420p.
     """
     storage = open_storage(make_episode_store(tmp_path / "store", episodes=1))
     manifest = load_manifest(storage)
@@ -380,7 +378,7 @@ def test_an_export_states_settings_with_which_lerobot_can_encode(tmp_path: Path)
     assert "video.pix_fmt" not in stated
 
 
-def test_displacements_beyond_one_are_not_called_so_without_a_word(tmp_path: Path) -> None:
+def test_lerobot_import_asks_about_displacements_beyond_one(tmp_path: Path) -> None:
     far = lambda i, columns: columns | {"action": pa.array([[1.4] * 7] * len(columns["index"]))}  # noqa: E731
     nine = {"observation.state": {"dtype": "float32", "shape": [9], "names": None}}
 
@@ -396,7 +394,7 @@ def test_displacements_beyond_one_are_not_called_so_without_a_word(tmp_path: Pat
     assert open_source(root, ImportOptions(panda=True, deltas=True)).questions == []
 
 
-# -- what a downloaded dataset may not do --------------------------------------------------------------------
+# -- untrusted datasets --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -407,7 +405,7 @@ def test_displacements_beyond_one_are_not_called_so_without_a_word(tmp_path: Pat
         {"video_path": "../{video_key}.mp4"},
     ],
 )
-def test_paths_that_lead_out_of_the_folder_are_refused(tmp_path: Path, info: dict[str, Any]) -> None:
+def test_lerobot_import_omits_paths_out_of_the_folder(tmp_path: Path, info: dict[str, Any]) -> None:
     source = open_source(Dataset(version="v2.1", info=info).write(tmp_path / "data"), ImportOptions())
     assert len(source.problems) == 3
     assert all("is not inside its folder" in problem for problem in source.problems)
@@ -415,13 +413,13 @@ def test_paths_that_lead_out_of_the_folder_are_refused(tmp_path: Path, info: dic
 
 
 @pytest.mark.parametrize("template", ["{video_key.__class__}", "{video_key:9999999}", "{video_key!r}"])
-def test_templates_name_nothing_but_their_values(tmp_path: Path, template: str) -> None:
+def test_lerobot_import_refuses_templates_with_attributes(tmp_path: Path, template: str) -> None:
     root = Dataset(version="v2.1", info={"video_path": template}).write(tmp_path / "data")
     with pytest.raises(SourceError, match=r"in meta/info.json is not understood"):
         open_source(root, ImportOptions())
 
 
-def test_links_out_of_the_folder_are_refused_and_hugging_faces_are_followed(tmp_path: Path) -> None:
+def test_lerobot_import_refuses_links_out_of_the_folder_but_hugging_face_blobs(tmp_path: Path) -> None:
     root = Dataset(version="v2.1").write(tmp_path / "hub/datasets--x/snapshots/main")
     for path in list((root / "data").rglob("*.parquet")):
         blob = tmp_path / "hub/datasets--x/blobs" / path.name
@@ -437,7 +435,7 @@ def test_links_out_of_the_folder_are_refused_and_hugging_faces_are_followed(tmp_
     assert "is a link to a file outside its folder" in said_of(root, 1)
 
 
-def test_a_git_lfs_pointer_is_called_one(tmp_path: Path) -> None:
+def test_lerobot_import_recognises_a_git_lfs_pointer(tmp_path: Path) -> None:
     root = Dataset(version="v2.1").write(tmp_path / "data")
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     (root / f"videos/chunk-000/{KEY}/episode_000001.mp4").write_bytes(pointer)
@@ -448,7 +446,7 @@ def test_a_git_lfs_pointer_is_called_one(tmp_path: Path) -> None:
 
 
 def image_dataset(root: Path, cells: Any = None, first: int = 0) -> Path:
-    """Pictures as PNG files in the rows, for a camera `wrist` beside the film."""
+    """Write a dataset with PNG pictures in the rows, for a camera `wrist` besides the film."""
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
     def rows(episode: int, columns: dict[str, Any]) -> dict[str, Any]:
@@ -474,7 +472,7 @@ def png(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def test_cameras_kept_as_films_and_as_images_stand_side_by_side(tmp_path: Path) -> None:
+def test_lerobot_import_reads_film_and_image_cameras_together(tmp_path: Path) -> None:
     _, episodes, _ = imported(image_dataset(tmp_path / "data", first=100), tmp_path / "store")
     assert numbers_of(episodes["episode_000001"].frames["top"]) == list(range(10, 22))
     assert numbers_of(episodes["episode_000001"].frames["wrist"]) == list(range(110, 122))
@@ -490,13 +488,13 @@ def test_cameras_kept_as_films_and_as_images_stand_side_by_side(tmp_path: Path) 
         lambda stored: [*stored[:-1], {"bytes": None, "path": "images/gone.png"}],
     ],
 )
-def test_an_image_that_is_not_there_is_known_before_anything_is_imported(tmp_path: Path, cells: Any) -> None:
+def test_lerobot_import_omits_an_episode_with_a_missing_image(tmp_path: Path, cells: Any) -> None:
     source, episodes, left_out = imported(image_dataset(tmp_path / "data", cells), tmp_path / "store")
     assert (sorted(episodes), left_out) == (["episode_000000", "episode_000002"], [])
     assert source.problems[0].startswith("data, episode_000001: ")
 
 
-def test_other_images_under_equal_rows_are_another_recording(tmp_path: Path) -> None:
+def test_lerobot_import_of_other_images_is_another_recording(tmp_path: Path) -> None:
     imported(image_dataset(tmp_path / "a/pick"), tmp_path / "store")
     with pytest.raises(SourceError, match="is already there from another recording"):
         missing(
@@ -508,7 +506,7 @@ def test_other_images_under_equal_rows_are_another_recording(tmp_path: Path) -> 
 # -- identity ------------------------------------------------------------------------------------------------
 
 
-def test_an_equal_import_is_already_there_and_another_of_the_same_name_is_not(tmp_path: Path) -> None:
+def test_import_of_the_same_source_is_known_and_of_another_raises(tmp_path: Path) -> None:
     root, store = Dataset().write(tmp_path / "a/pick"), tmp_path / "store"
     imported(root, store)
     storage = open_storage(str(store))
@@ -527,7 +525,7 @@ def test_an_equal_import_is_already_there_and_another_of_the_same_name_is_not(tm
             missing(source, storage)
 
 
-def test_a_dataset_that_grew_keeps_what_is_there(tmp_path: Path) -> None:
+def test_lerobot_import_of_a_grown_dataset_adds_the_new_episodes(tmp_path: Path) -> None:
     store = tmp_path / "store"
     imported(Dataset(lengths=(10, 12), version="v2.1").write(tmp_path / "a/pick"), store)
     grown = open_source(
@@ -568,7 +566,7 @@ FAULTS: dict[str, Any] = {
     version=st.sampled_from(["v2.0", "v2.1", "v3.0"]),
     times=st.sampled_from([1, 2]),
 )
-def test_a_dry_run_says_exactly_what_the_import_does(
+def test_lerobot_dry_run_announces_what_the_import_does(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], faults: list[str], version: str, times: int
 ) -> None:
     folder = tmp_path_factory.mktemp("layout")
@@ -589,7 +587,7 @@ def test_a_dry_run_says_exactly_what_the_import_does(
     assert len(announced) + len(source.problems) == len(lengths)
 
 
-def test_a_picture_that_announces_a_gigapixel_is_not_decoded() -> None:
+def test_image_of_a_gigapixel_is_not_decoded() -> None:
     header = (
         b"\x89PNG\r\n\x1a\n"
         + (13).to_bytes(4, "big")

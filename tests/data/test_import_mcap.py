@@ -1,4 +1,4 @@
-"""MCAP recordings: ROS 2 bags and Foxglove."""
+"""Import of MCAP recordings: ROS 2 bags and Foxglove."""
 
 import json
 import random
@@ -11,8 +11,8 @@ import pytest
 from mcap.writer import CompressionType
 from mcap.writer import Writer as McapWriter
 
-from bags import JOINTS, bag, encoded, foxglove, header, joints, ns, raw, ros2
-from numbered import imported, numbered, numbers_of
+from lerobot_datasets import imported, numbered, numbers_of
+from mcap_recordings import JOINTS, bag, encoded, foxglove, header, joints, ns, raw, ros2
 from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 
 FREE: dict[str, Any] = {"task": "Lift", "hz": 10.0, "action_free": True}
@@ -20,7 +20,7 @@ SAID: dict[str, Any] = {"task": "Lift", "hz": 10.0, "proprio": ("/joint_states",
 
 
 def only(path: Path, store: Path, **said: Any) -> Any:
-    """Import a recording that has nothing wrong, and return its episode."""
+    """Import a recording without faults and return its episode."""
     source, episodes, left_out = imported(path, store, **said)
     assert (source.problems, left_out) == ([], [])
     (episode,) = episodes.values()
@@ -34,7 +34,7 @@ def refused(path: Path, **said: Any) -> str:
 
 
 @pytest.mark.parametrize("compression", list(CompressionType))
-def test_steps_have_the_picture_the_last_state_and_the_command_that_follows(
+def test_mcap_import_pairs_pictures_with_last_state_and_next_command(
     tmp_path: Path, compression: CompressionType
 ) -> None:
     bag(tmp_path / "bags/a.mcap", compression=compression)
@@ -60,7 +60,7 @@ def test_steps_have_the_picture_the_last_state_and_the_command_that_follows(
 
 @pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8", "mono8"])
 @pytest.mark.parametrize("padding", [0, 5])
-def test_every_encoding_of_raw_pictures_with_and_without_padded_rows(
+def test_mcap_import_reads_raw_pictures_of_every_encoding_and_row_padding(
     tmp_path: Path, encoding: str, padding: int
 ) -> None:
     shown = numbered(range(6))
@@ -89,7 +89,7 @@ def test_every_encoding_of_raw_pictures_with_and_without_padded_rows(
         ("PNG", "rgb8; png compressed rgb8", True),
     ],
 )
-def test_compressed_pictures(tmp_path: Path, kind: str, form: str, swapped: bool) -> None:
+def test_mcap_import_reads_compressed_pictures(tmp_path: Path, kind: str, form: str, swapped: bool) -> None:
     shown = numbered(range(6))
     shown[..., 2] //= 4
     with ros2(tmp_path / "a.mcap") as write:
@@ -106,7 +106,7 @@ def test_compressed_pictures(tmp_path: Path, kind: str, form: str, swapped: bool
     assert np.abs(pictures.astype(int) - shown).mean() < 6
 
 
-def test_foxglove_in_protobuf_and_json(tmp_path: Path) -> None:
+def test_mcap_import_reads_foxglove_protobuf_and_json(tmp_path: Path) -> None:
     said = FREE | {"action_free": False, "action": "/arm:target.joints", "proprio": ("/arm",)}
     got = only(foxglove(tmp_path / "a.mcap"), tmp_path / "store", **said)
     assert numbers_of(got.frames["front"]) == numbers_of(got.frames["wrist"]) == list(range(8))
@@ -116,7 +116,7 @@ def test_foxglove_in_protobuf_and_json(tmp_path: Path) -> None:
     assert source.contract.proprio == ("/arm_target.joints.0", "/arm_target.joints.1", "/arm_target.gripper")
 
 
-def test_every_type_of_vector_is_offered_and_read(tmp_path: Path) -> None:
+def test_mcap_import_lists_and_reads_every_vector_type(tmp_path: Path) -> None:
     xyz, quaternion = {"x": 1.0, "y": 2.0, "z": 3.0}, {"x": 0.0, "y": 0.0, "z": 0.0, "w": 1.0}
     pose, twist = {"position": xyz, "orientation": quaternion}, {"linear": xyz, "angular": xyz}
     messages = {
@@ -161,7 +161,7 @@ def test_every_type_of_vector_is_offered_and_read(tmp_path: Path) -> None:
     assert len(names) == got.proprio.shape[1]
 
 
-def test_without_actions_nothing_but_the_cameras_is_asked_for(tmp_path: Path) -> None:
+def test_mcap_import_without_actions_needs_cameras_only(tmp_path: Path) -> None:
     got = only(bag(tmp_path / "a.mcap"), tmp_path / "store", **FREE)
     assert (got.action, got.proprio, numbers_of(got.frames["top"])) == (None, None, list(range(8)))
     resampled = only(tmp_path / "a.mcap", tmp_path / "slower", **FREE, resample_hz=5.0)
@@ -171,7 +171,7 @@ def test_without_actions_nothing_but_the_cameras_is_asked_for(tmp_path: Path) ->
 # -- moments -------------------------------------------------------------------------------------------------
 
 
-def test_cameras_that_jitter_and_drift_keep_their_pictures(tmp_path: Path) -> None:
+def test_mcap_import_of_jittering_cameras_keeps_their_pictures(tmp_path: Path) -> None:
     random.seed(0)
     with ros2(tmp_path / "a.mcap") as write:
         for i in range(200):
@@ -183,7 +183,7 @@ def test_cameras_that_jitter_and_drift_keep_their_pictures(tmp_path: Path) -> No
     assert len(numbers) >= 198
 
 
-def test_a_dropped_picture_leaves_the_recording_out_with_its_moment(tmp_path: Path) -> None:
+def test_mcap_import_refuses_a_dropped_picture_with_its_time(tmp_path: Path) -> None:
     with ros2(tmp_path / "a.mcap") as write:
         for i in (0, 1, 2, 3, 6, 7):
             write("/top/image_raw", "sensor_msgs/msg/Image", raw(numbered([i])[0], i / 10), i / 10)
@@ -194,8 +194,8 @@ def test_a_dropped_picture_leaves_the_recording_out_with_its_moment(tmp_path: Pa
     assert said in refused(tmp_path / "a.mcap", **FREE)
 
 
-def test_header_stamps_go_before_the_log_and_the_log_before_stamps_of_two_clocks(tmp_path: Path) -> None:
-    """The log is late by half a second that varies: by it, pictures would come at uneven moments."""
+def test_mcap_import_prefers_header_stamps_unless_clocks_differ(tmp_path: Path) -> None:
+    """The log times lag by half a second that varies, so that pictures would be uneven by them."""
     random.seed(1)
 
     def record(path: Path, off_s: float, stamped: bool) -> Path:
@@ -223,7 +223,7 @@ def test_header_stamps_go_before_the_log_and_the_log_before_stamps_of_two_clocks
         assert (by_log.proprio[:, 0] <= numbers_of(by_log.frames["top"])).all(), "no state from the future"
 
 
-def test_header_stamps_that_go_back_leave_the_recording_out(tmp_path: Path) -> None:
+def test_mcap_import_refuses_header_stamps_that_go_back(tmp_path: Path) -> None:
     with ros2(tmp_path / "a.mcap") as write:
         for i, stamp in enumerate([0.0, 0.1, 0.2, 0.15, 0.4]):
             write("/top/image_raw", "sensor_msgs/msg/Image", raw(numbered([i])[0], stamp), i / 10)
@@ -232,8 +232,8 @@ def test_header_stamps_that_go_back_leave_the_recording_out(tmp_path: Path) -> N
     )
 
 
-def test_what_is_held_and_for_how_long(tmp_path: Path) -> None:
-    """The state is the last one; the command the first within the step, otherwise the last one, unless it is
+def test_mcap_import_holds_states_and_commands_up_to_a_limit(tmp_path: Path) -> None:
+    """The state is the last one; the command is the first within the step, else the last one, unless it is
     overdue.
     """
 
@@ -260,7 +260,7 @@ def test_what_is_held_and_for_how_long(tmp_path: Path) -> None:
     assert open_source(thinned, ImportOptions(**said)).problems == []
 
 
-def test_joints_in_another_order_are_put_in_order_and_other_joints_are_refused(tmp_path: Path) -> None:
+def test_mcap_import_reorders_joints_and_refuses_other_joints(tmp_path: Path) -> None:
     orders = {
         "a": [JOINTS, JOINTS[::-1]],
         "b": [JOINTS[::-1], JOINTS],
@@ -293,7 +293,7 @@ def test_joints_in_another_order_are_put_in_order_and_other_joints_are_refused(t
 # -- cameras and topics --------------------------------------------------------------------------------------
 
 
-def test_depth_and_video_are_passed_over_by_name_unless_cameras_are_chosen(tmp_path: Path) -> None:
+def test_mcap_import_skips_depth_and_video_topics_by_name(tmp_path: Path) -> None:
     depth = encoded(np.zeros((32, 64), np.uint16), "PNG")
     with ros2(tmp_path / "a.mcap") as write:
         for i in range(4):
@@ -324,7 +324,7 @@ def test_depth_and_video_are_passed_over_by_name_unless_cameras_are_chosen(tmp_p
     )
 
 
-def test_two_topics_of_one_camera_are_told_apart_by_their_topic(tmp_path: Path) -> None:
+def test_mcap_import_distinguishes_two_topics_of_one_camera(tmp_path: Path) -> None:
     with ros2(tmp_path / "a.mcap") as write:
         for i in range(4):
             write("/top/image_raw", "sensor_msgs/msg/Image", raw(numbered([i])[0], i / 10), i / 10)
@@ -345,7 +345,7 @@ def test_two_topics_of_one_camera_are_told_apart_by_their_topic(tmp_path: Path) 
     assert {name: numbers_of(pictures)[0] for name, pictures in got.frames.items()} == {"top": 50, "plain": 0}
 
 
-def test_wrong_names_are_answered_with_what_there_is(tmp_path: Path) -> None:
+def test_mcap_import_answers_wrong_names_with_the_available_ones(tmp_path: Path) -> None:
     path = bag(tmp_path / "a.mcap")
     assert "there is no vector /comand; there are /command, /joint_states" in refused(
         path, **SAID | {"action": "/comand"}
@@ -367,7 +367,9 @@ def test_wrong_names_are_answered_with_what_there_is(tmp_path: Path) -> None:
     )
 
 
-def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mcap_import_without_the_package_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = bag(tmp_path / "a.mcap")
     monkeypatch.setitem(sys.modules, "mcap", None)
     assert "pip install 'demoscale[mcap]'" in refused(path, **FREE)
@@ -377,7 +379,7 @@ def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def rosbag2(root: Path, files: list[str], **more: Any) -> Path:
-    """Write metadata.yaml, of which YAML written as JSON is a part."""
+    """Write metadata.yaml as JSON, which is valid YAML."""
     (root / "metadata.yaml").write_text(
         json.dumps({"rosbag2_bagfile_information": {"version": 9, "relative_file_paths": files, **more}})
     )
@@ -385,7 +387,7 @@ def rosbag2(root: Path, files: list[str], **more: Any) -> Path:
 
 
 def split(root: Path) -> Path:
-    """Write a rosbag2 folder of two files whose names are not in the order of their moments."""
+    """Write a rosbag2 folder of two files whose names are not in the order of their times."""
     for name, numbers in (("z_0.mcap", range(5)), ("a_1.mcap", range(5, 9))):
         with ros2(root / name) as write:
             for i in numbers:
@@ -393,7 +395,7 @@ def split(root: Path) -> Path:
     return rosbag2(root, ["z_0.mcap", "a_1.mcap"], compression_mode="")
 
 
-def test_the_files_of_a_rosbag2_folder_are_one_recording(tmp_path: Path) -> None:
+def test_mcap_import_joins_the_files_of_a_rosbag2_folder(tmp_path: Path) -> None:
     split(tmp_path / "bags/take")
     bag(tmp_path / "bags/take.mcap", first=30)
     _, episodes, left_out = imported(tmp_path / "bags", tmp_path / "store", **FREE)
@@ -418,14 +420,14 @@ def test_the_files_of_a_rosbag2_folder_are_one_recording(tmp_path: Path) -> None
         (["z_0.mcap", "a_1.mcap"], {"compression_mode": "MESSAGE"}, "compressed by rosbag2 (mode MESSAGE)"),
     ],
 )
-def test_a_rosbag2_folder_that_is_not_as_it_says(
+def test_mcap_import_refuses_a_rosbag2_folder_against_its_metadata(
     tmp_path: Path, files: list[str], more: dict[str, Any], said: str
 ) -> None:
     split(tmp_path / "take")
     assert said in refused(rosbag2(tmp_path / "take", files, **more), **FREE)
 
 
-def test_recordings_that_are_cut_damaged_or_of_ros_1_are_left_out_by_name(tmp_path: Path) -> None:
+def test_mcap_import_omits_cut_damaged_and_ros1_recordings(tmp_path: Path) -> None:
     root = tmp_path / "bags"
     for name in "abcde":
         bag(root / f"{name}.mcap", chunk_size=8192)
@@ -468,7 +470,7 @@ def test_recordings_that_are_cut_damaged_or_of_ros_1_are_left_out_by_name(tmp_pa
         ),
     ],
 )
-def test_a_picture_that_is_not_as_it_says_leaves_the_recording_out(
+def test_mcap_import_refuses_a_picture_against_its_header(
     tmp_path: Path, changed: dict[str, Any], said: str
 ) -> None:
     with ros2(tmp_path / "a.mcap") as write:
@@ -482,7 +484,7 @@ def test_a_picture_that_is_not_as_it_says_leaves_the_recording_out(
     assert said in refused(tmp_path / "a.mcap", **FREE)
 
 
-def test_a_compressed_picture_that_is_cut_short_leaves_the_recording_out(tmp_path: Path) -> None:
+def test_mcap_import_refuses_a_truncated_compressed_picture(tmp_path: Path) -> None:
     for kind in ("JPEG", "PNG"):
         with ros2(tmp_path / f"{kind}.mcap") as write:
             for i in range(5):
@@ -496,14 +498,14 @@ def test_a_compressed_picture_that_is_cut_short_leaves_the_recording_out(tmp_pat
         assert "is cut short" in refused(tmp_path / f"{kind}.mcap", **FREE)
 
 
-def test_a_recording_that_changes_after_it_was_opened_is_not_imported(tmp_path: Path) -> None:
+def test_mcap_import_refuses_a_recording_that_changed_since_it_was_opened(tmp_path: Path) -> None:
     source = open_source(bag(tmp_path / "a.mcap"), ImportOptions(**SAID))
     bag(tmp_path / "a.mcap", first=20)
     with pytest.raises(ValueError, match="has changed since it was opened"):
         source.read(source.items[0])
 
 
-def test_the_same_content_is_known_again_and_other_content_is_not(tmp_path: Path) -> None:
+def test_mcap_content_digest_depends_on_content_and_settings(tmp_path: Path) -> None:
     def content(path: Path, **said: Any) -> str:
         return open_source(path, ImportOptions(**(SAID | said))).items[0].origin.rpartition("content ")[2]
 
@@ -517,7 +519,7 @@ def test_the_same_content_is_known_again_and_other_content_is_not(tmp_path: Path
     assert len({first, *others}) == 4
 
 
-def test_flipped_bytes_are_noticed_or_change_nothing(tmp_path: Path) -> None:
+def test_mcap_flipped_bits_are_detected_or_harmless(tmp_path: Path) -> None:
     whole = bag(tmp_path / "a.mcap", chunk_size=16384).read_bytes()
     source = open_source(tmp_path / "a.mcap", ImportOptions(**SAID))
     right = source.read(source.items[0])

@@ -1,6 +1,4 @@
-"""Other people's formats: what their files do not say is asked for, and what cannot be read says so in a
-sentence.
-"""
+"""Import questions and refusals: missing facts are asked for, and unreadable sources are one sentence."""
 
 import json
 import shutil
@@ -11,29 +9,29 @@ import h5py
 import numpy as np
 import pytest
 
-import layouts
-import recordings
-from layouts import RENAMED, UPRIGHT, ZARR, damaged, opened, psnr, refusal, usable, written
+import dataset_layouts
+import robosuite_recordings
+from dataset_layouts import RENAMED, UPRIGHT, ZARR, damaged, opened, psnr, refusal, usable, written
 from orchestrator.data.contact_sheet import contact_sheet
 from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 from orchestrator.data.importers.image_ops import image
-from recordings import CAMERAS
+from robosuite_recordings import CAMERAS
 
 pytestmark = pytest.mark.sim  # the recordings are robosuite's own
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three demonstrations of Lift: `demo.hdf5` as robosuite's recorder leaves it, `episodes.npz` with
+    """Return three demonstrations of Lift: `demo.hdf5` as robosuite's recorder writes it, `episodes.npz` with
     pictures.
     """
-    return recordings.recorded_once(tmp_path_factory)
+    return robosuite_recordings.recorded_once(tmp_path_factory)
 
 
-# -- what a person must say ----------------------------------------------------------------------------------
+# -- questions -----------------------------------------------------------------------------------------------
 
 
-def test_hdf5_is_not_read_until_somebody_says_which_way_up(recorded: Path) -> None:
+def test_hdf5_import_asks_for_the_orientation_of_pictures(recorded: Path) -> None:
     source = open_source(written(recorded, "LIBERO"), ImportOptions(cameras=RENAMED))
     assert source.questions == [
         "Lift_demo.hdf5: pictures of this format are stored both ways up (this file's convention is opengl,"
@@ -42,8 +40,8 @@ def test_hdf5_is_not_read_until_somebody_says_which_way_up(recorded: Path) -> No
     ]
 
 
-def test_the_sheet_shows_pictures_as_they_are_stored(recorded: Path) -> None:
-    first = recordings.load(recorded)[0].frames[CAMERAS[1]][0]
+def test_import_sheet_shows_pictures_as_stored(recorded: Path) -> None:
+    first = robosuite_recordings.load(recorded)[0].frames[CAMERAS[1]][0]
     for name, stored in (("robomimic", first), ("robomimic upside-down", first[::-1])):
         source = opened(recorded, name)
         assert np.array_equal(source.first_pictures(source.items[0])[CAMERAS[1]], stored)
@@ -55,13 +53,13 @@ def test_the_sheet_shows_pictures_as_they_are_stored(recorded: Path) -> None:
     assert sheet.shape[1] > 800
 
 
-def test_zarr_and_films_ask_for_their_task(recorded: Path, tmp_path: Path) -> None:
+def test_zarr_and_film_imports_ask_for_their_task(recorded: Path, tmp_path: Path) -> None:
     assert [question.rpartition(" ")[2] for question in opened(recorded, "zarr", task=None).questions] == [
         "--task",
         "--instruction",
     ]
     assert "say it with --hz" in refusal(written(recorded, "zarr"), ImportOptions(task="Lift"))
-    layouts.film(tmp_path / "a.mp4", recordings.load(recorded)[0].frames[CAMERAS[0]])
+    dataset_layouts.film(tmp_path / "a.mp4", robosuite_recordings.load(recorded)[0].frames[CAMERAS[0]])
     assert "its films do not name their camera; say what the store calls it with --cameras NAME" in refusal(
         tmp_path, ImportOptions()
     )
@@ -73,14 +71,14 @@ def test_zarr_and_films_ask_for_their_task(recorded: Path, tmp_path: Path) -> No
 # -- refusals ------------------------------------------------------------------------------------------------
 
 
-def test_robosuites_own_recording_has_no_pictures_yet(recorded: Path) -> None:
+def test_import_of_a_robosuite_recording_without_pictures_raises(recorded: Path) -> None:
     assert refusal(recorded / "demo.hdf5", UPRIGHT).endswith(
         "hold states and actions but no pictures, as robosuite's own recorder leaves them; "
         "render them first, for example with robomimic's dataset_states_to_obs.py"
     )
 
 
-def test_what_is_not_there_is_named_with_what_is(recorded: Path, tmp_path: Path) -> None:
+def test_import_answers_unknown_names_with_the_available_ones(recorded: Path, tmp_path: Path) -> None:
     path = written(recorded, "robomimic")
     assert "there is no camera top; --cameras can choose from agentview, robot0_eye_in_hand" in refusal(
         path, ImportOptions(cameras={"top": "top"})
@@ -101,7 +99,7 @@ def test_what_is_not_there_is_named_with_what_is(recorded: Path, tmp_path: Path)
     assert "it cannot be read as HDF5" in refusal(tmp_path / "text.hdf5", UPRIGHT)
 
 
-def test_a_demonstration_unlike_the_others_is_left_out_and_named(recorded: Path, tmp_path: Path) -> None:
+def test_hdf5_import_omits_demonstrations_with_missing_parts_by_name(recorded: Path, tmp_path: Path) -> None:
     path = damaged(recorded, "robomimic", tmp_path)
     with h5py.File(path, "a") as file:
         del file["data/demo_0/obs"]
@@ -114,7 +112,7 @@ def test_a_demonstration_unlike_the_others_is_left_out_and_named(recorded: Path,
     ]
 
 
-def test_pictures_without_actions_are_taken_when_asked(recorded: Path, tmp_path: Path) -> None:
+def test_hdf5_import_of_pictures_without_actions_requires_action_free(recorded: Path, tmp_path: Path) -> None:
     path = damaged(recorded, "robomimic", tmp_path)
     with h5py.File(path, "a") as file:
         for demo in file["data"]:
@@ -126,7 +124,7 @@ def test_pictures_without_actions_are_taken_when_asked(recorded: Path, tmp_path:
     assert read.proprio is not None
 
 
-def test_parts_of_different_length_are_noticed(recorded: Path, tmp_path: Path) -> None:
+def test_hdf5_import_of_parts_of_different_length_raises(recorded: Path, tmp_path: Path) -> None:
     path = damaged(recorded, "robomimic", tmp_path)
     with h5py.File(path, "a") as file:
         actions = file["data/demo_1/actions"][:-3]
@@ -140,7 +138,7 @@ def test_parts_of_different_length_are_noticed(recorded: Path, tmp_path: Path) -
         source.read(source.items[1])
 
 
-def test_a_dataset_cut_short_is_noticed(recorded: Path, tmp_path: Path) -> None:
+def test_lerobot_import_omits_episodes_with_a_missing_video(recorded: Path, tmp_path: Path) -> None:
     path = damaged(recorded, "LeRobot v3", tmp_path)
     (path / "videos/observation.images.robot0_eye_in_hand/chunk-000/file-001.mp4").unlink()
     source = open_source(path, ImportOptions())
@@ -156,7 +154,7 @@ def test_a_dataset_cut_short_is_noticed(recorded: Path, tmp_path: Path) -> None:
     assert usable(open_source(path, ImportOptions())) == []
 
 
-def test_a_version_nobody_knows_is_refused(recorded: Path, tmp_path: Path) -> None:
+def test_lerobot_import_of_an_unknown_version_raises(recorded: Path, tmp_path: Path) -> None:
     path = damaged(recorded, "LeRobot v2.1", tmp_path)
     info = json.loads((path / "meta/info.json").read_text())
     (path / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v1.6"}))
@@ -165,7 +163,7 @@ def test_a_version_nobody_knows_is_refused(recorded: Path, tmp_path: Path) -> No
     assert "its metadata cannot be read (JSONDecodeError" in refusal(path, ImportOptions())
 
 
-def test_the_sentences_of_a_damaged_zarr(recorded: Path, tmp_path: Path) -> None:
+def test_zarr_import_of_a_damaged_buffer_names_what_is_missing(recorded: Path, tmp_path: Path) -> None:
     path = damaged(recorded, "zarr", tmp_path)
     assert "say which arrays are the proprioception with --proprio; there are robot0_eef_pos" in refusal(
         path, replace(ZARR, proprio=("state",))

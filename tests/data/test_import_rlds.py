@@ -1,4 +1,4 @@
-"""RLDS data sets (TFRecord files of tf.train.Example), read without TensorFlow."""
+"""Import of RLDS datasets (TFRecord files of tf.train.Example) without TensorFlow."""
 
 import json
 import struct
@@ -12,7 +12,7 @@ from crc32c import crc32c
 from PIL import Image
 from tfrecord import example_pb2
 
-from numbered import imported, numbered, numbers_of
+from lerobot_datasets import imported, numbered, numbers_of
 from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 
 SAID: dict[str, Any] = {"task": "Lift", "hz": 5.0}
@@ -87,7 +87,7 @@ def dataset(root: Path, shards: Sequence[Sequence[bytes]]) -> Path:
     return root
 
 
-def test_episodes_of_every_shard_have_their_pictures_states_and_actions(tmp_path: Path) -> None:
+def test_rlds_import_reads_the_episodes_of_every_shard(tmp_path: Path) -> None:
     root = dataset(tmp_path / "lift_demos/1.0.0", [[example(0, 6), example(1, 7)], [example(2, 5)]])
     source, episodes, left_out = imported(root, tmp_path / "store", **SAID)
     assert (source.format, source.contract.image_size, source.contract.control_hz) == ("RLDS", (32, 64), 5.0)
@@ -120,7 +120,9 @@ def test_episodes_of_every_shard_have_their_pictures_states_and_actions(tmp_path
         ({"steps/language_instruction": [b"a", b"b"] * 3}, "its steps name 2 sentences (a; b)"),
     ],
 )
-def test_one_bad_episode_is_left_out_by_name(tmp_path: Path, changed: dict[str, Any], problem: str) -> None:
+def test_rlds_import_omits_a_faulty_episode_by_name(
+    tmp_path: Path, changed: dict[str, Any], problem: str
+) -> None:
     root = dataset(tmp_path / "d", [[example(0, 6), example(1, 6, **changed), example(2, 6)]])
     source, episodes, _ = imported(root, tmp_path / "store", **SAID)
     assert sorted(episodes) == ["episode_000000", "episode_000002"]
@@ -128,7 +130,7 @@ def test_one_bad_episode_is_left_out_by_name(tmp_path: Path, changed: dict[str, 
     assert problem in source.problems[0]
 
 
-def test_a_damaged_record_is_left_out_and_a_file_cut_short_is_told(tmp_path: Path) -> None:
+def test_rlds_import_omits_damaged_records_and_reports_a_truncated_file(tmp_path: Path) -> None:
     root = dataset(tmp_path / "d", [[example(0, 6), example(1, 6)], [example(2, 6), example(3, 6)]])
     first, second = sorted(root.glob("*.tfrecord*"))
     data = bytearray(first.read_bytes())
@@ -144,7 +146,7 @@ def test_a_damaged_record_is_left_out_and_a_file_cut_short_is_told(tmp_path: Pat
     assert any("the file ends 100 bytes before its record does" in problem for problem in source.problems)
 
 
-def test_what_a_person_must_say_is_asked(tmp_path: Path) -> None:
+def test_rlds_import_asks_for_task_rate_and_action(tmp_path: Path) -> None:
     root = dataset(tmp_path / "d", [[example(0, 6)]])
     assert "say it with --task" in open_source(root, ImportOptions(hz=5)).questions[0]
     with pytest.raises(SourceError, match="say it with --hz"):

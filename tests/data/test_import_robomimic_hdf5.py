@@ -1,5 +1,5 @@
-"""HDF5 of unknown origin: what most demonstrations have is imported, the others are left out by name, and no
-other file is read.
+"""Import of HDF5 files of unknown origin: the common form is imported, other demonstrations are omitted by
+name, and no other file is read.
 """
 
 import json
@@ -48,7 +48,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def changed(path: Path, name: str, values: Any, **options: Any) -> None:
-    """Put other values, or what a function makes there, in place of a dataset."""
+    """Replace a dataset by `values`, or by what a function makes there."""
     with h5py.File(path, "a") as file:
         if name in file:
             del file[name]
@@ -160,7 +160,7 @@ UNLIKE: dict[str, tuple[str, Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", UNLIKE)
-def test_a_demonstration_unlike_the_others_is_left_out_by_name(name: str, path: Path) -> None:
+def test_hdf5_import_omits_a_demonstration_unlike_the_others_by_name(name: str, path: Path) -> None:
     demo, change, sentence = UNLIKE[name]
     change(path)
     source = open_source(path, UPRIGHT)
@@ -176,7 +176,7 @@ def test_a_demonstration_unlike_the_others_is_left_out_by_name(name: str, path: 
     assert all(source.read(item).length == item.length for item in source.items if not item.problem)
 
 
-def test_a_virtual_dataset_is_not_read(path: Path) -> None:
+def test_hdf5_import_omits_a_virtual_dataset(path: Path) -> None:
     layout = h5py.VirtualLayout((4, 7), "f4")
     layout[:] = h5py.VirtualSource("other.hdf5", "x", (4, 7))
     with h5py.File(path, "a") as file:
@@ -188,7 +188,7 @@ def test_a_virtual_dataset_is_not_read(path: Path) -> None:
     )
 
 
-def test_soft_links_within_the_file_are_followed(path: Path) -> None:
+def test_hdf5_import_follows_soft_links_within_the_file(path: Path) -> None:
     with h5py.File(path, "a") as file:
         file.move("data/demo_1/actions", "kept/actions")
         file["data/demo_1/actions"] = h5py.SoftLink("/kept/actions")
@@ -197,7 +197,7 @@ def test_soft_links_within_the_file_are_followed(path: Path) -> None:
     assert source.read(source.items[1]).action is not None
 
 
-def test_links_of_the_whole_file_are_refused(path: Path, tmp_path: Path) -> None:
+def test_hdf5_import_refuses_external_links(path: Path, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "linked.hdf5", "w") as file:
         file["data"], file["mask"] = (
             h5py.ExternalLink(str(path), "/data"),
@@ -209,8 +209,8 @@ def test_links_of_the_whole_file_are_refused(path: Path, tmp_path: Path) -> None
     assert "its mask is a link into another file" in said(path, ImportOptions(images="upright", mask="train"))
 
 
-def test_what_is_announced_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.data.importers.base.MOST_BYTES", 4 * SIZE * SIZE * 3)
+def test_hdf5_import_bounds_announced_sizes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.data.importers.items.MOST_BYTES", 4 * SIZE * SIZE * 3)
     assert "would take" in open_source(path, UPRIGHT).problems[0]
     monkeypatch.undo()
     monkeypatch.setattr(hdf5_arrays, "MOST_VECTOR_BYTES", 4 * 7 * 8)
@@ -219,7 +219,9 @@ def test_what_is_announced_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatc
     ]
 
 
-def test_a_filter_that_is_not_installed_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hdf5_import_names_a_filter_that_is_not_installed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changed(path, "data/demo_1/actions", np.zeros((4, 7)), compression="gzip")
     available = h5py.h5z.filter_avail
     monkeypatch.setattr(
@@ -236,7 +238,7 @@ def test_a_filter_that_is_not_installed_is_named(path: Path, monkeypatch: pytest
 # -- what else is in a file ----------------------------------------------------------------------------------
 
 
-def test_groups_and_numbers_beside_demonstrations_are_passed_over(path: Path) -> None:
+def test_hdf5_import_skips_unrelated_groups_and_datasets(path: Path) -> None:
     changed(path, "data/total_frames", 7)
     changed(path, "data/statistics/mean", np.zeros(7))
     changed(path, "data/demo_0/obs/datagen_info/object_pose/cube_1", np.zeros((3, 4, 4)))
@@ -248,7 +250,7 @@ def test_groups_and_numbers_beside_demonstrations_are_passed_over(path: Path) ->
     ]
 
 
-def test_a_mask_names_what_is_not_there(path: Path, tmp_path: Path) -> None:
+def test_hdf5_import_reports_mask_entries_that_do_not_exist(path: Path, tmp_path: Path) -> None:
     changed(path, "mask/train", np.array([b"demo_0", b"demo_9"]))
     source = open_source(path, ImportOptions(images="upright", mask="train"))
     assert taken(source) == ["demo_0"]
@@ -270,7 +272,7 @@ def test_a_mask_names_what_is_not_there(path: Path, tmp_path: Path) -> None:
         '{"env_kwargs": {"control_freq": "x", "robots": 3}}',
     ],
 )
-def test_attributes_that_make_no_sense_count_as_missing(args: str, tmp_path: Path) -> None:
+def test_hdf5_import_treats_invalid_attributes_as_missing(args: str, tmp_path: Path) -> None:
     path = recording(tmp_path / "odd.hdf5", args)
     with h5py.File(path, "a") as file:
         file["data"].attrs["problem_info"] = json.dumps({"language_instruction": [1, 2]})
@@ -281,13 +283,13 @@ def test_attributes_that_make_no_sense_count_as_missing(args: str, tmp_path: Pat
     assert source.contract.action == tuple(f"action_{i}" for i in range(7))
 
 
-def test_liberos_list_of_words_is_a_sentence(path: Path) -> None:
+def test_hdf5_import_joins_libero_words_into_a_sentence(path: Path) -> None:
     with h5py.File(path, "a") as file:
         file["data"].attrs["problem_info"] = json.dumps({"language_instruction": ["put", "the", "cup"]})
     assert {item.instruction for item in open_source(path, UPRIGHT).items} == {"put the cup"}
 
 
-def test_isaac_labs_rate(tmp_path: Path) -> None:
+def test_hdf5_import_computes_the_rate_of_isaac_lab(tmp_path: Path) -> None:
     args = {"env_name": "Isaac-Stack", "type": 2, "sim_args": {"dt": 0.01, "decimation": 5}}
     contract = open_source(recording(tmp_path / "isaac.hdf5", args), UPRIGHT).contract
     assert (contract.control_hz, contract.simulator) == (20, "unknown")
@@ -298,9 +300,9 @@ def test_isaac_labs_rate(tmp_path: Path) -> None:
 # -- actions -------------------------------------------------------------------------------------------------
 
 
-def test_poses_do_not_pass_for_displacements(path: Path) -> None:
+def test_hdf5_import_does_not_take_poses_for_displacements(path: Path) -> None:
     assert open_source(path, UPRIGHT).contract.action == ACTION
-    # the gripper's is no displacement
+    # the gripper's value is no displacement
     changed(path, "data/demo_1/actions", np.tile([0, 0, 0, 0, 0, 0, 9.0], (4, 1)))
     assert open_source(path, UPRIGHT).contract.action == ACTION
     changed(path, "data/demo_1/actions", np.tile([0.1, 0, 1.02, 2.2, 2.2, 0, -1], (4, 1)))
@@ -315,7 +317,7 @@ def test_poses_do_not_pass_for_displacements(path: Path) -> None:
     )
 
 
-def test_another_dataset_can_be_the_action(path: Path) -> None:
+def test_hdf5_import_accepts_another_dataset_as_action(path: Path) -> None:
     for i, length in enumerate(LENGTHS):
         changed(path, f"data/demo_{i}/actions_abs", np.full((length, 7), 2.0))
     source = open_source(path, ImportOptions(images="upright", action="actions_abs"))
@@ -332,7 +334,7 @@ def test_another_dataset_can_be_the_action(path: Path) -> None:
     )
 
 
-def test_robocasas_arm_without_its_base(tmp_path: Path) -> None:
+def test_hdf5_import_arm_only_omits_demonstrations_with_a_moving_base(tmp_path: Path) -> None:
     path = recording(tmp_path / "kitchen.hdf5", {**ARGS, "env_kwargs": {**KWARGS, "robots": ["PandaMobile"]}})
     for i, length in enumerate(LENGTHS):
         changed(
@@ -349,7 +351,7 @@ def test_robocasas_arm_without_its_base(tmp_path: Path) -> None:
     assert "its actions reach 1.5" in open_source(path, UPRIGHT).questions[0]
 
 
-def test_liberos_hand_is_turned_into_the_simulators(path: Path) -> None:
+def test_hdf5_import_converts_libero_orientation_to_quaternions(path: Path) -> None:
     angle = np.array([0.5, 1.0, 3.0])
     for i, length in enumerate(LENGTHS):
         turn = np.zeros((length, 3))
@@ -385,7 +387,7 @@ STORED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("name", STORED)
-def test_pictures_of_other_numbers_come_out_the_same(name: str, path: Path) -> None:
+def test_hdf5_import_reads_pictures_of_every_number_format(name: str, path: Path) -> None:
     for i, length in enumerate(LENGTHS):
         changed(path, f"data/demo_{i}/obs/agentview_image", STORED[name](pictures(length, i)))
     source: Source = pickle.loads(pickle.dumps(open_source(path, UPRIGHT)))
@@ -396,7 +398,7 @@ def test_pictures_of_other_numbers_come_out_the_same(name: str, path: Path) -> N
         assert np.array_equal(source.first_pictures(item)["agentview"], pictures(LENGTHS[i], i)[0])
 
 
-def test_the_range_is_decided_over_all_pictures(path: Path) -> None:
+def test_hdf5_import_decides_the_picture_range_over_all_pictures(path: Path) -> None:
     for i, length in enumerate(LENGTHS):
         # the first is dark
         changed(
@@ -416,7 +418,7 @@ def test_the_range_is_decided_over_all_pictures(path: Path) -> None:
     assert source.read(source.items[1]).frames["agentview"].max() == 255
 
 
-def test_the_files_of_a_folder_agree_about_the_range(tmp_path: Path) -> None:
+def test_hdf5_import_of_files_with_different_picture_ranges_raises(tmp_path: Path) -> None:
     for name, factor in (("a", 1), ("b", 255)):
         path = recording(tmp_path / f"{name}.hdf5")
         for i, length in enumerate(LENGTHS):
@@ -431,7 +433,7 @@ def test_the_files_of_a_folder_agree_about_the_range(tmp_path: Path) -> None:
 # -- folders -------------------------------------------------------------------------------------------------
 
 
-def test_a_file_of_a_folder_that_cannot_be_read_is_left_out(path: Path, tmp_path: Path) -> None:
+def test_hdf5_import_of_a_folder_omits_unreadable_files(path: Path, tmp_path: Path) -> None:
     (tmp_path / "pointer.h5").write_text("version https://git-lfs.github.com/spec/v1\n")
     (tmp_path / "cut.h5").write_bytes(path.read_bytes()[:1000])
     recording(tmp_path / "lift.h5")
@@ -444,7 +446,7 @@ def test_a_file_of_a_folder_that_cannot_be_read_is_left_out(path: Path, tmp_path
 # -- identity ------------------------------------------------------------------------------------------------
 
 
-def test_content_and_choices_make_the_identity(path: Path, tmp_path: Path) -> None:
+def test_hdf5_content_digest_depends_on_content_and_settings(path: Path, tmp_path: Path) -> None:
     def noted(where: Path, **chosen: Any) -> str:
         return (
             open_source(where, ImportOptions(**{"images": "upright", **chosen}))
@@ -465,10 +467,10 @@ def test_content_and_choices_make_the_identity(path: Path, tmp_path: Path) -> No
     assert noted(path) != first
 
 
-# -- what an export of a store says --------------------------------------------------------------------------
+# -- exports of a store --------------------------------------------------------------------------------------
 
 
-def test_an_export_of_a_store_needs_no_questions(tmp_path: Path) -> None:
+def test_hdf5_import_of_an_export_needs_no_questions(tmp_path: Path) -> None:
     path = recording(tmp_path / "mine.hdf5", args="{}")
     contract = Contract(
         ("agentview",),

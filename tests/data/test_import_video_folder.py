@@ -1,4 +1,4 @@
-"""Folders of films as people have them."""
+"""Import of folders of films."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
-from numbered import imported, numbered, numbers_of, write_film
+from lerobot_datasets import imported, numbered, numbers_of, write_film
 from orchestrator.data.import_episodes import missing
 from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
 from orchestrator.data.importers.image_ops import film_frames, film_index
@@ -28,7 +28,7 @@ def films(folder: Path, *paths: str) -> Path:
     return folder
 
 
-def test_every_suffix_depth_and_capital_is_a_film_and_hidden_ones_are_not(tmp_path: Path) -> None:
+def test_film_import_reads_every_suffix_and_skips_hidden_files(tmp_path: Path) -> None:
     root = films(tmp_path / "films", "a.mp4", "b.mov", "c.mkv", "d.avi", "pick/monday/e.mp4")
     shutil.copy(root / "a.mp4", root / "f.MP4")
     shutil.copy(root / "a.mp4", root / "g.m4v")
@@ -43,7 +43,7 @@ def test_every_suffix_depth_and_capital_is_a_film_and_hidden_ones_are_not(tmp_pa
     ]
 
 
-def test_one_film_is_a_source(tmp_path: Path) -> None:
+def test_film_import_accepts_a_single_film(tmp_path: Path) -> None:
     path = films(tmp_path, "take.mp4") / "take.mp4"
     assert [item.episode_id for item in open_source(path, ImportOptions(**F)).items] == ["take-take"]
 
@@ -52,14 +52,16 @@ def test_one_film_is_a_source(tmp_path: Path) -> None:
     "stems",
     [("take.1", "take.2"), ("2024-05-01 10.22.31", "2024-05-02 10.22.32"), ("v1.0.final", "v1.1.final")],
 )
-def test_a_dot_in_a_name_makes_no_camera(tmp_path: Path, stems: tuple[str, ...]) -> None:
+def test_film_import_does_not_take_a_dot_in_a_name_for_a_camera(
+    tmp_path: Path, stems: tuple[str, ...]
+) -> None:
     root = films(tmp_path / "films", *(f"{stem}.mp4" for stem in stems))
     assert names(root) == list(stems)
     with pytest.raises(SourceError, match="its films do not name their camera"):
         open_source(root, ImportOptions(task="pick"))
 
 
-def test_several_cameras_of_a_scene_are_one_episode(tmp_path: Path) -> None:
+def test_film_import_joins_the_cameras_of_a_scene(tmp_path: Path) -> None:
     root = films(tmp_path / "films", "pick/a.front.mp4", "pick/a.wrist.mp4", "pick/b.front.mp4")
     source = open_source(root, ImportOptions())
     assert source.contract.cameras == ("front", "wrist")
@@ -71,7 +73,7 @@ def test_several_cameras_of_a_scene_are_one_episode(tmp_path: Path) -> None:
         open_source(root, ImportOptions(cameras={"top": "top", "side": "side"}))
 
 
-def test_two_films_never_get_one_id(tmp_path: Path) -> None:
+def test_film_import_gives_distinct_episode_ids(tmp_path: Path) -> None:
     root = films(
         tmp_path / "films", "pick/red-cube.mp4", "pick-red/cube.mp4", "pick-red-cube.mp4", "a.mp4", "a.mov"
     )
@@ -79,7 +81,7 @@ def test_two_films_never_get_one_id(tmp_path: Path) -> None:
     assert len({item.episode_id for item in items}) == len(items) == 5
 
 
-def test_a_film_with_uneven_moments_is_left_out_until_it_is_resampled(tmp_path: Path) -> None:
+def test_film_import_omits_an_uneven_film_unless_resampled(tmp_path: Path) -> None:
     moments = [0, 1, 2, 3, 4, 9, 10, 11, 12, 13]
     write_film(tmp_path / "films/a.mp4", numbered(moments), 10, moments=moments)
     write_film(tmp_path / "films/b.mp4", numbered(range(10)), 10)
@@ -89,7 +91,7 @@ def test_a_film_with_uneven_moments_is_left_out_until_it_is_resampled(tmp_path: 
     assert "ffmpeg -i FILM -vf fps=10 NEW" in source.problems[0]
 
 
-def test_small_jitter_is_the_nearest_picture(tmp_path: Path) -> None:
+def test_film_import_of_small_jitter_takes_the_nearest_picture(tmp_path: Path) -> None:
     moments = [10 * i + (2 if i % 2 else 0) for i in range(10)]
     path = write_film(tmp_path / "films/a.mp4", numbered(range(10)), 100, moments=moments)
     assert len(film_index(path).times) == 10
@@ -97,7 +99,7 @@ def test_small_jitter_is_the_nearest_picture(tmp_path: Path) -> None:
     assert numbers_of(episodes["a"].frames["front"])[:5] == [0, 1, 2, 3, 4]
 
 
-def test_broken_empty_and_pointed_at_films_are_left_out_by_name(tmp_path: Path) -> None:
+def test_film_import_omits_broken_films_by_name(tmp_path: Path) -> None:
     root = films(tmp_path / "films", "a.mp4")
     (root / "b.mp4").write_bytes(b"no film")
     (root / "c.mp4").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
@@ -107,7 +109,7 @@ def test_broken_empty_and_pointed_at_films_are_left_out_by_name(tmp_path: Path) 
     assert "run `git lfs pull`" in source.problems[1]
 
 
-def test_another_folder_of_the_same_name_is_not_already_there(tmp_path: Path) -> None:
+def test_film_import_of_another_folder_of_the_same_name_raises(tmp_path: Path) -> None:
     first = films(tmp_path / "day1/clips", "a.mp4")
     second = tmp_path / "day2/clips"
     write_film(second / "a.mp4", numbered(range(100, 108)), 10)
@@ -118,14 +120,14 @@ def test_another_folder_of_the_same_name_is_not_already_there(tmp_path: Path) ->
         missing(open_source(second, ImportOptions(**F)), storage)
 
 
-def test_pictures_are_scaled_as_they_are_decoded(tmp_path: Path) -> None:
+def test_film_import_scales_pictures(tmp_path: Path) -> None:
     write_film(tmp_path / "films/a.mp4", np.repeat(numbered(range(6), 320, 640), 1, axis=0), 10)
     _, episodes, _ = imported(tmp_path / "films", tmp_path / "store", image_size=(32, 64), **F)
     assert episodes["a"].frames["front"].shape == (6, 32, 64, 3)
     assert numbers_of(episodes["a"].frames["front"]) == list(range(6))
 
 
-def test_reading_a_film_keeps_none_of_its_frames_in_memory(tmp_path: Path) -> None:
+def test_film_frames_keeps_no_frames_in_memory(tmp_path: Path) -> None:
     path = write_film(tmp_path / "a.mp4", numbered(range(60), 720, 1280), 30)
     process = psutil.Process()
     for number, _ in enumerate(film_frames(path, range(60))):
@@ -137,7 +139,9 @@ def test_reading_a_film_keeps_none_of_its_frames_in_memory(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "stems", [("cut 10.22.31 AM", "cut 10.22.45 AM"), ("take.v1", "take.v2"), ("a.0001 (1)", "a.0001 (2)")]
 )
-def test_times_and_numbers_are_no_cameras(tmp_path: Path, stems: tuple[str, ...]) -> None:
+def test_film_import_does_not_take_times_and_numbers_for_cameras(
+    tmp_path: Path, stems: tuple[str, ...]
+) -> None:
     root = films(tmp_path / "films", *(f"{stem}.mp4" for stem in stems))
     with pytest.raises(SourceError, match="its films do not name their camera"):
         open_source(root, ImportOptions(task="pick"))
@@ -145,7 +149,7 @@ def test_times_and_numbers_are_no_cameras(tmp_path: Path, stems: tuple[str, ...]
     assert open_source(root, ImportOptions(**F)).problems == []
 
 
-def test_films_that_name_other_cameras_are_never_taken_for_the_one_that_was_meant(tmp_path: Path) -> None:
+def test_film_import_of_other_cameras_than_the_requested_one_raises(tmp_path: Path) -> None:
     root = films(tmp_path / "films", "a.front.mp4", "a.wrist.mp4", "b.front.mp4", "b.wrist.mp4")
     with pytest.raises(
         SourceError, match="there is no film of camera side; --cameras can choose from front, wrist"
@@ -156,7 +160,7 @@ def test_films_that_name_other_cameras_are_never_taken_for_the_one_that_was_mean
     assert "look like one scene filmed by blue, red" in source.problems[0]
 
 
-def test_films_beside_a_scene_are_told(tmp_path: Path) -> None:
+def test_film_import_reports_films_outside_a_scene(tmp_path: Path) -> None:
     root = films(
         tmp_path / "films",
         *(f"{scene}.{camera}.mp4" for scene in "abc" for camera in ("front", "wrist")),
@@ -174,7 +178,7 @@ def test_films_beside_a_scene_are_told(tmp_path: Path) -> None:
     ]
 
 
-def test_a_film_cut_short_is_left_out_by_name(tmp_path: Path) -> None:
+def test_film_import_omits_a_truncated_film_by_name(tmp_path: Path) -> None:
     root = films(tmp_path / "films", "a.mp4")
     write_film(
         tmp_path / "whole.mp4", np.random.default_rng(0).integers(0, 256, (60, 32, 64, 3), np.uint8), 10
@@ -195,7 +199,7 @@ def test_a_film_cut_short_is_left_out_by_name(tmp_path: Path) -> None:
     assert "b.mp4 tells a length of 6.00 s, but its pictures end after" in source.problems[0]
 
 
-def test_cameras_of_two_rates_are_one_episode_once_a_rate_is_chosen(tmp_path: Path) -> None:
+def test_film_import_of_cameras_of_two_rates_requires_resampling(tmp_path: Path) -> None:
     write_film(tmp_path / "films/a.front.mp4", numbered(range(20)), 10)
     write_film(tmp_path / "films/a.wrist.mp4", numbered(range(40)), 20)
     with pytest.raises(SourceError, match=r"differ in frames per second.*--resample-hz"):
@@ -205,7 +209,7 @@ def test_cameras_of_two_rates_are_one_episode_once_a_rate_is_chosen(tmp_path: Pa
     assert numbers_of(episodes["a"].frames["wrist"]) == list(range(0, 40, 4))
 
 
-def test_resampled_pictures_of_a_film_with_jitter_are_those_nearest_to_the_moments_of_the_store(
+def test_film_import_resampled_with_jitter_takes_the_nearest_pictures(
     tmp_path: Path,
 ) -> None:
     moments = [0, 33, 70, 98, 131, 168, 201, 233, 265, 301, 334, 365]
@@ -216,21 +220,21 @@ def test_resampled_pictures_of_a_film_with_jitter_are_those_nearest_to_the_momen
     ]
 
 
-def test_a_rate_that_was_rounded_by_a_person_is_the_films(tmp_path: Path) -> None:
+def test_film_import_accepts_a_rounded_rate(tmp_path: Path) -> None:
     write_film(tmp_path / "films/a.mp4", numbered(range(8)), 29.97)
     assert len(names(tmp_path / "films", hz=29.97)) == 1
     with pytest.raises(SourceError, match="it was recorded at"):
         open_source(tmp_path / "films", ImportOptions(hz=25.0, **F))
 
 
-def test_an_avi_with_frames_left_out_is_left_out(tmp_path: Path) -> None:
+def test_film_import_omits_an_avi_with_dropped_frames(tmp_path: Path) -> None:
     root = films(tmp_path / "films", "a.avi")
     write_film(root / "b.avi", numbered(range(17)), 10, moments=[*range(8), *range(11, 20)])
     source = open_source(root, ImportOptions(**F))
     assert [item.name for item in source.items if not item.problem] == ["a"]
 
 
-def test_a_film_turned_by_its_header_alone_is_another_recording(tmp_path: Path) -> None:
+def test_film_with_another_rotation_is_another_recording(tmp_path: Path) -> None:
     path = write_film(tmp_path / "day1/a.mp4", numbered(range(8)), 10)
     content = path.read_bytes()
     upright = b"".join(number.to_bytes(4, "big") for number in (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30))

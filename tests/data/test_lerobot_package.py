@@ -1,8 +1,7 @@
-"""The LeRobot package itself writes, edits and reads: an import equals what it reads, and it reads what an
-export wrote.
+"""The LeRobot package itself: an import equals what it reads, and it reads what an export wrote.
 
-LeRobot runs in the environment that `make lerobot` makes, as `lerobot_genuine.py`. Both sides decode with
-PyAV and convert with FFmpeg's swscale, so pictures are compared for equality, values too.
+LeRobot runs in the environment that `make lerobot` makes, by `lerobot_cli.py`. Both sides decode with PyAV
+and convert with FFmpeg's swscale, so pictures and values are compared for equality.
 """
 
 import os
@@ -36,7 +35,7 @@ RECORDED = {
     "single_values": 3,
     "matrix_and_doubles": 3,
     "channels_first": 3,
-    "depth": 3,  # beside a depth camera
+    "depth": 3,  # with a depth camera
     "many_files": 5,
     "many_image_files": 5,
     "resumed": 5,
@@ -59,12 +58,12 @@ EDITED = {
     "reencoded": 3,
     "tasks_modified": 3,
 }
-"""Data set -> number of episodes."""
+"""Dataset -> number of episodes."""
 
 
-def genuine(*arguments: str | Path) -> None:
-    """Run `lerobot_genuine.py` in LeRobot's environment, without a network and with a cache of its own."""
-    command = [LEROBOT / "bin" / "python", CHECKOUT / "tests" / "helpers" / "lerobot_genuine.py", *arguments]
+def run_in_lerobot(*arguments: str | Path) -> None:
+    """Run `lerobot_cli.py` in LeRobot's environment, without a network and with a cache of its own."""
+    command = [LEROBOT / "bin" / "python", CHECKOUT / "tests" / "helpers" / "lerobot_cli.py", *arguments]
     with tempfile.TemporaryDirectory() as cache:
         done = subprocess.run(
             command,
@@ -76,7 +75,7 @@ def genuine(*arguments: str | Path) -> None:
 
 
 def read_by_lerobot(archive: Path) -> dict[int, dict[str, np.ndarray]]:
-    """Episode -> what LeRobot read of it, by feature."""
+    """Return episode -> feature -> the values that LeRobot read."""
     episodes: dict[int, dict[str, np.ndarray]] = {}
     with np.load(archive) as arrays:
         for name, values in arrays.items():
@@ -99,7 +98,9 @@ def assert_equal(episode: Episode, read: dict[str, np.ndarray]) -> None:
 
 
 def assert_import_equals(path: Path, episodes: int) -> None:
-    """Compare an import of a data set with what LeRobot read of it, whose archive is beside it."""
+    """Compare an import of a dataset with what LeRobot read, from the archive `<name>.npz` in the same
+    folder.
+    """
     source, read = open_source(path, ImportOptions()), read_by_lerobot(path.with_suffix(".npz"))
     assert (source.problems, source.questions) == ([], [])
     assert [item.name for item in source.items] == [f"episode_{i:06d}" for i in range(episodes)]
@@ -110,25 +111,25 @@ def assert_import_equals(path: Path, episodes: int) -> None:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of data sets that LeRobot wrote and edited."""
-    folder = tmp_path_factory.mktemp("genuine")
-    genuine("write", folder)
+    """Return a folder of datasets that LeRobot wrote and edited."""
+    folder = tmp_path_factory.mktemp("lerobot")
+    run_in_lerobot("write", folder)
     return folder
 
 
 @pytest.mark.parametrize("name", [*RECORDED, *EDITED])
-def test_an_import_is_what_lerobot_reads(written: Path, name: str) -> None:
+def test_lerobot_import_equals_what_lerobot_reads(written: Path, name: str) -> None:
     assert_import_equals(written / name, {**RECORDED, **EDITED}[name])
 
 
-def test_rows_and_videos_lie_in_several_files_and_chunks(written: Path) -> None:
+def test_lerobot_datasets_have_several_files_and_chunks(written: Path) -> None:
     for name in ("many_files", "many_files_deleted"):
         for pattern in ("data/chunk-*/file-*.parquet", "videos/*/chunk-*/file-*.mp4"):
             files = list((written / name).glob(pattern))
             assert len({path.parent for path in files}) > 1, files
 
 
-def test_an_episode_whose_sentence_changes_is_left_out(written: Path) -> None:
+def test_lerobot_import_omits_an_episode_whose_sentence_changes(written: Path) -> None:
     source, read = (
         open_source(written / "changing_sentence", ImportOptions()),
         read_by_lerobot(written / "changing_sentence.npz"),
@@ -141,7 +142,7 @@ def test_an_episode_whose_sentence_changes_is_left_out(written: Path) -> None:
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Episode]]:
-    """The export of a store with two cameras and two sentences, and the episodes of the store."""
+    """Return the export of a store with two cameras and two sentences, and the episodes of the store."""
     folder = tmp_path_factory.mktemp("exported")
     storage, conventions = (
         open_storage(str(folder / "store")),
@@ -169,9 +170,9 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Episode
     ]
 
 
-def test_lerobot_reads_what_an_export_wrote(stored: tuple[Path, list[Episode]], tmp_path: Path) -> None:
+def test_lerobot_reads_an_export(stored: tuple[Path, list[Episode]], tmp_path: Path) -> None:
     path, episodes = stored
-    genuine("read", path, tmp_path / "export.npz")
+    run_in_lerobot("read", path, tmp_path / "export.npz")
     read = read_by_lerobot(tmp_path / "export.npz")
     assert sorted(read) == list(range(len(episodes)))
     for index, episode in enumerate(episodes):
@@ -179,12 +180,12 @@ def test_lerobot_reads_what_an_export_wrote(stored: tuple[Path, list[Episode]], 
         assert np.allclose(read[index]["timestamp"], np.arange(episode.length) / 20, atol=1e-6)
 
 
-def test_lerobot_edits_what_an_export_wrote(stored: tuple[Path, list[Episode]], tmp_path: Path) -> None:
-    """Its tools copy the videos as they are, until one cuts a file that several episodes share: that one is
+def test_lerobot_edits_an_export(stored: tuple[Path, list[Episode]], tmp_path: Path) -> None:
+    """Its tools copy the videos as they are, unless one cuts a file that several episodes share: that one is
     encoded again.
     """
     path, episodes = stored
-    genuine("edit", path, tmp_path)
+    run_in_lerobot("edit", path, tmp_path)
     for name, kept in (("deleted", (0, 2)), ("first", (0,)), ("rest", (1, 2)), ("merged", (1, 2, 0))):
         assert_import_equals(tmp_path / name, len(kept))
         read = read_by_lerobot(tmp_path / f"{name}.npz")

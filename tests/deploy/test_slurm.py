@@ -1,7 +1,5 @@
-"""deploy/slurm.sh, run in two ways: with stand-ins for SLURM, and in the full round on a real SLURM of two
-nodes, where that is installed.
-
-Stand-ins for Ray and the driver write down what they are given, in both.
+"""deploy/slurm.sh with a fake SLURM, and in the full round on a real SLURM of two nodes, where that is
+installed. Fakes of Ray and the driver log their arguments in both.
 """
 
 import os
@@ -64,7 +62,7 @@ esac
 
 
 def checkout(folder: Path, programs: dict[str, str]) -> Path:
-    """A folder that looks to the script like the project, with these programs in it."""
+    """Make a folder that the script takes for the project, with these programs in it."""
     for name, text in programs.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,12 +114,12 @@ class Job:
         time.sleep(0.5)  # the script has set its traps
 
     def end(self) -> tuple[int, str]:
-        """Exit status and standard error."""
+        """Return exit status and standard error."""
         _, error = self.process.communicate(timeout=60)
         return self.process.returncode, error
 
 
-def test_at_the_warning_the_driver_is_interrupted_once_and_the_job_requeued(tmp_path: Path) -> None:
+def test_slurm_warning_interrupts_the_driver_once_and_requeues_the_job(tmp_path: Path) -> None:
     job = Job(tmp_path, "my sweep.yaml", "--set", "seeds=[0, 1]")
     job.wait_for("driver at")
     job.process.send_signal(signal.SIGUSR1)
@@ -135,7 +133,7 @@ def test_at_the_warning_the_driver_is_interrupted_once_and_the_job_requeued(tmp_
     assert said.count("driver heard Ctrl-C") == 1
     assert said.count("scontrol requeue 123") == 1
     assert said.count("ray ended") == 2
-    # A node that does not stop must not cost the place in the queue.
+    # A node that does not stop must not cost the requeueing.
     assert said.index("driver heard Ctrl-C") < said.index("scontrol requeue 123") < said.index("ray ended")
     head, workers = sorted(
         (line for line in said if line.startswith("srun") and "ray-start.sh" in line),
@@ -147,7 +145,7 @@ def test_at_the_warning_the_driver_is_interrupted_once_and_the_job_requeued(tmp_
     assert "--num-cpus=32 --num-gpus=4 --address=10.0.0.1:20123" in workers
 
 
-def test_a_signal_before_the_driver_runs_requeues_the_job_at_once(tmp_path: Path) -> None:
+def test_slurm_signal_before_the_driver_runs_requeues_the_job(tmp_path: Path) -> None:
     job = Job(tmp_path, "sweep.yaml", RAY_STEPS="3")
     job.wait_for("nodes wanted")
     sent = time.monotonic()
@@ -159,7 +157,7 @@ def test_a_signal_before_the_driver_runs_requeues_the_job_at_once(tmp_path: Path
 
 
 @pytest.mark.full
-def test_a_driver_that_does_not_stop_does_not_cost_the_place_in_the_queue(tmp_path: Path) -> None:
+def test_slurm_driver_that_does_not_stop_is_requeued(tmp_path: Path) -> None:
     job = Job(tmp_path, "sweep.yaml", DRIVER_DEAF="1")
     job.wait_for("driver at")
     job.process.terminate()
@@ -169,7 +167,7 @@ def test_a_driver_that_does_not_stop_does_not_cost_the_place_in_the_queue(tmp_pa
     assert job.said().count("scontrol requeue 123") == 1
 
 
-def test_terminated_while_slurm_calls_it_running_it_is_requeued(tmp_path: Path) -> None:
+def test_slurm_job_terminated_while_running_is_requeued(tmp_path: Path) -> None:
     job = Job(tmp_path, "sweep.yaml")
     job.wait_for("driver at")
     job.process.terminate()
@@ -180,7 +178,7 @@ def test_terminated_while_slurm_calls_it_running_it_is_requeued(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING"])
-def test_cancelled_it_stays_cancelled_and_leaves_nothing_running(tmp_path: Path, state: str) -> None:
+def test_slurm_job_cancelled_is_not_requeued_and_leaves_no_process(tmp_path: Path, state: str) -> None:
     job = Job(tmp_path, "sweep.yaml", STATE=state)
     job.wait_for("driver at")
     job.process.terminate()
@@ -189,7 +187,7 @@ def test_cancelled_it_stays_cancelled_and_leaves_nothing_running(tmp_path: Path,
     assert "scontrol requeue 123" not in job.said()
 
 
-def test_a_sweep_that_finishes_at_the_warning_is_not_requeued(tmp_path: Path) -> None:
+def test_slurm_sweep_that_finishes_at_the_warning_is_not_requeued(tmp_path: Path) -> None:
     job = Job(tmp_path, "sweep.yaml", DRIVER_STATUS="0")
     job.wait_for("driver at")
     job.process.send_signal(signal.SIGUSR1)
@@ -197,7 +195,7 @@ def test_a_sweep_that_finishes_at_the_warning_is_not_requeued(tmp_path: Path) ->
     assert "scontrol requeue 123" not in job.said()
 
 
-def test_a_sweep_that_ends_by_itself_ends_the_job_with_its_exit_code(tmp_path: Path) -> None:
+def test_slurm_job_has_the_exit_code_of_the_sweep(tmp_path: Path) -> None:
     job = Job(tmp_path, "wrong.yaml")
     assert job.end()[0] == 2
     assert "scontrol requeue 123" not in job.said()
@@ -205,7 +203,7 @@ def test_a_sweep_that_ends_by_itself_ends_the_job_with_its_exit_code(tmp_path: P
 
 
 @pytest.mark.full
-def test_a_node_that_does_not_stop_does_not_keep_the_job(tmp_path: Path) -> None:
+def test_slurm_node_that_does_not_stop_does_not_block_the_job(tmp_path: Path) -> None:
     started = time.monotonic()
     job = Job(tmp_path, "wrong.yaml", RAY_DEAF="1")
     assert job.process.wait(60) == 2
@@ -213,7 +211,7 @@ def test_a_node_that_does_not_stop_does_not_keep_the_job(tmp_path: Path) -> None
     assert "ray ended" not in job.said()
 
 
-def test_without_a_sweep_file_it_prints_its_usage(tmp_path: Path) -> None:
+def test_slurm_script_without_a_sweep_file_prints_its_usage(tmp_path: Path) -> None:
     status, error = Job(tmp_path).end()
     assert status == 2
     assert "sbatch deploy/slurm.sh SWEEP_FILE" in error
@@ -237,7 +235,7 @@ def test_without_a_sweep_file_it_prints_its_usage(tmp_path: Path) -> None:
         ({"OWN": "fd00::7", "NODES": "1", "RAY_STEPS": "1"}, "127.0.0.1"),
     ],
 )
-def test_the_head_listens_where_other_nodes_reach_it(
+def test_slurm_head_address_is_reachable_from_other_nodes(
     tmp_path: Path, variables: dict[str, str], address: str
 ) -> None:
     job = Job(tmp_path, "wrong.yaml", **variables)
@@ -250,7 +248,7 @@ def test_the_head_listens_where_other_nodes_reach_it(
         )
 
 
-def test_an_address_that_is_not_known_is_an_error_before_ray_starts(tmp_path: Path) -> None:
+def test_slurm_head_address_that_is_unknown_is_an_error_before_ray_starts(tmp_path: Path) -> None:
     job = Job(tmp_path, "sweep.yaml", OWN="172.17.0.1 10.0.0.7", RESOLVED="127.0.1.1")
     status, error = job.end()
     assert status == 1
@@ -261,7 +259,7 @@ def test_an_address_that_is_not_known_is_an_error_before_ray_starts(tmp_path: Pa
 @pytest.mark.parametrize(
     "line", ["RAY_AUTH_MODE=disabled", "RAY_AUTH_TOKEN=", "RAY_AUTH_TOKEN_PATH=/nowhere"]
 )
-def test_no_line_of_the_credentials_turns_the_token_off(tmp_path: Path, line: str) -> None:
+def test_slurm_credentials_file_cannot_disable_the_token(tmp_path: Path, line: str) -> None:
     (tmp_path / ".demoscale.env").write_text(f"{line}\nMLFLOW_TRACKING_TOKEN=x\n")
     job = Job(tmp_path, "wrong.yaml")
     assert job.end()[0] == 2
@@ -271,8 +269,8 @@ def test_no_line_of_the_credentials_turns_the_token_off(tmp_path: Path, line: st
     ]
 
 
-def test_a_node_that_ends_ends_the_job_while_it_waits_for_the_others(tmp_path: Path) -> None:
-    """Here because this srun does not pass the environment on, so deploy/ray-start.sh refuses."""
+def test_slurm_node_that_ends_during_the_start_ends_the_job(tmp_path: Path) -> None:
+    """This srun does not pass the environment on, so deploy/ray-start.sh refuses."""
     job = Job(
         tmp_path,
         "sweep.yaml",
@@ -328,7 +326,7 @@ class RealJob:
 @pytest.mark.xdist_group("slurm")
 class TestRealSlurm:
     @pytest.mark.parametrize("name", ["USR1", "TERM"])
-    def test_signalled_it_stops_in_good_order_queues_itself_again_and_then_finishes(
+    def test_real_slurm_job_signalled_is_requeued_and_finishes(
         self, cluster: slurm_cluster.Slurm, tmp_path: Path, name: str
     ) -> None:
         job = RealJob(cluster, tmp_path)
@@ -350,7 +348,9 @@ class TestRealSlurm:
         job.wait_for_state("COMPLETED")
         assert len([line for line in job.said() if line.startswith("driver at")]) == 2
 
-    def test_cancelled_it_stays_cancelled(self, cluster: slurm_cluster.Slurm, tmp_path: Path) -> None:
+    def test_real_slurm_job_cancelled_is_not_requeued(
+        self, cluster: slurm_cluster.Slurm, tmp_path: Path
+    ) -> None:
         job = RealJob(cluster, tmp_path)
         cluster.run("scancel", job.number)
         job.wait_for_state("CANCELLED")

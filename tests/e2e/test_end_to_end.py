@@ -1,6 +1,4 @@
-"""The main job, for real and in seconds: a sweep from episodes to curve, killed in its middle and continued,
-on one machine.
-"""
+"""A sweep from episodes to curve in seconds, killed in its middle and continued, on one machine."""
 
 import json
 import os
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import CHECKOUT, run
 
+from orchestrator.config.arms import Arm
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.subset import select_episodes
 from orchestrator.evaluation.outcome_ledger import Ledger
@@ -24,8 +23,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim]
 
 
 TRAIN = {"action_only": "mode: action_only", "two_stage": "mode: two_stage, videos: sweep, video_steps: 8"}
-"""Seconds of training: an action head on the shipped video model; or a video model, then an action head on
-it.
+"""Training settings that take seconds: an action head on the shipped video model; or a video model, then an
+action head on it.
 """
 
 
@@ -49,15 +48,15 @@ def curve(folder: Path) -> Any:
 
 
 def points(folder: Path) -> list[dict[str, Any]]:
-    """Of the curve, without what they cost: runs that are repeated or killed cost more."""
+    """Return the curve's points without their costs, which are higher for repeated or killed runs."""
     return [
         {name: value for name, value in point.items() if name != "cost"} for point in curve(folder)["points"]
     ]
 
 
 def outcomes(folder: Path, shift: str = "nominal") -> dict[tuple[str, str, str], Any]:
-    """Every finished episode of every ledger, without who played it and how fast, by checkpoint, protocol and
-    episode.
+    """Return every finished episode of every ledger, without worker and durations, by checkpoint, protocol
+    and episode.
     """
     storage, found = open_storage(str(folder / "runs")), {}
     for checkpoint, protocol in {ledger_of(file) for file in written(folder)}:
@@ -68,24 +67,24 @@ def outcomes(folder: Path, shift: str = "nominal") -> dict[tuple[str, str, str],
 
 
 def written(folder: Path) -> dict[Path, int]:
-    """The objects that hold outcomes, and when each was written."""
+    """Return the objects that hold outcomes, and the time at which each was written."""
     root = folder / "runs" / "outcomes"
     return {file.relative_to(root): file.stat().st_mtime_ns for file in root.rglob("*.parquet")}
 
 
 def ledger_of(file: Path) -> tuple[str, str]:
-    """(checkpoint, protocol)."""
+    """Return (checkpoint, protocol)."""
     checkpoint, protocol = file.with_suffix("").parts[:2]
     return checkpoint, protocol
 
 
 @pytest.fixture(scope="module")
 def damaged_store(tmp_path_factory: pytest.TempPathFactory, lift_store: Path) -> tuple[Path, str]:
-    """Six episodes, and the id of one with a flipped bit: the first demo of every arm."""
+    """Return a store with six episodes, and the id of one with a flipped bit: the first demo of every arm."""
     store = tmp_path_factory.mktemp("damaged") / "store"
     shutil.copytree(lift_store, store)
     manifest = load_manifest(open_storage(str(store)))
-    victim = manifest[select_episodes(manifest, 1, 1.0, 0).demos[0]]
+    victim = manifest[select_episodes(manifest, Arm(1, 1.0, 0)).demos[0]]
     data = (store / victim.key).read_bytes()
     (store / victim.key).write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
     return store, victim.episode_id
@@ -93,7 +92,7 @@ def damaged_store(tmp_path_factory: pytest.TempPathFactory, lift_store: Path) ->
 
 @pytest.fixture(scope="module", params=["action_only", pytest.param("two_stage", marks=pytest.mark.full)])
 def mode(request: pytest.FixtureRequest) -> str:
-    """How the sweep trains."""
+    """Return the sweep's training mode."""
     name: str = request.param
     return name
 
@@ -149,7 +148,7 @@ def test_killed_sweep_run_again_ends_with_a_curve_of_every_episode(
     assert len(list(ended.glob("runs/video/*/*.json"))) == 2
 
 
-def test_mlflow_has_a_parent_with_children_and_scores_at_the_training_step(ended: Path, mode: str) -> None:
+def test_mlflow_has_parent_and_child_runs_with_scores_at_training_steps(ended: Path, mode: str) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{ended}/runs/mlflow.db")
@@ -204,8 +203,8 @@ def test_killed_sweep_has_the_weights_outcomes_and_curve_of_an_undisturbed_one(
     assert printed.count("on 1 held-out clips") == 2
     assert f"quarantined now {damaged_store[1]}" in printed
     assert points(ended) == points(calm)
-    # Not only the curve: every checkpoint has the same weights (its fingerprint says so), every episode the
-    # same end.
+    # Not only the curve: every checkpoint has the same weights (by its fingerprint), every episode the
+    # same outcome.
     assert outcomes(ended) == outcomes(calm)
     videos, calm_videos = (
         {file.relative_to(place): file.read_text() for file in place.glob("runs/video/*/*.json")}
@@ -215,7 +214,7 @@ def test_killed_sweep_has_the_weights_outcomes_and_curve_of_an_undisturbed_one(
     assert videos == calm_videos
 
 
-def test_status_tells_how_far_a_sweep_is(ended: Path) -> None:
+def test_status_command_reports_arms_and_costs(ended: Path) -> None:
     done = run("-m", "orchestrator", "status", "seconds", "--storage", str(ended / "runs"), "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -227,8 +226,8 @@ def test_status_tells_how_far_a_sweep_is(ended: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_second_run_repeats_nothing_and_adds_the_shift_it_is_asked_for(ended: Path, mode: str) -> None:
-    """Only the last checkpoint meets the shifted worlds, and the curve stays what it was."""
+def test_second_run_repeats_nothing_and_plays_the_added_shift(ended: Path, mode: str) -> None:
+    """Only the last checkpoint is scored under shifts, and the curve is unchanged."""
     if mode == "action_only":
         pytest.skip("one sweep is enough: it runs on that in two stages")
     before, told = written(ended), points(ended)

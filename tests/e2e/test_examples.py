@@ -1,4 +1,4 @@
-"""The examples and the commands that score and serve any policy, for real."""
+"""The examples, and the commands that score and serve any policy."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from sim_workers.rollout.suite import SHIFTS, Suite
 
 EXAMPLES = ("examples.waypoints:make", "examples.foreign_checkpoint:make")
 
-# Each episode twice: with the policy in the simulator's process, and with the one behind the URL.
+# Each episode twice: with the policy in the simulator's process, and with the one at the URL.
 PLAY = """
 import json, sys
 from sim_workers.envs.registry import make_env
@@ -42,7 +42,7 @@ print(json.dumps(told))
 
 @contextmanager
 def served(*options: str) -> Iterator[str]:
-    """The URL at which `jobs.serve` answers, and its end by Ctrl-C."""
+    """Yield the URL at which `jobs.serve` answers; end it by Ctrl-C."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.serve", "--port", "0", *options],
@@ -71,7 +71,7 @@ def untimed(outcome: dict[str, object]) -> dict[str, object]:
 
 @pytest.mark.sim
 @pytest.mark.parametrize("name", [EXAMPLES[0], pytest.param(EXAMPLES[1], marks=pytest.mark.full)])
-def test_an_example_succeeds_sometimes_and_plays_the_same_over_http(name: str) -> None:
+def test_example_policy_succeeds_on_some_episodes_and_identically_over_http(name: str) -> None:
     with served("--policy", name) as url:
         done = run("-W", "ignore", "-c", PLAY, name, url)
     assert done.returncode == 0, done.stderr
@@ -84,8 +84,8 @@ def test_an_example_succeeds_sometimes_and_plays_the_same_over_http(name: str) -
 @pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.ray
-def test_scoring_from_the_command_line(tmp_path: Path) -> None:
-    """Two workers or one, the policy in them or behind a URL: the same outcomes, with their denominator."""
+def test_score_command_gives_the_same_outcomes_locally_and_over_http(tmp_path: Path) -> None:
+    """Two workers or one, the policy in process or at a URL: the same outcomes, with their denominator."""
     name, lines, table = EXAMPLES[0], tmp_path / "far.jsonl", tmp_path / "near.parquet"
     options = ("--task", "Lift", "--episodes", "6", "--horizon", "70", "--settle", "0")
     with served("--policy", name) as url:
@@ -120,7 +120,7 @@ def test_scoring_from_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.ray
-def test_a_policy_that_fails_to_answer_is_an_error_and_an_exit_code(tmp_path: Path) -> None:
+def test_score_command_of_a_raising_policy_exits_one(tmp_path: Path) -> None:
     (tmp_path / "own_policy.py").write_text(
         "from examples.waypoints import make as waypoints\n"
         "class Broken(type(waypoints())):\n"
@@ -175,9 +175,7 @@ def test_a_policy_that_fails_to_answer_is_an_error_and_an_exit_code(tmp_path: Pa
         ((EXAMPLES[0], "--save", "no/out.jsonl"), ["--save: there is no folder no"]),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_played(
-    options: tuple[str, ...], sentences: list[str]
-) -> None:
+def test_score_command_lists_mistakes_before_it_plays(options: tuple[str, ...], sentences: list[str]) -> None:
     done = run("-m", "jobs.score", *options)
     assert done.returncode == 2
     for sentence in sentences:
@@ -188,7 +186,9 @@ def test_what_is_wrong_is_told_before_anything_is_played(
 @pytest.mark.parametrize(
     "command", [("jobs.score",), pytest.param(("jobs.serve", "--policy"), marks=pytest.mark.full)]
 )
-def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_score_and_serve_of_a_folder_without_a_checkpoint_exit_one(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
     done = run("-m", *command, str(tmp_path))
     assert (done.returncode, done.stderr) == (
         1,
@@ -196,11 +196,11 @@ def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path, command: tuple[s
     )
 
 
-def test_every_shift_can_be_asked_for() -> None:
+def test_score_help_lists_every_shift() -> None:
     assert all(shift in run("-m", "jobs.score", "--help").stdout for shift in (*SHIFTS, "every"))
 
 
-def test_the_published_numbers_are_judged(capfd: pytest.CaptureFixture[str]) -> None:
+def test_published_numbers_example_prints_verdicts(capfd: pytest.CaptureFixture[str]) -> None:
     from examples.published_numbers import main
 
     main()

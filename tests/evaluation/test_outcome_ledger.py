@@ -1,5 +1,5 @@
-"""The ledger of outcomes: nothing recorded is lost, counted twice or half there, whoever writes at the same
-time and whenever it dies.
+"""The outcome ledger: nothing recorded is lost, counted twice or torn, whichever writers run or die at the
+same time.
 """
 
 import io
@@ -24,7 +24,7 @@ from orchestrator.testing.outcomes import make_outcome
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
 from sim_workers.rollout.suite import EpisodeSpec
-from writers import start, writer
+from writer_processes import start, writer
 
 
 def outcome(seed: int, result: str = "success", **fields: Any) -> Outcome:
@@ -48,14 +48,14 @@ def parts(storage: Storage) -> list[str]:
 
 
 def rows(storage: Storage) -> list[dict[str, Any]]:
-    """Of every part, as any reader of Parquet sees them."""
+    """Return the rows of every part, as any reader of Parquet sees them."""
     return [row for key in parts(storage) for row in pq.read_table(io.BytesIO(storage.get(key))).to_pylist()]
 
 
 # -- what is kept --------------------------------------------------------------------------------------------
 
 
-def test_an_outcome_comes_back_with_every_field(storage: Storage) -> None:
+def test_ledger_round_trips_every_field_of_an_outcome(storage: Storage) -> None:
     spec = EpisodeSpec("kitchen/OpenDrawer", 1_000_003, 2**62, "camera")
     played = Outcome(spec, "success", 40, 5, 1.2345678901234567, 0.1, 31, True, "a note, 日本語", "host/4711")
     never = Outcome(replace(spec, scene_seed=4), "failure", 200, 25, 0.0, 0.0)
@@ -67,7 +67,7 @@ def test_an_outcome_comes_back_with_every_field(storage: Storage) -> None:
     assert ledger(storage).read() == by_id(played, never)
 
 
-def test_what_was_recorded_together_is_one_object_of_the_documented_columns(storage: Storage) -> None:
+def test_ledger_record_writes_one_object_of_the_documented_columns(storage: Storage) -> None:
     began = datetime.now(UTC)
     ledger(storage).record([outcome(seed) for seed in range(64)])
     (key,) = parts(storage)
@@ -82,13 +82,13 @@ def test_what_was_recorded_together_is_one_object_of_the_documented_columns(stor
     )
 
 
-def test_nothing_is_written_for_nothing(storage: Storage) -> None:
+def test_ledger_record_of_nothing_writes_nothing(storage: Storage) -> None:
     ledger(storage).record([])
     assert storage.list("") == []
     assert ledger(storage).read() == {}
 
 
-def test_an_error_is_kept_and_its_episode_played_again(storage: Storage) -> None:
+def test_ledger_keeps_an_error_and_does_not_return_it(storage: Storage) -> None:
     failed = outcome(1, "error", message="the GL context broke")
     ledger(storage).record([outcome(0), failed])
     assert ledger(storage).read() == by_id(outcome(0))
@@ -97,14 +97,14 @@ def test_an_error_is_kept_and_its_episode_played_again(storage: Storage) -> None
     assert ledger(storage).read() == by_id(outcome(0), outcome(1))
 
 
-def test_an_episode_recorded_twice_counts_once_as_it_was_first(storage: Storage) -> None:
-    for number in range(6):  # the names of the objects are at random: their order says nothing
+def test_ledger_counts_the_first_record_of_an_episode(storage: Storage) -> None:
+    for number in range(6):  # the names of the objects are random: their order means nothing
         ledger(storage).record([outcome(0, worker=f"host/{number}")])
     assert len(parts(storage)) == 6
     assert ledger(storage).read() == by_id(outcome(0, worker="host/0"))
 
 
-def test_ledgers_do_not_mix(storage: Storage) -> None:
+def test_ledgers_of_other_checkpoints_and_protocols_are_separate(storage: Storage) -> None:
     ledger(storage).record([outcome(0)])
     assert (
         ledger(storage, protocol="protocol2").read()
@@ -114,7 +114,7 @@ def test_ledgers_do_not_mix(storage: Storage) -> None:
     )
 
 
-def test_films_lie_beside_the_outcomes(storage: Storage) -> None:
+def test_ledger_keeps_films_with_the_outcomes(storage: Storage) -> None:
     ledger(storage).record([outcome(0)])
     ledger(storage).keep_film(outcome(0).spec.episode_id, RecordedVideo(b"film", b"{}"))
     assert ledger(storage).films() == {"Lift-lighting-0-1": "outcomes/weights/protocol/Lift-lighting-0-1.mp4"}
@@ -124,7 +124,7 @@ def test_films_lie_beside_the_outcomes(storage: Storage) -> None:
 # -- complete scores -----------------------------------------------------------------------------------------
 
 
-def test_a_sealed_ledger_is_one_object_sorted_by_spec_with_the_times_of_recording(storage: Storage) -> None:
+def test_sealed_ledger_is_one_sorted_object_with_the_recording_times(storage: Storage) -> None:
     writing = ledger(storage)
     for seed in (2, 0):
         writing.record([outcome(seed, "failure")])
@@ -141,7 +141,7 @@ def test_a_sealed_ledger_is_one_object_sorted_by_spec_with_the_times_of_recordin
     assert ledger(storage).read() == by_id(outcome(0, "failure"), outcome(1), outcome(2, "failure"))
 
 
-def test_a_sealed_ledger_is_read_without_its_parts(storage: Storage) -> None:
+def test_sealed_ledger_is_read_without_its_parts(storage: Storage) -> None:
     writing = ledger(storage)
     writing.record([outcome(0)])
     writing.seal([outcome(0)])
@@ -149,19 +149,19 @@ def test_a_sealed_ledger_is_read_without_its_parts(storage: Storage) -> None:
     assert ledger(storage).read() == by_id(outcome(0))
 
 
-def test_the_first_seal_stays(storage: Storage) -> None:
+def test_ledger_keeps_the_first_seal(storage: Storage) -> None:
     ledger(storage).seal([outcome(0, worker="host/1")])
     ledger(storage).seal([outcome(0, worker="host/2")])
     assert ledger(storage).read() == by_id(outcome(0, worker="host/1"))
 
 
-def test_an_error_is_never_sealed(storage: Storage) -> None:
+def test_ledger_seal_with_an_error_raises(storage: Storage) -> None:
     with pytest.raises(ValueError, match="no complete score: Lift-lighting-1-2 ended in an error"):
         ledger(storage).seal([outcome(0), outcome(1, "error")])
     assert storage.list("") == []
 
 
-def test_scores_are_the_sealed_ledgers_of_all_checkpoints_and_protocols(storage: Storage) -> None:
+def test_scores_table_holds_all_sealed_ledgers(storage: Storage) -> None:
     assert scores(storage).num_rows == 0
     assert scores(storage).schema.equals(SCHEMA)
     for checkpoint in ("weights", "other"):
@@ -176,7 +176,7 @@ def test_scores_are_the_sealed_ledgers_of_all_checkpoints_and_protocols(storage:
     assert rates.to_dict() == {(c, p): 0.5 for c in ("weights", "other") for p in ("protocol", "shifted")}
 
 
-def test_pandas_and_pyarrow_read_the_objects_as_they_lie(tmp_path: Path) -> None:
+def test_ledger_objects_are_readable_by_pandas_and_pyarrow(tmp_path: Path) -> None:
     for checkpoint in ("weights", "other"):
         ledger(open_storage(str(tmp_path)), checkpoint).seal([outcome(0), outcome(1, "failure")])
     one = pd.read_parquet(tmp_path / "outcomes" / "weights" / "protocol.parquet")
@@ -191,7 +191,9 @@ def test_pandas_and_pyarrow_read_the_objects_as_they_lie(tmp_path: Path) -> None
 
 
 def damaged(data: bytes) -> Iterator[bytes]:
-    """Cut short anywhere, a bit flipped anywhere in the rows, and no Parquet at all."""
+    """Yield the data cut short anywhere, with a bit flipped anywhere in the rows, and bytes that are no
+    Parquet.
+    """
     yield from (data[:size] for size in range(0, len(data), 97))
     footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     for place in range(4, footer, 61):
@@ -203,14 +205,16 @@ def damaged(data: bytes) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("key", "mend"),
+    ("key", "fix"),
     [
         ("outcomes/weights/protocol/part.parquet", "its episodes will be played again"),
         ("outcomes/weights/protocol.parquet", "its parts are still there"),
     ],
     ids=["part", "sealed"],
 )
-def test_a_damaged_object_is_one_sentence_or_its_rows_are_whole(tmp_path: Path, key: str, mend: str) -> None:
+def test_damaged_ledger_object_raises_one_sentence_or_is_read_whole(
+    tmp_path: Path, key: str, fix: str
+) -> None:
     storage, outcomes = open_storage(str(tmp_path)), [outcome(seed) for seed in range(8)]
     ledger(storage, "intact").record(outcomes)
     data = storage.get(storage.list("outcomes/intact/")[0])
@@ -218,11 +222,11 @@ def test_a_damaged_object_is_one_sentence_or_its_rows_are_whole(tmp_path: Path, 
     for wrong in damaged(data):
         storage.put(key, wrong)
         try:
-            assert ledger(storage).read() == by_id(*outcomes), "bits that nobody reads may differ"
+            assert ledger(storage).read() == by_id(*outcomes), "unread bits may differ"
         except StorageError as error:
             told.append(str(error))
-    assert set(told) == {f"{storage.uri}: {key} is damaged; restore it, or delete it: {mend}"}
-    assert len(told) > len(data) // 97 + 10, "whatever is cut short, and most of the flipped bits"
+    assert set(told) == {f"{storage.uri}: {key} is damaged; restore it, or delete it: {fix}"}
+    assert len(told) > len(data) // 97 + 10, "all truncations and most of the flipped bits"
     (tmp_path / key).unlink()
     assert ledger(storage).read() == {}
 
@@ -248,7 +252,7 @@ for first in range(int(sys.argv[2]), int(sys.argv[3]), 4):
 
 
 @pytest.mark.parametrize("storage", LONG_STORAGES, indirect=True)
-def test_processes_that_record_at_once_lose_nothing(storage: Storage) -> None:
+def test_ledger_written_by_two_processes_loses_nothing(storage: Storage) -> None:
     processes = [writer(WRITER, storage, 0, 60), writer(WRITER, storage, 40, 100)]
     start(*processes)
     assert [process.wait(60) for process in processes] == [0, 0]
@@ -256,7 +260,7 @@ def test_processes_that_record_at_once_lose_nothing(storage: Storage) -> None:
     assert len(rows(storage)) == 120
 
 
-def test_threads_that_share_a_ledger_lose_nothing(storage: Storage) -> None:
+def test_ledger_shared_by_threads_loses_nothing(storage: Storage) -> None:
     shared = ledger(storage)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda seed: shared.record([outcome(seed)]), range(64)))
@@ -264,7 +268,7 @@ def test_threads_that_share_a_ledger_lose_nothing(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("storage", LONG_STORAGES, indirect=True)
-def test_a_killed_writer_leaves_whole_rows_and_all_it_said_were_kept(storage: Storage) -> None:
+def test_ledger_of_a_killed_writer_has_whole_records_and_all_acknowledged_ones(storage: Storage) -> None:
     rng = random.Random(0)
     most = 0
     for kill in range(3):

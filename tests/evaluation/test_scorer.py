@@ -1,6 +1,4 @@
-"""The scorer with simulators that only pretend: what is scored first, what is told when, and what is
-dropped.
-"""
+"""The scorer with a fake pool: the order of scoring, the order of notifications, and dropped arms."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -8,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.score_events import OutcomesRecorded, ScoreConcluded, ScorerEvent
 from orchestrator.evaluation.scorer import Scorer
@@ -16,18 +15,18 @@ from orchestrator.storage.base import Storage, open_storage
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.outcomes import make_outcome
 from orchestrator.testing.rollout_pool import FakeRolloutPool
+from polling import until as until_within
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import InProcessPolicy
 from sim_workers.rollout.suite import EpisodeRules, Suite
-from waiting import until as until_within
 
 until = partial(until_within, seconds=20.0)
 
 SUITE = Suite(("Lift",), 4, EpisodeRules(10))
 
 
-class Heard:
-    """What the scorer told, and what of it was in the ledger by then."""
+class CheckingListener:
+    """Records what the scorer reports, and asserts that a reported score is in the ledger."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -43,9 +42,9 @@ class Heard:
         if isinstance(event, OutcomesRecorded):
             self.played += [(job.arm_id, job.step)] * len(event.outcomes)
         elif isinstance(event, ScoreConcluded):
-            ledger = Ledger(self._storage, job.fingerprint, job.protocol)
+            ledger = Ledger(self._storage, job.checkpoint.fingerprint, job.protocol)
             assert {outcome.spec.episode_id for outcome in event.outcomes} == ledger.read().keys(), (
-                "a score was told before it was written down"
+                "a score was reported before it was recorded"
             )
             assert ledger.sealed
             self.scores[job.arm_id, job.step] = event.score
@@ -53,24 +52,31 @@ class Heard:
 
 def job(arm: str, step: int, suite: Suite = SUITE) -> EvalJob:
     return EvalJob(
-        arm, step, f"{arm}/{step}", f"{arm}{step}", suite, "protocol", InProcessPolicy(lambda: None)
+        arm,
+        step,
+        CheckpointRef(f"{arm}/{step}", f"{arm}{step}"),
+        suite,
+        "protocol",
+        InProcessPolicy(lambda: None),
     )  # type: ignore[arg-type, return-value]
 
 
-Start = Callable[..., tuple[Scorer, FakeRolloutPool, Heard]]
+Start = Callable[..., tuple[Scorer, FakeRolloutPool, CheckingListener]]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """A scorer, its pool, and what it tells; closed in the end."""
+    """Yield a factory of a scorer, its pool and its listener; the scorers are closed at the end."""
     scorers = []
 
-    def make(decides: Callable[[int], bool] = lambda _: False) -> tuple[Scorer, FakeRolloutPool, Heard]:
+    def make(
+        decides: Callable[[int], bool] = lambda _: False,
+    ) -> tuple[Scorer, FakeRolloutPool, CheckingListener]:
         storage, pool = (
             open_storage(str(tmp_path)),
             FakeRolloutPool(lambda job: make_outcome(job.spec), num_workers=1, paused=True),
         )
-        heard = Heard(storage)
+        heard = CheckingListener(storage)
         scorers.append(Scorer(storage, CONTRACT, pool, heard.on_event, decides=decides))
         return scorers[-1], pool, heard
 
@@ -79,9 +85,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
         scorer.close()
 
 
-def test_checkpoints_that_come_later_may_be_scored_first(start: Start) -> None:
-    """While the first checkpoint is played three more come: the other arm has no score yet, then comes the
-    decision, then the rest.
+def test_scorer_prefers_unscored_arms_and_decisions_over_earlier_checkpoints(start: Start) -> None:
+    """Three more checkpoints are submitted while the first is played: the arm without a score comes first,
+    then the decision, then the rest.
     """
     scorer, pool, heard = start(decides=lambda step: step == 100)
     scorer.submit(job("a", 300))
@@ -95,9 +101,7 @@ def test_checkpoints_that_come_later_may_be_scored_first(start: Start) -> None:
     assert all(score.complete for score in heard.scores.values())
 
 
-def test_of_an_arm_that_is_dropped_nothing_more_is_played_and_what_was_is_kept(
-    start: Start, tmp_path: Path
-) -> None:
+def test_scorer_drop_stops_an_arm_and_keeps_its_outcomes(start: Start, tmp_path: Path) -> None:
     scorer, pool, heard = start()
     for one in (job("a", 100), job("a", 200), job("b", 100)):
         scorer.submit(one)
@@ -118,7 +122,7 @@ def test_of_an_arm_that_is_dropped_nothing_more_is_played_and_what_was_is_kept(
     assert not ledger.sealed
 
 
-def test_winding_down_ends_with_what_is_written_and_the_next_run_plays_only_the_rest(start: Start) -> None:
+def test_scorer_wind_down_keeps_outcomes_and_the_next_run_plays_the_rest(start: Start) -> None:
     scorer, pool, heard = start()
     scorer.submit(job("a", 100))
     until(lambda: pool.waiting == 4)
@@ -137,9 +141,7 @@ def test_winding_down_ends_with_what_is_written_and_the_next_run_plays_only_the_
     assert heard.scores["a", 100].successes == 4
 
 
-def test_a_checkpoint_played_to_the_end_by_a_run_that_died_before_sealing_is_sealed(
-    start: Start, tmp_path: Path
-) -> None:
+def test_scorer_seals_a_checkpoint_that_was_played_but_not_sealed(start: Start, tmp_path: Path) -> None:
     outcomes = [Outcome(spec, "failure", 10, 2, 0.1, 0.1) for spec in SUITE.episode_list()]
     Ledger(open_storage(str(tmp_path)), "a100", "protocol").record(outcomes)
     scorer, pool, heard = start()
@@ -149,7 +151,7 @@ def test_a_checkpoint_played_to_the_end_by_a_run_that_died_before_sealing_is_sea
     assert heard.scores["a", 100].failures == 4
 
 
-def test_what_goes_wrong_in_the_thread_is_raised_where_it_is_waited_for(start: Start) -> None:
+def test_scorer_drain_raises_the_error_of_the_thread(start: Start) -> None:
     scorer, _, heard = start()
     heard.error = ZeroDivisionError()
     scorer.submit(job("a", 100))

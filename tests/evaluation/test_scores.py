@@ -1,6 +1,4 @@
-"""`demoscale score`: any policy on any suite, played once, and the policy server that checkpoints act
-through.
-"""
+"""`demoscale score`: any policy on any suite, played once, and the policy server of checkpoints."""
 
 import asyncio
 import json
@@ -14,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.checkpoints.record import CheckpointRecord, write_record
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.policy_ref import _sampler
 from orchestrator.evaluation.policy_server import PolicyServer
-from orchestrator.evaluation.scores import protocol_fingerprint
+from orchestrator.evaluation.scores import protocol_key
 from orchestrator.storage.base import StorageError, download, open_storage
 from orchestrator.sweep.state import SweepState
 from orchestrator.testing.checkpoints import TINY, make_checkpoint, make_observation
@@ -25,7 +25,7 @@ from orchestrator.testing.episodes import CONTRACT, make_episode_store
 from policy.checkpoint import fingerprint
 from policy.inference import TrainedPolicy
 from policy.presets import policy_config
-from reports import a_sweep
+from reporting_sweep import make_sweep
 from score_cli import score
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.suite import EpisodeRules, Suite
@@ -48,7 +48,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- the policy server ---------------------------------------------------------------------------------------
 
 
-def test_askers_at_once_share_a_batch_and_get_the_answers_they_would_get_alone(
+def test_policy_server_batches_concurrent_requests_with_unchanged_answers(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
@@ -64,7 +64,9 @@ def test_askers_at_once_share_a_batch_and_get_the_answers_they_would_get_alone(
         server = PolicyServer(1, "cpu")
         return [
             chunk.actions
-            for chunk in await asyncio.gather(*(server.act(str(checkpoint), one) for one in looks))
+            for chunk in await asyncio.gather(
+                *(server.act(CheckpointRef(str(checkpoint)), one) for one in looks)
+            )
         ]
 
     together = asyncio.run(ask())
@@ -74,23 +76,23 @@ def test_askers_at_once_share_a_batch_and_get_the_answers_they_would_get_alone(
     assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
 
 
-def test_a_checkpoint_that_cannot_be_loaded_is_told_to_whoever_asked_and_the_server_lives_on(
+def test_policy_server_raises_for_an_unloadable_checkpoint_and_serves_others(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     async def ask() -> None:
         server = PolicyServer(1, "cpu")
         with pytest.raises(Exception, match="not a checkpoint of ours"):
-            await server.act(str(tmp_path / "nothing"), make_observation(0))
-        assert (await server.act(str(checkpoint), make_observation(0))).actions.shape == (8, 7)
+            await server.act(CheckpointRef(str(tmp_path / "nothing")), make_observation(0))
+        assert (await server.act(CheckpointRef(str(checkpoint)), make_observation(0))).actions.shape == (8, 7)
 
     asyncio.run(ask())
 
 
-# -- a stranger's checkpoint ---------------------------------------------------------------------------------
+# -- an untrusted checkpoint ---------------------------------------------------------------------------------
 
 
 class Bomb:
-    """Whoever unpickles it leaves a mark."""
+    """An object whose unpickling creates the file `mark`."""
 
     def __init__(self, mark: Path) -> None:
         self._mark = mark
@@ -108,7 +110,7 @@ PICKLES = (
     "text_encoder/pytorch_model.bin",
 )
 watched: list[str] = []
-"""Every file that was opened, while somebody watches."""
+"""Every file opened while `watching` is set."""
 watching = False
 sys.addaudithook(
     lambda event, arguments: watched.append(str(arguments[0])) if watching and event == "open" else None
@@ -116,11 +118,11 @@ sys.addaudithook(
 
 
 @pytest.mark.parametrize("lacking", ["", "heads.safetensors", "unet/diffusion_pytorch_model.safetensors"])
-def test_a_pickle_in_a_checkpoint_is_never_opened(
+def test_pickles_in_a_checkpoint_are_never_opened(
     checkpoint: Path, tmp_path: Path, lacking: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even where the weights are missing that it could stand for; and the policy is known by the same
-    fingerprint with it and without.
+    """Not even where the weights that they could replace are missing; the fingerprint is the same with and
+    without them.
     """
     mark, before = tmp_path / "mark", fingerprint(checkpoint)
     for name in PICKLES:
@@ -135,7 +137,7 @@ def test_a_pickle_in_a_checkpoint_is_never_opened(
     known = card_of(str(checkpoint))[1]
 
     async def act() -> None:
-        await PolicyServer(1, "cpu").act(str(checkpoint), make_observation(0))
+        await PolicyServer(1, "cpu").act(CheckpointRef(str(checkpoint)), make_observation(0))
 
     if lacking:
         with pytest.raises(
@@ -149,12 +151,12 @@ def test_a_pickle_in_a_checkpoint_is_never_opened(
         asyncio.run(act())
         assert known == before
     monkeypatch.undo()
-    assert any(file.endswith("checkpoint.json") for file in watched), "nobody watched"
+    assert any(file.endswith("checkpoint.json") for file in watched), "the audit hook is not active"
     assert not [file for file in watched if Path(file).suffix in (".pt", ".bin", ".pkl")]
     assert not mark.exists()
 
 
-def test_a_file_that_leads_out_of_the_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_checkpoint_with_a_link_out_of_the_folder_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     heads, elsewhere = checkpoint / "heads.safetensors", tmp_path / "elsewhere"
     heads.rename(elsewhere)
     heads.symlink_to(elsewhere)
@@ -167,7 +169,7 @@ def test_a_file_that_leads_out_of_the_checkpoint_is_refused(checkpoint: Path, tm
     )
 
 
-def test_keys_of_a_bucket_cannot_lead_out_of_the_folder_they_are_copied_to(s3: str, tmp_path: Path) -> None:
+def test_download_of_keys_that_escape_the_folder_raises(s3: str, tmp_path: Path) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
     for number, key in enumerate(("../evil", f"/{tmp_path}/evil", "unet/../../evil")):
@@ -188,7 +190,7 @@ def test_keys_of_a_bucket_cannot_lead_out_of_the_folder_they_are_copied_to(s3: s
         ({"provenance": {"objective": "video"}}, "a video model alone, which imagines and cannot act"),
     ],
 )
-def test_a_damaged_or_foreign_checkpoint_is_told_in_a_sentence(
+def test_score_of_a_damaged_or_foreign_checkpoint_prints_one_sentence(
     checkpoint: Path, tmp_path: Path, no_ray: None, card_says: str | dict[str, Any], sentence: str
 ) -> None:
     file = checkpoint / "checkpoint.json"
@@ -224,7 +226,7 @@ def test_a_damaged_or_foreign_checkpoint_is_told_in_a_sentence(
         ),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_started(
+def test_score_mistake_exits_two_before_ray_starts(
     checkpoint: Path, tmp_path: Path, no_ray: None, arguments: tuple[str, ...], sentence: str
 ) -> None:
     suite = tmp_path / "suite.yaml"
@@ -235,14 +237,14 @@ def test_a_mistake_is_told_before_anything_is_started(
     assert sentence in done.stderr
 
 
-# -- what is known is not played again -----------------------------------------------------------------------
+# -- known outcomes are reused -------------------------------------------------------------------------------
 
 
-def test_what_a_sweep_has_scored_is_found_again_and_nothing_is_played(tmp_path: Path, no_ray: None) -> None:
-    """Through the sweep's file and storage, without Ray; of a shift that the sweep was not asked for nothing
-    is known.
+def test_score_of_a_sweep_checkpoint_reuses_its_outcomes(tmp_path: Path, no_ray: None) -> None:
+    """From the sweep's file and storage, without Ray; a shift that the sweep did not request has no
+    outcomes.
     """
-    sweep = a_sweep(tmp_path / "runs", make_episode_store(tmp_path / "store", 8), "", arms=2)
+    sweep = make_sweep(tmp_path / "runs", make_episode_store(tmp_path / "store", 8), "", arms=2)
     file, place = tmp_path / "sweep.yaml", make_checkpoint(tmp_path / "checkpoint")
     file.write_text(sweep.to_yaml())
     state = SweepState.open(sweep)
@@ -259,13 +261,13 @@ def test_what_a_sweep_has_scored_is_found_again_and_nothing_is_played(tmp_path: 
     assert told["protocols"] == {"nominal": state.protocol}
     arm_id, arm = next(iter(state.arms().items()))
     state.pin()
-    key = f"{arm_id}/step_000100"
     assert (
         "has no checkpoint yet"
         in score(arm.name, "--sweep", sweep.name, "--storage", tmp_path / "runs").stderr
     )
-    make_checkpoint(tmp_path / "runs" / "arms" / key)
-    state.storage.put(f"checkpoints/{key}.json", b"{}")
+    trained = make_checkpoint(tmp_path / "runs" / "arms" / arm_id / "step_000100")
+    losses = {"loss": 0.5, "loss_video": 0.25, "loss_action": 0.25}
+    write_record(state.storage, arm_id, 100, CheckpointRecord(fingerprint=fingerprint(trained), **losses))
     by_name = score(arm.name, "--sweep", sweep.name, "--storage", tmp_path / "runs", "--json")
     assert json.loads(by_name.stdout)["scores"] == told["scores"], "the sweep's own suite, without its file"
     assert (
@@ -273,19 +275,15 @@ def test_what_a_sweep_has_scored_is_found_again_and_nothing_is_played(tmp_path: 
         in score("demos-3", "--sweep", sweep.name, "--storage", tmp_path / "runs").stderr
     )
     other = score(place, "--suite", file, "--storage", tmp_path / "runs", "--shift", "camera")
-    assert isinstance(other.exception, AssertionError), "Ray would have been needed"
+    assert isinstance(other.exception, AssertionError), "Ray is needed"
 
 
-def test_a_file_s_suite_stands_but_for_what_is_given_beside_it(
-    checkpoint: Path, tmp_path: Path, no_ray: None
-) -> None:
-    """A file may hold a suite alone. An option whose value happens to be the default counts too, if it is
-    given.
-    """
+def test_score_options_override_the_suite_file(checkpoint: Path, tmp_path: Path, no_ray: None) -> None:
+    """A file may hold a suite alone. An option with the default value counts too, if it is given."""
     file, storage = tmp_path / "suite.yaml", open_storage(str(tmp_path / "runs"))
     file.write_text("suite: {tasks: [Lift, Stack], episodes: 7, horizon: 90, settle: 3, rung: truncated}\n")
     suite = Suite(("Lift", "Stack"), 20, EpisodeRules(90, 3))
-    protocol = protocol_fingerprint(suite, CONTRACT, TINY.ladder["truncated"], "egl")
+    protocol = protocol_key(suite, CONTRACT, TINY.ladder["truncated"], "egl").fingerprint
     Ledger(storage, fingerprint(checkpoint), protocol).record(played(suite, won=11))
     done = score(checkpoint, "--suite", file, "--episodes", "20", "--storage", storage.uri)
     assert done.exit_code == 0, done.output
@@ -294,7 +292,7 @@ def test_a_file_s_suite_stands_but_for_what_is_given_beside_it(
     assert sum(int(line.split(": ")[1].split("/")[0]) for line in lines) == 11
 
 
-def test_a_baseline_is_known_by_the_protocol_of_its_sweep() -> None:
+def test_baseline_sampler_is_that_of_the_preset_on_every_rung() -> None:
     for preset in ("tiny", "svd-256"):
         for rung in ("", "unguided"):
             assert _sampler(policy_config(preset, "diffusion_policy"), rung) == policy_config(
@@ -302,15 +300,15 @@ def test_a_baseline_is_known_by_the_protocol_of_its_sweep() -> None:
             ).sampler_on(rung)
 
 
-def test_a_rule_s_verdict_is_enough(checkpoint: Path, tmp_path: Path, no_ray: None) -> None:
-    """Twenty failures say that the rate is below 0.8: the other hundred and eighty are not played."""
+def test_score_with_a_decided_rule_plays_nothing_more(checkpoint: Path, tmp_path: Path, no_ray: None) -> None:
+    """Twenty failures decide that the rate is below 0.8: the other hundred and eighty are not played."""
     file, storage = tmp_path / "suite.yaml", open_storage(str(tmp_path / "runs"))
     file.write_text("suite: {tasks: [Lift], episodes: 200, horizon: 50, decide: {threshold: 0.8}}\n")
     from orchestrator.evaluation.sequential_rule import StoppingRule, Verdict
 
     suite, rule = Suite(("Lift",), 200, EpisodeRules(50)), StoppingRule(10, 0.95, 0.8)
     ledger = Ledger(
-        storage, fingerprint(checkpoint), protocol_fingerprint(suite, CONTRACT, TINY.sampler, "egl")
+        storage, fingerprint(checkpoint), protocol_key(suite, CONTRACT, TINY.sampler, "egl").fingerprint
     )
     ledger.record(played(suite, won=0)[:20])
     ledger.keep_verdict(rule.key, Verdict("below 0.8", 20))

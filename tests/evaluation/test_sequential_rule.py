@@ -1,5 +1,5 @@
-"""When enough is known: the blocks of the list, the rule, the verdict, and which arm another is held
-against.
+"""Sequential stopping: the blocks of the list, the rule, the verdict, and the arm that others are compared
+with.
 """
 
 from collections import Counter
@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listed_outcomes import ABOVE, AGAINST, CUT, LISTED, SUITE, played
 from orchestrator.config.arms import expand_grid, is_reference, reference_of
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.evaluation.sequential_rule import StoppingRule, Verdict, blocks, decide, prefix, to_play
 from orchestrator.stats.sequential import anytime_interval
+from sequential_cases import ABOVE, AGAINST, CUT, LISTED, SUITE, played
 from sim_workers.rollout.episode import Outcome
 
 
-def test_blocks_are_the_list_in_its_order_with_as_many_episodes_of_every_task() -> None:
+def test_blocks_keep_the_list_order_and_balance_the_tasks() -> None:
     assert sorted(spec for block in CUT for spec in block) == sorted(LISTED)
     assert all(Counter(spec.task for spec in block) == {"Lift": 5, "Stack": 5} for block in CUT)
     for task in SUITE.tasks:
@@ -29,11 +29,11 @@ def test_blocks_are_the_list_in_its_order_with_as_many_episodes_of_every_task() 
 
 
 @given(rate=st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9]), seed=st.integers(0, 10_000), against=st.booleans())
-def test_a_verdict_is_that_of_the_first_look_that_has_one_in_whatever_order_episodes_end(
+def test_verdict_is_that_of_the_first_deciding_look_in_any_episode_order(
     rate: float, seed: int, against: bool
 ) -> None:
-    """Successes tend to end first. Nothing is decided but by a whole beginning of the list, and what is known
-    beyond it changes nothing.
+    """Successes tend to end first. Only a whole beginning of the list decides, and outcomes beyond it change
+    nothing.
     """
     rule, truth, others = AGAINST if against else ABOVE, played(rate, seed), played(0.5, seed + 1)
     rng = np.random.default_rng(seed)
@@ -54,7 +54,7 @@ def test_a_verdict_is_that_of_the_first_look_that_has_one_in_whatever_order_epis
     assert final.says or final.episodes == len(LISTED)
 
 
-def test_without_the_other_arm_s_outcomes_nothing_is_clear_and_with_an_error_neither() -> None:
+def test_decide_against_missing_or_failed_outcomes_gives_no_verdict() -> None:
     ours, theirs = played(0.95), played(0.3, 1)
     verdict = decide(AGAINST, CUT, ours, theirs)
     assert verdict
@@ -67,19 +67,17 @@ def test_without_the_other_arm_s_outcomes_nothing_is_clear_and_with_an_error_nei
     broken = {first.episode_id: Outcome(first, "error", 0, 0, 0.0, 0.0, message="gone")}
     assert decide(AGAINST, CUT, ours, theirs | broken) == Verdict("", 100)
     assert decide(ABOVE, CUT, ours | broken, {}) is None
-    assert to_play(CUT, ours | broken) == [], (
-        "the error stands in the way: in this run there is nothing to be gained"
-    )
+    assert to_play(CUT, ours | broken) == [], "the error blocks the verdict in this run"
 
 
-def test_a_threshold_is_decided_wrongly_no_more_often_than_promised_however_often_one_looks() -> None:
-    """A policy exactly at the threshold, looked at after every second episode of each task."""
+def test_decide_keeps_the_error_rate_at_the_threshold() -> None:
+    """A policy exactly at the threshold, with a look at every second episode of each task."""
     rule, cut = StoppingRule(2, 0.9, 0.5), blocks(LISTED, 2)
     verdicts = [decide(rule, cut, played(0.5, seed), {}) for seed in range(150)]
     assert sum(bool(verdict and verdict.says) for verdict in verdicts) <= 15
 
 
-def test_an_arm_may_be_named_without_what_it_shares() -> None:
+def test_reference_arm_may_be_named_by_the_fields_that_differ() -> None:
     arms = expand_grid((10, 50), (0.0, 1.0), (0, 1), ("diffusion_policy",))
     by_name = {arm.name: arm for arm in arms}
 
@@ -91,7 +89,7 @@ def test_an_arm_may_be_named_without_what_it_shares() -> None:
     assert against("demos-10_ratio-1_seed-1", "demos-50_ratio-0") == "demos-50_ratio-0_seed-1"
     assert against("demos-10_ratio-1_seed-1", "demos-50_ratio-0_seed-0") == "demos-50_ratio-0_seed-0"
     assert against("diffusion_policy_demos-10_ratio-0_seed-0", "demos-10") == "demos-10_ratio-0_seed-0"
-    assert against("demos-50_ratio-1_seed-1", "demos-50") is None, "nothing is held against itself"
+    assert against("demos-50_ratio-1_seed-1", "demos-50") is None, "no arm is compared with itself"
     assert against("demos-10_ratio-1_seed-1", "demos-5") is None
     assert [arm.name for arm in arms if is_reference(arm, "demos-50_ratio-0")] == [
         "demos-50_ratio-0_seed-1",
@@ -128,18 +126,18 @@ def sweep(decide: Any, **sections: Any) -> SweepConfig:
         ({"against": "demos-50"}, {"search": {"optuna": {"trials": 9}}}, "Optuna may never propose that arm"),
     ],
 )
-def test_a_rule_that_cannot_be_is_told_with_the_mend(
+def test_decide_section_that_cannot_be_raises_with_the_remedy(
     decide: Any, sections: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         sweep(decide, **sections)
 
 
-def test_the_fewest_episodes_of_a_score_are_those_of_the_first_look() -> None:
+def test_suite_fewest_episodes_are_those_of_the_first_look() -> None:
     assert sweep({"threshold": 0.8}).suite.fewest == 10
     assert sweep({"threshold": 0.8, "look_every": 80}).suite.fewest == 50
     assert sweep(None).suite.fewest == sweep(None).suite.listed == 50
 
 
-def test_a_rule_is_no_part_of_what_shapes_an_outcome() -> None:
+def test_suite_fingerprint_does_not_depend_on_the_rule() -> None:
     assert sweep({"threshold": 0.8}).to_suite().fingerprint() == sweep(None).to_suite().fingerprint()

@@ -1,4 +1,4 @@
-"""Scores that end when enough is known: the real scorer and ledger, with simulators that only pretend."""
+"""Sequentially decided scores: the real scorer and ledger with a fake pool."""
 
 import time
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from listed_outcomes import ABOVE, AGAINST, CUT, SUITE, played
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger, scores
 from orchestrator.evaluation.score_events import ScoreConcluded, ScorerEvent
 from orchestrator.evaluation.scorer import Scorer
@@ -21,6 +21,7 @@ from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.outcomes import make_error
 from orchestrator.testing.rollout_pool import FakeRolloutPool
+from sequential_cases import ABOVE, AGAINST, CUT, SUITE, played
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import InProcessPolicy
 from sim_workers.rollout.suite import EpisodeSpec
@@ -30,8 +31,8 @@ from sim_workers.rollout.worker import RolloutJob
 def shuffled(
     rates: dict[str, float], seed: int = 0, cursed: EpisodeSpec | None = None, paused: bool = False
 ) -> FakeRolloutPool:
-    """Seven simulators whose episodes end in random order, successes sooner; `rates`: success rate by arm;
-    `cursed` is an error.
+    """Return a pool of seven simulators whose episodes end in random order, successes sooner; `rates`:
+    success rate by arm; `cursed` is an error.
     """
     outcomes = {arm: played(rate, seed=len(arm)) for arm, rate in rates.items()}
     rng = np.random.default_rng(seed)
@@ -46,7 +47,7 @@ def shuffled(
     )
 
 
-class Heard:
+class ScoreListener:
     def __init__(self) -> None:
         self.scores: dict[tuple[str, int], Score] = {}
         self.counted: dict[tuple[str, int], Sequence[Outcome]] = {}
@@ -54,20 +55,27 @@ class Heard:
     def on_event(self, event: ScorerEvent) -> None:
         if isinstance(event, ScoreConcluded):
             key = event.job.arm_id, event.job.step
-            assert key not in self.scores, "a score was told twice"
+            assert key not in self.scores, "a score was reported twice"
             self.scores[key], self.counted[key] = event.score, event.outcomes
 
 
 def job(arm: str, rule: StoppingRule | None = ABOVE, step: int = 100, reference: bool = False) -> EvalJob:
     source = InProcessPolicy(lambda: None)  # type: ignore[arg-type, return-value]
     return EvalJob(
-        arm, step, f"{arm}/{step}", f"{arm}{step}", SUITE, "protocol", source, rule=rule, reference=reference
+        arm,
+        step,
+        CheckpointRef(f"{arm}/{step}", f"{arm}{step}"),
+        SUITE,
+        "protocol",
+        source,
+        rule=rule,
+        reference=reference,
     )
 
 
-def score(folder: Path, pool: FakeRolloutPool, *jobs: EvalJob) -> Heard:
-    """What one run of the scorer comes to."""
-    heard = Heard()
+def score(folder: Path, pool: FakeRolloutPool, *jobs: EvalJob) -> ScoreListener:
+    """Return the listener of one run of the scorer."""
+    heard = ScoreListener()
     scorer = Scorer(open_storage(str(folder)), CONTRACT, pool, heard.on_event)
     for one in jobs:
         scorer.submit(one)
@@ -82,7 +90,7 @@ def recorded(folder: Path, arm: str) -> dict[str, Outcome]:
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10_000), rate=st.sampled_from([0.05, 0.3, 0.6, 0.8, 0.95]))
-def test_in_whatever_order_simulators_end_the_score_is_the_same_and_nothing_beyond_it_is_played(
+def test_decided_score_is_independent_of_episode_order_and_plays_no_more(
     tmp_path_factory: pytest.TempPathFactory, seed: int, rate: float
 ) -> None:
     folder = tmp_path_factory.mktemp("ledger")
@@ -99,7 +107,7 @@ def test_in_whatever_order_simulators_end_the_score_is_the_same_and_nothing_beyo
     assert list(heard.counted["a", 100]) == prefix(CUT, played(rate, seed=1), verdict.episodes)
 
 
-def test_a_decided_score_says_so_and_its_interval_holds_for_whoever_looked_all_the_time(
+def test_decided_score_has_its_verdict_and_an_anytime_interval(
     tmp_path: Path,
 ) -> None:
     told = score(tmp_path, shuffled({"a": 0.9}), job("a")).scores["a", 100]
@@ -111,7 +119,7 @@ def test_a_decided_score_says_so_and_its_interval_holds_for_whoever_looked_all_t
     assert "PARTIAL" not in str(told)
 
 
-def test_what_stays_open_is_played_to_the_end_sealed_and_keeps_the_interval_of_one_who_looked(
+def test_undecided_score_is_played_whole_with_an_anytime_interval(
     tmp_path: Path,
 ) -> None:
     pool = shuffled({"a": 0.5})
@@ -123,16 +131,16 @@ def test_what_stays_open_is_played_to_the_end_sealed_and_keeps_the_interval_of_o
     assert scores(open_storage(str(tmp_path))).num_rows == 100
 
 
-def test_a_restart_finds_the_verdict_and_plays_nothing(tmp_path: Path) -> None:
+def test_restarted_score_finds_the_verdict_and_plays_nothing(tmp_path: Path) -> None:
     first = score(tmp_path, shuffled({"a": 0.9}), job("a"))
     pool = shuffled({"a": 0.9})
     again = score(tmp_path, pool, job("a"))
     assert not pool.played
     assert again.scores == first.scores
-    assert scores(open_storage(str(tmp_path))).num_rows == 0, "a beginning of the list passes for the whole"
+    assert scores(open_storage(str(tmp_path))).num_rows == 0, "a part of the list is sealed as the whole"
 
 
-def test_without_a_rule_or_with_another_the_rest_is_played_and_nothing_twice(tmp_path: Path) -> None:
+def test_score_with_another_rule_or_none_plays_only_what_is_missing(tmp_path: Path) -> None:
     few = score(tmp_path, shuffled({"a": 0.9}), job("a")).scores["a", 100].episodes
     pool = shuffled({"a": 0.9})
     stricter = score(tmp_path, pool, job("a", StoppingRule(5, 0.99, 0.5))).scores["a", 100]
@@ -150,8 +158,8 @@ def test_without_a_rule_or_with_another_the_rest_is_played_and_nothing_twice(tmp
     assert not pool.played
 
 
-def test_a_run_that_died_before_it_told_the_verdict_is_continued_where_it_was(tmp_path: Path) -> None:
-    """Of the first block all is known, of the third a part."""
+def test_score_interrupted_before_its_verdict_continues(tmp_path: Path) -> None:
+    """All of the first block is known, and a part of the third."""
     truth = played(0.9, seed=1)
     known = [truth[spec.episode_id] for spec in [*CUT[0], *CUT[2][:4]]]
     Ledger(open_storage(str(tmp_path)), "a100", "protocol").record(known)
@@ -166,7 +174,7 @@ def test_a_run_that_died_before_it_told_the_verdict_is_continued_where_it_was(tm
     )
 
 
-def test_an_error_decides_nothing_and_is_tried_again_by_the_next_run(tmp_path: Path) -> None:
+def test_score_with_an_error_is_undecided_and_retried_by_the_next_run(tmp_path: Path) -> None:
     cursed = CUT[0][2]
     pool = shuffled({"a": 0.9}, cursed=cursed)
     told = score(tmp_path, pool, job("a")).scores["a", 100]
@@ -182,12 +190,12 @@ def test_an_error_decides_nothing_and_is_tried_again_by_the_next_run(tmp_path: P
 REFERENCE = AGAINST.against
 
 
-def test_arms_are_held_against_another_that_is_played_first_and_whole(tmp_path: Path) -> None:
-    """The others wait for it however early they came, and end as soon as it is clear on the common
-    episodes.
+def test_arms_are_compared_with_a_reference_that_is_played_first_and_whole(tmp_path: Path) -> None:
+    """The other arms wait for it whenever they were submitted, and end as soon as the common episodes
+    decide.
     """
     rates = {"best": 0.95, "worst-arm": 0.05, REFERENCE: 0.5}
-    pool, heard = shuffled(rates, paused=True), Heard()
+    pool, heard = shuffled(rates, paused=True), ScoreListener()
     scorer = Scorer(open_storage(str(tmp_path)), CONTRACT, pool, heard.on_event)
     for one in (job("best", AGAINST), job("worst-arm", AGAINST), job(REFERENCE, None, reference=True)):
         scorer.submit(one)
@@ -208,7 +216,7 @@ def test_arms_are_held_against_another_that_is_played_first_and_whole(tmp_path: 
         assert told.episodes < 100
 
 
-def test_a_verdict_against_another_arm_stands_when_that_arm_is_not_there(tmp_path: Path) -> None:
+def test_verdict_against_a_reference_is_kept_without_the_reference(tmp_path: Path) -> None:
     first = score(
         tmp_path,
         shuffled({"best": 0.95, REFERENCE: 0.5}),
@@ -222,19 +230,19 @@ def test_a_verdict_against_another_arm_stands_when_that_arm_is_not_there(tmp_pat
     assert not pool.played
 
 
-def test_without_the_other_arm_the_list_is_played_to_its_end(tmp_path: Path) -> None:
+def test_score_without_its_reference_plays_the_whole_list(tmp_path: Path) -> None:
     told = score(tmp_path, shuffled({"best": 0.95}), job("best", AGAINST)).scores["best", 100]
     assert (told.episodes, told.complete, told.decided) == (100, True, "")
 
 
-def test_the_same_step_of_the_other_arm_is_what_counts(tmp_path: Path) -> None:
+def test_score_is_compared_with_the_same_step_of_the_reference(tmp_path: Path) -> None:
     jobs = job(REFERENCE, None, step=50, reference=True), job("best", AGAINST)
     assert not score(tmp_path, shuffled({"best": 0.95, REFERENCE: 0.1}), *jobs).scores["best", 100].decided
 
 
-def test_winding_down_between_blocks_loses_nothing(tmp_path: Path) -> None:
-    """Half a block was played: the next run plays the other half and goes on."""
-    pool, heard = shuffled({"a": 0.9}, paused=True), Heard()
+def test_scorer_wind_down_within_a_block_loses_nothing(tmp_path: Path) -> None:
+    """Half a block is played: the next run plays the other half and goes on."""
+    pool, heard = shuffled({"a": 0.9}, paused=True), ScoreListener()
     pool.release(4)
     scorer = Scorer(open_storage(str(tmp_path)), CONTRACT, pool, heard.on_event)
     scorer.submit(job("a"))

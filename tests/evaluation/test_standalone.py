@@ -1,4 +1,4 @@
-"""`demoscale score` for real: a model from MLflow, and runs that are stopped, killed and continued."""
+"""`demoscale score` with a model from MLflow, and runs that are stopped, killed and continued."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def logged(checkpoint: Path, tmp_path: Path) -> tuple[str, str]:
-    """A tracking store that knows the checkpoint as a sweep's, and the id of its model there."""
+    """Return a tracking database that holds the checkpoint as a sweep's, and the id of its logged model."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     tracker = MlflowWriter(
         uri, "tiny", training="t", protocol="p", steps=3, artifacts=str(tmp_path / "artifacts")
@@ -54,7 +54,7 @@ def logged(checkpoint: Path, tmp_path: Path) -> tuple[str, str]:
     return uri, model.model_id
 
 
-def test_a_logged_model_that_is_not_what_was_logged_is_refused(
+def test_score_of_a_logged_model_with_other_weights_is_refused(
     checkpoint: Path, logged: tuple[str, str], tmp_path: Path
 ) -> None:
     uri, model = logged
@@ -79,7 +79,7 @@ def test_a_logged_model_that_is_not_what_was_logged_is_refused(
 @pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.sim
-def test_a_logged_model_is_played_and_known_from_then_on_by_its_weights(
+def test_score_of_a_logged_model_is_known_by_its_weights(
     checkpoint: Path, logged: tuple[str, str], tmp_path: Path
 ) -> None:
     uri, model = logged
@@ -112,18 +112,18 @@ def test_a_logged_model_is_played_and_known_from_then_on_by_its_weights(
     assert "nothing to play" in again.stdout
 
 
-# -- what is left for the next run ---------------------------------------------------------------------------
+# -- continued runs ------------------------------------------------------------------------------------------
 
 
 def one_worker(play: Callable[[RolloutJob], Outcome]) -> FakeRolloutPool:
-    """A pool that plays one episode for each that the test releases."""
+    """Return a pool that plays one episode for each that the test releases."""
     return FakeRolloutPool(play, num_workers=1, paused=True)
 
 
 @pytest.fixture
 def scoring(tmp_path: Path) -> Callable[[FakeRolloutPool], StandaloneEval]:
-    """A policy known as `mine` on four episodes and four more in other light, with simulators that
-    pretend.
+    """Return a function from a pool to the evaluation of the policy `mine` on four nominal episodes and four
+    under the lighting shift.
     """
     subject = PolicyRef("mine", CONTRACT, "mine", None, lambda workers: InProcessPolicy(lambda: None))  # type: ignore[arg-type, return-value]
     suites = [Suite(("Lift",), 4, EpisodeRules(10), shift=shift) for shift in ("nominal", "lighting")]
@@ -140,32 +140,32 @@ def scoring(tmp_path: Path) -> Callable[[FakeRolloutPool], StandaloneEval]:
     return make
 
 
-def test_simulators_by_default_are_one_per_core() -> None:
+def test_simulators_default_to_one_per_core() -> None:
     assert Simulators.fit(4.0) == Simulators(4, 1.0)
     assert Simulators.fit(0.5) == Simulators(1, 0.25)
 
 
-def test_simulators_not_more_than_cores_have_one_each() -> None:
+def test_simulators_up_to_the_cores_have_one_core_each() -> None:
     assert Simulators.fit(4.0, 3) == Simulators(3, 1.0)
 
 
-def test_simulators_more_than_cores_claim_half_of_their_share() -> None:
+def test_simulators_beyond_the_cores_claim_half_of_their_share() -> None:
     shared = Simulators.fit(4.0, 6)
     assert shared == Simulators(6, 0.33)
     assert shared.number * shared.cpus <= 4.0 / 2
 
 
-def test_an_interrupted_run_keeps_what_it_played_and_the_next_one_plays_the_rest(
+def test_standalone_eval_interrupted_is_continued_by_the_next_run(
     scoring: Callable[[FakeRolloutPool], StandaloneEval],
 ) -> None:
     pool = one_worker(lambda job: make_outcome(job.spec))
     one = scoring(pool)
 
-    def heard(more: int) -> None:
+    def on_progress(more: int) -> None:
         one.interrupted = one.played == 2
 
     pool.release(2)
-    one.play(None, heard)
+    one.play(None, on_progress)
     assert [(of, score.episodes, score.complete) for of, score in one.lines()] == [
         ("Lift, nominal", 2, False),
         ("Lift, lighting", 0, False),
@@ -180,12 +180,10 @@ def test_an_interrupted_run_keeps_what_it_played_and_the_next_one_plays_the_rest
     assert scoring(pool).complete
 
 
-def test_an_error_is_told_not_counted_and_tried_again(
+def test_standalone_eval_error_is_reported_not_counted_and_retried(
     scoring: Callable[[FakeRolloutPool], StandaloneEval], tmp_path: Path
 ) -> None:
-    """Also in the files: it is a row of the ledger's own columns, whose first success is null in
-    every row.
-    """
+    """The saved file has the ledger's columns, although first_success is null in every row."""
     pool = one_worker(lambda job: make_error(job.spec, "the GPU fell off the bus"))
     pool.release(8)
     broken = scoring(pool)
@@ -213,9 +211,9 @@ def test_an_error_is_told_not_counted_and_tried_again(
 @pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.sim
-def test_a_run_that_is_stopped_and_killed_plays_every_episode_once(tmp_path: Path) -> None:
-    """Ctrl-C in the middle, then kill -9 in the middle of the rest, then to the end; whoever comes later
-    starts nothing.
+def test_score_command_stopped_and_killed_plays_every_episode_once(tmp_path: Path) -> None:
+    """Ctrl-C in the middle, then kill -9 in the middle of the rest, then to the end; a later run starts
+    nothing.
     """
     command = [
         sys.executable,
@@ -235,7 +233,7 @@ def test_a_run_that_is_stopped_and_killed_plays_every_episode_once(tmp_path: Pat
         return [episode for part in parts for episode in pq.read_table(part)["episode"].to_pylist()]
 
     def begun(more: int) -> "subprocess.Popen[str]":
-        """Running, with so many more episodes recorded."""
+        """Start the command and return it once so many more episodes are recorded."""
         before = len(recorded())
         process = subprocess.Popen(
             command,

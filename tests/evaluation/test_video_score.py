@@ -1,4 +1,4 @@
-"""The generated-video score: which clips, what is measured, and that it is what the policy itself
+"""The generated-video score: its clips, its measures, and that it measures what the policy itself
 imagines.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.data.episode_store import commit, load_manifest, put_episode
 from orchestrator.evaluation.held_out_clips import HeldOut
 from orchestrator.evaluation.image_metrics import MEASURES, Fidelity, fidelity
@@ -32,18 +33,18 @@ def pictures(seed: int = 0, count: int = 3, size: int = 64) -> np.ndarray:  # ty
     return np.stack([make_episode(seed + i, 1, size=size).frames[CAMERA][0] for i in range(count)])
 
 
-# -- the measures --------------------------------------------------------------------------------------------
+# -- measures ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
-def test_the_same_pictures_are_as_good_as_can_be(size: int) -> None:
+def test_fidelity_of_equal_pictures_is_the_best_value(size: int) -> None:
     told = fidelity(pictures(size=size), pictures(size=size))
     assert told.psnr == pytest.approx(BEST)
     assert told.ssim == pytest.approx(1)
     assert told.distance == pytest.approx(0, abs=1e-6)
 
 
-def test_psnr_is_its_formula_and_every_picture_counts_the_same() -> None:
+def test_psnr_equals_its_formula_averaged_over_pictures() -> None:
     real = np.full((2, 64, 64, 3), 100, np.uint8)
     shown = real + np.array([5, 20], np.uint8)[:, None, None, None]
     assert fidelity(shown, real).psnr == pytest.approx(
@@ -53,7 +54,7 @@ def test_psnr_is_its_formula_and_every_picture_counts_the_same() -> None:
     assert vars(fidelity(shown, real)) == pytest.approx(vars(Fidelity.mean(each)))
 
 
-def test_the_more_noise_the_worse_by_every_measure() -> None:
+def test_fidelity_worsens_with_noise_by_every_measure() -> None:
     real, rng = pictures(), np.random.default_rng(0)
     noisy = [
         np.clip(real + rng.normal(0, sigma, real.shape), 0, 255).astype(np.uint8)
@@ -71,7 +72,7 @@ def test_the_more_noise_the_worse_by_every_measure() -> None:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Sixteen episodes of Lift, of 12 to 27 frames."""
+    """Return a store with sixteen episodes of Lift, of 12 to 27 frames."""
     storage = open_storage(str(tmp_path_factory.mktemp("store")))
     commit(
         storage, CONTRACT, [put_episode(storage, make_episode(seed, 12 + seed), 20.0) for seed in range(16)]
@@ -89,7 +90,7 @@ def video_test(store: str, count: int = 5, rung: str = "one_pass") -> VideoBench
     return VideoBenchmark(held_out(store, count), policy_config("tiny").sampler_on(rung))
 
 
-def test_a_clip_is_the_same_every_time_and_its_future_lies_within_its_episode(store: str) -> None:
+def test_held_out_clips_are_fixed_and_lie_within_their_episodes(store: str) -> None:
     for shape in (PRESETS["tiny"].clip, ClipShape(frames_per_view=3, frame_stride=5, horizon=8)):
         clips = held_out(store, shape=shape)
         assert clips == held_out(store, shape=shape)
@@ -98,11 +99,11 @@ def test_a_clip_is_the_same_every_time_and_its_future_lies_within_its_episode(st
         for clip in clips.clips:
             read = clips.read(clip)
             assert read.frame_mask.all()
-            assert read.actions.any() == False, "nobody who measures video needs actions"  # noqa: E712
+            assert read.actions.any() == False, "video clips need no actions"  # noqa: E712
     assert len({clip.start for clip in held_out(store, 16).clips}) > 5, "not only how episodes begin"
 
 
-def test_the_digest_names_pictures_rung_and_measures(store: str, tmp_path: Path) -> None:
+def test_video_benchmark_digest_depends_on_pictures_rung_and_measures(store: str, tmp_path: Path) -> None:
     test = video_test(store)
     copied = tmp_path / "copy"
     shutil.copytree(store.removeprefix("file://"), copied)
@@ -121,7 +122,7 @@ def test_the_digest_names_pictures_rung_and_measures(store: str, tmp_path: Path)
     assert test.digest_with((*MEASURES[:-1], "flip-evaluator 99")) not in digests
 
 
-def test_a_score_comes_back_as_it_was_kept_and_the_first_one_stays(store: str, tmp_path: Path) -> None:
+def test_video_score_round_trips_and_the_first_one_is_kept(store: str, tmp_path: Path) -> None:
     storage, test = open_storage(str(tmp_path)), video_test(store)
     assert test.known(storage, "weights") is None
     first = VideoScore(Fidelity(21.0, 0.6, 0.2), STILL_LIFE, 5, test.digest)
@@ -135,8 +136,8 @@ def test_a_score_comes_back_as_it_was_kept_and_the_first_one_stays(store: str, t
 # -- measuring -----------------------------------------------------------------------------------------------
 
 
-def seer(store: str, error: int = 0) -> Callable[[Observation], Imagination]:
-    """Knows the future of every held-out clip, but for so many grey levels."""
+def true_future(store: str, error: int = 0) -> Callable[[Observation], Imagination]:
+    """Return a policy that imagines the true future of every held-out clip, off by `error` grey levels."""
     clips = held_out(store)
     futures = {clip.seed: clip for clip in map(clips.read, clips.clips)}
 
@@ -154,9 +155,11 @@ def frozen(look: Observation) -> Imagination:
     return Imagination({camera: picture[None] for camera, picture in look.images.items()}, 8)
 
 
-def test_who_imagines_the_truth_scores_best_and_who_imagines_no_motion_as_a_still_picture(store: str) -> None:
+def test_video_score_is_best_for_the_truth_and_still_for_no_motion(store: str) -> None:
     test = video_test(store)
-    perfect, off, still = (test.measure(imagine) for imagine in (seer(store), seer(store, 9), frozen))
+    perfect, off, still = (
+        test.measure(imagine) for imagine in (true_future(store), true_future(store, 9), frozen)
+    )
     assert perfect.generated.psnr == pytest.approx(BEST)
     assert perfect.generated.ssim == pytest.approx(1)
     assert perfect.generated.distance == pytest.approx(0, abs=1e-6)
@@ -169,9 +172,9 @@ def test_who_imagines_the_truth_scores_best_and_who_imagines_no_motion_as_a_stil
     assert perfect.metrics["video_clips_id"] == int(test.digest[:12], 16) < 2**53
 
 
-def test_a_policy_is_measured_by_what_it_imagines_when_it_acts(store: str, tmp_path: Path) -> None:
+def test_video_score_through_the_server_equals_direct_imagination(store: str, tmp_path: Path) -> None:
     """Through the server, asked one clip at a time by several threads, or directly in whole batches: the same
-    pictures, the same numbers.
+    numbers.
     """
     from orchestrator.evaluation.policy_server import PolicyServer
 
@@ -186,30 +189,28 @@ def test_a_policy_is_measured_by_what_it_imagines_when_it_acts(store: str, tmp_p
     ]
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
-    server = PolicyServer(1, "cpu", "one_pass")
+    server, checkpoint = PolicyServer(1, "cpu", "one_pass"), CheckpointRef(str(folder))
 
     def ask(look: Observation) -> Imagination:
-        told = asyncio.run_coroutine_threadsafe(server.imagine(str(folder), look), loop).result()
+        told = asyncio.run_coroutine_threadsafe(server.imagine(checkpoint, look), loop).result()
         assert told
         return told
 
     score = test.measure(ask)
     assert score.generated == Fidelity.mean(expected)
-    done = asyncio.run_coroutine_threadsafe(server.answered(str(folder)), loop).result()
+    done = asyncio.run_coroutine_threadsafe(server.answered(checkpoint), loop).result()
     loop.call_soon_threadsafe(loop.stop)
     assert done.imagined_s > 0
     assert (done.batches, done.busy_s) == (
         0,
         0.0,
-    ), "imagining is no answer: simulators are not balanced by it"
+    ), "imagining does not count as an answer in the load balance"
 
 
 @pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_servers_and_judge_of_a_cluster_measure_what_the_policy_itself_imagines(
-    store: str, tmp_path: Path
-) -> None:
+def test_video_score_of_a_cluster_equals_direct_imagination(store: str, tmp_path: Path) -> None:
     import ray
 
     from orchestrator.evaluation.ray_actors import policy_servers, video_judge
@@ -217,7 +218,7 @@ def test_servers_and_judge_of_a_cluster_measure_what_the_policy_itself_imagines(
 
     folder, test = make_checkpoint(tmp_path / "tiny"), video_test(store)
     source, judge = (
-        RayServedPolicy(policy_servers(2, 0, "one_pass"), str(folder), imagines=True),
+        RayServedPolicy(policy_servers(2, 0, "one_pass"), CheckpointRef(str(folder)), imagines=True),
         video_judge(),
     )
     score, cpu_s = ray.get(judge.measure.remote(test, source), timeout=300)
@@ -229,6 +230,6 @@ def test_servers_and_judge_of_a_cluster_measure_what_the_policy_itself_imagines(
 
     assert score == test.measure(imagine)
     assert cpu_s > 0
-    assert source.measure(str(folder)).imagined_s > 0
+    assert source.measure(source.key).imagined_s > 0
     for actor in (judge, *source.servers):
         ray.kill(actor)

@@ -15,7 +15,7 @@ SENTENCE_DIM = 32
 
 
 def svd_config() -> VideoConfig:
-    """The video model of `svd-256` with few channels: the same levels, attention and feature names."""
+    """Return the video model of `svd-256` with few channels: the same levels, attention and feature names."""
     full = PRESETS["svd-256"].video
     assert full is not None
     small = {
@@ -55,7 +55,7 @@ def svd_vae() -> AutoencoderKLTemporalDecoder:
 
 
 def text_folder(path: Path, seed: int = 0) -> Path:
-    """`text_encoder/` and `tokenizer/`, which knows single letters."""
+    """Write `text_encoder/` and `tokenizer/` with a vocabulary of single letters; return the folder."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     letters = "abcdefghijklmnopqrstuvwxyz"
@@ -89,8 +89,8 @@ def text_folder(path: Path, seed: int = 0) -> Path:
 
 
 def svd_folder(path: Path, seed: int = 0, variant: str | None = None) -> Path:
-    """`unet/`, `vae/`, `text_encoder/`, `tokenizer/`, a few MB; `variant="fp16"`: in half precision, under
-    the names diffusers gives such files.
+    """Write `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, a few MB; `variant="fp16"`: in half precision,
+    under the names that diffusers gives such files.
     """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)

@@ -1,6 +1,4 @@
-"""A real Chromium without a window, spoken to over its DevTools pipe: pages as a reader's browser
-shows them.
-"""
+"""A headless Chromium controlled over its DevTools pipe, which renders pages as a reader's browser does."""
 
 import base64
 import fcntl
@@ -23,12 +21,12 @@ PATIENCE_S = 120.0
 
 
 def chromium() -> str:
-    """Where the browser lies; empty if there is none."""
+    """Return the path of the browser; empty if there is none."""
     return next((found for name in NAMES if (found := shutil.which(name))), "")
 
 
 class Tab:
-    """One open page: what it asked for, what it complained of, what it looks like."""
+    """One open page: its requests, its errors and warnings, its rendering."""
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._to, self._from = to_browser, from_browser
@@ -41,9 +39,7 @@ class Tab:
             self.send(f"{domain}.enable")
 
     def open(self, path: Path, width: int = 1280, height: int = 800, scheme: str = "light") -> None:
-        """Show a file in a window of that size, for a reader who prefers light or dark, until everything in
-        it is there.
-        """
+        """Show a file in a window of that size and colour scheme; return once it is loaded."""
         self.send(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -64,25 +60,25 @@ class Tab:
             time.sleep(0.05)
 
     def ask(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
+        """Return the value of a JavaScript expression in the page."""
         answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     def screenshot(self, whole: bool = False) -> bytes:
-        """PNG of the window, or of the whole page."""
+        """Return a PNG of the window, or of the whole page."""
         return base64.b64decode(
             self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         )
 
     def pdf(self) -> bytes:
-        """The page as printed on A4."""
+        """Return the page as printed on A4."""
         return base64.b64decode(
             self.send("Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.69)["data"]
         )
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
-        """One DevTools command and its answer; what happens meanwhile is noted."""
+        """Send one DevTools command and return its answer; events in between are recorded."""
         self._number += 1
         session = {"sessionId": self._session} if self._session else {}
         os.write(
@@ -109,10 +105,10 @@ class Tab:
         deadline = time.monotonic() + PATIENCE_S
         while b"\0" not in self._rest:
             ready, _, _ = select.select([self._from], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"Chromium said nothing for {PATIENCE_S:.0f} s"
-            heard = os.read(self._from, 1 << 20)
-            assert heard, "Chromium ended"
-            self._rest += heard
+            assert ready, f"Chromium sent nothing for {PATIENCE_S:.0f} s"
+            received = os.read(self._from, 1 << 20)
+            assert received, "Chromium ended"
+            self._rest += received
         text, self._rest = self._rest.split(b"\0", 1)
         message: dict[str, Any] = json.loads(text)
         return message
@@ -120,8 +116,8 @@ class Tab:
 
 @contextmanager
 def browsing(profile: Path) -> Iterator[Tab]:
-    """A browser with one tab and an empty profile. It may reach nothing but files: every host name resolves
-    to nowhere.
+    """Yield a browser tab with an empty profile. It may read files only: every host name resolves to
+    nowhere.
     """
     to_read, to_write = _pipe()
     from_read, from_write = _pipe()
@@ -154,7 +150,7 @@ def browsing(profile: Path) -> Iterator[Tab]:
         tab = Tab(to_write, from_read)
         yield tab
     finally:
-        os.close(to_write)  # it ends when nobody speaks to it
+        os.close(to_write)  # it ends when its pipe closes
         os.close(from_read)
         try:
             process.wait(20)
@@ -164,7 +160,7 @@ def browsing(profile: Path) -> Iterator[Tab]:
 
 
 def _pipe() -> tuple[int, int]:
-    """Both ends above 10, closed in every process that is started, so that they cannot be in the way of 3 and
+    """Make a pipe with both ends above 10, closed in child processes, so that they do not collide with 3 and
     4.
     """
     ends = os.pipe()

@@ -1,6 +1,4 @@
-"""An HTTP server that passes requests on to another, S3's or MLflow's, and does to them what networks and
-servers do.
-"""
+"""An HTTP proxy to a server of S3 or MLflow that injects network and server faults."""
 
 import http.client
 import socket
@@ -26,8 +24,8 @@ REFUSALS = {
 
 
 class FaultProxy(ThreadingHTTPServer):
-    """In front of the server at `upstream`. `will` says what happens to the next requests; the ones after
-    that are passed on as they are.
+    """A proxy to the server at `upstream`. `will` sets the faults of the next requests; later ones are passed
+    on as they are.
 
     A code of REFUSALS: answered with that error. "unconditional": passed on without its condition. "cut":
     half of the answer's body comes back. "unanswered": passed on, and the connection is closed instead of an
@@ -50,7 +48,7 @@ class FaultProxy(ThreadingHTTPServer):
         self._faults = repeat(*faults) if always else chain(faults, repeat(""))
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Who asked has given up meanwhile."""
+        """Ignore the error: the client has given up meanwhile."""
 
     def next_fault(self, request: str) -> str:
         self.requests.append(request)
@@ -69,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.authorization = self.headers.get("Authorization", "")
         fault = self.server.next_fault(f"{self.command} {urlsplit(self.path).path}")
         if fault in REFUSALS:
-            # Some servers repeat what was signed: nothing of it may reach a person.
+            # Some servers repeat what was signed: nothing of it may be shown.
             signed = f"<StringToSign>{self.headers.get('Authorization', '')}</StringToSign>"
             self.reply(
                 REFUSALS[fault],
@@ -91,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
                 )
                 answer = upstream.getresponse()
                 data = answer.read()
-            except (OSError, http.client.HTTPException):  # the server is away
+            except (OSError, http.client.HTTPException):  # the server is down
                 fault = "unanswered"
             finally:
                 upstream.close()

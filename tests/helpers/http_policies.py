@@ -1,4 +1,4 @@
-"""A policy whose answer is a digest of its observation, and servers of it over HTTP."""
+"""A policy whose answer is a digest of its observation, and HTTP servers of it."""
 
 import threading
 import time
@@ -7,15 +7,15 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from policy.http_policy import make_server
 from policy.http_protocol import MOST_BYTES
+from policy.http_server import make_server
 from policy.interface import ActionChunk, Contract, Observation, Policy
 
 CONTRACT = Contract(("front", "robot0/wrist"), (6, 8), "fast", ("x", "y", "z"), ("dx", "grip"), 20.0, "none")
 
 
 class Digest:
-    """Answers with a digest of everything it sees, so that any difference in it shows."""
+    """A policy that answers with a digest of its observation, so that any difference shows."""
 
     contract = CONTRACT
 
@@ -38,7 +38,7 @@ class Digest:
         return ActionChunk(rng.standard_normal((5, 2)).astype(np.float32), int(rng.integers(1, 6)))
 
 
-def look(seed: int, instruction: str = "lift the röd cube\0") -> Observation:
+def random_observation(seed: int, instruction: str = "lift the röd cube\0") -> Observation:
     rng = np.random.default_rng(seed)
     images = {camera: rng.integers(0, 256, (6, 8, 3), dtype=np.uint8) for camera in CONTRACT.cameras}
     return Observation(images, rng.standard_normal(3).astype(np.float32), instruction, 2**63 - 1 - seed)

@@ -1,4 +1,4 @@
-"""Which packages a command imports."""
+"""The packages that a command imports."""
 
 import subprocess
 

@@ -1,15 +1,15 @@
-"""What RoboCasa said when it was asked, kept for the tests: nothing here was made up.
+"""Recorded answers of RoboCasa v0.2, unmodified.
 
 The code of RoboCasa v0.2 (github.com/robocasa/robocasa, commit 756598a) ran on robosuite 1.5.2 with boxes in
-place of its meshes, which cannot be had here; what it says about an episode does not depend on them. A
+place of its meshes, which are not available here; the metadata of an episode does not depend on them. A
 demonstration's attribute `ep_meta` is the dictionary of `get_ep_meta()` as JSON (its
 docs/use_cases/using_datasets.md).
 """
 
 KITCHEN_SPLIT = {"right": (0, 6), "right_gripper": (6, 7), "base": (7, 10), "torso": (10, 11)}
-"""Of RoboCasa v0.2's robot, read from the running environment."""
+"""The action split of RoboCasa v0.2's robot, read from the running environment."""
 PLAIN_SPLIT = {"right": (0, 6), "torso": (6, 7), "base": (7, 10), "right_gripper": (10, 11)}
-"""Of robosuite 1.5.2's own PandaOmron, read from the running environment."""
+"""The action split of robosuite 1.5.2's own PandaOmron, read from the running environment."""
 
 SENTENCES = {
     "PnPCounterToCab": "pick the kettle electric from the counter and place it in the cabinet",
@@ -39,7 +39,7 @@ SENTENCES = {
     "TurnOnMicrowave": "press the start button on the microwave",
     "TurnOffMicrowave": "press the stop button on the microwave",
 }
-"""One sentence per task, as the code of RoboCasa v0.2 said it for a scene of this evaluation."""
+"""One sentence per task, as the code of RoboCasa v0.2 returned it for a scene of this evaluation."""
 
 EP_META = """{
   "layout_id": 6, "style_id": 9,

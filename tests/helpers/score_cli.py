@@ -1,4 +1,4 @@
-"""The command `demoscale score`, run in the process of the test."""
+"""The command `demoscale score` in the process of the test."""
 
 from pathlib import Path
 
@@ -8,5 +8,5 @@ from orchestrator.cli.main import main
 
 
 def score(*arguments: str | Path) -> Result:
-    """Run `demoscale score`; where nothing has to be played it needs no Ray."""
+    """Run `demoscale score`; it needs no Ray where nothing has to be played."""
     return CliRunner().invoke(main, ["score", *map(str, arguments)])

@@ -14,8 +14,8 @@ from sim_workers.rollout.rollout_video import RecordedVideo
 from sim_workers.rollout.worker import RolloutJob
 
 
-class Heard:
-    """Records what the scorer reports, and the pool that a test gives it."""
+class RecordingListener:
+    """Records what the scorer reports, and holds the pool that a test sets."""
 
     def __init__(self) -> None:
         self.scores: list[Score] = []

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PATH = f"/usr/local/sbin:/usr/sbin:{os.environ['PATH']}"
-"""Debian keeps the daemons where only root's PATH looks."""
+"""PATH with the folders where Debian installs the daemons, which only root's has."""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
 MISSING = [program for program in PROGRAMS if shutil.which(program, path=PATH) is None]
 
@@ -57,7 +57,7 @@ class Slurm:
     environment: dict[str, str]
 
     def run(self, *command: str, cwd: Path | None = None) -> str:
-        """Standard output of a SLURM command, which must succeed."""
+        """Return the standard output of a SLURM command, which must succeed."""
         done = subprocess.run(
             command, env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=60, check=False
         )
@@ -65,7 +65,7 @@ class Slurm:
         return done.stdout.strip()
 
     def state(self, job: str) -> str:
-        """The job's state, such as RUNNING."""
+        """Return the job's state, such as RUNNING."""
         return dict(
             field.partition("=")[::2]
             for field in self.run("scontrol", "--oneliner", "show", "job", job).split()
@@ -87,7 +87,7 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def slurm() -> Iterator[Slurm]:
-    """Two idle nodes; everything is stopped and removed at the end."""
+    """Yield two idle nodes; everything is stopped and removed at the end."""
     # A short path: munge's socket has a name of 107 characters at most.
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     folder.chmod(0o755)

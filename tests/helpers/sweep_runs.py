@@ -20,8 +20,8 @@ TRAINER, PLAYERS = FakeTrainer(0.01), FakeEvalBackend()
 
 
 def sweep(folder: Path, store: str, **sections: Any) -> SweepConfig:
-    """A sweep of four demo counts in `folder`; sweeps share a tracking database, which takes longer to create
-    than most of them to run.
+    """Return a sweep of four demo counts in `folder`; sweeps share a tracking database, which takes longer to
+    create than most of them to run.
     """
     tracked = f"sqlite:///{Path(store).parent / 'mlflow.db'}"
     data = {"episodes": store, "demo_count": [1, 2, 4, 8]} | sections.pop("data", {})
@@ -59,15 +59,15 @@ class Run:
         return self
 
     def said(self, *words: str) -> list[str]:
-        """List the logged lines that contain all of these."""
+        """List the logged lines that contain all of these words."""
         return [line for line in self.lines if all(word in line for word in words)]
 
     @property
     def states(self) -> dict[int, str]:
-        """State of the arm, by demo count."""
+        """States of the arms by demo count."""
         return {arm.arm.demo_count: arm.state for arm in self.run.board.arms.values()}
 
 
 def ledger(folder: Path) -> pd.DataFrame:
-    """Every recorded outcome, duplicates included."""
+    """Return every recorded outcome, duplicates included."""
     return pd.concat([pd.read_parquet(file) for file in folder.glob("outcomes/*/*/*.parquet")])

@@ -1,5 +1,5 @@
-"""A Ray cluster of three nodes that come and go while the real pool and the real scorer play: prints what
-happened as JSON.
+"""A Ray cluster of three nodes that come and go while the real pool and the real scorer play; prints the
+results as JSON.
 
 Run by test_nodes.py in a process of its own, since Ray joins one cluster per process.
 """
@@ -22,6 +22,7 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import RenderReferences
 from orchestrator.evaluation.ray_actors import server_options
 from orchestrator.evaluation.score_events import OutcomesRecorded, ScorerEvent
@@ -30,14 +31,14 @@ from orchestrator.evaluation.scores import EvalJob
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.fake_policy_server import FakePolicyServer
-from scoring_listener import Heard
+from polling import until as until_within
+from scoring_listener import RecordingListener
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.pool import PoolSettings, RolloutPool
 from sim_workers.rollout.ray_policy_client import RayServedPolicy
 from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec, Suite
 from sim_workers.rollout.worker import Played, RolloutJob, RolloutWorker, Said, WorkerHeartbeat
-from waiting import until as until_within
-from wanderer import start_wanderer
+from wandering_policies import start_wanderer
 
 until = partial(until_within, seconds=120.0)
 
@@ -45,9 +46,9 @@ EPISODE_S = 0.4
 ROLE = "three-nodes"
 
 
-class PretendedWorker:
-    """Plays an episode in a moment. Whether it is won follows from its seed; the message tells where it was
-    played and which server was asked.
+class FakeWorker:
+    """Plays an episode in 0.4 s. Success depends on its seed; the message holds the node and the nodes of the
+    servers asked.
     """
 
     def __init__(self, most_episodes: int, label: str) -> None:
@@ -79,7 +80,7 @@ class PretendedWorker:
 
 
 class Nodes:
-    """A cluster whose head has no room, so that every node may go."""
+    """A cluster whose head has no resources, so that every other node may be removed."""
 
     def __init__(self) -> None:
         self._cluster = Cluster(
@@ -89,7 +90,7 @@ class Nodes:
         self._nodes: dict[str, Any] = {}
 
     def add(self, cpus: float = 2, **variables: str) -> str:
-        """A node whose processes have these environment variables; its id."""
+        """Add a node whose processes have these environment variables; return its id."""
         os.environ.update(variables)
         node = self._cluster.add_node(num_cpus=cpus)
         for name in variables:
@@ -102,11 +103,11 @@ class Nodes:
         self._cluster.wait_for_nodes()
 
     def kill(self, node: str) -> None:
-        """The machine is gone, without a word."""
+        """Remove the node without notice."""
         self._cluster.remove_node(self._nodes.pop(node), allow_graceful=False)
 
     def give_notice(self, node: str) -> None:
-        """What a cloud's preemption notice becomes."""
+        """Drain the node, as a cloud's preemption notice does."""
         reason, deadline = (
             DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
             int(time.time() * 1000) + 600_000,
@@ -125,7 +126,7 @@ def episodes(number: int) -> list[EpisodeSpec]:
     return Suite(("Lift",), number, EpisodeRules(40)).episode_list()
 
 
-def pretended_servers(number: int) -> tuple[Any, ...]:
+def fake_servers(number: int) -> tuple[Any, ...]:
     make = ray.remote(FakePolicyServer).options(**server_options(number, 0.0)).remote
     servers = tuple(make() for _ in range(number))
     ray.get([server.node_id.remote() for server in servers])
@@ -136,15 +137,15 @@ def play(
     pool: RolloutPool,
     servers: tuple[Any, ...],
     number: int,
-    heard: Callable[[int, Outcome], None] = lambda *_: None,
+    on_outcome: Callable[[int, Outcome], None] = lambda *_: None,
 ) -> list[Outcome]:
-    """All outcomes, in the order in which they came; `heard` is told of each one."""
+    """Return all outcomes in the order in which they came; `on_outcome` is called with each one."""
     for spec in episodes(number):
         pool.submit(RolloutJob(spec, EpisodeRules(40), CONTRACT, RayServedPolicy(servers, "policy")))
     outcomes: list[Outcome] = []
     for _, outcome, _ in pool.results():
         outcomes.append(outcome)
-        heard(len(outcomes), outcome)
+        on_outcome(len(outcomes), outcome)
     return outcomes
 
 
@@ -153,8 +154,8 @@ def places(outcomes: list[Outcome]) -> Counter[str]:
 
 
 def spread(servers: tuple[Any, ...]) -> dict[str, Any]:
-    """Three workers that would fit on two nodes, and a policy server on every node."""
-    pool = RolloutPool(3, num_cpus=1, worker=PretendedWorker)
+    """Place three workers that would fit on two nodes, with a policy server on every node."""
+    pool = RolloutPool(3, num_cpus=1, worker=FakeWorker)
     outcomes = play(pool, servers, 60)
     pool.close()
     asked = [json.loads(outcome.message) for outcome in outcomes]
@@ -166,15 +167,15 @@ def spread(servers: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def too_small(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
-    """Eight workers where six have room, until a node comes."""
-    pool, placed, came = RolloutPool(8, num_cpus=1, worker=PretendedWorker), [], []
+    """Run eight workers where six fit, until a node joins."""
+    pool, placed, came = RolloutPool(8, num_cpus=1, worker=FakeWorker), [], []
 
-    def heard(number: int, _: Outcome) -> None:
+    def on_outcome(number: int, _: Outcome) -> None:
         placed.append(pool.placed)
         if number == 20:
             came.append(nodes.add())
 
-    before = play(pool, servers, 20, heard)
+    before = play(pool, servers, 20, on_outcome)
     until(lambda: len(ray.nodes()) == 5)
     after: list[Outcome] = []
     until(lambda: after.extend(play(pool, servers, 16)) or pool.placed == 8)
@@ -189,9 +190,9 @@ def too_small(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def with_notice(nodes: Nodes, servers: tuple[Any, ...], node: str) -> dict[str, Any]:
-    """A node is given notice while it plays."""
-    # as many as all four nodes have room for
-    pool, told = RolloutPool(8, num_cpus=1, worker=PretendedWorker), []
+    """Drain a node while it plays."""
+    # as many as fit on all four nodes
+    pool, told = RolloutPool(8, num_cpus=1, worker=FakeWorker), []
     before: list[Outcome] = []
     # its workers may be the last to start
     until(lambda: before.extend(play(pool, servers, 24)) or places(before)[node])
@@ -208,8 +209,8 @@ def with_notice(nodes: Nodes, servers: tuple[Any, ...], node: str) -> dict[str, 
     }
 
 
-class Rows(Heard):
-    """Counts every outcome that the scorer writes down."""
+class Rows(RecordingListener):
+    """Counts every outcome that the scorer records."""
 
     def on_event(self, event: ScorerEvent) -> None:
         super().on_event(event)
@@ -227,19 +228,21 @@ def scored(
     worker: type[Any] = RolloutWorker,
     on_failure: Callable[[str, str], None] = lambda how, why: None,
 ) -> dict[str, Any]:
-    """A suite's score by the real scorer, while `disturb` does what it does; rows as they were written,
-    before anybody looks for doubles.
+    """Return a suite's score by the real scorer while `disturb` runs; rows as written, before duplicates are
+    removed.
     """
-    heard, pool = (
+    listener, pool = (
         Rows(),
         RolloutPool(
             workers, num_cpus=num_cpus, references=RenderReferences(storage, "simulation"), worker=worker
         ),
     )
     pool.on_failure = on_failure
-    scorer = Scorer(storage, CONTRACT, pool, heard.on_event)
-    scorer.submit(EvalJob("arm", 1, source.key, source.key, suite, "protocol", source))
-    disturbing = threading.Thread(target=disturb, args=(heard,))
+    scorer = Scorer(storage, CONTRACT, pool, listener.on_event)
+    scorer.submit(
+        EvalJob("arm", 1, CheckpointRef(str(source.key), str(source.key)), suite, "protocol", source)
+    )
+    disturbing = threading.Thread(target=disturb, args=(listener,))
     disturbing.start()
     scorer.drain()
     disturbing.join()
@@ -253,7 +256,7 @@ def scored(
     return {
         "rows": len(rows),
         "outcomes": outcomes,
-        "complete": heard.scores[0].complete,
+        "complete": listener.scores[0].complete,
         "replaced": pool.usage.replaced,
     }
 
@@ -261,13 +264,13 @@ def scored(
 def coming_and_going(
     nodes: Nodes, folder: Path, real: bool, servers: tuple[Any, ...], going: str
 ) -> dict[str, Any]:
-    """The same suite on three nodes in peace, and while one of them dies and another comes."""
+    """Score the same suite on three nodes undisturbed, and while one of them dies and another joins."""
     suite = Suite(("Lift",), 24, EpisodeRules(24)) if real else Suite(("Lift",), 60, EpisodeRules(40))
     source, workers, enough = RayServedPolicy(servers, "wanderer"), 3 if real else 6, 2 if real else 12
-    worker: type[Any] = RolloutWorker if real else PretendedWorker
+    worker: type[Any] = RolloutWorker if real else FakeWorker
 
-    def disturb(heard: Rows) -> None:
-        until(lambda: len(heard.outcomes) >= enough)
+    def disturb(listener: Rows) -> None:
+        until(lambda: len(listener.outcomes) >= enough)
         nodes.kill(going)
         nodes.add()
 
@@ -294,8 +297,8 @@ def coming_and_going(
 
 
 def unfit(nodes: Nodes, folder: Path, servers: tuple[Any, ...]) -> dict[str, Any]:
-    """Two nodes come before anything is played: one cannot draw with EGL, one draws with another driver than
-    the reference.
+    """Add two nodes before anything is played: one cannot render with EGL, one renders with another driver
+    than the reference.
     """
     nodes.add(__EGL_VENDOR_LIBRARY_FILENAMES="/nowhere")
     nodes.add(GALLIUM_DRIVER="softpipe")
@@ -310,15 +313,13 @@ def unfit(nodes: Nodes, folder: Path, servers: tuple[Any, ...]) -> dict[str, Any
 
 
 def cannot_start(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
-    """A node has more room than all others, and no worker starts on it."""
+    """Add a node with more room than all others on which no worker starts."""
     node = nodes.add(4, NO_WORKER_STARTS="1")
     until(lambda: any(told["NodeID"] == node and told["Alive"] for told in ray.nodes()))
     retried: list[str] = []
-    pool = RolloutPool(
-        8, num_cpus=1, worker=PretendedWorker, on_retry=lambda kind, job, why: retried.append(kind)
-    )
+    pool = RolloutPool(8, num_cpus=1, worker=FakeWorker, on_retry=lambda kind, job, why: retried.append(kind))
     until(lambda: play(pool, servers, 4) and pool.placed)
-    retried.clear()  # before any worker has a place, an episode bears what goes wrong
+    retried.clear()  # before any worker is placed, an episode is charged with what fails
     outcomes = play(pool, servers, 40)
     replaced = dict(pool.usage.replaced)
     pool.close()
@@ -330,16 +331,16 @@ def cannot_start(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def slow_listener(servers: tuple[Any, ...]) -> dict[str, Any]:
-    """Whoever takes the outcomes is away for longer than any silence that is borne."""
-    borne_s = 6.0  # a busy machine stops a process for a second or two
+    """Block the consumer of outcomes for longer than the silence limit."""
+    borne_s = 6.0  # a busy machine pauses a process for a second or two
     settings = PoolSettings(making_timeout_s=60.0, playing_timeout_s=borne_s, asking_timeout_s=borne_s)
-    pool, slept = RolloutPool(4, num_cpus=0.5, settings=settings, worker=PretendedWorker), []
+    pool, slept = RolloutPool(4, num_cpus=0.5, settings=settings, worker=FakeWorker), []
 
-    def heard(number: int, _: Outcome) -> None:
+    def on_outcome(number: int, _: Outcome) -> None:
         if number == 4:
             slept.append(time.sleep(2 * borne_s))
 
-    outcomes = play(pool, servers, 16, heard)
+    outcomes = play(pool, servers, 16, on_outcome)
     replaced = dict(pool.usage.replaced)
     pool.close()
     return {"outcomes": len(outcomes), "replaced": replaced}
@@ -355,7 +356,7 @@ def main() -> None:
             told["real"] = coming_and_going(nodes, Path(folder), True, servers, first[0])
             told["unfit"] = unfit(nodes, Path(folder), servers)
         else:
-            servers = pretended_servers(3)
+            servers = fake_servers(3)
             told["spread"] = spread(servers)
             told["too_small"] = too_small(nodes, servers)
             told["with_notice"] = with_notice(nodes, servers, told["too_small"]["node"])

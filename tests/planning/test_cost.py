@@ -1,4 +1,6 @@
-"""What is spent: costs add up, no run's account is lost or rewritten, a limit that is reached says so."""
+"""Costs: they add up, no run's record is lost or rewritten, an exceeded budget is reported with its
+numbers.
+"""
 
 import json
 import os
@@ -33,7 +35,7 @@ ONE = Cost(train_cpu_s=1.0, bytes_read=7, episodes=1)
 
 
 @given(COSTS, COSTS, COSTS)
-def test_costs_add_up_in_any_order(a: Cost, b: Cost, c: Cost) -> None:
+def test_cost_addition_is_associative_and_commutative(a: Cost, b: Cost, c: Cost) -> None:
     assert (a + b) + c == a + (b + c)
     assert a + b == b + a
     assert a + Cost() == a
@@ -41,24 +43,24 @@ def test_costs_add_up_in_any_order(a: Cost, b: Cost, c: Cost) -> None:
 
 
 @given(COSTS)
-def test_a_cost_is_read_as_it_was_written(a: Cost) -> None:
+def test_cost_json_round_trips(a: Cost) -> None:
     assert Cost.from_json(json.loads(json.dumps(a.to_json()))) == a
 
 
 @given(COSTS, st.integers(1, 50))
-def test_the_shares_of_a_cost_are_the_whole_again(whole: Cost, parts: int) -> None:
+def test_cost_divided_into_parts_sums_to_the_whole(whole: Cost, parts: int) -> None:
     share = whole / parts
     assert share.train_gpu_s * parts == pytest.approx(whole.train_gpu_s)
     assert abs(share.bytes_read * parts - whole.bytes_read) <= parts / 2
     assert isinstance(share.bytes_read, int)
 
 
-def test_devices_are_what_trains_answers_and_simulates() -> None:
+def test_cost_seconds_of_devices_sum_training_inference_and_simulation() -> None:
     everything = Cost(1.0, 20.0, 300.0, 4000.0, 50000.0)
     assert (everything.gpu_s, everything.cpu_s) == (301.0, 54020.0)
 
 
-def test_money_is_hours_and_gibibytes_at_their_prices() -> None:
+def test_cost_money_is_hours_and_gibibytes_times_prices() -> None:
     spent = Cost(train_gpu_s=1800, infer_gpu_s=1800, train_cpu_s=3600, sim_cpu_s=7200, bytes_read=3 * 2**30)
     assert spent.money(Prices(gpu_hour=2.5)) == pytest.approx(2.5)
     assert spent.money(Prices(cpu_hour=0.1)) == pytest.approx(0.3)
@@ -68,12 +70,12 @@ def test_money_is_hours_and_gibibytes_at_their_prices() -> None:
 
 
 @given(COSTS, COSTS)
-def test_together_costs_as_much_as_one_after_the_other(a: Cost, b: Cost) -> None:
+def test_cost_money_is_additive(a: Cost, b: Cost) -> None:
     prices = Prices(gpu_hour=2.0, cpu_hour=0.05, gib_read=0.01)
     assert (a + b).money(prices) == pytest.approx(a.money(prices) + b.money(prices))
 
 
-def test_a_person_reads_hours_counts_and_bytes() -> None:
+def test_cost_text_has_hours_counts_and_bytes() -> None:
     spent = Cost(
         train_gpu_s=4320,
         sim_cpu_s=12240,
@@ -88,14 +90,14 @@ def test_a_person_reads_hours_counts_and_bytes() -> None:
     assert str(Cost(train_cpu_s=36)) == "0.010 CPU-h"
 
 
-def test_an_episode_costs_its_simulator_and_an_error_is_none() -> None:
+def test_cost_of_an_outcome_is_its_simulation_and_counts_no_error() -> None:
     played = Outcome(EpisodeSpec("Lift", 1, 1), "failure", 100, 25, 3.5, 9.0)
     assert of_outcome(played, cameras=2) == Cost(sim_cpu_s=3.5, control_steps=100, frames=50, episodes=1)
     failed = Outcome(EpisodeSpec("Lift", 1, 1), "error", 8, 2, 0.5, 0.0, message="it fell over")
     assert of_outcome(failed, cameras=2) == Cost(sim_cpu_s=0.5, control_steps=8, frames=4, episodes=0)
 
 
-def test_a_meter_tells_what_came_since_it_was_last_asked() -> None:
+def test_meter_read_returns_usage_since_the_previous_read() -> None:
     meter = Meter()
     meter.fetched(5)
     meter.fetched(6)
@@ -112,7 +114,7 @@ def test_a_meter_tells_what_came_since_it_was_last_asked() -> None:
     assert second.cpu_s < 0.04
 
 
-def test_a_meter_tells_steps_from_waiting_for_their_batches_and_from_what_follows_them() -> None:
+def test_meter_separates_step_time_from_stalls() -> None:
     def batches() -> Iterator[int]:
         for number in range(3):
             time.sleep(0.05)
@@ -131,10 +133,10 @@ def test_a_meter_tells_steps_from_waiting_for_their_batches_and_from_what_follow
     assert told.step_s + told.stall_s <= told.wall_s - 0.299
 
 
-# -- the account of a sweep ----------------------------------------------------------------------------------
+# -- the cost ledger of a sweep ------------------------------------------------------------------------------
 
 
-def test_what_all_runs_spent_is_the_sum_by_arm_and_in_total(storage: Storage) -> None:
+def test_cost_ledger_sums_all_runs_by_arm_and_in_total(storage: Storage) -> None:
     for run_id, arms in (("first", ("a", "b")), ("second", ("b", "c"))):
         spending = CostLedger(storage, "lift", run_id)
         for arm in arms:
@@ -151,7 +153,7 @@ def test_what_all_runs_spent_is_the_sum_by_arm_and_in_total(storage: Storage) ->
     assert CostLedger.read(storage, "lif").total() == Cost(), "another sweep has accounts of its own"
 
 
-def test_no_run_writes_another_ones_account(tmp_path: Path) -> None:
+def test_cost_ledger_never_writes_the_record_of_another_run(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     first = CostLedger(storage, "lift", "first")
     first.add("a", ONE)
@@ -166,7 +168,7 @@ def test_no_run_writes_another_ones_account(tmp_path: Path) -> None:
         CostLedger(storage, "lift", "first")
 
 
-def test_threads_that_add_at_once_lose_nothing(tmp_path: Path) -> None:
+def test_cost_ledger_add_from_many_threads_loses_nothing(tmp_path: Path) -> None:
     spending = CostLedger(open_storage(str(tmp_path)), "lift", "run")
     threads = [Thread(target=lambda: [spending.add("a", ONE) for _ in range(500)]) for _ in range(8)]
     for thread in threads:
@@ -178,7 +180,7 @@ def test_threads_that_add_at_once_lose_nothing(tmp_path: Path) -> None:
     assert CostLedger.read(open_storage(str(tmp_path)), "lift").total().bytes_read == 28_000
 
 
-def test_the_clock_runs_over_every_run_and_of_this_one(tmp_path: Path) -> None:
+def test_cost_ledger_wall_time_is_summed_over_runs_and_known_per_run(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     first = CostLedger(storage, "lift", "first")
     time.sleep(0.3)
@@ -192,9 +194,7 @@ def test_the_clock_runs_over_every_run_and_of_this_one(tmp_path: Path) -> None:
     assert onlooker.wall_s == sum(run.wall_s for run in onlooker.runs.values())
 
 
-def test_an_account_is_written_at_most_every_two_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cost_ledger_limits_how_often_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = open_storage(str(tmp_path))
     spending = CostLedger(storage, "lift", "run", write_s=0.5)
     written = []
@@ -209,7 +209,7 @@ def test_an_account_is_written_at_most_every_two_seconds(
     spending.close()
 
 
-def test_a_storage_that_fails_for_a_while_loses_nothing(
+def test_cost_ledger_with_a_failing_storage_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = open_storage(str(tmp_path))
@@ -243,7 +243,7 @@ while True:
 """
 
 
-def test_a_killed_run_loses_at_most_its_last_two_seconds(tmp_path: Path) -> None:
+def test_cost_ledger_of_a_killed_run_loses_at_most_two_seconds(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", SPENDER, str(tmp_path)], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True
     ) as spender:
@@ -262,7 +262,7 @@ def test_a_killed_run_loses_at_most_its_last_two_seconds(tmp_path: Path) -> None
 # -- the budget ----------------------------------------------------------------------------------------------
 
 
-def test_a_limit_that_is_reached_is_told_with_the_numbers(
+def test_exceeded_budget_is_reported_with_the_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spending = CostLedger(open_storage(str(tmp_path)), "lift", "run")
@@ -281,7 +281,7 @@ def test_a_limit_that_is_reached_is_told_with_the_numbers(
     spending.close()
 
 
-def test_hours_on_the_clock_are_those_of_one_run_and_all_else_is_over_all(tmp_path: Path) -> None:
+def test_budget_wall_limit_is_per_run_and_other_limits_over_all_runs(tmp_path: Path) -> None:
     storage, budget = open_storage(str(tmp_path)), Budget(max_episodes=2, max_wall=1.8 / 3600)
     first = CostLedger(storage, "lift", "first")
     first.add("a", Cost(episodes=2))

@@ -1,6 +1,4 @@
-"""What a plan says a sweep will cost: a range that follows from what was measured, and says how sure
-it is.
-"""
+"""A plan's cost estimate: a range derived from a calibration, with its uncertainty."""
 
 import json
 import re
@@ -65,7 +63,7 @@ MADE_UP = Calibration(
 
 @pytest.fixture
 def store(tmp_path: Path) -> str:
-    """Eight episodes of Lift, equally long."""
+    """Return a store with eight equally long episodes of Lift."""
     storage = open_storage(str(tmp_path / "store"))
     commit(
         storage,
@@ -76,7 +74,7 @@ def store(tmp_path: Path) -> str:
 
 
 def sweep(store: str, **sections: object) -> SweepConfig:
-    """Two arms of 100 steps with two checkpoints each."""
+    """Return a sweep of two arms of 100 steps with two checkpoints each."""
     whole = {
         "name": "good",
         "data": {"episodes": store, "demo_count": [2, 4]},
@@ -87,7 +85,7 @@ def sweep(store: str, **sections: object) -> SweepConfig:
     return SweepConfig.model_validate(whole | sections)
 
 
-def test_training_is_steps_at_what_a_step_took(store: str) -> None:
+def test_estimate_of_training_is_steps_times_measured_step_time(store: str) -> None:
     told = estimate(sweep(store), MADE_UP)
     assert (told.low.train_cpu_s, told.high.train_cpu_s) == (2 * 100 * 1.0, 2 * 100 * 4.0)
     assert told.high.train_gpu_s == 0
@@ -95,7 +93,7 @@ def test_training_is_steps_at_what_a_step_took(store: str) -> None:
     assert (on_gpu.low.train_gpu_s, on_gpu.high.train_gpu_s) == (2 * 100 * 0.5, 2 * 100 * 2.0)
 
 
-def test_rollouts_take_between_the_quickest_demonstrations_and_the_horizon(store: str) -> None:
+def test_estimate_of_rollouts_lies_between_shortest_demos_and_horizon(store: str) -> None:
     told, execute, rollouts = estimate(sweep(store), MADE_UP), 4, 2 * 2 * 10
     short = LENGTH + 4
     assert (told.low.episodes, told.high.episodes) == (rollouts, rollouts)
@@ -113,7 +111,7 @@ def test_rollouts_take_between_the_quickest_demonstrations_and_the_horizon(store
     assert told.high.infer_cpu_s == pytest.approx(crowd * rollouts * 40 / execute * 2 * 1.0)
 
 
-def test_features_are_computed_once_while_they_fit(store: str) -> None:
+def test_estimate_computes_features_once_while_they_fit_the_cache(store: str) -> None:
     two_stage = sweep(
         store,
         data={"episodes": store, "demo_count": [4]},
@@ -131,7 +129,7 @@ def test_features_are_computed_once_while_they_fit(store: str) -> None:
     )
 
 
-def test_an_arm_reads_no_more_than_its_episodes_while_it_holds_them(store: str) -> None:
+def test_estimate_reads_each_episode_once_while_they_fit_the_cache(store: str) -> None:
     sizes = {entry.episode_id: entry.nbytes for entry in load_manifest(open_storage(store)).entries}
     told = estimate(sweep(store, data={"episodes": store, "demo_count": [8]}), MADE_UP)
     assert told.high.bytes_read == sum(sizes.values())
@@ -147,7 +145,7 @@ def test_an_arm_reads_no_more_than_its_episodes_while_it_holds_them(store: str) 
     assert 0 < brief.low.bytes_read < brief.high.bytes_read <= sum(sizes.values())
 
 
-def test_the_clock_counts_arms_at_once_and_scoring_beside_or_after(store: str) -> None:
+def test_estimate_of_wall_time_counts_concurrent_arms_and_scoring(store: str) -> None:
     told = estimate(sweep(store), MADE_UP)
     assert told.where == "2 arms at once"
     assert told.wall_s
@@ -166,7 +164,7 @@ def test_the_clock_counts_arms_at_once_and_scoring_beside_or_after(store: str) -
     assert low < high
 
 
-def test_a_sweep_too_large_for_this_machine_still_has_a_cost(store: str) -> None:
+def test_estimate_of_a_sweep_too_large_for_the_machine_still_has_a_cost(store: str) -> None:
     large = sweep(store, train={"steps": 100, "checkpoint_every": 50, "batch_size": 8, "workers": 8})
     told = estimate(large, MADE_UP)
     assert told.wall_s is None
@@ -174,7 +172,7 @@ def test_a_sweep_too_large_for_this_machine_still_has_a_cost(store: str) -> None
     assert told.low.train_cpu_s == 8 * 2 * 100 * 1.0
 
 
-def test_a_search_that_stops_arms_may_spend_less_and_never_more(store: str) -> None:
+def test_estimate_with_asha_has_a_lower_low_and_the_same_high(store: str) -> None:
     grid, asha = estimate(sweep(store), MADE_UP), estimate(sweep(store, search="asha"), MADE_UP)
     assert asha.high == grid.high
     assert asha.low.train_cpu_s == (50 + 100) * 1.0, "one arm is trained to its end"
@@ -183,7 +181,7 @@ def test_a_search_that_stops_arms_may_spend_less_and_never_more(store: str) -> N
     assert "stopped" not in str(grid)
 
 
-def test_baselines_train_at_their_own_speed(store: str) -> None:
+def test_estimate_uses_the_step_time_of_each_baseline(store: str) -> None:
     with_baselines = sweep(store, policy={"baselines": ["diffusion_policy"]})
     told = estimate(
         with_baselines, replace(MADE_UP, steps=MADE_UP.steps | {"diffusion_policy": timed(0.1, 0.1)})
@@ -191,7 +189,7 @@ def test_baselines_train_at_their_own_speed(store: str) -> None:
     assert told.low.train_cpu_s == pytest.approx(2 * 100 * 1.0 + 2 * 100 * 0.05)
 
 
-def test_shifts_are_played_by_the_last_checkpoint_alone(store: str) -> None:
+def test_estimate_plays_shifts_with_the_last_checkpoint_only(store: str) -> None:
     shifted = sweep(
         store, suite={"tasks": ["Lift"], "episodes": 10, "horizon": 40, "shifts": ["lighting", "camera"]}
     )
@@ -202,7 +200,7 @@ def test_shifts_are_played_by_the_last_checkpoint_alone(store: str) -> None:
     assert make_plan(shifted).rollouts == 2 * (2 + 2) * 10
 
 
-def test_what_is_told_has_ranges_money_limits_and_how_sure_it_is(store: str) -> None:
+def test_estimate_text_has_ranges_money_limits_and_uncertainty(store: str) -> None:
     priced = sweep(
         store, prices={"cpu_hour": 3.6}, budget={"max_episodes": 30, "max_wall": 0.1, "max_gpu_hours": 1}
     )
@@ -224,7 +222,7 @@ def test_what_is_told_has_ranges_money_limits_and_how_sure_it_is(store: str) -> 
     assert not estimate(sweep(store), MADE_UP).over_budget()
 
 
-def test_a_calibration_is_found_again_for_what_takes_as_long_and_for_nothing_else(store: str) -> None:
+def test_calibration_is_reused_exactly_for_sweeps_of_the_same_speed(store: str) -> None:
     here = replace(MADE_UP, machine=this_machine())
     assert load_calibration(sweep(store)) is None
     save_calibration(sweep(store), here)
@@ -248,7 +246,7 @@ def test_a_calibration_is_found_again_for_what_takes_as_long_and_for_nothing_els
     )
 
 
-def test_without_a_calibration_a_plan_says_how_to_get_one(store: str, tmp_path: Path) -> None:
+def test_plan_command_without_a_calibration_says_how_to_make_one(store: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(sweep(store).to_yaml())
     done = run("-m", "orchestrator", "plan", str(tmp_path / "sweep.yaml"))
     assert done.returncode == 0, done.stderr
@@ -257,9 +255,9 @@ def test_without_a_calibration_a_plan_says_how_to_get_one(store: str, tmp_path: 
 
 @pytest.mark.full
 @pytest.mark.sim
-def test_what_is_measured_here_is_what_the_next_plan_goes_by(lift_store: Path, tmp_path: Path) -> None:
-    """Every part of it, with the sweep's own policy, clips and simulator; the plan after it loads nothing
-    heavy.
+def test_measured_calibration_is_used_by_the_next_plan(lift_store: Path, tmp_path: Path) -> None:
+    """Measure every part with the sweep's own policy, clips and simulator; the plan command then imports no
+    heavy package.
     """
     two_stage = {"steps": 100, "checkpoint_every": 50, "batch_size": 4, "mode": "two_stage"}
     small = sweep(

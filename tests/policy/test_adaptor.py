@@ -1,4 +1,4 @@
-"""The adaptor and the action U-Net: any views, frames and feature maps; the paper's sizes."""
+"""The adaptor and the action U-Net: any views, frames and feature maps; the sizes of the paper."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ EMBED = 12
 
 
 def small(maps: int, out_dim: int | None = None, blocks: int = 1) -> AdaptorConfig:
-    """Every feature of the paper's adaptor: maps that join, a stage behind them where none does, frames that
-    grow fewer.
+    """Return a small configuration with every feature of the paper's adaptor: joining maps, a stage without
+    one, frame strides.
     """
     return AdaptorConfig(
         branch=(
@@ -31,7 +31,7 @@ def small(maps: int, out_dim: int | None = None, blocks: int = 1) -> AdaptorConf
     )
 
 
-def look(
+def random_inputs(
     shapes: list[tuple[int, ...]], frames: int, batch: int = 2, seed: int = 0
 ) -> tuple[list[Tensor], Tensor]:
     generator = torch.Generator().manual_seed(seed)
@@ -58,11 +58,11 @@ def build(config: AdaptorConfig, shapes: list[tuple[int, ...]], views: int, fram
         [(3, 6, 9), (5, 3, 5), (4, 2, 3)],
     ],
 )
-def test_any_views_frames_maps_and_sizes_become_one_vector(
+def test_adaptor_output_shape_for_any_views_frames_and_maps(
     views: int, frames: int, shapes: list[tuple[int, ...]]
 ) -> None:
     adaptor = build(small(len(shapes)), shapes, views, frames)
-    vector = adaptor(*look(shapes, views * frames))
+    vector = adaptor(*random_inputs(shapes, views * frames))
     assert vector.shape == (2, adaptor.out_dim)
     assert adaptor.out_dim == 8 * -(-frames // 4) * shapes[-1][1] * shapes[-1][-1]
     assert torch.isfinite(vector).all()
@@ -72,9 +72,9 @@ SHAPES: list[tuple[int, ...]] = [(3, 8), (5, 4), (7, 2)]
 
 
 @pytest.mark.parametrize("out_dim", [None, 10])
-def test_gradient_reaches_every_parameter_and_every_input(out_dim: int | None) -> None:
+def test_adaptor_gradient_reaches_every_parameter_and_input(out_dim: int | None) -> None:
     adaptor = build(small(3, out_dim, blocks=2), SHAPES, 2, 3)
-    maps, embedding = look(SHAPES, 6)
+    maps, embedding = random_inputs(SHAPES, 6)
     inputs = [tensor.requires_grad_() for tensor in (*maps, embedding)]
     vector = adaptor(maps, embedding)
     assert vector.shape == (2, out_dim or 8 * 1 * 2 * 2)
@@ -86,18 +86,18 @@ def test_gradient_reaches_every_parameter_and_every_input(out_dim: int | None) -
     assert [name for name, tensor in named if tensor.grad is None or not tensor.grad.abs().sum() > 0] == []
 
 
-def test_every_view_has_weights_of_its_own() -> None:
+def test_adaptor_has_separate_weights_per_view() -> None:
     adaptor = build(small(3), SHAPES, 2, 3)
-    maps, embedding = look(SHAPES, 6)
+    maps, embedding = random_inputs(SHAPES, 6)
     swapped = [torch.cat([feature[:, 3:], feature[:, :3]], dim=1) for feature in maps]
     assert not torch.allclose(adaptor(maps, embedding), adaptor(swapped, embedding), atol=1e-3)
     first, second = (set(branch.parameters()) for branch in adaptor.branches)
     assert not first & second
 
 
-def test_every_view_and_the_noise_level_count() -> None:
+def test_adaptor_output_depends_on_every_view_and_the_noise_level() -> None:
     adaptor = build(small(3), SHAPES, 3, 2)
-    maps, embedding = look(SHAPES, 6)
+    maps, embedding = random_inputs(SHAPES, 6)
     before = adaptor(maps, embedding)
     for view in range(3):
         changed = [feature.clone() for feature in maps]
@@ -108,16 +108,16 @@ def test_every_view_and_the_noise_level_count() -> None:
 
 
 @pytest.mark.parametrize("pad", [1, 2])
-def test_pad_frames_do_not_matter(pad: int) -> None:
+def test_adaptor_ignores_pad_frames(pad: int) -> None:
     adaptor = build(small(3), SHAPES, 2, 3)
-    maps, embedding = look(SHAPES, 6)
+    maps, embedding = random_inputs(SHAPES, 6)
     padded = [torch.cat([torch.full_like(feature[:, :pad], 1e6), feature], dim=1) for feature in maps]
     assert torch.equal(adaptor(padded, embedding), adaptor(maps, embedding))
 
 
-def test_clips_do_not_see_each_other() -> None:
+def test_adaptor_clips_are_independent() -> None:
     adaptor = build(small(3), SHAPES, 2, 3)
-    maps, embedding = look(SHAPES, 6, batch=3)
+    maps, embedding = random_inputs(SHAPES, 6, batch=3)
     alone = adaptor([feature[1:2] for feature in maps], embedding[1:2])
     torch.testing.assert_close(adaptor(maps, embedding)[1:2], alone, rtol=1e-3, atol=1e-4)
 
@@ -129,7 +129,7 @@ def millions(module: nn.Module) -> float:
     return sum(parameter.numel() for parameter in module.parameters()) / 1e6
 
 
-def test_the_paper_sizes() -> None:
+def test_adaptor_and_action_unet_of_svd_256_have_the_sizes_of_the_paper() -> None:
     config = PRESETS["svd-256"]
     assert config.adaptor
     shapes = [(320, 32), (640, 16), (1280, 8), (1280, 4), (1280, 4)]
@@ -145,7 +145,7 @@ def test_the_paper_sizes() -> None:
     assert millions(action) == pytest.approx(161.4, rel=0.01)
 
 
-def test_the_light_one_stays_light() -> None:
+def test_adaptor_of_tiny_has_less_than_half_a_million_parameters() -> None:
     config = PRESETS["tiny"].adaptor
     assert config
     adaptor = Adaptor(config, [(32, 8), (64, 8), (64, 4)], 1, 2, 128)
@@ -156,7 +156,7 @@ def test_the_light_one_stays_light() -> None:
 # -- refusals ------------------------------------------------------------------------------------------------
 
 
-def test_as_many_maps_as_the_stages_ask_for_and_from_fine_to_coarse() -> None:
+def test_adaptor_refuses_a_wrong_number_or_order_of_maps() -> None:
     with pytest.raises(
         ValueError, match="4 feature maps for a branch that reads the finest and lets 2 coarser ones join"
     ):
@@ -165,7 +165,7 @@ def test_as_many_maps_as_the_stages_ask_for_and_from_fine_to_coarse() -> None:
         build(small(3), [(3, 4), (5, 8), (7, 2)], 1, 2)
 
 
-def test_a_config_that_cannot_be_built_is_refused_when_it_is_written() -> None:
+def test_adaptor_config_that_cannot_be_built_is_refused() -> None:
     with pytest.raises(ValidationError, match="30 channels do not divide into 4 x 4 groups"):
         TrunkStage(channels=30, groups=4)
     with pytest.raises(ValidationError, match="12 joining channels do not divide"):

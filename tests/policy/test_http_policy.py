@@ -1,6 +1,4 @@
-"""Policies over HTTP: what is answered there is what would be answered here, to the last bit; what goes wrong
-is a sentence.
-"""
+"""Policies over HTTP: remote answers equal local ones bit for bit; errors are one sentence."""
 
 import io
 import json
@@ -19,9 +17,9 @@ import numpy as np
 import pytest
 from conftest import CHECKOUT
 
-from http_policies import CONTRACT, Digest, look, same, served
-from policy.http_policy import RemoteError, RemotePolicy
-from policy.http_protocol import pack, pack_observations
+from http_policies import CONTRACT, Digest, random_observation, same, served
+from policy.http_policy import RemotePolicy
+from policy.http_protocol import RemoteError, pack, pack_observations
 from policy.interface import ActionChunk, Observation
 from sim_workers.rollout.policy_clients import FactoryPolicy, InProcessPolicy, RemoteServer
 
@@ -36,8 +34,8 @@ def post(url: str, body: bytes) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def test_the_contract_and_the_answers_come_through_unchanged() -> None:
-    looks = [look(seed) for seed in range(3)]
+def test_remote_policy_returns_contract_and_actions_unchanged() -> None:
+    looks = [random_observation(seed) for seed in range(3)]
     with served(Digest()) as url:
         remote = RemotePolicy(url)
         assert remote.contract == CONTRACT
@@ -45,9 +43,9 @@ def test_the_contract_and_the_answers_come_through_unchanged() -> None:
         assert remote.act([]) == []
 
 
-def test_another_language_needs_only_http_json_and_npz() -> None:
-    """By hand, as the documentation says: compressed, float64, instructions as JSON bytes."""
-    seen = look(4)
+def test_policy_server_accepts_a_hand_made_npz_request() -> None:
+    """Make the request by hand, as documented: compressed, float64, instructions as JSON bytes."""
+    seen = random_observation(4)
     arrays = {
         "images/front": seen.images["front"][None],
         "images/robot0/wrist": seen.images["robot0/wrist"][None],
@@ -68,7 +66,7 @@ def test_another_language_needs_only_http_json_and_npz() -> None:
 
 
 @pytest.mark.parametrize("join", [False, True])
-def test_many_ask_at_once_and_each_gets_its_own_answer(join: bool) -> None:
+def test_policy_server_answers_concurrent_clients_separately(join: bool) -> None:
     policy = Digest()
     policy.delay_s = 0.05
     answers: dict[int, list[ActionChunk] | Exception] = {}
@@ -77,7 +75,7 @@ def test_many_ask_at_once_and_each_gets_its_own_answer(join: bool) -> None:
 
         def ask(seed: int) -> None:
             try:
-                answers[seed] = remote.act([look(seed, "break" if seed == 3 else "lift")])
+                answers[seed] = remote.act([random_observation(seed, "break" if seed == 3 else "lift")])
             except RemoteError as error:
                 answers[seed] = error
 
@@ -89,18 +87,18 @@ def test_many_ask_at_once_and_each_gets_its_own_answer(join: bool) -> None:
     assert "the weights are NaN" in str(answers.pop(3))
     for seed, chunks in answers.items():
         assert isinstance(chunks, list)
-        assert same(chunks, Digest().act([look(seed, "lift")]))
+        assert same(chunks, Digest().act([random_observation(seed, "lift")]))
     assert (max(policy.sizes) > 1) == join
 
 
-def test_an_error_of_the_policy_is_told_in_one_line_and_the_server_lives_on() -> None:
+def test_policy_server_after_an_error_of_the_policy_still_answers() -> None:
     with served(Digest()) as url:
         remote = RemotePolicy(url)
         with pytest.raises(
             RemoteError, match=r"http://127.0.0.1:\d+ refused \(500\): RuntimeError: the weights are NaN$"
         ):
-            remote.act([look(0, "break")])
-        assert same(remote.act([look(0)]), Digest().act([look(0)]))
+            remote.act([random_observation(0, "break")])
+        assert same(remote.act([random_observation(0)]), Digest().act([random_observation(0)]))
 
 
 class Evil:
@@ -108,10 +106,10 @@ class Evil:
         return (exec, ("import policy; policy.was_here = True",))
 
 
-def test_what_is_not_plain_arrays_is_refused_and_never_unpickled() -> None:
+def test_policy_server_refuses_bodies_that_are_not_plain_arrays() -> None:
     import policy as package
 
-    good = np.load(io.BytesIO(pack_observations([look(0)], CONTRACT.cameras)))
+    good = np.load(io.BytesIO(pack_observations([random_observation(0)], CONTRACT.cameras)))
     arrays = {name: good[name] for name in good.files}
     hostile = {**arrays, "instructions": np.array([Evil()], dtype=object)}
     buffer = io.BytesIO()
@@ -142,11 +140,13 @@ def test_what_is_not_plain_arrays_is_refused_and_never_unpickled() -> None:
             assert status == 400, (status, said)
             assert why in said
             assert "\n" not in said
-        assert same(RemotePolicy(url).act([look(0)]), Digest().act([look(0)])), "the server lives on"
+        assert same(RemotePolicy(url).act([random_observation(0)]), Digest().act([random_observation(0)])), (
+            "the server still answers"
+        )
     assert not hasattr(package, "was_here")
 
 
-def test_a_zip_bomb_is_not_unpacked() -> None:
+def test_policy_server_refuses_a_zip_bomb() -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, bomb=np.zeros(4_000_000, np.uint8))
     assert len(buffer.getvalue()) < 10_000
@@ -154,7 +154,7 @@ def test_a_zip_bomb_is_not_unpacked() -> None:
         assert post(url, buffer.getvalue()) == (400, "the arrays are larger than 1000000 bytes")
 
 
-def test_a_policy_that_answers_against_its_contract_is_found_out() -> None:
+def test_policy_server_refuses_chunks_against_the_contract() -> None:
     class Wrong(Digest):
         def _one(self, seen: Observation) -> ActionChunk:
             return ActionChunk(np.zeros((5, 3), np.float32), 5)
@@ -173,15 +173,17 @@ def test_a_policy_that_answers_against_its_contract_is_found_out() -> None:
         (Uneven(), "not equally long"),
     ):
         with served(policy) as url, pytest.raises(RemoteError, match=why):
-            RemotePolicy(url).act([look(0), look(1)])
+            RemotePolicy(url).act([random_observation(0), random_observation(1)])
     with (
         served(Digest()) as url,
         pytest.raises(RemoteError, match="cannot be sent: KeyError: 'robot0/wrist'"),
     ):
-        RemotePolicy(url).act([replace(look(0), images={"front": look(0).images["front"]})])
+        RemotePolicy(url).act(
+            [replace(random_observation(0), images={"front": random_observation(0).images["front"]})]
+        )
 
 
-def test_there_is_a_sentence_for_a_server_that_is_not_there_or_says_nothing() -> None:
+def test_remote_policy_without_an_answer_raises_one_sentence() -> None:
     with pytest.raises(RemoteError, match=r"must look like http://127\.0\.0\.1:8000"):
         RemotePolicy("127.0.0.1:8000")
     with served(Digest()) as url:
@@ -189,11 +191,11 @@ def test_there_is_a_sentence_for_a_server_that_is_not_there_or_says_nothing() ->
     with pytest.raises(
         RemoteError, match=rf"no policy server answers at {url}; is it running\? \(ConnectionRefusedError"
     ):
-        RemotePolicy(url, patience_s=0.2).act([look(0)])
+        RemotePolicy(url, patience_s=0.2).act([random_observation(0)])
     slow = Digest()
     slow.delay_s = 2.0
     with served(slow) as url, pytest.raises(RemoteError, match=r"did not answer within 0\.2 s"):
-        RemotePolicy(url, timeout_s=0.2).act([look(0)])
+        RemotePolicy(url, timeout_s=0.2).act([random_observation(0)])
     with (
         served(Digest()) as url,
         pytest.raises(RemoteError, match=r"refused \(404\): there are GET /contract and POST /act"),
@@ -202,7 +204,7 @@ def test_there_is_a_sentence_for_a_server_that_is_not_there_or_says_nothing() ->
 
 
 SERVE = (
-    "import sys; from policy.http_policy import serve; from http_policies import Digest; serve(Digest(),"
+    "import sys; from policy.http_server import serve; from http_policies import Digest; serve(Digest(),"
     " port=int(sys.argv[1]))"
 )
 
@@ -215,19 +217,19 @@ def start(port: int) -> subprocess.Popen[bytes]:
     )
 
 
-def test_a_server_killed_and_started_again_is_found_again() -> None:
+def test_remote_policy_reconnects_to_a_restarted_server() -> None:
     with served(Digest()) as url:
         port = int(url.rsplit(":", 1)[1])
     remote = RemotePolicy(url, patience_s=60)
     processes = [start(port)]
     later = threading.Timer(1.0, lambda: processes.append(start(port)))
     try:
-        first = remote.act([look(0)])
+        first = remote.act([random_observation(0)])
         processes[0].send_signal(signal.SIGKILL)
         processes[0].wait()
         later.start()
-        assert same(remote.act([look(0)]), first)
-        assert same(first, Digest().act([look(0)]))
+        assert same(remote.act([random_observation(0)]), first)
+        assert same(first, Digest().act([random_observation(0)]))
     finally:
         if later.ident:
             later.join()
@@ -236,14 +238,14 @@ def test_a_server_killed_and_started_again_is_found_again() -> None:
             process.wait()
 
 
-def test_a_connection_is_kept_and_nothing_waits_for_receipts() -> None:
-    """40 ms a request is what two small writes cost where the second waits for the first one's receipt."""
+def test_remote_policy_reuses_its_connection_without_delay() -> None:
+    """With Nagle's algorithm, two small writes per request would cost 40 ms."""
     with served(Digest()) as url:
         remote = RemotePolicy(url)
-        remote.act([look(0)])
+        remote.act([random_observation(0)])
         socket, began = remote._of_thread.connection.sock, time.monotonic()
         for seed in range(50):
-            remote.act([look(seed)])
+            remote.act([random_observation(seed)])
         assert time.monotonic() - began < 50 * 0.04
         assert remote._of_thread.connection.sock is socket
 
@@ -251,7 +253,7 @@ def test_a_connection_is_kept_and_nothing_waits_for_receipts() -> None:
 # -- the sources that rollout processes connect to -----------------------------------------------------------
 
 
-def test_sources_travel_and_are_equal_afterwards() -> None:
+def test_policy_sources_are_picklable_and_comparable() -> None:
     for source in (
         InProcessPolicy(Digest),
         InProcessPolicy(partial(FactoryPolicy, "a:b")),
@@ -267,12 +269,12 @@ def test_sources_travel_and_are_equal_afterwards() -> None:
     assert RemoteServer("http://127.0.0.1:1").name == "http://127.0.0.1:1"
 
 
-def test_a_source_leads_to_its_policy() -> None:
-    expected = Digest().act([look(0)])
-    assert same([InProcessPolicy(Digest).connect().act(look(0))], expected)
-    assert same([FactoryPolicy("http_policies:Digest").connect().act(look(0))], expected)
+def test_policy_source_connects_to_its_policy() -> None:
+    expected = Digest().act([random_observation(0)])
+    assert same([InProcessPolicy(Digest).connect().act(random_observation(0))], expected)
+    assert same([FactoryPolicy("http_policies:Digest").connect().act(random_observation(0))], expected)
     with served(Digest()) as url:
-        assert same([RemoteServer(url).connect().act(look(0))], expected)
+        assert same([RemoteServer(url).connect().act(random_observation(0))], expected)
 
 
 @pytest.mark.parametrize(
@@ -284,6 +286,6 @@ def test_a_source_leads_to_its_policy() -> None:
         ("builtins:dict", "returned a dict, which is no policy"),
     ],
 )
-def test_there_is_a_sentence_for_a_name_that_leads_nowhere(name: str, why: str) -> None:
+def test_factory_policy_with_a_bad_name_raises_one_sentence(name: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         FactoryPolicy(name).connect()

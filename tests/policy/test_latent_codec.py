@@ -1,5 +1,5 @@
-"""Between pictures and latents: what is kept is what would be made, a picture's latents are its own, jitter
-moves colours of a camera together.
+"""Latent codecs: encoding is deterministic and per picture; colour jitter changes the frames of a camera
+together.
 """
 
 import copy
@@ -31,7 +31,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_folded_pixels_lose_nothing() -> None:
+def test_pixel_latents_round_trip_exactly() -> None:
     codec, shown = PixelLatents(8), pictures(2, 3)
     encoded = codec.encode(shown)
     assert encoded.shape == (2, 3, codec.stored_channels, 4, 4)
@@ -40,7 +40,7 @@ def test_folded_pixels_lose_nothing() -> None:
     assert torch.equal(codec.pictures(encoded), shown)
 
 
-def test_a_picture_s_latents_do_not_depend_on_its_neighbours(vae: VaeLatents) -> None:
+def test_vae_latents_of_a_picture_do_not_depend_on_the_batch(vae: VaeLatents) -> None:
     shown = pictures(2 * BLOCK + 1)
     together = vae.encode(shown)
     assert together.shape == (len(shown), 12, 4, 4)
@@ -51,7 +51,7 @@ def test_a_picture_s_latents_do_not_depend_on_its_neighbours(vae: VaeLatents) ->
         assert torch.equal(vae.encode(shown[i]), together[i])
 
 
-def test_the_parts_of_an_encoding_can_be_had_alone(vae: VaeLatents) -> None:
+def test_vae_encoding_parts_equal_separate_encodings(vae: VaeLatents) -> None:
     shown = pictures(2, 2, 3)
     whole = vae.encode(shown)
     assert torch.equal(vae.present(shown), vae.condition(whole))
@@ -60,7 +60,7 @@ def test_the_parts_of_an_encoding_can_be_had_alone(vae: VaeLatents) -> None:
     assert torch.equal(vae.target(without, seeded()), vae.target(whole, seeded()))
 
 
-def test_a_target_is_a_scaled_sample_of_the_posterior(vae: VaeLatents) -> None:
+def test_vae_target_is_a_scaled_sample_of_the_posterior(vae: VaeLatents) -> None:
     encoded = vae.encode(pictures(1)).expand(4000, -1, -1, -1)
     target = vae.target(encoded, seeded())
     mean, log_variance = encoded[0, :4].float(), encoded[0, 4:8].float()
@@ -70,7 +70,7 @@ def test_a_target_is_a_scaled_sample_of_the_posterior(vae: VaeLatents) -> None:
     assert not torch.equal(target, vae.target(encoded, seeded(1)))
 
 
-def test_the_condition_is_the_unscaled_latent_of_a_slightly_noisy_picture(vae: VaeLatents) -> None:
+def test_vae_condition_is_the_unscaled_latent_of_a_noisy_picture(vae: VaeLatents) -> None:
     shown = pictures(3)
     encoded = vae.encode(shown)
     difference = vae.condition(encoded) - encoded[:, :4].float()
@@ -79,14 +79,14 @@ def test_the_condition_is_the_unscaled_latent_of_a_slightly_noisy_picture(vae: V
     assert torch.equal(silent.condition(silent.encode(shown)), encoded[:, :4].float())
 
 
-def test_latents_become_pictures_a_view_at_a_time(vae: VaeLatents) -> None:
+def test_vae_pictures_decode_each_view_separately(vae: VaeLatents) -> None:
     latents = vae.target(vae.encode(pictures(2, 3, 2)), seeded())
     shown = vae.pictures(latents)
     assert (shown.shape, shown.dtype) == ((2, 3, 2, 32, 32, 3), torch.uint8)
     assert torch.equal(vae.pictures(latents[1, 2]), shown[1, 2])
 
 
-def test_a_fingerprint_covers_weights_noise_and_size(vae: VaeLatents, tmp_path: Path) -> None:
+def test_codec_fingerprint_covers_weights_noise_and_size(vae: VaeLatents, tmp_path: Path) -> None:
     other = latent_codec(svd_config(), svd_folder(tmp_path, seed=1))
     prints = {
         codec.fingerprint(size)
@@ -97,7 +97,7 @@ def test_a_fingerprint_covers_weights_noise_and_size(vae: VaeLatents, tmp_path: 
     assert VaeLatents(copy.deepcopy(vae.vae), 0.02).fingerprint((32, 32)) == vae.fingerprint((32, 32))
 
 
-def test_copies_of_a_model_share_the_frozen_autoencoder_and_kept_latents_need_none(vae: VaeLatents) -> None:
+def test_codec_copies_share_the_autoencoder_and_cached_latents_need_none(vae: VaeLatents) -> None:
     assert copy.deepcopy(vae) is vae
     without = latent_codec(svd_config())
     encoded = vae.encode(pictures(2))
@@ -110,12 +110,12 @@ def test_copies_of_a_model_share_the_frozen_autoencoder_and_kept_latents_need_no
 # -- jitter --------------------------------------------------------------------------------------------------
 
 
-def test_no_strength_changes_nothing() -> None:
+def test_color_jitter_of_zero_strength_changes_nothing() -> None:
     shown = pictures(2, 2, 3)
     assert torch.equal(color_jitter(shown, seeded(), Strength(0, 0, 0, 0)), shown)
 
 
-def test_frames_of_a_camera_change_together_and_cameras_apart() -> None:
+def test_color_jitter_is_common_to_frames_and_separate_per_camera() -> None:
     shown = pictures(1).expand(2, 2, 3, -1, -1, -1).contiguous()
     jittered = color_jitter(shown, seeded())
     assert jittered.dtype == torch.uint8
@@ -125,7 +125,7 @@ def test_frames_of_a_camera_change_together_and_cameras_apart() -> None:
     assert torch.equal(jittered, color_jitter(shown, seeded()))
 
 
-def test_grey_stays_grey() -> None:
+def test_color_jitter_keeps_grey_grey() -> None:
     shown = (
         torch.randint(0, 256, (4, 1, 1, 16, 16, 1), generator=seeded(), dtype=torch.uint8)
         .expand(-1, -1, -1, -1, -1, 3)
@@ -141,21 +141,21 @@ LUMA = torch.tensor((0.299, 0.587, 0.114))
 
 
 def before_and_after(part: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, 3) colours far from black and white."""
+    """Return (N, 3) colours far from black and white, before and after jitter."""
     shown = pictures(1, 1, 1).clamp(80, 170)
     return shown.float().flatten(0, -2), color_jitter(
         shown, seeded(1), Strength(**{**NONE, part: 0.3})
     ).float().flatten(0, -2)
 
 
-def test_brightness_is_one_factor() -> None:
+def test_brightness_jitter_is_one_factor() -> None:
     before, after = before_and_after("brightness")
     factor = after.sum() / before.sum()
     assert abs(factor - 1) > 0.02
     assert (after - factor * before).abs().max() <= 1
 
 
-def test_contrast_stretches_about_the_mean_grey() -> None:
+def test_contrast_jitter_scales_about_the_mean_grey() -> None:
     before, after = before_and_after("contrast")
     assert abs((after - before).mean(0) @ LUMA) < 0.5
     factor = after.std() / before.std()
@@ -163,13 +163,13 @@ def test_contrast_stretches_about_the_mean_grey() -> None:
     assert (after - (factor * before + (1 - factor) * (before.mean(0) @ LUMA))).abs().max() <= 1.5
 
 
-def test_saturation_keeps_brightness() -> None:
+def test_saturation_jitter_keeps_luma() -> None:
     before, after = before_and_after("saturation")
     assert ((after - before) @ LUMA).abs().max() <= 1
     assert (after - before).abs().max() > 3
 
 
-def test_hue_turns_about_grey() -> None:
+def test_hue_jitter_rotates_about_grey() -> None:
     before, after = before_and_after("hue")
     assert (after - before).sum(1).abs().max() <= 2
     distance = [(colors - colors.mean(1, keepdim=True)).norm(dim=1) for colors in (before, after)]

@@ -1,4 +1,4 @@
-"""The policy's parts: diffusion identities, masks, normalisation, and checkpoints that need nothing else."""
+"""The policy's parts: diffusion identities, masks, normalisation, self-contained checkpoints."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ def losses_of(net: Model, clips: Batch, seed: int = 1) -> Losses:
 # -- diffusion -----------------------------------------------------------------------------------------------
 
 
-def test_sampler_equals_the_euler_scheduler_of_diffusers() -> None:
+def test_karras_sampler_equals_the_euler_scheduler_of_diffusers() -> None:
     steps, low, high = 30, 0.002, 700.0
     scheduler = EulerDiscreteScheduler(
         prediction_type="v_prediction",
@@ -70,7 +70,7 @@ def test_sampler_equals_the_euler_scheduler_of_diffusers() -> None:
     torch.testing.assert_close(x, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_the_loss_weight_makes_every_noise_level_count_the_error_of_v_once() -> None:
+def test_loss_weight_turns_the_error_into_that_of_v() -> None:
     clean, v, sigma = torch.randn(4, 5), torch.randn(4, 5), torch.tensor([0.01, 0.5, 3.0, 80.0])
     eps = torch.randn(4, 5)
     noisy = clean + sigma[:, None] * eps
@@ -82,26 +82,26 @@ def test_the_loss_weight_makes_every_noise_level_count_the_error_of_v_once() -> 
 # -- losses and masks ----------------------------------------------------------------------------------------
 
 
-def test_masked_entries_weigh_nothing_and_an_empty_mask_is_no_loss() -> None:
+def test_masked_mean_ignores_masked_entries_and_is_zero_for_an_empty_mask() -> None:
     error = torch.tensor([[1.0, 100.0], [3.0, 100.0]])
     mask = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     assert masked_mean(error, mask, mask.sum()) == 2.0
     assert masked_mean(error, mask * 0, torch.tensor(0.0)) == 0.0
 
 
-def test_two_workers_with_uneven_labels_average_to_the_loss_of_one() -> None:
+def test_masked_mean_averaged_over_two_workers_equals_that_of_one() -> None:
     error, mask = torch.rand(8, 4), (torch.rand(8, 4) > 0.5).float()
     per_worker = mask.sum() / 2
     halves = [masked_mean(error[part], mask[part], per_worker) for part in (slice(0, 3), slice(3, 8))]
     torch.testing.assert_close(sum(halves) / 2, masked_mean(error, mask, mask.sum()))
 
 
-def test_error_is_a_mean_over_everything_but_clip_and_time() -> None:
+def test_per_clip_error_averages_all_but_clip_and_time() -> None:
     sigma = torch.tensor([1.0, 1.0])
     assert per_clip_error(torch.ones(2, 3, 4), torch.zeros(2, 3, 4), sigma).tolist() == [[2.0] * 3] * 2
 
 
-def test_action_free_clips_teach_the_video_and_not_the_actions(model: VideoActionModel) -> None:
+def test_losses_of_action_free_clips_train_the_video_only(model: VideoActionModel) -> None:
     labelled = make_batch()
     hidden = replace(labelled, action_mask=torch.zeros_like(labelled.action_mask))
     other = replace(hidden, actions=hidden.actions + 5)
@@ -112,7 +112,7 @@ def test_action_free_clips_teach_the_video_and_not_the_actions(model: VideoActio
     assert losses[1].total == losses[2].total
 
 
-def test_frames_past_the_end_teach_nothing(model: VideoActionModel) -> None:
+def test_losses_ignore_frames_past_the_end(model: VideoActionModel) -> None:
     whole = make_batch()
     mask = whole.frame_mask.clone()
     mask[:, -1] = 0
@@ -122,7 +122,7 @@ def test_frames_past_the_end_teach_nothing(model: VideoActionModel) -> None:
 
 
 @pytest.mark.parametrize(("objective", "flows"), [("joint", True), ("joint_detached", False)])
-def test_the_action_loss_reaches_the_video_model_only_where_it_may(objective: str, flows: bool) -> None:
+def test_action_loss_gradient_reaches_the_video_model_only_when_joint(objective: str, flows: bool) -> None:
     torch.manual_seed(0)
     fresh = VideoActionModel(TINY, CONTRACT)
     fresh.learn(objective)  # type: ignore[arg-type]
@@ -134,7 +134,7 @@ def test_the_action_loss_reaches_the_video_model_only_where_it_may(objective: st
     assert bool(reached) == flows
 
 
-def test_each_objective_moves_its_own_weights_and_computes_only_its_own_loss() -> None:
+def test_objective_trains_its_own_weights_with_its_own_loss() -> None:
     net = VideoActionModel(TINY, CONTRACT)
     for objective, moved, losses in (
         ("video", {"video"}, "v"),
@@ -149,14 +149,14 @@ def test_each_objective_moves_its_own_weights_and_computes_only_its_own_loss() -
         net.zero_grad()
 
 
-def test_conditions_are_dropped_per_clip_in_three_equal_kinds(model: VideoActionModel) -> None:
+def test_condition_dropout_has_three_equal_kinds(model: VideoActionModel) -> None:
     num, share = 20_000, TINY.diffusion.condition_dropout
     sentence, picture = model._dropped(num, torch.Generator().manual_seed(0))
     for kind in (((1 - sentence) * picture), (sentence * (1 - picture)), ((1 - sentence) * (1 - picture))):
         assert kind.mean().item() == pytest.approx(share, abs=0.006)
 
 
-def test_recomputed_activations_give_the_same_gradients() -> None:
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     grads = []
     for again in (False, True):
         torch.manual_seed(0)
@@ -174,7 +174,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 @pytest.mark.parametrize("sigmas", ["shared", "decoupled"])
 @pytest.mark.parametrize("rung", ["faithful", "one_pass", "video first"])
 @pytest.mark.parametrize(("cameras", "frames", "pad"), [(1, 2, 0), (2, 3, 1)])
-def test_any_number_of_views_frames_and_noise_settings_trains_and_acts(
+def test_model_trains_and_samples_with_any_views_frames_and_noise_settings(
     sigmas: str, rung: str, cameras: int, frames: int, pad: int
 ) -> None:
     raw = TINY.model_dump()
@@ -202,15 +202,15 @@ def test_any_number_of_views_frames_and_noise_settings_trains_and_acts(
     assert actions.shape == (2, 8, 7)
 
 
-def test_guidance_of_one_is_no_guidance_and_more_goes_further_the_same_way() -> None:
-    told, untold = torch.randn(3, 4), torch.randn(3, 4)
-    both = torch.cat([told, untold])
+def test_guidance_of_one_is_the_condition_and_more_extrapolates() -> None:
+    told, unconditional = torch.randn(3, 4), torch.randn(3, 4)
+    both = torch.cat([told, unconditional])
     torch.testing.assert_close(noise.guided(both, 1.0), told)
-    torch.testing.assert_close(noise.guided(both, 2.0), told + (told - untold))
+    torch.testing.assert_close(noise.guided(both, 2.0), told + (told - unconditional))
 
 
 def at_start(cache: int = 0) -> VideoActionModel:
-    """A policy whose head reads a frozen video model's first pass."""
+    """Return a policy whose head reads a frozen video model's first pass."""
     torch.manual_seed(0)
     diffusion = TINY.diffusion.model_copy(update={"features_at": "start"})
     net = VideoActionModel(TINY.model_copy(update={"diffusion": diffusion}), CONTRACT)
@@ -219,7 +219,7 @@ def at_start(cache: int = 0) -> VideoActionModel:
     return net
 
 
-def test_kept_features_change_nothing_not_even_when_only_some_fit() -> None:
+def test_feature_cache_of_any_size_gives_the_same_losses() -> None:
     some = 3 * sum(feature.nbytes for feature in at_start()._features_at_start(make_batch(1))[0])
     losses = []
     for budget in (0, some, 2**30):
@@ -236,7 +236,7 @@ def test_kept_features_change_nothing_not_even_when_only_some_fit() -> None:
     assert losses[0] == losses[1] == losses[2]
 
 
-def test_the_features_of_the_start_are_those_a_look_sees() -> None:
+def test_features_at_start_equal_those_of_sampling() -> None:
     net = at_start().eval()
     clips = make_batch(4)
     seen: list[torch.Tensor] = []
@@ -252,7 +252,7 @@ def test_the_features_of_the_start_are_those_a_look_sees() -> None:
     assert torch.equal(*seen)
 
 
-def test_the_baseline_looks_at_the_present_only_and_learns_from_actions_only() -> None:
+def test_diffusion_policy_reads_the_present_only_and_trains_on_actions_only() -> None:
     net = DiffusionPolicy(policy_config("tiny", "diffusion_policy"), CONTRACT)
     net.learn("action")
     clips = make_batch()
@@ -270,7 +270,7 @@ def test_the_baseline_looks_at_the_present_only_and_learns_from_actions_only() -
 # -- parts ---------------------------------------------------------------------------------------------------
 
 
-def test_statistics_of_parts_merge_to_those_of_the_whole() -> None:
+def test_merged_stats_of_parts_equal_stats_of_the_whole() -> None:
     data = np.random.default_rng(0).normal(3, 2, (100, 4))
     merged, whole = (
         Stats.merge([Stats.of(data[:7]), Stats.of(data[7:60]), Stats.of(data[60:])]),
@@ -283,7 +283,7 @@ def test_statistics_of_parts_merge_to_those_of_the_whole() -> None:
 
 
 @pytest.mark.parametrize("kind", ["minmax", "meanstd"])
-def test_normalising_is_undone_and_a_constant_dimension_stays_constant(kind: str) -> None:
+def test_normalizer_round_trips_and_keeps_constant_dimensions(kind: str) -> None:
     data = np.random.default_rng(0).normal(3, 2, (50, 3)).astype(np.float32)
     data[:, 1] = 0.25
     normalizer = Normalizer(Stats.of(data), kind)  # type: ignore[arg-type]
@@ -295,7 +295,7 @@ def test_normalising_is_undone_and_a_constant_dimension_stays_constant(kind: str
     assert torch.allclose(noisy[:, 1], torch.tensor(0.25))
 
 
-def test_a_copy_of_the_model_reads_its_own_features(model: VideoActionModel) -> None:
+def test_copied_model_reads_its_own_features(model: VideoActionModel) -> None:
     copied = copy.deepcopy(model)
     a, b = (losses_of(m, make_batch()).total for m in (model, copied))
     assert a == b
@@ -312,7 +312,7 @@ def checkpoint(tmp_path: Path, model: VideoActionModel) -> Path:
 
 @pytest.fixture(params=["video_action", "diffusion_policy"])
 def any_checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A checkpoint of each kind of policy."""
+    """Return a checkpoint of each kind of policy."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     told = make_card(request.param)
@@ -321,14 +321,14 @@ def any_checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_checkpoint_comes_back_whole(checkpoint: Path, model: VideoActionModel) -> None:
+def test_checkpoint_round_trips(checkpoint: Path, model: VideoActionModel) -> None:
     loaded, read = load(checkpoint)
     assert read == make_card()
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
 
 
-def test_diffusers_opens_the_video_model_by_itself(checkpoint: Path, model: VideoActionModel) -> None:
+def test_checkpoint_video_model_opens_in_diffusers(checkpoint: Path, model: VideoActionModel) -> None:
     opened = UNetSpatioTemporalConditionModel.from_pretrained(checkpoint, subfolder="unet")
     assert all(
         torch.equal(ours, theirs)
@@ -337,7 +337,7 @@ def test_diffusers_opens_the_video_model_by_itself(checkpoint: Path, model: Vide
 
 
 @pytest.mark.parametrize("rung", ["one_pass", "truncated", "faithful"])
-def test_an_answer_does_not_depend_on_the_batch_it_came_in(any_checkpoint: Path, rung: str) -> None:
+def test_trained_policy_answer_does_not_depend_on_the_batch(any_checkpoint: Path, rung: str) -> None:
     policy = TrainedPolicy(any_checkpoint, rung=rung)
     if policy.sampler.video_passes > 5:
         policy.sampler = policy.sampler.model_copy(update={"video_passes": 3, "action_steps": 3})
@@ -350,7 +350,7 @@ def test_an_answer_does_not_depend_on_the_batch_it_came_in(any_checkpoint: Path,
         assert np.array_equal(a, c)
 
 
-def test_another_noise_seed_gives_another_action(checkpoint: Path) -> None:
+def test_trained_policy_answer_depends_on_the_noise_seed(checkpoint: Path) -> None:
     policy = TrainedPolicy(checkpoint)
     one = make_observation(0)
     assert not np.array_equal(
@@ -358,7 +358,7 @@ def test_another_noise_seed_gives_another_action(checkpoint: Path) -> None:
     )
 
 
-def test_the_fingerprint_follows_what_the_policy_does(checkpoint: Path) -> None:
+def test_checkpoint_fingerprint_depends_on_acting_weights_only(checkpoint: Path) -> None:
     before = fingerprint(checkpoint)
     save_file({"x": torch.ones(1)}, checkpoint / "trainer.safetensors")
     assert fingerprint(checkpoint) == before
@@ -407,13 +407,13 @@ def _no_field(folder: Path) -> None:
         (lambda folder: (folder / "checkpoint.json").write_text("{"), "checkpoint.json is damaged"),
     ],
 )
-def test_damage_is_one_sentence(checkpoint: Path, damage, sentence: str) -> None:  # type: ignore[no-untyped-def]
+def test_load_of_a_damaged_checkpoint_raises_one_sentence(checkpoint: Path, damage, sentence: str) -> None:  # type: ignore[no-untyped-def]
     damage(checkpoint)
     with pytest.raises(CheckpointError, match=sentence):
         load(checkpoint)
 
 
-def test_mismatched_conventions_are_told_in_words() -> None:
+def test_contract_mismatches_are_sentences() -> None:
     flipped = replace(CONTRACT, action=(*CONTRACT.action[:-1], "gripper_plus1_open_minus1_close"))
     (sentence,) = CONTRACT.mismatches(flipped)
     assert "action layout" in sentence

@@ -1,6 +1,4 @@
-"""Sentences as tokens: the same for a sentence whatever stands beside it, and the tower is loaded only for
-sentences nobody knows.
-"""
+"""Sentence embeddings do not depend on the batch, and the tower is loaded only for unknown sentences."""
 
 from pathlib import Path
 
@@ -20,14 +18,14 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return text_folder(tmp_path_factory.mktemp("text"))
 
 
-def test_word_vectors_are_the_same_everywhere() -> None:
+def test_word_vectors_are_fixed() -> None:
     first = WordVectors(8).embed(["lift the cube"])
     assert first.shape == (1, 1, 8)
     assert torch.allclose(first[0, 0, :3], torch.tensor([0.464647, -0.719439, -0.044854]))
     assert torch.equal(first, WordVectors(8).embed(["open", "Lift the  cube"])[1:])
 
 
-def test_a_sentence_is_its_projected_last_token(tower: Path) -> None:
+def test_open_clip_text_equals_the_projected_last_token_of_transformers(tower: Path) -> None:
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
     embedded = OpenClipText(SENTENCE_DIM, tower).embed(SENTENCES)
@@ -40,7 +38,7 @@ def test_a_sentence_is_its_projected_last_token(tower: Path) -> None:
     assert torch.allclose(embedded[:, 0], expected, atol=1e-5)
 
 
-def test_a_sentence_s_token_does_not_depend_on_its_neighbours(tower: Path) -> None:
+def test_open_clip_text_does_not_depend_on_the_batch(tower: Path) -> None:
     together = OpenClipText(SENTENCE_DIM, tower).embed([*SENTENCES, SENTENCES[0]])
     assert torch.equal(together[0], together[3])
     assert not torch.equal(together[0], together[1])
@@ -48,11 +46,11 @@ def test_a_sentence_s_token_does_not_depend_on_its_neighbours(tower: Path) -> No
         assert torch.equal(OpenClipText(SENTENCE_DIM, tower).embed([sentence])[0], token)
 
 
-def test_very_long_sentences_are_cut(tower: Path) -> None:
+def test_open_clip_text_truncates_long_sentences(tower: Path) -> None:
     assert OpenClipText(SENTENCE_DIM, tower).embed(["lift the cube " * 40]).isfinite().all()
 
 
-def test_known_sentences_spare_the_tower(tower: Path) -> None:
+def test_sentence_encoder_with_known_sentences_needs_no_tower(tower: Path) -> None:
     known = OpenClipText(SENTENCE_DIM, tower)
     embedded = known.embed(SENTENCES)
     assert set(known.known) == set(SENTENCES)
@@ -62,7 +60,7 @@ def test_known_sentences_spare_the_tower(tower: Path) -> None:
         without.embed(["pour the tea"])
 
 
-def test_a_tower_may_be_its_own_folder(tower: Path, tmp_path: Path) -> None:
+def test_open_clip_text_reads_a_folder_of_the_tower_alone(tower: Path, tmp_path: Path) -> None:
     for part in ("text_encoder", "tokenizer"):
         for file in (tower / part).iterdir():
             (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -72,7 +70,7 @@ def test_a_tower_may_be_its_own_folder(tower: Path, tmp_path: Path) -> None:
     )
 
 
-def test_presets_choose_their_encoder() -> None:
+def test_presets_select_their_sentence_encoder() -> None:
     tiny, full = PRESETS["tiny"].video, PRESETS["svd-256"].video
     assert tiny is not None
     assert full is not None
@@ -91,7 +89,7 @@ def test_presets_choose_their_encoder() -> None:
         ("tokenizer/merges.txt", None, "no vocab.json with merges.txt"),
     ],
 )
-def test_a_missing_or_cut_file_is_one_sentence(
+def test_open_clip_text_with_a_missing_or_truncated_file_raises_one_sentence(
     tmp_path: Path, file: str, damage: int | None, said: str
 ) -> None:
     path = text_folder(tmp_path) / file
@@ -104,7 +102,7 @@ def test_a_missing_or_cut_file_is_one_sentence(
     assert "\n" not in str(raised.value)
 
 
-def test_a_tower_of_another_size_is_refused(tower: Path) -> None:
+def test_open_clip_text_of_another_width_raises(tower: Path) -> None:
     with pytest.raises(WeightsError, match="its sentences are 32 numbers, the video model attends to 64"):
         OpenClipText(64, tower).embed(["lift"])
     with pytest.raises(WeightsError, match="has 3 numbers, the model attends to 32"):

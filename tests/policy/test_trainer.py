@@ -1,4 +1,4 @@
-"""The optimiser step: what is averaged, accumulated and restored."""
+"""The optimiser step: averaging, accumulation, restoring."""
 
 import copy
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def run(of: Trainer, first: int, last: int) -> list[float]:
     ],
     ids=str,
 )
-def test_a_restored_trainer_goes_on_bit_for_bit(recipe: dict[str, Any]) -> None:
+def test_trainer_restored_continues_bit_for_bit(recipe: dict[str, Any]) -> None:
     whole, begun = trainer(**recipe), trainer(**recipe)
     losses = run(whole, 0, STEPS)
     assert run(begun, 0, 3) == losses[:3]
@@ -69,7 +69,7 @@ def test_a_restored_trainer_goes_on_bit_for_bit(recipe: dict[str, Any]) -> None:
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_average_acts_and_the_weights_go_on_learning() -> None:
+def test_average_is_applied_only_within_its_context() -> None:
     parameter = torch.nn.Parameter(torch.zeros(3))
     average = Average([parameter], 0.9)
     with torch.no_grad():
@@ -82,14 +82,14 @@ def test_the_average_acts_and_the_weights_go_on_learning() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_learns_on_a_gpu(precision: str) -> None:
+def test_trainer_in_half_precision_on_a_gpu_lowers_the_loss(precision: str) -> None:
     of = trainer(precision=precision, device="cuda")
     losses = run(of, 0, STEPS)
     assert losses[-1] < losses[0]
     assert all(parameter.dtype == torch.float32 for parameter in of.model.parameters())
 
 
-def test_frozen_weights_stay() -> None:
+def test_trainer_keeps_frozen_weights() -> None:
     of = trainer(objective="action")
     before = copy.deepcopy(of.model.video.state_dict())
     run(of, 0, 2)
@@ -97,8 +97,8 @@ def test_frozen_weights_stay() -> None:
 
 
 def gradients(of: Trainer, change: Callable[[Any], Any], parts: int) -> list[torch.Tensor]:
-    """Of one step on a batch whose clips are alike, so that what is drawn for each is the only difference
-    there can be.
+    """Return the gradients of one step on a batch of equal clips with equal draws, so that `change` is the
+    only difference.
     """
     drawn = of.model.forward
 
@@ -116,7 +116,7 @@ def gradients(of: Trainer, change: Callable[[Any], Any], parts: int) -> list[tor
     return [parameter.grad.clone() for parameter in of.model.parameters()]
 
 
-def test_parts_of_a_batch_add_up_to_its_gradient() -> None:
+def test_trainer_accumulated_parts_give_the_gradient_of_the_batch() -> None:
     """Two parts of one clip each, with the same noise: the sum is the gradient of the one clip alone."""
     one = trainer(clip_norm=0.0, accumulate=1)
     two = trainer(clip_norm=0.0, accumulate=2)
@@ -126,7 +126,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_head_and_video_model_have_learning_rates_of_their_own() -> None:
+def test_trainer_has_separate_learning_rates_for_head_and_video_model() -> None:
     of = trainer(learning_rate=1e-5, head_learning_rate=5e-5, schedule="constant", weight_decay=0.0)
     run(of, 0, 3)
     assert {group["peak"] for group in of._optimizer.param_groups} == {1e-5, 5e-5}
@@ -134,8 +134,8 @@ def test_head_and_video_model_have_learning_rates_of_their_own() -> None:
 
 
 def _one_of_two(rank: int, folder: str) -> None:
-    """Train on two processes, DDP and then FSDP2: three steps, and from there two more, both on and from what
-    was saved.
+    """Train on two processes with DDP and then FSDP2: three steps, then two more, both directly and from the
+    saved state.
     """
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     for sharding, wrap in (
@@ -162,7 +162,7 @@ def _one_of_two(rank: int, folder: str) -> None:
 
 
 @pytest.mark.full
-def test_a_model_in_parts_learns_what_a_whole_one_learns_and_is_saved_whole(tmp_path: Path) -> None:
+def test_trainer_under_fsdp_equals_ddp_and_saves_whole_weights(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
     (whole, whole_state), (parts, parts_state) = (
         torch.load(tmp_path / sharding) for sharding in ("ddp", "fsdp")

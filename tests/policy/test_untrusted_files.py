@@ -1,5 +1,5 @@
-"""A stranger's checkpoint cards, sweep files and episodes: bounded and checked before memory is allocated,
-each refused with a sentence.
+"""Untrusted checkpoint cards, sweep files and episodes: bounded and checked before memory is allocated,
+refused with a sentence.
 """
 
 import json
@@ -16,7 +16,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from hostile_bytes import mutated, peak, peak_reset
+from fuzzing import mutated, peak, peak_reset
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.data import episode_format as episodes
@@ -57,7 +57,7 @@ TEXT: dict[str, Any] = {
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    """The card's text with one field replaced."""
+    """Return the card's text with one field replaced."""
     text = json.loads(json.dumps(TEXT))
     *parents, last = path.split(".")
     place = text
@@ -72,7 +72,7 @@ def read(folder: Path, text: str | bytes) -> Card:
     return load_card(folder)
 
 
-def test_a_good_card_is_read(tmp_path: Path) -> None:
+def test_load_card_reads_a_valid_card(tmp_path: Path) -> None:
     assert read(tmp_path, json.dumps(TEXT)) == CARD
 
 
@@ -111,9 +111,7 @@ def test_a_good_card_is_read(tmp_path: Path) -> None:
         ("format", "\x1b[2J", r"checkpoint format \\x1b\[2J"),
     ],
 )
-def test_a_card_that_no_policy_has_is_refused_with_the_field(
-    tmp_path: Path, path: str, value: Any, says: str
-) -> None:
+def test_load_card_with_an_invalid_field_names_it(tmp_path: Path, path: str, value: Any, says: str) -> None:
     with pytest.raises(CheckpointError, match=says) as raised:
         read(tmp_path, json.dumps(changed(path, value)))
     assert "\x1b" not in str(raised.value)
@@ -133,7 +131,7 @@ def test_a_card_that_no_policy_has_is_refused_with_the_field(
     ],
     ids=["deep", "infinite", "overflow", "values", "bytes", "encoding", "digits"],
 )
-def test_a_card_that_would_take_memory_is_not_read(tmp_path: Path, text: bytes, says: str) -> None:
+def test_load_card_of_oversized_text_raises_in_bounded_memory(tmp_path: Path, text: bytes, says: str) -> None:
     before, began = peak_reset(), time.monotonic()
     with pytest.raises(CheckpointError, match=says):
         read(tmp_path, text)
@@ -150,13 +148,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stranger(whole: Path, folder: Path, text: dict[str, Any]) -> Path:
-    """The checkpoint with another card."""
+    """Return the checkpoint with another card."""
     (folder / "heads.safetensors").write_bytes((whole / "heads.safetensors").read_bytes())
     (folder / "checkpoint.json").write_text(json.dumps(text))
     return folder
 
 
-def test_a_whole_checkpoint_is_loaded(whole: Path) -> None:
+def test_load_reads_a_valid_checkpoint(whole: Path) -> None:
     model, card = load(whole)
     assert card == CARD
     assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
@@ -189,7 +187,7 @@ def test_a_whole_checkpoint_is_loaded(whole: Path) -> None:
         ("config.images.groups", 7, "no model can be built as checkpoint.json describes it"),
     ],
 )
-def test_a_model_is_compared_with_its_weights_before_it_takes_memory(
+def test_load_compares_shapes_before_it_allocates_the_model(
     whole: Path, tmp_path: Path, path: str, value: Any, says: str
 ) -> None:
     folder = stranger(whole, tmp_path, changed(path, value))
@@ -201,7 +199,7 @@ def test_a_model_is_compared_with_its_weights_before_it_takes_memory(
     assert time.monotonic() - began < 60
 
 
-def test_a_model_of_endless_layers_is_refused_by_arithmetic(whole: Path, tmp_path: Path) -> None:
+def test_load_of_a_model_with_too_many_layers_is_refused_before_building(whole: Path, tmp_path: Path) -> None:
     config = json.loads(json.dumps(PRESETS["tiny"].model_dump()))
     config["adaptor"]["trunk"] = [{"channels": 64, "groups": 8, "expansion": 2, "blocks": 64}] * 64
     folder = stranger(whole, tmp_path, changed("config", config))
@@ -215,7 +213,7 @@ def test_a_model_of_endless_layers_is_refused_by_arithmetic(whole: Path, tmp_pat
     assert time.process_time() - began < 5
 
 
-def test_weights_that_are_not_finite_are_refused_by_name(whole: Path, tmp_path: Path) -> None:
+def test_load_with_non_finite_weights_names_the_tensor(whole: Path, tmp_path: Path) -> None:
     folder = stranger(whole, tmp_path, TEXT)
     weights = load_file(folder / "heads.safetensors")
     name = sorted(weights)[3]
@@ -225,7 +223,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(whole: Path, tmp_path: 
         load(folder)
 
 
-def test_a_thousand_random_cards_are_each_read_or_refused_in_bounds(tmp_path: Path) -> None:
+def test_load_card_of_a_thousand_random_texts_is_bounded(tmp_path: Path) -> None:
     """Figures are printed: `pytest -rP -k thousand`."""
     rng, good = random.Random(19), json.dumps(TEXT, indent=1).encode()
     odd = [
@@ -285,7 +283,7 @@ def test_a_thousand_random_cards_are_each_read_or_refused_in_bounds(tmp_path: Pa
 # -- YAML ----------------------------------------------------------------------------------------------------
 
 
-def test_aliases_and_merges_of_a_few_values_are_read() -> None:
+def test_read_yaml_expands_aliases_and_merges() -> None:
     assert read_yaml("a: &a [1, 2]\nb: *a\n") == {"a": [1, 2], "b": [1, 2]}
     assert read_yaml("base: &base {x: 1, y: 2}\nother: {<<: *base, y: 3}\n")["other"] == {"x": 1, "y": 3}
 
@@ -318,7 +316,9 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
     ],
     ids=range(14),
 )
-def test_a_sweep_file_that_grows_as_it_is_read_is_refused(tmp_path: Path, text: str, says: str) -> None:
+def test_sweep_load_of_exponential_aliases_raises_in_bounded_memory(
+    tmp_path: Path, text: str, says: str
+) -> None:
     before, began = peak_reset(), time.monotonic()
     (tmp_path / "sweep.yaml").write_text(text)
     with pytest.raises(SweepError, match=says):
@@ -328,13 +328,13 @@ def test_a_sweep_file_that_grows_as_it_is_read_is_refused(tmp_path: Path, text: 
 
 
 @pytest.mark.parametrize("value", ["[" * 5000, "2026-13-45", "{a: 1, a: 2}", "&a [*a]"])
-def test_an_override_that_cannot_be_read_is_a_sentence(tmp_path: Path, value: str) -> None:
+def test_override_that_is_not_readable_raises_one_sentence(tmp_path: Path, value: str) -> None:
     (tmp_path / "sweep.yaml").write_text("name: one\n")
     with pytest.raises(SweepError, match="--set name="):
         SweepConfig.load(tmp_path / "sweep.yaml", [f"name={value}"])
 
 
-def test_sweep_files_of_the_project_are_far_within_the_bounds() -> None:
+def test_project_sweep_files_are_far_below_the_limits() -> None:
     for file in (Path(__file__).resolve().parents[2] / "jobs").glob("*.yaml"):
         assert read_yaml(file.read_text()) == yaml.safe_load(file.read_text())
         assert file.stat().st_size < 20_000
@@ -344,7 +344,7 @@ def test_sweep_files_of_the_project_are_far_within_the_bounds() -> None:
 
 
 def with_column(data: bytes, changes: dict[str, Callable[[Any], Any]]) -> bytes:
-    """The episode's file with some of its columns replaced."""
+    """Return the episode's file with some of its columns replaced."""
     import io
 
     import pyarrow as pa
@@ -386,28 +386,26 @@ WHOLE = encode(make_episode(length=12), 20.0)
         ({}, [-1], "frames -1 to -1 of 12 are asked for"),
     ],
 )
-def test_a_film_that_is_shorter_than_announced_is_an_error_that_names_the_episode(
-    changes: Any, wanted: list[int] | None, says: str
-) -> None:
+def test_decode_of_a_short_film_names_the_episode(changes: Any, wanted: list[int] | None, says: str) -> None:
     with pytest.raises(EpisodeError, match=rf"episode Lift-000000 cannot be decoded .*{says}"):
         decode(with_column(WHOLE, changes), (CAMERA,), True, wanted)
 
 
-def test_a_film_whose_packets_show_nothing_leaves_no_memory_uninitialised(
+def test_decode_of_a_film_with_undecodable_frames_raises(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A decoder that swallows a damaged frame and goes on."""
+    """Simulate a decoder that drops a damaged frame and goes on."""
     needed = episodes._needed
     monkeypatch.setattr(episodes, "_needed", lambda packets, wanted: needed(packets, wanted)[:-2])
     with pytest.raises(EpisodeError, match="its film does not show frame 1"):
         decode(WHOLE, (CAMERA,), False)
 
 
-def test_the_whole_film_is_decoded() -> None:
+def test_decode_returns_every_frame() -> None:
     assert decode(with_column(WHOLE, {}), (CAMERA,), True).frames[CAMERA].shape[0] == 12
 
 
-def test_a_batch_without_a_picture_is_an_error_that_names_the_episode() -> None:
+def test_stack_of_clips_without_pictures_names_the_episode() -> None:
     shape = ClipShape(frames_per_view=2, frame_stride=4, horizon=8)
     good = [cut_clip(make_episode(), start, shape, STORED) for start in (0, 1)]
     assert stack(good)["frames"].shape[:3] == (2, 1, 2)

@@ -1,5 +1,5 @@
-"""What a stranger may send to a policy server, and what a stranger's server may answer: each refused with a
-status and one sentence.
+"""Untrusted requests to a policy server, and untrusted answers of one: each refused with a status and one
+sentence.
 """
 
 import io
@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hostile_bytes import mutated, peak, peak_reset
-from http_policies import CONTRACT, Digest, look, same, served
-from policy import http_policy as remote_module
-from policy.http_policy import RemoteError, RemotePolicy
+from fuzzing import mutated, peak, peak_reset
+from http_policies import CONTRACT, Digest, random_observation, same, served
+from policy import http_server
+from policy.http_policy import RemotePolicy
 from policy.http_protocol import (
     MOST_OBSERVATIONS,
+    RemoteError,
     pack,
     pack_chunks,
     pack_observations,
@@ -32,15 +33,13 @@ from policy.http_protocol import (
 )
 from policy.interface import ActionChunk, Contract, Observation
 
-GOOD = pack_observations([look(0)], CONTRACT.cameras)
+GOOD = pack_observations([random_observation(0)], CONTRACT.cameras)
 ARRAYS = dict(np.load(io.BytesIO(GOOD)))
 CARRIED = "Content-Type: application/octet-stream\r\n"
 
 
 def exchange(url: str, request: bytes, timeout_s: float = 10.0) -> tuple[int, str]:
-    """The status and the text of the answer to raw bytes, to which nothing is added; (0, "") if there is
-    none.
-    """
+    """Return status and text of the answer to raw bytes, sent as they are; (0, "") if there is none."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout_s) as connection:
         connection.sendall(request)
@@ -70,7 +69,7 @@ def url() -> Iterator[str]:
         yield url
 
 
-def test_the_server_answers_what_is_good(url: str) -> None:
+def test_policy_server_answers_a_valid_request(url: str) -> None:
     assert exchange(url, request(GOOD))[0] == 200
     assert exchange(url, request(GOOD, ""))[0] == 200, "a program that names no Content-Type"
 
@@ -124,24 +123,22 @@ REQUESTS: dict[str, tuple[bytes, int, str]] = {
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_a_request_is_refused_with_a_status_and_a_sentence(url: str, name: str) -> None:
+def test_policy_server_refuses_a_bad_request_with_status_and_sentence(url: str, name: str) -> None:
     raw, status, says = REQUESTS[name]
     got, said = exchange(url, raw)
     assert (got, says in said) == (status, True), said
     assert status == 200 or ("\n" not in said and "\x1b" not in said)
 
 
-def test_a_name_that_leads_here_makes_no_page_a_friend(url: str) -> None:
-    """DNS rebinding: the page's own name, which its owner has lead to this machine, is Host and
-    Origin alike.
-    """
+def test_policy_server_refuses_a_rebound_host_name(url: str) -> None:
+    """DNS rebinding: the page's own name, which its owner points to this machine, is both Host and Origin."""
     raw = b"GET /contract HTTP/1.1\r\nHost: evil.example:8000\r\nOrigin: http://evil.example:8000\r\n\r\n"
     assert exchange(url, raw)[0] == 403
 
 
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_module, "HEAD_S", 0.6)
-    monkeypatch.setattr(remote_module, "BODY_S", 0.6)
+    monkeypatch.setattr(http_server, "HEAD_S", 0.6)
+    monkeypatch.setattr(http_server, "BODY_S", 0.6)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +146,9 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     [b"", b"POST /act HTTP/1.1\r\nContent-Length: 5000\r\n" + CARRIED.encode() + b"\r\n"],
     ids=["head", "body"],
 )
-def test_a_request_that_drips_ends_in_time(url: str, monkeypatch: pytest.MonkeyPatch, before: bytes) -> None:
+def test_policy_server_ends_a_slow_request_in_time(
+    url: str, monkeypatch: pytest.MonkeyPatch, before: bytes
+) -> None:
     slow(monkeypatch)
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), 5) as connection:
@@ -167,8 +166,8 @@ def test_a_request_that_drips_ends_in_time(url: str, monkeypatch: pytest.MonkeyP
     assert time.monotonic() - began < 30
 
 
-def test_more_connections_than_allowed_are_refused_and_the_rest_are_answered() -> None:
-    server = remote_module.make_server(Digest(), port=0, most_connections=2)
+def test_policy_server_refuses_connections_over_the_limit() -> None:
+    server = http_server.make_server(Digest(), port=0, most_connections=2)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -202,7 +201,7 @@ def npy(array: Any) -> bytes:
 
 
 def announcing(shape: str, kind: str = "<i8") -> bytes:
-    """A .npy file without values whose header announces some."""
+    """Return a .npy file without values whose header announces some."""
     head = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}".ljust(117).encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head
 
@@ -264,7 +263,7 @@ BODIES: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_hostile_body_is_refused_before_it_takes_memory(url: str, name: str) -> None:
+def test_policy_server_refuses_a_hostile_body_in_bounded_memory(url: str, name: str) -> None:
     make, says = BODIES[name]
     body = make()
     before, began = peak_reset(), time.monotonic()
@@ -277,7 +276,7 @@ def test_a_hostile_body_is_refused_before_it_takes_memory(url: str, name: str) -
 
 
 class Answers(Digest):
-    """Answers every look with the same chunk."""
+    """A policy that answers every observation with the same chunk."""
 
     def __init__(self, make: Callable[[], ActionChunk]) -> None:
         super().__init__()
@@ -307,34 +306,34 @@ def chunk(shape: tuple[int, ...], execute: int, value: float = 0.0) -> Callable[
         (chunk((5, 2), 1, -np.inf), "actions holds -inf"),
     ],
 )
-def test_a_policy_that_answers_what_is_no_chunk_is_refused_by_name(
+def test_policy_server_refuses_invalid_chunks_of_the_policy(
     make: Callable[[], ActionChunk], says: str
 ) -> None:
     with served(Answers(make)) as url, pytest.raises(RemoteError, match=says):
-        RemotePolicy(url).act([look(0)])
+        RemotePolicy(url).act([random_observation(0)])
 
 
-def test_a_chunk_may_be_carried_out_whole() -> None:
+def test_chunk_may_be_executed_whole() -> None:
     assert ActionChunk(np.zeros((1, 1), np.float32), 1).execute == 1
     with served(Answers(chunk((5, 2), 5))) as url:
-        assert RemotePolicy(url).act([look(0)])[0].execute == 5
+        assert RemotePolicy(url).act([random_observation(0)])[0].execute == 5
 
 
-def test_more_looks_than_one_request_may_hold_are_asked_in_several() -> None:
+def test_remote_policy_splits_observations_over_the_limit() -> None:
     policy = Digest()
-    looks = [look(seed) for seed in range(3)] * 90
+    looks = [random_observation(seed) for seed in range(3)] * 90
     with served(policy) as url:
         assert same(RemotePolicy(url).act(looks), Digest().act(looks))
     assert policy.sizes == [MOST_OBSERVATIONS, len(looks) - MOST_OBSERVATIONS]
 
 
-# -- a stranger's server -------------------------------------------------------------------------------------
+# -- an untrusted server -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def answering(answer: Callable[[socket.socket, bytes], object]) -> Iterator[str]:
-    """A server that reads a whole request and leaves the rest to `answer(connection, head)`; it then hangs up
-    if that is False.
+    """Serve `answer(connection, head)` after each whole request; the connection is closed if it returns
+    False.
     """
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -443,7 +442,7 @@ SERVERS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_what_a_hostile_server_answers_is_bounded_in_size_and_time(name: str) -> None:
+def test_remote_policy_bounds_size_and_time_of_a_hostile_answer(name: str) -> None:
     answer, says = SERVERS[name]
     before, began = peak_reset(), time.monotonic()
     with answering(answer) as url, pytest.raises(RemoteError, match=says) as raised:
@@ -483,7 +482,9 @@ STATED = json.loads(json.dumps(CONTRACT.to_json()))
         ({"render_profile": None}, "render_profile must be text"),
     ],
 )
-def test_a_contract_that_no_policy_has_is_refused_with_the_field(change: dict[str, Any], says: str) -> None:
+def test_remote_policy_refuses_an_invalid_contract_naming_the_field(
+    change: dict[str, Any], says: str
+) -> None:
     with (
         answering(plain(json.dumps(STATED | change).encode())) as url,
         pytest.raises(RemoteError, match=says) as raised,
@@ -493,12 +494,12 @@ def test_a_contract_that_no_policy_has_is_refused_with_the_field(change: dict[st
 
 
 @pytest.mark.parametrize("field", STATED)
-def test_a_contract_that_lacks_a_field_is_refused_with_the_field(field: str) -> None:
+def test_contract_without_a_field_names_it(field: str) -> None:
     with pytest.raises(ValueError, match=f"the contract lacks {field}"):
         Contract.from_json({name: value for name, value in STATED.items() if name != field})
 
 
-def test_a_name_twice_in_one_object_is_no_contract() -> None:
+def test_contract_with_a_duplicate_name_is_refused() -> None:
     body = json.dumps(STATED)[:-1] + ', "action": ["other"]}'
     with answering(plain(body.encode())) as url, pytest.raises(RemoteError, match="holds 'action' twice"):
         _ = RemotePolicy(url).contract
@@ -530,7 +531,7 @@ def test_a_name_twice_in_one_object_is_no_contract() -> None:
         ),
     ],
 )
-def test_an_answer_that_is_no_chunk_is_refused_at_the_client(arrays: dict[str, Any], says: str) -> None:
+def test_unpack_chunks_refuses_invalid_chunks(arrays: dict[str, Any], says: str) -> None:
     with pytest.raises(RemoteError, match=says):
         unpack_chunks(pack(arrays), 1, CONTRACT)
 
@@ -563,7 +564,7 @@ def odd_contract(rng: random.Random) -> bytes:
     ).encode()
 
 
-def test_a_thousand_random_bodies_and_answers_are_each_answered_in_bounds(
+def test_thousand_random_bodies_and_answers_are_handled_in_bounds(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Figures are printed: `pytest -rP -k thousand`."""
@@ -575,7 +576,7 @@ def test_a_thousand_random_bodies_and_answers_are_each_answered_in_bounds(
         body = answer["contract" if head.startswith(b"GET") else "chunks"]
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
-    good_chunks = pack_chunks(policy.act([look(0)]))
+    good_chunks = pack_chunks(policy.act([random_observation(0)]))
     compressed = io.BytesIO()
     np.savez_compressed(compressed, **ARRAYS)
     bodies = [GOOD, compressed.getvalue()]
@@ -598,7 +599,7 @@ def test_a_thousand_random_bodies_and_answers_are_each_answered_in_bounds(
                 )
                 answer["chunks"] = mutated(good_chunks, rng)
                 try:
-                    chunks: Sequence[ActionChunk] = RemotePolicy(strange).act([look(0)])
+                    chunks: Sequence[ActionChunk] = RemotePolicy(strange).act([random_observation(0)])
                     assert all(
                         np.isfinite(chunk.actions).all() and 1 <= chunk.execute <= len(chunk.actions)
                         for chunk in chunks
@@ -612,7 +613,9 @@ def test_a_thousand_random_bodies_and_answers_are_each_answered_in_bounds(
                 assert said.isprintable(), (case, said)
             slowest = max(slowest, time.monotonic() - began)
         grown = (peak() - before) / 2**20
-        assert same(RemotePolicy(url).act([look(0)]), Digest().act([look(0)])), "the server lives on"
+        assert same(RemotePolicy(url).act([random_observation(0)]), Digest().act([random_observation(0)])), (
+            "the server still answers"
+        )
     printed, errors = capfd.readouterr()
     assert "Traceback" not in printed + errors
     assert min(statuses.values()) > 5

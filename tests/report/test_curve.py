@@ -1,4 +1,4 @@
-"""From outcomes to the curve: its points, what it says, and how it is drawn and read back."""
+"""From outcomes to the curve: its points, its sentences, how it is drawn and how it is read from MLflow."""
 
 import itertools
 import json
@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
 
-from made_curves import beside_a_baseline, scored, several
 from orchestrator.cli.main import _print_curve, main
 from orchestrator.config.arms import Arm
 from orchestrator.report import summary as report
@@ -30,26 +29,28 @@ from orchestrator.tracking.mlflow_writer import (
     MlflowWriter,
     outcomes_artifact,
 )
+from synthetic_curves import scored, several, with_a_baseline
 
 
-def test_points_pool_replicates_and_keep_their_denominators() -> None:
+def test_curve_points_pool_replicates_and_keep_their_denominators() -> None:
     curve = Curve("c", (scored(2, 0, 3), scored(2, 0, 5, seed=1), scored(8, 0, 9)))
     first, second = curve.points
     assert (first.successes, first.episodes, first.seeds, second.seeds) == (8, 20, 2, 1)
     assert first.success_rate == 0.4
 
 
-def test_demos_to_reach_interpolates_in_log_demos_or_says_not_reached() -> None:
+def test_demos_to_reach_interpolates_in_log_demos_or_is_not_reached() -> None:
     curve = Curve("c", (scored(2, 0, 2), scored(8, 0, 6), scored(2, 1, 8), scored(8, 1, 9)))
-    told = curve.demos_to_reach(0.4)
-    assert told[0][0] == pytest.approx(4.0)
-    assert told[1] == (0, 0, 0), "with fewer demos than were tried, whatever the episodes leave open"
-    low, high = told[0][1:]
-    assert low <= 4 <= high
-    assert curve.demos_to_reach(0.7)[0] == "not reached"
+    demos_only, mixed = curve.demos_to_reach(0.4)
+    assert demos_only.value == pytest.approx(4.0)
+    assert demos_only.interval.low <= 4 <= demos_only.interval.high
+    assert (mixed.value, mixed.interval) == (0, (0, 0)), (
+        "with fewer demos than were tried, whatever the episodes leave open"
+    )
+    assert [found.reached for found in curve.demos_to_reach(0.7)] == [False, True]
 
 
-def test_replicates_are_compared_with_the_replicate_of_their_seed() -> None:
+def test_comparisons_pair_replicates_of_the_same_seed() -> None:
     curve = Curve("c", (scored(2, 0, 0), scored(2, 0, 0, seed=1), scored(8, 0, 10), scored(8, 0, 10, seed=1)))
     (comparison,) = curve.comparisons
     assert comparison.result.episodes == 20
@@ -57,8 +58,8 @@ def test_replicates_are_compared_with_the_replicate_of_their_seed() -> None:
     assert "20 won only by the first" in str(comparison)
 
 
-def test_a_baseline_is_a_line_of_its_own() -> None:
-    curve = beside_a_baseline()
+def test_curve_with_a_baseline_has_a_line_of_it() -> None:
+    curve = with_a_baseline()
     assert [(p.policy, p.action_free_ratio, p.demo_count, p.successes) for p in curve.points] == [
         ("video_action", 0, 2, 2),
         ("video_action", 0, 8, 6),
@@ -75,17 +76,16 @@ def test_a_baseline_is_a_line_of_its_own() -> None:
     assert {point["policy"] for point in curve.to_json()["points"]} == {"video_action", "diffusion_policy"}
 
 
-def test_demos_to_reach_names_ours_by_ratio_and_a_baseline_by_its_kind() -> None:
-    told = beside_a_baseline().demos_to_reach(0.3)
-    assert {name: reached[0] for name, reached in told.items()} == {
-        0.0: pytest.approx(2 * 2**0.5),
-        1.0: 0.0,
-        "diffusion_policy": pytest.approx(8.0),
-    }
+def test_demos_to_reach_are_those_of_every_line() -> None:
+    curve = with_a_baseline()
+    found = curve.demos_to_reach(0.3)
+    assert [reach.series for reach in found] == curve.lines
+    assert {reach.rate for reach in found} == {0.3}
+    assert [reach.value for reach in found] == [pytest.approx(2 * 2**0.5), 0.0, pytest.approx(8.0)]
 
 
-def test_with_video_is_compared_with_without_at_equal_demo_counts() -> None:
-    curve = beside_a_baseline()
+def test_comparisons_with_a_baseline_are_at_equal_demo_counts() -> None:
+    curve = with_a_baseline()
     mixed = [c for c in curve.comparisons if c.first_policy != c.second_policy]
     assert [(c.first, c.second, c.result.only_first, c.result.only_second) for c in mixed] == [
         ("2 demos with video", "2 demos without video (diffusion policy)", 1, 0),
@@ -100,8 +100,8 @@ def test_with_video_is_compared_with_without_at_equal_demo_counts() -> None:
     }
 
 
-def test_a_baseline_changes_nothing_that_is_said_of_ours() -> None:
-    both = beside_a_baseline()
+def test_curve_with_a_baseline_keeps_points_and_comparisons_of_the_others() -> None:
+    both = with_a_baseline()
     ours = Curve("c", tuple(s for s in both.arms if s.arm.kind == "video_action"))
     assert [p for p in both.points if p.policy == "video_action"] == ours.points
     assert [str(c) for c in both.comparisons if {c.first_policy, c.second_policy} == {"video_action"}] == [
@@ -109,9 +109,10 @@ def test_a_baseline_changes_nothing_that_is_said_of_ours() -> None:
     ]
 
 
-def test_a_baseline_alone_is_a_curve_too() -> None:
-    alone = Curve("c", tuple(s for s in beside_a_baseline().arms if s.arm.kind == "diffusion_policy"))
-    assert alone.demos_to_reach(0.5) == {"diffusion_policy": "not reached"}
+def test_curve_of_a_baseline_alone_has_comparisons_and_a_picture() -> None:
+    alone = Curve("c", tuple(s for s in with_a_baseline().arms if s.arm.kind == "diffusion_policy"))
+    (found,) = alone.demos_to_reach(0.5)
+    assert (found.series.policy, found.reached) == ("diffusion_policy", False)
     (comparison,) = alone.comparisons
     assert (comparison.first, comparison.second) == (
         "8 demos without video (diffusion policy)",
@@ -120,8 +121,8 @@ def test_a_baseline_alone_is_a_curve_too() -> None:
     assert alone.draw("png").startswith(b"\x89PNG")
 
 
-def test_the_table_names_policies_only_where_there_is_a_baseline(capsys: pytest.CaptureFixture[str]) -> None:
-    both = beside_a_baseline()
+def test_print_curve_names_policies_only_with_a_baseline(capsys: pytest.CaptureFixture[str]) -> None:
+    both = with_a_baseline()
     _print_curve(both)
     printed = capsys.readouterr().out
     assert printed.splitlines()[0].split()[:2] == ["policy", "demos"]
@@ -134,7 +135,7 @@ def test_the_table_names_policies_only_where_there_is_a_baseline(capsys: pytest.
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8).map(sorted))
-def test_labels_are_kept_apart_and_moved_no_further_than_that_takes(places: list[float]) -> None:
+def test_spread_labels_keeps_the_gap_and_moves_labels_as_little_as_possible(places: list[float]) -> None:
     moved = spread_labels(places, 0.05)
     assert all(after - before >= 0.05 - 1e-9 for before, after in itertools.pairwise(moved))
     assert all(
@@ -145,10 +146,10 @@ def test_labels_are_kept_apart_and_moved_no_further_than_that_takes(places: list
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curve]:
-    """A folder whose database has the sweep `both`: three arms recorded now, one as it was before runs named
-    their policy.
+    """Return a folder whose database has the sweep `both`: three arms recorded now, one as recorded before
+    runs named their policy.
     """
-    folder, curve = tmp_path_factory.mktemp("tracked"), Curve("both", beside_a_baseline().arms[2:])
+    folder, curve = tmp_path_factory.mktemp("tracked"), Curve("both", with_a_baseline().arms[2:])
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     tracker = MlflowWriter(
         uri, "both", training="t", protocol="protocol", steps=100, artifacts=str(folder / "mlartifacts")
@@ -176,7 +177,7 @@ def forget_the_policy(database: Path, arm_id: str) -> None:
         assert deleted.rowcount == 1
 
 
-def test_mlflow_remembers_an_arm_s_policy(tracked: tuple[Path, Curve]) -> None:
+def test_read_sweep_returns_the_policy_of_each_arm(tracked: tuple[Path, Curve]) -> None:
     from mlflow import MlflowClient
 
     folder, curve = tracked
@@ -192,7 +193,7 @@ def test_mlflow_remembers_an_arm_s_policy(tracked: tuple[Path, Curve]) -> None:
     assert sorted(policies) == ["diffusion_policy", "diffusion_policy", "not named", "video_action"]
 
 
-def test_the_curve_command_tells_the_policies_apart(tracked: tuple[Path, Curve]) -> None:
+def test_curve_command_distinguishes_policies(tracked: tuple[Path, Curve]) -> None:
     folder, curve = tracked
     done = CliRunner().invoke(
         main,
@@ -207,7 +208,7 @@ def test_the_curve_command_tells_the_policies_apart(tracked: tuple[Path, Curve])
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
-def test_the_curve_draws(kind: str) -> None:
+def test_curve_draws_png_and_svg(kind: str) -> None:
     curve = Curve(
         "c",
         tuple(
@@ -221,36 +222,36 @@ def test_the_curve_draws(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
-def test_the_curve_draws_a_baseline_dashed(kind: str) -> None:
-    picture = beside_a_baseline().draw(kind)
+def test_curve_draws_a_baseline_dashed(kind: str) -> None:
+    picture = with_a_baseline().draw(kind)
     assert picture.startswith(b"\x89PNG") if kind == "png" else b"stroke-dasharray" in picture
     assert kind == "png" or b"diffusion policy (no video)" in picture
 
 
-# -- what a curve of several seeds says
+# -- a curve of several seeds
 
 
-def test_what_action_free_video_is_worth_is_found_again() -> None:
+def test_data_equivalence_covers_the_simulated_gain() -> None:
     curve = several(gain=2.0, noise=0.05)
     worth = curve.data_equivalence(curve.lines[1])
     assert worth is not None
-    assert worth.low < 4 < worth.high, "two doublings"
-    assert worth.low > 1
+    assert worth.interval.low < 4 < worth.interval.high, "two doublings"
+    assert worth.interval.low > 1
     told = report.answer(curve)[0]
     assert told.startswith("An action-free ratio of 1 is worth ")
     assert "times the demos of one of 0 (95 % interval " in told
     assert curve.data_equivalence(curve.lines[0]) is None
 
 
-def test_that_nothing_is_shown_is_said_so() -> None:
+def test_answer_without_a_gain_says_no_evidence() -> None:
     curve = several(gain=0.0, noise=0.3, seed=3)
     assert report.answer(curve)[0].startswith("No evidence that an action-free ratio of 1 replaces demos: ")
     between = [c for c in curve.comparisons if "action-free" in c.first and "action-free" not in c.second]
     assert {c.verdict for c in between} == {"no evidence of a difference"}
 
 
-def test_trained_policies_may_differ_where_the_seeds_do_not_bear_it_out() -> None:
-    """Two seeds that are far apart: the policies differ beyond doubt, the recipes need not."""
+def test_comparison_of_two_distant_seeds_finds_no_difference() -> None:
+    """Two seeds far apart: the trained policies differ significantly, the recipes do not."""
     wins = {(0.0, 0): 10, (0.0, 1): 70, (1.0, 0): 90, (1.0, 1): 68}
     curve = Curve(
         "c",
@@ -258,16 +259,17 @@ def test_trained_policies_may_differ_where_the_seeds_do_not_bear_it_out() -> Non
     )
     (comparison,) = curve.comparisons
     assert comparison.p_corrected < 1e-6
-    assert comparison.low < 0 < comparison.high
+    assert comparison.interval.low < 0 < comparison.interval.high
     assert comparison.verdict == "no evidence of a difference"
 
 
-def test_bands_hold_the_intervals_of_the_episodes() -> None:
+def test_bands_contain_the_intervals_of_the_episodes() -> None:
     for point in several(gain=1.0, noise=0.5).points:
-        assert point.band_low <= point.low <= point.success_rate <= point.high <= point.band_high
+        (low, high), (band_low, band_high) = point.interval, point.band
+        assert band_low <= low <= point.success_rate <= high <= band_high
 
 
-def test_a_point_says_which_seeds_it_lacks() -> None:
+def test_point_names_its_missing_seeds() -> None:
     curve = several(gain=1.0, noise=0.1, missing=(2,))
     assert {point.demo_count: point.missing_seeds for point in curve.points} == {
         10: (),
@@ -278,26 +280,24 @@ def test_a_point_says_which_seeds_it_lacks() -> None:
     assert "2 of 8 points have fewer than 3 seeds." in report.answer(curve)
 
 
-def test_costs_are_added_up_over_the_arms_of_a_point() -> None:
+def test_point_cost_is_the_sum_over_its_arms() -> None:
     curve = several(gain=1.0, noise=0.1)
-    told = curve.to_json()
-    assert {
-        (point["cost"]["cpu_hours"], point["cost"]["episodes"], point["cost"]["money"])
-        for point in told["points"]
-    } == {(3.0, 300, 1.5)}
-    assert {arm["cost"]["cpu_hours"] for arm in told["arms"]} == {1.0}
-    costs = [point["cost"] for point in told["points"]]
+    costs = [point.cost for point in curve.report().points]
+    assert {cost and (cost.cpu_hours, cost.episodes, cost.money) for cost in costs} == {(3.0, 300, 1.5)}
+    assert {arm.cost and arm.cost.cpu_hours for arm in curve.report().arms} == {1.0}
     assert (report.cost_axis(costs)[0], report.cost_axis(costs, report.HOURS)[1]) == ("money", "CPU-hours")
 
 
-def test_imagined_video_and_success_are_correlated_over_checkpoints() -> None:
-    told = several(gain=1.0, noise=0.1).to_json()["video"]
-    assert told["correlation"]["number"] == 2 * 24 == len(told["points"])
-    assert told["correlation"]["low"] > 0
-    assert "they go together" in told["text"]
+def test_video_score_and_success_are_correlated_over_checkpoints() -> None:
+    video = several(gain=1.0, noise=0.1).report().video
+    assert video
+    assert video.correlation
+    assert video.correlation.number == 2 * 24 == len(video.points)
+    assert video.correlation.interval.low > 0
+    assert "they go together" in video.text
 
 
-def test_distances_on_other_clips_are_not_mixed() -> None:
+def test_video_scores_of_other_clips_are_not_mixed() -> None:
     curve = several(gain=1.0, noise=0.1)
     first, *others = curve.arms
     elsewhere = {step: {**told, CLIPS: 8.0} for step, told in first.imagined.items()}
@@ -305,10 +305,10 @@ def test_distances_on_other_clips_are_not_mixed() -> None:
     assert len(curve.imagined) - len(mixed.imagined) == len(elsewhere)
 
 
-def test_the_json_holds_no_number_that_json_has_not() -> None:
+def test_curve_json_has_no_nan_or_infinity() -> None:
     for curve in (
         several(1.0, 0.2),
-        beside_a_baseline(),
+        with_a_baseline(),
         Curve("c", (scored(2, 0, 0),)),
         Curve("c", (scored(2, 0, 10), scored(8, 0, 10))),
     ):
@@ -317,7 +317,7 @@ def test_the_json_holds_no_number_that_json_has_not() -> None:
         )
 
 
-def test_scores_that_were_looked_at_have_anytime_valid_statistics() -> None:
+def test_sequentially_decided_scores_have_anytime_valid_statistics() -> None:
     plain = several(gain=1.0, noise=0.1)
     looked = replace(
         plain,
@@ -327,8 +327,8 @@ def test_scores_that_were_looked_at_have_anytime_valid_statistics() -> None:
         },
     )
     for ours, theirs in zip(looked.points, plain.points, strict=True):
-        assert (ours.low, ours.high) == anytime_interval(ours.successes, ours.episodes)
-        assert ours.low < theirs.low < theirs.high < ours.high
+        assert ours.interval == anytime_interval(ours.successes, ours.episodes)
+        assert ours.interval.low < theirs.interval.low < theirs.interval.high < ours.interval.high
     for ours, theirs in zip(looked.comparisons, plain.comparisons, strict=True):
         assert (
             ours.result.p_value
@@ -342,7 +342,7 @@ def test_scores_that_were_looked_at_have_anytime_valid_statistics() -> None:
     )
 
 
-def test_the_caption_tells_what_was_played() -> None:
+def test_caption_states_the_protocol() -> None:
     caption = report.caption(several(1.0, 0.2))
     for told in (
         "100 held-out episodes per arm",
@@ -355,24 +355,24 @@ def test_the_caption_tells_what_was_played() -> None:
         assert told in caption
 
 
-def test_the_page_takes_whatever_a_curve_says() -> None:
+def test_page_contains_every_sentence_of_the_answer() -> None:
     for curve in (
         several(1.0, 0.2, missing=(1,)),
-        beside_a_baseline(),
+        with_a_baseline(),
         Curve("c", (scored(2, 0, 0),)),
         Curve("c", (scored(2, 0, 10), scored(8, 0, 10))),
     ):
-        text = page(curve.to_json(), [], "")
+        text = page(curve.report(), [], "")
         for sentence in report.answer(curve):
             assert escape(sentence) in text
 
 
-def test_arms_scored_by_different_protocols_are_refused() -> None:
+def test_curve_of_arms_with_different_protocols_raises() -> None:
     other = ScoredArm(Arm(8, 0.0, 0), "another", 100, 5, 10, 0, {})
     with pytest.raises(ValueError, match="different protocols"):
         Curve("c", (scored(2, 0, 2), other))
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
-def test_the_whole_picture_draws(kind: str) -> None:
+def test_curve_of_several_seeds_draws(kind: str) -> None:
     assert len(several(1.0, 0.2, missing=(1,)).draw(kind)) > 10_000

@@ -1,23 +1,22 @@
-"""A curve's page, as readers meet it: in a real browser, on a laptop, a phone and paper, in the light and in
-the dark.
-"""
+"""A curve's page in a real browser: on a laptop, a phone and paper, in the light and the dark scheme."""
 
 import copy
 import itertools
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from markupsafe import escape
 
-import curve_json
+import synthetic_reports
 from browser import MISSING, Tab, browsing, chromium
-from made_curves import beside_a_baseline, several
+from orchestrator.report.curve_report import CurveReport
 from orchestrator.report.html import page
 from sim_workers.rollout.rollout_video import mp4
+from synthetic_curves import several, with_a_baseline
 
 HOSTILE = (
     """<script>window.broken = 1</script>"><img src=x onerror="window.broken=1">'{{ 7*7 }}</style></pre>"""
@@ -27,7 +26,7 @@ SWEEP = "name: lift-and-can\nmlflow: https://reader:hunter2@mlflow.example.org\n
 
 @pytest.fixture(scope="module")
 def film() -> bytes:
-    """Three columns, half a second, ending in red."""
+    """Return a film of three columns and half a second that ends in red."""
     return mp4([np.full((274, 776, 3), (40 * n, 20, 20), np.uint8) for n in range(6)], fps=10)
 
 
@@ -35,8 +34,8 @@ def film() -> bytes:
 def pages(tmp_path_factory: pytest.TempPathFactory, film: bytes) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     texts = {
-        "rich": page(curve_json.rich(), curve_json.films(film), SWEEP),
-        "bare": page(curve_json.bare(), [], ""),
+        "rich": page(synthetic_reports.rich(), synthetic_reports.films(film), SWEEP),
+        "bare": page(synthetic_reports.bare(), [], ""),
     }
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
@@ -50,24 +49,39 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
         yield tab
 
 
-def hostile() -> dict[str, Any]:
-    """The rich curve with markup wherever a person or a tool chooses a name."""
-    data = curve_json.rich()
-    for key in ("name", "protocol", "caption"):
-        data[key] = HOSTILE
-    data["answer"][0] = HOSTILE
-    for line in data["lines"]:
-        line["label"] = HOSTILE
-        line["reach"][0]["text"] = HOSTILE
-    for point in data["points"]:
-        point["by_task"] = {HOSTILE: point["by_task"]["Lift"], "Lift": point["by_task"]["Lift"]}
-    for row in (*data["arms"], *data["video"]["points"], *data["video"]["episodes"]):
-        row["arm"] = HOSTILE
-    for comparison in data["comparisons"]:
-        comparison["first"] = comparison["verdict"] = HOSTILE
-    data["video"]["measure"] = data["video"]["text"] = HOSTILE
-    data["protocol_facts"] = data["provenance"] = [[HOSTILE, HOSTILE]]
-    return data
+def hostile() -> CurveReport:
+    """Return the rich curve with markup in every name that a user or a tool chooses."""
+    report = synthetic_reports.rich()
+    assert report.video
+    return replace(
+        report,
+        name=HOSTILE,
+        protocol=HOSTILE,
+        caption=HOSTILE,
+        answer=(HOSTILE, *report.answer[1:]),
+        lines=tuple(
+            replace(line, label=HOSTILE, reach=(replace(line.reach[0], text=HOSTILE), *line.reach[1:]))
+            for line in report.lines
+        ),
+        points=tuple(
+            replace(
+                row,
+                point=replace(row.point, by_task=dict.fromkeys((HOSTILE, "Lift"), row.point.by_task["Lift"])),
+            )
+            for row in report.points
+        ),
+        arms=tuple(replace(arm, arm=HOSTILE) for arm in report.arms),
+        comparisons=tuple(replace(comparison, first=HOSTILE) for comparison in report.comparisons),
+        video=replace(
+            report.video,
+            measure=HOSTILE,
+            text=HOSTILE,
+            points=tuple(replace(point, arm=HOSTILE) for point in report.video.points),
+            episodes=tuple(replace(episode, arm=HOSTILE) for episode in report.video.episodes),
+        ),
+        protocol_facts=((HOSTILE, HOSTILE),),
+        provenance=((HOSTILE, HOSTILE),),
+    )
 
 
 # -- in a browser
@@ -75,9 +89,7 @@ def hostile() -> dict[str, Any]:
 
 @pytest.mark.browser
 @pytest.mark.parametrize("kind", ["rich", "bare"])
-def test_the_page_asks_for_nothing_and_complains_of_nothing(
-    tab: Tab, pages: dict[str, Path], kind: str
-) -> None:
+def test_page_makes_no_request_and_logs_no_error(tab: Tab, pages: dict[str, Path], kind: str) -> None:
     tab.open(pages[kind])
     assert [url for url in tab.requests if not url.startswith("data:")] == [pages[kind].as_uri()]
     assert tab.complaints == []
@@ -93,9 +105,11 @@ def test_the_page_asks_for_nothing_and_complains_of_nothing(
 
 
 @pytest.mark.browser
-def test_a_page_that_did_ask_would_be_found_out(tab: Tab, pages: dict[str, Path], tmp_path: Path) -> None:
-    """The browser of these tests notices requests and complaints, and the page's own policy stops what would
-    slip in.
+def test_browser_records_requests_and_page_policy_blocks_injected_script(
+    tab: Tab, pages: dict[str, Path], tmp_path: Path
+) -> None:
+    """The browser of these tests records requests and errors, and the page's content security policy blocks
+    injected script.
     """
     open_page = tmp_path / "asks.html"
     open_page.write_text('<img src="https://example.org/x.png"><script>console.error("oh")</script>')
@@ -116,7 +130,7 @@ def test_a_page_that_did_ask_would_be_found_out(tab: Tab, pages: dict[str, Path]
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [360, 768, 1280])
 @pytest.mark.parametrize("kind", ["rich", "bare", "hostile"])
-def test_nothing_is_wider_than_the_window_but_tables_that_scroll(
+def test_page_is_no_wider_than_the_window_except_scrolling_tables(
     tab: Tab, pages: dict[str, Path], tmp_path: Path, kind: str, width: int
 ) -> None:
     path = pages.get(kind, tmp_path / "hostile.html")
@@ -137,11 +151,11 @@ def test_nothing_is_wider_than_the_window_but_tables_that_scroll(
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (360, 740)])
-def test_the_answer_and_the_curve_are_on_the_first_screen(
+def test_page_first_screen_shows_answer_and_curve(
     tab: Tab, pages: dict[str, Path], width: int, height: int
 ) -> None:
     tab.open(pages["rich"], width, height)
-    assert tab.ask("document.querySelector('h1').textContent") == curve_json.rich()["answer"][0]
+    assert tab.ask("document.querySelector('h1').textContent") == synthetic_reports.rich().answer[0]
     shown = (
         "[...document.querySelectorAll('main .plot')].filter(e =>"
         " e.getClientRects().length)[0].getBoundingClientRect()"
@@ -153,7 +167,7 @@ def test_the_answer_and_the_curve_are_on_the_first_screen(
 @pytest.mark.browser
 @pytest.mark.parametrize(("scheme", "bright"), [("light", True), ("dark", False)])
 @pytest.mark.parametrize("kind", ["rich", "bare"])
-def test_every_text_stands_out_in_the_scheme_the_reader_prefers(
+def test_page_text_has_contrast_in_light_and_dark_scheme(
     tab: Tab, pages: dict[str, Path], kind: str, scheme: str, bright: bool
 ) -> None:
     tab.open(pages[kind], scheme=scheme)
@@ -178,8 +192,12 @@ def test_every_text_stands_out_in_the_scheme_the_reader_prefers(
 
 @pytest.mark.browser
 @pytest.mark.parametrize("kind", ["rich", "bare"])
-def test_what_is_seen_is_also_said(tab: Tab, pages: dict[str, Path], kind: str) -> None:
-    """Headings in order, tables with headers, drawings and films with words, all of it by keyboard."""
+def test_page_is_accessible_to_screen_reader_and_keyboard(
+    tab: Tab, pages: dict[str, Path], kind: str
+) -> None:
+    """Headings in order, tables with headers, drawings and films with text alternatives, all reachable by
+    keyboard.
+    """
     tab.open(pages[kind])
     levels = tab.ask("[...document.querySelectorAll('h1, h2, h3')].map(e => +e.tagName[1])")
     assert levels.count(1) == 1
@@ -225,7 +243,7 @@ def test_what_is_seen_is_also_said(tab: Tab, pages: dict[str, Path], kind: str) 
 
 
 @pytest.mark.browser
-def test_films_play_from_the_page_itself(tab: Tab, pages: dict[str, Path]) -> None:
+def test_page_films_play_from_embedded_data(tab: Tab, pages: dict[str, Path]) -> None:
     tab.open(pages["rich"])
     played = tab.ask(
         """Promise.all([...document.querySelectorAll('video')].map(async v => {
@@ -236,7 +254,7 @@ def test_films_play_from_the_page_itself(tab: Tab, pages: dict[str, Path]) -> No
 
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_paper_it_is_white_and_films_are_pictures(tab: Tab, pages: dict[str, Path], scheme: str) -> None:
+def test_page_in_print_is_white_with_films_as_pictures(tab: Tab, pages: dict[str, Path], scheme: str) -> None:
     tab.open(pages["rich"], 688, 1000, scheme)
     assert tab.pdf().startswith(b"%PDF")
     tab.send(
@@ -262,10 +280,11 @@ def test_on_paper_it_is_white_and_films_are_pictures(tab: Tab, pages: dict[str, 
 
 
 @pytest.mark.browser
-def test_names_are_shown_as_they_are_and_do_nothing(tab: Tab, tmp_path: Path, film: bytes) -> None:
+def test_page_escapes_hostile_names(tab: Tab, tmp_path: Path, film: bytes) -> None:
     path = tmp_path / "hostile.html"
     named = [
-        {**one, "arm": HOSTILE, "episode": HOSTILE, "caption": HOSTILE} for one in curve_json.films(film)
+        {**one, "arm": HOSTILE, "episode": HOSTILE, "caption": HOSTILE}
+        for one in synthetic_reports.films(film)
     ]
     path.write_text(page(hostile(), named, HOSTILE), encoding="utf-8")  # type: ignore[arg-type]
     tab.open(path)
@@ -278,18 +297,19 @@ def test_names_are_shown_as_they_are_and_do_nothing(tab: Tab, tmp_path: Path, fi
     assert tab.complaints == []
 
 
-# -- what it says
+# -- its text
 
 
-def test_every_count_has_its_denominator_and_every_interval_is_there(pages: dict[str, Path]) -> None:
+def test_page_shows_every_count_with_denominator_and_interval(pages: dict[str, Path]) -> None:
     text = pages["rich"].read_text()
-    for row in (*curve_json.rich()["points"], *curve_json.rich()["arms"]):
-        assert f">{row['successes']}/{row['episodes']}{'†' if row['early'] else ''}<" in text
-        assert f">{row['low']:.2f} to {row['high']:.2f}<" in text
+    report = synthetic_reports.rich()
+    for row in (*(point.point for point in report.points), *report.arms):
+        assert f">{row.successes}/{row.episodes}{'†' if row.early else ''}<" in text
+        assert f">{row.interval.low:.2f} to {row.interval.high:.2f}<" in text
     assert "missing: 2" in text
 
 
-def test_what_is_missing_is_said_not_drawn(pages: dict[str, Path]) -> None:
+def test_page_of_a_bare_curve_names_what_is_missing(pages: dict[str, Path]) -> None:
     text = pages["bare"].read_text()
     for sentence in (
         "Nothing is compared",
@@ -301,53 +321,60 @@ def test_what_is_missing_is_said_not_drawn(pages: dict[str, Path]) -> None:
     assert not re.search(r">\s*(None|nan|inf|Undefined)\s*<", text)
 
 
-def test_a_checkpoint_without_some_measure_has_a_dash_for_it() -> None:
-    data = curve_json.rich()
-    for point in data["video"]["points"][1:]:
-        del point["video_ssim"], point["video_distance"]
-    text = page(data, [], "")
+def test_page_shows_a_dash_for_a_missing_measure() -> None:
+    report = synthetic_reports.rich()
+    assert report.video
+    first, *others = report.video.points
+    lacking = [
+        replace(point, measures={name: point.measures[name] for name in ("success_rate", "video_psnr")})
+        for point in others
+    ]
+    text = page(replace(report, video=replace(report.video, points=(first, *lacking))), [], "")
     assert "1 checkpoints" in text
-    assert text.count('<td class="number">–</td>') >= 2 * (len(data["video"]["points"]) - 1)  # noqa: RUF001
+    assert text.count('<td class="number">–</td>') >= 2 * len(lacking)  # noqa: RUF001
 
 
-def test_what_a_curve_says_of_itself_fits() -> None:
-    """Not made up here: two ratios and three seeds as `Curve` reports them, and a baseline beside one arm."""
-    for curve in (several(1.0, 0.3, missing=(5,)), beside_a_baseline()):
-        text = page(curve.to_json(), [], "")
-        for sentence in (*curve.to_json()["answer"], curve.to_json()["caption"]):
+def test_page_of_a_real_curve_contains_its_sentences_and_points() -> None:
+    """Curves as `Curve` reports them: two ratios and three seeds, and a baseline and one arm."""
+    for curve in (several(1.0, 0.3, missing=(5,)), with_a_baseline()):
+        report = curve.report()
+        text = page(report, [], "")
+        for sentence in (*report.answer, report.caption):
             assert escape(sentence) in text
         for point in curve.points:
             assert f">{point.successes}/{point.episodes}<" in text
 
 
-def test_no_password_is_passed_on(pages: dict[str, Path]) -> None:
+def test_page_redacts_passwords(pages: dict[str, Path]) -> None:
     text = pages["rich"].read_text()
     assert "hunter2" not in text
     assert text.count("https://***@mlflow.example.org") == 2
 
 
-def test_films_that_do_not_fit_are_named(film: bytes) -> None:
-    all_four = curve_json.films(film)
-    text = page(curve_json.rich(), all_four, "", films_bytes=3 * ((len(film) + 2) // 3 * 4))
+def test_page_names_films_over_the_size_limit(film: bytes) -> None:
+    all_four = synthetic_reports.films(film)
+    text = page(synthetic_reports.rich(), all_four, "", films_bytes=3 * ((len(film) + 2) // 3 * 4))
     assert text.count("data:video/mp4") == 3
     assert f"{all_four[3]['arm']}, episode {all_four[3]['episode']} (failure)." in text
 
 
-def test_a_film_that_cannot_be_decoded_spoils_nothing(film: bytes) -> None:
-    text = page(curve_json.rich(), curve_json.films(film[:50]), "")
+def test_page_with_an_undecodable_film_has_no_poster(film: bytes) -> None:
+    text = page(synthetic_reports.rich(), synthetic_reports.films(film[:50]), "")
     assert text.count("data:video/mp4") == 4
     assert "data:image/jpeg" not in text
 
 
-def test_the_page_is_a_function_of_its_data(film: bytes) -> None:
-    data = curve_json.rich()
+def test_page_is_a_pure_function_of_its_data(film: bytes) -> None:
+    data = synthetic_reports.rich()
     before = copy.deepcopy(data)
-    assert page(data, curve_json.films(film), SWEEP) == page(curve_json.rich(), curve_json.films(film), SWEEP)
+    assert page(data, synthetic_reports.films(film), SWEEP) == page(
+        synthetic_reports.rich(), synthetic_reports.films(film), SWEEP
+    )
     assert data == before
 
 
 def luminance(colour: str) -> float:
-    """Relative, after WCAG 2.2, of "rgb(r, g, b)"."""
+    """Return the relative luminance, after WCAG 2.2, of "rgb(r, g, b)"."""
     parts = np.array([float(part) for part in re.findall(r"[\d.]+", colour)[:3]]) / 255
     return float(
         np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
@@ -355,6 +382,6 @@ def luminance(colour: str) -> float:
 
 
 def contrast(colour: str, ground: str) -> float:
-    """WCAG 2.2's ratio, 1 to 21."""
+    """Return WCAG 2.2's contrast ratio, 1 to 21."""
     darker, lighter = sorted((luminance(colour), luminance(ground)))
     return (lighter + 0.05) / (darker + 0.05)

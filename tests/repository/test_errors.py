@@ -1,4 +1,4 @@
-"""Errors that a user can fix: one base, one message, an exit code."""
+"""Errors that a user can fix: one base class, one message, an exit code."""
 
 import ast
 import pickle
@@ -15,7 +15,7 @@ from policy.errors import DemoscaleError
 PACKAGES = ("jobs", "orchestrator", "policy", "sim_workers")
 
 
-def test_tree_of_the_docstring_is_that_of_the_code() -> None:
+def test_errors_docstring_tree_equals_the_code() -> None:
     drawn = dict(re.findall(r"[├└]── (\w+) +([\w.]+)", policy.errors.__doc__ or ""))
     found = {}
     for package in PACKAGES:
@@ -28,7 +28,7 @@ def test_tree_of_the_docstring_is_that_of_the_code() -> None:
     assert drawn == found
 
 
-def test_error_with_a_hint_prints_it_on_a_line_of_its_own_and_travels_between_processes() -> None:
+def test_error_with_a_hint_prints_it_on_its_own_line_and_is_picklable() -> None:
     error = DemoscaleError("the store is empty", "record demonstrations with jobs.collect")
     again = pickle.loads(pickle.dumps(error))
     assert (
@@ -44,7 +44,7 @@ def test_error_with_a_hint_prints_it_on_a_line_of_its_own_and_travels_between_pr
     )
 
 
-def test_sweep_file_with_wrong_fields_and_contradictions_lists_all_of_them(tmp_path: Path) -> None:
+def test_sweep_file_with_wrong_fields_lists_all_of_them(tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text("""
 name: Capital

@@ -1,4 +1,4 @@
-"""The pinned packages work together: all of them import in one process, and one environment runs there."""
+"""The pinned packages work together: all of them import in one process with a running environment."""
 
 import tomllib
 
@@ -10,7 +10,7 @@ IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "flip-evaluator": "flip_evalu
 
 @pytest.mark.full
 @pytest.mark.sim
-def test_every_dependency_imports_beside_a_running_environment() -> None:
+def test_dependencies_import_in_a_process_with_a_running_environment() -> None:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     names = [line.split(";")[0].split("[")[0] for line in project["dependencies"]]
     packages = [name.split("==")[0].split(">=")[0].strip() for name in names]

@@ -1,4 +1,4 @@
-"""Addresses are told without what opens them."""
+"""Addresses and messages are printed without credentials."""
 
 import pytest
 
@@ -18,7 +18,7 @@ from orchestrator.tracking.tracking_errors import redacted as in_one_line
         ("", ""),
     ],
 )
-def test_a_uri_is_written_down_without_its_credentials(uri: str, without: str) -> None:
+def test_strip_credentials_removes_them_from_a_uri(uri: str, without: str) -> None:
     assert strip_credentials(uri) == without
 
 
@@ -32,12 +32,12 @@ def test_a_uri_is_written_down_without_its_credentials(uri: str, without: str) -
         "http://head:8265/@me",
     ],
 )
-def test_a_uri_without_credentials_is_left_alone(uri: str) -> None:
+def test_redact_leaves_a_uri_without_credentials_unchanged(uri: str) -> None:
     assert not credentials_in(uri)
     assert redact(uri) == uri
 
 
-def test_a_user_name_alone_opens_nothing_and_is_not_passed_on() -> None:
+def test_redact_hides_a_user_name_without_password() -> None:
     assert not credentials_in("postgresql://me@db/mlflow")
     assert redact("postgresql://me@db/mlflow") == "postgresql://***@db/mlflow"
 
@@ -55,12 +55,12 @@ def test_a_user_name_alone_opens_nothing_and_is_not_passed_on() -> None:
         ),
     ],
 )
-def test_a_text_is_shown_without_the_credentials_in_it(said: str, without: str) -> None:
+def test_redact_hides_credentials_within_a_text(said: str, without: str) -> None:
     assert credentials_in(said)
     assert redact(said) == in_one_line(said) == without
 
 
-def test_an_error_is_told_without_the_credentials_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_one_line_hides_credentials_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
     assert (

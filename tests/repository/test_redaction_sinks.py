@@ -1,5 +1,5 @@
-"""Wherever a sweep, a command or the policy server writes something down, it does so without secrets; sweeps
-that hold some are refused.
+"""A sweep, a command and the policy server write everything without secrets; sweeps that contain secrets are
+refused.
 """
 
 import http.client
@@ -46,9 +46,12 @@ from orchestrator.testing.outcomes import make_outcome
 from orchestrator.tracking.outbox_relay import OutboxSettings
 from orchestrator.tracking.tracking_errors import redacted as short
 from orchestrator.training.train_events import Failed, Retried
-from policy.http_policy import TOKEN, RemoteError, RemotePolicy, make_server
+from policy.http_limits import TOKEN
+from policy.http_policy import RemotePolicy
+from policy.http_protocol import RemoteError
+from policy.http_server import make_server
 from policy.interface import ActionChunk, Contract, Observation
-from reports import a_sweep
+from reporting_sweep import make_sweep
 
 SECRET = "hunter2"
 SAID = f"GET https://me:{SECRET}@host/x?token={SECRET} failed, password='{SECRET}'"
@@ -57,7 +60,7 @@ LEFT = "GET https://***@host/x?token=*** failed, password='***'"
 
 @pytest.fixture
 def state(folder: Path, store: str) -> SweepState:
-    return SweepState.open(a_sweep(folder, store, "", arms=2), pin=True)
+    return SweepState.open(make_sweep(folder, store, "", arms=2), pin=True)
 
 
 def files_with(folder: Path, text: str) -> list[str]:
@@ -68,18 +71,18 @@ def files_with(folder: Path, text: str) -> list[str]:
     ]
 
 
-# -- what is written down ------------------------------------------------------------------------------------
+# -- files and messages --------------------------------------------------------------------------------------
 
 
-def test_a_failure_is_kept_without_secrets(state: SweepState) -> None:
+def test_failure_record_holds_no_secret(state: SweepState) -> None:
     state.record_failure("arm", SAID, f"Traceback:\n  login(password='{SECRET}')\nOSError: {SAID}")
     kept = json.loads(state.storage.get(f"failures/{state.sweep.name}/arm.json"))
     assert kept == {"sentence": LEFT, "trace": f"Traceback:\n  login(password='***')\nOSError: {LEFT}"}
     assert state.failures()["arm"].startswith(LEFT)
 
 
-def test_what_training_says_of_a_failure_is_redacted_before_it_is_cut(state: SweepState) -> None:
-    """The 300 characters end within the password, where nothing shows any more that it is one."""
+def test_training_failure_is_redacted_before_it_is_truncated(state: SweepState) -> None:
+    """The 300 characters end within the password, where its prefix is cut off."""
     arm = next(iter(state.arms().values()))
     run_id, lines = arm.arm_id(state.training), list[str]()
     run = SweepRun(state.sweep, lines.append)
@@ -99,7 +102,7 @@ def _no_views() -> Any:
     return SimpleNamespace()
 
 
-def test_the_live_status_holds_no_secrets(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_status_holds_no_secret(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
     board = state.board()
     next(iter(board.arms.values())).failure = SAID
     pulse = Heartbeat.__new__(Heartbeat)  # its thread asks Ray for more; this is what it writes
@@ -121,9 +124,7 @@ def test_the_live_status_holds_no_secrets(state: SweepState, monkeypatch: pytest
     assert files_with(Path(state.storage.uri), SECRET) == []
 
 
-def test_a_damaged_episode_is_set_aside_without_secrets(
-    state: SweepState, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_quarantine_note_holds_no_secret(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
     damaged = state.manifest.select([state.subset(state.sweep.largest()).demos[0]])[0]
     whole = iter([[(damaged, SAID)], []])
     monkeypatch.setattr("orchestrator.sweep.state.check_all", lambda *_: next(whole))
@@ -131,7 +132,7 @@ def test_a_damaged_episode_is_set_aside_without_secrets(
     assert files_with(Path(state.storage.uri), SECRET) == []
 
 
-def test_an_outcome_s_error_is_recorded_without_secrets(state: SweepState) -> None:
+def test_ledger_message_holds_no_secret(state: SweepState) -> None:
     episode = state.sweep.to_suite().episode_list()[0]
     Ledger(state.storage, "c", "p").record(
         [replace(make_outcome(episode, False), result="error", message=SAID)]
@@ -140,7 +141,7 @@ def test_an_outcome_s_error_is_recorded_without_secrets(state: SweepState) -> No
     assert pq.read_table(io.BytesIO(state.storage.get(key)))["message"].to_pylist() == [LEFT]
 
 
-def test_what_a_run_says_holds_no_secrets(state: SweepState) -> None:
+def test_run_log_line_holds_no_secret(state: SweepState) -> None:
     lines = list[str]()
     run = SweepRun(state.sweep, lines.append)
     run.say(SAID)
@@ -148,7 +149,7 @@ def test_what_a_run_says_holds_no_secrets(state: SweepState) -> None:
     assert lines == [LEFT]
 
 
-def test_mlflow_is_told_no_secrets(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_receives_no_secret(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "orchestrator.sweep.tracking_publisher.environment",
         lambda: {"python": SAID, "platform": "p", "packages": {}},
@@ -159,11 +160,11 @@ def test_mlflow_is_told_no_secrets(state: SweepState, monkeypatch: pytest.Monkey
     )
     assert views.finish(done=True) == ""
     place = Path(state.storage.uri)
-    assert files_with(place, "https://***@host") != [], "it was told"
+    assert files_with(place, "https://***@host") != [], "it was logged"
     assert files_with(place, SECRET) == []
 
 
-def test_a_job_s_last_words_hold_no_secrets() -> None:
+def test_job_message_holds_no_secret() -> None:
     assert has_ended(Job("id", "FAILED", f"{SAID}\nmore", {})).endswith(LEFT)
 
 
@@ -183,7 +184,7 @@ command()
 """
 
 
-def test_a_traceback_that_nobody_catches_is_printed_without_secrets() -> None:
+def test_uncaught_traceback_is_printed_without_secrets() -> None:
     environment = {"PYTHONPATH": str(CHECKOUT), "API_TOKEN": "HIDDEN-IN-ENVIRONMENT"}
     done = subprocess.run(
         [sys.executable, "-c", UNCAUGHT], env=environment, cwd=CHECKOUT, capture_output=True, text=True
@@ -199,7 +200,7 @@ def test_a_traceback_that_nobody_catches_is_printed_without_secrets() -> None:
 @pytest.mark.parametrize(
     ("error", "code"), [(SweepError(SAID, [SAID]), 2), (StorageError(SAID), 1), (click.BadParameter(SAID), 2)]
 )
-def test_a_command_s_sentences_hold_no_secrets(error: Exception, code: int) -> None:
+def test_command_error_holds_no_secret(error: Exception, code: int) -> None:
     @click.command()
     @report_user_errors
     def fails() -> None:
@@ -211,7 +212,7 @@ def test_a_command_s_sentences_hold_no_secrets(error: Exception, code: int) -> N
     assert SECRET not in done.output
 
 
-def test_mlflow_s_refusals_are_short_and_hold_no_secrets() -> None:
+def test_mlflow_error_is_short_and_holds_no_secret() -> None:
     assert short(f"{'x' * 290}\nhttps://me:{SECRET}@host") == f"{'x' * 290} https://*"
 
 
@@ -236,7 +237,7 @@ def test_mlflow_s_refusals_are_short_and_hold_no_secrets() -> None:
         ("RAY_AUTH_MODE", "password", "the password", "the password"),
     ],
 )
-def test_values_of_secret_variables_are_removed_in_every_spelling(
+def test_redact_hides_secret_environment_values_in_every_encoding(
     name: str, value: str, text: str, left: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "user")
@@ -244,7 +245,7 @@ def test_values_of_secret_variables_are_removed_in_every_spelling(
     assert redact(text) == left
 
 
-def test_structures_keep_their_shape() -> None:
+def test_redacted_in_keeps_the_structure() -> None:
     told = {"n": 1, "token": SECRET, "lines": [SAID, None, 0.5], "tokens": 5}
     assert redacted_in(told) == {"n": 1, "token": "***", "lines": [LEFT, None, 0.5], "tokens": 5}
 
@@ -288,12 +289,12 @@ def written(folder: Path, raw: dict[str, Any]) -> Path:
     [["run"], ["plan"], ["submit", "--address", "http://127.0.0.1:1"]],
     ids=lambda command: command[0],
 )
-def test_a_sweep_with_credentials_is_refused_before_anything_is_spent(
+def test_command_with_credentials_in_the_sweep_exits_two_before_it_starts(
     command: list[str], field: str, tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     raw = with_field(
-        a_sweep(tmp_path / "runs", store, "", arms=2).model_dump(mode="json"), field, HELD[field]
+        make_sweep(tmp_path / "runs", store, "", arms=2).model_dump(mode="json"), field, HELD[field]
     )
     path = written(tmp_path, raw)
     done = CliRunner().invoke(main, [*command, str(path)])
@@ -301,14 +302,14 @@ def test_a_sweep_with_credentials_is_refused_before_anything_is_spent(
     assert f"  - {field}: it holds credentials" in done.output
     assert "environment" in done.output
     assert SECRET not in done.output
-    assert sorted(place.name for place in tmp_path.iterdir()) == ["sweep.yaml"], "nothing was begun"
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["sweep.yaml"], "nothing was started"
     with pytest.raises(ValidationError, match="it holds credentials") as refused:
         SweepConfig.model_validate(raw)
     assert SECRET not in str(refused.value)
 
 
-def test_every_field_is_named_and_a_key_is_not_repeated(tmp_path: Path, store: str) -> None:
-    raw = a_sweep(tmp_path / "runs", store, "", arms=2).model_dump(mode="json")
+def test_sweep_load_names_every_field_with_credentials(tmp_path: Path, store: str) -> None:
+    raw = make_sweep(tmp_path / "runs", store, "", arms=2).model_dump(mode="json")
     raw |= {"mlflow": HELD["mlflow"], f"https://me:{SECRET}@host": 1, "storage": HELD["storage"]}
     with pytest.raises(SweepError) as refused:
         SweepConfig.load(written(tmp_path, raw))
@@ -331,16 +332,14 @@ def test_every_field_is_named_and_a_key_is_not_repeated(tmp_path: Path, store: s
         f"token={SECRET}",
     ],
 )
-def test_an_override_with_credentials_is_refused_and_not_repeated(
-    override: str, tmp_path: Path, store: str
-) -> None:
-    path = written(tmp_path, a_sweep(tmp_path / "runs", store, "", arms=2).model_dump(mode="json"))
+def test_override_with_credentials_is_refused_without_them(override: str, tmp_path: Path, store: str) -> None:
+    path = written(tmp_path, make_sweep(tmp_path / "runs", store, "", arms=2).model_dump(mode="json"))
     done = CliRunner().invoke(main, ["plan", str(path), "--set", override])
     assert done.exit_code == 2
     assert SECRET not in done.output
 
 
-def test_a_file_that_is_no_yaml_is_not_quoted(tmp_path: Path) -> None:
+def test_invalid_yaml_is_reported_without_its_text(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(f'name: x\nnote: "{SECRET}\n')
     with pytest.raises(SweepError, match="not readable as YAML") as refused:
@@ -349,7 +348,7 @@ def test_a_file_that_is_no_yaml_is_not_quoted(tmp_path: Path) -> None:
     assert SECRET not in str(refused.value)
 
 
-def test_yaml_s_aliases_do_not_keep_the_search_busy(tmp_path: Path) -> None:
+def test_yaml_aliases_do_not_delay_the_credential_check(tmp_path: Path) -> None:
     levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
     path = tmp_path / "sweep.yaml"
     path.write_text(
@@ -362,14 +361,14 @@ def test_yaml_s_aliases_do_not_keep_the_search_busy(tmp_path: Path) -> None:
     assert SECRET not in str(refused.value)
 
 
-def test_a_sweep_that_was_changed_after_it_was_validated_is_not_submitted(tmp_path: Path, store: str) -> None:
-    sweep = a_sweep(tmp_path / "runs", store, "", arms=2).model_copy(update={"mlflow": HELD["mlflow"]})
+def test_check_sweep_finds_credentials_added_after_validation(tmp_path: Path, store: str) -> None:
+    sweep = make_sweep(tmp_path / "runs", store, "", arms=2).model_copy(update={"mlflow": HELD["mlflow"]})
     (problem,) = check_sweep(sweep)
     assert problem.startswith("mlflow: it holds credentials")
     assert SECRET not in problem
 
 
-def test_a_job_s_option_that_is_a_secret_is_refused() -> None:
+def test_check_arguments_refuses_a_secret_option() -> None:
     (problem,) = check_arguments("ingest", ["--api-key", SECRET, "s3://a/b", "s3://c/d"])
     assert problem.startswith("--api-key: it holds credentials")
     assert SECRET not in problem
@@ -419,7 +418,7 @@ def asked(url: str, method: str, path: str, headers: dict[str, str]) -> tuple[in
         "Bearer h\xfcnter2",
     ],
 )
-def test_a_server_with_a_token_answers_nobody_without_it(
+def test_policy_server_with_a_token_answers_401_without_it(
     method: str, path: str, sent: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with served(SECRET) as url:
@@ -434,7 +433,7 @@ def test_a_server_with_a_token_answers_nobody_without_it(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_client_sends_the_token_of_its_environment(
+def test_remote_policy_sends_the_token_of_the_environment(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with served(SECRET) as url:
@@ -448,12 +447,12 @@ def test_a_client_sends_the_token_of_its_environment(
         assert len(RemotePolicy(url).act([LOOK, LOOK])) == 2
         assert len(RemotePolicy(url, token=SECRET).act([LOOK])) == 1
     with served("") as url:
-        assert len(RemotePolicy(url).act([LOOK])) == 1, "a server without a token takes no notice"
+        assert len(RemotePolicy(url).act([LOOK])) == 1, "a server without a token ignores it"
     assert SECRET not in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("token", ["two words", "line\nbreak", "h\xfcnter2"])
-def test_a_token_that_no_header_can_carry_is_a_sentence_without_it(token: str) -> None:
+def test_token_invalid_in_a_header_raises_without_it(token: str) -> None:
     for make in (
         lambda: make_server(Still(), port=0, token=token),
         lambda: RemotePolicy("http://127.0.0.1:1", token=token),
@@ -481,7 +480,7 @@ def serving(*options: str, **variables: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(("options", "variable"), [((), TOKEN), (("--token-env", "MY_TOKEN"), "MY_TOKEN")])
-def test_jobs_serve_takes_the_token_from_a_variable(options: tuple[str, ...], variable: str) -> None:
+def test_serve_command_reads_the_token_from_a_variable(options: tuple[str, ...], variable: str) -> None:
     process = serving(*options, **{variable: SECRET})
     try:
         assert process.stdout
@@ -497,7 +496,7 @@ def test_jobs_serve_takes_the_token_from_a_variable(options: tuple[str, ...], va
     assert SECRET not in said
 
 
-def test_jobs_serve_does_not_begin_without_the_token_it_is_to_ask_for() -> None:
+def test_serve_command_without_its_token_variable_exits_two() -> None:
     process = serving("--token-env", SECRET)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 2

@@ -1,4 +1,4 @@
-"""Which texts hold secrets and which do not, and what is left of those that do."""
+"""Texts with and without secrets, and their redacted forms."""
 
 import time
 
@@ -209,13 +209,13 @@ INNOCENT = [
 ]  # fmt: skip
 
 
-def test_the_tables_are_long_enough() -> None:
+def test_redaction_tables_have_at_least_sixty_rows() -> None:
     assert len({text for text, _ in SECRETS}) >= 60
     assert len(set(INNOCENT)) >= 60
 
 
 @pytest.mark.parametrize(("text", "left"), SECRETS)
-def test_a_secret_is_recognised_and_nothing_but_the_secret_is_removed(text: str, left: str) -> None:
+def test_redact_removes_the_secret_and_nothing_else(text: str, left: str) -> None:
     assert redact(text) == left
     assert credentials_in(text)
     assert redact(left) == left, "what is redacted once stays as it is"
@@ -223,7 +223,7 @@ def test_a_secret_is_recognised_and_nothing_but_the_secret_is_removed(text: str,
 
 
 @pytest.mark.parametrize("text", INNOCENT)
-def test_an_innocent_text_stays_as_it_is(text: str) -> None:
+def test_redact_leaves_an_innocent_text_unchanged(text: str) -> None:
     assert redact(text) == text
     assert not credentials_in(text)
 
@@ -237,11 +237,11 @@ PIECES = [
     "password '", "\\u0040", "\\u0000", "&#58;", "password: str = ", "hooks.slack.com/services/", "0123456789:AA", "token: 1 ",
     "<a>", "<password>a", "('token', '", "//a:", "password is ",
 ]  # fmt: skip
-"""Repeated, what the expressions could stumble over."""
+"""Pieces whose repetition could make the expressions backtrack."""
 
 
 @pytest.mark.parametrize("piece", PIECES)
-def test_no_text_takes_more_than_linear_time(piece: str) -> None:
+def test_redact_takes_linear_time(piece: str) -> None:
     text = piece * (100_000 // len(piece)) + "\0@"
     assert any(_seconds(text) < 0.5 for _ in range(3)), "one of three, since other work slows the machine"
 

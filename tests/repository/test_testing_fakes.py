@@ -1,10 +1,11 @@
-"""The fakes of `orchestrator.testing` keep to the interfaces that they replace."""
+"""The fakes of `orchestrator.testing` have the interfaces that they replace."""
 
 import doctest
 import inspect
 import pickle
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from conftest import run
 
 import orchestrator.testing
 from imported_packages import HEAVY
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.config.arms import Arm
 from orchestrator.data.episode_store import load_manifest
-from orchestrator.evaluation.policy_server import PolicyServer, policy_of
+from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.storage.base import open_storage
 from orchestrator.testing import processes
 from orchestrator.testing.checkpoints import TINY, make_checkpoint, make_observation
@@ -41,12 +43,12 @@ from sim_workers.rollout.suite import EpisodeRules, Suite
 from sim_workers.rollout.worker import RolloutJob
 
 SUITE = Suite(("Lift",), 4, EpisodeRules(50))
-POLICY = FakePolicy("runs/arms/a/step_000010", (("a", Arm(60, 0.0, 0)),), 10)
+POLICY = FakePolicy(CheckpointRef("runs/arms/a/step_000010"), (("a", Arm(60, 0.0, 0)),), 10)
 JOBS = [RolloutJob(spec, SUITE.rules, CONTRACT, POLICY, key="a") for spec in sorted(SUITE.episode_list())]
 
 
 def public(kind: type) -> dict[str, Any]:
-    """Public methods and properties by name."""
+    """Return public methods and properties by name."""
     found = {name: value for name, value in inspect.getmembers(kind) if not name.startswith("_")}
     return {
         name: value
@@ -56,8 +58,8 @@ def public(kind: type) -> dict[str, Any]:
 
 
 def parameters(function: Any) -> list[tuple[str, Any, Any]]:
-    """Name, default and kind of every parameter, without the one that Ray adds to the methods of a class once
-    it is an actor's.
+    """Return name, default and kind of every parameter, without the one that Ray adds to the methods of an
+    actor class.
     """
     every = inspect.signature(function).parameters.values()
     return [(one.name, one.default, one.kind) for one in every if one.name != "_ray_trace_ctx"]
@@ -81,7 +83,7 @@ def test_fake_pool_has_every_call_of_the_real_pool() -> None:
     assert_same_calls(RolloutPool, FakeRolloutPool)
     pool, source = FakeRolloutPool(simulated_outcome), inspect.getsource(RolloutPool.__init__)
     for name in ("num_workers", "most_workers", "references", "usage", "on_retry"):
-        assert name == "num_workers" or f"self.{name}" in source, f"RolloutPool has no {name} any more"
+        assert name == "num_workers" or f"self.{name}" in source, f"RolloutPool has no {name}"
         assert hasattr(pool, name)
 
 
@@ -98,7 +100,7 @@ def test_fake_trainer_takes_the_arguments_of_fit() -> None:
     )
 
 
-def test_package_imports_nothing_heavy() -> None:
+def test_testing_package_imports_no_heavy_package() -> None:
     code = (
         "import sys, orchestrator.testing.rollout_pool, orchestrator.testing.episodes,"
         " orchestrator.testing.outcomes; print(*sys.modules)"
@@ -109,7 +111,7 @@ def test_package_imports_nothing_heavy() -> None:
     assert not HEAVY & set(done.stdout.split())
 
 
-def test_package_docstring_lists_every_module_and_its_example_runs() -> None:
+def test_testing_docstring_lists_every_module_and_its_example_runs() -> None:
     (folder,) = orchestrator.testing.__path__
     modules = {file.name for file in Path(folder).glob("*.py")} - {"__init__.py", "__main__.py"}
     assert {
@@ -117,13 +119,13 @@ def test_package_docstring_lists_every_module_and_its_example_runs() -> None:
         for line in (orchestrator.testing.__doc__ or "").splitlines()
         if line.startswith("    ") and ".py " in line
     } == modules
-    assert doctest.testmod(orchestrator.testing) == (0, 9)
+    assert doctest.testmod(orchestrator.testing) == (0, 11)
 
 
 # -- the pool ------------------------------------------------------------------------------------------------
 
 
-def test_pool_with_an_order_ends_jobs_by_it_and_withdraws_by_key() -> None:
+def test_fake_pool_with_an_order_ends_jobs_by_it_and_withdraws_by_key() -> None:
     pool = FakeRolloutPool(lambda job: make_outcome(job.spec), order=lambda job: -job.spec.scene_seed)
     for job in JOBS:
         pool.submit(job)
@@ -135,7 +137,7 @@ def test_pool_with_an_order_ends_jobs_by_it_and_withdraws_by_key() -> None:
     assert pool.unfinished == 0
 
 
-def test_paused_pool_plays_one_released_episode_a_call_and_everything_once_resumed() -> None:
+def test_fake_pool_paused_plays_released_episodes_and_all_once_resumed() -> None:
     pool = FakeRolloutPool(lambda job: make_outcome(job.spec), paused=True)
     for job in JOBS:
         pool.submit(job)
@@ -147,7 +149,7 @@ def test_paused_pool_plays_one_released_episode_a_call_and_everything_once_resum
     assert pool.played == JOBS
 
 
-def test_release_while_results_waits_lets_an_episode_through() -> None:
+def test_fake_pool_release_while_results_waits_ends_an_episode() -> None:
     pool, ended = FakeRolloutPool(lambda job: make_outcome(job.spec), paused=True), []
     pool.submit(JOBS[0])
 
@@ -167,7 +169,7 @@ def test_release_while_results_waits_lets_an_episode_through() -> None:
 # -- outcomes and policies -----------------------------------------------------------------------------------
 
 
-def test_success_rate_rises_with_demos_video_and_steps_and_stays_below_one() -> None:
+def test_fake_success_rate_rises_with_demos_video_and_steps() -> None:
     for worse, better in (
         ((8, 0, 5, 10), (16, 0, 5, 10)),
         ((8, 0, 5, 10), (8, 1, 5, 10)),
@@ -176,9 +178,9 @@ def test_success_rate_rises_with_demos_video_and_steps_and_stays_below_one() -> 
         assert 0 < success_rate(*worse) < success_rate(*better) < 0.95
 
 
-def test_simulated_outcomes_are_as_frequent_as_the_rate_and_nested() -> None:
+def test_simulated_outcomes_have_the_rate_and_are_nested() -> None:
     specs = Suite(("Lift",), 2000, EpisodeRules(50)).episode_list()
-    weak = FakePolicy("arms/a/step_000005", POLICY.arms, 10)
+    weak = FakePolicy(CheckpointRef("arms/a/step_000005"), POLICY.arms, 10)
     wins = []
     for policy in (weak, POLICY):
         outcomes = [simulated_outcome(RolloutJob(spec, SUITE.rules, CONTRACT, policy)) for spec in specs]
@@ -187,13 +189,13 @@ def test_simulated_outcomes_are_as_frequent_as_the_rate_and_nested() -> None:
     assert wins[0] < wins[1]
 
 
-def test_fake_policy_knows_its_arm_by_the_name_that_a_server_gets() -> None:
-    named = FakePolicy(policy_of(POLICY.uri, "0123456789abcdef"), POLICY.arms, 10)
+def test_fake_policy_finds_its_arm_by_the_checkpoint() -> None:
+    named = FakePolicy(replace(POLICY.checkpoint, fingerprint="0123456789abcdef"), POLICY.arms, 10)
     assert named.rate() == POLICY.rate() == success_rate(60, 0.0, 10, 10)
     assert not named.connect().act(make_observation(0)).actions.any()
 
 
-def test_outcomes_are_consistent() -> None:
+def test_made_outcomes_are_consistent() -> None:
     won, lost, broken = (
         make_outcome(SUITE.episode_list()[0]),
         make_outcome(SUITE.episode_list()[0], won=False),
@@ -206,7 +208,7 @@ def test_outcomes_are_consistent() -> None:
     assert won.first_success <= won.steps
 
 
-def test_fake_server_answers_by_checkpoint_and_travels() -> None:
+def test_fake_policy_server_answers_by_checkpoint_and_is_picklable() -> None:
     def go(observation: Observation) -> ActionChunk:
         return ActionChunk(np.ones((1, 7), np.float32), 1)
 
@@ -217,13 +219,17 @@ def test_fake_server_answers_by_checkpoint_and_travels() -> None:
     assert server.answered().rows == 0
 
 
-def test_server_without_checkpoints_answers_through_the_real_queue() -> None:
+def test_policy_server_without_checkpoints_answers_through_the_real_queue() -> None:
     import asyncio
 
     async def ask() -> tuple[ActionChunk, object, int]:
         server = PolicyServerWithoutCheckpoints(1, "cpu")
-        chunk = await server.act("any", make_observation(0))
-        return chunk, await server.imagine("any", make_observation(0)), (await server.answered("any")).rows
+        chunk = await server.act(CheckpointRef("any"), make_observation(0))
+        return (
+            chunk,
+            await server.imagine(CheckpointRef("any"), make_observation(0)),
+            (await server.answered(CheckpointRef("any"))).rows,
+        )
 
     chunk, imagined, rows = asyncio.run(ask())
     assert not chunk.actions.any()
@@ -243,7 +249,7 @@ def test_servo_approaches_a_red_cube_and_lifts_without_one() -> None:
 # -- data ----------------------------------------------------------------------------------------------------
 
 
-def test_episode_store_has_the_episodes_and_conventions_asked_for(tmp_path: Path) -> None:
+def test_make_episode_store_has_the_requested_episodes(tmp_path: Path) -> None:
     manifest = load_manifest(open_storage(make_episode_store(tmp_path, 3, length=4, size=32)))
     assert [entry.episode_id for entry in manifest.entries] == ["Lift-000000", "Lift-000001", "Lift-000002"]
     assert {entry.length for entry in manifest.entries} == {4}
@@ -251,7 +257,7 @@ def test_episode_store_has_the_episodes_and_conventions_asked_for(tmp_path: Path
     assert np.array_equal(make_episode(1).frames[CAMERA], make_episode(1).frames[CAMERA])
 
 
-def test_checkpoint_is_the_same_every_time_and_acts(tmp_path: Path) -> None:
+def test_make_checkpoint_is_deterministic_and_acts(tmp_path: Path) -> None:
     one, other = make_checkpoint(tmp_path / "one"), make_checkpoint(tmp_path / "other")
     assert fingerprint(one) == fingerprint(other)
     (chunk,) = TrainedPolicy(one).act([make_observation(0)])
@@ -260,7 +266,7 @@ def test_checkpoint_is_the_same_every_time_and_acts(tmp_path: Path) -> None:
         make_checkpoint(tmp_path / "one")
 
 
-def test_processes_are_found_by_title() -> None:
+def test_titled_processes_finds_a_process_by_title() -> None:
     import subprocess
     import sys
 

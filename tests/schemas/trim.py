@@ -1,8 +1,8 @@
-"""Write the schemas in this folder from the projects' own files: what they say, without prose, equal parts
-said once.
+"""Write the schemas in this folder from the projects' own files, without prose and with equal parts shared.
 
-python tests/schemas/trim.py ray.io_rayjobs.yaml compose-spec.json v1.37.0-local-strict     # where they come
-                                                                                            from: README.md
+python tests/schemas/trim.py ray.io_rayjobs.yaml compose-spec.json v1.37.0-local-strict
+
+README.md names the sources of these files.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ SHORT = 200
 
 
 def trimmed(node: Any, names: bool = False) -> Any:
-    """The schema without prose; `names`: the keys of this mapping are fields that a file may have, whatever
-    they are called.
+    """Return the schema without prose; `names`: the keys of this mapping are field names, whatever they are
+    called.
     """
     if isinstance(node, list):
         return [trimmed(item) for item in node]
@@ -43,8 +43,8 @@ def trimmed(node: Any, names: bool = False) -> Any:
 
 
 def strict(node: Any) -> Any:
-    """As the Kubernetes API server reads a custom resource, but refusing fields that it would drop without a
-    word.
+    """Return the schema as the Kubernetes API server reads a custom resource, but refusing fields that it
+    would drop silently.
     """
     if isinstance(node, list):
         return [strict(item) for item in node]
@@ -61,7 +61,7 @@ def strict(node: Any) -> Any:
 
 
 def shared(schema: Any) -> Any:
-    """Parts that occur more than once under `$defs`, named by their hash."""
+    """Move parts that occur more than once to `$defs`, named by their hash."""
     counts: Counter[str] = Counter()
 
     def count(node: Any) -> None:
@@ -90,7 +90,7 @@ def shared(schema: Any) -> Any:
 
 
 def resolved(node: Any, file: Path) -> Any:
-    """The part of this file's schema with every reference replaced by what it names."""
+    """Return the part of this file's schema with every reference replaced by its target."""
     if isinstance(node, list):
         return [resolved(item, file) for item in node]
     if not isinstance(node, dict):
@@ -106,7 +106,7 @@ def resolved(node: Any, file: Path) -> Any:
 
 
 def kubernetes(folder: Path) -> Any:
-    """The kinds of deploy/kuberay/namespace.yaml, each under its name."""
+    """Return the kinds of deploy/kuberay/namespace.yaml, each under its name."""
     files = {
         "Namespace": "namespace-v1",
         "ServiceAccount": "serviceaccount-v1",
@@ -117,7 +117,7 @@ def kubernetes(folder: Path) -> Any:
 
 
 def main(rayjobs: str, compose: str, kubernetes_schemas: str) -> None:
-    """The RayJob holds the spec of a RayCluster, so one file serves both."""
+    """Write all schema files; a RayJob holds the spec of a RayCluster, so one schema serves both."""
     folder = Path(__file__).parent
     versions = yaml.safe_load(Path(rayjobs).read_text())["spec"]["versions"]
     whole = next(version for version in versions if version["name"] == "v1")["schema"]["openAPIV3Schema"]

@@ -1,4 +1,4 @@
-"""How many workers a policy server feeds: from measured rates, never past what was asked for."""
+"""The autoscaler: how many workers a policy server feeds, from measured rates, up to the requested number."""
 
 import pytest
 
@@ -7,41 +7,41 @@ from sim_workers.rollout.autoscaler import BUSY, PoolLoad, ServerUsage
 
 
 def balance(workers: int, sim_s: float, wait_s: float, answer_s: float, busy: float) -> PoolLoad:
-    """A minute in which every worker looked as often as it could."""
+    """Return the load of a minute in which every worker asked as often as it could."""
     looks = int(workers * 60 / (sim_s + wait_s))
     return PoolLoad(
         workers, 1, 60.0, looks, sim_s, wait_s, ServerUsage(int(60 * busy / answer_s), looks, 60 * busy)
     )
 
 
-def test_whoever_waits_for_two_batches_at_most_stays() -> None:
+def test_autoscaler_keeps_workers_that_wait_for_two_batches_at_most() -> None:
     assert balance(8, sim_s=0.1, wait_s=0.09, answer_s=0.05, busy=0.95).wanted(8) == 8
 
 
 @pytest.mark.parametrize("workers", [8, 16, 64])
-def test_a_queue_at_the_server_is_shortened_to_what_it_can_feed(workers: int) -> None:
-    """A server that needs 0.05 s for each look feeds (0.1 + 2 x 0.05) / 0.05 = 4 workers, whoever else
-    queues.
+def test_autoscaler_shrinks_to_what_a_saturated_server_feeds(workers: int) -> None:
+    """A server that needs 0.05 s per observation feeds (0.1 + 2 x 0.05) / 0.05 = 4 workers, however many
+    queue.
     """
     saturated = balance(workers, sim_s=0.1, wait_s=workers * 0.05 - 0.1, answer_s=0.05, busy=1.0)
     assert saturated.wanted(workers) == 4
 
 
-def test_servers_with_time_to_spare_get_more_up_to_what_was_asked_for() -> None:
+def test_autoscaler_grows_up_to_the_request_while_servers_have_spare_time() -> None:
     spare = balance(4, sim_s=0.1, wait_s=0.02, answer_s=0.01, busy=BUSY / 2)
     assert spare.wanted(100) == 8
     assert spare.wanted(6) == 6
     assert spare.wanted(1) == 1
 
 
-def test_a_stretch_in_which_a_server_began_anew_tells_nothing() -> None:
+def test_server_usage_since_a_restart_is_none() -> None:
     assert ServerUsage(5, 9, 1.0).since(ServerUsage(3, 4, 0.5)) == ServerUsage(2, 5, 0.5)
     assert ServerUsage(2, 3, 0.2).since(ServerUsage(300, 400, 5.0)) is None, (
-        "a server began anew, or did not tell"
+        "a server restarted or did not report"
     )
 
 
-def test_the_balance_is_said_in_one_line() -> None:
+def test_pool_load_text_is_one_line() -> None:
     line = str(balance(2, sim_s=0.1, wait_s=0.05, answer_s=0.05, busy=0.5))
     assert (
         line
@@ -60,7 +60,7 @@ def test_the_balance_is_said_in_one_line() -> None:
         ({"CPU": 256.0, "GPU": 8.0}, 200, 2, 1.0),
     ],
 )
-def test_there_is_one_policy_server_per_group_of_cores_or_per_gpu(
+def test_resource_plan_has_one_policy_server_per_group_of_cores_or_gpu(
     cluster: dict[str, float], rollout_actors: int, servers: int, gpus_each: float
 ) -> None:
     placement = ResourcePlan.fit(cluster, workers=1, rollout_actors=rollout_actors, arms=4)

@@ -1,5 +1,5 @@
-"""A checkout that is edited while a run is in progress: processes that imported other code than the driver
-refuse, and no arm fails by it.
+"""A checkout edited during a run: processes that imported other code than the driver refuse, and no arm fails
+because of it.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
@@ -33,6 +34,7 @@ from orchestrator.training.loop import TrainJob
 from orchestrator.training.ray_train import _raise_permanent
 from policy.interface import Contract
 from policy.presets import PRESETS
+from selected_episodes import selected
 from sim_workers.checkout import CHECKOUT, PACKAGES, CodeChangedError, check_imported, file_hashes
 from sim_workers.rollout.policy_clients import InProcessPolicy
 from sim_workers.rollout.suite import EpisodeRules, Suite
@@ -46,7 +48,7 @@ EDITED = file_hashes() | {"sim_workers/rollout/worker.py": "another"}
 SUITE = Suite(("Lift",), 1, EpisodeRules(5))
 
 
-def test_only_what_was_imported_counts() -> None:
+def test_check_imported_compares_imported_files_only() -> None:
     check_imported(file_hashes())
     check_imported(None)
     check_imported(file_hashes() | {"orchestrator/nowhere.py": "a file that is not imported"})
@@ -55,13 +57,13 @@ def test_only_what_was_imported_counts() -> None:
     assert str(caught.value) == SENTENCE
 
 
-def test_a_file_that_the_driver_did_not_know_counts() -> None:
+def test_check_imported_refuses_a_file_unknown_to_the_driver() -> None:
     known = {file: told for file, told in file_hashes().items() if file != "sim_workers/rollout/worker.py"}
     with pytest.raises(CodeChangedError, match=r"sim_workers/rollout/worker\.py"):
         check_imported(known)
 
 
-def test_a_process_of_an_edited_checkout_names_the_file_and_one_of_another_place_does_not(
+def test_check_imported_in_another_checkout_compares_contents(
     tmp_path: Path,
 ) -> None:
     for package in PACKAGES:
@@ -84,8 +86,8 @@ def test_a_process_of_an_edited_checkout_names_the_file_and_one_of_another_place
     assert "in progress (sim_workers/envs/tasks.py); start" in process().stderr
 
 
-def test_it_is_cheap() -> None:
-    """A fraction of what a process takes to start. The bound leaves room for a busy machine."""
+def test_check_imported_takes_less_than_a_tenth_of_a_second() -> None:
+    """The bound leaves room for a busy machine."""
     file_hashes.cache_clear()
     began = time.process_time()
     file_hashes()
@@ -93,30 +95,33 @@ def test_it_is_cheap() -> None:
     assert time.process_time() - began < 0.1
 
 
-def unasked() -> object:
+def raise_if_connected() -> object:
     raise AssertionError("a policy was asked for")
 
 
-def test_a_rollout_process_plays_nothing() -> None:
-    job = RolloutJob(SUITE.episode_list()[0], SUITE.rules, CONTRACT, InProcessPolicy(unasked))  # type: ignore[arg-type]
+def test_rollout_worker_with_edited_code_is_outdated() -> None:
+    job = RolloutJob(SUITE.episode_list()[0], SUITE.rules, CONTRACT, InProcessPolicy(raise_if_connected))  # type: ignore[arg-type]
     assert [*RolloutWorker(code=EDITED).play(job)] == [Outdated(SENTENCE)]
 
 
-def test_a_policy_server_answers_nothing(tmp_path: Path) -> None:
+def test_policy_server_with_edited_code_raises(tmp_path: Path) -> None:
     place = str(make_checkpoint(tmp_path / "checkpoint"))
-    chunk = asyncio.run(PolicyServer(1, "cpu", code=file_hashes()).act(place, make_observation(0)))
+    chunk = asyncio.run(
+        PolicyServer(1, "cpu", code=file_hashes()).act(CheckpointRef(place), make_observation(0))
+    )
     assert len(chunk.actions)
     with pytest.raises(CodeChangedError):
-        asyncio.run(PolicyServer(1, "cpu", code=EDITED).act(place, make_observation(0)))
+        asyncio.run(PolicyServer(1, "cpu", code=EDITED).act(CheckpointRef(place), make_observation(0)))
 
 
-def test_training_refuses_and_counts_as_infrastructure(tmp_path: Path) -> None:
+def test_train_with_edited_code_raises_before_the_first_step(tmp_path: Path) -> None:
     store, settings = (
         make_episode_store(tmp_path / "store", 8),
         Train(steps=1, batch_size=2, checkpoint_every=1, warmup_steps=0),
     )
+    arm = Arm(3, 1.0, 0)
     begin = partial(
-        TrainJob, Arm(3, 1.0, 0), "a", store, 1, frozenset(), PRESETS["tiny"], settings, "joint", "none"
+        TrainJob, arm, "a", store, 1, selected(store, arm), PRESETS["tiny"], settings, "joint", "none"
     )
     reports = list[int]()
     with pytest.raises(CodeChangedError):
@@ -140,7 +145,7 @@ def test_training_refuses_and_counts_as_infrastructure(tmp_path: Path) -> None:
     assert reports == [1]
 
 
-def test_a_trace_of_it_is_a_cause_and_no_reason_to_try_again() -> None:
+def test_code_changed_error_is_infrastructure_and_permanent() -> None:
     with pytest.raises(CodeChangedError) as caught:
         check_imported(EDITED)
     trace = "".join(traceback.format_exception(caught.value))
@@ -150,7 +155,7 @@ def test_a_trace_of_it_is_a_cause_and_no_reason_to_try_again() -> None:
         _raise_permanent(trace)
 
 
-def test_a_scorer_whose_processes_refuse_ends_without_an_outcome(tmp_path: Path) -> None:
+def test_scorer_with_edited_workers_raises_without_an_outcome(tmp_path: Path) -> None:
     def on_event(event: ScorerEvent) -> None:
         assert isinstance(event, OutcomesRecorded)
         assert not event.outcomes
@@ -161,7 +166,8 @@ def test_a_scorer_whose_processes_refuse_ends_without_an_outcome(tmp_path: Path)
     contract: Contract = CONTRACT
     storage = open_storage(str(tmp_path))
     scorer = Scorer(storage, contract, FakeRolloutPool(play), on_event)  # type: ignore[arg-type]
-    scorer.submit(EvalJob("a", 1, "uri", "f", SUITE, "p", FakePolicy("uri", (), 1)))
+    checkpoint = CheckpointRef("uri", "f")
+    scorer.submit(EvalJob("a", 1, checkpoint, SUITE, "p", FakePolicy(checkpoint, (), 1)))
     with pytest.raises(CodeChangedError):
         scorer.drain()
     assert not storage.list("outcomes/")
@@ -170,11 +176,13 @@ def test_a_scorer_whose_processes_refuse_ends_without_an_outcome(tmp_path: Path)
 @pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_pool_raises_what_its_process_says() -> None:
+def test_rollout_pool_with_edited_workers_raises() -> None:
     from sim_workers.rollout.pool import RolloutPool
 
     pool = RolloutPool(1, num_cpus=0.1, code=EDITED)
-    pool.submit(RolloutJob(SUITE.episode_list()[0], SUITE.rules, CONTRACT, FakePolicy("uri", (), 1)))
+    pool.submit(
+        RolloutJob(SUITE.episode_list()[0], SUITE.rules, CONTRACT, FakePolicy(CheckpointRef("uri"), (), 1))
+    )
     try:
         with pytest.raises(CodeChangedError, match=r"sim_workers/rollout/worker\.py"):
             list(pool.results())

@@ -1,4 +1,4 @@
-"""The fast control step: robosuite's own to the last bit, in every way in which the two may be mixed."""
+"""The fast control step: bit for bit that of robosuite, however the two are mixed."""
 
 import json
 
@@ -6,8 +6,8 @@ import pytest
 from conftest import run
 
 # One environment per process. An episode of random actions, a scene that was played before and another, in
-# four ways: robosuite's steps, fast ones, both by chance, fast ones that are seldom asked for observations.
-# `after` is what else a task remembers.
+# four ways: robosuite's steps, fast ones, both at random, fast ones with rare observations.
+# `after` is the task's other state.
 WANDER = """
 import json, sys
 import numpy as np
@@ -60,9 +60,9 @@ print(json.dumps({**answers, "moved": bool(moved > 0.1)}))
         ),
     ],
 )
-def test_random_actions_lead_where_robosuite_leads(task: str) -> None:
-    """With a gripper, with observations that look back at the last, with a task that keeps count, with two
-    arms, without grippers.
+def test_fast_step_of_random_actions_equals_robosuite(task: str) -> None:
+    """With a gripper, with observations of the previous step, with a task that counts, with two arms, without
+    grippers.
     """
     done = run("-W", "ignore", "-c", WANDER, task, "24")
     assert done.returncode == 0, done.stderr
@@ -88,7 +88,7 @@ print(json.dumps(answers))
 @pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.parametrize(("task", "seeds"), [("Stack", [2, 3]), ("NutAssemblySquare", [2])])
-def test_demonstrations_rich_in_contact_are_the_same(task: str, seeds: list[int]) -> None:
+def test_fast_step_of_contact_rich_demonstrations_equals_robosuite(task: str, seeds: list[int]) -> None:
     done = run("-W", "ignore", "-c", DEMONSTRATE, task, json.dumps(seeds))
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])
@@ -162,7 +162,7 @@ print(json.dumps(answers))
 
 
 @pytest.mark.sim
-def test_what_it_does_not_know_it_refuses_or_leaves_to_robosuite() -> None:
+def test_fast_step_refuses_or_delegates_unsupported_settings() -> None:
     done = run("-W", "ignore", "-c", ODD)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""The gymnasium environments: their rules are gymnasium's, their physics the rollout's."""
+"""The gymnasium environments: gymnasium's checker passes, and the physics is that of rollouts."""
 
 import json
 
@@ -89,7 +89,7 @@ def play(chunk: int | None) -> dict[str, object]:
 
 @pytest.mark.sim
 @pytest.mark.parametrize("chunk", [pytest.param("", marks=pytest.mark.full), "chunk=4"])
-def test_gymnasium_finds_nothing_wrong_and_a_second_simulator_is_refused(chunk: str) -> None:
+def test_gymnasium_checker_passes_and_a_second_simulator_is_refused(chunk: str) -> None:
     done = run("-c", CHECK.replace("CHUNK", chunk))
     assert done.returncode == 0, done.stderr
     assert "this process already has a simulator, of Lift; close that one first" in done.stdout
@@ -97,7 +97,7 @@ def test_gymnasium_finds_nothing_wrong_and_a_second_simulator_is_refused(chunk: 
 
 @pytest.mark.full
 @pytest.mark.sim
-def test_seeds_scenes_and_chunks() -> None:
+def test_gymnasium_seeds_determine_scenes_and_chunks_equal_single_steps() -> None:
     single, chunked = play(None), play(8)
     first, drawn, other, again, drawn_again = single["starts"]  # type: ignore[misc]
     assert first == again
@@ -112,12 +112,12 @@ def test_seeds_scenes_and_chunks() -> None:
 
 @pytest.mark.full
 @pytest.mark.sim
-def test_the_first_success_is_rewarded_and_ends_the_episode_even_within_a_chunk() -> None:
+def test_gymnasium_first_success_is_rewarded_and_ends_the_episode() -> None:
     done = run("-W", "ignore", "-c", SUCCEED)
     assert done.returncode == 0, done.stderr
 
 
-def test_every_task_is_registered() -> None:
+def test_gymnasium_registers_every_task() -> None:
     import gymnasium
 
     from sim_workers.envs.gymnasium_env import RolloutEnv

@@ -1,5 +1,5 @@
-"""LIBERO-10: the same contract as our own tasks, and an episode is still a function of its seeds. Needs the
-extra (`make libero`).
+"""LIBERO-10: the same contract as the project's own tasks, and an episode is a function of its seeds. Needs
+the extra (`make libero`).
 """
 
 import json
@@ -35,7 +35,7 @@ SOUP = "libero_10/LIVING_ROOM_SCENE1_put_both_the_alphabet_soup_and_the_cream_ch
 # -- without the extra ---------------------------------------------------------------------------------------
 
 
-def test_the_table_needs_neither_the_extra_nor_a_simulator() -> None:
+def test_libero_table_imports_neither_the_extra_nor_a_simulator() -> None:
     code = (
         "import sys; from sim_workers.envs.libero import LIBERO_10; assert len(LIBERO_10) == 10; print([m for"
         " m in sys.modules if m in HEAVY])"
@@ -57,7 +57,7 @@ def test_the_table_needs_neither_the_extra_nor_a_simulator() -> None:
         ),
     ],
 )
-def test_without_the_extra_one_sentence_says_what_to_do(
+def test_libero_without_the_extra_raises_one_sentence(
     monkeypatch: pytest.MonkeyPatch, absent: str, sentence: str
 ) -> None:
     def nowhere(name: str) -> str:
@@ -72,12 +72,12 @@ def test_without_the_extra_one_sentence_says_what_to_do(
         assert str(caught.value) == sentence
 
 
-def test_the_extra_names_the_packages_that_are_looked_for() -> None:
+def test_libero_extra_declares_the_required_packages() -> None:
     declared = (CHECKOUT / "pyproject.toml").read_text()
     assert all(f'"{name}==' in declared for name in DISTRIBUTIONS)
 
 
-def test_a_suite_of_fifty_episodes_meets_every_fixed_scene_once() -> None:
+def test_libero_suite_of_fifty_episodes_has_every_initial_state_once() -> None:
     for block in (0, 1):
         scenes = [
             spec.scene_seed % INIT_STATES
@@ -90,7 +90,7 @@ def test_a_suite_of_fifty_episodes_meets_every_fixed_scene_once() -> None:
 
 
 @pytest.mark.libero
-def test_the_ten_tasks_and_their_order_are_the_packages() -> None:
+def test_libero_tasks_and_order_equal_the_package() -> None:
     tasks = runpy.run_path(str(libero.package_folder() / "benchmark" / "libero_suite_task_map.py"))[
         "libero_task_map"
     ]["libero_10"]
@@ -99,7 +99,7 @@ def test_the_ten_tasks_and_their_order_are_the_packages() -> None:
 
 @pytest.mark.libero
 @pytest.mark.parametrize("task", LIBERO_10)
-def test_every_task_has_a_definition_an_instruction_and_fifty_scenes(task: str) -> None:
+def test_libero_task_has_a_definition_an_instruction_and_fifty_states(task: str) -> None:
     said = re.search(r"\(:language (.*?)\)", libero.task_file(task).read_text(), re.DOTALL)
     assert said is not None
     assert said[1].strip().lower() == LIBERO_10[task]
@@ -109,7 +109,7 @@ def test_every_task_has_a_definition_an_instruction_and_fifty_scenes(task: str) 
     assert len(np.unique(states, axis=0)) == INIT_STATES
 
 
-def test_a_file_of_scenes_that_holds_code_is_refused(tmp_path: Path) -> None:
+def test_libero_init_states_with_code_are_refused(tmp_path: Path) -> None:
     import pickle
     import zipfile
 
@@ -168,7 +168,7 @@ def env() -> LiberoEnv:
 
 @pytest.mark.libero
 @pytest.mark.sim
-def test_an_episode_is_the_same_in_another_process_another_order_and_after_another_task(
+def test_libero_episode_is_the_same_in_another_process_and_order(
     tmp_path: Path,
 ) -> None:
     first = play(tmp_path, (STOVE, [3, 1_000_017]), (SOUP, [5]))
@@ -179,7 +179,7 @@ def test_an_episode_is_the_same_in_another_process_another_order_and_after_anoth
 
 @pytest.mark.libero
 @pytest.mark.sim
-def test_a_look_keeps_the_contract(env: LiberoEnv) -> None:
+def test_libero_observation_has_the_contract(env: LiberoEnv) -> None:
     env.reset(0)
     seen = env.observe(noise_seed=7)
     assert list(seen.images) == list(CAMERAS)
@@ -194,7 +194,7 @@ def test_a_look_keeps_the_contract(env: LiberoEnv) -> None:
 
 @pytest.mark.libero
 @pytest.mark.sim
-def test_the_scene_is_the_benchmarks_and_depends_on_the_seed_modulo_fifty(env: LiberoEnv) -> None:
+def test_libero_scene_is_the_initial_state_of_the_seed_modulo_fifty(env: LiberoEnv) -> None:
     env.reset(7)
     one, listed = env.state, init_states(STOVE)[7]
     env.reset(1_000_007)
@@ -209,7 +209,7 @@ def test_the_scene_is_the_benchmarks_and_depends_on_the_seed_modulo_fifty(env: L
 
 @pytest.mark.libero
 @pytest.mark.sim
-def test_pictures_are_upright(env: LiberoEnv) -> None:
+def test_libero_pictures_are_upright(env: LiberoEnv) -> None:
     """The dark kitchen front is above the bright table; the gripper is at the bottom of its own camera's
     picture.
     """
@@ -221,7 +221,7 @@ def test_pictures_are_upright(env: LiberoEnv) -> None:
 
 @pytest.mark.libero
 @pytest.mark.sim
-def test_the_render_profile_is_applied(env: LiberoEnv) -> None:
+def test_libero_applies_the_render_profile(env: LiberoEnv) -> None:
     scene = env._env.sim._render_context_offscreen.scn
     import mujoco
 
@@ -232,8 +232,8 @@ def test_the_render_profile_is_applied(env: LiberoEnv) -> None:
 
 @pytest.mark.libero
 @pytest.mark.sim
-def test_a_scripted_arm_pushes_the_pot(env: LiberoEnv) -> None:
-    """Down beside the pot, then through it: actions move what the contract says they move."""
+def test_libero_actions_move_the_arm_and_the_object(env: LiberoEnv) -> None:
+    """Move down next to the pot, then through it."""
     env.reset(0)
     before = env.state["moka_pot_1_pos"].copy()
     beside = before + np.array([0.0, -0.16, 0.04])
@@ -249,8 +249,8 @@ def test_a_scripted_arm_pushes_the_pot(env: LiberoEnv) -> None:
 
 @pytest.mark.libero
 @pytest.mark.sim
-def test_a_lit_stove_with_the_pot_on_it_is_a_success(env: LiberoEnv) -> None:
-    """The benchmark's own check, on a state that fulfils the task; the next episode knows nothing of it."""
+def test_libero_success_of_a_state_that_fulfils_the_task(env: LiberoEnv) -> None:
+    """The benchmark's own check, on a state that fulfils the task; the next episode starts from scratch."""
     env.reset(0)
     unlit = env.pictures()
     data = env._env.sim.data
@@ -288,7 +288,7 @@ print(json.dumps([run_episode(env, spec, EpisodeRules(40), act).to_json() for sp
 @pytest.mark.libero
 @pytest.mark.sim
 @pytest.mark.parametrize("task", [STOVE, SOUP])
-def test_a_random_policy_plays_whole_episodes(task: str) -> None:
+def test_libero_random_policy_plays_whole_episodes(task: str) -> None:
     done = run("-W", "ignore", "-c", RANDOM_POLICY, task)
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""The rollout pool: real simulators in real processes, killed and stopped for real; the outcomes never
+"""The rollout pool with real simulators in real processes that are killed and stopped: the outcomes never
 change.
 """
 
@@ -15,19 +15,20 @@ from typing import Any
 import psutil
 import pytest
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, ProtocolError, Score, check_contract
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.processes import titled_processes
-from scoring_listener import Heard
+from scoring_listener import RecordingListener
 from sim_workers.envs.render_check import RenderFingerprint
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.pool import PoolSettings
 from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec, Suite
 from sim_workers.rollout.worker import Scene
-from wanderer import CURSED, start_wanderer
+from wandering_policies import CURSED, start_wanderer
 
 SUITE = Suite(("Lift",), 4, EpisodeRules(24))
 PROTOCOL = "protocol"
@@ -55,12 +56,12 @@ def score(
     films: bool = False,
     mixed: bool = False,
     settings: PoolSettings | None = None,
-) -> tuple[Heard, dict[str, Any]]:
-    """The suite's score through the real scorer and pool, and its ledger without timings."""
+) -> tuple[RecordingListener, dict[str, Any]]:
+    """Return the suite's score through the real scorer and pool, and its ledger without timings."""
     from sim_workers.rollout.pool import RolloutPool
     from sim_workers.rollout.ray_policy_client import RayServedPolicy
 
-    storage, heard = open_storage(str(folder)), Heard()
+    storage, heard = open_storage(str(folder)), RecordingListener()
     heard.pool = RolloutPool(
         workers,
         num_cpus=0.1,
@@ -70,7 +71,15 @@ def score(
     )
     scorer = Scorer(storage, CONTRACT, heard.pool, heard.on_event)
     scorer.submit(
-        EvalJob("arm", 1, policy, f"fp-{policy}", suite, PROTOCOL, RayServedPolicy((server,), policy), films)
+        EvalJob(
+            "arm",
+            1,
+            CheckpointRef(policy, f"fp-{policy}"),
+            suite,
+            PROTOCOL,
+            RayServedPolicy((server,), policy),
+            films,
+        )
     )
     if disturb:
         disturb()
@@ -82,7 +91,7 @@ def score(
 
 @pytest.fixture(scope="module")
 def reference(server: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """One worker, undisturbed."""
+    """Return the ledger of one worker, undisturbed."""
     folder = tmp_path_factory.mktemp("one")
     heard, ledger = score(folder, server, 1)
     assert heard.scores[0].complete
@@ -91,7 +100,7 @@ def reference(server: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 
 def playing() -> list[int]:
-    """Processes of this test's rollout workers that play right now."""
+    """Return the processes of this test's rollout workers that are playing."""
     return [process.pid for process in titled_processes("ray::RolloutWorker.play")]
 
 
@@ -106,7 +115,7 @@ def after_the_first_outcome(folder: Path, injure: Callable[[], None]) -> Callabl
     return disturb
 
 
-def test_two_workers_give_the_outcomes_of_one(
+def test_pool_of_two_workers_has_the_outcomes_of_one(
     reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path
 ) -> None:
     _, ledger = score(tmp_path, server, 2)
@@ -114,7 +123,7 @@ def test_two_workers_give_the_outcomes_of_one(
 
 
 @pytest.mark.full
-def test_a_killed_worker_changes_nothing(
+def test_pool_with_a_killed_worker_has_the_same_outcomes(
     reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path
 ) -> None:
     heard, ledger = score(
@@ -133,7 +142,7 @@ def test_a_killed_worker_changes_nothing(
 
 
 @pytest.mark.full
-def test_a_killed_policy_server_changes_nothing_and_costs_no_worker(
+def test_pool_with_a_killed_policy_server_replaces_no_worker(
     reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path
 ) -> None:
     import ray
@@ -148,11 +157,11 @@ def test_a_killed_policy_server_changes_nothing_and_costs_no_worker(
 
 
 @pytest.mark.full
-def test_a_hanging_simulator_is_killed_and_replaced(
+def test_pool_kills_and_replaces_a_hanging_simulator(
     reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path
 ) -> None:
-    """Stopped, so that no thread of it can say or do anything; gone within ten seconds of the longest silence
-    that is borne.
+    """The process is stopped, so that none of its threads can act; it is replaced within ten seconds of the
+    silence limit.
     """
     assert PoolSettings().playing_timeout_s + 10 <= 30
     settings = PoolSettings(playing_timeout_s=5.0, asking_timeout_s=5.0)
@@ -179,7 +188,7 @@ def test_a_hanging_simulator_is_killed_and_replaced(
     assert ledger == reference[1]
 
 
-def test_finished_episodes_are_not_played_again(reference: tuple[Path, dict[str, Any]], server: Any) -> None:
+def test_pool_does_not_replay_finished_episodes(reference: tuple[Path, dict[str, Any]], server: Any) -> None:
     folder, ledger = reference
     files = {f: f.stat().st_mtime_ns for f in (folder / "outcomes").rglob("*.parquet")}
     heard, again = score(folder, server, 1)
@@ -188,7 +197,7 @@ def test_finished_episodes_are_not_played_again(reference: tuple[Path, dict[str,
     assert {f: f.stat().st_mtime_ns for f in (folder / "outcomes").rglob("*.parquet")} == files
 
 
-def test_what_fails_every_time_is_an_error_never_a_failure(server: Any, tmp_path: Path) -> None:
+def test_pool_reports_an_episode_that_always_fails_as_an_error(server: Any, tmp_path: Path) -> None:
     """The one episode that cannot be played is named; the others count, and the score is partial."""
     heard, ledger = score(tmp_path, server, 2, policy="cursed")
     result = heard.scores[0]
@@ -201,18 +210,16 @@ def test_what_fails_every_time_is_an_error_never_a_failure(server: Any, tmp_path
         in error.message
     )
     assert CURSED.episode_id not in ledger, "an error must be tried again by the next run"
-    assert heard.pool.usage.replaced == {}, "the simulators were well"
+    assert heard.pool.usage.replaced == {}, "no simulator failed"
     why = "the policy did not answer: RuntimeError: this policy is broken"
     assert heard.retries == 2 * [("episode", f"{CURSED.episode_id} of arm after 1 steps", why)]
 
 
 @pytest.mark.full
-def test_a_simulator_that_draws_or_moves_otherwise_may_not_score(
+def test_pool_with_another_driver_refuses_to_score(
     reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path
 ) -> None:
-    """The reference was made with another driver, whose pictures differ: no outcome, and the sentence says
-    so.
-    """
+    """The reference was made with another driver, whose pictures differ."""
     genuine = RenderReferences(open_storage(str(reference[0])), "simulation").get(Scene("Lift", CONTRACT))
     assert genuine
     RenderReferences(open_storage(str(tmp_path)), "simulation").put(
@@ -228,7 +235,7 @@ def test_a_simulator_that_draws_or_moves_otherwise_may_not_score(
 
 
 @pytest.mark.full
-def test_where_drivers_may_be_mixed_each_must_draw_as_it_first_did(
+def test_mixed_drivers_are_compared_with_their_own_reference(
     reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path
 ) -> None:
     genuine = RenderReferences(open_storage(str(reference[0])), "simulation").get(Scene("Lift", CONTRACT))
@@ -244,14 +251,14 @@ def test_where_drivers_may_be_mixed_each_must_draw_as_it_first_did(
         assert spoiled.difference(portraits.put(scene, spoiled)).startswith("contamination")
     moved = replace(genuine, driver="egl: a third", physics="0")
     assert moved.difference(portraits.put(scene, moved)).startswith("physics"), (
-        "how things move is no matter of drivers"
+        "physics does not depend on the driver"
     )
 
 
-def test_what_differs_in_a_portrait_is_said() -> None:
+def test_render_fingerprint_difference_names_what_differs() -> None:
     mine = RenderFingerprint("robosuite 1, mujoco 2", "egl: llvmpipe", "a processor", "aa", "bb")
     assert mine.difference(mine) == ""
-    assert mine.difference(replace(mine, processor="another")) == "", "what comes out the same is the same"
+    assert mine.difference(replace(mine, processor="another")) == "", "equal results are equal"
     assert mine.difference(replace(mine, driver="another")) == ""
     assert mine.difference(replace(mine, simulator="robosuite 3")).startswith(
         "version: this worker simulates with robosuite 1, mujoco 2"
@@ -263,7 +270,7 @@ def test_what_differs_in_a_portrait_is_said() -> None:
 
 
 @pytest.mark.full
-def test_a_film_is_the_recorded_episode_played_again(server: Any, tmp_path: Path) -> None:
+def test_pool_film_is_a_replay_of_the_recorded_episode(server: Any, tmp_path: Path) -> None:
     import av
 
     heard, ledger = score(tmp_path, server, 2, films=True)
@@ -276,7 +283,7 @@ def test_a_film_is_the_recorded_episode_played_again(server: Any, tmp_path: Path
 
 
 @pytest.mark.full
-def test_a_pool_can_shrink_and_grow_while_it_plays(
+def test_pool_resized_while_it_plays_has_the_same_outcomes(
     reference: tuple[Path, dict[str, Any]], server: Any
 ) -> None:
     from sim_workers.rollout.pool import RolloutPool
@@ -299,7 +306,7 @@ def test_a_pool_can_shrink_and_grow_while_it_plays(
 
 
 @pytest.mark.full
-def test_a_worn_process_is_replaced_before_it_hurts(
+def test_pool_replaces_a_worker_after_its_number_of_episodes(
     reference: tuple[Path, dict[str, Any]], server: Any
 ) -> None:
     from sim_workers.rollout.pool import RolloutPool
@@ -315,7 +322,7 @@ def test_a_worn_process_is_replaced_before_it_hurts(
     pool.close()
 
 
-def test_other_conventions_are_refused_before_the_first_step() -> None:
+def test_check_contract_refuses_other_conventions() -> None:
     check_contract(CONTRACT, ["Lift", "Door"])
     with pytest.raises(
         ProtocolError,
@@ -326,7 +333,7 @@ def test_other_conventions_are_refused_before_the_first_step() -> None:
         check_contract(CONTRACT, ["Lift", "TwoArmLift"])
 
 
-def test_a_score_shows_its_denominator() -> None:
+def test_score_text_shows_the_denominator() -> None:
     spec = EpisodeSpec("Lift", 1, 1)
     outcomes = tuple(
         Outcome(spec, result, 1, 1, 0, 0) for result in ("success", "success", "failure", "error")
@@ -337,7 +344,7 @@ def test_a_score_shows_its_denominator() -> None:
     assert json.dumps(outcomes[3].to_json())
 
 
-def test_nothing_of_torch_is_loaded_where_episodes_are_played() -> None:
+def test_pool_module_imports_no_torch() -> None:
     from conftest import run
 
     done = run(

@@ -1,6 +1,4 @@
-"""Imagined against executed: every look's imagination beside what the cameras then saw, of the very playing
-that is filmed.
-"""
+"""Prediction error: imagined frames against those that follow in the filmed episode."""
 
 import json
 
@@ -9,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from film_stage import Stage, filmed
+from grey_simulator import GreySimulator, record_film
 from policy.interface import Imagination
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.prediction_error import PredictionError, distance
@@ -23,7 +21,7 @@ def outcome(steps: int) -> Outcome:
 
 
 def grey(level: float) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
-    """What the cameras see: one grey each."""
+    """Return pictures of one grey level per camera."""
     return {camera: np.full((16, 16, 3), level + 50 * i, np.uint8) for i, camera in enumerate(CAMERAS)}
 
 
@@ -33,8 +31,8 @@ def imagined(levels: list[float], stride: int) -> Imagination:
 
 
 def played(steps: int, execute: int, stride: int, frames: int, error: int = 0) -> dict[str, object]:
-    """An episode in which the picture brightens by one grey level per step, and a policy that is off by
-    `error`.
+    """Return the report of an episode that brightens by one grey level per step, with a policy whose
+    imagination is off by `error`.
     """
     foresight = PredictionError()
     for step in range(1, steps + 1):
@@ -50,7 +48,7 @@ def played(steps: int, execute: int, stride: int, frames: int, error: int = 0) -
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 9), st.integers(1, 8), st.integers(0, 9))
-def test_who_imagines_the_truth_is_at_no_distance_and_who_errs_at_his_error(
+def test_prediction_error_equals_the_error_of_the_imagination(
     steps: int, execute: int, stride: int, frames: int, error: int
 ) -> None:
     told = played(steps, execute, stride, frames, error)
@@ -64,7 +62,7 @@ def test_who_imagines_the_truth_is_at_no_distance_and_who_errs_at_his_error(
     assert told["mean_distance"] == (pytest.approx(error) if looks else None)
 
 
-def test_it_says_which_episode_it_was_and_how_it_ended() -> None:
+def test_prediction_error_names_the_episode_and_its_result() -> None:
     told = played(9, 4, 4, 2)
     assert {name: told[name] for name in ("episode", "task", "result")} == {
         "episode": "Lift-7-8",
@@ -73,7 +71,7 @@ def test_it_says_which_episode_it_was_and_how_it_ended() -> None:
     }
 
 
-def test_the_distance_is_over_the_pictures_of_all_cameras() -> None:
+def test_distance_is_over_the_pictures_of_all_cameras() -> None:
     assert distance(grey(10), grey(13)) == 3
     half = grey(10) | {"b": grey(14)["b"]}
     assert distance(grey(10), half) == pytest.approx(np.sqrt(4**2 / 2))
@@ -82,30 +80,30 @@ def test_the_distance_is_over_the_pictures_of_all_cameras() -> None:
     ), "no arithmetic of bytes"
 
 
-def test_a_film_measures_the_playing_that_it_shows() -> None:
-    """The stage's pictures brighten by one per step; what is imagined is of constant grey."""
+def test_film_prediction_error_is_that_of_the_filmed_episode() -> None:
+    """The simulator's pictures brighten by one per step; the imagined frames are of constant grey."""
     frames = np.arange(1, 3, dtype=np.uint8)[:, None, None, None] * np.ones((64, 64, 3), np.uint8) + np.uint8(
         60
     )
-    film = filmed(Stage(1), lambda _: Imagination({"camera0": frames}, 4), 9)
+    film = record_film(GreySimulator(1), lambda _: Imagination({"camera0": frames}, 4), 9)
     kept = film.done(outcome(9))
     assert kept.mp4
     assert kept.foresight
     told = json.loads(kept.foresight)
-    assert told["steps"] == [0, 4]  # the third look, at 8, is never seen to its end
+    assert told["steps"] == [0, 4]  # the third look, at 8, has no frame within the episode
     # Seen after 4, 8 and 8 steps: 54, 58, 58; imagined: 61 and 62 at the first look, 61 at the second.
     assert told["distances"] == [pytest.approx((7 + 4) / 2), pytest.approx(3)]
     assert told["still"] == [pytest.approx((4 + 8) / 2), pytest.approx(4)]
 
 
 @pytest.mark.parametrize("imagine", [None, lambda _: None])
-def test_of_a_policy_that_imagines_nothing_there_is_a_film_alone(imagine: object) -> None:
-    kept = filmed(Stage(1), imagine, 5).done(outcome(5))  # type: ignore[arg-type]
+def test_film_of_a_policy_without_imagination_has_no_prediction_error(imagine: object) -> None:
+    kept = record_film(GreySimulator(1), imagine, 5).done(outcome(5))  # type: ignore[arg-type]
     assert kept.mp4
     assert kept.foresight is None
 
 
-def test_an_episode_over_before_any_moment_came_has_no_distance() -> None:
+def test_prediction_error_of_a_too_short_episode_is_none() -> None:
     told = played(3, 4, 8, 1)
     assert (told["steps"], told["distances"], told["mean_distance"], told["mean_still"]) == (
         [],

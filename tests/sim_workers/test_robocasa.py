@@ -1,6 +1,4 @@
-"""RoboCasa-24: what can be known without its kitchens, which cannot be had here. See the docstring of
-sim_workers/envs/robocasa.py.
-"""
+"""RoboCasa-24 without its kitchen assets; see the docstring of sim_workers/envs/robocasa.py."""
 
 import json
 import os
@@ -43,26 +41,26 @@ from sim_workers.rollout.suite import Suite
 
 @pytest.fixture
 def ep_meta() -> dict[str, Any]:
-    """Of one episode, as recorded from RoboCasa v0.2: see robocasa_records.py."""
+    """Return the metadata of one episode, as recorded from RoboCasa v0.2: see robocasa_records.py."""
     return dict(json.loads(EP_META))
 
 
 # -- tables --------------------------------------------------------------------------------------------------
 
 
-def test_twenty_four_tasks_of_which_twelve_are_labelled() -> None:
+def test_robocasa_has_24_tasks_of_which_12_are_labelled() -> None:
     assert len(ROBOCASA_24) == 24
     assert len(set(ROBOCASA_12_LABELLED)) == 12
     assert set(ROBOCASA_12_LABELLED) < set(ROBOCASA_24)
 
 
 @pytest.mark.parametrize("task", ROBOCASA_24)
-def test_the_pattern_of_a_task_is_what_the_simulator_says(task: str) -> None:
+def test_robocasa_instruction_pattern_matches_the_simulator(task: str) -> None:
     pattern = re.sub(r"\\\{\w+\\\}", r"[a-z ]+", re.escape(ROBOCASA_24[task]))
     assert re.fullmatch(pattern, SENTENCES[task.removeprefix("robocasa/")])
 
 
-def test_registered_horizons_are_data_beside_the_flat_one() -> None:
+def test_robocasa_registered_horizons_are_listed() -> None:
     assert set(REGISTERED_HORIZONS) == set(ROBOCASA_24)
     assert Counter(REGISTERED_HORIZONS.values()) == {500: 17, 600: 3, 700: 2, 1000: 1, 300: 1}
     assert max(REGISTERED_HORIZONS.values()) == HORIZON
@@ -71,7 +69,7 @@ def test_registered_horizons_are_data_beside_the_flat_one() -> None:
 # -- episodes ------------------------------------------------------------------------------------------------
 
 
-def test_fifty_episodes_are_ten_in_each_of_five_kitchens() -> None:
+def test_robocasa_suite_of_fifty_episodes_has_ten_in_each_of_five_kitchens() -> None:
     for block in (0, 1):
         scenes = Counter(
             scene_of(spec.scene_seed)
@@ -81,7 +79,7 @@ def test_fifty_episodes_are_ten_in_each_of_five_kitchens() -> None:
     assert [scene_of(seed) for seed in (0, 9, 10, 49, 50)] == [(1, 1), (1, 1), (2, 2), (7, 10), (1, 1)]
 
 
-def test_the_kitchen_is_asked_for_as_the_benchmark_does() -> None:
+def test_robocasa_environment_arguments_equal_the_benchmark() -> None:
     """Compared with the arguments in RoboCasa's robocasa/utils/eval_utils.py."""
     upstream = {
         "obj_instance_split": "B",
@@ -99,7 +97,7 @@ def test_the_kitchen_is_asked_for_as_the_benchmark_does() -> None:
     assert (asked["env_name"], asked["robots"], asked["control_freq"]) == ("OpenDrawer", "PandaOmron", 20.0)
 
 
-def test_an_episode_has_its_own_sentence(ep_meta: dict[str, Any]) -> None:
+def test_robocasa_episode_has_its_own_instruction(ep_meta: dict[str, Any]) -> None:
     assert instruction_of(ep_meta) == "pick the kettle electric from the counter and place it in the cabinet"
     assert (ep_meta["layout_id"], ep_meta["style_id"]) == scene_of(33)
     with pytest.raises(RobocasaError, match="no sentence"):
@@ -111,7 +109,7 @@ def test_an_episode_has_its_own_sentence(ep_meta: dict[str, Any]) -> None:
 SEVEN = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0])
 
 
-def test_seven_dimensions_become_twelve_in_the_order_of_the_robot() -> None:
+def test_robocasa_action_of_seven_dimensions_becomes_twelve() -> None:
     assert environment_action(SEVEN, KITCHEN_SPLIT, 12).tolist() == [*SEVEN, 0, 0, 0, 0, -1]
     assert environment_action(SEVEN, PLAIN_SPLIT, 12).tolist() == [*SEVEN[:6], 0, 0, 0, 0, 1, -1]
 
@@ -124,12 +122,12 @@ def test_seven_dimensions_become_twelve_in_the_order_of_the_robot() -> None:
         ({**KITCHEN_SPLIT, "head": (11, 13)}, 14),
     ],
 )
-def test_another_robot_is_refused(split: dict[str, tuple[int, int]], width: int) -> None:
+def test_robocasa_action_for_another_robot_raises(split: dict[str, tuple[int, int]], width: int) -> None:
     with pytest.raises(RobocasaError, match="not arm, gripper, base, torso and a mode"):
         environment_action(SEVEN, split, width)
 
 
-def test_proprioception_is_the_hand_seen_from_the_base() -> None:
+def test_robocasa_proprioception_is_the_hand_in_the_base_frame() -> None:
     low_dim = {
         key: np.full(width, 10.0 * place) + np.arange(width)
         for place, (key, width) in enumerate(PROPRIO_KEYS.items())
@@ -167,7 +165,7 @@ print(json.dumps(moved))
 
 
 @pytest.mark.sim
-def test_the_benchmarks_robot_moves_its_arm_and_nothing_else() -> None:
+def test_robocasa_robot_moves_its_arm_alone() -> None:
     done = run("-W", "ignore", "-c", MOVE)
     assert done.returncode == 0, done.stderr
     plain, kitchen = json.loads(done.stdout.splitlines()[-1])
@@ -183,7 +181,7 @@ def test_the_benchmarks_robot_moves_its_arm_and_nothing_else() -> None:
 # -- loading -------------------------------------------------------------------------------------------------
 
 
-def test_without_robocasa_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_robocasa_missing_or_of_another_version_raises_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def nowhere(name: str) -> str:
         raise PackageNotFoundError(name)
 
@@ -198,7 +196,7 @@ def test_without_robocasa_one_sentence_says_what_to_do(monkeypatch: pytest.Monke
 
 
 def stand_in(folder: Path, version: str = "0.2.0") -> Path:
-    """An installed package `robocasa` that, like the real one, insists on other versions than ours and
+    """Make an installed package `robocasa` that, like the real one, insists on other versions than ours and
     corrects its models' XML.
     """
     (folder / f"robocasa-{version}.dist-info").mkdir(parents=True)
@@ -227,7 +225,7 @@ else:
 
 
 @pytest.mark.sim
-def test_robocasa_loads_beside_our_versions_once_its_kitchens_are_there(tmp_path: Path) -> None:
+def test_robocasa_loads_with_other_package_versions_and_needs_its_kitchens(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(stand_in(tmp_path))}
     without = run("-W", "ignore", "-c", LOAD, env=environment).stdout.splitlines()
     assert without[0].startswith("robocasa 0.2.0, robosuite 1.5.2, mujoco ")
@@ -239,9 +237,9 @@ def test_robocasa_loads_beside_our_versions_once_its_kitchens_are_there(tmp_path
     ), done.stderr
 
 
-def test_a_hollow_thing_is_hollow_for_a_newer_mujoco_too() -> None:
-    """A box open to the inside: MuJoCo 3.9 refuses the old attribute and gives the corrected model the mass
-    of a shell.
+def test_shells_as_meshes_keep_the_mass_of_a_shell() -> None:
+    """A hollow box: MuJoCo 3.9 refuses the old attribute and gives the corrected model the mass of a
+    shell.
     """
     corners = " ".join(f"{x} {y} {z}" for x in (-1, 1) for y in (-1, 1) for z in (-1, 1))
     old = (
@@ -260,8 +258,8 @@ def test_a_hollow_thing_is_hollow_for_a_newer_mujoco_too() -> None:
 
 
 class Simulation:
-    """What `sim_workers.envs.render` and `sim_workers.rollout.divergence` ask of robosuite's simulation;
-    every picture is white.
+    """The part of robosuite's simulation that `sim_workers.envs.render` and `sim_workers.rollout.divergence`
+    use; every picture is white.
     """
 
     def __init__(self) -> None:
@@ -281,7 +279,7 @@ class Simulation:
 
 
 class Kitchen:
-    """What RobocasaEnv asks of robosuite's environment; it keeps what it was told."""
+    """The part of robosuite's environment that RobocasaEnv uses; it records its arguments."""
 
     action_dim = 12
 
@@ -328,7 +326,7 @@ def env(monkeypatch: pytest.MonkeyPatch, ep_meta: dict[str, Any]) -> RobocasaEnv
     return RobocasaEnv("robocasa/OpenDrawer", robocasa_contract(CAMERAS, (64, 64), "fast"), Robosuite)
 
 
-def test_the_adapter_keeps_the_contract(env: RobocasaEnv) -> None:
+def test_robocasa_env_has_the_contract(env: RobocasaEnv) -> None:
     env.reset(12)
     seen = env.observe(noise_seed=7)
     assert list(seen.images) == list(env.contract.cameras)
@@ -340,7 +338,7 @@ def test_the_adapter_keeps_the_contract(env: RobocasaEnv) -> None:
     assert env._env.done[0].tolist() == [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 0, 0, 0, 0, -1]
 
 
-def test_kitchen_and_sentence_depend_on_the_seed_alone(env: RobocasaEnv) -> None:
+def test_robocasa_kitchen_and_instruction_depend_on_the_seed_alone(env: RobocasaEnv) -> None:
     said = {}
     for seed in (12, 1_000_041, 12, 3):
         env.reset(seed)
@@ -349,7 +347,7 @@ def test_kitchen_and_sentence_depend_on_the_seed_alone(env: RobocasaEnv) -> None
     assert len(set(said.values())) == 3
 
 
-def test_another_kitchen_than_the_asked_one_stops_the_episode(
+def test_robocasa_reset_with_another_kitchen_raises(
     env: RobocasaEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(env._env, "get_ep_meta", lambda: {"layout_id": 8, "style_id": 1, "lang": "open"})

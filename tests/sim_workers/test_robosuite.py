@@ -1,4 +1,4 @@
-"""The simulator: an episode is a function of its seeds, in any process, whatever ran before."""
+"""The simulator: an episode is a function of its seeds, in any process and order."""
 
 import json
 from pathlib import Path
@@ -50,10 +50,8 @@ print(json.dumps(hashes))
         *(pytest.param(task, marks=pytest.mark.full) for task in ("PickPlaceSingle", "TwoArmPegInHole")),
     ],
 )
-def test_an_episode_is_the_same_in_another_process_and_another_order(task: str) -> None:
-    """Of one arm with fingers, of a task that draws which object is asked for, and of two arms that hold
-    tools.
-    """
+def test_robosuite_episode_is_the_same_in_another_process_and_order(task: str) -> None:
+    """One arm with fingers, a task that draws the wanted object, two arms that hold tools."""
     one, other = (
         run("-W", "ignore", "-c", PLAY, task, order) for order in ("[3, 1000001, 5]", "[5, 3, 5, 1000001]")
     )
@@ -68,7 +66,7 @@ def env() -> SimEnv:
 
 
 @pytest.mark.sim
-def test_a_look_keeps_the_contract(env: SimEnv) -> None:
+def test_robosuite_observation_has_the_contract(env: SimEnv) -> None:
     env.reset(0)
     seen = env.observe(noise_seed=7)
     assert seen.images[CAMERA].shape == (*CONTRACT.image_size, 3)
@@ -79,7 +77,7 @@ def test_a_look_keeps_the_contract(env: SimEnv) -> None:
 
 
 @pytest.mark.sim
-def test_pictures_are_upright(env: SimEnv) -> None:
+def test_robosuite_pictures_are_upright(env: SimEnv) -> None:
     """The gripper is at the bottom of its own camera's picture: darker there than at the top, which shows the
     bright table.
     """
@@ -89,8 +87,8 @@ def test_pictures_are_upright(env: SimEnv) -> None:
 
 
 @pytest.mark.sim
-def test_a_positive_gripper_action_closes(env: SimEnv) -> None:
-    """What the contract's action layout says is what the robot does."""
+def test_robosuite_positive_gripper_action_closes(env: SimEnv) -> None:
+    """As the contract's action layout states."""
     env.reset(0)
     before = env.proprio[-2:].copy()
     for _ in range(5):
@@ -100,7 +98,7 @@ def test_a_positive_gripper_action_closes(env: SimEnv) -> None:
 
 
 @pytest.mark.sim
-def test_the_scripted_expert_lifts_and_the_same_seed_gives_the_same_demonstration(env: SimEnv) -> None:
+def test_expert_lifts_and_its_demonstration_is_a_function_of_the_seed(env: SimEnv) -> None:
     recordings = [demonstrate(env, Demonstration("Lift", seed, 0.3)) for seed in (0, 1, 2, 0)]
     assert all(recording.success for recording in recordings)
     assert np.array_equal(recordings[0].action, recordings[3].action)
@@ -122,21 +120,21 @@ print(json.dumps([demonstrate(env, Demonstration(task, seed, 0.3)).success for s
 @pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.parametrize("task", sorted(set(EXPERTS) - {"Lift"}))
-def test_the_scripted_experts_do_their_tasks_however_disturbed(task: str) -> None:
+def test_experts_succeed_under_disturbance(task: str) -> None:
     done = run("-W", "ignore", "-c", DEMONSTRATE, task, "[2, 3, 4]")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [True] * 3
 
 
-def test_every_expert_does_a_task_within_a_horizon() -> None:
+def test_experts_have_tasks_and_horizons() -> None:
     assert set(EXPERTS) <= set(TASKS)
     assert all(expert_for(task).horizon > 0 for task in EXPERTS)
 
 
 @pytest.mark.sim
 @pytest.mark.ray
-def test_an_episode_recorded_by_a_worker_is_the_one_recorded_here(env: SimEnv, lift_store: Path) -> None:
-    """The same seed gives the same bytes, whoever records it, in whatever order."""
+def test_episode_recorded_by_a_worker_equals_a_local_recording(env: SimEnv, lift_store: Path) -> None:
+    """The same seed gives the same bytes, in any process and order."""
     storage = open_storage(str(lift_store))
     for seed in (4, 1):
         demonstration = Demonstration("Lift", seed, 0.3)
@@ -145,13 +143,13 @@ def test_an_episode_recorded_by_a_worker_is_the_one_recorded_here(env: SimEnv, l
 
 @pytest.mark.sim
 @pytest.mark.ray
-def test_collecting_again_records_nothing(lift_store: Path) -> None:
+def test_collect_again_records_nothing(lift_store: Path) -> None:
     done = run("-m", "jobs.collect", "--episodes", "6", "--store", str(lift_store))
     assert done.returncode == 0
     assert "already holds 6 of 6 episodes of Lift; nothing to record" in done.stdout
 
 
-def test_there_is_a_sentence_for_a_task_without_expert() -> None:
+def test_expert_for_an_unsupported_task_raises_one_sentence() -> None:
     with pytest.raises(
         ValueError, match="no scripted expert demonstrates Wipe; there is one for Lift, Stack, PickPlaceCan"
     ):

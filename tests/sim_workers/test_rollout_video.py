@@ -1,5 +1,5 @@
-"""Films: what a policy imagines is the video it acts on, the camera changes nothing, and the episodes worth a
-film follow from the outcomes.
+"""Films: the imagined frames are those that the actions are read from, filming changes nothing, and outcomes
+select the filmed episodes.
 """
 
 import asyncio
@@ -16,7 +16,8 @@ import torch
 from conftest import run
 
 from backbones import SENTENCE_DIM, svd_folder, svd_policy
-from film_stage import Stage, filmed
+from grey_simulator import GreySimulator, record_film
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.evaluation.video_selection import select_episodes_to_record
 from orchestrator.testing.checkpoints import make_checkpoint, make_observation
@@ -52,11 +53,11 @@ def same(one: Imagination, other: Imagination) -> bool:
     )
 
 
-# -- imagining -----------------------------------------------------------------------------------------------
+# -- imagination ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rung", ["one_pass", "truncated"])
-def test_what_is_imagined_is_the_video_the_actions_are_read_from(checkpoint: Path, rung: str) -> None:
+def test_imagined_frames_are_the_video_that_actions_are_read_from(checkpoint: Path, rung: str) -> None:
     policy = TrainedPolicy(checkpoint, rung=rung)
     looks = [make_observation(seed) for seed in range(4)]
     video, actions = policy._sample(looks)
@@ -69,7 +70,7 @@ def test_what_is_imagined_is_the_video_the_actions_are_read_from(checkpoint: Pat
         assert np.array_equal(chunk.actions, policy._actions.denormalize(actions)[i].numpy())
 
 
-def test_an_imagination_does_not_depend_on_the_batch_it_came_in_and_follows_the_noise_seed(
+def test_imagination_depends_on_the_noise_seed_and_not_on_the_batch(
     checkpoint: Path,
 ) -> None:
     policy = TrainedPolicy(checkpoint, rung="truncated")
@@ -81,7 +82,7 @@ def test_an_imagination_does_not_depend_on_the_batch_it_came_in_and_follows_the_
     assert not same(together[0], policy.imagine([replace(looks[0], noise_seed=99)])[0])
 
 
-def test_every_camera_imagines_all_frames_after_the_present_one_through_the_autoencoder(
+def test_imagination_has_all_future_frames_of_every_camera(
     tmp_path: Path,
 ) -> None:
     cameras = contract(("agentview", "sideview", CAMERA), (64, 64), "fast")
@@ -104,18 +105,18 @@ def test_every_camera_imagines_all_frames_after_the_present_one_through_the_auto
     assert torch.equal(model.views(model._on_time_axis(views)), views)
 
 
-def test_the_server_imagines_in_the_queue_it_acts_in(checkpoint: Path, baseline: Path) -> None:
+def test_policy_server_imagines_and_acts_in_one_queue(checkpoint: Path, baseline: Path) -> None:
     looks = [make_observation(seed) for seed in range(3)]
 
     async def ask() -> tuple[list[object], list[object], object]:
         server = PolicyServer(1, "cpu", "truncated")
         acts, imaginations = (
-            [server.act(str(checkpoint), one) for one in looks],
-            [server.imagine(str(checkpoint), one) for one in looks],
+            [server.act(CheckpointRef(str(checkpoint)), one) for one in looks],
+            [server.imagine(CheckpointRef(str(checkpoint)), one) for one in looks],
         )
         done = await asyncio.gather(
             *(one for pair in zip(acts, imaginations, strict=True) for one in pair),
-            server.imagine(str(baseline), looks[0]),
+            server.imagine(CheckpointRef(str(baseline)), looks[0]),
         )
         assert len(server._policies) == 2
         return list(done[:-1:2]), list(done[1:-1:2]), done[-1]
@@ -132,7 +133,7 @@ def test_the_server_imagines_in_the_queue_it_acts_in(checkpoint: Path, baseline:
 
 
 def decoded(film: bytes) -> tuple[list[np.ndarray], float]:  # type: ignore[type-arg]
-    """Its frames, and how many there are in a second."""
+    """Return its frames and its frame rate."""
     with av.open(io.BytesIO(film)) as container:
         rate = container.streams.video[0].average_rate
         assert rate is not None
@@ -145,8 +146,8 @@ def futures(cameras: int, stride: int = 4, count: int = 2) -> Imagination:
 
 
 @pytest.mark.parametrize(("cameras", "side"), [(1, SCENE), (2, SCENE // 2), (3, SCENE // 2)])
-def test_a_film_shows_the_scene_then_every_camera_then_what_was_imagined(cameras: int, side: int) -> None:
-    film = filmed(Stage(cameras), lambda _: futures(cameras), 7, won_at=6)
+def test_film_frame_has_scene_cameras_and_imagined_frames(cameras: int, side: int) -> None:
+    film = record_film(GreySimulator(cameras), lambda _: futures(cameras), 7, won_at=6)
     frames = film._frames
     assert len(frames) == 4  # at the first look, and after 2, 4 and 6 steps
     assert all(len(frame) % 2 == 0 and frame.shape[1] % 2 == 0 for frame in frames)
@@ -165,7 +166,7 @@ def test_a_film_shows_the_scene_then_every_camera_then_what_was_imagined(cameras
     assert shown[0].shape == frames[0].shape
 
 
-def test_the_imagined_frame_is_the_one_nearest_in_time() -> None:
+def test_film_shows_the_imagined_frame_nearest_in_time() -> None:
     imagined = futures(1, stride=4, count=3)
     shown = {steps: nearest(imagined, steps) for steps in (0, 4, 5, 7, 8, 12, 30)}
     assert {steps: int(pictures["camera0"][0, 0, 0]) - 200 for steps, (pictures, _) in shown.items()} == {
@@ -189,13 +190,13 @@ def test_the_imagined_frame_is_the_one_nearest_in_time() -> None:
 
 
 @pytest.mark.parametrize("imagine", [None, lambda _: None])
-def test_without_imagination_the_scene_stands_alone(imagine: object) -> None:
-    (first, *_), _ = decoded(filmed(Stage(2), imagine, 3).mp4())
+def test_film_without_imagination_shows_the_scene_alone(imagine: object) -> None:
+    (first, *_), _ = decoded(record_film(GreySimulator(2), imagine, 3).mp4())
     assert first.shape == (STRIP + SCENE, SCENE, 3)
 
 
-def test_an_episode_over_before_the_first_look_is_a_film_of_one_picture() -> None:
-    assert len(decoded(RolloutRecorder(Stage(1)).mp4())[0]) == 1  # type: ignore[arg-type]
+def test_film_of_an_episode_without_a_step_has_one_frame() -> None:
+    assert len(decoded(RolloutRecorder(GreySimulator(1)).mp4())[0]) == 1  # type: ignore[arg-type]
 
 
 # One environment per process: this one plays an episode of each policy without camera, with, without, on the
@@ -243,7 +244,7 @@ print(json.dumps(played))
 
 @pytest.mark.full
 @pytest.mark.sim
-def test_the_camera_changes_nothing(checkpoint: Path, baseline: Path, tmp_path: Path) -> None:
+def test_filming_changes_no_outcome(checkpoint: Path, baseline: Path, tmp_path: Path) -> None:
     done = run("-W", "ignore", "-c", FILMED, str(tmp_path), str(checkpoint), str(baseline))
     assert done.returncode == 0, done.stderr
     widths = (3 * SCENE + 2 * GAP, SCENE)  # one that imagines, and the scene alone
@@ -256,14 +257,14 @@ def test_the_camera_changes_nothing(checkpoint: Path, baseline: Path, tmp_path: 
         assert np.mean([abs(a.astype(int) - b).mean() for a, b in pairwise(frames)]) > 0.1
 
 
-# -- which ones ----------------------------------------------------------------------------------------------
+# -- selection -----------------------------------------------------------------------------------------------
 
 
 def outcome(task: str, seed: int, result: str) -> Outcome:
     return Outcome(EpisodeSpec(task, seed, seed), result, 1, 1, 0.0, 0.0)  # type: ignore[arg-type]
 
 
-def test_of_every_task_the_first_success_and_the_first_failure_are_filmed() -> None:
+def test_select_episodes_to_record_takes_first_success_and_failure_per_task() -> None:
     told = [
         outcome("Lift", 1, "error"),
         outcome("Lift", 2, "failure"),

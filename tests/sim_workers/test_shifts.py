@@ -1,5 +1,5 @@
-"""Shifted worlds: each differs from the nominal one in one way only, and is the same wherever and whenever it
-is built.
+"""Shifted worlds: each differs from the nominal one in one way only, and is the same in any process and
+order.
 """
 
 import json
@@ -77,20 +77,20 @@ def lift() -> dict[str, Any]:
 
 @pytest.mark.full
 @pytest.mark.sim
-def test_a_world_is_the_same_in_another_process_and_another_order(lift: dict[str, Any]) -> None:
+def test_shifted_world_is_the_same_in_another_process_and_order(lift: dict[str, Any]) -> None:
     again = play([*(("Lift", shift, 0, 7) for shift in reversed(SHIFTED)), ("Lift", "nominal", 0, 7)])
     assert again == {name: lift[name] for name in again}
 
 
 @pytest.mark.full
 @pytest.mark.sim
-def test_the_nominal_world_is_robosuites_own(lift: dict[str, Any]) -> None:
+def test_nominal_world_is_the_class_of_robosuite(lift: dict[str, Any]) -> None:
     assert lift["Lift/nominal/0"]["class"] == "Lift"
 
 
 @pytest.mark.full
 @pytest.mark.sim
-def test_every_world_looks_different(lift: dict[str, Any]) -> None:
+def test_shifted_worlds_have_different_pictures(lift: dict[str, Any]) -> None:
     for camera in (0, 1):
         assert len({world["pictures"][camera] for world in lift.values()}) == len(lift)
 
@@ -98,7 +98,7 @@ def test_every_world_looks_different(lift: dict[str, Any]) -> None:
 @pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.parametrize("shift", ["lighting", "texture", "camera", "distractors"])
-def test_the_task_starts_as_in_the_nominal_world(lift: dict[str, Any], shift: str) -> None:
+def test_appearance_shift_starts_as_the_nominal_world(lift: dict[str, Any], shift: str) -> None:
     nominal = lift["Lift/nominal/0"]
     for variant in (0, 3):
         world = lift[f"Lift/{shift}/{variant}"]
@@ -109,7 +109,7 @@ def test_the_task_starts_as_in_the_nominal_world(lift: dict[str, Any], shift: st
 
 @pytest.mark.full
 @pytest.mark.sim
-def test_another_object_lies_where_the_nominal_one_does(lift: dict[str, Any]) -> None:
+def test_object_shift_changes_only_the_height_of_the_object(lift: dict[str, Any]) -> None:
     nominal = np.array(lift["Lift/nominal/0"]["start"])
     for variant in (0, 3):
         difference = np.flatnonzero(np.array(lift[f"Lift/object/{variant}"]["start"]) != nominal)
@@ -118,7 +118,7 @@ def test_another_object_lies_where_the_nominal_one_does(lift: dict[str, Any]) ->
 
 @pytest.mark.full
 @pytest.mark.sim
-def test_placement_begins_outside_of_the_nominal_range(lift: dict[str, Any]) -> None:
+def test_placement_shift_lies_outside_the_nominal_range(lift: dict[str, Any]) -> None:
     for variant in (0, 3):
         *robot, x, y = lift[f"Lift/placement/{variant}"]["start"][:-5]
         assert max(abs(x), abs(y)) > 0.03
@@ -127,7 +127,7 @@ def test_placement_begins_outside_of_the_nominal_range(lift: dict[str, Any]) -> 
 
 @pytest.mark.full
 @pytest.mark.sim
-def test_the_scripted_expert_lifts_under_every_shift() -> None:
+def test_expert_lifts_under_every_shift() -> None:
     done = run("-W", "ignore", "-c", SOLVE, json.dumps(SHIFTED))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(SHIFTED, True)
@@ -135,8 +135,8 @@ def test_the_scripted_expert_lifts_under_every_shift() -> None:
 
 @pytest.mark.full
 @pytest.mark.sim
-def test_other_tasks_have_shifted_worlds_too() -> None:
-    """One of each kind of scene: bins, a door, two arms; what is drawn by the episode is drawn as ever."""
+def test_other_tasks_have_shifted_worlds() -> None:
+    """One of each kind of scene: bins, a door, two arms; what the episode draws stays as drawn."""
     worlds = play(
         [
             (task, shift, 1, 5)
@@ -152,7 +152,7 @@ def test_other_tasks_have_shifted_worlds_too() -> None:
     assert worlds["Door/placement/1"]["bodies"] != worlds["Door/nominal/1"]["bodies"]
 
 
-def test_a_world_that_makes_no_sense_is_one_sentence() -> None:
+def test_shift_that_does_not_exist_raises_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"^there is no object shift of Wipe: it handles nothing but marks$"):
         build("Wipe", "object", 0)
     with pytest.raises(
@@ -168,19 +168,19 @@ def test_a_world_that_makes_no_sense_is_one_sentence() -> None:
     )
 
 
-def test_every_task_that_is_not_refused_has_a_placement() -> None:
+def test_tasks_have_a_placement_or_a_refusal() -> None:
     for task in TASKS:
         assert bool(refusal(task, "placement")) != any(task.startswith(family) for family in PLACEMENT)
     assert all(len(moves) == VARIANTS for _, moves in PLACEMENT.values())
 
 
-def test_suites_of_other_shifts_have_other_fingerprints() -> None:
+def test_suites_of_different_shifts_have_different_fingerprints() -> None:
     suite = Suite(("Lift",), 20, EpisodeRules(100))
     prints = {replace(suite, shift=shift).fingerprint() for shift in SHIFTS}
     assert len(prints) == len(SHIFTS)
     assert len({spec.variant for spec in replace(suite, shift="camera").episode_list()}) == VARIANTS
 
 
-def test_what_defines_the_worlds_is_part_of_a_scores_fingerprint() -> None:
+def test_scoring_code_contains_the_shift_modules() -> None:
     assert {"sim_workers/envs/shifts.py", "sim_workers/envs/shift_objects.py"} <= set(SCORING_CODE)
     assert all((CHECKOUT / file).is_file() for file in SCORING_CODE)

@@ -1,4 +1,4 @@
-"""The fixed list of episodes, the rules they are played by, and what is written down of each."""
+"""The fixed list of episodes, the rules by which they are played, and the outcome of each."""
 
 import json
 from dataclasses import replace
@@ -17,14 +17,14 @@ from sim_workers.rollout.suite import (
 )
 
 
-def test_a_suite_is_the_same_list_every_time_and_never_a_demonstrated_scene() -> None:
+def test_suite_episode_list_is_fixed_and_disjoint_from_demonstrations() -> None:
     suite = Suite(("Lift", "Stack"), 20, EpisodeRules(100))
     assert suite.episode_list() == suite.episode_list()
     assert len(set(suite.episode_list())) == 40
     assert all(spec.scene_seed >= FIRST_EVALUATION_SEED for spec in suite.episode_list())
 
 
-def test_blocks_share_no_scene() -> None:
+def test_suite_blocks_share_no_scene() -> None:
     scenes = [
         {spec.scene_seed for spec in Suite(("Lift",), 50, EpisodeRules(100), block).episode_list()}
         for block in (0, 1)
@@ -32,7 +32,7 @@ def test_blocks_share_no_scene() -> None:
     assert not scenes[0] & scenes[1]
 
 
-def test_the_fingerprint_follows_list_and_rules() -> None:
+def test_suite_fingerprint_depends_on_list_and_rules() -> None:
     suite = Suite(("Lift",), 20, EpisodeRules(100))
     assert suite.fingerprint() == Suite(("Lift",), 20, EpisodeRules(100)).fingerprint()
     others = (
@@ -45,7 +45,7 @@ def test_the_fingerprint_follows_list_and_rules() -> None:
         assert replace(suite, **change).fingerprint() != suite.fingerprint()  # type: ignore[arg-type]
 
 
-def test_every_look_of_every_episode_has_its_own_noise() -> None:
+def test_chunk_seed_is_distinct_per_episode_and_chunk() -> None:
     seeds = {
         spec.chunk_seed(look)
         for spec in Suite(("Lift",), 20, EpisodeRules(100)).episode_list()
@@ -54,8 +54,8 @@ def test_every_look_of_every_episode_has_its_own_noise() -> None:
     assert len(seeds) == 400
 
 
-def test_a_shifted_scene_is_the_nominal_one_elsewhere() -> None:
-    """The same seeds in the same order, so that a shift's number is compared episode by episode."""
+def test_suite_under_a_shift_has_the_seeds_of_the_nominal_suite() -> None:
+    """The same seeds in the same order, so that shifts are compared episode by episode."""
     nominal, shifted = (
         Suite(("Lift",), 20, EpisodeRules(100), shift=shift).episode_list()
         for shift in ("nominal", "texture")
@@ -70,8 +70,8 @@ def test_a_shifted_scene_is_the_nominal_one_elsewhere() -> None:
 
 
 class Countdown:
-    """A simulator whose task is done from step `after` until it comes undone at step `until`, and that counts
-    how often it is looked at.
+    """A simulator whose task is done from step `after` until step `until`, and that counts its
+    observations.
     """
 
     def __init__(self, after: int, until: int = 10_000) -> None:
@@ -108,7 +108,7 @@ class Chunk:
         (0, EpisodeRules(100, settle=3), ("success", 3, 1)),
     ],
 )
-def test_an_episode_ends_some_steps_after_success_or_at_the_horizon_and_looks_once_per_chunk(
+def test_episode_ends_after_settling_or_at_the_horizon(
     after: int, rules: EpisodeRules, expected: tuple[str, int, int]
 ) -> None:
     env = Countdown(after)
@@ -118,7 +118,7 @@ def test_an_episode_ends_some_steps_after_success_or_at_the_horizon_and_looks_on
     assert outcome.first_success == (after if outcome.result == "success" else None)
 
 
-def test_success_once_at_the_end_and_the_first_step_of_it_are_three_facts() -> None:
+def test_outcome_records_success_once_at_the_end_and_its_first_step() -> None:
     dropped = Countdown(after=4, until=6)
     for success, result in (("once", "success"), ("at_end", "failure")):
         outcome = run_episode(
@@ -132,7 +132,7 @@ def test_success_once_at_the_end_and_the_first_step_of_it_are_three_facts() -> N
         )
 
 
-def test_every_control_step_is_told_and_no_picture_is_made_inside_a_chunk() -> None:
+def test_episode_yields_every_control_step_and_observes_once_per_chunk() -> None:
     env = Countdown(100)
     playing = episode(env, EpisodeSpec("Lift", 1, 1), EpisodeRules(8))  # type: ignore[arg-type]
     said = [next(playing)]
@@ -143,7 +143,7 @@ def test_every_control_step_is_told_and_no_picture_is_made_inside_a_chunk() -> N
     assert env.looks == 2
 
 
-def test_an_outcome_comes_back_from_json() -> None:
+def test_outcome_json_round_trips() -> None:
     outcome = Outcome(
         EpisodeSpec("Lift", 1, 2, "lighting"), "error", 0, 0, 0.5, 0.1, message="the GL context broke"
     )

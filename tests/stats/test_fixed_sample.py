@@ -1,4 +1,4 @@
-"""What may be concluded: against textbook formulas, exhaustive counting, another implementation, and
+"""Statistics at a fixed number of episodes, against textbook formulas, enumeration, statsmodels and
 simulation.
 """
 
@@ -29,7 +29,7 @@ from orchestrator.stats.fixed_sample import (
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_is_the_textbook_formula(counts: tuple[int, int]) -> None:
+def test_wilson_equals_the_textbook_formula(counts: tuple[int, int]) -> None:
     k, n = counts
     z, p = 1.959963984540054, k / n
     centre, half = (
@@ -39,7 +39,7 @@ def test_wilson_is_the_textbook_formula(counts: tuple[int, int]) -> None:
     assert wilson(k, n) == pytest.approx((max(0, centre - half), min(1, centre + half)), abs=1e-9)
 
 
-def test_wilson_covers_what_it_promises() -> None:
+def test_wilson_covers_the_true_rate_in_simulation() -> None:
     rng = np.random.default_rng(0)
     for n in (20, 50):
         for p in (0.1, 0.5, 0.9):
@@ -47,21 +47,21 @@ def test_wilson_covers_what_it_promises() -> None:
             assert np.mean(hits) > 0.92
 
 
-def test_no_episodes_no_knowledge() -> None:
+def test_wilson_without_episodes_is_the_unit_interval() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
 
 
-def test_the_paired_test_counts_only_what_differs_on_common_episodes() -> None:
+def test_paired_comparison_counts_discordant_outcomes_of_common_episodes() -> None:
     first = {"a": True, "b": True, "c": True, "d": False, "only here": True}
     second = {"a": True, "b": False, "c": False, "d": True, "only there": False}
     result = paired_comparison(first, second)
     assert (result.episodes, result.only_first, result.only_second) == (4, 2, 1)
     assert result.difference == pytest.approx(0.25)
-    # By hand: three coins, two or more on either side: always.
+    # By hand: of three fair coins, two or more agree on one side always, so p = 1.
     assert result.p_value == 1.0
 
 
-def test_the_paired_test_is_the_exact_binomial_one() -> None:
+def test_paired_comparison_p_value_is_the_exact_binomial_one() -> None:
     first = {str(i): i < 12 for i in range(30)}
     second = {str(i): 10 <= i < 14 for i in range(30)}
     result = paired_comparison(first, second)
@@ -70,7 +70,7 @@ def test_the_paired_test_is_the_exact_binomial_one() -> None:
     assert result.verdict == "better"
 
 
-def test_equal_policies_are_called_different_at_most_one_time_in_twenty() -> None:
+def test_paired_comparison_of_equal_policies_rejects_at_most_five_percent() -> None:
     rng = np.random.default_rng(0)
     wrong = 0
     for _ in range(1000):
@@ -80,7 +80,7 @@ def test_equal_policies_are_called_different_at_most_one_time_in_twenty() -> Non
     assert wrong <= 50
 
 
-def test_policies_without_a_common_episode_cannot_be_compared() -> None:
+def test_paired_comparison_without_a_common_episode_raises() -> None:
     with pytest.raises(ValueError, match="no episode in common"):
         paired_comparison({"a": True}, {"b": True})
 
@@ -89,7 +89,7 @@ counts = st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.j
 
 
 @given(counts, st.sampled_from([0.8, 0.95, 0.99]))
-def test_intervals_are_those_of_statsmodels(counted: tuple[int, int], confidence: float) -> None:
+def test_wilson_and_clopper_pearson_equal_statsmodels(counted: tuple[int, int], confidence: float) -> None:
     for ours, theirs in ((wilson, "wilson"), (clopper_pearson, "beta")):
         low, high = proportion_confint(*counted, alpha=1 - confidence, method=theirs)
         assert ours(*counted, confidence) == pytest.approx(
@@ -97,7 +97,7 @@ def test_intervals_are_those_of_statsmodels(counted: tuple[int, int], confidence
         )
 
 
-def test_the_exact_interval_covers_at_every_rate() -> None:
+def test_clopper_pearson_covers_at_every_rate() -> None:
     for episodes in (10, 50):
         intervals = [clopper_pearson(k, episodes) for k in range(episodes + 1)]
         for rate in np.linspace(0.01, 0.99, 99):
@@ -105,7 +105,7 @@ def test_the_exact_interval_covers_at_every_rate() -> None:
             assert scipy_stats.binom.pmf(range(episodes + 1), episodes, rate) @ held >= 0.95
 
 
-def test_wilson_covers_on_average_over_rates_what_it_promises() -> None:
+def test_wilson_coverage_averaged_over_rates_is_95_percent() -> None:
     for episodes in (20, 50, 200):
         intervals = np.array([wilson(k, episodes) for k in range(episodes + 1)])
         rates = np.linspace(0.05, 0.95, 181)
@@ -115,7 +115,9 @@ def test_wilson_covers_on_average_over_rates_what_it_promises() -> None:
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
-def test_the_paired_test_is_that_of_statsmodels(both: int, only_first: int, only_second: int) -> None:
+def test_paired_comparison_p_value_equals_statsmodels_mcnemar(
+    both: int, only_first: int, only_second: int
+) -> None:
     first = {str(i): i < both + only_first for i in range(both + only_first + only_second + 1)}
     second = {str(i): i < both or i >= both + only_first for i in range(both + only_first + only_second)} | {
         str(len(first) - 1): False
@@ -126,16 +128,16 @@ def test_the_paired_test_is_that_of_statsmodels(both: int, only_first: int, only
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_holm_is_that_of_statsmodels(seed: int) -> None:
+def test_holm_equals_statsmodels(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    p_values = list(np.round(rng.random(1 + seed) ** 3, 3))  # rounded: ties too
+    p_values = list(np.round(rng.random(1 + seed) ** 3, 3))  # rounded, so that there are ties
     assert holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]))
     assert all(corrected >= p for corrected, p in zip(holm(p_values), p_values, strict=True))
 
 
-def test_what_the_paper_s_tables_show_and_do_not_show() -> None:
+def test_unpaired_p_value_of_the_paper_tables() -> None:
     """RoboCasa, 24 tasks of 50 episodes: 0.63 with 50 demos, 0.66 with 300, a baseline at 0.57, and 0.58 in
-    an independent run of what gave 0.66.
+    an independent run of the 0.66 recipe.
     """
     of = {rate: (round(rate * 1200), 1200) for rate in (0.57, 0.58, 0.63, 0.66)}
     assert unpaired_p_value(of[0.63], of[0.57]) == pytest.approx(0.003, abs=0.0005)
@@ -143,7 +145,7 @@ def test_what_the_paper_s_tables_show_and_do_not_show() -> None:
     assert unpaired_p_value(of[0.66], of[0.58]) < 1e-4
 
 
-def test_the_best_of_many_equal_policies_looks_better_than_it_is() -> None:
+def test_best_of_bias_equals_the_simulated_selection_bias() -> None:
     rng = np.random.default_rng(0)
     for policies, episodes, told in ((1, 50, 0.0), (5, 50, 0.08), (10, 50, 0.105), (20, 20, 0.197)):
         simulated = rng.binomial(episodes, 0.6, (20_000, policies)).max(1).mean() / episodes - 0.6
@@ -151,7 +153,7 @@ def test_the_best_of_many_equal_policies_looks_better_than_it_is() -> None:
         assert best_of_bias(policies, episodes, 0.6) == pytest.approx(told, abs=0.002)
 
 
-def test_the_rank_correlation_is_scipy_s_and_its_interval_covers() -> None:
+def test_rank_correlation_equals_scipy_spearman_and_its_interval_covers() -> None:
     rng = np.random.default_rng(0)
     strength, number, held = 0.6, 40, 0
     truth = 6 / math.pi * math.asin(strength / 2)  # Spearman's of a normal pair (Pearson 1907)
@@ -161,16 +163,16 @@ def test_the_rank_correlation_is_scipy_s_and_its_interval_covers() -> None:
         found = rank_correlation(list(x), list(y))
         assert found is not None
         assert found.rho == pytest.approx(scipy_stats.spearmanr(x, y).statistic)
-        held += found.low <= truth <= found.high
+        held += found.interval.low <= truth <= found.interval.high
     assert held / 1000 == pytest.approx(0.95, abs=0.015)
 
 
-def test_too_few_or_constant_pairs_have_no_correlation() -> None:
+def test_rank_correlation_of_too_few_or_constant_pairs_is_none() -> None:
     assert rank_correlation([1, 2, 3], [1, 2, 3]) is None
     assert rank_correlation([1, 2, 3, 4, 5], [1, 1, 1, 1, 1]) is None
     perfect = rank_correlation([1, 2, 3, 4, 5], [2, 4, 6, 8, 9])
     assert perfect is not None
-    assert (perfect.rho, perfect.low, perfect.high) == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
+    assert (perfect.rho, *perfect.interval) == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
 
 
 # -- the spread between trainings
@@ -184,14 +186,14 @@ def recipes(
     between: float,
     scenes: float,
 ) -> np.ndarray:
-    """(C, R, E) outcomes of recipes whose trainings and scenes vary, on a logit scale."""
+    """Draw (C, R, E) outcomes of recipes whose trainings and scenes vary, on a logit scale."""
     shift = rng.normal(0, between, (len(ability), replicates, 1))
     odds = np.asarray(ability)[:, None, None] + shift + rng.normal(0, scenes, (1, 1, episodes))
     return (rng.random(odds.shape) < 1 / (1 + np.exp(-odds))).astype(float)
 
 
 def truth(ability: float, between: float, scenes: float) -> float:
-    """Success rate over trainings and scenes."""
+    """Return the success rate over trainings and scenes."""
     places, weights = np.polynomial.hermite_e.hermegauss(64)
     odds = ability + math.hypot(between, scenes) * places
     return float(weights @ (1 / (1 + np.exp(-odds))) / weights.sum())
@@ -210,7 +212,7 @@ def truth(ability: float, between: float, scenes: float) -> float:
     ],
 )
 @pytest.mark.parametrize("ability", [0.0, 2.0])
-def test_bands_cover_what_other_trainings_on_other_scenes_would_show(
+def test_band_covers_the_rate_over_trainings_and_scenes(
     replicates: int, episodes: int, between: float, scenes: float, ability: float
 ) -> None:
     rng, held, tries = np.random.default_rng(0), 0, 600
@@ -227,7 +229,7 @@ def test_bands_cover_what_other_trainings_on_other_scenes_would_show(
 
 
 @pytest.mark.full
-def test_differences_between_cells_cover_too_and_keep_their_pairing() -> None:
+def test_hierarchical_draws_difference_of_paired_recipes_covers_the_gap() -> None:
     rng, held, tries, tasks = np.random.default_rng(1), 0, 400, np.zeros(100, int)
     gap = truth(1.0, 0.3, 1.5) - truth(0.3, 0.3, 1.5)
     widths = []
@@ -241,7 +243,7 @@ def test_differences_between_cells_cover_too_and_keep_their_pairing() -> None:
     assert np.allclose(alone[:, 0], alone[:, 1]), "the same outcomes on the same scenes never differ"
 
 
-def test_draws_are_centred_on_the_rates_and_one_replicate_shows_scenes_alone() -> None:
+def test_hierarchical_draws_of_one_replicate_vary_by_scene_alone() -> None:
     outcomes = recipes(np.random.default_rng(0), [0.5, -0.5], 3, 60, 0.3, 1.0)
     draws = hierarchical_draws(outcomes, np.arange(60) % 3, draws=20_000)
     assert np.median(draws, axis=0) == pytest.approx(outcomes.mean((1, 2)), abs=0.01)
@@ -249,7 +251,7 @@ def test_draws_are_centred_on_the_rates_and_one_replicate_shows_scenes_alone() -
     assert one.std(0) == pytest.approx(outcomes[:, 0].std(1, ddof=1) / math.sqrt(60), rel=0.03)
 
 
-def test_a_cell_without_one_of_the_replicates_keeps_its_own_rate() -> None:
+def test_hierarchical_draws_of_a_cell_with_a_missing_replicate_keep_its_rate() -> None:
     outcomes = recipes(np.random.default_rng(0), [0.5, -0.5], 3, 60, 0.3, 1.0)
     outcomes[1, 2] = np.nan
     draws = hierarchical_draws(outcomes, np.zeros(60, int), draws=20_000)
@@ -257,19 +259,19 @@ def test_a_cell_without_one_of_the_replicates_keeps_its_own_rate() -> None:
     assert not np.isnan(draws).any()
 
 
-def test_tasks_are_those_of_the_suite_not_a_sample() -> None:
-    """One task always won, the other never: which tasks there are leaves nothing open."""
+def test_hierarchical_draws_do_not_resample_tasks() -> None:
+    """One task always succeeds, the other never: with the tasks fixed, nothing varies."""
     outcomes = np.concatenate([np.ones((1, 1, 50)), np.zeros((1, 1, 50))], axis=2)
     assert hierarchical_draws(outcomes, np.repeat([0, 1], 50)).std() == 0
 
 
-def test_a_band_is_never_narrower_than_what_the_episodes_leave_open() -> None:
+def test_band_is_never_narrower_than_the_interval_of_the_episodes() -> None:
     outcomes = np.ones((1, 3, 20))
     draws = hierarchical_draws(outcomes, np.zeros(20, int))
     assert band(draws[:, 0], clopper_pearson(60, 60)) == clopper_pearson(60, 60)
 
 
-def test_the_module_is_pure() -> None:
+def test_fixed_sample_module_imports_no_heavy_package() -> None:
     import orchestrator.stats.fixed_sample
 
     source = Path(str(orchestrator.stats.fixed_sample.__file__)).read_text()

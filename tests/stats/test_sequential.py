@@ -1,5 +1,5 @@
-"""What may be concluded while one looks: against the integral of the mixture, and by simulation with a look
-after every episode.
+"""Anytime-valid statistics, against the integral of the mixture, and by simulation with a look after every
+episode.
 """
 
 import math
@@ -27,13 +27,13 @@ COUNTS = st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.j
 
 
 def running(won: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
-    """Counts after every episode: successes, episodes."""
+    """Return the counts after every episode: successes, episodes."""
     return np.cumsum(won, axis=1), np.arange(1, won.shape[1] + 1)
 
 
 def mixture(prior: float, wins: int, losses: int) -> float:
-    """The mean likelihood over the prior, by numerical integration in the angle, where the prior has no
-    poles.
+    """Return the mean likelihood over the prior, by numerical integration in the angle, where the prior has
+    no poles.
     """
 
     def integrand(angle: float) -> float:
@@ -45,9 +45,7 @@ def mixture(prior: float, wins: int, losses: int) -> float:
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (1, 0), (3, 9), (40, 10), (0, 25), (60, 61)])
-def test_the_evidence_is_the_integral_of_the_mixture_over_the_likelihood_of_the_hypothesis(
-    wins: int, losses: int
-) -> None:
+def test_e_values_equal_the_numerically_integrated_mixture(wins: int, losses: int) -> None:
     paired = mixture(PAIRED_PRIOR, wins, losses) * 2 ** (wins + losses)
     assert math.exp(log_paired_e_value(wins, losses)) == pytest.approx(paired, rel=1e-6)
     assert PairedEvidence(wins, losses).p_value == pytest.approx(min(1, 1 / paired), rel=1e-6)
@@ -57,7 +55,9 @@ def test_the_evidence_is_the_integral_of_the_mixture_over_the_likelihood_of_the_
 
 
 @given(COUNTS, st.sampled_from([0.8, 0.95, 0.99]))
-def test_the_interval_is_where_the_evidence_is_not_enough(counts: tuple[int, int], confidence: float) -> None:
+def test_anytime_interval_bounds_lie_where_the_e_value_reaches_the_limit(
+    counts: tuple[int, int], confidence: float
+) -> None:
     k, n = counts
     low, high = anytime_interval(k, n, confidence)
     limit = math.log(1 / (1 - confidence))
@@ -70,7 +70,7 @@ def test_the_interval_is_where_the_evidence_is_not_enough(counts: tuple[int, int
 
 
 @given(COUNTS)
-def test_the_interval_is_symmetric_wider_than_one_for_a_single_look_and_wider_for_more_confidence(
+def test_anytime_interval_is_symmetric_and_wider_than_wilson(
     counts: tuple[int, int],
 ) -> None:
     k, n = counts
@@ -83,30 +83,28 @@ def test_the_interval_is_symmetric_wider_than_one_for_a_single_look_and_wider_fo
     assert high <= sure[1]
 
 
-def test_no_episodes_no_knowledge() -> None:
+def test_anytime_statistics_without_episodes_are_undecided() -> None:
     assert anytime_interval(0, 0) == (0.0, 1.0)
     assert PairedEvidence(0, 0).p_value == 1.0
     assert side_of(0.5, 0, 0) == PairedEvidence(0, 0).better() == ""
 
 
 @given(st.integers(0, 400), st.integers(0, 400))
-def test_evidence_is_symmetric_and_grows_with_what_speaks_for_the_one_that_is_ahead(
-    first: int, second: int
-) -> None:
+def test_paired_e_value_is_symmetric_and_grows_with_the_lead(first: int, second: int) -> None:
     evidence, p_value = log_paired_e_value(first, second), PairedEvidence(first, second).p_value
     assert evidence == pytest.approx(log_paired_e_value(second, first))
     assert p_value <= 1
-    if first > second:  # the first win after a tie may as well be the other's: it tells nothing
+    if first > second:  # the first win after a tie may as well be the other policy's: it carries no evidence
         assert log_paired_e_value(first + 1, second) > evidence
         assert PairedEvidence(first + 1, second).p_value <= p_value
 
 
-def test_overwhelming_evidence_is_still_a_number() -> None:
+def test_anytime_statistics_of_overwhelming_evidence_are_finite() -> None:
     assert 0 <= PairedEvidence(5000, 0).p_value < 1e-300
     assert anytime_interval(100_000, 100_000)[0] > 0.999
 
 
-def test_verdicts_follow_from_interval_and_evidence() -> None:
+def test_side_of_and_better_follow_from_interval_and_evidence() -> None:
     assert side_of(0.5, 40, 50) == "above"
     assert side_of(0.5, 10, 50) == "below"
     assert side_of(0.5, 30, 50) == ""
@@ -120,13 +118,13 @@ def test_verdicts_follow_from_interval_and_evidence() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.2, 0.5, 0.8, 0.97])
-def test_looked_at_after_every_episode_all_intervals_of_a_run_hold_the_rate_in_95_of_100_runs(
+def test_anytime_interval_at_every_episode_covers_in_95_percent_of_runs(
     rate: float,
 ) -> None:
     won, episodes = running(np.random.default_rng(round(100 * rate)).random((RUNS, LONGEST)) < rate)
     holds = (log_e_value(rate, won, episodes) < math.log(20)).all(axis=1)
     assert holds.mean() >= 0.95
-    # The simulation speaks of the evidence; that the interval is the same thing is seen on some of its runs.
+    # The simulation checks the evidence; that the interval agrees is checked on some of its runs.
     for run, at in np.random.default_rng(0).integers(0, (RUNS, LONGEST), (200, 2)):
         low, high = anytime_interval(int(won[run, at]), int(at) + 1)
         assert (low <= rate <= high) == bool(log_e_value(rate, won[run, at], at + 1) < math.log(20) + 1e-9)
@@ -134,11 +132,11 @@ def test_looked_at_after_every_episode_all_intervals_of_a_run_hold_the_rate_in_9
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
 @pytest.mark.parametrize("differ", [0.1, 0.5, 1.0])
-def test_looked_at_after_every_pair_equal_policies_are_told_apart_no_more_often_than_promised(
+def test_paired_evidence_at_every_pair_keeps_the_false_positive_rate(
     differ: float, confidence: float
 ) -> None:
-    """Of all pairs `differ` end differently. A plain test that is looked at so often errs several times as
-    often.
+    """`differ` is the share of pairs that end differently. A fixed-sample test at every pair exceeds its
+    error rate several times.
     """
     draws = np.random.default_rng(7).random((RUNS, LONGEST))
     first, _ = running(draws < differ / 2)
@@ -147,12 +145,12 @@ def test_looked_at_after_every_pair_equal_policies_are_told_apart_no_more_often_
     assert wrong.mean() <= 1 - confidence
     discordant = np.maximum(1, first + second)
     plain = (np.abs(first - second) / np.sqrt(discordant) > 1.96)[:, 20:].any(axis=1)
-    assert plain.mean() > 0.15, "this simulation would not notice a test that peeking spoils"
+    assert plain.mean() > 0.15, "the simulation must detect a test that repeated looks invalidate"
 
 
-def test_tasks_of_different_difficulty_only_make_it_more_careful() -> None:
-    """Four tasks from hopeless to easy, policies that differ on every task but not on average, looks after
-    one episode of each.
+def test_anytime_statistics_of_unequal_tasks_are_conservative() -> None:
+    """Four tasks with rates from 0.05 to 0.95, policies that differ on every task but not on average, looks
+    after one episode of each.
     """
     rates = np.tile([0.05, 0.35, 0.75, 0.95], LONGEST // 4)
     rng = np.random.default_rng(3)

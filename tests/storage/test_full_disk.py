@@ -1,12 +1,12 @@
-"""Every writer of a sweep meets a disk that is really full: what was written stays whole, and the error is
-the disk's, not the arm's.
+"""Writers of a sweep on a full disk: what was written stays whole, and the error is classified as the
+disk's.
 """
 
 import json
-import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,50 +22,31 @@ from orchestrator.storage.base import Storage, StorageError, open_storage
 from orchestrator.sweep.driver_lease import Lease
 from orchestrator.testing.checkpoints import make_card, make_checkpoint
 from orchestrator.testing.outcomes import make_outcome
+from orchestrator.testing.small_disk import NoMountError, SmallDisk, small_disk
 from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackingError
 from orchestrator.tracking.outbox import OutboxReader, OutboxWriter
 from orchestrator.tracking.outbox_records import DescribeArm, LogMetrics
 from orchestrator.tracking.outbox_relay import OutboxRelay
 from policy.checkpoint import fingerprint, save
+from polling import until
 from sim_workers.rollout.suite import EpisodeSpec
-from waiting import until
 
 MIB = 1 << 20
 
 
-class SmallDisk:
-    """A file system of a few MiB."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self._ballast = root, root / "ballast"
-
-    def fill(self) -> None:
-        with self._ballast.open("wb", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(4096))
-            except OSError:
-                return
-
-    def free(self) -> None:
-        self._ballast.unlink()
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", place], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip("a small file system needs root and CAP_SYS_ADMIN")
-    yield SmallDisk(place)
-    subprocess.run(["umount", "--lazy", place], check=True)
+    """A file system of 48 MiB; skips the test where none can be mounted."""
+    with ExitStack() as stack:
+        try:
+            mounted = stack.enter_context(small_disk(tmp_path / "disk"))
+        except NoMountError as error:
+            pytest.skip(str(error))
+        yield mounted
 
 
 def refused(write: Callable[[], object]) -> BaseException:
-    """The error that a write ends in."""
+    """Return the error that a write raises."""
     try:
         write()
     except Exception as error:
@@ -74,7 +55,7 @@ def refused(write: Callable[[], object]) -> BaseException:
 
 
 @pytest.mark.parametrize("method", ["put", "put_if_absent"])
-def test_an_object_that_does_not_fit_leaves_what_was_there(disk: SmallDisk, method: str) -> None:
+def test_folder_put_on_a_full_disk_keeps_the_previous_objects(disk: SmallDisk, method: str) -> None:
     storage = open_storage(str(disk.root / "runs"))
     storage.put("kept", b"before" * 100)
     disk.fill()
@@ -93,7 +74,7 @@ def recorded(storage: Storage) -> set[str]:
     return {*Ledger(storage, "checkpoint", "protocol").read()}
 
 
-def test_a_ledger_keeps_what_it_had_and_goes_on(disk: SmallDisk) -> None:
+def test_ledger_on_a_full_disk_keeps_its_rows_and_accepts_more_later(disk: SmallDisk) -> None:
     storage = open_storage(str(disk.root / "runs"))
     first, second = (make_outcome(EpisodeSpec("Lift", seed, seed)) for seed in (1, 2))
     ledger = Ledger(storage, "checkpoint", "protocol")
@@ -107,7 +88,7 @@ def test_a_ledger_keeps_what_it_had_and_goes_on(disk: SmallDisk) -> None:
     assert recorded(storage) == {first.spec.episode_id, second.spec.episode_id}
 
 
-def test_a_journal_keeps_whole_notes_and_goes_on(disk: SmallDisk) -> None:
+def test_outbox_on_a_full_disk_keeps_whole_entries_and_accepts_more_later(disk: SmallDisk) -> None:
     journal = OutboxWriter(disk.root / "telling", {"sweep": "x"})
     journal.append({"do": "metrics", "n": 1})
     disk.fill()
@@ -126,8 +107,8 @@ def test_a_journal_keeps_whole_notes_and_goes_on(disk: SmallDisk) -> None:
     assert not reading.cut
 
 
-def test_a_checkpoint_that_does_not_fit_is_not_taken_for_one(disk: SmallDisk, tmp_path: Path) -> None:
-    """As a training worker writes it; the error is known by its trace, which is all that the driver gets."""
+def test_checkpoint_save_on_a_full_disk_is_incomplete(disk: SmallDisk, tmp_path: Path) -> None:
+    """Save as a training worker does; the driver classifies the error by its traceback alone."""
     model = torch.nn.Linear(4, 4)
     disk.fill()
 
@@ -144,7 +125,7 @@ def test_a_checkpoint_that_does_not_fit_is_not_taken_for_one(disk: SmallDisk, tm
     assert not is_complete(str(disk.root / "checkpoint"), "any")
 
 
-def test_a_cache_that_is_full_serves_no_half_of_a_checkpoint(disk: SmallDisk, tmp_path: Path) -> None:
+def test_node_cache_on_a_full_disk_serves_no_partial_checkpoint(disk: SmallDisk, tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source")
     name = fingerprint(source)
     disk.fill()
@@ -154,7 +135,9 @@ def test_a_cache_that_is_full_serves_no_half_of_a_checkpoint(disk: SmallDisk, tm
     assert fingerprint(cached_checkpoint(str(source), name, disk.root / "cache")) == name
 
 
-def test_a_tracking_database_that_is_full_is_told_once_there_is_room(disk: SmallDisk, tmp_path: Path) -> None:
+def test_outbox_relay_with_a_full_database_delivers_once_there_is_room(
+    disk: SmallDisk, tmp_path: Path
+) -> None:
     uri, arm = f"sqlite:///{disk.root / 'mlflow.db'}", Arm(4, 0.0, 0)
     about: dict[str, Any] = {
         "sweep": "s",
@@ -190,7 +173,7 @@ def test_a_tracking_database_that_is_full_is_told_once_there_is_room(disk: Small
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "m7")] == [*range(40)]
 
 
-def test_a_lease_outlives_a_full_disk(disk: SmallDisk) -> None:
+def test_lease_survives_a_full_disk(disk: SmallDisk) -> None:
     lost: list[str] = []
     with Lease(open_storage(str(disk.root / "runs")), "lift", lost.append, beat_s=0.02, lease_s=1.0).claim():
         disk.fill()

@@ -1,4 +1,6 @@
-"""A storage server that is away for a moment: whoever has reached it before waits, and loses nothing."""
+"""A storage server that is unreachable for a moment: clients that have reached it before wait and lose
+nothing.
+"""
 
 import pickle
 import time
@@ -27,12 +29,14 @@ from orchestrator.testing.seaweedfs import running
 Point = Callable[[dict[str, str]], None]
 
 SOON = StorageSettings(retry_delay_s=0.01)
-"""A minute's patience, as by default, with short pauses between requests."""
+"""The default outage limit of a minute, with short pauses between requests."""
 
 
 @pytest.mark.usefixtures("no_backoff")
 @pytest.mark.parametrize("fault", ["SlowDown", "unanswered"])
-def test_a_server_that_has_answered_is_waited_for(proxy: FaultProxy, bucket: Storage, fault: str) -> None:
+def test_storage_after_a_first_answer_waits_for_the_server(
+    proxy: FaultProxy, bucket: Storage, fault: str
+) -> None:
     bucket.put("key", b"data")
     proxy.will(*[fault] * 10)  # more than a client repeats by itself
     assert open_storage(bucket.uri, SOON).get("key") == b"data"
@@ -47,7 +51,7 @@ def test_a_server_that_has_answered_is_waited_for(proxy: FaultProxy, bucket: Sto
 
 
 @pytest.mark.usefixtures("no_backoff")
-def test_bucket_pickled_keeps_its_settings(proxy: FaultProxy, bucket: Storage) -> None:
+def test_storage_pickled_keeps_its_settings(proxy: FaultProxy, bucket: Storage) -> None:
     bucket.put("key", b"data")
     travelled = pickle.loads(
         pickle.dumps(open_storage(bucket.uri, StorageSettings(outage_s=0.0, retry_delay_s=0.0)))
@@ -60,9 +64,7 @@ def test_bucket_pickled_keeps_its_settings(proxy: FaultProxy, bucket: Storage) -
 
 
 @pytest.mark.parametrize("fault", ["AccessDenied", "ExpiredToken", "NotImplemented"])
-def test_what_does_not_pass_by_itself_is_not_waited_for(
-    proxy: FaultProxy, bucket: Storage, fault: str
-) -> None:
+def test_storage_does_not_retry_permanent_errors(proxy: FaultProxy, bucket: Storage, fault: str) -> None:
     bucket.put("key", b"data")
     proxy.will(fault, always=True)
     with pytest.raises(StorageError):
@@ -71,7 +73,7 @@ def test_what_does_not_pass_by_itself_is_not_waited_for(
 
 
 @pytest.mark.parametrize("fault", ["SlowDown", "unanswered"])
-def test_a_server_that_never_answered_is_told_within_seconds(
+def test_storage_without_a_first_answer_raises_within_seconds(
     proxy: FaultProxy, bucket: Storage, fault: str
 ) -> None:
     proxy.will(fault, always=True)
@@ -85,7 +87,7 @@ def test_a_server_that_never_answered_is_told_within_seconds(
 
 @pytest.mark.usefixtures("no_backoff")
 @pytest.mark.parametrize("fault", ["SlowDown", "unanswered"])
-def test_a_process_begun_by_one_that_was_answered_waits_for_its_first_answer(
+def test_storage_of_a_child_process_waits_for_its_first_answer(
     proxy: FaultProxy, bucket: Storage, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     monkeypatch.setenv(PATIENCE, "1")
@@ -96,7 +98,7 @@ def test_a_process_begun_by_one_that_was_answered_waits_for_its_first_answer(
 
 
 @pytest.mark.usefixtures("s3")
-def test_an_endpoint_where_nobody_listens_is_told_within_seconds(s3_environment: Point) -> None:
+def test_storage_at_a_closed_port_raises_within_seconds(s3_environment: Point) -> None:
     s3_environment({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
     began = time.monotonic()
     with pytest.raises(
@@ -107,7 +109,7 @@ def test_an_endpoint_where_nobody_listens_is_told_within_seconds(s3_environment:
 
 
 @pytest.mark.usefixtures("no_backoff")
-def test_a_claim_whose_answer_is_lost_in_an_outage_finds_its_own_object(
+def test_put_if_absent_with_a_lost_answer_returns_false_and_commit_succeeds(
     proxy: FaultProxy, bucket: Storage
 ) -> None:
     bucket = open_storage(bucket.uri, StorageSettings(outage_s=30.0, retry_delay_s=0.0))
@@ -127,11 +129,9 @@ def test_a_claim_whose_answer_is_lost_in_an_outage_finds_its_own_object(
 @pytest.mark.full
 @pytest.mark.weed
 @pytest.mark.usefixtures("weed")  # skips where it is not installed
-def test_writers_do_not_notice_that_a_server_is_killed_and_started_again(
-    tmp_path: Path, s3_environment: Point
-) -> None:
-    """Killed while objects are on their way: every object is there and whole, those from before included, and
-    nobody heard of an error.
+def test_writers_of_a_killed_and_restarted_server_lose_nothing(tmp_path: Path, s3_environment: Point) -> None:
+    """The server is killed while objects are written: every object is there and whole, earlier ones included,
+    and no writer sees an error.
     """
     with running(tmp_path) as server:
         s3_environment(server.variables)
@@ -160,7 +160,7 @@ def test_writers_do_not_notice_that_a_server_is_killed_and_started_again(
                     wait_for(40)
                     server.kill()
                     time.sleep(2)
-                    assert not any(future.done() for future in writers), "they wait"
+                    assert not any(future.done() for future in writers), "the writers wait"
                     server.start()
                 wait_for(40)
             finally:

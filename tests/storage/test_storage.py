@@ -1,4 +1,4 @@
-"""One contract for every place objects are kept."""
+"""The contract of object storages: folders, moto and SeaweedFS."""
 
 import os
 import pickle
@@ -14,14 +14,14 @@ from conftest import LONG_STORAGES
 from orchestrator.storage.base import NoObject, Storage, StorageError, check_conditional_writes, open_storage
 
 
-def test_what_was_put_is_got(storage: Storage) -> None:
+def test_storage_get_returns_the_last_put(storage: Storage) -> None:
     storage.put("a/b", b"one")
     storage.put("a/b", b"two")
     assert storage.get("a/b") == b"two"
     assert storage.exists("a/b")
 
 
-def test_only_whole_keys_exist(storage: Storage) -> None:
+def test_storage_exists_is_true_for_whole_keys_only(storage: Storage) -> None:
     storage.put("a/bc", b"")
     storage.put("a/b/c", b"")
     assert storage.exists("a/bc")
@@ -29,14 +29,14 @@ def test_only_whole_keys_exist(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", bytes(range(256)) * 80_000], ids=["nothing", "20 MB"])
-def test_small_and_large_come_back_as_they_were(storage: Storage, data: bytes) -> None:
+def test_storage_round_trips_empty_and_large_objects(storage: Storage, data: bytes) -> None:
     storage.put("put", data)
     assert storage.put_if_absent("claimed", data)
     assert storage.get("put") == data
     assert storage.get("claimed") == data
 
 
-def test_keys_may_hold_any_letters(storage: Storage) -> None:
+def test_storage_keys_may_contain_any_characters(storage: Storage) -> None:
     keys = sorted(["a b/c+d=e&f?.json", "käse/日本語.mp4", "100%/#1.json"])
     for key in keys:
         storage.put(key, key.encode())
@@ -44,14 +44,14 @@ def test_keys_may_hold_any_letters(storage: Storage) -> None:
     assert [storage.get(key).decode() for key in keys] == keys
 
 
-def test_the_first_claim_of_a_key_wins(storage: Storage) -> None:
+def test_put_if_absent_keeps_the_first_object(storage: Storage) -> None:
     assert storage.put_if_absent("key", b"first")
     assert not storage.put_if_absent("key", b"second")
     assert storage.get("key") == b"first"
 
 
-def test_of_many_who_claim_a_key_at_once_exactly_one_wins(storage: Storage) -> None:
-    storage.exists("key")  # so that nobody waits for a client
+def test_put_if_absent_by_many_writers_at_once_has_one_winner(storage: Storage) -> None:
+    storage.exists("key")  # so that a test never waits for a client
     claims = [(f"key {key}", f"writer {writer}".encode()) for writer in range(16) for key in range(4)]
     start = threading.Barrier(len(claims))
 
@@ -65,7 +65,7 @@ def test_of_many_who_claim_a_key_at_once_exactly_one_wins(storage: Storage) -> N
     assert sorted(won) == [(f"key {key}", storage.get(f"key {key}")) for key in range(4)]
 
 
-def test_list_names_every_key_below_a_prefix_and_no_other(storage: Storage) -> None:
+def test_storage_list_returns_exactly_the_keys_with_the_prefix(storage: Storage) -> None:
     for key in ("a/1", "a/2", "a/sub/3", "b/4"):
         storage.put(key, b"")
     assert storage.list("a/") == ["a/1", "a/2", "a/sub/3"]
@@ -74,7 +74,7 @@ def test_list_names_every_key_below_a_prefix_and_no_other(storage: Storage) -> N
     assert storage.list("") == ["a/1", "a/2", "a/sub/3", "b/4"]
 
 
-def test_folders_that_other_programs_make_are_no_objects(storage: Storage) -> None:
+def test_storage_list_omits_folder_markers(storage: Storage) -> None:
     """Ray Train writes checkpoints through pyarrow, which makes folders; on S3 a folder is an empty object
     whose key ends in a slash.
     """
@@ -88,24 +88,24 @@ def test_folders_that_other_programs_make_are_no_objects(storage: Storage) -> No
 
 
 @pytest.mark.parametrize("storage", LONG_STORAGES, indirect=True)
-def test_list_has_no_end(storage: Storage) -> None:
+def test_storage_list_returns_more_than_a_thousand_keys(storage: Storage) -> None:
     keys = [f"many/{i:04d}" for i in range(1001)]  # an S3 server names at most 1000 at a time
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda key: storage.put(key, b"."), keys))
     assert storage.list("many/") == keys
 
 
-def test_a_missing_object_is_named(storage: Storage) -> None:
+def test_storage_get_of_a_missing_object_names_the_key(storage: Storage) -> None:
     with pytest.raises(NoObject, match="there is no object a/nothing"):
         storage.get("a/nothing")
 
 
-def test_storage_travels_to_other_processes(storage: Storage) -> None:
+def test_storage_pickled_reads_the_same_objects(storage: Storage) -> None:
     storage.put("key", b"data")
     assert pickle.loads(pickle.dumps(storage)).get("key") == b"data"
 
 
-def test_these_places_are_safe_for_two_writers(storage: Storage) -> None:
+def test_check_conditional_writes_accepts_every_storage(storage: Storage) -> None:
     for _ in range(2):
         check_conditional_writes(storage)
         check_conditional_writes(pickle.loads(pickle.dumps(storage)))
@@ -114,12 +114,12 @@ def test_these_places_are_safe_for_two_writers(storage: Storage) -> None:
 # -- folders -------------------------------------------------------------------------------------------------
 
 
-def test_keys_cannot_leave_a_folder(tmp_path: Path) -> None:
+def test_storage_put_outside_the_folder_raises(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="outside the store"):
         open_storage(str(tmp_path / "objects")).put("../escaped", b"")
 
 
-def test_what_a_killed_writer_leaves_is_no_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_list_omits_parts_of_killed_writers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_storage(str(tmp_path))
     monkeypatch.setattr("pathlib.Path.unlink", lambda path: None)
     store.put_if_absent("a/key", b"data")
@@ -127,7 +127,7 @@ def test_what_a_killed_writer_leaves_is_no_object(tmp_path: Path, monkeypatch: p
     assert store.list("") == ["a/key"]
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_open_storage_of_a_file_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file: this is a file; name a folder"):
         open_storage(str(tmp_path / "file"))
@@ -154,10 +154,10 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     ],
     ids=["get", "exists", "list", "list all", "put", "put below a file"],
 )
-def test_a_folder_that_is_closed_to_us_is_one_sentence(
+def test_storage_in_an_unreadable_folder_raises_one_sentence(
     use: Callable[[Storage], object], sentence: str
 ) -> None:
-    # `nobody` must reach it, and TMPDIR may be closed to others
+    # uid 65534 must reach it, and TMPDIR may be closed to others
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         store = open_storage(folder)
         store.put("closed/key", b"")
@@ -167,7 +167,7 @@ def test_a_folder_that_is_closed_to_us_is_one_sentence(
         user = os.geteuid()
         try:
             if user == 0:
-                os.seteuid(65534)  # nobody: to root no folder is closed
+                os.seteuid(65534)  # uid 65534: permissions do not apply to root
             with pytest.raises(StorageError, match=sentence):
                 use(store)
         finally:
@@ -179,7 +179,7 @@ def test_a_folder_that_is_closed_to_us_is_one_sentence(
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket", "https://key:sEcReT@host/bucket", "S3://bucket"])
-def test_an_unknown_scheme_is_refused(uri: str) -> None:
+def test_open_storage_with_an_unknown_scheme_raises(uri: str) -> None:
     with pytest.raises(StorageError, match="only folders and s3:// URIs") as raised:
         open_storage(uri)
     assert "sEcReT" not in str(raised.value)
@@ -188,7 +188,7 @@ def test_an_unknown_scheme_is_refused(uri: str) -> None:
 @pytest.mark.parametrize(
     "uri", ["s3://AKIA:sEcReT@bucket/lift", "s3://AKIA:sEc/ReT@bucket", "s3://AKIA@bucket"]
 )
-def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
+def test_open_storage_with_credentials_in_the_uri_raises_without_them(uri: str) -> None:
     with pytest.raises(
         StorageError, match="keep credentials out of it, in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     ) as raised:
@@ -199,7 +199,7 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
 @pytest.mark.parametrize(
     "uri", ["s3://", "s3:///lift", "s3://ab/lift", "s3://Robot_Data/lift", "s3://-data/"]
 )
-def test_a_uri_without_a_bucket_is_refused(uri: str) -> None:
+def test_open_storage_without_a_valid_bucket_raises(uri: str) -> None:
     with pytest.raises(
         StorageError,
         match=r"an S3 URI is s3://bucket/prefix, and this one names no valid bucket; a name has 3 to 63",

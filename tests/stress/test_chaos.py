@@ -53,7 +53,7 @@ def test_sweep_with_thirty_kills_ends_as_the_undisturbed_one(
 
 @pytest.mark.full
 @pytest.mark.parametrize("module", ["faults", "soak"])
-def test_short_stress_run_finds_nothing(module: str) -> None:
+def test_stress_quick_run_exits_zero(module: str) -> None:
     done = run("-m", f"stress.{module}", "--quick")
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -61,6 +61,6 @@ def test_short_stress_run_finds_nothing(module: str) -> None:
 @pytest.mark.stress
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("module", ["faults", "soak"])
-def test_long_stress_run_finds_nothing(module: str) -> None:
+def test_stress_full_run_exits_zero(module: str) -> None:
     done = run("-m", f"stress.{module}")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,5 +1,5 @@
-"""Scores that end when enough is known, in whole sweeps: Ray, Tune, the scorer, the ledger and MLflow for
-real, trainer and simulators pretended.
+"""Sequentially decided scores in whole sweeps: real Ray, Tune, scorer, ledger and MLflow, fake trainer and
+simulators.
 """
 
 import json
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.mark.full
-def test_scores_end_when_enough_is_known_and_the_same_sweep_without_the_rule_plays_the_rest(
+def test_sweep_with_a_threshold_ends_scores_early_and_without_it_plays_the_rest(
     folder: Path, store: str
 ) -> None:
     """The arms' true rates are 0.02 to 0.11. MLflow keeps the scores of the two rules apart, each with its
@@ -67,8 +67,10 @@ def test_scores_end_when_enough_is_known_and_the_same_sweep_without_the_rule_pla
 
 
 @pytest.mark.full
-def test_arms_are_decided_against_another_that_is_trained_first(folder: Path, store: str) -> None:
-    """The other arm's trainer begins when that one is scored: were it begun later, this would never end."""
+def test_sweep_decided_against_an_arm_trains_and_scores_it_first(folder: Path, store: str) -> None:
+    """The other arm's trainer waits until the reference is scored, so that the wrong order would never
+    end.
+    """
 
     def fit(job: Any, place: str, resources: dict[str, float], desk: Any, attempts: int) -> Any:
         deadline = time.monotonic() + 180

@@ -1,12 +1,11 @@
-"""Which arm next and which no further, which checkpoint first: decided from late scores, by Tune's and
-Optuna's own rules.
-"""
+"""Arm search and evaluation priority: decided from late scores, by Tune's and Optuna's own rules."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.config.arms import Arm
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.evaluation.priority import EvalPriority
@@ -28,13 +27,13 @@ def sweep(search: Any, steps: int = 900, every: int = 100, **data: Any) -> Sweep
     )
 
 
-def test_a_grid_stops_nobody_and_waits_for_no_decision() -> None:
+def test_pruner_of_a_grid_stops_no_arm() -> None:
     rule = ArmPruner(sweep("grid"))
     assert not any(rule.decides(step) for step in range(0, 901, 100))
     assert not any(rule.stops(f"arm {i}", 100, i / 10) for i in reversed(range(10)))
 
 
-def test_successive_halving_decides_at_its_rungs_but_not_at_the_end() -> None:
+def test_asha_decides_at_its_rungs_but_not_at_the_end() -> None:
     rule = ArmPruner(sweep({"asha": {"first": 100, "reduction": 3}}))
     assert [step for step in range(100, 901, 100) if rule.decides(step)] == [100, 300]
     rule = ArmPruner(sweep({"asha": {"first": 150, "reduction": 2}}))
@@ -45,23 +44,23 @@ def test_successive_halving_decides_at_its_rungs_but_not_at_the_end() -> None:
     ], "a rung is decided at the checkpoint that reaches it"
 
 
-def test_successive_halving_lets_the_best_of_each_rung_go_on() -> None:
+def test_asha_continues_the_best_of_each_rung() -> None:
     rule = ArmPruner(sweep({"asha": {"first": 100, "reduction": 3}}))
     stopped = [arm for arm in range(9) if rule.stops(f"arm {arm}", 100, 1 - arm / 10)]
     assert stopped == [*range(1, 9)], "each that comes later is worse than a third of those before"
     assert not rule.stops("arm 0", 300, 0.9)
-    assert not rule.stops("arm 1", 300, 0.0), "who was stopped is not decided about again"
+    assert not rule.stops("arm 1", 300, 0.0), "a stopped arm is not decided again"
 
 
-def test_scores_may_come_late_and_in_any_order() -> None:
-    """The score of a later checkpoint first: the earlier one, when it comes, still counts at its rung."""
+def test_asha_accepts_late_scores_in_any_order() -> None:
+    """The score of a later checkpoint comes first: the earlier one still counts at its rung."""
     rule = ArmPruner(sweep({"asha": {"first": 100, "reduction": 3}}))
     assert not rule.stops("early bird", 300, 0.9)
     assert not rule.stops("early bird", 100, 0.8)
     assert rule.stops("late", 100, 0.1)
 
 
-def test_the_median_rule_stops_who_never_reached_the_median_of_the_others() -> None:
+def test_median_rule_stops_an_arm_below_the_median_of_the_others() -> None:
     rule = ArmPruner(sweep({"median": {"arms": 2}}))
     for arm, low in (("a", 0.5), ("b", 0.6)):
         assert not rule.stops(arm, 100, low)
@@ -72,11 +71,11 @@ def test_the_median_rule_stops_who_never_reached_the_median_of_the_others() -> N
 
 def job(arm: str, step: int, shift: str = "nominal") -> EvalJob:
     suite = Suite(("Lift",), 2, EpisodeRules(10), shift=shift)
-    return EvalJob(arm, step, f"{arm}/{step}", "", suite, shift, InProcessPolicy(lambda: None))  # type: ignore[arg-type, return-value]
+    return EvalJob(arm, step, CheckpointRef(f"{arm}/{step}"), suite, shift, InProcessPolicy(lambda: None))  # type: ignore[arg-type, return-value]
 
 
 def drained(urgency: EvalPriority, jobs: list[EvalJob]) -> list[tuple[str, int]]:
-    """The order in which they are scored."""
+    """Return (arm, step) in the order of scoring."""
     for one in jobs:
         urgency.opened(one)
     done = []
@@ -90,7 +89,7 @@ def drained(urgency: EvalPriority, jobs: list[EvalJob]) -> list[tuple[str, int]]
     return done
 
 
-def test_an_arm_without_a_score_comes_first_then_decisions_then_what_is_newest() -> None:
+def test_priority_is_unscored_arms_then_decisions_then_newest_checkpoints() -> None:
     jobs = [
         job("a", 100),
         job("a", 200),
@@ -111,7 +110,7 @@ def test_an_arm_without_a_score_comes_first_then_decisions_then_what_is_newest()
     assert decided == [("a", 100), ("b", 100), ("a", 300), ("b", 200), ("a", 200), ("camera", 300)]
 
 
-def test_the_grid_is_played_in_its_order() -> None:
+def test_grid_search_returns_arms_in_order() -> None:
     arms = [Arm(8, 1.0, 0), Arm(4, 1.0, 0)]
     grid = GridSearch(arms)
     assert [grid.next(), grid.next(), grid.next()] == [*arms, None]
@@ -120,7 +119,7 @@ def test_the_grid_is_played_in_its_order() -> None:
 RANGES = {"demo_count": {"low": 2, "high": 200}, "action_free_ratio": {"low": 0, "high": 3}}
 
 
-def test_optuna_proposes_within_the_ranges_as_many_arms_as_asked(tmp_path: Path) -> None:
+def test_optuna_search_proposes_the_requested_number_within_the_ranges(tmp_path: Path) -> None:
     asked = sweep({"optuna": {"trials": 6}}, **RANGES)
     proposed = OptunaSearch(asked, tmp_path / "study.log", [])
     arms = []
@@ -133,7 +132,7 @@ def test_optuna_proposes_within_the_ranges_as_many_arms_as_asked(tmp_path: Path)
     )
 
 
-def test_the_study_can_be_read_and_made_anew_from_the_sweeps_own_record(tmp_path: Path) -> None:
+def test_optuna_study_is_rebuilt_from_the_sweep_record(tmp_path: Path) -> None:
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -148,7 +147,7 @@ def test_the_study_can_be_read_and_made_anew_from_the_sweeps_own_record(tmp_path
         assert [
             again.next(),
             again.next(),
-        ] == begun, "what was begun is finished before anything is proposed anew"
+        ] == begun, "begun arms come before new proposals"
         if journal == "lost.log":
             again.tell(begun[0], 0.25, 60.0, None)
         again.tell(begun[1], 0.5, 60.0, 200)
@@ -162,7 +161,7 @@ def test_the_study_can_be_read_and_made_anew_from_the_sweeps_own_record(tmp_path
         ]
 
 
-def test_an_arm_that_is_proposed_again_is_not_trained_again(tmp_path: Path) -> None:
+def test_optuna_search_does_not_repeat_an_arm(tmp_path: Path) -> None:
     few = sweep({"optuna": {"trials": 12}}, demo_count=[2, 4], action_free_ratio=[0])
     proposed = OptunaSearch(few, tmp_path / "study.log", [])
     arms = []
@@ -173,7 +172,7 @@ def test_an_arm_that_is_proposed_again_is_not_trained_again(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("stopped_at", [None, 200])
-def test_a_stopped_arm_counts_as_pruned(tmp_path: Path, stopped_at: int | None) -> None:
+def test_optuna_search_records_a_stopped_arm_as_pruned(tmp_path: Path, stopped_at: int | None) -> None:
     import optuna
 
     proposed = OptunaSearch(

@@ -1,5 +1,5 @@
-"""A sweep has one driver: a second one is refused by name, takes over when it is asked to, and goes on at
-once after a killed one.
+"""The driver lease: a second driver is refused, takes over on request, and starts at once after a killed
+one.
 """
 
 import json
@@ -16,7 +16,7 @@ from conftest import CHECKOUT
 
 from orchestrator.storage.base import Storage, StorageError, open_storage
 from orchestrator.sweep.driver_lease import OVER, HeldError, Holder, Lease
-from waiting import until
+from polling import until
 
 LEASE_S = 1.0
 HERE = Holder.here()
@@ -28,7 +28,7 @@ def driver(
     return Lease(storage, sweep, (lost if lost is not None else []).append, beat_s=0.05, lease_s=lease_s)
 
 
-def test_a_second_driver_is_refused_by_name_and_a_third_goes_on_once_the_first_has_ended(
+def test_lease_refuses_a_second_driver_until_the_first_ends(
     storage: Storage,
 ) -> None:
     with driver(storage).claim():
@@ -41,7 +41,7 @@ def test_a_second_driver_is_refused_by_name_and_a_third_goes_on_once_the_first_h
         assert time.monotonic() - began < 30, "an ended run is not waited for"
 
 
-def test_of_many_who_claim_at_once_exactly_one_gets_it(storage: Storage) -> None:
+def test_lease_claimed_by_many_at_once_has_one_holder(storage: Storage) -> None:
     held, refused, start = list[Lease](), list[str](), threading.Barrier(6)
 
     def claim() -> None:
@@ -59,7 +59,7 @@ def test_of_many_who_claim_at_once_exactly_one_gets_it(storage: Storage) -> None
     assert (len(held), len(refused)) == (1, 5)
 
 
-def test_a_driver_that_is_taken_over_hears_of_it_once_and_is_waited_for(tmp_path: Path) -> None:
+def test_lease_take_over_notifies_the_holder_once_and_waits_for_it(tmp_path: Path) -> None:
     storage, lost, said, ended = open_storage(str(tmp_path)), list[str](), list[str](), list[float]()
 
     def first() -> None:
@@ -80,7 +80,7 @@ def test_a_driver_that_is_taken_over_hears_of_it_once_and_is_waited_for(tmp_path
 
 
 @pytest.mark.parametrize("beats", [True, False])
-def test_a_driver_elsewhere_is_watched_not_timed(
+def test_lease_of_another_machine_is_watched_by_its_beats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beats: bool
 ) -> None:
     storage, said, closing = open_storage(str(tmp_path)), list[str](), threading.Event()
@@ -118,7 +118,7 @@ with Lease(open_storage(sys.argv[1]), "lift", print).claim():
 """
 
 
-def test_a_killed_driver_of_this_machine_is_not_waited_for(tmp_path: Path) -> None:
+def test_lease_of_a_killed_local_driver_is_claimed_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDS, str(tmp_path)]
     process = subprocess.Popen(
         command,
@@ -139,7 +139,7 @@ def test_a_killed_driver_of_this_machine_is_not_waited_for(tmp_path: Path) -> No
         assert time.monotonic() - began < 30
 
 
-def test_another_process_that_got_the_number_is_not_the_driver(tmp_path: Path) -> None:
+def test_lease_of_a_reused_process_id_is_free(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     driver(storage).claim()
     told = json.loads(storage.get("leases/lift/000001.json"))
@@ -149,18 +149,16 @@ def test_another_process_that_got_the_number_is_not_the_driver(tmp_path: Path) -
         pass
 
 
-def test_a_storage_that_is_away_for_a_while_ends_no_lease(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lease_survives_an_unreachable_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage, lost, tries = open_storage(str(tmp_path)), list[str](), list[str]()
 
-    def away(self: Storage, prefix: str) -> list[str]:
+    def unreachable(self: Storage, prefix: str) -> list[str]:
         tries.append(prefix)
-        raise StorageError("away")
+        raise StorageError("unreachable")
 
     with driver(storage, lost).claim():
         with monkeypatch.context() as patched:
-            patched.setattr(type(storage), "list", away)
+            patched.setattr(type(storage), "list", unreachable)
             until(lambda: len(tries) > 3, seconds=10)
         until(lambda: storage.exists("leases/lift/000001.beat"), seconds=10)
         before = storage.get("leases/lift/000001.beat")

@@ -1,5 +1,5 @@
-"""What fails under a sweep is no fault of an arm: the run ends in good order, and the same command
-goes on.
+"""Infrastructure failures are attributed to no arm: the run ends in good order, and the same command
+continues it.
 """
 
 import errno
@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from orchestrator.checkpoints.reader import is_complete
+from orchestrator.checkpoints.record import CheckpointRecord
 from orchestrator.cli.mistakes import report_user_errors
 from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cost import Cost
@@ -29,8 +30,8 @@ from orchestrator.testing.checkpoints import make_checkpoint
 from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.training.train_snapshot import SNAPSHOT, repair
 from policy.checkpoint import fingerprint
+from polling import until
 from sweep_runs import Run, ledger, sweep
-from waiting import until
 
 TRACES = {
     "Traceback\n  File x\nOSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device": (
@@ -63,16 +64,16 @@ OWN_FAULTS = (
 
 
 @pytest.mark.parametrize("trace", TRACES)
-def test_a_trace_tells_a_failure_of_what_the_sweep_runs_on(trace: str) -> None:
+def test_cause_in_recognises_an_infrastructure_failure_in_a_trace(trace: str) -> None:
     assert TRACES[trace] in cause_in(trace)
 
 
 @pytest.mark.parametrize("trace", OWN_FAULTS)
-def test_what_an_arm_does_wrong_is_its_own(trace: str) -> None:
+def test_cause_in_of_an_arm_failure_is_empty(trace: str) -> None:
     assert cause_in(trace) == ""
 
 
-def test_the_drivers_errors_are_told_apart() -> None:
+def test_cause_of_distinguishes_infrastructure_errors() -> None:
     from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
 
     assert cause_of(StorageError("s3://b: the server is away")) == "s3://b: the server is away"
@@ -87,7 +88,7 @@ def test_the_drivers_errors_are_told_apart() -> None:
     )
 
 
-def test_its_exit_code_is_its_own() -> None:
+def test_infrastructure_error_has_its_own_exit_code() -> None:
     import click
 
     @click.command()
@@ -103,7 +104,7 @@ def test_its_exit_code_is_its_own() -> None:
 
 
 class WatchedRun:
-    """What a pulse needs of a run."""
+    """The part of a run that a heartbeat uses."""
 
     def __init__(self) -> None:
         self.interrupted, self.untold, self.ending, self.thread, self.taken_over, self.cost = (
@@ -177,7 +178,7 @@ REASONS = [
 
 @pytest.mark.parametrize(("happens", "why"), REASONS)
 @pytest.mark.parametrize("ray", ["dead", "silent"])
-def test_ctrl_c_and_the_budget_need_no_ray_and_no_storage(
+def test_heartbeat_ends_the_run_without_ray_or_storage(
     watched: WatchedRun,
     monkeypatch: pytest.MonkeyPatch,
     ray: str,
@@ -204,11 +205,11 @@ def test_ctrl_c_and_the_budget_need_no_ray_and_no_storage(
     finally:
         forever.set()
     assert len([line for line in watched.said if "tries again" in line]) == (ray == "dead"), (
-        "said once, not at every look"
+        "logged once, not at every beat"
     )
 
 
-def test_a_thread_that_meets_a_fault_of_ours_ends_the_run_and_the_fault_is_raised(
+def test_heartbeat_raises_its_own_error_and_ends_the_run(
     watched: WatchedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pulse, "present", lambda: 1 // 0)
@@ -222,19 +223,27 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "any")
 
 
-def make_run(root: Path, checkpoint: Path) -> dict[int, dict[str, Any]]:
-    """A training run's folder as Ray Train leaves it; the metrics that were reported with each checkpoint."""
-    metrics: dict[int, dict[str, Any]] = {}
+def make_run(root: Path, checkpoint: Path) -> dict[int, CheckpointRecord]:
+    """Make a training run's folder as Ray Train leaves it; return the metrics reported with each checkpoint,
+    by step.
+    """
+    records: dict[int, CheckpointRecord] = {}
     for step in (2, 4, 6):
         place = root / "arm" / f"step_{step:06d}"
         shutil.copytree(checkpoint, place)
         card = json.loads((place / "checkpoint.json").read_text())
         card["provenance"]["step"] = step
         (place / "checkpoint.json").write_text(json.dumps(card))
-        metrics[step] = {"step": step, "loss": 1 / step, "checkpoint": fingerprint(place)}
+        records[step] = CheckpointRecord(
+            fingerprint=fingerprint(place), loss=1 / step, loss_video=0.0, loss_action=1 / step
+        )
     results = [
-        {"version": 0, "checkpoint_dir_name": f"step_{step:06d}", "metrics": told}
-        for step, told in metrics.items()
+        {
+            "version": 0,
+            "checkpoint_dir_name": f"step_{step:06d}",
+            "metrics": record.to_json() | {"step": step},
+        }
+        for step, record in records.items()
     ]
     lists = {
         "pending_training_results": [],
@@ -248,11 +257,11 @@ def make_run(root: Path, checkpoint: Path) -> dict[int, dict[str, Any]]:
         "latest_checkpoint_result": results[-1],
     }
     (root / "arm" / SNAPSHOT).write_text(json.dumps({**told, "current_report_index": 3, **lists}))
-    return metrics
+    return records
 
 
 def left(root: Path) -> list[int]:
-    """Steps that Ray Train resumes from."""
+    """Return the steps that Ray Train resumes from."""
     told = json.loads((root / "arm" / SNAPSHOT).read_text())
     steps = [one["metrics"]["step"] for one in told["checkpoint_results"]]
     latest = told["latest_checkpoint_result"]
@@ -330,7 +339,7 @@ TORN = [
 
 
 @pytest.mark.parametrize(("tear", "steps", "problems"), TORN)
-def test_a_run_resumes_from_its_newest_whole_checkpoint(
+def test_repair_keeps_the_newest_whole_checkpoint(
     tmp_path: Path, checkpoint: Path, tear: Callable[[Path], None], steps: list[int], problems: int
 ) -> None:
     noted = make_run(tmp_path, checkpoint)
@@ -338,10 +347,10 @@ def test_a_run_resumes_from_its_newest_whole_checkpoint(
     storage = open_storage(str(tmp_path))
     assert len(repair(storage, "arm", noted)) == problems
     assert left(tmp_path) == steps
-    assert repair(storage, "arm", noted) == [], "once mended, all is well"
+    assert repair(storage, "arm", noted) == [], "a repaired run needs no further repair"
 
 
-def test_a_run_without_a_whole_checkpoint_or_note_begins_anew(tmp_path: Path, checkpoint: Path) -> None:
+def test_repair_without_a_whole_checkpoint_or_note_leaves_none(tmp_path: Path, checkpoint: Path) -> None:
     make_run(tmp_path, checkpoint)
     empty_list(tmp_path)
     assert repair(open_storage(str(tmp_path)), "arm", {})
@@ -349,8 +358,8 @@ def test_a_run_without_a_whole_checkpoint_or_note_begins_anew(tmp_path: Path, ch
     assert repair(open_storage(str(tmp_path / "nowhere")), "arm", {}) == []
 
 
-def test_ray_train_reads_the_list_that_was_written_anew(tmp_path: Path, checkpoint: Path) -> None:
-    """With the reader of the installed Ray: a release that changes the form fails here."""
+def test_repaired_snapshot_is_readable_by_ray_train(tmp_path: Path, checkpoint: Path) -> None:
+    """With the reader of the installed Ray: a release that changes the format fails here."""
     from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState
 
     noted = make_run(tmp_path, checkpoint)
@@ -364,14 +373,14 @@ def test_ray_train_reads_the_list_that_was_written_anew(tmp_path: Path, checkpoi
     assert [one.metrics["step"] for one in told.checkpoint_results] == [2, 4]
 
 
-def test_whole_is_what_has_its_fingerprint(tmp_path: Path, checkpoint: Path) -> None:
-    metrics = make_run(tmp_path, checkpoint)
-    assert is_complete(str(newest(tmp_path)), metrics[6]["checkpoint"])
-    assert not is_complete(str(newest(tmp_path)), metrics[4]["checkpoint"])
-    assert not is_complete(str(tmp_path / "nowhere"), metrics[6]["checkpoint"])
+def test_is_complete_requires_the_fingerprint(tmp_path: Path, checkpoint: Path) -> None:
+    records = make_run(tmp_path, checkpoint)
+    assert is_complete(str(newest(tmp_path)), records[6].fingerprint)
+    assert not is_complete(str(newest(tmp_path)), records[4].fingerprint)
+    assert not is_complete(str(tmp_path / "nowhere"), records[6].fingerprint)
 
 
-def test_a_disk_that_is_full_or_a_folder_that_is_synced_says_so(tmp_path: Path) -> None:
+def test_storage_sync_of_any_prefix_succeeds(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     storage.put("a/b/c", b"x")
     storage.sync("a/")
@@ -382,8 +391,8 @@ FULL_DISK = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/arms/x")
 AWAY = StorageError("s3://bucket: the server cannot be reached")
 
 
-def meeting(trouble: Exception, marks: Path) -> Callable[..., Any]:
-    """A trainer that meets trouble once, after it has trained."""
+def failing_once(trouble: Exception, marks: Path) -> Callable[..., Any]:
+    """Return a trainer that raises `trouble` once, after it has trained."""
 
     def fit(job: Any, folder: str, resources: dict[str, float], desk: Any, attempts: int) -> Any:
         reported = FakeTrainer(0.001)(job, folder, resources, desk, attempts)
@@ -401,11 +410,11 @@ def meeting(trouble: Exception, marks: Path) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("trouble", "said"), [(FULL_DISK, "the disk is full"), (AWAY, "the server cannot be reached")]
 )
-def test_a_full_disk_or_a_storage_that_is_away_pauses_the_sweep(
+def test_sweep_with_a_full_disk_or_an_unreachable_storage_pauses(
     folder: Path, store: str, trouble: Exception, said: str
 ) -> None:
     asked = sweep(folder, store)
-    first = Run(asked, meeting(trouble, folder))
+    first = Run(asked, failing_once(trouble, folder))
     with pytest.raises(InfrastructureError, match=said):
         first()
     assert "failed" not in first.states.values()
@@ -419,7 +428,7 @@ def test_a_full_disk_or_a_storage_that_is_away_pauses_the_sweep(
 @pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_sweep_whose_control_actor_dies_pauses_and_goes_on_later(folder: Path, store: str) -> None:
+def test_sweep_whose_control_actor_dies_pauses_and_resumes(folder: Path, store: str) -> None:
     import ray
 
     asked = sweep(folder, store, train={"steps": 100, "checkpoint_every": 20})

@@ -102,7 +102,7 @@ def both(asked: SweepConfig) -> tuple[Curve, Curve]:
     return made, read
 
 
-def test_a_run_returns_the_curve_that_mlflow_has(folder: Path, store: str) -> None:
+def test_curve_from_ledger_equals_curve_from_mlflow_and_the_published_one(folder: Path, store: str) -> None:
     """With baselines, two seeds, a shifted suite, films, scores of generated video, and one arm that fails."""
 
     def fit(job: Any, *arguments: Any) -> Any:
@@ -156,7 +156,7 @@ def parent_of(asked: SweepConfig) -> str:
 
 
 @pytest.mark.full
-def test_scores_that_end_when_enough_is_known_are_the_same_in_both(folder: Path, store: str) -> None:
+def test_curve_from_ledger_of_early_stopped_scores_equals_curve_from_mlflow(folder: Path, store: str) -> None:
     decide = {"threshold": 0.5, "look_every": 5}
     suite = {"tasks": ["Lift"], "episodes": 40, "horizon": 50, "video_clips": 0, "decide": decide}
     asked = sweep(folder, store, suite=suite)
@@ -168,7 +168,7 @@ def test_scores_that_end_when_enough_is_known_are_the_same_in_both(folder: Path,
 
 
 @pytest.mark.full
-def test_arms_that_the_search_stopped_are_on_neither(folder: Path, store: str) -> None:
+def test_curve_from_ledger_leaves_out_pruned_arms_as_mlflow_does(folder: Path, store: str) -> None:
     data = {"episodes": store, "demo_count": [1, 2, 4, 8]}
     train = {"steps": 200, "batch_size": 2, "checkpoint_every": 10}
     suite = {"tasks": ["Lift"], "episodes": 40, "horizon": 50, "video_clips": 0}
@@ -181,5 +181,5 @@ def test_arms_that_the_search_stopped_are_on_neither(folder: Path, store: str) -
     assert len(curve.arms) == 4 - len(stopped)
 
 
-def test_a_sweep_without_a_complete_score_has_no_curve(folder: Path, store: str) -> None:
+def test_curve_from_ledger_without_a_complete_score_is_none(folder: Path, store: str) -> None:
     assert curve_from_ledger(SweepState.open(sweep(folder, store))) is None

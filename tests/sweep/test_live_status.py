@@ -30,7 +30,7 @@ WRITTEN_BEFORE = """{
  "cost": {"train_cpu_s": 1.5, "sim_cpu_s": 20.0, "episodes": 50}, "wall_s": 61.5, "left_s": null}"""
 
 
-def test_a_file_that_an_earlier_version_wrote_is_read_and_written_as_it_was() -> None:
+def test_live_status_of_an_earlier_version_round_trips() -> None:
     data = json.loads(WRITTEN_BEFORE)
     live = LiveStatus.from_json(data)
     (arm,) = live.arms
@@ -41,7 +41,7 @@ def test_a_file_that_an_earlier_version_wrote_is_read_and_written_as_it_was() ->
     assert LiveStatus.from_json(live.to_json()) == live
 
 
-def test_fields_that_another_version_has_or_lacks_do_not_matter() -> None:
+def test_live_status_ignores_unknown_fields_and_defaults_missing_ones() -> None:
     data = json.loads(WRITTEN_BEFORE) | {"of_a_later_version": 1}
     del data["left_s"], data["workers"], data["arms"][0]["shifted"], data["arms"][0]["stage_1_step"]
     live = LiveStatus.from_json(data)
@@ -49,7 +49,7 @@ def test_fields_that_another_version_has_or_lacks_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize("ago_s", [0, 60])
-def test_status_shows_a_run_in_progress_and_else_what_the_storage_has(
+def test_status_shows_a_fresh_live_status_and_else_the_storage(
     folder: Path, store: str, ago_s: float
 ) -> None:
     state = SweepState.open(sweep(folder, store), pin=True)
@@ -66,7 +66,7 @@ def test_status_shows_a_run_in_progress_and_else_what_the_storage_has(
     assert ("running  on node-1 (process 7) for 1:01 min" in summary) == (ago_s == 0)
 
 
-def test_a_line_counts_the_episodes_of_all_checkpoints(folder: Path, store: str) -> None:
+def test_arm_line_counts_the_episodes_of_all_checkpoints(folder: Path, store: str) -> None:
     board = SweepState.open(sweep(folder, store)).board()
     arm = next(iter(board.arms.values()))
     arm.scoring = {3: (40, 40), 6: (10, 40)}

@@ -1,5 +1,5 @@
-"""What Prometheus is told: scraped from a real Ray while a sweep runs; the dashboard asks for just that;
-without Ray nothing happens.
+"""Prometheus metrics: scraped from a real Ray while a sweep runs, queried by the dashboard, inert without
+Ray.
 """
 
 import json
@@ -37,14 +37,14 @@ from sweep_runs import Run, sweep
 DASHBOARD = json.loads((CHECKOUT / "deploy/grafana/demoscale.json").read_text())
 BY_NAME = {f"ray_{metric.name}": metric for metric in METRICS}
 PATIENCE_S = 120.0
-"""Ray passes metrics on every ten seconds, and processes starve where others work."""
+"""Ray exports metrics every ten seconds, and processes are slow on a busy machine."""
 
 
 # -- what is declared, and what the dashboard asks for -------------------------------------------------------
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
-def test_names_are_as_prometheus_wants_them(metric: Metric) -> None:
+def test_metric_name_follows_prometheus_conventions(metric: Metric) -> None:
     assert re.fullmatch(r"demoscale_[a-z_]+", metric.name)
     assert metric.name.endswith("_total") == (metric.kind == "Counter")
     stem = metric.name.removesuffix("_total")
@@ -56,7 +56,7 @@ def test_names_are_as_prometheus_wants_them(metric: Metric) -> None:
     assert sorted(metric.bounds) == [*metric.bounds]
 
 
-def test_every_declared_metric_is_listed_once() -> None:
+def test_metrics_list_has_every_declared_metric_once() -> None:
     declared = {metric.name for metric in vars(metrics).values() if isinstance(metric, Metric)}
     assert sorted(declared) == sorted(metric.name for metric in METRICS)
 
@@ -69,7 +69,7 @@ def queries() -> Iterator[str]:
     yield from (target["expr"] for panel in panels() for target in panel["targets"])
 
 
-def test_the_dashboard_asks_for_all_declared_metrics_and_no_other() -> None:
+def test_dashboard_queries_exactly_the_declared_metrics() -> None:
     asked = defaultdict(set)
     for query in queries():
         for name, selector, window in re.findall(r"(ray_\w+)(\{[^}]*\})(\[[^\]]*\])?", query):
@@ -93,8 +93,8 @@ def test_the_dashboard_asks_for_all_declared_metrics_and_no_other() -> None:
     assert asked.keys() == BY_NAME.keys()
 
 
-def test_the_dashboard_can_be_imported_anywhere() -> None:
-    """Nothing in it names a data source or a sweep of some Grafana: both are chosen when one looks."""
+def test_dashboard_is_importable_into_any_grafana() -> None:
+    """It names no data source and no sweep: both are variables."""
     assert isinstance(DASHBOARD["schemaVersion"], int)
     assert "id" not in DASHBOARD, "an id belongs to one Grafana"
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
@@ -120,7 +120,7 @@ def rows(panel: dict[str, Any]) -> range:
     return range(place["y"], place["y"] + place["h"])
 
 
-def test_where_no_ray_runs_a_metric_does_nothing_and_imports_nothing() -> None:
+def test_metrics_without_ray_do_nothing_and_import_no_ray() -> None:
     program = (
         "import sys; from orchestrator.prometheus import METRICS; [metric.record(1.0, 'lift') for metric in"
         " METRICS]; print('ray' in sys.modules)"
@@ -134,7 +134,7 @@ def test_where_no_ray_runs_a_metric_does_nothing_and_imports_nothing() -> None:
 
 
 class Scraped:
-    """What stands on the node's metrics port."""
+    """The node's metrics endpoint."""
 
     def __init__(self, sweep: str) -> None:
         import ray
@@ -146,7 +146,7 @@ class Scraped:
         )
 
     def families(self) -> dict[str, Family]:
-        """Ours, by the name that is asked for."""
+        """Return the project's metric families by their queried name."""
         text = urlopen(self._url, timeout=30).read().decode()
         found = text_string_to_metric_families(text)
         return {
@@ -156,7 +156,7 @@ class Scraped:
         }
 
     def values(self, name: str, *tags: str) -> dict[tuple[str, ...], float]:
-        """Of the sweep, by the values of these tags, added up over everything else."""
+        """Return the sweep's values by these tags, summed over all other tags."""
         sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
         family = self.families().get(name.removesuffix("_count"))
         for sample in family.samples if family else ():
@@ -182,10 +182,8 @@ def until(true: Any) -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.timeout(600)
-def test_a_sweep_is_seen_on_the_metrics_port_while_it_runs_and_when_it_is_done(
-    folder: Path, store: str
-) -> None:
-    """Trainer and simulators pretend; the policy server, the scorer, the control channel, MLflow and the scraping are
+def test_running_and_finished_sweep_is_visible_on_the_metrics_port(folder: Path, store: str) -> None:
+    """Trainer and simulators are fakes; policy server, scorer, control actor, MLflow and the scraping are
     real.
     """
     import ray
@@ -223,7 +221,7 @@ def test_a_sweep_is_seen_on_the_metrics_port_while_it_runs_and_when_it_is_done(
     failure: list[BaseException] = []
 
     def look() -> None:
-        """While nothing is played: everything is trained, queued, and waits."""
+        """Inspect the sweep while the pool is paused: everything is trained and queued."""
         try:
             until(lambda: scraped.value("ray_demoscale_queued_episodes") == 4 * 3 * 40)
             assert scraped.value("ray_demoscale_unscored_checkpoints") == 4 * 3

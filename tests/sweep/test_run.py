@@ -1,5 +1,5 @@
-"""The sweep engine, for real but for its trainer and its simulators: Ray, Tune, the control channel, the scorer, the
-ledger, MLflow.
+"""The sweep engine with a fake trainer and fake simulators: real Ray, Tune, control actor, scorer, ledger,
+MLflow.
 """
 
 import json
@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from conftest import CHECKOUT
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cli.status_commands import Progress
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.cost import CostLedger
@@ -32,9 +33,7 @@ from sweep_runs import Run, ledger, sweep
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-def test_a_grid_is_trained_and_scored_whole_its_curve_is_the_truth_and_mlflow_can_be_made_anew(
-    folder: Path, store: str
-) -> None:
+def test_grid_sweep_is_scored_whole_and_its_curve_contains_the_true_rates(folder: Path, store: str) -> None:
     from orchestrator.sweep.tracking_publisher import republish
 
     done = Run(sweep(folder, store))()
@@ -42,20 +41,22 @@ def test_a_grid_is_trained_and_scored_whole_its_curve_is_the_truth_and_mlflow_ca
     assert done.curve
     for point in done.curve.points:
         truth = success_rate(point.demo_count, 0, 9, 9)
-        assert point.low <= truth <= point.high, "the pretended arms' rates are known"
+        assert point.low <= truth <= point.high, "the fake arms' rates are known"
     rows = ledger(folder)
     assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 4 * 3 * 40
     sealed = pd.concat([pd.read_parquet(file) for file in folder.glob("outcomes/*/*.parquet")])
     assert len(sealed) == len(rows)
-    # The ledger is the truth, MLflow a view of it.
+    # MLflow is rebuilt from the ledger.
     elsewhere = sweep(folder, store, mlflow=f"sqlite:///{folder / 'anew.db'}")
     assert republish(SweepState.open(elsewhere)) == 4 * 3
     assert Curve.read(elsewhere.mlflow, folder.name).points == done.curve.points
 
 
 @pytest.mark.full
-def test_a_sweep_without_its_mlflow_is_done_all_the_same_and_has_its_curve(folder: Path, store: str) -> None:
-    """What is away here is the folder of the database."""
+def test_sweep_without_mlflow_finishes_with_its_curve_which_mlflow_gets_later(
+    folder: Path, store: str
+) -> None:
+    """The folder of the database is missing."""
     (folder / "away").write_text("a file where a folder should be")
     asked = sweep(folder, store, mlflow=f"sqlite:///{folder / 'away' / 'mlflow.db'}")
     first = Run(asked, outbox=OutboxSettings(patience_s=2.0))()
@@ -72,9 +73,9 @@ def test_a_sweep_without_its_mlflow_is_done_all_the_same_and_has_its_curve(folde
 
 
 @pytest.mark.full
-def test_late_scores_stop_arms_their_training_and_their_episodes(folder: Path, store: str) -> None:
+def test_asha_sweep_stops_training_and_episodes_of_the_worst_arms(folder: Path, store: str) -> None:
     """The worst arms end at the first rung although their training is long: within seconds, for good, and
-    without a place on the curve.
+    without a point on the curve.
     """
     halving = sweep(
         folder, store, search={"asha": {"reduction": 2}}, train={"steps": 400, "checkpoint_every": 10}
@@ -88,12 +89,12 @@ def test_late_scores_stop_arms_their_training_and_their_episodes(folder: Path, s
     assert {point.demo_count for point in done.curve.points} == set(done.states) - set(stopped)
     for demos in stopped:
         arm = next(arm for arm in done.run.board.arms.values() if arm.arm.demo_count == demos)
-        assert arm.step < 400, "its training went on to the end"
+        assert arm.step < 400, "its training was not stopped"
         assert len(arm.scores) < 40
     rows = ledger(folder)
     assert len(rows) < 4 * 40 * 40
     assert done.said("stopped demos-", "it is behind at")
-    # Once decided, decided: another run revives nobody and plays nothing.
+    # Decisions stay: another run resumes no stopped arm and plays nothing.
     again = Run(halving, FakeTrainer(0.02))()
     assert again.states == done.states
     assert len(ledger(folder)) == len(rows)
@@ -101,8 +102,8 @@ def test_late_scores_stop_arms_their_training_and_their_episodes(folder: Path, s
 
 
 def failing(broken: int, marks: Path) -> Callable[..., Any]:
-    """A trainer that fails for one demo count as long as a file says so, dies once for another, and notes
-    each attempt.
+    """Return a trainer that fails for one demo count while the file `broken` exists, dies once for another,
+    and notes each attempt.
     """
 
     def fit(job: Any, folder: str, resources: dict[str, float], desk: Any, attempts: int) -> Any:
@@ -119,7 +120,7 @@ def failing(broken: int, marks: Path) -> Callable[..., Any]:
 
 
 @pytest.mark.full
-def test_a_failed_arm_is_told_the_rest_goes_on_and_only_it_is_retried(folder: Path, store: str) -> None:
+def test_sweep_with_a_failed_arm_finishes_the_others_and_retries_on_request(folder: Path, store: str) -> None:
     (folder / "broken").touch()
     asked, fit = sweep(folder, store), failing(2, folder)
 
@@ -130,8 +131,8 @@ def test_a_failed_arm_is_told_the_rest_goes_on_and_only_it_is_retried(folder: Pa
         Run(asked, fit)()
     assert SweepState.named(folder.name, str(folder)).board().lines()[2].state == "failed"
     before = attempts()
-    assert before[4] == 2, "a trial that is killed is begun again"
-    with pytest.raises(UnfinishedError):  # what failed for good is not tried again unasked
+    assert before[4] == 2, "a killed trial is restarted"
+    with pytest.raises(UnfinishedError):  # a permanent failure is not retried without the option
         Run(asked, fit)()
     assert attempts() == before
     (folder / "broken").unlink()
@@ -141,7 +142,7 @@ def test_a_failed_arm_is_told_the_rest_goes_on_and_only_it_is_retried(folder: Pa
 
 
 @pytest.mark.full
-def test_arms_on_one_video_model_wait_for_one_run_of_it(folder: Path, store: str) -> None:
+def test_arms_that_share_a_video_model_wait_for_one_run_of_it(folder: Path, store: str) -> None:
     shared = sweep(
         folder, store, train={"mode": "two_stage", "videos": "sweep", "video_steps": 6}, seeds=[0, 1]
     )
@@ -165,7 +166,7 @@ def test_arms_on_one_video_model_wait_for_one_run_of_it(folder: Path, store: str
 
 
 @pytest.mark.full
-def test_a_budget_ends_the_sweep_cleanly_and_a_higher_one_goes_on(folder: Path, store: str) -> None:
+def test_sweep_over_budget_ends_cleanly_and_resumes_with_a_higher_one(folder: Path, store: str) -> None:
     asked = sweep(folder, store, train={"steps": 60, "checkpoint_every": 20})
     tight = Run(
         asked.model_copy(update={"budget": asked.budget.model_copy(update={"max_episodes": 100})}),
@@ -184,9 +185,7 @@ def test_a_budget_ends_the_sweep_cleanly_and_a_higher_one_goes_on(folder: Path, 
 
 
 @pytest.mark.full
-def test_training_asked_for_more_steps_goes_on_and_for_fewer_keeps_its_scores(
-    folder: Path, store: str
-) -> None:
+def test_sweep_with_more_steps_continues_and_with_fewer_keeps_its_scores(folder: Path, store: str) -> None:
     def asked(steps: int) -> SweepConfig:
         return sweep(
             folder,
@@ -217,7 +216,7 @@ def test_training_asked_for_more_steps_goes_on_and_for_fewer_keeps_its_scores(
 
 
 @pytest.mark.full
-def test_a_sweep_that_is_asked_to_end_saves_its_state_and_goes_on_later(folder: Path, store: str) -> None:
+def test_interrupted_sweep_saves_its_state_and_resumes(folder: Path, store: str) -> None:
     asked = sweep(folder, store, train={"steps": 200, "checkpoint_every": 50})
     first = Run(asked, FakeTrainer(0.05))
 
@@ -237,7 +236,7 @@ def test_a_sweep_that_is_asked_to_end_saves_its_state_and_goes_on_later(folder: 
     thread.join()
     assert "scored" not in first.states.values()
     live = seen[0].live
-    assert live, "an onlooker sees it at work"
+    assert live, "status shows it running"
     told = seen[0].summary()
     assert f"process {os.getpid()}" in told
     assert f"{len(live.training)} training runs, {live.workers} simulators, " in told
@@ -250,7 +249,7 @@ def test_a_sweep_that_is_asked_to_end_saves_its_state_and_goes_on_later(folder: 
 
 
 @pytest.mark.full
-def test_optuna_tries_arms_between_and_its_proposals_outlive_the_run(folder: Path, store: str) -> None:
+def test_optuna_sweep_keeps_its_proposals_over_runs(folder: Path, store: str) -> None:
     data = {"demo_count": {"low": 1, "high": 8}, "action_free_ratio": {"low": 0, "high": 1}}
     done = Run(sweep(folder, store, data=data, search={"optuna": {"trials": 3}}))()
     arms = done.run.state.proposed()
@@ -263,8 +262,8 @@ def test_optuna_tries_arms_between_and_its_proposals_outlive_the_run(folder: Pat
 
 
 @pytest.mark.full
-def test_two_sweeps_on_one_cluster_both_come_to_their_end(folder: Path, store: str) -> None:
-    """Each takes its part while the other is there."""
+def test_two_sweeps_share_a_cluster_and_both_finish(folder: Path, store: str) -> None:
+    """Each takes its share while the other runs."""
     import ray
 
     address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
@@ -285,9 +284,9 @@ def test_two_sweeps_on_one_cluster_both_come_to_their_end(folder: Path, store: s
         assert "shares the cluster with 1 other sweep" in printed
 
 
-def test_the_pretended_policies_know_their_arm(folder: Path, store: str) -> None:
+def test_fake_policy_rates_are_those_of_their_arms(folder: Path, store: str) -> None:
     state = SweepState.open(sweep(folder, store))
     arms = tuple(state.arms().items())
-    rates = [FakePolicy(state.checkpoint_uri(arm_id, 9), arms, 9).rate() for arm_id, _ in arms]
+    rates = [FakePolicy(CheckpointRef(state.checkpoint_uri(arm_id, 9)), arms, 9).rate() for arm_id, _ in arms]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] == success_rate(8, 0, 9, 9)

@@ -73,7 +73,7 @@ def driver(folder: Path, store: str) -> Iterator[Driver]:
     made.run.spending.close()
 
 
-def test_a_report_reaches_status_costs_storage_publisher_and_scorer(driver: Driver) -> None:
+def test_report_updates_status_costs_storage_publisher_and_scorer(driver: Driver) -> None:
     driver.run.handle(report(driver.arm_id, 3))
     driver.run.handle(report(driver.arm_id, 4, checkpoint=""))
     assert (driver.arm.step, driver.arm.loss) == (4, 0.25)
@@ -84,7 +84,7 @@ def test_a_report_reaches_status_costs_storage_publisher_and_scorer(driver: Driv
     assert driver.evaluation.calls == [("submit", (driver.arm_id, 3, "fingerprint"))]
 
 
-def test_checkpoints_that_an_earlier_run_did_not_receive_are_recorded_and_not_charged(driver: Driver) -> None:
+def test_finished_run_records_unknown_checkpoints_without_charging_them(driver: Driver) -> None:
     driver.run.handle(report(driver.arm_id, 3))
     checkpoints = tuple(report(driver.arm_id, step) for step in (3, 6, 9))
     driver.run.handle(Finished(driver.arm_id, checkpoints))
@@ -95,14 +95,14 @@ def test_checkpoints_that_an_earlier_run_did_not_receive_are_recorded_and_not_ch
     assert driver.lines == [f"trained {driver.arm.name}"]
 
 
-def test_a_paused_run_is_neither_trained_nor_failed(driver: Driver) -> None:
+def test_paused_run_is_neither_trained_nor_failed(driver: Driver) -> None:
     driver.run.handle(Finished(driver.arm_id, (report(driver.arm_id, 5),)))
     assert driver.run.training.running == []
     assert driver.lines == []
     assert not driver.state.checkpoints(driver.arm_id), "step 5 is no checkpoint of the sweep file"
 
 
-def test_an_error_while_an_event_is_handled_pauses_training_and_is_raised_at_its_end(
+def test_error_in_a_training_event_pauses_training_and_is_raised_at_its_end(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*_: Any) -> None:
@@ -118,7 +118,7 @@ def test_an_error_while_an_event_is_handled_pauses_training_and_is_raised_at_its
         driver.run._check_training()
 
 
-def test_a_failure_is_recorded_and_one_of_the_infrastructure_suspends_the_sweep(driver: Driver) -> None:
+def test_failure_is_recorded_and_infrastructure_failure_suspends_the_sweep(driver: Driver) -> None:
     driver.run.handle(Retried(driver.arm_id, "Traceback:\nValueError: no"))
     driver.run.handle(Failed(driver.arm_id, "Traceback:\nOSError: [Errno 28] No space left on device"))
     assert driver.lines[:2] == [
@@ -133,7 +133,7 @@ def test_a_failure_is_recorded_and_one_of_the_infrastructure_suspends_the_sweep(
     assert driver.arm.failure.startswith("ValueError: no (whole trace in")
 
 
-def test_events_of_a_run_that_is_over_are_ignored(driver: Driver) -> None:
+def test_events_of_an_ended_run_are_ignored(driver: Driver) -> None:
     driver.run.training.leave(driver.arm_id)
     for event in (report(driver.arm_id, 3), Failed(driver.arm_id, "no"), Finished(driver.arm_id, ())):
         driver.run.handle(event)
@@ -141,7 +141,7 @@ def test_events_of_a_run_that_is_over_are_ignored(driver: Driver) -> None:
     assert driver.evaluation.calls == []
 
 
-def test_a_video_model_reports_for_every_arm_that_waits_for_it(folder: Path, store: str) -> None:
+def test_report_of_a_video_model_updates_every_arm_that_waits_for_it(folder: Path, store: str) -> None:
     driver = Driver(folder, store)
     video = replace(driver.run.training._running.pop(driver.arm_id), arm_id="video-1")
     driver.run.training._running["video-1"] = video

@@ -1,5 +1,5 @@
-"""A sweep measures the generated video of every checkpoint once, on episodes no arm reads, and tells it
-beside success.
+"""A sweep measures the generated video of every checkpoint once, on episodes that no arm reads, and logs it
+with the success rate.
 """
 
 import re
@@ -26,7 +26,7 @@ STILL_LIFE = Fidelity(20.0, 0.5, 0.3)
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Sixteen episodes of Lift, of 12 to 27 frames."""
+    """Return a store with sixteen episodes of Lift, of 12 to 27 frames."""
     storage = open_storage(str(tmp_path_factory.mktemp("store")))
     commit(
         storage, CONTRACT, [put_episode(storage, make_episode(seed, 12 + seed), 20.0) for seed in range(16)]
@@ -43,7 +43,7 @@ def sweep(folder: Path, store: str, clips: int = 3, **sections: Any) -> SweepCon
     return SweepConfig.model_validate({"name": folder.name, **everything, **sections})
 
 
-def test_no_held_out_episode_is_one_that_any_arm_reads(folder: Path, store: str) -> None:
+def test_held_out_episodes_are_read_by_no_arm(folder: Path, store: str) -> None:
     state = SweepState.open(sweep(folder, store, seeds=[0, 1, 2]))
     test = state.video_test()
     assert test
@@ -57,7 +57,7 @@ def test_no_held_out_episode_is_one_that_any_arm_reads(folder: Path, store: str)
     assert not {clip.episode.episode_id for clip in damaged.held_out.clips} & {next(iter(chosen))}
 
 
-def test_the_field_changes_no_fingerprint_and_no_decision(folder: Path, store: str) -> None:
+def test_video_clips_field_changes_no_fingerprint_and_no_decision(folder: Path, store: str) -> None:
     few, many = (SweepState.open(sweep(folder, store, clips)) for clips in (0, 8))
     assert few.training == many.training
     assert few.protocol == many.protocol
@@ -65,7 +65,7 @@ def test_the_field_changes_no_fingerprint_and_no_decision(folder: Path, store: s
     assert few.video_test() is None
 
 
-def test_too_few_episodes_are_a_sentence(folder: Path, store: str) -> None:
+def test_video_test_with_too_few_episodes_raises_one_sentence(folder: Path, store: str) -> None:
     state = SweepState.open(sweep(folder, store, 8, data={"demo_count": [5]}))
     with pytest.raises(
         SubsetError,
@@ -74,8 +74,8 @@ def test_too_few_episodes_are_a_sentence(folder: Path, store: str) -> None:
         state.video_test()
 
 
-class Judged:
-    """Stands for the process that measures: counts, and may fail or take long."""
+class FakeJudge:
+    """A fake of the process that measures: it counts its calls, and may fail or block."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -94,13 +94,15 @@ class Judged:
 
 @pytest.fixture
 def run_sweep(folder: Path, store: str) -> Callable[..., tuple[Any, list[str]]]:
-    """Runs one to its end with a judge; the run and what it said."""
+    """Return a function that runs a sweep with a judge to its end; it returns the run and its logged
+    lines.
+    """
 
     from orchestrator.sweep.run import SweepRun
     from orchestrator.testing.fake_trainer import FakeTrainer
     from orchestrator.testing.players import FakeEvalBackend
 
-    def go(asked: SweepConfig, judge: Judged | None) -> tuple[Any, list[str]]:
+    def go(asked: SweepConfig, judge: FakeJudge | None) -> tuple[Any, list[str]]:
         lines: list[str] = []
         run = SweepRun(
             asked,
@@ -115,7 +117,7 @@ def run_sweep(folder: Path, store: str) -> Callable[..., tuple[Any, list[str]]]:
 
 
 def logged(asked: SweepConfig) -> dict[str, dict[str, dict[int, float]]]:
-    """By arm: metric -> step -> value, from MLflow; a step that was logged twice fails."""
+    """Return arm -> metric -> step -> value from MLflow; asserts that no step was logged twice."""
     from mlflow import MlflowClient
 
     client = MlflowClient(asked.mlflow)
@@ -135,11 +137,9 @@ def logged(asked: SweepConfig) -> dict[str, dict[str, dict[int, float]]]:
 @pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_every_checkpoint_is_measured_once_and_told_beside_its_success(
-    folder: Path, store: str, run_sweep: Any
-) -> None:
+def test_sweep_measures_the_video_of_every_checkpoint_once(folder: Path, store: str, run_sweep: Any) -> None:
     few: dict[str, Any] = {"data": {"action_free_ratio": [0]}, "policy": {"baselines": ["diffusion_policy"]}}
-    asked, judge = sweep(folder, store, **few), Judged()
+    asked, judge = sweep(folder, store, **few), FakeJudge()
     run, lines = run_sweep(asked, judge)
     arms = {arm_id: arm for arm_id, arm in run.board.arms.items() if arm.arm.kind == "video_action"}
     assert len(arms) == 2
@@ -165,9 +165,9 @@ def test_every_checkpoint_is_measured_once_and_told_beside_its_success(
     )
     spent = run.spending.by_arm()
     assert all(spent[arm_id].infer_cpu_s == pytest.approx(2 * 2.0) for arm_id in arms), (
-        "it is inference, and paid for"
+        "it is inference and has a cost"
     )
-    # Once more, and MLflow made anew: nothing is measured again, everything is there.
+    # Once more, and MLflow rebuilt: nothing is measured again, everything is there.
     again, lines = run_sweep(asked, judge)
     assert len(judge.asked) == 4
     assert not [line for line in lines if line.startswith("video ")]
@@ -188,10 +188,10 @@ def test_every_checkpoint_is_measured_once_and_told_beside_its_success(
 @pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_no_score_waits_for_a_video_and_one_that_fails_is_tried_again_by_the_next_run(
+def test_sweep_scores_do_not_wait_for_videos_and_failed_ones_are_retried(
     folder: Path, store: str, run_sweep: Any
 ) -> None:
-    asked, judge = sweep(folder, store, data={"action_free_ratio": [0]}), Judged()
+    asked, judge = sweep(folder, store, data={"action_free_ratio": [0]}), FakeJudge()
     judge.allowed.clear()
     judge.fails = True
     ran: list[tuple[Any, list[str]]] = []
@@ -228,10 +228,10 @@ def test_no_score_waits_for_a_video_and_one_that_fails_is_tried_again_by_the_nex
 @pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_without_held_out_episodes_a_sweep_says_so_once_and_does_everything_else(
+def test_sweep_without_held_out_episodes_logs_it_once_and_finishes(
     folder: Path, store: str, run_sweep: Any
 ) -> None:
-    judge = Judged()
+    judge = FakeJudge()
     run, lines = run_sweep(
         sweep(folder, store, 16, data={"demo_count": [2], "action_free_ratio": [0]}), judge
     )

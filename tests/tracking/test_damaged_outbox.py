@@ -1,5 +1,5 @@
-"""What a power failure leaves of a journal to MLflow: the damaged part is set aside by name, and everything
-else is told.
+"""The outbox after a power failure: the damaged part is set aside by name, and everything else is
+delivered.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from orchestrator.tracking.outbox_relay import OutboxRelay
 
 
 class FakeTracker:
-    """Keeps what it is told."""
+    """A tracker that records its calls."""
 
     def __init__(self, told: list[int]) -> None:
         self._told = told
@@ -94,9 +94,9 @@ SPOILT: list[tuple[Callable[[Path], None], list[int], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "heard", "sentence"), SPOILT)
-def test_a_damaged_journal_silences_nothing_but_what_is_damaged(
-    tmp_path: Path, spoil: Callable[[Path], None], heard: list[int], sentence: str
+@pytest.mark.parametrize(("spoil", "delivered", "sentence"), SPOILT)
+def test_damaged_outbox_delivers_everything_but_the_damaged_part(
+    tmp_path: Path, spoil: Callable[[Path], None], delivered: list[int], sentence: str
 ) -> None:
     earlier = OutboxWriter(tmp_path, {"sweep": "x"})
     for n in (1, 2):
@@ -112,19 +112,17 @@ def test_a_damaged_journal_silences_nothing_but_what_is_damaged(
         assert teller.failure is None
     finally:
         teller.close()
-    assert told == heard
+    assert told == delivered
     assert (
         len(said),
         all(sentence in line and "--rebuild" in line and earlier.path.stem in line for line in said),
     ) == (bool(sentence), True)
     assert [path for path in journals(tmp_path) if path == earlier.path] == [], (
-        "what is told or set aside is read by nobody any more"
+        "what is delivered or set aside is not read again"
     )
 
 
-def test_a_teller_whose_thread_meets_a_fault_of_ours_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outbox_relay_reports_an_error_of_its_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Any, lock: object) -> bool:
         raise ZeroDivisionError
 

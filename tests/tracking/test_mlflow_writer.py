@@ -1,4 +1,4 @@
-"""What MLflow is told, in the database that is made beside the results: all of it, once, whoever is
+"""The MLflow writer with a database in the storage folder: everything is logged once, whichever process is
 killed.
 """
 
@@ -20,7 +20,7 @@ from orchestrator.tracking.mlflow_writer import EXPERIMENT, SWEEP, MlflowWriter,
 from orchestrator.tracking.outbox import OutboxReader, OutboxWriter, journals
 from orchestrator.tracking.outbox_records import LogMetrics
 from orchestrator.tracking.outbox_relay import OutboxRelay, OutboxSettings
-from reports import a_sweep, check, in_a_process, report, tell
+from reporting_sweep import check, make_sweep, report, report_all, start_process
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Shared by the tests that do not care: to make one takes seconds."""
+    """Return the URI of a database that tests share, since creating one takes seconds."""
     return f"sqlite:///{tmp_path_factory.mktemp('tracked') / 'mlflow.db'}"
 
 
@@ -46,22 +46,22 @@ def artifact(uri: str, run: Any, name: str) -> Any:
     return Path(client(uri).download_artifacts(run.info.run_id, name)).read_text()
 
 
-def test_ten_arms_that_report_at_once_lose_nothing_and_a_second_telling_adds_nothing(
+def test_ten_arms_reporting_at_once_lose_nothing_and_a_repetition_adds_nothing(
     tmp_path: Path, store: str, database: str
 ) -> None:
-    sweep = a_sweep(tmp_path, store, database, name="ten")
-    assert tell(sweep, steps=6) == ""
+    sweep = make_sweep(tmp_path, store, database, name="ten")
+    assert report_all(sweep, steps=6) == ""
     check(database, SweepState.open(sweep), steps=6)
-    assert tell(sweep, steps=6) == ""
+    assert report_all(sweep, steps=6) == ""
     check(database, SweepState.open(sweep), steps=6)
-    assert not journals(next((tmp_path / "telling").iterdir())), "what is told is not kept"
+    assert not journals(next((tmp_path / "telling").iterdir())), "delivered journals are removed"
 
 
 @pytest.mark.full
-def test_two_sweeps_that_make_the_database_at_once_both_tell_everything(tmp_path: Path, store: str) -> None:
+def test_two_sweeps_that_create_the_database_at_once_log_everything(tmp_path: Path, store: str) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    sweeps = [a_sweep(tmp_path, store, uri, name=name, arms=6) for name in ("one", "other")]
-    processes = [in_a_process(sweep, tmp_path, steps=4) for sweep in sweeps]
+    sweeps = [make_sweep(tmp_path, store, uri, name=name, arms=6) for name in ("one", "other")]
+    processes = [start_process(sweep, tmp_path, steps=4) for sweep in sweeps]
     for process in processes:
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
@@ -71,13 +71,13 @@ def test_two_sweeps_that_make_the_database_at_once_both_tell_everything(tmp_path
 
 
 @pytest.mark.full
-def test_a_process_killed_while_it_tells_loses_nothing_and_repeats_nothing(
+def test_process_killed_while_it_delivers_loses_and_repeats_nothing(
     tmp_path: Path, store: str, database: str
 ) -> None:
-    """Killed three times, at other places each time; the last process tells what all of them noted."""
-    sweep = a_sweep(tmp_path, store, database, name="killed", arms=6)
+    """Killed three times at different places; the last process delivers what all of them recorded."""
+    sweep = make_sweep(tmp_path, store, database, name="killed", arms=6)
     for kill in range(3):
-        process = in_a_process(sweep, tmp_path, steps=4)
+        process = start_process(sweep, tmp_path, steps=4)
         folder = tmp_path / "telling"
         deadline = time.monotonic() + 120
         while not (told := [int(file.read_text() or 0) for file in folder.glob("*/*.told")]) or max(
@@ -91,16 +91,16 @@ def test_a_process_killed_while_it_tells_loses_nothing_and_repeats_nothing(
     assert sum(OutboxReader(journal).left for journal in journals(next(folder.iterdir()))) > 10, (
         "killed too late to test anything"
     )
-    assert tell(sweep, steps=4) == ""
+    assert report_all(sweep, steps=4) == ""
     check(database, SweepState.open(sweep), steps=4)
     assert not journals(next(folder.iterdir()))
 
 
-def test_what_a_killed_process_noted_is_told_by_a_process_that_has_nothing_to_tell(
+def test_outbox_of_a_killed_process_is_delivered_by_another_process(
     tmp_path: Path, store: str, database: str
 ) -> None:
-    """`demoscale status --rebuild` is enough; here not even what it tells itself is needed."""
-    sweep = a_sweep(tmp_path, store, database, name="orphan", arms=4)
+    """`demoscale status --rebuild` is enough; here not even its own records are needed."""
+    sweep = make_sweep(tmp_path, store, database, name="orphan", arms=4)
     state = SweepState.open(sweep, pin=True)
 
     def unreachable(uri: str, **about: Any) -> MlflowWriter:
@@ -109,7 +109,7 @@ def test_what_a_killed_process_noted_is_told_by_a_process_that_has_nothing_to_te
     views = TrackingPublisher(state, open_tracker=unreachable)
     report(views, state, steps=4)
     noted = views.untold
-    assert noted > 4 * 4, "every record is noted, and none delivered"
+    assert noted > 4 * 4, "every record is journaled, and none delivered"
     views.close()
     assert views.untold == noted
     heir = TrackingPublisher(state)
@@ -117,12 +117,10 @@ def test_what_a_killed_process_noted_is_told_by_a_process_that_has_nothing_to_te
     check(database, state, steps=4)
 
 
-def test_an_arm_s_run_says_what_it_was_trained_on_with_and_what_it_cost(
-    tmp_path: Path, store: str, database: str
-) -> None:
+def test_arm_run_holds_data_environment_and_cost(tmp_path: Path, store: str, database: str) -> None:
     from orchestrator.cost import Cost
 
-    sweep = a_sweep(tmp_path, store, database, name="facts", arms=4)
+    sweep = make_sweep(tmp_path, store, database, name="facts", arms=4)
     state = SweepState.open(sweep, pin=True)
     views, arm_ids = TrackingPublisher(state), [*state.arms()]
     views.costs({arm_id: Cost(episodes=index + 1) for index, arm_id in enumerate(arm_ids)})
@@ -152,13 +150,13 @@ def test_an_arm_s_run_says_what_it_was_trained_on_with_and_what_it_cost(
     assert (metric.step, metric.value) == (5, 21.5)
 
 
-def test_a_late_score_is_linked_with_its_checkpoint_at_its_step(
+def test_late_score_is_linked_with_its_checkpoint_at_its_step(
     tmp_path: Path, store: str, database: str
 ) -> None:
-    """Told before there were logged models, or by another process: the run's metric stays as it is, and the
-    model gets the same.
+    """The metric was logged before there were logged models, or by another process: the run's metric stays as
+    it is, and the model gets the same.
     """
-    sweep = a_sweep(tmp_path, store, database, name="late", arms=2)
+    sweep = make_sweep(tmp_path, store, database, name="late", arms=2)
     state = SweepState.open(sweep, pin=True)
     arm_id = next(iter(state.arms()))
     views = TrackingPublisher(state)
@@ -180,19 +178,17 @@ def test_a_late_score_is_linked_with_its_checkpoint_at_its_step(
     assert sorted(m.step for model in models for m in model.metrics if m.key == "success_rate") == [2, 4]
 
 
-def test_republishing_makes_mlflow_anew_from_the_storage_alone(
-    tmp_path: Path, store: str, database: str
-) -> None:
-    sweep = a_sweep(tmp_path, store, database, name="anew", arms=2)
+def test_republish_rebuilds_mlflow_from_the_storage_alone(tmp_path: Path, store: str, database: str) -> None:
+    sweep = make_sweep(tmp_path, store, database, name="rebuilt", arms=2)
     state = SweepState.open(sweep, pin=True)
     assert republish(state) == 0
-    assert run_of(database, "anew")
+    assert run_of(database, "rebuilt")
 
 
-def test_a_record_that_mlflow_does_not_take_is_kept_and_told_of_and_the_next_ones_are_told(
+def test_record_that_mlflow_refuses_is_kept_and_later_ones_are_delivered(
     tmp_path: Path, store: str, database: str
 ) -> None:
-    sweep, said = a_sweep(tmp_path, store, database, name="refused", arms=2), list[str]()
+    sweep, said = make_sweep(tmp_path, store, database, name="refused", arms=2), list[str]()
     state = SweepState.open(sweep, pin=True)
     arm_id, views = next(iter(state.arms())), TrackingPublisher(state, said.append)
     views.metrics(arm_id, 1, {"no such name: {}": 1.0})
@@ -204,10 +200,8 @@ def test_a_record_that_mlflow_does_not_take_is_kept_and_told_of_and_the_next_one
     assert json.loads(kept.read_text())["values"] == {"no such name: {}": 1.0}
 
 
-def test_a_run_that_somebody_deleted_in_the_middle_is_made_again(
-    tmp_path: Path, store: str, database: str
-) -> None:
-    sweep = a_sweep(tmp_path, store, database, name="deleted", arms=2)
+def test_run_deleted_during_a_sweep_is_created_again(tmp_path: Path, store: str, database: str) -> None:
+    sweep = make_sweep(tmp_path, store, database, name="deleted", arms=2)
     state = SweepState.open(sweep, pin=True)
     arm_id, views = next(iter(state.arms())), TrackingPublisher(state)
     views.metrics(arm_id, 1, {"loss": 1.0})
@@ -219,7 +213,7 @@ def test_a_run_that_somebody_deleted_in_the_middle_is_made_again(
 
 
 class Slow:
-    """A tracker whose every call takes its time."""
+    """A tracker whose every call takes 0.2 s."""
 
     def __init__(self, uri: str, **about: Any) -> None:
         self.told: list[int] = about["told"]
@@ -232,7 +226,7 @@ class Slow:
 
 
 @pytest.mark.full
-def test_nobody_waits_for_a_slow_server(tmp_path: Path) -> None:
+def test_outbox_relay_of_a_slow_server_blocks_no_caller(tmp_path: Path) -> None:
     told: list[int] = []
     settings = OutboxSettings(patience_s=0.1, longest_wait_s=1.0)
     teller = OutboxRelay(
@@ -258,7 +252,7 @@ def test_nobody_waits_for_a_slow_server(tmp_path: Path) -> None:
     assert told == sorted(told), "and everything in order"
 
 
-def test_while_one_process_tells_the_others_wait_for_it_and_what_they_note_is_told_too(
+def test_second_outbox_relay_waits_for_the_first_and_delivers_the_rest(
     tmp_path: Path,
 ) -> None:
     told: list[int] = []
@@ -281,7 +275,7 @@ def test_while_one_process_tells_the_others_wait_for_it_and_what_they_note_is_to
     assert told == [1, 2, 3]
 
 
-def test_many_threads_note_whole_lines_in_one_order_each(tmp_path: Path) -> None:
+def test_outbox_appended_by_many_threads_has_whole_lines_in_order(tmp_path: Path) -> None:
     journal = OutboxWriter(tmp_path, {})
 
     def note(thread: int) -> None:
@@ -307,7 +301,7 @@ def test_many_threads_note_whole_lines_in_one_order_each(tmp_path: Path) -> None
     assert all(note["data"] == b"%d" % note["number"] for note in seen if "data" in note)
 
 
-def test_half_a_line_of_a_killed_process_is_no_note(tmp_path: Path) -> None:
+def test_outbox_reader_ignores_a_partial_line(tmp_path: Path) -> None:
     journal = OutboxWriter(tmp_path, {})
     journal.append({"do": "whole"})
     journal.close()
@@ -321,7 +315,7 @@ def test_half_a_line_of_a_killed_process_is_no_note(tmp_path: Path) -> None:
     assert OutboxReader(journal.path).next() is None
 
 
-def test_a_disk_that_takes_no_notes_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_outbox_that_cannot_be_written_raises_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrackingError, match="what MLflow is to be told cannot be written here"):
         OutboxWriter(tmp_path / "file" / "folder", {})

@@ -61,14 +61,14 @@ WRITTEN_BEFORE = """\
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
-def test_a_record_is_the_same_after_it_was_on_disk(record: OutboxRecord) -> None:
+def test_record_round_trips_through_its_json_object(record: OutboxRecord) -> None:
     note, data = to_note(record)
     read = json.loads(json.dumps(note)) | ({} if data is None else {"data": data, "file": "000001"})
     assert from_note(read) == record
     assert note["do"] in KINDS
 
 
-def test_every_record_calls_its_method_of_the_writer() -> None:
+def test_apply_calls_the_method_of_the_writer() -> None:
     calls: list[str] = []
     names = {record.do for record in RECORDS}
     assert names == {*KINDS}
@@ -91,7 +91,7 @@ def test_every_record_calls_its_method_of_the_writer() -> None:
         ),
     ],
 )
-def test_what_is_no_record_of_this_version_is_kept_and_the_others_are_delivered(
+def test_relay_keeps_a_record_of_another_version_and_delivers_the_others(
     tmp_path: Path, note: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -112,7 +112,7 @@ def test_what_is_no_record_of_this_version_is_kept_and_the_others_are_delivered(
     assert json.loads(refused.read_text())["do"] == note["do"]
 
 
-def test_a_journal_that_an_earlier_version_left_is_delivered(tmp_path: Path) -> None:
+def test_relay_delivers_a_journal_of_an_earlier_version(tmp_path: Path) -> None:
     uri, folder = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "telling"
     journal = folder / "00000000000000000001-7-abcdef.jsonl"
     (folder / journal.stem).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Films on their way from MLflow to a curve's page."""
+"""Films from MLflow to a curve's page."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def film() -> bytes:
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory, film: bytes) -> Path:
-    """A folder whose database has a sweep of two arms, each with films of its last checkpoint."""
+    """Return a folder whose database has a sweep of two arms, each with films of its last checkpoint."""
     folder = tmp_path_factory.mktemp("tracked-films")
     tracker = MlflowWriter(
         f"sqlite:///{folder / 'mlflow.db'}",
@@ -46,9 +46,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, film: bytes) -> Path:
     return folder
 
 
-def test_films_of_the_last_checkpoint_come_with_what_became_of_their_episodes(
-    tracked: Path, film: bytes
-) -> None:
+def test_films_of_the_last_checkpoint_have_the_results_of_their_episodes(tracked: Path, film: bytes) -> None:
     uri = f"sqlite:///{tracked / 'mlflow.db'}"
     found = films(uri, Curve.read(uri, "filmed").arms)
     assert [(f["arm"], f["episode"], f["result"]) for f in found] == [
@@ -60,7 +58,7 @@ def test_films_of_the_last_checkpoint_come_with_what_became_of_their_episodes(
     assert found[0]["caption"] == "Lift, 4 demos, seed 0, step 20"
 
 
-def test_the_curve_command_writes_the_page(tracked: Path, tmp_path: Path) -> None:
+def test_curve_command_writes_the_page_with_films(tracked: Path, tmp_path: Path) -> None:
     path = tmp_path / "new" / "curve.html"
     done = CliRunner().invoke(
         main, ["curve", "filmed", "--storage", str(tracked), "--html", str(path)], catch_exceptions=False

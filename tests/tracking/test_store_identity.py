@@ -35,7 +35,7 @@ from orchestrator.tracking.mlflow_writer import (
     tagged,
 )
 from orchestrator.tracking.outbox import OutboxWriter, journals
-from reports import EPISODES, a_sweep, fingerprint
+from reporting_sweep import EPISODES, fingerprint, make_sweep
 from sim_workers.rollout.episode import Outcome
 
 ONE = Arm(4, 0.0, 0)
@@ -49,8 +49,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for all tests, since MLflow takes seconds to create one; every test has sweeps of its own
-    name in it.
+    """Return the URI of one database for all tests, since MLflow takes seconds to create one; every test has
+    sweeps of its own name in it.
     """
     folder = tmp_path_factory.mktemp("tracked")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
@@ -68,7 +68,7 @@ def runs_of(uri: str, name: str, arm: str = "-") -> list[Any]:
 
 
 def play(sweep: SweepConfig, successes: int) -> SweepState:
-    """Run the sweep as far as MLflow sees it: every arm's last checkpoint succeeds in so many episodes."""
+    """Publish the sweep to MLflow with every arm's last checkpoint succeeding in `successes` episodes."""
     state = SweepState.open(sweep, pin=True)
     views, step = TrackingPublisher(state), sweep.train.steps
     specs = sweep.to_suite().episode_list()
@@ -103,23 +103,23 @@ def counted(tracked: TrackedSweep) -> list[tuple[int, int]]:
 
 
 def duplicate(uri: str, run: Any, parent: str, successes: int) -> str:
-    """Create another run of the same arm, as a second driver of an earlier version did; its id."""
+    """Create another run of the same arm, as a second driver of an earlier version did; return its id."""
     mlflow = client(uri)
-    twin: str = mlflow.create_run(
+    second: str = mlflow.create_run(
         run.info.experiment_id, tags={**run.data.tags, "mlflow.parentRunId": parent}
     ).info.run_id
     for name, value in run.data.params.items():
-        mlflow.log_param(twin, name, value)
+        mlflow.log_param(second, name, value)
     for name, metric in (run.data.metrics | {"successes": successes, "success_rate": successes / 10}).items():
-        mlflow.log_metric(twin, name, metric, step=9)
-    mlflow.log_text(twin, outcomes(successes).decode(), outcomes_artifact(9))
-    return twin
+        mlflow.log_metric(second, name, metric, step=9)
+    mlflow.log_text(second, outcomes(successes).decode(), outcomes_artifact(9))
+    return second
 
 
 # -- the identity
 
 
-def test_all_who_claim_the_identity_of_a_storage_at_once_get_the_same_one(tmp_path: Path) -> None:
+def test_claim_identity_by_many_at_once_returns_one_identity(tmp_path: Path) -> None:
     barrier, claimed = threading.Barrier(8), list[str]()
 
     def claim() -> None:
@@ -138,22 +138,20 @@ def test_all_who_claim_the_identity_of_a_storage_at_once_get_the_same_one(tmp_pa
     assert claim_identity(open_storage(str(tmp_path / "other"))) != claimed[0]
 
 
-def test_a_storage_has_its_identity_through_every_path_and_wherever_it_is_moved(
-    tmp_path: Path, store: str
-) -> None:
-    first = SweepState.open(a_sweep(tmp_path / "runs", store, "", arms=2), pin=True)
+def test_identity_is_that_of_the_storage_and_not_of_its_path(tmp_path: Path, store: str) -> None:
+    first = SweepState.open(make_sweep(tmp_path / "runs", store, "", arms=2), pin=True)
     assert first.store
     (tmp_path / "mount").symlink_to(tmp_path / "runs")
-    assert SweepState.open(a_sweep(tmp_path / "mount", store, "", arms=2), pin=True).store == first.store
+    assert SweepState.open(make_sweep(tmp_path / "mount", store, "", arms=2), pin=True).store == first.store
     (tmp_path / "runs").rename(tmp_path / "moved")
     assert SweepState.named("reports", str(tmp_path / "moved")).store == first.store
-    assert SweepState.open(a_sweep(tmp_path / "runs", store, "", arms=2), pin=True).store != first.store, (
+    assert SweepState.open(make_sweep(tmp_path / "runs", store, "", arms=2), pin=True).store != first.store, (
         "the path alone is no identity"
     )
 
 
 def test_reading_a_state_writes_no_identity(tmp_path: Path, store: str) -> None:
-    state = SweepState.open(a_sweep(tmp_path, store, "", arms=2), pin=True)
+    state = SweepState.open(make_sweep(tmp_path, store, "", arms=2), pin=True)
     (tmp_path / KEY).unlink()
     assert SweepState.open(state.sweep).store == ""
     assert store_of(str(tmp_path), "reports") == NO_IDENTITY
@@ -162,7 +160,7 @@ def test_reading_a_state_writes_no_identity(tmp_path: Path, store: str) -> None:
 
 
 @pytest.mark.parametrize("damaged", [b"", b"[]", b'{"id": 3}', b'{"id": "\' or 1"}', b"\xff"])
-def test_a_damaged_identity_is_an_error_with_its_fix(tmp_path: Path, damaged: bytes) -> None:
+def test_damaged_identity_raises_with_its_fix(tmp_path: Path, damaged: bytes) -> None:
     (tmp_path / KEY).write_bytes(damaged)
     for ask in (identity_of, claim_identity):
         with pytest.raises(StorageError, match=r"identity\.json is damaged; write .* or remove the file"):
@@ -173,11 +171,11 @@ def test_a_damaged_identity_is_an_error_with_its_fix(tmp_path: Path, damaged: by
 # -- two storages
 
 
-def test_two_storages_with_a_sweep_of_one_name_have_a_curve_each(
+def test_two_storages_with_a_sweep_of_one_name_have_separate_curves(
     tmp_path: Path, store: str, database: str
 ) -> None:
-    alice = play(a_sweep(tmp_path / "alice", store, database, name="quickstart", arms=2), 3)
-    bob = play(a_sweep(tmp_path / "bob", store, database, name="quickstart", arms=2), 1)
+    alice = play(make_sweep(tmp_path / "alice", store, database, name="quickstart", arms=2), 3)
+    bob = play(make_sweep(tmp_path / "bob", store, database, name="quickstart", arms=2), 1)
     assert alice.arms().keys() == bob.arms().keys(), "the same data and code: only the storages differ"
     for state, successes in ((alice, 3), (bob, 1), (alice, 3)):
         assert counted(read_sweep(database, "quickstart", state.store)) == [(successes, EPISODES)] * 2
@@ -196,11 +194,9 @@ def test_two_storages_with_a_sweep_of_one_name_have_a_curve_each(
         }
 
 
-def test_a_name_that_several_storages_have_is_an_error_that_lists_them(
-    tmp_path: Path, store: str, database: str
-) -> None:
-    alice = play(a_sweep(tmp_path / "alice", store, database, name="ambiguous", arms=2), 3)
-    bob = play(a_sweep(tmp_path / "bob", store, database, name="ambiguous", arms=2), 1)
+def test_curve_of_a_name_in_several_storages_lists_them(tmp_path: Path, store: str, database: str) -> None:
+    alice = play(make_sweep(tmp_path / "alice", store, database, name="ambiguous", arms=2), 3)
+    bob = play(make_sweep(tmp_path / "bob", store, database, name="ambiguous", arms=2), 1)
     elsewhere = ["curve", "ambiguous", "--storage", str(tmp_path / "laptop"), "--mlflow", database]
     done = CliRunner().invoke(main, elsewhere, catch_exceptions=False)
     assert done.exit_code == 1
@@ -222,11 +218,13 @@ def test_a_name_that_several_storages_have_is_an_error_that_lists_them(
         (tmp_path / "out of reach").rename(tmp_path / Path(state.storage.uri).name)
 
 
-def test_a_sweep_that_only_other_storages_have_in_mlflow_is_not_shown_as_ones_own(
+def test_curve_of_a_sweep_tracked_by_other_storages_only_exits_one(
     tmp_path: Path, store: str, database: str
 ) -> None:
-    play(a_sweep(tmp_path / "bob", store, database, name="only-bob", arms=2), 1)
-    alice = SweepState.open(a_sweep(tmp_path / "alice", store, database, name="only-bob", arms=2), pin=True)
+    play(make_sweep(tmp_path / "bob", store, database, name="only-bob", arms=2), 1)
+    alice = SweepState.open(
+        make_sweep(tmp_path / "alice", store, database, name="only-bob", arms=2), pin=True
+    )
     asked = ["curve", "only-bob", "--storage", str(tmp_path / "alice"), "--mlflow", database]
     done = CliRunner().invoke(main, asked, catch_exceptions=False)
     assert done.exit_code == 1
@@ -249,7 +247,7 @@ def test_a_sweep_that_only_other_storages_have_in_mlflow_is_not_shown_as_ones_ow
 # -- runs of earlier versions
 
 
-def test_a_sweep_without_a_store_becomes_the_first_storage_s_that_continues_it(database: str) -> None:
+def test_sweep_without_a_store_is_adopted_by_the_first_storage(database: str) -> None:
     score(tracker(database, "older"), 7)
     (parent,), (child,) = runs_of(database, "older"), runs_of(database, "older", ONE_ID)
     assert STORE not in {**parent.data.tags, **child.data.tags}
@@ -269,7 +267,7 @@ def test_a_sweep_without_a_store_becomes_the_first_storage_s_that_continues_it(d
     assert counted(read_sweep(database, "older", "bob")) == [(2, 10)]
 
 
-def test_of_two_storages_that_adopt_a_sweep_at_once_one_gets_it_and_the_other_its_own(database: str) -> None:
+def test_sweep_adopted_by_two_storages_at_once_belongs_to_one(database: str) -> None:
     score(tracker(database, "contested"), 7)
     alice, bob = tracker(database, "contested", "alice"), tracker(database, "contested", "bob")
 
@@ -296,11 +294,11 @@ def test_of_two_storages_that_adopt_a_sweep_at_once_one_gets_it_and_the_other_it
     }
 
 
-def test_a_journal_of_an_earlier_version_is_told_under_the_storage_that_it_lies_in(
+def test_outbox_of_an_earlier_version_is_delivered_under_its_storage(
     tmp_path: Path, store: str, database: str
 ) -> None:
-    play(a_sweep(tmp_path / "bob", store, database, name="journal", arms=2), 1)
-    state = SweepState.open(a_sweep(tmp_path / "alice", store, database, name="journal", arms=2), pin=True)
+    play(make_sweep(tmp_path / "bob", store, database, name="journal", arms=2), 1)
+    state = SweepState.open(make_sweep(tmp_path / "alice", store, database, name="journal", arms=2), pin=True)
     first = TrackingPublisher(state, open_tracker=MlflowWriter)
     assert first.finish(done=False) == ""
     (folder,) = (tmp_path / "alice" / "telling").iterdir()
@@ -327,7 +325,7 @@ def test_a_journal_of_an_earlier_version_is_told_under_the_storage_that_it_lies_
 # -- several runs of one arm
 
 
-def test_two_runs_of_one_arm_with_equal_outcomes_count_as_one(database: str) -> None:
+def test_two_runs_of_an_arm_with_equal_outcomes_count_once(database: str) -> None:
     one = tracker(database, "equal")
     score(one, 7)
     (run,) = runs_of(database, "equal", ONE_ID)
@@ -338,17 +336,17 @@ def test_two_runs_of_one_arm_with_equal_outcomes_count_as_one(database: str) -> 
     assert read_sweep(database, "equal").arms[0].run_id == run.info.run_id, "the earlier one"
 
 
-def test_two_runs_of_one_arm_with_different_outcomes_are_an_error_that_names_both_and_its_fix(
+def test_two_runs_of_an_arm_with_different_outcomes_raise_with_the_fix(
     database: str,
 ) -> None:
     one = tracker(database, "different")
     score(one, 7)
     (run,) = runs_of(database, "different", ONE_ID)
-    twin = duplicate(database, run, one.parent, 6)
+    second = duplicate(database, run, one.parent, 6)
     with pytest.raises(TrackingError) as raised:
         read_sweep(database, "different")
     assert (
-        f"runs {run.info.run_id} (7/10) and {twin} (6/10) hold different outcomes of the arm {ONE.name}"
+        f"runs {run.info.run_id} (7/10) and {second} (6/10) hold different outcomes of the arm {ONE.name}"
         in str(raised.value)
     )
     for deleted in re.findall(r"mlflow runs delete --run-id (\w+)", str(raised.value)):
@@ -357,19 +355,19 @@ def test_two_runs_of_one_arm_with_different_outcomes_are_an_error_that_names_bot
     assert counted(read_sweep(database, "different")) == [(7, 10)]
 
 
-def test_runs_of_one_arm_under_two_parents_of_one_storage_count_once(database: str) -> None:
+def test_runs_of_an_arm_under_two_parents_count_once(database: str) -> None:
     one = tracker(database, "parents", "alice")
     score(one, 7)
     (run,), (parent,) = runs_of(database, "parents", ONE_ID), runs_of(database, "parents")
     other = client(database).create_run(run.info.experiment_id, tags=parent.data.tags).info.run_id
     duplicate(database, run, other, 7)
     assert counted(read_sweep(database, "parents", "alice")) == [(7, 10)]
-    twin = duplicate(database, run, other, 6)
-    with pytest.raises(TrackingError, match=f"{run.info.run_id} .*{twin} .* hold different outcomes"):
+    second = duplicate(database, run, other, 6)
+    with pytest.raises(TrackingError, match=f"{run.info.run_id} .*{second} .* hold different outcomes"):
         read_sweep(database, "parents", "alice")
 
 
-def test_a_run_whose_metrics_and_outcomes_are_of_two_writers_is_an_error(database: str) -> None:
+def test_run_with_metrics_and_outcomes_of_two_writers_raises(database: str) -> None:
     score(tracker(database, "mixed"), 2)
     tracker(database, "mixed").artifact(ONE_ID, outcomes_artifact(9), outcomes(5))
     with pytest.raises(
@@ -382,9 +380,9 @@ def test_a_run_whose_metrics_and_outcomes_are_of_two_writers_is_an_error(databas
         read_sweep(database, "mixed")
 
 
-class Meeting:
-    """An MLflow whose first answers to a search reach both drivers before either goes on: the race that
-    creates duplicates, every time.
+class RacingMlflow:
+    """An MLflow whose first search answers reach both drivers before either goes on: the race that creates
+    duplicates, every time.
     """
 
     def __init__(self, real: Any, barrier: threading.Barrier) -> None:
@@ -402,13 +400,13 @@ class Meeting:
 
 
 @pytest.mark.parametrize("opened", [True, False], ids=["arm", "sweep"])
-def test_two_drivers_that_create_their_runs_at_once_tell_one_curve(database: str, opened: bool) -> None:
+def test_two_drivers_that_create_runs_at_once_have_one_curve(database: str, opened: bool) -> None:
     name, barrier, errors = f"race-{opened}", threading.Barrier(2), list[BaseException]()
     both = [tracker(database, name, "alice") for _ in range(2)]
     for driver in both:
         if opened:
             driver.open()
-        driver._mlflow = Meeting(driver._mlflow, barrier)
+        driver._mlflow = RacingMlflow(driver._mlflow, barrier)
 
     def drive(driver: MlflowWriter) -> None:
         def loss() -> None:
@@ -416,7 +414,7 @@ def test_two_drivers_that_create_their_runs_at_once_tell_one_curve(database: str
             driver.metrics(ONE_ID, 1, {"loss": 1.0})
 
         for step in (loss, lambda: score(driver, 7), driver.remove_duplicates):
-            # the teller repeats too: MLflow's database refuses one of two drivers that write one run's params
+            # the relay repeats too: MLflow's database refuses one of two drivers that write one run's params
             # at once
             for attempt in range(5):
                 try:
@@ -436,10 +434,10 @@ def test_two_drivers_that_create_their_runs_at_once_tell_one_curve(database: str
     assert len({driver.parent for driver in both}) == 1
 
 
-def test_a_driver_that_wrote_to_a_later_run_of_the_arm_moves_to_the_earlier_one_before_its_score(
+def test_driver_moves_to_the_earlier_run_of_an_arm_before_its_score(
     database: str,
 ) -> None:
-    """Its request was answered first, and the other driver's, begun before it, was not to be seen yet."""
+    """Its request was answered first, and the other driver's, begun before it, was not visible yet."""
     late = tracker(database, "late", "alice")
     late.arm(ONE_ID, ONE, {"demoscale.data": "d"})
     late.metrics(ONE_ID, 1, {"loss": 1.0})

@@ -1,4 +1,4 @@
-"""The paper's kind of model in miniature: an autoencoder, a text tower, five feature maps, three views, two
+"""Latent video models in miniature: an autoencoder, a text tower, five feature maps, three views, two
 stages.
 """
 
@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 
 from backbones import svd_config, svd_folder, svd_policy
-from kept_checkpoints import LatentEntry
+from checkpoint_folder import CheckpointFolder
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
@@ -26,6 +26,7 @@ from policy.inference import TrainedPolicy
 from policy.interface import Observation
 from policy.latent_codec import latent_codec
 from policy.text_encoder import sentence_encoder
+from selected_episodes import selected
 
 pytestmark = pytest.mark.sim
 
@@ -45,9 +46,9 @@ def job(store: Path, weights: Path, **changes: Any) -> TrainJob:
         mode="two_stage",
         video_steps=2,
     )
-    made = TrainJob(
-        Arm(2, 1.0, 0), "arm", str(store), 1, frozenset(), svd_policy(), settings, "joint", str(weights)
-    )
+    arm = Arm(2, 1.0, 0)
+    subset = selected(store, arm)
+    made = TrainJob(arm, "arm", str(store), 1, subset, svd_policy(), settings, "joint", str(weights))
     return replace(made, **changes)
 
 
@@ -57,9 +58,9 @@ def _one_thread() -> None:
 
 
 def trained(job: TrainJob, folder: Path) -> Path:
-    """The last checkpoint of a run."""
+    """Train and return the last checkpoint."""
     folder.mkdir()
-    train(job, 0, 1, None, LatentEntry(folder), bring=stream.fetch_in_thread)
+    train(job, 0, 1, None, CheckpointFolder(folder), bring=stream.fetch_in_thread)
     return folder / "step_000002"
 
 
@@ -72,7 +73,7 @@ def look(seed: int = 0) -> Observation:
 
 
 @pytest.mark.full
-def test_a_checkpoint_acts_without_the_dataset_and_without_the_weights_it_began_with(
+def test_checkpoint_acts_without_the_dataset_and_the_pretrained_weights(
     lift_store: Path, weights: Path, tmp_path: Path
 ) -> None:
     store, begun_with = tmp_path / "store", tmp_path / "weights"
@@ -90,7 +91,7 @@ def test_a_checkpoint_acts_without_the_dataset_and_without_the_weights_it_began_
 
 
 @pytest.mark.full
-def test_training_on_kept_latents_is_training_on_pictures(
+def test_training_on_cached_latents_equals_training_on_pictures(
     lift_store: Path, weights: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
@@ -116,11 +117,11 @@ def test_training_on_kept_latents_is_training_on_pictures(
 
 
 @pytest.mark.full
-def test_stage_two_moves_the_head_alone_and_starts_from_stage_one(
+def test_stage_two_trains_the_head_alone_from_the_stage_one_video_model(
     lift_store: Path, weights: Path, tmp_path: Path
 ) -> None:
     arm = job(lift_store, weights, objective="action")
-    first = arm.stage_one(load_manifest(open_storage(str(lift_store))))
+    first = arm.stage_one(load_manifest(open_storage(str(lift_store))), arm.subset)
     video = trained(first, tmp_path / "arms")
     with pytest.raises(CheckpointError, match="a video model alone"):
         load(video)
@@ -131,22 +132,22 @@ def test_stage_two_moves_the_head_alone_and_starts_from_stage_one(
     assert any(not torch.equal(one[f"video.unet.{name}"], tensor) for name, tensor in started.items())
 
 
-def test_stage_one_is_shared_by_arms_that_differ_in_the_head_alone(lift_store: Path, weights: Path) -> None:
+def test_stage_one_id_is_shared_by_arms_that_differ_in_the_head_alone(
+    lift_store: Path, weights: Path
+) -> None:
     manifest = load_manifest(open_storage(str(lift_store)))
     arm = job(lift_store, weights, objective="action")
 
     def video(**train: Any) -> str:
-        return replace(arm, train=arm.train.model_copy(update=train)).stage_one(manifest).arm_id
+        return replace(arm, train=arm.train.model_copy(update=train)).stage_one(manifest, arm.subset).arm_id
 
-    same = arm.stage_one(manifest).arm_id
+    def video_of(other: Arm) -> str:
+        return replace(arm, arm=other).stage_one(manifest, selected(lift_store, other)).arm_id
+
+    same = arm.stage_one(manifest, arm.subset).arm_id
     assert video(steps=9, head_learning_rate=1e-4, checkpoint_every=7) == same
     assert len({same, video(video_steps=3), video(learning_rate=1e-5), video(batch_size=4)}) == 4
-    other_videos = replace(arm, arm=Arm(2, 0.5, 0)).stage_one(manifest).arm_id
-    other_seed = replace(arm, arm=Arm(2, 1.0, 1)).stage_one(manifest).arm_id
-    assert len({same, other_videos, other_seed}) == 3
-    # Three demos and three action-free episodes are all six, and so are six demos: the same films, told apart
-    # only by the head.
-    assert (
-        replace(arm, arm=Arm(3, 1.0, 0)).stage_one(manifest).arm_id
-        == replace(arm, arm=Arm(6, 0.0, 0)).stage_one(manifest).arm_id
-    )
+    assert len({same, video_of(Arm(2, 0.5, 0)), video_of(Arm(2, 1.0, 1))}) == 3
+    # Three demos and three action-free episodes are all six, and so are six demos: the same films, different
+    # only for the head.
+    assert video_of(Arm(3, 1.0, 0)) == video_of(Arm(6, 0.0, 0))

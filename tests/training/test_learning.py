@@ -21,6 +21,7 @@ from orchestrator.training.loop import TrainJob, train
 from orchestrator.training.train_events import Reported
 from policy.inference import TrainedPolicy
 from policy.presets import PRESETS
+from selected_episodes import selected
 from sim_workers.demos.recorder import Demonstration
 from sim_workers.envs.robosuite import SimEnv, contract
 from sim_workers.rollout.episode import run_episode
@@ -35,7 +36,7 @@ SUITE = Suite(("Lift",), 10, EpisodeRules(horizon=100))
 
 @pytest.fixture
 def env() -> Iterator[SimEnv]:
-    """The simulator of this process. It records the demonstrations and plays the scored scenes."""
+    """Yield the simulator of this process, which records the demonstrations and plays the scored scenes."""
     env = SimEnv("Lift", contract((CAMERA,), (64, 64), "fast"))
     yield env
     env.close()
@@ -43,7 +44,7 @@ def env() -> Iterator[SimEnv]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Sums of several threads would be rounded in another order."""
+    """Use one thread: sums of several threads are rounded in another order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -66,7 +67,15 @@ def train_head(store: Path, folder: Path) -> tuple[Path, Path]:
     """
     arm = Arm(DEMOS, 0.0, SEED)
     job = TrainJob(
-        arm, "learning", str(store), 1, frozenset(), PRESETS["tiny"], SETTINGS, SETTINGS.objective, weights=""
+        arm=arm,
+        arm_id="learning",
+        episodes=str(store),
+        version=1,
+        subset=selected(store, arm),
+        config=PRESETS["tiny"],
+        train=SETTINGS,
+        objective=SETTINGS.objective,
+        weights="",
     )
 
     def keep(event: Reported, checkpoint: Path | None) -> None:

@@ -1,6 +1,4 @@
-"""Actions, states, losses and weights that are not finite: errors with a sentence, never failures of a
-policy.
-"""
+"""Non-finite actions, states, losses and weights: errors with a sentence, never failures of a policy."""
 
 import json
 import math
@@ -17,7 +15,7 @@ import torch
 from conftest import CHECKOUT, run
 from safetensors.torch import load_file, save_file
 
-from kept_checkpoints import LatentEntry
+from checkpoint_folder import CheckpointFolder
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
@@ -36,6 +34,7 @@ from policy.finite import NotFiniteError, not_finite
 from policy.inference import TrainedPolicy
 from policy.presets import PRESETS, policy_config
 from policy.trainer import Trainer, _refuse, _Watched
+from selected_episodes import selected
 from sim_workers.demos.recorder import Demonstration
 from sim_workers.rollout.divergence import ActionError, DivergedError, refuse_action, refuse_divergence
 from sim_workers.rollout.episode import Outcome, run_episode
@@ -94,16 +93,16 @@ faults = {
     "BADCTRL": (1, gains),
 }
 sound, fresh = play()
-told = {"sound": sound.to_json()}
+outcomes = {"sound": sound.to_json()}
 for name, (at, fault) in faults.items():
-    told[name] = play(at, fault)[0].to_json() | {"same after": play()[1] == fresh}
-print(json.dumps(told))
+    outcomes[name] = play(at, fault)[0].to_json() | {"same after": play()[1] == fresh}
+print(json.dumps(outcomes))
 """
 
 
 @pytest.fixture(scope="module", params=["fast", "slow"])
-def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The outcome of each of FAULTS by either control path."""
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return the outcome of each of FAULTS by either control path."""
     file = tmp_path_factory.mktemp(request.param) / "faults.py"
     file.write_text(
         f"import os, sys\nos.chdir({str(file.parent)!r})  # MuJoCo writes a log\nsys.path.insert(0,"
@@ -116,10 +115,14 @@ def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.sim
-def test_an_action_that_is_not_finite_is_an_error_that_names_its_step_and_dimensions(
-    told: dict[str, Any],
+def test_episode_with_a_non_finite_action_is_an_error_naming_its_dimensions(
+    outcomes: dict[str, Any],
 ) -> None:
-    assert (told["sound"]["result"], told["sound"]["steps"], told["sound"]["message"]) == ("failure", 16, "")
+    assert (outcomes["sound"]["result"], outcomes["sound"]["steps"], outcomes["sound"]["message"]) == (
+        "failure",
+        16,
+        "",
+    )
     end = "; check the weights and the normalisation of the policy that gave it"
     for fault, steps, what in (
         ("all nan", 0, f"in control step 1 the action holds nan in {', '.join(NAMES)}"),
@@ -130,7 +133,7 @@ def test_an_action_that_is_not_finite_is_an_error_that_names_its_step_and_dimens
             "in control step 8 the action holds inf in eef_delta_x_x0.05m and -inf in eef_delta_y_x0.05m",
         ),
     ):
-        outcome = told[fault]
+        outcome = outcomes[fault]
         assert (outcome["result"], outcome["steps"], outcome["message"]) == ("error", steps, what + end)
         assert (outcome["first_success"], outcome["success_at_end"]) == (None, False)
 
@@ -145,10 +148,10 @@ def test_an_action_that_is_not_finite_is_an_error_that_names_its_step_and_dimens
         ("BADCTRL", 5, "the control of actuator robot0_torq_j1"),
     ],
 )
-def test_a_simulation_that_diverges_is_an_error(
-    told: dict[str, Any], warning: str, step: int, what: str
+def test_episode_with_a_diverging_simulation_is_an_error(
+    outcomes: dict[str, Any], warning: str, step: int, what: str
 ) -> None:
-    outcome = told[warning]
+    outcome = outcomes[warning]
     assert (outcome["result"], outcome["steps"]) == ("error", step - 1)
     assert outcome["message"].startswith(
         f"in control step {step} the simulation diverged: MuJoCo warned of {what} ({warning}), which is not"
@@ -156,8 +159,8 @@ def test_a_simulation_that_diverges_is_an_error(
 
 
 @pytest.mark.sim
-def test_the_next_episode_in_the_same_simulator_is_that_of_a_fresh_one(told: dict[str, Any]) -> None:
-    after = {name: outcome["same after"] for name, outcome in told.items() if name != "sound"}
+def test_episode_after_a_fault_equals_that_of_a_fresh_simulator(outcomes: dict[str, Any]) -> None:
+    after = {name: outcome["same after"] for name, outcome in outcomes.items() if name != "sound"}
     assert len(after) == 7
     assert all(after.values()), after
 
@@ -168,7 +171,7 @@ SWING = '<mujoco><worldbody><body><joint name="hinge"/><geom size=".1"/></body><
 @pytest.mark.parametrize(
     ("field", "value"), [("qpos", math.nan), ("qpos", -1.1e10), ("qvel", math.inf), ("qvel", 1.1e10)]
 )
-def test_a_state_that_mujoco_would_warn_of_in_its_next_step_is_found_before(field: str, value: float) -> None:
+def test_refuse_divergence_finds_a_state_that_mujoco_would_warn_of(field: str, value: float) -> None:
     model = mujoco.MjModel.from_xml_string(SWING)
     data = mujoco.MjData(model)
     getattr(data, field)[0] = 0.9e10
@@ -184,7 +187,7 @@ def test_a_state_that_mujoco_would_warn_of_in_its_next_step_is_found_before(fiel
         refuse_divergence(model, data)
 
 
-def test_a_model_without_joints_and_warnings_of_other_kinds_are_no_divergence() -> None:
+def test_refuse_divergence_accepts_models_without_joints_and_other_warnings() -> None:
     model = mujoco.MjModel.from_xml_string("<mujoco/>")
     data = mujoco.MjData(model)
     for kind in ("INERTIA", "CONTACTFULL", "CNSTRFULL"):
@@ -219,7 +222,7 @@ class Rig:
 
 
 class Chunk:
-    """As a policy of another library might give it."""
+    """An action chunk as a policy of another library may return it."""
 
     def __init__(self, actions: Any, execute: int = 8) -> None:
         self.actions, self.execute = np.asarray(actions), execute
@@ -229,7 +232,7 @@ def played(env: Any, chunk: Any, settle: int = 10) -> Outcome:
     return run_episode(env, EpisodeSpec("Lift", 5, 5), EpisodeRules(20, settle), lambda seen: chunk)
 
 
-def test_what_goes_wrong_after_the_first_success_is_an_error_too() -> None:
+def test_episode_that_diverges_after_success_is_an_error() -> None:
     assert played(Rig(99), Chunk(np.zeros((8, 7)))).result == "success"
     later = played(Rig(6), Chunk(np.zeros((8, 7))))
     assert (later.result, later.steps, later.first_success, later.success_at_end) == ("error", 5, None, False)
@@ -239,7 +242,7 @@ def test_what_goes_wrong_after_the_first_success_is_an_error_too() -> None:
     assert first.message == "before the first control step the simulation diverged: somewhere"
 
 
-def test_of_a_chunk_only_the_actions_that_are_carried_out_count() -> None:
+def test_episode_checks_only_the_executed_actions_of_a_chunk() -> None:
     actions = np.zeros((8, 7))
     actions[4:] = np.nan
     assert played(Rig(99), Chunk(actions, execute=4)).result == "success"
@@ -250,26 +253,26 @@ def test_of_a_chunk_only_the_actions_that_are_carried_out_count() -> None:
 
 
 @pytest.mark.parametrize("chunk", [Chunk(np.zeros((0, 7))), Chunk(np.zeros((8, 7)), execute=0)])
-def test_a_chunk_without_actions_ends_the_episode(chunk: Chunk) -> None:
+def test_episode_with_an_empty_chunk_is_an_error(chunk: Chunk) -> None:
     outcome = played(Rig(99), chunk)
     assert (outcome.result, outcome.steps, outcome.looks) == ("error", 0, 1)
     assert "in control step 1 the policy answered with a chunk of no actions" in outcome.message
 
 
-def test_a_dimension_that_the_contract_does_not_name_is_numbered() -> None:
+def test_refuse_action_numbers_a_dimension_without_a_name() -> None:
     refuse_action(np.array([1e30, -1.0]), NAMES)
     with pytest.raises(ActionError, match="the action holds nan in dimension 7; check"):
         refuse_action(np.array([0.0] * 7 + [np.nan]), NAMES)
 
 
-# One environment per process: what users of it meet beside the rollouts.
+# One environment per process: what its users see outside the rollouts.
 AROUND = """
 import json
 import numpy as np
 from sim_workers.envs.gymnasium_env import RolloutEnv
 gym = RolloutEnv("Lift", cameras=(), chunk=3)
 gym.reset(seed=0)
-env, told = gym._env, {}
+env, outcomes = gym._env, {}
 before, actions = env.physics, np.zeros((3, 7), np.float32)
 actions[2, 6] = np.nan
 def of(call, *arguments):
@@ -277,8 +280,8 @@ def of(call, *arguments):
         call(*arguments)
     except Exception as error:
         return [type(error).__name__, str(error).partition(";")[0], type(error.__cause__).__name__]
-told["gym"] = of(gym.step, actions)
-told["still"] = bool(np.array_equal(before, env.physics))
+outcomes["gym"] = of(gym.step, actions)
+outcomes["still"] = bool(np.array_equal(before, env.physics))
 def fails(diverges):
     def advance(action):
         if diverges:
@@ -287,16 +290,16 @@ def fails(diverges):
     return advance
 for diverges in (True, False):
     env._advance = fails(diverges)
-    told[f"controller {diverges}"] = of(env.step, np.zeros(7))
+    outcomes[f"controller {diverges}"] = of(env.step, np.zeros(7))
     gym.reset(seed=0)
 del env._advance
-told["goes on"] = of(gym.step, np.zeros((3, 7), np.float32))
-print(json.dumps(told))
+outcomes["goes on"] = of(gym.step, np.zeros((3, 7), np.float32))
+print(json.dumps(outcomes))
 """
 
 
 @pytest.mark.sim
-def test_a_step_in_other_loops_raises_the_sentence_and_an_error_of_the_simulator_is_its_own(
+def test_rollout_env_and_sim_env_raise_action_and_divergence_errors(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "around.py"
@@ -305,21 +308,21 @@ def test_a_step_in_other_loops_raises_the_sentence_and_an_error_of_the_simulator
     )
     done = run("-W", "ignore", str(file))
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["gym"] == [
+    outcomes = json.loads(done.stdout.splitlines()[-1])
+    assert outcomes["gym"] == [
         "ActionError",
         "the action holds nan in gripper_minus1_open_plus1_close",
         "NoneType",
     ]
-    assert told["still"], "nothing of a refused chunk is carried out"
-    assert told["controller True"][::2] == ["DivergedError", "LinAlgError"]
-    assert "position of joint robot0_joint1 is nan" in told["controller True"][1]
-    assert told["controller False"] == ["LinAlgError", "SVD did not converge", "NoneType"]
-    assert told["goes on"] is None
+    assert outcomes["still"], "no action of a refused chunk is executed"
+    assert outcomes["controller True"][::2] == ["DivergedError", "LinAlgError"]
+    assert "position of joint robot0_joint1 is nan" in outcomes["controller True"][1]
+    assert outcomes["controller False"] == ["LinAlgError", "SVD did not converge", "NoneType"]
+    assert outcomes["goes on"] is None
 
 
 class Recorded:
-    """What `record` needs of a simulator, with one unsound value in what it tells or one fault."""
+    """The part of a simulator that `record` uses, with one non-finite value or one fault."""
 
     contract, state = CONTRACT, dict[str, Any]()
 
@@ -356,7 +359,7 @@ class Recorded:
         (Recorded(diverges=True), 0.0, "the simulation diverged: somewhere"),
     ],
 )
-def test_a_demonstration_that_is_not_finite_is_not_kept(
+def test_record_of_a_non_finite_demonstration_stores_nothing(
     env: Recorded, expert: float, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acting = type("Expert", (), {"horizon": 9, "act": staticmethod(lambda state: np.full(7, expert))})
@@ -387,22 +390,20 @@ def stepped(of: Trainer, **unsound: float) -> Any:
 
 @pytest.mark.parametrize("objective", ["joint", "action"])
 @pytest.mark.parametrize("clip_norm", [1.0, 0.0])
-def test_a_loss_that_is_not_finite_ends_training_by_its_name_and_step(
-    objective: str, clip_norm: float
-) -> None:
+def test_trainer_with_a_non_finite_loss_raises_with_name_and_step(objective: str, clip_norm: float) -> None:
     of = trainer(objective, clip_norm=clip_norm)
     assert math.isfinite(stepped(of).total.item())
-    with pytest.raises(NotFiniteError, match=r"lower train\.learning_rate") as told:
+    with pytest.raises(NotFiniteError, match=r"lower train\.learning_rate") as raised:
         stepped(of, actions=math.nan)
     assert re.match(
         r"loss, loss_action and gradient norm are not finite at step 7 \(loss nan, loss_video [\d.]+,"
         r" loss_action nan, ",
-        str(told.value),
+        str(raised.value),
     )
 
 
 @pytest.mark.parametrize("clip_norm", [1.0, 0.0])
-def test_a_gradient_that_is_not_finite_ends_training_while_its_loss_is(clip_norm: float) -> None:
+def test_trainer_with_a_non_finite_gradient_raises(clip_norm: float) -> None:
     of = trainer(clip_norm=clip_norm)
     of._parameters[0].register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(
@@ -414,7 +415,7 @@ def test_a_gradient_that_is_not_finite_ends_training_while_its_loss_is(clip_norm
         stepped(of)
 
 
-def test_under_fp16_a_gradient_may_overflow_while_the_loss_scale_can_come_down() -> None:
+def test_trainer_under_fp16_tolerates_overflow_while_the_loss_scale_can_drop() -> None:
     _refuse(None)
     values = [0.5, 0.2, 0.3, math.inf]
     _refuse(_Watched(3, torch.tensor([*values, 2.0]), None))
@@ -426,7 +427,7 @@ def test_under_fp16_a_gradient_may_overflow_while_the_loss_scale_can_come_down()
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_on_a_gpu_the_step_is_named_when_the_next_one_is_under_way_or_when_asked(precision: str) -> None:
+def test_trainer_on_a_gpu_raises_at_the_next_step_or_check(precision: str) -> None:
     torch.manual_seed(0)
     model = new_model(policy_config("tiny"), CONTRACT)
     model.learn("joint")
@@ -448,22 +449,22 @@ def test_on_a_gpu_the_step_is_named_when_the_next_one_is_under_way_or_when_asked
 def job(store: str, **train: Any) -> TrainJob:
     settings = Train(**{"steps": 6, "batch_size": 4, "checkpoint_every": 3, "warmup_steps": 2, **train})
     version = latest_version(open_storage(store))
-    return TrainJob(
-        Arm(3, 1.0, 0), "arm", store, version, frozenset(), PRESETS["tiny"], settings, "joint", "none"
-    )
+    arm = Arm(3, 1.0, 0)
+    subset = selected(store, arm)
+    return TrainJob(arm, "arm", store, version, subset, PRESETS["tiny"], settings, "joint", "none")
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> LatentEntry:
+def kept(tmp_path: Path) -> CheckpointFolder:
     torch.set_num_threads(1)
-    return LatentEntry(tmp_path)
+    return CheckpointFolder(tmp_path)
 
 
 train = partial(loop.train, bring=stream.fetch_in_thread)
 
 
-def test_an_arm_whose_loss_is_not_finite_ends_at_that_step_and_leaves_what_was_sound(
-    store: str, kept: LatentEntry, monkeypatch: pytest.MonkeyPatch
+def test_train_with_a_non_finite_loss_keeps_earlier_checkpoints(
+    store: str, kept: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, steps = loop._to_batch, []
 
@@ -481,8 +482,8 @@ def test_an_arm_whose_loss_is_not_finite_ends_at_that_step_and_leaves_what_was_s
 
 
 @pytest.mark.parametrize("part", ["weights", "trainer"])
-def test_a_checkpoint_that_is_not_finite_is_not_written(
-    store: str, kept: LatentEntry, part: str, monkeypatch: pytest.MonkeyPatch
+def test_train_writes_no_checkpoint_with_non_finite_tensors(
+    store: str, kept: CheckpointFolder, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = {"weights": "acting_weights", "trainer": "state"}[part]
     sound = getattr(Trainer, method)
@@ -505,7 +506,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_written(
 
 
 def spoil(folder: Path, file: str) -> str:
-    """Make one value of the file NaN; the name of its tensor."""
+    """Make one value of the file NaN and return the name of its tensor."""
     tensors = load_file(folder / file)
     name = next(
         name
@@ -518,9 +519,7 @@ def spoil(folder: Path, file: str) -> str:
 
 
 @pytest.mark.parametrize("file", ["heads.safetensors", "trainer.safetensors"])
-def test_training_does_not_go_on_from_a_checkpoint_that_is_not_finite(
-    store: str, kept: LatentEntry, file: str
-) -> None:
+def test_train_from_a_non_finite_checkpoint_raises(store: str, kept: CheckpointFolder, file: str) -> None:
     train(job(store), 0, 1, None, kept, stop_request=lambda: StopRequest.PAUSE)
     name = spoil(kept.folder / "step_000001", file)
     with pytest.raises(
@@ -530,7 +529,7 @@ def test_training_does_not_go_on_from_a_checkpoint_that_is_not_finite(
         train(job(store), 0, 1, kept.folder / "step_000001", kept)
 
 
-def test_training_does_not_start_from_a_video_model_that_is_not_finite(store: str, kept: LatentEntry) -> None:
+def test_train_from_a_non_finite_video_model_raises(store: str, kept: CheckpointFolder) -> None:
     video = replace(job(store), objective="video")
     train(video, 0, 1, None, kept)
     folder = kept.folder / "step_000006"
@@ -546,7 +545,7 @@ def test_training_does_not_start_from_a_video_model_that_is_not_finite(store: st
 
 
 @pytest.mark.parametrize("file", ["heads.safetensors", "unet/diffusion_pytorch_model.safetensors"])
-def test_a_checkpoint_with_weights_that_are_not_finite_does_not_act(tmp_path: Path, file: str) -> None:
+def test_trained_policy_with_non_finite_weights_raises(tmp_path: Path, file: str) -> None:
     folder = make_checkpoint(tmp_path / "checkpoint")
     TrainedPolicy(folder)
     name = spoil(folder, file)
@@ -556,7 +555,7 @@ def test_a_checkpoint_with_weights_that_are_not_finite_does_not_act(tmp_path: Pa
         TrainedPolicy(folder)
 
 
-def test_an_observation_that_is_not_finite_spoils_no_answer_but_its_own(tmp_path: Path) -> None:
+def test_trained_policy_with_one_nan_observation_answers_the_others_unchanged(tmp_path: Path) -> None:
     policy = TrainedPolicy(make_checkpoint(tmp_path / "checkpoint"))
     sound = [make_observation(seed) for seed in range(4)]
     unsound = replace(sound[1], proprio=np.full(9, np.nan, np.float32))
@@ -565,7 +564,7 @@ def test_an_observation_that_is_not_finite_spoils_no_answer_but_its_own(tmp_path
     assert all(np.array_equal(alone[i].actions, beside[i].actions) for i in (0, 2, 3))
 
 
-def test_tensors_that_are_not_finite_are_named() -> None:
+def test_not_finite_names_the_tensors() -> None:
     tensors = {
         "a": torch.zeros(3),
         "none": torch.zeros(0),

@@ -1,4 +1,4 @@
-"""Training one arm: stopped and resumed it is the same run; two workers see their share and agree."""
+"""Training one arm: a resumed run equals the uninterrupted one; two workers share the clips and agree."""
 
 import json
 import shutil
@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from kept_checkpoints import LatentEntry
+from checkpoint_folder import CheckpointFolder
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import load_manifest
-from orchestrator.data.subset import select_episodes
 from orchestrator.storage.base import open_storage
+from orchestrator.testing.episodes import make_episode_store
 from orchestrator.training import loop
 from orchestrator.training.control_channel import StopRequest, open_control_channel, receiving
 from orchestrator.training.loop import TrainJob
@@ -31,16 +31,18 @@ from policy.checkpoint import fingerprint, load, load_card, load_trainer
 from policy.config import Recipe
 from policy.presets import PRESETS
 from policy.trainer import learning_rate_factor
+from selected_episodes import selected
 
 
 def job(store: Path, steps: int = 6, workers: int = 1, ratio: float = 1.0) -> TrainJob:
     settings = Train(steps=steps, batch_size=4, checkpoint_every=3, warmup_steps=2, workers=workers)
+    arm = Arm(3, ratio, 0)
     return TrainJob(
-        Arm(3, ratio, 0),
+        arm,
         f"arm-{workers}-{steps}",
         str(store),
         1,
-        frozenset(),
+        selected(store, arm),
         PRESETS["tiny"],
         settings,
         "joint",
@@ -64,7 +66,7 @@ def reported(run: str, step: int, checkpoint: str = "") -> Reported:
 
 
 @pytest.mark.parametrize("checkpoint", ["", "a fingerprint"])
-def test_a_report_survives_ray_trains_metrics_and_a_list_of_checkpoints_without_usage(
+def test_report_from_metrics_is_the_report_and_has_no_usage_where_metrics_have_none(
     checkpoint: str,
 ) -> None:
     report = reported("arm", 6, checkpoint)
@@ -79,14 +81,16 @@ def test_a_report_survives_ray_trains_metrics_and_a_list_of_checkpoints_without_
         Reported.from_metrics("arm", {"step": 6, "loss": 0.5})
 
 
-def came_out(metrics: dict[str, Any]) -> dict[str, Any]:
-    """All but what it took."""
+def without_spent(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the metrics without what was spent."""
     return {name: value for name, value in metrics.items() if name not in USAGE}
 
 
 @pytest.fixture
 def _no_ray() -> None:
-    """The plain loop needs no Ray: `train` fetches straight from the store."""
+    """Limit torch to one thread; the plain loop needs no Ray, since `train` fetches straight from the
+    store.
+    """
     torch.set_num_threads(1)
 
 
@@ -95,14 +99,16 @@ train = partial(loop.train, bring=stream.fetch_in_thread)
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
-def test_a_resumed_run_is_the_uninterrupted_run(lift_store: Path, tmp_path: Path) -> None:
-    whole, rest = LatentEntry(tmp_path / "whole"), LatentEntry(tmp_path / "rest")
+def test_train_resumed_equals_the_uninterrupted_run(lift_store: Path, tmp_path: Path) -> None:
+    whole, rest = CheckpointFolder(tmp_path / "whole"), CheckpointFolder(tmp_path / "rest")
     for kept in (whole, rest):
         kept.folder.mkdir()
     train(job(lift_store), 0, 1, None, whole)
     train(job(lift_store), 0, 1, whole.folder / "step_000003", rest)
     assert [step for step, _ in whole.reports if step > 3] == [step for step, _ in rest.reports]
-    assert [came_out(m) for step, m in whole.reports if step > 3] == [came_out(m) for _, m in rest.reports]
+    assert [without_spent(m) for step, m in whole.reports if step > 3] == [
+        without_spent(m) for _, m in rest.reports
+    ]
     ours, theirs = (load_trainer(kept.folder / "step_000006") for kept in (whole, rest))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -110,10 +116,10 @@ def test_a_resumed_run_is_the_uninterrupted_run(lift_store: Path, tmp_path: Path
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
-def test_every_report_says_what_was_spent_since_the_last_and_no_checkpoint_does(
+def test_train_reports_hold_the_usage_since_the_last_and_checkpoints_none(
     lift_store: Path, tmp_path: Path
 ) -> None:
-    kept = LatentEntry(tmp_path)
+    kept = CheckpointFolder(tmp_path)
     cpu, wall = time.process_time(), time.perf_counter()
     train(job(lift_store), 0, 1, None, kept)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
@@ -138,13 +144,11 @@ def test_every_report_says_what_was_spent_since_the_last_and_no_checkpoint_does(
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
-def test_a_run_that_is_paused_at_any_step_goes_on_as_if_it_had_not_been(
-    lift_store: Path, tmp_path: Path
-) -> None:
+def test_train_paused_at_any_step_resumes_as_if_uninterrupted(lift_store: Path, tmp_path: Path) -> None:
     whole, paused, stopped = (
-        LatentEntry(tmp_path / "whole"),
-        LatentEntry(tmp_path / "paused"),
-        LatentEntry(tmp_path / "stopped"),
+        CheckpointFolder(tmp_path / "whole"),
+        CheckpointFolder(tmp_path / "paused"),
+        CheckpointFolder(tmp_path / "stopped"),
     )
     for kept in (whole, paused, stopped):
         kept.folder.mkdir()
@@ -158,16 +162,14 @@ def test_a_run_that_is_paused_at_any_step_goes_on_as_if_it_had_not_been(
     assert fingerprint(whole.folder / "step_000006") == fingerprint(paused.folder / "step_000006")
     train(job(lift_store), 0, 1, None, stopped, stop_request=lambda: StopRequest.STOP)
     assert [step for step, _ in stopped.reports] == [1]
-    assert not any(stopped.folder.iterdir()), "what is not worth going on with is not worth a checkpoint"
+    assert not any(stopped.folder.iterdir()), "a stopped arm saves no checkpoint"
 
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
-def test_training_that_goes_on_to_more_steps_ends_as_one_that_was_asked_for_them_at_once(
-    lift_store: Path, tmp_path: Path
-) -> None:
-    """Where the learning rate is constant; then the arm of both is the same one."""
-    once, longer = LatentEntry(tmp_path / "once"), LatentEntry(tmp_path / "longer")
+def test_train_extended_to_more_steps_equals_the_longer_run(lift_store: Path, tmp_path: Path) -> None:
+    """With a constant learning rate, under which both are the same arm."""
+    once, longer = CheckpointFolder(tmp_path / "once"), CheckpointFolder(tmp_path / "longer")
     for kept in (once, longer):
         kept.folder.mkdir()
     long = job(lift_store, steps=8)
@@ -187,8 +189,8 @@ def test_training_that_goes_on_to_more_steps_ends_as_one_that_was_asked_for_them
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
-def test_a_checkpoint_says_where_it_comes_from(lift_store: Path, tmp_path: Path) -> None:
-    kept = LatentEntry(tmp_path)
+def test_checkpoint_provenance_names_its_data(lift_store: Path, tmp_path: Path) -> None:
+    kept = CheckpointFolder(tmp_path)
     train(job(lift_store, steps=3), 0, 1, None, kept)
     card = load_card(tmp_path / "step_000003")
     manifest = load_manifest(open_storage(str(lift_store)))
@@ -205,10 +207,10 @@ def test_a_checkpoint_says_where_it_comes_from(lift_store: Path, tmp_path: Path)
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
 @pytest.mark.parametrize(("ratio", "with_actions", "action_free"), [(0.0, 12, 0), (1.0, 6, 6), (1 / 3, 9, 3)])
-def test_the_clips_consumed_are_counted_and_keep_the_asked_ratio(
+def test_train_counts_consumed_clips_at_the_requested_ratio(
     lift_store: Path, tmp_path: Path, ratio: float, with_actions: int, action_free: int
 ) -> None:
-    kept = LatentEntry(tmp_path)
+    kept = CheckpointFolder(tmp_path)
     train(job(lift_store, steps=3, ratio=ratio), 0, 1, None, kept)
     told = kept.reports[-1][1]
     assert (told["clips_with_actions"], told["clips_action_free"]) == (with_actions, action_free)
@@ -219,11 +221,11 @@ def test_the_clips_consumed_are_counted_and_keep_the_asked_ratio(
 @pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.ray
-def test_two_workers_train_one_model_through_ray_and_pause_at_one_step(
+def test_fit_with_two_workers_trains_one_model_and_pauses_at_one_step(
     lift_store: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
-    """Ray Data streams to both, gloo averages their gradients, the first one's checkpoint is whole; asked to
-    pause, both end at the same step.
+    """Ray Data streams to both, gloo averages their gradients, the first one's checkpoint is whole; on a
+    pause request both end at the same step.
     """
     import ray
 
@@ -253,26 +255,27 @@ def test_two_workers_train_one_model_through_ray_and_pause_at_one_step(
 @pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.ray
-def test_a_damaged_episode_stops_an_arm_by_its_name_without_trying_again(
+def test_fit_with_a_damaged_episode_raises_without_retries(
     lift_store: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
     store = tmp_path / "store"
     shutil.copytree(lift_store, store)
     manifest = load_manifest(open_storage(str(store)))
-    victim = manifest[select_episodes(manifest, 1, 0, 0).demos[0]]
+    victim = manifest[selected(store, Arm(1, 0, 0)).demos[0]]
     data = (store / victim.key).read_bytes()
     (store / victim.key).write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
-    arm = replace(job(store, ratio=0), arm=Arm(1, 0, 0), arm_id="damaged")
+    arm = Arm(1, 0, 0)
+    damaged = replace(job(store, ratio=0), arm=arm, subset=selected(store, arm), arm_id="damaged")
     with (
         open_control_channel() as channel,
         pytest.raises(
             EpisodeError, match=f"^{store}: episode {victim.episode_id} is damaged; restore {victim.key}$"
         ),
     ):
-        fit(arm, str(tmp_path / "arms"), {"CPU": 0.5}, channel, attempts=3)
+        fit(damaged, str(tmp_path / "arms"), {"CPU": 0.5}, channel, attempts=3)
 
 
-def test_the_learning_rate_warms_up_and_comes_down_to_zero() -> None:
+def test_learning_rate_warms_up_and_decays_to_zero() -> None:
     factors = [learning_rate_factor(step, Recipe(warmup_steps=10), 100) for step in range(100)]
     assert factors[0] == pytest.approx(0.1, rel=1e-3)
     assert max(factors) == pytest.approx(1, abs=0.03)
@@ -281,14 +284,15 @@ def test_the_learning_rate_warms_up_and_comes_down_to_zero() -> None:
     assert learning_rate_factor(99, Recipe(schedule="constant"), 100) == 1
 
 
-def test_a_controller_or_a_storage_that_fails_is_no_reason_to_give_an_arm_up(
+def test_fit_retries_after_controller_and_storage_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray.train
     import ray.train.torch
     from ray.exceptions import ActorDiedError
 
-    report = reported(job(tmp_path).arm_id, 6)
+    arm = job(Path(make_episode_store(tmp_path / "store", 8)))
+    report = reported(arm.arm_id, 6)
     failures = [
         ray.train.ControllerError(OSError("it is away")),
         ActorDiedError(),
@@ -307,9 +311,9 @@ def test_a_controller_or_a_storage_that_fails_is_no_reason_to_give_an_arm_up(
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
     events: list[Retried] = []
     channel = SimpleNamespace(send=SimpleNamespace(remote=events.append))
-    assert fit(job(tmp_path), str(tmp_path), {"CPU": 0.5}, channel, attempts=4) == [report]
-    assert [(type(event), event.run) for event in events] == 3 * [(Retried, job(tmp_path).arm_id)]
+    assert fit(arm, str(tmp_path), {"CPU": 0.5}, channel, attempts=4) == [report]
+    assert [(type(event), event.run) for event in events] == 3 * [(Retried, arm.arm_id)]
     assert "it is away" in events[2].cause.splitlines()[-1]
     failures += [OSError("it is away")] * 2
     with pytest.raises(OSError, match="it is away"):
-        fit(job(tmp_path), str(tmp_path), {"CPU": 0.5}, channel, attempts=2)
+        fit(arm, str(tmp_path), {"CPU": 0.5}, channel, attempts=2)

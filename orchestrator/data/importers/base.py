@@ -1,39 +1,30 @@
 """Common part of the importers, which read recordings in third-party formats as episodes of the store.
 
 `open_source` inspects a file or folder and lists its episodes before any picture is read. Each format has a
-module of its own in this package, which reads only the part of a file that belongs to the requested episode.
+module of its own in this package. It finds the format's conventions (`SourceInfo`) and describes every
+episode (`EpisodeInfo`), from which `build_items` makes the list, and it provides the `Reader`, which reads
+only the part of a file that belongs to the requested episode.
 """
 
-import hashlib
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.data.episode_format import Episode
-from orchestrator.data.importers.image_ops import RANGES, TURNS
-from policy.errors import DemoscaleError
+from orchestrator.data.importers.image_ops import RANGES, Pictures, kept_frames
+from orchestrator.data.importers.source_files import (
+    FILM_SUFFIXES,
+    HDF5_SUFFIXES,
+    MCAP_SUFFIXES,
+    SourceError,
+    refuse_pointer,
+    visible,
+)
 from policy.interface import Contract
-from sim_workers.envs.robosuite import ACTION, PROPRIO, PROPRIO_KEYS
-
-Pictures = npt.NDArray[np.uint8]
-
-MOST_BYTES = 8 << 30
-"""Maximum bytes of one episode's pictures in memory, as the store keeps them."""
-LARGEST_DELTA = 1.001
-"""Largest absolute value of an action that is named a displacement in [-1, 1], rounding included."""
-POINTER = b"version https://git-lfs"
-"""First bytes of the file that git-LFS leaves in place of one that was not downloaded."""
-
-
-class SourceError(DemoscaleError):
-    """Error of a source, in one sentence: which file, field or episode, what is wrong, and the fix."""
 
 
 @dataclass(frozen=True)
@@ -90,20 +81,20 @@ class ImportOptions:
     """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Item:
     """Description of one episode of a source, made without reading its pictures."""
 
     name: str
     """Name, unique in the source."""
-    episode_id: str
+    episode_id: str = ""
     """Id in the store."""
-    task: str
-    instruction: str
+    task: str = ""
+    instruction: str = ""
     length: int
     """Number of frames in the store."""
     labelled: bool
-    origin: str
+    origin: str = ""
     """Origin of the episode and conversions of its pictures; becomes the episode's `source`."""
     problem: str = ""
     """Reason why it is not imported, as a sentence, which is also among the source's problems; empty if it is
@@ -111,11 +102,96 @@ class Item:
     """
 
 
-class Source(Protocol):
-    """File or folder that holds episodes. It can be pickled: it keeps no file open."""
+@dataclass(frozen=True, kw_only=True)
+class SourceInfo:
+    """Conventions that all episodes of a source share, as recorded and as stored."""
 
     format: str
+    """Name of the file format."""
+    name: str
+    """Name of the source in the origins of episodes and in the sentences about them."""
+    label: str
+    """Prefix of the episodes' ids in the store."""
+    cameras: dict[str, str]
+    """Camera of the source -> its name in the store."""
+    stored: str
+    """Orientation of the pictures as recorded, one of `image_ops.TURNS`."""
+    native_hz: float
+    """Steps per second as recorded."""
+    labelled: bool
+    """Whether actions are read."""
     contract: Contract
+    """Conventions of the episodes as stored."""
+
+    @property
+    def choices(self) -> tuple[object, ...]:
+        """Cameras and conversions of the pictures, as parts of an episode's `identity`."""
+        return list(self.cameras.items()), self.stored, self.contract.image_size
+
+    def kept(self, rows: int) -> npt.NDArray[np.int64]:
+        """Return the indices of the recorded steps that the store keeps, out of `rows` steps."""
+        return kept_frames(rows, self.native_hz, self.contract.control_hz)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeInfo:
+    """Facts about one episode, from which `build_items` makes its item."""
+
+    rows: int
+    """Number of recorded steps."""
+    picture_size: tuple[int, int]
+    """(H, W) of the pictures as recorded."""
+    task: str
+    instruction: str
+    content: tuple[object, ...]
+    """Everything that tells the episode from another one: parts of its `identity`."""
+    hz: float | None = None
+    """Steps per second as recorded; None: those of the source."""
+    labelled: bool | None = None
+    """Whether it has actions; None: as the source."""
+    largest_action: float = 0.0
+    """Largest absolute value of its actions, the gripper's excluded."""
+    note: str = ""
+    """Further part of its origin."""
+
+
+@dataclass(frozen=True)
+class RawEpisode:
+    """Episode as read from its file, pictures already upright and scaled."""
+
+    frames: dict[str, Pictures]
+    """Camera of the source -> (L, H, W, 3) pictures of the L frames that the store keeps."""
+    rows: int
+    """Number of recorded steps N."""
+    proprio: npt.NDArray[Any] | None = None
+    """(N, P) values of all N steps."""
+    action: npt.NDArray[Any] | None = None
+    """(N, A) values of all N steps."""
+    success: bool | None = None
+    hz: float | None = None
+    """Steps per second as recorded; None: those of the source."""
+
+
+class Reader(Protocol):
+    """Access to the episodes of a source. It can be pickled: it keeps no file open."""
+
+    def read(self, item: Item, info: SourceInfo) -> RawEpisode:
+        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is
+        damaged.
+        """
+        ...
+
+    def first_pictures(self, item: Item, info: SourceInfo) -> dict[str, Pictures]:
+        """Return one (H, W, 3) picture per camera as stored, neither turned nor scaled."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """File or folder that holds episodes. It can be pickled."""
+
+    info: SourceInfo
+    reader: Reader
     items: list[Item]
     """Every episode, those with a problem included."""
     problems: list[str]
@@ -123,15 +199,72 @@ class Source(Protocol):
     questions: list[str]
     """Options that the user must give before anything can be read, one sentence each."""
 
+    @property
+    def format(self) -> str:
+        return self.info.format
+
+    @property
+    def contract(self) -> Contract:
+        return self.info.contract
+
     def read(self, item: Item) -> Episode:
-        """Return the whole episode, pictures upright. Raises SourceError if it is damaged."""
-        ...
+        """Return the whole episode, pictures upright. Raises SourceError or ValueError if it is damaged."""
+        if item.problem:
+            raise SourceError(item.problem)
+        return finished(item, self.reader.read(item, self.info), self.info)
 
     def first_pictures(self, item: Item) -> dict[str, Pictures]:
         """Return one (H, W, 3) picture per camera as stored, neither turned nor scaled, for visual
         inspection.
         """
-        ...
+        if item.problem:
+            raise SourceError(item.problem)
+        return self.reader.first_pictures(item, self.info)
+
+
+def finished(item: Item, raw: RawEpisode, info: SourceInfo) -> Episode:
+    """Return the episode to store: vectors resampled, cameras by their new names. Raises SourceError if its
+    parts disagree.
+    """
+    contract = info.contract
+    kept = kept_frames(raw.rows, raw.hz or info.native_hz, contract.control_hz)
+    lengths = {f"camera {name}": len(frames) for name, frames in raw.frames.items()}
+    if len({*lengths.values(), len(kept), item.length}) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise SourceError(
+            f"{item.origin}: it has other frames than announced ({listed}, announced {item.length}); repair"
+            " it or leave it out"
+        )
+    vectors: dict[str, npt.NDArray[np.float32] | None] = {}
+    for name, values, width in (
+        ("proprioception", raw.proprio, len(contract.proprio)),
+        ("actions", raw.action, len(contract.action)),
+    ):
+        vectors[name] = None
+        if values is None:
+            continue
+        if len(values) != raw.rows:
+            raise SourceError(
+                f"{item.origin}: its parts differ in length ({raw.rows} frames, {name} {len(values)}); repair"
+                " it or leave it out"
+            )
+        if values.shape[1:] != (width,):
+            raise SourceError(
+                f"{item.origin}: its {name} have {values.shape[-1]} values, those of the others {width};"
+                " leave it out"
+            )
+        vectors[name] = np.asarray(values, np.float32)[kept]
+    frames = {info.cameras[name]: pictures for name, pictures in raw.frames.items()}
+    return Episode(
+        episode_id=item.episode_id,
+        task=item.task,
+        instruction=item.instruction,
+        frames={name: frames[name] for name in contract.cameras},
+        proprio=vectors["proprioception"],
+        action=vectors["actions"],
+        success=raw.success,
+        source=item.origin,
+    )
 
 
 def open_source(path: str | Path, reading: ImportOptions) -> Source:
@@ -191,24 +324,6 @@ def open_source(path: str | Path, reading: ImportOptions) -> Source:
     )
 
 
-HDF5_SUFFIXES = (".hdf5", ".h5")
-MCAP_SUFFIXES = (".mcap",)
-FILM_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm")
-
-
-def visible(root: Path, suffixes: Sequence[str], depth: int = 8) -> Iterator[Path]:
-    """Yield the files below a folder that end in one of the suffixes (in capitals too), sorted, without
-    hidden files and folders.
-    """
-    for path in sorted(root.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir() and depth > 1:
-            yield from visible(path, suffixes, depth - 1)
-        elif path.suffix.lower() in suffixes and path.is_file():
-            yield path
-
-
 def zarr_folder(path: Path) -> Path | None:
     """Return the folder, or the one in it, that is a zarr replay buffer; None without one. Raises SourceError
     if it holds several.
@@ -239,370 +354,3 @@ def refuse_options(path: Path, reading: ImportOptions, kind: str, without: Itera
     """
     if asked := [OPTIONS[name] for name in without if getattr(reading, name)]:
         raise SourceError(f"{path}: {', '.join(asked)} cannot be applied to {kind}; leave it out")
-
-
-def refuse_pointer(path: Path) -> None:
-    """Raise SourceError for a file whose content git-LFS did not download."""
-    with path.open("rb") as file:
-        if file.read(len(POINTER)) == POINTER:
-            raise SourceError(
-                f"{path}: it is a git-LFS pointer, not the file itself; run `git lfs pull` where it was"
-                " cloned"
-            )
-
-
-def contained(root: Path, relative: str) -> Path:
-    """Return the path of a file that a data set names. Raises SourceError if it leads out of the data set's
-    folder.
-
-    Links into `blobs` next to `snapshots` are allowed: Hugging Face keeps a snapshot's files so.
-    """
-    named = PurePosixPath(relative)
-    if named.is_absolute() or ".." in named.parts:
-        raise SourceError(f"{root}: it names the file {relative}, which is not inside its folder")
-    path = root / named
-    allowed = [
-        root.resolve(),
-        *([root.resolve().parent.parent / "blobs"] if root.resolve().parent.name == "snapshots" else []),
-    ]
-    if path.exists() and not any(path.resolve().is_relative_to(folder) for folder in allowed):
-        raise SourceError(f"{root}: {relative} is a link to a file outside its folder")
-    return path
-
-
-def unusable(name: str, length: int, labelled: bool, problem: str) -> Item:
-    """Return the item of an episode that cannot be imported."""
-    return Item(name, "", "", "", length, labelled, "", problem)
-
-
-@contextmanager
-def leaving_out(where: str, problems: list[str]) -> Iterator[None]:
-    """Catch any error of one episode, so that only this one is left out, and append it to the problems."""
-    try:
-        yield
-    except Exception as error:
-        problems.append(f"{where}: {cause(error)}; left out")
-
-
-def cause(error: BaseException) -> str:
-    """Return the description of an error, as part of a sentence."""
-    said = " ".join(str(error).split())
-    return (
-        said
-        if isinstance(error, (SourceError, ValueError)) and said
-        else f"it cannot be read ({type(error).__name__}{f': {said}' * bool(said)})"
-    )
-
-
-def identity(*parts: object) -> str:
-    """Return a short hash of an episode's content (numbers, bytes, words), independent of its file's name."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            digest.update(repr((part.dtype.str, part.shape)).encode() + np.ascontiguousarray(part).tobytes())
-        else:
-            digest.update(part if isinstance(part, bytes) else repr(part).encode())
-        digest.update(b"\0")
-    return digest.hexdigest()[:12]
-
-
-def refuse_bulk(length: int, cameras: int, size: tuple[int, int]) -> None:
-    """Raise ValueError for an episode whose pictures would not fit into memory."""
-    if (nbytes := length * cameras * size[0] * size[1] * 3) > MOST_BYTES:
-        raise ValueError(
-            f"its pictures would take {nbytes / 2**30:.0f} GiB of memory, more than {MOST_BYTES >> 30}; scale"
-            " them with --image-size, or divide it"
-        )
-
-
-def only_sentence(sentences: Iterable[str], parts: str) -> str:
-    """Return the one sentence that an episode's parts (rows, steps) name, '' if none. Raises ValueError if
-    they name several.
-    """
-    named = sorted({sentence.strip() for sentence in sentences} - {""})
-    if len(named) > 1:
-        raise ValueError(
-            f"its {parts} name {len(named)} sentences ({'; '.join(named)}); say which holds with"
-            " --instruction"
-        )
-    return named[0] if named else ""
-
-
-def action_names(
-    where: str, action: tuple[str, ...], largest: float, reading: ImportOptions
-) -> tuple[tuple[str, ...], list[str]]:
-    """Return the names of the action's dimensions, and a question if values named as displacements exceed
-    [-1, 1].
-
-    largest: largest absolute value, the gripper's excluded. diffusion_policy's `image_abs.hdf5` holds
-    absolute poses although its controller is one of displacements.
-    """
-    if reading.deltas is False:
-        return tuple(name.replace("delta", "absolute") for name in action), []
-    if action != ACTION or largest <= LARGEST_DELTA or reading.deltas:
-        return action, []
-    return names_of(["action"], [len(action)]), [
-        f"{where}: its actions reach {largest:.3g}, but displacements as the file describes them stay within"
-        " [-1, 1]; say --absolute if they are poses (as in diffusion_policy's image_abs.hdf5), --deltas if"
-        " they are displacements all the same"
-    ]
-
-
-# -- common to several formats -------------------------------------------------------------------------------
-
-
-def label_of(path: Path, reading: ImportOptions) -> str:
-    """Return the prefix of episode ids: the reading's label, or the path's name up to its first dot."""
-    return reading.label or path.name.split(".")[0]
-
-
-def episode_ids(label: str, names: list[str]) -> dict[str, str]:
-    """Return an id per name: `-` replaces the separator of folders, and a hash of the whole name tells apart
-    two that would then be equal.
-    """
-    plain: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        plain[f"{label}-{name.replace('/', '-')}"].append(name)
-    return {
-        name: episode_id if len(same) == 1 else f"{episode_id}-{identity(name)[:6]}"
-        for episode_id, same in plain.items()
-        for name in same
-    }
-
-
-def chosen_cameras(where: str, available: Iterable[str], reading: ImportOptions) -> dict[str, str]:
-    """Return camera of the source -> name in the store. Raises SourceError for an unknown camera or two with
-    one name.
-    """
-    available = list(available)
-    if unknown := [name for name in reading.cameras if name not in available]:
-        raise SourceError(
-            f"{where}: there is no camera {', '.join(unknown)}; --cameras can choose from"
-            f" {', '.join(available) or 'none'}"
-        )
-    if len(set(reading.cameras.values())) < len(reading.cameras):
-        raise SourceError(f"{where}: --cameras gives two cameras one name")
-    return reading.cameras or {name: name for name in available}
-
-
-def contract_of(
-    where: str,
-    cameras: dict[str, str],
-    sizes: dict[str, tuple[int, int]],
-    proprio: tuple[str, ...],
-    action: tuple[str, ...],
-    native_hz: float,
-    simulator: str,
-    reading: ImportOptions,
-) -> Contract:
-    """Return the conventions of the episodes to be written.
-
-    sizes: (H, W) of some pictures, by a name for messages. Raises SourceError if they differ, or if the
-    dimensions do not fit `panda`.
-    """
-    if len(set(sizes.values())) > 1 and not reading.image_size:
-        listed = ", ".join(f"{name} {height}x{width}" for name, (height, width) in sizes.items())
-        raise SourceError(
-            f"{where}: the pictures differ in size ({listed}); choose one with --image-size, or some of them"
-            " with --cameras"
-        )
-    if reading.panda:
-        if (action and len(action) != len(ACTION)) or (proprio and len(proprio) != len(PROPRIO)):
-            raise SourceError(
-                f"{where}: --panda means {len(ACTION)} action dimensions and {len(PROPRIO)} values of"
-                f" proprioception, here are {len(action)} and {len(proprio)}; choose vectors with --proprio,"
-                " or leave --panda out"
-            )
-        proprio, action = PROPRIO if proprio else (), ACTION if action else ()
-    return Contract(
-        cameras=tuple(cameras.values()),
-        image_size=reading.image_size or next(iter(sizes.values())),
-        render_profile=reading.render_profile or "imported",
-        proprio=proprio,
-        action=action,
-        control_hz=store_rate(where, native_hz, bool(action), reading),
-        simulator=reading.simulator or simulator,
-    )
-
-
-def native_rate(where: str, stated: float | None, reading: ImportOptions) -> float:
-    """Return the recording's steps per second. Raises SourceError if neither the source nor the reading
-    states them, or they differ.
-    """
-    if stated and reading.hz and abs(stated - reading.hz) > 1e-6:
-        raise SourceError(
-            f"{where}: it was recorded at {stated:g} steps per second, not {reading.hz:g}; leave --hz out, or"
-            " mean --resample-hz"
-        )
-    if not (stated or reading.hz):
-        raise SourceError(f"{where}: it does not say how many steps a second has; say it with --hz")
-    return float(stated or reading.hz or 0)
-
-
-def store_rate(where: str, native_hz: float, labelled: bool, reading: ImportOptions) -> float:
-    """Return the steps per second of the episodes to be written. Raises SourceError for resampling episodes
-    with actions.
-    """
-    if reading.resample_hz and reading.resample_hz != native_hz and labelled:
-        raise SourceError(
-            f"{where}: episodes with actions are not resampled from {native_hz:g} to {reading.resample_hz:g}"
-            " per second, since an action is meant for one step; leave --resample-hz out, or add"
-            " --action-free"
-        )
-    return reading.resample_hz or native_hz
-
-
-def kept_frames(length: int, native_hz: float, hz: float) -> npt.NDArray[np.int64]:
-    """Return the indices of the frames nearest to the steps of another rate, out of `length` frames."""
-    if hz == native_hz:
-        return np.arange(length)
-    count = int((length - 1) * hz / native_hz + 1e-9) + 1
-    nearest: npt.NDArray[np.int64] = np.round(np.arange(count) * native_hz / hz).astype(np.int64)
-    return nearest.clip(max=length - 1)
-
-
-def cameras_by_name(keys: Iterable[str]) -> dict[str, str]:
-    """Return camera -> its key, among keys such as `agentview_image` and `eye_in_hand_rgb`."""
-    return {re.sub(r"_(image|rgb)$", "", key): key for key in keys}
-
-
-def chosen_proprio(
-    where: str, kind: str, widths: dict[str, int], defaults: Sequence[tuple[str, ...]], reading: ImportOptions
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the keys of the vectors that make up the proprioception, and a name per value.
-
-    kind: the format's word for vectors. widths: values per vector. defaults: sets of keys to try, in order of
-    preference. Raises SourceError if neither the reading nor the defaults name existing vectors.
-    """
-    keys = reading.proprio
-    if keys is None:
-        keys = next(
-            (keys for keys in defaults if set(keys) <= set(widths)), () if reading.action_free else None
-        )
-    if keys is None or not set(keys) <= set(widths) or not (keys or reading.action_free):
-        raise SourceError(
-            f"{where}: say which {kind} are the proprioception with --proprio; there are"
-            f" {', '.join(sorted(widths)) or 'none'}"
-        )
-    names = names_of(keys, [widths[key] for key in keys])
-    return keys, PROPRIO if keys == PROPRIO_KEYS and len(names) == len(PROPRIO) else names
-
-
-def width_of(vectors: Any) -> int:
-    """Return the values per row of (N, D) or (N,) vectors without reading any."""
-    return int(np.prod(vectors.shape[1:]))
-
-
-def rows_of(values: Any) -> Any:
-    """Return (N, D) or (N,) values as (N, D)."""
-    return values.reshape(len(values), -1)
-
-
-def names_of(keys: Sequence[str], widths: Sequence[int]) -> tuple[str, ...]:
-    """Return a name for every value of the concatenated vectors."""
-    return tuple(
-        name
-        for key, width in zip(keys, widths, strict=True)
-        for name in ([key] if width == 1 else [f"{key}_{i}" for i in range(width)])
-    )
-
-
-def origin(
-    where: str,
-    stored: str,
-    native_size: tuple[int, int],
-    native_hz: float,
-    contract: Contract,
-    content: str = "",
-) -> str:
-    """Return the sentence that an episode keeps about its origin. `content`: its `identity`, by which a later
-    import recognises it.
-    """
-    parts = [where]
-    if stored != "upright":
-        parts.append(f"stored {stored}, turned upright")
-    if native_size != contract.image_size:
-        parts.append("scaled from {}x{}".format(*native_size))
-    if native_hz != contract.control_hz:
-        parts.append(f"resampled from {native_hz:g} per second")
-    if content:
-        parts.append(f"content {content}")
-    return "; ".join(parts)
-
-
-@dataclass(frozen=True)
-class RawEpisode:
-    """Episode as read from its file, pictures already upright and scaled."""
-
-    frames: dict[str, Pictures]
-    """Camera of the source -> (L, H, W, 3) pictures of the L frames that the store keeps."""
-    proprio: npt.NDArray[Any] | None
-    """(N, P) values of all N rows of the file."""
-    action: npt.NDArray[Any] | None
-    """(N, A) values of all N rows of the file."""
-    success: bool | None
-    rows: int
-    """Number of rows N."""
-
-
-def finished(
-    item: Item, raw: RawEpisode, contract: Contract, cameras: dict[str, str], native_hz: float
-) -> Episode:
-    """Return the episode to store: vectors resampled, cameras by their new names. Raises SourceError if its
-    parts disagree.
-    """
-    kept = kept_frames(raw.rows, native_hz, contract.control_hz)
-    lengths = {f"camera {name}": len(frames) for name, frames in raw.frames.items()}
-    if len({*lengths.values(), len(kept), item.length}) > 1:
-        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise SourceError(
-            f"{item.origin}: it has other frames than announced ({listed}, announced {item.length}); repair"
-            " it or leave it out"
-        )
-    vectors: dict[str, npt.NDArray[np.float32] | None] = {}
-    for name, values, width in (
-        ("proprioception", raw.proprio, len(contract.proprio)),
-        ("actions", raw.action, len(contract.action)),
-    ):
-        vectors[name] = None
-        if values is None:
-            continue
-        if len(values) != raw.rows:
-            raise SourceError(
-                f"{item.origin}: its parts differ in length ({raw.rows} frames, {name} {len(values)}); repair"
-                " it or leave it out"
-            )
-        if values.shape[1:] != (width,):
-            raise SourceError(
-                f"{item.origin}: its {name} have {values.shape[-1]} values, those of the others {width};"
-                " leave it out"
-            )
-        vectors[name] = np.asarray(values, np.float32)[kept]
-    frames = {cameras[name]: pictures for name, pictures in raw.frames.items()}
-    return Episode(
-        episode_id=item.episode_id,
-        task=item.task,
-        instruction=item.instruction,
-        frames={name: frames[name] for name in contract.cameras},
-        proprio=vectors["proprioception"],
-        action=vectors["actions"],
-        success=raw.success,
-        source=item.origin,
-    )
-
-
-def orientation(
-    where: str, convention: str | None, hint: str, reading: ImportOptions
-) -> tuple[str, list[str]]:
-    """Return how the pictures are stored, and a question if neither the reading nor the format's convention
-    states it.
-    """
-    if reading.images and reading.images not in TURNS:
-        raise SourceError(f"--images {reading.images}: pictures are {', '.join(TURNS)}")
-    stored = reading.images or convention
-    if stored:
-        return stored, []
-    return "upright", [
-        f"{where}: pictures of this format are stored both ways up{hint}; look at them with --dry-run --sheet"
-        f" sheet.png, then say --images {' or '.join(TURNS)}"
-    ]

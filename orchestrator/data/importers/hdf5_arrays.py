@@ -25,6 +25,8 @@ CHUNK_CACHE = 64 << 20
 """Bytes of cache per open dataset, so that a chunk that spans several blocks of frames is
 decompressed once.
 """
+FAULTS = (OSError, KeyError, RuntimeError, ValueError, TypeError)
+"""Exceptions that h5py raises for a damaged file."""
 MOST_LINKS = 16
 """Maximum length of a chain of soft links."""
 

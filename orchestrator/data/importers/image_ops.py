@@ -71,6 +71,15 @@ def resized(pictures_LHW3: Pictures, size: tuple[int, int]) -> Pictures:
     return np.stack([frame.to_ndarray(format="rgb24") for frame in scaled])
 
 
+def kept_frames(length: int, native_hz: float, hz: float) -> npt.NDArray[np.int64]:
+    """Return the indices of the frames nearest to the steps of another rate, out of `length` frames."""
+    if hz == native_hz:
+        return np.arange(length)
+    count = int((length - 1) * hz / native_hz + 1e-9) + 1
+    nearest: npt.NDArray[np.int64] = np.round(np.arange(count) * native_hz / hz).astype(np.int64)
+    return nearest.clip(max=length - 1)
+
+
 def in_blocks(
     read: Callable[[int, int], Pictures], rows: Numbers, stored: str, size: tuple[int, int]
 ) -> Pictures:
@@ -278,7 +287,9 @@ def _film_index(path: Path, _size: int, _changed: int) -> VideoIndex:
     first_keys = np.asarray([pts for pts, _ in keys] if timed and keys else [pts[0]], np.int64)
     starts = np.asarray([dts for _, dts in keys] if timed and keys else [pts[0]], np.int64)
     seek = starts[(np.searchsorted(first_keys, pts, side="right") - 1).clip(min=0)]
-    return VideoIndex(size, times, sums, rate or 1.0, pts, seek, timed)
+    return VideoIndex(
+        size=size, times=times, packet_sums=sums, rate=rate or 1.0, _pts=pts, _seek=seek, _timed=timed
+    )
 
 
 def film_frames(path: Path, numbers: Sequence[int] | Numbers) -> Iterator[Pictures]:

@@ -20,40 +20,24 @@ any amount. Vectors are named by topic, or by TOPIC:FIELD (`/joint_states:veloci
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 
-from orchestrator.data.episode_format import Episode
-from orchestrator.data.importers.base import (
-    MCAP_SUFFIXES,
-    ImportOptions,
-    Item,
-    Pictures,
-    RawEpisode,
-    SourceError,
-    action_names,
+from orchestrator.data.importers.base import EpisodeInfo, ImportOptions, Item, RawEpisode, Source, SourceInfo
+from orchestrator.data.importers.conventions import (
     chosen_cameras,
-    contained,
-    contract_of,
-    episode_ids,
-    finished,
-    identity,
-    kept_frames,
-    label_of,
-    leaving_out,
     native_rate,
     orientation,
-    origin,
-    refuse_bulk,
+    renamed_actions,
+    source_info,
     store_rate,
-    unusable,
-    visible,
 )
-from orchestrator.data.importers.image_ops import Numbers, resized, turned
+from orchestrator.data.importers.image_ops import Numbers, Pictures, kept_frames, resized, turned
+from orchestrator.data.importers.items import build_items, examined, label_of, unusable
 from orchestrator.data.importers.mcap_messages import (
     CAMERA_KINDS,
     TopicSeries,
@@ -62,7 +46,7 @@ from orchestrator.data.importers.mcap_messages import (
     places_of,
     scan,
 )
-from policy.interface import Contract
+from orchestrator.data.importers.source_files import MCAP_SUFFIXES, SourceError, contained, visible
 from sim_workers.envs.tasks import TASKS
 
 LONGEST_GAP = 1.5
@@ -75,7 +59,7 @@ CLOCKS_APART_NS = 500_000_000
 """Nanoseconds between the median delays, from stamp to log, of two topics above which their clocks differ."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class _Plan:
     """Messages and values of one episode."""
 
@@ -105,42 +89,37 @@ class _Plan:
         }
         return pictures(self.files, self.topics, wanted, sums)
 
+    def ordered(self, proprio: tuple[str, ...], action: tuple[str, ...]) -> "_Plan":
+        """Return the plan with its values in the order of those names. Raises ValueError if it has others."""
+        mine = self.names
+        return replace(
+            self,
+            proprio=None if self.proprio is None else self.proprio[:, places_of(mine[0], proprio)],
+            action=None if self.action is None else self.action[:, places_of(mine[1], action)],
+            names=(proprio, action),
+        )
 
-@dataclass
-class Mcap:
-    """Source: a recording, or a folder of them."""
 
-    root: Path
-    format: str
-    contract: Contract
-    items: list[Item]
-    problems: list[str]
-    questions: list[str]
-    _cameras: dict[str, str]
-    _stored: str
-    _native_hz: float
-    _plans: dict[str, _Plan] = field(default_factory=dict)
-    """Item -> its messages and values."""
+@dataclass(frozen=True)
+class McapReader:
+    """Reader of a recording, or of a folder of them."""
 
-    def read(self, item: Item) -> Episode:
-        plan, size = self._plans[item.name], self.contract.image_size
-        frames = {camera: np.empty((item.length, *size, 3), np.uint8) for camera in self._cameras}
+    plans: dict[str, _Plan]
+    """Episode -> its messages and values."""
+
+    def read(self, item: Item, info: SourceInfo) -> RawEpisode:
+        plan, size = self.plans[item.name], info.contract.image_size
+        frames = {camera: np.empty((item.length, *size, 3), np.uint8) for camera in info.cameras}
         for camera, number, picture in plan.shown(
             {camera: set(numbers.tolist()) for camera, numbers in plan.pictures.items()}
         ):
             frames[camera][plan.pictures[camera] == number] = resized(
-                turned(picture[None], self._stored), size
+                turned(picture[None], info.stored), size
             )[0]
-        return finished(
-            item,
-            RawEpisode(frames, plan.proprio, plan.action, None, plan.rows),
-            self.contract,
-            self._cameras,
-            self._native_hz,
-        )
+        return RawEpisode(frames=frames, rows=plan.rows, proprio=plan.proprio, action=plan.action)
 
-    def first_pictures(self, item: Item) -> dict[str, Pictures]:
-        plan = self._plans[item.name]
+    def first_pictures(self, item: Item, info: SourceInfo) -> dict[str, Pictures]:
+        plan = self.plans[item.name]
         return {
             camera: picture
             for camera, _, picture in plan.shown(
@@ -149,7 +128,7 @@ class Mcap:
         }
 
 
-def open_mcap(root: Path, reading: ImportOptions) -> Mcap:
+def open_mcap(root: Path, reading: ImportOptions) -> Source:
     """Read every recording once without decoding pictures.
 
     Raises SourceError if an option or a package is missing, or no recording can be used.
@@ -169,85 +148,115 @@ def open_mcap(root: Path, reading: ImportOptions) -> Mcap:
         reading,
         cameras={key: camera_name(name) if name == key else name for key, name in reading.cameras.items()},
     )
-    stored, questions = orientation(root.name, "upright", "", reading)
+    stored, questions = orientation(root.name, reading)
     native_hz = native_rate(str(root), None, reading)
     hz = store_rate(str(root), native_hz, bool(reading.action), reading)
-    source = Mcap(
-        root,
-        "MCAP",
-        Contract((), (0, 0), "", (), (), native_hz, ""),
-        [],
-        [],
-        questions,
-        {},
-        stored,
-        native_hz,
-    )
-    problems, left_out = source.problems, dict[str, str]()
-    found, files = dict[str, dict[str, TopicSeries]](), dict[str, list[Path]]()
-    for name, path in _recordings(root).items():
-        with leaving_out(f"{root.name}, {name}", problems):
-            files[name] = _files(path)
-            found[name] = scan(files[name], reading)
-            continue
-        left_out[name] = problems[-1]
+    recordings, files = _recordings(root), dict[str, list[Path]]()
+
+    def scanned(name: str) -> dict[str, TopicSeries]:
+        files[name] = _files(recordings[name])
+        return scan(files[name], reading)
+
+    found, left_out = examined(root.name, recordings, scanned)
+    problems = list(left_out.values())
     offered = {
         key: series for bag in reversed(found.values()) for key, series in bag.items() if not series.fault
     }
-    available = sorted({camera_name(key) for key, series in offered.items() if series.kind in CAMERA_KINDS})
-    for topic, fault in {
-        (s.topic, s.fault): None
-        for bag in found.values()
-        for s in bag.values()
-        if s.kind in CAMERA_KINDS and s.fault
-    }:
-        if not reading.cameras:
-            problems.append(f"{root.name}, {topic}: {fault}; passed over")
+    if not reading.cameras:
+        faults = dict.fromkeys(
+            (series.topic, series.fault)
+            for bag in found.values()
+            for series in bag.values()
+            if series.kind in CAMERA_KINDS and series.fault
+        )
+        problems += [f"{root.name}, {topic}: {fault}; passed over" for topic, fault in faults]
+    cameras: dict[str, str] = {}
     if found:
-        named = [key for key in reading.cameras if key in offered and offered[key].kind in CAMERA_KINDS]
-        source._cameras = chosen_cameras(str(root), dict.fromkeys([*available, *named]), reading)
-        if not source._cameras:
-            raise SourceError(
-                f"{root}: it has no pictures among its topics;"
-                f" {'; '.join(problems) or 'no topic has a type of pictures'}"
-            )
-        source.questions += _unnamed(root, offered, reading)
-    for name, bag in found.items():
-        with leaving_out(f"{root.name}, {name}", problems):
-            source._plans[name] = _plan(files[name], bag, source._cameras, reading, hz)
-            continue
-        left_out[name] = problems[-1]
-    if not source._plans:
+        cameras = _cameras(root, offered, problems, reading)
+        questions += _unnamed(root, offered, reading)
+    plans, unplanned = examined(
+        root.name, found, lambda name: _plan(files[name], found[name], cameras, reading, hz)
+    )
+    problems += unplanned.values()
+    left_out |= unplanned
+    if not plans:
         raise SourceError(
             f"{root}: none of its recordings can be used."
             f" {'; '.join([*left_out.values()][:5]) or 'It holds none'}"
         )
-    first = next(iter(source._plans.values()))
-    sizes = {
-        f"{name}, {camera}": size
-        for name, plan in source._plans.items()
-        for camera, size in plan.sizes.items()
-    }
-    source.contract = contract_of(
-        str(root), source._cameras, sizes, *first.names, native_hz, "unknown", reading
+    proprio, action = next(iter(plans.values())).names
+    info = source_info(
+        str(root),
+        reading,
+        format="MCAP",
+        name=root.name,
+        label=label_of(root, reading),
+        cameras=cameras,
+        sizes={
+            f"{name}, {camera}": size for name, plan in plans.items() for camera, size in plan.sizes.items()
+        },
+        stored=stored,
+        native_hz=native_hz,
+        labelled=bool(reading.action),
+        proprio=proprio,
+        action=action,
     )
+    ordered: dict[str, _Plan] = {}
+
+    def describe(name: str) -> EpisodeInfo:
+        plan = ordered[name] = plans[name].ordered(proprio, action)
+        task = reading.task or ""
+        instruction = reading.instruction or TASKS.get(task, "")
+        return EpisodeInfo(
+            rows=plan.rows,
+            picture_size=next(iter(plan.sizes.values())),
+            task=task,
+            instruction=instruction,
+            content=(
+                *plan.pictures.values(),
+                *plan.sums.values(),
+                plan.proprio,
+                plan.action,
+                *info.choices,
+                native_hz,
+                info.contract.control_hz,
+                (proprio, action),
+                task,
+                instruction,
+            ),
+            note=f"; moments by {plan.clock}",
+        )
+
+    listing = build_items(info, dict.fromkeys(plans, 0), describe)
     largest = max(
         float(np.abs(plan.action[:, :-1]).max(initial=0)) if plan.action is not None else 0.0
-        for plan in source._plans.values()
+        for plan in plans.values()
     )
-    renamed, more = action_names(root.name, source.contract.action, largest, reading)
-    source.contract = replace(source.contract, action=renamed)
-    source.questions += more
-    ids = episode_ids(label_of(root, reading), list(source._plans))
-    for name, plan in list(source._plans.items()):
-        with leaving_out(f"{root.name}, {name}", problems):
-            source.items.append(_item(source, name, plan, first.names, ids[name], reading))
-            continue
-        left_out[name] = problems[-1]
-        del source._plans[name]
-    source.items += [unusable(name, 0, bool(reading.action), problem) for name, problem in left_out.items()]
-    source.items.sort(key=lambda item: item.name)
-    return source
+    renamed, more = renamed_actions(info, largest, reading)
+    items = listing.items + [unusable(name, 0, info.labelled, problem) for name, problem in left_out.items()]
+    return Source(
+        info=renamed,
+        reader=McapReader(ordered),
+        items=sorted(items, key=lambda item: item.name),
+        problems=problems + listing.problems,
+        questions=questions + more,
+    )
+
+
+def _cameras(
+    root: Path, offered: dict[str, TopicSeries], problems: list[str], reading: ImportOptions
+) -> dict[str, str]:
+    """Return camera of the source -> name in the store. Raises SourceError if no topic has pictures."""
+    topics = {key for key, series in offered.items() if series.kind in CAMERA_KINDS}
+    available = sorted(map(camera_name, topics))
+    named = [key for key in reading.cameras if key in topics]
+    cameras = chosen_cameras(str(root), dict.fromkeys([*available, *named]), reading)
+    if not cameras:
+        raise SourceError(
+            f"{root}: it has no pictures among its topics;"
+            f" {'; '.join(problems) or 'no topic has a type of pictures'}"
+        )
+    return cameras
 
 
 def _unnamed(root: Path, offered: dict[str, TopicSeries], reading: ImportOptions) -> list[str]:
@@ -270,48 +279,6 @@ def _unnamed(root: Path, offered: dict[str, TopicSeries], reading: ImportOptions
     if not (reading.instruction or TASKS.get(reading.task or "")):
         questions.append(f"{root.name}: it does not say in words what is done; say it with --instruction")
     return questions
-
-
-def _item(
-    source: Mcap,
-    name: str,
-    plan: _Plan,
-    names: tuple[tuple[str, ...], tuple[str, ...]],
-    episode_id: str,
-    reading: ImportOptions,
-) -> Item:
-    """Return an item, after sorting its vectors by the first recording's names.
-
-    Raises ValueError if it has other names, or too many pictures.
-    """
-    if plan.proprio is not None:
-        plan.proprio = plan.proprio[:, places_of(plan.names[0], names[0])]
-    if plan.action is not None:
-        plan.action = plan.action[:, places_of(plan.names[1], names[1])]
-    contract, task = source.contract, reading.task or ""
-    length = len(next(iter(plan.pictures.values())))
-    refuse_bulk(length, len(source._cameras), contract.image_size)
-    instruction = reading.instruction or TASKS.get(task, "")
-    asked = (
-        list(source._cameras.items()),
-        source._stored,
-        contract.image_size,
-        source._native_hz,
-        contract.control_hz,
-        names,
-        task,
-        instruction,
-    )
-    content = identity(*plan.pictures.values(), *plan.sums.values(), plan.proprio, plan.action, *asked)
-    said = origin(
-        f"{source.root.name}, {name}; moments by {plan.clock}",
-        source._stored,
-        next(iter(plan.sizes.values())),
-        source._native_hz,
-        contract,
-        content,
-    )
-    return Item(name, episode_id, task, instruction, length, plan.action is not None, said)
 
 
 # -- steps ---------------------------------------------------------------------------------------------------

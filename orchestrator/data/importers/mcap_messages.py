@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from orchestrator.data.importers.base import ImportOptions, cause, refuse_pointer
+from orchestrator.data.importers.base import ImportOptions
 from orchestrator.data.importers.image_ops import MOST_PIXELS, Numbers, Pictures, image
+from orchestrator.data.importers.source_files import cause, refuse_pointer
 
 MAGIC = b"\x89MCAP0\r\n"
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"

@@ -13,41 +13,28 @@ task nor rate: `--task` and `--hz` do.
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.data.episode_format import Episode
-from orchestrator.data.importers.base import (
-    ImportOptions,
-    Item,
-    Pictures,
-    RawEpisode,
-    SourceError,
-    action_names,
+from orchestrator.data.importers.base import EpisodeInfo, ImportOptions, Item, RawEpisode, Source, SourceInfo
+from orchestrator.data.importers.conventions import (
     chosen_cameras,
     chosen_proprio,
-    contract_of,
-    finished,
-    identity,
-    kept_frames,
-    label_of,
-    leaving_out,
     names_of,
     native_rate,
-    only_sentence,
     orientation,
-    origin,
-    refuse_bulk,
-    refuse_pointer,
-    unusable,
+    renamed_actions,
+    source_info,
 )
-from orchestrator.data.importers.image_ops import MOST_PIXELS, image, images, in_blocks
-from policy.interface import Contract
+from orchestrator.data.importers.image_ops import MOST_PIXELS, Pictures, image, images, in_blocks
+from orchestrator.data.importers.items import build_items, only_sentence
+from orchestrator.data.importers.source_files import SourceError, refuse_pointer
 from sim_workers.envs.tasks import TASKS
 
 OBSERVATION = "steps/observation/"
@@ -71,65 +58,86 @@ class _Feature:
 
 @dataclass(frozen=True)
 class _Place:
-    """Location of an episode."""
+    """Location of a record."""
 
     file: Path
     offset: int
-    rows: int
 
 
-@dataclass
-class Rlds:
-    """Source: the folder of one version of a data set."""
+@dataclass(frozen=True, kw_only=True)
+class RldsReader:
+    """Reader of the folder of one version of a data set."""
 
-    root: Path
-    format: str
-    contract: Contract
-    items: list[Item]
-    problems: list[str]
-    questions: list[str]
-    _cameras: dict[str, str]
-    _features: dict[str, _Feature]
-    _proprio: tuple[str, ...]
-    _action: str
-    _stored: str
-    _native_hz: float
-    _size: tuple[int, int]
-    _places: dict[str, _Place] = field(default_factory=dict)
+    features: dict[str, _Feature]
+    proprio: tuple[str, ...]
+    action: str
+    size: tuple[int, int]
+    """(H, W) of the pictures as stored."""
+    places: dict[str, _Place]
 
-    def read(self, item: Item) -> Episode:
-        place = self._places[item.name]
-        values = _example(_record(place.file, place.offset)[0])
-        kept = kept_frames(place.rows, self._native_hz, self.contract.control_hz)
-        frames = {
-            camera: in_blocks(self._pictures(values, camera), kept, self._stored, self.contract.image_size)
-            for camera in self._cameras
-        }
-        raw = RawEpisode(
-            frames=frames,
-            proprio=(
-                self._vectors(values, tuple(OBSERVATION + key for key in self._proprio), place.rows)
-                if self._proprio
-                else None
-            ),
-            action=self._vectors(values, (self._action,), place.rows) if item.labelled else None,
-            success=None,
-            rows=place.rows,
+    def describe(self, name: str, info: SourceInfo, reading: ImportOptions) -> EpisodeInfo:
+        """Check a record. Raises ValueError if it is damaged or lacks a value."""
+        values = _example(self.places[name])
+        steps = {camera: values[OBSERVATION + camera].bytes_list.value for camera in info.cameras}
+        lengths = {camera: len(cells) for camera, cells in steps.items()}
+        if len(set(lengths.values())) > 1 or not all(cell for cells in steps.values() for cell in cells):
+            raise ValueError(
+                "pictures are missing"
+                f" ({', '.join(f'{camera} {length}' for camera, length in lengths.items())} of"
+                f" {max(lengths.values())})"
+            )
+        length, rows = max(lengths.values()), _rows(values, steps, info.labelled)
+        if not rows:
+            raise ValueError("it has no step with an action")
+        vectors = []
+        for key in (*self._proprio_features, *([self.action] if info.labelled else ())):
+            vector = _vector(values, key, self.features[key])
+            if len(vector) != length:
+                raise ValueError(f"{key} has {len(vector)} steps, the pictures {length}")
+            if not np.isfinite(vector[:rows]).all():
+                raise ValueError(f"{key} holds a value that is not a number")
+            vectors.append(vector[:rows])
+        task = reading.task or ""
+        instruction = reading.instruction or _instruction(values) or TASKS.get(task, "")
+        shown = [hashlib.sha256(cells[len(cells) // 2]).digest() for cells in steps.values()]
+        return EpisodeInfo(
+            rows=rows,
+            picture_size=self.size,
+            task=task,
+            instruction=instruction,
+            content=(*vectors, *shown, *info.choices, task, instruction),
+            largest_action=float(np.abs(vectors[-1][:, :-1]).max(initial=0)) if info.labelled else 0.0,
+            note="; without its last step, whose action is undefined" if rows < length else "",
         )
-        return finished(item, raw, self.contract, self._cameras, self._native_hz)
 
-    def first_pictures(self, item: Item) -> dict[str, Pictures]:
-        place = self._places[item.name]
-        values = _example(_record(place.file, place.offset)[0])
-        return {camera: image(values[OBSERVATION + camera].bytes_list.value[0]) for camera in self._cameras}
+    def read(self, item: Item, info: SourceInfo) -> RawEpisode:
+        values = _example(self.places[item.name])
+        steps = {camera: values[OBSERVATION + camera].bytes_list.value for camera in info.cameras}
+        rows = _rows(values, steps, item.labelled)
+        kept = info.kept(rows)
+        frames = {
+            camera: in_blocks(
+                partial(_pictures, cells, self.size), kept, info.stored, info.contract.image_size
+            )
+            for camera, cells in steps.items()
+        }
+        return RawEpisode(
+            frames=frames,
+            rows=rows,
+            proprio=self._vectors(values, self._proprio_features, rows) if self.proprio else None,
+            action=self._vectors(values, [self.action], rows) if item.labelled else None,
+        )
 
-    def _pictures(self, values: Any, camera: str) -> Any:
-        cells = values[OBSERVATION + camera].bytes_list.value
+    def first_pictures(self, item: Item, info: SourceInfo) -> dict[str, Pictures]:
+        values = _example(self.places[item.name])
+        return {camera: image(values[OBSERVATION + camera].bytes_list.value[0]) for camera in info.cameras}
 
-        return lambda first, last: images(cells[first:last], self._size)
+    @property
+    def _proprio_features(self) -> list[str]:
+        return [OBSERVATION + key for key in self.proprio]
 
-    def _vectors(self, values: Any, names: tuple[str, ...], rows: int) -> npt.NDArray[np.float32]:
-        return np.concatenate([_vector(values, name, self._features[name])[:rows] for name in names], 1)
+    def _vectors(self, values: Any, names: list[str], rows: int) -> npt.NDArray[np.float32]:
+        return np.concatenate([_vector(values, name, self.features[name])[:rows] for name in names], 1)
 
 
 def is_rlds(path: Path) -> bool:
@@ -137,7 +145,7 @@ def is_rlds(path: Path) -> bool:
     return (path / "features.json").is_file() and (path / "dataset_info.json").is_file()
 
 
-def open_rlds(root: Path, reading: ImportOptions) -> Rlds:
+def open_rlds(root: Path, reading: ImportOptions) -> Source:
     """Open a data set and check every record. Raises SourceError if it is none, lacks a feature, or tfrecord
     is not installed.
     """
@@ -149,7 +157,7 @@ def open_rlds(root: Path, reading: ImportOptions) -> Rlds:
         ) from None
     try:
         features = dict(_leaves(json.loads((root / "features.json").read_text("utf-8-sig")), ""))
-        info = json.loads((root / "dataset_info.json").read_text("utf-8-sig"))
+        facts = json.loads((root / "dataset_info.json").read_text("utf-8-sig"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(
             f"{root}: features.json cannot be read ({type(error).__name__}: {error}); restore it"
@@ -182,130 +190,61 @@ def open_rlds(root: Path, reading: ImportOptions) -> Rlds:
     }
     proprio, proprio_names = chosen_proprio(where, "observations", widths, STATES, reading)
     native_hz = native_rate(where, None, reading)
-    stored, questions = orientation(root.name, "upright", "", reading)
-    name = str(info.get("name") or root.parent.name)
+    stored, questions = orientation(root.name, reading)
+    name = str(facts.get("name") or root.parent.name)
     if not reading.task:
         questions.append(f"{name}: RLDS does not name its task; say it with --task")
-    size = tuple(features[OBSERVATION + next(iter(cameras))].shape[:2])
-    sizes = {camera: _declared(features[OBSERVATION + camera]) for camera in cameras}
-    names = (
+    declared = {camera: _declared(features[OBSERVATION + camera]) for camera in cameras}
+    action_dims = (
         names_of([action.removeprefix("steps/")], [int(np.prod(features[action].shape))]) if labelled else ()
     )
-    source = Rlds(
-        root,
-        "RLDS",
-        Contract((), (0, 0), "", (), (), native_hz, ""),
-        [],
-        [],
-        questions,
-        cameras,
-        features,
-        proprio,
-        action,
-        stored,
-        native_hz,
-        (size[0] or 0, size[1] or 0) if len(size) == 2 else (0, 0),
+    problems: list[str] = []
+    records = list(_records(root, problems))
+    sizes = _true_sizes(records, cameras) or declared
+    info = source_info(
+        where,
+        reading,
+        format="RLDS",
+        name=name,
+        label=reading.label or name,
+        cameras=cameras,
+        sizes=sizes,
+        stored=stored,
+        native_hz=native_hz,
+        labelled=labelled,
+        proprio=proprio_names,
+        action=action_dims,
+        simulator=f"unknown, {name}",
     )
-    records = list(_records(source))
-    if records:
-        sizes = _true_sizes(source, records) or sizes
-    source._size = next(iter(sizes.values()))
-    source.contract = contract_of(
-        where, cameras, sizes, proprio_names, names, native_hz, f"unknown, {name}", reading
+    reader = RldsReader(
+        features=features,
+        proprio=proprio,
+        action=action,
+        size=next(iter(sizes.values())),
+        places={f"episode_{number:06d}": place for number, place in enumerate(records)},
     )
-    largest = 0.0
-    for number, place in enumerate(records):
-        largest = max(largest, _take(source, number, place, name, reading))
-    names, more = action_names(name, source.contract.action, largest, reading)
-    source.contract = replace(source.contract, action=names)
-    source.questions += more
-    return source
-
-
-def _take(source: Rlds, number: int, place: "_Found", name: str, reading: ImportOptions) -> float:
-    """Add an episode to the source's items, or the reason against it to its problems; return its largest
-    absolute action value.
-
-    The last dimension, the gripper's, is not counted.
-    """
-    episode, labelled = f"episode_{number:06d}", not reading.action_free
-    with leaving_out(f"{name}, {episode}", source.problems):
-        values = _example(_record(place.file, place.offset)[0])
-        steps = {camera: values[OBSERVATION + camera].bytes_list.value for camera in source._cameras}
-        lengths = {camera: len(cells) for camera, cells in steps.items()}
-        rows = max(lengths.values())
-        if len(set(lengths.values())) > 1 or not all(cell for cells in steps.values() for cell in cells):
-            raise ValueError(
-                "pictures are missing"
-                f" ({', '.join(f'{camera} {length}' for camera, length in lengths.items())} of {rows})"
-            )
-        last = values["steps/is_last"].int64_list.value if "steps/is_last" in values else ()
-        if labelled and last and last[-1]:
-            rows -= 1
-        if not rows:
-            raise ValueError("it has no step with an action")
-        vectors = []
-        for key in (*(OBSERVATION + key for key in source._proprio), *([source._action] if labelled else ())):
-            vector = _vector(values, key, source._features[key])
-            if len(vector) != max(lengths.values()):
-                raise ValueError(f"{key} has {len(vector)} steps, the pictures {max(lengths.values())}")
-            if not np.isfinite(vector[:rows]).all():
-                raise ValueError(f"{key} holds a value that is not a number")
-            vectors.append(vector[:rows])
-        instruction = reading.instruction or _instruction(values) or TASKS.get(reading.task or "", "")
-        if not instruction and not any("--instruction" in question for question in source.questions):
-            source.questions.append(
-                f"{name}: it does not say in words what is done; say it with --instruction"
-            )
-        length = len(kept_frames(rows, source._native_hz, source.contract.control_hz))
-        refuse_bulk(length, len(source._cameras), source.contract.image_size)
-        shown = [hashlib.sha256(cells[len(cells) // 2]).digest() for cells in steps.values()]
-        task = reading.task or ""
-        content = identity(
-            *vectors,
-            *shown,
-            list(source._cameras.items()),
-            source._stored,
-            source.contract.image_size,
-            task,
-            instruction,
-        )
-        where = f"{name}, {episode}" + (
-            "; without its last step, whose action is undefined" if rows < max(lengths.values()) else ""
-        )
-        said = origin(where, source._stored, source._size, source._native_hz, source.contract, content)
-        source.items.append(
-            Item(
-                episode,
-                f"{label_of(source.root, reading) if reading.label else name}-{episode}",
-                task,
-                instruction,
-                length,
-                labelled,
-                said,
-            )
-        )
-        source._places[episode] = _Place(place.file, place.offset, rows)
-        return float(np.abs(vectors[-1][:, :-1]).max(initial=0)) if labelled else 0.0
-    source.items.append(unusable(episode, 0, labelled, source.problems[-1]))
-    return 0.0
+    listing = build_items(
+        info, dict.fromkeys(reader.places, 0), partial(reader.describe, info=info, reading=reading)
+    )
+    if not listing.instructed:
+        questions.append(f"{name}: it does not say in words what is done; say it with --instruction")
+    info, more = renamed_actions(info, listing.largest_action, reading)
+    return Source(
+        info=info,
+        reader=reader,
+        items=listing.items,
+        problems=problems + listing.problems,
+        questions=questions + more,
+    )
 
 
 # -- files ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Location of a record."""
-
-    file: Path
-    offset: int
-
-
-def _records(source: Rlds) -> Iterator[_Found]:
+def _records(root: Path, problems: list[str]) -> Iterator[_Place]:
     """Yield every record of every file, by file name; a file that is cut short is added to the problems."""
     for file in sorted(
-        path for path in source.root.iterdir() if ".tfrecord" in path.name and not path.name.startswith(".")
+        path for path in root.iterdir() if ".tfrecord" in path.name and not path.name.startswith(".")
     ):
         refuse_pointer(file)
         end, offset = file.stat().st_size, 0
@@ -318,9 +257,9 @@ def _records(source: Rlds) -> Iterator[_Found]:
                         " copied whole"
                     )
             except ValueError as error:
-                source.problems.append(f"{file.name}: {error}; the rest of it is left out")
+                problems.append(f"{file.name}: {error}; the rest of it is left out")
                 break
-            yield _Found(file, offset)
+            yield _Place(file, offset)
             offset += 16 + length
 
 
@@ -336,17 +275,15 @@ def _length(file: Path, offset: int) -> int:
     return int(length)
 
 
-def _record(file: Path, offset: int) -> tuple[bytes, int]:
-    """Return the content of the record at an offset, and its length. Raises ValueError if its checksum is
-    wrong.
-    """
-    length = _length(file, offset)
-    with file.open("rb") as stream:
-        stream.seek(offset + 12)
+def _record(place: _Place) -> bytes:
+    """Return the content of a record. Raises ValueError if its checksum is wrong."""
+    length = _length(place.file, place.offset)
+    with place.file.open("rb") as stream:
+        stream.seek(place.offset + 12)
         data, tail = stream.read(length), stream.read(4)
     if len(data) < length or len(tail) < 4 or struct.unpack("<I", tail)[0] != _checksum(data):
-        raise ValueError(f"the record at byte {offset} of {file.name} is damaged")
-    return data, length
+        raise ValueError(f"the record at byte {place.offset} of {place.file.name} is damaged")
+    return data
 
 
 def _checksum(data: bytes) -> int:
@@ -357,15 +294,21 @@ def _checksum(data: bytes) -> int:
     return ((plain >> 15 | plain << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _example(data: bytes) -> Any:
+def _example(place: _Place) -> Any:
+    """Return the features of a record, by name. Raises ValueError if it is damaged."""
     from tfrecord import example_pb2
 
-    example = example_pb2.Example()
+    data, example = _record(place), example_pb2.Example()
     try:
         example.ParseFromString(data)
     except Exception as error:
         raise ValueError(f"its record is no tf.train.Example ({type(error).__name__})") from None
     return example.features.feature
+
+
+def _pictures(cells: Sequence[bytes], size: tuple[int, int], first: int, last: int) -> Pictures:
+    """Return the pictures of steps `first` to `last` (excluded)."""
+    return images(cells[first:last], size)
 
 
 # -- values --------------------------------------------------------------------------------------------------
@@ -399,21 +342,26 @@ def _declared(feature: _Feature) -> tuple[int, int]:
     return height, width
 
 
-def _true_sizes(source: Rlds, records: list[_Found]) -> dict[str, tuple[int, int]]:
+def _true_sizes(records: list[_Place], cameras: dict[str, str]) -> dict[str, tuple[int, int]]:
     """Return (H, W) per camera of the first episode with readable pictures; features.json may leave them
     open, or exchange them.
     """
     for record in records[:8]:
         try:
-            values = _example(_record(record.file, record.offset)[0])
+            values = _example(record)
             shapes = {
-                camera: image(values[OBSERVATION + camera].bytes_list.value[0]).shape
-                for camera in source._cameras
+                camera: image(values[OBSERVATION + camera].bytes_list.value[0]).shape for camera in cameras
             }
             return {camera: (int(shape[0]), int(shape[1])) for camera, shape in shapes.items()}
         except (ValueError, IndexError):
-            continue  # `_take` reports it
+            continue  # `RldsReader.describe` reports it
     return {}
+
+
+def _rows(values: Any, steps: Mapping[str, Sequence[bytes]], labelled: bool) -> int:
+    """Return the number of steps of an episode, without a last one whose action is undefined."""
+    last = values["steps/is_last"].int64_list.value if "steps/is_last" in values else ()
+    return max(map(len, steps.values())) - int(bool(labelled and last and last[-1]))
 
 
 def _vector(values: Any, name: str, feature: _Feature) -> npt.NDArray[np.float32]:

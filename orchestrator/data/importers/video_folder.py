@@ -9,45 +9,27 @@ within half a step.
 
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 
-from orchestrator.data.episode_format import Episode
-from orchestrator.data.importers.base import (
-    FILM_SUFFIXES,
-    ImportOptions,
-    Item,
-    Pictures,
-    RawEpisode,
-    SourceError,
-    contract_of,
-    episode_ids,
-    finished,
-    identity,
-    kept_frames,
-    label_of,
-    leaving_out,
-    native_rate,
-    orientation,
-    origin,
-    refuse_bulk,
-    refuse_pointer,
-    unusable,
-    visible,
-)
+from orchestrator.data.importers.base import EpisodeInfo, ImportOptions, Item, RawEpisode, Source, SourceInfo
+from orchestrator.data.importers.conventions import native_rate, orientation, source_info
 from orchestrator.data.importers.image_ops import (
     Numbers,
+    Pictures,
     VideoIndex,
     display_matrix,
     film_at,
     film_frames,
     film_index,
+    kept_frames,
 )
-from policy.interface import Contract
+from orchestrator.data.importers.items import build_items, examined, label_of, unusable
+from orchestrator.data.importers.source_files import FILM_SUFFIXES, SourceError, refuse_pointer, visible
 from sim_workers.envs.tasks import TASKS
 
 NO_CAMERA = re.compile(r"(?:v?[\d\s_.:()T+Z-]*|(?=\d)[\d\s_.:()-]+[ap]\.?m\.?[\d\s_()-]*)", re.IGNORECASE)
@@ -78,40 +60,28 @@ class _Scene:
     """Display matrix per camera; empty where the film has none."""
 
 
-@dataclass
-class VideoFolder:
-    """Source: a folder of films, or one film."""
+@dataclass(frozen=True)
+class VideoFolderReader:
+    """Reader of a folder of films, or of one film."""
 
-    root: Path
-    format: str
-    contract: Contract
-    items: list[Item]
-    problems: list[str]
-    questions: list[str]
-    _cameras: dict[str, str]
-    _stored: str
-    _scenes: dict[str, _Scene] = field(default_factory=dict)
-    """Item -> its films."""
+    scenes: dict[str, _Scene]
+    """Episode -> its films."""
 
-    def read(self, item: Item) -> Episode:
-        scene, contract = self._scenes[item.name], self.contract
+    def read(self, item: Item, info: SourceInfo) -> RawEpisode:
+        scene, contract = self.scenes[item.name], info.contract
         frames = {
             camera: film_at(
                 path,
                 shown(film_index(path), scene, item.length, contract.control_hz),
-                self._stored,
+                info.stored,
                 contract.image_size,
             )
             for camera, path in scene.films.items()
         }
-        return finished(
-            item, RawEpisode(frames, None, None, None, scene.rows), contract, self._cameras, scene.rate
-        )
+        return RawEpisode(frames=frames, rows=scene.rows, hz=scene.rate)
 
-    def first_pictures(self, item: Item) -> dict[str, Pictures]:
-        return {
-            camera: next(film_frames(path, [0])) for camera, path in self._scenes[item.name].films.items()
-        }
+    def first_pictures(self, item: Item, info: SourceInfo) -> dict[str, Pictures]:
+        return {camera: next(film_frames(path, [0])) for camera, path in self.scenes[item.name].films.items()}
 
 
 def shown(index: VideoIndex, scene: _Scene, length: int, hz: float) -> Numbers:
@@ -135,88 +105,78 @@ def shown(index: VideoIndex, scene: _Scene, length: int, hz: float) -> Numbers:
     return np.asarray(nearest, np.int64)
 
 
-def open_films(root: Path, reading: ImportOptions) -> VideoFolder:
+def open_films(root: Path, reading: ImportOptions) -> Source:
     """Open every film. Raises SourceError if the camera is not named, the films' rates differ, or no film can
     be used.
     """
     grouped, cameras, problems = _grouped(root, reading)
-    stored, questions = orientation(root.name, "upright", "", reading)
-    source = VideoFolder(
-        root, "films", Contract((), (0, 0), "", (), (), 0.0, ""), [], problems, questions, cameras, stored
+    stored, questions = orientation(root.name, reading)
+    found, left_out = examined(
+        root.name, grouped, lambda name: _scene(root, name, grouped[name], cameras, reading)
     )
-    indices: dict[str, dict[str, VideoIndex]] = {}  # kept, so that every film is demultiplexed once
-    for name, films in grouped.items():
-        with leaving_out(f"{root.name}, {name}", problems):
-            source._scenes[name], indices[name] = _scene(root, name, films, cameras, reading)
-            continue
-        source.items.append(unusable(name, 0, False, problems[-1]))
-    if not source._scenes:
+    problems += left_out.values()
+    if not found:
         more = f"; and {len(problems) - MOST_SAID} more" * (len(problems) > MOST_SAID)
         raise SourceError(f"{root}: none of its films can be used. {'; '.join(problems[:MOST_SAID])}{more}")
-    native_hz = next(iter(source._scenes.values())).rate
+    scenes = {name: scene for name, (scene, _) in found.items()}
+    native_hz = next(iter(scenes.values())).rate
     if not reading.resample_hz:
-        rates = {name: scene.rate for name, scene in source._scenes.items()}
+        rates = {name: scene.rate for name, scene in scenes.items()}
         if max(rates.values()) > (1 + SAME_RATE) * min(rates.values()):
             listed = sorted({round(rate, 3): name for name, rate in rates.items()}.items())
             some = ", ".join(f"{name} {rate:g}" for rate, name in (listed[0], listed[-1]))
             raise SourceError(
                 f"{root}: the films differ in frames per second ({some}); choose one rate with --resample-hz"
             )
-        source._scenes = {name: replace(scene, rate=native_hz) for name, scene in source._scenes.items()}
-    sizes = {size: name for name, size in ((name, scene.size) for name, scene in source._scenes.items())}
-    source.contract = contract_of(
+        scenes = {name: replace(scene, rate=native_hz) for name, scene in scenes.items()}
+    sizes = {scene.size: name for name, scene in scenes.items()}
+    info = source_info(
         str(root),
-        cameras,
-        {name: size for size, name in sizes.items()},
-        (),
-        (),
-        native_hz,
-        "unknown",
         reading,
+        format="films",
+        name=root.name,
+        label=label_of(root, reading),
+        cameras=cameras,
+        sizes={name: size for size, name in sizes.items()},
+        stored=stored,
+        native_hz=native_hz,
+        labelled=False,
     )
-    ids = episode_ids(label_of(root, reading), list(source._scenes))
-    for name, scene in list(source._scenes.items()):
-        with leaving_out(f"{root.name}, {name}", problems):
-            source.items.append(_item(source, name, scene, indices[name], ids[name], reading))
-            continue
-        del source._scenes[name]
-        source.items.append(unusable(name, scene.rows, False, problems[-1]))
-    source.items.sort(key=lambda item: item.name)
-    return source
 
+    def describe(name: str) -> EpisodeInfo:
+        (_, indices), scene = found[name], scenes[name]
+        hz = info.contract.control_hz
+        length = len(kept_frames(scene.rows, scene.rate, hz))
+        sums = [index.packet_sums[shown(index, scene, length, hz)] for index in indices.values()]
+        task = _task(name, reading)
+        instruction = reading.instruction or TASKS.get(task) or task.replace("_", " ")
+        return EpisodeInfo(
+            rows=scene.rows,
+            hz=scene.rate,
+            picture_size=scene.size,
+            task=task,
+            instruction=instruction,
+            content=(*sums, scene.turns, *info.choices, task, instruction),
+        )
 
-def _item(
-    source: VideoFolder,
-    name: str,
-    scene: _Scene,
-    indices: dict[str, VideoIndex],
-    episode_id: str,
-    reading: ImportOptions,
-) -> Item:
-    """Return the item of an episode, after a check that the films have a picture for every step. Raises
-    ValueError otherwise.
-    """
-    root, contract = source.root, source.contract
-    length = len(kept_frames(scene.rows, scene.rate, contract.control_hz))
-    refuse_bulk(length, len(source._cameras), contract.image_size)
-    sums = [index.packet_sums[shown(index, scene, length, contract.control_hz)] for index in indices.values()]
-    task = reading.task or (name.split("/")[0] if "/" in name else "")
-    instruction = reading.instruction or TASKS.get(task) or task.replace("_", " ")
-    if not task and not source.questions:
-        source.questions = [
+    listing = build_items(info, {name: scene.rows for name, scene in scenes.items()}, describe)
+    if not all(item.task for item in listing.items if not item.problem):
+        questions.append(
             f"{root.name}: films outside a folder named like their task have none; say it with --task"
-        ]
-    content = identity(
-        *sums,
-        scene.turns,
-        list(source._cameras.items()),
-        source._stored,
-        contract.image_size,
-        task,
-        instruction,
+        )
+    items = [unusable(name, 0, False, problem) for name, problem in left_out.items()] + listing.items
+    return Source(
+        info=info,
+        reader=VideoFolderReader(scenes),
+        items=sorted(items, key=lambda item: item.name),
+        problems=problems + listing.problems,
+        questions=questions,
     )
-    said = origin(f"{root.name}, {name}", source._stored, scene.size, scene.rate, contract, content)
-    return Item(name, episode_id, task, instruction, length, False, said)
+
+
+def _task(name: str, reading: ImportOptions) -> str:
+    """Return the task of an episode: the reading's, or else the top folder, '' without one."""
+    return reading.task or (name.split("/")[0] if "/" in name else "")
 
 
 def _scene(
@@ -263,11 +223,14 @@ def _scene(
     height, width = next(iter(pictures.values()))
     rows = int(np.floor(min(durations.values()) * rate + 0.25)) + 1
     stated = replace(reading, hz=None) if reading.hz and abs(reading.hz / rate - 1) < SAME_RATE else reading
-    turns = tuple(matrix for _, matrix in headers.values())
-    return (
-        _Scene(films, native_rate(f"{root}, {name}", rate, stated), rows, (int(height), int(width)), turns),
-        indices,
+    scene = _Scene(
+        films=films,
+        rate=native_rate(f"{root}, {name}", rate, stated),
+        rows=rows,
+        size=(int(height), int(width)),
+        turns=tuple(matrix for _, matrix in headers.values()),
     )
+    return scene, indices
 
 
 def _header(path: Path) -> tuple[float, tuple[int, ...]]:

@@ -1,11 +1,11 @@
-"""Damaged bytes, and the memory that reading them takes."""
+"""Random damage of bytes, and the memory that reading them takes."""
 
 import gc
 import random
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """The bytes with one or several random injuries, or other bytes altogether."""
+    """Return the bytes with one or several random changes, or other bytes altogether."""
     match rng.randrange(7):
         case 0:
             return rng.randbytes(rng.randrange(4000))
@@ -40,6 +40,6 @@ def peak_reset() -> int:
 
 
 def peak() -> int:
-    """Largest resident set since `peak_reset`, bytes."""
+    """Return the largest resident set since `peak_reset`, bytes."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))

@@ -1,8 +1,7 @@
-"""`demoscale`, but its sweeps only pretend to train and to play: those that it submits do so on the cluster,
-too.
+"""The command `demoscale` with a fake trainer and fake simulators, on this machine and in submitted jobs.
 
-python tests/helpers/pretended.py submit sweep.yaml --address http://head:8265
-python tests/helpers/pretended.py -c "..."    a program that does the same from Python
+python tests/helpers/fake_cli.py submit sweep.yaml --address http://head:8265
+python tests/helpers/fake_cli.py -c "..."    runs a Python program that does the same
 """
 
 import os
@@ -21,13 +20,13 @@ if __name__ == "__main__":
         from orchestrator.testing.fake_trainer import FakeTrainer
         from orchestrator.testing.players import FakeEvalBackend
 
-        class PretendedRun(engine.SweepRun):
+        class FakeRun(engine.SweepRun):
             def __init__(self, *args: object, **kwargs: object) -> None:
                 super().__init__(*args, fit=FakeTrainer(STEP_S), players=FakeEvalBackend(), **kwargs)
 
-        engine.SweepRun = PretendedRun
+        engine.SweepRun = FakeRun
         cli.run(sys.argv[2:])
     else:
-        staging.SHIPPED = (*staging.SHIPPED, "tests/helpers/pretended.py")
-        submitted.COMMAND = "python tests/helpers/pretended.py "
+        staging.SHIPPED = (*staging.SHIPPED, "tests/helpers/fake_cli.py")
+        submitted.COMMAND = "python tests/helpers/fake_cli.py "
         exec(sys.argv[2]) if sys.argv[1] == "-c" else cli.main()

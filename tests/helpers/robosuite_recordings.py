@@ -1,5 +1,5 @@
-"""Genuine recordings for the importers: robosuite plays under its own recorder, and renders what was
-recorded.
+"""Recordings for the importers: robosuite plays under its own recorder, and the recorded states are
+rendered.
 """
 
 import json
@@ -98,11 +98,15 @@ def record(folder: Path, episodes: int = 3) -> None:
 
 
 def recorded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the recordings, made when the first test of the session asks."""
+    """Return a folder with the recordings, made when the first test of the session asks."""
     if not _made:
         folder = tmp_path_factory.mktemp("recorded")
         done = run(
-            "-W", "ignore", str(Path(__file__)), str(folder), env={**os.environ, "PYTHONPATH": str(CHECKOUT)}
+            "-W",
+            "ignore",
+            str(Path(__file__)),
+            str(folder),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join((str(CHECKOUT), str(CHECKOUT / "tests")))},
         )
         assert done.returncode == 0, done.stderr
         _made.append(folder)

@@ -11,7 +11,7 @@ from policy.interface import Imagination, Observation
 from sim_workers.rollout.rollout_video import RolloutRecorder
 
 
-class Stage:
+class GreySimulator:
     """A simulator without physics: every picture has one grey level, which identifies camera and control
     step.
     """
@@ -28,14 +28,14 @@ class Stage:
         return np.full((*size, 3), first + self.steps, np.uint8)
 
 
-def filmed(
-    stage: Stage,
+def record_film(
+    stage: GreySimulator,
     imagine: Callable[[Observation], Imagination | None] | None,
     steps: int,
     execute: int = 4,
     won_at: int = 10**9,
 ) -> RolloutRecorder:
-    """Film `steps` control steps: the policy looks every `execute` steps, and the task is done from step
+    """Film `steps` control steps: the policy observes every `execute` steps, and the task is done from step
     `won_at` on.
     """
     film = RolloutRecorder(stage)  # type: ignore[arg-type]

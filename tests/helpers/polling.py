@@ -1,4 +1,4 @@
-"""Waiting in a test for what others do."""
+"""Polling for a condition."""
 
 import time
 from collections.abc import Callable
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def until(what: Callable[[], Any], seconds: float = 240.0, pause_s: float = 0.05) -> Any:
-    """What it returns, once that is true."""
+    """Call `what` until it returns a true value, and return that."""
     deadline = time.monotonic() + seconds
     while not (found := what()):
-        assert time.monotonic() < deadline, "it did not come to that"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(pause_s)
     return found

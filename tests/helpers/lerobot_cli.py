@@ -1,18 +1,16 @@
-"""Data sets that the LeRobot package writes, edits and reads, for `data/test_lerobot_package.py`.
+"""Datasets that the LeRobot package writes, edits and reads, for `data/test_lerobot_package.py`.
 
 This module runs in the environment that `make lerobot` makes, and imports nothing of this project:
 
-    .venv-lerobot/bin/python tests/helpers/lerobot_genuine.py write FOLDER         writes the data sets
-                                                                                   FOLDER/<name>
-    .venv-lerobot/bin/python tests/helpers/lerobot_genuine.py edit DATASET FOLDER  deletes an episode, splits
-                                                                                   and
-                                                                           merges: FOLDER/<name>
-    .venv-lerobot/bin/python tests/helpers/lerobot_genuine.py read DATASET NPZ     saves what LeRobot reads of
-                                                                                   every
-                                                                           episode
+    .venv-lerobot/bin/python tests/helpers/lerobot_cli.py write FOLDER
+        writes the datasets FOLDER/<name>
+    .venv-lerobot/bin/python tests/helpers/lerobot_cli.py edit DATASET FOLDER
+        deletes an episode, splits and merges: FOLDER/<name>
+    .venv-lerobot/bin/python tests/helpers/lerobot_cli.py read DATASET NPZ
+        saves what LeRobot reads of every episode
 
-`write` and `edit` save beside each data set what LeRobot reads of it, as <name>.npz. Its arrays are called
-`<episode>/<feature>`: pictures (L, H, W, 3), vectors (L, D), `timestamp` (L,) and `task` (L,).
+`write` and `edit` save what LeRobot reads of each dataset as <name>.npz in the same folder. Its arrays are
+called `<episode>/<feature>`: pictures (L, H, W, 3), vectors (L, D), `timestamp` (L,) and `task` (L,).
 """
 
 import argparse
@@ -46,7 +44,7 @@ ROBOT = {STATE: vector(6, JOINTS), ACTION: vector(6, JOINTS)}
 
 
 def picture(height: int, width: int, seed: int, time: int) -> np.ndarray:
-    """(H, W, 3): a gradient and a square that moves, so that no two frames of a data set are alike."""
+    """Return (H, W, 3): a gradient and a square that moves, so that no two frames of a dataset are alike."""
     y, x = np.mgrid[:height, :width]
     image = np.stack([2 * x + 5 * time, 3 * y + 40 * seed, x + y + 11 * time], -1) % 256
     left = 4 * time % (width - 16)
@@ -90,7 +88,7 @@ def changing_sentence(episode: int, time: int) -> str:
 
 
 class Folder:
-    """Data sets in a folder, each with what LeRobot reads of it beside it."""
+    """Datasets in a folder, each with an archive of what LeRobot reads."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -114,7 +112,7 @@ class Folder:
         return self.opened(name)
 
     def opened(self, name: str) -> LeRobotDataset:
-        """Read a data set anew, and save what was read."""
+        """Open a dataset from disk, and save what was read."""
         dataset = opened(self.root / name)
         np.savez(self.root / f"{name}.npz", **contents(dataset))
         return dataset
@@ -125,7 +123,7 @@ def opened(path: Path) -> LeRobotDataset:
 
 
 def contents(dataset: LeRobotDataset) -> dict[str, np.ndarray]:
-    """Read every row of a data set as its users do, by index."""
+    """Read every row of a dataset as its users do, by index."""
     rows: dict[str, list[Any]] = {}
     for i in range(len(dataset)):
         row = dataset[i]

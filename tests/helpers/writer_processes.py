@@ -1,4 +1,4 @@
-"""Processes that write to one storage, all begun at the same moment."""
+"""Processes that write to one storage, all started at the same moment."""
 
 import os
 import subprocess
@@ -10,8 +10,8 @@ from orchestrator.storage.base import Storage
 
 
 def writer(code: str, storage: Storage, first: int, last: int) -> subprocess.Popen[str]:
-    """A process that runs `code` with the arguments URI, first, last; it prints "ready", and writes once it
-    reads a line.
+    """Start a process that runs `code` with the arguments URI, first, last; it prints "ready", and writes
+    once it reads a line.
     """
     return subprocess.Popen(
         [sys.executable, "-c", code, storage.uri, str(first), str(last)],
@@ -24,13 +24,13 @@ def writer(code: str, storage: Storage, first: int, last: int) -> subprocess.Pop
 
 
 def line(process: subprocess.Popen[str]) -> str:
-    """The next one it prints."""
+    """Return the next printed line."""
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
 def start(*processes: subprocess.Popen[str]) -> None:
-    """Tell them all, as soon as all are ready."""
+    """Release all processes as soon as all are ready."""
     for process in processes:
         assert line(process) == "ready"
     for process in processes:

@@ -1,9 +1,9 @@
-"""A sweep whose arms only report: what MLflow is then to hold is known to the last metric.
+"""A sweep whose arms only report metrics, so that the contents of MLflow are known to the last one.
 
-    python tests/helpers/reports.py sweep.yaml STEPS PAUSE_S
+    python tests/helpers/reporting_sweep.py sweep.yaml STEPS PAUSE_S
 
-All arms report at once, from threads, through one TrackingPublisher; the last line says what is not told, if
-anything is.
+All arms report at once, from threads, through one TrackingPublisher; the last line is a JSON string about
+undelivered records, empty if there are none.
 """
 
 import json
@@ -39,8 +39,8 @@ EPISODES = 4
 SCORED = (*SCORE_METRICS, "success_once_rate", "success_at_end_rate", "decided_early", SCORED_STEP)
 
 
-def a_sweep(folder: Path, store: str, mlflow: str, name: str = "reports", arms: int = 10) -> SweepConfig:
-    """Ten arms, in pairs of replicates, if no other number is asked for."""
+def make_sweep(folder: Path, store: str, mlflow: str, name: str = "reports", arms: int = 10) -> SweepConfig:
+    """Return a sweep of ten arms, in pairs of replicates, unless another number is given."""
     return SweepConfig.model_validate(
         {
             "name": name,
@@ -59,7 +59,7 @@ def fingerprint(arm_id: str, step: int) -> str:
 
 
 def report(views: TrackingPublisher, state: SweepState, steps: int, pause_s: float = 0.0) -> None:
-    """Every arm, at once: losses at every step, a checkpoint and its score at every second one."""
+    """Report every arm at once: losses at every step, a checkpoint and its score at every second one."""
 
     specs = state.sweep.to_suite().episode_list()
 
@@ -87,8 +87,8 @@ def report(views: TrackingPublisher, state: SweepState, steps: int, pause_s: flo
 
 
 def check(uri: str, state: SweepState, steps: int) -> None:
-    """Every metric at every step exactly once, with the right value; one run an arm, one logged model a
-    checkpoint, with its score.
+    """Assert every metric at every step exactly once, with the right value; one run per arm, one logged model
+    per checkpoint, with its score.
     """
     mlflow = client(uri)
     experiment = mlflow.get_experiment_by_name(EXPERIMENT).experiment_id
@@ -132,24 +132,24 @@ def check(uri: str, state: SweepState, steps: int) -> None:
         assert outcomes == {f"outcomes/step_{step:06d}.json" for step in scored}
 
 
-def tell(
+def report_all(
     sweep: SweepConfig,
     steps: int,
     pause_s: float = 0.0,
     say: Any = print,
     settings: OutboxSettings = DEFAULT_OUTBOX,
 ) -> str:
-    """Report everything; what is left to tell, in a sentence or none."""
+    """Report everything; return a sentence about undelivered records, or an empty one."""
     state = SweepState.open(sweep, pin=True)
     views = TrackingPublisher(state, say, settings=settings)
     report(views, state, steps, pause_s)
     return views.finish(done=True)
 
 
-def in_a_process(
+def start_process(
     sweep: SweepConfig, folder: Path, steps: int, pause_s: float = 0.0, **variables: str
 ) -> subprocess.Popen[str]:
-    """Start this module as a program, in `folder`; `variables` are added to its environment."""
+    """Start this module as a program in `folder`; `variables` are added to its environment."""
     file = folder / f"{sweep.name}.yaml"
     file.write_text(sweep.to_yaml())
     command = [sys.executable, str(Path(__file__).resolve()), str(file), str(steps), str(pause_s)]
@@ -160,4 +160,4 @@ def in_a_process(
 
 
 if __name__ == "__main__":
-    print(json.dumps(tell(SweepConfig.load(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))))
+    print(json.dumps(report_all(SweepConfig.load(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))))

@@ -1,6 +1,4 @@
-"""A list of 100 episodes of two tasks, two rules that decide a score early, and outcomes of policies of known
-success rates.
-"""
+"""A list of 100 episodes of two tasks, stopping rules, and outcomes of policies of known success rates."""
 
 import numpy as np
 

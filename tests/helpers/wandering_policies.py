@@ -1,4 +1,4 @@
-"""Policies of the pool tests, behind a policy server: `wanderer`, and others that are slow or fail."""
+"""Policies of the pool tests behind a policy server: `wanderer`, and others that are slow or fail."""
 
 import sys
 import time
@@ -36,7 +36,7 @@ def fail(observation: Observation) -> ActionChunk:
 
 
 def fail_on_cursed(observation: Observation) -> ActionChunk:
-    """Wander, but fail in every look of the episode CURSED."""
+    """Wander, but fail at every observation of the episode CURSED."""
     return (
         fail(observation)
         if observation.noise_seed in {CURSED.chunk_seed(look) for look in range(9)}

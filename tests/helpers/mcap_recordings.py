@@ -1,4 +1,4 @@
-"""Recordings in MCAP files, written by the format's own packages."""
+"""MCAP recordings written by the format's own packages."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ from mcap.writer import Writer as McapWriter
 from mcap_ros2.writer import Writer
 from PIL import Image
 
-from numbered import numbered
+from lerobot_datasets import numbered
 
 RULE = "\n" + "=" * 80 + "\n"
 STAMPED = f"""{RULE}MSG: std_msgs/Header
@@ -70,7 +70,7 @@ DEFINITIONS = {
         f"{RULE}MSG: builtin_interfaces/Time\nint32 sec\nuint32 nanosec\n"
     ),
 }
-"""The message types' definitions as ROS 2 keeps them in bags, without their comments."""
+"""The definitions of the message types as ROS 2 stores them in bags, without comments."""
 START = 1_700_000_000 * 10**9
 """Nanoseconds since 1970 of second 0."""
 JOINTS = ("shoulder", "elbow", "wrist")
@@ -81,7 +81,7 @@ def ns(second: float) -> int:
 
 
 def header(second: float | None) -> dict[str, Any]:
-    """A header; None has no stamp."""
+    """Return a message header; None: without a stamp."""
     moment = 0 if second is None else ns(second)
     return {"stamp": {"sec": moment // 10**9, "nanosec": moment % 10**9}, "frame_id": "base"}
 
@@ -106,7 +106,7 @@ def ros2(path: Path, **options: Any) -> Iterator[Callable[..., None]]:
 def raw(
     picture: np.ndarray, second: float | None, encoding: str = "rgb8", padding: int = 0
 ) -> dict[str, Any]:
-    """A sensor_msgs/Image of an RGB picture."""
+    """Return a sensor_msgs/Image of an RGB picture."""
     height, width = picture.shape[:2]
     opaque = np.full((height, width, 1), 255, np.uint8)
     pixels = {
@@ -130,7 +130,7 @@ def raw(
 
 
 def encoded(picture: np.ndarray, kind: str) -> bytes:
-    """A PNG or JPEG file."""
+    """Return a PNG or JPEG file."""
     buffer = BytesIO()
     Image.fromarray(picture).save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {}))
     return buffer.getvalue()
@@ -147,10 +147,11 @@ def joints(second: float | None, values: Sequence[float], names: Sequence[str] =
 
 
 def bag(path: Path, length: int = 8, first: int = 0, hz: float = 10, **options: Any) -> Path:
-    """Write a take of one camera, joint states at ten times its rate and a command 20 ms after every picture.
+    """Write a recording of one camera, joint states at ten times its rate and a command 20 ms after every
+    picture.
 
-    Values tell the moment: the state is its second, the command of picture i is i, both 100 higher per joint.
-    One command comes before.
+    The state is its time in seconds, the command of picture i is i, both 100 higher per joint. One more
+    command precedes the first picture.
     """
     with ros2(path, **options) as write:
         write("/command", "sensor_msgs/msg/JointState", joints(0.02 - 1 / hz, [-1, 99, 199]), 0.0205 - 1 / hz)

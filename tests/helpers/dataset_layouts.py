@@ -1,4 +1,4 @@
-"""The same recorded episodes, laid out as each format has them."""
+"""The same recorded episodes in the layout of each format."""
 
 import json
 import shutil
@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.data.importers.base import ImportOptions, Source, SourceError, open_source
-from recordings import CAMERAS, HZ, INSTRUCTION, VECTORS, Recorded, load
+from robosuite_recordings import CAMERAS, HZ, INSTRUCTION, VECTORS, Recorded, load
 
 # -- HDF5 ----------------------------------------------------------------------------------------------------
 
 
 def _env_args(folder: Path, robots: tuple[str, ...] = ("Panda",), **changed: Any) -> str:
-    """As robomimic's converter makes them from robosuite's own attributes."""
+    """Return env_args as robomimic's converter makes them from robosuite's own attributes."""
     with h5py.File(folder / "demo.hdf5", "r") as file:
         info, version = json.loads(file["data"].attrs["env_info"]), file["data"].attrs["repository_version"]
     kwargs = {
@@ -56,7 +56,7 @@ def robomimic(
 
 
 def libero(folder: Path, path: Path, episodes: list[Recorded]) -> Path:
-    """Other names for cameras and vectors, the instruction beside them, rows in OpenGL's order."""
+    """Write other names for cameras and vectors, the instruction as an attribute, rows in OpenGL's order."""
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
         data.attrs["env_args"] = _env_args(folder)
@@ -81,7 +81,7 @@ def libero(folder: Path, path: Path, episodes: list[Recorded]) -> Path:
 
 
 def robocasa(folder: Path, path: Path, episodes: list[Recorded]) -> Path:
-    """Twelve action dimensions and a sentence per demonstration; in the last one the base moves."""
+    """Write twelve action dimensions and a sentence per demonstration; in the last one the base moves."""
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
         data.attrs["env_args"] = _env_args(folder, robots=("PandaMobile",))
@@ -189,7 +189,7 @@ def _write(table: pa.Table, path: Path, **options: Any) -> None:
 
 
 def lerobot_v3(folder: Path, episodes: list[Recorded], dtype: str = "video") -> Path:
-    """Several episodes to a file, and the files of rows, of one camera and of the other cut at different
+    """Write several episodes to a file; the files of rows and of the two cameras are cut at different
     places.
     """
     files = {"data": (0, 1, 1), CAMERAS[0]: (0, 0, 0), CAMERAS[1]: (0, 0, 1)}
@@ -278,7 +278,7 @@ def _info(folder: Path, version: str, dtype: str, data_path: str) -> None:
 
 
 def replay_buffer(folder: Path, episodes: list[Recorded]) -> Path:
-    """Every episode end to end in one array per key, in zarr's second format."""
+    """Write every episode end to end in one array per key, in zarr's second format."""
     import zarr
 
     root = zarr.open_group(str(folder), mode="w", zarr_format=2)
@@ -312,14 +312,14 @@ ZARR = ImportOptions(hz=HZ, task="Lift")
 
 @dataclass(frozen=True)
 class Layout:
-    """One format: how the episodes are written in it, and how they are to be read."""
+    """One format: how the episodes are written in it, and the options to read them."""
 
     write: Callable[[Path, Path, list[Recorded]], Path]
     reading: ImportOptions
     exact: bool = True
-    """Whether its pictures are kept as they are; else a video codec went over them."""
+    """Whether its pictures are stored losslessly; else a video codec encodes them."""
     proprio: bool = True
-    """Whether it has the vectors that the store of the simulator here has."""
+    """Whether it has the proprioception of the simulator's own stores."""
 
 
 LAYOUTS = {
@@ -350,13 +350,13 @@ LAYOUTS = {
 
 @cache
 def written(recorded: Path, name: str) -> Path:
-    """The recorded episodes in the layout of that name."""
+    """Return the recorded episodes in the layout of that name."""
     (recorded / "layouts" / name).mkdir(parents=True)
     return LAYOUTS[name].write(recorded, recorded / "layouts" / name, load(recorded))
 
 
 def damaged(recorded: Path, name: str, folder: Path) -> Path:
-    """A copy of it, to be damaged."""
+    """Return a copy of it, to be damaged."""
     original = written(recorded, name)
     copy = folder / original.name
     shutil.copytree(original, copy) if original.is_dir() else shutil.copy(original, copy)
@@ -368,7 +368,7 @@ def opened(recorded: Path, name: str, **said: Any) -> Source:
 
 
 def usable(source: Source) -> list[str]:
-    """The names of the episodes that would be imported."""
+    """Return the names of the episodes that are imported."""
     return [item.name for item in source.items if not item.problem]
 
 

@@ -1,4 +1,4 @@
-"""The `report` of a training loop that keeps its checkpoints in a folder."""
+"""The `report` callback of a training loop that stores its checkpoints in a folder."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from orchestrator.training.train_events import Reported
 
 
-class LatentEntry:
+class CheckpointFolder:
     """Keeps every reported checkpoint as `step_<step>` in `folder`, as Ray Train's storage does, and the
     metrics in `reports`.
     """

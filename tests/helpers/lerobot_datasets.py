@@ -1,4 +1,4 @@
-"""Pictures that carry their frame number, and LeRobot datasets made of them."""
+"""LeRobot datasets of pictures that show their frame number."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ BITS = 8
 
 
 def numbered(numbers: Sequence[int], height: int = 32, width: int = 64) -> np.ndarray:
-    """(L, H, W, 3): the upper half shows the number in bits, the lower half is grey."""
+    """Return (L, H, W, 3): the upper half shows the number in bits, the lower half is grey."""
     pictures = np.full((len(numbers), height, width, 3), 90, np.uint8)
     for picture, number in zip(pictures, numbers, strict=True):
         for bit in range(BITS):
@@ -51,7 +51,7 @@ def write_film(
     options: dict[str, str] | None = None,
     moments: Sequence[int] | None = None,
 ) -> Path:
-    """`moments`: of each picture, in steps of 1 / hz; one after the other by default."""
+    """Write a film; `moments`: the time of each picture in steps of 1 / hz, consecutive by default."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rate = Fraction(hz).limit_denominator(1001)
     with av.open(str(path), "w") as container:
@@ -72,7 +72,7 @@ SENTENCES = ("lift the cube", "open the drawer", "close it")
 
 @dataclass
 class Dataset:
-    """What a LeRobot dataset is made of; tests change it before they write it."""
+    """The parts of a LeRobot dataset; tests change them before they write it."""
 
     lengths: tuple[int, ...] = (10, 12, 11)
     hz: float = 10
@@ -82,7 +82,7 @@ class Dataset:
     row: Callable[[int, dict[str, Any]], dict[str, Any]] = lambda episode, columns: columns
     """Changes the columns of an episode's rows."""
     line: Callable[[int, dict[str, Any]], dict[str, Any]] = lambda episode, line: line
-    """Changes what the metadata says of an episode."""
+    """Changes an episode's metadata."""
     info: dict[str, Any] = field(default_factory=dict)
     features: dict[str, Any] = field(default_factory=dict)
     rows_per_file: tuple[int, ...] = ()
@@ -193,8 +193,8 @@ def _write(table: pa.Table, path: Path) -> None:
 
 
 def imported(path: Path, store: Path, **said: Any) -> tuple[Source, dict[str, Episode], list[str]]:
-    """Import everything, in this process: the source, the stored episodes by item, and the reasons of what
-    the import left out.
+    """Import everything in this process; return the source, the stored episodes by item, and the reasons of
+    omitted episodes.
     """
     storage = open_storage(str(store))
     source = reconcile_contract(open_source(path, ImportOptions(**said)), storage)

@@ -1,0 +1,78 @@
+"""Notes that a sweep keeps of its checkpoints: `checkpoints/<training run>/step_000100.json`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.storage.base import Storage
+from orchestrator.storage.notes import read_json_objects
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRecord:
+    """Note of an intact checkpoint."""
+
+    fingerprint: str
+    loss: float
+    """Mean over the optimiser steps before the checkpoint since the last report, as the other losses."""
+    loss_video: float
+    loss_action: float
+    clips_with_actions: float | None = None
+    """Clips that the first worker trained on since step 0, as the next two; None if unknown."""
+    clips_action_free: float | None = None
+    action_free_ratio_consumed: float | None = None
+    """Clips without actions per clip with actions, to compare with the requested ratio."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Losses and consumed clips by the names of their metrics."""
+        consumed = {
+            "clips_with_actions": self.clips_with_actions,
+            "clips_action_free": self.clips_action_free,
+            "action_free_ratio_consumed": self.action_free_ratio_consumed,
+        }
+        return {
+            "loss": self.loss,
+            "loss_video": self.loss_video,
+            "loss_action": self.loss_action,
+            **{name: value for name, value in consumed.items() if value is not None},
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.metrics, "checkpoint": self.fingerprint}
+
+    @classmethod
+    def from_json(cls, note: Mapping[str, Any]) -> "CheckpointRecord":
+        """Return the record of a note. Raises KeyError if it has no fingerprint or loss."""
+        return cls(
+            fingerprint=note["checkpoint"],
+            loss=note["loss"],
+            loss_video=note["loss_video"],
+            loss_action=note["loss_action"],
+            clips_with_actions=note.get("clips_with_actions"),
+            clips_action_free=note.get("clips_action_free"),
+            action_free_ratio_consumed=note.get("action_free_ratio_consumed"),
+        )
+
+
+def read_records(storage: Storage, run: str) -> dict[int, CheckpointRecord]:
+    """Return a sweep's records of a training run's intact checkpoints, by step."""
+    notes = read_json_objects(storage, f"checkpoints/{run}/step_")
+    return {
+        int(step): CheckpointRecord.from_json(note) for step, note in notes.items() if "damaged" not in note
+    }
+
+
+def write_record(storage: Storage, run: str, step: int, record: CheckpointRecord) -> None:
+    """Note that the checkpoint of this step is complete."""
+    storage.put(_key(run, step), json.dumps(record.to_json()).encode())
+
+
+def note_damaged(storage: Storage, run: str, step: int) -> None:
+    """Note that the checkpoint of this step is damaged, until training writes it again."""
+    storage.put(_key(run, step), json.dumps({"damaged": True}).encode())
+
+
+def _key(run: str, step: int) -> str:
+    return f"checkpoints/{run}/step_{step:06d}.json"

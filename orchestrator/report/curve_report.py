@@ -1,0 +1,301 @@
+"""Types of a curve's report. The page is made from them, and their JSON is what `demoscale curve --json`,
+`Curve.save` and MLflow hold; numbers that are not bounded are null there.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.cost import Cost
+from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series
+from orchestrator.stats.fixed_sample import Correlation, Interval
+from orchestrator.stats.sample_efficiency import Estimate
+from policy.config import PolicyKind
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """Cost of a point or an arm."""
+
+    gpu_hours: float
+    cpu_hours: float
+    episodes: int
+    control_steps: int
+    money: float | None
+    """At the sweep's prices; None without prices, or if a resource used has none."""
+    text: str
+
+    @classmethod
+    def of(cls, cost: Cost, money: float | None) -> "CostReport":
+        return cls(
+            gpu_hours=cost.gpu_s / 3600,
+            cpu_hours=cost.cpu_s / 3600,
+            episodes=cost.episodes,
+            control_steps=cost.control_steps,
+            money=money or None,
+            text=str(cost),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class ReachReport:
+    """Demos with which a line reaches a success rate, in numbers and in words."""
+
+    found: DemosToReach
+    text: str
+
+    @property
+    def demos(self) -> float | None:
+        """Demo count; None if the line is on one side of the rate at all demo counts tried."""
+        return _bounded(self.found.value)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rate": self.found.rate,
+            "demos": self.demos,
+            "low": _bounded(self.found.interval.low),
+            "high": _bounded(self.found.interval.high),
+            "text": self.text,
+        }
+
+
+@dataclass(frozen=True)
+class EquivalenceReport:
+    """How many times as many demos the lowest ratio needs as a line, in numbers and in words."""
+
+    factor: Estimate
+    text: str
+
+    def to_json(self) -> dict[str, Any]:
+        factor, (low, high) = self.factor.value, self.factor.interval
+        return {"value": _finite(factor), "low": _finite(low), "high": _finite(high), "text": self.text}
+
+
+@dataclass(frozen=True)
+class SeriesReport:
+    """One line of the curve."""
+
+    series: Series
+    label: str
+    area: Estimate | None
+    """Area under the line over log demos, as a fraction of the largest possible; None for a line of one
+    point.
+    """
+    reach: tuple[ReachReport, ...]
+    equivalence: EquivalenceReport | None
+    """None for the lowest ratio and for baselines."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "policy": self.series.policy,
+            "action_free_ratio": self.series.action_free_ratio,
+            "label": self.label,
+            "dashed": self.series.baseline,
+            "area": self.area and {"value": self.area.value, **self.area.interval._asdict()},
+            "reach": [reach.to_json() for reach in self.reach],
+            "worth": self.equivalence and self.equivalence.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class PointReport:
+    """A point of the curve with its cost in hours and money."""
+
+    point: Point
+    cost: CostReport | None
+    """None if the cost of one of its arms is unknown."""
+
+    def to_json(self) -> dict[str, Any]:
+        point = self.point
+        return {
+            "policy": point.policy,
+            "demo_count": point.demo_count,
+            "action_free_ratio": point.action_free_ratio,
+            "success_rate": point.success_rate,
+            "successes": point.successes,
+            "episodes": point.episodes,
+            "errors": point.errors,
+            **point.interval._asdict(),
+            "band_low": point.band.low,
+            "band_high": point.band.high,
+            "seeds": point.seeds,
+            "missing_seeds": list(point.missing_seeds),
+            "by_task": {
+                task: {"successes": score.successes, "episodes": score.episodes, **score.interval._asdict()}
+                for task, score in point.by_task.items()
+            },
+            "cost": self.cost and self.cost.to_json(),
+            "early": point.early,
+        }
+
+
+@dataclass(frozen=True)
+class ArmReport:
+    """The last checkpoint of an arm."""
+
+    arm: str
+    """Name of the arm."""
+    policy: PolicyKind
+    demo_count: int
+    action_free_ratio: float
+    seed: int
+    step: int
+    successes: int
+    episodes: int
+    errors: int
+    interval: Interval
+    """95 %, over its episodes."""
+    cost: CostReport | None
+    run_id: str
+    """Id of its MLflow run."""
+    early: bool
+    """Whether a rule decided its score before the end of the list."""
+
+    @property
+    def series(self) -> Series:
+        return Series(self.policy, self.action_free_ratio)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "arm": self.arm,
+            "policy": self.policy,
+            "demo_count": self.demo_count,
+            "action_free_ratio": self.action_free_ratio,
+            "seed": self.seed,
+            "step": self.step,
+            "successes": self.successes,
+            "episodes": self.episodes,
+            "errors": self.errors,
+            **self.interval._asdict(),
+            "cost": self.cost and self.cost.to_json(),
+            "run_id": self.run_id,
+            "early": self.early,
+        }
+
+
+@dataclass(frozen=True)
+class CheckpointVideo:
+    """Distances between imagined and executed video of one checkpoint."""
+
+    arm: str
+    step: int
+    measures: Mapping[str, float]
+    """Success rate and `mlflow_reader.VIDEO` by the names of their metrics, as far as they are known."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"arm": self.arm, "step": self.step, **self.measures}
+
+
+@dataclass(frozen=True)
+class EpisodeVideo:
+    """Distance between imagined and executed video of one filmed episode."""
+
+    arm: str
+    episode: str
+    task: str
+    result: str
+    """success | failure"""
+    distance: float
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class VideoReport:
+    """Distances between imagined and executed video, and their correlation with success."""
+
+    measure: str
+    points: tuple[CheckpointVideo, ...]
+    episodes: tuple[EpisodeVideo, ...]
+    correlation: Correlation | None
+    """None if it is undefined."""
+    text: str
+
+    def to_json(self) -> dict[str, Any]:
+        found = self.correlation
+        return {
+            "measure": self.measure,
+            "points": [point.to_json() for point in self.points],
+            "episodes": [episode.to_json() for episode in self.episodes],
+            "correlation": found
+            and {
+                "rho": found.rho,
+                **found.interval._asdict(),
+                "number": found.number,
+                "text": self.text,
+            },
+            "text": self.text,
+        }
+
+
+Fact = tuple[str, str]
+"""Name and value."""
+
+
+@dataclass(frozen=True)
+class CurveReport:
+    """A curve in numbers and sentences."""
+
+    name: str
+    protocol: str
+    caption: str
+    answer: tuple[str, ...]
+    """Main results of the sweep, one sentence each."""
+    lines: tuple[SeriesReport, ...]
+    points: tuple[PointReport, ...]
+    arms: tuple[ArmReport, ...]
+    comparisons: tuple[Comparison, ...]
+    video: VideoReport | None
+    """None without any imagined video."""
+    protocol_facts: tuple[Fact, ...]
+    provenance: tuple[Fact, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "protocol": self.protocol,
+            "caption": self.caption,
+            "answer": list(self.answer),
+            "lines": [line.to_json() for line in self.lines],
+            "points": [point.to_json() for point in self.points],
+            "arms": [arm.to_json() for arm in self.arms],
+            "comparisons": [_comparison(comparison) for comparison in self.comparisons],
+            "video": self.video and self.video.to_json(),
+            "protocol_facts": [list(fact) for fact in self.protocol_facts],
+            "provenance": [list(fact) for fact in self.provenance],
+        }
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    result = comparison.result
+    return {
+        "first": comparison.first,
+        "second": comparison.second,
+        "first_policy": comparison.first_policy,
+        "second_policy": comparison.second_policy,
+        **comparison.interval._asdict(),
+        "seeds": comparison.seeds,
+        "compared": comparison.compared,
+        "test": comparison.test,
+        "p_corrected": comparison.p_corrected,
+        "difference": result.difference,
+        "episodes": result.episodes,
+        "only_first": result.only_first,
+        "only_second": result.only_second,
+        "p_value": result.p_value,
+        "verdict": comparison.verdict,
+        "text": str(comparison),
+    }
+
+
+def _bounded(value: float) -> float | None:
+    return value if 0 < value < math.inf else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
