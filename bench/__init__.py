@@ -1,1 +1,1 @@
-"""One script per claim about speed."""
+"""One script per claim about speed: see README.md."""

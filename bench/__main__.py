@@ -6,41 +6,20 @@ python -m bench --quick              a short run of each; stores nothing unless 
 python -m bench --page               render the page only, e.g. after a change of bench/notes/
 """
 
-import subprocess
-import sys
-
-import click
+from pathlib import Path
 
 from bench import harness
-from bench.results import PAGE, Result, benches, render
+from bench.results import Collection
 
+HEAD = """# Benches
 
-@click.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--quick", "short", is_flag=True, help="Make a short run of each bench and store nothing.")
-@click.option("--save", is_flag=True, help="Store the results of short runs as well.")
-@click.option("--page", is_flag=True, help="Measure nothing: render bench/README.md from what is stored.")
-def main(names: tuple[str, ...], short: bool, save: bool, page: bool) -> None:
-    """Run the benches NAME, by default all. Stops at the first that fails; what was measured before it stays
-    stored.
-    """
-    if unknown := set(names) - set(benches()):
-        raise click.BadParameter(
-            f"no such bench: {', '.join(sorted(unknown))}; there are {', '.join(benches())}"
-        )
-    for name in () if page else names or benches():
-        done = subprocess.run(
-            [sys.executable, "-m", f"bench.{name}", *["--quick"] * short], stdout=subprocess.PIPE, text=True
-        )
-        click.echo(done.stdout, nl=False)
-        if done.returncode:
-            sys.exit(done.returncode)
-        if save or not short:
-            Result.of(done.stdout, short).save(name)
-            PAGE.write_text(render())
-    if page:
-        PAGE.write_text(render())
+One script per claim about speed. Each prints a table and, last, one line of JSON; `--quick` makes a short
+run. `python -m bench` runs all of them, `python -m bench NAME ...` those named; results are stored in
+`bench/results/`, notes in `bench/notes/`, and this page is rendered from both.
+Read the ratios: both sides of a ratio are measured within one run.
+"""
 
+BENCHES = Collection(Path(__file__).parent, HEAD)
 
 if __name__ == "__main__":
-    harness.run(main)
+    harness.run(BENCHES.command())

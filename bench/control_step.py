@@ -9,7 +9,6 @@ the scripted experts' disturbed demonstrations, played once with each kind of st
 positions, velocities, controls, time or observations after any step, and whether they succeed.
 """
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from multiprocessing import get_context
 from statistics import median
 from typing import Any
 
-import click
 import numpy as np
 
 from bench import harness
@@ -105,10 +103,9 @@ def in_processes(
         return {task: pool.submit(function, task, number).result() for task, number in tasks.items()}
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="End within a minute.")
-def main(quick: bool) -> None:
-    """Print the tables and, last, one line of JSON."""
+@harness.command("control_step")
+def main(quick: bool) -> dict[str, object]:
+    """Print the tables; return the values of the last line."""
     measured = in_processes(costs, dict.fromkeys(QUICK_TASKS if quick else TASKS, 20 if quick else 60))
     print(
         f"{'CPU ms per control step':<24}{'robosuite':>10}{'ours':>8}{'asked':>8}  times as fast, asked  "
@@ -125,14 +122,14 @@ def main(quick: bool) -> None:
     print(f"\n{'demonstrations':<24}{'episodes':>10}{'steps':>8}  end alike  largest difference")
     for task, way in found.items():
         print(f"{task:<24}{todo[task]:10}{way['steps']:8}{way['alike']:11}  {way['max_abs_difference']:g}")
-    answer = {
-        "ratio_speedup": round(median(ms["robosuite"] / ms["ours"] for ms in measured.values()), 3),
-        "ratio_speedup_lift": round(measured["Lift"]["robosuite"] / measured["Lift"]["ours"], 3),
+    print()
+    return {
+        "ratio_speedup": median(ms["robosuite"] / ms["ours"] for ms in measured.values()),
+        "ratio_speedup_lift": measured["Lift"]["robosuite"] / measured["Lift"]["ours"],
         "max_abs_difference": max(way["max_abs_difference"] for way in found.values()),
         "outcomes_equal": all(way["alike"] == todo[task] for task, way in found.items()),
         "episodes": sum(todo.values()),
     }
-    print("\n" + json.dumps({"bench": "control_step", **answer, "quick": quick}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What bench/data.py reads: genuine recordings of Lift, made longer and more, as our store and as HDF5.
+"""Episodes that benches read: genuine recordings of Lift, made longer and more, as our store and as HDF5; and
+their pictures in our codec and others.
 
 python -m bench.corpus FOLDER        record them; in a process of its own, since a simulator is one per
                                      process
@@ -8,15 +9,21 @@ import hashlib
 import io
 import subprocess
 import sys
+import time
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import av
 import h5py
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.data import episode_format
 from orchestrator.data.episode_format import Episode, read_parquet
 from orchestrator.data.episode_store import commit, put_episode
 from orchestrator.data.manifest import EpisodeEntry, Manifest
@@ -85,7 +92,7 @@ def _put(uri: str, episode: Episode) -> EpisodeEntry:
 
 
 def write_store(uri: str, episodes: list[Episode], executor: Executor) -> Manifest:
-    """Our own store, as `jobs.collect` leaves it."""
+    """Our own store, as `demoscale collect` leaves it."""
     entries = list(executor.map(_put, [uri] * len(episodes), episodes))
     return commit(open_storage(uri), CONTRACT, entries)
 
@@ -135,6 +142,79 @@ def many_names(manifest: Manifest, rows: int) -> Manifest:
     table = few.take(np.arange(rows) % len(few))
     ids = pa.array([f"Lift-{number:08d}" for number in range(rows)])
     return Manifest._of_table(manifest.contract, table.set_column(0, "episode_id", ids).unify_dictionaries())
+
+
+# -- codecs --------------------------------------------------------------------------------------------------
+
+_SAME = {"preset": "medium", "g": "8", "bf": "0"}
+CODECS = {
+    "H.264 as RGB, crf 18, fastdecode (ours)": (
+        episode_format.CODEC,
+        episode_format.PIXEL_FORMAT,
+        episode_format.CODEC_OPTIONS,
+    ),
+    "H.264 as RGB, crf 18": ("libx264rgb", "bgr24", {**_SAME, "crf": "18"}),
+    "H.264 yuv420p, crf 18, fastdecode": ("libx264", "yuv420p", {**_SAME, "crf": "18", "tune": "fastdecode"}),
+    "H.264 yuv420p, crf 18": ("libx264", "yuv420p", {**_SAME, "crf": "18"}),
+    "H.264 yuv444p, crf 10": ("libx264", "yuv444p", {**_SAME, "crf": "10"}),
+}
+
+
+@dataclass(frozen=True)
+class CodecCost:
+    """Size, fidelity and decoding speed of pictures in one codec."""
+
+    kib: float
+    """Per 100 frames of one camera."""
+    psnr: float
+    """dB, over all pixels of all frames."""
+    decoded: float
+    """Frames per CPU second, one film after another, as RGB arrays."""
+
+
+def _film(
+    frames_LHW3: npt.NDArray[np.uint8], codec: str, pixel_format: str, options: dict[str, str]
+) -> bytes:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream: Any = container.add_stream(codec, rate=Fraction(20), options=options)
+        stream.height, stream.width = frames_LHW3.shape[1:3]
+        stream.pix_fmt = pixel_format
+        stream.codec_context.thread_count = 1
+        for picture in frames_LHW3:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def compare(recorded: list[Episode], repeat: int) -> dict[str, CodecCost]:
+    """Every codec on the same pictures; decoded `repeat` times in turns, the fastest counts."""
+    pictures = [frames for episode in recorded for frames in episode.frames.values()]
+    numbers = [np.arange(len(frames)) for frames in pictures]
+    total = sum(map(len, pictures))
+    films = {name: [_film(frames, *how) for frames in pictures] for name, how in CODECS.items()}
+    fastest = dict.fromkeys(CODECS, float("inf"))
+    squares = {}
+    for turn in range(repeat):
+        for name, kept in films.items():
+            began = time.process_time()
+            decoded = [
+                episode_format._decode_video(film, which, len(which))
+                for film, which in zip(kept, numbers, strict=True)
+            ]
+            fastest[name] = min(fastest[name], time.process_time() - began)
+            if turn == 0:
+                squares[name] = np.mean(
+                    [np.mean((a.astype(np.float32) - b) ** 2) for a, b in zip(pictures, decoded, strict=True)]
+                )
+    return {
+        name: CodecCost(
+            sum(map(len, kept)) / 1024 / total * 100,
+            float(10 * np.log10(255**2 / squares[name])),
+            total / fastest[name],
+        )
+        for name, kept in films.items()
+    }
 
 
 if __name__ == "__main__":

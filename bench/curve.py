@@ -3,8 +3,8 @@
     python -m bench.curve                  a minute, most of it to log them
     python -m bench.curve --quick          a tenth of the episodes
 
-Made-up outcomes in a local tracking database: 100 arms (5 ratios, 5 demo counts, 4 seeds) of 1,000 episodes.
-The limit is to read the same files and do nothing with them. Both by turns; the ratio is one of CPU times.
+Simulated outcomes in a local tracking database: 100 arms (5 ratios, 5 demo counts, 4 seeds), 1,000 episodes
+each. The limit is reading the same files only. Both are measured by turns; the ratio is one of CPU times.
 """
 
 import json
@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import click
 import numpy as np
 
 from bench import harness
@@ -28,7 +27,7 @@ ROUNDS, READINGS = 5, 20
 
 
 def timed(work: Callable[[], object], times: int = 1) -> tuple[float, float]:
-    """Seconds of wall clock and of CPU that one call takes, as the mean of several."""
+    """Return the wall-clock and CPU seconds of one call, the mean of `times` calls."""
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(times):
         work()
@@ -36,7 +35,7 @@ def timed(work: Callable[[], object], times: int = 1) -> tuple[float, float]:
 
 
 def logged(folder: Path, episodes: int) -> str:
-    """The tracking store with all of it."""
+    """Write the arms to a tracking database; return its URI."""
     from orchestrator.tracking.mlflow_writer import (
         SCORE_METRICS,
         SCORED_STEP,
@@ -66,10 +65,9 @@ def logged(folder: Path, episodes: int) -> str:
     return uri
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="A short look.")
-def main(quick: bool) -> None:
-    """Print a table and, last, one line of JSON."""
+@harness.command("curve")
+def main(quick: bool) -> dict[str, object]:
+    """Print a table; return the values of the last line."""
     from orchestrator.cluster.ray_runtime import quiet
     from orchestrator.report.sample_efficiency_curve import Curve
 
@@ -102,14 +100,11 @@ def main(quick: bool) -> None:
     print(f"{len(curve.arms)} arms, {episodes:,} episodes, {len(curve.comparisons)} comparisons\n")
     for title, value in {**times, "all": seconds, READING: only_reading}.items():
         print(f"{title:<34}{value:>8.2f} s")
-    told = {
-        "bench": "curve",
+    return {
         "seconds": round(seconds, 2),
         "ratio_to_reading": round(harness.median_ratio(cpu_of_curve, [cpu for _, cpu in costs[READING]]), 1),
         "episodes": episodes,
-        "quick": quick,
     }
-    print(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import click
 
-from bench import codec, corpus, harness, peers
-from bench.child import CONSUMER, FETCHING, RAY, Child, Mark
+from bench import corpus, harness, peers
+from bench.harness import CONSUMER, FETCHING, RAY, Child, Mark
 from orchestrator.data.episode_store import latest_version, publish
 from orchestrator.data.manifest import Manifest
 from orchestrator.storage.base import open_storage
@@ -206,7 +206,7 @@ def main(quick: bool) -> None:
             f"KiB read per clip: from S3 {sent / 1024:.1f} as the server counted ({without}), raw HDF5"
             f" {loaded / 1024:.0f}\n"
         )
-        show_codecs(codec.compare(recorded, 3 if quick else 10))
+        show_codecs(corpus.compare(recorded, 3 if quick else 10))
         firsts = first_batch(size, ours, stores[FOLDER], manifest)
         parts = ", ".join(
             f"{what} {seconds:.2f} s"
@@ -268,7 +268,7 @@ def visit_bytes(manifest: Manifest, batches: int) -> float:
     return sum(draw.visit.entry.nbytes for draw in clips if draw.opens) / len(clips)
 
 
-def show_codecs(compared: dict[str, codec.LatentEntry]) -> None:
+def show_codecs(compared: dict[str, corpus.CodecCost]) -> None:
     print(f"{'':<42} KiB/100 frames  PSNR dB  decoded frames/CPU s")
     for name, kept in compared.items():
         print(f"{name:<42} {kept.kib:14.0f}  {kept.psnr:7.1f}  {kept.decoded:20.0f}")

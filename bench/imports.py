@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import av
-import click
 import h5py
 import numpy as np
 import zarr
 
 from bench import corpus, harness
-from bench.child import Child
+from bench.harness import Child
 from orchestrator.data.episode_format import Episode, encode
 from orchestrator.data.episode_store import load_manifest, put_episode
 from orchestrator.data.exporters.lerobot_v3 import export
@@ -150,7 +149,8 @@ def _write_film(path: Path, frames: Any, hz: float = HZ, options: dict[str, str]
         )
         for number, picture in enumerate(frames):
             if not number:
-                stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "yuv420p"
+                stream.height, stream.width = picture.shape[:2]
+                stream.pix_fmt = "yuv420p"
             container.mux(
                 stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24"))
             )
@@ -182,10 +182,9 @@ def peak_of_film(root: Path, seconds: int) -> float:
         return float(child.run(peak_mib, path.parent)[1])
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="A short look.")
-def main(quick: bool) -> None:
-    """Print a table and, last, one line of JSON."""
+@harness.command("imports")
+def main(quick: bool) -> dict[str, object]:
+    """Print a table; return the values of the last line."""
     count, rounds, film_s = (4, 3, 8) if quick else (10, 5, 40)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -204,20 +203,14 @@ def main(quick: bool) -> None:
         print(f"{way:<20}{took:>14.3f}")
     print(
         f"\na film of 1080p, kept at 64x64: {short:.0f} MiB for {film_s // 4} s of it, {long:.0f} MiB for"
-        f" {film_s} s"
+        f" {film_s} s\n"
     )
-    answers = {
+    return {
         "import_s_per_episode": seconds["import"],
         "import_ratio_to_encoding": ratio,
         "import_mib_1080p": long,
         "import_mib_growth_1080p": long - short,
     }
-    print(
-        "\n"
-        + json.dumps(
-            {"bench": "imports", **{name: round(value, 3) for name, value in answers.items()}, "quick": quick}
-        )
-    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""How many outcomes a second can the engine take in, and does its memory stay flat?
+"""How many outcomes a second do the scorer and the ledger take in, and does their memory stay flat?
 
     python -m bench.ledger                 100,000 outcomes into a folder, and 10,000 into SeaweedFS where
                                            there is one
     python -m bench.ledger --quick         10,000 and 2,000
 
-Episodes take no time here: what is left is the scorer, the ledger and the account of costs. The peer is the
-disk: as many outcomes as Parquet objects of the same size, written one after another by a bare loop. Both by
+Episodes take no time here: the scorer, the ledger and the cost ledger remain. The peer is the disk: as many
+outcomes as Parquet objects of the same size, written one after another by a bare loop. Both are measured by
 turns, a slice of checkpoints each.
 """
 
-import json
 import os
 import tempfile
 import threading
@@ -20,7 +19,6 @@ from itertools import count, islice
 from pathlib import Path
 from statistics import median
 
-import click
 import psutil
 
 from bench import harness
@@ -43,6 +41,7 @@ from sim_workers.rollout.worker import RolloutJob
 
 EPISODES = 50  # of a checkpoint
 SLICE = 4  # checkpoints
+NO_POLICY = InProcessPolicy(lambda: None)  # type: ignore[arg-type, return-value]
 
 
 def play(job: RolloutJob) -> Outcome:
@@ -53,8 +52,8 @@ def play(job: RolloutJob) -> Outcome:
 
 
 class Accountant:
-    """Receiver of the scorer's events that keeps the account, as a sweep does, and reads the process' memory
-    at every score.
+    """Receiver of the scorer's events that records costs, as a sweep does, and reads the process' memory at
+    every score.
     """
 
     def __init__(self, spending: CostLedger) -> None:
@@ -86,7 +85,7 @@ class Accountant:
             self._scored.notify()
 
     def wait(self, scorer: Scorer, scores: int) -> None:
-        """Wait until `scores` scores have come; raise what went wrong in the scorer's thread."""
+        """Wait for `scores` scores; raise an error of the scorer's thread."""
         with self._scored:
             while self.scores < scores:
                 self._scored.wait(1.0)
@@ -95,12 +94,12 @@ class Accountant:
 
 @dataclass(frozen=True)
 class Rates:
-    """Outcomes a second."""
+    """Outcomes per second."""
 
     engine: float
     writing: float
     ratio: float
-    """Engine to writing: median over slices that follow each other."""
+    """Engine to writing: median over pairs of successive slices."""
     rss: list[float]
     """MiB of the process after every score."""
 
@@ -111,10 +110,7 @@ def measured(storage: Storage, policy: Contract, outcomes: int) -> Rates:
     spending = CostLedger(storage, "bench", "run")
     accountant = Accountant(spending)
     scorer = Scorer(storage, policy, FakeRolloutPool(play), accountant.on_event)
-    played = [
-        play(RolloutJob(spec, suite.rules, policy, InProcessPolicy(lambda: None)))
-        for spec in suite.episode_list()
-    ]  # type: ignore[arg-type, return-value]
+    played = [play(RolloutJob(spec, suite.rules, policy, NO_POLICY)) for spec in suite.episode_list()]
     scored, written = count(), count()
 
     def through_the_engine() -> float:
@@ -127,14 +123,14 @@ def measured(storage: Storage, policy: Contract, outcomes: int) -> Rates:
                     CheckpointRef(f"arms/{i}", f"checkpoint{i}"),
                     suite,
                     "protocol",
-                    InProcessPolicy(lambda: None),
+                    NO_POLICY,
                 )
-            )  # type: ignore[arg-type, return-value]
+            )
         accountant.wait(scorer, i + 1)
         return time.perf_counter() - began
 
     def writing() -> float:
-        """A part and a sealed object per checkpoint."""
+        """Write a part and a sealed object per checkpoint."""
         began = time.perf_counter()
         for i in islice(written, SLICE):
             ledger = Ledger(storage, f"bare{i}", "protocol")
@@ -156,10 +152,9 @@ def measured(storage: Storage, policy: Contract, outcomes: int) -> Rates:
     )
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="A short look.")
-def main(quick: bool) -> None:
-    """Print a table and, last, one line of JSON."""
+@harness.command("ledger")
+def main(quick: bool) -> dict[str, object]:
+    """Print a table; return the values of the last line."""
     number, far = (10_000, 2_000) if quick else (100_000, 10_000)
     policy = cameras("fast")
     with tempfile.TemporaryDirectory() as name:
@@ -169,9 +164,8 @@ def main(quick: bool) -> None:
     print(f"{'outcomes/s':<32}{'engine':>10}{'only writing':>14}")
     print(f"{f'folder, {number:,} outcomes':<32}{here.engine:>10.0f}{here.writing:>14.0f}")
     answer: dict[str, object] = {
-        "bench": "ledger",
         "outcomes_per_s": round(here.engine, 1),
-        "ratio_to_writing": round(here.ratio, 3),
+        "ratio_to_writing": here.ratio,
     }
     answer |= {"s3_outcomes_per_s": None, "s3_ratio_to_writing": None}
     try:
@@ -179,7 +173,7 @@ def main(quick: bool) -> None:
             os.environ.update(variables)
             there = measured(open_storage(f"s3://{BUCKET}/bench"), policy, far)
         print(f"{f'SeaweedFS, {far:,} outcomes':<32}{there.engine:>10.0f}{there.writing:>14.0f}")
-        answer |= {"s3_outcomes_per_s": round(there.engine, 1), "s3_ratio_to_writing": round(there.ratio, 3)}
+        answer |= {"s3_outcomes_per_s": round(there.engine, 1), "s3_ratio_to_writing": there.ratio}
     except NoServerError as error:
         print(f"SeaweedFS: {error}")
     growth = rss[-1] - warm
@@ -187,7 +181,7 @@ def main(quick: bool) -> None:
         f"\nmemory {warm:.0f} MiB after a tenth of the outcomes, {rss[-1]:.0f} MiB in the end, at most"
         f" {max(rss):.0f}"
     )
-    print(json.dumps(answer | {"growth_mib": round(growth, 1), "outcomes": number, "quick": quick}))
+    return answer | {"growth_mib": round(growth, 1), "outcomes": number}
 
 
 if __name__ == "__main__":

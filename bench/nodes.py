@@ -11,15 +11,12 @@ each. Then the real scorer, pool and ledger with workers that only pretend to pl
 processes, and every episode takes its time asleep. Messages, streams and waiting are Ray's own.
 """
 
-import json
 import os
 import time
 from collections.abc import Sequence
 from functools import partial
 from statistics import median
 from typing import Any
-
-import click
 
 from bench import harness
 from bench.crowd import to_a_thousand
@@ -168,10 +165,9 @@ def two_to_one(render_profile: str, cores: Sequence[int], quick: bool) -> dict[s
     return ratio
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="A short look.")
-def main(quick: bool) -> None:
-    """Print the tables and, last, one line of JSON."""
+@harness.command("nodes")
+def main(quick: bool) -> dict[str, object]:
+    """Print the tables; return the values of the last line."""
     import ray
 
     from orchestrator.cluster.ray_runtime import ENVIRONMENT, quiet
@@ -188,21 +184,21 @@ def main(quick: bool) -> None:
         " and loops without Ray; episodes/s\n"
     )
     print(f"{'render profile':>15}{'':>8}{'one':>12}{'two':>12}{'two to one':>12}")
-    answers: dict[str, Any] = {}
+    answers: dict[str, object] = {}
     for profile, name in (("default", ""), ("fast", "_fast")):
         if quick and profile == "default":  # as the other, only slower
             answers |= {f"ratio_two_to_one{name}": None, f"two_to_one_without_ray{name}": None}
             continue
         ratio = two_to_one(profile, both, quick)
         answers |= {
-            f"ratio_two_to_one{name}": round(ratio["nodes"], 3),
-            f"two_to_one_without_ray{name}": round(ratio["loops"], 3),
+            f"ratio_two_to_one{name}": ratio["nodes"],
+            f"two_to_one_without_ray{name}": ratio["loops"],
         }
     print()
     answers |= to_a_thousand(quick)
     ray.shutdown()
     cluster.shutdown()
-    print(json.dumps({"bench": "nodes", **answers, "cores": len(cores), "quick": quick}))
+    return answers | {"cores": len(cores)}
 
 
 if __name__ == "__main__":

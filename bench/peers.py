@@ -1,5 +1,5 @@
 """The ways of getting clips that bench/data.py compares, and the limits it tries; each runs in a process of
-its own (bench/child.py).
+its own (`bench.harness.Child`).
 
 All give the same clips in the same sequence: that of an ClipSampler over every episode of the store.
 """
@@ -158,12 +158,9 @@ def hdf5(mark: Marker, uri: str, path: Path, batches: int) -> None:
         for draw in draws(order, batches + BEYOND)
     ]
     mark()
-    _counted(
-        iter(DataLoader(Hdf5Clips(path, clips), batch_size=BATCH, num_workers=LOADER_WORKERS)),
-        mark,
-        LOADER_WARM_UP,
-        batches,
-    )  # type: ignore[arg-type]
+    source: Any = Hdf5Clips(path, clips)
+    loader = iter(DataLoader(source, batch_size=BATCH, num_workers=LOADER_WORKERS))
+    _counted(loader, mark, LOADER_WARM_UP, batches)
 
 
 # -- limits --------------------------------------------------------------------------------------------------

@@ -8,15 +8,13 @@ by turns. Random weights: time does not depend on them. On a CPU the times are C
 Where there is a GPU: `svd-256` on it, too, by the wall clock.
 """
 
-import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 
-import click
 import numpy as np
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
@@ -146,10 +144,9 @@ def on_gpu(config: PolicyConfig, cameras: Contract, rounds: int, device: str = "
     return answers | {"svd_ratio_to_faithful": ratios["one_pass", 1], "svd_peak_gib": max(gib.values())}
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="End within a minute.")
-def main(quick: bool) -> None:
-    """Print the tables and, last, one line of JSON."""
+@harness.command("replan", digits=4)
+def main(quick: bool) -> Mapping[str, object]:
+    """Print the tables; return the values of the last line."""
     torch.set_num_threads(1)
     tiny, rounds = PRESETS["tiny"], 2 if quick else 10
     one_camera = contract(CAMERAS[-1:], (64, 64), "fast")
@@ -165,15 +162,7 @@ def main(quick: bool) -> None:
     if torch.cuda.is_available():
         answers |= on_gpu(PRESETS["svd-256"], contract(CAMERAS, (256, 256), "fast"), 1 if quick else 3)
     ratios = {f"ratio_to_faithful{'' if n == 1 else f'_{n}'}": to_faithful["one_pass", n] for n in ASKED}
-    print(
-        json.dumps(
-            {
-                "bench": "replan",
-                **{name: round(value, 4) for name, value in (ratios | answers).items()},
-                "quick": quick,
-            }
-        )
-    )
+    return ratios | answers
 
 
 if __name__ == "__main__":

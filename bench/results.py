@@ -1,8 +1,9 @@
-"""Results of the benches, one JSON file each, and the page that is rendered from them.
+"""Collections of scripts (bench/, experiments/), their results, one JSON file each, and the page that is
+rendered from them.
 
-bench/results/NAME.json    what a run printed, when and where
-bench/notes/NAME.md        optional, written by hand: what the figures do not say
-bench/README.md            `render()` of both
+results/NAME.json    output of a run, with date, machine and versions
+notes/NAME.md        optional, written by hand: context of the figures
+README.md            `Collection.render()` of both
 """
 
 import ast
@@ -17,56 +18,23 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+import click
+
 from sim_workers.envs.render_check import processor_name
 
-FOLDER = Path(__file__).parent
-PAGE = FOLDER / "README.md"
-HEAD = """# Benches
-
-One script per claim about speed. Each prints a table and, last, one line of JSON; `--quick` makes a short
-run. `python -m bench` runs all of them, `python -m bench NAME ...` those named; results are stored in
-`bench/results/`, notes in `bench/notes/`, and this page is rendered from both.
-Read the ratios: both sides of a ratio are measured within one run.
-"""
 PACKAGES = ("ray", "torch", "diffusers", "robosuite", "mujoco")
-
-
-def benches() -> list[str]:
-    """Names of the modules of this folder that are benches: their command has an option `--quick`."""
-    return sorted(
-        path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_") and _is_bench(path)
-    )
-
-
-def _is_bench(path: Path) -> bool:
-    def is_quick(node: ast.AST) -> bool:
-        return isinstance(node, ast.Call) and any(
-            isinstance(argument, ast.Constant) and argument.value == "--quick" for argument in node.args
-        )
-
-    functions = [
-        node
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.FunctionDef) and node.name == "main"
-    ]
-    return any(is_quick(decorator) for function in functions for decorator in function.decorator_list)
-
-
-def purpose(name: str) -> str:
-    """First line of a bench's docstring, without importing it."""
-    return (ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text())) or "").partition("\n")[0]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run of a bench printed, and where it ran."""
+    """Output of one run, and where it ran."""
 
     date: str
     """ISO 8601."""
     machine: str
     """Processor, cores, GPU."""
     versions: str
-    """Of Python and the packages whose speed is measured."""
+    """Versions of Python and of PACKAGES."""
     quick: bool
     table: list[str]
     """Lines."""
@@ -75,7 +43,9 @@ class Result:
 
     @classmethod
     def of(cls, printed: str, quick: bool) -> "Result":
-        """Result of a run that ended here and now. ValueError if the last line is no JSON object."""
+        """Return the result of a run that ended here and now. Raises ValueError if the last line is no JSON
+        object.
+        """
         *table, last = printed.strip("\n").splitlines()
         answer = json.loads(last)
         if not isinstance(answer, dict):
@@ -83,19 +53,17 @@ class Result:
         return cls(date.today().isoformat(), machine(), versions(), quick, table, answer)
 
     @classmethod
-    def load(cls, name: str) -> "Result":
-        return cls(**json.loads((FOLDER / "results" / f"{name}.json").read_text()))
+    def load(cls, path: Path) -> "Result":
+        return cls(**json.loads(path.read_text()))
 
-    def save(self, name: str) -> None:
-        (FOLDER / "results" / f"{name}.json").write_text(
-            json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
-        )
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
 
 def machine() -> str:
-    """Processor, cores and GPU of this machine."""
+    """Return the processor, cores and GPU of this machine."""
     question = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU')"
-    # In a process of its own: this one shall hold no memory of the GPU.
+    # in a process of its own, so that this one holds no memory of the GPU
     card = subprocess.run(
         [sys.executable, "-c", question], stdout=subprocess.PIPE, text=True, check=True
     ).stdout.strip()
@@ -106,30 +74,104 @@ def versions() -> str:
     return f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in PACKAGES)
 
 
-def render() -> str:
-    """The text of bench/README.md."""
-    return HEAD + "".join(section for name in stored() for section in _section(name, Result.load(name)))
+@dataclass(frozen=True)
+class Collection:
+    """Scripts of one package with an option `--quick`, and their stored results."""
+
+    folder: Path
+    """Folder of the package, whose name is the package's."""
+    head: str
+    """Beginning of the page."""
+
+    @property
+    def page(self) -> Path:
+        return self.folder / "README.md"
+
+    def names(self) -> list[str]:
+        """Return the names of the scripts."""
+        return sorted(path.stem for path in self.folder.glob("[!_]*.py") if _is_script(path))
+
+    def purpose(self, name: str) -> str:
+        """Return the first paragraph of a script's docstring, without importing it."""
+        text = ast.get_docstring(ast.parse((self.folder / f"{name}.py").read_text())) or ""
+        return " ".join(text.partition("\n\n")[0].split())
+
+    def stored(self) -> list[str]:
+        """Return the names of the scripts with a stored result."""
+        return sorted(path.stem for path in (self.folder / "results").glob("*.json"))
+
+    def load(self, name: str) -> Result:
+        return Result.load(self.folder / "results" / f"{name}.json")
+
+    def save(self, name: str, result: Result) -> None:
+        """Store a result and render the page again."""
+        result.save(self.folder / "results" / f"{name}.json")
+        self.page.write_text(self.render())
+
+    def render(self) -> str:
+        """Return the text of the page."""
+        return self.head + "".join(section for name in self.stored() for section in self._section(name))
+
+    def _section(self, name: str) -> Iterator[str]:
+        result = self.load(name)
+        yield f"\n## {name}\n\n{self.purpose(name)}\n\n"
+        notes = self.folder / "notes" / f"{name}.md"
+        if notes.exists():
+            yield notes.read_text().strip() + "\n\n"
+        short = "; short run (`--quick`)" if result.quick else ""
+        yield f"{result.date}; {result.machine}; {result.versions}{short}.\n\n"
+        yield "```\n" + "\n".join([*result.table, json.dumps(result.answer)]) + "\n```\n"
+
+    def command(self) -> click.Command:
+        """Make the command that runs scripts, stores their results and renders the page."""
+
+        @click.command()
+        @click.argument("names", nargs=-1, metavar="[NAME]...")
+        @click.option("--quick", "short", is_flag=True, help="Make short runs and store nothing.")
+        @click.option("--save", is_flag=True, help="Store the results of short runs as well.")
+        @click.option("--page", is_flag=True, help="Run nothing: render the page from stored results.")
+        def main(names: tuple[str, ...], short: bool, save: bool, page: bool) -> None:
+            """Run the scripts NAME, by default all. Stops at the first that fails; earlier results stay
+            stored.
+            """
+            if unknown := set(names) - set(self.names()):
+                raise click.BadParameter(
+                    f"there is no {', '.join(sorted(unknown))}; there are {', '.join(self.names())}"
+                )
+            for name in () if page else names or self.names():
+                command = [sys.executable, "-m", f"{self.folder.name}.{name}", *["--quick"] * short]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+                click.echo(done.stdout, nl=False)
+                if done.returncode:
+                    sys.exit(done.returncode)
+                if save or not short:
+                    self.save(name, Result.of(done.stdout, short))
+            if page:
+                self.page.write_text(self.render())
+
+        return main
 
 
-def stored() -> list[str]:
-    """Names of the benches with a stored result."""
-    return sorted(path.stem for path in (FOLDER / "results").glob("*.json"))
+def _is_script(path: Path) -> bool:
+    """Return whether the module has a command `main` with an option `--quick`."""
 
+    def is_quick(decorator: ast.expr) -> bool:
+        return isinstance(decorator, ast.Call) and (
+            ast.unparse(decorator.func) == "harness.command"
+            or any(isinstance(value, ast.Constant) and value.value == "--quick" for value in decorator.args)
+        )
 
-def _section(name: str, result: Result) -> Iterator[str]:
-    yield f"\n## {name}\n\n{purpose(name)}\n\n"
-    notes = FOLDER / "notes" / f"{name}.md"
-    if notes.exists():
-        yield notes.read_text().strip() + "\n\n"
-    yield (
-        f"{result.date}; {result.machine};"
-        f" {result.versions}{'; short run (`--quick`)' if result.quick else ''}.\n\n"
+    functions = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef))
+    return any(
+        is_quick(decorator)
+        for function in functions
+        if function.name == "main"
+        for decorator in function.decorator_list
     )
-    yield "```\n" + "\n".join([*result.table, json.dumps(result.answer)]) + "\n```\n"
 
 
 def sections(page: str) -> dict[str, dict[str, object]]:
-    """The JSON objects that a page shows, by bench."""
+    """Return the JSON objects that a page shows, by script."""
     answers: dict[str, dict[str, object]] = {}
     for text in page.split("\n## ")[1:]:
         answers[text.partition("\n")[0]] = json.loads(

@@ -12,17 +12,15 @@ Ratios are of seconds per control step within one round, since arms may play dif
 """
 
 import itertools
-import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
-import click
 import numpy as np
 
 from bench import harness
@@ -304,10 +302,9 @@ Slices = dict[str, dict[int, Slice]]
 """Arm -> round -> slice."""
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="A short look.")
-def main(quick: bool) -> None:
-    """Print the table and, last, one line of JSON."""
+@harness.command("rollout")
+def main(quick: bool) -> Mapping[str, object]:
+    """Print the table; return the values of the last line."""
     from orchestrator.cluster.ray_runtime import connect, quiet
 
     quiet()
@@ -342,10 +339,12 @@ def main(quick: bool) -> None:
                     idle.append(arms[name].idle)
     for arm in arms.values():
         arm.close()
-    _show(slices, played, size, median(idle), quick)
+    return _show(slices, played, size, median(idle))
 
 
-def _show(slices: Slices, played: dict[str, Results], size: Size, idle: float, quick: bool) -> None:
+def _show(slices: Slices, played: dict[str, Results], size: Size, idle: float) -> Mapping[str, object]:
+    """Print the table; return the values of the last line."""
+
     def ratio(fast: str, slow: str) -> float:
         rounds = sorted(slices[fast].keys() & slices[slow].keys())
         per_step = (
@@ -391,16 +390,7 @@ def _show(slices: Slices, played: dict[str, Results], size: Size, idle: float, q
         ),
         "equal_outcomes_any_number_of_workers": equal("pool", "pool_one"),
     }
-    print(
-        json.dumps(
-            {
-                "bench": "rollout",
-                **{name: round(value, 3) for name, value in answers.items()},
-                **same,
-                "quick": quick,
-            }
-        )
-    )
+    return {**answers, **same}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ The real training loop on one core, the real pool and policy server on the other
 cores of one machine share.
 """
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -17,8 +16,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-import click
 
 from bench import harness
 from orchestrator.testing.episodes import make_episode_store
@@ -47,6 +44,7 @@ def train_in_blocks(pipe: Connection, store: str, block: int, steps: int, keep: 
     from orchestrator.data.subset import select_episodes
     from orchestrator.storage.base import open_storage
     from orchestrator.training.loop import TrainJob, train
+    from orchestrator.training.train_events import Reported
     from policy.presets import PRESETS
 
     torch.set_num_threads(1)
@@ -56,11 +54,11 @@ def train_in_blocks(pipe: Connection, store: str, block: int, steps: int, keep: 
     job = TrainJob(arm, "bench-stall", store, 1, subset, PRESETS["tiny"], settings, "joint", "none")
     began = time.perf_counter(), time.process_time()
 
-    def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+    def report(event: Reported, checkpoint: Path | None) -> None:
         nonlocal began
         if checkpoint:
             shutil.copytree(checkpoint, keep)
-        if step % block == 0:
+        if event.step % block == 0:
             pipe.send(((time.perf_counter() - began[0]) / block, (time.process_time() - began[1]) / block))
             pipe.recv()
             began = time.perf_counter(), time.process_time()
@@ -122,10 +120,9 @@ class Scoring:
         self._pool.close()
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="A short look.")
-def main(quick: bool) -> None:
-    """Print a table and, last, one line of JSON."""
+@harness.command("stall", digits=4)
+def main(quick: bool) -> dict[str, object]:
+    """Print a table; return the values of the last line."""
     from orchestrator.training.loop import PROGRESS_REPORTS
 
     rounds, block = PROGRESS_REPORTS // 2 - 1, QUICK_BLOCK if quick else BLOCK
@@ -179,8 +176,7 @@ def main(quick: bool) -> None:
         harness.median_ratio(on, off)
         for on, off in zip(zip(*steps[True], strict=True), zip(*steps[False], strict=True), strict=True)
     )
-    told = {"ratio_step_time": round(wall_ratio, 4), "cpu_ratio_step_time": round(cpu_ratio, 4)}
-    print(json.dumps({"bench": "stall", **told, "rounds": rounds, "quick": quick}))
+    return {"ratio_step_time": wall_ratio, "cpu_ratio_step_time": cpu_ratio, "rounds": rounds}
 
 
 if __name__ == "__main__":

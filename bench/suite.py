@@ -8,6 +8,9 @@ Seconds of a round are wall-clock time with two tests at a time; `seconds_full` 
 Seconds of a marker are summed over its tests, set-up and teardown included; a fixture that several tests
 share counts where it was built. The markers `full` and `stress` select rounds and are not among them. Ends
 with exit code 1 if a test fails.
+
+The module is also the pytest plugin that records how long each phase of each test takes; it works with
+pytest-xdist: python -m pytest -p bench.suite --test-times=FILE
 """
 
 import json
@@ -17,10 +20,12 @@ import tempfile
 import time
 import tomllib
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
+import pytest
 
 from bench import harness
 
@@ -69,7 +74,7 @@ def play(expression: str, paths: list[str]) -> Round:
             "-m",
             "pytest",
             "-p",
-            "bench.test_times",
+            "bench.suite",
             f"--test-times={times}",
             "-p",
             "no:cacheprovider",
@@ -117,15 +122,59 @@ def main(quick: bool) -> None:
         print(f"{name:<28}{len(marked):>7}{seconds:>16.1f}")
     fast, rest = rounds.values()
     answer: dict[str, object] = {
-        "bench": "suite",
         "seconds_fast": round(fast.seconds, 1),
         "seconds_full": round(fast.seconds + rest.seconds, 1),
     }
     answer |= {f"seconds_{name}": round(seconds, 1) for name, seconds in by_marker.items()}
-    answer |= {"tests": fast.tests + rest.tests, "passed": fast.passed and rest.passed, "quick": quick}
-    print("\n" + json.dumps(answer))
+    answer |= {"tests": fast.tests + rest.tests, "passed": fast.passed and rest.passed}
+    print()
+    harness.print_answer("suite", answer, quick)
     if not (fast.passed and rest.passed):
         sys.exit(1)
+
+
+# -- the pytest plugin ---------------------------------------------------------------------------------------
+
+MARKERS = "markers"
+"""Name of the user property that carries a test's markers from the process that ran it to the one that writes
+the file.
+"""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--test-times",
+        type=Path,
+        metavar="FILE",
+        help="Append one JSON object per phase of each test to FILE: nodeid, when, seconds, markers.",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in SELECTING:
+        # an expression with an undeclared marker is an error
+        config.addinivalue_line("markers", f"{marker}: selects a round of tests")
+    path: Path | None = config.getoption("--test-times")
+    # workers of pytest-xdist report to the process that started them
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Recorder(path))
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.user_properties.append((MARKERS, sorted({marker.name for marker in item.iter_markers()})))
+
+
+class _Recorder:
+    """Plugin that appends each phase of each test to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        markers: Any = dict(report.user_properties)[MARKERS]
+        phase = Phase(report.nodeid, report.when or "", report.duration, markers)
+        with self._path.open("a") as file:
+            file.write(json.dumps(asdict(phase)) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,20 +3,17 @@
     python -m bench.telling                two minutes
     python -m bench.telling --quick
 
-Reports, checkpoints and scores of arms as a sweep makes them, into the database beside the results: how long
-whoever reports waits, and CPU seconds of the thread that tells. The peer is the optimiser step of the
-quickstart's policy: so many of them lie between two reports.
+Reports, checkpoints and scores of arms as a sweep makes them, into the database beside the results: the wait
+of the thread that reports, and CPU seconds of the thread that publishes. The peer is the optimiser step of
+the quickstart's policy.
 """
 
-import json
 import tempfile
 import threading
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-import click
 
 from bench import harness
 from orchestrator.testing.episodes import make_episode_store
@@ -25,8 +22,8 @@ ARMS, QUICKSTART_STEPS, QUICKSTART_CHECKPOINTS = 10, 1000, 2
 
 
 def step_s(store: str, steps: int) -> float:
-    """CPU seconds of an optimiser step at the quickstart's size, on one thread; the first ones load the
-    model.
+    """Return the CPU seconds of an optimiser step at the quickstart's size, on one thread, without the first
+    quarter of the steps, which loads the model.
     """
     import torch
 
@@ -37,6 +34,7 @@ def step_s(store: str, steps: int) -> float:
     from orchestrator.data.subset import select_episodes
     from orchestrator.storage.base import open_storage
     from orchestrator.training.loop import TrainJob, train
+    from orchestrator.training.train_events import Reported
     from policy.presets import PRESETS
 
     torch.set_num_threads(1)
@@ -46,24 +44,25 @@ def step_s(store: str, steps: int) -> float:
     job = TrainJob(arm, "bench-telling", store, 1, subset, PRESETS["tiny"], settings, "joint", "none")
     seen: list[tuple[int, float]] = []
 
-    def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
-        seen.append((step, time.thread_time()))
+    def report(event: Reported, checkpoint: Path | None) -> None:
+        seen.append((event.step, time.thread_time()))
 
     train(job, 0, 1, None, report, bring=stream.fetch_in_thread)
-    (first, began), (last, ended) = seen[len(seen) // 4], seen[-2]  # the very last one saves
+    (first, began), (last, ended) = seen[len(seen) // 4], seen[-2]  # the last one saves
     return (ended - began) / (last - first)
 
 
 def told(folder: Path, store: str, reports: int) -> tuple[list[float], float, float]:
-    """Seconds that each report took whoever made it; CPU seconds of the telling thread per report, and per
-    arm for all else it is told.
+    """Return the wait of each report in seconds, and the CPU seconds of the publishing thread per report and
+    per arm for everything else.
     """
     from orchestrator.config.sweep_config import SweepConfig
     from orchestrator.evaluation.scores import Score
     from orchestrator.provenance import digest
     from orchestrator.sweep.state import SweepState
-    from orchestrator.sweep.tracking_publisher import CONSUMED, LOSSES, TrackingPublisher
+    from orchestrator.sweep.tracking_publisher import LOSSES, TrackingPublisher
     from orchestrator.tracking import outbox_relay as teller
+    from orchestrator.training.loop import CONSUMED
     from sim_workers.rollout.episode import Outcome
 
     asked = {
@@ -126,10 +125,9 @@ def told(folder: Path, store: str, reports: int) -> tuple[list[float], float, fl
     return waits, spent["metrics"] / (reports * ARMS), spent["else"] / ARMS
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="A short look.")
-def main(quick: bool) -> None:
-    """Print a table and, last, one line of JSON."""
+@harness.command("telling", digits=5)
+def main(quick: bool) -> dict[str, object]:
+    """Print a table; return the values of the last line."""
     from orchestrator.cluster.ray_runtime import quiet
     from orchestrator.training.loop import PROGRESS_REPORTS
 
@@ -157,12 +155,13 @@ def main(quick: bool) -> None:
         f"\n{ARMS} arms at once; an arm of {QUICKSTART_STEPS} steps trains {arm:.0f} s and is told in"
         f" {telling:.2f} s: {telling / arm:.2%}"
     )
-    told_of = {
-        "ratio_to_training": round(telling / arm, 5),
+    return {
+        "ratio_to_training": telling / arm,
         "report_waits_ms": round(1000 * median(waits), 3),
+        "report_cpu_ms": round(1000 * report, 2),
+        "step_cpu_ms": round(1000 * step, 1),
+        "arms": ARMS,
     }
-    told_of |= {"report_cpu_ms": round(1000 * report, 2), "step_cpu_ms": round(1000 * step, 1)}
-    print(json.dumps({"bench": "telling", **told_of, "arms": ARMS, "quick": quick}))
 
 
 if __name__ == "__main__":

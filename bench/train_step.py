@@ -10,24 +10,22 @@ Where there is a GPU: `svd-256` on it, too.
 """
 
 import itertools
-import json
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-import click
 import numpy as np
 import torch
 
 from bench import corpus, harness
-from bench.turns import Cost, Pause, by_turns, ratio
+from bench.harness import Cost, Pause, by_turns, ratio
 from orchestrator.cluster.ray_runtime import connect, quiet
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
@@ -39,6 +37,7 @@ from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.data.subset import select_episodes
 from orchestrator.storage.base import open_storage
 from orchestrator.training.loop import PROGRESS_REPORTS, TrainJob, train
+from orchestrator.training.train_events import Reported
 from policy.batch import Batch, Counts
 from policy.config import Objective, PolicyConfig, Recipe
 from policy.interface import Contract
@@ -141,7 +140,7 @@ def whole(job: TrainJob, warm_up: int) -> Callable[[Pause], None]:
     def loop(pause: Pause) -> None:
         blocks = itertools.count(1)
 
-        def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        def report(event: Reported, checkpoint: Path | None) -> None:
             if next(blocks) >= warm_up:
                 pause()
 
@@ -286,10 +285,9 @@ def on_gpu(config: PolicyConfig, side: int, steps: int, device: str = "cuda") ->
     return answers
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="End within a minute.")
-def main(quick: bool) -> None:
-    """Print the tables and, last, one line of JSON."""
+@harness.command("train_step")
+def main(quick: bool) -> Mapping[str, object]:
+    """Print the tables; return the values of the last line."""
     size = QUICK if quick else FULL
     torch.set_num_threads(1)
     quiet()
@@ -329,15 +327,7 @@ def main(quick: bool) -> None:
     }
     if torch.cuda.is_available():
         answers |= on_gpu(PRESETS["svd-256"], 256, 2 if quick else 10)
-    print(
-        json.dumps(
-            {
-                "bench": "train_step",
-                **{name: round(value, 3) for name, value in answers.items()},
-                "quick": quick,
-            }
-        )
-    )
+    return answers
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Adapter for a checkpoint in LeRobot's layout: config.json, model.safetensors and the processors' statistics
 in files next to them.
 
-    python -m jobs.score examples.foreign_checkpoint:make --task Lift --episodes 20
+    demoscale score examples.foreign_checkpoint:make --task Lift --episodes 20
 
 The files, their names, keys and meaning are LeRobot's. The network is not: it is an untrained MLP of type
 "waypoint_mlp". `write` computes it in closed form from `examples/waypoints.py`, so that the example needs no

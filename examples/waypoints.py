@@ -1,7 +1,7 @@
 """Policy from a plain function: without cameras, it moves to the usual place of Lift's red cube, closes its
 fingers and rises.
 
-    python -m jobs.score examples.waypoints:make --task Lift --episodes 20
+    demoscale score examples.waypoints:make --task Lift --episodes 20
 
 A minimal example of a policy that can be scored. The cube lies within 3 cm of the middle, turned at random,
 so the policy grasps it sometimes.

@@ -1,1 +1,1 @@
-"""What is submitted: one file, one thing that can be run here or on a cluster."""
+"""Sweep files, and the entry points of Ray jobs."""

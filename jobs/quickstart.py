@@ -28,7 +28,8 @@ def main() -> None:
         "check this machine": ["-m", "orchestrator", "doctor"],
         "collect demonstrations": [
             "-m",
-            "jobs.collect",
+            "orchestrator",
+            "collect",
             "--task",
             "Lift",
             "--episodes",

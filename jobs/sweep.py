@@ -1,7 +1,5 @@
-"""Run a sweep file: what a Ray job runs on the cluster's head (`demoscale submit`). The same as `demoscale
-run`; SIGTERM, with which Ray stops a job, ends it in good order.
-
-python -m jobs.sweep jobs/quickstart.yaml
+"""Run a sweep: `demoscale run`, as a Ray job runs it. SIGTERM, with which Ray stops a job, ends it in good
+order.
 """
 
 from orchestrator.cli.main import run

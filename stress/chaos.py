@@ -206,7 +206,8 @@ def main(kills: int, quick: bool, seed: int) -> None:
         collect = [
             sys.executable,
             "-m",
-            "jobs.collect",
+            "orchestrator",
+            "collect",
             "--task",
             "Lift",
             "--episodes",

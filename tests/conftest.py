@@ -128,7 +128,9 @@ def lift_store(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path
     store = (shared if worker_id == "master" else shared.parent) / "lift"
     with FileLock(f"{store}.lock"):
         if not store.exists():
-            done = run("-m", "jobs.collect", "--task", "Lift", "--episodes", "6", "--store", str(store))
+            done = run(
+                "-m", "orchestrator", "collect", "--task", "Lift", "--episodes", "6", "--store", str(store)
+            )
             assert done.returncode == 0, done.stderr
     return store
 

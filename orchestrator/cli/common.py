@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+HELP = {"help_option_names": ["-h", "--help"]}
+"""Settings of commands that are also programs of their own, `python -m jobs.*`; others have the group's."""
 STORAGE = click.option(
     "--storage", default="runs", show_default=True, help="Folder or s3:// URI the sweep keeps its results in."
 )

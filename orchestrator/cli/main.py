@@ -13,18 +13,25 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.common import JSON, SET, STORAGE, graceful_interrupt, print_wide
+from orchestrator.cli.collect_command import collect
+from orchestrator.cli.common import HELP, JSON, SET, STORAGE, graceful_interrupt, print_wide
 from orchestrator.cli.data_commands import data
+from orchestrator.cli.encode_command import encode
 from orchestrator.cli.explain_command import explain
-from orchestrator.cli.mistakes import report_user_errors as report_user_errors
+from orchestrator.cli.export_command import export
+from orchestrator.cli.import_command import import_
+from orchestrator.cli.mistakes import report_user_errors
+from orchestrator.cli.pretrain_command import pretrain
 from orchestrator.cli.score_command import score
+from orchestrator.cli.serve_command import serve
+from orchestrator.cli.sheet_command import sheet
 from orchestrator.cli.status_commands import status
 from orchestrator.cli.submit_commands import stop, submit
 
 SWEEP_FILE = click.argument("sweep_file", type=click.Path(dir_okay=False))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings=HELP)
 @click.version_option(package_name="demoscale")
 def main() -> None:
     """How many demonstrations does a video-action policy need, and how many can action-free video replace?
@@ -36,8 +43,20 @@ def main() -> None:
     demoscale status quickstart              how far it is
     demoscale curve quickstart               the answer
     demoscale explain quickstart ARM         why an arm would be trained or played again
+
+    \b
     demoscale score path/to/checkpoint       any policy on any suite, without a sweep
+    demoscale serve --policy path/to/checkpoint   a policy over HTTP
+    demoscale sheet --task Lift --save lift.jpg   the shifted worlds of a task, on one picture
+
+    \b
+    demoscale collect --episodes 100 --store data/lift       scripted demonstrations into an episode store
+    demoscale import demo.hdf5 data/lift     recordings of other programs into one; export is the reverse
     demoscale data ls data/lift              the episodes of a store, and more about it
+    demoscale encode data/lift --weights weights/svd         its latents, kept for training
+    demoscale pretrain data/lift --out weights/lift          a video model that training begins with
+
+    \b
     demoscale doctor                         is this machine ready?
     """
 
@@ -81,7 +100,7 @@ def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
     click.echo(str(estimate(sweep, measured)))
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @SWEEP_FILE
 @SET
 @click.option("--retry-failed", is_flag=True, help="Train the arms that failed before, and no others.")
@@ -207,12 +226,22 @@ def doctor() -> None:
     sys.exit(1 if failed else 0)
 
 
-main.add_command(data)
-main.add_command(explain)
-main.add_command(score)
-main.add_command(status)
-main.add_command(submit)
-main.add_command(stop)
+for command in (
+    collect,
+    data,
+    encode,
+    explain,
+    export,
+    import_,
+    pretrain,
+    score,
+    serve,
+    sheet,
+    status,
+    stop,
+    submit,
+):
+    main.add_command(command)
 
 
 def _spent(cost: Any, prices: Any) -> str:

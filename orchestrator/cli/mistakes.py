@@ -36,6 +36,13 @@ def report_user_errors(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def argument_error(*problems: str) -> DemoscaleError:
+    """Return the error of wrong arguments of the command that runs, one sentence each; its exit code is 2."""
+    from orchestrator.config.sweep_config import SweepError
+
+    return SweepError(click.get_current_context().command_path, list(problems))
+
+
 def redact_tracebacks() -> None:
     """Have this process print tracebacks of uncaught errors, in any thread, without secrets. Hooks that
     another module has set stay.

@@ -1,22 +1,22 @@
-"""`demoscale score`: any policy, on any suite, without a sweep. `python -m jobs.score` is the same command by
-another name.
-"""
+"""`demoscale score`: any policy, on any suite, without a sweep."""
 
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
 
-from orchestrator.cli.common import JSON, graceful_interrupt
-from orchestrator.cli.mistakes import report_user_errors
+from orchestrator.cli.common import HELP, JSON, graceful_interrupt
+from orchestrator.cli.mistakes import argument_error, report_user_errors
+from orchestrator.cli.parameters import InputPath, OutputPath, StorePath, SuiteOption
 from sim_workers.rollout.suite import SHIFTS
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.evaluation.policy_ref import PolicyRef
     from orchestrator.evaluation.sequential_rule import StoppingRule
     from orchestrator.evaluation.standalone import StandaloneEval
+    from orchestrator.storage.base import Storage
     from sim_workers.rollout.suite import Suite
 
 EVERY = "every"
@@ -35,25 +36,57 @@ NAMELESS = (
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """What is to be played: the suite of a sweep file, options given beside it, or options alone."""
+    """What is to be scored, on what, and where the outcomes are kept: the options of the command, or of a
+    sweep's suite where they are not given.
+    """
 
+    checkpoint: str
     tasks: tuple[str, ...]
     episodes: int
     horizon: int
     settle: int
     success: Literal["once", "at_end"]
     shifts: tuple[str, ...]
-    rung: str
     block: int
+    rung: str
+    rung_given: bool
+    """Whether a policy without this rung is refused, instead of acting with its own."""
+    storage: str
+    fingerprint: str
+    mlflow: str
+    save: Path | None
     gl: Literal["egl", "osmesa", "mixed"] = "egl"
     rule: "StoppingRule | None" = None
 
-    def beside(self, suite: "SuiteConfig", given: Callable[[str], bool]) -> "ScoreRequest":
-        """As a sweep has it, but for what was given on the command line."""
+    @classmethod
+    def from_click(cls, context: click.Context) -> "ScoreRequest":
+        """Return the request of the command line. Raises SweepError for a suite or an arm that it names and
+        that cannot be read.
+        """
+        options = dict(context.params)
+        sweep, suite_file = options.pop("sweep"), options.pop("suite_file")
+        del options["workers"], options["as_json"]
+        given = {
+            name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        }
+        request = cls(**options, rung_given="rung" in given)
+        if sweep:
+            from orchestrator.sweep.state import last_checkpoint
+
+            checkpoint, suite = last_checkpoint(sweep, request.checkpoint, request.storage)
+            request = replace(request, checkpoint=checkpoint).with_suite(suite, given)
+        if suite_file:
+            from orchestrator.config.sweep_config import load_suite
+
+            request = request.with_suite(load_suite(suite_file), given)
+        return request
+
+    def with_suite(self, suite: "SuiteConfig", given: Collection[str]) -> "ScoreRequest":
+        """Return the request with the values of a sweep's suite, except those of the options `given`."""
         from orchestrator.evaluation.sequential_rule import StoppingRule
 
-        told: dict[str, Any] = {"shifts": ("nominal", *suite.shifts)}
-        told |= {
+        values: dict[str, Any] = {"shifts": ("nominal", *suite.shifts)}
+        values |= {
             name: getattr(suite, name)
             for name in ("tasks", "episodes", "horizon", "settle", "success", "rung")
         }
@@ -61,22 +94,45 @@ class ScoreRequest:
         decide = suite.decide if suite.decide and suite.decide.threshold is not None else None
         rule = StoppingRule(decide.look_every, decide.confidence, decide.threshold) if decide else None
         return replace(
-            self, gl=suite.gl, rule=rule, **{name: value for name, value in told.items() if not given(name)}
+            self,
+            gl=suite.gl,
+            rule=rule,
+            **{name: value for name, value in values.items() if name not in given},
         )
 
-    def mistakes(self) -> list[str]:
-        from sim_workers.envs.registry import TASKS, refusal
+    def validate(self) -> list[str]:
+        """Return what is wrong with the request, one sentence each.
 
-        unknown = [
+        Raises CheckpointError, StorageError or TrackingError if the policy cannot be read.
+        """
+        from orchestrator.evaluation.policy_ref import PolicyRefError
+        from sim_workers.envs.registry import TASKS, refusal, unfit
+
+        known = [task for task in self.tasks if task in TASKS]
+        problems = [
             f"--task: unknown task {task}; known are {', '.join(TASKS[:19])} and those of LIBERO-10 and"
             " RoboCasa-24"
             for task in self.tasks
             if task not in TASKS
         ]
-        pairs = [
-            (task, shift) for task in self.tasks for shift in self.shifts if shift != EVERY and task in TASKS
-        ]
-        return unknown + [f"--shift: {why}" for task, shift in pairs if (why := refusal(task, shift))]
+        shifts = [shift for shift in self.shifts if shift != EVERY]
+        problems += [f"--shift: {why}" for task in known for shift in shifts if (why := refusal(task, shift))]
+        problems += _unwritable(self.save)
+        try:
+            contract = self.policy.contract
+        except PolicyRefError as error:
+            return [*problems, f"CHECKPOINT: {error}"]
+        return problems + [f"--task {task}: {why}" for task in known for why in unfit(contract, task)]
+
+    @cached_property
+    def policy(self) -> "PolicyRef":
+        """The policy with the name `checkpoint`. Raises what `resolve_policy` raises."""
+        from orchestrator.evaluation.policy_ref import resolve_policy
+        from orchestrator.storage.base import open_storage
+        from orchestrator.tracking.mlflow_writer import tracking_uri
+
+        tracking = tracking_uri(self.mlflow, open_storage(self.storage).uri)
+        return resolve_policy(self.checkpoint, self.rung, not self.rung_given, self.fingerprint, tracking)
 
     def suites(self) -> list["Suite"]:
         """One per shift, the sweep's own lists, so that its scores are found again."""
@@ -95,12 +151,23 @@ class ScoreRequest:
             if tasks
         ]
 
+    def evaluation(self, storage: "Storage") -> "StandaloneEval":
+        """Return the evaluation that keeps its outcomes in `storage`."""
+        from orchestrator.cluster.ray_runtime import CPU, device_here
+        from orchestrator.evaluation.standalone import StandaloneEval
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("checkpoint")
+        device = CPU
+        if self.policy.sampler:  # a checkpoint of ours, which policy servers of the cluster load
+            device = _device_of_cluster() if "RAY_ADDRESS" in os.environ else device_here()
+        return StandaloneEval(self.policy, self.suites(), self.gl, self.rule, storage, device=device)
+
+
+@click.command(context_settings=HELP)
+@click.argument("checkpoint", type=InputPath())
 @click.option(
     "--suite",
     "suite_file",
+    type=InputPath(),
     help=(
         "Sweep file whose suite is played, to its end where it would be decided against another arm. Options"
         " below that are given count before it."
@@ -122,14 +189,14 @@ class ScoreRequest:
 @click.option(
     "--settle",
     type=click.IntRange(0),
-    default=10,
+    cls=SuiteOption,
     show_default=True,
     help="Control steps played on after the first success.",
 )
 @click.option(
     "--success",
     type=click.Choice(["once", "at_end"]),
-    default="once",
+    cls=SuiteOption,
     show_default=True,
     help="At any step, or in the last one played.",
 )
@@ -149,7 +216,7 @@ class ScoreRequest:
     show_default=True,
     help="Which block of scenes; another one shares none with it.",
 )
-@click.option("--rung", default="", help="Of a checkpoint's ladder; its own by default.")
+@click.option("--rung", cls=SuiteOption, help="Of a checkpoint's ladder; its own by default.")
 @click.option(
     "--workers",
     type=click.IntRange(1),
@@ -157,6 +224,7 @@ class ScoreRequest:
 )
 @click.option(
     "--storage",
+    type=StorePath(),
     default="runs",
     show_default=True,
     help="Folder or s3:// URI that keeps every outcome; a sweep's, to share its scores.",
@@ -181,33 +249,16 @@ class ScoreRequest:
 )
 @click.option(
     "--mlflow",
+    type=InputPath(),
     default="",
     help="MLflow tracking URI that knows models:/ID; the database in the storage by default.",
 )
 @click.option(
-    "--save", type=click.Path(path_type=Path), help="Also write every episode's outcome: .jsonl or .parquet."
+    "--save", type=OutputPath(path_type=Path), help="Also write every episode's outcome: .jsonl or .parquet."
 )
 @JSON
 @report_user_errors
-def score(
-    checkpoint: str,
-    suite_file: str | None,
-    tasks: tuple[str, ...],
-    episodes: int,
-    horizon: int,
-    settle: int,
-    success: Literal["once", "at_end"],
-    shifts: tuple[str, ...],
-    block: int,
-    rung: str,
-    workers: int | None,
-    storage: str,
-    fingerprint: str,
-    sweep: str,
-    mlflow: str,
-    save: Path | None,
-    as_json: bool,
-) -> None:
+def score(workers: int | None, as_json: bool, **_options: Any) -> None:
     """Score the policy CHECKPOINT, on this machine or on the Ray cluster RAY_ADDRESS names: successes out of
     the same episodes for every policy.
 
@@ -224,89 +275,60 @@ def score(
     demoscale score http://127.0.0.1:8000 --task Lift --shift every --fingerprint pi-2026-11
     demoscale score examples.waypoints:make --episodes 50 --save waypoints.parquet
     """
-    from orchestrator.cli.progress import progress_bar
-    from orchestrator.cluster.ray_runtime import CPU, connect, device_here, quiet
-    from orchestrator.config.sweep_config import SweepError, load_suite
-    from orchestrator.evaluation.policy_ref import PolicyRefError, resolve_policy
-    from orchestrator.evaluation.scores import ProtocolError
-    from orchestrator.evaluation.standalone import StandaloneEval
+    from orchestrator.cluster.ray_runtime import quiet
     from orchestrator.storage.base import open_storage
-    from orchestrator.tracking.mlflow_writer import tracking_uri
-    from sim_workers.envs.registry import TASKS, unfit
-
-    context = click.get_current_context()
-
-    def given(name: str) -> bool:
-        return context.get_parameter_source(name) == ParameterSource.COMMANDLINE
 
     quiet()
-    kept_in = open_storage(storage)
-    wanted = ScoreRequest(tasks, episodes, horizon, settle, success, shifts, rung, block)
-    if sweep:
-        from orchestrator.sweep.state import last_checkpoint
-
-        checkpoint, suite = last_checkpoint(sweep, checkpoint, storage)
-        wanted = wanted.beside(suite, given)
-    if suite_file:
-        wanted = wanted.beside(load_suite(suite_file), given)
-    mistakes = wanted.mistakes() + _unwritable(save)
-    subject: PolicyRef | None = None
-    try:
-        subject = resolve_policy(
-            checkpoint, wanted.rung, not given("rung"), fingerprint, tracking_uri(mlflow, kept_in.uri)
-        )
-        known = [task for task in wanted.tasks if task in TASKS]
-        mistakes += [
-            f"--task {task}: {sentence}" for task in known for sentence in unfit(subject.contract, task)
-        ]
-    except PolicyRefError as error:
-        mistakes.append(f"CHECKPOINT: {error}")
-    if mistakes or subject is None:
-        raise SweepError(context.command_path, mistakes)
-
+    request = ScoreRequest.from_click(click.get_current_context())
+    if problems := request.validate():
+        raise argument_error(*problems)
+    kept = bool(request.policy.fingerprint)
     with ExitStack() as closing:
-        kept = (
-            kept_in
-            if subject.fingerprint
-            else open_storage(closing.enter_context(tempfile.TemporaryDirectory()))
-        )
-        device = CPU
-        if subject.sampler:  # a checkpoint of ours, which policy servers of the cluster load
-            device = _device_of_cluster() if "RAY_ADDRESS" in os.environ else device_here()
-        scoring = StandaloneEval(subject, wanted.suites(), wanted.gl, wanted.rule, kept, device=device)
-        if not subject.fingerprint:
-            click.echo(NAMELESS.format(name=subject.name).replace("\n", " "), err=True)
-        if scoring.complete:
-            click.echo(f"{subject.name}: nothing to play, {kept.uri} has all that is asked for", err=as_json)
-        else:
-            found = f", {scoring.counted} of them are in {kept.uri} already" if scoring.counted else ""
-            click.echo(f"{subject.name}: {scoring.listed} episodes{found}; starting Ray", err=as_json)
-            connect()
-            if subject.sampler and (found := _device_of_cluster()) != device:
-                raise ProtocolError(
-                    f"the checkpoint would act on {found} and not on {device}, of which the scores are; set"
-                    " RAY_ADDRESS=local"
-                )
-            from rich.console import Console
-
-            with progress_bar("scoring", Console(stderr=True)) as progress, graceful_interrupt(scoring):
-                task = progress.add_task("scoring", total=scoring.listed, completed=scoring.counted)
-                scoring.play(workers, lambda more: progress.advance(task, more))
-        if save:
-            scoring.save(save)
-        if as_json:
-            click.echo(json.dumps(scoring.to_json(), indent=1))
-        else:
-            _print(scoring)
-    for message in scoring.causes:
+        place = request.storage if kept else closing.enter_context(tempfile.TemporaryDirectory())
+        storage = open_storage(place)
+        evaluation = request.evaluation(storage)
+        if not kept:
+            click.echo(NAMELESS.format(name=request.policy.name), err=True)
+        _play(evaluation, storage.uri, workers, as_json)
+        if request.save:
+            evaluation.save(request.save)
+        _print(evaluation, as_json)
+    for message in evaluation.causes:
         click.echo(f"error: {message}", err=True)
-    if scoring.interrupted and not scoring.complete:
-        click.echo(
-            "stopped" + ("; the same command continues from here" if subject.fingerprint else ""), err=True
-        )
+    if evaluation.interrupted and not evaluation.complete:
+        click.echo("stopped" + ("; the same command continues from here" if kept else ""), err=True)
         sys.exit(130)
-    if scoring.causes:
+    if evaluation.causes:
         sys.exit(1)
+
+
+def _play(evaluation: "StandaloneEval", place: str, workers: int | None, as_json: bool) -> None:
+    """Play the episodes that have no outcome yet in the storage `place`.
+
+    Raises ProtocolError if the policy would act on another device than that of its scores.
+    """
+    from rich.console import Console
+
+    from orchestrator.cli.progress import progress_bar
+    from orchestrator.cluster.ray_runtime import connect
+    from orchestrator.evaluation.scores import ProtocolError
+
+    name = evaluation.subject.name
+    if evaluation.complete:
+        click.echo(f"{name}: nothing to play, {place} has all that is asked for", err=as_json)
+        return
+    found = f", {evaluation.counted} of them are in {place} already" if evaluation.counted else ""
+    click.echo(f"{name}: {evaluation.listed} episodes{found}; starting Ray", err=as_json)
+    connect()
+    device = evaluation.device
+    if evaluation.subject.sampler and (now := _device_of_cluster()) != device:
+        raise ProtocolError(
+            f"the checkpoint would act on {now} and not on {device}, of which the scores are; set"
+            " RAY_ADDRESS=local"
+        )
+    with progress_bar("scoring", Console(stderr=True)) as progress, graceful_interrupt(evaluation):
+        task = progress.add_task("scoring", total=evaluation.listed, completed=evaluation.counted)
+        evaluation.play(workers, lambda more: progress.advance(task, more))
 
 
 def _device_of_cluster() -> str:
@@ -326,8 +348,11 @@ def _unwritable(save: Path | None) -> list[str]:
     return [f"--save: {save} is there already; name another file"] if save and save.exists() else []
 
 
-def _print(scoring: "StandaloneEval") -> None:
-    """A line per task and shift, or the only one alone."""
-    lines = scoring.lines()
+def _print(evaluation: "StandaloneEval", as_json: bool) -> None:
+    """Print JSON, or a line per task and shift, the only one without their names."""
+    if as_json:
+        click.echo(json.dumps(evaluation.to_json(), indent=1))
+        return
+    lines = evaluation.lines()
     for of, one in lines:
         click.echo(str(one) if len(lines) == 1 else f"{of}: {one}")

@@ -7,14 +7,30 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli.collect_command import collect
 from orchestrator.cli.common import SET
-from orchestrator.cli.mistakes import report_user_errors
+from orchestrator.cli.encode_command import encode
+from orchestrator.cli.export_command import export
+from orchestrator.cli.import_command import import_
+from orchestrator.cli.mistakes import argument_error, report_user_errors
+from orchestrator.cli.parameters import check_arguments
+from orchestrator.cli.pretrain_command import pretrain
+from orchestrator.cli.score_command import score
 
 if TYPE_CHECKING:
     from orchestrator.cluster.ray_jobs import Cluster, JobSpec
     from orchestrator.config.sweep_config import SweepConfig
 
-JOBS = ("collect", "ingest", "score", "pretrain", "encode", "export")
+JOBS = {
+    "collect": collect,
+    "import": import_,
+    "ingest": import_,
+    "score": score,
+    "pretrain": pretrain,
+    "encode": encode,
+    "export": export,
+}
+"""Commands that run on a cluster, by the names of `--job`; `ingest` is `import`'s former name."""
 
 
 def _address(_context: Any, _parameter: Any, value: str | None) -> str:
@@ -41,7 +57,7 @@ ADDRESS = click.option(
 @click.option(
     "--job",
     type=click.Choice(JOBS),
-    help="Run python -m jobs.JOB with the arguments after -- instead of a sweep.",
+    help="Run demoscale JOB with the arguments after -- instead of a sweep.",
 )
 @click.option(
     "--follow", is_flag=True, help="Print what the job prints until it ends; Ctrl-C leaves it running."
@@ -167,18 +183,17 @@ def _sweep(arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "SweepConf
 
 
 def _job_load(job: str, arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "JobSpec":
-    from orchestrator.cluster.preflight import check_arguments
     from orchestrator.cluster.ray_jobs import JobSpec
     from orchestrator.cluster.submission import CHECK, COMMAND
-    from orchestrator.config.sweep_config import SweepError
     from orchestrator.provenance import digest
 
     if overrides:
-        raise click.UsageError(f"--set is for sweeps; give jobs.{job} its own options after --")
-    if problems := check_arguments(job, arguments):
-        raise SweepError(f"jobs.{job}", problems)
+        raise click.UsageError(f"--set is for sweeps; give {job} its own options after --")
+    if problems := check_arguments(JOBS[job], f"demoscale submit --job {job} --", arguments):
+        raise argument_error(*problems)
+    module = "ingest" if job == "import" else job  # of jobs/: `import` is a keyword
     asked = digest(arguments)
-    return JobSpec(job, job, asked, asked, f"{CHECK} && {COMMAND}{job} {shlex.join(arguments)}")
+    return JobSpec(module, module, asked, asked, f"{CHECK} && {COMMAND}{module} {shlex.join(arguments)}")
 
 
 def _follow_command(

@@ -1,37 +1,18 @@
-"""Checks of a sweep or a job's arguments before submission: a cluster's machines see neither this machine's
-folders nor its secrets.
+"""Checks of a sweep before submission: a cluster's machines see neither this machine's folders nor its
+secrets.
 """
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from orchestrator.cluster.code_bundle import SHIPPED
 from orchestrator.config.sweep_config import SweepConfig, credential_problems
 from orchestrator.provenance import CHECKOUT
-from orchestrator.redaction import credentials_in
-
-# Options of jobs/* that name storages and folders.
-_PLACES = ("--store", "--storage")
-_FOLDERS = ("--out", "--save", "--downloads")
-# Options whose values are words, even if a local file has the same name.
-_WORDS = (
-    "--task",
-    "--preset",
-    "--cameras",
-    "--instruction",
-    "--label",
-    "--rung",
-    "--shift",
-    "--mask",
-    "--simulator",
-)
-# Options that default to a folder next to the job, which a cluster discards.
-_MUST_SAY = {"pretrain": "--storage", "score": "--storage"}
 
 
-def _keep_out(field: str) -> str:
+def credentials_problem(field: str) -> str:
+    """Return the sentence that refuses credentials in `field`; the value is not repeated."""
     return (
         f"{field}: it holds credentials, which whoever sees the cluster's jobs could read; leave them out and"
         " give them to the cluster's machines, as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD,"
@@ -48,7 +29,7 @@ def check_sweep(sweep: SweepConfig) -> list[str]:
     if problems := credential_problems(as_written):  # the sweep was changed after its validation
         return problems
     for field, place in (("data.episodes", sweep.data.episodes), ("storage", sweep.storage)):
-        if _local(place) == "relative":
+        if locality(place) == "relative":
             problems.append(
                 f"{field}: {place} is a folder of this machine; name s3://bucket/prefix, or the absolute path"
                 " of a folder all nodes share"
@@ -59,7 +40,7 @@ def check_sweep(sweep: SweepConfig) -> list[str]:
             "mlflow: empty, so its database would lie on the disk of the cluster's head and go with it; name"
             " a tracking server, https://..., or a database all can reach"
         )
-    elif mlflow and mlflow != "databricks" and _local(mlflow) == "relative":
+    elif mlflow and mlflow != "databricks" and locality(mlflow) == "relative":
         problems.append(
             f"mlflow: {sweep.mlflow} is a place on this machine; name a tracking server, or the absolute path"
             " of a folder all nodes share"
@@ -81,53 +62,21 @@ def warnings_for(sweep: SweepConfig) -> list[str]:
         "policy.weights": sweep.policy.weights,
     }
     places["mlflow"] = sweep.mlflow.removeprefix("sqlite:///")
-    shared = [f"{field} ({place})" for field, place in places.items() if _local(place) == "absolute"]
+    shared = [f"{field} ({place})" for field, place in places.items() if locality(place) == "absolute"]
     notes = [f"{' and '.join(shared)} must be on a file system that all nodes share"] if shared else []
     if urlsplit(sweep.mlflow).hostname in ("localhost", "127.0.0.1", "::1"):
         notes.append(f"mlflow: {sweep.mlflow} is looked for on the cluster's head, not on this machine")
     return notes
 
 
-def check_arguments(job: str, arguments: Sequence[str]) -> list[str]:
-    """Return why the arguments of `python -m jobs.<job>` could not work on other machines, as far as that is
-    known without their meaning.
-    """
-    problems, option = list[str](), ""
-    for argument in arguments:
-        name, separator, value = argument.partition("=")
-        if argument.startswith("--") and not separator:
-            option = argument
-            continue
-        field, value = (name, value) if argument.startswith("--") else (option, argument)
-        option = ""
-        if credentials_in(value) or credentials_in(f"{field}={value}"):
-            problems.append(_keep_out(field or f"--job {job}"))
-        elif field in _FOLDERS and _local(value) != "absolute":
-            problems.append(
-                f"{field}: {value} would be lost with the job; name an absolute path that all nodes share"
-            )
-        elif _local(value) == "relative" and (field in _PLACES or (field not in _WORDS and _is_here(value))):
-            problems.append(
-                f"{field or '--job ' + job}: {value} is a place on this machine; name s3://bucket/prefix, or"
-                " an absolute path that all nodes share"
-            )
-    must = _MUST_SAY.get(job)
-    if must and not any(argument.partition("=")[0] == must for argument in arguments):
-        problems.append(
-            f"{must}: missing, and by default a folder beside the job, which the cluster throws away; name"
-            " s3://bucket/prefix"
-        )
-    return problems
-
-
-def _local(place: str) -> str:
+def locality(place: str) -> str:
     """Return `absolute` or `relative` for a path, empty for a network URI."""
     if "://" in place and not place.startswith("file:"):
         return ""
     return "absolute" if Path(re.sub("^file:(//)?", "", place)).is_absolute() else "relative"
 
 
-def _is_here(value: str) -> bool:
+def stays_here(value: str) -> bool:
     """Return whether the value names a file or folder of this machine that is not sent along."""
     if value.startswith(("./", "../", "~")):
         return True

@@ -10,25 +10,29 @@ from pydantic_core import PydanticUndefined
 
 from orchestrator.config.sweep_config import SweepConfig, sections_in
 
-HEAD = """# What you submit
+HEAD = """# Sweep files, and what a Ray job runs
 
-One file, one thing that can be run. All take `--help`.
-
-| file | runs |
+| file | what it is |
 | --- | --- |
 | `quickstart.yaml` | a sweep file: the first command, `make demo`, runs it |
 | `lift_demo_efficiency.yaml` | a sweep file: demo count x action-free ratio on Lift in two stages, three seeds, the baseline beside it |
 | `libero10.yaml`, `robocasa24.yaml` | sweep files: the paper's experiments on LIBERO-10 and RoboCasa-24, at its size; each says what it needs |
 | `quickstart.py` | `python -m jobs.quickstart`: collect demonstrations, run `quickstart.yaml`, print the curve |
-| `collect.py` | `python -m jobs.collect`: scripted demonstrations of a task into an episode store |
-| `ingest.py` | `python -m jobs.ingest SRC STORE`: other formats (robomimic, LIBERO, RoboCasa, LeRobot, RLDS, MCAP, zarr, films) into a store |
-| `export.py` | `python -m jobs.export STORE PATH`: an episode store as a LeRobot v3 data set or a robomimic file |
-| `encode.py` | `python -m jobs.encode STORE --weights W`: latents of all pictures and tokens of all sentences, kept beside a store for `svd-256` |
-| `pretrain.py` | `python -m jobs.pretrain STORE --out FOLDER`: a video model of the `tiny` preset pretrained on a store's videos |
-| `sheet.py` | `python -m jobs.sheet --task TASK --save FILE`: what is seen in the shifted worlds of a task, on one picture |
-| `score.py` | `python -m jobs.score P`: `demoscale score P` by another name: the score of any policy, without a sweep |
-| `serve.py` | `python -m jobs.serve --policy P`: a policy over HTTP |
-| `sweep.py` | `python -m jobs.sweep FILE`: a sweep, the same as `demoscale run FILE` |
+| other modules | entry points of Ray jobs (`demoscale submit`): each is one of the commands below under another name, `python -m jobs.collect` for example |
+
+| command | module | what it does |
+| --- | --- | --- |
+| `demoscale run FILE` | `sweep.py` | runs a sweep |
+| `demoscale collect --episodes N --store STORE` | `collect.py` | scripted demonstrations of a task into an episode store |
+| `demoscale import SRC STORE` | `ingest.py` | other formats (robomimic, LIBERO, RoboCasa, LeRobot, RLDS, MCAP, zarr, films) into a store |
+| `demoscale export STORE PATH` | `export.py` | an episode store as a LeRobot v3 data set or a robomimic file |
+| `demoscale encode STORE --weights W` | `encode.py` | latents of all pictures and tokens of all sentences, kept beside a store for `svd-256` |
+| `demoscale pretrain STORE --out FOLDER` | `pretrain.py` | a video model of the `tiny` preset pretrained on a store's videos |
+| `demoscale score P` | `score.py` | the score of any policy, without a sweep |
+| `demoscale serve --policy P` | `serve.py` | a policy over HTTP |
+| `demoscale sheet --task TASK --save FILE` | `sheet.py` | what is seen in the shifted worlds of a task, on one picture |
+
+All take `--help`. `demoscale submit --job collect --address http://head:8265 -- --episodes N --store STORE` runs one on a cluster.
 
 ## The sweep file, field by field
 

@@ -77,7 +77,7 @@ class Data(Section):
     """Which episodes, and how many of them an arm gets."""
 
     episodes: str
-    """Episode store: a folder or an s3:// URI, written by jobs.collect or jobs.ingest."""
+    """Episode store: a folder or an s3:// URI, written by `demoscale collect` or `demoscale import`."""
     demo_count: Annotated[
         Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(distinct), _LIST]
         | Annotated[Demos, _RANGE],
@@ -248,7 +248,7 @@ class SuiteConfig(Section):
     gl: Literal["egl", "osmesa", "mixed"] = "egl"
     """What renders the pictures: EGL on a GPU or, through Mesa, on a CPU; OSMesa where there is no EGL.
     Workers whose driver draws otherwise than the first one did refuse. mixed: they play too, each with its
-    own EGL; `bench/drivers.py` measures how much pictures then differ.
+    own EGL; `experiments/drivers.py` measures how much pictures then differ.
     """
     rung: Literal["", "faithful", "unguided", "truncated", "one_pass"] = ""
     """How a look becomes actions, from 30 joint denoising steps with guidance down to one video pass; empty:

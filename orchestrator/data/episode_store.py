@@ -217,8 +217,8 @@ def load_manifest(storage: Storage, version: int | None = None) -> Manifest:
     version = latest_version(storage) if version is None else version
     if version == 0:
         raise EpisodeError(
-            f"{storage.uri}: there is no episode store here; record one with `python -m jobs.collect`, "
-            "import one with `python -m jobs.ingest`, or correct data.episodes"
+            f"{storage.uri}: there is no episode store here; record one with `demoscale collect`, "
+            "import one with `demoscale import`, or correct data.episodes"
         )
     expected = read_version(storage, version).sha256
     key = f"manifests/{expected}.parquet"

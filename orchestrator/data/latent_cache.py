@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from policy.latent_codec import Latents
     from policy.text_encoder import SentenceEncoder
 
-AGAIN = "run `python -m jobs.encode` again"
+AGAIN = "run `demoscale encode` again"
 PICTURES = 64  # decoded pictures sent to the device at a time
 INDEX = pa.schema(
     [("episode", pa.string()), ("key", pa.string()), ("nbytes", pa.int64()), ("sha256", pa.string())]

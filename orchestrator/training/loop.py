@@ -335,7 +335,7 @@ def _reported(
 
 
 def _kept(order: ClipSampler, storage: Storage, manifest: Manifest, model: "VideoActionModel") -> ClipSampler:
-    """Return the same clips read from cached latents, if `jobs.encode` stored those of this model's
+    """Return the same clips read from cached latents, if `demoscale encode` stored those of this model's
     autoencoder next to the episodes.
     """
     if model.codec.stored_channels == model.codec.channels:  # folded pixels: nothing to cache

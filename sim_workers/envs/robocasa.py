@@ -121,7 +121,7 @@ PROPRIO_KEYS = {"robot0_base_to_eef_pos": 3, "robot0_base_to_eef_quat": 4, "robo
 depends mostly on the kitchen's place.
 """
 PROPRIO = tuple(f"{key}_{i}" for key, width in PROPRIO_KEYS.items() for i in range(width))
-"""Proprioceptive names as `python -m jobs.ingest --proprio` writes them, so that a store of RoboCasa's
+"""Proprioceptive names as `demoscale import --proprio` writes them, so that a store of RoboCasa's
 demonstrations matches this simulator.
 """
 PARTS = {"right": 6, "right_gripper": 1, "base": 3, "torso": 1}

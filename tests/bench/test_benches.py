@@ -1,4 +1,6 @@
-"""Benches end with exit code 0 and the keys that bench/README.md shows, and leave no process behind."""
+"""Benches and experiments end with exit code 0 and the keys that their page shows, and leave no process
+behind.
+"""
 
 import json
 import os
@@ -17,25 +19,29 @@ import psutil
 import pytest
 
 from bench import harness
+from bench.__main__ import BENCHES
 from bench.harness import interleaved, median_ratio
-from bench.results import FOLDER, PAGE, Result, benches, purpose, render, sections, stored
+from bench.results import Collection, Result, sections
 from bench.suite import Phase, Round, markers, seconds_by_marker
+from experiments.__main__ import EXPERIMENTS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 MARK = "DEMOSCALE_BENCH_TEST"
 ENDS_WITHIN_S = 15.0  # bench.harness.GRACE_S, and what the kernel takes on a busy machine
 QUICK_WITHIN_S = 540.0
+COLLECTIONS = pytest.mark.parametrize("scripts", [BENCHES, EXPERIMENTS], ids=["bench", "experiments"])
+SCRIPTS = [(scripts, name) for scripts in (BENCHES, EXPERIMENTS) for name in scripts.names()]
 
 pytestmark = pytest.mark.bench
 
 
 @dataclass
 class Bench:
-    """A bench in processes of its own, identified by an environment variable; its temporary files lie in a
-    folder of its own.
+    """A bench or experiment in processes of its own, which an environment variable marks. Its temporary files
+    lie in a folder of its own.
     """
 
-    name: str
+    module: str
     folder: str
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: "list[subprocess.Popen[str]]" = field(default_factory=list)
@@ -45,7 +51,7 @@ class Bench:
         # set where bench.suite runs the tests
         environment = {name: value for name, value in os.environ.items() if name != harness.FOLDER}
         environment |= {MARK: self.mark, "TMPDIR": self.folder, "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", f"bench.{self.name}", "--quick"]
+        command = [sys.executable, "-m", self.module, "--quick"]
         self.started.append(
             subprocess.Popen(
                 command,
@@ -82,8 +88,8 @@ def bench_of() -> Iterator[Callable[[str], Bench]]:
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="b") as folder:
         made: list[Bench] = []
 
-        def make(name: str) -> Bench:
-            made.append(Bench(name, folder))
+        def make(module: str) -> Bench:
+            made.append(Bench(module, folder))
             return made[-1]
 
         yield make
@@ -98,27 +104,34 @@ def bench_of() -> Iterator[Callable[[str], Bench]]:
         assert not [name for name in os.listdir(folder) if not name.startswith("torchinductor_")]
 
 
-@pytest.mark.parametrize("name", benches())
-def test_bench_quick_run_prints_the_keys_of_its_page(name: str, bench_of: Callable[[str], Bench]) -> None:
-    process = bench_of(name).start()
+@pytest.mark.parametrize(("scripts", "name"), SCRIPTS, ids=[name for _, name in SCRIPTS])
+def test_quick_run_prints_the_keys_of_its_page(
+    scripts: Collection, name: str, bench_of: Callable[[str], Bench]
+) -> None:
+    process = bench_of(f"{scripts.folder.name}.{name}").start()
     printed, errors = process.communicate(timeout=QUICK_WITHIN_S)
     assert process.returncode == 0, errors[-4000:]
     answer = json.loads(printed.splitlines()[-1])
-    assert answer.keys() == sections(PAGE.read_text())[name].keys()
+    assert answer.keys() == sections(scripts.page.read_text())[name].keys()
     assert answer["bench"] == name
     Result.of(printed, quick=True)  # can be stored
 
 
 @pytest.mark.parametrize(
-    ("name", "signum"), [("data", signal.SIGKILL), ("search", signal.SIGTERM), ("search", signal.SIGINT)]
+    ("module", "signum"),
+    [
+        ("bench.data", signal.SIGKILL),
+        ("experiments.search", signal.SIGTERM),
+        ("experiments.search", signal.SIGINT),
+    ],
 )
 def test_bench_ended_by_a_signal_leaves_no_process(
-    name: str, signum: signal.Signals, bench_of: Callable[[str], Bench]
+    module: str, signum: signal.Signals, bench_of: Callable[[str], Bench]
 ) -> None:
     """Signal the bench once Ray and one of its workers run; its processes are known by their mark and, where
     Ray renamed them, by their parent.
     """
-    bench = bench_of(name)
+    bench = bench_of(module)
     process = bench.start()
     tree = _tree_with_ray(process)
     os.kill(process.pid, signum)
@@ -191,22 +204,26 @@ def test_contain_exits_with_the_status_of_the_worker(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (7, "once\n"), done.stderr
 
 
-def test_bench_page_has_a_section_for_every_bench() -> None:
-    assert set(sections(PAGE.read_text())) == set(benches())
+@COLLECTIONS
+def test_page_has_a_section_for_every_script(scripts: Collection) -> None:
+    assert set(sections(scripts.page.read_text())) == set(scripts.names())
 
 
-def test_bench_page_is_the_rendering_of_results_and_notes() -> None:
-    assert PAGE.read_text() == render()
+@COLLECTIONS
+def test_page_is_the_rendering_of_results_and_notes(scripts: Collection) -> None:
+    assert scripts.page.read_text() == scripts.render()
 
 
-def test_bench_notes_belong_to_stored_results() -> None:
-    assert {path.stem for path in (FOLDER / "notes").glob("*.md")} <= set(stored())
+@COLLECTIONS
+def test_notes_belong_to_stored_results(scripts: Collection) -> None:
+    assert {path.stem for path in (scripts.folder / "notes").glob("*.md")} <= set(scripts.stored())
 
 
-def test_bench_docstring_first_line_is_a_question_or_a_sentence() -> None:
-    """The page shows the first line of each docstring."""
-    for name in benches():
-        assert purpose(name).endswith(("?", ".")), name
+@COLLECTIONS
+def test_docstring_first_paragraph_is_a_question_or_a_sentence(scripts: Collection) -> None:
+    """The page shows the first paragraph of each docstring."""
+    for name in scripts.names():
+        assert scripts.purpose(name).endswith(("?", ".")), name
 
 
 def test_result_of_output_without_json_raises() -> None:
@@ -216,9 +233,10 @@ def test_result_of_output_without_json_raises() -> None:
         Result.of("a table\n3", quick=False)
 
 
-def test_result_is_stored_and_loaded_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_is_stored_and_loaded_unchanged(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
-    monkeypatch.setattr("bench.results.FOLDER", tmp_path)
+    (tmp_path / "x.py").write_text('"""A script."""')
+    scripts = Collection(tmp_path, "# Scripts\n")
     result = Result(
         "2026-11-22",
         "a machine",
@@ -227,9 +245,10 @@ def test_result_is_stored_and_loaded_unchanged(tmp_path: Path, monkeypatch: pyte
         ["a table", "", "of 1 µs"],
         {"bench": "x", "ratio": 0.5, "quick": True},
     )
-    result.save("x")
-    assert Result.load("x") == result
-    assert stored() == ["x"]
+    scripts.save("x", result)
+    assert scripts.load("x") == result
+    assert scripts.stored() == ["x"]
+    assert sections(scripts.page.read_text()) == {"x": result.answer}
 
 
 def test_interleaved_rounds_alternate_in_direction() -> None:

@@ -8,14 +8,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 from conftest import CHECKOUT, run
+from PIL import Image
 
 from imported_packages import HEAVY, imported_packages
 from orchestrator.cli.common import graceful_interrupt
+from orchestrator.cli.main import main
+from orchestrator.cli.submit_commands import JOBS
+from sim_workers.rollout.suite import VARIANTS
 
 
 @pytest.mark.parametrize(
-    "command", [["--help"], ["run", "--help"], ["score", "--help"], ["plan", "jobs/quickstart.yaml"]]
+    "command",
+    [["--help"], *([name, "--help"] for name in main.commands), ["plan", "jobs/quickstart.yaml"]],
+    ids=" ".join,
 )
 def test_help_and_plan_import_no_heavy_package(command: list[str]) -> None:
     done = run("-X", "importtime", "-m", "orchestrator", *command)
@@ -23,11 +30,41 @@ def test_help_and_plan_import_no_heavy_package(command: list[str]) -> None:
     assert "click" in imported_packages(done)
 
 
-@pytest.mark.parametrize("command", ["plan", "run", "submit", "stop", "status", "curve", "score", "doctor"])
-def test_every_command_has_help_with_an_example(command: str) -> None:
-    done = run("-m", "orchestrator", command, "--help")
-    assert done.returncode == 0
+@pytest.mark.parametrize("command", main.commands)
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_every_command_has_help_with_an_example(command: str, option: str) -> None:
+    done = CliRunner().invoke(main, [command, option])
+    assert done.exit_code == 0
     assert command == "doctor" or re.search(rf"^\s+demoscale {command} ", done.stdout, re.M)
+
+
+SPELLINGS = {
+    "collect": "jobs.collect",
+    "encode": "jobs.encode",
+    "export": "jobs.export",
+    "import": "jobs.ingest",
+    "pretrain": "jobs.pretrain",
+    "run": "jobs.sweep",
+    "score": "jobs.score",
+    "serve": "jobs.serve",
+    "sheet": "jobs.sheet",
+}
+"""Modules that Ray jobs run, by the command that each is."""
+
+
+@pytest.mark.parametrize("command", SPELLINGS)
+def test_jobs_module_has_the_help_of_its_command(command: str) -> None:
+    short, job = run("-m", "orchestrator", command, "--help"), run("-m", SPELLINGS[command], "--help")
+    assert job.returncode == 0
+    assert job.stdout == short.stdout.replace(
+        f"python -m orchestrator {command}", f"python -m {SPELLINGS[command]}"
+    )
+
+
+def test_job_that_can_be_submitted_has_a_module() -> None:
+    modules = {file.stem for file in (CHECKOUT / "jobs").glob("*.py")} - {"__init__", "quickstart"}
+    assert modules == {name.removeprefix("jobs.") for name in SPELLINGS.values()}
+    assert {*JOBS} - {"import"} <= modules
 
 
 @pytest.mark.parametrize(
@@ -53,10 +90,11 @@ def test_mistake_is_one_message_without_traceback(
     assert "Traceback" not in done.stderr
 
 
-def test_collect_lists_all_mistakes_before_it_starts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spelling", ["orchestrator collect", "jobs.collect"])
+def test_collect_lists_all_mistakes_before_it_starts(tmp_path: Path, spelling: str) -> None:
     done = run(
         "-m",
-        "jobs.collect",
+        *spelling.split(),
         "--task",
         "Wipe",
         "--episodes",
@@ -69,10 +107,62 @@ def test_collect_lists_all_mistakes_before_it_starts(tmp_path: Path) -> None:
         "wrist",
     )
     assert done.returncode == 2
+    assert done.stderr.startswith(f"python -m {spelling}: 3 mistakes\n")
     assert "no scripted expert does Wipe" in done.stderr
     assert "unknown profile pretty" in done.stderr
     assert "unknown camera wrist; Wipe has agentview" in done.stderr
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["import", "EMPTY/nothing", "EMPTY/store"], 1, "there is no such file or folder"),
+        (["export", "EMPTY/store", "s3://a/b"], 2, "s3://a/b is no path of this machine"),
+        (["export", "EMPTY/store", "EMPTY/new"], 1, "there is no episode store here"),
+        (["export", "--contract-of", "EMPTY/nothing"], 1, "EMPTY/nothing: "),
+        (["encode", "EMPTY/store", "--weights", "w", "--preset", "tiny"], 2, "there is nothing to keep"),
+        (["pretrain", "EMPTY", "--out", "policy/pretrained/tiny"], 2, "already holds weights; name another"),
+        (["serve", "--policy", "nowhere"], 2, "--policy: nowhere names no policy"),
+        (["sheet", "--task", "Juggle", "--save", "a.jpg"], 2, "--task: unknown task Juggle; known are Lift"),
+        (["sheet", "--save", "a.bmp", "--shift", "fog"], 2, "2 mistakes"),
+    ],
+)
+def test_wrong_argument_is_one_message_and_writes_nothing(
+    arguments: list[str], code: int, sentence: str, tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(main, [argument.replace("EMPTY", str(tmp_path)) for argument in arguments])
+    assert done.exit_code == code, done.output
+    assert sentence.replace("EMPTY", str(tmp_path)) in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_command_at_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.storage.base.open_storage", interrupted)
+    for command in (
+        ["collect", "--episodes", "1", "--store", "s"],
+        ["import", "a", "s"],
+        ["export", "s", str(tmp_path / "new")],
+        ["encode", "s", "--weights", "w"],
+    ):
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 130, command
+        assert done.stderr == "stopped; what was kept is kept, and the same command continues from it\n"
+
+
+@pytest.mark.sim
+def test_sheet_draws_a_row_per_camera_and_a_column_per_variant(tmp_path: Path) -> None:
+    path = tmp_path / "lighting.png"
+    done = run(
+        "-m", "orchestrator", "sheet", "--shift", "lighting", "--image-size", "32", "--save", str(path)
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"drew {1 + VARIANTS} worlds of Lift: {path}\n"
+    rows, label = 2, 16
+    assert Image.open(path).size == (32 * (1 + VARIANTS), rows * (32 + label))
 
 
 @pytest.mark.sim

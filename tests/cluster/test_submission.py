@@ -13,7 +13,7 @@ from conftest import CHECKOUT
 from orchestrator import provenance
 from orchestrator.cluster import code_bundle as staging
 from orchestrator.cluster.code_bundle import CodeBundleError, code_bundle, shipped_files
-from orchestrator.cluster.preflight import check_arguments, check_sweep, warnings_for
+from orchestrator.cluster.preflight import check_sweep, warnings_for
 from orchestrator.cluster.ray_jobs import JobSpec, _metadata, _runtime_env
 from orchestrator.cluster.version_check import PYTHONS, differing, pins, to_install
 from orchestrator.code_fingerprint import SCORING_CODE, TRAINING_CODE, code_fingerprint
@@ -88,64 +88,6 @@ def test_sweep_with_credentials_is_refused_without_them(override: str) -> None:
     assert problem.startswith(override.partition("=")[0] + ": it holds credentials")
     assert SECRET not in str(refused.value)
     assert SECRET not in redact(override)
-
-
-@pytest.mark.parametrize(
-    ("job", "arguments", "sentence"),
-    [
-        (
-            "collect",
-            "--task Lift --episodes 5 --store data/lift",
-            "--store: data/lift is a place on this machine",
-        ),
-        (
-            "collect",
-            "--task Lift --episodes 5 --store=data/lift",
-            "--store: data/lift is a place on this machine",
-        ),
-        ("ingest", f"{os.path.relpath(__file__)} s3://robot-data/square", "--job ingest: "),
-        ("score", "./mine --storage s3://results/lift", "--job score: ./mine is a place"),
-        (
-            "score",
-            "examples.waypoints:make --storage s3://results/lift --save out.parquet",
-            "--save: out.parquet would be lost with the job",
-        ),
-        (
-            "score",
-            f"http://me:{SECRET}@host:8000 --storage s3://results/lift",
-            "--job score: it holds credentials",
-        ),
-        ("score", "examples.waypoints:make --task Lift", "--storage: missing"),
-        ("pretrain", "s3://robot-data/kitchen --out /shared/w", "--storage: missing"),
-        (
-            "pretrain",
-            "s3://robot-data/kitchen --out s3://w/w --storage s3://a/b",
-            "--out: s3://w/w would be lost with the job",
-        ),
-    ],
-)
-def test_check_arguments_refuses_places_that_the_cluster_cannot_reach(
-    job: str, arguments: str, sentence: str
-) -> None:
-    (problem,) = check_arguments(job, arguments.split())
-    assert problem.startswith(sentence)
-    assert SECRET not in problem
-
-
-@pytest.mark.parametrize(
-    ("job", "arguments"),
-    [
-        ("collect", "--task Lift --episodes 5 --store s3://robot-data/lift"),
-        (
-            "score",
-            "examples.waypoints:make --storage s3://results/lift --task Lift --save /shared/out.parquet",
-        ),
-        ("encode", "s3://robot-data/kitchen --weights stabilityai/stable-video-diffusion-img2vid-xt"),
-        ("pretrain", "/shared/kitchen --out /shared/w --storage s3://results/kitchen"),
-    ],
-)
-def test_check_arguments_accepts_reachable_places(job: str, arguments: str) -> None:
-    assert check_arguments(job, arguments.split()) == []
 
 
 def test_code_bundle_holds_the_packages_whole_and_small() -> None:

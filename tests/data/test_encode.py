@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from backbones import SENTENCE_DIM, svd_config, svd_folder
-from jobs.encode import main
+from orchestrator.cli.encode_command import encode
 from orchestrator.data import clip_stream as stream
 from orchestrator.data.clip_sampler import ClipSampler
 from orchestrator.data.clips import cut_clip, stack
@@ -165,7 +165,7 @@ def test_write_latents_encodes_each_episode_once_over_interruptions(
     assert len(list(islice(killed, 2))) == len(encoded) == 2
     killed.close()  # type: ignore[attr-defined]
     with pytest.raises(
-        EpisodeError, match=r"not encoded yet, or not by these weights; run `python -m jobs.encode` again"
+        EpisodeError, match=r"not encoded yet, or not by these weights; run `demoscale encode` again"
     ):
         latent_entries(store, load_manifest(store), fingerprint, [])
     assert not has_latents(store, load_manifest(store), fingerprint)
@@ -218,7 +218,7 @@ def test_damaged_latents_and_a_damaged_index_are_refused_by_name(store: Storage,
         store.put(index, damage)
         with pytest.raises(
             EpisodeError,
-            match=f"the index of latents is damaged; delete {index} and run `python -m jobs.encode` again",
+            match=f"the index of latents is damaged; delete {index} and run `demoscale encode` again",
         ):
             latent_entries(store, manifest, fingerprint, manifest.entries)
 
@@ -253,7 +253,7 @@ def small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def command(*arguments: str) -> Result:
-    return CliRunner().invoke(main, [*arguments, "--device", "cpu"])
+    return CliRunner().invoke(encode, [*arguments, "--device", "cpu"])
 
 
 def test_encode_command_reports_what_it_wrote_and_repeats_nothing(

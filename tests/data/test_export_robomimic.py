@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from jobs.export import main
+from orchestrator.cli.export_command import export as export_command
 from orchestrator.data.episode_format import Episode, EpisodeError, decode
 from orchestrator.data.episode_store import commit, fetch, load_manifest, put_episode
 from orchestrator.data.exporters.lerobot_v3 import contract_of_export, export, exportable
@@ -40,7 +40,7 @@ def written(storage: Storage, path: Path, labelled_only: bool = False, **chosen:
 
 
 def command(*arguments: object) -> Result:
-    return CliRunner().invoke(main, list(map(str, arguments)))
+    return CliRunner().invoke(export_command, list(map(str, arguments)))
 
 
 def proprioception(file: Any, demo: str) -> np.ndarray:

@@ -30,8 +30,8 @@ pytestmark = pytest.mark.sim  # the recordings are robosuite's own
 
 COPIES = 6  # of the three demonstrations, so that an import can be killed half-way
 SMALL_COMMITS = (
-    "import orchestrator.data.parallel_writer as record; record.COMMIT_EVERY = 2; from jobs.ingest import"
-    " main; main()"
+    "import orchestrator.data.parallel_writer as record; record.COMMIT_EVERY = 2; from"
+    " orchestrator.cli.import_command import import_; import_()"
 )
 
 
@@ -138,7 +138,7 @@ def test_import_killed_and_run_again_equals_the_uninterrupted_one(
 @pytest.mark.ray
 def test_import_run_again_adds_no_version(lift: Path, imported: Storage) -> None:
     version = latest_version(imported)
-    done = run("-m", "jobs.ingest", str(lift), imported.uri, "--images", "upright")
+    done = run("-m", "orchestrator", "import", str(lift), imported.uri, "--images", "upright")
     assert done.returncode == 0, done.stderr
     assert "0 episodes to import, 18 already there" in done.stdout
     assert "starting Ray" not in done.stdout
@@ -164,7 +164,8 @@ def test_import_dry_run_lists_the_source_and_writes_nothing(recorded: Path, tmp_
     sheet = tmp_path / "sheet.png"
     done = run(
         "-m",
-        "jobs.ingest",
+        "orchestrator",
+        "import",
         str(path),
         str(tmp_path / "store"),
         "--arm-only",
@@ -195,7 +196,7 @@ def test_import_dry_run_lists_the_source_and_writes_nothing(recorded: Path, tmp_
 
 
 def test_import_mistake_is_one_sentence(tmp_path: Path) -> None:
-    done = run("-m", "jobs.ingest", str(tmp_path / "nowhere"), str(tmp_path / "store"))
+    done = run("-m", "orchestrator", "import", str(tmp_path / "nowhere"), str(tmp_path / "store"))
     assert done.returncode == 1
     assert done.stderr == f"{tmp_path / 'nowhere'}: there is no such file or folder\n"
 
@@ -284,7 +285,7 @@ def exported(storage: Storage, folder: Path, labelled_only: bool = False) -> Man
 @pytest.mark.ray
 def test_lerobot_export_round_trips_through_the_import(imported: Storage, tmp_path: Path) -> None:
     folder = tmp_path / "lift"
-    done = run("-m", "jobs.export", imported.uri, str(folder))
+    done = run("-m", "orchestrator", "export", imported.uri, str(folder))
     assert done.returncode == 0, done.stderr
     assert f"exported {3 * COPIES} episodes" in done.stdout
     manifest = load_manifest(imported)

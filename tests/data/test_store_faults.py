@@ -224,7 +224,7 @@ def test_storage_setting_that_is_wrong_is_one_sentence(
 
 STATUS = ["orchestrator", "status", "lift", "--storage", "URI"]
 PLAN = ["orchestrator", "plan", "jobs/quickstart.yaml", "--set", "data.episodes=URI"]
-COLLECT = ["jobs.collect", "--episodes", "1", "--store", "URI"]
+COLLECT = ["orchestrator", "collect", "--episodes", "1", "--store", "URI"]
 WRONG_SECRET = (
     {"AWS_SECRET_ACCESS_KEY": SECRET},
     "the secret key does not match the access key; check AWS_SECRET_ACCESS_KEY",

@@ -42,10 +42,10 @@ print(json.dumps(told))
 
 @contextmanager
 def served(*options: str) -> Iterator[str]:
-    """Yield the URL at which `jobs.serve` answers; end it by Ctrl-C."""
+    """Yield the URL at which `demoscale serve` answers; end it by Ctrl-C."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.serve", "--port", "0", *options],
+        [sys.executable, "-m", "orchestrator", "serve", "--port", "0", *options],
         cwd=CHECKOUT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -90,7 +90,7 @@ def test_score_command_gives_the_same_outcomes_locally_and_over_http(tmp_path: P
     options = ("--task", "Lift", "--episodes", "6", "--horizon", "70", "--settle", "0")
     with served("--policy", name) as url:
         far = run("-m", "jobs.score", url, *options, "--workers", "1", "--save", str(lines))
-    near = run("-m", "jobs.score", name, *options, "--workers", "2", "--save", str(table))
+    near = run("-m", "orchestrator", "score", name, *options, "--workers", "2", "--save", str(table))
     for done in (far, near):
         assert done.returncode == 0, done.stderr
     outcomes = [Outcome.from_json(json.loads(line)) for line in lines.read_text().splitlines()]
@@ -133,7 +133,8 @@ def test_score_command_of_a_raising_policy_exits_one(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "jobs.score",
+        "orchestrator",
+        "score",
         "own_policy:make",
         "--episodes",
         "1",
@@ -176,20 +177,18 @@ def test_score_command_of_a_raising_policy_exits_one(tmp_path: Path) -> None:
     ],
 )
 def test_score_command_lists_mistakes_before_it_plays(options: tuple[str, ...], sentences: list[str]) -> None:
-    done = run("-m", "jobs.score", *options)
+    done = run("-m", "orchestrator", "score", *options)
     assert done.returncode == 2
     for sentence in sentences:
         assert sentence in done.stderr
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    "command", [("jobs.score",), pytest.param(("jobs.serve", "--policy"), marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize("command", [("score",), pytest.param(("serve", "--policy"), marks=pytest.mark.full)])
 def test_score_and_serve_of_a_folder_without_a_checkpoint_exit_one(
     tmp_path: Path, command: tuple[str, ...]
 ) -> None:
-    done = run("-m", *command, str(tmp_path))
+    done = run("-m", "orchestrator", *command, str(tmp_path))
     assert (done.returncode, done.stderr) == (
         1,
         f"{tmp_path}: no checkpoint.json, so this is not a checkpoint of ours\n",
@@ -197,7 +196,7 @@ def test_score_and_serve_of_a_folder_without_a_checkpoint_exit_one(
 
 
 def test_score_help_lists_every_shift() -> None:
-    assert all(shift in run("-m", "jobs.score", "--help").stdout for shift in (*SHIFTS, "every"))
+    assert all(shift in run("-m", "orchestrator", "score", "--help").stdout for shift in (*SHIFTS, "every"))
 
 
 def test_published_numbers_example_prints_verdicts(capfd: pytest.CaptureFixture[str]) -> None:

@@ -29,14 +29,14 @@ def test_errors_docstring_tree_equals_the_code() -> None:
 
 
 def test_error_with_a_hint_prints_it_on_its_own_line_and_is_picklable() -> None:
-    error = DemoscaleError("the store is empty", "record demonstrations with jobs.collect")
+    error = DemoscaleError("the store is empty", "record demonstrations with demoscale collect")
     again = pickle.loads(pickle.dumps(error))
     assert (
         (again.message, again.hint)
         == (error.message, error.hint)
-        == ("the store is empty", "record demonstrations with jobs.collect")
+        == ("the store is empty", "record demonstrations with demoscale collect")
     )
-    assert str(again) == "the store is empty\nrecord demonstrations with jobs.collect"
+    assert str(again) == "the store is empty\nrecord demonstrations with demoscale collect"
     assert (str(DemoscaleError("alone")), DemoscaleError("alone").hint, DemoscaleError.exit_code) == (
         "alone",
         "",

@@ -176,7 +176,7 @@ INNOCENT = [
     "robot0_eye_in_hand=agentview,robot0_agentview",
     "MUJOCO_GL=egl OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false",
     "RAY_AUTH_TOKEN_PATH=/run/ray/auth",
-    "jobs.serve --token-env DEMOSCALE_POLICY_TOKEN --port 8000",
+    "demoscale serve --token-env DEMOSCALE_POLICY_TOKEN --port 8000",
     "from hf_hub_download import sklearn, sk-learn-compatible-estimators-are-fine",
     # sentences
     "set RAY_AUTH_MODE=token and, to the cluster's own token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",

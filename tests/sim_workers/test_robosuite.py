@@ -144,7 +144,7 @@ def test_episode_recorded_by_a_worker_equals_a_local_recording(env: SimEnv, lift
 @pytest.mark.sim
 @pytest.mark.ray
 def test_collect_again_records_nothing(lift_store: Path) -> None:
-    done = run("-m", "jobs.collect", "--episodes", "6", "--store", str(lift_store))
+    done = run("-m", "orchestrator", "collect", "--episodes", "6", "--store", str(lift_store))
     assert done.returncode == 0
     assert "already holds 6 of 6 episodes of Lift; nothing to record" in done.stdout
 

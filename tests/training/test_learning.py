@@ -52,7 +52,7 @@ def one_thread() -> Iterator[None]:
 
 
 def record_demos(env: SimEnv, store: Path) -> None:
-    """Record the demonstrations that `jobs.collect --task Lift --episodes 24` records."""
+    """Record the demonstrations that `demoscale collect --task Lift --episodes 24` records."""
     storage = open_storage(str(store))
     commit(
         storage,

@@ -71,8 +71,8 @@ def contract_of_export(path: Path | str) -> Contract:
 
     A policy trained on the export by another program uses them as its `contract`, so that it can be scored
     here: `contract = contract_of_export("lift.hdf5")` in the policy that `MODULE:FUNCTION` returns, for
-    `demoscale score` and `jobs.serve`. A policy server in another language answers GET /contract with the
-    output of `python -m jobs.export --contract-of lift.hdf5`. Raises EpisodeError if the export is missing,
+    `demoscale score` and `demoscale serve`. A policy server in another language answers GET /contract with
+    the output of `demoscale export --contract-of lift.hdf5`. Raises EpisodeError if the export is missing,
     unreadable, or carries no conventions.
     """
     path = Path(path)
@@ -80,7 +80,7 @@ def contract_of_export(path: Path | str) -> Contract:
     if not (path.is_file() or info.is_file()):
         raise EpisodeError(
             f"{path}: there is no export here; name a folder with meta/info.json, or an HDF5 file, that"
-            " `jobs.export` wrote"
+            " `demoscale export` wrote"
         )
     try:
         stated = (
@@ -94,8 +94,8 @@ def contract_of_export(path: Path | str) -> Contract:
         ) from None
     if stated is None:
         raise EpisodeError(
-            f"{path}: it does not state the conventions of a store, as what `jobs.export` writes does; export"
-            " the store again"
+            f"{path}: it does not state the conventions of a store, as what `demoscale export` writes does;"
+            " export the store again"
         )
     try:
         return Contract.from_json(stated)

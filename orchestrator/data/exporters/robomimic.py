@@ -154,7 +154,7 @@ def _refuse(storage: Storage, contract: Contract, path: Path) -> None:
     if slashed := [camera for camera in contract.cameras if "/" in camera]:
         raise EpisodeError(
             f"{storage.uri}: camera {slashed[0]} has a slash in its name, which an HDF5 file cannot express; "
-            "import the episodes again with another name, jobs.ingest --cameras"
+            "import the episodes again with another name, demoscale import --cameras"
         )
 
 

@@ -11,7 +11,7 @@
     videos/**.mp4                                    a video per camera
 
 Rows belong to the episode that their episode_index names, even if the metadata names other files. The picture
-of a row is the one that its video shows at the row's timestamp. The extra metadata of `jobs.export`
+of a row is the one that its video shows at the row's timestamp. The extra metadata of `demoscale export`
 (`demoscale`) is read back too.
 """
 

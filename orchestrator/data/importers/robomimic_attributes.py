@@ -41,7 +41,7 @@ class StatedConventions:
 
 
 def stated_conventions(data: Any) -> StatedConventions | None:
-    """Return the conventions that `jobs.export` wrote; None for a file of another program."""
+    """Return the conventions that `demoscale export` wrote; None for a file of another program."""
     said = attributes_of(data)
     try:
         contract = Contract.from_json(json_of(said.get("demoscale.contract")))

@@ -8,9 +8,9 @@
     data/demo_3                   attribute ep_meta (RoboCasa: JSON with the instruction as `lang`)
     mask/<name>                   optional lists of demonstrations
 
-`jobs.export` adds to `data` the attribute demoscale.contract (JSON, `Contract`) and demoscale.proprio_keys,
-to each demonstration demoscale.task, demoscale.instruction and demoscale.success; such a file raises no
-questions.
+`demoscale export` adds to `data` the attribute demoscale.contract (JSON, `Contract`) and
+demoscale.proprio_keys, to each demonstration demoscale.task, demoscale.instruction and demoscale.success;
+such a file raises no questions.
 
 Demonstrations that differ from most others of their file in cameras, size of pictures or widths of vectors
 are left out. Pictures are paired with actions as in the file. (LIBERO's recorder takes each picture after its

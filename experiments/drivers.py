@@ -1,14 +1,13 @@
-"""The same scenes drawn by different drivers: how much do pictures differ, and what becomes of the episodes?
+"""How much do the pictures of the same scenes differ between drivers, and how many episodes end otherwise?
 
-    python -m bench.drivers              about four minutes
-    python -m bench.drivers --quick      fewer episodes
+    python -m experiments.drivers              about four minutes
+    python -m experiments.drivers --quick      fewer episodes
 
-Every driver that this machine has draws in a process of its own: Mesa's two software rasterisers through EGL,
-OSMesa, and a GPU's EGL. The first is the reference. Pictures: after the same actions, so of the same states.
-Episodes: of a policy that looks where the cube is, so a pixel can change its way.
+Every driver of this machine renders in a process of its own: Mesa's two software rasterisers through EGL,
+OSMesa, and a GPU's EGL. The first is the reference. The pictures are of the same states, after the same
+actions. The policy of the episodes locates the cube in its pictures, so a pixel can change its actions.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -39,14 +38,15 @@ LOOKS, BETWEEN = 5, 8
 
 
 def draw(folder: Path, profile: str, episodes: int) -> None:
-    """In a process of one driver: write its name, its pictures and how its episodes ended."""
+    """Write the name of this process's driver, its pictures, and the results of its episodes."""
     from sim_workers.envs.registry import make_env
     from sim_workers.envs.render import driver
     from sim_workers.rollout.episode import run_episode
     from sim_workers.rollout.suite import EpisodeRules, Suite
 
     env, rules = make_env("Lift", cameras(profile)), EpisodeRules(horizon=96, settle=0)
-    pictures, ends = [], []
+    pictures: list[npt.NDArray[np.uint8]] = []
+    ends: list[tuple[bool, int]] = []
     for spec in Suite(("Lift",), episodes, rules).episode_list():
         rng = np.random.default_rng(spec.scene_seed)
         env.reset(spec.scene_seed)
@@ -60,14 +60,14 @@ def draw(folder: Path, profile: str, episodes: int) -> None:
 
 
 def drawn(name: str, profile: str, episodes: int) -> dict[str, npt.NDArray[Any]] | None:
-    """What the driver made of the scenes; None where the machine does not have it."""
+    """Return what `draw` writes with a driver; None if the machine does not have it."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
             "-W",
             "ignore",
             "-m",
-            "bench.drivers",
+            "experiments.drivers",
             "--draw",
             folder,
             profile,
@@ -81,7 +81,7 @@ def drawn(name: str, profile: str, episodes: int) -> dict[str, npt.NDArray[Any]]
 
 
 def compared(profile: str, episodes: int) -> dict[str, Any]:
-    """One row per driver, held against the first."""
+    """Print one row per driver, compared with the first; return their differences."""
     reference, answers = None, {}
     for name in DRIVERS:
         own = drawn(name, profile, episodes)
@@ -128,9 +128,7 @@ def main(quick: bool, drawing: tuple[Path, str, int] | None) -> None:
     answers: dict[str, Any] = {}
     for profile in PROFILES:
         answers |= compared(profile, episodes)
-    print(
-        json.dumps({"bench": "drivers", "against_the_first": answers, "episodes": episodes, "quick": quick})
-    )
+    harness.print_answer("drivers", {"against_the_first": answers, "episodes": episodes}, quick)
 
 
 if __name__ == "__main__":

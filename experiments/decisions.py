@@ -1,31 +1,28 @@
-"""How many episodes does it take to decide that a policy is better, looking after every block, against a
-number fixed beforehand?
+"""How many episodes does it take to decide that a policy is better, with a test after every block, against a
+number fixed in advance?
 
-    python -m bench.decisions              a few seconds
-    python -m bench.decisions --quick      a fifth of the runs
+    python -m experiments.decisions              a few seconds
+    python -m experiments.decisions --quick      a fifth of the runs
 
 Pure statistics, no simulator. Two policies play the same episodes; how hard a scene is, is shared: the logit
-of an episode's success rate is normal, with standard deviation 0 (all alike), 1 or 2. One policy wins 70 % of
-all episodes, the other 50 %. They are looked at after every 10 episodes and end with the anytime-valid
-verdict of `orchestrator/stats/sequential.py` (95 %, two-sided), or at the number that is fixed in the design
-beside it:
+of an episode's success rate is normal, with standard deviation 0 (all equal), 1 or 2. One policy wins 70 % of
+all episodes, the other 50 %. They are tested after every 10 episodes and end with the anytime-valid verdict
+of `orchestrator/stats/sequential.py` (95 %, two-sided), or at the number that the fixed design has:
 
-  unknown gap   what has to be fixed by somebody who does not know the gap and wants to see one of 10 points
-                (50 against 60 %) with 80 % power
-  known gap     what would do if it were known beforehand that there are 20 points; there the looks end where
-                the anytime test has 80 % power too
+  unknown gap   the number for a design that does not know the gap and has 80 % power for one of 10 points (50
+                against 60 %)
+  known gap     the number for a design that knows the gap of 20 points; there the sequential test ends where
+                it has 80 % power as well
 
 Fixed designs: pairs by the exact McNemar test (their number from Connor 1987, its power summed exactly),
 independent arms by the two-sample z test. A threshold 20 points away is decided by the anytime interval, and
 by a binomial test of fixed size.
 """
 
-import json
 from dataclasses import dataclass
 from math import ceil, log, sqrt
 from typing import Any
 
-import click
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
@@ -40,8 +37,8 @@ LIMIT = log(20)
 EVERY = 10  # episodes between looks
 BETTER, WORSE, LEAST = 0.7, 0.5, 0.6  # LEAST: what an unknown gap is planned for, against WORSE
 SPREADS = (0.0, 1.0, 2.0)
-Z_ALPHA, Z_POWER = norm.ppf(0.975), norm.ppf(0.8)
-NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(80)
+Z_ALPHA, Z_POWER = float(norm.ppf(0.975)), float(norm.ppf(0.8))
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(80)  # type: ignore[no-untyped-call]
 
 
 def at(rate: float, spread: float) -> float:
@@ -137,10 +134,9 @@ def as_powerful(runs: Runs, power: float = 0.8) -> int:
     return int(np.quantile(np.where(right, episodes, np.inf), power, method="inverted_cdf"))
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="A short look.")
-def main(quick: bool) -> None:
-    """Print a table and, last, one line of JSON."""
+@harness.command("decisions", digits=4)
+def main(quick: bool) -> dict[str, object]:
+    """Print a table; return the values of the last line."""
     runs, rng = 400 if quick else 2000, np.random.default_rng(0)
     print(
         f"{BETTER:.0%} against {WORSE:.0%} on common episodes, a look after every {EVERY}; {runs} runs;"
@@ -209,8 +205,7 @@ def main(quick: bool) -> None:
         end="; ",
     )
     print("a threshold that is the rate " + ", ".join(f"{error:.1%}" for error in same) + "\n")
-    told = {
-        "bench": "decisions",
+    return {
         "ratio_to_fixed_n": round(max(unknown), 3),
         "ratio_to_fixed_n_by_sd": [round(ratio, 3) for ratio in unknown],
         "ratio_to_known_gap": round(max(known), 3),
@@ -219,9 +214,7 @@ def main(quick: bool) -> None:
         "ratio_to_threshold_known_gap": round(mean_known / n_known, 3),
         "power_at_10_points_within_fixed_n": round(min(power_at_ten), 3),
         "type_1_error": round(float(max(*equal, *same)), 4),
-        "quick": quick,
     }
-    print(json.dumps(told))
 
 
 if __name__ == "__main__":

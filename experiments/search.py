@@ -1,24 +1,21 @@
-"""How much less does it take to find the best arm when late scores stop the others, and what does the engine
-cost beside Ray's own work?
+"""How many episodes does it take to find the best arm if late scores stop the others, and what does the
+sweep's driver cost beside Ray Tune's own work?
 
-    python -m bench.search                 three minutes
-    python -m bench.search --quick         a quarter of the arms
+    python -m experiments.search                 three minutes
+    python -m experiments.search --quick         a quarter of the arms
 
-Training and episodes only pretend (`orchestrator.testing`): the arms' true success rates are known, the
-engine is the real one. The grid plays every checkpoint of every arm; successive halving stops arms that are
-behind. The sweep begins with its largest arms, as it always does, which here are the best; `hostile` is the
-other way round: every arm is better than those before it, the worst that can happen to successive halving.
-For the engine's cost the peer is Ray Tune alone, with the same trials and nobody listening: CPU seconds of
-the driver's process, per arm.
+Training and episodes are fake (`orchestrator.testing`): the arms' true success rates are known. The driver is
+the real one. The grid plays every checkpoint of every arm; successive halving stops arms that are behind. A
+sweep starts with its largest arms, which here are the best. `hostile` is the opposite, the worst case of
+successive halving: every arm is better than those before it. The driver's cost is compared with Ray Tune
+alone and the same trials: CPU seconds of the driver's process, per arm.
 """
 
-import json
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import click
 
 from bench import harness
 from orchestrator.config.sweep_config import SweepConfig
@@ -46,12 +43,24 @@ def a_sweep(folder: Path, store: str, name: str, search: Any, demos: tuple[int, 
     )
 
 
-def run(sweep: SweepConfig, arm_s: float, model: SuccessRate = success_rate) -> tuple[int, str, float, float]:
-    """Episodes played, the best arm by its final score, seconds on the clock and of the driver's processor
-    while arms were trained.
-    """
-    from orchestrator.sweep import run as engine
+@dataclass(frozen=True)
+class Found:
+    """Result and cost of a sweep."""
 
+    episodes: int
+    best: str
+    """Arm with the best final score."""
+    wall_s: float
+    """Wall-clock seconds while arms were trained."""
+    cpu_s: float
+    """CPU seconds of the driver in that time."""
+
+
+def measure(sweep: SweepConfig, arm_s: float, model: SuccessRate = success_rate) -> Found:
+    """Run a sweep whose arms take `arm_s` seconds to train; model: their true success rates."""
+    from orchestrator.sweep import run
+
+    engine: Any = run  # its function is replaced by one that measures
     spent: list[float] = []
 
     def trials(*arguments: Any) -> None:
@@ -71,11 +80,11 @@ def run(sweep: SweepConfig, arm_s: float, model: SuccessRate = success_rate) -> 
     best = max(
         (arm for arm in arms if arm.steps in arm.scores), key=lambda arm: arm.scores[arm.steps].success_rate
     )
-    return sweep_run.spending.total().episodes, best.name, spent[0], spent[1]
+    return Found(sweep_run.spending.total().episodes, best.name, *spent)
 
 
 def tune_alone(arms: int, arm_s: float) -> tuple[float, float]:
-    """The same trials without a sweep: seconds on the clock and of the driver's processor."""
+    """Run the same trials without a sweep; return wall-clock seconds and CPU seconds of the driver."""
     from ray import tune
 
     def train(config: dict[str, Any]) -> None:
@@ -95,14 +104,13 @@ def tune_alone(arms: int, arm_s: float) -> tuple[float, float]:
 
 
 def upside_down(demos: float, ratio: float, step: int, steps: int) -> float:
-    """The truth in which fewer demos are better."""
+    """Return the success rate in a world in which fewer demos are better."""
     return success_rate(max(DEMOS) / demos * min(DEMOS), ratio, step, steps)
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="A short look.")
-def main(quick: bool) -> None:
-    """Print a table and, last, one line of JSON."""
+@harness.command("search", digits=5)
+def main(quick: bool) -> dict[str, object]:
+    """Print a table; return the values of the last line."""
     from orchestrator.cluster.ray_runtime import connect, quiet
 
     quiet()
@@ -113,10 +121,10 @@ def main(quick: bool) -> None:
         folder = Path(name)
         store = make_episode_store(folder / "store", 4 * max(demos), length=3, size=128)
         alone = tune_alone(arms, arm_s)
-        grid = run(a_sweep(folder, store, "grid", "grid", demos), arm_s)
-        asha = run(a_sweep(folder, store, "asha", "asha", demos), arm_s)
-        hostile_grid = run(a_sweep(folder, store, "hostile-grid", "grid", demos), arm_s / 4, upside_down)
-        hostile = run(a_sweep(folder, store, "hostile", "asha", demos), arm_s / 4, upside_down)
+        grid = measure(a_sweep(folder, store, "grid", "grid", demos), arm_s)
+        asha = measure(a_sweep(folder, store, "asha", "asha", demos), arm_s)
+        hostile_grid = measure(a_sweep(folder, store, "hostile-grid", "grid", demos), arm_s / 4, upside_down)
+        hostile = measure(a_sweep(folder, store, "hostile", "asha", demos), arm_s / 4, upside_down)
     print(
         f"{arms} arms of {CHECKPOINTS} checkpoints, {EPISODES} episodes each; two arms at a time, {arm_s:g} s"
         " of training each\n"
@@ -128,28 +136,26 @@ def main(quick: bool) -> None:
         ("hostile: grid", hostile_grid, hostile_grid),
         ("hostile: asha", hostile, hostile_grid),
     ):
-        print(f"{title:<32}{found[0]:>10,}{found[0] / of[0]:>9.2f}{found[2]:>8.0f}  {found[1]}")
-    overhead = (grid[3] - alone[1]) / arms
-    outcomes, ours, theirs = CHECKPOINTS * EPISODES, grid[3] / arms, alone[1] / arms
+        share = found.episodes / of.episodes
+        print(f"{title:<32}{found.episodes:>10,}{share:>9.2f}{found.wall_s:>8.0f}  {found.best}")
+    overhead = (grid.cpu_s - alone[1]) / arms
+    outcomes, ours, theirs = CHECKPOINTS * EPISODES, grid.cpu_s / arms, alone[1] / arms
     print(
         f"\nCPU s of the driver per arm of {outcomes} outcomes: Tune alone {theirs:.3f}, the engine's grid"
         f" {ours:.3f}"
     )
     print(f"beyond Tune's: {overhead / 300:.2%} of an arm that trains for five minutes")
-    print(f"wall s: Tune alone {alone[0]:.0f}, the engine's grid {grid[2]:.0f}")
-    told = {
-        "bench": "search",
-        "ratio_to_grid_episodes": round(asha[0] / grid[0], 3),
-        "same_best_arm": asha[1] == grid[1],
-        "ratio_hostile": round(hostile[0] / hostile_grid[0], 3),
-        "same_best_arm_hostile": hostile[1] == hostile_grid[1],
+    print(f"wall s: Tune alone {alone[0]:.0f}, the engine's grid {grid.wall_s:.0f}")
+    return {
+        "ratio_to_grid_episodes": round(asha.episodes / grid.episodes, 3),
+        "same_best_arm": asha.best == grid.best,
+        "ratio_hostile": round(hostile.episodes / hostile_grid.episodes, 3),
+        "same_best_arm_hostile": hostile.best == hostile_grid.best,
         "engine_cpu_s_per_arm": round(overhead, 3),
         "engine_share_of_five_minutes": round(overhead / 300, 5),
-        "ratio_wall_to_tune_alone": round(grid[2] / alone[0], 3),
+        "ratio_wall_to_tune_alone": round(grid.wall_s / alone[0], 3),
         "arms": arms,
-        "quick": quick,
     }
-    print(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Experiments whose results are findings, not speeds: see README.md."""

@@ -1,0 +1,34 @@
+"""Run experiments, store their results in experiments/results/ and render experiments/README.md.
+
+python -m experiments                every experiment
+python -m experiments ceiling        those named
+python -m experiments --quick        a short run of each; stores nothing unless --save is given
+python -m experiments --page         render the page only, e.g. after a change of experiments/notes/
+"""
+
+from pathlib import Path
+
+from bench import harness
+from bench.results import Collection
+
+HEAD = """# Experiments
+
+Scripts whose results are findings, not speeds. Each prints a table and, last, one line of JSON.
+
+| experiment | finding |
+| --- | --- |
+| `ceiling` | scripted experts solve 98 to 100 of 100 evaluation scenes; Door does not stay open |
+| `decisions` | an anytime-valid verdict on 70 against 50 % takes a third of the episodes of a design that does not know the gap, and more than one that knows it |
+| `drivers` | the same rasteriser renders the same bits through EGL and OSMesa; another one changes half of the pixels and the end of one episode in ten |
+| `search` | ASHA finds the grid's best arm with 16 % of its episodes; where every later arm is better it saves 6 % |
+
+    python -m experiments.ceiling --quick      a short run of one
+    python -m experiments ceiling              the whole run; its result is stored
+
+Results are stored in `experiments/results/`, notes in `experiments/notes/`, and this page is rendered from both.
+"""  # noqa: E501
+
+EXPERIMENTS = Collection(Path(__file__).parent, HEAD)
+
+if __name__ == "__main__":
+    harness.run(EXPERIMENTS.command())

@@ -1,0 +1,125 @@
+"""`demoscale encode`: the pictures and sentences of an episode store, encoded once, so that training neither
+decodes videos nor runs the encoders.
+
+The same command again continues; several may run at once.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from orchestrator.cli.common import HELP
+from orchestrator.cli.mistakes import report_user_errors
+from orchestrator.cli.parameters import InputPath, OutputPath, StorePath
+
+WEIGHTS = "~/.cache/demoscale/weights"
+
+
+@click.command(context_settings=HELP)
+@click.argument("store", type=StorePath())
+@click.option(
+    "--weights",
+    type=InputPath(),
+    required=True,
+    help="The autoencoder: a folder in diffusers' layout, an s3:// URI of one, or a hub id.",
+)
+@click.option(
+    "--text",
+    type=InputPath(),
+    help=(
+        "OpenCLIP's text tower, likewise; by default --weights if it has a text_encoder/, else from the hub."
+    ),
+)
+@click.option("--preset", default="svd-256", show_default=True, help="The policy that will learn from them.")
+@click.option("--version", type=click.IntRange(1), help="Version of the store; the newest by default.")
+@click.option("--device", help="cpu, cuda, cuda:1; a GPU if there is one by default.")
+@click.option(
+    "--downloads",
+    default=WEIGHTS,
+    show_default=True,
+    type=OutputPath(file_okay=False),
+    help="Where weights from s3:// are kept.",
+)
+@report_user_errors
+def encode(
+    store: str,
+    weights: str,
+    text: str | None,
+    preset: str,
+    version: int | None,
+    device: str | None,
+    downloads: str,
+) -> None:
+    """Keep latents of all pictures, and tokens of all sentences, of STORE beside it. STORE is a folder or
+    s3:// URI.
+
+    \b
+    demoscale encode data/lift --weights weights/svd
+    demoscale encode s3://robot-data/lift --weights stabilityai/stable-video-diffusion-img2vid-xt
+    """
+    import torch
+
+    from orchestrator.checkpoints.pretrained_weights import fetch_weights
+    from orchestrator.cli.progress import progress_bar
+    from orchestrator.data.episode_format import EpisodeError
+    from orchestrator.data.episode_store import load_manifest
+    from orchestrator.data.latent_cache import LatentEntry, publish_index, write_latents, write_sentences
+    from orchestrator.storage.base import open_storage
+    from policy.latent_codec import latent_codec
+    from policy.presets import PRESETS
+    from policy.text_encoder import OPENCLIP, sentence_encoder
+    from policy.weights import TEXT, local_folder, weights_fingerprint
+
+    began, kept_here = time.monotonic(), Path(downloads).expanduser()
+    if preset not in PRESETS:
+        raise click.BadParameter(
+            f"there is no preset {preset}; there are {', '.join(PRESETS)}", param_hint="--preset"
+        )
+    video = PRESETS[preset].video
+    if video is None or video.latents == "pixels":
+        raise click.BadParameter(
+            f"{preset} folds pixels into latents, which costs nothing: there is nothing to keep",
+            param_hint="--preset",
+        )
+    storage = open_storage(store)
+    manifest = load_manifest(storage, version)
+    folder = fetch_weights(weights, kept_here)
+    codec = latent_codec(video, folder)
+    fingerprint = codec.fingerprint(manifest.contract.image_size)
+    if video.text == "openclip":
+        its_own = (folder / "text_encoder").is_dir()
+        tower = local_folder(
+            fetch_weights(text, kept_here) if text else folder if its_own else OPENCLIP, TEXT
+        )
+        num = write_sentences(
+            storage, manifest, sentence_encoder(video, tower), weights_fingerprint(tower, TEXT)
+        )
+        click.echo(f"{num} sentences of {len(manifest)} episodes are kept")
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    rows: list[LatentEntry] = []
+    damaged: list[EpisodeError] = []
+    with progress_bar("encoding") as progress:
+        for answer in progress.track(
+            write_latents(storage, manifest, codec, fingerprint, place), total=len(manifest)
+        ):
+            if isinstance(answer, LatentEntry):
+                rows.append(answer)
+            else:
+                damaged.append(answer)
+    for error in damaged:
+        click.echo(str(error), err=True)
+    if damaged:
+        click.echo(
+            f"{len(damaged)} of {len(manifest)} episodes cannot be read; the others are kept, and the same"
+            " command goes on from here",
+            err=True,
+        )
+        sys.exit(1)
+    publish_index(storage, manifest, fingerprint, rows)
+    size = sum(row.nbytes for row in rows) / 2**20
+    click.echo(
+        f"{len(rows)} episodes, {size:.1f} MiB of latents {fingerprint}, in {time.monotonic() - began:.0f} s,"
+        f" beside {storage.uri}"
+    )
