@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.data.subset import select_episodes
 from orchestrator.storage.base import open_storage
 from orchestrator.training.loop import PROGRESS_REPORTS, TrainJob, train
+from orchestrator.training.train_events import Reported
 from policy.batch import Batch, Counts
 from policy.config import Objective, PolicyConfig, Recipe
 from policy.interface import Contract
@@ -140,7 +141,7 @@ def whole(job: TrainJob, warm_up: int) -> Callable[[Pause], None]:
     def loop(pause: Pause) -> None:
         blocks = itertools.count(1)
 
-        def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        def report(event: Reported, checkpoint: Path | None) -> None:
             if next(blocks) >= warm_up:
                 pause()
 

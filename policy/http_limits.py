@@ -41,7 +41,9 @@ class BoundedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Receive into `buffer`; return the number of bytes. Raises TooLargeError or TimeoutError at a bound."""
+        """Receive into `buffer`; return the number of bytes. Raises TooLargeError or TimeoutError at
+        a bound.
+        """
         if self.left <= 0:
             raise TooLargeError
         if (seconds := self.until - time.monotonic()) <= 0:

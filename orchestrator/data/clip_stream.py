@@ -62,6 +62,7 @@ class ThreadFetcher:
     """Fetches one episode after another in the stream's own thread, without Ray."""
 
     def fetch(self, uri: str, entries: Sequence[EpisodeEntry]) -> Iterator[bytes]:
+        """Yield the bytes of the entries, in order."""
         storage = open_storage(uri)
         for entry in entries:
             yield fetch(storage, entry)
@@ -182,7 +183,7 @@ class CachedDecoder:
         contract: Contract,
         decode: Callable[..., Episode] = decode,
     ) -> None:
-        """`fetched`: yields the bytes of the plan's entries, in order."""
+        """Decode `fetched`, which yields the bytes of the plan's entries, in order."""
         self._arrivals = zip(plan.evictions, fetched, strict=False)
         self._shape, self._contract, self._decode = shape, contract, decode
         self._cache: dict[str, bytes] = {}

@@ -52,6 +52,7 @@ class RayDataFetcher:
     """Fetches compressed episodes in an actor; an `EpisodeFetcher`."""
 
     def fetch(self, uri: str, entries: Sequence[EpisodeEntry]) -> Iterator[bytes]:
+        """Yield the bytes of the entries, in order, fetched ahead by Ray Data."""
         distinct = {entry.sha256: entry for entry in entries}
         numbers = {sha256: number for number, sha256 in enumerate(distinct)}
         rows = pa.table({"episode": pa.array([numbers[entry.sha256] for entry in entries], pa.int32())})
@@ -66,6 +67,7 @@ class RayDataDecoder:
     def decode(
         self, uri: str, visits: Sequence[EpisodeVisit], shape: ClipShape, contract: Contract
     ) -> Iterator[Episode]:
+        """Yield the decoded episodes of the visits, in order, decoded ahead by Ray Data."""
         distinct = {visit.entry.sha256: visit.entry for visit in visits}
         numbers = {sha256: number for number, sha256 in enumerate(distinct)}
         rows = pa.table(

@@ -16,7 +16,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 from orchestrator.config.arms import Arm
 from orchestrator.config.pinned_data import PinnedData
@@ -36,6 +35,7 @@ from orchestrator.planning.calibration import (
 from orchestrator.planning.plan import make_plan
 from orchestrator.storage.base import open_storage
 from orchestrator.training.loop import PROGRESS_REPORTS, TrainJob, train
+from orchestrator.training.train_events import Reported
 from policy.interface import Contract, Observation
 from policy.presets import policy_config
 
@@ -188,14 +188,13 @@ def _training(job: TrainJob, after_first: bool, folder: Path, part_s: float) -> 
     first: tuple[float, float] | None = None
     began, before = time.monotonic(), 0
 
-    def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+    def report(event: Reported, checkpoint: Path | None) -> None:
         nonlocal before, first
-        taken, before = step - before, step
-        seconds = metrics["wall_s"] / taken, metrics["cpu_s"] / taken
+        usage, taken, before = event.usage, event.step - before, event.step
         if first is None:
-            first = metrics["wall_s"], metrics["cpu_s"]
+            first = usage.wall_s, usage.cpu_s
         elif not checkpoint:  # a report with a checkpoint includes writing it
-            (late if folder.exists() else early).append(seconds)
+            (late if folder.exists() else early).append((usage.wall_s / taken, usage.cpu_s / taken))
         if checkpoint and not folder.exists():
             shutil.copytree(checkpoint, folder)
         enough = late if after_first else early + late

@@ -20,7 +20,8 @@ from orchestrator.data.manifest import Manifest
 from orchestrator.data.subset import Subset
 from orchestrator.provenance import PACKAGES, TRAINING_PACKAGES, digest, package_versions, weights_label
 from orchestrator.storage.base import Storage, open_storage
-from orchestrator.training.control_channel import Wish
+from orchestrator.training.control_channel import StopRequest
+from orchestrator.training.train_events import Reported
 from orchestrator.training.worker_usage import Meter
 from policy.config import ClipShape, Objective, PolicyConfig
 from policy.interface import derived_seed
@@ -39,9 +40,9 @@ CONSUMED = ("clips_with_actions", "clips_action_free", "action_free_ratio_consum
 with the requested one.
 """
 
-Report = Callable[[int, dict[str, Any], Path | None], None]
-"""Called at intervals with (step, mean losses and `worker_usage.SPENT` since the last call, None); at a
-checkpoint with its folder (first worker).
+Report = Callable[[Reported, Path | None], None]
+"""Called at intervals with the worker's progress, and in the first worker with the folder of a checkpoint,
+None if there is none.
 """
 
 STAGE_ONE = "video-"
@@ -208,12 +209,12 @@ def train(
     report: Report,
     wrap: Callable[["Model"], Any] | None = None,
     device: str = "cpu",
-    asked: Callable[[], Wish] = lambda: "",
+    stop_request: Callable[[], StopRequest | None] = lambda: None,
     fetcher: stream.EpisodeFetcher | None = None,
     decoder: stream.VisitDecoder | None = None,
 ) -> None:
-    """Train from the checkpoint `resume` (None: from step 0) to the last step, or until `asked`, polled after
-    every step, returns a wish.
+    """Train from the checkpoint `resume` (None: from step 0) to the last step, or until `stop_request`,
+    polled after every step, returns a request.
 
     Every random draw is a function of (seed, step, rank), so stopping and resuming changes nothing. `wrap`
     prepares the model for several workers; `fetcher` and `decoder`: as for `clip_stream.batches`.
@@ -300,22 +301,22 @@ def train(
             # stays on the device: reading it at every step would make the device wait
             sums[name] = sums[name] + value
         consumed = _count(consumed, clips)
-        wish = asked()
-        checkpoint = step % job.train.checkpoint_every == 0 or step == job.train.steps or wish == "pause"
-        if not checkpoint and not wish and step % max(1, job.train.steps // PROGRESS_REPORTS):
+        request = stop_request()
+        checkpoint = (
+            step % job.train.checkpoint_every == 0 or step == job.train.steps or request is StopRequest.PAUSE
+        )
+        if not checkpoint and not request and step % max(1, job.train.steps // PROGRESS_REPORTS):
             continue
         trainer.check()
         check_imported(job.code)  # again, for modules that training imported meanwhile
-        metrics: dict[str, Any] = {
-            name: total.item() / (step - since) for name, total in sums.items()
-        } | consumed
+        progress = {name: total.item() / (step - since) for name, total in sums.items()} | consumed
         meter.stepped(order.batch_size)
         sums, since = dict.fromkeys(sums, torch.zeros((), device=trainer.device)), step
         if checkpoint:
             # by every worker: sharded weights are gathered
             weights, state = trainer.acting_weights(), trainer.state()
         if not checkpoint or rank > 0:
-            report(step, metrics | meter.read(), None)
+            report(_reported(job, step, progress, meter), None)
         else:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
@@ -328,10 +329,17 @@ def train(
                         " train.learning_rate"
                     )
                 save(folder, now, model, weights, state)
-                report(step, metrics | {"checkpoint": fingerprint(folder)} | meter.read(), folder)
-        if wish:
+                report(_reported(job, step, progress, meter, fingerprint(folder)), folder)
+        if request:
             batches.close()  # type: ignore[attr-defined]
             return
+
+
+def _reported(
+    job: TrainJob, step: int, progress: Mapping[str, Any], meter: Meter, checkpoint: str = ""
+) -> Reported:
+    """Return a report. progress: mean losses and CONSUMED by name."""
+    return Reported(run=job.arm_id, step=step, **progress, usage=meter.read(), checkpoint=checkpoint)
 
 
 def _kept(order: ClipSampler, storage: Storage, manifest: Manifest, model: "VideoActionModel") -> ClipSampler:

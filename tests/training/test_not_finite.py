@@ -24,6 +24,7 @@ from orchestrator.data.episode_store import latest_version
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.checkpoints import make_batch, make_checkpoint, make_observation
 from orchestrator.testing.episodes import CAMERA, CONTRACT
+from orchestrator.training.control_channel import StopRequest
 from orchestrator.training.loop import TrainJob, train
 from policy.checkpoint import CheckpointError, new_model
 from policy.config import Recipe
@@ -514,7 +515,7 @@ def spoil(folder: Path, file: str) -> str:
 
 @pytest.mark.parametrize("file", ["heads.safetensors", "trainer.safetensors"])
 def test_train_from_a_non_finite_checkpoint_raises(store: str, kept: CheckpointFolder, file: str) -> None:
-    train(job(store), 0, 1, None, kept, asked=lambda: "pause")
+    train(job(store), 0, 1, None, kept, stop_request=lambda: StopRequest.PAUSE)
     name = spoil(kept.folder / "step_000001", file)
     with pytest.raises(
         NotFiniteError,

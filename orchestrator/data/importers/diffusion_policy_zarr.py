@@ -70,7 +70,9 @@ class ReplayBufferReader:
     """Episode -> (first row, row after the last)."""
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
-        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is damaged."""
+        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is
+        damaged.
+        """
         first, last = self.spans[item.name]
         try:
             data = self.buffer.open()["data"]

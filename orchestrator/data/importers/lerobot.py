@@ -147,7 +147,9 @@ class LeRobotReader:
         )
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
-        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is damaged."""
+        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is
+        damaged.
+        """
         place, size = self.places[item.name], info.contract.image_size
         kept = info.kept(place.length)
         table = self._table(place, info, ["timestamp"], item.labelled)

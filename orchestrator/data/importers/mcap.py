@@ -108,7 +108,9 @@ class McapReader:
     """Episode -> its messages and values."""
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
-        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is damaged."""
+        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is
+        damaged.
+        """
         plan, size = self.plans[item.name], info.contract.image_size
         frames = {camera: np.empty((item.length, *size, 3), np.uint8) for camera in info.cameras}
         for camera, number, picture in plan.shown(

@@ -111,7 +111,9 @@ class RldsReader:
         )
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
-        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is damaged."""
+        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is
+        damaged.
+        """
         values = _example(self.places[item.name])
         steps = {camera: values[OBSERVATION + camera].bytes_list.value for camera in info.cameras}
         rows = _rows(values, steps, item.labelled)

@@ -95,7 +95,9 @@ def recording_program(path: Path, data: Any, reading: ImportOptions) -> Recordin
 
 
 def family_of(data: Any, demo: str) -> str:
-    """Return the name of a file's format: LIBERO, RoboCasa or robomimic HDF5. demo: one of its demonstrations."""
+    """Return the name of a file's format: LIBERO, RoboCasa or robomimic HDF5. demo: one of its
+    demonstrations.
+    """
     kind = (
         "LIBERO"
         if "problem_info" in data.attrs

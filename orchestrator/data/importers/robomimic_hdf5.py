@@ -93,7 +93,9 @@ class RobomimicReader:
     """Item -> file and demonstration."""
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
-        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is damaged."""
+        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is
+        damaged.
+        """
         path, demo = self.places[item.name]
         plan, size = self.plan, info.contract.image_size
         try:

@@ -68,7 +68,9 @@ class VideoFolderReader:
     """Episode -> its films."""
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
-        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is damaged."""
+        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is
+        damaged.
+        """
         scene, contract = self.scenes[item.name], info.contract
         frames = {
             camera: film_at(

@@ -84,7 +84,9 @@ class Report:
         sentence: str,
         severity: str = "",
     ) -> None:
-        """Add a finding. entry: affected episode; None for one of the whole store. severity: default by `kind`."""
+        """Add a finding. entry: affected episode; None for one of the whole store. severity: default by
+        `kind`.
+        """
         episodes = () if entry is None else (entry.episode_id,)
         self.found.append(
             Finding(
