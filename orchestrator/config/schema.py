@@ -361,7 +361,7 @@ class Budget(Section):
     max_episodes: PositiveInt | None = None
     """Rollouts, over all runs of the sweep."""
     max_wall: PositiveFloat | None = None
-    """Hours of wall clock, of one run."""
+    """Hours of wall clock of one run."""
 
 
 class Prices(Section):
