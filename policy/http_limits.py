@@ -41,13 +41,7 @@ class BoundedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-<<<<<<< HEAD
-        """Receive into `buffer`; return the number of bytes. Raises TooLargeError or TimeoutError at
-        a bound.
-        """
-=======
         """Receive into `buffer`; return the number of bytes. Raises TooLargeError or TimeoutError."""
->>>>>>> 33fd6f7a2c7720891b8790c751371b379e00ad46
         if self.left <= 0:
             raise TooLargeError
         if (seconds := self.until - time.monotonic()) <= 0:

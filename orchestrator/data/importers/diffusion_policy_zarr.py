@@ -70,13 +70,7 @@ class ReplayBufferReader:
     """Episode -> (first row, row after the last)."""
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
-<<<<<<< HEAD
-        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is
-        damaged.
-        """
-=======
         """Return an episode, pictures upright and scaled; SourceError or ValueError if it is damaged."""
->>>>>>> 33fd6f7a2c7720891b8790c751371b379e00ad46
         first, last = self.spans[item.name]
         try:
             data = self.buffer.open()["data"]

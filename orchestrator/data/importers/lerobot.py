@@ -147,13 +147,7 @@ class LeRobotReader:
         )
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
-<<<<<<< HEAD
-        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is
-        damaged.
-        """
-=======
         """Return an episode, pictures upright and scaled; SourceError or ValueError if it is damaged."""
->>>>>>> 33fd6f7a2c7720891b8790c751371b379e00ad46
         place, size = self.places[item.name], info.contract.image_size
         kept = info.kept(place.length)
         table = self._table(place, info, ["timestamp"], item.labelled)

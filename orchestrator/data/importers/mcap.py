@@ -108,13 +108,7 @@ class McapReader:
     """Episode -> its messages and values."""
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
-<<<<<<< HEAD
-        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is
-        damaged.
-        """
-=======
         """Return an episode, pictures upright and scaled; SourceError or ValueError if it is damaged."""
->>>>>>> 33fd6f7a2c7720891b8790c751371b379e00ad46
         plan, size = self.plans[item.name], info.contract.image_size
         frames = {camera: np.empty((item.length, *size, 3), np.uint8) for camera in info.cameras}
         for camera, number, picture in plan.shown(

@@ -111,13 +111,7 @@ class RldsReader:
         )
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
-<<<<<<< HEAD
-        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is
-        damaged.
-        """
-=======
         """Return an episode, pictures upright and scaled; SourceError or ValueError if it is damaged."""
->>>>>>> 33fd6f7a2c7720891b8790c751371b379e00ad46
         values = _example(self.places[item.name])
         steps = {camera: values[OBSERVATION + camera].bytes_list.value for camera in info.cameras}
         rows = _rows(values, steps, item.labelled)

@@ -95,13 +95,7 @@ def recording_program(path: Path, data: Any, reading: ImportOptions) -> Recordin
 
 
 def family_of(data: Any, demo: str) -> str:
-<<<<<<< HEAD
-    """Return the name of a file's format: LIBERO, RoboCasa or robomimic HDF5. demo: one of its
-    demonstrations.
-    """
-=======
     """Return the name of a file's format: LIBERO, RoboCasa or robomimic HDF5. demo: one of its demos."""
->>>>>>> 33fd6f7a2c7720891b8790c751371b379e00ad46
     kind = (
         "LIBERO"
         if "problem_info" in data.attrs

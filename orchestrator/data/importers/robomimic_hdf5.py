@@ -93,13 +93,7 @@ class RobomimicReader:
     """Item -> file and demonstration."""
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
-<<<<<<< HEAD
-        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is
-        damaged.
-        """
-=======
         """Return an episode, pictures upright and scaled; SourceError or ValueError if it is damaged."""
->>>>>>> 33fd6f7a2c7720891b8790c751371b379e00ad46
         path, demo = self.places[item.name]
         plan, size = self.plan, info.contract.image_size
         try:

@@ -68,13 +68,7 @@ class VideoFolderReader:
     """Episode -> its films."""
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
-<<<<<<< HEAD
-        """Return an episode, pictures upright and scaled. Raises SourceError or ValueError if it is
-        damaged.
-        """
-=======
         """Return an episode, pictures upright and scaled; SourceError or ValueError if it is damaged."""
->>>>>>> 33fd6f7a2c7720891b8790c751371b379e00ad46
         scene, contract = self.scenes[item.name], info.contract
         frames = {
             camera: film_at(

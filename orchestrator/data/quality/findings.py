@@ -84,13 +84,7 @@ class Report:
         sentence: str,
         severity: str = "",
     ) -> None:
-<<<<<<< HEAD
-        """Add a finding. entry: affected episode; None for one of the whole store. severity: default by
-        `kind`.
-        """
-=======
         """Add a finding. entry: affected episode; None: the whole store. severity: by default the kind's."""
->>>>>>> 33fd6f7a2c7720891b8790c751371b379e00ad46
         episodes = () if entry is None else (entry.episode_id,)
         self.found.append(
             Finding(
