@@ -64,7 +64,7 @@ def collect(
     storage: Storage, contract: Contract, demonstrations: list[Demonstration], workers: int
 ) -> Iterator[EpisodeEntry]:
     """Record demonstrations of one task on `workers` actors of a connected Ray cluster; yield each when
-    stored, and commit in batches. Raises RecordingTimeoutError if one hangs at every attempt.
+    stored, and commit in batches. Raises RecordTimeoutError if one hangs at every attempt.
     """
     task = demonstrations[0].task
     yield from record_all(

@@ -17,7 +17,7 @@ COMMIT_EVERY = 50  # episodes; committed ones survive an interruption
 RETRIES = 2
 
 
-class RecordingTimeoutError(DemoscaleError):
+class RecordTimeoutError(DemoscaleError):
     """A recording was not done in time at any attempt; the same command continues with the others."""
 
     exit_code = RESUMABLE
@@ -52,7 +52,7 @@ def record_all(
     However the loop ends, all entries received are committed.
 
     limit_s: seconds that one attempt of a job may take before its process is killed and the job retried.
-    Raises RecordingTimeoutError, naming the job, if no attempt is done in time.
+    Raises RecordTimeoutError, naming the job, if no attempt is done in time.
     """
     import ray
     from ray.exceptions import ActorDiedError, ActorUnavailableError
@@ -87,7 +87,7 @@ def record_all(
                 answer = ray.get(done[0])
             except (ActorDiedError, ActorUnavailableError) as error:
                 if attempt.number > RETRIES:
-                    raise RecordingTimeoutError(
+                    raise RecordTimeoutError(
                         f"{job}: not done in {RETRIES + 1} attempts of {limit_s:g} s; what is done is kept,"
                         " and the same command continues"
                     ) from None

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.data.episode_store import load_manifest, put_episode
 from orchestrator.data.manifest import EpisodeEntry
-from orchestrator.data.parallel_writer import RecordingTimeoutError, record_all
+from orchestrator.data.parallel_writer import RecordTimeoutError, record_all
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode
 
@@ -51,6 +51,6 @@ def test_recorder_that_hangs_once_is_restarted(ray_cluster: None, tmp_path: Path
 def test_recorder_that_always_hangs_is_named_and_the_others_are_committed(
     ray_cluster: None, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecordingTimeoutError, match=r"1: not done in 3 attempts of 8 s"):
+    with pytest.raises(RecordTimeoutError, match=r"1: not done in 3 attempts of 8 s"):
         record(tmp_path, {1: 99})
     assert len(load_manifest(open_storage(str(tmp_path / "store"))).episode_ids) == 2
