@@ -41,7 +41,7 @@ def test_grid_sweep_is_scored_whole_and_its_curve_contains_the_true_rates(folder
     assert done.curve
     for point in done.curve.points:
         truth = success_rate(point.demo_count, 0, 9, 9)
-        assert point.low <= truth <= point.high, "the fake arms' rates are known"
+        assert point.interval.low <= truth <= point.interval.high, "the fake arms' rates are known"
     rows = ledger(folder)
     assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 4 * 3 * 40
     sealed = pd.concat([pd.read_parquet(file) for file in folder.glob("outcomes/*/*.parquet")])
