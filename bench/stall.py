@@ -39,7 +39,6 @@ def train_in_blocks(pipe: Connection, store: str, block: int, steps: int, keep: 
 
     from orchestrator.config.arms import Arm
     from orchestrator.config.schema import Train
-    from orchestrator.data import clip_stream as stream
     from orchestrator.data.episode_store import load_manifest
     from orchestrator.data.subset import select_episodes
     from orchestrator.storage.base import open_storage
@@ -63,7 +62,7 @@ def train_in_blocks(pipe: Connection, store: str, block: int, steps: int, keep: 
             pipe.recv()
             began = time.perf_counter(), time.process_time()
 
-    train(job, 0, 1, None, report, bring=stream.fetch_in_thread)
+    train(job, 0, 1, None, report)
 
 
 class Scoring:

@@ -29,7 +29,6 @@ def step_s(store: str, steps: int) -> float:
 
     from orchestrator.config.arms import Arm
     from orchestrator.config.schema import Train
-    from orchestrator.data import clip_stream as stream
     from orchestrator.data.episode_store import load_manifest
     from orchestrator.data.subset import select_episodes
     from orchestrator.storage.base import open_storage
@@ -47,7 +46,7 @@ def step_s(store: str, steps: int) -> float:
     def report(event: Reported, checkpoint: Path | None) -> None:
         seen.append((event.step, time.thread_time()))
 
-    train(job, 0, 1, None, report, bring=stream.fetch_in_thread)
+    train(job, 0, 1, None, report)
     (first, began), (last, ended) = seen[len(seen) // 4], seen[-2]  # the last one saves
     return (ended - began) / (last - first)
 

@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -136,6 +136,7 @@ def warm_up(size: Size, objective: Objective) -> int:
 
 def whole(job: TrainJob, warm_up: int) -> Callable[[Pause], None]:
     """What trains an arm."""
+    from orchestrator.data.ray_prefetch import RayDataFetcher
 
     def loop(pause: Pause) -> None:
         blocks = itertools.count(1)
@@ -144,7 +145,7 @@ def whole(job: TrainJob, warm_up: int) -> Callable[[Pause], None]:
             if next(blocks) >= warm_up:
                 pause()
 
-        train(job, 0, 1, None, report)
+        train(job, 0, 1, None, report, fetcher=RayDataFetcher())
 
     return loop
 
@@ -152,7 +153,7 @@ def whole(job: TrainJob, warm_up: int) -> Callable[[Pause], None]:
 def in_memory(job: TrainJob) -> list[Batch]:
     """Batches of the job, as tensors. They are not normalised: time does not depend on it."""
     manifest = load_manifest(open_storage(job.episodes), job.version)
-    arrays = stream.batches(
+    clips = stream.batches(
         job.episodes,
         manifest.contract,
         job.order(manifest, 0, 1),
@@ -160,11 +161,7 @@ def in_memory(job: TrainJob) -> list[Batch]:
         first_step=0,
         num_steps=IN_MEMORY,
     )
-    tensors: list[dict[str, Any]] = [
-        {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in batch.items()}
-        for batch in arrays
-    ]
-    return [Batch(**batch) for batch in tensors]
+    return [batch.to(torch.device("cpu")) for batch in clips]
 
 
 def bare(job: TrainJob, batches: list[Batch]) -> Callable[[Pause], None]:

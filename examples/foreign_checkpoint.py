@@ -68,6 +68,7 @@ class ForeignPolicy:
         )
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """Return one chunk per observation."""
         # one by one: a batch's kernels may round differently
         return [self._one(observation) for observation in observations]
 

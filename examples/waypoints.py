@@ -45,6 +45,7 @@ class Waypoints:
         self.contract = contract
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """Return one chunk per observation."""
         return [waypoint(observation) for observation in observations]
 
 

@@ -82,10 +82,12 @@ class Cost:
         return ", ".join([*said, f"{size(self.bytes_read)} read"] if self.bytes_read else said)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields, JSON-safe."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Cost":
+        """Invert `to_json`."""
         return cls(**data)
 
 
@@ -130,6 +132,7 @@ class RunCost:
         return self.last - self.began
 
     def to_json(self) -> dict[str, Any]:
+        """Return the content of an account's file, JSON-safe."""
         return {
             "began": self.began,
             "last": self.last,
@@ -138,6 +141,7 @@ class RunCost:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "RunCost":
+        """Invert `to_json`. Raises KeyError or TypeError if a field is missing or unknown."""
         return cls(
             data["began"], data["last"], {arm: Cost.from_json(cost) for arm, cost in data["arms"].items()}
         )
@@ -194,8 +198,8 @@ class CostLedger:
         self._earlier, self._earlier_wall_s, self._total = earlier.by_arm(), earlier.wall_s, earlier.total()
         if not claim(storage, self._key, self._encoded(self._run())):
             raise ValueError(
-                f"{storage.uri}: a run {run_id} of {sweep_name} has an account already; every run needs an id"
-                " of its own"
+                f"{storage.uri}: a run {run_id} of {sweep_name} has an account already; give this run another"
+                " id"
             )
         self._thread = threading.Thread(target=self._write_often, name="costs", daemon=True)
         self._thread.start()
@@ -296,7 +300,7 @@ def limits(budget: Budget, cost: Cost, wall_s: float) -> list[tuple[str, float, 
     told = (
         ("max_gpu_hours", budget.max_gpu_hours, cost.gpu_s / 3600, "GPU-hours"),
         ("max_episodes", budget.max_episodes, cost.episodes, "episodes"),
-        ("max_wall", budget.max_wall, wall_s / 3600, "hours on the clock"),
+        ("max_wall", budget.max_wall, wall_s / 3600, "hours of wall clock"),
     )
     return [(name, limit, used, unit) for name, limit, used, unit in told if limit is not None]
 
@@ -306,8 +310,8 @@ def exceeded(budget: Budget, spending: CostLedger) -> str:
     for name, limit, used, unit in limits(budget, spending.total(), spending.run_wall_s):
         if used >= limit:
             return (
-                f"budget.{name} is {_number(limit)} {unit}, and {_number(used)} are spent; the same command"
-                " goes on with a higher one"
+                f"budget.{name} is {_number(limit)} {unit}, and {_number(used)} are spent; raise it and run"
+                " the same command to resume"
             )
     return ""
 

@@ -108,9 +108,11 @@ class Difference:
 
     @property
     def differs(self) -> bool:
+        """Whether the stored value of the part differs from today's."""
         return bool(self.stored != self.now)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the part and whether it differs, with both values if it does; JSON-safe."""
         return {"part": self.part, "differs": self.differs} | (
             {"stored": self.stored, "now": self.now} if self.differs else {}
         )

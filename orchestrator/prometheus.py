@@ -61,7 +61,7 @@ class Metric:
 EPISODES = Metric(
     "Counter",
     "demoscale_episodes_total",
-    "Episodes with an outcome that is written down",
+    "Episodes with a recorded outcome",
     "episodes",
     ("task", "result"),
 )
@@ -69,18 +69,18 @@ QUEUED_EPISODES = Metric("Gauge", "demoscale_queued_episodes", "Episodes to play
 UNSCORED_CHECKPOINTS = Metric(
     "Gauge", "demoscale_unscored_checkpoints", "Checkpoints that wait for a score", "checkpoints"
 )
-ROLLOUT_WORKERS = Metric("Gauge", "demoscale_rollout_workers", "Simulators at work", "processes")
+ROLLOUT_WORKERS = Metric("Gauge", "demoscale_rollout_workers", "Simulator processes", "processes")
 BATCH_FILL = Metric(
     "Histogram",
     "demoscale_policy_batch_fill_ratio",
-    "Rows of a policy server's batch over the most it takes",
+    "Rows of a policy server's batch, as a fraction of its largest batch",
     "ratio",
     bounds=(1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0),
 )
 REPLAN_LATENCY = Metric(
     "Histogram",
     "demoscale_replan_latency_seconds",
-    "From a simulator's asking a policy server to the answer: waiting for its turn, computing",
+    "Time from a simulator's request to a policy server's answer: queueing and computing",
     "seconds",
     bounds=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0),
 )
@@ -108,12 +108,15 @@ LOADER_STALL_S = Metric(
 RETRIES = Metric(
     "Counter",
     "demoscale_retries_total",
-    "Begun again after a failure: an episode, a simulator (worker), a training",
+    "Restarts after a failure, of an episode, a simulator (worker) or a training run",
     "attempts",
     ("kind",),
 )
 UNTOLD_RECORDS = Metric(
-    "Gauge", "demoscale_mlflow_untold_records", "Records on disk that MLflow has not been told yet", "records"
+    "Gauge",
+    "demoscale_mlflow_untold_records",
+    "Records on disk that are not yet published to MLflow",
+    "records",
 )
 
 METRICS = (

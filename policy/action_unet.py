@@ -76,6 +76,7 @@ class ActionUNet(nn.Module):
         )
 
     def forward(self, x_BTA: Tensor, cond_BD: Tensor, embedding_BD: Tensor) -> Tensor:
+        """Return a v-prediction, (B, T, A), of noisy actions x_BTA. embedding_BD: embedded noise level."""
         cond = torch.cat([self.time(embedding_BD), cond_BD], dim=1)
         x, skips = x_BTA.transpose(1, 2), []
         for first, second, change in self.down:

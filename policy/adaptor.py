@@ -84,8 +84,8 @@ class _Branch(nn.Module):
         self.joins = [bool(stage.joins) for stage in stages]
         if sum(self.joins) != len(shapes) - 1:
             raise ValueError(
-                f"{len(shapes)} feature maps for a branch that reads the finest and lets {sum(self.joins)}"
-                " coarser ones join"
+                f"{len(shapes)} feature maps for a branch that reads {1 + sum(self.joins)}: the finest, and"
+                " one per stage with joins"
             )
         self.stages, self.joining = nn.ModuleList(), nn.ModuleList()
         (channels, *size), coarser = shapes[0], list(shapes[1:])

@@ -131,8 +131,8 @@ def load(folder: Path) -> tuple[Model, Card]:
     card = load_card(folder)
     if card.provenance.get("objective") == "video":
         raise CheckpointError(
-            f"{folder}: a video model alone, which imagines and cannot act; train an action head on it"
-            " (train.mode: two_stage)"
+            f"{folder}: a video model without an action head, which cannot act; train an action head"
+            " on it (train.mode: two_stage)"
         )
     _refuse_misfit(folder, card)
     weights = load_weights(folder)
@@ -217,7 +217,9 @@ def load_card(folder: Path) -> Card:
         with (folder / "checkpoint.json").open("rb") as file:
             text = read_json(file.read(CARD_BYTES + 1), CARD_BYTES)
     except (FileNotFoundError, IsADirectoryError):
-        raise CheckpointError(f"{folder}: no checkpoint.json, so this is not a checkpoint of ours") from None
+        raise CheckpointError(
+            f"{folder}: no checkpoint.json, so this is not a demoscale checkpoint; correct the path"
+        ) from None
     except ValueError as error:
         raise CheckpointError(f"{folder}: checkpoint.json is damaged; copy it again ({error})") from None
     try:
@@ -263,7 +265,7 @@ def _problem(card: Card) -> str:
     ):
         if stats is None:
             if card.provenance.get("objective") != "video":
-                return f"{name}_stats is missing; only a video model alone has none"
+                return f"{name}_stats is missing; only a video model without an action head has none"
         elif len(stats.mean) != len(layout):
             return f"{name}_stats has {len(stats.mean)} dimensions, contract.{name} {len(layout)}"
     return ""

@@ -288,6 +288,7 @@ class PolicyConfig(_Part):
 
     @property
     def sampler(self) -> SamplerConfig:
+        """Sampler of the rung that the policy acts on."""
         return self.ladder[self.rung]
 
     def sampler_on(self, rung: str) -> SamplerConfig:

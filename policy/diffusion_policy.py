@@ -46,6 +46,7 @@ class ImageEncoder(nn.Module):
         self.out = nn.Linear(2 * widths[-1], config.out_dim)
 
     def forward(self, pictures_BHW3: Tensor) -> Tensor:
+        """Encode pictures, (..., H, W, 3) uint8, to one vector each."""
         x = pictures_BHW3.movedim(-1, -3).float() / 127.5 - 1
         for layer in self.levels:
             x = layer(x, None) if isinstance(layer, ResnetBlock2D) else layer(x)

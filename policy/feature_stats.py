@@ -69,6 +69,7 @@ class Stats:
         return cls(int(counts.sum()), *(tuple(vector.tolist()) for vector in merged))
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields, JSON-safe."""
         return asdict(self)
 
     @classmethod

@@ -37,9 +37,11 @@ class BoundedReader(io.RawIOBase):
         """Seconds from the next byte received to the new deadline; None: the deadline stays."""
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Receive into `buffer`; return the number of bytes. Raises TooLargeError or TimeoutError."""
         if self.left <= 0:
             raise TooLargeError
         if (seconds := self.until - time.monotonic()) <= 0:
@@ -53,6 +55,7 @@ class BoundedReader(io.RawIOBase):
         return size
 
     def close(self) -> None:
+        """Close the connection's stream as well."""
         if not self.closed:
             self._raw.close()
         super().close()

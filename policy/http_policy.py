@@ -78,9 +78,7 @@ class RemotePolicy:
         try:
             return checked_contract(read_json(self._ask("GET", "/contract", CONTRACT_BYTES), CONTRACT_BYTES))
         except (ValueError, TypeError) as error:
-            raise RemoteError(
-                f"what {self.url} calls its contract is not one: {printable(str(error))}"
-            ) from None
+            raise RemoteError(f"the contract from {self.url} is not valid: {printable(str(error))}") from None
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """Return one chunk per observation, in requests of at most MOST_OBSERVATIONS."""
@@ -95,7 +93,7 @@ class RemotePolicy:
         try:
             return unpack_chunks(answer, len(observations), self.contract)
         except RemoteError as error:
-            raise RemoteError(f"the policy server at {self.url} answered wrongly: {error}") from None
+            raise RemoteError(f"the policy server at {self.url} sent an invalid answer: {error}") from None
 
     def close(self) -> None:
         """Close the connection of the calling thread."""
@@ -126,7 +124,7 @@ class RemotePolicy:
                 cut_short += isinstance(error, http.client.IncompleteRead)
                 if not isinstance(error, (OSError, http.client.IncompleteRead)):
                     raise RemoteError(
-                        f"what answers at {self.url} is no policy server ({one_line(error)})"
+                        f"the server at {self.url} is not a policy server ({one_line(error)})"
                     ) from None
                 if cut_short == CUT_SHORT:
                     raise RemoteError(
@@ -139,7 +137,7 @@ class RemotePolicy:
             except ValueError as error:  # raised by http.client for a head that it cannot parse
                 self.close()
                 raise RemoteError(
-                    f"what answers at {self.url} is no policy server ({one_line(error)})"
+                    f"the server at {self.url} is not a policy server ({one_line(error)})"
                 ) from None
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
@@ -150,7 +148,7 @@ class RemotePolicy:
             )
         if status != 200:
             line = printable(
-                (answer.decode(errors="replace").strip().splitlines() or ["it says no more"])[-1]
+                (answer.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
             )
             raise RemoteError(f"the policy server at {self.url} refused ({status}): {line}")
         return answer

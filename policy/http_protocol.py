@@ -220,7 +220,7 @@ def unpack_observations(body: bytes, contract: Contract, most_bytes: int = MOST_
             math.prod(announced["instructions"].shape) * announced["instructions"].dtype.itemsize
             > many * SENTENCE_BYTES
         ):
-            raise RemoteError(f"{_wanted_sentences(many)}, of at most {SENTENCE_BYTES} bytes each")
+            raise RemoteError(f"{_wanted_sentences(many)}, at most {many * SENTENCE_BYTES} bytes in all")
 
     arrays = unpack(body, request_bytes(contract, most_bytes), accept)
     many = len(arrays["noise_seeds"])
@@ -260,7 +260,7 @@ def _sentences(data: bytes, many: int) -> list[str]:
         try:
             sentence.encode()
         except UnicodeEncodeError:
-            raise RemoteError(f"{wanted}: one holds half a character") from None
+            raise RemoteError(f"{wanted}: one holds half a surrogate pair") from None
     return sentences
 
 

@@ -244,13 +244,13 @@ def make_server(
             if not wanted or hmac.compare_digest(sent.encode(errors="replace"), wanted):
                 return True
             self._refuse(
-                401, f"this policy server asks for a token; set {TOKEN} to it where the policy is asked from"
+                401, f"this policy server requires a token; set {TOKEN} to it in the client's environment"
             )
             return False
 
         def _answer(self) -> None:
             if self.command not in ("GET", "POST"):
-                self._refuse(501, "there are GET /contract and POST /act")
+                self._refuse(501, "unknown request; this server answers GET /contract and POST /act")
             elif (origin := self.headers.get("Origin")) is not None and _foreign(
                 origin, self.headers.get("Host", "")
             ):
@@ -267,19 +267,19 @@ def make_server(
             if self.path.rstrip("/").endswith("/contract"):
                 self._reply(200, json.dumps(contract.to_json()).encode(), "application/json")
             else:
-                self._say(404, "there are GET /contract and POST /act")
+                self._say(404, "unknown request; this server answers GET /contract and POST /act")
 
         def _post(self) -> None:
             sizes = self.headers.get_all("Content-Length", [])
             kind = self.headers.get_content_type() if "Content-Type" in self.headers else ""
             if not self.path.rstrip("/").endswith("/act"):
-                self._refuse(404, "there are GET /contract and POST /act")
+                self._refuse(404, "unknown request; this server answers GET /contract and POST /act")
             elif "Transfer-Encoding" in self.headers or not sizes:
-                self._refuse(411, f"the body must say its Content-Length, of at most {largest}")
+                self._refuse(411, f"the request must have one Content-Length, of at most {largest} bytes")
             elif len(sizes) > 1 or not (sizes[0].isascii() and sizes[0].isdecimal()):
                 self._refuse(400, "Content-Length must be one whole number")
             elif len(sizes[0]) > 18 or int(sizes[0]) > largest:
-                self._refuse(413, f"the body must say its Content-Length, of at most {largest}")
+                self._refuse(413, f"the body is too large; at most {largest} bytes are allowed")
             elif kind in _SAFELISTED:
                 self._refuse(
                     415, f"Content-Type is {kind}, which any web page may send; send application/octet-stream"

@@ -40,6 +40,7 @@ class TrainedPolicy:
         self._proprio = Normalizer(card.proprio_stats, "minmax")
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """Return one chunk per observation, computed in batches of fixed sizes."""
         chunks: list[ActionChunk] = []
         for filled, asked in blocks(observations):
             chunks += self._act_block(filled)[:asked]

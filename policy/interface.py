@@ -122,6 +122,7 @@ class Contract:
     """Name and versions of the simulator that rendered the pictures and moved the robot."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields, JSON-safe."""
         return asdict(self)
 
     @classmethod
@@ -222,7 +223,9 @@ class Policy(Protocol):
     """Anything that turns observations into action chunks."""
 
     @property
-    def contract(self) -> Contract: ...
+    def contract(self) -> Contract:
+        """Conventions of the observations that the policy takes and of its actions; constant."""
+        ...
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """Return one chunk per observation. Each depends on its own observation only, never on the rest of

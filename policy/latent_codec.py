@@ -102,21 +102,27 @@ class PixelLatents:
         self.channels = self.stored_channels = 3 * patch**2
 
     def encode(self, pictures: Tensor, conditions: bool = True) -> Tensor:
+        """Fold (..., H, W, 3) uint8 to (..., C, h, w); the same with and without `conditions`."""
         return to_latents(pictures, self.patch)
 
     def present(self, pictures: Tensor) -> Tensor:
+        """Fold (..., H, W, 3) uint8 to (..., C, h, w)."""
         return to_latents(pictures, self.patch)
 
     def target(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
+        """Return `encoded`: folded pixels have no noise to sample."""
         return encoded
 
     def condition(self, encoded: Tensor) -> Tensor:
+        """Return `encoded`: the condition is the picture itself."""
         return encoded
 
     def pictures(self, latents: Tensor) -> Tensor:
+        """Unfold (..., K, C, h, w) to (..., K, H, W, 3) uint8."""
         return to_frames(latents, self.patch)
 
     def fingerprint(self, image_size: tuple[int, int]) -> str:
+        """Return a hash of the patch and the image size."""
         return _hashed({"latents": "pixels", "patch": self.patch, "image_size": image_size})
 
 
@@ -148,31 +154,36 @@ class VaeLatents:
         """
         if self.vae is None:
             raise WeightsError(
-                "pictures become latents through Stable Video Diffusion's autoencoder; say where its weights"
-                " are, or train on kept latents"
+                "encoding pictures needs the weights of Stable Video Diffusion's autoencoder; name them, or"
+                " train on latents that were encoded before (python -m jobs.encode)"
             )
         return self.vae if device in (None, self.vae.device) else self.vae.to(device)
 
     def encode(self, pictures: Tensor, conditions: bool = True) -> Tensor:
+        """Encode (..., H, W, 3) uint8 to (..., S, h, w) float16: 12 channels, or 8 without `conditions`."""
         moments = self._moments(pictures, _pixels)
         if not conditions:
             return moments
         return torch.cat([moments, self._moments(pictures, self._noisy)[..., : self.channels, :, :]], dim=-3)
 
     def present(self, pictures: Tensor) -> Tensor:
+        """Encode (..., H, W, 3) uint8 with condition noise to (..., 4, h, w) float."""
         return self._moments(pictures, self._noisy)[..., : self.channels, :, :].float()
 
     def target(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
+        """Return a scaled sample of the posterior, (..., 4, h, w) float."""
         mean, log_variance = encoded.float().split(self.channels, dim=-3)[:2]
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)
         scaled: Tensor = (mean + torch.exp(0.5 * log_variance) * noise) * VAE_SCALE
         return scaled
 
     def condition(self, encoded: Tensor) -> Tensor:
+        """Return the mean of the noisy picture, the last 4 channels, as float."""
         return encoded[..., -self.channels :, :, :].float()
 
     @torch.no_grad()
     def pictures(self, latents: Tensor) -> Tensor:
+        """Decode (..., K, 4, h, w) to (..., K, H, W, 3) uint8, one view at a time."""
         vae = self._vae_on(latents.device)
         views = latents.reshape(-1, *latents.shape[-4:])
         with torch.autocast(latents.device.type, enabled=False):
@@ -187,6 +198,7 @@ class VaeLatents:
         return shown.reshape(*latents.shape[:-3], *shown.shape[-3:])
 
     def fingerprint(self, image_size: tuple[int, int]) -> str:
+        """Return a hash of the autoencoder's weights, the condition noise and the image size."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self._vae_on().state_dict().items()):
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())

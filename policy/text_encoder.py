@@ -47,6 +47,7 @@ class WordVectors:
         self.known: dict[str, Tensor] = {}  # embeddings are cheap, so none is cached
 
     def embed(self, sentences: Sequence[str]) -> Tensor:
+        """Return (B, 1, dim) float32: the sum of a sentence's word vectors over the root of their number."""
         tokens = []
         for sentence in sentences:
             words = sentence.lower().split() or [""]
@@ -71,11 +72,14 @@ class OpenClipText:
         self.known = dict(known or {})
         if odd := next((sentence for sentence, token in self.known.items() if token.shape != (dim,)), None):
             raise WeightsError(
-                f"the vector kept for {odd!r} has {self.known[odd].numel()} numbers, the model attends to"
+                f"the cached embedding of {odd!r} has {self.known[odd].numel()} numbers, the model expects"
                 f" {dim}; embed it again"
             )
 
     def embed(self, sentences: Sequence[str]) -> Tensor:
+        """Return (B, 1, dim) float32 from `known`, to which missing sentences are added first. Raises
+        WeightsError if the encoder is needed and cannot be loaded.
+        """
         for sentence in dict.fromkeys(sentences):
             if sentence not in self.known:
                 self.known[sentence] = self._embed(sentence)
@@ -117,8 +121,8 @@ class OpenClipText:
             raise WeightsError(f"{text}: its weights lack {min(told['missing_keys'])}; copy the folder again")
         if tower.config.projection_dim != self.dim:
             raise WeightsError(
-                f"{text}: its sentences are {tower.config.projection_dim} numbers, the video model attends to"
-                f" {self.dim}; use another"
+                f"{text}: it embeds a sentence as {tower.config.projection_dim} numbers, the video model"
+                f" expects {self.dim}; use another"
             )
         return tokenizer, tower.eval().requires_grad_(False)
 

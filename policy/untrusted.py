@@ -43,7 +43,7 @@ def clean_text(value: object, what: str, most: int) -> str:
         raise ValueError(f"{what} has {len(value)} characters; at most {most} are allowed")
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
         raise ValueError(
-            f"{what} holds a control character or half a character: {printable(ascii(value), 60)}"
+            f"{what} holds a control character or half a surrogate pair: {printable(ascii(value), 60)}"
         )
     return value
 

@@ -155,7 +155,7 @@ def _config(folder: Path, wanted: type) -> dict[str, Any]:
     if config.get("_class_name") != wanted.__name__:
         raise WeightsError(
             f"{folder}: it holds a {config.get('_class_name', 'model of another kind')}, a {wanted.__name__}"
-            " is wanted; name another"
+            " is needed; name another"
         )
     return config
 
@@ -276,7 +276,7 @@ def load_vae(source: str | Path) -> AutoencoderKLTemporalDecoder:
     side = 2 ** (len(config.get("block_out_channels", (0,))) - 1)
     if side != 8:
         raise WeightsError(
-            f"{folder}: it makes a latent of every {side} x {side} pixels, 8 x 8 are wanted; name Stable"
+            f"{folder}: it makes a latent of every {side} x {side} pixels, 8 x 8 is needed; name Stable"
             " Video Diffusion's autoencoder"
         )
     with reading(folder / "config.json"):

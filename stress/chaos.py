@@ -45,9 +45,11 @@ class ServerOutage:
     server: SeaweedFS | MlflowServer
 
     def begin(self) -> None:
+        """Kill the server."""
         self.server.kill()
 
     def end(self) -> None:
+        """Start the server again."""
         self.server.start()
 
 
@@ -58,9 +60,11 @@ class DiskOutage:
     disk: SmallDisk
 
     def begin(self) -> None:
+        """Fill the disk."""
         self.disk.fill()
 
     def end(self) -> None:
+        """Free the disk."""
         self.disk.free()
 
 

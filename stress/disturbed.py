@@ -79,6 +79,7 @@ class Place:
 
     @property
     def storage(self) -> str:
+        """URI of the sweep's storage."""
         return f"s3://{BUCKET}/{self.name}"
 
     @property
@@ -88,6 +89,7 @@ class Place:
 
     @property
     def log(self) -> Path:
+        """File that takes the command's output."""
         return self.folder / f"{self.name}.log"
 
     def sweep_file(self, episodes: Path) -> Path:
@@ -117,9 +119,13 @@ def session(leader: int, title: str = "") -> list[psutil.Process]:
 class Outage(Protocol):
     """Something that the sweep uses and that can be taken away: a server, or room on a disk."""
 
-    def begin(self) -> None: ...
+    def begin(self) -> None:
+        """Make the resource unavailable."""
+        ...
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        """Make the resource available again."""
+        ...
 
 
 class Driver:

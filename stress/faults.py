@@ -45,6 +45,7 @@ class Killer(threading.Thread):
         self.over = threading.Event()
 
     def run(self) -> None:
+        """Suspend one worker, then kill a process every KILL_EVERY_S seconds until `over` is set."""
         victims = ("ray::RolloutWorker", "ray::RolloutWorker", "ray::PolicyServer")
         number = 0
         self._hang()

@@ -60,8 +60,8 @@ def cached_checkpoint(
                 fetch(uri, fetched)
                 if (found := fingerprint(fetched)) != expected:
                     raise CheckpointError(
-                        f"{uri}: the checkpoint there is {found}, not {expected}, which is to be scored:"
-                        " replaced, or damaged"
+                        f"{uri}: the checkpoint has the fingerprint {found}, expected is {expected}: it was"
+                        " replaced or damaged; restore it, or train the arm again"
                     )
                 LocalStorage(fetched).sync("")  # a power failure must not leave an incomplete folder
                 os.replace(fetched, folder)

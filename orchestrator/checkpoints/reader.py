@@ -48,7 +48,9 @@ def fetch(uri: str, folder: Path, link: bool = False) -> None:
 
     storage = open_storage(uri)
     if not storage.exists("checkpoint.json"):
-        raise CheckpointError(f"{uri}: no checkpoint.json, so this is not a checkpoint of ours")
+        raise CheckpointError(
+            f"{uri}: no checkpoint.json, so this is not a demoscale checkpoint; correct the URI"
+        )
     for key in filter(PARTS.fullmatch, storage.list("")):
         target = folder / key
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +100,6 @@ def _inside(place: LocalStorage, key: str) -> Path:
     file = (place.root / key).resolve()
     if not file.is_relative_to(place.root.resolve()):
         raise StorageError(
-            f"{place.uri}: {key} leads out of the folder, to {file}; put the file itself there"
+            f"{place.uri}: {key} is a link out of the folder, to {file}; copy the file itself there"
         )
     return file

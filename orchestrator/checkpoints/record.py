@@ -40,6 +40,7 @@ class CheckpointRecord:
         }
 
     def to_json(self) -> dict[str, Any]:
+        """Return the metrics and the checkpoint's fingerprint, JSON-safe."""
         return {**self.metrics, "checkpoint": self.fingerprint}
 
     @classmethod

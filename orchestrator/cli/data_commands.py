@@ -1,4 +1,4 @@
-"""`demoscale data`: what an episode store holds, whether it is whole, and how it came about.
+"""`demoscale data`: list, verify and check the episodes of a store, and show its versions.
 
 On a terminal a table fitted to it. Piped, every row whole, without colours: tab-separated under a line of
 titles, for `cut`, `sort` and `wc`.
@@ -49,7 +49,7 @@ JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print a line 
 
 @click.group()
 def data() -> None:
-    """What an episode store holds, whether it is whole, and how it came about.
+    """List, verify and check the episodes of a store, and show its versions.
 
     \b
     demoscale data ls data/lift                          its episodes
@@ -61,20 +61,20 @@ def data() -> None:
     """
 
 
-@data.command(short_help="The episodes, one per line.")
+@data.command(short_help="List the episodes, one per line.")
 @STORE
 @VERSION
-@click.option("--task", help="Only the episodes of this task.")
+@click.option("--task", help="List only the episodes of this task.")
 @click.option(
     "--limit",
     type=click.IntRange(1),
     metavar="N",
-    help=f"At most so many rows; {SCREEN} on a terminal by default, all when piped.",
+    help=f"Print at most N rows; by default {SCREEN} on a terminal, all when piped.",
 )
 @JSON_LINES
 @report_user_errors
 def ls(store: str, version: int | None, task: str | None, limit: int | None, as_json: bool) -> None:
-    """The episodes of STORE, a folder or s3:// URI, one per line.
+    """List the episodes of STORE, a folder or s3:// URI, one per line.
 
     \b
     demoscale data ls data/lift
@@ -123,8 +123,8 @@ def ls(store: str, version: int | None, task: str | None, limit: int | None, as_
 @JSON
 @report_user_errors
 def show(store: str, episode: str | None, version: int | None, sheet: Path | None, as_json: bool) -> None:
-    """What STORE, a folder or s3:// URI, holds: counts, conventions, tasks, lengths, sources, statistics. Or
-    the same of one EPISODE.
+    """Show counts, conventions, tasks, lengths, sources and statistics of STORE, a folder or s3:// URI, or of
+    one EPISODE.
 
     \b
     demoscale data show data/lift
@@ -169,7 +169,7 @@ def show(store: str, episode: str | None, version: int | None, sheet: Path | Non
         click.echo(said if as_json else f"\n{said}", err=as_json)
 
 
-@data.command(short_help="Read everything, name what is damaged.")
+@data.command(short_help="Read all episodes and name the damaged ones.")
 @STORE
 @VERSION
 @report_user_errors
@@ -206,7 +206,8 @@ def verify(store: str, version: int | None) -> None:
                 checked, manifest = number, loaded
     if manifest is None:
         click.echo(
-            f"{amount(bad_versions, 'problem')}: no episode was read, as no version that lists them is whole"
+            f"{amount(bad_versions, 'problem')}: no episode was read, because every version that lists them"
+            " is damaged"
         )
         sys.exit(1)
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -222,7 +223,7 @@ def verify(store: str, version: int | None) -> None:
         f" {amount(newest, 'version')}"
     )
     if not bad_episodes + bad_versions:
-        click.echo(f"read {what}: all whole")
+        click.echo(f"read {what}: no damage found")
         return
     click.echo(f"read {what}: {amount(bad_episodes, 'bad episode')}, {amount(bad_versions, 'bad version')}")
     sys.exit(1)
@@ -242,14 +243,14 @@ def _kinds(_context: Any, _parameter: Any, values: tuple[str, ...]) -> tuple[str
     return values
 
 
-@data.command(short_help="Look for odd demonstrations before training on them.")
+@data.command(short_help="Find odd demonstrations before training on them.")
 @STORE
 @VERSION
 @click.option(
     "--episodes",
     type=click.IntRange(1),
     metavar="N",
-    help="Check only N episodes, evenly spread over the store; all by default.",
+    help="Check only N episodes, spread evenly over the store; all by default.",
 )
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Threads; one per core by default.")
 @click.option(
@@ -355,13 +356,12 @@ def check(
     sys.exit(1 if result.findings else 0)
 
 
-@data.command(short_help="The versions, newest first.")
+@data.command(short_help="List the versions, newest first.")
 @STORE
 @JSON_LINES
 @report_user_errors
 def log(store: str, as_json: bool) -> None:
-    """The versions of STORE, a folder or s3:// URI, the newest first: when each was made, what it added, what
-    wrote it.
+    """List the versions of STORE, a folder or s3:// URI, newest first: creation time, added episodes, writer.
 
     \b
     demoscale data log data/lift
@@ -402,7 +402,7 @@ def log(store: str, as_json: bool) -> None:
 
 
 def _newest(storage: "Storage", asked: int | None) -> int:
-    """Number of the newest version; EpisodeError if there is no store or no such version."""
+    """Return the newest version's number; raise EpisodeError without a store or a version `asked`."""
     from orchestrator.data.episode_format import EpisodeError
     from orchestrator.data.episode_store import latest_version, load_manifest
 
@@ -415,7 +415,7 @@ def _newest(storage: "Storage", asked: int | None) -> int:
 
 
 def _opened(store: str, version: int | None) -> "tuple[Storage, int, Manifest]":
-    """The store, the number of the version that was asked for, and what that holds."""
+    """Return the store, the number of the requested version (the newest by default) and its manifest."""
     from orchestrator.data.episode_store import load_manifest
     from orchestrator.storage.base import open_storage
 
@@ -434,8 +434,8 @@ def _print_rows(
     numbers: tuple[str, ...],
     shortened: tuple[str, ...],
 ) -> None:
-    """A table on a terminal, tab-separated lines anywhere else; `shortened` columns give way where the
-    terminal is narrow.
+    """Print a table on a terminal, tab-separated lines otherwise; a narrow terminal cuts the `shortened`
+    columns.
     """
     if not sys.stdout.isatty():
         click.echo("\t".join(titles))
@@ -482,7 +482,7 @@ def _write_sheet(storage: "Storage", entries: "list[EpisodeEntry]", path: Path) 
 
 
 def _print_findings(findings: "list[Finding]") -> None:
-    """A row per finding; on a terminal sentences are folded, not cut."""
+    """Print a row per finding; on a terminal sentences are wrapped, not cut."""
     from orchestrator.data.store_summary import one_line
 
     titles = ("severity", "finding", "episode", "where", "value", "what")
@@ -517,7 +517,7 @@ def _print_findings(findings: "list[Finding]") -> None:
 
 
 def _summary(result: "Checked", total: int, seconds: float, threads: int) -> str:
-    """What was read, what was found, how long it took."""
+    """Return the last line of `check`: what was read, what was found, seconds."""
     from orchestrator.data.store_summary_text import amount, time_of
 
     some = "" if result.episodes == total else f" of {total}"
@@ -543,7 +543,7 @@ def _summary(result: "Checked", total: int, seconds: float, threads: int) -> str
 
 
 def _write_findings(storage: "Storage", manifest: "Manifest", findings: "list[Finding]", path: Path) -> int:
-    """A row of the sheet per episode; how many there are."""
+    """Write a picture with a row per episode with findings; return the number of rows."""
     from orchestrator.data.quality.findings import concerned
     from orchestrator.data.quality.findings_sheet import findings_sheet, pictured
 

@@ -28,6 +28,8 @@ env.close()
 
 @dataclass(frozen=True)
 class Check:
+    """Result of one check of `demoscale doctor`."""
+
     name: str
     passed: bool
     finding: str

@@ -16,7 +16,7 @@ from orchestrator.cli.mistakes import report_user_errors
 @JSON
 @report_user_errors
 def explain(name: str, arm: str, storage: str, as_json: bool) -> None:
-    """Say what the next run of the sweep NAME would do with its arm ARM, and which part of a key is to blame.
+    """Print what the next run of the sweep NAME would do with its arm ARM, and which part of a key changed.
 
     Results are named by everything that shapes them: code by file, package versions, data, weights, recipe,
     suite, sampler, device. Each part is `same`, or `differs: stored -> now`. NAME may be a sweep file, which

@@ -199,7 +199,7 @@ def import_(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, 
 
 
 def _understood(src: str, source: "Source") -> str:
-    """What a source offers, as lines for a person."""
+    """Return the summary of a source as lines of text."""
     contract, items = source.contract, [item for item in source.items if not item.problem]
     lines = [(src, source.format)]
     labelled = sum(item.labelled for item in items)

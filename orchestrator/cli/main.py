@@ -34,7 +34,7 @@ SWEEP_FILE = click.argument("sweep_file", type=click.Path(dir_okay=False))
 @click.group(context_settings=HELP)
 @click.version_option(package_name="demoscale")
 def main() -> None:
-    """How many demonstrations does a video-action policy need, and how many can action-free video replace?
+    """Find how many demonstrations a video-action policy needs, and how many action-free video can replace.
 
     \b
     demoscale plan jobs/quickstart.yaml      what it would do, before anything is spent
@@ -47,7 +47,7 @@ def main() -> None:
     \b
     demoscale score path/to/checkpoint       any policy on any suite, without a sweep
     demoscale serve --policy path/to/checkpoint   a policy over HTTP
-    demoscale sheet --task Lift --save lift.jpg   the shifted worlds of a task, on one picture
+    demoscale sheet --task Lift --save lift.jpg   the shifted scenes of a task, in one picture
 
     \b
     demoscale collect --episodes 100 --store data/lift       scripted demonstrations into an episode store
@@ -67,11 +67,11 @@ def main() -> None:
 @click.option(
     "--calibrate",
     is_flag=True,
-    help="Measure on this machine first, about a minute, what the estimate of the cost goes by.",
+    help="Measure this machine first, about a minute, for the estimate of the cost.",
 )
 @report_user_errors
 def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
-    """Check SWEEP_FILE and say what it would do and cost.
+    """Check SWEEP_FILE and print what it would do and cost.
 
     \b
     demoscale plan jobs/quickstart.yaml
@@ -103,11 +103,11 @@ def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
 @main.command(context_settings=HELP)
 @SWEEP_FILE
 @SET
-@click.option("--retry-failed", is_flag=True, help="Train the arms that failed before, and no others.")
+@click.option("--retry-failed", is_flag=True, help="Train only the arms that failed in an earlier run.")
 @click.option(
     "--take-over",
     is_flag=True,
-    help="If another process runs the sweep, have it save its state and end, and go on from there.",
+    help="If another process runs the sweep, stop it, wait until its state is saved, and resume from there.",
 )
 @report_user_errors
 def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_over: bool) -> None:
@@ -173,14 +173,14 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
 @click.option(
     "--html",
     type=click.Path(dir_okay=False),
-    help="Also write everything as one HTML page, with films, that needs no network.",
+    help="Also write a self-contained HTML page with all results and films.",
 )
 @JSON
 @report_user_errors
 def curve(
     name: str, storage: str, mlflow: str | None, save: str | None, html: str | None, as_json: bool
 ) -> None:
-    """The sample-efficiency curve of the sweep NAME, read from MLflow alone.
+    """Print the sample-efficiency curve of the sweep NAME, read from MLflow alone.
 
     Of several sweeps of one name in one MLflow, --storage chooses: it is asked for its identity, if it can be
     reached, and for nothing else.
@@ -245,7 +245,7 @@ for command in (
 
 
 def _spent(cost: Any, prices: Any) -> str:
-    """In hours and counts, and in money where there are prices."""
+    """Return a cost in hours and counts, and in money if there are prices."""
     money = cost.money(prices)
     return f"{cost}" + (f"; {money:,.2f} at the sweep's prices" if money else "")
 
@@ -255,7 +255,7 @@ def _clock(seconds: float) -> str:
 
 
 def _print_curve(answer: Any) -> None:
-    """The points with their denominators, then what may be concluded."""
+    """Print the points with their denominators, then the conclusions."""
     from rich.table import Table
 
     from orchestrator.report.summary import answer as told

@@ -30,7 +30,7 @@ def report_user_errors(command: Callable[..., None]) -> Callable[..., None]:
             click.echo(redact(error), err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("stopped; what was kept is kept, and the same command continues from it", err=True)
+            click.echo("stopped; progress is saved: run the same command to resume", err=True)
             sys.exit(130)
 
     return run

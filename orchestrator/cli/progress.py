@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def progress_bar(doing: str, console: "Console | None" = None, disable: bool = False) -> "Progress":
-    """What is done, how much of it, how long it took and will take."""
+    """Return a progress bar: description, count, elapsed and remaining time."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

@@ -157,7 +157,7 @@ class ScoreRequest:
         from orchestrator.evaluation.standalone import StandaloneEval
 
         device = CPU
-        if self.policy.sampler:  # a checkpoint of ours, which policy servers of the cluster load
+        if self.policy.sampler:  # a checkpoint, which policy servers of the cluster load
             device = _device_of_cluster() if "RAY_ADDRESS" in os.environ else device_here()
         return StandaloneEval(self.policy, self.suites(), self.gl, self.rule, storage, device=device)
 
@@ -169,22 +169,26 @@ class ScoreRequest:
     "suite_file",
     type=InputPath(),
     help=(
-        "Sweep file whose suite is played, to its end where it would be decided against another arm. Options"
-        " below that are given count before it."
+        "Sweep file whose suite is played. Options given below override it. A rule that compares with another"
+        " arm (suite.decide.against) is ignored: all episodes are played."
     ),
 )
 @click.option(
-    "--task", "tasks", multiple=True, default=("Lift",), show_default=True, help="May be given several times."
+    "--task", "tasks", multiple=True, default=("Lift",), show_default=True, help="Task to play. Repeatable."
 )
 @click.option(
-    "--episodes", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="Per task and shift."
+    "--episodes",
+    type=click.IntRange(1, 1_000_000),
+    default=20,
+    show_default=True,
+    help="Episodes per task and shift.",
 )
 @click.option(
     "--horizon",
     type=click.IntRange(1),
     default=200,
     show_default=True,
-    help="Control steps until an episode is over; 20 are one second.",
+    help="Most control steps of an episode; 20 are one second.",
 )
 @click.option(
     "--settle",
@@ -198,7 +202,7 @@ class ScoreRequest:
     type=click.Choice(["once", "at_end"]),
     cls=SuiteOption,
     show_default=True,
-    help="At any step, or in the last one played.",
+    help="Count a task as done if it was done at any step, or in the last one played.",
 )
 @click.option(
     "--shift",
@@ -207,16 +211,23 @@ class ScoreRequest:
     multiple=True,
     default=("nominal",),
     show_default=True,
-    help="May be given several times.",
+    help="Shift of the scenes. Repeatable.",
 )
 @click.option(
     "--block",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Which block of scenes; another one shares none with it.",
+    help="Number of the block of scenes; blocks have no scene in common.",
 )
-@click.option("--rung", cls=SuiteOption, help="Of a checkpoint's ladder; its own by default.")
+@click.option(
+    "--rung", default="", help="Rung of the checkpoint's sampler ladder; the checkpoint's own by default."
+)
+@click.option(
+    "--rung",
+    cls=SuiteOption,
+    help="Rung of the checkpoint's sampler ladder; the checkpoint's own by default.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(1),
@@ -227,31 +238,31 @@ class ScoreRequest:
     type=StorePath(),
     default="runs",
     show_default=True,
-    help="Folder or s3:// URI that keeps every outcome; a sweep's, to share its scores.",
+    help="Folder or s3:// URI that stores every outcome; name a sweep's to share its scores.",
 )
 @click.option(
     "--fingerprint",
     default="",
     help=(
-        "A name for exactly this policy, where it is a URL or a function: its outcomes are kept under it. A"
-        " checkpoint has a fingerprint of its own, a hash of its weights. What answers at a URL, or what a"
-        " function returns, may be another policy tomorrow, and nothing here would notice: give it a new name"
-        " whenever it changes, or the outcomes of two policies become one score."
+        "Name under which the outcomes of a URL or function are stored, so that a stopped run can be resumed."
+        " A checkpoint needs none: its fingerprint is a hash of its weights. A change of the policy behind a"
+        " URL or function cannot be detected: give it a new name whenever it changes, or the outcomes of two"
+        " policies are mixed in one score."
     ),
 )
 @click.option(
     "--sweep",
     default="",
     help=(
-        "CHECKPOINT is an arm of this sweep: its last one in the storage, on the sweep's own suite by"
-        " default."
+        "Name of a sweep; CHECKPOINT is then one of its arms, whose last checkpoint is scored, by default on"
+        " the sweep's own suite."
     ),
 )
 @click.option(
     "--mlflow",
     type=InputPath(),
     default="",
-    help="MLflow tracking URI that knows models:/ID; the database in the storage by default.",
+    help="MLflow tracking URI that has models:/ID; the database in the storage by default.",
 )
 @click.option(
     "--save", type=OutputPath(path_type=Path), help="Also write every episode's outcome: .jsonl or .parquet."
@@ -296,7 +307,7 @@ def score(workers: int | None, as_json: bool, **_options: Any) -> None:
     for message in evaluation.causes:
         click.echo(f"error: {message}", err=True)
     if evaluation.interrupted and not evaluation.complete:
-        click.echo("stopped" + ("; the same command continues from here" if kept else ""), err=True)
+        click.echo("stopped" + ("; run the same command to resume" if kept else ""), err=True)
         sys.exit(130)
     if evaluation.causes:
         sys.exit(1)
@@ -315,7 +326,7 @@ def _play(evaluation: "StandaloneEval", place: str, workers: int | None, as_json
 
     name = evaluation.subject.name
     if evaluation.complete:
-        click.echo(f"{name}: nothing to play, {place} has all that is asked for", err=as_json)
+        click.echo(f"{name}: nothing to play, all outcomes are in {place}", err=as_json)
         return
     found = f", {evaluation.counted} of them are in {place} already" if evaluation.counted else ""
     click.echo(f"{name}: {evaluation.listed} episodes{found}; starting Ray", err=as_json)
@@ -323,7 +334,7 @@ def _play(evaluation: "StandaloneEval", place: str, workers: int | None, as_json
     device = evaluation.device
     if evaluation.subject.sampler and (now := _device_of_cluster()) != device:
         raise ProtocolError(
-            f"the checkpoint would act on {now} and not on {device}, of which the scores are; set"
+            f"the policy servers of this cluster run on {now}, the scores are of {device}; set"
             " RAY_ADDRESS=local"
         )
     with progress_bar("scoring", Console(stderr=True)) as progress, graceful_interrupt(evaluation):
@@ -332,7 +343,7 @@ def _play(evaluation: "StandaloneEval", place: str, workers: int | None, as_json
 
 
 def _device_of_cluster() -> str:
-    """The device class of policy servers on the cluster that RAY_ADDRESS names."""
+    """Return the device class of policy servers on the cluster that RAY_ADDRESS names."""
     from orchestrator.cluster.ray_runtime import acting_device, connect, resources
 
     connect()
@@ -340,12 +351,12 @@ def _device_of_cluster() -> str:
 
 
 def _unwritable(save: Path | None) -> list[str]:
-    """What is wrong with the file to write."""
+    """Return what is wrong with the file to write; empty if nothing is."""
     if save and save.suffix not in (".jsonl", ".parquet"):
         return [f"--save: {save} must end in .jsonl or .parquet"]
     if save and not save.parent.is_dir():
         return [f"--save: there is no folder {save.parent}"]
-    return [f"--save: {save} is there already; name another file"] if save and save.exists() else []
+    return [f"--save: {save} exists already; name another file"] if save and save.exists() else []
 
 
 def _print(evaluation: "StandaloneEval", as_json: bool) -> None:

@@ -25,22 +25,22 @@ FRESH_S = 30.0
 @click.argument("name")
 @STORAGE
 @JSON
-@click.option("--once", is_flag=True, help="Do not follow a sweep that is running.")
+@click.option("--once", is_flag=True, help="Print the status once instead of following a running sweep.")
 @click.option(
     "--rebuild",
     is_flag=True,
-    help="Also tell MLflow everything the storage knows, where it does not know it yet.",
+    help="Also publish results to MLflow that are in the storage and missing there.",
 )
 @click.pass_context
 @report_user_errors
 def status(context: click.Context, name: str, storage: str, as_json: bool, once: bool, rebuild: bool) -> None:
-    """How far the sweep NAME is: every arm's training, scores and costs. On a terminal it follows a sweep
-    that is running; Ctrl-C ends that.
+    """Show the progress of the sweep NAME: every arm's training, scores and costs. On a terminal it follows a
+    running sweep until Ctrl-C.
 
     \b
     demoscale status quickstart
     demoscale status quickstart --json | jq .arms
-    demoscale status quickstart --rebuild      publish MLflow again from the ledger
+    demoscale status quickstart --rebuild      publish missing results to MLflow
     """
     from rich.console import Group
     from rich.live import Live
@@ -58,7 +58,7 @@ def status(context: click.Context, name: str, storage: str, as_json: bool, once:
 
         quiet()
         scores = republish(state, context.find_object(OutboxSettings) or DEFAULT_OUTBOX)
-        click.echo(f"{strip_credentials(state.tracking_uri)}: knows of {scores} scores", err=as_json)
+        click.echo(f"{strip_credentials(state.tracking_uri)}: has {scores} scores", err=as_json)
     now = Progress.of(state)
     if as_json:
         return click.echo(json.dumps(now.to_json(), indent=1))
@@ -88,6 +88,7 @@ class Progress:
 
     @classmethod
     def of(cls, state: "SweepState") -> "Progress":
+        """Return what the run in progress wrote last, or else what the storage has."""
         from orchestrator.cost import CostLedger, added
         from orchestrator.sweep.live_status import LiveStatus
 
@@ -98,6 +99,7 @@ class Progress:
         return cls(tuple(state.board().lines()), cost, None)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the object that `demoscale status --json` prints."""
         if self.live:
             return self.live.to_json() | {"running": True}
         return {

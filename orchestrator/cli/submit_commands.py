@@ -46,7 +46,7 @@ def _address(_context: Any, _parameter: Any, value: str | None) -> str:
 ADDRESS = click.option(
     "--address",
     callback=_address,
-    help="http://head:8265, the cluster's dashboard; RAY_API_SERVER_ADDRESS by default.",
+    help="Address of the cluster's dashboard, http://head:8265; RAY_API_SERVER_ADDRESS by default.",
 )
 
 
@@ -60,7 +60,7 @@ ADDRESS = click.option(
     help="Run demoscale JOB with the arguments after -- instead of a sweep.",
 )
 @click.option(
-    "--follow", is_flag=True, help="Print what the job prints until it ends; Ctrl-C leaves it running."
+    "--follow", is_flag=True, help="Print the job's output until it ends; Ctrl-C leaves it running."
 )
 @click.option(
     "--pip",
@@ -108,7 +108,7 @@ def submit(
         )
         click.echo(f"started  {found.job_id} at {cluster.address}")
     else:
-        click.echo(f"running  {found.job_id} at {cluster.address} runs already: nothing new was started")
+        click.echo(f"running  {found.job_id} at {cluster.address} is running already; nothing was started")
     again = _follow_command(load, arguments, overrides, cluster.address)
     end = f"demoscale stop {load.name if status else found.job_id} --address {cluster.address}"
     if follow:
@@ -123,11 +123,11 @@ def submit(
 @click.command()
 @click.argument("name")
 @ADDRESS
-@click.option("--storage", default="", help="The sweep's, where several of one name run.")
+@click.option("--storage", default="", help="Storage of the sweep, if several of this name run.")
 @report_user_errors
 def stop(name: str, address: str, storage: str) -> None:
-    """End the sweep NAME on the cluster at ADDRESS in good order, as Ctrl-C does: it can be continued. NAME
-    may be a job's id.
+    """Stop the sweep NAME on the cluster at ADDRESS as Ctrl-C does; submit it again to resume. NAME may be a
+    job's id.
 
     \b
     demoscale stop lift-demo-efficiency --address http://head:8265
@@ -138,13 +138,13 @@ def stop(name: str, address: str, storage: str) -> None:
     cluster = Cluster(address)
     job = cluster.running(name, storage.rstrip("/"))
     click.echo(
-        f"asked {job.job_id} to end; it may take {STOP_WAIT_S // 60} minutes to save its state and finish"
-        " what is being played"
+        f"asked {job.job_id} to stop; it may take {STOP_WAIT_S // 60} minutes to save its state and finish"
+        " the episodes in progress"
     )
     try:
         click.echo(f"{job.job_id}: {has_ended(cluster.stop(job))}")
     except KeyboardInterrupt:
-        click.echo("it ends without being watched", err=True)
+        click.echo("detached; the job is still stopping", err=True)
         sys.exit(130)
 
 
@@ -166,8 +166,8 @@ def _sweep(arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "SweepConf
         load_manifest(open_storage(sweep.data.episodes))
     except (EpisodeError, StorageError):
         click.echo(
-            f"note     {sweep.data.episodes} cannot be read from here: the cluster will check that it has"
-            " what the sweep needs"
+            f"note     {sweep.data.episodes} cannot be read from this machine; the sweep checks it on the"
+            " cluster"
         )
     else:
         try:
@@ -214,7 +214,7 @@ def _followed(cluster: "Cluster", job_id: str, again: str, end: str) -> int:
             job_id, lambda text: click.echo(text, nl=False), lambda line: click.echo(line, err=True)
         )
     except KeyboardInterrupt:
-        click.echo(f"\n{job_id} goes on\nfollow   {again}\nstop     {end}", err=True)
+        click.echo(f"\ndetached; {job_id} keeps running\nfollow   {again}\nstop     {end}", err=True)
         return 130
     click.echo(f"{job_id}: {has_ended(job)}", err=True)
     return {"SUCCEEDED": 0, "STOPPED": 130}.get(job.status, 1)

@@ -63,7 +63,7 @@ def code_bundle(
         if sum(sizes.values()) > limit_bytes:
             largest = max(sizes, key=lambda name: sizes[name])
             raise CodeBundleError(
-                f"{sum(sizes.values()) / 2**20:.0f} MiB would be sent, and a Ray head takes"
+                f"{sum(sizes.values()) / 2**20:.0f} MiB would be sent, and a Ray head accepts"
                 f" {limit_bytes / 2**20:.0f} MiB; the largest file is {largest} ({sizes[largest] / 2**20:.0f}"
                 " MiB): keep data and weights in s3:// or on a file system that all nodes share"
             )
@@ -91,7 +91,7 @@ def _git(checkout: Path, *arguments: str) -> list[str]:
     done = subprocess.run(["git", "ls-files", "-z", *arguments], cwd=checkout, capture_output=True, text=True)
     if done.returncode:
         raise CodeBundleError(
-            f"git cannot list the files of {checkout} ({done.stderr.strip()}); mend the checkout"
+            f"git cannot list the files of {checkout} ({done.stderr.strip()}); repair the checkout"
         )
     return [name for name in done.stdout.split("\0") if name]
 

@@ -14,9 +14,9 @@ from orchestrator.provenance import CHECKOUT
 def credentials_problem(field: str) -> str:
     """Return the sentence that refuses credentials in `field`; the value is not repeated."""
     return (
-        f"{field}: it holds credentials, which whoever sees the cluster's jobs could read; leave them out and"
-        " give them to the cluster's machines, as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD,"
-        " AWS_* or an instance role"
+        f"{field}: it holds credentials, which everyone who sees the cluster's jobs could read; leave"
+        " them out and give them to the cluster's machines, as MLFLOW_TRACKING_USERNAME and"
+        " MLFLOW_TRACKING_PASSWORD, AWS_* or an instance role"
     )
 
 
@@ -37,8 +37,8 @@ def check_sweep(sweep: SweepConfig) -> list[str]:
     mlflow = sweep.mlflow.removeprefix("sqlite:///") if sweep.mlflow.startswith("sqlite:") else sweep.mlflow
     if not mlflow and sweep.storage.startswith("s3://"):
         problems.append(
-            "mlflow: empty, so its database would lie on the disk of the cluster's head and go with it; name"
-            " a tracking server, https://..., or a database all can reach"
+            "mlflow: empty, so its database would be on the disk of the cluster's head and be deleted with"
+            " it; name a tracking server, https://..., or a database that all nodes can reach"
         )
     elif mlflow and mlflow != "databricks" and locality(mlflow) == "relative":
         problems.append(
@@ -65,7 +65,7 @@ def warnings_for(sweep: SweepConfig) -> list[str]:
     shared = [f"{field} ({place})" for field, place in places.items() if locality(place) == "absolute"]
     notes = [f"{' and '.join(shared)} must be on a file system that all nodes share"] if shared else []
     if urlsplit(sweep.mlflow).hostname in ("localhost", "127.0.0.1", "::1"):
-        notes.append(f"mlflow: {sweep.mlflow} is looked for on the cluster's head, not on this machine")
+        notes.append(f"mlflow: {sweep.mlflow} means the cluster's head, not this machine")
     return notes
 
 

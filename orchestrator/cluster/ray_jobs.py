@@ -92,10 +92,12 @@ class Job:
 
     @property
     def name(self) -> str:
+        """Name that it was submitted under; empty for a job of another program."""
         return self.told.get(_NAME, "")
 
     @property
     def place(self) -> str:
+        """Place that it was submitted with (`JobSpec.place`); empty for a job of another program."""
         return self.told.get(_PLACE, "")
 
 
@@ -130,15 +132,15 @@ class Cluster:
                 " RAY_AUTH_TOKEN_PATH"
             )
             raise SubmitError(
-                f"the cluster at {self.address} asks for a token and was not given the right one; {mend}"
+                f"the cluster at {self.address} requires a token, and the right one was not sent; {mend}"
             ) from None
         except _LOST as error:
             # a server's traceback ends with the error
             lines = [line for line in str(error).splitlines() if line.strip()]
             said = redact(lines[-1].strip() if lines else type(error).__name__)[:300]
             raise SubmitError(
-                f"what answers at {self.address} could not do it ({said}); is it a Ray dashboard (port 8265),"
-                " of a head with ray[default]?"
+                f"the server at {self.address} failed the request ({said}); is it a Ray dashboard (port"
+                " 8265), of a head with ray[default]?"
             ) from None
 
     def versions(self) -> tuple[str, str]:
@@ -184,8 +186,8 @@ class Cluster:
             if job.job_id == job_id:
                 return job
         raise ForgottenError(
-            f"the cluster at {self.address} knows no job {job_id}: it was started anew; submit again, and"
-            " what was finished is kept"
+            f"the cluster at {self.address} has no job {job_id}: it was restarted; submit again to resume"
+            " from the saved results"
         )
 
     def submit(self, load: JobSpec, folder: Path, pip: bool = False) -> tuple[Job, bool]:
@@ -221,8 +223,8 @@ class Cluster:
     def _same(self, job: Job, load: JobSpec) -> Job:
         if job.told.get(_SETTINGS) != load.settings:
             raise SubmitError(
-                f"{load.name} is running already, with other settings ({job.job_id} at {self.address}); let"
-                f" it end, or end it with `demoscale stop {load.name}`, then submit again"
+                f"{load.name} is running already, with other settings ({job.job_id} at {self.address}); wait"
+                f" until it ends, or stop it with `demoscale stop {load.name}`, then submit again"
             )
         return job
 
@@ -239,7 +241,7 @@ class Cluster:
             )
         if not going:
             last = f"; the last one, {jobs[-1].job_id}, is {jobs[-1].status}" if jobs else ""
-            raise SubmitError(f"nothing called {name} runs at {self.address}{last}")
+            raise SubmitError(f"no job called {name} is running at {self.address}{last}")
         return going[0]
 
     def stop(self, job: Job) -> Job:
@@ -252,7 +254,7 @@ class Cluster:
         while (job := self.job(job.job_id)).is_running:
             if time.monotonic() > deadline:
                 raise SubmitError(
-                    f"{job.job_id} was asked to end and has not for {STOP_WAIT_S + 60} s; look at it at"
+                    f"{job.job_id} has not ended {STOP_WAIT_S + 60} s after the stop request; see its log at"
                     f" {self.address}/#/jobs"
                 )
             time.sleep(self._poll_s / 2)
@@ -279,11 +281,11 @@ class Cluster:
             except (*_LOST, SubmitError):
                 if not lost:
                     lost = time.monotonic()
-                    say(f"the connection to {self.address} broke; the job goes on, trying again")
+                    say(f"lost the connection to {self.address}; the job keeps running; reconnecting")
                 elif time.monotonic() - lost > RECONNECT_S:
                     waited = f"{self.address} has not answered for {RECONNECT_S / 60:.0f} minutes"
                     raise SubmitError(
-                        f"{waited}; the job may go on, and the same command follows it again"
+                        f"{waited}; the job may be running still: run the same command to follow it"
                     ) from None
             time.sleep(self._poll_s)
 
@@ -345,8 +347,8 @@ def _check_reachable(address: str, shown: str) -> None:
     except OSError as error:
         why = error.strerror or str(error) or type(error).__name__
         mend = (
-            "is the cluster up, and does its dashboard's port (8265) lead here, for example by kubectl"
-            " port-forward or ssh -L?"
+            "is the cluster up, and is its dashboard's port (8265) reachable from here, for example by"
+            " kubectl port-forward or ssh -L?"
         )
         raise SubmitError(f"nothing answers at {shown} ({why}); {mend}") from None
 

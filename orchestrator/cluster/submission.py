@@ -83,5 +83,5 @@ def sweep_load(sweep: SweepConfig) -> tuple[JobSpec, dict[str, str]]:
 def has_ended(job: Job) -> str:
     """Return how the job ended, and how to continue."""
     last = redact(job.message).splitlines()[0] if job.message else ""
-    told = {"SUCCEEDED": "done", "STOPPED": "stopped; submit the same again to continue"}
-    return told.get(job.status) or f"failed; submit the same again to continue. {last}".rstrip()
+    told = {"SUCCEEDED": "done", "STOPPED": "stopped; run the same submit command to resume"}
+    return told.get(job.status) or f"failed; run the same submit command to resume. {last}".rstrip()

@@ -72,7 +72,7 @@ def differing(wanted: dict[str, str]) -> list[str]:
 def main() -> None:
     """Exit with code 2 and one sentence if a version differs."""
     if differ := differing(pins()):
-        print(f"nothing was begun: the cluster has {', '.join(differ)}; {MEND}", file=sys.stderr)
+        print(f"nothing was started: the cluster has {', '.join(differ)}; {MEND}", file=sys.stderr)
         sys.exit(2)
 
 

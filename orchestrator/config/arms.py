@@ -50,9 +50,7 @@ def expand_grid(
 
 
 def matching_names(arm: Arm, against: str) -> set[str]:
-    """The arms that `against` may mean for an arm: what it leaves out at the end, ratio and seed, is as in
-    the arm itself.
-    """
+    """Return the names that `against` may stand for; a ratio or seed that it omits is the arm's own."""
     seed = f"_seed-{arm.seed}"
     return {against, f"{against}{seed}", f"{against}_ratio-{arm.action_free_ratio:g}{seed}"}
 

@@ -15,7 +15,7 @@ HEAD = """# Sweep files, and what a Ray job runs
 | file | what it is |
 | --- | --- |
 | `quickstart.yaml` | a sweep file: the first command, `make demo`, runs it |
-| `lift_demo_efficiency.yaml` | a sweep file: demo count x action-free ratio on Lift in two stages, three seeds, the baseline beside it |
+| `lift_demo_efficiency.yaml` | a sweep file: demo count x action-free ratio on Lift in two stages, three seeds, with the baseline |
 | `libero10.yaml`, `robocasa24.yaml` | sweep files: the paper's experiments on LIBERO-10 and RoboCasa-24, at its size; each says what it needs |
 | `quickstart.py` | `python -m jobs.quickstart`: collect demonstrations, run `quickstart.yaml`, print the curve |
 | other modules | entry points of Ray jobs (`demoscale submit`): each is one of the commands below under another name, `python -m jobs.collect` for example |
@@ -26,17 +26,17 @@ HEAD = """# Sweep files, and what a Ray job runs
 | `demoscale collect --episodes N --store STORE` | `collect.py` | scripted demonstrations of a task into an episode store |
 | `demoscale import SRC STORE` | `ingest.py` | other formats (robomimic, LIBERO, RoboCasa, LeRobot, RLDS, MCAP, zarr, films) into a store |
 | `demoscale export STORE PATH` | `export.py` | an episode store as a LeRobot v3 data set or a robomimic file |
-| `demoscale encode STORE --weights W` | `encode.py` | latents of all pictures and tokens of all sentences, kept beside a store for `svd-256` |
+| `demoscale encode STORE --weights W` | `encode.py` | latents of all pictures and tokens of all sentences, stored with an episode store for `svd-256` |
 | `demoscale pretrain STORE --out FOLDER` | `pretrain.py` | a video model of the `tiny` preset pretrained on a store's videos |
 | `demoscale score P` | `score.py` | the score of any policy, without a sweep |
 | `demoscale serve --policy P` | `serve.py` | a policy over HTTP |
-| `demoscale sheet --task TASK --save FILE` | `sheet.py` | what is seen in the shifted worlds of a task, on one picture |
+| `demoscale sheet --task TASK --save FILE` | `sheet.py` | the shifted scenes of a task, in one picture |
 
 All take `--help`. `demoscale submit --job collect --address http://head:8265 -- --episodes N --store STORE` runs one on a cluster.
 
 ## The sweep file, field by field
 
-Choices only: no computation, no class paths. Unknown fields are refused, and all mistakes are told at once. `--set train.steps=200` overrides
+Choices only: no computation, no class paths. Unknown fields are refused, and all mistakes are reported at once. `--set train.steps=200` overrides
 a field with the same validation. A field without a default must be there.
 
 | field | default | meaning |
@@ -71,7 +71,7 @@ def _plain(value: object) -> str:
 
 
 def page() -> str:
-    """The whole file."""
+    """Return the text of jobs/README.md."""
     return HEAD + "\n".join(rows(SweepConfig)) + "\n"
 
 

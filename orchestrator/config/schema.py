@@ -36,6 +36,7 @@ def _known_task(task: str) -> str:
 
 
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the values; raise ValueError if one appears twice."""
     if len(set(values)) < len(values):
         raise ValueError("each value may appear once")
     return values
@@ -103,13 +104,20 @@ class Data(Section):
     on_corrupt: Literal["stop", "quarantine"] = "stop"
     """A damaged episode: `stop` names it and ends; `quarantine` reads all that the sweep needs beforehand,
     sets damaged ones aside, and the next in order take their places, so no demo count changes."""
+    decode: Literal["trainer", "cluster"] = "trainer"
+    """Where video is decoded: `trainer`: in the training process; `cluster`: in a Ray Data actor per training
+    worker, on any node with a free CPU, for trainers on GPUs with few cores. Batches and weights are the
+    same.
+    """
 
     @property
     def most_demos(self) -> int:
+        """Largest demo count of any arm."""
         return self.demo_count.high if isinstance(self.demo_count, Range) else max(self.demo_count)
 
     @property
     def highest_ratio(self) -> float:
+        """Largest action-free ratio of any arm."""
         return (
             self.action_free_ratio.high
             if isinstance(self.action_free_ratio, Range)
@@ -215,9 +223,7 @@ class Decide(Section):
     @model_validator(mode="after")
     def _one_question(self) -> "Decide":
         if (self.threshold is None) == (not self.against):
-            raise ValueError(
-                "write what is to be decided, {threshold: 0.8} or {against: demos-50}, and only one of them"
-            )
+            raise ValueError("write either {threshold: 0.8} or {against: demos-50}, one of the two")
         return self
 
 
@@ -287,7 +293,7 @@ class Asha(Section):
     first: PositiveInt | None = None
     """Steps after which an arm may be stopped for the first time; empty: at the first checkpoint."""
     reduction: Annotated[float, Field(gt=1)] = 3
-    """At every rung the best of so many goes on; the next rung is so many times as far."""
+    """The best 1 of this number of arms continues after a rung; the next rung is this factor later."""
 
 
 class Median(Section):
@@ -355,7 +361,7 @@ class Budget(Section):
     max_episodes: PositiveInt | None = None
     """Rollouts, over all runs of the sweep."""
     max_wall: PositiveFloat | None = None
-    """Hours on the clock, of one run."""
+    """Hours of wall clock of one run."""
 
 
 class Prices(Section):

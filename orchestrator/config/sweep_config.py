@@ -99,13 +99,13 @@ class SweepConfig(Section):
 
     @field_serializer("mlflow")
     def _without_password(self, uri: str) -> str:
-        """What is written down holds no password; it is then asked of the environment."""
+        """Return the URI without credentials, which a reader takes from the environment."""
         return strip_credentials(uri)
 
     @model_validator(mode="before")
     @classmethod
     def _holds_no_credentials(cls, raw: Any) -> Any:
-        """A sweep is written down in its storage, in MLflow and on the cluster."""
+        """Refuse credentials in the file: it is stored in the storage, in MLflow and on the cluster."""
         if problems := credential_problems(raw) if isinstance(raw, dict) else []:
             raise ValueError("; ".join(problems))
         return raw
@@ -141,7 +141,7 @@ class SweepConfig(Section):
         )
 
     def largest(self, seed: int | None = None) -> Arm:
-        """The arm whose episodes contain every other's of its seed; the first seed if none is named."""
+        """Return the arm whose episodes contain those of every other arm of its seed (default: the first)."""
         return Arm(self.data.most_demos, self.data.highest_ratio, self.seeds[0] if seed is None else seed)
 
     def is_reference(self, arm: Arm) -> bool:
@@ -154,6 +154,7 @@ class SweepConfig(Section):
         return policy_config(self.policy.preset).sampler_on(self.suite.rung)
 
     def to_suite(self, shift: str = "nominal") -> Suite:
+        """Return the suite that every arm is scored on, or its version under a shift."""
         return Suite(
             self.suite.tasks,
             self.suite.episodes,
@@ -162,12 +163,12 @@ class SweepConfig(Section):
         )
 
     def checkpoint_steps(self) -> list[int]:
-        """Steps after which an arm is saved and scored."""
+        """Return the steps after which an arm is saved and scored."""
         steps = list(range(self.train.checkpoint_every, self.train.steps + 1, self.train.checkpoint_every))
         return steps if steps and steps[-1] == self.train.steps else [*steps, self.train.steps]
 
     def to_yaml(self) -> str:
-        """The resolved file, itself a valid sweep file."""
+        """Return the resolved sweep file, with all defaults and without credentials."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     @property
@@ -204,7 +205,7 @@ class _WithSuite(BaseModel):
 
 
 def load_suite(path: str | Path) -> SuiteConfig:
-    """The suite of a sweep file, whatever else the file holds; SweepError lists every mistake in it."""
+    """Return the suite of a sweep file, ignoring other fields; raise SweepError with all its mistakes."""
     raw = _read(path)
     _refuse_credentials(raw, str(path))
     try:
@@ -214,19 +215,19 @@ def load_suite(path: str | Path) -> SuiteConfig:
 
 
 def credential_problems(raw: Any) -> list[str]:
-    """One sentence per field of a sweep, as it was read or as `SweepConfig` dumps it, that holds credentials;
-    they are not repeated.
+    """Return one sentence, without the credentials, per field of a sweep that holds some. raw: the sweep as
+    read, or as `SweepConfig` dumps it.
     """
     return [
-        f"{field}: it holds credentials, which all who see its storage, MLflow or the cluster's jobs could"
-        " read; leave them out and set them in the environment of the machines that need them:"
+        f"{field}: it holds credentials, which everyone who sees its storage, MLflow or the cluster's jobs"
+        " could read; leave them out and set them in the environment of the machines that need them:"
         f" {_variables(field)}"
         for field in fields_with_credentials(raw)
     ]
 
 
 def _variables(field: str) -> str:
-    """What takes the place of credentials in a field."""
+    """Return the environment variables that replace credentials in a field."""
     if field == "mlflow":
         return (
             "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; for a database"
@@ -263,7 +264,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _where_in_yaml(error: Exception) -> str:
-    """What is wrong and where, without the lines themselves."""
+    """Return the problem and its line and column, without the text of the file."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         said = ", ".join(filter(None, (error.context, error.problem)))
         return f"{said}, line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
@@ -327,7 +328,7 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
         grid = expand_grid(data.demo_count, data.action_free_ratio, sections["seeds"], baselines)
         if not any(reference_of(arm, against, grid) for arm in grid):
             named = ", ".join(sorted(arm.name for arm in grid))
-            yield f"suite.decide.against: no arm has {against} to be held against; the arms are {named}"
+            yield f"suite.decide.against: no arm can be compared with {against}; the arms are {named}"
     one_ratio = data is None or (
         isinstance(data.action_free_ratio, tuple) and len(data.action_free_ratio) == 1
     )
@@ -360,7 +361,7 @@ def _mistakes(model: type[SweepConfig], raw: dict[str, Any], error: ValidationEr
 
 
 def _sentence(model: type[BaseModel], error: Any) -> str:
-    """A pydantic error as a person would say it."""
+    """Return the message for one pydantic error: field and problem."""
     # which of the two forms a field has
     places = [part for part in error["loc"] if part not in ("list", "range")]
     location = ".".join(str(part) for part in places)
@@ -384,7 +385,7 @@ def _sentence(model: type[BaseModel], error: Any) -> str:
 
 
 def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections that a field may hold, alone or among other forms."""
+    """Yield the sections that a field may hold, alone or as one of several forms."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for form in typing.get_args(annotation):
@@ -414,7 +415,7 @@ def store_problems(
         return [f"data.episodes: a policy trained on {data.episodes} could not be scored {told[0]}"]
     shown = set(manifest.tasks)
     problems = [
-        f"suite.tasks: nobody demonstrated {task}; the store shows {', '.join(sorted(shown))}"
+        f"suite.tasks: the store has no demonstrations of {task}; it has {', '.join(sorted(shown))}"
         for task in tasks
         if task not in shown
     ]
@@ -427,7 +428,7 @@ def store_problems(
 
 
 def _store_problems_of(raw: dict[str, Any]) -> list[str]:
-    """What is wrong with the episode store, as far as a file with mistakes elsewhere lets one tell."""
+    """Return the problems of the episode store that can be found although the file has mistakes elsewhere."""
     try:
         data = Data.model_validate(raw.get("data"))
         tasks = SuiteConfig.model_validate(raw.get("suite")).tasks

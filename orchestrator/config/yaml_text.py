@@ -55,7 +55,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             if (key.tag, key.value) in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, "a field stands twice in one mapping", key.start_mark
+                    None, None, "a field appears twice in one mapping", key.start_mark
                 )
             seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)

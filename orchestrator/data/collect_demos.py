@@ -27,7 +27,7 @@ def record(env: SimEnv, storage: Storage, demonstration: Demonstration) -> Episo
         recording = demonstrate(env, demonstration)
     except EpisodeFaultError as fault:
         raise EpisodeError(
-            f"episode {demonstration.episode_id}: {fault}; nothing of it is kept, record other seeds"
+            f"episode {demonstration.episode_id}: {fault}; it was not stored; record other seeds"
         ) from fault
     episode = Episode(
         episode_id=demonstration.episode_id,
@@ -50,6 +50,7 @@ class Recorder:
         self._storage = open_storage(store_uri)
 
     def record(self, demonstration: Demonstration) -> EpisodeEntry:
+        """Play and store one demonstration; raise EpisodeError if the simulation fails."""
         return record(self._env, self._storage, demonstration)
 
 

@@ -251,7 +251,9 @@ def _sentences(storage: Storage, key: str) -> dict[str, "torch.Tensor"]:
 
     data = storage.get(key)
     if hashlib.sha256(data).hexdigest() != key.rpartition("-")[2].removesuffix(".safetensors"):
-        raise EpisodeError(f"{storage.uri}: the kept sentences are damaged; delete {key} and {AGAIN}")
+        raise EpisodeError(
+            f"{storage.uri}: the cached sentence embeddings are damaged; delete {key} and {AGAIN}"
+        )
     tensors = load(data)
     return dict(
         zip(bytes(tensors["sentences"].tolist()).decode().split("\0"), tensors["tokens"], strict=True)
@@ -274,7 +276,7 @@ def read_sentences(
     ]
     if len({key.split("/")[1] for key in keys}) > 1:
         raise EpisodeError(
-            f"{storage.uri}: sentences were embedded by several encoders; say by which, or delete text/ and"
+            f"{storage.uri}: sentences were embedded by several encoders; name one, or delete text/ and"
             f" {AGAIN}"
         )
     return _sentences(storage, keys[0]) if keys else {}

@@ -161,6 +161,7 @@ class Manifest:
 
     @cached_property
     def contract(self) -> Contract:
+        """Conventions that all episodes share."""
         return Contract.from_json(json.loads(self._metadata("contract")))
 
     @cached_property

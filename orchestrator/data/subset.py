@@ -34,7 +34,9 @@ class EpisodeCounts(Protocol):
         """Action-free episodes per demo."""
 
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """Seed of the permutation of episodes."""
+        ...
 
 
 @dataclass(frozen=True)

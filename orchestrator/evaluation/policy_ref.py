@@ -57,10 +57,10 @@ def resolve_policy(
     """
     if name.startswith(("s3://", "file://")) or Path(name).is_dir() or LOGGED_MODEL.fullmatch(name):
         if fingerprint:
-            raise PolicyRefError("a checkpoint is known by its own fingerprint; leave out --fingerprint")
+            raise PolicyRefError("a checkpoint has a fingerprint of its own; leave out --fingerprint")
         return _checkpoint(name, rung, own_rung, tracking)
     if rung and not own_rung:
-        raise PolicyRefError(f"only a checkpoint's folder has a ladder to take --rung {rung} from")
+        raise PolicyRefError(f"--rung {rung}: only a checkpoint's folder has rungs; leave it out")
     if fingerprint and (OURS.fullmatch(fingerprint) or not NAME.fullmatch(fingerprint)):
         raise PolicyRefError(
             f"--fingerprint {fingerprint}: write letters, digits, '.', '_' and '-', and not 16 hex digits,"
@@ -113,11 +113,11 @@ def _checkpoint(name: str, rung: str, own_rung: bool, tracking: str) -> PolicyRe
     if logged not in ("", fingerprint):
         changed = f"it was logged with the fingerprint {logged} and has {fingerprint} now"
         raise CheckpointError(
-            f"{uri}: not the checkpoint that {name} names: {changed}; bring back the one that was logged"
+            f"{uri}: not the checkpoint that {name} names: {changed}; restore the one that was logged"
         )
     if card.provenance.get("objective") == "video":
         raise CheckpointError(
-            f"{uri}: a video model alone, which imagines and cannot act; train an action head on it"
+            f"{uri}: a video model without an action head, which cannot act; train an action head on it"
             " (train.mode: two_stage)"
         )
     if rung and rung not in card.config.ladder and not (own_rung and card.config.video is None):

@@ -63,7 +63,7 @@ def serving(servers: tuple[Any, ...], checkpoint: CheckpointRef) -> PolicySource
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayActorError as error:
-        raise ProtocolError(f"no policy server starts: {one_line(error)}") from None
+        raise ProtocolError(f"no policy server could start: {one_line(error)}") from None
     except ray.exceptions.GetTimeoutError:
         raise ProtocolError(
             f"no policy server has loaded {checkpoint} within {LOAD_S / 60:.0f} minutes; does the cluster"

@@ -262,9 +262,9 @@ class Scorer:
             self._say(f"no film of {episode} of {entry.job}: {outcome.message}")
         elif (outcome.result, outcome.steps) != (before.result, before.steps):
             self._say(
-                f"no film of {episode} of {entry.job}: played again it ended as a {outcome.result} after"
-                f" {outcome.steps} steps, not as the recorded {before.result} after {before.steps}; the"
-                " policy does not answer the same twice"
+                f"no film of {episode} of {entry.job}: the replay ended as a {outcome.result} after"
+                f" {outcome.steps} steps, the recorded episode as a {before.result} after {before.steps}; the"
+                " policy is not deterministic"
             )
         else:
             entry.ledger.keep_film(episode, film)

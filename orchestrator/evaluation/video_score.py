@@ -58,10 +58,12 @@ class VideoScore:
         }
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields, JSON-safe."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "VideoScore":
+        """Invert `to_json`."""
         return cls(Fidelity(**data["generated"]), Fidelity(**data["still"]), data["clips"], data["digest"])
 
     def __str__(self) -> str:

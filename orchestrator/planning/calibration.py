@@ -66,6 +66,7 @@ class Timing:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Timing":
+        """Return the timing whose fields `Calibration.to_json` wrote."""
         return cls(Quantiles(**data["wall"]), Quantiles(**data["cpu"]))
 
 
@@ -118,10 +119,12 @@ class Calibration:
     """Seconds per observation, all cameras rendered."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields, JSON-safe."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Calibration":
+        """Invert `to_json`. Raises KeyError or TypeError if a field is missing or unknown."""
         timed = {
             name: {key: Timing.from_json(value) for key, value in data[name].items()}
             for name in ("steps", "answers")

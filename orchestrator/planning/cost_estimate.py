@@ -92,7 +92,7 @@ class CostEstimate:
             ("to render", f"{_counts(low.frames, high.frames)} frames, in the time to simulate"),
             ("to read", _to(size(low.bytes_read), size(high.bytes_read))),
             (
-                "on the clock",
+                "wall clock",
                 f"{_clock(*self.wall_s)} on this machine, {self.where}" if self.wall_s else self.where,
             ),
         ]
@@ -100,7 +100,8 @@ class CostEstimate:
             lines.append(
                 (
                     "money",
-                    _to(*(_money(cost.money(self.prices)) for cost in (low, high))) + " at the prices given",
+                    _to(*(_money(cost.money(self.prices)) for cost in (low, high)))
+                    + " at the sweep's prices",
                 )
             )
         lines += [("budget", sentence) for sentence in self.over_budget()]
@@ -133,10 +134,10 @@ class CostEstimate:
         measured = self.calibration.measured_at
         return (
             f"10th to 90th percentile of steps, answers and simulation measured on {measured} UTC on"
-            f" {self.calibration.machine}; {early}, with a core each or all processes at once on those there"
-            " are; scoring wholly beside training or wholly after it; "
-            + ("arms stopped as early as the search can, or none; " if self.stops_early else "")
-            + "starting Ray, films and what else the machine does are not in it, and other machines differ"
+            f" {self.calibration.machine}; {early}, with a core per process or all processes on the cores"
+            " of this machine; scoring entirely during training or entirely after it; "
+            + ("all arms stopped as early as the search can, or none; " if self.stops_early else "")
+            + "not included: starting Ray, films, other load on the machine; other machines differ"
         )
 
 
@@ -149,7 +150,11 @@ def estimate(sweep: SweepConfig, calibration: Calibration) -> CostEstimate:
     processes = 0
     try:
         placement = ResourcePlan.fit(
-            machine.cluster, sweep.train.workers, sweep.rollout_actors, len(work.arms)
+            machine.cluster,
+            sweep.train.workers,
+            sweep.rollout_actors,
+            len(work.arms),
+            decode=sweep.data.decode,
         )
         at_once = placement.concurrent_arms
         processes = at_once * sweep.train.workers + sweep.rollout_actors + placement.servers

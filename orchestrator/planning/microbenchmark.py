@@ -21,7 +21,6 @@ from orchestrator.config.arms import Arm
 from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
-from orchestrator.data.clip_stream import fetch_in_thread
 from orchestrator.data.episode_store import latest_version, load_manifest
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.subset import select_episodes
@@ -203,7 +202,7 @@ def _training(job: TrainJob, after_first: bool, folder: Path, part_s: float) -> 
             raise _EnoughError
 
     with suppress(_EnoughError):
-        train(job, 0, 1, None, report, device=device, bring=fetch_in_thread)
+        train(job, 0, 1, None, report, device=device)
     assert first is not None
     settled = late if after_first or len(late) >= FIRST_STEPS else early + late
     step = Timing.of(settled)

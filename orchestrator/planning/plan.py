@@ -64,8 +64,8 @@ class Plan:
             (
                 "memory",
                 (
-                    f"at most {self.stream_bytes / 2**20:.0f} MiB per training worker for clips on their way,"
-                    " beside the model's"
+                    f"at most {self.stream_bytes / 2**20:.0f} MiB per training worker for prefetched clips,"
+                    " in addition to the model"
                 ),
             ),
             ("episode store", f"{self.store_episodes} episodes, {self.store_bytes / 2**20:.1f} MiB"),
@@ -114,7 +114,7 @@ def make_plan(sweep: SweepConfig) -> Plan:
         raise SweepError(
             sweep.name,
             [
-                f"policy.preset: {sweep.policy.preset} takes pictures whose sides are multiples of {unit};"
+                f"policy.preset: {sweep.policy.preset} needs pictures whose sides are multiples of {unit};"
                 f" the store's are {size}"
             ],
         )

@@ -28,6 +28,7 @@ class CostReport:
 
     @classmethod
     def of(cls, cost: Cost, money: float | None) -> "CostReport":
+        """Return the report of a cost. money: at the sweep's prices; None or 0 without prices."""
         return cls(
             gpu_hours=cost.gpu_s / 3600,
             cpu_hours=cost.cpu_s / 3600,
@@ -38,6 +39,7 @@ class CostReport:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON-safe object."""
         return dict(vars(self))
 
 
@@ -54,6 +56,7 @@ class ReachReport:
         return _bounded(self.found.value)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON-safe object."""
         return {
             "rate": self.found.rate,
             "demos": self.demos,
@@ -71,6 +74,7 @@ class EquivalenceReport:
     text: str
 
     def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON-safe object."""
         factor, (low, high) = self.factor.value, self.factor.interval
         return {"value": _finite(factor), "low": _finite(low), "high": _finite(high), "text": self.text}
 
@@ -90,6 +94,7 @@ class SeriesReport:
     """None for the lowest ratio and for baselines."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON-safe object."""
         return {
             "policy": self.series.policy,
             "action_free_ratio": self.series.action_free_ratio,
@@ -110,6 +115,7 @@ class PointReport:
     """None if the cost of one of its arms is unknown."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON-safe object."""
         point = self.point
         return {
             "policy": point.policy,
@@ -157,9 +163,11 @@ class ArmReport:
 
     @property
     def series(self) -> Series:
+        """Line of the curve that the arm belongs to."""
         return Series(self.policy, self.action_free_ratio)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON-safe object."""
         return {
             "arm": self.arm,
             "policy": self.policy,
@@ -187,6 +195,7 @@ class CheckpointVideo:
     """Success rate and `mlflow_reader.VIDEO` by the names of their metrics, as far as they are known."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON-safe object."""
         return {"arm": self.arm, "step": self.step, **self.measures}
 
 
@@ -202,6 +211,7 @@ class EpisodeVideo:
     distance: float
 
     def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON-safe object."""
         return dict(vars(self))
 
 
@@ -217,6 +227,7 @@ class VideoReport:
     text: str
 
     def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON-safe object."""
         found = self.correlation
         return {
             "measure": self.measure,
@@ -256,6 +267,7 @@ class CurveReport:
     provenance: tuple[Fact, ...]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON-safe object."""
         return {
             "name": self.name,
             "protocol": self.protocol,

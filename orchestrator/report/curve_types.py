@@ -22,6 +22,7 @@ class Series:
 
     @classmethod
     def of(cls, arm: Arm) -> "Series":
+        """Return the series that an arm's point belongs to."""
         return cls(arm.kind, arm.action_free_ratio)
 
     @property
@@ -83,6 +84,7 @@ class Point:
 
     @property
     def series(self) -> Series:
+        """Line of the curve that the point belongs to."""
         return Series(self.policy, self.action_free_ratio)
 
 

@@ -72,6 +72,7 @@ class Curve:
 
     @property
     def seeds(self) -> list[int]:
+        """Seeds of the scored arms, sorted."""
         return sorted({scored.arm.seed for scored in self.arms})
 
     @property

@@ -33,14 +33,19 @@ def spread(ticks: Iterable[Tick]) -> tuple[Tick, ...]:
 
 
 def rate_ticks(y: Scale) -> tuple[Tick, ...]:
+    """Return ticks at the rates 0, 0.2, ... 1."""
     return tuple(Tick(y(rate / 5), f"{rate / 5:g}") for rate in range(6))
 
 
 def unit_scale(zero: float, one: float) -> Scale:
+    """Return the linear scale that maps 0 to `zero` and 1 to `one` (px)."""
     return lambda rate: zero + rate * (one - zero)
 
 
 def log_scale(values: Sequence[float], left: float, right: float) -> Scale:
+    """Return the logarithmic scale from the smallest value at `left` to the largest at `right` (px); the
+    middle if all are equal. values: positive.
+    """
     first, last = math.log(min(values)), math.log(max(values))
     if first == last:
         return lambda value: (left + right) / 2
@@ -81,6 +86,7 @@ def measure(values: Sequence[float], left: float, right: float) -> tuple[Scale, 
 
 
 def polyline(places: Iterable[tuple[float, float]]) -> str:
+    """Return the SVG path through the points (px); empty if there are none."""
     steps = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     return f"M{steps}" if steps else ""
 

@@ -89,6 +89,7 @@ class Frame:
 
     @property
     def bottom(self) -> float:
+        """Ordinate of the plot area's lower edge (px)."""
         return self.height - 46
 
 

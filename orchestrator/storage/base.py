@@ -91,7 +91,9 @@ class Storage(Protocol):
         """
         ...
 
-    def exists(self, key: str) -> bool: ...
+    def exists(self, key: str) -> bool:
+        """Return whether there is an object under the key."""
+        ...
 
     def list(self, prefix: str) -> list[str]:
         """Return every key that starts with `prefix`, sorted."""
@@ -130,6 +132,7 @@ class LocalStorage:
             ) from None
 
     def get(self, key: str) -> bytes:
+        """Return a file's bytes. Raises NoObject if there is none, StorageError if it cannot be read."""
         with self._reading(key):
             try:
                 return self._path(key).read_bytes()
@@ -137,10 +140,12 @@ class LocalStorage:
                 raise NoObject(f"{self.uri}: there is no object {key}") from None
 
     def put(self, key: str, data: bytes) -> None:
+        """Write a file through a temporary one and a rename. Raises StorageError if it cannot be written."""
         with self._written(key, data) as part:
             os.replace(part, self._path(key))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write a file unless it exists, through a hard link; return whether this call wrote it."""
         with self._written(key, data) as part:
             try:
                 os.link(part, self._path(key))
@@ -174,10 +179,13 @@ class LocalStorage:
                 part.unlink()
 
     def exists(self, key: str) -> bool:
+        """Return whether there is a file under the key."""
         with self._reading(key):
             return self._path(key).is_file()
 
     def list(self, prefix: str) -> list[str]:
+        """Return every key that starts with `prefix`, sorted, without files that are being written."""
+
         def fail(error: OSError) -> None:
             if not isinstance(error, FileNotFoundError | NotADirectoryError):
                 raise error
@@ -191,6 +199,7 @@ class LocalStorage:
         return sorted(key for key in keys if key.startswith(prefix))
 
     def sync(self, prefix: str) -> None:
+        """Flush the files and folders below `prefix` to disk. Raises StorageError if that fails."""
         try:
             for folder, _, names in os.walk(self._path(prefix)):
                 for path in (folder, *(os.path.join(folder, name) for name in names)):
@@ -304,6 +313,7 @@ class S3Storage:
         time.sleep(random.uniform(0, self._settings.retry_delay_s * 2**attempt))
 
     def get(self, key: str) -> bytes:
+        """Return an object's bytes; retried if the connection breaks. Raises NoObject or StorageError."""
         from botocore.exceptions import BotoCoreError
         from urllib3.exceptions import HTTPError
 
@@ -320,9 +330,13 @@ class S3Storage:
         )
 
     def put(self, key: str, data: bytes) -> None:
+        """Write an object, replacing an existing one. Raises StorageError if the server refuses it."""
         self._call("put_object", Key=self._prefix + key, Body=data)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write with `If-None-Match: *`; return whether this call wrote it. Collisions are retried; raises
+        StorageError if they persist.
+        """
         for attempt in range(CLAIM_ATTEMPTS):
             try:
                 self._call("put_object", Key=self._prefix + key, Body=data, IfNoneMatch="*")
@@ -339,12 +353,14 @@ class S3Storage:
         )
 
     def exists(self, key: str) -> bool:
+        """Return whether there is an object under the key. Raises StorageError without access."""
         # HEAD responses have no body, so a missing bucket would look like a missing key, and expired
         # credentials like missing permission.
         page = self._call("list_objects_v2", Prefix=self._prefix + key, MaxKeys=1)
         return any(item["Key"] == self._prefix + key for item in page.get("Contents", ()))
 
     def list(self, prefix: str) -> list[str]:
+        """Return every key that starts with `prefix`, sorted."""
         return sorted(key for key, _, _ in self.versions(prefix))
 
     def versions(self, prefix: str) -> Versions:
@@ -373,7 +389,7 @@ def open_storage(uri: str, settings: StorageSettings = StorageSettings()) -> Sto
         return S3Storage(uri, settings)
     scheme, separator, _ = uri.partition("://")
     if separator and scheme != "file":
-        raise StorageError(f"{scheme}://: only folders and s3:// URIs are understood")
+        raise StorageError(f"{scheme}://: only folders and s3:// URIs are supported")
     return LocalStorage(uri.removeprefix("file://"))
 
 

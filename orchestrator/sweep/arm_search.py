@@ -111,6 +111,7 @@ class GridSearch:
         self._arms = iter(arms)
 
     def next(self) -> Arm | None:
+        """Return the next arm of the grid; None after the last."""
         return next(self._arms, None)
 
     def tell(self, arm: Arm, success_low: float, seconds: float, stopped_at: int | None) -> None:
@@ -170,6 +171,7 @@ class OptunaSearch:
         self._proposed = 0
 
     def next(self) -> Arm | None:
+        """Return the next arm to train, those of an earlier run first; None once all trials are proposed."""
         if self._again:
             self._proposed += 1
             arm = self._again.pop(0)
@@ -203,6 +205,7 @@ class OptunaSearch:
         return arm, trial.number, known
 
     def tell(self, arm: Arm, success_low: float, seconds: float, stopped_at: int | None) -> None:
+        """Report an arm's final score to Optuna."""
         against = {"demo_count": float(arm.demo_count), "seconds": seconds}
         values = [success_low, *([against[self._choice.against]] if self._choice.against else [])]
         # Optuna does not support pruned trials with two objectives: there a stopped arm counts with its last
@@ -210,6 +213,7 @@ class OptunaSearch:
         self._end(self._numbers[arm.name], values, pruned=stopped_at is not None and not self._choice.against)
 
     def failed(self, arm: Arm) -> None:
+        """Report to Optuna that an arm failed, without a value."""
         self._end(self._numbers[arm.name], None)
 
     def _end(self, number: int, values: Sequence[float] | None, pruned: bool = False) -> None:

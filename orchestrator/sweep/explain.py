@@ -26,6 +26,7 @@ class Compared:
 
     @property
     def same(self) -> bool:
+        """Whether the stored fingerprint equals today's."""
         return self.stored == self.now
 
     def lines(self) -> list[str]:
@@ -44,6 +45,7 @@ class Compared:
         ]
 
     def to_json(self) -> dict[str, Any]:
+        """Return both fingerprints, whether they are equal, and the parts that were compared; JSON-safe."""
         parts = None if self.parts is None else [part.to_json() for part in self.parts]
         return {"stored": self.stored, "now": self.now, "same": self.same, "parts": parts}
 
@@ -82,6 +84,7 @@ class Explanation:
         return [self.arm, *self.training.lines(), *self.score.lines(), f"the next run: {self.consequence}"]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields, JSON-safe, for `demoscale explain --json`."""
         return {
             "arm": self.arm,
             "training": self.training.to_json(),

@@ -41,6 +41,7 @@ class LiveStatus:
     """Seconds left at the pace so far, if no arm is stopped; None before there is a pace."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return the object that is written to the storage."""
         return {
             **vars(self),
             "arms": [arm.to_json() for arm in self.arms],

@@ -175,7 +175,12 @@ class SweepRun:
         connect()
         cpus_apart = dedicated_resources("rollouts").get("CPU", 0.0)
         placement = ResourcePlan.fit(
-            resources(), sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)), cpus_apart
+            resources(),
+            sweep.train.workers,
+            sweep.rollout_actors,
+            len(planned_arms(sweep)),
+            cpus_apart,
+            sweep.data.decode,
         )
         self._act_on(acting_device(placement.server_gpus))
         self.state.keep_keys()

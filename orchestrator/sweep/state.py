@@ -266,6 +266,7 @@ class SweepState:
 
     @property
     def tracking_uri(self) -> str:
+        """MLflow tracking URI of the sweep, with credentials if it has any."""
         return tracking_uri(self.sweep.mlflow, self.storage.uri)
 
     def arms(self) -> dict[str, Arm]:
@@ -383,6 +384,7 @@ class SweepState:
             weights=self.weights if COMMIT_OF_HUB.search(self.weights) else sweep.policy.weights,
             label=self.weights,
             code=file_hashes(),
+            decode=sweep.data.decode,
         )
 
     def stage_one(self, arm: Arm) -> TrainJob | None:
@@ -445,6 +447,7 @@ class SweepState:
         return f"{self.storage.uri}/{key}"
 
     def checkpoint_uri(self, arm_id: str, step: int) -> str:
+        """Return the URI of the folder that holds an arm's checkpoint of this step."""
         return f"{self.uri('arms')}/{arm_id}/step_{step:06d}"
 
     def board(self) -> SweepStatus:

@@ -38,6 +38,7 @@ class ArmStatus:
 
     @property
     def name(self) -> str:
+        """Name of the arm."""
         return self.arm.name
 
     @property
@@ -124,6 +125,7 @@ class ScoreLine:
 
     @classmethod
     def of(cls, score: Score) -> "ScoreLine":
+        """Return the line of a score."""
         low, high = score.interval
         return cls(
             successes=score.successes,
@@ -135,10 +137,12 @@ class ScoreLine:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """Return the object of `status --json`."""
         return asdict(self) | {"interval": list(self.interval)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ScoreLine":
+        """Return the line that `to_json` wrote."""
         low, high = data["interval"]
         return cls(**known_fields(cls, data) | {"interval": (low, high)})
 
@@ -182,6 +186,7 @@ class ArmLine:
 
     @classmethod
     def of(cls, arm: ArmStatus) -> "ArmLine":
+        """Return the line of an arm."""
         return cls(
             arm=arm.name,
             state=arm.state,
@@ -203,6 +208,7 @@ class ArmLine:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """Return the object of `status --json`."""
         return {
             **vars(self),
             "scores": {str(step): score.to_json() for step, score in self.scores.items()},

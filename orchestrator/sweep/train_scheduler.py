@@ -85,7 +85,7 @@ class TrainScheduler:
 
     @property
     def finished(self) -> bool:
-        """Whether no further run will come and all have ended."""
+        """Whether no training run is in progress and no further one will start."""
         with self._lock:
             nothing_left = self._ending or (self._exhausted and not self._ready and not self._waiting)
             return nothing_left and not self._running
@@ -157,6 +157,7 @@ class TrainScheduler:
             return sorted(self._running)
 
     def is_running(self, run: str) -> bool:
+        """Return whether the run has started and not ended."""
         with self._lock:
             return run in self._running
 

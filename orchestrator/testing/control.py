@@ -89,5 +89,6 @@ class TracedEnv(SimEnv):
         return np.stack(self.trace), success
 
     def step(self, action: npt.NDArray[np.floating[Any]]) -> None:
+        """Apply an action and append the state and the observations to `trace`."""
         super().step(action)
         self.trace.append(np.concatenate([physics_state(self._env), flatten_observations(self.state)]))

@@ -29,6 +29,7 @@ class FakePolicyServer:
         self._policy, self._others = policy, others or {}
 
     def act(self, checkpoint: Hashable, observation: Observation) -> ActionChunk:
+        """Return the chunk that the checkpoint's policy gives for one observation."""
         return self._others.get(checkpoint, self._policy)(observation)
 
     def imagine(self, checkpoint: Hashable, observation: Observation) -> Imagination | None:
@@ -39,6 +40,7 @@ class FakePolicyServer:
         """Accept any checkpoint."""
 
     def answered(self, checkpoint: Hashable | None = None) -> ServerUsage:
+        """Return usage of zero."""
         return ServerUsage()
 
     def node_id(self) -> str:
@@ -49,6 +51,7 @@ class FakePolicyServer:
         return node
 
     def process_id(self) -> int:
+        """Return the id of the actor's process."""
         return os.getpid()
 
 

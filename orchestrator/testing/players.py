@@ -27,6 +27,8 @@ class FakeEvalBackend:
         portraits: RenderReferences,
         on_retry: OnRetry = lambda kind, job, why: None,
     ) -> EvalBackend:
+        """Return a backend without simulators or policy servers, whose outcomes are drawn at random."""
+
         def source(checkpoint: CheckpointRef, imagines: bool) -> PolicySource:
             # evaluated per call: a search proposes arms while the sweep runs
             arms = tuple(state.arms().items())

@@ -62,6 +62,7 @@ class FakeRolloutPool:
         self._running.set()
 
     def submit(self, job: RolloutJob) -> None:
+        """Append a job to the queue."""
         self.queue.append(job)
 
     def withdraw(self, key: str) -> list[RolloutJob]:
@@ -72,14 +73,17 @@ class FakeRolloutPool:
 
     @property
     def placed(self) -> int:
+        """Number of workers: all of them, as none needs a node."""
         return self.num_workers
 
     @property
     def waiting(self) -> int:
+        """Return the number of queued jobs."""
         return len(self.queue)
 
     @property
     def unfinished(self) -> int:
+        """Number of queued jobs."""
         return len(self.queue)
 
     def results(
@@ -108,7 +112,9 @@ class FakeRolloutPool:
         return None
 
     def resize(self, num_workers: int) -> None:
+        """Set the number of workers."""
         self.num_workers = num_workers
 
     def close(self) -> None:
+        """Empty the queue."""
         self.queue = []

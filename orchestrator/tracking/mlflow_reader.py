@@ -109,8 +109,7 @@ def logged_checkpoint(uri: str, model: str) -> tuple[str, str]:
     model_id = model.removeprefix("models:").strip("/")
     if "/" in model_id or "@" in model_id:
         raise TrackingError(
-            f"{model}: a registered model says less than a logged one; name the logged model it was made of,"
-            " models:/m-..."
+            f"{model}: this is a registered model; name the logged model that it was made of, models:/m-..."
         )
     try:
         tags = client(uri).get_logged_model(model_id).tags
@@ -127,7 +126,7 @@ def logged_checkpoint(uri: str, model: str) -> tuple[str, str]:
         ) from None
     if PLACE not in tags or CHECKPOINT not in tags:
         raise TrackingError(
-            f"{strip_credentials(uri)}: the logged model {model_id} is no checkpoint of ours: it has no tags"
+            f"{strip_credentials(uri)}: the logged model {model_id} is not a demoscale checkpoint: no tags"
             f" {PLACE} and {CHECKPOINT}"
         )
     return tags[PLACE], tags[CHECKPOINT]
@@ -246,13 +245,11 @@ def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
     files = _files(mlflow, run)
     if "outcomes" not in files:
         raise TrackingError(
-            f"run {run_id} has a score and no outcomes; `demoscale status {now[SWEEP]} --rebuild` tells"
-            " MLflow again"
+            f"run {run_id} has a score and no outcomes; `demoscale status {now[SWEEP]} --rebuild`"
+            " publishes them again"
         )
     if "demo_count" not in run.data.params:
-        raise TrackingError(
-            f"run {run_id} has a score and does not say of which arm; {_deleting(now[SWEEP], run_id)}"
-        )
+        raise TrackingError(f"run {run_id} has a score without its arm; {_deleting(now[SWEEP], run_id)}")
     results: dict[str, bool] = json.loads(_text(mlflow, run, outcomes_artifact(step)))
     counted = int(metrics.get("successes", -1)), int(metrics.get("episodes", -1))
     if counted != (sum(results.values()), len(results)):

@@ -87,8 +87,8 @@ class OutboxWriter:
 
 def _unwritable(folder: Path, error: OSError) -> TrackingError:
     return TrackingError(
-        f"{folder}: what MLflow is to be told cannot be written here ({error.strerror}); free some space or"
-        " mend the permissions"
+        f"{folder}: the records for MLflow cannot be written here ({error.strerror}); free disk space or fix"
+        " the permissions"
     )
 
 

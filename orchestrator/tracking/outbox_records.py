@@ -22,6 +22,7 @@ class SetTags:
     tags: Mapping[str, str]
 
     def apply(self, writer: MlflowWriter) -> None:
+        """Write the record to MLflow."""
         writer.tags(self.arm_id, dict(self.tags))
 
 
@@ -38,6 +39,7 @@ class DescribeArm:
     """Objects with the keys name, digest, uri, profile and context."""
 
     def apply(self, writer: MlflowWriter) -> None:
+        """Write the record to MLflow."""
         writer.arm(self.arm_id, self.arm, dict(self.facts), [dict(one) for one in self.datasets])
 
 
@@ -52,6 +54,7 @@ class LogCheckpoint:
     uri: str
 
     def apply(self, writer: MlflowWriter) -> None:
+        """Write the record to MLflow."""
         writer.checkpoint(self.arm_id, self.step, self.fingerprint, self.uri)
 
 
@@ -69,6 +72,7 @@ class LogMetrics:
     """Fingerprint of the logged model to link them with; empty for none."""
 
     def apply(self, writer: MlflowWriter) -> None:
+        """Write the record to MLflow."""
         writer.metrics(self.arm_id, self.step, dict(self.values), self.at, self.checkpoint)
 
 
@@ -85,6 +89,7 @@ class StoreArtifact:
     digest: str = ""
 
     def apply(self, writer: MlflowWriter) -> None:
+        """Write the record to MLflow."""
         writer.artifact(self.arm_id, self.name, self.data, self.digest)
 
 
@@ -95,6 +100,7 @@ class FinishSweep:
     do: ClassVar = "finish"
 
     def apply(self, writer: MlflowWriter) -> None:
+        """Write the record to MLflow."""
         writer.finish()
 
 

@@ -34,7 +34,7 @@ LOOK_S = 1.0
 publisher's lock.
 """
 
-MEND = "`demoscale status NAME --rebuild` tells MLflow all of it from the storage"
+MEND = "`demoscale status NAME --rebuild` publishes it from the storage"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +204,8 @@ class OutboxRelay:
                     self._readings[path] = OutboxReader(path)
                 except DamagedOutboxError:
                     self._say(
-                        f"{set_aside(path)}: its first line is damaged, so its records are not told; {MEND}"
+                        f"{set_aside(path)}: its first line is damaged, so its records are not published;"
+                        f" {MEND}"
                     )
                     continue
             reading = self._readings[path]
@@ -225,7 +226,7 @@ class OutboxRelay:
         """Note a damaged record in the `.refused` file and continue after it."""
         reading.refuse({"begin": reading.told, "end": end}, "damaged")
         self.refused += 1
-        self._say(f"{reading.path}: the record at byte {reading.told} is damaged and not told; {MEND}")
+        self._say(f"{reading.path}: the record at byte {reading.told} is damaged and not published; {MEND}")
         reading.advance(end)
         self._moved += 1
 
@@ -243,7 +244,7 @@ class OutboxRelay:
         reading.advance(end, "" if kept else note.get("file", ""))
         self._moved += 1
         if self._failures >= TELL_AFTER:
-            self._say(f"MLflow answers again; {self.left} records are still to be told")
+            self._say(f"MLflow answers again; {self.left} records are still to be published")
         self.problem, self._failures = "", 0
 
     def _apply(self, reading: OutboxReader, note: dict[str, Any]) -> None:
@@ -276,9 +277,7 @@ class OutboxRelay:
         self.problem = str(error) if isinstance(error, _NotOpenError) else reason(error)
         self._doubts, self._failures = True, self._failures + 1
         if self._failures == TELL_AFTER:
-            self._say(
-                f"MLflow {self.problem}; what it is to be told is kept in {self._folder} until it can be"
-            )
+            self._say(f"MLflow {self.problem}; records wait in {self._folder} until it answers")
 
     def _tidy(self) -> None:
         """Remove the own journal if it is published."""

@@ -27,6 +27,8 @@ def _worker_loop(config: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
+    from orchestrator.data.ray_prefetch import RayDataDecoder, RayDataFetcher
+
     job: TrainJob = config["job"]
     context = ray.train.get_context()
     world = context.get_world_size()
@@ -51,6 +53,8 @@ def _worker_loop(config: dict[str, Any]) -> None:
             wrap,
             str(device),
             stop_request_poller(config["channel"], job.arm_id, world),
+            fetcher=RayDataFetcher(),
+            decoder=RayDataDecoder() if job.decode == "cluster" else None,
         )
 
 

@@ -110,6 +110,7 @@ class LiftExpert:
         self._closed_for = 0
 
     def act(self, state: dict[str, Array]) -> Array:
+        """Return the next action, (7,) in [-1, 1]."""
         hand, cube = state["robot0_eef_pos"], state["cube_pos"]
         turn = _square_turn(state, state["cube_quat"])
         off = float(np.linalg.norm(hand[:2] - cube[:2]))
@@ -165,6 +166,7 @@ class PickAndPlaceExpert(ABC):
         """Return the object's place of release, (3,) (m, world), and the object's turn for it (rad)."""
 
     def act(self, state: dict[str, Array]) -> Array:
+        """Return the next action, (7,) in [-1, 1]."""
         hand, thing, (handle, turn) = state["robot0_eef_pos"], self.thing(state), self.handle(state)
         if self._opened_for:
             self._opened_for, self._closed_for = (self._opened_for + 1) % 20, 0
@@ -190,9 +192,11 @@ class StackExpert(PickAndPlaceExpert):
     """Expert of Stack: the red cube onto the green one."""
 
     def thing(self, state: dict[str, Array]) -> Array:
+        """Return the position of the red cube (m, world)."""
         return state["cubeA_pos"]
 
     def handle(self, state: dict[str, Array]) -> tuple[Array, float]:
+        """Return the red cube's position and the turn (rad) at which no finger hits the green cube."""
         turn = _square_turn(state, state["cubeA_quat"])
         fingers = _yaw(state["robot0_eef_quat"]) + turn + np.pi / 2
         x, y, _ = state["cubeB_pos"] - state["cubeA_pos"]
@@ -202,6 +206,7 @@ class StackExpert(PickAndPlaceExpert):
         return state["cubeA_pos"], turn
 
     def goal(self, state: dict[str, Array]) -> tuple[Array, float]:
+        """Return the place of the red cube on the green one (m, world) and no turn."""
         return state["cubeB_pos"] - STACKED * DOWN, 0.0
 
 
@@ -212,12 +217,15 @@ class PickPlaceCanExpert(PickAndPlaceExpert):
     precision = 0.03
 
     def thing(self, state: dict[str, Array]) -> Array:
+        """Return the position of the can (m, world)."""
         return state["Can_pos"]
 
     def handle(self, state: dict[str, Array]) -> tuple[Array, float]:
+        """Return the point 1 cm above the can's centre (m, world) and no turn."""
         return state["Can_pos"] - 0.01 * DOWN, 0.0
 
     def goal(self, state: dict[str, Array]) -> tuple[Array, float]:
+        """Return the place of the can in its bin (m, world) and no turn."""
         return CAN_BIN, 0.0
 
 
@@ -231,15 +239,18 @@ class NutAssemblySquareExpert(PickAndPlaceExpert):
     squeeze = 10
 
     def thing(self, state: dict[str, Array]) -> Array:
+        """Return the position of the nut (m, world)."""
         return state["SquareNut_pos"]
 
     def handle(self, state: dict[str, Array]) -> tuple[Array, float]:
+        """Return the position of the nut's handle (m, world) and the turn (rad) that aligns the fingers."""
         nut = _yaw(state["SquareNut_quat"])
         return state["SquareNut_pos"] + NUT_HANDLE * np.array([np.cos(nut), np.sin(nut), 0.0]), _half_turn(
             state, nut
         )
 
     def goal(self, state: dict[str, Array]) -> tuple[Array, float]:
+        """Return the place of the nut on the square peg (m, world) and the turn (rad) to the next quarter."""
         nut = _yaw(state["SquareNut_quat"])
         # not with the handle straight ahead: the arm is too short for that
         quarters = np.round(nut / (np.pi / 2)) or np.copysign(1, nut)
@@ -263,6 +274,7 @@ class DoorExpert:
         self._pressing = False
 
     def act(self, state: dict[str, Array]) -> Array:
+        """Return the next action, (7,) in [-1, 1]."""
         hand, angle, arm = (
             state["robot0_eef_pos"],
             float(state["handle_qpos"]),

@@ -26,6 +26,7 @@ class Demonstration:
 
     @property
     def episode_id(self) -> str:
+        """Id of the episode in the store: task and seed."""
         return f"{self.task}-{self.seed:06d}"
 
 

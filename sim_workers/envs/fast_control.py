@@ -364,7 +364,7 @@ def _span(indexes: Any) -> slice:
     start, stop = int(indexes[0]), int(indexes[-1]) + 1
     if list(indexes) != list(range(start, stop)):
         raise ValueError(
-            f"the fast control step knows joints and actuators that lie side by side, not {list(indexes)}"
+            f"the fast control step supports only consecutive joints and actuators, not {list(indexes)}"
         )
     return slice(start, stop)
 
@@ -381,21 +381,21 @@ def _refuse_unknown(env: Any) -> None:
         or env.viewer is not None
     ):
         raise ValueError(
-            "the fast control step knows robosuite's plain step with lite_physics and without a viewer;"
-            f" {kind.__name__} has another"
+            "the fast control step supports only robosuite's own step, with lite_physics and without a"
+            f" viewer; {kind.__name__} has another"
         )
     for robot in env.robots:
         if type(robot) is not FixedBaseRobot or robot.composite_controller.name != "BASIC":
             raise ValueError(
-                f"the fast control step knows robots on a fixed base under the BASIC controller; {robot.name}"
-                " is not one"
+                "the fast control step supports only robots on a fixed base under the BASIC controller;"
+                f" {robot.name} is not one"
             )
         for name, control in robot.part_controllers.items():
             if type(control) is SimpleGripController and control.interpolator is None and robot.enabled(name):
                 continue
             if type(control) is not OperationalSpaceController:
                 raise ValueError(
-                    f"the fast control step knows arms under OSC_POSE and their grippers; {name} of"
+                    f"the fast control step supports only arms under OSC_POSE and their grippers; {name} of"
                     f" {robot.name} is under {control.name}"
                 )
             other = [
@@ -408,6 +408,6 @@ def _refuse_unknown(env: Any) -> None:
             ]
             if other or env.sim.model.body_weldid[base] or not robot.enabled(name):
                 raise ValueError(
-                    f"the fast control step knows robosuite's default controller; {name} of {robot.name} has"
-                    f" {', '.join(other) or 'not'}"
+                    "the fast control step supports only robosuite's default controller;"
+                    f" {name} of {robot.name} has {', '.join(other) or 'not'}"
                 )

@@ -114,6 +114,7 @@ class RolloutEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.floating[Any]]]):
         return env.picture(env.film_camera, FILM_SIZE) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
+        """Close the simulator; a further call does nothing."""
         if self._env is not None:
             self._env.close()
         self._env = None

@@ -50,13 +50,13 @@ def unfit(policy: Contract, task: str) -> list[str]:
     """
     views = cameras_of(task)
     sentences = [
-        f"it wants the camera {camera}; there are {', '.join(views)}"
+        f"the policy needs the camera {camera}; the task has {', '.join(views)}"
         for camera in policy.cameras
         if camera not in views
     ]
     if policy.render_profile not in PROFILES:
         sentences.append(
-            f"it wants the render profile {policy.render_profile}; there are {', '.join(PROFILES)}"
+            f"the policy needs the render profile {policy.render_profile}; known are {', '.join(PROFILES)}"
         )
     return sentences + policy.mismatches(
         contract_of(task, policy.cameras, policy.image_size, policy.render_profile)

@@ -49,7 +49,7 @@ class RenderFingerprint:
                 if self.processor == reference.processor
                 else f"this worker runs on {self.processor}, the reference on {reference.processor}"
             )
-            return f"physics: the same actions lead elsewhere than in the reference; {cause}"
+            return f"physics: the same actions lead to another state than in the reference; {cause}"
         if self.pixels == reference.pixels:
             return ""
         if self.driver != reference.driver:
@@ -58,8 +58,8 @@ class RenderFingerprint:
                 " the pictures differ"
             )
         return (
-            f"contamination: other pictures than the reference's from the same driver ({self.driver});"
-            " another environment spoiled this process"
+            f"contamination: the pictures differ from the reference's, made by the same driver"
+            f" ({self.driver}); an earlier environment of this process changed how it renders"
         )
 
 

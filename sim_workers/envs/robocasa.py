@@ -174,7 +174,7 @@ def instruction_of(ep_meta: Mapping[str, Any]) -> str:
     """
     sentence = str(ep_meta.get("lang") or "").strip()
     if not sentence:
-        raise RobocasaError("RoboCasa gave this episode no sentence (`lang` in its ep_meta)")
+        raise RobocasaError("RoboCasa gave this episode no instruction (`lang` in its ep_meta)")
     return sentence
 
 

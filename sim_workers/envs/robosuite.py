@@ -126,8 +126,8 @@ class SimEnv:
         global _alive
         if _alive:
             raise RuntimeError(
-                f"this process already has a simulator, of {_alive}; close that one first, because two spoil"
-                " each other's pictures"
+                f"this process already has a simulator, of {_alive}; close it first, because two in one"
+                " process change each other's pictures"
             )
         _alive, self._open = task, True
         self.task, self.contract, self.instruction = task, contract, instruction
@@ -177,6 +177,7 @@ class SimEnv:
 
     @property
     def succeeded(self) -> bool:
+        """Whether robosuite's success check of the task holds now."""
         return bool(self._env._check_success())
 
     @property

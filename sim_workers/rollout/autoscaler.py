@@ -82,8 +82,9 @@ class PoolLoad:
 
     def __str__(self) -> str:
         return (
-            f"{self.workers} workers, {self.looks / self.seconds:.1f} looks/s: each costs {self.sim_s:.3f} s"
-            f" of simulation and {self.wait_s:.3f} s of waiting for the policy; {self.servers} policy"
+            f"{self.workers} workers, {self.looks / self.seconds:.1f} observations/s: each costs"
+            f" {self.sim_s:.3f} s of simulation and {self.wait_s:.3f} s of waiting for the policy;"
+            f" {self.servers} policy"
             f" server{'s' if self.servers > 1 else ''} busy {self.busy:.0%},"
-            f" {self.answered.rows / max(self.answered.batches, 1):.1f} looks per answer"
+            f" {self.answered.rows / max(self.answered.batches, 1):.1f} observations per batch"
         )

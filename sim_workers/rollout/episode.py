@@ -40,7 +40,9 @@ class Env(Protocol):
     def picture(self, camera: str, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         """Return an (H, W, 3) picture of the current state from any camera of the scene."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the simulator; the environment is not used afterwards."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Outcome:
 
     @property
     def success_once(self) -> bool:
+        """Whether the task was done in any step."""
         return self.first_success is not None
 
     @property
@@ -85,10 +88,12 @@ class Outcome:
         }
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields, JSON-safe."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Outcome":
+        """Invert `to_json`. Raises KeyError or TypeError if a field is missing or unknown."""
         return cls(**{**data, "spec": EpisodeSpec(**data["spec"])})
 
 
@@ -135,8 +140,8 @@ def episode(
         actions = chunk.actions[: chunk.execute]
         if not len(actions):
             return error(
-                f"in control step {steps + 1} the policy answered with a chunk of no actions; its `execute`"
-                " and its actions need one at least"
+                f"in control step {steps + 1} the policy answered with an empty chunk; `execute` and the"
+                " number of actions must be at least 1"
             )
         for action in actions:
             try:

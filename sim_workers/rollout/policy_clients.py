@@ -13,7 +13,11 @@ from policy.interface import ActionChunk, Observation, Policy
 class PolicyClient(Protocol):
     """Policy client of one rollout process. It may also have `imagine(observation) -> Imagination`."""
 
-    def act(self, observation: Observation) -> ActionChunk: ...
+    def act(self, observation: Observation) -> ActionChunk:
+        """Return the chunk for one observation. Called in a thread of the rollout process; an error counts as
+        a policy that did not answer.
+        """
+        ...
 
 
 class PolicySource(Protocol):
@@ -23,7 +27,9 @@ class PolicySource(Protocol):
     Equal sources lead to the same policy, so that a process connects once and not for every episode.
     """
 
-    def connect(self) -> PolicyClient: ...
+    def connect(self) -> PolicyClient:
+        """Return a client. Called in the rollout process before its first episode with this source."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class UnbatchedClient:
     policy: Policy
 
     def act(self, observation: Observation) -> ActionChunk:
+        """Return the policy's chunk for one observation."""
         return self.policy.act([observation])[0]
 
 
@@ -53,6 +60,7 @@ class InProcessPolicy:
         return f"{function.__module__}:{function.__qualname__}" + (f"({', '.join(told)})" if told else "")
 
     def connect(self) -> UnbatchedClient:
+        """Build the policy in this process."""
         return UnbatchedClient(self.make())
 
     def __eq__(self, other: object) -> bool:  # an unpickled partial equals no other one
@@ -94,6 +102,7 @@ class FactoryPolicy:
         return policy
 
     def connect(self) -> UnbatchedClient:
+        """Build the policy in this process. Raises ValueError as `make` does."""
         return UnbatchedClient(self.make())
 
 
@@ -105,9 +114,11 @@ class RemoteServer:
 
     @property
     def name(self) -> str:
+        """The URL."""
         return self.url
 
     def connect(self) -> UnbatchedClient:
+        """Return a client of the server; the first request opens the connection."""
         return UnbatchedClient(RemotePolicy(self.url))
 
 

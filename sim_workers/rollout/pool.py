@@ -200,7 +200,7 @@ class RolloutPool:
             self._dispatch()
             self._listen(0.0 if self._finished else min(1.0, max(0.0, until - time.monotonic())))
             for worker in [worker for worker in self._workers if worker.deadline < time.monotonic()]:
-                self._fail(worker, "stuck", "the simulator fell silent and was killed")
+                self._fail(worker, "stuck", "the simulator stopped responding and was killed")
             self._dispatch()  # before the caller spends time on recording the results
             while self._finished:
                 yield self._finished.popleft()
@@ -264,7 +264,7 @@ class RolloutPool:
             for worker in [
                 worker for worker in self._workers if worker.entry and worker.server in self._servers.away
             ]:
-                self._fail(worker, "unserved", "its policy server is away")
+                self._fail(worker, "unserved", "its policy server does not answer")
         self._next_look = time.monotonic() + pause_s
 
     def _dispatch(self) -> None:

@@ -66,6 +66,7 @@ class RayPolicyClient:
         self.imagine = self._imagine if source.imagines else None
 
     def act(self, observation: Observation) -> ActionChunk:
+        """Return the server's chunk for one observation. Raises Ray's errors if the server is gone."""
         chunk: ActionChunk = ray.get(self._server.act.remote(self._key, observation))
         return chunk
 

@@ -24,4 +24,5 @@ class ReferencesInMemory(dict[Scene, RenderFingerprint]):
     """References of one pool that shares them with no other process."""
 
     def put(self, scene: Scene, portrait: RenderFingerprint) -> RenderFingerprint:
+        """Keep the scene's first portrait and return the one that is kept."""
         return self.setdefault(scene, portrait)

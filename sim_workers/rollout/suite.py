@@ -37,6 +37,7 @@ class EpisodeSpec:
 
     @property
     def episode_id(self) -> str:
+        """Id that is unique within a suite: task, shift unless nominal, and both seeds."""
         shift = "" if self.shift == "nominal" else f"{self.shift}-"
         return f"{self.task.replace('/', '.')}-{shift}{self.scene_seed}-{self.noise_seed}"
 

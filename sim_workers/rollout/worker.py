@@ -65,6 +65,7 @@ class RolloutJob:
 
     @property
     def scene(self) -> Scene:
+        """Scene in which the episode is played; a worker keeps its simulator while it stays the same."""
         return Scene(self.spec.task, self.contract, self.spec.shift, self.spec.variant)
 
 

@@ -133,7 +133,7 @@ def test_load_vae_names_extra_missing_and_misshapen_weights(spoilt: Path) -> Non
 def test_load_vae_of_another_kind_of_model_raises(spoilt: Path) -> None:
     with pytest.raises(
         WeightsError,
-        match=r"it holds a UNetSpatioTemporalConditionModel, .*AutoencoderKLTemporalDecoder is wanted",
+        match=r"it holds a UNetSpatioTemporalConditionModel, .*AutoencoderKLTemporalDecoder is needed",
     ):
         load_vae(spoilt / "unet")
     config = spoilt / "vae" / "config.json"
@@ -143,7 +143,7 @@ def test_load_vae_of_another_kind_of_model_raises(spoilt: Path) -> None:
             {**fields, "block_out_channels": [32, 32, 32], "down_block_types": ["DownEncoderBlock2D"] * 3}
         )
     )
-    with pytest.raises(WeightsError, match="a latent of every 4 x 4 pixels, 8 x 8 are wanted"):
+    with pytest.raises(WeightsError, match="a latent of every 4 x 4 pixels, 8 x 8 is needed"):
         load_vae(spoilt)
 
 

@@ -150,7 +150,7 @@ def test_command_at_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     ):
         done = CliRunner().invoke(main, command)
         assert done.exit_code == 130, command
-        assert done.stderr == "stopped; what was kept is kept, and the same command continues from it\n"
+        assert done.stderr == "stopped; progress is saved: run the same command to resume\n"
 
 
 @pytest.mark.sim

@@ -292,7 +292,7 @@ def test_data_verify_names_and_counts_every_bad_episode(storage: Storage) -> Non
     whole = ask("verify", storage.uri)
     assert (whole.exit_code, whole.stdout.count("\n")) == (0, 1)
     assert whole.stdout.startswith("read 5 episodes of version 1, ")
-    assert whole.stdout.endswith(" and 1 version: all whole\n")
+    assert whole.stdout.endswith(" and 1 version: no damage found\n")
     lost = replace(entries[0], episode_id="Lift-000009", key="objects/00/lost.parquet")
     commit(storage, CONTRACT, [lost])
     flip(storage, entries[1].key)
@@ -341,7 +341,7 @@ def test_data_verify_with_a_damaged_newest_version_reads_an_older_one(folder: St
     assert last.endswith("0 bad episodes, 1 bad version")
     flip(folder, f"manifests/{load_manifest(folder, 1).sha256}.parquet")
     assert ask("verify", folder.uri).stdout.endswith(
-        "no episode was read, as no version that lists them is whole\n"
+        "no episode was read, because every version that lists them is damaged\n"
     )
     assert ask("verify", folder.uri).exit_code == 1
 
@@ -388,7 +388,7 @@ def test_data_log_with_a_damaged_version_lists_the_others(folder: Storage) -> No
             1,
             "s3://nobody-made-this: the bucket does not exist; create it or correct the URI",
         ),
-        (["ls", "ftp://there"], 1, "only folders and s3:// URIs are understood"),
+        (["ls", "ftp://there"], 1, "only folders and s3:// URIs are supported"),
         (["ls", "STORE", "--version", "7"], 1, "there is no version 7; the newest is 1"),
         (["verify", "STORE", "--version", "7"], 1, "there is no version 7; the newest is 1"),
         (["ls", "STORE", "--task", "lift"], 1, "there is no episode of task lift; did you mean Lift?"),

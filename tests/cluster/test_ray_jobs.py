@@ -139,7 +139,7 @@ def test_follow_after_broken_connections_prints_each_character_once(
     assert "".join(heard) == fake.log
     assert fake.streams == 3
     assert said
-    assert "broke; the job goes on, trying again" in said[0]
+    assert "the job keeps running; reconnecting" in said[0]
 
 
 def test_follow_of_a_job_that_the_cluster_forgot_raises(dashboard: tuple[Dashboard, Cluster]) -> None:
@@ -147,7 +147,7 @@ def test_follow_of_a_job_that_the_cluster_forgot_raises(dashboard: tuple[Dashboa
     fake.known = False
     with pytest.raises(
         ForgottenError,
-        match="knows no job j-1: it was started anew; submit again, and what was finished is kept",
+        match="has no job j-1: it was restarted; submit again to resume from the saved results",
     ):
         cluster.follow("j-1", lambda _: None, lambda _: None)
 
@@ -187,7 +187,7 @@ def test_check_versions_names_other_ray_and_python_versions(dashboard: tuple[Das
 def test_cluster_at_an_address_without_dashboard_raises_one_sentence() -> None:
     with (
         serving(web.Application()) as address,
-        pytest.raises(SubmitError, match=r"what answers at .* could not do it"),
+        pytest.raises(SubmitError, match=r"the server at .* failed the request"),
     ):
         Cluster(address)
     with pytest.raises(

@@ -40,7 +40,7 @@ def quickstart(*overrides: str) -> SweepConfig:
         (
             "mlflow=''",
             (
-                "mlflow: empty, so its database would lie on the disk of the cluster's head and go with it;"
+                "mlflow: empty, so its database would be on the disk of the cluster's head and be deleted with it;"
                 " name a tracking server"
             ),
         ),
@@ -224,7 +224,7 @@ def test_version_check_on_a_head_without_the_pinned_packages_exits_two() -> None
         )
     assert done.returncode == 2
     assert re.fullmatch(
-        r"nothing was begun: the cluster has numpy \S+ instead of 9\S+; run the cluster on an image"
+        r"nothing was started: the cluster has numpy \S+ instead of 9\S+; run the cluster on an image"
         r" .*--pip.*\n",
         done.stderr,
     )

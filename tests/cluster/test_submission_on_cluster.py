@@ -246,7 +246,7 @@ def test_submitted_sweep_is_found_stopped_killed_and_continued_to_its_curve(
 
     code, said = demoscale(head, "submit", file)
     assert code == 0
-    assert f"{first} at {head.address} runs already: nothing new was started" in said
+    assert f"{first} at {head.address} is running already; nothing was started" in said
     code, said = demoscale(head, "submit", file, "--set", "train.batch_size=4")
     assert code == 1
     assert "laptop is running already, with other settings" in said
@@ -255,12 +255,12 @@ def test_submitted_sweep_is_found_stopped_killed_and_continued_to_its_curve(
     until(lambda: live(tmp_path, "laptop").get("training"))
     code, said = demoscale(head, "stop", "laptop")
     assert code == 0, said
-    assert "stopped; submit the same again to continue" in said
+    assert "stopped; run the same submit command to resume" in said
     assert "ending: stopped; training saves its state" in head.logs(first)
     assert (live(tmp_path, "laptop")["over"], live(tmp_path, "laptop")["ending"]) == (True, "stopped")
     code, said = demoscale(head, "stop", "laptop")
     assert code == 1
-    assert f"nothing called laptop runs at {head.address}; the last one, {first}, is STOPPED" in said
+    assert f"no job called laptop is running at {head.address}; the last one, {first}, is STOPPED" in said
 
     # Killed.
     written = live(tmp_path, "laptop")["written"]
@@ -330,7 +330,7 @@ def test_two_simultaneous_submits_start_one_job_that_survives_ctrl_c(
         process.send_signal(signal.SIGINT)
     ends = [ended(process) for process in both]
     assert [code for code, _ in ends] == [130, 130], ends
-    assert all(f"{job} goes on" in said and "Traceback" not in said for _, said in ends)
+    assert all(f"{job} keeps running" in said and "Traceback" not in said for _, said in ends)
     assert head.jobs()[job]["status"] == "RUNNING"
     code, said = demoscale(head, "stop", job)
     assert code == 0, said
@@ -342,7 +342,7 @@ def test_stop_with_a_wrong_token_prints_one_sentence(head: Head, environment: di
     code, said = demoscale(head, "stop", "anything", **environment)
     assert code == 1
     assert (
-        f"the cluster at {head.address} asks for a token and was not given the right one; set"
+        f"the cluster at {head.address} requires a token, and the right one was not sent; set"
         " RAY_AUTH_MODE=token" in said
     )
     assert len(said.splitlines()) == 1

@@ -234,14 +234,14 @@ def test_robomimic_export_overwrites_no_file_and_leaves_no_partial_one(
         list(writing)
     done = command(mixed.uri, folder / "a.hdf5", "--format", "robomimic", "--labelled-only")
     assert done.exit_code == 1
-    assert "a.hdf5: it is there already; name another file" in done.output
+    assert "a.hdf5: it exists already; name another file" in done.output
     assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("a.hdf5", b"another's")]
 
     os.remove(mixed.uri.removeprefix("file://") + "/" + entries[1].key)
     with pytest.raises(EpisodeError, match="episode Lift-000001 is missing"):
         written(mixed, folder / "b.hdf5", labelled_only=True)
     assert [path.name for path in folder.iterdir()] == ["a.hdf5"]
-    with pytest.raises(EpisodeError, match=r"b.hdf5: it could not be written \(.*\); is there room"):
+    with pytest.raises(EpisodeError, match=r"b.hdf5: it could not be written \(.*\); check the free space"):
         written(mixed, folder / "a.hdf5" / "b.hdf5", labelled_only=True)
 
 

@@ -159,7 +159,7 @@ def test_score_command_of_a_raising_policy_exits_one(tmp_path: Path) -> None:
         ),
         (
             (EXAMPLES[0], "--rung", "faithful"),
-            ["CHECKPOINT: only a checkpoint's folder has a ladder to take --rung faithful from"],
+            ["CHECKPOINT: --rung faithful: only a checkpoint's folder has rungs; leave it out"],
         ),
         (
             (EXAMPLES[0], "--task", "Wipe"),
@@ -191,7 +191,7 @@ def test_score_and_serve_of_a_folder_without_a_checkpoint_exit_one(
     done = run("-m", "orchestrator", *command, str(tmp_path))
     assert (done.returncode, done.stderr) == (
         1,
-        f"{tmp_path}: no checkpoint.json, so this is not a checkpoint of ours\n",
+        f"{tmp_path}: no checkpoint.json, so this is not a demoscale checkpoint; correct the path\n",
     )
 
 

@@ -81,7 +81,7 @@ def test_policy_server_raises_for_an_unloadable_checkpoint_and_serves_others(
 ) -> None:
     async def ask() -> None:
         server = PolicyServer(1, "cpu")
-        with pytest.raises(Exception, match="not a checkpoint of ours"):
+        with pytest.raises(Exception, match="not a demoscale checkpoint"):
             await server.act(CheckpointRef(str(tmp_path / "nothing")), make_observation(0))
         assert (await server.act(CheckpointRef(str(checkpoint)), make_observation(0))).actions.shape == (8, 7)
 
@@ -164,7 +164,7 @@ def test_checkpoint_with_a_link_out_of_the_folder_is_refused(checkpoint: Path, t
     assert done.exit_code == 1
     assert (
         done.stderr
-        == f"{checkpoint}: heads.safetensors leads out of the folder, to {elsewhere}; put the file itself"
+        == f"{checkpoint}: heads.safetensors is a link out of the folder, to {elsewhere}; copy the file itself"
         " there\n"
     )
 
@@ -187,7 +187,7 @@ def test_download_of_keys_that_escape_the_folder_raises(s3: str, tmp_path: Path)
         ('{"model_type": "act"}', "checkpoint format None, this version reads 2"),
         ({"contract": 3}, "checkpoint.json lacks or misstates a field (TypeError: "),
         ({"config": {}}, "checkpoint.json lacks or misstates a field (ValidationError: "),
-        ({"provenance": {"objective": "video"}}, "a video model alone, which imagines and cannot act"),
+        ({"provenance": {"objective": "video"}}, "a video model without an action head, which cannot act"),
     ],
 )
 def test_score_of_a_damaged_or_foreign_checkpoint_prints_one_sentence(
@@ -207,7 +207,7 @@ def test_score_of_a_damaged_or_foreign_checkpoint_prints_one_sentence(
     [
         (
             ("CHECKPOINT", "--fingerprint", "mine"),
-            "CHECKPOINT: a checkpoint is known by its own fingerprint; leave out --fingerprint",
+            "CHECKPOINT: a checkpoint has a fingerprint of its own; leave out --fingerprint",
         ),
         (
             ("CHECKPOINT", "--rung", "quick"),

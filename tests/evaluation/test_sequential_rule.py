@@ -112,14 +112,14 @@ def sweep(decide: Any, **sections: Any) -> SweepConfig:
 @pytest.mark.parametrize(
     ("decide", "sections", "sentence"),
     [
-        ({}, {}, "write what is to be decided"),
+        ({}, {}, "write either"),
         ({"threshold": 0.8, "against": "demos-50"}, {}, "only one of them"),
         ({"threshold": 80}, {}, "less than 1"),
         (
             {"against": "demos-40"},
             {},
             (
-                "no arm has demos-40 to be held against; the arms are demos-10_ratio-0_seed-0,"
+                "no arm can be compared with demos-40; the arms are demos-10_ratio-0_seed-0,"
                 " demos-10_ratio-1_seed-0"
             ),
         ),

@@ -254,7 +254,7 @@ def test_score_command_stopped_and_killed_plays_every_episode_once(tmp_path: Pat
     stopped.send_signal(signal.SIGINT)
     out, err = stopped.communicate(timeout=120)
     assert stopped.returncode == 130, err
-    assert "stopped; the same command continues from here" in err
+    assert "stopped; run the same command to resume" in err
     assert f"/{len(recorded())} = " in out, "what was finished is counted"
     assert "(PARTIAL: 30 listed)" in out
     killed = begun(2)

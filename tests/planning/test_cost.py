@@ -272,8 +272,8 @@ def test_exceeded_budget_is_reported_with_the_numbers(
     spending.add("b", Cost(episodes=1))
     assert (
         exceeded(budget, spending)
-        == "budget.max_episodes is 1,500 episodes, and 1,500 are spent; the same command goes on with a"
-        " higher one"
+        == "budget.max_episodes is 1,500 episodes, and 1,500 are spent; raise it and run the same"
+        " command to resume"
     )
     spending.add("b", Cost(infer_gpu_s=1180))
     assert exceeded(budget, spending).startswith("budget.max_gpu_hours is 2 GPU-hours, and 2.3 are spent")
@@ -287,7 +287,7 @@ def test_budget_wall_limit_is_per_run_and_other_limits_over_all_runs(tmp_path: P
     first.add("a", Cost(episodes=2))
     time.sleep(1.9)
     assert exceeded(Budget(max_wall=budget.max_wall), first).startswith(
-        "budget.max_wall is 0.0005 hours on the clock, and 0.000"
+        "budget.max_wall is 0.0005 hours of wall clock, and 0.000"
     )
     first.close()
     second = CostLedger(storage, "lift", "second")

@@ -168,7 +168,7 @@ def test_estimate_of_a_sweep_too_large_for_the_machine_still_has_a_cost(store: s
     large = sweep(store, train={"steps": 100, "checkpoint_every": 50, "batch_size": 8, "workers": 8})
     told = estimate(large, MADE_UP)
     assert told.wall_s is None
-    assert "not on this machine: one arm asks for 8 workers at once, the cluster has 4 CPUs" in str(told)
+    assert "not on this machine: one arm needs 8 workers at once, the cluster has 4 CPUs" in str(told)
     assert told.low.train_cpu_s == 8 * 2 * 100 * 1.0
 
 
@@ -209,11 +209,11 @@ def test_estimate_text_has_ranges_money_limits_and_uncertainty(store: str) -> No
     assert lines["to train"] == "0.056 to 0.222 CPU-h"
     assert lines["to simulate"].endswith("; 800 to 1,600 control steps")
     assert (
-        lines["money"] == f"{told.low.cpu_s / 1000:.2f} to {told.high.cpu_s / 1000:.2f} at the prices given"
+        lines["money"] == f"{told.low.cpu_s / 1000:.2f} to {told.high.cpu_s / 1000:.2f} at the sweep's prices"
     )
     first, second = told.over_budget()
     assert first == "max_episodes is 30 episodes, the estimate 40: the sweep will stop before its end"
-    assert second.startswith("max_wall is 0.1 hours on the clock, the estimate 0.0")
+    assert second.startswith("max_wall is 0.1 hours of wall clock, the estimate 0.0")
     assert second.endswith("the sweep may stop before its end")
     assert "measured on 2026-01-02 03:04 UTC on a processor, 4 cores, no GPU" in lines["how sure"]
     assert "between 20 control steps" in lines["how sure"]

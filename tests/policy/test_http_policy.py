@@ -198,7 +198,10 @@ def test_remote_policy_without_an_answer_raises_one_sentence() -> None:
         RemotePolicy(url, timeout_s=0.2).act([random_observation(0)])
     with (
         served(Digest()) as url,
-        pytest.raises(RemoteError, match=r"refused \(404\): there are GET /contract and POST /act"),
+        pytest.raises(
+            RemoteError,
+            match=r"refused \(404\): unknown request; this server answers GET /contract and POST /act",
+        ),
     ):
         RemotePolicy(f"{url}/elsewhere")._ask("GET", "/nothing")
 

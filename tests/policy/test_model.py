@@ -397,13 +397,13 @@ def _no_field(folder: Path) -> None:
     ("damage", "sentence"),
     [
         (_truncate, "diffusion_pytorch_model.safetensors is damaged or cut short"),
-        (_video_alone, "a video model alone, which imagines and cannot act"),
+        (_video_alone, "a video model without an action head, which cannot act"),
         (_other_weights, "do not fit the model"),
         (_other_format, "checkpoint format 99, this version reads"),
         (_no_field, "lacks or misstates a field"),
         (lambda folder: (folder / HEADS).unlink(), "heads.safetensors is missing"),
         (lambda folder: (folder / UNET).unlink(), "diffusion_pytorch_model.safetensors is missing"),
-        (lambda folder: (folder / "checkpoint.json").unlink(), "not a checkpoint of ours"),
+        (lambda folder: (folder / "checkpoint.json").unlink(), "not a demoscale checkpoint"),
         (lambda folder: (folder / "checkpoint.json").write_text("{"), "checkpoint.json is damaged"),
     ],
 )

@@ -103,7 +103,7 @@ def test_open_clip_text_with_a_missing_or_truncated_file_raises_one_sentence(
 
 
 def test_open_clip_text_of_another_width_raises(tower: Path) -> None:
-    with pytest.raises(WeightsError, match="its sentences are 32 numbers, the video model attends to 64"):
+    with pytest.raises(WeightsError, match="it embeds a sentence as 32 numbers, the video model expects 64"):
         OpenClipText(64, tower).embed(["lift"])
-    with pytest.raises(WeightsError, match="has 3 numbers, the model attends to 32"):
+    with pytest.raises(WeightsError, match="has 3 numbers, the model expects 32"):
         OpenClipText(SENTENCE_DIM, tower, {"lift": torch.zeros(3)})

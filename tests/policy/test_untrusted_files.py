@@ -20,7 +20,7 @@ from fuzzing import mutated, peak, peak_reset
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.data import episode_format as episodes
-from orchestrator.data.clips import cut_clip, stack
+from orchestrator.data.clips import ClipBatch, cut_clip
 from orchestrator.data.episode_format import Episode, EpisodeError, decode, encode, read_parquet
 from orchestrator.testing.episodes import CAMERA, make_episode
 from orchestrator.testing.episodes import CONTRACT as STORED
@@ -408,7 +408,7 @@ def test_decode_returns_every_frame() -> None:
 def test_stack_of_clips_without_pictures_names_the_episode() -> None:
     shape = ClipShape(frames_per_view=2, frame_stride=4, horizon=8)
     good = [cut_clip(make_episode(), start, shape, STORED) for start in (0, 1)]
-    assert stack(good)["frames"].shape[:3] == (2, 1, 2)
+    assert ClipBatch.stack(good).frames.shape[:3] == (2, 1, 2)
 
     def injured(change: Callable[[Episode], Episode]) -> Any:
         return [good[0], replace(good[1], episode=change(good[1].episode))]
@@ -418,5 +418,5 @@ def test_stack_of_clips_without_pictures_names_the_episode() -> None:
         lambda one: replace(one, frames={CAMERA: one.frames[CAMERA][:2]}),
         lambda one: replace(one, frames={CAMERA: one.frames[CAMERA][:, :1]}),
     ):
-        with pytest.raises(EpisodeError, match="episode Lift-000000: it lacks pictures"):
-            stack(injured(change))
+        with pytest.raises(EpisodeError, match="episode Lift-000000: its file lacks frames"):
+            ClipBatch.stack(injured(change))

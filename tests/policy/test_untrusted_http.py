@@ -249,11 +249,11 @@ BODIES: dict[str, tuple[Callable[[], bytes], str]] = {
     "a negative seed": (lambda: pack({**ARRAYS, "noise_seeds": np.array([-1])}), "outside 0 to 2^63"),
     "half a character": (
         lambda: pack({**ARRAYS, "instructions": np.frombuffer(rb'["\ud800"]', np.uint8)}),
-        "half a character",
+        "half a surrogate pair",
     ),
     "a long sentence": (
         lambda: pack({**ARRAYS, "instructions": np.full(5000, 32, np.uint8)}),
-        "JSON list of 1 sentences, of at most 4096 bytes",
+        "JSON list of 1 sentences, at most 4096 bytes in all",
     ),
     "a flipped bit": (
         lambda: (data := bytearray(zipped(PARTS)), data.__setitem__(200, data[200] ^ 1))[0],
@@ -420,9 +420,9 @@ SERVERS: dict[str, tuple[Any, str]] = {
         endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
         "more than 1048576 bytes|did not answer within",
     ),
-    "endless head": (endless(OK, b"A: b\r\n"), "is no policy server"),
-    "endless status": (endless(b"", b"x" * 1000), "is no policy server"),
-    "SSH": (raw(b"SSH-2.0-OpenSSH\r\n\r\n"), "is no policy server"),
+    "endless head": (endless(OK, b"A: b\r\n"), "is not a policy server"),
+    "endless status": (endless(b"", b"x" * 1000), "is not a policy server"),
+    "SSH": (raw(b"SSH-2.0-OpenSSH\r\n\r\n"), "is not a policy server"),
     "cut short": (raw(OK + b"Content-Length: 1000\r\n\r\n{"), "end early"),
     "redirect": (
         plain(b"", b"302 Found", b"Location: http://169.254.169.254/\r\n"),
@@ -436,7 +436,7 @@ SERVERS: dict[str, tuple[Any, str]] = {
     "deep JSON": (plain(b"[" * 100_000), "nests deeper"),
     "nested": (plain(b"[" * 60 + b"]" * 60), "a contract is a JSON object"),
     "no UTF-8": (plain(b"\xff\xfe"), "not UTF-8"),
-    "a long number": (plain(b"1" * 10_000), "is not one"),
+    "a long number": (plain(b"1" * 10_000), "is not valid"),
     "a long list": (plain(b"[" + b"0," * 500_000 + b"0]"), "a contract is a JSON object"),
 }
 

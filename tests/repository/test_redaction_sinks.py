@@ -419,10 +419,7 @@ def test_policy_server_with_a_token_answers_401_without_it(
         status, sentence = asked(url, method, path, {"Authorization": sent} if sent else {})
     assert (status, sentence) == (
         401,
-        (
-            "this policy server asks for a token; set DEMOSCALE_POLICY_TOKEN to it where the policy is asked"
-            " from"
-        ),
+        "this policy server requires a token; set DEMOSCALE_POLICY_TOKEN to it in the client's environment",
     )
     assert capfd.readouterr() == ("", "")
 
@@ -431,7 +428,7 @@ def test_remote_policy_sends_the_token_of_the_environment(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with served(SECRET) as url:
-        with pytest.raises(RemoteError, match=r"refused \(401\): this policy server asks for a token"):
+        with pytest.raises(RemoteError, match=r"refused \(401\): this policy server requires a token"):
             RemotePolicy(url).act([LOOK])
         monkeypatch.setenv(TOKEN, "another")
         with pytest.raises(RemoteError, match=r"refused \(401\)") as refused:

@@ -45,8 +45,8 @@ def test_pool_load_text_is_one_line() -> None:
     line = str(balance(2, sim_s=0.1, wait_s=0.05, answer_s=0.05, busy=0.5))
     assert (
         line
-        == "2 workers, 13.3 looks/s: each costs 0.100 s of simulation and 0.050 s of waiting for the policy; "
-        "1 policy server busy 50%, 1.3 looks per answer"
+        == "2 workers, 13.3 observations/s: each costs 0.100 s of simulation and 0.050 s of waiting for the policy; "
+        "1 policy server busy 50%, 1.3 observations per batch"
     )
 
 

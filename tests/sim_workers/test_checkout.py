@@ -18,7 +18,6 @@ import pytest
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
-from orchestrator.data import clip_stream as stream
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.evaluation.score_events import OutcomesRecorded, ScorerEvent
 from orchestrator.evaluation.scorer import Scorer
@@ -125,23 +124,9 @@ def test_train_with_edited_code_raises_before_the_first_step(tmp_path: Path) -> 
     )
     reports = list[int]()
     with pytest.raises(CodeChangedError):
-        loop.train(
-            begin(code=EDITED),
-            0,
-            1,
-            None,
-            lambda event, _: reports.append(event.step),
-            bring=stream.fetch_in_thread,
-        )
+        loop.train(begin(code=EDITED), 0, 1, None, lambda event, _: reports.append(event.step))
     assert not reports
-    loop.train(
-        begin(code=file_hashes()),
-        0,
-        1,
-        None,
-        lambda event, _: reports.append(event.step),
-        bring=stream.fetch_in_thread,
-    )
+    loop.train(begin(code=file_hashes()), 0, 1, None, lambda event, _: reports.append(event.step))
     assert reports == [1]
 
 

@@ -103,7 +103,9 @@ def both(asked: SweepConfig) -> tuple[Curve, Curve]:
 
 
 def test_curve_from_ledger_equals_curve_from_mlflow_and_the_published_one(folder: Path, store: str) -> None:
-    """With baselines, two seeds, a shifted suite, films, scores of generated video, and one arm that fails."""
+    """With baselines, two seeds, a shifted suite, films, scores of generated video, and one arm that
+    fails.
+    """
 
     def fit(job: Any, *arguments: Any) -> Any:
         if (job.arm.demo_count, job.arm.seed, job.arm.kind) == (2, 1, "diffusion_policy"):

@@ -44,7 +44,9 @@ def report(run: str, step: int, checkpoint: str = "fingerprint") -> Reported:
 
 
 class Driver:
-    """A sweep of one arm in training, with an evaluation, a publisher and a channel that record their calls."""
+    """A sweep of one arm in training, with an evaluation, a publisher and a channel that record their
+    calls.
+    """
 
     def __init__(self, folder: Path, store: str) -> None:
         self.lines: list[str] = []

@@ -88,9 +88,9 @@ SPOILT: list[tuple[Callable[[Path], None], list[int], str]] = [
     (zeros_for_a_journal, [9], "its first line is damaged"),
     (header_of_another_kind, [9], "its first line is damaged"),
     (zeros_at_the_end, [1, 9], "its last record was cut off"),
-    (zeros_in_the_middle, [2, 9], "is damaged and not told"),
-    (a_list_in_the_middle, [2, 9], "is damaged and not told"),
-    (no_method_in_the_middle, [2, 9], "is damaged and not told"),
+    (zeros_in_the_middle, [2, 9], "is damaged and not published"),
+    (a_list_in_the_middle, [2, 9], "is damaged and not published"),
+    (no_method_in_the_middle, [2, 9], "is damaged and not published"),
 ]
 
 

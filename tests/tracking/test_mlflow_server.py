@@ -75,7 +75,7 @@ def test_arms_that_report_to_a_killed_mlflow_server_lose_nothing(
     server.wait()
     assert views.finish(done=True) == ""
     check(server.url, state, steps=6)
-    assert [line for line in said if "what it is to be told is kept in" in line]
+    assert [line for line in said if "records wait in" in line]
     assert [line for line in said if "MLflow answers again" in line]
 
 

@@ -317,5 +317,5 @@ def test_outbox_reader_ignores_a_partial_line(tmp_path: Path) -> None:
 
 def test_outbox_that_cannot_be_written_raises_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrackingError, match="what MLflow is to be told cannot be written here"):
+    with pytest.raises(TrackingError, match="the records for MLflow cannot be written here"):
         OutboxWriter(tmp_path / "file" / "folder", {})

@@ -11,7 +11,6 @@ import torch
 
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
-from orchestrator.data.clip_stream import fetch_in_thread
 from orchestrator.data.collect_demos import record
 from orchestrator.data.episode_store import commit
 from orchestrator.storage.base import open_storage
@@ -83,8 +82,8 @@ def train_head(store: Path, folder: Path) -> tuple[Path, Path]:
             shutil.copytree(checkpoint, folder / f"step_{event.step:06d}")
 
     first, last = folder / "step_000001", folder / f"step_{STEPS:06d}"
-    train(job, 0, 1, None, keep, stop_request=lambda: StopRequest.PAUSE, bring=fetch_in_thread)
-    train(job, 0, 1, first, keep, bring=fetch_in_thread)
+    train(job, 0, 1, None, keep, stop_request=lambda: StopRequest.PAUSE)
+    train(job, 0, 1, first, keep)
     return first, last
 
 

@@ -4,7 +4,6 @@ import json
 import shutil
 import time
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,14 +15,12 @@ import torch
 from checkpoint_folder import CheckpointFolder
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
-from orchestrator.data import clip_stream as stream
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import make_episode_store
-from orchestrator.training import loop
 from orchestrator.training.control_channel import StopRequest, open_control_channel, receiving
-from orchestrator.training.loop import TrainJob
+from orchestrator.training.loop import TrainJob, train
 from orchestrator.training.ray_train import fit
 from orchestrator.training.train_events import Reported, Retried, TrainEvent
 from orchestrator.training.worker_usage import USAGE, WorkerUsage
@@ -92,9 +89,6 @@ def _no_ray() -> None:
     store.
     """
     torch.set_num_threads(1)
-
-
-train = partial(loop.train, bring=stream.fetch_in_thread)
 
 
 @pytest.mark.sim
@@ -250,6 +244,22 @@ def test_fit_with_two_workers_trains_one_model_and_pauses_at_one_step(
         assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
         # Continued by the same call, a finished run does nothing and still tells its checkpoints.
         assert fit(asked, str(tmp_path), {"CPU": 0.5}, channel) == reported
+
+
+@pytest.mark.full
+@pytest.mark.sim
+@pytest.mark.ray
+def test_fit_with_decoding_on_the_cluster_saves_the_same_checkpoints(
+    lift_store: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    fingerprints = []
+    for decode in ("trainer", "cluster"):
+        arm = replace(job(lift_store), decode=decode)
+        with open_control_channel() as channel:
+            reported = fit(arm, str(tmp_path / decode), {"CPU": 0.5}, channel)
+        fingerprints.append([report.checkpoint for report in reported])
+        assert [report.step for report in reported] == [3, 6]
+    assert fingerprints[0] == fingerprints[1]
 
 
 @pytest.mark.full

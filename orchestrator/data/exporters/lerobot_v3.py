@@ -90,7 +90,7 @@ def contract_of_export(path: Path | str) -> Contract:
         )
     except (OSError, ValueError, AttributeError, KeyError, RuntimeError) as error:
         raise EpisodeError(
-            f"{path}: it cannot be read ({' '.join(str(error).split())}); was it copied whole?"
+            f"{path}: it cannot be read ({' '.join(str(error).split())}); copy it again"
         ) from None
     if stated is None:
         raise EpisodeError(

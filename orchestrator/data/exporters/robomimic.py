@@ -150,7 +150,7 @@ def _refuse(storage: Storage, contract: Contract, path: Path) -> None:
             f"{path}: a robomimic file ends in {' or '.join(SUFFIXES)}; name it {path.name or 'demo'}.hdf5"
         )
     if path.exists():
-        raise EpisodeError(f"{path}: it is there already; name another file, or remove it first")
+        raise EpisodeError(f"{path}: it exists already; name another file, or remove it first")
     if slashed := [camera for camera in contract.cameras if "/" in camera]:
         raise EpisodeError(
             f"{storage.uri}: camera {slashed[0]} has a slash in its name, which an HDF5 file cannot express; "
@@ -166,7 +166,7 @@ def _writing(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         said = " ".join(str(error).split())
         raise EpisodeError(
-            f"{path}: it could not be written ({said}); is there room, and may this user write there?"
+            f"{path}: it could not be written ({said}); check the free space and the permissions"
         ) from None
 
 
@@ -177,9 +177,7 @@ def _publish(partial: Path, path: Path) -> None:
     try:
         os.link(partial, path)  # unlike a rename, it never replaces a file
     except FileExistsError:
-        raise EpisodeError(
-            f"{path}: another process wrote it meanwhile, and it stays; name another file"
-        ) from None
+        raise EpisodeError(f"{path}: another process wrote it meanwhile; name another file") from None
     except OSError:  # a file system without hard links
         partial.rename(path)
 

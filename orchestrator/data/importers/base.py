@@ -201,10 +201,12 @@ class Source:
 
     @property
     def format(self) -> str:
+        """Name of the recordings' format."""
         return self.info.format
 
     @property
     def contract(self) -> Contract:
+        """Conventions of the episodes as they will be stored."""
         return self.info.contract
 
     def read(self, item: Item) -> Episode:

@@ -70,6 +70,7 @@ class ReplayBufferReader:
     """Episode -> (first row, row after the last)."""
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
+        """Return an episode, pictures upright and scaled; SourceError or ValueError if it is damaged."""
         first, last = self.spans[item.name]
         try:
             data = self.buffer.open()["data"]
@@ -98,6 +99,7 @@ class ReplayBufferReader:
             ) from None
 
     def first_pictures(self, item: Item, info: SourceInfo) -> dict[str, Pictures]:
+        """Return one (H, W, 3) picture per camera as stored."""
         first, _ = self.spans[item.name]
         data = self.buffer.open()["data"]
         return {

@@ -199,6 +199,7 @@ class PictureArray:
 
     @property
     def rows(self) -> int:
+        """Number of pictures."""
         return int(self.dataset.shape[0])
 
     @property

@@ -147,6 +147,7 @@ class LeRobotReader:
         )
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
+        """Return an episode, pictures upright and scaled; SourceError or ValueError if it is damaged."""
         place, size = self.places[item.name], info.contract.image_size
         kept = info.kept(place.length)
         table = self._table(place, info, ["timestamp"], item.labelled)
@@ -170,6 +171,7 @@ class LeRobotReader:
         )
 
     def first_pictures(self, item: Item, info: SourceInfo) -> dict[str, Pictures]:
+        """Return one (H, W, 3) picture per camera as stored."""
         place = self.places[item.name]
         pictures = {}
         for camera in info.cameras:

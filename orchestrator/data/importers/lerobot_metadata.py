@@ -132,7 +132,8 @@ def _episodes_v2(root: Path, info: dict[str, Any]) -> list[tuple[dict[str, Any],
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file with one per line. (Not `splitlines`: a sentence may hold U+2028.)"""
+    """Return the objects of a file with one per line."""
+    # not `splitlines`: a sentence may hold U+2028
     lines = [json.loads(text) for text in path.read_text("utf-8-sig").split("\n") if text.strip()]
     if not all(isinstance(line, dict) for line in lines):
         raise ValueError(f"{path.name}: every line must be an object")

@@ -108,6 +108,7 @@ class McapReader:
     """Episode -> its messages and values."""
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
+        """Return an episode, pictures upright and scaled; SourceError or ValueError if it is damaged."""
         plan, size = self.plans[item.name], info.contract.image_size
         frames = {camera: np.empty((item.length, *size, 3), np.uint8) for camera in info.cameras}
         for camera, number, picture in plan.shown(
@@ -119,6 +120,7 @@ class McapReader:
         return RawEpisode(frames=frames, rows=plan.rows, proprio=plan.proprio, action=plan.action)
 
     def first_pictures(self, item: Item, info: SourceInfo) -> dict[str, Pictures]:
+        """Return one (H, W, 3) picture per camera as stored."""
         plan = self.plans[item.name]
         return {
             camera: picture

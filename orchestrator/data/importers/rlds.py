@@ -111,6 +111,7 @@ class RldsReader:
         )
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
+        """Return an episode, pictures upright and scaled; SourceError or ValueError if it is damaged."""
         values = _example(self.places[item.name])
         steps = {camera: values[OBSERVATION + camera].bytes_list.value for camera in info.cameras}
         rows = _rows(values, steps, item.labelled)
@@ -129,6 +130,7 @@ class RldsReader:
         )
 
     def first_pictures(self, item: Item, info: SourceInfo) -> dict[str, Pictures]:
+        """Return one (H, W, 3) picture per camera as stored."""
         values = _example(self.places[item.name])
         return {camera: image(values[OBSERVATION + camera].bytes_list.value[0]) for camera in info.cameras}
 

@@ -63,6 +63,7 @@ def stated_conventions(data: Any) -> StatedConventions | None:
 
 
 def recording_program(path: Path, data: Any, reading: ImportOptions) -> RecordingProgram:
+    """Return what the attributes of `data` say of the program that recorded a file."""
     said = attributes_of(data)
     args, problem = json_of(said.get("env_args")), json_of(said.get("problem_info"))
     kwargs = _table(args.get("env_kwargs"))
@@ -94,6 +95,7 @@ def recording_program(path: Path, data: Any, reading: ImportOptions) -> Recordin
 
 
 def family_of(data: Any, demo: str) -> str:
+    """Return the name of a file's format: LIBERO, RoboCasa or robomimic HDF5. demo: one of its demos."""
     kind = (
         "LIBERO"
         if "problem_info" in data.attrs
@@ -142,6 +144,7 @@ def attributes_of(group: Any, name: str = "") -> dict[str, Any]:
 
 
 def text_of(value: Any) -> str:
+    """Return an attribute, bytes or an array of one value, as text."""
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
@@ -170,6 +173,7 @@ def _table(value: Any) -> dict[str, Any]:
 
 
 def json_of(value: Any) -> dict[str, Any]:
+    """Return the JSON object in an attribute; empty if there is none or it cannot be parsed."""
     try:
         return _table(json.loads(text_of(value))) if value is not None else {}
     except (ValueError, RecursionError):

@@ -93,6 +93,7 @@ class RobomimicReader:
     """Item -> file and demonstration."""
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
+        """Return an episode, pictures upright and scaled; SourceError or ValueError if it is damaged."""
         path, demo = self.places[item.name]
         plan, size = self.plan, info.contract.image_size
         try:
@@ -120,6 +121,7 @@ class RobomimicReader:
             raise SourceError(f"{path.name}, {demo}: {cause(error)}; restore the file") from None
 
     def first_pictures(self, item: Item, info: SourceInfo) -> dict[str, Pictures]:
+        """Return one (H, W, 3) picture per camera as stored."""
         path, demo = self.places[item.name]
         with h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE) as file:
             pictures = pictures_of(member(file, f"data/{demo}/obs"))

@@ -68,6 +68,7 @@ class VideoFolderReader:
     """Episode -> its films."""
 
     def read(self, item: Item, info: SourceInfo) -> RawEpisode:
+        """Return an episode, pictures upright and scaled; SourceError or ValueError if it is damaged."""
         scene, contract = self.scenes[item.name], info.contract
         frames = {
             camera: film_at(
@@ -81,6 +82,7 @@ class VideoFolderReader:
         return RawEpisode(frames=frames, rows=scene.rows, hz=scene.rate)
 
     def first_pictures(self, item: Item, info: SourceInfo) -> dict[str, Pictures]:
+        """Return one (H, W, 3) picture per camera as stored."""
         return {camera: next(film_frames(path, [0])) for camera, path in self.scenes[item.name].films.items()}
 
 

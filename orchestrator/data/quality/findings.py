@@ -63,6 +63,7 @@ class Finding:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields and `episode`, the id if exactly one is affected, else None; JSON-safe."""
         return asdict(self) | {"episode": self.episodes[0] if len(self.episodes) == 1 else None}
 
 
@@ -83,6 +84,7 @@ class Report:
         sentence: str,
         severity: str = "",
     ) -> None:
+        """Add a finding. entry: affected episode; None: the whole store. severity: by default the kind's."""
         episodes = () if entry is None else (entry.episode_id,)
         self.found.append(
             Finding(

@@ -65,6 +65,7 @@ def judge_duplicates(report: Report, whole: list[Traits]) -> None:
 
 
 def judge_lengths_and_distances(report: Report, whole: list[Traits], scales: dict[str, Scale]) -> None:
+    """Report episodes whose length or distance from the others of their task is unusual."""
     limits = report.limits
     tasks: dict[str, list[Traits]] = defaultdict(list)
     for traits in whole:
