@@ -63,7 +63,7 @@ def reported(run: str, step: int, checkpoint: str = "") -> Reported:
 
 
 @pytest.mark.parametrize("checkpoint", ["", "a fingerprint"])
-def test_report_from_metrics_is_the_report_and_has_no_usage_where_metrics_have_none(
+def test_report_from_metrics_is_the_report_with_or_without_usage(
     checkpoint: str,
 ) -> None:
     report = reported("arm", 6, checkpoint)
