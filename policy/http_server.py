@@ -279,7 +279,7 @@ def make_server(
             elif len(sizes) > 1 or not (sizes[0].isascii() and sizes[0].isdecimal()):
                 self._refuse(400, "Content-Length must be one whole number")
             elif len(sizes[0]) > 18 or int(sizes[0]) > largest:
-                self._refuse(413, f"the body is too large; at most {largest} bytes are allowed")
+                self._refuse(413, f"the body is larger than {largest} bytes, the most that this policy needs")
             elif kind in _SAFELISTED:
                 self._refuse(
                     415, f"Content-Type is {kind}, which any web page may send; send application/octet-stream"

@@ -221,9 +221,6 @@ class ScoreRequest:
     help="Number of the block of scenes; blocks have no scene in common.",
 )
 @click.option(
-    "--rung", default="", help="Rung of the checkpoint's sampler ladder; the checkpoint's own by default."
-)
-@click.option(
     "--rung",
     cls=SuiteOption,
     help="Rung of the checkpoint's sampler ladder; the checkpoint's own by default.",

@@ -223,7 +223,7 @@ class Decide(Section):
     @model_validator(mode="after")
     def _one_question(self) -> "Decide":
         if (self.threshold is None) == (not self.against):
-            raise ValueError("write either {threshold: 0.8} or {against: demos-50}, one of the two")
+            raise ValueError("write {threshold: 0.8} or {against: demos-50}, and only one of them")
         return self
 
 

@@ -64,7 +64,7 @@ def test_check_sweep_accepts_shared_folders_with_a_warning() -> None:
     ]
     assert warnings_for(quickstart()) == []
     assert (
-        "on the cluster's head, not on this machine"
+        "means the cluster's head, not this machine"
         in warnings_for(quickstart("mlflow=http://localhost:5000"))[0]
     )
 

@@ -112,7 +112,7 @@ def sweep(decide: Any, **sections: Any) -> SweepConfig:
 @pytest.mark.parametrize(
     ("decide", "sections", "sentence"),
     [
-        ({}, {}, "write either"),
+        ({}, {}, "write {threshold: 0.8} or"),
         ({"threshold": 0.8, "against": "demos-50"}, {}, "only one of them"),
         ({"threshold": 80}, {}, "less than 1"),
         (
